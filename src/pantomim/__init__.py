@@ -1,0 +1,1 @@
+"""Pantomim: masked image modelling, from images to an encoder people use."""
