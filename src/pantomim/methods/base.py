@@ -1,0 +1,56 @@
+"""What the engine knows of a method: it draws, it goes forward, it is told when a step is over."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images that one process sees at once: rows `start : start + B` of a global batch of `total` images.
+
+    Args:
+        images: Scaled as the data set says (8 bit: to [0, 1]), not normalised.
+        ids: Position of each image in the data set.
+        labels: Class ids, or None.
+        start: First row within the global batch.
+        total: Images in the global batch.
+    """
+
+    images: Float[Tensor, "B C H W"]
+    ids: Int[Tensor, "B"] | None = None
+    labels: Int[Tensor, "B"] | None = None
+    start: int = 0
+    total: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Method(nn.Module, ABC):
+    """A pre-training method: all that is random in `draw`, all that is learned in `forward`.
+
+    The two are apart so that `forward` has no generator and no changing Python number: it compiles whole with static
+    shapes, it repeats exactly, and a test can inject its own draws.
+    """
+
+    @abstractmethod
+    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Any:
+        """Draw all that is random, masks included. Drawn for the global batch, then cut to this batch's rows, so that
+        another number of processes gives the same draws. Eager, without gradient.
+        """
+
+    @abstractmethod
+    def forward(self, images: Float[Tensor, "B C H W"], draws: Any) -> dict[str, Tensor]:
+        """Tensors in, tensors out: "loss" is minimised, everything else is logged."""
+
+    def after_step(self, step: int) -> None:
+        """Called once after each optimiser step: moving averages and the like."""
+
+    @abstractmethod
+    def exports(self) -> dict[str, nn.Module]:
+        """What outlives the run, by name: at least "encoder"."""

@@ -1,0 +1,47 @@
+"""Position tables: fixed sine-cosine ones, and resampling to another grid."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def sincos_2d(width: int, grid: tuple[int, int], num_prefix: int = 0) -> Float[Tensor, "T D"]:
+    """Fixed two-dimensional position table in float64; rows of zeros for the prefix tokens come first.
+
+    The first half of the channels encodes the column, the second half the row; in each half all sines precede all
+    cosines, with frequencies 10000^(-i / (width / 4)).
+
+    Raises:
+        ValueError: if `width` is not a multiple of four.
+
+    Paper: He et al. 2022, appendix A.1; axis order as in the authors' `util/pos_embed.py`, any grid instead of a square.
+    """
+    if width % 4:
+        raise ValueError(f"sincos_2d.width must be a multiple of 4; got {width}. Choose another width.")
+    rows, cols = grid
+    omega = 1.0 / 10000.0 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+
+    def encode(positions: Tensor) -> Tensor:
+        angles = positions.double().unsqueeze(1) * omega
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    by_col = encode(torch.arange(cols)).repeat(rows, 1)
+    by_row = encode(torch.arange(rows)).repeat_interleave(cols, dim=0)
+    table = torch.cat([by_col, by_row], dim=1)
+    return torch.cat([table.new_zeros(num_prefix, width), table])
+
+
+def resample(
+    table: Float[Tensor, "1 T D"], grid: tuple[int, int], to: tuple[int, int], num_prefix: int
+) -> Float[Tensor, "1 U D"]:
+    """Resize the patch rows of a position table from `grid` to another grid (bicubic); prefix rows are kept.
+
+    Source: the MAE authors' `util/pos_embed.py` (align_corners off, no antialiasing), any grid instead of a square.
+    """
+    if grid == to:
+        return table
+    prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
+    cells = patches.reshape(1, *grid, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(cells, size=to, mode="bicubic", align_corners=False)
+    return torch.cat([prefix, resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

@@ -1,0 +1,77 @@
+"""Pure functions between images, patches and tokens."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def take(tokens: Float[Tensor, "B N D"], ids: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
+    """The tokens with the given ids, image by image."""
+    return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def put_back(
+    visible: Float[Tensor, "B V D"], ids_keep: Int[Tensor, "B V"], filled: Float[Tensor, "B N D"]
+) -> Float[Tensor, "B N D"]:
+    """`filled` with the visible tokens written at their places."""
+    return filled.scatter(1, ids_keep.unsqueeze(-1).expand(-1, -1, visible.shape[-1]), visible)
+
+
+def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches.
+
+    Raises:
+        ValueError: if an image side is smaller than the patch or not a multiple of it.
+    """
+    for side in image_size:
+        if side < patch_size or side % patch_size:
+            rule = "at least patch_size" if side < patch_size else "a multiple of patch_size"
+            raise ValueError(
+                f"image_size must be {rule}; got {image_size[0]}x{image_size[1]} with patch_size {patch_size}. "
+                f"Use a patch_size that divides both sides, or let the images be resized with image_size."
+            )
+    return image_size[0] // patch_size, image_size[1] // patch_size
+
+
+def patchify(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B N K"]:
+    """Cut images into patches of K = P*P*C values: row in patch, column in patch, channel (fastest).
+
+    Raises:
+        ValueError: if an image side is not a multiple of `patch_size`.
+
+    Paper: He et al. 2022, section 3; element order as in the authors' `models_mae.py`.
+    """
+    batch, channels, height, width = images.shape
+    rows, cols = patch_grid((height, width), patch_size)
+    cells = images.reshape(batch, channels, rows, patch_size, cols, patch_size)
+    return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * cols, patch_size * patch_size * channels)
+
+
+def unpatchify(
+    patches: Float[Tensor, "B N K"], patch_size: int, grid: tuple[int, int]
+) -> Float[Tensor, "B C H W"]:
+    """The inverse of `patchify`."""
+    batch, (rows, cols) = len(patches), grid
+    cells = patches.reshape(batch, rows, cols, patch_size, patch_size, -1)
+    return cells.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * patch_size, cols * patch_size)
+
+
+def standardise(
+    images: Float[Tensor, "B C H W"], mean: Float[Tensor, "C"], std: Float[Tensor, "C"]
+) -> Float[Tensor, "B C H W"]:
+    """Subtract the mean and divide by the deviation, channel by channel."""
+    return (images - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+
+
+def channel_values(owner: str, values: tuple[float, ...], in_chans: int) -> Tensor:
+    """Per-channel constants as a float64-exact tensor.
+
+    Raises:
+        ValueError: if there is not one value per channel.
+    """
+    if len(values) != in_chans:
+        raise ValueError(
+            f"{owner} must have one value per channel; got {len(values)} for {in_chans} channels. "
+            f"`pantomim stats SRC` prints the values of a data set."
+        )
+    return torch.tensor(values, dtype=torch.get_default_dtype())
