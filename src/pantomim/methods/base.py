@@ -45,7 +45,7 @@ class Method(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, images: Float[Tensor, "B C H W"], draws: Any) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
         """Tensors in, tensors out: "loss" is minimised, everything else is logged."""
 
     def after_step(self, step: int) -> None:

@@ -1,0 +1,274 @@
+"""From the bytes of one image file to an array (channels, height, width), with nothing clipped or rescaled.
+
+The rules, once and for all:
+
+- The file's own number type is kept: uint8, uint16, int16, int32, float16, float32 or float64. One-bit images become
+  8-bit gray, 0 and 255.
+- EXIF rotation is applied.
+- Transparency is composited on white; the alpha channel is then dropped.
+- Palette, CMYK, YCbCr and Lab images become RGB.
+- TIFF is read as measurements, not as a picture: all samples are kept as bands (an alpha channel too), rotation tags are
+  ignored, and bands may come first or last. The axis that the file calls samples is the bands; where it names none (one
+  page a band, plain arrays in .npy), it is the smaller of the first and the last axis, which must have at most 64 entries.
+- An animation or a stack of pictures gives its first picture.
+- 16-bit colour PNG is refused, because Pillow would cut it to 8 bits: save it as TIFF or .npy.
+- A float image with NaN or infinity is refused: fill the holes first.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import Image, ImageOps
+
+TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+PICTURE_SUFFIXES = frozenset(
+    [
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tga",
+        ".webp",
+    ]
+)
+SUFFIXES = PICTURE_SUFFIXES | TIFF_SUFFIXES | {".npy"}
+DTYPES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")
+MAX_BANDS = 64
+
+_ALPHA = {"LA": "L", "La": "L", "RGBA": "RGB", "RGBa": "RGB"}
+_CHANNELS = {"1": 1, "L": 1, "LA": 1, "La": 1, "I": 1, "F": 1, "I;16": 1, "I;16B": 1, "I;16L": 1, "I;16N": 1}
+
+
+class BrokenImageError(ValueError):
+    """An image that cannot be read; its text says why, in a few words."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of an image before its pixels are decoded."""
+
+    channels: int
+    height: int
+    width: int
+    dtype: str
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is read as an image (hidden files are not)."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def decode(data: bytes | Path, suffix: str) -> np.ndarray:
+    """Decode one image file.
+
+    Args:
+        data: The file's bytes, or its path.
+        suffix: The file's suffix, which chooses the reader.
+
+    Returns: (C, H, W), one of `DTYPES`.
+
+    Raises:
+        BrokenImageError: if the file cannot be read by the rules above.
+    """
+    return _guarded(_reader(suffix)[0], data)
+
+
+def decode_header(data: bytes | Path, suffix: str) -> Header:
+    """Size, channels and number type of one image file, without decoding its pixels; same arguments as `decode`."""
+    return _guarded(_reader(suffix)[1], data)
+
+
+def bands_first(array: np.ndarray, axes: str = "") -> np.ndarray:
+    """Turn (H, W), (C, H, W) or (H, W, C) into (C, H, W), by the rule in this module's first lines.
+
+    Args:
+        array: One image.
+        axes: One letter an axis as tifffile names them; "S" marks the bands.
+    """
+    if array.ndim == 2:
+        return array[None]
+    if array.ndim != 3:
+        raise BrokenImageError(f"has shape {array.shape}, not that of one image")
+    return np.moveaxis(array, _band_axis(array.shape, axes), 0)
+
+
+def plain(array: np.ndarray) -> np.ndarray:
+    """Bring an image or a stack of images to one of `DTYPES`, native byte order and contiguous memory; checks the values.
+
+    Raises:
+        BrokenImageError: if the number type is not supported or a value is NaN or infinite.
+    """
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.name not in DTYPES:
+        raise BrokenImageError(f"holds {array.dtype.name} numbers; supported are {', '.join(DTYPES)}")
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise BrokenImageError("holds NaN or infinite values")
+    return array
+
+
+def _band_axis(shape: tuple[int, ...], axes: str) -> int:
+    if "S" in axes:
+        return axes.index("S")
+    axis = 0 if shape[0] <= shape[-1] else len(shape) - 1
+    if shape[axis] > MAX_BANDS:
+        raise BrokenImageError(f"has shape {shape}, with no axis of at most {MAX_BANDS} bands first or last")
+    return axis
+
+
+def _reader(suffix: str) -> tuple[Callable[[Any], np.ndarray], Callable[[Any], Header]]:
+    suffix = suffix.lower()
+    if suffix in TIFF_SUFFIXES:
+        return _decode_tiff, _tiff_header
+    if suffix == ".npy":
+        return _decode_npy, _npy_header
+    return _decode_picture, _picture_header
+
+
+def _guarded(read: Callable[[Any], Any], data: bytes | Path) -> Any:
+    """Any failure of a decoder on a user's file is a broken image; what our own code raises is passed on."""
+    try:
+        return read(io.BytesIO(data) if isinstance(data, bytes) else data)
+    except (BrokenImageError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BrokenImageError(reason[:200]) from error
+
+
+def _refuse_lossy(image: Image.Image) -> None:
+    for tile in image.tile:
+        raw_mode = tile[3] if isinstance(tile[3], str) else tile[3][0] if tile[3] else ""
+        if image.format == "PNG" and ";16B" in str(raw_mode) and image.mode in ("RGB", "RGBA", "LA"):
+            raise BrokenImageError(
+                "is a 16-bit colour PNG, which would be cut to 8 bits; save it as TIFF or .npy"
+            )
+
+
+def _decode_picture(file: Any) -> np.ndarray:
+    with Image.open(file) as image:
+        _refuse_lossy(image)
+        image.load()
+        upright = ImageOps.exif_transpose(image) if _may_be_rotated(image) else image
+        return plain(_pixels(upright))
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)[None]
+    if image.mode in ("I", "F"):
+        return np.asarray(image)[None]
+    if image.has_transparency_data:
+        gray = image.mode in ("L", "LA", "La")
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image).convert("L" if gray else "RGB")
+    elif image.mode in ("1", "L"):
+        image = image.convert("L")
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _may_be_rotated(image: Image.Image) -> bool:
+    return any(key in image.info for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
+
+
+def _picture_header(file: Any) -> Header:
+    with Image.open(file) as image:
+        _refuse_lossy(image)
+        width, height = image.size
+        if "exif" in image.info and image.getexif().get(0x0112, 1) >= 5:
+            width, height = height, width
+        mode = image.mode
+        dtype = {"I": "int32", "F": "float32"}.get(mode, "uint16" if mode.startswith("I;16") else "uint8")
+        return Header(_CHANNELS.get(mode, 3), height, width, dtype)
+
+
+def _decode_tiff(file: Any) -> np.ndarray:
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            series = tiff.series[0]
+            array, axes, page = series.asarray(), series.axes, tiff.pages[0]
+            if page.photometric == tifffile.PHOTOMETRIC.PALETTE:  # type: ignore[union-attr]
+                array = np.asarray(page.colormap)[:, array]  # type: ignore[union-attr]
+                axes = "SYX"
+            if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype == np.bool_:  # type: ignore[union-attr]
+                array = ~array
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        return _decode_compressed_tiff(file)
+    return plain(bands_first(*_squeezed(array, axes)))
+
+
+def _decode_compressed_tiff(file: Any) -> np.ndarray:
+    """Pillow reads the compressions for which tifffile wants the package imagecodecs, in plain gray and RGB only."""
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
+    try:
+        with Image.open(file) as image:
+            if image.mode in ("1", "L", "RGB", "I;16", "I;16B", "F"):
+                return plain(_pixels(image))
+    except OSError:
+        pass
+    raise BrokenImageError("is a TIFF whose compression needs `pip install imagecodecs`")
+
+
+def _squeezed(array: np.ndarray, axes: str) -> tuple[np.ndarray, str]:
+    """Without axes of length one other than the last two, which may be a very small image."""
+    while array.ndim > 2 and 1 in array.shape:
+        axis = array.shape.index(1)
+        array, axes = array.squeeze(axis), axes[:axis] + axes[axis + 1 :]
+    return array, axes
+
+
+def _tiff_header(file: Any) -> Header:
+    with tifffile.TiffFile(file) as tiff:
+        series, page = tiff.series[0], tiff.pages[0]
+        shape, axes = series.shape, series.axes
+        if page.photometric == tifffile.PHOTOMETRIC.PALETTE:  # type: ignore[union-attr]
+            shape, axes = (3, *shape), "S" + axes
+        while len(shape) > 2 and 1 in shape:
+            axis = shape.index(1)
+            shape, axes = shape[:axis] + shape[axis + 1 :], axes[:axis] + axes[axis + 1 :]
+        return _array_header(shape, axes, np.dtype(series.dtype))
+
+
+def _decode_npy(file: Any) -> np.ndarray:
+    return plain(bands_first(np.load(file, allow_pickle=False)))
+
+
+def _npy_header(file: Any) -> Header:
+    array = np.load(file, allow_pickle=False, mmap_mode=None if isinstance(file, io.BytesIO) else "r")
+    return _array_header(array.shape, "", array.dtype)
+
+
+def _array_header(shape: tuple[int, ...], axes: str, dtype: np.dtype) -> Header:
+    if len(shape) == 2:
+        shape, axes = (1, *shape), "S" + axes
+    if len(shape) != 3:
+        raise BrokenImageError(f"has shape {shape}, not that of one image")
+    axis = _band_axis(shape, axes)
+    name = "uint8" if dtype == np.bool_ else dtype.name
+    if name not in DTYPES:
+        raise BrokenImageError(f"holds {name} numbers; supported are {', '.join(DTYPES)}")
+    sides = shape[:axis] + shape[axis + 1 :]
+    return Header(shape[axis], sides[0], sides[1], name)

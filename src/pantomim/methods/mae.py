@@ -1,0 +1,77 @@
+"""Masked autoencoder: encode the visible patches, predict the pixels of the hidden ones.
+
+Paper: He et al. 2022, *Masked Autoencoders Are Scalable Vision Learners*, arXiv:2111.06377.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pantomim.frozen import frozen
+from pantomim.masking.mask import Mask, Masker
+from pantomim.masking.random import RandomMasker
+from pantomim.methods.base import Batch, Method
+from pantomim.nn.decoder import DecoderConfig, MAEDecoder
+from pantomim.nn.tokens import take
+from pantomim.nn.vit import Encoder, EncoderConfig
+from pantomim.targets.pixels import PixelTarget, PixelTargetConfig
+
+
+@frozen
+class MAEConfig:
+    """The parts of MAE: encoder, decoder, what is hidden, what is predicted.
+
+    Raises:
+        ValueError: if the ratio leaves no visible or no masked patch on the encoder's grid.
+    """
+
+    kind: Literal["mae"] = "mae"
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    masker: RandomMasker = field(default_factory=RandomMasker)
+    target: PixelTargetConfig = field(default_factory=PixelTargetConfig)
+
+    def __post_init__(self) -> None:
+        self.masker.num_masked(self.encoder.grid[0] * self.encoder.grid[1])
+
+    def build(self) -> "MAE":
+        """The method, with the authors' initialisation drawn from torch's global generator."""
+        encoder = self.encoder.build()
+        target = self.target.build(self.encoder.patch_size, self.encoder.mean, self.encoder.std)
+        decoder = self.decoder.build(encoder.width, encoder.num_prefix, encoder.grid, target.dim)
+        return MAE(encoder, decoder, self.masker, target)
+
+
+@dataclass(frozen=True)
+class MAEDraws:
+    """All that is random in a step of MAE."""
+
+    mask: Mask
+
+
+class MAE(Method):
+    """Asymmetric encoder and decoder around a mask (section 3 of the paper)."""
+
+    def __init__(self, encoder: Encoder, decoder: MAEDecoder, masker: Masker, target: PixelTarget) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.masker, self.target = encoder, decoder, masker, target
+
+    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> MAEDraws:
+        """One mask per image of the global batch, cut to this batch's rows."""
+        mask = self.masker(batch.total, self.encoder.grid, generator, step)
+        return MAEDraws(mask.rows(batch.start, len(batch)))
+
+    def forward(self, batch: Batch, draws: MAEDraws) -> dict[str, Tensor]:
+        """Mean squared error on the hidden patches only (section 3, "Reconstruction target")."""
+        mask = draws.mask
+        latent = self.encoder(batch.images, mask.ids_keep)  # visible patches only
+        prediction = self.decoder(latent, mask)  # (B, M, K), hidden patches only
+        target = take(self.target(batch.images), mask.ids_mask)  # (B, M, K)
+        return {"loss": F.mse_loss(prediction, target)}
+
+    def exports(self) -> dict[str, nn.Module]:
+        """The encoder, and the decoder for pictures and for going on."""
+        return {"encoder": self.encoder, "decoder": self.decoder}
