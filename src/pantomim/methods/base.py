@@ -40,8 +40,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Any:
-        """Draw all that is random, masks included. Drawn for the global batch, then cut to this batch's rows, so that
-        another number of processes gives the same draws. Eager, without gradient.
+        """Draw all that is random, masks included; eager, without gradient.
+
+        Draws are made for the global batch and cut to this batch's rows, so that another number of processes gives the
+        same draws.
         """
 
     @abstractmethod

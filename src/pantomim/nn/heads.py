@@ -11,8 +11,8 @@ from pantomim.nn.vit import NORM_EPS, Encoder
 class Classifier(nn.Module):
     """The encoder with a linear head, as it is fine-tuned.
 
-    With `pool="mean"` the encoder's final norm is dropped, patch tokens are averaged after the last block, and a new norm
-    follows; with `pool="class"` the class token after the final norm is used. The position table becomes trainable.
+    With `pool="mean"` the encoder's final norm is dropped, patch tokens are averaged after the last block, and a new
+    norm follows; with `pool="class"` the class token after the final norm is used. The position table becomes trainable.
 
     Args:
         encoder: Taken over, not copied: its final norm is removed for mean pooling.
@@ -28,9 +28,7 @@ class Classifier(nn.Module):
     def __init__(self, encoder: Encoder, num_classes: int, pool: Literal["mean", "class"] = "mean") -> None:
         super().__init__()
         if pool == "class" and encoder.cls_token is None:
-            raise ValueError(
-                "Classifier.pool must be 'mean' for an encoder without a class token; got 'class'."
-            )
+            raise ValueError("Classifier.pool must be 'mean' for an encoder without a class token; got 'class'.")
         self.pool = pool
         self.encoder = encoder
         self.encoder.pos_embed.requires_grad_(True)

@@ -15,7 +15,8 @@ def sincos_2d(width: int, grid: tuple[int, int], num_prefix: int = 0) -> Float[T
     Raises:
         ValueError: if `width` is not a multiple of four.
 
-    Paper: He et al. 2022, appendix A.1; axis order as in the authors' `util/pos_embed.py`, any grid instead of a square.
+    Paper: He et al. 2022, appendix A.1; axis order as in the authors' `util/pos_embed.py`.
+    Deviation: any grid, where theirs is square.
     """
     if width % 4:
         raise ValueError(f"sincos_2d.width must be a multiple of 4; got {width}. Choose another width.")

@@ -47,9 +47,7 @@ def patchify(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor,
     return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * cols, patch_size * patch_size * channels)
 
 
-def unpatchify(
-    patches: Float[Tensor, "B N K"], patch_size: int, grid: tuple[int, int]
-) -> Float[Tensor, "B C H W"]:
+def unpatchify(patches: Float[Tensor, "B N K"], patch_size: int, grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
     """The inverse of `patchify`."""
     batch, (rows, cols) = len(patches), grid
     cells = patches.reshape(batch, rows, cols, patch_size, patch_size, -1)

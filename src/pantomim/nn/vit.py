@@ -36,9 +36,7 @@ class PatchEmbed(nn.Module):
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_chans, width, kernel_size=patch_size, stride=patch_size)
 
-    def forward(
-        self, images: Float[Tensor, "B C H W"], ids_keep: Int[Tensor, "B V"] | None
-    ) -> Float[Tensor, "B V D"]:
+    def forward(self, images: Float[Tensor, "B C H W"], ids_keep: Int[Tensor, "B V"] | None) -> Float[Tensor, "B V D"]:
         """Project the patches `ids_keep`, or all of them."""
         batch, channels, height, width = images.shape
         size = self.patch_size
@@ -55,9 +53,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(
-                f"Attention.heads must divide the width {width}; got {heads}. Change one of the two."
-            )
+            raise ValueError(f"Attention.heads must divide the width {width}; got {heads}. Change one of the two.")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -220,7 +216,7 @@ class Encoder(nn.Module):
         if images.shape[1:] != expected:
             raise ValueError(
                 f"Encoder.images must be (B, {', '.join(map(str, expected))}), channels first; got "
-                f"{tuple(images.shape)}. Resize the images, or use an encoder built for this size and these channels."
+                f"{tuple(images.shape)}. Resize the images, or build the encoder for this size and these channels."
             )
         patches = self.patch_embed(standardise(images, self.mean, self.std), ids_keep)
         position = self.pos_embed[0, self.num_prefix :]
@@ -285,7 +281,7 @@ class EncoderConfig:
             channel_values(f"EncoderConfig.{name}", getattr(self, name), self.in_chans)
         if min(self.std) <= 0:
             raise ValueError(
-                f"EncoderConfig.std must be positive; got {self.std}. A constant channel has nothing to learn from: drop it."
+                f"EncoderConfig.std must be positive; got {self.std}. Drop a constant channel: it has nothing to teach."
             )
 
     @property

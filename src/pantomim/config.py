@@ -1,0 +1,249 @@
+"""A run, written down: frozen, validated settings, to and from YAML."""
+
+import difflib
+import math
+from dataclasses import asdict, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from pantomim.data.transforms import Crop
+from pantomim.frozen import frozen
+from pantomim.methods.mae import MAEConfig
+
+T = TypeVar("T")
+
+
+@frozen
+class Duration:
+    """A length of training, in optimiser steps or in passes over the data; exactly one of the two is set.
+
+    Raises:
+        ValueError: if none or both are set, or the one is not positive (zero is allowed, for no warm-up).
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"Duration must have either steps or epochs; got {self.steps} and {self.epochs}. Set one.")
+        if (self.steps if self.steps is not None else self.epochs) < 0:  # type: ignore[operator]
+            raise ValueError(f"Duration must not be negative; got {self}.")
+
+    def in_steps(self, steps_per_epoch: int) -> int:
+        """Converted once, before the first step."""
+        return self.steps if self.steps is not None else math.ceil((self.epochs or 0.0) * steps_per_epoch)
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps" if self.steps is not None else f"{self.epochs:g} epochs"
+
+
+@frozen
+class DataConfig:
+    """Which images, and how they are cut.
+
+    Args:
+        source: What `--data` takes: an embedded set, a folder, a zip, an .npz, a list of files, torchvision:NAME, hf:NAME.
+        images: Use only this many of the training images, a fixed draw (balanced over classes, where there are any).
+        crop: How a training image is cut and flipped.
+        workers: Processes that read and decode; None: chosen by the kind of data and the number of cores.
+        memory_gib: A set that fits in this much memory is held there.
+    """
+
+    source: str = ""
+    images: int | None = None
+    crop: Crop = field(default_factory=Crop)
+    workers: int | None = None
+    memory_gib: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.images is not None and self.images < 1:
+            raise ValueError(
+                f"DataConfig.images must be at least 1; got {self.images}. Leave it out to use all images."
+            )
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"DataConfig.workers must not be negative; got {self.workers}.")
+
+
+@frozen
+class OptimConfig:
+    """AdamW with linear warm-up and half-cosine decay, both in steps.
+
+    Args:
+        base_lr: Learning rate per 256 images; the rate in use is base_lr * batch_size / 256.
+        min_lr: Rate at the end.
+        warmup: Length of the linear warm-up from 0.
+        weight_decay: For matrices and tokens; never for biases and norms.
+        decay_tokens: Also decay class, register and mask tokens, as the authors' code does.
+        betas: AdamW's two decay rates.
+        clip_norm: Largest gradient norm; None: not clipped, as in the paper.
+    """
+
+    base_lr: float = 1.5e-4
+    min_lr: float = 0.0
+    warmup: Duration = field(default_factory=lambda: Duration(epochs=40))
+    weight_decay: float = 0.05
+    decay_tokens: bool = True
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.base_lr <= 0:
+            raise ValueError(f"OptimConfig.base_lr must be positive; got {self.base_lr}.")
+        if not 0 <= self.weight_decay:
+            raise ValueError(f"OptimConfig.weight_decay must not be negative; got {self.weight_decay}.")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"OptimConfig.clip_norm must be positive; got {self.clip_norm}. Leave it out for none.")
+
+
+@frozen
+class RuntimeConfig:
+    """How a run is carried out; nothing here changes what is learned, but for rounding and the seed.
+
+    Args:
+        seed: Of weights, data order, crops and masks.
+        device: "auto" takes a GPU if there is one.
+        precision: "auto" is bfloat16 on a GPU and float32 on a CPU.
+        compile: Compile the whole forward pass with static shapes (the first step then takes a minute or so).
+        accumulation: Micro-batches a step; the batch size stays what it is.
+        log_every: Steps between two logged ones; None: every step in runs under 200 steps, else every 10th.
+        save_every: Steps between two checkpoints; None: a twentieth of the run, at least 50 and at most 1,000.
+        keep: Checkpoints that are kept; the newest is always among them.
+        tracker: Where the curves also go; the run folder has them in any case.
+        threads: CPU threads of torch; None: torch's choice.
+    """
+
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    accumulation: int = 1
+    log_every: int | None = None
+    save_every: int | None = None
+    keep: int = 2
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("accumulation", "keep", "log_every", "save_every", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"RuntimeConfig.{name} must be at least 1; got {value}.")
+
+
+@frozen
+class Pretrain:
+    """Everything that decides a pre-training run.
+
+    Args:
+        recipe: Name of the recipe that it started from.
+        data: Which images, and how they are cut.
+        method: The method and its parts.
+        optim: Optimiser and schedule.
+        batch_size: Images per step, over all devices and micro-batches.
+        duration: Length of the run.
+        runtime: Seed, device, precision, logging and saving.
+        init: Weights to start from: a run folder, a file, or timm:NAME; None: drawn from the seed.
+    """
+
+    recipe: str
+    data: DataConfig = field(default_factory=DataConfig)
+    method: MAEConfig = field(default_factory=MAEConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    batch_size: int = 4096
+    duration: Duration = field(default_factory=lambda: Duration(epochs=800))
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"Pretrain.batch_size must be at least 1; got {self.batch_size}.")
+        if self.batch_size % self.runtime.accumulation:
+            raise ValueError(
+                f"Pretrain.batch_size must be a multiple of runtime.accumulation; got {self.batch_size} and "
+                f"{self.runtime.accumulation}. Change one of the two."
+            )
+
+
+def with_duration(config: Pretrain, duration: Duration) -> Pretrain:
+    """The same run at another length; the warm-up keeps its share of it where both are given in one unit.
+
+    With `--steps 500` on a recipe of 800 epochs, 40 of them warm-up, the warm-up becomes 25 steps.
+    """
+    old, warmup = config.duration, config.optim.warmup
+    length = duration.steps if duration.steps is not None else duration.epochs
+    if old.steps is not None and warmup.steps is not None:
+        share = warmup.steps / max(old.steps, 1)
+    elif old.epochs is not None and warmup.epochs is not None:
+        share = warmup.epochs / old.epochs if old.epochs else 0.0
+    else:
+        return replace(config, duration=duration)
+    scaled = share * (length or 0)
+    new = Duration(steps=round(scaled)) if duration.steps is not None else Duration(epochs=scaled)
+    return replace(config, duration=duration, optim=replace(config.optim, warmup=new))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain values; tuples become lists, so that YAML and JSON read the same back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return plain(asdict(config))
+
+
+def to_yaml(config: Any) -> str:
+    """A config as YAML, in the order of its fields."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None, width=100)
+
+
+def from_dict(cls: type[T], values: Any, where: str) -> T:
+    """A validated config from plain values.
+
+    Raises:
+        ValueError: with every problem of the config, one a line; an unknown key names its nearest neighbour.
+    """
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        lines = [f"{where} is not a valid {cls.__name__}:"]
+        for problem in error.errors():
+            path = [part for part in problem["loc"] if isinstance(part, str | int)]
+            dotted = ".".join(map(str, path))
+            if problem["type"] == "unexpected_keyword_argument":
+                lines.append(f"  {dotted}: no such key.{_nearest(cls, path)}")
+            else:
+                lines.append(f"  {dotted}: {problem['msg'].removeprefix('Value error, ')}")
+        raise ValueError("\n".join(lines)) from None
+
+
+def from_yaml(cls: type[T], path: Path) -> T:
+    """A validated config from a YAML file.
+
+    Raises:
+        ValueError: if the file is missing, is no YAML, or does not describe a `cls`.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read as YAML: {error}. Give the config.yaml of a run.") from None
+    return from_dict(cls, values, str(path))
+
+
+def _nearest(cls: type, path: list[Any]) -> str:
+    """ " Did you mean ...?" for the last key of a path into a config, or nothing."""
+    owner: Any = cls
+    for key in path[:-1]:
+        kinds = {item.name: item.type for item in fields(owner)} if is_dataclass(owner) else {}
+        candidate = kinds.get(key)
+        owner = next((kind for kind in (candidate, *get_args(candidate)) if is_dataclass(kind)), None)
+        if owner is None:
+            return ""
+    names = [item.name for item in fields(owner)]
+    close = difflib.get_close_matches(str(path[-1]), names, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else f" It has: {', '.join(names)}."
