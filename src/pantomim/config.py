@@ -46,8 +46,8 @@ class DataConfig:
     """Which images, and how they are cut.
 
     Args:
-        source: What `--data` takes: an embedded set, a folder, a zip, an .npz, a list of files, torchvision:NAME, hf:NAME.
-        images: Use only this many of the training images, a fixed draw (balanced over classes, where there are any).
+        source: An embedded set, a folder, a zip, an .npz, a list of files, torchvision:NAME or hf:NAME.
+        images: Use only this many of the training images, a seeded draw (balanced over classes, if any).
         crop: How a training image is cut and flipped.
         workers: Processes that read and decode; None: chosen by the kind of data and the number of cores.
         memory_gib: A set that fits in this much memory is held there.
@@ -62,7 +62,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.images is not None and self.images < 1:
             raise ValueError(
-                f"DataConfig.images must be at least 1; got {self.images}. Leave it out to use all images."
+                f"DataConfig.images must be at least 1; got {self.images}. Leave it out to use all."
             )
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"DataConfig.workers must not be negative; got {self.workers}.")
@@ -93,7 +93,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.base_lr <= 0:
             raise ValueError(f"OptimConfig.base_lr must be positive; got {self.base_lr}.")
-        if not 0 <= self.weight_decay:
+        if self.weight_decay < 0:
             raise ValueError(f"OptimConfig.weight_decay must not be negative; got {self.weight_decay}.")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"OptimConfig.clip_norm must be positive; got {self.clip_norm}. Leave it out for none.")
@@ -236,7 +236,7 @@ def from_yaml(cls: type[T], path: Path) -> T:
 
 
 def _nearest(cls: type, path: list[Any]) -> str:
-    """ " Did you mean ...?" for the last key of a path into a config, or nothing."""
+    """What to write instead of the last key of a path into a config."""
     owner: Any = cls
     for key in path[:-1]:
         kinds = {item.name: item.type for item in fields(owner)} if is_dataclass(owner) else {}

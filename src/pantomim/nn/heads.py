@@ -12,7 +12,8 @@ class Classifier(nn.Module):
     """The encoder with a linear head, as it is fine-tuned.
 
     With `pool="mean"` the encoder's final norm is dropped, patch tokens are averaged after the last block, and a new
-    norm follows; with `pool="class"` the class token after the final norm is used. The position table becomes trainable.
+    norm follows; with `pool="class"` the class token after the final norm is used. The position table becomes
+    trainable.
 
     Args:
         encoder: Taken over, not copied: its final norm is removed for mean pooling.
