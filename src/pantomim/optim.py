@@ -1,0 +1,190 @@
+"""How weights are updated: groups with their decay and rate, LARS, and schedules as functions of the step."""
+
+import math
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pantomim.nn.heads import Classifier
+
+# A group as torch.optim takes it: "params", "param_names", "weight_decay" and "lr_scale" (1 unless layers decay);
+# whoever sets the rate sets `group["lr"] = lr * group["lr_scale"]`.
+Group = dict[str, Any]
+
+TOKENS = frozenset({"cls_token", "reg_token", "mask_token"})
+
+
+def scaled_lr(base_lr: float, batch_size: int) -> float:
+    """The learning rate in use, for a rate given per 256 images. Paper: He et al. 2022, appendix A.1 (Goyal's rule)."""
+    return base_lr * batch_size / 256
+
+
+def cosine_schedule(step: float, *, base: float, minimum: float, warmup: float, total: float) -> float:
+    """Linear warm-up from 0 to `base`, then half a cosine down to `minimum`, where it stays.
+
+    Steps, warm-up and total share a unit: optimizer steps, or epochs with their fractions.
+
+    Raises:
+        ValueError: if the warm-up is negative or not shorter than the total.
+
+    Source: the MAE authors' `util/lr_sched.py`.
+    """
+    if not 0 <= warmup < total:
+        raise ValueError(
+            f"cosine_schedule.warmup must be in [0, total); got {warmup} of {total}. Train longer, or warm up shorter."
+        )
+    if step < warmup:
+        return base * step / warmup
+    progress = min((step - warmup) / (total - warmup), 1.0)
+    return minimum + (base - minimum) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, *, decay_tokens: bool = True) -> list[Group]:
+    """The trainable parameters of a module in two groups, without and with weight decay; an empty group is left out.
+
+    Not decayed: parameters of at most one dimension (biases and norms).
+
+    Args:
+        module: Frozen parameters (`requires_grad` off) are left out.
+        weight_decay: For the decayed group.
+        decay_tokens: Class, register and mask tokens, and learned positions, are decayed, as in the authors' PyTorch
+            code; off, they are not (as in mmpretrain's port).
+
+    Source: the MAE authors' `main_pretrain.py` with timm 0.3.2.
+    """
+    spared = frozenset() if decay_tokens else TOKENS | {"pos_embed"}
+    groups: dict[tuple[float, float], Group] = {}
+    for name, parameter in _trainable(module):
+        decayed = parameter.ndim > 1 and _leaf(name) not in spared
+        _add(groups, name, parameter, weight_decay if decayed else 0.0, 1.0)
+    return list(groups.values())
+
+
+def layer_decay_groups(classifier: Classifier, weight_decay: float, decay: float) -> list[Group]:
+    """The trainable parameters of a classifier by layer: the further from the head, the slower they learn.
+
+    With `depth` blocks, the rate of layer i is scaled by `decay ** (depth + 1 - i)`: tokens, positions and patch
+    projection are layer 0, block j is layer j + 1, norms and head after the blocks are layer depth + 1. Not decayed:
+    parameters of at most one dimension, tokens and positions.
+
+    Raises:
+        ValueError: if `decay` is outside (0, 1].
+
+    Source: the MAE authors' `util/lr_decay.py`.
+    """
+    if not 0.0 < decay <= 1.0:
+        raise ValueError(f"layer_decay_groups.decay must be in (0, 1]; got {decay}. 1 means no decay.")
+    last = classifier.encoder.depth + 1
+    groups: dict[tuple[float, float], Group] = {}
+    for name, parameter in _trainable(classifier):
+        decayed = parameter.ndim > 1 and _leaf(name) not in TOKENS | {"pos_embed"}
+        scale = decay ** (last - _layer(name, last))
+        _add(groups, name, parameter, weight_decay if decayed else 0.0, scale)
+    return list(groups.values())
+
+
+def _trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _layer(name: str, last: int) -> int:
+    """The layer of one of a classifier's parameters, 0 to `last`."""
+    owner, *path = name.split(".")
+    if owner != "encoder" or path[0] == "norm":
+        return last
+    return int(path[1]) + 1 if path[0] == "blocks" else 0
+
+
+def _add(
+    groups: dict[tuple[float, float], Group],
+    name: str,
+    parameter: nn.Parameter,
+    weight_decay: float,
+    lr_scale: float,
+) -> None:
+    empty: Group = {"params": [], "param_names": [], "weight_decay": weight_decay, "lr_scale": lr_scale}
+    group = groups.setdefault((lr_scale, weight_decay), empty)
+    group["params"].append(parameter)
+    group["param_names"].append(name)
+
+
+class LARS(Optimizer):
+    """Momentum SGD whose step, tensor by tensor, is proportional to the norm of the weights; for very large batches.
+
+    Weight decay and trust ratio apply to tensors of more than one dimension; the others get plain momentum SGD. The
+    momentum accumulates the scaled gradient, and the rate multiplies afterwards.
+
+    Args:
+        params: Parameters or groups.
+        lr: Learning rate.
+        weight_decay: Added to the gradient as a multiple of the weight.
+        momentum: Share of the old buffer that is kept.
+        trust_coefficient: Step over weight norm, before the learning rate.
+
+    Raises:
+        ValueError: if a value is negative.
+
+    Paper: You et al. 2017, arXiv:1708.03888; as in the MAE authors' `util/lars.py` (He et al. 2022, Table 10).
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        *,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        trust_coefficient: float = 0.001,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "trust_coefficient": trust_coefficient,
+        }
+        for name, value in defaults.items():
+            if value < 0:
+                raise ValueError(f"LARS.{name} must be at least 0; got {value}.")
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                update = parameter.grad
+                if parameter.ndim > 1:
+                    update = update.add(parameter, alpha=group["weight_decay"])
+                    update = update * _trust_ratio(parameter, update, group["trust_coefficient"])
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
+                parameter.add_(momentum, alpha=-group["lr"])
+        return loss
+
+
+def _trust_ratio(parameter: Tensor, update: Tensor, coefficient: float) -> Tensor:
+    """Coefficient x norm of the weights over norm of the update; 1 where one of them is zero. No device sync."""
+    weight_norm, update_norm = parameter.norm(), update.norm()
+    usable = (weight_norm > 0) & (update_norm > 0)
+    return torch.where(usable, coefficient * weight_norm / update_norm, torch.ones_like(weight_norm))

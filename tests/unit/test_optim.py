@@ -1,0 +1,173 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from pantomim.nn.heads import Classifier
+from pantomim.nn.vit import EncoderConfig
+from pantomim.optim import LARS, cosine_schedule, layer_decay_groups, parameter_groups, scaled_lr
+
+TINY = EncoderConfig(
+    image_size=(8, 12), patch_size=4, in_chans=1, width=8, depth=2, heads=2, registers=1, mean=(0.5,), std=(1.0,)
+)
+
+
+def names(groups, weight_decay):
+    return {name for group in groups for name in group["param_names"] if group["weight_decay"] == weight_decay}
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group():
+    encoder = TINY.build()
+    encoder.blocks[0].requires_grad_(False)
+    groups = parameter_groups(encoder, 0.05)
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    trainable = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    assert {id(p) for p in grouped} == {id(p) for p in trainable}
+    assert len(grouped) == len(trainable)
+    assert sum(len(group["param_names"]) for group in groups) == len(grouped)
+
+
+def test_only_matrices_and_tokens_are_decayed():
+    encoder = TINY.build()
+    groups = parameter_groups(encoder, 0.05)
+    assert {"cls_token", "reg_token", "patch_embed.proj.weight"} <= names(groups, 0.05)
+    assert {"norm.weight", "norm.bias", "patch_embed.proj.bias", "blocks.1.mlp.fc1.bias"} <= names(groups, 0.0)
+    assert "pos_embed" not in names(groups, 0.05) | names(groups, 0.0)  # fixed table
+
+
+def test_tokens_and_learned_positions_can_be_spared():
+    encoder = EncoderConfig(image_size=(8, 8), patch_size=4, width=8, depth=1, heads=2, position="learned").build()
+    assert {"cls_token", "pos_embed"} <= names(parameter_groups(encoder, 0.05), 0.05)
+    assert {"cls_token", "pos_embed"} <= names(parameter_groups(encoder, 0.05, decay_tokens=False), 0.0)
+
+
+def test_torch_optimizers_take_the_groups_and_keep_the_names():
+    optimizer = torch.optim.AdamW(parameter_groups(TINY.build(), 0.05), lr=1e-3)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
+    assert all(len(group["param_names"]) == len(group["params"]) for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("pool", ["mean", "class"])
+def test_layer_decay_follows_the_distance_from_the_head(pool):
+    classifier = Classifier(TINY.build(), num_classes=3, pool=pool)
+    groups = layer_decay_groups(classifier, 0.05, 0.5)
+    scale = {name: group["lr_scale"] for group in groups for name in group["param_names"]}
+    assert set(scale) == {name for name, _ in classifier.named_parameters()}
+    assert scale["encoder.cls_token"] == scale["encoder.pos_embed"] == scale["encoder.reg_token"] == 0.5**3
+    assert scale["encoder.patch_embed.proj.weight"] == 0.5**3
+    assert scale["encoder.blocks.0.norm1.bias"] == 0.5**2
+    assert scale["encoder.blocks.1.mlp.fc2.weight"] == 0.5
+    assert scale["head.weight"] == 1.0
+    assert scale["fc_norm.weight" if pool == "mean" else "encoder.norm.weight"] == 1.0
+    assert {"encoder.cls_token", "encoder.reg_token", "encoder.pos_embed", "head.bias"} <= names(groups, 0.0)
+
+
+def test_vit_base_layer_scales_match_the_paper_recipe():
+    encoder = EncoderConfig(image_size=(16, 16), patch_size=16, width=8, depth=12, heads=2).build()
+    groups = layer_decay_groups(Classifier(encoder, 2), 0.05, 0.65)
+    scales = [group["lr_scale"] for group in groups]
+    assert min(scales) == pytest.approx(0.65**13)
+    assert max(scales) == 1.0
+
+
+def test_layer_decay_refuses_a_percentage():
+    with pytest.raises(ValueError, match=r"decay must be in \(0, 1\]; got 65"):
+        layer_decay_groups(Classifier(TINY.build(), 2), 0.05, 65)
+
+
+def test_schedule_rises_from_zero_and_ends_at_the_minimum():
+    values = [cosine_schedule(s, base=1.0, minimum=0.1, warmup=10, total=110) for s in range(121)]
+    assert values[0] == 0.0
+    assert values[5] == pytest.approx(0.5)
+    assert values[10] == 1.0
+    assert values[60] == pytest.approx(0.55)
+    assert values[110] == values[120] == pytest.approx(0.1)
+    assert all(a >= b for a, b in pairwise(values[10:]))
+
+
+def test_schedule_does_not_depend_on_the_unit():
+    in_steps = cosine_schedule(333, base=2e-3, minimum=1e-6, warmup=50, total=1000)
+    in_epochs = cosine_schedule(33.3, base=2e-3, minimum=1e-6, warmup=5, total=100)
+    assert in_steps == pytest.approx(in_epochs, rel=1e-12)
+
+
+def test_schedule_without_warmup_starts_at_the_base():
+    assert cosine_schedule(0, base=3.0, minimum=0.0, warmup=0, total=4) == 3.0
+
+
+@pytest.mark.parametrize("warmup", [-1, 10, 11])
+def test_schedule_refuses_a_warmup_that_does_not_fit(warmup):
+    with pytest.raises(ValueError, match=r"warmup must be in \[0, total\)"):
+        cosine_schedule(0, base=1.0, minimum=0.0, warmup=warmup, total=10)
+
+
+def test_learning_rate_is_per_256_images():
+    assert scaled_lr(1.5e-4, 4096) == pytest.approx(2.4e-3)
+    assert scaled_lr(0.1, 16384) == pytest.approx(6.4)
+
+
+def test_lars_step_is_proportional_to_the_weights_and_not_to_the_gradient():
+    steps = []
+    for size in (1.0, 1e4):
+        weight = nn.Parameter(torch.full((3, 4), 2.0))
+        weight.grad = torch.full((3, 4), size)
+        LARS([weight], lr=0.5).step()
+        steps.append((2.0 - weight.detach()).norm().item())
+    expected = 0.5 * 0.001 * 2.0 * math.sqrt(12)
+    assert steps[0] == pytest.approx(expected, rel=1e-4)
+    assert steps[1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_lars_is_momentum_sgd_for_vectors():
+    ours, theirs = (nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2))
+    lars, sgd = LARS([ours], lr=0.1, weight_decay=0.3), torch.optim.SGD([theirs], lr=0.1, momentum=0.9)
+    for gradient in ([0.5, 1.0], [-1.0, 2.0]):
+        ours.grad, theirs.grad = torch.tensor(gradient), torch.tensor(gradient)
+        lars.step()
+        sgd.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_lars_leaves_parameters_without_gradient_and_returns_the_loss():
+    used, unused = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    optimizer = LARS([used, unused], lr=1.0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = used.sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 4.0
+    assert not torch.equal(used, torch.ones(2, 2))
+    torch.testing.assert_close(unused, torch.ones(2, 2))
+
+
+def test_lars_resumes_from_its_state():
+    def parameter():
+        return nn.Parameter(torch.linspace(-1, 1, 6).view(2, 3))
+
+    def advance(optimizer, weight):
+        weight.grad = weight.detach() ** 2 + 1
+        optimizer.step()
+
+    straight = parameter()
+    optimizer = LARS([straight], lr=0.1)
+    for _ in range(4):
+        advance(optimizer, straight)
+    resumed = parameter()
+    first = LARS([resumed], lr=0.1)
+    for _ in range(2):
+        advance(first, resumed)
+    second = LARS([resumed], lr=0.1)
+    second.load_state_dict(first.state_dict())
+    for _ in range(2):
+        advance(second, resumed)
+    assert torch.equal(straight, resumed)
+
+
+def test_lars_refuses_negative_values():
+    with pytest.raises(ValueError, match=r"LARS.momentum must be at least 0; got -0.9"):
+        LARS([nn.Parameter(torch.ones(1))], lr=0.1, momentum=-0.9)
