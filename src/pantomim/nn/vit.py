@@ -177,6 +177,21 @@ class Encoder(nn.Module):
         std: tuple[float, ...],
     ) -> None:
         super().__init__()
+        self.config = EncoderConfig(  # a record of the arguments, for whoever saves the encoder or builds its twin
+            image_size=image_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            width=width,
+            depth=depth,
+            heads=heads,
+            mlp_ratio=mlp_ratio,
+            registers=registers,
+            class_token=class_token,
+            position=position,
+            drop_path=drop_path,
+            mean=mean,
+            std=std,
+        )
         self.image_size, self.patch_size, self.in_chans = image_size, patch_size, in_chans
         self.width, self.depth = width, depth
         self.grid = patch_grid(image_size, patch_size)

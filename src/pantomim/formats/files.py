@@ -1,0 +1,80 @@
+"""Files that are either whole or not there, and weights that fit or are refused."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, force it to disk and rename it: whoever looks sees the old file or the new.
+
+    Raises:
+        OSError: if the folder cannot be written to or the disk is full; the old file is then untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's list of names to disk, so that a rename survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values; it does not depend on the file layout or the device."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copy weights into a module; names and shapes must agree.
+
+    Raises:
+        ValueError: with all missing, unexpected and mis-shaped names.
+    """
+    expected = module.state_dict()
+    problems = [
+        ("missing", sorted(expected.keys() - weights.keys())),
+        ("unexpected", sorted(weights.keys() - expected.keys())),
+        (
+            "mis-shaped",
+            [
+                f"{name} {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
+                for name in sorted(expected.keys() & weights.keys())
+                if weights[name].shape != expected[name].shape
+            ],
+        ),
+    ]
+    report = [f"{kind}: {', '.join(names)}" for kind, names in problems if names]
+    if report:
+        raise ValueError(
+            f"{source} must hold the weights of {type(module).__name__}; got {'; '.join(report)}. "
+            f"Check that the weights and the description beside them come from the same run."
+        )
+    module.load_state_dict(dict(weights))
