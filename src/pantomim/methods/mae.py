@@ -37,6 +37,34 @@ class MAEConfig:
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid[0] * self.encoder.grid[1])
 
+    def describe(self) -> list[tuple[str, str]]:
+        """Parts and token shapes, and which network sees which patches; for `pantomim explain`."""
+        encoder, decoder = self.encoder, self.decoder
+        (height, width), (rows, cols) = encoder.image_size, encoder.grid
+        size, channels, prefix = encoder.patch_size, encoder.in_chans, encoder.num_prefix
+        masked = self.masker.num_masked(rows * cols)
+        visible = rows * cols - masked
+        pixels = "standardised patch by patch" if self.target.normalize else "channel-normalised"
+        sizes = "{0.width} wide, {0.depth} blocks, {0.heads} heads".format
+        return [
+            ("images", f"B x {channels} x {height} x {width}, patches of {size}x{size}, grid {rows} x {cols}"),
+            (
+                "masker",
+                f"{self.masker.kind}, ratio {self.masker.ratio:g}: {visible} visible and {masked} masked patches",
+            ),
+            (
+                "encoder",
+                f"{sizes(encoder)}, {encoder.position} positions",
+            ),
+            ("encoder sees", f"B x {prefix + visible} x {encoder.width}: visible patches and {prefix} prefix token(s)"),
+            ("decoder", sizes(decoder)),
+            (
+                "decoder sees",
+                f"B x {prefix + rows * cols} x {decoder.width}: all positions, a mask token at hidden ones",
+            ),
+            ("predicts", f"B x {masked} x {size * size * channels}: pixels of the masked patches, {pixels}"),
+        ]
+
     def build(self) -> "MAE":
         """The method, with the authors' initialisation drawn from torch's global generator."""
         encoder = self.encoder.build()

@@ -267,7 +267,22 @@ class Encoder(nn.Module):
 
 @frozen
 class EncoderConfig:
-    """Sizes of an `Encoder`; see there for what each means.
+    """Sizes of an `Encoder`.
+
+    Args:
+        image_size: Height and width, in pixels.
+        patch_size: Side of a patch, in pixels.
+        in_chans: Channels of an image.
+        width: Width of a token.
+        depth: Number of blocks.
+        heads: Attention heads of a block.
+        mlp_ratio: Hidden width of the MLP over the width.
+        registers: Number of register tokens.
+        class_token: Whether there is a class token.
+        position: Fixed sine-cosine table, or a learned one.
+        drop_path: Stochastic depth of the last block; earlier ones have linearly less.
+        mean: Mean of each channel, in the scale of the images.
+        std: Deviation of each channel.
 
     Raises:
         ValueError: if the sizes do not fit each other.
@@ -304,6 +319,11 @@ class EncoderConfig:
         """Rows and columns of patches."""
         return patch_grid(self.image_size, self.patch_size)
 
+    @property
+    def num_prefix(self) -> int:
+        """Class and register tokens."""
+        return int(self.class_token) + self.registers
+
     def build(self) -> Encoder:
         """The encoder, with MAE's initialisation."""
         return Encoder(**asdict(self))
@@ -314,8 +334,7 @@ def resize_encoder_weights(
 ) -> tuple[dict[str, Tensor], EncoderConfig]:
     """Weights and config of the same encoder for images of another size; the position table is resampled."""
     resized = replace(config, image_size=image_size)
-    num_prefix = int(config.class_token) + config.registers
-    table = resample(weights["pos_embed"], config.grid, resized.grid, num_prefix)
+    table = resample(weights["pos_embed"], config.grid, resized.grid, config.num_prefix)
     return {**weights, "pos_embed": table}, resized
 
 

@@ -1,0 +1,144 @@
+"""What a config means before it costs anything: parts, shapes, parameters, FLOPs, memory, rates, differences."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from pantomim.config import Pretrain
+from pantomim.methods.base import Batch, Method
+from pantomim.optim import scaled_lr
+from pantomim.recipes.recipe import differences
+
+Section = tuple[str, list[tuple[str, str]]]  # a title, and rows of what and value
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs, counted on tensors without memory.
+
+    Args:
+        parameters: All parameters of each part that outlives the run, and of the whole method ("all").
+        trainable: Those that are trained.
+        flops: Forward pass of one image; a multiply-add counts two. Backward costs about twice as much again.
+        state_gib: Weights, gradients and AdamW's two moments in float32, and copies in a lower precision, if any.
+        activations_gib: What backward keeps of one image.
+    """
+
+    parameters: dict[str, int]
+    trainable: int
+    flops: int
+    state_gib: float
+    activations_gib: float
+
+
+def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
+    """Count parameters, FLOPs and memory on fake (meta) tensors: no weight is allocated, so ViT-H costs nothing."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        method = config.method.build()
+        one, two = (_kept_bytes(config, method, images, precision) for images in (1, 2))
+        batch, draws = _step(config, method, 1)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            method(batch, draws)
+    parameters = {name: _count(part) for name, part in method.exports().items()} | {"all": _count(method)}
+    trainable = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+    return Cost(
+        parameters=parameters,
+        trainable=trainable,
+        flops=counter.get_total_flops(),
+        state_gib=(4 * (parameters["all"] + 3 * trainable) + 2 * one - two) / 2**30,
+        activations_gib=(two - one) / 2**30,
+    )
+
+
+def _step(config: Pretrain, method: Method, images: int) -> tuple[Batch, Any]:
+    encoder = config.method.encoder
+    batch = Batch(torch.empty(images, encoder.in_chans, *encoder.image_size), total=images)
+    return batch, method.draw(batch, 0, torch.Generator())
+
+
+def _kept_bytes(config: Pretrain, method: Method, images: int, precision: torch.dtype) -> int:
+    """Bytes that backward keeps, weights apart; copies of the weights in a lower precision are among them."""
+    kept: dict[int, int] = {}  # by storage: one that is kept twice counts once
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    batch, draws = _step(config, method, images)
+    autocast = torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+        outputs = method(batch, draws)  # alive while storages are counted, so that none is reused
+    weights = {parameter.untyped_storage()._cdata for parameter in method.parameters()}
+    del outputs
+    return sum(size for storage, size in kept.items() if storage not in weights)
+
+
+def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tuple[str, ...] = ()) -> list[Section]:
+    """What a run of this config is, section by section.
+
+    Args:
+        config: The run.
+        paper: The paper's recipe that it is compared with.
+        precision: Of the activations.
+        notes: Differences from the paper that are no field of the config.
+    """
+    cost, optim, batch_size = count_cost(config, precision), config.optim, config.batch_size
+    apart = [(name, f"{_short(ours)}   (paper: {_short(theirs)})") for name, ours, theirs in differences(config, paper)]
+    apart += [("note", note) for note in notes]
+    return [
+        ("Parts and shapes", config.method.describe()),
+        (
+            "Cost",
+            [
+                *((f"parameters, {name}", f"{number:,}") for name, number in cost.parameters.items()),
+                ("parameters, trained", f"{cost.trainable:,}"),
+                (
+                    "FLOPs per image",
+                    f"{cost.flops / 1e9:.3f} G forward (a multiply-add is two), thrice that a step",
+                ),
+                ("memory, state", f"{cost.state_gib:.2f} GiB: weights, gradients and AdamW's two moments"),
+                (
+                    "memory, activations",
+                    f"about {cost.activations_gib * 1024:.1f} MiB an image in {str(precision).removeprefix('torch.')}, "
+                    f"{cost.activations_gib * batch_size / config.runtime.accumulation:.1f} GiB for "
+                    f"{batch_size // config.runtime.accumulation} images at once",
+                ),
+            ],
+        ),
+        (
+            "Training",
+            [
+                ("data", config.data.source or "(not given)"),
+                ("crop", str(config.data.crop)),
+                ("weights from", config.init or f"seed {config.runtime.seed}"),
+                ("length", f"{config.duration}, the first {config.optim.warmup} warm-up"),
+                ("batch size", f"{batch_size}, in {config.runtime.accumulation} part(s)"),
+                (
+                    "learning rate",
+                    f"{scaled_lr(optim.base_lr, batch_size):.3g} = {optim.base_lr:g} x {batch_size} / 256, "
+                    f"then half a cosine to {optim.min_lr:g}",
+                ),
+                (
+                    "AdamW",
+                    f"betas {optim.betas}, weight decay {optim.weight_decay:g}, clipping {optim.clip_norm or 'off'}",
+                ),
+            ],
+        ),
+        (
+            f"Differences from the paper ({paper.recipe})",
+            apart or [("none", "every setting is the paper's or its code's")],
+        ),
+    ]
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
