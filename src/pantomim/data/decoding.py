@@ -7,9 +7,9 @@ The rules, once and for all:
 - EXIF rotation is applied.
 - Transparency is composited on white; the alpha channel is then dropped.
 - Palette, CMYK, YCbCr and Lab images become RGB.
-- TIFF is read as measurements, not as a picture: all samples are kept as bands (an alpha channel too), rotation tags are
-  ignored, and bands may come first or last. The axis that the file calls samples is the bands; where it names none (one
-  page a band, plain arrays in .npy), it is the smaller of the first and the last axis, which must have at most 64 entries.
+- TIFF is read as measurements, not as a picture: all samples are kept as bands (an alpha channel too), rotation tags
+  are ignored, and bands may come first or last. The axis that the file calls samples is the bands; where it names none
+  (one page a band, plain arrays in .npy), it is the smaller of the first and the last axis, of at most 64 entries.
 - An animation or a stack of pictures gives its first picture.
 - 16-bit colour PNG is refused, because Pillow would cut it to 8 bits: save it as TIFF or .npy.
 - A float image with NaN or infinity is refused: fill the holes first.
@@ -107,14 +107,22 @@ def bands_first(array: np.ndarray, axes: str = "") -> np.ndarray:
     return np.moveaxis(array, _band_axis(array.shape, axes), 0)
 
 
+def from_picture(image: Image.Image) -> np.ndarray:
+    """A Pillow image as an array (C, H, W), by the rule in this module's first lines."""
+    image.load()
+    return plain(_pixels(ImageOps.exif_transpose(image) if _may_be_rotated(image) else image))
+
+
 def plain(array: np.ndarray) -> np.ndarray:
-    """Bring an image or a stack of images to one of `DTYPES`, native byte order and contiguous memory; checks the values.
+    """Bring images to one of `DTYPES`, native byte order and contiguous memory; check their values.
 
     Raises:
         BrokenImageError: if the number type is not supported or a value is NaN or infinite.
     """
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
     if array.dtype.name not in DTYPES:
         raise BrokenImageError(f"holds {array.dtype.name} numbers; supported are {', '.join(DTYPES)}")
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
@@ -152,24 +160,24 @@ def _guarded(read: Callable[[Any], Any], data: bytes | Path) -> Any:
         raise BrokenImageError(reason[:200]) from error
 
 
-def _refuse_lossy(image: Image.Image) -> None:
+def _refuse_lossy(image: Any) -> None:
+    if image.format != "PNG":
+        return
     for tile in image.tile:
         raw_mode = tile[3] if isinstance(tile[3], str) else tile[3][0] if tile[3] else ""
-        if image.format == "PNG" and ";16B" in str(raw_mode) and image.mode in ("RGB", "RGBA", "LA"):
-            raise BrokenImageError(
-                "is a 16-bit colour PNG, which would be cut to 8 bits; save it as TIFF or .npy"
-            )
+        if ";16B" in str(raw_mode) and image.mode in ("RGB", "RGBA", "LA"):
+            raise BrokenImageError("is a 16-bit colour PNG, which would be cut to 8 bits; save it as TIFF or .npy")
 
 
 def _decode_picture(file: Any) -> np.ndarray:
     with Image.open(file) as image:
         _refuse_lossy(image)
-        image.load()
-        upright = ImageOps.exif_transpose(image) if _may_be_rotated(image) else image
-        return plain(_pixels(upright))
+        return from_picture(image)
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return np.asarray(image).transpose(2, 0, 1)
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[None]
     if image.mode in ("I", "F"):
@@ -208,15 +216,16 @@ def _decode_tiff(file: Any) -> np.ndarray:
             series = tiff.series[0]
             array, axes, page = series.asarray(), series.axes, tiff.pages[0]
             if page.photometric == tifffile.PHOTOMETRIC.PALETTE:  # type: ignore[union-attr]
-                array = np.asarray(page.colormap)[:, array]  # type: ignore[union-attr]
-                axes = "SYX"
+                colors = (np.asarray(page.colormap) >> 8).astype(np.uint8)  # type: ignore[union-attr]
+                array, axes = colors[:, array], "S" + axes
             if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype == np.bool_:  # type: ignore[union-attr]
                 array = ~array
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
         return _decode_compressed_tiff(file)
-    return plain(bands_first(*_squeezed(array, axes)))
+    shape, axes = _squeezed(array.shape, axes)
+    return plain(bands_first(array.reshape(shape), axes))
 
 
 def _decode_compressed_tiff(file: Any) -> np.ndarray:
@@ -232,23 +241,18 @@ def _decode_compressed_tiff(file: Any) -> np.ndarray:
     raise BrokenImageError("is a TIFF whose compression needs `pip install imagecodecs`")
 
 
-def _squeezed(array: np.ndarray, axes: str) -> tuple[np.ndarray, str]:
-    """Without axes of length one other than the last two, which may be a very small image."""
-    while array.ndim > 2 and 1 in array.shape:
-        axis = array.shape.index(1)
-        array, axes = array.squeeze(axis), axes[:axis] + axes[axis + 1 :]
-    return array, axes
+def _squeezed(shape: tuple[int, ...], axes: str) -> tuple[tuple[int, ...], str]:
+    """Without axes of length one, rows, columns and samples apart."""
+    kept = [axis for axis, length in enumerate(shape) if length > 1 or axes[axis] in "YXS"]
+    return tuple(shape[axis] for axis in kept), "".join(axes[axis] for axis in kept)
 
 
 def _tiff_header(file: Any) -> Header:
     with tifffile.TiffFile(file) as tiff:
         series, page = tiff.series[0], tiff.pages[0]
-        shape, axes = series.shape, series.axes
+        shape, axes = _squeezed(series.shape, series.axes)
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE:  # type: ignore[union-attr]
-            shape, axes = (3, *shape), "S" + axes
-        while len(shape) > 2 and 1 in shape:
-            axis = shape.index(1)
-            shape, axes = shape[:axis] + shape[axis + 1 :], axes[:axis] + axes[axis + 1 :]
+            return _array_header((3, *shape), "S" + axes, np.dtype(np.uint8))
         return _array_header(shape, axes, np.dtype(series.dtype))
 
 

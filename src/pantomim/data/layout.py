@@ -1,0 +1,147 @@
+"""What the folders of a source mean: which are splits, which are classes.
+
+- Splits are folders called train, val or test (also training, valid, validation, testing) at the top, or one level
+  down such as `images/train`. They count as splits where train stands beside val or test, or where nothing else holds
+  images; so a class called "train" (the vehicle) among other classes is a class.
+- Folders that merely wrap everything else are looked through.
+- Folders are classes where every image lies exactly one folder below the root of the split and there are at least two.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+_CANONICAL = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+Parts = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Positions of the images of each split (empty if there are none), class names, class ids (-1 for none)."""
+
+    splits: dict[str, np.ndarray]
+    classes: tuple[str, ...] | None
+    labels: np.ndarray | None
+    num_outside: int = 0
+
+
+def canonical_split(name: str) -> str | None:
+    """train, val or test for a folder or array value of that meaning, else None."""
+    return _CANONICAL.get(name.lower())
+
+
+def read_layout(names: Sequence[str], spec: str) -> Layout:
+    """Find splits and classes in slash-separated names relative to the source.
+
+    Raises:
+        ValueError: if several folders hold splits, or a class occurs that train does not have.
+    """
+    paths = [tuple(name.split("/")) for name in names]
+    everything = list(range(len(paths)))
+    depth = _wrapper_depth(paths)
+    splits = _splits_at(paths, everything, depth)
+    if not splits:
+        splits, down = _splits_one_level_down(paths, depth, spec)
+        depth += down
+    if not splits:
+        classes, labels = _classes(paths, everything, everything, depth, spec)
+        return Layout({}, classes, labels)
+    depth += 1
+    labels = np.full(len(paths), -1, dtype=np.int64)
+    classes = None
+    train = splits.get("train") or [i for rows in splits.values() for i in rows]
+    for rows in splits.values():
+        classes, found = _classes(paths, train, rows, depth, spec)
+        if found is not None:
+            labels[rows] = found
+    num_outside = len(paths) - sum(len(rows) for rows in splits.values())
+    arrays = {split: np.asarray(splits[split]) for split in SPLITS if split in splits}
+    return Layout(arrays, classes, None if classes is None else labels, num_outside)
+
+
+def _wrapper_depth(paths: list[Parts]) -> int:
+    depth = 0
+    while True:
+        first = paths[0][depth] if len(paths[0]) > depth + 1 else None
+        if first is None or canonical_split(first) or any(p[depth] != first or len(p) < depth + 2 for p in paths):
+            return depth
+        depth += 1
+
+
+def _splits_at(paths: list[Parts], rows: list[int], depth: int) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    others = False
+    for row in rows:
+        split = canonical_split(paths[row][depth]) if len(paths[row]) > depth + 1 else None
+        if split is None:
+            others = True
+        else:
+            found.setdefault(split, []).append(row)
+    beside = "train" in found and len(found) > 1
+    return found if beside or not others else {}
+
+
+def _splits_one_level_down(paths: list[Parts], depth: int, spec: str) -> tuple[dict[str, list[int]], int]:
+    parents: dict[str, list[int]] = {}
+    for row, path in enumerate(paths):
+        if len(path) > depth + 2:
+            parents.setdefault(path[depth], []).append(row)
+    holding = {parent: found for parent, rows in parents.items() if (found := _splits_at(paths, rows, depth + 1))}
+    if len(holding) > 1:
+        folders = ", ".join(sorted(holding)[:10])
+        raise ValueError(
+            f"Source.spec must hold splits in one folder; got {spec} with splits in {folders}. "
+            f"Name the one that holds the images, such as {spec}/{min(holding)}."
+        )
+    return (next(iter(holding.values())), 1) if holding else ({}, 0)
+
+
+def _classes(
+    paths: list[Parts], train: list[int], rows: list[int], depth: int, spec: str
+) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
+    """Class names by the folders of `train`, and the class ids of `rows`."""
+    folders = {paths[row][depth] for row in train if len(paths[row]) == depth + 2}
+    if len(folders) < 2 or any(len(paths[row]) != depth + 2 for row in train):
+        return None, None
+    classes = tuple(sorted(folders))
+    if any(len(paths[row]) != depth + 2 for row in rows):
+        return classes, None
+    ids = {name: number for number, name in enumerate(classes)}
+    unknown = sorted({paths[row][depth] for row in rows} - set(ids))
+    if unknown:
+        raise ValueError(
+            f"Source.classes must be those of train; got {', '.join(unknown[:10])} in {spec}, unknown to train. "
+            f"Rename or remove these folders."
+        )
+    return classes, np.asarray([ids[paths[row][depth]] for row in rows], dtype=np.int64)
+
+
+def divide(num_images: int, labels: np.ndarray | None, *, seed: int, share: float = 0.2) -> dict[str, np.ndarray]:
+    """A fixed division into train and test for a source without splits, stratified by class where there are classes.
+
+    Args:
+        num_images: Images in the source.
+        labels: Class ids, or None.
+        seed: Another seed, another division.
+        share: Share of the test part; every class of at least two images has one in it.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 8020]))
+    groups = [np.arange(num_images)] if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    test = []
+    for rows in groups:
+        count = max(round(len(rows) * share), 1) if len(rows) > 1 else 0
+        test.append(rng.permutation(rows)[:count])
+    is_test = np.zeros(num_images, dtype=bool)
+    is_test[np.concatenate(test)] = True
+    return {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}

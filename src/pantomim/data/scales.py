@@ -1,0 +1,34 @@
+"""How stored numbers become the floats that a model sees: one division, recorded with the encoder."""
+
+from pantomim.frozen import frozen
+
+
+@frozen
+class Scale:
+    """`value / divisor + offset`; nothing is clipped, except that resized 8-bit images stay in [0, 1].
+
+    Args:
+        divisor: Above 0.
+        offset: Added after the division.
+        rule: Where the divisor comes from, in words.
+    """
+
+    divisor: float
+    offset: float = 0.0
+    rule: str = "given"
+
+    def __post_init__(self) -> None:
+        if not self.divisor > 0:
+            raise ValueError(f"Scale.divisor must be above 0; got {self.divisor}. Give the value that becomes 1.")
+
+
+_SCALES = {
+    "uint8": Scale(255.0, rule="uint8: 255 becomes 1"),
+    "uint16": Scale(65535.0, rule="uint16: 65535 becomes 1"),
+    "int16": Scale(10000.0, rule="int16: reflectance x 10000"),
+}
+
+
+def scale_of(dtype: str) -> Scale:
+    """The scale of a number type: the range of unsigned ones, reflectance x 10000 for int16, none for the others."""
+    return _SCALES.get(dtype, Scale(1.0, rule=f"{dtype}: as it is"))

@@ -1,0 +1,255 @@
+"""Where the images of a source lie: files, members of a zip, bytes in memory, an array, or another library's set."""
+
+import os
+import struct
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pantomim.data.decoding import BrokenImageError, Header, bands_first, decode, decode_header, from_picture, plain
+
+
+class Store(ABC):
+    """Images by position."""
+
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def decode(self, position: int) -> np.ndarray:
+        """One image, (C, H, W), in the number type of the source; raises `BrokenImageError`."""
+
+    @abstractmethod
+    def header(self, position: int) -> Header:
+        """What is known of that image without decoding it; raises `BrokenImageError`."""
+
+    def held(self, positions: np.ndarray, limit: int) -> "BytesStore | None":
+        """These positions' files in memory as they are, or None if they are no files or exceed `limit` bytes."""
+        return None
+
+
+class EncodedStore(Store):
+    """Images that are files of some kind."""
+
+    @abstractmethod
+    def read(self, position: int) -> bytes:
+        """The bytes of one file."""
+
+    @abstractmethod
+    def num_bytes(self, position: int) -> int:
+        """Their number, without reading them."""
+
+    def decode(self, position: int) -> np.ndarray:
+        """One image, decoded from its file."""
+        return decode(self._bytes(position), PurePosixPath(self.names[position]).suffix)
+
+    def header(self, position: int) -> Header:
+        """The header of one file."""
+        return decode_header(self._bytes(position), PurePosixPath(self.names[position]).suffix)
+
+    def held(self, positions: np.ndarray, limit: int) -> "BytesStore | None":
+        """These files in memory, if they take at most `limit` bytes; a file that cannot be read is held empty."""
+        total = 0
+        for position in positions:
+            total += self.num_bytes(int(position))
+            if total > limit:
+                return None
+        files = []
+        for position in positions:
+            try:
+                files.append(self._bytes(int(position)))
+            except BrokenImageError:
+                files.append(b"")
+        return BytesStore(files, [self.names[int(position)] for position in positions])
+
+    def _bytes(self, position: int) -> bytes:
+        try:
+            data = self.read(position)
+        except (OSError, zlib.error, struct.error) as error:
+            raise BrokenImageError(f"cannot be read: {error}") from error
+        if not data:
+            raise BrokenImageError("is an empty file")
+        return data
+
+
+class FileStore(EncodedStore):
+    """Files on disk.
+
+    Args:
+        root: Folder that the names are relative to.
+        names: Slash-separated.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self.root = root
+        self.names = names
+
+    def read(self, position: int) -> bytes:
+        """The bytes of one file."""
+        return (self.root / self.names[position]).read_bytes()
+
+    def num_bytes(self, position: int) -> int:
+        """Their number, from the file system; 0 where there is no such file."""
+        path = self.root / self.names[position]
+        return path.stat().st_size if path.is_file() else 0
+
+    def header(self, position: int) -> Header:
+        """The header of one file, of which only the beginning is read."""
+        path = self.root / self.names[position]
+        if not path.is_file() or not path.stat().st_size:
+            self._bytes(position)
+        return decode_header(path, path.suffix)
+
+
+class ZipStore(EncodedStore):
+    """Members of a zip, read in place.
+
+    Members are read by offset instead of through `zipfile`: reads without a file position are safe from many threads,
+    and a worker need not parse the list of members again (60,000 take half a second).
+
+    Args:
+        path: The zip.
+        members: Those to show, as `zipfile` lists them.
+        names: A name for each.
+    """
+
+    def __init__(self, path: Path, members: Sequence[zipfile.ZipInfo], names: Sequence[str]) -> None:
+        self.path = path
+        self.names = names
+        fields = [
+            (m.header_offset, m.compress_size, m.file_size, m.compress_type, m.CRC, m.flag_bits & 1) for m in members
+        ]
+        self._fields = np.asarray(fields, dtype=np.int64).reshape(-1, 6)
+        self._descriptor: tuple[int, int] | None = (os.getpid(), os.open(path, os.O_RDONLY))  # one handle a process
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptor": None}
+
+    def __del__(self) -> None:
+        descriptor = self.__dict__.get("_descriptor")
+        if descriptor is not None and descriptor[0] == os.getpid():
+            os.close(descriptor[1])
+
+    def read(self, position: int) -> bytes:
+        """The bytes of one member, its checksum verified."""
+        offset, packed, size, method, checksum, encrypted = (int(value) for value in self._fields[position])
+        if encrypted:
+            raise BrokenImageError("is encrypted in the zip")
+        header = self._read_at(30, offset)
+        if header[:4] != b"PK\x03\x04":
+            raise BrokenImageError("is not where the zip says")
+        name_length, extra_length = struct.unpack("<HH", header[26:30])
+        data = self._read_at(packed, offset + 30 + name_length + extra_length)
+        if method == zipfile.ZIP_DEFLATED:
+            data = zlib.decompress(data, -zlib.MAX_WBITS, max(size, 1))
+        elif method != zipfile.ZIP_STORED:
+            raise BrokenImageError("is compressed by another method than deflate; repack the zip")
+        if len(data) != size or zlib.crc32(data) != checksum:
+            raise BrokenImageError("fails the checksum of the zip")
+        return data
+
+    def num_bytes(self, position: int) -> int:
+        """Size of one member, unpacked."""
+        return int(self._fields[position, 2])
+
+    def _read_at(self, count: int, offset: int) -> bytes:
+        process = os.getpid()
+        if self._descriptor is None or self._descriptor[0] != process:
+            self._descriptor = (process, os.open(self.path, os.O_RDONLY))
+        return os.pread(self._descriptor[1], count, offset)
+
+
+class BytesStore(EncodedStore):
+    """Encoded files held in memory, in one block, so that forked workers share it.
+
+    Args:
+        files: The bytes of each file.
+        names: Their names.
+    """
+
+    def __init__(self, files: Sequence[bytes], names: Sequence[str]) -> None:
+        self.names = names
+        self._ends = np.cumsum([len(file) for file in files], dtype=np.int64)
+        self._block = np.frombuffer(b"".join(files), dtype=np.uint8)
+
+    def read(self, position: int) -> bytes:
+        """The bytes of one file."""
+        start = int(self._ends[position - 1]) if position else 0
+        return self._block[start : int(self._ends[position])].tobytes()
+
+    def num_bytes(self, position: int) -> int:
+        """Their number."""
+        return int(self._ends[position]) - (int(self._ends[position - 1]) if position else 0)
+
+
+class ArrayStore(Store):
+    """Images of one size in one array.
+
+    Args:
+        images: (N, H, W), (N, C, H, W) or (N, H, W, C); of four axes the smaller of the second and the last, which must
+            have at most 64 entries, is the bands (the second where they are equal).
+        names: A name for each image; their numbers if None.
+        spec: The source, for errors.
+    """
+
+    def __init__(self, images: np.ndarray, names: Sequence[str] | None = None, *, spec: str) -> None:
+        if images.ndim not in (3, 4) or not len(images):
+            raise ValueError(
+                f"Source.images must have the shape (N, H, W), (N, C, H, W) or (N, H, W, C) with N > 0; "
+                f"got {images.shape} in {spec}. Stack the images along the first axis."
+            )
+        try:
+            bands_first(np.empty(images.shape[1:], dtype=np.uint8))
+            if images.ndim == 3:
+                images = images[:, None]
+            elif images.shape[3] < images.shape[1]:
+                images = images.transpose(0, 3, 1, 2)
+            self.array = plain(images)
+        except BrokenImageError as error:
+            raise ValueError(
+                f"Source.images must be an array of images; got {images.shape} in {spec}, one of which {error}."
+            ) from error
+        self.names = [str(number) for number in range(len(images))] if names is None else names
+
+    def decode(self, position: int) -> np.ndarray:
+        """One image."""
+        return self.array[position]
+
+    def header(self, position: int) -> Header:
+        """The same for all."""
+        _, channels, height, width = self.array.shape
+        return Header(channels, height, width, self.array.dtype.name)
+
+
+class PictureStore(Store):
+    """Pictures that another library hands out one by one.
+
+    Args:
+        fetch: From a position to a Pillow image or an array.
+        num_images: How many there are.
+    """
+
+    def __init__(self, fetch: Callable[[int], Image.Image | np.ndarray], num_images: int) -> None:
+        self._fetch = fetch
+        self.names = [str(number) for number in range(num_images)]
+
+    def decode(self, position: int) -> np.ndarray:
+        """One image, by the rules of `decoding`."""
+        try:
+            picture = self._fetch(position)
+        except Exception as error:  # whatever the other library's decoder raises
+            raise BrokenImageError(str(error)[:200]) from error
+        return from_picture(picture) if isinstance(picture, Image.Image) else plain(bands_first(np.asarray(picture)))
+
+    def header(self, position: int) -> Header:
+        """By decoding: the other library has no headers."""
+        channels, height, width = (image := self.decode(position)).shape
+        return Header(channels, height, width, image.dtype.name)

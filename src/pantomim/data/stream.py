@@ -1,0 +1,291 @@
+"""Batches of images: for training, addressed by (seed, step) so that any can be made again; for evaluation, in order.
+
+What the batch of a step holds depends on nothing but the data set, the seed, the step and the batch size: not on
+workers, not on the number of processes, not on where training was resumed. A set of one image size that fits in memory
+lies there decoded, on the device that trains, and is cropped there in batches; any other is decoded by workers, from
+its files held in memory if those fit.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.data
+from torch import Tensor
+
+from pantomim.data.decoding import BrokenImageError
+from pantomim.data.sources import Dataset, num_threads
+from pantomim.data.transforms import Crop, centred_boxes, crop_boxes, draw_uniforms, resize_one, resized_crop, scaled
+from pantomim.methods.base import Batch
+
+_PURPOSE = 1  # keeps the order apart from other draws of the same seed
+
+Rows = tuple[Tensor, Tensor, dict[int, str]]  # images as stored, their ids, images found broken
+
+
+class Stream:
+    """Training batches, addressed by (seed, step).
+
+    Each epoch is a new permutation of the images; a last incomplete batch is left out. A set smaller than one batch is
+    passed as often as a batch needs. A broken image is replaced by the next healthy one.
+
+    Args:
+        dataset: What to read.
+        batch_size: Images a step, over all processes and accumulation steps.
+        image_size: (height, width) of the batches.
+        crop: How an image becomes one of that size.
+        seed: Of order and crops, 0 or more.
+        device: Where batches go.
+        rank: Number of this process.
+        world: Number of processes.
+        micro: Accumulation steps; micro-batch a of rank r holds the rows from (a * world + r) * b on, of b each.
+        workers: Decoding processes; None chooses. Unused where the set lies in memory decoded.
+        memory_gib: Most memory to hold images in, on the device or as files.
+
+    Attributes:
+        steps_per_epoch: Steps of one pass over the data, at least 1.
+        wait_s: Seconds spent so far on waiting for batches or on making them.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        image_size: tuple[int, int],
+        crop: Crop,
+        seed: int,
+        device: torch.device | str,
+        rank: int = 0,
+        world: int = 1,
+        micro: int = 1,
+        workers: int | None = None,
+        memory_gib: float = 4.0,
+    ) -> None:
+        if batch_size < 1 or batch_size % (micro * world):
+            raise ValueError(
+                f"Stream.batch_size must be a multiple of accumulation x processes = {micro} x {world}; got "
+                f"{batch_size}. Choose another batch size or number of accumulation steps."
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.crop = crop
+        self.seed = seed
+        self.device = torch.device(device)
+        self.micro = micro
+        self.steps_per_epoch = max(1, len(dataset) // batch_size)
+        self.wait_s = 0.0
+        self._rank, self._world = rank, world
+        self._rows = batch_size // (micro * world)
+        self._workers = max(1, (num_threads() - 1) // world) if workers is None else workers
+        array = dataset.array(memory_gib)
+        self._images: Tensor | None = None
+        if array is None:
+            dataset.hold_encoded(memory_gib)
+        else:
+            self._images = _tensor(array).to(self.device)
+            self._healthy_ids = _healthy_ids(dataset)
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[list[Batch]]:
+        """The batches of steps `start_step` to `stop_step` - 1: for each a list of `micro`, this process's rows only."""
+        items = self._from_workers(start_step, stop_step) if self._images is None else None
+        for step in range(start_step, stop_step):
+            begin = time.perf_counter()
+            rows = [self._from_memory(step, part) if items is None else next(items) for part in range(self.micro)]
+            self.wait_s += time.perf_counter() - begin
+            yield rows
+
+    def ids(self, step: int) -> np.ndarray:
+        """Indices of the images in the global batch of a step, in order (broken ones not yet replaced)."""
+        num_images = len(self.dataset)
+        if num_images >= self.batch_size:
+            epoch, place = divmod(step, self.steps_per_epoch)
+            order = _permutation(num_images, self.seed, epoch)
+            return order[place * self.batch_size : (place + 1) * self.batch_size]
+        places = step * self.batch_size + np.arange(self.batch_size)
+        epochs = [_permutation(num_images, self.seed, int(epoch)) for epoch in np.unique(places // num_images)]
+        return np.concatenate(epochs)[places - places[0] // num_images * num_images]
+
+    def first_row(self, part: int) -> int:
+        """The first row of the global batch that is in this process's micro-batch number `part`."""
+        return (part * self._world + self._rank) * self._rows
+
+    def draws(self, step: int, part: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices and crop draws of this process's rows in one micro-batch."""
+        rows = slice(self.first_row(part), self.first_row(part) + self._rows)
+        return self.ids(step)[rows], draw_uniforms(self.batch_size, self.seed, step)[rows]
+
+    def _from_memory(self, step: int, part: int) -> Batch:
+        assert self._images is not None
+        ids, uniforms = self.draws(step, part)
+        ids = self._healthy_ids[ids]
+        height, width = self._images.shape[2:]
+        boxes, flips = crop_boxes(np.tile([height, width], (len(ids), 1)), uniforms, self.crop, self.image_size)
+        on_device = self._put(torch.from_numpy(ids))
+        images = scaled(self._images[on_device], self.dataset.scale)
+        if (boxes == [0, 0, *self.image_size]).all() and not flips.any():
+            return self._batch(images, on_device, ids, part)
+        on_device_boxes, on_device_flips = self._put(torch.from_numpy(boxes)), self._put(torch.from_numpy(flips))
+        images = resized_crop(images, on_device_boxes, self.image_size, on_device_flips)
+        return self._batch(self._clamped(images), on_device, ids, part)
+
+    def _from_workers(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        items = range(start_step * self.micro, stop_step * self.micro)
+        for item, rows in zip(items, _decoded(_StreamRows(self), items, self._workers, self.device), strict=True):
+            images, ids, reasons = rows
+            self.dataset.mark_broken(reasons)
+            images = scaled(images.to(self.device, non_blocking=True), self.dataset.scale)
+            on_device = ids.to(self.device, non_blocking=True)
+            yield self._batch(self._clamped(images), on_device, ids.numpy(), item % self.micro)
+
+    def _batch(self, images: Tensor, ids: Tensor, host_ids: np.ndarray, part: int) -> Batch:
+        labels = None
+        if self.dataset.labels is not None:
+            labels = self._put(torch.from_numpy(self.dataset.labels[host_ids]))
+        return Batch(images, ids, labels, self.first_row(part), self.batch_size)
+
+    def _clamped(self, images: Tensor) -> Tensor:
+        return images.clamp_(0, 1) if self.dataset.facts.dtype == "uint8" else images
+
+    def _put(self, values: Tensor) -> Tensor:
+        """Onto the device; from pinned memory, so that nothing waits."""
+        if self.device.type != "cuda":
+            return values.to(self.device)
+        return values.pin_memory().to(self.device, non_blocking=True)
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    image_size: tuple[int, int],
+    batch_size: int,
+    device: torch.device | str,
+    indices: np.ndarray | None = None,
+    *,
+    workers: int | None = None,
+    memory_gib: float = 4.0,
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Images in order, each by its largest centred part of the wanted proportions, resized; broken ones are left out.
+
+    Args:
+        dataset: What to read.
+        image_size: (height, width) of the batches.
+        batch_size: Most images at once.
+        device: Where they go.
+        indices: Which images, in which order; all if None.
+        workers: Decoding processes; None chooses. Unused where the set lies in memory decoded.
+        memory_gib: Most memory to hold images in.
+
+    Yields: images (B, C, h, w), scaled; and their indices.
+    """
+    device = torch.device(device)
+    indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
+    array = dataset.array(memory_gib)
+    if array is None:
+        rows = _EvaluationRows(
+            dataset, image_size, [indices[k : k + batch_size] for k in range(0, len(indices), batch_size)]
+        )
+        workers = max(1, num_threads() - 1) if workers is None else workers
+        workers = min(workers, len(rows) // 4)  # a few batches are not worth a process
+        for images, healthy, reasons in _decoded(rows, range(len(rows)), workers, device):
+            dataset.mark_broken(reasons)
+            if len(healthy):
+                images = scaled(images.to(device, non_blocking=True), dataset.scale)
+                yield (images.clamp_(0, 1) if dataset.facts.dtype == "uint8" else images), healthy.numpy()
+        return
+    broken = list(dataset.broken_reasons())
+    indices = indices[~np.isin(indices, broken)]
+    box = centred_boxes(np.asarray([array.shape[2:]]), image_size)
+    for first in range(0, len(indices), batch_size):
+        ids = indices[first : first + batch_size]
+        images = scaled(_tensor(array[ids]).to(device), dataset.scale)
+        if array.shape[2:] != tuple(image_size):
+            boxes = torch.from_numpy(box).to(device).expand(len(ids), 4)
+            images = resized_crop(images, boxes, image_size)
+            images = images.clamp_(0, 1) if dataset.facts.dtype == "uint8" else images
+        yield images, ids
+
+
+class _StreamRows(torch.utils.data.Dataset[Rows]):
+    """Item number step x micro + a is one decoded micro-batch."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def __getitem__(self, item: int) -> Rows:
+        stream = self._stream
+        dataset = stream.dataset
+        ids, uniforms = stream.draws(*divmod(item, stream.micro))
+        images, healthy = [], []
+        for index, uniform in zip(ids, uniforms, strict=True):
+            index, image = dataset.read_healthy(int(index))
+            boxes, flips = crop_boxes(np.asarray([image.shape[1:]]), uniform[None], stream.crop, stream.image_size)
+            images.append(resize_one(image, boxes[0], stream.image_size, bool(flips[0])))
+            healthy.append(index)
+        return torch.stack(images), torch.tensor(healthy), dataset.broken_reasons()
+
+
+class _EvaluationRows(torch.utils.data.Dataset[Rows]):
+    """Item number k is the k-th chunk of images, decoded, without its broken ones."""
+
+    def __init__(self, dataset: Dataset, image_size: tuple[int, int], chunks: list[np.ndarray]) -> None:
+        self._dataset, self._image_size, self._chunks = dataset, image_size, chunks
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __getitem__(self, item: int) -> Rows:
+        images, healthy = [], []
+        for index in self._chunks[item]:
+            try:
+                image = self._dataset.read(int(index))
+            except BrokenImageError:
+                continue
+            box = centred_boxes(np.asarray([image.shape[1:]]), self._image_size)[0]
+            images.append(resize_one(image, box, self._image_size, flip=False))
+            healthy.append(int(index))
+        stacked = torch.stack(images) if images else torch.empty(0)
+        return stacked, torch.tensor(healthy, dtype=torch.int64), self._dataset.broken_reasons()
+
+
+def _decoded(rows: torch.utils.data.Dataset[Rows], items: range, workers: int, device: torch.device) -> Iterator[Rows]:
+    """The items in order, made by workers ahead of time."""
+    options: dict[str, Any] = {}
+    if workers and sys.platform == "linux":
+        options["multiprocessing_context"] = "fork"  # workers share the files held in memory
+    loader = torch.utils.data.DataLoader(
+        rows,
+        sampler=items,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else starting the loader would draw from the global one
+        **options,
+    )
+    return iter(loader)
+
+
+def _as_it_is(rows: Any) -> Any:
+    return rows
+
+
+@lru_cache(maxsize=4)
+def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch, _PURPOSE])).permutation(num_images)
+
+
+def _healthy_ids(dataset: Dataset) -> np.ndarray:
+    """For each index the one whose image stands in its row: its own, or the next healthy one."""
+    ids = np.arange(len(dataset))
+    for index in dataset.broken_reasons():
+        ids[index] = dataset.read_healthy(index)[0]
+    return ids
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -1,0 +1,172 @@
+"""Cropping, resizing and flipping, drawn for the global batch and done for many images at once on their own device.
+
+Random numbers are drawn apart from the images, for all rows of a global batch, from (seed, step): each process then
+takes its rows, and the same step gives the same crops whoever computes them. Boxes are (top, left, height, width).
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pantomim.data.scales import Scale
+from pantomim.frozen import frozen
+
+_TRIES = 10  # of a random box, before the centred one; as in torchvision
+_COLUMNS = 2 * _TRIES + 3
+_PURPOSE = 2  # keeps these draws apart from others of the same seed and step
+
+
+@frozen
+class Crop:
+    """How an image becomes a training image of the wanted size.
+
+    Args:
+        kind: "random_resized" takes a random part; "none" the largest centred part of the wanted proportions.
+        scale: Smallest and largest share of the image's area in that part, in (0, 1].
+        aspect: Smallest and largest width / height of that part.
+        flip: Mirror half of the images, left to right.
+
+    Paper: He et al. 2022, arXiv:2111.06377, Table 8: random resized crop (scale 0.2 to 1 in the authors' code) and flip.
+    """
+
+    kind: Literal["random_resized", "none"] = "random_resized"
+    scale: tuple[float, float] = (0.2, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(
+                f"Crop.scale must be two rising shares in (0, 1]; got {self.scale}. Give shares of the area."
+            )
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"Crop.aspect must be two rising values above 0; got {self.aspect}. Give width / height.")
+
+
+def draw_uniforms(total: int, seed: int, step: int) -> Float[np.ndarray, "B 23"]:
+    """The random numbers that the crops of one global batch need, uniform in [0, 1); a row an image."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, step, _PURPOSE]))
+    return rng.random((total, _COLUMNS))
+
+
+def crop_boxes(
+    sizes: Int[np.ndarray, "B 2"], uniforms: Float[np.ndarray, "B 23"], crop: Crop, image_size: tuple[int, int]
+) -> tuple[Int[np.ndarray, "B 4"], Bool[np.ndarray, "B"]]:
+    """The part to take of each image, and whether to mirror it.
+
+    Args:
+        sizes: (height, width) of each image.
+        uniforms: From `draw_uniforms`, the rows of these images.
+        crop: What to draw.
+        image_size: (height, width) that the part will be resized to; its proportions count where `crop.kind` is "none".
+
+    Deviation: none in distribution from torchvision's RandomResizedCrop (area uniform, proportions log-uniform, ten
+    tries, then the centred part of the nearest allowed proportions).
+    """
+    flips = (uniforms[:, -1] < 0.5) & crop.flip
+    if crop.kind == "none":
+        return centred_boxes(sizes, image_size), flips
+    height, width = sizes[:, :1], sizes[:, 1:]
+    area = (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * uniforms[:, :_TRIES]) * (height * width)
+    low, high = math.log(crop.aspect[0]), math.log(crop.aspect[1])
+    aspect = np.exp(low + (high - low) * uniforms[:, _TRIES : 2 * _TRIES])
+    widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    inside = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first = inside.argmax(axis=1)[:, None]
+    taken_height = np.take_along_axis(heights, first, axis=1)[:, 0]
+    taken_width = np.take_along_axis(widths, first, axis=1)[:, 0]
+    top = np.floor(uniforms[:, -3] * (sizes[:, 0] - taken_height + 1))
+    left = np.floor(uniforms[:, -2] * (sizes[:, 1] - taken_width + 1))
+    drawn = np.stack([top, left, taken_height, taken_width], axis=1).astype(np.int64)
+    return np.where(inside.any(axis=1)[:, None], drawn, _nearest_boxes(sizes, crop.aspect)), flips
+
+
+def centred_boxes(sizes: Int[np.ndarray, "B 2"], image_size: tuple[int, int]) -> Int[np.ndarray, "B 4"]:
+    """The largest centred part of each image that has the proportions of `image_size`."""
+    aspect = image_size[1] / image_size[0]
+    return _nearest_boxes(sizes, (aspect, aspect))
+
+
+def _nearest_boxes(sizes: np.ndarray, aspect: tuple[float, float]) -> np.ndarray:
+    """The largest centred part whose proportions are the allowed ones nearest to the image's own."""
+    height, width = sizes[:, 0], sizes[:, 1]
+    own = width / height
+    taken_width = np.where(own > aspect[1], np.rint(height * aspect[1]), width)
+    taken_height = np.where(own < aspect[0], np.rint(width / aspect[0]), height)
+    taken_width, taken_height = np.clip(taken_width, 1, width), np.clip(taken_height, 1, height)
+    boxes = [(height - taken_height) // 2, (width - taken_width) // 2, taken_height, taken_width]
+    return np.stack(boxes, axis=1).astype(np.int64)
+
+
+def scaled(images: Tensor, scale: Scale) -> Float[Tensor, "*shape"]:
+    """Stored numbers as float32, by the recorded rule."""
+    images = images.to(torch.float32) / scale.divisor
+    return images + scale.offset if scale.offset else images
+
+
+def resized_crop(
+    images: Float[Tensor, "B C H W"],
+    boxes: Int[Tensor, "B 4"],
+    image_size: tuple[int, int],
+    flips: Bool[Tensor, "B"] | None = None,
+) -> Float[Tensor, "B C h w"]:
+    """Cut another part out of each image and resize all to one size: bicubic with antialiasing (a = -0.5), as Pillow.
+
+    Resizing is linear and separable: each image gets one small matrix for its rows and one for its columns, and two
+    batched products do the whole batch, without a wait on the device. Values may overshoot; clamp where a range is wanted.
+
+    Args:
+        images: Any floats.
+        boxes: The part of each image.
+        image_size: Rows and columns of the result.
+        flips: Which images to mirror, left to right.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        rows = _resize_matrix(boxes[:, 0], boxes[:, 2], images.shape[2], image_size[0], None)
+        columns = _resize_matrix(boxes[:, 1], boxes[:, 3], images.shape[3], image_size[1], flips)
+        batch, channels, height, width = images.shape
+        wide = torch.bmm(images.reshape(batch, channels * height, width), columns.to(images.dtype).transpose(1, 2))
+        return rows.to(images.dtype)[:, None] @ wide.view(batch, channels, height, image_size[1])
+
+
+def resize_one(image: np.ndarray, box: np.ndarray, image_size: tuple[int, int], flip: bool) -> Tensor:
+    """One image's part, resized as `resized_crop` does; uint8 stays uint8 (rounded), all else becomes float32.
+
+    Returns: (C, h, w), contiguous.
+    """
+    top, left, height, width = (int(value) for value in box)
+    part = torch.from_numpy(np.ascontiguousarray(image[:, top : top + height, left : left + width]))
+    part = part if part.dtype == torch.uint8 else part.to(torch.float32)
+    if (height, width) != tuple(image_size):
+        part = F.interpolate(part[None], size=tuple(image_size), mode="bicubic", antialias=True)[0]
+    return (part.flip(2) if flip else part).contiguous()
+
+
+def _resize_matrix(
+    start: Int[Tensor, "B"], length: Int[Tensor, "B"], size_in: int, size_out: int, flips: Bool[Tensor, "B"] | None
+) -> Float[Tensor, "B out in"]:
+    """Weights of the input pixels in each output pixel; pixels outside the box have none."""
+    device = start.device
+    out = torch.arange(size_out, device=device)[None]
+    if flips is not None:
+        out = torch.where(flips[:, None], size_out - 1 - out, out)
+    step = length.to(torch.float32)[:, None] / size_out
+    centre = start[:, None] + (out + 0.5) * step
+    pixel = torch.arange(size_in, device=device)
+    distance = ((pixel + 0.5) - centre[:, :, None]) / step.clamp(min=1)[:, :, None]
+    inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])
+    weights = _cubic(distance.abs()) * inside[:, None]
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Keys' cubic kernel with a = -0.5, of the absolute distance."""
+    near = (1.5 * distance - 2.5) * distance * distance + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, torch.zeros_like(distance)))
