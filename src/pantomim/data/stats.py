@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from pantomim.data.dataset import Dataset
 from pantomim.data.decoding import BrokenImageError
-from pantomim.data.sources import Dataset
 from pantomim.frozen import frozen
 
 

@@ -17,8 +17,8 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
+from pantomim.data.dataset import Dataset, num_threads
 from pantomim.data.decoding import BrokenImageError
-from pantomim.data.sources import Dataset, num_threads
 from pantomim.data.transforms import Crop, centred_boxes, crop_boxes, draw_uniforms, resize_one, resized_crop, scaled
 from pantomim.methods.base import Batch
 
@@ -92,7 +92,7 @@ class Stream:
             self._healthy_ids = _healthy_ids(dataset)
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[list[Batch]]:
-        """The batches of steps `start_step` to `stop_step` - 1: for each a list of `micro`, this process's rows only."""
+        """For each step from `start_step` up to `stop_step` a list of `micro` batches, this process's rows only."""
         items = self._from_workers(start_step, stop_step) if self._images is None else None
         for step in range(start_step, stop_step):
             begin = time.perf_counter()

@@ -31,7 +31,7 @@ class Crop:
         aspect: Smallest and largest width / height of that part.
         flip: Mirror half of the images, left to right.
 
-    Paper: He et al. 2022, arXiv:2111.06377, Table 8: random resized crop (scale 0.2 to 1 in the authors' code) and flip.
+    Paper: He et al. 2022, arXiv:2111.06377, Table 8: random resized crop (area from 0.2 on in the authors' code), flip.
     """
 
     kind: Literal["random_resized", "none"] = "random_resized"
@@ -119,7 +119,7 @@ def resized_crop(
     """Cut another part out of each image and resize all to one size: bicubic with antialiasing (a = -0.5), as Pillow.
 
     Resizing is linear and separable: each image gets one small matrix for its rows and one for its columns, and two
-    batched products do the whole batch, without a wait on the device. Values may overshoot; clamp where a range is wanted.
+    batched products do the whole batch, without a wait on the device. Values may overshoot: clamp where that matters.
 
     Args:
         images: Any floats.

@@ -1,0 +1,276 @@
+"""One split of a source, opened for reading."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from pantomim.data.decoding import BrokenImageError, Header
+from pantomim.data.scales import Scale, scale_of
+from pantomim.data.stores import ArrayStore, BytesStore, Store
+from pantomim.frozen import frozen
+
+MAX_PROBED = 2_000
+MAX_BROKEN_SHARE = 0.01
+
+
+@frozen
+class Facts:
+    """What is known of a split before training, from headers alone (of at most 2,000 images, evenly spaced).
+
+    Args:
+        num_images: Images in the split, broken ones included.
+        channels: Of every image.
+        size: (height, width) where all have the same, else None.
+        median_shorter_side: In pixels.
+        dtype: Number type of the files.
+        num_classes: None without labels.
+    """
+
+    num_images: int
+    channels: int
+    size: tuple[int, int] | None
+    median_shorter_side: int
+    dtype: str
+    num_classes: int | None
+
+
+@frozen
+class Broken:
+    """An image that was skipped, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that a source holds: its images, the splits of its own, class names, class ids (-1 for none)."""
+
+    name: str
+    store: Store
+    splits: dict[str, np.ndarray]
+    classes: tuple[str, ...] | None = None
+    labels: np.ndarray | None = None
+    num_ignored: int = 0
+
+
+class Dataset:
+    """One split of a source, opened for reading; `open_source` makes it.
+
+    Args:
+        spec: What was opened.
+        split: train, val, test or all.
+        contents: The source.
+        positions: Those of its images that belong to the split.
+
+    Attributes:
+        name: Short, for files.
+        labels: Class ids, int64, or None.
+        num_ignored: Files of other types beside the images.
+    """
+
+    def __init__(self, spec: str, split: str, contents: Contents, positions: np.ndarray) -> None:
+        self.spec = spec
+        self.split = split
+        self.name = contents.name
+        self.num_ignored = contents.num_ignored
+        self._store = contents.store
+        self._positions = positions
+        self._array: np.ndarray | None = None
+        self._encoded: BytesStore | None = None
+        self._broken: dict[int, Broken] = {}
+        labels = None if contents.labels is None else contents.labels[positions]
+        self.labels: np.ndarray | None = None if labels is None or (labels < 0).any() else labels
+        self.classes = contents.classes if self.labels is not None else None
+        self.facts = self._probe(contents)
+        self._dtype = np.dtype(self.facts.dtype)
+        self.scale: Scale = scale_of(self.facts.dtype)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.spec!r}, split={self.split!r}, {len(self)} images)"
+
+    @property
+    def channels(self) -> int:
+        """Channels of every image."""
+        return self.facts.channels
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each image, relative to the source."""
+        return [self._store.names[position] for position in self._positions]
+
+    @property
+    def broken(self) -> list[Broken]:
+        """The images found unreadable so far."""
+        return [self._broken[index] for index in sorted(self._broken)]
+
+    def read(self, index: int) -> np.ndarray:
+        """One image, (C, H, W), in the number type of the source.
+
+        Raises:
+            BrokenImageError: if it cannot be read; it is then in `broken`.
+            ValueError: if more than 1 % of the images are broken.
+        """
+        if self._array is not None and index not in self._broken:
+            return self._array[index]
+        try:
+            if self._encoded is not None:
+                return self._conform(self._encoded.decode(index))
+            return self._conform(self._store.decode(int(self._positions[index])))
+        except BrokenImageError as error:
+            self.mark_broken({index: str(error)})
+            raise
+
+    def read_healthy(self, index: int) -> tuple[int, np.ndarray]:
+        """The image of this index or, if it is broken, of the next index whose image is not; and that index."""
+        for candidate in range(index, index + len(self)):
+            candidate %= len(self)
+            if candidate in self._broken:
+                continue
+            try:
+                return candidate, self.read(candidate)
+            except BrokenImageError:
+                continue
+        raise self._too_many_broken()
+
+    def mark_broken(self, reasons: dict[int, str]) -> None:
+        """Count images as broken, by index.
+
+        Raises:
+            ValueError: if more than 1 % of the images are broken now; it lists them.
+        """
+        for index, reason in reasons.items():
+            self._broken.setdefault(index, Broken(self._store.names[self._positions[index]], reason))
+        if len(self._broken) > MAX_BROKEN_SHARE * len(self):
+            raise self._too_many_broken()
+
+    def broken_reasons(self) -> dict[int, str]:
+        """The images found unreadable so far, by index, as `mark_broken` takes them."""
+        return {index: broken.reason for index, broken in self._broken.items()}
+
+    def array(self, memory_gib: float) -> np.ndarray | None:
+        """All images as one array (N, C, H, W), decoded once and kept; None if sizes differ or it needs more memory.
+
+        The row of a broken image holds the next healthy one.
+        """
+        if self._array is None and self._fits(memory_gib):
+            self._array = self._decode_all()
+        return self._array
+
+    def hold_encoded(self, memory_gib: float) -> bool:
+        """Keep the files of this split in memory as they are; says whether they fit."""
+        if self._encoded is None:
+            self._encoded = self._store.held(self._positions, int(memory_gib * 2**30))
+        return self._encoded is not None
+
+    def _fits(self, memory_gib: float) -> bool:
+        if self.facts.size is None:
+            return False
+        item = np.dtype(self.facts.dtype).itemsize * self.channels * self.facts.size[0] * self.facts.size[1]
+        return item * len(self) <= memory_gib * 2**30
+
+    def _decode_all(self) -> np.ndarray | None:
+        if isinstance(self._store, ArrayStore):
+            whole = len(self) == len(self._store) and (np.diff(self._positions) == 1).all()
+            return self._store.array if whole else self._store.array[self._positions]
+        assert self.facts.size is not None
+        array = np.empty((len(self), self.channels, *self.facts.size), dtype=self.facts.dtype)
+        chunks = np.array_split(np.arange(len(self)), max(1, len(self) // 256))
+        with ThreadPoolExecutor(num_threads()) as threads:
+            if not all(threads.map(lambda chunk: self._decode_into(array, chunk), chunks)):
+                return None
+        for index in sorted(self._broken):
+            array[index] = self.read_healthy(index)[1]
+        return array
+
+    def _decode_into(self, array: np.ndarray, indices: np.ndarray) -> bool:
+        """Decode these images into their rows; False if one has another size than the probed ones."""
+        for index in indices:
+            try:
+                image = self.read(int(index))
+            except BrokenImageError:
+                continue
+            if image.shape != array.shape[1:]:
+                return False
+            array[index] = image
+        return True
+
+    def _conform(self, image: np.ndarray) -> np.ndarray:
+        """Replicate gray in a colour set; refuse what does not belong in the set."""
+        if image.dtype != self._dtype:
+            raise BrokenImageError(f"is {image.dtype.name} in a set of {self.facts.dtype}")
+        if min(image.shape) < 1:
+            raise BrokenImageError(f"is empty: shape {image.shape}")
+        if len(image) == self.channels:
+            return image
+        if len(image) == 1 and self.channels == 3 and image.dtype == np.uint8:
+            return np.repeat(image, 3, axis=0)
+        raise BrokenImageError(f"has {len(image)} channels in a set of {self.channels}")
+
+    def _probe(self, contents: Contents) -> Facts:
+        """Facts of the split; channels and number type are those of the whole source, so that splits cannot differ."""
+        headers: dict[int, Header] = {}
+        reasons: dict[int, str] = {}
+        everything = (
+            np.concatenate(list(contents.splits.values())) if contents.splits else np.arange(len(contents.store))
+        )
+        for position in _evenly(np.sort(everything)) + _evenly(self._positions):
+            if position in headers or position in reasons:
+                continue
+            try:
+                headers[position] = contents.store.header(position)
+            except BrokenImageError as error:
+                reasons[position] = str(error)
+        mine = {int(position): index for index, position in enumerate(self._positions)}
+        self.mark_broken({mine[position]: reason for position, reason in reasons.items() if position in mine})
+        channels, dtype = _common_kind(headers.values(), self.spec)
+        sides = [(header.height, header.width) for position, header in headers.items() if position in mine]
+        return Facts(
+            num_images=len(self),
+            channels=channels,
+            size=sides[0] if len(set(sides)) == 1 else None,
+            median_shorter_side=int(np.median([min(side) for side in sides])),
+            dtype=dtype,
+            num_classes=None if self.classes is None else len(self.classes),
+        )
+
+    def _too_many_broken(self) -> ValueError:
+        broken = self.broken
+        listed = "".join(f"\n  {item.name}: {item.reason}" for item in broken[:50])
+        more = f"\n  and {len(broken) - 50} more" if len(broken) > 50 else ""
+        return ValueError(
+            f"Dataset.broken must stay within 1 % of the images; got {len(broken)} of {len(self)} in {self.spec} "
+            f"({self.split}). Repair or remove these files:{listed}{more}"
+        )
+
+
+def num_threads() -> int:
+    """Threads for decoding: those that this process may use, at most 16."""
+    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _evenly(positions: np.ndarray) -> list[int]:
+    """At most `MAX_PROBED` of these positions, evenly spaced, the first and the last among them."""
+    count = min(len(positions), MAX_PROBED)
+    return [int(position) for position in positions[np.linspace(0, len(positions) - 1, count).round().astype(int)]]
+
+
+def _common_kind(headers: Iterable[Header], spec: str) -> tuple[int, str]:
+    """The number of channels and the number type that all images share."""
+    kinds = Counter((header.channels, header.dtype) for header in headers)
+    if set(kinds) == {(1, "uint8"), (3, "uint8")}:
+        return 3, "uint8"
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    counts = ", ".join(f"{count} of {channels} x {dtype}" for (channels, dtype), count in sorted(kinds.items()))
+    raise ValueError(
+        f"Source.images must share one number of channels and one number type; got {counts} in {spec}. "
+        f"Name a sub folder that holds images of one kind, or list the wanted files in a .txt."
+    )
