@@ -64,6 +64,12 @@ def timm_arguments(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
+def exact_ratio(hidden: int, width: int) -> float:
+    """The `mlp_ratio` for which `int(width * mlp_ratio)` is `hidden`, rounding errors included."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
 def save_encoder(folder: str | Path, encoder: Encoder, *, scale: Any, recipe: str) -> None:
     """Write `encoder.safetensors` and `encoder.json` into a folder, each whole or not at all.
 
@@ -122,8 +128,7 @@ def save_decoder(folder: str | Path, decoder: MAEDecoder) -> None:
     """Write `decoder.safetensors` and `decoder.json` (constructor arguments) into a folder."""
     block = decoder.decoder_blocks[0]
     assert isinstance(block, Block)
-    width, hidden = decoder.decoder_embed.out_features, block.mlp.fc1.out_features
-    ratio = hidden / width
+    width = decoder.decoder_embed.out_features
     arguments = {
         "encoder_width": decoder.decoder_embed.in_features,
         "num_prefix": decoder.num_prefix,
@@ -131,7 +136,7 @@ def save_decoder(folder: str | Path, decoder: MAEDecoder) -> None:
         "width": width,
         "depth": len(decoder.decoder_blocks),
         "heads": block.attn.heads,
-        "mlp_ratio": ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf),
+        "mlp_ratio": exact_ratio(block.mlp.fc1.out_features, width),
         "out_dim": decoder.decoder_pred.out_features,
     }
     _save(Path(folder), DECODER, decoder, {"decoder": arguments})

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 from pantomim.formats.native import (
+    exact_ratio,
     load_decoder,
     load_encoder_folder,
     read_description,
@@ -169,7 +170,12 @@ def test_decoder_round_trip(tmp_path):
     save_decoder(tmp_path, decoder)
     loaded = load_decoder(tmp_path)
     encoder = EncoderConfig(image_size=(12, 16), patch_size=4, width=24, depth=1, heads=3, registers=1).build()
-    mask = RandomMasker(0.5)(2, (3, 4), torch.Generator().manual_seed(1), 0)
+    mask = RandomMasker(ratio=0.5)(2, (3, 4), torch.Generator().manual_seed(1), 0)
     latent = encoder(torch.rand(2, 3, 12, 16), mask.ids_keep)
     assert torch.equal(loaded(latent, mask), decoder(latent, mask))
     assert not loaded.training
+
+
+@pytest.mark.parametrize("width", [48, 96, 192, 1280])
+def test_every_hidden_width_has_its_ratio(width):
+    assert all(int(width * exact_ratio(hidden, width)) == hidden for hidden in range(1, 6000, 7))

@@ -1,0 +1,171 @@
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from pantomim.formats.timm import TimmEncoder, as_encoder, load_timm
+from pantomim.nn.vit import Encoder
+
+TINY = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 16}
+# The variants of timm's ViT that are the same network as our Encoder up to the final norm, and those that are not.
+SAME = [
+    {},
+    {"img_size": (32, 48)},
+    {"class_token": False, "global_pool": ""},
+    {"reg_tokens": 2},
+    {"reg_tokens": 2, "no_embed_class": True},
+    {"class_token": False, "global_pool": "avg", "fc_norm": False, "mlp_ratio": 3.0},
+    {"class_token": False, "global_pool": "map"},
+    {"dynamic_img_size": True},
+]
+DIFFERENT = [
+    {"init_values": 1e-5},
+    {"pre_norm": True},
+    {"qkv_bias": False},
+    {"qk_norm": True},
+    {"act_layer": "quick_gelu"},
+    {"act_layer": "gelu_tanh"},
+    {"norm_layer": "rmsnorm"},
+    {"global_pool": "avg"},  # its norm stands after the pooling
+    {"final_norm": False},
+    {"pos_embed": "none"},
+]
+
+
+def tiny_vit(**variant: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, **{**TINY, **variant}).eval()
+    size = variant.get("img_size", 32)
+    model.pretrained_cfg = {
+        **model.pretrained_cfg,
+        "input_size": (3, *(size if isinstance(size, tuple) else (size,) * 2)),
+    }
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def assert_same_features(encoder, model):
+    images = torch.rand(2, 3, *encoder.image_size)
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        theirs = model.forward_features((images - mean) / std)
+        ours = encoder(images)
+    torch.testing.assert_close(torch.cat([ours.prefix, ours.patches], 1), theirs, atol=2e-5, rtol=1e-4)
+    assert ours.patches.shape == (2, encoder.grid[0] * encoder.grid[1], encoder.width)
+
+
+@pytest.mark.parametrize("variant", SAME, ids=str)
+def test_plain_transformers_become_our_encoder(variant):
+    model = tiny_vit(**variant)
+    encoder = as_encoder(model, "tiny")
+    assert isinstance(encoder, Encoder)
+    assert not encoder.training
+    assert_same_features(encoder, model)
+
+
+@pytest.mark.parametrize("variant", DIFFERENT, ids=str)
+def test_other_transformers_are_wrapped(variant):
+    model = tiny_vit(**variant)
+    encoder = as_encoder(model, "tiny")
+    assert isinstance(encoder, TimmEncoder)
+    assert_same_features(encoder, model)
+    assert encoder.num_prefix == 1
+    assert encoder.grid == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "width"),
+    [("resnet10t", (6, 6), 512), ("convnext_atto", (7, 7), 320), ("test_vit2", (10, 10), 64)],
+)
+def test_other_architectures(name, grid, width):
+    encoder = load_timm(name, pretrained=False)
+    assert not encoder.training
+    with torch.inference_mode():
+        features = encoder(torch.rand(1, 3, *encoder.image_size))
+    assert encoder.grid == grid
+    assert features.patches.shape == (1, grid[0] * grid[1], width)
+    assert features.prefix.shape == (1, encoder.num_prefix, width)
+
+
+def test_cells_of_a_feature_map_in_raster_order():
+    model = timm.create_model("resnet10t", pretrained=False, num_classes=0).eval()
+    encoder = as_encoder(model, "resnet10t")
+    images = torch.rand(1, 3, *encoder.image_size)
+    with torch.inference_mode():
+        cells = model.forward_features((images - encoder.mean.view(-1, 1, 1)) / encoder.std.view(-1, 1, 1))
+        patches = encoder(images).patches
+    assert torch.equal(patches[0, encoder.grid[1] + 2], cells[0, :, 1, 2])
+
+
+def test_channels_last_maps():
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224", pretrained=False, num_classes=0, depths=(1, 1, 1, 1)
+    ).eval()
+    encoder = as_encoder(model, "swin")
+    images = torch.rand(1, 3, *encoder.image_size)
+    with torch.inference_mode():
+        cells = model.forward_features((images - encoder.mean.view(-1, 1, 1)) / encoder.std.view(-1, 1, 1))
+        features = encoder(images)
+    assert torch.equal(features.patches.view(1, 7, 7, -1), cells)
+    assert features.prefix.shape == (1, 0, 768)
+
+
+def test_wrapped_models_refuse_parts_of_images():
+    encoder = as_encoder(tiny_vit(init_values=1.0), "tiny")
+    images = torch.rand(1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"ids_keep must be None"):
+        encoder(images, torch.zeros(1, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"attention_layer must be None"):
+        encoder(images, attention_layer=0)
+    with pytest.raises(ValueError, match=r"images must be \(B, 3, 32, 32\)"):
+        encoder(images[:, :, :16])
+
+
+@pytest.mark.parametrize("num_classes", [None, 0, 7], ids=["timm's classes", "no head", "fine-tuned"])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_on_disk_are_read_by_timms_own_mechanism(tmp_path, suffix, num_classes):
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", pretrained=False, num_classes=num_classes).eval()
+    path = tmp_path / f"weights.{suffix}"
+    if suffix == "pth":
+        torch.save(model.state_dict(), path)
+    else:
+        save_file(model.state_dict(), path)
+    encoder = load_timm("test_vit", str(path))
+    assert isinstance(encoder, Encoder)
+    assert_same_features(encoder, model)
+
+
+def test_a_file_that_does_not_fit_is_refused_with_its_keys(tmp_path):
+    save_file({"something": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"weights that timm reads for test_vit(.|\n)*Missing key(.|\n)*something"):
+        load_timm("test_vit", str(tmp_path / "other.safetensors"))
+
+
+def test_a_file_with_one_tensor_missing_is_refused(tmp_path):
+    weights = timm.create_model("test_vit", pretrained=False).state_dict()
+    del weights["blocks.1.norm1.bias"]
+    save_file(weights, tmp_path / "part.safetensors")
+    with pytest.raises(ValueError, match=r"blocks\.1\.norm1\.bias"):
+        load_timm("test_vit", str(tmp_path / "part.safetensors"))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"must be weights that timm reads"):
+        load_timm("test_vit", str(tmp_path / "absent.safetensors"))
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"got vit_tinny_patch16_224\. Did you mean vit_tiny_patch16_224"):
+        load_timm("vit_tinny_patch16_224")
+
+
+def test_an_impossible_download_says_what_to_do(monkeypatch):
+    def offline(*args: object, **kwargs: object) -> None:
+        raise FileNotFoundError("cannot reach the hub")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(ConnectionError, match=r"timm:test_vit@FILE"):
+        load_timm("test_vit")
