@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pantomim.frozen import frozen
-from pantomim.nn.tokens import channel_values, patchify, standardise
+from pantomim.nn.tokens import channel_values, patch_grid, patchify, standardise, unpatchify
 
 
 class PixelTarget(nn.Module):
@@ -26,9 +26,7 @@ class PixelTarget(nn.Module):
     Deviation: none known.
     """
 
-    def __init__(
-        self, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...], normalize: bool
-    ) -> None:
+    def __init__(self, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...], normalize: bool) -> None:
         super().__init__()
         self.patch_size, self.normalize = patch_size, normalize
         self.dim = patch_size * patch_size * len(mean)
@@ -40,8 +38,26 @@ class PixelTarget(nn.Module):
         pixels = patchify(standardise(images, self.mean, self.std), self.patch_size)
         if not self.normalize:
             return pixels
-        variance, mean = pixels.var(dim=-1, keepdim=True), pixels.mean(dim=-1, keepdim=True)
-        return (pixels - mean) / (variance + 1e-6).sqrt()
+        mean, deviation = _mean_and_deviation(pixels)
+        return (pixels - mean) / deviation
+
+    def to_images(
+        self, prediction: Float[Tensor, "B N K"], images: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B C H W"]:
+        """What a prediction of every patch looks like, in the scale of `images`.
+
+        With `normalize` a prediction says nothing about a patch's mean and deviation: those of the true patch are used.
+        """
+        if self.normalize:
+            mean, deviation = _mean_and_deviation(patchify(standardise(images, self.mean, self.std), self.patch_size))
+            prediction = prediction * deviation + mean
+        grid = patch_grid((images.shape[2], images.shape[3]), self.patch_size)
+        return unpatchify(prediction, self.patch_size, grid) * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
+
+
+def _mean_and_deviation(pixels: Float[Tensor, "B N K"]) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 1"]]:
+    """Of each patch; the deviation is unbiased, with 1e-6 inside the root."""
+    return pixels.mean(dim=-1, keepdim=True), (pixels.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
 @frozen

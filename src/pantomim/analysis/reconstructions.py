@@ -1,0 +1,244 @@
+"""What the decoder makes of images it was not trained on: hide patches, predict them, put them back in place.
+
+`reconstruct(load_method("RUN"), images, seed=0)` gives arrays; `write_reconstructions("RUN")` does it with held-out
+images of the run's own data and leaves a file that the report shows.
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+
+from pantomim.config import Pretrain, from_yaml
+from pantomim.data.scales import Scale
+from pantomim.data.sources import Dataset, open_source, splits
+from pantomim.data.stream import evaluation_batches
+from pantomim.formats.files import replace_file
+from pantomim.formats.native import load_decoder, load_encoder_folder
+from pantomim.methods.mae import MAE
+from pantomim.nn.tokens import put_back, take
+
+STRETCH = (2.0, 98.0)  # percentiles of the originals that become black and white where values are not 8-bit
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """Images, what was hidden of them, and what was predicted; values in the scale of the images.
+
+    Args:
+        original: The images.
+        masked: The same, hidden patches filled with the mean of each channel.
+        reconstruction: The decoder's prediction of every patch. It was trained on hidden ones only.
+        mask: True where a patch is hidden; rows and columns of patches.
+        pasted: The prediction with the visible patches pasted in.
+        explained: Share of the variation in the hidden patches that the prediction explains: 1 is perfect; 0 is what
+            the mean alone reaches (each patch's true mean if targets are normalised patch by patch, else the data's).
+    """
+
+    original: Float[np.ndarray, "B C H W"]
+    masked: Float[np.ndarray, "B C H W"]
+    reconstruction: Float[np.ndarray, "B C H W"]
+    mask: Bool[np.ndarray, "B rows cols"]
+    pasted: Float[np.ndarray, "B C H W"]
+    explained: float
+
+
+@torch.no_grad()
+def reconstruct(method: MAE, images: Float[torch.Tensor, "B C H W"], seed: int) -> Reconstructions:
+    """Hide patches of the images as the method does in training, and predict them.
+
+    If the target is normalised patch by patch, a prediction says nothing of a patch's mean and deviation; those of the
+    true patch are used, as in the demo of MAE's authors.
+
+    Args:
+        method: In whichever mode it is; it is put into evaluation mode and back.
+        images: Scaled as in training, of the encoder's size.
+        seed: Of the masks.
+    """
+    training = method.training
+    method.eval()
+    encoder, target = method.encoder, method.target
+    device, size = encoder.pos_embed.device, encoder.patch_size
+    images = images.to(device, encoder.pos_embed.dtype)
+    mask = method.masker(len(images), encoder.grid, torch.Generator(device).manual_seed(seed), 0)
+    prediction = method.decoder(encoder(images, mask.ids_keep), mask, everywhere=True)  # (B, N, K)
+    truth = target(images)
+    error = take(prediction - truth, mask.ids_mask).square().sum()
+    explained = 1.0 - (error / take(truth, mask.ids_mask).square().sum()).item()
+    visible_pasted = put_back(take(truth, mask.ids_keep), mask.ids_keep, prediction)
+    hidden = mask.masked.view(len(images), 1, *encoder.grid).repeat_interleave(size, 2).repeat_interleave(size, 3)
+    result = Reconstructions(
+        original=_numpy(images),
+        masked=_numpy(torch.where(hidden, encoder.mean.view(-1, 1, 1), images)),
+        reconstruction=_numpy(target.to_images(prediction, images)),
+        mask=mask.masked.view(len(images), *encoder.grid).cpu().numpy(),
+        pasted=_numpy(target.to_images(visible_pasted, images)),
+        explained=explained,
+    )
+    method.train(training)
+    return result
+
+
+def load_method(run: str | Path) -> MAE:
+    """Encoder, decoder, masker and target of a finished run, from its folder alone.
+
+    Raises:
+        ValueError: if the run has no encoder or decoder yet, or its files are damaged.
+    """
+    run = Path(run)
+    method = from_yaml(Pretrain, run / "config.yaml").method
+    encoder = load_encoder_folder(run)
+    target = method.target.build(encoder.patch_size, encoder.config.mean, encoder.config.std)
+    return MAE(encoder, load_decoder(run), method.masker, target).eval()
+
+
+def held_out(source: str) -> Dataset:
+    """Images that pre-training did not see: test, else val, else the fixed 20 % of a source without splits."""
+    own = splits(source)
+    return open_source(source, "val" if "val" in own and "test" not in own else "test")
+
+
+def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:
+    """A seeded draw of images, the classes in turn where there are labels; in order of class."""
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    if dataset.labels is None:
+        return order[:count]
+    labels = dataset.labels[order]
+    turn = np.zeros(len(order), dtype=np.int64)  # the how-manieth of its class in this order
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        turn[of_class] = np.arange(len(of_class))
+    chosen = order[np.argsort(turn, kind="stable")[:count]]
+    return chosen[np.argsort(dataset.labels[chosen], kind="stable")]
+
+
+def write_reconstructions(
+    run: str | Path, *, count: int = 12, seed: int = 0, bands: tuple[int, ...] | None = None, data: str | None = None
+) -> Path:
+    """Reconstruct held-out images of a finished run; writes `RUN/analysis/reconstructions.npz`.
+
+    The file holds `original`, `masked`, `reconstruction` and `pasted` as 8-bit pictures (n, H, W, 1 or 3) and `mask`;
+    the same values unrounded, in the scale of the encoder's input and with every band, as `original_values` and
+    `reconstruction_values`; and what there is to say about them as JSON in `about`.
+
+    Args:
+        run: A finished run.
+        count: How many images.
+        seed: Of the choice of images and of the masks.
+        bands: Bands shown as red, green and blue, or the one shown as gray; None: the first three, or the first.
+        data: Another source than the run's; its test, val or fixed 20 %.
+
+    Raises:
+        ValueError: if the run is not finished, its data cannot be opened, or there is no such band.
+    """
+    run = Path(run)
+    method = load_method(run)
+    encoder = method.encoder
+    source = data or from_yaml(Pretrain, run / "config.yaml").data.source
+    dataset = held_out(source)
+    bands = shown_bands(dataset.channels, bands)
+    indices = choose(dataset, count, seed)
+    batches = evaluation_batches(dataset, encoder.image_size, len(indices), torch.device("cpu"), indices=indices)
+    images, found = zip(*batches, strict=True)
+    result = reconstruct(method, torch.cat(images), seed)
+    low, high = display_range(result.original[:, bands], dataset.scale)
+    about = {
+        "source": source,
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "divided": not splits(source),
+        "items": [dataset.names[int(index)] for index in np.concatenate([np.asarray(ids) for ids in found])],
+        "seed": seed,
+        "patch_size": encoder.patch_size,
+        "channels": dataset.channels,
+        "bands": list(bands),
+        "stretched": bool(dataset.scale.divisor != 255.0),
+        "masked_share": float(result.mask.mean()),
+        "normalized_target": method.target.normalize,
+        "explained": result.explained,
+    }
+    about["caption"] = caption(about)
+    pictures = {
+        name: to_picture(getattr(result, name)[:, bands], low, high)
+        for name in ("original", "masked", "reconstruction", "pasted")
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        **pictures,
+        mask=result.mask,
+        original_values=result.original.astype(np.float32),
+        reconstruction_values=result.reconstruction.astype(np.float32),
+        about=np.array(json.dumps(about)),
+    )
+    path = run / "analysis" / "reconstructions.npz"
+    replace_file(path, buffer.getvalue())
+    return path
+
+
+def shown_bands(channels: int, bands: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """The bands to show: one as gray, or three as red, green and blue; by default the first three, or the first.
+
+    Raises:
+        ValueError: if there is no such band, or their number is neither one nor three.
+    """
+    if bands is None:
+        return (0, 1, 2) if channels >= 3 else (0,)
+    if len(bands) not in (1, 3) or not all(0 <= band < channels for band in bands):
+        raise ValueError(
+            f"Reconstructions.bands must be one or three of 0 to {channels - 1}; got {bands}. "
+            f"Name bands by their position, the first is 0."
+        )
+    return bands
+
+
+def display_range(
+    shown: Float[np.ndarray, "B C H W"], scale: Scale
+) -> tuple[Float[np.ndarray, "C"], Float[np.ndarray, "C"]]:
+    """Values that become black and white, band by band: 0 and 1 for 8-bit images, else robust ends of the originals."""
+    channels = shown.shape[1]
+    if scale.divisor == 255.0:
+        return np.zeros(channels), np.ones(channels)
+    low, high = np.percentile(shown, STRETCH, axis=(0, 2, 3))
+    return low, np.where(high > low, high, low + 1.0)
+
+
+def to_picture(
+    values: Float[np.ndarray, "B C H W"], low: Float[np.ndarray, "C"], high: Float[np.ndarray, "C"]
+) -> UInt8[np.ndarray, "B H W C"]:
+    """8-bit pictures; what lies outside the range becomes black or white."""
+    stretched = (values - low[:, None, None]) / (high - low)[:, None, None]
+    return (stretched.clip(0.0, 1.0) * 255.0).round().astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def caption(about: dict[str, Any]) -> str:
+    """What one must know to read the pictures, in full sentences."""
+    where = {"test": "of the test split", "val": "of the val split"}[about["split"]]
+    if about["divided"]:
+        where = "of the fixed 20 % that pre-training did not see"
+    sentences = [
+        f"{len(about['items'])} images of {about['dataset']} {where}, drawn with seed {about['seed']}.",
+        f"{100 * about['masked_share']:.0f} % of the patches are hidden. Visible patches are pasted into the "
+        f"reconstruction.",
+    ]
+    if about["normalized_target"]:
+        sentences.append(
+            "The model predicts each patch up to its mean and contrast. Those are taken from the true patch here, "
+            "so brightness and colour of a hidden patch are given, not predicted."
+        )
+    if about["bands"] != list(range(about["channels"])):
+        shown = ", ".join(str(band + 1) for band in about["bands"])
+        noun = "Band" if len(about["bands"]) == 1 else "Bands"
+        sentences.append(f"{noun} {shown} of {about['channels']} shown.")
+    if about["stretched"]:
+        sentences.append(f"Contrast stretched to the {STRETCH[0]:g} to {STRETCH[1]:g} % range of the originals.")
+    return " ".join(sentences)
+
+
+def _numpy(images: torch.Tensor) -> np.ndarray:
+    return images.detach().cpu().numpy()
