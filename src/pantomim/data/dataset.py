@@ -1,10 +1,11 @@
 """One split of a source, opened for reading."""
 
+import copy
 import os
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -95,6 +96,17 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"Dataset({self.spec!r}, split={self.split!r}, {len(self)} images)"
+
+    def subset(self, indices: np.ndarray) -> "Dataset":
+        """The same data set with only these images, in this order; what is held in memory is not shared."""
+        part = copy.copy(self)
+        part._positions = self._positions[indices]
+        part._array = part._encoded = None
+        new = {int(old): index for index, old in enumerate(indices)}
+        part._broken = {new[old]: broken for old, broken in self._broken.items() if old in new}
+        part.labels = None if self.labels is None else self.labels[indices]
+        part.facts = replace(self.facts, num_images=len(indices))
+        return part
 
     @property
     def channels(self) -> int:

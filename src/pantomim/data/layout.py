@@ -145,3 +145,24 @@ def divide(num_images: int, labels: np.ndarray | None, *, seed: int, share: floa
     is_test = np.zeros(num_images, dtype=bool)
     is_test[np.concatenate(test)] = True
     return {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
+
+
+def draw_images(num_images: int, labels: np.ndarray | None, count: int, *, seed: int) -> np.ndarray:
+    """The indices of `count` images drawn by the seed, as even over the classes as these allow, in rising order.
+
+    A smaller draw is part of a larger one of the same seed.
+
+    Raises:
+        ValueError: if there are fewer images.
+    """
+    if not 1 <= count <= num_images:
+        raise ValueError(
+            f"DataConfig.images must be at most the number of training images, {num_images}; got {count}. "
+            f"Leave it out to use all."
+        )
+    order = np.random.default_rng(np.random.SeedSequence([seed, 5])).permutation(num_images)
+    groups = np.zeros(num_images, dtype=np.int64) if labels is None else labels[order]
+    turn = np.empty(num_images, dtype=np.int64)
+    for group in np.unique(groups):
+        turn[groups == group] = np.arange((groups == group).sum())
+    return np.sort(order[np.argsort(turn, kind="stable")[:count]])
