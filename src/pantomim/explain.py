@@ -131,7 +131,7 @@ def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tu
         ),
         (
             f"Differences from the paper ({paper.recipe})",
-            apart or [("none", "every setting is the paper's or its code's")],
+            apart or [("none", "every setting is the paper's")],
         ),
     ]
 

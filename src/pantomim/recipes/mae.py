@@ -7,7 +7,7 @@ Table 8 and of the authors' code (github.com/facebookresearch/mae, `PRETRAIN.md`
 from dataclasses import replace
 
 from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain
-from pantomim.data.sources import Facts
+from pantomim.data.dataset import Facts
 from pantomim.data.stats import Stats
 from pantomim.data.transforms import Crop
 from pantomim.masking.random import RandomMasker
@@ -154,36 +154,44 @@ def choose_image_size(facts: Facts) -> tuple[int, int]:
     return height // patch * patch, width // patch * patch
 
 
-def mae(size: str, facts: Facts, stats: Stats) -> Pretrain:
+def mae(size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = None) -> Pretrain:
     """MAE for any images: `--size` and the data decide the rest; the numbers below base are ours, not the paper's.
 
     pantomim pretrain mae --data my_photos/ --out runs/photos
+
+    Args:
+        size: Name of the encoder's and decoder's sizes.
+        facts: Size, channels and number of the images.
+        stats: Their mean and deviation.
+        start: Encoder to go on from: its sizes, patch and normalisation are kept, its image size follows the data.
     """
     image_size = choose_image_size(facts)
+    if start is None:
+        sizes = ENCODER_SIZES[size]
+        patch_size = choose_patch(image_size)
+        encoder = EncoderConfig(image_size, patch_size, facts.channels, mean=stats.mean, std=stats.std, **sizes)
+    else:
+        size = nearest_size(start.width)
+        patch = start.patch_size
+        fitted = (max(image_size[0] // patch, 1) * patch, max(image_size[1] // patch, 1) * patch)
+        encoder = replace(start, image_size=fitted)
     batch_size = 256
     while batch_size > max(facts.num_images, 8):
         batch_size //= 2
     return Pretrain(
         recipe="mae",
-        data=DataConfig(crop=Crop(scale=(0.2, 1.0), flip=True)),
-        method=MAEConfig(
-            encoder=EncoderConfig(
-                image_size=image_size,
-                patch_size=choose_patch(image_size),
-                in_chans=facts.channels,
-                mean=stats.mean,
-                std=stats.std,
-                **ENCODER_SIZES[size],
-            ),
-            decoder=DECODER_SIZES[size],
-        ),
-        optim=OptimConfig(base_lr=1.5e-4 if size in ("base", "large", "huge") else 6e-4, warmup=Duration(epochs=20)),
+        method=MAEConfig(encoder=encoder, decoder=DECODER_SIZES[size]),
+        optim=OptimConfig(base_lr=1.5e-4 if encoder.width >= 768 else 6e-4, warmup=Duration(epochs=20)),
         batch_size=batch_size,
         duration=Duration(epochs=400),
     )
 
 
-def mae_paper(size: str) -> Pretrain:
-    """The paper's recipe nearest to a size: what `explain` compares with."""
-    nearest = {"large": mae_vit_large_in1k, "huge": mae_vit_huge_in1k}.get(size, mae_vit_base_in1k)
-    return replace(nearest(), recipe=f"{nearest.__name__} (paper)")
+def nearest_size(width: int) -> str:
+    """The name of the size whose width is nearest."""
+    return min(ENCODER_SIZES, key=lambda name: abs(ENCODER_SIZES[name]["width"] - width))
+
+
+def mae_paper(width: int) -> Pretrain:
+    """The paper's recipe nearest to an encoder's width: what `explain` compares with."""
+    return {"large": mae_vit_large_in1k, "huge": mae_vit_huge_in1k}.get(nearest_size(width), mae_vit_base_in1k)()

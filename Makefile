@@ -1,0 +1,48 @@
+# Two commands to begin with: `make demo` and `make test`. Each makes the environment .venv on first use.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/demo
+DEMO_DATA := mnist
+
+.PHONY: demo test check lock benchmark clean
+
+demo: .venv/installed
+	@echo "== 1/3  Pre-training on $(DEMO_DATA), real images that come with a package: no label is used."
+	@$(BIN)/pantomim pretrain mae_demo --out $(DEMO)
+	@echo "== 2/3  Scoring the encoder beside its untrained twin and raw pixels, with ten labels per class."
+	@$(BIN)/pantomim evaluate linear --labels-per-class 10 --encoder $(DEMO) --data $(DEMO_DATA)
+	@echo "== 3/3  Making the page."
+	@$(BIN)/pantomim report $(DEMO)
+
+test: .venv/installed
+	@echo "== Running the tests (under ten minutes on two cores)."
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: .venv/installed
+	$(BIN)/pip install --quiet --editable ".[benchmark]"
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/data.py
+
+lock: .venv/installed
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 pyproject.toml \
+		--extra dev --extra parquet --no-annotate --no-header --output-file requirements.lock
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "pantomim needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "== Making the environment .venv: installing PyTorch and the other packages of requirements.lock."
+	@echo "   Once, some minutes and about 6 GB."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+clean:
+	rm -rf .venv runs build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache

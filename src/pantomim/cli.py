@@ -1,0 +1,291 @@
+"""The command line: every option comes from a typed signature or from the config; the only place that prints."""
+
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:  # imported where used: `pantomim --help` waits for no model library
+    from pantomim.recipes import Prepared
+
+CONSOLE = Console()
+ERRORS = Console(stderr=True)
+LEAVES = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """Options of `pretrain` and `explain`; the leaves of the config are further options.
+
+    Args:
+        recipe: A full name, such as mae_vit_base_in1k, or a bare method, such as mae. See `pantomim recipes`.
+        data: An embedded set (mnist), a folder, a zip, an .npz, a text list of files, torchvision:NAME or hf:NAME.
+        out: The run folder; an unfinished run of the same config in it is resumed.
+        steps: Length in optimiser steps.
+        epochs: Length in passes over the data.
+        size: Size of the encoder, for a bare method.
+        init: Go on from these weights: a run folder, a file, or timm:NAME.
+        config: Repeat the run of this config.yaml, instead of naming a recipe.
+    """
+
+    recipe: Annotated[str | None, tyro.conf.Positional] = None
+    data: str | None = None
+    out: Path | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    size: Literal["micro", "tiny", "small", "base", "large", "huge"] | None = None
+    init: str | None = None
+    config: Path | None = None
+
+
+def _run_arguments(command: str, arguments: list[str]) -> tuple[RunArguments, "Prepared"]:
+    """Parse in two rounds: first what decides the recipe, then the leaves of the config that it gives."""
+    from pantomim.config import Pretrain
+    from pantomim.recipes import prepare
+
+    wants_help = any(argument in ("-h", "--help") for argument in arguments)
+    arguments = [{"true": "True", "false": "False"}.get(argument, argument) for argument in arguments]
+    prog = f"pantomim {command}"
+    if wants_help and all(argument.startswith("-") for argument in arguments):
+        tyro.cli(RunArguments, args=["--help"], prog=prog)
+    chosen, leaves = tyro.cli(RunArguments, args=arguments, return_unknown_args=True, add_help=False, prog=prog)
+    prepared = prepare(
+        chosen.recipe,
+        data=chosen.data,
+        size=chosen.size,
+        init=chosen.init,
+        steps=chosen.steps,
+        epochs=chosen.epochs,
+        config=chosen.config,
+    )
+    name = chosen.recipe or f"--config {chosen.config}"
+    config = tyro.cli(Pretrain, default=prepared.config, args=leaves, prog=f"{prog} {name}", config=LEAVES)
+    return chosen, replace(prepared, config=config)
+
+
+def pretrain(arguments: list[str]) -> None:
+    """Pre-train an encoder: pantomim pretrain RECIPE --data SRC --out RUN [--steps N] [--any.leaf value]."""
+    chosen, prepared = _run_arguments("pretrain", arguments)
+    if chosen.out is None:
+        raise ValueError("pretrain needs a run folder. Add --out RUN, such as --out runs/first.")
+    from pantomim.engine.pretrain import pretrain as run
+
+    finished = run(prepared.config, chosen.out)
+    if int(os.environ.get("RANK", "0")) == 0:
+        CONSOLE.print(_finished_words(chosen.out, finished), highlight=False)
+
+
+def explain(arguments: list[str]) -> None:
+    """Print what a run would be: pantomim explain RECIPE [--data SRC] [--any.leaf value]; costs nothing."""
+    _, prepared = _run_arguments("explain", arguments)
+    import torch
+
+    from pantomim import explain as explanation
+
+    config = prepared.config
+    device = config.runtime.device
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    bf16 = config.runtime.precision == "bfloat16" or (config.runtime.precision == "auto" and on_gpu)
+    precision = torch.bfloat16 if bf16 else torch.float32
+    CONSOLE.print(f"[bold]{escape(config.recipe)}[/bold]: {escape(prepared.summary)}", highlight=False)
+    if prepared.decided:
+        _print_section("Decided from the data", prepared.decided)
+    for title, rows in explanation.explain(config, prepared.paper, precision, prepared.notes):
+        _print_section(title, rows)
+
+
+def _print_section(title: str, rows: list[tuple[str, str]]) -> None:
+    CONSOLE.print(f"\n[bold]{escape(title)}[/bold]", highlight=False)
+    table = Table.grid(padding=(0, 2, 0, 2))
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column()
+    for name, value in rows:
+        table.add_row(escape(name), escape(value))
+    CONSOLE.print(table, highlight=False)
+
+
+def recipes() -> None:
+    """List the recipes with their cost and expected score."""
+    from pantomim.recipes import BARE_METHODS, RECIPES
+
+    table = Table(box=None, padding=(0, 2, 1, 0), show_edge=False)
+    for heading in ("recipe", "what", "cost", "expected score"):
+        table.add_column(heading, no_wrap=heading == "recipe")
+    for recipe in RECIPES:
+        table.add_row(recipe.name, recipe.summary, recipe.cost, recipe.expected)
+    CONSOLE.print(table, highlight=False)
+    CONSOLE.print(
+        f"Bare methods, for any images: {', '.join(BARE_METHODS)} (then --size and the data decide the rest).\n"
+        "pantomim explain RECIPE tells what a run would be.",
+        highlight=False,
+    )
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Score a frozen encoder: pantomim evaluate knn|linear --encoder RUN|FILE|timm:NAME --data SRC."""
+    from pantomim.evaluate.protocols import Evaluate, evaluate_to_file, headline
+
+    config = tyro.cli(Evaluate, args=arguments, prog="pantomim evaluate", config=LEAVES)
+    path, result = evaluate_to_file(config)
+    CONSOLE.print(headline(result), highlight=False)
+    CONSOLE.print(f"Written to {path}.", highlight=False)
+
+
+def features(encoder: str, data: str, out: Path, split: str = "all") -> None:
+    """Write the features of every image to a table.
+
+    Args:
+        encoder: A run folder, a file, or timm:NAME.
+        data: What `pretrain --data` takes.
+        out: FILE.npz or FILE.parquet.
+        split: train, val, test or all.
+    """
+    from pantomim.data.sources import open_source
+    from pantomim.evaluate.features import extract, save_features
+    from pantomim.formats import load_encoder
+
+    table = extract(load_encoder(encoder), open_source(data, split))
+    save_features(table, out)
+    CONSOLE.print(f"{len(table.names):,} rows written to {out}.", highlight=False)
+
+
+def report(run: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Make RUN/report.html: what was run, curves, pictures, scores.
+
+    Args:
+        run: A run folder.
+    """
+    from pantomim.analysis.reconstructions import write_reconstructions
+    from pantomim.report import make_report
+
+    if (run / "encoder.safetensors").exists():
+        write_reconstructions(run)
+    CONSOLE.print(f"Report: {make_report(run)}", highlight=False)
+
+
+def stats(source: Annotated[str, tyro.conf.Positional]) -> None:
+    """Print size, channels, classes, mean and deviation of a data set.
+
+    Args:
+        source: What `pretrain --data` takes.
+    """
+    from pantomim.data.sources import open_source
+    from pantomim.data.stats import channel_stats
+
+    dataset = open_source(source, "train")
+    values, facts = channel_stats(dataset), dataset.facts
+    sizes = "{}x{}".format(*facts.size) if facts.size else f"mixed, median shorter side {facts.median_shorter_side}"
+    rows = [
+        ("images for training", f"{len(dataset):,}"),
+        ("size", sizes),
+        ("channels", f"{facts.channels} of {facts.dtype}"),
+        ("classes", str(facts.num_classes or "none: no labels")),
+        ("scale", dataset.scale.rule),
+        ("mean", " ".join(f"{value:.4f}" for value in values.mean)),
+        ("deviation", " ".join(f"{value:.4f}" for value in values.std)),
+        ("skipped", f"{dataset.num_ignored} files of other types, {len(dataset.broken)} broken images"),
+    ]
+    _print_section(source, rows + [("broken", f"{item.name}: {item.reason}") for item in dataset.broken])
+
+
+def verify(folder: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Compare our modules with golden tensors made by the authors' code; exit status 1 if any differs.
+
+    Args:
+        folder: Holds NAME.json and NAME.safetensors pairs.
+    """
+    from pantomim import parity
+
+    results = parity.verify(folder)
+    for line in parity.format_results(results):
+        CONSOLE.print(escape(line), highlight=False, soft_wrap=True)
+    if any(result.status == "FAIL" for result in results):
+        sys.exit(1)
+
+
+def import_weights(
+    file: Annotated[Path, tyro.conf.Positional], out: Path, format: Literal["mae"] = "mae", heads: int | None = None
+) -> None:
+    """Turn a checkpoint of the authors into our files; a file that is not what it says is refused.
+
+    Args:
+        file: The checkpoint.
+        out: Folder for encoder.safetensors, encoder.json and what else the file holds.
+        format: Whose layout it is.
+        heads: Attention heads, for widths that no published model has.
+    """
+    from pantomim.formats.mae import import_mae
+
+    CONSOLE.print(str(import_mae(file, out, heads=heads)), highlight=False)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "features": features,
+    "report": report,
+    "recipes": recipes,
+    "explain": explain,
+    "stats": stats,
+    "import": import_weights,
+    "verify": verify,
+}
+TAKE_ARGUMENTS = (pretrain, explain, evaluate)  # these read their own arguments; the others' signatures say it all
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; what a user can mend ends in one message and exit status 2, an interruption in 130."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or given[0] in ("-h", "--help"):
+        _print_overview()
+        return
+    if given[0] == "--version":
+        from importlib.metadata import version
+
+        CONSOLE.print(f"pantomim {version('pantomim')}", highlight=False)
+        return
+    name, rest = given[0], given[1:]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        _fail(f"There is no command {name}. " + (f"Did you mean {close[0]}?" if close else "See pantomim --help."), 2)
+    command = COMMANDS[name]
+    from pantomim.engine.stops import Interrupted, MemoryFullError, NonFiniteError
+
+    try:
+        if command in TAKE_ARGUMENTS:
+            command(rest)
+        else:
+            tyro.cli(command, args=rest, prog=f"pantomim {name}", config=LEAVES)
+    except Interrupted as stop:
+        ERRORS.print(escape(str(stop)), highlight=False)
+        sys.exit(130)
+    except (ValueError, OSError, NonFiniteError, MemoryFullError) as error:
+        if os.environ.get("PANTOMIM_TRACEBACK"):
+            raise
+        _fail(str(error), 2)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    ERRORS.print(f"[bold red]error:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
+    sys.exit(status)
+
+
+def _print_overview() -> None:
+    CONSOLE.print(
+        "[bold]pantomim[/bold]: hide parts of images, train a vision transformer to predict them, keep the encoder.\n",
+        highlight=False,
+    )
+    rows = [(name, inspect.getdoc(command).splitlines()[0]) for name, command in COMMANDS.items()]  # type: ignore[union-attr]
+    _print_section("Commands", rows)
+    CONSOLE.print(
+        "\npantomim COMMAND --help tells more. To begin: pantomim pretrain mae --data my_photos/ --out runs/first"
+    )

@@ -1,0 +1,133 @@
+"""From what a user typed to a config: a full name, a bare method that the data complete, or the file of another run."""
+
+import difflib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pantomim.config import Duration, Pretrain, from_yaml, with_duration
+from pantomim.data.sources import open_source
+from pantomim.data.stats import channel_stats
+from pantomim.formats import load_encoder
+from pantomim.nn.vit import Encoder
+from pantomim.recipes.mae import RECIPES as MAE_RECIPES
+from pantomim.recipes.mae import mae, mae_paper
+from pantomim.recipes.recipe import Recipe
+
+RECIPES: tuple[Recipe, ...] = MAE_RECIPES
+BARE_METHODS = ("mae",)
+DEFAULT_SIZE = "tiny"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A config, and what `explain` says beside it.
+
+    Args:
+        config: The run.
+        paper: The paper's config that it is compared with.
+        summary: One line on what it is.
+        notes: Differences from the paper that are no field of the config.
+        decided: What the data decided, as (what, value).
+    """
+
+    config: Pretrain
+    paper: Pretrain
+    summary: str
+    notes: tuple[str, ...] = ()
+    decided: tuple[tuple[str, str], ...] = ()
+
+
+def prepare(
+    name: str | None,
+    *,
+    data: str | None = None,
+    size: str | None = None,
+    init: str | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    config: Path | None = None,
+) -> Prepared:
+    """The config of a recipe's full name, of a bare method, or of another run's config.yaml.
+
+    Args:
+        name: Full name or bare method; None with `config`.
+        data: What `--data` takes; a bare method asks the data what it leaves open.
+        size: Size of the encoder, for a bare method.
+        init: Weights to go on from; without `size` a bare method takes the sizes of that encoder.
+        steps: Length in steps, instead of the recipe's.
+        epochs: Length in epochs, instead of the recipe's.
+        config: The config.yaml of another run, instead of a name.
+
+    Raises:
+        ValueError: if the recipe does not exist, or options contradict each other or leave something open.
+    """
+    if (name is None) == (config is None):
+        raise ValueError(
+            f"Give either a recipe or --config; got {name} and {config}. `pantomim recipes` lists recipes."
+        )
+    if size is not None and name not in BARE_METHODS:
+        raise ValueError(
+            f"--size goes with a bare method ({', '.join(BARE_METHODS)}); {name or config} fixes its size. "
+            f"Leave it out, or name another recipe."
+        )
+    if config is not None:
+        prepared = _from_file(config)
+    elif name in BARE_METHODS:
+        prepared = _from_data(data, size, init)
+    else:
+        recipe = _find(name or "")
+        prepared = Prepared(recipe.build(), recipe.paper(), recipe.summary, recipe.notes)
+    run = prepared.config
+    if data is not None:
+        run = replace(run, data=replace(run.data, source=data))
+    if init is not None:
+        run = replace(run, init=init)
+    if steps is not None or epochs is not None:
+        run = with_duration(run, Duration(steps=steps, epochs=epochs))
+    return replace(prepared, config=run)
+
+
+def _find(name: str) -> Recipe:
+    recipes = {recipe.name: recipe for recipe in RECIPES}
+    if name not in recipes:
+        close = difflib.get_close_matches(name, [*recipes, *BARE_METHODS], n=1)
+        advice = f"Did you mean {close[0]}?" if close else "`pantomim recipes` lists them all."
+        raise ValueError(f"There is no recipe {name}. {advice}")
+    return recipes[name]
+
+
+def _from_file(path: Path) -> Prepared:
+    config = from_yaml(Pretrain, path)
+    known = {recipe.name: recipe for recipe in RECIPES}.get(config.recipe)
+    paper = known.paper() if known else mae_paper(config.method.encoder.width)
+    return Prepared(config, paper, f"the run of {path}", known.notes if known else ())
+
+
+def _from_data(data: str | None, size: str | None, init: str | None) -> Prepared:
+    """MAE with what the data, and the weights to go on from, decide."""
+    if data is None:
+        raise ValueError("A bare method asks the data for its image size and channels. Add --data SRC.")
+    dataset = open_source(data, "train")
+    facts = dataset.facts
+    start = load_encoder(init) if init is not None and size is None else None
+    if start is not None and not isinstance(start, Encoder):
+        raise ValueError(f"--init must be a plain vision transformer; {init} is none that the method can train.")
+    config = mae(size or DEFAULT_SIZE, facts, channel_stats(dataset), start.config if start is not None else None)
+    encoder = config.method.encoder
+    sizes = (
+        f"all {facts.size[0]}x{facts.size[1]}"
+        if facts.size
+        else f"of many sizes, median side {facts.median_shorter_side}"
+    )
+    decided = (
+        ("images", f"{facts.num_images:,} for training, {sizes}, {facts.channels} channel(s) of {facts.dtype}"),
+        ("image size", f"{height}x{width}"),
+        ("patch size", f"{encoder.patch_size}, grid {rows}x{cols}"),
+        ("encoder", f"as in {init}" if start is not None else f"size {size or DEFAULT_SIZE}"),
+        (
+            "mean, deviation",
+            ", ".join(f"{mean:.4g} ± {std:.3g}" for mean, std in channels),
+        ),
+        ("batch size", str(config.batch_size)),
+    )
+    return Prepared(config, mae_paper(encoder.width), "MAE for any images; sizes below base are ours", (), decided)

@@ -1,0 +1,67 @@
+"""The package's layers: who may import whom (the table of CONTRIBUTING.md)."""
+
+import ast
+from pathlib import Path
+
+import pantomim
+
+ROOT = Path(pantomim.__file__).parent
+
+# Each part may import the parts named behind it, and itself. `engine` and `config` know more of methods than the
+# engine's modules do: see test_the_engine_knows_no_method.
+MAY_IMPORT: dict[str, set[str]] = {
+    "frozen": set(),
+    "nn": {"frozen", "masking"},
+    "masking": {"frozen"},
+    "formats": {"frozen", "nn"},
+    "targets": {"frozen", "nn"},
+    "methods": {"frozen", "nn", "masking", "targets"},
+    "data": {"frozen", "methods"},
+    "optim": {"nn"},
+    "config": {"frozen", "methods", "data"},
+    "checkpoint": {"nn", "formats"},
+    "recipes": {"frozen", "nn", "masking", "targets", "methods", "data", "config", "formats"},
+    "engine": {"frozen", "nn", "methods", "config", "optim", "checkpoint", "data", "formats"},
+    "evaluate": {"frozen", "nn", "data", "optim", "checkpoint", "formats", "config", "engine"},
+    "analysis": {"frozen", "nn", "masking", "targets", "methods", "formats", "data", "config", "evaluate"},
+    "explain": {"config", "methods", "optim", "recipes"},
+    "report": set(),
+    "parity": {"frozen", "nn", "masking", "targets", "methods", "formats", "data", "optim", "config", "recipes"},
+}
+TOP = {"cli", "__main__", "__init__"}
+
+
+def imports() -> list[tuple[Path, str, str, str]]:
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: imports are absolute"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [(path, part, name.split(".")[1], name) for name in names if name.startswith("pantomim.")]
+    return found
+
+
+def test_every_part_is_in_the_table() -> None:
+    parts = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in ROOT.rglob("*.py")}
+    assert parts - TOP == set(MAY_IMPORT)
+
+
+def test_imports_point_downwards() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path, part, target, name in imports()
+        if part not in TOP and target != part and target not in MAY_IMPORT[part]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_engine_knows_no_method() -> None:
+    methods = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path, part, target, name in imports()
+        if part == "engine" and target == "methods" and not name.startswith("pantomim.methods.base")
+    ]
+    assert not methods, "\n".join(methods)
