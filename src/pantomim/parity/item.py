@@ -1,0 +1,103 @@
+"""A golden item: what some official code computed at a tiny size, and what went into it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Item:
+    """One pair of files, read. Floating tensors are float64 when they are asked for.
+
+    Args:
+        name: The file's name without its ending.
+        spec: The JSON file.
+        tensors: The safetensors file.
+    """
+
+    name: str
+    spec: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Sizes, ratios and flags."""
+        return self.spec["config"]
+
+    @property
+    def numbers(self) -> Mapping[str, Any]:
+        """Expected values that are not tensors."""
+        return self.spec.get("numbers", {})
+
+    def input(self, name: str) -> Tensor:
+        """One of the inputs."""
+        prefix = self.spec["inputs"]["prefix"]
+        return _promoted(self.tensors[prefix + name])
+
+    def weights(self, prefix: str = "state/") -> dict[str, Tensor]:
+        """The stored parameters under a prefix, official names."""
+        found = {
+            name.removeprefix(prefix): _promoted(tensor)
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
+        if not found:
+            raise ValueError(f"{self.name}.safetensors must hold weights under {prefix}; got none.")
+        return found
+
+    def expected(self) -> dict[str, tuple[Tensor | None, Mapping[str, Any]]]:
+        """Every output with its description: those described, those stored, and those only one of the two knows."""
+        outputs = self.spec["outputs"]
+        prefix, described = outputs["prefix"], outputs["tensors"]
+        stored = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+        return {name: (stored.get(name), described.get(name, {})) for name in sorted({*described, *stored})}
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What our own modules make of an item.
+
+    Args:
+        outputs: Tensors under the names of the item's outputs; more than the item asks for is fine.
+        numbers: Values in the layout of the item's `numbers`.
+        relative: Relative tolerance of an entry of `numbers` that the official code computes in float32.
+        deviations: Further comparisons that have their own measure, as multiples of their tolerance.
+    """
+
+    outputs: Mapping[str, Tensor]
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    relative: Mapping[str, float] = field(default_factory=dict)
+    deviations: Mapping[str, float] = field(default_factory=dict)
+
+
+def read_item(path: Path) -> Item:
+    """Read a pair, given its JSON file.
+
+    Raises:
+        ValueError: if one of the two files is missing or damaged.
+    """
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}") from error
+    if not isinstance(spec, dict):
+        raise ValueError(f"{path.name} must hold an object; got {type(spec).__name__}")
+    weights = path.with_suffix(".safetensors")
+    if not weights.is_file():
+        raise ValueError(f"{weights.name} is missing")
+    try:
+        return Item(path.stem, spec, load_file(weights))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{weights.name} cannot be read: {error}") from error
+
+
+def _promoted(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor

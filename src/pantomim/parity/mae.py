@@ -1,0 +1,292 @@
+"""MAE: pre-training, fine-tuning, positions and LARS, rebuilt with our modules.
+
+Official: facebookresearch/mae. Visible patches are in the order of the noise there and in raster order here; what is
+compared is put into the official order.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pantomim.formats.files import load_exactly
+from pantomim.formats.mae import official_name, our_name
+from pantomim.masking.mask import Mask
+from pantomim.masking.random import RandomMasker
+from pantomim.methods.base import Batch
+from pantomim.methods.mae import MAE, MAEConfig, MAEDraws
+from pantomim.nn.decoder import DecoderConfig
+from pantomim.nn.heads import Classifier
+from pantomim.nn.position import resample, sincos_2d
+from pantomim.nn.tokens import patchify, take
+from pantomim.nn.vit import DropPath, EncoderConfig
+from pantomim.optim import LARS, Group, cosine_schedule, layer_decay_groups, parameter_groups
+from pantomim.parity.compare import gradients, norms
+from pantomim.parity.item import Computed, Item
+from pantomim.targets.pixels import PixelTargetConfig
+
+FLOAT32 = 2.0**-22  # where the official code rounds to float32, twice its spacing
+DRAWS = 32  # of our initialisation, against one of the official
+DEVIATIONS = 6.0  # how many standard deviations of a sample count as one tolerance
+
+
+def pretrain(item: Item) -> Computed:
+    """Masking, encoder, decoder, both losses and every gradient."""
+    images, noise, weights = item.input("images"), item.input("noise"), item.weights()
+    state = {our_name(name): tensor for name, tensor in weights.items()}
+    outputs: dict[str, Tensor] = {}
+    gradient_norms: dict[str, dict[str, float]] = {}
+    tables: dict[str, float] = {}
+    for variant, normalize in (("raw", False), ("norm_pix", True)):
+        config = _pretrain_config(item, images, normalize)
+        model = config.build().double()
+        built = {name: getattr(part, name).detach().clone() for name, part in _tables(model).items()}
+        load_exactly(model, state, item.name)
+        mask = Mask.from_scores(noise, config.masker.num_masked(noise.shape[1]))
+        result = model(Batch(images, total=len(images)), MAEDraws(mask))
+        result["loss"].backward()
+        parameters = _official(model)
+        gradient_norms[variant] = norms(parameters)
+        outputs[f"loss_{variant}"] = result["loss"]
+        outputs |= gradients(f"grad_{variant}/", parameters)
+        if normalize:
+            outputs["target_norm_pix"] = model.target(images)
+        else:
+            outputs |= _parts(model, images, noise, mask)
+            # Stored tables are rounded to float32; ours, as built, must be the same ones.
+            tables = {f"state/{name}": _distance(built[name], weights[name]) / 1e-6 for name in built}
+    groups = item.numbers.get("pretraining_weight_decay_groups", {})
+    weight_decay = item.config.get("weight_decay", groups.get("decay", {}).get("weight_decay", 0.05))
+    return Computed(
+        outputs,
+        numbers={
+            "gradient_l2_norms": gradient_norms,
+            "len_keep": mask.ids_keep.shape[1],
+            "pretraining_weight_decay_groups": {
+                "decay" if group["weight_decay"] else "no_decay": _group(group)
+                for group in parameter_groups(model, weight_decay)
+            },
+        },
+        deviations=tables | _initialisation(item, config),
+    )
+
+
+def finetune(item: Item) -> Computed:
+    """The classifier with both poolings, its layer-wise groups, and the schedules."""
+    images, labels, weights = item.input("images"), item.input("labels"), item.weights()
+    outputs: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    poolings: tuple[tuple[str, Literal["mean", "class"]], ...] = (("global_pool", "mean"), ("cls_token", "class"))
+    for variant, pool in poolings:
+        encoder = _encoder_config(item, images, drop_path=item.config["drop_path_rate"]).build()
+        classifier = Classifier(encoder, item.config["num_classes"], pool).double().eval()
+        unused = "norm." if pool == "mean" else "fc_norm."  # the item stores both
+        state = {our_name(name): t for name, t in weights.items() if not name.startswith(unused)}
+        load_exactly(classifier, state, item.name)
+        features, logits = classifier.features(images), classifier(images)
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        parameters = _official(classifier)
+        outputs |= {
+            f"features_{variant}": features,
+            f"logits_{variant}": logits,
+            f"cross_entropy_{variant}": loss,
+        } | gradients(f"grad_{variant}/", parameters)
+        numbers[f"gradient_l2_norms_{variant}"] = norms(parameters)
+        numbers[f"layer_decay_groups_{variant}"] = {
+            decay: [_group(group) for group in layer_decay_groups(classifier, _decay_used(groups), float(decay))]
+            for decay, groups in item.numbers.get(f"layer_decay_groups_{variant}", {}).items()
+        }
+    numbers["drop_path_per_block"] = _drop_path(classifier)
+    numbers["lr_schedules"] = [_schedule(entry) for entry in item.numbers.get("lr_schedules", [])]
+    return Computed(outputs, numbers, relative={"drop_path_per_block": FLOAT32})
+
+
+def lars(item: Item) -> Computed:
+    """Parameters after each step, for given gradients and learning rates."""
+    config = item.config
+    count = sum(name.startswith("param_") for name in item.spec["inputs"]["tensors"])
+    parameters = [nn.Parameter(item.input(f"param_{index}")) for index in range(count)]
+    optimizer = LARS(
+        parameters,
+        lr=0.0,
+        weight_decay=config["weight_decay"],
+        momentum=config["momentum"],
+        trust_coefficient=config["trust_coefficient"],
+    )
+    outputs: dict[str, Tensor] = {}
+    for step, lr in enumerate(config["lr"]):
+        optimizer.param_groups[0]["lr"] = lr
+        for index, parameter in enumerate(parameters):
+            parameter.grad = item.input(f"grad_{step}_{index}")
+        optimizer.step()
+        for index, parameter in enumerate(parameters):
+            outputs[f"param_{index}_after_step_{step + 1}"] = parameter.detach().clone()
+    return Computed(outputs)
+
+
+def positions(item: Item) -> Computed:
+    """Sine-cosine tables, whole or sampled, and resampled tables."""
+    config, outputs = item.config, {}
+    for width, side, with_class in config["tables"]:
+        key = f"table_d{width}_g{side}_{'cls' if with_class else 'nocls'}"
+        outputs[key] = sincos_2d(width, (side, side), int(with_class))
+    samples: dict[str, list[list[int]]] = {}
+    for width, side, ids in config["samples"]:
+        table, size = sincos_2d(width, (side, side), 1), f"d{width}_g{side}"
+        samples[f"sample_{size}"] = ids
+        outputs[f"sample_{size}"] = table[[token for token, _ in ids], [channel for _, channel in ids]]
+        outputs[f"rowsum_{size}"] = table.sum(dim=1)
+    for index, (side, to, _) in enumerate(config["interpolations"]):
+        table = item.input(f"pos_embed_{index}")
+        num_prefix = table.shape[1] - side * side
+        outputs[f"interpolated_{index}_{side}to{to}"] = resample(table, (side, side), (to, to), num_prefix)
+    return Computed(outputs, numbers={"samples_index": samples})
+
+
+def _encoder_config(item: Item, images: Tensor, drop_path: float = 0.0) -> EncoderConfig:
+    config, channels = item.config, images.shape[1]
+    return EncoderConfig(
+        image_size=(images.shape[2], images.shape[3]),
+        patch_size=config["patch_size"],
+        in_chans=channels,
+        width=config["embed_dim"],
+        depth=config["depth"],
+        heads=config["num_heads"],
+        mlp_ratio=config["mlp_ratio"],
+        drop_path=drop_path,
+        mean=(0.0,) * channels,  # the items' images are normalised already
+        std=(1.0,) * channels,
+    )
+
+
+def _pretrain_config(item: Item, images: Tensor, normalize: bool) -> MAEConfig:
+    config = item.config
+    return MAEConfig(
+        encoder=_encoder_config(item, images),
+        decoder=DecoderConfig(
+            width=config["decoder_embed_dim"],
+            depth=config["decoder_depth"],
+            heads=config["decoder_num_heads"],
+            mlp_ratio=config["mlp_ratio"],
+        ),
+        masker=RandomMasker(ratio=config["mask_ratio"]),
+        target=PixelTargetConfig(normalize=normalize),
+    )
+
+
+def _parts(model: MAE, images: Tensor, noise: Tensor, mask: Mask) -> dict[str, Tensor]:
+    """What happens on the way to the loss, visible patches in the order of the noise."""
+    kept = noise.gather(1, mask.ids_keep).argsort(dim=1)
+    hidden = noise.gather(1, mask.ids_mask).argsort(dim=1)
+    ids_keep = mask.ids_keep.gather(1, kept)
+    ids_shuffle = torch.cat([ids_keep, mask.ids_mask.gather(1, hidden)], dim=1)
+    latent = model.encoder(images, mask.ids_keep)
+    return {
+        "patchified": patchify(images, model.encoder.patch_size),
+        "patch_tokens_with_position": model.encoder.embed(images),
+        "ids_shuffle": ids_shuffle,
+        "ids_keep": ids_keep,
+        "ids_restore": ids_shuffle.argsort(dim=1),
+        "mask": mask.masked,
+        "latent": torch.cat([latent.prefix, take(latent.patches, kept)], dim=1),
+        "pred": model.decoder(latent, mask, everywhere=True),
+    }
+
+
+def _tables(model: MAE) -> dict[str, nn.Module]:
+    return {"pos_embed": model.encoder, "decoder_pos_embed": model.decoder}
+
+
+def _drop_path(classifier: Classifier) -> list[float]:
+    return [module.rate for module in classifier.encoder.modules() if isinstance(module, DropPath)]
+
+
+def _distance(ours: Tensor, want: Tensor) -> float:
+    return (ours - want).abs().max().item() if ours.shape == want.shape else math.inf
+
+
+def _official(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {official_name(name): parameter for name, parameter in model.named_parameters()}
+
+
+def _group(group: Group) -> dict[str, Any]:
+    return {
+        "lr_scale": group["lr_scale"],
+        "weight_decay": group["weight_decay"],
+        "parameters": [official_name(name) for name in group["param_names"]],
+    }
+
+
+def _decay_used(groups: list[Mapping[str, Any]]) -> float:
+    """The weight decay an item was made with; it is told only by its groups."""
+    return max(group["weight_decay"] for group in groups)
+
+
+def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An item's schedule, its rates replaced by ours."""
+    arguments = entry["arguments"]
+    rates = [
+        [
+            epoch,
+            cosine_schedule(
+                epoch,
+                base=arguments["lr"],
+                minimum=arguments["min_lr"],
+                warmup=arguments["warmup_epochs"],
+                total=arguments["epochs"],
+            ),
+        ]
+        for epoch, _ in entry["values"]
+    ]
+    return {**entry, "values": rates}
+
+
+def _initialisation(item: Item, config: MAEConfig) -> dict[str, float]:
+    """Whether one official draw of each parameter looks like many of ours; 0 where chance explains the difference."""
+    stated = item.spec.get("official_initialisation")
+    if stated is None:
+        return {}
+    draws = [_official(config.build()) for _ in range(DRAWS)]
+    found: dict[str, float] = {}
+    for name, row in stated["per_parameter"].items():
+        official = dict(zip(stated["columns"], row, strict=True))
+        if name in draws[0]:
+            ours = torch.stack([draw[name].detach().double().flatten() for draw in draws])
+            error = _unlikeliness(ours, official)
+        else:
+            error = math.inf
+        found[f"official_initialisation/{name}"] = error if error > 1.0 else 0.0
+    return found
+
+
+def _unlikeliness(ours: Tensor, official: Mapping[str, float]) -> float:
+    """The worst of the statistics, as a multiple of what chance explains.
+
+    Args:
+        ours: (draws, values).
+        official: n, mean, std, min and max of one draw.
+    """
+    count = ours.shape[1]
+    if official["n"] != count:
+        return math.inf
+    mean, std = ours.mean().item(), ours.std(correction=0).item()
+    if std == 0.0:  # constants are exact
+        exact = official["min"] == official["max"] == mean
+        return 0.0 if exact else math.inf
+    kurtosis = ((ours - mean) / std).pow(4).mean().item()
+    spread_of_mean = std / math.sqrt(count)
+    spread_of_std = std * math.sqrt((kurtosis - 1) / (4 * count))
+    # A uniform draw reaches 1.7 deviations; a thousand normal ones 3.2, and DRAWS times as many 4 to 5.
+    reach = max(-official["min"], official["max"]) / ours.abs().max().item()
+    errors = [
+        abs(official["mean"] - mean) / (DEVIATIONS * spread_of_mean),
+        abs(official["std"] - std) / (DEVIATIONS * spread_of_std),
+        reach / 1.5,
+    ]
+    if count >= 1000:
+        errors.append(0.6 / reach)
+    return max(errors)

@@ -1,0 +1,128 @@
+"""Golden items are worth something only if they notice: one thing is broken at a time, and an item must fail."""
+
+import functools
+import shutil
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from pantomim import optim
+from pantomim.masking.mask import Mask
+from pantomim.nn import decoder, heads, vit
+from pantomim.nn.position import sincos_2d
+from pantomim.parity import finetune, mae
+from pantomim.parity.verify import verify_item
+from pantomim.targets import pixels
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def outcome(name):
+    return verify_item(GOLDEN / f"{name}.json")
+
+
+def swapped_axes(width, grid, num_prefix=0):
+    table = sincos_2d(width, grid, num_prefix)
+    return table.roll(width // 2, dims=1)
+
+
+def test_layer_norm_eps(monkeypatch):
+    for module in (vit, decoder, heads):
+        monkeypatch.setattr(module, "NORM_EPS", 1e-5)
+    for name in ("mae_pretrain_b", "mae_finetune_a"):
+        result = outcome(name)
+        assert result.status == "FAIL"
+        assert result.error > 100
+
+
+def test_tanh_gelu(monkeypatch):
+    monkeypatch.setattr(vit.F, "gelu", functools.partial(F.gelu, approximate="tanh"))
+    assert outcome("mae_pretrain_b").error > 100
+
+
+def test_biased_variance(monkeypatch):
+    class Biased(pixels.PixelTarget):
+        def forward(self, images):
+            plain = pixels.patchify(pixels.standardise(images, self.mean, self.std), self.patch_size)
+            if not self.normalize:
+                return plain
+            variance = plain.var(dim=-1, keepdim=True, correction=0)
+            return (plain - plain.mean(dim=-1, keepdim=True)) / (variance + 1e-6).sqrt()
+
+    monkeypatch.setattr(pixels, "PixelTarget", Biased)
+    result = outcome("mae_pretrain_b")
+    assert result.status == "FAIL"
+    assert "norm_pix" in result.worst
+
+
+def test_rows_and_columns_swapped(monkeypatch):
+    for module in (vit, decoder, mae):
+        monkeypatch.setattr(module, "sincos_2d", swapped_axes)
+    assert outcome("mae_positions").status == "FAIL"
+    result = outcome("mae_pretrain_b")  # the stored table is loaded, but the one that we build is compared, too
+    assert result.status == "FAIL"
+    assert "pos_embed" in result.worst
+
+
+def test_class_token_not_decayed(monkeypatch):
+    monkeypatch.setattr(mae, "parameter_groups", functools.partial(mae.parameter_groups, decay_tokens=False))
+    result = outcome("mae_pretrain_b")
+    assert result.status == "FAIL"
+    assert "pretraining_weight_decay_groups" in result.worst
+
+
+def test_the_wrong_patches_hidden(monkeypatch):
+    monkeypatch.setattr(
+        mae.Mask, "from_scores", classmethod(lambda cls, scores, count, old=Mask.from_scores: old(-scores, count))
+    )
+    assert outcome("mae_pretrain_b").status == "FAIL"
+
+
+def test_another_initialisation(monkeypatch):
+    def normal(module):
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=0.02)
+
+    monkeypatch.setattr(decoder, "initialise", normal)
+    result = outcome("mae_pretrain_b")
+    assert result.status == "FAIL"
+    assert "official_initialisation/decoder" in result.worst
+
+
+def test_layer_scales_one_layer_off(monkeypatch):
+    def shifted(classifier, weight_decay, decay):
+        groups = layer_decay_groups(classifier, weight_decay, decay)
+        return [{**group, "lr_scale": group["lr_scale"] * decay} for group in groups]
+
+    layer_decay_groups = mae.layer_decay_groups
+    monkeypatch.setattr(mae, "layer_decay_groups", shifted)
+    assert "layer_decay_groups" in outcome("mae_finetune_a").worst
+
+
+def test_schedule_without_its_minimum(monkeypatch):
+    schedule = mae.cosine_schedule
+    monkeypatch.setattr(mae, "cosine_schedule", lambda step, **kw: schedule(step, **{**kw, "minimum": 0.0}))
+    assert "lr_schedules" in outcome("mae_finetune_a").worst
+
+
+def test_lars_without_trust_ratio(monkeypatch):
+    monkeypatch.setattr(optim, "_trust_ratio", lambda parameter, update, coefficient: torch.ones(()))
+    result = outcome("mae_lars")
+    assert result.status == "FAIL"
+    assert "param_1" not in result.worst  # a vector has none
+
+
+def test_mixing_with_the_neighbour(monkeypatch):
+    monkeypatch.setattr(finetune, "mix_images", lambda images, mixing: images.roll(1, dims=0))
+    assert "images" in outcome("finetune_losses").worst
+
+
+def test_one_weight_changed_on_disk(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(GOLDEN / "mae_pretrain_b.safetensors")
+    tensors["state/decoder_norm.bias"][0] += 1e-6
+    save_file(tensors, tmp_path / "mae_pretrain_z.safetensors")
+    shutil.copy(GOLDEN / "mae_pretrain_b.json", tmp_path / "mae_pretrain_z.json")
+    assert verify_item(tmp_path / "mae_pretrain_z.json").status == "FAIL"
