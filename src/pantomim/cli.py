@@ -4,7 +4,7 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -81,7 +81,13 @@ def pretrain(arguments: list[str]) -> None:
 
     finished = run(prepared.config, chosen.out)
     if int(os.environ.get("RANK", "0")) == 0:
-        CONSOLE.print(_finished_words(chosen.out, finished), highlight=False)
+        if finished.already:
+            CONSOLE.print(
+                f"{chosen.out} is complete and was left as it is. Another --out starts afresh.", highlight=False
+            )
+        speed = f" at {finished.images_per_s:,.0f} images/s" if finished.images_per_s else ""
+        words = f"{finished.steps:,} steps in {finished.wall_s:,.0f} s{speed}, last loss {finished.loss:.4f}."
+        CONSOLE.print(f"{words}\nEncoder: {chosen.out / 'encoder.safetensors'}", highlight=False)
 
 
 def explain(arguments: list[str]) -> None:
@@ -103,7 +109,7 @@ def explain(arguments: list[str]) -> None:
         _print_section(title, rows)
 
 
-def _print_section(title: str, rows: list[tuple[str, str]]) -> None:
+def _print_section(title: str, rows: Sequence[tuple[str, str]]) -> None:
     CONSOLE.print(f"\n[bold]{escape(title)}[/bold]", highlight=False)
     table = Table.grid(padding=(0, 2, 0, 2))
     table.add_column(no_wrap=True, style="cyan")

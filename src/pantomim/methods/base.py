@@ -22,8 +22,8 @@ class Batch:
     """
 
     images: Float[Tensor, "B C H W"]
-    ids: Int[Tensor, "B"] | None = None
-    labels: Int[Tensor, "B"] | None = None
+    ids: Int[Tensor, " B"] | None = None
+    labels: Int[Tensor, " B"] | None = None
     start: int = 0
     total: int = 0
 

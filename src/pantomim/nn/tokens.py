@@ -55,7 +55,7 @@ def unpatchify(patches: Float[Tensor, "B N K"], patch_size: int, grid: tuple[int
 
 
 def standardise(
-    images: Float[Tensor, "B C H W"], mean: Float[Tensor, "C"], std: Float[Tensor, "C"]
+    images: Float[Tensor, "B C H W"], mean: Float[Tensor, " C"], std: Float[Tensor, " C"]
 ) -> Float[Tensor, "B C H W"]:
     """Subtract the mean and divide by the deviation, channel by channel."""
     return (images - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -94,7 +94,7 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch: Float[Tensor, "B *rest"]) -> Float[Tensor, "B *rest"]:
+    def forward(self, branch: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         """Identity in evaluation mode and at rate 0."""
         if self.rate == 0.0 or not self.training:
             return branch
@@ -339,7 +339,7 @@ def resize_encoder_weights(
 
 
 # Width, depth and heads under timm's names; "micro" is ours, for images of CIFAR's size on a CPU.
-ENCODER_SIZES: dict[str, dict[str, int]] = {
+ENCODER_SIZES: dict[str, dict[str, Any]] = {
     "micro": {"width": 96, "depth": 6, "heads": 3},
     "tiny": {"width": 192, "depth": 12, "heads": 3},
     "small": {"width": 384, "depth": 12, "heads": 6},

@@ -114,11 +114,9 @@ def _from_data(data: str | None, size: str | None, init: str | None) -> Prepared
         raise ValueError(f"--init must be a plain vision transformer; {init} is none that the method can train.")
     config = mae(size or DEFAULT_SIZE, facts, channel_stats(dataset), start.config if start is not None else None)
     encoder = config.method.encoder
-    sizes = (
-        f"all {facts.size[0]}x{facts.size[1]}"
-        if facts.size
-        else f"of many sizes, median side {facts.median_shorter_side}"
-    )
+    (height, width), (rows, cols) = encoder.image_size, encoder.grid
+    sizes = "all {}x{}".format(*facts.size) if facts.size else f"median shorter side {facts.median_shorter_side}"
+    channels = zip(encoder.mean, encoder.std, strict=True)
     decided = (
         ("images", f"{facts.num_images:,} for training, {sizes}, {facts.channels} channel(s) of {facts.dtype}"),
         ("image size", f"{height}x{width}"),
