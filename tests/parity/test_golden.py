@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pantomim.parity.verify import FAMILIES, verify, verify_item
+from pantomim.parity.verification import FAMILIES, verify, verify_item
 
 SELECTION = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"

@@ -12,7 +12,7 @@ from pantomim.masking.mask import Mask
 from pantomim.nn import decoder, heads, vit
 from pantomim.nn.position import sincos_2d
 from pantomim.parity import finetune, mae
-from pantomim.parity.verify import verify_item
+from pantomim.parity.verification import verify_item
 from pantomim.targets import pixels
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -85,13 +85,13 @@ def verify_item(path: Path) -> ItemResult:
     return ItemResult(item.name, status, worst.error, worst.key + reason, len(found), off)
 
 
-def format_results(results: Sequence[ItemResult]) -> str:
+def format_results(results: Sequence[ItemResult]) -> list[str]:
     """One plain line an item, and a last line that counts."""
     width = max((len(result.name) for result in results), default=0)
     lines = [f"{result.name:{width}}  {_format(result)}" for result in results]
     counts = {status: sum(result.status == status for result in results) for status in _STATUSES}
     summary = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return "\n".join([*lines, f"{len(results)} items: {summary}"])
+    return [*lines, f"{len(results)} items: {summary}"]
 
 
 _STATUSES = ("PASS", "FAIL", "UNKNOWN ITEM")

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from pantomim.parity.compare import differences
 from pantomim.parity.item import Computed, Item
-from pantomim.parity.verify import format_results, verify, verify_item
+from pantomim.parity.verification import format_results, verify, verify_item
 
 
 def lars_item(folder, name="mae_lars_x", *, edit=lambda spec, tensors: None):
@@ -43,7 +43,7 @@ def test_an_item_of_another_method_is_counted_as_unknown(tmp_path):
     lars_item(tmp_path, "quilt_pretrain_a")
     results = verify(tmp_path)
     assert [result.status for result in results] == ["PASS", "UNKNOWN ITEM", "UNKNOWN ITEM"]
-    assert format_results(results).splitlines()[-1] == "3 items: 1 PASS, 0 FAIL, 2 UNKNOWN ITEM"
+    assert format_results(results)[-1] == "3 items: 1 PASS, 0 FAIL, 2 UNKNOWN ITEM"
 
 
 def drop_stored(spec, tensors):
@@ -136,7 +136,7 @@ def test_a_folder_without_items_is_refused(tmp_path):
 
 def test_one_line_an_item(tmp_path):
     lars_item(tmp_path, edit=another_value)
-    line, last = format_results(verify(tmp_path)).splitlines()
+    line, last = format_results(verify(tmp_path))
     assert line.split()[:5] == ["mae_lars_x", "1e+03", "x", "tolerance", "FAIL"]
     assert line.endswith("worst: param_0_after_step_1  (1 keys, 1 off)")
     assert last == "1 items: 0 PASS, 1 FAIL, 0 UNKNOWN ITEM"

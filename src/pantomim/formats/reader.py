@@ -1,0 +1,114 @@
+"""Weights from files that anyone may have made: read, never executed."""
+
+import argparse
+import pathlib
+import pickle
+import pickletools
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+# Globals that a training checkpoint may name and that only hold values; torch knows tensors and containers by itself.
+HARMLESS = (argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath)
+
+WRAPPERS = ("model", "state_dict")  # what training checkpoints call their weights
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or a torch checkpoint, by name, on the CPU.
+
+    A checkpoint's weights may be all it holds, or be its entry `model` or `state_dict`.
+
+    Raises:
+        ValueError: if there is no such file, it is damaged, holds something else than weights, or would have to run
+            code to be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} must be a file of weights; got {_what(path)}. Check the path.")
+    with path.open("rb") as file:
+        head = file.read(9)
+    is_zip = head.startswith(b"PK")
+    if not is_zip and (path.suffix == ".safetensors" or head[8:] == b"{"):
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise _damaged(path, str(error)) from error
+    return _weights_of(path, _unpickle(path))
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(list(HARMLESS)), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        calls = [refused[1]] if refused else _foreign_names(path)
+        if not calls:
+            raise _damaged(path, _first_line(error)) from error
+        raise ValueError(
+            f"{path} must hold weights and plain values only; got a pickle that calls {', '.join(calls)}. It was not "
+            f"executed. If you trust its maker, read it with torch.load(FILE, weights_only=False) where that is safe, "
+            f"and save its tensors alone as safetensors."
+        ) from error
+    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, struct.error, zipfile.BadZipFile) as error:
+        raise _damaged(path, f"{type(error).__name__} {_first_line(error)}".strip()) from error
+
+
+def _foreign_names(path: Path) -> list[str]:
+    """What a pickle of a protocol that torch does not read would call; its instructions are listed, not followed."""
+    names, strings = set(), [""] * 2
+    try:
+        for operation, argument, _ in pickletools.genops(path.read_bytes()):
+            if operation.name == "STACK_GLOBAL":
+                names.add(".".join(strings))
+            elif operation.name in ("GLOBAL", "INST"):
+                names.add(str(argument).replace(" ", "."))
+            elif "UNICODE" in operation.name:
+                strings = [strings[1], str(argument)]
+    except ValueError:  # no pickle, or one cut off
+        return []
+    return sorted(name for name in names if not name.startswith(("torch.", "collections.")))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _weights_of(path: Path, content: Any) -> dict[str, Tensor]:
+    held = content
+    for name in WRAPPERS:
+        if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
+            held = held[name]
+    if not isinstance(held, Mapping) or not held:
+        raise ValueError(
+            f"{path} must map names to tensors; got {type(held).__name__}"
+            f"{' without entries' if isinstance(held, Mapping) else ''}. Save the model's state_dict()."
+        )
+    others = [str(name) for name, value in held.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(
+            f"{path} must map names to tensors, or hold such a mapping under {' or '.join(WRAPPERS)}; got other things "
+            f"under {', '.join(others)}. Save the model's state_dict()."
+        )
+    return {str(name): tensor.detach() for name, tensor in held.items()}
+
+
+def _what(path: Path) -> str:
+    return "a folder" if path.is_dir() else "nothing there"
+
+
+def _damaged(path: Path, found: str) -> ValueError:
+    return ValueError(
+        f"{path} must be a whole safetensors file or torch checkpoint; got {found}. Copy or download it again."
+    )
