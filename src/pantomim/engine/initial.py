@@ -1,0 +1,62 @@
+"""Weights to start from: those of another run, of a file, or of timm."""
+
+from pathlib import Path
+
+from pantomim.formats import load_encoder
+from pantomim.formats.files import load_exactly
+from pantomim.formats.native import load_decoder
+from pantomim.methods.base import Method
+from pantomim.nn.vit import Encoder, resize_encoder_weights
+
+MUST_AGREE = ("width", "depth", "heads", "mlp_ratio", "patch_size", "in_chans", "class_token", "registers")
+
+
+def start_from(spec: str, method: Method) -> str:
+    """Copy an existing encoder's weights into a method, and the decoder's where there is one that fits.
+
+    Positions are resampled where the grid differs. Mean and deviation stay the method's own.
+
+    Args:
+        spec: As `load_encoder` takes it.
+        method: Whose encoder and decoder are filled.
+
+    Returns: What was taken, in words.
+
+    Raises:
+        ValueError: if the encoder has another width, depth, patch or number of channels; both are listed.
+    """
+    source, parts = load_encoder(spec), method.exports()
+    encoder = parts["encoder"]
+    assert isinstance(encoder, Encoder)
+    if not isinstance(source, Encoder):
+        raise ValueError(
+            f"Pretrain.init must be a plain vision transformer; got {spec}, whose weights fit no encoder of ours. "
+            f"Choose another one, or leave it out."
+        )
+    different = [
+        f"\n  {name}: {getattr(source.config, name)} there, {getattr(encoder.config, name)} here"
+        for name in MUST_AGREE
+        if getattr(source.config, name) != getattr(encoder.config, name)
+    ]
+    if different:
+        raise ValueError(
+            f"Pretrain.init must have the sizes of method.encoder; got {spec}, which differs in:{''.join(different)}\n"
+            f"Give these values as --method.encoder.NAME, or start from other weights."
+        )
+    weights, _ = resize_encoder_weights(source.state_dict(), source.config, encoder.image_size)
+    load_exactly(encoder, weights, spec)
+    resampled = "" if source.grid == encoder.grid else f" (positions resampled from {source.grid} to {encoder.grid})"
+    return f"Starting from the encoder of {spec}{resampled}; {_take_decoder(spec, method)}."
+
+
+def _take_decoder(spec: str, method: Method) -> str:
+    decoder = method.exports().get("decoder")
+    if decoder is None or not (Path(spec) / "decoder.json").is_file():
+        return "everything else is drawn from the seed"
+    theirs, ours = load_decoder(spec).state_dict(), decoder.state_dict()
+    theirs["decoder_pos_embed"] = ours["decoder_pos_embed"]  # a fixed table of our own grid
+    shapes = [{name: tensor.shape for name, tensor in weights.items()} for weights in (theirs, ours)]
+    if shapes[0] != shapes[1]:
+        return "its decoder has other sizes and is not taken"
+    load_exactly(decoder, theirs, spec)
+    return "its decoder is taken too"

@@ -1,0 +1,224 @@
+"""What a run says while it goes: `metrics.jsonl`, a tracker, and a live bar or plain lines."""
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import LoggerType
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pantomim.formats.files import replace_file
+
+NUM_PLAIN_LINES = 20
+
+
+@dataclass
+class Clock:
+    """Training time, and images per second between two logged steps.
+
+    The first step after a start (loading, compiling) does not count for the speed, nor does time spent saving.
+
+    Args:
+        time_s: Training time of earlier starts.
+        timed_images: Images of the steps that count for the speed.
+        timed_s: Time of these steps.
+    """
+
+    time_s: float = 0.0
+    timed_images: int = 0
+    timed_s: float = 0.0
+    _started: float = field(default_factory=time.perf_counter, repr=False)
+    _lap_started: float | None = field(default=None, repr=False)
+    _lap_images: int = field(default=0, repr=False)
+
+    def step(self, images: int, device: torch.device) -> None:
+        """A step of so many images is done."""
+        if self._lap_started is not None:
+            self._lap_images += images
+            return
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        self._lap_started = time.perf_counter()
+
+    def lap(self) -> float | None:
+        """Images per second since the lap before; None if no step counts."""
+        now = time.perf_counter()
+        if self._lap_started is None or self._lap_images == 0:
+            return None
+        images, seconds = self._lap_images, now - self._lap_started
+        self.timed_images += images
+        self.timed_s += seconds
+        self._lap_started, self._lap_images = now, 0
+        return images / seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens within does not count for the speed."""
+        before = time.perf_counter()
+        yield
+        if self._lap_started is not None:
+            self._lap_started += time.perf_counter() - before
+
+    @property
+    def total_s(self) -> float:
+        """Training time over all starts."""
+        return self.time_s + time.perf_counter() - self._started
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Mean speed over all laps."""
+        return self.timed_images / self.timed_s if self.timed_s else None
+
+    def progress(self) -> dict[str, float]:
+        """Arguments for the clock of the next start."""
+        return {"time_s": self.total_s, "timed_images": self.timed_images, "timed_s": self.timed_s}
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The logged steps of a run, in order; a last line that was cut by a kill is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory so far: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+
+
+class Recorder:
+    """Tells of a run, on the main process only; a context, so that the bar and the files are closed.
+
+    Args:
+        accelerator: Knows the main process and the tracker.
+        path: The metrics file; lines of steps after `start` are dropped, so that no step is there twice.
+        start: Steps done before.
+        total: Steps of the whole run.
+        batch_size: Images of a step.
+        console: Where to speak; standard error by default.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        path: Path,
+        *,
+        start: int,
+        total: int,
+        batch_size: int,
+        console: Console | None = None,
+    ) -> None:
+        self._accelerator, self._path = accelerator, path
+        self._start, self._total, self._batch_size = start, total, batch_size
+        self._console = console or Console(stderr=True)
+        self._main = accelerator.is_main_process
+        self._bar: Progress | None = None
+        self._next_line = start
+
+    def __enter__(self) -> "Recorder":
+        if not self._main:
+            return self
+        kept = [line for line in read_metrics(self._path) if line["step"] <= self._start]
+        replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = self._path.open("a", encoding="utf-8")
+        self._start_tracker()
+        if self._console.is_terminal:
+            self._start_bar()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._main:
+            return
+        if self._bar is not None:
+            self._bar.stop()
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
+        self._file.close()
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        if self._main:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def log(self, step: int, values: Mapping[str, float | None]) -> None:
+        """A logged step; the line is in the file when this returns."""
+        if not self._main:
+            return
+        line = {"step": step} | {
+            key: value if value is not None and math.isfinite(value) else None for key, value in values.items()
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        numbers = {key: value for key, value in values.items() if value is not None}
+        self._accelerator.log(numbers, step=step)
+        state = _state(numbers)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, state=state)
+        elif step >= self._next_line or step == self._total:
+            self._next_line = step + math.ceil(self._total / NUM_PLAIN_LINES)
+            if "images_per_s" in numbers:
+                left = (self._total - step) * self._batch_size / numbers["images_per_s"]
+                state = f"{state}  {_duration(left)} left"
+            self.say(f"step {step:>{len(str(self._total))}}/{self._total}  {state}")
+
+    def sync(self) -> None:
+        """Force what was logged to disk, before a checkpoint that relies on it."""
+        if self._main:
+            os.fsync(self._file.fileno())
+
+    def _start_tracker(self) -> None:
+        out = self._path.parent
+        options = {
+            "tensorboard": {"purge_step": self._start + 1},
+            "wandb": {"name": out.name, "dir": str(out)},
+            "trackio": {"name": out.name},
+        }
+        is_folder = LoggerType.TENSORBOARD in self._accelerator.log_with  # there the name is that of a folder
+        self._accelerator.init_trackers("tensorboard" if is_folder else "pantomim", init_kwargs=options)
+
+    def _start_bar(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = self._bar.add_task("pretrain", total=self._total, completed=self._start, state="starting")
+        self._bar.start()
+
+
+def _state(values: Mapping[str, float]) -> str:
+    parts = [f"loss {values['loss']:.4f}", f"lr {values['lr']:.1e}"]
+    if "images_per_s" in values:
+        parts.append(f"{values['images_per_s']:.0f} images/s")
+    return "  ".join([*parts, f"{values['memory_gib']:.1f} GiB"])
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

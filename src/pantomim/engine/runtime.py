@@ -1,0 +1,112 @@
+"""The machine a run is carried out on: device and processes, precision, compilation, and randomness by the step."""
+
+import enum
+import importlib.util
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from pantomim.config import RuntimeConfig
+
+T = TypeVar("T")
+
+
+class Purpose(enum.IntEnum):
+    """What random numbers are for; each purpose has its own stream."""
+
+    WEIGHTS = 0
+    DRAW = 1
+    FORWARD = 2
+
+
+def start_accelerator(config: RuntimeConfig, out: Path) -> Accelerator:
+    """Devices and processes, as `torchrun` or `accelerate launch` started them, or this process alone.
+
+    Mixed precision is not Accelerate's part here but `autocast`'s: it surrounds the whole call, so that the compiled
+    forward stays one graph.
+
+    Raises:
+        ValueError: if the device is not there, or the tracker is not installed.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "RuntimeConfig.device must be a device of this machine; got cuda, and torch sees no GPU. "
+            "Leave it out, or install a torch that supports the GPU."
+        )
+    if config.tracker in ("wandb", "trackio") and importlib.util.find_spec(config.tracker) is None:
+        raise ValueError(
+            f"RuntimeConfig.tracker must be installed; got {config.tracker}. "
+            f"Run `pip install 'pantomim[{config.tracker}]'`, or use tensorboard."
+        )
+    log_with = None if config.tracker == "none" else config.tracker
+    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no", log_with=log_with, project_dir=out)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return accelerator
+
+
+def compute_dtype(config: RuntimeConfig, device: torch.device) -> torch.dtype:
+    """The number type of the matrix products: bfloat16 on a GPU and float32 on a CPU, unless the config says."""
+    if config.precision == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Where matrix products run in `dtype`; weights, sums and losses stay float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def compile_whole(method: nn.Module) -> None:
+    """Compile the whole forward, in place: one graph, static shapes, an error rather than a graph break."""
+    method.compile(fullgraph=True, dynamic=False)
+
+
+def random_seed(seed: int, step: int, purpose: Purpose, rank: int = 0) -> int:
+    """A seed for a generator that is a function of nothing but these four numbers."""
+    return int(np.random.SeedSequence([seed, step, purpose, rank]).generate_state(1, np.uint64)[0])
+
+
+def generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """The generator of a step's draws; the same for every process and micro-batch."""
+    return torch.Generator(device).manual_seed(random_seed(seed, step, Purpose.DRAW))
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Do something on the main process only; every process gets its result, or its error."""
+    if accelerator.num_processes == 1:
+        return action()
+    outcome: list[T | Exception | None] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = action()
+        except Exception as error:  # handed on to all processes, which would otherwise wait for ever
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if isinstance(outcome[1], Exception):
+        raise outcome[1]
+    return outcome[0]  # type: ignore[return-value]
+
+
+def agree(accelerator: Accelerator, here: bool) -> bool:
+    """Whether any process says so."""
+    if accelerator.num_processes == 1:
+        return here
+    return bool(accelerator.gather(torch.tensor([here], device=accelerator.device)).any())
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float | None) -> Tensor:
+    """The norm of all gradients together, which are then scaled down to `clip_norm`, if given. No device sync."""
+    parameters = list(parameters)
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if clip_norm is not None:
+        clip_grads_with_norm_(parameters, clip_norm, norm)
+    return norm

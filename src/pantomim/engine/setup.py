@@ -1,0 +1,84 @@
+"""What is looked at before the first step, so that a run that cannot work never begins."""
+
+import torch
+
+from pantomim.config import DataConfig, Pretrain
+from pantomim.data.dataset import Dataset
+from pantomim.data.layout import draw_images
+from pantomim.data.sources import open_source
+
+SUBSET_SEED = 0  # the same images for every seed of a run, so that seeds can be compared
+
+
+def training_images(config: DataConfig) -> Dataset:
+    """The split train, or a fixed part of it that is balanced over the classes.
+
+    Raises:
+        ValueError: if there is no such source, it has no training images, or fewer than `images`.
+    """
+    if not config.source:
+        raise ValueError("DataConfig.source must name the images; got none. Give --data FOLDER.")
+    dataset = open_source(config.source, "train")
+    if config.images is None:
+        return dataset
+    return dataset.subset(draw_images(len(dataset), dataset.labels, config.images, seed=SUBSET_SEED))
+
+
+def check_fit(config: Pretrain, dataset: Dataset, in_chans: int, patch_size: int, num_processes: int) -> None:
+    """Refuse images that the encoder cannot take, and a batch that cannot be shared out.
+
+    Raises:
+        ValueError: with every problem, and the option that mends it.
+    """
+    problems = []
+    facts, source, accumulation = dataset.facts, config.data.source, config.runtime.accumulation
+    if dataset.channels != in_chans:
+        problems.append(
+            f"EncoderConfig.in_chans must be the channels of the images; got {in_chans}, and {source} has "
+            f"{dataset.channels}. Give --method.encoder.in_chans {dataset.channels} with as many values of mean and "
+            f"std (`pantomim stats {source}`), or other images."
+        )
+    side = facts.median_shorter_side if facts.size is None else min(facts.size)
+    if side < patch_size:
+        problems.append(
+            f"EncoderConfig.patch_size must be at most the side of the images; got {patch_size}, and {source} has "
+            f"images of {side} pixels. Give --method.encoder.patch_size {1 << side.bit_length() - 1}, or larger images."
+        )
+    if config.batch_size % (num_processes * accumulation):
+        problems.append(
+            f"Pretrain.batch_size must be a multiple of processes x accumulation = {num_processes} x {accumulation}; "
+            f"got {config.batch_size}. Change one of the three."
+        )
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def check_schedule(config: Pretrain, total: int, warmup: int) -> None:
+    """Refuse a run without steps, or one that is all warm-up.
+
+    Raises:
+        ValueError: naming both lengths.
+    """
+    if total < 1:
+        raise ValueError(f"Pretrain.duration must be at least one step; got {config.duration}. Give --steps N.")
+    if warmup >= total:
+        raise ValueError(
+            f"OptimConfig.warmup must be shorter than the run; got {config.optim.warmup} of {config.duration}, which "
+            f"is {warmup} of {total} steps. Train longer, or give --optim.warmup.steps {total // 20}."
+        )
+
+
+def describe_start(
+    config: Pretrain,
+    dataset: Dataset,
+    device: torch.device,
+    dtype: torch.dtype,
+    num_processes: int,
+    start: int,
+    total: int,
+) -> str:
+    """What is about to happen, in one line."""
+    where = f"{device.type} in {str(dtype).removeprefix('torch.')}"
+    where += f", {num_processes} processes" if num_processes > 1 else ""
+    begun = f"Going on with {config.recipe} from step {start}" if start else f"Pre-training {config.recipe}"
+    return f"{begun}: {total} steps of {config.batch_size} images out of {len(dataset)} ({dataset.name}), on {where}."
