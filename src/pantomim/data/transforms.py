@@ -26,7 +26,8 @@ class Crop:
     """How an image becomes a training image of the wanted size.
 
     Args:
-        kind: "random_resized" takes a random part; "none" the largest centred part of the wanted proportions.
+        kind: "random_resized" takes a random part; "single_draw" the same with one draw, cut to the image where it is
+            too large (MAE's linear probe); "none" the largest centred part of the wanted proportions.
         scale: Smallest and largest share of the image's area in that part, in (0, 1].
         aspect: Smallest and largest width / height of that part.
         flip: Mirror half of the images, left to right.
@@ -34,7 +35,7 @@ class Crop:
     Paper: He et al. 2022, arXiv:2111.06377, Table 8: random resized crop (area from 0.2 on in the authors' code), flip.
     """
 
-    kind: Literal["random_resized", "none"] = "random_resized"
+    kind: Literal["random_resized", "single_draw", "none"] = "random_resized"
     scale: tuple[float, float] = (0.2, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
@@ -56,7 +57,7 @@ def draw_uniforms(total: int, seed: int, step: int) -> Float[np.ndarray, "B 23"]
 
 def crop_boxes(
     sizes: Int[np.ndarray, "B 2"], uniforms: Float[np.ndarray, "B 23"], crop: Crop, image_size: tuple[int, int]
-) -> tuple[Int[np.ndarray, "B 4"], Bool[np.ndarray, "B"]]:
+) -> tuple[Int[np.ndarray, "B 4"], Bool[np.ndarray, " B"]]:
     """The part to take of each image, and whether to mirror it.
 
     Args:
@@ -77,6 +78,8 @@ def crop_boxes(
     aspect = np.exp(low + (high - low) * uniforms[:, _TRIES : 2 * _TRIES])
     widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    if crop.kind == "single_draw":
+        widths, heights = np.clip(widths[:, :1], 1, width), np.clip(heights[:, :1], 1, height)
     inside = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     first = inside.argmax(axis=1)[:, None]
     taken_height = np.take_along_axis(heights, first, axis=1)[:, 0]
@@ -114,7 +117,7 @@ def resized_crop(
     images: Float[Tensor, "B C H W"],
     boxes: Int[Tensor, "B 4"],
     image_size: tuple[int, int],
-    flips: Bool[Tensor, "B"] | None = None,
+    flips: Bool[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B C h w"]:
     """Cut another part out of each image and resize all to one size: bicubic with antialiasing (a = -0.5), as Pillow.
 
@@ -149,7 +152,7 @@ def resize_one(image: np.ndarray, box: np.ndarray, image_size: tuple[int, int], 
 
 
 def _resize_matrix(
-    start: Int[Tensor, "B"], length: Int[Tensor, "B"], size_in: int, size_out: int, flips: Bool[Tensor, "B"] | None
+    start: Int[Tensor, " B"], length: Int[Tensor, " B"], size_in: int, size_out: int, flips: Bool[Tensor, " B"] | None
 ) -> Float[Tensor, "B out in"]:
     """Weights of the input pixels in each output pixel; pixels outside the box have none."""
     device = start.device
