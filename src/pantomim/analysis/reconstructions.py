@@ -21,7 +21,7 @@ from pantomim.data.stream import evaluation_batches
 from pantomim.formats.files import replace_file
 from pantomim.formats.native import load_decoder, load_encoder_folder
 from pantomim.methods.mae import MAE
-from pantomim.nn.tokens import put_back, take
+from pantomim.nn.tokens import channel_values, put_back, take
 
 STRETCH = (2.0, 98.0)  # percentiles of the originals that become black and white where values are not 8-bit
 
@@ -72,9 +72,10 @@ def reconstruct(method: MAE, images: Float[torch.Tensor, "B C H W"], seed: int) 
     explained = 1.0 - (error / take(truth, mask.ids_mask).square().sum()).item()
     visible_pasted = put_back(take(truth, mask.ids_keep), mask.ids_keep, prediction)
     hidden = mask.masked.view(len(images), 1, *encoder.grid).repeat_interleave(size, 2).repeat_interleave(size, 3)
+    mean = channel_values("Encoder.mean", encoder.config.mean, encoder.in_chans).to(images).view(-1, 1, 1)
     result = Reconstructions(
         original=_numpy(images),
-        masked=_numpy(torch.where(hidden, encoder.mean.view(-1, 1, 1), images)),
+        masked=_numpy(torch.where(hidden, mean, images)),
         reconstruction=_numpy(target.to_images(prediction, images)),
         mask=mask.masked.view(len(images), *encoder.grid).cpu().numpy(),
         pasted=_numpy(target.to_images(visible_pasted, images)),
@@ -170,6 +171,7 @@ def write_reconstructions(
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
+        allow_pickle=False,
         **pictures,
         mask=result.mask,
         original_values=result.original.astype(np.float32),
@@ -199,7 +201,7 @@ def shown_bands(channels: int, bands: tuple[int, ...] | None = None) -> tuple[in
 
 def display_range(
     shown: Float[np.ndarray, "B C H W"], scale: Scale
-) -> tuple[Float[np.ndarray, "C"], Float[np.ndarray, "C"]]:
+) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
     """Values that become black and white, band by band: 0 and 1 for 8-bit images, else robust ends of the originals."""
     channels = shown.shape[1]
     if scale.divisor == 255.0:
@@ -209,7 +211,7 @@ def display_range(
 
 
 def to_picture(
-    values: Float[np.ndarray, "B C H W"], low: Float[np.ndarray, "C"], high: Float[np.ndarray, "C"]
+    values: Float[np.ndarray, "B C H W"], low: Float[np.ndarray, " C"], high: Float[np.ndarray, " C"]
 ) -> UInt8[np.ndarray, "B H W C"]:
     """8-bit pictures; what lies outside the range becomes black or white."""
     stretched = (values - low[:, None, None]) / (high - low)[:, None, None]

@@ -1,0 +1,298 @@
+"""Evaluation results as tables and as sentences: the trained encoder beside its untrained twin and raw pixels.
+
+Every sentence follows from the numbers: where the trained encoder is not ahead, it says so.
+"""
+
+import math
+import re
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+CONTENDERS = {"trained": "Trained encoder", "untrained": "Untrained twin", "pixels": "Raw pixels"}
+PROTOCOLS = {
+    "linear": "Linear probe",
+    "linear-mae": "Linear probe (MAE's protocol)",
+    "knn": "k-nearest neighbours",
+    "attentive": "Attentive probe",
+    "finetune": "Fine-tuning",
+    "segmentation": "Segmentation",
+    "detection": "Detection",
+}
+METRICS = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "top1_per_class": "mean accuracy over classes",
+    "by_k": "top-1 accuracy",
+    "miou": "mean IoU",
+    "map_box": "box AP",
+    "map_mask": "mask AP",
+    "cls": "class token",
+    "mean": "mean of patches",
+}
+SHARE = re.compile(r"(?:top\d+|miou|map_box|map_mask|accuracy)(?:_.+)?|k\d+")
+CHOICES = ("chosen", "validation")  # how a result came about: no score of its own
+DEVIATION = re.compile(r"(.+)_(?:std|deviation)")
+NUM_IMAGES = ("num_test", "num_test_images", "num_val", "num_images", "test_images")
+NOISE_DEVIATIONS = 2.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share; where the evaluation was repeated, with its deviation, and the share of each repetition if known."""
+
+    value: float
+    deviation: float | None = None
+    draws: tuple[float, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """In percent, one decimal."""
+        if not math.isfinite(self.value):
+            return "not a number"
+        spread = "" if self.deviation is None else f" ± {100 * self.deviation:.1f}"
+        return f"{100 * self.value:.1f}{spread} %"
+
+    @property
+    def percent(self) -> float:
+        """For the length of a bar: within 0 and 100."""
+        return min(max(100 * self.value, 0.0), 100.0) if math.isfinite(self.value) else 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of all contenders; None where it was not measured."""
+
+    metric: str
+    label: str
+    scores: dict[str, Score | None]
+
+    @property
+    def best(self) -> set[str]:
+        """Who is best as far as the printed digits tell; nobody if only one was measured."""
+        finite = {who: round(score.value, 3) for who, score in self.scores.items() if _is_finite(score)}  # type: ignore[union-attr]
+        return {who for who, value in finite.items() if value == max(finite.values())} if len(finite) > 1 else set()
+
+    @property
+    def rivals(self) -> dict[str, Score]:
+        """Whom the trained encoder has to beat."""
+        return {who: score for who, score in self.scores.items() if who != "trained" and score and _is_finite(score)}
+
+    @property
+    def lead(self) -> float | None:
+        """Trained minus the best other, as a share."""
+        trained = self.scores["trained"]
+        if trained is None or not _is_finite(trained) or not self.rivals:
+            return None
+        return trained.value - max(score.value for score in self.rivals.values())
+
+
+@dataclass(frozen=True)
+class Result:
+    """One file of eval/.
+
+    Args:
+        stem: Its name without the ending.
+        protocol: What was measured, in words.
+        data: On what.
+        rows: Every metric; the first one stands for the result.
+        num_images: How many images were scored, if it says so.
+        details: Everything else in the file, flat.
+    """
+
+    stem: str
+    protocol: str
+    data: str
+    rows: list[Row]
+    num_images: int | None
+    details: dict[str, str]
+
+    @property
+    def headline(self) -> Row:
+        """The metric that stands for the result."""
+        return self.rows[0]
+
+    def noise(self, row: Row, rival: str) -> float | None:
+        """Differences to a rival up to this share can be chance; None if the file does not tell.
+
+        Two standard deviations of the difference, from the number of test images and from the repetitions, paired where
+        they can be. Scores on the same images vary together, so the former errs on the side of caution.
+        """
+        ours, theirs = row.scores["trained"], row.scores[rival]
+        if ours is None or theirs is None:
+            return None
+        variances = []
+        if self.num_images:
+            shares = [min(max(score.value, 0.0), 1.0) for score in (ours, theirs)]
+            variances.append(sum(share * (1 - share) for share in shares) / self.num_images)
+        if len(ours.draws) == len(theirs.draws) > 1:
+            differences = [a - b for a, b in zip(ours.draws, theirs.draws, strict=True)]
+            variances.append(statistics.variance(differences) / len(differences))
+        elif ours.deviation is not None or theirs.deviation is not None:
+            variances.append((ours.deviation or 0.0) ** 2 + (theirs.deviation or 0.0) ** 2)
+        return NOISE_DEVIATIONS * math.sqrt(sum(variances)) if variances else None
+
+    @property
+    def largest_noise(self) -> float | None:
+        """The largest `noise` of the headline."""
+        found = [noise for who in self.headline.rivals if (noise := self.noise(self.headline, who)) is not None]
+        return max(found, default=None)
+
+    def rank(self, rival: str) -> int:
+        """1: the trained encoder is ahead of a rival; -1: behind; 0: the difference can be chance, or does not show."""
+        ours, theirs = self.headline.scores["trained"], self.headline.rivals[rival]
+        assert ours is not None
+        lead = ours.value - theirs.value
+        if abs(lead) <= (self.noise(self.headline, rival) or 0.0) or round(abs(lead), 3) == 0:
+            return 0
+        return 1 if lead > 0 else -1
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the trained encoder is ahead of everyone it was compared with, beyond chance."""
+        return self.headline.lead is not None and all(self.rank(who) > 0 for who in self.headline.rivals)
+
+
+def read_results(evaluations: dict[str, dict[str, Any]]) -> list[Result]:
+    """The results that hold a score, in a fixed order: linear probe, then k-NN, then others, full labels before few."""
+    results = [result for stem, values in evaluations.items() if (result := read_result(stem, values))]
+
+    def order(result: Result) -> tuple[bool, int, str]:
+        kinds = ("linear", "knn")
+        kind = next((index for index, name in enumerate(kinds) if result.stem.startswith(name)), len(kinds))
+        return bool(_few_labels(result.details)), kind, result.stem
+
+    return sorted(results, key=order)
+
+
+def read_result(stem: str, values: dict[str, Any]) -> Result | None:
+    """A result file; None if no contender has a score in it."""
+    scores = {who: _shares(values.get(who)) for who in CONTENDERS}
+    names = list(dict.fromkeys(name for found in scores.values() for name in found))
+    if not names:
+        return None
+    names.sort(key=lambda name: name.count("."))  # the file's own headline first, then the details
+    rows = [Row(name, label(name), {who: scores[who].get(name) for who in CONTENDERS}) for name in names]
+    details = {name: _plain(value) for name, value in leaves(values) if name.split(".")[0] not in CONTENDERS}
+    protocol_name = str(values.get("protocol", stem.partition("-")[0]))
+    protocol = PROTOCOLS.get(protocol_name, protocol_name)
+    if labels := _few_labels(details):
+        protocol += f", {labels} labels per class"
+    data = details.get("dataset") or details.get("data") or details.get("data.name") or stem.partition("-")[2]
+    counts = [value for name, value in leaves(values) if name.rpartition(".")[2] in NUM_IMAGES]
+    num_images = next((value for value in counts if isinstance(value, int) and value > 0), None)
+    return Result(stem, protocol, data, rows, num_images, details)
+
+
+def leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Everything in nested dictionaries, by dotted name; lists are leaves."""
+    if not isinstance(tree, dict):
+        return [(prefix, tree)]
+    return [leaf for key, value in tree.items() for leaf in leaves(value, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def label(name: str) -> str:
+    """A metric's dotted name in words."""
+    words = []
+    for part in name.split("."):
+        metric, _, view = part.partition("_")
+        if part in METRICS:
+            words.append(METRICS[part])
+        elif metric in METRICS and view:
+            words.append(f"{METRICS[metric]}, {METRICS.get(view, view.replace('_', ' '))}")
+        else:
+            words.append(re.sub(r"^k(\d+)$", r"k = \1", part).replace("_", " "))
+    return ", ".join(words)
+
+
+def points(share: float) -> str:
+    """A difference of shares, in percentage points."""
+    return f"{abs(100 * share):.1f} points"
+
+
+def verdict(result: Result) -> str:
+    """How the trained encoder stands, in one sentence."""
+    row, where = result.headline, f"{result.protocol} on {result.data}"
+    trained = row.scores["trained"]
+    if trained is None or not _is_finite(trained):
+        return f"{where}: there is no score of the trained encoder."
+    if not row.rivals:
+        return f"{where}: {trained.text} {row.label}, with nothing measured beside it to compare."
+    against = [f"{_standing(result, who)} ({score.text})" for who, score in row.rivals.items()]
+    return f"{where}: {trained.text} {row.label}, {' and '.join(against)}."
+
+
+def summary(results: list[Result]) -> str:
+    """The headline: is the trained encoder ahead in the first result or not, and do the others agree?"""
+    first, others = results[0], results[1:]
+    dissent = [result.protocol for result in others if result.headline.lead is not None and not result.is_ahead]
+    but = f" It is not clearly ahead of both in: {', '.join(dissent)}." if first.is_ahead and dissent else ""
+    return _summary(first) + but
+
+
+def _summary(result: Result) -> str:
+    row = result.headline
+    if row.lead is None:
+        return "There is nothing to compare the trained encoder with."
+    trained = row.scores["trained"]
+    assert trained is not None
+    standings = " and ".join(_standing(result, who) for who in row.rivals)
+    if result.is_ahead:
+        return f"The trained encoder scores {trained.text}, {standings}."
+    opening = "is not ahead" if any(result.rank(who) < 0 for who in row.rivals) else "is not clearly ahead"
+    return f"The trained encoder {opening}: it scores {trained.text}, {standings}."
+
+
+def _standing(result: Result, rival: str) -> str:
+    ours, theirs = result.headline.scores["trained"], result.headline.rivals[rival]
+    assert ours is not None
+    lead = ours.value - theirs.value
+    if round(abs(lead), 3) == 0:
+        return f"level with {_named(rival)}"
+    chance = "" if result.rank(rival) else " (which can be chance)"
+    return f"{points(lead)} {'above' if lead > 0 else 'below'}{chance} {_named(rival)}"
+
+
+def _named(who: str) -> str:
+    return {"untrained": "the same encoder untrained", "pixels": "raw pixels"}[who]
+
+
+def _is_finite(score: Score | None) -> bool:
+    return score is not None and math.isfinite(score.value)
+
+
+def _few_labels(details: dict[str, str]) -> str:
+    """How many labels a class, where only few were used, else nothing."""
+    for name, value in details.items():
+        if name.rpartition(".")[2] == "labels_per_class" and value not in ("", "all"):
+            return value
+    return ""
+
+
+def _shares(tree: Any) -> dict[str, Score]:
+    """Every score in a contender's entry, by dotted name; other numbers (a chosen learning rate, say) are left out."""
+    if not isinstance(tree, dict):
+        return {}
+    numbers = {name: float(value) for name, value in leaves(tree) if _is_number(value)}
+    deviations = {match[1]: value for name, value in numbers.items() if (match := DEVIATION.fullmatch(name))}
+    listed = tree.get("draws")
+    draws = tuple(map(float, listed)) if isinstance(listed, list) and all(map(_is_number, listed)) else ()
+    return {
+        name: Score(value, deviations.get(name), draws if name == "top1" else ())
+        for name, value in numbers.items()
+        if any(SHARE.fullmatch(part) for part in name.split("."))
+        and name.partition(".")[0] not in CHOICES
+        and not DEVIATION.fullmatch(name)
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return str(value)
