@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -52,29 +52,39 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def key_report(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], may_differ: Collection[str] = ()) -> str:
+    """How names and shapes differ: all that are missing, unexpected and mis-shaped; empty if they agree.
+
+    Args:
+        expected: What a module holds.
+        found: What a file holds.
+        may_differ: Names that may be missing or unexpected.
+    """
+    problems = [
+        ("missing", sorted(expected.keys() - found.keys() - set(may_differ))),
+        ("unexpected", sorted(found.keys() - expected.keys() - set(may_differ))),
+        (
+            "mis-shaped",
+            [
+                f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+                for name in sorted(expected.keys() & found.keys())
+                if found[name].shape != expected[name].shape
+            ],
+        ),
+    ]
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems if names)
+
+
 def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Copy weights into a module; names and shapes must agree.
 
     Raises:
         ValueError: with all missing, unexpected and mis-shaped names.
     """
-    expected = module.state_dict()
-    problems = [
-        ("missing", sorted(expected.keys() - weights.keys())),
-        ("unexpected", sorted(weights.keys() - expected.keys())),
-        (
-            "mis-shaped",
-            [
-                f"{name} {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
-                for name in sorted(expected.keys() & weights.keys())
-                if weights[name].shape != expected[name].shape
-            ],
-        ),
-    ]
-    report = [f"{kind}: {', '.join(names)}" for kind, names in problems if names]
+    report = key_report(module.state_dict(), weights)
     if report:
         raise ValueError(
-            f"{source} must hold the weights of {type(module).__name__}; got {'; '.join(report)}. "
+            f"{source} must hold the weights of {type(module).__name__}; got {report}. "
             f"Check that the weights and the description beside them come from the same run."
         )
     module.load_state_dict(dict(weights))

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from pantomim.formats.files import hash_weights, load_exactly, replace_file
 from pantomim.nn.decoder import MAEDecoder
+from pantomim.nn.heads import Classifier
 from pantomim.nn.vit import Block, Encoder, EncoderConfig
 
 FORMAT_VERSION = 1
-ENCODER, DECODER = "encoder", "decoder"
+ENCODER, DECODER, CLASSIFIER = "encoder", "decoder", "classifier"
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,8 @@ def save_encoder(folder: str | Path, encoder: Encoder, *, scale: Any, recipe: st
         scale: The data set's rule from stored values to the encoder's input; a dataclass or a mapping.
         recipe: Name of what was run.
     """
-    config = encoder.config
-    description = {
-        "timm": {"kwargs": timm_arguments(config)},
-        "encoder": asdict(config),
-        "mean": config.mean,
-        "std": config.std,
-        "scale": asdict(scale) if is_dataclass(scale) and not isinstance(scale, type) else dict(scale),
-        "recipe": recipe,
-    }
-    _save(Path(folder), ENCODER, encoder, description)
+    kwargs = timm_arguments(encoder.config)
+    _save(Path(folder), ENCODER, encoder, {"timm": {"kwargs": kwargs}, **_describe(encoder, scale, recipe)})
 
 
 def load_encoder_folder(path: str | Path) -> Encoder:
@@ -155,6 +148,40 @@ def load_decoder(path: str | Path) -> MAEDecoder:
     arguments = {**arguments, "grid": tuple(arguments["grid"])}
     weights = _read_weights(folder, DECODER)
     return _filled(folder, DECODER, weights, lambda: MAEDecoder(**arguments))
+
+
+def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, recipe: str) -> None:
+    """Write `classifier.safetensors` and `classifier.json` into a folder; arguments as for `save_encoder`."""
+    head = {"num_classes": classifier.head.out_features, "pool": classifier.pool}
+    _save(Path(folder), CLASSIFIER, classifier, {"classifier": head, **_describe(classifier.encoder, scale, recipe)})
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """The classifier of a folder, in evaluation mode.
+
+    Raises:
+        ValueError: if the files are missing, damaged, of a newer format, or do not belong together.
+    """
+    folder = Path(path)
+    description = _read_description(folder, CLASSIFIER)
+    try:
+        head, config = description["classifier"], TypeAdapter(EncoderConfig).validate_python(description["encoder"])
+        num_classes, pool = int(head["num_classes"]), head["pool"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder / "classifier.json", f"{type(error).__name__}: {error}") from error
+    weights = _read_weights(folder, CLASSIFIER)
+    return _filled(folder, CLASSIFIER, weights, lambda: Classifier(config.build(), num_classes, pool))
+
+
+def _describe(encoder: Encoder, scale: Any, recipe: str) -> dict[str, Any]:
+    config = encoder.config
+    return {
+        "encoder": asdict(config),
+        "mean": config.mean,
+        "std": config.std,
+        "scale": asdict(scale) if is_dataclass(scale) and not isinstance(scale, type) else dict(scale),
+        "recipe": recipe,
+    }
 
 
 def _save(folder: Path, name: str, module: nn.Module, description: dict[str, Any]) -> None:
