@@ -1,0 +1,156 @@
+import errno
+import json
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pantomim.checkpoint import (
+    OPTIMIZER,
+    WEIGHTS,
+    CheckpointError,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+
+def trained(steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8))
+    named = list(module.named_parameters())
+    groups = [
+        {"params": [p for n, p in named if p.ndim == d], "param_names": [n for n, p in named if p.ndim == d]}
+        for d in (1, 2)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.1, fused=True)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module(torch.randn(5, 4)).square().sum().backward()
+        optimizer.step()
+    return module, optimizer
+
+
+def save(folder: Path, step: int, keep: int = 2, **more: object) -> Path:
+    module, optimizer = trained(step)
+    progress = {"time_s": 1.5}
+    return save_checkpoint(folder, module, optimizer, step=step, seed=7, progress=progress, keep=keep, **more)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_training_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    found = find_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, found.seed, found.progress) == (3, 7, {"time_s": 1.5})
+    module, optimizer = trained(0)
+    load_checkpoint(found, module, optimizer)
+    expected, expected_optimizer = trained(3)
+    for m, o in ((module, optimizer), (expected, expected_optimizer)):
+        o.zero_grad()
+        m(torch.ones(5, 4)).square().sum().backward()
+        o.step()
+    for name, value in expected.state_dict().items():
+        assert torch.equal(value, module.state_dict()[name]), name
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
+
+
+def test_later_checkpoints_of_a_given_up_continuation_go(tmp_path: Path) -> None:
+    for step in (2, 9, 3):
+        save(tmp_path, step)
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
+
+
+def test_the_remains_of_a_killed_save_are_ignored_and_removed(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / ".step-00000002.tmp").mkdir()
+    (tmp_path / ".step-00000002.tmp" / WEIGHTS).write_bytes(b"half")
+    found = find_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    save(tmp_path, 2)
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def disk_full(tensors: dict[str, Tensor], path: Path) -> None:
+    if path.name == OPTIMIZER:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    path.write_bytes(b"")
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"step 2 could not be .*No space left.* step 1 is untouched.*Make room"):
+        save(tmp_path, 2, write=disk_full)
+    assert names(tmp_path) == ["step-00000001"]
+    found = find_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+
+
+def test_a_write_that_the_system_refuses_is_told_in_the_same_way(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"File too large.*step 1 is untouched"):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == ["step-00000001"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "description"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
+    save(tmp_path, 1)
+    file = save(tmp_path, 2) / WEIGHTS
+    data = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(data[:-10])
+    elif damage == "changed":
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "missing":
+        file.unlink()
+    else:
+        (file.parent / "checkpoint.json").write_text('{"format_version": 1, "st')
+    with pytest.warns(UserWarning, match=r"step-00000002.*from the checkpoint before, step 1"):
+        found = find_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+
+
+def test_with_every_checkpoint_damaged_nothing_is_loaded(tmp_path: Path) -> None:
+    (save(tmp_path, 2) / WEIGHTS).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"at least one whole checkpoint.*step-00000002.*must have .* bytes; got 0"):
+        find_checkpoint(tmp_path)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    file = save(tmp_path, 2) / "checkpoint.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 99}))
+    with pytest.raises(CheckpointError, match="got 99, of a newer pantomim"):
+        find_checkpoint(tmp_path)
+
+
+def test_the_state_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    found = find_checkpoint(tmp_path)
+    assert found is not None
+    other = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    optimizer = torch.optim.AdamW(other.named_parameters())
+    with pytest.raises(ValueError, match=r"2\.weight"):
+        load_checkpoint(found, other, optimizer)
+
+
+def test_nothing_there_is_no_error(tmp_path: Path) -> None:
+    assert find_checkpoint(tmp_path / "checkpoints") is None
