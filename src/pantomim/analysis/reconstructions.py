@@ -229,9 +229,10 @@ def caption(about: dict[str, Any]) -> str:
         f"reconstruction.",
     ]
     if about["normalized_target"]:
+        given = "brightness" if about["channels"] == 1 else "brightness and colour"
         sentences.append(
-            "The model predicts each patch up to its mean and contrast. Those are taken from the true patch here, "
-            "so brightness and colour of a hidden patch are given, not predicted."
+            f"The model predicts each patch up to its mean and contrast. Those are taken from the true patch here, "
+            f"so the average {given} of a hidden patch and its contrast are given, not predicted."
         )
     if about["bands"] != list(range(about["channels"])):
         shown = ", ".join(str(band + 1) for band in about["bands"])

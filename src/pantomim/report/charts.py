@@ -91,10 +91,10 @@ def line_chart(curve: Curve, width: int, height: int) -> Markup:
         parts.append(f'<path class="{kind}" d="{path}"/>')
     parts.append("</svg>")
     if cut:
-        highest = float(values[finite].max())
-        parts.append(
-            f'<text class="tick" x="{MARGIN_LEFT + 22}" y="{MARGIN_TOP + 12}">↑ starts at {highest:.2f}</text>'
-        )
+        drawn = lines[-1][1]
+        inside = float(curve.steps[np.flatnonzero(drawn <= y_high)[0]])  # where the line comes into the box
+        text = f"↑ up to {values[finite].max():.3g} at the start"
+        parts.append(f'<text class="tick" x="{x(inside) + 8:.1f}" y="{MARGIN_TOP + 12}">{text}</text>')
     last = np.flatnonzero(finite)[-1]
     end = (x(float(curve.steps[last])), y(float(lines[-1][1][last])))
     parts.append(f'<circle class="end" cx="{end[0]:.1f}" cy="{end[1]:.1f}" r="3"/></svg>')

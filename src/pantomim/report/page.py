@@ -96,7 +96,7 @@ def render(folder: RunFolder, results: list[Result]) -> str:
         summary=summary(results) if results else "",
         points=points,
         progress=progress(folder),
-        problems=folder.problems,
+        warnings=list(warnings(folder, results)),
         charts=list(charts(folder)),
         triplets=triplets(pictures) if pictures else [],
         about=pictures.about if pictures else {},
@@ -168,6 +168,16 @@ def progress(folder: RunFolder) -> str:
     wanted = look_up(folder.config, "duration.steps")
     of = f" of {wanted:,}" if isinstance(wanted, int) else ""
     return f"Training is not finished: the last logged step is {int(folder.metrics.steps[-1]):,}{of}."
+
+
+def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
+    """What is wrong with the folder's files."""
+    for problem in folder.problems:
+        yield f"{problem}. What it would show is left out here."
+    sha256 = folder.encoder.get("sha256")
+    for result in results:
+        if sha256 and result.details.get("encoder_sha256", sha256) != sha256:
+            yield f"eval/{result.stem}.json was measured with other weights than this run’s encoder has. Evaluate again."
 
 
 def charts(folder: RunFolder) -> Iterator[Chart]:
@@ -320,18 +330,20 @@ def usage(folder: RunFolder) -> dict[str, str]:
     shape = f"(B, {sizes.get('in_chans', 3)}, {height}, {width})"
     run = str(folder.path)
     divisor = look_up(folder.encoder, "scale.divisor")
-    scaled = f", stored values / {divisor:g}" if isinstance(divisor, int | float) else ""
+    scaled = f", values divided by {divisor:g}" if isinstance(divisor, int | float) else ""
     ours = (
         "import pantomim\n"
         f"encoder = pantomim.load({run!r})\n"
-        f"features = encoder(images)  # images: {shape}{scaled}; features.prefix, features.patches"
+        f"features = encoder(images)  # {shape}{scaled}\n"
+        "features.prefix, features.patches"
     )
     timm = (
-        "import json, timm, safetensors.torch\n"
+        "import json, timm, torch, safetensors.torch\n"
         f"about = json.load(open({run + '/encoder.json'!r}))\n"
         "model = timm.models.vision_transformer.VisionTransformer(**about['timm']['kwargs'])\n"
         f"model.load_state_dict(safetensors.torch.load_file({run + '/encoder.safetensors'!r}))\n"
-        "features = model.forward_features((images - mean) / std)  # mean, std: about['mean'], about['std']"
+        "mean, std = (torch.tensor(about[key]).view(-1, 1, 1) for key in ('mean', 'std'))\n"
+        "features = model.forward_features((images - mean) / std)"
     )
     return {"pantomim": ours, "timm": timm}
 

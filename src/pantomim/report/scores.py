@@ -27,6 +27,7 @@ METRICS = {
     "miou": "mean IoU",
     "map_box": "box AP",
     "map_mask": "mask AP",
+    "class": "class token",
     "cls": "class token",
     "mean": "mean of patches",
 }
@@ -35,6 +36,7 @@ CHOICES = ("chosen", "validation")  # how a result came about: no score of its o
 DEVIATION = re.compile(r"(.+)_(?:std|deviation)")
 NUM_IMAGES = ("num_test", "num_test_images", "num_val", "num_images", "test_images")
 NOISE_DEVIATIONS = 2.0
+NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Score:
         if not math.isfinite(self.value):
             return "not a number"
         spread = "" if self.deviation is None else f" ± {100 * self.deviation:.1f}"
-        return f"{100 * self.value:.1f}{spread} %"
+        return f"{100 * self.value:.1f}{spread} %".replace(" ", NO_BREAK_SPACE)
 
     @property
     def percent(self) -> float:
@@ -106,6 +108,17 @@ class Result:
     rows: list[Row]
     num_images: int | None
     details: dict[str, str]
+
+    @property
+    def main_rows(self) -> list[Row]:
+        """The scores that stand on their own."""
+        rows = [row for row in self.rows[1:] if "." not in row.metric and sum(map(_is_finite, row.scores.values())) > 1]
+        return [self.headline, *rows]
+
+    @property
+    def other_rows(self) -> list[Row]:
+        """The scores behind them: every k, say."""
+        return [row for row in self.rows if row not in self.main_rows]
 
     @property
     def headline(self) -> Row:
@@ -207,7 +220,7 @@ def label(name: str) -> str:
 
 def points(share: float) -> str:
     """A difference of shares, in percentage points."""
-    return f"{abs(100 * share):.1f} points"
+    return f"{abs(100 * share):.1f}{NO_BREAK_SPACE}points"
 
 
 def verdict(result: Result) -> str:
@@ -218,7 +231,10 @@ def verdict(result: Result) -> str:
         return f"{where}: there is no score of the trained encoder."
     if not row.rivals:
         return f"{where}: {trained.text} {row.label}, with nothing measured beside it to compare."
-    against = [f"{_standing(result, who)} ({score.text})" for who, score in row.rivals.items()]
+    against = [
+        f"{_standing(result, who)} ({score.text}{'' if result.rank(who) else '; can be chance'})"
+        for who, score in row.rivals.items()
+    ]
     return f"{where}: {trained.text} {row.label}, {' and '.join(against)}."
 
 
@@ -236,7 +252,9 @@ def _summary(result: Result) -> str:
         return "There is nothing to compare the trained encoder with."
     trained = row.scores["trained"]
     assert trained is not None
-    standings = " and ".join(_standing(result, who) for who in row.rivals)
+    standings = " and ".join(
+        _standing(result, who) + ("" if result.rank(who) else " (which can be chance)") for who in row.rivals
+    )
     if result.is_ahead:
         return f"The trained encoder scores {trained.text}, {standings}."
     opening = "is not ahead" if any(result.rank(who) < 0 for who in row.rivals) else "is not clearly ahead"
@@ -249,8 +267,7 @@ def _standing(result: Result, rival: str) -> str:
     lead = ours.value - theirs.value
     if round(abs(lead), 3) == 0:
         return f"level with {_named(rival)}"
-    chance = "" if result.rank(rival) else " (which can be chance)"
-    return f"{points(lead)} {'above' if lead > 0 else 'below'}{chance} {_named(rival)}"
+    return f"{points(lead)} {'above' if lead > 0 else 'below'} {_named(rival)}"
 
 
 def _named(who: str) -> str:
