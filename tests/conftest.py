@@ -4,10 +4,6 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["pantomim.nn", "pantomim.masking", "pantomim.targets", "pantomim.methods"], "beartype.beartype")
 
-import pytest  # noqa: E402
 import torch  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+torch.set_num_threads(1)

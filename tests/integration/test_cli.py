@@ -1,0 +1,146 @@
+"""The command line, as a user types it: the main job on a tiny set, and what happens when something is mistyped."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pantomim.cli import main
+from tests.tiny import tiny_images
+
+TINY = ["--size", "micro", "--method.encoder.depth", "1", "--method.decoder.depth", "1", "--batch-size", "16"]
+QUIET = ["--runtime.tracker", "none", "--runtime.device", "cpu"]
+
+
+def pretrain(source: Path, out: Path, *more: str) -> None:
+    main(["pretrain", "mae", "--data", str(source), "--out", str(out), "--steps", "4", *TINY, *QUIET, *more])
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("job")
+    source, run = tiny_images(folder / "tiny.npz"), folder / "run"
+    pretrain(source, run)
+    return source, run
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The message of a command that ends with exit status 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    return " ".join((said.err + said.out).split())
+
+
+def test_the_main_job(job: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    source, run = job
+    main(["evaluate", "linear", "--encoder", str(run), "--data", str(source), "--probe.epochs", "5"])
+    main(["evaluate", "knn", "--encoder", str(run), "--data", str(source), "--out", str(run / "eval/mine.json")])
+    main(["features", "--encoder", str(run), "--data", str(source), "--out", str(run / "features.npz")])
+    main(["report", str(run)])
+    result = json.loads((run / "eval" / "linear-tiny.json").read_text())
+    assert {"trained", "untrained", "pixels"} <= set(result)
+    assert 0 <= result["trained"]["top1"] <= 1
+    assert json.loads((run / "eval/mine.json").read_text())["protocol"] == "knn"
+    assert len(np.load(run / "features.npz")["mean"]) == 80
+    page = (run / "report.html").read_text()
+    assert "data:image/png" in page
+    assert "linear" in page
+    assert "untrained" in capsys.readouterr().out
+
+
+def test_metrics_have_every_step_of_a_short_run(job: tuple[Path, Path]) -> None:
+    lines = [json.loads(line) for line in (job[1] / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert {"loss", "lr", "images_per_s"} <= set(lines[0])
+
+
+def test_a_finished_run_is_left_as_it_is(job: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    source, run = job
+    before = (run / "encoder.safetensors").stat().st_mtime_ns
+    pretrain(source, run)
+    assert "complete and was left as it is" in capsys.readouterr().out
+    assert (run / "encoder.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_config_in_the_same_run_is_refused(job: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    source, run = job
+    arguments = ["pretrain", "mae", "--data", str(source), "--out", str(run), "--steps", "5", *TINY, *QUIET]
+    assert "duration.steps: 4 there, 5 here" in fails(capsys, *arguments)
+
+
+def test_a_config_repeats_a_run(job: tuple[Path, Path], tmp_path: Path) -> None:
+    _, run = job
+    main(["pretrain", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")])
+    assert (tmp_path / "again" / "encoder.safetensors").read_bytes() == (run / "encoder.safetensors").read_bytes()
+
+
+def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: Path) -> None:
+    source, run = job
+    arguments = ["--init", str(run), "--steps", "1", "--batch-size", "16", *QUIET]
+    main(["pretrain", "mae", "--data", str(source), "--out", str(tmp_path / "on"), *arguments])
+    about = json.loads((tmp_path / "on" / "encoder.json").read_text())
+    assert about["encoder"]["depth"] == 1
+    assert about["encoder"]["width"] == 96
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrian", "mae"], "Did you mean pretrain?"),
+        (["pretrain", "mae_tiny_cifar1"], "Did you mean mae_tiny_cifar10?"),
+        (["pretrain", "mae"], "Add --data SRC"),
+        (["pretrain", "mae_vit_base_in1k", "--data", "x"], "Add --out RUN"),
+        (["explain", "mae_vit_base_in1k", "--optim.base_lrr", "1"], "--optim.base-lr"),
+        (["explain", "mae_vit_base_in1k", "--method.masker.ratio", "75"], "Give a share, not a percentage"),
+        (["explain", "mae_vit_base_in1k", "--method.masker.ratio", "0.999"], "leaves no visible one"),
+        (["explain", "mae_vit_base_in1k", "--method.encoder.patch_size", "15"], "a multiple of patch_size"),
+        (["evaluate", "knn", "--encoder", "nowhere", "--data", "mnist"], "nowhere"),
+    ],
+)
+def test_what_is_mistyped_is_explained(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in fails(capsys, *arguments)
+
+
+def test_other_channels_than_the_encoders(
+    job: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tiny_images(tmp_path / "seven.npz", channels=7)
+    message = fails(capsys, "evaluate", "knn", "--encoder", str(job[1]), "--data", str(source))
+    assert "7" in message
+    assert "3" in message
+
+
+def test_missing_labels(job: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "bare.npz", images=np.zeros((20, 16, 16, 3), np.uint8))
+    message = fails(capsys, "evaluate", "knn", "--encoder", str(job[1]), "--data", str(tmp_path / "bare.npz"))
+    assert "label" in message
+
+
+def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(capsys, "pretrain", "mae", "--data", str(tmp_path), "--out", str(tmp_path / "run"))
+    assert "must hold images" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_explain_says_what_the_data_decided(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    source = tiny_images(tmp_path / "tiny.npz", side=32, channels=5)
+    main(["explain", "mae", "--data", str(source), "--size", "micro"])
+    said = capsys.readouterr().out
+    for words in ("32x32", "5 channel(s)", "4, grid 8x8", "Differences from the paper"):
+        assert words in said
+
+
+def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    assert "pretrain" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "mae_vit_base_in1k", "--help"])
+    assert ended.value.code == 0
+    assert "--optim.base-lr" in capsys.readouterr().out
+
+
+def test_a_folder_without_golden_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert str(tmp_path) in fails(capsys, "verify", str(tmp_path))
