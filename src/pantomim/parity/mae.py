@@ -81,7 +81,7 @@ def finetune(item: Item) -> Computed:
     numbers: dict[str, Any] = {}
     poolings: tuple[tuple[str, Literal["mean", "class"]], ...] = (("global_pool", "mean"), ("cls_token", "class"))
     for variant, pool in poolings:
-        encoder = _encoder_config(item, images, drop_path=item.config["drop_path_rate"]).build()
+        encoder = _encoder_config(item, images, drop_path=float(item.config["drop_path_rate"])).build()
         classifier = Classifier(encoder, item.config["num_classes"], pool).double().eval()
         unused = "norm." if pool == "mean" else "fc_norm."  # the item stores both
         state = {our_name(name): t for name, t in weights.items() if not name.startswith(unused)}
@@ -156,7 +156,7 @@ def _encoder_config(item: Item, images: Tensor, drop_path: float = 0.0) -> Encod
         width=config["embed_dim"],
         depth=config["depth"],
         heads=config["num_heads"],
-        mlp_ratio=config["mlp_ratio"],
+        mlp_ratio=float(config["mlp_ratio"]),
         drop_path=drop_path,
         mean=(0.0,) * channels,  # the items' images are normalised already
         std=(1.0,) * channels,
@@ -171,9 +171,9 @@ def _pretrain_config(item: Item, images: Tensor, normalize: bool) -> MAEConfig:
             width=config["decoder_embed_dim"],
             depth=config["decoder_depth"],
             heads=config["decoder_num_heads"],
-            mlp_ratio=config["mlp_ratio"],
+            mlp_ratio=float(config["mlp_ratio"]),
         ),
-        masker=RandomMasker(ratio=config["mask_ratio"]),
+        masker=RandomMasker(ratio=float(config["mask_ratio"])),
         target=PixelTargetConfig(normalize=normalize),
     )
 
