@@ -28,7 +28,7 @@ def tiny_images(path: Path, num_images: int = 80, side: int = 16, channels: int 
     return path
 
 
-def tiny_run(source: Path, *, steps: int = 12, **changes: Any) -> Pretrain:
+def tiny_run(source: Path, *, steps: int = 12, batch_size: int = 16, **changes: Any) -> Pretrain:
     """A run on `tiny_images`; `runtime` and `optim` take the fields to change, as mappings."""
     runtime = {"tracker": "none", "device": "cpu", "threads": 1} | changes.pop("runtime", {})
     optim = {"base_lr": 0.02, "warmup": Duration(steps=2)} | changes.pop("optim", {})
@@ -36,7 +36,7 @@ def tiny_run(source: Path, *, steps: int = 12, **changes: Any) -> Pretrain:
         recipe="tiny",
         data=DataConfig(source=str(source)),
         method=MAEConfig(encoder=ENCODER, decoder=DECODER),
-        batch_size=16,
+        batch_size=batch_size,
         duration=Duration(steps=steps),
         optim=OptimConfig(**optim),
         runtime=RuntimeConfig(**runtime),

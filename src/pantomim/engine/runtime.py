@@ -65,9 +65,9 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def compile_whole(method: nn.Module) -> None:
+def compile_whole(method: nn.Module, backend: str = "inductor") -> None:
     """Compile the whole forward, in place: one graph, static shapes, an error rather than a graph break."""
-    method.compile(fullgraph=True, dynamic=False)
+    method.compile(fullgraph=True, dynamic=False, backend=backend)
 
 
 def random_seed(seed: int, step: int, purpose: Purpose, rank: int = 0) -> int:

@@ -1,0 +1,307 @@
+"""Whole runs on the smallest data: stopped, killed, resumed, shared out, and gone wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import ENCODER, tiny_images, tiny_run
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pantomim.engine.pretrain as engine
+from pantomim.checkpoint import WEIGHTS, find_checkpoint
+from pantomim.config import Duration, Pretrain, to_yaml
+from pantomim.engine.pretrain import pretrain
+from pantomim.engine.record import read_metrics
+from pantomim.engine.stops import NonFiniteError
+from pantomim.formats import load_encoder
+
+LONG = {"steps": 80, "runtime": {"save_every": 8}}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_images(tmp_path_factory.mktemp("data") / "images.npz")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    pretrain(tiny_run(source, **LONG), out)
+    return out
+
+
+def weights_hash(run: Path) -> str:
+    return json.loads((run / "encoder.json").read_text())["sha256"]
+
+
+def curve(run: Path, *names: str) -> list[tuple[float, ...]]:
+    return [tuple(line[name] for name in ("step", *names)) for line in read_metrics(run / "metrics.jsonl")]
+
+
+def trained_weights(run: Path) -> dict[str, torch.Tensor]:
+    """The encoder without the biases of the keys: no gradient reaches them, and AdamW makes steps of the rounding."""
+    weights = load_file(run / "encoder.safetensors")
+    for name in [name for name in weights if name.endswith("qkv.bias")]:
+        query, _, value = weights.pop(name).chunk(3)
+        weights |= {f"{name} of queries": query, f"{name} of values": value}
+    return weights
+
+
+def command(config: Pretrain, folder: Path, out: Path) -> list[str]:
+    """The command line that carries out a config."""
+    file = folder / "config.yaml"
+    file.write_text(to_yaml(config))
+    return ["-m", "pantomim", "pretrain", "--config", str(file), "--out", str(out)]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen[str]) -> None:
+    limit = time.monotonic() + 120
+    while not list(run.glob("checkpoints/step-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+def test_the_run_folder_holds_what_it_should(uninterrupted: Path) -> None:
+    names = {path.name for path in uninterrupted.iterdir() if not path.name.startswith(".")}
+    files = {f"{part}.{kind}" for part in ("encoder", "decoder") for kind in ("safetensors", "json")}
+    assert names == files | {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "finished.json"}
+    assert sorted(path.name for path in (uninterrupted / "checkpoints").iterdir()) == ["step-00000072", "step-00000080"]
+    lines = read_metrics(uninterrupted / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 81))
+    keys = {"step", "loss", "lr", "images_per_s", "data_wait_s", "grad_norm", "memory_gib", "time_s"}
+    assert all(line.keys() == keys for line in lines)
+    finished = json.loads((uninterrupted / "finished.json").read_text())
+    assert finished["steps"] == 80
+    assert finished["loss"] == lines[-1]["loss"]
+    assert finished["images_per_s"] > 0
+
+
+def test_something_is_learned_and_the_encoder_is_usable(uninterrupted: Path) -> None:
+    losses = [loss for _, loss in curve(uninterrupted, "loss")]
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+    encoder = load_encoder(uninterrupted)
+    assert encoder(torch.rand(2, 3, 16, 16)).patches.shape == (2, 16, 16)
+
+
+def test_the_schedule_is_followed(uninterrupted: Path) -> None:
+    rates = [rate for _, rate in curve(uninterrupted, "lr")]
+    peak = 0.02 * 16 / 256
+    assert rates[0] == 0
+    assert rates[1] == pytest.approx(peak / 2)
+    assert max(rates) == rates[2] == pytest.approx(peak)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+def test_a_finished_run_is_left_as_it_is(source: Path, uninterrupted: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.iterdir() if path.name != ".lock"}
+    finished = pretrain(tiny_run(source, **LONG), uninterrupted)
+    assert finished.already
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_killed_and_started_again_it_is_the_same_run(source: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    config, out = tiny_run(source, **LONG), tmp_path / "run"
+    process = start(command(config, tmp_path, out))
+    wait_for_checkpoint(out, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "finished.json").exists()
+    pretrain(config, out)
+    assert curve(out, "loss", "lr", "grad_norm") == curve(uninterrupted, "loss", "lr", "grad_norm")
+    assert weights_hash(out) == weights_hash(uninterrupted)
+    resumed = json.loads((out / "environment.json").read_text())["resumed"]
+    assert len(resumed) == 1
+    assert 0 < resumed[0]["step"] < 80
+
+
+def test_sigterm_saves_the_step_and_says_how_to_go_on(source: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    config, out = tiny_run(source, **LONG), tmp_path / "run"
+    process = start(command(config, tmp_path, out))
+    wait_for_checkpoint(out, process)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    stopped = read_metrics(out / "metrics.jsonl")[-1]["step"]
+    assert f"Stopped after step {stopped} of 80" in " ".join(errors.split())
+    assert "Run the same command to go on" in " ".join(errors.split())
+    assert (out / "checkpoints" / f"step-{stopped:08d}").is_dir()
+    pretrain(config, out)
+    assert curve(out, "loss", "grad_norm") == curve(uninterrupted, "loss", "grad_norm")
+    assert weights_hash(out) == weights_hash(uninterrupted)
+
+
+def test_a_damaged_checkpoint_costs_steps_but_not_the_run(source: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(uninterrupted, tmp_path / "run")
+    (out / "finished.json").unlink()
+    file = out / "checkpoints" / "step-00000080" / WEIGHTS
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="Going on from the checkpoint before, step 72"):
+        pretrain(tiny_run(source, **LONG), out)
+    assert curve(out, "loss") == curve(uninterrupted, "loss")
+    assert weights_hash(out) == weights_hash(uninterrupted)
+
+
+def test_two_processes_end_with_the_weights_of_one(source: Path, tmp_path: Path) -> None:
+    config = tiny_run(source, steps=6, runtime={"accumulation": 2})
+    pretrain(config, tmp_path / "one")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = start([*launcher, *command(config, tmp_path, tmp_path / "two")])
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    one, two = (trained_weights(tmp_path / run) for run in ("one", "two"))
+    initial = config.method.build().exports()["encoder"].state_dict()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+    assert any((value - initial[name]).abs().max() > 1e-3 for name, value in one.items() if name in initial)
+    for (_, loss), (_, other) in zip(curve(tmp_path / "one", "loss"), curve(tmp_path / "two", "loss"), strict=True):
+        assert other == pytest.approx(loss, rel=1e-5)
+
+
+def test_micro_batches_change_nothing_but_rounding(source: Path, tmp_path: Path) -> None:
+    for accumulation in (1, 4):
+        pretrain(tiny_run(source, runtime={"accumulation": accumulation}), tmp_path / str(accumulation))
+    one, four = (curve(tmp_path / run, "loss", "grad_norm") for run in ("1", "4"))
+    for expected, found in zip(one, four, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_seeds_differ_and_repeat(source: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1), ("c", 1)):
+        pretrain(tiny_run(source, steps=4, runtime={"seed": seed}), tmp_path / name)
+    assert curve(tmp_path / "b", "loss") == curve(tmp_path / "c", "loss")
+    assert curve(tmp_path / "a", "loss") != curve(tmp_path / "b", "loss")
+
+
+def test_bfloat16_on_request(source: Path, tmp_path: Path) -> None:
+    for precision in ("float32", "bfloat16"):
+        pretrain(tiny_run(source, steps=4, runtime={"precision": precision}), tmp_path / precision)
+    full, half = (curve(tmp_path / run, "loss") for run in ("float32", "bfloat16"))
+    assert full != half
+    assert [loss for _, loss in half] == pytest.approx([loss for _, loss in full], rel=0.02)
+    assert {value.dtype for value in load_file(tmp_path / "bfloat16" / "encoder.safetensors").values()} == {
+        torch.float32
+    }
+
+
+def test_long_runs_log_every_tenth_step_and_the_last(source: Path, tmp_path: Path) -> None:
+    pretrain(tiny_run(source, steps=203, batch_size=2), tmp_path)
+    assert [step for (step,) in curve(tmp_path)] == [*range(10, 201, 10), 203]
+
+
+class CountReads(TorchDispatchMode):
+    """Counts how often a value is read from a tensor."""
+
+    reads = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.reads += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_read_from_the_device_between_logged_steps(source: Path, tmp_path: Path) -> None:
+    reads = []
+    for steps in (10, 30):
+        with CountReads() as counter:
+            pretrain(
+                tiny_run(source, steps=steps, runtime={"log_every": 100, "save_every": 100}), tmp_path / str(steps)
+            )
+        reads.append(counter.reads)
+    assert reads[0] == reads[1] > 0
+
+
+@pytest.mark.parametrize("log_every", [1, 8])
+def test_a_loss_that_is_no_number_stops_the_run(source: Path, tmp_path: Path, log_every: int) -> None:
+    optim = {"base_lr": 1e30, "warmup": Duration(steps=0)}
+    runtime = {"log_every": log_every, "save_every": 1 if log_every == 1 else 4}
+    with pytest.raises(
+        NonFiniteError, match=r"of step (2|3) is infinite or NaN.*base_lr 5e\+29.*clip_norm.*float32"
+    ) as stop:
+        pretrain(tiny_run(source, steps=20, optim=optim, runtime=runtime), tmp_path)
+    step = int(str(stop.value).split("of step ")[1].split()[0])
+    kept = find_checkpoint(tmp_path / "checkpoints")
+    if log_every == 1:
+        assert kept is not None
+        assert kept.step == step - 1
+        assert all(torch.isfinite(value).all() for value in load_file(kept.path / WEIGHTS).values())
+    else:
+        assert kept is None
+    failure = load_file(tmp_path / "failure" / f"step-{step:08d}-process-0.safetensors")
+    assert failure["0.batch.images"].shape == (16, 3, 16, 16)
+    assert failure["0.batch.ids"].shape == (16,)
+    assert failure["0.draws.mask.masked"].sum(dim=1).tolist() == [12] * 16
+    assert all(line["loss"] is not None for line in read_metrics(tmp_path / "metrics.jsonl"))
+
+
+def test_a_run_starts_from_another_runs_weights(
+    source: Path, uninterrupted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_run(source, steps=2, optim={"warmup": Duration(steps=0)}, init=str(uninterrupted))
+    pretrain(config, tmp_path / "same")
+    assert f"Starting from the encoder of {uninterrupted}; its decoder is taken too." in capfd.readouterr().err
+    (_, first), _ = curve(tmp_path / "same", "loss")
+    assert first < 0.95 * curve(uninterrupted, "loss")[0][1]
+
+    larger = replace(config.method, encoder=replace(ENCODER, image_size=(24, 24)))
+    pretrain(replace(config, method=larger), tmp_path / "larger")
+    told = capfd.readouterr().err
+    assert "(positions resampled from (4, 4) to (6, 6)); its decoder is taken too." in told
+
+
+def test_weights_of_another_size_are_refused_with_both(source: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    config = tiny_run(source, init=str(uninterrupted))
+    other = replace(config.method, encoder=replace(ENCODER, width=32, depth=1))
+    with pytest.raises(ValueError, match=r"width: 16 there, 32 here\n  depth: 2 there, 1 here"):
+        pretrain(replace(config, method=other), tmp_path)
+
+
+def test_unsuitable_data_stop_a_run_before_it_begins(tmp_path: Path) -> None:
+    path = tiny_images(tmp_path / "seven.npz", channels=7)
+    with pytest.raises(ValueError, match=r"has 7\. Give --method\.encoder\.in_chans 7"):
+        pretrain(tiny_run(path), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_curves_also_go_to_tensorboard(source: Path, tmp_path: Path) -> None:
+    pretrain(tiny_run(source, steps=3, runtime={"tracker": "tensorboard"}), tmp_path)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert b"grad_norm" in file.read_bytes()
+
+
+def test_a_full_disk_is_told_and_the_checkpoint_before_kept(
+    source: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = tiny_run(source, **LONG), tmp_path / "run"
+
+    def full_at_24(folder: Path, *parts: object, step: int, **rest: object) -> Path:
+        def refuse(tensors: object, path: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+        return save(folder, *parts, step=step, **(rest | {"write": refuse} if step == 24 else rest))
+
+    save = engine.save_checkpoint
+    monkeypatch.setattr(engine, "save_checkpoint", full_at_24)
+    with pytest.raises(OSError, match=r"step 24 could not be written.*No space left.*step 16 is untouched"):
+        pretrain(config, out)
+    kept = find_checkpoint(out / "checkpoints")
+    assert kept is not None
+    assert kept.step == 16
+    assert curve(out, "loss") == curve(uninterrupted, "loss")[:24]

@@ -1,0 +1,97 @@
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+from tiny import tiny_run
+
+from pantomim.config import Pretrain, RuntimeConfig, from_yaml, to_dict
+from pantomim.engine.folder import FREE, Finished, RunFolder, RunInUseError, leaves
+
+CONFIG = tiny_run(Path("images.npz"))
+
+
+def take_up(path: Path, config: Pretrain = CONFIG) -> RunFolder:
+    folder = RunFolder(path)
+    with folder.hold(Accelerator(cpu=True), config):
+        return folder
+
+
+def test_the_config_is_written_and_reads_back(tmp_path: Path) -> None:
+    take_up(tmp_path / "run")
+    assert from_yaml(Pretrain, tmp_path / "run" / "config.yaml") == CONFIG
+
+
+def test_the_same_config_is_taken_up_again(tmp_path: Path) -> None:
+    take_up(tmp_path)
+    take_up(tmp_path)
+
+
+def test_how_a_run_is_carried_out_may_change(tmp_path: Path) -> None:
+    take_up(tmp_path)
+    runtime = replace(CONFIG.runtime, log_every=3, save_every=4, keep=5, threads=2, tracker="tensorboard", compile=True)
+    take_up(tmp_path, replace(CONFIG, runtime=runtime, data=replace(CONFIG.data, workers=1, memory_gib=1.0)))
+    assert leaves(to_dict(CONFIG)).keys() >= FREE
+
+
+def test_another_config_is_refused_key_by_key(tmp_path: Path) -> None:
+    take_up(tmp_path)
+    other = replace(CONFIG, batch_size=32, optim=replace(CONFIG.optim, weight_decay=0.1), runtime=RuntimeConfig(seed=1))
+    with pytest.raises(ValueError, match="must hold no run of another config") as refusal:
+        take_up(tmp_path, other)
+    lines = str(refusal.value).splitlines()[1:-1]
+    assert sorted(line.strip() for line in lines) == [
+        "batch_size: 16 there, 32 here",
+        "optim.weight_decay: 0.05 there, 0.1 here",
+        "runtime.seed: 0 there, 1 here",
+    ]
+
+
+def test_only_one_can_hold_a_run(tmp_path: Path) -> None:
+    with (
+        RunFolder(tmp_path).hold(Accelerator(cpu=True), CONFIG),
+        pytest.raises(RunInUseError, match=f"got {tmp_path}, which another pantomim process"),
+    ):
+        take_up(tmp_path)
+    take_up(tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(ValueError, match=r"holds holiday\.jpg and no config\.yaml"):
+        take_up(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"must be a folder that can be written to.*Not a directory"):
+        take_up(tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match=r"must be a folder that can be written to.*Permission denied"):
+        take_up(tmp_path)
+
+
+def test_a_finished_run_says_so(tmp_path: Path) -> None:
+    folder = take_up(tmp_path)
+    assert folder.finished() is None
+    folder.finish(Finished(steps=3, wall_s=1.0, images_per_s=None, loss=0.5))
+    assert set(json.loads((tmp_path / "finished.json").read_text())) == {"steps", "wall_s", "images_per_s", "loss"}
+    assert folder.finished() == Finished(steps=3, wall_s=1.0, images_per_s=None, loss=0.5, already=True)
+
+
+def test_the_environment_of_every_start_is_kept(tmp_path: Path) -> None:
+    folder = take_up(tmp_path)
+    folder.describe(CONFIG, Accelerator(cpu=True), step=0)
+    folder.describe(CONFIG, Accelerator(cpu=True), step=8)
+    found = json.loads((tmp_path / "environment.json").read_text())
+    assert found["packages"]["torch"]
+    assert found["seed"] == 0
+    assert found["device"] == "cpu"
+    assert [start["step"] for start in found["resumed"]] == [8]

@@ -1,0 +1,91 @@
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from pantomim.engine.record import Clock, Recorder, peak_memory_gib, read_metrics
+
+CPU = torch.device("cpu")
+
+
+def recorder(path: Path, screen: io.StringIO, *, start: int = 0, total: int = 400, terminal: bool = False) -> Recorder:
+    console = Console(file=screen, force_terminal=terminal, width=120)
+    return Recorder(Accelerator(cpu=True), path, start=start, total=total, batch_size=10, console=console)
+
+
+def values(loss: float) -> dict[str, float | None]:
+    return {"loss": loss, "lr": 1e-3, "images_per_s": 100.0, "memory_gib": 0.5, "time_s": 2.0}
+
+
+def test_each_logged_step_is_a_line_at_once(tmp_path: Path) -> None:
+    with recorder(tmp_path / "metrics.jsonl", io.StringIO()) as record:
+        record.log(1, values(0.5) | {"images_per_s": None, "gap": float("nan")})
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": 1, **values(0.5), "images_per_s": None, "gap": None}]
+
+
+def test_lines_past_the_checkpoint_and_a_cut_line_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step, "loss": 0.0}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
+    with recorder(path, io.StringIO(), start=2) as record:
+        record.log(3, values(0.25))
+    assert [(line["step"], line["loss"]) for line in read_metrics(path)] == [(1, 0.0), (2, 0.0), (3, 0.25)]
+
+
+def test_about_twenty_plain_lines_when_nobody_watches(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    with recorder(tmp_path / "metrics.jsonl", screen) as record:
+        for step in range(1, 401):
+            record.log(step, values(1.0))
+    lines = screen.getvalue().splitlines()
+    assert 18 <= len(lines) <= 22
+    assert lines[0] == "step   1/400  loss 1.0000  lr 1.0e-03  100 images/s  0.5 GiB  0:40 left"
+    assert lines[-1].startswith("step 400/400")
+
+
+def test_a_live_bar_on_a_terminal(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    with recorder(tmp_path / "metrics.jsonl", screen, terminal=True) as record:
+        record.log(200, values(0.125))
+    assert "200/400" in screen.getvalue()
+    assert "loss 0.1250" in screen.getvalue()
+    assert "step 200/400" not in screen.getvalue()
+
+
+def test_text_is_shown_as_it_is(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    with recorder(tmp_path / "metrics.jsonl", screen) as record:
+        record.say("a [bold] folder " + "x" * 200)
+    assert screen.getvalue() == "a [bold] folder " + "x" * 200 + "\n"
+
+
+def test_the_first_step_and_saving_do_not_count_for_the_speed() -> None:
+    clock = Clock()
+    time.sleep(0.2)
+    clock.step(10, CPU)
+    assert clock.lap() is None
+    with clock.paused():
+        time.sleep(0.2)
+    time.sleep(0.02)
+    clock.step(10, CPU)
+    speed = clock.lap()
+    assert speed is not None
+    assert 100 < speed <= 500
+    assert clock.images_per_s == pytest.approx(speed)
+    assert clock.total_s > 0.4
+
+
+def test_the_clock_goes_on_at_the_next_start() -> None:
+    clock = Clock(time_s=100.0, timed_images=50, timed_s=2.0)
+    assert clock.images_per_s == 25.0
+    assert clock.total_s >= 100.0
+    assert Clock(**clock.progress()).images_per_s == 25.0
+
+
+def test_memory_is_that_of_this_process() -> None:
+    assert 0.05 < peak_memory_gib(CPU) < 64

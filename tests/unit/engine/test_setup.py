@@ -1,0 +1,83 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny_images, tiny_run
+
+from pantomim.config import Duration
+from pantomim.data.layout import draw_images
+from pantomim.engine.setup import check_fit, check_schedule, training_images
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return tiny_images(tmp_path / "images.npz")
+
+
+def test_training_images_are_those_of_the_split_train(source: Path) -> None:
+    dataset = training_images(tiny_run(source).data)
+    assert (len(dataset), dataset.split) == (64, "train")
+
+
+def test_a_part_is_the_same_for_all_and_balanced(source: Path) -> None:
+    config = replace(tiny_run(source).data, images=20)
+    whole, part, again = training_images(tiny_run(source).data), training_images(config), training_images(config)
+    assert part.names == again.names
+    assert len(part) == len(set(part.names)) == part.facts.num_images == 20
+    assert set(part.names) <= set(whole.names)
+    assert np.bincount(part.labels).tolist() == [5, 5, 5, 5]
+    wanted = whole.names.index(part.names[3])
+    assert np.array_equal(part.read(3), whole.read(wanted))
+    assert np.array_equal(part.array(1.0)[3], whole.read(wanted))
+    assert part.labels[3] == whole.labels[wanted]
+
+
+def test_a_smaller_part_lies_within_a_larger_one() -> None:
+    labels = np.repeat([0, 1, 2], [50, 30, 4])
+    small, large = (draw_images(84, labels, count, seed=0) for count in (9, 30))
+    assert set(small) <= set(large)
+    assert np.bincount(labels[small]).tolist() == [3, 3, 3]
+    assert np.bincount(labels[large]).tolist() == [13, 13, 4]
+    assert not np.array_equal(small, draw_images(84, labels, 9, seed=1))
+    assert len(set(draw_images(84, None, 84, seed=0))) == 84
+
+
+def test_more_images_than_there_are_is_refused(source: Path) -> None:
+    with pytest.raises(ValueError, match=r"DataConfig\.images must be at most .* 64; got 65"):
+        training_images(replace(tiny_run(source).data, images=65))
+
+
+def test_no_source_is_refused() -> None:
+    with pytest.raises(ValueError, match="Give --data"):
+        training_images(replace(tiny_run(Path("x")).data, source=""))
+
+
+def test_a_source_without_training_images_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "only_test.npz"
+    np.savez(path, images=np.zeros((6, 16, 16, 3), dtype=np.uint8), split=np.array(["test"] * 6))
+    with pytest.raises(ValueError, match=r"got 'train'.*test"):
+        training_images(tiny_run(path).data)
+
+
+def test_all_misfits_are_told_together(source: Path) -> None:
+    dataset = training_images(tiny_run(source).data)
+    with pytest.raises(ValueError, match="must be") as refusal:
+        check_fit(tiny_run(source), dataset, in_chans=7, patch_size=32, num_processes=3)
+    channels, patch, batch = str(refusal.value).splitlines()
+    assert "got 7, and" in channels
+    assert "has 3. Give --method.encoder.in_chans 3" in channels
+    assert "images of 16 pixels. Give --method.encoder.patch_size 16" in patch
+    assert "processes x accumulation = 3 x 1; got 16" in batch
+    check_fit(tiny_run(source), dataset, in_chans=3, patch_size=16, num_processes=2)
+
+
+def test_a_run_must_have_steps_and_be_longer_than_its_warmup() -> None:
+    config = tiny_run(Path("x"), duration=Duration(steps=0))
+    with pytest.raises(ValueError, match=r"Pretrain\.duration must be at least one step; got 0 steps"):
+        check_schedule(config, 0, 0)
+    with pytest.raises(
+        ValueError, match=r"must be shorter than the run; got 2 steps of 0 steps, which is 2 of 2 steps"
+    ):
+        check_schedule(config, 2, 2)
+    check_schedule(config, 3, 2)
