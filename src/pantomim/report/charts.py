@@ -44,7 +44,7 @@ def line_chart(curve: Curve, width: int, height: int) -> Markup:
     if not finite.any():
         raise ValueError(f"Curve.values must have a finite value; got none for {curve.title}. Leave the chart out.")
     exponent = _exponent(np.abs(curve.values[finite]).max())
-    values = curve.values / 10.0**exponent
+    values = np.where(finite, curve.values, np.nan) / 10.0**exponent
     y_label = curve.y_label + (f" (×10{str(exponent).translate(SUPERSCRIPTS)})" if exponent else "")
     low, high = float(values[finite].min()), float(values[finite].max())
     top = _settled_top(values) if curve.cut_start else high

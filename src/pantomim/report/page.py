@@ -177,7 +177,7 @@ def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
     sha256 = folder.encoder.get("sha256")
     for result in results:
         if sha256 and result.details.get("encoder_sha256", sha256) != sha256:
-            yield f"eval/{result.stem}.json was measured with other weights than this run’s encoder has. Evaluate again."
+            yield f"eval/{result.stem}.json was measured with other weights than this run has now. Evaluate again."
 
 
 def charts(folder: RunFolder) -> Iterator[Chart]:
