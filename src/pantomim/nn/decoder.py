@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pantomim.frozen import frozen
 from pantomim.masking.mask import Mask
 from pantomim.nn.position import sincos_2d
-from pantomim.nn.tokens import put_back, take
+from pantomim.nn.tokens import put_back
 from pantomim.nn.vit import NORM_EPS, Block, Features, initialise
 
 
@@ -64,11 +64,12 @@ class MAEDecoder(nn.Module):
         hidden = (self.mask_token + position).expand(len(tokens), -1, -1)  # (B, N, W)
         patches = put_back(visible, mask.ids_keep, hidden)
         tokens = torch.cat([prefix + prefix_position, patches], dim=1)  # (B, P + N, W)
-        for block in self.decoder_blocks:
+        *blocks, last = self.decoder_blocks
+        for block in blocks:
             tokens, _ = block(tokens)
-        patches = tokens[:, self.num_prefix :]
-        if not everywhere:
-            patches = take(patches, mask.ids_mask)
+        wanted = None if everywhere else mask.ids_mask + self.num_prefix  # places among all tokens
+        tokens, _ = last(tokens, wanted=wanted)
+        patches = tokens[:, self.num_prefix :] if everywhere else tokens
         return self.decoder_pred(self.decoder_norm(patches))
 
 

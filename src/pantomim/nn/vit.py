@@ -59,19 +59,35 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(
-        self, tokens: Float[Tensor, "B T D"], need_weights: bool = False
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B heads T T"] | None]:
-        """Mixed tokens and, if asked for, the softmaxed attention."""
-        batch, length, width = tokens.shape
-        qkv = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        self,
+        tokens: Float[Tensor, "B T D"],
+        need_weights: bool = False,
+        queries: Float[Tensor, "B Q D"] | None = None,
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B heads Q T"] | None]:
+        """Tokens mixed for the `queries` (by default the tokens) and, if asked for, the softmaxed attention."""
+        query, key, value = self._project(tokens, queries)
         weights = None
         if need_weights:
-            weights = (query @ key.mT / math.sqrt(width // self.heads)).softmax(dim=-1)
+            weights = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(dim=-1)
             mixed = weights @ value
         else:
             mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, length, width)), weights
+        return self.proj(mixed.transpose(1, 2).flatten(2)), weights
+
+    def _project(
+        self, tokens: Float[Tensor, "B T D"], queries: Float[Tensor, "B Q D"] | None
+    ) -> list[Float[Tensor, "B heads _ E"]]:
+        """Query, key and value of each head."""
+        if queries is None:
+            parts = self.qkv(tokens).chunk(3, dim=-1)  # gradients come back with a single copy
+        else:
+            width = queries.shape[-1]
+            weight, bias = self.qkv.weight, self.qkv.bias
+            parts = (
+                F.linear(queries, weight[:width], bias[:width]),
+                *F.linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1),
+            )
+        return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
 
 
 class Mlp(nn.Module):
@@ -114,10 +130,19 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, tokens: Float[Tensor, "B T D"], need_weights: bool = False
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B heads T T"] | None]:
-        """New tokens and, if asked for, the attention weights."""
-        mixed, weights = self.attn(self.norm1(tokens), need_weights)
+        self,
+        tokens: Float[Tensor, "B T D"],
+        need_weights: bool = False,
+        wanted: Int[Tensor, "B Q"] | None = None,
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B heads Q T"] | None]:
+        """New tokens (those at the places `wanted`, or all) and, if asked for, the attention weights.
+
+        A last block of which only some tokens are read need not compute the others: they serve as keys and values.
+        """
+        normed, queries = self.norm1(tokens), None
+        if wanted is not None:
+            tokens, queries = take(tokens, wanted), take(normed, wanted)
+        mixed, weights = self.attn(normed, need_weights, queries)
         tokens = tokens + self.drop_path(mixed)
         return tokens + self.drop_path(self.mlp(self.norm2(tokens))), weights
 
