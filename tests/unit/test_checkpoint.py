@@ -131,7 +131,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
 
 def test_with_every_checkpoint_damaged_nothing_is_loaded(tmp_path: Path) -> None:
     (save(tmp_path, 2) / WEIGHTS).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"at least one whole checkpoint.*step-00000002.*must have .* bytes; got 0"):
+    with pytest.raises(
+        CheckpointError, match=r"at least one whole checkpoint.*step-00000002.*must have .* bytes; got 0"
+    ):
         find_checkpoint(tmp_path)
 
 
