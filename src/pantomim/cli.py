@@ -219,7 +219,14 @@ def verify(folder: Annotated[Path, tyro.conf.Positional]) -> None:
 
 
 def import_weights(
-    file: Annotated[Path, tyro.conf.Positional], out: Path, format: Literal["mae"] = "mae", heads: int | None = None
+    file: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    format: Literal["mae"] = "mae",
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
 ) -> None:
     """Turn a checkpoint of the authors into our files; a file that is not what it says is refused.
 
@@ -228,10 +235,15 @@ def import_weights(
         out: Folder for encoder.safetensors, encoder.json and what else the file holds.
         format: Whose layout it is.
         heads: Attention heads, for widths that no published model has.
+        decoder_heads: The same for the decoder.
+        image_size: Height and width in pixels, where they differ.
+        mean: Mean of each channel, where they are not three.
+        std: Deviation of each channel.
     """
     from pantomim.formats.mae import import_mae
 
-    CONSOLE.print(str(import_mae(file, out, heads=heads)), highlight=False)
+    report = import_mae(file, out, heads=heads, decoder_heads=decoder_heads, image_size=image_size, mean=mean, std=std)
+    CONSOLE.print(escape(str(report)), highlight=False, soft_wrap=True)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -266,9 +266,9 @@ def _encoder_config(weights: Mapping[str, Tensor], source: str, given: Given) ->
         image_size = (side * patch_size, side * patch_size)
     else:
         image_size = given.image_size
-    if in_chans != 3 and (given.mean is None or given.std is None):
+    if (given.mean is None) != (given.std is None) or (in_chans != 3 and given.mean is None):
         raise ValueError(
-            f"{source}: mean and std must be given for {in_chans} channels; got none. "
+            f"{source}: mean and std must both be given for {in_chans} channels; got {given.mean} and {given.std}. "
             f"Pass the values of the data that the encoder was trained on."
         )
     return EncoderConfig(

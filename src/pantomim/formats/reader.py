@@ -54,8 +54,9 @@ def _unpickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         calls = [refused[1]] if refused else _foreign_names(path)
-        if not calls:
-            raise _damaged(path, _first_line(error)) from error
+        if not calls:  # torch's own message advises to read it unsafely, which would not help
+            reason = str(error).partition("WeightsUnpickler error: ")[2]
+            raise _damaged(path, reason.partition("\n")[0].strip() or "no checkpoint that torch knows") from error
         raise ValueError(
             f"{path} must hold weights and plain values only; got a pickle that calls {', '.join(calls)}. It was not "
             f"executed. If you trust its maker, read it with torch.load(FILE, weights_only=False) where that is safe, "

@@ -240,9 +240,11 @@ def test_what_weights_do_not_tell_must_be_given():
     assert recognise(wide, "wide.pth", Given(image_size=(12, 16))).encoder.grid == (3, 4)
 
     grey = official("encoder") | {"patch_embed.proj.weight": torch.zeros(WIDTH, 1, PATCH, PATCH)}
-    with pytest.raises(ValueError, match="mean and std must be given for 1 channels"):
+    with pytest.raises(ValueError, match="mean and std must both be given for 1 channels"):
         recognise(grey, "grey.pth")
     assert recognise(grey, "grey.pth", Given(mean=(0.5,), std=(0.2,))).encoder.in_chans == 1
+    with pytest.raises(ValueError, match=r"must both be given for 3 channels; got \(0.5, 0.5, 0.5\) and None"):
+        recognise(official("encoder"), "half.pth", Given(mean=(0.5,) * 3))
 
 
 def test_heads_matter():
