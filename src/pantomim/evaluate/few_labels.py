@@ -1,0 +1,100 @@
+"""A classifier from a few labels a class: logistic regression on cached features, over several draws of the labels."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from threadpoolctl import threadpool_limits
+
+from pantomim.evaluate.linear import Standardiser
+from pantomim.evaluate.parts import Parts
+from pantomim.evaluate.scores import top1, top1_per_class
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, on standardised features
+FOLDS = 3
+
+
+def few_labels(parts: Parts, labels_per_class: int, *, num_draws: int, seed: int) -> dict[str, Any]:
+    """Scores of one contender: mean and deviation over draws of the labelled images.
+
+    Regularisation and view are chosen by cross-validation within the labelled images; no other label is looked at. The
+    features are standardised over all training images, which needs no label. With one label a class there is nothing to
+    cross-validate: then C is 1 and the first view is taken.
+    """
+    assert parts.train.labels is not None
+    assert parts.test.labels is not None
+    draws: list[dict[str, float]] = []
+    chosen: list[str] = []
+    for draw in range(num_draws):
+        rows = draw_labelled(parts.train.labels.numpy(), labels_per_class, seed=seed, draw=draw)
+        labels = parts.train.labels.numpy()[rows]
+        fitted = {}
+        for view in parts.views:
+            standardise = Standardiser.of(parts.train.views[view])
+            train, test = (
+                standardise(table.views[view]).double().numpy() for table in (parts.train.rows(rows), parts.test)
+            )
+            train, test = reduced(train, test)
+            model, validation = choose(train, labels, seed=seed)
+            fitted[view] = (validation, torch.from_numpy(model.predict(test)))
+        view = max(fitted, key=lambda name: fitted[name][0])
+        predictions = fitted[view][1]
+        chosen.append(view)
+        draws.append(
+            {
+                "top1": top1(predictions, parts.test.labels),
+                "top1_per_class": top1_per_class(predictions, parts.test.labels),
+                **{f"top1_{name}": top1(guess, parts.test.labels) for name, (_, guess) in fitted.items()},
+            }
+        )
+    result: dict[str, Any] = {}
+    for name in draws[0]:
+        values = [draw[name] for draw in draws]
+        result[name] = float(np.mean(values))
+        result[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {**result, "views": chosen, "draws": [draw["top1"] for draw in draws]}
+
+
+def draw_labelled(
+    labels: Int[np.ndarray, " n"], labels_per_class: int, *, seed: int, draw: int
+) -> Int[np.ndarray, " m"]:
+    """The images whose labels are known in one draw: the same number of every class.
+
+    Raises:
+        ValueError: if a class has fewer images.
+    """
+    counts = np.bincount(labels)
+    if counts.min() < labels_per_class:
+        raise ValueError(
+            f"Evaluate.labels_per_class must be at most the images of the smallest class, {counts.min()}; got "
+            f"{labels_per_class}. Ask for fewer."
+        )
+    rng = np.random.default_rng(np.random.SeedSequence([seed, draw, labels_per_class]))
+    rows = [rng.permutation(np.flatnonzero(labels == index))[:labels_per_class] for index in range(len(counts))]
+    return np.sort(np.concatenate(rows))
+
+
+def reduced(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same features in the space that the training images span, where that is smaller.
+
+    Logistic regression with a squared penalty has its weights in that space, so nothing changes but the time.
+    """
+    if train.shape[1] <= len(train):
+        return train, test
+    basis = np.linalg.svd(train, full_matrices=False)[2].T
+    return train @ basis, test @ basis
+
+
+def choose(train: np.ndarray, labels: np.ndarray, *, seed: int) -> tuple[LogisticRegression, float]:
+    """A classifier with the strength that does best in cross-validation, and how well it did."""
+    model = LogisticRegression(C=1.0, max_iter=5000)
+    folds = min(FOLDS, int(np.bincount(labels).min()))
+    with threadpool_limits(limits=1):  # problems this small only get slower with more
+        if folds < 2:
+            return model.fit(train, labels), 0.0
+        division = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        search = GridSearchCV(model, {"C": list(STRENGTHS)}, cv=division).fit(train, labels)
+    return search.best_estimator_, float(search.best_score_)

@@ -1,0 +1,106 @@
+"""Who may see what in an evaluation: one part to fit, one to choose by, one to report."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from pantomim.data.layout import divide
+from pantomim.evaluate.features import FeatureTable
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The tables of one contender, labels counted from 0 in all.
+
+    Args:
+        train: All images that may be learned from.
+        fit: Learned from while choosing; a part of `train`.
+        validation: All choices (rates, neighbours, kind of feature) are made on these.
+        test: Reported, never chosen by.
+        num_classes: Classes of `train`.
+    """
+
+    train: FeatureTable
+    fit: FeatureTable
+    validation: FeatureTable
+    test: FeatureTable
+    num_classes: int
+
+    @property
+    def views(self) -> list[str]:
+        """Names of the features to choose from."""
+        return list(self.train.views)
+
+
+def make_parts(train: FeatureTable, validation: FeatureTable | None, test: FeatureTable, *, seed: int) -> Parts:
+    """Divide and check the tables; without a validation part, a seeded fifth of train is held out for choices.
+
+    Raises:
+        ValueError: if labels are missing, there is only one class, or a class is unknown to train.
+    """
+    tables = {"train": train, "val": validation, "test": test}
+    for name, table in tables.items():
+        if table is not None and table.labels is None:
+            raise ValueError(missing_labels(name))
+    classes = known_classes(_labels(train))
+    train, test = _renumbered(train, classes, "train"), _renumbered(test, classes, "test")
+    if validation is not None:
+        return Parts(train, train, _renumbered(validation, classes, "val"), test, len(classes))
+    rows = divide(len(train), _labels(train).numpy(), seed=seed)
+    if not len(rows["test"]):
+        raise ValueError(
+            f"Evaluate.data must have at least two images of some class in train; got {len(train)} images of "
+            f"{len(classes)} classes. Add images, or a val part."
+        )
+    return Parts(train, train.rows(rows["train"]), train.rows(rows["test"]), test, len(classes))
+
+
+def missing_labels(where: str) -> str:
+    """What to do when there are no labels."""
+    return (
+        f"Evaluate.data must have labels; got none for {where}. Sort the images into one folder a class "
+        f"(DATA/train/CLASS/*.jpg, DATA/test/CLASS/*.jpg), write them behind the file names in a .txt list, or put an "
+        f"array `labels` into the .npz."
+    )
+
+
+def known_classes(labels: Int[Tensor, " n"]) -> Int[Tensor, " classes"]:
+    """The class ids that occur in train, rising.
+
+    Raises:
+        ValueError: if there are fewer than two.
+    """
+    classes = labels.unique()
+    if len(classes) < 2:
+        raise ValueError(
+            f"Evaluate.data must have at least two classes in train; got {len(classes)}. "
+            f"Scores need classes to tell apart: give data with one folder a class."
+        )
+    return classes
+
+
+def renumber(labels: Int[Tensor, " n"], classes: Int[Tensor, " classes"], where: str) -> Int[Tensor, " n"]:
+    """Class ids as positions in `classes`.
+
+    Raises:
+        ValueError: if a label is not among the classes.
+    """
+    unknown = labels[~torch.isin(labels, classes)]
+    if len(unknown):
+        named = ", ".join(map(str, unknown.unique().tolist()[:10]))
+        raise ValueError(
+            f"Evaluate.data must have the classes of {where} in train too; got class {named} in {len(unknown)} images "
+            f"of {where} and in none of train. Add examples to train, or take these images out."
+        )
+    return torch.searchsorted(classes, labels)
+
+
+def _renumbered(table: FeatureTable, classes: Tensor, where: str) -> FeatureTable:
+    return replace(table, labels=renumber(_labels(table), classes, where))
+
+
+def _labels(table: FeatureTable) -> Tensor:
+    assert table.labels is not None
+    return table.labels

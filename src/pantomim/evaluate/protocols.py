@@ -1,0 +1,281 @@
+"""`pantomim evaluate`: one protocol for the trained encoder, the same encoder untrained, and raw pixels."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from pantomim.data.dataset import Dataset
+from pantomim.data.sources import open_source, splits
+from pantomim.data.stats import Stats, channel_stats
+from pantomim.evaluate.features import (
+    FeatureTable,
+    check_channels,
+    extract,
+    has_class_token,
+    pixel_size,
+    pixel_table,
+    pixel_vector,
+    views,
+)
+from pantomim.evaluate.few_labels import few_labels
+from pantomim.evaluate.knn import knn
+from pantomim.evaluate.linear import LinearProbe, linear
+from pantomim.evaluate.linear_mae import Extractor, MAEProbe, linear_mae
+from pantomim.evaluate.parts import known_classes, make_parts, missing_labels, renumber
+from pantomim.formats import load_encoder
+from pantomim.formats.files import hash_weights, replace_file
+from pantomim.formats.timm import TimmEncoder, load_timm
+from pantomim.frozen import frozen
+from pantomim.nn.vit import Encoder
+
+PROTOCOL_VERSION = 1
+SHOWN = {"trained": "trained", "untrained": "untrained twin", "pixels": "raw pixels"}
+
+
+@frozen
+class Evaluate:
+    """What to score, on what, and how.
+
+    Args:
+        protocol: Nearest neighbours, or a linear classifier on frozen features.
+        encoder: A run folder, a file of weights, or timm:NAME.
+        data: As for pre-training, with labels.
+        out: FILE.json; by default eval/PROTOCOL-DATA.json in the run folder.
+        training: Of the linear classifier: on cached features with many learning rates, or as MAE's authors do it.
+        labels_per_class: Learn from so few labels a class (linear only); the score is a mean over draws.
+        draws: Of the few labels.
+        seed: Of every random choice, the untrained twin's weights among them.
+        batch_size: Images that the encoder sees at once.
+        device: cpu, cuda ...; by default the GPU if there is one.
+        probe: How the cached probe is trained.
+        mae: How the authors' probe is trained.
+    """
+
+    protocol: Annotated[Literal["knn", "linear"], tyro.conf.Positional]
+    encoder: str
+    data: str
+    out: Path | None = None
+    training: Annotated[Literal["cached", "mae"], tyro.conf.arg(name="protocol")] = "cached"
+    labels_per_class: int | None = None
+    draws: int = 5
+    seed: int = 0
+    batch_size: int = 256
+    device: str | None = None
+    probe: LinearProbe = LinearProbe()
+    mae: MAEProbe = MAEProbe()
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"Evaluate.{name} must be at least 1; got {value}."
+            for name, value in [
+                ("labels_per_class", 1 if self.labels_per_class is None else self.labels_per_class),
+                ("draws", self.draws),
+                ("batch_size", self.batch_size),
+            ]
+            if value < 1
+        ]
+        if self.protocol == "knn" and self.training == "mae":
+            problems.append("Evaluate.training must be 'cached' for knn; got 'mae'. Choose linear.")
+        if self.labels_per_class is not None and (self.protocol == "knn" or self.training == "mae"):
+            problems.append(
+                "Evaluate.labels_per_class must be left out but for linear on cached features; got "
+                f"{self.labels_per_class} with {self.name}. Choose linear without --protocol mae."
+            )
+        if problems:
+            raise ValueError(" ".join(problems))
+
+    @property
+    def name(self) -> str:
+        """Of the protocol, for files and tables."""
+        return "linear-mae" if self.training == "mae" else self.protocol
+
+
+def evaluate(config: Evaluate) -> dict[str, Any]:
+    """Score the encoder, its untrained twin and raw pixels; writes `config.out` if it is given.
+
+    Returns: the protocol, data, seed and hash of the encoder, and for "trained", "untrained" and "pixels" the scores as
+        shares: `top1` (of the class token or the mean of patches, whichever is better on held-out training images),
+        `top1_per_class`, `top1_class`, `top1_mean` and more.
+
+    Raises:
+        ValueError: if the data have no labels, other channels than the encoder, or classes that train does not have.
+    """
+    begin = time.perf_counter()
+    encoder = load_encoder(config.encoder)
+    data = open_parts(config.data, seed=config.seed)
+    check_channels(encoder, data["train"])
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    stats = channel_stats(data["train"])
+    encoders = {"trained": encoder.to(device), "untrained": untrained_twin(encoder, config.seed).to(device)}
+    if config.training == "mae":
+        scores = _by_mae_protocol(config, encoders, data, stats, device)
+    else:
+        scores = _on_cached_features(config, encoders, data, stats, device)
+    train, test = data["train"], data["test"]
+    result = {
+        "protocol": config.name,
+        "protocol_version": PROTOCOL_VERSION,
+        "dataset": train.name,
+        "data": {
+            "spec": config.data,
+            "num_train": len(train),
+            "num_val": len(data["val"]) if "val" in data else "a fifth of train",
+            "num_test": len(test),
+            "test_split": test.split,
+            "num_classes": len(known_classes(_labels(train))),
+            "channels": train.channels,
+            "scale": asdict(train.scale),
+            "image_size": list(encoder.image_size),
+            "pixels_image_size": list(pixel_size(encoder.image_size, train.channels)),
+        },
+        "labels_per_class": config.labels_per_class,
+        "settings": _settings(config),
+        "seed": config.seed,
+        "encoder": config.encoder,
+        "encoder_sha256": hash_weights(encoder.state_dict()),
+        **scores,
+        "wall_s": round(time.perf_counter() - begin, 2),
+    }
+    if config.out is not None:
+        replace_file(config.out, (json.dumps(result, indent=2) + "\n").encode())
+    return result
+
+
+def evaluate_to_file(config: Evaluate) -> tuple[Path, dict[str, Any]]:
+    """Like `evaluate`; without `out` the result goes into the run folder of the encoder.
+
+    Raises:
+        ValueError: also if there is neither `out` nor a run folder.
+    """
+    folder = Path(config.encoder)
+    if config.out is None and not folder.is_dir():
+        raise ValueError(
+            f"Evaluate.out must be given for an encoder outside a run folder; got {config.encoder}. "
+            f"Add --out FILE.json."
+        )
+    result = evaluate(config)
+    if config.out is not None:
+        return config.out, result
+    few = "" if config.labels_per_class is None else f"-{config.labels_per_class}"
+    path = folder / "eval" / f"{config.name}{few}-{result['dataset']}.json"
+    replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
+    return path, result
+
+
+def headline(result: dict[str, Any]) -> str:
+    """The result in one line."""
+    few = f", {result['labels_per_class']} labels a class" if result["labels_per_class"] else ""
+    scores = []
+    for name, shown in SHOWN.items():
+        spread = f" ± {100 * result[name]['top1_std']:.1f}" if "top1_std" in result[name] else ""
+        scores.append(f"{shown} {100 * result[name]['top1']:.1f}{spread} %")
+    return f"{result['protocol']} on {result['dataset']}{few}, top-1: {', '.join(scores)}"
+
+
+def open_parts(spec: str, *, seed: int) -> dict[str, Dataset]:
+    """The labelled splits of a source: "train", "test", and "val" if it is a third part.
+
+    Test is the source's test split; without one, its val split; without any splits, the seeded fifth that pre-training
+    does not see either.
+
+    Raises:
+        ValueError: if labels are missing or a class of val or test is unknown to train.
+    """
+    own = splits(spec)
+    names = {"train": "train", "test": "val" if "val" in own and "test" not in own else "test"}
+    if "val" in own and "test" in own:
+        names["val"] = "val"
+    data = {part: open_source(spec, split, seed=seed) for part, split in names.items()}
+    for part, dataset in data.items():
+        if dataset.labels is None:
+            raise ValueError(missing_labels(f"{spec} ({part})"))
+    classes = known_classes(_labels(data["train"]))
+    for part, dataset in data.items():
+        renumber(_labels(dataset), classes, part)
+    return data
+
+
+def untrained_twin(encoder: Encoder | TimmEncoder, seed: int) -> Encoder | TimmEncoder:
+    """The same encoder with freshly drawn weights; torch's own random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(encoder, TimmEncoder):
+            return load_timm(encoder.name, pretrained=False)
+        return encoder.config.build().eval()
+
+
+def _on_cached_features(
+    config: Evaluate,
+    encoders: dict[str, Encoder | TimmEncoder],
+    data: dict[str, Dataset],
+    stats: Stats,
+    device: torch.device,
+) -> dict[str, dict[str, Any]]:
+    def score(tables: dict[str, FeatureTable]) -> dict[str, Any]:
+        parts = make_parts(tables["train"], tables.get("val"), tables["test"], seed=config.seed)
+        if config.protocol == "knn":
+            return knn(parts)
+        if config.labels_per_class is not None:
+            return few_labels(parts, config.labels_per_class, num_draws=config.draws, seed=config.seed)
+        return linear(parts, config.probe, seed=config.seed, device=device)
+
+    image_size = encoders["trained"].image_size
+    scores = {
+        name: score({part: extract(encoder, images, batch_size=config.batch_size) for part, images in data.items()})
+        for name, encoder in encoders.items()
+    }
+    pixels = {part: pixel_table(images, image_size, stats) for part, images in data.items()}
+    return {**scores, "pixels": score(pixels)}
+
+
+def _by_mae_protocol(
+    config: Evaluate,
+    encoders: dict[str, Encoder | TimmEncoder],
+    data: dict[str, Dataset],
+    stats: Stats,
+    device: torch.device,
+) -> dict[str, dict[str, Any]]:
+    def of(encoder: Encoder | TimmEncoder) -> Extractor:
+        view = "class" if has_class_token(encoder) else "mean"
+        return lambda images: views(encoder, encoder(images))[view]
+
+    image_size = encoders["trained"].image_size
+    size = pixel_size(image_size, data["train"].channels)
+
+    def pixels(images: Tensor) -> Tensor:
+        smaller = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+        return pixel_vector(images if size == image_size else smaller, stats)
+
+    before = {name: hash_weights(encoder.state_dict()) for name, encoder in encoders.items()}
+    scores = linear_mae(
+        {**{name: of(encoder) for name, encoder in encoders.items()}, "pixels": pixels},
+        data["train"],
+        data["test"],
+        image_size,
+        config.mae,
+        seed=config.seed,
+        device=device,
+    )
+    for name, encoder in encoders.items():
+        assert not encoder.training, "a frozen encoder must stay in evaluation mode"
+        assert hash_weights(encoder.state_dict()) == before[name], "a frozen encoder has changed"
+    return scores
+
+
+def _settings(config: Evaluate) -> dict[str, Any]:
+    if config.training == "mae":
+        return asdict(config.mae)
+    if config.labels_per_class is not None:
+        return {"draws": config.draws}
+    return {**asdict(config.probe), "lrs": list(config.probe.lrs)} if config.protocol == "linear" else {}
+
+
+def _labels(dataset: Dataset) -> Tensor:
+    assert dataset.labels is not None
+    return torch.from_numpy(dataset.labels)

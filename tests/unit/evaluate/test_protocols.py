@@ -1,0 +1,238 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pantomim.data.sources import open_source
+from pantomim.data.transforms import crop_boxes, draw_uniforms
+from pantomim.evaluate import protocols
+from pantomim.evaluate.linear import LinearProbe
+from pantomim.evaluate.linear_mae import CROP, Head, MAEProbe, linear_mae
+from pantomim.evaluate.protocols import Evaluate, evaluate, evaluate_to_file, headline, open_parts, untrained_twin
+from pantomim.formats.files import hash_weights
+from pantomim.formats.native import read_description, save_encoder
+from pantomim.formats.timm import load_timm
+from pantomim.nn.vit import EncoderConfig
+
+QUICK = {"probe": LinearProbe(lrs=(0.01, 0.1), epochs=10), "mae": MAEProbe(epochs=4, warmup_epochs=1), "draws": 2}
+
+
+def pictures(count, seed=0, channels=3, num_classes=3):
+    """Classes differ in where the bright half is."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % num_classes
+    images = rng.integers(0, 120, (count, channels, 8, 8), dtype=np.uint8)
+    images[labels == 0, :, :4] += 120
+    images[labels == 1, :, 4:] += 120
+    return images, labels
+
+
+@pytest.fixture
+def data(tmp_path):
+    images, labels = pictures(90)
+    np.savez(tmp_path / "halves.npz", images=images, labels=labels)
+    return str(tmp_path / "halves.npz")
+
+
+@pytest.fixture
+def run(tmp_path):
+    torch.manual_seed(1)
+    config = EncoderConfig(image_size=(8, 8), patch_size=4, width=16, depth=1, heads=2)
+    save_encoder(tmp_path / "run", config.build(), scale={"divisor": 255.0}, recipe="mae_test")
+    return str(tmp_path / "run")
+
+
+KINDS = [
+    {"protocol": "knn"},
+    {"protocol": "linear"},
+    {"protocol": "linear", "labels_per_class": 5},
+    {"protocol": "linear", "training": "mae"},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["knn", "linear", "few", "mae"])
+def test_every_protocol_beside_its_twin_and_pixels(kind, data, run, tmp_path):
+    path, result = evaluate_to_file(Evaluate(encoder=run, data=data, **kind, **QUICK))
+    few = "-5" if "labels_per_class" in kind else ""
+    assert path == tmp_path / "run" / "eval" / f"{result['protocol']}{few}-halves.json"
+    assert json.loads(path.read_text()) == result
+    assert result["protocol"] == ("linear-mae" if "training" in kind else kind["protocol"])
+    assert result["protocol_version"] == 1
+    assert result["seed"] == 0
+    assert result["encoder_sha256"] == read_description(run).sha256
+    assert result["data"]["num_train"] == 72
+    assert result["data"]["num_test"] == 18
+    for contender in ("trained", "untrained", "pixels"):
+        assert 0 <= result[contender]["top1"] <= 1
+        assert 0 <= result[contender]["top1_per_class"] <= 1
+    if "training" not in kind:
+        assert {"top1_class", "top1_mean"} <= result["trained"].keys() & result["untrained"].keys()
+        assert result["pixels"]["top1"] > 0.8, "pixels tell bright halves apart"
+    assert "raw pixels" in headline(result)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["knn", "linear", "few", "mae"])
+def test_the_same_scores_twice(kind, data, run, tmp_path):
+    first, second = (evaluate(Evaluate(encoder=run, data=data, **kind, **QUICK)) for _ in range(2))
+    assert {**first, "wall_s": 0} == {**second, "wall_s": 0}
+
+
+def test_out_is_written(data, run, tmp_path):
+    out = tmp_path / "deep" / "scores.json"
+    result = evaluate(Evaluate(protocol="knn", encoder=run, data=data, out=out))
+    assert json.loads(out.read_text()) == result
+
+
+def test_an_encoder_outside_a_run_needs_out(data):
+    with pytest.raises(ValueError, match=r"Evaluate\.out must be given"):
+        evaluate_to_file(Evaluate(protocol="knn", encoder="timm:test_vit", data=data))
+
+
+def test_own_splits_are_used(tmp_path):
+    images, labels = pictures(60)
+    split = np.array(["train"] * 30 + ["val"] * 15 + ["test"] * 15)
+    np.savez(tmp_path / "three.npz", images=images, labels=labels, split=split)
+    parts = open_parts(str(tmp_path / "three.npz"), seed=0)
+    assert {name: (part.split, len(part)) for name, part in parts.items()} == {
+        "train": ("train", 30),
+        "val": ("val", 15),
+        "test": ("test", 15),
+    }
+    np.savez(tmp_path / "two.npz", images=images, labels=labels, split=np.where(split == "test", "val", split))
+    parts = open_parts(str(tmp_path / "two.npz"), seed=0)
+    assert {name: (part.split, len(part)) for name, part in parts.items()} == {
+        "train": ("train", 30),
+        "test": ("val", 30),
+    }
+
+
+def test_missing_labels_are_an_error_that_says_how_to_give_them(tmp_path, run):
+    np.savez(tmp_path / "bare.npz", images=pictures(30)[0])
+    with pytest.raises(ValueError, match=r"must have labels; got none for .*bare\.npz.*one folder a class"):
+        evaluate(Evaluate(protocol="knn", encoder=run, data=str(tmp_path / "bare.npz")))
+
+
+def test_channels_unlike_the_encoders(tmp_path, run):
+    images, labels = pictures(30, channels=5)
+    np.savez(tmp_path / "five.npz", images=images, labels=labels)
+    with pytest.raises(ValueError, match=r"an encoder of 3 and .*five\.npz of 5"):
+        evaluate(Evaluate(protocol="linear", encoder=run, data=str(tmp_path / "five.npz")))
+
+
+def test_a_single_class_is_refused(tmp_path, run):
+    np.savez(tmp_path / "one.npz", images=pictures(30)[0], labels=np.zeros(30, dtype=int))
+    with pytest.raises(ValueError, match="at least two classes"):
+        evaluate(Evaluate(protocol="linear", encoder=run, data=str(tmp_path / "one.npz")))
+
+
+def test_a_class_of_test_that_train_has_not(tmp_path, run):
+    images, labels = pictures(30)
+    split = np.where(labels == 2, "test", "train")
+    np.savez(tmp_path / "unknown.npz", images=images, labels=labels, split=split)
+    with pytest.raises(ValueError, match=r"test.*train|train.*test"):
+        evaluate(Evaluate(protocol="linear", encoder=run, data=str(tmp_path / "unknown.npz")))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"protocol": "knn", "training": "mae"}, "Choose linear"),
+        ({"protocol": "knn", "labels_per_class": 5}, "labels_per_class must be left out"),
+        ({"protocol": "linear", "labels_per_class": 0}, "labels_per_class must be at least 1"),
+        ({"protocol": "linear", "training": "mae", "labels_per_class": 5}, "labels_per_class must be left out"),
+    ],
+)
+def test_contradictions_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Evaluate(encoder="run", data="mnist", **wrong)
+
+
+def test_the_twin_is_fresh_seeded_and_leaves_no_trace():
+    torch.manual_seed(0)
+    encoder = EncoderConfig(image_size=(8, 8), patch_size=4, width=16, depth=1, heads=2).build().eval()
+    state = torch.random.get_rng_state()
+    twins = [untrained_twin(encoder, seed) for seed in (5, 5, 6)]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    hashes = [hash_weights(twin.state_dict()) for twin in twins]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert hash_weights(encoder.state_dict()) not in hashes
+    assert twins[0].config == encoder.config
+    assert not twins[0].training
+
+
+def test_the_twin_of_a_wrapped_model():
+    encoder = load_timm("test_resnet", pretrained=False)
+    twin = untrained_twin(encoder, 0)
+    assert twin.state_dict().keys() == encoder.state_dict().keys()
+    assert hash_weights(twin.state_dict()) != hash_weights(encoder.state_dict())
+    assert not twin.training
+
+
+def test_a_single_draw_is_cut_to_the_image_and_never_replaced():
+    uniforms = draw_uniforms(2000, seed=0, step=0)
+    boxes, _ = crop_boxes(np.tile([20, 30], (2000, 1)), uniforms, CROP, (16, 16))
+    area = (0.08 + 0.92 * uniforms[:, 0]) * 600
+    aspect = np.exp(np.log(3 / 4) + (np.log(4 / 3) - np.log(3 / 4)) * uniforms[:, 10])
+    assert (boxes[:, 2] == np.minimum(np.rint(np.sqrt(area / aspect)), 20)).all()
+    assert (boxes[:, 3] == np.minimum(np.rint(np.sqrt(area * aspect)), 30)).all()
+    assert (boxes[:, 2] == 20).mean() > 0.1, "large draws are cut"
+    assert (boxes[:, 0] + boxes[:, 2] <= 20).all()
+    assert (boxes[:, 1] + boxes[:, 3] <= 30).all()
+
+
+def test_the_mae_head_normalises_without_affine_and_keeps_running_statistics():
+    torch.manual_seed(0)
+    head = Head(1000, 10)
+    assert [name for name, _ in head.named_parameters()] == ["head.weight", "head.bias"]
+    assert head.norm.eps == 1e-6
+    assert head.head.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert not head.head.bias.any()
+    features = 3 + 2 * torch.randn(50, 1000)
+    head.train()(features)
+    torch.testing.assert_close(head.norm.running_mean, 0.1 * features.mean(dim=0))
+
+
+def test_the_mae_probe_learns_what_its_features_hold(data):
+    class Oracle(nn.Module):
+        def forward(self, images):
+            return torch.stack([images[:, :, :4].mean((1, 2, 3)), images[:, :, 4:].mean((1, 2, 3))], dim=1)
+
+    class Blind(nn.Module):
+        def forward(self, images):
+            return images.new_zeros(len(images), 2)
+
+    train, test = open_source(data, "train"), open_source(data, "test")
+    probe = MAEProbe(epochs=40, warmup_epochs=5, base_lr=20.0)
+    scores = linear_mae(
+        {"oracle": Oracle(), "blind": Blind()}, train, test, (8, 8), probe, seed=0, device=torch.device("cpu")
+    )
+    assert scores["oracle"]["top1"] > 0.85
+    assert scores["blind"]["top1"] == pytest.approx(1 / 3)
+
+
+def test_the_mae_probe_leaves_the_encoder_as_it_is(data, run, monkeypatch):
+    def unfrozen(extractors, *arguments, **options):
+        images = torch.rand(2, 3, 8, 8)
+        extractors["trained"](images).sum()
+        loaded["encoder"].norm.bias.data.add_(1)
+        return {}
+
+    loaded = {}
+    original = protocols.load_encoder
+
+    def remember(spec):
+        loaded["encoder"] = original(spec)
+        return loaded["encoder"]
+
+    monkeypatch.setattr(protocols, "load_encoder", remember)
+    monkeypatch.setattr(protocols, "linear_mae", unfrozen)
+    with pytest.raises(AssertionError, match="frozen encoder has changed"):
+        evaluate(Evaluate(protocol="linear", encoder=run, data=data, training="mae"))
+
+
+@pytest.mark.parametrize("wrong", [{"warmup_epochs": 90}, {"base_lr": 0.0}, {"batch_size": 1}])
+def test_wrong_settings_of_the_mae_probe(wrong):
+    with pytest.raises(ValueError, match="MAEProbe"):
+        MAEProbe(**wrong)
