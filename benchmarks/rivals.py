@@ -37,49 +37,44 @@ def transformers_mae(ours: MAE, config: MAEConfig) -> ViTMAEForPreTraining:
             attn_implementation="sdpa",
         )
     )
-    model.load_state_dict(_transformers_names(ours))
+    model.load_state_dict(transformers_names(ours.state_dict(), config))
     return model
 
 
-def _transformers_names(ours: MAE) -> dict[str, Tensor]:
-    weights = ours.encoder.state_dict()
-    named = {
-        "vit.embeddings.cls_token": weights["cls_token"],
-        "vit.embeddings.position_embeddings": weights["pos_embed"],
+def transformers_names(weights: dict[str, Tensor], config: MAEConfig) -> dict[str, Tensor]:
+    """Our weights, or gradients, as transformers names and cuts them."""
+    parts = {
+        "encoder.cls_token": "vit.embeddings.cls_token",
+        "encoder.pos_embed": "vit.embeddings.position_embeddings",
+        "encoder.patch_embed.proj": "vit.embeddings.patch_embeddings.projection",
+        "encoder.norm": "vit.layernorm",
+        "decoder": "decoder",
     }
-    for kind in ("weight", "bias"):
-        named[f"vit.embeddings.patch_embeddings.projection.{kind}"] = weights[f"patch_embed.proj.{kind}"]
-        named[f"vit.layernorm.{kind}"] = weights[f"norm.{kind}"]
-    named |= _transformers_blocks(weights, "blocks", "vit.layers", len(ours.encoder.blocks))
+    for block in range(config.encoder.depth):
+        parts |= _transformers_block(f"encoder.blocks.{block}", f"vit.layers.{block}")
+    for block in range(config.decoder.depth):
+        parts |= _transformers_block(f"decoder.decoder_blocks.{block}", f"decoder.decoder_layers.{block}")
+    named = {}
+    for name, value in weights.items():
+        part = next(part for part in sorted(parts, key=len, reverse=True) if f"{name}.".startswith(f"{part}."))
+        rest = name.removeprefix(part)
+        if part.endswith("attn.qkv"):
+            for letter, third in zip("qkv", value.chunk(3), strict=True):
+                named[f"{parts[part]}.{letter}_proj{rest}"] = third
+        else:
+            named[parts[part] + rest] = value
+    return named
 
-    weights = ours.decoder.state_dict()
-    for name in ("mask_token", "decoder_pos_embed"):
-        named[f"decoder.{name}"] = weights[name]
-    for name in ("decoder_embed", "decoder_norm", "decoder_pred"):
-        for kind in ("weight", "bias"):
-            named[f"decoder.{name}.{kind}"] = weights[f"{name}.{kind}"]
-    return named | _transformers_blocks(
-        weights, "decoder_blocks", "decoder.decoder_layers", len(ours.decoder.decoder_blocks)
-    )
 
-
-def _transformers_blocks(weights: dict[str, Tensor], ours: str, theirs: str, depth: int) -> dict[str, Tensor]:
+def _transformers_block(ours: str, theirs: str) -> dict[str, str]:
     parts = {
         "norm1": "layernorm_before",
+        "attn.qkv": "attention",
         "attn.proj": "attention.o_proj",
         "norm2": "layernorm_after",
-        "mlp.fc1": "mlp.fc1",
-        "mlp.fc2": "mlp.fc2",
+        "mlp": "mlp",
     }
-    named = {}
-    for block in range(depth):
-        for kind in ("weight", "bias"):
-            for our_part, their_part in parts.items():
-                named[f"{theirs}.{block}.{their_part}.{kind}"] = weights[f"{ours}.{block}.{our_part}.{kind}"]
-            qkv = weights[f"{ours}.{block}.attn.qkv.{kind}"].chunk(3)
-            for part, value in zip(("q", "k", "v"), qkv, strict=True):
-                named[f"{theirs}.{block}.attention.{part}_proj.{kind}"] = value
-    return named
+    return {f"{ours}.{part}": f"{theirs}.{name}" for part, name in parts.items()}
 
 
 class LightlyMAE(nn.Module):
@@ -135,16 +130,23 @@ class LightlyMAE(nn.Module):
 def lightly_mae(ours: MAE, config: MAEConfig) -> LightlyMAE:
     """Lightly's MAE of the same sizes, holding our weights."""
     model = LightlyMAE(config)
-    own = {"mask_token": model.backbone.mask_token}  # unused, has no counterpart
-    encoder = {f"vit.{name}": value for name, value in ours.encoder.state_dict().items()}
-    model.backbone.load_state_dict(encoder | own)
-    weights = ours.decoder.state_dict()
-    outside = ("decoder_embed.", "decoder_pred.")
-    inside = {name.removeprefix("decoder_"): v for name, v in weights.items() if not name.startswith(outside)}
-    model.decoder.load_state_dict(inside)
-    for name, layer in (("decoder_embed", model.decoder_embed), ("decoder_pred", model.decoder_pred)):
-        layer.load_state_dict({kind: weights[f"{name}.{kind}"] for kind in ("weight", "bias")})
+    unused = {"backbone.mask_token": model.backbone.mask_token}
+    model.load_state_dict(lightly_names(ours.state_dict()) | unused)
     return model
+
+
+def lightly_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our weights, or gradients, as lightly names them."""
+    named = {}
+    for name, value in weights.items():
+        part, rest = name.split(".", 1)
+        if part == "encoder":
+            named[f"backbone.vit.{rest}"] = value
+        elif rest.startswith(("decoder_embed.", "decoder_pred.")):
+            named[rest] = value
+        else:
+            named[f"decoder.{rest.removeprefix('decoder_')}"] = value
+    return named
 
 
 def lightly_ids(mask: Mask) -> tuple[Tensor, Tensor]:

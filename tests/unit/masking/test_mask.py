@@ -1,0 +1,27 @@
+import torch
+
+from pantomim.masking.mask import Mask
+
+
+def test_the_highest_scores_are_hidden() -> None:
+    mask = Mask.from_scores(torch.tensor([[0.1, 0.9, 0.5, 0.3], [4.0, 1.0, 2.0, 3.0]]), 2)
+    assert mask.ids_mask.tolist() == [[1, 2], [0, 3]]
+    assert mask.ids_keep.tolist() == [[0, 3], [1, 2]]
+    assert mask.masked.tolist() == [[False, True, True, False], [True, False, False, True]]
+
+
+def test_equal_scores_still_give_exact_counts() -> None:
+    mask = Mask.from_scores(torch.zeros(3, 8), 5)
+    assert (mask.masked.sum(dim=1) == 5).all()
+    both = torch.cat([mask.ids_keep, mask.ids_mask], dim=1).sort(dim=1).values
+    assert torch.equal(both, torch.arange(8).expand(3, -1))
+
+
+def test_rows_are_slices() -> None:
+    whole = Mask.from_scores(torch.rand(6, 8), 5)
+    part = whole.rows(2, 3)
+    for name in ("masked", "ids_keep", "ids_mask"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[2:5])
+    assert part.weight is None
+    weighted = Mask(whole.masked, whole.ids_keep, whole.ids_mask, torch.rand(6, 5))
+    assert torch.equal(weighted.rows(2, 3).weight, weighted.weight[2:5])

@@ -1,0 +1,42 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from pantomim.nn.heads import Classifier
+from pantomim.nn.vit import EncoderConfig
+
+CONFIG = EncoderConfig(image_size=(8, 8), patch_size=4, width=16, depth=1, heads=2)
+
+
+def test_mean_pooling_has_a_norm_of_its_own_behind_the_pool() -> None:
+    classifier = Classifier(CONFIG.build(), 5, "mean")
+    assert isinstance(classifier.encoder.norm, nn.Identity)
+    images = torch.rand(2, 3, 8, 8)
+    pooled = classifier.encoder(images).patches.mean(dim=1)
+    torch.testing.assert_close(classifier(images), classifier.head(classifier.fc_norm(pooled)))
+
+
+def test_class_pooling_reads_the_normed_class_token() -> None:
+    classifier = Classifier(CONFIG.build(), 5, "class")
+    images = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(classifier(images), classifier.head(classifier.encoder(images).prefix[:, 0]))
+
+
+def test_positions_are_trained_when_fine_tuned() -> None:
+    classifier = Classifier(CONFIG.build(), 5)
+    nn.init.normal_(classifier.head.weight)
+    classifier(torch.rand(2, 3, 8, 8)).square().sum().backward()
+    assert classifier.encoder.pos_embed.grad.abs().sum() > 0
+
+
+def test_head_starts_near_zero() -> None:
+    head = Classifier(CONFIG.build(), 5).head
+    assert 0 < head.weight.abs().max() < 1e-3
+    assert (head.bias == 0).all()
+
+
+def test_class_pooling_needs_a_class_token() -> None:
+    with pytest.raises(ValueError, match="pool must be 'mean' for an encoder without a class token"):
+        Classifier(replace(CONFIG, class_token=False).build(), 5, "class")

@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+import torch
+
+from pantomim.nn.position import resample, sincos_2d
+
+
+def test_sincos_is_the_formula() -> None:
+    rows, cols, width = 3, 5, 8
+    table = sincos_2d(width, (rows, cols), num_prefix=2).numpy()
+    assert table.dtype == np.float64
+    assert (table[:2] == 0).all()
+    omega = 10000.0 ** -(np.arange(2) / 2)
+    for row in range(rows):
+        for col in range(cols):
+            x, y = col * omega, row * omega
+            expected = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)])
+            np.testing.assert_allclose(table[2 + row * cols + col], expected, rtol=0, atol=1e-15)
+
+
+def test_width_must_be_a_multiple_of_four() -> None:
+    with pytest.raises(ValueError, match="width must be a multiple of 4; got 6"):
+        sincos_2d(6, (2, 2))
+
+
+def test_resample_keeps_prefix_and_the_same_grid() -> None:
+    table = torch.rand(1, 2 + 6, 4)
+    assert resample(table, (2, 3), (2, 3), 2) is table
+    resized = resample(table, (2, 3), (4, 5), 2)
+    assert resized.shape == (1, 2 + 20, 4)
+    assert torch.equal(resized[:, :2], table[:, :2])
+
+
+def test_resample_knows_rows_from_columns() -> None:
+    """A table that grows along the rows only still does so on another grid."""
+    by_row = torch.arange(4.0).repeat_interleave(3).reshape(1, 12, 1)
+    resized = resample(by_row, (4, 3), (6, 5), 0).reshape(6, 5)
+    assert torch.allclose(resized, resized[:, :1].expand(-1, 5), atol=1e-6)
+    assert (resized.diff(dim=0) > 0).all()
