@@ -184,6 +184,9 @@ class Encoder(nn.Module):
     Paper: Dosovitskiy et al. 2021, arXiv:2010.11929; He et al. 2022, arXiv:2111.06377, appendix A.1.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         image_size: tuple[int, int],
@@ -276,7 +279,7 @@ class Encoder(nn.Module):
             attention_layer: Also return the attention of this block (negative: from the last).
         """
         patches = self.embed(images, ids_keep)  # (B, V, D)
-        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        prefix: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
         tokens = patches
         if prefix:
             start = torch.cat(prefix, dim=1) + self.pos_embed[:, : self.num_prefix]

@@ -26,6 +26,9 @@ class PixelTarget(nn.Module):
     Deviation: none known.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...], normalize: bool) -> None:
         super().__init__()
         self.patch_size, self.normalize = patch_size, normalize
