@@ -305,3 +305,16 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_kept(
     assert kept is not None
     assert kept.step == 16
     assert curve(out, "loss") == curve(uninterrupted, "loss")[:24]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_compiled_run_on_a_gpu_in_bfloat16(source: Path, tmp_path: Path) -> None:
+    config = tiny_run(source, steps=8, runtime={"device": "cuda", "compile": True, "threads": None})
+    process = start(command(config, tmp_path, tmp_path / "run"))  # apart: shape checks do not compile
+    _, errors = process.communicate(timeout=280)
+    assert process.returncode == 0, errors
+    assert "on cuda in bfloat16" in " ".join(errors.split())
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert all(0 < line["memory_gib"] < 8 for line in lines)

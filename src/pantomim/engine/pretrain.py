@@ -5,6 +5,7 @@ stopped, or killed, and is started again gives the same losses as one never stop
 """
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from pantomim.engine.runtime import (
     generator,
     on_main,
     random_seed,
+    read_means,
     start_accelerator,
 )
 from pantomim.engine.setup import check_fit, check_schedule, describe_start, training_images
@@ -61,7 +63,6 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         # --------------------------------------------------------------------------------------------------- Method
         torch.manual_seed(random_seed(seed, 0, Purpose.WEIGHTS))
         method = config.method.build()
-        taken = start_from(config.init, method) if config.init else ""
         encoder = method.exports()["encoder"]
         assert isinstance(encoder, Encoder)
 
@@ -93,46 +94,23 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         log_every = config.runtime.log_every or (1 if total < 200 else 10)
         save_every = config.runtime.save_every or min(max(total // 20, 50), 1000)
 
-        # --------------------------------------------------------------------------------------------------- Resume
-        start, clock = 0, Clock()
+        # ------------------------------------------------------------------------------------------ Start or resume
+        start, clock, taken = 0, Clock(), None
         if (checkpoint := find_checkpoint(run.checkpoints)) is not None:
             load_checkpoint(checkpoint, method, optimizer)
             start, clock = checkpoint.step, Clock(**checkpoint.progress)
+        elif config.init is not None:
+            taken = start_from(config.init, method)
         on_main(accelerator, lambda: run.describe(config, accelerator, start))
 
         if config.runtime.compile:
             compile_whole(method)
         model = accelerator.prepare_model(method.train())
         watch = FiniteWatch(device)
-
-        def save(step: int) -> None:
-            """Write a checkpoint, but never one of weights that are no numbers."""
-            stop_if_not_finite(step)
-            with clock.paused():
-                recorder.sync()
-                on_main(
-                    accelerator,
-                    lambda: save_checkpoint(
-                        run.checkpoints,
-                        method,
-                        optimizer,
-                        step=step,
-                        seed=seed,
-                        progress=clock.progress(),
-                        keep=config.runtime.keep,
-                    ),
-                )
-
-        def stop_if_not_finite(step: int) -> None:
-            """Read the watch, which waits for the device, and stop if it saw a bad step."""
-            first_bad = int(accelerator.gather(watch.first_bad).min())
-            if first_bad < step:
-                raise save_failure(run, stream, method, config, first_bad, rank)
-
         recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=config.batch_size)
         with recorder, StopSignals() as signals:
             recorder.say(describe_start(config, dataset, device, dtype, world, start, total))
-            if taken and start == 0:
+            if taken is not None:
                 recorder.say(taken)
 
             # ------------------------------------------------------------------------------------------------- Loop
@@ -145,7 +123,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
 
                 # draw, forward, backward
                 torch.manual_seed(random_seed(seed, step, Purpose.FORWARD, rank))
-                sums: dict[str, torch.Tensor] = {}
+                means: dict[str, torch.Tensor] = {}
                 with explain_memory(config, world):
                     for number, batch in enumerate(batches, 1):
                         draws = method.draw(batch, step, generator(seed, step, device))
@@ -154,11 +132,11 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                                 outputs = model(batch, draws)
                             accelerator.backward(outputs["loss"] / accumulation)
                         for name, value in outputs.items():
-                            sums[name] = sums.get(name, 0.0) + value.detach().float() / accumulation
+                            means[name] = means.get(name, 0.0) + value.detach().float() / accumulation
 
                     # clip
-                    grad_norm = clip_gradients(method.parameters(), config.optim.clip_norm)
-                    watch.see(step, sums["loss"], grad_norm)
+                    means["grad_norm"] = clip_gradients(method.parameters(), config.optim.clip_norm)
+                    watch.see(step, means["loss"], means["grad_norm"])
 
                     # optimizer.step
                     optimizer.step()
@@ -169,31 +147,40 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                 done = step + 1
                 clock.step(config.batch_size, device)
 
+                # what is due; several processes agree on stopping only where they meet anyway
+                to_log = done % log_every == 0 or done == total
+                stop = (to_log or world == 1) and agree(accelerator, signals.requested)
+                to_save = done % save_every == 0 or done == total or stop
+                if (to_log or to_save) and (bad_step := watch.first_bad_step(accelerator)) is not None:
+                    raise save_failure(run, stream, method, config, bad_step, rank)
+
                 # log
-                stop = False
-                if done % log_every == 0 or done == total:
-                    stop_if_not_finite(done)
-                    stop = agree(accelerator, signals.requested)
-                    names = [*sums, "grad_norm"]
-                    values = accelerator.reduce(torch.stack([*sums.values(), grad_norm]), reduction="mean").tolist()
-                    recorder.log(
-                        done,
-                        dict(zip(names, values, strict=True))
-                        | {
-                            "lr": lr,
-                            "images_per_s": clock.lap(),
-                            "data_wait_s": stream.wait_s - waited,
-                            "memory_gib": peak_memory_gib(device),
-                            "time_s": clock.total_s,
-                        },
-                    )
+                if to_log:
+                    values = read_means(accelerator, means) | {
+                        "lr": lr,
+                        "images_per_s": clock.lap(),
+                        "data_wait_s": stream.wait_s - waited,
+                        "memory_gib": peak_memory_gib(device),
+                        "time_s": clock.total_s,
+                    }
                     waited = stream.wait_s
-                elif world == 1:
-                    stop = signals.requested
+                    recorder.log(done, values)
 
                 # save
-                if done % save_every == 0 or done == total or stop:
-                    save(done)
+                if to_save:
+                    with clock.paused():
+                        recorder.sync()
+                        save = partial(
+                            save_checkpoint,
+                            run.checkpoints,
+                            method,
+                            optimizer,
+                            step=done,
+                            seed=seed,
+                            progress=clock.progress(),
+                            keep=config.runtime.keep,
+                        )
+                        on_main(accelerator, save)
                 if stop and done < total:
                     raise Interrupted(
                         f"Stopped after step {done} of {total}, which is saved in {run.checkpoints}. "

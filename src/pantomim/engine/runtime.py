@@ -2,7 +2,7 @@
 
 import enum
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -101,6 +101,12 @@ def agree(accelerator: Accelerator, here: bool) -> bool:
     if accelerator.num_processes == 1:
         return here
     return bool(accelerator.gather(torch.tensor([here], device=accelerator.device)).any())
+
+
+def read_means(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float | None]:
+    """Means over the processes of values on the device, all read at once."""
+    stacked = accelerator.reduce(torch.stack(list(values.values())), reduction="mean")
+    return dict(zip(values, stacked.tolist(), strict=True))
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float | None) -> Tensor:

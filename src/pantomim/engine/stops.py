@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from pantomim.config import Pretrain
@@ -62,6 +63,11 @@ class FiniteWatch:
         """Look at the values of a step, without reading them."""
         finite = torch.stack([torch.isfinite(value).all() for value in values]).all()
         self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=step))
+
+    def first_bad_step(self, accelerator: Accelerator) -> int | None:
+        """Read the first bad step of all processes; waits for the device."""
+        step = int(accelerator.gather(self.first_bad).min())
+        return None if step == self.NEVER else step
 
 
 @contextmanager
