@@ -189,7 +189,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
 
             if dataset.broken:
                 named = ", ".join(f"{broken.name} ({broken.reason})" for broken in dataset.broken)
-                recorder.say(f"Skipped {len(dataset.broken)} broken images: {named}")
+                recorder.say(f"Broken images that were skipped ({len(dataset.broken)}): {named}")
 
         # ------------------------------------------------------------------------------------------------------- End
         finished = Finished(total, clock.total_s, clock.images_per_s, read_metrics(run.metrics)[-1]["loss"])
