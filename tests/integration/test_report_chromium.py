@@ -40,8 +40,8 @@ def chromium(tmp_path: Path, page: Path, *options: str) -> subprocess.CompletedP
     shutil.rmtree(profile, ignore_errors=True)
     command = [
         str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--no-first-run", "--disable-component-update", "--disable-sync", "--hide-scrollbars", f"--user-data-dir={profile}",
-        "--enable-logging=stderr", *options, page.as_uri(),
+        "--no-first-run", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+        f"--user-data-dir={profile}", "--enable-logging=stderr", *options, page.as_uri(),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in result.stderr, result.stderr

@@ -23,6 +23,7 @@ from pantomim.formats.native import load_decoder, load_encoder_folder
 from pantomim.methods.mae import MAE
 from pantomim.nn.tokens import channel_values, put_back, take
 
+LARGE = 200  # pixels: fewer, for a page that one can look through
 STRETCH = (2.0, 98.0)  # percentiles of the originals that become black and white where values are not 8-bit
 
 
@@ -119,7 +120,12 @@ def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:
 
 
 def write_reconstructions(
-    run: str | Path, *, count: int = 12, seed: int = 0, bands: tuple[int, ...] | None = None, data: str | None = None
+    run: str | Path,
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    bands: tuple[int, ...] | None = None,
+    data: str | None = None,
 ) -> Path:
     """Reconstruct held-out images of a finished run; writes `RUN/analysis/reconstructions.npz`.
 
@@ -129,7 +135,7 @@ def write_reconstructions(
 
     Args:
         run: A finished run.
-        count: How many images.
+        count: How many images; None: twelve, or six where they are large.
         seed: Of the choice of images and of the masks.
         bands: Bands shown as red, green and blue, or the one shown as gray; None: the first three, or the first.
         data: Another source than the run's; its test, val or fixed 20 %.
@@ -143,6 +149,8 @@ def write_reconstructions(
     source = data or from_yaml(Pretrain, run / "config.yaml").data.source
     dataset = held_out(source)
     bands = shown_bands(dataset.channels, bands)
+    if count is None:
+        count = 12 if max(encoder.image_size) < LARGE else 6
     indices = choose(dataset, count, seed)
     batches = evaluation_batches(dataset, encoder.image_size, len(indices), torch.device("cpu"), indices=indices)
     images, found = zip(*batches, strict=True)

@@ -307,8 +307,7 @@ def settings(folder: RunFolder) -> Iterator[tuple[str, str]]:
 def evaluate_command(folder: RunFolder) -> str:
     """The command for a first score."""
     source = str(look_up(folder.config, "data.source", "SRC") or "SRC")
-    target = quoted(folder, f"eval/linear-{source_name(folder).partition('.')[0]}.json")
-    return f"pantomim evaluate linear --encoder {quoted(folder)} --data {shlex.quote(source)} --out {target}"
+    return f"pantomim evaluate linear --encoder {quoted(folder)} --data {shlex.quote(source)}"
 
 
 def explained(folder: RunFolder) -> str:
