@@ -131,11 +131,11 @@ def resized_crop(
         flips: Which images to mirror, left to right.
     """
     with torch.autocast(images.device.type, enabled=False):
-        rows = _resize_matrix(boxes[:, 0], boxes[:, 2], images.shape[2], image_size[0], None)
-        columns = _resize_matrix(boxes[:, 1], boxes[:, 3], images.shape[3], image_size[1], flips)
+        rows = _resize_matrix(boxes[:, 0], boxes[:, 2], images.shape[2], image_size[0], None, images.dtype)
+        columns = _resize_matrix(boxes[:, 1], boxes[:, 3], images.shape[3], image_size[1], flips, images.dtype)
         batch, channels, height, width = images.shape
-        wide = torch.bmm(images.reshape(batch, channels * height, width), columns.to(images.dtype).transpose(1, 2))
-        return rows.to(images.dtype)[:, None] @ wide.view(batch, channels, height, image_size[1])
+        wide = torch.bmm(images.reshape(batch, channels * height, width), columns.transpose(1, 2))
+        return rows[:, None] @ wide.view(batch, channels, height, image_size[1])
 
 
 def resize_one(image: np.ndarray, box: np.ndarray, image_size: tuple[int, int], flip: bool) -> Tensor:
@@ -152,14 +152,19 @@ def resize_one(image: np.ndarray, box: np.ndarray, image_size: tuple[int, int], 
 
 
 def _resize_matrix(
-    start: Int[Tensor, " B"], length: Int[Tensor, " B"], size_in: int, size_out: int, flips: Bool[Tensor, " B"] | None
+    start: Int[Tensor, " B"],
+    length: Int[Tensor, " B"],
+    size_in: int,
+    size_out: int,
+    flips: Bool[Tensor, " B"] | None,
+    dtype: torch.dtype,
 ) -> Float[Tensor, "B out in"]:
     """Weights of the input pixels in each output pixel; pixels outside the box have none."""
     device = start.device
     out = torch.arange(size_out, device=device)[None]
     if flips is not None:
         out = torch.where(flips[:, None], size_out - 1 - out, out)
-    step = length.to(torch.float32)[:, None] / size_out
+    step = length.to(dtype)[:, None] / size_out
     centre = start[:, None] + (out + 0.5) * step
     pixel = torch.arange(size_in, device=device)
     distance = ((pixel + 0.5) - centre[:, :, None]) / step.clamp(min=1)[:, :, None]
