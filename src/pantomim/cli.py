@@ -164,18 +164,22 @@ def features(encoder: str, data: str, out: Path, split: str = "all") -> None:
     CONSOLE.print(f"{len(table.names):,} rows written to {out}.", highlight=False)
 
 
-def report(run: Annotated[Path, tyro.conf.Positional]) -> None:
+def report(run: Annotated[Path, tyro.conf.Positional], headline: str | None = None) -> None:
     """Make RUN/report.html: what was run, curves, pictures, scores.
 
     Args:
         run: A run folder.
+        headline: The file of RUN/eval whose score stands at the top, such as linear-10-mnist.json.
     """
     from pantomim.analysis.reconstructions import write_reconstructions
     from pantomim.report import make_report
 
     if (run / "encoder.safetensors").exists():
-        write_reconstructions(run)
-    CONSOLE.print(f"Report: {make_report(run)}", highlight=False)
+        try:
+            write_reconstructions(run)
+        except ValueError as error:  # the data have moved: the rest of the page needs only the folder
+            ERRORS.print(f"[bold yellow]no new pictures:[/bold yellow] {escape(str(error))}", highlight=False)
+    CONSOLE.print(f"Report: {make_report(run, headline)}", highlight=False)
 
 
 def stats(source: Annotated[str, tyro.conf.Positional]) -> None:

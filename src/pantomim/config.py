@@ -197,6 +197,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(asdict(config))
 
 
+def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 def to_yaml(config: Any) -> str:
     """A config as YAML, in the order of its fields."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None, width=100)

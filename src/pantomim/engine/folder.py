@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from pantomim.config import Pretrain, from_yaml, to_dict, to_yaml
+from pantomim.config import Pretrain, from_yaml, leaves, to_dict, to_yaml
 from pantomim.engine.runtime import on_main
 from pantomim.formats.files import replace_file
 
@@ -161,14 +161,6 @@ class RunFolder:
                 f"Pretrain.out must be a folder that can be written to; got {self.path}, where {name} cannot be "
                 f"({error.strerror or error}). Make room, or give another --out."
             ) from error
-
-
-def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def environment(seed: int, accelerator: Accelerator) -> dict[str, Any]:

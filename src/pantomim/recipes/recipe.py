@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pantomim.config import Pretrain, to_dict
+from pantomim.config import Pretrain, leaves, to_dict
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,10 @@ def differences(config: Pretrain, paper: Pretrain) -> list[tuple[str, object, ob
 
     Where the images come from, how the run is carried out and what it is called are no differences.
     """
-    ours, theirs = _leaves(to_dict(config)), _leaves(to_dict(paper))
+    ours, theirs = leaves(to_dict(config)), leaves(to_dict(paper))
     apart = ("recipe", "init", "runtime.", "data.source", "data.workers", "data.memory_gib")
     return [
         (name, ours.get(name), theirs.get(name))
         for name in dict.fromkeys([*theirs, *ours])
         if not name.startswith(apart) and ours.get(name) != theirs.get(name)
     ]
-
-
-def _leaves(values: dict[str, object], prefix: str = "") -> dict[str, object]:
-    leaves: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            leaves |= _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = value
-    return leaves
