@@ -30,7 +30,7 @@ class LinearProbe:
         batch_size: Images a step.
     """
 
-    lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
     epochs: int = 100
     batch_size: int = 512
 
