@@ -9,7 +9,8 @@ The rules, once and for all:
 - Palette, CMYK, YCbCr and Lab images become RGB.
 - TIFF is read as measurements, not as a picture: all samples are kept as bands (an alpha channel too), rotation tags
   are ignored, and bands may come first or last. The axis that the file calls samples is the bands; where it names none
-  (one page a band, plain arrays in .npy), it is the smaller of the first and the last axis, of at most 64 entries.
+  (one page a band, plain arrays in .npy), the bands are the axis beside two equal ones, else the smaller of the first
+  and the last axis, of at most 64 entries.
 - An animation or a stack of pictures gives its first picture.
 - 16-bit colour PNG is refused, because Pillow would cut it to 8 bits: save it as TIFF or .npy.
 - A float image with NaN or infinity is refused: fill the holes first.
@@ -104,7 +105,19 @@ def bands_first(array: np.ndarray, axes: str = "") -> np.ndarray:
         return array[None]
     if array.ndim != 3:
         raise BrokenImageError(f"has shape {array.shape}, not that of one image")
-    return np.moveaxis(array, _band_axis(array.shape, axes), 0)
+    return np.moveaxis(array, band_axis(array.shape, axes), 0)
+
+
+def band_axis(shape: tuple[int, ...], axes: str = "") -> int:
+    """Which of three axes is the bands; arguments as for `bands_first`."""
+    if "S" in axes:
+        return axes.index("S")
+    axis = 0 if shape[0] <= shape[2] else 2
+    if shape[0] == shape[1] != shape[2] or shape[1] == shape[2] != shape[0]:  # a square image
+        axis = 0 if shape[1] == shape[2] else 2
+    if shape[axis] > MAX_BANDS:
+        raise BrokenImageError(f"has shape {shape}, with no axis of at most {MAX_BANDS} bands first or last")
+    return axis
 
 
 def from_picture(image: Image.Image) -> np.ndarray:
@@ -129,15 +142,6 @@ def plain(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise BrokenImageError("holds NaN or infinite values")
     return array
-
-
-def _band_axis(shape: tuple[int, ...], axes: str) -> int:
-    if "S" in axes:
-        return axes.index("S")
-    axis = 0 if shape[0] <= shape[-1] else len(shape) - 1
-    if shape[axis] > MAX_BANDS:
-        raise BrokenImageError(f"has shape {shape}, with no axis of at most {MAX_BANDS} bands first or last")
-    return axis
 
 
 def _reader(suffix: str) -> tuple[Callable[[Any], np.ndarray], Callable[[Any], Header]]:
@@ -270,7 +274,7 @@ def _array_header(shape: tuple[int, ...], axes: str, dtype: np.dtype) -> Header:
         shape, axes = (1, *shape), "S" + axes
     if len(shape) != 3:
         raise BrokenImageError(f"has shape {shape}, not that of one image")
-    axis = _band_axis(shape, axes)
+    axis = band_axis(shape, axes)
     name = "uint8" if dtype == np.bool_ else dtype.name
     if name not in DTYPES:
         raise BrokenImageError(f"holds {name} numbers; supported are {', '.join(DTYPES)}")

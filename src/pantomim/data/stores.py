@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pantomim.data.decoding import BrokenImageError, Header, bands_first, decode, decode_header, from_picture, plain
+from pantomim.data.decoding import (
+    BrokenImageError,
+    Header,
+    band_axis,
+    bands_first,
+    decode,
+    decode_header,
+    from_picture,
+    plain,
+)
 
 
 class Store(ABC):
@@ -194,8 +203,7 @@ class ArrayStore(Store):
     """Images of one size in one array.
 
     Args:
-        images: (N, H, W), (N, C, H, W) or (N, H, W, C); of four axes the smaller of the second and the last, which must
-            have at most 64 entries, is the bands (the second where they are equal).
+        images: (N, H, W), (N, C, H, W) or (N, H, W, C); which axis is the bands says `decoding`.
         names: A name for each image; their numbers if None.
         spec: The source, for errors.
     """
@@ -207,11 +215,7 @@ class ArrayStore(Store):
                 f"got {images.shape} in {spec}. Stack the images along the first axis."
             )
         try:
-            bands_first(np.empty(images.shape[1:], dtype=np.uint8))
-            if images.ndim == 3:
-                images = images[:, None]
-            elif images.shape[3] < images.shape[1]:
-                images = images.transpose(0, 3, 1, 2)
+            images = images[:, None] if images.ndim == 3 else np.moveaxis(images, band_axis(images.shape[1:]) + 1, 1)
             self.array = plain(images)
         except BrokenImageError as error:
             raise ValueError(

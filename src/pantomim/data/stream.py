@@ -184,11 +184,10 @@ def evaluation_batches(
     """
     device = torch.device(device)
     indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
-    array = dataset.array(memory_gib)
+    array = dataset.array(memory_gib) if 2 * len(indices) > len(dataset) else None  # of a few, decode those alone
     if array is None:
-        rows = _EvaluationRows(
-            dataset, image_size, [indices[k : k + batch_size] for k in range(0, len(indices), batch_size)]
-        )
+        chunks = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
+        rows = _EvaluationRows(dataset, image_size, chunks)
         workers = max(1, num_threads() - 1) if workers is None else workers
         workers = min(workers, len(rows) // 4)  # a few batches are not worth a process
         for images, healthy, reasons in _decoded(rows, range(len(rows)), workers, device):

@@ -140,6 +140,8 @@ def test_big_endian_numbers_become_native():
         ((8, 9, 3), (3, 8, 9)),
         ((1, 1, 1), (1, 1, 1)),
         ((4, 9, 4), (4, 9, 4)),
+        ((12, 8, 8), (12, 8, 8)),
+        ((8, 8, 12), (12, 8, 8)),
     ],
 )
 def test_bands_are_the_smaller_of_first_and_last_axis(shape, expected):
