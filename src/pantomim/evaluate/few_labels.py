@@ -37,9 +37,10 @@ def few_labels(parts: Parts, labels_per_class: int, *, num_draws: int, seed: int
             train, test = (
                 standardise(table.views[view]).double().numpy() for table in (parts.train.rows(rows), parts.test)
             )
-            train, test = reduced(train, test)
-            model, validation = choose(train, labels, seed=seed)
-            fitted[view] = (validation, torch.from_numpy(model.predict(test)))
+            with threadpool_limits(limits=1):  # problems this small only get slower with more
+                train, test = reduced(train, test)
+                model, validation = choose(train, labels, seed=seed)
+                fitted[view] = (validation, torch.from_numpy(model.predict(test)))
         view = max(fitted, key=lambda name: fitted[name][0])
         predictions = fitted[view][1]
         chosen.append(view)
@@ -92,9 +93,8 @@ def choose(train: np.ndarray, labels: np.ndarray, *, seed: int) -> tuple[Logisti
     """A classifier with the strength that does best in cross-validation, and how well it did."""
     model = LogisticRegression(C=1.0, max_iter=5000)
     folds = min(FOLDS, int(np.bincount(labels).min()))
-    with threadpool_limits(limits=1):  # problems this small only get slower with more
-        if folds < 2:
-            return model.fit(train, labels), 0.0
-        division = StratifiedKFold(folds, shuffle=True, random_state=seed)
-        search = GridSearchCV(model, {"C": list(STRENGTHS)}, cv=division).fit(train, labels)
+    if folds < 2:
+        return model.fit(train, labels), 0.0
+    division = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    search = GridSearchCV(model, {"C": list(STRENGTHS)}, cv=division).fit(train, labels)
     return search.best_estimator_, float(search.best_score_)
