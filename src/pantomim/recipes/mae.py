@@ -100,6 +100,27 @@ def mae_tiny_cifar10() -> Pretrain:
     )
 
 
+def mae_micro_mnist() -> Pretrain:
+    """MAE, 96 wide and 4 deep, patches of 4x4, on 4,000 digits of MNIST; the demo.
+
+    pantomim pretrain mae_micro_mnist --out runs/demo
+    """
+    return Pretrain(
+        recipe="mae_micro_mnist",
+        data=DataConfig(source="mnist", crop=Crop(scale=(0.6, 1.0), flip=False)),  # a mirrored digit is none
+        method=MAEConfig(
+            encoder=EncoderConfig(
+                image_size=(28, 28), patch_size=4, in_chans=1, mean=(0.131,), std=(0.308,), width=96, depth=4, heads=3
+            ),
+            decoder=DecoderConfig(width=64, depth=1, heads=4),
+            target=PixelTargetConfig(normalize=False),  # black patches have no deviation to divide by
+        ),
+        optim=OptimConfig(base_lr=8e-3, warmup=Duration(steps=400)),
+        batch_size=32,
+        duration=Duration(steps=4000),
+    )
+
+
 RECIPES = (
     Recipe(
         mae_vit_base_in1k,
@@ -118,6 +139,12 @@ RECIPES = (
         cost="69 h on 128 TPU-v3 cores (twice the paper's 800 epochs, Table 2)",
         expected="86.9 fine-tuned, 76.6 linear (the paper's, Tables 3 and 12)",
         paper=mae_vit_huge_in1k,
+    ),
+    Recipe(
+        mae_micro_mnist,
+        cost="@@",
+        expected="@@",
+        paper=mae_vit_base_in1k,
     ),
     Recipe(
         mae_tiny_cifar10,
