@@ -5,6 +5,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from pantomim.data import decoding
 from pantomim.data.decoding import BrokenImageError, Header, bands_first, decode, decode_header, is_image, plain
 
 RNG = np.random.default_rng(0)
@@ -65,6 +66,17 @@ def test_gray_with_alpha_stays_gray():
     image = decode(encoded(clear, "PNG"), ".png")
     assert image.shape == (1, 2, 3)
     assert (image == 255).all()
+
+
+@pytest.mark.skipif(decoding.simplejpeg is None, reason="needs simplejpeg")
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_both_jpeg_decoders_give_the_same_bits(mode, options, monkeypatch):
+    smooth = Image.fromarray(values(9, 11, 3)).resize((37, 50)).convert(mode)
+    data = encoded(smooth, "JPEG", **options)
+    fast = decode(data, ".jpg")
+    monkeypatch.setattr(decoding, "simplejpeg", None)
+    np.testing.assert_array_equal(fast, decode(data, ".jpg"))
 
 
 def test_palette_and_cmyk_become_rgb():
