@@ -1,6 +1,11 @@
 """Shape annotations are checked while tests run; one thread, so that sums are the same everywhere."""
 
-from jaxtyping import install_import_hook
+import os
+
+for library in ("OMP", "OPENBLAS", "MKL"):  # before NumPy and torch are imported
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook(["pantomim.nn", "pantomim.masking", "pantomim.targets", "pantomim.methods"], "beartype.beartype")
 
