@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pantomim.data.decoding import BrokenImageError, Header
+from pantomim.data.layout import draw_images
 from pantomim.data.scales import Scale, scale_of
 from pantomim.data.stores import ArrayStore, BytesStore, Store
 from pantomim.frozen import frozen
@@ -107,6 +108,14 @@ class Dataset:
         part.labels = None if self.labels is None else self.labels[indices]
         part.facts = replace(self.facts, num_images=len(indices))
         return part
+
+    def drawn(self, count: int) -> "Dataset":
+        """A fixed draw of `count` images, as even over the classes as these allow; the same for every seed of a run.
+
+        Raises:
+            ValueError: if there are fewer images.
+        """
+        return self.subset(draw_images(len(self), self.labels, count, seed=0))
 
     @property
     def channels(self) -> int:

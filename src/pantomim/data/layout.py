@@ -157,7 +157,7 @@ def draw_images(num_images: int, labels: np.ndarray | None, count: int, *, seed:
     """
     if not 1 <= count <= num_images:
         raise ValueError(
-            f"DataConfig.images must be at most the number of training images, {num_images}; got {count}. "
+            f"images must be at least 1 and at most the number of training images, {num_images}; got {count}. "
             f"Leave it out to use all."
         )
     order = np.random.default_rng(np.random.SeedSequence([seed, 5])).permutation(num_images)

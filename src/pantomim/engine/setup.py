@@ -4,10 +4,7 @@ import torch
 
 from pantomim.config import DataConfig, Pretrain
 from pantomim.data.dataset import Dataset
-from pantomim.data.layout import draw_images
 from pantomim.data.sources import open_source
-
-SUBSET_SEED = 0  # the same images for every seed of a run, so that seeds can be compared
 
 
 def training_images(config: DataConfig) -> Dataset:
@@ -19,9 +16,7 @@ def training_images(config: DataConfig) -> Dataset:
     if not config.source:
         raise ValueError("DataConfig.source must name the images; got none. Give --data FOLDER.")
     dataset = open_source(config.source, "train")
-    if config.images is None:
-        return dataset
-    return dataset.subset(draw_images(len(dataset), dataset.labels, config.images, seed=SUBSET_SEED))
+    return dataset if config.images is None else dataset.drawn(config.images)
 
 
 def check_fit(config: Pretrain, dataset: Dataset, in_chans: int, patch_size: int, num_processes: int) -> None:

@@ -48,6 +48,7 @@ class Evaluate:
         data: As for pre-training, with labels.
         out: FILE.json; by default eval/PROTOCOL-DATA.json in the run folder.
         training: Of the linear classifier: on cached features with many learning rates, or as MAE's authors do it.
+        images: Use only this many training images: the draw that `pretrain --data.images` makes.
         labels_per_class: Learn from so few labels a class (linear only); the score is a mean over draws.
         draws: Of the few labels.
         seed: Of every random choice, the untrained twin's weights among them.
@@ -62,6 +63,7 @@ class Evaluate:
     data: str
     out: Path | None = None
     training: Annotated[Literal["cached", "mae"], tyro.conf.arg(name="protocol")] = "cached"
+    images: int | None = None
     labels_per_class: int | None = None
     draws: int = 5
     seed: int = 0
@@ -109,6 +111,8 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     begin = time.perf_counter()
     encoder = load_encoder(config.encoder)
     data = open_parts(config.data, seed=config.seed)
+    if config.images is not None:
+        data["train"] = data["train"].drawn(config.images)
     check_channels(encoder, data["train"])
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     stats = channel_stats(data["train"])

@@ -368,7 +368,7 @@ def resize_encoder_weights(
 
 # Width, depth and heads under timm's names; "micro" is ours, for images of CIFAR's size on a CPU.
 ENCODER_SIZES: dict[str, dict[str, Any]] = {
-    "micro": {"width": 96, "depth": 6, "heads": 3},
+    "micro": {"width": 96, "depth": 4, "heads": 3},
     "tiny": {"width": 192, "depth": 12, "heads": 3},
     "small": {"width": 384, "depth": 12, "heads": 6},
     "base": {"width": 768, "depth": 12, "heads": 12},
