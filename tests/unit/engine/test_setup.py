@@ -44,7 +44,7 @@ def test_a_smaller_part_lies_within_a_larger_one() -> None:
 
 
 def test_more_images_than_there_are_is_refused(source: Path) -> None:
-    with pytest.raises(ValueError, match=r"DataConfig\.images must be at most .* 64; got 65"):
+    with pytest.raises(ValueError, match=r"images must be at least 1 and at most .* 64; got 65"):
         training_images(replace(tiny_run(source).data, images=65))
 
 
