@@ -95,7 +95,7 @@ def mix_images(images: Float[Tensor, "B C H W"], mixing: Mixing) -> Float[Tensor
 
 
 def mix_targets(
-    labels: Int[Tensor, "B"],
+    labels: Int[Tensor, " B"],
     num_classes: int,
     lam: float,
     smoothing: float = 0.0,
