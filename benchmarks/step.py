@@ -218,8 +218,9 @@ def check_equal(losses: dict[str, tuple[torch.nn.Module, Callable[[], Tensor]]])
     """Same loss and gradient norm for all, in float32, or nothing is timed."""
     found = {}
     for name, (model, loss_of) in losses.items():
-        loss = loss_of()
-        loss.backward()
+        with torch.backends.cudnn.flags(allow_tf32=False):  # convolutions would round to TF32 on a GPU
+            loss = loss_of()
+            loss.backward()
         norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
         found[name] = torch.stack([loss.detach(), torch.stack(norms).norm()])
         model.zero_grad(set_to_none=True)
