@@ -119,7 +119,6 @@ def test_a_source_without_splits_is_divided_once_and_for_all(tmp_path):
     assert not set(train.names) & set(test.names)
     assert test.labels.tolist() == [0, 0, 1, 1]
     assert open_source(spec, "test").names == test.names
-    assert open_source(spec, "test", seed=1).names != test.names
     assert len(open_source(spec, "all")) == 20
     with pytest.raises(ValueError, match=r"Source.split must be one that .* has; got 'val'. It has train, test"):
         open_source(spec, "val")

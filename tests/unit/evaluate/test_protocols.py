@@ -94,18 +94,33 @@ def test_own_splits_are_used(tmp_path):
     images, labels = pictures(60)
     split = np.array(["train"] * 30 + ["val"] * 15 + ["test"] * 15)
     np.savez(tmp_path / "three.npz", images=images, labels=labels, split=split)
-    parts = open_parts(str(tmp_path / "three.npz"), seed=0)
+    parts = open_parts(str(tmp_path / "three.npz"))
     assert {name: (part.split, len(part)) for name, part in parts.items()} == {
         "train": ("train", 30),
         "val": ("val", 15),
         "test": ("test", 15),
     }
     np.savez(tmp_path / "two.npz", images=images, labels=labels, split=np.where(split == "test", "val", split))
-    parts = open_parts(str(tmp_path / "two.npz"), seed=0)
+    parts = open_parts(str(tmp_path / "two.npz"))
     assert {name: (part.split, len(part)) for name, part in parts.items()} == {
         "train": ("train", 30),
         "test": ("val", 30),
     }
+
+
+def test_no_seed_lets_the_test_part_hold_images_of_pre_training(data, run, monkeypatch):
+    trained_on, opened = set(open_source(data, "train").names), []
+    original = protocols.open_parts
+
+    def remember(spec):
+        opened.append(original(spec))
+        return opened[-1]
+
+    monkeypatch.setattr(protocols, "open_parts", remember)
+    for seed in (0, 1, 7):
+        evaluate(Evaluate(protocol="knn", encoder=run, data=data, seed=seed))
+        assert set(opened[-1]["train"].names) == trained_on
+        assert not set(opened[-1]["test"].names) & trained_on
 
 
 def test_missing_labels_are_an_error_that_says_how_to_give_them(tmp_path, run):
