@@ -11,8 +11,8 @@
 | `hf:NAME` | a data set of the Hugging Face hub, with the extra `pantomim[hf]` |
 
 Pre-training reads the split train, and class ids come from train. A source without splits is divided once and for all,
-80 % train and 20 % test (stratified by class, fixed by the seed): pre-training sees the 80 %, so that an evaluation on
-the same source stays honest. `split="all"` takes everything.
+80 % train and 20 % test (stratified by class; no seed of a run or an evaluation moves it): pre-training sees the 80 %,
+so that an evaluation on the same source stays honest. `split="all"` takes everything.
 
 All images of a source have one number of channels and one number type. Only 8-bit gray and RGB may be mixed: gray ones
 are then replicated to RGB. Files of other types are ignored and counted.
@@ -35,15 +35,15 @@ from pantomim.data.stores import ArrayStore, FileStore, Store, ZipStore
 __all__ = ["Broken", "Contents", "Dataset", "Facts", "open_source", "read_contents", "splits"]
 
 LIST_SUFFIXES = (".txt", ".lst", ".tsv")
+DIVISION_SEED = 0  # of sources without splits; another one would test on images of pre-training
 
 
-def open_source(spec: str, split: str = "train", *, seed: int = 0) -> Dataset:
+def open_source(spec: str, split: str = "train") -> Dataset:
     """Open one split of a source.
 
     Args:
         spec: See the table in this module's first lines.
         split: train, val, test, or all. A source without splits of its own has train (a fixed 80 %) and test (20 %).
-        seed: Of that division.
 
     Raises:
         ValueError: if there is no such source or split, if it holds no images, if its images differ in channels or
@@ -57,7 +57,7 @@ def open_source(spec: str, split: str = "train", *, seed: int = 0) -> Dataset:
             else np.arange(len(contents.store))
         )
         return Dataset(spec, split, contents, found)
-    parts = contents.splits or divide(len(contents.store), contents.labels, seed=seed)
+    parts = contents.splits or divide(len(contents.store), contents.labels, seed=DIVISION_SEED)
     if split not in parts or not len(parts[split]):
         have = ", ".join(name for name, rows in parts.items() if len(rows))
         raise ValueError(

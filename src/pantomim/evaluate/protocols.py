@@ -110,7 +110,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     """
     begin = time.perf_counter()
     encoder = load_encoder(config.encoder)
-    data = open_parts(config.data, seed=config.seed)
+    data = open_parts(config.data)
     if config.images is not None:
         data["train"] = data["train"].drawn(config.images)
     check_channels(encoder, data["train"])
@@ -182,10 +182,10 @@ def headline(result: dict[str, Any]) -> str:
     return f"{result['protocol']} on {result['dataset']}{few}, top-1: {', '.join(scores)}"
 
 
-def open_parts(spec: str, *, seed: int) -> dict[str, Dataset]:
+def open_parts(spec: str) -> dict[str, Dataset]:
     """The labelled splits of a source: "train", "test", and "val" if it is a third part.
 
-    Test is the source's test split; without one, its val split; without any splits, the seeded fifth that pre-training
+    Test is the source's test split; without one, its val split; without any splits, the fixed fifth that pre-training
     does not see either.
 
     Raises:
@@ -195,7 +195,7 @@ def open_parts(spec: str, *, seed: int) -> dict[str, Dataset]:
     names = {"train": "train", "test": "val" if "val" in own and "test" not in own else "test"}
     if "val" in own and "test" in own:
         names["val"] = "val"
-    data = {part: open_source(spec, split, seed=seed) for part, split in names.items()}
+    data = {part: open_source(spec, split) for part, split in names.items()}
     for part, dataset in data.items():
         if dataset.labels is None:
             raise ValueError(missing_labels(f"{spec} ({part})"))
