@@ -26,6 +26,12 @@ class Item:
     tensors: Mapping[str, Tensor]
 
     @property
+    def title(self) -> str:
+        """What the item calls itself, whatever its files are called; their name where it does not say."""
+        stated = self.spec.get("item")
+        return stated if isinstance(stated, str) else self.name
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """Sizes, ratios and flags."""
         return self.spec["config"]

@@ -14,7 +14,7 @@ from pantomim.parity.item import Computed, Item, read_item
 
 ItemFunction = Callable[[Item], Computed]
 
-# The stem of an item's name, and what rebuilds such items: `mae_pretrain` serves mae_pretrain_a, mae_pretrain_b ...
+# How items call themselves, and what rebuilds them: `mae_pretrain` serves mae_pretrain_a, mae_pretrain_b ...
 FAMILIES: tuple[tuple[str, ItemFunction], ...] = (
     ("mae_pretrain", mae.pretrain),
     ("mae_finetune", mae.finetune),
@@ -106,7 +106,7 @@ def _format(result: ItemResult) -> str:
 
 def _family(item: Item) -> ItemFunction | None:
     for stem, function in FAMILIES:
-        if item.name == stem or item.name.startswith(stem + "_"):
+        if item.title == stem or item.title.startswith(stem + "_"):
             return function
     return None
 

@@ -46,6 +46,24 @@ def test_an_item_of_another_method_is_counted_as_unknown(tmp_path):
     assert format_results(results)[-1] == "3 items: 1 PASS, 0 FAIL, 2 UNKNOWN ITEM"
 
 
+@pytest.mark.parametrize(
+    ("stated", "name", "status"),
+    [
+        ("mae_lars", "hidden_lars", "PASS"),
+        ("quilt_pretrain_a", "mae_lars_x", "UNKNOWN ITEM"),
+        (7, "mae_lars_x", "PASS"),
+        (None, "hidden_lars", "UNKNOWN ITEM"),
+    ],
+)
+def test_an_item_is_what_it_calls_itself(tmp_path, stated, name, status):
+    result = verify_item(lars_item(tmp_path, name, edit=lambda spec, tensors: spec.update(item=stated)))
+    assert (result.name, result.status) == (name, status)
+
+
+def test_an_item_that_does_not_say_what_it_is_goes_by_its_file(tmp_path):
+    assert verify_item(lars_item(tmp_path, edit=lambda spec, tensors: spec.pop("item"))).status == "PASS"
+
+
 def drop_stored(spec, tensors):
     del tensors["out/param_0_after_step_1"]
 
