@@ -280,6 +280,14 @@ def test_unsuitable_data_stop_a_run_before_it_begins(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_refused_run_can_be_corrected_in_the_same_folder(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"EncoderConfig\.in_chans"):
+        pretrain(tiny_run(tiny_images(tmp_path / "seven.npz", channels=7)), tmp_path / "run")
+    with pytest.raises(ValueError, match="must be shorter than the run"):
+        pretrain(tiny_run(source, steps=2), tmp_path / "run")
+    assert pretrain(tiny_run(source, steps=3), tmp_path / "run").steps == 3
+
+
 def test_curves_also_go_to_tensorboard(source: Path, tmp_path: Path) -> None:
     pretrain(tiny_run(source, steps=3, runtime={"tracker": "tensorboard"}), tmp_path)
     (file,) = (tmp_path / "tensorboard").iterdir()

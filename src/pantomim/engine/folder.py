@@ -126,10 +126,17 @@ class RunFolder:
                 f"Give another --out."
             ) from error
         written = self.path / "config.yaml"
-        if written.is_file():
-            self._refuse_other_configs(config, from_yaml(Pretrain, written))
+        theirs = from_yaml(Pretrain, written) if written.is_file() else None
+        if theirs is not None and self._has_begun():
+            self._refuse_other_configs(config, theirs)
         else:
             self._write(written.name, to_yaml(config))
+
+    def _has_begun(self) -> bool:
+        """Whether there is a step to keep; a run that was refused or failed before may be begun with another config."""
+        logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        saved = any(self.checkpoints.glob("step-*"))
+        return logged or saved or (self.path / "finished.json").is_file()
 
     def _refuse_other_folders(self) -> None:
         others = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))

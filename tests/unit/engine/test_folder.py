@@ -19,6 +19,10 @@ def take_up(path: Path, config: Pretrain = CONFIG) -> RunFolder:
         return folder
 
 
+def begin(path: Path) -> None:
+    take_up(path).metrics.write_text('{"step": 1}\n')
+
+
 def test_the_config_is_written_and_reads_back(tmp_path: Path) -> None:
     take_up(tmp_path / "run")
     assert from_yaml(Pretrain, tmp_path / "run" / "config.yaml") == CONFIG
@@ -30,14 +34,14 @@ def test_the_same_config_is_taken_up_again(tmp_path: Path) -> None:
 
 
 def test_how_a_run_is_carried_out_may_change(tmp_path: Path) -> None:
-    take_up(tmp_path)
+    begin(tmp_path)
     runtime = replace(CONFIG.runtime, log_every=3, save_every=4, keep=5, threads=2, tracker="tensorboard", compile=True)
     take_up(tmp_path, replace(CONFIG, runtime=runtime, data=replace(CONFIG.data, workers=1, memory_gib=1.0)))
     assert leaves(to_dict(CONFIG)).keys() >= FREE
 
 
 def test_another_config_is_refused_key_by_key(tmp_path: Path) -> None:
-    take_up(tmp_path)
+    begin(tmp_path)
     other = replace(CONFIG, batch_size=32, optim=replace(CONFIG.optim, weight_decay=0.1), runtime=RuntimeConfig(seed=1))
     with pytest.raises(ValueError, match="must hold no run of another config") as refusal:
         take_up(tmp_path, other)
@@ -47,6 +51,30 @@ def test_another_config_is_refused_key_by_key(tmp_path: Path) -> None:
         "optim.weight_decay: 0.05 there, 0.1 here",
         "runtime.seed: 0 there, 1 here",
     ]
+
+
+def test_a_run_that_never_made_a_step_takes_another_config(tmp_path: Path) -> None:
+    take_up(tmp_path).metrics.touch()
+    other = replace(CONFIG, batch_size=32)
+    take_up(tmp_path, other)
+    assert from_yaml(Pretrain, tmp_path / "config.yaml") == other
+
+
+@pytest.mark.parametrize("sign", ["metrics.jsonl", "checkpoints/step-00000008", "finished.json"])
+def test_whatever_tells_of_a_step_holds_a_run_to_its_config(tmp_path: Path, sign: str) -> None:
+    take_up(tmp_path)
+    (tmp_path / sign).parent.mkdir(exist_ok=True)
+    (tmp_path / sign).write_text("{}")
+    with pytest.raises(ValueError, match="must hold no run of another config"):
+        take_up(tmp_path, replace(CONFIG, batch_size=32))
+    assert from_yaml(Pretrain, tmp_path / "config.yaml") == CONFIG
+
+
+def test_a_config_of_another_program_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("colour: red\n")
+    with pytest.raises(ValueError, match="colour"):
+        take_up(tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "colour: red\n"
 
 
 def test_only_one_can_hold_a_run(tmp_path: Path) -> None:
