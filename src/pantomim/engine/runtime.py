@@ -27,6 +27,19 @@ class Purpose(enum.IntEnum):
     FORWARD = 2
 
 
+def check_device(owner: str, device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: in the name of the config that asks for it.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"{owner}.device must be a device of this machine; got cuda, and torch sees no GPU. "
+            f"Leave it out, or install a torch that supports the GPU."
+        )
+
+
 def start_accelerator(config: RuntimeConfig, out: Path) -> Accelerator:
     """Devices and processes, as `torchrun` or `accelerate launch` started them, or this process alone.
 
@@ -36,11 +49,7 @@ def start_accelerator(config: RuntimeConfig, out: Path) -> Accelerator:
     Raises:
         ValueError: if the device is not there, or the tracker is not installed.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "RuntimeConfig.device must be a device of this machine; got cuda, and torch sees no GPU. "
-            "Leave it out, or install a torch that supports the GPU."
-        )
+    check_device("RuntimeConfig", config.device)
     if config.tracker in ("wandb", "trackio") and importlib.util.find_spec(config.tracker) is None:
         raise ValueError(
             f"RuntimeConfig.tracker must be installed; got {config.tracker}. "

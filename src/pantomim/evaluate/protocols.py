@@ -13,6 +13,7 @@ from torch import Tensor
 from pantomim.data.dataset import Dataset
 from pantomim.data.sources import open_source, splits
 from pantomim.data.stats import Stats, channel_stats
+from pantomim.engine.runtime import check_device
 from pantomim.evaluate.features import (
     FeatureTable,
     check_channels,
@@ -53,7 +54,7 @@ class Evaluate:
         draws: Of the few labels.
         seed: Of every random choice, the untrained twin's weights among them.
         batch_size: Images that the encoder sees at once.
-        device: cpu, cuda ...; by default the GPU if there is one.
+        device: "auto" takes a GPU if there is one.
         probe: How the cached probe is trained.
         mae: How the authors' probe is trained.
     """
@@ -68,7 +69,7 @@ class Evaluate:
     draws: int = 5
     seed: int = 0
     batch_size: int = 256
-    device: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     probe: LinearProbe = LinearProbe()
     mae: MAEProbe = MAEProbe()
 
@@ -91,6 +92,7 @@ class Evaluate:
             )
         if problems:
             raise ValueError(" ".join(problems))
+        check_device("Evaluate", self.device)
 
     @property
     def name(self) -> str:
@@ -114,7 +116,8 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     if config.images is not None:
         data["train"] = data["train"].drawn(config.images)
     check_channels(encoder, data["train"])
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(auto if config.device == "auto" else config.device)
     stats = channel_stats(data["train"])
     encoders = {"trained": encoder.to(device), "untrained": untrained_twin(encoder, config.seed).to(device)}
     if config.training == "mae":

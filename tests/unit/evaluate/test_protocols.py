@@ -90,6 +90,12 @@ def test_an_encoder_outside_a_run_needs_out(data):
         evaluate_to_file(Evaluate(protocol="knn", encoder="timm:test_vit", data=data))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there(data, run):
+    with pytest.raises(ValueError, match=r"Evaluate\.device must be a device of this machine; got cuda"):
+        Evaluate(protocol="knn", encoder=run, data=data, device="cuda")
+
+
 def test_own_splits_are_used(tmp_path):
     images, labels = pictures(60)
     split = np.array(["train"] * 30 + ["val"] * 15 + ["test"] * 15)
