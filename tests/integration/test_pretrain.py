@@ -21,7 +21,7 @@ from pantomim.checkpoint import WEIGHTS, find_checkpoint
 from pantomim.config import Duration, Pretrain, to_yaml
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
-from pantomim.engine.stops import NonFiniteError
+from pantomim.engine.stops import Interrupted, NonFiniteError
 from pantomim.formats import load_encoder
 
 LONG = {"steps": 80, "runtime": {"save_every": 8}}
@@ -147,6 +147,20 @@ def test_sigterm_saves_the_step_and_says_how_to_go_on(source: Path, uninterrupte
     pretrain(config, out)
     assert curve(out, "loss", "grad_norm") == curve(uninterrupted, "loss", "grad_norm")
     assert weights_hash(out) == weights_hash(uninterrupted)
+
+
+@pytest.mark.parametrize("part", ["training_images", "find_checkpoint", "save_encoder"])
+def test_a_signal_before_or_after_training_stops_at_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    config = tiny_run(source, steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, part, lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted, match="Stopped at once"):
+            pretrain(config, tmp_path)
+    finished = pretrain(config, tmp_path)
+    assert not finished.already
+    assert curve(tmp_path) == [(1,), (2,), (3,)]
 
 
 def test_a_damaged_checkpoint_costs_steps_but_not_the_run(source: Path, uninterrupted: Path, tmp_path: Path) -> None:

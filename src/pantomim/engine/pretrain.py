@@ -44,7 +44,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
     Raises:
         ValueError: if config, data and folder do not fit each other; before any training.
         RunInUseError: if another process works in the folder.
-        Interrupted: after SIGINT or SIGTERM; the last step is saved.
+        Interrupted: after SIGINT or SIGTERM; while training, the last step is saved first.
         NonFiniteError: if the loss is no number; the last good checkpoint and the batch are kept.
         MemoryFullError: if a step does not fit in memory.
         CheckpointError: if a checkpoint cannot be written (disk full), or none of those there can be read.
@@ -55,7 +55,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
     dtype = compute_dtype(config.runtime, device)
     seed, accumulation = config.runtime.seed, config.runtime.accumulation
     run = RunFolder(out)
-    with run.hold(accelerator, config):
+    with run.hold(accelerator, config), StopSignals() as signals:
         if (finished := run.finished()) is not None:
             accelerator.end_training()
             return finished
@@ -108,7 +108,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         model = accelerator.prepare_model(method.train())
         watch = FiniteWatch(device)
         recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=config.batch_size)
-        with recorder, StopSignals() as signals:
+        with recorder, signals.deferred():
             recorder.say(describe_start(config, dataset, device, dtype, world, start, total))
             if taken is not None:
                 recorder.say(taken)

@@ -1,6 +1,5 @@
 """Why a run stops before its end: a signal, a loss that is no number, too little memory. Each says how to go on."""
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from pantomim.config import Pretrain
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """A signal asked the run to stop; its last step is saved, and the same command goes on from there."""
+    """A signal asked the run to stop; its text says what is saved, and the same command goes on from there."""
 
 
 class NonFiniteError(RuntimeError):
@@ -26,29 +25,43 @@ class MemoryFullError(RuntimeError):
 
 
 class StopSignals:
-    """Within this context SIGINT and SIGTERM ask to stop after the step (`requested`); a second one stops at once."""
+    """Within this context SIGINT and SIGTERM end a run with `Interrupted`, wherever they meet it.
+
+    A signal stops what is under way at once; within `deferred` the first one only asks (`requested`), and the second
+    stops at once.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self._deferring = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
+            self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._restore()
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            self._restore()
-            os.kill(os.getpid(), number)
-        self.requested = True
-
-    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(
+                "Stopped at once. Run the same command to go on from the last checkpoint, or to begin if there is none."
+            ) from None
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Where a signal waits until somebody reads `requested`."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.requested or not self._deferring:
+            raise KeyboardInterrupt  # no Exception: nobody on the way takes it for a failure of his own
+        self.requested = True
 
 
 class FiniteWatch:

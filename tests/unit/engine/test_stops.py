@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -7,15 +8,27 @@ import torch
 from accelerate import Accelerator
 from tiny import tiny_run
 
-from pantomim.engine.stops import FiniteWatch, MemoryFullError, StopSignals, explain_memory
+from pantomim.engine.stops import FiniteWatch, Interrupted, MemoryFullError, StopSignals, explain_memory
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_asks_and_is_answered_later(number: signal.Signals) -> None:
+def test_a_signal_stops_at_once_what_can_be_begun_again(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with StopSignals() as signals:
+    with (
+        pytest.raises(Interrupted, match=r"Stopped at once\. Run the same command"),
+        StopSignals(),
+        contextlib.suppress(Exception),
+    ):
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_deferred_signal_asks_and_is_answered_later(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopSignals() as signals, signals.deferred():
         assert not signals.requested
         os.kill(os.getpid(), number)
         assert signals.requested
@@ -23,10 +36,13 @@ def test_a_signal_asks_and_is_answered_later(number: signal.Signals) -> None:
 
 
 def test_a_second_signal_stops_at_once() -> None:
-    with StopSignals():
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+    def signal_twice(signals: StopSignals) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="Stopped at once"), StopSignals() as signals, signals.deferred():
+        signal_twice(signals)
 
 
 def test_the_first_bad_step_is_remembered() -> None:
