@@ -1,9 +1,12 @@
 """Golden items are worth something only if they notice: one thing is broken at a time, and an item must fail."""
 
 import functools
+import json
+import math
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -27,13 +30,51 @@ def swapped_axes(width, grid, num_prefix=0):
     return table.roll(width // 2, dims=1)
 
 
-def test_layer_norm_eps(monkeypatch):
+def with_config(folder, name, **changes):
+    """The outcome of an item whose `config` states something else; None: it no longer states it."""
+    spec = json.loads((GOLDEN / f"{name}.json").read_text())
+    spec["config"] = {key: value for key, value in {**spec["config"], **changes}.items() if value is not None}
+    (folder / f"{name}.json").write_text(json.dumps(spec))
+    shutil.copy(GOLDEN / f"{name}.safetensors", folder)
+    return verify_item(folder / f"{name}.json")
+
+
+@pytest.mark.parametrize("name", ["mae_pretrain_b", "mae_finetune_a"])
+def test_layer_norm_eps(monkeypatch, tmp_path, name):
     for module in (vit, decoder, heads):
         monkeypatch.setattr(module, "NORM_EPS", 1e-5)
-    for name in ("mae_pretrain_b", "mae_finetune_a"):
-        result = outcome(name)
-        assert result.status == "FAIL"
-        assert result.error > 100
+    result = with_config(tmp_path, name, layer_norm_eps=None)  # the numbers alone must tell
+    assert result.status == "FAIL"
+    assert 100 < result.error < math.inf
+
+
+@pytest.mark.parametrize("name", ["mae_pretrain_b", "mae_finetune_a"])
+def test_an_item_made_with_another_layer_norm_eps(tmp_path, name):
+    assert with_config(tmp_path, name, layer_norm_eps=None).status == "PASS"
+    result = with_config(tmp_path, name, layer_norm_eps=1e-5)
+    assert result.status == "FAIL"
+    assert result.worst == "config/layer_norm_eps (our modules have 1e-06, the item has 1e-05)"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("mae_pretrain_b", {"mask_ratio": 0.62}),
+        ("mae_pretrain_b", {"num_heads": 4}),
+        ("mae_pretrain_b", {"decoder_num_heads": 4}),
+        ("mae_pretrain_b", {"mlp_ratio": 4.0}),
+        ("mae_pretrain_b", {"weight_decay": 0.1}),
+        ("mae_finetune_a", {"num_heads": 6}),
+        ("mae_finetune_a", {"drop_path_rate": 0.2}),
+        ("mae_lars", {"momentum": 0.8}),
+        ("mae_lars", {"weight_decay": 0.02}),
+        ("mae_lars", {"trust_coefficient": 0.002}),
+        ("finetune_losses", {"boxes": [[1, 5, 2, 8], [0, 3, 0, 4]]}),
+    ],
+    ids=str,
+)
+def test_what_the_config_states_is_what_is_rebuilt(tmp_path, name, changes):
+    assert with_config(tmp_path, name, **changes).status == "FAIL"
 
 
 def test_tanh_gelu(monkeypatch):

@@ -33,6 +33,10 @@ def differences(item: Item, computed: Computed) -> Iterator[Difference]:
             yield from _number(f"numbers/{name}", _unordered(want), _unordered(ours), relative, floor)
         else:
             yield _wrong(f"numbers/{name}", "not computed")
+    for name, ours in computed.config.items():
+        stated = item.config.get(name, ours)
+        if stated != ours:
+            yield _wrong(f"config/{name}", f"our modules have {ours}, the item has {_short(stated)}")
     for name, error in computed.deviations.items():
         yield Difference(name, error)
 

@@ -73,12 +73,14 @@ class Computed:
         outputs: Tensors under the names of the item's outputs; more than the item asks for is fine.
         numbers: Values in the layout of the item's `numbers`.
         relative: Relative tolerance of an entry of `numbers` that the official code computes in float32.
+        config: What our modules have by their nature, under the names of the item's `config`: there it must be equal.
         deviations: Further comparisons that have their own measure, as multiples of their tolerance.
     """
 
     outputs: Mapping[str, Tensor]
     numbers: Mapping[str, Any] = field(default_factory=dict)
     relative: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
     deviations: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -70,6 +70,7 @@ def pretrain(item: Item) -> Computed:
                 for group in parameter_groups(model, weight_decay)
             },
         },
+        config={"layer_norm_eps": _norm_eps(model)},
         deviations=tables | _initialisation(item, config),
     )
 
@@ -102,7 +103,12 @@ def finetune(item: Item) -> Computed:
         }
     numbers["drop_path_per_block"] = _drop_path(classifier)
     numbers["lr_schedules"] = [_schedule(entry) for entry in item.numbers.get("lr_schedules", [])]
-    return Computed(outputs, numbers, relative={"drop_path_per_block": FLOAT32})
+    return Computed(
+        outputs,
+        numbers,
+        relative={"drop_path_per_block": FLOAT32},
+        config={"layer_norm_eps": _norm_eps(classifier)},
+    )
 
 
 def lars(item: Item) -> Computed:
@@ -199,6 +205,12 @@ def _parts(model: MAE, images: Tensor, noise: Tensor, mask: Mask) -> dict[str, T
 
 def _tables(model: MAE) -> dict[str, nn.Module]:
     return {"pos_embed": model.encoder, "decoder_pos_embed": model.decoder}
+
+
+def _norm_eps(model: nn.Module) -> float:
+    """The one eps of all layer norms, fixed in our modules: files for timm could not tell another."""
+    (eps,) = {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)}
+    return eps
 
 
 def _drop_path(classifier: Classifier) -> list[float]:
