@@ -86,16 +86,25 @@ class Clock:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The logged steps of a run, in order; a last line that was cut by a kill is left out."""
+    """The logged steps of a run, in order; a last line that was cut by a kill is left out.
+
+    Raises:
+        ValueError: if any other line is damaged.
+    """
     if not path.is_file():
         return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_bytes().splitlines()
+    steps = []
+    for number, line in enumerate(lines, 1):
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+            steps.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(
+                    f"{path} must hold one logged step a line; got something else in line {number} of {len(lines)} "
+                    f"({error}). Remove that line; the steps of the others are kept."
+                ) from error
+    return steps
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -37,6 +37,18 @@ def test_lines_past_the_checkpoint_and_a_cut_line_are_dropped(tmp_path: Path) ->
     assert [(line["step"], line["loss"]) for line in read_metrics(path)] == [(1, 0.0), (2, 0.0), (3, 0.25)]
 
 
+@pytest.mark.parametrize("damage", [b'{"step": 2, "lo', b"\0\0\0\0", b"\xff\xfe"])
+def test_a_damaged_line_in_the_middle_is_told_and_no_line_is_lost(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    before = b'{"step": 1}\n' + damage + b'\n{"step": 3}\n'
+    path.write_bytes(before)
+    with pytest.raises(ValueError, match=r"got something else in line 2 of 3"):
+        recorder(path, io.StringIO(), start=3).__enter__()
+    assert path.read_bytes() == before
+    path.write_bytes(b'{"step": 1}\n' + damage)
+    assert read_metrics(path) == [{"step": 1}]
+
+
 def test_about_twenty_plain_lines_when_nobody_watches(tmp_path: Path) -> None:
     screen = io.StringIO()
     with recorder(tmp_path / "metrics.jsonl", screen) as record:
