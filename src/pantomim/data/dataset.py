@@ -48,6 +48,10 @@ class Broken:
     reason: str
 
 
+class TooManyBrokenError(ValueError):
+    """More than 1 % of the images of a split are broken."""
+
+
 @dataclass(frozen=True)
 class Contents:
     """All that a source holds: its images, the splits of its own, class names, class ids (-1 for none)."""
@@ -137,7 +141,7 @@ class Dataset:
 
         Raises:
             BrokenImageError: if it cannot be read; it is then in `broken`.
-            ValueError: if more than 1 % of the images are broken.
+            TooManyBrokenError: if more than 1 % of the images are broken.
         """
         if self._array is not None and index not in self._broken:
             return self._array[index]
@@ -165,7 +169,7 @@ class Dataset:
         """Count images as broken, by index.
 
         Raises:
-            ValueError: if more than 1 % of the images are broken now; it lists them.
+            TooManyBrokenError: if more than 1 % of the images are broken now; it lists them.
         """
         for index, reason in reasons.items():
             self._broken.setdefault(index, Broken(self._store.names[self._positions[index]], reason))
@@ -262,11 +266,11 @@ class Dataset:
             num_classes=None if self.classes is None else len(self.classes),
         )
 
-    def _too_many_broken(self) -> ValueError:
+    def _too_many_broken(self) -> TooManyBrokenError:
         broken = self.broken
         listed = "".join(f"\n  {item.name}: {item.reason}" for item in broken[:50])
         more = f"\n  and {len(broken) - 50} more" if len(broken) > 50 else ""
-        return ValueError(
+        return TooManyBrokenError(
             f"Dataset.broken must stay within 1 % of the images; got {len(broken)} of {len(self)} in {self.spec} "
             f"({self.split}). Repair or remove these files:{listed}{more}"
         )

@@ -17,14 +17,16 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from pantomim.data.dataset import Dataset, num_threads
+from pantomim.data.dataset import Dataset, TooManyBrokenError, num_threads
 from pantomim.data.decoding import BrokenImageError
 from pantomim.data.transforms import Crop, centred_boxes, crop_boxes, draw_uniforms, resize_one, resized_crop, scaled
 from pantomim.methods.base import Batch
 
 _PURPOSE = 1  # keeps the order apart from other draws of the same seed
 
-Rows = tuple[Tensor, Tensor, dict[int, str]]  # images as stored, their ids, images found broken
+# Images as stored, their ids, images found broken. Where these are too many, there are no images and the process that
+# trains raises the error: out of a worker it would come as a traceback.
+Rows = tuple[Tensor, Tensor, dict[int, str]]
 
 
 class Stream:
@@ -221,7 +223,10 @@ class _StreamRows(torch.utils.data.Dataset[Rows]):
         ids, uniforms = stream.draws(*divmod(item, stream.micro))
         images, healthy = [], []
         for index, uniform in zip(ids, uniforms, strict=True):
-            index, image = dataset.read_healthy(int(index))
+            try:
+                index, image = dataset.read_healthy(int(index))
+            except TooManyBrokenError:
+                return torch.empty(0), torch.empty(0, dtype=torch.int64), dataset.broken_reasons()
             boxes, flips = crop_boxes(np.asarray([image.shape[1:]]), uniform[None], stream.crop, stream.image_size)
             images.append(resize_one(image, boxes[0], stream.image_size, bool(flips[0])))
             healthy.append(index)
@@ -244,6 +249,8 @@ class _EvaluationRows(torch.utils.data.Dataset[Rows]):
                 image = self._dataset.read(int(index))
             except BrokenImageError:
                 continue
+            except TooManyBrokenError:
+                return torch.empty(0), torch.empty(0, dtype=torch.int64), self._dataset.broken_reasons()
             box = centred_boxes(np.asarray([image.shape[1:]]), self._image_size)[0]
             images.append(resize_one(image, box, self._image_size, flip=False))
             healthy.append(int(index))

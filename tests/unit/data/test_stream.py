@@ -141,10 +141,21 @@ def test_a_broken_image_is_replaced_by_the_next_healthy_one(tmp_path, workers, m
     assert np.bincount(ids, minlength=120)[[2, 3, 4]].tolist() == [1, 0, 2]
 
 
-def test_too_many_broken_images_stop_the_stream(tmp_path):
-    made = stream(broken_folder(tmp_path, 150, 3), batch_size=50, workers=2, memory_gib=1e-9)
-    with pytest.raises(ValueError, match=r"must stay within 1 %"):
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("num_broken", [3, 150])
+def test_too_many_broken_images_stop_the_stream_with_the_list_alone(tmp_path, workers, num_broken):
+    spec = broken_folder(tmp_path, 150 if num_broken == 3 else 0, num_broken)
+    made = stream(spec, batch_size=50, workers=workers, memory_gib=1e-9)
+    with pytest.raises(ValueError, match=r"^Dataset.broken must stay within 1 %") as stopped:
         list(made.batches(0, 3))
+    assert "Traceback" not in str(stopped.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_broken_images_stop_an_evaluation_with_the_list_alone(tmp_path, workers):
+    dataset = open_source(broken_folder(tmp_path, 150, 3), "all")
+    with pytest.raises(ValueError, match=r"^Dataset.broken must stay within 1 %"):
+        list(evaluation_batches(dataset, (8, 8), 20, "cpu", workers=workers, memory_gib=1e-9))
 
 
 def test_starting_the_workers_draws_nothing_from_the_global_generator(mixed):
