@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -34,6 +34,7 @@ class RunArguments:
         epochs: Length in passes over the data.
         size: Size of the encoder, for a bare method.
         init: Go on from these weights: a run folder, a file, or timm:NAME.
+        keep: Checkpoints to keep.
         config: Repeat the run of this config.yaml, instead of naming a recipe.
     """
 
@@ -44,6 +45,7 @@ class RunArguments:
     epochs: float | None = None
     size: Literal["micro", "tiny", "small", "base", "large", "huge"] | None = None
     init: str | None = None
+    keep: int | None = None
     config: Path | None = None
 
 
@@ -58,6 +60,7 @@ def _run_arguments(command: str, arguments: list[str]) -> tuple[RunArguments, "P
     if wants_help and all(argument.startswith("-") for argument in arguments):
         tyro.cli(RunArguments, args=["--help"], prog=prog)
     chosen, leaves = tyro.cli(RunArguments, args=arguments, return_unknown_args=True, add_help=False, prog=prog)
+    leaves = _checked_leaves(leaves)
     prepared = prepare(
         chosen.recipe,
         data=chosen.data,
@@ -69,7 +72,33 @@ def _run_arguments(command: str, arguments: list[str]) -> tuple[RunArguments, "P
     )
     name = chosen.recipe or f"--config {chosen.config}"
     config = tyro.cli(Pretrain, default=prepared.config, args=leaves, prog=f"{prog} {name}", config=LEAVES)
+    if chosen.keep is not None:
+        config = replace(config, runtime=replace(config.runtime, keep=chosen.keep))
     return chosen, replace(prepared, config=config)
+
+
+def _checked_leaves(arguments: list[str]) -> list[str]:
+    """The leaves as they are, with the other unit of a duration unset where one is given.
+
+    Raises:
+        ValueError: naming the nearest option of one that does not exist; before any data are opened.
+    """
+    from pantomim.config import Pretrain, leaves, to_dict
+
+    names = [*(field.name for field in fields(RunArguments)), *leaves(to_dict(Pretrain(recipe="")))]
+    given = [argument.split("=")[0][2:].replace("-", "_") for argument in arguments if argument.startswith("--")]
+    for name in given:
+        if name not in [*names, "help"]:
+            close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            raise ValueError(
+                f"There is no option --{name}. " + (f"Did you mean --{close[0]}?" if close else "See --help.")
+            )
+    unset = []
+    for duration in ("duration", "optim.warmup"):
+        for unit, other in (("steps", "epochs"), ("epochs", "steps")):
+            if f"{duration}.{unit}" in given and f"{duration}.{other}" not in given:
+                unset += [f"--{duration}.{other}", "None"]
+    return arguments + unset
 
 
 def pretrain(arguments: list[str]) -> None:
@@ -289,6 +318,9 @@ def main(arguments: list[str] | None = None) -> None:
             tyro.cli(command, args=rest, prog=f"pantomim {name}", config=LEAVES)
     except Interrupted as stop:
         ERRORS.print(escape(str(stop)), highlight=False)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        ERRORS.print("Interrupted.")
         sys.exit(130)
     except (ValueError, OSError, NonFiniteError, MemoryFullError) as error:
         if os.environ.get("PANTOMIM_TRACEBACK"):

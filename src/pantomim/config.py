@@ -30,7 +30,7 @@ class Duration:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"Duration must have either steps or epochs; got {self.steps} and {self.epochs}. Set one.")
-        if (self.steps if self.steps is not None else self.epochs) < 0:  # type: ignore[operator]
+        if not 0 <= (self.steps if self.steps is not None else self.epochs or 0.0) < math.inf:
             raise ValueError(f"Duration must not be negative; got {self}.")
 
     def in_steps(self, steps_per_epoch: int) -> int:
@@ -61,11 +61,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.images is not None and self.images < 1:
-            raise ValueError(
-                f"DataConfig.images must be at least 1; got {self.images}. Leave it out to use all."
-            )
+            raise ValueError(f"DataConfig.images must be at least 1; got {self.images}. Leave it out to use all.")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"DataConfig.workers must not be negative; got {self.workers}.")
+        if not self.memory_gib > 0:
+            raise ValueError(f"DataConfig.memory_gib must be above 0; got {self.memory_gib}.")
 
 
 @frozen
@@ -91,11 +91,14 @@ class OptimConfig:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if self.base_lr <= 0:
+        if not 0 < self.base_lr < math.inf:
             raise ValueError(f"OptimConfig.base_lr must be positive; got {self.base_lr}.")
-        if self.weight_decay < 0:
-            raise ValueError(f"OptimConfig.weight_decay must not be negative; got {self.weight_decay}.")
-        if self.clip_norm is not None and self.clip_norm <= 0:
+        for name in ("min_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"OptimConfig.{name} must not be negative; got {getattr(self, name)}.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"OptimConfig.betas must be in [0, 1); got {self.betas}. The paper has 0.9 and 0.95.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"OptimConfig.clip_norm must be positive; got {self.clip_norm}. Leave it out for none.")
 
 
@@ -128,6 +131,8 @@ class RuntimeConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"RuntimeConfig.seed must not be negative; got {self.seed}.")
         for name in ("accumulation", "keep", "log_every", "save_every", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:

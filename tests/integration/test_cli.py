@@ -1,20 +1,24 @@
 """The command line, as a user types it: the main job on a tiny set, and what happens when something is mistyped."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
+from tiny import tiny_images
 
 from pantomim.cli import main
-from tests.tiny import tiny_images
 
 TINY = ["--size", "micro", "--method.encoder.depth", "1", "--method.decoder.depth", "1", "--batch-size", "16"]
 QUIET = ["--runtime.tracker", "none", "--runtime.device", "cpu"]
 
 
 def pretrain(source: Path, out: Path, *more: str) -> None:
-    main(["pretrain", "mae", "--data", str(source), "--out", str(out), "--steps", "4", *TINY, *QUIET, *more])
+    steps = [] if "--steps" in more else ["--steps", "4"]
+    main(["pretrain", "mae", "--data", str(source), "--out", str(out), *steps, *TINY, *QUIET, *more])
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,10 @@ def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: P
         (["pretrain", "mae_tiny_cifar1"], "Did you mean mae_tiny_cifar10?"),
         (["pretrain", "mae"], "Add --data SRC"),
         (["pretrain", "mae_vit_base_in1k", "--data", "x"], "Add --out RUN"),
-        (["explain", "mae_vit_base_in1k", "--optim.base_lrr", "1"], "--optim.base-lr"),
+        (["explain", "mae_vit_base_in1k", "--optim.base_lrr", "1"], "Did you mean --optim.base_lr?"),
+        (["pretrain", "mae", "--dta", "x", "--out", "y"], "Did you mean --data?"),
+        (["explain", "mae_vit_base_in1k", "--optim.base_lr", "nan"], "base_lr must be positive"),
+        (["explain", "mae_vit_base_in1k", "--runtime.seed", "-1"], "seed must not be negative"),
         (["explain", "mae_vit_base_in1k", "--method.masker.ratio", "75"], "Give a share, not a percentage"),
         (["explain", "mae_vit_base_in1k", "--method.masker.ratio", "0.999"], "leaves no visible one"),
         (["explain", "mae_vit_base_in1k", "--method.encoder.patch_size", "15"], "a multiple of patch_size"),
@@ -131,6 +138,48 @@ def test_explain_says_what_the_data_decided(capsys: pytest.CaptureFixture[str], 
     said = capsys.readouterr().out
     for words in ("32x32", "5 channel(s)", "4, grid 8x8", "Differences from the paper"):
         assert words in said
+
+
+def test_another_unit_of_a_duration_replaces_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["explain", "mae_vit_base_in1k", "--optim.warmup.steps", "7", "--duration.steps=90"])
+    assert "90 steps, the first 7 steps warm-up" in capsys.readouterr().out
+
+
+def write_sources(folder: Path) -> dict[str, Path]:
+    """The kinds of data that the main job must take, as small as they come."""
+    rng = np.random.default_rng(0)
+    (folder / "plain" / "deep").mkdir(parents=True)
+    for index in range(12):
+        picture = Image.fromarray(rng.integers(0, 255, (20 + index % 3, 24, 3), dtype=np.uint8))
+        picture.save(folder / "plain" / "deep" / f"{index}.jpg")
+    (folder / "plain" / "notes.txt").write_text("no image")
+    with zipfile.ZipFile(folder / "zipped.zip", "w") as archive:
+        for name in sorted((folder / "plain" / "deep").iterdir()):
+            archive.write(name, f"train/{int(name.stem) % 2}/{name.name}")
+    for layout, shape in (("first", (13, 32, 32)), ("last", (32, 32, 12))):
+        (folder / layout).mkdir()
+        for index in range(6):
+            bands = rng.integers(-200, 10_000, shape).astype(np.int16)
+            tifffile.imwrite(folder / layout / f"{index}.tif", bands)
+    np.savez(folder / "seven.npz", images=rng.integers(-200, 10_000, (20, 7, 16, 16)).astype(np.int16))
+    return {name: folder / name for name in ("plain", "zipped.zip", "first", "last", "seven.npz")}
+
+
+@pytest.mark.parametrize(
+    ("source", "channels"), [("plain", 3), ("zipped.zip", 3), ("first", 13), ("last", 12), ("seven.npz", 7)]
+)
+def test_the_main_job_takes_every_kind_of_data(source: str, channels: int, tmp_path: Path) -> None:
+    pretrain(write_sources(tmp_path)[source], tmp_path / "run", "--steps", "2")
+    about = json.loads((tmp_path / "run" / "encoder.json").read_text())
+    assert about["encoder"]["in_chans"] == channels
+    assert about["scale"]["divisor"] == (255 if channels == 3 else 10_000)
+    main(["report", str(tmp_path / "run")])
+    assert "data:image/png" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_no_recipe_lacks_its_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["recipes"])
+    assert "@@" not in capsys.readouterr().out
 
 
 def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:

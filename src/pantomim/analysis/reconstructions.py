@@ -100,9 +100,12 @@ def load_method(run: str | Path) -> MAE:
 
 
 def held_out(source: str) -> Dataset:
-    """Images that pre-training did not see: test, else val, else the fixed 20 % of a source without splits."""
+    """Images that pre-training did not see: test, else val, else the fixed 20 % of a source without splits.
+
+    A source whose only split is train has none: then training images are shown, and the caption says so.
+    """
     own = splits(source)
-    return open_source(source, "val" if "val" in own and "test" not in own else "test")
+    return open_source(source, next((split for split in ("test", "val", "train") if split in own), "test"))
 
 
 def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:
@@ -228,7 +231,11 @@ def to_picture(
 
 def caption(about: dict[str, Any]) -> str:
     """What one must know to read the pictures, in full sentences."""
-    where = {"test": "of the test split", "val": "of the val split"}[about["split"]]
+    where = {
+        "test": "of the test split",
+        "val": "of the val split",
+        "train": "that pre-training has seen (there is no other split)",
+    }[about["split"]]
     if about["divided"]:
         where = "of the fixed 20 % that pre-training did not see"
     sentences = [

@@ -195,13 +195,13 @@ def choose_patch(image_size: tuple[int, int]) -> int:
     return next((patch for patch in (16, 8, 4) if min(image_size) // patch >= 8), 2)
 
 
-def choose_image_size(facts: Facts) -> tuple[int, int]:
-    """The images' common size, else a square of their median shorter side up to 224; rounded down to the patch.
+MAX_SIDE = 512  # a larger common size is a camera's, not a model's: such images are treated like mixed ones
 
-    A common size above 512 is a camera's, not a model's: such images are treated like mixed ones.
-    """
+
+def choose_image_size(facts: Facts) -> tuple[int, int]:
+    """The images' common size, else a square of their median shorter side up to 224; rounded down to the patch."""
     height, width = facts.size or (0, 0)
-    if facts.size is None or max(height, width) > 512:
+    if facts.size is None or max(height, width) > MAX_SIDE:
         height = width = min(facts.median_shorter_side, 224)
     patch = choose_patch((height, width))
     return height // patch * patch, width // patch * patch

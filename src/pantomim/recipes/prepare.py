@@ -9,8 +9,8 @@ from pantomim.data.sources import open_source
 from pantomim.data.stats import channel_stats
 from pantomim.formats import load_encoder
 from pantomim.nn.vit import Encoder
+from pantomim.recipes.mae import MAX_SIDE, mae, mae_paper
 from pantomim.recipes.mae import RECIPES as MAE_RECIPES
-from pantomim.recipes.mae import mae, mae_paper
 from pantomim.recipes.recipe import Recipe
 
 RECIPES: tuple[Recipe, ...] = MAE_RECIPES
@@ -117,9 +117,12 @@ def _from_data(data: str | None, size: str | None, init: str | None) -> Prepared
     (height, width), (rows, cols) = encoder.image_size, encoder.grid
     sizes = "all {}x{}".format(*facts.size) if facts.size else f"median shorter side {facts.median_shorter_side}"
     channels = zip(encoder.mean, encoder.std, strict=True)
+    too_large = (
+        f", as {MAX_SIDE} is the largest side taken as it is" if facts.size and max(facts.size) > MAX_SIDE else ""
+    )
     decided = (
         ("images", f"{facts.num_images:,} for training, {sizes}, {facts.channels} channel(s) of {facts.dtype}"),
-        ("image size", f"{height}x{width}"),
+        ("image size", f"{height}x{width}{too_large}"),
         ("patch size", f"{encoder.patch_size}, grid {rows}x{cols}"),
         ("encoder", f"as in {init}" if start is not None else f"size {size or DEFAULT_SIZE}"),
         (
