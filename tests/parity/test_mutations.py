@@ -77,6 +77,12 @@ def test_what_the_config_states_is_what_is_rebuilt(tmp_path, name, changes):
     assert with_config(tmp_path, name, **changes).status == "FAIL"
 
 
+def test_drop_path_is_off_unless_stated(tmp_path):
+    result = with_config(tmp_path, "mae_finetune_a", drop_path_rate=None)
+    assert result.worst.startswith("numbers/drop_path_per_block")
+    assert result.off == 2  # of three blocks: the first never drops
+
+
 def test_tanh_gelu(monkeypatch):
     monkeypatch.setattr(vit.F, "gelu", functools.partial(F.gelu, approximate="tanh"))
     assert outcome("mae_pretrain_b").error > 100

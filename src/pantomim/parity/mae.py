@@ -82,7 +82,7 @@ def finetune(item: Item) -> Computed:
     numbers: dict[str, Any] = {}
     poolings: tuple[tuple[str, Literal["mean", "class"]], ...] = (("global_pool", "mean"), ("cls_token", "class"))
     for variant, pool in poolings:
-        encoder = _encoder_config(item, images, drop_path=float(item.config["drop_path_rate"])).build()
+        encoder = _encoder_config(item, images, drop_path=float(item.config.get("drop_path_rate", 0.0))).build()
         classifier = Classifier(encoder, item.config["num_classes"], pool).double().eval()
         unused = "norm." if pool == "mean" else "fc_norm."  # the item stores both
         state = {our_name(name): t for name, t in weights.items() if not name.startswith(unused)}
