@@ -185,9 +185,10 @@ def features(encoder: str, data: str, out: Path, split: str = "all") -> None:
         split: train, val, test or all.
     """
     from pantomim.data.sources import open_source
-    from pantomim.evaluate.features import extract, save_features
+    from pantomim.evaluate.features import check_features_path, extract, save_features
     from pantomim.formats import load_encoder
 
+    check_features_path(out)
     table = extract(load_encoder(encoder), open_source(data, split))
     save_features(table, out)
     CONSOLE.print(f"{len(table.names):,} rows written to {out}.", highlight=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pantomim.data.sources import Dataset
 from pantomim.data.stats import Stats
 from pantomim.data.stream import evaluation_batches
+from pantomim.evaluate.out import check_out
 from pantomim.formats.files import hash_weights, replace_file
 from pantomim.formats.timm import TimmEncoder
 from pantomim.nn.vit import Encoder, Features
@@ -150,24 +151,32 @@ def pixel_size(image_size: tuple[int, int], channels: int) -> tuple[int, int]:
     return max(1, round(height * shrink)), max(1, round(width * shrink))
 
 
+def check_features_path(path: str | Path) -> None:
+    """Refuse a file that `save_features` could not write; to be called before features are extracted.
+
+    Raises:
+        ValueError: for an ending other than .npz and .parquet, a folder, or a place that cannot be written to.
+    """
+    check_out("features.out", Path(path), [".npz", ".parquet"])
+
+
 def save_features(table: FeatureTable, path: str | Path) -> None:
     """Write a table as FILE.npz or FILE.parquet, with arrays or columns `names`, `labels`, `class`, `mean`.
 
     Raises:
-        ValueError: for another ending.
+        ValueError: as `check_features_path`.
         ImportError: if Parquet is asked for and pyarrow is missing.
     """
     path = Path(path)
+    check_features_path(path)
     columns = {name: values.numpy() for name, values in table.views.items()}
     if table.labels is not None:
         columns["labels"] = table.labels.numpy()
     buffer = io.BytesIO()
     if path.suffix == ".npz":
         np.savez(buffer, names=np.array(table.names, dtype=str), **columns)  # type: ignore[arg-type]
-    elif path.suffix == ".parquet":
-        _write_parquet(buffer, table.names, columns)
     else:
-        raise ValueError(f"features.out must end in .npz or .parquet; got {path}. Choose one of the two.")
+        _write_parquet(buffer, table.names, columns)
     replace_file(path, buffer.getvalue())
 
 

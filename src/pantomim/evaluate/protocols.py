@@ -28,6 +28,7 @@ from pantomim.evaluate.few_labels import few_labels
 from pantomim.evaluate.knn import knn
 from pantomim.evaluate.linear import LinearProbe, linear
 from pantomim.evaluate.linear_mae import Extractor, MAEProbe, linear_mae
+from pantomim.evaluate.out import check_out
 from pantomim.evaluate.parts import known_classes, make_parts, missing_labels, renumber
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights, replace_file
@@ -158,7 +159,7 @@ def evaluate_to_file(config: Evaluate) -> tuple[Path, dict[str, Any]]:
     """Like `evaluate`; without `out` the result goes into the run folder of the encoder.
 
     Raises:
-        ValueError: also if there is neither `out` nor a run folder.
+        ValueError: also if there is neither `out` nor a run folder, or nothing can be written there.
     """
     folder = Path(config.encoder)
     if config.out is None and not folder.is_dir():
@@ -166,6 +167,7 @@ def evaluate_to_file(config: Evaluate) -> tuple[Path, dict[str, Any]]:
             f"Evaluate.out must be given for an encoder outside a run folder; got {config.encoder}. "
             f"Add --out FILE.json."
         )
+    check_out("Evaluate.out", folder / "eval" / "result.json" if config.out is None else config.out, [".json"])
     result = evaluate(config)
     if config.out is not None:
         return config.out, result

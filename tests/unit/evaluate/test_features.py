@@ -6,7 +6,7 @@ import torch
 
 from pantomim.data.sources import open_source
 from pantomim.data.stats import channel_stats
-from pantomim.evaluate.features import extract, pixel_size, pixel_table, save_features
+from pantomim.evaluate.features import check_features_path, extract, pixel_size, pixel_table, save_features
 from pantomim.formats.files import hash_weights
 from pantomim.formats.timm import load_timm
 from pantomim.nn.vit import EncoderConfig
@@ -136,6 +136,15 @@ def test_without_pyarrow_the_extra_is_named(data, tmp_path, monkeypatch):
         save_features(extract(build(), data), tmp_path / "features.parquet")
 
 
-def test_other_endings_are_refused(data, tmp_path):
-    with pytest.raises(ValueError, match=r"must end in \.npz or \.parquet"):
-        save_features(extract(build(), data), tmp_path / "features.csv")
+@pytest.mark.parametrize("name", ["features.csv", "features", "taken.npz", "file/features.npz"])
+def test_a_path_is_checked_before_the_work(tmp_path, name):
+    (tmp_path / "taken.npz").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"features\.out must"):
+        check_features_path(tmp_path / name)
+
+
+def test_a_good_path_passes(tmp_path):
+    for name in ("features.npz", "new/features.parquet"):
+        check_features_path(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == []

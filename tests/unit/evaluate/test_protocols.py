@@ -90,6 +90,21 @@ def test_an_encoder_outside_a_run_needs_out(data):
         evaluate_to_file(Evaluate(protocol="knn", encoder="timm:test_vit", data=data))
 
 
+@pytest.mark.parametrize(("out", "message"), [("k.csv", r"must end in \.json"), ("taken.json", "must be a file")])
+def test_out_is_checked_before_the_work(data, run, tmp_path, monkeypatch, out, message):
+    (tmp_path / "taken.json").mkdir()
+    monkeypatch.setattr(protocols, "evaluate", lambda config: pytest.fail("worked first"))
+    with pytest.raises(ValueError, match=rf"Evaluate\.out {message}"):
+        evaluate_to_file(Evaluate(protocol="knn", encoder=run, data=data, out=tmp_path / out))
+
+
+def test_the_run_folder_is_checked_before_the_work(data, run, tmp_path, monkeypatch):
+    (tmp_path / "run" / "eval").write_text("no folder")
+    monkeypatch.setattr(protocols, "evaluate", lambda config: pytest.fail("worked first"))
+    with pytest.raises(ValueError, match=r"Evaluate\.out must lie in a folder"):
+        evaluate_to_file(Evaluate(protocol="knn", encoder=run, data=data))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_device_that_is_not_there(data, run):
     with pytest.raises(ValueError, match=r"Evaluate\.device must be a device of this machine; got cuda"):
