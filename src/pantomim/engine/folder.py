@@ -31,6 +31,7 @@ FREE = frozenset(
         "runtime.device",
         "runtime.keep",
         "runtime.log_every",
+        "runtime.precision",  # what it comes to on this device is compared: see `describe`
         "runtime.save_every",
         "runtime.threads",
         "runtime.tracker",
@@ -101,12 +102,22 @@ class RunFolder:
         values = {key: value for key, value in asdict(finished).items() if key != "already"}
         self._write("finished.json", json.dumps(values, indent=2) + "\n")
 
-    def describe(self, config: Pretrain, accelerator: Accelerator, step: int) -> None:
-        """Write `environment.json` at the first start; later starts are added to its list `resumed`."""
+    def describe(self, config: Pretrain, accelerator: Accelerator, dtype: torch.dtype, step: int) -> None:
+        """Write `environment.json` at the first start; later starts are added to its list `resumed`.
+
+        Raises:
+            ValueError: if the steps so far were computed in another number type.
+        """
         path = self.path / "environment.json"
-        now = environment(config.runtime.seed, accelerator)
+        now = environment(config.runtime.seed, accelerator, dtype)
         if step > 0 and path.is_file():
             first = json.loads(path.read_text(encoding="utf-8"))
+            if (begun := first.get("precision", now["precision"])) != now["precision"]:
+                raise ValueError(
+                    f"RuntimeConfig.precision must stay that of the first {step} steps, {begun}; got "
+                    f"{config.runtime.precision}, which is {now['precision']} on {now['device']}. "
+                    f"Give --runtime.precision {begun}, or another --out."
+                )
             now = {**first, "resumed": [*first.get("resumed", []), {"step": step, **now}]}
         self._write(path.name, json.dumps(now, indent=2) + "\n")
 
@@ -170,7 +181,7 @@ class RunFolder:
             ) from error
 
 
-def environment(seed: int, accelerator: Accelerator) -> dict[str, Any]:
+def environment(seed: int, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, Any]:
     """Everything outside the config that a run depends on: versions, commit, hardware, command."""
     device = accelerator.device
     return {
@@ -185,6 +196,7 @@ def environment(seed: int, accelerator: Accelerator) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device.type,
+        "precision": str(dtype).removeprefix("torch."),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "processes": accelerator.num_processes,
     }

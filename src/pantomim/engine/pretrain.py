@@ -101,7 +101,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             start, clock = checkpoint.step, Clock(**checkpoint.progress)
         elif config.init is not None:
             taken = start_from(config.init, method)
-        on_main(accelerator, lambda: run.describe(config, accelerator, start))
+        on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start))
 
         if config.runtime.compile:
             compile_whole(method)

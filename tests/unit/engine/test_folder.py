@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 from tiny import tiny_run
 
@@ -119,10 +120,21 @@ def test_a_finished_run_says_so(tmp_path: Path) -> None:
 
 def test_the_environment_of_every_start_is_kept(tmp_path: Path) -> None:
     folder = take_up(tmp_path)
-    folder.describe(CONFIG, Accelerator(cpu=True), step=0)
-    folder.describe(CONFIG, Accelerator(cpu=True), step=8)
+    folder.describe(CONFIG, Accelerator(cpu=True), torch.float32, step=0)
+    folder.describe(CONFIG, Accelerator(cpu=True), torch.float32, step=8)
     found = json.loads((tmp_path / "environment.json").read_text())
     assert found["packages"]["torch"]
     assert found["seed"] == 0
-    assert found["device"] == "cpu"
+    assert (found["device"], found["precision"]) == ("cpu", "float32")
     assert [start["step"] for start in found["resumed"]] == [8]
+
+
+def test_the_number_type_of_the_steps_so_far_is_kept(tmp_path: Path) -> None:
+    folder, accelerator = take_up(tmp_path), Accelerator(cpu=True)
+    folder.describe(CONFIG, accelerator, torch.bfloat16, step=0)
+    before = (tmp_path / "environment.json").read_text()
+    with pytest.raises(ValueError, match=r"of the first 8 steps, bfloat16; got auto, which is float32 on cpu"):
+        folder.describe(CONFIG, accelerator, torch.float32, step=8)
+    assert (tmp_path / "environment.json").read_text() == before
+    folder.describe(CONFIG, accelerator, torch.bfloat16, step=8)
+    folder.describe(CONFIG, accelerator, torch.float32, step=0)  # nothing was computed yet
