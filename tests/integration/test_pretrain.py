@@ -9,9 +9,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import ENCODER, tiny_images, tiny_run
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -79,6 +82,23 @@ def wait_for_checkpoint(run: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
+class Killed(BaseException):
+    """Stands for a kill, within this process."""
+
+
+def kill_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End the next run right after the checkpoint of this step."""
+    save = engine.save_checkpoint
+
+    def save_and_die(*parts: Any, **rest: Any) -> Path:
+        path = save(*parts, **rest)
+        if rest["step"] == step:
+            raise Killed
+        return path
+
+    monkeypatch.setattr(engine, "save_checkpoint", save_and_die)
+
+
 def test_the_run_folder_holds_what_it_should(uninterrupted: Path) -> None:
     names = {path.name for path in uninterrupted.iterdir() if not path.name.startswith(".")}
     files = {f"{part}.{kind}" for part in ("encoder", "decoder") for kind in ("safetensors", "json")}
@@ -131,6 +151,28 @@ def test_killed_and_started_again_it_is_the_same_run(source: Path, uninterrupted
     resumed = json.loads((out / "environment.json").read_text())["resumed"]
     assert len(resumed) == 1
     assert 0 < resumed[0]["step"] < 80
+
+
+def test_a_resumed_run_is_the_same_where_workers_decode_images_of_mixed_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(24):
+        height, width = rng.integers(16, 40, 2)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image.save(tmp_path / "images" / f"{number:02d}.png")
+    config = tiny_run(tmp_path / "images", steps=8, batch_size=8, runtime={"save_every": 4, "accumulation": 2})
+    config = replace(config, data=replace(config.data, workers=1))
+    pretrain(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kill_after(4, patch)
+        with pytest.raises(Killed):
+            pretrain(config, tmp_path / "killed")
+    pretrain(config, tmp_path / "killed")
+    assert curve(tmp_path / "killed", "loss", "lr", "grad_norm") == curve(tmp_path / "whole", "loss", "lr", "grad_norm")
+    assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "whole")
+    assert len({loss for _, loss in curve(tmp_path / "whole", "loss")}) == 8
 
 
 def test_sigterm_saves_the_step_and_says_how_to_go_on(source: Path, uninterrupted: Path, tmp_path: Path) -> None:
@@ -214,6 +256,23 @@ def test_bfloat16_on_request(source: Path, tmp_path: Path) -> None:
     assert {value.dtype for value in load_file(tmp_path / "bfloat16" / "encoder.safetensors").values()} == {
         torch.float32
     }
+
+
+def test_a_run_goes_on_in_the_precision_it_began_with(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, full = (
+        tiny_run(source, steps=4, runtime={"precision": precision, "save_every": 2})
+        for precision in ("auto", "float32")
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "compute_dtype", lambda *args: torch.bfloat16)  # what auto is on a GPU
+        kill_after(2, patch)
+        with pytest.raises(Killed):
+            pretrain(config, tmp_path)
+    with pytest.raises(ValueError, match="got float32, which is float32 on cpu"):
+        pretrain(full, tmp_path)
+    assert pretrain(half, tmp_path).steps == 4
 
 
 def test_long_runs_log_every_tenth_step_and_the_last(source: Path, tmp_path: Path) -> None:
