@@ -20,6 +20,7 @@ are then replicated to RGB. Files of other types are ignored and counted.
 
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from pantomim.data.stores import ArrayStore, FileStore, Store, ZipStore
 __all__ = ["Broken", "Contents", "Dataset", "Facts", "open_source", "read_contents", "splits"]
 
 LIST_SUFFIXES = (".txt", ".lst", ".tsv")
+NPZ_ARRAYS = ("images", "labels", "split")
 DIVISION_SEED = 0  # of sources without splits; another one would test on images of pre-training
 
 
@@ -73,6 +75,8 @@ def splits(spec: str) -> tuple[str, ...]:
 
 def read_contents(spec: str) -> Contents:
     """List what a source holds; reads no images."""
+    if not spec.strip():
+        raise ValueError(f"Source.spec must name a source; got {spec!r}. Write . for the current folder.")
     if spec in EMBEDDED:
         embedded = EMBEDDED[spec]()
         store = ArrayStore(embedded.images, spec=spec)
@@ -167,18 +171,14 @@ def _list_entry(line: str) -> tuple[str, str | None] | None:
 
 
 def _npz(path: Path, spec: str) -> Contents:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if "images" not in arrays.files:
-                raise ValueError(
-                    f"Source.images must be an array of the .npz; got {', '.join(arrays.files)} in {spec}. "
-                    f"Save it as np.savez(file, images=..., labels=..., split=...)."
-                )
-            images = arrays["images"]
-            labels = arrays["labels"] if "labels" in arrays.files else None
-            split = arrays["split"] if "split" in arrays.files else None
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise ValueError(f"Source.spec must be a readable .npz; got {spec}: {error}. Save it again.") from error
+    arrays, others = _read_arrays(path, spec)
+    if "images" not in arrays:
+        raise ValueError(
+            f"Source.images must be an array of the .npz; got {', '.join(others)} in {spec}. "
+            f"Save it as np.savez(file, images=..., labels=..., split=...)."
+        )
+    images, labels, split = (arrays.get(name) for name in NPZ_ARRAYS)
+    assert images is not None
     store = ArrayStore(images, spec=spec)
     for name, values in (("labels", labels), ("split", split)):
         if values is not None and values.shape != (len(images),):
@@ -191,6 +191,26 @@ def _npz(path: Path, spec: str) -> Contents:
         return Contents(path.stem, store, parts)
     classes, ids = _class_ids(labels, parts.get("train"), spec)
     return Contents(path.stem, store, parts, classes, ids)
+
+
+def _read_arrays(path: Path, spec: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Those of `NPZ_ARRAYS` that the file has, and the names of its other members."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            arrays = {}
+            for name in NPZ_ARRAYS:
+                if name in members:
+                    with archive.open(members[name]) as file:
+                        arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+        raise ValueError(f"Source.spec must be a readable .npz; got {spec}: {error}. Save it again.") from error
+    except ValueError as error:  # NumPy's own words may advise to load it unsafely
+        raise ValueError(
+            f"Source.spec must be a readable .npz of plain numbers and words; got {spec}, whose array {name} is "
+            f"damaged or holds Python objects. Save it again."
+        ) from error
+    return arrays, [name for name in members if name not in arrays]
 
 
 def _split_array(values: np.ndarray, spec: str) -> dict[str, np.ndarray]:

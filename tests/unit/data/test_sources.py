@@ -331,6 +331,32 @@ def test_sources_without_images_are_refused(tmp_path):
         open_source(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize("member", [b"pickled words", b"\x93NUMPY\x01\x00\x10\x00broken"])
+def test_a_damaged_npz_is_refused_without_advice_to_load_it_unsafely(tmp_path, member):
+    np.savez(tmp_path / "objects.npz", images=np.array([{"a": 1}], dtype=object))
+    packed(tmp_path / "damaged.npz", {"images.npy": member})
+    (tmp_path / "bare.npz").write_bytes(member)
+    for name in ("objects", "damaged", "bare"):
+        with pytest.raises(ValueError, match=rf"Source.spec must be a readable .npz.*; got .*{name}.npz") as refused:
+            open_source(str(tmp_path / f"{name}.npz"))
+        assert "allow_pickle" not in str(refused.value)
+        assert "unpickle" not in str(refused.value)
+
+
+def test_an_npy_named_npz_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 4, 4), np.uint8))
+    (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"Source.spec must be a readable .npz"):
+        open_source(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("spec", ["", " ", "\t"])
+def test_a_blank_name_is_not_the_current_folder(tmp_path, monkeypatch, spec):
+    monkeypatch.chdir(fill(tmp_path, {"0.png": png(0), "1.png": png(1)}))
+    with pytest.raises(ValueError, match=r"Source.spec must name a source; got"):
+        open_source(spec, "all")
+
+
 def test_images_of_one_pixel_are_read(tmp_path):
     spec = str(fill(tmp_path, {f"{k}.png": png(k, (1, 1)) for k in range(3)}))
     assert open_source(spec, "all").facts == Facts(3, 3, (1, 1), 1, "uint8", None)
