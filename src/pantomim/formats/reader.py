@@ -8,7 +8,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,14 @@ HARMLESS = (argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath, pathlib.
 WRAPPERS = ("model", "state_dict")  # what training checkpoints call their weights
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:
     """The tensors of a safetensors file or a torch checkpoint, by name, on the CPU.
 
-    A checkpoint's weights may be all it holds, or be its entry `model` or `state_dict`.
+    A checkpoint's weights may be all it holds, or be one of its entries.
+
+    Args:
+        path: The file.
+        wrappers: Names of the entries that may hold the weights, the preferred first.
 
     Raises:
         ValueError: if there is no such file, it is damaged, holds something else than weights, or would have to run
@@ -43,7 +47,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise _damaged(path, str(error)) from error
-    return _weights_of(path, _unpickle(path))
+    return _weights_of(path, _unpickle(path), wrappers)
 
 
 def _unpickle(path: Path) -> Any:
@@ -86,9 +90,9 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _weights_of(path: Path, content: Any) -> dict[str, Tensor]:
+def _weights_of(path: Path, content: Any, wrappers: Sequence[str]) -> dict[str, Tensor]:
     held = content
-    for name in WRAPPERS:
+    for name in wrappers:
         if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
             held = held[name]
     if not isinstance(held, Mapping) or not held:
@@ -99,7 +103,7 @@ def _weights_of(path: Path, content: Any) -> dict[str, Tensor]:
     others = [str(name) for name, value in held.items() if not isinstance(value, Tensor)]
     if others:
         raise ValueError(
-            f"{path} must map names to tensors, or hold such a mapping under {' or '.join(WRAPPERS)}; got other things "
+            f"{path} must map names to tensors, or hold such a mapping under {' or '.join(wrappers)}; got other things "
             f"under {', '.join(others)}. Save the model's state_dict()."
         )
     return {str(name): tensor.detach() for name, tensor in held.items()}

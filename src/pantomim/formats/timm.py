@@ -1,10 +1,11 @@
 """Models of the timm library as encoders: plain vision transformers become our `Encoder`, all others are wrapped.
 
-`timm:NAME` downloads the pretrained weights (or finds them in the cache); `timm:NAME@FILE` reads them from a file that
-timm would read, and needs no network.
+`timm:NAME` downloads the pretrained weights (or finds them in the cache); `timm:NAME@FILE` takes them from a file in a
+layout that timm knows, and needs no network. We read that file ourselves: older timm would run a pickle's code.
 """
 
 import difflib
+import zipfile
 from typing import Any
 
 import torch
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 
 from pantomim.formats.files import load_exactly
 from pantomim.formats.native import exact_ratio, timm_arguments
+from pantomim.formats.reader import read_weights
 from pantomim.nn.tokens import channel_values, standardise
 from pantomim.nn.vit import Encoder, EncoderConfig, Features
+
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order: averaged weights come first
 
 
 class TimmEncoder(nn.Module):
@@ -113,17 +117,18 @@ def load_timm(name: str, file: str | None = None, *, pretrained: bool = True) ->
         pretrained: False: no weights are read, the model is fresh.
 
     Raises:
-        ValueError: if timm has no such model or no weights for it, or the file does not fit it.
+        ValueError: if timm has no such model or no weights for it, or the file does not fit it or would have to run
+            code to be read.
         ConnectionError: if the weights are neither in the cache nor to be had.
     """
     import timm  # takes seconds, so only where it is needed
 
     _check_name(name)
+    overlay = _from_file(name, file) if file else None
     try:  # built with the classes of its weights, because timm reads strictly only then
-        overlay = _from_file(name, file) if file else None
         model: Any = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay)
-    except (OSError, RuntimeError, KeyError) as error:
-        if not pretrained:
+    except (OSError, RuntimeError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        if not pretrained or (isinstance(error, ValueError) and not file):
             raise
         if file:
             raise ValueError(
@@ -134,6 +139,7 @@ def load_timm(name: str, file: str | None = None, *, pretrained: bool = True) ->
             f"timm:{name} must be in timm's cache or to be downloaded; got {type(error).__name__}: {error}. "
             f"Connect to the network once, set HF_HOME to a cache that has it, or give a file: timm:{name}@FILE."
         ) from error
+    model.pretrained_cfg.pop("state_dict", None)  # the file's weights, which the model now holds itself
     model.reset_classifier(0)
     return as_encoder(model, name)
 
@@ -194,18 +200,18 @@ def matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...])
 
 
 def _from_file(name: str, file: str) -> dict[str, Any]:
-    """What to change in timm's description of the pretrained weights so that it reads this file, with its classes."""
+    """What to change in timm's description of the pretrained weights: it gets those of the file, and their classes."""
     import timm
 
-    overlay = {"file": file, "hf_hub_id": None, "url": None, "custom_load": file.endswith(".npz")}
-    if file.endswith(".npz"):
-        return overlay
-    weights = timm.models.load_state_dict(file)
+    elsewhere = {"hf_hub_id": None, "url": None}
+    if file.endswith(".npz"):  # the layout of Google's models; NumPy reads it without running code
+        return {**elsewhere, "file": file, "custom_load": True}
+    weights = timm.models.clean_state_dict(read_weights(file, WRAPPERS))
     source = timm.get_pretrained_cfg(name)
     classifier = source.classifier if source else None
     heads = [classifier] if isinstance(classifier, str) else list(classifier or ())
     sizes = [len(weights[f"{head}.weight"]) for head in heads if f"{head}.weight" in weights]
-    return {**overlay, "num_classes": sizes[0] if sizes else 0}
+    return {**elsewhere, "state_dict": weights, "custom_load": False, "num_classes": sizes[0] if sizes else 0}
 
 
 def _check_name(name: str) -> None:

@@ -1,3 +1,7 @@
+import pickle
+from argparse import Namespace
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -125,7 +129,7 @@ def test_wrapped_models_refuse_parts_of_images():
 
 @pytest.mark.parametrize("num_classes", [None, 0, 7], ids=["timm's classes", "no head", "fine-tuned"])
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_weights_on_disk_are_read_by_timms_own_mechanism(tmp_path, suffix, num_classes):
+def test_weights_on_disk_in_timms_layout(tmp_path, suffix, num_classes):
     torch.manual_seed(0)
     model = timm.create_model("test_vit", pretrained=False, num_classes=num_classes).eval()
     path = tmp_path / f"weights.{suffix}"
@@ -153,8 +157,49 @@ def test_a_file_with_one_tensor_missing_is_refused(tmp_path):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"must be weights that timm reads"):
+    with pytest.raises(ValueError, match=r"absent\.safetensors must be a file of weights; got nothing there"):
         load_timm("test_vit", str(tmp_path / "absent.safetensors"))
+
+
+class Bomb:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.target),)
+
+
+def test_a_file_with_code_is_refused_and_not_executed(tmp_path):
+    canary = tmp_path / "canary"
+    torch.save({"model": Bomb(canary)}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil\.pth must hold weights.*It was not executed") as error:
+        load_timm("test_vit", str(tmp_path / "evil.pth"))
+    assert "retry" not in str(error.value)  # as timm's message advises, to execute it
+    assert not canary.exists()
+
+
+def test_a_pickle_that_poses_as_arrays_is_refused(tmp_path):
+    (tmp_path / "weights.npz").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match=r"timm:vit_tiny_patch16_224@.*weights\.npz must be weights that timm reads"):
+        load_timm("vit_tiny_patch16_224", str(tmp_path / "weights.npz"))
+
+
+@pytest.mark.parametrize("entry", ["state_dict_ema", "model_ema", "state_dict", "model"])
+def test_checkpoints_of_a_training(tmp_path, entry):
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", pretrained=False).eval()
+    wrapped = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    others = {"model": {"head.bias": torch.zeros(1)}} if entry != "model" else {}
+    torch.save({"epoch": 3, "args": Namespace(lr=0.1), **others, entry: wrapped}, tmp_path / "last.pth.tar")
+    assert_same_features(load_timm("test_vit", str(tmp_path / "last.pth.tar")), model)
+
+
+def test_weights_of_a_file_are_not_held_twice(tmp_path):
+    model = timm.create_model("resnet10t", pretrained=False)
+    save_file(model.state_dict(), tmp_path / "resnet.safetensors")
+    encoder = load_timm("resnet10t", str(tmp_path / "resnet.safetensors"))
+    assert torch.equal(encoder.model.conv1[0].weight, model.conv1[0].weight)
+    assert "state_dict" not in encoder.model.pretrained_cfg
 
 
 def test_unknown_names_are_refused_with_the_nearest():
