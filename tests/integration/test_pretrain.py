@@ -15,16 +15,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny import ENCODER, tiny_images, tiny_run
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import pantomim.engine.failure as failure
 import pantomim.engine.pretrain as engine
 from pantomim.checkpoint import WEIGHTS, find_checkpoint
 from pantomim.config import Duration, Pretrain, to_yaml
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
-from pantomim.engine.stops import Interrupted, NonFiniteError
+from pantomim.engine.stops import DiskError, Interrupted, NonFiniteError
 from pantomim.formats import load_encoder
 
 LONG = {"steps": 80, "runtime": {"save_every": 8}}
@@ -261,9 +263,9 @@ def test_bfloat16_on_request(source: Path, tmp_path: Path) -> None:
 def test_a_run_goes_on_in_the_precision_it_began_with(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, full = (
+    config, full, half = (
         tiny_run(source, steps=4, runtime={"precision": precision, "save_every": 2})
-        for precision in ("auto", "float32")
+        for precision in ("auto", "float32", "bfloat16")
     )
     with monkeypatch.context() as patch:
         patch.setattr(engine, "compute_dtype", lambda *args: torch.bfloat16)  # what auto is on a GPU
@@ -386,6 +388,36 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_kept(
     assert kept is not None
     assert kept.step == 16
     assert curve(out, "loss") == curve(uninterrupted, "loss")[:24]
+
+
+def no_space(*args: Any, **kwargs: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("writer", ["save_encoder", "save_decoder"])
+def test_a_disk_that_is_full_at_the_end_is_told_and_no_step_is_lost(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    config = tiny_run(source, steps=2, optim={"warmup": Duration(steps=0)})
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, writer, no_space)
+        with pytest.raises(DiskError, match=r"got .* \(No space left on device\)\. Make room, then run"):
+            pretrain(config, tmp_path)
+    before = read_metrics(tmp_path / "metrics.jsonl")
+    pretrain(config, tmp_path)
+    assert read_metrics(tmp_path / "metrics.jsonl") == before
+
+
+def test_a_full_disk_does_not_hide_a_loss_that_is_no_number(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space_either(*args: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(failure, "save_file", no_space_either)
+    optim = {"base_lr": 1e30, "warmup": Duration(steps=0)}
+    with pytest.raises(NonFiniteError, match=r"batch is not kept, because .* \(I/O error: No space.*\)\. Try --optim"):
+        pretrain(tiny_run(source, optim=optim), tmp_path)
 
 
 @pytest.mark.gpu

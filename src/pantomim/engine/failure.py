@@ -4,6 +4,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,14 +29,17 @@ def save_failure(
     for number, batch in enumerate(batches):
         draws = method.draw(batch, step, generator(config.runtime.seed, step, batch.images.device))
         tensors |= named_tensors(batch, f"{number}.batch") | named_tensors(draws, f"{number}.draws")
-    folder = run.path / "failure"
-    folder.mkdir(exist_ok=True)
-    file = folder / f"step-{step + 1:08d}-process-{rank}.safetensors"
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, file)
+    file = run.path / "failure" / f"step-{step + 1:08d}-process-{rank}.safetensors"
+    try:
+        file.parent.mkdir(exist_ok=True)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, file)
+        batch_is = f"in {file}"
+    except (OSError, SafetensorError) as error:  # of the two troubles, the loss is the one to tell
+        batch_is = f"not kept, because {file} cannot be written ({error})"
     found = find_checkpoint(run.checkpoints)
     kept = f"the checkpoint of step {found.step} is good and kept" if found else "there is no checkpoint before it"
     return NonFiniteError(
-        f"The loss or a gradient of step {step + 1} is infinite or NaN; {kept}, and the batch is in {file}. "
+        f"The loss or a gradient of step {step + 1} is infinite or NaN; {kept}, and the batch is {batch_is}. "
         f"Try --optim.base_lr {config.optim.base_lr / 2:g}, --optim.clip_norm 1 or --runtime.precision float32 in "
         f"another --out, and check the images for extreme values."
     )

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from pantomim.config import Pretrain, from_yaml, leaves, to_dict, to_yaml
 from pantomim.engine.runtime import on_main
+from pantomim.engine.stops import explain_disk
 from pantomim.formats.files import replace_file
 
 # What may change between two starts of a run: how it is carried out, not what is learned (but for rounding).
@@ -81,7 +82,8 @@ class RunFolder:
         """Make the folder, or take up the run in it; nobody else can while the context lasts.
 
         Raises:
-            ValueError: if the folder cannot be written to, holds something else, or the run of another config.
+            ValueError: if the folder cannot be made, holds something else, or the run of another config.
+            DiskError: if nothing can be written into it.
             RunInUseError: if another process holds it.
         """
         try:
@@ -172,13 +174,8 @@ class RunFolder:
             )
 
     def _write(self, name: str, text: str) -> None:
-        try:
+        with explain_disk(self.path):
             replace_file(self.path / name, text.encode())
-        except OSError as error:
-            raise ValueError(
-                f"Pretrain.out must be a folder that can be written to; got {self.path}, where {name} cannot be "
-                f"({error.strerror or error}). Make room, or give another --out."
-            ) from error
 
 
 def environment(seed: int, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, Any]:

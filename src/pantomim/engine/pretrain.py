@@ -31,7 +31,7 @@ from pantomim.engine.runtime import (
     start_accelerator,
 )
 from pantomim.engine.setup import check_fit, check_schedule, describe_start, training_images
-from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_memory
+from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory
 from pantomim.formats.native import save_decoder, save_encoder
 from pantomim.nn.decoder import MAEDecoder
 from pantomim.nn.vit import Encoder
@@ -47,6 +47,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         Interrupted: after SIGINT or SIGTERM; while training, the last step is saved first.
         NonFiniteError: if the loss is no number; the last good checkpoint and the batch are kept.
         MemoryFullError: if a step does not fit in memory.
+        DiskError: if metrics, encoder or the like cannot be written.
         CheckpointError: if a checkpoint cannot be written (disk full), or none of those there can be read.
     """
     # ------------------------------------------------------------------------------------------------------ Machine
@@ -195,9 +196,10 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         finished = Finished(total, clock.total_s, clock.images_per_s, read_metrics(run.metrics)[-1]["loss"])
 
         def export() -> None:
-            save_encoder(out, encoder, scale=dataset.scale, recipe=config.recipe)
-            if isinstance(decoder := method.exports().get("decoder"), MAEDecoder):
-                save_decoder(out, decoder)
+            with explain_disk(out):
+                save_encoder(out, encoder, scale=dataset.scale, recipe=config.recipe)
+                if isinstance(decoder := method.exports().get("decoder"), MAEDecoder):
+                    save_decoder(out, decoder)
             run.finish(finished)
 
         on_main(accelerator, export)

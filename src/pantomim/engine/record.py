@@ -18,6 +18,7 @@ from accelerate.utils import LoggerType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pantomim.engine.stops import explain_disk
 from pantomim.formats.files import replace_file
 
 NUM_PLAIN_LINES = 20
@@ -148,8 +149,9 @@ class Recorder:
         if not self._main:
             return self
         kept = [line for line in read_metrics(self._path) if line["step"] <= self._start]
-        replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = self._path.open("a", encoding="utf-8")
+        with explain_disk(self._path.parent):
+            replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            self._file = self._path.open("a", encoding="utf-8")
         self._start_tracker()
         if self._console.is_terminal:
             self._start_bar()
@@ -162,7 +164,8 @@ class Recorder:
             self._bar.stop()
         for tracker in self._accelerator.trackers:
             tracker.finish()
-        self._file.close()
+        with explain_disk(self._path.parent):
+            self._file.close()
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""
@@ -176,8 +179,9 @@ class Recorder:
         line = {"step": step} | {
             key: value if value is not None and math.isfinite(value) else None for key, value in values.items()
         }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with explain_disk(self._path.parent):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
         numbers = {key: value for key, value in values.items() if value is not None}
         self._accelerator.log(numbers, step=step)
         state = _state(numbers)
@@ -193,7 +197,8 @@ class Recorder:
     def sync(self) -> None:
         """Force what was logged to disk, before a checkpoint that relies on it."""
         if self._main:
-            os.fsync(self._file.fileno())
+            with explain_disk(self._path.parent):
+                os.fsync(self._file.fileno())
 
     def _start_tracker(self) -> None:
         out = self._path.parent

@@ -1,8 +1,9 @@
-"""Why a run stops before its end: a signal, a loss that is no number, too little memory. Each says how to go on."""
+"""Why a run stops before its end: a signal, a loss that is no number, a full memory or disk; and how to go on."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 
 import torch
@@ -22,6 +23,10 @@ class NonFiniteError(RuntimeError):
 
 class MemoryFullError(RuntimeError):
     """A step did not fit in memory; its text names batch and accumulation values to try."""
+
+
+class DiskError(OSError):
+    """The run folder can no longer be written to; its text says why, and that the run can go on."""
 
 
 class StopSignals:
@@ -96,6 +101,22 @@ def explain_memory(config: Pretrain, num_processes: int) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
             raise
         raise MemoryFullError(_advice(config, num_processes)) from error
+
+
+@contextmanager
+def explain_disk(folder: Path) -> Iterator[None]:
+    """Turn a write into the run folder that failed into advice.
+
+    Raises:
+        DiskError: naming the folder and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"Pretrain.out must stay a folder that can be written to; got {folder} ({error.strerror or error}). "
+            f"Make room, then run the same command to go on."
+        ) from error
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
