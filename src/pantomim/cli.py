@@ -189,9 +189,12 @@ def features(encoder: str, data: str, out: Path, split: str = "all") -> None:
     from pantomim.formats import load_encoder
 
     check_features_path(out)
-    table = extract(load_encoder(encoder), open_source(data, split))
+    dataset = open_source(data, split)
+    table = extract(load_encoder(encoder), dataset)
     save_features(table, out)
     CONSOLE.print(f"{len(table.names):,} rows written to {out}.", highlight=False)
+    for item in dataset.broken:
+        CONSOLE.print(f"Left out as broken: {escape(item.name)}: {escape(item.reason)}", highlight=False)
 
 
 def report(run: Annotated[Path, tyro.conf.Positional], headline: str | None = None) -> None:
@@ -318,7 +321,8 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             tyro.cli(command, args=rest, prog=f"pantomim {name}", config=LEAVES)
     except Interrupted as stop:
-        ERRORS.print(escape(str(stop)), highlight=False)
+        if int(os.environ.get("RANK", "0")) == 0:  # all processes stop together, and one says so
+            ERRORS.print(escape(str(stop)), highlight=False, soft_wrap=True)
         sys.exit(130)
     except KeyboardInterrupt:
         ERRORS.print("Interrupted.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from image_files import broken_folder
 from PIL import Image
 from tiny import tiny_images
 
@@ -124,6 +125,16 @@ def test_missing_labels(job: tuple[Path, Path], tmp_path: Path, capsys: pytest.C
     np.savez(tmp_path / "bare.npz", images=np.zeros((20, 16, 16, 3), np.uint8))
     message = fails(capsys, "evaluate", "knn", "--encoder", str(job[1]), "--data", str(tmp_path / "bare.npz"))
     assert "label" in message
+
+
+def test_features_name_the_broken_images(
+    job: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = broken_folder(tmp_path / "images", 120, 1), str(tmp_path / "features.npz")
+    main(["features", "--encoder", str(job[1]), "--data", source, "--out", out])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "119 rows written" in said
+    assert "Left out as broken: 0003.png" in said
 
 
 def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,7 +106,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
 
     Returns: the protocol, data, seed and hash of the encoder, and for "trained", "untrained" and "pixels" the scores as
         shares: `top1` (of the class token or the mean of patches, whichever is better on held-out training images),
-        `top1_per_class`, `top1_class`, `top1_mean` and more.
+        `top1_per_class`, `top1_class`, `top1_mean` and more. Counts are of the images used; `broken` names the others.
 
     Raises:
         ValueError: if the data have no labels, other channels than the encoder, or classes that train does not have.
@@ -132,15 +132,20 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
         "dataset": train.name,
         "data": {
             "spec": config.data,
-            "num_train": len(train),
-            "num_val": len(data["val"]) if "val" in data else "a fifth of train",
-            "num_test": len(test),
+            "num_train": len(train) - len(train.broken),
+            "num_val": len(data["val"]) - len(data["val"].broken) if "val" in data else "a fifth of train",
+            "num_test": len(test) - len(test.broken),
             "test_split": test.split,
             "num_classes": len(known_classes(_labels(train))),
             "channels": train.channels,
             "scale": asdict(train.scale),
             "image_size": list(encoder.image_size),
             "pixels_image_size": list(pixel_size(encoder.image_size, train.channels)),
+            "broken": [
+                {"split": part.split, "name": broken.name, "reason": broken.reason}
+                for part in data.values()
+                for broken in part.broken
+            ],
         },
         "labels_per_class": config.labels_per_class,
         "settings": _settings(config),
@@ -184,7 +189,9 @@ def headline(result: dict[str, Any]) -> str:
     for name, shown in SHOWN.items():
         spread = f" ± {100 * result[name]['top1_std']:.1f}" if "top1_std" in result[name] else ""
         scores.append(f"{shown} {100 * result[name]['top1']:.1f}{spread} %")
-    return f"{result['protocol']} on {result['dataset']}{few}, top-1: {', '.join(scores)}"
+    num_broken = len(result["data"]["broken"])
+    left_out = f"; {num_broken} broken image{'s' if num_broken > 1 else ''} left out" if num_broken else ""
+    return f"{result['protocol']} on {result['dataset']}{few}, top-1: {', '.join(scores)}{left_out}"
 
 
 def open_parts(spec: str) -> dict[str, Dataset]:

@@ -1,4 +1,3 @@
-import io
 import pickle
 import sys
 import zipfile
@@ -7,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from image_files import broken_folder, fill, png
 from PIL import Image
 
 from pantomim.data.decoding import BrokenImageError
@@ -18,20 +18,6 @@ from pantomim.data.synthetic import write_synthetic
 
 SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"
 with_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs the image sets beside the repository")
-
-
-def png(seed: int, size: tuple[int, int] = (8, 10), channels: int = 3) -> bytes:
-    shape = size if channels == 1 else (*size, channels)
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def fill(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
 
 
 def packed(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -278,14 +264,6 @@ def test_multispectral_tiffs(tmp_path, layout):
     dataset = open_source(str(tmp_path), "all")
     assert dataset.facts == Facts(3, 12, (16, 16), 16, "int16", None)
     np.testing.assert_array_equal(dataset.array(1.0), bands)
-
-
-def broken_folder(root: Path, num_good: int, num_broken: int) -> str:
-    files = {f"{k:04}.png": png(k) for k in range(num_good)}
-    good = png(0)
-    for number in range(num_broken):  # whole header, cut pixels
-        files[f"{number * 7 + 3:04}.png"] = good[: len(good) - 60]
-    return str(fill(root, files))
 
 
 def test_a_broken_image_is_skipped_counted_and_named(tmp_path):

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from image_files import broken_folder, fill, png
 
 from pantomim.data.sources import open_source
 from pantomim.data.stream import Stream, evaluation_batches
 from pantomim.data.synthetic import write_synthetic
 from pantomim.data.transforms import Crop
-from tests.unit.data.test_sources import broken_folder, fill, png
 
 CROP = Crop()
 

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from image_files import fill, png
 from torch import nn
 
 from pantomim.data.sources import open_source
@@ -64,6 +65,8 @@ def test_every_protocol_beside_its_twin_and_pixels(kind, data, run, tmp_path):
     assert result["encoder_sha256"] == read_description(run).sha256
     assert result["data"]["num_train"] == 72
     assert result["data"]["num_test"] == 18
+    assert result["data"]["broken"] == []
+    assert "broken" not in headline(result)
     for contender in ("trained", "untrained", "pixels"):
         assert 0 <= result[contender]["top1"] <= 1
         assert 0 <= result[contender]["top1_per_class"] <= 1
@@ -77,6 +80,20 @@ def test_every_protocol_beside_its_twin_and_pixels(kind, data, run, tmp_path):
 def test_the_same_scores_twice(kind, data, run, tmp_path):
     first, second = (evaluate(Evaluate(encoder=run, data=data, **kind, **QUICK)) for _ in range(2))
     assert {**first, "wall_s": 0} == {**second, "wall_s": 0}
+
+
+@pytest.mark.parametrize("kind", [{"protocol": "knn"}, {"protocol": "linear", "training": "mae"}], ids=["knn", "mae"])
+def test_broken_images_are_told_and_not_counted(kind, run, tmp_path):
+    files = {f"train/{c}/{k:03}.png": png(k, (8, 8)) for c in "ab" for k in range(60)}
+    files |= {f"test/{c}/{k:03}.png": png(k, (8, 8)) for c in "ab" for k in range(50)}
+    files["train/a/007.png"] = files["train/a/007.png"][:-60]  # whole header, cut pixels
+    files["test/b/003.png"] = files["test/b/003.png"][:-60]
+    result = evaluate(Evaluate(encoder=run, data=str(fill(tmp_path / "cut", files)), **kind, **QUICK))
+    assert (result["data"]["num_train"], result["data"]["num_test"]) == (119, 99)
+    told = [(broken["split"], broken["name"]) for broken in result["data"]["broken"]]
+    assert told == [("train", "train/a/007.png"), ("test", "test/b/003.png")]
+    assert all(broken["reason"] for broken in result["data"]["broken"])
+    assert "2 broken images left out" in headline(result)
 
 
 def test_out_is_written(data, run, tmp_path):
