@@ -26,6 +26,7 @@ check: .venv/installed
 
 benchmark: .venv/installed
 	$(BIN)/pip install --quiet --editable ".[benchmark]"
+	$(BIN)/python -m pytest -q tests/parity/test_transformers_mae.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/data.py
 
@@ -39,7 +40,8 @@ lock: .venv/installed
 		{ echo "pantomim needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "== Making the environment .venv: installing PyTorch and the other packages of requirements.lock."
 	@echo "   Once, some minutes and about 6 GB."
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || \
+		{ rm -rf .venv; echo "$(PYTHON) cannot make environments. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
