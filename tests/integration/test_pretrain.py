@@ -26,8 +26,10 @@ from pantomim.checkpoint import WEIGHTS, find_checkpoint
 from pantomim.config import Duration, Pretrain, to_yaml
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
+from pantomim.engine.setup import training_images
 from pantomim.engine.stops import DiskError, Interrupted, NonFiniteError
 from pantomim.formats import load_encoder
+from pantomim.optim import cosine_schedule
 
 LONG = {"steps": 80, "runtime": {"save_every": 8}}
 
@@ -361,6 +363,34 @@ def test_a_refused_run_can_be_corrected_in_the_same_folder(source: Path, tmp_pat
     with pytest.raises(ValueError, match="must be shorter than the run"):
         pretrain(tiny_run(source, steps=2), tmp_path / "run")
     assert pretrain(tiny_run(source, steps=3), tmp_path / "run").steps == 3
+
+
+def test_broken_images_are_told_when_stopped_and_recorded_at_the_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(130):
+        side = 16 + number % 3
+        Image.new("RGB", (side, 16), (number, 90, 30)).save(tmp_path / "images" / f"{number:03d}.png")
+    config = tiny_run(tmp_path / "images", steps=26)  # more than one pass on either side of the stop
+    config = replace(config, data=replace(config.data, workers=0))
+    name = training_images(config.data).names[3]
+    file = tmp_path / "images" / name
+    file.write_bytes(file.read_bytes()[:50])
+
+    def stop_at_17(step: int, **schedule: Any) -> float:
+        if step == 16:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return cosine_schedule(step, **schedule)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "cosine_schedule", stop_at_17)
+        with pytest.raises(Interrupted, match="after step 17 of 26"):
+            pretrain(config, tmp_path / "run")
+    assert f"Broken images that were skipped (1): {name} (" in capfd.readouterr().err
+    assert pretrain(config, tmp_path / "run").broken == [name]
+    assert f"Broken images that were skipped (1): {name} (" in capfd.readouterr().err
+    assert json.loads((tmp_path / "run" / "finished.json").read_text())["broken"] == [name]
 
 
 def test_curves_also_go_to_tensorboard(source: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,6 +54,7 @@ class Finished:
         wall_s: Training time over all starts of the run, without work that was lost.
         images_per_s: Mean speed, without the first step after each start; None in runs of one step.
         loss: Of the last step.
+        broken: Names of the images that were skipped, as far as they were met since the last start.
         already: The run was complete before; it has been left as it was.
     """
 
@@ -61,6 +62,7 @@ class Finished:
     wall_s: float
     images_per_s: float | None
     loss: float
+    broken: list[str] = field(default_factory=list)
     already: bool = False
 
 

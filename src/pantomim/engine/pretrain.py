@@ -24,6 +24,7 @@ from pantomim.engine.runtime import (
     clip_gradients,
     compile_whole,
     compute_dtype,
+    gather_broken,
     generator,
     on_main,
     random_seed,
@@ -183,17 +184,18 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                         )
                         on_main(accelerator, save)
                 if stop and done < total:
+                    recorder.say_broken(gather_broken(accelerator, dataset))
                     raise Interrupted(
                         f"Stopped after step {done} of {total}, which is saved in {run.checkpoints}. "
                         f"Run the same command to go on."
                     )
 
-            if dataset.broken:
-                named = ", ".join(f"{broken.name} ({broken.reason})" for broken in dataset.broken)
-                recorder.say(f"Broken images that were skipped ({len(dataset.broken)}): {named}")
+            broken = gather_broken(accelerator, dataset)
+            recorder.say_broken(broken)
 
         # ------------------------------------------------------------------------------------------------------- End
-        finished = Finished(total, clock.total_s, clock.images_per_s, read_metrics(run.metrics)[-1]["loss"])
+        loss, names = read_metrics(run.metrics)[-1]["loss"], [image.name for image in broken]
+        finished = Finished(total, clock.total_s, clock.images_per_s, loss, names)
 
         def export() -> None:
             with explain_disk(out):

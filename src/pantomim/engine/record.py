@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from accelerate.utils import LoggerType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pantomim.data.dataset import Broken
 from pantomim.engine.stops import explain_disk
 from pantomim.formats.files import replace_file
 
@@ -171,6 +172,12 @@ class Recorder:
         """A line for the person who watches."""
         if self._main:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def say_broken(self, broken: Sequence[Broken]) -> None:
+        """Which images were skipped, and why; nothing if none were."""
+        if broken:
+            named = ", ".join(f"{image.name} ({image.reason})" for image in broken)
+            self.say(f"Broken images that were skipped ({len(broken)}): {named}")
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
         """A logged step; the line is in the file when this returns."""

@@ -10,11 +10,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from pantomim.config import RuntimeConfig
+from pantomim.data.dataset import Broken, Dataset
 
 T = TypeVar("T")
 
@@ -116,6 +117,15 @@ def read_means(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[s
     """Means over the processes of values on the device, all read at once."""
     stacked = accelerator.reduce(torch.stack(list(values.values())), reduction="mean")
     return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def gather_broken(accelerator: Accelerator, dataset: Dataset) -> list[Broken]:
+    """The images that any process has skipped, each once."""
+    here = {broken.name: broken for broken in dataset.broken}
+    if accelerator.num_processes == 1:
+        return list(here.values())
+    everywhere = {broken.name: broken for broken in gather_object(list(here.values()))}
+    return [everywhere[name] for name in sorted(everywhere)]
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float | None) -> Tensor:

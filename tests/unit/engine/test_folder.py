@@ -113,9 +113,10 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypat
 def test_a_finished_run_says_so(tmp_path: Path) -> None:
     folder = take_up(tmp_path)
     assert folder.finished() is None
-    folder.finish(Finished(steps=3, wall_s=1.0, images_per_s=None, loss=0.5))
-    assert set(json.loads((tmp_path / "finished.json").read_text())) == {"steps", "wall_s", "images_per_s", "loss"}
-    assert folder.finished() == Finished(steps=3, wall_s=1.0, images_per_s=None, loss=0.5, already=True)
+    folder.finish(Finished(steps=3, wall_s=1.0, images_per_s=None, loss=0.5, broken=["a.png"]))
+    written = json.loads((tmp_path / "finished.json").read_text())
+    assert written == {"steps": 3, "wall_s": 1.0, "images_per_s": None, "loss": 0.5, "broken": ["a.png"]}
+    assert folder.finished() == Finished(**written, already=True)
 
 
 def test_the_environment_of_every_start_is_kept(tmp_path: Path) -> None:
