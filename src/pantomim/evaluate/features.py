@@ -155,9 +155,18 @@ def check_features_path(path: str | Path) -> None:
     """Refuse a file that `save_features` could not write; to be called before features are extracted.
 
     Raises:
-        ValueError: for an ending other than .npz and .parquet, a folder, or a place that cannot be written to.
+        ValueError: for an ending other than .npz and .parquet, a folder, or a place that cannot be written to; or for
+            .parquet if pyarrow is missing.
     """
     check_out("features.out", Path(path), [".npz", ".parquet"])
+    if Path(path).suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            raise ValueError(
+                f"features.out as .parquet must have pyarrow; got {path}, and it is not installed. "
+                f"Run `pip install 'pantomim[parquet]'`, or write an .npz."
+            ) from error
 
 
 def save_features(table: FeatureTable, path: str | Path) -> None:
@@ -165,7 +174,6 @@ def save_features(table: FeatureTable, path: str | Path) -> None:
 
     Raises:
         ValueError: as `check_features_path`.
-        ImportError: if Parquet is asked for and pyarrow is missing.
     """
     path = Path(path)
     check_features_path(path)
@@ -181,14 +189,9 @@ def save_features(table: FeatureTable, path: str | Path) -> None:
 
 
 def _write_parquet(buffer: io.BytesIO, names: tuple[str, ...], columns: dict[str, np.ndarray]) -> None:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(
-            "features.out as .parquet must have pyarrow; it is not installed. "
-            "`pip install 'pantomim[parquet]'`, or write an .npz."
-        ) from error
+    import pyarrow
+    import pyarrow.parquet
+
     arrays = {"names": pyarrow.array(names)}
     for name, values in columns.items():
         flat = pyarrow.array(values.reshape(-1))

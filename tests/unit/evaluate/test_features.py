@@ -1,4 +1,4 @@
-import builtins
+import sys
 
 import numpy as np
 import pytest
@@ -123,17 +123,11 @@ def test_saved_tables_read_back(data, tmp_path, suffix):
     np.testing.assert_allclose(read["mean"], table.mean.numpy(), rtol=1e-6)
 
 
-def test_without_pyarrow_the_extra_is_named(data, tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name.startswith("pyarrow"):
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pantomim\[parquet\]"):
-        save_features(extract(build(), data), tmp_path / "features.parquet")
+def test_without_pyarrow_the_extra_is_named_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+    check_features_path(tmp_path / "features.npz")
+    with pytest.raises(ValueError, match=r"pantomim\[parquet\]"):
+        check_features_path(tmp_path / "features.parquet")
 
 
 @pytest.mark.parametrize("name", ["features.csv", "features", "taken.npz", "file/features.npz"])
