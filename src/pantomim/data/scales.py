@@ -5,16 +5,14 @@ from pantomim.frozen import frozen
 
 @frozen
 class Scale:
-    """`value / divisor + offset`; nothing is clipped, except that resized 8-bit images stay in [0, 1].
+    """`value / divisor`; nothing is clipped, except that resized 8-bit images stay in [0, 1].
 
     Args:
         divisor: Above 0.
-        offset: Added after the division.
         rule: Where the divisor comes from, in words.
     """
 
     divisor: float
-    offset: float = 0.0
     rule: str = "given"
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ def channel_stats(dataset: Dataset, limit: int = 4_000) -> Stats:
     num_pixels, total, square = (sum(parts) for parts in zip(*sums, strict=True))
     shift = total / num_pixels
     std = np.sqrt(np.maximum(square / num_pixels - shift**2, 0)) / dataset.scale.divisor
-    mean = (centre + shift) / dataset.scale.divisor + dataset.scale.offset
+    mean = (centre + shift) / dataset.scale.divisor
     std[std <= 1e-12 * np.maximum(1, np.abs(mean))] = 1.0
     return Stats(tuple(mean.tolist()), tuple(std.tolist()))
 

@@ -109,8 +109,7 @@ def _nearest_boxes(sizes: np.ndarray, aspect: tuple[float, float]) -> np.ndarray
 
 def scaled(images: Tensor, scale: Scale) -> Float[Tensor, "*shape"]:
     """Stored numbers as float32, by the recorded rule."""
-    images = images.to(torch.float32) / scale.divisor
-    return images + scale.offset if scale.offset else images
+    return images.to(torch.float32) / scale.divisor
 
 
 def resized_crop(

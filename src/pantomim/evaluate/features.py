@@ -38,16 +38,6 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
-    def cls(self) -> Float[Tensor, "n D"] | None:
-        """Class tokens, if the encoder has one."""
-        return self.views.get("class")
-
-    @property
-    def mean(self) -> Float[Tensor, "n D"]:
-        """Means of the patches."""
-        return self.views["mean"]
-
     def rows(self, indices: np.ndarray) -> "FeatureTable":
         """Some of the images."""
         chosen = torch.from_numpy(indices)

@@ -85,7 +85,7 @@ class Evaluate:
             if value < 1
         ]
         if self.protocol == "knn" and self.training == "mae":
-            problems.append("Evaluate.training must be 'cached' for knn; got 'mae'. Choose linear.")
+            problems.append("Evaluate.training (--protocol) must be 'cached' for knn; got 'mae'. Choose linear.")
         if self.labels_per_class is not None and (self.protocol == "knn" or self.training == "mae"):
             problems.append(
                 "Evaluate.labels_per_class must be left out but for linear on cached features; got "
@@ -102,7 +102,7 @@ class Evaluate:
 
 
 def evaluate(config: Evaluate) -> dict[str, Any]:
-    """Score the encoder, its untrained twin and raw pixels; writes `config.out` if it is given.
+    """Score the encoder, its untrained twin and raw pixels; writes nothing.
 
     Returns: the protocol, data, seed and hash of the encoder, and for "trained", "untrained" and "pixels" the scores as
         shares: `top1` (of the class token or the mean of patches, whichever is better on held-out training images),
@@ -126,7 +126,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     else:
         scores = _on_cached_features(config, encoders, data, stats, device)
     train, test = data["train"], data["test"]
-    result = {
+    return {
         "protocol": config.name,
         "protocol_version": PROTOCOL_VERSION,
         "dataset": train.name,
@@ -155,13 +155,10 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
         **scores,
         "wall_s": round(time.perf_counter() - begin, 2),
     }
-    if config.out is not None:
-        replace_file(config.out, (json.dumps(result, indent=2) + "\n").encode())
-    return result
 
 
 def evaluate_to_file(config: Evaluate) -> tuple[Path, dict[str, Any]]:
-    """Like `evaluate`; without `out` the result goes into the run folder of the encoder.
+    """Score and write the result to `out`; without it the result goes into the run folder of the encoder.
 
     Raises:
         ValueError: also if there is neither `out` nor a run folder, or nothing can be written there.
@@ -174,10 +171,8 @@ def evaluate_to_file(config: Evaluate) -> tuple[Path, dict[str, Any]]:
         )
     check_out("Evaluate.out", folder / "eval" / "result.json" if config.out is None else config.out, [".json"])
     result = evaluate(config)
-    if config.out is not None:
-        return config.out, result
     few = "" if config.labels_per_class is None else f"-{config.labels_per_class}"
-    path = folder / "eval" / f"{config.name}{few}-{result['dataset']}.json"
+    path = config.out or folder / "eval" / f"{config.name}{few}-{result['dataset']}.json"
     replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
     return path, result
 

@@ -30,7 +30,7 @@ HEADS = {size["width"]: size["heads"] for size in ENCODER_SIZES.values()}
 DECODER_HEADS = {512: 16}  # the one decoder of all published models
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SCALE = {"divisor": 255.0, "offset": 0.0, "rule": "uint8: 255 becomes 1"}  # the authors' ToTensor
+SCALE = {"divisor": 255.0, "rule": "uint8: 255 becomes 1"}  # the authors' ToTensor
 
 # What a classifier has and a pre-trained encoder has not, or the reverse, by pooling.
 # Source: the authors' main_finetune.py, which accepts exactly these.

@@ -119,6 +119,6 @@ def test_scaling_clips_nothing():
     torch.testing.assert_close(scaled(values, scale_of("int16")), torch.tensor([-0.05, 0.0, 1.2]))
     deep = torch.from_numpy(np.array([0, 65535], dtype=np.uint16))
     torch.testing.assert_close(scaled(deep, scale_of("uint16")), torch.tensor([0.0, 1.0]))
-    torch.testing.assert_close(scaled(torch.tensor([2.0]), Scale(4.0, offset=1.0)), torch.tensor([1.5]))
+    torch.testing.assert_close(scaled(torch.tensor([2.0]), Scale(4.0)), torch.tensor([0.5]))
     with pytest.raises(ValueError, match=r"Scale.divisor must be above 0"):
         Scale(0.0)

@@ -36,8 +36,8 @@ def test_features_are_those_of_the_encoder(data, images):
     table = extract(encoder, data, batch_size=7)
     with torch.no_grad():
         prefix, patches, _ = encoder.eval()(torch.from_numpy(images).float() / 255)
-    torch.testing.assert_close(table.cls, prefix[:, 0])
-    torch.testing.assert_close(table.mean, patches.mean(dim=1))
+    torch.testing.assert_close(table.views["class"], prefix[:, 0])
+    torch.testing.assert_close(table.views["mean"], patches.mean(dim=1))
     assert table.labels.tolist() == (np.arange(20) % 4).tolist()
     assert len(table) == len(table.names) == 20
 
@@ -48,7 +48,9 @@ def test_the_encoder_is_frozen_even_if_handed_over_in_training(data):
     table = extract(encoder, data)
     assert encoder.training, "the mode is given back as it was"
     assert hash_weights(encoder.state_dict()) == before
-    assert torch.equal(table.mean, extract(encoder.eval(), data).mean), "no dropped paths in training mode either"
+    assert torch.equal(table.views["mean"], extract(encoder.eval(), data).views["mean"]), (
+        "no dropped paths in training mode either"
+    )
 
 
 def test_an_encoder_that_changes_itself_is_found_out(data):
@@ -63,12 +65,11 @@ def test_an_encoder_that_changes_itself_is_found_out(data):
 
 
 def test_the_same_twice(data):
-    assert torch.equal(extract(build(), data).mean, extract(build(), data).mean)
+    assert torch.equal(extract(build(), data).views["mean"], extract(build(), data).views["mean"])
 
 
 def test_no_class_token_no_class_view(data):
     table = extract(build(class_token=False, registers=2), data)
-    assert table.cls is None
     assert list(table.views) == ["mean"]
 
 
@@ -78,8 +79,8 @@ def test_wrapped_models(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (4, 3, 24, 24), dtype=np.uint8)
     np.savez(tmp_path / "set.npz", images=pictures)
     table = extract(encoder, open_source(str(tmp_path / "set.npz"), "all"))
-    assert table.cls is None
-    assert table.mean.shape == (4, encoder.width)
+    assert "class" not in table.views
+    assert table.views["mean"].shape == (4, encoder.width)
     assert table.labels is None
 
 
@@ -119,8 +120,8 @@ def test_saved_tables_read_back(data, tmp_path, suffix):
     assert read.keys() == {"names", "labels", "class", "mean"}
     assert read["names"].tolist() == list(table.names)
     np.testing.assert_array_equal(read["labels"], table.labels.numpy())
-    np.testing.assert_allclose(read["class"], table.cls.numpy(), rtol=1e-6)
-    np.testing.assert_allclose(read["mean"], table.mean.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(read["class"], table.views["class"].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(read["mean"], table.views["mean"].numpy(), rtol=1e-6)
 
 
 def test_without_pyarrow_the_extra_is_named_before_the_work(tmp_path, monkeypatch):

@@ -98,7 +98,8 @@ def test_broken_images_are_told_and_not_counted(kind, run, tmp_path):
 
 def test_out_is_written(data, run, tmp_path):
     out = tmp_path / "deep" / "scores.json"
-    result = evaluate(Evaluate(protocol="knn", encoder=run, data=data, out=out))
+    path, result = evaluate_to_file(Evaluate(protocol="knn", encoder=run, data=data, out=out))
+    assert path == out
     assert json.loads(out.read_text()) == result
 
 
@@ -191,7 +192,7 @@ def test_a_class_of_test_that_train_has_not(tmp_path, run):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"protocol": "knn", "training": "mae"}, "Choose linear"),
+        ({"protocol": "knn", "training": "mae"}, r"training \(--protocol\) must .*Choose linear"),
         ({"protocol": "knn", "labels_per_class": 5}, "labels_per_class must be left out"),
         ({"protocol": "linear", "labels_per_class": 0}, "labels_per_class must be at least 1"),
         ({"protocol": "linear", "training": "mae", "labels_per_class": 5}, "labels_per_class must be left out"),

@@ -17,7 +17,7 @@ from pantomim.masking.random import RandomMasker
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.vit import Encoder, EncoderConfig
 
-SCALE = {"divisor": 255.0, "offset": 0.0, "rule": "uint8"}
+SCALE = {"divisor": 255.0, "rule": "uint8"}
 SHAPES = [
     EncoderConfig(image_size=(16, 16), patch_size=4, width=24, depth=2, heads=3),
     EncoderConfig(image_size=(16, 24), patch_size=8, width=16, depth=1, heads=2, registers=3, mlp_ratio=2.5),
