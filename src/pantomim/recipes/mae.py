@@ -135,9 +135,9 @@ def mae_micro_mnist() -> Pretrain:
             decoder=DECODER_SIZES["micro"],
             target=PixelTargetConfig(normalize=False),  # black patches have no deviation to divide by
         ),
-        optim=OptimConfig(base_lr=8e-3, warmup=Duration(steps=330)),
+        optim=OptimConfig(base_lr=8e-3, warmup=Duration(steps=480)),
         batch_size=32,
-        duration=Duration(steps=3300),
+        duration=Duration(steps=4800),
     )
 
 
