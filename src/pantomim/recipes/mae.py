@@ -135,9 +135,9 @@ def mae_micro_mnist() -> Pretrain:
             decoder=DECODER_SIZES["micro"],
             target=PixelTargetConfig(normalize=False),  # black patches have no deviation to divide by
         ),
-        optim=OptimConfig(base_lr=8e-3, warmup=Duration(steps=480)),
+        optim=OptimConfig(base_lr=8e-3, warmup=Duration(steps=400)),
         batch_size=32,
-        duration=Duration(steps=4800),
+        duration=Duration(steps=4000),
     )
 
 
