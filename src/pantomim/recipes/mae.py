@@ -168,8 +168,8 @@ RECIPES = (
     ),
     Recipe(
         mae_micro_cifar10,
-        cost="not measured yet",
-        expected="not measured yet",
+        cost="12 min on one core of a Xeon at 2.5 GHz (docs/results/cifar10.md)",
+        expected="linear 50.0 ± 0.3, ten labels a class 30.2 ± 0.1, three seeds",
         paper=mae_vit_base_in1k,
     ),
     Recipe(
