@@ -5,6 +5,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -54,11 +55,10 @@ def _run_arguments(command: str, arguments: list[str]) -> tuple[RunArguments, "P
     from pantomim.config import Pretrain
     from pantomim.recipes import prepare
 
-    wants_help = any(argument in ("-h", "--help") for argument in arguments)
     arguments = [{"true": "True", "false": "False"}.get(argument, argument) for argument in arguments]
     prog = f"pantomim {command}"
-    if wants_help and all(argument.startswith("-") for argument in arguments):
-        tyro.cli(RunArguments, args=["--help"], prog=prog)
+    if "-h" in arguments or "--help" in arguments:
+        _print_help(prog, next((argument for argument in arguments if not argument.startswith("-")), None))
     chosen, leaves = tyro.cli(RunArguments, args=arguments, return_unknown_args=True, add_help=False, prog=prog)
     leaves = _checked_leaves(leaves)
     prepared = prepare(
@@ -75,6 +75,21 @@ def _run_arguments(command: str, arguments: list[str]) -> tuple[RunArguments, "P
     if chosen.keep is not None:
         config = replace(config, runtime=replace(config.runtime, keep=chosen.keep))
     return chosen, replace(prepared, config=config)
+
+
+def _print_help(prog: str, name: str | None) -> NoReturn:
+    """Print the options and, for a recipe, the leaves of its config; a bare method asks for no data here."""
+    from pantomim.config import Pretrain
+    from pantomim.recipes import BARE_METHODS, prepare
+
+    if name is None:
+        CONSOLE.print(f"{prog} RECIPE --help also lists every leaf of the config.\n", highlight=False)
+    with suppress(SystemExit):
+        tyro.cli(RunArguments, args=["--help"], prog=prog)
+    if name is not None:
+        default = Pretrain(recipe=name) if name in BARE_METHODS else prepare(name).config
+        tyro.cli(Pretrain, default=default, args=["--help"], prog=f"{prog} {name}", config=LEAVES)
+    sys.exit(0)
 
 
 def _checked_leaves(arguments: list[str]) -> list[str]:

@@ -193,13 +193,16 @@ def test_no_recipe_lacks_its_cost(capsys: pytest.CaptureFixture[str]) -> None:
     assert "@@" not in capsys.readouterr().out
 
 
-def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("recipe", ["mae_vit_base_in1k", "mae"])
+def test_help_is_readable(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     assert "pretrain" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
-        main(["pretrain", "mae_vit_base_in1k", "--help"])
+        main(["pretrain", recipe, "--help"])
     assert ended.value.code == 0
-    assert "--optim.base-lr" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--keep" in said
+    assert "--optim.base-lr" in said
 
 
 def test_a_folder_without_golden_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
