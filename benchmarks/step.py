@@ -186,7 +186,7 @@ def contenders(config: MAEConfig, batch_size: int, setting: Setting, seed: int) 
     batch = Batch(images, total=batch_size)
 
     noise = torch.rand(batch_size, ours.encoder.num_patches, generator=generator, device=device)
-    mask = Mask.from_scores(noise, config.masker.num_masked(ours.encoder.num_patches))
+    mask = Mask.from_scores(noise, config.masker.num_masked(ours.encoder.grid))
     check_equal(
         {
             "pantomim": (ours, lambda: ours(batch, MAEDraws(mask))["loss"]),

@@ -53,7 +53,7 @@ def inputs(method: MAE, config: MAEConfig) -> tuple[torch.Tensor, torch.Tensor, 
     images = torch.rand(3, 3, 16, 16, dtype=torch.float64)
     noise = torch.rand(3, 16)
     normalised = standardise(images, method.encoder.mean, method.encoder.std)
-    return images, normalised, noise, Mask.from_scores(noise, config.masker.num_masked(16))
+    return images, normalised, noise, Mask.from_scores(noise, config.masker.num_masked((4, 4)))
 
 
 def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -66,7 +66,7 @@ def reconstruct(method: MAE, images: Float[torch.Tensor, "B C H W"], seed: int) 
     encoder, target = method.encoder, method.target
     device, size = encoder.pos_embed.device, encoder.patch_size
     images = images.to(device, encoder.pos_embed.dtype)
-    mask = method.masker(len(images), encoder.grid, torch.Generator(device).manual_seed(seed), 0)
+    mask = method.masker(len(images), encoder.grid, torch.Generator(device).manual_seed(seed))
     prediction = method.decoder(encoder(images, mask.ids_keep), mask, everywhere=True)  # (B, N, K)
     truth = target(images)
     error = take(prediction - truth, mask.ids_mask).square().sum()

@@ -131,10 +131,10 @@ class Stream:
         on_device = self._put(torch.from_numpy(ids))
         images = scaled(self._images[on_device], self.dataset.scale)
         if (boxes == [0, 0, *self.image_size]).all() and not flips.any():
-            return self._batch(images, on_device, ids, part)
+            return self._batch(images, on_device, ids, step, part)
         on_device_boxes, on_device_flips = self._put(torch.from_numpy(boxes)), self._put(torch.from_numpy(flips))
         images = resized_crop(images, on_device_boxes, self.image_size, on_device_flips)
-        return self._batch(self._clamped(images), on_device, ids, part)
+        return self._batch(self._clamped(images), on_device, ids, step, part)
 
     def _from_workers(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         items = range(start_step * self.micro, stop_step * self.micro)
@@ -143,13 +143,14 @@ class Stream:
             self.dataset.mark_broken(reasons)
             images = scaled(images.to(self.device, non_blocking=True), self.dataset.scale)
             on_device = ids.to(self.device, non_blocking=True)
-            yield self._batch(self._clamped(images), on_device, ids.numpy(), item % self.micro)
+            yield self._batch(self._clamped(images), on_device, ids.numpy(), *divmod(item, self.micro))
 
-    def _batch(self, images: Tensor, ids: Tensor, host_ids: np.ndarray, part: int) -> Batch:
+    def _batch(self, images: Tensor, ids: Tensor, host_ids: np.ndarray, step: int, part: int) -> Batch:
         labels = None
         if self.dataset.labels is not None:
             labels = self._put(torch.from_numpy(self.dataset.labels[host_ids]))
-        return Batch(images, ids, labels, self.first_row(part), self.batch_size)
+        epoch = step / self.steps_per_epoch
+        return Batch(images, ids, labels, self.first_row(part), self.batch_size, epoch)
 
     def _clamped(self, images: Tensor) -> Tensor:
         return images.clamp_(0, 1) if self.dataset.facts.dtype == "uint8" else images

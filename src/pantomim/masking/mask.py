@@ -12,11 +12,14 @@ from torch import Tensor
 class Mask:
     """The only way to say which patches of a batch are hidden.
 
+    `ids_keep` and `ids_mask` together hold every patch of an image once.
+
     Args:
         masked: True where a patch is hidden.
         ids_keep: Visible patches, in raster order.
-        ids_mask: Hidden patches, in raster order.
-        weight: 0 for padding in `ids_mask`, else 1; only where a sampler's count varies between images.
+        ids_mask: Hidden patches, in raster order; where a sampler's count varies between images, followed by visible
+            ones as padding.
+        weight: 0 for padding in `ids_mask`, else 1; None where nothing is padded.
     """
 
     masked: Bool[Tensor, "B N"]
@@ -34,6 +37,18 @@ class Mask:
         masked = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, ids_mask, True)
         return cls(masked, ids_keep, ids_mask)
 
+    @classmethod
+    def from_masked(cls, masked: Bool[Tensor, "B N"], num_masked: int, varies: bool = False) -> "Mask":
+        """Hide what is marked: `num_masked` patches in every image or, if the count varies, at most so many.
+
+        No value is read back from the device, so a wrong count cannot be noticed here.
+        """
+        order = (
+            masked.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+        )  # marked ones first, each in raster order
+        ids_mask, ids_keep = order[:, :num_masked], order[:, num_masked:]
+        return cls(masked, ids_keep, ids_mask, masked.gather(1, ids_mask).float() if varies else None)
+
     def rows(self, start: int, count: int) -> "Mask":
         """The masks of images `start : start + count`; how a process takes its part of a global draw."""
         part = slice(start, start + count)
@@ -45,8 +60,13 @@ class Mask:
 class Masker(Protocol):
     """Decides what to hide; a frozen value that is its own config."""
 
-    def num_masked(self, num_patches: int) -> int:
-        """How many of `num_patches` are hidden, known without reading a tensor."""
+    @property
+    def varies(self) -> bool:
+        """Whether the number of hidden patches differs between images; then masks are padded and have weights."""
+        ...
+
+    def num_masked(self, grid: tuple[int, int]) -> int:
+        """How many patches of a grid of (rows, columns) are hidden (at most), known without reading a tensor."""
         ...
 
     def __call__(
@@ -54,10 +74,18 @@ class Masker(Protocol):
         batch_size: int,
         grid: tuple[int, int],
         generator: torch.Generator,
-        step: int,
+        epoch: float = 0.0,
         attention: Float[Tensor, "B N"] | None = None,
     ) -> Mask:
-        """Draw the masks of a whole batch on the device of `generator`."""
+        """Draw the masks of a whole batch on the device of `generator`, without waiting for that device.
+
+        Args:
+            batch_size: Images of the global batch.
+            grid: Rows and columns of patches.
+            generator: All randomness comes from here.
+            epoch: Passes over the data so far, for strategies that change on the way.
+            attention: A score of every patch, for strategies that look at the image.
+        """
         ...
 
 

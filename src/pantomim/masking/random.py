@@ -27,22 +27,23 @@ class RandomMasker:
     kind: Literal["random"] = "random"
     ratio: float = 0.75
 
+    varies = False
+
     def __post_init__(self) -> None:
         check_ratio("RandomMasker", self.ratio)
 
-    def num_masked(self, num_patches: int) -> int:
+    def num_masked(self, grid: tuple[int, int]) -> int:
         """See `Masker.num_masked`."""
-        return count_masked("RandomMasker", self.ratio, num_patches)
+        return count_masked("RandomMasker", self.ratio, grid[0] * grid[1])
 
     def __call__(
         self,
         batch_size: int,
         grid: tuple[int, int],
         generator: torch.Generator,
-        step: int,
+        epoch: float = 0.0,
         attention: Float[Tensor, "B N"] | None = None,
     ) -> Mask:
         """See `Masker.__call__`."""
-        num_patches = grid[0] * grid[1]
-        noise = torch.rand(batch_size, num_patches, generator=generator, device=generator.device)
-        return Mask.from_scores(noise, self.num_masked(num_patches))
+        noise = torch.rand(batch_size, grid[0] * grid[1], generator=generator, device=generator.device)
+        return Mask.from_scores(noise, self.num_masked(grid))

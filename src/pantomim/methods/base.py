@@ -19,6 +19,7 @@ class Batch:
         labels: Class ids, or None.
         start: First row within the global batch.
         total: Images in the global batch.
+        epoch: Passes over the data before this batch, in fractions too.
     """
 
     images: Float[Tensor, "B C H W"]
@@ -26,6 +27,7 @@ class Batch:
     labels: Int[Tensor, " B"] | None = None
     start: int = 0
     total: int = 0
+    epoch: float = 0.0
 
     def __len__(self) -> int:
         return len(self.images)

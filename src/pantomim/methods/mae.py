@@ -35,14 +35,14 @@ class MAEConfig:
     target: PixelTargetConfig = field(default_factory=PixelTargetConfig)
 
     def __post_init__(self) -> None:
-        self.masker.num_masked(self.encoder.grid[0] * self.encoder.grid[1])
+        self.masker.num_masked(self.encoder.grid)
 
     def describe(self) -> list[tuple[str, str]]:
         """Parts and token shapes, and which network sees which patches; for `pantomim explain`."""
         encoder, decoder = self.encoder, self.decoder
         (height, width), (rows, cols) = encoder.image_size, encoder.grid
         size, channels, prefix = encoder.patch_size, encoder.in_chans, encoder.num_prefix
-        masked = self.masker.num_masked(rows * cols)
+        masked = self.masker.num_masked(encoder.grid)
         visible = rows * cols - masked
         pixels = "standardised patch by patch" if self.target.normalize else "channel-normalised"
         sizes = "{0.width} wide, {0.depth} blocks, {0.heads} heads".format
@@ -89,7 +89,7 @@ class MAE(Method):
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> MAEDraws:
         """One mask per image of the global batch, cut to this batch's rows."""
-        mask = self.masker(batch.total, self.encoder.grid, generator, step)
+        mask = self.masker(batch.total, self.encoder.grid, generator, batch.epoch)
         return MAEDraws(mask.rows(batch.start, len(batch)))
 
     def forward(self, batch: Batch, draws: MAEDraws) -> dict[str, Tensor]:

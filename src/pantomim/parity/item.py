@@ -74,7 +74,8 @@ class Computed:
         numbers: Values in the layout of the item's `numbers`.
         relative: Relative tolerance of an entry of `numbers` that the official code computes in float32.
         config: What our modules have by their nature, under the names of the item's `config`: there it must be equal.
-        deviations: Further comparisons that have their own measure, as multiples of their tolerance.
+        deviations: Comparisons that have their own measure, as multiples of their tolerance: outputs by their names,
+            entries of numbers as numbers/NAME/..., and further ones. What is named here is judged here alone.
     """
 
     outputs: Mapping[str, Tensor]

@@ -45,7 +45,7 @@ def pretrain(item: Item) -> Computed:
         model = config.build().double()
         built = {name: getattr(part, name).detach().clone() for name, part in _tables(model).items()}
         load_exactly(model, state, item.name)
-        mask = Mask.from_scores(noise, config.masker.num_masked(noise.shape[1]))
+        mask = Mask.from_scores(noise, config.masker.num_masked(config.encoder.grid))
         result = model(Batch(images, total=len(images)), MAEDraws(mask))
         result["loss"].backward()
         parameters = _official(model)

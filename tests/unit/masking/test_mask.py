@@ -25,3 +25,19 @@ def test_rows_are_slices() -> None:
     assert part.weight is None
     weighted = Mask(whole.masked, whole.ids_keep, whole.ids_mask, torch.rand(6, 5))
     assert torch.equal(weighted.rows(2, 3).weight, weighted.weight[2:5])
+
+
+def test_marked_patches_are_hidden() -> None:
+    masked = torch.tensor([[False, True, True, False], [True, False, False, True]])
+    mask = Mask.from_masked(masked, 2)
+    assert torch.equal(mask.masked, masked)
+    assert mask.ids_mask.tolist() == [[1, 2], [0, 3]]
+    assert mask.ids_keep.tolist() == [[0, 3], [1, 2]]
+    assert mask.weight is None
+
+
+def test_where_counts_vary_visible_patches_fill_up() -> None:
+    mask = Mask.from_masked(torch.tensor([[False, True, True, False], [False, False, False, True]]), 2, varies=True)
+    assert mask.ids_mask.tolist() == [[1, 2], [3, 0]]
+    assert mask.ids_keep.tolist() == [[0, 3], [1, 2]]
+    assert mask.weight.tolist() == [[1, 1], [1, 0]]
