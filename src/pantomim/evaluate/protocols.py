@@ -2,7 +2,9 @@
 
 import json
 import time
+from collections.abc import Callable, Hashable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +30,7 @@ from pantomim.evaluate.few_labels import few_labels
 from pantomim.evaluate.knn import knn
 from pantomim.evaluate.linear import LinearProbe, linear
 from pantomim.evaluate.linear_mae import Extractor, MAEProbe, linear_mae
+from pantomim.evaluate.memo import Memo
 from pantomim.evaluate.out import check_out
 from pantomim.evaluate.parts import known_classes, make_parts, missing_labels, renumber
 from pantomim.formats import load_encoder
@@ -38,6 +41,7 @@ from pantomim.nn.vit import Encoder
 
 PROTOCOL_VERSION = 1
 SHOWN = {"trained": "trained", "untrained": "untrained twin", "pixels": "raw pixels"}
+Contender = Literal["trained", "untrained", "pixels"]
 
 
 @frozen
@@ -51,6 +55,8 @@ class Evaluate:
         out: FILE.json; by default eval/PROTOCOL-DATA.json in the run folder.
         training: Of the linear classifier: on cached features with many learning rates, or as MAE's authors do it.
         images: Use only this many training images: the draw that `pretrain --data.images` makes.
+        test_images: Score only this many test images: a fixed draw, balanced over the classes.
+        contenders: Whom to score: the trained encoder, its untrained twin, raw pixels.
         labels_per_class: Learn from so few labels a class (linear only); the score is a mean over draws.
         draws: Of the few labels.
         seed: Of every random choice, the untrained twin's weights among them.
@@ -66,6 +72,8 @@ class Evaluate:
     out: Path | None = None
     training: Annotated[Literal["cached", "mae"], tyro.conf.arg(name="protocol")] = "cached"
     images: int | None = None
+    test_images: int | None = None
+    contenders: tuple[Contender, ...] = ("trained", "untrained", "pixels")
     labels_per_class: int | None = None
     draws: int = 5
     seed: int = 0
@@ -80,6 +88,8 @@ class Evaluate:
             for name, value in [
                 ("labels_per_class", 1 if self.labels_per_class is None else self.labels_per_class),
                 ("draws", self.draws),
+                ("images", 1 if self.images is None else self.images),
+                ("test_images", 1 if self.test_images is None else self.test_images),
                 ("batch_size", self.batch_size),
             ]
             if value < 1
@@ -91,6 +101,8 @@ class Evaluate:
                 "Evaluate.labels_per_class must be left out but for linear on cached features; got "
                 f"{self.labels_per_class} with {self.name}. Choose linear without --protocol mae."
             )
+        if not self.contenders or len(set(self.contenders)) < len(self.contenders):
+            problems.append(f"Evaluate.contenders must name at least one, and each once; got {self.contenders}.")
         if problems:
             raise ValueError(" ".join(problems))
         check_device("Evaluate", self.device)
@@ -101,30 +113,39 @@ class Evaluate:
         return "linear-mae" if self.training == "mae" else self.protocol
 
 
-def evaluate(config: Evaluate) -> dict[str, Any]:
+def evaluate(config: Evaluate, memo: Memo | None = None) -> dict[str, Any]:
     """Score the encoder, its untrained twin and raw pixels; writes nothing.
 
-    Returns: the protocol, data, seed and hash of the encoder, and for "trained", "untrained" and "pixels" the scores as
-        shares: `top1` (of the class token or the mean of patches, whichever is better on held-out training images),
+    Args:
+        config: What to score, on what, and how.
+        memo: Shared by several evaluations: data are then opened and features extracted once for all of them.
+
+    Returns: the protocol, data, seed and hash of the encoder, and for each of `contenders` the scores as shares:
+        `top1` (of the class token or the mean of patches, whichever is better on held-out training images),
         `top1_per_class`, `top1_class`, `top1_mean` and more. Counts are of the images used; `broken` names the others.
 
     Raises:
         ValueError: if the data have no labels, other channels than the encoder, or classes that train does not have.
     """
     begin = time.perf_counter()
+    memo = Memo() if memo is None else memo
     encoder = load_encoder(config.encoder)
-    data = open_parts(config.data)
-    if config.images is not None:
-        data["train"] = data["train"].drawn(config.images)
+    data = memo.once(_used_images(config), lambda: _used_parts(config))
     check_channels(encoder, data["train"])
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(auto if config.device == "auto" else config.device)
-    stats = channel_stats(data["train"])
-    encoders = {"trained": encoder.to(device), "untrained": untrained_twin(encoder, config.seed).to(device)}
+    encoders: dict[str, Encoder | TimmEncoder] = {}
+    if "trained" in config.contenders:
+        encoders["trained"] = encoder
+    if "untrained" in config.contenders:
+        encoders["untrained"] = untrained_twin(encoder, config.seed)
+    encoders = {name: contender.to(device) for name, contender in encoders.items()}
+    # Where pixels do not compete, nobody asks for their mean and deviation.
+    stats = channel_stats(data["train"]) if "pixels" in config.contenders else None
     if config.training == "mae":
-        scores = _by_mae_protocol(config, encoders, data, stats, device)
+        scores = _by_mae_protocol(config, encoders, encoder.image_size, data, stats, device)
     else:
-        scores = _on_cached_features(config, encoders, data, stats, device)
+        scores = _on_cached_features(config, encoders, encoder.image_size, data, stats, device, memo)
     train, test = data["train"], data["test"]
     return {
         "protocol": config.name,
@@ -157,8 +178,12 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
     }
 
 
-def evaluate_to_file(config: Evaluate) -> tuple[Path, dict[str, Any]]:
+def evaluate_to_file(config: Evaluate, memo: Memo | None = None) -> tuple[Path, dict[str, Any]]:
     """Score and write the result to `out`; without it the result goes into the run folder of the encoder.
+
+    Args:
+        config: What to score, on what, and how.
+        memo: As for `evaluate`.
 
     Raises:
         ValueError: also if there is neither `out` nor a run folder, or nothing can be written there.
@@ -170,7 +195,7 @@ def evaluate_to_file(config: Evaluate) -> tuple[Path, dict[str, Any]]:
             f"Add --out FILE.json."
         )
     check_out("Evaluate.out", folder / "eval" / "result.json" if config.out is None else config.out, [".json"])
-    result = evaluate(config)
+    result = evaluate(config, memo)
     few = "" if config.labels_per_class is None else f"-{config.labels_per_class}"
     path = config.out or folder / "eval" / f"{config.name}{few}-{result['dataset']}.json"
     replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
@@ -182,6 +207,8 @@ def headline(result: dict[str, Any]) -> str:
     few = f", {result['labels_per_class']} labels a class" if result["labels_per_class"] else ""
     scores = []
     for name, shown in SHOWN.items():
+        if name not in result:
+            continue
         spread = f" ± {100 * result[name]['top1_std']:.1f}" if "top1_std" in result[name] else ""
         scores.append(f"{shown} {100 * result[name]['top1']:.1f}{spread} %")
     num_broken = len(result["data"]["broken"])
@@ -212,6 +239,21 @@ def open_parts(spec: str) -> dict[str, Dataset]:
     return data
 
 
+def _used_images(config: Evaluate) -> tuple[str, int | None, int | None]:
+    """What decides which images are used."""
+    return config.data, config.images, config.test_images
+
+
+def _used_parts(config: Evaluate) -> dict[str, Dataset]:
+    """The splits, train and test cut down to the number of images that is asked for."""
+    data = open_parts(config.data)
+    if config.images is not None:
+        data["train"] = data["train"].drawn(config.images)
+    if config.test_images is not None:
+        data["test"] = data["test"].drawn(config.test_images)
+    return data
+
+
 def untrained_twin(encoder: Encoder | TimmEncoder, seed: int) -> Encoder | TimmEncoder:
     """The same encoder with freshly drawn weights; torch's own random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
@@ -224,9 +266,11 @@ def untrained_twin(encoder: Encoder | TimmEncoder, seed: int) -> Encoder | TimmE
 def _on_cached_features(
     config: Evaluate,
     encoders: dict[str, Encoder | TimmEncoder],
+    image_size: tuple[int, int],
     data: dict[str, Dataset],
-    stats: Stats,
+    stats: Stats | None,
     device: torch.device,
+    memo: Memo,
 ) -> dict[str, dict[str, Any]]:
     def score(tables: dict[str, FeatureTable]) -> dict[str, Any]:
         parts = make_parts(tables["train"], tables.get("val"), tables["test"], seed=config.seed)
@@ -236,36 +280,42 @@ def _on_cached_features(
             return few_labels(parts, config.labels_per_class, num_draws=config.draws, seed=config.seed)
         return linear(parts, config.probe, seed=config.seed, device=device)
 
-    image_size = encoders["trained"].image_size
-    scores = {
-        name: score({part: extract(encoder, images, batch_size=config.batch_size) for part, images in data.items()})
-        for name, encoder in encoders.items()
-    }
-    pixels = {part: pixel_table(images, image_size, stats) for part, images in data.items()}
-    return {**scores, "pixels": score(pixels)}
+    def tables(who: Hashable, make: Callable[[Dataset], FeatureTable]) -> dict[str, FeatureTable]:
+        return memo.once((who, _used_images(config)), lambda: {part: make(images) for part, images in data.items()})
+
+    scores = {}
+    for name, encoder in encoders.items():
+        make = partial(extract, encoder, batch_size=config.batch_size)
+        scores[name] = score(tables(hash_weights(encoder.state_dict()), make))
+    if stats is not None:
+        scores["pixels"] = score(tables(("pixels", image_size), lambda images: pixel_table(images, image_size, stats)))
+    return scores
 
 
 def _by_mae_protocol(
     config: Evaluate,
     encoders: dict[str, Encoder | TimmEncoder],
+    image_size: tuple[int, int],
     data: dict[str, Dataset],
-    stats: Stats,
+    stats: Stats | None,
     device: torch.device,
 ) -> dict[str, dict[str, Any]]:
     def of(encoder: Encoder | TimmEncoder) -> Extractor:
         view = "class" if has_class_token(encoder) else "mean"
         return lambda images: views(encoder, encoder(images))[view]
 
-    image_size = encoders["trained"].image_size
     size = pixel_size(image_size, data["train"].channels)
 
-    def pixels(images: Tensor) -> Tensor:
+    def pixels(images: Tensor, stats: Stats) -> Tensor:
         smaller = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
         return pixel_vector(images if size == image_size else smaller, stats)
 
     before = {name: hash_weights(encoder.state_dict()) for name, encoder in encoders.items()}
+    extractors = {name: of(encoder) for name, encoder in encoders.items()}
+    if stats is not None:
+        extractors["pixels"] = partial(pixels, stats=stats)
     scores = linear_mae(
-        {**{name: of(encoder) for name, encoder in encoders.items()}, "pixels": pixels},
+        extractors,
         data["train"],
         data["test"],
         image_size,

@@ -11,6 +11,7 @@ from pantomim.data.transforms import crop_boxes, draw_uniforms
 from pantomim.evaluate import protocols
 from pantomim.evaluate.linear import LinearProbe
 from pantomim.evaluate.linear_mae import CROP, Head, MAEProbe, linear_mae
+from pantomim.evaluate.memo import Memo
 from pantomim.evaluate.protocols import Evaluate, evaluate, evaluate_to_file, headline, open_parts, untrained_twin
 from pantomim.formats.files import hash_weights
 from pantomim.formats.native import read_description, save_encoder
@@ -290,3 +291,59 @@ def test_the_mae_probe_leaves_the_encoder_as_it_is(data, run, monkeypatch):
 def test_wrong_settings_of_the_mae_probe(wrong):
     with pytest.raises(ValueError, match="MAEProbe"):
         MAEProbe(**wrong)
+
+
+def test_evaluations_that_share_a_memo_extract_features_once(data, run, monkeypatch):
+    kinds = [{"protocol": "knn"}, {"protocol": "linear"}, {"protocol": "linear", "labels_per_class": 5}]
+    alone = [evaluate(Evaluate(encoder=run, data=data, **kind, **QUICK)) for kind in kinds]
+    calls = []
+    for name in ("extract", "pixel_table", "open_parts"):
+        original = getattr(protocols, name)
+
+        def counted(*args, name=name, original=original, **options):
+            calls.append(name)
+            return original(*args, **options)
+
+        monkeypatch.setattr(protocols, name, counted)
+    memo = Memo()
+    shared = [evaluate(Evaluate(encoder=run, data=data, **kind, **QUICK), memo) for kind in kinds]
+    assert [{**result, "wall_s": 0} for result in shared] == [{**result, "wall_s": 0} for result in alone]
+    assert {name: calls.count(name) for name in set(calls)} == {"extract": 4, "pixel_table": 2, "open_parts": 1}
+    evaluate(Evaluate(encoder=run, data=data, protocol="knn", images=40), memo)
+    assert calls.count("extract") == 8, "other images are other features"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["knn", "linear", "few", "mae"])
+def test_only_those_asked_for_are_scored(kind, data, run, monkeypatch):
+    everyone = evaluate(Evaluate(encoder=run, data=data, **kind, **QUICK))
+    monkeypatch.setattr(protocols, "channel_stats", lambda dataset: pytest.fail("pixels were not asked for"))
+    one = evaluate(Evaluate(encoder=run, data=data, contenders=("trained",), **kind, **QUICK))
+    assert one["trained"] == everyone["trained"]
+    assert not {"untrained", "pixels"} & set(one)
+    assert "untrained" not in headline(one)
+    twin = evaluate(Evaluate(encoder=run, data=data, contenders=("untrained",), **kind, **QUICK))
+    assert "trained" not in twin
+    if kind.get("training") != "mae":  # there all heads are drawn in turn
+        assert twin["untrained"] == everyone["untrained"]
+
+
+def test_few_test_images_are_a_balanced_draw(data, run):
+    result = evaluate(Evaluate(protocol="knn", encoder=run, data=data, test_images=6))
+    assert result["data"]["num_test"] == 6
+    assert result["data"]["num_train"] == 72
+    assert result["trained"]["top1"] == result["trained"]["top1_per_class"], "as many images of each class"
+    again = evaluate(Evaluate(protocol="knn", encoder=run, data=data, test_images=6, seed=5))
+    assert again["data"] == result["data"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"contenders": ()}, "contenders must name at least one"),
+        ({"contenders": ("pixels", "pixels")}, "each once"),
+        ({"test_images": 0}, "test_images must be at least 1"),
+    ],
+)
+def test_nobody_to_score_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Evaluate(protocol="knn", encoder="run", data="mnist", **wrong)
