@@ -126,6 +126,15 @@ class Dataset:
         """Channels of every image."""
         return self.facts.channels
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of one image, from its header.
+
+        Raises:
+            BrokenImageError: if the header cannot be read.
+        """
+        header = self._store.header(int(self._positions[index]))
+        return header.height, header.width
+
     @property
     def names(self) -> list[str]:
         """Name of each image, relative to the source."""

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from jaxtyping import Int
 from PIL import Image, ImageOps
 
 try:
@@ -97,6 +98,32 @@ def decode(data: bytes | Path, suffix: str) -> np.ndarray:
     if isinstance(data, bytes) and (image := _plain_jpeg(data)) is not None:
         return image
     return _guarded(_reader(suffix)[0], data)
+
+
+def decode_ids(data: bytes | Path, suffix: str) -> Int[np.ndarray, "H W"]:
+    """Decode one mask: class ids as they are stored.
+
+    Of a palette picture these are the indices, not the colours; of a picture of one bit, 0 and 1.
+
+    Args:
+        data: The file's bytes, or its path.
+        suffix: The file's suffix, which chooses the reader.
+
+    Raises:
+        BrokenImageError: if the file cannot be read, or holds anything but one whole number a pixel.
+    """
+    if suffix.lower() in PICTURE_SUFFIXES:
+        return _guarded(_picture_ids, data)
+    return as_ids(decode(data, suffix))
+
+
+def as_ids(image: np.ndarray) -> Int[np.ndarray, "H W"]:
+    """A decoded image (1, H, W) of whole numbers as a mask."""
+    if len(image) != 1:
+        raise BrokenImageError(f"has {len(image)} bands; a mask has one class id a pixel")
+    if image.dtype.kind not in "iu":
+        raise BrokenImageError(f"holds {image.dtype.name} numbers; a mask holds whole ones")
+    return image[0].astype(np.int32)
 
 
 def decode_header(data: bytes | Path, suffix: str) -> Header:
@@ -200,6 +227,15 @@ def _decode_picture(file: Any) -> np.ndarray:
     with Image.open(file) as image:
         _refuse_lossy(image)
         return from_picture(image)
+
+
+def _picture_ids(file: Any) -> np.ndarray:
+    with Image.open(file) as image:
+        if image.format == "JPEG":
+            raise BrokenImageError("is a JPEG, which does not keep class ids; save masks as PNG")
+        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
+            raise BrokenImageError(f"is {image.mode}; a mask has one class id a pixel")
+        return np.asarray(image).astype(np.int32)
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -33,7 +33,7 @@ from pantomim.data.layout import SPLITS, canonical_split, divide, read_layout
 from pantomim.data.libraries import hugging_face, torchvision_set
 from pantomim.data.stores import ArrayStore, FileStore, Store, ZipStore
 
-__all__ = ["Broken", "Contents", "Dataset", "Facts", "open_source", "read_contents", "splits"]
+__all__ = ["Broken", "Contents", "Dataset", "Facts", "open_source", "open_split", "read_contents", "splits"]
 
 LIST_SUFFIXES = (".txt", ".lst", ".tsv")
 NPZ_ARRAYS = ("images", "labels", "split")
@@ -51,7 +51,11 @@ def open_source(spec: str, split: str = "train") -> Dataset:
         ValueError: if there is no such source or split, if it holds no images, if its images differ in channels or
             number type, or if more than 1 % of them are found broken.
     """
-    contents = read_contents(spec)
+    return open_split(read_contents(spec), spec, split)
+
+
+def open_split(contents: Contents, spec: str, split: str) -> Dataset:
+    """Open one split of a source that has been listed; arguments and errors as for `open_source`."""
     if split == "all":
         found = (
             np.sort(np.concatenate(list(contents.splits.values())))
@@ -90,19 +94,38 @@ def read_contents(spec: str) -> Contents:
         return _folder(path, spec)
     if path.is_file():
         suffix = path.suffix.lower()
-        if suffix == ".zip":
-            return _zip(path, "", spec)
         if suffix == ".npz":
             return _npz(path, spec)
         if suffix in LIST_SUFFIXES:
             return _list(path, spec)
-    for parent in path.parents:
-        if parent.suffix.lower() == ".zip" and parent.is_file():
-            return _zip(parent, path.relative_to(parent).as_posix() + "/", spec)
+    if found := _inside_zip(path):
+        return _zip(*found, spec)
     raise ValueError(
         f"Source.spec must be a folder, a .zip, an .npz, a list of files (.txt), {', '.join(EMBEDDED)}, "
         f"torchvision:NAME or hf:NAME; got {spec!r}, which is none of these. Check the path."
     )
+
+
+def folders(spec: str) -> tuple[str, ...]:
+    """Names of the folders directly in a folder, a zip or a folder of a zip; () for any other source."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
+    if (found := _inside_zip(path)) is None:
+        return ()
+    members = [member.filename[len(found[1]) :] for member in _members(*found)]
+    return tuple(sorted({name.partition("/")[0] for name in members if "/" in name}))
+
+
+def read_beside(spec: str, name: str) -> bytes | None:
+    """A file directly in a folder, a zip or a folder of a zip; None if there is none."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return (path / name).read_bytes() if (path / name).is_file() else None
+    if (found := _inside_zip(path)) is None or found[1] + name not in {m.filename for m in _members(*found)}:
+        return None
+    with zipfile.ZipFile(found[0]) as archive:
+        return archive.read(found[1] + name)
 
 
 def _named_contents(name: str, spec: str, store: Store, layout_names: Sequence[str], num_ignored: int) -> Contents:
@@ -128,12 +151,24 @@ def _folder(root: Path, spec: str) -> Contents:
     return _named_contents(root.resolve().name, spec, FileStore(root, names), names, num_ignored)
 
 
-def _zip(path: Path, inner: str, spec: str) -> Contents:
+def _inside_zip(path: Path) -> tuple[Path, str] | None:
+    """The zip that a path names or leads into, and the folder in it as a prefix of its members' names."""
+    for parent in (path, *path.parents):
+        if parent.suffix.lower() == ".zip" and parent.is_file():
+            return parent, "" if parent == path else path.relative_to(parent).as_posix() + "/"
+    return None
+
+
+def _members(path: Path, inner: str) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if not m.is_dir() and m.filename.startswith(inner)]
+            return [m for m in archive.infolist() if not m.is_dir() and m.filename.startswith(inner)]
     except zipfile.BadZipFile as error:
         raise ValueError(f"Source.spec must be a readable zip; got {path}: {error}. Fetch or pack it again.") from error
+
+
+def _zip(path: Path, inner: str, spec: str) -> Contents:
+    members = _members(path, inner)
     kept = [m for m in members if is_image(m.filename) and not m.filename.startswith("__MACOSX/")]
     kept.sort(key=lambda member: member.filename)
     names = [member.filename[len(inner) :] for member in kept]
@@ -171,7 +206,7 @@ def _list_entry(line: str) -> tuple[str, str | None] | None:
 
 
 def _npz(path: Path, spec: str) -> Contents:
-    arrays, others = _read_arrays(path, spec)
+    arrays, others = read_arrays(path, spec)
     if "images" not in arrays:
         raise ValueError(
             f"Source.images must be an array of the .npz; got {', '.join(others)} in {spec}. "
@@ -193,13 +228,13 @@ def _npz(path: Path, spec: str) -> Contents:
     return Contents(path.stem, store, parts, classes, ids)
 
 
-def _read_arrays(path: Path, spec: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Those of `NPZ_ARRAYS` that the file has, and the names of its other members."""
+def read_arrays(path: Path, spec: str, names: Sequence[str] = NPZ_ARRAYS) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Those of the named arrays that an .npz has, and the names of its other members."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
             arrays = {}
-            for name in NPZ_ARRAYS:
+            for name in names:
                 if name in members:
                     with archive.open(members[name]) as file:
                         arrays[name] = np.lib.format.read_array(file, allow_pickle=False)

@@ -15,10 +15,12 @@ from PIL import Image
 from pantomim.data.decoding import (
     BrokenImageError,
     Header,
+    as_ids,
     band_axis,
     bands_first,
     decode,
     decode_header,
+    decode_ids,
     from_picture,
     plain,
 )
@@ -35,6 +37,10 @@ class Store(ABC):
     @abstractmethod
     def decode(self, position: int) -> np.ndarray:
         """One image, (C, H, W), in the number type of the source; raises `BrokenImageError`."""
+
+    def decode_ids(self, position: int) -> np.ndarray:
+        """One mask, (H, W), class ids as they are stored; raises `BrokenImageError`."""
+        return as_ids(self.decode(position))
 
     @abstractmethod
     def header(self, position: int) -> Header:
@@ -59,6 +65,10 @@ class EncodedStore(Store):
     def decode(self, position: int) -> np.ndarray:
         """One image, decoded from its file."""
         return decode(self._bytes(position), PurePosixPath(self.names[position]).suffix)
+
+    def decode_ids(self, position: int) -> np.ndarray:
+        """One mask, decoded from its file."""
+        return decode_ids(self._bytes(position), PurePosixPath(self.names[position]).suffix)
 
     def header(self, position: int) -> Header:
         """The header of one file."""

@@ -107,7 +107,7 @@ class Probes:
 
 def train_probes(
     features: Float[Tensor, "n D"],
-    labels: Int[Tensor, " n"],
+    targets: Int[Tensor, " n"] | Float[Tensor, "n C"],
     num_classes: int,
     lrs: tuple[float, ...],
     probe: LinearProbe,
@@ -116,11 +116,20 @@ def train_probes(
 ) -> Probes:
     """Train one classifier a learning rate, all on the same batches; cosine schedule to zero.
 
-    The gradient of the mean cross-entropy is written out: softmax minus one-hot, times the features.
+    The gradient of the mean cross-entropy is written out: softmax minus target, times the features.
+
+    Args:
+        features: One row an example.
+        targets: Class ids, or for each row the shares of the classes; a row whose shares sum to less than one counts
+            less.
+        num_classes: Outputs of a classifier.
+        lrs: One classifier each.
+        probe: How long to train, on batches of how many rows.
+        seed: Of the order.
     """
     device, num_rates = features.device, len(lrs)
     standardise = Standardiser.of(features)
-    features, labels = standardise(features), labels.to(device)
+    features, targets = standardise(features), targets.to(device)
     weight = features.new_zeros(features.shape[1], num_rates, num_classes)
     bias = features.new_zeros(num_rates, num_classes)
     weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
@@ -133,12 +142,15 @@ def train_probes(
         if step % steps_per_epoch == 0:
             order = torch.randperm(len(features), generator=generator).to(device)
         rows = order[step % steps_per_epoch * batch_size :][:batch_size]
-        images, wanted = features[rows], labels[rows]
-        logits = (images @ weight.flatten(1)).view(batch_size, num_rates, num_classes) + bias
+        inputs, wanted = features[rows], targets[rows]
+        logits = (inputs @ weight.flatten(1)).view(batch_size, num_rates, num_classes) + bias
         error = logits.softmax(dim=-1) / batch_size  # (B, L, C)
-        error[torch.arange(batch_size, device=device), :, wanted] -= 1 / batch_size
+        if wanted.dim() == 1:
+            error[torch.arange(batch_size, device=device), :, wanted] -= 1 / batch_size
+        else:
+            error.mul_(wanted.sum(dim=1)[:, None, None]).sub_(wanted[:, None] / batch_size)
         lr = rates * cosine_schedule(step, base=1.0, minimum=0.0, warmup=0, total=total)
-        weight_momentum.mul_(MOMENTUM).add_((images.T @ error.flatten(1)).view_as(weight))
+        weight_momentum.mul_(MOMENTUM).add_((inputs.T @ error.flatten(1)).view_as(weight))
         bias_momentum.mul_(MOMENTUM).add_(error.sum(dim=0))
         weight.sub_(lr * weight_momentum)
         bias.sub_(lr * bias_momentum)

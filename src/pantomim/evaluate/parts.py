@@ -1,5 +1,6 @@
 """Who may see what in an evaluation: one part to fit, one to choose by, one to report."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,6 +56,19 @@ def make_parts(train: FeatureTable, validation: FeatureTable | None, test: Featu
             f"{len(classes)} classes. Add images, or a val part."
         )
     return Parts(train, train.rows(rows["train"]), train.rows(rows["test"]), test, len(classes))
+
+
+def part_names(own: Collection[str]) -> dict[str, str]:
+    """Which split is which part: "train", "test", and "val" if it is a third one.
+
+    Test is the source's test split; without one, its val split; without any splits, the fixed fifth that pre-training
+    does not see either.
+
+    Args:
+        own: The splits that the source has of its own.
+    """
+    names = {"train": "train", "test": "val" if "val" in own and "test" not in own else "test"}
+    return names | {"val": "val"} if "val" in own and "test" in own else names
 
 
 def missing_labels(where: str) -> str:

@@ -32,7 +32,16 @@ from pantomim.evaluate.linear import LinearProbe, linear
 from pantomim.evaluate.linear_mae import Extractor, MAEProbe, linear_mae
 from pantomim.evaluate.memo import Memo
 from pantomim.evaluate.out import check_out
-from pantomim.evaluate.parts import known_classes, make_parts, missing_labels, renumber
+from pantomim.evaluate.parts import known_classes, make_parts, missing_labels, part_names, renumber
+from pantomim.evaluate.patches import (
+    MaskedParts,
+    PatchExtractor,
+    Pictures,
+    open_masked_parts,
+    pixel_patches,
+    resized_encoder,
+)
+from pantomim.evaluate.segmentation import PatchProbe, segmentation
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights, replace_file
 from pantomim.formats.timm import TimmEncoder, load_timm
@@ -40,6 +49,7 @@ from pantomim.frozen import frozen
 from pantomim.nn.vit import Encoder
 
 PROTOCOL_VERSION = 1
+NO_CLASS = 255  # in masks, unless --ignore says otherwise
 SHOWN = {"trained": "trained", "untrained": "untrained twin", "pixels": "raw pixels"}
 Contender = Literal["trained", "untrained", "pixels"]
 
@@ -49,9 +59,9 @@ class Evaluate:
     """What to score, on what, and how.
 
     Args:
-        protocol: Nearest neighbours, or a linear classifier on frozen features.
+        protocol: Nearest neighbours, or a linear classifier on frozen features of images, or of patches (segmentation).
         encoder: A run folder, a file of weights, or timm:NAME.
-        data: As for pre-training, with labels.
+        data: As for pre-training, with labels; for segmentation, with masks.
         out: FILE.json; by default eval/PROTOCOL-DATA.json in the run folder.
         training: Of the linear classifier: on cached features with many learning rates, or as MAE's authors do it.
         images: Use only this many training images: the draw that `pretrain --data.images` makes.
@@ -64,9 +74,14 @@ class Evaluate:
         device: "auto" takes a GPU if there is one.
         probe: How the cached probe is trained.
         mae: How the authors' probe is trained.
+        masks: Which masks (segmentation only): a folder beside the images, or an array of the .npz; None: the only one.
+        ignore: The value in masks of pixels that have no class.
+        image_size: Height and width at which patches are encoded and scored (segmentation only); None: those of the
+            images, with at most twice the patches of the encoder's own size along the shorter side.
+        patches: How the classifier of patches is trained.
     """
 
-    protocol: Annotated[Literal["knn", "linear"], tyro.conf.Positional]
+    protocol: Annotated[Literal["knn", "linear", "segmentation"], tyro.conf.Positional]
     encoder: str
     data: str
     out: Path | None = None
@@ -81,6 +96,10 @@ class Evaluate:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     probe: LinearProbe = LinearProbe()
     mae: MAEProbe = MAEProbe()
+    masks: str | None = None
+    ignore: int = NO_CLASS
+    image_size: tuple[int, int] | None = None
+    patches: PatchProbe = PatchProbe()
 
     def __post_init__(self) -> None:
         problems = [
@@ -94,13 +113,25 @@ class Evaluate:
             ]
             if value < 1
         ]
-        if self.protocol == "knn" and self.training == "mae":
-            problems.append("Evaluate.training (--protocol) must be 'cached' for knn; got 'mae'. Choose linear.")
-        if self.labels_per_class is not None and (self.protocol == "knn" or self.training == "mae"):
+        if self.protocol != "linear" and self.training == "mae":
+            problems.append(
+                f"Evaluate.training (--protocol) must be 'cached' for {self.protocol}; got 'mae'. Choose linear."
+            )
+        if self.labels_per_class is not None and (self.protocol != "linear" or self.training == "mae"):
             problems.append(
                 "Evaluate.labels_per_class must be left out but for linear on cached features; got "
                 f"{self.labels_per_class} with {self.name}. Choose linear without --protocol mae."
             )
+        if self.protocol != "segmentation":
+            problems += [
+                f"Evaluate.{name} must be left out but for segmentation; got {value} with {self.name}."
+                for name, value, default in [
+                    ("masks", self.masks, None),
+                    ("ignore", self.ignore, NO_CLASS),
+                    ("image_size", self.image_size, None),
+                ]
+                if value != default
+            ]
         if not self.contenders or len(set(self.contenders)) < len(self.contenders):
             problems.append(f"Evaluate.contenders must name at least one, and each once; got {self.contenders}.")
         if problems:
@@ -122,7 +153,8 @@ def evaluate(config: Evaluate, memo: Memo | None = None) -> dict[str, Any]:
 
     Returns: the protocol, data, seed and hash of the encoder, and for each of `contenders` the scores as shares:
         `top1` (of the class token or the mean of patches, whichever is better on held-out training images),
-        `top1_per_class`, `top1_class`, `top1_mean` and more. Counts are of the images used; `broken` names the others.
+        `top1_per_class`, `top1_class`, `top1_mean` and more; for segmentation see `segmentation.segmentation`. Counts
+        are of the images used; `broken` names the others.
 
     Raises:
         ValueError: if the data have no labels, other channels than the encoder, or classes that train does not have.
@@ -130,7 +162,8 @@ def evaluate(config: Evaluate, memo: Memo | None = None) -> dict[str, Any]:
     begin = time.perf_counter()
     memo = Memo() if memo is None else memo
     encoder = load_encoder(config.encoder)
-    data = memo.once(_used_images(config), lambda: _used_parts(config))
+    masked = _masked(config, memo)
+    data = masked.parts if masked else memo.once(_used_images(config), lambda: _used_parts(config))
     check_channels(encoder, data["train"])
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(auto if config.device == "auto" else config.device)
@@ -141,12 +174,23 @@ def evaluate(config: Evaluate, memo: Memo | None = None) -> dict[str, Any]:
         encoders["untrained"] = untrained_twin(encoder, config.seed)
     encoders = {name: contender.to(device) for name, contender in encoders.items()}
     # Where pixels do not compete, nobody asks for their mean and deviation.
-    stats = channel_stats(data["train"]) if "pixels" in config.contenders else None
-    if config.training == "mae":
+    stats = channel_stats(data["train"]) if "pixels" in config.contenders and not masked else None
+    about: dict[str, Any]
+    if masked:
+        size, batch_size = config.image_size, config.batch_size
+        pictures = Pictures.of(masked, encoder, image_size=size, batch_size=batch_size, device=device)
+        scores, about = _on_patches(config, encoders, pictures), pictures.about()
+    elif config.training == "mae":
         scores = _by_mae_protocol(config, encoders, encoder.image_size, data, stats, device)
     else:
         scores = _on_cached_features(config, encoders, encoder.image_size, data, stats, device, memo)
     train, test = data["train"], data["test"]
+    if not masked:
+        about = {
+            "num_classes": len(known_classes(_labels(train))),
+            "image_size": list(encoder.image_size),
+            "pixels_image_size": list(pixel_size(encoder.image_size, train.channels)),
+        }
     return {
         "protocol": config.name,
         "protocol_version": PROTOCOL_VERSION,
@@ -157,11 +201,9 @@ def evaluate(config: Evaluate, memo: Memo | None = None) -> dict[str, Any]:
             "num_val": len(data["val"]) - len(data["val"].broken) if "val" in data else "a fifth of train",
             "num_test": len(test) - len(test.broken),
             "test_split": test.split,
-            "num_classes": len(known_classes(_labels(train))),
             "channels": train.channels,
             "scale": asdict(train.scale),
-            "image_size": list(encoder.image_size),
-            "pixels_image_size": list(pixel_size(encoder.image_size, train.channels)),
+            **about,
             "broken": [
                 {"split": part.split, "name": broken.name, "reason": broken.reason}
                 for part in data.values()
@@ -205,31 +247,25 @@ def evaluate_to_file(config: Evaluate, memo: Memo | None = None) -> tuple[Path, 
 def headline(result: dict[str, Any]) -> str:
     """The result in one line."""
     few = f", {result['labels_per_class']} labels a class" if result["labels_per_class"] else ""
+    metric, called = ("miou", "mean IoU") if result["protocol"] == "segmentation" else ("top1", "top-1")
     scores = []
     for name, shown in SHOWN.items():
         if name not in result:
             continue
         spread = f" ± {100 * result[name]['top1_std']:.1f}" if "top1_std" in result[name] else ""
-        scores.append(f"{shown} {100 * result[name]['top1']:.1f}{spread} %")
+        scores.append(f"{shown} {100 * result[name][metric]:.1f}{spread} %")
     num_broken = len(result["data"]["broken"])
     left_out = f"; {num_broken} broken image{'s' if num_broken > 1 else ''} left out" if num_broken else ""
-    return f"{result['protocol']} on {result['dataset']}{few}, top-1: {', '.join(scores)}{left_out}"
+    return f"{result['protocol']} on {result['dataset']}{few}, {called}: {', '.join(scores)}{left_out}"
 
 
 def open_parts(spec: str) -> dict[str, Dataset]:
-    """The labelled splits of a source: "train", "test", and "val" if it is a third part.
-
-    Test is the source's test split; without one, its val split; without any splits, the fixed fifth that pre-training
-    does not see either.
+    """The labelled splits of a source, as `part_names` divides them.
 
     Raises:
         ValueError: if labels are missing or a class of val or test is unknown to train.
     """
-    own = splits(spec)
-    names = {"train": "train", "test": "val" if "val" in own and "test" not in own else "test"}
-    if "val" in own and "test" in own:
-        names["val"] = "val"
-    data = {part: open_source(spec, split) for part, split in names.items()}
+    data = {part: open_source(spec, split) for part, split in part_names(splits(spec)).items()}
     for part, dataset in data.items():
         if dataset.labels is None:
             raise ValueError(missing_labels(f"{spec} ({part})"))
@@ -329,7 +365,38 @@ def _by_mae_protocol(
     return scores
 
 
+def _masked(config: Evaluate, memo: Memo) -> MaskedParts | None:
+    """Images with masks, where the protocol is about masks."""
+    if config.protocol != "segmentation":
+        return None
+    return memo.once(
+        (*_used_images(config), config.masks, config.ignore),
+        lambda: open_masked_parts(
+            config.data, config.masks, config.ignore, images=config.images, test_images=config.test_images
+        ),
+    )
+
+
+def _on_patches(
+    config: Evaluate, encoders: dict[str, Encoder | TimmEncoder], pictures: Pictures
+) -> dict[str, dict[str, Any]]:
+    def of(encoder: Encoder | TimmEncoder) -> PatchExtractor:
+        return lambda images: encoder(images).patches
+
+    resized = {name: resized_encoder(encoder, pictures.image_size) for name, encoder in encoders.items()}
+    before = {name: hash_weights(encoder.state_dict()) for name, encoder in resized.items()}
+    extractors = {name: of(encoder) for name, encoder in resized.items()}
+    if "pixels" in config.contenders:
+        extractors["pixels"] = partial(pixel_patches, grid=pictures.grid)
+    scores = segmentation(extractors, pictures, config.patches, seed=config.seed)
+    for name, encoder in resized.items():
+        assert hash_weights(encoder.state_dict()) == before[name], "a frozen encoder has changed"
+    return scores
+
+
 def _settings(config: Evaluate) -> dict[str, Any]:
+    if config.protocol == "segmentation":
+        return {**asdict(config.patches), "lrs": list(config.patches.lrs)}
     if config.training == "mae":
         return asdict(config.mae)
     if config.labels_per_class is not None:
