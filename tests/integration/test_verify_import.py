@@ -1,14 +1,19 @@
 """`pantomim verify` and `pantomim import`, as typed."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_images
 
 from pantomim.cli import main
 from pantomim.formats.mae import official_weights
-from pantomim.formats.native import load_encoder_folder
+from pantomim.formats.mmpretrain import mmpretrain_weights
+from pantomim.formats.native import load_decoder, load_encoder_folder
+from pantomim.nn.decoder import DecoderConfig
+from pantomim.nn.position import resample
 from pantomim.nn.vit import EncoderConfig
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
@@ -55,3 +60,66 @@ def test_import_refuses_with_the_list_of_keys(tmp_path, capsys):
     assert stop.value.code == 2
     assert "conv1.weight, fc.bias" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def mmpretrain_run(tmp_path: Path) -> Path:
+    """A folder imported from a small file of mmpretrain, with its tables: the row in the first half of the channels."""
+    encoder = EncoderConfig(image_size=(16, 16), patch_size=4, width=96, depth=1, heads=3).build()
+    decoder = DecoderConfig(width=64, depth=1, heads=4).build(96, 1, (4, 4), 48)
+    weights = mmpretrain_weights(encoder, decoder)
+    for name in ("backbone.pos_embed", "neck.decoder_pos_embed"):
+        weights[name] = weights[name].roll(weights[name].shape[-1] // 2, dims=-1)
+    torch.save({"meta": {"epoch": 300}, "state_dict": weights}, tmp_path / "epoch_300.pth")
+    out = tmp_path / "imported"
+    given = ["--format", "mmpretrain", "--decoder-heads", "4"]
+    main(["import", str(tmp_path / "epoch_300.pth"), "--out", str(out), *given])
+    return out
+
+
+def test_an_imported_mmpretrain_file_is_evaluated(
+    capsys: pytest.CaptureFixture[str], mmpretrain_run: Path, tmp_path: Path
+) -> None:
+    told = capsys.readouterr().out
+    assert "holds an mmpretrain MAE encoder and decoder" in told
+    assert told.count("positions: sincos, rows first, as stored") == 2
+    source, result = tiny_images(tmp_path / "tiny.npz"), tmp_path / "knn.json"
+    main(["evaluate", "knn", "--encoder", str(mmpretrain_run), "--data", str(source), "--out", str(result)])
+    assert 0 <= json.loads(result.read_text())["trained"]["top1"] <= 1
+
+
+@pytest.mark.parametrize("side", [16, 24])
+def test_going_on_from_an_mmpretrain_file_keeps_its_tables(
+    mmpretrain_run: Path, tmp_path: Path, side: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, run = tiny_images(tmp_path / "tiny.npz", side=side), tmp_path / "run"
+    image_size = ["--method.encoder.image_size", str(side), str(side)]
+    steps = ["--steps", "2", "--batch-size", "16", "--runtime.tracker", "none", "--runtime.device", "cpu"]
+    main(
+        [
+            "pretrain",
+            "mae",
+            "--data",
+            str(source),
+            "--out",
+            str(run),
+            "--init",
+            str(mmpretrain_run),
+            *image_size,
+            *steps,
+        ]
+    )
+    told = " ".join(capfd.readouterr().err.split())
+    assert "its position table is kept: sincos, rows first" in told
+    assert "its decoder is taken too" in told
+    before = (load_encoder_folder(mmpretrain_run).pos_embed, load_decoder(mmpretrain_run).decoder_pos_embed)
+    after = (load_encoder_folder(run).pos_embed, load_decoder(run).decoder_pos_embed)
+    about = [json.loads((run / f"{name}.json").read_text())["position_table"] for name in ("encoder", "decoder")]
+    if side == 16:
+        assert all(torch.equal(first, second) for first, second in zip(before, after, strict=True))
+        assert about == ["sincos, rows first"] * 2
+    else:
+        assert "positions resampled from (4, 4) to (6, 6)" in told
+        assert about == ["other"] * 2
+        for first, second in zip(before, after, strict=True):
+            assert torch.equal(second, resample(first, (4, 4), (6, 6), 1))

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from pantomim.formats import load_encoder
 from pantomim.formats.files import load_exactly
-from pantomim.formats.native import load_decoder
+from pantomim.formats.native import describe_positions, load_decoder
 from pantomim.methods.base import Method
+from pantomim.nn.decoder import MAEDecoder
+from pantomim.nn.position import resample
 from pantomim.nn.vit import Encoder, resize_encoder_weights
 
 MUST_AGREE = ("width", "depth", "heads", "mlp_ratio", "patch_size", "in_chans", "class_token", "registers")
@@ -14,7 +16,8 @@ MUST_AGREE = ("width", "depth", "heads", "mlp_ratio", "patch_size", "in_chans", 
 def start_from(spec: str, method: Method) -> str:
     """Copy an existing encoder's weights into a method, and the decoder's where there is one that fits.
 
-    Positions are resampled where the grid differs. Mean and deviation stay the method's own.
+    Positions come along, fixed tables too: weights mean what they meant only with the table that they were trained
+    with. They are resampled where the grid differs. Mean and deviation stay the method's own.
 
     Args:
         spec: As `load_encoder` takes it.
@@ -46,15 +49,21 @@ def start_from(spec: str, method: Method) -> str:
     weights, _ = resize_encoder_weights(source.state_dict(), source.config, encoder.image_size)
     load_exactly(encoder, weights, spec)
     resampled = "" if source.grid == encoder.grid else f" (positions resampled from {source.grid} to {encoder.grid})"
-    return f"Starting from the encoder of {spec}{resampled}; {_take_decoder(spec, method)}."
+    table = describe_positions(source)
+    kept = f" (its position table is kept: {table})" if table != "sincos, columns first" else ""
+    return f"Starting from the encoder of {spec}{kept}{resampled}; {_take_decoder(spec, method)}."
 
 
 def _take_decoder(spec: str, method: Method) -> str:
     decoder = method.exports().get("decoder")
-    if decoder is None or not (Path(spec) / "decoder.json").is_file():
+    if not isinstance(decoder, MAEDecoder) or not (Path(spec) / "decoder.json").is_file():
         return "everything else is drawn from the seed"
-    theirs, ours = load_decoder(spec).state_dict(), decoder.state_dict()
-    theirs["decoder_pos_embed"] = ours["decoder_pos_embed"]  # a fixed table of our own grid
+    source, ours = load_decoder(spec), decoder.state_dict()
+    theirs = source.state_dict()
+    if source.num_prefix == decoder.num_prefix:
+        theirs["decoder_pos_embed"] = resample(
+            source.decoder_pos_embed, source.grid, decoder.grid, source.num_prefix
+        ).detach()
     shapes = [{name: tensor.shape for name, tensor in weights.items()} for weights in (theirs, ours)]
     if shapes[0] != shapes[1]:
         return "its decoder has other sizes and is not taken"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pantomim.formats.native import load_encoder_folder
+from pantomim.formats.reader import read_weights
 from pantomim.formats.timm import TimmEncoder, load_timm
 from pantomim.nn.vit import Encoder
 
@@ -12,7 +13,7 @@ def load_encoder(spec: str | Path) -> Encoder | TimmEncoder:
 
     Args:
         spec: "RUN", a run folder; "FILE", an encoder.safetensors with its encoder.json beside it, or a checkpoint of
-            another project that `formats.mae` knows; "timm:NAME", a pretrained model of timm; "timm:NAME@FILE", the
+            MAE's authors or of mmpretrain; "timm:NAME", a pretrained model of timm; "timm:NAME@FILE", the
             same with its weights on disk.
 
     Raises:
@@ -33,6 +34,17 @@ def load_encoder(spec: str | Path) -> Encoder | TimmEncoder:
         )
     if path.name == "encoder.safetensors" and path.with_suffix(".json").is_file():
         return load_encoder_folder(path.parent)
-    from pantomim.formats.mae import load_mae_encoder  # late: most runs never meet a foreign file
+    return _load_foreign(path)
 
-    return load_mae_encoder(path)
+
+def _load_foreign(path: Path) -> Encoder:
+    """The encoder of a checkpoint of MAE's authors or of mmpretrain."""
+    # Imported late: most runs never meet a foreign file.
+    from pantomim.formats.foreign import encoder_of, recognise
+    from pantomim.formats.mae import MAE_LAYOUT
+    from pantomim.formats.mmpretrain import is_mmpretrain, recognise_mmpretrain
+
+    weights, source = read_weights(path), str(path)
+    if is_mmpretrain(weights):
+        return encoder_of(recognise_mmpretrain(weights, source), source)
+    return encoder_of(recognise(weights, source, MAE_LAYOUT), source)

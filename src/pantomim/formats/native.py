@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pantomim.formats.files import hash_weights, load_exactly, replace_file
 from pantomim.nn.decoder import MAEDecoder
 from pantomim.nn.heads import Classifier
+from pantomim.nn.position import TableName, name_table
 from pantomim.nn.vit import Block, Encoder, EncoderConfig
 
 FORMAT_VERSION = 1
@@ -69,6 +70,12 @@ def exact_ratio(hidden: int, width: int) -> float:
     """The `mlp_ratio` for which `int(width * mlp_ratio)` is `hidden`, rounding errors included."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def describe_positions(module: Encoder | MAEDecoder) -> TableName:
+    """Which position table the weights hold: imported ones bring their own, and whoever goes on from them keeps it."""
+    table = module.pos_embed if isinstance(module, Encoder) else module.decoder_pos_embed
+    return name_table(table, module.grid, module.num_prefix)
 
 
 def save_encoder(folder: str | Path, encoder: Encoder, *, scale: Any, recipe: str) -> None:
@@ -132,7 +139,7 @@ def save_decoder(folder: str | Path, decoder: MAEDecoder) -> None:
         "mlp_ratio": exact_ratio(block.mlp.fc1.out_features, width),
         "out_dim": decoder.decoder_pred.out_features,
     }
-    _save(Path(folder), DECODER, decoder, {"decoder": arguments})
+    _save(Path(folder), DECODER, decoder, {"decoder": arguments, "position_table": describe_positions(decoder)})
 
 
 def load_decoder(path: str | Path) -> MAEDecoder:
@@ -177,6 +184,7 @@ def _describe(encoder: Encoder, scale: Any, recipe: str) -> dict[str, Any]:
     config = encoder.config
     return {
         "encoder": asdict(config),
+        "position_table": describe_positions(encoder),
         "mean": config.mean,
         "std": config.std,
         "scale": asdict(scale) if is_dataclass(scale) and not isinstance(scale, type) else dict(scale),

@@ -20,7 +20,25 @@ from torch import Tensor
 # Globals that a training checkpoint may name and that only hold values; torch knows tensors and containers by itself.
 HARMLESS = (argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath)
 
+# Values of training logs, which mmengine's checkpoints hold beside the weights: an `Unread` stands in for each.
+UNREAD = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.ndarray",
+    "numpy.dtype",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+)
+
 WRAPPERS = ("model", "state_dict")  # what training checkpoints call their weights
+
+
+class Unread:
+    """Stands where a checkpoint holds something that is no weight; what the file says of it is dropped."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 def read_weights(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:
@@ -52,7 +70,8 @@ def read_weights(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[s
 
 def _unpickle(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(list(HARMLESS)), warnings.catch_warnings():
+        known: list[Any] = [*HARMLESS, *((Unread, name) for name in UNREAD)]
+        with torch.serialization.safe_globals(known), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

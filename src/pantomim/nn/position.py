@@ -1,5 +1,7 @@
 """Position tables: fixed sine-cosine ones, and resampling to another grid."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,6 +33,27 @@ def sincos_2d(width: int, grid: tuple[int, int], num_prefix: int = 0) -> Float[T
     by_row = encode(torch.arange(rows)).repeat_interleave(cols, dim=0)
     table = torch.cat([by_col, by_row], dim=1)
     return torch.cat([table.new_zeros(num_prefix, width), table])
+
+
+TableName = Literal["sincos, columns first", "sincos, rows first", "other"]
+
+
+def name_table(table: Float[Tensor, "1 T D"], grid: tuple[int, int], num_prefix: int) -> TableName:
+    """Which position table this is: MAE's (columns first), mmpretrain's (rows first) or another one.
+
+    Both are sine-cosine tables; they differ in what the first half of the channels encodes. On a single patch they are
+    the same, which is told as columns first.
+    """
+    width = table.shape[-1]
+    if width % 4:
+        return "other"
+    columns_first = sincos_2d(width, grid, num_prefix)
+    rows_first = columns_first.roll(width // 2, dims=1)
+    rounding = max(1e-4, torch.finfo(table.dtype).eps)  # of the stored number type, and of a table made in float32
+    found = table[0].detach().cpu().double()
+    if torch.allclose(found, columns_first, rtol=0, atol=rounding):
+        return "sincos, columns first"
+    return "sincos, rows first" if torch.allclose(found, rows_first, rtol=0, atol=rounding) else "other"
 
 
 def resample(

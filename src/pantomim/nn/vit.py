@@ -173,7 +173,7 @@ class Encoder(nn.Module):
         mlp_ratio: Hidden width of the MLP over the width.
         registers: Number of register tokens.
         class_token: Whether there is a class token.
-        position: "sincos" (fixed table) or "learned".
+        position: "sincos" (a fixed table: sine-cosine, unless loaded weights bring their own) or "learned".
         drop_path: Rate of the last block; blocks before it have linearly less.
         mean: Mean of each channel, in the scale of the images.
         std: Deviation of each channel.
@@ -307,7 +307,7 @@ class EncoderConfig:
         mlp_ratio: Hidden width of the MLP over the width.
         registers: Number of register tokens.
         class_token: Whether there is a class token.
-        position: Fixed sine-cosine table, or a learned one.
+        position: A fixed table (sine-cosine, unless loaded weights bring their own), or a learned one.
         drop_path: Stochastic depth of the last block; earlier ones have linearly less.
         mean: Mean of each channel, in the scale of the images.
         std: Deviation of each channel.

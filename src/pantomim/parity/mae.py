@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.formats.files import load_exactly
-from pantomim.formats.mae import official_name, our_name
+from pantomim.formats.foreign import official_name
+from pantomim.formats.mae import our_name
 from pantomim.masking.mask import Mask
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch

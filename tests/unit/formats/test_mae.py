@@ -5,15 +5,9 @@ import pytest
 import torch
 
 from pantomim.formats import load_encoder
-from pantomim.formats.mae import (
-    Given,
-    import_mae,
-    load_for_finetuning,
-    load_mae,
-    load_mae_encoder,
-    official_weights,
-    recognise,
-)
+from pantomim.formats.foreign import AS_PUBLISHED, Given, import_checkpoint
+from pantomim.formats.foreign import recognise as recognise_layout
+from pantomim.formats.mae import MAE_LAYOUT, load_for_finetuning, load_mae, official_weights
 from pantomim.formats.native import load_classifier, load_decoder, load_encoder_folder
 from pantomim.masking.mask import Mask
 from pantomim.nn.decoder import DecoderConfig
@@ -22,6 +16,10 @@ from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 
 WIDTH, DEPTH, PATCH, SIDE, DECODER_WIDTH = 96, 2, 4, 12, 64
 GIVEN = Given(decoder_heads=4)
+
+
+def recognise(weights, source, given=AS_PUBLISHED):
+    return recognise_layout(weights, source, MAE_LAYOUT, given)
 
 
 def block(prefix, width):
@@ -120,7 +118,7 @@ def test_published_sizes_have_the_expected_number_of_tensors():
 
 def test_import_writes_our_files(tmp_path):
     source = checkpoint(tmp_path / "mae_full.pth", official("full"))
-    report = import_mae(source, tmp_path / "out", decoder_heads=4)
+    report = import_checkpoint(source, tmp_path / "out", load_mae, GIVEN)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(report.files)
     assert "encoder: 96 wide, 2 deep, 3 heads, patch 4, 3 x 12 x 12" in str(report)
     direct = load_mae(source, GIVEN)
@@ -133,18 +131,18 @@ def test_import_writes_our_files(tmp_path):
 
 def test_import_of_a_classifier(tmp_path):
     source = checkpoint(tmp_path / "mae_finetuned.pth", official("classifier"))
-    report = import_mae(source, tmp_path / "out")
+    report = import_checkpoint(source, tmp_path / "out", load_mae)
     assert report.files == ("classifier.safetensors", "classifier.json")
     assert "head: 7 classes, pool mean" in str(report)
     ours = load_classifier(tmp_path / "out")
     assert torch.equal(ours(images()), load_mae(source).classifier(images()))
     with pytest.raises(ValueError, match="final norm; got a classifier with mean pooling"):
-        load_mae_encoder(source)
+        load_encoder(source)
 
 
 def test_a_classifier_on_the_class_token_also_gives_its_encoder(tmp_path):
     source = checkpoint(tmp_path / "mae_finetuned.pth", official("classifier, class token"))
-    report = import_mae(source, tmp_path / "out")
+    report = import_checkpoint(source, tmp_path / "out", load_mae)
     assert report.files[::2] == ("encoder.safetensors", "classifier.safetensors")
     encoder, classifier = load_encoder_folder(tmp_path / "out"), load_classifier(tmp_path / "out")
     torch.testing.assert_close(classifier.head(encoder(images()).prefix[:, 0]), classifier(images()))
@@ -152,16 +150,16 @@ def test_a_classifier_on_the_class_token_also_gives_its_encoder(tmp_path):
 
 def test_import_does_not_overwrite(tmp_path):
     source = checkpoint(tmp_path / "mae.pth", official("encoder"))
-    import_mae(source, tmp_path / "out")
+    import_checkpoint(source, tmp_path / "out", load_mae)
     before = (tmp_path / "out" / "encoder.json").read_bytes()
     with pytest.raises(ValueError, match=r"out must not hold weights yet; got .*out with encoder"):
-        import_mae(source, tmp_path / "out")
+        import_checkpoint(source, tmp_path / "out", load_mae)
     assert (tmp_path / "out" / "encoder.json").read_bytes() == before
 
 
 def test_load_encoder_reads_official_files(tmp_path):
     source = checkpoint(tmp_path / "mae.pth", official("encoder"))
-    torch.testing.assert_close(load_encoder(source)(images()).patches, load_mae_encoder(source)(images()).patches)
+    torch.testing.assert_close(load_encoder(source)(images()).patches, load_mae(source).encoder(images()).patches)
 
 
 def test_timm_gives_the_same_features(tmp_path):
@@ -220,7 +218,7 @@ def rename(weights, old, new):
 )
 def test_what_is_no_official_layout_is_refused_with_its_keys(tmp_path, weights, parts):
     with pytest.raises(ValueError, match="official MAE") as error:
-        import_mae(checkpoint(tmp_path / "mae.pth", weights), tmp_path / "out", decoder_heads=4)
+        import_checkpoint(checkpoint(tmp_path / "mae.pth", weights), tmp_path / "out", load_mae, GIVEN)
     for part in parts:
         assert part in str(error.value)
     assert not (tmp_path / "out").exists()

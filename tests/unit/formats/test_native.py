@@ -170,7 +170,7 @@ def test_decoder_round_trip(tmp_path):
     save_decoder(tmp_path, decoder)
     loaded = load_decoder(tmp_path)
     encoder = EncoderConfig(image_size=(12, 16), patch_size=4, width=24, depth=1, heads=3, registers=1).build()
-    mask = RandomMasker(ratio=0.5)(2, (3, 4), torch.Generator().manual_seed(1), 0)
+    mask = RandomMasker(ratio=0.5)(2, (3, 4), torch.Generator().manual_seed(1))
     latent = encoder(torch.rand(2, 3, 12, 16), mask.ids_keep)
     assert torch.equal(loaded(latent, mask), decoder(latent, mask))
     assert not loaded.training

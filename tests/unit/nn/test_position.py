@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pantomim.nn.position import resample, sincos_2d
+from pantomim.nn.position import name_table, resample, sincos_2d
 
 
 def test_sincos_is_the_formula() -> None:
@@ -37,3 +37,16 @@ def test_resample_knows_rows_from_columns() -> None:
     resized = resample(by_row, (4, 3), (6, 5), 0).reshape(6, 5)
     assert torch.allclose(resized, resized[:, :1].expand(-1, 5), atol=1e-6)
     assert (resized.diff(dim=0) > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_tables_are_told_apart(dtype: torch.dtype) -> None:
+    grid = (3, 5)
+    table = sincos_2d(16, grid, 1)[None]
+    assert name_table(table.to(dtype), grid, 1) == "sincos, columns first"
+    rows_first = torch.cat([table[..., 8:], table[..., :8]], dim=-1)
+    assert name_table(rows_first.to(dtype), grid, 1) == "sincos, rows first"
+    moved = table.clone()
+    moved[0, 4, 2] += 0.02
+    assert name_table(moved.to(dtype), grid, 1) == "other"
+    assert name_table(torch.zeros(1, 16, 6, dtype=dtype), grid, 1) == "other"
