@@ -91,7 +91,7 @@ class Masks:
             if mask.shape != size:
                 reason = "has a mask of {}x{} pixels, itself {}x{}".format(*mask.shape, *size)
                 return np.empty(0, np.int64), (0, 0), reason
-            return np.unique(mask), size, ""
+            return _distinct(mask), size, ""
 
         indices = [index for index in range(len(dataset)) if index not in known]
         with ThreadPoolExecutor(num_threads()) as threads:
@@ -211,6 +211,13 @@ def _positions(store: Store, spec: str) -> dict[str, int]:
 def _stem(name: str) -> str:
     folder, slash, file = name.rpartition("/")
     return folder + slash + (file.rpartition(".")[0] or file)
+
+
+def _distinct(mask: Int[np.ndarray, "H W"]) -> Int[np.ndarray, " ids"]:
+    """The ids of a mask, rising; small ones are counted, which takes a tenth of the time of sorting."""
+    if mask.size and 0 <= mask.min() and mask.max() < 1024:
+        return np.flatnonzero(np.bincount(mask.reshape(-1)))
+    return np.unique(mask)
 
 
 def _short(path: Path) -> str:
