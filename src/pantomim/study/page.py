@@ -1,0 +1,272 @@
+"""The table of a study as files: JSON for programs, Markdown for notes, one HTML page that needs nothing else."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from pantomim.files import replace_file
+from pantomim.report.folder import read_run
+from pantomim.report.page import duration, length
+from pantomim.report.pictures import Triplet, triplets
+from pantomim.study.cells import Study
+from pantomim.study.run import cell_folder
+from pantomim.study.table import (
+    Spread,
+    Table,
+    findings,
+    heading,
+    make_table,
+    show,
+    show_difference,
+)
+
+COST_HEADINGS = ("", "ms a step", "against the reference", "images/s", "pre-training", "evaluations")
+MASK_HEADINGS = ("", "hidden (%)", "visible clusters", "visible neighbours", "hidden to nearest visible")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the arms hide of the same images, and make of it.
+
+    Args:
+        seed: Of the runs that drew them.
+        arms: By name, the images three times.
+        captions: What one must know to read them; one where all arms agree.
+    """
+
+    seed: int
+    arms: dict[str, list[Triplet]]
+    captions: list[str]
+
+
+def write_tables(study: Study, out: Path) -> list[Path]:
+    """Write table.json, table.md and table.html from what there is so far.
+
+    Raises:
+        ValueError: if a column of the plan is no number of its evaluation.
+    """
+    table = make_table(study, out)
+    texts = {"table.json": table.to_json(), "table.md": markdown(study, table), "table.html": html(study, table, out)}
+    for name, text in texts.items():
+        replace_file(out / name, text.encode())
+    return [out / name for name in texts]
+
+
+def markdown(study: Study, table: Table) -> str:
+    """The table for notes and repositories."""
+    headings = ["", *map(heading, table.metrics)]
+    lines = [f"# {title(table)}", "", table.summary, "", f"    {table.command}", ""]
+    lines += [line for note in notes(table) for line in (f"**{note}**", "")]
+    lines += [*_markdown_table(headings, score_rows(table)), "", reading(table), ""]
+    lines += [f"Differences to {table.reference}, seed by seed:", ""]
+    lines += [*_markdown_table(headings, difference_rows(table)), ""]
+    lines += [*(f"- {sentence}" for sentence in findings(table)), "", "Cost:", ""]
+    lines += [*_markdown_table(COST_HEADINGS, cost_rows(table)), ""]
+    if hidden := mask_rows(table):
+        lines += ["What is hidden, on average over masks (lengths in patches):", ""]
+        lines += [*_markdown_table(MASK_HEADINGS, hidden), ""]
+    lines += ["What was run:", "", *(f"- {name}: {value}" for name, value in facts(study, table))]
+    return "\n".join(lines) + "\n"
+
+
+def html(study: Study, table: Table, out: Path) -> str:
+    """The page: scores, what they show, cost, pictures, and what was run."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("pantomim.study", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = resources.files("pantomim.report").joinpath("page.css").read_text(encoding="utf-8")
+    return templates.get_template("study.html").render(
+        style=Markup(style),  # ours, without user strings
+        title=title(table),
+        table=table,
+        notes=notes(table),
+        headings=["", *map(heading, table.metrics)],
+        scores=score_rows(table),
+        best=best_arms(table),
+        reading=reading(table),
+        differences=difference_rows(table),
+        findings=findings(table),
+        cost_headings=COST_HEADINGS,
+        costs=cost_rows(table),
+        mask_headings=MASK_HEADINGS,
+        masks=mask_rows(table),
+        pictures=arm_pictures(study, out),
+        facts=facts(study, table),
+        arms=[(arm, _yaml(overrides)) for arm, overrides in study.plan.arm_overrides.items()],
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=next(
+            (found["packages"].get("pantomim", "") for found in table.environments if "packages" in found), ""
+        ),
+        folder=str(out),
+    )
+
+
+def title(table: Table) -> str:
+    """Plan and scale."""
+    return f"Study {table.study}" + (f", scale {table.scale}" if table.scale else "")
+
+
+def notes(table: Table) -> list[str]:
+    """What is missing: cells, and evaluations that were left out."""
+    found = []
+    for state in ("failed", "begun", "not begun"):
+        cells = [cell for cell in table.cells if cell.state == state]
+        if cells:
+            named = ", ".join(cell.name + (f" ({cell.error})" if cell.error else "") for cell in cells)
+            word = {"failed": "failed", "begun": "begun, not finished", "not begun": "not begun"}[state]
+            found.append(f"{len(cells)} of {len(table.cells)} cells {word}: {named}.")
+    if table.without:
+        found.append(f"Left out on purpose: {', '.join(table.without)}.")
+    return found
+
+
+def reading(table: Table) -> str:
+    """How to read the numbers."""
+    seeds = ", ".join(map(str, table.seeds))
+    return (
+        f"Mean ± standard deviation over the seeds {seeds}; n where some are missing. Shares in percent. Differences "
+        f"to {table.reference} are taken seed by seed, in percentage points where scores are in percent. A difference "
+        f"counts as above or below only if its 95 % interval by Student's t leaves out zero; intervals are not "
+        f"corrected for the number of comparisons."
+    )
+
+
+def score_rows(table: Table) -> list[list[str]]:
+    """Name and scores of every row."""
+    planned = len(table.seeds)
+    return [[row.name, *(show(row.scores[metric], metric, planned) for metric in table.metrics)] for row in table.rows]
+
+
+def best_arms(table: Table) -> list[tuple[int, int]]:
+    """The places of the best means among the arms, as (row, column); headings do not count, names do."""
+    places = []
+    for column, metric in enumerate(table.metrics, 1):
+        means = {
+            index: spread.mean
+            for index, row in enumerate(table.rows)
+            if not row.baseline and (spread := row.scores[metric]) is not None
+        }
+        if len(means) > 1:
+            places.append((max(means, key=lambda index: means[index]), column))
+    return places
+
+
+def difference_rows(table: Table) -> list[list[str]]:
+    """Name and differences of every row but the reference."""
+    return [
+        [row.name, *(show_difference(row.differences.get(metric), metric) for metric in table.metrics)]
+        for row in table.rows
+        if row.baseline or row.arm != table.reference
+    ]
+
+
+def cost_rows(table: Table) -> list[list[str]]:
+    """What a run of each arm costs."""
+    reference = next(row.costs["s_per_step"] for row in table.rows if row.arm == table.reference and not row.baseline)
+    return [
+        [
+            row.name,
+            _plain(row.costs["s_per_step"], 1000.0, ".1f"),
+            _ratio(row.costs["s_per_step"], reference),
+            _plain(row.costs["images_per_s"], 1.0, ",.0f"),
+            _time(row.costs["pretrain_s"]),
+            _time(row.costs["evaluate_s"]),
+        ]
+        for row in table.rows
+        if not row.baseline
+    ]
+
+
+def mask_rows(table: Table) -> list[list[str]]:
+    """What each arm hides; empty if no arm says so."""
+    return [
+        [
+            row.name,
+            f"{100 * row.masks['ratio']:.1f}",
+            f"{row.masks['clusters']:.1f}",
+            f"{row.masks['neighbours']:.2f}",
+            f"{row.masks['distance']:.2f}",
+        ]
+        for row in table.rows
+        if row.masks
+    ]
+
+
+def facts(study: Study, table: Table) -> list[tuple[str, str]]:
+    """What was run, by name."""
+    run = study.cells[0].run
+    found = [
+        ("Recipe", table.base),
+        *((f"Input {name}", value) for name, value in table.inputs.items()),
+        (
+            "Length",
+            f"{length({'steps': run.duration.steps, 'epochs': run.duration.epochs})} of {run.batch_size} images",
+        ),
+        ("Arms", ", ".join(study.arms)),
+        ("Seeds", ", ".join(map(str, table.seeds))),
+    ]
+    for name, config in study.cells[0].evaluations.items():
+        limits = [
+            f"{config.images:,} images to learn from" if config.images else "all images to learn from",
+            f"{config.test_images:,} test images" if config.test_images else "all test images",
+        ]
+        found.append((f"Evaluation {name}", f"{config.name} on {config.data}, {', '.join(limits)}"))
+    for environment in table.environments:
+        packages = environment.get("packages", {})
+        versions = [f"{name} {packages[name]}" for name in ("pantomim", "torch", "timm") if name in packages]
+        found.append(("Versions", ", ".join([*versions, f"Python {environment.get('python', '?')}"])))
+        found.append(("Commit", str(environment.get("git") or "not known")))
+        hardware = [environment.get("gpu"), environment.get("cpu")]
+        cores = f"{environment.get('cores')} cores, {environment.get('threads')} threads"
+        precision = str(environment.get("precision"))
+        found.append(("Hardware", ", ".join([*(str(part) for part in hardware if part), cores, precision])))
+    return found
+
+
+def arm_pictures(study: Study, out: Path) -> Pictures | None:
+    """The pictures of the first seed of every arm that has them; None if none has."""
+    arms, captions = {}, {}
+    for cell in study.cells:
+        if cell.pictures and (cell_folder(cell, out) / "config.yaml").is_file():
+            pictures = read_run(cell_folder(cell, out)).pictures
+            if pictures is not None:
+                arms[cell.arm] = triplets(pictures)
+                captions[cell.arm] = str(pictures.about.get("caption", ""))
+    if not arms:
+        return None
+    agreed = len(set(captions.values())) == 1
+    told = list(captions.values())[:1] if agreed else [f"{arm}: {caption}" for arm, caption in captions.items()]
+    return Pictures(study.seeds[0], arms, told)
+
+
+def _markdown_table(headings: tuple[str, ...] | list[str], rows: list[list[str]]) -> list[str]:
+    lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def _plain(spread: Spread | None, scale: float, digits: str) -> str:
+    if spread is None:
+        return "–"
+    text = f"{scale * spread.mean:{digits}}"
+    return text if spread.deviation is None else f"{text} ± {scale * spread.deviation:{digits}}"
+
+
+def _ratio(spread: Spread | None, reference: Spread | None) -> str:
+    return "–" if spread is None or reference is None else f"×{spread.mean / reference.mean:.2f}"
+
+
+def _time(spread: Spread | None) -> str:
+    return "–" if spread is None else duration(spread.mean)
+
+
+def _yaml(overrides: dict[str, object]) -> str:
+    return yaml.safe_dump(overrides, sort_keys=False).strip() if overrides else "nothing: the recipe as it is"

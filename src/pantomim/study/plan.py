@@ -1,0 +1,240 @@
+"""A plan: which runs to compare, on which seeds, and what is measured of each; a YAML file with these fields."""
+
+import difflib
+import itertools
+import re
+from dataclasses import field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from pantomim.config import Duration, from_dict
+from pantomim.frozen import frozen
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+SET_BY_THE_STUDY = ("encoder", "out", "seed", "contenders")  # fields of `Evaluate` that no plan may set
+Overrides = dict[str, Any]
+
+
+@frozen
+class Scale:
+    """The same plan for another machine; what is left out stays as in the plan.
+
+    Args:
+        base: Another recipe.
+        size: Size of the encoder, if the base is a bare method.
+        duration: Length of each run; the warm-up keeps its share.
+        seeds: Other seeds.
+        overrides: Settings of every run, on top of the plan's.
+        evaluations: By the name of an evaluation, settings on top of the plan's.
+    """
+
+    base: str | None = None
+    size: str | None = None
+    duration: Duration | None = None
+    seeds: tuple[int, ...] | None = None
+    overrides: Overrides = field(default_factory=dict)
+    evaluations: dict[str, Overrides] = field(default_factory=dict)
+
+
+@frozen
+class Compare:
+    """What the table shows.
+
+    Args:
+        metrics: The columns, as EVALUATION.METRIC, such as knn.top1.
+        reference: The arm from which the others' differences are taken, seed by seed.
+    """
+
+    metrics: tuple[str, ...]
+    reference: str
+
+
+@frozen
+class Plan:
+    """A comparison: arms x seeds runs, each evaluated in the same ways.
+
+    Args:
+        name: For folders and titles.
+        summary: The question that is asked, in a paragraph.
+        base: A recipe's full name, or a bare method.
+        evaluations: By a name of one's choice, settings of `pantomim evaluate`. A text "{data}" or "{NAME}", here and
+            in overrides, stands for what `--data` or `--input NAME=FILE` gives.
+        compare: What the table shows.
+        seeds: Of weights, order, crops, masks, and of the evaluations.
+        size: Size of the encoder, if the base is a bare method.
+        duration: Length of each run, instead of the recipe's; the warm-up keeps its share.
+        overrides: Settings of every run, nested as in config.yaml. A part is replaced as a whole if another `kind` of
+            it is named, and so is a duration; all else is changed where it is named.
+        arms: By name, the settings in which the runs differ.
+        axes: Instead of `arms`: by name, choices with their settings; every combination is an arm, named A-B.
+        baselines: Scored once, in the cells of the reference arm, and again for arms with another encoder.
+        pictures: Held-out images to reconstruct in the first seed of each arm; 0: none.
+        scales: By name, the same plan for other machines; the first one is used if none is asked for.
+    """
+
+    name: str
+    summary: str
+    base: str
+    evaluations: dict[str, Overrides]
+    compare: Compare
+    seeds: tuple[int, ...] = (0, 1, 2)
+    size: str | None = None
+    duration: Duration | None = None
+    overrides: Overrides = field(default_factory=dict)
+    arms: dict[str, Overrides | None] = field(default_factory=dict)
+    axes: dict[str, dict[str, Overrides | None]] = field(default_factory=dict)
+    baselines: tuple[Literal["untrained", "pixels"], ...] = ("untrained", "pixels")
+    pictures: int = 0
+    scales: dict[str, Scale] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problems = [*self._naming_problems(), *self._arm_problems(), *self._evaluation_problems()]
+        for owner, seeds in [
+            ("Plan", self.seeds),
+            *((f"Plan.scales.{name}", scale.seeds) for name, scale in self.scales.items()),
+        ]:
+            if seeds is not None and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0):
+                problems.append(f"{owner}.seeds must be different numbers from 0 on, at least one; got {seeds}.")
+        if self.pictures < 0:
+            problems.append(f"Plan.pictures must not be negative; got {self.pictures}.")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    @property
+    def arm_overrides(self) -> dict[str, Overrides]:
+        """The settings of every arm, by name; combinations of axes are spelt out, the last axis running fastest."""
+        if self.arms:
+            return {name: overrides or {} for name, overrides in self.arms.items()}
+        combined = {}
+        for choices in itertools.product(*(axis.items() for axis in self.axes.values())):
+            merged: Overrides = {}
+            for _, overrides in choices:
+                merged = merge(merged, overrides or {})
+            combined["-".join(name for name, _ in choices)] = merged
+        return combined
+
+    def _naming_problems(self) -> list[str]:
+        names = {
+            "name": [self.name],
+            "arms": list(self.arms),
+            "axes": [choice for axis in self.axes.values() for choice in axis],
+            "evaluations": list(self.evaluations),
+            "scales": list(self.scales),
+        }
+        return [
+            f"Plan.{where} must be named by letters, digits, _, ., + and -, to be part of a file name; got {name!r}."
+            for where, given in names.items()
+            for name in given
+            if not NAME.fullmatch(name)
+        ]
+
+    def _arm_problems(self) -> list[str]:
+        if bool(self.arms) == bool(self.axes) or not all(self.axes.values()):
+            return ["Plan must have either arms or axes, and choices on every axis; fill in one of the two."]
+        arms = list(self.arm_overrides)
+        problems = []
+        if len(arms) < len(list(itertools.product(*self.axes.values()))):
+            problems.append("Plan.axes must give every combination a name of its own; rename choices.")
+        if self.compare.reference not in arms:
+            problems.append(
+                f"Compare.reference must be one of the arms ({', '.join(arms)}); got {self.compare.reference}."
+                f"{_nearest(self.compare.reference, arms)}"
+            )
+        everywhere = [
+            self.overrides,
+            *self.arm_overrides.values(),
+            *(scale.overrides for scale in self.scales.values()),
+        ]
+        if any("seed" in (overrides.get("runtime") or {}) for overrides in everywhere):
+            problems.append("Plan.overrides must leave runtime.seed to Plan.seeds. Name the seeds there.")
+        return problems
+
+    def _evaluation_problems(self) -> list[str]:
+        known = list(self.evaluations)
+        problems = [
+            f"Plan.scales.{scale} must change evaluations of the plan; got {name}.{_nearest(name, known)}"
+            for scale, settings in self.scales.items()
+            for name in settings.evaluations
+            if name not in known
+        ]
+        for metric in self.compare.metrics:
+            evaluation, _, number = metric.partition(".")
+            if evaluation not in known or not number:
+                problems.append(
+                    f"Compare.metrics must be EVALUATION.METRIC, of the evaluations {', '.join(known)}; got {metric}."
+                    f"{_nearest(evaluation, known) if evaluation not in known else ''}"
+                )
+        if not self.compare.metrics:
+            problems.append("Compare.metrics must name at least one column, such as knn.top1.")
+        given = [*self.evaluations.items(), *(item for s in self.scales.values() for item in s.evaluations.items())]
+        problems += [
+            f"Plan.evaluations.{name} must leave {key} to the study; got {settings[key]}. Take it out."
+            for name, settings in given
+            for key in SET_BY_THE_STUDY
+            if key in settings
+        ]
+        return problems
+
+
+def merge(base: Overrides, overrides: Overrides) -> Overrides:
+    """Nested settings with others on top; a part of another kind, or a duration, is replaced as a whole."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        old = base.get(key)
+        into = isinstance(old, dict) and isinstance(value, dict) and not _replaces(old, value)
+        merged[key] = merge(old, value) if into else value  # type: ignore[arg-type]
+    return merged
+
+
+def shipped_plans() -> dict[str, Plan]:
+    """The plans that come with the package, by name."""
+    folder = resources.files("pantomim.study").joinpath("plans")
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
+    return {
+        file.name.removesuffix(".yaml"): _read(file.read_text(encoding="utf-8"), f"the plan {file.name}")
+        for file in files
+    }
+
+
+def load_plan(name: str) -> Plan:
+    """A plan by the name of a shipped one, or from the user's own file.
+
+    Raises:
+        ValueError: if there is none, or it is not valid; with every problem, an unknown key with its nearest neighbour.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"Study.plan must be a file that can be read; got {name} ({error}).") from None
+        return _read(text, name)
+    plans = shipped_plans()
+    if name not in plans:
+        raise ValueError(
+            f"Study.plan must be one of {', '.join(plans)}, or a file FILE.yaml; got {name}."
+            f"{_nearest(name, list(plans))}"
+        )
+    return plans[name]
+
+
+def _read(text: str, where: str) -> Plan:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} must be YAML; got {error}.") from None
+    return from_dict(Plan, values, where)
+
+
+def _replaces(old: Overrides, new: Overrides) -> bool:
+    other_kind = "kind" in new and new["kind"] != old.get("kind")
+    duration = bool(old) and bool(new) and old.keys() | new.keys() <= {"steps", "epochs"}
+    return other_kind or duration
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else ""

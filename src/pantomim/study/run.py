@@ -1,0 +1,298 @@
+"""Carries out the cells of a study, one after another; what is finished is never run again, what stopped goes on."""
+
+import gc
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from pantomim.analysis.masks import visible_statistics
+from pantomim.analysis.reconstructions import write_reconstructions
+from pantomim.config import leaves
+from pantomim.engine.folder import FREE, Finished, RunInUseError
+from pantomim.engine.pretrain import pretrain
+from pantomim.engine.stops import Interrupted
+from pantomim.evaluate.memo import Memo
+from pantomim.evaluate.protocols import evaluate_to_file
+from pantomim.files import replace_file
+from pantomim.study.cells import Cell, Study
+
+State = Literal["finished", "failed", "begun", "not begun"]
+Say = Callable[[str], None]
+NUM_MASKS = 512  # drawn to describe what an arm hides
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a cell says of itself, in cells/NAME.json.
+
+    Args:
+        state: "finished" or "failed".
+        error: Why it failed.
+        steps: Of its run.
+        pretrain_s: Training time over all starts of the run.
+        s_per_step: Mean time of a step, waiting for data included; without the first one and without saving.
+        images_per_s: Mean speed while training.
+        evaluate_s: Time of each evaluation, by name; the first one bears the extraction of features.
+        masks: What its masker leaves visible, on average over 512 masks: clusters, neighbours, distance.
+    """
+
+    state: Literal["finished", "failed"]
+    error: str | None = None
+    steps: int | None = None
+    pretrain_s: float | None = None
+    s_per_step: float | None = None
+    images_per_s: float | None = None
+    evaluate_s: dict[str, float] = field(default_factory=dict)
+    masks: dict[str, float] | None = None
+
+
+class CellInUseError(OSError):
+    """Another process works on the cell."""
+
+
+def run_study(
+    study: Study,
+    out: Path,
+    *,
+    index: int | None = None,
+    minutes: float | None = None,
+    say: Say = lambda text: None,
+) -> list[Cell]:
+    """Carry out the cells that are not finished; one that fails does not stop the others.
+
+    Several processes may work in the same folder at once: each cell is taken by one of them.
+
+    Args:
+        study: What to carry out.
+        out: A new folder, or that of the same study.
+        index: Only this cell.
+        minutes: Begin no further cell after so many.
+        say: Is told what happens.
+
+    Returns: the cells that failed now; the reason is in their records.
+
+    Raises:
+        ValueError: if there is no such cell, or the folder holds something else, or the study with other settings.
+        Interrupted: after SIGINT or SIGTERM while training.
+    """
+    if index is not None and not 0 <= index < len(study.cells):
+        raise ValueError(f"Study.index must be in 0 to {len(study.cells) - 1}; got {index}. See --list.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"A study must run in one process; got {os.environ['WORLD_SIZE']}. Start one process a cell, with --index."
+        )
+    take_folder(study, out)
+    begin, failed = time.monotonic(), []
+    for cell in study.cells if index is None else [study.cells[index]]:
+        if is_finished(cell, out):
+            say(f"{cell.name}: finished before.")
+            continue
+        if minutes is not None and time.monotonic() - begin >= 60 * minutes:
+            say(f"{minutes:g} minutes are over: no further cell is begun. The same command goes on.")
+            break
+        try:
+            record = run_cell(cell, out, say)
+        except CellInUseError:
+            say(f"{cell.name}: another process works on it.")
+            continue
+        if record.state == "failed":
+            failed.append(cell)
+            say(f"{cell.name}: failed. {record.error}")
+    return failed
+
+
+def run_cell(cell: Cell, out: Path, say: Say = lambda text: None) -> Record:
+    """Pre-train, evaluate and picture one cell, as far as that is not done, and write its record.
+
+    Raises:
+        CellInUseError: if another process works on it.
+        Interrupted: after SIGINT or SIGTERM while training.
+    """
+    lock = FileLock(out / "cells" / f".{cell.name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise CellInUseError(f"{cell.name} is in use by another process.") from None
+    try:
+        if is_finished(cell, out):  # by another process, since we looked
+            return read_record(cell, out) or Record("finished")
+        try:
+            record = _carry_out(cell, out, say)
+        except Interrupted:
+            raise
+        except RunInUseError as error:
+            raise CellInUseError(str(error)) from error
+        except Exception as error:  # the other cells are worth having; the table shows this one as failed
+            record = Record("failed", error=f"{type(error).__name__}: {error}")
+            text = "".join(traceback.format_exception(error))
+            replace_file(_traceback_path(cell, out), text.encode())
+        else:
+            _traceback_path(cell, out).unlink(missing_ok=True)  # of an earlier try
+        replace_file(_record_path(cell, out), (json.dumps(asdict(record), indent=2) + "\n").encode())
+        return record
+    finally:
+        lock.release()
+        gc.collect()  # the next cell wants the memory
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def take_folder(study: Study, out: Path) -> None:
+    """Make the folder of the study, or take up the same study in it.
+
+    Raises:
+        ValueError: if it holds something else, or the study with other settings; those are named.
+    """
+    written = out / "study.yaml"
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"Study.out must be a folder that can be written to; got {out} ({error.strerror or error})."
+        ) from error
+    with FileLock(out / ".lock"):
+        settings = study.settings()
+        if written.is_file():
+            _refuse_other_settings(settings, yaml.safe_load(written.read_text(encoding="utf-8")), out)
+            return
+        others = sorted(path.name for path in out.iterdir() if not path.name.startswith(".") and path.name != "cells")
+        if others or any(path.suffix != ".lock" for path in (out / "cells").iterdir()):
+            raise ValueError(
+                f"Study.out must be a new folder or that of a study; got {out}, which has no study.yaml and holds "
+                f"{', '.join(others[:5]) or 'cells'}. Give another --out."
+            )
+        text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
+        replace_file(written, text.encode())
+
+
+def is_finished(cell: Cell, out: Path) -> bool:
+    """Whether run and all evaluations are there."""
+    record, run = read_record(cell, out), cell_folder(cell, out)
+    if record is None or record.state != "finished":
+        return False
+    return (run / "finished.json").is_file() and all(path.is_file() for path in result_paths(cell, out).values())
+
+
+def state(cell: Cell, out: Path) -> State:
+    """How far a cell has come."""
+    if is_finished(cell, out):
+        return "finished"
+    record = read_record(cell, out)
+    if record is not None and record.state == "failed":
+        return "failed"
+    return "begun" if (cell_folder(cell, out) / "config.yaml").exists() else "not begun"
+
+
+def read_record(cell: Cell, out: Path) -> Record | None:
+    """What a cell says of itself, if it has come to an end."""
+    try:
+        return Record(**json.loads(_record_path(cell, out).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def cell_folder(cell: Cell, out: Path) -> Path:
+    """The run folder of a cell."""
+    return out / "cells" / cell.name
+
+
+def result_paths(cell: Cell, out: Path) -> dict[str, Path]:
+    """Where the results of its evaluations are, by name."""
+    return {name: cell_folder(cell, out) / "eval" / f"{name}.json" for name in cell.evaluations}
+
+
+def _record_path(cell: Cell, out: Path) -> Path:
+    return out / "cells" / f"{cell.name}.json"
+
+
+def _traceback_path(cell: Cell, out: Path) -> Path:
+    return out / "cells" / f"{cell.name}.traceback.txt"
+
+
+def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
+    run = cell_folder(cell, out)
+    say(f"{cell.name}: pre-training.")
+    finished = pretrain(cell.run, run)
+    evaluate_s = {}
+    memo = Memo()
+    for name, path in result_paths(cell, out).items():
+        if path.is_file():
+            result = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            say(f"{cell.name}: evaluation {name}.")
+            config = replace(cell.evaluations[name], encoder=str(run), out=path)
+            result = evaluate_to_file(config, memo)[1]
+        evaluate_s[name] = float(result["wall_s"])
+    if cell.pictures:
+        write_reconstructions(run, count=cell.pictures)
+    record = _record(cell, finished, evaluate_s)
+    spent = f"{finished.wall_s:,.0f} s of pre-training, {sum(evaluate_s.values()):,.0f} s of evaluation"
+    say(f"{cell.name}: finished, {spent}.")
+    return record
+
+
+def _record(cell: Cell, finished: Finished, evaluate_s: dict[str, float]) -> Record:
+    speed = finished.images_per_s
+    return Record(
+        state="finished",
+        steps=finished.steps,
+        pretrain_s=finished.wall_s,
+        s_per_step=cell.run.batch_size / speed if speed else None,
+        images_per_s=speed,
+        evaluate_s=evaluate_s,
+        masks=_describe_masks(cell),
+    )
+
+
+def _describe_masks(cell: Cell) -> dict[str, float] | None:
+    """What the masker leaves visible; None where the method has none."""
+    masker = getattr(cell.run.method, "masker", None)
+    if masker is None:
+        return None
+    grid = cell.run.method.encoder.grid
+    masked = masker(NUM_MASKS, grid, torch.Generator().manual_seed(cell.seed)).masked
+    found = visible_statistics(~masked.view(NUM_MASKS, *grid).numpy())
+    return {
+        "ratio": float(masked.float().mean()),
+        "clusters": float(found.num_clusters.mean()),
+        "neighbours": float(found.neighbours.mean()),
+        "distance": float(found.mean_distance.mean()),
+    }
+
+
+def _refuse_other_settings(ours: dict[str, Any], theirs: dict[str, Any], out: Path) -> None:
+    here, there = leaves(ours), leaves(theirs)
+    different = [
+        f"\n  {key}: {there.get(key)} there, {here.get(key)} here"
+        for key in dict.fromkeys([*there, *here])
+        if not _is_free(key) and there.get(key) != here.get(key)
+    ]
+    if different:
+        more = f"\n  and {len(different) - 20} more" if len(different) > 20 else ""
+        raise ValueError(
+            f"Study.out must hold no study with other settings; got {out}, which differs in:"
+            f"{''.join(different[:20])}{more}\nGive another --out, or the plan and options as they were."
+        )
+
+
+def _is_free(key: str) -> bool:
+    """Whether a setting changes only how runs are carried out: arms.NAME.KEY with a key that the engine leaves free."""
+    return key.startswith("arms.") and any(key.endswith(f".{free}") for free in FREE)
+
+
+def count_states(cells: Iterable[Cell], out: Path) -> dict[State, int]:
+    """How many cells are in which state."""
+    counts: dict[State, int] = {}
+    for cell in cells:
+        now = state(cell, out)
+        counts[now] = counts.get(now, 0) + 1
+    return counts
