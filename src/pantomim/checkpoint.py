@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pantomim.formats.files import load_exactly, sync_folder
+from pantomim.files import sync_folder
+from pantomim.formats.files import load_exactly
 
 FORMAT_VERSION = 1
 WEIGHTS, OPTIMIZER, DESCRIPTION = "weights.safetensors", "optimizer.safetensors", "checkpoint.json"

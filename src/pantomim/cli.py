@@ -3,10 +3,12 @@
 import difflib
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -16,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:  # imported where used: `pantomim --help` waits for no model library
+    from pantomim.config import Pretrain
     from pantomim.recipes import Prepared
 
 CONSOLE = Console()
@@ -71,10 +74,22 @@ def _run_arguments(command: str, arguments: list[str]) -> tuple[RunArguments, "P
         config=chosen.config,
     )
     name = chosen.recipe or f"--config {chosen.config}"
-    config = tyro.cli(Pretrain, default=prepared.config, args=leaves, prog=f"{prog} {name}", config=LEAVES)
+    default = _with_kinds(prepared.config, leaves)
+    config = tyro.cli(Pretrain, default=default, args=leaves, prog=f"{prog} {name}", config=LEAVES)
     if chosen.keep is not None:
         config = replace(config, runtime=replace(config.runtime, keep=chosen.keep))
     return chosen, replace(prepared, config=config)
+
+
+def _with_kinds(config: "Pretrain", arguments: list[str]) -> "Pretrain":
+    """The config with the kinds of parts that are asked for, so that their leaves can be parsed."""
+    from pantomim.config import with_kind
+
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    for option, value in pairwise(words):
+        if option.startswith("--") and option.endswith(".kind"):
+            config = with_kind(config, option[2:].removesuffix(".kind").replace("-", "_"), value)
+    return config
 
 
 def _print_help(prog: str, name: str | None) -> NoReturn:
@@ -98,9 +113,9 @@ def _checked_leaves(arguments: list[str]) -> list[str]:
     Raises:
         ValueError: naming the nearest option of one that does not exist; before any data are opened.
     """
-    from pantomim.config import Pretrain, leaves, to_dict
+    from pantomim.config import Pretrain, leaf_names
 
-    names = [*(field.name for field in fields(RunArguments)), *leaves(to_dict(Pretrain(recipe="")))]
+    names = [*(field.name for field in fields(RunArguments)), *leaf_names(Pretrain)]
     given = [argument.split("=")[0][2:].replace("-", "_") for argument in arguments if argument.startswith("--")]
     for name in given:
         if name not in [*names, "help"]:
@@ -181,7 +196,7 @@ def recipes() -> None:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Score a frozen encoder: pantomim evaluate knn|linear --encoder RUN|FILE|timm:NAME --data SRC."""
+    """Score a frozen encoder: pantomim evaluate knn|linear|segmentation --encoder RUN|FILE|timm:NAME --data SRC."""
     from pantomim.evaluate.protocols import Evaluate, evaluate_to_file, headline
 
     config = tyro.cli(Evaluate, args=arguments, prog="pantomim evaluate", config=LEAVES)
@@ -255,6 +270,126 @@ def stats(source: Annotated[str, tyro.conf.Positional]) -> None:
     _print_section(source, rows + [("broken", f"{item.name}: {item.reason}") for item in dataset.broken])
 
 
+def masks(
+    strategies: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    grid: str = "14x14",
+    ratio: float = 0.75,
+    image: tuple[Path, ...] = (),
+    bank: Path | None = None,
+    out: Path = Path("masks.html"),
+    samples: int = 7,
+    draws: int = 2000,
+    seed: int = 0,
+) -> None:
+    """Show what strategies hide, side by side: sample masks, their patterns, spectra and numbers.
+
+    Args:
+        strategies: random, white, red, green, blue, purple, block, block_beit, grid or inverse_block; without any:
+            random, the four colours and block, or only the bank if one is given.
+        grid: Rows and columns of patches, as ROWSxCOLUMNS.
+        ratio: Share of hidden patches.
+        image: Pictures to lay the masks on.
+        bank: An .npz of patterns, such as the authors', as one more strategy.
+        out: The page, FILE.html; a picture FILE.png is put beside it.
+        samples: Masks shown of each strategy.
+        draws: Masks that the numbers are measured on.
+        seed: Of the draws.
+    """
+    from pantomim.analysis.mask_survey import choose_maskers, load_photo, parse_grid, survey
+    from pantomim.report.mask_gallery import Gallery, check_gallery_path, write_gallery
+
+    check_gallery_path(out)
+    size = parse_grid(grid)
+    if not 1 <= samples <= draws:
+        raise ValueError(f"masks.samples must be from 1 to draws; got {samples} of {draws}. Draw more, or show fewer.")
+    names = strategies or (() if bank else ("random", "red", "green", "blue", "purple", "block"))
+    maskers = choose_maskers(names, ratio, bank)
+    photos = [load_photo(path, size) for path in image]
+    surveys = []
+    with CONSOLE.status("", spinner="line") as status:  # the first time, a colour's patterns take ten seconds
+        for name, masker in maskers.items():
+            status.update(f"masks of {escape(name)}")
+            surveys.append(survey(name, masker, size, num=draws, seed=seed))
+        status.update("drawing")
+        words = ["pantomim", "masks", *names, "--grid", grid, "--ratio", f"{ratio:g}"]
+        words += ["--draws", str(draws), "--samples", str(samples), "--seed", str(seed)]
+        words += (["--bank", str(bank)] if bank else []) + (["--image", *map(str, image)] if image else [])
+        command = shlex.join(words)
+        page, picture = write_gallery(Gallery(surveys, ratio, seed, samples, photos, command), out)
+    CONSOLE.print(f"Gallery: {page}, and as a picture: {picture}", highlight=False)
+
+
+@dataclass(frozen=True)
+class StudyArguments:
+    """Options of `study`.
+
+    Args:
+        plan: A shipped plan's name, or a file of one's own: FILE.yaml.
+        data: What the runs are trained on, and what "{data}" in the plan stands for.
+        input: NAME=SRC: what "{NAME}" in the plan stands for. May be repeated.
+        scale: Which scale of the plan; the first one by default.
+        out: Folder of the study; runs/study-PLAN-SCALE by default. An unfinished study in it is gone on with.
+        without: Leave out this evaluation. May be repeated.
+        index: Carry out this cell only (for job arrays; see --list).
+        minutes: Begin no further cell after so many minutes.
+        list: Show the cells, and carry out none.
+        table: Make the tables from what is there, and carry out none.
+    """
+
+    plan: Annotated[str | None, tyro.conf.Positional] = None
+    data: str | None = None
+    input: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    scale: str | None = None
+    out: Path | None = None
+    without: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    index: int | None = None
+    minutes: float | None = None
+    list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    table: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
+def study(arguments: list[str]) -> None:
+    """Compare runs over seeds: pantomim study PLAN --data SRC [--scale NAME] [--index I] [--table]."""
+    chosen = tyro.cli(StudyArguments, args=arguments, prog="pantomim study")
+    from pantomim.study.cells import expand, read_inputs
+    from pantomim.study.page import write_tables
+    from pantomim.study.plan import load_plan, shipped_plans
+    from pantomim.study.run import run_study, state, take_folder
+
+    if chosen.plan is None:
+        _print_section("Plans", [(plan.name, " ".join(plan.summary.split())) for plan in shipped_plans().values()])
+        CONSOLE.print("\npantomim study PLAN --data SRC carries one out; FILE.yaml is a plan of your own.")
+        return
+    inputs = read_inputs(chosen.data, chosen.input)
+    planned = expand(load_plan(chosen.plan), inputs, source=chosen.plan, scale=chosen.scale, without=chosen.without)
+    out = chosen.out or Path("runs", "-".join(filter(None, ["study", planned.plan.name, planned.scale])))
+    if chosen.list:
+        if (out / "study.yaml").is_file():
+            take_folder(planned, out)
+        _print_section(
+            f"{len(planned.cells)} cells, --index 0 to {len(planned.cells) - 1}",
+            [(cell.name, state(cell, out)) for cell in planned.cells],
+        )
+        return
+
+    def say(text: str) -> None:
+        ERRORS.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    failed = []
+    if chosen.table:
+        take_folder(planned, out)
+    else:
+        say(f"{len(planned.cells)} cells in {out}" + (f", scale {planned.scale}." if planned.scale else "."))
+        failed = run_study(planned, out, index=chosen.index, minutes=chosen.minutes, say=say)
+    for path in write_tables(planned, out):
+        CONSOLE.print(f"Written: {path}", highlight=False, soft_wrap=True)
+    left = [cell for cell in planned.cells if state(cell, out) != "finished"]
+    if left:
+        CONSOLE.print(f"{len(left)} of {len(planned.cells)} cells are not finished.", highlight=False)
+    if failed:
+        _fail(f"{len(failed)} cells failed: {', '.join(cell.name for cell in failed)}.", 1)
+
+
 def verify(folder: Annotated[Path, tyro.conf.Positional]) -> None:
     """Compare our modules with golden tensors made by the authors' code; exit status 1 if any differs.
 
@@ -309,10 +444,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": recipes,
     "explain": explain,
     "stats": stats,
+    "masks": masks,
+    "study": study,
     "import": import_weights,
     "verify": verify,
 }
-TAKE_ARGUMENTS = (pretrain, explain, evaluate)  # these read their own arguments; the others' signatures say it all
+TAKE_ARGUMENTS = (pretrain, explain, evaluate, study)  # these read their own arguments
 
 
 def main(arguments: list[str] | None = None) -> None:

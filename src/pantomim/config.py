@@ -4,7 +4,7 @@ import difflib
 import math
 from dataclasses import asdict, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -226,10 +226,10 @@ def from_dict(cls: type[T], values: Any, where: str) -> T:
     except ValidationError as error:
         lines = [f"{where} is not a valid {cls.__name__}:"]
         for problem in error.errors():
-            path = [part for part in problem["loc"] if isinstance(part, str | int)]
+            path, owner = _followed(cls, [part for part in problem["loc"] if isinstance(part, str | int)])
             dotted = ".".join(map(str, path))
             if problem["type"] == "unexpected_keyword_argument":
-                lines.append(f"  {dotted}: no such key.{_nearest(cls, path)}")
+                lines.append(f"  {dotted}: no such key.{_nearest(owner, str(path[-1]))}")
             else:
                 lines.append(f"  {dotted}: {problem['msg'].removeprefix('Value error, ')}")
         raise ValueError("\n".join(lines)) from None
@@ -248,15 +248,69 @@ def from_yaml(cls: type[T], path: Path) -> T:
     return from_dict(cls, values, str(path))
 
 
-def _nearest(cls: type, path: list[Any]) -> str:
-    """What to write instead of the last key of a path into a config."""
-    owner: Any = cls
-    for key in path[:-1]:
-        kinds = {item.name: item.type for item in fields(owner)} if is_dataclass(owner) else {}
-        candidate = kinds.get(key)
-        owner = next((kind for kind in (candidate, *get_args(candidate)) if is_dataclass(kind)), None)
-        if owner is None:
-            return ""
-    names = [item.name for item in fields(owner)]
-    close = difflib.get_close_matches(str(path[-1]), names, n=1, cutoff=0.5)
+def with_kind(config: T, path: str, kind: str, within: str = "") -> T:
+    """The same config with another kind of part at a dotted path; what both kinds have, such as a ratio, is kept.
+
+    Args:
+        config: What holds the part.
+        path: Where, such as method.masker.
+        kind: Which one, such as color_noise.
+        within: For messages: where `config` itself lies.
+
+    Raises:
+        ValueError: if there is no part at this path, or no such kind of it.
+    """
+    name, _, rest = path.partition(".")
+    hints = get_type_hints(type(config)) if is_dataclass(config) else {}
+    if name not in hints:
+        raise ValueError(f"There is no {within}{path}.kind.{_nearest([type(config)] if hints else [], name)}")
+    part = getattr(config, name)
+    if rest:
+        return replace(config, **{name: with_kind(part, rest, kind, f"{within}{name}.")})  # type: ignore[type-var]
+    choices = {member.kind: member for member in _members(hints[name]) if hasattr(member, "kind")}
+    if kind not in choices:
+        raise ValueError(f"{within}{path}.kind must be one of {', '.join(choices)}; got {kind}.")
+    if part.kind == kind:
+        return config
+    shared = {item.name for item in fields(choices[kind])} & {item.name for item in fields(part)} - {"kind"}
+    values = {item: getattr(part, item) for item in shared}
+    return replace(config, **{name: choices[kind](**values)})  # type: ignore[type-var]
+
+
+def leaf_names(cls: Any, prefix: str = "") -> list[str]:
+    """The dotted names of all settings that a config can have, whatever kinds of parts are chosen."""
+    names: dict[str, None] = {}
+    for name, hint in get_type_hints(cls).items():
+        members = [] if get_origin(hint) is tuple else _members(hint)
+        inner = [leaf for member in members for leaf in leaf_names(member, f"{prefix}{name}.")]
+        names |= dict.fromkeys(inner or [prefix + name])
+    return list(names)
+
+
+def _members(hint: Any) -> list[Any]:
+    """The config classes in a type: itself, the members of a union, the items of a tuple."""
+    return [hint] if is_dataclass(hint) else [member for item in get_args(hint) for member in _members(item)]
+
+
+def _followed(cls: type, path: list[Any]) -> tuple[list[Any], list[Any]]:
+    """A path into a config without the kinds that pydantic puts between, and the classes that may own its last key."""
+    owners: list[Any] = [cls]
+    plain: list[Any] = []
+    for place, key in enumerate(path):
+        chosen = [owner for owner in owners if getattr(owner, "kind", None) == key and len(owners) > 1]
+        if chosen:
+            owners = chosen
+            continue
+        plain.append(key)
+        if place < len(path) - 1 and isinstance(key, str):
+            owners = [member for owner in owners for member in _members(get_type_hints(owner).get(key))]
+    return plain, owners
+
+
+def _nearest(owners: list[Any], key: str) -> str:
+    """What to write instead of a key that none of these configs has."""
+    names = [item.name for owner in owners for item in fields(owner)]
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    if not names:
+        return ""
     return f" Did you mean {close[0]}?" if close else f" It has: {', '.join(names)}."

@@ -1,6 +1,6 @@
 """What a config means before it costs anything: parts, shapes, parameters, FLOPs, memory, rates, differences."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pantomim.config import Pretrain
+from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
 from pantomim.optim import scaled_lr
 from pantomim.recipes.recipe import differences
@@ -37,8 +38,11 @@ class Cost:
 
 def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
     """Count parameters, FLOPs and memory on fake (meta) tensors: no weight is allocated, so ViT-H costs nothing."""
+    masker, (rows, columns) = config.method.masker, config.method.encoder.grid
+    # What is hidden costs the same wherever it lies; random masks need no bank of noise, which is not made for this.
+    share = (masker.num_masked((rows, columns)) - 0.5) / (rows * columns)  # rounds up to the same number
     with FakeTensorMode(allow_non_fake_inputs=True):
-        method = config.method.build()
+        method = replace(config.method, masker=RandomMasker(ratio=share)).build()
         one, two = (_kept_bytes(config, method, images, precision) for images in (1, 2))
         batch, draws = _step(config, method, 1)
         with FlopCounterMode(display=False) as counter, torch.no_grad():

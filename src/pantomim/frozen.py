@@ -1,9 +1,14 @@
 """The one way a setting is written down: a frozen dataclass that refuses unknown keys."""
 
-from dataclasses import dataclass
-from typing import TypeVar, dataclass_transform
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import Discriminator
 
 T = TypeVar("T")
+
+# Annotates a union of parts: the field `kind`, which each of them has, says which one is meant.
+KIND = Discriminator("kind")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=False)
@@ -14,3 +19,18 @@ def frozen(cls: type[T]) -> type[T]:
     """
     cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
     return dataclass(frozen=True)(cls)
+
+
+def in_words(part: Any) -> str:
+    """The settings of a part in one line, kind and what is left open apart."""
+    words = []
+    for item in fields(part):
+        value = getattr(part, item.name)
+        if item.name == "kind" or value is None:
+            continue
+        if isinstance(value, tuple) and any(map(is_dataclass, value)):
+            value = "; ".join(f"{getattr(entry, 'kind', '')} {in_words(entry)}".strip() for entry in value)
+        words.append(
+            f"{getattr(value, 'kind', '')} {in_words(value)}".strip() if is_dataclass(value) else f"{item.name} {value}"
+        )
+    return ", ".join(words)

@@ -1,10 +1,29 @@
 """Configs: to and from YAML, refused when wrong, with all problems at once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pantomim.config import Duration, OptimConfig, Pretrain, RuntimeConfig, from_dict, from_yaml, to_yaml, with_duration
+from pantomim.config import (
+    Duration,
+    OptimConfig,
+    Pretrain,
+    RuntimeConfig,
+    from_dict,
+    from_yaml,
+    leaf_names,
+    leaves,
+    to_dict,
+    to_yaml,
+    with_duration,
+    with_kind,
+)
+from pantomim.masking.choice import color_masker
+from pantomim.masking.color_noise import ColorNoiseMasker
+from pantomim.masking.random import RandomMasker
+from pantomim.masking.schedule import ScheduleMasker, Stage
+from pantomim.methods.mae import MAEConfig
 from pantomim.recipes import RECIPES
 
 
@@ -23,7 +42,12 @@ def test_unknown_key_names_its_neighbour() -> None:
 
 
 def test_all_problems_are_reported_together() -> None:
-    values = {"recipe": "mae", "batch_size": "many", "method": {"masker": {"ratio": 75}}, "runtime": {"keep": 0}}
+    values = {
+        "recipe": "mae",
+        "batch_size": "many",
+        "method": {"masker": {"kind": "random", "ratio": 75}},
+        "runtime": {"keep": 0},
+    }
     with pytest.raises(ValueError, match="not a valid Pretrain") as caught:
         from_dict(Pretrain, values, "config.yaml")
     message = str(caught.value)
@@ -61,3 +85,58 @@ def test_another_duration_keeps_the_share_of_the_warmup() -> None:
 def test_batch_size_is_a_multiple_of_the_accumulation() -> None:
     with pytest.raises(ValueError, match=r"multiple of runtime\.accumulation"):
         Pretrain(recipe="x", batch_size=10, runtime=RuntimeConfig(accumulation=4))
+
+
+def test_a_part_becomes_another_kind_and_keeps_what_both_have() -> None:
+    config = Pretrain(recipe="x", method=MAEConfig(masker=RandomMasker(ratio=0.6)))
+    colored = with_kind(config, "method.masker", "color_noise")
+    assert colored.method.masker == ColorNoiseMasker(ratio=0.6)
+    assert replace(colored, method=config.method) == config
+    assert with_kind(config, "method.masker", "random") == config
+    assert from_dict(Pretrain, to_dict(colored), "x") == colored
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "words"),
+    [
+        ("method.masker", "green", r"method\.masker\.kind must be one of random, block, .*; got green"),
+        ("method.maskr", "block", r"There is no method\.maskr\.kind\. Did you mean masker"),
+        ("method.masker.ratio.share", "block", r"There is no method\.masker\.ratio\.share\.kind"),
+    ],
+)
+def test_kinds_that_are_not_there_are_refused(path, kind, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        with_kind(Pretrain(recipe="x"), path, kind)
+
+
+def test_leaves_of_every_kind_have_names() -> None:
+    names = leaf_names(Pretrain)
+    assert {"recipe", "method.masker.ratio", "method.masker.noise.color", "method.masker.exact"} <= set(names)
+    assert set(leaves(to_dict(Pretrain(recipe="x")))) <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("masker", "words"),
+    [
+        (
+            {"kind": "color_noise", "noise": {"colour": "red"}},
+            r"method\.masker\.noise\.colour: .* Did you mean color\?",
+        ),
+        ({"kind": "grid", "rato": 0.5}, r"method\.masker\.rato: .* Did you mean ratio\?"),
+        ({"kind": "colour"}, "does not match any of the expected tags: 'random', 'block'"),
+        (
+            {"kind": "schedule", "stages": [{"masker": {"kind": "block", "exat": True}}]},
+            r"method\.masker\.stages\.0\.masker\.exat: .* Did you mean exact\?",
+        ),
+    ],
+)
+def test_keys_within_a_kind_name_their_nearest(masker, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        from_dict(Pretrain, {"recipe": "x", "method": {"masker": masker}}, "config.yaml")
+
+
+def test_a_schedule_of_maskers_reads_back(tmp_path: Path) -> None:
+    stages = (Stage(color_masker("green")), Stage(color_masker("blue"), 200.0), Stage(RandomMasker(), 250.0))
+    config = Pretrain(recipe="x", method=MAEConfig(masker=ScheduleMasker(stages=stages)))
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert from_yaml(Pretrain, tmp_path / "config.yaml") == config

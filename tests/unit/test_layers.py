@@ -11,9 +11,10 @@ ROOT = Path(pantomim.__file__).parent
 # engine's modules do: see test_the_engine_knows_no_method.
 MAY_IMPORT: dict[str, set[str]] = {
     "frozen": set(),
+    "files": set(),
     "nn": {"frozen", "masking"},
-    "masking": {"frozen"},
-    "formats": {"frozen", "nn"},
+    "masking": {"frozen", "files"},
+    "formats": {"frozen", "files", "nn"},
     "targets": {"frozen", "nn"},
     "methods": {"frozen", "nn", "masking", "targets"},
     "data": {"frozen", "methods"},
@@ -24,9 +25,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"frozen", "nn", "methods", "config", "optim", "checkpoint", "data", "formats"},
     "evaluate": {"frozen", "nn", "data", "optim", "checkpoint", "formats", "config", "engine"},
     "analysis": {"frozen", "nn", "masking", "targets", "methods", "formats", "data", "config", "evaluate"},
-    "explain": {"config", "methods", "optim", "recipes"},
-    "report": {"formats"},
-    "parity": {"frozen", "nn", "masking", "targets", "methods", "formats", "data", "optim", "config", "recipes"},
+    "explain": {"masking", "config", "methods", "optim", "recipes"},
+    "report": {"files", "formats", "analysis"},
+    "study": {"frozen", "files", "config", "recipes", "engine", "evaluate", "analysis", "report"},
+    "parity": {
+        "frozen",
+        "nn",
+        "masking",
+        "targets",
+        "methods",
+        "formats",
+        "data",
+        "optim",
+        "config",
+        "recipes",
+        "analysis",
+    },
 }
 TOP = {"cli", "__main__", "__init__"}
 

@@ -18,7 +18,7 @@ from pantomim.config import Pretrain, from_yaml
 from pantomim.data.scales import Scale
 from pantomim.data.sources import Dataset, open_source, splits
 from pantomim.data.stream import evaluation_batches
-from pantomim.formats.files import replace_file
+from pantomim.files import replace_file
 from pantomim.formats.native import load_decoder, load_encoder_folder
 from pantomim.methods.mae import MAE
 from pantomim.nn.tokens import channel_values, put_back, take

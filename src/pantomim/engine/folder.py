@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from pantomim.config import Pretrain, from_yaml, leaves, to_dict, to_yaml
 from pantomim.engine.runtime import on_main
 from pantomim.engine.stops import explain_disk
-from pantomim.formats.files import replace_file
+from pantomim.files import replace_file
 
 # What may change between two starts of a run: how it is carried out, not what is learned (but for rounding).
 FREE = frozenset(

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pantomim.data.dataset import Broken
 from pantomim.engine.stops import explain_disk
-from pantomim.formats.files import replace_file
+from pantomim.files import replace_file
 
 NUM_PLAIN_LINES = 20
 

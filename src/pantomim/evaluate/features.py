@@ -14,7 +14,8 @@ from pantomim.data.sources import Dataset
 from pantomim.data.stats import Stats
 from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.out import check_out
-from pantomim.formats.files import hash_weights, replace_file
+from pantomim.files import replace_file
+from pantomim.formats.files import hash_weights
 from pantomim.formats.timm import TimmEncoder
 from pantomim.nn.vit import Encoder, Features
 

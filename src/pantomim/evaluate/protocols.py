@@ -42,8 +42,9 @@ from pantomim.evaluate.patches import (
     resized_encoder,
 )
 from pantomim.evaluate.segmentation import PatchProbe, segmentation
+from pantomim.files import replace_file
 from pantomim.formats import load_encoder
-from pantomim.formats.files import hash_weights, replace_file
+from pantomim.formats.files import hash_weights
 from pantomim.formats.timm import TimmEncoder, load_timm
 from pantomim.frozen import frozen
 from pantomim.nn.vit import Encoder

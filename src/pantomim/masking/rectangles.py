@@ -104,7 +104,9 @@ def cover(batch_size: int, grid: tuple[int, int], rule: Rule, source: Source, ah
         width = ahead or math.ceil(WIDTH / unfinished.size)
         images = unfinished.repeat(width)
         cap = np.minimum(rule.total - count, rule.max_area)[images]
-        area = source.uniform(images, float(rule.min_area), cap)  # even where little is left, and `cap` is the smaller one
+        area = source.uniform(
+            images, float(rule.min_area), cap
+        )  # even where little is left, and `cap` is the smaller one
         aspect = np.exp(source.uniform(images, -rule.log_aspect, rule.log_aspect))
         height = np.rint(np.sqrt(area * aspect))
         breadth = np.rint(np.sqrt(area / aspect))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen
+from pantomim.frozen import frozen, in_words
+from pantomim.masking.choice import MaskerConfig
 from pantomim.masking.mask import Mask, Masker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
@@ -25,17 +26,22 @@ class MAEConfig:
     """The parts of MAE: encoder, decoder, what is hidden, what is predicted.
 
     Raises:
-        ValueError: if the ratio leaves no visible or no masked patch on the encoder's grid.
+        ValueError: if the masker does not go with the encoder's grid, or hides another number of patches in each image.
     """
 
     kind: Literal["mae"] = "mae"
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    masker: RandomMasker = field(default_factory=RandomMasker)
+    masker: MaskerConfig = field(default_factory=RandomMasker)
     target: PixelTargetConfig = field(default_factory=PixelTargetConfig)
 
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid)
+        if self.masker.varies:
+            raise ValueError(
+                f"MAEConfig.masker must hide the same number of patches in every image, as MAE's encoder takes the "
+                f"visible ones as one tensor; got {self.masker.kind}, whose number varies. Set exact."
+            )
 
     def describe(self) -> list[tuple[str, str]]:
         """Parts and token shapes, and which network sees which patches; for `pantomim explain`."""
@@ -50,7 +56,7 @@ class MAEConfig:
             ("images", f"B x {channels} x {height} x {width}, patches of {size}x{size}, grid {rows} x {cols}"),
             (
                 "masker",
-                f"{self.masker.kind}, ratio {self.masker.ratio:g}: {visible} visible and {masked} masked patches",
+                f"{self.masker.kind} ({in_words(self.masker)}): {visible} visible and {masked} masked patches",
             ),
             (
                 "encoder",

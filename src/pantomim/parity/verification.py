@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from pantomim.parity import finetune, mae
+from pantomim.parity import colormae, finetune, mae, masks
 from pantomim.parity.compare import Difference, differences
 from pantomim.parity.item import Computed, Item, read_item
 
@@ -21,6 +21,12 @@ FAMILIES: tuple[tuple[str, ItemFunction], ...] = (
     ("mae_lars", mae.lars),
     ("mae_positions", mae.positions),
     ("finetune_losses", finetune.losses),
+    ("colormae_filters", colormae.filters),
+    ("colormae_masking", colormae.masking),
+    ("colormae_spectra", colormae.spectra),
+    ("block_mask_stats", masks.block_stats),
+    ("block_mask_trace", masks.block_trace),
+    ("simmim_mask_stats", masks.simmim_stats),
 )
 
 

@@ -1,20 +1,38 @@
 """From what a user typed to a config: a full name, a bare method that the data complete, or the file of another run."""
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pantomim.config import Duration, Pretrain, from_yaml, with_duration
+from pantomim.data.dataset import Facts
 from pantomim.data.sources import open_source
-from pantomim.data.stats import channel_stats
+from pantomim.data.stats import Stats, channel_stats
 from pantomim.formats import load_encoder
-from pantomim.nn.vit import Encoder
+from pantomim.nn.vit import Encoder, EncoderConfig
+from pantomim.recipes.colormae import RECIPES as COLORMAE_RECIPES
+from pantomim.recipes.colormae import colormae, colormae_paper
 from pantomim.recipes.mae import MAX_SIDE, mae, mae_paper
 from pantomim.recipes.mae import RECIPES as MAE_RECIPES
 from pantomim.recipes.recipe import Recipe
 
-RECIPES: tuple[Recipe, ...] = MAE_RECIPES
-BARE_METHODS = ("mae",)
+
+@dataclass(frozen=True)
+class BareMethod:
+    """A method for any images: what the data leave open is decided by `--size`.
+
+    Args:
+        build: Makes the config of a size, the data's facts and statistics, and an encoder to go on from.
+        paper: The paper's config nearest to an encoder's width.
+    """
+
+    build: Callable[[str, Facts, Stats, EncoderConfig | None], Pretrain]
+    paper: Callable[[int], Pretrain]
+
+
+RECIPES: tuple[Recipe, ...] = MAE_RECIPES + COLORMAE_RECIPES
+BARE_METHODS = {"mae": BareMethod(mae, mae_paper), "colormae": BareMethod(colormae, colormae_paper)}
 DEFAULT_SIZE = "tiny"
 
 
@@ -73,7 +91,7 @@ def prepare(
     if config is not None:
         prepared = _from_file(config)
     elif name in BARE_METHODS:
-        prepared = _from_data(data, size, init)
+        prepared = _from_data(name, data, size, init)
     else:
         recipe = _find(name or "")
         prepared = Prepared(recipe.build(), recipe.paper(), recipe.summary, recipe.notes)
@@ -99,12 +117,13 @@ def _find(name: str) -> Recipe:
 def _from_file(path: Path) -> Prepared:
     config = from_yaml(Pretrain, path)
     known = {recipe.name: recipe for recipe in RECIPES}.get(config.recipe)
-    paper = known.paper() if known else mae_paper(config.method.encoder.width)
+    bare = BARE_METHODS.get(config.recipe, BARE_METHODS["mae"])
+    paper = known.paper() if known else bare.paper(config.method.encoder.width)
     return Prepared(config, paper, f"the run of {path}", known.notes if known else ())
 
 
-def _from_data(data: str | None, size: str | None, init: str | None) -> Prepared:
-    """MAE with what the data, and the weights to go on from, decide."""
+def _from_data(name: str, data: str | None, size: str | None, init: str | None) -> Prepared:
+    """A bare method with what the data, and the weights to go on from, decide."""
     if data is None:
         raise ValueError("A bare method asks the data for its image size and channels. Add --data SRC.")
     dataset = open_source(data, "train")
@@ -112,7 +131,8 @@ def _from_data(data: str | None, size: str | None, init: str | None) -> Prepared
     start = load_encoder(init) if init is not None and size is None else None
     if start is not None and not isinstance(start, Encoder):
         raise ValueError(f"--init must be a plain vision transformer; {init} is none that the method can train.")
-    config = mae(size or DEFAULT_SIZE, facts, channel_stats(dataset), start.config if start is not None else None)
+    method, start_config = BARE_METHODS[name], start.config if start is not None else None
+    config = method.build(size or DEFAULT_SIZE, facts, channel_stats(dataset), start_config)
     encoder = config.method.encoder
     (height, width), (rows, cols) = encoder.image_size, encoder.grid
     sizes = "all {}x{}".format(*facts.size) if facts.size else f"median shorter side {facts.median_shorter_side}"
@@ -131,4 +151,5 @@ def _from_data(data: str | None, size: str | None, init: str | None) -> Prepared
         ),
         ("batch size", str(config.batch_size)),
     )
-    return Prepared(config, mae_paper(encoder.width), "MAE for any images; sizes below base are ours", (), decided)
+    summary = (method.build.__doc__ or "").splitlines()[0]
+    return Prepared(config, method.paper(encoder.width), summary, (), decided)

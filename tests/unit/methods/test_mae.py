@@ -3,6 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pantomim.masking.block import BlockMasker
+from pantomim.masking.choice import STRATEGIES
+from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch
 from pantomim.methods.mae import MAE, MAEConfig, MAEDraws
@@ -108,3 +111,26 @@ def test_exports_name_encoder_and_decoder() -> None:
 def test_a_ratio_that_leaves_nothing_is_refused_early() -> None:
     with pytest.raises(ValueError, match="leaves no visible one of 8"):
         replace(CONFIG, masker=RandomMasker(ratio=0.95))
+
+
+def test_a_count_that_varies_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"MAEConfig\.masker must hide the same number .* got block.* Set exact\."):
+        MAEConfig(masker=BlockMasker(exact=False))
+
+
+def test_every_strategy_trains() -> None:
+    """A step of each masker that MAE takes; they differ in what they hide and in nothing else."""
+    losses = {}
+    for name, strategy in STRATEGIES.items():
+        masker = strategy(0.75)
+        if masker.varies:
+            continue
+        if isinstance(masker, ColorNoiseMasker):
+            masker = replace(masker, noise=replace(masker.noise, patterns=8, side=16))
+        torch.manual_seed(0)
+        method = replace(CONFIG, encoder=replace(CONFIG.encoder, image_size=(32, 32)), masker=masker).build()
+        batch = Batch(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)), total=2)
+        loss = method(batch, method.draw(batch, 0, torch.Generator().manual_seed(0)))["loss"]
+        loss.backward()
+        losses[name] = loss.item()
+    assert len(set(losses.values())) == len(losses) == 9

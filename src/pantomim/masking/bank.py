@@ -1,0 +1,105 @@
+"""Banks of noise patterns on disk and on the device: made once, found again by the hash of their settings."""
+
+import functools
+import hashlib
+import io
+import json
+import os
+import zipfile
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from jaxtyping import Float
+from torch import Tensor
+
+from pantomim.files import replace_file
+from pantomim.masking.noise import Noise, make_bank
+
+VERSION = 1  # of the way banks are made; another one makes them anew
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $PANTOMIM_CACHE, else pantomim in the user's cache folder."""
+    if stated := os.environ.get("PANTOMIM_CACHE"):
+        return Path(stated)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pantomim"
+
+
+def bank_path(noise: Noise) -> Path:
+    """The file of a bank in the cache; its name holds a hash of all that decides the values."""
+    sigma, passes = noise.resolved
+    settings = json.dumps(asdict(noise) | {"sigma": sigma, "passes": passes, "version": VERSION}, sort_keys=True)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
+    return cache_folder() / "noise" / f"{noise.color}-{digest}.npz"
+
+
+def cached_bank(noise: Noise) -> Float[Tensor, "L M N"]:
+    """The bank of these settings, read from the cache, or made and put there; a damaged file is made anew.
+
+    Several processes that ask at once wait for the one that makes it.
+
+    Raises:
+        OSError: if the cache cannot be written to.
+    """
+    path, shape = bank_path(noise), (noise.patterns, noise.side, noise.side)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if path.is_file():
+            try:
+                bank = read_bank(path)
+            except ValueError:  # cut off or overwritten: it can be made again
+                bank = None
+            if bank is not None and bank.shape == shape:
+                return bank
+        bank = make_bank(noise)
+        write_bank(path, bank)
+    return bank
+
+
+def write_bank(path: Path, bank: Float[Tensor, "L M N"]) -> None:
+    """Write a bank as the only array of an .npz file, as the authors do.
+
+    Raises:
+        OSError: if the file cannot be written; an old one is then untouched.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, noise=bank.numpy())
+    replace_file(path, buffer.getvalue())
+
+
+def read_bank(path: Path) -> Float[Tensor, "L M N"]:
+    """Read a bank: the first array of an .npz file, patterns by rows by columns, ours or the authors'.
+
+    Raises:
+        ValueError: if the file is missing or damaged, or its first array is no bank of finite numbers.
+    """
+    advice = "Give an .npz whose first array is patterns x rows x columns, as `pantomim noise` writes it."
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".npy")]
+            if not names:
+                raise ValueError("it holds no arrays")
+            with archive.open(names[0]) as file:
+                values = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"ColorNoiseMasker.bank must be readable; got {path}: {error}. {advice}") from None
+    if values.ndim != 3 or not values.size or values.dtype.kind not in "fiu":
+        raise ValueError(
+            f"ColorNoiseMasker.bank must hold numbers in three dimensions; got {values.dtype} of shape {values.shape} "
+            f"in {path}. {advice}"
+        )
+    bank = torch.from_numpy(values.astype(np.float32))
+    if not bank.isfinite().all():
+        raise ValueError(f"ColorNoiseMasker.bank must hold finite numbers; got nan or infinity in {path}. {advice}")
+    return bank
+
+
+@functools.lru_cache(maxsize=16)
+def bank_on(source: Noise | Path, device: torch.device) -> Float[Tensor, "L M N"]:
+    """A bank on a device, loaded once a process: 4 bytes a value, 67 MB for 256 patterns of 256 x 256."""
+    bank = cached_bank(source) if isinstance(source, Noise) else read_bank(source)
+    return bank.to(device)

@@ -1,0 +1,172 @@
+"""Colour noise: white noise, filtered until its patterns have the scale that its name promises.
+
+Red is what a low-pass filter leaves of white noise, blue a high-pass, green a band-pass and purple a band-stop one. A
+bank of such patterns is made once, offline; training only cuts windows out of it.
+
+Paper: Hinojosa et al. 2024, *ColorMAE: Exploring data-independent masking strategies in Masked AutoEncoders*,
+arXiv:2407.13036; the filters are its equations, of which the band-pass is Eq. 3. The paper's deviations (sigmas) and
+the number of passes are not stated where we can read it; the authors' patterns come without the code that made them.
+"""
+
+import math
+from typing import Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pantomim.frozen import frozen
+
+Color = Literal["red", "green", "blue", "purple", "white"]
+Blur = Literal["sampled_kernel", "transfer_function"]
+
+
+class Preset(NamedTuple):
+    """How a colour is made where nothing else is said: our reading, not a statement of the paper.
+
+    Args:
+        sigma: Of the Gaussian, in patches; two for a band.
+        passes: How often filter and equalisation are repeated.
+    """
+
+    sigma: tuple[float, ...]
+    passes: int
+
+
+# Fitted to the masks and spectra in the picture of the authors' repository (assets/proposed.png). The flanks there are
+# too steep for one pass of the equations, and match "filter, equalise, repeat" five times.
+PRESETS: dict[Color, Preset] = {
+    "red": Preset((4.7,), 1),  # fits the printed spectrum; passes do not matter for a Gaussian
+    "blue": Preset((1.0,), 5),  # fits the printed mask
+    "green": Preset((0.8, 1.6), 5),  # fits ring and printed mask
+    "purple": Preset((0.5, 2.75), 5),  # fits the printed spectrum
+    "white": Preset((), 0),  # the control: MAE's random masks
+}
+CUT = 6  # a sampled kernel ends here, in deviations
+
+
+@frozen
+class Noise:
+    """How a bank of patterns is made.
+
+    Args:
+        color: Which filter.
+        sigma: Of the Gaussian, in patches: one number for red and blue, two rising ones for green and purple; None: the
+            preset of the color.
+        passes: How often filter and equalisation are repeated; 1 is the paper's equation to the letter; None: the
+            preset.
+        equalise: Replace values by their ranks after each pass. A single pass gives the same masks without it.
+        blur: The Gaussian as a kernel sampled at whole patches and cut at six sigma, or by its transfer function. They
+            differ where sigma is below 0.8.
+        patterns: How many.
+        side: Height and width of a pattern, in patches.
+        seed: Of the white noise.
+
+    Raises:
+        ValueError: if sigma does not suit the color, or a number is not positive.
+    """
+
+    color: Color = "green"
+    sigma: tuple[float, ...] | None = None
+    passes: int | None = None
+    equalise: bool = True
+    blur: Blur = "sampled_kernel"
+    patterns: int = 256
+    side: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sigma, wanted = self.resolved.sigma, len(PRESETS[self.color].sigma)
+        problems = []
+        if len(sigma) != wanted:
+            problems.append(f"Noise.sigma must be {wanted} number(s) for {self.color}; got {list(sigma)}.")
+        elif sigma and (min(sigma) <= 0 or list(sigma) != sorted(set(sigma))):
+            problems.append(f"Noise.sigma must be positive, the second above the first; got {list(sigma)}.")
+        if self.resolved.passes < (self.color != "white"):
+            problems.append(f"Noise.passes must be at least 1 for {self.color}; got {self.passes}.")
+        if self.patterns < 1 or self.side < 2:
+            problems.append(f"Noise.patterns must be at least 1 and side at least 2; got {self.patterns}, {self.side}.")
+        if problems:
+            raise ValueError(" ".join([*problems, "Leave it out for the preset."]))
+
+    @property
+    def resolved(self) -> Preset:
+        """Sigma and passes, presets filled in."""
+        preset = PRESETS[self.color]
+        sigma = preset.sigma if self.sigma is None else self.sigma
+        return Preset(tuple(sigma), preset.passes if self.passes is None else self.passes)
+
+
+def color_filter(
+    fields: Float[Tensor, "*L M N"], color: Color, sigma: tuple[float, ...], blur: Blur
+) -> Float[Tensor, "*L M N"]:
+    """One pass of a colour's filter over periodic fields.
+
+    With G a Gaussian blur: red is G * W, blue W - G * W, green G1 * W - G2 * W, and purple W - (G1 * W - G2 * W).
+
+    Args:
+        fields: White noise, or what an earlier pass left.
+        color: Which filter; white leaves the fields as they are.
+        sigma: Of the Gaussians, in patches.
+        blur: How a Gaussian is applied.
+    """
+    height, width = cast("tuple[int, int]", fields.shape[-2:])
+    gaussians = [_transfer(height, width, value, blur, fields) for value in sigma]
+    if color == "white":
+        return fields
+    if color == "red":
+        transfer = gaussians[0]
+    elif color == "blue":
+        transfer = 1 - gaussians[0]
+    elif color == "green":
+        transfer = gaussians[0] - gaussians[1]
+    else:
+        transfer = 1 - (gaussians[0] - gaussians[1])
+    return torch.fft.irfft2(torch.fft.rfft2(fields) * transfer, s=(height, width))
+
+
+def equalise(fields: Float[Tensor, "*L M N"]) -> Float[Tensor, "*L M N"]:
+    """Each value's rank within its field, from 0 to 1: a flat histogram in the same order. On the CPU."""
+    flat = fields.flatten(-2)
+    last = flat.shape[-1] - 1
+    levels = torch.arange(last + 1, dtype=fields.dtype) / last
+    order = torch.from_numpy(np.argsort(flat.numpy(), axis=-1))  # a third of the time that torch takes
+    return torch.empty_like(flat).scatter_(-1, order, levels.expand_as(flat)).view_as(fields)
+
+
+def make_bank(noise: Noise) -> Float[Tensor, "L M N"]:
+    """Draw and filter all patterns: uniform white noise, then `passes` times filter and equalise.
+
+    Worked out in float64, so that every machine ends with the same order of values; stored as float32, whose steps are
+    finer than the ranks. Some seconds for 256 patterns of 256 x 256.
+    """
+    generator = torch.Generator().manual_seed(noise.seed)
+    bank = torch.empty(noise.patterns, noise.side, noise.side)
+    sigma, passes = noise.resolved
+    for pattern in bank:
+        field = torch.rand(noise.side, noise.side, generator=generator, dtype=torch.float64)
+        for _ in range(passes):
+            field = color_filter(field, noise.color, sigma, noise.blur)
+            if noise.equalise:
+                field = equalise(field)
+        pattern.copy_(field)
+    return bank
+
+
+def _transfer(height: int, width: int, sigma: float, blur: Blur, like: Tensor) -> Float[Tensor, "M F"]:
+    """What a Gaussian blur multiplies the coefficients of a real transform of (height, width) with."""
+    if blur == "transfer_function":
+        rows, columns = torch.fft.fftfreq(height, dtype=like.dtype), torch.fft.rfftfreq(width, dtype=like.dtype)
+        return torch.exp(-2 * (math.pi * sigma) ** 2 * (rows[:, None] ** 2 + columns**2)).to(like.device)
+    rows, columns = torch.fft.fft(_kernel(height, sigma, like)).real, torch.fft.rfft(_kernel(width, sigma, like)).real
+    return rows[:, None] * columns
+
+
+def _kernel(size: int, sigma: float, like: Tensor) -> Float[Tensor, " size"]:
+    """A Gaussian sampled at whole distances and wrapped around a ring of `size`; symmetric, with sum 1."""
+    radius = round(CUT * sigma)
+    places = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (places.to(like.dtype) / sigma) ** 2)
+    ring = torch.zeros(size, dtype=like.dtype).index_add_(0, places % size, weights / weights.sum())
+    return ring.to(like.device)
