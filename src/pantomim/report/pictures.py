@@ -1,4 +1,4 @@
-"""Pictures as data URIs: original, masked, reconstruction."""
+"""Pictures as data URIs, and the triplets of original, masked and reconstruction."""
 
 import base64
 import io
@@ -46,3 +46,11 @@ def png(picture: np.ndarray) -> str:
     height, width = picture.shape[:2]
     Image.frombytes(mode, (width, height), np.ascontiguousarray(picture).tobytes()).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def jpeg(picture: np.ndarray) -> str:
+    """A data URI of an 8-bit picture (H, W, C), gray or RGB, slightly lossy and much smaller."""
+    buffer = io.BytesIO()
+    shown = picture[:, :, 0] if picture.shape[2] == 1 else picture
+    Image.fromarray(np.ascontiguousarray(shown)).save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
