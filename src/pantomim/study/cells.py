@@ -1,6 +1,7 @@
 """From a plan to numbered cells: an arm at a seed, with the config of its run and of every evaluation."""
 
 import difflib
+import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pantomim.evaluate.protocols import Evaluate
 from pantomim.recipes import prepare
 from pantomim.study.plan import Plan, Scale, merge
 
+PLACEHOLDER = re.compile(r"\{(?P<name>\w+)(?::(?P<default>.*))?\}")  # {NAME}, or {NAME:DEFAULT}
 ENCODER = "RUN"  # stands in an evaluation's config for the run folder of its cell
 
 
@@ -222,37 +224,40 @@ def _check_inputs(
     """
     everywhere: list[Any] = [plan.overrides, plan.arm_overrides, plan.evaluations]
     everywhere += [[scale.overrides, scale.evaluations] for scale in plan.scales.values()]
-    known = {"data": None} | dict.fromkeys(_placeholders(everywhere))
+    known = {"data": True} | _placeholders(everywhere)
     _check_known("inputs", inputs, known)
     problems = []
-    for name in dict.fromkeys(_placeholders([evaluations, arms])):
-        if name in inputs:
+    used = _placeholders([evaluations, arms])
+    for name, needed in used.items():
+        if name in inputs or not needed:
             continue
         by = [evaluation for evaluation, settings in evaluations.items() if name in _placeholders(settings)]
         option = "--data SRC" if name == "data" else f"--input {name}=FILE"
         leave = f", or leave out what needs it: {' '.join(f'--without {item}' for item in by)}" if by else ""
-        needed = f"evaluation {', '.join(by)}" if by else "the arms"
+        whom = f"evaluation {', '.join(by)}" if by else "the arms"
         leave = "" if name == "data" else leave
-        problems.append(f"Study.inputs must name {name}, for {needed}; got none. Add {option}{leave}.")
+        problems.append(f"Study.inputs must name {name}, for {whom}; got none. Add {option}{leave}.")
     if problems:
         raise ValueError("\n".join(problems))
-    wanted = {"data", *_placeholders([evaluations, arms])}
-    return {name: value for name, value in inputs.items() if name in wanted}
+    return {name: value for name, value in inputs.items() if name in {"data", *used}}
 
 
-def _placeholders(tree: Any) -> list[str]:
-    """The names in braces, in order."""
-    return list(_names(tree))
+def _placeholders(tree: Any) -> dict[str, bool]:
+    """The names in braces, in order, and whether they must be given: somewhere they have no default."""
+    needed: dict[str, bool] = {}
+    for match in _found(tree):
+        needed[match["name"]] = needed.get(match["name"], False) or match["default"] is None
+    return needed
 
 
-def _names(tree: Any) -> Iterator[str]:
+def _found(tree: Any) -> Iterator[re.Match[str]]:
     if isinstance(tree, dict):
         tree = list(tree.values())
     if isinstance(tree, list | tuple):
         for item in tree:
-            yield from _names(item)
-    elif isinstance(tree, str) and tree[:1] == "{" and tree[-1:] == "}":
-        yield tree[1:-1]
+            yield from _found(item)
+    elif isinstance(tree, str) and (match := PLACEHOLDER.fullmatch(tree)):
+        yield match
 
 
 def _fill(tree: Any, inputs: Mapping[str, str]) -> Any:
@@ -260,7 +265,8 @@ def _fill(tree: Any, inputs: Mapping[str, str]) -> Any:
         return {key: _fill(value, inputs) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [_fill(item, inputs) for item in tree]
-    return inputs[tree[1:-1]] if isinstance(tree, str) and tree[:1] == "{" and tree[-1:] == "}" else tree
+    match = PLACEHOLDER.fullmatch(tree) if isinstance(tree, str) else None
+    return tree if match is None else inputs.get(match["name"], match["default"] or None)
 
 
 def _without_seed(run: dict[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,16 @@ def test_an_evaluation_left_out_needs_no_input_and_has_no_column():
     assert "--without probe" in study.command(Path("out"))
 
 
+def test_an_input_may_have_a_default():
+    evaluations = {"knn": {"protocol": "knn", "data": "{data}"}, "more": {"protocol": "knn", "data": "{set:mnist}"}}
+    evaluations["more"]["images"] = "{count:}"
+    options = {"evaluations": evaluations, "compare": {"metrics": ["knn.top1"], "reference": "most"}}
+    more = make({"data": "a"}, **options).cells[0].evaluations["more"]
+    assert (more.data, more.images) == ("mnist", None)
+    more = make({"data": "a", "set": "b", "count": "7"}, **options).cells[0].evaluations["more"]
+    assert (more.data, more.images) == ("b", 7)
+
+
 def test_inputs_as_typed():
     assert read_inputs("a", ["b=c=d"]) == {"data": "a", "b": "c=d"}
     with pytest.raises(ValueError, match="must be NAME=SRC; got b"):
