@@ -8,19 +8,24 @@ from pantomim.parity.verification import verify, verify_item
 
 SELECTION = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
-ITEMS = {"finetune_losses", "mae_finetune_a", "mae_lars", "mae_positions", "mae_pretrain_a", "mae_pretrain_b"}
+ITEMS = {
+    *("finetune_losses", "mae_finetune_a", "mae_lars", "mae_positions", "mae_pretrain_a", "mae_pretrain_b"),
+    *("block_mask_stats", "block_mask_trace", "simmim_mask_stats"),
+    *("colormae_filters", "colormae_masking", "colormae_spectra"),
+}
+# the same as mae_pretrain_b at another size; twenty seconds of statistics, of which the unit tests ask the gist
+LEFT_OUT = {"mae_pretrain_a", "colormae_spectra"}
 
 
 @pytest.mark.parametrize("path", sorted(SELECTION.glob("*.json")), ids=lambda path: path.stem)
 def test_selected_item(path):
     result = verify_item(path)
     assert result.status == "PASS", result
-    assert result.compared >= 12
+    assert result.compared >= 8
 
 
 def test_selection_is_whole():
-    # mae_pretrain_a is left out: the same as mae_pretrain_b at another size
-    assert {path.stem for path in SELECTION.iterdir()} == ITEMS - {"mae_pretrain_a"}
+    assert {path.stem for path in SELECTION.iterdir()} == ITEMS - LEFT_OUT
 
 
 def test_selection_stays_small():

@@ -1,0 +1,245 @@
+"""The items about masks notice: one thing in a sampler is wrong at a time, and an item must fail."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pantomim.masking import block, grid, rectangles
+from pantomim.parity import masks
+from pantomim.parity.compare import differences
+from pantomim.parity.item import Item
+from pantomim.parity.verification import verify_item
+
+GOLDEN = Path(__file__).parent / "golden"
+STATS, TRACE, SIMMIM = "block_mask_stats", "block_mask_trace", "simmim_mask_stats"
+
+
+@pytest.fixture(autouse=True)
+def fewer_draws(monkeypatch):
+    monkeypatch.setattr(masks, "DRAWS", 5000)
+
+
+def outcome(name, folder=GOLDEN):
+    return verify_item(folder / f"{name}.json")
+
+
+def edited(folder, name, edit):
+    """The outcome of an item whose JSON was edited."""
+    spec = json.loads((GOLDEN / f"{name}.json").read_text())
+    edit(spec)
+    (folder / f"{name}.json").write_text(json.dumps(spec))
+    shutil.copy(GOLDEN / f"{name}.safetensors", folder)
+    return outcome(name, folder)
+
+
+def with_rule(monkeypatch, **changes):
+    """Every rule has other values: given ones, or made from the right ones."""
+    rule = block.BlockMasker.rule
+
+    def changed(self, size):
+        right = rule(self, size)
+        return dataclasses.replace(right, **{name: value(getattr(right, name)) for name, value in changes.items()})
+
+    monkeypatch.setattr(block.BlockMasker, "rule", changed)
+
+
+def failing(result):
+    assert result.status == "FAIL"
+    return result.worst
+
+
+def test_the_upper_end_left_out(monkeypatch):
+    def exclusive(self, images, high):
+        return np.floor(self.generator.random(len(images)) * np.maximum(high, 1))
+
+    monkeypatch.setattr(rectangles.FromGenerator, "integers", exclusive)
+    result = outcome(STATS)
+    failing(result)
+    assert result.error > 3
+    assert result.off > 5  # the maps, and most counts
+
+
+def test_the_aspect_uniform_itself(monkeypatch):
+    right = rectangles.FromGenerator.uniform
+
+    def uniform(self, images, low, high):
+        if low > 0:
+            return right(self, images, low, high)
+        return np.log(right(self, images, np.exp(low), np.exp(high)))
+
+    monkeypatch.setattr(rectangles.FromGenerator, "uniform", uniform)
+    failing(outcome(STATS))
+
+
+@pytest.mark.parametrize("name", [STATS, TRACE])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"min_area": lambda area: area + 1},
+        {"min_area": lambda area: area - 1},
+        {"total": lambda total: total - 1},
+        {"log_aspect": lambda bound: bound * 0.95},
+        {"max_area": lambda area: area // 2},
+    ],
+    ids=["larger", "smaller", "fewer", "rounder", "capped"],
+)
+def test_another_rule(monkeypatch, name, changes):
+    with_rule(monkeypatch, **changes)
+    failing(outcome(name))
+
+
+@pytest.mark.parametrize(("tries", "names"), [(9, (TRACE,)), (11, (TRACE,)), (7, (STATS,)), (14, (STATS,))])
+def test_more_or_less_patience(monkeypatch, tries, names):
+    monkeypatch.setattr(block, "TRIES", tries)
+    for name in names:
+        failing(outcome(name))
+
+
+def test_exact_and_inexact_swapped(monkeypatch):
+    monkeypatch.setattr(
+        masks,
+        "block_masker",
+        lambda s, old=masks.block_masker: old({**s, "method": {"cae": "beit"}.get(s["method"], "cae")}),
+    )
+    failing(outcome(STATS))
+    failing(outcome(TRACE))
+
+
+@pytest.mark.parametrize(("rounded", "name"), [("ceil", STATS), ("floor", STATS), ("floor", TRACE)])
+def test_sides_not_rounded_to_the_nearest(monkeypatch, rounded, name):
+    monkeypatch.setattr(rectangles.np, "rint", getattr(np, rounded))
+    failing(outcome(name))
+
+
+def test_rows_and_columns_swapped(monkeypatch):
+    cover = rectangles.cover
+
+    def transposed(batch_size, grid, *arguments):
+        covered = cover(batch_size, grid, *arguments)
+        masked = covered.masked.reshape(-1, *grid).swapaxes(1, 2).reshape(batch_size, -1)
+        return dataclasses.replace(covered, masked=masked)
+
+    monkeypatch.setattr(block, "cover", transposed)
+    assert failing(outcome(TRACE)).startswith("masks_")  # statistics cannot tell: square grids, symmetric aspects
+
+
+def test_proposals_ahead_counted_wrongly(monkeypatch):
+    """A later proposal counts where an earlier one was acceptable: large rectangles are favoured."""
+    monkeypatch.setattr(rectangles.np, "diff", lambda images, prepend: np.append(images[1:] != images[:-1], True))
+    failing(outcome(STATS))
+
+
+def test_one_block_too_many_reported(monkeypatch):
+    cover = block.BlockMasker.cover
+
+    def counted(self, *arguments, **options):
+        covered = cover(self, *arguments, **options)
+        return dataclasses.replace(
+            covered, num_rectangles=covered.num_rectangles + (np.arange(len(covered.first)) % 5 == 0)
+        )
+
+    monkeypatch.setattr(block.BlockMasker, "cover", counted)
+    assert "blocks_per_mask" in failing(outcome(STATS))
+
+
+def test_cells_of_another_size(monkeypatch):
+    monkeypatch.setattr(masks, "GridMasker", lambda ratio, cell: grid.GridMasker(ratio=ratio, cell=2 * cell))
+    failing(outcome(SIMMIM))
+
+
+def test_cells_rounded_down(monkeypatch):
+    monkeypatch.setattr(grid.math, "ceil", lambda value: int(value))
+    assert "numbers/masked_" in failing(outcome(SIMMIM))
+
+
+def test_patches_instead_of_cells(monkeypatch):
+    right = grid.Mask.from_scores
+    shuffled = classmethod(
+        lambda cls, scores, count: right(torch.rand(scores.shape, generator=torch.Generator()), count)
+    )
+    monkeypatch.setattr(grid.Mask, "from_scores", shuffled)
+    failing(outcome(SIMMIM))
+
+
+def test_one_cell_preferred(monkeypatch):
+    right = grid.Mask.from_scores
+
+    def biased(cls, scores, count):
+        return right(torch.where(scores == scores[:, :1], scores + 3.5, scores), count)
+
+    monkeypatch.setattr(grid.Mask, "from_scores", classmethod(biased))
+    assert failing(outcome(SIMMIM)).startswith("probability_map")
+
+
+def test_every_statistic_counts():
+    spec = json.loads((GOLDEN / f"{STATS}.json").read_text())
+    first, second, third, _, last = spec["numbers"]["settings"]
+    first["min_num_patches"] = 15
+    first["first_block_new_cells"]["mean"] -= 2
+    first["masked_count"]["std"] *= 0.6
+    first["vertical_pairs_both_masked"]["mean"] *= 1.01
+    del second["blocks_per_mask"]
+    second["unknown"] = 3
+    del third["masked_count"]["std"]
+    histogram = last["connected_components_4"]["histogram"]
+    histogram["1"], histogram["2"] = histogram["2"], histogram["1"]
+
+    item = Item(STATS, spec, load_file(GOLDEN / f"{STATS}.safetensors"))
+    off = {difference.key for difference in differences(item, masks.block_stats(item)) if difference.error > 1}
+    assert off == {
+        "numbers/settings/0/min_num_patches",
+        "numbers/settings/0/first_block_new_cells/mean",
+        "numbers/settings/0/masked_count/std",
+        "numbers/settings/0/vertical_pairs_both_masked/mean",
+        "numbers/settings/1/blocks_per_mask",
+        "numbers/settings/1/unknown",
+        "numbers/settings/2/masked_count",
+        "numbers/settings/4/connected_components_4/histogram",
+    }
+
+
+@pytest.mark.parametrize(
+    ("edit", "worst"),
+    [
+        (lambda s: s["numbers"]["settings"].pop(), "ValueError"),
+        (lambda s: s["config"]["settings"][0].update(method="mae"), "config.method must be"),
+    ],
+    ids=["missing", "unknown"],
+)
+def test_every_setting_counts(tmp_path, edit, worst):
+    assert worst in failing(edited(tmp_path, STATS, edit))
+
+
+@pytest.mark.parametrize(
+    ("edit", "worst"),
+    [
+        (lambda s: s["numbers"]["traces"][3]["draws"].pop(), "must not end here"),
+        (lambda s: s["numbers"]["traces"][3]["draws"].append(["uniform", 16, 75, 20.0]), "traces/3/draws"),
+        (lambda s: s["numbers"]["traces"][7].update(masked=31), "traces/7/masked"),
+        (lambda s: s["numbers"]["traces"][7]["draws"][0].__setitem__(2, 31), "traces/7/draws/0/2"),
+        (lambda s: s["numbers"]["traces"].pop(), "masks_1"),
+        (
+            lambda s: s["numbers"]["traces"].append({"setting": 2, "index": 0, "draws": [], "masked": 0}),
+            "numbers/traces",
+        ),
+    ],
+    ids=["short", "long", "count", "bound", "missing", "unknown"],
+)
+def test_every_recorded_number_counts(tmp_path, edit, worst):
+    assert worst in failing(edited(tmp_path, TRACE, edit))
+
+
+@pytest.mark.parametrize("name", [STATS, TRACE, SIMMIM])
+def test_a_map_changed_on_disk(tmp_path, name):
+    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    key = max(key for key in tensors if key.startswith("out/"))
+    tensors[key][..., 2, 0] = tensors[key][..., 2, 0] < 0.5
+    save_file(tensors, tmp_path / f"{name}.safetensors")
+    shutil.copy(GOLDEN / f"{name}.json", tmp_path)
+    assert key.removeprefix("out/") in failing(outcome(name, tmp_path))
