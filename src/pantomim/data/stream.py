@@ -188,6 +188,7 @@ def evaluation_batches(
     device = torch.device(device)
     indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
     array = dataset.array(memory_gib) if 2 * len(indices) > len(dataset) else None  # of a few, decode those alone
+    indices = indices[~np.isin(indices, list(dataset.broken_reasons()))]
     if array is None:
         chunks = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
         rows = _EvaluationRows(dataset, image_size, chunks)
@@ -199,8 +200,6 @@ def evaluation_batches(
                 images = scaled(images.to(device, non_blocking=True), dataset.scale)
                 yield (images.clamp_(0, 1) if dataset.facts.dtype == "uint8" else images), healthy.numpy()
         return
-    broken = list(dataset.broken_reasons())
-    indices = indices[~np.isin(indices, broken)]
     box = centred_boxes(np.asarray([array.shape[2:]]), image_size)
     for first in range(0, len(indices), batch_size):
         ids = indices[first : first + batch_size]

@@ -79,6 +79,12 @@ def open_masked_parts(
             f"Evaluate.data must have at least two classes in the masks of train; got {len(known)} in {found.name} of "
             f"{spec}. Scores need classes to tell apart: name other masks with --masks."
         )
+    for part, survey in surveys.items():
+        if not survey.ids:
+            raise ValueError(
+                f"Evaluate.data must have pixels with a class in each part; got none in {part}, {found.name} of {spec}, "
+                f"where {ignore} counts as none. Check --ignore and --masks."
+            )
     ids = sorted({class_id for survey in surveys.values() for class_id in survey.ids})
     return MaskedParts(parts, found, tuple(ids), known, surveys["train"].size)
 

@@ -80,7 +80,7 @@ def segmentation(
         scores[name] = {
             "miou": float(iou.nanmean()),
             "miou_error": tally.standard_error(seed),
-            "pixel_accuracy": float(tally.hits.sum() / tally.wanted.sum()),
+            "pixel_accuracy": int(tally.hits.sum()) / int(tally.wanted.sum()),
             "iou": {label: float(value) for label, value in zip(names, iou, strict=True) if not value.isnan()},
             "chosen": {"lr": chosen[name]},
             "validation": {"miou": validation[name]},

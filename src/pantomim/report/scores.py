@@ -16,7 +16,7 @@ PROTOCOLS = {
     "knn": "k-nearest neighbours",
     "attentive": "Attentive probe",
     "finetune": "Fine-tuning",
-    "segmentation": "Segmentation",
+    "segmentation": "Linear segmentation",
     "detection": "Detection",
 }
 METRICS = {
@@ -25,27 +25,35 @@ METRICS = {
     "top1_per_class": "mean accuracy over classes",
     "by_k": "top-1 accuracy",
     "miou": "mean IoU",
+    "iou": "IoU",
+    "pixel_accuracy": "pixel accuracy",
     "map_box": "box AP",
     "map_mask": "mask AP",
     "class": "class token",
     "cls": "class token",
     "mean": "mean of patches",
 }
-SHARE = re.compile(r"(?:top\d+|miou|map_box|map_mask|accuracy)(?:_.+)?|k\d+")
+SHARE = re.compile(r"(?:top\d+|miou|iou|map_box|map_mask|accuracy|pixel_accuracy)(?:_.+)?|k\d+")
 CHOICES = ("chosen", "validation")  # how a result came about: no score of its own
 DEVIATION = re.compile(r"(.+)_(?:std|deviation)")
+ERROR = re.compile(r"(.+)_error")  # standard error over test images, where the evaluation measured it
 NUM_IMAGES = ("num_test", "num_test_images", "num_val", "num_images", "test_images")
 NOISE_DEVIATIONS = 2.0
+NO_SHARES_OF_IMAGES = ("miou", "map_box", "map_mask")
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
 class Score:
-    """A share; where the evaluation was repeated, with its deviation, and the share of each repetition if known."""
+    """A share; where the evaluation was repeated, with its deviation, and the share of each repetition if known.
+
+    `error` is its standard error over draws of the test images, if the evaluation says it.
+    """
 
     value: float
     deviation: float | None = None
     draws: tuple[float, ...] = ()
+    error: float | None = None
 
     @property
     def text(self) -> str:
@@ -128,14 +136,17 @@ class Result:
     def noise(self, row: Row, rival: str) -> float | None:
         """Differences to a rival up to this share can be chance; None if the file does not tell.
 
-        Two standard deviations of the difference, from the number of test images and from the repetitions, paired where
-        they can be. Scores on the same images vary together, so the former errs on the side of caution.
+        Two standard deviations of the difference, from the test images (by the standard errors that the file gives, or
+        by their number) and from the repetitions, paired where they can be. Scores on the same images vary together, so
+        the former errs on the side of caution. A number of images says nothing of a score that is no share of them.
         """
         ours, theirs = row.scores["trained"], row.scores[rival]
         if ours is None or theirs is None:
             return None
         variances = []
-        if self.num_images:
+        if ours.error is not None and theirs.error is not None:
+            variances.append(ours.error**2 + theirs.error**2)
+        elif self.num_images and row.metric not in NO_SHARES_OF_IMAGES:
             shares = [min(max(score.value, 0.0), 1.0) for score in (ours, theirs)]
             variances.append(sum(share * (1 - share) for share in shares) / self.num_images)
         if len(ours.draws) == len(theirs.draws) > 1:
@@ -292,14 +303,16 @@ def _shares(tree: Any) -> dict[str, Score]:
         return {}
     numbers = {name: float(value) for name, value in leaves(tree) if _is_number(value)}
     deviations = {match[1]: value for name, value in numbers.items() if (match := DEVIATION.fullmatch(name))}
+    errors = {match[1]: value for name, value in numbers.items() if (match := ERROR.fullmatch(name))}
     listed = tree.get("draws")
     draws = tuple(map(float, listed)) if isinstance(listed, list) and all(map(_is_number, listed)) else ()
     return {
-        name: Score(value, deviations.get(name), draws if name == "top1" else ())
+        name: Score(value, deviations.get(name), draws if name == "top1" else (), errors.get(name))
         for name, value in numbers.items()
         if any(SHARE.fullmatch(part) for part in name.split("."))
         and name.partition(".")[0] not in CHOICES
         and not DEVIATION.fullmatch(name)
+        and not ERROR.fullmatch(name)
     }
 
 

@@ -106,3 +106,27 @@ def test_the_order_does_not_look_at_scores():
 @pytest.mark.parametrize("trained", [None, [], "0.9", {}, {"top1": "high"}, {"top1": True}])
 def test_files_without_scores_are_left_out(trained):
     assert read_result("linear-x", {"trained": trained}) is None
+
+
+def segmentation(**scores):
+    values = {who: {"miou": miou, "miou_error": 0.004, "pixel_accuracy": 0.8, "iou": {"bag": 0.1, "hair": miou},
+                    "chosen": {"lr": 3.0}, "validation": {"miou": 0.3}} for who, miou in scores.items()}  # fmt: skip
+    return result(num_test=200, stem="segmentation-ccp", **values)
+
+
+def test_segmentation_is_told_by_mean_iou():
+    found = segmentation(trained=0.229, untrained=0.204, pixels=0.069)
+    assert [row.label for row in found.main_rows] == ["mean IoU", "pixel accuracy"]
+    assert [row.label for row in found.other_rows] == ["IoU, bag", "IoU, hair"]
+    text = plain(verdict(found))
+    assert text.startswith("Linear segmentation on mnist: 22.9 % mean IoU, 2.5 points above the same encoder untrained")
+    assert "top-1" not in text
+
+
+def test_chance_in_mean_iou_goes_by_its_own_error_and_not_by_the_number_of_images():
+    found = segmentation(trained=0.229, untrained=0.204, pixels=0.22)
+    assert found.noise(found.headline, "pixels") == pytest.approx(2 * 0.004 * 2**0.5)
+    assert found.rank("untrained") == 1
+    assert found.rank("pixels") == 0
+    bare = result(num_test=200, stem="segmentation-ccp", trained={"miou": 0.23}, untrained={"miou": 0.2})
+    assert bare.noise(bare.headline, "untrained") is None

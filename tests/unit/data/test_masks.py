@@ -1,0 +1,170 @@
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_files import fill, png
+from masked_images import COLOURS, encoded, masked_files, masked_folder, regions
+
+from pantomim.data.decoding import BrokenImageError, decode_ids
+from pantomim.data.masks import read_masked
+from pantomim.data.sources import open_split
+from pantomim.data.stream import evaluation_batches
+
+SHARED = Path(__file__).parents[4] / "shared" / "data"
+
+
+def opened(spec, split="train", masks=None, **options):
+    contents, found = read_masked(str(spec), masks, **options)
+    return open_split(contents, str(spec), split), found
+
+
+def test_masks_are_found_by_the_names_of_images(tmp_path):
+    root = masked_folder(tmp_path / "set")
+    for split, count in {"train": 12, "val": 3, "test": 5}.items():
+        dataset, masks = opened(root, split)
+        assert len(dataset) == count
+        for index, name in enumerate(dataset.names):
+            assert (COLOURS[masks.read(name)].transpose(2, 0, 1) == dataset.read(index)).all()
+    assert dataset.name == "set"
+    assert masks.name == "masks"
+    assert masks.names == {0: "black", 1: "red", 2: "green"}
+    drawn = dataset.drawn(2)
+    assert masks.read(drawn.names[1]).shape == drawn.read(1).shape[1:]
+
+
+def test_the_same_from_a_zip_and_from_a_folder_in_it(tmp_path):
+    for name, inner in (("flat.zip", ""), ("deep.zip", "some/where/")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for file, data in masked_files({"train": 3, "test": 2}).items():
+                archive.writestr(inner + file, data)
+            archive.writestr(inner + "classes.json", json.dumps({"masks": ["a", "b", "c"], "others": ["x"]}))
+        dataset, masks = opened((tmp_path / name / inner) if inner else tmp_path / name)
+        assert dataset.name == (inner.rstrip("/").rsplit("/")[-1] or "flat")
+        assert masks.names == {0: "a", 1: "b", 2: "c"}
+        assert (COLOURS[masks.read(dataset.names[2])].transpose(2, 0, 1) == dataset.read(2)).all()
+
+
+def test_an_npz_and_another_array_of_it(tmp_path):
+    masks = np.stack([regions(k, (8, 8)) for k in range(10)])
+    other = masks.astype(np.int64) * 10
+    split = np.array(["train"] * 6 + ["test"] * 4)
+    images = COLOURS[masks]
+    np.savez(tmp_path / "a.npz", images=images, masks=masks, cover=other, split=split, mask_classes=["k", "r", "g"])
+    dataset, found = opened(tmp_path / "a.npz", "test")
+    assert (found.read(dataset.names[3]) == masks[9]).all()
+    assert found.names == {0: "k", 1: "r", 2: "g"}
+    dataset, found = opened(tmp_path / "a.npz", "test", masks="cover")
+    assert (found.read(dataset.names[0]) == other[6]).all()
+    assert found.names == {}
+    with pytest.raises(ValueError, match=r"an array \(N, H, W\) of class ids; got none of that name for clouds"):
+        read_masked(str(tmp_path / "a.npz"), "clouds")
+
+
+def test_several_folders_of_masks_must_be_chosen_from(tmp_path):
+    root = fill(masked_folder(tmp_path / "two"), {"masks12/train/000.png": encoded(regions(0, (40, 30)))})
+    with pytest.raises(ValueError, match=r"several; got .* with masks, masks12\. Add --masks"):
+        read_masked(str(root))
+    assert read_masked(str(root), "masks12")[1].name == "masks12"
+    with pytest.raises(ValueError, match=r"got masks7\. It has masks, masks12"):
+        read_masked(str(root), "masks7")
+
+
+@pytest.mark.parametrize("spec", ["mnist", "set"])
+def test_a_source_without_masks(tmp_path, spec, monkeypatch):
+    fill(tmp_path / "set", {"images/train/0.png": png(0)})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="must have masks beside its images"):
+        read_masked(spec)
+
+
+def test_images_without_a_mask_that_fits_are_broken(tmp_path):
+    files = masked_files({"train": 400}, (10, 8))
+    del files["masks/train/007.png"]
+    files["masks/train/019.png"] = files["masks/train/019.png"][:-60]
+    files["masks/train/300.png"] = encoded(regions(0, (9, 9)))
+    files["masks/train/301.png"] = encoded(COLOURS[regions(0, (11, 9))])
+    dataset, masks = opened(fill(tmp_path / "cut", files))
+    survey = masks.survey(dataset)
+    assert survey.ids == (0, 1, 2)
+    assert survey.size == (11, 8)
+    told = {broken.name: broken.reason for broken in dataset.broken}
+    assert told.keys() == {f"train/{k}.png" for k in ("007", "019", "300", "301")}
+    assert told["train/007.png"] == "has no mask in masks"
+    assert "has a mask of 9x9 pixels, itself 10x8" in told["train/300.png"]
+    assert "RGB" in told["train/301.png"]
+    used = np.concatenate([found for _, found in evaluation_batches(dataset, (8, 8), 64, "cpu", workers=0)])
+    assert len(used) == 396
+    del files["masks/train/001.png"]
+    dataset, masks = opened(fill(tmp_path / "more", files))
+    with pytest.raises(ValueError, match=r"1 % of the images; got 5 of 400"):
+        masks.survey(dataset)
+
+
+def test_negative_ids_are_classes_of_nothing(tmp_path):
+    masks = np.where(np.arange(36).reshape(6, 6) < 9, -1, 1).astype(np.int16)
+    np.savez(tmp_path / "n.npz", images=np.zeros((5, 6, 6, 3), np.uint8), masks=np.stack([masks] * 5))
+    dataset, found = opened(tmp_path / "n.npz")
+    with pytest.raises(ValueError, match=r"got 255, and -1 in masks.*Add --ignore -1"):
+        found.survey(dataset)
+    dataset, found = opened(tmp_path / "n.npz", ignore=-1)
+    assert found.survey(dataset).ids == (1,)
+
+
+@pytest.mark.parametrize("image_size", [(24, 16), (16, 24), (40, 30), (80, 60)])
+@pytest.mark.parametrize("kind", ["files", "array"])
+def test_masks_lie_where_their_images_do(tmp_path, image_size, kind):
+    if kind == "files":
+        dataset, masks = opened(masked_folder(tmp_path / "set"))
+    else:
+        held = np.stack([regions(k, (40, 30)) for k in range(12)])
+        np.savez(tmp_path / "a.npz", images=COLOURS[held], masks=held)
+        dataset, masks = opened(tmp_path / "a.npz")
+    images, indices = next(evaluation_batches(dataset, image_size, 64, "cpu", workers=0))
+    found = masks.resized(dataset, indices, image_size)
+    colours = torch.from_numpy(COLOURS[:3]).float() / 255
+    nearest = (images[:, None] - colours[:, :, None, None]).square().sum(dim=2).argmin(dim=1)
+
+    def agreement(rows, columns):
+        moved = found.roll((rows, columns), (1, 2))[:, 2:-2, 2:-2]
+        return (moved == nearest[:, 2:-2, 2:-2]).double().mean().item()
+
+    right = agreement(0, 0)
+    assert right > 0.96
+    assert max(agreement(1, 0), agreement(-1, 0), agreement(0, 1), agreement(0, -1)) < right - 0.01
+
+
+def test_ids_are_read_as_stored(tmp_path):
+    ids = regions(0, (5, 7))
+    assert (decode_ids(encoded(ids), ".png") == ids).all()
+    assert (decode_ids(encoded(ids, "P"), ".png") == ids).all(), "a palette's colours do not matter"
+    assert (decode_ids(encoded(ids > 0), ".png") == (ids > 0)).all(), "one bit is 0 and 1, not 255"
+    np.save(tmp_path / "ids.npy", ids.astype(np.int16) - 1)
+    assert (decode_ids(tmp_path / "ids.npy", ".npy") == ids.astype(int) - 1).all()
+    np.save(tmp_path / "float.npy", ids.astype(np.float32))
+    with pytest.raises(BrokenImageError, match="whole"):
+        decode_ids(tmp_path / "float.npy", ".npy")
+
+
+def test_classes_that_cannot_be_read(tmp_path):
+    root = fill(masked_folder(tmp_path / "set"), {"classes.json": b'{"zero": "black"}'})
+    with pytest.raises(ValueError, match=r"classes\.json in .* does not for masks"):
+        read_masked(str(root))
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the image sets")
+def test_real_sets():
+    dataset, masks = opened(SHARED / "ccp_seg_192.zip", "val", masks="masks12")
+    assert dataset.name == "ccp_seg_192"
+    assert masks.survey(dataset).ids == tuple(range(12))
+    assert masks.names[9] == "footwear"
+    dataset, masks = opened(SHARED / "water7_ms_64.npz", "test")
+    assert masks.survey(dataset).ids == (0, 1)
+    assert masks.names == {0: "other", 1: "water"}
+    stored = np.load(SHARED / "water7_ms_64.npz")
+    shares = [(masks.read(name) == 1).mean() for name in dataset.names]
+    assert np.mean(shares) == pytest.approx((stored["masks"][stored["split"] == "test"] == 1).mean())
+    dataset, masks = opened(SHARED / "multispectral_tif_samples.zip" / "water12")
+    assert masks.survey(dataset).ids == (0, 1)
