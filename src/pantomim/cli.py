@@ -270,6 +270,55 @@ def stats(source: Annotated[str, tyro.conf.Positional]) -> None:
     _print_section(source, rows + [("broken", f"{item.name}: {item.reason}") for item in dataset.broken])
 
 
+def noise(
+    color: Annotated[Literal["red", "green", "blue", "purple", "white"], tyro.conf.Positional],
+    out: Path | None = None,
+    sigma: tuple[float, ...] | None = None,
+    passes: int | None = None,
+    equalise: bool = True,
+    blur: Literal["sampled_kernel", "transfer_function"] = "sampled_kernel",
+    patterns: int = 256,
+    side: int = 256,
+    seed: int = 0,
+) -> None:
+    """Make a bank of noise patterns for ColorMAE's masks, and print its spectrum.
+
+    Args:
+        color: Which filter: red low-pass, blue high-pass, green band-pass, purple band-stop, white none.
+        out: FILE.npz; by default the cache, where training looks for it (and would have made it itself).
+        sigma: Of the Gaussian, in patches: one number for red and blue, two for green and purple. Default: the preset.
+        passes: How often filter and equalisation are repeated; 1 is the paper's equation. Default: the preset.
+        equalise: Replace values by their ranks after each pass.
+        blur: The Gaussian sampled at whole patches, or its transfer function.
+        patterns: How many.
+        side: Height and width of each, in patches.
+        seed: Of the white noise.
+    """
+    import numpy as np
+
+    from pantomim.analysis.masks import BAND_EDGES, field_bands
+    from pantomim.masking.bank import bank_path, cached_bank, check_bank_path, write_bank
+    from pantomim.masking.noise import Noise
+
+    settings = Noise(color, sigma, passes, equalise, blur, patterns, side, seed)
+    if out is not None:
+        check_bank_path(out)
+    bank = cached_bank(settings)
+    if out is not None:
+        write_bank(out, bank)
+    sample = bank[:16].numpy()
+    visible = sample > np.quantile(sample, 0.75, axis=(1, 2), keepdims=True)
+    bands, shown = field_bands(sample).mean(axis=0), field_bands(visible).mean(axis=0)
+    rows = [("cycles a patch", "patterns   highest quarter   (white noise: 1)")] + [
+        (f"{low:.2f} to {high:.2f}", f"{power:8.3g}   {of_mask:15.3g}")
+        for low, high, power, of_mask in zip(BAND_EDGES[:-1], BAND_EDGES[1:], bands, shown, strict=True)
+    ]
+    spread, times = settings.resolved
+    words = f"sigma {', '.join(f'{value:g}' for value in spread)}, passes {times}, " if spread else ""
+    _print_section(f"{color}: {words}{patterns} patterns of {side} x {side}, {bank.nbytes / 1e6:.1f} MB", rows)
+    CONSOLE.print(f"\nBank: {out or bank_path(settings)}", highlight=False, soft_wrap=True)
+
+
 def masks(
     strategies: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     grid: str = "14x14",
@@ -444,6 +493,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": recipes,
     "explain": explain,
     "stats": stats,
+    "noise": noise,
     "masks": masks,
     "study": study,
     "import": import_weights,

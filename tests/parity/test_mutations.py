@@ -11,14 +11,18 @@ import torch
 from torch.nn import functional as F
 
 from pantomim import optim
+from pantomim.masking import noise
+from pantomim.masking.color_noise import round_windows
 from pantomim.masking.mask import Mask
 from pantomim.nn import decoder, heads, vit
 from pantomim.nn.position import sincos_2d
-from pantomim.parity import finetune, mae
+from pantomim.parity import colormae, finetune, mae
+from pantomim.parity.item import read_item
 from pantomim.parity.verification import verify_item
 from pantomim.targets import pixels
 
 GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
 
 
 def outcome(name):
@@ -70,6 +74,9 @@ def test_an_item_made_with_another_layer_norm_eps(tmp_path, name):
         ("mae_lars", {"weight_decay": 0.02}),
         ("mae_lars", {"trust_coefficient": 0.002}),
         ("finetune_losses", {"boxes": [[1, 5, 2, 8], [0, 3, 0, 4]]}),
+        ("colormae_masking", {"ratios": [0.75, 0.62, 0.9]}),
+        ("colormae_masking", {"rounds": [[3, 7, 1, 1], [16, 0, 0, 0], [0, 12, 1, 0]]}),
+        ("colormae_filters", {"presets": [{"colour": "red", "sigma": [4.6], "passes": 1}]}),
     ],
     ids=str,
 )
@@ -173,3 +180,37 @@ def test_one_weight_changed_on_disk(tmp_path):
     save_file(tensors, tmp_path / "mae_pretrain_z.safetensors")
     shutil.copy(GOLDEN / "mae_pretrain_b.json", tmp_path / "mae_pretrain_z.json")
     assert verify_item(tmp_path / "mae_pretrain_z.json").status == "FAIL"
+
+
+def test_lowest_values_shown_instead_of_highest(monkeypatch):
+    honest = Mask.from_scores
+    monkeypatch.setattr(Mask, "from_scores", lambda scores, num_masked: honest(-scores, num_masked))
+    assert outcome("colormae_masking").status == "FAIL"
+
+
+def test_windows_not_divided_by_their_maximum(monkeypatch):
+    monkeypatch.setattr(colormae, "round_windows", lambda *given: 2 * round_windows(*given))
+    assert outcome("colormae_masking").worst == "extracted_windows"
+
+
+def test_a_kernel_cut_too_early(monkeypatch):
+    monkeypatch.setattr(noise, "CUT", 4)
+    result = outcome("colormae_filters")
+    assert result.status == "FAIL"
+    assert result.worst.endswith("sampled_kernel")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
+def test_spectra_tell_one_pass_from_five(monkeypatch):
+    """With a quarter of the draws, so with wider tolerances: what is as stated passes, what is not does not."""
+    monkeypatch.setattr(colormae, "FIELDS", 8)
+    item = read_item(SHARED / "colormae_spectra.json")
+    presets = item.config["presets"]
+    item.spec["config"]["presets"] = [*presets[:2], presets[2] | {"passes": 1}, presets[3] | {"sigma": [0.8, 1.8]}]
+    off = colormae.spectra(item).deviations
+    worst = [max(error for key, error in off.items() if key.endswith(name)) for name in ("white_0", "red_1")]
+    assert max(worst) < 1
+    assert off["mask_spectrum_mean_blue_2"] > 1
+    assert off["field_bands_blue_2"] > 1
+    assert off["mask_spectrum_mean_green_3"] > 1
+    assert off["numbers/presets/2/components_4/mean"] > 1

@@ -60,6 +60,16 @@ def cached_bank(noise: Noise) -> Float[Tensor, "L M N"]:
     return bank
 
 
+def check_bank_path(path: Path) -> None:
+    """Refuse a file that a bank should not be written to; to be called before the bank is made.
+
+    Raises:
+        ValueError: for an ending other than .npz, or a folder.
+    """
+    if path.suffix != ".npz" or path.is_dir():
+        raise ValueError(f"noise.out must be a file with the ending .npz; got {path}. Give --out FILE.npz.")
+
+
 def write_bank(path: Path, bank: Float[Tensor, "L M N"]) -> None:
     """Write a bank as the only array of an .npz file, as the authors do.
 

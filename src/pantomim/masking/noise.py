@@ -43,6 +43,7 @@ PRESETS: dict[Color, Preset] = {
     "purple": Preset((0.5, 2.75), 5),  # fits the printed spectrum
     "white": Preset((), 0),  # the control: MAE's random masks
 }
+MAX_BYTES = 4 << 30  # of a bank
 CUT = 6  # a sampled kernel ends here, in deviations
 
 
@@ -87,6 +88,11 @@ class Noise:
             problems.append(f"Noise.passes must be at least 1 for {self.color}; got {self.passes}.")
         if self.patterns < 1 or self.side < 2:
             problems.append(f"Noise.patterns must be at least 1 and side at least 2; got {self.patterns}, {self.side}.")
+        if 4 * self.patterns * self.side**2 > MAX_BYTES:
+            problems.append(
+                f"Noise.patterns must come to {MAX_BYTES >> 30} GiB at most, as training holds them on the device; got "
+                f"{self.patterns} of {self.side} x {self.side}."
+            )
         if problems:
             raise ValueError(" ".join([*problems, "Leave it out for the preset."]))
 

@@ -88,6 +88,7 @@ def test_ranks_of_the_default_size_survive_float32() -> None:
         ({"color": "blue", "passes": 0}, "passes must be at least 1"),
         ({"patterns": 0}, "patterns must be at least 1"),
         ({"side": 1}, "side at least 2"),
+        ({"patterns": 100_000}, "4 GiB at most"),
     ],
 )
 def test_what_makes_no_noise_is_refused(settings, words) -> None:
