@@ -19,6 +19,7 @@ from pantomim.report.spectra import NARROW, WIDE, Spectrum, spectrum_chart
 
 PER_ROW = 6  # strategies
 ON_ONE_PHOTO = 6
+RULED = 40  # patches: on larger grids no lines are drawn between them
 PHOTO = 160  # pixels: side of a square photo on the page
 SIZES = {"wide": WIDE, "narrow": NARROW}
 
@@ -207,7 +208,7 @@ def mask_svg(visible: np.ndarray, name: str) -> Markup:
     """A mask: visible patches in the strategy's colour, hidden ones as the ground."""
     rows, columns = visible.shape
     cells = "".join(f"M{column} {row}h1v1h-1z" for row, column in np.argwhere(visible))
-    return _svg(rows, columns, "mask", name, f'<path d="{cells}"/>')
+    return _svg(rows, columns, "mask" if max(rows, columns) <= RULED else "mask fine", name, f'<path d="{cells}"/>')
 
 
 def veil_svg(visible: np.ndarray, name: str) -> Markup:

@@ -30,7 +30,7 @@ BY_RECTANGLES = "No pattern: rectangles are drawn until enough is hidden."
 LOOKS = {
     "random": Look("#6d7985", "Hides patches by chance alone: small holes and small clumps, side by side.", BY_CHANCE),
     "white": Look("#948a78", "Hides by chance alone, from unfiltered noise: the control for the colours."),
-    "red": Look("#d9453d", "Hides all but one or two large blobs: most of the image is far from anything visible."),
+    "red": Look("#d9453d", "Hides all but a few large blobs: most of the image is far from anything visible."),
     "green": Look(
         "#2e9b53", "Hides the gaps between clusters of medium size: neighbours vanish, whole regions do not."
     ),

@@ -49,7 +49,7 @@ def draw_poster(
         figure.text(x / wide, y / high, words, **style)
 
     text(left, high - 0.55, "What each mask hides", color=INK, size=20, weight="bold")
-    about = f"{usual_counts(surveys)} of {rows * columns} patches on a grid of {rows} × {columns}"
+    about = f"{usual_counts(surveys)} of {rows * columns:,} patches on a grid of {rows} × {columns}"
     text(left, high - 0.85, f"{about}; coloured ones stay visible", color=SOFT, size=10.5)
     for index, survey in enumerate(surveys):
         color, x, y = look(survey.name).color, left + COLUMN * index, high - HEAD
@@ -83,7 +83,7 @@ def draw_poster(
 def usual_counts(surveys: Sequence[MaskSurvey]) -> str:
     """How many patches a mask of these strategies hides, as text; the median where the count varies."""
     counts = sorted({round(float(np.median(survey.num_masked))) for survey in surveys})
-    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
 
 
 def _cells(axes: Axes, values: np.ndarray, colors: Colormap, highest: float, lines: bool = False) -> None:
