@@ -82,8 +82,8 @@ def open_masked_parts(
     for part, survey in surveys.items():
         if not survey.ids:
             raise ValueError(
-                f"Evaluate.data must have pixels with a class in each part; got none in {part}, {found.name} of {spec}, "
-                f"where {ignore} counts as none. Check --ignore and --masks."
+                f"Evaluate.data must have pixels with a class in each part; got none in {part} ({found.name} of "
+                f"{spec}), where {ignore} counts as none. Check --ignore and --masks."
             )
     ids = sorted({class_id for survey in surveys.values() for class_id in survey.ids})
     return MaskedParts(parts, found, tuple(ids), known, surveys["train"].size)
