@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -43,9 +44,7 @@ class Mask:
 
         No value is read back from the device, so a wrong count cannot be noticed here.
         """
-        order = (
-            masked.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-        )  # marked ones first, each in raster order
+        order = _true_first(masked)
         ids_mask, ids_keep = order[:, :num_masked], order[:, num_masked:]
         return cls(masked, ids_keep, ids_mask, masked.gather(1, ids_mask).float() if varies else None)
 
@@ -54,6 +53,13 @@ class Mask:
         part = slice(start, start + count)
         weight = None if self.weight is None else self.weight[part]
         return Mask(self.masked[part], self.ids_keep[part], self.ids_mask[part], weight)
+
+
+def _true_first(values: Bool[Tensor, "B N"]) -> Int[Tensor, "B N"]:
+    """Where the true values of each row stand, then the false ones, both in order."""
+    if values.device.type == "cpu":  # NumPy sorts bytes by their digits, three times as fast
+        return torch.from_numpy(np.argsort(~values.numpy(), axis=1, kind="stable"))
+    return values.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
 
 
 @runtime_checkable

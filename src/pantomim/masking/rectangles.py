@@ -16,14 +16,14 @@ Ids = Int[np.ndarray, " P"]
 Reals = Float[np.ndarray, " P"]
 
 TRIES = 10  # proposals for one rectangle before the authors' code gives up
-WIDTH = 512  # proposals in one pass that cost little more than one
+WIDTH = 768  # proposals in one pass that cost little more than one
 
 
 @runtime_checkable
 class Source(Protocol):
     """Where the sampler's random numbers come from: one for each proposal; `images` says which image it is made for."""
 
-    def uniform(self, images: Ids, low: float, high: Ids | float) -> Reals:
+    def uniform(self, images: Ids, low: float, high: Reals | float) -> Reals:
         """Reals between `low` and `high`, which may be the smaller one."""
         ...
 
@@ -38,7 +38,7 @@ class FromGenerator:
 
     generator: np.random.Generator
 
-    def uniform(self, images: Ids, low: float, high: Ids | float) -> Reals:
+    def uniform(self, images: Ids, low: float, high: Reals | float) -> Reals:
         """See `Source.uniform`."""
         return low + (high - low) * self.generator.random(len(images))
 
@@ -98,39 +98,37 @@ def cover(batch_size: int, grid: tuple[int, int], rule: Rule, source: Source, ah
     num_rows, num_columns = grid
     above, before = _prefixes(grid)
     covered = np.zeros((batch_size, above.shape[1]), above.dtype)
-    count, failures, num_rectangles, first = np.zeros((4, batch_size), np.int64)
+    count, first = np.zeros((2, batch_size))
+    failures, num_rectangles = np.zeros((2, batch_size), np.int64)
     unfinished = np.arange(batch_size)
     while unfinished.size:
         width = ahead or math.ceil(WIDTH / unfinished.size)
         images = unfinished.repeat(width)
         cap = np.minimum(rule.total - count, rule.max_area)[images]
-        area = source.uniform(
-            images, float(rule.min_area), cap
-        )  # even where little is left, and `cap` is the smaller one
+        area = source.uniform(images, float(rule.min_area), cap)  # towards the end, `cap` is smaller
         aspect = np.exp(source.uniform(images, -rule.log_aspect, rule.log_aspect))
         height = np.rint(np.sqrt(area * aspect))
         breadth = np.rint(np.sqrt(area / aspect))
 
-        fitting = np.flatnonzero((height < num_rows) & (breadth < num_columns))
+        fitting = ((height < num_rows) & (breadth < num_columns)).nonzero()[0]
         images, cap, height, breadth = images[fitting], cap[fitting], height[fitting], breadth[fitting]
         top = source.integers(images, num_rows - height)
         left = source.integers(images, num_columns - breadth)
         rectangle = _between(above, top, height) & _between(before, left, breadth)
         new = height * breadth - _num_bits(rectangle & covered.take(images, axis=0))
 
-        accepted = np.flatnonzero((new > 0) & (new <= cap))
+        accepted = ((new > 0) & (new <= cap)).nonzero()[0]
         accepted = accepted[failures[images[accepted]] + fitting[accepted] % width < rule.patience]
-        earliest = np.flatnonzero(np.diff(images[accepted], prepend=-1))  # proposals for one image stand side by side
-        accepted = accepted[earliest]
+        accepted = accepted[_earliest(images[accepted])]
         images = images[accepted]
         failures[unfinished] += width
         failures[images] = 0
         covered[images] = covered.take(images, axis=0) | rectangle[accepted]
-        count[images] += new[accepted].astype(np.int64)
+        count[images] += new[accepted]
         first[images] = np.where(num_rectangles[images] == 0, count[images], first[images])
         num_rectangles[images] += 1
         unfinished = unfinished[((count < rule.total) & (failures < rule.patience))[unfinished]]
-    return Covered(_unpack(covered, num_rows * num_columns), num_rectangles, first)
+    return Covered(_unpack(covered, num_rows * num_columns), num_rectangles, first.astype(np.int64))
 
 
 def fill(masked: Bool[np.ndarray, "B N"], total: int, generator: np.random.Generator) -> Bool[np.ndarray, "B N"]:
@@ -161,6 +159,13 @@ def _between(prefixes: UInt64[np.ndarray, "boundaries W"], start: Reals, length:
 def _num_bits(words: UInt64[np.ndarray, "P W"]) -> Reals:
     ones = np.ones(words.shape[1], np.float32)
     return np.bitwise_count(words).astype(np.float32) @ ones  # exact, and far quicker than a sum over a short axis
+
+
+def _earliest(images: Ids) -> Bool[np.ndarray, " P"]:
+    """Which ones come first for their image; those for one image stand side by side."""
+    earliest = np.ones(len(images), np.bool_)
+    np.not_equal(images[1:], images[:-1], out=earliest[1:])
+    return earliest
 
 
 def _pack(bits: Bool[np.ndarray, "A N"]) -> UInt64[np.ndarray, "A W"]:

@@ -84,13 +84,13 @@ class Replay:
         self._rest = [iter(sequence) for sequence in sequences]
         self.asked: list[list[list[Any]]] = [[] for _ in sequences]
 
-    def uniform(self, images: Ids, low: float, high: Ids | float) -> Reals:
+    def uniform(self, images: Ids, low: float, high: Reals | float) -> Reals:
         """See `Source.uniform`."""
         return self._next("uniform", images, low, np.broadcast_to(high, images.shape))
 
     def integers(self, images: Ids, high: Reals) -> Reals:
         """See `Source.integers`."""
-        return self._next("randint", images, 0, high.astype(np.int64))
+        return self._next("randint", images, 0, high)
 
     def _next(self, kind: str, images: Ids, low: float, highs: np.ndarray) -> Reals:
         values = []
