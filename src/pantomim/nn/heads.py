@@ -2,9 +2,12 @@
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from pantomim.nn.cross_attention import CrossAttention
 from pantomim.nn.vit import NORM_EPS, Encoder
 
 
@@ -49,3 +52,50 @@ class Classifier(nn.Module):
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
         """Logits."""
         return self.head(self.features(images))
+
+
+class AttentiveHead(nn.Module):
+    """Attentive probe: cross-attention with one learned query over all tokens, batch norm without weights, linear layer; no residual, no MLP, no positions.
+
+    Args:
+        width: Width of the encoder's tokens.
+        heads: Attention heads, those of the encoder.
+        num_classes: Width of the last layer.
+        test_batch_statistics: In evaluation mode, normalise by the batch at hand rather than by running statistics.
+            The authors' code does so, by an argument left out where it is evaluated: a score then depends on which
+            images share a batch.
+
+    Paper: Chen et al., arXiv:2202.03026, "attentive probing".
+    Deviation: running statistics in evaluation, unless asked for; the query starts from a truncated normal (0.02), as
+        in the authors' Paddle release, where their PyTorch code has zeros, whose layer norm has a thousandfold
+        gradient. Their unused second layer norm is left out.
+    """
+
+    def __init__(self, width: int, heads: int, num_classes: int, test_batch_statistics: bool = False) -> None:
+        super().__init__()
+        self.test_batch_statistics = test_batch_statistics
+        self.query_token = nn.Parameter(torch.empty(1, 1, width))
+        self.norm_q = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm_k = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm_v = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = CrossAttention(width, heads)
+        self.norm = nn.BatchNorm1d(width, affine=False)
+        self.head = nn.Linear(width, num_classes)
+        nn.init.trunc_normal_(self.query_token, std=0.02)
+        for layer in (self.attn.q, self.attn.k, self.attn.v, self.attn.proj):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+        nn.init.zeros_(self.attn.proj.bias)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def pool(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
+        """What the query reads, before the batch norm."""
+        query = self.norm_q(self.query_token).expand(len(tokens), -1, -1)
+        return self.attn(query, self.norm_k(tokens), self.norm_v(tokens)).squeeze(1)
+
+    def forward(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B classes"]:
+        """Logits, for all tokens that the encoder gives, prefix tokens first."""
+        pooled = self.pool(tokens)
+        if self.test_batch_statistics and not self.training:
+            return self.head(F.batch_norm(pooled, None, None, training=True, eps=self.norm.eps))
+        return self.head(self.norm(pooled))

@@ -35,6 +35,14 @@ def sincos_2d(width: int, grid: tuple[int, int], num_prefix: int = 0) -> Float[T
     return torch.cat([table.new_zeros(num_prefix, width), table])
 
 
+def sincos_2d_rows_first(width: int, grid: tuple[int, int], num_prefix: int = 0) -> Float[Tensor, "T D"]:
+    """The table of `sincos_2d` with the row in the first half of the channels, as in CAE.
+
+    Paper: Chen et al., arXiv:2202.03026; order as in the authors' code, on square grids.
+    """
+    return sincos_2d(width, grid, num_prefix).roll(width // 2, dims=1)
+
+
 TableName = Literal["sincos, columns first", "sincos, rows first", "other"]
 
 
@@ -48,7 +56,7 @@ def name_table(table: Float[Tensor, "1 T D"], grid: tuple[int, int], num_prefix:
     if width % 4:
         return "other"
     columns_first = sincos_2d(width, grid, num_prefix)
-    rows_first = columns_first.roll(width // 2, dims=1)
+    rows_first = sincos_2d_rows_first(width, grid, num_prefix)
     rounding = max(1e-4, torch.finfo(table.dtype).eps)  # of the stored number type, and of a table made in float32
     found = table[0].detach().cpu().double()
     if torch.allclose(found, columns_first, rtol=0, atol=rounding):
