@@ -55,7 +55,9 @@ class Classifier(nn.Module):
 
 
 class AttentiveHead(nn.Module):
-    """Attentive probe: cross-attention with one learned query over all tokens, batch norm without weights, linear layer; no residual, no MLP, no positions.
+    """Attentive probe: one learned query reads all tokens of a frozen encoder.
+
+    Cross-attention, batch norm without weights, linear layer; no residual, no MLP, no positions.
 
     Args:
         width: Width of the encoder's tokens.
