@@ -7,7 +7,8 @@ for library in ("OMP", "OPENBLAS", "MKL"):  # before NumPy and torch are importe
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook(["pantomim.nn", "pantomim.masking", "pantomim.targets", "pantomim.methods"], "beartype.beartype")
+PARTS = ("nn", "masking", "tokenizers", "targets", "methods")
+install_import_hook([f"pantomim.{part}" for part in PARTS], "beartype.beartype")
 
 import torch  # noqa: E402
 

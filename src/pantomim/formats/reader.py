@@ -54,6 +54,21 @@ def read_weights(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[s
         ValueError: if there is no such file, it is damaged, holds something else than weights, or would have to run
             code to be read.
     """
+    known = (*HARMLESS, *((Unread, name) for name in UNREAD))
+    return weights_of(path, read_content(path, known), wrappers)
+
+
+def read_content(path: str | Path, known: Sequence[Any]) -> Any:
+    """What a safetensors file or a torch checkpoint holds, on the CPU; nothing is executed.
+
+    Args:
+        path: The file.
+        known: Classes that the file may name besides tensors and containers, which torch knows by itself; a pair puts
+            an inert class of ours in place of a name: (ours, "theirs.full.name").
+
+    Raises:
+        ValueError: if there is no such file, it is damaged, or it names anything else.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} must be a file of weights; got {_what(path)}. Check the path.")
@@ -65,13 +80,12 @@ def read_weights(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[s
             return load_file(path)
         except SafetensorError as error:
             raise _damaged(path, str(error)) from error
-    return _weights_of(path, _unpickle(path), wrappers)
+    return _unpickle(path, known)
 
 
-def _unpickle(path: Path) -> Any:
+def _unpickle(path: Path, known: Sequence[Any]) -> Any:
     try:
-        known: list[Any] = [*HARMLESS, *((Unread, name) for name in UNREAD)]
-        with torch.serialization.safe_globals(known), warnings.catch_warnings():
+        with torch.serialization.safe_globals(list(known)), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -109,7 +123,12 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _weights_of(path: Path, content: Any, wrappers: Sequence[str]) -> dict[str, Tensor]:
+def weights_of(path: str | Path, content: Any, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:
+    """The tensors, by name, in what `read_content` gave.
+
+    Raises:
+        ValueError: if it holds something else than weights.
+    """
     held = content
     for name in wrappers:
         if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):

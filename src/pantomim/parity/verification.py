@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from pantomim.parity import colormae, finetune, mae, masks
+from pantomim.parity import colormae, finetune, mae, masks, tokenizer
 from pantomim.parity.compare import Difference, differences
 from pantomim.parity.item import Computed, Item, read_item
 
@@ -27,6 +27,7 @@ FAMILIES: tuple[tuple[str, ItemFunction], ...] = (
     ("block_mask_stats", masks.block_stats),
     ("block_mask_trace", masks.block_trace),
     ("simmim_mask_stats", masks.simmim_stats),
+    ("dalle", tokenizer.dalle),
 )
 
 

@@ -1,0 +1,228 @@
+"""The networks of a discrete variational auto-encoder: image to scores of codes, codes to image.
+
+Parameter names are those of the published DALL-E networks (`w` and `b`, not `weight` and `bias`).
+
+Paper: Ramesh et al. 2021, *Zero-Shot Text-to-Image Generation*, arXiv:2102.12092, section 2.1, appendix A; sizes as in
+the authors' `dall_e/encoder.py` and `decoder.py`.
+"""
+
+import math
+from collections import OrderedDict
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pantomim.frozen import frozen
+from pantomim.nn.tokens import patch_grid
+
+MARGIN = 0.1  # distance of mapped pixels from 0 and 1, where the density has no mass (appendix A.3)
+
+
+def map_pixels(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """Pixels in [0, 1] into [0.1, 0.9]: what the encoder takes and the density describes (appendix A.3)."""
+    return (1 - 2 * MARGIN) * images + MARGIN
+
+
+def unmap_pixels(mapped: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """The inverse of `map_pixels`, cut to [0, 1]."""
+    return ((mapped - MARGIN) / (1 - 2 * MARGIN)).clamp(0, 1)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision as float32; everything else as it is."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+class Conv2d(nn.Module):
+    """A convolution that keeps the image's size, with parameters `w` and `b`.
+
+    Args:
+        in_chans: Channels that come in.
+        out_chans: Channels that go out.
+        kernel: Side of the kernel, odd.
+        exact: Compute in the weights' own number type even where autocast asks for half precision.
+
+    Paper: weights are drawn from a normal distribution of deviation 1/sqrt(in_chans * kernel^2), biases are 0
+        (the authors' `dall_e/utils.py`).
+    """
+
+    def __init__(self, in_chans: int, out_chans: int, kernel: int, *, exact: bool = False) -> None:
+        super().__init__()
+        self.padding, self.exact = (kernel - 1) // 2, exact
+        self.w = nn.Parameter(torch.empty(out_chans, in_chans, kernel, kernel))
+        self.b = nn.Parameter(torch.zeros(out_chans))
+        nn.init.normal_(self.w, std=1 / math.sqrt(in_chans * kernel**2))
+
+    def forward(self, maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
+        """Convolve."""
+        if not self.exact:
+            return F.conv2d(maps, self.w, self.b, padding=self.padding)
+        with torch.autocast(maps.device.type, enabled=False):
+            return F.conv2d(at_least_float32(maps), self.w, self.b, padding=self.padding)
+
+
+class ResidualBlock(nn.Module):
+    """Skip path plus a small multiple of four convolutions, each behind a ReLU.
+
+    Args:
+        in_chans: Channels that come in; the skip path sees them as they are.
+        out_chans: Channels that go out.
+        kernels: Sides of the four kernels.
+        gain: Factor of the residual path.
+    """
+
+    def __init__(self, in_chans: int, out_chans: int, kernels: tuple[int, int, int, int], gain: float) -> None:
+        super().__init__()
+        self.gain, hidden = gain, out_chans // 4
+        self.id_path = Conv2d(in_chans, out_chans, 1) if in_chans != out_chans else nn.Identity()
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        widths = (in_chans, hidden, hidden, hidden, out_chans)
+        for number, kernel in enumerate(kernels, 1):
+            layers[f"relu_{number}"] = nn.ReLU()
+            layers[f"conv_{number}"] = Conv2d(widths[number - 1], widths[number], kernel)
+        self.res_path = nn.Sequential(layers)
+
+    def forward(self, maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
+        """Both paths together."""
+        return self.id_path(maps) + self.gain * self.res_path(maps)
+
+
+@frozen
+class DVAESizes:
+    """The sizes of encoder and decoder; the default is the published DALL-E tokenizer.
+
+    Args:
+        in_chans: Channels of the images.
+        vocabulary: Number of codes.
+        width: Channels of the first group of the encoder and the last of the decoder; each group doubles them.
+        code_width: Channels into which the decoder projects the codes; the weight of that projection is the codebook.
+        blocks: Residual blocks of each group.
+        stride: Pixels per code, along each side: a power of two. There is one group more than halvings (8: four).
+
+    Raises:
+        ValueError: if a size is out of range.
+
+    Paper: the authors' `dall_e/encoder.py`, `decoder.py`.
+    Deviation: strides other than 8, widths under 64 and other numbers of channels are ours.
+    """
+
+    in_chans: int = 3
+    vocabulary: int = 8192
+    width: int = 256
+    code_width: int = 128
+    blocks: int = 2
+    stride: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("in_chans", "code_width", "blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"DVAESizes.{name} must be at least 1; got {getattr(self, name)}.")
+        if self.vocabulary < 2:
+            raise ValueError(f"DVAESizes.vocabulary must be at least 2 codes; got {self.vocabulary}.")
+        if self.width < 4 or self.width % 4:
+            raise ValueError(
+                f"DVAESizes.width must be a positive multiple of 4, as blocks are a quarter as wide inside; "
+                f"got {self.width}."
+            )
+        if self.stride < 2 or self.stride & (self.stride - 1):
+            raise ValueError(
+                f"DVAESizes.stride must be a power of two from 2 on; got {self.stride}. The published tokenizer has 8."
+            )
+
+    @property
+    def groups(self) -> int:
+        """Groups of residual blocks; between two of them the side halves or doubles."""
+        return self.stride.bit_length()
+
+    @property
+    def gain(self) -> float:
+        """Factor of every residual path."""
+        return 1 / (self.groups * self.blocks) ** 2
+
+
+class DVAEEncoder(nn.Module):
+    """Mapped pixels to a score of each code in each cell."""
+
+    def __init__(self, sizes: DVAESizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        layers: OrderedDict[str, nn.Module] = OrderedDict(input=Conv2d(sizes.in_chans, sizes.width, 7))
+        width = sizes.width
+        for group in range(1, sizes.groups + 1):
+            out_chans = sizes.width * 2 ** (group - 1)
+            blocks = _blocks(width, out_chans, sizes, (3, 3, 3, 1))
+            if group < sizes.groups:
+                blocks["pool"] = nn.MaxPool2d(2)
+            layers[f"group_{group}"] = nn.Sequential(blocks)
+            width = out_chans
+        layers["output"] = nn.Sequential(
+            OrderedDict[str, nn.Module](relu=nn.ReLU(), conv=Conv2d(width, sizes.vocabulary, 1, exact=True))
+        )
+        self.blocks = nn.Sequential(layers)
+
+    def forward(self, mapped: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K h w"]:
+        """Logits of the codes.
+
+        Raises:
+            ValueError: if the channels are not the encoder's, or a side is smaller than the stride or no multiple.
+        """
+        if mapped.shape[1] != self.sizes.in_chans:
+            raise ValueError(
+                f"DVAEEncoder.mapped must have {self.sizes.in_chans} channels; got {mapped.shape[1]}. "
+                f"Use a tokenizer trained on such images: `pantomim tokenizer train`."
+            )
+        code_grid((mapped.shape[2], mapped.shape[3]), self.sizes.stride)
+        return self.blocks(mapped)
+
+
+class DVAEDecoder(nn.Module):
+    """Codes, one-hot or soft, to location and log-scale of each mapped pixel's logit-Laplace density."""
+
+    def __init__(self, sizes: DVAESizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            input=Conv2d(sizes.vocabulary, sizes.code_width, 1, exact=True)
+        )
+        width = sizes.code_width
+        for group in range(1, sizes.groups + 1):
+            out_chans = sizes.width * 2 ** (sizes.groups - group)
+            blocks = _blocks(width, out_chans, sizes, (1, 3, 3, 3))
+            if group < sizes.groups:
+                blocks["upsample"] = nn.Upsample(scale_factor=2, mode="nearest")
+            layers[f"group_{group}"] = nn.Sequential(blocks)
+            width = out_chans
+        layers["output"] = nn.Sequential(
+            OrderedDict[str, nn.Module](relu=nn.ReLU(), conv=Conv2d(width, 2 * sizes.in_chans, 1))
+        )
+        self.blocks = nn.Sequential(layers)
+
+    def forward(self, codes: Float[Tensor, "B K h w"]) -> Float[Tensor, "B S H W"]:
+        """(B, 2 C, H, W): C channels of locations, then C of log-scales."""
+        return self.blocks(codes)
+
+
+def code_grid(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Rows and columns of codes.
+
+    Raises:
+        ValueError: if an image side is smaller than the stride or not a multiple of it.
+    """
+    if any(side < stride or side % stride for side in image_size):
+        raise ValueError(
+            f"image_size must be a multiple of the tokenizer's stride, {stride}; got {image_size[0]}x{image_size[1]}. "
+            f"Resize the images (ResizedTokenizer), or use a tokenizer with a smaller stride."
+        )
+    return patch_grid(image_size, stride)
+
+
+def _blocks(
+    in_chans: int, out_chans: int, sizes: DVAESizes, kernels: tuple[int, int, int, int]
+) -> OrderedDict[str, nn.Module]:
+    """The residual blocks of a group; the first one changes the width."""
+    return OrderedDict(
+        (f"block_{number}", ResidualBlock(in_chans if number == 1 else out_chans, out_chans, kernels, sizes.gain))
+        for number in range(1, sizes.blocks + 1)
+    )

@@ -1,0 +1,80 @@
+"""One way to name a tokenizer: a run, a file, the published DALL-E files, or a random projection."""
+
+from pathlib import Path
+
+from pantomim.formats.dalle import load_dalle_decoder, load_dalle_encoder
+from pantomim.formats.tokenizer import load_networks
+from pantomim.tokenizers.base import Tokenizer
+from pantomim.tokenizers.dvae import DVAETokenizer, Precision
+from pantomim.tokenizers.random_projection import RandomProjectionTokenizer
+
+WAYS = (
+    "Ways to get one: `pantomim tokenizer train --data IMAGES` and its RUN folder (or RUN/tokenizer.safetensors); "
+    "dalle:FILE or dalle:FOLDER with the published encoder.pkl (and decoder.pkl); random-projection, which needs no "
+    "training"
+)
+
+
+def load_tokenizer(
+    spec: str | Path | None,
+    *,
+    patch_size: int = 16,
+    in_chans: int = 3,
+    vocabulary: int = 8192,
+    precision: Precision = "float32",
+) -> Tokenizer:
+    """A frozen tokenizer, in evaluation mode; see `resized.on_grid` for one id a patch.
+
+    Args:
+        spec: "RUN", a run folder, or its tokenizer.safetensors; "dalle:FILE", an encoder alone, or "dalle:FOLDER" with
+            encoder and decoder (.pkl, .safetensors or .pth); "random-projection" or "random-projection:SEED".
+        patch_size: Of a random projection.
+        in_chans: Of a random projection.
+        vocabulary: Of a random projection.
+        precision: Of a discrete auto-encoder.
+
+    Raises:
+        ValueError: if none is given, there is no such thing, or it is damaged.
+    """
+    name = "" if spec is None else str(spec)
+    if not name:
+        raise ValueError(f"tokenizer must be given, as there is no default; got none. {WAYS}.")
+    if name.startswith("dalle:"):
+        return _dalle(Path(name.removeprefix("dalle:")), precision)
+    kind, _, seed = name.partition(":")
+    if kind == "random-projection":
+        if seed and not seed.isdecimal():
+            raise ValueError(f"tokenizer must be random-projection:SEED with a whole number; got {name}.")
+        return RandomProjectionTokenizer(patch_size, in_chans, vocabulary, int(seed or 0)).eval()
+    path = Path(name)
+    if path.is_file() and path.name == "tokenizer.safetensors":
+        path = path.parent
+    if not path.is_dir():
+        raise ValueError(f"tokenizer must be something that there is; got {name}. {WAYS}.")
+    return DVAETokenizer(*load_networks(path), precision=precision).eval()
+
+
+def _dalle(path: Path, precision: Precision) -> DVAETokenizer:
+    if not path.is_dir():
+        return DVAETokenizer(load_dalle_encoder(path), precision=precision).eval()
+    encoder, decoder = _only(path, "encoder"), _only(path, "decoder")
+    if encoder is None:
+        raise ValueError(f"dalle:FOLDER must hold encoder.pkl (or .safetensors, .pth); got {path} without. {WAYS}.")
+    return DVAETokenizer(
+        load_dalle_encoder(encoder), load_dalle_decoder(decoder) if decoder else None, precision=precision
+    ).eval()
+
+
+def _only(folder: Path, name: str) -> Path | None:
+    """The file of a network in a folder.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    found = [path for ending in ("pkl", "safetensors", "pth") if (path := folder / f"{name}.{ending}").is_file()]
+    if len(found) > 1:
+        raise ValueError(
+            f"dalle:FOLDER must hold one {name}; got {', '.join(path.name for path in found)} in {folder}. "
+            f"Remove all but one."
+        )
+    return found[0] if found else None

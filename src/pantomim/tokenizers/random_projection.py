@@ -1,0 +1,66 @@
+"""Ids without any training: the direction, out of many random ones, that a patch points to most."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pantomim.nn.tokens import patch_grid
+
+
+class RandomProjectionTokenizer(nn.Module):
+    """The index of the largest of `vocabulary` random projections of a patch's pixels; frozen, drawn from a seed.
+
+    Args:
+        patch_size: Side of a cell, in pixels.
+        in_chans: Channels of the images.
+        vocabulary: Number of directions.
+        seed: Of the directions; the same ones on every device.
+
+    Paper: as in the CAE authors' PaddlePaddle release, `packages/datasets.py`: pixels in [0, 1], not standardised, in
+        the order channel, row, column; 768 x 8192.
+    Deviation: the distribution of their matrix is not stated; ours is standard normal.
+    """
+
+    directions: Tensor
+
+    def __init__(self, patch_size: int = 16, in_chans: int = 3, vocabulary: int = 8192, seed: int = 0) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("patch_size", patch_size, 1),
+            ("in_chans", in_chans, 1),
+            ("vocabulary", vocabulary, 2),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"RandomProjectionTokenizer.{name} must be at least {least}; got {value}.")
+        self.patch_size, self.in_chans, self.vocabulary, self.seed = patch_size, in_chans, vocabulary, seed
+        generator = torch.Generator("cpu").manual_seed(seed)
+        directions = torch.randn(in_chans * patch_size**2, vocabulary, generator=generator, device="cpu")
+        self.register_buffer("directions", directions, persistent=False)
+
+    def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of ids.
+
+        Raises:
+            ValueError: if an image side is not a multiple of the patch.
+        """
+        return patch_grid(image_size, self.patch_size)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
+        """Ids of images in [0, 1], in raster order; in the pixels' own precision, whatever autocast says.
+
+        Raises:
+            ValueError: if channels or sides do not fit.
+        """
+        batch, channels, height, width = images.shape
+        if channels != self.in_chans:
+            raise ValueError(
+                f"RandomProjectionTokenizer.in_chans must be the channels of the images; got {self.in_chans}, and "
+                f"images with {channels}."
+            )
+        rows, cols = self.grid_of((height, width))
+        cells = images.reshape(batch, channels, rows, self.patch_size, cols, self.patch_size)
+        patches = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * cols, -1)
+        with torch.autocast(images.device.type, enabled=False):
+            return (patches @ self.directions.to(patches.dtype)).argmax(dim=-1)

@@ -1,0 +1,66 @@
+"""Let a tokenizer see images at another size, so that it has one id for each of an encoder's patches."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pantomim.tokenizers.base import Tokenizer
+from pantomim.tokenizers.dvae import DVAETokenizer
+
+
+class ResizedTokenizer(nn.Module):
+    """A tokenizer behind a resize of the batch to one size: the second view, of the same crop and flip.
+
+    Args:
+        tokenizer: What gives the ids.
+        image_size: Height and width that it sees.
+
+    Paper: Bao et al. 2021, arXiv:2106.08254: a second view of 112 x 112 for an encoder at 224 x 224.
+    Deviation: the authors cut the view from the stored image with Lanczos interpolation; this one is resized from the
+        encoder's view (bicubic, antialiased, cut to [0, 1]).
+    """
+
+    def __init__(self, tokenizer: DVAETokenizer, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        tokenizer.grid_of(image_size)
+        self.tokenizer, self.image_size, self.vocabulary = tokenizer, image_size, tokenizer.vocabulary
+
+    def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of ids, which are the same for images of every size."""
+        return self.tokenizer.grid_of(self.image_size)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
+        """Ids of images in [0, 1], in raster order."""
+        return self.tokenizer(self.view(images))
+
+    def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+        """What ids look like, at the size that the tokenizer sees."""
+        return self.tokenizer.decode(ids, grid)
+
+    def view(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+        """What the tokenizer sees."""
+        if images.shape[2:] == self.image_size:
+            return images
+        return F.interpolate(images, self.image_size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def on_grid(tokenizer: Tokenizer, image_size: tuple[int, int], grid: tuple[int, int]) -> Tokenizer:
+    """The tokenizer, with one id for each patch of a grid: itself, or, for a discrete auto-encoder, behind a resize.
+
+    A stride of 8 and a grid of 14 x 14 make it see 112 x 112 pixels, whatever the size of the images.
+
+    Raises:
+        ValueError: if the cells of a random projection are not the encoder's patches.
+    """
+    if isinstance(tokenizer, DVAETokenizer):
+        seen = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)
+        return tokenizer if seen == image_size else ResizedTokenizer(tokenizer, seen)
+    found = tokenizer.grid_of(image_size)
+    if found != grid:
+        raise ValueError(
+            f"on_grid.tokenizer must have one id a patch, {grid[0]} x {grid[1]}; got {found[0]} x {found[1]}. "
+            f"Give it the encoder's patch_size."
+        )
+    return tokenizer

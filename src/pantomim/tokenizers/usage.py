@@ -1,0 +1,123 @@
+"""How much of its vocabulary a tokenizer uses, and how well it remembers an image."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from pantomim.tokenizers.base import Picturing, Tokenizer
+
+COLLAPSED = 0.01  # of the vocabulary: where the perplexity is below this share, or below 2 codes, labels say nothing
+
+
+@dataclass(frozen=True)
+class CodeUsage:
+    """How often each code occurs, summed up.
+
+    Args:
+        vocabulary: Codes that there are.
+        positions: Cells counted.
+        used: Codes that occur at all.
+        perplexity: Codes that occur, weighted: the exponential of the entropy, from 1 to `vocabulary`.
+        top: Share of the cells that have the most frequent code.
+    """
+
+    vocabulary: int
+    positions: int
+    used: int
+    perplexity: float
+    top: float
+
+    @property
+    def collapsed(self) -> bool:
+        """Nearly all cells have the same few codes, so that predicting them is no task."""
+        return self.perplexity < max(2.0, COLLAPSED * min(self.vocabulary, self.positions))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.used} of {self.vocabulary} codes used, perplexity {self.perplexity:.1f}, the most frequent one in "
+            f"{self.top:.1%} of {self.positions} cells"
+        )
+
+
+def count_codes(ids: Int[Tensor, "B N"], vocabulary: int) -> Float[Tensor, " K"]:
+    """How often each code occurs, in float64 (exact up to 2^53)."""
+    return torch.bincount(ids.flatten(), minlength=vocabulary).double()
+
+
+def code_usage(counts: Float[Tensor, " K"]) -> CodeUsage:
+    """The usage that counts of all codes amount to.
+
+    Raises:
+        ValueError: if nothing was counted.
+    """
+    total = counts.sum().item()
+    if not total:
+        raise ValueError("code_usage.counts must hold at least one code; got none. Give images.")
+    shares = counts / total
+    entropy = torch.special.entr(shares).sum().item()
+    return CodeUsage(
+        vocabulary=len(counts),
+        positions=int(total),
+        used=int((counts > 0).sum()),
+        perplexity=torch.tensor(entropy, dtype=torch.float64).exp().item(),
+        top=shares.max().item(),
+    )
+
+
+def warn_if_collapsed(usage: CodeUsage, owner: str) -> None:
+    """Warn of a codebook of which next to nothing is used."""
+    if usage.collapsed:
+        warnings.warn(
+            f"{owner} must spread images over its codes; got {usage}. A model trained on such ids learns little: train "
+            f"the tokenizer longer, with fewer codes or a larger weight of the KL term.",
+            stacklevel=2,
+        )
+
+
+@dataclass(frozen=True)
+class TokenizerReport:
+    """What a tokenizer does on images that it was not trained on.
+
+    Args:
+        usage: Of its codes.
+        mse: Mean squared error of images decoded from ids, pixels in [0, 1]; None: it has no decoder.
+        mse_of_means: The same of each cell's mean colour, to beat; None likewise.
+    """
+
+    usage: CodeUsage
+    mse: float | None = None
+    mse_of_means: float | None = None
+
+
+@torch.no_grad()
+def measure_tokenizer(tokenizer: Tokenizer, batches: Iterable[Float[Tensor, "B C H W"]]) -> TokenizerReport:
+    """Usage of the codes and, with a decoder, the error of reconstructions from hard ids.
+
+    Args:
+        tokenizer: At the size of the images; a decoder is used where there is one.
+        batches: Images in [0, 1].
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    counts = torch.zeros(tokenizer.vocabulary, dtype=torch.float64)
+    error, error_of_means, values = 0.0, 0.0, 0
+    pictures = isinstance(tokenizer, Picturing) and getattr(tokenizer, "decoder", None) is not None
+    for images in batches:
+        ids = tokenizer(images)
+        counts += count_codes(ids, tokenizer.vocabulary).cpu()
+        if pictures:
+            assert isinstance(tokenizer, Picturing)
+            grid = tokenizer.grid_of((images.shape[2], images.shape[3]))
+            error += F.mse_loss(tokenizer.decode(ids, grid), images, reduction="sum").item()
+            cell = (images.shape[2] // grid[0], images.shape[3] // grid[1])
+            means = F.avg_pool2d(images, cell).repeat_interleave(cell[0], 2).repeat_interleave(cell[1], 3)
+            error_of_means += F.mse_loss(means, images, reduction="sum").item()
+            values += images.numel()
+    usage = code_usage(counts)
+    return TokenizerReport(usage, error / values, error_of_means / values) if values else TokenizerReport(usage)
