@@ -64,8 +64,9 @@ def reconstruct(method: MAE, images: Float[torch.Tensor, "B C H W"], seed: int) 
     training = method.training
     method.eval()
     encoder, target = method.encoder, method.target
-    device, size = encoder.pos_embed.device, encoder.patch_size
-    images = images.to(device, encoder.pos_embed.dtype)
+    kernel, size = encoder.patch_embed.proj.weight, encoder.patch_size
+    device = kernel.device
+    images = images.to(device, kernel.dtype)
     mask = method.masker(len(images), encoder.grid, torch.Generator(device).manual_seed(seed))
     prediction = method.decoder(encoder(images, mask.ids_keep), mask, everywhere=True)  # (B, N, K)
     truth = target(images)

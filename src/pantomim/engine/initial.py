@@ -10,7 +10,10 @@ from pantomim.nn.decoder import MAEDecoder
 from pantomim.nn.position import resample
 from pantomim.nn.vit import Encoder, resize_encoder_weights
 
-MUST_AGREE = ("width", "depth", "heads", "mlp_ratio", "patch_size", "in_chans", "class_token", "registers")
+MUST_AGREE = (
+    *("width", "depth", "heads", "mlp_ratio", "patch_size", "in_chans", "class_token", "registers"),
+    *("attention_bias", "relative_position"),
+)
 
 
 def start_from(spec: str, method: Method) -> str:

@@ -226,9 +226,19 @@ def layout_weights(layout: Layout, model: Encoder | Classifier, decoder: MAEDeco
     """Weights under a project's names.
 
     Raises:
-        ValueError: if the encoder has something that MAE's has not: registers, or no class token.
+        ValueError: if the encoder has something that MAE's has not: registers, relative positions, layer scales, or no
+            class token, no bias of keys, no position table.
     """
     encoder = model.encoder if isinstance(model, Classifier) else model
+    config = encoder.config
+    if (config.attention_bias, config.relative_position, config.layer_scale) != ("qkv", "none", None) or (
+        config.position == "none"
+    ):
+        raise ValueError(
+            f"layout_weights.model must have attention and positions as MAE has them; got attention_bias "
+            f"{config.attention_bias}, relative_position {config.relative_position}, layer_scale {config.layer_scale}, "
+            f"position {config.position}. MAE's model knows no other; timm's may, see encoder.json."
+        )
     if not encoder.config.class_token or encoder.config.registers:
         has = f"{encoder.config.registers} registers" if encoder.config.class_token else "no class token"
         raise ValueError(

@@ -1,6 +1,7 @@
 """Pantomim's own files: an encoder that timm loads, the decoder apart, and a JSON description beside each.
 
-`encoder.safetensors` has timm's parameter names, and `encoder.json` the arguments of timm's `VisionTransformer`:
+`encoder.safetensors` has timm's parameter names, and `encoder.json` the arguments of timm's `VisionTransformer` (with
+an entry "class" that says beit.Beit, those of timm's `Beit`; no entry "timm": timm has no such network):
 
     description = json.load(open("RUN/encoder.json"))
     model = timm.models.vision_transformer.VisionTransformer(**description["timm"]["kwargs"])
@@ -12,7 +13,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -48,8 +49,38 @@ class Description:
     sha256: str
 
 
+def timm_entry(config: EncoderConfig) -> dict[str, Any]:
+    """What `encoder.json` says of timm's network with the same names and features; empty if timm has none."""
+    if config.position == "none" or config.attention_bias == "qv" or config.relative_position != "none":
+        return _beit_entry(config)
+    return {"timm": {"kwargs": timm_arguments(config)}} if config.layer_scale is None else {}
+
+
+def _beit_entry(config: EncoderConfig) -> dict[str, Any]:
+    """The same of timm's `Beit`, which has a class token and no bias of keys."""
+    if config.attention_bias != "qv" or not config.class_token or config.registers:
+        return {}
+    kwargs = {
+        "img_size": list(config.image_size),
+        "patch_size": config.patch_size,
+        "in_chans": config.in_chans,
+        "num_classes": 0,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "mlp_ratio": config.mlp_ratio,
+        "global_pool": "token",
+        "use_abs_pos_emb": config.position != "none",
+        "use_shared_rel_pos_bias": config.relative_position == "shared",
+        "use_rel_pos_bias": config.relative_position == "blocks",
+        "init_values": config.layer_scale,
+        "drop_path_rate": config.drop_path,
+    }
+    return {"timm": {"class": "beit.Beit", "kwargs": kwargs}}
+
+
 def timm_arguments(config: EncoderConfig) -> dict[str, Any]:
-    """Arguments that make timm's `VisionTransformer` the same network."""
+    """Arguments that make timm's `VisionTransformer` the same network as an encoder of MAE's kind."""
     return {
         "img_size": list(config.image_size),
         "patch_size": config.patch_size,
@@ -73,9 +104,11 @@ def exact_ratio(hidden: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def describe_positions(module: Encoder | MAEDecoder) -> TableName:
+def describe_positions(module: Encoder | MAEDecoder) -> TableName | Literal["none"]:
     """Which position table the weights hold: imported ones bring their own, and whoever goes on from them keeps it."""
     table = module.pos_embed if isinstance(module, Encoder) else module.decoder_pos_embed
+    if table is None:
+        return "none"
     return name_table(table, module.grid, module.num_prefix)
 
 
@@ -88,8 +121,7 @@ def save_encoder(folder: str | Path, encoder: Encoder, *, scale: Any, recipe: st
         scale: The data set's rule from stored values to the encoder's input; a dataclass or a mapping.
         recipe: Name of what was run.
     """
-    kwargs = timm_arguments(encoder.config)
-    _save(Path(folder), ENCODER, encoder, {"timm": {"kwargs": kwargs}, **_describe(encoder, scale, recipe)})
+    _save(Path(folder), ENCODER, encoder, {**timm_entry(encoder.config), **_describe(encoder, scale, recipe)})
 
 
 def load_encoder_folder(path: str | Path) -> Encoder:

@@ -15,27 +15,36 @@ class Classifier(nn.Module):
     """The encoder with a linear head, as it is fine-tuned.
 
     With `pool="mean"` the encoder's final norm is dropped, patch tokens are averaged after the last block, and a new
-    norm follows; with `pool="class"` the class token after the final norm is used. The position table becomes
-    trainable.
+    norm follows; with `pool="class"` the class token after the final norm is used.
 
     Args:
         encoder: Taken over, not copied: its final norm is removed for mean pooling.
         num_classes: Width of the head.
         pool: "mean" (global pool, the default of the recipes) or "class".
+        learn_positions: Make a fixed position table trainable, as in MAE; off, as in CAE.
 
     Raises:
         ValueError: if the class token is asked for and the encoder has none.
 
-    Paper: He et al. 2022, appendix A.1; head initialisation (truncated normal, 2e-5) as in `main_finetune.py`.
+    Paper: He et al. 2022, appendix A.1; head initialisation (truncated normal, 2e-5) as in `main_finetune.py`. BEiT and
+        CAE cut the normal at one deviation, before they make it as small.
     """
 
-    def __init__(self, encoder: Encoder, num_classes: int, pool: Literal["mean", "class"] = "mean") -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        num_classes: int,
+        pool: Literal["mean", "class"] = "mean",
+        *,
+        learn_positions: bool = True,
+    ) -> None:
         super().__init__()
         if pool == "class" and encoder.cls_token is None:
             raise ValueError("Classifier.pool must be 'mean' for an encoder without a class token; got 'class'.")
         self.pool = pool
         self.encoder = encoder
-        self.encoder.pos_embed.requires_grad_(True)
+        if encoder.pos_embed is not None:
+            encoder.pos_embed.requires_grad_(learn_positions or encoder.config.position == "learned")
         if pool == "mean":
             self.encoder.norm = nn.Identity()
         self.fc_norm = nn.LayerNorm(encoder.width, eps=NORM_EPS) if pool == "mean" else nn.Identity()

@@ -1,19 +1,33 @@
 """The vision transformer that every method trains: it runs on the patches it is given and on no others."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.frozen import frozen
-from pantomim.nn.position import resample, sincos_2d
+from pantomim.nn.position import resample, sincos_2d, sincos_2d_rows_first
+from pantomim.nn.relative import (
+    RelativeBias,
+    index_of,
+    num_relative_rows,
+    relative_bias,
+    relative_index,
+    resize_relative_table,
+)
 from pantomim.nn.tokens import channel_values, patch_grid, standardise, take
 
 NORM_EPS = 1e-6  # every layer norm of the MAE family
+
+Position = Literal["sincos", "sincos_rows_first", "learned", "none"]
+AttentionBias = Literal["qkv", "qv"]
+RelativePosition = Literal["none", "shared", "blocks"]
+Initialisation = Literal["mae", "beit", "cae"]
 
 
 class Features(NamedTuple):
@@ -26,6 +40,18 @@ class Features(NamedTuple):
     prefix: Float[Tensor, "B P D"]
     patches: Float[Tensor, "B V D"]
     attention: Float[Tensor, "B heads T T"] | None = None
+
+
+class Hidden(NamedTuple):
+    """Patches that an encoder runs on without seeing them: the same learned token stands in their place.
+
+    Args:
+        masked: True where a patch is hidden.
+        mask_token: What stands there, before positions are added.
+    """
+
+    masked: Bool[Tensor, "B N"]
+    mask_token: Float[Tensor, "1 1 D"]
 
 
 class PatchEmbed(nn.Module):
@@ -48,14 +74,24 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; the weights are computed only when they are asked for."""
+    """Multi-head self-attention; the weights are computed only when they are asked for.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Args:
+        width: Width of a token.
+        heads: Attention heads.
+        bias: What has a bias: "qkv" queries, keys and values, "qv" queries and values (BEiT's and CAE's).
+        relative_rows: Rows of the block's own table of relative positions; 0: it has none.
+    """
+
+    def __init__(self, width: int, heads: int, bias: AttentionBias = "qkv", relative_rows: int = 0) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"Attention.heads must divide the width {width}; got {heads}. Change one of the two.")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias == "qkv")
+        self.q_bias = nn.Parameter(torch.zeros(width)) if bias == "qv" else None
+        self.v_bias = nn.Parameter(torch.zeros(width)) if bias == "qv" else None
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(relative_rows, heads)) if relative_rows else None
         self.proj = nn.Linear(width, width)
 
     def forward(
@@ -63,26 +99,45 @@ class Attention(nn.Module):
         tokens: Float[Tensor, "B T D"],
         need_weights: bool = False,
         queries: Float[Tensor, "B Q D"] | None = None,
+        bias: Float[Tensor, "b heads Q T"] | None = None,
+        index: Int[Tensor, "b Q T"] | None = None,
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B heads Q T"] | None]:
-        """Tokens mixed for the `queries` (by default the tokens) and, if asked for, the softmaxed attention."""
+        """Tokens mixed for the `queries` (by default the tokens) and, if asked for, the softmaxed attention.
+
+        Args:
+            tokens: Keys and values.
+            need_weights: Whether the attention is asked for.
+            queries: What is mixed for.
+            bias: Added to the scaled products of queries and keys, the same for all images or each image's own.
+            index: Rows of the block's own table, which are added like `bias`.
+        """
         query, key, value = self._project(tokens, queries)
+        if self.relative_position_bias_table is not None and index is not None:
+            bias = relative_bias(self.relative_position_bias_table, index)
+        if bias is not None:
+            bias = bias.to(query.dtype)
         weights = None
         if need_weights:
-            weights = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(dim=-1)
+            scores = query @ key.mT / math.sqrt(query.shape[-1])
+            weights = (scores if bias is None else scores + bias).softmax(dim=-1)
             mixed = weights @ value
         else:
-            mixed = F.scaled_dot_product_attention(query, key, value)
+            mixed = F.scaled_dot_product_attention(query, key, value, bias)
         return self.proj(mixed.transpose(1, 2).flatten(2)), weights
 
     def _project(
         self, tokens: Float[Tensor, "B T D"], queries: Float[Tensor, "B Q D"] | None
     ) -> list[Float[Tensor, "B heads _ E"]]:
         """Query, key and value of each head."""
+        weight: Tensor = self.qkv.weight
+        bias: Tensor = self.qkv.bias  # none, if queries and values have their own
+        if self.q_bias is not None and self.v_bias is not None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         if queries is None:
-            parts = self.qkv(tokens).chunk(3, dim=-1)  # gradients come back with a single copy
+            joined = self.qkv(tokens) if self.q_bias is None else F.linear(tokens, weight, bias)
+            parts = joined.chunk(3, dim=-1)  # gradients come back with a single copy
         else:
             width = queries.shape[-1]
-            weight, bias = self.qkv.weight, self.qkv.bias
             parts = (
                 F.linear(queries, weight[:width], bias[:width]),
                 *F.linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1),
@@ -119,14 +174,36 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; the unit for sharding."""
+    """Pre-norm transformer block; the unit for sharding.
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+    Args:
+        width: Width of a token.
+        heads: Attention heads.
+        mlp_ratio: Hidden width of the MLP over the width.
+        drop_path: Rate of stochastic depth.
+        bias: See `Attention`.
+        layer_scale: First value of a learned scale of each channel of both branches; None: no scales.
+        relative_rows: See `Attention`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        *,
+        bias: AttentionBias = "qkv",
+        layer_scale: float | None = None,
+        relative_rows: int = 0,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads, bias, relative_rows)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.gamma_1 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
+        self.gamma_2 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
         self.drop_path = DropPath(drop_path)
 
     def forward(
@@ -134,17 +211,21 @@ class Block(nn.Module):
         tokens: Float[Tensor, "B T D"],
         need_weights: bool = False,
         wanted: Int[Tensor, "B Q"] | None = None,
+        bias: Float[Tensor, "b heads Q T"] | None = None,
+        index: Int[Tensor, "b Q T"] | None = None,
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B heads Q T"] | None]:
         """New tokens (those at the places `wanted`, or all) and, if asked for, the attention weights.
 
         A last block of which only some tokens are read need not compute the others: they serve as keys and values.
+        `bias` and `index` (see `Attention`) have a row for each token that is computed.
         """
         normed, queries = self.norm1(tokens), None
         if wanted is not None:
             tokens, queries = take(tokens, wanted), take(normed, wanted)
-        mixed, weights = self.attn(normed, need_weights, queries)
-        tokens = tokens + self.drop_path(mixed)
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens))), weights
+        branch, weights = self.attn(normed, need_weights, queries, bias, index)
+        tokens = tokens + self.drop_path(branch if self.gamma_1 is None else self.gamma_1 * branch)
+        branch = self.mlp(self.norm2(tokens))
+        return tokens + self.drop_path(branch if self.gamma_2 is None else self.gamma_2 * branch), weights
 
 
 def initialise(module: nn.Module) -> None:
@@ -155,9 +236,67 @@ def initialise(module: nn.Module) -> None:
     """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, PatchEmbed):
         nn.init.xavier_uniform_(module.proj.weight.flatten(1))  # a view: the kernel is filled in place
+
+
+def initialise_beit(module: nn.Module) -> None:
+    """BEiT's initialisation of linear layers and patch kernels, also of CAE's ViT-L; for `nn.Module.apply`.
+
+    The output projections of its blocks are then scaled down, see `initialise_stack`.
+
+    Source: the authors' `modeling_pretrain.py`: narrow normal matrices and kernels, zero biases.
+    """
+    if isinstance(module, nn.Linear):
+        narrow_normal(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, PatchEmbed):
+        _initialise_narrow_kernel(module)
+
+
+def initialise_cae(module: nn.Module) -> None:
+    """CAE's initialisation of linear layers and patch kernels for ViT-S and ViT-B; for `nn.Module.apply`.
+
+    Source: the authors' `modeling_cae_helper.py`: Xavier-uniform matrices, a narrow normal kernel, zero biases.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, PatchEmbed):
+        _initialise_narrow_kernel(module)
+
+
+def narrow_normal(tensor: Tensor) -> None:
+    """Fill a parameter with a normal of deviation 0.02 that is cut at one deviation; what is left has 0.0108.
+
+    Paper: Bao et al. 2022, arXiv:2106.08254, section 2.5; the authors' code, and CAE's.
+    """
+    nn.init.trunc_normal_(tensor, std=0.02, a=-0.02, b=0.02)
+
+
+@torch.no_grad()
+def initialise_stack(module: nn.Module, blocks: Iterable[nn.Module], scheme: Initialisation) -> None:
+    """Linear layers and patch kernels; with "beit" the last matrix of both branches of block l (from 1) over sqrt(2 l).
+
+    Paper: Bao et al. 2022, arXiv:2106.08254, section 2.5; in CAE's code every stack counts its own blocks.
+    """
+    module.apply({"mae": initialise, "beit": initialise_beit, "cae": initialise_cae}[scheme])
+    if scheme == "beit":
+        for depth, block in enumerate(blocks, start=1):
+            for name in ("attn.proj", "mlp.fc2"):
+                last = block.get_submodule(name)
+                assert isinstance(last, nn.Linear)
+                last.weight.div_(math.sqrt(2.0 * depth))
+
+
+def _initialise_narrow_kernel(module: PatchEmbed) -> None:
+    narrow_normal(module.proj.weight)
+    if module.proj.bias is not None:
+        nn.init.zeros_(module.proj.bias)
 
 
 class Encoder(nn.Module):
@@ -173,7 +312,13 @@ class Encoder(nn.Module):
         mlp_ratio: Hidden width of the MLP over the width.
         registers: Number of register tokens.
         class_token: Whether there is a class token.
-        position: "sincos" (a fixed table: sine-cosine, unless loaded weights bring their own) or "learned".
+        position: "sincos" (a fixed table: sine-cosine, unless loaded weights bring their own), "sincos_rows_first" (the
+            same with the row in the first half of the channels, as in CAE), "learned" or "none".
+        relative_position: What attention adds for how far apart two patches are: "none", "shared" (one table for all
+            blocks) or "blocks" (each block's own).
+        attention_bias: What has a bias in attention: "qkv" queries, keys and values, "qv" queries and values.
+        layer_scale: First value of a learned scale of each channel of both branches of a block; None: no scales.
+        initialisation: Whose first values: "mae"; "beit", also of CAE's ViT-L; "cae", of its ViT-S and ViT-B.
         drop_path: Rate of the last block; blocks before it have linearly less.
         mean: Mean of each channel, in the scale of the images.
         std: Deviation of each channel.
@@ -181,11 +326,13 @@ class Encoder(nn.Module):
     Raises:
         ValueError: if sizes do not fit each other.
 
-    Paper: Dosovitskiy et al. 2021, arXiv:2010.11929; He et al. 2022, arXiv:2111.06377, appendix A.1.
+    Paper: Dosovitskiy et al. 2021, arXiv:2010.11929; He et al. 2022, arXiv:2111.06377, appendix A.1; Bao et al. 2022,
+        arXiv:2106.08254, section 2.5 (relative positions, scales, no bias of keys).
     """
 
     mean: Tensor
     std: Tensor
+    relative_index: Tensor | None
 
     def __init__(
         self,
@@ -199,7 +346,11 @@ class Encoder(nn.Module):
         mlp_ratio: float = 4.0,
         registers: int = 0,
         class_token: bool = True,
-        position: Literal["sincos", "learned"] = "sincos",
+        position: Position = "sincos",
+        relative_position: RelativePosition = "none",
+        attention_bias: AttentionBias = "qkv",
+        layer_scale: float | None = None,
+        initialisation: Initialisation = "mae",
         drop_path: float = 0.0,
         mean: tuple[float, ...],
         std: tuple[float, ...],
@@ -216,6 +367,10 @@ class Encoder(nn.Module):
             registers=registers,
             class_token=class_token,
             position=position,
+            relative_position=relative_position,
+            attention_bias=attention_bias,
+            layer_scale=layer_scale,
+            initialisation=initialisation,
             drop_path=drop_path,
             mean=mean,
             std=std,
@@ -230,30 +385,66 @@ class Encoder(nn.Module):
         self.patch_embed = PatchEmbed(patch_size, in_chans, width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, width)) if registers else None
-        self.pos_embed = nn.Parameter(
-            torch.empty(1, self.num_prefix + self.num_patches, width), requires_grad=position == "learned"
+        self.pos_embed = (
+            None
+            if position == "none"
+            else nn.Parameter(
+                torch.empty(1, self.num_prefix + self.num_patches, width), requires_grad=position == "learned"
+            )
+        )
+        rows = 0 if relative_position == "none" else num_relative_rows(self.grid, class_token)
+        self.rel_pos_bias = RelativeBias(rows, heads) if relative_position == "shared" else None
+        self.register_buffer(
+            "relative_index", relative_index(self.grid, class_token) if rows else None, persistent=False
         )
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate) for rate in rates)
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                heads,
+                mlp_ratio,
+                rate,
+                bias=attention_bias,
+                layer_scale=layer_scale,
+                relative_rows=rows if relative_position == "blocks" else 0,
+            )
+            for rate in rates
+        )
         self.norm: nn.Module = nn.LayerNorm(width, eps=NORM_EPS)
+        self._initialise()
 
-        self.apply(initialise)
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Draw the first values, as `config` says."""
+        scheme, position, table = self.config.initialisation, self.config.position, self.pos_embed
+        initialise_stack(self, self.blocks, scheme)
         for token in (self.cls_token, self.reg_token):
-            if token is not None:
+            if token is not None and scheme == "mae":
                 nn.init.normal_(token, std=0.02)
+            elif token is not None:
+                narrow_normal(token)
+        if table is None:
+            return
         if position == "sincos":
-            with torch.no_grad():
-                self.pos_embed.copy_(sincos_2d(width, self.grid, self.num_prefix))
+            table.copy_(sincos_2d(self.width, self.grid, self.num_prefix))
+        elif position == "sincos_rows_first":
+            table.copy_(sincos_2d_rows_first(self.width, self.grid, self.num_prefix))
+        elif scheme == "mae":
+            nn.init.trunc_normal_(table, std=0.02)
         else:
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+            narrow_normal(table)
 
     def embed(
-        self, images: Float[Tensor, "B C H W"], ids_keep: Int[Tensor, "B V"] | None = None
+        self,
+        images: Float[Tensor, "B C H W"],
+        ids_keep: Int[Tensor, "B V"] | None = None,
+        hidden: Hidden | None = None,
     ) -> Float[Tensor, "B V D"]:
         """Projected patches with their positions, before the first block.
 
         Raises:
-            ValueError: if the images have another size or number of channels than the encoder.
+            ValueError: if the images have another size or number of channels than the encoder, or patches are both
+                left out and hidden.
         """
         expected = (self.in_chans, *self.image_size)
         if images.shape[1:] != expected:
@@ -262,6 +453,14 @@ class Encoder(nn.Module):
                 f"{tuple(images.shape)}. Resize the images, or build the encoder for this size and these channels."
             )
         patches = self.patch_embed(standardise(images, self.mean, self.std), ids_keep)
+        if hidden is not None:
+            if ids_keep is not None:
+                raise ValueError(
+                    "Encoder.hidden must be None where ids_keep is given; got both. Choose one of the two."
+                )
+            patches = torch.where(hidden.masked.unsqueeze(-1), hidden.mask_token, patches)
+        if self.pos_embed is None:
+            return patches
         position = self.pos_embed[0, self.num_prefix :]
         return patches + (position if ids_keep is None else F.embedding(ids_keep, position))
 
@@ -270,6 +469,7 @@ class Encoder(nn.Module):
         images: Float[Tensor, "B C H W"],
         ids_keep: Int[Tensor, "B V"] | None = None,
         attention_layer: int | None = None,
+        hidden: Hidden | None = None,
     ) -> Features:
         """Encode the patches `ids_keep` (all, if None); other patches are never touched.
 
@@ -277,20 +477,34 @@ class Encoder(nn.Module):
             images: Scaled, not normalised: the encoder subtracts its mean and divides by its deviation.
             ids_keep: Patches to encode.
             attention_layer: Also return the attention of this block (negative: from the last).
+            hidden: Encode all patches, a mask token in the place of some; positions are added to it as to the others.
         """
-        patches = self.embed(images, ids_keep)  # (B, V, D)
+        patches = self.embed(images, ids_keep, hidden)  # (B, V, D)
         prefix: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
         tokens = patches
         if prefix:
-            start = torch.cat(prefix, dim=1) + self.pos_embed[:, : self.num_prefix]
+            start = torch.cat(prefix, dim=1)
+            if self.pos_embed is not None:
+                start = start + self.pos_embed[:, : self.num_prefix]
             tokens = torch.cat([start.expand(len(images), -1, -1), patches], dim=1)  # (B, P + V, D)
+        bias, index = None, self._pairs(ids_keep)
+        if self.rel_pos_bias is not None:
+            bias, index = self.rel_pos_bias(index), None  # one table: looked up once
         wanted = None if attention_layer is None else range(self.depth)[attention_layer]
         attention = None
-        for index, block in enumerate(self.blocks):
-            tokens, weights = block(tokens, need_weights=index == wanted)
+        for number, block in enumerate(self.blocks):
+            tokens, weights = block(tokens, need_weights=number == wanted, bias=bias, index=index)
             attention = attention if weights is None else weights
         tokens = self.norm(tokens)
         return Features(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :], attention)
+
+    def _pairs(self, ids_keep: Int[Tensor, "B V"] | None) -> Int[Tensor, "b T T"] | None:
+        """For each pair of tokens, its row in a table of relative positions; one matrix where all images have all."""
+        if self.relative_index is None:
+            return None
+        if ids_keep is None:
+            return self.relative_index.unsqueeze(0)
+        return index_of(self.relative_index, ids_keep, self.num_prefix)
 
 
 @frozen
@@ -307,7 +521,13 @@ class EncoderConfig:
         mlp_ratio: Hidden width of the MLP over the width.
         registers: Number of register tokens.
         class_token: Whether there is a class token.
-        position: A fixed table (sine-cosine, unless loaded weights bring their own), or a learned one.
+        position: A fixed table (sine-cosine, unless loaded weights bring their own; columns first as in MAE, or rows
+            first as in CAE), a learned one, or none.
+        relative_position: Learned biases for how far apart two patches are: none, shared by the blocks, or each
+            block's own.
+        attention_bias: Biases of queries, keys and values, or of queries and values alone.
+        layer_scale: First value of the learned scales of a block's branches; None: no scales.
+        initialisation: Whose first values.
         drop_path: Stochastic depth of the last block; earlier ones have linearly less.
         mean: Mean of each channel, in the scale of the images.
         std: Deviation of each channel.
@@ -325,7 +545,11 @@ class EncoderConfig:
     mlp_ratio: float = 4.0
     registers: int = 0
     class_token: bool = True
-    position: Literal["sincos", "learned"] = "sincos"
+    position: Position = "sincos"
+    relative_position: RelativePosition = "none"
+    attention_bias: AttentionBias = "qkv"
+    layer_scale: float | None = None
+    initialisation: Initialisation = "mae"
     drop_path: float = 0.0
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -335,6 +559,15 @@ class EncoderConfig:
         for name in ("patch_size", "in_chans", "width", "depth", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"EncoderConfig.{name} must be at least 1; got {getattr(self, name)}.")
+        if self.relative_position != "none" and self.registers:
+            raise ValueError(
+                f"EncoderConfig.registers must be 0 with relative positions, which know no place of registers; got "
+                f"{self.registers}. Leave out one of the two."
+            )
+        if self.layer_scale is not None and not self.layer_scale > 0:
+            raise ValueError(
+                f"EncoderConfig.layer_scale must be above 0; got {self.layer_scale}. Leave it out for no scales."
+            )
         for name in ("mean", "std"):
             channel_values(f"EncoderConfig.{name}", getattr(self, name), self.in_chans)
         if min(self.std) <= 0:
@@ -353,17 +586,45 @@ class EncoderConfig:
         return int(self.class_token) + self.registers
 
     def build(self) -> Encoder:
-        """The encoder, with MAE's initialisation."""
+        """The encoder, with its first values drawn from torch's global generator."""
         return Encoder(**asdict(self))
 
 
 def resize_encoder_weights(
     weights: dict[str, Tensor], config: EncoderConfig, image_size: tuple[int, int]
 ) -> tuple[dict[str, Tensor], EncoderConfig]:
-    """Weights and config of the same encoder for images of another size; the position table is resampled."""
+    """Weights and config of the same encoder for images of another size; its tables of positions are resampled."""
     resized = replace(config, image_size=image_size)
-    table = resample(weights["pos_embed"], config.grid, resized.grid, config.num_prefix)
-    return {**weights, "pos_embed": table}, resized
+    tables = {}
+    for name, table in weights.items():
+        if name == "pos_embed":
+            tables[name] = resample(table, config.grid, resized.grid, config.num_prefix)
+        elif name.endswith("relative_position_bias_table"):
+            tables[name] = resize_relative_table(table, config.grid, resized.grid)
+    return {**weights, **tables}, resized
+
+
+def give_blocks_their_tables(
+    weights: dict[str, Tensor], config: EncoderConfig
+) -> tuple[dict[str, Tensor], EncoderConfig]:
+    """Weights and config of the same encoder, the shared table of relative positions copied into every block.
+
+    Source: BEiT's fine-tuning, `run_class_finetuning.py`.
+
+    Raises:
+        ValueError: if the encoder has no shared table.
+    """
+    shared = "rel_pos_bias.relative_position_bias_table"
+    if config.relative_position != "shared":
+        raise ValueError(
+            f"give_blocks_their_tables.config must have relative_position shared; got {config.relative_position}. "
+            f"There is nothing to copy."
+        )
+    rest = {name: tensor for name, tensor in weights.items() if name != shared}
+    tables = {
+        f"blocks.{block}.attn.relative_position_bias_table": weights[shared].clone() for block in range(config.depth)
+    }
+    return rest | tables, replace(config, relative_position="blocks")
 
 
 # Width, depth and heads under timm's names; "micro" is ours, for images of CIFAR's size on a CPU.
