@@ -1,7 +1,7 @@
 """A tokenizer trained here, in a run folder: `tokenizer.safetensors` and its description `tokenizer.json`."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,42 +9,39 @@ import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
 
 from pantomim.files import replace_file
 from pantomim.formats.files import hash_weights, load_exactly
-from pantomim.nn.dvae import DVAEDecoder, DVAEEncoder, DVAESizes
+from pantomim.nn.dvae import DVAENetworks, DVAESizes, dvae_networks
 
 FORMAT_VERSION = 1
 WEIGHTS, DESCRIPTION = "tokenizer.safetensors", "tokenizer.json"
 
 
-def save_networks(folder: str | Path, encoder: DVAEEncoder, decoder: DVAEDecoder, *, recipe: str, **facts: Any) -> None:
+def save_tokenizer(folder: str | Path, networks: DVAENetworks, *, scale: Any, recipe: str) -> None:
     """Write both networks, weights first: a pair cut in the middle is found out by its hash.
 
     Args:
         folder: Made if needed.
-        encoder: Its names in the file begin with `encoder.`.
-        decoder: With `decoder.`.
+        networks: Written in their own number type.
+        scale: The data set's rule from stored values to the networks' input; a dataclass or a mapping.
         recipe: Name of what was run.
-        facts: What else is worth knowing, as plain values: the data set's scale, the usage of the codes.
     """
     folder = Path(folder)
-    networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in networks.state_dict().items()}
     description = {
         "format_version": FORMAT_VERSION,
         "kind": "dvae",
-        "sizes": asdict(decoder.sizes),
+        "sizes": asdict(networks.sizes),
+        "scale": asdict(scale) if is_dataclass(scale) and not isinstance(scale, type) else dict(scale),
         "recipe": recipe,
-        **facts,
         "sha256": hash_weights(weights),
     }
     replace_file(folder / WEIGHTS, save(weights))
     replace_file(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
 
 
-def load_networks(path: str | Path) -> tuple[DVAEEncoder, DVAEDecoder]:
+def load_networks(path: str | Path) -> DVAENetworks:
     """Encoder and decoder of a run folder, in evaluation mode.
 
     Raises:
@@ -73,16 +70,13 @@ def load_networks(path: str | Path) -> tuple[DVAEEncoder, DVAEDecoder]:
     except (SafetensorError, FileNotFoundError) as error:
         raise _damaged(folder / WEIGHTS, str(error)) from error
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
-        networks = nn.ModuleDict({"encoder": DVAEEncoder(sizes), "decoder": DVAEDecoder(sizes)})
+        networks = dvae_networks(sizes)
     if any(tensor.dtype == torch.float64 for tensor in weights.values()):
         networks = networks.double()
     load_exactly(networks, weights, str(folder / WEIGHTS))
     if hash_weights(weights) != expected:
         raise _damaged(folder / WEIGHTS, f"another hash than {DESCRIPTION} states")
-    encoder, decoder = networks.eval()["encoder"], networks["decoder"]
-    assert isinstance(encoder, DVAEEncoder)
-    assert isinstance(decoder, DVAEDecoder)
-    return encoder, decoder
+    return networks.eval()
 
 
 def _damaged(path: Path, found: str) -> ValueError:

@@ -204,6 +204,24 @@ class DVAEDecoder(nn.Module):
         return self.blocks(codes)
 
 
+class DVAENetworks(nn.Module):
+    """Encoder and decoder that belong together."""
+
+    def __init__(self, encoder: DVAEEncoder, decoder: DVAEDecoder) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    @property
+    def sizes(self) -> DVAESizes:
+        """Of both."""
+        return self.decoder.sizes
+
+
+def dvae_networks(sizes: DVAESizes) -> DVAENetworks:
+    """Both networks, with the authors' initialisation drawn from torch's global generator."""
+    return DVAENetworks(DVAEEncoder(sizes), DVAEDecoder(sizes))
+
+
 def code_grid(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
     """Rows and columns of codes.
 

@@ -51,7 +51,8 @@ def load_tokenizer(
         path = path.parent
     if not path.is_dir():
         raise ValueError(f"tokenizer must be something that there is; got {name}. {WAYS}.")
-    return DVAETokenizer(*load_networks(path), precision=precision).eval()
+    networks = load_networks(path)
+    return DVAETokenizer(networks.encoder, networks.decoder, precision=precision).eval()
 
 
 def _dalle(path: Path, precision: Precision) -> DVAETokenizer:

@@ -1,0 +1,237 @@
+"""Discrete variational auto-encoder: images to codes and back, to have ids that a masked model can predict.
+
+Paper: Ramesh et al. 2021, *Zero-Shot Text-to-Image Generation*, arXiv:2102.12092, section 2.1 and appendix A.
+"""
+
+import copy
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pantomim.frozen import frozen
+from pantomim.methods.base import Batch, Method
+from pantomim.nn.dvae import (
+    DVAENetworks,
+    DVAESizes,
+    at_least_float32,
+    code_grid,
+    dvae_networks,
+    map_pixels,
+    unmap_pixels,
+)
+
+LARGEST_LOG_SCALE = 7.0
+
+
+@frozen
+class Annealing:
+    """Half a cosine from one value to another, which then stays.
+
+    Args:
+        start: Value at step 0.
+        end: Value from `steps` on.
+        steps: Optimiser steps from one to the other.
+
+    Raises:
+        ValueError: if there is not at least one step.
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(
+                f"Annealing.steps must be at least 1; got {self.steps}. Give start and end the same value."
+            )
+
+    def at(self, step: int) -> float:
+        """The value at a step."""
+        share = min(step / self.steps, 1.0)
+        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+@frozen
+class DVAEConfig:
+    """The sizes of the networks, and how relaxation and regularisation change while they are trained.
+
+    Args:
+        sizes: Of encoder and decoder.
+        image_size: Height and width of the training images; ids can be had of any other size.
+        temperature: Of the relaxation of codes.
+        kl_weight: Of the distance from the uniform use of all codes, in the paper's unit (beta).
+        momentum: Share of the averaged weights that a step keeps; the averaged ones are what comes out.
+
+    Raises:
+        ValueError: if the images cannot be cut into cells, or a value is out of range.
+
+    Paper: appendix A.2: 1 to 1/16 over 150,000 steps, 0 to 6.6 over 5,000, 0.999.
+    """
+
+    kind: Literal["dvae"] = "dvae"
+    sizes: DVAESizes = field(default_factory=DVAESizes)
+    image_size: tuple[int, int] = (256, 256)
+    temperature: Annealing = field(default_factory=lambda: Annealing(1.0, 1 / 16, 150_000))
+    kl_weight: Annealing = field(default_factory=lambda: Annealing(0.0, 6.6, 5_000))
+    momentum: float = 0.999
+
+    def __post_init__(self) -> None:
+        code_grid(self.image_size, self.sizes.stride)
+        if min(self.temperature.start, self.temperature.end) <= 0:
+            raise ValueError(
+                f"DVAEConfig.temperature must stay above 0; got {self.temperature.start} to {self.temperature.end}."
+            )
+        if min(self.kl_weight.start, self.kl_weight.end) < 0:
+            raise ValueError(
+                f"DVAEConfig.kl_weight must not be negative; got {self.kl_weight.start} to {self.kl_weight.end}."
+            )
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"DVAEConfig.momentum must be in [0, 1); got {self.momentum}. The paper has 0.999.")
+
+    def annealed_over(self, total: int) -> "DVAEConfig":
+        """The same for a run of `total` steps: temperature over the first half, KL weight over the first twentieth.
+
+        Deviation: of 3,000,000 steps the paper takes a twentieth for the temperature and a six-hundredth for the KL
+            weight. Short runs need longer shares; these are our choice, not tuned.
+        """
+        return replace(
+            self,
+            temperature=replace(self.temperature, steps=max(total // 2, 1)),
+            kl_weight=replace(self.kl_weight, steps=max(total // 20, 1)),
+        )
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Networks, shapes and schedules; for `pantomim explain`."""
+        sizes, (height, width) = self.sizes, self.image_size
+        rows, cols = code_grid(self.image_size, sizes.stride)
+        annealed = "{0.start:g} to {0.end:g} over {0.steps} steps".format
+        return [
+            ("images", f"B x {sizes.in_chans} x {height} x {width}, one code for {sizes.stride}x{sizes.stride} pixels"),
+            ("encoder", f"{sizes.groups} groups of {sizes.blocks} blocks, {sizes.width} channels and up"),
+            ("codes", f"B x {rows} x {cols}, each one of {sizes.vocabulary}"),
+            ("decoder", f"from {sizes.code_width} channels down to {sizes.width}; location and scale of each pixel"),
+            ("temperature", annealed(self.temperature)),
+            ("KL weight", annealed(self.kl_weight)),
+        ]
+
+    def build(self) -> "DVAE":
+        """The method, with the authors' initialisation drawn from torch's global generator."""
+        return DVAE(dvae_networks(self.sizes), self.image_size, self.temperature, self.kl_weight, self.momentum)
+
+
+@dataclass(frozen=True)
+class DVAEDraws:
+    """All that is random or changes with the step.
+
+    Args:
+        noise: Standard Gumbel noise for every code of every cell.
+        temperature: Of the relaxation.
+        kl_weight: The paper's beta.
+    """
+
+    noise: Float[Tensor, "B K h w"]
+    temperature: Float[Tensor, ""]
+    kl_weight: Float[Tensor, ""]
+
+
+class DVAE(Method):
+    """Encoder, relaxed codes, decoder; a uniform prior over the codes (section 2.1)."""
+
+    def __init__(
+        self,
+        networks: DVAENetworks,
+        image_size: tuple[int, int],
+        temperature: Annealing,
+        kl_weight: Annealing,
+        momentum: float,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.sizes = networks.encoder, networks.decoder, networks.sizes
+        self.average = copy.deepcopy(networks).requires_grad_(False)
+        self.image_size, self.temperature, self.kl_weight, self.momentum = image_size, temperature, kl_weight, momentum
+
+    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> DVAEDraws:
+        """Gumbel noise, and where the two schedules stand.
+
+        Each image of the global batch has its own seed, so that only this batch's rows need to be drawn.
+        """
+        images = batch.images
+        rows, cols = code_grid((images.shape[2], images.shape[3]), self.sizes.stride)
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        noise = torch.empty(len(batch), self.sizes.vocabulary, rows, cols, dtype=dtype, device=images.device)
+        seeds = torch.randint(2**62, (batch.total,), generator=generator, device=generator.device)
+        one = torch.Generator(images.device)
+        for row, seed in zip(noise, seeds[batch.start : batch.start + len(batch)].tolist(), strict=True):
+            row.exponential_(generator=one.manual_seed(seed))
+        return DVAEDraws(
+            noise=noise.clamp_min_(torch.finfo(dtype).tiny).log_().neg_(),
+            temperature=noise.new_tensor(self.temperature.at(step)),
+            kl_weight=noise.new_tensor(self.kl_weight.at(step)),
+        )
+
+    def forward(self, batch: Batch, draws: DVAEDraws) -> dict[str, Tensor]:
+        """The negative evidence lower bound per pixel value (appendix A.2, A.3); below 0 is normal for a density."""
+        mapped = map_pixels(batch.images)  # (B, C, H, W) in [0.1, 0.9]
+        logits = at_least_float32(self.encoder(mapped))  # (B, K, h, w)
+        codes = ((logits + draws.noise) / draws.temperature).softmax(dim=1)  # relaxed, not rounded
+        prediction = at_least_float32(self.decoder(codes))  # (B, 2 C, H, W)
+        nll = logit_laplace_nll(prediction, mapped).mean()
+        kl = kl_from_uniform(logits).mean()
+        cells = logits[:, :1].numel() / mapped.numel()  # positions per pixel value: 1/192 at stride 8
+        loss = nll + draws.kl_weight * cells * kl
+        with torch.no_grad():
+            shown = unmap_pixels(prediction[:, : mapped.shape[1]].sigmoid())
+            seen = {
+                "nll": nll.detach(),
+                "kl": kl.detach(),
+                "mse": F.mse_loss(shown, batch.images),
+                "perplexity": perplexity(logits.argmax(dim=1).flatten(1), self.sizes.vocabulary),
+                "temperature": draws.temperature,
+                "kl_weight": draws.kl_weight,
+            }
+        return {"loss": loss, **seen}
+
+    def after_step(self, step: int) -> None:
+        """Average the weights."""
+        with torch.no_grad():
+            for name in ("encoder", "decoder"):
+                kept = list(getattr(self.average, name).parameters())
+                new = list(getattr(self, name).parameters())
+                torch._foreach_lerp_(kept, new, 1 - self.momentum)
+
+    def exports(self) -> dict[str, nn.Module]:
+        """The averaged networks."""
+        return {"tokenizer": self.average}
+
+
+def logit_laplace_nll(
+    prediction: Float[Tensor, "B S H W"], mapped: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "B C H W"]:
+    """The negative log-density of mapped pixels under locations (first half of the channels) and log-scales.
+
+    Paper: appendix A.3: ln(2 b) + ln y + ln(1 - y) + |logit y - mu| / b.
+    Deviation: log-scales are cut to [-7, 7], so that no step overflows.
+    """
+    location, log_scale = prediction.chunk(2, dim=1)
+    log_scale = log_scale.clamp(-LARGEST_LOG_SCALE, LARGEST_LOG_SCALE)
+    distance = (mapped.logit() - location).abs()
+    return math.log(2) + log_scale + mapped.log() + torch.log1p(-mapped) + distance * (-log_scale).exp()
+
+
+def kl_from_uniform(logits: Float[Tensor, "B K h w"]) -> Float[Tensor, "B h w"]:
+    """The divergence of each cell's distribution of codes, not relaxed, from the uniform one; 0 to ln K."""
+    log_shares = logits.log_softmax(dim=1)
+    return (log_shares.exp() * (log_shares + math.log(logits.shape[1]))).sum(dim=1)
+
+
+def perplexity(ids: Int[Tensor, "B N"], vocabulary: int) -> Float[Tensor, ""]:
+    """How many codes a batch uses, weighted: the exponential of the entropy of their shares."""
+    ones = torch.ones(ids.numel(), device=ids.device)
+    shares = torch.zeros(vocabulary, device=ids.device).scatter_add(0, ids.flatten(), ones) / ids.numel()
+    return torch.special.entr(shares).sum().exp()
