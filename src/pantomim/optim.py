@@ -42,7 +42,21 @@ def cosine_schedule(step: float, *, base: float, minimum: float, warmup: float, 
     return minimum + (base - minimum) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, *, decay_tokens: bool = True) -> list[Group]:
+def beit_schedule(
+    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
+) -> float:
+    """`cosine_schedule` from a first rate `start`, and with the base rate in the last step of the warm-up already.
+
+    Source: BEiT's `utils.py` (and CAE's); steps are optimizer steps.
+    """
+    if step < warmup:
+        return start + (base - start) * step / max(warmup - 1, 1)
+    return cosine_schedule(step, base=base, minimum=minimum, warmup=warmup, total=total)
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, *, decay_tokens: bool = True, decay_mask_token: bool | None = None
+) -> list[Group]:
     """The trainable parameters of a module in two groups, without and with weight decay; an empty group is left out.
 
     Not decayed: parameters of at most one dimension (biases and norms).
@@ -52,10 +66,13 @@ def parameter_groups(module: nn.Module, weight_decay: float, *, decay_tokens: bo
         weight_decay: For the decayed group.
         decay_tokens: Class, register and mask tokens, and learned positions, are decayed, as in the authors' PyTorch
             code; off, they are not (as in mmpretrain's port).
+        decay_mask_token: The mask token apart; None: like the other tokens. BEiT decays it alone.
 
-    Source: the MAE authors' `main_pretrain.py` with timm 0.3.2.
+    Source: the MAE authors' `main_pretrain.py` with timm 0.3.2; BEiT's `optim_factory.py`.
     """
     spared = frozenset() if decay_tokens else TOKENS | {"pos_embed"}
+    if decay_mask_token is not None:
+        spared = spared - {"mask_token"} if decay_mask_token else spared | {"mask_token"}
     groups: dict[tuple[float, float], Group] = {}
     for name, parameter in _trainable(module):
         decayed = parameter.ndim > 1 and _leaf(name) not in spared
@@ -67,13 +84,14 @@ def layer_decay_groups(classifier: Classifier, weight_decay: float, decay: float
     """The trainable parameters of a classifier by layer: the further from the head, the slower they learn.
 
     With `depth` blocks, the rate of layer i is scaled by `decay ** (depth + 1 - i)`: tokens, positions and patch
-    projection are layer 0, block j is layer j + 1, norms and head after the blocks are layer depth + 1. Not decayed:
-    parameters of at most one dimension, tokens and positions.
+    projection are layer 0, block j is layer j + 1, norms and head after the blocks are layer depth + 1, and so is a
+    table of relative positions that the blocks share. Not decayed: parameters of at most one dimension, tokens and
+    absolute positions.
 
     Raises:
         ValueError: if `decay` is outside (0, 1].
 
-    Source: the MAE authors' `util/lr_decay.py`.
+    Source: the MAE authors' `util/lr_decay.py`; BEiT's `optim_factory.py`.
     """
     if not 0.0 < decay <= 1.0:
         raise ValueError(f"layer_decay_groups.decay must be in (0, 1]; got {decay}. 1 means no decay.")
@@ -97,7 +115,7 @@ def _leaf(name: str) -> str:
 def _layer(name: str, last: int) -> int:
     """The layer of one of a classifier's parameters, 0 to `last`."""
     owner, *path = name.split(".")
-    if owner != "encoder" or path[0] == "norm":
+    if owner != "encoder" or path[0] in {"norm", "rel_pos_bias"}:
         return last
     return int(path[1]) + 1 if path[0] == "blocks" else 0
 

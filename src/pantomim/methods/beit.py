@@ -1,0 +1,147 @@
+"""BEiT: hide blocks of patches behind a mask token, and let the encoder name the visual tokens there.
+
+Paper: Bao et al. 2022, *BEiT: BERT Pre-Training of Image Transformers*, arXiv:2106.08254.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pantomim.frozen import frozen, in_words
+from pantomim.masking.block import BlockMasker
+from pantomim.masking.choice import MaskerConfig
+from pantomim.masking.mask import Mask, Masker
+from pantomim.methods.base import Batch, Method
+from pantomim.nn.tokens import take
+from pantomim.nn.vit import ENCODER_SIZES, Encoder, EncoderConfig, Hidden, initialise_beit, narrow_normal
+from pantomim.targets.choice import TargetConfig, build_target
+from pantomim.targets.rgb import RGBTarget
+from pantomim.targets.tokens import TokenTarget, TokenTargetConfig, token_loss
+
+
+def beit_encoder(size: Literal["base", "large"], drop_path: float = 0.1) -> EncoderConfig:
+    """BEiT's encoder for images of 224 x 224: one table of relative positions, scales of 0.1 (ViT-L: 1e-5).
+
+    Paper: section 2.5 and Table 12.
+    Deviation: no learned absolute positions beside or instead of the relative ones, as in the authors' code and recipes
+        (the paper has absolute ones, section 2.1); `position` and `relative_position` set either.
+    """
+    return EncoderConfig(
+        **ENCODER_SIZES[size],
+        position="none",
+        relative_position="shared",
+        attention_bias="qv",
+        layer_scale=1e-5 if size == "large" else 0.1,
+        initialisation="beit",
+        drop_path=drop_path,
+    )
+
+
+@frozen
+class BEiTConfig:
+    """The parts of BEiT, with the values of the paper's ViT-B.
+
+    Args:
+        encoder: As `beit_encoder` makes it.
+        masker: Blocks, 75 of 196 patches at most; a count that varies is fine.
+        target: What is predicted of the hidden patches: tokens, or pixels (the ablation of Table 4, whose loss the
+            paper does not state: here the mean squared error).
+
+    Raises:
+        ValueError: if the masker does not go with the encoder's grid.
+    """
+
+    kind: Literal["beit"] = "beit"
+    encoder: EncoderConfig = field(default_factory=lambda: beit_encoder("base"))
+    masker: MaskerConfig = field(default_factory=lambda: BlockMasker(ratio=75 / 196, exact=False))
+    target: TargetConfig = field(default_factory=TokenTargetConfig)
+
+    def __post_init__(self) -> None:
+        self.masker.num_masked(self.encoder.grid)
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Parts and token shapes, and which network sees which patches; for `pantomim explain`."""
+        encoder = self.encoder
+        (height, width), (rows, cols) = encoder.image_size, encoder.grid
+        size, channels, prefix = encoder.patch_size, encoder.in_chans, encoder.num_prefix
+        masked = self.masker.num_masked(encoder.grid)
+        count = f"at most {masked}" if self.masker.varies else str(masked)
+        return [
+            ("images", f"B x {channels} x {height} x {width}, patches of {size}x{size}, grid {rows} x {cols}"),
+            ("masker", f"{self.masker.kind} ({in_words(self.masker)}): {count} of {rows * cols} patches hidden"),
+            (
+                "encoder",
+                f"{encoder.width} wide, {encoder.depth} blocks, {encoder.heads} heads, {encoder.position} absolute and "
+                f"{encoder.relative_position} relative positions",
+            ),
+            (
+                "encoder sees",
+                f"B x {prefix + rows * cols} x {encoder.width}: all patches, a mask token in the place of hidden ones, "
+                f"and {prefix} prefix token(s)",
+            ),
+            ("predicts", f"{self.target.kind} ({in_words(self.target)}) of the masked patches, with one linear layer"),
+        ]
+
+    def build(self) -> "BEiT":
+        """The method, with the authors' initialisation drawn from torch's global generator.
+
+        Raises:
+            ValueError: if no tokenizer is given, or one that does not go with the encoder.
+        """
+        return self.build_around(build_target(self.target, self.encoder))
+
+    def build_around(self, target: TokenTarget | RGBTarget) -> "BEiT":
+        """The method with a target that is there already, such as tokens of a tokenizer at hand."""
+        return BEiT(self.encoder.build(), self.masker, target)
+
+
+@dataclass(frozen=True)
+class BEiTDraws:
+    """All that is random in a step of BEiT."""
+
+    mask: Mask
+
+
+class BEiT(Method):
+    """An encoder over all patches, some of them hidden, and a linear head (section 2.3 of the paper)."""
+
+    def __init__(self, encoder: Encoder, masker: Masker, target: TokenTarget | RGBTarget) -> None:
+        super().__init__()
+        self.encoder, self.masker, self.target = encoder, masker, target
+        self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.width))
+        self.head = nn.Linear(encoder.width, target.dim)
+        narrow_normal(self.mask_token)
+        initialise_beit(self.head)
+
+    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> BEiTDraws:
+        """One mask per image of the global batch, cut to this batch's rows."""
+        mask = self.masker(batch.total, self.encoder.grid, generator, batch.epoch)
+        return BEiTDraws(mask.rows(batch.start, len(batch)))
+
+    def forward(self, batch: Batch, draws: BEiTDraws) -> dict[str, Tensor]:
+        """Cross-entropy with the tokens of the hidden patches only (equation 3)."""
+        mask = draws.mask
+        latent = self.encoder(batch.images, hidden=Hidden(mask.masked, self.mask_token))  # all patches
+        prediction = self.head(take(latent.patches, mask.ids_mask))  # (B, M, K), hidden patches only
+        target = self.target(batch.images)
+        if isinstance(self.target, TokenTarget):
+            loss, accuracy = token_loss(prediction, target.gather(1, mask.ids_mask), mask.weight)
+            return {"loss": loss, "accuracy": accuracy}
+        return {"loss": _pixel_loss(prediction, take(target, mask.ids_mask), mask.weight)}
+
+    def exports(self) -> dict[str, nn.Module]:
+        """The encoder, and the head for looking at predictions."""
+        return {"encoder": self.encoder, "head": self.head}
+
+
+def _pixel_loss(
+    prediction: Float[Tensor, "B M K"], target: Float[Tensor, "B M K"], weight: Float[Tensor, "B M"] | None
+) -> Float[Tensor, ""]:
+    """Mean squared error over all hidden patches of the batch together."""
+    if weight is None:
+        return F.mse_loss(prediction, target)
+    return ((prediction - target).square().mean(dim=-1) * weight).sum() / weight.sum()

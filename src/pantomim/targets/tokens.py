@@ -1,0 +1,92 @@
+"""Visual tokens as what is predicted: one id a patch, given by a frozen tokenizer."""
+
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pantomim.frozen import frozen
+from pantomim.nn.vit import EncoderConfig
+from pantomim.tokenizers.base import Tokenizer, check_tokenizer
+from pantomim.tokenizers.loading import load_tokenizer
+from pantomim.tokenizers.resized import on_grid
+
+
+class TokenTarget(nn.Module):
+    """The ids that a tokenizer gives to the patches; it is never trained, nor in training mode.
+
+    Args:
+        tokenizer: With one id for each patch; a module among them moves to devices with the method.
+
+    Returns (call): (B, N) ids in raster order, below `dim`; no gradient.
+
+    Paper: Bao et al. 2022, arXiv:2106.08254, section 2.1.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.dim = tokenizer.vocabulary
+        self.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, whatever the method does."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
+        """The id of every patch of scaled images."""
+        return self.tokenizer(images)
+
+
+@frozen
+class TokenTargetConfig:
+    """Which tokenizer; there is no default, as `load_tokenizer` says with the ways to get one.
+
+    Args:
+        tokenizer: RUN, FILE, dalle:FILE or random-projection, see `load_tokenizer`.
+        vocabulary: Of a random projection.
+    """
+
+    kind: Literal["tokens"] = "tokens"
+    tokenizer: str = ""
+    vocabulary: int = 8192
+
+    def build(self, encoder: EncoderConfig) -> TokenTarget:
+        """The target for an encoder's patches and channels.
+
+        Raises:
+            ValueError: if there is no such tokenizer, or its ids are not those of the encoder's patches.
+        """
+        found = load_tokenizer(
+            self.tokenizer, patch_size=encoder.patch_size, in_chans=encoder.in_chans, vocabulary=self.vocabulary
+        )
+        tokenizer = on_grid(found, encoder.image_size, encoder.grid)
+        check_tokenizer(tokenizer, encoder.image_size, encoder.grid)
+        return TokenTarget(tokenizer)
+
+
+def token_loss(
+    prediction: Float[Tensor, "B M K"], ids: Int[Tensor, "B M"], weight: Float[Tensor, "B M"] | None = None
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Cross-entropy with the ids, and the share of ids that the highest score names.
+
+    Both are means over all patches of the batch together: an image with fewer hidden patches weighs less.
+
+    Args:
+        prediction: Scores of all ids; half precision is promoted to float32.
+        ids: What they should name.
+        weight: 0 for padding, else 1; None: nothing is padded.
+
+    Paper: Bao et al. 2022, arXiv:2106.08254, equation 3 and section 2.3.
+    """
+    scores = prediction.to(torch.promote_types(prediction.dtype, torch.float32)).flatten(0, 1)
+    losses = F.cross_entropy(scores, ids.flatten(), reduction="none")
+    right = (scores.argmax(dim=-1) == ids.flatten()).to(losses.dtype)
+    if weight is None:
+        return losses.mean(), right.mean()
+    counted = weight.flatten().to(losses.dtype)
+    return (losses * counted).sum() / counted.sum(), (right * counted).sum() / counted.sum()
