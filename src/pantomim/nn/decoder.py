@@ -1,17 +1,18 @@
-"""MAE's decoder: mask tokens join the encoded patches, and hidden patches are predicted."""
+"""Decoders: MAE's, where mask tokens join the encoded patches, and CAE's, which sees predicted latents alone."""
 
 from dataclasses import asdict
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.frozen import frozen
 from pantomim.masking.mask import Mask
-from pantomim.nn.position import sincos_2d
+from pantomim.nn.initial import initialise_stack
+from pantomim.nn.position import sincos_2d, sincos_2d_rows_first
 from pantomim.nn.tokens import put_back
-from pantomim.nn.vit import NORM_EPS, Block, Features, initialise
+from pantomim.nn.vit import NORM_EPS, Block, Features, Initialisation, initialise
 
 
 class MAEDecoder(nn.Module):
@@ -94,3 +95,79 @@ class DecoderConfig:
     def build(self, encoder_width: int, num_prefix: int, grid: tuple[int, int], out_dim: int) -> MAEDecoder:
         """The decoder for an encoder's tokens, predicting `out_dim` numbers a patch."""
         return MAEDecoder(encoder_width, num_prefix, grid, out_dim=out_dim, **asdict(self))
+
+
+class LatentDecoder(nn.Module):
+    """CAE's decoder: self-attention among predicted latents, without visible patches and without a class token.
+
+    Args:
+        grid: Rows and columns of patches.
+        width: Width of a latent.
+        depth: Number of blocks; 0: the head reads the latents as they come, without positions and norm.
+        heads: Attention heads of a block.
+        mlp_ratio: Hidden width of the MLP over the width.
+        layer_scale: First value of the branches' scales; None: no scales.
+        drop_path: Rate of the last block; blocks before it have linearly less.
+        out_dim: What is predicted for a patch: numbers, or the words of a vocabulary.
+        initialisation: Whose first values, as of the encoder.
+
+    Paper: Chen et al., arXiv:2202.03026, "decoder".
+    """
+
+    position: Tensor
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        layer_scale: float | None,
+        drop_path: float,
+        out_dim: int,
+        initialisation: Initialisation = "cae",
+    ) -> None:
+        super().__init__()
+        table = sincos_2d_rows_first(width, grid).to(torch.get_default_dtype())
+        self.register_buffer("position", table, persistent=False)
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, rate, bias="qv", layer_scale=layer_scale) for rate in rates
+        )
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS) if depth else None
+        self.head = nn.Linear(width, out_dim)
+        initialise_stack(self, self.blocks, initialisation)
+
+    def forward(self, latents: Float[Tensor, "B M D"], ids: Int[Tensor, "B M"]) -> Float[Tensor, "B M K"]:
+        """Predictions for the patches `ids`, whose latents these are."""
+        if self.norm is None:
+            return self.head(latents)
+        tokens = latents + F.embedding(ids, self.position)
+        for block in self.blocks:
+            tokens, _ = block(tokens)
+        return self.head(self.norm(tokens))
+
+
+@frozen
+class LatentDecoderConfig:
+    """Sizes of a `LatentDecoder`; its width and heads are the regressor's.
+
+    Raises:
+        ValueError: if the depth is negative.
+    """
+
+    depth: int = 4
+    mlp_ratio: float = 4.0
+    layer_scale: float | None = 0.1
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.depth < 0:
+            raise ValueError(f"LatentDecoderConfig.depth must not be negative; got {self.depth}. 0 means no decoder.")
+
+    def build(
+        self, width: int, heads: int, grid: tuple[int, int], out_dim: int, initialisation: Initialisation
+    ) -> LatentDecoder:
+        """The decoder for a regressor's latents, predicting `out_dim` numbers a patch."""
+        return LatentDecoder(grid, width, heads=heads, out_dim=out_dim, initialisation=initialisation, **asdict(self))

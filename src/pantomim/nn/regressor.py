@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from pantomim.frozen import frozen
 from pantomim.masking.mask import Mask
 from pantomim.nn.cross_attention import CrossAttention
+from pantomim.nn.initial import initialise_stack
 from pantomim.nn.position import sincos_2d_rows_first
-from pantomim.nn.vit import NORM_EPS, DropPath, Mlp
+from pantomim.nn.vit import NORM_EPS, DropPath, EncoderConfig, Initialisation, Mlp, narrow_normal
 
 Keys = Literal["all", "visible"]
 
@@ -64,6 +65,7 @@ class Regressor(nn.Module):
         mlp_ratio: Hidden width of the MLP over the width.
         layer_scale: First value of the branches' scales; None: no scales.
         drop_path: Rate of the last block; blocks before it have linearly less.
+        initialisation: Whose first values, as of the encoder.
         keys: What the queries read: "all" are the visible patches and the queries themselves, as in the authors' code;
             "visible" the visible patches alone, as in the paper's figure.
 
@@ -83,6 +85,7 @@ class Regressor(nn.Module):
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         keys: Keys = "all",
+        initialisation: Initialisation = "cae",
     ) -> None:
         super().__init__()
         self.keys = keys
@@ -92,7 +95,8 @@ class Regressor(nn.Module):
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(RegressorBlock(width, heads, mlp_ratio, rate, layer_scale) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        nn.init.normal_(self.mask_token, std=0.02)
+        initialise_stack(self, self.blocks, initialisation)
+        narrow_normal(self.mask_token)
 
     def forward(self, visible: Float[Tensor, "B V D"], mask: Mask) -> Float[Tensor, "B M D"]:
         """Predicted latents of the hidden patches, in the order of `mask.ids_mask`."""
@@ -129,7 +133,7 @@ class RegressorConfig:
             if value is not None and value < 1:
                 raise ValueError(f"RegressorConfig.{name} must be at least 1; got {value}.")
 
-    def build(self, encoder_width: int, encoder_heads: int, grid: tuple[int, int]) -> Regressor:
+    def build(self, encoder: EncoderConfig) -> Regressor:
         """The regressor for an encoder's patches."""
-        sizes = asdict(self) | {"width": self.width or encoder_width, "heads": self.heads or encoder_heads}
-        return Regressor(grid, **sizes)
+        sizes = asdict(self) | {"width": self.width or encoder.width, "heads": self.heads or encoder.heads}
+        return Regressor(encoder.grid, **sizes, initialisation=encoder.initialisation)

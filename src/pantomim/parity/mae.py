@@ -4,7 +4,6 @@ Official: facebookresearch/mae. Visible patches are in the order of the noise th
 compared is put into the official order.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -25,13 +24,12 @@ from pantomim.nn.position import resample, sincos_2d
 from pantomim.nn.tokens import patchify, take
 from pantomim.nn.vit import DropPath, EncoderConfig
 from pantomim.optim import LARS, Group, cosine_schedule, layer_decay_groups, parameter_groups
-from pantomim.parity.compare import gradients, norms
+from pantomim.parity.compare import decay_used, distance, gradients, norm_eps, norms
+from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
 from pantomim.targets.pixels import PixelTargetConfig
 
 FLOAT32 = 2.0**-22  # where the official code rounds to float32, twice its spacing
-DRAWS = 32  # of our initialisation, against one of the official
-DEVIATIONS = 6.0  # how many standard deviations of a sample count as one tolerance
 
 
 def pretrain(item: Item) -> Computed:
@@ -58,7 +56,7 @@ def pretrain(item: Item) -> Computed:
         else:
             outputs |= _parts(model, images, noise, mask)
             # Stored tables are rounded to float32; ours, as built, must be the same ones.
-            tables = {f"state/{name}": _distance(built[name], weights[name]) / 1e-6 for name in built}
+            tables = {f"state/{name}": distance(built[name], weights[name]) / 1e-6 for name in built}
     groups = item.numbers.get("pretraining_weight_decay_groups", {})
     weight_decay = item.config.get("weight_decay", groups.get("decay", {}).get("weight_decay", 0.05))
     return Computed(
@@ -71,8 +69,8 @@ def pretrain(item: Item) -> Computed:
                 for group in parameter_groups(model, weight_decay)
             },
         },
-        config={"layer_norm_eps": _norm_eps(model)},
-        deviations=tables | _initialisation(item, config),
+        config={"layer_norm_eps": norm_eps(model)},
+        deviations=tables | initialisation(item, lambda: _official(config.build())),
     )
 
 
@@ -99,7 +97,7 @@ def finetune(item: Item) -> Computed:
         } | gradients(f"grad_{variant}/", parameters)
         numbers[f"gradient_l2_norms_{variant}"] = norms(parameters)
         numbers[f"layer_decay_groups_{variant}"] = {
-            decay: [_group(group) for group in layer_decay_groups(classifier, _decay_used(groups), float(decay))]
+            decay: [_group(group) for group in layer_decay_groups(classifier, decay_used(groups), float(decay))]
             for decay, groups in item.numbers.get(f"layer_decay_groups_{variant}", {}).items()
         }
     numbers["drop_path_per_block"] = _drop_path(classifier)
@@ -108,7 +106,7 @@ def finetune(item: Item) -> Computed:
         outputs,
         numbers,
         relative={"drop_path_per_block": FLOAT32},
-        config={"layer_norm_eps": _norm_eps(classifier)},
+        config={"layer_norm_eps": norm_eps(classifier)},
     )
 
 
@@ -208,18 +206,8 @@ def _tables(model: MAE) -> dict[str, nn.Module]:
     return {"pos_embed": model.encoder, "decoder_pos_embed": model.decoder}
 
 
-def _norm_eps(model: nn.Module) -> float:
-    """The one eps of all layer norms, fixed in our modules: files for timm could not tell another."""
-    (eps,) = {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)}
-    return eps
-
-
 def _drop_path(classifier: Classifier) -> list[float]:
     return [module.rate for module in classifier.encoder.modules() if isinstance(module, DropPath)]
-
-
-def _distance(ours: Tensor, want: Tensor) -> float:
-    return (ours - want).abs().max().item() if ours.shape == want.shape else math.inf
 
 
 def _official(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -232,11 +220,6 @@ def _group(group: Group) -> dict[str, Any]:
         "weight_decay": group["weight_decay"],
         "parameters": [official_name(name) for name in group["param_names"]],
     }
-
-
-def _decay_used(groups: list[Mapping[str, Any]]) -> float:
-    """The weight decay an item was made with; it is told only by its groups."""
-    return max(group["weight_decay"] for group in groups)
 
 
 def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,50 +239,3 @@ def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
         for epoch, _ in entry["values"]
     ]
     return {**entry, "values": rates}
-
-
-def _initialisation(item: Item, config: MAEConfig) -> dict[str, float]:
-    """Whether one official draw of each parameter looks like many of ours; 0 where chance explains the difference."""
-    stated = item.spec.get("official_initialisation")
-    if stated is None:
-        return {}
-    draws = [_official(config.build()) for _ in range(DRAWS)]
-    found: dict[str, float] = {}
-    for name, row in stated["per_parameter"].items():
-        official = dict(zip(stated["columns"], row, strict=True))
-        if name in draws[0]:
-            ours = torch.stack([draw[name].detach().double().flatten() for draw in draws])
-            error = _unlikeliness(ours, official)
-        else:
-            error = math.inf
-        found[f"official_initialisation/{name}"] = error if error > 1.0 else 0.0
-    return found
-
-
-def _unlikeliness(ours: Tensor, official: Mapping[str, float]) -> float:
-    """The worst of the statistics, as a multiple of what chance explains.
-
-    Args:
-        ours: (draws, values).
-        official: n, mean, std, min and max of one draw.
-    """
-    count = ours.shape[1]
-    if official["n"] != count:
-        return math.inf
-    mean, std = ours.mean().item(), ours.std(correction=0).item()
-    if std == 0.0:  # constants are exact
-        exact = official["min"] == official["max"] == mean
-        return 0.0 if exact else math.inf
-    kurtosis = ((ours - mean) / std).pow(4).mean().item()
-    spread_of_mean = std / math.sqrt(count)
-    spread_of_std = std * math.sqrt((kurtosis - 1) / (4 * count))
-    # A uniform draw reaches 1.7 deviations; a thousand normal ones 3.2, and DRAWS times as many 4 to 5.
-    reach = max(-official["min"], official["max"]) / ours.abs().max().item()
-    errors = [
-        abs(official["mean"] - mean) / (DEVIATIONS * spread_of_mean),
-        abs(official["std"] - std) / (DEVIATIONS * spread_of_std),
-        reach / 1.5,
-    ]
-    if count >= 1000:
-        errors.append(0.6 / reach)
-    return max(errors)

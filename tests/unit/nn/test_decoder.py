@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pantomim.masking.mask import Mask
-from pantomim.nn.decoder import DecoderConfig, MAEDecoder
+from pantomim.nn.decoder import DecoderConfig, LatentDecoder, LatentDecoderConfig, MAEDecoder
 from pantomim.nn.vit import Features
 
 GRID, ENCODER_WIDTH, OUT = (3, 4), 12, 5
@@ -63,3 +63,47 @@ def test_positions_are_fixed() -> None:
 def test_sizes_below_one_are_refused(field: str) -> None:
     with pytest.raises(ValueError, match=f"DecoderConfig.{field} must be at least 1; got 0"):
         DecoderConfig(**{field: 0})
+
+
+def build_latent(depth: int = 2) -> LatentDecoder:
+    torch.manual_seed(0)
+    decoder = LatentDecoderConfig(depth=depth).build(8, 2, GRID, OUT, "cae").double()
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return decoder
+
+
+def latents() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.stack([torch.randperm(12, generator=generator)[:5] for _ in range(2)])
+    return torch.randn(2, 5, 8, generator=generator, dtype=torch.float64), ids
+
+
+def test_the_latent_decoder_adds_positions_once_and_norms_before_the_head() -> None:
+    decoder, (given, ids) = build_latent(), latents()
+    tokens = given + decoder.position[ids]
+    for block in decoder.blocks:
+        tokens = block(tokens)[0]
+    torch.testing.assert_close(decoder(given, ids), decoder.head(decoder.norm(tokens)))
+
+
+def test_latents_mix_within_an_image_and_their_order_does_not_matter() -> None:
+    decoder, (given, ids) = build_latent(), latents()
+    order = torch.tensor([3, 0, 4, 2, 1])
+    torch.testing.assert_close(decoder(given[:, order], ids[:, order]), decoder(given, ids)[:, order])
+    changed = given.clone()
+    changed[0, 0, 0] += 1
+    found, before = decoder(changed, ids), decoder(given, ids)
+    assert torch.equal(found[1], before[1])
+    assert not torch.allclose(found[0, 1:], before[0, 1:])
+
+
+def test_without_blocks_the_head_reads_the_latents() -> None:
+    decoder, (given, ids) = build_latent(depth=0), latents()
+    torch.testing.assert_close(decoder(given, ids), decoder.head(given))
+    assert {name.partition(".")[0] for name, _ in decoder.named_parameters()} == {"head"}
+
+
+def test_a_negative_depth_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"LatentDecoderConfig\.depth must not be negative; got -1"):
+        LatentDecoderConfig(depth=-1)

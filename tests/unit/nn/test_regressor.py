@@ -1,18 +1,22 @@
 """CAE's regressor against its formula, written out (specification, section 2.6)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pantomim.masking.mask import Mask
 from pantomim.nn.regressor import Regressor, RegressorConfig
+from pantomim.nn.vit import EncoderConfig
 
 GRID, WIDTH = (2, 3), 8
+ENCODER = EncoderConfig(image_size=(8, 12), patch_size=4, width=WIDTH, depth=1, heads=4)
 
 
 def build(**changes) -> Regressor:
     torch.manual_seed(0)
     config = RegressorConfig(**{"depth": 2, "heads": 2, **changes})
-    regressor = config.build(WIDTH, 4, GRID).double()
+    regressor = config.build(ENCODER).double()
     for parameter in regressor.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return regressor
@@ -88,10 +92,26 @@ def test_drop_path_grows_to_the_last_block() -> None:
 
 
 def test_sizes_come_from_the_encoder_unless_given() -> None:
-    regressor = RegressorConfig(depth=1).build(12, 3, GRID)
-    assert regressor.mask_token.shape == (1, 1, 12)
-    assert regressor.blocks[0].attn.heads == 3
-    assert RegressorConfig(depth=1, width=16, heads=2).build(12, 3, GRID).blocks[0].attn.heads == 2
+    regressor = RegressorConfig(depth=1).build(ENCODER)
+    assert regressor.mask_token.shape == (1, 1, 8)
+    assert regressor.blocks[0].attn.heads == 4
+    other = RegressorConfig(depth=1, width=16, heads=2).build(ENCODER)
+    assert other.mask_token.shape == (1, 1, 16)
+    assert other.blocks[0].attn.heads == 2
+
+
+@pytest.mark.parametrize("initialisation", ["cae", "beit"])
+def test_first_values_are_those_of_the_encoder(initialisation: str) -> None:
+    torch.manual_seed(0)
+    regressor = RegressorConfig(width=64, heads=2).build(replace(ENCODER, initialisation=initialisation))
+    assert 0.015 < regressor.mask_token.abs().max() <= 0.02
+    for depth, block in enumerate(regressor.blocks, start=1):
+        bound = (6 / 128) ** 0.5 if initialisation == "cae" else 0.02
+        last = 1.0 if initialisation == "cae" else (2 * depth) ** 0.5
+        assert 0.95 * bound < block.attn.k.weight.abs().max() <= bound
+        assert 0.95 * bound / last < block.attn.proj.weight.abs().max() <= bound / last * (1 + 1e-6)
+        assert not block.attn.q_bias.any()
+        assert not block.mlp.fc2.bias.any()
 
 
 @pytest.mark.parametrize("field", ["width", "depth", "heads"])
