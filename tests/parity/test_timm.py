@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 
-from pantomim.formats.native import timm_arguments
+from pantomim.formats.native import timm_arguments, timm_entry
 from pantomim.nn.heads import Classifier
 from pantomim.nn.position import resample
 from pantomim.nn.vit import EncoderConfig, resize_encoder_weights
@@ -113,3 +114,43 @@ def test_another_image_size_keeps_the_prefix_and_resamples_patches():
     back = resample(table, (6, 5), (4, 3), num_prefix=4)
     assert torch.equal(back[:, :4], encoder.pos_embed[:, :4])
     assert not torch.equal(back[:, 4:], encoder.pos_embed[:, 4:])
+
+
+BEITS = [
+    EncoderConfig(
+        image_size=(12, 20),
+        patch_size=4,
+        position=position,
+        relative_position=relative,
+        layer_scale=scale,
+        attention_bias="qv",
+        **SMALL,
+    )
+    for position, relative, scale in (
+        ("none", "shared", 0.1),
+        ("none", "blocks", 0.1),
+        ("learned", "none", None),
+        ("learned", "blocks", None),
+        ("sincos_rows_first", "none", 0.1),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "config", BEITS, ids=lambda config: f"{config.position}-{config.relative_position}-{config.layer_scale}"
+)
+def test_beit_s_features_and_gradients_are_timms(config):
+    encoder = randomised(config.build())
+    images, normalised = inputs(encoder)
+    entry = timm_entry(config)["timm"]
+    assert entry["class"] == "beit.Beit"
+    model = Beit(**entry["kwargs"]).double().eval()
+    model.load_state_dict(encoder.state_dict())
+    ours, theirs = torch.cat(encoder(images)[:2], dim=1), model.forward_features(normalised)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    ours.square().mean().backward()
+    theirs.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        found = encoder.get_parameter(name)
+        if found.requires_grad:
+            torch.testing.assert_close(found.grad, parameter.grad, rtol=0, atol=1e-12)
