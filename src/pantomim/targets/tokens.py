@@ -1,6 +1,6 @@
 """Visual tokens as what is predicted: one id a patch, given by a frozen tokenizer."""
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -32,7 +32,7 @@ class TokenTarget(nn.Module):
         self.requires_grad_(False)
         self.train()
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "TokenTarget":
         """Stay in evaluation mode, whatever the method does."""
         return super().train(False)
 
