@@ -31,9 +31,10 @@ def start_from(spec: str, method: Method) -> str:
     Raises:
         ValueError: if the encoder has another width, depth, patch or number of channels; both are listed.
     """
-    source, parts = load_encoder(spec), method.exports()
-    encoder = parts["encoder"]
-    assert isinstance(encoder, Encoder)
+    encoder = method.exports().get("encoder")
+    if not isinstance(encoder, Encoder):
+        raise ValueError(f"Pretrain.init must be left out for a method without an encoder; got {spec}.")
+    source = load_encoder(spec)
     if not isinstance(source, Encoder):
         raise ValueError(
             f"Pretrain.init must be a plain vision transformer; got {spec}, whose weights fit no encoder of ours. "

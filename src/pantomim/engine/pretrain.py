@@ -34,7 +34,9 @@ from pantomim.engine.runtime import (
 from pantomim.engine.setup import check_fit, check_schedule, describe_start, training_images
 from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory
 from pantomim.formats.native import save_decoder, save_encoder
+from pantomim.formats.tokenizer import save_tokenizer
 from pantomim.nn.decoder import MAEDecoder
+from pantomim.nn.dvae import DVAENetworks
 from pantomim.nn.vit import Encoder
 from pantomim.optim import cosine_schedule, parameter_groups, scaled_lr
 
@@ -65,16 +67,15 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         # --------------------------------------------------------------------------------------------------- Method
         torch.manual_seed(random_seed(seed, 0, Purpose.WEIGHTS))
         method = config.method.build()
-        encoder = method.exports()["encoder"]
-        assert isinstance(encoder, Encoder)
+        takes = method.takes()
 
         # ----------------------------------------------------------------------------------------------------- Data
         dataset = training_images(config.data)
-        check_fit(config, dataset, encoder.in_chans, encoder.patch_size, world)
+        check_fit(config, dataset, takes, world)
         stream = Stream(
             dataset,
             batch_size=config.batch_size,
-            image_size=encoder.image_size,
+            image_size=takes.image_size,
             crop=config.data.crop,
             seed=seed,
             device=device,
@@ -198,10 +199,14 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         finished = Finished(total, clock.total_s, clock.images_per_s, loss, names)
 
         def export() -> None:
+            parts = method.exports()
             with explain_disk(out):
-                save_encoder(out, encoder, scale=dataset.scale, recipe=config.recipe)
-                if isinstance(decoder := method.exports().get("decoder"), MAEDecoder):
+                if isinstance(encoder := parts.get("encoder"), Encoder):
+                    save_encoder(out, encoder, scale=dataset.scale, recipe=config.recipe)
+                if isinstance(decoder := parts.get("decoder"), MAEDecoder):
                     save_decoder(out, decoder)
+                if isinstance(tokenizer := parts.get("tokenizer"), DVAENetworks):
+                    save_tokenizer(out, tokenizer, scale=dataset.scale, recipe=config.recipe)
             run.finish(finished)
 
         on_main(accelerator, export)

@@ -5,6 +5,7 @@ import torch
 from pantomim.config import DataConfig, Pretrain
 from pantomim.data.dataset import Dataset
 from pantomim.data.sources import open_source
+from pantomim.methods.base import Takes
 
 
 def training_images(config: DataConfig) -> Dataset:
@@ -19,25 +20,25 @@ def training_images(config: DataConfig) -> Dataset:
     return dataset if config.images is None else dataset.drawn(config.images)
 
 
-def check_fit(config: Pretrain, dataset: Dataset, in_chans: int, patch_size: int, num_processes: int) -> None:
-    """Refuse images that the encoder cannot take, and a batch that cannot be shared out.
+def check_fit(config: Pretrain, dataset: Dataset, takes: Takes, num_processes: int) -> None:
+    """Refuse images that the method cannot take, and a batch that cannot be shared out.
 
     Raises:
         ValueError: with every problem, and the option that mends it.
     """
     problems = []
     facts, source, accumulation = dataset.facts, config.data.source, config.runtime.accumulation
-    if dataset.channels != in_chans:
+    if dataset.channels != takes.in_chans:
         problems.append(
-            f"EncoderConfig.in_chans must be the channels of the images; got {in_chans}, and {source} has "
-            f"{dataset.channels}. Give --method.encoder.in_chans {dataset.channels} with as many values of mean and "
+            f"{takes.setting} must be the channels of the images; got {takes.in_chans}, and {source} has "
+            f"{dataset.channels}. Give {takes.option} {dataset.channels} with as many values of mean and "
             f"std (`pantomim stats {source}`), or other images."
         )
     side = facts.median_shorter_side if facts.size is None else min(facts.size)
-    if side < patch_size:
+    if side < takes.cell:
         problems.append(
-            f"EncoderConfig.patch_size must be at most the side of the images; got {patch_size}, and {source} has "
-            f"images of {side} pixels. Give --method.encoder.patch_size {1 << side.bit_length() - 1}, or larger images."
+            f"{takes.cell_setting} must be at most the side of the images; got {takes.cell}, and {source} has "
+            f"images of {side} pixels. Give {takes.cell_option} {1 << side.bit_length() - 1}, or larger images."
         )
     if config.batch_size % (num_processes * accumulation):
         problems.append(

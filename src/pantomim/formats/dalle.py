@@ -1,8 +1,8 @@
 """The published DALL-E tokenizer: `encoder.pkl` and `decoder.pkl`, or the same parameters as named tensors.
 
-The two files are pickles of whole modules. They are read by torch's allow-list reader with an inert class in place of
-each class that they name: parameters are collected by name, and nothing of the files is executed. Whatever else a file
-names is refused.
+The two files are pickles of whole modules. They are read with an inert class in place of each class that they name, by
+torch's allow-list reader or, for torch's oldest layout, by `formats.legacy`: parameters are collected by name, and
+nothing of the files is executed. Whatever else a file names is refused.
 
 Source: openai/DALL-E, `dall_e/encoder.py`, `decoder.py`, `utils.py`.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pantomim.formats.files import key_report
+from pantomim.formats.legacy import is_legacy, read_legacy, resolved
 from pantomim.formats.reader import HARMLESS, read_content, weights_of
 from pantomim.nn.dvae import DVAEDecoder, DVAEEncoder, DVAESizes
 
@@ -35,8 +36,6 @@ DEEPEST = 8  # modules within modules; the published ones have six
 
 class _Inert:
     """Stands in for a module: keeps its parameters and its parts, drops everything else."""
-
-    dump_patches = False  # torch asks it of classes in files of its oldest layout
 
     parameters: Mapping[str, Any] = MappingProxyType({})
     modules: Mapping[str, Any] = MappingProxyType({})
@@ -98,10 +97,12 @@ def load_dalle_decoder(path: str | Path) -> DVAEDecoder:
 
 def _read(path: Path, root: type[_Inert]) -> dict[str, Tensor]:
     """The parameters of a file by their names."""
-    known = [*HARMLESS, *((stand_in, name) for name, stand_in in _STAND_INS.items())]
-    content = read_content(path, known)
+    if path.is_file() and is_legacy(path):
+        content = read_legacy(path, _STAND_INS)
+    else:
+        content = read_content(path, [*HARMLESS, *((stand_in, name) for name, stand_in in _STAND_INS.items())])
     if not isinstance(content, _Inert):
-        return weights_of(path, content)
+        return weights_of(path, resolved(content))
     if type(content) is not root:
         raise ValueError(
             f"{path} must hold DALL-E's {root.__name__}; got {type(content).__name__}. encoder.pkl and decoder.pkl are "
@@ -112,9 +113,13 @@ def _read(path: Path, root: type[_Inert]) -> dict[str, Tensor]:
 
 def _parameters(module: _Inert, prefix: str, source: str, depth: int = 0) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for name, value in module.parameters.items():
-        if value is None:
+    for name, held in module.parameters.items():
+        if held is None:
             continue
+        try:
+            value = resolved(held)
+        except ValueError as error:
+            raise _refused(source, f"{error} under {prefix}{name}") from error
         if not isinstance(name, str) or not isinstance(value, Tensor) or not value.is_floating_point():
             raise _refused(source, f"{type(value).__name__} under {prefix}{name}")
         found[prefix + name] = value.detach().float().clone()

@@ -31,6 +31,13 @@ UNREAD = (
 WRAPPERS = ("model", "state_dict")  # what training checkpoints call their weights
 
 
+# What torch raises for files that are cut or changed.
+_UNREADABLE = (
+    *(RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError),
+    *(struct.error, zipfile.BadZipFile),
+)
+
+
 class Unread:
     """Stands where a checkpoint holds something that is no weight; what the file says of it is dropped."""
 
@@ -99,7 +106,16 @@ def _unpickle(path: Path, known: Sequence[Any]) -> Any:
             f"executed. If you trust its maker, read it with torch.load(FILE, weights_only=False) where that is safe, "
             f"and save its tensors alone as safetensors."
         ) from error
-    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, struct.error, zipfile.BadZipFile) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+        struct.error,
+        zipfile.BadZipFile,
+    ) as error:
         raise _damaged(path, f"{type(error).__name__} {_first_line(error)}".strip()) from error
 
 

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pantomim.nn.vit import Encoder
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -31,6 +33,29 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+@dataclass(frozen=True)
+class Takes:
+    """The images that a method takes.
+
+    Args:
+        in_chans: Channels.
+        image_size: Height and width.
+        cell: Pixels that become one token, along each side.
+        setting: Name of the setting of the channels.
+        option: The same in a command.
+        cell_setting: Name of the setting of the cell.
+        cell_option: The same in a command.
+    """
+
+    in_chans: int
+    image_size: tuple[int, int]
+    cell: int
+    setting: str = "EncoderConfig.in_chans"
+    option: str = "--method.encoder.in_chans"
+    cell_setting: str = "EncoderConfig.patch_size"
+    cell_option: str = "--method.encoder.patch_size"
 
 
 class Method(nn.Module, ABC):
@@ -57,4 +82,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def exports(self) -> dict[str, nn.Module]:
-        """What outlives the run, by name: at least "encoder"."""
+        """What outlives the run, by name: "encoder", "decoder", or a "tokenizer" alone."""
+
+    def takes(self) -> Takes:
+        """The images that it is trained on; those of its encoder, unless a method without one says otherwise."""
+        encoder = self.exports()["encoder"]
+        assert isinstance(encoder, Encoder)
+        return Takes(encoder.in_chans, encoder.image_size, encoder.patch_size)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.frozen import frozen
-from pantomim.methods.base import Batch, Method
+from pantomim.methods.base import Batch, Method, Takes
 from pantomim.nn.dvae import (
     DVAENetworks,
     DVAESizes,
@@ -204,6 +204,18 @@ class DVAE(Method):
                 kept = list(getattr(self.average, name).parameters())
                 new = list(getattr(self, name).parameters())
                 torch._foreach_lerp_(kept, new, 1 - self.momentum)
+
+    def takes(self) -> Takes:
+        """Images of the channels of the networks."""
+        return Takes(
+            self.sizes.in_chans,
+            self.image_size,
+            self.sizes.stride,
+            setting="DVAESizes.in_chans",
+            option="--method.sizes.in_chans",
+            cell_setting="DVAESizes.stride",
+            cell_option="--method.sizes.stride",
+        )
 
     def exports(self) -> dict[str, nn.Module]:
         """The averaged networks."""

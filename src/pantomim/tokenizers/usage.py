@@ -95,12 +95,12 @@ class TokenizerReport:
 
 
 @torch.no_grad()
-def measure_tokenizer(tokenizer: Tokenizer, batches: Iterable[Float[Tensor, "B C H W"]]) -> TokenizerReport:
+def measure_tokenizer(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> TokenizerReport:
     """Usage of the codes and, with a decoder, the error of reconstructions from hard ids.
 
     Args:
         tokenizer: At the size of the images; a decoder is used where there is one.
-        batches: Images in [0, 1].
+        batches: (B, C, H, W) in [0, 1]; B may vary.
 
     Raises:
         ValueError: if there are no images.

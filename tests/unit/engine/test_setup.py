@@ -8,6 +8,7 @@ from tiny import tiny_images, tiny_run
 from pantomim.config import Duration
 from pantomim.data.layout import draw_images
 from pantomim.engine.setup import check_fit, check_schedule, training_images
+from pantomim.methods.base import Takes
 
 
 @pytest.fixture
@@ -63,13 +64,13 @@ def test_a_source_without_training_images_is_refused(tmp_path: Path) -> None:
 def test_all_misfits_are_told_together(source: Path) -> None:
     dataset = training_images(tiny_run(source).data)
     with pytest.raises(ValueError, match="must be") as refusal:
-        check_fit(tiny_run(source), dataset, in_chans=7, patch_size=32, num_processes=3)
+        check_fit(tiny_run(source), dataset, Takes(7, (32, 32), 32), num_processes=3)
     channels, patch, batch = str(refusal.value).splitlines()
     assert "got 7, and" in channels
     assert "has 3. Give --method.encoder.in_chans 3" in channels
     assert "images of 16 pixels. Give --method.encoder.patch_size 16" in patch
     assert "processes x accumulation = 3 x 1; got 16" in batch
-    check_fit(tiny_run(source), dataset, in_chans=3, patch_size=16, num_processes=2)
+    check_fit(tiny_run(source), dataset, Takes(3, (16, 16), 16), num_processes=2)
 
 
 def test_a_run_must_have_steps_and_be_longer_than_its_warmup() -> None:

@@ -64,8 +64,6 @@ class Encoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.n_hid, self.requires_grad, self.device = WIDTH, False, torch.device("cpu")
-        self.group_range = range(4)
-        del self.group_range
         output = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Conv2d(8 * WIDTH, VOCABULARY, 1)))
         middle = groups(EncoderBlock, WIDTH, [WIDTH, 2 * WIDTH, 4 * WIDTH, 8 * WIDTH], ("pool", nn.MaxPool2d(2)))
         self.blocks = nn.Sequential(OrderedDict([("input", Conv2d(3, WIDTH, 7)), *middle, ("output", output)]))
@@ -156,14 +154,15 @@ def test_decoder(write):
     assert torch.equal(ours(codes), official(codes))
 
 
-@pytest.mark.parametrize("wrapped", ["safetensors", "pth", "state_dict", "model"])
+@pytest.mark.parametrize("wrapped", ["safetensors", "pth", "state_dict", "model", "legacy"])
 def test_named_tensors(tmp_path, wrapped):
     official, path = Encoder(), tmp_path / f"encoder.{'safetensors' if wrapped == 'safetensors' else 'pth'}"
     weights = {name: tensor.contiguous() for name, tensor in official.state_dict().items()}
     if wrapped == "safetensors":
         save_file(weights, path)
     else:
-        torch.save(weights if wrapped == "pth" else {wrapped: weights}, path)
+        content = weights if wrapped in ("pth", "legacy") else {wrapped: weights}
+        torch.save(content, path, **(LEGACY if wrapped == "legacy" else {}))
     images = torch.rand(1, 3, 16, 16)
     assert torch.equal(load_dalle_encoder(path)(images), official(images))
 
@@ -214,8 +213,8 @@ def with_unknown_class(tmp_path):
 @pytest.mark.parametrize(
     ("make", "called"),
     [
-        (with_bomb, r"pathlib\.Path\.touch|getattr"),
-        (with_bomb_among_the_parameters, r"pathlib\.Path\.touch|getattr"),
+        (with_bomb, r"pathlib\.Path\.touch|\S*getattr"),
+        (with_bomb_among_the_parameters, r"pathlib\.Path\.touch|\S*getattr"),
         (with_function, r"torch\.nn\.functional\.relu"),
         (with_unknown_class, r"dall_e\.utils\.Other"),
     ],
@@ -257,10 +256,10 @@ def with_itself(module):
     [
         (with_buffer, "a module with buffers"),
         (without_bias, r"missing: blocks\.input\.b"),
-        (with_integers, r"Parameter under blocks\.input\.w"),
+        (with_integers, r"(Parameter|Tensor) under blocks\.input\.w"),
         (misshapen, r"mis-shaped: blocks\.group_2\.block_1\.res_path\.conv_2\.w"),
         (with_more, r"unexpected: blocks\.more\.b, blocks\.more\.w"),
-        (with_itself, r"Encoder under blocks\.again\.blocks\.again"),
+        (with_itself, r"under blocks\.again\.blocks\.again"),
     ],
 )
 def test_other_networks_are_refused(write, change, match):
