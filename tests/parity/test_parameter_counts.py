@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from pantomim.masking.random import RandomMasker
+from pantomim.methods.beit import BEiT, beit_encoder
 from pantomim.methods.mae import MAEConfig
 from pantomim.nn.heads import Classifier
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.optim import layer_decay_groups, parameter_groups
+from pantomim.targets.tokens import TokenTarget
 
 PUBLISHED = {  # size, patch: encoder, whole MAE, trainable, classifier with 1000 classes
     ("base", 16): (85_798_656, 111_907_840, 111_655_680, 86_567_656),
@@ -14,6 +17,21 @@ PUBLISHED = {  # size, patch: encoder, whole MAE, trainable, classifier with 100
     ("huge", 14): (630_764_800, 657_074_508, 656_613_964, 632_045_800),
 }
 PARAMETERS = [pytest.param(*key, counts, id=key[0]) for key, counts in PUBLISHED.items()]
+
+
+BEIT = {"base": 91_965_776, "large": 311_534_016}  # pre-training with shared relative positions and 8192 tokens
+
+
+class Vocabulary:
+    """A tokenizer that is never called: a head needs to know its vocabulary alone."""
+
+    vocabulary = 8192
+
+    def grid_of(self, image_size):
+        raise NotImplementedError
+
+    def __call__(self, images):
+        raise NotImplementedError
 
 
 def count(parameters):
@@ -41,3 +59,11 @@ def test_classifier(size, patch_size, counts):
     assert count(classifier.parameters()) == counts[3]
     assert all(parameter.requires_grad for parameter in classifier.parameters())
     assert count(p for group in layer_decay_groups(classifier, 0.05, 0.75) for p in group["params"]) == counts[3]
+
+
+@pytest.mark.parametrize(("size", "expected"), BEIT.items())
+def test_beit_pretraining(size, expected):
+    with torch.device("meta"):
+        method = BEiT(beit_encoder(size).build(), RandomMasker(), TokenTarget(Vocabulary()))
+    assert count(method.parameters()) == expected
+    assert all(parameter.requires_grad for parameter in method.parameters())

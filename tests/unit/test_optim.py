@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,11 +8,14 @@ from torch import nn
 
 from pantomim.nn.heads import Classifier
 from pantomim.nn.vit import EncoderConfig
-from pantomim.optim import LARS, cosine_schedule, layer_decay_groups, parameter_groups, scaled_lr
+from pantomim.optim import LARS, beit_schedule, cosine_schedule, layer_decay_groups, parameter_groups, scaled_lr
 
 TINY = EncoderConfig(
     image_size=(8, 12), patch_size=4, in_chans=1, width=8, depth=2, heads=2, registers=1, mean=(0.5,), std=(1.0,)
 )
+
+
+TABLE = "relative_position_bias_table"
 
 
 def names(groups, weight_decay):
@@ -41,6 +45,29 @@ def test_tokens_and_learned_positions_can_be_spared():
     encoder = EncoderConfig(image_size=(8, 8), patch_size=4, width=8, depth=1, heads=2, position="learned").build()
     assert {"cls_token", "pos_embed"} <= names(parameter_groups(encoder, 0.05), 0.05)
     assert {"cls_token", "pos_embed"} <= names(parameter_groups(encoder, 0.05, decay_tokens=False), 0.0)
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+@pytest.mark.parametrize("mask_token", [True, False, None])
+def test_the_mask_token_can_be_decayed_apart(tokens, mask_token):
+    module = nn.Module()
+    module.cls_token, module.mask_token = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(1, 1, 4))
+    groups = parameter_groups(module, 0.05, decay_tokens=tokens, decay_mask_token=mask_token)
+    assert ("cls_token" in names(groups, 0.05)) == tokens
+    assert ("mask_token" in names(groups, 0.05)) == (tokens if mask_token is None else mask_token)
+
+
+@pytest.mark.parametrize(("relative", "scale"), [("shared", 1.0), ("blocks", 0.25)])
+def test_a_shared_table_learns_like_the_head_and_a_block_s_own_like_the_block(relative, scale):
+    encoder = replace(TINY, registers=0, relative_position=relative).build()
+    groups = layer_decay_groups(Classifier(encoder, 3), 0.05, 0.5)
+    (first,) = {
+        group["lr_scale"]
+        for group in groups
+        for name in group["param_names"]
+        if name in ("encoder.rel_pos_bias.relative_position_bias_table", "encoder.blocks.0.attn." + TABLE)
+    }
+    assert first == scale
 
 
 def test_torch_optimizers_take_the_groups_and_keep_the_names():
@@ -95,6 +122,14 @@ def test_schedule_does_not_depend_on_the_unit():
 
 def test_schedule_without_warmup_starts_at_the_base():
     assert cosine_schedule(0, base=3.0, minimum=0.0, warmup=0, total=4) == 3.0
+
+
+def test_beit_warms_up_in_one_step_less_from_a_rate_of_its_own():
+    settings = {"base": 1.0, "minimum": 0.1, "warmup": 5, "total": 25}
+    assert [beit_schedule(step, start=0.2, **settings) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
+    after = range(5, 26)
+    assert [beit_schedule(s, **settings) for s in after] == [cosine_schedule(s, **settings) for s in after]
+    assert beit_schedule(0, base=1.0, minimum=0.0, warmup=1, total=9, start=0.3) == 0.3
 
 
 @pytest.mark.parametrize("warmup", [-1, 10, 11])

@@ -274,6 +274,18 @@ def test_export_refuses_what_the_authors_model_has_not():
         official_weights(config.build())
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"attention_bias": "qv"}, {"layer_scale": 0.1}, {"relative_position": "shared"}, {"position": "none"}],
+    ids=str,
+)
+def test_export_refuses_attention_and_positions_of_another_kind(changes):
+    config = EncoderConfig(**{"image_size": (8, 8), "patch_size": 4, "width": 8, "depth": 1, "heads": 2, **changes})
+    ((name, value),) = changes.items()
+    with pytest.raises(ValueError, match=f"as MAE has them; got .*{name} {value}"):
+        official_weights(config.build())
+
+
 def test_double_precision_survives():
     weights = {name: tensor.double() for name, tensor in official("encoder").items()}
     encoder = recognise(weights, "weights").encoder

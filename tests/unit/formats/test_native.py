@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 
 from pantomim.formats.native import (
@@ -64,7 +66,40 @@ def test_timm_gives_the_same_features(config, tmp_path):
     torch.testing.assert_close(torch.cat([ours.prefix, ours.patches], dim=1), theirs, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("config", SHAPES)
+BEIT = EncoderConfig(
+    image_size=(8, 12), patch_size=4, width=16, depth=2, heads=2, position="none", relative_position="shared",
+    attention_bias="qv", layer_scale=0.1, initialisation="beit",
+)  # fmt: skip
+UNKNOWN_TO_TIMM = [
+    replace(BEIT, attention_bias="qkv"),
+    replace(BEIT, class_token=False),
+    replace(BEIT, relative_position="none", registers=2),
+    EncoderConfig(image_size=(8, 12), patch_size=4, width=16, depth=2, heads=2, layer_scale=0.1),
+]
+
+
+def test_timms_beit_gives_the_same_features(tmp_path):
+    encoder = scrambled(BEIT).eval()
+    save_encoder(tmp_path, encoder, scale=SCALE, recipe="beit_test")
+    description = json.loads((tmp_path / "encoder.json").read_text())
+    assert description["position_table"] == "none"
+    assert description["timm"]["class"] == "beit.Beit"
+    model = Beit(**description["timm"]["kwargs"]).eval()
+    model.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
+    images = torch.rand(3, 3, 8, 12)
+    with torch.inference_mode():
+        theirs = model.forward_features((images - encoder.mean.view(-1, 1, 1)) / encoder.std.view(-1, 1, 1))
+        ours = encoder(images)
+    torch.testing.assert_close(torch.cat([ours.prefix, ours.patches], dim=1), theirs, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", UNKNOWN_TO_TIMM)
+def test_what_timm_does_not_have_is_not_claimed(config, tmp_path):
+    save_encoder(tmp_path, scrambled(config), scale=SCALE, recipe="beit_test")
+    assert "timm" not in json.loads((tmp_path / "encoder.json").read_text())
+
+
+@pytest.mark.parametrize("config", [*SHAPES, BEIT, *UNKNOWN_TO_TIMM])
 def test_round_trip_is_exact(config, tmp_path):
     encoder = scrambled(config)
     save_encoder(tmp_path, encoder, scale=SCALE, recipe="mae_test")

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pantomim.nn.vit import EncoderConfig
+from pantomim.targets.choice import build_target
+from pantomim.targets.rgb import RGBTarget, RGBTargetConfig
+from pantomim.targets.tokens import TokenTarget, TokenTargetConfig, token_loss
+
+ENCODER = EncoderConfig(image_size=(8, 12), patch_size=4, width=16, depth=1, heads=2)
+
+
+class Brightness(nn.Module):
+    """Ids by the brightness of cells of four pixels; another answer in training mode, as a bad tokenizer would give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vocabulary = 10
+        self.scale = nn.Parameter(torch.tensor(9.0))
+
+    def grid_of(self, image_size):
+        return image_size[0] // 4, image_size[1] // 4
+
+    def forward(self, images):
+        assert not self.training
+        return (F.avg_pool2d(images.mean(dim=1), 4) * self.scale).long().flatten(1)
+
+
+def test_ids_of_patches_without_gradient_or_training() -> None:
+    target = TokenTarget(Brightness())
+    holder = nn.ModuleList([target]).train()
+    assert holder.training
+    assert not any(module.training for module in target.modules())
+    assert not any(parameter.requires_grad for parameter in target.parameters())
+    images = torch.rand(2, 3, 8, 12, requires_grad=True)
+    ids = target(images)
+    assert ids.shape == (2, 6)
+    assert ids.dtype == torch.int64
+    assert target.dim == 10
+
+
+def test_a_random_projection_needs_no_file() -> None:
+    target = TokenTargetConfig(tokenizer="random-projection:3", vocabulary=32).build(ENCODER)
+    images = torch.rand(2, 3, 8, 12)
+    ids = target(images)
+    assert target.dim == 32
+    assert ids.shape == (2, 6)
+    changed = images.clone()
+    changed[:, :, 4:, 8:] = 1 - changed[:, :, 4:, 8:]
+    assert torch.equal(target(changed)[:, :5], ids[:, :5])  # raster order: the last patch is the last id
+
+
+def test_there_is_no_tokenizer_by_default() -> None:
+    with pytest.raises(ValueError, match=r"tokenizer must be given.*dalle:FILE.*random-projection"):
+        TokenTargetConfig().build(ENCODER)
+
+
+def test_either_kind_of_target() -> None:
+    assert isinstance(build_target(RGBTargetConfig(), ENCODER), RGBTarget)
+    assert isinstance(build_target(TokenTargetConfig(tokenizer="random-projection"), ENCODER), TokenTarget)
+
+
+def test_loss_is_pooled_over_the_batch_and_padding_does_not_count() -> None:
+    torch.manual_seed(0)
+    prediction, ids = torch.randn(2, 3, 7), torch.randint(7, (2, 3))
+    ids[0, 0] = prediction[0, 0].argmax()
+    weight = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    kept = weight.bool()
+    loss, accuracy = token_loss(prediction, ids, weight)
+    torch.testing.assert_close(loss, F.cross_entropy(prediction[kept], ids[kept]))
+    torch.testing.assert_close(accuracy, (prediction.argmax(-1) == ids)[kept].float().mean())
+    assert accuracy >= 0.25
+    loss, accuracy = token_loss(prediction, ids)
+    torch.testing.assert_close(loss, F.cross_entropy(prediction.flatten(0, 1), ids.flatten()))
+
+
+@pytest.mark.parametrize(("dtype", "found"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_half_precision_is_promoted(dtype: torch.dtype, found: torch.dtype) -> None:
+    loss, accuracy = token_loss(torch.randn(2, 3, 7, dtype=dtype), torch.randint(7, (2, 3)))
+    assert loss.dtype == accuracy.dtype == found
