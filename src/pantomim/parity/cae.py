@@ -269,8 +269,8 @@ def _pretrain_config(item: Item, images: Tensor) -> CAEConfig:
         ),
         decoder=LatentDecoderConfig(depth=config["decoder_depth"], mlp_ratio=mlp_ratio, layer_scale=scale),
         masker=BlockMasker(ratio=config["num_mask_patches"] / (encoder.grid[0] * encoder.grid[1])),
-        align_weight=config["align_loss_weight"],
-        align_momentum=config["base_momentum"],
+        align_weight=float(config["align_loss_weight"]),
+        align_momentum=float(config["base_momentum"]),
     )
 
 
