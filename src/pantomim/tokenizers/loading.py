@@ -10,8 +10,8 @@ from pantomim.tokenizers.random_projection import RandomProjectionTokenizer
 
 WAYS = (
     "Ways to get one: `pantomim tokenizer train --data IMAGES` and its RUN folder (or RUN/tokenizer.safetensors); "
-    "dalle:FILE or dalle:FOLDER with the published encoder.pkl (and decoder.pkl); random-projection, which needs no "
-    "training"
+    "dalle:FILE or dalle:FOLDER with the published encoder.pkl (and decoder.pkl); random-projection or "
+    "random-projection-standardised, which need no training"
 )
 
 
@@ -27,7 +27,8 @@ def load_tokenizer(
 
     Args:
         spec: "RUN", a run folder, or its tokenizer.safetensors; "dalle:FILE", an encoder alone, or "dalle:FOLDER" with
-            encoder and decoder (.pkl, .safetensors or .pth); "random-projection" or "random-projection:SEED".
+            encoder and decoder (.pkl, .safetensors or .pth); "random-projection" or "random-projection-standardised",
+            each also with ":SEED".
         patch_size: Of a random projection.
         in_chans: Of a random projection.
         vocabulary: Of a random projection.
@@ -42,10 +43,13 @@ def load_tokenizer(
     if name.startswith("dalle:"):
         return _dalle(Path(name.removeprefix("dalle:")), precision)
     kind, _, seed = name.partition(":")
-    if kind == "random-projection":
+    if kind in ("random-projection", "random-projection-standardised"):
         if seed and not seed.isdecimal():
-            raise ValueError(f"tokenizer must be random-projection:SEED with a whole number; got {name}.")
-        return RandomProjectionTokenizer(patch_size, in_chans, vocabulary, int(seed or 0)).eval()
+            raise ValueError(f"tokenizer must be {kind}:SEED with a whole number; got {name}.")
+        standardised = kind == "random-projection-standardised"
+        return RandomProjectionTokenizer(
+            patch_size, in_chans, vocabulary, int(seed or 0), standardised=standardised
+        ).eval()
     path = Path(name)
     if path.is_file() and path.name == "tokenizer.safetensors":
         path = path.parent

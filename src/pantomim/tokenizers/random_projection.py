@@ -15,15 +15,26 @@ class RandomProjectionTokenizer(nn.Module):
         in_chans: Channels of the images.
         vocabulary: Number of directions.
         seed: Of the directions; the same ones on every device.
+        standardised: Subtract the mean of a patch's values and divide by their deviation first. Without it, bright
+            patches all point to the few directions whose weights have the largest sums: of 6,272 patches of two
+            photographs, two thirds had the same id of 8,192.
 
     Paper: as in the CAE authors' PaddlePaddle release, `packages/datasets.py`: pixels in [0, 1], not standardised, in
         the order channel, row, column; 768 x 8192.
-    Deviation: the distribution of their matrix is not stated; ours is standard normal.
+    Deviation: the distribution of their matrix is not stated; ours is standard normal. `standardised` is ours.
     """
 
     directions: Tensor
 
-    def __init__(self, patch_size: int = 16, in_chans: int = 3, vocabulary: int = 8192, seed: int = 0) -> None:
+    def __init__(
+        self,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        vocabulary: int = 8192,
+        seed: int = 0,
+        *,
+        standardised: bool = False,
+    ) -> None:
         super().__init__()
         for name, value, least in (
             ("patch_size", patch_size, 1),
@@ -34,6 +45,7 @@ class RandomProjectionTokenizer(nn.Module):
             if value < least:
                 raise ValueError(f"RandomProjectionTokenizer.{name} must be at least {least}; got {value}.")
         self.patch_size, self.in_chans, self.vocabulary, self.seed = patch_size, in_chans, vocabulary, seed
+        self.standardised = standardised
         generator = torch.Generator("cpu").manual_seed(seed)
         directions = torch.randn(in_chans * patch_size**2, vocabulary, generator=generator, device="cpu")
         self.register_buffer("directions", directions, persistent=False)
@@ -62,5 +74,8 @@ class RandomProjectionTokenizer(nn.Module):
         rows, cols = self.grid_of((height, width))
         cells = images.reshape(batch, channels, rows, self.patch_size, cols, self.patch_size)
         patches = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * cols, -1)
+        if self.standardised:
+            deviation = (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+            patches = (patches - patches.mean(dim=-1, keepdim=True)) / deviation
         with torch.autocast(images.device.type, enabled=False):
             return (patches @ self.directions.to(patches.dtype)).argmax(dim=-1)

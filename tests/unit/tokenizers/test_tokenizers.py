@@ -90,6 +90,18 @@ def test_random_projection_by_its_definition():
                 assert ids[image, row * 3 + col] == (patch.reshape(-1) @ directions).argmax()  # channel, row, column
 
 
+def test_a_standardised_projection_does_not_see_brightness_and_contrast():
+    tokenizer = RandomProjectionTokenizer(4, 3, 50, standardised=True)
+    images = torch.rand(4, 3, 16, 16).double()
+    assert torch.equal(tokenizer(images), tokenizer(images * 0.5 + 0.4))
+    raw = RandomProjectionTokenizer(4, 3, 50)
+    assert not torch.equal(raw(images), raw(images * 0.5 + 0.4))
+    assert len(tokenizer(images).unique()) > len(raw(images).unique())
+    patch = images[1, :, 4:8, 8:12].numpy().reshape(-1)
+    scores = (patch - patch.mean()) / patch.std(ddof=1) @ tokenizer.directions.numpy().astype(np.float64)
+    assert tokenizer(images)[1, 6] == scores.argmax()
+
+
 def test_random_projection_depends_on_its_seed_alone():
     torch.manual_seed(1)
     first = RandomProjectionTokenizer(4, 3, 50, seed=3)
@@ -233,4 +245,5 @@ def test_specifications_that_mean_nothing(spec, match):
 def test_random_projection_by_name():
     found = load_tokenizer("random-projection:5", patch_size=4, vocabulary=50)
     assert torch.equal(found.directions, RandomProjectionTokenizer(4, 3, 50, seed=5).directions)
-    assert load_tokenizer("random-projection", patch_size=4).seed == 0
+    plain, standardised = (load_tokenizer(f"random-projection{name}", patch_size=4) for name in ("", "-standardised"))
+    assert (plain.seed, plain.standardised, standardised.standardised) == (0, False, True)
