@@ -56,7 +56,7 @@ def test_unbroken():
 
 
 def test_layer_norm_eps(monkeypatch, tmp_path):
-    for module in (vit, decoder, regressor, method):
+    for module in (vit, decoder, regressor):
         monkeypatch.setattr(module, "NORM_EPS", 1e-5)
     result = with_config(tmp_path, "cae_pretrain_b", layer_norm_eps=None)  # the numbers alone must tell
     assert result.status == "FAIL"

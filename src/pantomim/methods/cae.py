@@ -23,9 +23,9 @@ from pantomim.masking.choice import MaskerConfig
 from pantomim.masking.mask import Mask, Masker
 from pantomim.methods.base import Batch, Method
 from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
-from pantomim.nn.regressor import Regressor, RegressorConfig
+from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
 from pantomim.nn.tokens import take
-from pantomim.nn.vit import ENCODER_SIZES, NORM_EPS, Encoder, EncoderConfig
+from pantomim.nn.vit import ENCODER_SIZES, Encoder, EncoderConfig
 from pantomim.targets.choice import TargetConfig, build_target
 from pantomim.targets.rgb import RGBTarget
 from pantomim.targets.tokens import TokenTarget, TokenTargetConfig, token_loss
@@ -148,19 +148,6 @@ class CAEConfig:
             align_momentum=self.align_momentum,
             align_drop_path=self.align_drop_path,
         )
-
-
-class Projection(nn.Module):
-    """From the encoder's width to the regressor's, where they differ: linear and norm, torch's initialisation."""
-
-    def __init__(self, width: int, to: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, to)
-        self.norm = nn.LayerNorm(to, eps=NORM_EPS)
-
-    def forward(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
-        """Token by token."""
-        return self.norm(self.linear(tokens))
 
 
 @dataclass(frozen=True)

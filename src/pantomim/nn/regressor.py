@@ -18,6 +18,19 @@ from pantomim.nn.vit import NORM_EPS, DropPath, EncoderConfig, Initialisation, M
 Keys = Literal["all", "visible"]
 
 
+class Projection(nn.Module):
+    """From the encoder's width to the regressor's, where they differ: linear and norm, torch's initialisation."""
+
+    def __init__(self, width: int, to: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, to)
+        self.norm = nn.LayerNorm(to, eps=NORM_EPS)
+
+    def forward(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
+        """Token by token."""
+        return self.norm(self.linear(tokens))
+
+
 class RegressorBlock(nn.Module):
     """Cross-attention and MLP on the queries alone; the unit for sharding.
 

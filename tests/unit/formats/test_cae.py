@@ -1,0 +1,114 @@
+"""CAE's names in both releases, and pre-training files read exactly."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pantomim.formats.cae import FoundCAE, cae_weights, load_cae, official_name, our_name, recognise_cae
+from pantomim.formats.foreign import Given
+from pantomim.methods.cae import CAEConfig, cae_encoder
+from pantomim.nn.decoder import LatentDecoderConfig
+from pantomim.nn.position import sincos_2d, sincos_2d_rows_first
+from pantomim.nn.regressor import RegressorConfig
+from pantomim.targets.rgb import RGBTargetConfig
+
+RELEASES = ["lxtGH/CAE", "Atten4Vis/CAE"]
+GIVEN = Given(heads=2, decoder_heads=4)
+
+
+def build(width=None):
+    torch.manual_seed(0)
+    return CAEConfig(
+        encoder=replace(cae_encoder("base"), image_size=(12, 12), patch_size=4, width=16, depth=2, heads=2),
+        regressor=RegressorConfig(depth=2, width=width, heads=4),
+        decoder=LatentDecoderConfig(depth=1),
+        target=RGBTargetConfig(),
+        align_momentum=0.0,
+    ).build()
+
+
+def official(method, release):
+    """A file's content, the copy of the encoder and the second release's table included."""
+    weights = {official_name(name, release): tensor for name, tensor in method.state_dict().items()}
+    if release == "Atten4Vis/CAE":
+        weights["rd_pos_embed"] = sincos_2d_rows_first(method.decoder.position.shape[1], (3, 3), 1)[None].float()
+    return weights
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_names_go_there_and_back(release):
+    names = list(build(width=8).state_dict())
+    theirs = [official_name(name, release) for name in names]
+    assert len(set(theirs)) == len(names)
+    assert [our_name(name, release) for name in theirs] == names
+
+
+def test_published_names():
+    """Section 9 of the specification."""
+    ours = "regressor.blocks.3.attn.q.weight"
+    assert official_name(ours) == "pretext_neck.regressor_blocks.3.cross_attn.q.weight"
+    assert official_name(ours, "Atten4Vis/CAE") == "regresser.regressor_blocks.3.cross_attn.q.weight"
+    assert our_name("pretext_neck.norm2.weight") == "decoder.norm.weight"
+    assert our_name("decoder.norm.weight", "Atten4Vis/CAE") == "decoder.norm.weight"
+    assert our_name("alignment_encoder.norm.weight", "Atten4Vis/CAE") == "aligner.norm.weight"
+    assert our_name("encoder.blocks.0.gamma_1") == "encoder.blocks.0.gamma_1"
+    assert our_name("mask_token") == "regressor.mask_token"
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match=r"backbone\.x must be a parameter of lxtGH/CAE's CAE"):
+        our_name("backbone.x")
+    with pytest.raises(ValueError, match=r"backbone\.x must be a parameter of CAE"):
+        official_name("backbone.x")
+
+
+@pytest.mark.parametrize("width", [None, 8])
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_file_computes_what_the_method_does(tmp_path, release, width):
+    method = build(width).eval()
+    torch.save({"model": official(method, release), "epoch": 3}, tmp_path / "file.pth")
+    found = load_cae(tmp_path / "file.pth", GIVEN)
+    assert isinstance(found, FoundCAE)
+    assert found.release == release
+    images = torch.rand(2, 3, 12, 12)
+    mask = method.masker(2, (3, 3), torch.Generator().manual_seed(0))
+    visible = found.encoder(images, mask.ids_keep).patches
+    visible = visible if found.projection is None else found.projection(visible)
+    assert torch.equal(visible, method.latents(method.encoder, images, mask.ids_keep))
+    predicted = found.regressor(visible, mask)
+    assert torch.equal(predicted, method.regressor(visible, mask))
+    assert torch.equal(found.decoder(predicted, mask.ids_mask), method.decoder(predicted, mask.ids_mask))
+    copies = {name.partition(".")[0] for name in found.left_out}
+    assert copies == ({"teacher"} if release == "lxtGH/CAE" else {"alignment_encoder", "rd_pos_embed"})
+    written = cae_weights(found, release)
+    assert set(written) == set(official(method, release)) - set(found.left_out)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_every_difference_is_told(release):
+    weights = official(build(), release)
+    name = official_name("regressor.blocks.1.mlp.fc2.weight", release)
+    with pytest.raises(ValueError, match=rf"missing: {name}"):
+        recognise_cae({key: tensor for key, tensor in weights.items() if key != name}, "a file", GIVEN)
+    with pytest.raises(ValueError, match=r"unexpected: encoder\.extra"):
+        recognise_cae(weights | {"encoder.extra": torch.zeros(1)}, "a file", GIVEN)
+    with pytest.raises(ValueError, match=r"mis-shaped: mask_token"):
+        recognise_cae(weights | {"mask_token": torch.zeros(2, 1, 16)}, "a file", GIVEN)
+
+
+def test_another_table_is_refused():
+    weights = official(build(), "Atten4Vis/CAE")
+    weights["rd_pos_embed"] = sincos_2d(16, (3, 3), 1)[None].float()
+    with pytest.raises(ValueError, match="rd_pos_embed must be the sine-cosine table of a 3 x 3 grid, rows first"):
+        recognise_cae(weights, "a file", GIVEN)
+
+
+def test_what_is_no_cae_is_refused():
+    with pytest.raises(ValueError, match=r"must be a pre-training file of CAE, .* got 1 tensors of backbone"):
+        recognise_cae({"backbone.x": torch.zeros(1)}, "a file")
+
+
+def test_heads_must_be_given_where_they_are_not_published():
+    with pytest.raises(ValueError, match=r"heads must be given for width 16; known are 192, 384, 768, 1024"):
+        recognise_cae(official(build(), "lxtGH/CAE"), "a file")
