@@ -13,9 +13,19 @@ ITEMS = {
     *("block_mask_stats", "block_mask_trace", "simmim_mask_stats"),
     *("colormae_filters", "colormae_masking", "colormae_spectra"),
     "dalle_a",
+    *("beit_pretrain_a", "beit_pretrain_b", "beit_finetune_a", "beit_relative_index", "beit_relative_resize"),
+    *("cae_pretrain_a", "cae_pretrain_b", "cae_finetune", "cae_attentive_probe"),
 }
-# the same as mae_pretrain_b at another size; twenty seconds of statistics, of which the unit tests ask the gist
-LEFT_OUT = {"mae_pretrain_a", "colormae_spectra"}
+# the same as others at another size (BEiT's with one shared table of relative positions);
+# twenty seconds of statistics, of which the unit tests ask the gist
+LEFT_OUT = {
+    "mae_pretrain_a",
+    "colormae_spectra",
+    "beit_pretrain_a",
+    "cae_pretrain_a",
+    "cae_finetune",
+    "cae_attentive_probe",
+}
 
 
 @pytest.mark.parametrize("path", sorted(SELECTION.glob("*.json")), ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from pantomim.parity import colormae, finetune, mae, masks, tokenizer
+from pantomim.parity import beit, cae, colormae, finetune, mae, masks, tokenizer
 from pantomim.parity.compare import Difference, differences
 from pantomim.parity.item import Computed, Item, read_item
 
@@ -28,6 +28,13 @@ FAMILIES: tuple[tuple[str, ItemFunction], ...] = (
     ("block_mask_trace", masks.block_trace),
     ("simmim_mask_stats", masks.simmim_stats),
     ("dalle", tokenizer.dalle),
+    ("beit_pretrain", beit.pretrain),
+    ("beit_finetune", beit.finetune),
+    ("beit_relative_index", beit.index),
+    ("beit_relative_resize", beit.resize),
+    ("cae_pretrain", cae.pretrain),
+    ("cae_finetune", cae.finetune),
+    ("cae_attentive_probe", cae.attentive_probe),
 )
 
 

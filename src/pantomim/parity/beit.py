@@ -1,0 +1,239 @@
+"""BEiT: pre-training, fine-tuning and relative positions, rebuilt with our modules. Official: microsoft/unilm."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pantomim.formats.files import load_exactly
+from pantomim.masking.mask import Mask
+from pantomim.methods.base import Batch
+from pantomim.methods.beit import BEiT, BEiTConfig, BEiTDraws
+from pantomim.nn.heads import Classifier
+from pantomim.nn.relative import (
+    growing_offsets,
+    num_relative_rows,
+    relative_bias,
+    relative_index,
+    resize_relative_table,
+)
+from pantomim.nn.vit import EncoderConfig, Hidden, RelativePosition
+from pantomim.optim import Group, beit_schedule, layer_decay_groups, parameter_groups
+from pantomim.parity.cae import GivenIds
+from pantomim.parity.compare import decay_used, gradients, norm_eps, norms
+from pantomim.parity.initialisation import initialisation
+from pantomim.parity.item import Computed, Item
+from pantomim.targets.tokens import TokenTarget
+
+INDEX = "relative_position_index"  # stored beside the weights; ours is made from the grid
+
+
+def pretrain(item: Item) -> Computed:
+    """Tokens, scores, loss and every gradient, with another number of hidden patches in each image."""
+    config, images, masked = item.config, item.input("images"), item.input("mask")
+    relative: RelativePosition = "shared" if config["shared_relative_bias"] else "none"
+    method = BEiTConfig(encoder=_encoder_config(item, images, relative))
+    mask = Mask.from_masked(masked, max(config["masked_counts"]), varies=True)
+    tokens = TokenTarget(GivenIds(item.input("labels"), mask, config["vocab_size"], method.encoder.grid))
+    model = method.build_around(tokens).double()
+    weights, indices = _split(item.weights())
+    load_exactly(model, {_our_name(name): tensor for name, tensor in weights.items()}, item.name)
+
+    result = model(Batch(images, total=len(images)), BEiTDraws(mask))
+    result["loss"].backward()
+    latent = model.encoder(images, hidden=Hidden(masked, model.mask_token))
+    everywhere = model.head(latent.patches)
+    parameters = _official(model)
+    outputs = {
+        "tokens_after_norm": torch.cat([latent.prefix, latent.patches], dim=1),
+        "logits_all": everywhere,
+        "logits_masked": everywhere[masked],  # image by image, in raster order
+        "loss": result["loss"],
+        "accuracy": result["accuracy"],
+        **gradients("grad/", parameters),
+    }
+    if model.encoder.rel_pos_bias is not None:
+        outputs["relative_bias"] = model.encoder.rel_pos_bias(model.encoder.relative_index)
+    groups = item.numbers.get("pretraining_parameter_groups", [])
+    return Computed(
+        outputs,
+        numbers={
+            "gradient_l2_norms": norms(parameters),
+            "pretraining_parameter_groups": [
+                _group(group, model)
+                for group in parameter_groups(model, decay_used(groups), decay_tokens=False, decay_mask_token=True)
+            ],
+        },
+        config={"layer_norm_eps": norm_eps(model), "masked_counts": masked.sum(dim=1).tolist()},
+        deviations=_compare_indices(model.encoder.relative_index, indices)
+        | initialisation(item, lambda: _official(method.build_around(tokens))),
+    )
+
+
+def finetune(item: Item) -> Computed:
+    """The classifier with a table of relative positions in every block, its layer-wise groups, and the schedules."""
+    config, images, labels = item.config, item.input("images"), item.input("labels")
+    relative: RelativePosition = "blocks" if config["per_block_relative_bias"] else "none"
+    pool: Literal["mean", "class"] = "mean" if config["mean_pooling"] else "class"
+    encoder = _encoder_config(item, images, relative).build()
+    classifier = Classifier(encoder, config["num_classes"], pool).double().eval()
+    weights, indices = _split(item.weights())
+    load_exactly(classifier, {_our_name(name): tensor for name, tensor in weights.items()}, item.name)
+
+    after: dict[str, Tensor] = {}
+    for number, block in enumerate(encoder.blocks):
+        block.register_forward_hook(lambda _, __, found, n=number: after.update({f"block_{n}_output": found[0]}))
+    logits = classifier(images)
+    loss = F.cross_entropy(logits, labels)
+    loss.backward()
+    parameters = _official(classifier)
+    return Computed(
+        {
+            "features": classifier.features(images),
+            "logits": logits,
+            "cross_entropy": loss,
+            **after,
+            **gradients("grad/", parameters),
+        },
+        numbers={
+            "gradient_l2_norms": norms(parameters),
+            "layer_decay_groups": {
+                decay: [
+                    _group(group, classifier)
+                    for group in layer_decay_groups(classifier, decay_used(groups), float(decay))
+                ]
+                for decay, groups in item.numbers.get("layer_decay_groups", {}).items()
+            },
+            "lr_schedules": [_schedule(entry) for entry in item.numbers.get("lr_schedules", [])],
+        },
+        config={"layer_norm_eps": norm_eps(classifier)},
+        deviations=_compare_indices(encoder.relative_index, indices),
+    )
+
+
+def index(item: Item) -> Computed:
+    """Rows of the table for every pair of tokens, whole or sampled, and the biases that a table gives."""
+    config, outputs = item.config, {}
+    rows: dict[str, int] = {}
+    for grid in map(_grid, config["grids"]):
+        key = f"{grid[0]}x{grid[1]}"
+        outputs[f"index_{key}"] = relative_index(grid, class_token=True)
+        outputs[f"bias_{key}"] = relative_bias(item.input(f"table_{key}"), outputs[f"index_{key}"])
+        rows[key] = num_relative_rows(grid, class_token=True)
+    larger: dict[str, dict[str, Any]] = {}
+    for height, width, pairs in config["sampled_grids"]:
+        pairwise = relative_index((height, width), class_token=True)
+        larger[f"{height}x{width}"] = {
+            "sum": pairwise.sum().item(),
+            "sum_of_squares": pairwise.square().sum().item(),
+            "row_1_sum": pairwise[1].sum().item(),
+            "column_1_sum": pairwise[:, 1].sum().item(),
+            "entries [query, key, index]": [[query, key, pairwise[query, key].item()] for query, key in pairs],
+        }
+    return Computed(outputs, numbers={"table_rows": rows, "larger_grids": larger})
+
+
+def resize(item: Item) -> Computed:
+    """Tables for another grid, and the offsets between which they are interpolated."""
+    outputs: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for number, (side, to, heads) in enumerate(item.config["cases"]):
+        table = item.input(f"table_{number}")
+        resized = resize_relative_table(table, (side, side), (to, to))
+        outputs[f"table_{number}_{side}to{to}"] = resized[:, :heads]
+        offsets = growing_offsets(2 * side - 1, 2 * to - 1)
+        middle = len(offsets) // 2
+        numbers[f"case_{number}"] = {
+            "source_coordinates": offsets.tolist(),
+            "target_coordinates": [float(offset) for offset in range(1 - to, to)],
+            "ratio_q": offsets[middle + 2] - offsets[middle + 1],
+        }
+    return Computed(outputs, numbers=numbers)
+
+
+def _encoder_config(item: Item, images: Tensor, relative_position: RelativePosition) -> EncoderConfig:
+    config, channels = item.config, images.shape[1]
+    return EncoderConfig(
+        image_size=(images.shape[2], images.shape[3]),
+        patch_size=config["patch_size"],
+        in_chans=channels,
+        width=config["embed_dim"],
+        depth=config["depth"],
+        heads=config["num_heads"],
+        mlp_ratio=float(config["mlp_ratio"]),
+        position="learned" if config["absolute_positions"] else "none",
+        relative_position=relative_position,
+        attention_bias="qv",
+        layer_scale=config["layer_scale_init"],
+        initialisation="beit",
+        mean=(0.0,) * channels,  # the items' images are normalised already
+        std=(1.0,) * channels,
+    )
+
+
+def _split(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters, and the matrices of relative positions that are stored beside them."""
+    indices = {name: tensor for name, tensor in weights.items() if name.endswith(INDEX)}
+    return {name: tensor for name, tensor in weights.items() if name not in indices}, indices
+
+
+def _compare_indices(ours: Tensor | None, stored: Mapping[str, Tensor]) -> dict[str, float]:
+    return {
+        f"state/{name}": 0.0 if ours is not None and torch.equal(ours, tensor) else math.inf
+        for name, tensor in stored.items()
+    }
+
+
+def _our_name(name: str) -> str:
+    part = name.partition(".")[0]
+    if part == "lm_head":
+        return name.removeprefix("lm_")
+    return name if part in {"mask_token", "fc_norm", "head"} else f"encoder.{name}"
+
+
+def _official(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {_official_name(model, name): parameter for name, parameter in model.named_parameters()}
+
+
+def _official_name(model: nn.Module, name: str) -> str:
+    if isinstance(model, BEiT) and name.startswith("head."):
+        return f"lm_{name}"
+    return name.removeprefix("encoder.")
+
+
+def _group(group: Group, model: nn.Module) -> dict[str, Any]:
+    return {
+        "lr_scale": group["lr_scale"],
+        "weight_decay": group["weight_decay"],
+        "parameters": [_official_name(model, name) for name in group["param_names"]],
+    }
+
+
+def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An item's schedule, its rates replaced by ours."""
+    given = entry["arguments"]
+    each = given["iterations_per_epoch"]
+    total, warmup = given["epochs"] * each, given.get("warmup_steps", given["warmup_epochs"] * each)
+    rates = [
+        [
+            step,
+            beit_schedule(
+                step,
+                base=given["base"],
+                minimum=given["final"],
+                warmup=warmup,
+                total=total,
+                start=given.get("start", 0.0),
+            ),
+        ]
+        for step, _ in entry["values"]
+    ]
+    return {**entry, "length": total, "values": rates}
+
+
+def _grid(sides: list[int]) -> tuple[int, int]:
+    rows, columns = sides
+    return rows, columns

@@ -1,0 +1,205 @@
+"""BEiT's items notice: one thing is wrong at a time, and an item must fail."""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pantomim.methods import beit as method
+from pantomim.nn import relative, vit
+from pantomim.nn.relative import num_relative_rows, relative_index
+from pantomim.parity import beit
+from pantomim.parity.verification import verify_item
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
+PRETRAIN, FINETUNE, INDEX, RESIZE = "beit_pretrain_b", "beit_finetune_a", "beit_relative_index", "beit_relative_resize"
+SHARED_TABLE = "beit_pretrain_a"  # in the whole collection alone
+needs_all = pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
+
+
+def outcome(name):
+    return verify_item((SHARED if name == SHARED_TABLE else GOLDEN) / f"{name}.json")
+
+
+def failing(name):
+    result = outcome(name)
+    assert result.status == "FAIL"
+    return result.worst
+
+
+def with_index(monkeypatch, change):
+    """Every matrix of relative positions is another one."""
+    for module in (vit, beit):
+        monkeypatch.setattr(module, "relative_index", lambda *given: change(relative_index(*given), *given))
+
+
+def key_minus_query(index, grid, class_token):
+    return index.mT
+
+
+def patch_to_class_first(index, grid, class_token):
+    last = num_relative_rows(grid, class_token)
+    exchanged = {last - 3: last - 2, last - 2: last - 3}
+    return index.clone().apply_(lambda row: exchanged.get(row, row))
+
+
+def columns_first(index, grid, class_token):
+    rows, cols = grid
+    changed = index.clone()
+    inner = changed[1:, 1:]
+    down, right = inner // (2 * cols - 1), inner % (2 * cols - 1)
+    changed[1:, 1:] = right * (2 * rows - 1) + down
+    return changed
+
+
+@pytest.mark.parametrize("change", [key_minus_query, patch_to_class_first, columns_first])
+def test_another_order_of_the_table(monkeypatch, change):
+    with_index(monkeypatch, change)
+    failing(INDEX)
+
+
+@pytest.mark.parametrize("name", [pytest.param(SHARED_TABLE, marks=needs_all), FINETUNE])
+@pytest.mark.parametrize("change", [key_minus_query, patch_to_class_first])
+def test_another_order_of_the_table_in_the_network(monkeypatch, name, change):
+    with_index(monkeypatch, change)
+    failing(name)
+
+
+def test_offsets_slightly_too_far_apart(monkeypatch):
+    real = relative.make_interp_spline
+
+    def longer(places, values, degree, axis):
+        return real(places * 1.01, values, degree, axis=axis)
+
+    monkeypatch.setattr(relative, "make_interp_spline", longer)
+    failing(RESIZE)
+
+
+def test_a_straight_line_instead_of_a_cubic(monkeypatch):
+    real = relative.make_interp_spline
+    monkeypatch.setattr(relative, "make_interp_spline", lambda x, y, degree, axis: real(x, y, 1, axis=axis))
+    failing(RESIZE)
+
+
+def test_offsets_at_equal_distances(monkeypatch):
+    def even(side, to):
+        return (relative.np.arange(side) - side // 2) * (to // 2) / (side // 2)
+
+    for module in (relative, beit):
+        monkeypatch.setattr(module, "growing_offsets", even)
+    failing(RESIZE)
+
+
+def test_class_rows_in_front(monkeypatch):
+    real = beit.resize_relative_table
+    monkeypatch.setattr(beit, "resize_relative_table", lambda *given: real(*given).roll(3, dims=0))
+    failing(RESIZE)
+
+
+def test_mask_token_after_the_positions(monkeypatch):
+    embed = vit.Encoder.embed
+
+    def late(self, images, ids_keep=None, hidden=None):
+        plain = embed(self, images, ids_keep)
+        return plain if hidden is None else torch.where(hidden.masked.unsqueeze(-1), hidden.mask_token, plain)
+
+    monkeypatch.setattr(vit.Encoder, "embed", late)
+    failing(PRETRAIN)
+
+
+def test_padding_counted(monkeypatch):
+    real = method.token_loss
+    monkeypatch.setattr(method, "token_loss", lambda prediction, ids, weight: real(prediction, ids))
+    failing(PRETRAIN)
+
+
+def test_every_image_weighs_the_same(monkeypatch):
+    real = method.token_loss
+
+    def image_by_image(prediction, ids, weight):
+        share = weight / weight.sum(dim=1, keepdim=True)
+        return real(prediction, ids, share)
+
+    monkeypatch.setattr(method, "token_loss", image_by_image)
+    failing(PRETRAIN)
+
+
+@pytest.mark.parametrize("part", ["q_bias", "v_bias"])
+def test_a_bias_left_out(monkeypatch, part):
+    project = vit.Attention._project
+
+    def without(self, tokens, queries):
+        bias = getattr(self, part)
+        with monkeypatch.context() as inner:
+            inner.setitem(self._parameters, part, bias * 0)
+            return project(self, tokens, queries)
+
+    monkeypatch.setattr(vit.Attention, "_project", without)
+    failing(PRETRAIN)
+
+
+@pytest.mark.parametrize("change", [{"decay_tokens": True}, {"decay_mask_token": False}])
+def test_other_parameters_decayed(monkeypatch, change):
+    groups = beit.parameter_groups
+    monkeypatch.setattr(beit, "parameter_groups", lambda *given, **named: groups(*given, **named | change))
+    assert "pretraining_parameter_groups" in failing(PRETRAIN)
+
+
+@pytest.mark.parametrize("change", ["wide", "not scaled"])
+def test_another_initialisation(monkeypatch, change):
+    if change == "wide":
+        normal = functools.partial(torch.nn.init.trunc_normal_, std=0.02)
+        for module in (vit, method):
+            monkeypatch.setattr(module, "narrow_normal", normal)
+    else:
+        monkeypatch.setattr(vit, "initialise_stack", lambda module, blocks, scheme: module.apply(vit.initialise_beit))
+    assert "official_initialisation" in failing(PRETRAIN)
+
+
+@pytest.mark.parametrize("name", [pytest.param(SHARED_TABLE, marks=needs_all), FINETUNE])
+def test_layer_scale_on_one_branch_alone(monkeypatch, name):
+    forward = vit.Block.forward
+
+    def unscaled(self, *given, **named):
+        with monkeypatch.context() as inner:
+            if self.gamma_2 is not None:
+                inner.setitem(self._parameters, "gamma_2", self.gamma_2 * 0 + 1)
+            return forward(self, *given, **named)
+
+    monkeypatch.setattr(vit.Block, "forward", unscaled)
+    failing(name)
+
+
+def test_warm_up_of_another_length(monkeypatch):
+    def plain(step, *, start, **named):
+        return beit_schedule(step, **named | {"warmup": named["warmup"] + 1}, start=start)
+
+    beit_schedule = beit.beit_schedule
+    monkeypatch.setattr(beit, "beit_schedule", plain)
+    assert "lr_schedules" in failing(FINETUNE)
+
+
+@pytest.mark.parametrize("name", [PRETRAIN, FINETUNE, INDEX, RESIZE])
+def test_a_number_changed_on_disk(tmp_path, name):
+    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    key = max(key for key in tensors if key.startswith("out/") and tensors[key].is_floating_point())
+    tensors[key].flatten()[1] += 1e-4
+    save_file(tensors, tmp_path / f"{name}.safetensors")
+    shutil.copy(GOLDEN / f"{name}.json", tmp_path)
+    result = verify_item(tmp_path / f"{name}.json")
+    assert result.status == "FAIL"
+    assert key.removeprefix("out/") in result.worst
+
+
+@pytest.mark.parametrize("changes", [{"num_heads": 4}, {"masked_counts": [9, 6, 4]}, {"layer_norm_eps": 1e-5}], ids=str)
+def test_what_the_config_states_is_what_is_rebuilt(tmp_path, changes):
+    spec = json.loads((GOLDEN / f"{PRETRAIN}.json").read_text())
+    spec["config"] |= changes
+    (tmp_path / f"{PRETRAIN}.json").write_text(json.dumps(spec))
+    shutil.copy(GOLDEN / f"{PRETRAIN}.safetensors", tmp_path)
+    assert verify_item(tmp_path / f"{PRETRAIN}.json").status == "FAIL"
