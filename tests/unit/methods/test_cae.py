@@ -210,6 +210,21 @@ def test_another_width_brings_a_projection_on_both_sides() -> None:
     assert set(build().exports()) == {"encoder", "regressor", "decoder"}
 
 
+def test_gradients_survive_autocast() -> None:
+    """Autocast keeps its casts of weights; one made without gradient must not serve the pass that needs it."""
+    found = []
+    for enabled in (False, True):
+        method = build().float()
+        batch, draws = drawn(method)
+        batch = replace(batch, images=batch.images.float())
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = method(batch, draws)["loss"]
+        assert loss.dtype == torch.float32
+        loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in method.encoder.parameters() if p.requires_grad]))
+    assert F.cosine_similarity(*found, dim=0) > 0.99
+
+
 def test_it_learns() -> None:
     """Both losses of one batch fall; without the alignment its own one does not."""
     found = {}
