@@ -193,7 +193,6 @@ class CAE(Method):
         outputs = self.score(prediction, batch.images, mask)
         if self.align_weight == 0:
             return {"loss": outputs["loss_target"]} | outputs
-        # Behind the pass with gradient: autocast keeps its casts of the weights, and casts made without would cut it.
         aligned = self.alignment_target(batch.images, mask)  # (B, M, D), no gradient
         loss_align = F.mse_loss(predicted, aligned)
         return {"loss": outputs["loss_target"] + self.align_weight * loss_align, "loss_align": loss_align} | outputs

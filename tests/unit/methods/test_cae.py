@@ -211,7 +211,7 @@ def test_another_width_brings_a_projection_on_both_sides() -> None:
 
 
 def test_gradients_survive_autocast() -> None:
-    """Autocast keeps its casts of weights; one made without gradient must not serve the pass that needs it."""
+    """The encoder runs twice, with gradient and without, on weights that autocast casts once."""
     found = []
     for enabled in (False, True):
         method = build().float()
