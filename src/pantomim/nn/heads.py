@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.nn.cross_attention import CrossAttention
-from pantomim.nn.vit import NORM_EPS, Encoder
+from pantomim.nn.vit import NORM_EPS, Encoder, narrow_normal
 
 
 class Classifier(nn.Module):
@@ -26,8 +26,8 @@ class Classifier(nn.Module):
     Raises:
         ValueError: if the class token is asked for and the encoder has none.
 
-    Paper: He et al. 2022, appendix A.1; head initialisation (truncated normal, 2e-5) as in `main_finetune.py`. BEiT and
-        CAE cut the normal at one deviation, before they make it as small.
+    Paper: He et al. 2022, appendix A.1; head initialisation (truncated normal, 2e-5) as in `main_finetune.py`; with
+        BEiT's and CAE's encoders as in their `modeling_finetune.py` (a normal cut at one deviation, times 0.001).
     """
 
     def __init__(
@@ -49,7 +49,12 @@ class Classifier(nn.Module):
             self.encoder.norm = nn.Identity()
         self.fc_norm = nn.LayerNorm(encoder.width, eps=NORM_EPS) if pool == "mean" else nn.Identity()
         self.head = nn.Linear(encoder.width, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=2e-5)
+        if encoder.config.initialisation == "mae":
+            nn.init.trunc_normal_(self.head.weight, std=2e-5)
+        else:
+            narrow_normal(self.head.weight)
+            with torch.no_grad():
+                self.head.weight.mul_(0.001)
         nn.init.zeros_(self.head.bias)
 
     def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:

@@ -40,3 +40,18 @@ def test_head_starts_near_zero() -> None:
 def test_class_pooling_needs_a_class_token() -> None:
     with pytest.raises(ValueError, match="pool must be 'mean' for an encoder without a class token"):
         Classifier(replace(CONFIG, class_token=False).build(), 5, "class")
+
+
+@pytest.mark.parametrize(("position", "learn", "trained"), [("sincos", False, False), ("learned", False, True)])
+def test_a_fixed_table_can_stay_fixed(position: str, learn: bool, trained: bool) -> None:
+    classifier = Classifier(replace(CONFIG, position=position).build(), 5, learn_positions=learn)
+    assert classifier.encoder.pos_embed.requires_grad == trained
+
+
+def test_head_of_beit_is_cut_at_one_deviation() -> None:
+    torch.manual_seed(0)
+    encoder = replace(CONFIG, position="none", initialisation="beit").build()
+    head = Classifier(encoder, 100).head
+    assert 1.95e-5 < head.weight.abs().max().item() <= 2e-5 * (1 + 1e-6)
+    assert encoder.pos_embed is None
+    assert Classifier(CONFIG.build(), 100).head.weight.abs().max().item() > 3e-5
