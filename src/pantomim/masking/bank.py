@@ -137,7 +137,7 @@ def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-@functools.lru_cache(maxsize=4)  # the colours of a schedule
+@functools.lru_cache(maxsize=8)  # all colours, and some to spare
 def bank_on(source: Noise | Path, device: torch.device) -> Float[Tensor, "L M N"]:
     """A bank on a device, loaded once a process: 4 bytes a value, 67 MB for 256 patterns of 256 x 256."""
     bank = cached_bank(source) if isinstance(source, Noise) else read_bank(source)
