@@ -1,7 +1,12 @@
-"""Shape annotations are checked while tests run; one thread, so that sums are the same everywhere."""
+"""Shape annotations are checked while tests run; one thread, so that sums are the same everywhere; their own cache."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
+os.environ["PANTOMIM_CACHE"] = tempfile.mkdtemp(prefix="pantomim-tests-")  # for whatever the tests start, too
+atexit.register(shutil.rmtree, os.environ["PANTOMIM_CACHE"], ignore_errors=True)
 for library in ("OMP", "OPENBLAS", "MKL"):  # before NumPy and torch are imported
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 

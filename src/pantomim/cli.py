@@ -403,7 +403,7 @@ def study(arguments: list[str]) -> None:
     from pantomim.study.cells import expand, read_inputs
     from pantomim.study.page import write_tables
     from pantomim.study.plan import load_plan, shipped_plans
-    from pantomim.study.run import run_study, state, take_folder
+    from pantomim.study.run import check_folder, run_study, state, take_folder
 
     if chosen.plan is None:
         _print_section("Plans", [(plan.name, " ".join(plan.summary.split())) for plan in shipped_plans().values()])
@@ -412,9 +412,10 @@ def study(arguments: list[str]) -> None:
     inputs = read_inputs(chosen.data, chosen.input)
     planned = expand(load_plan(chosen.plan), inputs, source=chosen.plan, scale=chosen.scale, without=chosen.without)
     out = chosen.out or Path("runs", "-".join(filter(None, ["study", planned.plan.name, planned.scale])))
+    for warning in planned.warnings:
+        ERRORS.print(warning, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
     if chosen.list:
-        if (out / "study.yaml").is_file():
-            take_folder(planned, out)
+        check_folder(planned, out)
         _print_section(
             f"{len(planned.cells)} cells, --index 0 to {len(planned.cells) - 1}",
             [(cell.name, state(cell, out)) for cell in planned.cells],

@@ -22,8 +22,9 @@ def frozen(cls: type[T]) -> type[T]:
 
 
 def in_words(part: Any) -> str:
-    """The settings of a part in one line, kind and what is left open apart."""
+    """The settings of a part in one line, kind and what is left open apart; presets that it knows are written out."""
     words = []
+    part = getattr(part, "explicit", part)
     for item in fields(part):
         value = getattr(part, item.name)
         if item.name == "kind" or value is None:

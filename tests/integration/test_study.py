@@ -106,6 +106,11 @@ def test_the_pages_say_what_was_run(done):
         assert show(table.rows[0].scores["knn.top1"], "knn.top1", 2) in text
         assert all(sentence in text.replace("&#39;", "'") for sentence in findings(table))
         assert "untrained twin" in text
+        for cell in study.cells:
+            record = read_record(cell, out)
+            line = next(line for line in text.splitlines() if f"{cell.name}</th>" in line or f"| {cell.name} |" in line)
+            times = [1000 * record.s_per_step, record.pretrain_s, *record.evaluate_s.values()]
+            assert re.findall(r"\d+\.\d", line) == [f"{value:.1f}" for value in times]
     assert "not finished" not in markdown
     assert page.count("data:image/png") == 3 + 2 * 2 * 3, "originals once; masked and reconstructed for each arm"
     assert not re.search(r"(src|href)=\"(?!data:)", page), "the page needs no other file"
@@ -153,6 +158,7 @@ def test_one_cell_at_a_time(source, tmp_path):
     table = make_table(study, out)
     assert table.rows[0].scores["knn.top1"].deviation is None
     assert show(table.rows[0].scores["knn.top1"], "knn.top1", 2).endswith("(n = 1)")
+    assert findings(table) == ["Fewer than two seeds to set against most, so nothing is said of: half."], "once"
     assert table.rows[0].differences["knn.top1"] is None, "the reference has no such seed yet"
     with pytest.raises(ValueError, match=r"Study\.index must be in 0 to 3; got 4"):
         run_study(study, out, index=4)
@@ -205,7 +211,7 @@ def test_another_plan_in_the_same_folder_is_refused(done, source, tmp_path):
     with pytest.raises(ValueError, match=r"arms\.half\.duration\.steps: 4 there, 5 here"):
         run_study(other, out)
     fewer = tiny_study(tmp_path, source, without=("probe",))
-    with pytest.raises(ValueError, match="without"):
+    with pytest.raises(ValueError, match=r"evaluations: knn, probe there, knn here"):
         run_study(fewer, out)
     free = tiny_study(tmp_path, source, compare={"metrics": ["knn.top1"], "reference": "most"}, summary="Other words.")
     assert run_study(free, out) == [], "words and columns decide no number"
@@ -223,10 +229,46 @@ def test_a_column_that_is_no_number_names_those_there_are(done, source, tmp_path
 
 def test_what_was_left_out_is_said(done, source, tmp_path):
     study, out = tiny_study(tmp_path, source, without=("probe",)), tmp_path / "out"
-    run_study(study, out, index=0)
     write_tables(study, out)
     assert "Left out on purpose: probe." in (out / "table.md").read_text()
     assert "Left out on purpose: probe." in (out / "table.html").read_text()
+
+
+def test_an_evaluation_may_be_added_later_and_only_it_is_carried_out(source, tmp_path, capsys, monkeypatch):
+    plan, out = write_plan(tmp_path / "p.yaml", seeds=[0]), tmp_path / "out"
+    command = ["study", str(plan), "--data", str(source), "--out", str(out)]
+    main(command)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Left out: evaluation probe, for want of its input other. Add --input other=SRC" in said
+    for name in ("table.md", "table.html"):
+        assert "Left out: evaluation probe" in (out / name).read_text()
+    before = {
+        path: when for path, when in stamps(out).items() if path.suffix == ".safetensors" or path.name == "knn.json"
+    }
+    written = (out / "study.yaml").read_text()
+    more = [*command, "--input", f"other={source}"]
+    main([*more, "--list"])
+    assert capsys.readouterr().out.count("begun") == 2, "the evaluation is not there yet"
+    assert (out / "study.yaml").read_text() == written, "a list changes nothing"
+    evaluated = []
+    real = running.evaluate_to_file
+
+    def evaluate(config, memo):
+        evaluated.append(config.out.name)
+        return real(config, memo)
+
+    monkeypatch.setattr(running, "evaluate_to_file", evaluate)
+    main(more)
+    assert evaluated == ["probe.json"] * 2
+    assert before
+    assert before.items() <= stamps(out).items(), "nothing was trained or evaluated again"
+    table = json.loads((out / "table.json").read_text())
+    assert [cell["state"] for cell in table["cells"]] == ["finished"] * 2
+    assert table["rows"][0]["scores"]["probe.top1"] is not None
+    assert "Left out" not in (out / "table.md").read_text()
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "evaluations: knn, probe there, knn here" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_command(source, tmp_path, capsys):
@@ -240,9 +282,9 @@ def test_the_command(source, tmp_path, capsys):
     main([*command, "--index", "3"])
     assert "3 of 4 cells are not finished" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
-        main(command[:4])
+        main(command[:2])
     assert ended.value.code == 2
-    assert "--input other=FILE" in " ".join(capsys.readouterr().err.split())
+    assert "--data SRC" in " ".join(capsys.readouterr().err.split())
     main(["study"])
     assert "masks" in capsys.readouterr().out
 

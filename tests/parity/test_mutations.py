@@ -22,7 +22,6 @@ from pantomim.parity.verification import verify_item
 from pantomim.targets import pixels
 
 GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
 
 
 def outcome(name):
@@ -200,11 +199,10 @@ def test_a_kernel_cut_too_early(monkeypatch):
     assert result.worst.endswith("sampled_kernel")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
 def test_spectra_tell_one_pass_from_five(monkeypatch):
     """With a quarter of the draws, so with wider tolerances: what is as stated passes, what is not does not."""
     monkeypatch.setattr(colormae, "FIELDS", 8)
-    item = read_item(SHARED / "colormae_spectra.json")
+    item = read_item(GOLDEN / "colormae_spectra.json")
     presets = item.config["presets"]
     item.spec["config"]["presets"] = [*presets[:2], presets[2] | {"passes": 1}, presets[3] | {"sigma": [0.8, 1.8]}]
     off = colormae.spectra(item).deviations

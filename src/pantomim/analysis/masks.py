@@ -43,17 +43,22 @@ def visible_statistics(visible: Bool[np.ndarray, "B h w"]) -> VisibleStatistics:
     """
     _check(visible)
     num_visible = visible.sum(axis=(1, 2))
-    num_clusters, largest = _clusters(visible)
+    clusters, largest = _clusters(visible)
     pairs = (visible[:, 1:] & visible[:, :-1]).sum(axis=(1, 2)) + (visible[:, :, 1:] & visible[:, :, :-1]).sum((1, 2))
     distance = _distances(visible)
     return VisibleStatistics(
         num_visible=num_visible,
-        num_clusters=num_clusters,
+        num_clusters=clusters,
         largest_cluster=largest,
         neighbours=2 * pairs / num_visible,
         mean_distance=distance.sum(axis=(1, 2)) / (~visible).sum(axis=(1, 2)),
         max_distance=distance.max(axis=(1, 2)),
     )
+
+
+def num_clusters(marked: Bool[np.ndarray, "B h w"]) -> Int[np.ndarray, " B"]:
+    """Of each map, the number of groups of marked patches that touch along an edge."""
+    return _clusters(marked)[0]
 
 
 def mean_visibility(visible: Bool[np.ndarray, "B h w"]) -> Float[np.ndarray, "h w"]:
@@ -125,7 +130,7 @@ def _binned(power: Float[np.ndarray, "B h w"], bins: list[np.ndarray]) -> Float[
 
 
 def _clusters(visible: Bool[np.ndarray, "B h w"]) -> tuple[np.ndarray, np.ndarray]:
-    """Number of visible groups in each mask, and patches in the largest."""
+    """Number of marked groups in each map, and patches in the largest."""
     touch = np.zeros((3, 3, 3), dtype=bool)
     touch[1] = ndimage.generate_binary_structure(2, 1)  # within a mask only
     labels, count = ndimage.label(visible, structure=touch)

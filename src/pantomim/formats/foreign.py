@@ -23,6 +23,7 @@ from pantomim.nn.vit import ENCODER_SIZES, Encoder, EncoderConfig
 HEADS = {size["width"]: size["heads"] for size in ENCODER_SIZES.values()}
 DECODER_HEADS = {512: 16}  # the one decoder of all published models
 
+NAMED = 10  # tensors, when a file is refused
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALE = {"divisor": 255.0, "rule": "uint8: 255 becomes 1"}  # of all projects, whether they divide before or with `std`
 
@@ -342,7 +343,8 @@ def _heads(source: str, field: str, width: int, given: int | None, known: Mappin
 
 
 def _refused(source: str, layout: Layout, weights: Mapping[str, Tensor], why: str) -> ValueError:
+    more = f" and {len(weights) - NAMED} more" if len(weights) > NAMED else ""
     return ValueError(
         f"{source} must have {layout.owner} layout (encoder, encoder and decoder, or classifier); got {why}. "
-        f"It holds {len(weights)} tensors: {', '.join(sorted(weights))}. {layout.advice}"
+        f"{layout.advice} It holds {len(weights)} tensors: {', '.join(sorted(weights)[:NAMED])}{more}."
     )

@@ -1,5 +1,6 @@
 """Banks of noise patterns on disk and on the device: made once, found again by the hash of their settings."""
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -7,8 +8,10 @@ import json
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +22,8 @@ from torch import Tensor
 from pantomim.files import replace_file
 from pantomim.masking.noise import Noise, make_bank
 
-VERSION = 1  # of the way banks are made; another one makes them anew
+ADVICE = "Give an .npz whose first array is patterns x rows x columns, as `pantomim noise` writes it."
+VERSION = 2  # of the way banks are made; another one makes them anew
 
 
 def cache_folder() -> Path:
@@ -31,8 +35,7 @@ def cache_folder() -> Path:
 
 def bank_path(noise: Noise) -> Path:
     """The file of a bank in the cache; its name holds a hash of all that decides the values."""
-    sigma, passes = noise.resolved
-    settings = json.dumps(asdict(noise) | {"sigma": sigma, "passes": passes, "version": VERSION}, sort_keys=True)
+    settings = json.dumps(asdict(noise.explicit) | {"version": VERSION}, sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
     return cache_folder() / "noise" / f"{noise.color}-{digest}.npz"
 
@@ -87,28 +90,54 @@ def read_bank(path: Path) -> Float[Tensor, "L M N"]:
     Raises:
         ValueError: if the file is missing or damaged, or its first array is no bank of finite numbers.
     """
-    advice = "Give an .npz whose first array is patterns x rows x columns, as `pantomim noise` writes it."
+    with _first_array(path) as file:
+        values = np.lib.format.read_array(file, allow_pickle=False)
+    bank = torch.from_numpy(values.astype(np.float32))
+    if not bank.isfinite().all():
+        raise ValueError(f"ColorNoiseMasker.bank must hold finite numbers; got nan or infinity in {path}. {ADVICE}")
+    return bank
+
+
+@functools.lru_cache(maxsize=64)
+def bank_shape(source: Noise | Path) -> tuple[int, ...]:
+    """Patterns, rows and columns of a bank, without making or reading it whole.
+
+    Raises:
+        ValueError: as `read_bank`.
+    """
+    if isinstance(source, Noise):
+        return source.patterns, source.side, source.side
+    with _first_array(source) as file:
+        return _read_header(file)[0]
+
+
+@contextlib.contextmanager
+def _first_array(path: Path) -> Iterator[zipfile.ZipExtFile]:
+    """The first array of an .npz file, checked by its header; whatever goes wrong with it while open is explained."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(".npy")]
             if not names:
                 raise ValueError("it holds no arrays")
-            with archive.open(names[0]) as file:
-                values = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"ColorNoiseMasker.bank must be readable; got {path}: {error}. {advice}") from None
-    if values.ndim != 3 or not values.size or values.dtype.kind not in "fiu":
-        raise ValueError(
-            f"ColorNoiseMasker.bank must hold numbers in three dimensions; got {values.dtype} of shape {values.shape} "
-            f"in {path}. {advice}"
-        )
-    bank = torch.from_numpy(values.astype(np.float32))
-    if not bank.isfinite().all():
-        raise ValueError(f"ColorNoiseMasker.bank must hold finite numbers; got nan or infinity in {path}. {advice}")
-    return bank
+            with cast(zipfile.ZipExtFile, archive.open(names[0])) as file:
+                shape, dtype = _read_header(file)
+            if len(shape) != 3 or 0 in shape or dtype.kind not in "fiu":
+                raise ValueError(f"it must hold numbers in three dimensions, and holds {dtype} of shape {shape}")
+            with cast(zipfile.ZipExtFile, archive.open(names[0])) as file:
+                yield file
+    # A damaged archive may claim compressions, passwords and versions that there are not.
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"ColorNoiseMasker.bank must be readable; got {path}: {error}. {ADVICE}") from None
 
 
-@functools.lru_cache(maxsize=16)
+def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype
+
+
+@functools.lru_cache(maxsize=8)  # all colours, and some to spare
 def bank_on(source: Noise | Path, device: torch.device) -> Float[Tensor, "L M N"]:
     """A bank on a device, loaded once a process: 4 bytes a value, 67 MB for 256 patterns of 256 x 256."""
     bank = cached_bank(source) if isinstance(source, Noise) else read_bank(source)

@@ -66,6 +66,9 @@ class BlockMasker:
 
     def num_masked(self, grid: tuple[int, int]) -> int:
         """See `Masker.num_masked`."""
+        return self.rule(grid).total
+
+    def _count(self, grid: tuple[int, int]) -> int:
         num_patches = grid[0] * grid[1]
         count = round(num_patches * self.ratio)
         if not 0 < count < num_patches:
@@ -87,7 +90,7 @@ class BlockMasker:
                 f"BlockMasker.grid must have at least two rows and two columns; got {grid[0]}x{grid[1]}. "
                 f"Use smaller patches."
             )
-        total = self.num_masked(grid)
+        total = self._count(grid)
         max_area = total if self.max_area is None else self.max_area
         height, breadth = (side - 0.5 for side in grid)  # what rounds to fewer rows and columns than the grid has
         room = min(height * breadth, min(height, breadth) ** 2 / self.min_aspect)

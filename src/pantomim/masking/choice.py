@@ -12,11 +12,9 @@ from pantomim.masking.inverse_block import InverseBlockMasker
 from pantomim.masking.mask import Masker
 from pantomim.masking.noise import PRESETS, Color, Noise
 from pantomim.masking.random import RandomMasker
-from pantomim.masking.schedule import ScheduleMasker
+from pantomim.masking.schedule import ScheduleMasker, Single
 
-MaskerConfig = Annotated[
-    RandomMasker | BlockMasker | GridMasker | InverseBlockMasker | ColorNoiseMasker | ScheduleMasker, KIND
-]
+MaskerConfig = Annotated[Single | ScheduleMasker, KIND]
 
 
 def color_masker(color: Color, ratio: float = 0.75) -> ColorNoiseMasker:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pantomim.frozen import frozen
-from pantomim.masking.bank import bank_on
+from pantomim.masking.bank import bank_on, bank_shape
 from pantomim.masking.mask import Mask, check_ratio, count_masked
 from pantomim.masking.noise import Noise
 
@@ -30,13 +30,14 @@ class ColorNoiseMasker:
             order of values around where that maximum is negative.
 
     Raises:
-        ValueError: if the ratio is no share; or (when called) if it leaves no visible or no masked patch, or the
-            patterns are smaller than the grid.
+        ValueError: if the ratio is no share; or (asked about a grid) if it leaves no visible or no masked patch, the
+            patterns are smaller than the grid, or the file is none.
 
     Paper: Hinojosa et al. 2024, arXiv:2407.13036; the authors' sampler is models/utils/masking_generator.py of
         github.com/carlosh93/ColorMAE. They hide 0.75 in every released model.
-    Deviation: the default sampler (see above); the distribution of a single mask is the same. Visible patches stay in
-        raster order; no block sees the difference.
+    Deviation: the default sampler (see above); the distribution of a single mask is the same. With `shared_crop` the
+        rounds go through the global batch, where the authors' go through the batch of each process. Visible patches
+        stay in raster order; no block sees the difference.
     """
 
     kind: Literal["color_noise"] = "color_noise"
@@ -50,8 +51,19 @@ class ColorNoiseMasker:
     def __post_init__(self) -> None:
         check_ratio("ColorNoiseMasker", self.ratio)
 
+    @property
+    def _source(self) -> Noise | Path:
+        return self.noise if self.bank is None else Path(self.bank)
+
     def num_masked(self, grid: tuple[int, int]) -> int:
         """See `Masker.num_masked`."""
+        _, height, width = bank_shape(self._source)
+        if height < grid[0] or width < grid[1]:
+            raise ValueError(
+                f"ColorNoiseMasker.{'noise.side' if self.bank is None else 'bank'} must be at least as large as the "
+                f"grid of patches; got patterns of {height} x {width} and a grid of {grid[0]} x {grid[1]}. "
+                f"Make larger patterns, or use larger patches."
+            )
         return count_masked("ColorNoiseMasker", self.ratio, grid[0] * grid[1])
 
     def __call__(
@@ -63,25 +75,15 @@ class ColorNoiseMasker:
         attention: Float[Tensor, "B N"] | None = None,
     ) -> Mask:
         """See `Masker.__call__`."""
-        windows = self.windows(batch_size, grid, generator)
-        return Mask.from_scores(-windows.flatten(1), self.num_masked(grid))
+        num_masked = self.num_masked(grid)
+        return Mask.from_scores(-self.windows(batch_size, grid, generator).flatten(1), num_masked)
 
     def windows(
         self, batch_size: int, grid: tuple[int, int], generator: torch.Generator
     ) -> Float[Tensor, "B rows columns"]:
-        """The piece of noise behind every image's mask.
-
-        Raises:
-            ValueError: if the patterns are smaller than the grid.
-        """
-        bank = bank_on(self.noise if self.bank is None else Path(self.bank), generator.device)
+        """The piece of noise behind every image's mask; the grid is one that `num_masked` accepts."""
+        bank = bank_on(self._source, generator.device)
         height, width = bank.shape[1:]
-        if height < grid[0] or width < grid[1]:
-            raise ValueError(
-                f"ColorNoiseMasker.{'noise.side' if self.bank is None else 'bank'} must be at least as large as the "
-                f"grid of patches; got patterns of {height} x {width} and a grid of {grid[0]} x {grid[1]}. "
-                f"Make larger patterns, or use larger patches."
-            )
         if self.shared_crop:
             return _by_rounds(bank, batch_size, grid, generator)
         draws = torch.rand(5, batch_size, generator=generator, device=generator.device)

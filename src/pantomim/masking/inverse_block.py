@@ -49,6 +49,7 @@ class InverseBlockMasker:
 
     def num_masked(self, grid: tuple[int, int]) -> int:
         """See `Masker.num_masked`."""
+        self.num_blocks(grid)
         return count_masked("InverseBlockMasker", self.ratio, grid[0] * grid[1])
 
     def num_blocks(self, grid: tuple[int, int]) -> int:

@@ -32,7 +32,7 @@ class Mask:
     def from_scores(cls, scores: Float[Tensor, "B N"], num_masked: int) -> "Mask":
         """Hide the `num_masked` patches with the highest scores, the same number in every image."""
         num_visible = scores.shape[1] - num_masked
-        order = scores.argsort(dim=1)
+        order = scores.argsort(dim=1, stable=True)  # of equal scores the first is visible, on every device
         ids_keep = order[:, :num_visible].sort(dim=1).values
         ids_mask = order[:, num_visible:].sort(dim=1).values
         masked = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, ids_mask, True)
@@ -72,7 +72,11 @@ class Masker(Protocol):
         ...
 
     def num_masked(self, grid: tuple[int, int]) -> int:
-        """How many patches of a grid of (rows, columns) are hidden (at most), known without reading a tensor."""
+        """How many patches of a grid of (rows, columns) are hidden (at most), known without reading a tensor.
+
+        Raises:
+            ValueError: if masks of this grid cannot be drawn.
+        """
         ...
 
     def __call__(

@@ -9,6 +9,7 @@ the number of passes are not stated where we can read it; the authors' patterns 
 """
 
 import math
+from dataclasses import replace
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -43,6 +44,7 @@ PRESETS: dict[Color, Preset] = {
     "purple": Preset((0.5, 2.75), 5),  # fits the printed spectrum
     "white": Preset((), 0),  # the control: MAE's random masks
 }
+MIN_SIGMA = 0.1  # a narrower Gaussian leaves white noise as it is
 MAX_BYTES = 4 << 30  # of a bank
 CUT = 6  # a sampled kernel ends here, in deviations
 
@@ -82,8 +84,11 @@ class Noise:
         problems = []
         if len(sigma) != wanted:
             problems.append(f"Noise.sigma must be {wanted} number(s) for {self.color}; got {list(sigma)}.")
-        elif sigma and (min(sigma) <= 0 or list(sigma) != sorted(set(sigma))):
-            problems.append(f"Noise.sigma must be positive, the second above the first; got {list(sigma)}.")
+        elif not all(MIN_SIGMA <= value <= self.side for value in sigma) or list(sigma) != sorted(set(sigma)):
+            problems.append(
+                f"Noise.sigma must be from {MIN_SIGMA} to the side of a pattern, the second above the first; "
+                f"got {list(sigma)}."
+            )
         if self.resolved.passes < (self.color != "white"):
             problems.append(f"Noise.passes must be at least 1 for {self.color}; got {self.passes}.")
         if self.patterns < 1 or self.side < 2:
@@ -102,6 +107,11 @@ class Noise:
         preset = PRESETS[self.color]
         sigma = preset.sigma if self.sigma is None else self.sigma
         return Preset(tuple(sigma), preset.passes if self.passes is None else self.passes)
+
+    @property
+    def explicit(self) -> "Noise":
+        """The same noise with its preset written out."""
+        return replace(self, sigma=self.resolved.sigma, passes=self.resolved.passes)
 
 
 def color_filter(
@@ -144,8 +154,8 @@ def equalise(fields: Float[Tensor, "*L M N"]) -> Float[Tensor, "*L M N"]:
 def make_bank(noise: Noise) -> Float[Tensor, "L M N"]:
     """Draw and filter all patterns: uniform white noise, then `passes` times filter and equalise.
 
-    Worked out in float64, so that every machine ends with the same order of values; stored as float32, whose steps are
-    finer than the ranks. Some seconds for 256 patterns of 256 x 256.
+    Worked out in float64, so that rounding hardly ever decides the order of two values; stored as float32, whose steps
+    are finer than the ranks. Some seconds for 256 patterns of 256 x 256.
     """
     generator = torch.Generator().manual_seed(noise.seed)
     bank = torch.empty(noise.patterns, noise.side, noise.side)
@@ -171,7 +181,7 @@ def _transfer(height: int, width: int, sigma: float, blur: Blur, like: Tensor) -
 
 def _kernel(size: int, sigma: float, like: Tensor) -> Float[Tensor, " size"]:
     """A Gaussian sampled at whole distances and wrapped around a ring of `size`; symmetric, with sum 1."""
-    radius = round(CUT * sigma)
+    radius = int(CUT * sigma + 0.5)
     places = torch.arange(-radius, radius + 1)
     weights = torch.exp(-0.5 * (places.to(like.dtype) / sigma) ** 2)
     ring = torch.zeros(size, dtype=like.dtype).index_add_(0, places % size, weights / weights.sum())

@@ -15,7 +15,7 @@ from pantomim.masking.inverse_block import InverseBlockMasker
 from pantomim.masking.mask import Mask
 from pantomim.masking.random import RandomMasker
 
-Single = Annotated[RandomMasker | BlockMasker | GridMasker | InverseBlockMasker | ColorNoiseMasker, KIND]
+Single = RandomMasker | BlockMasker | GridMasker | InverseBlockMasker | ColorNoiseMasker
 
 
 @frozen
@@ -27,7 +27,7 @@ class Stage:
         from_epoch: Counted from 0, in fractions too.
     """
 
-    masker: Single
+    masker: Annotated[Single, KIND]
     from_epoch: float = 0.0
 
 
@@ -51,7 +51,7 @@ class ScheduleMasker:
 
     def __post_init__(self) -> None:
         starts = [stage.from_epoch for stage in self.stages]
-        if not starts or starts[0] != 0 or any(later <= earlier for earlier, later in pairwise(starts)):
+        if not starts or starts[0] != 0 or any(not later > earlier for earlier, later in pairwise(starts)):
             raise ValueError(
                 f"ScheduleMasker.stages must begin at epoch 0 and rise; got {starts or 'none'}. "
                 f"Give stages of a masker and from_epoch."

@@ -23,8 +23,8 @@ from pantomim.parity.item import Computed, Item
 
 Off = Callable[[Any], float]  # from an official statistic to how far it is off, in tolerances
 
-FIELDS, WINDOWS = 32, 128  # of each preset: own patterns, and windows cut from each of them
-DEVIATIONS = 6.0  # standard errors of both sides together that chance explains, in some hundred comparisons
+FIELDS, WINDOWS = 32, 160  # of each preset: own patterns, and windows cut from each of them
+DEVIATIONS = 5.0  # standard errors of both sides together that chance explains, in some hundred comparisons
 
 
 def filters(item: Item) -> Computed:

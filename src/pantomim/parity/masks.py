@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage, stats
+from scipy import stats
 from torch import Tensor
 
+from pantomim.analysis.masks import num_clusters
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.grid import GridMasker
 from pantomim.masking.rectangles import Covered, FromGenerator, Ids, Reals
@@ -142,21 +143,11 @@ def block_statistics(covered: Covered, grid: tuple[int, int]) -> dict[str, Sampl
         "masked_count": Sample(count),
         "blocks_per_mask": Sample(covered.num_rectangles),
         "first_block_new_cells": Sample(covered.first),
-        "connected_components_4": Sample(num_components(masked)),
+        "connected_components_4": Sample(num_clusters(masked)),
         "horizontal_pairs_both_masked": Sample(horizontal, counts=False),
         "vertical_pairs_both_masked": Sample(vertical, counts=False),
         "cells_masked_fraction": Sample(count / masked[0].size, counts=False),
     }
-
-
-def num_components(masked: np.ndarray) -> np.ndarray:
-    """Of each image, the number of hidden regions whose patches are joined by their sides."""
-    in_plane = np.zeros((3, 3, 3), bool)
-    in_plane[1] = ndimage.generate_binary_structure(2, 1)
-    labels, count = ndimage.label(masked, in_plane)
-    image_of = np.zeros(count + 1, np.int64)
-    image_of[labels] = np.arange(len(masked))[:, None, None]
-    return np.bincount(image_of[1:], minlength=len(masked))
 
 
 def compare_statistics(

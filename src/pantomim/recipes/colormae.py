@@ -87,13 +87,15 @@ def colormae_paper(width: int) -> Pretrain:
     return _paper("green", "large" if nearest_size(width) in ("large", "huge") else "base")
 
 
-# What is no field of the config.
+# Where MAE's recipe is another, and what is no field of the config; each with its source in the authors' repository.
 _NOTES = (
-    "patterns: ours (256 of 256 x 256, fitted to the authors' picture); --method.masker.bank takes the authors'",
-    "drawing: each image has its own pattern, place and flips; --method.masker.shared_crop True draws as the code does",
-    "warm-up: from 0, theirs from 1e-4 times the peak",
-    "precision: bfloat16, theirs float16 with loss scaling",
-    "positions: MAE's sine-cosine table, theirs (mmpretrain's) has rows and columns exchanged",
+    "beside MAE's recipe: the masker, and optim.decay_tokens, as mmpretrain decays no class or mask token (logs/)",
+    "patterns: ours, fitted to assets/proposed.png; --method.masker.bank takes the authors' (README, OSF)",
+    "drawing: each image has its own pattern, place and flips; --method.masker.shared_crop True draws as "
+    "models/utils/masking_generator.py does",
+    "warm-up: from 0; theirs from 1e-4 times the peak (logs/)",
+    "precision: bfloat16; theirs float16 with loss scaling (logs/)",
+    "positions: MAE's sine-cosine table; theirs, mmpretrain's, has rows and columns exchanged",
 )
 _NOTES_LARGE = ("fields: those of ViT-B, as no config for pre-training ViT-L is released",)
 _UNKNOWN = ("not measured", "not measured; no number of the paper is known to us")

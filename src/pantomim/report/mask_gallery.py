@@ -51,8 +51,8 @@ class Gallery:
 
     @property
     def brightest(self) -> float:
-        """The mean visibility that gets full colour: twice the usual one, or the highest there is."""
-        return max(2 * (1 - self.ratio), *(float(survey.visibility.max()) for survey in self.surveys))
+        """The mean visibility from which colour is full: twice the usual one, so that strategies can be compared."""
+        return min(1.0, 2 * (1 - self.ratio))
 
     @property
     def overlays(self) -> list[tuple[Photo, int]]:
@@ -228,8 +228,8 @@ def gray(values: np.ndarray) -> np.ndarray:
 
 
 def heat(shares: np.ndarray, rgb: tuple[int, int, int]) -> np.ndarray:
-    """Shares of full colour as opacity of that colour (H, W, 4), for light and for dark pages."""
-    opacity = np.rint(255 * shares).astype(np.uint8)
+    """Shares of full colour as opacity of that colour (H, W, 4), for light and for dark pages; full from 1 on."""
+    opacity = np.rint(255 * shares.clip(max=1.0)).astype(np.uint8)
     return np.dstack([*(np.full_like(opacity, value) for value in rgb), opacity])
 
 

@@ -45,8 +45,9 @@ LOOKS = {
     ),
     "inverse_block": Look(
         "#c8458f",
-        "Hides all around a few visible rectangles: what is left are whole pieces.",
-        "No pattern: visible rectangles are drawn until enough is left.",
+        "Hides all around a few visible squares: what is left are whole pieces.",
+        "No pattern: a fixed number of squares stays visible; single patches are then shown or hidden until the count "
+        "is exact.",
     ),
 }
 FILE = Look("#8a8f1d", "Hides by the patterns of a file: their highest values stay visible.")

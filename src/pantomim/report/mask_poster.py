@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -32,7 +33,7 @@ def draw_poster(
         surveys: One for each strategy.
         samples: Masks there are to show; at most two are.
         overlays: Which photo lies under which mask; at most two are shown.
-        brightest: Mean visibility that gets full colour.
+        brightest: Mean visibility from which colour is full.
     """
     rows, columns = surveys[0].grid
     side = COLUMN - GAP
@@ -51,6 +52,7 @@ def draw_poster(
     text(left, high - 0.55, "What each mask hides", color=INK, size=20, weight="bold")
     about = f"{usual_counts(surveys)} of {rows * columns:,} patches on a grid of {rows} × {columns}"
     text(left, high - 0.85, f"{about}; coloured ones stay visible", color=SOFT, size=10.5)
+    text(left, high - 1.07, f"Mean visibility: full colour from {100 * brightest:.0f} % on", color=SOFT, size=8.5)
     for index, survey in enumerate(surveys):
         color, x, y = look(survey.name).color, left + COLUMN * index, high - HEAD
         text(x, y + 0.1, survey.name, color=color, size=15, weight="bold")
@@ -72,9 +74,9 @@ def draw_poster(
                 text(x, y - 0.19, f"mean visibility {lowest:.1f} to {highest:.1f} %", color=SOFT, size=8.5)
             y -= BELOW[kind]
         text(x, y, _numbers(survey), color=INK, size=9, va="top", linespacing=1.5)
-    name = 0.1 * max(len(survey.name) for survey in surveys) + 0.3
-    box = (0.75 / wide, 0.6 / high, (wide - 0.75 - name) / wide, (CHART - 0.75) / high)
-    _spectra(figure.add_axes(box), surveys)
+    name = 0.1 * max(len(survey.name) for survey in surveys) + 0.5
+    chart = wide - 0.75 - name
+    _spectra(figure.add_axes((0.75 / wide, 0.6 / high, chart / wide, (CHART - 0.75) / high)), chart, surveys)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -130,7 +132,8 @@ def _numbers(survey: MaskSurvey) -> str:
     )
 
 
-def _spectra(axes: Axes, surveys: Sequence[MaskSurvey]) -> None:
+def _spectra(axes: Axes, wide: float, surveys: Sequence[MaskSurvey]) -> None:
+    """The chart, so many inches wide."""
     longer = max(surveys[0].grid)
     powers = [survey.spectrum.clip(min=LOWEST) for survey in surveys]
     frequency = np.arange(1, len(powers[0]) + 1) / longer
@@ -152,12 +155,20 @@ def _spectra(axes: Axes, surveys: Sequence[MaskSurvey]) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    places = [(np.log(power[-1]) - low) / (high - low) for power in powers]
-    for survey, place in zip(surveys, spread(places, 0.075, 0.0, 1.0), strict=True):
+    _name_ends(axes, wide, surveys, [float(power[-1]) for power in powers])
+
+
+def _name_ends(axes: Axes, wide: float, surveys: Sequence[MaskSurvey], ends: Sequence[float]) -> None:
+    """The names beside the ends of the lines, apart from each other, each with a lead to its own line."""
+    bottom, top = np.log(axes.get_ylim())
+    places = [float((np.log(end) - bottom) / (top - bottom)) for end in ends]
+    inch = 1 / wide  # in shares of the chart's width
+    for survey, place, apart in zip(surveys, places, spread(places, 0.075, 0.0, 1.0), strict=True):
         color = look(survey.name).color
-        axes.text(
-            1.015, place, survey.name, color=color, size=9.5, weight="bold", transform=axes.transAxes, va="center"
-        )
+        across, down = [1 + 0.03 * inch, 1 + 0.2 * inch], [place, apart]
+        axes.add_artist(Line2D(across, down, color=color, linewidth=0.9, transform=axes.transAxes, clip_on=False))
+        text = axes.text(1 + 0.26 * inch, apart, survey.name, color=color, size=9.5, transform=axes.transAxes)
+        text.set(weight="bold", verticalalignment="center")
 
 
 def _bare(axes: Axes) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -142,8 +142,7 @@ def facts(folder: RunFolder) -> Iterator[tuple[str, str, str]]:
         yield "Encoder", f"ViT, {encoder['width']} wide, {encoder['depth']} deep", size
         patch = encoder["patch_size"]
         tokens = (height // patch) * (width // patch)
-        ratio = look_up(folder.config, "method.masker.ratio")
-        hidden = f", {100 * ratio:.0f} % hidden" if isinstance(ratio, float) else ""
+        hidden = f", {hiding(look_up(folder.config, 'method.masker', {}))}".rstrip(", ")
         channels = {1: "gray", 3: "colour"}.get(encoder.get("in_chans", 3), f"{encoder.get('in_chans')} channels")
         yield "Images", f"{height} × {width}, {channels}", f"{tokens} patches of {patch} × {patch}{hidden}"
     steps = folder.finished.get("steps") or (int(folder.metrics.steps[-1]) if len(folder.metrics) else 0)
@@ -345,6 +344,22 @@ def usage(folder: RunFolder) -> dict[str, str]:
         "features = model.forward_features((images - mean) / std)"
     )
     return {"pantomim": ours, "timm": timm}
+
+
+def hiding(masker: Mapping[str, Any]) -> str:
+    """How much is hidden, and how: the masker of a config in a few words; empty where there is none."""
+    if masker.get("kind") == "schedule":
+        first, *later = (stage["masker"] for stage in masker["stages"])
+        return ", then ".join([hiding(first), *map(_manner, later)])
+    ratio = masker.get("ratio")
+    return f"{100 * ratio:.0f} % hidden {_manner(masker)}".rstrip() if isinstance(ratio, float) else ""
+
+
+def _manner(masker: Mapping[str, Any]) -> str:
+    if masker.get("kind") == "color_noise":
+        return f"by {look_up(masker, 'noise.color')} noise" if masker.get("bank") is None else f"by {masker['bank']}"
+    manners = {"random": "at random", "block": "in blocks", "grid": "in cells", "inverse_block": "around blocks"}
+    return manners.get(masker.get("kind", ""), "")
 
 
 def duration(seconds: float) -> str:

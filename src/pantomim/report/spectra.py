@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -95,18 +96,19 @@ def power_ticks(low: float, high: float) -> list[float]:
 def spread(places: Sequence[float], apart: float, low: float, high: float) -> list[float]:
     """The places moved as little as needed to be `apart` from each other, in the same order, from `low` downwards.
 
-    They run over `high` only if there are too many for the room.
+    Those that are too near make a group around their middle. They run over `high` only if there are too many.
     """
     order = sorted(range(len(places)), key=lambda index: places[index])
+    groups: list[list[float]] = []  # of places less the room of those before; none but equal ones touch
+    for count, index in enumerate(order):
+        groups.append([places[index] - count * apart])
+        while len(groups) > 1 and fmean(groups[-2]) > fmean(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    most = max(high - apart * (len(places) - 1), low)
+    starts = [min(max(fmean(group), low), most) for group in groups for _ in group]
     moved = list(places)
-    least = low
-    for index in order:
-        moved[index] = least = max(moved[index], least)
-        least += apart
-    most = max(high, low + apart * (len(places) - 1))
-    for index in reversed(order):
-        moved[index] = most = min(moved[index], most)
-        most -= apart
+    for count, (index, start) in enumerate(zip(order, starts, strict=True)):
+        moved[index] = start + count * apart
     return moved
 
 

@@ -53,6 +53,7 @@ class Study:
         scale: Name of the scale; None if the plan has none.
         inputs: What "{NAME}" stands for.
         without: Evaluations that were left out on purpose.
+        lacking: Evaluations that are left out because inputs are not given, and the names of these.
         seeds: Those of the scale or of the plan.
         cells: All of them, by index.
         owners: For each arm, the one in whose cells the baselines of its encoder are scored.
@@ -63,6 +64,7 @@ class Study:
     scale: str | None
     inputs: dict[str, str]
     without: tuple[str, ...]
+    lacking: dict[str, tuple[str, ...]]
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
     owners: dict[str, str]
@@ -75,7 +77,17 @@ class Study:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The columns, without those of evaluations that were left out."""
-        return tuple(name for name in self.plan.compare.metrics if name.partition(".")[0] not in self.without)
+        left_out = {*self.without, *self.lacking}
+        return tuple(name for name in self.plan.compare.metrics if name.partition(".")[0] not in left_out)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is left out because an input is not given, and the options that bring it."""
+        return [
+            f"Left out: evaluation {name}, for want of its input {', '.join(inputs)}. Add "
+            f"{' '.join(map(_option, inputs))} to have it; what is finished stays."
+            for name, inputs in self.lacking.items()
+        ]
 
     def command(self, out: Path) -> str:
         """What carries out all of it."""
@@ -94,7 +106,7 @@ class Study:
             "study": self.plan.name,
             "scale": self.scale,
             "inputs": dict(self.inputs),
-            "without": list(self.without),
+            "without": [*self.without, *self.lacking],
             "seeds": list(self.seeds),
             "reference": self.plan.compare.reference,  # its cells are those that also score the baselines
             "arms": {arm: _without_seed(run) for arm, run in runs.items()},
@@ -131,6 +143,8 @@ def expand(
 ) -> Study:
     """All cells of a plan, every config checked; nothing is read but what a bare method asks of the data.
 
+    An evaluation whose inputs are not given is left out; the study says so (`Study.warnings`).
+
     Args:
         plan: What to compare.
         inputs: What "{NAME}" stands for; "data" is what `--data` names.
@@ -139,8 +153,8 @@ def expand(
         without: Evaluations to leave out.
 
     Raises:
-        ValueError: if there is no such scale or evaluation, an input is missing (with the option that gives it) or
-            unknown, or a config is not valid.
+        ValueError: if there is no such scale or evaluation, an input is unknown, one is missing that the arms or all
+            evaluations need (with the option that gives it), or a config is not valid.
     """
     _check_known("scale", [scale] if scale else [], plan.scales)
     _check_known("without", without, plan.evaluations)
@@ -154,7 +168,10 @@ def expand(
     if not evaluations:
         raise ValueError("Study.without must leave an evaluation; got all of them. Leave fewer out.")
     arms = {arm: merge(merge(plan.overrides, at.overrides), own) for arm, own in plan.arm_overrides.items()}
-    used = _check_inputs(plan, evaluations, arms, inputs)
+    _check_inputs(plan, evaluations, arms, inputs)
+    lacking = {name: missing for name in evaluations if (missing := _missing(evaluations[name], inputs))}
+    evaluations = {name: settings for name, settings in evaluations.items() if name not in lacking}
+    used = {name: inputs[name] for name in inputs if name in {"data", *_placeholders([evaluations, arms])}}
     filled = {arm: _fill(overrides, used) for arm, overrides in arms.items()}
     base = _base(plan, at, used.get("data"))
     seeds = at.seeds or plan.seeds
@@ -171,7 +188,7 @@ def expand(
             }
             run = from_dict(Pretrain, seeded, f"arm {arm} of study {plan.name}")
             cells.append(Cell(len(cells), arm, seed, run, configs, plan.pictures if seed == seeds[0] else 0))
-    return Study(plan, source or plan.name, scale, used, tuple(without), seeds, tuple(cells), owners)
+    return Study(plan, source or plan.name, scale, used, tuple(without), lacking, seeds, tuple(cells), owners)
 
 
 def _base(plan: Plan, at: Scale, data: str | None) -> dict[str, Any]:
@@ -214,10 +231,8 @@ def _check_known(option: str, names: Collection[str], known: Collection[str]) ->
             )
 
 
-def _check_inputs(
-    plan: Plan, evaluations: dict[str, Any], arms: dict[str, Any], inputs: Mapping[str, str]
-) -> dict[str, str]:
-    """The inputs that are used; "data" always is, where given: the runs are trained on it.
+def _check_inputs(plan: Plan, evaluations: dict[str, Any], arms: dict[str, Any], inputs: Mapping[str, str]) -> None:
+    """See that the inputs are known, and that they are enough for the arms and for an evaluation.
 
     Raises:
         ValueError: naming the option that gives each missing input, or the inputs that there are.
@@ -226,20 +241,27 @@ def _check_inputs(
     everywhere += [[scale.overrides, scale.evaluations] for scale in plan.scales.values()]
     known = {"data": True} | _placeholders(everywhere)
     _check_known("inputs", inputs, known)
-    problems = []
-    used = _placeholders([evaluations, arms])
-    for name, needed in used.items():
-        if name in inputs or not needed:
-            continue
-        by = [evaluation for evaluation, settings in evaluations.items() if name in _placeholders(settings)]
-        option = "--data SRC" if name == "data" else f"--input {name}=FILE"
-        leave = f", or leave out what needs it: {' '.join(f'--without {item}' for item in by)}" if by else ""
-        whom = f"evaluation {', '.join(by)}" if by else "the arms"
-        leave = "" if name == "data" else leave
-        problems.append(f"Study.inputs must name {name}, for {whom}; got none. Add {option}{leave}.")
+    whom = {"the arms": _missing(arms, inputs)}
+    if all(_missing(settings, inputs) for settings in evaluations.values()):
+        whom |= {f"evaluation {name}": _missing(settings, inputs) for name, settings in evaluations.items()}
+    needed = dict.fromkeys(name for missing in whom.values() for name in missing)
+    problems = [
+        f"Study.inputs must name {name}, for {', '.join(who for who in whom if name in whom[who])}; got none. "
+        f"Add {_option(name)}."
+        for name in needed
+    ]
     if problems:
         raise ValueError("\n".join(problems))
-    return {name: value for name, value in inputs.items() if name in {"data", *used}}
+
+
+def _missing(tree: Any, inputs: Mapping[str, str]) -> tuple[str, ...]:
+    """The names in braces that must be given and are not."""
+    return tuple(name for name, needed in _placeholders(tree).items() if needed and name not in inputs)
+
+
+def _option(name: str) -> str:
+    """What gives an input."""
+    return "--data SRC" if name == "data" else f"--input {name}=SRC"
 
 
 def _placeholders(tree: Any) -> dict[str, bool]:

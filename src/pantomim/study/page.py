@@ -70,6 +70,7 @@ def markdown(study: Study, table: Table) -> str:
     if hidden := mask_rows(table):
         lines += ["What is hidden, on average over masks (lengths in patches):", ""]
         lines += [*_markdown_table(MASK_HEADINGS, hidden), ""]
+    lines += ["Cells:", "", *_markdown_table(cell_headings(study), cell_rows(study, table)), ""]
     lines += ["What was run:", "", *(f"- {name}: {value}" for name, value in facts(study, table))]
     return "\n".join(lines) + "\n"
 
@@ -100,6 +101,8 @@ def html(study: Study, table: Table, out: Path) -> str:
         mask_headings=MASK_HEADINGS,
         masks=mask_rows(table),
         pictures=arm_pictures(study, out),
+        cell_headings=cell_headings(study),
+        cells=cell_rows(study, table),
         facts=facts(study, table),
         arms=[(arm, _yaml(overrides)) for arm, overrides in study.plan.arm_overrides.items()],
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -124,6 +127,7 @@ def notes(table: Table) -> list[str]:
             named = ", ".join(cell.name + (f" ({cell.error})" if cell.error else "") for cell in cells)
             word = {"failed": "failed", "begun": "begun, not finished", "not begun": "not begun"}[state]
             found.append(f"{len(cells)} of {len(table.cells)} cells {word}: {named}.")
+    found += table.warnings
     if table.without:
         found.append(f"Left out on purpose: {', '.join(table.without)}.")
     return found
@@ -183,6 +187,25 @@ def cost_rows(table: Table) -> list[list[str]]:
         ]
         for row in table.rows
         if not row.baseline
+    ]
+
+
+def cell_headings(study: Study) -> list[str]:
+    """Of the list of cells: what each evaluation took has a column of its own."""
+    return ["", "state", "ms a step", "pre-training (s)", *(f"{name} (s)" for name in study.cells[0].evaluations)]
+
+
+def cell_rows(study: Study, table: Table) -> list[list[str]]:
+    """Name, state and cost of every cell."""
+    return [
+        [
+            cell.name,
+            cell.state,
+            _number(cell.s_per_step, 1000.0),
+            _number(cell.pretrain_s),
+            *(_number(cell.evaluate_s.get(name)) for name in study.cells[0].evaluations),
+        ]
+        for cell in table.cells
     ]
 
 
@@ -260,12 +283,18 @@ def _plain(spread: Spread | None, scale: float, digits: str) -> str:
     return text if spread.deviation is None else f"{text} ± {scale * spread.deviation:{digits}}"
 
 
+def _number(value: float | None, scale: float = 1.0) -> str:
+    return "–" if value is None else f"{scale * value:,.1f}"
+
+
 def _ratio(spread: Spread | None, reference: Spread | None) -> str:
     return "–" if spread is None or reference is None else f"×{spread.mean / reference.mean:.2f}"
 
 
 def _time(spread: Spread | None) -> str:
-    return "–" if spread is None else duration(spread.mean)
+    if spread is None:
+        return "–"
+    return duration(spread.mean) + ("" if spread.deviation is None else f" ± {duration(spread.deviation)}")
 
 
 def _yaml(overrides: dict[str, object]) -> str:

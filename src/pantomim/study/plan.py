@@ -61,8 +61,8 @@ class Plan:
         summary: The question that is asked, in a paragraph.
         base: A recipe's full name, or a bare method.
         evaluations: By a name of one's choice, settings of `pantomim evaluate`. A text "{data}" or "{NAME}", here and
-            in overrides, stands for what `--data` or `--input NAME=FILE` gives; "{NAME:DEFAULT}" for the default where
-            nothing is given, and "{NAME:}" for nothing.
+            in overrides, stands for what `--data` or `--input NAME=SRC` gives; "{NAME:DEFAULT}" for the default where
+            nothing is given, and "{NAME:}" for nothing. An evaluation that lacks what has no default is left out.
         compare: What the table shows.
         seeds: Of weights, order, crops, masks, and of the evaluations.
         size: Size of the encoder, if the base is a bare method.

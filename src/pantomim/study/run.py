@@ -5,7 +5,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -147,7 +147,7 @@ def run_cell(cell: Cell, out: Path, say: Say = lambda text: None) -> Record:
 
 
 def take_folder(study: Study, out: Path) -> None:
-    """Make the folder of the study, or take up the same study in it.
+    """Make the folder of the study, or take up the same study in it, maybe with evaluations added.
 
     Raises:
         ValueError: if it holds something else, or the study with other settings; those are named.
@@ -162,16 +162,24 @@ def take_folder(study: Study, out: Path) -> None:
     with FileLock(out / ".lock"):
         settings = study.settings()
         if written.is_file():
-            _refuse_other_settings(settings, yaml.safe_load(written.read_text(encoding="utf-8")), out)
-            return
-        others = sorted(path.name for path in out.iterdir() if not path.name.startswith(".") and path.name != "cells")
-        if others or any(path.suffix != ".lock" for path in (out / "cells").iterdir()):
-            raise ValueError(
-                f"Study.out must be a new folder or that of a study; got {out}, which has no study.yaml and holds "
-                f"{', '.join(others[:5]) or 'cells'}. Give another --out."
-            )
+            theirs = _read_settings(out)
+            _refuse_other_settings(settings, theirs, out)
+            if _evaluations(settings) == _evaluations(theirs):
+                return
+        else:
+            _refuse_other_files(out)
         text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
         replace_file(written, text.encode())
+
+
+def check_folder(study: Study, out: Path) -> None:
+    """See that a study in the folder, if there is one, is this one; nothing is written.
+
+    Raises:
+        ValueError: if it holds the study with other settings; those are named.
+    """
+    if (out / "study.yaml").is_file():
+        _refuse_other_settings(study.settings(), _read_settings(out), out)
 
 
 def is_finished(cell: Cell, out: Path) -> bool:
@@ -220,7 +228,8 @@ def _traceback_path(cell: Cell, out: Path) -> Path:
 
 def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
     run = cell_folder(cell, out)
-    say(f"{cell.name}: pre-training.")
+    if not (run / "finished.json").is_file():
+        say(f"{cell.name}: pre-training.")
     finished = pretrain(cell.run, run)
     evaluate_s = {}
     memo = Memo()
@@ -269,13 +278,31 @@ def _describe_masks(cell: Cell) -> dict[str, float] | None:
     }
 
 
+def _read_settings(out: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = yaml.safe_load((out / "study.yaml").read_text(encoding="utf-8"))
+    return settings
+
+
+def _refuse_other_files(out: Path) -> None:
+    others = sorted(path.name for path in out.iterdir() if not path.name.startswith(".") and path.name != "cells")
+    if others or any(path.suffix != ".lock" for path in (out / "cells").iterdir()):
+        raise ValueError(
+            f"Study.out must be a new folder or that of a study; got {out}, which has no study.yaml and holds "
+            f"{', '.join(others[:5]) or 'cells'}. Give another --out."
+        )
+
+
 def _refuse_other_settings(ours: dict[str, Any], theirs: dict[str, Any], out: Path) -> None:
-    here, there = leaves(ours), leaves(theirs)
+    """Evaluations may be added, for they change no other number; none may be missing, for they are in the table."""
+    here, there = leaves(_deciding(ours, theirs)), leaves(_deciding(theirs, ours))
     different = [
         f"\n  {key}: {there.get(key)} there, {here.get(key)} here"
         for key in dict.fromkeys([*there, *here])
         if not _is_free(key) and there.get(key) != here.get(key)
     ]
+    if not set(_evaluations(theirs)) <= set(_evaluations(ours)):
+        names = [", ".join(_evaluations(settings)) for settings in (theirs, ours)]
+        different.insert(0, f"\n  evaluations: {names[0]} there, {names[1]} here")
     if different:
         more = f"\n  and {len(different) - 20} more" if len(different) > 20 else ""
         raise ValueError(
@@ -284,15 +311,22 @@ def _refuse_other_settings(ours: dict[str, Any], theirs: dict[str, Any], out: Pa
         )
 
 
+def _evaluations(settings: dict[str, Any]) -> list[str]:
+    """Their names; every arm has the same."""
+    return list(dict.fromkeys(name for configs in settings["evaluations"].values() for name in configs))
+
+
+def _deciding(settings: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Without the evaluations that only one of both has, and without inputs, which are part of all that uses them."""
+    shared = set(_evaluations(settings)) & set(_evaluations(others))
+    evaluations = {
+        arm: {name: config for name, config in configs.items() if name in shared}
+        for arm, configs in settings["evaluations"].items()
+    }
+    kept = {key: value for key, value in settings.items() if key not in ("inputs", "without")}
+    return kept | {"evaluations": evaluations}
+
+
 def _is_free(key: str) -> bool:
     """Whether a setting changes only how runs are carried out: arms.NAME.KEY with a key that the engine leaves free."""
     return key.startswith("arms.") and any(key.endswith(f".{free}") for free in FREE)
-
-
-def count_states(cells: Iterable[Cell], out: Path) -> dict[State, int]:
-    """How many cells are in which state."""
-    counts: dict[State, int] = {}
-    for cell in cells:
-        now = state(cell, out)
-        counts[now] = counts.get(now, 0) + 1
-    return counts

@@ -82,7 +82,19 @@ class Row:
 
 @dataclass(frozen=True)
 class CellRow:
-    """One cell, and how far it has come."""
+    """One cell: how far it has come, and what it cost.
+
+    Args:
+        index: Its number.
+        name: Of its folder.
+        arm: What is changed.
+        seed: Of its run.
+        state: How far it has come.
+        error: Why it failed.
+        s_per_step: As in `Record`; None before its end.
+        pretrain_s: The same.
+        evaluate_s: Time of each evaluation that is in its record, by name.
+    """
 
     index: int
     name: str
@@ -90,6 +102,9 @@ class CellRow:
     seed: int
     state: State
     error: str | None
+    s_per_step: float | None
+    pretrain_s: float | None
+    evaluate_s: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -108,6 +123,7 @@ class Table:
         seeds: Those that were planned.
         inputs: What was trained and evaluated on.
         without: Evaluations that were left out on purpose.
+        warnings: What else was left out, and the option that brings it; a sentence each.
         command: What carries out all of it.
         environments: Versions, commit and hardware of the runs; more than one where they differ.
     """
@@ -123,6 +139,7 @@ class Table:
     seeds: tuple[int, ...]
     inputs: dict[str, str]
     without: tuple[str, ...]
+    warnings: list[str]
     command: str
     environments: list[dict[str, Any]]
 
@@ -163,12 +180,7 @@ def make_table(study: Study, out: Path) -> Table:
             name = BASELINES[baseline] + (f" of {arm}" if len(owners) > 1 else "")
             scores = _scores(study, arm, baseline, results)
             rows.append(Row(name, arm, True, scores, _differences(scores, reference), {}))
-    cells = []
-    for cell in study.cells:
-        record = records[cell.index]
-        cells.append(
-            CellRow(cell.index, cell.name, cell.arm, cell.seed, state(cell, out), record.error if record else None)
-        )
+    cells = [_cell_row(cell, records[cell.index], state(cell, out)) for cell in study.cells]
     return Table(
         study=study.plan.name,
         summary=" ".join(study.plan.summary.split()),
@@ -181,6 +193,7 @@ def make_table(study: Study, out: Path) -> Table:
         seeds=study.seeds,
         inputs=study.inputs,
         without=study.without,
+        warnings=study.warnings,
         command=study.command(out),
         environments=_environments(list(runs.values())),
     )
@@ -192,28 +205,38 @@ def is_share(metric: str) -> bool:
 
 
 def findings(table: Table) -> list[str]:
-    """What the differences show, a sentence a column; what can be chance over the seeds is not said to differ."""
-    sentences = []
+    """What the differences show, a sentence a column; what can be chance over the seeds is not said to differ.
+
+    Arms with fewer than two seeds that the reference has as well are named once if they are the same in all columns.
+    """
+    told: dict[str, list[str]] = {}
+    unknown: dict[str, list[str]] = {}
     for metric in table.metrics:
         groups: dict[int, list[str]] = {1: [], 0: [], -1: []}
-        unknown = []
+        unknown[metric] = []
         for row in table.rows:
             if row.baseline or row.arm == table.reference:
                 continue
             difference = row.differences.get(metric)
             if difference is None or difference.deviation is None:
-                unknown.append(row.name)
+                unknown[metric].append(row.name)
             else:
                 groups[difference.side].append(f"{row.name} ({show_difference(difference, metric)})")
-        parts = [
+        told[metric] = [
             f"{words}: {', '.join(groups[side])}"
             for side, words in ((1, "above"), (-1, "below"), (0, "not told apart from chance"))
             if groups[side]
         ]
-        parts += [f"fewer than two seeds: {', '.join(unknown)}"] if unknown else []
-        if parts:
-            sentences.append(f"{heading(metric)}, against {table.reference}: {'; '.join(parts)}.")
-    return sentences
+    everywhere = next(iter(unknown.values()), [])
+    if any(names != everywhere for names in unknown.values()):
+        everywhere = []
+        for metric, names in unknown.items():
+            told[metric] += [f"fewer than two seeds: {', '.join(names)}"] if names else []
+    sentences = [
+        f"{heading(metric)}, against {table.reference}: {'; '.join(parts)}." for metric, parts in told.items() if parts
+    ]
+    note = f"Fewer than two seeds to set against {table.reference}, so nothing is said of: {', '.join(everywhere)}."
+    return [*sentences, note] if everywhere else sentences
 
 
 def heading(metric: str) -> str:
@@ -291,6 +314,21 @@ def _costs(study: Study, arm: str, records: dict[int, Record | None]) -> dict[st
             if value is not None:
                 values[name][cell.seed] = value
     return {name: Spread.of(by_seed) for name, by_seed in values.items()}
+
+
+def _cell_row(cell: Cell, record: Record | None, now: State) -> CellRow:
+    record = record or Record("failed")  # says nothing
+    return CellRow(
+        index=cell.index,
+        name=cell.name,
+        arm=cell.arm,
+        seed=cell.seed,
+        state=now,
+        error=record.error,
+        s_per_step=record.s_per_step,
+        pretrain_s=record.pretrain_s,
+        evaluate_s=record.evaluate_s,
+    )
 
 
 def _read_results(cell: Cell, out: Path) -> dict[str, dict[str, Any]]:

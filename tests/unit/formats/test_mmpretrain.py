@@ -275,8 +275,10 @@ def test_a_file_converted_for_detection_has_maes_names(tmp_path):
     """Its converter writes MAE's names, so MAE's importer reads it, with mmpretrain's table."""
     found = recognise_mmpretrain(without(released(), "neck."), "c.pth")
     torch.save({"model": official_weights(found.encoder)}, tmp_path / "det.pth")
-    with pytest.raises(ValueError, match=r"no backbone\.patch_embed\.projection\.weight .*--format mae"):
+    advice_first = r"no backbone\.patch_embed\.projection\.weight .*--format mae.* tensors: blocks.* and \d+ more\."
+    with pytest.raises(ValueError, match=advice_first) as error:
         load_mmpretrain(tmp_path / "det.pth")
+    assert str(error.value).partition("tensors: ")[2].count(",") == 9, "ten names"
     report = import_checkpoint(tmp_path / "det.pth", tmp_path / "out", load_mae)
     assert "positions: sincos, rows first, as stored" in str(report)
 

@@ -90,10 +90,11 @@ def test_counts_are_those_of_the_papers(ratio: float, grid: tuple[int, int], cou
     assert BlockMasker(ratio=ratio).num_masked(grid) == count
 
 
-@pytest.mark.parametrize("num_patches", [4, 49, 196, 1024])
-def test_every_count_can_be_written_as_a_ratio(num_patches: int) -> None:
+@pytest.mark.parametrize("grid", [(2, 2), (7, 7), (14, 14), (32, 32)])
+def test_every_count_can_be_written_as_a_ratio(grid: tuple[int, int]) -> None:
+    num_patches = grid[0] * grid[1]
     counts = range(1, num_patches)
-    assert [BlockMasker(ratio=count / num_patches).num_masked((1, num_patches)) for count in counts] == list(counts)
+    assert [BlockMasker(ratio=count / num_patches).num_masked(grid) for count in counts] == list(counts)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +296,7 @@ def test_what_does_not_go_with_the_grid(masker: BlockMasker, grid: tuple[int, in
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_device_never_waits() -> None:
     generator = torch.Generator("cuda").manual_seed(0)
     masker = BlockMasker(exact=False)

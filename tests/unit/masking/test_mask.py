@@ -17,6 +17,13 @@ def test_equal_scores_still_give_exact_counts() -> None:
     assert torch.equal(both, torch.arange(8).expand(3, -1))
 
 
+def test_of_equal_scores_the_first_stay_visible() -> None:
+    scores = torch.randint(4, (50, 196), generator=torch.Generator().manual_seed(0)).float()
+    mask = Mask.from_scores(scores, 147)
+    places = [sorted(range(196), key=lambda place, row=row: (row[place], place))[:49] for row in scores.tolist()]
+    assert mask.ids_keep.tolist() == [sorted(row) for row in places]
+
+
 def test_rows_are_slices() -> None:
     whole = Mask.from_scores(torch.rand(6, 8), 5)
     part = whole.rows(2, 3)

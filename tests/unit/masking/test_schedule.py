@@ -23,7 +23,15 @@ def test_each_epoch_has_the_last_stage_that_has_begun() -> None:
     assert not schedule.varies
 
 
-@pytest.mark.parametrize("stages", [(), (Stage(RANDOM, 1.0),), (Stage(RANDOM), Stage(CELLS, 2.0), Stage(RANDOM, 2.0))])
+@pytest.mark.parametrize(
+    "stages",
+    [
+        (),
+        (Stage(RANDOM, 1.0),),
+        (Stage(RANDOM), Stage(CELLS, 2.0), Stage(RANDOM, 2.0)),
+        (Stage(RANDOM), Stage(CELLS, float("nan"))),
+    ],
+)
 def test_epochs_rise_from_zero(stages) -> None:
     with pytest.raises(ValueError, match="must begin at epoch 0 and rise"):
         ScheduleMasker(stages=stages)

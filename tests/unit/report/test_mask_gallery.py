@@ -50,6 +50,15 @@ def test_fields_and_shares_become_pictures():
     assert heat(np.array([[0.0, 1.0]]), (9, 8, 7)).tolist() == [[[9, 8, 7, 0], [9, 8, 7, 255]]]
 
 
+def test_full_colour_is_twice_the_usual_visibility_whatever_is_shown_beside():
+    found = random_masks()
+    often = MaskSurvey(found.name, np.ones_like(found.visible), found.spectrum, found.statistics, 0, None)
+    assert Gallery([found, often], 0.75, 0, 3, (), "").brightest == 0.5
+    assert Gallery([found], 0.25, 0, 3, (), "").brightest == 1.0
+    assert heat(np.array([[2.0]]), (9, 8, 7)).tolist() == [[[9, 8, 7, 255]]]
+    assert "full colour means 50 % or more" in render(Gallery([found], 0.75, 0, 3, (), ""))
+
+
 def test_the_table_tells_mean_and_deviation_and_exact_counts_as_such():
     found = random_masks()
     row = numbers(found)

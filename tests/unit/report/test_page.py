@@ -10,7 +10,14 @@ import pytest
 from PIL import Image
 from run_folder import row, write_json, write_metrics, write_pictures, write_result, write_run
 
+from pantomim.config import to_dict
+from pantomim.masking.block import BlockMasker
+from pantomim.masking.choice import color_masker
+from pantomim.masking.color_noise import ColorNoiseMasker
+from pantomim.masking.random import RandomMasker
+from pantomim.masking.schedule import ScheduleMasker, Stage
 from pantomim.report import make_report
+from pantomim.report.page import hiding
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "circle", "line", "path"}
 
@@ -252,3 +259,23 @@ def test_where_the_time_went_adds_up(run):
     assert "Waiting for data 3 s, 6 %" in text
     assert "Computing steps 26 s, 53 %" in text
     assert "Starting, first step, saving 20 s, 41 %" in text
+
+
+@pytest.mark.parametrize(
+    ("masker", "words"),
+    [
+        (RandomMasker(), "75 % hidden at random"),
+        (color_masker("green", 0.6), "60 % hidden by green noise"),
+        (ColorNoiseMasker(bank="theirs.npz"), "75 % hidden by theirs.npz"),
+        (
+            ScheduleMasker(stages=(Stage(color_masker("green")), Stage(BlockMasker(ratio=0.75), 5.0))),
+            "75 % hidden by green noise, then in blocks",
+        ),
+    ],
+)
+def test_how_patches_were_hidden_is_said(masker, words):
+    assert hiding(to_dict(masker)) == words
+
+
+def test_without_a_masker_nothing_is_hidden():
+    assert hiding({}) == ""

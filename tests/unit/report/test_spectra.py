@@ -22,7 +22,9 @@ def test_names_are_moved_apart_in_order_and_no_more_than_needed():
     found = spread([50.0, 51.0, 98.0, 99.0], 16, 0, 100)
     assert np.diff(found).min() >= 16
     assert found[-1] == 100.0
-    assert spread([5.0, 1.0], 16, 0, 100) == [17.0, 1.0]
+    assert spread([50.0, 52.0], 16, 0, 100) == [43.0, 59.0]  # around their middle
+    assert spread([30.0, 50.0, 50.0, 50.0], 16, 0, 100) == [21.0, 37.0, 53.0, 69.0]
+    assert spread([5.0, 1.0], 16, 0, 100) == [16.0, 0.0]
     assert spread([1.0] * 10, 16, 0, 100)[-1] == 144.0  # no room: below the chart rather than one upon another
 
 

@@ -81,8 +81,14 @@ def test_the_warm_up_keeps_its_share_of_another_length():
 @pytest.mark.parametrize(
     ("inputs", "options", "message"),
     [
-        ({"data": "a"}, {}, r"for evaluation probe; got none\. Add --input other=FILE, or .*--without probe"),
-        ({"other": "a"}, {}, r"must name data, for evaluation knn; got none\. Add --data SRC"),
+        (
+            {},
+            {},
+            r"must name data, for evaluation knn; .*--data SRC\.\n.*other, for evaluation probe; .*--input other=SRC",
+        ),
+        ({"data": "a"}, {"without": ["knn"]}, r"for evaluation probe; got none\. Add --input other=SRC"),
+        ({"other": "a"}, {}, r"must name the images of mae_micro_cifar10; got none\. Add --data SRC"),
+        (BOTH, {"overrides": {"init": "{first}"}}, r"must name first, for the arms; got none\. Add --input first=SRC"),
         ({**BOTH, "othr": "x"}, {}, r"got othr\. Did you mean other\?"),
         (BOTH, {"without": ["prob"]}, r"got prob\. Did you mean probe\?"),
         (BOTH, {"without": ["probe", "knn"]}, "must leave an evaluation"),
@@ -109,6 +115,18 @@ def test_an_evaluation_left_out_needs_no_input_and_has_no_column():
     assert study.metrics == ("knn.top1",)
     assert list(study.cells[0].evaluations) == ["knn"]
     assert "--without probe" in study.command(Path("out"))
+
+
+def test_an_evaluation_whose_input_is_not_given_is_left_out_and_said_to_be():
+    study = make({"data": "a"})
+    assert study.metrics == ("knn.top1",)
+    assert list(study.cells[0].evaluations) == ["knn"]
+    assert study.lacking == {"probe": ("other",)}
+    assert len(study.warnings) == 1
+    assert "evaluation probe" in study.warnings[0]
+    assert "--input other=SRC" in study.warnings[0]
+    assert "without" not in study.command(Path("out"))
+    assert make().warnings == make({"data": "a"}, without=["probe"]).warnings == []
 
 
 def test_an_input_may_have_a_default():
