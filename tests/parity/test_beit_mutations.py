@@ -18,12 +18,13 @@ from pantomim.parity.verification import verify_item
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
 PRETRAIN, FINETUNE, INDEX, RESIZE = "beit_pretrain_b", "beit_finetune_a", "beit_relative_index", "beit_relative_resize"
-SHARED_TABLE = "beit_pretrain_a"  # in the whole collection alone
+SHARED_TABLE = "beit_pretrain_a"
+IN_WHOLE_COLLECTION = (SHARED_TABLE, FINETUNE)  # which alone holds them
 needs_all = pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
 
 
 def outcome(name):
-    return verify_item((SHARED if name == SHARED_TABLE else GOLDEN) / f"{name}.json")
+    return verify_item((SHARED if name in IN_WHOLE_COLLECTION else GOLDEN) / f"{name}.json")
 
 
 def failing(name):
@@ -63,7 +64,7 @@ def test_another_order_of_the_table(monkeypatch, change):
     failing(INDEX)
 
 
-@pytest.mark.parametrize("name", [pytest.param(SHARED_TABLE, marks=needs_all), FINETUNE])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_all) for name in IN_WHOLE_COLLECTION])
 @pytest.mark.parametrize("change", [key_minus_query, patch_to_class_first])
 def test_another_order_of_the_table_in_the_network(monkeypatch, name, change):
     with_index(monkeypatch, change)
@@ -161,7 +162,7 @@ def test_another_initialisation(monkeypatch, change):
     assert "official_initialisation" in failing(PRETRAIN)
 
 
-@pytest.mark.parametrize("name", [pytest.param(SHARED_TABLE, marks=needs_all), FINETUNE])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_all) for name in IN_WHOLE_COLLECTION])
 def test_layer_scale_on_one_branch_alone(monkeypatch, name):
     forward = vit.Block.forward
 
@@ -175,6 +176,7 @@ def test_layer_scale_on_one_branch_alone(monkeypatch, name):
     failing(name)
 
 
+@needs_all
 def test_warm_up_of_another_length(monkeypatch):
     def plain(step, *, start, **named):
         return beit_schedule(step, **named | {"warmup": named["warmup"] + 1}, start=start)
@@ -184,13 +186,14 @@ def test_warm_up_of_another_length(monkeypatch):
     assert "lr_schedules" in failing(FINETUNE)
 
 
-@pytest.mark.parametrize("name", [PRETRAIN, FINETUNE, INDEX, RESIZE])
+@pytest.mark.parametrize("name", [PRETRAIN, pytest.param(FINETUNE, marks=needs_all), INDEX, RESIZE])
 def test_a_number_changed_on_disk(tmp_path, name):
-    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    folder = SHARED if name in IN_WHOLE_COLLECTION else GOLDEN
+    tensors = load_file(folder / f"{name}.safetensors")
     key = max(key for key in tensors if key.startswith("out/") and tensors[key].is_floating_point())
     tensors[key].flatten()[1] += 1e-4
     save_file(tensors, tmp_path / f"{name}.safetensors")
-    shutil.copy(GOLDEN / f"{name}.json", tmp_path)
+    shutil.copy(folder / f"{name}.json", tmp_path)
     result = verify_item(tmp_path / f"{name}.json")
     assert result.status == "FAIL"
     assert key.removeprefix("out/") in result.worst
