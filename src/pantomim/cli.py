@@ -196,7 +196,7 @@ def recipes() -> None:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Score a frozen encoder: pantomim evaluate knn|linear|segmentation --encoder RUN|FILE|timm:NAME --data SRC."""
+    """Score a frozen encoder: pantomim evaluate knn|linear|attentive|segmentation --encoder RUN --data SRC."""
     from pantomim.evaluate.protocols import Evaluate, evaluate_to_file, headline
 
     config = tyro.cli(Evaluate, args=arguments, prog="pantomim evaluate", config=LEAVES)

@@ -3,7 +3,7 @@
 Paper: He et al. 2022, arXiv:2111.06377, appendix A.1 and Table 10; details as in the authors' `main_linprobe.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -121,7 +121,7 @@ def linear_mae(
             optimiser.zero_grad()
             F.cross_entropy(heads[name](features), wanted).backward()
             optimiser.step()
-    predictions, labels = _predict(extractors, heads, test, image_size, probe.chunk, device)
+    predictions, labels = predict(extractors, heads, test, image_size, probe.chunk, device)
     wanted = renumber(labels, classes, "test")
     return {
         name: {"top1": top1(guess, wanted), "top1_per_class": top1_per_class(guess, wanted)}
@@ -141,15 +141,15 @@ def _seeded_head(width: int, num_classes: int, seed: int) -> Head:
 
 
 @torch.inference_mode()
-def _predict(
-    extractors: dict[str, Extractor],
-    heads: dict[str, Head],
+def predict(
+    extractors: Mapping[str, Callable[[Tensor], Tensor]],
+    heads: Mapping[str, nn.Module],
     test: Dataset,
     image_size: tuple[int, int],
     chunk: int,
     device: torch.device,
 ) -> tuple[dict[str, Int[Tensor, " n"]], Int[Tensor, " n"]]:
-    """Predictions on the centre of each image, a little magnified, with the running statistics."""
+    """Predictions of heads in evaluation mode on the centre of each image, a little magnified; and the labels."""
     assert test.labels is not None
     for head in heads.values():
         head.eval()

@@ -1,6 +1,7 @@
 """`pantomim evaluate`: one protocol for the trained encoder, the same encoder untrained, and raw pixels."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from pantomim.data.dataset import Dataset
 from pantomim.data.sources import open_source, splits
 from pantomim.data.stats import Stats, channel_stats
 from pantomim.engine.runtime import check_device
+from pantomim.evaluate.attentive import AttentiveProbe, Read, attentive, read_encoder
 from pantomim.evaluate.features import (
     FeatureTable,
     check_channels,
@@ -60,7 +62,8 @@ class Evaluate:
     """What to score, on what, and how.
 
     Args:
-        protocol: Nearest neighbours, or a linear classifier on frozen features of images, or of patches (segmentation).
+        protocol: Nearest neighbours, or a linear classifier on frozen features of images, or of patches (segmentation),
+            or one query that reads all tokens (attentive, CAE's).
         encoder: A run folder, a file of weights, or timm:NAME.
         data: As for pre-training, with labels; for segmentation, with masks.
         out: FILE.json; by default eval/PROTOCOL-DATA.json in the run folder.
@@ -80,9 +83,12 @@ class Evaluate:
         image_size: Height and width at which patches are encoded and scored (segmentation only); None: those of the
             images, with at most twice the patches of the encoder's own size along the shorter side.
         patches: How the classifier of patches is trained.
+        attentive: How the attentive probe is trained.
+        batch_statistics: Attentive only: normalise test images by the batch that they are in, as CAE's authors' code
+            does, rather than by running statistics; a score then depends on which images share a batch.
     """
 
-    protocol: Annotated[Literal["knn", "linear", "segmentation"], tyro.conf.Positional]
+    protocol: Annotated[Literal["knn", "linear", "attentive", "segmentation"], tyro.conf.Positional]
     encoder: str
     data: str
     out: Path | None = None
@@ -101,6 +107,8 @@ class Evaluate:
     ignore: int = NO_CLASS
     image_size: tuple[int, int] | None = None
     patches: PatchProbe = PatchProbe()
+    attentive: AttentiveProbe = AttentiveProbe()
+    batch_statistics: bool = False
 
     def __post_init__(self) -> None:
         problems = [
@@ -133,6 +141,11 @@ class Evaluate:
                 ]
                 if value != default
             ]
+        if self.batch_statistics and self.protocol != "attentive":
+            problems.append(
+                f"Evaluate.batch_statistics must be left out but for attentive; got it with {self.protocol}. No other "
+                f"protocol's score depends on which images share a batch."
+            )
         if not self.contenders or len(set(self.contenders)) < len(self.contenders):
             problems.append(f"Evaluate.contenders must name at least one, and each once; got {self.contenders}.")
         if problems:
@@ -142,6 +155,8 @@ class Evaluate:
     @property
     def name(self) -> str:
         """Of the protocol, for files and tables."""
+        if self.batch_statistics:
+            return "attentive-batch-statistics"
         return "linear-mae" if self.training == "mae" else self.protocol
 
 
@@ -175,12 +190,15 @@ def evaluate(config: Evaluate, memo: Memo | None = None) -> dict[str, Any]:
         encoders["untrained"] = untrained_twin(encoder, config.seed)
     encoders = {name: contender.to(device) for name, contender in encoders.items()}
     # Where pixels do not compete, nobody asks for their mean and deviation.
-    stats = channel_stats(data["train"]) if "pixels" in config.contenders and not masked else None
+    by_vectors = not masked and config.protocol != "attentive"
+    stats = channel_stats(data["train"]) if "pixels" in config.contenders and by_vectors else None
     about: dict[str, Any]
     if masked:
         size, batch_size = config.image_size, config.batch_size
         pictures = Pictures.of(masked, encoder, image_size=size, batch_size=batch_size, device=device)
         scores, about = _on_patches(config, encoders, pictures), pictures.about()
+    elif config.protocol == "attentive":
+        scores = _by_attention(config, encoders, encoder, data, device)
     elif config.training == "mae":
         scores = _by_mae_protocol(config, encoders, encoder.image_size, data, stats, device)
     else:
@@ -366,6 +384,35 @@ def _by_mae_protocol(
     return scores
 
 
+def _by_attention(
+    config: Evaluate,
+    encoders: dict[str, Encoder | TimmEncoder],
+    encoder: Encoder | TimmEncoder,
+    data: dict[str, Dataset],
+    device: torch.device,
+) -> dict[str, dict[str, Any]]:
+    before = {name: hash_weights(contender.state_dict()) for name, contender in encoders.items()}
+    readers = {name: read_encoder(contender, config.attentive.heads) for name, contender in encoders.items()}
+    if "pixels" in config.contenders:
+        heads = read_encoder(encoder, config.attentive.heads).heads
+        width = pixel_patches(torch.zeros(1, encoder.in_chans, *encoder.image_size), encoder.grid).shape[2]
+        readers["pixels"] = Read(partial(pixel_patches, grid=encoder.grid), math.gcd(heads, width))
+    scores = attentive(
+        readers,
+        data["train"],
+        data["test"],
+        encoder.image_size,
+        config.attentive,
+        test_batch_statistics=config.batch_statistics,
+        seed=config.seed,
+        device=device,
+    )
+    for name, contender in encoders.items():
+        assert not contender.training, "a frozen encoder must stay in evaluation mode"
+        assert hash_weights(contender.state_dict()) == before[name], "a frozen encoder has changed"
+    return scores
+
+
 def _masked(config: Evaluate, memo: Memo) -> MaskedParts | None:
     """Images with masks, where the protocol is about masks."""
     if config.protocol != "segmentation":
@@ -398,6 +445,8 @@ def _on_patches(
 def _settings(config: Evaluate) -> dict[str, Any]:
     if config.protocol == "segmentation":
         return {**asdict(config.patches), "lrs": list(config.patches.lrs)}
+    if config.protocol == "attentive":
+        return {**asdict(config.attentive), "batch_statistics": config.batch_statistics}
     if config.training == "mae":
         return asdict(config.mae)
     if config.labels_per_class is not None:

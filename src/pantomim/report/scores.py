@@ -15,6 +15,7 @@ PROTOCOLS = {
     "linear-mae": "Linear probe (MAE's protocol)",
     "knn": "k-nearest neighbours",
     "attentive": "Attentive probe",
+    "attentive-batch-statistics": "Attentive probe (test images normalised batch by batch)",
     "finetune": "Fine-tuning",
     "segmentation": "Linear segmentation",
     "detection": "Detection",
