@@ -458,31 +458,34 @@ def verify(folder: Annotated[Path, tyro.conf.Positional]) -> None:
 def import_weights(
     file: Annotated[Path, tyro.conf.Positional],
     out: Path,
-    format: Literal["mae", "mmpretrain"] = "mae",
+    format: Literal["mae", "beit", "cae", "mmpretrain"] = "mae",
     heads: int | None = None,
     decoder_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> None:
-    """Turn a checkpoint of MAE's or ColorMAE's authors into our files; a file that is not what it says is refused.
+    """Turn a checkpoint of MAE's, BEiT's, CAE's or ColorMAE's authors into our files; any other is refused.
 
     Args:
         file: The checkpoint.
         out: Folder for encoder.safetensors, encoder.json and what else the file holds.
-        format: Whose layout it is: that of MAE's authors, or mmpretrain's, in which ColorMAE was trained.
+        format: Whose layout it is: that of MAE's, BEiT's or CAE's authors, or mmpretrain's, in which ColorMAE was
+            trained.
         heads: Attention heads, for widths that no published model has.
         decoder_heads: The same for the decoder.
         image_size: Height and width in pixels, where they differ.
-        mean: Mean of each channel, where they are not three.
+        mean: Mean of each channel, where they are not three, or where a file of BEiT's does not tell.
         std: Deviation of each channel.
     """
+    from pantomim.formats.beit import load_beit
+    from pantomim.formats.cae import load_cae_file
     from pantomim.formats.foreign import Given, import_checkpoint
     from pantomim.formats.mae import load_mae
     from pantomim.formats.mmpretrain import load_mmpretrain
 
-    load = load_mmpretrain if format == "mmpretrain" else load_mae
-    report = import_checkpoint(file, out, load, Given(heads, decoder_heads, image_size, mean, std))
+    loaders = {"mae": load_mae, "beit": load_beit, "cae": load_cae_file, "mmpretrain": load_mmpretrain}
+    report = import_checkpoint(file, out, loaders[format], Given(heads, decoder_heads, image_size, mean, std))
     CONSOLE.print(escape(str(report)), highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,7 @@
-"""Pre-training checkpoints of CAE's authors: the names of both their code bases, lxtGH/CAE and Atten4Vis/CAE."""
+"""Checkpoints of CAE's authors: the names of both their code bases, lxtGH/CAE and Atten4Vis/CAE.
+
+Pre-training files hold encoder, regressor and decoder; fine-tuned ones a classifier under BEiT's names.
+"""
 
 import math
 from collections.abc import Mapping
@@ -9,14 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pantomim.formats.beit import is_beit, recognise_tables
 from pantomim.formats.files import key_report
-from pantomim.formats.foreign import AS_PUBLISHED, IMAGENET_MEAN, IMAGENET_STD, Given
+from pantomim.formats.foreign import AS_PUBLISHED, IMAGENET_MEAN, IMAGENET_STD, Found, Given, Layout, scale_for
 from pantomim.formats.native import exact_ratio
 from pantomim.formats.reader import read_weights
 from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
 from pantomim.nn.position import sincos_2d_rows_first
 from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
-from pantomim.nn.vit import Encoder, EncoderConfig
+from pantomim.nn.vit import Encoder, EncoderConfig, Initialisation
 
 Release = Literal["lxtGH/CAE", "Atten4Vis/CAE"]
 
@@ -150,6 +154,51 @@ def load_cae(path: str | Path, given: Given = AS_PUBLISHED) -> FoundCAE:
     return recognise_cae(read_weights(path), str(path), given)
 
 
+CAE_LAYOUT = Layout(
+    project="cae",
+    owner="an official CAE",
+    name=lambda official: official,
+    decoder_parts=frozenset({"pretext_neck", "regresser", "mask_token"}),
+    head_parts=frozenset({"fc_norm", "head"}),
+    advice="Pre-training files (names that begin with encoder.) and fine-tuned classifiers are read; probes, Paddle's "
+    "and mmpretrain's files are not.",
+)
+
+
+def is_cae(names: Mapping[str, Tensor]) -> bool:
+    """Whether names are those of a pre-training file of either release."""
+    return any(name.startswith(("pretext_neck.", "regresser.")) for name in names)
+
+
+def load_cae_file(path: str | Path, given: Given = AS_PUBLISHED) -> Found:
+    """What can be used of an official file: a pre-training file's encoder, or a classifier.
+
+    Raises:
+        ValueError: as `load_cae`.
+    """
+    return recognise_cae_file(read_weights(path), str(path), given)
+
+
+def recognise_cae_file(weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
+    """The same of weights; of a pre-training file regressor and decoder must be right too.
+
+    Raises:
+        ValueError: as `load_cae`.
+    """
+    if not is_cae(weights) and is_beit(weights) and "fc_norm.weight" in weights:
+        width = _telling(weights, source, "patch_embed.proj.weight", 4).shape[0]
+        scheme: Initialisation = "beit" if width >= 1024 else "cae"
+        return recognise_tables(weights, source, CAE_LAYOUT, given, "sincos_rows_first", scheme, HEADS)
+    found = recognise_cae(weights, source, given)
+    decoder = found.decoder
+    notes = (
+        f"names of {found.release}",
+        f"regressor, {len(found.regressor.blocks)} deep, and decoder, {len(decoder.blocks)} deep with a head of "
+        f"{decoder.head.out_features}, are in the file and left out: going on from here begins with fresh ones",
+    )
+    return Found(CAE_LAYOUT, "encoder", found.encoder, left_out=found.left_out, notes=notes)
+
+
 def recognise_cae(weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> FoundCAE:
     """The modules of weights under the names of either release; see `load_cae`.
 
@@ -222,7 +271,7 @@ def _release(weights: Mapping[str, Tensor], source: str) -> Release:
         raise ValueError(
             f"{source} must be a pre-training file of CAE, with names that begin with pretext_neck. (lxtGH/CAE) or "
             f"regresser. (Atten4Vis/CAE); got {len(weights)} tensors of {', '.join(sorted(parts))}. "
-            f"Fine-tuned files, Paddle's and mmpretrain's have other names."
+            f"Probes, Paddle's and mmpretrain's files have other names."
         )
     return "lxtGH/CAE" if "pretext_neck" in parts else "Atten4Vis/CAE"
 
@@ -243,7 +292,6 @@ def _encoder_config(weights: Mapping[str, Tensor], source: str, given: Given) ->
             f"{source}: mean and std must both be given for {in_chans} channels; got {given.mean} and {given.std}. "
             f"Pass the values of the data that the encoder was trained on."
         )
-    large = width >= 1024
     return EncoderConfig(
         image_size=given.image_size or (side * patch_size, side * patch_size),
         patch_size=patch_size,
@@ -254,8 +302,8 @@ def _encoder_config(weights: Mapping[str, Tensor], source: str, given: Given) ->
         mlp_ratio=exact_ratio(hidden, width),
         position="sincos_rows_first",
         attention_bias="qv",
-        layer_scale=1e-5 if large else 0.1,  # the first value, which trained weights no longer tell
-        initialisation="beit" if large else "cae",
+        layer_scale=scale_for(width),
+        initialisation="beit" if width >= 1024 else "cae",
         mean=given.mean or IMAGENET_MEAN,
         std=given.std or IMAGENET_STD,
     )

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects that hold MAE's networks: encoder alone, encoder with decoder, fine-tuned classifier.
+"""Checkpoints of other projects, most of MAE's networks: encoder alone, encoder with decoder, fine-tuned classifier.
 
 A `Layout` says what a project calls their parameters; all else is the same for every project. Nothing in a file says
 what it is: sizes are read off the shapes, and then every name and shape must be the one of that network. Heads cannot
@@ -84,6 +84,7 @@ class Found:
         decoder: The same.
         classifier: The encoder with its head.
         left_out: Names of tensors that are no part of a network.
+        notes: What the report says besides; of an encoder alone, what is missing to go on.
     """
 
     layout: Layout
@@ -92,6 +93,7 @@ class Found:
     decoder: MAEDecoder | None = None
     classifier: Classifier | None = None
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class ImportReport:
             f"{self.source} holds {self.found.layout.owner} {self.found.kind}",
             f"encoder: {config.width} wide, {config.depth} deep, {config.heads} heads, patch {config.patch_size}, "
             f"{config.in_chans} x {height} x {width}",
-            f"positions: {describe_positions(encoder)}, as stored",
+            f"positions: {_positions(encoder)}",
         ]
         if self.found.decoder is not None:
             decoder = self.found.decoder
@@ -119,7 +121,8 @@ class ImportReport:
                 f"decoder: {decoder.decoder_embed.out_features} wide, {len(decoder.decoder_blocks)} deep; "
                 f"positions: {describe_positions(decoder)}, as stored"
             )
-        if self.found.kind == "encoder":
+        lines += self.found.notes
+        if self.found.kind == "encoder" and not self.found.notes:
             lines.append("no decoder in the file: no reconstructions, and going on from here begins with a fresh one")
         if self.found.classifier is not None:
             head = self.found.classifier
@@ -127,6 +130,15 @@ class ImportReport:
         if self.found.left_out:
             lines.append(f"left out, no part of the network: {', '.join(self.found.left_out)}")
         return "\n".join([*lines, f"wrote {', '.join(self.files)} to {self.out}"])
+
+
+def _positions(encoder: Encoder) -> str:
+    """Absolute and relative ones, as far as there are any."""
+    words = [] if encoder.pos_embed is None else [f"{describe_positions(encoder)}, as stored"]
+    if encoder.config.relative_position != "none":
+        tables = "one table shared by" if encoder.config.relative_position == "shared" else "a table in each of"
+        words.append(f"relative, {tables} the blocks")
+    return "; ".join(words) or "none"
 
 
 def import_checkpoint(
@@ -142,7 +154,8 @@ def import_checkpoint(
     Args:
         path: The checkpoint.
         out: Folder for our files.
-        load: Who knows its layout: `formats.mae.load_mae`, `formats.mmpretrain.load_mmpretrain`.
+        load: Who knows its layout: `formats.mae.load_mae`, `formats.mmpretrain.load_mmpretrain`,
+            `formats.beit.load_beit`, `formats.cae.load_cae_file`.
         given: What the file cannot say.
 
     Raises:
@@ -184,24 +197,29 @@ def recognise(
     """
     parts = {name.partition(".")[0] for name in weights}
     if parts & layout.decoder_parts and parts & layout.head_parts:
-        raise _refused(source, layout, weights, "parts of a decoder and of a classifier")
+        raise refused(source, layout, weights, "parts of a decoder and of a classifier")
     encoder_config = _encoder_config(weights, source, layout, given)
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
         encoder = encoder_config.build()
         if parts & layout.head_parts:
-            num_classes = len(_telling(weights, source, layout, "head.weight", 2))
+            num_classes = len(telling(weights, source, layout, "head.weight", 2))
             pool: Literal["mean", "class"] = "mean" if layout.name("fc_norm.weight") in weights else "class"
             classifier = Classifier(encoder, num_classes, pool)
-            _fill([classifier], weights, source, layout, "classifier")
+            fill([classifier], weights, source, layout, "classifier")
             return Found(layout, "classifier", encoder, classifier=classifier, left_out=left_out)
         if parts & layout.decoder_parts:
             out_dim = encoder.patch_size**2 * encoder.in_chans
             config = _decoder_config(weights, source, layout, given)
             decoder = config.build(encoder.width, encoder.num_prefix, encoder.grid, out_dim)
-            _fill([encoder, decoder], weights, source, layout, "encoder and decoder")
+            fill([encoder, decoder], weights, source, layout, "encoder and decoder")
             return Found(layout, "encoder and decoder", encoder, decoder=decoder, left_out=left_out)
-        _fill([encoder], weights, source, layout, "encoder")
+        fill([encoder], weights, source, layout, "encoder")
         return Found(layout, "encoder", encoder, left_out=left_out)
+
+
+def scale_for(width: int) -> float:
+    """The first value of BEiT's and CAE's layer scales, which trained weights no longer tell."""
+    return 1e-5 if width >= 1024 else 0.1
 
 
 def encoder_of(found: Found, source: str) -> Encoder:
@@ -256,7 +274,7 @@ def named_weights(layout: Layout, modules: Sequence[nn.Module]) -> dict[str, Ten
     }
 
 
-def _fill(modules: Sequence[nn.Module], weights: Mapping[str, Tensor], source: str, layout: Layout, kind: str) -> None:
+def fill(modules: Sequence[nn.Module], weights: Mapping[str, Tensor], source: str, layout: Layout, kind: str) -> None:
     """Fill modules that share out the names; float64 weights make float64 modules. Evaluation mode."""
     report = key_report(named_weights(layout, modules), weights)
     if report:
@@ -271,9 +289,9 @@ def _fill(modules: Sequence[nn.Module], weights: Mapping[str, Tensor], source: s
 
 
 def _encoder_config(weights: Mapping[str, Tensor], source: str, layout: Layout, given: Given) -> EncoderConfig:
-    kernel = _telling(weights, source, layout, "patch_embed.proj.weight", 4)
-    table = _telling(weights, source, layout, "pos_embed", 3)
-    hidden = _telling(weights, source, layout, "blocks.0.mlp.fc1.weight", 2)
+    kernel = telling(weights, source, layout, "patch_embed.proj.weight", 4)
+    table = telling(weights, source, layout, "pos_embed", 3)
+    hidden = telling(weights, source, layout, "blocks.0.mlp.fc1.weight", 2)
     width, in_chans, patch_size = kernel.shape[:3]
     num_patches = table.shape[1] - 1  # the class token's row
     if given.image_size is None:
@@ -296,8 +314,8 @@ def _encoder_config(weights: Mapping[str, Tensor], source: str, layout: Layout, 
         patch_size=patch_size,
         in_chans=in_chans,
         width=width,
-        depth=_depth(weights, layout.name("blocks.")),
-        heads=_heads(source, "heads", width, given.heads, HEADS),
+        depth=depth_of(weights, layout.name("blocks.")),
+        heads=heads_of(source, "heads", width, given.heads, HEADS),
         mlp_ratio=exact_ratio(hidden.shape[0], width),
         position="learned" if layout.name("head.weight") in weights else "sincos",
         mean=given.mean or IMAGENET_MEAN,
@@ -306,31 +324,32 @@ def _encoder_config(weights: Mapping[str, Tensor], source: str, layout: Layout, 
 
 
 def _decoder_config(weights: Mapping[str, Tensor], source: str, layout: Layout, given: Given) -> DecoderConfig:
-    width = _telling(weights, source, layout, "decoder_embed.weight", 2).shape[0]
-    hidden = _telling(weights, source, layout, "decoder_blocks.0.mlp.fc1.weight", 2)
+    width = telling(weights, source, layout, "decoder_embed.weight", 2).shape[0]
+    hidden = telling(weights, source, layout, "decoder_blocks.0.mlp.fc1.weight", 2)
     return DecoderConfig(
         width=width,
-        depth=_depth(weights, layout.name("decoder_blocks.")),
-        heads=_heads(source, "decoder_heads", width, given.decoder_heads, DECODER_HEADS),
+        depth=depth_of(weights, layout.name("decoder_blocks.")),
+        heads=heads_of(source, "decoder_heads", width, given.decoder_heads, DECODER_HEADS),
         mlp_ratio=exact_ratio(hidden.shape[0], width),
     )
 
 
-def _depth(weights: Mapping[str, Tensor], blocks: str) -> int:
+def depth_of(weights: Mapping[str, Tensor], blocks: str) -> int:
     """How many blocks have a name; a gap between their numbers is found when the names are compared."""
     return len({name.removeprefix(blocks).partition(".")[0] for name in weights if name.startswith(blocks)})
 
 
-def _telling(weights: Mapping[str, Tensor], source: str, layout: Layout, official: str, dimensions: int) -> Tensor:
+def telling(weights: Mapping[str, Tensor], source: str, layout: Layout, official: str, dimensions: int) -> Tensor:
     """A tensor whose shape tells a size."""
     name = layout.name(official)
     tensor = weights.get(name)
     if tensor is None or tensor.dim() != dimensions:
-        raise _refused(source, layout, weights, f"no {name} of {dimensions} dimensions")
+        raise refused(source, layout, weights, f"no {name} of {dimensions} dimensions")
     return tensor
 
 
-def _heads(source: str, field: str, width: int, given: int | None, known: Mapping[int, int]) -> int:
+def heads_of(source: str, field: str, width: int, given: int | None, known: Mapping[int, int]) -> int:
+    """Attention heads, which weights do not tell: those given, or those of the published width."""
     if given is not None:
         return given
     if width not in known:
@@ -342,7 +361,8 @@ def _heads(source: str, field: str, width: int, given: int | None, known: Mappin
     return known[width]
 
 
-def _refused(source: str, layout: Layout, weights: Mapping[str, Tensor], why: str) -> ValueError:
+def refused(source: str, layout: Layout, weights: Mapping[str, Tensor], why: str) -> ValueError:
+    """Why a file is not read, with the first of its names."""
     more = f" and {len(weights) - NAMED} more" if len(weights) > NAMED else ""
     return ValueError(
         f"{source} must have {layout.owner} layout (encoder, encoder and decoder, or classifier); got {why}. "

@@ -13,8 +13,8 @@ def load_encoder(spec: str | Path) -> Encoder | TimmEncoder:
 
     Args:
         spec: "RUN", a run folder; "FILE", an encoder.safetensors with its encoder.json beside it, or a checkpoint of
-            MAE's authors or of mmpretrain; "timm:NAME", a pretrained model of timm; "timm:NAME@FILE", the
-            same with its weights on disk.
+            MAE's, BEiT's or CAE's authors or of mmpretrain; "timm:NAME", a pretrained model of timm;
+            "timm:NAME@FILE", the same with its weights on disk.
 
     Raises:
         ValueError: if there is no such thing, or it is damaged.
@@ -38,13 +38,19 @@ def load_encoder(spec: str | Path) -> Encoder | TimmEncoder:
 
 
 def _load_foreign(path: Path) -> Encoder:
-    """The encoder of a checkpoint of MAE's authors or of mmpretrain."""
+    """The encoder of a checkpoint of MAE's, BEiT's or CAE's authors or of mmpretrain."""
     # Imported late: most runs never meet a foreign file.
+    from pantomim.formats.beit import WRAPPERS, is_beit, load_beit
+    from pantomim.formats.cae import is_cae, recognise_cae_file
     from pantomim.formats.foreign import encoder_of, recognise
     from pantomim.formats.mae import MAE_LAYOUT
     from pantomim.formats.mmpretrain import is_mmpretrain, recognise_mmpretrain
 
-    weights, source = read_weights(path), str(path)
+    weights, source = read_weights(path, WRAPPERS), str(path)
     if is_mmpretrain(weights):
         return encoder_of(recognise_mmpretrain(weights, source), source)
+    if is_cae(weights):
+        return encoder_of(recognise_cae_file(weights, source), source)
+    if is_beit(weights):
+        return encoder_of(load_beit(path), source)
     return encoder_of(recognise(weights, source, MAE_LAYOUT), source)

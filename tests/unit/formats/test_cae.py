@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pantomim.formats.cae import FoundCAE, cae_weights, load_cae, official_name, our_name, recognise_cae
-from pantomim.formats.foreign import Given
+from pantomim.formats import load_encoder
+from pantomim.formats.cae import FoundCAE, cae_weights, load_cae, load_cae_file, official_name, our_name, recognise_cae
+from pantomim.formats.foreign import Given, import_checkpoint
+from pantomim.formats.native import load_encoder_folder
 from pantomim.methods.cae import CAEConfig, cae_encoder
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.position import sincos_2d, sincos_2d_rows_first
@@ -112,3 +114,35 @@ def test_what_is_no_cae_is_refused():
 def test_heads_must_be_given_where_they_are_not_published():
     with pytest.raises(ValueError, match=r"heads must be given for width 16; known are 192, 384, 768, 1024"):
         recognise_cae(official(build(), "lxtGH/CAE"), "a file")
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_an_import_keeps_the_encoder_and_tells_the_rest(tmp_path, release):
+    method = build().eval()
+    torch.save({"model": official(method, release)}, tmp_path / "cae.pth")
+    report = import_checkpoint(tmp_path / "cae.pth", tmp_path / "out", load_cae_file, GIVEN)
+    images = torch.rand(2, 3, 12, 12)
+    assert torch.equal(load_encoder_folder(tmp_path / "out")(images).patches, method.encoder(images).patches)
+    text = str(report)
+    assert f"names of {release}" in text
+    assert "positions: sincos, rows first, as stored" in text
+    assert "regressor, 2 deep, and decoder, 1 deep with a head of 48, are in the file and left out" in text
+    copy = "teacher" if release == "lxtGH/CAE" else "alignment_encoder"
+    assert f"{copy}.norm.weight" in text
+    assert report.files == ("encoder.safetensors", "encoder.json")
+
+
+def test_an_encoder_by_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("pantomim.formats.cae.HEADS", {16: 2})
+    method = build().eval()
+    torch.save({"model": official(method, "lxtGH/CAE")}, tmp_path / "cae.pth")
+    assert torch.equal(load_encoder(tmp_path / "cae.pth").norm.weight, method.encoder.norm.weight)
+
+
+def test_a_damaged_regressor_is_no_import(tmp_path):
+    weights = official(build(), "lxtGH/CAE")
+    del weights["pretext_neck.norm.weight"]
+    torch.save({"model": weights}, tmp_path / "cae.pth")
+    with pytest.raises(ValueError, match=r"missing: pretext_neck\.norm\.weight"):
+        import_checkpoint(tmp_path / "cae.pth", tmp_path / "out", load_cae_file, GIVEN)
+    assert not (tmp_path / "out").exists()
