@@ -25,8 +25,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipes": {"frozen", "nn", "masking", "targets", "methods", "data", "config", "formats"},
     "engine": {"frozen", "files", "nn", "methods", "config", "optim", "checkpoint", "data", "formats"},
     "evaluate": {"frozen", "files", "nn", "data", "optim", "checkpoint", "formats", "config", "engine"},
-    "analysis": {"frozen", "files", "nn", "masking", "targets", "methods", "formats", "data", "config", "evaluate"},
-    "explain": {"masking", "config", "methods", "optim", "recipes"},
+    "analysis": {
+        *("frozen", "files", "nn", "masking", "targets", "tokenizers", "methods", "formats", "data", "config"),
+        "checkpoint",
+        "evaluate",
+    },
+    "explain": {"nn", "masking", "targets", "config", "methods", "optim", "recipes"},
     "report": {"files", "formats", "analysis"},
     "study": {"frozen", "files", "config", "recipes", "engine", "evaluate", "analysis", "report"},
     "parity": {

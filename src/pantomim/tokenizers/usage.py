@@ -69,14 +69,20 @@ def code_usage(counts: Float[Tensor, " K"]) -> CodeUsage:
     )
 
 
+def collapse_warning(usage: CodeUsage, owner: str) -> str | None:
+    """What to say of a codebook of which next to nothing is used; None if it is used."""
+    if not usage.collapsed:
+        return None
+    return (
+        f"{owner} must spread images over its codes; got {usage}. A model trained on such ids learns little: train "
+        f"the tokenizer longer, with fewer codes or a larger weight of the KL term."
+    )
+
+
 def warn_if_collapsed(usage: CodeUsage, owner: str) -> None:
     """Warn of a codebook of which next to nothing is used."""
-    if usage.collapsed:
-        warnings.warn(
-            f"{owner} must spread images over its codes; got {usage}. A model trained on such ids learns little: train "
-            f"the tokenizer longer, with fewer codes or a larger weight of the KL term.",
-            stacklevel=2,
-        )
+    if (said := collapse_warning(usage, owner)) is not None:
+        warnings.warn(said, stacklevel=2)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,268 @@
+"""What a tokenizer makes of a data set: the ids of every image, kept in a file, and how good a trained one is.
+
+`write_ids(tokenizer, dataset, path, ...)` leaves an .npz that is made again only where tokenizer, images or transform
+have changed; `write_tokenizer_report("RUN")` measures a finished run on images that it was not trained on.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pantomim.analysis.reconstructions import held_out
+from pantomim.config import Pretrain, from_yaml
+from pantomim.data.sources import Dataset
+from pantomim.data.stream import evaluation_batches
+from pantomim.evaluate.out import check_out
+from pantomim.files import replace_file
+from pantomim.formats.files import hash_weights
+from pantomim.methods.dvae import DVAEConfig
+from pantomim.tokenizers import Tokenizer, load_tokenizer
+from pantomim.tokenizers.dvae import DVAETokenizer
+from pantomim.tokenizers.usage import CodeUsage, TokenizerReport, code_usage, count_codes, measure_tokenizer
+
+NUM_SAMPLED = 64  # images whose pixels stand for all in a data set's key
+NUM_SHOWN = 8  # images in the picture of a report
+REPORT, PICTURE = "tokenizer_report.json", "tokenizer_report.png"
+TRANSFORM = "largest centred part of the wanted proportions, resized with antialiasing, values scaled; no flip"
+
+
+@dataclass(frozen=True)
+class Ids:
+    """The ids of the images of one split.
+
+    Args:
+        ids: (n, rows, cols), uint16 where the vocabulary allows, else int32.
+        names: Of the images.
+        labels: Class ids, or None.
+        key: What the ids depend on: tokenizer, images, transform.
+        usage: Of the codes.
+        fresh: They were computed now; else they were found in the file.
+    """
+
+    ids: np.ndarray
+    names: tuple[str, ...]
+    labels: np.ndarray | None
+    key: dict[str, Any]
+    usage: CodeUsage
+    fresh: bool
+
+
+def ids_key(tokenizer: Tokenizer, dataset: Dataset, image_size: tuple[int, int]) -> dict[str, Any]:
+    """Everything that ids depend on, as plain values.
+
+    Images are known by all their names, their number, and the pixels of 64 of them, evenly spaced.
+    """
+    assert isinstance(tokenizer, nn.Module), "every tokenizer that can be loaded is a module"
+    weights = dict(tokenizer.state_dict()) | dict(tokenizer.named_buffers())
+    digest = sha256("\n".join(dataset.names).encode())
+    for index in np.unique(np.linspace(0, len(dataset) - 1, NUM_SAMPLED).astype(int)):
+        found, image = dataset.read_healthy(int(index))
+        digest.update(f"{found} {image.shape} {image.dtype};".encode() + image.tobytes())
+    rows, cols = tokenizer.grid_of(image_size)
+    return {
+        "tokenizer": {
+            "kind": type(tokenizer).__name__,
+            "vocabulary": tokenizer.vocabulary,
+            "precision": getattr(tokenizer, "precision", "float32"),
+            "standardised": bool(getattr(tokenizer, "standardised", False)),
+            "sha256": hash_weights(weights),
+        },
+        "data": {"split": dataset.split, "images": len(dataset), "sha256": digest.hexdigest()},
+        "transform": {"image_size": list(image_size), "grid": [rows, cols], "rule": TRANSFORM},
+        "scale": asdict(dataset.scale),
+    }
+
+
+def write_ids(
+    tokenizer: Tokenizer,
+    dataset: Dataset,
+    path: Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+) -> Ids:
+    """Compute the ids of every readable image and write them to FILE.npz; if it holds them already, leave it.
+
+    The file has `ids`, `names`, `labels` (where there are any) and `key`, which is JSON.
+
+    Args:
+        tokenizer: What gives the ids; it is moved to the device.
+        dataset: One split.
+        path: FILE.npz.
+        image_size: Height and width that the tokenizer sees; None: that of the images, if it is the same for all.
+        batch_size: Images at once.
+        device: Where to run.
+
+    Raises:
+        ValueError: if image size, channels or stride do not fit, or the file holds something else.
+    """
+    check_ids_path(path)
+    size = image_size or dataset.facts.size
+    if size is None:
+        raise ValueError(
+            f"write_ids.image_size must be given where images differ in size; got none, and {dataset.spec} has images "
+            f"with a median shorter side of {dataset.facts.median_shorter_side}. Give --image-size HEIGHT WIDTH."
+        )
+    _check_channels(tokenizer, dataset)
+    _check_cells(tokenizer, size)
+    key = ids_key(tokenizer, dataset, size)
+    if path.exists():
+        return _found(path, key)
+    assert isinstance(tokenizer, nn.Module)
+    tokenizer.to(device).eval()
+    rows, cols = tokenizer.grid_of(size)
+    dtype = np.uint16 if tokenizer.vocabulary <= 2**16 else np.int32
+    parts, indices = [np.empty((0, rows, cols), dtype)], [np.empty(0, np.int64)]
+    counts = torch.zeros(tokenizer.vocabulary, dtype=torch.float64)
+    for images, chosen in evaluation_batches(dataset, size, batch_size, device):
+        ids = tokenizer(images).cpu()
+        counts += count_codes(ids, tokenizer.vocabulary)
+        parts.append(ids.view(-1, rows, cols).numpy().astype(dtype))
+        indices.append(chosen)
+    kept = np.concatenate(indices)
+    names = dataset.names
+    labels = None if dataset.labels is None else dataset.labels[kept]
+    result = Ids(
+        np.concatenate(parts), tuple(names[index] for index in kept), labels, key, code_usage(counts), fresh=True
+    )
+    columns = {"ids": result.ids, "names": np.array(result.names, dtype=str), "key": np.array(json.dumps(key))}
+    buffer = io.BytesIO()
+    np.savez(buffer, **columns | ({} if labels is None else {"labels": labels}))  # type: ignore[arg-type]
+    replace_file(path, buffer.getvalue())
+    return result
+
+
+def read_ids(path: Path) -> Ids:
+    """The ids of a file that `write_ids` made.
+
+    Raises:
+        ValueError: if it is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            ids, names, key = file["ids"], tuple(file["names"].tolist()), json.loads(str(file["key"]))
+            labels = file["labels"] if "labels" in file.files else None
+            vocabulary = int(key["tokenizer"]["vocabulary"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise ValueError(
+            f"ids must be a file that `pantomim tokenizer encode` wrote; got {path} ({error}). Give another --out."
+        ) from error
+    counts = count_codes(torch.from_numpy(ids.astype(np.int64)).flatten(1), vocabulary)
+    return Ids(ids, names, labels, key, code_usage(counts), fresh=False)
+
+
+def check_ids_path(path: Path) -> None:
+    """Refuse a file that ids could not be written to; to be called before a tokenizer is loaded.
+
+    Raises:
+        ValueError: for an ending other than .npz, a folder, or a place that cannot be written to.
+    """
+    check_out("ids", path, [".npz"])
+
+
+def write_tokenizer_report(
+    run: Path, *, max_images: int = 2000, batch_size: int = 64, device: torch.device | str = "cpu"
+) -> TokenizerReport:
+    """Measure a finished run's tokenizer on held-out images; leave numbers and a picture in its folder.
+
+    The picture has images in its upper row, and below what their ids are decoded to.
+
+    Args:
+        run: The run folder.
+        max_images: Most images to look at, evenly spaced over those that the run was not trained on.
+        batch_size: Images at once.
+        device: Where to run.
+
+    Raises:
+        ValueError: if the run has no tokenizer, or its data have moved.
+    """
+    config = from_yaml(Pretrain, run / "config.yaml")
+    if not isinstance(config.method, DVAEConfig):
+        raise ValueError(
+            f"run must be one of `pantomim tokenizer train`; got {run}, a run of {config.recipe}. Give another folder."
+        )
+    tokenizer = load_tokenizer(run)
+    assert isinstance(tokenizer, DVAETokenizer)
+    tokenizer.to(device)
+    size, dataset = config.method.image_size, held_out(config.data.source)
+    indices = np.unique(np.linspace(0, len(dataset) - 1, max_images).astype(int))
+    shown: list[Tensor] = []
+
+    def batches() -> Iterator[Tensor]:
+        for images, _ in evaluation_batches(dataset, size, batch_size, device, indices):
+            if not shown:
+                shown.append(images[:NUM_SHOWN])
+            yield images
+
+    report = measure_tokenizer(tokenizer, batches())
+    decoded = tokenizer.decode(tokenizer(shown[0]), tokenizer.grid_of(size))
+    values = {
+        "data": config.data.source,
+        "split": dataset.split,
+        "images": report.usage.positions // int(np.prod(tokenizer.grid_of(size))),
+        "image_size": list(size),
+        "usage": asdict(report.usage),
+        "collapsed": report.usage.collapsed,
+        "mse": report.mse,
+        "mse_of_means": report.mse_of_means,
+    }
+    replace_file(run / REPORT, (json.dumps(values, indent=2) + "\n").encode())
+    replace_file(run / PICTURE, _two_rows(shown[0], decoded))
+    return report
+
+
+def _found(path: Path, key: dict[str, Any]) -> Ids:
+    """The ids of a file, if they are those of the key.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    found = read_ids(path)
+    different = [part for part in key if found.key.get(part) != key[part]]
+    if different:
+        raise ValueError(
+            f"ids must be a new file, or hold the ids of this tokenizer, data and transform; got {path}, which was "
+            f"made with another {' and '.join(different)}. Give another --out, or remove the file."
+        )
+    return found
+
+
+def _check_channels(tokenizer: Tokenizer, dataset: Dataset) -> None:
+    channels = getattr(tokenizer, "in_chans", dataset.channels)
+    if channels != dataset.channels:
+        raise ValueError(
+            f"tokenizer must take the channels of the images; got one for {channels}, and {dataset.spec} has "
+            f"{dataset.channels}. Train one on such images: `pantomim tokenizer train`."
+        )
+
+
+def _check_cells(tokenizer: Tokenizer, size: tuple[int, int]) -> None:
+    cell: int = tokenizer.stride if isinstance(tokenizer, DVAETokenizer) else getattr(tokenizer, "patch_size", 1)
+    if any(side < cell or side % cell for side in size):
+        height, width = (max(round(side / cell), 1) * cell for side in size)
+        raise ValueError(
+            f"image_size must be a multiple of the tokenizer's cells, {cell}x{cell} pixels; got {size[0]}x{size[1]}. "
+            f"Give --image-size {height} {width}: images are then resized."
+        )
+
+
+def _two_rows(images: Tensor, decoded: Tensor) -> bytes:
+    """A PNG: images above, decoded ones below; of other than one or three channels the first is shown."""
+    both = torch.stack([images, decoded]).cpu().clamp(0, 1)  # (2, B, C, H, W)
+    shown = both if both.shape[2] in (1, 3) else both[:, :, :1]
+    rows = shown.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # (2 H, B W, C)
+    scale = max(1, 64 // images.shape[-1])
+    pixels = (rows * 255).round().byte().repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,233 @@
+"""Recipes of discrete auto-encoders as tokenizers: for small images, and for any data.
+
+Paper: Ramesh et al. 2021, *Zero-Shot Text-to-Image Generation*, arXiv:2102.12092, appendix A.2, which is
+`dvae_paper`. The small recipes are ours: the same networks, narrower, with shorter schedules.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain, from_yaml
+from pantomim.data.dataset import Facts
+from pantomim.data.sources import open_source
+from pantomim.data.transforms import Crop
+from pantomim.methods.dvae import DVAEConfig
+from pantomim.nn.dvae import DVAESizes
+from pantomim.recipes.prepare import Prepared
+from pantomim.recipes.recipe import Recipe
+
+# Channels of the narrowest group, channels that the codes are projected to, blocks a group; "paper": as published.
+TOKENIZER_SIZES: dict[str, dict[str, int]] = {
+    "micro": {"width": 16, "code_width": 32, "blocks": 1},
+    "small": {"width": 64, "code_width": 128, "blocks": 1},
+    "base": {"width": 128, "code_width": 128, "blocks": 2},
+    "paper": {"width": 256, "code_width": 128, "blocks": 2},
+}
+MAX_SIDE = 128  # larger images are cut to LARGE_SIDE: what the tokenizer sees behind a ViT-B/16 at 224 x 224
+LARGE_SIDE = 112
+DEFAULT_SIZE = "small"
+SHORT_RUN = 5_000  # steps: below, weights are averaged over fewer of them
+
+
+def dvae_paper() -> Pretrain:
+    """The published tokenizer: 8,192 codes, stride 8, 3,000,000 steps of 512 images of 256 x 256.
+
+    Deviation: crops are random resized ones; the paper's are random squares of a side near the whole image's. The rate
+        goes on falling until the end; the paper's is constant from step 1,200,000 on.
+    """
+    return Pretrain(
+        recipe="dvae_paper",
+        data=DataConfig(crop=Crop(flip=True)),
+        method=DVAEConfig(),  # appendix A.2
+        optim=OptimConfig(
+            base_lr=1e-4 * 256 / 512,
+            min_lr=1.25e-6,
+            warmup=Duration(steps=0),
+            weight_decay=1e-4,
+            betas=(0.9, 0.999),
+            clip_norm=None,
+        ),
+        batch_size=512,
+        duration=Duration(steps=3_000_000),
+    )
+
+
+def _ours(recipe: str, method: DVAEConfig, *, batch_size: int, steps: int, lr: float, images: int | None) -> Pretrain:
+    """What all recipes of ours have in common: AdamW without warm-up, clipped; schedules of the run's length."""
+    return Pretrain(
+        recipe=recipe,
+        data=DataConfig(images=images, crop=Crop(scale=(0.4, 1.0), flip=True)),
+        method=method,
+        optim=OptimConfig(
+            base_lr=lr * 256 / batch_size,
+            min_lr=1e-6,
+            warmup=Duration(steps=0),
+            weight_decay=1e-4,
+            betas=(0.9, 0.999),
+            clip_norm=1.0,
+        ),
+        batch_size=batch_size,
+        duration=Duration(steps=steps),
+    )
+
+
+def dvae_micro_cifar10() -> Pretrain:
+    """Discrete auto-encoder, 16 channels, 512 codes of 4x4 pixels, on 10,000 images of CIFAR-10; for two CPU cores.
+
+    pantomim tokenizer train dvae_micro_cifar10 --data cifar10.zip --out runs/tokenizer
+    """
+    sizes = DVAESizes(vocabulary=512, stride=4, **TOKENIZER_SIZES["micro"])
+    method = DVAEConfig(sizes=sizes, image_size=(32, 32), momentum=0.99).annealed_over(4000)
+    return _ours("dvae_micro_cifar10", method, batch_size=32, steps=4000, lr=1e-3, images=10_000)
+
+
+def dvae_small_cifar10() -> Pretrain:
+    """Discrete auto-encoder, 64 channels, 1,024 codes of 4x4 pixels, on CIFAR-10's 50,000 images; for one GPU.
+
+    pantomim tokenizer train dvae_small_cifar10 --data cifar10.zip --out runs/tokenizer
+    """
+    sizes = DVAESizes(vocabulary=1024, stride=4, **TOKENIZER_SIZES["small"])
+    method = DVAEConfig(sizes=sizes, image_size=(32, 32)).annealed_over(20_000)
+    return _ours("dvae_small_cifar10", method, batch_size=128, steps=20_000, lr=3e-4, images=None)
+
+
+RECIPES = (
+    Recipe(dvae_micro_cifar10, cost="not measured yet", expected="not measured yet", paper=dvae_paper),
+    Recipe(dvae_small_cifar10, cost="not measured yet", expected="not measured yet", paper=dvae_paper),
+)
+
+
+def choose_stride(image_size: tuple[int, int]) -> int:
+    """The largest of 8, 4 and 2 pixels a code that gives at least 8 codes a side; 2 for very small images.
+
+    Raises:
+        ValueError: if a side is smaller than two pixels.
+    """
+    if min(image_size) < 2:
+        raise ValueError(
+            f"image_size must be at least 2x2, the smallest stride; got {image_size[0]}x{image_size[1]}. "
+            f"Give larger images."
+        )
+    return next((stride for stride in (8, 4) if min(image_size) // stride >= 8), 2)
+
+
+def choose_vocabulary(num_images: int) -> int:
+    """512 codes for small sets, 2,048 from 100,000 images on, the published 8,192 from a million on."""
+    return 8192 if num_images >= 1_000_000 else 2048 if num_images >= 100_000 else 512
+
+
+def dvae(size: str, facts: Facts) -> Pretrain:
+    """A discrete auto-encoder for any images: `--size` and the data decide the rest; the numbers are ours.
+
+    pantomim tokenizer train --data my_photos/ --out runs/tokenizer
+
+    Args:
+        size: Name of the networks' sizes.
+        facts: Size, channels and number of the images.
+
+    Raises:
+        ValueError: if pixels have no range, which the density of the loss needs, or images are too small.
+    """
+    check_range(facts)
+    height, width = facts.size or (0, 0)
+    if facts.size is None or max(height, width) > MAX_SIDE:
+        height = width = min(facts.median_shorter_side, LARGE_SIDE)
+    stride = choose_stride((height, width))
+    image_size = (height // stride * stride, width // stride * stride)
+    sizes = DVAESizes(facts.channels, choose_vocabulary(facts.num_images), stride=stride, **TOKENIZER_SIZES[size])
+    batch_size = 64
+    while batch_size > max(facts.num_images, 8):
+        batch_size //= 2
+    method = DVAEConfig(sizes=sizes, image_size=image_size).annealed_over(20_000)
+    return _ours("dvae", method, batch_size=batch_size, steps=20_000, lr=3e-4, images=None)
+
+
+def check_range(facts: Facts) -> None:
+    """Refuse number types whose scaled values can leave [0, 1].
+
+    Raises:
+        ValueError: naming the type.
+    """
+    if facts.dtype not in ("uint8", "uint16"):
+        raise ValueError(
+            f"images must be uint8 or uint16 for a discrete auto-encoder, whose density lies within [0, 1]; got "
+            f"{facts.dtype}. Convert them, or use --tokenizer random-projection, which takes any."
+        )
+
+
+def fitted(config: Pretrain, num_images: int, given: Collection[str] = ()) -> Pretrain:
+    """The same run with schedules of its length, and weights averaged over fewer steps where it is short.
+
+    Args:
+        config: Of a discrete auto-encoder.
+        num_images: Of the training data.
+        given: Dotted names of the settings that stay as they are.
+    """
+    method = config.method
+    assert isinstance(method, DVAEConfig)
+    images = min(num_images, config.data.images or num_images)
+    total = max(1, config.duration.in_steps(max(1, images // config.batch_size)))
+    whole = replace(method.annealed_over(total), momentum=0.99 if total < SHORT_RUN else 0.999)
+    names = ("temperature", "kl_weight", "momentum")
+    kept = {name for name in names if any(f"{item}.".startswith(f"method.{name}.") for item in given)}
+    return replace(config, method=replace(whole, **{name: getattr(method, name) for name in kept}))
+
+
+def prepare_tokenizer(
+    name: str | None,
+    *,
+    data: str | None,
+    size: str | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    config: Path | None = None,
+) -> tuple[Prepared, int | None]:
+    """The config of a recipe's name, of the bare method `dvae`, or of another run's config.yaml.
+
+    Args:
+        name: Of a recipe; None: `dvae`, but with `config`.
+        data: What `--data` takes; without it only with `config`.
+        size: Of the networks, for `dvae`.
+        steps: Length in steps.
+        epochs: Length in epochs.
+        config: The config.yaml of another run, instead of a name.
+
+    Returns: the config, and the number of training images; None where schedules are the file's and stay so.
+
+    Raises:
+        ValueError: if the recipe does not exist, or options contradict each other or leave something open.
+    """
+    if name is not None and config is not None:
+        raise ValueError(f"Give either a recipe or --config; got {name} and {config}. Leave one out.")
+    if size is not None and (config is not None or name not in (None, "dvae")):
+        raise ValueError(f"--size goes with dvae; {name or config} fixes its size. Leave it out.")
+    if data is None and config is None:
+        raise ValueError("A tokenizer is trained on images; got none. Add --data SRC.")
+    facts = open_source(data, "train").facts if data is not None else None
+    if config is not None:
+        run = from_yaml(Pretrain, config)
+        if not isinstance(run.method, DVAEConfig):
+            raise ValueError(
+                f"--config must be that of a tokenizer's run; got {config}, a run of {run.recipe}. "
+                f"`pantomim pretrain --config {config}` repeats it."
+            )
+        prepared = Prepared(run, dvae_paper(), f"the run of {config}")
+    elif name in (None, "dvae"):
+        assert facts is not None
+        run = dvae(size or DEFAULT_SIZE, facts)
+        prepared = Prepared(run, dvae_paper(), (dvae.__doc__ or "").splitlines()[0])
+    else:
+        recipes = {recipe.name: recipe for recipe in RECIPES}
+        if name not in recipes:
+            raise ValueError(f"There is no tokenizer recipe {name}. There are dvae, {', '.join(recipes)}.")
+        recipe = recipes[name]
+        prepared = Prepared(recipe.build(), recipe.paper(), recipe.summary, recipe.notes)
+    if facts is not None:
+        check_range(facts)
+    run = prepared.config
+    if data is not None:
+        run = replace(run, data=replace(run.data, source=data))
+    if steps is not None or epochs is not None:
+        run = replace(run, duration=Duration(steps=steps, epochs=epochs))
+    return replace(prepared, config=run), facts.num_images if facts is not None and config is None else None

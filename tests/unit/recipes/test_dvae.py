@@ -1,0 +1,97 @@
+"""Recipes of discrete auto-encoders: what the data decide, and schedules that follow the run's length."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pantomim.config import Duration
+from pantomim.data.dataset import Facts
+from pantomim.recipes.dvae import RECIPES, choose_vocabulary, dvae, dvae_paper, fitted, prepare_tokenizer
+
+
+def facts(size=(32, 32), median=32, num_images=1000, dtype="uint8", channels=3) -> Facts:
+    return Facts(num_images, channels, size, median, dtype, None)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_every_recipe_builds_with_schedules_of_its_length(recipe) -> None:
+    config = recipe.build()
+    with torch.device("meta"):
+        method = config.method.build()
+    assert method.takes().image_size == (32, 32)
+    assert config.method.sizes.stride == 4  # one code for each patch of MAE's small recipes
+    assert recipe.summary.endswith(".")
+    assert fitted(config, 50_000) == config
+
+
+def test_the_published_run() -> None:
+    config = dvae_paper()
+    assert (config.method.temperature.steps, config.method.kl_weight.steps) == (150_000, 5_000)
+    assert config.optim.base_lr * config.batch_size / 256 == pytest.approx(1e-4)
+    assert (config.batch_size, config.duration.steps, config.method.sizes.vocabulary) == (512, 3_000_000, 8192)
+
+
+@pytest.mark.parametrize(
+    ("size", "median", "image_size", "stride"),
+    [
+        ((32, 32), 32, (32, 32), 4),
+        ((28, 28), 28, (28, 28), 2),
+        ((64, 96), 64, (64, 96), 8),
+        ((70, 67), 67, (64, 64), 8),
+        ((224, 224), 224, (112, 112), 8),
+        (None, 500, (112, 112), 8),
+        (None, 50, (48, 48), 4),
+        ((9, 2), 2, (8, 2), 2),
+    ],
+)
+def test_sizes_follow_the_images(size, median, image_size, stride) -> None:
+    method = dvae("micro", facts(size, median)).method
+    assert (method.image_size, method.sizes.stride) == (image_size, stride)
+
+
+def test_vocabulary_and_batch_follow_the_number_of_images() -> None:
+    assert [choose_vocabulary(n) for n in (99_999, 100_000, 1_000_000)] == [512, 2048, 8192]
+    assert dvae("micro", facts(num_images=20)).batch_size == 16
+    assert dvae("micro", facts(channels=1)).method.sizes.in_chans == 1
+
+
+def test_schedules_follow_the_length_unless_given() -> None:
+    config = replace(dvae("micro", facts(num_images=640)), duration=Duration(epochs=20))  # of 10 steps each
+    method = fitted(config, 640).method
+    assert (method.temperature.steps, method.kl_weight.steps, method.momentum) == (100, 10, 0.99)
+    assert fitted(replace(config, batch_size=32), 640).method.temperature.steps == 200
+    long = replace(config, duration=Duration(steps=10_000))
+    assert fitted(long, 640).method.momentum == 0.999
+    given = replace(config, method=replace(config.method, momentum=0.5))
+    kept = fitted(given, 640, ["method.momentum", "method.temperature.steps"]).method
+    assert (kept.momentum, kept.temperature, kept.kl_weight.steps) == (0.5, config.method.temperature, 10)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_pixels_without_a_range(dtype) -> None:
+    with pytest.raises(ValueError, match=f"images must be uint8 or uint16 .* got {dtype}. Convert them"):
+        dvae("micro", facts(dtype=dtype))
+
+
+def test_images_of_one_pixel() -> None:
+    with pytest.raises(ValueError, match="image_size must be at least 2x2"):
+        dvae("micro", facts((1, 1), 1))
+
+
+def test_what_does_not_go_together(tmp_path) -> None:
+    with pytest.raises(ValueError, match="Add --data SRC"):
+        prepare_tokenizer(None, data=None)
+    with pytest.raises(ValueError, match="There is no tokenizer recipe mae"):
+        prepare_tokenizer("mae", data="mnist")
+    with pytest.raises(ValueError, match="--size goes with dvae; dvae_micro_cifar10 fixes its size"):
+        prepare_tokenizer("dvae_micro_cifar10", data="mnist", size="small")
+    with pytest.raises(ValueError, match="either a recipe or --config"):
+        prepare_tokenizer("dvae", data="mnist", config=tmp_path)
+
+
+def test_the_data_decide() -> None:
+    prepared, num_images = prepare_tokenizer(None, data="mnist", size="micro", steps=100)
+    method = prepared.config.method
+    assert (method.sizes.in_chans, method.image_size, num_images) == (1, (28, 28), 4000)
+    assert prepared.config.duration == Duration(steps=100)
