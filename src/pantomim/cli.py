@@ -40,6 +40,9 @@ class RunArguments:
         init: Go on from these weights: a run folder, a file, or timm:NAME.
         keep: Checkpoints to keep.
         config: Repeat the run of this config.yaml, instead of naming a recipe.
+        target: What beit and cae predict.
+        tokenizer: What gives the tokens: a run of `pantomim tokenizer train`, its tokenizer.safetensors, dalle:FILE,
+            dalle:FOLDER, random-projection or random-projection-standardised (also :SEED).
     """
 
     recipe: Annotated[str | None, tyro.conf.Positional] = None
@@ -51,6 +54,8 @@ class RunArguments:
     init: str | None = None
     keep: int | None = None
     config: Path | None = None
+    target: Literal["tokens", "pixels"] | None = None
+    tokenizer: str | None = None
 
 
 def _run_arguments(command: str, arguments: list[str]) -> tuple[RunArguments, "Prepared"]:
@@ -72,6 +77,8 @@ def _run_arguments(command: str, arguments: list[str]) -> tuple[RunArguments, "P
         steps=chosen.steps,
         epochs=chosen.epochs,
         config=chosen.config,
+        target=chosen.target,
+        tokenizer=chosen.tokenizer,
     )
     name = chosen.recipe or f"--config {chosen.config}"
     default = _with_kinds(prepared.config, leaves)
@@ -102,7 +109,7 @@ def _print_help(prog: str, name: str | None) -> NoReturn:
     with suppress(SystemExit):
         tyro.cli(RunArguments, args=["--help"], prog=prog)
     if name is not None:
-        default = Pretrain(recipe=name) if name in BARE_METHODS else prepare(name).config
+        default = BARE_METHODS[name].paper(768) if name in BARE_METHODS else prepare(name).config
         tyro.cli(Pretrain, default=default, args=["--help"], prog=f"{prog} {name}", config=LEAVES)
     sys.exit(0)
 

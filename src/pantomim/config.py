@@ -4,16 +4,21 @@ import difflib
 import math
 from dataclasses import asdict, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pantomim.data.transforms import Crop
-from pantomim.frozen import frozen
+from pantomim.frozen import KIND, frozen
+from pantomim.methods.beit import BEiTConfig
+from pantomim.methods.cae import CAEConfig
+from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.mae import MAEConfig
 
 T = TypeVar("T")
+
+MethodConfig = Annotated[MAEConfig | BEiTConfig | CAEConfig | DVAEConfig, KIND]
 
 
 @frozen
@@ -77,7 +82,10 @@ class OptimConfig:
         min_lr: Rate at the end.
         warmup: Length of the linear warm-up from 0.
         weight_decay: For matrices and tokens; never for biases and norms.
+        schedule: Whether the rate reaches its peak in the step after the warm-up ("mae"), or in the warm-up's last
+            step ("beit", and CAE's).
         decay_tokens: Also decay class, register and mask tokens, as the authors' code does.
+        decay_mask_token: The same of the mask token apart; None: like the other tokens. BEiT's authors decay it alone.
         betas: AdamW's two decay rates.
         clip_norm: Largest gradient norm; None: not clipped, as in the paper.
     """
@@ -86,7 +94,9 @@ class OptimConfig:
     min_lr: float = 0.0
     warmup: Duration = field(default_factory=lambda: Duration(epochs=40))
     weight_decay: float = 0.05
+    schedule: Literal["mae", "beit"] = "mae"
     decay_tokens: bool = True
+    decay_mask_token: bool | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float | None = None
 
@@ -156,7 +166,7 @@ class Pretrain:
 
     recipe: str
     data: DataConfig = field(default_factory=DataConfig)
-    method: MAEConfig = field(default_factory=MAEConfig)
+    method: MethodConfig = field(default_factory=MAEConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     batch_size: int = 4096
     duration: Duration = field(default_factory=lambda: Duration(epochs=800))
@@ -265,6 +275,10 @@ def with_kind(config: T, path: str, kind: str, within: str = "") -> T:
     if name not in hints:
         raise ValueError(f"There is no {within}{path}.kind.{_nearest([type(config)] if hints else [], name)}")
     part = getattr(config, name)
+    if isinstance(config, Pretrain) and not rest and name == "method" and part.kind != kind:
+        raise ValueError(
+            f"method.kind must stay that of the recipe, {part.kind}; got {kind}. Name a recipe of {kind} instead."
+        )
     if rest:
         return replace(config, **{name: with_kind(part, rest, kind, f"{within}{name}.")})  # type: ignore[type-var]
     choices = {member.kind: member for member in _members(hints[name]) if hasattr(member, "kind")}

@@ -1,6 +1,8 @@
 """What a config means before it costs anything: parts, shapes, parameters, FLOPs, memory, rates, differences."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,11 +10,17 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pantomim.config import Pretrain
+from pantomim.config import MethodConfig, Pretrain
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
+from pantomim.methods.dvae import DVAE, DVAEConfig, DVAEDraws
+from pantomim.methods.mae import MAEConfig
+from pantomim.nn.dvae import code_grid
 from pantomim.optim import scaled_lr
 from pantomim.recipes.recipe import differences
+from pantomim.targets.choice import build_target
+from pantomim.targets.rgb import RGBTarget
+from pantomim.targets.tokens import TokenTarget, TokenTargetConfig
 
 Section = tuple[str, list[tuple[str, str]]]  # a title, and rows of what and value
 
@@ -38,17 +46,16 @@ class Cost:
 
 def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
     """Count parameters, FLOPs and memory on fake (meta) tensors: no weight is allocated, so ViT-H costs nothing."""
-    masker, (rows, columns) = config.method.masker, config.method.encoder.grid
-    # What is hidden costs the same wherever it lies; random masks need no bank of noise, which is not made for this.
-    share = (masker.num_masked((rows, columns)) - 0.5) / (rows * columns)  # rounds up to the same number
+    build = _builder(config.method)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        method = replace(config.method, masker=RandomMasker(ratio=share)).build()
-        one, two = (_kept_bytes(config, method, images, precision) for images in (1, 2))
-        batch, draws = _step(config, method, 1)
+        method = build()
+        one, two = (_kept_bytes(method, images, precision) for images in (1, 2))
+        batch, draws = _step(method, 1)
+        trainable = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+        method.requires_grad_(False)  # the counter's hooks know no views of parameters
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             method(batch, draws)
     parameters = {name: _count(part) for name, part in method.exports().items()} | {"all": _count(method)}
-    trainable = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
     return Cost(
         parameters=parameters,
         trainable=trainable,
@@ -58,13 +65,50 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
     )
 
 
-def _step(config: Pretrain, method: Method, images: int) -> tuple[Batch, Any]:
-    encoder = config.method.encoder
-    batch = Batch(torch.empty(images, encoder.in_chans, *encoder.image_size), total=images)
+def _builder(config: MethodConfig) -> Callable[[], Method]:
+    """What makes the method, with random masks; a tokenizer that is not named yet costs nothing.
+
+    What is hidden costs the same wherever it lies, and a bank of noise is not made for this.
+    """
+    if isinstance(config, DVAEConfig):
+        return config.build
+    masker, (rows, columns) = config.masker, config.encoder.grid
+    share = (masker.num_masked((rows, columns)) - 0.5) / (rows * columns)  # rounds up to the same number
+    if isinstance(config, MAEConfig):
+        return replace(config, masker=RandomMasker(ratio=share)).build
+    target: TokenTarget | RGBTarget
+    if isinstance(config.target, TokenTargetConfig) and not config.target.tokenizer:
+        target = TokenTarget(_Unnamed(config.target.vocabulary, (rows, columns)))
+    else:
+        target = build_target(config.target, config.encoder)
+    return partial(replace(config, masker=RandomMasker(ratio=share)).build_around, target)
+
+
+class _Unnamed(nn.Module):
+    """In the place of a tokenizer that is not named yet, while costs are counted; trains nothing."""
+
+    def __init__(self, vocabulary: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.vocabulary, self.grid = vocabulary, grid
+
+    def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        return self.grid
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.zeros(len(images), self.grid[0] * self.grid[1], dtype=torch.long)
+
+
+def _step(method: Method, images: int) -> tuple[Batch, Any]:
+    takes = method.takes()
+    batch = Batch(torch.empty(images, takes.in_chans, *takes.image_size), total=images)
+    if isinstance(method, DVAE):  # whose draws are made from seeds, which fake tensors do not have
+        rows, cols = code_grid(takes.image_size, takes.cell)
+        noise = torch.empty(images, method.sizes.vocabulary, rows, cols)
+        return batch, DVAEDraws(noise, torch.tensor(1.0), torch.tensor(1.0))
     return batch, method.draw(batch, 0, torch.Generator())
 
 
-def _kept_bytes(config: Pretrain, method: Method, images: int, precision: torch.dtype) -> int:
+def _kept_bytes(method: Method, images: int, precision: torch.dtype) -> int:
     """Bytes that backward keeps, weights apart; copies of the weights in a lower precision are among them."""
     kept: dict[int, int] = {}  # by storage: one that is kept twice counts once
 
@@ -73,7 +117,7 @@ def _kept_bytes(config: Pretrain, method: Method, images: int, precision: torch.
         kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    batch, draws = _step(config, method, images)
+    batch, draws = _step(method, images)
     autocast = torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
         outputs = method(batch, draws)  # alive while storages are counted, so that none is reused
@@ -94,11 +138,14 @@ def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tu
     cost, optim, batch_size = count_cost(config, precision), config.optim, config.batch_size
     apart = [(name, f"{_short(ours)}   (paper: {_short(theirs)})") for name, ours, theirs in differences(config, paper)]
     apart += [("note", note) for note in notes]
+    target = getattr(config.method, "target", None)
+    unnamed = isinstance(target, TokenTargetConfig) and not target.tokenizer
     return [
         ("Parts and shapes", config.method.describe()),
         (
             "Cost",
             [
+                *([("tokenizer", "not counted: none is named yet; give --tokenizer, or --target pixels")] * unnamed),
                 *((f"parameters, {name}", f"{number:,}") for name, number in cost.parameters.items()),
                 ("parameters, trained", f"{cost.trainable:,}"),
                 (

@@ -23,8 +23,12 @@ from pantomim.masking.choice import color_masker
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.masking.schedule import ScheduleMasker, Stage
+from pantomim.methods.beit import BEiTConfig
+from pantomim.methods.cae import CAEConfig
+from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.mae import MAEConfig
 from pantomim.recipes import RECIPES
+from pantomim.targets.rgb import RGBTargetConfig
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -45,7 +49,7 @@ def test_all_problems_are_reported_together() -> None:
     values = {
         "recipe": "mae",
         "batch_size": "many",
-        "method": {"masker": {"kind": "random", "ratio": 75}},
+        "method": {"kind": "mae", "masker": {"kind": "random", "ratio": 75}},
         "runtime": {"keep": 0},
     }
     with pytest.raises(ValueError, match="not a valid Pretrain") as caught:
@@ -96,10 +100,24 @@ def test_a_part_becomes_another_kind_and_keeps_what_both_have() -> None:
     assert from_dict(Pretrain, to_dict(colored), "x") == colored
 
 
+@pytest.mark.parametrize("method", [BEiTConfig(), CAEConfig(), DVAEConfig(), CAEConfig(target=RGBTargetConfig())])
+def test_every_method_reads_back(method, tmp_path: Path) -> None:
+    config = Pretrain(recipe="x", method=method, optim=OptimConfig(schedule="beit", decay_mask_token=True))
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert from_yaml(Pretrain, tmp_path / "config.yaml") == config
+    assert set(leaves(to_dict(config))) <= set(leaf_names(Pretrain))
+
+
+def test_a_target_becomes_another_kind() -> None:
+    config = Pretrain(recipe="x", method=BEiTConfig())
+    assert with_kind(config, "method.target", "pixels").method.target == RGBTargetConfig()
+
+
 @pytest.mark.parametrize(
     ("path", "kind", "words"),
     [
         ("method.masker", "green", r"method\.masker\.kind must be one of random, block, .*; got green"),
+        ("method", "beit", r"method\.kind must stay that of the recipe, mae; got beit\. Name a recipe of beit"),
         ("method.maskr", "block", r"There is no method\.maskr\.kind\. Did you mean masker"),
         ("method.masker.ratio.share", "block", r"There is no method\.masker\.ratio\.share\.kind"),
     ],
@@ -132,7 +150,7 @@ def test_leaves_of_every_kind_have_names() -> None:
 )
 def test_keys_within_a_kind_name_their_nearest(masker, words) -> None:
     with pytest.raises(ValueError, match=words):
-        from_dict(Pretrain, {"recipe": "x", "method": {"masker": masker}}, "config.yaml")
+        from_dict(Pretrain, {"recipe": "x", "method": {"kind": "mae", "masker": masker}}, "config.yaml")
 
 
 def test_a_schedule_of_maskers_reads_back(tmp_path: Path) -> None:

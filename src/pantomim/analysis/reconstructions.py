@@ -20,7 +20,7 @@ from pantomim.data.sources import Dataset, open_source, splits
 from pantomim.data.stream import evaluation_batches
 from pantomim.files import replace_file
 from pantomim.formats.native import load_decoder, load_encoder_folder
-from pantomim.methods.mae import MAE
+from pantomim.methods.mae import MAE, MAEConfig
 from pantomim.nn.tokens import channel_values, put_back, take
 
 LARGE = 200  # pixels: fewer, for a page that one can look through
@@ -91,10 +91,12 @@ def load_method(run: str | Path) -> MAE:
     """Encoder, decoder, masker and target of a finished run, from its folder alone.
 
     Raises:
-        ValueError: if the run has no encoder or decoder yet, or its files are damaged.
+        ValueError: if the run is of another method, has no encoder or decoder yet, or its files are damaged.
     """
     run = Path(run)
     method = from_yaml(Pretrain, run / "config.yaml").method
+    if not isinstance(method, MAEConfig):
+        raise ValueError(f"reconstructions.run must be a run of MAE; got {run}, a run of {method.kind}.")
     encoder = load_encoder_folder(run)
     target = method.target.build(encoder.patch_size, encoder.config.mean, encoder.config.std)
     return MAE(encoder, load_decoder(run), method.masker, target).eval()

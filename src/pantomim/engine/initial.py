@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import torch
+
 from pantomim.formats import load_encoder
-from pantomim.formats.files import load_exactly
-from pantomim.formats.native import describe_positions, load_decoder
+from pantomim.formats.files import key_report, load_exactly
+from pantomim.formats.native import describe_positions, load_decoder, load_predictor
 from pantomim.methods.base import Method
 from pantomim.nn.decoder import MAEDecoder
 from pantomim.nn.position import resample
@@ -52,10 +54,24 @@ def start_from(spec: str, method: Method) -> str:
         )
     weights, _ = resize_encoder_weights(source.state_dict(), source.config, encoder.image_size)
     load_exactly(encoder, weights, spec)
+    method.after_start()
     resampled = "" if source.grid == encoder.grid else f" (positions resampled from {source.grid} to {encoder.grid})"
     table = describe_positions(source)
     kept = f" (its position table is kept: {table})" if table != "sincos, columns first" else ""
-    return f"Starting from the encoder of {spec}{kept}{resampled}; {_take_decoder(spec, method)}."
+    return f"Starting from the encoder of {spec}{kept}{resampled}; {_take_rest(spec, method)}."
+
+
+def _take_rest(spec: str, method: Method) -> str:
+    """The decoder of MAE, or whatever else a method predicts with, where it is there and fits; in words."""
+    if not (Path(spec) / "predictor.json").is_file():
+        return _take_decoder(spec, method)
+    source, ours = load_predictor(spec), method.predictor()
+    if key_report(ours, source):
+        return "what it predicts with is another method's, or has other sizes, and is not taken"
+    with torch.no_grad():
+        for name, weight in ours.items():
+            weight.copy_(source[name])
+    return "what it predicts with is taken too"
 
 
 def _take_decoder(spec: str, method: Method) -> str:

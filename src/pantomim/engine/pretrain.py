@@ -33,12 +33,12 @@ from pantomim.engine.runtime import (
 )
 from pantomim.engine.setup import check_fit, check_schedule, describe_start, training_images
 from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory
-from pantomim.formats.native import save_decoder, save_encoder
+from pantomim.formats.native import save_decoder, save_encoder, save_predictor
 from pantomim.formats.tokenizer import save_tokenizer
 from pantomim.nn.decoder import MAEDecoder
 from pantomim.nn.dvae import DVAENetworks
 from pantomim.nn.vit import Encoder
-from pantomim.optim import cosine_schedule, parameter_groups, scaled_lr
+from pantomim.optim import beit_schedule, cosine_schedule, parameter_groups, scaled_lr
 
 
 def pretrain(config: Pretrain, out: Path) -> Finished:
@@ -92,7 +92,13 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         warmup = config.optim.warmup.in_steps(stream.steps_per_epoch)
         peak_lr = scaled_lr(config.optim.base_lr, config.batch_size)
         check_schedule(config, total, warmup)
-        groups = parameter_groups(method, config.optim.weight_decay, decay_tokens=config.optim.decay_tokens)
+        schedule = beit_schedule if config.optim.schedule == "beit" else cosine_schedule
+        groups = parameter_groups(
+            method,
+            config.optim.weight_decay,
+            decay_tokens=config.optim.decay_tokens,
+            decay_mask_token=config.optim.decay_mask_token,
+        )
         optimizer = torch.optim.AdamW(groups, lr=peak_lr, betas=config.optim.betas, fused=True)
         log_every = config.runtime.log_every or (1 if total < 200 else 10)
         save_every = config.runtime.save_every or min(max(total // 20, 50), 1000)
@@ -120,7 +126,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             waited = stream.wait_s
             for step, batches in enumerate(stream.batches(start, total), start):
                 # set lr
-                lr = cosine_schedule(step, base=peak_lr, minimum=config.optim.min_lr, warmup=warmup, total=total)
+                lr = schedule(step, base=peak_lr, minimum=config.optim.min_lr, warmup=warmup, total=total)
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group["lr_scale"]
 
@@ -205,6 +211,8 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                     save_encoder(out, encoder, scale=dataset.scale, recipe=config.recipe)
                 if isinstance(decoder := parts.get("decoder"), MAEDecoder):
                     save_decoder(out, decoder)
+                elif isinstance(encoder, Encoder):
+                    save_predictor(out, method.predictor(), method=config.method.kind)
                 if isinstance(tokenizer := parts.get("tokenizer"), DVAENetworks):
                     save_tokenizer(out, tokenizer, scale=dataset.scale, recipe=config.recipe)
             run.finish(finished)

@@ -11,6 +11,7 @@ an entry "class" that says beit.Beit, those of timm's `Beit`; no entry "timm": t
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from pantomim.nn.position import TableName, name_table
 from pantomim.nn.vit import Block, Encoder, EncoderConfig
 
 FORMAT_VERSION = 1
-ENCODER, DECODER, CLASSIFIER = "encoder", "decoder", "classifier"
+ENCODER, DECODER, PREDICTOR, CLASSIFIER = "encoder", "decoder", "predictor", "classifier"
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,34 @@ def load_decoder(path: str | Path) -> MAEDecoder:
     arguments = {**arguments, "grid": tuple(arguments["grid"])}
     weights = _read_weights(folder, DECODER)
     return _filled(folder, DECODER, weights, lambda: MAEDecoder(**arguments))
+
+
+def save_predictor(folder: str | Path, weights: Mapping[str, Tensor], *, method: str) -> None:
+    """Write `predictor.safetensors` and `predictor.json` into a folder: what a method learned beside its encoder.
+
+    Args:
+        folder: Made if needed.
+        weights: As `Method.predictor` names them.
+        method: Kind of the method.
+    """
+    named = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    description = {"format_version": FORMAT_VERSION, "method": method, "sha256": hash_weights(named)}
+    replace_file(Path(folder) / f"{PREDICTOR}.safetensors", save(named))
+    replace_file(Path(folder) / f"{PREDICTOR}.json", (json.dumps(description, indent=2) + "\n").encode())
+
+
+def load_predictor(path: str | Path) -> dict[str, Tensor]:
+    """The weights of a run folder's `predictor.safetensors`, by name.
+
+    Raises:
+        ValueError: if the files are missing, damaged, of a newer format, or do not belong together.
+    """
+    folder = Path(path)
+    expected = _read_description(folder, PREDICTOR).get("sha256")
+    weights = _read_weights(folder, PREDICTOR)
+    if hash_weights(weights) != expected:
+        raise _damaged(folder / f"{PREDICTOR}.safetensors", f"another hash than {PREDICTOR}.json states")
+    return weights
 
 
 def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, recipe: str) -> None:

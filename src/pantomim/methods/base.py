@@ -80,6 +80,14 @@ class Method(nn.Module, ABC):
     def after_step(self, step: int) -> None:
         """Called once after each optimiser step: moving averages and the like."""
 
+    def after_start(self) -> None:
+        """Called once other weights have been put into the encoder before the first step: copies of it follow."""
+
+    def predictor(self) -> dict[str, nn.Parameter]:
+        """What is learned beside the encoder, by name: with it a run can be looked at, and gone on from."""
+        named = self.named_parameters()
+        return {name: weight for name, weight in named if weight.requires_grad and not name.startswith("encoder.")}
+
     @abstractmethod
     def exports(self) -> dict[str, nn.Module]:
         """What outlives the run, by name: "encoder", "decoder", or a "tokenizer" alone."""

@@ -235,6 +235,11 @@ class CAE(Method):
         if self.aligner is not None:
             follow(self.aligner, self.encoder, self.align_momentum or 0.0)
 
+    def after_start(self) -> None:
+        """The copy, if there is one, begins as the encoder."""
+        if self.aligner is not None:
+            follow(self.aligner, self.encoder, 0.0)
+
     def exports(self) -> dict[str, nn.Module]:
         """The encoder, and the rest for pictures and for going on."""
         parts: dict[str, nn.Module] = {

@@ -9,10 +9,9 @@ from torch.nn import functional as F
 
 from pantomim.frozen import frozen
 from pantomim.masking.mask import Mask
-from pantomim.nn.initial import initialise_stack
 from pantomim.nn.position import sincos_2d, sincos_2d_rows_first
 from pantomim.nn.tokens import put_back
-from pantomim.nn.vit import NORM_EPS, Block, Features, Initialisation, initialise
+from pantomim.nn.vit import NORM_EPS, Block, Features, Initialisation, initialise, initialise_stack
 
 
 class MAEDecoder(nn.Module):

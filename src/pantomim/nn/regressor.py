@@ -11,9 +11,16 @@ from torch.nn import functional as F
 from pantomim.frozen import frozen
 from pantomim.masking.mask import Mask
 from pantomim.nn.cross_attention import CrossAttention
-from pantomim.nn.initial import initialise_stack
 from pantomim.nn.position import sincos_2d_rows_first
-from pantomim.nn.vit import NORM_EPS, DropPath, EncoderConfig, Initialisation, Mlp, narrow_normal
+from pantomim.nn.vit import (
+    NORM_EPS,
+    DropPath,
+    EncoderConfig,
+    Initialisation,
+    Mlp,
+    initialise_stack,
+    narrow_normal,
+)
 
 Keys = Literal["all", "visible"]
 

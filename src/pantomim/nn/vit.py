@@ -275,7 +275,9 @@ def narrow_normal(tensor: Tensor) -> None:
 
     Paper: Bao et al. 2022, arXiv:2106.08254, section 2.5; the authors' code, and CAE's.
     """
-    nn.init.trunc_normal_(tensor, std=0.02, a=-0.02, b=0.02)
+    within = math.erf(1 / math.sqrt(2))  # share of a normal within one deviation
+    with torch.no_grad():  # by the inverse of the distribution: nothing is drawn twice, so it also runs without data
+        tensor.uniform_(-within, within).erfinv_().mul_(0.02 * math.sqrt(2)).clamp_(-0.02, 0.02)
 
 
 @torch.no_grad()
@@ -430,7 +432,7 @@ class Encoder(nn.Module):
         elif position == "sincos_rows_first":
             table.copy_(sincos_2d_rows_first(self.width, self.grid, self.num_prefix))
         elif scheme == "mae":
-            nn.init.trunc_normal_(table, std=0.02)
+            nn.init.normal_(table, std=0.02)
         else:
             narrow_normal(table)
 

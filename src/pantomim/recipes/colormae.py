@@ -14,6 +14,7 @@ from pantomim.data.stats import Stats
 from pantomim.masking.choice import color_masker
 from pantomim.masking.noise import Color
 from pantomim.masking.random import RandomMasker
+from pantomim.methods.mae import MAEConfig
 from pantomim.nn.vit import EncoderConfig
 from pantomim.recipes.mae import (
     mae,
@@ -30,10 +31,11 @@ COLORS: tuple[Color, ...] = ("green", "red", "blue", "purple")  # green, the pap
 
 def with_color(base: Pretrain, color: Color) -> Pretrain:
     """The same run with a colour's masks at the same ratio."""
-    before = base.method.masker
-    assert isinstance(before, RandomMasker), "MAE's recipes hide at random"
-    masker = color_masker(color, before.ratio)
-    return replace(base, method=replace(base.method, masker=masker))
+    method = base.method
+    assert isinstance(method, MAEConfig), "ColorMAE is MAE with another masker"
+    assert isinstance(method.masker, RandomMasker), "MAE's recipes hide at random"
+    masker = color_masker(color, method.masker.ratio)
+    return replace(base, method=replace(method, masker=masker))
 
 
 def _in1k(base: Pretrain, color: Color) -> Pretrain:

@@ -218,26 +218,36 @@ def mae(size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = Non
         stats: Their mean and deviation.
         start: Encoder to go on from: its sizes, patch and normalisation are kept, its image size follows the data.
     """
-    image_size = choose_image_size(facts)
-    if start is None:
-        sizes = ENCODER_SIZES[size]
-        patch_size = choose_patch(image_size)
-        encoder = EncoderConfig(image_size, patch_size, facts.channels, mean=stats.mean, std=stats.std, **sizes)
-    else:
+    encoder = choose_encoder(size, facts, stats, start)
+    if start is not None:
         size = nearest_size(start.width)
-        patch = start.patch_size
-        fitted = (max(image_size[0] // patch, 1) * patch, max(image_size[1] // patch, 1) * patch)
-        encoder = replace(start, image_size=fitted)
-    batch_size = 256
-    while batch_size > max(facts.num_images, 8):
-        batch_size //= 2
     return Pretrain(
         recipe="mae",
         method=MAEConfig(encoder=encoder, decoder=DECODER_SIZES[size]),
         optim=OptimConfig(base_lr=1.5e-4 if encoder.width >= 768 else 6e-4, warmup=Duration(epochs=20)),
-        batch_size=batch_size,
+        batch_size=choose_batch_size(facts),
         duration=Duration(epochs=400),
     )
+
+
+def choose_encoder(size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = None) -> EncoderConfig:
+    """The encoder for any images; arguments as for `mae`."""
+    image_size = choose_image_size(facts)
+    if start is None:
+        sizes = ENCODER_SIZES[size]
+        patch_size = choose_patch(image_size)
+        return EncoderConfig(image_size, patch_size, facts.channels, mean=stats.mean, std=stats.std, **sizes)
+    patch = start.patch_size
+    fitted = (max(image_size[0] // patch, 1) * patch, max(image_size[1] // patch, 1) * patch)
+    return replace(start, image_size=fitted)
+
+
+def choose_batch_size(facts: Facts) -> int:
+    """256, or less where there are fewer images."""
+    batch_size = 256
+    while batch_size > max(facts.num_images, 8):
+        batch_size //= 2
+    return batch_size
 
 
 def nearest_size(width: int) -> str:

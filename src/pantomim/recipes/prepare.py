@@ -4,18 +4,28 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pantomim.config import Duration, Pretrain, from_yaml, with_duration
 from pantomim.data.dataset import Facts
 from pantomim.data.sources import open_source
 from pantomim.data.stats import Stats, channel_stats
 from pantomim.formats import load_encoder
+from pantomim.methods.beit import BEiTConfig
+from pantomim.methods.cae import CAEConfig
+from pantomim.methods.dvae import DVAEConfig
 from pantomim.nn.vit import Encoder, EncoderConfig
+from pantomim.recipes.beit import RECIPES as BEIT_RECIPES
+from pantomim.recipes.beit import beit, beit_paper
+from pantomim.recipes.cae import RECIPES as CAE_RECIPES
+from pantomim.recipes.cae import cae, cae_paper
 from pantomim.recipes.colormae import RECIPES as COLORMAE_RECIPES
 from pantomim.recipes.colormae import colormae, colormae_paper
 from pantomim.recipes.mae import MAX_SIDE, mae, mae_paper
 from pantomim.recipes.mae import RECIPES as MAE_RECIPES
 from pantomim.recipes.recipe import Recipe
+from pantomim.targets.rgb import RGBTargetConfig
+from pantomim.targets.tokens import TokenTargetConfig
 
 
 @dataclass(frozen=True)
@@ -31,8 +41,13 @@ class BareMethod:
     paper: Callable[[int], Pretrain]
 
 
-RECIPES: tuple[Recipe, ...] = MAE_RECIPES + COLORMAE_RECIPES
-BARE_METHODS = {"mae": BareMethod(mae, mae_paper), "colormae": BareMethod(colormae, colormae_paper)}
+RECIPES: tuple[Recipe, ...] = MAE_RECIPES + COLORMAE_RECIPES + BEIT_RECIPES + CAE_RECIPES
+BARE_METHODS = {
+    "mae": BareMethod(mae, mae_paper),
+    "colormae": BareMethod(colormae, colormae_paper),
+    "beit": BareMethod(beit, beit_paper),
+    "cae": BareMethod(cae, cae_paper),
+}
 DEFAULT_SIZE = "tiny"
 
 
@@ -64,6 +79,8 @@ def prepare(
     steps: int | None = None,
     epochs: float | None = None,
     config: Path | None = None,
+    target: Literal["tokens", "pixels"] | None = None,
+    tokenizer: str | None = None,
 ) -> Prepared:
     """The config of a recipe's full name, of a bare method, or of another run's config.yaml.
 
@@ -75,6 +92,8 @@ def prepare(
         steps: Length in steps, instead of the recipe's.
         epochs: Length in epochs, instead of the recipe's.
         config: The config.yaml of another run, instead of a name.
+        target: What is predicted, for a method that leaves the choice.
+        tokenizer: As `load_tokenizer` takes it; the target is then tokens.
 
     Raises:
         ValueError: if the recipe does not exist, or options contradict each other or leave something open.
@@ -102,7 +121,28 @@ def prepare(
         run = replace(run, init=init)
     if steps is not None or epochs is not None:
         run = with_duration(run, Duration(steps=steps, epochs=epochs))
+    if target is not None or tokenizer is not None:
+        run = _with_target(run, target, tokenizer)
     return replace(prepared, config=run)
+
+
+def _with_target(run: Pretrain, target: Literal["tokens", "pixels"] | None, tokenizer: str | None) -> Pretrain:
+    """The same run with another target; what the target has already, such as its vocabulary, is kept."""
+    method = run.method
+    if not isinstance(method, BEiTConfig | CAEConfig):
+        raise ValueError(
+            f"--target and --tokenizer go with beit and cae; got them for {run.recipe}, a run of {method.kind}. "
+            f"Leave them out, or name another recipe."
+        )
+    if target == "pixels":
+        if tokenizer is not None:
+            raise ValueError(f"--tokenizer goes with --target tokens; got {tokenizer} and --target pixels. Drop one.")
+        pixels = method.target if isinstance(method.target, RGBTargetConfig) else RGBTargetConfig()
+        return replace(run, method=replace(method, target=pixels))
+    tokens = method.target if isinstance(method.target, TokenTargetConfig) else TokenTargetConfig()
+    if tokenizer is not None:
+        tokens = replace(tokens, tokenizer=tokenizer)
+    return replace(run, method=replace(method, target=tokens))
 
 
 def _find(name: str) -> Recipe:
@@ -116,8 +156,12 @@ def _find(name: str) -> Recipe:
 
 def _from_file(path: Path) -> Prepared:
     config = from_yaml(Pretrain, path)
+    if isinstance(config.method, DVAEConfig):
+        raise ValueError(
+            f"{path} is that of a tokenizer. `pantomim tokenizer train --config {path} --out RUN` repeats it."
+        )
     known = {recipe.name: recipe for recipe in RECIPES}.get(config.recipe)
-    bare = BARE_METHODS.get(config.recipe, BARE_METHODS["mae"])
+    bare = BARE_METHODS.get(config.recipe, BARE_METHODS[config.method.kind])
     paper = known.paper() if known else bare.paper(config.method.encoder.width)
     return Prepared(config, paper, f"the run of {path}", known.notes if known else ())
 
@@ -133,6 +177,7 @@ def _from_data(name: str, data: str | None, size: str | None, init: str | None) 
         raise ValueError(f"--init must be a plain vision transformer; {init} is none that the method can train.")
     method, start_config = BARE_METHODS[name], start.config if start is not None else None
     config = method.build(size or DEFAULT_SIZE, facts, channel_stats(dataset), start_config)
+    assert not isinstance(config.method, DVAEConfig), "a tokenizer has commands of its own"
     encoder = config.method.encoder
     (height, width), (rows, cols) = encoder.image_size, encoder.grid
     sizes = "all {}x{}".format(*facts.size) if facts.size else f"median shorter side {facts.median_shorter_side}"

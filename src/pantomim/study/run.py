@@ -264,11 +264,11 @@ def _record(cell: Cell, finished: Finished, evaluate_s: dict[str, float]) -> Rec
 
 def _describe_masks(cell: Cell) -> dict[str, float] | None:
     """What the masker leaves visible; None where the method has none."""
-    masker = getattr(cell.run.method, "masker", None)
-    if masker is None:
+    method = cell.run.method
+    if method.kind == "dvae":
         return None
-    grid = cell.run.method.encoder.grid
-    masked = masker(NUM_MASKS, grid, torch.Generator().manual_seed(cell.seed)).masked
+    grid = method.encoder.grid
+    masked = method.masker(NUM_MASKS, grid, torch.Generator().manual_seed(cell.seed)).masked
     found = visible_statistics(~masked.view(NUM_MASKS, *grid).numpy())
     return {
         "ratio": float(masked.float().mean()),

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pantomim.frozen import frozen
 from pantomim.nn.vit import EncoderConfig
 from pantomim.tokenizers.base import Tokenizer, check_tokenizer
-from pantomim.tokenizers.loading import load_tokenizer
+from pantomim.tokenizers.loading import WAYS, load_tokenizer
 from pantomim.tokenizers.resized import on_grid
 
 
@@ -61,6 +61,11 @@ class TokenTargetConfig:
         Raises:
             ValueError: if there is no such tokenizer, or its ids are not those of the encoder's patches.
         """
+        if not self.tokenizer:
+            raise ValueError(
+                f"TokenTargetConfig.tokenizer must be given, as there is no default; got none. Give --tokenizer "
+                f"RUN|FILE|dalle:FILE|random-projection, or --target pixels. {WAYS}."
+            )
         found = load_tokenizer(
             self.tokenizer, patch_size=encoder.patch_size, in_chans=encoder.in_chans, vocabulary=self.vocabulary
         )

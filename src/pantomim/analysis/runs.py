@@ -1,0 +1,40 @@
+"""A finished run as the method that it trained, from its folder alone."""
+
+from pathlib import Path
+
+import torch
+
+from pantomim.config import Pretrain, from_yaml
+from pantomim.formats.files import key_report
+from pantomim.formats.native import load_encoder_folder, load_predictor
+from pantomim.methods.beit import BEiT, BEiTConfig
+from pantomim.methods.cae import CAE, CAEConfig
+
+
+def load_run(run: str | Path) -> BEiT | CAE:
+    """The method of a finished run of BEiT or CAE, in evaluation mode; see `reconstructions.load_method` for MAE.
+
+    A tokenizer is loaded from where the run had it.
+
+    Raises:
+        ValueError: if the run is of another method, is not finished, its tokenizer has moved, or files are damaged.
+    """
+    run = Path(run)
+    config = from_yaml(Pretrain, run / "config.yaml").method
+    if not isinstance(config, BEiTConfig | CAEConfig):
+        raise ValueError(f"load_run.run must be a run of beit or cae; got {run}, a run of {config.kind}.")
+    encoder, weights = load_encoder_folder(run), load_predictor(run)
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
+        method = config.build()
+    method.encoder.load_state_dict(encoder.state_dict())
+    method.after_start()
+    ours = method.predictor()
+    if report := key_report(ours, weights):
+        raise ValueError(
+            f"{run / 'predictor.safetensors'} must hold what config.yaml describes; got {report}. "
+            f"Copy the folder again, or give the tokenizer that it was trained with."
+        )
+    with torch.no_grad():
+        for name, weight in ours.items():
+            weight.copy_(weights[name])
+    return method.eval()
