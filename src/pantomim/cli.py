@@ -70,7 +70,7 @@ def _run_arguments(command: str, arguments: list[str]) -> tuple[RunArguments, "P
     chosen, leaves = tyro.cli(RunArguments, args=arguments, return_unknown_args=True, add_help=False, prog=prog)
     leaves = _checked_leaves(leaves)
     prepared = prepare(
-        chosen.recipe,
+        _named(chosen.recipe),
         data=chosen.data,
         size=chosen.size,
         init=chosen.init,
@@ -80,7 +80,7 @@ def _run_arguments(command: str, arguments: list[str]) -> tuple[RunArguments, "P
         target=chosen.target,
         tokenizer=chosen.tokenizer,
     )
-    name = chosen.recipe or f"--config {chosen.config}"
+    name = _named(chosen.recipe) or f"--config {chosen.config}"
     default = _with_kinds(prepared.config, leaves)
     config = tyro.cli(Pretrain, default=default, args=leaves, prog=f"{prog} {name}", config=LEAVES)
     if chosen.keep is not None:
@@ -114,16 +114,20 @@ def _print_help(prog: str, name: str | None) -> NoReturn:
     sys.exit(0)
 
 
-def _checked_leaves(arguments: list[str]) -> list[str]:
+def _checked_leaves(arguments: list[str], options: type = RunArguments) -> list[str]:
     """The leaves as they are, with the other unit of a duration unset where one is given.
+
+    Args:
+        arguments: What the command's own options have left over.
+        options: The command's own options.
 
     Raises:
         ValueError: naming the nearest option of one that does not exist; before any data are opened.
     """
     from pantomim.config import Pretrain, leaf_names
 
-    names = [*(field.name for field in fields(RunArguments)), *leaf_names(Pretrain)]
-    given = [argument.split("=")[0][2:].replace("-", "_") for argument in arguments if argument.startswith("--")]
+    names = [*(field.name for field in fields(options)), *leaf_names(Pretrain)]
+    given = _given(arguments)
     for name in given:
         if name not in [*names, "help"]:
             close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -136,6 +140,16 @@ def _checked_leaves(arguments: list[str]) -> list[str]:
             if f"{duration}.{unit}" in given and f"{duration}.{other}" not in given:
                 unset += [f"--{duration}.{other}", "None"]
     return arguments + unset
+
+
+def _named(recipe: str | None) -> str | None:
+    """The name, or None: without one, tyro 1.0 reads an empty list in words where further options follow."""
+    return None if recipe == "[]" else recipe
+
+
+def _given(arguments: list[str]) -> list[str]:
+    """The dotted names of the options among some words."""
+    return [argument.split("=")[0][2:].replace("-", "_") for argument in arguments if argument.startswith("--")]
 
 
 def pretrain(arguments: list[str]) -> None:
@@ -376,6 +390,174 @@ def masks(
 
 
 @dataclass(frozen=True)
+class TokenizerTrainArguments:
+    """Options of `tokenizer train`; the leaves of the config are further options.
+
+    Args:
+        recipe: dvae, for any images, or dvae_micro_cifar10 or dvae_small_cifar10.
+        data: What `pretrain --data` takes.
+        out: The run folder; an unfinished run of the same config in it is resumed.
+        steps: Length in optimiser steps; the schedules follow it.
+        epochs: Length in passes over the data; the schedules follow it.
+        size: Size of the networks, for dvae; paper is the published one's.
+        keep: Checkpoints to keep.
+        config: Repeat the run of this config.yaml, instead of naming a recipe.
+    """
+
+    recipe: Annotated[str | None, tyro.conf.Positional] = None
+    data: str | None = None
+    out: Path | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    size: Literal["micro", "small", "base", "paper"] | None = None
+    keep: int | None = None
+    config: Path | None = None
+
+
+@dataclass(frozen=True)
+class TokenizerEncodeArguments:
+    """Options of `tokenizer encode`.
+
+    Args:
+        tokenizer: RUN, dalle:FILE, dalle:FOLDER, random-projection or random-projection-standardised (also :SEED).
+        data: What `pretrain --data` takes.
+        out: FILE.npz; ids that are there already are kept if tokenizer, data and transform are the same.
+        split: train, val, test or all.
+        image_size: Height and width that the tokenizer sees; by default the images', if it is the same for all.
+        patch_size: Of a random projection.
+        vocabulary: Of a random projection; 8192 unless given.
+        batch_size: Images at once.
+        device: "auto" takes a GPU if there is one.
+    """
+
+    tokenizer: str | None = None
+    data: str | None = None
+    out: Path | None = None
+    split: str = "all"
+    image_size: tuple[int, int] | None = None
+    patch_size: int | None = None
+    vocabulary: int | None = None
+    batch_size: int = 128
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def tokenizer(arguments: list[str]) -> None:
+    """Turn images into ids: pantomim tokenizer train --data SRC --out RUN, or tokenizer encode --tokenizer T ..."""
+    commands = {"train": _train_tokenizer, "encode": _encode}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        rows = [(name, (inspect.getdoc(command) or "").splitlines()[0]) for name, command in commands.items()]
+        _print_section("pantomim tokenizer", rows)
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name not in commands:
+        raise ValueError(f"tokenizer must be followed by train or encode; got {name}. See pantomim tokenizer --help.")
+    commands[name](rest)
+
+
+def _train_tokenizer(arguments: list[str]) -> None:
+    """Train a discrete auto-encoder: pantomim tokenizer train --data SRC --out RUN [--steps N] [--any.leaf value]."""
+    from pantomim.config import Pretrain
+    from pantomim.recipes.dvae import dvae_paper, fitted, prepare_tokenizer
+
+    prog = "pantomim tokenizer train"
+    if "-h" in arguments or "--help" in arguments:
+        with suppress(SystemExit):
+            tyro.cli(TokenizerTrainArguments, args=["--help"], prog=prog)
+        tyro.cli(Pretrain, default=dvae_paper(), args=["--help"], prog=prog, config=LEAVES)
+    arguments = [{"true": "True", "false": "False"}.get(argument, argument) for argument in arguments]
+    chosen, leaves = tyro.cli(
+        TokenizerTrainArguments, args=arguments, return_unknown_args=True, add_help=False, prog=prog
+    )
+    leaves = _checked_leaves(leaves, TokenizerTrainArguments)
+    if chosen.out is None:
+        raise ValueError("tokenizer train needs a run folder. Add --out RUN, such as --out runs/tokenizer.")
+    prepared, num_images = prepare_tokenizer(
+        _named(chosen.recipe),
+        data=chosen.data,
+        size=chosen.size,
+        steps=chosen.steps,
+        epochs=chosen.epochs,
+        config=chosen.config,
+    )
+    config = tyro.cli(Pretrain, default=prepared.config, args=leaves, prog=prog, config=LEAVES)
+    if num_images is not None:
+        config = fitted(config, num_images, _given(leaves))
+    if chosen.keep is not None:
+        config = replace(config, runtime=replace(config.runtime, keep=chosen.keep))
+    from pantomim.analysis.tokens import PICTURE, write_tokenizer_report
+    from pantomim.engine.pretrain import pretrain as run
+    from pantomim.tokenizers.usage import collapse_warning
+
+    finished = run(config, chosen.out)
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    if finished.already:
+        CONSOLE.print(f"{chosen.out} is complete and was left as it is. Another --out starts afresh.", highlight=False)
+    measured = write_tokenizer_report(chosen.out)
+    speed = f" at {finished.images_per_s:,.0f} images/s" if finished.images_per_s else ""
+    rows = [
+        ("training", f"{finished.steps:,} steps in {finished.wall_s:,.0f} s{speed}, last loss {finished.loss:.4f}"),
+        ("codes", str(measured.usage)),
+        (
+            "reconstruction",
+            f"mean squared error {measured.mse:.5f} from hard ids; {measured.mse_of_means:.5f} from each cell's mean",
+        ),
+        ("picture", str(chosen.out / PICTURE)),
+    ]
+    _print_section("On images that it was not trained on", rows)
+    if (warning := collapse_warning(measured.usage, f"the tokenizer {chosen.out}")) is not None:
+        ERRORS.print(f"[bold yellow]warning:[/bold yellow] {escape(warning)}", highlight=False, soft_wrap=True)
+    CONSOLE.print(f"\nTokenizer: {chosen.out}, for --tokenizer {chosen.out}", highlight=False, soft_wrap=True)
+
+
+def _encode(arguments: list[str]) -> None:
+    """Write the id of every cell of every image: pantomim tokenizer encode --tokenizer T --data SRC --out FILE.npz."""
+    chosen = tyro.cli(TokenizerEncodeArguments, args=arguments, prog="pantomim tokenizer encode")
+    if chosen.data is None or chosen.out is None:
+        missing = "--data SRC" if chosen.data is None else "--out FILE.npz"
+        raise ValueError(f"tokenizer encode needs a tokenizer, images and a file. Add {missing}.")
+    import torch
+
+    from pantomim.analysis.tokens import check_ids_path, write_ids
+    from pantomim.data.sources import open_source
+    from pantomim.tokenizers import load_tokenizer
+    from pantomim.tokenizers.usage import collapse_warning
+
+    check_ids_path(chosen.out)
+    projection = (chosen.tokenizer or "").startswith("random-projection")
+    for option, value in (("--patch-size", chosen.patch_size), ("--vocabulary", chosen.vocabulary)):
+        if value is not None and not projection:
+            raise ValueError(f"{option} goes with random-projection; {chosen.tokenizer} fixes it. Leave it out.")
+    if projection and chosen.patch_size is None:
+        raise ValueError(f"{chosen.tokenizer} needs the size of its cells. Add --patch-size PIXELS.")
+    dataset = open_source(chosen.data, chosen.split)
+    found = load_tokenizer(
+        chosen.tokenizer,
+        patch_size=chosen.patch_size or 16,
+        in_chans=dataset.channels,
+        vocabulary=chosen.vocabulary or 8192,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ids = write_ids(
+        found,
+        dataset,
+        chosen.out,
+        image_size=chosen.image_size,
+        batch_size=chosen.batch_size,
+        device=device if chosen.device == "auto" else chosen.device,
+    )
+    num_images, rows, cols = ids.ids.shape
+    done = "written to" if ids.fresh else "are up to date in"
+    CONSOLE.print(
+        f"{num_images:,} x {rows} x {cols} ids {done} {chosen.out}: {ids.usage}.", highlight=False, soft_wrap=True
+    )
+    if (warning := collapse_warning(ids.usage, f"the tokenizer {chosen.tokenizer}")) is not None:
+        ERRORS.print(f"[bold yellow]warning:[/bold yellow] {escape(warning)}", highlight=False, soft_wrap=True)
+    for item in dataset.broken:
+        CONSOLE.print(f"Left out as broken: {escape(item.name)}: {escape(item.reason)}", highlight=False)
+
+
+@dataclass(frozen=True)
 class StudyArguments:
     """Options of `study`.
 
@@ -503,6 +685,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "recipes": recipes,
     "explain": explain,
+    "tokenizer": tokenizer,
     "stats": stats,
     "noise": noise,
     "masks": masks,
@@ -510,7 +693,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import": import_weights,
     "verify": verify,
 }
-TAKE_ARGUMENTS = (pretrain, explain, evaluate, study)  # these read their own arguments
+TAKE_ARGUMENTS = (pretrain, explain, evaluate, tokenizer, study)  # these read their own arguments
 
 
 def main(arguments: list[str] | None = None) -> None:

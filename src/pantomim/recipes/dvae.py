@@ -193,7 +193,8 @@ def prepare_tokenizer(
         epochs: Length in epochs.
         config: The config.yaml of another run, instead of a name.
 
-    Returns: the config, and the number of training images; None where schedules are the file's and stay so.
+    Returns: the config, and the number of training images, for `fitted`; None where schedules are the file's and stay
+        so, as no other length is given.
 
     Raises:
         ValueError: if the recipe does not exist, or options contradict each other or leave something open.
@@ -230,4 +231,6 @@ def prepare_tokenizer(
         run = replace(run, data=replace(run.data, source=data))
     if steps is not None or epochs is not None:
         run = replace(run, duration=Duration(steps=steps, epochs=epochs))
-    return replace(prepared, config=run), facts.num_images if facts is not None and config is None else None
+    if config is not None and steps is None and epochs is None:
+        return replace(prepared, config=run), None
+    return replace(prepared, config=run), (facts or open_source(run.data.source, "train").facts).num_images

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pantomim.config import Duration
+from pantomim.config import DataConfig, Duration, to_yaml
 from pantomim.data.dataset import Facts
 from pantomim.recipes.dvae import RECIPES, choose_vocabulary, dvae, dvae_paper, fitted, prepare_tokenizer
+from pantomim.recipes.mae import mae_micro_mnist
 
 
 def facts(size=(32, 32), median=32, num_images=1000, dtype="uint8", channels=3) -> Facts:
@@ -88,6 +89,22 @@ def test_what_does_not_go_together(tmp_path) -> None:
         prepare_tokenizer("dvae_micro_cifar10", data="mnist", size="small")
     with pytest.raises(ValueError, match="either a recipe or --config"):
         prepare_tokenizer("dvae", data="mnist", config=tmp_path)
+
+
+def test_a_file_keeps_its_schedules_unless_the_length_changes(tmp_path) -> None:
+    given = replace(dvae("micro", facts(num_images=640)), data=DataConfig(source="mnist"))
+    (tmp_path / "config.yaml").write_text(to_yaml(given))
+    prepared, num_images = prepare_tokenizer(None, data=None, config=tmp_path / "config.yaml")
+    assert (prepared.config, num_images) == (given, None)
+    prepared, num_images = prepare_tokenizer(None, data=None, config=tmp_path / "config.yaml", steps=40)
+    assert (prepared.config.duration.steps, num_images) == (40, 4000)
+    assert fitted(prepared.config, num_images or 0).method.temperature.steps == 20
+
+
+def test_a_file_of_another_run(tmp_path) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(mae_micro_mnist()))
+    with pytest.raises(ValueError, match=r"must be that of a tokenizer's run; got .* a run of mae_micro_mnist"):
+        prepare_tokenizer(None, data=None, config=tmp_path / "config.yaml")
 
 
 def test_the_data_decide() -> None:
