@@ -1,5 +1,6 @@
 """What a config means before it costs anything: parts, shapes, parameters, FLOPs, memory, rates, differences."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,7 +48,8 @@ class Cost:
 def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
     """Count parameters, FLOPs and memory on fake (meta) tensors: no weight is allocated, so ViT-H costs nothing."""
     build = _builder(config.method)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # where a part is copied
         method = build()
         one, two = (_kept_bytes(method, images, precision) for images in (1, 2))
         batch, draws = _step(method, 1)

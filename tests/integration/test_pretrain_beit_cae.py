@@ -1,0 +1,161 @@
+"""BEiT and CAE are trained by the engine like MAE: run folder, resume to the same bits, export, scores, going on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import ENCODER, tiny_images, tiny_run
+
+from pantomim.analysis.runs import load_run
+from pantomim.cli import main
+from pantomim.config import Duration, to_yaml, with_duration
+from pantomim.engine.initial import start_from
+from pantomim.engine.pretrain import pretrain
+from pantomim.engine.record import read_metrics
+from pantomim.evaluate.protocols import Evaluate, evaluate_to_file
+from pantomim.formats import load_encoder
+from pantomim.masking.block import BlockMasker
+from pantomim.methods.base import Batch
+from pantomim.methods.beit import BEiTConfig
+from pantomim.methods.cae import CAEConfig
+from pantomim.nn.decoder import LatentDecoderConfig
+from pantomim.nn.regressor import RegressorConfig
+from pantomim.recipes import prepare
+from pantomim.recipes.beit import as_beit
+from pantomim.recipes.cae import as_cae
+from pantomim.targets.rgb import RGBTargetConfig
+from pantomim.targets.tokens import TokenTargetConfig
+
+TOKENS = TokenTargetConfig(tokenizer="random-projection-standardised", vocabulary=32)
+METHODS = {
+    "beit": BEiTConfig(encoder=as_beit(ENCODER), target=TOKENS, masker=BlockMasker(ratio=0.4, exact=False, min_area=2)),
+    "cae": CAEConfig(
+        encoder=as_cae(ENCODER),
+        regressor=RegressorConfig(depth=1),
+        decoder=LatentDecoderConfig(depth=1),
+        masker=BlockMasker(ratio=0.5),
+        target=TOKENS,
+        align_momentum=0.9,
+    ),
+}
+OPTIM = {"schedule": "beit", "decay_tokens": False, "decay_mask_token": True, "clip_norm": 3.0}
+
+
+def run(source, kind, **changes):
+    return replace(tiny_run(source, optim=OPTIM | changes.pop("optim", {}), **changes), method=METHODS[kind])
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_run_goes_on_to_the_same_bits_and_is_scored(kind, tmp_path, monkeypatch):
+    source = tiny_images(tmp_path / "images.npz")
+    config = run(source, kind, steps=12, runtime={"save_every": 4, "log_every": 1})
+    whole = tmp_path / "whole"
+    pretrain(config, whole)
+    metrics = read_metrics(whole / "metrics.jsonl")
+    assert "accuracy" in metrics[0]
+    assert ("loss_align" in metrics[0]) == (kind == "cae")
+
+    with monkeypatch.context() as patch:
+        kill_after(6, patch)
+        with pytest.raises(Killed):
+            pretrain(config, tmp_path / "cut")
+    pretrain(config, tmp_path / "cut")
+    assert [row["loss"] for row in read_metrics(tmp_path / "cut" / "metrics.jsonl")] == [row["loss"] for row in metrics]
+    for name in ("encoder", "predictor"):
+        file = f"{name}.safetensors"
+        assert (whole / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+
+    _, result = evaluate_to_file(Evaluate("knn", encoder=str(whole), data=str(source)))
+    assert 0 <= result["trained"]["top1"] <= 1
+
+    again = load_run(whole)
+    assert torch.equal(again.encoder.cls_token, load_encoder(whole).cls_token)
+    outputs = again(Batch(torch.rand(2, 3, 16, 16), total=2), _draw(again))
+    assert torch.isfinite(outputs["loss"])
+
+
+class Killed(BaseException):
+    """Stands for a kill, within this process."""
+
+
+def kill_after(step, monkeypatch):
+    """The process dies once so many steps are done, saved or not."""
+    backward = torch.Tensor.backward
+    done = [0]
+
+    def dying(self, *arguments, **named):
+        if done[0] == step:
+            raise Killed
+        done[0] += 1
+        backward(self, *arguments, **named)
+
+    monkeypatch.setattr(torch.Tensor, "backward", dying)
+
+
+def _draw(method):
+    return method.draw(Batch(torch.rand(2, 3, 16, 16), total=2), 0, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_run_begins_where_another_ended(kind, tmp_path):
+    source = tiny_images(tmp_path / "images.npz")
+    pretrain(run(source, kind, steps=3), tmp_path / "first")
+    method = METHODS[kind].build()
+    assert "what it predicts with is taken too" in start_from(str(tmp_path / "first"), method)
+    first = load_run(tmp_path / "first")
+    for name, weight in first.predictor().items():
+        assert torch.equal(weight, method.predictor()[name]), name
+    if kind == "cae":  # the copy begins as the encoder
+        pairs = zip(method.aligner.parameters(), first.encoder.parameters(), strict=True)
+        assert all(torch.equal(copied, weight) for copied, weight in pairs)
+    smaller = replace(METHODS[kind], target=RGBTargetConfig()).build()
+    assert "is not taken" in start_from(str(tmp_path / "first"), smaller)
+
+
+def test_warm_up_reaches_its_peak_one_step_earlier(tmp_path):
+    source = tiny_images(tmp_path / "images.npz")
+    rates = {}
+    for schedule in ("mae", "beit"):
+        pretrain(run(source, "beit", steps=4, optim={"schedule": schedule}), tmp_path / schedule)
+        rates[schedule] = [row["lr"] for row in read_metrics(tmp_path / schedule / "metrics.jsonl")]
+    peak = 0.02 * 16 / 256
+    assert rates["mae"][:3] == pytest.approx([0, peak / 2, peak])
+    assert rates["beit"][:3] == pytest.approx([0, peak, peak])
+    assert rates["mae"][2:] == rates["beit"][2:]
+
+
+def test_no_tokenizer_no_run(tmp_path):
+    source = tiny_images(tmp_path / "images.npz")
+    config = run(source, "beit")
+    config = replace(config, method=replace(config.method, target=TokenTargetConfig()))
+    with pytest.raises(ValueError, match=r"tokenizer must be given.*--tokenizer RUN\|FILE.*pantomim tokenizer train"):
+        pretrain(config, tmp_path / "run")
+
+
+def test_a_bare_method_goes_on_from_a_run(tmp_path):
+    source = tiny_images(tmp_path / "images.npz")
+    pretrain(run(source, "cae", steps=3), tmp_path / "first")
+    options = {"data": str(source), "init": str(tmp_path / "first"), "tokenizer": "random-projection"}
+    prepared = prepare("cae", steps=40, **options)
+    assert prepared.config.method.encoder == METHODS["cae"].encoder
+    runtime = replace(prepared.config.runtime, tracker="none", device="cpu", threads=1)
+    small = replace(with_duration(prepared.config, Duration(steps=40)), runtime=runtime, batch_size=16)
+    (tmp_path / "config.yaml").write_text(to_yaml(small))
+    assert prepare(None, config=tmp_path / "config.yaml").config == small
+    pretrain(small, tmp_path / "second")
+    assert (tmp_path / "second" / "predictor.json").is_file()
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_from_the_command_line(kind, tmp_path, capsys):
+    source, out = tiny_images(tmp_path / "images.npz"), tmp_path / "run"
+    command = [kind, "--data", str(source), "--size", "micro", "--method.encoder.depth", "1", "--steps", "30"]
+    command += ["--batch-size", "8", "--runtime.tracker", "none", "--runtime.device", "cpu"]
+    main(["explain", *command])
+    assert "not counted: none is named yet; give --tokenizer" in capsys.readouterr().out
+    main(["explain", *command, "--tokenizer", "random-projection:3"])
+    assert "random-projection:3" in capsys.readouterr().out
+    main(["pretrain", *command, "--target", "pixels", "--out", str(out)])
+    main(["report", str(out)])
+    assert "no new pictures" in capsys.readouterr().err
+    assert (out / "report.html").is_file()
