@@ -678,6 +678,38 @@ def import_weights(
     CONSOLE.print(escape(str(report)), highlight=False, soft_wrap=True)
 
 
+def inspect_run(
+    what: Annotated[Literal["alignment"], tyro.conf.Positional],
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    images: str | None = None,
+    out: Path | None = None,
+    count: int = 8,
+    seed: int = 0,
+) -> None:
+    """Show what CAE's decoder makes of all patches without the regressor: inspect alignment RUN [RUN ...].
+
+    Args:
+        what: alignment.
+        runs: Run folders of CAE, shown side by side: one with alignment and one without, say.
+        images: What `pretrain --data` takes; by default images that the first run has not seen.
+        out: The page, FILE.html; a picture FILE.png is put beside it. By default analysis/alignment.html in the first
+            run folder.
+        count: How many images.
+        seed: Of the choice of images.
+    """
+    from pantomim.analysis.alignment import inspect_alignment
+    from pantomim.report.alignment import check_alignment_path, write_alignment
+
+    if not runs:
+        raise ValueError("inspect alignment needs a run folder. Add RUN, such as runs/cae, or several.")
+    path = out or runs[0] / "analysis" / "alignment.html"
+    check_alignment_path(path)
+    found = inspect_alignment(runs, images, count=count, seed=seed)
+    page, picture = write_alignment(found, path)
+    _print_section("Without the regressor", [(row.title, row.text) for row in found.rows if row.text])
+    CONSOLE.print(f"\nPage: {page}, and as a picture: {picture}", highlight=False, soft_wrap=True)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain,
     "evaluate": evaluate,
@@ -689,6 +721,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "stats": stats,
     "noise": noise,
     "masks": masks,
+    "inspect": inspect_run,
     "study": study,
     "import": import_weights,
     "verify": verify,

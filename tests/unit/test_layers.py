@@ -27,7 +27,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": {"frozen", "files", "nn", "data", "optim", "checkpoint", "formats", "config", "engine"},
     "analysis": {
         *("frozen", "files", "nn", "masking", "targets", "tokenizers", "methods", "formats", "data", "config"),
-        "checkpoint",
         "evaluate",
     },
     "explain": {"nn", "masking", "targets", "config", "methods", "optim", "recipes"},

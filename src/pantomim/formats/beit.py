@@ -1,8 +1,8 @@
 """Checkpoints of BEiT's authors (microsoft/unilm, folder beit), and classifiers of CAE's, which have the same names.
 
-Pre-training files hold the encoder, its mask token and the head that names tokens; the last two are checked and left
-out, as in the authors' own fine-tuning. Fine-tuned files hold a classifier, with tables of relative positions in every
-block. The matrices of rows of those tables, which are stored beside them, must be ours.
+Pre-training files hold the encoder, its mask token and the head that names tokens. Fine-tuned files hold a classifier,
+with tables of relative positions in every block. The matrices of rows of those tables, which are stored beside them,
+must be ours.
 """
 
 import math
@@ -123,7 +123,7 @@ def recognise_tables(
     if wrong:
         raise refused(source, layout, weights, f"other rows of relative positions than BEiT's under {', '.join(wrong)}")
     extra = {name: tensor for name, tensor in weights.items() if name.partition(".")[0] in layout.decoder_parts}
-    left_out = (*sorted(indices), *sorted(extra))
+    left_out = tuple(sorted(indices))
     rest = {name: tensor for name, tensor in weights.items() if name not in indices and name not in extra}
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
         encoder = config.build()
@@ -134,13 +134,16 @@ def recognise_tables(
             fill([classifier], rest, source, layout, "classifier")
             return Found(layout, "classifier", encoder, classifier=classifier, left_out=left_out)
         fill([encoder], rest, source, layout, "encoder")
-        return Found(layout, "encoder", encoder, left_out=left_out, notes=_pretraining(extra, config, source, layout))
+        if not extra:
+            note = "no mask token and no head in the file: going on from here begins with fresh ones"
+            return Found(layout, "encoder", encoder, left_out=left_out, notes=(note,))
+        predictor = _predictor(extra, config, source, layout)
+        note = f"mask token and a head for {len(predictor['head.bias'])} tokens"
+        return Found(layout, "encoder", encoder, left_out=left_out, notes=(note,), predictor=predictor)
 
 
-def _pretraining(extra: Mapping[str, Tensor], config: EncoderConfig, source: str, layout: Layout) -> tuple[str, ...]:
-    """What the report says of mask token and head, which must have their shapes."""
-    if not extra:
-        return ("no mask token and no head in the file: going on from here begins with fresh ones",)
+def _predictor(extra: Mapping[str, Tensor], config: EncoderConfig, source: str, layout: Layout) -> dict[str, Tensor]:
+    """Mask token and head under our names; they must have their shapes."""
     vocabulary = len(telling(extra, source, layout, "lm_head.weight", 2))
     shapes = {
         "mask_token": (1, 1, config.width),
@@ -150,10 +153,7 @@ def _pretraining(extra: Mapping[str, Tensor], config: EncoderConfig, source: str
     found = {name: tuple(tensor.shape) for name, tensor in extra.items()}
     if found != shapes:
         raise refused(source, layout, extra, f"mask token and head of shapes {found} instead of {shapes}")
-    return (
-        f"mask token and a head for {vocabulary} tokens are in the file and left out: going on from here begins with "
-        f"fresh ones",
-    )
+    return {name.removeprefix("lm_"): tensor for name, tensor in extra.items()}
 
 
 def _config(

@@ -171,7 +171,7 @@ def is_cae(names: Mapping[str, Tensor]) -> bool:
 
 
 def load_cae_file(path: str | Path, given: Given = AS_PUBLISHED) -> Found:
-    """What can be used of an official file: a pre-training file's encoder, or a classifier.
+    """What an official file holds: encoder, regressor and decoder, or a classifier.
 
     Raises:
         ValueError: as `load_cae`.
@@ -180,7 +180,7 @@ def load_cae_file(path: str | Path, given: Given = AS_PUBLISHED) -> Found:
 
 
 def recognise_cae_file(weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
-    """The same of weights; of a pre-training file regressor and decoder must be right too.
+    """The same of weights.
 
     Raises:
         ValueError: as `load_cae`.
@@ -193,10 +193,16 @@ def recognise_cae_file(weights: Mapping[str, Tensor], source: str, given: Given 
     decoder = found.decoder
     notes = (
         f"names of {found.release}",
-        f"regressor, {len(found.regressor.blocks)} deep, and decoder, {len(decoder.blocks)} deep with a head of "
-        f"{decoder.head.out_features}, are in the file and left out: going on from here begins with fresh ones",
+        f"regressor: {decoder.head.in_features} wide, {len(found.regressor.blocks)} deep",
+        f"decoder: {len(decoder.blocks)} deep, head of {decoder.head.out_features}",
     )
-    return Found(CAE_LAYOUT, "encoder", found.encoder, left_out=found.left_out, notes=notes)
+    predictor = {
+        f"{part}.{name}": tensor
+        for part, module in found.modules.items()
+        if part != "encoder"
+        for name, tensor in module.state_dict().items()
+    }
+    return Found(CAE_LAYOUT, "encoder", found.encoder, left_out=found.left_out, notes=notes, predictor=predictor)
 
 
 def recognise_cae(weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> FoundCAE:

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from pantomim.formats.files import key_report
-from pantomim.formats.native import describe_positions, exact_ratio, save_classifier, save_decoder, save_encoder
+from pantomim.formats.native import (
+    describe_positions,
+    exact_ratio,
+    save_classifier,
+    save_decoder,
+    save_encoder,
+    save_predictor,
+)
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
 from pantomim.nn.heads import Classifier
 from pantomim.nn.vit import ENCODER_SIZES, Encoder, EncoderConfig
@@ -84,7 +91,8 @@ class Found:
         decoder: The same.
         classifier: The encoder with its head.
         left_out: Names of tensors that are no part of a network.
-        notes: What the report says besides; of an encoder alone, what is missing to go on.
+        notes: What the report says besides; of an encoder alone, what there is to go on with.
+        predictor: What BEiT or CAE learned beside the encoder, as `Method.predictor` names it.
     """
 
     layout: Layout
@@ -94,6 +102,7 @@ class Found:
     classifier: Classifier | None = None
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    predictor: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,7 @@ def import_checkpoint(
     load: Callable[[Path, Given], Found],
     given: Given = AS_PUBLISHED,
 ) -> ImportReport:
-    """Turn a checkpoint into our files: encoder, decoder, classifier, as far as it holds them.
+    """Turn a checkpoint into our files: encoder, decoder or predictor, classifier, as far as it holds them.
 
     A classifier with mean pooling gives no encoder file, because it has no final norm.
 
@@ -162,7 +171,9 @@ def import_checkpoint(
         ValueError: as `load`, or if `out` holds weights already.
     """
     source, folder = Path(path), Path(out)
-    there = [name for name in ("encoder", "decoder", "classifier") if (folder / f"{name}.safetensors").exists()]
+    there = [
+        name for name in ("encoder", "decoder", "predictor", "classifier") if (folder / f"{name}.safetensors").exists()
+    ]
     if there:
         raise ValueError(
             f"import.out must not hold weights yet; got {folder} with {', '.join(there)}. Choose a new folder."
@@ -175,6 +186,9 @@ def import_checkpoint(
     if found.decoder is not None:
         save_decoder(folder, found.decoder)
         files.append("decoder")
+    if found.predictor is not None:
+        save_predictor(folder, found.predictor, method=found.layout.project)
+        files.append("predictor")
     if found.classifier is not None:
         save_classifier(folder, found.classifier, scale=SCALE, recipe=recipe)
         files.append("classifier")

@@ -12,9 +12,12 @@ from pantomim.formats import load_encoder
 from pantomim.formats.beit import load_beit, recognise_beit
 from pantomim.formats.cae import load_cae_file
 from pantomim.formats.foreign import Given, import_checkpoint
-from pantomim.formats.native import load_classifier, load_encoder_folder
+from pantomim.formats.native import load_classifier, load_encoder_folder, load_predictor
+from pantomim.masking.random import RandomMasker
+from pantomim.methods.beit import BEiTConfig
 from pantomim.nn.position import sincos_2d_rows_first
 from pantomim.nn.relative import relative_index
+from pantomim.targets.tokens import TokenTargetConfig
 
 HALF = (0.5, 0.5, 0.5)
 GIVEN = Given(heads=2, mean=HALF, std=(0.25, 0.5, 1.0))
@@ -70,10 +73,17 @@ def test_a_pretraining_file_computes_what_timm_does(tmp_path, name, wrapper):
     torch.testing.assert_close(torch.cat([latent.prefix, latent.patches], dim=1), expected)
     text = str(report)
     assert "an official BEiT encoder" in text
-    assert "a head for 7 tokens" in text
-    assert "mask_token" in text
+    assert "mask token and a head for 7 tokens" in text
     assert ("relative, one table shared by the blocks" in text) == (name != "absolute")
-    assert report.files == ("encoder.safetensors", "encoder.json")
+    assert (f"left out, no part of the network: rel_pos_bias.{ROW}" in text) == (name != "absolute")
+    assert [file for file in report.files if file.endswith(".json")] == ["encoder.json", "predictor.json"]
+    predictor = load_predictor(tmp_path / "out")
+    tokens = TokenTargetConfig(tokenizer="random-projection", vocabulary=7)
+    method = BEiTConfig(encoder=encoder.config, masker=RandomMasker(), target=tokens).build()
+    assert {key: tensor.shape for key, tensor in method.predictor().items()} == {
+        key: tensor.shape for key, tensor in predictor.items()
+    }
+    assert torch.equal(predictor["head.weight"], weights["lm_head.weight"])
 
 
 @pytest.mark.parametrize("layout", ["beit", "cae"])

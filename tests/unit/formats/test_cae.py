@@ -8,7 +8,7 @@ import torch
 from pantomim.formats import load_encoder
 from pantomim.formats.cae import FoundCAE, cae_weights, load_cae, load_cae_file, official_name, our_name, recognise_cae
 from pantomim.formats.foreign import Given, import_checkpoint
-from pantomim.formats.native import load_encoder_folder
+from pantomim.formats.native import load_encoder_folder, load_predictor
 from pantomim.methods.cae import CAEConfig, cae_encoder
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.position import sincos_2d, sincos_2d_rows_first
@@ -116,9 +116,10 @@ def test_heads_must_be_given_where_they_are_not_published():
         recognise_cae(official(build(), "lxtGH/CAE"), "a file")
 
 
+@pytest.mark.parametrize("width", [None, 8])
 @pytest.mark.parametrize("release", RELEASES)
-def test_an_import_keeps_the_encoder_and_tells_the_rest(tmp_path, release):
-    method = build().eval()
+def test_an_import_keeps_all_that_is_learned(tmp_path, release, width):
+    method = build(width).eval()
     torch.save({"model": official(method, release)}, tmp_path / "cae.pth")
     report = import_checkpoint(tmp_path / "cae.pth", tmp_path / "out", load_cae_file, GIVEN)
     images = torch.rand(2, 3, 12, 12)
@@ -126,10 +127,14 @@ def test_an_import_keeps_the_encoder_and_tells_the_rest(tmp_path, release):
     text = str(report)
     assert f"names of {release}" in text
     assert "positions: sincos, rows first, as stored" in text
-    assert "regressor, 2 deep, and decoder, 1 deep with a head of 48, are in the file and left out" in text
+    assert f"regressor: {width or 16} wide, 2 deep" in text
+    assert "decoder: 1 deep, head of 48" in text
     copy = "teacher" if release == "lxtGH/CAE" else "alignment_encoder"
     assert f"{copy}.norm.weight" in text
-    assert report.files == ("encoder.safetensors", "encoder.json")
+    assert [file for file in report.files if file.endswith(".json")] == ["encoder.json", "predictor.json"]
+    predictor, ours = load_predictor(tmp_path / "out"), method.predictor()
+    assert predictor.keys() == ours.keys()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in predictor.items())
 
 
 def test_an_encoder_by_its_file(tmp_path, monkeypatch):

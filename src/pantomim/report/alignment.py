@@ -1,0 +1,79 @@
+"""The alignment picture: a page, and the same as one PNG, of what `analysis.alignment` found."""
+
+import io
+from importlib import metadata, resources
+from pathlib import Path
+
+import jinja2
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pantomim.analysis.alignment import AlignmentPictures
+from pantomim.files import replace_file
+from pantomim.report.pictures import png
+
+SIDE = 1.1  # inches of a picture in the PNG
+
+
+def check_alignment_path(out: Path) -> None:
+    """Refuse a name that is no page's, before anything is computed.
+
+    Raises:
+        ValueError: if the file's name does not end in .html.
+    """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"inspect.out must end in .html; got {out}. The picture gets the same name with .png.")
+
+
+def write_alignment(found: AlignmentPictures, out: Path) -> tuple[Path, Path]:
+    """Write the page and, beside it, a picture (PNG) of the same name; the page needs no other file.
+
+    Raises:
+        ValueError: as `check_alignment_path`.
+        OSError: if a file cannot be written.
+    """
+    check_alignment_path(out)
+    picture = out.with_suffix(".png")
+    replace_file(out, render(found).encode())
+    replace_file(picture, draw(found))
+    return out, picture
+
+
+def render(found: AlignmentPictures) -> str:
+    """The page as HTML."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("pantomim.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = resources.files("pantomim.report").joinpath("page.css").read_text(encoding="utf-8")
+    return templates.get_template("alignment.html").render(
+        style=Markup(style),  # ours, without user strings
+        rows=[(row.title, row.text, [Markup(png(picture)) for picture in row.pictures]) for row in found.rows],
+        items=found.items,
+        caption=found.caption,
+        version=metadata.version("pantomim"),
+    )
+
+
+def draw(found: AlignmentPictures) -> bytes:
+    """The same as one PNG: a row a run, its title above it."""
+    rows, columns = len(found.rows), len(found.items)
+    height, width = found.rows[0].pictures.shape[1:3]
+    with matplotlib.rc_context({"font.size": 8}):
+        figure = Figure((max(columns * SIDE, 5.0), rows * (SIDE * height / width + 0.3)), layout="constrained")
+        FigureCanvasAgg(figure)
+        parts = figure.subfigures(rows, 1, squeeze=False)
+        for part, row in zip(parts[:, 0], found.rows, strict=True):
+            part.suptitle(": ".join(filter(None, [row.title, row.text])), x=0.01, ha="left", fontsize=8)
+            for axes, picture in zip(part.subplots(1, columns, squeeze=False)[0], row.pictures, strict=True):
+                axes.imshow(np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture)
+                axes.set_axis_off()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
