@@ -241,8 +241,10 @@ def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
             config = replace(cell.evaluations[name], encoder=str(run), out=path)
             result = evaluate_to_file(config, memo)[1]
         evaluate_s[name] = float(result["wall_s"])
-    if cell.pictures:
+    if cell.pictures and cell.run.method.kind == "mae":
         write_reconstructions(run, count=cell.pictures)
+    elif cell.pictures:
+        say(f"{cell.name}: no pictures, which are made of MAE's runs only.")
     record = _record(cell, finished, evaluate_s)
     spent = f"{finished.wall_s:,.0f} s of pre-training, {sum(evaluate_s.values()):,.0f} s of evaluation"
     say(f"{cell.name}: finished, {spent}.")
