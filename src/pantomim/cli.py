@@ -366,9 +366,10 @@ def masks(
         seed: Of the draws.
     """
     from pantomim.analysis.mask_survey import choose_maskers, load_photo, parse_grid, survey
-    from pantomim.report.mask_gallery import Gallery, check_gallery_path, write_gallery
+    from pantomim.report.mask_gallery import Gallery, write_gallery
+    from pantomim.report.template import check_page_path
 
-    check_gallery_path(out)
+    check_page_path("masks", out)
     size = parse_grid(grid)
     if not 1 <= samples <= draws:
         raise ValueError(f"masks.samples must be from 1 to draws; got {samples} of {draws}. Draw more, or show fewer.")
@@ -698,12 +699,13 @@ def inspect_run(
         seed: Of the choice of images.
     """
     from pantomim.analysis.alignment import inspect_alignment
-    from pantomim.report.alignment import check_alignment_path, write_alignment
+    from pantomim.report.alignment import write_alignment
+    from pantomim.report.template import check_page_path
 
     if not runs:
         raise ValueError("inspect alignment needs a run folder. Add RUN, such as runs/cae, or several.")
     path = out or runs[0] / "analysis" / "alignment.html"
-    check_alignment_path(path)
+    check_page_path("inspect", path)
     found = inspect_alignment(runs, images, count=count, seed=seed)
     page, picture = write_alignment(found, path)
     _print_section("Without the regressor", [(row.title, row.text) for row in found.rows if row.text])

@@ -57,7 +57,7 @@ class Mask:
 
 def _true_first(values: Bool[Tensor, "B N"]) -> Int[Tensor, "B N"]:
     """Where the true values of each row stand, then the false ones, both in order."""
-    if values.device.type == "cpu":  # NumPy sorts bytes by their digits, three times as fast
+    if values.device.type == "cpu":  # NumPy sorts bytes by their digits
         return torch.from_numpy(np.argsort(~values.numpy(), axis=1, kind="stable"))
     return values.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
 

@@ -147,7 +147,7 @@ def equalise(fields: Float[Tensor, "*L M N"]) -> Float[Tensor, "*L M N"]:
     flat = fields.flatten(-2)
     last = flat.shape[-1] - 1
     levels = torch.arange(last + 1, dtype=fields.dtype) / last
-    order = torch.from_numpy(np.argsort(flat.numpy(), axis=-1))  # a third of the time that torch takes
+    order = torch.from_numpy(np.argsort(flat.numpy(), axis=-1))
     return torch.empty_like(flat).scatter_(-1, order, levels.expand_as(flat)).view_as(fields)
 
 

@@ -1,10 +1,9 @@
 """The alignment picture: a page, and the same as one PNG, of what `analysis.alignment` found."""
 
 import io
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 
-import jinja2
 import matplotlib
 import numpy as np
 from markupsafe import Markup
@@ -14,28 +13,19 @@ from matplotlib.figure import Figure
 from pantomim.analysis.alignment import AlignmentPictures
 from pantomim.files import replace_file
 from pantomim.report.pictures import png
+from pantomim.report.template import check_page_path, fill_template
 
 SIDE = 1.1  # inches of a picture in the PNG
-
-
-def check_alignment_path(out: Path) -> None:
-    """Refuse a name that is no page's, before anything is computed.
-
-    Raises:
-        ValueError: if the file's name does not end in .html.
-    """
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"inspect.out must end in .html; got {out}. The picture gets the same name with .png.")
 
 
 def write_alignment(found: AlignmentPictures, out: Path) -> tuple[Path, Path]:
     """Write the page and, beside it, a picture (PNG) of the same name; the page needs no other file.
 
     Raises:
-        ValueError: as `check_alignment_path`.
+        ValueError: as `check_page_path`.
         OSError: if a file cannot be written.
     """
-    check_alignment_path(out)
+    check_page_path("inspect", out)
     picture = out.with_suffix(".png")
     replace_file(out, render(found).encode())
     replace_file(picture, draw(found))
@@ -44,16 +34,8 @@ def write_alignment(found: AlignmentPictures, out: Path) -> tuple[Path, Path]:
 
 def render(found: AlignmentPictures) -> str:
     """The page as HTML."""
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("pantomim.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = resources.files("pantomim.report").joinpath("page.css").read_text(encoding="utf-8")
-    return templates.get_template("alignment.html").render(
-        style=Markup(style),  # ours, without user strings
+    return fill_template(
+        "alignment.html",
         rows=[(row.title, row.text, [Markup(png(picture)) for picture in row.pictures]) for row in found.rows],
         items=found.items,
         caption=found.caption,

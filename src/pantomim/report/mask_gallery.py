@@ -3,10 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -16,6 +15,7 @@ from pantomim.report.mask_looks import look
 from pantomim.report.mask_poster import draw_poster, usual_counts
 from pantomim.report.pictures import jpeg, png
 from pantomim.report.spectra import NARROW, WIDE, Spectrum, spectrum_chart
+from pantomim.report.template import check_page_path, fill_template
 
 PER_ROW = 6  # strategies
 ON_ONE_PHOTO = 6
@@ -100,38 +100,20 @@ def write_gallery(gallery: Gallery, out: Path) -> tuple[Path, Path]:
         ValueError: if the file's name does not end in .html.
         OSError: if a file cannot be written.
     """
-    check_gallery_path(out)
+    check_page_path("masks", out)
     picture = out.with_suffix(".png")
     replace_file(out, render(gallery).encode())
     replace_file(picture, draw_poster(gallery.surveys, gallery.samples, gallery.overlays, gallery.brightest))
     return out, picture
 
 
-def check_gallery_path(out: Path) -> None:
-    """Refuse a name that is no page's, before anything is drawn.
-
-    Raises:
-        ValueError: if the file's name does not end in .html.
-    """
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"masks.out must end in .html; got {out}. The picture gets the same name with .png.")
-
-
 def render(gallery: Gallery) -> str:
     """The page as HTML."""
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("pantomim.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    files = resources.files("pantomim.report")
-    style = "".join(files.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "masks.css"))
     rows, columns = gallery.grid
     spectra = [Spectrum(s.name, look(s.name).color, s.spectrum) for s in gallery.surveys]
-    return templates.get_template("masks.html").render(
-        style=Markup(style),  # ours, without user strings
+    return fill_template(
+        "masks.html",
+        styles=("page.css", "masks.css"),
         rows=rows,
         columns=columns,
         aspect=columns / rows,

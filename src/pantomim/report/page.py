@@ -5,11 +5,9 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -18,6 +16,7 @@ from pantomim.report.charts import Curve, line_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
 from pantomim.report.pictures import triplets
 from pantomim.report.scores import CONTENDERS, Result, leaves, points, read_results, summary, verdict
+from pantomim.report.template import fill_template
 
 CRISP_BELOW = 96  # pixels: smaller pictures are enlarged without blurring
 DETAIL_BELOW = 200  # pixels: larger pictures get a row of their own
@@ -74,18 +73,10 @@ def make_report(run: str | Path, headline: str | None = None) -> Path:
 
 def render(folder: RunFolder, results: list[Result]) -> str:
     """The page as HTML."""
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("pantomim.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = resources.files("pantomim.report").joinpath("page.css").read_text(encoding="utf-8")
     pictures = folder.pictures
     width = pictures.original.shape[2] if pictures else 0
-    return templates.get_template("page.html").render(
-        style=Markup(style),  # ours, without user strings
+    return fill_template(
+        "page.html",
         run=str(folder.path),
         title=title(folder),
         facts=list(facts(folder)),

@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 
-import jinja2
 import yaml
-from markupsafe import Markup
 
 from pantomim.files import replace_file
 from pantomim.report.folder import read_run
 from pantomim.report.page import duration, length
 from pantomim.report.pictures import Triplet, triplets
+from pantomim.report.template import fill_template
 from pantomim.study.cells import Study
 from pantomim.study.run import cell_folder
 from pantomim.study.table import (
@@ -77,16 +75,9 @@ def markdown(study: Study, table: Table) -> str:
 
 def html(study: Study, table: Table, out: Path) -> str:
     """The page: scores, what they show, cost, pictures, and what was run."""
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("pantomim.study", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = resources.files("pantomim.report").joinpath("page.css").read_text(encoding="utf-8")
-    return templates.get_template("study.html").render(
-        style=Markup(style),  # ours, without user strings
+    return fill_template(
+        "study.html",
+        package="pantomim.study",
         title=title(table),
         table=table,
         notes=notes(table),

@@ -8,9 +8,10 @@ from PIL import Image
 from pantomim.analysis.mask_survey import MaskSurvey, Pattern, Photo, survey
 from pantomim.masking.choice import STRATEGIES
 from pantomim.masking.random import RandomMasker
-from pantomim.report.mask_gallery import Gallery, check_gallery_path, gray, heat, mask_svg, numbers, render, veil_svg
+from pantomim.report.mask_gallery import Gallery, gray, heat, mask_svg, numbers, render, veil_svg
 from pantomim.report.mask_looks import LOOKS
 from pantomim.report.mask_poster import draw_poster, usual_counts
+from pantomim.report.template import check_page_path
 
 CORNER = np.array([[True, False, False], [False, False, False]])
 
@@ -112,6 +113,6 @@ def test_the_poster_is_a_picture_with_every_colour(grid):
 
 
 def test_a_page_has_the_name_of_a_page(tmp_path):
-    check_gallery_path(tmp_path / "a.html")
+    check_page_path("masks", tmp_path / "a.html")
     with pytest.raises(ValueError, match=r"masks.out must end in .html; got .*png"):
-        check_gallery_path(tmp_path / "a.png")
+        check_page_path("masks", tmp_path / "a.png")
