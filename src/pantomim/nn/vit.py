@@ -1,7 +1,7 @@
 """The vision transformer that every method trains: it runs on the patches it is given and on no others."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Any, Literal, NamedTuple
 
@@ -481,6 +481,38 @@ class Encoder(nn.Module):
             attention_layer: Also return the attention of this block (negative: from the last).
             hidden: Encode all patches, a mask token in the place of some; positions are added to it as to the others.
         """
+        tokens, bias, index = self.enter(images, ids_keep, hidden)
+        wanted = None if attention_layer is None else range(self.depth)[attention_layer]
+        attention = None
+        for number, block in enumerate(self.blocks):
+            tokens, weights = block(tokens, need_weights=number == wanted, bias=bias, index=index)
+            attention = attention if weights is None else weights
+        tokens = self.norm(tokens)
+        return Features(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :], attention)
+
+    def each_block(
+        self,
+        images: Float[Tensor, "B C H W"],
+        ids_keep: Int[Tensor, "B V"] | None = None,
+        hidden: Hidden | None = None,
+        need_attention: bool = False,
+    ) -> Iterator[Features]:
+        """What each block says, one after the other and before the final norm; with its attention if asked for."""
+        tokens, bias, index = self.enter(images, ids_keep, hidden)
+        for block in self.blocks:
+            tokens, weights = block(tokens, need_weights=need_attention, bias=bias, index=index)
+            yield Features(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :], weights)
+
+    def enter(
+        self,
+        images: Float[Tensor, "B C H W"],
+        ids_keep: Int[Tensor, "B V"] | None = None,
+        hidden: Hidden | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "b heads T T"] | None, Int[Tensor, "b T T"] | None]:
+        """What the first block gets: prefix tokens and patches with their positions, and what its attention adds.
+
+        Returns: tokens; a bias that all blocks share, or None; the rows of the blocks' own tables, or None.
+        """
         patches = self.embed(images, ids_keep, hidden)  # (B, V, D)
         prefix: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
         tokens = patches
@@ -489,16 +521,10 @@ class Encoder(nn.Module):
             if self.pos_embed is not None:
                 start = start + self.pos_embed[:, : self.num_prefix]
             tokens = torch.cat([start.expand(len(images), -1, -1), patches], dim=1)  # (B, P + V, D)
-        bias, index = None, self._pairs(ids_keep)
+        index = self._pairs(ids_keep)
         if self.rel_pos_bias is not None:
-            bias, index = self.rel_pos_bias(index), None  # one table: looked up once
-        wanted = None if attention_layer is None else range(self.depth)[attention_layer]
-        attention = None
-        for number, block in enumerate(self.blocks):
-            tokens, weights = block(tokens, need_weights=number == wanted, bias=bias, index=index)
-            attention = attention if weights is None else weights
-        tokens = self.norm(tokens)
-        return Features(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :], attention)
+            return tokens, self.rel_pos_bias(index), None  # one table: looked up once
+        return tokens, None, index
 
     def _pairs(self, ids_keep: Int[Tensor, "B V"] | None) -> Int[Tensor, "b T T"] | None:
         """For each pair of tokens, its row in a table of relative positions; one matrix where all images have all."""

@@ -1,0 +1,79 @@
+"""What everything that guides a student has in common: it sees the whole image, and nothing is learned in it."""
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pantomim.nn.vit import Encoder
+
+Query = Literal["class", "mean"]
+
+
+class Guidance(NamedTuple):
+    """What a teacher says of a batch.
+
+    Args:
+        prefix: Class and register tokens; none, where the teacher has none.
+        patches: One feature a patch of the student's grid, in raster order.
+        attention: How much the query attends to each patch in the last block, mean over heads, as it comes out of the
+            softmax (it sums to less than 1 where prefix tokens get a share); None unless asked for.
+    """
+
+    prefix: Float[Tensor, "B P K"]
+    patches: Float[Tensor, "B N K"]
+    attention: Float[Tensor, "B N"] | None = None
+
+
+class Teacher(nn.Module, ABC):
+    """A network that says something of every patch of a whole image: always in evaluation mode, never a gradient.
+
+    Args:
+        width: Numbers in a feature.
+        grid: Rows and columns of its features; those of the student's patches.
+        frozen: Its weights never change, so that they are known by a hash and lie in no checkpoint.
+    """
+
+    width: int
+    grid: tuple[int, int]
+    frozen: bool = True
+
+    @abstractmethod
+    def forward(self, images: Float[Tensor, "B C H W"], query: Query | None = None) -> Guidance:
+        """Features of images in the student's scale and size; it resizes and normalises for itself.
+
+        Args:
+            images: Whole images, scaled, not normalised.
+            query: Also return the attention of the class token ("class") or the mean over the patches' ("mean").
+
+        Raises:
+            ValueError: if attention is asked for and this teacher has none.
+        """
+
+    def follow(self, student: Encoder) -> None:
+        """Called once after each optimiser step; a moving average moves."""
+
+    def start(self, student: Encoder) -> None:
+        """Called once other weights have been put into the student before the first step; a copy of it is renewed."""
+
+    def describe(self) -> str:
+        """Which network this is and what it sees, in one line for `explain`."""
+        return type(self).__name__
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in evaluation mode, whatever the method does."""
+        return super().train(False)
+
+    def _freeze(self) -> None:
+        """For subclasses, at the end of their construction."""
+        self.requires_grad_(False)
+        super().train(False)
+
+
+def no_attention(owner: str) -> ValueError:
+    """The error of a teacher that is asked for attention and has none."""
+    return ValueError(
+        f"{owner} must have attention over patches to guide a mask; it has none. Choose a vision transformer as "
+        f"teacher, or another masker."
+    )
