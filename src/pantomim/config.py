@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pantomim.data.transforms import Crop
+from pantomim.data.transforms import Crop, View
 from pantomim.frozen import KIND, frozen
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
@@ -56,6 +56,7 @@ class DataConfig:
         crop: How a training image is cut and flipped.
         workers: Processes that read and decode; None: chosen by the kind of data and the number of cores.
         memory_gib: A set that fits in this much memory is held there.
+        second: How another view of the same images is made, for a method that compares two.
     """
 
     source: str = ""
@@ -63,6 +64,7 @@ class DataConfig:
     crop: Crop = field(default_factory=Crop)
     workers: int | None = None
     memory_gib: float = 4.0
+    second: View | None = None
 
     def __post_init__(self) -> None:
         if self.images is not None and self.images < 1:
@@ -297,7 +299,8 @@ def leaf_names(cls: Any, prefix: str = "") -> list[str]:
     for name, hint in get_type_hints(cls).items():
         members = [] if get_origin(hint) is tuple else _members(hint)
         inner = [leaf for member in members for leaf in leaf_names(member, f"{prefix}{name}.")]
-        names |= dict.fromkeys(inner or [prefix + name])
+        absent = [prefix + name] if inner and type(None) in get_args(hint) else []
+        names |= dict.fromkeys(absent + inner or [prefix + name])
     return list(names)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pantomim.config import (
+    DataConfig,
     Duration,
     OptimConfig,
     Pretrain,
@@ -19,6 +20,7 @@ from pantomim.config import (
     with_duration,
     with_kind,
 )
+from pantomim.data.transforms import Crop, View
 from pantomim.masking.choice import color_masker
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
@@ -151,6 +153,14 @@ def test_leaves_of_every_kind_have_names() -> None:
 def test_keys_within_a_kind_name_their_nearest(masker, words) -> None:
     with pytest.raises(ValueError, match=words):
         from_dict(Pretrain, {"recipe": "x", "method": {"kind": "mae", "masker": masker}}, "config.yaml")
+
+
+def test_a_second_view_reads_back_and_has_names(tmp_path: Path) -> None:
+    config = Pretrain(recipe="x", data=DataConfig(second=View(Crop(scale=(0.3, 0.9)))))
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert from_yaml(Pretrain, tmp_path / "config.yaml") == config
+    assert set(leaves(to_dict(config))) <= set(leaf_names(Pretrain))
+    assert from_dict(Pretrain, {"recipe": "x", "data": {"source": "mnist"}}, "x").data.second is None
 
 
 def test_a_schedule_of_maskers_reads_back(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ its files held in memory if those fit.
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,13 +19,22 @@ from torch import Tensor
 
 from pantomim.data.dataset import Dataset, TooManyBrokenError, num_threads
 from pantomim.data.decoding import BrokenImageError
-from pantomim.data.transforms import Crop, centred_boxes, crop_boxes, draw_uniforms, resize_one, resized_crop, scaled
+from pantomim.data.transforms import (
+    Crop,
+    View,
+    centred_boxes,
+    crop_boxes,
+    draw_uniforms,
+    resize_one,
+    resized_crop,
+    scaled,
+)
 from pantomim.methods.base import Batch
 
 _PURPOSE = 1  # keeps the order apart from other draws of the same seed
 
-# Images as stored, their ids, images found broken. Where these are too many, there are no images and the process that
-# trains raises the error: out of a worker it would come as a traceback.
+# Images as stored (all rows of the first view, then of the second), their ids, images found broken. Where these are too
+# many, there are no images and the process that trains raises the error: out of a worker it would come as a traceback.
 Rows = tuple[Tensor, Tensor, dict[int, str]]
 
 
@@ -47,6 +56,7 @@ class Stream:
         micro: Accumulation steps; micro-batch a of rank r holds the rows from (a * world + r) * b on, of b each.
         workers: Decoding processes; None chooses. Unused where the set lies in memory decoded.
         memory_gib: Most memory to hold images in, on the device or as files.
+        second: How another view of the same images is made, if one is wanted; its draws are its own.
 
     Attributes:
         steps_per_epoch: Steps of one pass over the data, at least 1.
@@ -67,6 +77,7 @@ class Stream:
         micro: int = 1,
         workers: int | None = None,
         memory_gib: float = 4.0,
+        second: View | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % (micro * world):
             raise ValueError(
@@ -76,7 +87,7 @@ class Stream:
         self.dataset = dataset
         self.batch_size = batch_size
         self.image_size = image_size
-        self.crop = crop
+        self.views = (View(crop),) if second is None else (View(crop), second)
         self.seed = seed
         self.device = torch.device(device)
         self.micro = micro
@@ -117,40 +128,47 @@ class Stream:
         """The first row of the global batch that is in this process's micro-batch number `part`."""
         return (part * self._world + self._rank) * self._rows
 
-    def draws(self, step: int, part: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices and crop draws of this process's rows in one micro-batch."""
-        rows = slice(self.first_row(part), self.first_row(part) + self._rows)
-        return self.ids(step)[rows], draw_uniforms(self.batch_size, self.seed, step)[rows]
+    def rows(self, part: int) -> slice:
+        """The rows of the global batch that are this process's micro-batch number `part`."""
+        return slice(self.first_row(part), self.first_row(part) + self._rows)
+
+    def uniforms(self, step: int, part: int, view: int) -> np.ndarray:
+        """Crop draws of this process's rows in one micro-batch, for one view."""
+        return draw_uniforms(self.batch_size, self.seed, step, view)[self.rows(part)]
 
     def _from_memory(self, step: int, part: int) -> Batch:
         assert self._images is not None
-        ids, uniforms = self.draws(step, part)
-        ids = self._healthy_ids[ids]
-        height, width = self._images.shape[2:]
-        boxes, flips = crop_boxes(np.tile([height, width], (len(ids), 1)), uniforms, self.crop, self.image_size)
+        ids = self._healthy_ids[self.ids(step)[self.rows(part)]]
         on_device = self._put(torch.from_numpy(ids))
         images = scaled(self._images[on_device], self.dataset.scale)
+        views = [self._cropped(images, step, part, view) for view in range(len(self.views))]
+        return self._batch(views, on_device, ids, step, part)
+
+    def _cropped(self, images: Tensor, step: int, part: int, view: int) -> Tensor:
+        uniforms = self.uniforms(step, part, view)
+        sizes = np.tile(images.shape[2:], (len(images), 1))
+        boxes, flips = crop_boxes(sizes, uniforms, self.views[view].crop, self.image_size)
         if (boxes == [0, 0, *self.image_size]).all() and not flips.any():
-            return self._batch(images, on_device, ids, step, part)
+            return images
         on_device_boxes, on_device_flips = self._put(torch.from_numpy(boxes)), self._put(torch.from_numpy(flips))
-        images = resized_crop(images, on_device_boxes, self.image_size, on_device_flips)
-        return self._batch(self._clamped(images), on_device, ids, step, part)
+        return self._clamped(resized_crop(images, on_device_boxes, self.image_size, on_device_flips))
 
     def _from_workers(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         items = range(start_step * self.micro, stop_step * self.micro)
         for item, rows in zip(items, _decoded(_StreamRows(self), items, self._workers, self.device), strict=True):
             images, ids, reasons = rows
             self.dataset.mark_broken(reasons)
-            images = scaled(images.to(self.device, non_blocking=True), self.dataset.scale)
+            images = self._clamped(scaled(images.to(self.device, non_blocking=True), self.dataset.scale))
             on_device = ids.to(self.device, non_blocking=True)
-            yield self._batch(self._clamped(images), on_device, ids.numpy(), *divmod(item, self.micro))
+            yield self._batch(images.split(len(ids)), on_device, ids.numpy(), *divmod(item, self.micro))
 
-    def _batch(self, images: Tensor, ids: Tensor, host_ids: np.ndarray, step: int, part: int) -> Batch:
+    def _batch(self, views: Sequence[Tensor], ids: Tensor, host_ids: np.ndarray, step: int, part: int) -> Batch:
         labels = None
         if self.dataset.labels is not None:
             labels = self._put(torch.from_numpy(self.dataset.labels[host_ids]))
         epoch = step / self.steps_per_epoch
-        return Batch(images, ids, labels, self.first_row(part), self.batch_size, epoch)
+        second = views[1] if len(views) > 1 else None
+        return Batch(views[0], ids, labels, self.first_row(part), self.batch_size, epoch, second)
 
     def _clamped(self, images: Tensor) -> Tensor:
         return images.clamp_(0, 1) if self.dataset.facts.dtype == "uint8" else images
@@ -220,17 +238,21 @@ class _StreamRows(torch.utils.data.Dataset[Rows]):
     def __getitem__(self, item: int) -> Rows:
         stream = self._stream
         dataset = stream.dataset
-        ids, uniforms = stream.draws(*divmod(item, stream.micro))
-        images, healthy = [], []
-        for index, uniform in zip(ids, uniforms, strict=True):
+        place = divmod(item, stream.micro)
+        ids = stream.ids(place[0])[stream.rows(place[1])]
+        uniforms = np.stack([stream.uniforms(*place, view) for view in range(len(stream.views))], axis=1)
+        views: list[list[Tensor]] = [[] for _ in stream.views]
+        healthy = []
+        for index, of_views in zip(ids, uniforms, strict=True):
             try:
                 index, image = dataset.read_healthy(int(index))
             except TooManyBrokenError:
                 return torch.empty(0), torch.empty(0, dtype=torch.int64), dataset.broken_reasons()
-            boxes, flips = crop_boxes(np.asarray([image.shape[1:]]), uniform[None], stream.crop, stream.image_size)
-            images.append(resize_one(image, boxes[0], stream.image_size, bool(flips[0])))
+            for view, uniform, images in zip(stream.views, of_views, views, strict=True):
+                boxes, flips = crop_boxes(np.asarray([image.shape[1:]]), uniform[None], view.crop, stream.image_size)
+                images.append(resize_one(image, boxes[0], stream.image_size, bool(flips[0])))
             healthy.append(index)
-        return torch.stack(images), torch.tensor(healthy), dataset.broken_reasons()
+        return torch.stack([image for images in views for image in images]), torch.tensor(healthy), dataset.broken_reasons()
 
 
 class _EvaluationRows(torch.utils.data.Dataset[Rows]):

@@ -5,6 +5,7 @@ takes its rows, and the same step gives the same crops whoever computes them. Bo
 """
 
 import math
+from dataclasses import field
 from typing import Literal
 
 import numpy as np
@@ -49,9 +50,28 @@ class Crop:
             raise ValueError(f"Crop.aspect must be two rising values above 0; got {self.aspect}. Give width / height.")
 
 
-def draw_uniforms(total: int, seed: int, step: int) -> Float[np.ndarray, "B 23"]:
-    """The random numbers that the crops of one global batch need, uniform in [0, 1); a row an image."""
-    rng = np.random.default_rng(np.random.SeedSequence([seed, step, _PURPOSE]))
+@frozen
+class View:
+    """How another view of an image is made.
+
+    Args:
+        crop: How the image is cut and flipped.
+    """
+
+    crop: Crop = field(default_factory=Crop)
+
+
+def draw_uniforms(total: int, seed: int, step: int, view: int = 0) -> Float[np.ndarray, "B 23"]:
+    """The random numbers that the crops of one global batch need, uniform in [0, 1); a row an image.
+
+    Args:
+        total: Images in the global batch.
+        seed: Of the run.
+        step: Of the run.
+        view: Which view of the images; each has draws of its own.
+    """
+    entropy = [seed, step, _PURPOSE, view] if view else [seed, step, _PURPOSE]
+    rng = np.random.default_rng(np.random.SeedSequence(entropy))
     return rng.random((total, _COLUMNS))
 
 

@@ -40,6 +40,16 @@ def check_fit(config: Pretrain, dataset: Dataset, takes: Takes, num_processes: i
             f"{takes.cell_setting} must be at most the side of the images; got {takes.cell}, and {source} has "
             f"images of {side} pixels. Give {takes.cell_option} {1 << side.bit_length() - 1}, or larger images."
         )
+    if takes.views == 2 and config.data.second is None:
+        problems.append(
+            f"DataConfig.second must say how the other view of an image is made, as {config.method.kind} compares two; "
+            f"got none. Start from a recipe of {config.method.kind}, which has one."
+        )
+    if takes.views == 1 and config.data.second is not None:
+        problems.append(
+            f"DataConfig.second must be left out, as {config.method.kind} looks at one view of an image; got "
+            f"{config.data.second}. Remove it."
+        )
     if config.batch_size % (num_processes * accumulation):
         problems.append(
             f"Pretrain.batch_size must be a multiple of processes x accumulation = {num_processes} x {accumulation}; "

@@ -22,6 +22,7 @@ class Batch:
         start: First row within the global batch.
         total: Images in the global batch.
         epoch: Passes over the data before this batch, in fractions too.
+        second: Another view of the same images, where the data give one.
     """
 
     images: Float[Tensor, "B C H W"]
@@ -30,6 +31,7 @@ class Batch:
     start: int = 0
     total: int = 0
     epoch: float = 0.0
+    second: Float[Tensor, "B C H W"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,6 +49,7 @@ class Takes:
         option: The same in a command.
         cell_setting: Name of the setting of the cell.
         cell_option: The same in a command.
+        views: How many views of each image; with 2, `Batch.second` is there.
     """
 
     in_chans: int
@@ -56,6 +59,7 @@ class Takes:
     option: str = "--method.encoder.in_chans"
     cell_setting: str = "EncoderConfig.patch_size"
     cell_option: str = "--method.encoder.patch_size"
+    views: int = 1
 
 
 class Method(nn.Module, ABC):

@@ -6,7 +6,7 @@ from image_files import broken_folder, fill, png
 from pantomim.data.sources import open_source
 from pantomim.data.stream import Stream, evaluation_batches
 from pantomim.data.synthetic import write_synthetic
-from pantomim.data.transforms import Crop
+from pantomim.data.transforms import Crop, View, draw_uniforms
 
 CROP = Crop()
 
@@ -78,6 +78,48 @@ def test_rows_of_ranks_and_micro_batches_are_those_of_one_process(source, world,
         assert [part.start for part in parts] == [k * 8 // (world * micro) for k in range(world * micro)]
         assert torch.equal(torch.cat([part.images for part in parts]), whole[step][1])
         assert torch.equal(torch.cat([part.ids for part in parts]), whole[step][2])
+
+
+@pytest.mark.parametrize("source", ["uniform", "mixed"])
+def test_a_second_view_leaves_the_first_as_it_is_and_is_drawn_apart(source, request):
+    spec = request.getfixturevalue(source)
+    alone = list(stream(spec).batches(2, 4))
+    two = list(stream(spec, second=View(CROP)).batches(2, 4))
+    assert_same(alone, two)
+    for (one,), (both,) in zip(alone, two, strict=True):
+        assert one.second is None
+        assert both.second.shape == both.images.shape
+        assert both.second.min() >= 0
+        assert both.second.max() <= 1
+        assert not torch.isclose(both.images, both.second).flatten(1).all(dim=1).any()
+
+
+@pytest.mark.parametrize("source", ["uniform", "mixed"])
+def test_two_views_that_are_not_cropped_are_the_same_image(source, request):
+    whole = Crop(kind="none", flip=False)
+    ((batch,),) = stream(request.getfixturevalue(source), crop=whole, second=View(whole)).batches(0, 1)
+    assert torch.equal(batch.images, batch.second)
+
+
+@pytest.mark.parametrize("source", ["uniform", "mixed"])
+@pytest.mark.parametrize(("world", "micro", "workers"), [(2, 1, 0), (1, 2, 0), (2, 2, 1)])
+def test_second_views_do_not_depend_on_processes_and_workers(source, world, micro, workers, request):
+    spec, options = request.getfixturevalue(source), {"second": View(Crop(scale=(0.3, 0.9)))}
+    whole = [batch for (batch,) in stream(spec, **options).batches(4, 7)]
+    options |= {"world": world, "micro": micro, "workers": workers}
+    ranks = [list(stream(spec, rank=rank, **options).batches(4, 7)) for rank in range(world)]
+    for step in range(3):
+        parts = [ranks[rank][step][part] for part in range(micro) for rank in range(world)]
+        assert torch.equal(torch.cat([part.second for part in parts]), whole[step].second)
+        assert torch.equal(torch.cat([part.images for part in parts]), whole[step].images)
+
+
+def test_draws_of_views_steps_and_seeds_all_differ():
+    drawn = [draw_uniforms(2, seed, step, view) for seed in range(3) for step in range(3) for view in range(3)]
+    assert len({array.tobytes() for array in drawn}) == 27
+    np.testing.assert_array_equal(draw_uniforms(2, 1, 2), draw_uniforms(2, 1, 2, view=0))
+    first = np.random.default_rng(np.random.SeedSequence([1, 2, 2])).random((2, 23))
+    np.testing.assert_array_equal(draw_uniforms(2, 1, 2), first)  # as runs before second views had it
 
 
 def test_an_epoch_passes_every_image_once(uniform):

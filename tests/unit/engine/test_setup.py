@@ -7,6 +7,7 @@ from tiny import tiny_images, tiny_run
 
 from pantomim.config import Duration
 from pantomim.data.layout import draw_images
+from pantomim.data.transforms import View
 from pantomim.engine.setup import check_fit, check_schedule, training_images
 from pantomim.methods.base import Takes
 
@@ -82,3 +83,14 @@ def test_a_run_must_have_steps_and_be_longer_than_its_warmup() -> None:
     ):
         check_schedule(config, 2, 2)
     check_schedule(config, 3, 2)
+
+
+def test_a_second_view_and_a_method_that_compares_two_need_each_other(source: Path) -> None:
+    config = tiny_run(source)
+    dataset, takes = training_images(config.data), Takes(3, (16, 16), 4)
+    with pytest.raises(ValueError, match=r"DataConfig\.second must say how the other view .* got none"):
+        check_fit(config, dataset, replace(takes, views=2), 1)
+    two = replace(config, data=replace(config.data, second=View()))
+    check_fit(two, dataset, replace(takes, views=2), 1)
+    with pytest.raises(ValueError, match=r"DataConfig\.second must be left out, as mae looks at one view"):
+        check_fit(two, dataset, takes, 1)
