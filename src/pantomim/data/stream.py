@@ -248,11 +248,12 @@ class _StreamRows(torch.utils.data.Dataset[Rows]):
                 index, image = dataset.read_healthy(int(index))
             except TooManyBrokenError:
                 return torch.empty(0), torch.empty(0, dtype=torch.int64), dataset.broken_reasons()
-            for view, uniform, images in zip(stream.views, of_views, views, strict=True):
+            for view, uniform, of_view in zip(stream.views, of_views, views, strict=True):
                 boxes, flips = crop_boxes(np.asarray([image.shape[1:]]), uniform[None], view.crop, stream.image_size)
-                images.append(resize_one(image, boxes[0], stream.image_size, bool(flips[0])))
+                of_view.append(resize_one(image, boxes[0], stream.image_size, bool(flips[0])))
             healthy.append(index)
-        return torch.stack([image for images in views for image in images]), torch.tensor(healthy), dataset.broken_reasons()
+        images = [image for of_view in views for image in of_view]
+        return torch.stack(images), torch.tensor(healthy), dataset.broken_reasons()
 
 
 class _EvaluationRows(torch.utils.data.Dataset[Rows]):
