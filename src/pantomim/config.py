@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from pantomim.data.augment import Augment
 from pantomim.data.transforms import Crop, View
 from pantomim.frozen import KIND, frozen
 from pantomim.methods.beit import BEiTConfig
@@ -48,12 +49,13 @@ class Duration:
 
 @frozen
 class DataConfig:
-    """Which images, and how they are cut.
+    """Which images, and how training images are made of them.
 
     Args:
         source: An embedded set, a folder, a zip, an .npz, a list of files, torchvision:NAME or hf:NAME.
         images: Use only this many of the training images, a seeded draw (balanced over classes, if any).
         crop: How a training image is cut and flipped.
+        augment: What is done to it then: colour jitter, blur, RandAugment, erasing ...
         workers: Processes that read and decode; None: chosen by the kind of data and the number of cores.
         memory_gib: A set that fits in this much memory is held there.
         second: How another view of the same images is made, for a method that compares two.
@@ -62,6 +64,7 @@ class DataConfig:
     source: str = ""
     images: int | None = None
     crop: Crop = field(default_factory=Crop)
+    augment: Augment = field(default_factory=Augment)
     workers: int | None = None
     memory_gib: float = 4.0
     second: View | None = None

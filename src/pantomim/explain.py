@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pantomim.config import MethodConfig, Pretrain
+from pantomim.data.augment import Augment
+from pantomim.data.transforms import View
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
 from pantomim.methods.dvae import DVAE, DVAEConfig, DVAEDraws
@@ -168,6 +170,8 @@ def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tu
             [
                 ("data", config.data.source or "(not given)"),
                 ("crop", str(config.data.crop)),
+                *([("augmentation", _augmentation(config.data.augment))] * config.data.augment.active),
+                *_second_view(config.data.second),
                 ("weights from", config.init or f"seed {config.runtime.seed}"),
                 ("length", f"{config.duration}, the first {config.optim.warmup} warm-up"),
                 ("batch size", f"{batch_size}, in {config.runtime.accumulation} part(s)"),
@@ -187,6 +191,20 @@ def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tu
             apart or [("none", "every setting is the paper's")],
         ),
     ]
+
+
+def _augmentation(augment: Augment) -> str:
+    """What is done to an image, without what is left alone."""
+    alone = Augment()
+    changed = (item.name for item in fields(augment) if getattr(augment, item.name) != getattr(alone, item.name))
+    return ", ".join(f"{name} {getattr(augment, name)}" for name in changed)
+
+
+def _second_view(view: View | None) -> list[tuple[str, str]]:
+    if view is None:
+        return []
+    rows = [("second view, crop", str(view.crop))]
+    return rows + [("second view, augmentation", _augmentation(view.augment))] * view.augment.active
 
 
 def _count(module: nn.Module) -> int:

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         ),
         "evaluate",
     },
-    "explain": {"nn", "masking", "teachers", "targets", "config", "methods", "optim", "recipes"},
+    "explain": {"data", "nn", "masking", "teachers", "targets", "config", "methods", "optim", "recipes"},
     "report": {"files", "formats", "analysis"},
     "study": {"frozen", "files", "config", "recipes", "engine", "evaluate", "analysis", "report"},
     "parity": {

@@ -17,6 +17,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
+from pantomim.data.augment import Augment, augmented, draw_augment
 from pantomim.data.dataset import Dataset, TooManyBrokenError, num_threads
 from pantomim.data.decoding import BrokenImageError
 from pantomim.data.transforms import (
@@ -49,6 +50,7 @@ class Stream:
         batch_size: Images a step, over all processes and accumulation steps.
         image_size: (height, width) of the batches.
         crop: How an image becomes one of that size.
+        augment: What is done to it then, on the device; nothing if None.
         seed: Of order and crops, 0 or more.
         device: Where batches go.
         rank: Number of this process.
@@ -77,6 +79,7 @@ class Stream:
         micro: int = 1,
         workers: int | None = None,
         memory_gib: float = 4.0,
+        augment: Augment | None = None,
         second: View | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % (micro * world):
@@ -87,7 +90,8 @@ class Stream:
         self.dataset = dataset
         self.batch_size = batch_size
         self.image_size = image_size
-        self.views = (View(crop),) if second is None else (View(crop), second)
+        first = View(crop, augment or Augment())
+        self.views = (first,) if second is None else (first, second)
         self.seed = seed
         self.device = torch.device(device)
         self.micro = micro
@@ -167,8 +171,16 @@ class Stream:
         if self.dataset.labels is not None:
             labels = self._put(torch.from_numpy(self.dataset.labels[host_ids]))
         epoch = step / self.steps_per_epoch
-        second = views[1] if len(views) > 1 else None
-        return Batch(views[0], ids, labels, self.first_row(part), self.batch_size, epoch, second)
+        made = [self._augmented(images, step, part, view) for view, images in enumerate(views)]
+        second = made[1] if len(made) > 1 else None
+        return Batch(made[0], ids, labels, self.first_row(part), self.batch_size, epoch, second)
+
+    def _augmented(self, images: Tensor, step: int, part: int, view: int) -> Tensor:
+        augment = self.views[view].augment
+        if not augment.active:
+            return images
+        draws = draw_augment(augment, self.batch_size, self.image_size, self.seed, step, view)
+        return augmented(images, draws.rows(self.rows(part)), augment)
 
     def _clamped(self, images: Tensor) -> Tensor:
         return images.clamp_(0, 1) if self.dataset.facts.dtype == "uint8" else images

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pantomim.data.augment import Augment
 from pantomim.data.scales import Scale
 from pantomim.frozen import frozen
 
@@ -52,13 +53,15 @@ class Crop:
 
 @frozen
 class View:
-    """How another view of an image is made.
+    """How a view of an image is made.
 
     Args:
         crop: How the image is cut and flipped.
+        augment: What is done to it then.
     """
 
     crop: Crop = field(default_factory=Crop)
+    augment: Augment = field(default_factory=Augment)
 
 
 def draw_uniforms(total: int, seed: int, step: int, view: int = 0) -> Float[np.ndarray, "B 23"]:

@@ -84,6 +84,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             micro=accumulation,
             workers=config.data.workers,
             memory_gib=config.data.memory_gib,
+            augment=config.data.augment,
             second=config.data.second,
         )
 

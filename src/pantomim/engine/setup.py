@@ -50,6 +50,9 @@ def check_fit(config: Pretrain, dataset: Dataset, takes: Takes, num_processes: i
             f"DataConfig.second must be left out, as {config.method.kind} looks at one view of an image; got "
             f"{config.data.second}. Remove it."
         )
+    views = [config.data.augment] + ([] if config.data.second is None else [config.data.second.augment])
+    for augment in views:
+        problems += augment.problems(dataset.channels, facts.dtype)
     if config.batch_size % (num_processes * accumulation):
         problems.append(
             f"Pretrain.batch_size must be a multiple of processes x accumulation = {num_processes} x {accumulation}; "

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain
+from pantomim.data.augment import Augment
 from pantomim.data.dataset import Facts
 from pantomim.data.stats import Stats
 from pantomim.data.transforms import Crop
@@ -25,12 +26,18 @@ from pantomim.recipes.mae import (
 from pantomim.recipes.recipe import Recipe
 from pantomim.targets.tokens import TokenTargetConfig
 
+# datasets.py: brightness, contrast and saturation; section 2.5 says "color jittering" without the strength.
+JITTER = Augment(jitter=(0.4, 0.4, 0.4, 0.0))
+
 
 def _in1k(recipe: str, size: Literal["base", "large"]) -> Pretrain:
     """Table 12 and the code, field by field."""
     return Pretrain(
         recipe=recipe,
-        data=DataConfig(crop=Crop(scale=(0.08, 1.0), flip=True)),  # datasets.py: torchvision's range; flip
+        data=DataConfig(
+            crop=Crop(scale=(0.08, 1.0), flip=True),  # datasets.py: torchvision's range; flip
+            augment=JITTER,
+        ),
         method=BEiTConfig(
             encoder=beit_encoder(size, drop_path=0.1),  # Table 12
             masker=BlockMasker(ratio=75 / 196, exact=False),  # section 2.5: at most 75; min_area 16 in the code
@@ -83,7 +90,8 @@ def as_beit(encoder: EncoderConfig) -> EncoderConfig:
 def _beside(base: Pretrain, recipe: str) -> Pretrain:
     """BEiT with the data, sizes, rates and length of one of MAE's small recipes."""
     assert isinstance(base.method, MAEConfig), "MAE's recipes are MAE"
-    return replace(base, recipe=recipe, method=BEiTConfig(encoder=as_beit(base.method.encoder)))
+    method = BEiTConfig(encoder=as_beit(base.method.encoder))
+    return replace(base, recipe=recipe, data=replace(base.data, augment=JITTER), method=method)
 
 
 def beit_tiny_cifar10() -> Pretrain:
@@ -103,7 +111,7 @@ def beit_micro_cifar10() -> Pretrain:
 
 
 _SMALL = "data, sizes of the encoder, rates and length are those of MAE's recipe of this size"
-_NOTES = ("colours: not jittered, where the authors jitter brightness, contrast and saturation by 0.4 each",)
+_NOTES = ("colour jitter: after the crop, where the authors' comes before; contrast turns about the mean of the part",)
 
 RECIPES = (
     Recipe(
@@ -154,7 +162,7 @@ def beit(size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = No
     return replace(
         paper,
         recipe="beit",
-        data=DataConfig(),
+        data=DataConfig(augment=JITTER if facts.channels == 3 and facts.dtype in ("uint8", "uint16") else Augment()),
         method=BEiTConfig(encoder=encoder),
         optim=replace(
             paper.optim,

@@ -3,6 +3,7 @@ import pytest
 import torch
 from image_files import broken_folder, fill, png
 
+from pantomim.data.augment import Augment
 from pantomim.data.sources import open_source
 from pantomim.data.stream import Stream, evaluation_batches
 from pantomim.data.synthetic import write_synthetic
@@ -112,6 +113,35 @@ def test_second_views_do_not_depend_on_processes_and_workers(source, world, micr
         parts = [ranks[rank][step][part] for part in range(micro) for rank in range(world)]
         assert torch.equal(torch.cat([part.second for part in parts]), whole[step].second)
         assert torch.equal(torch.cat([part.images for part in parts]), whole[step].images)
+
+
+AUGMENT = Augment(jitter=(0.4, 0.4, 0.2, 0.1), grayscale=0.2, blur=0.5, rand_augment=2, erasing=0.3)
+
+
+@pytest.mark.parametrize("source", ["uniform", "mixed"])
+@pytest.mark.parametrize(("world", "micro", "workers"), [(2, 1, 0), (2, 2, 1)])
+def test_augmented_views_do_not_depend_on_processes_and_workers(source, world, micro, workers, request):
+    spec, options = request.getfixturevalue(source), {"augment": AUGMENT, "second": View(CROP, Augment(solarise=0.5))}
+    whole = [batch for (batch,) in stream(spec, **options).batches(4, 6)]
+    plain = [batch for (batch,) in stream(spec).batches(4, 6)]
+    options |= {"world": world, "micro": micro, "workers": workers}
+    ranks = [list(stream(spec, rank=rank, **options).batches(4, 6)) for rank in range(world)]
+    for step in range(2):
+        assert torch.equal(whole[step].ids, plain[step].ids)
+        assert not torch.equal(whole[step].images, plain[step].images)
+        parts = [ranks[rank][step][part] for part in range(micro) for rank in range(world)]
+        for name in ("images", "second"):
+            made = torch.cat([getattr(part, name) for part in parts])
+            torch.testing.assert_close(made, getattr(whole[step], name), atol=1e-6, rtol=0)
+
+
+def test_two_augmented_views_of_an_uncropped_image_do_not_share_memory(uniform):
+    whole = Crop(kind="none", flip=False)
+    made = stream(uniform, image_size=(12, 12), crop=whole, second=View(whole, Augment(solarise=1.0)))
+    ((batch,),) = made.batches(0, 1)
+    expected = made.dataset.array(1.0)[batch.ids.numpy()] / np.float32(255)
+    np.testing.assert_array_equal(batch.images.numpy(), expected)
+    torch.testing.assert_close(batch.second, torch.where(batch.images >= 0.5, 1 - batch.images, batch.images))
 
 
 def test_draws_of_views_steps_and_seeds_all_differ():
@@ -255,9 +285,10 @@ def test_evaluation_leaves_broken_images_out(tmp_path, memory_gib):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_batches_on_the_gpu_equal_those_on_the_cpu_without_a_wait(uniform):
-    on_cpu = list(stream(uniform).batches(0, 4))
-    made = stream(uniform, device="cuda")
+@pytest.mark.parametrize("augment", [None, Augment(jitter=(0.4, 0.4, 0.2, 0.1), grayscale=0.2, blur=0.5, solarise=0.2)])
+def test_batches_on_the_gpu_equal_those_on_the_cpu_without_a_wait(uniform, augment):
+    on_cpu = list(stream(uniform, augment=augment).batches(0, 4))
+    made = stream(uniform, augment=augment, device="cuda")
     list(made.batches(0, 1))  # first use of the libraries
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -6,6 +6,7 @@ import pytest
 from tiny import tiny_images, tiny_run
 
 from pantomim.config import Duration
+from pantomim.data.augment import Augment
 from pantomim.data.layout import draw_images
 from pantomim.data.transforms import View
 from pantomim.engine.setup import check_fit, check_schedule, training_images
@@ -94,3 +95,10 @@ def test_a_second_view_and_a_method_that_compares_two_need_each_other(source: Pa
     check_fit(two, dataset, replace(takes, views=2), 1)
     with pytest.raises(ValueError, match=r"DataConfig\.second must be left out, as mae looks at one view"):
         check_fit(two, dataset, takes, 1)
+
+
+def test_images_that_cannot_be_augmented_are_refused(tmp_path: Path) -> None:
+    config = tiny_run(tiny_images(tmp_path / "gray.npz", channels=1))
+    config = replace(config, data=replace(config.data, augment=Augment(grayscale=0.2)))
+    with pytest.raises(ValueError, match=r"Augment\.grayscale must be left out .* 1 channel"):
+        check_fit(config, training_images(config.data), Takes(1, (16, 16), 4), 1)

@@ -1,0 +1,277 @@
+"""What is done to a training image after it is cut: other colours, blur, RandAugment, a wiped-out part.
+
+As with crops, all that is random is drawn apart from the images, for all rows of a global batch, from (seed, step,
+view), on the host; each process then takes its rows and does them together on their own device. An image's operations
+have parameters of their own, so rows that share an operation go through it as one batch.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pantomim.data.colours import COLOUR_STEPS, blurred, gray, solarised
+from pantomim.data.rand_augment import OPERATIONS, rand_augmented
+from pantomim.frozen import frozen
+
+_PURPOSE = 3  # keeps these draws apart from others of the same seed and step
+_TRIES = 10  # of a part to wipe out, before the image is left as it is; as in timm
+_ERASED_AREA = (0.02, 1 / 3)  # as in timm, whose defaults DeiT, BEiT and MAE use
+_ERASED_LOG_ASPECT = (math.log(0.3), -math.log(0.3))
+
+
+@frozen
+class Augment:
+    """What is done to a training image after it is cut; as it stands, nothing.
+
+    The order is that of the fields. Values stay in [0, 1], but for wiped-out parts.
+
+    Args:
+        jitter: Brightness, contrast, saturation and hue, in an order drawn for each image. The first three are factors,
+            drawn from 1 - value to 1 + value; hue is turned by up to this share of the circle, at most 0.5.
+        jitter_probability: Share of the images whose colours are jittered.
+        grayscale: Share of the images that lose their colours.
+        blur: Share of the images that are blurred.
+        blur_sigma: Smallest and largest deviation of the blur, in pixels.
+        solarise: Share of the images whose bright values (from 0.5 on) are inverted.
+        rand_augment: RandAugment's operations an image; 0: none.
+        rand_magnitude: Their strength, in [0, 10].
+        rand_std: Deviation of the strength, drawn for each operation.
+        erasing: Share of the images of which a part becomes noise.
+        mean: What RandAugment's gaps are filled with, and the noise's mean; a value a channel.
+        std: The noise's deviation; a value a channel.
+
+    Paper: jitter, grayscale and blur: Chen et al. 2020, arXiv:2002.05709, appendix A; solarise: Grill et al. 2020,
+        arXiv:2006.07733, appendix B; RandAugment: Cubuk et al. 2020, arXiv:1909.13719; erasing: Zhong et al. 2020,
+        arXiv:1708.04896. RandAugment and erasing are timm's (`rand-m9-mstd0.5-inc1`, mode "pixel").
+    Deviation: values are floats, not rounded to 8 bits between operations. The blur is exact, where Pillow's is a chain
+        of boxes. Jitter comes after the crop, as in most code; BEiT's comes before, which differs in what its contrast
+        turns about: the mean of the whole image, here that of the part.
+    """
+
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    jitter_probability: float = 1.0
+    grayscale: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarise: float = 0.0
+    rand_augment: int = 0
+    rand_magnitude: float = 9.0
+    rand_std: float = 0.5
+    erasing: float = 0.0
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        for name in ("jitter_probability", "grayscale", "blur", "solarise", "erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"Augment.{name} must be a share in [0, 1]; got {getattr(self, name)}. Give 0 for none."
+                )
+        if not all(0 <= value <= most for value, most in zip(self.jitter, (1, 1, 1, 0.5), strict=True)):
+            raise ValueError(
+                f"Augment.jitter must be brightness, contrast and saturation in [0, 1] and hue in [0, 0.5]; got "
+                f"{self.jitter}. Give 0 for what stays as it is."
+            )
+        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise ValueError(
+                f"Augment.blur_sigma must be two rising values above 0; got {self.blur_sigma}. Give pixels."
+            )
+        if self.rand_augment < 0 or not 0 <= self.rand_magnitude <= 10 or self.rand_std < 0:
+            raise ValueError(
+                f"Augment.rand_augment and rand_std must not be negative and rand_magnitude must be in [0, 10]; got "
+                f"{self.rand_augment}, {self.rand_std} and {self.rand_magnitude}. The usual ones are 2, 0.5 and 9."
+            )
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"Augment.mean and std must have one value a channel each; got {len(self.mean)} and {len(self.std)}."
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is done."""
+        return self._recolours or self.blur > 0 or self.erasing > 0
+
+    @property
+    def _recolours(self) -> bool:
+        jitters = any(self.jitter) and self.jitter_probability > 0
+        return jitters or self.grayscale > 0 or self.solarise > 0 or self.rand_augment > 0
+
+    def problems(self, channels: int, dtype: str) -> list[str]:
+        """Why images of this kind cannot go through it; empty if they can.
+
+        Args:
+            channels: Of the images.
+            dtype: Number type that the images are stored in.
+        """
+        found = []
+        jitters = self.jitter_probability > 0
+        only_rgb = {
+            "jitter's saturation and hue": jitters and any(self.jitter[2:]),
+            "grayscale": self.grayscale > 0,
+            "rand_augment": self.rand_augment > 0,
+        }
+        if channels != 3 and (named := [name for name, used in only_rgb.items() if used]):
+            found.append(
+                f"Augment.{', '.join(named)} must be left out for images that are not red, green and blue; got images "
+                f"of {channels} channel(s). Set each to 0."
+            )
+        if self._recolours and dtype not in ("uint8", "uint16"):
+            found.append(
+                f"Augment must leave the colours alone where values are not in [0, 1]; got {dtype} images, which keep "
+                f"their own scale. Set jitter, grayscale, solarise and rand_augment to 0."
+            )
+        if self.erasing > 0 and len(self.mean) != channels:
+            found.append(
+                f"Augment.mean and std must have a value for each of the {channels} channel(s), as erasing fills with "
+                f"them; got {len(self.mean)}. Give --data.augment.mean and --data.augment.std."
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class AugmentDraws:
+    """What is done to each image of a batch, on the host; a row an image.
+
+    Args:
+        jitter_order: Number of the colour step that comes first, second ...; -1 where there is none.
+        jitter: Strength of each colour step, by its number.
+        grayscale: Which images lose their colours.
+        sigma: Deviation of the blur; 0: none.
+        solarise: Which images are solarised.
+        operations: RandAugment's, by number, in order; -1 where there is none.
+        levels: Their strengths, in [0, 10].
+        signs: Their directions, 1 or -1.
+        erased: Parts that are wiped out, as (top, left, height, width); no height: none.
+        noise: Seeds of what they are filled with.
+    """
+
+    jitter_order: Int[np.ndarray, "B 4"]
+    jitter: Float[np.ndarray, "B 4"]
+    grayscale: Bool[np.ndarray, " B"]
+    sigma: Float[np.ndarray, " B"]
+    solarise: Bool[np.ndarray, " B"]
+    operations: Int[np.ndarray, "B K"]
+    levels: Float[np.ndarray, "B K"]
+    signs: Float[np.ndarray, "B K"]
+    erased: Int[np.ndarray, "B 4"]
+    noise: Int[np.ndarray, " B"]
+
+    def rows(self, rows: slice) -> "AugmentDraws":
+        """Those of some images."""
+        return AugmentDraws(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
+
+
+def draw_augment(
+    augment: Augment, total: int, image_size: tuple[int, int], seed: int, step: int, view: int = 0
+) -> AugmentDraws:
+    """Draw what is done to each image of a global batch.
+
+    Args:
+        augment: What to draw.
+        total: Images in the global batch.
+        image_size: Their (height, width), after the crop.
+        seed: Of the run.
+        step: Of the run.
+        view: Which view of the images.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, step, _PURPOSE, view]))
+    on = rng.random((total, 5))  # whether: jitter, grayscale, blur, solarise, erasing
+    span = 2 * rng.random((total, 4)) - 1
+    order = rng.permuted(np.tile(np.arange(4), (total, 1)), axis=1)
+    used = (on[:, :1] < augment.jitter_probability) & (np.asarray(augment.jitter) > 0)[order]
+    low, high = augment.blur_sigma
+    sigma = low + (high - low) * rng.random(total)
+    erased, noise = _erased_parts(rng, total, image_size), rng.integers(2**62, size=total)
+    erased[on[:, 4] >= augment.erasing] = 0
+    shape = (total, augment.rand_augment)  # last, so that its number moves no other draw
+    operations = rng.integers(len(OPERATIONS), size=shape)
+    operations = np.where(rng.random(shape) < 0.5, operations, -1)  # each is left out half of the time, as in timm
+    return AugmentDraws(
+        jitter_order=np.where(used, order, -1),
+        jitter=span * np.asarray(augment.jitter) + np.asarray([1.0, 1.0, 1.0, 0.0]),
+        grayscale=on[:, 1] < augment.grayscale,
+        sigma=np.where(on[:, 2] < augment.blur, sigma, 0.0),
+        solarise=on[:, 3] < augment.solarise,
+        operations=operations,
+        levels=np.clip(rng.normal(augment.rand_magnitude, augment.rand_std, shape), 0.0, 10.0),
+        signs=np.where(rng.random(shape) < 0.5, -1.0, 1.0),
+        erased=erased,
+        noise=noise,
+    )
+
+
+def augmented(images: Float[Tensor, "B C H W"], draws: AugmentDraws, augment: Augment) -> Float[Tensor, "B C H W"]:
+    """The images, each with what is drawn for it; the given ones stay as they are.
+
+    Args:
+        images: Values in [0, 1].
+        draws: From `draw_augment`, the rows of these images.
+        augment: What the draws were made of.
+    """
+    rows = _Rows(images.clone())
+    mean, std = (rows.put(torch.tensor(values, dtype=images.dtype)) for values in (augment.mean, augment.std))
+    for place in range(4):
+        for number, step in enumerate(COLOUR_STEPS):
+            rows.change(draws.jitter_order[:, place] == number, step, draws.jitter[:, number])
+    rows.change(draws.grayscale, lambda chosen: gray(chosen).expand_as(chosen))
+    rows.change(draws.sigma > 0, blurred, draws.sigma)
+    rows.change(draws.solarise, solarised)
+    for operations, levels, signs in zip(draws.operations.T, draws.levels.T, draws.signs.T, strict=True):
+        rand_augmented(rows.change, operations, levels, signs, mean.view(-1, 1, 1))
+    _erase(rows.images, draws, mean.view(-1, 1, 1), std.view(-1, 1, 1))
+    return rows.images
+
+
+class _Rows:
+    """Images of which some rows at a time are changed, in place."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def change(self, which: np.ndarray, action: Callable[..., Tensor], *values: np.ndarray) -> None:
+        """Put the rows that are True through an action, each with its own values."""
+        chosen = np.flatnonzero(which)
+        if len(chosen) == 0:
+            return
+        ids = self.put(torch.from_numpy(chosen))
+        own = [self.put(torch.from_numpy(value[chosen]).to(self.images.dtype)) for value in values]
+        self.images.index_copy_(0, ids, action(self.images.index_select(0, ids), *own))
+
+    def put(self, values: Tensor) -> Tensor:
+        """Onto the device; from pinned memory, so that nothing waits."""
+        if self.images.device.type != "cuda":
+            return values
+        return values.pin_memory().to(self.images.device, non_blocking=True)
+
+
+def _erased_parts(rng: np.random.Generator, total: int, image_size: tuple[int, int]) -> Int[np.ndarray, "B 4"]:
+    """For each image a part of 2 to 33 % of its area, strictly within it; zeros where none of ten tries is."""
+    height, width = image_size
+    area = rng.uniform(*_ERASED_AREA, (total, _TRIES)) * (height * width)
+    aspect = np.exp(rng.uniform(*_ERASED_LOG_ASPECT, (total, _TRIES)))
+    heights = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    widths = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    inside = (heights < height) & (widths < width)
+    first = inside.argmax(axis=1)[:, None]
+    taken_height = np.take_along_axis(heights, first, axis=1)[:, 0]
+    taken_width = np.take_along_axis(widths, first, axis=1)[:, 0]
+    top = np.floor(rng.random(total) * (height - taken_height + 1))
+    left = np.floor(rng.random(total) * (width - taken_width + 1))
+    drawn = np.stack([top, left, taken_height, taken_width], axis=1).astype(np.int64)
+    return np.where(inside.any(axis=1)[:, None], drawn, 0)
+
+
+def _erase(images: Tensor, draws: AugmentDraws, mean: Tensor, std: Tensor) -> None:
+    """Fill parts with noise of a mean and deviation, in place; each image's noise has a seed of its own."""
+    generator = torch.Generator(images.device)
+    for row in np.arange(len(images))[draws.erased[:, 2] > 0].tolist():
+        top, left, height, width = draws.erased[row].tolist()
+        generator.manual_seed(int(draws.noise[row]))
+        shape = (images.shape[1], height, width)
+        noise = torch.randn(shape, generator=generator, device=images.device, dtype=images.dtype)
+        images[row, :, top : top + height, left : left + width] = mean + std * noise

@@ -1,0 +1,184 @@
+"""RandAugment as timm has it (`inc1`: a higher level always changes an image more), for a batch at once.
+
+Paper: Cubuk et al. 2020, *RandAugment*, arXiv:1909.13719; operations, ranges and rounding are those of timm's
+    `rand-m9-mstd0.5-inc1`, which DeiT, BEiT and MAE use.
+Deviation: images stay floats, where Pillow rounds to 8 bits after each operation; what is turned, sheared and shifted
+    is resampled with torch's bicubic kernel (a = -0.75), where Pillow's has a = -0.5.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tv
+
+from pantomim.data.colours import blend, brightened, contrasted, saturated
+
+_MOST = 10.0  # levels are shares of this
+
+# What an operation needs: images (B, 3, H, W), its amount for each, and what gaps are filled with (3, 1, 1).
+Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _autocontrast(images: Tensor, amount: Tensor, fill: Tensor) -> Tensor:
+    return tv.autocontrast(images)
+
+
+def _equalize(images: Tensor, amount: Tensor, fill: Tensor) -> Tensor:
+    return tv.equalize((images * 255).round().to(torch.uint8)).to(images.dtype) / 255
+
+
+def _invert(images: Tensor, amount: Tensor, fill: Tensor) -> Tensor:
+    return 1 - images
+
+
+def _rotate(images: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
+    """About the centre, counter-clockwise."""
+    height, width = images.shape[2:]
+    angle = -torch.deg2rad(degrees)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    x, y = width / 2, height / 2
+    return _sampled(images, torch.stack([cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y]), fill)
+
+
+def _shear_x(images: Tensor, amount: Tensor, fill: Tensor) -> Tensor:
+    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
+    return _sampled(images, torch.stack([one, amount, zero, zero, one, zero]), fill)
+
+
+def _shear_y(images: Tensor, amount: Tensor, fill: Tensor) -> Tensor:
+    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
+    return _sampled(images, torch.stack([one, zero, zero, amount, one, zero]), fill)
+
+
+def _translate_x(images: Tensor, share: Tensor, fill: Tensor) -> Tensor:
+    one, zero = torch.ones_like(share), torch.zeros_like(share)
+    return _sampled(images, torch.stack([one, zero, share * images.shape[3], zero, one, zero]), fill)
+
+
+def _translate_y(images: Tensor, share: Tensor, fill: Tensor) -> Tensor:
+    one, zero = torch.ones_like(share), torch.zeros_like(share)
+    return _sampled(images, torch.stack([one, zero, zero, zero, one, share * images.shape[2]]), fill)
+
+
+def _posterize(images: Tensor, bits: Tensor, fill: Tensor) -> Tensor:
+    """Only the highest bits of 8."""
+    step = torch.exp2(8 - bits).view(-1, 1, 1, 1)
+    return torch.floor((images * 255).round() / step) * step / 255
+
+
+def _solarize(images: Tensor, threshold: Tensor, fill: Tensor) -> Tensor:
+    return torch.where((images * 255).round() >= threshold.view(-1, 1, 1, 1), 1 - images, images)
+
+
+def _solarize_add(images: Tensor, added: Tensor, fill: Tensor) -> Tensor:
+    lighter = (images + added.view(-1, 1, 1, 1) / 255).clamp(max=1)
+    return torch.where((images * 255).round() < 128, lighter, images)
+
+
+def _color(images: Tensor, factor: Tensor, fill: Tensor) -> Tensor:
+    return saturated(images, factor)
+
+
+def _contrast(images: Tensor, factor: Tensor, fill: Tensor) -> Tensor:
+    return contrasted(images, factor)
+
+
+def _brightness(images: Tensor, factor: Tensor, fill: Tensor) -> Tensor:
+    return brightened(images, factor)
+
+
+def _sharpness(images: Tensor, factor: Tensor, fill: Tensor) -> Tensor:
+    return blend(images, tv.adjust_sharpness(images, 0.0), factor)
+
+
+def _none(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    return level
+
+
+def _degrees(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    return sign * level / _MOST * 30.0
+
+
+def _sheared(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    return sign * level / _MOST * 0.3
+
+
+def _shifted(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    return sign * level / _MOST * 0.45
+
+
+def _factor(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    return np.maximum(0.1, 1.0 + sign * level / _MOST * 0.9)
+
+
+def _bits(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    return 4.0 - np.floor(level / _MOST * 4)
+
+
+def _threshold(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    return 256.0 - np.minimum(256, np.floor(level / _MOST * 256))
+
+
+def _added(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    return np.minimum(128.0, np.floor(level / _MOST * 110))
+
+
+# What may be drawn, each as likely: the operation, and its amount for levels and directions.
+OPERATIONS: tuple[tuple[Operation, Callable[[np.ndarray, np.ndarray], np.ndarray]], ...] = (
+    (_autocontrast, _none),
+    (_equalize, _none),
+    (_invert, _none),
+    (_rotate, _degrees),
+    (_posterize, _bits),
+    (_solarize, _threshold),
+    (_solarize_add, _added),
+    (_color, _factor),
+    (_contrast, _factor),
+    (_brightness, _factor),
+    (_sharpness, _factor),
+    (_shear_x, _sheared),
+    (_shear_y, _sheared),
+    (_translate_x, _shifted),
+    (_translate_y, _shifted),
+)
+
+
+def rand_augmented(
+    change: Callable[..., None],
+    operations: Int[np.ndarray, " B"],
+    levels: Float[np.ndarray, " B"],
+    signs: Float[np.ndarray, " B"],
+    fill: Float[Tensor, "3 1 1"],
+) -> None:
+    """One operation for each image.
+
+    Args:
+        change: Puts chosen rows of the images through an action, each with its own amount.
+        operations: Numbers in `OPERATIONS`; -1: none.
+        levels: In [0, 10].
+        signs: Directions, 1 or -1.
+        fill: What gaps are filled with.
+    """
+    for number, (operation, amount) in enumerate(OPERATIONS):
+
+        def action(images: Tensor, amounts: Tensor, operation: Operation = operation) -> Tensor:
+            return operation(images, amounts, fill)
+
+        change(operations == number, action, amount(levels, signs))
+
+
+def _sampled(images: Tensor, matrix: Float[Tensor, "6 B"], fill: Tensor) -> Tensor:
+    """Each output pixel from where its matrix says: x = a X + b Y + c, y = d X + e Y + f, of pixel centres."""
+    height, width = images.shape[2:]
+    a, b, c, d, e, f = matrix.view(6, -1, 1, 1)
+    rows = (torch.arange(height, device=images.device, dtype=images.dtype) + 0.5)[:, None]
+    columns = torch.arange(width, device=images.device, dtype=images.dtype) + 0.5
+    x, y = a * columns + b * rows + c, d * columns + e * rows + f
+    grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=3)
+    taken = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
+    there = ((x >= 0) & (x < width) & (y >= 0) & (y < height))[:, None]
+    return torch.where(there, taken, fill)
