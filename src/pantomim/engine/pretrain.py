@@ -94,6 +94,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         warmup = config.optim.warmup.in_steps(stream.steps_per_epoch)
         peak_lr = scaled_lr(config.optim.base_lr, config.batch_size)
         check_schedule(config, total, warmup)
+        method.begin(total)
         schedule = beit_schedule if config.optim.schedule == "beit" else cosine_schedule
         groups = parameter_groups(
             method,

@@ -81,6 +81,9 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
         """Tensors in, tensors out: "loss" is minimised, everything else is logged."""
 
+    def begin(self, steps: int) -> None:
+        """Called once before the loop, also of a run that goes on: the steps of the whole run, for schedules."""
+
     def after_step(self, step: int) -> None:
         """Called once after each optimiser step: moving averages and the like."""
 

@@ -23,6 +23,7 @@ from pantomim.masking.choice import MaskerConfig
 from pantomim.masking.mask import Mask, Masker
 from pantomim.methods.base import Batch, Method
 from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
+from pantomim.nn.momentum import follow
 from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import ENCODER_SIZES, Encoder, EncoderConfig
@@ -259,12 +260,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(before)
-
-
-@torch.no_grad()
-def follow(copied: nn.Module, module: nn.Module, momentum: float) -> None:
-    """Move a copy towards a module; it keeps `momentum` of itself."""
-    torch._foreach_lerp_(list(copied.parameters()), list(module.parameters()), 1 - momentum)
 
 
 def preset(size: Size, num_masked: Literal[75, 98] = 75) -> CAEConfig:

@@ -1,0 +1,95 @@
+"""Moving averages of weights: how much of itself a copy keeps at each step, and the step itself."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import nn
+
+from pantomim.frozen import frozen
+
+
+@frozen
+class Momentum:
+    """The share of itself that a moving average keeps at each step: one number, or one that rises while training.
+
+    The average after optimiser step t (from 0) of T keeps `at(t + 1, T)`: a schedule begins at `start` before the first
+    step, when the copy still equals what it follows, and ends at `end` after the last.
+
+    Args:
+        start: First share, in [0, 1].
+        end: Last share; None: always the first.
+        shape: How it gets from one to the other: along half a cosine, or evenly.
+        steps: Optimiser steps that this takes, after which it stays; None: the whole run.
+
+    Raises:
+        ValueError: if a share is outside [0, 1], or steps are given without an end.
+
+    Paper: the half cosine to 1 is that of MoCo v3 (arXiv:2104.02057, section 4) and of BYOL (arXiv:2006.07733).
+    """
+
+    start: float = 0.996
+    end: float | None = None
+    shape: Literal["cosine", "linear"] = "cosine"
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("start", self.start), ("end", self.end)):
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"Momentum.{name} must be in [0, 1]; got {value}. 0 copies, 1 never moves.")
+        if self.steps is not None and (self.end is None or self.steps < 1):
+            raise ValueError(
+                f"Momentum.steps must be at least 1, and goes with an end; got {self.steps} and end {self.end}. "
+                f"Leave it out for the whole run."
+            )
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether it depends on the length of the run."""
+        return self.end is not None and self.steps is None
+
+    def at(self, step: int, total: int | None = None) -> float:
+        """The share after `step` optimiser steps of a run of `total`.
+
+        Raises:
+            ValueError: if it depends on the length of the run, and none is given.
+        """
+        if self.end is None:
+            return self.start
+        length = self.steps if self.steps is not None else total
+        if not length:
+            raise ValueError(
+                f"Momentum.at must be given the length of the run, over which it goes from {self.start} to {self.end}; "
+                f"got {total}. Give Momentum.steps, or call Method.begin before the first step."
+            )
+        share = min(step / length, 1.0)
+        if self.shape == "linear":
+            return self.start + (self.end - self.start) * share
+        return self.end - (self.end - self.start) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+    def __str__(self) -> str:
+        if self.end is None:
+            return f"momentum {self.start:g}"
+        way = "along half a cosine" if self.shape == "cosine" else "evenly"
+        over = f"in {self.steps} steps" if self.steps is not None else "by the end of the run"
+        return f"momentum {self.start:g}, {way} to {self.end:g} {over}"
+
+
+def momentum_of_half_life(steps: float) -> float:
+    """The momentum with which a copy has forgotten half of itself after so many steps: 0.5^(1/steps).
+
+    A constant that is right for a long run freezes the copy of a short one; a share of the run's steps is right for
+    both. Ours, no paper's.
+
+    Raises:
+        ValueError: if there is not a positive number of steps.
+    """
+    if not steps > 0:
+        raise ValueError(f"momentum_of_half_life.steps must be above 0; got {steps}.")
+    return 0.5 ** (1 / steps)
+
+
+@torch.no_grad()
+def follow(copied: nn.Module, module: nn.Module, momentum: float) -> None:
+    """Move the parameters of a copy towards those of a module; it keeps `momentum` of itself. Buffers are its own."""
+    torch._foreach_lerp_(list(copied.parameters()), list(module.parameters()), 1 - momentum)
