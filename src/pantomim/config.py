@@ -16,10 +16,11 @@ from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.mae import MAEConfig
+from pantomim.methods.mocov3 import MoCoV3Config
 
 T = TypeVar("T")
 
-MethodConfig = Annotated[MAEConfig | BEiTConfig | CAEConfig | DVAEConfig, KIND]
+MethodConfig = Annotated[MAEConfig | BEiTConfig | CAEConfig | DVAEConfig | MoCoV3Config, KIND]
 
 
 @frozen
@@ -86,11 +87,12 @@ class OptimConfig:
         base_lr: Learning rate per 256 images; the rate in use is base_lr * batch_size / 256.
         min_lr: Rate at the end.
         warmup: Length of the linear warm-up from 0.
-        weight_decay: For matrices and tokens; never for biases and norms.
+        weight_decay: For matrices and tokens.
         schedule: Whether the rate reaches its peak in the step after the warm-up ("mae"), or in the warm-up's last
             step ("beit", and CAE's).
         decay_tokens: Also decay class, register and mask tokens, as the authors' code does.
         decay_mask_token: The same of the mask token apart; None: like the other tokens. BEiT's authors decay it alone.
+        decay_vectors: Also decay biases and norms, as MoCo v3's authors do.
         betas: AdamW's two decay rates.
         clip_norm: Largest gradient norm; None: not clipped, as in the paper.
     """
@@ -102,6 +104,7 @@ class OptimConfig:
     schedule: Literal["mae", "beit"] = "mae"
     decay_tokens: bool = True
     decay_mask_token: bool | None = None
+    decay_vectors: bool = False
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float | None = None
 

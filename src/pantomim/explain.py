@@ -18,6 +18,7 @@ from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
 from pantomim.methods.dvae import DVAE, DVAEConfig, DVAEDraws
 from pantomim.methods.mae import MAEConfig
+from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.nn.dvae import code_grid
 from pantomim.optim import scaled_lr
 from pantomim.recipes.recipe import differences
@@ -53,8 +54,9 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # where a part is copied
         method = build()
-        one, two = (_kept_bytes(method, images, precision) for images in (1, 2))
-        batch, draws = _step(method, 1)
+        few = 2 if method.takes().whole_batch else 1  # images: one alone is compared with nothing
+        kept, more = (_kept_bytes(method, images, precision) for images in (few, few + 1))
+        batch, draws = _step(method, few)
         trainable = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
         method.requires_grad_(False)  # the counter's hooks know no views of parameters
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -63,9 +65,9 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
     return Cost(
         parameters=parameters,
         trainable=trainable,
-        flops=counter.get_total_flops(),
-        state_gib=(4 * (parameters["all"] + 3 * trainable) + 2 * one - two) / 2**30,
-        activations_gib=(two - one) / 2**30,
+        flops=counter.get_total_flops() // few,
+        state_gib=(4 * (parameters["all"] + 3 * trainable) + kept - few * (more - kept)) / 2**30,
+        activations_gib=(more - kept) / 2**30,
     )
 
 
@@ -74,7 +76,7 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
 
     What is hidden costs the same wherever it lies, and a bank of noise is not made for this.
     """
-    if isinstance(config, DVAEConfig):
+    if isinstance(config, DVAEConfig | MoCoV3Config):
         return config.build
     masker, (rows, columns) = config.masker, config.encoder.grid
     share = (masker.num_masked((rows, columns)) - 0.5) / (rows * columns)  # rounds up to the same number
@@ -104,7 +106,8 @@ class _Unnamed(nn.Module):
 
 def _step(method: Method, images: int) -> tuple[Batch, Any]:
     takes = method.takes()
-    batch = Batch(torch.empty(images, takes.in_chans, *takes.image_size), total=images)
+    views = [torch.empty(images, takes.in_chans, *takes.image_size) for _ in range(takes.views)]
+    batch = Batch(views[0], total=images, second=views[1] if takes.views > 1 else None)
     if isinstance(method, DVAE):  # whose draws are made from seeds, which fake tensors do not have
         rows, cols = code_grid(takes.image_size, takes.cell)
         noise = torch.empty(images, method.sizes.vocabulary, rows, cols)

@@ -55,11 +55,16 @@ def beit_schedule(
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, *, decay_tokens: bool = True, decay_mask_token: bool | None = None
+    module: nn.Module,
+    weight_decay: float,
+    *,
+    decay_tokens: bool = True,
+    decay_mask_token: bool | None = None,
+    decay_vectors: bool = False,
 ) -> list[Group]:
     """The trainable parameters of a module in two groups, without and with weight decay; an empty group is left out.
 
-    Not decayed: parameters of at most one dimension (biases and norms).
+    Not decayed, unless asked for: parameters of at most one dimension (biases and norms).
 
     Args:
         module: Frozen parameters (`requires_grad` off) are left out.
@@ -67,15 +72,16 @@ def parameter_groups(
         decay_tokens: Class, register and mask tokens, and learned positions, are decayed, as in the authors' PyTorch
             code; off, they are not (as in mmpretrain's port).
         decay_mask_token: The mask token apart; None: like the other tokens. BEiT decays it alone.
+        decay_vectors: Biases and norms are decayed too, as in MoCo v3.
 
-    Source: the MAE authors' `main_pretrain.py` with timm 0.3.2; BEiT's `optim_factory.py`.
+    Source: the MAE authors' `main_pretrain.py` with timm 0.3.2; BEiT's `optim_factory.py`; MoCo v3's `main_moco.py`.
     """
     spared = frozenset() if decay_tokens else TOKENS | {"pos_embed"}
     if decay_mask_token is not None:
         spared = spared - {"mask_token"} if decay_mask_token else spared | {"mask_token"}
     groups: dict[tuple[float, float], Group] = {}
     for name, parameter in _trainable(module):
-        decayed = parameter.ndim > 1 and _leaf(name) not in spared
+        decayed = (parameter.ndim > 1 or decay_vectors) and _leaf(name) not in spared
         _add(groups, name, parameter, weight_decay if decayed else 0.0, 1.0)
     return list(groups.values())
 

@@ -54,11 +54,12 @@ def start_from(spec: str, method: Method) -> str:
         )
     weights, _ = resize_encoder_weights(source.state_dict(), source.config, encoder.image_size)
     load_exactly(encoder, weights, spec)
+    rest = _take_rest(spec, method)
     method.after_start()
     resampled = "" if source.grid == encoder.grid else f" (positions resampled from {source.grid} to {encoder.grid})"
     table = describe_positions(source)
     kept = f" (its position table is kept: {table})" if table != "sincos, columns first" else ""
-    return f"Starting from the encoder of {spec}{kept}{resampled}; {_take_rest(spec, method)}."
+    return f"Starting from the encoder of {spec}{kept}{resampled}; {rest}."
 
 
 def _take_rest(spec: str, method: Method) -> str:

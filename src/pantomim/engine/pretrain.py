@@ -101,6 +101,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             config.optim.weight_decay,
             decay_tokens=config.optim.decay_tokens,
             decay_mask_token=config.optim.decay_mask_token,
+            decay_vectors=config.optim.decay_vectors,
         )
         optimizer = torch.optim.AdamW(groups, lr=peak_lr, betas=config.optim.betas, fused=True)
         log_every = config.runtime.log_every or (1 if total < 200 else 10)

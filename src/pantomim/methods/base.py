@@ -88,7 +88,7 @@ class Method(nn.Module, ABC):
         """Called once after each optimiser step: moving averages and the like."""
 
     def after_start(self) -> None:
-        """Called once other weights have been put into the encoder before the first step: copies of it follow."""
+        """Called once other weights have been put in place before the first step: copies follow them."""
 
     def predictor(self) -> dict[str, nn.Parameter]:
         """What is learned beside the encoder, by name: with it a run can be looked at, and gone on from."""

@@ -49,7 +49,7 @@ class Classifier(nn.Module):
             self.encoder.norm = nn.Identity()
         self.fc_norm = nn.LayerNorm(encoder.width, eps=NORM_EPS) if pool == "mean" else nn.Identity()
         self.head = nn.Linear(encoder.width, num_classes)
-        if encoder.config.initialisation == "mae":
+        if encoder.config.initialisation in ("mae", "mocov3"):
             nn.init.trunc_normal_(self.head.weight, std=2e-5)
         else:
             narrow_normal(self.head.weight)

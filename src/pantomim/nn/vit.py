@@ -27,7 +27,7 @@ NORM_EPS = 1e-6  # every layer norm of the MAE family
 Position = Literal["sincos", "sincos_rows_first", "learned", "none"]
 AttentionBias = Literal["qkv", "qv"]
 RelativePosition = Literal["none", "shared", "blocks"]
-Initialisation = Literal["mae", "beit", "cae"]
+Initialisation = Literal["mae", "beit", "cae", "mocov3"]
 
 
 class Features(NamedTuple):
@@ -270,6 +270,25 @@ def initialise_cae(module: nn.Module) -> None:
         _initialise_narrow_kernel(module)
 
 
+def initialise_mocov3(module: nn.Module) -> None:
+    """MoCo v3's initialisation of linear layers and patch kernels; for `nn.Module.apply`.
+
+    Source: the authors' `vits.py`: Xavier-uniform matrices, where queries, keys and values count as three, and zero
+    biases, that of the patch kernel too.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, Attention):  # after its linear layers
+        for part in module.qkv.weight.chunk(3):
+            nn.init.xavier_uniform_(part)
+    elif isinstance(module, PatchEmbed):
+        nn.init.xavier_uniform_(module.proj.weight.flatten(1))
+        if module.proj.bias is not None:
+            nn.init.zeros_(module.proj.bias)
+
+
 def narrow_normal(tensor: Tensor) -> None:
     """Fill a parameter with a normal of deviation 0.02 that is cut at one deviation; what is left has 0.0108.
 
@@ -286,7 +305,8 @@ def initialise_stack(module: nn.Module, blocks: Iterable[nn.Module], scheme: Ini
 
     Paper: Bao et al. 2022, arXiv:2106.08254, section 2.5; in CAE's code every stack counts its own blocks.
     """
-    module.apply({"mae": initialise, "beit": initialise_beit, "cae": initialise_cae}[scheme])
+    schemes = {"mae": initialise, "beit": initialise_beit, "cae": initialise_cae, "mocov3": initialise_mocov3}
+    module.apply(schemes[scheme])
     if scheme == "beit":
         for depth, block in enumerate(blocks, start=1):
             for name in ("attn.proj", "mlp.fc2"):
@@ -320,7 +340,8 @@ class Encoder(nn.Module):
             blocks) or "blocks" (each block's own).
         attention_bias: What has a bias in attention: "qkv" queries, keys and values, "qv" queries and values.
         layer_scale: First value of a learned scale of each channel of both branches of a block; None: no scales.
-        initialisation: Whose first values: "mae"; "beit", also of CAE's ViT-L; "cae", of its ViT-S and ViT-B.
+        initialisation: Whose first values: "mae"; "beit", also of CAE's ViT-L; "cae", of its ViT-S and ViT-B;
+            "mocov3".
         drop_path: Rate of the last block; blocks before it have linearly less.
         mean: Mean of each channel, in the scale of the images.
         std: Deviation of each channel.
@@ -421,8 +442,8 @@ class Encoder(nn.Module):
         scheme, position, table = self.config.initialisation, self.config.position, self.pos_embed
         initialise_stack(self, self.blocks, scheme)
         for token in (self.cls_token, self.reg_token):
-            if token is not None and scheme == "mae":
-                nn.init.normal_(token, std=0.02)
+            if token is not None and scheme in ("mae", "mocov3"):
+                nn.init.normal_(token, std=0.02 if scheme == "mae" else 1e-6)
             elif token is not None:
                 narrow_normal(token)
         if table is None:
@@ -431,7 +452,7 @@ class Encoder(nn.Module):
             table.copy_(sincos_2d(self.width, self.grid, self.num_prefix))
         elif position == "sincos_rows_first":
             table.copy_(sincos_2d_rows_first(self.width, self.grid, self.num_prefix))
-        elif scheme == "mae":
+        elif scheme in ("mae", "mocov3"):
             nn.init.normal_(table, std=0.02)
         else:
             narrow_normal(table)
