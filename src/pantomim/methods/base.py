@@ -50,6 +50,7 @@ class Takes:
         cell_setting: Name of the setting of the cell.
         cell_option: The same in a command.
         views: How many views of each image; with 2, `Batch.second` is there.
+        whole_batch: An image's loss depends on the other images of its step, so that these come at once.
     """
 
     in_chans: int
@@ -60,6 +61,7 @@ class Takes:
     cell_setting: str = "EncoderConfig.patch_size"
     cell_option: str = "--method.encoder.patch_size"
     views: int = 1
+    whole_batch: bool = False
 
 
 class Method(nn.Module, ABC):

@@ -23,6 +23,8 @@ from pantomim.recipes.colormae import RECIPES as COLORMAE_RECIPES
 from pantomim.recipes.colormae import colormae, colormae_paper
 from pantomim.recipes.mae import MAX_SIDE, mae, mae_paper
 from pantomim.recipes.mae import RECIPES as MAE_RECIPES
+from pantomim.recipes.mocov3 import RECIPES as MOCOV3_RECIPES
+from pantomim.recipes.mocov3 import mocov3, mocov3_paper
 from pantomim.recipes.recipe import Recipe
 from pantomim.targets.rgb import RGBTargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
@@ -41,12 +43,13 @@ class BareMethod:
     paper: Callable[[int], Pretrain]
 
 
-RECIPES: tuple[Recipe, ...] = MAE_RECIPES + COLORMAE_RECIPES + BEIT_RECIPES + CAE_RECIPES
+RECIPES: tuple[Recipe, ...] = MAE_RECIPES + COLORMAE_RECIPES + BEIT_RECIPES + CAE_RECIPES + MOCOV3_RECIPES
 BARE_METHODS = {
     "mae": BareMethod(mae, mae_paper),
     "colormae": BareMethod(colormae, colormae_paper),
     "beit": BareMethod(beit, beit_paper),
     "cae": BareMethod(cae, cae_paper),
+    "mocov3": BareMethod(mocov3, mocov3_paper),
 }
 DEFAULT_SIZE = "tiny"
 
