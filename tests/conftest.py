@@ -12,7 +12,7 @@ for library in ("OMP", "OPENBLAS", "MKL"):  # before NumPy and torch are importe
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-PARTS = ("nn", "masking", "tokenizers", "targets", "methods")
+PARTS = ("nn", "masking", "tokenizers", "teachers", "targets", "methods")
 install_import_hook([f"pantomim.{part}" for part in PARTS], "beartype.beartype")
 
 import torch  # noqa: E402

@@ -129,10 +129,7 @@ class Attention(nn.Module):
         self, tokens: Float[Tensor, "B T D"], queries: Float[Tensor, "B Q D"] | None
     ) -> list[Float[Tensor, "B heads _ E"]]:
         """Query, key and value of each head."""
-        weight: Tensor = self.qkv.weight
-        bias: Tensor = self.qkv.bias  # none, if queries and values have their own
-        if self.q_bias is not None and self.v_bias is not None:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        weight, bias = self.qkv.weight, self._joined_bias()
         if queries is None:
             joined = self.qkv(tokens) if self.q_bias is None else F.linear(tokens, weight, bias)
             parts = joined.chunk(3, dim=-1)  # gradients come back with a single copy
@@ -143,6 +140,30 @@ class Attention(nn.Module):
                 *F.linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1),
             )
         return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
+
+    def _joined_bias(self) -> Tensor:
+        """Of queries, keys and values, one after the other; the keys' are zeros where they have none."""
+        if self.q_bias is not None and self.v_bias is not None:
+            return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return self.qkv.bias
+
+    def attend(
+        self,
+        tokens: Float[Tensor, "B T D"],
+        queries: Float[Tensor, "B Q D"],
+        bias: Float[Tensor, "b heads Q T"] | None = None,
+        index: Int[Tensor, "b Q T"] | None = None,
+    ) -> Float[Tensor, "B heads Q T"]:
+        """The softmaxed attention of `queries` alone; nothing is mixed for them. Arguments as for the call."""
+        weight, offset, width = self.qkv.weight, self._joined_bias(), queries.shape[-1]
+        query, key = (
+            F.linear(given, weight[rows], offset[rows]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for given, rows in ((queries, slice(0, width)), (tokens, slice(width, 2 * width)))
+        )
+        if self.relative_position_bias_table is not None and index is not None:
+            bias = relative_bias(self.relative_position_bias_table, index)
+        scores = query @ key.mT / math.sqrt(query.shape[-1])
+        return (scores if bias is None else scores + bias.to(scores.dtype)).softmax(dim=-1)
 
 
 class Mlp(nn.Module):

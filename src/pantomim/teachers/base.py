@@ -33,11 +33,13 @@ class Teacher(nn.Module, ABC):
         width: Numbers in a feature.
         grid: Rows and columns of its features; those of the student's patches.
         frozen: Its weights never change, so that they are known by a hash and lie in no checkpoint.
+        queries: Whose attention can be asked for; none, where it has no attention over patches.
     """
 
     width: int
     grid: tuple[int, int]
     frozen: bool = True
+    queries: tuple[Query, ...] = ()
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "B C H W"], query: Query | None = None) -> Guidance:
@@ -60,6 +62,21 @@ class Teacher(nn.Module, ABC):
     def describe(self) -> str:
         """Which network this is and what it sees, in one line for `explain`."""
         return type(self).__name__
+
+    def check_query(self, query: Query | None) -> None:
+        """Whether this attention can be had.
+
+        Raises:
+            ValueError: if it cannot.
+        """
+        if query is None or query in self.queries:
+            return
+        if not self.queries:
+            raise no_attention(self.describe())
+        raise ValueError(
+            f"Teacher.query must be {' or '.join(self.queries)} for {self.describe()}; got {query}. It has no class "
+            f"token."
+        )
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in evaluation mode, whatever the method does."""

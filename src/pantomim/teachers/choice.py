@@ -1,0 +1,103 @@
+"""One way to name a teacher, and to say what is taken of it."""
+
+import copy
+from pathlib import Path
+from typing import Literal
+
+from pantomim.formats import load_encoder
+from pantomim.frozen import frozen
+from pantomim.nn.vit import Encoder
+from pantomim.teachers.base import Teacher
+from pantomim.teachers.encoder import EMATeacher, EncoderTeacher, Output
+from pantomim.teachers.fitting import fit_encoder
+
+WAYS = (
+    "Ways to get one: random (an exact copy of the student's encoder as it begins); ema (a moving average of the "
+    "student); the RUN folder of a pre-training; FILE, an encoder's weights as `--encoder` takes them"
+)
+
+
+@frozen
+class TeacherConfig:
+    """Which network guides the student, and what is taken of it; there is no default.
+
+    The teacher's input is resized so that its grid is the student's. "random" and "ema" begin as the student does.
+
+    Args:
+        source: See `WAYS`.
+        depth: Blocks of a random teacher, from its first on; 0: projected patches with their positions and the class
+            token; None: all of the student's.
+        output: What the last block says as it is ("block"), after the teacher's final norm ("norm"), or after its
+            projection too ("projection", of CLIP's image towers).
+        blocks: Mean over what so many last blocks say, each token of each standardised before (data2vec: 6 of 12).
+        momentum: Of ema: the share of itself that it keeps in a step. data2vec's ViT-B has the default.
+        statistics: Whose mean and deviation standardise what the teacher sees: its own, or the student's.
+
+    Raises:
+        ValueError: if a setting is out of range or does not go with the others.
+
+    Paper: Liu et al., arXiv:2209.03917, and the authors' recipes, which have depth 0 for ViT-L and ViT-H.
+    """
+
+    source: str = ""
+    depth: int | None = None
+    output: Output = "block"
+    blocks: int = 1
+    momentum: float = 0.9998
+    statistics: Literal["own", "student"] = "own"
+
+    def __post_init__(self) -> None:
+        if self.depth is not None and self.source != "random":
+            raise ValueError(
+                f"TeacherConfig.depth must be left out for a teacher that is not random; got {self.depth} with source "
+                f"{self.source or '(none)'}. A trained network runs as deep as it is."
+            )
+        if self.depth is not None and self.depth < 0:
+            raise ValueError(f"TeacherConfig.depth must not be negative; got {self.depth}. 0 means no block.")
+        if self.blocks < 1:
+            raise ValueError(f"TeacherConfig.blocks must be at least 1; got {self.blocks}. 1 is the last block alone.")
+        if self.blocks > 1 and self.output != "block":
+            raise ValueError(
+                f"TeacherConfig.output must be block for a mean over {self.blocks} blocks, which stand before the "
+                f"final norm; got {self.output}. Take one of the two."
+            )
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(
+                f"TeacherConfig.momentum must be in [0, 1]; got {self.momentum}. A short run needs less than the "
+                f"default, which remembers some 5000 steps."
+            )
+
+    def build(self, student: Encoder) -> Teacher:
+        """The teacher of a student, on its grid and for its channels; its weights are read here, or copied.
+
+        Only random and ema read the student's weights: of all others its config decides.
+
+        Raises:
+            ValueError: if there is no such network, or it cannot guide this student.
+            ConnectionError: if weights are to be downloaded and cannot be had.
+        """
+        if not self.source:
+            raise ValueError(f"TeacherConfig.source must be given, as there is no default; got none. {WAYS}.")
+        if self.source == "random":
+            return EncoderTeacher(self._first_blocks(student), "random", output=self.output, blocks=self.blocks)
+        if self.source == "ema":
+            twin = copy.deepcopy(student)
+            return EMATeacher(EncoderTeacher(twin, "ema", output=self.output, blocks=self.blocks), self.momentum)
+        if not Path(self.source).exists():
+            raise ValueError(f"TeacherConfig.source must be something that there is; got {self.source}. {WAYS}.")
+        encoder = load_encoder(self.source)
+        assert isinstance(encoder, Encoder)
+        fitted = fit_encoder(encoder, student.config, self.source, students_statistics=self.statistics == "student")
+        return EncoderTeacher(fitted, self.source, output=self.output, blocks=self.blocks)
+
+    def _first_blocks(self, student: Encoder) -> Encoder:
+        """A copy of the student with as many blocks as the config says."""
+        if self.depth is not None and self.depth > student.depth:
+            raise ValueError(
+                f"TeacherConfig.depth must be at most the student's {student.depth} blocks, which it copies; got "
+                f"{self.depth}. Leave it out for all of them."
+            )
+        twin = copy.deepcopy(student)
+        if self.depth is not None:
+            twin.blocks, twin.depth = twin.blocks[: self.depth], self.depth
+        return twin

@@ -1,0 +1,204 @@
+"""Our own encoder as a teacher: it sees every patch of the whole image, and nobody learns anything in it."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pantomim.nn.vit import Block, Encoder
+from pantomim.teachers.base import Guidance, Query, Teacher
+
+Output = Literal["block", "norm", "projection"]
+OUTPUTS: dict[Output, str] = {
+    "block": "what the last block says",
+    "norm": "what the last block says, after the final norm",
+    "projection": "what the last block says, after the final norm and the projection",
+}
+
+
+class EncoderTeacher(Teacher):
+    """An `Encoder` as it is, once and for all.
+
+    Args:
+        encoder: On the student's grid, see `fitting.fit_encoder`; it belongs to the teacher from then on. It may have
+            fewer blocks than its config says, also none: then the features are projected patches with positions.
+        name: What it is called in words to the user.
+        output: Take what the last block says as it is ("block"), or after the encoder's final norm ("norm").
+        blocks: Mean over what so many last blocks say, each token of each standardised before; 1: the last block alone.
+
+    Raises:
+        ValueError: if the encoder has fewer blocks.
+
+    Paper: Liu et al., *Exploring Target Representations for Masked Autoencoders*, arXiv:2209.03917: the last block
+        before its norm, as in the authors' `models_mae.py`; Baevski et al., *data2vec*, arXiv:2202.03555, section 3.3:
+        the mean over several blocks, each layer-normed without affine (eps 1e-5, as in the authors' code).
+    """
+
+    def __init__(self, encoder: Encoder, name: str, *, output: Output = "block", blocks: int = 1) -> None:
+        super().__init__()
+        check_blocks(name, blocks, len(encoder.blocks))
+        if output == "projection":
+            raise no_projection(name)
+        self.encoder, self.name, self.output, self.blocks = encoder, name, output, blocks
+        self.width, self.grid, self.image_size = encoder.width, encoder.grid, encoder.image_size
+        if len(encoder.blocks):
+            self.queries = ("class", "mean") if encoder.config.class_token else ("mean",)
+        self._freeze()
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B C H W"], query: Query | None = None) -> Guidance:
+        """Features, and attention if asked for; see `Teacher.forward`."""
+        self.check_query(query)
+        encoder, number, attention = self.encoder, len(self.encoder.blocks), None
+        said: list[Tensor] = []
+        with torch.autocast("cpu", enabled=False):  # on a GPU, whatever the student computes in
+            tokens, bias, index = encoder.enter(resize(images, self.image_size))  # (B, P + N, D)
+            for place, block in enumerate(encoder.blocks):
+                assert isinstance(block, Block)
+                if query is not None and place == number - 1:
+                    attention = attention_of(block, tokens, encoder.num_prefix, query, bias, index)
+                tokens, _ = block(tokens, bias=bias, index=index)
+                if place >= number - self.blocks:
+                    said.append(tokens)
+            tokens = mean_of_blocks(said) if said else tokens
+            if self.output == "norm":
+                tokens = encoder.norm(tokens)
+        return Guidance(tokens[:, : encoder.num_prefix], tokens[:, encoder.num_prefix :], attention)
+
+    def describe(self) -> str:
+        """Which network, what it sees, what is taken of it."""
+        what = f"{self.name}: {self.width} wide, {len(self.encoder.blocks)} blocks"
+        return f"{what}; {describe_sight(self)}; {describe_output(self)}"
+
+
+class EMATeacher(Teacher):
+    """A moving average of the student: it begins as a copy, and keeps `momentum` of itself at every step.
+
+    What is fixed in the student, such as position tables, is copied and not averaged; so are buffers.
+
+    Args:
+        teacher: Around a copy of the student's encoder.
+        momentum: Share of itself that is kept in a step; whoever has a schedule sets it before each `follow`.
+
+    Raises:
+        ValueError: if the momentum is no share.
+    """
+
+    frozen = False
+
+    def __init__(self, teacher: EncoderTeacher, momentum: float) -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(
+                f"TeacherConfig.momentum must be in [0, 1]; got {momentum}. data2vec has 0.9998, for hundreds of "
+                f"thousands of steps; a short run needs less."
+            )
+        self.teacher, self.momentum = teacher, momentum
+        self.width, self.grid, self.queries = teacher.width, teacher.grid, teacher.queries
+        self._freeze()
+
+    def forward(self, images: Float[Tensor, "B C H W"], query: Query | None = None) -> Guidance:
+        """Features, and attention if asked for; see `Teacher.forward`."""
+        return self.teacher(images, query)
+
+    def follow(self, student: Encoder) -> None:
+        """Move towards the student."""
+        self._move(student, self.momentum)
+
+    def start(self, student: Encoder) -> None:
+        """Begin again as a copy of the student."""
+        self._move(student, 0.0)
+
+    @torch.no_grad()
+    def _move(self, student: Encoder, momentum: float) -> None:
+        ours, theirs = dict(self.teacher.encoder.named_parameters()), dict(student.named_parameters())
+        learned = [name for name in ours if theirs[name].requires_grad]
+        torch._foreach_lerp_([ours[name] for name in learned], [theirs[name] for name in learned], 1 - momentum)
+        for name in ours.keys() - set(learned):
+            ours[name].copy_(theirs[name])
+        buffers = dict(student.named_buffers())
+        for name, buffer in self.teacher.encoder.named_buffers():
+            buffer.copy_(buffers[name])
+
+    def describe(self) -> str:
+        """As the teacher within, and how fast it moves."""
+        return f"{self.teacher.describe()}; it keeps {self.momentum:g} of itself a step"
+
+
+def attention_of(
+    block: Block,
+    tokens: Float[Tensor, "B T D"],
+    num_prefix: int,
+    query: Query,
+    bias: Float[Tensor, "b heads T T"] | None = None,
+    index: Int[Tensor, "b T T"] | None = None,
+) -> Float[Tensor, "B N"]:
+    """How much the query attends to each patch in a block, mean over its heads; `tokens` are what the block gets.
+
+    Only the rows that are asked for are computed: one for the class token; those of the patches for their mean.
+    """
+    rows = slice(0, 1) if query == "class" else slice(num_prefix, None)
+    normed = block.norm1(tokens)
+    weights = block.attn.attend(
+        normed,
+        normed[:, rows],
+        None if bias is None else bias[:, :, rows],
+        None if index is None else index[:, rows],
+    )
+    return weights.mean(dim=(1, 2))[:, num_prefix:]
+
+
+def mean_of_blocks(said: list[Float[Tensor, "B T D"]]) -> Float[Tensor, "B T D"]:
+    """What one block says as it is; of several, the mean, each token of each standardised before."""
+    if len(said) == 1:
+        return said[0]
+    standardised = [F.layer_norm(at_least_float32(tokens), tokens.shape[-1:]) for tokens in said]
+    return torch.stack(standardised).mean(dim=0)
+
+
+def at_least_float32(tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Half precision promoted."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def resize(images: Float[Tensor, "B C H W"], image_size: tuple[int, int]) -> Float[Tensor, "B C h w"]:
+    """Images at a teacher's size (bicubic, antialiased); as they are, where that is their size."""
+    if images.shape[2:] == image_size:
+        return images
+    return F.interpolate(images, image_size, mode="bicubic", antialias=True)
+
+
+def check_blocks(name: str, blocks: int, there: int) -> None:
+    """A mean over blocks needs so many; a single one is also what a network without blocks gives.
+
+    Raises:
+        ValueError: if there are fewer, or none is asked for.
+    """
+    if not 1 <= blocks <= max(there, 1):
+        raise ValueError(
+            f"TeacherConfig.blocks must be from 1 to the teacher's {there} blocks; got {blocks} of {name}. "
+            f"Average over fewer blocks."
+        )
+
+
+def no_projection(name: str) -> ValueError:
+    """The error of a teacher whose features are to be projected and that has no projection."""
+    return ValueError(
+        f"TeacherConfig.output must be block or norm for {name}, which has no projection; got projection. CLIP's image "
+        f"towers have one."
+    )
+
+
+def describe_sight(teacher: nn.Module) -> str:
+    """At which size a teacher sees images, and how many patches it makes of them."""
+    (height, width), (rows, cols) = teacher.image_size, teacher.grid  # type: ignore[misc]
+    return f"sees whole images at {height} x {width}, {rows} x {cols} patches"
+
+
+def describe_output(teacher: nn.Module) -> str:
+    """What is taken of a teacher."""
+    if teacher.blocks == 1:  # type: ignore[comparison-overlap]
+        return OUTPUTS[teacher.output]  # type: ignore[index]
+    return f"mean over what the last {teacher.blocks} blocks say, each token standardised"

@@ -1,0 +1,45 @@
+"""A teacher's features stand for the student's patches: its input is resized until the two grids are the same."""
+
+from dataclasses import replace
+
+import torch
+
+from pantomim.nn.vit import Encoder, EncoderConfig, resize_encoder_weights
+
+
+def fit_encoder(encoder: Encoder, student: EncoderConfig, name: str, *, students_statistics: bool = False) -> Encoder:
+    """The encoder for inputs that give the student's grid; its tables of positions are resampled where needed.
+
+    Args:
+        encoder: As loaded.
+        student: Whose grid it is to have.
+        name: What it is called in an error.
+        students_statistics: Standardise images as the student does, not as the encoder was trained.
+
+    Raises:
+        ValueError: if the two take different channels.
+    """
+    check_channels(name, encoder.in_chans, student)
+    image_size = (student.grid[0] * encoder.patch_size, student.grid[1] * encoder.patch_size)
+    weights, config = resize_encoder_weights(encoder.state_dict(), encoder.config, image_size)
+    if students_statistics:
+        config = replace(config, mean=student.mean, std=student.std)
+    if config == encoder.config:
+        return encoder
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
+        fitted = config.build().to(next(encoder.parameters()))
+    fitted.load_state_dict(weights)
+    return fitted.eval()
+
+
+def check_channels(name: str, in_chans: int, student: EncoderConfig) -> None:
+    """A teacher sees what the student sees.
+
+    Raises:
+        ValueError: if the two take different channels.
+    """
+    if in_chans != student.in_chans:
+        raise ValueError(
+            f"Teacher.in_chans must be the student's {student.in_chans}; got {in_chans} channels of {name}. "
+            f"Choose a teacher that was trained on such images: random, ema, or a run on this data."
+        )
