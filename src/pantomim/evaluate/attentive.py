@@ -21,7 +21,7 @@ from pantomim.data.stream import Stream
 from pantomim.evaluate.linear_mae import CROP, predict
 from pantomim.evaluate.parts import known_classes, renumber
 from pantomim.evaluate.scores import top1, top1_per_class
-from pantomim.formats.timm import TimmEncoder
+from pantomim.formats.wrapped import WrappedEncoder
 from pantomim.frozen import frozen
 from pantomim.nn.heads import AttentiveHead
 from pantomim.nn.vit import Encoder
@@ -87,7 +87,7 @@ class Read:
     heads: int
 
 
-def read_encoder(encoder: Encoder | TimmEncoder, heads: int | None) -> Read:
+def read_encoder(encoder: Encoder | WrappedEncoder, heads: int | None) -> Read:
     """All tokens of an encoder, prefix tokens first, after its final norm.
 
     Raises:
@@ -170,7 +170,7 @@ def attentive(
     }
 
 
-def _heads(encoder: Encoder | TimmEncoder) -> int | None:
+def _heads(encoder: Encoder | WrappedEncoder) -> int | None:
     """Attention heads of an encoder; None: it does not tell."""
     if isinstance(encoder, Encoder):
         return encoder.config.heads

@@ -16,7 +16,7 @@ from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.out import check_out
 from pantomim.files import replace_file
 from pantomim.formats.files import hash_weights
-from pantomim.formats.timm import TimmEncoder
+from pantomim.formats.wrapped import WrappedEncoder
 from pantomim.nn.vit import Encoder, Features
 
 MAX_PIXEL_VALUES = 3072  # of an image in the pixel reference: 32 x 32 x 3; larger images are shrunk
@@ -48,7 +48,7 @@ class FeatureTable:
 
 
 def extract(
-    encoder: Encoder | TimmEncoder,
+    encoder: Encoder | WrappedEncoder,
     dataset: Dataset,
     *,
     batch_size: int = 256,
@@ -86,18 +86,18 @@ def extract(
     return _table(dataset, collected, found)
 
 
-def views(encoder: Encoder | TimmEncoder, features: Features) -> dict[str, Float[Tensor, "B D"]]:
+def views(encoder: Encoder | WrappedEncoder, features: Features) -> dict[str, Float[Tensor, "B D"]]:
     """One vector an image, in the ways a protocol may choose from."""
     mean = features.patches.mean(dim=1)
     return {"class": features.prefix[:, 0], "mean": mean} if has_class_token(encoder) else {"mean": mean}
 
 
-def has_class_token(encoder: Encoder | TimmEncoder) -> bool:
+def has_class_token(encoder: Encoder | WrappedEncoder) -> bool:
     """Whether the first prefix token is a class token."""
-    return encoder.has_class_token if isinstance(encoder, TimmEncoder) else encoder.config.class_token
+    return encoder.has_class_token if isinstance(encoder, WrappedEncoder) else encoder.config.class_token
 
 
-def check_channels(encoder: Encoder | TimmEncoder, dataset: Dataset) -> None:
+def check_channels(encoder: Encoder | WrappedEncoder, dataset: Dataset) -> None:
     """Refuse images that the encoder cannot take.
 
     Raises:

@@ -17,7 +17,7 @@ from pantomim.data.sources import open_split
 from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.parts import part_names
 from pantomim.formats.files import load_exactly
-from pantomim.formats.timm import TimmEncoder
+from pantomim.formats.wrapped import WrappedEncoder
 from pantomim.nn.tokens import patchify
 from pantomim.nn.vit import Encoder, resize_encoder_weights
 
@@ -111,7 +111,7 @@ class Pictures:
     def of(
         cls,
         source: MaskedParts,
-        encoder: Encoder | TimmEncoder,
+        encoder: Encoder | WrappedEncoder,
         *,
         image_size: tuple[int, int] | None,
         batch_size: int,
@@ -217,13 +217,13 @@ def class_shares(
     return counts[:, :, 1:] / counts.sum(dim=2, keepdim=True)
 
 
-def fitting_size(encoder: Encoder | TimmEncoder, size: tuple[int, int]) -> tuple[int, int]:
+def fitting_size(encoder: Encoder | WrappedEncoder, size: tuple[int, int]) -> tuple[int, int]:
     """Where the user does not say: images of this size as large as the encoder can take them, in whole patches.
 
     Their own proportions and at most their own size, with at most twice the encoder's patches along the shorter side:
     a position table that is stretched further says little. A wrapped timm model keeps its own size.
     """
-    if isinstance(encoder, TimmEncoder):
+    if isinstance(encoder, WrappedEncoder):
         return encoder.image_size
     patch = encoder.patch_size
     most = MAX_STRETCH * min(encoder.grid)
@@ -233,22 +233,22 @@ def fitting_size(encoder: Encoder | TimmEncoder, size: tuple[int, int]) -> tuple
     return height * patch, width * patch
 
 
-def resized_encoder(encoder: Encoder | TimmEncoder, image_size: tuple[int, int]) -> Encoder | TimmEncoder:
+def resized_encoder(encoder: Encoder | WrappedEncoder, image_size: tuple[int, int]) -> Encoder | WrappedEncoder:
     """The same encoder for images of another size, its position table resampled; evaluation mode.
 
     Raises:
         ValueError: for a size in no whole number of patches, or a wrapped timm model that has another size or does not
             tell where its patches lie.
     """
-    if isinstance(encoder, TimmEncoder):
+    if isinstance(encoder, WrappedEncoder):
         if image_size != encoder.image_size:
             raise ValueError(
-                f"Evaluate.image_size must be {encoder.image_size[0]} {encoder.image_size[1]} for timm:{encoder.name}, "
+                f"Evaluate.image_size must be {encoder.image_size[0]} {encoder.image_size[1]} for {encoder.source}, "
                 f"whose size is fixed; got {image_size[0]} {image_size[1]}. Leave it out."
             )
         if encoder.grid[0] == 1 < encoder.grid[1]:
             raise ValueError(
-                f"Evaluate.encoder must have patches in rows and columns; got timm:{encoder.name}, whose "
+                f"Evaluate.encoder must have patches in rows and columns; got {encoder.source}, whose "
                 f"{encoder.grid[1]} tokens have no known places. Choose a plain vision transformer or a convolutional "
                 f"network."
             )

@@ -47,7 +47,7 @@ from pantomim.evaluate.segmentation import PatchProbe, segmentation
 from pantomim.files import replace_file
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
-from pantomim.formats.timm import TimmEncoder, load_timm
+from pantomim.formats.wrapped import WrappedEncoder
 from pantomim.frozen import frozen
 from pantomim.nn.vit import Encoder
 
@@ -183,7 +183,7 @@ def evaluate(config: Evaluate, memo: Memo | None = None) -> dict[str, Any]:
     check_channels(encoder, data["train"])
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(auto if config.device == "auto" else config.device)
-    encoders: dict[str, Encoder | TimmEncoder] = {}
+    encoders: dict[str, Encoder | WrappedEncoder] = {}
     if "trained" in config.contenders:
         encoders["trained"] = encoder
     if "untrained" in config.contenders:
@@ -309,18 +309,18 @@ def _used_parts(config: Evaluate) -> dict[str, Dataset]:
     return data
 
 
-def untrained_twin(encoder: Encoder | TimmEncoder, seed: int) -> Encoder | TimmEncoder:
+def untrained_twin(encoder: Encoder | WrappedEncoder, seed: int) -> Encoder | WrappedEncoder:
     """The same encoder with freshly drawn weights; torch's own random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(encoder, TimmEncoder):
-            return load_timm(encoder.name, pretrained=False)
+        if isinstance(encoder, WrappedEncoder):
+            return encoder.untrained().eval()
         return encoder.config.build().eval()
 
 
 def _on_cached_features(
     config: Evaluate,
-    encoders: dict[str, Encoder | TimmEncoder],
+    encoders: dict[str, Encoder | WrappedEncoder],
     image_size: tuple[int, int],
     data: dict[str, Dataset],
     stats: Stats | None,
@@ -349,13 +349,13 @@ def _on_cached_features(
 
 def _by_mae_protocol(
     config: Evaluate,
-    encoders: dict[str, Encoder | TimmEncoder],
+    encoders: dict[str, Encoder | WrappedEncoder],
     image_size: tuple[int, int],
     data: dict[str, Dataset],
     stats: Stats | None,
     device: torch.device,
 ) -> dict[str, dict[str, Any]]:
-    def of(encoder: Encoder | TimmEncoder) -> Extractor:
+    def of(encoder: Encoder | WrappedEncoder) -> Extractor:
         view = "class" if has_class_token(encoder) else "mean"
         return lambda images: views(encoder, encoder(images))[view]
 
@@ -386,8 +386,8 @@ def _by_mae_protocol(
 
 def _by_attention(
     config: Evaluate,
-    encoders: dict[str, Encoder | TimmEncoder],
-    encoder: Encoder | TimmEncoder,
+    encoders: dict[str, Encoder | WrappedEncoder],
+    encoder: Encoder | WrappedEncoder,
     data: dict[str, Dataset],
     device: torch.device,
 ) -> dict[str, dict[str, Any]]:
@@ -426,9 +426,9 @@ def _masked(config: Evaluate, memo: Memo) -> MaskedParts | None:
 
 
 def _on_patches(
-    config: Evaluate, encoders: dict[str, Encoder | TimmEncoder], pictures: Pictures
+    config: Evaluate, encoders: dict[str, Encoder | WrappedEncoder], pictures: Pictures
 ) -> dict[str, dict[str, Any]]:
-    def of(encoder: Encoder | TimmEncoder) -> PatchExtractor:
+    def of(encoder: Encoder | WrappedEncoder) -> PatchExtractor:
         return lambda images: encoder(images).patches
 
     resized = {name: resized_encoder(encoder, pictures.image_size) for name, encoder in encoders.items()}

@@ -19,7 +19,7 @@ MARK = 0x1950A86A20F9469CFC6C
 HEAD = pickle.dumps(MARK, protocol=2)
 VERSION = 1001
 
-_NUMBERS = {
+NUMBERS = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
     "torch.HalfStorage": torch.float16,
@@ -30,7 +30,7 @@ _NUMBERS = {
 
 
 @dataclass
-class _Storage:
+class Storage:
     """Values that come later in the file."""
 
     key: str
@@ -39,7 +39,7 @@ class _Storage:
     values: Tensor | None = None
 
 
-class _Nothing:
+class Nothing:
     """What is of no interest: a device, hooks."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -50,26 +50,29 @@ class _Nothing:
 
 
 @dataclass
-class _View:
+class View:
     """A tensor before its values are known."""
 
-    storage: _Storage
+    storage: Storage
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
     def tensor(self) -> Tensor:
+        """The tensor, once its values are there."""
         values = self.storage.values
         if values is None:
             raise ValueError(f"no values for storage {self.storage.key}")
         return values.as_strided(self.size, self.stride, self.offset)  # refuses what lies outside
 
 
-def _view(storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> _View:
-    return _View(storage, offset, size, stride)
+def view(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> View:
+    """In the place of torch's function that makes a tensor."""
+    return View(storage, offset, size, stride)
 
 
-def _data(data: _View, *rest: Any) -> _View:
+def data_of(data: View, *rest: Any) -> View:
+    """In the place of torch's function that makes a parameter."""
     return data
 
 
@@ -80,7 +83,7 @@ def is_legacy(path: Path) -> bool:
 
 
 def read_legacy(path: Path, stand_ins: Mapping[str, type]) -> Any:
-    """What a file holds; tensors stay `_View`s until `resolved` is asked for them.
+    """What a file holds; tensors stay `View`s until `resolved` is asked for them.
 
     Args:
         path: The file.
@@ -91,14 +94,14 @@ def read_legacy(path: Path, stand_ins: Mapping[str, type]) -> Any:
     """
     named: dict[str, Any] = {
         **stand_ins,
-        **_NUMBERS,
+        **NUMBERS,
         "collections.OrderedDict": OrderedDict,
-        **dict.fromkeys(("torch.device", "__builtin__.set", "builtins.set"), _Nothing),
-        "torch._utils._rebuild_tensor_v2": _view,
-        "torch._utils._rebuild_parameter": _data,
+        **dict.fromkeys(("torch.device", "__builtin__.set", "builtins.set"), Nothing),
+        "torch._utils._rebuild_tensor_v2": view,
+        "torch._utils._rebuild_parameter": data_of,
     }
     refused: list[str] = []
-    storages: dict[str, _Storage] = {}
+    storages: dict[str, Storage] = {}
 
     class Reader(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -112,9 +115,9 @@ def read_legacy(path: Path, stand_ins: Mapping[str, type]) -> Any:
             kind, *data = pid
             if kind == "module":  # a class, with the name and text of its source file
                 return data[0]
-            if kind != "storage" or data[0] not in _NUMBERS.values() or (len(data) > 4 and data[4] is not None):
+            if kind != "storage" or data[0] not in NUMBERS.values() or (len(data) > 4 and data[4] is not None):
                 raise pickle.UnpicklingError(f"{kind} of another sort")
-            return storages.setdefault(str(data[1]), _Storage(str(data[1]), data[0], int(data[3])))
+            return storages.setdefault(str(data[1]), Storage(str(data[1]), data[0], int(data[3])))
 
     try:
         with path.open("rb") as file:
@@ -138,12 +141,12 @@ def read_legacy(path: Path, stand_ins: Mapping[str, type]) -> Any:
 
 
 def resolved(value: Any) -> Any:
-    """The tensor that a `_View` describes, the same within mappings; anything else as it is.
+    """The tensor that a `View` describes, the same within mappings; anything else as it is.
 
     Raises:
         ValueError: if its values are not in the file, or it reaches beyond them.
     """
-    if isinstance(value, _View):
+    if isinstance(value, View):
         try:
             return value.tensor()
         except (RuntimeError, TypeError) as error:
@@ -157,7 +160,7 @@ def _little_endian(sizes: Any) -> bool:
     return isinstance(sizes, Mapping) and sizes.get("little_endian") is True
 
 
-def _read_values(file: IO[bytes], storage: _Storage) -> Tensor:
+def _read_values(file: IO[bytes], storage: Storage) -> Tensor:
     (length,) = struct.unpack("<q", file.read(8))
     if length != storage.length or length < 0:
         raise ValueError(f"a storage of {length} values instead of {storage.length}")

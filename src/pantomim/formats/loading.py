@@ -4,26 +4,30 @@ from pathlib import Path
 
 from pantomim.formats.native import load_encoder_folder
 from pantomim.formats.reader import read_weights
-from pantomim.formats.timm import TimmEncoder, load_timm
+from pantomim.formats.timm import load_timm
+from pantomim.formats.wrapped import WrappedEncoder
 from pantomim.nn.vit import Encoder
 
+PREFIXES = ("timm:", "open_clip:", "hf:", "clip:")  # what the names of other libraries' networks begin with
 
-def load_encoder(spec: str | Path) -> Encoder | TimmEncoder:
+
+def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:
     """An encoder, in evaluation mode, ready to call on scaled images; it gives `Features`.
 
     Args:
         spec: "RUN", a run folder; "FILE", an encoder.safetensors with its encoder.json beside it, or a checkpoint of
             MAE's, BEiT's or CAE's authors or of mmpretrain; "timm:NAME", a pretrained model of timm;
-            "timm:NAME@FILE", the same with its weights on disk.
+            "timm:NAME@FILE", the same with its weights on disk; "open_clip:NAME:TAG" or "open_clip:NAME@FILE", an
+            image tower of open_clip; "hf:NAME" or "hf:FOLDER", a vision transformer of transformers; "clip:FILE",
+            OpenAI's image tower.
 
     Raises:
-        ValueError: if there is no such thing, or it is damaged.
-        ConnectionError: if timm's weights cannot be had.
+        ValueError: if there is no such thing, it is damaged, or its library is not installed.
+        ConnectionError: if weights are to be downloaded and cannot be had.
     """
     name = str(spec)
-    if name.startswith("timm:"):
-        model, _, file = name.removeprefix("timm:").partition("@")
-        return load_timm(model, file or None)
+    if name.startswith(PREFIXES):
+        return _load_wrapped(name)
     path = Path(name)
     if path.is_dir():
         return load_encoder_folder(path)
@@ -35,6 +39,26 @@ def load_encoder(spec: str | Path) -> Encoder | TimmEncoder:
     if path.name == "encoder.safetensors" and path.with_suffix(".json").is_file():
         return load_encoder_folder(path.parent)
     return _load_foreign(path)
+
+
+def _load_wrapped(name: str) -> Encoder | WrappedEncoder:
+    """A network of another library."""
+    # Imported late: most runs never meet one.
+    library, _, rest = name.partition(":")
+    if library == "hf":
+        from pantomim.formats.hf import load_hf
+
+        return load_hf(rest)
+    if library == "clip":
+        from pantomim.formats.clip import load_clip
+
+        return load_clip(rest)
+    model, _, file = rest.partition("@")
+    if library == "open_clip":
+        from pantomim.formats.open_clip import load_open_clip
+
+        return load_open_clip(model, file or None)
+    return load_timm(model, file or None)
 
 
 def _load_foreign(path: Path) -> Encoder:

@@ -4,60 +4,92 @@
 layout that timm knows, and needs no network. We read that file ourselves: older timm would run a pickle's code.
 """
 
+import copy
 import difflib
+import inspect
 import zipfile
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pantomim.formats.files import load_exactly
 from pantomim.formats.native import exact_ratio, timm_arguments
 from pantomim.formats.reader import read_weights
-from pantomim.nn.tokens import channel_values, standardise
-from pantomim.nn.vit import Encoder, EncoderConfig, Features
+from pantomim.formats.wrapped import End, Said, WrappedEncoder, one_size
+from pantomim.nn.position import resample_stretched
+from pantomim.nn.vit import Encoder, EncoderConfig
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order: averaged weights come first
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(WrappedEncoder):
     """Any timm model behind an encoder's interface; runs on whole images only.
 
-    Tokens of a transformer become prefix and patches; cells of a feature map become patches, without a prefix.
+    Tokens of a transformer become prefix and patches; cells of a feature map become patches, without a prefix. Blocks
+    can be asked of transformers, attention of timm's plain one.
 
     Args:
         model: Built with `num_classes=0`.
-        name: Under which timm knows it.
+        source: How the user names it.
         image_size: Height and width, in pixels.
         mean: Mean of each channel, in the scale of the images.
         std: Deviation of each channel.
+        fresh: Makes the same model with fresh weights.
+        projection: What CLIP's tower has after its final norm.
+        stretch: Resample positions as OpenAI's CLIP is resampled by dBOT's authors, not as timm does.
 
     Raises:
         ValueError: if the model gives neither tokens nor a feature map.
     """
 
-    mean: Tensor
-    std: Tensor
+    projection: Tensor | None
 
     def __init__(
         self,
         model: nn.Module,
-        name: str,
+        source: str,
         image_size: tuple[int, int],
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        fresh: Callable[[], nn.Module],
+        *,
+        projection: Tensor | None = None,
+        stretch: bool = False,
     ) -> None:
-        super().__init__()
-        self.model, self.name, self.image_size = model.eval(), name, image_size
-        self.in_chans = len(mean)
-        self.register_buffer("mean", channel_values("TimmEncoder.mean", mean, self.in_chans), persistent=False)
-        self.register_buffer("std", channel_values("TimmEncoder.std", std, self.in_chans), persistent=False)
+        super().__init__(source, image_size, mean, std)
+        self.model, self.fresh, self.stretch = model.eval(), fresh, stretch
+        self.register_buffer("projection", projection)
+        self.projected = None if projection is None else projection.shape[1]
         self.num_prefix = int(getattr(model, "num_prefix_tokens", 0))
         self.has_class_token = self.num_prefix > int(getattr(model, "num_reg_tokens", 0))
         with torch.inference_mode():
-            output = model.forward_features(torch.zeros(1, self.in_chans, *image_size))  # type: ignore[operator]
+            like = next(model.parameters())
+            output = model.forward_features(  # type: ignore[operator]
+                torch.zeros(1, self.in_chans, *image_size, dtype=like.dtype, device=like.device)
+            )
         self.width, self.grid = self._shape(output)
+        self.plain, self.has_attention = _is_plain(model)
+        self.tells_blocks = self.plain or (isinstance(output, Tensor) and output.dim() == 3 and _tells_blocks(model))
+        self.num_blocks = len(model.blocks) if self.tells_blocks else 1  # type: ignore[arg-type]
+        if self.tells_blocks and not self.plain:
+            self.tells_blocks = self._norm_is_last()
+        self.num_blocks = self.num_blocks if self.tells_blocks else 1
+        ends: tuple[End, ...] = ("block", "norm") if self.tells_blocks else ("norm",)
+        self.ends = ends if projection is None else (*ends, "projection")
+
+    @torch.no_grad()
+    def _norm_is_last(self) -> bool:
+        """Whether the last block and the norm by its name are all that comes before pooling."""
+        like = next(self.model.parameters())
+        images = torch.linspace(0, 1, self.image_size[1], dtype=like.dtype, device=like.device)
+        images = images.expand(1, self.in_chans, *self.image_size)
+        expected = self.model.forward_features(self.standardised(images))  # type: ignore[operator]
+        tokens = self.norm(self.say(images).blocks[-1])
+        return tokens.shape == expected.shape and torch.allclose(tokens, expected, rtol=1e-4, atol=1e-4)
 
     def _shape(self, output: Any) -> tuple[int, tuple[int, int]]:
         """Width of a token, and rows and columns of patches; of a sequence without a known grid, one row."""
@@ -74,38 +106,121 @@ class TimmEncoder(nn.Module):
             return output.shape[2], (int(grid[0]), int(grid[1]))
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"timm:{self.name} must give tokens or one feature map; got {shape}. Choose another model: "
+            f"{self.source} must give tokens or one feature map; got {shape}. Choose another model: "
             f'`timm.list_models("vit_*")` names vision transformers.'
         )
 
-    def forward(
-        self,
-        images: Float[Tensor, "B C H W"],
-        ids_keep: Int[Tensor, "B V"] | None = None,
-        attention_layer: int | None = None,
-    ) -> Features:
-        """Encode whole images, scaled but not normalised.
+    def say(
+        self, images: Float[Tensor, "B C H W"], blocks: int = 1, query: Literal["class", "mean"] | None = None
+    ) -> Said:
+        """What so many last blocks say; of a network without known blocks, what it says before pooling."""
+        model: Any = self.model
+        given = self.standardised(images)
+        if self.plain:
+            return self._plain(given, blocks, query)
+        if self.tells_blocks:
+            last = range(self.num_blocks - blocks, self.num_blocks)
+            found = model.forward_intermediates(
+                given,
+                indices=list(last),
+                return_prefix_tokens=True,
+                norm=False,
+                output_fmt="NLC",
+                intermediates_only=True,
+            )
+            return Said([torch.cat(pair[::-1], dim=1) if isinstance(pair, tuple) else pair for pair in found])
+        output = model.forward_features(given)
+        if output.dim() == 4:
+            output = output.flatten(1, 2) if self.channels_last else output.flatten(2).mT
+        return Said([output])
+
+    def _plain(self, given: Tensor, blocks: int, query: Literal["class", "mean"] | None) -> Said:
+        """The steps of timm's `VisionTransformer.forward_features`, up to its final norm."""
+        model: Any = self.model
+        tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(given))))
+        said, attention = [], None
+        for number, block in enumerate(model.blocks):
+            if query is not None and number == self.num_blocks - 1:
+                attention = _attention(block, tokens, self.num_prefix, query)
+            tokens = block(tokens)
+            if number >= self.num_blocks - blocks:
+                said.append(tokens)
+        return Said(said, attention)
+
+    def norm(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """The final norm; none, where a model normalises after pooling, or what was said is behind it already."""
+        model: Any = self.model
+        return model.norm(tokens) if self.tells_blocks else tokens
+
+    def project(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
+        """CLIP's projection, of all tokens."""
+        assert self.projection is not None
+        return tokens @ self.projection
+
+    def resized(self, image_size: tuple[int, int]) -> "TimmEncoder":
+        """The same network for images of another size: as it is, or as timm resamples its positions.
 
         Raises:
-            ValueError: if only some patches or attention weights are asked for, or the images have another shape.
+            ValueError: if it is made for one size.
         """
-        if ids_keep is not None or attention_layer is not None:
-            asked = "ids_keep" if ids_keep is not None else "attention_layer"
-            raise ValueError(
-                f"TimmEncoder.{asked} must be None; timm's {self.name} runs on whole images and keeps its attention. "
-                f"Choose a plain vision transformer."
+        if image_size == self.image_size:
+            return self
+        model: Any = copy.deepcopy(self.model)
+        if hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=image_size)
+            if self.stretch:
+                table = resample_stretched(model_table(self.model), self.grid, model.patch_embed.grid_size, 1)
+                model.pos_embed = nn.Parameter(table)
+        mean, std = (tuple(values.tolist()) for values in (self.mean, self.std))
+        try:
+            resized = TimmEncoder(
+                model, self.source, image_size, mean, std, self.fresh, projection=self.projection, stretch=self.stretch
             )
-        expected = (self.in_chans, *self.image_size)
-        if images.shape[1:] != expected:
-            raise ValueError(
-                f"TimmEncoder.images must be (B, {', '.join(map(str, expected))}), channels first; got "
-                f"{tuple(images.shape)}. Resize the images."
-            )
-        output = self.model.forward_features(standardise(images, self.mean, self.std))  # type: ignore[operator]
-        if output.dim() == 4:
-            cells = output.flatten(1, 2) if self.channels_last else output.flatten(2).mT
-            return Features(cells[:, :0], cells)
-        return Features(output[:, : self.num_prefix], output[:, self.num_prefix :])
+        except (AssertionError, RuntimeError) as error:
+            raise one_size(self.source, self.image_size, image_size) from error
+        resized.mean, resized.std = self.mean, self.std
+        return resized
+
+    def untrained(self) -> "TimmEncoder":
+        """The same network with fresh weights."""
+        mean, std = (tuple(values.tolist()) for values in (self.mean, self.std))
+        return TimmEncoder(self.fresh(), self.source, self.image_size, mean, std, self.fresh, stretch=self.stretch)
+
+
+def _is_plain(model: nn.Module) -> tuple[bool, bool]:
+    """Whether a model is timm's plain vision transformer, and whether its attention is the usual one."""
+    from timm.layers import Attention
+    from timm.models.vision_transformer import Block, VisionTransformer
+
+    if type(model) is not VisionTransformer or not len(model.blocks):
+        return False, False
+    last: Any = model.blocks[-1]
+    return True, type(last) is Block and type(last.attn) is Attention
+
+
+def _tells_blocks(model: Any) -> bool:
+    """Whether the words of each block can be had, and the final norm by its name."""
+    there = all(hasattr(model, name) for name in ("forward_intermediates", "blocks", "norm"))
+    return there and "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+
+
+def _attention(block: Any, tokens: Tensor, num_prefix: int, query: Literal["class", "mean"]) -> Tensor:
+    """How much the query attends to each patch, mean over heads; only the rows that are asked for are computed."""
+    rows = slice(0, 1) if query == "class" else slice(num_prefix, None)
+    return attention_rows(block, tokens, rows).mean(dim=(1, 2))[:, num_prefix:]
+
+
+def attention_rows(block: Any, tokens: Float[Tensor, "B T D"], rows: slice) -> Float[Tensor, "B heads Q T"]:
+    """The softmaxed attention of some tokens in a block of timm's plain transformer; `tokens` are what it gets."""
+    attn, normed = block.attn, block.norm1(tokens)
+    queries, keys, _ = attn.qkv(normed).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    queries, keys = attn.q_norm(queries[:, :, rows]), attn.k_norm(keys)
+    return (queries * attn.scale @ keys.mT).softmax(dim=-1)
+
+
+def model_table(model: Any) -> Float[Tensor, "1 T D"]:
+    """The position table of timm's vision transformer, without its gradient."""
+    return model.pos_embed.detach()
 
 
 def load_timm(name: str, file: str | None = None, *, pretrained: bool = True) -> Encoder | TimmEncoder:
@@ -141,24 +256,36 @@ def load_timm(name: str, file: str | None = None, *, pretrained: bool = True) ->
         ) from error
     model.pretrained_cfg.pop("state_dict", None)  # the file's weights, which the model now holds itself
     model.reset_classifier(0)
-    return as_encoder(model, name)
+    return as_encoder(model, f"timm:{name}")
 
 
-def as_encoder(model: Any, name: str) -> Encoder | TimmEncoder:
-    """Our `Encoder` with the same weights where it is the same network, else the model wrapped; evaluation mode."""
+def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
+    """Our `Encoder` with the same weights where it is the same network, else the model wrapped; evaluation mode.
+
+    Args:
+        model: Built with `num_classes=0`.
+        named: How the user names it.
+    """
     source = model.pretrained_cfg
     mean, std = tuple(source["mean"]), tuple(source["std"])
     config = matching_config(model, mean, std)
     if config is None:
-        return TimmEncoder(model, name, tuple(source["input_size"][1:]), mean, std).eval()
+        image_size = tuple(source["input_size"][1:])
+        return TimmEncoder(model, named, image_size, mean, std, partial(_fresh, named)).eval()
     with torch.random.fork_rng(devices=[]):
         encoder = config.build()
     weights = {key: value for key, value in model.state_dict().items() if key in encoder.state_dict()}
     if model.no_embed_class:  # timm adds no position to the prefix: the same as rows of zeros
         zeros = model.pos_embed.new_zeros(1, encoder.num_prefix, encoder.width)
         weights["pos_embed"] = torch.cat([zeros, model.pos_embed], dim=1)
-    load_exactly(encoder, weights, f"timm:{name}")
+    load_exactly(encoder, weights, named)
     return encoder.eval()
+
+
+def _fresh(named: str) -> nn.Module:
+    import timm
+
+    return timm.create_model(named.removeprefix("timm:"), pretrained=False, num_classes=0)
 
 
 def matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> EncoderConfig | None:

@@ -162,8 +162,21 @@ class DVAEEncoder(nn.Module):
         )
         self.blocks = nn.Sequential(layers)
 
+    @property
+    def width(self) -> int:
+        """Channels of what the last group says."""
+        return self.sizes.width * 2 ** (self.sizes.groups - 1)
+
     def forward(self, mapped: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K h w"]:
         """Logits of the codes.
+
+        Raises:
+            ValueError: as `features`.
+        """
+        return self.blocks[-1](self.features(mapped))
+
+    def features(self, mapped: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        """What the last group says of each cell, before the codes.
 
         Raises:
             ValueError: if the channels are not the encoder's, or a side is smaller than the stride or no multiple.
@@ -174,7 +187,9 @@ class DVAEEncoder(nn.Module):
                 f"Use a tokenizer trained on such images: `pantomim tokenizer train`."
             )
         code_grid((mapped.shape[2], mapped.shape[3]), self.sizes.stride)
-        return self.blocks(mapped)
+        for part in list(self.blocks)[:-1]:
+            mapped = part(mapped)
+        return mapped
 
 
 class DVAEDecoder(nn.Module):

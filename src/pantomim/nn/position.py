@@ -77,3 +77,19 @@ def resample(
     cells = patches.reshape(1, *grid, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(cells, size=to, mode="bicubic", align_corners=False)
     return torch.cat([prefix, resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def resample_stretched(
+    table: Float[Tensor, "1 T D"], grid: tuple[int, int], to: tuple[int, int], num_prefix: int
+) -> Float[Tensor, "1 U D"]:
+    """`resample` by a factor instead of a size: a tenth of a patch is added, so that sampling positions move.
+
+    Source: dBOT's `clip/model.py` (branch beit), which has it from DINO; there it keeps rounding from losing a row.
+    """
+    if grid == to:
+        return table
+    prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
+    cells = patches.reshape(1, *grid, -1).permute(0, 3, 1, 2)
+    factors = ((to[0] + 0.1) / grid[0], (to[1] + 0.1) / grid[1])
+    resized = F.interpolate(cells, scale_factor=factors, mode="bicubic", align_corners=False)
+    return torch.cat([prefix, resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

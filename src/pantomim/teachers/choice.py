@@ -13,7 +13,9 @@ from pantomim.teachers.fitting import fit_encoder
 
 WAYS = (
     "Ways to get one: random (an exact copy of the student's encoder as it begins); ema (a moving average of the "
-    "student); the RUN folder of a pre-training; FILE, an encoder's weights as `--encoder` takes them"
+    "student); the RUN folder of a pre-training; FILE, an encoder's weights as `--encoder` takes them; timm:NAME or "
+    "timm:NAME@FILE; open_clip:NAME:TAG or open_clip:NAME@FILE; hf:NAME or hf:FOLDER; clip:FILE (OpenAI's weights); "
+    "tokenizer:RUN; dalle:FILE (the published encoder.pkl)"
 )
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pantomim.nn.dvae import at_least_float32
 from pantomim.nn.vit import Block, Encoder
 from pantomim.teachers.base import Guidance, Query, Teacher
 
@@ -156,11 +157,6 @@ def mean_of_blocks(said: list[Float[Tensor, "B T D"]]) -> Float[Tensor, "B T D"]
         return said[0]
     standardised = [F.layer_norm(at_least_float32(tokens), tokens.shape[-1:]) for tokens in said]
     return torch.stack(standardised).mean(dim=0)
-
-
-def at_least_float32(tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Half precision promoted."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def resize(images: Float[Tensor, "B C H W"], image_size: tuple[int, int]) -> Float[Tensor, "B C h w"]:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from pantomim.formats.wrapped import WrappedEncoder
 from pantomim.nn.vit import Encoder, EncoderConfig, resize_encoder_weights
 
 
@@ -30,6 +31,27 @@ def fit_encoder(encoder: Encoder, student: EncoderConfig, name: str, *, students
         fitted = config.build().to(next(encoder.parameters()))
     fitted.load_state_dict(weights)
     return fitted.eval()
+
+
+def fit_wrapped(
+    encoder: WrappedEncoder, student: EncoderConfig, *, students_statistics: bool = False
+) -> WrappedEncoder:
+    """A network of another library for inputs that give the student's grid; arguments as for `fit_encoder`.
+
+    Raises:
+        ValueError: if the two take different channels, or the network cannot have this grid.
+    """
+    check_channels(encoder.source, encoder.in_chans, student)
+    (rows, cols), (height, width) = student.grid, encoder.stride
+    fitted = encoder if encoder.grid == student.grid else encoder.resized((rows * height, cols * width))
+    if fitted.grid != student.grid:
+        raise ValueError(
+            f"Teacher.grid must be the student's {rows} x {cols}; got {fitted.grid[0]} x {fitted.grid[1]} of "
+            f"{encoder.source} at {fitted.image_size[0]} x {fitted.image_size[1]}. Choose a plain vision transformer."
+        )
+    if students_statistics:
+        fitted.standardise_by(student.mean, student.std)
+    return fitted
 
 
 def check_channels(name: str, in_chans: int, student: EncoderConfig) -> None:

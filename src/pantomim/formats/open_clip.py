@@ -1,0 +1,113 @@
+"""Image towers of the open_clip library: `open_clip:NAME:TAG` downloads weights, `open_clip:NAME@FILE` reads them.
+
+A plain tower is the network of `formats.clip`; a tower that open_clip takes from timm is wrapped as a model of timm.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from pantomim.formats.clip import Activation, clip_encoder, image_tower
+from pantomim.formats.files import load_exactly
+from pantomim.formats.reader import read_weights
+from pantomim.formats.timm import TimmEncoder
+from pantomim.formats.torchscript import is_torchscript, read_torchscript
+from pantomim.formats.wrapped import missing_extra
+
+
+def load_open_clip(name: str, file: str | None = None) -> TimmEncoder:
+    """An image tower as an encoder, in evaluation mode.
+
+    Args:
+        name: NAME:TAG, as `open_clip.list_pretrained()` has them; with a file, NAME alone.
+        file: A checkpoint of open_clip's training, or the weights of a whole model or of its image tower.
+
+    Raises:
+        ValueError: if open_clip is not installed or has no such model, or the file does not fit it.
+        ConnectionError: if the weights are neither in the cache nor to be had.
+    """
+    try:
+        import open_clip  # takes seconds, so only where it is needed
+    except ImportError as error:
+        raise missing_extra(f"open_clip:{name}", "open_clip") from error
+    architecture, _, tag = name.partition(":")
+    source = f"open_clip:{name}" + (f"@{file}" if file else "")
+    _check_name(architecture, tag, file)
+    try:
+        model: Any = open_clip.create_model(architecture, pretrained=None if file else tag, pretrained_text=False)
+    except (OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"{source} must be in the cache or to be downloaded; got {type(error).__name__}: {error}. Connect to the "
+            f"network once, set HF_HOME to a cache that has it, or give a file: open_clip:{architecture}@FILE."
+        ) from error
+    tower = model.visual
+    if file:
+        path = Path(file)
+        read = read_torchscript(path) if path.is_file() and is_torchscript(path) else read_weights(file)
+        weights = {key.removeprefix("module."): value.float() for key, value in read.items()}
+        load_exactly(tower, image_tower(weights), source)
+    settings = open_clip.get_model_preprocess_cfg(model)
+    mean, std = (tuple(map(float, settings[key])) for key in ("mean", "std"))
+    if isinstance(tower, open_clip.model.TimmModel):
+        trunk: Any = tower.trunk
+        size: Any = getattr(getattr(trunk, "patch_embed", None), "img_size", None) or settings["size"]
+        image_size = (size, size) if isinstance(size, int) else tuple(size)
+        return TimmEncoder(trunk, source, image_size, mean, std, lambda: _fresh_trunk(architecture)).eval()
+    return clip_encoder(
+        tower.state_dict(),
+        source,
+        activation=_activation(tower, source),
+        heads=tower.transformer.resblocks[0].attn.num_heads,
+        norm_eps=tower.ln_post.eps,
+        mean=mean,
+        std=std,
+    )
+
+
+def _fresh_trunk(architecture: str) -> Any:
+    import open_clip
+
+    tower: Any = open_clip.create_model(architecture, pretrained=None, pretrained_text=False).visual
+    return tower.trunk
+
+
+def _activation(tower: Any, source: str) -> Activation:
+    """Which one the tower has, where it is the plain network.
+
+    Raises:
+        ValueError: if it is another network.
+    """
+    import open_clip
+    from torch import nn
+
+    plain = type(tower) is open_clip.transformer.VisionTransformer and tower.attn_pool is None
+    blocks = tower.transformer.resblocks if plain else []
+    usual = open_clip.transformer.ResidualAttentionBlock
+    activations = {type(block.mlp.gelu) if type(block) is usual else None for block in blocks}
+    if len(activations) == 1 and len(tower.ln_pre.state_dict()) == 2:
+        (activation,) = activations
+        if activation is nn.GELU:
+            return "gelu"
+        if activation is open_clip.transformer.QuickGELU:
+            return "quick_gelu"
+    raise ValueError(
+        f"{source} must have a plain vision transformer or a network of timm as image tower; got "
+        f"{type(tower).__name__} with other parts. Choose a ViT such as ViT-B-16."
+    )
+
+
+def _check_name(architecture: str, tag: str, file: str | None) -> None:
+    import open_clip
+
+    if architecture not in open_clip.list_models():
+        close = difflib.get_close_matches(architecture, open_clip.list_models(), n=3)
+        advice = f"Did you mean {', '.join(close)}?" if close else "`open_clip.list_models()` names them."
+        raise ValueError(f"open_clip:NAME must be a model that open_clip has; got {architecture}. {advice}")
+    if file:
+        return
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in tags:
+        raise ValueError(
+            f"open_clip:NAME:TAG must name pretrained weights; got {tag or 'no tag'} of {architecture}. "
+            f"{'Tags: ' + ', '.join(tags) if tags else 'It has none'}; or give a file: open_clip:{architecture}@FILE."
+        )

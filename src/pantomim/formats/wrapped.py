@@ -1,0 +1,140 @@
+"""Networks of other libraries behind an encoder's interface; they run on whole images only."""
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pantomim.nn.tokens import channel_values, standardise
+from pantomim.nn.vit import Features
+
+End = Literal["block", "norm", "projection"]
+
+
+class Said(NamedTuple):
+    """What the last blocks of a network say, before its final norm.
+
+    Args:
+        blocks: All tokens, prefix first; the last block comes last.
+        attention: How much the query attends to each patch in the last block, mean over heads; None unless asked for.
+    """
+
+    blocks: list[Float[Tensor, "B T D"]]
+    attention: Float[Tensor, "B N"] | None = None
+
+
+class WrappedEncoder(nn.Module, ABC):
+    """A network of another library; it standardises for itself, and gives tokens to features, targets and masks.
+
+    Args:
+        source: How the user names it, such as timm:NAME.
+        image_size: Height and width, in pixels.
+        mean: Mean of each channel, in the scale of the images.
+        std: Deviation of each channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+    width: int
+    grid: tuple[int, int]
+    num_prefix: int
+    has_class_token: bool
+    num_blocks: int  # whose words can be had
+    ends: tuple[End, ...]  # what can be had of the last block
+    projected: int | None = None  # width of the projection, if there is one
+    has_attention: bool = False
+
+    def __init__(
+        self, source: str, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        super().__init__()
+        self.source, self.image_size, self.in_chans = source, image_size, len(mean)
+        self.standardise_by(mean, std)
+
+    @abstractmethod
+    def say(
+        self, images: Float[Tensor, "B C H W"], blocks: int = 1, query: Literal["class", "mean"] | None = None
+    ) -> Said:
+        """What so many last blocks say of scaled images; attention only where `has_attention`."""
+
+    @abstractmethod
+    def norm(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """The final norm, of all tokens."""
+
+    def project(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
+        """The projection after the final norm, of all tokens."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def resized(self, image_size: tuple[int, int]) -> "WrappedEncoder":
+        """The same network for images of another size, its positions resampled.
+
+        Raises:
+            ValueError: if it is made for one size.
+        """
+
+    @abstractmethod
+    def untrained(self) -> "WrappedEncoder":
+        """The same network with fresh weights, drawn from torch's global generator."""
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Pixels of a patch, along each side."""
+        return self.image_size[0] // self.grid[0], self.image_size[1] // self.grid[1]
+
+    def standardise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Another mean and deviation from now on."""
+        owner = type(self).__name__
+        self.register_buffer("mean", channel_values(f"{owner}.mean", mean, self.in_chans), persistent=False)
+        self.register_buffer("std", channel_values(f"{owner}.std", std, self.in_chans), persistent=False)
+
+    def standardised(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Images as the network wants them.
+
+        Raises:
+            ValueError: if they have another size or number of channels.
+        """
+        expected = (self.in_chans, *self.image_size)
+        if images.shape[1:] != expected:
+            raise ValueError(
+                f"{type(self).__name__}.images must be (B, {', '.join(map(str, expected))}), channels first; got "
+                f"{tuple(images.shape)}. Resize the images."
+            )
+        return standardise(images, self.mean, self.std)
+
+    def forward(
+        self,
+        images: Float[Tensor, "B C H W"],
+        ids_keep: Int[Tensor, "B V"] | None = None,
+        attention_layer: int | None = None,
+    ) -> Features:
+        """Encode whole images, scaled but not normalised; after the final norm.
+
+        Raises:
+            ValueError: if only some patches or attention weights are asked for, or the images have another shape.
+        """
+        if ids_keep is not None or attention_layer is not None:
+            asked = "ids_keep" if ids_keep is not None else "attention_layer"
+            raise ValueError(
+                f"{type(self).__name__}.{asked} must be None; {self.source} runs on whole images and keeps its "
+                f"attention. Choose a plain vision transformer."
+            )
+        tokens = self.norm(self.say(images).blocks[-1])
+        return Features(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :])
+
+
+def one_size(source: str, image_size: tuple[int, int], asked: tuple[int, int]) -> ValueError:
+    """The error of a network that is made for one size."""
+    return ValueError(
+        f"{source} must see images at {image_size[0]} x {image_size[1]}, the size it is made for; got {asked[0]} x "
+        f"{asked[1]}. Choose a plain vision transformer, or images and patches that give its grid."
+    )
+
+
+def missing_extra(source: str, extra: str) -> ValueError:
+    """The error of a source whose library is not installed."""
+    return ValueError(
+        f"{source} must be read by a library that is not installed. Run `pip install 'pantomim[{extra}]'`, or choose "
+        f"another source, such as timm:NAME."
+    )

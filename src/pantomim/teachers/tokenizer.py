@@ -1,0 +1,46 @@
+"""A tokenizer's encoder as a teacher: what it knows of each patch before it chooses a code."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from pantomim.nn.dvae import map_pixels
+from pantomim.teachers.base import Guidance, Query, Teacher
+from pantomim.teachers.encoder import describe_sight
+from pantomim.tokenizers.dvae import DVAETokenizer
+
+
+class TokenizerTeacher(Teacher):
+    """The last group's output of a discrete auto-encoder's encoder: no class token, no attention.
+
+    Args:
+        tokenizer: Its decoder is left out.
+        image_size: Height and width that it sees, for the student's grid.
+        name: What it is called in words to the user.
+
+    Paper: Liu et al., arXiv:2209.03917, has DALL-E's tokenizer among its teachers.
+    Deviation: which of its layers they took is not stated; this is the one before the scores of the codes.
+    """
+
+    def __init__(self, tokenizer: DVAETokenizer, image_size: tuple[int, int], name: str) -> None:
+        super().__init__()
+        self.encoder, self.image_size, self.name = tokenizer.encoder, image_size, name
+        self.grid = tokenizer.grid_of(image_size)
+        self.width = tokenizer.encoder.width
+        self._freeze()
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B C H W"], query: Query | None = None) -> Guidance:
+        """Features; see `Teacher.forward`. What it sees is cut to [0, 1], the range that it maps."""
+        self.check_query(query)
+        if images.shape[2:] != self.image_size:
+            images = F.interpolate(images, self.image_size, mode="bicubic", antialias=True).clamp(0, 1)
+        with torch.autocast(images.device.type, enabled=False):  # as the tokenizer itself
+            maps = self.encoder.features(map_pixels(images))
+        patches = maps.flatten(2).mT
+        return Guidance(patches[:, :0], patches)
+
+    def describe(self) -> str:
+        """Which network, what it sees, what is taken of it."""
+        return f"{self.name}: {self.width} wide; {describe_sight(self)}; what its last group says, before the codes"
