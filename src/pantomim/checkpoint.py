@@ -2,7 +2,11 @@
 
     checkpoints/step-00000100/weights.safetensors      every parameter and buffer of the method, by name
                               optimizer.safetensors    the optimiser's state, as PARAMETER/KEY
-                              checkpoint.json          step, random state, progress; size and SHA-256 of the other two
+                              checkpoint.json          step, random state, progress; size and SHA-256 of the other two;
+                                                       SHA-256 of the parts that never change, which lie in no file
+
+Parts that never change (tokenizers, frozen teachers: modules whose attribute `frozen` is True) are made anew from where
+they came from; a run goes on only with those that it was begun with.
 
 A checkpoint is written under a temporary name, forced to disk, renamed; only then do older ones go. The random state is
 the pair (seed, step): every generator of a run is seeded anew from it at each step (`engine.runtime`), so that nothing
@@ -16,7 +20,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +30,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pantomim.files import sync_folder
-from pantomim.formats.files import load_exactly
+from pantomim.formats.files import frozen_hashes, frozen_parts, key_report, other_parts
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS, OPTIMIZER, DESCRIPTION = "weights.safetensors", "optimizer.safetensors", "checkpoint.json"
 
 Writer = Callable[[dict[str, Tensor], Path], None]
@@ -47,12 +51,14 @@ class Checkpoint:
         step: Steps done when it was written.
         seed: Seed of the run; with the step, the random state.
         progress: What else the run wanted to remember.
+        frozen: Hash of each part of the method that never changes and is not kept here.
     """
 
     path: Path
     step: int
     seed: int
     progress: dict[str, Any]
+    frozen: dict[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -72,7 +78,7 @@ def save_checkpoint(
 
     Args:
         folder: Made if needed.
-        method: Whose parameters and buffers are saved.
+        method: Whose parameters and buffers are saved; of its parts that never change, the hash.
         optimizer: Its groups must name their parameters (`param_names`).
         step: Steps done.
         seed: Seed of the run.
@@ -90,13 +96,14 @@ def save_checkpoint(
         for leftover in folder.glob(".step-*"):  # of a save that was killed
             shutil.rmtree(leftover)
         temporary.mkdir()
-        write(_on_cpu(method.state_dict()), temporary / WEIGHTS)
+        write(_on_cpu(_changing(method)), temporary / WEIGHTS)
         write(_on_cpu(_flatten(optimizer)), temporary / OPTIMIZER)
         description = {
             "format_version": FORMAT_VERSION,
             "step": step,
             "random": {"seed": seed, "step": step},
             "progress": dict(progress),
+            "frozen": frozen_hashes(method),
             "files": {name: _fingerprint(temporary / name) for name in (WEIGHTS, OPTIMIZER)},
         }
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -153,9 +160,21 @@ def load_checkpoint(checkpoint: Checkpoint, method: nn.Module, optimizer: Optimi
     """Put a checkpoint's weights and optimiser state in place; every name and shape must agree.
 
     Raises:
-        ValueError: with all missing, unexpected and mis-shaped names.
+        ValueError: with all missing, unexpected and mis-shaped names; or if a part that never changes is not the one
+            that the run was begun with.
     """
-    load_exactly(method, load_file(checkpoint.path / WEIGHTS), str(checkpoint.path / WEIGHTS))
+    if different := other_parts(frozen_hashes(method), checkpoint.frozen):
+        raise ValueError(
+            f"{checkpoint.path} must be gone on from with the tokenizer and the teachers of its run; got another "
+            f"{different}. Put the files back that they were loaded from, or start anew in another --out."
+        )
+    weights = load_file(checkpoint.path / WEIGHTS)
+    if report := key_report(_changing(method), weights):
+        raise ValueError(
+            f"{checkpoint.path / WEIGHTS} must hold the weights of {type(method).__name__}; got {report}. "
+            f"It belongs to another method or version."
+        )
+    method.load_state_dict(method.state_dict() | weights)
     _unflatten(optimizer, load_file(checkpoint.path / OPTIMIZER), str(checkpoint.path / OPTIMIZER))
 
 
@@ -168,13 +187,18 @@ def _validate(path: Path) -> Checkpoint:
     try:
         description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
         version, files = description["format_version"], description["files"]
-        found = Checkpoint(path, description["step"], description["random"]["seed"], description["progress"])
+        found = Checkpoint(
+            path,
+            description["step"],
+            description["random"]["seed"],
+            description["progress"],
+            description.get("frozen", {}),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / DESCRIPTION} must be whole; got {error!r}.") from error
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format_version must be at most {FORMAT_VERSION}; got {version}, of a newer pantomim."
-        )
+    if version != FORMAT_VERSION:
+        age = "a newer" if version > FORMAT_VERSION else "an older"
+        raise CheckpointError(f"{path}: format_version must be {FORMAT_VERSION}; got {version}, of {age} pantomim.")
     for name in (WEIGHTS, OPTIMIZER):
         file, expected = path / name, files[name]
         if not file.is_file():
@@ -184,6 +208,12 @@ def _validate(path: Path) -> Checkpoint:
         if _fingerprint(file) != expected:
             raise CheckpointError(f"{file} must have the SHA-256 that {DESCRIPTION} states; it was changed.")
     return found
+
+
+def _changing(method: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, without those of parts that never change."""
+    outside = tuple(f"{name}." for name in frozen_parts(method))
+    return {name: tensor for name, tensor in method.state_dict().items() if not name.startswith(outside)}
 
 
 def _flatten(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import ENCODER, tiny_images, tiny_run
 
 from pantomim.analysis.runs import load_run
@@ -14,11 +15,13 @@ from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
 from pantomim.evaluate.protocols import Evaluate, evaluate_to_file
 from pantomim.formats import load_encoder
+from pantomim.formats.tokenizer import save_tokenizer
 from pantomim.masking.block import BlockMasker
 from pantomim.methods.base import Batch
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.nn.decoder import LatentDecoderConfig
+from pantomim.nn.dvae import DVAESizes, dvae_networks
 from pantomim.nn.regressor import RegressorConfig
 from pantomim.recipes import prepare
 from pantomim.recipes.beit import as_beit
@@ -110,6 +113,35 @@ def test_a_run_begins_where_another_ended(kind, tmp_path):
         assert all(torch.equal(copied, weight) for copied, weight in pairs)
     smaller = replace(METHODS[kind], target=RGBTargetConfig()).build()
     assert "is not taken" in start_from(str(tmp_path / "first"), smaller)
+
+
+def small_tokenizer(folder, seed):
+    torch.manual_seed(seed)
+    sizes = DVAESizes(vocabulary=32, width=4, code_width=4, blocks=1, stride=4)
+    save_tokenizer(folder, dvae_networks(sizes), scale={}, recipe="tiny")
+
+
+def test_a_tokenizer_lies_in_no_checkpoint_and_must_stay_the_same(tmp_path, monkeypatch):
+    source, folder = tiny_images(tmp_path / "images.npz"), tmp_path / "tokenizer"
+    small_tokenizer(folder, 0)
+    config = run(source, "cae", steps=6, runtime={"save_every": 2})
+    config = replace(config, method=replace(config.method, target=TokenTargetConfig(tokenizer=str(folder))))
+    with monkeypatch.context() as patch:
+        kill_after(3, patch)
+        with pytest.raises(Killed):
+            pretrain(config, tmp_path / "run")
+    kept = load_file(tmp_path / "run" / "checkpoints" / "step-00000002" / "weights.safetensors")
+    assert not any(name.startswith("target.") for name in kept)
+    small_tokenizer(folder, 1)
+    with pytest.raises(ValueError, match=r"got another target\.tokenizer \(.* instead of .*Put the files back"):
+        pretrain(config, tmp_path / "run")
+    small_tokenizer(folder, 0)
+    pretrain(config, tmp_path / "run")
+    load_run(tmp_path / "run")
+    small_tokenizer(folder, 1)
+    with pytest.raises(ValueError, match=r"with the tokenizer that it was trained with; got another target"):
+        load_run(tmp_path / "run")
+    assert "learned beside another target.tokenizer" in start_from(str(tmp_path / "run"), config.method.build())
 
 
 def test_warm_up_reaches_its_peak_one_step_earlier(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pantomim.checkpoint import (
@@ -122,7 +123,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
     elif damage == "missing":
         file.unlink()
     else:
-        (file.parent / "checkpoint.json").write_text('{"format_version": 1, "st')
+        (file.parent / "checkpoint.json").write_text('{"format_version": 2, "st')
     with pytest.warns(UserWarning, match=r"step-00000002.*from the checkpoint before, step 1"):
         found = find_checkpoint(tmp_path)
     assert found is not None
@@ -156,3 +157,56 @@ def test_the_state_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_nothing_there_is_no_error(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path / "checkpoints") is None
+
+
+class Guided(nn.Module):
+    """Something learned, beside something that never changes."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.learned = nn.Linear(2, 2)
+        self.guide = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).requires_grad_(False)
+        self.guide.register_buffer("table", torch.full((3,), value), persistent=False)
+        self.guide.frozen = True
+
+
+def guided(value: float = 1.0) -> tuple[Guided, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    module = Guided(value)
+    named = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
+    return module, torch.optim.AdamW(named, lr=0.1)
+
+
+def test_what_never_changes_is_kept_as_a_hash_alone(tmp_path: Path) -> None:
+    module, optimizer = guided()
+    path = save_checkpoint(tmp_path, module, optimizer, step=1, seed=0, progress={}, keep=1)
+    assert set(load_file(path / WEIGHTS)) == {"learned.weight", "learned.bias"}
+    found = find_checkpoint(tmp_path)
+    assert found is not None
+    assert list(found.frozen) == ["guide"]
+    other, optimizer = guided()
+    with torch.no_grad():
+        other.learned.weight.zero_()
+    load_checkpoint(found, other, optimizer)
+    assert torch.equal(other.learned.weight, module.learned.weight)
+
+
+@pytest.mark.parametrize("change", ["table", "weight", "gone"])
+def test_a_checkpoint_is_refused_beside_another_guide(tmp_path: Path, change: str) -> None:
+    save_checkpoint(tmp_path, *guided(), step=1, seed=0, progress={}, keep=1)
+    found = find_checkpoint(tmp_path)
+    assert found is not None
+    other, optimizer = guided(2.0 if change == "table" else 1.0)
+    if change == "weight":
+        other.guide[0].weight[0, 0] += 1e-6
+    if change == "gone":
+        other.guide = nn.Identity()
+    with pytest.raises(ValueError, match=r"got another guide \(\w{4,12} instead of \w{12}\).*Put the files back"):
+        load_checkpoint(found, other, optimizer)
+
+
+def test_an_older_format_is_refused(tmp_path: Path) -> None:
+    file = save(tmp_path, 2) / "checkpoint.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 1}))
+    with pytest.raises(CheckpointError, match="must be 2; got 1, of an older pantomim"):
+        find_checkpoint(tmp_path)

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from pantomim.config import Pretrain, from_yaml
-from pantomim.formats.files import key_report
-from pantomim.formats.native import load_encoder_folder, load_predictor
+from pantomim.formats.files import frozen_hashes, key_report, other_parts
+from pantomim.formats.native import load_encoder_folder, load_predictor, read_frozen
 from pantomim.methods.beit import BEiT, BEiTConfig
 from pantomim.methods.cae import CAE, CAEConfig
 
@@ -33,6 +33,12 @@ def load_run(run: str | Path) -> BEiT | CAE:
         raise ValueError(
             f"{run / 'predictor.safetensors'} must hold what config.yaml describes; got {report}. "
             f"Copy the folder again, or give the tokenizer that it was trained with."
+        )
+    stated = read_frozen(run)
+    if stated is not None and (different := other_parts(frozen_hashes(method), stated)):
+        raise ValueError(
+            f"{run} must be looked at with the tokenizer that it was trained with; got another {different}. "
+            f"Put the files back that config.yaml names."
         )
     with torch.no_grad():
         for name, weight in ours.items():

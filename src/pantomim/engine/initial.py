@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from pantomim.formats import load_encoder
-from pantomim.formats.files import key_report, load_exactly
-from pantomim.formats.native import describe_positions, load_decoder, load_predictor
+from pantomim.formats.files import frozen_hashes, key_report, load_exactly, other_parts
+from pantomim.formats.native import describe_positions, load_decoder, load_predictor, read_frozen
 from pantomim.methods.base import Method
 from pantomim.nn.decoder import MAEDecoder
 from pantomim.nn.position import resample
@@ -69,6 +69,9 @@ def _take_rest(spec: str, method: Method) -> str:
     source, ours = load_predictor(spec), method.predictor()
     if key_report(ours, source):
         return "what it predicts with is another method's, or has other sizes, and is not taken"
+    stated = read_frozen(spec)
+    if stated is not None and (different := other_parts(frozen_hashes(method), stated)):
+        return f"what it predicts with was learned beside another {different}, and is not taken"
     with torch.no_grad():
         for name, weight in ours.items():
             weight.copy_(source[name])

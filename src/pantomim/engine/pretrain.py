@@ -33,6 +33,7 @@ from pantomim.engine.runtime import (
 )
 from pantomim.engine.setup import check_fit, check_schedule, describe_start, training_images
 from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory
+from pantomim.formats.files import frozen_hashes, frozen_parts
 from pantomim.formats.native import save_decoder, save_encoder, save_predictor
 from pantomim.formats.tokenizer import save_tokenizer
 from pantomim.nn.decoder import MAEDecoder
@@ -110,6 +111,8 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         # ------------------------------------------------------------------------------------------ Start or resume
         start, clock, taken = 0, Clock(), None
         if (checkpoint := find_checkpoint(run.checkpoints)) is not None:
+            if config.init is not None and frozen_parts(method):  # a teacher may be a copy of what the run began with
+                start_from(config.init, method)
             load_checkpoint(checkpoint, method, optimizer)
             start, clock = checkpoint.step, Clock(**checkpoint.progress)
         elif config.init is not None:
@@ -216,7 +219,8 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                 if isinstance(decoder := parts.get("decoder"), MAEDecoder):
                     save_decoder(out, decoder)
                 elif isinstance(encoder, Encoder):
-                    save_predictor(out, method.predictor(), method=config.method.kind)
+                    frozen = frozen_hashes(method)
+                    save_predictor(out, method.predictor(), method=config.method.kind, frozen=frozen)
                 if isinstance(tokenizer := parts.get("tokenizer"), DVAENetworks):
                     save_tokenizer(out, tokenizer, scale=dataset.scale, recipe=config.recipe)
             run.finish(finished)

@@ -17,6 +17,40 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def frozen_parts(module: nn.Module) -> dict[str, nn.Module]:
+    """The parts that never change, by name: the outermost modules whose attribute `frozen` is True.
+
+    They lie in no file of a run: they are made anew from where they came from, and known by their hash.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, part in module.named_modules():
+        if getattr(part, "frozen", False) is True and not name.startswith(tuple(f"{outer}." for outer in found)):
+            assert not any(weight.requires_grad for weight in part.parameters()), f"{name} is frozen, and yet learned"
+            found[name] = part
+    return found
+
+
+def frozen_hashes(module: nn.Module) -> dict[str, str]:
+    """The hash of each part that never changes, over parameters and all buffers, also those that no file keeps."""
+    return {
+        name: hash_weights(dict(part.named_parameters()) | dict(part.named_buffers()))
+        for name, part in frozen_parts(module).items()
+    }
+
+
+def other_parts(found: Mapping[str, str], stated: Mapping[str, str]) -> str:
+    """Which parts that never change are not those that a file was written with; empty if all are.
+
+    Args:
+        found: Hashes of the parts that are there now.
+        stated: Those that the file states.
+    """
+    different = [name for name in sorted(found.keys() | stated.keys()) if found.get(name) != stated.get(name)]
+    return ", ".join(
+        f"{name} ({found.get(name, 'none')[:12]} instead of {stated.get(name, 'none')[:12]})" for name in different
+    )
+
+
 def key_report(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], may_differ: Collection[str] = ()) -> str:
     """How names and shapes differ: all that are missing, unexpected and mis-shaped; empty if they agree.
 

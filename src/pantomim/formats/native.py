@@ -191,16 +191,20 @@ def load_decoder(path: str | Path) -> MAEDecoder:
     return _filled(folder, DECODER, weights, lambda: MAEDecoder(**arguments))
 
 
-def save_predictor(folder: str | Path, weights: Mapping[str, Tensor], *, method: str) -> None:
+def save_predictor(
+    folder: str | Path, weights: Mapping[str, Tensor], *, method: str, frozen: Mapping[str, str] | None = None
+) -> None:
     """Write `predictor.safetensors` and `predictor.json` into a folder: what a method learned beside its encoder.
 
     Args:
         folder: Made if needed.
         weights: As `Method.predictor` names them.
         method: Kind of the method.
+        frozen: Hash of each part that never changes, such as a tokenizer, as `formats.files.frozen_hashes` gives them;
+            None: not known.
     """
     named = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    description = {"format_version": FORMAT_VERSION, "method": method, "sha256": hash_weights(named)}
+    description = {"format_version": FORMAT_VERSION, "method": method, "frozen": frozen, "sha256": hash_weights(named)}
     replace_file(Path(folder) / f"{PREDICTOR}.safetensors", save(named))
     replace_file(Path(folder) / f"{PREDICTOR}.json", (json.dumps(description, indent=2) + "\n").encode())
 
@@ -217,6 +221,11 @@ def load_predictor(path: str | Path) -> dict[str, Tensor]:
     if hash_weights(weights) != expected:
         raise _damaged(folder / f"{PREDICTOR}.safetensors", f"another hash than {PREDICTOR}.json states")
     return weights
+
+
+def read_frozen(path: str | Path) -> dict[str, str] | None:
+    """The hashes of what never changed in the run of a folder, as `predictor.json` states them; None: not known."""
+    return _read_description(Path(path), PREDICTOR).get("frozen")
 
 
 def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, recipe: str) -> None:

@@ -30,6 +30,8 @@ class DVAETokenizer(nn.Module):
     Deviation: float32 on every device unless told otherwise, so that ids are the same everywhere.
     """
 
+    frozen = True
+
     def __init__(
         self, encoder: DVAEEncoder, decoder: DVAEDecoder | None = None, *, precision: Precision = "float32"
     ) -> None:

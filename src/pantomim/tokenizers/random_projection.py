@@ -24,6 +24,7 @@ class RandomProjectionTokenizer(nn.Module):
     Deviation: the distribution of their matrix is not stated; ours is standard normal. `standardised` is ours.
     """
 
+    frozen = True
     directions: Tensor
 
     def __init__(

@@ -21,6 +21,8 @@ class ResizedTokenizer(nn.Module):
         encoder's view (bicubic, antialiased, cut to [0, 1]).
     """
 
+    frozen = True
+
     def __init__(self, tokenizer: DVAETokenizer, image_size: tuple[int, int]) -> None:
         super().__init__()
         tokenizer.grid_of(image_size)
