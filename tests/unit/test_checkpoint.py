@@ -210,3 +210,12 @@ def test_an_older_format_is_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 1}))
     with pytest.raises(CheckpointError, match="must be 2; got 1, of an older pantomim"):
         find_checkpoint(tmp_path)
+
+
+def test_a_moving_average_is_kept_whatever_it_is_made_of(tmp_path: Path) -> None:
+    module, optimizer = guided()
+    average = nn.Sequential(nn.Linear(2, 2).requires_grad_(False))
+    average.frozen, average[0].frozen = False, True
+    module.average = average
+    path = save_checkpoint(tmp_path, module, optimizer, step=1, seed=0, progress={}, keep=1)
+    assert {"average.0.weight", "average.0.bias"} < set(load_file(path / WEIGHTS))

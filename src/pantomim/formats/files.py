@@ -18,15 +18,19 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
 
 
 def frozen_parts(module: nn.Module) -> dict[str, nn.Module]:
-    """The parts that never change, by name: the outermost modules whose attribute `frozen` is True.
+    """The parts that never change, by name: the outermost modules with an attribute `frozen`, where it is True.
 
-    They lie in no file of a run: they are made anew from where they came from, and known by their hash.
+    Where it is False, what lies within changes too: a moving average may be a teacher that is frozen by itself. Parts
+    that never change lie in no file of a run: they are made anew from where they came from, and known by their hash.
     """
     found: dict[str, nn.Module] = {}
-    for name, part in module.named_modules():
-        if getattr(part, "frozen", False) is True and not name.startswith(tuple(f"{outer}." for outer in found)):
+    for name, part in module.named_children():
+        frozen = getattr(part, "frozen", None)
+        if frozen is True:
             assert not any(weight.requires_grad for weight in part.parameters()), f"{name} is frozen, and yet learned"
             found[name] = part
+        elif frozen is None:
+            found |= {f"{name}.{inner}": module for inner, module in frozen_parts(part).items()}
     return found
 
 
