@@ -202,15 +202,21 @@ def _print_section(title: str, rows: Sequence[tuple[str, str]]) -> None:
 def recipes() -> None:
     """List the recipes with their cost and expected score."""
     from pantomim.recipes import BARE_METHODS, RECIPES
+    from pantomim.recipes.tokenizers import BARE
+    from pantomim.recipes.tokenizers import RECIPES as TOKENIZER_RECIPES
 
-    table = Table(box=None, padding=(0, 2, 1, 0), show_edge=False)
-    for heading in ("recipe", "what", "cost", "expected score"):
-        table.add_column(heading, no_wrap=heading == "recipe")
-    for recipe in RECIPES:
-        table.add_row(recipe.name, recipe.summary, recipe.cost, recipe.expected)
-    CONSOLE.print(table, highlight=False)
+    for title, listed in (("", RECIPES), ("Tokenizers, for pantomim tokenizer train", TOKENIZER_RECIPES)):
+        if title:
+            CONSOLE.print(f"[bold]{title}[/bold]\n", highlight=False)
+        table = Table(box=None, padding=(0, 2, 1, 0), show_edge=False)
+        for heading in ("recipe", "what", "cost", "expected score"):
+            table.add_column(heading, no_wrap=heading == "recipe")
+        for recipe in listed:
+            table.add_row(recipe.name, recipe.summary, recipe.cost, recipe.expected)
+        CONSOLE.print(table, highlight=False)
     CONSOLE.print(
-        f"Bare methods, for any images: {', '.join(BARE_METHODS)} (then --size and the data decide the rest).\n"
+        f"Bare methods, for any images: {', '.join(BARE_METHODS)} (then --size and the data decide the rest); "
+        f"tokenizers: {', '.join(BARE)}.\n"
         "pantomim explain RECIPE tells what a run would be.",
         highlight=False,
     )
@@ -395,12 +401,16 @@ class TokenizerTrainArguments:
     """Options of `tokenizer train`; the leaves of the config are further options.
 
     Args:
-        recipe: dvae, for any images, or dvae_micro_cifar10 or dvae_small_cifar10.
+        recipe: dvae (a discrete auto-encoder) or vqkd (learned from a teacher), for any images, or the full name of a
+            recipe, see `pantomim recipes`.
         data: What `pretrain --data` takes.
         out: The run folder; an unfinished run of the same config in it is resumed.
         steps: Length in optimiser steps; the schedules follow it.
         epochs: Length in passes over the data; the schedules follow it.
-        size: Size of the networks, for dvae; paper is the published one's.
+        size: Size of the networks, for dvae (micro, small, base, paper: the published one's) or vqkd (sizes of
+            encoders, as in pretrain).
+        teacher: Whose features vqkd predicts: the RUN folder of a pre-training, a FILE of weights, or another network
+            that guides, as in pretrain.
         keep: Checkpoints to keep.
         config: Repeat the run of this config.yaml, instead of naming a recipe.
     """
@@ -410,7 +420,8 @@ class TokenizerTrainArguments:
     out: Path | None = None
     steps: int | None = None
     epochs: float | None = None
-    size: Literal["micro", "small", "base", "paper"] | None = None
+    size: Literal["micro", "tiny", "small", "base", "large", "huge", "paper"] | None = None
+    teacher: str | None = None
     keep: int | None = None
     config: Path | None = None
 
@@ -458,7 +469,8 @@ def tokenizer(arguments: list[str]) -> None:
 def _train_tokenizer(arguments: list[str]) -> None:
     """Train a discrete auto-encoder: pantomim tokenizer train --data SRC --out RUN [--steps N] [--any.leaf value]."""
     from pantomim.config import Pretrain
-    from pantomim.recipes.dvae import dvae_paper, fitted, prepare_tokenizer
+    from pantomim.recipes.dvae import dvae_paper, fitted
+    from pantomim.recipes.tokenizers import prepare_tokenizer
 
     prog = "pantomim tokenizer train"
     if "-h" in arguments or "--help" in arguments:
@@ -476,6 +488,7 @@ def _train_tokenizer(arguments: list[str]) -> None:
         _named(chosen.recipe),
         data=chosen.data,
         size=chosen.size,
+        teacher=chosen.teacher,
         steps=chosen.steps,
         epochs=chosen.epochs,
         config=chosen.config,
@@ -499,12 +512,12 @@ def _train_tokenizer(arguments: list[str]) -> None:
     rows = [
         ("training", f"{finished.steps:,} steps in {finished.wall_s:,.0f} s{speed}, last loss {finished.loss:.4f}"),
         ("codes", str(measured.usage)),
-        (
-            "reconstruction",
-            f"mean squared error {measured.mse:.5f} from hard ids; {measured.mse_of_means:.5f} from each cell's mean",
-        ),
-        ("picture", str(chosen.out / PICTURE)),
     ]
+    if measured.mse is not None:
+        words = (
+            f"mean squared error {measured.mse:.5f} from hard ids; {measured.mse_of_means:.5f} from each cell's mean"
+        )
+        rows += [("reconstruction", words), ("picture", str(chosen.out / PICTURE))]
     _print_section("On images that it was not trained on", rows)
     if (warning := collapse_warning(measured.usage, f"the tokenizer {chosen.out}")) is not None:
         ERRORS.print(f"[bold yellow]warning:[/bold yellow] {escape(warning)}", highlight=False, soft_wrap=True)

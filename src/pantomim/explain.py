@@ -19,6 +19,7 @@ from pantomim.methods.base import Batch, Method
 from pantomim.methods.dvae import DVAE, DVAEConfig, DVAEDraws
 from pantomim.methods.mae import MAEConfig
 from pantomim.methods.mocov3 import MoCoV3Config
+from pantomim.methods.vqkd import VQKD, VQKDConfig, VQKDDraws
 from pantomim.nn.dvae import code_grid
 from pantomim.optim import scaled_lr
 from pantomim.recipes.recipe import differences
@@ -76,7 +77,7 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
 
     What is hidden costs the same wherever it lies, and a bank of noise is not made for this.
     """
-    if isinstance(config, DVAEConfig | MoCoV3Config):
+    if isinstance(config, DVAEConfig | MoCoV3Config | VQKDConfig):
         return config.build
     masker, (rows, columns) = config.masker, config.encoder.grid
     share = (masker.num_masked((rows, columns)) - 0.5) / (rows * columns)  # rounds up to the same number
@@ -112,6 +113,8 @@ def _step(method: Method, images: int) -> tuple[Batch, Any]:
         rows, cols = code_grid(takes.image_size, takes.cell)
         noise = torch.empty(images, method.sizes.vocabulary, rows, cols)
         return batch, DVAEDraws(noise, torch.tensor(1.0), torch.tensor(1.0))
+    if isinstance(method, VQKD):  # whose codes have no values to move
+        return batch, VQKDDraws()
     return batch, method.draw(batch, 0, torch.Generator())
 
 

@@ -25,9 +25,11 @@ from pantomim.evaluate.out import check_out
 from pantomim.files import replace_file
 from pantomim.formats.files import hash_weights
 from pantomim.methods.dvae import DVAEConfig
+from pantomim.methods.vqkd import VQKDConfig
 from pantomim.tokenizers import Tokenizer, load_tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer
 from pantomim.tokenizers.usage import CodeUsage, TokenizerReport, code_usage, count_codes, measure_tokenizer
+from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 NUM_SAMPLED = 64  # images whose pixels stand for all in a data set's key
 NUM_SHOWN = 8  # images in the picture of a report
@@ -175,7 +177,8 @@ def write_tokenizer_report(
 ) -> TokenizerReport:
     """Measure a finished run's tokenizer on held-out images; leave numbers and a picture in its folder.
 
-    The picture has images in its upper row, and below what their ids are decoded to.
+    The picture has images in its upper row, and below what their ids are decoded to; there is none where ids stand for
+    features of a teacher.
 
     Args:
         run: The run folder.
@@ -187,14 +190,15 @@ def write_tokenizer_report(
         ValueError: if the run has no tokenizer, or its data have moved.
     """
     config = from_yaml(Pretrain, run / "config.yaml")
-    if not isinstance(config.method, DVAEConfig):
+    if not isinstance(config.method, DVAEConfig | VQKDConfig):
         raise ValueError(
             f"run must be one of `pantomim tokenizer train`; got {run}, a run of {config.recipe}. Give another folder."
         )
     tokenizer = load_tokenizer(run)
-    assert isinstance(tokenizer, DVAETokenizer)
+    assert isinstance(tokenizer, DVAETokenizer | VQKDTokenizer)
     tokenizer.to(device)
-    size, dataset = config.method.image_size, held_out(config.data.source)
+    method, dataset = config.method, held_out(config.data.source)
+    size = method.image_size if isinstance(method, DVAEConfig) else method.encoder.image_size
     indices = np.unique(np.linspace(0, len(dataset) - 1, max_images).astype(int))
     shown: list[Tensor] = []
 
@@ -205,7 +209,6 @@ def write_tokenizer_report(
             yield images
 
     report = measure_tokenizer(tokenizer, batches())
-    decoded = tokenizer.decode(tokenizer(shown[0]), tokenizer.grid_of(size))
     values = {
         "data": config.data.source,
         "split": dataset.split,
@@ -217,7 +220,9 @@ def write_tokenizer_report(
         "mse_of_means": report.mse_of_means,
     }
     replace_file(run / REPORT, (json.dumps(values, indent=2) + "\n").encode())
-    replace_file(run / PICTURE, _two_rows(shown[0], decoded))
+    if isinstance(tokenizer, DVAETokenizer):
+        decoded = tokenizer.decode(tokenizer(shown[0]), tokenizer.grid_of(size))
+        replace_file(run / PICTURE, _two_rows(shown[0], decoded))
     return report
 
 
@@ -247,6 +252,14 @@ def _check_channels(tokenizer: Tokenizer, dataset: Dataset) -> None:
 
 
 def _check_cells(tokenizer: Tokenizer, size: tuple[int, int]) -> None:
+    if isinstance(tokenizer, VQKDTokenizer):
+        if size != tokenizer.image_size:
+            height, width = tokenizer.image_size
+            raise ValueError(
+                f"image_size must be what the tokenizer was trained at, {height}x{width}; got {size[0]}x{size[1]}. "
+                f"Give --image-size {height} {width}: images are then resized."
+            )
+        return
     cell: int = tokenizer.stride if isinstance(tokenizer, DVAETokenizer) else getattr(tokenizer, "patch_size", 1)
     if any(side < cell or side % cell for side in size):
         height, width = (max(round(side / cell), 1) * cell for side in size)

@@ -39,6 +39,7 @@ from pantomim.formats.tokenizer import save_tokenizer
 from pantomim.nn.decoder import MAEDecoder
 from pantomim.nn.dvae import DVAENetworks
 from pantomim.nn.vit import Encoder
+from pantomim.nn.vqkd import VQKDNetworks
 from pantomim.optim import beit_schedule, cosine_schedule, parameter_groups, scaled_lr
 
 
@@ -221,7 +222,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                 elif isinstance(encoder, Encoder):
                     frozen = frozen_hashes(method)
                     save_predictor(out, method.predictor(), method=config.method.kind, frozen=frozen)
-                if isinstance(tokenizer := parts.get("tokenizer"), DVAENetworks):
+                if isinstance(tokenizer := parts.get("tokenizer"), DVAENetworks | VQKDNetworks):
                     save_tokenizer(out, tokenizer, scale=dataset.scale, recipe=config.recipe)
             run.finish(finished)
 

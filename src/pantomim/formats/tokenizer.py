@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save
 from pantomim.files import replace_file
 from pantomim.formats.files import hash_weights, load_exactly
 from pantomim.nn.dvae import DVAENetworks, DVAESizes, dvae_networks
+from pantomim.nn.vqkd import VQKDNetworks, VQKDSizes, vqkd_networks
 
 FORMAT_VERSION = 1
 WEIGHTS, DESCRIPTION = "tokenizer.safetensors", "tokenizer.json"
 
 
-def save_tokenizer(folder: str | Path, networks: DVAENetworks, *, scale: Any, recipe: str) -> None:
-    """Write both networks, weights first: a pair cut in the middle is found out by its hash.
+def save_tokenizer(folder: str | Path, networks: DVAENetworks | VQKDNetworks, *, scale: Any, recipe: str) -> None:
+    """Write the networks, weights first: a pair cut in the middle is found out by its hash.
 
     Args:
         folder: Made if needed.
@@ -31,7 +32,7 @@ def save_tokenizer(folder: str | Path, networks: DVAENetworks, *, scale: Any, re
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in networks.state_dict().items()}
     description = {
         "format_version": FORMAT_VERSION,
-        "kind": "dvae",
+        "kind": "dvae" if isinstance(networks, DVAENetworks) else "vqkd",
         "sizes": asdict(networks.sizes),
         "scale": asdict(scale) if is_dataclass(scale) and not isinstance(scale, type) else dict(scale),
         "recipe": recipe,
@@ -41,8 +42,8 @@ def save_tokenizer(folder: str | Path, networks: DVAENetworks, *, scale: Any, re
     replace_file(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
 
 
-def load_networks(path: str | Path) -> DVAENetworks:
-    """Encoder and decoder of a run folder, in evaluation mode.
+def load_networks(path: str | Path) -> DVAENetworks | VQKDNetworks:
+    """What gives ids in a run folder, in evaluation mode: of a discrete auto-encoder, or learned from a teacher.
 
     Raises:
         ValueError: if the files are missing, damaged, of a newer format, or do not belong together.
@@ -57,7 +58,9 @@ def load_networks(path: str | Path) -> DVAENetworks:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         version, expected = int(description["format_version"]), description["sha256"]
         if version <= FORMAT_VERSION:
-            sizes = TypeAdapter(DVAESizes).validate_python(description["sizes"])
+            kinds: dict[str, Any] = {"dvae": (DVAESizes, dvae_networks), "vqkd": (VQKDSizes, vqkd_networks)}
+            sizes_type, build = kinds[description["kind"]]
+            sizes = TypeAdapter(sizes_type).validate_python(description["sizes"])
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(folder / DESCRIPTION, f"{type(error).__name__} {error}") from error
     if version > FORMAT_VERSION:
@@ -70,7 +73,7 @@ def load_networks(path: str | Path) -> DVAENetworks:
     except (SafetensorError, FileNotFoundError) as error:
         raise _damaged(folder / WEIGHTS, str(error)) from error
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
-        networks = dvae_networks(sizes)
+        networks: DVAENetworks | VQKDNetworks = build(sizes)
     if any(tensor.dtype == torch.float64 for tensor in weights.values()):
         networks = networks.double()
     load_exactly(networks, weights, str(folder / WEIGHTS))

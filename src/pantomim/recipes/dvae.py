@@ -6,15 +6,12 @@ Paper: Ramesh et al. 2021, *Zero-Shot Text-to-Image Generation*, arXiv:2102.1209
 
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 
-from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain, from_yaml
+from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain
 from pantomim.data.dataset import Facts
-from pantomim.data.sources import open_source
 from pantomim.data.transforms import Crop
 from pantomim.methods.dvae import DVAEConfig
 from pantomim.nn.dvae import DVAESizes
-from pantomim.recipes.prepare import Prepared
 from pantomim.recipes.recipe import Recipe
 
 # Channels of the narrowest group, channels that the codes are projected to, blocks a group; "paper": as published.
@@ -129,6 +126,8 @@ def dvae(size: str, facts: Facts) -> Pretrain:
     Raises:
         ValueError: if pixels have no range, which the density of the loss needs, or images are too small.
     """
+    if size not in TOKENIZER_SIZES:
+        raise ValueError(f"--size must be one of {', '.join(TOKENIZER_SIZES)} for dvae; got {size}.")
     check_range(facts)
     height, width = facts.size or (0, 0)
     if facts.size is None or max(height, width) > MAX_SIDE:
@@ -160,77 +159,16 @@ def fitted(config: Pretrain, num_images: int, given: Collection[str] = ()) -> Pr
     """The same run with schedules of its length, and weights averaged over fewer steps where it is short.
 
     Args:
-        config: Of a discrete auto-encoder.
+        config: Of a tokenizer; other than discrete auto-encoders are left as they are.
         num_images: Of the training data.
         given: Dotted names of the settings that stay as they are.
     """
     method = config.method
-    assert isinstance(method, DVAEConfig)
+    if not isinstance(method, DVAEConfig):
+        return config
     images = min(num_images, config.data.images or num_images)
     total = max(1, config.duration.in_steps(max(1, images // config.batch_size)))
     whole = replace(method.annealed_over(total), momentum=0.99 if total < SHORT_RUN else 0.999)
     names = ("temperature", "kl_weight", "momentum")
     kept = {name for name in names if any(f"{item}.".startswith(f"method.{name}.") for item in given)}
     return replace(config, method=replace(whole, **{name: getattr(method, name) for name in kept}))
-
-
-def prepare_tokenizer(
-    name: str | None,
-    *,
-    data: str | None,
-    size: str | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    config: Path | None = None,
-) -> tuple[Prepared, int | None]:
-    """The config of a recipe's name, of the bare method `dvae`, or of another run's config.yaml.
-
-    Args:
-        name: Of a recipe; None: `dvae`, but with `config`.
-        data: What `--data` takes; without it only with `config`.
-        size: Of the networks, for `dvae`.
-        steps: Length in steps.
-        epochs: Length in epochs.
-        config: The config.yaml of another run, instead of a name.
-
-    Returns: the config, and the number of training images, for `fitted`; None where schedules are the file's and stay
-        so, as no other length is given.
-
-    Raises:
-        ValueError: if the recipe does not exist, or options contradict each other or leave something open.
-    """
-    if name is not None and config is not None:
-        raise ValueError(f"Give either a recipe or --config; got {name} and {config}. Leave one out.")
-    if size is not None and (config is not None or name not in (None, "dvae")):
-        raise ValueError(f"--size goes with dvae; {name or config} fixes its size. Leave it out.")
-    if data is None and config is None:
-        raise ValueError("A tokenizer is trained on images; got none. Add --data SRC.")
-    facts = open_source(data, "train").facts if data is not None else None
-    if config is not None:
-        run = from_yaml(Pretrain, config)
-        if not isinstance(run.method, DVAEConfig):
-            raise ValueError(
-                f"--config must be that of a tokenizer's run; got {config}, a run of {run.recipe}. "
-                f"`pantomim pretrain --config {config}` repeats it."
-            )
-        prepared = Prepared(run, dvae_paper(), f"the run of {config}")
-    elif name in (None, "dvae"):
-        assert facts is not None
-        run = dvae(size or DEFAULT_SIZE, facts)
-        prepared = Prepared(run, dvae_paper(), (dvae.__doc__ or "").splitlines()[0])
-    else:
-        recipes = {recipe.name: recipe for recipe in RECIPES}
-        if name not in recipes:
-            raise ValueError(f"There is no tokenizer recipe {name}. There are dvae, {', '.join(recipes)}.")
-        recipe = recipes[name]
-        prepared = Prepared(recipe.build(), recipe.paper(), recipe.summary, recipe.notes)
-    if facts is not None:
-        check_range(facts)
-    run = prepared.config
-    if data is not None:
-        run = replace(run, data=replace(run.data, source=data))
-    if steps is not None or epochs is not None:
-        run = replace(run, duration=Duration(steps=steps, epochs=epochs))
-    if config is not None and steps is None and epochs is None:
-        return replace(prepared, config=run), None
-    return replace(prepared, config=run), (facts or open_source(run.data.source, "train").facts).num_images

@@ -14,6 +14,7 @@ from pantomim.formats import load_encoder
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.dvae import DVAEConfig
+from pantomim.methods.vqkd import VQKDConfig
 from pantomim.nn.vit import Encoder, EncoderConfig
 from pantomim.recipes.beit import RECIPES as BEIT_RECIPES
 from pantomim.recipes.beit import beit, beit_paper
@@ -159,7 +160,7 @@ def _find(name: str) -> Recipe:
 
 def _from_file(path: Path) -> Prepared:
     config = from_yaml(Pretrain, path)
-    if isinstance(config.method, DVAEConfig):
+    if isinstance(config.method, DVAEConfig | VQKDConfig):
         raise ValueError(
             f"{path} is that of a tokenizer. `pantomim tokenizer train --config {path} --out RUN` repeats it."
         )
@@ -180,7 +181,7 @@ def _from_data(name: str, data: str | None, size: str | None, init: str | None) 
         raise ValueError(f"--init must be a plain vision transformer; {init} is none that the method can train.")
     method, start_config = BARE_METHODS[name], start.config if start is not None else None
     config = method.build(size or DEFAULT_SIZE, facts, channel_stats(dataset), start_config)
-    assert not isinstance(config.method, DVAEConfig), "a tokenizer has commands of its own"
+    assert not isinstance(config.method, DVAEConfig | VQKDConfig), "a tokenizer has commands of its own"
     encoder = config.method.encoder
     (height, width), (rows, cols) = encoder.image_size, encoder.grid
     sizes = "all {}x{}".format(*facts.size) if facts.size else f"median shorter side {facts.median_shorter_side}"

@@ -4,9 +4,11 @@ from pathlib import Path
 
 from pantomim.formats.dalle import load_dalle_decoder, load_dalle_encoder
 from pantomim.formats.tokenizer import load_networks
+from pantomim.nn.vqkd import VQKDNetworks
 from pantomim.tokenizers.base import Tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer, Precision
 from pantomim.tokenizers.random_projection import RandomProjectionTokenizer
+from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 WAYS = (
     "Ways to get one: `pantomim tokenizer train --data IMAGES` and its RUN folder (or RUN/tokenizer.safetensors); "
@@ -56,6 +58,8 @@ def load_tokenizer(
     if not path.is_dir():
         raise ValueError(f"tokenizer must be something that there is; got {name}. {WAYS}.")
     networks = load_networks(path)
+    if isinstance(networks, VQKDNetworks):
+        return VQKDTokenizer(networks).eval()
     return DVAETokenizer(networks.encoder, networks.decoder, precision=precision).eval()
 
 

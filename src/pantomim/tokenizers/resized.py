@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from pantomim.tokenizers.base import Tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer
+from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 
 class ResizedTokenizer(nn.Module):
@@ -23,7 +24,7 @@ class ResizedTokenizer(nn.Module):
 
     frozen = True
 
-    def __init__(self, tokenizer: DVAETokenizer, image_size: tuple[int, int]) -> None:
+    def __init__(self, tokenizer: DVAETokenizer | VQKDTokenizer, image_size: tuple[int, int]) -> None:
         super().__init__()
         tokenizer.grid_of(image_size)
         self.tokenizer, self.image_size, self.vocabulary = tokenizer, image_size, tokenizer.vocabulary
@@ -49,20 +50,26 @@ class ResizedTokenizer(nn.Module):
 
 
 def on_grid(tokenizer: Tokenizer, image_size: tuple[int, int], grid: tuple[int, int]) -> Tokenizer:
-    """The tokenizer, with one id for each patch of a grid: itself, or, for a discrete auto-encoder, behind a resize.
+    """The tokenizer, with one id for each patch of a grid: itself, or behind a resize; no resize of projections.
 
     A stride of 8 and a grid of 14 x 14 make it see 112 x 112 pixels, whatever the size of the images.
 
     Raises:
-        ValueError: if the cells of a random projection are not the encoder's patches.
+        ValueError: if the cells of a random projection are not the encoder's patches, or the grid of a tokenizer that
+            was learned from a teacher is not the encoder's.
     """
+    if isinstance(tokenizer, VQKDTokenizer) and tokenizer.grid == grid:
+        return tokenizer if tokenizer.image_size == image_size else ResizedTokenizer(tokenizer, tokenizer.image_size)
     if isinstance(tokenizer, DVAETokenizer):
         seen = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)
         return tokenizer if seen == image_size else ResizedTokenizer(tokenizer, seen)
-    found = tokenizer.grid_of(image_size)
+    learned = isinstance(tokenizer, VQKDTokenizer)
+    found = tokenizer.grid if isinstance(tokenizer, VQKDTokenizer) else tokenizer.grid_of(image_size)
     if found != grid:
+        advice = (
+            "Train one for this grid, or choose another patch_size" if learned else "Give it the encoder's patch_size"
+        )
         raise ValueError(
-            f"on_grid.tokenizer must have one id a patch, {grid[0]} x {grid[1]}; got {found[0]} x {found[1]}. "
-            f"Give it the encoder's patch_size."
+            f"on_grid.tokenizer must have one id a patch, {grid[0]} x {grid[1]}; got {found[0]} x {found[1]}. {advice}."
         )
     return tokenizer

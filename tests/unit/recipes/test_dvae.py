@@ -7,8 +7,9 @@ import torch
 
 from pantomim.config import DataConfig, Duration, to_yaml
 from pantomim.data.dataset import Facts
-from pantomim.recipes.dvae import RECIPES, choose_vocabulary, dvae, dvae_paper, fitted, prepare_tokenizer
+from pantomim.recipes.dvae import RECIPES, choose_vocabulary, dvae, dvae_paper, fitted
 from pantomim.recipes.mae import mae_micro_mnist
+from pantomim.recipes.tokenizers import prepare_tokenizer
 
 
 def facts(size=(32, 32), median=32, num_images=1000, dtype="uint8", channels=3) -> Facts:
@@ -85,7 +86,7 @@ def test_what_does_not_go_together(tmp_path) -> None:
         prepare_tokenizer(None, data=None)
     with pytest.raises(ValueError, match="There is no tokenizer recipe mae"):
         prepare_tokenizer("mae", data="mnist")
-    with pytest.raises(ValueError, match="--size goes with dvae; dvae_micro_cifar10 fixes its size"):
+    with pytest.raises(ValueError, match="--size goes with dvae and vqkd; dvae_micro_cifar10 fixes its size"):
         prepare_tokenizer("dvae_micro_cifar10", data="mnist", size="small")
     with pytest.raises(ValueError, match="either a recipe or --config"):
         prepare_tokenizer("dvae", data="mnist", config=tmp_path)

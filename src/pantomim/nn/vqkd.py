@@ -1,0 +1,109 @@
+"""The networks that give ids by vector quantisation: an encoder, a projection to short directions, and a codebook.
+
+Paper: Peng et al. 2022, *BEiT v2: Masked Image Modeling with Vector-Quantized Visual Tokenizers*, arXiv:2208.06366,
+section 2.2; sizes as in the authors' `modeling_vqkd.py`.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pantomim.frozen import frozen
+from pantomim.nn.dvae import at_least_float32
+from pantomim.nn.vit import Encoder, EncoderConfig, initialise_beit
+
+
+class TaskLayer(nn.Module):
+    """Two linear layers with a tanh between them, in at least float32 whatever autocast says.
+
+    Args:
+        width: Of what comes in, and between the two.
+        out_width: Of what goes out.
+
+    Source: `encode_task_layer` and `decode_task_layer` of the authors' `modeling_vqkd.py`.
+    """
+
+    def __init__(self, width: int, out_width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out_width))
+        self.apply(initialise_beit)
+
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N K"]:
+        """Token by token."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.layers(at_least_float32(tokens))
+
+
+@frozen
+class VQKDSizes:
+    """The sizes of what gives ids.
+
+    Args:
+        encoder: A plain vision transformer with one token a cell.
+        vocabulary: Number of codes.
+        code_width: Numbers in a code.
+
+    Raises:
+        ValueError: if a size is out of range.
+
+    Paper: section 2.2 and Table 6: 8192 codes of 32 numbers.
+    """
+
+    encoder: EncoderConfig
+    vocabulary: int = 8192
+    code_width: int = 32
+
+    def __post_init__(self) -> None:
+        if self.vocabulary < 2:
+            raise ValueError(f"VQKDSizes.vocabulary must be at least 2 codes; got {self.vocabulary}.")
+        if self.code_width < 2:
+            raise ValueError(
+                f"VQKDSizes.code_width must be at least 2, as codes are directions; got {self.code_width}. "
+                f"The paper has 32."
+            )
+
+
+class VQKDNetworks(nn.Module):
+    """All that gives ids: encoder, projection and codes.
+
+    Args:
+        encoder: Images to one token a cell.
+        to_code: Tokens to what is compared with the codes.
+        codebook: One direction (of length 1) a code.
+    """
+
+    codebook: Tensor
+
+    def __init__(self, encoder: Encoder, to_code: TaskLayer, codebook: Float[Tensor, "K E"]) -> None:
+        super().__init__()
+        self.encoder, self.to_code = encoder, to_code
+        self.register_buffer("codebook", codebook)
+
+    @property
+    def sizes(self) -> VQKDSizes:
+        """Of all three."""
+        vocabulary, code_width = self.codebook.shape
+        return VQKDSizes(self.encoder.config, vocabulary, code_width)
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
+        """The code of each cell."""
+        return nearest(directions(self.encoder, self.to_code, images), self.codebook)
+
+
+def vqkd_networks(sizes: VQKDSizes) -> VQKDNetworks:
+    """The networks, with first values drawn from torch's global generator; the codes are zeros, to be filled."""
+    encoder = sizes.encoder.build()
+    codebook = torch.zeros(sizes.vocabulary, sizes.code_width)
+    return VQKDNetworks(encoder, TaskLayer(encoder.width, sizes.code_width), codebook)
+
+
+def directions(encoder: Encoder, to_code: TaskLayer, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N E"]:
+    """What is compared with the codes: one vector of length 1 a patch."""
+    return F.normalize(to_code(encoder(images).patches), dim=-1)
+
+
+def nearest(directions: Float[Tensor, "B N E"], codebook: Float[Tensor, "K E"]) -> Int[Tensor, "B N"]:
+    """The code with the largest cosine; both sides have length 1."""
+    with torch.autocast(directions.device.type, enabled=False):
+        return (directions @ codebook.to(directions.dtype).mT).argmax(dim=-1)

@@ -1,0 +1,58 @@
+"""Ids of a tokenizer that was learned from a teacher (VQ-KD): the nearest code of what its encoder says of a patch."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pantomim.nn.vqkd import VQKDNetworks
+
+
+class VQKDTokenizer(nn.Module):
+    """The nearest code of each patch; frozen.
+
+    Args:
+        networks: As `pantomim tokenizer train vqkd` leaves them.
+
+    Paper: Peng et al. 2022, arXiv:2208.06366, section 2.2.
+    """
+
+    frozen = True
+    decoder = None  # codes stand for a teacher's features
+
+    def __init__(self, networks: VQKDNetworks) -> None:
+        super().__init__()
+        self.networks = networks
+        self.vocabulary, self.in_chans = networks.sizes.vocabulary, networks.encoder.in_chans
+        self.image_size, self.grid = networks.encoder.image_size, networks.encoder.grid
+        self.requires_grad_(False)
+
+    def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of ids.
+
+        Raises:
+            ValueError: if images have another size than the tokenizer's.
+        """
+        if image_size != self.image_size:
+            height, width = self.image_size
+            raise ValueError(
+                f"image_size must be what the tokenizer was trained at, {height}x{width}; got {image_size[0]}x"
+                f"{image_size[1]}. Resize the images, or train a tokenizer for this size."
+            )
+        return self.grid
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
+        """Ids of images in [0, 1], in raster order; in the weights' own precision, whatever autocast says."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.networks(images)
+
+    def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+        """There is no picture of such ids.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "VQKDTokenizer.decode must not be asked for: its codes stand for a teacher's features, and nothing was "
+            "trained to paint them. Use a discrete auto-encoder (`pantomim tokenizer train dvae`) for pictures."
+        )
