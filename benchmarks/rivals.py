@@ -33,7 +33,7 @@ def transformers_mae(ours: MAE, config: MAEConfig) -> ViTMAEForPreTraining:
             decoder_num_attention_heads=decoder.heads,
             decoder_intermediate_size=int(decoder.width * decoder.mlp_ratio),
             mask_ratio=config.masker.ratio,
-            norm_pix_loss=config.target.normalize,
+            norm_pix_loss=config.target.normalise == "patch",
             attn_implementation="sdpa",
         )
     )
@@ -96,7 +96,8 @@ class LightlyMAE(nn.Module):
             mlp_ratio=encoder.mlp_ratio,
             norm_layer=norm_layer,
         )
-        self.ratio, self.patch_size, self.normalize = config.masker.ratio, encoder.patch_size, config.target.normalize
+        self.ratio, self.patch_size = config.masker.ratio, encoder.patch_size
+        self.normalize = config.target.normalise == "patch"
         self.backbone = MaskedVisionTransformerTIMM(vit)
         self.backbone.mask_token.requires_grad_(False)  # MAE has no mask token in the encoder
         self.decoder_embed = nn.Linear(encoder.width, decoder.width)

@@ -22,7 +22,7 @@ def write_run(path: Path, *, source: str = "mnist", recipe: str = "mae_demo", se
             "encoder": encoder,
             "decoder": {"width": 16, "depth": 1, "heads": 2},
             "masker": {"kind": "random", "ratio": 0.75},
-            "target": {"normalize": True},
+            "target": {"kind": "pixels", "normalise": "patch"},
         },
         "optim": {"base_lr": 0.0015, "weight_decay": 0.05, "warmup": {"steps": 6, "epochs": None}},
         "batch_size": BATCH,

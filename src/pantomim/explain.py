@@ -17,14 +17,11 @@ from pantomim.data.transforms import View
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
 from pantomim.methods.dvae import DVAE, DVAEConfig, DVAEDraws
-from pantomim.methods.mae import MAEConfig
 from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.methods.vqkd import VQKD, VQKDConfig, VQKDDraws
 from pantomim.nn.dvae import code_grid
 from pantomim.optim import scaled_lr
 from pantomim.recipes.recipe import differences
-from pantomim.targets.choice import build_target
-from pantomim.targets.rgb import RGBTarget
 from pantomim.targets.tokens import TokenTarget, TokenTargetConfig
 
 Section = tuple[str, list[tuple[str, str]]]  # a title, and rows of what and value
@@ -81,14 +78,14 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
         return config.build
     masker, (rows, columns) = config.masker, config.encoder.grid
     share = (masker.num_masked((rows, columns)) - 0.5) / (rows * columns)  # rounds up to the same number
-    if isinstance(config, MAEConfig):
-        return replace(config, masker=RandomMasker(ratio=share)).build
-    target: TokenTarget | RGBTarget
-    if isinstance(config.target, TokenTargetConfig) and not config.target.tokenizer:
-        target = TokenTarget(_Unnamed(config.target.vocabulary, (rows, columns)))
-    else:
-        target = build_target(config.target, config.encoder)
-    return partial(replace(config, masker=RandomMasker(ratio=share)).build_around, target)
+    config = replace(config, masker=RandomMasker(ratio=share))
+    if not isinstance(config.target, TokenTargetConfig):
+        return config.build
+    if not config.target.tokenizer:
+        return partial(config.build_around, TokenTarget(_Unnamed(config.target.vocabulary, (rows, columns))))
+    with FakeTensorMode():
+        encoder = config.encoder.build()  # whose sizes are asked for
+    return partial(config.build_around, config.target.build(encoder))
 
 
 class _Unnamed(nn.Module):

@@ -10,7 +10,7 @@ from pantomim.engine.runtime import autocast, compile_whole, generator
 from pantomim.masking.block import BlockMasker
 from pantomim.methods.base import Batch
 from pantomim.methods.beit import BEiTConfig, beit_encoder
-from pantomim.targets.rgb import RGBTargetConfig
+from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
 
 torch.set_num_threads(1)
@@ -20,7 +20,7 @@ encoder = replace(beit_encoder("base"), image_size=(16, 16), patch_size=4, width
 target = TokenTargetConfig(tokenizer="random-projection", vocabulary=32)
 config = BEiTConfig(encoder=encoder, masker=BlockMasker(exact=False, min_area=2), target=target)
 blocks = replace(encoder, relative_position="blocks", position="learned")
-for changes in ({}, {"encoder": blocks}, {"target": RGBTargetConfig()}):
+for changes in ({}, {"encoder": blocks}, {"target": PixelTargetConfig()}):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     method = replace(config, **changes).build().train()

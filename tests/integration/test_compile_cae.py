@@ -11,14 +11,14 @@ from pantomim.methods.base import Batch
 from pantomim.methods.cae import CAEConfig, cae_encoder
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.regressor import RegressorConfig
-from pantomim.targets.rgb import RGBTargetConfig
+from pantomim.targets.pixels import PixelTargetConfig
 
 torch.set_num_threads(1)
 torch._dynamo.config.error_on_recompile = True
 cpu = torch.device("cpu")
 encoder = replace(cae_encoder("base", 0.5), image_size=(16, 16), patch_size=4, width=16, depth=2, heads=2)
 regressor, decoder = RegressorConfig(depth=1), LatentDecoderConfig(depth=1)
-config = CAEConfig(encoder=encoder, regressor=regressor, decoder=decoder, target=RGBTargetConfig())
+config = CAEConfig(encoder=encoder, regressor=regressor, decoder=decoder, target=PixelTargetConfig())
 for changes in ({}, {"align_drop_path": False}, {"align_momentum": 0.9}):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

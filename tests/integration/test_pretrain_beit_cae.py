@@ -26,7 +26,7 @@ from pantomim.nn.regressor import RegressorConfig
 from pantomim.recipes import prepare
 from pantomim.recipes.beit import as_beit
 from pantomim.recipes.cae import as_cae
-from pantomim.targets.rgb import RGBTargetConfig
+from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
 
 TOKENS = TokenTargetConfig(tokenizer="random-projection-standardised", vocabulary=32)
@@ -111,7 +111,7 @@ def test_a_run_begins_where_another_ended(kind, tmp_path):
     if kind == "cae":  # the copy begins as the encoder
         pairs = zip(method.aligner.parameters(), first.encoder.parameters(), strict=True)
         assert all(torch.equal(copied, weight) for copied, weight in pairs)
-    smaller = replace(METHODS[kind], target=RGBTargetConfig()).build()
+    smaller = replace(METHODS[kind], target=PixelTargetConfig()).build()
     assert "is not taken" in start_from(str(tmp_path / "first"), smaller)
 
 

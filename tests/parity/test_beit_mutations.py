@@ -14,6 +14,7 @@ from pantomim.nn import relative, vit
 from pantomim.nn.relative import num_relative_rows, relative_index
 from pantomim.parity import beit
 from pantomim.parity.verification import verify_item
+from pantomim.targets import tokens
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
@@ -114,19 +115,19 @@ def test_mask_token_after_the_positions(monkeypatch):
 
 
 def test_padding_counted(monkeypatch):
-    real = method.token_loss
-    monkeypatch.setattr(method, "token_loss", lambda prediction, ids, weight: real(prediction, ids))
+    real = tokens.token_loss
+    monkeypatch.setattr(tokens, "token_loss", lambda prediction, ids, weight: real(prediction, ids))
     failing(PRETRAIN)
 
 
 def test_every_image_weighs_the_same(monkeypatch):
-    real = method.token_loss
+    real = tokens.token_loss
 
     def image_by_image(prediction, ids, weight):
         share = weight / weight.sum(dim=1, keepdim=True)
         return real(prediction, ids, share)
 
-    monkeypatch.setattr(method, "token_loss", image_by_image)
+    monkeypatch.setattr(tokens, "token_loss", image_by_image)
     failing(PRETRAIN)
 
 

@@ -35,7 +35,7 @@ def config(request: pytest.FixtureRequest) -> MAEConfig:
     return MAEConfig(
         encoder=EncoderConfig(image_size=(16, 16), patch_size=4, width=16, depth=2, heads=2),
         decoder=DecoderConfig(width=8, depth=2, heads=2),
-        target=PixelTargetConfig(normalize=request.param),
+        target=PixelTargetConfig(normalise="patch" if request.param else "none"),
     )
 
 

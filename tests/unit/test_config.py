@@ -30,7 +30,7 @@ from pantomim.methods.cae import CAEConfig
 from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.mae import MAEConfig
 from pantomim.recipes import RECIPES
-from pantomim.targets.rgb import RGBTargetConfig
+from pantomim.targets.pixels import PixelTargetConfig
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -102,7 +102,7 @@ def test_a_part_becomes_another_kind_and_keeps_what_both_have() -> None:
     assert from_dict(Pretrain, to_dict(colored), "x") == colored
 
 
-@pytest.mark.parametrize("method", [BEiTConfig(), CAEConfig(), DVAEConfig(), CAEConfig(target=RGBTargetConfig())])
+@pytest.mark.parametrize("method", [BEiTConfig(), CAEConfig(), DVAEConfig(), CAEConfig(target=PixelTargetConfig())])
 def test_every_method_reads_back(method, tmp_path: Path) -> None:
     config = Pretrain(recipe="x", method=method, optim=OptimConfig(schedule="beit", decay_mask_token=True))
     (tmp_path / "config.yaml").write_text(to_yaml(config))
@@ -112,7 +112,7 @@ def test_every_method_reads_back(method, tmp_path: Path) -> None:
 
 def test_a_target_becomes_another_kind() -> None:
     config = Pretrain(recipe="x", method=BEiTConfig())
-    assert with_kind(config, "method.target", "pixels").method.target == RGBTargetConfig()
+    assert with_kind(config, "method.target", "pixels").method.target == PixelTargetConfig()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from pantomim.config import Pretrain, from_yaml
 from pantomim.data.sources import open_source
 from pantomim.data.stream import evaluation_batches
 from pantomim.methods.cae import CAE, evaluating
-from pantomim.targets.rgb import RGBTarget
+from pantomim.targets.pixels import PixelTarget
+from pantomim.targets.tokens import TokenTarget
 from pantomim.tokenizers.base import Picturing
 
 Measure = Literal["explained", "accuracy"]
@@ -90,14 +91,19 @@ def without_regressor(method: CAE, images: Float[Tensor, "B C H W"]) -> WithoutR
         images: Scaled as in training, of the encoder's size.
 
     Raises:
-        ValueError: if the target is tokens of which no picture can be made.
+        ValueError: if the target is nothing of which a picture can be made.
     """
     kernel = method.encoder.patch_embed.proj.weight
     images = images.to(kernel.device, kernel.dtype)
-    with evaluating(method):
-        output, truth = method.without_regressor(images), method.target(images)
     target = method.target
-    if isinstance(target, RGBTarget):
+    if not isinstance(target, PixelTarget | TokenTarget):
+        raise ValueError(
+            f"without_regressor.method must predict pixels, or tokens that can be decoded; got "
+            f"{type(target).__name__}, which is no picture. Choose a run with --target pixels or tokens."
+        )
+    with evaluating(method):
+        output, truth = method.without_regressor(images), target(images)
+    if isinstance(target, PixelTarget):
         error, variation = (output - truth).square().sum(), (truth - truth.mean(dim=(0, 1))).square().sum()
         given = None if target.normalise == "none" else target.to_images(torch.zeros_like(output), images)
         return WithoutRegressor(

@@ -22,6 +22,7 @@ from pantomim.files import replace_file
 from pantomim.formats.native import load_decoder, load_encoder_folder
 from pantomim.methods.mae import MAE, MAEConfig
 from pantomim.nn.tokens import channel_values, put_back, take
+from pantomim.targets.pixels import PixelTarget, PixelTargetConfig
 
 LARGE = 200  # pixels: fewer, for a page that one can look through
 STRETCH = (2.0, 98.0)  # percentiles of the originals that become black and white where values are not 8-bit
@@ -60,10 +61,15 @@ def reconstruct(method: MAE, images: Float[torch.Tensor, "B C H W"], seed: int) 
         method: In whichever mode it is; it is put into evaluation mode and back.
         images: Scaled as in training, of the encoder's size.
         seed: Of the masks.
+
+    Raises:
+        ValueError: if the method predicts anything but pixels.
     """
+    encoder, target = method.encoder, method.target
+    if not isinstance(target, PixelTarget):
+        raise ValueError(f"reconstruct.method must predict pixels; got {type(target).__name__}, which is no picture.")
     training = method.training
     method.eval()
-    encoder, target = method.encoder, method.target
     kernel, size = encoder.patch_embed.proj.weight, encoder.patch_size
     device = kernel.device
     images = images.to(device, kernel.dtype)
@@ -91,15 +97,19 @@ def load_method(run: str | Path) -> MAE:
     """Encoder, decoder, masker and target of a finished run, from its folder alone.
 
     Raises:
-        ValueError: if the run is of another method, has no encoder or decoder yet, or its files are damaged.
+        ValueError: if the run is of another method, predicts no pixels, has no encoder or decoder yet, or its files are
+            damaged.
     """
     run = Path(run)
     method = from_yaml(Pretrain, run / "config.yaml").method
     if not isinstance(method, MAEConfig):
         raise ValueError(f"reconstructions.run must be a run of MAE; got {run}, a run of {method.kind}.")
+    if not isinstance(method.target, PixelTargetConfig):
+        raise ValueError(
+            f"reconstructions.run must predict pixels; got {run}, which predicts {method.target.kind}: no picture."
+        )
     encoder = load_encoder_folder(run)
-    target = method.target.build(encoder.patch_size, encoder.config.mean, encoder.config.std)
-    return MAE(encoder, load_decoder(run), method.masker, target).eval()
+    return MAE(encoder, load_decoder(run), method.masker, method.target.build(encoder)).eval()
 
 
 def held_out(source: str) -> Dataset:
@@ -174,7 +184,7 @@ def write_reconstructions(
         "bands": list(bands),
         "stretched": bool(dataset.scale.divisor != 255.0),
         "masked_share": float(result.mask.mean()),
-        "normalized_target": method.target.normalize,
+        "normalized_target": isinstance(method.target, PixelTarget) and method.target.normalise != "none",
         "explained": result.explained,
     }
     about["caption"] = caption(about)

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pantomim.frozen import frozen, in_words
 from pantomim.masking.block import BlockMasker
@@ -18,9 +16,9 @@ from pantomim.masking.mask import Mask, Masker
 from pantomim.methods.base import Batch, Method
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import ENCODER_SIZES, Encoder, EncoderConfig, Hidden, initialise_beit, narrow_normal
-from pantomim.targets.choice import TargetConfig, build_target
-from pantomim.targets.rgb import RGBTarget
-from pantomim.targets.tokens import TokenTarget, TokenTargetConfig, token_loss
+from pantomim.targets.base import Target
+from pantomim.targets.choice import TargetConfig
+from pantomim.targets.tokens import TokenTargetConfig
 
 
 def beit_encoder(size: Literal["base", "large"], drop_path: float = 0.1) -> EncoderConfig:
@@ -48,8 +46,8 @@ class BEiTConfig:
     Args:
         encoder: As `beit_encoder` makes it.
         masker: Blocks, 75 of 196 patches at most; a count that varies is fine.
-        target: What is predicted of the hidden patches: tokens, or pixels (the ablation of Table 4, whose loss the
-            paper does not state: here the mean squared error).
+        target: What is predicted of the hidden patches: tokens, or another (pixels are the ablation of Table 4, whose
+            loss the paper does not state).
 
     Raises:
         ValueError: if the masker does not go with the encoder's grid.
@@ -92,9 +90,10 @@ class BEiTConfig:
         Raises:
             ValueError: if no tokenizer is given, or one that does not go with the encoder.
         """
-        return self.build_around(build_target(self.target, self.encoder))
+        encoder = self.encoder.build()
+        return BEiT(encoder, self.masker, self.target.build(encoder))
 
-    def build_around(self, target: TokenTarget | RGBTarget) -> "BEiT":
+    def build_around(self, target: Target) -> "BEiT":
         """The method with a target that is there already, such as tokens of a tokenizer at hand."""
         return BEiT(self.encoder.build(), self.masker, target)
 
@@ -109,7 +108,7 @@ class BEiTDraws:
 class BEiT(Method):
     """An encoder over all patches, some of them hidden, and a linear head (section 2.3 of the paper)."""
 
-    def __init__(self, encoder: Encoder, masker: Masker, target: TokenTarget | RGBTarget) -> None:
+    def __init__(self, encoder: Encoder, masker: Masker, target: Target) -> None:
         super().__init__()
         self.encoder, self.masker, self.target = encoder, masker, target
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.width))
@@ -123,25 +122,20 @@ class BEiT(Method):
         return BEiTDraws(mask.rows(batch.start, len(batch)))
 
     def forward(self, batch: Batch, draws: BEiTDraws) -> dict[str, Tensor]:
-        """Cross-entropy with the tokens of the hidden patches only (equation 3)."""
+        """The target's loss on the hidden patches only: cross-entropy, where it is tokens (equation 3)."""
         mask = draws.mask
         latent = self.encoder(batch.images, hidden=Hidden(mask.masked, self.mask_token))  # all patches
         prediction = self.head(take(latent.patches, mask.ids_mask))  # (B, M, K), hidden patches only
-        target = self.target(batch.images)
-        if isinstance(self.target, TokenTarget):
-            loss, accuracy = token_loss(prediction, target.gather(1, mask.ids_mask), mask.weight)
-            return {"loss": loss, "accuracy": accuracy}
-        return {"loss": _pixel_loss(prediction, take(target, mask.ids_mask), mask.weight)}
+        return self.target.score(prediction, batch.images, mask.ids_mask, mask.weight)
+
+    def after_step(self, step: int) -> None:
+        """A teacher that is a moving average of the encoder moves."""
+        self.target.follow(self.encoder)
+
+    def after_start(self) -> None:
+        """A teacher that is a copy of the encoder is copied anew."""
+        self.target.start(self.encoder)
 
     def exports(self) -> dict[str, nn.Module]:
         """The encoder, and the head for looking at predictions."""
         return {"encoder": self.encoder, "head": self.head}
-
-
-def _pixel_loss(
-    prediction: Float[Tensor, "B M K"], target: Float[Tensor, "B M K"], weight: Float[Tensor, "B M"] | None
-) -> Float[Tensor, ""]:
-    """Mean squared error over all hidden patches of the batch together."""
-    if weight is None:
-        return F.mse_loss(prediction, target)
-    return ((prediction - target).square().mean(dim=-1) * weight).sum() / weight.sum()

@@ -25,11 +25,10 @@ from pantomim.methods.base import Batch, Method
 from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
 from pantomim.nn.momentum import follow
 from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
-from pantomim.nn.tokens import take
 from pantomim.nn.vit import ENCODER_SIZES, Encoder, EncoderConfig
-from pantomim.targets.choice import TargetConfig, build_target
-from pantomim.targets.rgb import RGBTarget
-from pantomim.targets.tokens import TokenTarget, TokenTargetConfig, token_loss
+from pantomim.targets.base import Target
+from pantomim.targets.choice import TargetConfig
+from pantomim.targets.tokens import TokenTargetConfig
 
 Size = Literal["small", "base", "large"]
 
@@ -59,7 +58,7 @@ class CAEConfig:
         regressor: Its width is also the decoder's; another one than the encoder's brings a projection.
         decoder: Depth 0: the head sits on the regressor, the paper's ablation without a decoder.
         masker: The same number of patches in every image; the authors hide blocks.
-        target: What the decoder predicts.
+        target: What the decoder predicts; the authors normalise pixels by "layer".
         align_weight: Weight of the alignment loss (lambda); 0: no alignment, the paper's ablation.
         align_momentum: None: the alignment target comes from the encoder itself. A number: from a copy that keeps
             this share of itself at every step.
@@ -129,11 +128,14 @@ class CAEConfig:
         Raises:
             ValueError: if no tokenizer is given, or one that does not go with the encoder.
         """
-        return self.build_around(build_target(self.target, self.encoder))
-
-    def build_around(self, target: RGBTarget | TokenTarget) -> "CAE":
-        """The method with a target that is there already, such as tokens of a tokenizer at hand."""
         encoder = self.encoder.build()
+        return self._assembled(encoder, self.target.build(encoder))
+
+    def build_around(self, target: Target) -> "CAE":
+        """The method with a target that is there already, such as tokens of a tokenizer at hand."""
+        return self._assembled(self.encoder.build(), target)
+
+    def _assembled(self, encoder: Encoder, target: Target) -> "CAE":
         regressor = self.regressor.build(self.encoder)
         width, heads = self.regressor.width or encoder.width, self.regressor.heads or self.encoder.heads
         decoder = self.decoder.build(width, heads, encoder.grid, target.dim, self.encoder.initialisation)
@@ -168,7 +170,7 @@ class CAE(Method):
         regressor: Regressor,
         decoder: LatentDecoder,
         masker: Masker,
-        target: RGBTarget | TokenTarget,
+        target: Target,
         *,
         align_weight: float = 2.0,
         align_momentum: float | None = None,
@@ -217,12 +219,9 @@ class CAE(Method):
     def score(
         self, prediction: Float[Tensor, "B M K"], images: Float[Tensor, "B C H W"], mask: Mask
     ) -> dict[str, Tensor]:
-        """Cross-entropy with tokens, and the share that is right; mean squared error with pixels."""
-        target = self.target(images)
-        if isinstance(self.target, TokenTarget):
-            loss, accuracy = token_loss(prediction, target.gather(1, mask.ids_mask))
-            return {"loss_target": loss, "accuracy": accuracy}
-        return {"loss_target": F.mse_loss(prediction, take(target, mask.ids_mask))}
+        """What the target says of a prediction of the hidden patches; its loss is one of two here."""
+        scores = self.target.score(prediction, images, mask.ids_mask)
+        return {"loss_target": scores.pop("loss")} | scores
 
     @torch.no_grad()
     def without_regressor(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
@@ -232,12 +231,14 @@ class CAE(Method):
         return self.decoder(latents, ids)
 
     def after_step(self, step: int) -> None:
-        """The copy, if there is one, follows the encoder."""
+        """The copy, if there is one, follows the encoder, and so does a teacher that is a moving average of it."""
+        self.target.follow(self.encoder)
         if self.aligner is not None:
             follow(self.aligner, self.encoder, self.align_momentum or 0.0)
 
     def after_start(self) -> None:
-        """The copy, if there is one, begins as the encoder."""
+        """The copy, if there is one, begins as the encoder, and so does a teacher that is a copy of it."""
+        self.target.start(self.encoder)
         if self.aligner is not None:
             follow(self.aligner, self.encoder, 0.0)
 

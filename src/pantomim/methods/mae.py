@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pantomim.frozen import frozen, in_words
 from pantomim.masking.choice import MaskerConfig
@@ -16,9 +15,10 @@ from pantomim.masking.mask import Mask, Masker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
-from pantomim.nn.tokens import take
 from pantomim.nn.vit import Encoder, EncoderConfig
-from pantomim.targets.pixels import PixelTarget, PixelTargetConfig
+from pantomim.targets.base import Target
+from pantomim.targets.choice import TargetConfig
+from pantomim.targets.pixels import PixelTargetConfig
 
 
 @frozen
@@ -33,7 +33,7 @@ class MAEConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     masker: MaskerConfig = field(default_factory=RandomMasker)
-    target: PixelTargetConfig = field(default_factory=PixelTargetConfig)
+    target: TargetConfig = field(default_factory=PixelTargetConfig)
 
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid)
@@ -50,7 +50,6 @@ class MAEConfig:
         size, channels, prefix = encoder.patch_size, encoder.in_chans, encoder.num_prefix
         masked = self.masker.num_masked(encoder.grid)
         visible = rows * cols - masked
-        pixels = "standardised patch by patch" if self.target.normalize else "channel-normalised"
         sizes = "{0.width} wide, {0.depth} blocks, {0.heads} heads".format
         return [
             ("images", f"B x {channels} x {height} x {width}, patches of {size}x{size}, grid {rows} x {cols}"),
@@ -68,13 +67,19 @@ class MAEConfig:
                 "decoder sees",
                 f"B x {prefix + rows * cols} x {decoder.width}: all positions, a mask token at hidden ones",
             ),
-            ("predicts", f"B x {masked} x {size * size * channels}: pixels of the masked patches, {pixels}"),
+            ("predicts", f"{self.target.kind} ({in_words(self.target)}) of the masked patches"),
         ]
 
     def build(self) -> "MAE":
         """The method, with the authors' initialisation drawn from torch's global generator."""
         encoder = self.encoder.build()
-        target = self.target.build(self.encoder.patch_size, self.encoder.mean, self.encoder.std)
+        return self._assembled(encoder, self.target.build(encoder))
+
+    def build_around(self, target: Target) -> "MAE":
+        """The method with a target that is there already, such as tokens of a tokenizer at hand."""
+        return self._assembled(self.encoder.build(), target)
+
+    def _assembled(self, encoder: Encoder, target: Target) -> "MAE":
         decoder = self.decoder.build(encoder.width, encoder.num_prefix, encoder.grid, target.dim)
         return MAE(encoder, decoder, self.masker, target)
 
@@ -89,7 +94,7 @@ class MAEDraws:
 class MAE(Method):
     """Asymmetric encoder and decoder around a mask (section 3 of the paper)."""
 
-    def __init__(self, encoder: Encoder, decoder: MAEDecoder, masker: Masker, target: PixelTarget) -> None:
+    def __init__(self, encoder: Encoder, decoder: MAEDecoder, masker: Masker, target: Target) -> None:
         super().__init__()
         self.encoder, self.decoder, self.masker, self.target = encoder, decoder, masker, target
 
@@ -99,12 +104,19 @@ class MAE(Method):
         return MAEDraws(mask.rows(batch.start, len(batch)))
 
     def forward(self, batch: Batch, draws: MAEDraws) -> dict[str, Tensor]:
-        """Mean squared error on the hidden patches only (section 3, "Reconstruction target")."""
+        """The target's loss on the hidden patches only (section 3, "Reconstruction target")."""
         mask = draws.mask
         latent = self.encoder(batch.images, mask.ids_keep)  # visible patches only
         prediction = self.decoder(latent, mask)  # (B, M, K), hidden patches only
-        target = take(self.target(batch.images), mask.ids_mask)  # (B, M, K)
-        return {"loss": F.mse_loss(prediction, target)}
+        return self.target.score(prediction, batch.images, mask.ids_mask)
+
+    def after_step(self, step: int) -> None:
+        """A teacher that is a moving average of the encoder moves."""
+        self.target.follow(self.encoder)
+
+    def after_start(self) -> None:
+        """A teacher that is a copy of the encoder is copied anew."""
+        self.target.start(self.encoder)
 
     def exports(self) -> dict[str, nn.Module]:
         """The encoder, and the decoder for pictures and for going on."""

@@ -179,7 +179,7 @@ def _pretrain_config(item: Item, images: Tensor, normalize: bool) -> MAEConfig:
             mlp_ratio=float(config["mlp_ratio"]),
         ),
         masker=RandomMasker(ratio=float(config["mask_ratio"])),
-        target=PixelTargetConfig(normalize=normalize),
+        target=PixelTargetConfig(normalise="patch" if normalize else "none"),
     )
 
 

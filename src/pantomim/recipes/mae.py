@@ -37,7 +37,7 @@ def _in1k(recipe: str, size: str, patch_size: int) -> Pretrain:
             encoder=EncoderConfig(image_size=(224, 224), patch_size=patch_size, **ENCODER_SIZES[size]),
             decoder=DECODER_SIZES[size],  # Table 1a, 1b
             masker=RandomMasker(ratio=0.75),  # Figure 5
-            target=PixelTargetConfig(normalize=True),  # Table 1d, used for Table 3
+            target=PixelTargetConfig(normalise="patch"),  # Table 1d, used for Table 3
         ),
         optim=OptimConfig(
             base_lr=1.5e-4,  # Table 8
@@ -133,7 +133,7 @@ def mae_micro_mnist() -> Pretrain:
                 image_size=(28, 28), patch_size=4, in_chans=1, mean=(0.131,), std=(0.308,), **ENCODER_SIZES["micro"]
             ),
             decoder=DECODER_SIZES["micro"],
-            target=PixelTargetConfig(normalize=False),  # black patches have no deviation to divide by
+            target=PixelTargetConfig(normalise="none"),  # black patches have no deviation to divide by
         ),
         optim=OptimConfig(base_lr=8e-3, warmup=Duration(steps=400)),
         batch_size=32,

@@ -14,6 +14,7 @@ from pantomim.formats import load_encoder
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.dvae import DVAEConfig
+from pantomim.methods.mae import MAEConfig
 from pantomim.methods.vqkd import VQKDConfig
 from pantomim.nn.vit import Encoder, EncoderConfig
 from pantomim.recipes.beit import RECIPES as BEIT_RECIPES
@@ -27,7 +28,7 @@ from pantomim.recipes.mae import RECIPES as MAE_RECIPES
 from pantomim.recipes.mocov3 import RECIPES as MOCOV3_RECIPES
 from pantomim.recipes.mocov3 import mocov3, mocov3_paper
 from pantomim.recipes.recipe import Recipe
-from pantomim.targets.rgb import RGBTargetConfig
+from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
 
 
@@ -133,15 +134,15 @@ def prepare(
 def _with_target(run: Pretrain, target: Literal["tokens", "pixels"] | None, tokenizer: str | None) -> Pretrain:
     """The same run with another target; what the target has already, such as its vocabulary, is kept."""
     method = run.method
-    if not isinstance(method, BEiTConfig | CAEConfig):
+    if not isinstance(method, MAEConfig | BEiTConfig | CAEConfig):
         raise ValueError(
-            f"--target and --tokenizer go with beit and cae; got them for {run.recipe}, a run of {method.kind}. "
+            f"--target and --tokenizer go with mae, beit and cae; got them for {run.recipe}, a run of {method.kind}. "
             f"Leave them out, or name another recipe."
         )
     if target == "pixels":
         if tokenizer is not None:
             raise ValueError(f"--tokenizer goes with --target tokens; got {tokenizer} and --target pixels. Drop one.")
-        pixels = method.target if isinstance(method.target, RGBTargetConfig) else RGBTargetConfig()
+        pixels = method.target if isinstance(method.target, PixelTargetConfig) else PixelTargetConfig()
         return replace(run, method=replace(method, target=pixels))
     tokens = method.target if isinstance(method.target, TokenTargetConfig) else TokenTargetConfig()
     if tokenizer is not None:

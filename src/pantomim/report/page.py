@@ -267,9 +267,9 @@ def settings(folder: RunFolder) -> Iterator[tuple[str, str]]:
                 part.capitalize(),
                 f"{sizes['depth']} blocks, {sizes['width']} wide, {sizes['heads']} heads",
             )
-    normalized = look_up(method, "target.normalize")
-    if normalized is not None:
-        yield "Target", "pixels, normalised patch by patch" if normalized else "pixels"
+    if (kind := look_up(method, "target.kind")) is not None:
+        how = {"patch": ", normalised patch by patch", "layer": ", layer norm of each patch"}
+        yield "Target", kind + how.get(look_up(method, "target.normalise") or "", "")
     optim = config.get("optim", {})
     if "base_lr" in optim:
         yield (

@@ -1,74 +1,127 @@
-"""The pixels themselves as what is predicted."""
+"""The pixels themselves as what is predicted, under four normalisations."""
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from pantomim.frozen import frozen
-from pantomim.nn.tokens import channel_values, patch_grid, patchify, standardise, unpatchify
+from pantomim.nn.tokens import channel_values, patch_grid, patchify, standardise, take, token_statistics, unpatchify
+from pantomim.nn.vit import Encoder
+from pantomim.targets.base import Target
+from pantomim.targets.distance import Distance
+
+Normalisation = Literal["none", "channel", "patch", "layer"]
+EPS = 1e-6
 
 
-class PixelTarget(nn.Module):
-    """Pixels of each patch, channel-normalised and, if wanted, standardised patch by patch.
+class PixelTarget(Target):
+    """Pixels of each patch, for any number of channels.
 
     Args:
         patch_size: Side of a patch, in pixels.
         mean: Mean of each channel.
         std: Deviation of each channel.
-        normalize: Subtract each patch's mean and divide by its deviation over the P*P*C values (unbiased, 1e-6 inside
-            the root).
+        normalise: "none"; "patch": all values of a patch by their mean and deviation (unbiased, eps inside the root),
+            MAE's; "layer": the same with the biased variance, as a layer norm without weights, CAE's; "channel": each
+            channel of a patch by its own mean and deviation (unbiased, eps outside the root). eps is 1e-6.
+        standardised: Subtract the channels' mean and divide by their deviation first; off: values as they come.
+        distance: Of a prediction.
 
     Returns (call): (B, N, P*P*C), no gradient; channel is the fastest-moving index.
 
     Raises:
         ValueError: if an image side is not a multiple of patch_size.
 
-    Paper: He et al. 2022, arXiv:2111.06377, section 3 "Reconstruction target", Table 1d.
-    Deviation: none known.
+    Paper: He et al. 2022, arXiv:2111.06377, section 3 "Reconstruction target", Table 1d ("none" and "patch"); Chen et
+        al., arXiv:2202.03026, and the authors' Paddle release (all four).
+    Deviation: "channel" keeps the order of the other three, where that release asks for a permutation that cannot run.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...], normalize: bool) -> None:
+    def __init__(
+        self,
+        patch_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        normalise: Normalisation = "patch",
+        standardised: bool = True,
+        distance: Distance | None = None,
+    ) -> None:
         super().__init__()
-        self.patch_size, self.normalize = patch_size, normalize
+        self.patch_size, self.in_chans = patch_size, len(mean)
+        self.normalise, self.standardised = normalise, standardised
+        self.distance = distance or Distance("l2")
         self.dim = patch_size * patch_size * len(mean)
         self.register_buffer("mean", channel_values("PixelTarget.mean", mean, len(mean)), persistent=False)
         self.register_buffer("std", channel_values("PixelTarget.std", std, len(mean)), persistent=False)
 
+    @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
         """The target of every patch."""
-        pixels = patchify(standardise(images, self.mean, self.std), self.patch_size)
-        if not self.normalize:
+        pixels = self._pixels(images)
+        if self.normalise == "none":
             return pixels
-        mean, deviation = _mean_and_deviation(pixels)
+        mean, deviation = self._statistics(pixels)
         return (pixels - mean) / deviation
+
+    def score(
+        self,
+        prediction: Float[Tensor, "B M K"],
+        images: Float[Tensor, "B C H W"],
+        ids: Int[Tensor, "B M"],
+        weight: Float[Tensor, "B M"] | None = None,
+    ) -> dict[str, Tensor]:
+        """The distance from the pixels of the patches `ids`."""
+        return {"loss": self.distance(prediction, take(self(images), ids), weight)}
 
     def to_images(
         self, prediction: Float[Tensor, "B N K"], images: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B C H W"]:
         """What a prediction of every patch looks like, in the scale of `images`.
 
-        With `normalize` a prediction says nothing about a patch's mean and deviation: those of the true patch are used.
+        A normalised prediction says nothing about mean and deviation: those of the true patch are used.
         """
-        if self.normalize:
-            mean, deviation = _mean_and_deviation(patchify(standardise(images, self.mean, self.std), self.patch_size))
+        if self.normalise != "none":
+            mean, deviation = self._statistics(self._pixels(images))
             prediction = prediction * deviation + mean
         grid = patch_grid((images.shape[2], images.shape[3]), self.patch_size)
-        return unpatchify(prediction, self.patch_size, grid) * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
+        found = unpatchify(prediction, self.patch_size, grid)
+        return found * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1) if self.standardised else found
 
+    def _pixels(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
+        shown = standardise(images, self.mean, self.std) if self.standardised else images
+        return patchify(shown, self.patch_size)
 
-def _mean_and_deviation(pixels: Float[Tensor, "B N K"]) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 1"]]:
-    """Of each patch; the deviation is unbiased, with 1e-6 inside the root."""
-    return pixels.mean(dim=-1, keepdim=True), (pixels.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+    def _statistics(self, pixels: Float[Tensor, "B N K"]) -> tuple[Float[Tensor, "B N _"], Float[Tensor, "B N _"]]:
+        """Mean and deviation of what is normalised together, one value a patch or one a number."""
+        if self.normalise == "channel":
+            cells = pixels.unflatten(-1, (-1, self.in_chans))
+            deviation = cells.std(dim=-2, keepdim=True) + EPS
+            mean = cells.mean(dim=-2, keepdim=True)
+            return mean.expand_as(cells).flatten(-2), deviation.expand_as(cells).flatten(-2)
+        return token_statistics(pixels, unbiased=self.normalise == "patch", eps=EPS)
 
 
 @frozen
 class PixelTargetConfig:
-    """Which pixels; see `PixelTarget`. `normalize` is on as in the paper's best results (Table 3)."""
+    """Which pixels; see `PixelTarget`.
 
-    normalize: bool = True
+    Args:
+        normalise: By patch as in MAE's best results (its Table 3). CAE's authors have layer, SimMIM's none.
+        standardised: By the channels' mean and deviation first.
+        distance: MAE has l2, SimMIM l1.
+    """
 
-    def build(self, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> PixelTarget:
+    kind: Literal["pixels"] = "pixels"
+    normalise: Normalisation = "patch"
+    standardised: bool = True
+    distance: Distance = Distance("l2")
+
+    def build(self, encoder: Encoder) -> PixelTarget:
         """The target for an encoder's patches and channels."""
-        return PixelTarget(patch_size, mean, std, self.normalize)
+        sizes = encoder.config
+        return PixelTarget(encoder.patch_size, sizes.mean, sizes.std, self.normalise, self.standardised, self.distance)

@@ -4,17 +4,18 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.frozen import frozen
-from pantomim.nn.vit import EncoderConfig
+from pantomim.nn.vit import Encoder
+from pantomim.targets.base import Target
 from pantomim.tokenizers.base import Tokenizer, check_tokenizer
 from pantomim.tokenizers.loading import WAYS, load_tokenizer
 from pantomim.tokenizers.resized import on_grid
 
 
-class TokenTarget(nn.Module):
+class TokenTarget(Target):
     """The ids that a tokenizer gives to the patches; it is never trained, nor in training mode.
 
     Args:
@@ -32,14 +33,21 @@ class TokenTarget(nn.Module):
         self.requires_grad_(False)
         self.train()
 
-    def train(self, mode: bool = True) -> "TokenTarget":
-        """Stay in evaluation mode, whatever the method does."""
-        return super().train(False)
-
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
         """The id of every patch of scaled images."""
         return self.tokenizer(images)
+
+    def score(
+        self,
+        prediction: Float[Tensor, "B M K"],
+        images: Float[Tensor, "B C H W"],
+        ids: Int[Tensor, "B M"],
+        weight: Float[Tensor, "B M"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Cross-entropy with the tokens of the patches `ids`, and the share of them that is named."""
+        loss, accuracy = token_loss(prediction, self(images).gather(1, ids), weight)
+        return {"loss": loss, "accuracy": accuracy}
 
 
 @frozen
@@ -55,7 +63,7 @@ class TokenTargetConfig:
     tokenizer: str = ""
     vocabulary: int = 8192
 
-    def build(self, encoder: EncoderConfig) -> TokenTarget:
+    def build(self, encoder: Encoder) -> TokenTarget:
         """The target for an encoder's patches and channels.
 
         Raises:

@@ -20,7 +20,7 @@ from pantomim.nn.regressor import RegressorConfig
 from pantomim.nn.tokens import patchify, unpatchify
 from pantomim.report.alignment import write_alignment
 from pantomim.report.template import check_page_path
-from pantomim.targets.rgb import RGBTargetConfig
+from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTarget, TokenTargetConfig
 
 CONFIG = CAEConfig(
@@ -28,7 +28,7 @@ CONFIG = CAEConfig(
     regressor=RegressorConfig(depth=1),
     decoder=LatentDecoderConfig(depth=1),
     masker=RandomMasker(ratio=0.5),
-    target=RGBTargetConfig(),
+    target=PixelTargetConfig(),
 )
 
 
@@ -64,7 +64,7 @@ def answering(method, monkeypatch, answer):
 
 @pytest.mark.parametrize("normalise", ["none", "patch", "layer", "channel"])
 def test_pixels_are_what_the_decoder_says(normalise):
-    method, images = build(target=RGBTargetConfig(normalise=normalise)).train(), images_of()
+    method, images = build(target=PixelTargetConfig(normalise=normalise)).train(), images_of()
     result = without_regressor(method, images)
     assert method.training, "the mode is given back"
     latents = method.eval().encoder(images).patches

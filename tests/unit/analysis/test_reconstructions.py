@@ -27,7 +27,9 @@ def finished_run(folder, source, normalize=True, **encoder):
     """What a run leaves behind, with random weights."""
     config = tiny_run(source)
     method = replace(
-        config.method, encoder=replace(config.method.encoder, **encoder), target=PixelTargetConfig(normalize)
+        config.method,
+        encoder=replace(config.method.encoder, **encoder),
+        target=PixelTargetConfig(normalise="patch" if normalize else "none"),
     )
     folder.mkdir()
     (folder / "config.yaml").write_text(to_yaml(replace(config, method=method)))

@@ -13,7 +13,7 @@ from pantomim.methods.cae import CAEConfig, cae_encoder
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.position import sincos_2d, sincos_2d_rows_first
 from pantomim.nn.regressor import RegressorConfig
-from pantomim.targets.rgb import RGBTargetConfig
+from pantomim.targets.pixels import PixelTargetConfig
 
 RELEASES = ["lxtGH/CAE", "Atten4Vis/CAE"]
 GIVEN = Given(heads=2, decoder_heads=4)
@@ -25,7 +25,7 @@ def build(width=None):
         encoder=replace(cae_encoder("base"), image_size=(12, 12), patch_size=4, width=16, depth=2, heads=2),
         regressor=RegressorConfig(depth=2, width=width, heads=4),
         decoder=LatentDecoderConfig(depth=1),
-        target=RGBTargetConfig(),
+        target=PixelTargetConfig(),
         align_momentum=0.0,
     ).build()
 

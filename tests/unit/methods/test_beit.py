@@ -14,7 +14,7 @@ from pantomim.methods.beit import BEiT, BEiTConfig, BEiTDraws, beit_encoder
 from pantomim.nn.tokens import patchify, unpatchify
 from pantomim.nn.vit import Hidden
 from pantomim.optim import parameter_groups
-from pantomim.targets.rgb import RGBTargetConfig
+from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
 
 CONFIG = BEiTConfig(
@@ -108,7 +108,7 @@ def test_padding_has_no_say() -> None:
     "masker", [RandomMasker(ratio=0.4), BlockMasker(ratio=0.4), BlockMasker(ratio=0.4, exact=False)]
 )
 def test_any_masker_and_pixels_too(masker) -> None:
-    for target in (CONFIG.target, RGBTargetConfig()):
+    for target in (CONFIG.target, PixelTargetConfig()):
         method = build(replace(CONFIG, masker=masker, target=target))
         loss = method(*drawn(method))["loss"]
         assert loss.isfinite()
@@ -116,7 +116,7 @@ def test_any_masker_and_pixels_too(masker) -> None:
 
 
 def test_pixel_loss_is_the_mean_over_hidden_patches() -> None:
-    method = build(replace(CONFIG, target=RGBTargetConfig()))
+    method = build(replace(CONFIG, target=PixelTargetConfig()))
     batch, draws = drawn(method)[0], uneven()
     masked = draws.mask.masked
     prediction = method.head(method.encoder(batch.images, hidden=Hidden(masked, method.mask_token)).patches)

@@ -13,7 +13,7 @@ from pantomim.methods.cae import CAE, CAEConfig, CAEDraws, cae_encoder, preset
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.regressor import RegressorConfig
 from pantomim.nn.tokens import patchify, take, unpatchify
-from pantomim.targets.rgb import RGBTargetConfig
+from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTarget
 
 GRID = (4, 3)
@@ -22,7 +22,7 @@ CONFIG = CAEConfig(
     regressor=RegressorConfig(depth=2),
     decoder=LatentDecoderConfig(depth=2),
     masker=RandomMasker(ratio=0.5),
-    target=RGBTargetConfig(),
+    target=PixelTargetConfig(),
 )
 
 

@@ -4,11 +4,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pantomim.nn.vit import EncoderConfig
-from pantomim.targets.choice import build_target
-from pantomim.targets.rgb import RGBTarget, RGBTargetConfig
 from pantomim.targets.tokens import TokenTarget, TokenTargetConfig, token_loss
 
-ENCODER = EncoderConfig(image_size=(8, 12), patch_size=4, width=16, depth=1, heads=2)
+ENCODER = EncoderConfig(image_size=(8, 12), patch_size=4, width=16, depth=1, heads=2).build()
 
 
 class Brightness(nn.Module):
@@ -56,9 +54,14 @@ def test_there_is_no_tokenizer_by_default() -> None:
         TokenTargetConfig().build(ENCODER)
 
 
-def test_either_kind_of_target() -> None:
-    assert isinstance(build_target(RGBTargetConfig(), ENCODER), RGBTarget)
-    assert isinstance(build_target(TokenTargetConfig(tokenizer="random-projection"), ENCODER), TokenTarget)
+def test_a_prediction_is_scored_by_the_tokens_of_its_patches() -> None:
+    target, images = TokenTarget(Brightness()), torch.rand(2, 3, 8, 12)
+    torch.manual_seed(0)
+    prediction, ids = torch.randn(2, 2, 10), torch.tensor([[0, 5], [3, 1]])
+    wanted = torch.stack([target(images)[row, ids[row]] for row in range(2)])
+    scores = target.score(prediction, images, ids)
+    torch.testing.assert_close(scores["loss"], F.cross_entropy(prediction.flatten(0, 1), wanted.flatten()))
+    torch.testing.assert_close(scores["accuracy"], (prediction.argmax(-1) == wanted).float().mean())
 
 
 def test_loss_is_pooled_over_the_batch_and_padding_does_not_count() -> None:
