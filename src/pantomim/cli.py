@@ -40,9 +40,10 @@ class RunArguments:
         init: Go on from these weights: a run folder, a file, or timm:NAME.
         keep: Checkpoints to keep.
         config: Repeat the run of this config.yaml, instead of naming a recipe.
-        target: What beit and cae predict.
+        target: What is predicted, where the method leaves the choice: mae, beit, cae and what is made of them.
         tokenizer: What gives the tokens: a run of `pantomim tokenizer train`, its tokenizer.safetensors, dalle:FILE,
             dalle:FOLDER, random-projection or random-projection-standardised (also :SEED).
+        teacher: Whose features are predicted: random, ema, a run folder, or a file of an encoder's weights.
     """
 
     recipe: Annotated[str | None, tyro.conf.Positional] = None
@@ -54,8 +55,9 @@ class RunArguments:
     init: str | None = None
     keep: int | None = None
     config: Path | None = None
-    target: Literal["tokens", "pixels"] | None = None
+    target: Literal["tokens", "pixels", "hog", "features"] | None = None
     tokenizer: str | None = None
+    teacher: str | None = None
 
 
 def _run_arguments(command: str, arguments: list[str]) -> tuple[RunArguments, "Prepared"]:
@@ -79,6 +81,7 @@ def _run_arguments(command: str, arguments: list[str]) -> tuple[RunArguments, "P
         config=chosen.config,
         target=chosen.target,
         tokenizer=chosen.tokenizer,
+        teacher=chosen.teacher,
     )
     name = _named(chosen.recipe) or f"--config {chosen.config}"
     default = _with_kinds(prepared.config, leaves)

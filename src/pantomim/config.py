@@ -268,7 +268,7 @@ def from_yaml(cls: type[T], path: Path) -> T:
 
 
 def with_kind(config: T, path: str, kind: str, within: str = "") -> T:
-    """The same config with another kind of part at a dotted path; what both kinds have, such as a ratio, is kept.
+    """The same config with another kind of part at a dotted path; values that both have, such as a ratio, are kept.
 
     Args:
         config: What holds the part.
@@ -295,8 +295,9 @@ def with_kind(config: T, path: str, kind: str, within: str = "") -> T:
         raise ValueError(f"{within}{path}.kind must be one of {', '.join(choices)}; got {kind}.")
     if part.kind == kind:
         return config
-    shared = {item.name for item in fields(choices[kind])} & {item.name for item in fields(part)} - {"kind"}
-    values = {item: getattr(part, item) for item in shared}
+    hints, other = get_type_hints(choices[kind]), get_type_hints(type(part))
+    shared = {item for item in hints.keys() & other.keys() - {"kind"} if hints[item] == other[item]}
+    values = {item: getattr(part, item) for item in shared if not is_dataclass(getattr(part, item))}
     return replace(config, **{name: choices[kind](**values)})  # type: ignore[type-var]
 
 

@@ -22,8 +22,11 @@ from pantomim.methods.vqkd import VQKD, VQKDConfig, VQKDDraws
 from pantomim.nn.dvae import code_grid
 from pantomim.optim import scaled_lr
 from pantomim.recipes.recipe import differences
+from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
 from pantomim.targets.tokens import TokenTarget, TokenTargetConfig
+from pantomim.teachers.base import Guidance, Query, Teacher
 
+OF_STUDENT = ("random", "ema")  # teachers whose weights are the student's own: fake ones, while costs are counted
 Section = tuple[str, list[tuple[str, str]]]  # a title, and rows of what and value
 
 
@@ -37,6 +40,7 @@ class Cost:
         flops: Forward pass of one image; a multiply-add counts two. Backward costs about twice as much again.
         state_gib: Weights, gradients and AdamW's two moments in float32, and copies in a lower precision, if any.
         activations_gib: What backward keeps of one image.
+        teachers: Which networks guide it and what they see, in words.
     """
 
     parameters: dict[str, int]
@@ -44,6 +48,7 @@ class Cost:
     flops: int
     state_gib: float
     activations_gib: float
+    teachers: tuple[str, ...] = ()
 
 
 def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
@@ -66,7 +71,16 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
         flops=counter.get_total_flops() // few,
         state_gib=(4 * (parameters["all"] + 3 * trainable) + kept - few * (more - kept)) / 2**30,
         activations_gib=(more - kept) / 2**30,
+        teachers=tuple(teacher.describe() for teacher in _teachers(method)),
     )
+
+
+def _teachers(module: nn.Module) -> list[Teacher]:
+    """Those in a method; not those within another."""
+    found: list[Teacher] = []
+    for child in module.children():
+        found += [child] if isinstance(child, Teacher) else _teachers(child)
+    return [teacher for teacher in found if not isinstance(teacher, _UnnamedTeacher)]
 
 
 def _builder(config: MethodConfig) -> Callable[[], Method]:
@@ -79,10 +93,14 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
     masker, (rows, columns) = config.masker, config.encoder.grid
     share = (masker.num_masked((rows, columns)) - 0.5) / (rows * columns)  # rounds up to the same number
     config = replace(config, masker=RandomMasker(ratio=share))
-    if not isinstance(config.target, TokenTargetConfig):
+    if isinstance(config.target, TokenTargetConfig):
+        if not config.target.tokenizer:
+            return partial(config.build_around, TokenTarget(_Unnamed(config.target.vocabulary, (rows, columns))))
+    elif not isinstance(config.target, FeatureTargetConfig) or config.target.teacher.source in OF_STUDENT:
         return config.build
-    if not config.target.tokenizer:
-        return partial(config.build_around, TokenTarget(_Unnamed(config.target.vocabulary, (rows, columns))))
+    elif not config.target.teacher.source:
+        teacher = _UnnamedTeacher(config.encoder.width, (rows, columns))
+        return partial(config.build_around, FeatureTarget(teacher, (rows, columns)))
     with FakeTensorMode():
         encoder = config.encoder.build()  # whose sizes are asked for
     return partial(config.build_around, config.target.build(encoder))
@@ -100,6 +118,18 @@ class _Unnamed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.zeros(len(images), self.grid[0] * self.grid[1], dtype=torch.long)
+
+
+class _UnnamedTeacher(Teacher):
+    """In the place of a teacher that is not named yet: as wide as the student, at no cost."""
+
+    def __init__(self, width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.width, self.grid = width, grid
+
+    def forward(self, images: Tensor, query: Query | None = None) -> Guidance:
+        features = images.new_zeros(len(images), self.grid[0] * self.grid[1], self.width)
+        return Guidance(features[:, :0], features)
 
 
 def _step(method: Method, images: int) -> tuple[Batch, Any]:
@@ -147,12 +177,14 @@ def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tu
     apart += [("note", note) for note in notes]
     target = getattr(config.method, "target", None)
     unnamed = isinstance(target, TokenTargetConfig) and not target.tokenizer
+    unled = isinstance(target, FeatureTargetConfig) and not target.teacher.source
     return [
-        ("Parts and shapes", config.method.describe()),
+        ("Parts and shapes", [*config.method.describe(), *(("teacher", words) for words in cost.teachers)]),
         (
             "Cost",
             [
                 *([("tokenizer", "not counted: none is named yet; give --tokenizer, or --target pixels")] * unnamed),
+                *([("teacher", "not counted: none is named yet; give --teacher, or another --target")] * unled),
                 *((f"parameters, {name}", f"{number:,}") for name, number in cost.parameters.items()),
                 ("parameters, trained", f"{cost.trainable:,}"),
                 (

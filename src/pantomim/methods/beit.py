@@ -15,7 +15,7 @@ from pantomim.masking.choice import MaskerConfig
 from pantomim.masking.mask import Mask, Masker
 from pantomim.methods.base import Batch, Method
 from pantomim.nn.tokens import take
-from pantomim.nn.vit import ENCODER_SIZES, Encoder, EncoderConfig, Hidden, initialise_beit, narrow_normal
+from pantomim.nn.vit import ENCODER_SIZES, SCHEMES, Encoder, EncoderConfig, Hidden, initialise_token
 from pantomim.targets.base import Target
 from pantomim.targets.choice import TargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
@@ -48,6 +48,7 @@ class BEiTConfig:
         masker: Blocks, 75 of 196 patches at most; a count that varies is fine.
         target: What is predicted of the hidden patches: tokens, or another (pixels are the ablation of Table 4, whose
             loss the paper does not state).
+        initialise_head: As the encoder's linear layers; off: as torch does by itself, which is SimMIM's way.
 
     Raises:
         ValueError: if the masker does not go with the encoder's grid.
@@ -57,6 +58,7 @@ class BEiTConfig:
     encoder: EncoderConfig = field(default_factory=lambda: beit_encoder("base"))
     masker: MaskerConfig = field(default_factory=lambda: BlockMasker(ratio=75 / 196, exact=False))
     target: TargetConfig = field(default_factory=TokenTargetConfig)
+    initialise_head: bool = True
 
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid)
@@ -91,11 +93,11 @@ class BEiTConfig:
             ValueError: if no tokenizer is given, or one that does not go with the encoder.
         """
         encoder = self.encoder.build()
-        return BEiT(encoder, self.masker, self.target.build(encoder))
+        return BEiT(encoder, self.masker, self.target.build(encoder), self.initialise_head)
 
     def build_around(self, target: Target) -> "BEiT":
         """The method with a target that is there already, such as tokens of a tokenizer at hand."""
-        return BEiT(self.encoder.build(), self.masker, target)
+        return BEiT(self.encoder.build(), self.masker, target, self.initialise_head)
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,14 @@ class BEiTDraws:
 class BEiT(Method):
     """An encoder over all patches, some of them hidden, and a linear head (section 2.3 of the paper)."""
 
-    def __init__(self, encoder: Encoder, masker: Masker, target: Target) -> None:
+    def __init__(self, encoder: Encoder, masker: Masker, target: Target, initialise_head: bool = True) -> None:
         super().__init__()
         self.encoder, self.masker, self.target = encoder, masker, target
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.width))
         self.head = nn.Linear(encoder.width, target.dim)
-        narrow_normal(self.mask_token)
-        initialise_beit(self.head)
+        initialise_token(self.mask_token, encoder.config.initialisation)
+        if initialise_head:
+            self.head.apply(SCHEMES[encoder.config.initialisation])
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> BEiTDraws:
         """One mask per image of the global batch, cut to this batch's rows."""

@@ -1,7 +1,7 @@
 """The vision transformer that every method trains: it runs on the patches it is given and on no others."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +27,7 @@ NORM_EPS = 1e-6  # every layer norm of the MAE family
 Position = Literal["sincos", "sincos_rows_first", "learned", "none"]
 AttentionBias = Literal["qkv", "qv"]
 RelativePosition = Literal["none", "shared", "blocks"]
-Initialisation = Literal["mae", "beit", "cae", "mocov3"]
+Initialisation = Literal["mae", "beit", "cae", "mocov3", "normal"]
 
 
 class Features(NamedTuple):
@@ -310,6 +310,29 @@ def initialise_mocov3(module: nn.Module) -> None:
             nn.init.zeros_(module.proj.bias)
 
 
+def initialise_normal(module: nn.Module) -> None:
+    """Normal matrices and patch kernels of deviation 0.02, and zero biases; for `nn.Module.apply`. MaskFeat's.
+
+    Source: the authors' SlowFast, whose cut at 2, a hundred deviations, is none.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, PatchEmbed):
+        nn.init.normal_(module.proj.weight, std=0.02)
+        if module.proj.bias is not None:
+            nn.init.zeros_(module.proj.bias)
+
+
+def initialise_token(token: Tensor, scheme: Initialisation) -> None:
+    """Class, register and mask tokens as their scheme has them."""
+    if scheme in ("mae", "normal", "mocov3"):
+        nn.init.normal_(token, std=1e-6 if scheme == "mocov3" else 0.02)
+    else:
+        narrow_normal(token)
+
+
 def narrow_normal(tensor: Tensor) -> None:
     """Fill a parameter with a normal of deviation 0.02 that is cut at one deviation; what is left has 0.0108.
 
@@ -326,14 +349,22 @@ def initialise_stack(module: nn.Module, blocks: Iterable[nn.Module], scheme: Ini
 
     Paper: Bao et al. 2022, arXiv:2106.08254, section 2.5; in CAE's code every stack counts its own blocks.
     """
-    schemes = {"mae": initialise, "beit": initialise_beit, "cae": initialise_cae, "mocov3": initialise_mocov3}
-    module.apply(schemes[scheme])
+    module.apply(SCHEMES[scheme])
     if scheme == "beit":
         for depth, block in enumerate(blocks, start=1):
             for name in ("attn.proj", "mlp.fc2"):
                 last = block.get_submodule(name)
                 assert isinstance(last, nn.Linear)
                 last.weight.div_(math.sqrt(2.0 * depth))
+
+
+SCHEMES: dict[Initialisation, Callable[[nn.Module], None]] = {
+    "mae": initialise,
+    "beit": initialise_beit,
+    "cae": initialise_cae,
+    "mocov3": initialise_mocov3,
+    "normal": initialise_normal,
+}
 
 
 def _initialise_narrow_kernel(module: PatchEmbed) -> None:
@@ -362,7 +393,7 @@ class Encoder(nn.Module):
         attention_bias: What has a bias in attention: "qkv" queries, keys and values, "qv" queries and values.
         layer_scale: First value of a learned scale of each channel of both branches of a block; None: no scales.
         initialisation: Whose first values: "mae"; "beit", also of CAE's ViT-L; "cae", of its ViT-S and ViT-B;
-            "mocov3".
+            "mocov3"; "normal", MaskFeat's.
         drop_path: Rate of the last block; blocks before it have linearly less.
         mean: Mean of each channel, in the scale of the images.
         std: Deviation of each channel.
@@ -463,17 +494,15 @@ class Encoder(nn.Module):
         scheme, position, table = self.config.initialisation, self.config.position, self.pos_embed
         initialise_stack(self, self.blocks, scheme)
         for token in (self.cls_token, self.reg_token):
-            if token is not None and scheme in ("mae", "mocov3"):
-                nn.init.normal_(token, std=0.02 if scheme == "mae" else 1e-6)
-            elif token is not None:
-                narrow_normal(token)
+            if token is not None:
+                initialise_token(token, scheme)
         if table is None:
             return
         if position == "sincos":
             table.copy_(sincos_2d(self.width, self.grid, self.num_prefix))
         elif position == "sincos_rows_first":
             table.copy_(sincos_2d_rows_first(self.width, self.grid, self.num_prefix))
-        elif scheme in ("mae", "mocov3"):
+        elif scheme in ("mae", "mocov3", "normal"):
             nn.init.normal_(table, std=0.02)
         else:
             narrow_normal(table)

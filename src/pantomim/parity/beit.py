@@ -35,11 +35,11 @@ def pretrain(item: Item) -> Computed:
     """Tokens, scores, loss and every gradient, with another number of hidden patches in each image."""
     config, images, masked = item.config, item.input("images"), item.input("mask")
     relative: RelativePosition = "shared" if config["shared_relative_bias"] else "none"
-    method = BEiTConfig(encoder=_encoder_config(item, images, relative))
+    method = BEiTConfig(encoder=encoder_config(item, images, relative))
     mask = Mask.from_masked(masked, max(config["masked_counts"]), varies=True)
     tokens = TokenTarget(GivenIds(item.input("labels"), mask, config["vocab_size"], method.encoder.grid))
     model = method.build_around(tokens).double()
-    weights, indices = _split(item.weights())
+    weights, indices = split_indices(item.weights())
     load_exactly(model, {_our_name(name): tensor for name, tensor in weights.items()}, item.name)
 
     result = model(Batch(images, total=len(images)), BEiTDraws(mask))
@@ -68,7 +68,7 @@ def pretrain(item: Item) -> Computed:
             ],
         },
         config={"layer_norm_eps": norm_eps(model), "masked_counts": masked.sum(dim=1).tolist()},
-        deviations=_compare_indices(model.encoder.relative_index, indices)
+        deviations=compare_indices(model.encoder.relative_index, indices)
         | initialisation(item, lambda: _official(method.build_around(tokens))),
     )
 
@@ -78,9 +78,9 @@ def finetune(item: Item) -> Computed:
     config, images, labels = item.config, item.input("images"), item.input("labels")
     relative: RelativePosition = "blocks" if config["per_block_relative_bias"] else "none"
     pool: Literal["mean", "class"] = "mean" if config["mean_pooling"] else "class"
-    encoder = _encoder_config(item, images, relative).build()
+    encoder = encoder_config(item, images, relative).build()
     classifier = Classifier(encoder, config["num_classes"], pool).double().eval()
-    weights, indices = _split(item.weights())
+    weights, indices = split_indices(item.weights())
     load_exactly(classifier, {_our_name(name): tensor for name, tensor in weights.items()}, item.name)
 
     after: dict[str, Tensor] = {}
@@ -110,7 +110,7 @@ def finetune(item: Item) -> Computed:
             "lr_schedules": [_schedule(entry) for entry in item.numbers.get("lr_schedules", [])],
         },
         config={"layer_norm_eps": norm_eps(classifier)},
-        deviations=_compare_indices(encoder.relative_index, indices),
+        deviations=compare_indices(encoder.relative_index, indices),
     )
 
 
@@ -154,7 +154,8 @@ def resize(item: Item) -> Computed:
     return Computed(outputs, numbers=numbers)
 
 
-def _encoder_config(item: Item, images: Tensor, relative_position: RelativePosition) -> EncoderConfig:
+def encoder_config(item: Item, images: Tensor, relative_position: RelativePosition) -> EncoderConfig:
+    """BEiT's encoder of the sizes that an item states; SimMIM's is the same."""
     config, channels = item.config, images.shape[1]
     return EncoderConfig(
         image_size=(images.shape[2], images.shape[3]),
@@ -174,13 +175,14 @@ def _encoder_config(item: Item, images: Tensor, relative_position: RelativePosit
     )
 
 
-def _split(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_indices(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Parameters, and the matrices of relative positions that are stored beside them."""
     indices = {name: tensor for name, tensor in weights.items() if name.endswith(INDEX)}
     return {name: tensor for name, tensor in weights.items() if name not in indices}, indices
 
 
-def _compare_indices(ours: Tensor | None, stored: Mapping[str, Tensor]) -> dict[str, float]:
+def compare_indices(ours: Tensor | None, stored: Mapping[str, Tensor]) -> dict[str, float]:
+    """Stored matrices of relative positions, each equal to ours or not."""
     return {
         f"state/{name}": 0.0 if ours is not None and torch.equal(ours, tensor) else math.inf
         for name, tensor in stored.items()

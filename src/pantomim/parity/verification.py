@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from pantomim.parity import beit, cae, clip, colormae, finetune, mae, masks, tokenizer
+from pantomim.parity import beit, cae, clip, colormae, finetune, mae, masks, targets, tokenizer
 from pantomim.parity.compare import Difference, differences
 from pantomim.parity.item import Computed, Item, read_item
 
@@ -32,6 +32,8 @@ FAMILIES: tuple[tuple[str, ItemFunction], ...] = (
     ("beit_finetune", beit.finetune),
     ("beit_relative_index", beit.index),
     ("beit_relative_resize", beit.resize),
+    ("maskfeat_hog", targets.histograms),
+    ("simmim_pretrain", targets.simmim_pretrain),
     ("cae_pretrain", cae.pretrain),
     ("cae_finetune", cae.finetune),
     ("cae_attentive_probe", cae.attentive_probe),

@@ -28,8 +28,20 @@ from pantomim.recipes.mae import RECIPES as MAE_RECIPES
 from pantomim.recipes.mocov3 import RECIPES as MOCOV3_RECIPES
 from pantomim.recipes.mocov3 import mocov3, mocov3_paper
 from pantomim.recipes.recipe import Recipe
+from pantomim.targets.choice import TargetConfig
+from pantomim.targets.features import FeatureTargetConfig
+from pantomim.targets.hog import HOGTargetConfig
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
+from pantomim.teachers.choice import TeacherConfig
+
+TargetKind = Literal["tokens", "pixels", "hog", "features"]
+TARGETS: dict[TargetKind, Callable[[], TargetConfig]] = {
+    "tokens": TokenTargetConfig,
+    "pixels": PixelTargetConfig,
+    "hog": HOGTargetConfig,
+    "features": FeatureTargetConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -84,8 +96,9 @@ def prepare(
     steps: int | None = None,
     epochs: float | None = None,
     config: Path | None = None,
-    target: Literal["tokens", "pixels"] | None = None,
+    target: TargetKind | None = None,
     tokenizer: str | None = None,
+    teacher: str | None = None,
 ) -> Prepared:
     """The config of a recipe's full name, of a bare method, or of another run's config.yaml.
 
@@ -99,6 +112,7 @@ def prepare(
         config: The config.yaml of another run, instead of a name.
         target: What is predicted, for a method that leaves the choice.
         tokenizer: As `load_tokenizer` takes it; the target is then tokens.
+        teacher: As `TeacherConfig.source` takes it; the target is then its features.
 
     Raises:
         ValueError: if the recipe does not exist, or options contradict each other or leave something open.
@@ -126,28 +140,32 @@ def prepare(
         run = replace(run, init=init)
     if steps is not None or epochs is not None:
         run = with_duration(run, Duration(steps=steps, epochs=epochs))
-    if target is not None or tokenizer is not None:
-        run = _with_target(run, target, tokenizer)
+    if target is not None or tokenizer is not None or teacher is not None:
+        run = _with_target(run, target, tokenizer, teacher)
     return replace(prepared, config=run)
 
 
-def _with_target(run: Pretrain, target: Literal["tokens", "pixels"] | None, tokenizer: str | None) -> Pretrain:
-    """The same run with another target; what the target has already, such as its vocabulary, is kept."""
+def _with_target(run: Pretrain, target: TargetKind | None, tokenizer: str | None, teacher: str | None) -> Pretrain:
+    """The same run with another target; what one of this kind has already, such as its vocabulary, is kept."""
     method = run.method
+    guide = getattr(method, "teacher", None)
+    if isinstance(guide, TeacherConfig) and teacher is not None and target is None and tokenizer is None:
+        return replace(run, method=replace(method, teacher=replace(guide, source=teacher)))  # type: ignore[call-arg]
     if not isinstance(method, MAEConfig | BEiTConfig | CAEConfig):
         raise ValueError(
-            f"--target and --tokenizer go with mae, beit and cae; got them for {run.recipe}, a run of {method.kind}. "
-            f"Leave them out, or name another recipe."
+            f"--target, --tokenizer and --teacher go with mae, beit, cae and what is made of them; got them for "
+            f"{run.recipe}, a run of {method.kind}. Leave them out, or name another recipe."
         )
-    if target == "pixels":
-        if tokenizer is not None:
-            raise ValueError(f"--tokenizer goes with --target tokens; got {tokenizer} and --target pixels. Drop one.")
-        pixels = method.target if isinstance(method.target, PixelTargetConfig) else PixelTargetConfig()
-        return replace(run, method=replace(method, target=pixels))
-    tokens = method.target if isinstance(method.target, TokenTargetConfig) else TokenTargetConfig()
-    if tokenizer is not None:
-        tokens = replace(tokens, tokenizer=tokenizer)
-    return replace(run, method=replace(method, target=tokens))
+    kind = target or ("features" if teacher is not None else "tokens")
+    for option, value, goes_with in (("--tokenizer", tokenizer, "tokens"), ("--teacher", teacher, "features")):
+        if value is not None and kind != goes_with:
+            raise ValueError(f"{option} goes with --target {goes_with}; got {value} and --target {kind}. Drop one.")
+    found = method.target if method.target.kind == kind else TARGETS[kind]()
+    if isinstance(found, TokenTargetConfig) and tokenizer is not None:
+        found = replace(found, tokenizer=tokenizer)
+    if isinstance(found, FeatureTargetConfig) and teacher is not None:
+        found = replace(found, teacher=replace(found.teacher, source=teacher))
+    return replace(run, method=replace(method, target=found))
 
 
 def _find(name: str) -> Recipe:

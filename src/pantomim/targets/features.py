@@ -1,0 +1,121 @@
+"""What another network says of the patches, as what is predicted: a teacher sees the whole image."""
+
+from dataclasses import field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from pantomim.frozen import frozen
+from pantomim.nn.tokens import normalise_tokens, take
+from pantomim.nn.vit import Encoder
+from pantomim.targets.base import Target
+from pantomim.targets.distance import Distance
+from pantomim.teachers.base import Teacher
+from pantomim.teachers.choice import TeacherConfig
+
+FeatureNormalisation = Literal["none", "layernorm", "unbiased", "l2"]
+
+
+class FeatureTarget(Target):
+    """A teacher's features of the patches.
+
+    Args:
+        teacher: On the student's grid.
+        normalise: What is done with each feature: "none"; "layernorm": a layer norm without weights (eps 1e-5), as
+            data2vec; "unbiased": the same with the unbiased variance and eps 1e-6, as dBOT; "l2": length 1.
+        distance: Of a prediction.
+
+    Returns (call): (B, N, width of the teacher), float32 at least, no gradient.
+
+    Raises:
+        ValueError: if the teacher's grid is another one than the student's.
+
+    Paper: Baevski et al. 2022, *data2vec*, arXiv:2202.03555, section 3.3; Fang et al. 2023, *EVA*, arXiv:2211.07636;
+        Liu et al., *Exploring Target Representations for Masked Autoencoders*, arXiv:2209.03917.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        grid: tuple[int, int],
+        normalise: FeatureNormalisation = "layernorm",
+        distance: Distance | None = None,
+    ) -> None:
+        super().__init__()
+        if teacher.grid != grid:
+            raise ValueError(
+                f"FeatureTarget.teacher must have a feature for each patch of the student's grid {grid}; got "
+                f"{teacher.grid}. Give the teacher images of the size that fits."
+            )
+        self.teacher, self.normalise = teacher, normalise
+        self.distance = distance or Distance("smooth_l1", beta=2.0)
+        self.dim = teacher.width
+        self.requires_grad_(False)
+        self.train()
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
+        """The target of every patch."""
+        features = self.teacher(images).patches
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        if self.normalise == "layernorm":
+            return normalise_tokens(features, unbiased=False, eps=1e-5)
+        if self.normalise == "unbiased":
+            return normalise_tokens(features, unbiased=True, eps=1e-6)
+        return F.normalize(features, dim=-1) if self.normalise == "l2" else features
+
+    def score(
+        self,
+        prediction: Float[Tensor, "B M K"],
+        images: Float[Tensor, "B C H W"],
+        ids: Int[Tensor, "B M"],
+        weight: Float[Tensor, "B M"] | None = None,
+    ) -> dict[str, Tensor]:
+        """The distance from the features of the patches `ids`; how much features differ from image to image, too.
+
+        "target_std" is the deviation of a number of the target over all patches of the batch, mean over the numbers:
+        it goes to zero where a teacher that follows its student has collapsed.
+        """
+        target = self(images)
+        spread = target.flatten(0, 1).std(dim=0).mean()
+        return {"loss": self.distance(prediction, take(target, ids), weight), "target_std": spread}
+
+    def follow(self, encoder: Encoder) -> None:
+        """A moving average moves."""
+        self.teacher.follow(encoder)
+
+    def start(self, encoder: Encoder) -> None:
+        """A copy of the encoder is copied anew."""
+        self.teacher.start(encoder)
+
+
+@frozen
+class FeatureTargetConfig:
+    """Whose features; see `FeatureTarget`.
+
+    Args:
+        teacher: Which network, and what is taken of it; there is no default.
+        normalise: What is done with each feature.
+        distance: data2vec and dBOT have smooth_l1 with 2, CLIP's features cosine.
+    """
+
+    kind: Literal["features"] = "features"
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    normalise: FeatureNormalisation = "layernorm"
+    distance: Distance = Distance("smooth_l1", beta=2.0)
+
+    def build(self, encoder: Encoder) -> FeatureTarget:
+        """The target for an encoder's patches.
+
+        Raises:
+            ValueError: if there is no such teacher, or it does not go with the encoder.
+        """
+        if not self.teacher.source:
+            raise ValueError(
+                "FeatureTargetConfig.teacher must be given, as there is no default; got none. Give --teacher "
+                "random|ema|RUN|FILE, or another --target."
+            )
+        return FeatureTarget(self.teacher.build(encoder), encoder.grid, self.normalise, self.distance)
