@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pantomim.config import Duration, Pretrain, from_yaml, with_duration
 from pantomim.data.dataset import Facts
@@ -150,7 +150,8 @@ def _with_target(run: Pretrain, target: TargetKind | None, tokenizer: str | None
     method = run.method
     guide = getattr(method, "teacher", None)
     if isinstance(guide, TeacherConfig) and teacher is not None and target is None and tokenizer is None:
-        return replace(run, method=replace(method, teacher=replace(guide, source=teacher)))  # type: ignore[call-arg]
+        led: dict[str, Any] = {"teacher": replace(guide, source=teacher)}
+        return replace(run, method=replace(method, **led))
     if not isinstance(method, MAEConfig | BEiTConfig | CAEConfig):
         raise ValueError(
             f"--target, --tokenizer and --teacher go with mae, beit, cae and what is made of them; got them for "
