@@ -696,31 +696,58 @@ def import_weights(
 
 
 def inspect_run(
-    what: Annotated[Literal["alignment"], tyro.conf.Positional],
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    what: Annotated[Literal["alignment", "attention-distance", "spectrum", "cka"], tyro.conf.Positional],
+    encoders: Annotated[tuple[str, ...], tyro.conf.Positional],
     images: str | None = None,
     out: Path | None = None,
-    count: int = 8,
+    count: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Show what CAE's decoder makes of all patches without the regressor: inspect alignment RUN [RUN ...].
+    """Look into runs and encoders, side by side: inspect attention-distance|spectrum|cka|alignment RUN [RUN ...].
+
+    attention-distance: how far each head looks. spectrum: how few directions the tokens lie in. cka: which layers are
+    alike. alignment: what CAE's decoder makes of all patches without the regressor.
 
     Args:
-        what: alignment.
-        runs: Run folders of CAE, shown side by side: one with alignment and one without, say.
+        what: Which of them.
+        encoders: Run folders, files or timm:NAME; for alignment run folders of CAE.
         images: What `pretrain --data` takes; by default images that the first run has not seen.
-        out: The page, FILE.html; a picture FILE.png is put beside it. By default analysis/alignment.html in the first
-            run folder.
-        count: How many images.
+        out: The page, FILE.html; FILE.npz with the numbers (alignment: FILE.png) is put beside it. By default in the
+            folder analysis of the first run.
+        count: How many images; 128, or 8 for alignment.
         seed: Of the choice of images.
     """
+    from pantomim.report.template import check_page_path
+
+    if not encoders:
+        raise ValueError(f"inspect {what} needs a run folder. Add RUN, such as runs/first, or several.")
+    if what == "alignment":
+        _inspect_alignment(encoders, images, out, 8 if count is None else count, seed)
+        return
+    from pantomim.analysis.block_facts import write_block_facts
+    from pantomim.analysis.inspection import COUNT, default_page, inspect_blocks
+    from pantomim.report.inspection import TITLES, headings, rows, write_inspection
+
+    path = out or default_page(what, encoders)
+    check_page_path("inspect", path)
+    found = inspect_blocks(what, encoders, images, count=COUNT if count is None else count, seed=seed)
+    written = write_block_facts(found, path)
+    page = write_inspection(found, path)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, title=TITLES[what], title_justify="left")
+    for heading in headings(found):
+        table.add_column(escape(heading))
+    for row in rows(found):
+        table.add_row(*map(escape, row))
+    CONSOLE.print(table, highlight=False)
+    CONSOLE.print(f"\nPage: {page}, numbers: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+
+
+def _inspect_alignment(runs: Sequence[str], images: str | None, out: Path | None, count: int, seed: int) -> None:
     from pantomim.analysis.alignment import inspect_alignment
     from pantomim.report.alignment import write_alignment
     from pantomim.report.template import check_page_path
 
-    if not runs:
-        raise ValueError("inspect alignment needs a run folder. Add RUN, such as runs/cae, or several.")
-    path = out or runs[0] / "analysis" / "alignment.html"
+    path = out or Path(runs[0]) / "analysis" / "alignment.html"
     check_page_path("inspect", path)
     found = inspect_alignment(runs, images, count=count, seed=seed)
     page, picture = write_alignment(found, path)

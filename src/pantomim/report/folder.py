@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
+from pantomim.analysis.block_facts import SHOWN, BlockFacts, read_block_facts
+
 Known = TypeVar("Known")
 Other = TypeVar("Other")
 
@@ -55,6 +57,7 @@ class RunFolder:
         metrics: metrics.jsonl.
         evaluations: eval/*.json by file name, without the ending.
         pictures: analysis/reconstructions.npz.
+        inside: analysis/attention-distance.npz, spectrum.npz and cka.npz: what the encoder's blocks do.
         problems: Files that are there but cannot be read, and why.
     """
 
@@ -67,6 +70,7 @@ class RunFolder:
     metrics: Metrics
     evaluations: dict[str, dict[str, Any]]
     pictures: Pictures | None
+    inside: list[BlockFacts] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -93,6 +97,7 @@ def read_run(run: str | Path) -> RunFolder:
             problems.append(f"{file.relative_to(path)} cannot be read ({type(error).__name__}: {error})")
             return otherwise
 
+    inside = [attempt(path / "analysis" / f"{kind}.npz", read_block_facts, None) for kind in SHOWN]
     found = {file.stem: attempt(file, _read_json, {}) for file in sorted((path / "eval").glob("*.json"))}
     return RunFolder(
         path=path,
@@ -104,6 +109,7 @@ def read_run(run: str | Path) -> RunFolder:
         metrics=attempt(path / "metrics.jsonl", _read_metrics, Metrics(np.empty(0, dtype=np.int64), {})),
         evaluations={stem: result for stem, result in found.items() if result},
         pictures=attempt(path / "analysis" / "reconstructions.npz", _read_pictures, None),
+        inside=[facts for facts in inside if facts is not None],
         problems=problems,
     )
 

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from pantomim.files import replace_file
 from pantomim.report.charts import Curve, line_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
+from pantomim.report.inspection import TITLES, caption, panels
 from pantomim.report.pictures import triplets
 from pantomim.report.scores import CONTENDERS, Result, leaves, points, read_results, summary, verdict
 from pantomim.report.template import fill_template
@@ -94,6 +95,7 @@ def render(folder: RunFolder, results: list[Result]) -> str:
         explained=explained(folder),
         crisp=width < CRISP_BELOW,
         large=width >= DETAIL_BELOW,
+        inside=[(TITLES[facts.kind], panels(facts), caption(facts)) for facts in folder.inside],
         parts=time_parts(folder),
         speed=speed(folder),
         shows=[verdict(result) for result in results],
@@ -168,6 +170,9 @@ def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
     for result in results:
         if sha256 and result.details.get("encoder_sha256", sha256) != sha256:
             yield f"eval/{result.stem}.json was measured with other weights than this run has now. Evaluate again."
+    for facts in folder.inside:
+        if sha256 and sha256 not in [encoder.get("sha256") for encoder in facts.about["encoders"]]:
+            yield f"analysis/{facts.kind}.npz was measured with other weights than this run has now. Inspect again."
 
 
 def charts(folder: RunFolder) -> Iterator[Chart]:

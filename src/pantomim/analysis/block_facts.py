@@ -1,0 +1,93 @@
+"""What was measured of every block of some encoders, and the files it lies in; no model code."""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pantomim.files import replace_file
+
+Kind = Literal["attention-distance", "spectrum", "cka"]
+SHOWN: dict[Kind, str] = {"attention-distance": "distance", "spectrum": "shares", "cka": "cka"}
+
+
+@dataclass(frozen=True)
+class BlockFacts:
+    """One analysis of one or several encoders on the same images.
+
+    Args:
+        kind: Which analysis.
+        arrays: By encoder, as NAME_0, NAME_1 ... in the order of `about["encoders"]`. attention-distance: `distance`
+            and `prefix_share` (layers, heads), and `uniform`, the distance of attention that is alike to all tokens.
+            spectrum: `shares` (layers, 5). cka: `cka`, one matrix of the layers of all encoders, in their order.
+        about: The encoders, the images, and how it was measured; plain values.
+    """
+
+    kind: Kind
+    arrays: dict[str, np.ndarray]
+    about: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the encoders."""
+        return [encoder["name"] for encoder in self.about["encoders"]]
+
+    def of(self, name: str, number: int) -> np.ndarray:
+        """An array of one encoder; for CKA the matrix of its own layers."""
+        return self.between(number, number) if name == "cka" else self.arrays[f"{name}_{number}"]
+
+    def between(self, first: int, second: int) -> np.ndarray:
+        """CKA of the layers of one encoder (rows) with those of another."""
+        ends = np.cumsum([0, *(encoder["depth"] for encoder in self.about["encoders"])])
+        return self.arrays["cka"][ends[first] : ends[first + 1], ends[second] : ends[second + 1]]
+
+    def alone(self, number: int) -> "BlockFacts":
+        """The same of one of the encoders."""
+        about = self.about | {"encoders": [self.about["encoders"][number]]}
+        if self.kind == "cka":
+            return BlockFacts(self.kind, {"cka": self.between(number, number)}, about)
+        own = [name for name in self.arrays if name.endswith(f"_{number}")]
+        return BlockFacts(self.kind, {f"{name.rpartition('_')[0]}_0": self.arrays[name] for name in own}, about)
+
+
+def write_block_facts(found: BlockFacts, page: Path) -> list[Path]:
+    """Write the arrays beside the page, and those of each run folder into RUN/analysis/KIND.npz; gives all paths."""
+    written = []
+    for number, encoder in enumerate(found.about["encoders"]):
+        if (folder := Path(encoder["spec"])).is_dir():
+            written.append(_write(found.alone(number), folder / "analysis" / f"{found.kind}.npz"))
+    beside = page.with_suffix(".npz")
+    if beside not in written or len(found.names) > 1:
+        written.append(_write(found, beside))
+    return list(dict.fromkeys(written))
+
+
+def _write(found: BlockFacts, path: Path) -> Path:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **found.arrays, about=np.array(json.dumps(found.about)))
+    replace_file(path, buffer.getvalue())
+    return path
+
+
+def read_block_facts(path: Path) -> BlockFacts:
+    """What `write_block_facts` wrote.
+
+    Raises:
+        ValueError: if the file is damaged or none of these.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+            arrays = {name: file[name] for name in file.files if name != "about"}
+            found = BlockFacts(about["analysis"], arrays, about)
+            depths = [len(found.of(SHOWN[found.kind], number)) for number in range(len(about["encoders"]))]
+            if depths != [encoder["depth"] for encoder in about["encoders"]]:
+                raise ValueError(f"{depths} layers, where it states {about['encoders']}")
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise ValueError(
+            f"{path} must be a file that `pantomim inspect` wrote; got {type(error).__name__}: {error}. Write it anew."
+        ) from error
+    return found
