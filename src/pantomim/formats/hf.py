@@ -173,8 +173,14 @@ def load_hf(name: str) -> HFEncoder:
     except ImportError as error:
         raise missing_extra(f"hf:{name}", "hf") from error
     source, local = f"hf:{name}", Path(name).is_dir()
+    messages = transformers.utils.logging
+    verbosity = messages.get_verbosity()
+    messages.set_verbosity_error()  # what it would warn of is an error below
     try:
-        model: Any = transformers.AutoModel.from_pretrained(name, dtype=torch.float32, local_files_only=local)
+        kind = _class_of(transformers.AutoConfig.from_pretrained(name, local_files_only=local))
+        model, report = kind.from_pretrained(
+            name, dtype=torch.float32, local_files_only=local, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         if local or not isinstance(error, OSError):
@@ -186,6 +192,15 @@ def load_hf(name: str) -> HFEncoder:
             f"{source} must be in the cache or to be downloaded; got {reason}. Check the name, connect to the network "
             f"once, set HF_HOME to a cache that has it, or give a folder: hf:FOLDER."
         ) from error
+    finally:
+        messages.set_verbosity(verbosity)
+    absent = [key for key in report["missing_keys"] if "pooler" not in key.split(".")]  # nobody asks what pools
+    if absent or report["mismatched_keys"]:
+        raise ValueError(
+            f"{source} must hold the weights of {type(model).__name__}; missing or mis-shaped: "
+            f"{', '.join(map(str, [*absent, *report['mismatched_keys']]))}. Check that weights and config belong "
+            f"together."
+        )
     if model.config.model_type == "vit_mae":
         raise ValueError(
             f"{source} must show its patches in their order; got MAE's, which transformers shuffles. Choose the "
@@ -199,6 +214,14 @@ def load_hf(name: str) -> HFEncoder:
     image_size = (size, size) if isinstance(size, int) else tuple(size)
     table = None if projection is None else projection.weight.detach().T.contiguous()
     return HFEncoder(vision, source, image_size, *_statistics(name, source), projection=table).eval()
+
+
+def _class_of(config: Any) -> Any:
+    """What reads a model: AutoModel, which would leave out CLIP's projection where the tower is alone."""
+    import transformers
+
+    alone = transformers.CLIPVisionModelWithProjection
+    return alone if alone.__name__ in (config.architectures or ()) else transformers.AutoModel
 
 
 def _statistics(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -256,7 +256,7 @@ def load_timm(name: str, file: str | None = None, *, pretrained: bool = True) ->
         ) from error
     model.pretrained_cfg.pop("state_dict", None)  # the file's weights, which the model now holds itself
     model.reset_classifier(0)
-    return as_encoder(model, f"timm:{name}")
+    return as_encoder(model, f"timm:{name}@{file}" if file else f"timm:{name}")
 
 
 def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
@@ -285,7 +285,7 @@ def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
 def _fresh(named: str) -> nn.Module:
     import timm
 
-    return timm.create_model(named.removeprefix("timm:"), pretrained=False, num_classes=0)
+    return timm.create_model(named.removeprefix("timm:").partition("@")[0], pretrained=False, num_classes=0)
 
 
 def matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> EncoderConfig | None:

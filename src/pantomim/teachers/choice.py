@@ -5,11 +5,17 @@ from pathlib import Path
 from typing import Literal
 
 from pantomim.formats import load_encoder
+from pantomim.formats.loading import PREFIXES
+from pantomim.formats.wrapped import WrappedEncoder
 from pantomim.frozen import frozen
 from pantomim.nn.vit import Encoder
 from pantomim.teachers.base import Teacher
 from pantomim.teachers.encoder import EMATeacher, EncoderTeacher, Output
-from pantomim.teachers.fitting import fit_encoder
+from pantomim.teachers.fitting import check_channels, fit_encoder, fit_wrapped
+from pantomim.teachers.tokenizer import TokenizerTeacher
+from pantomim.teachers.wrapped import WrappedTeacher
+from pantomim.tokenizers.dvae import DVAETokenizer
+from pantomim.tokenizers.loading import load_tokenizer
 
 WAYS = (
     "Ways to get one: random (an exact copy of the student's encoder as it begins); ema (a moving average of the "
@@ -85,12 +91,34 @@ class TeacherConfig:
         if self.source == "ema":
             twin = copy.deepcopy(student)
             return EMATeacher(EncoderTeacher(twin, "ema", output=self.output, blocks=self.blocks), self.momentum)
-        if not Path(self.source).exists():
+        if self.source.startswith(("tokenizer:", "dalle:")):
+            return self._tokenizer(student)
+        if not self.source.startswith(PREFIXES) and not Path(self.source).exists():
             raise ValueError(f"TeacherConfig.source must be something that there is; got {self.source}. {WAYS}.")
-        encoder = load_encoder(self.source)
-        assert isinstance(encoder, Encoder)
-        fitted = fit_encoder(encoder, student.config, self.source, students_statistics=self.statistics == "student")
-        return EncoderTeacher(fitted, self.source, output=self.output, blocks=self.blocks)
+        encoder, students = load_encoder(self.source), self.statistics == "student"
+        if isinstance(encoder, WrappedEncoder):
+            fitted = fit_wrapped(encoder, student.config, students_statistics=students)
+            return WrappedTeacher(fitted, output=self.output, blocks=self.blocks)
+        ours = fit_encoder(encoder, student.config, self.source, students_statistics=students)
+        return EncoderTeacher(ours, self.source, output=self.output, blocks=self.blocks)
+
+    def _tokenizer(self, student: Encoder) -> Teacher:
+        """A tokenizer's features, on the student's grid."""
+        if self.output != "block" or self.blocks != 1 or self.statistics != "own":
+            raise ValueError(
+                f"TeacherConfig must leave output, blocks and statistics as they are for a tokenizer, which has one "
+                f"feature a patch and maps pixels its own way; got output {self.output}, blocks {self.blocks}, "
+                f"statistics {self.statistics}."
+            )
+        tokenizer = load_tokenizer(self.source.removeprefix("tokenizer:"))
+        if not isinstance(tokenizer, DVAETokenizer):
+            raise ValueError(
+                f"TeacherConfig.source must be a tokenizer with features; got {self.source}, which has none. Train one "
+                f"with `pantomim tokenizer train`."
+            )
+        check_channels(self.source, tokenizer.in_chans, student.config)
+        rows, cols = student.grid
+        return TokenizerTeacher(tokenizer, (rows * tokenizer.stride, cols * tokenizer.stride), self.source)
 
     def _first_blocks(self, student: Encoder) -> Encoder:
         """A copy of the student with as many blocks as the config says."""
