@@ -17,11 +17,14 @@ from pantomim.methods.cae import CAEConfig
 from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.mae import MAEConfig
 from pantomim.methods.mocov3 import MoCoV3Config
+from pantomim.methods.supervised import SupervisedConfig
 from pantomim.methods.vqkd import VQKDConfig
 
 T = TypeVar("T")
 
-MethodConfig = Annotated[MAEConfig | BEiTConfig | CAEConfig | DVAEConfig | MoCoV3Config | VQKDConfig, KIND]
+MethodConfig = Annotated[
+    MAEConfig | BEiTConfig | CAEConfig | DVAEConfig | MoCoV3Config | SupervisedConfig | VQKDConfig, KIND
+]
 
 
 @frozen

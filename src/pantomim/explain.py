@@ -18,6 +18,7 @@ from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
 from pantomim.methods.dvae import DVAE, DVAEConfig, DVAEDraws
 from pantomim.methods.mocov3 import MoCoV3Config
+from pantomim.methods.supervised import Supervised, SupervisedConfig, SupervisedDraws
 from pantomim.methods.vqkd import VQKD, VQKDConfig, VQKDDraws
 from pantomim.nn.dvae import code_grid
 from pantomim.optim import scaled_lr
@@ -88,7 +89,7 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
 
     What is hidden costs the same wherever it lies, and a bank of noise is not made for this.
     """
-    if isinstance(config, DVAEConfig | MoCoV3Config | VQKDConfig):
+    if isinstance(config, DVAEConfig | MoCoV3Config | SupervisedConfig | VQKDConfig):
         return config.build
     masker, (rows, columns) = config.masker, config.encoder.grid
     share = (masker.num_masked((rows, columns)) - 0.5) / (rows * columns)  # rounds up to the same number
@@ -142,6 +143,9 @@ def _step(method: Method, images: int) -> tuple[Batch, Any]:
         return batch, DVAEDraws(noise, torch.tensor(1.0), torch.tensor(1.0))
     if isinstance(method, VQKD):  # whose codes have no values to move
         return batch, VQKDDraws()
+    if isinstance(method, Supervised):  # whose labels are of no cost
+        batch = replace(batch, labels=torch.zeros(images, dtype=torch.long))
+        return batch, SupervisedDraws(batch.images, torch.empty(images, method.num_classes))
     return batch, method.draw(batch, 0, torch.Generator())
 
 

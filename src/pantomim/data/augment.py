@@ -257,19 +257,19 @@ def _erased_parts(rng: np.random.Generator, total: int, image_size: tuple[int, i
     heights = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     widths = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     inside = (heights < height) & (widths < width)
-    first = inside.argmax(axis=1)[:, None]
+    first = np.asarray(inside.argmax(axis=1))[:, None]
     taken_height = np.take_along_axis(heights, first, axis=1)[:, 0]
     taken_width = np.take_along_axis(widths, first, axis=1)[:, 0]
     top = np.floor(rng.random(total) * (height - taken_height + 1))
     left = np.floor(rng.random(total) * (width - taken_width + 1))
     drawn = np.stack([top, left, taken_height, taken_width], axis=1).astype(np.int64)
-    return np.where(inside.any(axis=1)[:, None], drawn, 0)
+    return drawn * np.asarray(inside.any(axis=1))[:, None]
 
 
 def _erase(images: Tensor, draws: AugmentDraws, mean: Tensor, std: Tensor) -> None:
     """Fill parts with noise of a mean and deviation, in place; each image's noise has a seed of its own."""
     generator = torch.Generator(images.device)
-    for row in np.arange(len(images))[draws.erased[:, 2] > 0].tolist():
+    for row in np.flatnonzero(draws.erased[:, 2]).tolist():
         top, left, height, width = draws.erased[row].tolist()
         generator.manual_seed(int(draws.noise[row]))
         shape = (images.shape[1], height, width)

@@ -50,6 +50,8 @@ def check_fit(config: Pretrain, dataset: Dataset, takes: Takes, num_processes: i
             f"DataConfig.second must be left out, as {config.method.kind} looks at one view of an image; got "
             f"{config.data.second}. Remove it."
         )
+    if takes.num_classes is not None:
+        problems += _label_problems(config, dataset, takes.num_classes)
     views = [config.data.augment] + ([] if config.data.second is None else [config.data.second.augment])
     for augment in views:
         problems += augment.problems(dataset.channels, facts.dtype)
@@ -70,6 +72,23 @@ def check_fit(config: Pretrain, dataset: Dataset, takes: Takes, num_processes: i
         )
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _label_problems(config: Pretrain, dataset: Dataset, num_classes: int) -> list[str]:
+    """Why a method that learns from labels cannot learn from these."""
+    source, found = config.data.source, dataset.facts.num_classes
+    if dataset.labels is None or found is None:
+        return [
+            f"DataConfig.source must have a label for every image, as {config.method.kind} learns from them; got "
+            f"{source}, which has none. Put the images of each class into a folder of their own, give labels in an "
+            f".npz or a list, or train without labels: pantomim pretrain mae."
+        ]
+    if found != num_classes:
+        return [
+            f"SupervisedConfig.num_classes must be the classes of the images; got {num_classes}, and {source} has "
+            f"{found}. Give --method.num_classes {found}."
+        ]
+    return []
 
 
 def check_schedule(config: Pretrain, total: int, warmup: int) -> None:

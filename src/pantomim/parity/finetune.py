@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from pantomim.data.mixing import Mixing, cutmix_lam, mix_images, mix_targets
+from pantomim.nn.mixing import Mixing, cutmix_lam, mix_images, mix_targets
 from pantomim.parity.item import Computed, Item
 
 

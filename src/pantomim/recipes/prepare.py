@@ -15,6 +15,7 @@ from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.mae import MAEConfig
+from pantomim.methods.supervised import SupervisedConfig
 from pantomim.methods.vqkd import VQKDConfig
 from pantomim.nn.vit import Encoder, EncoderConfig
 from pantomim.recipes.beit import RECIPES as BEIT_RECIPES
@@ -28,6 +29,8 @@ from pantomim.recipes.mae import RECIPES as MAE_RECIPES
 from pantomim.recipes.mocov3 import RECIPES as MOCOV3_RECIPES
 from pantomim.recipes.mocov3 import mocov3, mocov3_paper
 from pantomim.recipes.recipe import Recipe
+from pantomim.recipes.supervised import RECIPES as SUPERVISED_RECIPES
+from pantomim.recipes.supervised import supervised, supervised_paper
 from pantomim.targets.choice import TargetConfig
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.targets.hog import HOGTargetConfig
@@ -57,13 +60,17 @@ class BareMethod:
     paper: Callable[[int], Pretrain]
 
 
-RECIPES: tuple[Recipe, ...] = MAE_RECIPES + COLORMAE_RECIPES + BEIT_RECIPES + CAE_RECIPES + MOCOV3_RECIPES
+RECIPES: tuple[Recipe, ...] = (
+    *(*MAE_RECIPES, *COLORMAE_RECIPES, *BEIT_RECIPES, *CAE_RECIPES),
+    *(*MOCOV3_RECIPES, *SUPERVISED_RECIPES),
+)
 BARE_METHODS = {
     "mae": BareMethod(mae, mae_paper),
     "colormae": BareMethod(colormae, colormae_paper),
     "beit": BareMethod(beit, beit_paper),
     "cae": BareMethod(cae, cae_paper),
     "mocov3": BareMethod(mocov3, mocov3_paper),
+    "supervised": BareMethod(supervised, supervised_paper),
 }
 DEFAULT_SIZE = "tiny"
 
@@ -219,6 +226,7 @@ def _from_data(name: str, data: str | None, size: str | None, init: str | None) 
             ", ".join(f"{mean:.4g} ± {std:.3g}" for mean, std in channels),
         ),
         ("batch size", str(config.batch_size)),
+        *([("classes", str(facts.num_classes))] * isinstance(config.method, SupervisedConfig)),
     )
     summary = (method.build.__doc__ or "").splitlines()[0]
     return Prepared(config, method.paper(encoder.width), summary, (), decided)

@@ -267,10 +267,11 @@ def _record(cell: Cell, finished: Finished, evaluate_s: dict[str, float]) -> Rec
 def _describe_masks(cell: Cell) -> dict[str, float] | None:
     """What the masker leaves visible; None where the method has none."""
     method = cell.run.method
-    if method.kind == "dvae":
+    masker = getattr(method, "masker", None)
+    if method.kind == "dvae" or masker is None:
         return None
     grid = method.encoder.grid
-    masked = method.masker(NUM_MASKS, grid, torch.Generator().manual_seed(cell.seed)).masked
+    masked = masker(NUM_MASKS, grid, torch.Generator().manual_seed(cell.seed)).masked
     found = visible_statistics(~masked.view(NUM_MASKS, *grid).numpy())
     return {
         "ratio": float(masked.float().mean()),

@@ -1,4 +1,4 @@
-"""Two images and their labels become one: mixup and CutMix of a batch with itself in reverse order.
+"""Two images and their labels become one: mixup and CutMix of a batch with itself in another order.
 
 All that is random is in `draw_mixing`; the rest repeats exactly. timm's `Mixup` has the same arithmetic but draws from
 NumPy's global state, so a step could not be repeated from its seed.
@@ -18,7 +18,7 @@ Box = tuple[int, int, int, int]  # first row, end row, first column, end column
 
 @dataclass(frozen=True)
 class Mixing:
-    """How a batch is mixed with itself in reverse order.
+    """How a batch is mixed with itself.
 
     Args:
         lam: Share of the image that stays its own, in [0, 1].
@@ -83,9 +83,25 @@ def cutmix_lam(box: Box, image_size: tuple[int, int]) -> float:
     return 1.0 - (bottom - top) * (right - left) / (image_size[0] * image_size[1])
 
 
-def mix_images(images: Float[Tensor, "B C H W"], mixing: Mixing) -> Float[Tensor, "B C H W"]:
-    """Every image mixed with its partner, image B - 1 - i for image i."""
-    partners = images.flip(0)
+def swap_neighbours(values: Tensor) -> Tensor:
+    """Rows 0 and 1 in each other's place, 2 and 3, and so on: partners that stay the same however a batch is shared.
+
+    Raises:
+        ValueError: if the number of rows is odd.
+    """
+    if len(values) % 2:
+        raise ValueError(
+            f"swap_neighbours.values must have an even number of rows, as each needs a partner; got {len(values)}. "
+            f"Choose a batch size that gives each process and micro-batch an even number of images, or mix none."
+        )
+    return values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+
+
+def mix_images(
+    images: Float[Tensor, "B C H W"], mixing: Mixing, partners: Float[Tensor, "B C H W"] | None = None
+) -> Float[Tensor, "B C H W"]:
+    """Every image mixed with its partner: image B - 1 - i for image i, as in timm, unless partners are given."""
+    partners = images.flip(0) if partners is None else partners
     if mixing.box is None:
         return mixing.lam * images + (1.0 - mixing.lam) * partners
     top, bottom, left, right = mixing.box
@@ -100,6 +116,7 @@ def mix_targets(
     lam: float,
     smoothing: float = 0.0,
     dtype: torch.dtype = torch.float32,
+    partners: Int[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B classes"]:
     """Class probabilities of the mixed images; `F.cross_entropy` takes them as they are.
 
@@ -109,7 +126,10 @@ def mix_targets(
         lam: Share of an image that stays its own.
         smoothing: Share of the probability that is spread evenly over all classes.
         dtype: That of the logits.
+        partners: Class ids of the partners; None: those of the batch in reverse order.
     """
-    own = F.one_hot(labels, num_classes).to(dtype)
-    own = own * (1.0 - smoothing) + smoothing / num_classes
-    return lam * own + (1.0 - lam) * own.flip(0)
+    own, others = (
+        F.one_hot(ids, num_classes).to(dtype) * (1.0 - smoothing) + smoothing / num_classes
+        for ids in (labels, labels.flip(0) if partners is None else partners)
+    )
+    return lam * own + (1.0 - lam) * others

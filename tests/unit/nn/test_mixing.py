@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pantomim.data.mixing import Mixing, cutmix_lam, draw_mixing, mix_images, mix_targets
+from pantomim.nn.mixing import Mixing, cutmix_lam, draw_mixing, mix_images, mix_targets, swap_neighbours
 
 
 def rng(seed=0):
@@ -71,3 +71,16 @@ def test_unmixed_targets_give_the_label_smoothing_loss():
     logits, labels = torch.randn(6, 5), torch.randint(5, (6,))
     soft = F.cross_entropy(logits, mix_targets(labels, 5, 1.0, 0.1))
     torch.testing.assert_close(soft, F.cross_entropy(logits, labels, label_smoothing=0.1))
+
+
+def test_neighbours_are_partners_however_the_batch_is_shared():
+    images, labels = torch.rand(8, 3, 4, 4), torch.arange(8)
+    assert swap_neighbours(labels).tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
+    whole = mix_images(images, Mixing(0.7), swap_neighbours(images))
+    parts = [mix_images(part, Mixing(0.7), swap_neighbours(part)) for part in images.split(2)]
+    assert torch.equal(torch.cat(parts), whole)
+    torch.testing.assert_close(whole[1], 0.7 * images[1] + 0.3 * images[0])
+    targets = mix_targets(labels, 8, 0.7, partners=swap_neighbours(labels))
+    torch.testing.assert_close(targets[3, [3, 2]], torch.tensor([0.7, 0.3]))
+    with pytest.raises(ValueError, match=r"even number of rows, .* got 3"):
+        swap_neighbours(images[:3])
