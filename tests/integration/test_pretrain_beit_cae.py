@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from killed import Killed, kill_after
 from safetensors.torch import load_file
 from tiny import ENCODER, tiny_images, tiny_run
 
@@ -75,24 +76,6 @@ def test_a_run_goes_on_to_the_same_bits_and_is_scored(kind, tmp_path, monkeypatc
     assert torch.equal(again.encoder.cls_token, load_encoder(whole).cls_token)
     outputs = again(Batch(torch.rand(2, 3, 16, 16), total=2), _draw(again))
     assert torch.isfinite(outputs["loss"])
-
-
-class Killed(BaseException):
-    """Stands for a kill, within this process."""
-
-
-def kill_after(step, monkeypatch):
-    """The process dies once so many steps are done, saved or not."""
-    backward = torch.Tensor.backward
-    done = [0]
-
-    def dying(self, *arguments, **named):
-        if done[0] == step:
-            raise Killed
-        done[0] += 1
-        backward(self, *arguments, **named)
-
-    monkeypatch.setattr(torch.Tensor, "backward", dying)
 
 
 def _draw(method):

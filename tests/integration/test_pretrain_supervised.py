@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_pretrain_beit_cae import Killed, kill_after
+from killed import Killed, kill_after
 from tiny import ENCODER, tiny_images, tiny_run
 
 from pantomim.cli import main

@@ -37,8 +37,8 @@ def test_boxes_stay_inside_and_lambda_is_their_true_share():
 def test_an_alpha_of_zero_leaves_that_kind_out():
     generator = rng(1)
     assert all(draw_mixing(generator, (8, 8), cutmix_alpha=0.0).box is None for _ in range(50))
-    with pytest.raises(ValueError, match="one positive; got 0 and 0"):
-        draw_mixing(generator, (8, 8), mixup_alpha=0, cutmix_alpha=0)
+    with pytest.raises(ValueError, match=r"one positive; got 0\.0 and 0\.0"):
+        draw_mixing(generator, (8, 8), mixup_alpha=0.0, cutmix_alpha=0.0)
 
 
 def test_mixup_blends_with_the_reversed_batch():
