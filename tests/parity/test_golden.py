@@ -13,12 +13,13 @@ ITEMS = {
     *("block_mask_stats", "block_mask_trace", "simmim_mask_stats"),
     *("colormae_filters", "colormae_masking", "colormae_spectra"),
     "dalle_a",
+    "clip_visual_a",
     *("beit_pretrain_a", "beit_pretrain_b", "beit_finetune_a", "beit_relative_index", "beit_relative_resize"),
     *("cae_pretrain_a", "cae_pretrain_b", "cae_finetune", "cae_attentive_probe"),
 }
 # The same as others at another size (BEiT's with one shared table of relative positions), or too large.
 LEFT_OUT = {"mae_pretrain_a", "beit_pretrain_a", "cae_pretrain_a", "cae_finetune", "cae_attentive_probe"}
-LEFT_OUT |= {"beit_finetune_a", "dalle_a"}
+LEFT_OUT |= {"beit_finetune_a", "dalle_a", "clip_visual_a"}
 # Twenty seconds of statistics: whole with the collection; test_mutations.py asks a part of it in any case.
 SLOW = {"colormae_spectra"}
 

@@ -64,7 +64,7 @@ class Evaluate:
     Args:
         protocol: Nearest neighbours, or a linear classifier on frozen features of images, or of patches (segmentation),
             or one query that reads all tokens (attentive, CAE's).
-        encoder: A run folder, a file of weights, or timm:NAME.
+        encoder: A run folder, a file of weights, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE.
         data: As for pre-training, with labels; for segmentation, with masks.
         out: FILE.json; by default eval/PROTOCOL-DATA.json in the run folder.
         training: Of the linear classifier: on cached features with many learning rates, or as MAE's authors do it.

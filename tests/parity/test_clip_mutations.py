@@ -1,0 +1,92 @@
+"""CLIP's golden item notices: one thing is broken at a time, and it must fail."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pantomim.formats import clip as format_clip
+from pantomim.formats import timm as format_timm
+from pantomim.nn.position import resample
+from pantomim.parity import clip
+from pantomim.parity.verification import verify_item
+
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
+pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
+
+
+def outcome():
+    return verify_item(SHARED / "clip_visual_a.json")
+
+
+def broken():
+    """The outcome of an item that was rebuilt, compared and found wrong."""
+    result = outcome()
+    assert result.status == "FAIL"
+    assert result.compared > 8, result
+    return result
+
+
+def with_tower(monkeypatch, **changes):
+    sizes = format_clip._sizes
+    monkeypatch.setattr(format_clip, "_sizes", lambda *given: replace(sizes(*given), **changes))
+
+
+def test_as_it_is():
+    assert outcome().status == "PASS"
+
+
+def test_exact_gelu(monkeypatch):
+    with_tower(monkeypatch, activation="gelu")
+    assert broken().off >= 6
+
+
+def test_layer_norm_eps(monkeypatch):
+    with_tower(monkeypatch, norm_eps=1e-6)
+    assert broken().worst.startswith("config/layer_norm_eps")
+
+
+def test_another_number_of_heads(monkeypatch):
+    with_tower(monkeypatch, heads=4)
+    broken()
+
+
+def test_no_norm_before_the_blocks(monkeypatch):
+    build = format_clip.clip_encoder
+
+    def without(*given, **settings):
+        encoder = build(*given, **settings)
+        encoder.model.norm_pre = nn.Identity()
+        return encoder
+
+    monkeypatch.setattr(clip, "clip_encoder", without)
+    broken()
+
+
+def test_positions_resampled_to_a_size(monkeypatch):
+    monkeypatch.setattr(format_timm, "resample_stretched", resample)
+    result = broken()
+    assert result.off == 2
+    assert "other_size" in result.worst
+
+
+def test_attention_of_another_block(monkeypatch):
+    monkeypatch.setattr(format_timm, "attention_rows", lambda block, tokens, rows: rows_of(block, tokens.flip(1), rows))
+    assert broken().off == 2  # the class token's, and the mean over patches
+
+
+rows_of = format_timm.attention_rows
+
+
+def test_temperature(monkeypatch):
+    monkeypatch.setattr(format_timm, "attention_rows", lambda *given: (rows_of(*given) * 2).softmax(dim=-1))
+    broken()
+
+
+def test_a_projection_the_wrong_way(monkeypatch):
+    monkeypatch.setattr(
+        format_timm.TimmEncoder, "project", lambda self, tokens: tokens @ -torch.flip(self.projection, [0])
+    )
+    assert broken().off == 4
