@@ -169,7 +169,8 @@ def pretrain(arguments: list[str]) -> None:
                 f"{chosen.out} is complete and was left as it is. Another --out starts afresh.", highlight=False
             )
         speed = f" at {finished.images_per_s:,.0f} images/s" if finished.images_per_s else ""
-        words = f"{finished.steps:,} steps in {finished.wall_s:,.0f} s{speed}, last loss {finished.loss:.4f}."
+        loss = "" if finished.loss is None else f", last loss {finished.loss:.4f}"
+        words = f"{finished.steps:,} steps in {finished.wall_s:,.0f} s{speed}{loss}."
         CONSOLE.print(f"{words}\nEncoder: {chosen.out / 'encoder.safetensors'}", highlight=False)
 
 
@@ -606,7 +607,8 @@ class StudyArguments:
 def study(arguments: list[str]) -> None:
     """Compare runs over seeds: pantomim study PLAN --data SRC [--scale NAME] [--index I] [--table]."""
     chosen = tyro.cli(StudyArguments, args=arguments, prog="pantomim study")
-    from pantomim.study.cells import expand, read_inputs
+    from pantomim.study.cells import expand
+    from pantomim.study.inputs import read_inputs
     from pantomim.study.page import write_tables
     from pantomim.study.plan import load_plan, shipped_plans
     from pantomim.study.run import check_folder, run_study, state, take_folder
@@ -642,8 +644,15 @@ def study(arguments: list[str]) -> None:
     left = [cell for cell in planned.cells if state(cell, out) != "finished"]
     if left:
         CONSOLE.print(f"{len(left)} of {len(planned.cells)} cells are not finished.", highlight=False)
-    if failed:
-        _fail(f"{len(failed)} cells failed: {', '.join(cell.name for cell in failed)}.", 1)
+    broken = [cell for cell in failed if state(cell, out) == "failed"]
+    waiting = [cell for cell in failed if cell not in broken]
+    problems = [
+        f"{len(cells)} cells {what}: {', '.join(cell.name for cell in cells)}."
+        for cells, what in ((broken, "failed"), (waiting, "could not begin"))
+        if cells
+    ]
+    if problems:
+        _fail(" ".join(problems), 1)
 
 
 def verify(folder: Annotated[Path, tyro.conf.Positional]) -> None:

@@ -53,7 +53,7 @@ class Finished:
         steps: Steps trained.
         wall_s: Training time over all starts of the run, without work that was lost.
         images_per_s: Mean speed, without the first step after each start; None in runs of one step.
-        loss: Of the last step.
+        loss: Of the last step; None in a run of none.
         broken: Names of the images that were skipped, as far as they were met since the last start.
         already: The run was complete before; it has been left as it was.
     """
@@ -61,7 +61,7 @@ class Finished:
     steps: int
     wall_s: float
     images_per_s: float | None
-    loss: float
+    loss: float | None
     broken: list[str] = field(default_factory=list)
     already: bool = False
 

@@ -1,20 +1,22 @@
 """From a plan to numbered cells: an arm at a seed, with the config of its run and of every evaluation."""
 
-import difflib
-import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pantomim.config import Duration, Pretrain, from_dict, to_dict, with_duration
+from pantomim.config import Pretrain, from_dict, to_dict, with_duration
 from pantomim.evaluate.protocols import Evaluate
-from pantomim.recipes import prepare
-from pantomim.study.plan import Plan, Scale, merge
+from pantomim.recipes.dvae import RECIPES as TOKENIZER_RECIPES
+from pantomim.recipes.dvae import fitted, prepare_tokenizer
+from pantomim.recipes.prepare import BARE_METHODS, prepare
+from pantomim.study.inputs import check_inputs, check_known, fill, missing, option, placeholders
+from pantomim.study.needs import check_needs, needed_arms
+from pantomim.study.plan import MINUS, Analysis, Arm, Plan, Scale, merge
 
-PLACEHOLDER = re.compile(r"\{(?P<name>\w+)(?::(?P<default>.*))?\}")  # {NAME}, or {NAME:DEFAULT}
 ENCODER = "RUN"  # stands in an evaluation's config for the run folder of its cell
+WITHOUT_ENCODER = ("dvae",)  # methods that train something else, for other arms to use
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,10 @@ class Cell:
         index: Its number, from 0; seed by seed, so that early cells already make a comparison.
         arm: What is changed.
         seed: Of the run and of its evaluations.
-        run: The config of the run.
+        run: The config of the run; "{run:ARM}" is filled in when it is carried out.
         evaluations: By name; the encoder is filled in when they are carried out.
+        analyses: What else is looked at.
+        needs: By arm, the names of the cells whose runs it uses.
         pictures: Held-out images to reconstruct.
     """
 
@@ -35,12 +39,14 @@ class Cell:
     seed: int
     run: Pretrain
     evaluations: dict[str, Evaluate]
+    analyses: tuple[Analysis, ...] = ()
+    needs: dict[str, str] = field(default_factory=dict)
     pictures: int = 0
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.index:02d}-{self.arm}-seed{self.seed}"
+        return _name(self.index, self.arm, self.seed)
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,9 @@ class Study:
         lacking: Evaluations that are left out because inputs are not given, and the names of these.
         seeds: Those of the scale or of the plan.
         cells: All of them, by index.
-        owners: For each arm, the one in whose cells the baselines of its encoder are scored.
+        arms: In the order of the plan, those that train an encoder.
+        helpers: The others, which are there for these.
+        owners: By baseline, for each arm the one in whose cells it is scored.
     """
 
     plan: Plan
@@ -67,25 +75,35 @@ class Study:
     lacking: dict[str, tuple[str, ...]]
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
-    owners: dict[str, str]
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """In the order of the plan."""
-        return tuple(self.owners)
+    arms: tuple[str, ...]
+    helpers: tuple[str, ...]
+    owners: dict[str, dict[str, str]]
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The columns, without those of evaluations that were left out."""
         left_out = {*self.without, *self.lacking}
-        return tuple(name for name in self.plan.compare.metrics if name.partition(".")[0] not in left_out)
+        return tuple(
+            column
+            for column in self.plan.compare.metrics
+            if not any(metric.partition(".")[0] in left_out for metric in column.split(MINUS))
+        )
+
+    @property
+    def evaluations(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(dict.fromkeys(name for cell in self.cells for name in cell.evaluations))
+
+    def of(self, arm: str) -> list[Cell]:
+        """The cells of an arm."""
+        return [cell for cell in self.cells if cell.arm == arm]
 
     @property
     def warnings(self) -> list[str]:
         """What is left out because an input is not given, and the options that bring it."""
         return [
             f"Left out: evaluation {name}, for want of its input {', '.join(inputs)}. Add "
-            f"{' '.join(map(_option, inputs))} to have it; what is finished stays."
+            f"{' '.join(map(option, inputs))} to have it; what is finished stays."
             for name, inputs in self.lacking.items()
         ]
 
@@ -108,29 +126,15 @@ class Study:
             "inputs": dict(self.inputs),
             "without": [*self.without, *self.lacking],
             "seeds": list(self.seeds),
+            "own_seeds": {
+                arm: own for arm in runs if (own := [cell.seed for cell in self.of(arm)]) != list(self.seeds)
+            },
             "reference": self.plan.compare.reference,  # its cells are those that also score the baselines
             "arms": {arm: _without_seed(run) for arm, run in runs.items()},
             "evaluations": {
                 arm: {name: _plain(config) for name, config in configs.items()} for arm, configs in evaluations.items()
             },
         }
-
-
-def read_inputs(data: str | None, named: Collection[str]) -> dict[str, str]:
-    """What `--data SRC` and `--input NAME=SRC` give.
-
-    Raises:
-        ValueError: if an input has no name, or a name is given twice.
-    """
-    inputs = {} if data is None else {"data": data}
-    for text in named:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise ValueError(f"Study.inputs must be NAME=SRC; got {text}. Give --input NAME=SRC.")
-        if name in inputs:
-            raise ValueError(f"Study.inputs must name {name} once; got {inputs[name]} and {value}. Leave one out.")
-        inputs[name] = value
-    return inputs
 
 
 def expand(
@@ -156,8 +160,8 @@ def expand(
         ValueError: if there is no such scale or evaluation, an input is unknown, one is missing that the arms or all
             evaluations need (with the option that gives it), or a config is not valid.
     """
-    _check_known("scale", [scale] if scale else [], plan.scales)
-    _check_known("without", without, plan.evaluations)
+    check_known("scale", [scale] if scale else [], plan.scales)
+    check_known("without", without, plan.evaluations)
     scale = scale or next(iter(plan.scales), None)
     at = plan.scales[scale] if scale else Scale()
     evaluations = {
@@ -167,42 +171,126 @@ def expand(
     }
     if not evaluations:
         raise ValueError("Study.without must leave an evaluation; got all of them. Leave fewer out.")
-    arms = {arm: merge(merge(plan.overrides, at.overrides), own) for arm, own in plan.arm_overrides.items()}
-    _check_inputs(plan, evaluations, arms, inputs)
-    lacking = {name: missing for name in evaluations if (missing := _missing(evaluations[name], inputs))}
+    arms = {name: _arm(plan, at, name) for name in plan.arm_overrides}
+    overrides = {name: arm.overrides for name, arm in arms.items()}
+    check_inputs(plan, evaluations, overrides, inputs)
+    lacking = {name: lacks for name in evaluations if (lacks := missing(evaluations[name], inputs))}
     evaluations = {name: settings for name, settings in evaluations.items() if name not in lacking}
-    used = {name: inputs[name] for name in inputs if name in {"data", *_placeholders([evaluations, arms])}}
-    filled = {arm: _fill(overrides, used) for arm, overrides in arms.items()}
-    base = _base(plan, at, used.get("data"))
+    used = {name: inputs[name] for name in inputs if name in {"data", *placeholders([evaluations, overrides])}}
+    arms = {name: replace(arm, overrides=fill(arm.overrides, used)) for name, arm in arms.items()}
+    runs = {name: _run(plan, name, arm, used.get("data")) for name, arm in arms.items()}
+    check_needs(runs)
     seeds = at.seeds or plan.seeds
-    runs = {arm: _run(plan, base, arm, overrides) for arm, overrides in filled.items()}
-    owners = _owners(runs, plan.compare.reference)
+    helpers = tuple(name for name, values in runs.items() if values["method"]["kind"] in WITHOUT_ENCODER)
+    _check_compared(plan, helpers)
+    owners = _owners({name: values for name, values in runs.items() if name not in helpers}, plan)
+    places = _places(arms, seeds)
     cells: list[Cell] = []
-    for seed in seeds:
-        for arm, values in runs.items():
-            seeded = merge(values, {"runtime": {"seed": seed}})
-            contenders = ("trained", *(plan.baselines if owners[arm] == arm else ()))
-            configs = {
-                name: _evaluation(plan, name, _fill(settings, used), seed, contenders)
-                for name, settings in evaluations.items()
-            }
-            run = from_dict(Pretrain, seeded, f"arm {arm} of study {plan.name}")
-            cells.append(Cell(len(cells), arm, seed, run, configs, plan.pictures if seed == seeds[0] else 0))
-    return Study(plan, source or plan.name, scale, used, tuple(without), lacking, seeds, tuple(cells), owners)
+    for arm, seed in places:
+        values = merge(runs[arm], {"runtime": {"seed": seed}})
+        run = from_dict(Pretrain, values, f"arm {arm} of study {plan.name}")
+        contenders = ("trained", *(name for name in plan.baselines if owners[name].get(arm) == arm))
+        configs = {
+            name: _evaluation(plan, name, fill(settings, used), seed, contenders)
+            for name, settings in evaluations.items()
+        }
+        analyses = tuple(name for name in plan.analyses if name != "alignment" or run.method.kind == "cae")
+        cell = Cell(len(cells), arm, seed, run, configs, analyses, _needs(arm, seed, runs[arm], places))
+        first = seed == (arms[arm].seeds or seeds)[0]
+        cells.append(replace(cell, pictures=plan.pictures if first else 0))
+        if arm in helpers:
+            cells[-1] = replace(cell, evaluations={}, analyses=(), pictures=0)
+    encoders = tuple(name for name in runs if name not in helpers)
+    return Study(
+        plan,
+        source or plan.name,
+        scale,
+        used,
+        tuple(without),
+        lacking,
+        seeds,
+        tuple(cells),
+        encoders,
+        helpers,
+        owners,
+    )
 
 
-def _base(plan: Plan, at: Scale, data: str | None) -> dict[str, Any]:
-    """The values of the recipe, at the length of the scale or of the plan."""
-    config = prepare(at.base or plan.base, data=data, size=at.size or plan.size).config
-    length: Duration | None = at.duration or plan.duration
-    return to_dict(config if length is None else with_duration(config, length))
+def _check_compared(plan: Plan, helpers: Collection[str]) -> None:
+    """Refuse to compare what is not evaluated."""
+    compared = [
+        ("reference", plan.compare.reference),
+        *(("contrasts", name) for pair in plan.compare.contrasts for name in pair.split(MINUS)),
+        *((f"groups.{group}", name) for group, names in plan.compare.groups.items() for name in names),
+    ]
+    for where, name in compared:
+        if name in helpers:
+            raise ValueError(
+                f"Compare.{where} must name arms that train an encoder; got {name}, which is there for others."
+            )
 
 
-def _run(plan: Plan, base: dict[str, Any], arm: str, overrides: dict[str, Any]) -> dict[str, Any]:
+def _places(arms: Mapping[str, Arm], seeds: tuple[int, ...]) -> list[tuple[str, int]]:
+    """Arm and seed of every cell, seed by seed; seeds that only some arms have come first, for others may need them."""
+    extra = [seed for arm in arms.values() for seed in arm.seeds or () if seed not in seeds]
+    return [
+        (name, seed)
+        for seed in dict.fromkeys([*extra, *seeds])
+        for name, arm in arms.items()
+        if seed in (arm.seeds or seeds)
+    ]
+
+
+def _name(index: int, arm: str, seed: int) -> str:
+    return f"{index:02d}-{arm}-seed{seed}"
+
+
+def _needs(arm: str, seed: int, run: dict[str, Any], places: list[tuple[str, int]]) -> dict[str, str]:
+    """By needed arm the name of its cell: the one of the same seed, or its only one."""
+    found = {}
+    for other in needed_arms(run):
+        seeds = [theirs for name, theirs in places if name == other]
+        if seed not in seeds and len(seeds) > 1:
+            raise ValueError(
+                f"Plan.arms.{other}.seeds must be one, or all that {arm} has, which uses it; got {seeds} without "
+                f"{seed}. Add it."
+            )
+        place = (other, seed if seed in seeds else seeds[0])
+        found[other] = _name(places.index(place), *place)
+    return found
+
+
+def _arm(plan: Plan, at: Scale, name: str) -> Arm:
+    """An arm at a scale; its settings lie on top of those of all runs."""
+    settings = merge(plan.arm_overrides[name], at.arms.get(name, {}))
+    arm = Arm.of(settings, f"arm {name} of study {plan.name}")
+    base = arm.base or at.base or plan.base
+    size = arm.size or (at.size or plan.size if arm.base is None or arm.base in BARE_METHODS else None)
+    return Arm(
+        base=base,
+        size=size,
+        duration=arm.duration or at.duration or plan.duration,
+        seeds=arm.seeds,
+        overrides=merge(merge(plan.overrides, at.overrides), arm.overrides),
+    )
+
+
+def _base(arm: Arm, data: str | None) -> dict[str, Any]:
+    """The values of the recipe of an arm, at its length."""
+    assert arm.base is not None
+    if arm.base == "dvae" or arm.base in {recipe.name for recipe in TOKENIZER_RECIPES}:
+        length = {} if arm.duration is None else to_dict(arm.duration)
+        tokenizer, num_images = prepare_tokenizer(arm.base, data=data, size=arm.size, **length)
+        return to_dict(fitted(tokenizer.config, num_images or 0))
+    config = prepare(arm.base, data=data, size=arm.size).config
+    return to_dict(config if arm.duration is None else with_duration(config, arm.duration))
+
+
+def _run(plan: Plan, name: str, arm: Arm, data: str | None) -> dict[str, Any]:
     """The values of an arm's runs; a wrong key is told in the name of that arm."""
-    run = from_dict(Pretrain, merge(base, overrides), f"arm {arm} of study {plan.name}")
+    run = from_dict(Pretrain, merge(_base(arm, data), arm.overrides), f"arm {name} of study {plan.name}")
     if not run.data.source:
-        raise ValueError(f"Study.inputs must name the images of {plan.base}; got none. Add --data SRC.")
+        raise ValueError(f"Study.inputs must name the images of {arm.base}; got none. Add --data SRC.")
     return to_dict(run)
 
 
@@ -211,84 +299,22 @@ def _evaluation(plan: Plan, name: str, settings: dict[str, Any], seed: int, cont
     return from_dict(Evaluate, values, f"evaluation {name} of study {plan.name}")
 
 
-def _owners(runs: dict[str, dict[str, Any]], reference: str) -> dict[str, str]:
-    """For each arm the first one with the same encoder, the reference being the first of all."""
-    owners: dict[str, str] = {}
-    encoders = {arm: values["method"].get("encoder") for arm, values in runs.items()}
+def _owners(runs: dict[str, dict[str, Any]], plan: Plan) -> dict[str, dict[str, str]]:
+    """By baseline, for each arm the first one for which it is the same, the reference being the first of all."""
+    reference = plan.compare.reference
     first = [reference, *(arm for arm in runs if arm != reference)]
-    for arm in runs:
-        owners[arm] = next(other for other in first if encoders[other] == encoders[arm])
-    return owners
-
-
-def _check_known(option: str, names: Collection[str], known: Collection[str]) -> None:
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            raise ValueError(
-                f"Study.{option} must be of {', '.join(known) or 'nothing: the plan has none'}; got {name}."
-                + (f" Did you mean {close[0]}?" if close else "")
-            )
-
-
-def _check_inputs(plan: Plan, evaluations: dict[str, Any], arms: dict[str, Any], inputs: Mapping[str, str]) -> None:
-    """See that the inputs are known, and that they are enough for the arms and for an evaluation.
-
-    Raises:
-        ValueError: naming the option that gives each missing input, or the inputs that there are.
-    """
-    everywhere: list[Any] = [plan.overrides, plan.arm_overrides, plan.evaluations]
-    everywhere += [[scale.overrides, scale.evaluations] for scale in plan.scales.values()]
-    known = {"data": True} | _placeholders(everywhere)
-    _check_known("inputs", inputs, known)
-    whom = {"the arms": _missing(arms, inputs)}
-    if all(_missing(settings, inputs) for settings in evaluations.values()):
-        whom |= {f"evaluation {name}": _missing(settings, inputs) for name, settings in evaluations.items()}
-    needed = dict.fromkeys(name for missing in whom.values() for name in missing)
-    problems = [
-        f"Study.inputs must name {name}, for {', '.join(who for who in whom if name in whom[who])}; got none. "
-        f"Add {_option(name)}."
-        for name in needed
-    ]
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def _missing(tree: Any, inputs: Mapping[str, str]) -> tuple[str, ...]:
-    """The names in braces that must be given and are not."""
-    return tuple(name for name, needed in _placeholders(tree).items() if needed and name not in inputs)
-
-
-def _option(name: str) -> str:
-    """What gives an input."""
-    return "--data SRC" if name == "data" else f"--input {name}=SRC"
-
-
-def _placeholders(tree: Any) -> dict[str, bool]:
-    """The names in braces, in order, and whether they must be given: somewhere they have no default."""
-    needed: dict[str, bool] = {}
-    for match in _found(tree):
-        needed[match["name"]] = needed.get(match["name"], False) or match["default"] is None
-    return needed
-
-
-def _found(tree: Any) -> Iterator[re.Match[str]]:
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    if isinstance(tree, list | tuple):
-        for item in tree:
-            yield from _found(item)
-    elif isinstance(tree, str) and (match := PLACEHOLDER.fullmatch(tree)):
-        yield match
-
-
-def _fill(tree: Any, inputs: Mapping[str, str]) -> Any:
-    if isinstance(tree, dict):
-        return {key: _fill(value, inputs) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_fill(item, inputs) for item in tree]
-    match = PLACEHOLDER.fullmatch(tree) if isinstance(tree, str) else None
-    return tree if match is None else inputs.get(match["name"], match["default"] or None)
+    encoders = {arm: values["method"]["encoder"] for arm, values in runs.items()}
+    pixels = ("image_size", "patch_size", "in_chans", "heads")  # what a score of raw pixels takes from an encoder
+    looks = {
+        "untrained": encoders,
+        "pixels": {arm: {key: encoder[key] for key in pixels} for arm, encoder in encoders.items()},
+    }
+    return {
+        baseline: {
+            arm: next(other for other in first if looks[baseline][other] == looks[baseline][arm]) for arm in runs
+        }
+        for baseline in plan.baselines
+    }
 
 
 def _without_seed(run: dict[str, Any]) -> dict[str, Any]:

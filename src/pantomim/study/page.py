@@ -9,21 +9,19 @@ import yaml
 from pantomim.files import replace_file
 from pantomim.report.folder import read_run
 from pantomim.report.page import duration, length
-from pantomim.report.pictures import Triplet, triplets
+from pantomim.report.pictures import Triplet, png, triplets
 from pantomim.report.template import fill_template
+from pantomim.study.analyses import read_without_regressor
 from pantomim.study.cells import Study
+from pantomim.study.columns import heading, is_share, parts, show, show_difference
+from pantomim.study.plan import Overrides, merge
 from pantomim.study.run import cell_folder
-from pantomim.study.table import (
-    Spread,
-    Table,
-    findings,
-    heading,
-    make_table,
-    show,
-    show_difference,
-)
+from pantomim.study.spread import Spread
+from pantomim.study.table import Table, contrast_findings, findings, make_table
 
 COST_HEADINGS = ("", "ms a step", "against the reference", "images/s", "pre-training", "evaluations")
+GROUP_HEADINGS = ("", "arms", "mean", "largest − smallest", "deviation", "variance")
+HELPER_HEADINGS = ("", "trains", "used by", "at its end", "ms a step", "pre-training")
 MASK_HEADINGS = ("", "hidden (%)", "visible clusters", "visible neighbours", "hidden to nearest visible")
 
 
@@ -40,6 +38,21 @@ class Pictures:
     seed: int
     arms: dict[str, list[Triplet]]
     captions: list[str]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What decoders make of images without the regressor.
+
+    Args:
+        items: Names of the images.
+        rows: Title, text and pictures as data URIs: the images, what is known of them, then the arms.
+        caption: What one must know to read them.
+    """
+
+    items: tuple[str, ...]
+    rows: list[tuple[str, str, list[str]]]
+    caption: str
 
 
 def write_tables(study: Study, out: Path) -> list[Path]:
@@ -63,8 +76,17 @@ def markdown(study: Study, table: Table) -> str:
     lines += [*_markdown_table(headings, score_rows(table)), "", reading(table), ""]
     lines += [f"Differences to {table.reference}, seed by seed:", ""]
     lines += [*_markdown_table(headings, difference_rows(table)), ""]
-    lines += [*(f"- {sentence}" for sentence in findings(table)), "", "Cost:", ""]
-    lines += [*_markdown_table(COST_HEADINGS, cost_rows(table)), ""]
+    lines += [*(f"- {sentence}" for sentence in findings(table)), ""]
+    if table.contrasts:
+        lines += ["One arm against another, seed by seed:", ""]
+        lines += [*_markdown_table(headings, contrast_rows(table)), ""]
+        lines += [*(f"- {sentence}" for sentence in contrast_findings(table)), ""]
+    for column, rows in group_tables(table):
+        lines += [f"Spread among the arms of a group, {column}:", "", *_markdown_table(GROUP_HEADINGS, rows), ""]
+    lines += ["Cost:", "", *_markdown_table(COST_HEADINGS, cost_rows(table)), ""]
+    if table.helpers:
+        lines += ["Trained for others, and not evaluated:", ""]
+        lines += [*_markdown_table(HELPER_HEADINGS, helper_rows(table)), ""]
     if hidden := mask_rows(table):
         lines += ["What is hidden, on average over masks (lengths in patches):", ""]
         lines += [*_markdown_table(MASK_HEADINGS, hidden), ""]
@@ -87,6 +109,13 @@ def html(study: Study, table: Table, out: Path) -> str:
         reading=reading(table),
         differences=difference_rows(table),
         findings=findings(table),
+        contrasts=contrast_rows(table),
+        contrast_findings=contrast_findings(table),
+        groups=group_tables(table),
+        group_headings=GROUP_HEADINGS,
+        helper_headings=HELPER_HEADINGS,
+        helpers=helper_rows(table),
+        aligned=aligned_pictures(study, out),
         cost_headings=COST_HEADINGS,
         costs=cost_rows(table),
         mask_headings=MASK_HEADINGS,
@@ -95,7 +124,7 @@ def html(study: Study, table: Table, out: Path) -> str:
         cell_headings=cell_headings(study),
         cells=cell_rows(study, table),
         facts=facts(study, table),
-        arms=[(arm, _yaml(overrides)) for arm, overrides in study.plan.arm_overrides.items()],
+        arms=[(arm, _yaml(settings)) for arm, settings in arm_settings(study).items()],
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=next(
             (found["packages"].get("pantomim", "") for found in table.environments if "packages" in found), ""
@@ -118,6 +147,9 @@ def notes(table: Table) -> list[str]:
             named = ", ".join(cell.name + (f" ({cell.error})" if cell.error else "") for cell in cells)
             word = {"failed": "failed", "begun": "begun, not finished", "not begun": "not begun"}[state]
             found.append(f"{len(cells)} of {len(table.cells)} cells {word}: {named}.")
+    for name in dict.fromkeys(name for cell in table.cells for name in cell.lacks):
+        waiting = [cell.name for cell in table.cells if name in cell.lacks]
+        found.append(f"{name} failed, and its run is needed by {', '.join(waiting)}.")
     found += table.warnings
     if table.without:
         found.append(f"Left out on purpose: {', '.join(table.without)}.")
@@ -137,14 +169,20 @@ def reading(table: Table) -> str:
 
 def score_rows(table: Table) -> list[list[str]]:
     """Name and scores of every row."""
-    planned = len(table.seeds)
-    return [[row.name, *(show(row.scores[metric], metric, planned) for metric in table.metrics)] for row in table.rows]
+    return [
+        [row.name, *(show(row.scores[metric], metric, row.planned) for metric in table.metrics)] for row in table.rows
+    ]
 
 
 def best_arms(table: Table) -> list[tuple[int, int]]:
-    """The places of the best means among the arms, as (row, column); headings do not count, names do."""
+    """The places of the best means among the arms, as (row, column); headings do not count, names do.
+
+    Only of scores: of losses, differences and the like no end is the best.
+    """
     places = []
     for column, metric in enumerate(table.metrics, 1):
+        if not is_share(metric) or len(parts(metric)) > 1:
+            continue
         means = {
             index: spread.mean
             for index, row in enumerate(table.rows)
@@ -161,6 +199,55 @@ def difference_rows(table: Table) -> list[list[str]]:
         [row.name, *(show_difference(row.differences.get(metric), metric) for metric in table.metrics)]
         for row in table.rows
         if row.baseline or row.arm != table.reference
+    ]
+
+
+def contrast_rows(table: Table) -> list[list[str]]:
+    """Name and differences of every contrast."""
+    return [
+        [
+            contrast.name.replace(" - ", " − "),
+            *(show_difference(contrast.differences[metric], metric) for metric in table.metrics),
+        ]
+        for contrast in table.contrasts
+    ]
+
+
+def group_tables(table: Table) -> list[tuple[str, list[list[str]]]]:
+    """For every column, in words, how far the arms of each group differ; none without groups."""
+    found = []
+    for metric in table.metrics if table.groups else ():
+        scale = 100.0 if is_share(metric) else 1.0
+        rows = []
+        for group in table.groups:
+            among = group.columns[metric]
+            row = [group.name, ", ".join(group.arms)]
+            if among is None:
+                rows.append([*row, "–", "–", "–", "–"])
+                continue
+            digits = ".1f" if is_share(metric) else ".3g"
+            row += [_plain(spread, scale, digits) for spread in (among.mean, among.range)]
+            digits = ".2f" if is_share(metric) else ".3g"
+            rows.append([*row, _plain(among.deviation, scale, digits), _plain(among.variance, scale**2, digits)])
+        found.append((heading(metric), rows))
+    return found
+
+
+def helper_rows(table: Table) -> list[list[str]]:
+    """What the arms that are not evaluated are for, and what they came to."""
+    return [
+        [
+            helper.name,
+            helper.method,
+            ", ".join(helper.users) or "–",
+            ", ".join(
+                f"{name.replace('_', ' ')} {_plain(spread, 1.0, '.4g')}" for name, spread in helper.logged.items()
+            )
+            or "–",
+            _plain(helper.costs["s_per_step"], 1000.0, ".1f"),
+            _time(helper.costs["pretrain_s"]),
+        ]
+        for helper in table.helpers
     ]
 
 
@@ -183,7 +270,7 @@ def cost_rows(table: Table) -> list[list[str]]:
 
 def cell_headings(study: Study) -> list[str]:
     """Of the list of cells: what each evaluation took has a column of its own."""
-    return ["", "state", "ms a step", "pre-training (s)", *(f"{name} (s)" for name in study.cells[0].evaluations)]
+    return ["", "state", "ms a step", "pre-training (s)", *(f"{name} (s)" for name in study.evaluations)]
 
 
 def cell_rows(study: Study, table: Table) -> list[list[str]]:
@@ -194,7 +281,7 @@ def cell_rows(study: Study, table: Table) -> list[list[str]]:
             cell.state,
             _number(cell.s_per_step, 1000.0),
             _number(cell.pretrain_s),
-            *(_number(cell.evaluate_s.get(name)) for name in study.cells[0].evaluations),
+            *(_number(cell.evaluate_s.get(name)) for name in study.evaluations),
         ]
         for cell in table.cells
     ]
@@ -217,18 +304,20 @@ def mask_rows(table: Table) -> list[list[str]]:
 
 def facts(study: Study, table: Table) -> list[tuple[str, str]]:
     """What was run, by name."""
-    run = study.cells[0].run
+    runs = {cell.arm: cell.run for cell in study.cells}
+    lengths = {
+        arm: f"{length({'steps': run.duration.steps, 'epochs': run.duration.epochs})} of {run.batch_size} images"
+        for arm, run in runs.items()
+    }
     found = [
-        ("Recipe", table.base),
+        ("Recipe", _by_arm({arm: run.recipe for arm, run in runs.items()})),
         *((f"Input {name}", value) for name, value in table.inputs.items()),
-        (
-            "Length",
-            f"{length({'steps': run.duration.steps, 'epochs': run.duration.epochs})} of {run.batch_size} images",
-        ),
+        ("Length", _by_arm(lengths)),
         ("Arms", ", ".join(study.arms)),
         ("Seeds", ", ".join(map(str, table.seeds))),
     ]
-    for name, config in study.cells[0].evaluations.items():
+    evaluations = {name: config for cell in study.cells for name, config in cell.evaluations.items()}
+    for name, config in evaluations.items():
         limits = [
             f"{config.images:,} images to learn from" if config.images else "all images to learn from",
             f"{config.test_images:,} test images" if config.test_images else "all test images",
@@ -260,6 +349,40 @@ def arm_pictures(study: Study, out: Path) -> Pictures | None:
     agreed = len(set(captions.values())) == 1
     told = list(captions.values())[:1] if agreed else [f"{arm}: {caption}" for arm, caption in captions.items()]
     return Pictures(study.seeds[0], arms, told)
+
+
+def aligned_pictures(study: Study, out: Path) -> Aligned | None:
+    """What the decoders of CAE's arms make of the same images without the regressor; None if no arm has pictures."""
+    found = [
+        (cell, pictures)
+        for cell in study.cells
+        if cell.pictures and (pictures := read_without_regressor(cell_folder(cell, out))) is not None
+    ]
+    if not found:
+        return None
+    first = found[0][1]
+    rows = [("original", "", [png(picture) for picture in first.original])]
+    known: dict[str, list[str]] = {}
+    for _, pictures in found:
+        for title, shown in pictures.references.items():
+            known.setdefault(title, [png(picture) for picture in shown])
+    rows += [(title, "", shown) for title, shown in known.items()]
+    rows += [(cell.arm, pictures.text, [png(picture) for picture in pictures.shown]) for cell, pictures in found]
+    return Aligned(first.items, rows, first.caption)
+
+
+def arm_settings(study: Study) -> dict[str, Overrides]:
+    """What each arm changes, at the scale of the study."""
+    at = study.plan.scales[study.scale].arms if study.scale else {}
+    return {arm: merge(settings, at.get(arm, {})) for arm, settings in study.plan.arm_overrides.items()}
+
+
+def _by_arm(texts: dict[str, str]) -> str:
+    """One text where all arms agree, else each with its arms."""
+    different = list(dict.fromkeys(texts.values()))
+    if len(different) == 1:
+        return different[0]
+    return "; ".join(f"{', '.join(arm for arm in texts if texts[arm] == text)}: {text}" for text in different)
 
 
 def _markdown_table(headings: tuple[str, ...] | list[str], rows: list[list[str]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import os
 import time
 import traceback
@@ -15,19 +16,23 @@ import yaml
 from filelock import FileLock, Timeout
 
 from pantomim.analysis.masks import visible_statistics
-from pantomim.analysis.reconstructions import write_reconstructions
-from pantomim.config import leaves
+from pantomim.config import Pretrain, from_dict, leaves, to_dict, to_yaml
 from pantomim.engine.folder import FREE, Finished, RunInUseError
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.stops import Interrupted
+from pantomim.engine.untrained import write_untrained
 from pantomim.evaluate.memo import Memo
 from pantomim.evaluate.protocols import evaluate_to_file
 from pantomim.files import replace_file
+from pantomim.study.analyses import FILES, analyse, write_pictures
 from pantomim.study.cells import Cell, Study
+from pantomim.study.needs import moved, with_runs
+from pantomim.study.plan import Analysis
 
 State = Literal["finished", "failed", "begun", "not begun"]
 Say = Callable[[str], None]
 NUM_MASKS = 512  # drawn to describe what an arm hides
+POLL_S = 2.0  # between two looks at what another process does
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,10 @@ def run_study(
         minutes: Begin no further cell after so many.
         say: Is told what happens.
 
-    Returns: the cells that failed now; the reason is in their records.
+    A cell that uses other cells' runs begins once these are there; while another process carries them out, it waits.
+
+    Returns: the cells that failed now, with the reason in their records, and those that could not begin for want of
+        another's run.
 
     Raises:
         ValueError: if there is no such cell, or the folder holds something else, or the study with other settings.
@@ -91,23 +99,68 @@ def run_study(
             f"A study must run in one process; got {os.environ['WORLD_SIZE']}. Start one process a cell, with --index."
         )
     take_folder(study, out)
-    begin, failed = time.monotonic(), []
-    for cell in study.cells if index is None else [study.cells[index]]:
-        if is_finished(cell, out):
-            say(f"{cell.name}: finished before.")
-            continue
-        if minutes is not None and time.monotonic() - begin >= 60 * minutes:
-            say(f"{minutes:g} minutes are over: no further cell is begun. The same command goes on.")
-            break
-        try:
-            record = run_cell(cell, out, say)
-        except CellInUseError:
-            say(f"{cell.name}: another process works on it.")
-            continue
-        if record.state == "failed":
-            failed.append(cell)
-            say(f"{cell.name}: failed. {record.error}")
-    return failed
+    return _Turns(study, out, minutes, say).take([*study.cells] if index is None else [study.cells[index]])
+
+
+class _Turns:
+    """Which cell is next: the first one that is not finished, in no other process's hands, and lacks no other's run."""
+
+    def __init__(self, study: Study, out: Path, minutes: float | None, say: Say) -> None:
+        self.out, self.say = out, say
+        self.cells = {cell.name: cell for cell in study.cells}
+        self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        self.over = "" if minutes is None else f"{minutes:g} minutes are over: no further cell is begun. "
+        self.told: set[str] = set()
+
+    def take(self, todo: list[Cell]) -> list[Cell]:
+        """Carry out these cells; returns those that failed, and those for which what they need will not be there."""
+        lost: list[Cell] = []
+        while todo:
+            cell = self._next(todo, lost)
+            if todo and time.monotonic() >= self.end:
+                self.say(f"{self.over}The same command goes on.")
+                break
+            if cell is None:
+                time.sleep(POLL_S if todo else 0.0)
+                continue
+            try:
+                record = run_cell(cell, self.out, self.say)
+            except CellInUseError:
+                self._leave_to_another(cell, todo)
+                continue
+            todo.remove(cell)
+            if record.state == "failed":
+                lost.append(cell)
+                self.say(f"{cell.name}: failed. {record.error}")
+        return lost
+
+    def _next(self, todo: list[Cell], lost: list[Cell]) -> Cell | None:
+        """The next cell; None if another process carries out what all that are left need, or none is left."""
+        for cell in list(todo):
+            if is_finished(cell, self.out):
+                self.say(f"{cell.name}: finished before.")
+                todo.remove(cell)
+                continue
+            lacking = [need for name in cell.needs.values() if not has_run(need := self.cells[name], self.out)]
+            never = [need for need in lacking if need not in todo and not in_use(need, self.out)]
+            if never:
+                words = ", ".join(f"{need.name} ({state(need, self.out)})" for need in never)
+                self.say(f"{cell.name}: not begun, for it needs the run of {words}.")
+                todo.remove(cell)
+                lost.append(cell)
+            elif not lacking and not (cell.name in self.told and in_use(cell, self.out)):
+                return cell
+        return None
+
+    def _leave_to_another(self, cell: Cell, todo: list[Cell]) -> None:
+        """Forget a cell that another process works on, unless others wait for it; should that one stop, it is ours."""
+        if cell.name in self.told:
+            time.sleep(POLL_S)
+        else:
+            self.say(f"{cell.name}: another process works on it.")
+        self.told.add(cell.name)
+        if not any(cell.name in other.needs.values() for other in todo):
+            todo.remove(cell)
 
 
 def run_cell(cell: Cell, out: Path, say: Say = lambda text: None) -> Record:
@@ -117,7 +170,7 @@ def run_cell(cell: Cell, out: Path, say: Say = lambda text: None) -> Record:
         CellInUseError: if another process works on it.
         Interrupted: after SIGINT or SIGTERM while training.
     """
-    lock = FileLock(out / "cells" / f".{cell.name}.lock", timeout=0)
+    lock = _lock(cell, out)
     try:
         lock.acquire()
     except Timeout:
@@ -184,10 +237,27 @@ def check_folder(study: Study, out: Path) -> None:
 
 def is_finished(cell: Cell, out: Path) -> bool:
     """Whether run and all evaluations are there."""
-    record, run = read_record(cell, out), cell_folder(cell, out)
+    record = read_record(cell, out)
     if record is None or record.state != "finished":
         return False
-    return (run / "finished.json").is_file() and all(path.is_file() for path in result_paths(cell, out).values())
+    wanted = [*result_paths(cell, out).values(), *analysis_paths(cell, out).values()]
+    return has_run(cell, out) and all(path.is_file() for path in wanted)
+
+
+def has_run(cell: Cell, out: Path) -> bool:
+    """Whether its run is complete, so that others can use it."""
+    return (cell_folder(cell, out) / "finished.json").is_file()
+
+
+def in_use(cell: Cell, out: Path) -> bool:
+    """Whether a process works on it."""
+    lock = _lock(cell, out)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def state(cell: Cell, out: Path) -> State:
@@ -218,6 +288,15 @@ def result_paths(cell: Cell, out: Path) -> dict[str, Path]:
     return {name: cell_folder(cell, out) / "eval" / f"{name}.json" for name in cell.evaluations}
 
 
+def analysis_paths(cell: Cell, out: Path) -> dict[Analysis, Path]:
+    """Where the results of its analyses are, by name."""
+    return {name: cell_folder(cell, out) / "analysis" / FILES[name] for name in cell.analyses}
+
+
+def _lock(cell: Cell, out: Path) -> FileLock:
+    return FileLock(out / "cells" / f".{cell.name}.lock", timeout=0)
+
+
 def _record_path(cell: Cell, out: Path) -> Path:
     return out / "cells" / f"{cell.name}.json"
 
@@ -228,9 +307,9 @@ def _traceback_path(cell: Cell, out: Path) -> Path:
 
 def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
     run = cell_folder(cell, out)
-    if not (run / "finished.json").is_file():
+    if not has_run(cell, out):
         say(f"{cell.name}: pre-training.")
-    finished = pretrain(cell.run, run)
+    finished = _train(cell, out)
     evaluate_s = {}
     memo = Memo()
     for name, path in result_paths(cell, out).items():
@@ -241,14 +320,33 @@ def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
             config = replace(cell.evaluations[name], encoder=str(run), out=path)
             result = evaluate_to_file(config, memo)[1]
         evaluate_s[name] = float(result["wall_s"])
-    if cell.pictures and cell.run.method.kind == "mae":
-        write_reconstructions(run, count=cell.pictures)
-    elif cell.pictures:
-        say(f"{cell.name}: no pictures, which are made of MAE's runs only.")
+    for name, path in analysis_paths(cell, out).items():
+        if not path.is_file():
+            say(f"{cell.name}: analysis {name}.")
+            analyse(name, run, path)
+    if cell.pictures:
+        try:
+            write_pictures(cell.run.method.kind, run, cell.pictures)
+        except ValueError as error:  # tokens that nobody can decode, say; the numbers are worth having
+            say(f"{cell.name}: no pictures. {error}")
     record = _record(cell, finished, evaluate_s)
     spent = f"{finished.wall_s:,.0f} s of pre-training, {sum(evaluate_s.values()):,.0f} s of evaluation"
     say(f"{cell.name}: finished, {spent}.")
     return record
+
+
+def _train(cell: Cell, out: Path) -> Finished:
+    """Its run, with the folders of the runs that it uses; these may have moved with the study since it began."""
+    run, folders = cell_folder(cell, out), {arm: out / "cells" / name for arm, name in cell.needs.items()}
+    planned = to_dict(cell.run)
+    config = from_dict(Pretrain, with_runs(planned, folders), f"{cell.name}")
+    if cell.needs and (run / "config.yaml").is_file():
+        written = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        if (put_right := moved(written, planned, folders)) != written:
+            replace_file(run / "config.yaml", to_yaml(from_dict(Pretrain, put_right, str(run))).encode())
+    if cell.run.duration.steps == 0:
+        return write_untrained(config, run)
+    return pretrain(config, run)
 
 
 def _record(cell: Cell, finished: Finished, evaluate_s: dict[str, float]) -> Record:
@@ -267,10 +365,10 @@ def _record(cell: Cell, finished: Finished, evaluate_s: dict[str, float]) -> Rec
 def _describe_masks(cell: Cell) -> dict[str, float] | None:
     """What the masker leaves visible; None where the method has none."""
     method = cell.run.method
-    masker = getattr(method, "masker", None)
-    if method.kind == "dvae" or masker is None:
+    masker, encoder = getattr(method, "masker", None), getattr(method, "encoder", None)
+    if masker is None or encoder is None:
         return None
-    grid = method.encoder.grid
+    grid = encoder.grid
     masked = masker(NUM_MASKS, grid, torch.Generator().manual_seed(cell.seed)).masked
     found = visible_statistics(~masked.view(NUM_MASKS, *grid).numpy())
     return {

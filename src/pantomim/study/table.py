@@ -3,58 +3,24 @@
 import json
 import math
 import statistics
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy.special import stdtrit
-
+from pantomim.engine.record import read_metrics
 from pantomim.report.folder import RunFolder, read_run
-from pantomim.report.scores import SHARE, label, leaves
+from pantomim.report.scores import leaves
+from pantomim.study.analyses import read_numbers
 from pantomim.study.cells import Cell, Study
-from pantomim.study.run import Record, State, cell_folder, read_record, result_paths, state
+from pantomim.study.columns import heading, parts, show_difference
+from pantomim.study.plan import LOG, MINUS
+from pantomim.study.run import Record, State, analysis_paths, cell_folder, has_run, read_record, result_paths, state
+from pantomim.study.spread import AmongArms, Spread, difference
 
 BASELINES = {"untrained": "untrained twin", "pixels": "raw pixels"}
 COSTS = ("s_per_step", "images_per_s", "pretrain_s", "evaluate_s")
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A number at several seeds.
-
-    Args:
-        by_seed: Its values.
-        mean: Their mean.
-        deviation: Their standard deviation (n - 1); None for a single one.
-    """
-
-    by_seed: dict[int, float]
-    mean: float
-    deviation: float | None
-
-    @classmethod
-    def of(cls, by_seed: Mapping[int, float]) -> "Spread | None":
-        """Of these values; None if there are none."""
-        if not by_seed:
-            return None
-        values = list(by_seed.values())
-        return cls(dict(by_seed), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-    @property
-    def half_width(self) -> float | None:
-        """Half of the 95 % interval of the mean by Student's t; None for a single value."""
-        n = len(self.by_seed)
-        if self.deviation is None:
-            return None
-        return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * self.deviation / math.sqrt(n)
-
-    @property
-    def side(self) -> int:
-        """1 or -1 if the 95 % interval of the mean lies above or below zero, else 0."""
-        half = self.half_width
-        return 0 if half is None or abs(self.mean) <= half else (1 if self.mean > 0 else -1)
+OF_THE_ENGINE = ("step", "lr", "images_per_s", "data_wait_s", "grad_norm", "memory_gib", "time_s")
+Results = dict[int, dict[str, dict[str, Any]]]  # by cell, evaluation and contender
 
 
 @dataclass(frozen=True)
@@ -69,6 +35,7 @@ class Row:
         differences: To the reference, over the seeds that both have; none in the row of the reference itself.
         costs: By name (`COSTS`); none of a baseline.
         masks: What the masker leaves visible, if it was looked at.
+        planned: How many seeds it is to have.
     """
 
     name: str
@@ -78,6 +45,54 @@ class Row:
     differences: dict[str, Spread | None]
     costs: dict[str, Spread | None]
     masks: dict[str, float] | None = None
+    planned: int = 0
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One arm against another.
+
+    Args:
+        name: "ARM - ARM".
+        differences: By column, over the seeds that both have.
+    """
+
+    name: str
+    differences: dict[str, Spread | None]
+
+
+@dataclass(frozen=True)
+class Group:
+    """How far the arms of a group differ.
+
+    Args:
+        name: Of the group.
+        arms: In it.
+        columns: By column.
+    """
+
+    name: str
+    arms: tuple[str, ...]
+    columns: dict[str, AmongArms | None]
+
+
+@dataclass(frozen=True)
+class Helper:
+    """An arm that is there for others and not evaluated.
+
+    Args:
+        name: The arm.
+        method: What it trains.
+        users: The arms that use its runs.
+        logged: What its runs logged at their end.
+        costs: As those of a row.
+    """
+
+    name: str
+    method: str
+    users: tuple[str, ...]
+    logged: dict[str, Spread | None]
+    costs: dict[str, Spread | None]
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,7 @@ class CellRow:
         s_per_step: As in `Record`; None before its end.
         pretrain_s: The same.
         evaluate_s: Time of each evaluation that is in its record, by name.
+        lacks: Cells that failed and whose runs it needs.
     """
 
     index: int
@@ -105,6 +121,7 @@ class CellRow:
     s_per_step: float | None
     pretrain_s: float | None
     evaluate_s: dict[str, float]
+    lacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,6 +136,9 @@ class Table:
         reference: The arm from which differences are taken.
         metrics: The columns.
         rows: Arms in the order of the plan, then baselines.
+        contrasts: Further differences between arms.
+        groups: How far the arms of each group differ.
+        helpers: The arms that are not evaluated.
         cells: Every cell.
         seeds: Those that were planned.
         inputs: What was trained and evaluated on.
@@ -135,6 +155,9 @@ class Table:
     reference: str
     metrics: tuple[str, ...]
     rows: list[Row]
+    contrasts: list[Contrast]
+    groups: list[Group]
+    helpers: list[Helper]
     cells: list[CellRow]
     seeds: tuple[int, ...]
     inputs: dict[str, str]
@@ -166,29 +189,40 @@ def make_table(study: Study, out: Path) -> Table:
     }
     results = {cell.index: _read_results(cell, out) for cell in study.cells}
     records = {cell.index: read_record(cell, out) for cell in study.cells}
-    reference = _scores(study, study.plan.compare.reference, "trained", results)
+    scores = {arm: _scores(study, arm, "trained", results) for arm in study.arms}
+    reference = scores[study.plan.compare.reference]
     rows = []
     for arm in study.arms:
-        scores = _scores(study, arm, "trained", results)
-        differences = {} if arm == study.plan.compare.reference else _differences(scores, reference)
-        mine = [record for cell in study.cells if cell.arm == arm and (record := records[cell.index])]
+        differences = {} if arm == study.plan.compare.reference else _differences(scores[arm], reference)
+        mine = [record for cell in study.of(arm) if (record := records[cell.index])]
         masks = next((record.masks for record in mine if record.masks), None)
-        rows.append(Row(arm, arm, False, scores, differences, _costs(study, arm, records), masks))
-    owners = list(dict.fromkeys(study.owners.values()))
+        costs, planned = _costs(study, arm, records), len(study.of(arm))
+        rows.append(Row(arm, arm, False, scores[arm], differences, costs, masks, planned))
     for baseline in study.plan.baselines:
+        owners = list(dict.fromkeys(study.owners[baseline].values()))
         for arm in owners:
             name = BASELINES[baseline] + (f" of {arm}" if len(owners) > 1 else "")
-            scores = _scores(study, arm, baseline, results)
-            rows.append(Row(name, arm, True, scores, _differences(scores, reference), {}))
-    cells = [_cell_row(cell, records[cell.index], state(cell, out)) for cell in study.cells]
+            found = _scores(study, arm, baseline, results)
+            rows.append(Row(name, arm, True, found, _differences(found, reference), {}, None, len(study.of(arm))))
+    pairs = [pair.split(MINUS) for pair in study.plan.compare.contrasts]
+    states = {cell.name: state(cell, out) for cell in study.cells}
+    cells = [_cell_row(cell, records[cell.index], states) for cell in study.cells]
     return Table(
         study=study.plan.name,
         summary=" ".join(study.plan.summary.split()),
-        base=study.cells[0].run.recipe,
+        base=", ".join(dict.fromkeys(cell.run.recipe for cell in study.cells if cell.arm in study.arms)),
         scale=study.scale,
         reference=study.plan.compare.reference,
         metrics=study.metrics,
         rows=rows,
+        contrasts=[
+            Contrast(f"{first}{MINUS}{second}", _differences(scores[first], scores[second])) for first, second in pairs
+        ],
+        groups=[
+            Group(name, arms, {column: AmongArms.of([scores[arm][column] for arm in arms]) for column in study.metrics})
+            for name, arms in study.plan.compare.groups.items()
+        ],
+        helpers=[_helper(study, arm, results, records) for arm in study.helpers],
         cells=cells,
         seeds=study.seeds,
         inputs=study.inputs,
@@ -197,11 +231,6 @@ def make_table(study: Study, out: Path) -> Table:
         command=study.command(out),
         environments=_environments(list(runs.values())),
     )
-
-
-def is_share(metric: str) -> bool:
-    """Whether a column is shown in percent."""
-    return any(SHARE.fullmatch(part) for part in metric.split(".")[1:])
 
 
 def findings(table: Table) -> list[str]:
@@ -239,68 +268,71 @@ def findings(table: Table) -> list[str]:
     return [*sentences, note] if everywhere else sentences
 
 
-def heading(metric: str) -> str:
-    """A column in words."""
-    evaluation, _, number = metric.partition(".")
-    return f"{evaluation}, {label(number)}" + (" (%)" if is_share(metric) else "")
+def contrast_findings(table: Table) -> list[str]:
+    """What the contrasts show, a sentence each."""
+    sentences = []
+    for contrast in table.contrasts:
+        first, second = contrast.name.split(MINUS)
+        told: dict[int, list[str]] = {1: [], -1: [], 0: []}
+        for column, found in contrast.differences.items():
+            if found is not None and found.deviation is not None:
+                told[found.side].append(f"{heading(column)} ({show_difference(found, column)})")
+        words = ((1, "above in"), (-1, "below in"), (0, "not told apart from chance in"))
+        parted = [f"{word} {'; '.join(told[side])}" for side, word in words if told[side]]
+        if parted:
+            sentences.append(f"{first}, against {second}: {'. It is '.join(parted)}.")
+    return sentences
 
 
-def show(spread: Spread | None, metric: str, planned: int) -> str:
-    """Mean and deviation; the number of seeds where it is not the planned one."""
-    if spread is None:
-        return "–"
-    scale, digits = (100.0, ".1f") if is_share(metric) else (1.0, ".4g")
-    text = f"{scale * spread.mean:{digits}}"
-    if spread.deviation is not None:
-        text += f" ± {scale * spread.deviation:{digits}}"
-    n = len(spread.by_seed)
-    return text if n == planned else f"{text} (n = {n})"
-
-
-def show_difference(difference: Spread | None, metric: str) -> str:
-    """The same of a difference, with its sign."""
-    if difference is None:
-        return "–"
-    scale, digits = (100.0, ".1f") if is_share(metric) else (1.0, ".3g")
-    text = f"{scale * difference.mean:+{digits}}".replace("-", "−")
-    return text if difference.deviation is None else f"{text} ± {scale * difference.deviation:{digits}}"
-
-
-def _scores(
-    study: Study, arm: str, who: str, results: dict[int, dict[str, dict[str, Any]]]
-) -> dict[str, Spread | None]:
+def _scores(study: Study, arm: str, who: str, results: Results) -> dict[str, Spread | None]:
     found: dict[str, Spread | None] = {}
-    for metric in study.metrics:
-        evaluation, _, number = metric.partition(".")
-        by_seed = {}
-        for cell in study.cells:
-            result = results[cell.index].get(evaluation)
-            if cell.arm != arm or result is None or who not in result:
-                continue
-            value = _number(metric, number, result[who])
-            if value is not None:
-                by_seed[cell.seed] = value
-        found[metric] = Spread.of(by_seed)
+    for column in study.metrics:
+        spreads = [_spread(study, arm, who, *metric, results) for metric in parts(column)]
+        found[column] = spreads[0] if len(spreads) == 1 else difference(*spreads)
     return found
 
 
-def _number(metric: str, name: str, scores: dict[str, Any]) -> float | None:
-    """A score; None if it is there but no finite number."""
+def _spread(study: Study, arm: str, who: str, evaluation: str, number: str, results: Results) -> Spread | None:
+    by_seed = {}
+    for cell in study.of(arm):
+        scores = results[cell.index].get(evaluation, {}).get(who)
+        if scores is not None and (value := _number(study, evaluation, number, scores, results)) is not None:
+            by_seed[cell.seed] = value
+    return Spread.of(by_seed)
+
+
+def _number(study: Study, evaluation: str, name: str, scores: dict[str, Any], results: Results) -> float | None:
+    """A score; None if it is there but no finite number, or if only other methods log it."""
     numbers = dict(leaves(scores))
     value = numbers.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool):
+        of_others = [found.get(evaluation, {}).get("trained", {}) for found in results.values()]
+        if evaluation in (LOG, *study.plan.analyses) and any(name in theirs for theirs in of_others):
+            return None
         known = ", ".join(key for key, item in numbers.items() if isinstance(item, float))
-        raise ValueError(f"Compare.metrics must name numbers of their evaluation; got {metric}. It has {known}.")
+        raise ValueError(
+            f"Compare.metrics must name numbers of their evaluation; got {evaluation}.{name}. It has {known}."
+        )
     return float(value) if math.isfinite(value) else None
 
 
 def _differences(scores: dict[str, Spread | None], reference: dict[str, Spread | None]) -> dict[str, Spread | None]:
-    found: dict[str, Spread | None] = {}
-    for metric, ours in scores.items():
-        theirs = reference[metric]
-        both = ours.by_seed.keys() & theirs.by_seed.keys() if ours and theirs else set()
-        found[metric] = Spread.of({seed: ours.by_seed[seed] - theirs.by_seed[seed] for seed in sorted(both)})  # type: ignore[union-attr]
-    return found
+    return {column: difference(ours, reference[column]) for column, ours in scores.items()}
+
+
+def _helper(study: Study, arm: str, results: Results, records: dict[int, Record | None]) -> Helper:
+    cells = study.of(arm)
+    names = {cell.name for cell in cells}
+    users = dict.fromkeys(cell.arm for cell in study.cells if names & set(cell.needs.values()))
+    logs = {cell.seed: log["trained"] for cell in cells if (log := results[cell.index].get(LOG))}
+    logged = dict.fromkeys(name for log in logs.values() for name in log if name not in OF_THE_ENGINE)
+    return Helper(
+        arm,
+        cells[0].run.method.kind,
+        tuple(users),
+        {name: Spread.of({seed: log[name] for seed, log in logs.items() if name in log}) for name in logged},
+        _costs(study, arm, records),
+    )
 
 
 def _costs(study: Study, arm: str, records: dict[int, Record | None]) -> dict[str, Spread | None]:
@@ -316,27 +348,41 @@ def _costs(study: Study, arm: str, records: dict[int, Record | None]) -> dict[st
     return {name: Spread.of(by_seed) for name, by_seed in values.items()}
 
 
-def _cell_row(cell: Cell, record: Record | None, now: State) -> CellRow:
+def _cell_row(cell: Cell, record: Record | None, states: dict[str, State]) -> CellRow:
     record = record or Record("failed")  # says nothing
     return CellRow(
         index=cell.index,
         name=cell.name,
         arm=cell.arm,
         seed=cell.seed,
-        state=now,
+        state=states[cell.name],
         error=record.error,
         s_per_step=record.s_per_step,
         pretrain_s=record.pretrain_s,
         evaluate_s=record.evaluate_s,
+        lacks=tuple(name for name in cell.needs.values() if states[name] == "failed"),
     )
 
 
 def _read_results(cell: Cell, out: Path) -> dict[str, dict[str, Any]]:
-    return {
+    """Of its evaluations and analyses, and what its run logged at its end."""
+    found = {
         name: json.loads(path.read_text(encoding="utf-8"))
         for name, path in result_paths(cell, out).items()
         if path.is_file()
     }
+    for name, path in analysis_paths(cell, out).items():
+        if numbers := read_numbers(name, path):
+            found[name] = {"trained": numbers}
+    if has_run(cell, out) and (log := read_metrics(cell_folder(cell, out) / "metrics.jsonl")):
+        found[LOG] = {"trained": _last_tenth(log)}
+    return found
+
+
+def _last_tenth(log: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of every number over the last tenth of the logged steps: one batch alone says little."""
+    last = log[-max(1, len(log) // 10) :]
+    return {name: statistics.fmean(line[name] for line in last if name in line) for name in last[-1]}
 
 
 def _environments(runs: list[RunFolder]) -> list[dict[str, Any]]:
