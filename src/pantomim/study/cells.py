@@ -8,15 +8,17 @@ from typing import Any
 
 from pantomim.config import Pretrain, from_dict, to_dict, with_duration
 from pantomim.evaluate.protocols import Evaluate
-from pantomim.recipes.dvae import RECIPES as TOKENIZER_RECIPES
-from pantomim.recipes.dvae import fitted, prepare_tokenizer
+from pantomim.recipes.dvae import fitted
 from pantomim.recipes.prepare import BARE_METHODS, prepare
+from pantomim.recipes.tokenizers import BARE as BARE_TOKENIZERS
+from pantomim.recipes.tokenizers import RECIPES as TOKENIZER_RECIPES
+from pantomim.recipes.tokenizers import prepare_tokenizer
 from pantomim.study.inputs import check_inputs, check_known, fill, missing, option, placeholders
 from pantomim.study.needs import check_needs, needed_arms
 from pantomim.study.plan import MINUS, Analysis, Arm, Plan, Scale, merge
 
 ENCODER = "RUN"  # stands in an evaluation's config for the run folder of its cell
-WITHOUT_ENCODER = ("dvae",)  # methods that train something else, for other arms to use
+WITHOUT_ENCODER = ("dvae", "vqkd")  # methods that train something else, for other arms to use
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,9 @@ def _arm(plan: Plan, at: Scale, name: str) -> Arm:
     settings = merge(plan.arm_overrides[name], at.arms.get(name, {}))
     arm = Arm.of(settings, f"arm {name} of study {plan.name}")
     base = arm.base or at.base or plan.base
-    size = arm.size or (at.size or plan.size if arm.base is None or arm.base in BARE_METHODS else None)
+    size = arm.size or (
+        at.size or plan.size if arm.base is None or arm.base in {*BARE_METHODS, *BARE_TOKENIZERS} else None
+    )
     return Arm(
         base=base,
         size=size,
@@ -278,10 +282,12 @@ def _arm(plan: Plan, at: Scale, name: str) -> Arm:
 def _base(arm: Arm, data: str | None) -> dict[str, Any]:
     """The values of the recipe of an arm, at its length."""
     assert arm.base is not None
-    if arm.base == "dvae" or arm.base in {recipe.name for recipe in TOKENIZER_RECIPES}:
+    if arm.base in {*BARE_TOKENIZERS, *(recipe.name for recipe in TOKENIZER_RECIPES)}:
         length = {} if arm.duration is None else to_dict(arm.duration)
         tokenizer, num_images = prepare_tokenizer(arm.base, data=data, size=arm.size, **length)
-        return to_dict(fitted(tokenizer.config, num_images or 0))
+        if tokenizer.config.method.kind == "dvae" and num_images is not None:
+            return to_dict(fitted(tokenizer.config, num_images))
+        return to_dict(tokenizer.config)
     config = prepare(arm.base, data=data, size=arm.size).config
     return to_dict(config if arm.duration is None else with_duration(config, arm.duration))
 
