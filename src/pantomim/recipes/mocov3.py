@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain
+from pantomim.data.augment import Augment
 from pantomim.data.dataset import Facts
 from pantomim.data.stats import Stats
 from pantomim.data.transforms import Crop, View
@@ -25,14 +26,18 @@ from pantomim.recipes.mae import (
 )
 from pantomim.recipes.recipe import Recipe
 
-_CROP = Crop(scale=(0.08, 1.0), flip=True)  # main_moco.py: --crop-min
+# main_moco.py: the two kinds of views of BYOL, with weaker colours ("not strengthened").
+_COLOURS = Augment(jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, grayscale=0.2)
+_CROP = Crop(scale=(0.08, 1.0), flip=True)  # --crop-min
+_FIRST = replace(_COLOURS, blur=1.0, blur_sigma=(0.1, 2.0))
+_SECOND = replace(_COLOURS, blur=0.1, blur_sigma=(0.1, 2.0), solarise=0.2)
 
 
 def _in1k(recipe: str, size: Literal["small", "base"]) -> Pretrain:
     """`CONFIG.md`, "ViT Models", field by field; what it leaves out has the default of `main_moco.py`."""
     return Pretrain(
         recipe=recipe,
-        data=DataConfig(crop=_CROP, second=View(_CROP)),
+        data=DataConfig(crop=_CROP, augment=_FIRST, second=View(_CROP, _SECOND)),
         method=MoCoV3Config(
             encoder=moco_encoder(size),  # vits.py
             hidden=4096,  # --moco-mlp-dim
@@ -92,7 +97,7 @@ def mocov3_tiny_cifar10() -> Pretrain:
     return replace(
         base,
         recipe="mocov3_tiny_cifar10",
-        data=replace(base.data, second=View(base.data.crop)),
+        data=replace(base.data, augment=_COLOURS, second=View(base.data.crop, _COLOURS)),  # 32 pixels: no blur
         method=small_method(as_moco(base.method.encoder)),
         optim=replace(base.optim, base_lr=3e-4),
     )
@@ -109,7 +114,7 @@ def mocov3_micro_cifar10() -> Pretrain:
     return replace(
         base,
         recipe="mocov3_micro_cifar10",
-        data=replace(base.data, crop=crop, second=View(crop)),
+        data=replace(base.data, crop=crop, augment=_COLOURS, second=View(crop, _COLOURS)),
         method=small_method(as_moco(base.method.encoder)),
         optim=OptimConfig(base_lr=1e-3, warmup=Duration(steps=100)),
         batch_size=256,
@@ -117,7 +122,7 @@ def mocov3_micro_cifar10() -> Pretrain:
     )
 
 
-_NOTES = ("colours: not jittered, greyed, blurred or solarised, where the authors do all four (BYOL's views)",)
+_SMALL = "untuned; sizes of the encoder and images are those of MAE's recipe of this size"
 
 RECIPES = (
     Recipe(
@@ -125,28 +130,26 @@ RECIPES = (
         cost="not measured by us",
         expected="73.2 linear (the authors', CONFIG.md)",
         paper=mocov3_vit_small_in1k,
-        notes=_NOTES,
     ),
     Recipe(
         mocov3_vit_base_in1k,
         cost="not measured by us",
         expected="76.7 linear (the authors', CONFIG.md)",
         paper=mocov3_vit_base_in1k,
-        notes=_NOTES,
     ),
     Recipe(
         mocov3_micro_cifar10,
         cost="not measured yet",
         expected="not measured yet",
         paper=mocov3_vit_small_in1k,
-        notes=_NOTES,
+        notes=(_SMALL,),
     ),
     Recipe(
         mocov3_tiny_cifar10,
         cost="not measured yet",
         expected="not measured yet",
         paper=mocov3_vit_small_in1k,
-        notes=_NOTES,
+        notes=(_SMALL,),
     ),
 )
 
@@ -166,10 +169,11 @@ def mocov3(size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = 
     encoder = chosen if start is not None else as_moco(chosen)
     paper, large = mocov3_paper(encoder.width), encoder.width >= 384
     crop = Crop(scale=(0.2, 1.0))
+    augment = _COLOURS if facts.channels == 3 and facts.dtype in ("uint8", "uint16") else Augment()
     return replace(
         paper,
         recipe="mocov3",
-        data=DataConfig(crop=crop, second=View(crop)),
+        data=DataConfig(crop=crop, augment=augment, second=View(crop, augment)),
         method=MoCoV3Config(encoder=encoder) if large else small_method(encoder),
         optim=replace(paper.optim, base_lr=paper.optim.base_lr if large else 1e-3, warmup=Duration(epochs=20)),
         batch_size=choose_batch_size(facts),
