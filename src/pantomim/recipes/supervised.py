@@ -99,7 +99,7 @@ def supervised_micro_cifar10() -> Pretrain:
 
 
 _NOTES = (
-    "repeated augmentation: none, where the authors show each image three times in a row of batches, cut differently",
+    "repeated augmentation: none, where the authors show three crops of an image, and a third of the images an epoch",
     "rate: rises from 0 and changes with every step, where the authors' rises from 1e-6 and changes with every epoch",
     "first values: Xavier-uniform matrices (MAE's), where the authors' are normal with deviation 0.02; the head's are",
     "moving average of the weights: none, as in Table 9",
