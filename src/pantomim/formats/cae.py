@@ -160,8 +160,8 @@ CAE_LAYOUT = Layout(
     name=lambda official: official,
     decoder_parts=frozenset({"pretext_neck", "regresser", "mask_token"}),
     head_parts=frozenset({"fc_norm", "head"}),
-    advice="Pre-training files (names that begin with encoder.) and fine-tuned classifiers are read; probes, Paddle's "
-    "and mmpretrain's files are not.",
+    advice="Pre-training files (names that begin with encoder.) and fine-tuned classifiers are read; Paddle's "
+    "pre-training files too (.pdparams), mmpretrain's with --format mmpretrain; probes are not.",
 )
 
 
@@ -176,6 +176,14 @@ def load_cae_file(path: str | Path, given: Given = AS_PUBLISHED) -> Found:
     Raises:
         ValueError: as `load_cae`.
     """
+    from pantomim.formats.paddle import read_paddle  # imported late: the two know each other
+    from pantomim.formats.renamed import is_paddle_cae, recognise_paddle_cae
+
+    if Path(path).suffix == ".pdparams":
+        weights = read_paddle(path)
+        if is_paddle_cae(weights):
+            return recognise_paddle_cae(weights, str(path), given)
+        return recognise_cae_file(weights, str(path), given)
     return recognise_cae_file(read_weights(path), str(path), given)
 
 
@@ -277,7 +285,7 @@ def _release(weights: Mapping[str, Tensor], source: str) -> Release:
         raise ValueError(
             f"{source} must be a pre-training file of CAE, with names that begin with pretext_neck. (lxtGH/CAE) or "
             f"regresser. (Atten4Vis/CAE); got {len(weights)} tensors of {', '.join(sorted(parts))}. "
-            f"Probes, Paddle's and mmpretrain's files have other names."
+            f"mmpretrain's files are read with --format mmpretrain, probes not at all."
         )
     return "lxtGH/CAE" if "pretext_neck" in parts else "Atten4Vis/CAE"
 

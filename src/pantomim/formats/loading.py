@@ -65,11 +65,13 @@ def _load_foreign(path: Path) -> Encoder:
     """The encoder of a checkpoint of MAE's, BEiT's or CAE's authors or of mmpretrain."""
     # Imported late: most runs never meet a foreign file.
     from pantomim.formats.beit import WRAPPERS, is_beit, load_beit
-    from pantomim.formats.cae import is_cae, recognise_cae_file
+    from pantomim.formats.cae import is_cae, load_cae_file, recognise_cae_file
     from pantomim.formats.foreign import encoder_of, recognise
     from pantomim.formats.mae import MAE_LAYOUT
     from pantomim.formats.mmpretrain import is_mmpretrain, recognise_mmpretrain
 
+    if path.suffix == ".pdparams":
+        return encoder_of(load_cae_file(path), str(path))
     weights, source = read_weights(path, WRAPPERS), str(path)
     if is_mmpretrain(weights):
         return encoder_of(recognise_mmpretrain(weights, source), source)

@@ -1,4 +1,4 @@
-"""Checkpoints of mmpretrain, in which the ColorMAE authors trained (carlosh93/ColorMAE, open-mmlab/mmpretrain).
+"""Checkpoints of mmpretrain: MAE, in which the ColorMAE authors trained (carlosh93/ColorMAE), CAE and BEiT.
 
 Pre-training files hold `backbone.*` and `neck.*`, classifiers `backbone.*` and `head.*`. Their sine-cosine table is the
 transpose of MAE's: the first half of the channels encodes the row. So the table of the file is kept, never drawn anew.
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pantomim.formats.foreign import AS_PUBLISHED, Found, Given, Layout, layout_weights, recognise
 from pantomim.formats.reader import read_weights
+from pantomim.formats.renamed import is_mm_beit, is_mm_cae, recognise_mm_beit, recognise_mm_cae
 from pantomim.nn.decoder import MAEDecoder
 from pantomim.nn.heads import Classifier
 from pantomim.nn.vit import Encoder
@@ -98,6 +99,10 @@ def recognise_mmpretrain(weights: Mapping[str, Tensor], source: str, given: Give
             for mmsegmentation differ.
     """
     left_out = {name: tensor for name, tensor in weights.items() if name.startswith(PREPROCESSOR)}
+    if is_mm_cae(weights):
+        return recognise_mm_cae(weights, source, _with_pixels(given, left_out))
+    if is_mm_beit(weights):
+        return recognise_mm_beit(weights, source, _with_pixels(given, left_out))
     network = {name: tensor for name, tensor in weights.items() if name not in left_out}
     layout = MMPRETRAIN_LAYOUT
     if "layers.0.ln1.weight" in network:
