@@ -36,7 +36,7 @@ class SupervisedConfig:
     Raises:
         ValueError: if a value is out of range, or the class token is asked for and there is none.
 
-    Paper: Table 9 (label smoothing, mixup, CutMix); class token: section 4.
+    Paper: Table 9 (label smoothing, mixup, CutMix); class token: the authors' `models.py`.
     """
 
     kind: Literal["supervised"] = "supervised"

@@ -102,21 +102,21 @@ _NOTES = (
     "repeated augmentation: none, where the authors show three crops of an image, and a third of the images an epoch",
     "rate: rises from 0 and changes with every step, where the authors' rises from 1e-6 and changes with every epoch",
     "first values: Xavier-uniform matrices (MAE's), where the authors' are normal with deviation 0.02; the head's are",
-    "moving average of the weights: none, as in Table 9",
+    "moving average of the weights: none, where the authors' code keeps one beside them (0.99996)",
 )
 _SMALL = "data, encoder, rates and length are those of MAE's recipe of this size; not tuned for labels"
 
 RECIPES = (
     Recipe(
         supervised_vit_small_in1k,
-        cost="under 3 days on 4 GPUs (the paper's, section 6)",
+        cost="under 3 days on 4 GPUs (the paper's, on training time)",
         expected="79.9 top-1 of the classifier (the authors' README)",
         paper=supervised_vit_small_in1k,
         notes=_NOTES,
     ),
     Recipe(
         supervised_vit_base_in1k,
-        cost="37 h on two nodes, or 53 h on one of 8 V100 (the paper's, section 6)",
+        cost="37 h on two nodes, or 53 h on one of 8 V100 (the paper's, on training time)",
         expected="81.8 top-1 of the classifier (the authors' README)",
         paper=supervised_vit_base_in1k,
         notes=_NOTES,
