@@ -193,7 +193,7 @@ def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tu
                 ("parameters, trained", f"{cost.trainable:,}"),
                 (
                     "FLOPs per image",
-                    f"{cost.flops / 1e9:.3f} G forward (a multiply-add is two), thrice that a step",
+                    f"{cost.flops / 1e9:.3f} G forward (a multiply-add is two), a step at most thrice that",
                 ),
                 ("memory, state", f"{cost.state_gib:.2f} GiB: weights, gradients and AdamW's two moments"),
                 (

@@ -41,6 +41,12 @@ def test_only_matrices_and_tokens_are_decayed():
     assert "pos_embed" not in names(groups, 0.05) | names(groups, 0.0)  # fixed table
 
 
+def test_all_parameters_can_be_decayed():
+    module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    (group,) = parameter_groups(module, 0.1, decay_vectors=True)
+    assert (len(group["params"]), group["weight_decay"]) == (4, 0.1)
+
+
 def test_tokens_and_learned_positions_can_be_spared():
     encoder = EncoderConfig(image_size=(8, 8), patch_size=4, width=8, depth=1, heads=2, position="learned").build()
     assert {"cls_token", "pos_embed"} <= names(parameter_groups(encoder, 0.05), 0.05)
