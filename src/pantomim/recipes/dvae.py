@@ -10,7 +10,7 @@ from dataclasses import replace
 from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain
 from pantomim.data.dataset import Facts
 from pantomim.data.transforms import Crop
-from pantomim.methods.dvae import DVAEConfig
+from pantomim.methods.dvae import Annealing, DVAEConfig
 from pantomim.nn.dvae import DVAESizes
 from pantomim.recipes.recipe import Recipe
 
@@ -73,10 +73,14 @@ def dvae_micro_cifar10() -> Pretrain:
     """Discrete auto-encoder, 16 channels, 512 codes of 4x4 pixels, on 10,000 images of CIFAR-10; for two CPU cores.
 
     pantomim tokenizer train dvae_micro_cifar10 --data cifar10.zip --out runs/tokenizer
+
+    A KL weight of 1, not the paper's 6.6, and a rate of 2e-3: tried against a rate of 3e-3 over half as many steps (60
+    codes used, mean squared error 0.0130); nothing else was tried.
     """
     sizes = DVAESizes(vocabulary=512, stride=4, **TOKENIZER_SIZES["micro"])
-    method = DVAEConfig(sizes=sizes, image_size=(32, 32), momentum=0.99).annealed_over(4000)
-    return _ours("dvae_micro_cifar10", method, batch_size=32, steps=4000, lr=1e-3, images=10_000)
+    kl_weight = Annealing(0.0, 1.0, 1)
+    method = DVAEConfig(sizes=sizes, image_size=(32, 32), kl_weight=kl_weight, momentum=0.99).annealed_over(3000)
+    return _ours("dvae_micro_cifar10", method, batch_size=16, steps=3000, lr=2e-3, images=10_000)
 
 
 def dvae_small_cifar10() -> Pretrain:
@@ -90,7 +94,12 @@ def dvae_small_cifar10() -> Pretrain:
 
 
 RECIPES = (
-    Recipe(dvae_micro_cifar10, cost="not measured yet", expected="not measured yet", paper=dvae_paper),
+    Recipe(
+        dvae_micro_cifar10,
+        cost="about 9 minutes of one core (26 on a machine shared with eight others)",
+        expected="mean squared error 0.0098 from ids (cells' means: 0.0112), 100 codes used, perplexity 54; one run",
+        paper=dvae_paper,
+    ),
     Recipe(dvae_small_cifar10, cost="not measured yet", expected="not measured yet", paper=dvae_paper),
 )
 
