@@ -43,7 +43,7 @@ class RunArguments:
         target: What is predicted, where the method leaves the choice: mae, beit, cae and what is made of them.
         tokenizer: What gives the tokens: a run of `pantomim tokenizer train`, its tokenizer.safetensors, dalle:FILE,
             dalle:FOLDER, random-projection or random-projection-standardised (also :SEED).
-        teacher: Whose features are predicted: random, ema, a run folder, or a file of an encoder's weights.
+        teacher: Whose features are predicted: random, ema, RUN, FILE, timm:NAME ...; docs/teachers.md has all.
     """
 
     recipe: Annotated[str | None, tyro.conf.Positional] = None

@@ -174,8 +174,9 @@ def load_hf(name: str) -> HFEncoder:
         raise missing_extra(f"hf:{name}", "hf") from error
     source, local = f"hf:{name}", Path(name).is_dir()
     messages = transformers.utils.logging
-    verbosity = messages.get_verbosity()
+    verbosity, bar = messages.get_verbosity(), messages.is_progress_bar_enabled()
     messages.set_verbosity_error()  # what it would warn of is an error below
+    messages.disable_progress_bar()
     try:
         kind = _class_of(transformers.AutoConfig.from_pretrained(name, local_files_only=local))
         model, report = kind.from_pretrained(
@@ -194,6 +195,8 @@ def load_hf(name: str) -> HFEncoder:
         ) from error
     finally:
         messages.set_verbosity(verbosity)
+        if bar:
+            messages.enable_progress_bar()
     absent = [key for key in report["missing_keys"] if "pooler" not in key.split(".")]  # nobody asks what pools
     if absent or report["mismatched_keys"]:
         raise ValueError(

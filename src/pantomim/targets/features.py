@@ -14,7 +14,7 @@ from pantomim.nn.vit import Encoder
 from pantomim.targets.base import Target
 from pantomim.targets.distance import Distance
 from pantomim.teachers.base import Teacher
-from pantomim.teachers.choice import TeacherConfig
+from pantomim.teachers.choice import WAYS, TeacherConfig
 
 FeatureNormalisation = Literal["none", "layernorm", "unbiased", "l2"]
 
@@ -116,6 +116,6 @@ class FeatureTargetConfig:
         if not self.teacher.source:
             raise ValueError(
                 "FeatureTargetConfig.teacher must be given, as there is no default; got none. Give --teacher "
-                "random|ema|RUN|FILE, or another --target."
+                f"random|ema|RUN|FILE|timm:NAME ..., or another --target. {WAYS}."
             )
         return FeatureTarget(self.teacher.build(encoder), encoder.grid, self.normalise, self.distance)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.nn.dvae import at_least_float32
+from pantomim.nn.tokens import normalise_tokens
 from pantomim.nn.vit import Block, Encoder
 from pantomim.teachers.base import Guidance, Query, Teacher
 
@@ -155,7 +156,7 @@ def mean_of_blocks(said: list[Float[Tensor, "B T D"]]) -> Float[Tensor, "B T D"]
     """What one block says as it is; of several, the mean, each token of each standardised before."""
     if len(said) == 1:
         return said[0]
-    standardised = [F.layer_norm(at_least_float32(tokens), tokens.shape[-1:]) for tokens in said]
+    standardised = [normalise_tokens(at_least_float32(tokens), unbiased=False, eps=1e-5) for tokens in said]
     return torch.stack(standardised).mean(dim=0)
 
 
