@@ -139,6 +139,8 @@ class RuntimeConfig:
         keep: Checkpoints that are kept; the newest is always among them.
         tracker: Where the curves also go; the run folder has them in any case.
         threads: CPU threads of torch; None: torch's choice.
+        cache: Keep on disk what frozen teachers and tokenizers say of each image, for later epochs and later runs; only
+            where an image looks the same every time: a crop of kind none, no augmentation.
     """
 
     seed: int = 0
@@ -151,6 +153,7 @@ class RuntimeConfig:
     keep: int = 2
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     threads: int | None = None
+    cache: bool = False
 
     def __post_init__(self) -> None:
         if self.seed < 0:

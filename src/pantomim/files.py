@@ -35,3 +35,10 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $PANTOMIM_CACHE, else pantomim in the user's cache folder."""
+    if stated := os.environ.get("PANTOMIM_CACHE"):
+        return Path(stated)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pantomim"

@@ -8,7 +8,6 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from pantomim.analysis.reconstructions import held_out
 from pantomim.config import Pretrain, from_yaml
+from pantomim.data.identity import data_key
 from pantomim.data.sources import Dataset
 from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.out import check_out
@@ -31,7 +31,6 @@ from pantomim.tokenizers.dvae import DVAETokenizer
 from pantomim.tokenizers.usage import CodeUsage, TokenizerReport, code_usage, count_codes, measure_tokenizer
 from pantomim.tokenizers.vqkd import VQKDTokenizer
 
-NUM_SAMPLED = 64  # images whose pixels stand for all in a data set's key
 NUM_SHOWN = 8  # images in the picture of a report
 REPORT, PICTURE = "tokenizer_report.json", "tokenizer_report.png"
 TRANSFORM = "largest centred part of the wanted proportions, resized with antialiasing, values scaled; no flip"
@@ -61,14 +60,10 @@ class Ids:
 def ids_key(tokenizer: Tokenizer, dataset: Dataset, image_size: tuple[int, int]) -> dict[str, Any]:
     """Everything that ids depend on, as plain values.
 
-    Images are known by all their names, their number, and the pixels of 64 of them, evenly spaced.
+    Images are known as `data_key` knows them.
     """
     assert isinstance(tokenizer, nn.Module), "every tokenizer that can be loaded is a module"
     weights = dict(tokenizer.state_dict()) | dict(tokenizer.named_buffers())
-    digest = sha256("\n".join(dataset.names).encode())
-    for index in np.unique(np.linspace(0, len(dataset) - 1, NUM_SAMPLED).astype(int)):
-        found, image = dataset.read_healthy(int(index))
-        digest.update(f"{found} {image.shape} {image.dtype};".encode() + image.tobytes())
     rows, cols = tokenizer.grid_of(image_size)
     return {
         "tokenizer": {
@@ -78,7 +73,7 @@ def ids_key(tokenizer: Tokenizer, dataset: Dataset, image_size: tuple[int, int])
             "standardised": bool(getattr(tokenizer, "standardised", False)),
             "sha256": hash_weights(weights),
         },
-        "data": {"split": dataset.split, "images": len(dataset), "sha256": digest.hexdigest()},
+        "data": data_key(dataset),
         "transform": {"image_size": list(image_size), "grid": [rows, cols], "rule": TRANSFORM},
         "scale": asdict(dataset.scale),
     }

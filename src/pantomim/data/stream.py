@@ -26,6 +26,7 @@ from pantomim.data.transforms import (
     centred_boxes,
     crop_boxes,
     draw_uniforms,
+    drawn_flips,
     resize_one,
     resized_crop,
     scaled,
@@ -139,6 +140,10 @@ class Stream:
     def uniforms(self, step: int, part: int, view: int) -> np.ndarray:
         """Crop draws of this process's rows in one micro-batch, for one view."""
         return draw_uniforms(self.batch_size, self.seed, step, view)[self.rows(part)]
+
+    def flips(self, step: int, part: int) -> np.ndarray:
+        """Which of this process's rows in one micro-batch are mirrored, in the first view."""
+        return drawn_flips(self.uniforms(step, part, 0), self.views[0].crop)
 
     def _from_memory(self, step: int, part: int) -> Batch:
         assert self._images is not None

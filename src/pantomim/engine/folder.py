@@ -28,6 +28,7 @@ FREE = frozenset(
         "data.workers",
         "data.memory_gib",
         "runtime.accumulation",
+        "runtime.cache",
         "runtime.compile",
         "runtime.device",
         "runtime.keep",

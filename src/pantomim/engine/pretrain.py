@@ -13,6 +13,7 @@ import torch
 from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Pretrain
 from pantomim.data.stream import Stream
+from pantomim.engine.cache import check_cache, remember
 from pantomim.engine.failure import save_failure
 from pantomim.engine.folder import Finished, RunFolder
 from pantomim.engine.initial import start_from
@@ -74,6 +75,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         # ----------------------------------------------------------------------------------------------------- Data
         dataset = training_images(config.data)
         check_fit(config, dataset, takes, world)
+        check_cache(config, method)
         stream = Stream(
             dataset,
             batch_size=config.batch_size,
@@ -119,6 +121,8 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         elif config.init is not None:
             taken = start_from(config.init, method)
         on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start))
+        rows = config.batch_size // (world * accumulation)
+        memories = remember(config, method, dataset, accelerator, rows=rows, dtype=dtype)
 
         if config.runtime.compile:
             compile_whole(method)
@@ -129,6 +133,8 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             recorder.say(describe_start(config, dataset, device, dtype, world, start, total))
             if taken is not None:
                 recorder.say(taken)
+            if memories.parts:
+                recorder.say(str(memories))
 
             # ------------------------------------------------------------------------------------------------- Loop
             waited = stream.wait_s
@@ -143,6 +149,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                 means: dict[str, torch.Tensor] = {}
                 with explain_memory(config, world):
                     for number, batch in enumerate(batches, 1):
+                        memories.look_up(batch, stream.flips(step, number - 1))
                         draws = method.draw(batch, step, generator(seed, step, device))
                         with nullcontext() if number == accumulation else accelerator.no_sync(model):
                             with autocast(device, dtype):
@@ -224,6 +231,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                     save_predictor(out, method.predictor(), method=config.method.kind, frozen=frozen)
                 if isinstance(tokenizer := parts.get("tokenizer"), DVAENetworks | VQKDNetworks):
                     save_tokenizer(out, tokenizer, scale=dataset.scale, recipe=config.recipe)
+                memories.write(out / "cache.json", total - start)
             run.finish(finished)
 
         on_main(accelerator, export)

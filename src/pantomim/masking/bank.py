@@ -5,7 +5,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,18 +18,11 @@ from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 
-from pantomim.files import replace_file
+from pantomim.files import cache_folder, replace_file
 from pantomim.masking.noise import Noise, make_bank
 
 ADVICE = "Give an .npz whose first array is patterns x rows x columns, as `pantomim noise` writes it."
 VERSION = 2  # of the way banks are made; another one makes them anew
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: $PANTOMIM_CACHE, else pantomim in the user's cache folder."""
-    if stated := os.environ.get("PANTOMIM_CACHE"):
-        return Path(stated)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pantomim"
 
 
 def bank_path(noise: Noise) -> Path:

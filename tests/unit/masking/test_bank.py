@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from pantomim.files import cache_folder
 from pantomim.masking import bank as banks
-from pantomim.masking.bank import bank_path, bank_shape, cache_folder, cached_bank, read_bank, write_bank
+from pantomim.masking.bank import bank_path, bank_shape, cached_bank, read_bank, write_bank
 from pantomim.masking.noise import Noise, make_bank
 
 SMALL = Noise("green", patterns=2, side=16)
