@@ -26,6 +26,7 @@ class MAEDecoder(nn.Module):
         heads: Attention heads of a block.
         mlp_ratio: Hidden width of the MLP over the width.
         out_dim: What is predicted for a patch, in numbers.
+        drop_path: Rate of the last block; blocks before it have linearly less. MAE has none, dBOT has.
 
     Paper: He et al. 2022, arXiv:2111.06377, section 3 "MAE decoder"; names as in the authors' `models_mae.py`.
     """
@@ -40,6 +41,7 @@ class MAEDecoder(nn.Module):
         heads: int,
         mlp_ratio: float,
         out_dim: int,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_prefix, self.grid = num_prefix, grid
@@ -48,14 +50,24 @@ class MAEDecoder(nn.Module):
         self.decoder_pos_embed = nn.Parameter(
             sincos_2d(width, grid, num_prefix).to(torch.get_default_dtype()).unsqueeze(0), requires_grad=False
         )
-        self.decoder_blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.decoder_blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate) for rate in rates)
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(width, out_dim)
         self.apply(initialise)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, latent: Features, mask: Mask, everywhere: bool = False) -> Float[Tensor, "B M K"]:
-        """Predictions for the hidden patches, in the order of `mask.ids_mask`; for all patches if `everywhere`."""
+    def forward(
+        self, latent: Features, mask: Mask, everywhere: bool = False, with_class: bool = False
+    ) -> Float[Tensor, "B M K"]:
+        """Predictions for the hidden patches, in the order of `mask.ids_mask`; for all patches if `everywhere`.
+
+        Args:
+            latent: What the encoder says of the visible patches.
+            mask: Which patches these are.
+            everywhere: Predict visible patches too.
+            with_class: Predict the class token too, in front of the patches: it is the first prefix token.
+        """
         tokens = self.decoder_embed(torch.cat([latent.prefix, latent.patches], dim=1))
         prefix, visible = tokens[:, : self.num_prefix], tokens[:, self.num_prefix :]
         prefix_position = self.decoder_pos_embed[:, : self.num_prefix]
@@ -68,28 +80,42 @@ class MAEDecoder(nn.Module):
         for block in blocks:
             tokens, _ = block(tokens)
         wanted = None if everywhere else mask.ids_mask + self.num_prefix  # places among all tokens
+        if wanted is not None and with_class:
+            wanted = torch.cat([torch.zeros_like(wanted[:, :1]), wanted], dim=1)
         tokens, _ = last(tokens, wanted=wanted)
-        patches = tokens[:, self.num_prefix :] if everywhere else tokens
-        return self.decoder_pred(self.decoder_norm(patches))
+        if everywhere:
+            patches = tokens[:, self.num_prefix :]
+            tokens = torch.cat([tokens[:, :1], patches], dim=1) if with_class else patches
+        return self.decoder_pred(self.decoder_norm(tokens))
 
 
 @frozen
 class DecoderConfig:
     """Sizes of a `MAEDecoder`. Paper: Table 1a, 1b; the default 512 wide, 8 deep is the paper's.
 
+    Args:
+        width: Width of a token.
+        depth: Number of blocks.
+        heads: Attention heads of a block.
+        mlp_ratio: Hidden width of the MLP over the width.
+        drop_path: Stochastic depth of the last block; earlier ones have linearly less.
+
     Raises:
-        ValueError: if a size is smaller than one.
+        ValueError: if a size is smaller than one, or the rate no share.
     """
 
     width: int = 512
     depth: int = 8
     heads: int = 16
     mlp_ratio: float = 4.0
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"DecoderConfig.{name} must be at least 1; got {getattr(self, name)}.")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"DecoderConfig.drop_path must be in [0, 1); got {self.drop_path}. 0 means none.")
 
     def build(self, encoder_width: int, num_prefix: int, grid: tuple[int, int], out_dim: int) -> MAEDecoder:
         """The decoder for an encoder's tokens, predicting `out_dim` numbers a patch."""

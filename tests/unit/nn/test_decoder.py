@@ -37,6 +37,33 @@ def test_gradients_do_not_depend_on_what_is_left_out() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+def test_the_class_token_comes_first_where_it_is_predicted() -> None:
+    decoder, (latent, mask) = build(), drawn()
+    every = decoder(latent, mask, everywhere=True, with_class=True)
+    assert every.shape == (2, 1 + 12, OUT)
+    torch.testing.assert_close(every[:, 1:], decoder(latent, mask, everywhere=True))
+    hidden = decoder(latent, mask, with_class=True)
+    assert hidden.shape == (2, 1 + 9, OUT)
+    torch.testing.assert_close(hidden[:, 0], every[:, 0])
+    torch.testing.assert_close(hidden[:, 1:], decoder(latent, mask))
+    other = Features(latent.prefix.flip(1), latent.patches)  # two prefix tokens in another order
+    assert not torch.allclose(decoder(other, mask, with_class=True)[:, 0], hidden[:, 0])
+
+
+def test_blocks_are_dropped_in_training_alone_and_the_more_the_deeper() -> None:
+    rates = [
+        block.drop_path.rate for block in DecoderConfig(8, 3, 2, drop_path=0.2).build(8, 1, GRID, OUT).decoder_blocks
+    ]
+    assert rates == pytest.approx([0.0, 0.1, 0.2])
+    torch.manual_seed(0)
+    decoder, (latent, mask) = DecoderConfig(8, 2, 2, drop_path=0.5).build(ENCODER_WIDTH, 2, GRID, OUT).double(), drawn()
+    assert len({decoder(latent, mask).sum().item() for _ in range(32)}) > 1
+    decoder.eval()
+    assert torch.equal(decoder(latent, mask), decoder(latent, mask))
+    with pytest.raises(ValueError, match="drop_path must be in"):
+        DecoderConfig(drop_path=1.0)
+
+
 def test_tokens_stand_at_their_places() -> None:
     """Seen by a decoder without blocks that passes its input through: visible patches hold their own embedding."""
     decoder, (latent, mask) = build(depth=1), drawn()
