@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:  # imported where used: `pantomim --help` waits for no model library
-    from pantomim.config import Pretrain
+    from pantomim.config import Pretrain, Stages
     from pantomim.recipes import Prepared
 
 CONSOLE = Console()
@@ -44,6 +44,12 @@ class RunArguments:
         tokenizer: What gives the tokens: a run of `pantomim tokenizer train`, its tokenizer.safetensors, dalle:FILE,
             dalle:FOLDER, random-projection or random-projection-standardised (also :SEED).
         teacher: Whose features are predicted: random, ema, RUN, FILE, timm:NAME ...; docs/teachers.md has all.
+        teacher: Whose features are predicted: random, ema, a run folder, or a file of an encoder's weights.
+        stages: A chain of so many runs in one folder, each the teacher of the next; steps and epochs are those of one.
+        reinit: How each stage but the first begins: full (a new student and optimiser), reference (as dBOT's authors'
+            code, which keeps the bias of the patch projection and AdamW's moments), none (the student keeps its
+            weights).
+        evaluate: Labelled images on which each stage is scored, with k-NN and a linear classifier.
     """
 
     recipe: Annotated[str | None, tyro.conf.Positional] = None
@@ -58,6 +64,9 @@ class RunArguments:
     target: Literal["tokens", "pixels", "hog", "features"] | None = None
     tokenizer: str | None = None
     teacher: str | None = None
+    stages: int | None = None
+    reinit: Literal["full", "reference", "none"] | None = None
+    evaluate: str | None = None
 
 
 def _run_arguments(command: str, arguments: list[str]) -> tuple[RunArguments, "Prepared"]:
@@ -82,6 +91,9 @@ def _run_arguments(command: str, arguments: list[str]) -> tuple[RunArguments, "P
         target=chosen.target,
         tokenizer=chosen.tokenizer,
         teacher=chosen.teacher,
+        stages=chosen.stages,
+        reinit=chosen.reinit,
+        evaluate=chosen.evaluate,
     )
     name = _named(chosen.recipe) or f"--config {chosen.config}"
     default = _with_kinds(prepared.config, leaves)
@@ -162,6 +174,9 @@ def pretrain(arguments: list[str]) -> None:
         raise ValueError("pretrain needs a run folder. Add --out RUN, such as --out runs/first.")
     from pantomim.engine.pretrain import pretrain as run
 
+    if (chain := prepared.chain) is not None:
+        _pretrain_stages(chain, chosen.out)
+        return
     finished = run(prepared.config, chosen.out)
     if int(os.environ.get("RANK", "0")) == 0:
         if finished.already:
@@ -174,9 +189,36 @@ def pretrain(arguments: list[str]) -> None:
         CONSOLE.print(f"{words}\nEncoder: {chosen.out / 'encoder.safetensors'}", highlight=False)
 
 
+def _pretrain_stages(chain: "Stages", out: Path) -> None:
+    from pantomim.stages import run_stages
+
+    main = int(os.environ.get("RANK", "0")) == 0
+
+    def say(text: str) -> None:
+        if main:
+            ERRORS.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    finished = run_stages(chain, out, say)
+    if not main:
+        return
+    if all(stage.already for stage in finished):
+        CONSOLE.print(f"{out} is complete and was left as it is. Another --out starts afresh.", highlight=False)
+    rows = [
+        (f"stage {number}", f"{stage.steps:,} steps in {stage.wall_s:,.0f} s, last loss {stage.loss:.4f}")
+        for number, stage in enumerate(finished)
+    ]
+    _print_section("Stages", rows)
+    CONSOLE.print(
+        f"\nEncoder of the last stage: {out / 'encoder.safetensors'}. `pantomim report {shlex.quote(str(out))}` makes "
+        f"one page of all stages.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def explain(arguments: list[str]) -> None:
     """Print what a run would be: pantomim explain RECIPE [--data SRC] [--any.leaf value]; costs nothing."""
-    _, prepared = _run_arguments("explain", arguments)
+    chosen, prepared = _run_arguments("explain", arguments)
     import torch
 
     from pantomim import explain as explanation
@@ -189,6 +231,10 @@ def explain(arguments: list[str]) -> None:
     CONSOLE.print(f"[bold]{escape(config.recipe)}[/bold]: {escape(prepared.summary)}", highlight=False)
     if prepared.decided:
         _print_section("Decided from the data", prepared.decided)
+    if (chain := prepared.chain) is not None:
+        from pantomim.stages import describe_stages
+
+        _print_section("Stages", describe_stages(chain, chosen.out or Path("RUN")))
     for title, rows in explanation.explain(config, prepared.paper, precision, prepared.notes):
         _print_section(title, rows)
 

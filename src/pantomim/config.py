@@ -14,6 +14,7 @@ from pantomim.data.transforms import Crop, View
 from pantomim.frozen import KIND, frozen
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
+from pantomim.methods.dbot import DBOTConfig
 from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.mae import MAEConfig
 from pantomim.methods.mocov3 import MoCoV3Config
@@ -23,7 +24,8 @@ from pantomim.methods.vqkd import VQKDConfig
 T = TypeVar("T")
 
 MethodConfig = Annotated[
-    MAEConfig | BEiTConfig | CAEConfig | DVAEConfig | MoCoV3Config | SupervisedConfig | VQKDConfig, KIND
+    MAEConfig | BEiTConfig | CAEConfig | DBOTConfig | DVAEConfig | MoCoV3Config | SupervisedConfig | VQKDConfig,
+    KIND,
 ]
 
 
@@ -98,6 +100,7 @@ class OptimConfig:
         decay_mask_token: The same of the mask token apart; None: like the other tokens. BEiT's authors decay it alone.
         decay_vectors: Also decay biases and norms, as MoCo v3's authors do.
         betas: AdamW's two decay rates.
+        eps: What AdamW adds to the root of the second moment.
         clip_norm: Largest gradient norm; None: not clipped, as in the paper.
     """
 
@@ -110,6 +113,7 @@ class OptimConfig:
     decay_mask_token: bool | None = None
     decay_vectors: bool = False
     betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
@@ -120,6 +124,8 @@ class OptimConfig:
                 raise ValueError(f"OptimConfig.{name} must not be negative; got {getattr(self, name)}.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"OptimConfig.betas must be in [0, 1); got {self.betas}. The paper has 0.9 and 0.95.")
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"OptimConfig.eps must be positive; got {self.eps}. AdamW's own is 1e-8.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"OptimConfig.clip_norm must be positive; got {self.clip_norm}. Leave it out for none.")
 
@@ -198,6 +204,29 @@ class Pretrain:
             )
 
 
+@frozen
+class Stages:
+    """A chain of runs, each of which has the encoder of the one before as its teacher.
+
+    Args:
+        run: The first stage, whose teacher is the first one; the others have its settings, but for teacher and seed.
+        stages: How many.
+        reinit: How a stage begins. "full": a new student from a seed of its own, a new optimiser. "reference", as the
+            authors' code: a new student that keeps the bias of the patch projection, and AdamW's moments and counters
+            go on. "none": the student keeps its weights, with a new optimiser.
+        evaluate: Labelled images on which every stage is scored; None: none is.
+    """
+
+    run: Pretrain
+    stages: int = 2
+    reinit: Literal["full", "reference", "none"] = "full"
+    evaluate: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.stages < 1:
+            raise ValueError(f"Stages.stages must be at least 1; got {self.stages}. dBOT has 2, or 3 for dense tasks.")
+
+
 def with_duration(config: Pretrain, duration: Duration) -> Pretrain:
     """The same run at another length; the warm-up keeps its share of it where both are given in one unit.
 
@@ -271,6 +300,19 @@ def from_yaml(cls: type[T], path: Path) -> T:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {error}. Give the config.yaml of a run.") from None
     return from_dict(cls, values, str(path))
+
+
+def read_plan(path: Path) -> Pretrain | Stages:
+    """The config of a run, or of a chain of runs, from a YAML file.
+
+    Raises:
+        ValueError: as `from_yaml`.
+    """
+    try:
+        chain = "stages" in yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError):
+        chain = False  # from_yaml says what is wrong
+    return from_yaml(Stages, path) if chain else from_yaml(Pretrain, path)
 
 
 def with_kind(config: T, path: str, kind: str, within: str = "") -> T:

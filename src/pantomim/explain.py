@@ -16,6 +16,7 @@ from pantomim.data.augment import Augment
 from pantomim.data.transforms import View
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
+from pantomim.methods.dbot import DBOTConfig
 from pantomim.methods.dvae import DVAE, DVAEConfig, DVAEDraws
 from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.methods.supervised import Supervised, SupervisedConfig, SupervisedDraws
@@ -94,6 +95,8 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
     masker, (rows, columns) = config.masker, config.encoder.grid
     share = (masker.num_masked((rows, columns)) - 0.5) / (rows * columns)  # rounds up to the same number
     config = replace(config, masker=RandomMasker(ratio=share))
+    if isinstance(config, DBOTConfig):
+        return _around_teacher(config)
     if isinstance(config.target, TokenTargetConfig):
         if not config.target.tokenizer:
             return partial(config.build_around, TokenTarget(_Unnamed(config.target.vocabulary, (rows, columns))))
@@ -105,6 +108,15 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
     with FakeTensorMode():
         encoder = config.encoder.build()  # whose sizes are asked for
     return partial(config.build_around, config.target.build(encoder))
+
+
+def _around_teacher(config: DBOTConfig) -> Callable[[], Method]:
+    """What makes dBOT; a teacher that is read from somewhere is read now, with its own numbers."""
+    if config.teacher.source in OF_STUDENT:
+        return config.build
+    with FakeTensorMode():
+        encoder = config.encoder.build()  # whose sizes are asked for
+    return partial(config.build_around, config.teacher.build(encoder))
 
 
 class _Unnamed(nn.Module):

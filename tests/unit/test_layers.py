@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "explain": {"data", "nn", "masking", "teachers", "targets", "config", "methods", "optim", "recipes"},
     "report": {"files", "formats", "analysis"},
+    "stages": {"frozen", "files", "nn", "teachers", "methods", "config", "checkpoint", "engine", "evaluate"},
     "study": {"frozen", "files", "config", "recipes", "engine", "evaluate", "analysis", "report"},
     "parity": {
         "frozen",

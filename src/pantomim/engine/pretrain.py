@@ -32,7 +32,7 @@ from pantomim.engine.runtime import (
     read_means,
     start_accelerator,
 )
-from pantomim.engine.setup import check_fit, check_schedule, describe_start, training_images
+from pantomim.engine.setup import adamw, check_fit, check_schedule, describe_start, training_images
 from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory
 from pantomim.formats.files import frozen_hashes, frozen_parts
 from pantomim.formats.native import save_decoder, save_encoder, save_predictor
@@ -41,7 +41,7 @@ from pantomim.nn.decoder import MAEDecoder
 from pantomim.nn.dvae import DVAENetworks
 from pantomim.nn.vit import Encoder
 from pantomim.nn.vqkd import VQKDNetworks
-from pantomim.optim import beit_schedule, cosine_schedule, parameter_groups, scaled_lr
+from pantomim.optim import beit_schedule, cosine_schedule, scaled_lr
 
 
 def pretrain(config: Pretrain, out: Path) -> Finished:
@@ -100,14 +100,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         check_schedule(config, total, warmup)
         method.begin(total)
         schedule = beit_schedule if config.optim.schedule == "beit" else cosine_schedule
-        groups = parameter_groups(
-            method,
-            config.optim.weight_decay,
-            decay_tokens=config.optim.decay_tokens,
-            decay_mask_token=config.optim.decay_mask_token,
-            decay_vectors=config.optim.decay_vectors,
-        )
-        optimizer = torch.optim.AdamW(groups, lr=peak_lr, betas=config.optim.betas, fused=True)
+        optimizer = adamw(config.optim, method, peak_lr)
         log_every = config.runtime.log_every or (1 if total < 200 else 10)
         save_every = config.runtime.save_every or min(max(total // 20, 50), 1000)
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -61,6 +62,12 @@ def start_accelerator(config: RuntimeConfig, out: Path) -> Accelerator:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return accelerator
+
+
+def forget_accelerator() -> None:
+    """Make room for another run in this process: the group of processes of the one before has been dissolved."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def compute_dtype(config: RuntimeConfig, device: torch.device) -> torch.dtype:

@@ -1,11 +1,13 @@
 """What is looked at before the first step, so that a run that cannot work never begins."""
 
 import torch
+from torch import nn
 
-from pantomim.config import DataConfig, Pretrain
+from pantomim.config import DataConfig, OptimConfig, Pretrain
 from pantomim.data.dataset import Dataset
 from pantomim.data.sources import open_source
 from pantomim.methods.base import Takes
+from pantomim.optim import parameter_groups
 
 
 def training_images(config: DataConfig) -> Dataset:
@@ -89,6 +91,18 @@ def _label_problems(config: Pretrain, dataset: Dataset, num_classes: int) -> lis
             f"{found}. Give --method.num_classes {found}."
         ]
     return []
+
+
+def adamw(config: OptimConfig, method: nn.Module, lr: float) -> torch.optim.AdamW:
+    """The optimiser of a method's parameters, in groups that are decayed or not."""
+    groups = parameter_groups(
+        method,
+        config.weight_decay,
+        decay_tokens=config.decay_tokens,
+        decay_mask_token=config.decay_mask_token,
+        decay_vectors=config.decay_vectors,
+    )
+    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def check_schedule(config: Pretrain, total: int, warmup: int) -> None:

@@ -13,14 +13,17 @@ FLOAT32 = 2.0**-23
 DEVIATIONS = 6.0  # how many standard deviations of a sample count as one tolerance
 
 
-def initialisation(item: Item, draw: Callable[[], Mapping[str, nn.Parameter]]) -> dict[str, float]:
+def initialisation(
+    item: Item, draw: Callable[[], Mapping[str, nn.Parameter]], entry: str = "official_initialisation"
+) -> dict[str, float]:
     """Whether one official draw of each parameter looks like many of ours; 0 where chance explains the difference.
 
     Args:
         item: With or without statistics of the official draw.
         draw: Builds a new model and names its parameters as the official code does.
+        entry: Where the item has the statistics.
     """
-    stated = item.spec.get("official_initialisation")
+    stated = item.spec.get(entry)
     if stated is None:
         return {}
     draws = [draw() for _ in range(DRAWS)]

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from pantomim.parity import analyses, beit, cae, clip, colormae, finetune, mae, masks, targets, tokenizer
+from pantomim.parity import analyses, beit, cae, clip, colormae, dbot, finetune, mae, masks, targets, tokenizer
 from pantomim.parity.compare import Difference, differences
 from pantomim.parity.item import Computed, Item, read_item
 
@@ -39,6 +39,8 @@ FAMILIES: tuple[tuple[str, ItemFunction], ...] = (
     ("cae_attentive_probe", cae.attentive_probe),
     ("clip_visual", clip.visual),
     ("dbot_analysis", analyses.dbot),
+    ("dbot_pretrain", dbot.pretrain),
+    ("dbot_schedule", dbot.schedule),
 )
 
 

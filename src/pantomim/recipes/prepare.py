@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pantomim.config import Duration, Pretrain, from_yaml, with_duration
+from pantomim.config import Duration, Pretrain, Stages, read_plan, with_duration
 from pantomim.data.dataset import Facts
 from pantomim.data.sources import open_source
 from pantomim.data.stats import Stats, channel_stats
@@ -24,6 +24,8 @@ from pantomim.recipes.cae import RECIPES as CAE_RECIPES
 from pantomim.recipes.cae import cae, cae_paper
 from pantomim.recipes.colormae import RECIPES as COLORMAE_RECIPES
 from pantomim.recipes.colormae import colormae, colormae_paper
+from pantomim.recipes.dbot import RECIPES as DBOT_RECIPES
+from pantomim.recipes.dbot import dbot, dbot_paper
 from pantomim.recipes.mae import MAX_SIDE, mae, mae_paper
 from pantomim.recipes.mae import RECIPES as MAE_RECIPES
 from pantomim.recipes.mocov3 import RECIPES as MOCOV3_RECIPES
@@ -54,14 +56,16 @@ class BareMethod:
     Args:
         build: Makes the config of a size, the data's facts and statistics, and an encoder to go on from.
         paper: The paper's config nearest to an encoder's width.
+        stages: Of a chain of runs, how many; None: a single run.
     """
 
     build: Callable[[str, Facts, Stats, EncoderConfig | None], Pretrain]
     paper: Callable[[int], Pretrain]
+    stages: int | None = None
 
 
 RECIPES: tuple[Recipe, ...] = (
-    *(*MAE_RECIPES, *COLORMAE_RECIPES, *BEIT_RECIPES, *CAE_RECIPES),
+    *(*MAE_RECIPES, *COLORMAE_RECIPES, *BEIT_RECIPES, *CAE_RECIPES, *DBOT_RECIPES),
     *(*MOCOV3_RECIPES, *SUPERVISED_RECIPES),
 )
 BARE_METHODS = {
@@ -71,6 +75,7 @@ BARE_METHODS = {
     "cae": BareMethod(cae, cae_paper),
     "mocov3": BareMethod(mocov3, mocov3_paper),
     "supervised": BareMethod(supervised, supervised_paper),
+    "dbot": BareMethod(dbot, dbot_paper, stages=2),
 }
 DEFAULT_SIZE = "tiny"
 
@@ -85,6 +90,9 @@ class Prepared:
         summary: One line on what it is.
         notes: Differences from the paper that are no field of the config.
         decided: What the data decided, as (what, value).
+        stages: Of a chain of runs, of which `config` is the first; None: a single run.
+        reinit: How each stage but the first begins.
+        evaluate: Labelled images on which each stage is scored.
     """
 
     config: Pretrain
@@ -92,6 +100,14 @@ class Prepared:
     summary: str
     notes: tuple[str, ...] = ()
     decided: tuple[tuple[str, str], ...] = ()
+    stages: int | None = None
+    reinit: Literal["full", "reference", "none"] = "full"
+    evaluate: str | None = None
+
+    @property
+    def chain(self) -> Stages | None:
+        """The chain of runs; None where it is a single one."""
+        return None if self.stages is None else Stages(self.config, self.stages, self.reinit, self.evaluate)
 
 
 def prepare(
@@ -106,6 +122,9 @@ def prepare(
     target: TargetKind | None = None,
     tokenizer: str | None = None,
     teacher: str | None = None,
+    stages: int | None = None,
+    reinit: Literal["full", "reference", "none"] | None = None,
+    evaluate: str | None = None,
 ) -> Prepared:
     """The config of a recipe's full name, of a bare method, or of another run's config.yaml.
 
@@ -120,6 +139,9 @@ def prepare(
         target: What is predicted, for a method that leaves the choice.
         tokenizer: As `load_tokenizer` takes it; the target is then tokens.
         teacher: As `TeacherConfig.source` takes it; the target is then its features.
+        stages: Length of a chain of runs, instead of the recipe's.
+        reinit: How each stage but the first begins.
+        evaluate: Labelled images on which each stage is scored.
 
     Raises:
         ValueError: if the recipe does not exist, or options contradict each other or leave something open.
@@ -139,7 +161,7 @@ def prepare(
         prepared = _from_data(name, data, size, init)
     else:
         recipe = _find(name or "")
-        prepared = Prepared(recipe.build(), recipe.paper(), recipe.summary, recipe.notes)
+        prepared = Prepared(recipe.build(), recipe.paper(), recipe.summary, recipe.notes, stages=recipe.stages)
     run = prepared.config
     if data is not None:
         run = replace(run, data=replace(run.data, source=data))
@@ -149,7 +171,26 @@ def prepare(
         run = with_duration(run, Duration(steps=steps, epochs=epochs))
     if target is not None or tokenizer is not None or teacher is not None:
         run = _with_target(run, target, tokenizer, teacher)
-    return replace(prepared, config=run)
+    return _in_stages(replace(prepared, config=run), stages, reinit, evaluate)
+
+
+def _in_stages(
+    prepared: Prepared,
+    stages: int | None,
+    reinit: Literal["full", "reference", "none"] | None,
+    evaluate: str | None,
+) -> Prepared:
+    """The same with what is asked for the chain of runs."""
+    if stages is not None:
+        prepared = replace(prepared, stages=stages)
+    if prepared.stages is None and (reinit is not None or evaluate is not None):
+        raise ValueError(
+            f"--reinit and --evaluate go with --stages; got them for {prepared.config.recipe}, a single run. Leave "
+            f"them out (`pantomim evaluate` scores a finished run), or give --stages N."
+        )
+    if reinit is not None:
+        prepared = replace(prepared, reinit=reinit)
+    return prepared if evaluate is None else replace(prepared, evaluate=evaluate)
 
 
 def _with_target(run: Pretrain, target: TargetKind | None, tokenizer: str | None, teacher: str | None) -> Pretrain:
@@ -157,7 +198,8 @@ def _with_target(run: Pretrain, target: TargetKind | None, tokenizer: str | None
     method = run.method
     guide = getattr(method, "teacher", None)
     if isinstance(guide, TeacherConfig) and teacher is not None and target is None and tokenizer is None:
-        led: dict[str, Any] = {"teacher": replace(guide, source=teacher)}
+        depth = guide.depth if teacher == "random" else None
+        led: dict[str, Any] = {"teacher": replace(guide, source=teacher, depth=depth)}
         return replace(run, method=replace(method, **led))
     if not isinstance(method, MAEConfig | BEiTConfig | CAEConfig):
         raise ValueError(
@@ -186,7 +228,8 @@ def _find(name: str) -> Recipe:
 
 
 def _from_file(path: Path) -> Prepared:
-    config = from_yaml(Pretrain, path)
+    plan = read_plan(path)
+    config = plan.run if isinstance(plan, Stages) else plan
     if isinstance(config.method, DVAEConfig | VQKDConfig):
         raise ValueError(
             f"{path} is that of a tokenizer. `pantomim tokenizer train --config {path} --out RUN` repeats it."
@@ -194,7 +237,10 @@ def _from_file(path: Path) -> Prepared:
     known = {recipe.name: recipe for recipe in RECIPES}.get(config.recipe)
     bare = BARE_METHODS.get(config.recipe, BARE_METHODS[config.method.kind])
     paper = known.paper() if known else bare.paper(config.method.encoder.width)
-    return Prepared(config, paper, f"the run of {path}", known.notes if known else ())
+    prepared = Prepared(config, paper, f"the run of {path}", known.notes if known else ())
+    if isinstance(plan, Stages):
+        return replace(prepared, stages=plan.stages, reinit=plan.reinit, evaluate=plan.evaluate)
+    return prepared
 
 
 def _from_data(name: str, data: str | None, size: str | None, init: str | None) -> Prepared:
@@ -229,4 +275,4 @@ def _from_data(name: str, data: str | None, size: str | None, init: str | None) 
         *([("classes", str(facts.num_classes))] * isinstance(config.method, SupervisedConfig)),
     )
     summary = (method.build.__doc__ or "").splitlines()[0]
-    return Prepared(config, method.paper(encoder.width), summary, (), decided)
+    return Prepared(config, method.paper(encoder.width), summary, (), decided, method.stages)

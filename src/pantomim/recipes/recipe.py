@@ -16,6 +16,7 @@ class Recipe:
         expected: The score to expect, and where that was measured or who says so.
         paper: Makes the config as the paper (or its code, where the paper is silent) has it; differences are computed.
         notes: What differs from the paper and is no field of the config.
+        stages: Of a chain of runs, how many; None: a single run.
     """
 
     build: Callable[[], Pretrain]
@@ -23,6 +24,7 @@ class Recipe:
     expected: str
     paper: Callable[[], Pretrain]
     notes: tuple[str, ...] = ()
+    stages: int | None = None
 
     @property
     def name(self) -> str:

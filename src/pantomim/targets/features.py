@@ -19,6 +19,16 @@ from pantomim.teachers.choice import WAYS, TeacherConfig
 FeatureNormalisation = Literal["none", "layernorm", "unbiased", "l2"]
 
 
+def normalise_features(features: Float[Tensor, "*B K"], how: FeatureNormalisation) -> Float[Tensor, "*B K"]:
+    """Features as they are predicted, float32 at least; see `FeatureTarget` for the ways."""
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    if how == "layernorm":
+        return normalise_tokens(features, unbiased=False, eps=1e-5)
+    if how == "unbiased":
+        return normalise_tokens(features, unbiased=True, eps=1e-6)
+    return F.normalize(features, dim=-1) if how == "l2" else features
+
+
 class FeatureTarget(Target):
     """A teacher's features of the patches.
 
@@ -59,13 +69,7 @@ class FeatureTarget(Target):
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
         """The target of every patch."""
-        features = self.teacher(images).patches
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
-        if self.normalise == "layernorm":
-            return normalise_tokens(features, unbiased=False, eps=1e-5)
-        if self.normalise == "unbiased":
-            return normalise_tokens(features, unbiased=True, eps=1e-6)
-        return F.normalize(features, dim=-1) if self.normalise == "l2" else features
+        return normalise_features(self.teacher(images).patches, self.normalise)
 
     def score(
         self,

@@ -1,0 +1,160 @@
+"""dBOT: pre-training against a given teacher, the symmetric variant, and the schedule, rebuilt with our modules.
+
+Official: liuxingbin/dbot, branches main and beit. Visible patches are in the order of the noise there and in raster
+order here; what is compared is put into the official order.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pantomim.formats.files import load_exactly
+from pantomim.formats.foreign import official_name
+from pantomim.formats.mae import our_name
+from pantomim.masking.mask import Mask
+from pantomim.masking.random import RandomMasker
+from pantomim.methods.base import Batch
+from pantomim.methods.dbot import DBOT, DBOTConfig, DBOTDraws
+from pantomim.nn.decoder import DecoderConfig
+from pantomim.nn.tokens import take
+from pantomim.nn.vit import EncoderConfig
+from pantomim.optim import cosine_schedule
+from pantomim.parity.compare import gradients, norm_eps, norms
+from pantomim.parity.initialisation import initialisation
+from pantomim.parity.item import Computed, Item
+from pantomim.teachers.choice import TeacherConfig
+from pantomim.teachers.encoder import EncoderTeacher
+
+THEIR_HEAD, OUR_HEAD = "decoder_predp.", "decoder_pred."
+
+
+def pretrain(item: Item) -> Computed:
+    """Masking, student, teacher, the loss with and without the teacher's norm and the target's, every gradient."""
+    images, noise, config = item.input("images"), item.input("noise"), item.config
+    student = {_our_name(name): tensor for name, tensor in item.weights("student/").items()}
+    teacher = {our_name(name).removeprefix("encoder."): t for name, t in item.weights("teacher/").items()}
+    case = [bool(flag) for flag in config["gradient_case"]]
+    outputs: dict[str, Tensor] = {}
+    gradient_norms: dict[str, dict[str, float]] = {}
+    for norm in (False, True):
+        for normalise in (False, True):
+            method = _config(item, images, "unbiased" if normalise else "none")
+            frozen = _encoder(item, images, config["teacher_depth"]).build().double()
+            load_exactly(frozen, teacher, item.name)
+            model = method.build_around(EncoderTeacher(frozen, "given", output="norm" if norm else "block")).double()
+            load_exactly(model, student | _of_teacher(model), item.name)
+            mask = Mask.from_scores(noise, method.masker.num_masked(method.encoder.grid))
+            loss = model(Batch(images, total=len(images)), DBOTDraws(mask))["loss"]
+            name = f"layernorm{int(norm)}_normfeature{int(normalise)}"
+            outputs[f"loss_{name}"] = loss
+            said = model.target(images, torch.arange(noise.shape[1]).expand(len(images), -1))
+            outputs[f"target_{name}" if normalise else f"teacher_features_layernorm{int(norm)}"] = said
+            if [norm, normalise] == case:
+                loss.backward()
+                parameters = _official(model)
+                outputs |= gradients("grad/", parameters)
+                gradient_norms[name] = norms(parameters)
+    outputs |= _parts(model, images, noise, mask)
+    return Computed(
+        outputs,
+        numbers={"gradient_l2_norms": gradient_norms, "stage_switch": _stage_switch(model)},
+        config={"layer_norm_eps": norm_eps(model), "smooth_l1_beta": model.distance.beta},
+        deviations=initialisation(item, lambda: _official(method.build()), "official_initialisation_student"),
+    )
+
+
+def schedule(item: Item) -> Computed:
+    """The rate of every stage, which is that of a run of its own."""
+    outputs, numbers = {}, []
+    for number, entry in enumerate(item.config["schedules"]):
+        rates = [_rate(epoch, entry) for epoch in entry["points"]]
+        outputs[f"lr_{number}"] = torch.tensor(rates, dtype=torch.float64)
+        stated = item.numbers["schedules"][number]
+        numbers.append({**stated, "values": [list(pair) for pair in zip(entry["points"], rates, strict=True)]})
+    return Computed(outputs, numbers={"schedules": numbers})
+
+
+def _rate(epoch: float, entry: dict[str, Any]) -> float:
+    begin = max(start for start in entry["stage_epochs"][:-1] if start <= epoch)
+    end = min(start for start in entry["stage_epochs"] if start > epoch)
+    return cosine_schedule(
+        epoch - begin,
+        base=entry["lr"],
+        minimum=entry["min_lr"],
+        warmup=entry["warmup_epochs"],
+        total=end - begin,
+    )
+
+
+def _encoder(item: Item, images: Tensor, depth: int) -> EncoderConfig:
+    config, channels = item.config, images.shape[1]
+    return EncoderConfig(
+        image_size=(images.shape[2], images.shape[3]),
+        patch_size=config["patch_size"],
+        in_chans=channels,
+        width=config["embed_dim"],
+        depth=depth,
+        heads=config["num_heads"],
+        mlp_ratio=float(config["mlp_ratio"]),
+        mean=(0.0,) * channels,  # the items' images are normalised already
+        std=(1.0,) * channels,
+    )
+
+
+def _config(item: Item, images: Tensor, normalise: Literal["unbiased", "none"]) -> DBOTConfig:
+    config = item.config
+    return DBOTConfig(
+        encoder=_encoder(item, images, config["student_depth"]),
+        decoder=DecoderConfig(
+            width=config["decoder_embed_dim"],
+            depth=config["decoder_depth"],
+            heads=config["decoder_num_heads"],
+            mlp_ratio=float(config["mlp_ratio"]),
+        ),
+        masker=RandomMasker(ratio=float(config["mask_ratio"])),
+        teacher=TeacherConfig(source="random"),
+        normalise=normalise,
+    )
+
+
+def _parts(model: DBOT, images: Tensor, noise: Tensor, mask: Mask) -> dict[str, Tensor]:
+    """What happens on the way to the loss, visible patches in the order of the noise."""
+    kept = noise.gather(1, mask.ids_keep).argsort(dim=1)
+    hidden = noise.gather(1, mask.ids_mask).argsort(dim=1)
+    ids_shuffle = torch.cat([mask.ids_keep.gather(1, kept), mask.ids_mask.gather(1, hidden)], dim=1)
+    latent = model.encoder(images, mask.ids_keep)
+    return {
+        "ids_restore": ids_shuffle.argsort(dim=1),
+        "mask_with_cls": torch.cat([torch.ones_like(mask.masked[:, :1]), mask.masked], dim=1),
+        "latent": torch.cat([latent.prefix, take(latent.patches, kept)], dim=1),
+        "pred": model.decoder(latent, mask, everywhere=True, with_class=True),
+    }
+
+
+def _stage_switch(model: DBOT) -> dict[str, list[str]]:
+    """What differs in names where the student becomes the next teacher, which our chains load exactly."""
+    student = {_official_name(name) for name in model.state_dict() if not name.startswith("teacher.")}
+    next_teacher = {official_name(f"encoder.{name}") for name in model.encoder.config.build().state_dict()}
+    return {
+        "missing_in_student": sorted(next_teacher - student),
+        "not_used_by_teacher": sorted(student - next_teacher),
+    }
+
+
+def _of_teacher(model: DBOT) -> dict[str, Tensor]:
+    """The teacher's own weights, which are in place."""
+    return {name: tensor for name, tensor in model.state_dict().items() if name.startswith("teacher.")}
+
+
+def _our_name(name: str) -> str:
+    return our_name(name.replace(THEIR_HEAD, OUR_HEAD))
+
+
+def _official_name(name: str) -> str:
+    return official_name(name).replace(OUR_HEAD, THEIR_HEAD)
+
+
+def _official(model: nn.Module) -> dict[str, nn.Parameter]:
+    named = model.named_parameters()
+    return {_official_name(name): p for name, p in named if not name.startswith("teacher.")}

@@ -1,0 +1,99 @@
+"""What each stage of a chain is: an ordinary run, made from the first one."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pantomim.config import Pretrain, Stages
+from pantomim.teachers.choice import TeacherConfig
+from pantomim.teachers.encoder import Output
+
+
+def stage_folder(out: Path, number: int) -> Path:
+    """The run folder of a stage, counted from 0."""
+    return out / f"stage-{number}"
+
+
+def stage_run(plan: Stages, number: int, out: Path) -> Pretrain:
+    """The run of a stage, counted from 0, in the folder of a chain.
+
+    A later stage's teacher is the encoder of the stage before: what its last block says, or its norm if the first
+    teacher's was taken; a first teacher's depth and projection are its own. The seed is another one in each stage, and
+    decides weights, order of the data, crops and masks. Weights to go on from (`init`) are those of the first stage.
+
+    Raises:
+        ValueError: if the method has no teacher.
+    """
+    teacher = teacher_of(plan.run)
+    if teacher is None:
+        raise ValueError(
+            f"Stages.run must be of a method with a teacher; got {plan.run.recipe}, a run of {plan.run.method.kind}, "
+            f"which has none. Leave out --stages, or name dbot."
+        )
+    if number == 0:
+        return plan.run
+    before = str(stage_folder(out, number - 1))
+    output: Output = "norm" if teacher.output == "norm" else "block"
+    run = with_teacher(plan.run, replace(teacher, source=before, depth=None, output=output, momentum=_MOMENTUM))
+    return replace(
+        run,
+        runtime=replace(run.runtime, seed=stage_seed(run.runtime.seed, number)),
+        init=before if plan.reinit == "none" else None,
+    )
+
+
+def stage_seed(seed: int, number: int) -> int:
+    """The seed of a stage; of the first it is the chain's own."""
+    return seed if number == 0 else int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def teacher_of(run: Pretrain) -> TeacherConfig | None:
+    """The teacher of a run, or of its target; None where the method has none."""
+    holder: Any = run.method if hasattr(run.method, "teacher") else getattr(run.method, "target", None)
+    return getattr(holder, "teacher", None)
+
+
+def with_teacher(run: Pretrain, teacher: TeacherConfig) -> Pretrain:
+    """The same run with another teacher."""
+    method: Any = run.method
+    if hasattr(method, "teacher"):
+        return replace(run, method=replace(method, teacher=teacher))
+    return replace(run, method=replace(method, target=replace(method.target, teacher=teacher)))
+
+
+def describe_stages(plan: Stages, out: Path) -> list[tuple[str, str]]:
+    """Who teaches whom, stage by stage, and how each begins; for `pantomim explain`."""
+    starts = {
+        "full": "a new student and a new optimiser",
+        "reference": "a new student that keeps the bias of its patch projection; AdamW's moments go on",
+        "none": "the student keeps its weights; a new optimiser",
+    }
+    rows = []
+    for number in range(plan.stages):
+        run = stage_run(plan, number, out)
+        teacher = teacher_of(run)
+        assert teacher is not None, "stage_run refuses a run without one"
+        begins = f"from {run.init}" if run.init else "a new student"
+        rows.append(
+            (
+                f"stage {number}",
+                f"teacher: {_name(teacher)}; {begins if number == 0 else starts[plan.reinit]}, seed "
+                f"{run.runtime.seed}; {run.duration}, the rate from 0 again",
+            )
+        )
+    scored = f"k-NN and linear on {plan.evaluate} after each stage" if plan.evaluate else "not scored on the way"
+    return [*rows, ("scores", scored), ("last encoder", f"{out / 'encoder.safetensors'}, that of the last stage")]
+
+
+def _name(teacher: TeacherConfig) -> str:
+    """Which network, and what is taken of it."""
+    blocks = {None: "", 0: ", no block: projected patches and positions"}.get(
+        teacher.depth, f", {teacher.depth} blocks"
+    )
+    mean = f", mean of the last {teacher.blocks} blocks" if teacher.blocks > 1 else ""
+    return f"{teacher.source}{blocks}{mean}, output {teacher.output}"
+
+
+_MOMENTUM = TeacherConfig().momentum  # of a moving average alone; a stage's teacher stands still
