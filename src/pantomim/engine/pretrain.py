@@ -25,6 +25,7 @@ from pantomim.engine.runtime import (
     clip_gradients,
     compile_whole,
     compute_dtype,
+    end_training,
     gather_broken,
     generator,
     on_main,
@@ -64,7 +65,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
     run = RunFolder(out)
     with run.hold(accelerator, config), StopSignals() as signals:
         if (finished := run.finished()) is not None:
-            accelerator.end_training()
+            end_training(accelerator)
             return finished
 
         # --------------------------------------------------------------------------------------------------- Method
@@ -228,5 +229,5 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             run.finish(finished)
 
         on_main(accelerator, export)
-    accelerator.end_training()
+    end_training(accelerator)
     return finished

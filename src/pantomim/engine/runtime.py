@@ -1,5 +1,6 @@
 """The machine a run is carried out on: device and processes, precision, compilation, and randomness by the step."""
 
+import atexit
 import enum
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +11,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -61,13 +61,24 @@ def start_accelerator(config: RuntimeConfig, out: Path) -> Accelerator:
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no", log_with=log_with, project_dir=out)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    atexit.unregister(_dissolve_group)  # once, however many runs there are
+    atexit.register(_dissolve_group)
     return accelerator
 
 
-def forget_accelerator() -> None:
-    """Make room for another run in this process: the group of processes of the one before has been dissolved."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+def end_training(accelerator: Accelerator) -> None:
+    """Close what a run writes to; the group of processes stays for the next run, and is dissolved at the exit.
+
+    Accelerate's own `end_training` dissolves it at once, and a second group in the same processes may read addresses of
+    the first.
+    """
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+def _dissolve_group() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def compute_dtype(config: RuntimeConfig, device: torch.device) -> torch.dtype:

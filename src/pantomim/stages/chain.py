@@ -18,7 +18,7 @@ from pantomim.config import Pretrain, Stages, from_yaml, leaves, to_dict, to_yam
 from pantomim.engine.folder import FREE, Finished, RunInUseError
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import Clock
-from pantomim.engine.runtime import Purpose, forget_accelerator, random_seed
+from pantomim.engine.runtime import Purpose, random_seed
 from pantomim.engine.setup import adamw
 from pantomim.engine.stops import explain_disk
 from pantomim.evaluate.memo import Memo
@@ -70,9 +70,7 @@ def run_stages(plan: Stages, out: Path, say: Say = lambda text: None) -> list[Fi
                     _hand_on(runs[number - 1], stage_folder(out, number - 1), run, folder)
             say(f"Stage {number} of 0 to {plan.stages - 1}: {folder}")
             finished.append(pretrain(run, folder))
-            if not alone:
-                forget_accelerator()
-            elif plan.evaluate is not None:
+            if alone and plan.evaluate is not None:
                 _score(plan, out, number, memo, say)
         if main:
             if not alone and plan.evaluate is not None:  # at the end: other processes would wait too long
