@@ -44,7 +44,6 @@ class RunArguments:
         tokenizer: What gives the tokens: a run of `pantomim tokenizer train`, its tokenizer.safetensors, dalle:FILE,
             dalle:FOLDER, random-projection or random-projection-standardised (also :SEED).
         teacher: Whose features are predicted: random, ema, RUN, FILE, timm:NAME ...; docs/teachers.md has all.
-        teacher: Whose features are predicted: random, ema, a run folder, or a file of an encoder's weights.
         stages: A chain of so many runs in one folder, each the teacher of the next; steps and epochs are those of one.
         reinit: How each stage but the first begins: full (a new student and optimiser), reference (as dBOT's authors'
             code, which keeps the bias of the patch projection and AdamW's moments), none (the student keeps its
