@@ -174,3 +174,20 @@ def test_from_the_command_line(kind, tmp_path, capsys):
     main(["report", str(out)])
     assert "no new pictures" in capsys.readouterr().err
     assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize("target", ["pixels", "tokens"])
+def test_the_report_of_a_cae_run_shows_the_alignment(tmp_path, target, capsys):
+    source = tiny_images(tmp_path / "images.npz")
+    small_tokenizer(tmp_path / "tokenizer", 0)
+    chosen = PixelTargetConfig() if target == "pixels" else TokenTargetConfig(tokenizer=str(tmp_path / "tokenizer"))
+    config = run(source, "cae", steps=3)
+    pretrain(replace(config, method=replace(config.method, target=chosen)), tmp_path / "run")
+    main(["report", str(tmp_path / "run")])
+    assert "no new pictures" not in capsys.readouterr().err
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "What the decoder reads without the regressor" in page
+    assert "alignment weight 2" in page
+    assert page.count('<div class="strip">') == 3  # images; what is there in any case, or at best; the run's
+    assert page.count("<img") >= 24
+    assert "No reconstructions yet" not in page

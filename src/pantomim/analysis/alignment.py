@@ -7,6 +7,8 @@ Paper: Chen et al., arXiv:2202.03026, the alignment figure. It is not stated the
 target; here either is.
 """
 
+import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from pantomim.analysis.runs import load_run
 from pantomim.config import Pretrain, from_yaml
 from pantomim.data.sources import open_source
 from pantomim.data.stream import evaluation_batches
+from pantomim.files import replace_file
 from pantomim.methods.cae import CAE, evaluating
 from pantomim.targets.pixels import PixelTarget
 from pantomim.targets.tokens import TokenTarget
@@ -196,6 +199,29 @@ def inspect_alignment(
         rows.append(Row(Path(run).name, _words(method, result), picture(result.shown)))
     items = tuple(dataset.names[int(index)] for _, ids in found for index in ids)
     return AlignmentPictures(items, tuple(rows), _caption(dataset.name, len(items), seed))
+
+
+def write_alignment_arrays(run: str | Path, *, count: int = 8, seed: int = 0) -> Path:
+    """The pictures of one run on held-out images of its data, in `RUN/analysis/alignment.npz`, for its report.
+
+    The file holds `row_0`, `row_1` ... (n, H, W, 1 or 3), and titles, texts, names and caption as JSON in `about`.
+
+    Raises:
+        ValueError: as `inspect_alignment`.
+    """
+    found = inspect_alignment([run], count=count, seed=seed)
+    about = {
+        "titles": [row.title for row in found.rows],
+        "texts": [row.text for row in found.rows],
+        "items": list(found.items),
+        "caption": found.caption,
+    }
+    buffer = io.BytesIO()
+    pictures = {f"row_{number}": row.pictures for number, row in enumerate(found.rows)}
+    np.savez(buffer, about=np.array(json.dumps(about)), **pictures)  # type: ignore[arg-type]
+    path = Path(run) / "analysis" / "alignment.npz"
+    replace_file(path, buffer.getvalue())
+    return path
 
 
 def _words(method: CAE, result: WithoutRegressor) -> str:

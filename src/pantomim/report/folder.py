@@ -44,6 +44,21 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Alignment:
+    """What CAE's decoder makes of whole images without the regressor.
+
+    Args:
+        rows: Title, what there is to know, and 8-bit pictures (n, H, W, C): the images first.
+        items: Names of the images.
+        caption: What one must know to read the pictures.
+    """
+
+    rows: list[tuple[str, str, np.ndarray]]
+    items: list[str]
+    caption: str
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """Everything in a run folder that a report shows; None or empty where there is nothing.
 
@@ -57,6 +72,7 @@ class RunFolder:
         metrics: metrics.jsonl.
         evaluations: eval/*.json by file name, without the ending.
         pictures: analysis/reconstructions.npz.
+        alignment: analysis/alignment.npz, of a run of CAE.
         inside: analysis/attention-distance.npz, spectrum.npz and cka.npz: what the encoder's blocks do.
         problems: Files that are there but cannot be read, and why.
     """
@@ -70,6 +86,7 @@ class RunFolder:
     metrics: Metrics
     evaluations: dict[str, dict[str, Any]]
     pictures: Pictures | None
+    alignment: Alignment | None = None
     inside: list[BlockFacts] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -109,9 +126,17 @@ def read_run(run: str | Path) -> RunFolder:
         metrics=attempt(path / "metrics.jsonl", _read_metrics, Metrics(np.empty(0, dtype=np.int64), {})),
         evaluations={stem: result for stem, result in found.items() if result},
         pictures=attempt(path / "analysis" / "reconstructions.npz", _read_pictures, None),
+        alignment=attempt(path / "analysis" / "alignment.npz", _read_alignment, None),
         inside=[facts for facts in inside if facts is not None],
         problems=problems,
     )
+
+
+def _read_alignment(file: Path) -> Alignment:
+    with np.load(file, allow_pickle=False) as content:
+        about = json.loads(str(content["about"]))
+        rows = [content[f"row_{number}"] for number in range(len(about["titles"]))]
+    return Alignment(list(zip(about["titles"], about["texts"], rows, strict=True)), about["items"], about["caption"])
 
 
 def look_up(tree: Any, dotted: str, otherwise: Any = None) -> Any:

@@ -15,7 +15,7 @@ from pantomim.files import replace_file
 from pantomim.report.charts import Curve, line_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
 from pantomim.report.inspection import TITLES, caption, panels
-from pantomim.report.pictures import triplets
+from pantomim.report.pictures import alignment_rows, triplets
 from pantomim.report.scores import CONTENDERS, Result, leaves, points, read_results, summary, verdict
 from pantomim.report.template import fill_template
 
@@ -91,6 +91,8 @@ def render(folder: RunFolder, results: list[Result]) -> str:
         warnings=list(warnings(folder, results)),
         charts=list(charts(folder)),
         triplets=triplets(pictures) if pictures else [],
+        alignment=folder.alignment,
+        alignment_rows=alignment_rows(folder.alignment),
         about=pictures.about if pictures else {},
         explained=explained(folder),
         crisp=width < CRISP_BELOW,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pantomim.report.folder import Pictures
+from pantomim.report.folder import Alignment, Pictures
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,10 @@ def jpeg(picture: np.ndarray) -> str:
     shown = picture[:, :, 0] if picture.shape[2] == 1 else picture
     Image.fromarray(np.ascontiguousarray(shown)).save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def alignment_rows(alignment: Alignment | None) -> list[tuple[str, str, list[str]]]:
+    """Title, text and data URIs of each row; empty where there is no such file."""
+    if alignment is None:
+        return []
+    return [(title, text, [png(picture) for picture in pictures]) for title, text, pictures in alignment.rows]
