@@ -142,4 +142,5 @@ def test_from_the_command_line(source, tmp_path, capsys):
     assert json.loads((out / "predictor.json").read_text())["method"] == "mocov3"
     again = prepare(None, config=out / "config.yaml").config
     assert again.method.momentum.start == 0.9
-    assert again.data.second == View(again.data.crop)
+    assert again.data.second == View(again.data.crop, again.data.augment)
+    assert again.data.augment.active
