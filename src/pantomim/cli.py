@@ -42,7 +42,7 @@ class RunArguments:
         config: Repeat the run of this config.yaml, instead of naming a recipe.
         target: What is predicted, where the method leaves the choice: mae, beit, cae and what is made of them.
         tokenizer: What gives the tokens: a run of `pantomim tokenizer train`, its tokenizer.safetensors, dalle:FILE,
-            dalle:FOLDER, random-projection or random-projection-standardised (also :SEED).
+            dalle:FOLDER, dvae:FILE, random-projection or random-projection-standardised (also :SEED).
         teacher: Whose features are predicted: random, ema, RUN, FILE, timm:NAME ...; docs/teachers.md has all.
         stages: A chain of so many runs in one folder, each the teacher of the next; steps and epochs are those of one.
         reinit: How each stage but the first begins: full (a new student and optimiser), reference (as dBOT's authors'

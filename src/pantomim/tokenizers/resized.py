@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from pantomim.tokenizers.base import Tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer
+from pantomim.tokenizers.strided_dvae import StridedDVAETokenizer
 from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 
@@ -25,7 +26,9 @@ class ResizedTokenizer(nn.Module):
 
     frozen = True
 
-    def __init__(self, tokenizer: DVAETokenizer | VQKDTokenizer, image_size: tuple[int, int]) -> None:
+    def __init__(
+        self, tokenizer: DVAETokenizer | StridedDVAETokenizer | VQKDTokenizer, image_size: tuple[int, int]
+    ) -> None:
         super().__init__()
         tokenizer.grid_of(image_size)
         self.tokenizer, self.image_size, self.vocabulary = tokenizer, image_size, tokenizer.vocabulary
@@ -61,7 +64,7 @@ def on_grid(tokenizer: Tokenizer, image_size: tuple[int, int], grid: tuple[int, 
     """
     if isinstance(tokenizer, VQKDTokenizer) and tokenizer.grid == grid:
         return tokenizer if tokenizer.image_size == image_size else ResizedTokenizer(tokenizer, tokenizer.image_size)
-    if isinstance(tokenizer, DVAETokenizer):
+    if isinstance(tokenizer, DVAETokenizer | StridedDVAETokenizer):
         seen = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)
         return tokenizer if seen == image_size else ResizedTokenizer(tokenizer, seen)
     learned = isinstance(tokenizer, VQKDTokenizer)
