@@ -40,13 +40,13 @@ def pretrain(item: Item) -> Computed:
     tokens = TokenTarget(GivenIds(item.input("labels"), mask, config["vocab_size"], method.encoder.grid))
     model = method.build_around(tokens).double()
     weights, indices = split_indices(item.weights())
-    load_exactly(model, {_our_name(name): tensor for name, tensor in weights.items()}, item.name)
+    load_exactly(model, {our_name(name): tensor for name, tensor in weights.items()}, item.name)
 
     result = model(Batch(images, total=len(images)), BEiTDraws(mask))
     result["loss"].backward()
     latent = model.encoder(images, hidden=Hidden(masked, model.mask_token))
     everywhere = model.head(latent.patches)
-    parameters = _official(model)
+    parameters = official(model)
     outputs = {
         "tokens_after_norm": torch.cat([latent.prefix, latent.patches], dim=1),
         "logits_all": everywhere,
@@ -69,7 +69,7 @@ def pretrain(item: Item) -> Computed:
         },
         config={"layer_norm_eps": norm_eps(model), "masked_counts": masked.sum(dim=1).tolist()},
         deviations=compare_indices(model.encoder.relative_index, indices)
-        | initialisation(item, lambda: _official(method.build_around(tokens))),
+        | initialisation(item, lambda: official(method.build_around(tokens))),
     )
 
 
@@ -81,7 +81,7 @@ def finetune(item: Item) -> Computed:
     encoder = encoder_config(item, images, relative).build()
     classifier = Classifier(encoder, config["num_classes"], pool).double().eval()
     weights, indices = split_indices(item.weights())
-    load_exactly(classifier, {_our_name(name): tensor for name, tensor in weights.items()}, item.name)
+    load_exactly(classifier, {our_name(name): tensor for name, tensor in weights.items()}, item.name)
 
     after: dict[str, Tensor] = {}
     for number, block in enumerate(encoder.blocks):
@@ -89,7 +89,7 @@ def finetune(item: Item) -> Computed:
     logits = classifier(images)
     loss = F.cross_entropy(logits, labels)
     loss.backward()
-    parameters = _official(classifier)
+    parameters = official(classifier)
     return Computed(
         {
             "features": classifier.features(images),
@@ -189,14 +189,16 @@ def compare_indices(ours: Tensor | None, stored: Mapping[str, Tensor]) -> dict[s
     }
 
 
-def _our_name(name: str) -> str:
+def our_name(name: str) -> str:
+    """The name of an official parameter in `BEiT` or `Classifier`."""
     part = name.partition(".")[0]
     if part == "lm_head":
         return name.removeprefix("lm_")
     return name if part in {"mask_token", "fc_norm", "head"} else f"encoder.{name}"
 
 
-def _official(model: nn.Module) -> dict[str, nn.Parameter]:
+def official(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters under official names."""
     return {_official_name(model, name): parameter for name, parameter in model.named_parameters()}
 
 

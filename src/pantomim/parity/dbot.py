@@ -15,14 +15,19 @@ from pantomim.formats.mae import our_name
 from pantomim.masking.mask import Mask
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch
+from pantomim.methods.beit import BEiTConfig, BEiTDraws
 from pantomim.methods.dbot import DBOT, DBOTConfig, DBOTDraws
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take
-from pantomim.nn.vit import EncoderConfig
+from pantomim.nn.vit import EncoderConfig, Hidden, RelativePosition
 from pantomim.optim import cosine_schedule
+from pantomim.parity import beit
 from pantomim.parity.compare import gradients, norm_eps, norms
 from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
+from pantomim.targets.distance import Distance
+from pantomim.targets.features import FeatureTarget
+from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import TeacherConfig
 from pantomim.teachers.encoder import EncoderTeacher
 
@@ -62,6 +67,61 @@ def pretrain(item: Item) -> Computed:
         config={"layer_norm_eps": norm_eps(model), "smooth_l1_beta": model.distance.beta},
         deviations=initialisation(item, lambda: _official(method.build()), "official_initialisation_student"),
     )
+
+
+def full_sequence(item: Item) -> Computed:
+    """The symmetric variant, which is BEiT with a feature target: predictions, four distances, every gradient.
+
+    With the class token among what is predicted, as no recipe has it, the parts are put together here.
+    """
+    config, images, masked = item.config, item.input("images"), item.input("mask")
+    said, with_class = item.input("teacher_tokens"), config["reconstruct_class_token"]
+    relative: RelativePosition = "shared" if config["shared_relative_bias"] else "none"
+    method = BEiTConfig(encoder=beit.encoder_config(item, images, relative))
+    mask = Mask.from_masked(masked, max(config["masked_counts"]), varies=True)
+    grid = method.encoder.grid
+    target = FeatureTarget(GivenTeacher(said, grid), grid, "none", Distance("cosine"))
+    model = method.build_around(target).double()
+    weights, indices = beit.split_indices(item.weights())
+    load_exactly(model, {beit.our_name(name): tensor for name, tensor in weights.items()}, item.name)
+
+    latent = model.encoder(images, hidden=Hidden(masked, model.mask_token))
+    chosen = torch.cat([torch.full_like(masked[:, :1], with_class), masked], dim=1)
+    predictions = model.head(torch.cat([latent.prefix, latent.patches], dim=1))[chosen]  # image by image
+    targets = torch.cat([target.teacher(images).prefix, target(images)], dim=1)[chosen]
+    distances = {
+        "l1": Distance("l1"),
+        "l2": Distance("l2"),
+        "smoothl1_beta2": Distance("smooth_l1", beta=2.0),
+        "negcosine": target.distance,
+    }
+    losses = {
+        f"loss_{name}": distance(predictions.unsqueeze(0), targets.unsqueeze(0)) for name, distance in distances.items()
+    }
+    if not with_class:
+        losses["loss_negcosine"] = model(Batch(images, total=len(images)), BEiTDraws(mask))["loss"]
+    losses["loss_negcosine"].backward()
+    parameters = beit.official(model)
+    return Computed(
+        {"predictions": predictions, "targets": targets, **losses, **gradients("grad_negcosine/", parameters)},
+        numbers={"gradient_l2_norms_negcosine": norms(parameters)},
+        config={"layer_norm_eps": norm_eps(model), "masked_counts": masked.sum(dim=1).tolist()},
+        deviations=beit.compare_indices(model.encoder.relative_index, indices),
+    )
+
+
+class GivenTeacher(Teacher):
+    """Says what an item says that its teacher said, the class token first."""
+
+    def __init__(self, tokens: Tensor, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.tokens, self.grid, self.width = tokens, grid, tokens.shape[2]
+        self._freeze()
+
+    def forward(self, images: Tensor, query: Query | None = None) -> Guidance:
+        """The stored tokens."""
+        self.check_query(query)
+        return Guidance(self.tokens[:, :1], self.tokens[:, 1:])
 
 
 def schedule(item: Item) -> Computed:

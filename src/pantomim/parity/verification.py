@@ -41,6 +41,7 @@ FAMILIES: tuple[tuple[str, ItemFunction], ...] = (
     ("dbot_analysis", analyses.dbot),
     ("dbot_pretrain", dbot.pretrain),
     ("dbot_schedule", dbot.schedule),
+    ("dbot_full_sequence", dbot.full_sequence),
 )
 
 
