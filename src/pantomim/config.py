@@ -92,10 +92,12 @@ class OptimConfig:
     Args:
         base_lr: Learning rate per 256 images; the rate in use is base_lr * batch_size / 256.
         min_lr: Rate at the end.
-        warmup: Length of the linear warm-up from 0.
+        start_lr: Rate at the beginning of the warm-up.
+        warmup: Length of the linear warm-up.
         weight_decay: For matrices and tokens.
         schedule: Whether the rate reaches its peak in the step after the warm-up ("mae"), or in the warm-up's last
-            step ("beit", and CAE's).
+            step ("beit", and CAE's); or no cosine, but the peak up to the last eighth of the run and min_lr in it
+            ("drop", SimMIM's).
         decay_tokens: Also decay class, register and mask tokens, as the authors' code does.
         decay_mask_token: The same of the mask token apart; None: like the other tokens. BEiT's authors decay it alone.
         decay_vectors: Also decay biases and norms, as MoCo v3's authors do.
@@ -106,9 +108,10 @@ class OptimConfig:
 
     base_lr: float = 1.5e-4
     min_lr: float = 0.0
+    start_lr: float = 0.0
     warmup: Duration = field(default_factory=lambda: Duration(epochs=40))
     weight_decay: float = 0.05
-    schedule: Literal["mae", "beit"] = "mae"
+    schedule: Literal["mae", "beit", "drop"] = "mae"
     decay_tokens: bool = True
     decay_mask_token: bool | None = None
     decay_vectors: bool = False
@@ -119,7 +122,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not 0 < self.base_lr < math.inf:
             raise ValueError(f"OptimConfig.base_lr must be positive; got {self.base_lr}.")
-        for name in ("min_lr", "weight_decay"):
+        for name in ("min_lr", "start_lr", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"OptimConfig.{name} must not be negative; got {getattr(self, name)}.")
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -229,7 +229,11 @@ def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tu
                 (
                     "learning rate",
                     f"{scaled_lr(optim.base_lr, batch_size):.3g} = {optim.base_lr:g} x {batch_size} / 256, "
-                    f"then half a cosine to {optim.min_lr:g}",
+                    + (
+                        f"then {optim.min_lr:g}"
+                        if optim.schedule == "drop"
+                        else f"then half a cosine to {optim.min_lr:g}"
+                    ),
                 ),
                 (
                     "AdamW",

@@ -22,8 +22,10 @@ def scaled_lr(base_lr: float, batch_size: int) -> float:
     return base_lr * batch_size / 256
 
 
-def cosine_schedule(step: float, *, base: float, minimum: float, warmup: float, total: float) -> float:
-    """Linear warm-up from 0 to `base`, then half a cosine down to `minimum`, where it stays.
+def cosine_schedule(
+    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
+) -> float:
+    """Linear warm-up from `start` to `base`, then half a cosine down to `minimum`, where it stays.
 
     Steps, warm-up and total share a unit: optimizer steps, or epochs with their fractions.
 
@@ -37,7 +39,7 @@ def cosine_schedule(step: float, *, base: float, minimum: float, warmup: float, 
             f"cosine_schedule.warmup must be in [0, total); got {warmup} of {total}. Train longer, or warm up shorter."
         )
     if step < warmup:
-        return base * step / warmup
+        return start + (base - start) * step / warmup
     progress = min((step - warmup) / (total - warmup), 1.0)
     return minimum + (base - minimum) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
@@ -52,6 +54,18 @@ def beit_schedule(
     if step < warmup:
         return start + (base - start) * step / max(warmup - 1, 1)
     return cosine_schedule(step, base=base, minimum=minimum, warmup=warmup, total=total)
+
+
+def drop_schedule(
+    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
+) -> float:
+    """Linear warm-up from `start` to `base`, where it stays; `minimum` in the last eighth.
+
+    Source: SimMIM's `configs/vit_base__800ep`: a tenth from epoch 700 of 800 on.
+    """
+    if step < warmup:
+        return cosine_schedule(step, base=base, minimum=minimum, warmup=warmup, total=total, start=start)
+    return base if step < 7 / 8 * total else minimum
 
 
 def parameter_groups(

@@ -42,7 +42,7 @@ from pantomim.nn.decoder import MAEDecoder
 from pantomim.nn.dvae import DVAENetworks
 from pantomim.nn.vit import Encoder
 from pantomim.nn.vqkd import VQKDNetworks
-from pantomim.optim import beit_schedule, cosine_schedule, scaled_lr
+from pantomim.optim import beit_schedule, cosine_schedule, drop_schedule, scaled_lr
 
 
 def pretrain(config: Pretrain, out: Path) -> Finished:
@@ -100,7 +100,8 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         peak_lr = scaled_lr(config.optim.base_lr, config.batch_size)
         check_schedule(config, total, warmup)
         method.begin(total)
-        schedule = beit_schedule if config.optim.schedule == "beit" else cosine_schedule
+        schedules = {"mae": cosine_schedule, "beit": beit_schedule, "drop": drop_schedule}
+        schedule = partial(schedules[config.optim.schedule], start=config.optim.start_lr)
         optimizer = adamw(config.optim, method, peak_lr)
         log_every = config.runtime.log_every or (1 if total < 200 else 10)
         save_every = config.runtime.save_every or min(max(total // 20, 50), 1000)

@@ -22,15 +22,22 @@ from pantomim.recipes.beit import RECIPES as BEIT_RECIPES
 from pantomim.recipes.beit import beit, beit_paper
 from pantomim.recipes.cae import RECIPES as CAE_RECIPES
 from pantomim.recipes.cae import cae, cae_paper
+from pantomim.recipes.clip import RECIPES as CLIP_RECIPES
 from pantomim.recipes.colormae import RECIPES as COLORMAE_RECIPES
 from pantomim.recipes.colormae import colormae, colormae_paper
+from pantomim.recipes.data2vec import RECIPES as DATA2VEC_RECIPES
+from pantomim.recipes.data2vec import data2vec, data2vec_paper
 from pantomim.recipes.dbot import RECIPES as DBOT_RECIPES
 from pantomim.recipes.dbot import dbot, dbot_paper
 from pantomim.recipes.mae import MAX_SIDE, mae, mae_paper
 from pantomim.recipes.mae import RECIPES as MAE_RECIPES
+from pantomim.recipes.maskfeat import RECIPES as MASKFEAT_RECIPES
+from pantomim.recipes.maskfeat import maskfeat, maskfeat_paper
 from pantomim.recipes.mocov3 import RECIPES as MOCOV3_RECIPES
 from pantomim.recipes.mocov3 import mocov3, mocov3_paper
 from pantomim.recipes.recipe import Recipe
+from pantomim.recipes.simmim import RECIPES as SIMMIM_RECIPES
+from pantomim.recipes.simmim import simmim, simmim_paper
 from pantomim.recipes.supervised import RECIPES as SUPERVISED_RECIPES
 from pantomim.recipes.supervised import supervised, supervised_paper
 from pantomim.targets.choice import TargetConfig
@@ -66,6 +73,7 @@ class BareMethod:
 
 RECIPES: tuple[Recipe, ...] = (
     *(*MAE_RECIPES, *COLORMAE_RECIPES, *BEIT_RECIPES, *CAE_RECIPES, *DBOT_RECIPES),
+    *(*MASKFEAT_RECIPES, *SIMMIM_RECIPES, *DATA2VEC_RECIPES, *CLIP_RECIPES),
     *(*MOCOV3_RECIPES, *SUPERVISED_RECIPES),
 )
 BARE_METHODS = {
@@ -73,6 +81,9 @@ BARE_METHODS = {
     "colormae": BareMethod(colormae, colormae_paper),
     "beit": BareMethod(beit, beit_paper),
     "cae": BareMethod(cae, cae_paper),
+    "maskfeat": BareMethod(maskfeat, maskfeat_paper),
+    "simmim": BareMethod(simmim, simmim_paper),
+    "data2vec": BareMethod(data2vec, data2vec_paper),
     "mocov3": BareMethod(mocov3, mocov3_paper),
     "supervised": BareMethod(supervised, supervised_paper),
     "dbot": BareMethod(dbot, dbot_paper, stages=2),

@@ -1,0 +1,95 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pantomim.nn.vit import EncoderConfig
+from pantomim.targets.distance import Distance
+from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
+from pantomim.teachers.base import Guidance, Teacher
+from pantomim.teachers.choice import TeacherConfig
+
+ENCODER = EncoderConfig(image_size=(8, 12), patch_size=4, width=16, depth=3, heads=2)
+
+
+class Colours(Teacher):
+    """Mean and spread of each channel of a patch; the class token's feature is ones."""
+
+    def __init__(self, grid=(2, 3)) -> None:
+        super().__init__()
+        self.width, self.grid, self.gain = 6, grid, nn.Parameter(torch.tensor(3.0))
+        self._freeze()
+
+    def forward(self, images, query=None):
+        assert not self.training
+        means = F.avg_pool2d(images, 4)
+        spread = F.avg_pool2d(images.square(), 4) - means.square()
+        patches = self.gain * torch.cat([means, spread], dim=1).flatten(2).mT
+        return Guidance(torch.ones_like(patches[:, :1]), patches)
+
+
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("normalise", ["none", "layernorm", "unbiased", "l2"])
+def test_features_are_normalised_each_by_itself(normalise) -> None:
+    plain = Colours()(images()).patches
+    variance = plain.var(dim=-1, keepdim=True)
+    expected = {
+        "none": plain,
+        "layernorm": F.layer_norm(plain, (6,)),
+        "unbiased": (plain - plain.mean(dim=-1, keepdim=True)) / (variance + 1e-6).sqrt(),
+        "l2": plain / plain.norm(dim=-1, keepdim=True),
+    }[normalise]
+    torch.testing.assert_close(FeatureTarget(Colours(), (2, 3), normalise)(images()), expected)
+
+
+def test_the_score_is_that_of_the_hidden_patches() -> None:
+    target, ids = FeatureTarget(Colours(), (2, 3), "none", Distance("cosine")), torch.tensor([[0, 5], [3, 1]])
+    prediction = torch.randn(2, 2, 6)
+    wanted = torch.stack([target(images())[row, ids[row]] for row in range(2)])
+    scores = target.score(prediction, images(), ids)
+    torch.testing.assert_close(scores["loss"], 1 - F.cosine_similarity(prediction, wanted, dim=-1).mean())
+    torch.testing.assert_close(scores["target_std"], target(images()).flatten(0, 1).std(dim=0).mean())
+    assert target.score(target(images()), images(), torch.arange(6).expand(2, -1))["loss"] < 1e-6
+
+
+def test_nothing_is_learned_in_it_nor_in_training_mode() -> None:
+    target = FeatureTarget(Colours(), (2, 3))
+    nn.ModuleList([target]).train()
+    assert not any(module.training for module in target.modules())
+    assert not any(parameter.requires_grad for parameter in target.parameters())
+    assert not target(images().requires_grad_()).requires_grad
+    assert torch.equal(target(images()), target(images()))
+
+
+def test_the_grids_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"FeatureTarget\.teacher must have a feature for each patch.*\(2, 3\)"):
+        FeatureTarget(Colours((4, 4)), (2, 3))
+
+
+def test_there_is_no_teacher_by_default() -> None:
+    with pytest.raises(ValueError, match=r"FeatureTargetConfig\.teacher must be given.*--teacher random\|ema"):
+        FeatureTargetConfig().build(ENCODER.build())
+
+
+@pytest.mark.parametrize(("momentum", "expected"), [(1.0, "stays"), (0.0, "follows")])
+def test_a_moving_average_follows_its_student(momentum: float, expected: str) -> None:
+    """With momentum 1 the target never changes; with 0 the teacher is the student."""
+    torch.manual_seed(0)
+    student = ENCODER.build()
+    target = FeatureTargetConfig(teacher=TeacherConfig("ema", momentum=momentum, blocks=2)).build(student)
+    before = target(images())
+    with torch.no_grad():
+        for parameter in filter(lambda weight: weight.requires_grad, student.parameters()):  # positions are fixed
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    target.follow(student)
+    after = target(images())
+    assert torch.equal(after, before) == (expected == "stays")
+    if expected == "follows":
+        said = [block.patches for block in student.each_block(images())][-2:]
+        mean = torch.stack([F.layer_norm(tokens, (16,)) for tokens in said]).mean(dim=0)
+        torch.testing.assert_close(after, F.layer_norm(mean, (16,)))
+    target.start(student)
+    assert not torch.equal(target(images()), before)
