@@ -8,7 +8,15 @@ from torch import nn
 
 from pantomim.nn.heads import Classifier
 from pantomim.nn.vit import EncoderConfig
-from pantomim.optim import LARS, beit_schedule, cosine_schedule, layer_decay_groups, parameter_groups, scaled_lr
+from pantomim.optim import (
+    LARS,
+    beit_schedule,
+    cosine_schedule,
+    drop_schedule,
+    layer_decay_groups,
+    parameter_groups,
+    scaled_lr,
+)
 
 TINY = EncoderConfig(
     image_size=(8, 12), patch_size=4, in_chans=1, width=8, depth=2, heads=2, registers=1, mean=(0.5,), std=(1.0,)
@@ -124,6 +132,20 @@ def test_schedule_does_not_depend_on_the_unit():
     in_steps = cosine_schedule(333, base=2e-3, minimum=1e-6, warmup=50, total=1000)
     in_epochs = cosine_schedule(33.3, base=2e-3, minimum=1e-6, warmup=5, total=100)
     assert in_steps == pytest.approx(in_epochs, rel=1e-12)
+
+
+def test_a_warmup_may_start_above_zero():
+    found = [cosine_schedule(step, base=1.0, minimum=0.0, warmup=4, total=20, start=0.2) for step in range(5)]
+    assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_simmims_rate_drops_in_the_last_eighth():
+    """Epoch 700 of 800."""
+    found = [drop_schedule(e, base=4e-4, minimum=4e-5, warmup=10, total=800, start=2e-6) for e in range(800)]
+    assert found[0] == 2e-6
+    assert found[5] == pytest.approx(2e-6 + (4e-4 - 2e-6) / 2)
+    assert set(found[10:700]) == {4e-4}
+    assert set(found[700:]) == {4e-5}
 
 
 def test_schedule_without_warmup_starts_at_the_base():
