@@ -56,7 +56,7 @@ OPTIONS: dict[str, Any] = {
         "knn": {"protocol": "knn", "data": "{data}", "device": "cpu"},
         "one": {"protocol": "knn", "data": "{other}", "device": "cpu", "test_images": 8},
     },
-    "analyses": ["alignment"],
+    "analyses": ["alignment", "attention-distance", "spectrum"],
     "pictures": 2,
 }
 
@@ -146,6 +146,7 @@ def test_the_page_shows_them(done):
         assert "first" in text
     assert "alignment weight 2" in page
     assert "no alignment" in page
+    assert page.count('<svg class="chart"') == 2 * 2, "two analyses of two groups"
     assert "without the regressor" in page
     assert page.count("Original of") == 2, "MAE's pictures"
 

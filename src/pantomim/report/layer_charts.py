@@ -1,6 +1,6 @@
 """Charts over the layers of an encoder, as inline SVG in the colours of the page's style sheet: dots, lines, a map."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -11,6 +11,8 @@ from pantomim.report.spectra import spread
 WIDTH, HEIGHT = 430, 260
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 14, 40
 NAME = 44  # room for the names of lines
+NAMES = 110  # the same for names of encoders
+DASHES = ("none", "6 3", "2 3", "9 3 2 3", "1 2", "12 4")  # tell lines of one colour apart
 LINE = 15  # height of a name
 MAX_CELL = 44  # side of a cell of the map
 # Of the map, from 0 to 1, even in lightness and readable without colour: dark violet to yellow.
@@ -60,6 +62,30 @@ def share_chart(shares: np.ndarray, highest: float, title: str) -> Markup:
     for number, end in enumerate(ends, 1):
         parts.append(f'<text class="tick" x="{right + 8}" y="{end + 4:.1f}">k = {number}</text>')
     return Markup("".join([*parts, "</svg>"]))
+
+
+def arms_chart(lines: Mapping[str, np.ndarray], highest: float, y_label: str, title: str) -> Markup:
+    """A line for each of several encoders, named at its end.
+
+    Args:
+        lines: By name, one value a layer; encoders of other depths are drawn over the same width.
+        highest: Upper end of the axis; the same for all charts that are compared.
+        y_label: Quantity and unit.
+        title: For those who cannot see it.
+    """
+    told = "; ".join(
+        f"{name} {values[0]:.3g} in the first layer, {values[-1]:.3g} in the last" for name, values in lines.items()
+    )
+    right, depth = WIDTH - NAMES, max(len(values) for values in lines.values())
+    x, y, parts = _frame(depth, (0.0, highest), y_label, f"{title}: {told}.", right)
+    ends = spread([y(values[-1]) for values in lines.values()], LINE, TOP, HEIGHT - BOTTOM)
+    for number, ((name, values), end) in enumerate(zip(lines.items(), ends, strict=True)):
+        stretch = (depth - 1) / max(len(values) - 1, 1)
+        path = _line([(x(layer * stretch), y(value)) for layer, value in enumerate(values)])
+        dashes = DASHES[number % len(DASHES)]
+        parts.append(f'<g style="stroke-dasharray: {dashes}">{path}</g>')
+        parts.append(f'<text class="tick" x="{right + 8}" y="{end + 4:.1f}">{_short(name)}</text>')
+    return Markup("".join([*parts, "</svg>"]))  # every text in it is escaped
 
 
 def map_chart(values: np.ndarray, rows: str, columns: str) -> Markup:

@@ -1,27 +1,43 @@
 """The table of a study as files: JSON for programs, Markdown for notes, one HTML page that needs nothing else."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import yaml
+from markupsafe import Markup
 
+from pantomim.analysis.block_facts import BlockFacts, read_block_facts
 from pantomim.files import replace_file
 from pantomim.report.folder import read_run
+from pantomim.report.layer_charts import arms_chart
 from pantomim.report.page import duration, length
 from pantomim.report.pictures import Triplet, png, triplets
 from pantomim.report.template import fill_template
-from pantomim.study.analyses import read_without_regressor
 from pantomim.study.cells import Study
 from pantomim.study.columns import heading, is_share, parts, show, show_difference
-from pantomim.study.plan import Overrides, merge
-from pantomim.study.run import cell_folder
+from pantomim.study.plan import Analysis, Overrides, merge
+from pantomim.study.run import analysis_paths, cell_folder
 from pantomim.study.spread import Spread
 from pantomim.study.table import Table, contrast_findings, findings, make_table
 
 COST_HEADINGS = ("", "ms a step", "against the reference", "images/s", "pre-training", "evaluations")
 GROUP_HEADINGS = ("", "arms", "mean", "largest − smallest", "deviation", "variance")
 HELPER_HEADINGS = ("", "trains", "used by", "at its end", "ms a step", "pre-training")
+CURVES: dict[Analysis, tuple[str, str, Callable[[BlockFacts], np.ndarray]]] = {
+    "attention-distance": (
+        "How far attention reaches, mean over heads",
+        "distance (pixels)",
+        lambda facts: facts.of("distance", 0).mean(axis=1),
+    ),
+    "spectrum": (
+        "How few directions an image's tokens lie in: the share of the largest singular value",
+        "share of the sum",
+        lambda facts: facts.of("shares", 0)[:, 0],
+    ),
+}
 MASK_HEADINGS = ("", "hidden (%)", "visible clusters", "visible neighbours", "hidden to nearest visible")
 
 
@@ -45,12 +61,12 @@ class Aligned:
     """What decoders make of images without the regressor.
 
     Args:
-        items: Names of the images.
+        names: Of the images.
         rows: Title, text and pictures as data URIs: the images, what is known of them, then the arms.
         caption: What one must know to read them.
     """
 
-    items: tuple[str, ...]
+    names: list[str]
     rows: list[tuple[str, str, list[str]]]
     caption: str
 
@@ -116,6 +132,7 @@ def html(study: Study, table: Table, out: Path) -> str:
         helper_headings=HELPER_HEADINGS,
         helpers=helper_rows(table),
         aligned=aligned_pictures(study, out),
+        blocks=block_charts(study, out),
         cost_headings=COST_HEADINGS,
         costs=cost_rows(table),
         mask_headings=MASK_HEADINGS,
@@ -353,22 +370,46 @@ def arm_pictures(study: Study, out: Path) -> Pictures | None:
 
 def aligned_pictures(study: Study, out: Path) -> Aligned | None:
     """What the decoders of CAE's arms make of the same images without the regressor; None if no arm has pictures."""
-    found = [
-        (cell, pictures)
+    found = {
+        cell.arm: alignment
         for cell in study.cells
-        if cell.pictures and (pictures := read_without_regressor(cell_folder(cell, out))) is not None
-    ]
+        if cell.pictures
+        and (cell_folder(cell, out) / "config.yaml").is_file()
+        and (alignment := read_run(cell_folder(cell, out)).alignment) is not None
+    }
     if not found:
         return None
-    first = found[0][1]
-    rows = [("original", "", [png(picture) for picture in first.original])]
-    known: dict[str, list[str]] = {}
-    for _, pictures in found:
-        for title, shown in pictures.references.items():
-            known.setdefault(title, [png(picture) for picture in shown])
-    rows += [(title, "", shown) for title, shown in known.items()]
-    rows += [(cell.arm, pictures.text, [png(picture) for picture in pictures.shown]) for cell, pictures in found]
-    return Aligned(first.items, rows, first.caption)
+    first = next(iter(found.values()))
+    known = {title: (title, "", shown) for alignment in found.values() for title, _, shown in alignment.rows[1:-1]}
+    arms = [(arm, *alignment.rows[-1][1:]) for arm, alignment in found.items()]
+    rows = [("original", "", first.rows[0][2]), *known.values(), *arms]
+    shown = [(title, text, [png(picture) for picture in pictures]) for title, text, pictures in rows]
+    return Aligned(first.items, shown, first.caption)
+
+
+def block_charts(study: Study, out: Path) -> list[tuple[str, list[tuple[str, Markup]]]]:
+    """By analysis, a chart for each group of arms (one for all arms, where there are no groups): a line an arm.
+
+    Of the first seed of each arm, as far as it has been looked at.
+    """
+    groups = study.plan.compare.groups or {"": study.arms}
+    charts = []
+    for name, (title, y_label, curve) in CURVES.items():
+        paths = {arm: analysis_paths(study.of(arm)[0], out).get(name) for arm in study.arms}
+        lines = {arm: curve(read_block_facts(path)) for arm, path in paths.items() if path and path.is_file()}
+        if not lines:
+            continue
+        highest = max(values.max() for values in lines.values())
+        shown = [
+            (
+                group,
+                arms_chart({arm: lines[arm] for arm in arms if arm in lines}, highest, y_label, f"{title}, {group}"),
+            )
+            for group, arms in groups.items()
+            if any(arm in lines for arm in arms)
+        ]
+        charts.append((title, shown))
+    return charts
 
 
 def arm_settings(study: Study) -> dict[str, Overrides]:

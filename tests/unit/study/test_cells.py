@@ -163,3 +163,32 @@ def test_in_the_study_of_masks_only_the_masker_differs(scale):
     assert hidden == {48}
     assert len({str(masker) for masker in maskers.values()}) == 6
     assert not any(cell.run.method.masker.varies for cell in study.cells)
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+@pytest.mark.parametrize(
+    ("plan", "kinds"),
+    [
+        ("cae", {"dvae", "cae", "beit", "mae", "supervised"}),
+        ("teachers", {"dbot", "supervised", "mae", "mocov3"}),
+    ],
+)
+def test_studies_of_methods_compare_encoders_of_one_size_after_as_many_steps(plan, kinds, scale):
+    study = expand(
+        shipped_plans()[plan],
+        {"data": "mnist", "segmentation": "x"} if plan == "teachers" else {"data": "mnist"},
+        scale=scale,
+    )
+    runs = {cell.arm: cell.run for cell in study.cells}
+    assert {run.method.kind for run in runs.values()} == kinds
+    encoders = {arm: runs[arm].method.encoder for arm in study.arms if arm != "wider"}
+    assert len({(encoder.width, encoder.depth, encoder.grid) for encoder in encoders.values()}) == 1
+    alike = [runs[arm] for arm in study.arms if arm not in ("random", "longer", "mocov3")]
+    assert len({(run.duration, run.batch_size, run.data.images) for run in alike}) == 1
+    if plan == "teachers":
+        assert runs["random"].duration == Duration(steps=0)
+        needs = {
+            cell.arm: [name.partition("-")[2].rpartition("-")[0] for name in cell.needs.values()]
+            for cell in study.cells
+        }
+        assert [needs[arm] for arm in ("mae", "mae-1", "mae-2")] == [[], ["mae"], ["mae-1"]]
