@@ -307,14 +307,19 @@ def report(run: Annotated[Path, tyro.conf.Positional], headline: str | None = No
     """Make RUN/report.html: what was run, curves, pictures, scores.
 
     Args:
-        run: A run folder.
+        run: A run folder, or that of a chain of runs.
         headline: The file of RUN/eval whose score stands at the top, such as linear-10-mnist.json.
     """
     from pantomim.analysis.alignment import write_alignment_arrays
     from pantomim.analysis.reconstructions import write_reconstructions
     from pantomim.config import Pretrain, from_yaml
-    from pantomim.report import make_report
+    from pantomim.report import is_chain, make_report, make_stages_report
 
+    if is_chain(run):
+        if headline is not None:
+            raise ValueError(f"--headline goes with a single run; got {headline} for the chain {run}. Leave it out.")
+        CONSOLE.print(f"Report: {make_stages_report(run)}", highlight=False)
+        return
     if (run / "encoder.safetensors").exists():
         try:
             if from_yaml(Pretrain, run / "config.yaml").method.kind == "cae":

@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from tiny import DECODER, ENCODER, tiny_images, tiny_run
 
 from pantomim.checkpoint import OPTIMIZER
+from pantomim.cli import main
 from pantomim.config import Pretrain, Stages, from_yaml, to_yaml
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
 from pantomim.evaluate.protocols import Evaluate, evaluate_to_file
 from pantomim.formats import load_encoder
 from pantomim.methods.dbot import DBOTConfig
+from pantomim.report import make_stages_report
 from pantomim.stages import run_stages, stage_run
 from pantomim.teachers.choice import TeacherConfig
 
@@ -236,6 +238,30 @@ def test_every_stage_is_scored_once(source, tmp_path, monkeypatch):
     _, result = evaluate_to_file(Evaluate("knn", encoder=str(tmp_path), data=str(source)))
     second = json.loads((tmp_path / "stage-1" / "eval" / "knn-images.json").read_text())
     assert result["trained"] == second["trained"]
+
+
+def test_one_page_shows_all_stages_and_each_has_its_own(source, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "stages.yaml").write_text(to_yaml(plan_of(source)))
+    with pytest.raises(ValueError, match="must have a stage"):
+        make_stages_report(tmp_path / "empty")
+    out = tmp_path / "chain"
+    run_stages(plan_of(source), out)
+    bare = make_stages_report(out).read_text()
+    assert "No stage is scored yet" in bare
+    run_stages(replace(plan_of(source), evaluate=str(source)), out)
+    main(["report", str(out)])
+    assert str(out / "report.html") in "".join(capsys.readouterr().out.split())
+    page = (out / "report.html").read_text()
+    for number in (0, 1):
+        assert f'href="stage-{number}/report.html"' in page
+        assert (out / f"stage-{number}" / "report.html").is_file()
+        result = json.loads((out / f"stage-{number}" / "eval" / "knn-images.json").read_text())
+        assert f"{100 * result['trained']['top1']:.1f}" in page
+    assert page.count("<tr>") == 5  # headings, two stages, the untrained twin, raw pixels
+    assert "Loss, all stages" in page
+    assert "step 12" in page
+    assert "stage 1;" in page  # the last score, in the words of its chart
 
 
 def test_images_without_labels_are_refused_before_training(source, tmp_path):

@@ -9,10 +9,13 @@ from dataclasses import replace
 from typing import Literal
 
 from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain
+from pantomim.data.augment import Augment
 from pantomim.data.dataset import Facts
 from pantomim.data.stats import Stats
 from pantomim.data.transforms import Crop
+from pantomim.masking.block import BlockMasker
 from pantomim.masking.random import RandomMasker
+from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.methods.mae import MAEConfig
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
@@ -25,6 +28,8 @@ from pantomim.recipes.mae import (
     nearest_size,
 )
 from pantomim.recipes.recipe import Recipe
+from pantomim.targets.distance import Distance
+from pantomim.targets.features import FeatureTargetConfig
 from pantomim.teachers.choice import TeacherConfig
 
 Size = Literal["base", "large", "huge"]
@@ -85,6 +90,72 @@ def dbot_vit_huge_in1k() -> Pretrain:
     pantomim pretrain dbot_vit_huge_in1k --data /path/to/imagenet --out runs/dbot_h
     """
     return _in1k("dbot_vit_huge_in1k", "huge")
+
+
+def _clip_in1k(recipe: str, size: Size) -> Pretrain:
+    """The authors' branch beit (`PRETRAIN.md`, `run.sh`), field by field: one stage, symmetric, CLIP teaches."""
+    patch_size = 14 if size == "huge" else 16
+    encoder = EncoderConfig(
+        image_size=(224, 224),
+        patch_size=patch_size,
+        position="none",
+        relative_position="shared",
+        attention_bias="qv",
+        layer_scale=0.1,
+        initialisation="beit",
+        drop_path=0.1,
+        **ENCODER_SIZES[size],
+    )
+    num_patches = encoder.grid[0] * encoder.grid[1]
+    return Pretrain(
+        recipe=recipe,
+        data=DataConfig(crop=Crop(scale=(0.4, 1.0), flip=True), augment=Augment(jitter=(0.4, 0.4, 0.4, 0.0))),
+        method=BEiTConfig(
+            encoder=encoder,
+            masker=BlockMasker(ratio=78 / num_patches, exact=False),  # 78 patches whatever the grid; min_area 16
+            target=FeatureTargetConfig(
+                teacher=TeacherConfig(output="projection"), normalise="none", distance=Distance("cosine")
+            ),
+        ),
+        optim=OptimConfig(
+            base_lr=3e-3 * 256 / 4096,  # 3e-3 at 4096
+            min_lr=1e-5,
+            warmup=Duration(epochs=10),
+            weight_decay=0.05,
+            schedule="beit",  # BEiT's utils.py
+            decay_tokens=False,  # BEiT's optim_factory.py: no class token, ...
+            decay_mask_token=True,  # ... but the mask token
+            betas=(0.9, 0.98),
+            eps=1e-6,
+            clip_norm=3.0,
+        ),
+        batch_size=4096,
+        duration=Duration(epochs=1600),
+    )
+
+
+def dbot_clip_vit_base_in1k() -> Pretrain:
+    """dBOT, symmetric, ViT-B/16 with CLIP's B/16 as its teacher, ImageNet-1K, 1600 epochs in one stage.
+
+    pantomim pretrain dbot_clip_vit_base_in1k --data /path/to/imagenet --teacher clip:ViT-B-16.pt --out runs/dbot_clip_b
+    """
+    return _clip_in1k("dbot_clip_vit_base_in1k", "base")
+
+
+def dbot_clip_vit_large_in1k() -> Pretrain:
+    """dBOT, symmetric, ViT-L/16 with CLIP's L/14 as its teacher, ImageNet-1K, 1600 epochs in one stage.
+
+    pantomim pretrain dbot_clip_vit_large_in1k --data /path/to/imagenet --teacher clip:ViT-L-14.pt --out runs/dbot_clip_l
+    """
+    return _clip_in1k("dbot_clip_vit_large_in1k", "large")
+
+
+def dbot_clip_vit_huge_in1k() -> Pretrain:
+    """dBOT, symmetric, ViT-H/14 with CLIP's L/14 as its teacher, ImageNet-1K, 1600 epochs in one stage.
+
+    pantomim pretrain dbot_clip_vit_huge_in1k --data /path/to/imagenet --teacher clip:ViT-L-14.pt --out runs/dbot_clip_h
+    """
+    return _clip_in1k("dbot_clip_vit_huge_in1k", "huge")
 
 
 def _beside(base: Pretrain, recipe: str) -> Pretrain:

@@ -23,6 +23,7 @@ class Curve:
         from_zero: The axis starts at zero.
         smooth: Draw a running mean over the thin line of the values.
         cut_start: Let the first steps run out of the chart, which says so, if they would flatten all the rest.
+        x_label: What a step is.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Curve:
     from_zero: bool = False
     smooth: bool = False
     cut_start: bool = False
+    x_label: str = "step"
 
 
 def line_chart(curve: Curve, width: int, height: int) -> Markup:
@@ -51,7 +53,7 @@ def line_chart(curve: Curve, width: int, height: int) -> Markup:
     cut, high = top < high, top
     y_ticks = ticks(0.0 if curve.from_zero else low, high, 4)
     x_ticks = ticks(float(curve.steps[0]), float(curve.steps[-1]), 6 if width > 600 else 4)
-    x_ticks = [tick for tick in x_ticks if tick <= curve.steps[-1]]
+    x_ticks = [tick for tick in x_ticks if tick <= curve.steps[-1] and float(tick).is_integer()]
     x_low, x_high = float(curve.steps[0]), float(max(curve.steps[-1], curve.steps[0] + 1))
     y_low, y_high = min(y_ticks[0], low), max(y_ticks[-1], high)
 
@@ -72,7 +74,7 @@ def line_chart(curve: Curve, width: int, height: int) -> Markup:
         if tick >= x_low:
             parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>')
     parts.append(f'<line class="axis" x1="{MARGIN_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(f'<text class="label" x="{right}" y="{height - 5}" text-anchor="end">step</text>')
+    parts.append(f'<text class="label" x="{right}" y="{height - 5}" text-anchor="end">{escape(curve.x_label)}</text>')
     middle = (MARGIN_TOP + bottom) / 2
     parts.append(
         f'<text class="label" transform="translate(11 {middle:.0f}) rotate(-90)" text-anchor="middle">'
@@ -181,7 +183,7 @@ def _description(curve: Curve) -> str:
     finite = np.flatnonzero(np.isfinite(curve.values))
     first, last = finite[0], finite[-1]
     return (
-        f"{curve.title}: {curve.values[first]:.3g} at step {curve.steps[first]:,}, "
-        f"{curve.values[last]:.3g} at step {curve.steps[last]:,}; lowest {curve.values[finite].min():.3g}, "
+        f"{curve.title}: {curve.values[first]:.3g} at {curve.x_label} {curve.steps[first]:,}, "
+        f"{curve.values[last]:.3g} at {curve.x_label} {curve.steps[last]:,}; lowest {curve.values[finite].min():.3g}, "
         f"highest {curve.values[finite].max():.3g}."
     )

@@ -180,7 +180,7 @@ def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
 def charts(folder: RunFolder) -> Iterator[Chart]:
     """The curves that the run has: the loss first and large, then learning rate and speed."""
     metrics = folder.metrics
-    kinds: dict[str, tuple[str, str, dict[str, bool]]] = {
+    kinds: dict[str, tuple[str, str, dict[str, Any]]] = {
         "loss": ("Loss", "loss", {"smooth": True, "cut_start": True}),
         "lr": ("Learning rate", "learning rate", {"from_zero": True}),
         "images_per_s": ("Speed", "images/s", {"from_zero": True, "smooth": True}),
