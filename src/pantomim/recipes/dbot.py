@@ -137,7 +137,7 @@ def _clip_in1k(recipe: str, size: Size) -> Pretrain:
 def dbot_clip_vit_base_in1k() -> Pretrain:
     """dBOT, symmetric, ViT-B/16 with CLIP's B/16 as its teacher, ImageNet-1K, 1600 epochs in one stage.
 
-    pantomim pretrain dbot_clip_vit_base_in1k --data /path/to/imagenet --teacher clip:ViT-B-16.pt --out runs/dbot_clip_b
+    pantomim pretrain dbot_clip_vit_base_in1k --data /path/to/imagenet --teacher clip:ViT-B-16.pt --out runs/b
     """
     return _clip_in1k("dbot_clip_vit_base_in1k", "base")
 
@@ -145,7 +145,7 @@ def dbot_clip_vit_base_in1k() -> Pretrain:
 def dbot_clip_vit_large_in1k() -> Pretrain:
     """dBOT, symmetric, ViT-L/16 with CLIP's L/14 as its teacher, ImageNet-1K, 1600 epochs in one stage.
 
-    pantomim pretrain dbot_clip_vit_large_in1k --data /path/to/imagenet --teacher clip:ViT-L-14.pt --out runs/dbot_clip_l
+    pantomim pretrain dbot_clip_vit_large_in1k --data /path/to/imagenet --teacher clip:ViT-L-14.pt --out runs/l
     """
     return _clip_in1k("dbot_clip_vit_large_in1k", "large")
 
@@ -153,7 +153,7 @@ def dbot_clip_vit_large_in1k() -> Pretrain:
 def dbot_clip_vit_huge_in1k() -> Pretrain:
     """dBOT, symmetric, ViT-H/14 with CLIP's L/14 as its teacher, ImageNet-1K, 1600 epochs in one stage.
 
-    pantomim pretrain dbot_clip_vit_huge_in1k --data /path/to/imagenet --teacher clip:ViT-L-14.pt --out runs/dbot_clip_h
+    pantomim pretrain dbot_clip_vit_huge_in1k --data /path/to/imagenet --teacher clip:ViT-L-14.pt --out runs/h
     """
     return _clip_in1k("dbot_clip_vit_huge_in1k", "huge")
 
@@ -208,6 +208,24 @@ RECIPES = (
         expected="87.4 fine-tuned (the authors' README)",
         paper=dbot_vit_huge_in1k,
         stages=STAGES,
+    ),
+    Recipe(
+        dbot_clip_vit_base_in1k,
+        cost=_UNMEASURED,
+        expected="85.7 fine-tuned (the authors' README)",
+        paper=dbot_clip_vit_base_in1k,
+    ),
+    Recipe(
+        dbot_clip_vit_large_in1k,
+        cost=_UNMEASURED,
+        expected="87.8 fine-tuned (the authors' README)",
+        paper=dbot_clip_vit_large_in1k,
+    ),
+    Recipe(
+        dbot_clip_vit_huge_in1k,
+        cost=_UNMEASURED,
+        expected="88.5 fine-tuned (the authors' README)",
+        paper=dbot_clip_vit_huge_in1k,
     ),
     Recipe(dbot_micro_cifar10, "not measured yet", "not measured yet", dbot_vit_base_in1k, notes=_SMALL, stages=STAGES),
     Recipe(dbot_tiny_cifar10, "not measured yet", "not measured yet", dbot_vit_base_in1k, notes=_SMALL, stages=STAGES),
