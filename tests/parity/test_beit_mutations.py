@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pantomim.methods import beit as method
 from pantomim.nn import relative, vit
 from pantomim.nn.relative import num_relative_rows, relative_index
 from pantomim.parity import beit
@@ -156,8 +155,7 @@ def test_other_parameters_decayed(monkeypatch, change):
 def test_another_initialisation(monkeypatch, change):
     if change == "wide":
         normal = functools.partial(torch.nn.init.trunc_normal_, std=0.02)
-        for module in (vit, method):
-            monkeypatch.setattr(module, "narrow_normal", normal)
+        monkeypatch.setattr(vit, "narrow_normal", normal)
     else:
         monkeypatch.setattr(vit, "initialise_stack", lambda module, blocks, scheme: module.apply(vit.initialise_beit))
     assert "official_initialisation" in failing(PRETRAIN)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pantomim.methods import cae as method
 from pantomim.nn import decoder, heads, regressor, vit
 from pantomim.nn.position import sincos_2d
+from pantomim.nn.tokens import take
 from pantomim.parity import cae
 from pantomim.parity.verification import verify_item
 
@@ -125,7 +126,7 @@ def test_gradient_through_the_alignment(monkeypatch):
 def test_the_target_sees_all_patches(monkeypatch):
     @torch.no_grad()
     def all_patches(self, images, mask):
-        return method.take(self.latents(self.aligner, images), mask.ids_mask)
+        return take(self.latents(self.aligner, images), mask.ids_mask)
 
     monkeypatch.setattr(method.CAE, "alignment_target", all_patches)
     assert "align" in broken().worst
