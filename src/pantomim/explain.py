@@ -25,7 +25,7 @@ from pantomim.nn.dvae import code_grid
 from pantomim.optim import scaled_lr
 from pantomim.recipes.recipe import differences
 from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
-from pantomim.targets.tokens import TokenTarget, TokenTargetConfig
+from pantomim.targets.tokens import USUAL_VOCABULARY, TokenTarget, TokenTargetConfig
 from pantomim.teachers.base import Guidance, Query, Teacher
 
 OF_STUDENT = ("random", "ema")  # teachers whose weights are the student's own: fake ones, while costs are counted
@@ -99,7 +99,10 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
         return _around_teacher(config)
     if isinstance(config.target, TokenTargetConfig):
         if not config.target.tokenizer:
-            return partial(config.build_around, TokenTarget(_Unnamed(config.target.vocabulary, (rows, columns))))
+            return partial(
+                config.build_around,
+                TokenTarget(_Unnamed(config.target.vocabulary or USUAL_VOCABULARY, (rows, columns))),
+            )
     elif not isinstance(config.target, FeatureTargetConfig) or config.target.teacher.source in OF_STUDENT:
         return config.build
     elif not config.target.teacher.source:

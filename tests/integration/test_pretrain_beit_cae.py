@@ -104,6 +104,15 @@ def small_tokenizer(folder, seed):
     save_tokenizer(folder, dvae_networks(sizes), scale={}, recipe="tiny")
 
 
+def test_a_vocabulary_that_is_asked_for_is_the_tokenizers(tmp_path):
+    small_tokenizer(tmp_path / "tokenizer", 0)
+    tokens = TokenTargetConfig(tokenizer=str(tmp_path / "tokenizer"))
+    encoder = METHODS["cae"].encoder.build()
+    assert tokens.build(encoder).dim == replace(tokens, vocabulary=32).build(encoder).dim == 32
+    with pytest.raises(ValueError, match="must be what the head predicts, 8192; got 32"):
+        replace(tokens, vocabulary=8192).build(encoder)
+
+
 def test_a_tokenizer_lies_in_no_checkpoint_and_must_stay_the_same(tmp_path, monkeypatch):
     source, folder = tiny_images(tmp_path / "images.npz"), tmp_path / "tokenizer"
     small_tokenizer(folder, 0)

@@ -94,6 +94,11 @@ class CAEConfig:
             raise ValueError(
                 f"CAEConfig.align_momentum must be in [0, 1]; got {self.align_momentum}. Leave it out for no copy."
             )
+        if self.align_momentum is not None and self.align_weight == 0:
+            raise ValueError(
+                f"CAEConfig.align_momentum must be left out without alignment (align_weight 0), as nothing is compared "
+                f"with the copy; got {self.align_momentum}. Leave it out, or give align_weight."
+            )
 
     def describe(self) -> list[tuple[str, str]]:
         """Parts and token shapes, and which network sees which patches; for `pantomim explain`."""

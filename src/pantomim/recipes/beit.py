@@ -41,7 +41,7 @@ def _in1k(recipe: str, size: Literal["base", "large"]) -> Pretrain:
         method=BEiTConfig(
             encoder=beit_encoder(size, drop_path=0.1),  # Table 12
             masker=BlockMasker(ratio=75 / 196, exact=False),  # section 2.5: at most 75; min_area 16 in the code
-            target=TokenTargetConfig(vocabulary=8192),  # section 2.5
+            target=TokenTargetConfig(),  # section 2.5: DALL-E's 8192 ids; a tokenizer of one's own may have others
         ),
         optim=OptimConfig(
             base_lr=1.5e-3 * 256 / 2048,  # Table 12: 1.5e-3 at 2048

@@ -221,7 +221,10 @@ def _with_target(run: Pretrain, target: TargetKind | None, tokenizer: str | None
     for option, value, goes_with in (("--tokenizer", tokenizer, "tokens"), ("--teacher", teacher, "features")):
         if value is not None and kind != goes_with:
             raise ValueError(f"{option} goes with --target {goes_with}; got {value} and --target {kind}. Drop one.")
-    found = method.target if method.target.kind == kind else TARGETS[kind]()
+    found = method.target
+    if found.kind != kind:
+        pixels_of_cae = kind == "pixels" and isinstance(method, CAEConfig)
+        found = PixelTargetConfig(normalise="layer") if pixels_of_cae else TARGETS[kind]()  # CAE's authors' default
     if isinstance(found, TokenTargetConfig) and tokenizer is not None:
         found = replace(found, tokenizer=tokenizer)
     if isinstance(found, FeatureTargetConfig) and teacher is not None:

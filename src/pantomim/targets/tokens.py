@@ -14,6 +14,8 @@ from pantomim.tokenizers.base import Tokenizer, check_tokenizer
 from pantomim.tokenizers.loading import WAYS, load_tokenizer
 from pantomim.tokenizers.resized import on_grid
 
+USUAL_VOCABULARY = 8192  # of the published tokenizers: BEiT's and CAE's
+
 
 class TokenTarget(Target):
     """The ids that a tokenizer gives to the patches; it is never trained, nor in training mode.
@@ -56,18 +58,20 @@ class TokenTargetConfig:
 
     Args:
         tokenizer: RUN, FILE, dalle:FILE or random-projection, see `load_tokenizer`.
-        vocabulary: Of a random projection.
+        vocabulary: How many ids the head predicts; None: as many as the tokenizer has, or 8192 of a random projection,
+            which has as many as it is asked for.
     """
 
     kind: Literal["tokens"] = "tokens"
     tokenizer: str = ""
-    vocabulary: int = 8192
+    vocabulary: int | None = None
 
     def build(self, encoder: Encoder) -> TokenTarget:
         """The target for an encoder's patches and channels.
 
         Raises:
-            ValueError: if there is no such tokenizer, or its ids are not those of the encoder's patches.
+            ValueError: if there is no such tokenizer, or its ids are not those of the encoder's patches, or it has
+                another vocabulary than was asked for.
         """
         if not self.tokenizer:
             raise ValueError(
@@ -75,10 +79,13 @@ class TokenTargetConfig:
                 f"RUN|FILE|dalle:FILE|random-projection, or --target pixels. {WAYS}."
             )
         found = load_tokenizer(
-            self.tokenizer, patch_size=encoder.patch_size, in_chans=encoder.in_chans, vocabulary=self.vocabulary
+            self.tokenizer,
+            patch_size=encoder.patch_size,
+            in_chans=encoder.in_chans,
+            vocabulary=self.vocabulary or USUAL_VOCABULARY,
         )
         tokenizer = on_grid(found, encoder.image_size, encoder.grid)
-        check_tokenizer(tokenizer, encoder.image_size, encoder.grid)
+        check_tokenizer(tokenizer, encoder.image_size, encoder.grid, self.vocabulary)
         return TokenTarget(tokenizer)
 
 

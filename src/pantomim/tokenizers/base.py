@@ -62,5 +62,5 @@ def check_tokenizer(
     if vocabulary is not None and tokenizer.vocabulary != vocabulary:
         raise ValueError(
             f"Tokenizer.vocabulary must be what the head predicts, {vocabulary}; got {tokenizer.vocabulary}. "
-            f"Use the tokenizer that the head was trained with, or start a new head."
+            f"Use another tokenizer, or leave the vocabulary out: the head then has the tokenizer's."
         )

@@ -286,6 +286,8 @@ def test_numbers_out_of_range_are_refused() -> None:
         replace(CONFIG, align_weight=-1.0)
     with pytest.raises(ValueError, match=r"CAEConfig\.align_momentum must be in \[0, 1\]; got 1\.5"):
         replace(CONFIG, align_momentum=1.5)
+    with pytest.raises(ValueError, match="align_momentum must be left out without alignment"):
+        replace(CONFIG, align_momentum=0.9, align_weight=0.0)
 
 
 @pytest.mark.parametrize(("num_masked", "drop_path"), [(75, 0.0), (98, 0.1)])

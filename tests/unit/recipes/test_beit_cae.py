@@ -51,7 +51,7 @@ def test_bare_methods_fit_the_data(bare) -> None:
 
 
 def test_target_and_tokenizer_are_options() -> None:
-    assert prepare("cae_micro_cifar10", target="pixels").config.method.target == PixelTargetConfig()
+    assert prepare("cae_micro_cifar10", target="pixels").config.method.target == PixelTargetConfig(normalise="layer")
     named = prepare("beit_micro_cifar10", tokenizer="runs/tokenizer").config
     assert named.method.target == TokenTargetConfig(tokenizer="runs/tokenizer")
     with pytest.raises(ValueError, match="--tokenizer goes with --target tokens"):
