@@ -33,7 +33,7 @@ SLOW = {"colormae_spectra"}
 def test_selected_item(path):
     result = verify_item(path)
     assert result.status == "PASS", result
-    assert result.compared >= 8
+    assert result.compared >= 6
 
 
 def test_selection_is_whole():
