@@ -55,7 +55,7 @@ def test_a_student_that_keeps_its_weights_begins_with_those_of_the_stage_before(
 
 
 def test_whatever_predicts_features_has_stages():
-    target = FeatureTargetConfig(TeacherConfig("random"))
+    target = FeatureTargetConfig(teacher=TeacherConfig("random"))
     run = replace(tiny_run(Path("images.npz")), method=MAEConfig(encoder=ENCODER, decoder=DECODER, target=target))
     later = stage_run(Stages(run), 1, OUT)
     assert later.method.target == replace(target, teacher=TeacherConfig(str(OUT / "stage-0")))
