@@ -209,8 +209,7 @@ def _with_target(run: Pretrain, target: TargetKind | None, tokenizer: str | None
     method = run.method
     guide = getattr(method, "teacher", None)
     if isinstance(guide, TeacherConfig) and teacher is not None and target is None and tokenizer is None:
-        depth = guide.depth if teacher == "random" else None
-        led: dict[str, Any] = {"teacher": replace(guide, source=teacher, depth=depth)}
+        led: dict[str, Any] = {"teacher": guide.of(teacher)}
         return replace(run, method=replace(method, **led))
     if not isinstance(method, MAEConfig | BEiTConfig | CAEConfig):
         raise ValueError(
@@ -228,7 +227,7 @@ def _with_target(run: Pretrain, target: TargetKind | None, tokenizer: str | None
     if isinstance(found, TokenTargetConfig) and tokenizer is not None:
         found = replace(found, tokenizer=tokenizer)
     if isinstance(found, FeatureTargetConfig) and teacher is not None:
-        found = replace(found, teacher=replace(found.teacher, source=teacher))
+        found = replace(found, teacher=found.teacher.of(teacher))
     return replace(run, method=replace(method, target=found))
 
 

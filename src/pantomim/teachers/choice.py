@@ -1,6 +1,7 @@
 """One way to name a teacher, and to say what is taken of it."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,9 @@ WAYS = (
     "tokenizer:RUN; dalle:FILE (the published encoder.pkl)"
 )
 
+TOKENIZERS = ("tokenizer:", "dalle:")  # what the names of tokenizers begin with
+MOMENTUM = 0.9998  # data2vec's ViT-B as launched; it forgets half of itself in some 3500 steps
+
 
 @frozen
 class TeacherConfig:
@@ -38,8 +42,9 @@ class TeacherConfig:
         output: What the last block says as it is ("block"), after the teacher's final norm ("norm"), or after its
             projection too ("projection", of CLIP's image towers).
         blocks: Mean over what so many last blocks say, each token of each standardised before (data2vec: 6 of 12).
-        momentum: Of ema: the share of itself that it keeps in a step. data2vec's ViT-B has the default.
-        statistics: Whose mean and deviation standardise what the teacher sees: its own, or the student's.
+        momentum: Of ema alone: the share of itself that it keeps in a step; None: `MOMENTUM`, for long runs.
+        statistics: Of a network that was trained elsewhere: whose mean and deviation standardise what it sees, its own
+            or the student's; None: its own.
 
     Raises:
         ValueError: if a setting is out of range or does not go with the others.
@@ -51,8 +56,8 @@ class TeacherConfig:
     depth: int | None = None
     output: Output = "block"
     blocks: int = 1
-    momentum: float = 0.9998
-    statistics: Literal["own", "student"] = "own"
+    momentum: float | None = None
+    statistics: Literal["own", "student"] | None = None
 
     def __post_init__(self) -> None:
         if self.depth is not None and self.source != "random":
@@ -69,11 +74,31 @@ class TeacherConfig:
                 f"TeacherConfig.output must be block for a mean over {self.blocks} blocks, which stand before the "
                 f"final norm; got {self.output}. Take one of the two."
             )
-        if not 0 <= self.momentum <= 1:
+        if self.momentum is not None and self.source != "ema":
+            raise ValueError(
+                f"TeacherConfig.momentum must be left out for a teacher that stands still; got {self.momentum} with "
+                f"source {self.source or '(none)'}. It is that of ema."
+            )
+        if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise ValueError(
                 f"TeacherConfig.momentum must be in [0, 1]; got {self.momentum}. A short run needs less than the "
-                f"default, which remembers some 5000 steps."
+                f"default of {MOMENTUM:g}, which remembers some 5000 steps."
             )
+        if self.statistics is not None and not _has_statistics(self.source):
+            raise ValueError(
+                f"TeacherConfig.statistics must be left out for {self.source}; got {self.statistics}. A copy of the "
+                f"student standardises as the student does, a tokenizer maps pixels its own way."
+            )
+
+    def of(self, source: str) -> "TeacherConfig":
+        """The same of another network, without the settings that do not go with it."""
+        return replace(
+            self,
+            source=source,
+            depth=self.depth if source == "random" else None,
+            momentum=self.momentum if source == "ema" else None,
+            statistics=self.statistics if _has_statistics(source) else None,
+        )
 
     def build(self, student: Encoder) -> Teacher:
         """The teacher of a student, on its grid and for its channels; its weights are read here, or copied.
@@ -90,8 +115,9 @@ class TeacherConfig:
             return EncoderTeacher(self._first_blocks(student), "random", output=self.output, blocks=self.blocks)
         if self.source == "ema":
             twin = copy.deepcopy(student)
-            return EMATeacher(EncoderTeacher(twin, "ema", output=self.output, blocks=self.blocks), self.momentum)
-        if self.source.startswith(("tokenizer:", "dalle:")):
+            momentum = MOMENTUM if self.momentum is None else self.momentum
+            return EMATeacher(EncoderTeacher(twin, "ema", output=self.output, blocks=self.blocks), momentum)
+        if self.source.startswith(TOKENIZERS):
             return self._tokenizer(student)
         if not self.source.startswith(PREFIXES) and not Path(self.source).exists():
             raise ValueError(f"TeacherConfig.source must be something that there is; got {self.source}. {WAYS}.")
@@ -104,11 +130,10 @@ class TeacherConfig:
 
     def _tokenizer(self, student: Encoder) -> Teacher:
         """A tokenizer's features, on the student's grid."""
-        if self.output != "block" or self.blocks != 1 or self.statistics != "own":
+        if self.output != "block" or self.blocks != 1:
             raise ValueError(
-                f"TeacherConfig must leave output, blocks and statistics as they are for a tokenizer, which has one "
-                f"feature a patch and maps pixels its own way; got output {self.output}, blocks {self.blocks}, "
-                f"statistics {self.statistics}."
+                f"TeacherConfig must leave output and blocks as they are for a tokenizer, which has one feature a "
+                f"patch; got output {self.output}, blocks {self.blocks}."
             )
         tokenizer = load_tokenizer(self.source.removeprefix("tokenizer:"))
         if not isinstance(tokenizer, DVAETokenizer):
@@ -131,3 +156,8 @@ class TeacherConfig:
         if self.depth is not None:
             twin.blocks, twin.depth = twin.blocks[: self.depth], self.depth
         return twin
+
+
+def _has_statistics(source: str) -> bool:
+    """Whether a teacher may have been trained with another mean and deviation than the student's."""
+    return source not in ("random", "ema") and not source.startswith(TOKENIZERS)

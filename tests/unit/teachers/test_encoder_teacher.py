@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from pantomim.formats.native import save_encoder
+from pantomim.frozen import in_words
 from pantomim.nn.vit import Encoder, EncoderConfig
 from pantomim.teachers.choice import TeacherConfig
 from pantomim.teachers.encoder import EMATeacher
@@ -194,11 +195,29 @@ def test_on_a_cpu_it_stays_in_float32():
         ({"source": "random", "blocks": 0}, "at least 1"),
         ({"source": "random", "blocks": 2, "output": "norm"}, "output must be block"),
         ({"source": "ema", "momentum": 1.5}, r"momentum must be in \[0, 1\]"),
+        ({"source": "random", "momentum": 0.9}, "momentum must be left out for a teacher that stands still; got 0.9"),
+        ({"momentum": 0.9}, r"with source \(none\)"),
+        ({"source": "random", "statistics": "student"}, "statistics must be left out for random; got student"),
+        ({"source": "ema", "statistics": "own"}, "statistics must be left out for ema"),
+        ({"source": "dalle:FILE", "statistics": "own"}, "statistics must be left out for dalle:FILE"),
     ],
 )
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         TeacherConfig(**settings)
+
+
+def test_another_network_gets_only_what_goes_with_it():
+    assert TeacherConfig("ema", blocks=2, momentum=0.5).of("RUN") == TeacherConfig("RUN", blocks=2)
+    assert TeacherConfig("random", depth=0).of("ema") == TeacherConfig("ema")
+    clip = TeacherConfig(output="projection", statistics="student")
+    assert clip.of("clip:FILE") == replace(clip, source="clip:FILE")
+    assert clip.of("random").statistics is None
+
+
+def test_words_name_only_what_goes_with_it():
+    assert in_words(TeacherConfig("random")) == "source random, output block, blocks 1"
+    assert "keeps 0.9998 of itself" in TeacherConfig("ema").build(student()).describe()
 
 
 @pytest.mark.parametrize(
