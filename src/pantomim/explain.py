@@ -16,8 +16,12 @@ from pantomim.data.augment import Augment
 from pantomim.data.transforms import View
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
+from pantomim.methods.beit import BEiTConfig
+from pantomim.methods.cae import CAEConfig
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.methods.dvae import DVAE, DVAEConfig, DVAEDraws
+from pantomim.methods.guides import teacher_of
+from pantomim.methods.mae import MAEConfig
 from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.methods.supervised import Supervised, SupervisedConfig, SupervisedDraws
 from pantomim.methods.vqkd import VQKD, VQKDConfig, VQKDDraws
@@ -42,7 +46,7 @@ class Cost:
         flops: Forward pass of one image; a multiply-add counts two. Backward costs about twice as much again.
         state_gib: Weights, gradients and AdamW's two moments in float32, and copies in a lower precision, if any.
         activations_gib: What backward keeps of one image.
-        teachers: Which networks guide it and what they see, in words.
+        teachers: Which networks guide it and what they see.
     """
 
     parameters: dict[str, int]
@@ -50,7 +54,7 @@ class Cost:
     flops: int
     state_gib: float
     activations_gib: float
-    teachers: tuple[str, ...] = ()
+    teachers: tuple[Teacher, ...] = ()
 
 
 def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
@@ -73,7 +77,7 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
         flops=counter.get_total_flops() // few,
         state_gib=(4 * (parameters["all"] + 3 * trainable) + kept - few * (more - kept)) / 2**30,
         activations_gib=(more - kept) / 2**30,
-        teachers=tuple(teacher.describe() for teacher in _teachers(method)),
+        teachers=tuple(_teachers(method)),
     )
 
 
@@ -198,7 +202,7 @@ def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tu
     unnamed = isinstance(target, TokenTargetConfig) and not target.tokenizer
     unled = isinstance(target, FeatureTargetConfig) and not target.teacher.source
     return [
-        ("Parts and shapes", [*config.method.describe(), *(("teacher", words) for words in cost.teachers)]),
+        ("Parts and shapes", _parts(config.method, cost.teachers)),
         (
             "Cost",
             [
@@ -249,6 +253,13 @@ def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tu
             apart or [("none", "every setting is the paper's")],
         ),
     ]
+
+
+def _parts(config: MethodConfig, teachers: tuple[Teacher, ...]) -> list[tuple[str, str]]:
+    """What the method consists of; of one that predicts features, how wide they are."""
+    guided = isinstance(config, DBOTConfig | MAEConfig | BEiTConfig | CAEConfig) and teacher_of(config) is not None
+    rows = config.describe(*teachers[:1]) if guided else config.describe()  # type: ignore[call-arg]
+    return [*rows, *(("teacher", teacher.describe()) for teacher in teachers)]
 
 
 def _augmentation(augment: Augment) -> str:

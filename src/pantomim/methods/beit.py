@@ -19,6 +19,7 @@ from pantomim.nn.vit import ENCODER_SIZES, SCHEMES, Encoder, EncoderConfig, Hidd
 from pantomim.targets.base import Target
 from pantomim.targets.choice import TargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
+from pantomim.teachers.base import Teacher
 
 
 def beit_encoder(size: Literal["base", "large"], drop_path: float = 0.1) -> EncoderConfig:
@@ -63,13 +64,18 @@ class BEiTConfig:
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid)
 
-    def describe(self) -> list[tuple[str, str]]:
-        """Parts and token shapes, and which network sees which patches; for `pantomim explain`."""
+    def describe(self, teacher: Teacher | None = None) -> list[tuple[str, str]]:
+        """Parts and token shapes, and which network sees which patches; for `pantomim explain`.
+
+        Args:
+            teacher: The one whose features are predicted; None: there is none, or it is not known.
+        """
         encoder = self.encoder
         (height, width), (rows, cols) = encoder.image_size, encoder.grid
         size, channels, prefix = encoder.patch_size, encoder.in_chans, encoder.num_prefix
         masked = self.masker.num_masked(encoder.grid)
         count = f"at most {masked}" if self.masker.varies else str(masked)
+        layer = "one linear layer" + ("" if teacher is None else f" from {encoder.width} to {teacher.width} numbers")
         return [
             ("images", f"B x {channels} x {height} x {width}, patches of {size}x{size}, grid {rows} x {cols}"),
             ("masker", f"{self.masker.kind} ({in_words(self.masker)}): {count} of {rows * cols} patches hidden"),
@@ -83,7 +89,7 @@ class BEiTConfig:
                 f"B x {prefix + rows * cols} x {encoder.width}: all patches, a mask token in the place of hidden ones, "
                 f"and {prefix} prefix token(s)",
             ),
-            ("predicts", f"{self.target.kind} ({in_words(self.target)}) of the masked patches, with one linear layer"),
+            ("predicts", f"{self.target.kind} ({in_words(self.target)}) of the masked patches, with {layer}"),
         ]
 
     def build(self) -> "BEiT":

@@ -29,6 +29,7 @@ from pantomim.nn.vit import ENCODER_SIZES, Encoder, EncoderConfig
 from pantomim.targets.base import Target
 from pantomim.targets.choice import TargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
+from pantomim.teachers.base import Teacher
 
 Size = Literal["small", "base", "large"]
 
@@ -100,13 +101,18 @@ class CAEConfig:
                 f"with the copy; got {self.align_momentum}. Leave it out, or give align_weight."
             )
 
-    def describe(self) -> list[tuple[str, str]]:
-        """Parts and token shapes, and which network sees which patches; for `pantomim explain`."""
+    def describe(self, teacher: Teacher | None = None) -> list[tuple[str, str]]:
+        """Parts and token shapes, and which network sees which patches; for `pantomim explain`.
+
+        Args:
+            teacher: The one whose features are predicted; None: there is none, or it is not known.
+        """
         encoder, regressor = self.encoder, self.regressor
         (height, width), (rows, cols) = encoder.image_size, encoder.grid
         size, channels, prefix = encoder.patch_size, encoder.in_chans, encoder.num_prefix
         masked = self.masker.num_masked(encoder.grid)
         visible = rows * cols - masked
+        shape = "" if teacher is None else f"B x {masked} x {teacher.width}: "
         latent, heads = regressor.width or encoder.width, regressor.heads or encoder.heads
         read = f"{visible} visible patches" + (f" and the {masked} queries" if regressor.keys == "all" else "")
         branch = "the encoder" if self.align_momentum is None else f"its copy (momentum {self.align_momentum:g})"
@@ -124,7 +130,7 @@ class CAEConfig:
             ("alignment", aligned if self.align_weight else "none"),
             ("decoder", f"{latent} wide, {self.decoder.depth} blocks, {heads} heads"),
             ("decoder sees", f"B x {masked} x {latent}: predicted latents of the masked patches, nothing else"),
-            ("predicts", f"{self.target.kind} ({in_words(self.target)}) of the masked patches"),
+            ("predicts", f"{shape}{self.target.kind} ({in_words(self.target)}) of the masked patches"),
         ]
 
     def build(self) -> "CAE":

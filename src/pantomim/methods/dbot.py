@@ -41,7 +41,8 @@ class DBOTConfig:
         normalise: "unbiased" standardises each token of the teacher over its numbers, without weights, by the unbiased
             variance; "none" takes it as it comes; see `FeatureTarget` for others.
         distance: Between prediction and target.
-        predict_class: The class token is predicted too and counts like a hidden patch, as in the authors' code.
+        predict_class: The class token is predicted too and counts like a hidden patch, as in the authors' code; None:
+            where student and teacher have one, which each stage of a chain decides by its own teacher.
 
     Raises:
         ValueError: if the masker does not go with the encoder's grid, or hides another number of patches in each image,
@@ -57,7 +58,7 @@ class DBOTConfig:
     teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig(source="random"))
     normalise: FeatureNormalisation = "unbiased"
     distance: Distance = field(default_factory=lambda: Distance("smooth_l1", beta=2.0))
-    predict_class: bool = True
+    predict_class: bool | None = True
 
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid)
@@ -68,19 +69,25 @@ class DBOTConfig:
             )
         if self.predict_class and not self.encoder.class_token:
             raise ValueError(
-                "DBOTConfig.predict_class must be False for an encoder without a class token; got True. Set it, or "
-                "give the encoder a class token."
+                "DBOTConfig.predict_class must be False or None for an encoder without a class token; got True. Set "
+                "it, or give the encoder a class token."
             )
 
-    def describe(self) -> list[tuple[str, str]]:
-        """Parts and token shapes, and which network sees which patches; for `pantomim explain`."""
+    def describe(self, teacher: Teacher | None = None) -> list[tuple[str, str]]:
+        """Parts and token shapes, and which network sees which patches; for `pantomim explain`.
+
+        Args:
+            teacher: The one that there will be, whose width is said; None: not known.
+        """
         encoder, decoder = self.encoder, self.decoder
         (height, width), (rows, cols) = encoder.image_size, encoder.grid
         size, channels, prefix = encoder.patch_size, encoder.in_chans, encoder.num_prefix
         masked = self.masker.num_masked(encoder.grid)
         visible = rows * cols - masked
         sizes = "{0.width} wide, {0.depth} blocks, {0.heads} heads, stochastic depth {0.drop_path:g}".format
-        also = "the class token and " if self.predict_class else ""
+        with_class = self.predict_class if teacher is None else self.predicts_class(teacher)
+        also = "the class token and " if with_class else ""
+        vectors = "the teacher's width" if teacher is None else str(teacher.width)
         target = "as it comes" if self.normalise == "none" else f"normalised token by token ({self.normalise})"
         return [
             ("images", f"B x {channels} x {height} x {width}, patches of {size}x{size}, grid {rows} x {cols}"),
@@ -95,11 +102,11 @@ class DBOTConfig:
                 "decoder sees",
                 f"B x {prefix + rows * cols} x {decoder.width}: all positions, a mask token at hidden ones",
             ),
-            ("teacher", in_words(self.teacher)),
+            ("teacher's settings", in_words(self.teacher)),
             ("teacher sees", f"all {rows * cols} patches of the same image, none hidden; no gradient"),
             (
                 "predicts",
-                f"B x {masked + int(self.predict_class)} x the teacher's width: what the teacher says of {also}the "
+                f"B x {masked + int(bool(with_class))} x {vectors}: what the teacher says of {also}the "
                 f"masked patches, {target}; {in_words(self.distance)}",
             ),
         ]
@@ -117,6 +124,21 @@ class DBOTConfig:
         """The method with a teacher that is there already."""
         return self._assembled(self.encoder.build(), teacher)
 
+    def predicts_class(self, teacher: Teacher) -> bool:
+        """Whether the class token is predicted with this teacher.
+
+        Raises:
+            ValueError: if it must be, and the teacher has none.
+        """
+        if self.predict_class is None:
+            return self.encoder.class_token and teacher.num_prefix > 0
+        if self.predict_class and not teacher.num_prefix:
+            raise ValueError(
+                "DBOTConfig.predict_class must be None or False for a teacher without a class token; got True. Give "
+                "--method.predict_class None (predicted in those stages whose teacher has one), or another teacher."
+            )
+        return self.predict_class
+
     def _assembled(self, encoder: Encoder, teacher: Teacher) -> "DBOT":
         decoder = self.decoder.build(encoder.width, encoder.num_prefix, encoder.grid, teacher.width)
         return DBOT(
@@ -126,7 +148,7 @@ class DBOTConfig:
             teacher,
             normalise=self.normalise,
             distance=self.distance,
-            predict_class=self.predict_class,
+            predict_class=self.predicts_class(teacher),
         )
 
 
@@ -170,19 +192,10 @@ class DBOT(Method):
 
     @torch.no_grad()
     def target(self, images: Float[Tensor, "B C H W"], ids: Int[Tensor, "B M"]) -> Float[Tensor, "B T K"]:
-        """What the teacher says of the class token and the patches `ids` of whole images; no gradient.
-
-        Raises:
-            ValueError: if the class token is to be predicted and the teacher has none.
-        """
+        """What the teacher says of the class token and the patches `ids` of whole images; no gradient."""
         prefix, patches, _ = self.teacher(images)
         tokens = take(patches, ids)
         if self.predict_class:
-            if not prefix.shape[1]:
-                raise ValueError(
-                    "DBOTConfig.predict_class must be False for a teacher without a class token; got True. Give "
-                    "--method.predict_class False, or another teacher."
-                )
             tokens = torch.cat([prefix[:, :1], tokens], dim=1)
         return normalise_features(tokens, self.normalise)
 

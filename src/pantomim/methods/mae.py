@@ -19,6 +19,7 @@ from pantomim.nn.vit import Encoder, EncoderConfig
 from pantomim.targets.base import Target
 from pantomim.targets.choice import TargetConfig
 from pantomim.targets.pixels import PixelTargetConfig
+from pantomim.teachers.base import Teacher
 
 
 @frozen
@@ -43,14 +44,19 @@ class MAEConfig:
                 f"visible ones as one tensor; got {self.masker.kind}, whose number varies. Set exact."
             )
 
-    def describe(self) -> list[tuple[str, str]]:
-        """Parts and token shapes, and which network sees which patches; for `pantomim explain`."""
+    def describe(self, teacher: Teacher | None = None) -> list[tuple[str, str]]:
+        """Parts and token shapes, and which network sees which patches; for `pantomim explain`.
+
+        Args:
+            teacher: The one whose features are predicted; None: there is none, or it is not known.
+        """
         encoder, decoder = self.encoder, self.decoder
         (height, width), (rows, cols) = encoder.image_size, encoder.grid
         size, channels, prefix = encoder.patch_size, encoder.in_chans, encoder.num_prefix
         masked = self.masker.num_masked(encoder.grid)
         visible = rows * cols - masked
         sizes = "{0.width} wide, {0.depth} blocks, {0.heads} heads".format
+        shape = "" if teacher is None else f"B x {masked} x {teacher.width}: "
         return [
             ("images", f"B x {channels} x {height} x {width}, patches of {size}x{size}, grid {rows} x {cols}"),
             (
@@ -67,7 +73,7 @@ class MAEConfig:
                 "decoder sees",
                 f"B x {prefix + rows * cols} x {decoder.width}: all positions, a mask token at hidden ones",
             ),
-            ("predicts", f"{self.target.kind} ({in_words(self.target)}) of the masked patches"),
+            ("predicts", f"{shape}{self.target.kind} ({in_words(self.target)}) of the masked patches"),
         ]
 
     def build(self) -> "MAE":

@@ -116,6 +116,7 @@ class GivenTeacher(Teacher):
     def __init__(self, tokens: Tensor, grid: tuple[int, int]) -> None:
         super().__init__()
         self.tokens, self.grid, self.width = tokens, grid, tokens.shape[2]
+        self.num_prefix = 1
         self._freeze()
 
     def forward(self, images: Tensor, query: Query | None = None) -> Guidance:

@@ -105,8 +105,8 @@ RECIPES = (
 def data2vec(size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = None) -> Pretrain:
     """data2vec for any images: `--size` and the data decide the rest; the numbers below base are ours.
 
-    The teacher forgets half of itself in a fiftieth of 400 epochs; a much shorter run needs a smaller
-    `--method.target.teacher.momentum`.
+    The teacher forgets half of itself in a fiftieth of 400 epochs, or of what `--steps` and `--epochs` say; where
+    `--duration.steps` says it, give `--method.target.teacher.momentum` too.
 
     pantomim pretrain data2vec --data my_photos/ --out runs/photos
 

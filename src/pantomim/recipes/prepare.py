@@ -14,9 +14,11 @@ from pantomim.formats import load_encoder
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.dvae import DVAEConfig
+from pantomim.methods.guides import teacher_of, with_teacher
 from pantomim.methods.mae import MAEConfig
 from pantomim.methods.supervised import SupervisedConfig
 from pantomim.methods.vqkd import VQKDConfig
+from pantomim.nn.momentum import momentum_of_half_life
 from pantomim.nn.vit import Encoder, EncoderConfig
 from pantomim.recipes.beit import RECIPES as BEIT_RECIPES
 from pantomim.recipes.beit import beit, beit_paper
@@ -104,6 +106,7 @@ class Prepared:
         stages: Of a chain of runs, of which `config` is the first; None: a single run.
         reinit: How each stage but the first begins.
         evaluate: Labelled images on which each stage is scored.
+        num_images: For training, where the data have been asked.
     """
 
     config: Pretrain
@@ -114,6 +117,7 @@ class Prepared:
     stages: int | None = None
     reinit: Literal["full", "reference", "none"] = "full"
     evaluate: str | None = None
+    num_images: int | None = None
 
     @property
     def chain(self) -> Stages | None:
@@ -182,7 +186,33 @@ def prepare(
         run = with_duration(run, Duration(steps=steps, epochs=epochs))
     if target is not None or tokenizer is not None or teacher is not None:
         run = _with_target(run, target, tokenizer, teacher)
-    return _in_stages(replace(prepared, config=run), stages, reinit, evaluate)
+    prepared = replace(prepared, config=run)
+    guide = teacher_of(run.method)
+    if guide is not None and guide.source == "ema":
+        if teacher == "ema" and stages is None:
+            prepared = replace(prepared, stages=None)  # it moves at every step: there is nothing to hand on
+        if teacher == "ema" or (name in BARE_METHODS and (steps is not None or epochs is not None)):
+            prepared = _with_momentum(prepared, guide)
+    return _in_stages(prepared, stages, reinit, evaluate)
+
+
+def _with_momentum(prepared: Prepared, guide: TeacherConfig) -> Prepared:
+    """The same with a moving average that forgets half of itself in a fiftieth of the run, as bare data2vec has it.
+
+    The number of images decides how long a run is whose length is in epochs; without data the momentum stays.
+    """
+    run, num_images = prepared.config, prepared.num_images
+    length = run.duration.steps
+    if length is None:
+        if num_images is None and run.data.source:
+            num_images = open_source(run.data.source, "train").facts.num_images
+        if num_images is None:
+            note = f"momentum {guide.momentum}: with --data it follows from the number of images"
+            return replace(prepared, notes=(*prepared.notes, note))
+        length = round((run.duration.epochs or 0) * num_images / run.batch_size)
+    momentum = round(momentum_of_half_life(max(length / 50, 1.0)), 6)
+    method = with_teacher(run.method, replace(guide, momentum=momentum))
+    return replace(prepared, config=replace(run, method=method))
 
 
 def _in_stages(
@@ -288,4 +318,5 @@ def _from_data(name: str, data: str | None, size: str | None, init: str | None) 
         *([("classes", str(facts.num_classes))] * isinstance(config.method, SupervisedConfig)),
     )
     summary = (method.build.__doc__ or "").splitlines()[0]
-    return Prepared(config, method.paper(encoder.width), summary, (), decided, method.stages)
+    paper = method.paper(encoder.width)
+    return Prepared(config, paper, summary, (), decided, method.stages, num_images=facts.num_images)

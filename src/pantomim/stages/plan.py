@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pantomim.config import Pretrain, Stages
+from pantomim.methods.guides import teacher_of, with_teacher
 from pantomim.teachers.choice import TeacherConfig
 from pantomim.teachers.encoder import Output
 
@@ -24,9 +24,9 @@ def stage_run(plan: Stages, number: int, out: Path) -> Pretrain:
     decides weights, order of the data, crops and masks. Weights to go on from (`init`) are those of the first stage.
 
     Raises:
-        ValueError: if the method has no teacher.
+        ValueError: if the method has no teacher, or one that follows its student has a second stage.
     """
-    teacher = teacher_of(plan.run)
+    teacher = teacher_of(plan.run.method)
     if teacher is None:
         raise ValueError(
             f"Stages.run must be of a method with a teacher; got {plan.run.recipe}, a run of {plan.run.method.kind}, "
@@ -34,12 +34,18 @@ def stage_run(plan: Stages, number: int, out: Path) -> Pretrain:
         )
     if number == 0:
         return plan.run
+    if teacher.source == "ema":
+        raise ValueError(
+            f"Stages.stages must be 1 for a teacher that follows its student at every step, which hands nothing on; "
+            f"got {plan.stages} with ema. Give --teacher ema without --stages, or another teacher."
+        )
     before = str(stage_folder(out, number - 1))
     output: Output = "norm" if teacher.output == "norm" else "block"
-    run = with_teacher(plan.run, replace(teacher, source=before, depth=None, output=output, momentum=_MOMENTUM))
+    led = replace(teacher, source=before, depth=None, output=output, momentum=_MOMENTUM)
     return replace(
-        run,
-        runtime=replace(run.runtime, seed=stage_seed(run.runtime.seed, number)),
+        plan.run,
+        method=with_teacher(plan.run.method, led),
+        runtime=replace(plan.run.runtime, seed=stage_seed(plan.run.runtime.seed, number)),
         init=before if plan.reinit == "none" else None,
     )
 
@@ -47,20 +53,6 @@ def stage_run(plan: Stages, number: int, out: Path) -> Pretrain:
 def stage_seed(seed: int, number: int) -> int:
     """The seed of a stage; of the first it is the chain's own."""
     return seed if number == 0 else int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
-def teacher_of(run: Pretrain) -> TeacherConfig | None:
-    """The teacher of a run, or of its target; None where the method has none."""
-    holder: Any = run.method if hasattr(run.method, "teacher") else getattr(run.method, "target", None)
-    return getattr(holder, "teacher", None)
-
-
-def with_teacher(run: Pretrain, teacher: TeacherConfig) -> Pretrain:
-    """The same run with another teacher."""
-    method: Any = run.method
-    if hasattr(method, "teacher"):
-        return replace(run, method=replace(method, teacher=teacher))
-    return replace(run, method=replace(method, target=replace(method.target, teacher=teacher)))
 
 
 def describe_stages(plan: Stages, out: Path) -> list[tuple[str, str]]:
@@ -73,7 +65,7 @@ def describe_stages(plan: Stages, out: Path) -> list[tuple[str, str]]:
     rows = []
     for number in range(plan.stages):
         run = stage_run(plan, number, out)
-        teacher = teacher_of(run)
+        teacher = teacher_of(run.method)
         assert teacher is not None, "stage_run refuses a run without one"
         begins = f"from {run.init}" if run.init else "a new student"
         rows.append(

@@ -32,12 +32,14 @@ class Teacher(nn.Module, ABC):
     Args:
         width: Numbers in a feature.
         grid: Rows and columns of its features; those of the student's patches.
+        num_prefix: Its prefix tokens, the class token first; 0 where it has no class token.
         frozen: Its weights never change, so that they are known by a hash and lie in no checkpoint.
         queries: Whose attention can be asked for; none, where it has no attention over patches.
     """
 
     width: int
     grid: tuple[int, int]
+    num_prefix: int = 0
     frozen: bool = True
     queries: tuple[Query, ...] = ()
 

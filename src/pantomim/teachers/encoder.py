@@ -45,6 +45,7 @@ class EncoderTeacher(Teacher):
             raise no_projection(name)
         self.encoder, self.name, self.output, self.blocks = encoder, name, output, blocks
         self.width, self.grid, self.image_size = encoder.width, encoder.grid, encoder.image_size
+        self.num_prefix = encoder.num_prefix if encoder.config.class_token else 0
         if len(encoder.blocks):
             self.queries = ("class", "mean") if encoder.config.class_token else ("mean",)
         self._freeze()
@@ -99,6 +100,7 @@ class EMATeacher(Teacher):
             )
         self.teacher, self.momentum = teacher, momentum
         self.width, self.grid, self.queries = teacher.width, teacher.grid, teacher.queries
+        self.num_prefix = teacher.num_prefix
         self._freeze()
 
     def forward(self, images: Float[Tensor, "B C H W"], query: Query | None = None) -> Guidance:

@@ -33,6 +33,7 @@ class WrappedTeacher(Teacher):
         width = encoder.projected if output == "projection" else encoder.width
         assert width is not None
         self.width, self.grid, self.image_size = width, encoder.grid, encoder.image_size
+        self.num_prefix = encoder.num_prefix if encoder.has_class_token else 0
         if encoder.has_attention:
             self.queries = ("class", "mean") if encoder.has_class_token else ("mean",)
         self._freeze()

@@ -174,14 +174,28 @@ def test_a_step_draws_the_rows_of_the_global_batch():
 def test_what_cannot_be():
     with pytest.raises(ValueError, match="number varies"):
         replace(CONFIG, masker=BlockMasker(ratio=0.4, exact=False, min_area=2))
-    with pytest.raises(ValueError, match="predict_class must be False for an encoder without a class token"):
+    with pytest.raises(ValueError, match="predict_class must be False or None for an encoder without a class token"):
         replace(CONFIG, encoder=replace(ENCODER, class_token=False))
-    bare = CONFIG.build_around(Given(tokens()[:, 1:], num_prefix=0))
-    with pytest.raises(ValueError, match="for a teacher without a class token"):
-        bare(*step(bare))
+    with pytest.raises(ValueError, match="for a teacher without a class token"):  # before the first step
+        CONFIG.build_around(Given(tokens()[:, 1:], num_prefix=0))
     patches_only = replace(CONFIG, encoder=replace(ENCODER, class_token=False), predict_class=False)
     method = patches_only.build_around(Given(tokens()[:, 1:], num_prefix=0))
     assert torch.isfinite(method(*step(method))["loss"])
+
+
+def test_each_teacher_decides_on_the_class_token_if_nobody_else_does():
+    open_ = replace(CONFIG, predict_class=None)
+    for said, num_prefix, predicts in ((tokens()[:, 1:], 0, False), (tokens(), 1, True)):
+        method = open_.build_around(Given(said, num_prefix=num_prefix))
+        assert method.predict_class == predicts
+        assert torch.isfinite(method(*step(method))["loss"])
+    assert not replace(open_, encoder=replace(ENCODER, class_token=False)).build().predict_class
+
+
+def test_it_says_how_wide_the_teacher_is():
+    predicts = dict(CONFIG.describe(Given(tokens(width=24))))["predicts"]
+    assert predicts.startswith("B x 13 x 24: what the teacher says of the class token and")
+    assert dict(CONFIG.describe())["predicts"].startswith("B x 13 x the teacher's width")
 
 
 def test_what_it_says_of_itself():

@@ -9,6 +9,7 @@ from pantomim.methods.dbot import DBOTConfig
 from pantomim.recipes import RECIPES, prepare
 from pantomim.recipes.dbot import RECIPES as DBOT
 from pantomim.recipes.recipe import differences
+from pantomim.stages import stage_run
 
 NAMES = {recipe.name for recipe in DBOT}
 
@@ -90,3 +91,24 @@ def test_the_file_of_a_chain_repeats_it(tmp_path):
     again = prepare(None, config=tmp_path / "stages.yaml")
     assert again.chain == chain
     assert prepare(None, config=tmp_path / "stages.yaml", stages=4).chain.stages == 4
+
+
+def test_a_moving_average_is_one_run_and_moves_by_its_length(tmp_path):
+    source = str(tiny_images(tmp_path / "images.npz"))
+    short, long = (prepare("dbot", data=source, size="micro", teacher="ema", steps=steps) for steps in (500, 50_000))
+    assert short.chain is None
+    assert pytest.approx(short.config.method.teacher.momentum ** (500 / 50), rel=1e-3) == 0.5
+    assert pytest.approx(long.config.method.teacher.momentum ** (50_000 / 50), rel=1e-2) == 0.5
+    epochs = prepare("dbot", data=source, size="micro", teacher="ema", epochs=100).config
+    num_images = prepare("dbot", data=source, size="micro").num_images
+    steps = 100 * num_images / epochs.batch_size
+    assert pytest.approx(epochs.method.teacher.momentum ** (max(steps, 50) / 50), rel=1e-3) == 0.5
+    assert prepare("dbot_micro_cifar10", data=source, teacher="ema").config.method.teacher.momentum == pytest.approx(
+        epochs.method.teacher.momentum, abs=0.5
+    )
+    untold = prepare("dbot_vit_base_in1k", teacher="ema")
+    assert "with --data it follows" in untold.notes[-1]
+    bare = prepare("data2vec", data=source, size="micro", steps=500).config
+    assert bare.method.target.teacher.momentum == short.config.method.teacher.momentum
+    with pytest.raises(ValueError, match=r"Stages\.stages must be 1 for a teacher that follows its student"):
+        stage_run(prepare("dbot", data=source, size="micro", teacher="ema", stages=2).chain, 1, tmp_path)
