@@ -20,7 +20,6 @@ from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.methods.dvae import DVAE, DVAEConfig, DVAEDraws
-from pantomim.methods.guides import teacher_of
 from pantomim.methods.mae import MAEConfig
 from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.methods.supervised import Supervised, SupervisedConfig, SupervisedDraws
@@ -257,8 +256,10 @@ def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tu
 
 def _parts(config: MethodConfig, teachers: tuple[Teacher, ...]) -> list[tuple[str, str]]:
     """What the method consists of; of one that predicts features, how wide they are."""
-    guided = isinstance(config, DBOTConfig | MAEConfig | BEiTConfig | CAEConfig) and teacher_of(config) is not None
-    rows = config.describe(*teachers[:1]) if guided else config.describe()  # type: ignore[call-arg]
+    if isinstance(config, DBOTConfig | MAEConfig | BEiTConfig | CAEConfig):
+        rows = config.describe(teachers[0] if teachers else None)
+    else:
+        rows = config.describe()
     return [*rows, *(("teacher", teacher.describe()) for teacher in teachers)]
 
 

@@ -26,7 +26,7 @@ from pantomim.evaluate.protocols import Contender, Evaluate, evaluate_to_file, h
 from pantomim.files import replace_file
 from pantomim.methods.base import Method
 from pantomim.nn.vit import Encoder
-from pantomim.stages.plan import stage_folder, stage_run
+from pantomim.stages.plan import check_widths, first_width, stage_folder, stage_run
 
 Say = Callable[[str], None]
 PLAN = "stages.yaml"
@@ -55,6 +55,8 @@ def run_stages(plan: Stages, out: Path, say: Say = lambda text: None) -> list[Fi
     """
     runs = [stage_run(plan, number, out) for number in range(plan.stages)]
     main, alone = int(os.environ.get("RANK", "0")) == 0, int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if plan.reinit == "reference" and not (stage_folder(out, 0) / "finished.json").is_file():
+        check_widths(plan, first_width(plan))  # else it would fail when a stage is trained
     if plan.evaluate is not None:
         open_parts(plan.evaluate)  # labels are missed before training, not after it
     lock = FileLock(out / ".stages.lock", timeout=0)

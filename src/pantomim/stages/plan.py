@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pantomim.config import Pretrain, Stages
 from pantomim.methods.guides import teacher_of, with_teacher
@@ -55,8 +57,51 @@ def stage_seed(seed: int, number: int) -> int:
     return seed if number == 0 else int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
+def first_width(plan: Stages) -> int | None:
+    """Numbers in a feature of the first teacher, which is read for this; None: none is named yet.
+
+    Raises:
+        ValueError: if there is no such teacher, or it does not go with the student.
+    """
+    method: Any = plan.run.method
+    teacher = teacher_of(method)
+    if teacher is None or not teacher.source:
+        return None
+    if teacher.source in ("random", "ema"):
+        return method.encoder.width
+    with FakeTensorMode():
+        student = method.encoder.build()  # whose sizes are asked for
+    return teacher.build(student).width
+
+
+def check_widths(plan: Stages, width: int | None) -> None:
+    """AdamW's moments can go on only where what predicts keeps its size.
+
+    Args:
+        plan: Whose later stages predict vectors as wide as the student.
+        width: Of the first teacher's, see `first_width`.
+
+    Raises:
+        ValueError: if they are to go on and cannot.
+    """
+    method: Any = plan.run.method
+    if plan.reinit == "reference" and plan.stages > 1 and width not in (None, method.encoder.width):
+        raise ValueError(
+            f"Stages.reinit must be full or none where the first teacher is not as wide as the student, as the head of "
+            f"the second stage has another size then and AdamW's moments do not fit; got reference, a teacher {width} "
+            f"wide and a student {method.encoder.width} wide. Give --reinit full."
+        )
+
+
 def describe_stages(plan: Stages, out: Path) -> list[tuple[str, str]]:
-    """Who teaches whom, stage by stage, and how each begins; for `pantomim explain`."""
+    """Who teaches whom, stage by stage, how wide what is predicted is, and how each begins; for `pantomim explain`.
+
+    Raises:
+        ValueError: as `stage_run`, `first_width` and `check_widths`.
+    """
+    width = first_width(plan)
+    check_widths(plan, width)
+    student: Any = plan.run.method
     starts = {
         "full": "a new student and a new optimiser",
         "reference": "a new student that keeps the bias of its patch projection; AdamW's moments go on",
@@ -72,11 +117,16 @@ def describe_stages(plan: Stages, out: Path) -> list[tuple[str, str]]:
             (
                 f"stage {number}",
                 f"teacher: {_name(teacher)}; {begins if number == 0 else starts[plan.reinit]}, seed "
-                f"{run.runtime.seed}; {run.duration}, the rate from 0 again",
+                f"{run.runtime.seed}; {run.duration}, the rate from 0 again; "
+                f"{_predicted(student.encoder.width if number else width)}",
             )
         )
     scored = f"k-NN and linear on {plan.evaluate} after each stage" if plan.evaluate else "not scored on the way"
     return [*rows, ("scores", scored), ("last encoder", f"{out / 'encoder.safetensors'}, that of the last stage")]
+
+
+def _predicted(width: int | None) -> str:
+    return "predicts what its teacher says" if width is None else f"predicts {width} numbers a patch"
 
 
 def _name(teacher: TeacherConfig) -> str:

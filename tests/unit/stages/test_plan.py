@@ -5,9 +5,12 @@ import pytest
 from tiny import DECODER, ENCODER, tiny_run
 
 from pantomim.config import Stages
+from pantomim.formats.native import save_encoder
 from pantomim.methods.dbot import DBOTConfig
+from pantomim.methods.guides import teacher_of
 from pantomim.methods.mae import MAEConfig
-from pantomim.stages.plan import describe_stages, stage_run, stage_seed, teacher_of
+from pantomim.stages import run_stages
+from pantomim.stages.plan import describe_stages, stage_run, stage_seed
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.teachers.choice import TeacherConfig
 
@@ -30,18 +33,39 @@ def test_the_first_stage_is_the_run_itself():
         (TeacherConfig("random", depth=0), "block", 1),
         (TeacherConfig("runs/mae", output="norm"), "norm", 1),
         (TeacherConfig("clip:FILE", output="projection"), "block", 1),
-        (TeacherConfig("ema", blocks=2, momentum=0.5), "block", 2),
+        (TeacherConfig("runs/mae", blocks=2), "block", 2),
     ],
 )
 def test_a_later_stage_differs_in_teacher_seed_and_init_alone(first, output, blocks):
     plan = plan_of(first, init="runs/other")
     later = stage_run(plan, 2, OUT)
-    teacher = teacher_of(later)
+    teacher = teacher_of(later.method)
     assert teacher == TeacherConfig(str(OUT / "stage-1"), output=output, blocks=blocks)
     assert later.init is None
     assert later.runtime.seed == stage_seed(plan.run.runtime.seed, 2)
     back = replace(later, init=plan.run.init, runtime=plan.run.runtime, method=replace(later.method, teacher=first))
     assert back == plan.run
+
+
+def test_a_moving_average_has_no_second_stage():
+    assert stage_run(plan_of(TeacherConfig("ema"), stages=1), 0, OUT).method.teacher.source == "ema"
+    with pytest.raises(ValueError, match="must be 1 for a teacher that follows its student"):
+        describe_stages(plan_of(TeacherConfig("ema"), stages=2), OUT)
+
+
+def test_a_first_teacher_of_another_width_is_noticed_before_training(tmp_path):
+    wide = replace(ENCODER, width=32)
+    save_encoder(tmp_path / "wide", wide.build(), scale={"rule": "", "divisor": 1.0}, recipe="wide")
+    first = TeacherConfig(str(tmp_path / "wide"))
+    rows = dict(describe_stages(plan_of(first), OUT))
+    assert rows["stage 0"].endswith("predicts 32 numbers a patch")
+    assert rows["stage 1"].endswith("predicts 16 numbers a patch")
+    with pytest.raises(ValueError, match="a teacher 32 wide and a student 16 wide"):
+        describe_stages(plan_of(first, "reference"), OUT)
+    with pytest.raises(ValueError, match="a teacher 32 wide and a student 16 wide"):
+        run_stages(plan_of(first, "reference"), tmp_path / "chain")
+    assert not (tmp_path / "chain").exists()
+    assert dict(describe_stages(plan_of(TeacherConfig()), OUT))["stage 0"].endswith("predicts what its teacher says")
 
 
 def test_no_two_stages_of_neighbouring_seeds_share_a_seed():
