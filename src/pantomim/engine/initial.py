@@ -1,11 +1,12 @@
 """Weights to start from: those of another run, of a file, or of timm."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
 from pantomim.formats import load_encoder
-from pantomim.formats.files import frozen_hashes, key_report, load_exactly, other_parts
+from pantomim.formats.files import frozen_hashes, frozen_parts, key_report, load_exactly, other_parts
 from pantomim.formats.native import describe_positions, load_decoder, load_predictor, read_frozen
 from pantomim.methods.base import Method
 from pantomim.nn.decoder import MAEDecoder
@@ -20,6 +21,10 @@ MUST_AGREE = (
 
 def start_from(spec: str, method: Method) -> str:
     """Copy an existing encoder's weights into a method, and the decoder's where there is one that fits.
+
+    What a method predicts with is taken where it was learned beside the same teacher or tokenizer. Where the weights'
+    owner is itself the teacher, as in a chain of stages whose student keeps its weights, it is taken too, but for
+    layers of other sizes.
 
     Positions come along, fixed tables too: weights mean what they meant only with the table that they were trained
     with. They are resampled where the grid differs. Mean and deviation stay the method's own.
@@ -67,6 +72,12 @@ def _take_rest(spec: str, method: Method) -> str:
     if not (Path(spec) / "predictor.json").is_file():
         return _take_decoder(spec, method)
     source, ours = load_predictor(spec), method.predictor()
+    if _teaches(spec, method) and source.keys() == ours.keys():
+        fitting = [name for name in ours if source[name].shape == ours[name].shape]
+        with torch.no_grad():
+            for name in fitting:
+                ours[name].copy_(source[name])
+        return f"what it predicts with is taken too{_but(ours.keys() - set(fitting))}"
     if key_report(ours, source):
         return "what it predicts with is another method's, or has other sizes, and is not taken"
     stated = read_frozen(spec)
@@ -76,6 +87,16 @@ def _take_rest(spec: str, method: Method) -> str:
         for name, weight in ours.items():
             weight.copy_(source[name])
     return "what it predicts with is taken too"
+
+
+def _teaches(spec: str, method: Method) -> bool:
+    """Whether the method's teacher is the very encoder that it starts from."""
+    return any(getattr(part, "name", None) == spec for part in frozen_parts(method).values())
+
+
+def _but(names: Collection[str]) -> str:
+    """What is not taken, in words."""
+    return f", but for {', '.join(sorted(names))}, of other sizes" if names else ""
 
 
 def _take_decoder(spec: str, method: Method) -> str:
@@ -88,6 +109,10 @@ def _take_decoder(spec: str, method: Method) -> str:
         theirs["decoder_pos_embed"] = resample(
             source.decoder_pos_embed, source.grid, decoder.grid, source.num_prefix
         ).detach()
+    if _teaches(spec, method) and theirs.keys() == ours.keys():
+        misfits = {name for name in ours if theirs[name].shape != ours[name].shape}
+        load_exactly(decoder, theirs | {name: ours[name] for name in misfits}, spec)
+        return f"its decoder is taken too{_but(misfits)}"
     shapes = [{name: tensor.shape for name, tensor in weights.items()} for weights in (theirs, ours)]
     if shapes[0] != shapes[1]:
         return "its decoder has other sizes and is not taken"

@@ -1,0 +1,71 @@
+"""A student that keeps its weights from stage to stage keeps what it predicts with, too."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import DECODER, ENCODER
+
+from pantomim.engine.initial import start_from
+from pantomim.formats.files import frozen_hashes
+from pantomim.formats.native import save_decoder, save_encoder, save_predictor
+from pantomim.methods.beit import BEiTConfig
+from pantomim.methods.dbot import DBOTConfig
+from pantomim.targets.features import FeatureTargetConfig
+from pantomim.teachers.choice import TeacherConfig
+
+
+def saved(method, folder):
+    save_encoder(folder, method.encoder, scale={"rule": "", "divisor": 1.0}, recipe="first")
+    if hasattr(method, "decoder"):
+        save_decoder(folder, method.decoder)
+    else:
+        save_predictor(folder, method.predictor(), method="beit", frozen=frozen_hashes(method))
+    return str(folder)
+
+
+def dbot(source):
+    return DBOTConfig(encoder=ENCODER, decoder=DECODER, teacher=TeacherConfig(source)).build()
+
+
+def beit(source):
+    return BEiTConfig(encoder=ENCODER, target=FeatureTargetConfig(teacher=TeacherConfig(source))).build()
+
+
+def perturbed(method):
+    with torch.no_grad():
+        for weight in method.parameters():
+            weight.add_(torch.randn_like(weight))
+    return method
+
+
+@pytest.mark.parametrize("build", [dbot, beit])
+def test_in_a_chain_all_is_kept_whatever_taught_before(tmp_path, build):
+    first = perturbed(build("random"))
+    spec = saved(first, tmp_path / "stage-0")
+    second = build(spec)
+    assert "taken too" in start_from(spec, second)
+    kept = second.state_dict()
+    for name, weight in first.state_dict().items():
+        if "teacher" not in name:
+            assert torch.equal(kept[name], weight), name
+
+
+@pytest.mark.parametrize(("build", "layer"), [(dbot, "decoder_pred"), (beit, "head")])
+def test_of_another_width_only_the_last_layer_is_new(tmp_path, build, layer):
+    wide = replace(ENCODER, width=32).build()
+    save_encoder(tmp_path / "wide", wide, scale={"rule": "", "divisor": 1.0}, recipe="wide")
+    first = perturbed(build(str(tmp_path / "wide")))
+    spec = saved(first, tmp_path / "stage-0")
+    second = build(spec)
+    assert f"but for {layer}.bias, {layer}.weight, of other sizes" in start_from(spec, second)
+    before, after = first.predictor(), second.predictor()
+    kept = {name for name in after if after[name].shape == before[name].shape}
+    assert {name for name in after if layer in name} == after.keys() - kept
+    assert kept
+    assert all(torch.equal(after[name], before[name]) for name in kept)
+
+
+def test_beside_another_teacher_a_head_is_not_taken(tmp_path):
+    spec = saved(beit("random"), tmp_path / "stage-0")
+    assert "was learned beside another" in start_from(spec, beit("random"))
