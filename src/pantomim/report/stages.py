@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pantomim.analysis.block_facts import BlockFacts, Kind
 from pantomim.files import replace_file
 from pantomim.report.charts import Curve, line_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
+from pantomim.report.inspection import TITLES, caption, panels
 from pantomim.report.page import Chart, duration, make_report, source_name, title, total_seconds
 from pantomim.report.scores import CONTENDERS, Result, read_results
 from pantomim.report.template import fill_template
@@ -61,6 +63,11 @@ def render(path: Path, stages: list[RunFolder]) -> str:
         caption=f"{len(stages)} of {plan['stages']} stages on {source_name(stages[0])}; the student of each is the "
         f"teacher of the next. {REINIT.get(plan['reinit'], '')}",
         charts=[*_curves(stages), *_scores(keys, results)],
+        inside=[
+            (TITLES[found.kind], panels(found), caption(found))
+            for kind in TITLES
+            for found in beside_each_other(kind, _inside(path, stages))
+        ],
         headings=[_heading(key, results) for key in keys],
         rows=[_row(number, stage, keys, results[number]) for number, stage in enumerate(stages)],
         baselines=_baselines(keys, results),
@@ -75,6 +82,47 @@ def _results(path: Path, stages: list[RunFolder], number: int) -> dict[str, Resu
     if number == len(stages) - 1 and (path / "config.yaml").is_file():
         found |= {stem: result for stem, result in read_run(path).evaluations.items() if stem not in found}
     return {result.stem: result for result in read_results(found)}
+
+
+def _inside(path: Path, stages: list[RunFolder]) -> list[list[BlockFacts]]:
+    """What the blocks of each stage's encoder do; what lies in the chain's own folder is of the last stage."""
+    found = [list(stage.inside) for stage in stages]
+    if (path / "config.yaml").is_file():
+        last, sha256 = {facts.kind for facts in found[-1]}, stages[-1].encoder.get("sha256")
+        for facts in read_run(path).inside:
+            if facts.kind not in last and sha256 in [encoder.get("sha256") for encoder in facts.about["encoders"]]:
+                found[-1].append(facts)
+    return found
+
+
+def beside_each_other(kind: Kind, found: list[list[BlockFacts]]) -> list[BlockFacts]:
+    """One analysis of all stages that were measured on the same images, to be drawn with the same axes.
+
+    Args:
+        kind: Which analysis.
+        found: Those of each stage, from stage 0 on. Maps of CKA are each stage's own.
+    """
+    alike: dict[str, list[tuple[int, BlockFacts]]] = {}
+    for number, stage in enumerate(found):
+        for facts in stage:
+            if facts.kind == kind:
+                images = {name: value for name, value in facts.about.items() if name != "encoders"}
+                key = f"{number} {images}" if kind == "cka" else str(images)
+                alike.setdefault(key, []).append((number, facts))
+    joined = []
+    for measured in alike.values():
+        encoders = [facts.about["encoders"][0] | {"name": f"stage {number}"} for number, facts in measured]
+        about = measured[0][1].about | {"encoders": encoders}
+        if kind == "cka":
+            arrays = measured[0][1].arrays
+        else:
+            arrays = {
+                f"{name.rpartition('_')[0]}_{place}": value
+                for place, (_, facts) in enumerate(measured)
+                for name, value in facts.arrays.items()
+            }
+        joined.append(BlockFacts(kind, arrays, about))
+    return joined
 
 
 def _curves(stages: list[RunFolder]) -> list[Chart]:
