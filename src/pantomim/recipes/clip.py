@@ -87,6 +87,7 @@ RECIPES = (
         notes=(
             _TEACHER,
             f"{_FACTOR}, where EVA's is - cosine: the same gradients",
+            "student's mean and deviation: ImageNet's, where EVA has CLIP's for student and teacher",
             "sizes: EVA's is ViT-g/14 on 30 million images, taught by CLIP's ViT-L/14; rates, masks and length are its",
             "positions, biases, first values and decay of tokens: not stated, ours",
         ),
