@@ -35,7 +35,7 @@ from pantomim.engine.runtime import (
 )
 from pantomim.engine.setup import adamw, check_fit, check_schedule, describe_start, training_images
 from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory
-from pantomim.formats.files import frozen_hashes, frozen_parts
+from pantomim.formats.files import frozen_hashes
 from pantomim.formats.native import save_decoder, save_encoder, save_predictor
 from pantomim.formats.tokenizer import save_tokenizer
 from pantomim.nn.decoder import MAEDecoder
@@ -109,8 +109,6 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         # ------------------------------------------------------------------------------------------ Start or resume
         start, clock, taken = 0, Clock(), None
         if (checkpoint := find_checkpoint(run.checkpoints)) is not None:
-            if config.init is not None and frozen_parts(method):  # a teacher may be a copy of what the run began with
-                start_from(config.init, method)
             load_checkpoint(checkpoint, method, optimizer)
             start, clock = checkpoint.step, Clock(**checkpoint.progress)
         elif config.init is not None:

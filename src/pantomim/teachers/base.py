@@ -59,7 +59,7 @@ class Teacher(nn.Module, ABC):
         """Called once after each optimiser step; a moving average moves."""
 
     def start(self, student: Encoder) -> None:
-        """Called once other weights have been put into the student before the first step; a copy of it is renewed."""
+        """Called once other weights are in the student, before the first step; a moving average begins anew."""
 
     def describe(self) -> str:
         """Which network this is and what it sees, in one line for `explain`."""

@@ -19,10 +19,10 @@ from pantomim.tokenizers.dvae import DVAETokenizer
 from pantomim.tokenizers.loading import load_tokenizer
 
 WAYS = (
-    "Ways to get one: random (an exact copy of the student's encoder as it begins); ema (a moving average of the "
-    "student); the RUN folder of a pre-training; FILE, an encoder's weights as `--encoder` takes them; timm:NAME or "
-    "timm:NAME@FILE; open_clip:NAME:TAG or open_clip:NAME@FILE; hf:NAME or hf:FOLDER; clip:FILE (OpenAI's weights); "
-    "tokenizer:RUN; dalle:FILE (the published encoder.pkl)"
+    "Ways to get one: random (a copy of the student's encoder as it is drawn from the seed, also with --init); ema (a "
+    "moving average of the student); the RUN folder of a pre-training; FILE, an encoder's weights as `--encoder` takes "
+    "them; timm:NAME or timm:NAME@FILE; open_clip:NAME:TAG or open_clip:NAME@FILE; hf:NAME or hf:FOLDER; clip:FILE "
+    "(OpenAI's weights); tokenizer:RUN; dalle:FILE (the published encoder.pkl)"
 )
 
 TOKENIZERS = ("tokenizer:", "dalle:")  # what the names of tokenizers begin with
@@ -33,7 +33,8 @@ MOMENTUM = 0.9998  # data2vec's ViT-B as launched; it forgets half of itself in 
 class TeacherConfig:
     """Which network guides the student, and what is taken of it; there is no default.
 
-    The teacher's input is resized so that its grid is the student's. "random" and "ema" begin as the student does.
+    The teacher's input is resized so that its grid is the student's. "ema" begins as the student
+    does; "random" is the student as it is drawn from the seed, and stays that where it begins with other weights.
 
     Args:
         source: See `WAYS`.
