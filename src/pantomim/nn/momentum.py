@@ -43,11 +43,6 @@ class Momentum:
                 f"Leave it out for the whole run."
             )
 
-    @property
-    def scheduled(self) -> bool:
-        """Whether it depends on the length of the run."""
-        return self.end is not None and self.steps is None
-
     def at(self, step: int, total: int | None = None) -> float:
         """The share after `step` optimiser steps of a run of `total`.
 
@@ -90,6 +85,19 @@ def momentum_of_half_life(steps: float) -> float:
 
 
 @torch.no_grad()
-def follow(copied: nn.Module, module: nn.Module, momentum: float) -> None:
-    """Move the parameters of a copy towards those of a module; it keeps `momentum` of itself. Buffers are its own."""
-    torch._foreach_lerp_(list(copied.parameters()), list(module.parameters()), 1 - momentum)
+def follow(copied: nn.Module, module: nn.Module, momentum: float, *, buffers: bool = False) -> None:
+    """Move the parameters of a copy towards those of a module; it keeps `momentum` of itself.
+
+    Args:
+        copied: Has the module's parameters, in their order.
+        module: What in it is fixed, such as a table of positions, is copied.
+        momentum: In [0, 1].
+        buffers: Copy the module's buffers too; else they are the copy's own.
+    """
+    pairs = list(zip(copied.parameters(), module.parameters(), strict=True))
+    if learned := [(ours, theirs) for ours, theirs in pairs if theirs.requires_grad]:
+        torch._foreach_lerp_([ours for ours, _ in learned], [theirs for _, theirs in learned], 1 - momentum)
+    fixed = [(ours, theirs) for ours, theirs in pairs if not theirs.requires_grad]
+    stored = list(zip(copied.buffers(), module.buffers(), strict=True)) if buffers else []
+    for ours, theirs in (*fixed, *stored):
+        ours.copy_(theirs)

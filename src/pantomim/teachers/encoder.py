@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.nn.dvae import at_least_float32
+from pantomim.nn.momentum import follow
 from pantomim.nn.tokens import normalise_tokens
 from pantomim.nn.vit import Block, Encoder
 from pantomim.teachers.base import Guidance, Query, Teacher
@@ -83,21 +84,13 @@ class EMATeacher(Teacher):
 
     Args:
         teacher: Around a copy of the student's encoder.
-        momentum: Share of itself that is kept in a step; whoever has a schedule sets it before each `follow`.
-
-    Raises:
-        ValueError: if the momentum is no share.
+        momentum: Share of itself that is kept in a step, in [0, 1]; the same at every step.
     """
 
     frozen = False
 
     def __init__(self, teacher: EncoderTeacher, momentum: float) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(
-                f"TeacherConfig.momentum must be in [0, 1]; got {momentum}. data2vec has 0.9998, for hundreds of "
-                f"thousands of steps; a short run needs less."
-            )
         self.teacher, self.momentum = teacher, momentum
         self.width, self.grid, self.queries = teacher.width, teacher.grid, teacher.queries
         self.num_prefix = teacher.num_prefix
@@ -109,22 +102,11 @@ class EMATeacher(Teacher):
 
     def follow(self, student: Encoder) -> None:
         """Move towards the student."""
-        self._move(student, self.momentum)
+        follow(self.teacher.encoder, student, self.momentum, buffers=True)
 
     def start(self, student: Encoder) -> None:
         """Begin again as a copy of the student."""
-        self._move(student, 0.0)
-
-    @torch.no_grad()
-    def _move(self, student: Encoder, momentum: float) -> None:
-        ours, theirs = dict(self.teacher.encoder.named_parameters()), dict(student.named_parameters())
-        learned = [name for name in ours if theirs[name].requires_grad]
-        torch._foreach_lerp_([ours[name] for name in learned], [theirs[name] for name in learned], 1 - momentum)
-        for name in ours.keys() - set(learned):
-            ours[name].copy_(theirs[name])
-        buffers = dict(student.named_buffers())
-        for name, buffer in self.teacher.encoder.named_buffers():
-            buffer.copy_(buffers[name])
+        follow(self.teacher.encoder, student, 0.0, buffers=True)
 
     def describe(self) -> str:
         """As the teacher within, and how fast it moves."""

@@ -12,12 +12,10 @@ from pantomim.nn.momentum import Momentum, follow, momentum_of_half_life
 
 def test_a_constant_needs_no_length() -> None:
     assert [Momentum(0.9).at(step) for step in (0, 5, 10**9)] == [0.9] * 3
-    assert not Momentum(0.9).scheduled
 
 
 def test_half_a_cosine_is_the_papers_formula() -> None:
     momentum = Momentum(0.99, 1.0)
-    assert momentum.scheduled
     for step in (0, 1, 30, 99, 100):
         expected = 1 - 0.5 * (1 + math.cos(math.pi * step / 100)) * (1 - 0.99)
         assert momentum.at(step, 100) == pytest.approx(expected, rel=1e-15)
@@ -28,7 +26,6 @@ def test_half_a_cosine_is_the_papers_formula() -> None:
 
 def test_a_ramp_has_its_own_length() -> None:
     momentum = Momentum(0.999, 0.9998, shape="linear", steps=10)
-    assert not momentum.scheduled
     assert [momentum.at(step) for step in (0, 5, 10, 20)] == pytest.approx([0.999, 0.9994, 0.9998, 0.9998])
     assert Momentum(0.5, 1.0, "linear").at(1, 4) == 0.625
 
@@ -70,6 +67,16 @@ def test_a_copy_forgets_as_the_closed_form_says() -> None:
     for was, now, wanted in zip(begun, copied.parameters(), module.parameters(), strict=True):
         torch.testing.assert_close(now, 0.9**5 * was + (1 - 0.9**5) * wanted)
     assert not copied[1].running_mean.any()  # statistics are its own
+
+
+def test_what_is_fixed_is_copied_and_buffers_on_request() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    copied = copy.deepcopy(module)
+    module[0].bias.requires_grad_(False).add_(1.0)
+    module[1].running_mean.add_(7.0)
+    follow(copied, module, 0.9, buffers=True)
+    assert torch.equal(copied[0].bias, module[0].bias)
+    assert torch.equal(copied[1].running_mean, module[1].running_mean)
 
 
 def test_the_ends_are_exact() -> None:
