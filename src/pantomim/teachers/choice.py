@@ -51,6 +51,8 @@ class TeacherConfig:
         ValueError: if a setting is out of range or does not go with the others.
 
     Paper: Liu et al., arXiv:2209.03917, and the authors' recipes, which have depth 0 for ViT-L and ViT-H.
+    Deviation: a moving average moves at every step and with one momentum; it cannot move once an epoch, nor with
+        data2vec's ramp, which the authors' launch does not use.
     """
 
     source: str = ""
