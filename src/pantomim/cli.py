@@ -778,7 +778,7 @@ def inspect_run(
         images: What `pretrain --data` takes; by default images that the first run has not seen.
         out: The page, FILE.html; FILE.npz with the numbers (alignment: FILE.png) is put beside it. By default in the
             folder analysis of the first run.
-        count: How many images; 128, or 8 for alignment.
+        count: How many images; 128, or 8 for alignment. cka takes whole batches of 64 of them, and says how many.
         seed: Of the choice of images.
     """
     from pantomim.report.template import check_page_path

@@ -50,7 +50,8 @@ def inspect_blocks(
         kind: Which analysis.
         specs: What `load_encoder` takes.
         images: A source, whose held-out images are used; None: that of the first encoder's run.
-        count: How many images, a seeded draw; all, where there are fewer.
+        count: How many images, a seeded draw; all, where there are fewer. CKA takes whole batches of them; how many
+            these are, and how many are left out, stands in the facts.
         seed: Of the draw.
         device: Where to run.
 
@@ -67,22 +68,26 @@ def inspect_blocks(
     encoders = [load_encoder(spec).to(device).eval() for spec in specs]
     for encoder in encoders:
         check_channels(encoder, dataset)
+    seen: int | None = None
+    facts: dict[str, Any] = {}
     with torch.inference_mode():
         if kind == "cka":
-            arrays = _measure_cka(encoders, dataset, indices, device)
-            facts: dict[str, Any] = {"batch_size": min(CKA_BATCH, len(indices))}
+            arrays, seen = _measure_cka(encoders, dataset, indices, device)
+            facts["batch_size"] = min(CKA_BATCH, len(indices))
         else:
             measure = _MEASURES[kind]
             found = [measure(encoder, _batches(encoder, dataset, indices, device)) for encoder in encoders]
             arrays = {f"{name}_{number}": value for number, own in enumerate(found) for name, value in own.items()}
-            facts = {}
+    healthy = int((~np.isin(indices, list(dataset.broken_reasons()))).sum())
+    if seen is not None:
+        facts["left_out"] = healthy - seen
     about = {
         "analysis": kind,
         "encoders": _describe(specs, encoders, dataset),
         "source": source,
         "dataset": dataset.name,
         "split": dataset.split,
-        "images": int((~np.isin(indices, list(dataset.broken_reasons()))).sum()),
+        "images": healthy if seen is None else seen,
         "seed": seed,
         **facts,
     }
@@ -148,19 +153,23 @@ _MEASURES: dict[str, Callable[[AnyEncoder, Iterator[Tensor]], Arrays]] = {
 
 def _measure_cka(
     encoders: Sequence[AnyEncoder], dataset: Dataset, indices: np.ndarray, device: torch.device | str
-) -> Arrays:
-    """The patches of an image in a row, as in Raghu et al. 2021, arXiv:2108.08810; prefix tokens are left out."""
-    alike = LayerCKA()
+) -> tuple[Arrays, int]:
+    """The patches of an image in a row, as in Raghu et al. 2021, arXiv:2108.08810; prefix tokens are left out.
+
+    Returns: the matrix, and how many images are in it: those of whole batches.
+    """
+    alike, seen = LayerCKA(), 0
     size = min(CKA_BATCH, len(indices))
     for first in range(0, len(indices) - size + 1, size):  # whole batches: each weighs the same
         chunk = indices[first : first + size]
-        layers = []
+        layers, number = [], 0
         for encoder in encoders:
             images = torch.cat(list(_batches(encoder, dataset, chunk, device)))
             own = [block.patches.flatten(1) for block in block_features(encoder, images)]
-            layers += own
+            layers, number = layers + own, len(images)
         alike.see(layers)
-    return {"cka": alike.matrix().numpy()}
+        seen += number
+    return {"cka": alike.matrix().numpy()}, seen
 
 
 def _batches(

@@ -87,10 +87,12 @@ def caption(found: BlockFacts) -> str:
             "The share of the k largest singular values in the sum of all, of an image's patch tokens after each "
             f"block, each divided by its length; 1 where all tokens point one way. {images}"
         )
+    rest = about.get("left_out", 0)
+    left_out = f" {rest:,} more fill no batch and are left out." if rest else ""
     return (
         "Linear CKA of the patch tokens after each block: 1 (yellow) where two layers tell images apart in the same "
         "way up to rotation and scale, about 0 (violet) where they have nothing in common. Mean over whole batches of "
-        f"{about['batch_size']} of {images}"
+        f"{about['batch_size']}, {images}{left_out}"
     )
 
 

@@ -8,6 +8,7 @@ import timm
 import torch
 from tiny import ENCODER, tiny_images, tiny_run
 
+from pantomim.analysis import inspection
 from pantomim.analysis.attention_distance import attention_distance, patch_distances
 from pantomim.analysis.block_facts import BlockFacts, read_block_facts, write_block_facts
 from pantomim.analysis.blocks import block_features
@@ -22,7 +23,7 @@ from pantomim.formats.hf import HFEncoder
 from pantomim.formats.native import load_encoder_folder, save_encoder
 from pantomim.formats.timm import TimmEncoder, as_encoder
 from pantomim.report.folder import read_run
-from pantomim.report.inspection import panels, rows
+from pantomim.report.inspection import caption, panels, rows
 from pantomim.report.page import make_report
 
 
@@ -124,6 +125,16 @@ def test_cka_of_one_and_of_two_encoders(runs):
     assert np.allclose(alone.of("cka", 0), found.of("cka", 1))
     assert [panel.title for panel in panels(found)] == ["first and second", "first", "second"]
     assert len(rows(found)) == 2
+    assert (found.about["images"], found.about["left_out"]) == (12, 0)
+    assert "left out" not in caption(found)
+
+
+def test_cka_says_how_many_images_are_in_it(runs, monkeypatch):
+    monkeypatch.setattr(inspection, "CKA_BATCH", 5)
+    found = inspect_blocks("cka", runs, count=12)
+    assert (found.about["images"], found.about["left_out"]) == (10, 2)
+    assert "batches of 5, 10 " in caption(found)
+    assert "2 more fill no batch and are left out" in caption(found)
 
 
 def test_files_in_every_run_folder_and_beside_the_page(runs, tmp_path):
