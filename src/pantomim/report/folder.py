@@ -67,6 +67,7 @@ class RunFolder:
         config: config.yaml.
         environment: environment.json.
         finished: finished.json; there once training is complete.
+        cache: cache.json: what a cache of frozen teachers and tokenizers saved.
         encoder: encoder.json.
         num_parameters: Learned numbers in encoder.safetensors; its position table is not counted.
         metrics: metrics.jsonl.
@@ -87,6 +88,7 @@ class RunFolder:
     evaluations: dict[str, dict[str, Any]]
     pictures: Pictures | None
     alignment: Alignment | None = None
+    cache: dict[str, Any] = field(default_factory=dict)
     inside: list[BlockFacts] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -127,6 +129,7 @@ def read_run(run: str | Path) -> RunFolder:
         evaluations={stem: result for stem, result in found.items() if result},
         pictures=attempt(path / "analysis" / "reconstructions.npz", _read_pictures, None),
         alignment=attempt(path / "analysis" / "alignment.npz", _read_alignment, None),
+        cache=attempt(path / "cache.json", _read_json, {}),
         inside=[facts for facts in inside if facts is not None],
         problems=problems,
     )

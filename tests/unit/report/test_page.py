@@ -97,6 +97,14 @@ def test_the_numbers_are_there(run):
         assert number in text, number
 
 
+def test_what_a_cache_saved_is_a_row(run):
+    assert "answers read" not in page_of(run).text
+    saved = {"folder": "x", "bytes": 3 * 2**19, "images_computed": 200, "images_served": 4000, "passes_saved": 3800}
+    write_json(run / "cache.json", {"steps_served": 10, "parts": {"target.teacher": saved}})
+    text = page_of(run).text
+    assert "4,000 answers read of target.teacher; 200 computed now, 1.5 MiB on disk" in text
+
+
 def test_commands_name_the_run(run):
     text = page_of(run).text
     assert f"pantomim pretrain --config {run}/config.yaml --out NEW_RUN" in text
