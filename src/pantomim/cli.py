@@ -285,7 +285,7 @@ def features(encoder: str, data: str, out: Path, split: str = "all") -> None:
     """Write the features of every image to a table.
 
     Args:
-        encoder: A run folder, a file, or timm:NAME.
+        encoder: A run folder, a file, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE.
         data: What `pretrain --data` takes.
         out: FILE.npz or FILE.parquet.
         split: train, val, test or all.
@@ -774,7 +774,8 @@ def inspect_run(
 
     Args:
         what: Which of them.
-        encoders: Run folders, files or timm:NAME; for alignment run folders of CAE.
+        encoders: Run folders, files, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE; for alignment run folders of
+            CAE.
         images: What `pretrain --data` takes; by default images that the first run has not seen.
         out: The page, FILE.html; FILE.npz with the numbers (alignment: FILE.png) is put beside it. By default in the
             folder analysis of the first run.

@@ -1,4 +1,4 @@
-"""One way to name an encoder: a run, a file of weights, or a model of timm."""
+"""One way to name an encoder: a run, a file of weights, or a network of timm, open_clip, transformers or CLIP."""
 
 from pathlib import Path
 
@@ -33,8 +33,8 @@ def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:
         return load_encoder_folder(path)
     if not path.is_file():
         raise ValueError(
-            f"encoder must be a run folder, a file of weights or timm:NAME; got {name}, which does not exist. "
-            f"Check the path."
+            f"encoder must be a run folder, a file of weights, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE; "
+            f"got {name}, which does not exist. Check the path."
         )
     if path.name == "encoder.safetensors" and path.with_suffix(".json").is_file():
         return load_encoder_folder(path.parent)
