@@ -78,6 +78,9 @@ class HFEncoder(WrappedEncoder):
         if any(side % size for side in image_size):
             raise one_size(source, image_size, image_size)
         self.grid = (image_size[0] // size, image_size[1] // size)
+        if shuffles := model.config.model_type == "vit_mae":
+            model.config.mask_ratio = 0.0  # every patch is seen
+        self.shuffles = shuffles
         resamples = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if resamples else {}
         self._listen()
@@ -104,7 +107,10 @@ class HFEncoder(WrappedEncoder):
     ) -> Said:
         """What so many last blocks say; the last one's attention is there in any case."""
         self.ear.first, self.ear.blocks = self.num_blocks - blocks, []
-        self.model(pixel_values=self.standardised(images), **self.options)
+        given: dict[str, Any] = {"pixel_values": self.standardised(images), **self.options}
+        if self.shuffles:  # by the order of this noise: it leaves patches where they are
+            given["noise"] = torch.arange(self.grid[0] * self.grid[1], device=images.device).expand(len(images), -1)
+        self.model(**given)
         said, full = self.ear.blocks, self.ear.attention
         self.ear.blocks, self.ear.attention = [], None
         if query is None or full is None:
@@ -203,11 +209,6 @@ def load_hf(name: str) -> HFEncoder:
             f"{source} must hold the weights of {type(model).__name__}; missing or mis-shaped: "
             f"{', '.join(map(str, [*absent, *report['mismatched_keys']]))}. Check that weights and config belong "
             f"together."
-        )
-    if model.config.model_type == "vit_mae":
-        raise ValueError(
-            f"{source} must show its patches in their order; got MAE's, which transformers shuffles. Choose the "
-            f"authors' file, or timm:vit_base_patch16_224.mae."
         )
     vision = getattr(model, "vision_model", model)
     projection = getattr(model, "visual_projection", None)
