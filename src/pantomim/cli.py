@@ -490,7 +490,8 @@ class TokenizerEncodeArguments:
     """Options of `tokenizer encode`.
 
     Args:
-        tokenizer: RUN, dalle:FILE, dalle:FOLDER, random-projection or random-projection-standardised (also :SEED).
+        tokenizer: RUN, dalle:FILE, dalle:FOLDER, dvae:FILE, random-projection or random-projection-standardised (both
+            also :SEED).
         data: What `pretrain --data` takes.
         out: FILE.npz; ids that are there already are kept if tokenizer, data and transform are the same.
         split: train, val, test or all.

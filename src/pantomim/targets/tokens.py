@@ -57,7 +57,7 @@ class TokenTargetConfig:
     """Which tokenizer; there is no default, as `load_tokenizer` says with the ways to get one.
 
     Args:
-        tokenizer: RUN, FILE, dalle:FILE or random-projection, see `load_tokenizer`.
+        tokenizer: RUN, FILE, dalle:FILE, dvae:FILE or random-projection, see `load_tokenizer`.
         vocabulary: How many ids the head predicts; None: as many as the tokenizer has, or 8192 of a random projection,
             which has as many as it is asked for.
     """
@@ -76,7 +76,7 @@ class TokenTargetConfig:
         if not self.tokenizer:
             raise ValueError(
                 f"TokenTargetConfig.tokenizer must be given, as there is no default; got none. Give --tokenizer "
-                f"RUN|FILE|dalle:FILE|random-projection, or --target pixels. {WAYS}."
+                f"RUN|FILE|dalle:FILE|dvae:FILE|random-projection, or --target pixels. {WAYS}."
             )
         found = load_tokenizer(
             self.tokenizer,
