@@ -122,7 +122,7 @@ class BlockMasker:
         attention: Float[Tensor, "B N"] | None = None,
     ) -> Mask:
         """See `Masker.__call__`; drawn on the CPU, and copied to the device without waiting for it."""
-        numbers = np.random.default_rng(_seed(generator))
+        numbers = np.random.default_rng(host_seed(generator))
         total = self.num_masked(grid)
         masked = self.cover(batch_size, grid, FromGenerator(numbers)).masked
         if self.exact:
@@ -130,7 +130,7 @@ class BlockMasker:
         return Mask.from_masked(_sent(torch.from_numpy(masked), generator.device), total, varies=self.varies)
 
 
-def _seed(generator: torch.Generator) -> list[int]:
+def host_seed(generator: torch.Generator) -> list[int]:
     """A seed for a generator on the CPU, from where this one stands; this one moves on. Nothing waits for a device."""
     if generator.device.type == "cpu":
         return torch.randint(2**63 - 1, (1,), generator=generator).tolist()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.frozen import frozen
+from pantomim.masking.block import host_seed
 from pantomim.methods.base import Batch, Method, Takes
 from pantomim.nn.mixing import Mixing, draw_mixing, mix_images, mix_targets, swap_neighbours
 from pantomim.nn.vit import Encoder, EncoderConfig
@@ -139,8 +140,7 @@ class Supervised(Method):
         assert batch.labels is not None, "checked before the first step"
         mixing, partners = Mixing(1.0), batch
         if self.mixup > 0 or self.cutmix > 0:
-            # The generator is fresh, so its seed is a function of (seed, step); reading it waits for no device.
-            draws = np.random.default_rng(generator.initial_seed())
+            draws = np.random.default_rng(host_seed(generator))
             mixing = draw_mixing(draws, self.encoder.image_size, mixup_alpha=self.mixup, cutmix_alpha=self.cutmix)
             images, labels = swap_neighbours(batch.images), swap_neighbours(batch.labels)
             partners = replace(batch, images=images, labels=labels)

@@ -8,6 +8,7 @@ import torch
 from tiny import ENCODER
 from torch.nn import functional as F
 
+from pantomim.masking.block import host_seed
 from pantomim.methods.base import Batch
 from pantomim.methods.supervised import Supervised, SupervisedConfig, SupervisedDraws
 from pantomim.nn.mixing import Mixing, draw_mixing, mix_images, mix_targets
@@ -56,7 +57,7 @@ def test_images_and_targets_are_mixed_alike_with_the_neighbour() -> None:
     kinds = set()
     for step in range(12):
         draws = draws_of(method, batch, step)
-        mixing = draw_mixing(np.random.default_rng(1000 + step), (16, 16))
+        mixing = draw_mixing(np.random.default_rng(host_seed(torch.Generator().manual_seed(1000 + step))), (16, 16))
         pairs = [1, 0, 3, 2, 5, 4, 7, 6]
         assert torch.equal(draws.images, mix_images(batch.images, mixing, batch.images[pairs]))
         expected = mix_targets(batch.labels, 4, mixing.lam, 0.1, partners=batch.labels[pairs])
@@ -73,6 +74,12 @@ def test_draws_are_those_of_the_step_however_the_batch_is_shared() -> None:
     for name in ("images", "targets"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
     assert not torch.equal(whole.images, draws_of(method, batch_of(16), step=1).images)
+
+
+def test_drawing_again_from_the_same_generator_draws_anew() -> None:
+    method, batch, generator = build(), batch_of(), torch.Generator().manual_seed(3)
+    first, second = (method.draw(batch, 0, generator) for _ in range(2))
+    assert not torch.equal(first.images, second.images)
 
 
 def test_an_odd_batch_cannot_be_mixed() -> None:
