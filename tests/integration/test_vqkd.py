@@ -94,6 +94,10 @@ def test_mistakes(tmp_path, capsys):
         (["vqkd", *given], "TeacherConfig.source must be given"),
         (["dvae", "--teacher", "random", *given], "--teacher goes with vqkd; got random for dvae"),
         (["vqkd", "--size", "paper", "--teacher", "random", *given], "--size must be one of micro"),
+        (
+            ["vqkd", "--teacher", "random", "--size", "micro", "--runtime.accumulation", "2", *given],
+            "RuntimeConfig.accumulation must be 1 for vqkd, whose loss of an image depends on all others of its step",
+        ),
         (["dvae", "--size", "tiny", *given], "--size must be one of micro, small, base, paper for dvae"),
     ):
         with pytest.raises(SystemExit) as ended:

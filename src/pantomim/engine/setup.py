@@ -64,10 +64,10 @@ def check_fit(config: Pretrain, dataset: Dataset, takes: Takes, num_processes: i
         )
     if takes.whole_batch and accumulation > 1:
         problems.append(
-            f"RuntimeConfig.accumulation must be 1 for {config.method.kind}, which compares an image with all others "
-            f"of its step; got {accumulation}. Use a smaller batch size, or more processes."
+            f"RuntimeConfig.accumulation must be 1 for {config.method.kind}, whose loss of an image depends on "
+            f"all others of its step; got {accumulation}. Use a smaller batch size, or more processes."
         )
-    if takes.whole_batch and num_processes > 1 and config.runtime.compile:
+    if takes.gathers and num_processes > 1 and config.runtime.compile:
         problems.append(
             f"RuntimeConfig.compile must be off for {config.method.kind} in several processes, which talk to each "
             f"other within a forward pass; got {num_processes} processes. Leave --runtime.compile out."

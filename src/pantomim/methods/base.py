@@ -51,6 +51,7 @@ class Takes:
         cell_option: The same in a command.
         views: How many views of each image; with 2, `Batch.second` is there.
         whole_batch: An image's loss depends on the other images of its step, so that these come at once.
+        gathers: Processes talk to each other within the forward pass.
         num_classes: Classes that labels must have; None: it needs no labels.
     """
 
@@ -63,6 +64,7 @@ class Takes:
     cell_option: str = "--method.encoder.patch_size"
     views: int = 1
     whole_batch: bool = False
+    gathers: bool = False
     num_classes: int | None = None
 
 

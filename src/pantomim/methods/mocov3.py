@@ -202,7 +202,7 @@ class MoCoV3(Method):
 
     def takes(self) -> Takes:
         """Two views of the encoder's images, and whole batches: what an image is compared with is its batch."""
-        return replace(super().takes(), views=2, whole_batch=True)
+        return replace(super().takes(), views=2, whole_batch=True, gathers=True)
 
 
 def unit(vectors: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:

@@ -181,7 +181,8 @@ class VQKD(Method):
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> VQKDDraws:
         """In training, move the codes towards what the encoder says of this batch; the first batch begins them.
 
-        Which patches dead codes begin anew from is drawn from torch's global generator, which the engine seeds.
+        Which patches dead codes begin anew from is drawn from torch's global generator, which the engine seeds. Drawing
+        once more (`save_failure`) moves the codes once more: no matter, as that run ends there without a checkpoint.
         """
         if self.training:
             self.quantizer(directions(self.encoder, self.to_code, batch.images))
@@ -211,8 +212,9 @@ class VQKD(Method):
         return self.to_feature(self.decoder(picture).patches)
 
     def takes(self) -> Takes:
-        """Images of the encoder's channels and size."""
-        return Takes(self.encoder.in_chans, self.encoder.image_size, self.encoder.patch_size)
+        """Images of the encoder's channels and size; a step's at once, as codes move once a step, by all of them."""
+        encoder = self.encoder
+        return Takes(encoder.in_chans, encoder.image_size, encoder.patch_size, whole_batch=True)
 
     def exports(self) -> dict[str, nn.Module]:
         """All that gives ids."""

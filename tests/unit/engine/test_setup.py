@@ -99,7 +99,7 @@ def test_a_second_view_and_a_method_that_compares_two_need_each_other(source: Pa
 
 def test_a_method_that_compares_images_gets_its_whole_batch_at_once(source: Path) -> None:
     config, dataset = tiny_run(source), training_images(tiny_run(source).data)
-    takes = Takes(3, (16, 16), 4, whole_batch=True)
+    takes = Takes(3, (16, 16), 4, whole_batch=True, gathers=True)
     check_fit(config, dataset, takes, num_processes=2)
     compiled, cut = (
         replace(config, runtime=replace(config.runtime, **x)) for x in ({"compile": True}, {"accumulation": 2})
@@ -107,6 +107,7 @@ def test_a_method_that_compares_images_gets_its_whole_batch_at_once(source: Path
     check_fit(compiled, dataset, takes, num_processes=1)
     with pytest.raises(ValueError, match=r"RuntimeConfig\.compile must be off for mae in several processes"):
         check_fit(compiled, dataset, takes, num_processes=2)
+    check_fit(compiled, dataset, replace(takes, gathers=False), num_processes=2)
     with pytest.raises(ValueError, match=r"RuntimeConfig\.accumulation must be 1 for mae"):
         check_fit(cut, dataset, takes, num_processes=1)
     check_fit(cut, dataset, replace(takes, whole_batch=False), num_processes=1)

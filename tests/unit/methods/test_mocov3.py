@@ -128,7 +128,7 @@ def test_images_without_another_view_are_refused() -> None:
 
 def test_whole_batches_of_two_views_are_taken() -> None:
     takes = build().takes()
-    assert (takes.views, takes.whole_batch, takes.image_size) == (2, True, (16, 12))
+    assert (takes.views, takes.whole_batch, takes.gathers, takes.image_size) == (2, True, True, (16, 12))
 
 
 def test_what_is_learned_beside_the_encoder() -> None:

@@ -1,5 +1,6 @@
 """VQ-KD: codes of length 1 that a teacher's features can be told from; only what is learned gets a gradient."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -92,6 +93,19 @@ def test_forward_changes_nothing_and_draw_moves_the_codes_in_training_only():
     assert not torch.equal(moved, before)
     method.eval().draw(batch, 2, torch.Generator())
     assert torch.equal(method.codebook, moved)
+
+
+def test_a_step_is_one_batch_for_the_codes():
+    """Micro-batches would move the codes once each, so that losses of a step belong to different codes."""
+    method, _, _ = begun(decay=0.5)
+    assert method.takes().whole_batch
+    batch = Batch(torch.rand(8, 3, 16, 16), total=8)
+    halves = [Batch(images, total=8) for images in batch.images.split(4)]
+    once, twice = copy.deepcopy(method), copy.deepcopy(method)
+    once.draw(batch, 1, torch.Generator())
+    for half in halves:
+        twice.draw(half, 1, torch.Generator())
+    assert not torch.allclose(once.codebook, twice.codebook, atol=1e-4)
 
 
 def test_dead_codes_begin_anew_only_if_asked_to():
