@@ -560,7 +560,7 @@ def _train_tokenizer(arguments: list[str]) -> None:
         config = replace(config, runtime=replace(config.runtime, keep=chosen.keep))
     from pantomim.analysis.tokens import PICTURE, write_tokenizer_report
     from pantomim.engine.pretrain import pretrain as run
-    from pantomim.tokenizers.usage import collapse_warning
+    from pantomim.tokenizers.usage import usage_warning
 
     finished = run(config, chosen.out)
     if int(os.environ.get("RANK", "0")) != 0:
@@ -579,7 +579,7 @@ def _train_tokenizer(arguments: list[str]) -> None:
         )
         rows += [("reconstruction", words), ("picture", str(chosen.out / PICTURE))]
     _print_section("On images that it was not trained on", rows)
-    if (warning := collapse_warning(measured.usage, f"the tokenizer {chosen.out}")) is not None:
+    if (warning := usage_warning(measured.usage, f"the tokenizer {chosen.out}")) is not None:
         ERRORS.print(f"[bold yellow]warning:[/bold yellow] {escape(warning)}", highlight=False, soft_wrap=True)
     CONSOLE.print(f"\nTokenizer: {chosen.out}, for --tokenizer {chosen.out}", highlight=False, soft_wrap=True)
 
@@ -595,7 +595,7 @@ def _encode(arguments: list[str]) -> None:
     from pantomim.analysis.tokens import check_ids_path, write_ids
     from pantomim.data.sources import open_source
     from pantomim.tokenizers import load_tokenizer
-    from pantomim.tokenizers.usage import collapse_warning
+    from pantomim.tokenizers.usage import usage_warning
 
     check_ids_path(chosen.out)
     projection = (chosen.tokenizer or "").startswith("random-projection")
@@ -625,7 +625,7 @@ def _encode(arguments: list[str]) -> None:
     CONSOLE.print(
         f"{num_images:,} x {rows} x {cols} ids {done} {chosen.out}: {ids.usage}.", highlight=False, soft_wrap=True
     )
-    if (warning := collapse_warning(ids.usage, f"the tokenizer {chosen.tokenizer}")) is not None:
+    if (warning := usage_warning(ids.usage, f"the tokenizer {chosen.tokenizer}")) is not None:
         ERRORS.print(f"[bold yellow]warning:[/bold yellow] {escape(warning)}", highlight=False, soft_wrap=True)
     for item in dataset.broken:
         CONSOLE.print(f"Left out as broken: {escape(item.name)}: {escape(item.reason)}", highlight=False)

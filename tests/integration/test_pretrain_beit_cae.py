@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from killed import Killed, kill_after
@@ -76,6 +77,20 @@ def test_a_run_goes_on_to_the_same_bits_and_is_scored(kind, tmp_path, monkeypatc
     assert torch.equal(again.encoder.cls_token, load_encoder(whole).cls_token)
     outputs = again(Batch(torch.rand(2, 3, 16, 16), total=2), _draw(again))
     assert torch.isfinite(outputs["loss"])
+
+
+def test_a_run_warns_of_tokens_that_say_nothing_and_draws_as_without_looking(tmp_path, capsys, monkeypatch):
+    np.savez(tmp_path / "gray.npz", images=np.full((40, 16, 16, 3), 99, np.uint8))
+    config = run(tmp_path / "gray.npz", "beit", steps=3)
+    pretrain(config, tmp_path / "looked")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Warning: the tokenizer must spread images over its codes; got 1 of 32 codes used" in said
+    assert "the most frequent one in 100.0% of 4096 cells" in said  # 256 images of 16 patches
+    monkeypatch.setattr(METHODS["beit"].build().__class__, "remark", lambda self, batches: None)
+    pretrain(config, tmp_path / "blind")
+    assert "Warning" not in capsys.readouterr().err
+    first, second = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("looked", "blind"))
+    assert [row["loss"] for row in first] == [row["loss"] for row in second]
 
 
 def _draw(method):

@@ -118,6 +118,13 @@ class Stream:
             self.wait_s += time.perf_counter() - begin
             yield rows
 
+    def first_images(self, least: int) -> Iterator[Tensor]:
+        """This process's images of the first steps, at least so many, to look at; training gets the same ones again."""
+        steps, waited = -(-least // (self._rows * self.micro)), self.wait_s
+        for batches in self.batches(0, steps):
+            yield from (batch.images for batch in batches)
+        self.wait_s = waited
+
     def ids(self, step: int) -> np.ndarray:
         """Indices of the images in the global batch of a step, in order (broken ones not yet replaced)."""
         num_images = len(self.dataset)

@@ -44,6 +44,8 @@ from pantomim.nn.vit import Encoder
 from pantomim.nn.vqkd import VQKDNetworks
 from pantomim.optim import beit_schedule, cosine_schedule, drop_schedule, scaled_lr
 
+NUM_LOOKED_AT = 256  # training images that a method may remark on before the first step
+
 
 def pretrain(config: Pretrain, out: Path) -> Finished:
     """Carry out a run in the folder `out`, go on with it if it was stopped, or leave it if it is complete.
@@ -114,6 +116,10 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         elif config.init is not None:
             taken = start_from(config.init, method)
         on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start))
+        remark = None
+        if start == 0 and accelerator.is_main_process:  # before a cache answers for a tokenizer
+            with explain_memory(config, world), autocast(device, dtype):
+                remark = method.remark(stream.first_images(NUM_LOOKED_AT))
         rows = config.batch_size // (world * accumulation)
         memories = remember(config, method, dataset, accelerator, rows=rows, dtype=dtype)
 
@@ -126,6 +132,8 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             recorder.say(describe_start(config, dataset, device, dtype, world, start, total))
             if taken is not None:
                 recorder.say(taken)
+            if remark is not None:
+                recorder.say(f"Warning: {remark}")
             if memories.parts:
                 recorder.say(str(memories))
 

@@ -1,6 +1,7 @@
 """What the engine knows of a method: it draws, it goes forward, it is told when a step is over."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pantomim.nn.vit import Encoder
+from pantomim.targets.base import Target
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,11 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
         """Tensors in, tensors out: "loss" is minimised, everything else is logged."""
+
+    def remark(self, batches: Iterable[Tensor]) -> str | None:
+        """What to say before the first step, having seen some training images; None: nothing."""
+        target = getattr(self, "target", None)
+        return target.remark(batches) if isinstance(target, Target) else None
 
     def begin(self, steps: int) -> None:
         """Called once before the loop, also of a run that goes on: the steps of the whole run, for schedules."""

@@ -1,6 +1,7 @@
 """What everything that can be predicted has in common: a value for each patch, and a way to score a prediction."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ class Target(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Float[Tensor, "B C H W"]) -> Tensor:
         """The target of every patch of whole, scaled images: (B, N, K), or (B, N) ids; no gradient."""
+
+    def remark(self, batches: Iterable[Float[Tensor, "B C H W"]]) -> str | None:
+        """What to say before a run of what would be predicted of its images; None: nothing, images are not read."""
+        return None
 
     @abstractmethod
     def score(

@@ -1,5 +1,6 @@
 """Visual tokens as what is predicted: one id a patch, given by a frozen tokenizer."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from pantomim.targets.base import Target
 from pantomim.tokenizers.base import Tokenizer, check_tokenizer
 from pantomim.tokenizers.loading import WAYS, load_tokenizer
 from pantomim.tokenizers.resized import on_grid
+from pantomim.tokenizers.usage import code_usage, count_codes, usage_warning
 
 USUAL_VOCABULARY = 8192  # of the published tokenizers: BEiT's and CAE's
 
@@ -39,6 +41,11 @@ class TokenTarget(Target):
     def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
         """The id of every patch of scaled images."""
         return self.tokenizer(images)
+
+    def remark(self, batches: Iterable[Float[Tensor, "B C H W"]]) -> str | None:
+        """A warning where these images get few of the tokens: naming them is then hardly a task."""
+        counts = sum(count_codes(self(images), self.dim).cpu() for images in batches)
+        return usage_warning(code_usage(torch.as_tensor(counts)), "the tokenizer")
 
     def score(
         self,

@@ -1,6 +1,5 @@
 """How much of its vocabulary a tokenizer uses, and how well it remembers an image."""
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +11,10 @@ from torch.nn import functional as F
 from pantomim.tokenizers.base import Picturing, Tokenizer
 
 COLLAPSED = 0.01  # of the vocabulary: where the perplexity is below this share, or below 2 codes, labels say nothing
+# Rules of ours, laxer than what is wished for: a perplexity of a fifth of the codes, no code in a tenth of the cells.
+FEW = 0.1  # of the vocabulary, of which no more than MANY codes count
+MANY = 2048
+DOMINANT = 0.5  # share of the cells that have the same code
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ class CodeUsage:
     def collapsed(self) -> bool:
         """Nearly all cells have the same few codes, so that predicting them is no task."""
         return self.perplexity < max(2.0, COLLAPSED * min(self.vocabulary, self.positions))
+
+    @property
+    def few(self) -> bool:
+        """Few codes do all the work, or one has most of the cells; also where it is `collapsed`."""
+        wanted = FEW * min(self.vocabulary, self.positions, MANY)
+        return self.collapsed or self.perplexity < wanted or self.top > DOMINANT
 
     def __str__(self) -> str:
         return (
@@ -69,20 +78,20 @@ def code_usage(counts: Float[Tensor, " K"]) -> CodeUsage:
     )
 
 
-def collapse_warning(usage: CodeUsage, owner: str) -> str | None:
-    """What to say of a codebook of which next to nothing is used; None if it is used."""
-    if not usage.collapsed:
-        return None
-    return (
-        f"{owner} must spread images over its codes; got {usage}. A model trained on such ids learns little: train "
-        f"the tokenizer longer, with fewer codes or a larger weight of the KL term."
-    )
-
-
-def warn_if_collapsed(usage: CodeUsage, owner: str) -> None:
-    """Warn of a codebook of which next to nothing is used."""
-    if (said := collapse_warning(usage, owner)) is not None:
-        warnings.warn(said, stacklevel=2)
+def usage_warning(usage: CodeUsage, owner: str) -> str | None:
+    """What to say of a codebook of which little is used; None if enough is."""
+    advice = "train the tokenizer longer, with fewer codes or another weight of the KL term"
+    if usage.collapsed:
+        return (
+            f"{owner} must spread images over its codes; got {usage}. A model trained on such ids learns little: "
+            f"{advice}."
+        )
+    if usage.few:
+        return (
+            f"{owner} uses few codes: {usage}. Such ids may say little of an image, which we have not measured. To use "
+            f"more, {advice}."
+        )
+    return None
 
 
 @dataclass(frozen=True)

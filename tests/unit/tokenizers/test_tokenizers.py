@@ -10,7 +10,7 @@ from pantomim.tokenizers.base import check_tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer
 from pantomim.tokenizers.random_projection import RandomProjectionTokenizer
 from pantomim.tokenizers.resized import ResizedTokenizer, on_grid
-from pantomim.tokenizers.usage import code_usage, count_codes, measure_tokenizer, warn_if_collapsed
+from pantomim.tokenizers.usage import code_usage, count_codes, measure_tokenizer, usage_warning
 
 SIZES = DVAESizes(vocabulary=12, width=8, code_width=6, blocks=1, stride=4)
 SCALE = {"divisor": 255.0, "rule": "uint8"}
@@ -169,11 +169,36 @@ def test_usage():
         code_usage(torch.zeros(8).double())
 
 
+def usage_of(*shares, vocabulary=512, cells=10_000):
+    counts = torch.zeros(vocabulary)
+    counts[: len(shares)] = torch.tensor(shares) * cells
+    return code_usage(counts.double())
+
+
 def test_a_collapsed_codebook_is_called_one():
     one = code_usage(count_codes(torch.full((4, 100), 7), 512))
-    with pytest.warns(UserWarning, match=r"RUN must spread .*1 of 512 codes used, perplexity 1\.0"):
-        warn_if_collapsed(one, "RUN")
-    warn_if_collapsed(code_usage(count_codes(torch.arange(400).view(4, 100), 512)), "RUN")  # warnings are errors
+    assert one.collapsed
+    said = usage_warning(one, "RUN")
+    assert said is not None
+    assert said.startswith("RUN must spread images over its codes; got 1 of 512 codes used, perplexity 1.0")
+    assert usage_warning(code_usage(count_codes(torch.arange(400).view(4, 100), 512)), "RUN") is None
+
+
+@pytest.mark.parametrize(
+    ("usage", "few"),
+    [
+        (usage_of(*[1 / 20] * 20), True),  # no more than 20 of 512 codes, all alike
+        (usage_of(0.6, *[0.4 / 400] * 400), True),  # one code has most of the cells
+        (usage_of(*[1 / 54] * 54), False),  # as even as the codes of dvae_micro_cifar10: perplexity 53.6
+        (usage_of(*[1 / 210] * 210, vocabulary=8192), False),  # of large vocabularies not all is asked for
+    ],
+)
+def test_few_codes_are_not_called_a_collapse_but_said(usage, few):
+    assert not usage.collapsed
+    said = usage_warning(usage, "RUN")
+    assert (said is not None) == few == usage.few
+    if said is not None:
+        assert said.startswith(f"RUN uses few codes: {usage}")
 
 
 def test_measuring(tokenizer):
