@@ -7,7 +7,15 @@ import torch
 
 from pantomim.config import DataConfig, Duration, to_yaml
 from pantomim.data.dataset import Facts
-from pantomim.recipes.dvae import RECIPES, choose_vocabulary, dvae, dvae_paper, fitted
+from pantomim.recipes.dvae import (
+    RECIPES,
+    TOKENIZER_SIZES,
+    choose_vocabulary,
+    dvae,
+    dvae_micro_cifar10,
+    dvae_paper,
+    fitted,
+)
 from pantomim.recipes.mae import mae_micro_mnist
 from pantomim.recipes.tokenizers import prepare_tokenizer
 
@@ -58,8 +66,32 @@ def test_vocabulary_and_batch_follow_the_number_of_images() -> None:
     assert dvae("micro", facts(channels=1)).method.sizes.in_chans == 1
 
 
+@pytest.mark.parametrize(
+    ("size", "num_images", "steps"),
+    [
+        ("small", 74, 1_000),  # not 17,000 passes over a few photos
+        ("small", 3_200, 5_000),
+        ("small", 50_000, 20_000),
+        ("micro", 74, 1_000),
+        ("micro", 10_000, 3_000),
+    ],
+)
+def test_the_length_follows_the_number_of_images(size, num_images, steps) -> None:
+    config = dvae(size, facts(num_images=num_images))
+    assert config.duration == Duration(steps=steps)
+    assert (config.method.temperature.steps, config.method.kl_weight.steps) == (steps // 2, steps // 20)
+
+
+def test_a_micro_one_is_trained_as_the_measured_one() -> None:
+    ours, measured = dvae("micro", facts(num_images=10_000)), dvae_micro_cifar10()
+    assert fitted(ours, 10_000).method == measured.method
+    assert (ours.batch_size, ours.optim, ours.duration) == (measured.batch_size, measured.optim, measured.duration)
+    weights = [dvae(size, facts()).method.kl_weight.end for size in TOKENIZER_SIZES]
+    assert weights == [1.0, 1.0, 6.6, 6.6]
+
+
 def test_schedules_follow_the_length_unless_given() -> None:
-    config = replace(dvae("micro", facts(num_images=640)), duration=Duration(epochs=20))  # of 10 steps each
+    config = replace(dvae("small", facts(num_images=640)), duration=Duration(epochs=20))  # of 10 steps each
     method = fitted(config, 640).method
     assert (method.temperature.steps, method.kl_weight.steps, method.momentum) == (100, 10, 0.99)
     assert fitted(replace(config, batch_size=32), 640).method.temperature.steps == 200
