@@ -266,7 +266,7 @@ def recipes() -> None:
     CONSOLE.print(
         f"Bare methods, for any images: {', '.join(BARE_METHODS)} (then --size and the data decide the rest); "
         f"tokenizers: {', '.join(BARE)}.\n"
-        "pantomim explain RECIPE tells what a run would be.",
+        "pantomim explain RECIPE tells what a run would be, but not of tokenizers.",
         highlight=False,
     )
 
