@@ -47,7 +47,7 @@ from pantomim.targets.features import FeatureTargetConfig
 from pantomim.targets.hog import HOGTargetConfig
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
-from pantomim.teachers.choice import TeacherConfig
+from pantomim.teachers.choice import MOMENTUM, TeacherConfig
 
 TargetKind = Literal["tokens", "pixels", "hog", "features"]
 TARGETS: dict[TargetKind, Callable[[], TargetConfig]] = {
@@ -207,7 +207,8 @@ def _with_momentum(prepared: Prepared, guide: TeacherConfig) -> Prepared:
         if num_images is None and run.data.source:
             num_images = open_source(run.data.source, "train").facts.num_images
         if num_images is None:
-            note = f"momentum {guide.momentum}: with --data it follows from the number of images"
+            kept = MOMENTUM if guide.momentum is None else guide.momentum
+            note = f"momentum {kept:g}: with --data it follows from the number of images"
             return replace(prepared, notes=(*prepared.notes, note))
         length = round((run.duration.epochs or 0) * num_images / run.batch_size)
     momentum = round(momentum_of_half_life(max(length / 50, 1.0)), 6)
