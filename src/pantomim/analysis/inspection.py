@@ -162,13 +162,12 @@ def _measure_cka(
     size = min(CKA_BATCH, len(indices))
     for first in range(0, len(indices) - size + 1, size):  # whole batches: each weighs the same
         chunk = indices[first : first + size]
-        layers, number = [], 0
+        layers: list[Tensor] = []
         for encoder in encoders:
             images = torch.cat(list(_batches(encoder, dataset, chunk, device)))
-            own = [block.patches.flatten(1) for block in block_features(encoder, images)]
-            layers, number = layers + own, len(images)
+            layers += [block.patches.flatten(1) for block in block_features(encoder, images)]
         alike.see(layers)
-        seen += number
+        seen += len(layers[0])
     return {"cka": alike.matrix().numpy()}, seen
 
 

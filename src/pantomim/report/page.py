@@ -153,8 +153,8 @@ def facts(folder: RunFolder) -> Iterator[tuple[str, str, str]]:
         yield "Time", duration(total), f"{on_cores}{device}".rstrip(", ")
     for name, part in look_up(folder.cache, "parts", {}).items():
         served, computed = (int(look_up(part, f"images_{what}", 0)) for what in ("served", "computed"))
-        size = int(look_up(part, "bytes", 0)) / 2**20
-        yield "Cache", f"{served:,} answers read", f"of {name}; {computed:,} computed now, {size:,.1f} MiB on disk"
+        mebibytes = int(look_up(part, "bytes", 0)) / 2**20
+        yield "Cache", f"{served:,} answers read", f"of {name}; {computed:,} computed now, {mebibytes:,.1f} MiB on disk"
 
 
 def progress(folder: RunFolder) -> str:
