@@ -24,6 +24,7 @@ from pantomim.nn.dvae import (
     map_pixels,
     unmap_pixels,
 )
+from pantomim.nn.momentum import follow
 
 LARGEST_LOG_SCALE = 7.0
 
@@ -199,11 +200,8 @@ class DVAE(Method):
 
     def after_step(self, step: int) -> None:
         """Average the weights."""
-        with torch.no_grad():
-            for name in ("encoder", "decoder"):
-                kept = list(getattr(self.average, name).parameters())
-                new = list(getattr(self, name).parameters())
-                torch._foreach_lerp_(kept, new, 1 - self.momentum)
+        follow(self.average.encoder, self.encoder, self.momentum)
+        follow(self.average.decoder, self.decoder, self.momentum)
 
     def takes(self) -> Takes:
         """Images of the channels of the networks."""

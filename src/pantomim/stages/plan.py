@@ -43,7 +43,7 @@ def stage_run(plan: Stages, number: int, out: Path) -> Pretrain:
         )
     before = str(stage_folder(out, number - 1))
     output: Output = "norm" if teacher.output == "norm" else "block"
-    led = replace(teacher, source=before, depth=None, output=output, momentum=_MOMENTUM)
+    led = replace(teacher, source=before, depth=None, output=output, momentum=None)
     return replace(
         plan.run,
         method=with_teacher(plan.run.method, led),
@@ -136,6 +136,3 @@ def _name(teacher: TeacherConfig) -> str:
     )
     mean = f", mean of the last {teacher.blocks} blocks" if teacher.blocks > 1 else ""
     return f"{teacher.source}{blocks}{mean}, output {teacher.output}"
-
-
-_MOMENTUM = TeacherConfig().momentum  # of a moving average alone; a stage's teacher stands still
