@@ -311,6 +311,7 @@ def report(run: Annotated[Path, tyro.conf.Positional], headline: str | None = No
         headline: The file of RUN/eval whose score stands at the top, such as linear-10-mnist.json.
     """
     from pantomim.analysis.alignment import write_alignment_arrays
+    from pantomim.analysis.guidance import write_guidance_arrays
     from pantomim.analysis.reconstructions import write_reconstructions
     from pantomim.config import Pretrain, from_yaml
     from pantomim.report import is_chain, make_report, make_stages_report
@@ -322,10 +323,9 @@ def report(run: Annotated[Path, tyro.conf.Positional], headline: str | None = No
         return
     if (run / "encoder.safetensors").exists():
         try:
-            if from_yaml(Pretrain, run / "config.yaml").method.kind == "cae":
-                write_alignment_arrays(run)
-            else:
-                write_reconstructions(run)
+            kind = from_yaml(Pretrain, run / "config.yaml").method.kind
+            write = {"cae": write_alignment_arrays, "cmt_mae": write_guidance_arrays}.get(kind, write_reconstructions)
+            write(run)
         except ValueError as error:  # the data have moved: the rest of the page needs only the folder
             ERRORS.print(f"[bold yellow]no new pictures:[/bold yellow] {escape(str(error))}", highlight=False)
     CONSOLE.print(f"Report: {make_report(run, headline)}", highlight=False)

@@ -14,6 +14,7 @@ from pantomim.data.transforms import Crop, View
 from pantomim.frozen import KIND, frozen
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
+from pantomim.methods.cmt_mae import CMTMAEConfig
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.mae import MAEConfig
@@ -24,7 +25,15 @@ from pantomim.methods.vqkd import VQKDConfig
 T = TypeVar("T")
 
 MethodConfig = Annotated[
-    MAEConfig | BEiTConfig | CAEConfig | DBOTConfig | DVAEConfig | MoCoV3Config | SupervisedConfig | VQKDConfig,
+    MAEConfig
+    | BEiTConfig
+    | CAEConfig
+    | DBOTConfig
+    | CMTMAEConfig
+    | DVAEConfig
+    | MoCoV3Config
+    | SupervisedConfig
+    | VQKDConfig,
     KIND,
 ]
 

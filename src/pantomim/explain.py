@@ -18,6 +18,7 @@ from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
+from pantomim.methods.cmt_mae import CMTMAEConfig
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.methods.dvae import DVAE, DVAEConfig, DVAEDraws
 from pantomim.methods.mae import MAEConfig
@@ -32,6 +33,7 @@ from pantomim.targets.tokens import USUAL_VOCABULARY, TokenTarget, TokenTargetCo
 from pantomim.teachers.base import Guidance, Query, Teacher
 
 OF_STUDENT = ("random", "ema")  # teachers whose weights are the student's own: fake ones, while costs are counted
+LAST = 99  # the step at which costs are counted, of a run that ends with it: all parts take part by then
 Section = tuple[str, list[tuple[str, str]]]  # a title, and rows of what and value
 
 
@@ -43,6 +45,7 @@ class Cost:
         parameters: All parameters of each part that outlives the run, and of the whole method ("all").
         trainable: Those that are trained.
         flops: Forward pass of one image; a multiply-add counts two. Backward costs about twice as much again.
+        draw_flops: What is asked of networks before that, of one image; nothing of it comes back.
         state_gib: Weights, gradients and AdamW's two moments in float32, and copies in a lower precision, if any.
         activations_gib: What backward keeps of one image.
         teachers: Which networks guide it and what they see.
@@ -51,6 +54,7 @@ class Cost:
     parameters: dict[str, int]
     trainable: int
     flops: int
+    draw_flops: int
     state_gib: float
     activations_gib: float
     teachers: tuple[Teacher, ...] = ()
@@ -69,11 +73,14 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
         method.requires_grad_(False)  # the counter's hooks know no views of parameters
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             method(batch, draws)
+        with FlopCounterMode(display=False) as before:
+            _step(method, few)
     parameters = {name: _count(part) for name, part in method.exports().items()} | {"all": _count(method)}
     return Cost(
         parameters=parameters,
         trainable=trainable,
         flops=counter.get_total_flops() // few,
+        draw_flops=before.get_total_flops() // few,
         state_gib=(4 * (parameters["all"] + 3 * trainable) + kept - few * (more - kept)) / 2**30,
         activations_gib=(more - kept) / 2**30,
         teachers=tuple(_teachers(method)),
@@ -95,11 +102,15 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
     """
     if isinstance(config, DVAEConfig | MoCoV3Config | SupervisedConfig | VQKDConfig):
         return config.build
+    if isinstance(config, CMTMAEConfig) and config.masker.guided:
+        return _around_guides(config)  # which networks are asked depends on the masker
     masker, (rows, columns) = config.masker, config.encoder.grid
     share = (masker.num_masked((rows, columns)) - 0.5) / (rows * columns)  # rounds up to the same number
     config = replace(config, masker=RandomMasker(ratio=share))
     if isinstance(config, DBOTConfig):
         return _around_teacher(config)
+    if isinstance(config, CMTMAEConfig):
+        return _around_guides(config)
     if isinstance(config.target, TokenTargetConfig):
         if not config.target.tokenizer:
             return partial(
@@ -125,6 +136,17 @@ def _around_teacher(config: DBOTConfig) -> Callable[[], Method]:
     return partial(config.build_around, config.teacher.build(encoder))
 
 
+def _around_guides(config: CMTMAEConfig) -> Callable[[], Method]:
+    """What makes CMT-MAE; as with dBOT's, and a teacher that is not named yet costs nothing."""
+    if config.teacher.source in OF_STUDENT or not config.needs_teacher:
+        return config.build
+    if not config.teacher.source:
+        return partial(config.build_around, _UnnamedTeacher(config.encoder.width, config.encoder.grid))
+    with FakeTensorMode():
+        encoder = config.encoder.build()  # whose sizes are asked for
+    return partial(config.build_around, config.teacher.build(encoder))
+
+
 class _Unnamed(nn.Module):
     """In the place of a tokenizer that is not named yet, while costs are counted; trains nothing."""
 
@@ -144,11 +166,11 @@ class _UnnamedTeacher(Teacher):
 
     def __init__(self, width: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.width, self.grid = width, grid
+        self.width, self.grid, self.queries = width, grid, ("class", "mean")
 
     def forward(self, images: Tensor, query: Query | None = None) -> Guidance:
         features = images.new_zeros(len(images), self.grid[0] * self.grid[1], self.width)
-        return Guidance(features[:, :0], features)
+        return Guidance(features[:, :1], features, None if query is None else features[:, :, 0])
 
 
 def _step(method: Method, images: int) -> tuple[Batch, Any]:
@@ -164,7 +186,8 @@ def _step(method: Method, images: int) -> tuple[Batch, Any]:
     if isinstance(method, Supervised):  # whose labels are of no cost
         batch = replace(batch, labels=torch.zeros(images, dtype=torch.long))
         return batch, SupervisedDraws(batch.images, torch.empty(images, method.num_classes))
-    return batch, method.draw(batch, 0, torch.Generator())
+    method.begin(LAST + 1)
+    return batch, method.draw(batch, LAST, torch.Generator())
 
 
 def _kept_bytes(method: Method, images: int, precision: torch.dtype) -> int:
@@ -200,18 +223,24 @@ def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tu
     target = getattr(config.method, "target", None)
     unnamed = isinstance(target, TokenTargetConfig) and not target.tokenizer
     unled = isinstance(target, FeatureTargetConfig) and not target.teacher.source
+    unguided = isinstance(config.method, CMTMAEConfig) and config.method.needs_teacher
+    unled = unled or (unguided and not config.method.teacher.source)  # type: ignore[union-attr]
     return [
         ("Parts and shapes", _parts(config.method, cost.teachers)),
         (
             "Cost",
             [
                 *([("tokenizer", "not counted: none is named yet; give --tokenizer, or --target pixels")] * unnamed),
-                *([("teacher", "not counted: none is named yet; give --teacher, or another --target")] * unled),
+                *([("teacher", "not counted: none is named yet; give --teacher")] * unled),
                 *((f"parameters, {name}", f"{number:,}") for name, number in cost.parameters.items()),
                 ("parameters, trained", f"{cost.trainable:,}"),
                 (
                     "FLOPs per image",
                     f"{cost.flops / 1e9:.3f} G forward (a multiply-add is two), a step at most thrice that",
+                ),
+                *(
+                    [("FLOPs before", f"{cost.draw_flops / 1e9:.3f} G: what guiding networks say, without gradient")]
+                    * (cost.draw_flops > 0)
                 ),
                 ("memory, state", f"{cost.state_gib:.2f} GiB: weights, gradients and AdamW's two moments"),
                 (

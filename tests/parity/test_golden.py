@@ -17,12 +17,14 @@ ITEMS = {
     *("beit_pretrain_a", "beit_pretrain_b", "beit_finetune_a", "beit_relative_index", "beit_relative_resize"),
     *("cae_pretrain_a", "cae_pretrain_b", "cae_finetune", "cae_attentive_probe"),
     *("maskfeat_hog_a", "maskfeat_hog_b", "simmim_pretrain_a", "dbot_analysis"),
+    *("milan_pretrain_a", "milan_sampling", "attmask"),
     *("dbot_pretrain_a", "dbot_pretrain_b", "dbot_schedule", "dbot_full_sequence_a", "dbot_full_sequence_b"),
 }
 # The same as others at another size (BEiT's with one shared table of relative positions), or too large.
 LEFT_OUT = {"mae_pretrain_a", "beit_pretrain_a", "cae_pretrain_a", "cae_finetune", "cae_attentive_probe"}
 LEFT_OUT |= {"beit_finetune_a", "dalle_a", "clip_visual_a", "dbot_pretrain_a", "dbot_pretrain_b"}
 LEFT_OUT |= {"dbot_full_sequence_a", "dbot_full_sequence_b", "dbot_analysis", "simmim_pretrain_a", "maskfeat_hog_a"}
+LEFT_OUT |= {"milan_pretrain_a"}
 # Twenty seconds of statistics: whole with the collection; test_mutations.py asks a part of it in any case.
 SLOW = {"colormae_spectra"}
 

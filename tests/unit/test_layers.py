@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "data",
             "config",
         ),
+        "checkpoint",
         "evaluate",
     },
     "explain": {"data", "nn", "masking", "teachers", "targets", "config", "methods", "optim", "recipes"},

@@ -48,6 +48,8 @@ class BlockMasker:
     max_area: int | None = None
     min_aspect: float = 0.3
 
+    guided = False
+
     def __post_init__(self) -> None:
         check_ratio("BlockMasker", self.ratio)
         for name in ("min_area", "max_area"):

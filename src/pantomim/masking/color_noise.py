@@ -47,6 +47,7 @@ class ColorNoiseMasker:
     shared_crop: bool = False
 
     varies = False
+    guided = False
 
     def __post_init__(self) -> None:
         check_ratio("ColorNoiseMasker", self.ratio)

@@ -35,6 +35,7 @@ class GridMasker:
     cell: int = 2
 
     varies = False
+    guided = False
 
     def __post_init__(self) -> None:
         check_ratio("GridMasker", self.ratio)

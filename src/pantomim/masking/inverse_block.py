@@ -39,6 +39,7 @@ class InverseBlockMasker:
     adjust: float = 0.07
 
     varies = False
+    guided = False
 
     def __post_init__(self) -> None:
         check_ratio("InverseBlockMasker", self.ratio)

@@ -71,6 +71,11 @@ class Masker(Protocol):
         """Whether the number of hidden patches differs between images; then masks are padded and have weights."""
         ...
 
+    @property
+    def guided(self) -> bool:
+        """Whether attention decides, so that it cannot be called without."""
+        ...
+
     def num_masked(self, grid: tuple[int, int]) -> int:
         """How many patches of a grid of (rows, columns) are hidden (at most), known without reading a tensor.
 
@@ -97,6 +102,20 @@ class Masker(Protocol):
             attention: A score of every patch, for strategies that look at the image.
         """
         ...
+
+
+def check_unguided(owner: str, masker: Masker) -> None:
+    """Refuse a masker that needs attention where nobody is asked for it.
+
+    Raises:
+        ValueError: if it does.
+    """
+    if masker.guided:
+        raise ValueError(
+            f"{owner}.masker must hide patches without attention, which no network is asked for here; got a masker "
+            f"that attention decides. Choose cmt_mae (at mixing.teacher_weight 1 a teacher alone guides it), or "
+            f"another masker."
+        )
 
 
 def check_ratio(owner: str, ratio: float) -> None:

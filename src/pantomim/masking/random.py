@@ -28,6 +28,7 @@ class RandomMasker:
     ratio: float = 0.75
 
     varies = False
+    guided = False
 
     def __post_init__(self) -> None:
         check_ratio("RandomMasker", self.ratio)

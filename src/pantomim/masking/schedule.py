@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pantomim.frozen import KIND, frozen
+from pantomim.masking.attention import AttentionMasker
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.grid import GridMasker
@@ -15,7 +16,7 @@ from pantomim.masking.inverse_block import InverseBlockMasker
 from pantomim.masking.mask import Mask
 from pantomim.masking.random import RandomMasker
 
-Single = RandomMasker | BlockMasker | GridMasker | InverseBlockMasker | ColorNoiseMasker
+Single = RandomMasker | BlockMasker | GridMasker | InverseBlockMasker | ColorNoiseMasker | AttentionMasker
 
 
 @frozen
@@ -66,6 +67,11 @@ class ScheduleMasker:
     def varies(self) -> bool:
         """See `Masker.varies`."""
         return self.stages[0].masker.varies
+
+    @property
+    def guided(self) -> bool:
+        """See `Masker.guided`."""
+        return any(stage.masker.guided for stage in self.stages)
 
     def num_masked(self, grid: tuple[int, int]) -> int:
         """See `Masker.num_masked`."""

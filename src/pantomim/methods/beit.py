@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pantomim.frozen import frozen, in_words
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.choice import MaskerConfig
-from pantomim.masking.mask import Mask, Masker
+from pantomim.masking.mask import Mask, Masker, check_unguided
 from pantomim.methods.base import Batch, Method
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import ENCODER_SIZES, SCHEMES, Encoder, EncoderConfig, Hidden, initialise_token
@@ -63,6 +63,7 @@ class BEiTConfig:
 
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid)
+        check_unguided("BEiTConfig", self.masker)
 
     def describe(self, teacher: Teacher | None = None) -> list[tuple[str, str]]:
         """Parts and token shapes, and which network sees which patches; for `pantomim explain`.

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from pantomim.frozen import frozen, in_words
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.choice import MaskerConfig
-from pantomim.masking.mask import Mask, Masker
+from pantomim.masking.mask import Mask, Masker, check_unguided
 from pantomim.methods.base import Batch, Method
 from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
 from pantomim.nn.momentum import follow
@@ -82,6 +82,7 @@ class CAEConfig:
 
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid)
+        check_unguided("CAEConfig", self.masker)
         if self.masker.varies:
             raise ValueError(
                 f"CAEConfig.masker must hide the same number of patches in every image, as CAE's encoder takes visible "

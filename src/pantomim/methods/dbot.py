@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pantomim.frozen import frozen, in_words
 from pantomim.masking.choice import MaskerConfig
-from pantomim.masking.mask import Mask, Masker
+from pantomim.masking.mask import Mask, Masker, check_unguided
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
@@ -62,6 +62,7 @@ class DBOTConfig:
 
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid)
+        check_unguided("DBOTConfig", self.masker)
         if self.masker.varies:
             raise ValueError(
                 f"DBOTConfig.masker must hide the same number of patches in every image, as the student's encoder "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pantomim.frozen import frozen, in_words
 from pantomim.masking.choice import MaskerConfig
-from pantomim.masking.mask import Mask, Masker
+from pantomim.masking.mask import Mask, Masker, check_unguided
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
@@ -38,6 +38,7 @@ class MAEConfig:
 
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid)
+        check_unguided("MAEConfig", self.masker)
         if self.masker.varies:
             raise ValueError(
                 f"MAEConfig.masker must hide the same number of patches in every image, as MAE's encoder takes the "

@@ -1,4 +1,4 @@
-"""Decoders: MAE's, where mask tokens join the encoded patches, and CAE's, which sees predicted latents alone."""
+"""Decoders: MAE's, where mask tokens join the encoded patches, MILAN's, where these stay, CAE's of latents alone."""
 
 from dataclasses import asdict
 
@@ -10,8 +10,17 @@ from torch.nn import functional as F
 from pantomim.frozen import frozen
 from pantomim.masking.mask import Mask
 from pantomim.nn.position import sincos_2d, sincos_2d_rows_first
-from pantomim.nn.tokens import put_back
-from pantomim.nn.vit import NORM_EPS, Block, Features, Initialisation, initialise, initialise_stack
+from pantomim.nn.tokens import put_back, take
+from pantomim.nn.vit import (
+    NORM_EPS,
+    Block,
+    DropPath,
+    Features,
+    Initialisation,
+    Mlp,
+    initialise,
+    initialise_stack,
+)
 
 
 class MAEDecoder(nn.Module):
@@ -89,6 +98,108 @@ class MAEDecoder(nn.Module):
         return self.decoder_pred(self.decoder_norm(tokens))
 
 
+class PromptedBlock(nn.Module):
+    """Hidden tokens read all tokens of which the visible ones never change; only the hidden ones are new.
+
+    The norm before the attention is the hidden tokens'; visible ones are read as they are. Names as in MILAN's code.
+
+    Raises:
+        ValueError: if the heads do not divide the width.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = PromptedAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, hidden: Float[Tensor, "B M W"], prompt: Float[Tensor, "B T W"]) -> Float[Tensor, "B M W"]:
+        """New hidden tokens."""
+        normed = self.norm1(hidden)
+        hidden = hidden + self.drop_path(self.attn(normed, torch.cat([prompt, normed], dim=1)))
+        return hidden + self.drop_path(self.mlp(self.norm2(hidden)))
+
+
+class PromptedAttention(nn.Module):
+    """Multi-head attention with one projection of the queries and one of keys and values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(
+                f"PromptedAttention.heads must divide the width {width}; got {heads}. Change one of the two."
+            )
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, queries: Float[Tensor, "B M W"], tokens: Float[Tensor, "B T W"]) -> Float[Tensor, "B M W"]:
+        """Tokens mixed for the queries."""
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.q(queries), *self.kv(tokens).chunk(2, dim=-1))
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class PromptingDecoder(nn.Module):
+    """MILAN's: hidden tokens are worked out, what the encoder says of the visible patches stays as it is.
+
+    Arguments as of `MAEDecoder`.
+
+    Paper: Hou et al. 2022, *MILAN*, arXiv:2208.06049, "prompting decoder"; names as in the authors' `models_milan.py`.
+    """
+
+    def __init__(
+        self,
+        encoder_width: int,
+        num_prefix: int,
+        grid: tuple[int, int],
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        out_dim: int,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_prefix, self.grid = num_prefix, grid
+        self.decoder_embed = nn.Linear(encoder_width, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.decoder_pos_embed = nn.Parameter(
+            sincos_2d(width, grid, num_prefix).to(torch.get_default_dtype()).unsqueeze(0), requires_grad=False
+        )
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.decoder_blocks = nn.ModuleList(PromptedBlock(width, heads, mlp_ratio, rate) for rate in rates)
+        self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.decoder_pred = nn.Linear(width, out_dim)
+        self.apply(initialise)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(
+        self, latent: Features, mask: Mask, everywhere: bool = False, with_class: bool = False
+    ) -> Float[Tensor, "B M K"]:
+        """Predictions as of `MAEDecoder`; of visible patches and the class token it is the head that makes them."""
+        tokens = self.decoder_embed(torch.cat([latent.prefix, latent.patches], dim=1))
+        position = self.decoder_pos_embed[0, self.num_prefix :]
+        prefix = tokens[:, : self.num_prefix] + self.decoder_pos_embed[:, : self.num_prefix]
+        visible = tokens[:, self.num_prefix :] + F.embedding(mask.ids_keep, position)
+        hidden = self.mask_token + F.embedding(mask.ids_mask, position)  # (B, M, W)
+        prompt = torch.cat([prefix, visible], dim=1)
+        for block in self.decoder_blocks:
+            hidden = block(hidden, prompt)
+        if everywhere:
+            order = torch.cat([mask.ids_keep, mask.ids_mask], dim=1)  # every patch once
+            hidden = take(torch.cat([visible, hidden], dim=1), order.argsort(dim=1))
+        if with_class:
+            hidden = torch.cat([prefix[:, :1], hidden], dim=1)
+        return self.decoder_pred(self.decoder_norm(hidden))
+
+
 @frozen
 class DecoderConfig:
     """Sizes of a `MAEDecoder`. Paper: Table 1a, 1b; the default 512 wide, 8 deep is the paper's.
@@ -120,6 +231,12 @@ class DecoderConfig:
     def build(self, encoder_width: int, num_prefix: int, grid: tuple[int, int], out_dim: int) -> MAEDecoder:
         """The decoder for an encoder's tokens, predicting `out_dim` numbers a patch."""
         return MAEDecoder(encoder_width, num_prefix, grid, out_dim=out_dim, **asdict(self))
+
+    def build_prompting(
+        self, encoder_width: int, num_prefix: int, grid: tuple[int, int], out_dim: int
+    ) -> PromptingDecoder:
+        """A prompting decoder of these sizes."""
+        return PromptingDecoder(encoder_width, num_prefix, grid, out_dim=out_dim, **asdict(self))
 
 
 class LatentDecoder(nn.Module):

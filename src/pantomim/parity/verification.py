@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from pantomim.parity import analyses, beit, cae, clip, colormae, dbot, finetune, mae, masks, targets, tokenizer
+from pantomim.parity import analyses, beit, cae, clip, colormae, dbot, finetune, mae, masks, milan, targets, tokenizer
 from pantomim.parity.compare import Difference, differences
 from pantomim.parity.item import Computed, Item, read_item
 
@@ -42,6 +42,9 @@ FAMILIES: tuple[tuple[str, ItemFunction], ...] = (
     ("dbot_pretrain", dbot.pretrain),
     ("dbot_schedule", dbot.schedule),
     ("dbot_full_sequence", dbot.full_sequence),
+    ("milan_pretrain", milan.pretrain),
+    ("milan_sampling", milan.sampling),
+    ("attmask", milan.attmask),
 )
 
 

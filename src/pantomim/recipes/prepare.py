@@ -25,6 +25,8 @@ from pantomim.recipes.beit import beit, beit_paper
 from pantomim.recipes.cae import RECIPES as CAE_RECIPES
 from pantomim.recipes.cae import cae, cae_paper
 from pantomim.recipes.clip import RECIPES as CLIP_RECIPES
+from pantomim.recipes.cmt_mae import RECIPES as CMT_MAE_RECIPES
+from pantomim.recipes.cmt_mae import cmt_mae, cmt_mae_paper
 from pantomim.recipes.colormae import RECIPES as COLORMAE_RECIPES
 from pantomim.recipes.colormae import colormae, colormae_paper
 from pantomim.recipes.data2vec import RECIPES as DATA2VEC_RECIPES
@@ -76,7 +78,7 @@ class BareMethod:
 RECIPES: tuple[Recipe, ...] = (
     *(*MAE_RECIPES, *COLORMAE_RECIPES, *BEIT_RECIPES, *CAE_RECIPES, *DBOT_RECIPES),
     *(*MASKFEAT_RECIPES, *SIMMIM_RECIPES, *DATA2VEC_RECIPES, *CLIP_RECIPES),
-    *(*MOCOV3_RECIPES, *SUPERVISED_RECIPES),
+    *(*CMT_MAE_RECIPES, *MOCOV3_RECIPES, *SUPERVISED_RECIPES),
 )
 BARE_METHODS = {
     "mae": BareMethod(mae, mae_paper),
@@ -86,6 +88,7 @@ BARE_METHODS = {
     "maskfeat": BareMethod(maskfeat, maskfeat_paper),
     "simmim": BareMethod(simmim, simmim_paper),
     "data2vec": BareMethod(data2vec, data2vec_paper),
+    "cmt_mae": BareMethod(cmt_mae, cmt_mae_paper),
     "mocov3": BareMethod(mocov3, mocov3_paper),
     "supervised": BareMethod(supervised, supervised_paper),
     "dbot": BareMethod(dbot, dbot_paper, stages=2),

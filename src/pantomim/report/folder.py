@@ -74,6 +74,7 @@ class RunFolder:
         evaluations: eval/*.json by file name, without the ending.
         pictures: analysis/reconstructions.npz.
         alignment: analysis/alignment.npz, of a run of CAE.
+        guidance: analysis/guidance.npz, of a run of CMT-MAE; rows of pictures like those.
         inside: analysis/attention-distance.npz, spectrum.npz and cka.npz: what the encoder's blocks do.
         problems: Files that are there but cannot be read, and why.
     """
@@ -88,6 +89,7 @@ class RunFolder:
     evaluations: dict[str, dict[str, Any]]
     pictures: Pictures | None
     alignment: Alignment | None = None
+    guidance: Alignment | None = None
     cache: dict[str, Any] = field(default_factory=dict)
     inside: list[BlockFacts] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -129,6 +131,7 @@ def read_run(run: str | Path) -> RunFolder:
         evaluations={stem: result for stem, result in found.items() if result},
         pictures=attempt(path / "analysis" / "reconstructions.npz", _read_pictures, None),
         alignment=attempt(path / "analysis" / "alignment.npz", _read_alignment, None),
+        guidance=attempt(path / "analysis" / "guidance.npz", _read_alignment, None),
         cache=attempt(path / "cache.json", _read_json, {}),
         inside=[facts for facts in inside if facts is not None],
         problems=problems,

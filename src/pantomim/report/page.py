@@ -93,6 +93,8 @@ def render(folder: RunFolder, results: list[Result]) -> str:
         triplets=triplets(pictures) if pictures else [],
         alignment=folder.alignment,
         alignment_rows=alignment_rows(folder.alignment),
+        guidance=folder.guidance,
+        guidance_rows=alignment_rows(folder.guidance),
         about=pictures.about if pictures else {},
         explained=explained(folder),
         crisp=width < CRISP_BELOW,

@@ -18,14 +18,15 @@ class Distance:
     Args:
         form: "l2" the square of the difference, "l1" its absolute value, "smooth_l1" the square over twice `beta` below
             `beta` and `beta` / 2 less than the absolute value above it: means over the numbers of a vector; "cosine":
-            1 - the cosine of the angle.
+            1 - the cosine of the angle; "unit_l2" the squared distance of the two at length 1, which is twice that
+            (MILAN's).
         beta: Of smooth_l1, and of it alone.
 
     Raises:
         ValueError: if smooth_l1 has no beta, or another form has one.
     """
 
-    form: Literal["l2", "l1", "smooth_l1", "cosine"] = "l2"
+    form: Literal["l2", "l1", "smooth_l1", "cosine", "unit_l2"] = "l2"
     beta: float | None = None
 
     def __post_init__(self) -> None:
@@ -62,6 +63,8 @@ class Distance:
         """The distance of each vector."""
         if self.form == "cosine":
             return 1 - F.cosine_similarity(prediction, target, dim=-1)
+        if self.form == "unit_l2":
+            return 2 - 2 * F.cosine_similarity(prediction, target, dim=-1)
         if self.form == "l2":
             return (prediction - target).square().mean(dim=-1)
         if self.form == "l1":

@@ -16,7 +16,7 @@ from pantomim.targets.distance import Distance
 from pantomim.teachers.base import Teacher
 from pantomim.teachers.choice import WAYS, TeacherConfig
 
-FeatureNormalisation = Literal["none", "layernorm", "unbiased", "l2"]
+FeatureNormalisation = Literal["none", "layernorm", "biased", "unbiased", "l2"]
 
 
 def normalise_features(features: Float[Tensor, "*B K"], how: FeatureNormalisation) -> Float[Tensor, "*B K"]:
@@ -24,8 +24,8 @@ def normalise_features(features: Float[Tensor, "*B K"], how: FeatureNormalisatio
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     if how == "layernorm":
         return normalise_tokens(features, unbiased=False, eps=1e-5)
-    if how == "unbiased":
-        return normalise_tokens(features, unbiased=True, eps=1e-6)
+    if how in ("biased", "unbiased"):
+        return normalise_tokens(features, unbiased=how == "unbiased", eps=1e-6)
     return F.normalize(features, dim=-1) if how == "l2" else features
 
 
@@ -35,7 +35,8 @@ class FeatureTarget(Target):
     Args:
         teacher: On the student's grid.
         normalise: What is done with each feature: "none"; "layernorm": a layer norm without weights (eps 1e-5), as
-            data2vec; "unbiased": the same with the unbiased variance and eps 1e-6, as dBOT; "l2": length 1.
+            data2vec; "biased": the same with eps 1e-6; "unbiased": with the unbiased variance and eps 1e-6, as dBOT;
+            "l2": length 1.
         distance: Of a prediction.
 
     Returns (call): (B, N, width of the teacher), float32 at least, no gradient.

@@ -171,6 +171,7 @@ def test_in_the_study_of_masks_only_the_masker_differs(scale):
     [
         ("cae", {"dvae", "cae", "beit", "mae", "supervised"}),
         ("teachers", {"dbot", "supervised", "mae", "mocov3"}),
+        ("collaboration", {"cmt_mae", "mae", "mocov3"}),
     ],
 )
 def test_studies_of_methods_compare_encoders_of_one_size_after_as_many_steps(plan, kinds, scale):
@@ -185,6 +186,12 @@ def test_studies_of_methods_compare_encoders_of_one_size_after_as_many_steps(pla
     assert len({(encoder.width, encoder.depth, encoder.grid) for encoder in encoders.values()}) == 1
     alike = [runs[arm] for arm in study.arms if arm not in ("random", "longer", "mocov3")]
     assert len({(run.duration, run.batch_size, run.data.images) for run in alike}) == 1
+    if plan == "collaboration":
+        led = {arm for arm in study.arms if runs[arm].method.kind == "cmt_mae" and runs[arm].method.needs_teacher}
+        assert (
+            {cell.arm for cell in study.cells if cell.needs} == led == set(study.arms) - {"mocov3", "mae", "weight-0"}
+        )
+        assert runs["weight-1"].method.needs_copy is False
     if plan == "teachers":
         assert runs["random"].duration == Duration(steps=0)
         needs = {

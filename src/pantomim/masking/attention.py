@@ -1,0 +1,193 @@
+"""Hide patches by how much attention they get: the most attended, the least, or by a draw in which it is the weight."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pantomim.frozen import frozen
+from pantomim.masking.mask import Mask, check_ratio, count_masked
+
+Rule = Literal["topk_masked", "topk_visible", "topk_hint", "sample_masked", "sample_visible"]
+
+
+@frozen
+class Hint:
+    """Some of the most attended patches stay visible.
+
+    Args:
+        show: Share of all patches that is shown.
+        among: Share of all patches, the most attended ones, from which they are drawn, all alike.
+        refill: The next in rank are hidden in their place, so that the number of hidden patches stays.
+
+    Raises:
+        ValueError: if more is to be shown than there is to draw from.
+
+    Source: AttMask-Hint (the authors' `attmask.py`: 0.1 and 0.2, at half of the patches hidden), which does not refill.
+    """
+
+    show: float = 0.1
+    among: float = 0.2
+    refill: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.show <= self.among < 1:
+            raise ValueError(
+                f"Hint.show must be above 0 and at most among, which is below 1; got {self.show} and {self.among}. "
+                f"Give shares of all patches."
+            )
+
+
+@frozen
+class AttentionMasker:
+    """Attention decides; the method asks a network for it and hands it on.
+
+    Args:
+        rule: "topk_masked" hides the most attended patches, "topk_visible" the least attended; "topk_hint" the most
+            attended but for some, see `hint`. "sample_masked" draws the hidden ones without replacement, each with a
+            probability in proportion to its attention; "sample_visible" draws the visible ones so. What is equally
+            attended is chosen by chance.
+        ratio: Share of hidden patches, in (0, 1).
+        whole: Which of the two numbers is a share cut to a whole number: of the visible patches, as in MAE's code, or
+            of the hidden ones, as in AttMask's.
+        eps: Sampling adds this share of the mean attention to every patch's; 0: patches without attention come last.
+        hint: Of topk_hint, and of it alone.
+
+    Raises:
+        ValueError: if the settings do not go together, or (when called) there is no attention.
+
+    Paper: Hou et al. 2022, *MILAN*, arXiv:2208.06049, samples the visible patches; Kakogeorgiou et al. 2022, *What to
+        Hide from Your Students* (AttMask), arXiv:2203.12719, hides the most attended; CMT-MAE, arXiv:2412.17566, is
+        said to hide what its map finds most informative.
+    """
+
+    kind: Literal["attention"] = "attention"
+    rule: Rule = "topk_masked"
+    ratio: float = 0.75
+    whole: Literal["visible", "masked"] = "visible"
+    eps: float = 0.0
+    hint: Hint | None = None
+
+    varies = False
+    guided = True
+
+    def __post_init__(self) -> None:
+        check_ratio("AttentionMasker", self.ratio)
+        if self.eps < 0 or (self.eps > 0 and not self.rule.startswith("sample")):
+            raise ValueError(
+                f"AttentionMasker.eps must not be negative, and goes with sample_masked and sample_visible; got "
+                f"{self.eps} with {self.rule}. Leave it out."
+            )
+        if self.hint is not None and self.rule != "topk_hint":
+            raise ValueError(f"AttentionMasker.hint goes with topk_hint; got it with {self.rule}. Leave it out.")
+
+    def num_masked(self, grid: tuple[int, int]) -> int:
+        """See `Masker.num_masked`."""
+        hidden, shown, _ = self.counts(grid)
+        return hidden if (self.hint or Hint()).refill else hidden - shown
+
+    def counts(self, grid: tuple[int, int]) -> tuple[int, int, int]:
+        """Patches that are hidden, shown again, and to be drawn from for that."""
+        num_patches = grid[0] * grid[1]
+        if self.whole == "visible":
+            hidden = count_masked("AttentionMasker", self.ratio, num_patches)
+        else:
+            hidden = int(num_patches * self.ratio)
+            if not hidden:
+                raise ValueError(
+                    f"AttentionMasker.ratio must hide at least one patch; got {self.ratio} of {num_patches}. Raise it."
+                )
+        if self.rule != "topk_hint":
+            return hidden, 0, 0
+        hint = self.hint or Hint()
+        shown, among = int(num_patches * hint.show), int(num_patches * hint.among)
+        if not 0 < shown < hidden or among > hidden or hidden + shown > num_patches:
+            raise ValueError(
+                f"Hint.show and among must be at least one patch and fewer than are hidden; got {shown} of {among} on "
+                f"a grid of {grid[0]} x {grid[1]}, {hidden} hidden. Use other shares."
+            )
+        return hidden, shown, among
+
+    def __call__(
+        self,
+        batch_size: int,
+        grid: tuple[int, int],
+        generator: torch.Generator,
+        epoch: float = 0.0,
+        attention: Float[Tensor, "B N"] | None = None,
+    ) -> Mask:
+        """See `Masker.__call__`; attention of any scale, as long as it is not negative."""
+        if attention is None:
+            raise ValueError(
+                "AttentionMasker.attention must be given, as it decides; got none. Choose a method that asks a network "
+                "for it (cmt_mae), or another masker."
+            )
+        _, shown, among = self.counts(grid)
+        if self.rule.startswith("sample"):
+            keys = draw_order(attention, self.eps, generator)
+            scores = keys if self.rule == "sample_masked" else -keys
+        else:
+            ranks = ranks_of(attention, generator)
+            scores = (-ranks if self.rule == "topk_visible" else ranks).float()
+        if self.rule == "topk_hint":
+            scores = _with_hint(scores, shown, among, generator)
+        return Mask.from_scores(scores, self.num_masked(grid))
+
+
+def milan_masker(ratio: float = 0.75) -> AttentionMasker:
+    """MILAN's: the visible patches are drawn by attention. Source: the authors' `models_milan.py`."""
+    return AttentionMasker(rule="sample_visible", ratio=ratio)
+
+
+def attmask_high(ratio: float) -> AttentionMasker:
+    """AttMask-High: the most attended patches are hidden. Source: the authors' `attmask.py`."""
+    return AttentionMasker(rule="topk_masked", ratio=ratio, whole="masked")
+
+
+def attmask_low(ratio: float) -> AttentionMasker:
+    """AttMask-Low: the least attended patches are hidden. Source: the authors' `attmask.py`."""
+    return AttentionMasker(rule="topk_visible", ratio=ratio, whole="masked")
+
+
+def attmask_hint(ratio: float) -> AttentionMasker:
+    """AttMask-Hint: of the most attended patches some stay visible, none takes their place. Source: as above."""
+    return AttentionMasker(rule="topk_hint", ratio=ratio, whole="masked", hint=Hint(refill=False))
+
+
+# Published ways, by name, at a given share of hidden patches.
+PUBLISHED = {
+    "milan": milan_masker,
+    "attmask_high": attmask_high,
+    "attmask_low": attmask_low,
+    "attmask_hint": attmask_hint,
+}
+
+
+def ranks_of(attention: Float[Tensor, "B N"], generator: torch.Generator) -> Int[Tensor, "B N"]:
+    """The place of each patch when they are sorted, the least attended first; equal ones in random order."""
+    shuffled = torch.rand(attention.shape, generator=generator, device=attention.device).argsort(dim=1)
+    order = shuffled.gather(1, attention.gather(1, shuffled).argsort(dim=1, stable=True))
+    return order.argsort(dim=1)
+
+
+def draw_order(attention: Float[Tensor, "B N"], eps: float, generator: torch.Generator) -> Float[Tensor, "B N"]:
+    """Keys whose largest are a draw without replacement in proportion to the attention, the first drawn the largest.
+
+    Each is the logarithm of a weight over an exponential variable: of those left, each is the next with a probability
+    in proportion to its weight.
+    """
+    weights = attention.to(torch.promote_types(attention.dtype, torch.float32))
+    weights = weights + eps * weights.mean(dim=1, keepdim=True)
+    noise = torch.empty_like(weights).exponential_(generator=generator)
+    return weights.log() - noise.clamp_min(torch.finfo(noise.dtype).tiny).log()
+
+
+def _with_hint(
+    scores: Float[Tensor, "B N"], shown: int, among: int, generator: torch.Generator
+) -> Float[Tensor, "B N"]:
+    """The scores with those of `shown` of the `among` highest lowered below all others."""
+    highest = scores.topk(among, dim=1).indices
+    noise = torch.rand(highest.shape, generator=generator, device=scores.device)
+    chosen = highest.gather(1, noise.topk(shown, dim=1).indices)
+    return scores.scatter(1, chosen, -1.0)

@@ -1,0 +1,150 @@
+"""CMT-MAE is trained by the engine like MAE: resume to the same bits export, scores, two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import DECODER, ENCODER, tiny_images, tiny_run
+
+import pantomim.engine.pretrain as engine
+from pantomim.checkpoint import WEIGHTS, find_checkpoint
+from pantomim.cli import main
+from pantomim.config import to_yaml
+from pantomim.engine.initial import start_from
+from pantomim.engine.pretrain import pretrain
+from pantomim.engine.record import read_metrics
+from pantomim.evaluate.protocols import Evaluate, evaluate_to_file
+from pantomim.masking.attention import AttentionMasker
+from pantomim.methods.cmt_mae import CMTMAEConfig, Mixing
+from pantomim.recipes import prepare
+from pantomim.teachers.choice import TeacherConfig
+
+METHOD = CMTMAEConfig(
+    encoder=ENCODER,
+    decoder=DECODER,
+    masker=AttentionMasker(rule="sample_masked"),
+    teacher=TeacherConfig(source="random", output="norm"),
+    mixing=Mixing(warmup_share=0.5, schedule="cosine", start=0.9),
+    half_life=0.2,
+)
+
+
+class Killed(BaseException):
+    """Stands for a kill, within this process."""
+
+
+@pytest.fixture
+def source(tmp_path):
+    return tiny_images(tmp_path / "images.npz")
+
+
+def run(source, **changes):
+    return replace(tiny_run(source, **changes), method=METHOD)
+
+
+def last_weights(out):
+    return load_file(find_checkpoint(out / "checkpoints").path / WEIGHTS)
+
+
+@pytest.mark.parametrize("killed_at", [4, 8])  # in the first phase, and in the second
+def test_a_run_goes_on_to_the_same_bits_and_is_scored(source, tmp_path, monkeypatch, killed_at):
+    config = run(source, steps=12, runtime={"save_every": 4})
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    pretrain(config, whole)
+    save = engine.save_checkpoint
+
+    def save_and_die(*parts, **rest):
+        save(*parts, **rest)
+        if rest["step"] == killed_at:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "save_checkpoint", save_and_die)
+        with pytest.raises(Killed):
+            pretrain(config, cut)
+    pretrain(config, cut)
+
+    names = ("step", "loss", "grad_norm", "entropy_teacher", "entropy_student", "entropy_mask", "student_std")
+    curves = [
+        [tuple(row[name] for name in names) for row in read_metrics(out / "metrics.jsonl")] for out in (whole, cut)
+    ]
+    assert curves[0] == curves[1]
+    assert [row[4] is None for row in curves[0]] == [True] * 6 + [False] * 6  # not asked in the first phase
+    assert all(0 < row[5] <= 1 for row in curves[0])
+    one, other = last_weights(whole), last_weights(cut)
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+    assert not any(name.startswith("teacher.") for name in one)
+    ours, slow = one["encoder.norm.weight"], one["student.teacher.encoder.norm.weight"]
+    assert not torch.equal(ours, slow)
+    assert not torch.equal(slow, torch.ones_like(slow))
+    assert (whole / "encoder.safetensors").read_bytes() == (cut / "encoder.safetensors").read_bytes()
+    _, result = evaluate_to_file(Evaluate("knn", encoder=str(whole), data=str(source)))
+    assert 0 <= result["trained"]["top1"] <= 1
+
+
+def test_a_run_begins_where_another_ended(source, tmp_path):
+    pretrain(run(source, steps=4), tmp_path / "first")
+    method = METHOD.build()
+    start_from(str(tmp_path / "first"), method)
+    saved = last_weights(tmp_path / "first")
+    ours = dict(method.encoder.named_parameters())
+    assert all(torch.equal(weight, saved[f"encoder.{name}"]) for name, weight in ours.items())
+    for guide in (method.student.teacher.encoder, method.encoder):  # the copy begins as the student
+        assert all(torch.equal(weight, ours[name]) for name, weight in guide.named_parameters())
+
+
+def test_two_processes_end_with_the_weights_of_one(source, tmp_path):
+    config = run(source, steps=5)
+    pretrain(config, tmp_path / "one")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pantomim"]
+    command += ["pretrain", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "two")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr
+    one, two = (last_weights(tmp_path / out) for out in ("one", "two"))
+    for name, value in one.items():
+        if not name.endswith("qkv.bias"):  # no gradient reaches the keys' biases: AdamW makes steps of the rounding
+            torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5, msg=name)
+    rows = [read_metrics(tmp_path / out / "metrics.jsonl") for out in ("one", "two")]
+    for ours, theirs in zip(*rows, strict=True):
+        for name in ("loss", "entropy_mask", "grad_norm"):
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-4), name
+
+
+def test_from_the_command_line_with_a_teacher_of_ones_own(source, tmp_path, capsys):
+    teacher, out = tmp_path / "teacher", tmp_path / "run"
+    pretrain(tiny_run(source, steps=4), teacher)
+    command = ["cmt_mae", "--data", str(source), "--size", "micro", "--method.encoder.depth", "1", "--steps", "20"]
+    command += ["--teacher", str(teacher), "--method.mixing.teacher-weight", "0.3", "--batch-size", "8"]
+    command += ["--method.masker.kind", "attention", "--method.masker.rule", "topk_hint"]
+    command += ["--runtime.tracker", "none", "--runtime.device", "cpu"]
+    main(["explain", *command])
+    told = " ".join(capsys.readouterr().out.split())
+    for words in ("teacher sees", "copy sees", "student sees", "the mixed scores decide", "FLOPs before"):
+        assert words in told
+    main(["pretrain", *command, "--out", str(out)])
+    main(["report", str(out)])
+    assert "What guided the masks" in (out / "report.html").read_text()
+    with np.load(out / "analysis" / "guidance.npz") as found:
+        titles = json.loads(str(found["about"]))["titles"]
+        assert found["row_0"].shape == found["row_4"].shape == (8, 16, 16, 3)
+        assert found["row_1"].max() == 255
+    assert titles == ["images", "teacher", "student's copy, step 20", "mixed, step 20", "hidden, step 20"]
+    assert json.loads((out / "decoder.json").read_text())["decoder"]["out_dim"] == 96 + 16
+    again = prepare(None, config=out / "config.yaml").config
+    assert again.method.mixing.teacher_weight == 0.3
+    assert again.method.masker == AttentionMasker(rule="topk_hint")
+
+
+def test_a_guided_masker_is_refused_where_nobody_guides(source, capsys):
+    with pytest.raises(SystemExit):
+        main(["explain", "mae", "--data", str(source), "--method.masker.kind", "attention"])
+    assert "must hide patches without attention" in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,139 @@
+"""The items about attention-guided masks notice: one thing is wrong at a time, and an item must fail."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pantomim.masking import attention
+from pantomim.nn import decoder
+from pantomim.parity import milan
+from pantomim.parity.verification import verify_item
+from pantomim.targets.distance import Distance
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
+whole = pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
+
+
+@pytest.fixture(autouse=True)
+def fewer_draws(monkeypatch):
+    monkeypatch.setattr(milan, "DRAWS", 5000)
+
+
+def broken(name, folder=GOLDEN):
+    result = verify_item(folder / f"{name}.json")
+    assert result.status == "FAIL"
+    assert result.compared > 4, result
+    return result
+
+
+def test_as_they_are():
+    for name in ("attmask", "milan_sampling"):
+        assert verify_item(GOLDEN / f"{name}.json").status == "PASS"
+
+
+def test_attended_patches_hidden_where_milan_shows_them(monkeypatch):
+    monkeypatch.setattr(
+        milan, "milan_masker", lambda ratio: attention.AttentionMasker(rule="sample_masked", ratio=1 - ratio)
+    )
+    broken("milan_sampling")
+
+
+def test_attention_as_a_logarithm(monkeypatch):
+    right = attention.draw_order
+    monkeypatch.setattr(attention, "draw_order", lambda weights, eps, generator: right(weights.exp(), eps, generator))
+    broken("milan_sampling")
+
+
+def test_something_added_to_the_attention(monkeypatch):
+    right = attention.draw_order
+    monkeypatch.setattr(attention, "draw_order", lambda weights, eps, generator: right(weights, 0.5, generator))
+    broken("milan_sampling")
+
+
+def test_high_and_low_exchanged(monkeypatch):
+    monkeypatch.setattr(milan, "attmask_high", milan.attmask_low)
+    assert broken("attmask").off == 2
+
+
+def test_counted_as_in_mae(monkeypatch):
+    monkeypatch.setattr(milan, "attmask_high", lambda ratio: replace(attention.attmask_high(ratio), whole="visible"))
+    assert broken("attmask").off >= 1
+
+
+def test_hints_refilled(monkeypatch):
+    right = milan._hint
+    monkeypatch.setattr(
+        milan, "_hint", lambda *given: replace(found := right(*given), hint=replace(found.hint, refill=True))
+    )
+    broken("attmask")
+
+
+def test_hints_that_are_always_the_most_attended(monkeypatch):
+    monkeypatch.setattr(
+        attention,
+        "_with_hint",
+        lambda scores, shown, among, generator: scores.scatter(1, scores.topk(shown, dim=1).indices, -1.0),
+    )
+    broken("attmask")
+
+
+@whole
+def test_milan_as_it_is():
+    assert verify_item(SHARED / "milan_pretrain_a.json").status == "PASS"
+
+
+def changed(monkeypatch, **settings):
+    right = milan.CMTMAEConfig
+    monkeypatch.setattr(milan, "CMTMAEConfig", lambda **given: right(**given | settings))
+    return broken("milan_pretrain_a", SHARED)
+
+
+@whole
+@pytest.mark.parametrize(
+    "settings",
+    [{"distance": Distance("cosine")}, {"distance": Distance("l2")}, {"positions": "masked"}, {"predict_class": False}],
+    ids=str,
+)
+def test_another_loss(monkeypatch, settings):
+    changed(monkeypatch, **settings)
+
+
+@whole
+def test_visible_tokens_are_normed_too(monkeypatch):
+    def forward(self, hidden, prompt):
+        normed = self.norm1(hidden)
+        hidden = hidden + self.attn(normed, torch.cat([self.norm1(prompt), normed], dim=1))
+        return hidden + self.mlp(self.norm2(hidden))
+
+    monkeypatch.setattr(decoder.PromptedBlock, "forward", forward)
+    broken("milan_pretrain_a", SHARED)
+
+
+@whole
+def test_hidden_tokens_do_not_see_each_other(monkeypatch):
+    def forward(self, hidden, prompt):
+        hidden = hidden + self.attn(self.norm1(hidden), prompt)
+        return hidden + self.mlp(self.norm2(hidden))
+
+    monkeypatch.setattr(decoder.PromptedBlock, "forward", forward)
+    broken("milan_pretrain_a", SHARED)
+
+
+@whole
+def test_keys_and_values_exchanged(monkeypatch):
+    right = decoder.PromptedAttention.forward
+
+    def forward(self, queries, tokens):
+        twin = torch.nn.Linear(self.kv.in_features, self.kv.out_features).to(tokens)
+        halves = [torch.cat(weight.chunk(2)[::-1]) for weight in (self.kv.weight, self.kv.bias)]
+        twin.weight, twin.bias = (torch.nn.Parameter(half) for half in halves)
+        kept, self.kv = self.kv, twin
+        mixed = right(self, queries, tokens)
+        self.kv = kept
+        return mixed
+
+    monkeypatch.setattr(decoder.PromptedAttention, "forward", forward)
+    broken("milan_pretrain_a", SHARED)

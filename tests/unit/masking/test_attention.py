@@ -1,0 +1,154 @@
+from collections import Counter
+from itertools import permutations
+
+import pytest
+import torch
+
+from pantomim.config import from_dict, to_dict
+from pantomim.masking.attention import PUBLISHED, AttentionMasker, Hint, milan_masker
+from pantomim.masking.mask import Masker
+from pantomim.masking.random import RandomMasker
+from pantomim.masking.schedule import ScheduleMasker, Stage
+from pantomim.methods.beit import BEiTConfig
+from pantomim.methods.cae import CAEConfig
+from pantomim.methods.dbot import DBOTConfig
+from pantomim.methods.mae import MAEConfig
+
+GRID = (6, 8)
+RULES = ("topk_masked", "topk_visible", "topk_hint", "sample_masked", "sample_visible")
+
+
+def attention(batch=5, seed=0, patches=48):
+    return torch.rand(batch, patches, generator=torch.Generator().manual_seed(seed)).square() + 1e-4
+
+
+def call(masker, weights, seed=0, grid=GRID):
+    return masker(len(weights), grid, torch.Generator().manual_seed(seed), 0.0, weights)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.75])
+def test_the_same_number_is_hidden_in_every_image(rule, ratio):
+    masker = AttentionMasker(rule=rule, ratio=ratio)
+    assert isinstance(masker, Masker)
+    assert masker.num_masked(GRID) == RandomMasker(ratio=ratio).num_masked(GRID)
+    mask = call(masker, attention())
+    assert (mask.masked.sum(1) == masker.num_masked(GRID)).all()
+    both = torch.cat([mask.ids_keep, mask.ids_mask], dim=1).sort(1).values
+    assert torch.equal(both, torch.arange(48).expand(5, -1))
+
+
+def test_which_way_the_top_goes():
+    weights = attention()
+    high, low = (
+        call(AttentionMasker(rule=rule, ratio=0.5), weights).masked for rule in ("topk_masked", "topk_visible")
+    )
+    for row in range(5):
+        assert weights[row][high[row]].min() >= weights[row][~high[row]].max()  # hidden is what is attended
+        assert weights[row][low[row]].max() <= weights[row][~low[row]].min()
+    assert torch.equal(call(AttentionMasker(), weights * 1e-6, 1).masked, call(AttentionMasker(), weights, 2).masked)
+
+
+def test_what_is_equally_attended_is_chosen_by_chance():
+    flat = torch.ones(4000, 12)
+    share = call(AttentionMasker(ratio=0.5), flat, grid=(3, 4)).masked.double().mean(0)
+    assert (share - 0.5).abs().max() < 0.05
+    weights = torch.cat([torch.full((4000, 3), 2.0), torch.ones(4000, 9)], dim=1)
+    share = call(AttentionMasker(ratio=0.5), weights, grid=(3, 4)).masked.double().mean(0)
+    assert (share[:3] == 1).all()
+    assert (share[3:] - 1 / 3).abs().max() < 0.05
+
+
+def successive(weights, count):
+    """Probability of each patch to be among the first `count` drawn without replacement, by enumeration."""
+    found = Counter()
+    for order in permutations(range(len(weights)), count):
+        left, chance = sum(weights), 1.0
+        for patch in order:
+            chance *= weights[patch] / left
+            left -= weights[patch]
+        for patch in order:
+            found[patch] += chance
+    return torch.tensor([found[patch] for patch in range(len(weights))], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("rule", ["sample_masked", "sample_visible"])
+def test_sampling_is_in_proportion(rule):
+    weights = [0.5, 0.1, 1.0, 3.0, 0.2, 2.0]
+    number = 40_000
+    mask = call(AttentionMasker(rule=rule, ratio=0.5), torch.tensor(weights).expand(number, -1), grid=(2, 3)).masked
+    drawn = (mask if rule == "sample_masked" else ~mask).double().mean(0)
+    assert (drawn - successive(weights, 3)).abs().max() < 5 * (0.25 / number) ** 0.5
+
+
+def test_patches_without_attention_come_last_unless_all_get_some():
+    weights = torch.zeros(2000, 8)
+    weights[:, :3] = 1.0
+    visible = ~call(AttentionMasker(rule="sample_visible", ratio=0.5), weights, grid=(2, 4)).masked
+    assert visible[:, :3].all()
+    assert (visible.sum(1) == 4).all()
+    mixed = ~call(AttentionMasker(rule="sample_visible", ratio=0.5, eps=1.0), weights, grid=(2, 4)).masked
+    assert not mixed[:, :3].all()
+    assert mixed[:, :3].double().mean() > mixed[:, 3:].double().mean()
+
+
+@pytest.mark.parametrize("refill", [True, False])
+def test_hints_are_shown_again(refill):
+    weights = attention(3000)
+    weights[:] = weights[0]
+    masker = AttentionMasker(rule="topk_hint", ratio=0.5, hint=Hint(show=0.1, among=0.25, refill=refill))
+    masked = call(masker, weights).masked
+    order = weights[0].argsort(descending=True)
+    share = masked.double().mean(0)[order]
+    assert (share[:12] - 8 / 12).abs().max() < 0.05  # four of twelve are shown
+    assert (masked[:, order[:12]].sum(1) == 8).all()
+    filled = 28 if refill else 24
+    assert (share[12:filled] == 1).all()
+    assert (share[filled:] == 0).all()
+    assert masker.num_masked(GRID) == (24 if refill else 20)
+
+
+def test_attention_is_needed_and_a_method_without_says_so():
+    masker = AttentionMasker()
+    with pytest.raises(ValueError, match=r"attention must be given, as it decides; got none\. Choose a method"):
+        masker(2, GRID, torch.Generator())
+    schedule = ScheduleMasker(stages=(Stage(RandomMasker()), Stage(masker, from_epoch=3.0)))
+    assert schedule.guided
+    assert not ScheduleMasker().guided
+    for config in (MAEConfig, BEiTConfig, CAEConfig, DBOTConfig):
+        for each in (masker, schedule):
+            with pytest.raises(
+                ValueError, match=rf"{config.__name__}\.masker must hide patches without attention.*cmt"
+            ):
+                config(masker=each)
+
+
+def test_in_a_schedule_the_attention_is_handed_on():
+    schedule = ScheduleMasker(stages=(Stage(RandomMasker(ratio=0.5)), Stage(AttentionMasker(ratio=0.5), 3.0)))
+    weights, generator = attention(), torch.Generator()
+    late = schedule(5, GRID, generator, 3.0, weights).masked
+    assert torch.equal(late, call(AttentionMasker(ratio=0.5), weights).masked)
+
+
+def test_published_ways_have_their_numbers():
+    assert milan_masker() == AttentionMasker(rule="sample_visible", ratio=0.75)
+    counts = {name: masker(0.5).num_masked((7, 7)) for name, masker in PUBLISHED.items()}
+    assert counts == {"milan": 25, "attmask_high": 24, "attmask_low": 24, "attmask_hint": 20}
+
+
+def test_what_cannot_be():
+    for broken, words in (
+        ({"ratio": 75.0}, "AttentionMasker.ratio"),
+        ({"eps": 0.1}, "goes with sample_masked"),
+        ({"hint": Hint()}, "goes with topk_hint"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            AttentionMasker(**broken)
+    with pytest.raises(ValueError, match=r"Hint\.show must be above 0"):
+        Hint(show=0.3, among=0.2)
+    with pytest.raises(ValueError, match="at least one patch and fewer"):
+        AttentionMasker(rule="topk_hint").num_masked((2, 2))
+    with pytest.raises(ValueError, match="must hide at least one patch"):
+        AttentionMasker(ratio=0.1, whole="masked").num_masked((2, 2))
+    masker = AttentionMasker(rule="topk_hint", hint=Hint(refill=False))
+    assert from_dict(AttentionMasker, to_dict(masker), "here") == masker
