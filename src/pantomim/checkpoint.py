@@ -156,29 +156,8 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def whole_checkpoints(folder: Path) -> list[Checkpoint]:
-    """All that are whole, the oldest first."""
-    found = []
-    for _, path in sorted(_steps(folder).items()):
-        try:
-            found.append(_validate(path))
-        except CheckpointError:
-            continue
-    return found
-
-
 def load_checkpoint(checkpoint: Checkpoint, method: nn.Module, optimizer: Optimizer) -> None:
     """Put a checkpoint's weights and optimiser state in place; every name and shape must agree.
-
-    Raises:
-        ValueError: as `load_weights`, and for the optimiser's state.
-    """
-    load_weights(checkpoint, method)
-    _unflatten(optimizer, load_file(checkpoint.path / OPTIMIZER), str(checkpoint.path / OPTIMIZER))
-
-
-def load_weights(checkpoint: Checkpoint, method: nn.Module) -> None:
-    """Put a checkpoint's weights in place; every name and shape must agree.
 
     Raises:
         ValueError: with all missing, unexpected and mis-shaped names; or if a part that never changes is not the one
@@ -196,6 +175,7 @@ def load_weights(checkpoint: Checkpoint, method: nn.Module) -> None:
             f"It belongs to another method or version."
         )
     method.load_state_dict(method.state_dict() | weights)
+    _unflatten(optimizer, load_file(checkpoint.path / OPTIMIZER), str(checkpoint.path / OPTIMIZER))
 
 
 def _validate(path: Path) -> Checkpoint:

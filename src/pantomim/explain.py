@@ -33,7 +33,7 @@ from pantomim.targets.tokens import USUAL_VOCABULARY, TokenTarget, TokenTargetCo
 from pantomim.teachers.base import Guidance, Query, Teacher
 
 OF_STUDENT = ("random", "ema")  # teachers whose weights are the student's own: fake ones, while costs are counted
-LAST = 99  # the step at which costs are counted, of a run that ends with it: all parts take part by then
+LATE, OF = 98, 100  # the step at which costs are counted, and of how many: all parts take part by then
 Section = tuple[str, list[tuple[str, str]]]  # a title, and rows of what and value
 
 
@@ -186,8 +186,8 @@ def _step(method: Method, images: int) -> tuple[Batch, Any]:
     if isinstance(method, Supervised):  # whose labels are of no cost
         batch = replace(batch, labels=torch.zeros(images, dtype=torch.long))
         return batch, SupervisedDraws(batch.images, torch.empty(images, method.num_classes))
-    method.begin(LAST + 1)
-    return batch, method.draw(batch, LAST, torch.Generator())
+    method.begin(OF)
+    return batch, method.draw(batch, LATE, torch.Generator())
 
 
 def _kept_bytes(method: Method, images: int, precision: torch.dtype) -> int:

@@ -1,7 +1,7 @@
-"""What teacher and student's copy attend to in a run of CMT-MAE, and what was hidden, from checkpoint to checkpoint.
+"""What teacher and student's copy attended to in a run of CMT-MAE, and what was hidden, from its beginning to its end.
 
-`write_guidance_arrays("RUN")` does it with held-out images of the run's own data, for the run's report. A run keeps
-its last checkpoints; with `--runtime.keep 20` it keeps enough to see how the maps change.
+The run looks at the same few images from time to time; its last checkpoint has all of that. `write_guidance_arrays`
+makes pictures of it for the run's report.
 """
 
 import io
@@ -11,34 +11,28 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import safe_open
 from torch import Tensor
 
-from pantomim.analysis.reconstructions import choose, display_range, held_out, shown_bands, to_picture
-from pantomim.checkpoint import Checkpoint, load_weights, whole_checkpoints
+from pantomim.analysis.reconstructions import display_range, held_out, shown_bands, to_picture
+from pantomim.checkpoint import WEIGHTS, find_checkpoint
 from pantomim.config import Pretrain, from_yaml
-from pantomim.data.stream import evaluation_batches
 from pantomim.files import replace_file
-from pantomim.methods.base import Batch
-from pantomim.methods.cmt_mae import CMTMAE, CMTMAEConfig, draw_mask, evenness
+from pantomim.methods.cmt_mae import CMTMAEConfig, evenness
+from pantomim.methods.guidance_record import MAPS, overlap
 
-MOST = 6  # checkpoints that are shown, evenly spread
+MOST = 6  # looks that are shown, evenly spread
+WORDS = {"teacher": "teacher", "student": "student's copy", "mask": "mixed"}
 
 
-@torch.no_grad()
-def write_guidance_arrays(run: str | Path, *, count: int = 8, seed: int = 0) -> Path:
+def write_guidance_arrays(run: str | Path) -> Path:
     """Maps and masks of one run in `RUN/analysis/guidance.npz`, for its report.
 
     The file holds `row_0`, `row_1` ... (n, H, W, 1 or 3), and titles, texts, names and caption as JSON in `about`. Maps
     are white where they are largest in an image.
 
-    Args:
-        run: A finished run of CMT-MAE.
-        count: How many images.
-        seed: Of the choice of images and of masks that are drawn.
-
     Raises:
-        ValueError: if the run is of another method, attention decides nothing in it, it has no whole checkpoint, or its
-            teacher is not to be had again.
+        ValueError: if the run is of another method, attention decides nothing in it, or it has no checkpoint.
     """
     run = Path(run)
     config = from_yaml(Pretrain, run / "config.yaml")
@@ -47,80 +41,58 @@ def write_guidance_arrays(run: str | Path, *, count: int = 8, seed: int = 0) -> 
             f"guidance.run must be a run of CMT-MAE in which attention decides what is hidden; got {run}, a run of "
             f"{config.method.kind}."
         )
-    checkpoints = whole_checkpoints(run / "checkpoints")
-    if not checkpoints:
-        raise ValueError(f"guidance.run must have a whole checkpoint; got none in {run / 'checkpoints'}.")
-    with torch.random.fork_rng(devices=[]):
-        method = config.method.build().eval()
-    total = json.loads((run / "finished.json").read_text(encoding="utf-8"))["steps"]
-    method.begin(total)
-    dataset = held_out(config.data.source)
-    indices = choose(dataset, count, seed)
-    encoder = method.encoder
-    found = list(evaluation_batches(dataset, encoder.image_size, len(indices), torch.device("cpu"), indices=indices))
-    images = torch.cat([part for part, _ in found])
-    bands = shown_bands(dataset.channels)
-    values = images.numpy()
+    checkpoint = find_checkpoint(run / "checkpoints")
+    if checkpoint is None:
+        raise ValueError(f"guidance.run must have a checkpoint, which remembers it; got none in {run / 'checkpoints'}.")
+    with safe_open(checkpoint.path / WEIGHTS, "pt") as weights:
+        images, maps, masked, steps = (
+            weights.get_tensor(f"record.{name}") for name in ("images", "maps", "masked", "steps")
+        )
+    dataset, encoder = held_out(config.data.source), config.method.encoder
+    bands, values = shown_bands(dataset.channels), images.numpy()
     low, high = display_range(values[:, bands], dataset.scale)
+    shown = to_picture(values[:, bands], low, high)
 
-    rows: list[tuple[str, str, np.ndarray]] = [("images", "", to_picture(values[:, bands], low, high))]
-    before: tuple[int, Tensor] | None = None
-    for checkpoint in spread(checkpoints):
-        load_weights(checkpoint, method)
-        maps = maps_at(method, images, min(checkpoint.step, total - 1))
-        generator = torch.Generator().manual_seed(seed)
-        masked = draw_mask(
-            method.masker, Batch(images, total=len(images)), encoder.grid, generator, maps["mask"]
-        ).masked
-        for name, title in (("teacher", "teacher"), ("student", "student's copy"), ("mask", "mixed")):
-            if name in maps and (name != "teacher" or before is None):  # which stands still
-                words = f"{title}, step {checkpoint.step:,}" if name != "teacher" else title
-                text = f"entropy {evenness(maps[name]).item():.3f} of the largest"
-                rows.append((words, text, heat(maps[name], encoder.grid, encoder.patch_size)))
-        text = "" if before is None else f"{overlap(before[1], masked):.0f} % of it hidden at step {before[0]:,} too"
-        hidden = _pixels(masked.unsqueeze(-1).float(), encoder.grid, encoder.patch_size)[..., 0] > 0
-        shown = np.where(hidden[..., None], np.uint8(128), rows[0][2])
-        rows.append((f"hidden, step {checkpoint.step:,}", text, shown))
-        before = checkpoint.step, masked
+    rows: list[tuple[str, str, np.ndarray]] = [("images", "", shown)]
+    before: int | None = None
+    for look in spread(steps):
+        step, teacher_before = int(steps[look]), None if before is None else maps[before, 0]
+        for place, name in enumerate(MAPS):
+            scores = maps[look, place]
+            still = name == "teacher" and teacher_before is not None and torch.equal(scores, teacher_before)
+            if scores.isfinite().all() and not still:
+                text = f"entropy {evenness(scores).item():.3f} of the largest"
+                rows.append((f"{WORDS[name]}, step {step:,}", text, heat(scores, encoder.grid, encoder.patch_size)))
+        text = ""
+        if before is not None:
+            share = 100 * overlap(masked[before], masked[look]).item()
+            text = f"{share:.0f} % of it hidden at step {int(steps[before]):,} too"
+        hidden = _pixels(masked[look].unsqueeze(-1).float(), encoder.grid, encoder.patch_size)[..., 0] > 0
+        rows.append((f"hidden, step {step:,}", text, np.where(hidden[..., None], np.uint8(128), shown)))
+        before = look
+    ratio = 100 * masked[0].float().mean().item()
     about = {
         "titles": [title for title, _, _ in rows],
         "texts": [text for _, text, _ in rows],
-        "items": [dataset.names[int(index)] for _, ids in found for index in ids],
+        "items": [f"image {number}" for number in range(1, len(images) + 1)],
         "caption": (
-            f"{len(images)} images of {dataset.name}, drawn with seed {seed}, whole. White: where an image's score is "
-            f"largest. An entropy of 1 means that all patches score alike. The checkpoints are those that the run kept."
+            f"The first {len(images)} images of {dataset.name} that the run saw, cropped as it saw them. White: where "
+            f"an image's score is largest. An entropy of 1 means that all patches score alike. Masks drawn by chance "
+            f"would share {ratio:.0f} % of what they hide."
         ),
     }
     buffer = io.BytesIO()
-    pictures = {f"row_{number}": shown for number, (_, _, shown) in enumerate(rows)}
+    pictures = {f"row_{number}": picture for number, (_, _, picture) in enumerate(rows)}
     np.savez(buffer, about=np.array(json.dumps(about)), **pictures)  # type: ignore[arg-type]
     path = run / "analysis" / "guidance.npz"
     replace_file(path, buffer.getvalue())
     return path
 
 
-def maps_at(method: CMTMAE, images: Float[Tensor, "B C H W"], step: int) -> dict[str, Float[Tensor, "B N"]]:
-    """The scores of both networks, where there are two, and mixed as at a step of the run."""
-    weight, _ = method.mixing.at(step, method.total)
-    teacher, student = (
-        None if guide is None or query not in guide.queries else method.ask(guide, images, query)
-        for guide, query in (
-            (method.teacher, method.scores.teacher_query),
-            (method.student, method.scores.student_query),
-        )
-    )
-    return method.maps(teacher, student, weight)
-
-
-def overlap(before: Tensor, now: Tensor) -> float:
-    """Per cent of what is hidden now that was hidden before."""
-    return 100 * (before & now).sum().item() / now.sum().item()
-
-
-def spread(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    """At most `MOST` of them, the first and the last among these."""
-    chosen = np.unique(np.linspace(0, len(checkpoints) - 1, min(len(checkpoints), MOST)).round().astype(int))
-    return [checkpoints[index] for index in chosen]
+def spread(steps: Tensor) -> list[int]:
+    """At most `MOST` of the looks that were made, the first and the last among these."""
+    made = int((steps >= 0).sum())
+    return [int(look) for look in np.unique(np.linspace(0, made - 1, min(made, MOST)).round())]
 
 
 def heat(scores: Float[Tensor, "B N"], grid: tuple[int, int], patch_size: int) -> UInt8[np.ndarray, "B H W _"]:

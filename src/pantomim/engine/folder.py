@@ -56,6 +56,7 @@ class Finished:
         images_per_s: Mean speed, without the first step after each start; None in runs of one step.
         loss: Of the last step; None in a run of none.
         broken: Names of the images that were skipped, as far as they were met since the last start.
+        alarms: What the method found wrong since the last start.
         already: The run was complete before; it has been left as it was.
     """
 
@@ -64,6 +65,7 @@ class Finished:
     images_per_s: float | None
     loss: float | None
     broken: list[str] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list)
     already: bool = False
 
 

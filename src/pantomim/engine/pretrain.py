@@ -127,6 +127,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             compile_whole(method)
         model = accelerator.prepare_model(method.train())
         watch = FiniteWatch(device)
+        alarms: list[str] = []
         recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=config.batch_size)
         with recorder, signals.deferred():
             recorder.say(describe_start(config, dataset, device, dtype, world, start, total))
@@ -190,6 +191,9 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                     }
                     waited = stream.wait_s
                     recorder.log(done, values)
+                    if (alarm := method.alarm(values)) is not None and alarm not in alarms:
+                        alarms.append(alarm)
+                        recorder.say(f"Warning, at step {done}: {alarm}")
 
                 # save
                 if to_save:
@@ -218,7 +222,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
 
         # ------------------------------------------------------------------------------------------------------- End
         loss, names = read_metrics(run.metrics)[-1]["loss"], [image.name for image in broken]
-        finished = Finished(total, clock.total_s, clock.images_per_s, loss, names)
+        finished = Finished(total, clock.total_s, clock.images_per_s, loss, names, alarms)
 
         def export() -> None:
             parts = method.exports()

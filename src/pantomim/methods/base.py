@@ -1,7 +1,7 @@
 """What the engine knows of a method: it draws, it goes forward, it is told when a step is over."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,9 @@ class Method(nn.Module, ABC):
 
     def begin(self, steps: int) -> None:
         """Called once before the loop, also of a run that goes on: the steps of the whole run, for schedules."""
+
+    def alarm(self, logged: Mapping[str, float | None]) -> str | None:
+        """What is wrong with a run, judged by a logged step; it is said once. None: nothing."""
 
     def after_step(self, step: int) -> None:
         """Called once after each optimiser step: moving averages and the like."""

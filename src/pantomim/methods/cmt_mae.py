@@ -21,6 +21,7 @@ from pantomim.masking.attention import AttentionMasker
 from pantomim.masking.choice import MaskerConfig
 from pantomim.masking.mask import Mask, Masker
 from pantomim.methods.base import Batch, Method
+from pantomim.methods.guidance_record import GuidanceRecord
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder, PromptingDecoder
 from pantomim.nn.momentum import Momentum, momentum_of_half_life
 from pantomim.nn.tokens import take
@@ -35,6 +36,7 @@ from pantomim.teachers.encoder import EMATeacher, EncoderTeacher
 TargetMode = Literal["weighted", "blend", "concat"]
 Positions = Literal["masked", "all"]
 DecoderInput = Literal["latent", "features"]
+COLLAPSED = 0.1  # deviation of the copy's features over their size; some 0.5 to 1 while all is well. Ours
 
 
 @frozen
@@ -478,6 +480,9 @@ class CMTMAE(Method):
         self.positions, self.predict_class, self.pixel_weight = positions, predict_class, pixel_weight
         self.momentum, self.half_life, self.half_precision = momentum, half_life, half_precision
         self.total: int | None = None
+        self.record = (
+            GuidanceRecord(encoder.in_chans, encoder.image_size, encoder.num_patches) if masker.guided else None
+        )
         for guide, query, share in ((teacher, scores.teacher_query, 1), (student, scores.student_query, 0)):
             if guide is not None and masker.guided and mixing.reach(mixing.mask)[share] != 1 - share:
                 guide.check_query(query)
@@ -493,6 +498,8 @@ class CMTMAE(Method):
     def begin(self, steps: int) -> None:
         """Stages, schedules and the copy's pace are shares of the whole run."""
         self.total = steps
+        if self.record is not None:
+            self.record.begin(steps)
 
     @torch.no_grad()
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> CMTMAEDraws:
@@ -516,6 +523,10 @@ class CMTMAE(Method):
         like = batch.images.new_zeros((), dtype=torch.promote_types(batch.images.dtype, torch.float32))
         facts = {"mask_teacher_weight": like + in_mask} if guided else {}
         facts |= {} if concat else {"target_teacher_weight": like + in_target}
+        if self.record is not None:
+            if self.record.is_due(step):
+                self._look(self.record, batch, step, in_mask)
+            facts["overlap"] = self.record.overlap(step).to(like)
         for name in ("teacher", "student", "mask") if guided else ():
             facts[f"entropy_{name}"] = evenness(maps[name]).to(like) if name in maps else like + math.nan
         targets = {
@@ -524,8 +535,7 @@ class CMTMAE(Method):
             if said is not None and name in self.targets
         }
         if "student" in self.targets:
-            spread = targets["student"].flatten(0, 1).std(dim=0).mean() if "student" in targets else like + math.nan
-            facts["student_std"] = spread.to(like)
+            facts["student_std"] = deviation(targets["student"]).to(like) if "student" in targets else like + math.nan
         for name in self.targets:  # that have no weight now: forward is the same in every step
             if name not in targets:
                 guide = self.teacher if name == "teacher" else self.student
@@ -537,6 +547,22 @@ class CMTMAE(Method):
             assert teacher is not None
             context = normalise_features(take(teacher.patches, mask.ids_keep), self.normalise)
         return CMTMAEDraws(mask, targets.get("teacher"), targets.get("student"), like + in_target, context, facts)
+
+    def _look(self, record: GuidanceRecord, batch: Batch, step: int, in_mask: float) -> None:
+        """What guides the masks of the recorded images now."""
+        if step == 0:
+            record.meet(batch.images)
+        teacher, student = (
+            self.ask(guide, record.images, query) if guide is not None and query in guide.queries else None
+            for guide, query in (
+                (self.teacher, self.scores.teacher_query),
+                (self.student, self.scores.student_query),
+            )
+        )
+        maps = self.maps(teacher, student, in_mask)
+        looked_at = Batch(record.images, total=len(record.images), epoch=batch.epoch)
+        generator = torch.Generator(batch.images.device).manual_seed(step)  # the step's own draws stay as they are
+        record.add(step, maps, draw_mask(self.masker, looked_at, self.encoder.grid, generator, maps["mask"]).masked)
 
     def ask(self, guide: Teacher, images: Float[Tensor, "B C H W"], query: Query | None) -> Guidance:
         """What a guiding network says of whole images."""
@@ -616,6 +642,16 @@ class CMTMAE(Method):
         parts = {"loss_teacher": (loss_teacher, weight > 0), "loss_student": (loss_student, weight < 1)}
         return {"loss": loss} | {name: part.detach().where(counts, math.nan) for name, (part, counts) in parts.items()}
 
+    def alarm(self, logged: Mapping[str, float | None]) -> str | None:
+        """Whether the copy says nearly the same of all patches, which then are a target that anything meets."""
+        spread = logged.get("student_std")
+        if spread is None or not spread < COLLAPSED:
+            return None
+        return (
+            f"the features of the student's copy have collapsed: what it says differs by less than {COLLAPSED} of its "
+            f"size from patch to patch (student_std). Raise --method.mixing.teacher-weight, or the momentum."
+        )
+
     def after_step(self, step: int) -> None:
         """The student's copy moves; so does a teacher that is a moving average."""
         if self.teacher is not None:
@@ -664,6 +700,12 @@ def beside(latent: Features, context: Float[Tensor, "B V K"]) -> Features:
 def every_id(mask: Mask) -> Int[Tensor, "B N"]:
     """All patches of every image, in raster order."""
     return torch.cat([mask.ids_keep, mask.ids_mask], dim=1).sort(dim=1).values
+
+
+def deviation(features: Float[Tensor, "B T K"]) -> Float[Tensor, ""]:
+    """How far tokens are from each other, over their size: 0 where all are the same, about 1 where none are alike."""
+    tokens = features.flatten(0, 1)
+    return tokens.std(dim=0).mean() / tokens.square().mean().sqrt()
 
 
 def evenness(scores: Float[Tensor, "B N"]) -> Float[Tensor, ""]:

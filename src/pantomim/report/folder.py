@@ -15,7 +15,10 @@ from pantomim.analysis.block_facts import SHOWN, BlockFacts, read_block_facts
 Known = TypeVar("Known")
 Other = TypeVar("Other")
 
-CURVES = ("loss", "lr", "images_per_s", "data_wait_s", "grad_norm", "memory_gib", "time_s")
+CURVES = (
+    *("loss", "lr", "images_per_s", "data_wait_s", "grad_norm", "memory_gib", "time_s"),
+    *("entropy_teacher", "entropy_student", "entropy_mask", "overlap", "student_std"),
+)
 
 
 @dataclass(frozen=True)

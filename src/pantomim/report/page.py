@@ -171,9 +171,11 @@ def progress(folder: RunFolder) -> str:
 
 
 def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
-    """What is wrong with the folder's files."""
+    """What is wrong with the folder's files, and what was with the run."""
     for problem in folder.problems:
         yield f"{problem}. What it would show is left out here."
+    for alarm in folder.finished.get("alarms", []):
+        yield f"While training: {alarm}"
     sha256 = folder.encoder.get("sha256")
     for result in results:
         if sha256 and result.details.get("encoder_sha256", sha256) != sha256:
@@ -184,12 +186,17 @@ def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
 
 
 def charts(folder: RunFolder) -> Iterator[Chart]:
-    """The curves that the run has: the loss first and large, then learning rate and speed."""
+    """The curves that the run has: the loss first and large, then learning rate and speed, then what guides masks."""
     metrics = folder.metrics
     kinds: dict[str, tuple[str, str, dict[str, Any]]] = {
         "loss": ("Loss", "loss", {"smooth": True, "cut_start": True}),
         "lr": ("Learning rate", "learning rate", {"from_zero": True}),
         "images_per_s": ("Speed", "images/s", {"from_zero": True, "smooth": True}),
+        "entropy_teacher": ("Entropy of the teacher's map", "share of the largest", {"smooth": True}),
+        "entropy_student": ("Entropy of the copy's map", "share of the largest", {"smooth": True}),
+        "entropy_mask": ("Entropy of the mixed map", "share of the largest", {"smooth": True}),
+        "overlap": ("Hidden now and at the look before", "share", {"from_zero": True}),
+        "student_std": ("Deviation of the copy's features", "share of their size", {"from_zero": True, "smooth": True}),
     }
     for name, (heading, y_label, options) in kinds.items():
         if metrics.has(name):

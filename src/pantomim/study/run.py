@@ -363,10 +363,10 @@ def _record(cell: Cell, finished: Finished, evaluate_s: dict[str, float]) -> Rec
 
 
 def _describe_masks(cell: Cell) -> dict[str, float] | None:
-    """What the masker leaves visible; None where the method has none."""
+    """What the masker leaves visible; None where the method has none, or it depends on the image."""
     method = cell.run.method
     masker, encoder = getattr(method, "masker", None), getattr(method, "encoder", None)
-    if masker is None or encoder is None:
+    if masker is None or encoder is None or masker.guided:
         return None
     grid = encoder.grid
     masked = masker(NUM_MASKS, grid, torch.Generator().manual_seed(cell.seed)).masked

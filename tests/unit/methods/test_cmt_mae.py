@@ -12,7 +12,7 @@ from pantomim.masking.attention import AttentionMasker
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch
-from pantomim.methods.cmt_mae import CMTMAE, CMTMAEConfig, Mixing, Scores, evenness
+from pantomim.methods.cmt_mae import CMTMAE, COLLAPSED, CMTMAEConfig, Mixing, Scores, deviation, evenness
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.tokens import take
@@ -41,8 +41,10 @@ class Given(Teacher):
 
     def forward(self, images, query=None):
         self.asked.append(query)
-        attention = None if query is None else self.attention
-        return Guidance(self.tokens[:, : self.num_prefix], self.tokens[:, self.num_prefix :], attention)
+        rows = torch.arange(len(images)) % 3
+        tokens = self.tokens[rows]
+        attention = None if query is None else self.attention[rows]
+        return Guidance(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :], attention)
 
 
 def batch(number=3, seed=0):
@@ -115,7 +117,7 @@ def test_the_first_phase_is_the_teachers_alone_and_the_copy_follows_unasked():
         if weight.requires_grad:
             weight.data = dict(both.named_parameters())[name].data[: len(weight)]  # the teacher's head comes first
     asked = []
-    both.student.register_forward_pre_hook(lambda *given: asked.append(given))
+    both.student.register_forward_pre_hook(lambda _, given: asked.append(given) if len(given[0]) == 3 else None)
     both.begin(8)
     alone.begin(8)
     given = batch()
@@ -472,3 +474,54 @@ def test_the_targets_of_hidden_patches_are_those_of_their_places():
     said = take(method.teacher.tokens[:, 1:], draws.mask.ids_mask)
     expected = (said - said.mean(2, keepdim=True)) / (said.var(2, correction=0, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(draws.teacher, expected)
+
+
+def test_the_same_images_are_looked_at_through_the_run():
+    method, first, later = around(replace(CONFIG, mixing=JOINT)), batch(seed=1), batch(seed=2)
+    method.begin(211)  # a look every ten steps
+    draws = draw(method, first, 0)
+    record = method.record
+    assert torch.equal(record.images, first.images[torch.arange(8) % 3])
+    assert math.isnan(draws.facts["overlap"])
+    assert torch.equal(record.steps, torch.tensor([0] + [-1] * 21))
+    draw(method, later, 5)
+    assert record.steps[1] == -1
+    with torch.no_grad():
+        for weight in method.student.parameters():
+            weight.add_(torch.randn(weight.shape))
+    draws = draw(method, later, 10)
+    assert torch.equal(record.images, first.images[torch.arange(8) % 3])
+    teacher, student, mixed = record.maps[:2].unbind(dim=1)
+    assert torch.equal(teacher[0], teacher[1])
+    assert not torch.allclose(student[0], student[1])
+    torch.testing.assert_close(mixed, (teacher + student) / 2)
+    for look in range(2):  # three quarters of sixteen, those of the highest scores
+        assert torch.equal(record.masked[look], mixed[look] >= mixed[look].sort(dim=1).values[:, 4:5])
+    both = (record.masked[0] & record.masked[1]).sum() / (8 * 12)
+    assert draws.facts["overlap"] == both
+    assert 0.5 < both < 1
+    assert draw(method, later, 19).facts["overlap"] == both
+    assert draw(method, later, 20).facts["overlap"] == 1  # nothing has moved since
+
+
+def test_looking_changes_no_draw():
+    one, other = around(CONFIG), around(CONFIG)
+    one.begin(22)
+    other.begin(22)
+    other.record.begin(2)
+    for step in (3, 4):
+        ours, theirs = draw(one, batch(), step), draw(other, batch(), step)
+        assert torch.equal(ours.mask.masked, theirs.mask.masked)
+    assert one.record.steps.max() == 4
+    assert other.record.steps.max() == -1
+
+
+def test_a_collapsed_copy_is_said():
+    tokens = torch.randn(4, 16, 32)
+    assert deviation(tokens) == pytest.approx(1, abs=0.1)
+    assert deviation(3 * tokens + 300) < COLLAPSED
+    assert deviation(tokens[:1, :1].expand(4, 16, 32)) == 0
+    method = CONFIG.build()
+    assert "have collapsed" in method.alarm({"student_std": 0.05})
+    for logged in ({"student_std": 0.4}, {"student_std": None}, {"student_std": math.nan}, {}):
+        assert method.alarm(logged) is None
