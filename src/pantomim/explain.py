@@ -16,12 +16,13 @@ from pantomim.data.augment import Augment
 from pantomim.data.transforms import View
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
-from pantomim.methods.beit import BEiTConfig
-from pantomim.methods.cae import CAEConfig
+from pantomim.methods.beit import BEiT, BEiTConfig
+from pantomim.methods.cae import CAE, CAEConfig
 from pantomim.methods.cmt_mae import CMTMAEConfig
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.methods.dvae import DVAE, DVAEConfig, DVAEDraws
-from pantomim.methods.mae import MAEConfig
+from pantomim.methods.guides import GuideConfig, MaskGuide
+from pantomim.methods.mae import MAE, MAEConfig
 from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.methods.supervised import Supervised, SupervisedConfig, SupervisedDraws
 from pantomim.methods.vqkd import VQKD, VQKDConfig, VQKDDraws
@@ -88,9 +89,11 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
 
 
 def _teachers(module: nn.Module) -> list[Teacher]:
-    """Those in a method; not those within another."""
+    """Those in a method whose features are predicted; not those within another, nor a guide of masks."""
     found: list[Teacher] = []
     for child in module.children():
+        if isinstance(child, MaskGuide):
+            continue
         found += [child] if isinstance(child, Teacher) else _teachers(child)
     return [teacher for teacher in found if not isinstance(teacher, _UnnamedTeacher)]
 
@@ -102,15 +105,15 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
     """
     if isinstance(config, DVAEConfig | MoCoV3Config | SupervisedConfig | VQKDConfig):
         return config.build
-    if isinstance(config, CMTMAEConfig) and config.masker.guided:
-        return _around_guides(config)  # which networks are asked depends on the masker
+    if isinstance(config, CMTMAEConfig | DBOTConfig) and config.masker.guided:
+        return _around_teacher(config)  # which networks are asked depends on the masker
+    if isinstance(config, BEiTConfig | CAEConfig | MAEConfig) and config.masker.guided:
+        return _guided(config)
     masker, (rows, columns) = config.masker, config.encoder.grid
     share = (masker.num_masked((rows, columns)) - 0.5) / (rows * columns)  # rounds up to the same number
     config = replace(config, masker=RandomMasker(ratio=share))
-    if isinstance(config, DBOTConfig):
+    if isinstance(config, CMTMAEConfig | DBOTConfig):
         return _around_teacher(config)
-    if isinstance(config, CMTMAEConfig):
-        return _around_guides(config)
     if isinstance(config.target, TokenTargetConfig):
         if not config.target.tokenizer:
             return partial(
@@ -127,20 +130,34 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
     return partial(config.build_around, config.target.build(encoder))
 
 
-def _around_teacher(config: DBOTConfig) -> Callable[[], Method]:
-    """What makes dBOT; a teacher that is read from somewhere is read now, with its own numbers."""
-    if config.teacher.source in OF_STUDENT:
-        return config.build
-    with FakeTensorMode():
-        encoder = config.encoder.build()  # whose sizes are asked for
-    return partial(config.build_around, config.teacher.build(encoder))
+def _guided(config: MAEConfig | BEiTConfig | CAEConfig) -> Callable[[], Method]:
+    """What makes a method whose guide decides what is hidden; one that is read from somewhere is read now."""
+    share = (config.masker.num_masked(config.encoder.grid) - 0.5) / (config.encoder.grid[0] * config.encoder.grid[1])
+    unguided = _builder(replace(config, masker=RandomMasker(ratio=share), guide=GuideConfig()))
+    found = None
+    if config.guide.source not in OF_STUDENT:
+        with FakeTensorMode():
+            encoder = config.encoder.build()  # whose sizes are asked for
+        found = config.guide.build(encoder, config.masker)
+
+    def build() -> Method:
+        method = unguided()
+        assert isinstance(method, MAE | BEiT | CAE)
+        method.masker, method.guide = config.masker, found or config.guide.build(method.encoder, config.masker)
+        return method
+
+    return build
 
 
-def _around_guides(config: CMTMAEConfig) -> Callable[[], Method]:
-    """What makes CMT-MAE; as with dBOT's, and a teacher that is not named yet costs nothing."""
-    if config.teacher.source in OF_STUDENT or not config.needs_teacher:
+def _around_teacher(config: CMTMAEConfig | DBOTConfig) -> Callable[[], Method]:
+    """What makes a method with a teacher: one that is read from somewhere is read now, with its own numbers.
+
+    CMT-MAE's may be none, or not named yet, and then costs nothing.
+    """
+    of_student, asked = config.teacher.source in OF_STUDENT, isinstance(config, DBOTConfig) or config.needs_teacher
+    if of_student or not asked:
         return config.build
-    if not config.teacher.source:
+    if isinstance(config, CMTMAEConfig) and not config.teacher.source:
         return partial(config.build_around, _UnnamedTeacher(config.encoder.width, config.encoder.grid))
     with FakeTensorMode():
         encoder = config.encoder.build()  # whose sizes are asked for

@@ -203,6 +203,8 @@ def check_cache(config: Pretrain, method: nn.Module) -> None:
         reason = f"crops are drawn anew every time (data.crop.kind {data.crop.kind}). Give --data.crop.kind none"
     elif data.augment.active or data.second is not None:
         reason = "images are augmented anew every time (data.augment, data.second). Leave that out"
+    elif getattr(getattr(config.method, "masker", None), "guided", False):
+        reason = "attention, which guides the masks, is not kept (method.masker.kind attention). Take another masker"
     elif not frozen_parts(method):
         reason = (
             f"{config.method.kind} has no teacher or tokenizer that stays as it is. Choose a target that has one, such "

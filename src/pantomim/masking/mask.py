@@ -104,20 +104,6 @@ class Masker(Protocol):
         ...
 
 
-def check_unguided(owner: str, masker: Masker) -> None:
-    """Refuse a masker that needs attention where nobody is asked for it.
-
-    Raises:
-        ValueError: if it does.
-    """
-    if masker.guided:
-        raise ValueError(
-            f"{owner}.masker must hide patches without attention, which no network is asked for here; got a masker "
-            f"that attention decides. Choose cmt_mae (at mixing.teacher_weight 1 a teacher alone guides it), or "
-            f"another masker."
-        )
-
-
 def check_ratio(owner: str, ratio: float) -> None:
     """Refuse a ratio that is no share.
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from pantomim.frozen import frozen, in_words
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.choice import MaskerConfig
-from pantomim.masking.mask import Mask, Masker, check_unguided
+from pantomim.masking.mask import Mask, Masker
 from pantomim.methods.base import Batch, Method
+from pantomim.methods.guides import GuideConfig, MaskGuide, draw_mask
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import ENCODER_SIZES, SCHEMES, Encoder, EncoderConfig, Hidden, initialise_token
 from pantomim.targets.base import Target
@@ -47,6 +48,7 @@ class BEiTConfig:
     Args:
         encoder: As `beit_encoder` makes it.
         masker: Blocks, 75 of 196 patches at most; a count that varies is fine.
+        guide: Whose attention decides what is hidden, where the masker asks for it.
         target: What is predicted of the hidden patches: tokens, or another (pixels are the ablation of Table 4, whose
             loss the paper does not state).
         initialise_head: As the encoder's linear layers; off: as torch does by itself, which is SimMIM's way.
@@ -58,12 +60,12 @@ class BEiTConfig:
     kind: Literal["beit"] = "beit"
     encoder: EncoderConfig = field(default_factory=lambda: beit_encoder("base"))
     masker: MaskerConfig = field(default_factory=lambda: BlockMasker(ratio=75 / 196, exact=False))
+    guide: GuideConfig = field(default_factory=GuideConfig)
     target: TargetConfig = field(default_factory=TokenTargetConfig)
     initialise_head: bool = True
 
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid)
-        check_unguided("BEiTConfig", self.masker)
 
     def describe(self, teacher: Teacher | None = None) -> list[tuple[str, str]]:
         """Parts and token shapes, and which network sees which patches; for `pantomim explain`.
@@ -80,6 +82,7 @@ class BEiTConfig:
         return [
             ("images", f"B x {channels} x {height} x {width}, patches of {size}x{size}, grid {rows} x {cols}"),
             ("masker", f"{self.masker.kind} ({in_words(self.masker)}): {count} of {rows * cols} patches hidden"),
+            *self.guide.describe(rows * cols),
             (
                 "encoder",
                 f"{encoder.width} wide, {encoder.depth} blocks, {encoder.heads} heads, {encoder.position} absolute and "
@@ -100,11 +103,14 @@ class BEiTConfig:
             ValueError: if no tokenizer is given, or one that does not go with the encoder.
         """
         encoder = self.encoder.build()
-        return BEiT(encoder, self.masker, self.target.build(encoder), self.initialise_head)
+        return self._assembled(encoder, self.target.build(encoder))
 
     def build_around(self, target: Target) -> "BEiT":
         """The method with a target that is there already, such as tokens of a tokenizer at hand."""
-        return BEiT(self.encoder.build(), self.masker, target, self.initialise_head)
+        return self._assembled(self.encoder.build(), target)
+
+    def _assembled(self, encoder: Encoder, target: Target) -> "BEiT":
+        return BEiT(encoder, self.masker, target, self.initialise_head, self.guide.build(encoder, self.masker))
 
 
 @dataclass(frozen=True)
@@ -117,9 +123,16 @@ class BEiTDraws:
 class BEiT(Method):
     """An encoder over all patches, some of them hidden, and a linear head (section 2.3 of the paper)."""
 
-    def __init__(self, encoder: Encoder, masker: Masker, target: Target, initialise_head: bool = True) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        masker: Masker,
+        target: Target,
+        initialise_head: bool = True,
+        guide: MaskGuide | None = None,
+    ) -> None:
         super().__init__()
-        self.encoder, self.masker, self.target = encoder, masker, target
+        self.encoder, self.masker, self.target, self.guide = encoder, masker, target, guide
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.width))
         self.head = nn.Linear(encoder.width, target.dim)
         initialise_token(self.mask_token, encoder.config.initialisation)
@@ -128,8 +141,8 @@ class BEiT(Method):
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> BEiTDraws:
         """One mask per image of the global batch, cut to this batch's rows."""
-        mask = self.masker(batch.total, self.encoder.grid, generator, batch.epoch)
-        return BEiTDraws(mask.rows(batch.start, len(batch)))
+        attention = None if self.guide is None else self.guide(batch.images)
+        return BEiTDraws(draw_mask(self.masker, batch, self.encoder.grid, generator, attention))
 
     def forward(self, batch: Batch, draws: BEiTDraws) -> dict[str, Tensor]:
         """The target's loss on the hidden patches only: cross-entropy, where it is tokens (equation 3)."""
@@ -139,12 +152,16 @@ class BEiT(Method):
         return self.target.score(prediction, batch.images, mask.ids_mask, mask.weight)
 
     def after_step(self, step: int) -> None:
-        """A teacher that is a moving average of the encoder moves."""
+        """A teacher or guide that is a moving average of the encoder moves."""
         self.target.follow(self.encoder)
+        if self.guide is not None:
+            self.guide.follow(self.encoder)
 
     def after_start(self) -> None:
-        """A teacher that is a copy of the encoder is copied anew."""
+        """A teacher or guide that is a copy of the encoder is copied anew."""
         self.target.start(self.encoder)
+        if self.guide is not None:
+            self.guide.start(self.encoder)
 
     def exports(self) -> dict[str, nn.Module]:
         """The encoder, and the head for looking at predictions."""

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from pantomim.frozen import frozen, in_words
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.choice import MaskerConfig
-from pantomim.masking.mask import Mask, Masker, check_unguided
+from pantomim.masking.mask import Mask, Masker
 from pantomim.methods.base import Batch, Method
+from pantomim.methods.guides import GuideConfig, MaskGuide, draw_mask
 from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
 from pantomim.nn.momentum import follow
 from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
@@ -59,6 +60,7 @@ class CAEConfig:
         regressor: Its width is also the decoder's; another one than the encoder's brings a projection.
         decoder: Depth 0: the head sits on the regressor, the paper's ablation without a decoder.
         masker: The same number of patches in every image; the authors hide blocks.
+        guide: Whose attention decides what is hidden, where the masker asks for it.
         target: What the decoder predicts; the authors normalise pixels by "layer".
         align_weight: Weight of the alignment loss (lambda); 0: no alignment, the paper's ablation.
         align_momentum: None: the alignment target comes from the encoder itself. A number: from a copy that keeps
@@ -75,6 +77,7 @@ class CAEConfig:
     regressor: RegressorConfig = field(default_factory=RegressorConfig)
     decoder: LatentDecoderConfig = field(default_factory=LatentDecoderConfig)
     masker: MaskerConfig = field(default_factory=lambda: BlockMasker(ratio=75 / 196))
+    guide: GuideConfig = field(default_factory=GuideConfig)
     target: TargetConfig = field(default_factory=TokenTargetConfig)
     align_weight: float = 2.0
     align_momentum: float | None = None
@@ -82,7 +85,6 @@ class CAEConfig:
 
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid)
-        check_unguided("CAEConfig", self.masker)
         if self.masker.varies:
             raise ValueError(
                 f"CAEConfig.masker must hide the same number of patches in every image, as CAE's encoder takes visible "
@@ -124,6 +126,7 @@ class CAEConfig:
                 "masker",
                 f"{self.masker.kind} ({in_words(self.masker)}): {visible} visible and {masked} masked patches",
             ),
+            *self.guide.describe(rows * cols),
             ("encoder", f"{encoder.width} wide, {encoder.depth} blocks, {encoder.heads} heads"),
             ("encoder sees", f"B x {prefix + visible} x {encoder.width}: visible patches and {prefix} prefix token(s)"),
             ("regressor", f"{latent} wide, {regressor.depth} blocks, {heads} heads"),
@@ -159,6 +162,7 @@ class CAEConfig:
             decoder,
             self.masker,
             target,
+            self.guide.build(encoder, self.masker),
             align_weight=self.align_weight,
             align_momentum=self.align_momentum,
             align_drop_path=self.align_drop_path,
@@ -183,6 +187,7 @@ class CAE(Method):
         decoder: LatentDecoder,
         masker: Masker,
         target: Target,
+        guide: MaskGuide | None = None,
         *,
         align_weight: float = 2.0,
         align_momentum: float | None = None,
@@ -190,14 +195,14 @@ class CAE(Method):
     ) -> None:
         super().__init__()
         self.encoder, self.projection, self.regressor, self.decoder = encoder, projection, regressor, decoder
-        self.masker, self.target = masker, target
+        self.masker, self.target, self.guide = masker, target, guide
         self.align_weight, self.align_momentum, self.align_drop_path = align_weight, align_momentum, align_drop_path
         self.aligner = None if align_momentum is None else copy.deepcopy(encoder).requires_grad_(False)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> CAEDraws:
         """One mask per image of the global batch, cut to this batch's rows."""
-        mask = self.masker(batch.total, self.encoder.grid, generator, batch.epoch)
-        return CAEDraws(mask.rows(batch.start, len(batch)))
+        attention = None if self.guide is None else self.guide(batch.images)
+        return CAEDraws(draw_mask(self.masker, batch, self.encoder.grid, generator, attention))
 
     def forward(self, batch: Batch, draws: CAEDraws) -> dict[str, Tensor]:
         """The task's loss on the hidden patches, and the alignment of their predicted latents, weighted."""
@@ -243,14 +248,18 @@ class CAE(Method):
         return self.decoder(latents, ids)
 
     def after_step(self, step: int) -> None:
-        """The copy, if there is one, follows the encoder, and so does a teacher that is a moving average of it."""
+        """The copy, if there is one, follows the encoder, and so do a teacher or guide that is a moving average."""
         self.target.follow(self.encoder)
+        if self.guide is not None:
+            self.guide.follow(self.encoder)
         if self.aligner is not None:
             follow(self.aligner, self.encoder, self.align_momentum or 0.0)
 
     def after_start(self) -> None:
-        """The copy, if there is one, begins as the encoder, and so does a teacher that is a copy of it."""
+        """The copy, if there is one, begins as the encoder, and so do a teacher or guide that is a copy of it."""
         self.target.start(self.encoder)
+        if self.guide is not None:
+            self.guide.start(self.encoder)
         if self.aligner is not None:
             follow(self.aligner, self.encoder, 0.0)
 

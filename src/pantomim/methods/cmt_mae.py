@@ -22,6 +22,7 @@ from pantomim.masking.choice import MaskerConfig
 from pantomim.masking.mask import Mask, Masker
 from pantomim.methods.base import Batch, Method
 from pantomim.methods.guidance_record import GuidanceRecord
+from pantomim.methods.guides import ask, draw_mask
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder, PromptingDecoder
 from pantomim.nn.momentum import Momentum, momentum_of_half_life
 from pantomim.nn.tokens import take
@@ -509,14 +510,12 @@ class CMTMAE(Method):
         teacher = student = None
         if (guided and in_mask > 0) or in_target > 0 or concat or self.decoder_input == "features":
             assert self.teacher is not None
-            teacher = self.ask(
-                self.teacher, batch.images, self.scores.teacher_query if guided and in_mask > 0 else None
-            )
+            query = self.scores.teacher_query if guided and in_mask > 0 else None
+            teacher = ask(self.teacher, batch.images, query, self.half_precision)
         if (guided and in_mask < 1) or in_target < 1 or concat:
             assert self.student is not None
-            student = self.ask(
-                self.student, batch.images, self.scores.student_query if guided and in_mask < 1 else None
-            )
+            query = self.scores.student_query if guided and in_mask < 1 else None
+            student = ask(self.student, batch.images, query, self.half_precision)
 
         maps = self.maps(teacher, student, in_mask)
         mask = draw_mask(self.masker, batch, self.encoder.grid, generator, maps.get("mask"))
@@ -553,7 +552,9 @@ class CMTMAE(Method):
         if step == 0:
             record.meet(batch.images)
         teacher, student = (
-            self.ask(guide, record.images, query) if guide is not None and query in guide.queries else None
+            None
+            if guide is None or query not in guide.queries
+            else ask(guide, record.images, query, self.half_precision)
             for guide, query in (
                 (self.teacher, self.scores.teacher_query),
                 (self.student, self.scores.student_query),
@@ -563,17 +564,6 @@ class CMTMAE(Method):
         looked_at = Batch(record.images, total=len(record.images), epoch=batch.epoch)
         generator = torch.Generator(batch.images.device).manual_seed(step)  # the step's own draws stay as they are
         record.add(step, maps, draw_mask(self.masker, looked_at, self.encoder.grid, generator, maps["mask"]).masked)
-
-    def ask(self, guide: Teacher, images: Float[Tensor, "B C H W"], query: Query | None) -> Guidance:
-        """What a guiding network says of whole images."""
-        device = images.device.type
-        with (
-            torch.inference_mode(),
-            torch.autocast(device, torch.bfloat16, enabled=self.half_precision and device != "cpu"),
-        ):
-            said = guide(images, query)
-        attention = None if said.attention is None else said.attention.clone()
-        return Guidance(said.prefix.clone(), said.patches.clone(), attention)  # copies, for use in training
 
     def maps(
         self, teacher: Guidance | None, student: Guidance | None, weight: float
@@ -674,21 +664,6 @@ class CMTMAE(Method):
     def exports(self) -> dict[str, nn.Module]:
         """The student's encoder, and its decoder for going on."""
         return {"encoder": self.encoder, "decoder": self.decoder}
-
-
-def draw_mask(
-    masker: Masker,
-    batch: Batch,
-    grid: tuple[int, int],
-    generator: torch.Generator,
-    attention: Float[Tensor, "B N"] | None,
-) -> Mask:
-    """Masks of this batch's rows of the global batch; the attention of other rows is not here and does not matter."""
-    if attention is not None and len(batch) < batch.total:
-        rows = attention.new_zeros(batch.total, attention.shape[1])
-        rows[batch.start : batch.start + len(batch)] = attention
-        attention = rows
-    return masker(batch.total, grid, generator, batch.epoch, attention).rows(batch.start, len(batch))
 
 
 def beside(latent: Features, context: Float[Tensor, "B V K"]) -> Features:

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from pantomim.frozen import frozen, in_words
 from pantomim.masking.choice import MaskerConfig
-from pantomim.masking.mask import Mask, Masker, check_unguided
+from pantomim.masking.mask import Mask, Masker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
+from pantomim.methods.guides import ask, draw_mask
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import Encoder, EncoderConfig
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureNormalisation, normalise_features
-from pantomim.teachers.base import Teacher
+from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import TeacherConfig
 
 
@@ -34,7 +35,8 @@ class DBOTConfig:
     Args:
         encoder: The student's; stochastic depth of 0.2 (ViT-H: 0.3).
         decoder: MAE's, with the encoder's stochastic depth; it predicts vectors of the teacher's width.
-        masker: The same number of patches in every image.
+        masker: The same number of patches in every image; an `AttentionMasker` gets the teacher's attention.
+        guide_query: Whose attention that is: the class token's, or the mean over all patches'.
         teacher: Which network, and what is taken of it: what its last block says before the final norm ("block"), or
             after it ("norm"). Of a random one `depth` blocks: all for ViT-B, none in the authors' ViT-L and ViT-H.
             "ema" instead follows the student at every step, which the authors compare with.
@@ -55,6 +57,7 @@ class DBOTConfig:
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(drop_path=0.2))
     decoder: DecoderConfig = field(default_factory=lambda: DecoderConfig(drop_path=0.2))
     masker: MaskerConfig = field(default_factory=RandomMasker)
+    guide_query: Query = "class"
     teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig(source="random"))
     normalise: FeatureNormalisation = "unbiased"
     distance: Distance = field(default_factory=lambda: Distance("smooth_l1", beta=2.0))
@@ -62,7 +65,6 @@ class DBOTConfig:
 
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid)
-        check_unguided("DBOTConfig", self.masker)
         if self.masker.varies:
             raise ValueError(
                 f"DBOTConfig.masker must hide the same number of patches in every image, as the student's encoder "
@@ -89,12 +91,13 @@ class DBOTConfig:
         with_class = self.predict_class if teacher is None else self.predicts_class(teacher)
         also = "the class token and " if with_class else ""
         vectors = "the teacher's width" if teacher is None else str(teacher.width)
+        guided = f", by the teacher's attention ({self.guide_query} query)" if self.masker.guided else ""
         target = "as it comes" if self.normalise == "none" else f"normalised token by token ({self.normalise})"
         return [
             ("images", f"B x {channels} x {height} x {width}, patches of {size}x{size}, grid {rows} x {cols}"),
             (
                 "masker",
-                f"{self.masker.kind} ({in_words(self.masker)}): {visible} visible and {masked} masked patches",
+                f"{self.masker.kind} ({in_words(self.masker)}): {visible} visible and {masked} masked patches" + guided,
             ),
             ("student", f"{sizes(encoder)}, {encoder.position} positions"),
             ("student sees", f"B x {prefix + visible} x {encoder.width}: visible patches and {prefix} prefix token(s)"),
@@ -150,14 +153,21 @@ class DBOTConfig:
             normalise=self.normalise,
             distance=self.distance,
             predict_class=self.predicts_class(teacher),
+            guide_query=self.guide_query if self.masker.guided else None,
         )
 
 
 @dataclass(frozen=True)
 class DBOTDraws:
-    """All that is random in a step of dBOT."""
+    """All that is random in a step of dBOT.
+
+    Args:
+        mask: What is hidden.
+        target: What the teacher says of it, where it has been asked for the mask's sake already.
+    """
 
     mask: Mask
+    target: Float[Tensor, "B T K"] | None = None
 
 
 class DBOT(Method):
@@ -173,31 +183,41 @@ class DBOT(Method):
         normalise: FeatureNormalisation = "unbiased",
         distance: Distance,
         predict_class: bool = True,
+        guide_query: Query | None = None,
     ) -> None:
         super().__init__()
+        if guide_query is not None:
+            teacher.check_query(guide_query)
         self.encoder, self.decoder, self.masker, self.teacher = encoder, decoder, masker, teacher
         self.normalise, self.distance, self.predict_class = normalise, distance, predict_class
+        self.guide_query = guide_query
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> DBOTDraws:
         """One mask per image of the global batch, cut to this batch's rows."""
-        mask = self.masker(batch.total, self.encoder.grid, generator, batch.epoch)
-        return DBOTDraws(mask.rows(batch.start, len(batch)))
+        if self.guide_query is None:
+            return DBOTDraws(draw_mask(self.masker, batch, self.encoder.grid, generator))
+        said = ask(self.teacher, batch.images, self.guide_query)
+        mask = draw_mask(self.masker, batch, self.encoder.grid, generator, said.attention)
+        return DBOTDraws(mask, self.wanted(said, mask.ids_mask))
 
     def forward(self, batch: Batch, draws: DBOTDraws) -> dict[str, Tensor]:
         """The distance to what the teacher says of the class token and the hidden patches, over all of them alike."""
         mask = draws.mask
         latent = self.encoder(batch.images, mask.ids_keep)  # visible patches only
         prediction = self.decoder(latent, mask, with_class=self.predict_class)  # (B, 1 + M, K)
-        target = self.target(batch.images, mask.ids_mask)  # (B, 1 + M, K)
+        target = self.target(batch.images, mask.ids_mask) if draws.target is None else draws.target  # (B, 1 + M, K)
         return {"loss": self.distance(prediction, target)}
 
     @torch.no_grad()
     def target(self, images: Float[Tensor, "B C H W"], ids: Int[Tensor, "B M"]) -> Float[Tensor, "B T K"]:
         """What the teacher says of the class token and the patches `ids` of whole images; no gradient."""
-        prefix, patches, _ = self.teacher(images)
-        tokens = take(patches, ids)
+        return self.wanted(self.teacher(images), ids)
+
+    def wanted(self, said: Guidance, ids: Int[Tensor, "B M"]) -> Float[Tensor, "B T K"]:
+        """Of all that the teacher says, what is to be predicted, normalised."""
+        tokens = take(said.patches, ids)
         if self.predict_class:
-            tokens = torch.cat([prefix[:, :1], tokens], dim=1)
+            tokens = torch.cat([said.prefix[:, :1], tokens], dim=1)
         return normalise_features(tokens, self.normalise)
 
     def after_step(self, step: int) -> None:

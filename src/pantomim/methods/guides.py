@@ -1,8 +1,18 @@
-"""Where a method's config names the network that guides it: in the method itself, or in its target."""
+"""Networks that guide a method: where its config names a teacher, and whose attention decides what is hidden."""
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pantomim.frozen import frozen, in_words
+from pantomim.masking.choice import MaskerConfig
+from pantomim.masking.mask import Mask, Masker
+from pantomim.methods.base import Batch
+from pantomim.nn.vit import Encoder
+from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import TeacherConfig
 
 C = TypeVar("C")
@@ -20,3 +30,107 @@ def with_teacher(method: C, teacher: TeacherConfig) -> C:
     if hasattr(held, "teacher"):
         return replace(held, teacher=teacher)
     return replace(held, target=replace(held.target, teacher=teacher))
+
+
+@frozen
+class GuideConfig:
+    """The network whose attention an `AttentionMasker` gets, in methods that ask none for anything else.
+
+    Args:
+        source: As `TeacherConfig.source`; empty: there is none.
+        query: Whose attention in its last block, mean over the heads: the class token's, or the mean over all patches'.
+        momentum: Of ema alone, as `TeacherConfig.momentum`.
+        statistics: As `TeacherConfig.statistics`.
+
+    Source: MILAN (CLIP ViT-B/16) and AttMask (a moving average of the student) take the class token's.
+    """
+
+    source: str = ""
+    query: Query = "class"
+    momentum: float | None = None
+    statistics: Literal["own", "student"] | None = None
+
+    def describe(self, num_patches: int) -> list[tuple[str, str]]:
+        """What guides, for `pantomim explain`; nothing where nothing does."""
+        sees = f"sees all {num_patches} patches of the same image, none hidden; no gradient"
+        return [("guide", f"{in_words(self)}; {sees}; its attention decides what is hidden")] * bool(self.source)
+
+    def build(self, student: Encoder, masker: MaskerConfig) -> "MaskGuide | None":
+        """The guide of a student's masks; None, where the masker asks for no attention.
+
+        Raises:
+            ValueError: if there is a guide that nobody asks for, or none that is asked for, or no such network, or it
+                has no such attention.
+        """
+        if masker.guided and not self.source:
+            raise ValueError(
+                "GuideConfig.source must be given for a masker that attention decides; got none. Name the network that "
+                "is asked: --method.guide.source RUN (or open_clip:..., ema), or take another masker, or cmt_mae."
+            )
+        if not masker.guided and self != GuideConfig():
+            raise ValueError(
+                f"GuideConfig must be left out for a masker that asks for no attention; got {in_words(self)} with "
+                f"{masker.kind}. Leave it out, or give --method.masker.kind attention."
+            )
+        if not masker.guided:
+            return None
+        teacher = TeacherConfig(source=self.source, momentum=self.momentum, statistics=self.statistics)
+        return MaskGuide(teacher.build(student), self.query)
+
+
+class MaskGuide(nn.Module):
+    """A network that is asked for attention and for nothing else.
+
+    Raises:
+        ValueError: if it has no such attention.
+    """
+
+    def __init__(self, teacher: Teacher, query: Query) -> None:
+        super().__init__()
+        teacher.check_query(query)
+        self.teacher, self.query = teacher, query
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N"]:
+        """How much each patch of whole images is attended to."""
+        attention = ask(self.teacher, images, self.query).attention
+        assert attention is not None
+        return attention
+
+    def follow(self, student: Encoder) -> None:
+        """Once after each optimiser step; a moving average moves."""
+        self.teacher.follow(student)
+
+    def start(self, student: Encoder) -> None:
+        """Once other weights are in the student; a moving average begins anew."""
+        self.teacher.start(student)
+
+
+def ask(guide: Teacher, images: Float[Tensor, "B C H W"], query: Query | None, half: bool = False) -> Guidance:
+    """What a guiding network says of whole images, as tensors that training may use.
+
+    Args:
+        guide: The network.
+        images: Scaled, not normalised.
+        query: Whose attention; None: features alone.
+        half: Compute in bfloat16 on a GPU.
+    """
+    device = images.device.type
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=half and device != "cpu"):
+        said = guide(images, query)
+    attention = None if said.attention is None else said.attention.clone()
+    return Guidance(said.prefix.clone(), said.patches.clone(), attention)
+
+
+def draw_mask(
+    masker: Masker,
+    batch: Batch,
+    grid: tuple[int, int],
+    generator: torch.Generator,
+    attention: Float[Tensor, "B N"] | None = None,
+) -> Mask:
+    """Masks of this batch's rows of the global batch; the attention of other rows is not here and does not matter."""
+    if attention is not None and len(batch) < batch.total:
+        rows = attention.new_zeros(batch.total, attention.shape[1])
+        rows[batch.start : batch.start + len(batch)] = attention
+        attention = rows
+    return masker(batch.total, grid, generator, batch.epoch, attention).rows(batch.start, len(batch))

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from pantomim.frozen import frozen, in_words
 from pantomim.masking.choice import MaskerConfig
-from pantomim.masking.mask import Mask, Masker, check_unguided
+from pantomim.masking.mask import Mask, Masker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch, Method
+from pantomim.methods.guides import GuideConfig, MaskGuide, draw_mask
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
 from pantomim.nn.vit import Encoder, EncoderConfig
 from pantomim.targets.base import Target
@@ -26,6 +27,13 @@ from pantomim.teachers.base import Teacher
 class MAEConfig:
     """The parts of MAE: encoder, decoder, what is hidden, what is predicted.
 
+    Args:
+        encoder: It sees the visible patches.
+        decoder: It sees all positions.
+        masker: The same number of patches in every image.
+        guide: Whose attention decides, where the masker asks for it.
+        target: What is predicted of the hidden patches.
+
     Raises:
         ValueError: if the masker does not go with the encoder's grid, or hides another number of patches in each image.
     """
@@ -34,11 +42,11 @@ class MAEConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     masker: MaskerConfig = field(default_factory=RandomMasker)
+    guide: GuideConfig = field(default_factory=GuideConfig)
     target: TargetConfig = field(default_factory=PixelTargetConfig)
 
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid)
-        check_unguided("MAEConfig", self.masker)
         if self.masker.varies:
             raise ValueError(
                 f"MAEConfig.masker must hide the same number of patches in every image, as MAE's encoder takes the "
@@ -64,6 +72,7 @@ class MAEConfig:
                 "masker",
                 f"{self.masker.kind} ({in_words(self.masker)}): {visible} visible and {masked} masked patches",
             ),
+            *self.guide.describe(rows * cols),
             (
                 "encoder",
                 f"{sizes(encoder)}, {encoder.position} positions",
@@ -88,7 +97,7 @@ class MAEConfig:
 
     def _assembled(self, encoder: Encoder, target: Target) -> "MAE":
         decoder = self.decoder.build(encoder.width, encoder.num_prefix, encoder.grid, target.dim)
-        return MAE(encoder, decoder, self.masker, target)
+        return MAE(encoder, decoder, self.masker, target, self.guide.build(encoder, self.masker))
 
 
 @dataclass(frozen=True)
@@ -101,14 +110,21 @@ class MAEDraws:
 class MAE(Method):
     """Asymmetric encoder and decoder around a mask (section 3 of the paper)."""
 
-    def __init__(self, encoder: Encoder, decoder: MAEDecoder, masker: Masker, target: Target) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: MAEDecoder,
+        masker: Masker,
+        target: Target,
+        guide: MaskGuide | None = None,
+    ) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.masker, self.target = encoder, decoder, masker, target
+        self.encoder, self.decoder, self.masker, self.target, self.guide = encoder, decoder, masker, target, guide
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> MAEDraws:
         """One mask per image of the global batch, cut to this batch's rows."""
-        mask = self.masker(batch.total, self.encoder.grid, generator, batch.epoch)
-        return MAEDraws(mask.rows(batch.start, len(batch)))
+        attention = None if self.guide is None else self.guide(batch.images)
+        return MAEDraws(draw_mask(self.masker, batch, self.encoder.grid, generator, attention))
 
     def forward(self, batch: Batch, draws: MAEDraws) -> dict[str, Tensor]:
         """The target's loss on the hidden patches only (section 3, "Reconstruction target")."""
@@ -118,12 +134,16 @@ class MAE(Method):
         return self.target.score(prediction, batch.images, mask.ids_mask)
 
     def after_step(self, step: int) -> None:
-        """A teacher that is a moving average of the encoder moves."""
+        """A teacher or guide that is a moving average of the encoder moves."""
         self.target.follow(self.encoder)
+        if self.guide is not None:
+            self.guide.follow(self.encoder)
 
     def after_start(self) -> None:
-        """A teacher that is a copy of the encoder is copied anew."""
+        """A teacher or guide that is a copy of the encoder is copied anew."""
         self.target.start(self.encoder)
+        if self.guide is not None:
+            self.guide.start(self.encoder)
 
     def exports(self) -> dict[str, nn.Module]:
         """The encoder, and the decoder for pictures and for going on."""
