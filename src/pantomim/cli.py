@@ -234,7 +234,7 @@ def explain(arguments: list[str]) -> None:
         from pantomim.stages import describe_stages
 
         _print_section("Stages", describe_stages(chain, chosen.out or Path("RUN")))
-    for title, rows in explanation.explain(config, prepared.paper, precision, prepared.notes):
+    for title, rows in explanation.explain(config, prepared.paper, precision, prepared.notes, prepared.origins):
         _print_section(title, rows)
 
 
@@ -323,9 +323,10 @@ def report(run: Annotated[Path, tyro.conf.Positional], headline: str | None = No
         return
     if (run / "encoder.safetensors").exists():
         try:
-            kind = from_yaml(Pretrain, run / "config.yaml").method.kind
-            write = {"cae": write_alignment_arrays, "cmt_mae": write_guidance_arrays}.get(kind, write_reconstructions)
-            write(run)
+            method = from_yaml(Pretrain, run / "config.yaml").method
+            write = {"cae": write_alignment_arrays, "cmt_mae": write_guidance_arrays}
+            if method.kind != "cmt_mae" or method.masker.guided:  # else nothing is guided, and no pixels are predicted
+                write.get(method.kind, write_reconstructions)(run)
         except ValueError as error:  # the data have moved: the rest of the page needs only the folder
             ERRORS.print(f"[bold yellow]no new pictures:[/bold yellow] {escape(str(error))}", highlight=False)
     CONSOLE.print(f"Report: {make_report(run, headline)}", highlight=False)

@@ -1,7 +1,7 @@
 """What a config means before it costs anything: parts, shapes, parameters, FLOPs, memory, rates, differences."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -84,7 +84,7 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
         draw_flops=before.get_total_flops() // few,
         state_gib=(4 * (parameters["all"] + 3 * trainable) + kept - few * (more - kept)) / 2**30,
         activations_gib=(more - kept) / 2**30,
-        teachers=tuple(_teachers(method)),
+        teachers=tuple(teacher for teacher in _teachers(method) if teacher is not getattr(method, "student", None)),
     )
 
 
@@ -225,7 +225,13 @@ def _kept_bytes(method: Method, images: int, precision: torch.dtype) -> int:
     return sum(size for storage, size in kept.items() if storage not in weights)
 
 
-def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tuple[str, ...] = ()) -> list[Section]:
+def explain(
+    config: Pretrain,
+    paper: Pretrain,
+    precision: torch.dtype,
+    notes: tuple[str, ...] = (),
+    origins: Mapping[str, str] | None = None,
+) -> list[Section]:
     """What a run of this config is, section by section.
 
     Args:
@@ -233,9 +239,14 @@ def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tu
         paper: The paper's recipe that it is compared with.
         precision: Of the activations.
         notes: Differences from the paper that are no field of the config.
+        origins: Where the values of `paper` come from, by the beginning of a setting's name, if it is a mere starting
+            point because the paper does not state them.
     """
     cost, optim, batch_size = count_cost(config, precision), config.optim, config.batch_size
-    apart = [(name, f"{_short(ours)}   (paper: {_short(theirs)})") for name, ours, theirs in differences(config, paper)]
+    apart = [
+        (name, f"{_short(ours)}   ({_origin(name, origins)}: {_short(theirs)})")
+        for name, ours, theirs in differences(config, paper)
+    ]
     apart += [("note", note) for note in notes]
     target = getattr(config.method, "target", None)
     unnamed = isinstance(target, TokenTargetConfig) and not target.tokenizer
@@ -294,10 +305,23 @@ def explain(config: Pretrain, paper: Pretrain, precision: torch.dtype, notes: tu
             ],
         ),
         (
-            f"Differences from the paper ({paper.recipe})",
-            apart or [("none", "every setting is the paper's")],
+            f"Differences from the {'starting point' if origins else 'paper'} ({paper.recipe})",
+            apart or [("none", "every setting is " + ("the starting point's" if origins else "the paper's"))],
+        ),
+        *(
+            [("Where the starting point comes from, as the paper's settings are not known", [*origins.items()])]
+            if origins
+            else []
         ),
     ]
+
+
+def _origin(name: str, origins: Mapping[str, str] | None) -> str:
+    """What a value that a config is compared with is: the paper's, or one of another origin."""
+    if not origins:
+        return "paper"
+    found = [setting for setting in origins if name.startswith(setting)]
+    return origins[max(found, key=len)].partition(",")[0].partition(":")[0] if found else "ours"
 
 
 def _parts(config: MethodConfig, teachers: tuple[Teacher, ...]) -> list[tuple[str, str]]:

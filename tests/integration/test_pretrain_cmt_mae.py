@@ -165,4 +165,4 @@ def test_from_the_command_line_with_a_teacher_of_ones_own(source, tmp_path, caps
 def test_a_guided_masker_is_refused_where_nobody_guides(source, capsys):
     with pytest.raises(SystemExit):
         main(["explain", "mae", "--data", str(source), "--method.masker.kind", "attention"])
-    assert "must hide patches without attention" in " ".join(capsys.readouterr().err.split())
+    assert "Name the network that is asked: --method.guide.source RUN" in " ".join(capsys.readouterr().err.split())

@@ -1,15 +1,18 @@
 """Hide patches by how much attention they get: the most attended, the least, or by a draw in which it is the weight."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pantomim.frozen import frozen
+from pantomim.frozen import frozen, in_words
 from pantomim.masking.mask import Mask, check_ratio, count_masked
 
 Rule = Literal["topk_masked", "topk_visible", "topk_hint", "sample_masked", "sample_visible"]
+Preset = Literal["milan", "attmask_high", "attmask_low", "attmask_hint"]
 
 
 @frozen
@@ -53,6 +56,7 @@ class AttentionMasker:
             of the hidden ones, as in AttMask's.
         eps: Sampling adds this share of the mean attention to every patch's; 0: patches without attention come last.
         hint: Of topk_hint, and of it alone.
+        preset: A published way in place of all of these but the ratio, see `PUBLISHED`.
 
     Raises:
         ValueError: if the settings do not go together, or (when called) there is no attention.
@@ -68,6 +72,7 @@ class AttentionMasker:
     whole: Literal["visible", "masked"] = "visible"
     eps: float = 0.0
     hint: Hint | None = None
+    preset: Preset | None = None
 
     varies = False
     guided = True
@@ -81,14 +86,26 @@ class AttentionMasker:
             )
         if self.hint is not None and self.rule != "topk_hint":
             raise ValueError(f"AttentionMasker.hint goes with topk_hint; got it with {self.rule}. Leave it out.")
+        if self.preset is not None and replace(self, preset=None) != AttentionMasker(ratio=self.ratio):
+            raise ValueError(
+                f"AttentionMasker.preset decides all but the ratio; got {self.preset} and other settings beside it. "
+                f"Leave one of the two out; {self.preset} is {in_words(self.explicit)}."
+            )
+
+    @property
+    def explicit(self) -> "AttentionMasker":
+        """The same with a preset written out."""
+        return self if self.preset is None else PUBLISHED[self.preset](self.ratio)
 
     def num_masked(self, grid: tuple[int, int]) -> int:
         """See `Masker.num_masked`."""
         hidden, shown, _ = self.counts(grid)
-        return hidden if (self.hint or Hint()).refill else hidden - shown
+        return hidden if (self.explicit.hint or Hint()).refill else hidden - shown
 
     def counts(self, grid: tuple[int, int]) -> tuple[int, int, int]:
         """Patches that are hidden, shown again, and to be drawn from for that."""
+        if self.preset is not None:
+            return self.explicit.counts(grid)
         num_patches = grid[0] * grid[1]
         if self.whole == "visible":
             hidden = count_masked("AttentionMasker", self.ratio, num_patches)
@@ -118,6 +135,8 @@ class AttentionMasker:
         attention: Float[Tensor, "B N"] | None = None,
     ) -> Mask:
         """See `Masker.__call__`; attention of any scale, as long as it is not negative."""
+        if self.preset is not None:
+            return self.explicit(batch_size, grid, generator, epoch, attention)
         if attention is None:
             raise ValueError(
                 "AttentionMasker.attention must be given, as it decides; got none. Choose a method that asks a network "
@@ -156,7 +175,7 @@ def attmask_hint(ratio: float) -> AttentionMasker:
 
 
 # Published ways, by name, at a given share of hidden patches.
-PUBLISHED = {
+PUBLISHED: dict[Preset, Callable[[float], AttentionMasker]] = {
     "milan": milan_masker,
     "attmask_high": attmask_high,
     "attmask_low": attmask_low,
@@ -175,12 +194,15 @@ def draw_order(attention: Float[Tensor, "B N"], eps: float, generator: torch.Gen
     """Keys whose largest are a draw without replacement in proportion to the attention, the first drawn the largest.
 
     Each is the logarithm of a weight over an exponential variable: of those left, each is the next with a probability
-    in proportion to its weight.
+    in proportion to its weight. Patches without any weight come last, in random order.
     """
     weights = attention.to(torch.promote_types(attention.dtype, torch.float32))
     weights = weights + eps * weights.mean(dim=1, keepdim=True)
     noise = torch.empty_like(weights).exponential_(generator=generator)
-    return weights.log() - noise.clamp_min(torch.finfo(noise.dtype).tiny).log()
+    keys = weights.log() - noise.clamp_min(torch.finfo(noise.dtype).tiny).log()
+    there = weights > 0
+    lowest = keys.where(there, torch.inf).amin(dim=1, keepdim=True).clamp_max(0.0)
+    return keys.where(there, lowest - 1 - noise)
 
 
 def _with_hint(

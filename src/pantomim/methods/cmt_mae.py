@@ -1,9 +1,10 @@
 """CMT-MAE: a frozen teacher and a slow copy of the student decide together what is hidden and what is predicted.
 
 Paper: Mo 2025, *The Dynamic Duo of Collaborative Masking and Target for Advanced Masked Autoencoder Learning*,
-arXiv:2412.17566 (AAAI 2025). There is no public code, and only abstract and introduction were at hand: a linear mix of
-both attentions for the mask and of both features for the target, a momentum copy of the student, CLIP as teacher. All
-else is a setting here, and its default ours.
+arXiv:2412.17566 (AAAI 2025). There is no public code, and only the abstract, the opening of the introduction and short
+public digests were at hand: a linear mix of both attentions for the mask and of both features for the target, CLIP as
+teacher; by the digests a frozen one, a momentum copy of the student, and that the most informative patches are hidden.
+All else is a setting here, and its default a precedent's or ours: `recipes.cmt_mae.ORIGINS`.
 """
 
 import copy
@@ -37,7 +38,8 @@ from pantomim.teachers.encoder import EMATeacher, EncoderTeacher
 TargetMode = Literal["weighted", "blend", "concat"]
 Positions = Literal["masked", "all"]
 DecoderInput = Literal["latent", "features"]
-COLLAPSED = 0.1  # deviation of the copy's features over their size; some 0.5 to 1 while all is well. Ours
+MOMENTUM = Momentum(0.996, 1.0)  # usual for momentum encoders
+COLLAPSED = 0.05  # deviation of what the copy says of a place from image to image, over its size. Ours
 
 
 @frozen
@@ -80,7 +82,11 @@ class Mixing:
                 f"Mixing.start goes with a schedule that is linear or cosine; got {self.start} and {self.schedule}. "
                 f"Give both, or none."
             )
-        if self.stage_mode == "warmup" and max(self.mask, self.target, self.start or 0.0) == 0:
+        if (
+            self.stage_mode == "warmup"
+            and self.warmup_share > 0
+            and max(self.mask, self.target, self.start or 0.0) == 0
+        ):
             raise ValueError(
                 "Mixing.stage_mode must be joint at weights of 0, where there is no teacher to begin with; got warmup. "
                 "Give --method.mixing.stage_mode joint."
@@ -120,7 +126,7 @@ class Mixing:
                 f"Mixing.at must be given the length of the run, of which stages and schedules are shares; got "
                 f"{total}. Call Method.begin before the first step."
             )
-        first = math.ceil(self.warmup_share * total) if self._first_phase else 0
+        first = math.ceil(self.warmup_share * total - 1e-9) if self._first_phase else 0
         if step < first:
             return 1.0, 1.0
         if self.start is None:
@@ -146,7 +152,7 @@ class Scores:
         student_query: The same of the student's copy: a class token that no loss asks for may attend evenly.
         renormalise: Divide by the sum over the patches, so that the share that goes to the class token, which differs
             from network to network, does not change the weights of the mix.
-        temperature: Attention is raised to the power of one over it first; below 1 it becomes more peaked.
+        temperature: The mean over the heads is raised to the power of one over it first; below 1 it is more peaked.
 
     Raises:
         ValueError: if the temperature is not positive.
@@ -168,7 +174,7 @@ class Scores:
         """Scores, float32 at least."""
         scores = attention.to(torch.promote_types(attention.dtype, torch.float32))
         if self.temperature != 1:
-            scores = scores.pow(1 / self.temperature)
+            scores = (scores / scores.amax(dim=1, keepdim=True)).pow(1 / self.temperature)  # largest 1: none overflows
         return scores / scores.sum(dim=1, keepdim=True) if self.renormalise else scores
 
 
@@ -190,7 +196,7 @@ class CMTMAEConfig:
         scores: From attention to scores.
         target_mode: "weighted": one head for each network, and the weighted sum of both distances; "blend": one head,
             whose target is the weighted mean of both features; "concat": one head for both features side by side, which
-            has no weight.
+            has no weight: both count alike from the first step on, whatever the stages of the mask.
         shared_head: Of weighted: one head for both, which must be equally wide.
         student_output: What is taken of the student's copy: after its final norm, or what the last block says.
         normalise: Of each token of both; "biased": a layer norm without weights, eps 1e-6. See `FeatureTarget`.
@@ -201,14 +207,14 @@ class CMTMAEConfig:
         pixels: Which pixels.
         momentum: What the student's copy keeps of itself at each step.
         half_life: In place of it: share of the run's steps in which the copy forgets half of itself; 0.02 for short
-            runs.
+            runs. Only one of the two may be given.
         guide_precision: Of both guiding networks on a GPU; scores and features are float32 in any case.
 
     Raises:
         ValueError: if settings do not go together.
 
-    Paper: abstract and introduction: linear aggregation of the attention of a frozen teacher (such as CLIP) and of a
-        momentum student for the mask, both output features as the decoder's target, ViT-B on ImageNet-1K. Precedents:
+    Paper: abstract and introduction: linear aggregation of the attention of a teacher (such as CLIP) and of the student
+        for the mask, both output features as the decoder's target, ViT-B on ImageNet-1K. Precedents:
         MAE (encoder, decoder, hidden patches, ratio), MILAN (last block, class token, ViT-B/16 of CLIP).
     """
 
@@ -230,7 +236,7 @@ class CMTMAEConfig:
     predict_class: bool = False
     pixel_weight: float = 0.0
     pixels: PixelTargetConfig = field(default_factory=PixelTargetConfig)
-    momentum: Momentum = field(default_factory=lambda: Momentum(0.996, 1.0))
+    momentum: Momentum = MOMENTUM
     half_life: float | None = None
     guide_precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -258,6 +264,22 @@ class CMTMAEConfig:
             raise ValueError(f"CMTMAEConfig.{what} for an encoder without a class token. Set it, or give it one.")
         if self.pixel_weight < 0:
             raise ValueError(f"CMTMAEConfig.pixel_weight must not be negative; got {self.pixel_weight}. 0 means none.")
+        if not self.masker.guided and self.scores != Scores():
+            raise ValueError(
+                f"CMTMAEConfig.scores must be left out for a masker that asks for no attention; got "
+                f"{in_words(self.scores)} and {self.masker.kind}. Leave it out, or take masker attention."
+            )
+        if self.target_mode == "concat" and self.mixing.target in (0, 1):
+            raise ValueError(
+                f"CMTMAEConfig.target_mode must be weighted where one network alone is predicted (weight "
+                f"{self.mixing.target:g}); got concat, which predicts both. For the mask alone, give "
+                f"--method.mixing.mask-teacher-weight {self.mixing.target:g} and leave teacher-weight out."
+            )
+        if self.half_life is not None and self.momentum != MOMENTUM:
+            raise ValueError(
+                f"CMTMAEConfig.half_life must be None where a momentum is given; got {self.half_life} and "
+                f"{self.momentum}. Give --method.half-life None, or leave the momentum out."
+            )
         if self.half_life is not None and not 0 < self.half_life <= 1:
             raise ValueError(
                 f"CMTMAEConfig.half_life must be a share of the run's steps, in (0, 1]; got {self.half_life}."
@@ -302,7 +324,8 @@ class CMTMAEConfig:
         visible = rows * cols - masked
         sizes = "{0.width} wide, {0.depth} blocks, {0.heads} heads".format
         whole = f"all {rows * cols} patches of the same image, none hidden; no gradient"
-        beside = ", each beside what the teacher says of it" if self.decoder_input == "features" else ""
+        leak = "visible ones beside what the teacher says of them, having seen the hidden ones: a part of the answer"
+        beside = f"; {leak}" if self.decoder_input == "features" else ""
         sees = {
             "mae": f"B x {prefix + rows * cols} x {decoder.width}: all positions, a mask token at hidden ones{beside}",
             "prompting": f"B x {masked} x {decoder.width}: hidden positions, which read all others{beside}",
@@ -324,11 +347,8 @@ class CMTMAEConfig:
             ),
             *([("student's copy", student), ("copy sees", whole)] * self.needs_copy),
             *([("student's copy", "there is none")] * (not self.needs_copy)),
-            ("mixing", str(self.mixing)),
-            *(
-                [("scores", f"teacher's {scores.teacher_query}, copy's {scores.student_query} query")]
-                * self.masker.guided
-            ),
+            ("mixing", str(self.mixing) + "; both features count alike" * (self.target_mode == "concat")),
+            *([("scores", f"last block, mean over heads: {in_words(scores)}")] * self.masker.guided),
             (
                 "masker",
                 f"{self.masker.kind} ({in_words(self.masker)}): {visible} visible and {masked} masked patches; {mixed}",
@@ -481,6 +501,16 @@ class CMTMAE(Method):
         self.positions, self.predict_class, self.pixel_weight = positions, predict_class, pixel_weight
         self.momentum, self.half_life, self.half_precision = momentum, half_life, half_precision
         self.total: int | None = None
+        if teacher is not None and teacher.grid != encoder.grid:
+            raise ValueError(
+                f"CMTMAE.teacher must have the student's grid of {encoder.grid[0]} x {encoder.grid[1]} patches; got "
+                f"{teacher.grid[0]} x {teacher.grid[1]}."
+            )
+        if predict_class and "teacher" in targets and teacher is not None and not teacher.num_prefix:
+            raise ValueError(
+                f"CMTMAEConfig.predict_class must be False for a teacher without a class token ({teacher.describe()}); "
+                f"got True. Give --method.predict_class False, or another teacher."
+            )
         self.record = (
             GuidanceRecord(encoder.in_chans, encoder.image_size, encoder.num_patches) if masker.guided else None
         )
@@ -523,18 +553,19 @@ class CMTMAE(Method):
         facts = {"mask_teacher_weight": like + in_mask} if guided else {}
         facts |= {} if concat else {"target_teacher_weight": like + in_target}
         if self.record is not None:
-            if self.record.is_due(step):
+            if self.record.is_due(step):  # in the first part of a step, if it has several
                 self._look(self.record, batch, step, in_mask)
             facts["overlap"] = self.record.overlap(step).to(like)
         for name in ("teacher", "student", "mask") if guided else ():
             facts[f"entropy_{name}"] = evenness(maps[name]).to(like) if name in maps else like + math.nan
         targets = {
-            name: self.wanted(said, mask, name)
+            name: self.wanted(said, mask)
             for name, said in (("teacher", teacher), ("student", student))
             if said is not None and name in self.targets
         }
         if "student" in self.targets:
-            facts["student_std"] = deviation(targets["student"]).to(like) if "student" in targets else like + math.nan
+            asked = student is not None
+            facts["student_std"] = deviation(student.patches).to(like) if asked else like + math.nan  # type: ignore[union-attr]
         for name in self.targets:  # that have no weight now: forward is the same in every step
             if name not in targets:
                 guide = self.teacher if name == "teacher" else self.student
@@ -581,19 +612,10 @@ class CMTMAE(Method):
             maps["mask"] = next(iter(maps.values()))
         return maps
 
-    def wanted(self, said: Guidance, mask: Mask, name: str) -> Float[Tensor, "B T K"]:
-        """The normalised features that are to be predicted.
-
-        Raises:
-            ValueError: if the class token is among them, and the network has none.
-        """
+    def wanted(self, said: Guidance, mask: Mask) -> Float[Tensor, "B T K"]:
+        """The normalised features that are to be predicted."""
         tokens = said.patches if self.positions == "all" else take(said.patches, mask.ids_mask)
         if self.predict_class:
-            if not said.prefix.shape[1]:
-                raise ValueError(
-                    f"CMTMAEConfig.predict_class must be False for a {name} without a class token; got True. Give "
-                    f"--method.predict_class False, or another teacher."
-                )
             tokens = torch.cat([said.prefix[:, :1], tokens], dim=1)
         return normalise_features(tokens, self.normalise)
 
@@ -617,6 +639,7 @@ class CMTMAE(Method):
     def score(self, said: Mapping[str, Tensor], draws: CMTMAEDraws) -> dict[str, Tensor]:
         """The distance from the features: "loss", and its parts where it has any."""
         teacher, student, weight = draws.teacher, draws.student, draws.teacher_weight
+        shared = "features" in said
         if teacher is None or student is None:  # one network alone, throughout the run
             (prediction,) = (part for name, part in said.items() if name != "pixels")
             target = student if teacher is None else teacher
@@ -626,20 +649,22 @@ class CMTMAE(Method):
             return {"loss": self.distance(said["features"], torch.cat([teacher, student], dim=-1))}
         if self.target_mode == "blend":
             return {"loss": self.distance(said["features"], weight * teacher + (1 - weight) * student)}
-        loss_teacher = self.distance(said["features" if "features" in said else "teacher"], teacher)
-        loss_student = self.distance(said["features" if "features" in said else "student"], student)
+        loss_teacher = self.distance(said["features" if shared else "teacher"], teacher)
+        loss_student = self.distance(said["features" if shared else "student"], student)
         loss = weight * loss_teacher + (1 - weight) * loss_student
         parts = {"loss_teacher": (loss_teacher, weight > 0), "loss_student": (loss_student, weight < 1)}
         return {"loss": loss} | {name: part.detach().where(counts, math.nan) for name, (part, counts) in parts.items()}
 
     def alarm(self, logged: Mapping[str, float | None]) -> str | None:
-        """Whether the copy says nearly the same of all patches, which then are a target that anything meets."""
+        """Whether the copy says nearly the same of all images, which then is a target that a position alone meets."""
         spread = logged.get("student_std")
         if spread is None or not spread < COLLAPSED:
             return None
+        slower = "--method.half-life" if self.half_life is not None else "--method.momentum.start"
         return (
-            f"the features of the student's copy have collapsed: what it says differs by less than {COLLAPSED} of its "
-            f"size from patch to patch (student_std). Raise --method.mixing.teacher-weight, or the momentum."
+            f"the features of the student's copy have collapsed: what it says of a place differs by less than "
+            f"{COLLAPSED} of its size from image to image (student_std). Raise --method.mixing.teacher-weight or "
+            f"{slower}."
         )
 
     def after_step(self, step: int) -> None:
@@ -677,10 +702,10 @@ def every_id(mask: Mask) -> Int[Tensor, "B N"]:
     return torch.cat([mask.ids_keep, mask.ids_mask], dim=1).sort(dim=1).values
 
 
-def deviation(features: Float[Tensor, "B T K"]) -> Float[Tensor, ""]:
-    """How far tokens are from each other, over their size: 0 where all are the same, about 1 where none are alike."""
-    tokens = features.flatten(0, 1)
-    return tokens.std(dim=0).mean() / tokens.square().mean().sqrt()
+def deviation(features: Float[Tensor, "B N K"]) -> Float[Tensor, ""]:
+    """How far what is said of a place differs from image to image, over its size: 0 where the image does not matter."""
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    return features.std(dim=0).mean() / features.square().mean().sqrt()
 
 
 def evenness(scores: Float[Tensor, "B N"]) -> Float[Tensor, ""]:

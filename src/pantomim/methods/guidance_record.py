@@ -33,14 +33,15 @@ class GuidanceRecord(nn.Module):
         self.register_buffer("masked", torch.zeros(LOOKS, NUM_IMAGES, num_patches, dtype=torch.bool))
         self.register_buffer("steps", torch.full((LOOKS,), -1))
         self._due: list[int] = []
+        self._seen = -1
 
     def begin(self, total: int) -> None:
         """Once before the loop: the steps of the whole run."""
         self._due = sorted({round(look * (total - 1) / (LOOKS - 1)) for look in range(LOOKS)})
 
     def is_due(self, step: int) -> bool:
-        """Whether this is a step to look at."""
-        return step in self._due
+        """Whether this is a step to look at, and it has not been looked at."""
+        return step in self._due and step != self._seen
 
     def meet(self, images: Float[Tensor, "B C H W"]) -> None:
         """Take the images to look at, over and over if there are too few."""
@@ -48,7 +49,7 @@ class GuidanceRecord(nn.Module):
 
     def add(self, step: int, maps: dict[str, Float[Tensor, "K N"]], masked: Bool[Tensor, "K N"]) -> None:
         """What was seen at a step that is due."""
-        look = self._due.index(step)
+        look, self._seen = self._due.index(step), step
         self.masked[look] = masked
         self.steps[look] = step
         for place, name in enumerate(MAPS):

@@ -1,8 +1,8 @@
 """Recipes of CMT-MAE: a starting point for ImageNet-1K out of what is known, ours for small images and any data.
 
 Paper: Mo 2025, *The Dynamic Duo of Collaborative Masking and Target for Advanced Masked Autoencoder Learning*,
-arXiv:2412.17566. Only its abstract and introduction were at hand: they state the method's idea, ViT-B, ImageNet-1K and
-the score. There is no public code. What is not stated has a precedent, named beside it, or is ours.
+arXiv:2412.17566. Only its abstract, the opening of its introduction and short public digests were at hand: the
+method's idea, ViT-B, ImageNet-1K and the score. There is no public code. `ORIGINS` says where each value comes from.
 """
 
 from dataclasses import replace
@@ -28,19 +28,32 @@ from pantomim.recipes.recipe import Recipe
 from pantomim.targets.distance import Distance
 from pantomim.teachers.choice import TeacherConfig
 
-STATED = (
-    "stated in the paper's abstract: ViT-B, ImageNet-1K, a frozen teacher such as CLIP, a momentum copy of the "
-    "student, a linear mix of their attention for the mask, both output features as target"
-)
-PRECEDENT = (
-    "not stated, after a precedent: optimiser, 400 epochs, batch, crop and ratio (MILAN's README, MAE's PRETRAIN.md); "
-    "last block, the class token's attention, CLIP ViT-B/16, which is open_clip:ViT-B-16:openai (MILAN); decoder, "
-    "hidden patches alone, the square of the difference (MAE); 0.996 to 1 (momentum encoders)"
-)
-OURS = (
-    "not stated, ours: weight 0.5 for mask and target, the teacher alone in the first tenth, the most attended patches "
-    "hidden, features normalised token by token, two heads, features before the projection"
-)
+# Where each setting of the starting point for ViT-B comes from, by the beginning of its name.
+ORIGINS = {
+    "data.crop": "precedent: MILAN's README, MAE's PRETRAIN.md",
+    "method.encoder": "stated: ViT-B (abstract); patches of 16, positions and the class token after MAE",
+    "method.decoder": "precedent: MAE; that it predicts features is stated (abstract)",
+    "method.decoder_input": "precedent: MAE",
+    "method.masker": "said by a digest: the most informative patches are hidden; that no draw decides is ours",
+    "method.masker.ratio": "precedent: MAE, MILAN",
+    "method.teacher": "stated: CLIP, as the example; by digests it is frozen; the last block is MILAN's, output ours",
+    "method.mixing": "ours, with the linear mix itself stated (abstract) and two stages said by a digest",
+    "method.scores": "precedent: MILAN, AttMask, but for renormalise, which is ours",
+    "method.target_mode": "stated: both features are targets (abstract), weighted as a digest says",
+    "method.shared_head": "ours",
+    "method.student_output": "ours",
+    "method.normalise": "ours",
+    "method.distance": "precedent: the square of the difference, as in MAE",
+    "method.positions": "precedent: MAE",
+    "method.predict_class": "precedent: MAE",
+    "method.pixel": "ours: none; a summary has them",
+    "method.momentum": "precedent: momentum encoders; that there is a momentum copy is said by digests",
+    "method.half_life": "ours",
+    "method.guide_precision": "ours",
+    "optim": "precedent: MILAN's README, MAE's PRETRAIN.md",
+    "batch_size": "precedent: MILAN, MAE",
+    "duration": "precedent: MILAN",
+}
 
 
 def cmt_mae_vit_base_in1k() -> Pretrain:
@@ -54,7 +67,7 @@ def cmt_mae_vit_base_in1k() -> Pretrain:
         method=CMTMAEConfig(
             encoder=EncoderConfig(image_size=(224, 224), patch_size=16, **ENCODER_SIZES["base"]),  # stated: ViT-B
             decoder=DECODER_SIZES["base"],  # precedent: MAE
-            masker=AttentionMasker(rule="topk_masked", ratio=0.75),  # rule: ours; ratio: precedent, MAE and MILAN
+            masker=AttentionMasker(rule="topk_masked", ratio=0.75),  # rule: a digest; ratio: precedent, MAE and MILAN
             teacher=TeacherConfig(output="norm"),  # ours; MILAN has projection
             mixing=Mixing(teacher_weight=0.5, stage_mode="warmup", warmup_share=0.1),  # ours
             distance=Distance("l2"),  # precedent: MAE
@@ -105,7 +118,7 @@ RECIPES = (
         cost="not measured by us",
         expected="85.7 fine-tuned is the paper's score; whether these settings reach it is not known",
         paper=cmt_mae_vit_base_in1k,
-        notes=(STATED, PRECEDENT, OURS),
+        origins=ORIGINS,
     ),
     Recipe(
         cmt_mae_micro_cifar10,
@@ -113,6 +126,7 @@ RECIPES = (
         expected="not measured yet",
         paper=cmt_mae_vit_base_in1k,
         notes=(_SMALL,),
+        origins=ORIGINS,
     ),
     Recipe(
         cmt_mae_tiny_cifar10,
@@ -120,6 +134,7 @@ RECIPES = (
         expected="not measured yet",
         paper=cmt_mae_vit_base_in1k,
         notes=(_SMALL,),
+        origins=ORIGINS,
     ),
 )
 

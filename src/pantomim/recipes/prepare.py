@@ -1,7 +1,7 @@
 """From what a user typed to a config: a full name, a bare method that the data complete, or the file of another run."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from pantomim.recipes.beit import beit, beit_paper
 from pantomim.recipes.cae import RECIPES as CAE_RECIPES
 from pantomim.recipes.cae import cae, cae_paper
 from pantomim.recipes.clip import RECIPES as CLIP_RECIPES
+from pantomim.recipes.cmt_mae import ORIGINS as CMT_MAE_ORIGINS
 from pantomim.recipes.cmt_mae import RECIPES as CMT_MAE_RECIPES
 from pantomim.recipes.cmt_mae import cmt_mae, cmt_mae_paper
 from pantomim.recipes.colormae import RECIPES as COLORMAE_RECIPES
@@ -68,11 +69,13 @@ class BareMethod:
         build: Makes the config of a size, the data's facts and statistics, and an encoder to go on from.
         paper: The paper's config nearest to an encoder's width.
         stages: Of a chain of runs, how many; None: a single run.
+        origins: As of `Recipe`.
     """
 
     build: Callable[[str, Facts, Stats, EncoderConfig | None], Pretrain]
     paper: Callable[[int], Pretrain]
     stages: int | None = None
+    origins: Mapping[str, str] | None = None
 
 
 RECIPES: tuple[Recipe, ...] = (
@@ -88,7 +91,7 @@ BARE_METHODS = {
     "maskfeat": BareMethod(maskfeat, maskfeat_paper),
     "simmim": BareMethod(simmim, simmim_paper),
     "data2vec": BareMethod(data2vec, data2vec_paper),
-    "cmt_mae": BareMethod(cmt_mae, cmt_mae_paper),
+    "cmt_mae": BareMethod(cmt_mae, cmt_mae_paper, origins=CMT_MAE_ORIGINS),
     "mocov3": BareMethod(mocov3, mocov3_paper),
     "supervised": BareMethod(supervised, supervised_paper),
     "dbot": BareMethod(dbot, dbot_paper, stages=2),
@@ -110,6 +113,7 @@ class Prepared:
         reinit: How each stage but the first begins.
         evaluate: Labelled images on which each stage is scored.
         num_images: For training, where the data have been asked.
+        origins: Where the values of `paper` come from; None: they are the paper's.
     """
 
     config: Pretrain
@@ -121,6 +125,7 @@ class Prepared:
     reinit: Literal["full", "reference", "none"] = "full"
     evaluate: str | None = None
     num_images: int | None = None
+    origins: Mapping[str, str] | None = None
 
     @property
     def chain(self) -> Stages | None:
@@ -180,6 +185,7 @@ def prepare(
     else:
         recipe = _find(name or "")
         prepared = Prepared(recipe.build(), recipe.paper(), recipe.summary, recipe.notes, stages=recipe.stages)
+        prepared = replace(prepared, origins=recipe.origins)
     run = prepared.config
     if data is not None:
         run = replace(run, data=replace(run.data, source=data))
@@ -285,6 +291,7 @@ def _from_file(path: Path) -> Prepared:
     bare = BARE_METHODS.get(config.recipe, BARE_METHODS[config.method.kind])
     paper = known.paper() if known else bare.paper(config.method.encoder.width)
     prepared = Prepared(config, paper, f"the run of {path}", known.notes if known else ())
+    prepared = replace(prepared, origins=known.origins if known else bare.origins)
     if isinstance(plan, Stages):
         return replace(prepared, stages=plan.stages, reinit=plan.reinit, evaluate=plan.evaluate)
     return prepared
@@ -323,4 +330,5 @@ def _from_data(name: str, data: str | None, size: str | None, init: str | None) 
     )
     summary = (method.build.__doc__ or "").splitlines()[0]
     paper = method.paper(encoder.width)
-    return Prepared(config, paper, summary, (), decided, method.stages, num_images=facts.num_images)
+    found = Prepared(config, paper, summary, (), decided, method.stages, num_images=facts.num_images)
+    return replace(found, origins=method.origins)

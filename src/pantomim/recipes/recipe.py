@@ -1,6 +1,6 @@
 """What a recipe is: a config under a name, with its cost, its expected score and the paper's own values beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pantomim.config import Pretrain, leaves, to_dict
@@ -17,6 +17,7 @@ class Recipe:
         paper: Makes the config as the paper (or its code, where the paper is silent) has it; differences are computed.
         notes: What differs from the paper and is no field of the config.
         stages: Of a chain of runs, how many; None: a single run.
+        origins: Where the values of `paper` come from, by the beginning of a setting's name; None: from the paper.
     """
 
     build: Callable[[], Pretrain]
@@ -25,6 +26,7 @@ class Recipe:
     paper: Callable[[], Pretrain]
     notes: tuple[str, ...] = ()
     stages: int | None = None
+    origins: Mapping[str, str] | None = None
 
     @property
     def name(self) -> str:

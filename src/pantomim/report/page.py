@@ -287,6 +287,11 @@ def settings(folder: RunFolder) -> Iterator[tuple[str, str]]:
                 part.capitalize(),
                 f"{sizes['depth']} blocks, {sizes['width']} wide, {sizes['heads']} heads",
             )
+    for name, path in (("Teacher", "teacher.source"), ("Guide of the masks", "guide.source")):
+        if source := look_up(method, path):
+            yield name, str(source)
+    if method.get("kind") == "cmt_mae":
+        yield from _collaboration(method)
     if (kind := look_up(method, "target.kind")) is not None:
         how = {"patch": ", normalised patch by patch", "layer": ", layer norm of each patch"}
         yield "Target", kind + how.get(look_up(method, "target.normalise") or "", "")
@@ -312,6 +317,24 @@ def settings(folder: RunFolder) -> Iterator[tuple[str, str]]:
         yield "Hardware", ", ".join(str(part) for part in hardware if part) + (f", {cores} cores" if cores else "")
     if folder.encoder.get("sha256"):
         yield "Encoder hash", str(folder.encoder["sha256"])[:16]
+
+
+def _collaboration(method: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Who decides what in a run of CMT-MAE."""
+    mixing = method.get("mixing", {})
+    shared = mixing.get("teacher_weight")
+    in_mask, in_target = (
+        shared if mixing.get(f"{what}_teacher_weight") is None else mixing[f"{what}_teacher_weight"]
+        for what in ("mask", "target")
+    )
+    first = f"{100 * mixing.get('warmup_share', 0):g} % of the steps"
+    alone = f"; the teacher alone in the first {first}" if mixing.get("stage_mode") == "warmup" else ""
+    guided = f"{in_mask:g} in the mask, " if look_up(method, "masker.kind") == "attention" else ""
+    yield "Teacher's weight", f"{guided}{in_target:g} in the target ({method.get('target_mode')}){alone}"
+    if (share := method.get("half_life")) is not None:
+        yield "Student's copy", f"forgets half of itself in {100 * share:g} % of the steps"
+    else:
+        yield "Student's copy", f"momentum {look_up(method, 'momentum.start')} to {look_up(method, 'momentum.end')}"
 
 
 def evaluate_command(folder: RunFolder) -> str:
@@ -369,6 +392,8 @@ def hiding(masker: Mapping[str, Any]) -> str:
 def _manner(masker: Mapping[str, Any]) -> str:
     if masker.get("kind") == "color_noise":
         return f"by {look_up(masker, 'noise.color')} noise" if masker.get("bank") is None else f"by {masker['bank']}"
+    if masker.get("kind") == "attention":
+        return "by attention" + f" ({masker.get('preset') or masker.get('rule')})"
     manners = {"random": "at random", "block": "in blocks", "grid": "in cells", "inverse_block": "around blocks"}
     return manners.get(masker.get("kind", ""), "")
 

@@ -76,8 +76,8 @@ class Teacher(nn.Module, ABC):
         if not self.queries:
             raise no_attention(self.describe())
         raise ValueError(
-            f"Teacher.query must be {' or '.join(self.queries)} for {self.describe()}; got {query}. It has no class "
-            f"token."
+            f"The query whose attention guides must be {' or '.join(self.queries)} for {self.describe()}; got {query}. "
+            f"It has no class token: give --method.scores.teacher-query (or guide-query, guide.query) mean."
         )
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -94,5 +94,5 @@ def no_attention(owner: str) -> ValueError:
     """The error of a teacher that is asked for attention and has none."""
     return ValueError(
         f"{owner} must have attention over patches to guide a mask; it has none. Choose a vision transformer as "
-        f"teacher, or another masker."
+        f"teacher, or another masker (--method.masker.kind random)."
     )

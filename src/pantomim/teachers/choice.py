@@ -75,7 +75,7 @@ class TeacherConfig:
         if self.blocks > 1 and self.output != "block":
             raise ValueError(
                 f"TeacherConfig.output must be block for a mean over {self.blocks} blocks, which stand before the "
-                f"final norm; got {self.output}. Take one of the two."
+                f"final norm; got {self.output}. Take one of the two (--method.teacher.output block, or blocks 1)."
             )
         if self.momentum is not None and self.source != "ema":
             raise ValueError(
@@ -101,6 +101,8 @@ class TeacherConfig:
             depth=self.depth if source == "random" else None,
             momentum=self.momentum if source == "ema" else None,
             statistics=self.statistics if _has_statistics(source) else None,
+            output="block" if source.startswith(TOKENIZERS) else self.output,
+            blocks=1 if source.startswith(TOKENIZERS) else self.blocks,
         )
 
     def build(self, student: Encoder) -> Teacher:

@@ -13,8 +13,10 @@ from pantomim.data.transforms import Crop
 from pantomim.engine.cache import Layout, remember
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
+from pantomim.masking.attention import AttentionMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.beit import BEiTConfig
+from pantomim.methods.guides import GuideConfig
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
 from pantomim.teachers.base import Guidance
@@ -35,8 +37,9 @@ def source(tmp_path):
     return tiny_images(tmp_path / "tiny.npz", num_images=50)
 
 
-def run_of(source, target, *, cache=True, crop=None, seed=0, **changes):
-    method = BEiTConfig(encoder=ENCODER, masker=RandomMasker(ratio=0.5), target=target)
+def run_of(source, target, *, cache=True, crop=None, seed=0, guide=None, **changes):
+    masker = RandomMasker(ratio=0.5) if guide is None else AttentionMasker()
+    method = BEiTConfig(encoder=ENCODER, masker=masker, target=target, guide=guide or GuideConfig())
     crop = crop or Crop(kind="none")
     config = tiny_run(source, steps=6, batch_size=16, method=method, **changes)
     return replace(
@@ -132,8 +135,9 @@ def test_damage_is_noticed(tmp_path, source, cache):
     [
         ({"crop": Crop()}, r"crops are drawn anew every time \(data\.crop\.kind random_resized\)"),
         ({"target": replace(FEATURES, teacher=TeacherConfig(source="ema"))}, "beit has no teacher or tokenizer"),
+        ({"guide": GuideConfig(source="random")}, "attention, which guides the masks"),
     ],
-    ids=["crop", "ema"],
+    ids=["crop", "ema", "guided"],
 )
 def test_a_cache_that_cannot_serve_is_refused(tmp_path, source, changes, reason):
     with pytest.raises(ValueError, match=reason):

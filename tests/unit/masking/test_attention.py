@@ -9,10 +9,6 @@ from pantomim.masking.attention import PUBLISHED, AttentionMasker, Hint, milan_m
 from pantomim.masking.mask import Masker
 from pantomim.masking.random import RandomMasker
 from pantomim.masking.schedule import ScheduleMasker, Stage
-from pantomim.methods.beit import BEiTConfig
-from pantomim.methods.cae import CAEConfig
-from pantomim.methods.dbot import DBOTConfig
-from pantomim.methods.mae import MAEConfig
 
 GRID = (6, 8)
 RULES = ("topk_masked", "topk_visible", "topk_hint", "sample_masked", "sample_visible")
@@ -108,19 +104,13 @@ def test_hints_are_shown_again(refill):
     assert masker.num_masked(GRID) == (24 if refill else 20)
 
 
-def test_attention_is_needed_and_a_method_without_says_so():
+def test_attention_is_needed():
     masker = AttentionMasker()
     with pytest.raises(ValueError, match=r"attention must be given, as it decides; got none\. Choose a method"):
         masker(2, GRID, torch.Generator())
     schedule = ScheduleMasker(stages=(Stage(RandomMasker()), Stage(masker, from_epoch=3.0)))
     assert schedule.guided
     assert not ScheduleMasker().guided
-    for config in (MAEConfig, BEiTConfig, CAEConfig, DBOTConfig):
-        for each in (masker, schedule):
-            with pytest.raises(
-                ValueError, match=rf"{config.__name__}\.masker must hide patches without attention.*cmt"
-            ):
-                config(masker=each)
 
 
 def test_in_a_schedule_the_attention_is_handed_on():
@@ -134,6 +124,31 @@ def test_published_ways_have_their_numbers():
     assert milan_masker() == AttentionMasker(rule="sample_visible", ratio=0.75)
     counts = {name: masker(0.5).num_masked((7, 7)) for name, masker in PUBLISHED.items()}
     assert counts == {"milan": 25, "attmask_high": 24, "attmask_low": 24, "attmask_hint": 20}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_is_what_it_stands_for(name):
+    preset, written = AttentionMasker(preset=name, ratio=0.4), PUBLISHED[name](0.4)
+    weights = attention()
+    assert preset.explicit == written
+    assert preset.num_masked(GRID) == written.num_masked(GRID)
+    assert torch.equal(call(preset, weights).masked, call(written, weights).masked)
+    with pytest.raises(ValueError, match=f"preset decides all but the ratio; got {name}"):
+        AttentionMasker(preset=name, whole="masked", rule="sample_masked")
+
+
+@pytest.mark.parametrize("rule", ["sample_visible", "sample_masked"])
+def test_patches_without_attention_are_chosen_by_chance(rule):
+    weights = torch.zeros(4000, 48)
+    weights[:, 5] = 1.0
+    masked = call(AttentionMasker(rule=rule, ratio=0.5), weights).masked
+    share = masked.double().mean(0)
+    assert share[5] == (rule == "sample_masked")
+    others = torch.cat([share[:5], share[6:]])
+    expected = (23 if rule == "sample_masked" else 24) / 47
+    assert (others - expected).abs().max() < 0.04
+    nowhere = call(AttentionMasker(rule=rule, ratio=0.5), torch.zeros(4000, 48)).masked.double().mean(0)
+    assert (nowhere - 0.5).abs().max() < 0.04
 
 
 def test_what_cannot_be():

@@ -14,11 +14,13 @@ from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Batch
 from pantomim.methods.cmt_mae import CMTMAE, COLLAPSED, CMTMAEConfig, Mixing, Scores, deviation, evenness
 from pantomim.methods.dbot import DBOTConfig
+from pantomim.methods.guides import ask
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.tokens import take
 from pantomim.targets.distance import Distance
 from pantomim.teachers.base import Guidance, Teacher
 from pantomim.teachers.choice import TeacherConfig
+from pantomim.teachers.encoder import EncoderTeacher
 
 RANDOM = TeacherConfig(source="random", output="norm")
 JOINT = Mixing(stage_mode="joint")
@@ -154,8 +156,8 @@ def test_every_weight_gets_a_gradient_in_the_first_phase_too():
 
 # ------------------------------------------------------------------------------------------------------------ the mask
 def maps_of(method, given, weight):
-    teacher = method.ask(method.teacher, given.images, "class")
-    student = method.ask(method.student, given.images, "class")
+    teacher = ask(method.teacher, given.images, "class")
+    student = ask(method.student, given.images, "class")
     return method.maps(teacher, student, weight)
 
 
@@ -263,7 +265,7 @@ def test_the_loss_by_hand(positions, predict_class, form):
     draws = draw(method, given)
     outputs = method(given, draws)
     everywhere = method.decoder(method.encoder(given.images, draws.mask.ids_keep), draws.mask, True, True)
-    said = method.ask(method.student, given.images, None)
+    said = ask(method.student, given.images, None)
     both = torch.cat([method.teacher.tokens, torch.cat([said.prefix, said.patches], 1)], 2).unflatten(2, (2, 16))
     target = (both - both.mean(3, keepdim=True)) / (both.var(3, correction=0, keepdim=True) + 1e-6).sqrt()
     each = (everywhere.unflatten(2, (2, 16)) - target).square().mean(3).mean(2)
@@ -358,9 +360,8 @@ def test_no_class_token_where_there_is_none():
             replace(CONFIG, encoder=bare, **changes)
     method = around(replace(CONFIG, encoder=bare, scores=Scores(student_query="mean")))
     assert torch.isfinite(method(batch(), draw(method, batch()))["loss"])
-    method = around(replace(CONFIG, predict_class=True), Given(num_prefix=0))
     with pytest.raises(ValueError, match="for a teacher without a class token"):
-        draw(method, batch())
+        around(replace(CONFIG, predict_class=True), Given(num_prefix=0))
     mute = Given()
     mute.queries = ()
     with pytest.raises(ValueError, match="must have attention over patches"):
@@ -439,6 +440,8 @@ def test_what_cannot_be():
         ({"target_mode": "concat", "shared_head": True}, "goes with weighted"),
         ({"pixel_weight": -1.0}, "pixel_weight"),
         ({"half_life": 2.0}, "share of the run's steps"),
+        ({"half_life": 0.1, "momentum": Momentum(0.9)}, "half_life must be None where a momentum is given"),
+        ({"masker": RandomMasker(), "scores": Scores(temperature=0.5)}, "scores must be left out"),
     ):
         with pytest.raises(ValueError, match=words):
             replace(CONFIG, **changes)
@@ -517,11 +520,115 @@ def test_looking_changes_no_draw():
 
 
 def test_a_collapsed_copy_is_said():
-    tokens = torch.randn(4, 16, 32)
+    tokens = torch.randn(64, 16, 32)
     assert deviation(tokens) == pytest.approx(1, abs=0.1)
     assert deviation(3 * tokens + 300) < COLLAPSED
-    assert deviation(tokens[:1, :1].expand(4, 16, 32)) == 0
+    assert deviation(tokens[:1].expand(64, 16, 32)) == 0  # what differs from place to place, and not between images
     method = CONFIG.build()
-    assert "have collapsed" in method.alarm({"student_std": 0.05})
-    for logged in ({"student_std": 0.4}, {"student_std": None}, {"student_std": math.nan}, {}):
+    given = batch()
+    method.begin(4)
+    assert draw(method, given).facts["student_std"] > COLLAPSED
+    with torch.no_grad():
+        method.student.teacher.encoder.patch_embed.proj.weight.zero_()  # it no longer sees the image
+    blind = draw(method, given).facts["student_std"].item()
+    for logged in ({"student_std": 0.04}, {"student_std": blind}):
+        assert "have collapsed" in method.alarm(logged)
+    for logged in ({"student_std": 0.3}, {"student_std": None}, {"student_std": math.nan}, {}):
         assert method.alarm(logged) is None
+    advice = replace(CONFIG, half_life=0.1).build().alarm({"student_std": 0.0})
+    assert "--method.half-life" in advice
+    assert "--method.momentum.start" in method.alarm({"student_std": 0.0})
+
+
+def test_parts_of_a_step_are_looked_at_as_one():
+    method, first, second = CONFIG.build(), batch(seed=1), batch(seed=2)
+    method.begin(22)
+    for part in (first, second):
+        draws = draw(method, part, 0)
+    assert torch.equal(method.record.images, first.images[torch.arange(8) % 3])
+    draw(method, first, 1)
+    overlaps = [draw(method, part, 1).facts["overlap"] for part in (first, second)]
+    assert overlaps[0] == overlaps[1]
+    assert math.isnan(draws.facts["overlap"])
+
+
+def test_a_register_is_no_class_token():
+    registers = replace(ENCODER, class_token=False, registers=2)
+    teacher = EncoderTeacher(registers.build(), "with registers")
+    assert teacher(batch().images).prefix.shape[1] == 2
+    config = replace(CONFIG, predict_class=True, scores=Scores(teacher_query="mean"))
+    with pytest.raises(ValueError, match="predict_class must be False for a teacher without a class token"):
+        config.build_around(teacher)
+    replace(config, predict_class=False).build_around(teacher)
+
+
+def test_a_teacher_on_another_grid_is_refused():
+    teacher = Given()
+    teacher.grid = (2, 8)
+    with pytest.raises(ValueError, match="must have the student's grid of 4 x 4 patches; got 2 x 8"):
+        CONFIG.build_around(teacher)
+
+
+def test_the_query_that_is_asked_for_decides():
+    class Two(Given):
+        def forward(self, images, query=None):
+            said = super().forward(images, query)
+            return said if query != "mean" else said._replace(attention=said.attention.flip(1))
+
+    alone = replace(CONFIG, mixing=ALONE)
+    by_class, by_mean = (
+        draw(replace(alone, scores=Scores(teacher_query=query)).build_around(Two()), batch()).mask.masked
+        for query in ("class", "mean")
+    )
+    assert torch.equal(by_class, by_mean.flip(1))
+    assert not torch.equal(by_class, by_mean)
+
+
+def test_what_the_copy_says_is_taken_after_its_norm_or_before():
+    after, before = (around(replace(CONFIG, student_output=output)) for output in ("norm", "block"))
+    ones, others = (draw(method, batch()).student for method in (after, before))
+    assert not torch.allclose(ones, others)
+    copied = before.student.teacher
+    assert copied.output == "block"
+
+
+def test_concat_predicts_both_throughout_or_is_refused():
+    both = replace(CONFIG, target_mode="concat", mixing=Mixing(warmup_share=0.5)).build_around(Given())
+    both.begin(10)
+    draws = draw(both, batch(), 0)  # in the first phase of the mask
+    assert draws.student is not None
+    assert draws.student.abs().max() > 0
+    assert "target_teacher_weight" not in draws.facts
+    for weight in (0.0, 1.0):
+        with pytest.raises(ValueError, match="target_mode must be weighted where one network alone"):
+            replace(CONFIG, target_mode="concat", mixing=Mixing(teacher_weight=weight, stage_mode="joint"))
+    replace(CONFIG, target_mode="concat", mixing=Mixing(mask_teacher_weight=1.0))
+
+
+def test_small_temperatures_stay_finite():
+    attention = torch.rand(3, 196) / 196
+    scores = Scores(temperature=0.01)(attention)
+    assert scores.isfinite().all()
+    torch.testing.assert_close(scores.sum(dim=1), torch.ones(3))
+    assert torch.equal(scores.argmax(dim=1), attention.argmax(dim=1))
+    mild = Scores(temperature=0.5)(attention)
+    torch.testing.assert_close(mild, attention**2 / (attention**2).sum(dim=1, keepdim=True))
+
+
+def test_guided_at_one_is_the_teachers_mask_alone():
+    method, given = around(replace(CONFIG, mixing=ALONE)), batch()
+    attention = method.teacher.attention
+    assert torch.equal(draw(method, given).mask.masked, attention >= attention.sort(dim=1).values[:, 4:5])
+
+
+def test_the_copys_attention_may_have_any_scale():
+    method, given = around(CONFIG), batch()
+    before = draw(method, given).mask.masked
+    forward = method.student.forward
+
+    def louder(images, query=None):
+        said = forward(images, query)
+        return said._replace(attention=7 * said.attention)
+
+    method.student.forward = louder
+    assert torch.equal(draw(method, given).mask.masked, before)
