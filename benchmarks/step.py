@@ -2,11 +2,19 @@
 
     .venv/bin/python benchmarks/step.py --size small --rounds 15 --threads 2
     .venv/bin/python benchmarks/step.py --size base --rounds 8 --compile --json out.json
+    .venv/bin/python benchmarks/step.py --guided --size small --rounds 15 --threads 2
 
 A step is: draw the masks, forward, backward, optimiser step. All three have the same sizes, the same images, the same
 optimiser (fused AdamW, plain settings) and, checked before anything is timed, the same loss and the same gradient norm
 on equal weights and masks. They take turns, so that a busy machine hurts them alike, and are compared round by round.
 The others get their images normalised beforehand; ours normalises in the step.
+
+With --guided: what CMT-MAE's guiding networks cost. Our MAE takes turns with CMT-MAE of the same sizes: in its second
+phase, where teacher and student's copy are both asked, and with the teacher alone. A step then also asks the guides and
+moves the copy; what is left out is the look at the guides that a run takes 22 times in all. The teacher is as large as
+the student, and random, since weights do not change the time. Beside the times stands the ideal: the operations of a
+step's matrix products over MAE's. With --compile the guides stay eager, as in a run. On a GPU with bf16 a further one
+has its guides in bfloat16 (`guide_precision`); on a CPU guides are always float32.
 """
 
 import argparse
@@ -18,7 +26,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -28,11 +36,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pantomim.masking.mask import Mask
-from pantomim.methods.base import Batch
+from pantomim.methods.base import Batch, Method
+from pantomim.methods.cmt_mae import CMTMAEConfig, Mixing
 from pantomim.methods.mae import MAEConfig, MAEDraws
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import standardise
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
+from pantomim.teachers.choice import TeacherConfig
 
 SIZES = {
     "micro": (  # for a quick look at the script itself
@@ -58,14 +68,17 @@ SIZES = {
     ),
 }
 CEILING = "matrix products"
+STEP, RUN_STEPS = 1, 100_000  # the step that a guided method is told it takes: none in which it looks at its guides
+Operand = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
 
 
 @dataclass
 class Contender:
-    """Something that can do a step, and what each step took."""
+    """Something that can do a step, and what each step took; `flops` where its products were counted."""
 
     name: str
     step: Callable[[], object]
+    flops: int | None = None
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)  # of all threads: steadier where others use the machine
 
@@ -101,8 +114,10 @@ class Setting:
         return torch.compile(function, fullgraph=True, dynamic=False) if self.compiled else function
 
 
-def training_step(model: torch.nn.Module, loss_of: Callable[[], Tensor], setting: Setting) -> Callable[[], None]:
-    """Forward, backward and the optimiser that all of them get."""
+def training_step(
+    model: torch.nn.Module, loss_of: Callable[[], Tensor], setting: Setting, after: Callable[[], object] | None = None
+) -> Callable[[], None]:
+    """Forward, backward and the optimiser that all of them get; then what else the method does after a step."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
@@ -112,16 +127,21 @@ def training_step(model: torch.nn.Module, loss_of: Callable[[], Tensor], setting
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if after is not None:
+            after()
 
     return step
 
 
 class MatrixProducts(TorchDispatchMode):
-    """Counts the matrix products (and attentions, as products) that run inside it, by operand shapes and strides."""
+    """Counts the matrix products (and attentions, as products) that run inside it, by operands and number type.
+
+    torch's own `FlopCounterMode` would not do: it knows no operands to replay, and not the CPU's attention.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: Counter[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = Counter()
+        self.found: Counter[tuple[Operand, Operand, torch.dtype]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Note the operands, then run as ever."""
@@ -134,28 +154,35 @@ class MatrixProducts(TorchDispatchMode):
             backward = name.endswith("backward")
             query, key = args[1:3] if backward else args[:2]
             self._attention(query, key, backward)
+        elif torch.is_inference_mode_enabled():  # there linear layers arrive whole
+            with self:
+                result = func.decompose(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
         return func(*args, **(kwargs or {}))
 
     def _note(self, left: Tensor, right: Tensor) -> None:
-        self.found[tuple((tuple(t.shape), tuple(t.stride())) for t in (left, right))] += 1
+        of_left, of_right = ((tuple(t.shape), tuple(t.stride())) for t in (left, right))
+        self.found[of_left, of_right, left.dtype] += 1
 
     def _attention(self, query: Tensor, key: Tensor, backward: bool) -> None:
         """Two products forward, four backward; what a kernel computes again is not counted."""
         groups, (queries, width), keys = query.shape[0] * query.shape[1], query.shape[2:], key.shape[2]
-        ours = torch.empty(groups, queries, width, device="meta")
-        others = torch.empty(groups, keys, width, device="meta")
-        scores = torch.empty(groups, queries, keys, device="meta")
+        ours, others, scores = (
+            torch.empty(groups, *shape, device="meta", dtype=query.dtype)
+            for shape in ((queries, width), (keys, width), (queries, keys))
+        )
         self._note(ours, others.mT)  # the scores; backward, the gradient of the weights
         self._note(scores, others)  # the mixture; backward, the gradient of the queries
         if backward:
             self._note(scores.mT, ours)  # the gradient of the keys
             self._note(scores.mT, ours)  # the gradient of the values
 
-    def replay(self, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+    def replay(self, device: torch.device) -> Callable[[], None]:
         """The same products on tensors of their own, and nothing else."""
         products = []
-        for operands, count in self.found.items():
-            left, right = (torch.empty_strided(*o, dtype=dtype, device=device).normal_() for o in operands)
+        for (*operands, dtype), count in self.found.items():
+            left, right = (random_strided(*o, dtype, device) for o in operands)
             out = left @ right
             products.append((torch.mm if left.dim() == 2 else torch.bmm, left, right, out, count))
 
@@ -168,7 +195,15 @@ class MatrixProducts(TorchDispatchMode):
 
     def flops(self) -> int:
         """Multiplications and additions of all of them."""
-        return sum(2 * n * math.prod(left[0]) * right[0][-1] for (left, right), n in self.found.items())
+        return sum(2 * n * math.prod(left[0]) * right[0][-1] for (left, right, _), n in self.found.items())
+
+
+def random_strided(
+    shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Random numbers that lie in memory as they are told to, also on top of each other."""
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    return torch.empty(reach, dtype=dtype, device=device).normal_().as_strided(shape, strides)
 
 
 def contenders(config: MAEConfig, batch_size: int, setting: Setting, seed: int) -> list[Contender]:
@@ -180,10 +215,8 @@ def contenders(config: MAEConfig, batch_size: int, setting: Setting, seed: int) 
     models: dict[str, torch.nn.Module] = {"pantomim": ours, "transformers": hf, "lightly": lightly}
     for model in models.values():
         model.to(device).train()
-    generator = torch.Generator(device).manual_seed(seed)
-    images = torch.rand(batch_size, 3, *config.encoder.image_size, generator=generator, device=device)
-    normalised = standardise(images, ours.encoder.mean, ours.encoder.std)
-    batch = Batch(images, total=batch_size)
+    generator, batch = batch_on(device, config, batch_size, seed)
+    normalised = standardise(batch.images, ours.encoder.mean, ours.encoder.std)
 
     noise = torch.rand(batch_size, ours.encoder.num_patches, generator=generator, device=device)
     mask = Mask.from_scores(noise, config.masker.num_masked(ours.encoder.grid))
@@ -201,17 +234,79 @@ def contenders(config: MAEConfig, batch_size: int, setting: Setting, seed: int) 
     losses["transformers"] = lambda: hf_forward(normalised).loss
     losses["lightly"] = lambda: lightly_forward(normalised, *lightly.draw(batch_size, device))
 
+    products = products_of(ours, batch, 0, generator, setting)
+    ready = [Contender(name, training_step(models[name], losses[name], setting)) for name in models]
+    ready.append(Contender(CEILING, products.replay(device)))
+    warm_up(ready, setting)
+    return ready
+
+
+def guided_contenders(config: MAEConfig, batch_size: int, setting: Setting, seed: int) -> list[Contender]:
+    """Our MAE's step, CMT-MAE's in its ways, and the ceiling of each, warmed up."""
+    generator, batch = batch_on(setting.device, config, batch_size, seed)
+    ready, ceilings = [], []
+    for name, way in {"MAE": config, **guided_ways(config, setting)}.items():
+        torch.manual_seed(seed)
+        method = way.build().to(setting.device).train()
+        method.begin(RUN_STEPS)
+        products = products_of(method, batch, STEP, generator, setting)
+        ready.append(guided_contender(name, method, batch, generator, setting, products.flops()))
+        ceilings.append(Contender(f"{CEILING} of {name}", products.replay(setting.device), products.flops()))
+    warm_up(ready + ceilings, setting)
+    return ready + ceilings
+
+
+def guided_ways(config: MAEConfig, setting: Setting) -> dict[str, CMTMAEConfig]:
+    """CMT-MAE of MAE's sizes: with both guides, and with the teacher alone."""
+    both = CMTMAEConfig(
+        encoder=config.encoder,
+        decoder=config.decoder,
+        teacher=TeacherConfig(source="random", output="norm"),
+        mixing=Mixing(stage_mode="joint"),
+    )
+    ways = {"CMT-MAE": both, "CMT-MAE, teacher alone": replace(both, mixing=Mixing(teacher_weight=1.0))}
+    if setting.bf16 and setting.device.type == "cuda":
+        ways["CMT-MAE, guides in bfloat16"] = replace(both, guide_precision="bfloat16")
+    return ways
+
+
+def guided_contender(
+    name: str, method: Method, batch: Batch, generator: torch.Generator, setting: Setting, flops: int
+) -> Contender:
+    """A method's step as in a run: the draws, guides included, forward, backward, optimiser, moving averages."""
+    forward = setting.compile(method)
+    step = training_step(
+        method,
+        lambda: forward(batch, method.draw(batch, STEP, generator))["loss"],
+        setting,
+        lambda: method.after_step(STEP),
+    )
+    return Contender(name, step, flops)
+
+
+def batch_on(device: torch.device, config: MAEConfig, batch_size: int, seed: int) -> tuple[torch.Generator, Batch]:
+    """A generator, and random images drawn from it."""
+    generator = torch.Generator(device).manual_seed(seed)
+    images = torch.rand(batch_size, 3, *config.encoder.image_size, generator=generator, device=device)
+    return generator, Batch(images, total=batch_size)
+
+
+def products_of(
+    method: Method, batch: Batch, step: int, generator: torch.Generator, setting: Setting
+) -> MatrixProducts:
+    """Those of one step, from the draws to the gradients."""
     products = MatrixProducts()
     with products, setting.autocast():
-        ours(batch, ours.draw(batch, 0, generator))["loss"].backward()
-    ours.zero_grad()
-    dtype = torch.bfloat16 if setting.bf16 else torch.float32
-    ready = [Contender(name, training_step(models[name], losses[name], setting)) for name in models]
-    ready.append(Contender(CEILING, products.replay(device, dtype)))
+        method(batch, method.draw(batch, step, generator))["loss"].backward()
+    method.zero_grad()
+    return products
+
+
+def warm_up(ready: list[Contender], setting: Setting) -> None:
+    """Steps that are not timed."""
     for contender in ready:
         for _ in range(3 if setting.compiled else 2):
             contender.step()
-    return ready
 
 
 def check_equal(losses: dict[str, tuple[torch.nn.Module, Callable[[], Tensor]]]) -> None:
@@ -244,26 +339,38 @@ def spread(values: Iterable[float]) -> dict[str, float]:
 
 
 def summary(ready: list[Contender], batch_size: int) -> dict[str, dict[str, Any]]:
-    """Images a second, and how many times as long as ours each took, round by round."""
-    ours = ready[0]
-    return {
-        c.name: {
+    """Images a second, and how many times as long as ours, the first, each took, round by round.
+
+    Where operations were counted, also their ratio, and the time's over that: 1 is as fast an operation as ours.
+    """
+    ours, found = ready[0], {}
+    for c in ready:
+        result: dict[str, Any] = {
             "images_per_s": spread(batch_size / s for s in c.seconds),
             "time_over_ours": spread(s / o for s, o in zip(c.seconds, ours.seconds, strict=True)),
             "cpu_time_over_ours": spread(s / o for s, o in zip(c.cpu_seconds, ours.cpu_seconds, strict=True)),
         }
-        for c in ready
-    }
+        if c.flops is not None and ours.flops is not None:
+            ideal = c.flops / ours.flops
+            result |= {"flops": c.flops, "flops_over_ours": ideal}
+            result["time_over_ideal"] = result["time_over_ours"]["median"] / ideal
+        found[c.name] = result
+    return found
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """The summary as Markdown."""
-    lines = ["| | images/s | time / ours (quartiles) | CPU time / ours |", "|---|---|---|---|"]
+def table(results: dict[str, dict[str, Any]], ours: str) -> str:
+    """The summary as Markdown; `ours` is what the others are compared with."""
+    counted = all("flops" in result for result in results.values())
+    heads = ["", "images/s", f"time / {ours} (quartiles)", f"CPU time / {ours}"]
+    heads += [f"operations / {ours} (ideal)", "time / ideal"] if counted else []
+    lines = [f"| {' | '.join(heads)} |".replace("|  |", "| |"), "|---" * len(heads) + "|"]
     for name, result in results.items():
         cells = [f"{result['images_per_s']['median']:.1f}"]
         for kind in ("time_over_ours", "cpu_time_over_ours"):
             ratio = result[kind]
             cells.append(f"{ratio['median']:.3f} ({ratio['q1']:.3f} to {ratio['q3']:.3f})")
+        if counted:
+            cells += [f"{result['flops_over_ours']:.3f}", f"{result['time_over_ideal']:.3f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -277,7 +384,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="default: on CUDA only")
-    parser.add_argument("--compile", action="store_true", help="torch.compile for all three")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for all methods")
+    parser.add_argument("--guided", action="store_true", help="CMT-MAE beside our MAE, in place of the others' MAE")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="also write everything, with every single time, to this file")
     options = parser.parse_args()
@@ -288,13 +396,14 @@ def main() -> None:
     config, batch_size = SIZES[options.size]
     batch_size = options.batch_size or batch_size
 
-    ready = contenders(config, batch_size, setting, options.seed)
+    make = guided_contenders if options.guided else contenders
+    ready = make(config, batch_size, setting, options.seed)
     measure(ready, options.rounds, setting)
     results = summary(ready, batch_size)
     print(f"{options.size}: {sizes_in_words(config)}, batch {batch_size}")
     how = ["compiled" if setting.compiled else "eager", "bf16" if bf16 else "float32", str(device)]
     print(", ".join([*how, f"{options.threads} threads", f"{options.rounds} rounds"]))
-    print(table(results))
+    print(table(results, "MAE" if options.guided else "ours"))
     if options.json:
         record = {
             "command": sys.argv,

@@ -1,0 +1,60 @@
+"""What the benchmark of steps counts: all matrix products of a step, those of networks in inference mode too."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pantomim.methods.base import Batch
+
+pytest.importorskip("transformers")
+pytest.importorskip("lightly.models.modules")
+
+
+@pytest.fixture(scope="module")
+def step():
+    """The benchmark as a module."""
+    folder = str(Path(__file__).parents[2] / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module("step")
+    finally:
+        sys.path.remove(folder)
+
+
+def test_operations_of_guided_steps_are_those_that_torch_counts(step) -> None:
+    config, _ = step.SIZES["micro"]
+    setting = step.Setting(torch.device("cpu"), bf16=False, compiled=False)
+    counted = {}
+    for name, way in {"MAE": config, **step.guided_ways(config, setting)}.items():
+        method = way.build()
+        method.begin(step.RUN_STEPS)
+        generator, batch = step.batch_on(setting.device, config, 2, 0)
+        counter = FlopCounterMode(display=False)
+        with sdpa_kernel(SDPBackend.MATH):  # plain products: torch does not count the CPU's fused attention
+            counted[name] = step.products_of(method, batch, step.STEP, generator, setting).flops()
+            with counter:
+                method(batch, method.draw(batch, step.STEP, generator))["loss"].backward()
+        assert counted[name] == counter.get_total_flops()
+    assert counted["MAE"] < counted["CMT-MAE, teacher alone"] < counted["CMT-MAE"]
+
+
+def test_a_guided_step_moves_the_copy_and_is_compared_with_mae(step) -> None:
+    config, _ = step.SIZES["micro"]
+    setting = step.Setting(torch.device("cpu"), bf16=False, compiled=False)
+    method = step.guided_ways(config, setting)["CMT-MAE"].build()
+    method.begin(step.RUN_STEPS)
+    generator, batch = step.batch_on(setting.device, config, 2, 0)
+    before = method.student.teacher.encoder.blocks[0].mlp.fc1.weight.clone()
+    mae = step.Contender("MAE", lambda: None, 2)
+    guided = step.guided_contender("CMT-MAE", method, batch, generator, setting, 6)
+    step.measure([mae, guided], 2, setting)
+    assert not torch.equal(method.student.teacher.encoder.blocks[0].mlp.fc1.weight, before)
+    results = step.summary([mae, guided], len(batch))
+    assert results["CMT-MAE"]["flops_over_ours"] == 3
+    assert "operations / MAE" in step.table(results, "MAE")
+    assert isinstance(batch, Batch)
