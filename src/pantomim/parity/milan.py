@@ -168,6 +168,7 @@ class _Given(Teacher):
     def __init__(self, tokens: Tensor, attention: Tensor, grid: tuple[int, int]) -> None:
         super().__init__()
         self.tokens, self.attention, self.grid, self.width = tokens, attention, grid, tokens.shape[2]
+        self.num_prefix = 1
         self._freeze()
 
     def forward(self, images: Tensor, query: Query | None = None) -> Guidance:
