@@ -65,9 +65,7 @@ def test_counted_as_in_mae(monkeypatch):
 
 def test_hints_refilled(monkeypatch):
     right = milan._hint
-    monkeypatch.setattr(
-        milan, "_hint", lambda *given: replace(found := right(*given), hint=replace(found.hint, refill=True))
-    )
+    monkeypatch.setattr(milan, "_hint", lambda *given: replace(right(*given), hint_refill=True))
     broken("attmask")
 
 

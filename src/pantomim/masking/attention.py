@@ -55,7 +55,9 @@ class AttentionMasker:
         whole: Which of the two numbers is a share cut to a whole number: of the visible patches, as in MAE's code, or
             of the hidden ones, as in AttMask's.
         eps: Sampling adds this share of the mean attention to every patch's; 0: patches without attention come last.
-        hint: Of topk_hint, and of it alone.
+        hint_show: Of topk_hint alone: share of all patches that is shown again; None: AttMask's. See `Hint`.
+        hint_among: Of topk_hint alone: share of all patches from which these are drawn; None: AttMask's.
+        hint_refill: Of topk_hint alone: the next in rank are hidden in their place; None: they are.
         preset: A published way in place of all of these but the ratio, see `PUBLISHED`.
 
     Raises:
@@ -71,7 +73,9 @@ class AttentionMasker:
     ratio: float = 0.75
     whole: Literal["visible", "masked"] = "visible"
     eps: float = 0.0
-    hint: Hint | None = None
+    hint_show: float | None = None
+    hint_among: float | None = None
+    hint_refill: bool | None = None
     preset: Preset | None = None
 
     varies = False
@@ -84,8 +88,11 @@ class AttentionMasker:
                 f"AttentionMasker.eps must not be negative, and goes with sample_masked and sample_visible; got "
                 f"{self.eps} with {self.rule}. Leave it out."
             )
-        if self.hint is not None and self.rule != "topk_hint":
-            raise ValueError(f"AttentionMasker.hint goes with topk_hint; got it with {self.rule}. Leave it out.")
+        if self.rule == "topk_hint":
+            _ = self.hint  # its shares go together
+        for name in ("hint_show", "hint_among", "hint_refill"):
+            if getattr(self, name) is not None and self.rule != "topk_hint":
+                raise ValueError(f"AttentionMasker.{name} goes with topk_hint; got it with {self.rule}. Leave it out.")
         if self.preset is not None and replace(self, preset=None) != AttentionMasker(ratio=self.ratio):
             raise ValueError(
                 f"AttentionMasker.preset decides all but the ratio; got {self.preset} and other settings beside it. "
@@ -97,10 +104,16 @@ class AttentionMasker:
         """The same with a preset written out."""
         return self if self.preset is None else PUBLISHED[self.preset](self.ratio)
 
+    @property
+    def hint(self) -> Hint:
+        """What topk_hint shows again."""
+        given = {"show": self.hint_show, "among": self.hint_among, "refill": self.hint_refill}
+        return Hint(**{name: value for name, value in given.items() if value is not None})
+
     def num_masked(self, grid: tuple[int, int]) -> int:
         """See `Masker.num_masked`."""
         hidden, shown, _ = self.counts(grid)
-        return hidden if (self.explicit.hint or Hint()).refill else hidden - shown
+        return hidden if self.explicit.hint.refill else hidden - shown
 
     def counts(self, grid: tuple[int, int]) -> tuple[int, int, int]:
         """Patches that are hidden, shown again, and to be drawn from for that."""
@@ -117,7 +130,7 @@ class AttentionMasker:
                 )
         if self.rule != "topk_hint":
             return hidden, 0, 0
-        hint = self.hint or Hint()
+        hint = self.hint
         shown, among = int(num_patches * hint.show), int(num_patches * hint.among)
         if not 0 < shown < hidden or among > hidden or hidden + shown > num_patches:
             raise ValueError(
@@ -171,7 +184,7 @@ def attmask_low(ratio: float) -> AttentionMasker:
 
 def attmask_hint(ratio: float) -> AttentionMasker:
     """AttMask-Hint: of the most attended patches some stay visible, none takes their place. Source: as above."""
-    return AttentionMasker(rule="topk_hint", ratio=ratio, whole="masked", hint=Hint(refill=False))
+    return AttentionMasker(rule="topk_hint", ratio=ratio, whole="masked", hint_refill=False)
 
 
 # Published ways, by name, at a given share of hidden patches.

@@ -16,7 +16,6 @@ from pantomim.formats.foreign import official_name
 from pantomim.formats.mae import our_name
 from pantomim.masking.attention import (
     AttentionMasker,
-    Hint,
     attmask_high,
     attmask_hint,
     attmask_low,
@@ -191,7 +190,7 @@ def unlikeliness(ours: Tensor, want: Tensor, draws: float) -> float:
 
 def _hint(masker: AttentionMasker, hint: dict[str, float]) -> AttentionMasker:
     """The preset with the shares of the item."""
-    return replace(masker, hint=Hint(show=hint["show_ratio"], among=hint["show_max"], refill=False))
+    return replace(masker, hint_show=hint["show_ratio"], hint_among=hint["show_max"])
 
 
 def _official(model: nn.Module) -> dict[str, nn.Parameter]:

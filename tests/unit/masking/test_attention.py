@@ -92,7 +92,7 @@ def test_patches_without_attention_come_last_unless_all_get_some():
 def test_hints_are_shown_again(refill):
     weights = attention(3000)
     weights[:] = weights[0]
-    masker = AttentionMasker(rule="topk_hint", ratio=0.5, hint=Hint(show=0.1, among=0.25, refill=refill))
+    masker = AttentionMasker(rule="topk_hint", ratio=0.5, hint_show=0.1, hint_among=0.25, hint_refill=refill)
     masked = call(masker, weights).masked
     order = weights[0].argsort(descending=True)
     share = masked.double().mean(0)[order]
@@ -155,7 +155,7 @@ def test_what_cannot_be():
     for broken, words in (
         ({"ratio": 75.0}, "AttentionMasker.ratio"),
         ({"eps": 0.1}, "goes with sample_masked"),
-        ({"hint": Hint()}, "goes with topk_hint"),
+        ({"hint_show": 0.1}, "hint_show goes with topk_hint"),
     ):
         with pytest.raises(ValueError, match=words):
             AttentionMasker(**broken)
@@ -165,5 +165,5 @@ def test_what_cannot_be():
         AttentionMasker(rule="topk_hint").num_masked((2, 2))
     with pytest.raises(ValueError, match="must hide at least one patch"):
         AttentionMasker(ratio=0.1, whole="masked").num_masked((2, 2))
-    masker = AttentionMasker(rule="topk_hint", hint=Hint(refill=False))
+    masker = AttentionMasker(rule="topk_hint", hint_refill=False)
     assert from_dict(AttentionMasker, to_dict(masker), "here") == masker
