@@ -384,7 +384,8 @@ def _read_results(cell: Cell, out: Path) -> dict[str, dict[str, Any]]:
 def _last_tenth(log: list[dict[str, float]]) -> dict[str, float]:
     """The mean of every number over the last tenth of the logged steps: one batch alone says little."""
     last = log[-max(1, len(log) // 10) :]
-    return {name: statistics.fmean(line[name] for line in last if name in line) for name in last[-1]}
+    there = {name: [line[name] for line in last if line.get(name) is not None] for name in last[-1]}
+    return {name: statistics.fmean(values) for name, values in there.items() if values}
 
 
 def _environments(runs: list[RunFolder]) -> list[dict[str, Any]]:

@@ -172,6 +172,7 @@ def test_in_the_study_of_masks_only_the_masker_differs(scale):
         ("cae", {"dvae", "cae", "beit", "mae", "supervised"}),
         ("teachers", {"dbot", "supervised", "mae", "mocov3"}),
         ("collaboration", {"cmt_mae", "mae", "mocov3"}),
+        ("systems", {"dvae", "mae", "cae", "dbot", "cmt_mae"}),
     ],
 )
 def test_studies_of_methods_compare_encoders_of_one_size_after_as_many_steps(plan, kinds, scale):
@@ -184,14 +185,21 @@ def test_studies_of_methods_compare_encoders_of_one_size_after_as_many_steps(pla
     assert {run.method.kind for run in runs.values()} == kinds
     encoders = {arm: runs[arm].method.encoder for arm in study.arms if arm != "wider"}
     assert len({(encoder.width, encoder.depth, encoder.grid) for encoder in encoders.values()}) == 1
-    alike = [runs[arm] for arm in study.arms if arm not in ("random", "longer", "mocov3")]
+    apart = ("random", "longer", "mocov3", "longer-mae", "teacher", "tokenizer")
+    alike = [runs[arm] for arm in study.arms if arm not in apart]
     assert len({(run.duration, run.batch_size, run.data.images) for run in alike}) == 1
     if plan == "collaboration":
         led = {arm for arm in study.arms if runs[arm].method.kind == "cmt_mae" and runs[arm].method.needs_teacher}
-        assert (
-            {cell.arm for cell in study.cells if cell.needs} == led == set(study.arms) - {"mocov3", "mae", "weight-0"}
-        )
+        needy = {arm: set(cell.needs.values()) for cell in study.cells for arm in [cell.arm] if cell.needs}
+        assert needy.pop("teacher") == {"00-longer-mae-seed0"}
+        assert set(needy) == led == set(study.arms) - {"longer-mae", "teacher", "mae", "weight-0"}
+        assert all(needs == {"01-teacher-seed0"} for needs in needy.values())  # one for all seeds
         assert runs["weight-1"].method.needs_copy is False
+    if plan == "systems":
+        assert runs["colormae"].method.masker.kind == "color_noise"
+        teachers = {cell.name: set(cell.needs.values()) for cell in study.cells}
+        assert teachers["13-cmt_mae-seed1"] == teachers["14-distilled-mae-seed1"] == {"08-mae-seed1"}
+        assert teachers["12-dbot-seed1"] == {"11-dbot-stage-1-seed1"}
     if plan == "teachers":
         assert runs["random"].duration == Duration(steps=0)
         needs = {
