@@ -162,6 +162,28 @@ def test_from_the_command_line_with_a_teacher_of_ones_own(source, tmp_path, caps
     assert again.method.masker == AttentionMasker(rule="topk_hint")
 
 
+def test_another_network_guides_the_masks_of_mae(source, tmp_path, capsys):
+    guide, out = tmp_path / "guide", tmp_path / "guided"
+    pretrain(tiny_run(source, steps=4), guide)
+    command = ["mae", "--data", str(source), "--size", "micro", "--method.encoder.depth", "1", "--batch-size", "8"]
+    command += ["--steps", "4", "--method.masker.kind", "attention", "--runtime.tracker", "none"]
+    command += ["--runtime.device", "cpu", "--method.guide.source"]
+    main(["pretrain", *command, str(guide), "--out", str(out)])
+    main(["report", str(out)])
+    page = (out / "report.html").read_text()
+    assert "Guide of the masks" in page
+    with np.load(out / "analysis" / "reconstructions.npz") as found:
+        masks = found["mask"]
+    assert (masks.reshape(len(masks), -1).mean(axis=1) == 0.75).all()
+    assert not any(name.startswith("guide") for name in last_weights(out))  # known by its hash
+    assert "guide.teacher" in find_checkpoint(out / "checkpoints").frozen
+    capsys.readouterr()
+    main(["pretrain", *command, "ema", "--method.guide.momentum", "0.5", "--out", str(tmp_path / "ema")])
+    assert any(name.startswith("guide.teacher.") for name in last_weights(tmp_path / "ema"))
+    main(["report", str(tmp_path / "ema")])
+    assert "got ema, which the run does not export" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_guided_masker_is_refused_where_nobody_guides(source, capsys):
     with pytest.raises(SystemExit):
         main(["explain", "mae", "--data", str(source), "--method.masker.kind", "attention"])

@@ -14,6 +14,7 @@ from pantomim.analysis.alignment import load_cae_run
 from pantomim.analysis.reconstructions import choose, held_out
 from pantomim.config import Pretrain, from_yaml
 from pantomim.data.stream import evaluation_batches
+from pantomim.methods.base import Batch
 from pantomim.methods.cae import evaluating
 from pantomim.nn.tokens import take
 from pantomim.targets.tokens import TokenTarget
@@ -69,7 +70,7 @@ def measure_agreement(run: str | Path, *, count: int = COUNT, seed: int = 0) -> 
     truths: dict[str, list[torch.Tensor]] = {"with": [], "without": []}
     with evaluating(method):
         for images, _ in evaluation_batches(dataset, encoder.image_size, BATCH, torch.device("cpu"), indices=indices):
-            mask = method.masker(len(images), encoder.grid, generator)
+            mask = method.draw(Batch(images, total=len(images)), 0, generator).mask
             predicted = method.regressor(method.latents(encoder, images, mask.ids_keep), mask)
             truth = method.target(images)
             hidden = truth.gather(1, mask.ids_mask) if truth.dim() == 2 else take(truth, mask.ids_mask)

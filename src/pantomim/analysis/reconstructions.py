@@ -20,6 +20,7 @@ from pantomim.data.sources import Dataset, open_source, splits
 from pantomim.data.stream import evaluation_batches
 from pantomim.files import replace_file
 from pantomim.formats.native import load_decoder, load_encoder_folder
+from pantomim.methods.base import Batch
 from pantomim.methods.mae import MAE, MAEConfig
 from pantomim.nn.tokens import channel_values, put_back, take
 from pantomim.targets.pixels import PixelTarget, PixelTargetConfig
@@ -73,7 +74,7 @@ def reconstruct(method: MAE, images: Float[torch.Tensor, "B C H W"], seed: int) 
     kernel, size = encoder.patch_embed.proj.weight, encoder.patch_size
     device = kernel.device
     images = images.to(device, kernel.dtype)
-    mask = method.masker(len(images), encoder.grid, torch.Generator(device).manual_seed(seed))
+    mask = method.draw(Batch(images, total=len(images)), 0, torch.Generator(device).manual_seed(seed)).mask
     prediction = method.decoder(encoder(images, mask.ids_keep), mask, everywhere=True)  # (B, N, K)
     truth = target(images)
     error = take(prediction - truth, mask.ids_mask).square().sum()
@@ -98,7 +99,7 @@ def load_method(run: str | Path) -> MAE:
 
     Raises:
         ValueError: if the run is of another method, predicts no pixels, has no encoder or decoder yet, or its files are
-            damaged.
+            damaged, or what guided its masks is not to be had.
     """
     run = Path(run)
     method = from_yaml(Pretrain, run / "config.yaml").method
@@ -108,8 +109,10 @@ def load_method(run: str | Path) -> MAE:
         raise ValueError(
             f"reconstructions.run must predict pixels; got {run}, which predicts {method.target.kind}: no picture."
         )
+    method.guide.check_kept(run)
     encoder = load_encoder_folder(run)
-    return MAE(encoder, load_decoder(run), method.masker, method.target.build(encoder)).eval()
+    guide = method.guide.build(encoder, method.masker)
+    return MAE(encoder, load_decoder(run), method.masker, method.target.build(encoder), guide).eval()
 
 
 def held_out(source: str) -> Dataset:

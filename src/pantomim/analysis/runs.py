@@ -17,12 +17,14 @@ def load_run(run: str | Path) -> BEiT | CAE:
     A tokenizer is loaded from where the run had it.
 
     Raises:
-        ValueError: if the run is of another method, is not finished, its tokenizer has moved, or files are damaged.
+        ValueError: if the run is of another method, is not finished, its files are damaged, or its tokenizer or guide
+            is not to be had.
     """
     run = Path(run)
     config = from_yaml(Pretrain, run / "config.yaml").method
     if not isinstance(config, BEiTConfig | CAEConfig):
         raise ValueError(f"load_run.run must be a run of beit or cae; got {run}, a run of {config.kind}.")
+    config.guide.check_kept(run)
     encoder, weights = load_encoder_folder(run), load_predictor(run)
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
         method = config.build()

@@ -107,8 +107,12 @@ class AttentionMasker:
     @property
     def hint(self) -> Hint:
         """What topk_hint shows again."""
-        given = {"show": self.hint_show, "among": self.hint_among, "refill": self.hint_refill}
-        return Hint(**{name: value for name, value in given.items() if value is not None})
+        usual = Hint()
+        return Hint(
+            show=usual.show if self.hint_show is None else self.hint_show,
+            among=usual.among if self.hint_among is None else self.hint_among,
+            refill=usual.refill if self.hint_refill is None else self.hint_refill,
+        )
 
     def num_masked(self, grid: tuple[int, int]) -> int:
         """See `Masker.num_masked`."""

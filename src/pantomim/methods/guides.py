@@ -1,6 +1,7 @@
 """Networks that guide a method: where its config names a teacher, and whose attention decides what is hidden."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -54,6 +55,18 @@ class GuideConfig:
         """What guides, for `pantomim explain`; nothing where nothing does."""
         sees = f"sees all {num_patches} patches of the same image, none hidden; no gradient"
         return [("guide", f"{in_words(self)}; {sees}; its attention decides what is hidden")] * bool(self.source)
+
+    def check_kept(self, run: Path) -> None:
+        """See that the guide of a finished run is still to be had.
+
+        Raises:
+            ValueError: if it was the student's own past, which a run does not export.
+        """
+        if self.source in ("random", "ema"):
+            raise ValueError(
+                f"{run} must have a guide that is still there to draw masks as in training; got {self.source}, which "
+                f"the run does not export."
+            )
 
     def build(self, student: Encoder, masker: MaskerConfig) -> "MaskGuide | None":
         """The guide of a student's masks; None, where the masker asks for no attention.

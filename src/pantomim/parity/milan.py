@@ -64,6 +64,7 @@ def pretrain(item: Item) -> Computed:
     )
     teacher = _Given(item.input("teacher_tokens"), item.input("teacher_attention"), method.encoder.grid)
     model = method.build_around(teacher).double()
+    model.record = None  # of a run; the item is one step
     weights = {our_name(name): tensor for name, tensor in item.weights().items()}
     load_exactly(model, weights, item.name)
 
