@@ -31,7 +31,8 @@ from pantomim.data.sources import open_source
 from pantomim.data.transforms import centred_boxes, resize_one, scaled
 from pantomim.formats import load_encoder
 from pantomim.masking.attention import AttentionMasker, ranks_of
-from pantomim.methods.cmt_mae import CMTMAEConfig, Scores
+from pantomim.methods.cmt_mae import Scores
+from pantomim.methods.guides import ask
 from pantomim.nn.vit import Encoder
 from pantomim.targets.features import normalise_features
 from pantomim.teachers.base import Guidance, Query
@@ -82,15 +83,12 @@ def by_parts(
 def ways_of(encoder: Encoder, device: torch.device, images: Float[Tensor, "B C H W"]) -> dict[str, Ask]:
     """The same teacher in float32 (the first), in bfloat16, and in bfloat16 but for the row; checked on some images."""
     teacher = EncoderTeacher(encoder, "the teacher", output="norm").to(device)
-    config = CMTMAEConfig(encoder=encoder.config)
-    full = config.build_around(teacher)
     exact = partial(by_parts, encoder, trunk_half=False, row_half=False)
     half = partial(by_parts, encoder, trunk_half=True, row_half=True)
-    ways: dict[str, Ask] = {"float32": partial(full.ask, teacher), BFLOAT16: half}
+    ways: dict[str, Ask] = {"float32": partial(ask, teacher), BFLOAT16: half}
     pairs = [(ways["float32"], exact)]
     if device.type == "cuda":
-        method = CMTMAEConfig(encoder=encoder.config, guide_precision="bfloat16").build_around(teacher)
-        ways[BFLOAT16] = partial(method.ask, teacher)
+        ways[BFLOAT16] = partial(ask, teacher, half=True)
         pairs.append((ways[BFLOAT16], half))
     for ours, parts in pairs:
         for query in teacher.queries:
@@ -105,7 +103,7 @@ def compare(
     """The numbers of `LINES` for each way but the first, which they are compared with."""
     kept: dict[str, dict[str, list[Tensor]]] = {name: defaultdict(list) for name in list(ways)[1:]}
     for part in images.split(options.batch_size):
-        said = {name: ask(part.to(options.device), query) for name, ask in ways.items()}
+        said = {name: way(part.to(options.device), query) for name, way in ways.items()}
         exact, *others = said.values()
         for name, other in zip(kept, others, strict=True):
             for key, value in differences(exact, other, masker, options).items():
@@ -170,10 +168,10 @@ def time_each(ways: dict[str, Ask], images: Float[Tensor, "B C H W"], query: Que
     """Images a second of each way on a GPU, median of rounds in which they take turns; three rounds before that."""
     taken: dict[str, list[float]] = defaultdict(list)
     for round_ in range(rounds + 3):
-        for name, ask in ways.items():
+        for name, way in ways.items():
             torch.cuda.synchronize(images.device)
             start = time.perf_counter()
-            ask(images, query)
+            way(images, query)
             torch.cuda.synchronize(images.device)
             if round_ >= 3:
                 taken[name].append(time.perf_counter() - start)

@@ -32,8 +32,8 @@ from pantomim.recipes.recipe import differences
 from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
 from pantomim.targets.tokens import USUAL_VOCABULARY, TokenTarget, TokenTargetConfig
 from pantomim.teachers.base import Guidance, Query, Teacher
+from pantomim.teachers.choice import OF_STUDENT
 
-OF_STUDENT = ("random", "ema")  # teachers whose weights are the student's own: fake ones, while costs are counted
 LATE, OF = 98, 100  # the step at which costs are counted, and of how many: all parts take part by then
 Section = tuple[str, list[tuple[str, str]]]  # a title, and rows of what and value
 
@@ -109,9 +109,7 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
         return _around_teacher(config)  # which networks are asked depends on the masker
     if isinstance(config, BEiTConfig | CAEConfig | MAEConfig) and config.masker.guided:
         return _guided(config)
-    masker, (rows, columns) = config.masker, config.encoder.grid
-    share = (masker.num_masked((rows, columns)) - 0.5) / (rows * columns)  # rounds up to the same number
-    config = replace(config, masker=RandomMasker(ratio=share))
+    (rows, columns), config = config.encoder.grid, replace(config, masker=_as_many_at_random(config))
     if isinstance(config, CMTMAEConfig | DBOTConfig):
         return _around_teacher(config)
     if isinstance(config.target, TokenTargetConfig):
@@ -130,10 +128,15 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
     return partial(config.build_around, config.target.build(encoder))
 
 
+def _as_many_at_random(config: BEiTConfig | CAEConfig | CMTMAEConfig | DBOTConfig | MAEConfig) -> RandomMasker:
+    """A masker that hides as many patches, wherever they lie."""
+    rows, columns = config.encoder.grid
+    return RandomMasker(ratio=(config.masker.num_masked((rows, columns)) - 0.5) / (rows * columns))  # rounds up
+
+
 def _guided(config: MAEConfig | BEiTConfig | CAEConfig) -> Callable[[], Method]:
     """What makes a method whose guide decides what is hidden; one that is read from somewhere is read now."""
-    share = (config.masker.num_masked(config.encoder.grid) - 0.5) / (config.encoder.grid[0] * config.encoder.grid[1])
-    unguided = _builder(replace(config, masker=RandomMasker(ratio=share), guide=GuideConfig()))
+    unguided = _builder(replace(config, masker=_as_many_at_random(config), guide=GuideConfig()))
     found = None
     if config.guide.source not in OF_STUDENT:
         with FakeTensorMode():
@@ -244,7 +247,7 @@ def explain(
     """
     cost, optim, batch_size = count_cost(config, precision), config.optim, config.batch_size
     apart = [
-        (name, f"{_short(ours)}   ({_origin(name, origins)}: {_short(theirs)})")
+        (name, f"{_short(ours)}   ({_origin(name, origins)}: {'none named' if theirs == '' else _short(theirs)})")
         for name, ours, theirs in differences(config, paper)
     ]
     apart += [("note", note) for note in notes]

@@ -37,8 +37,8 @@ class Hint:
     def __post_init__(self) -> None:
         if not 0 < self.show <= self.among < 1:
             raise ValueError(
-                f"Hint.show must be above 0 and at most among, which is below 1; got {self.show} and {self.among}. "
-                f"Give shares of all patches."
+                f"AttentionMasker.hint_show must be above 0 and at most hint_among, which is below 1; got {self.show} "
+                f"and {self.among}. Give shares of all patches."
             )
 
 
@@ -136,10 +136,16 @@ class AttentionMasker:
             return hidden, 0, 0
         hint = self.hint
         shown, among = int(num_patches * hint.show), int(num_patches * hint.among)
-        if not 0 < shown < hidden or among > hidden or hidden + shown > num_patches:
+        words = f"on a grid of {grid[0]} x {grid[1]}, {hidden} hidden"
+        if not 0 < shown < hidden or among > hidden:
             raise ValueError(
-                f"Hint.show and among must be at least one patch and fewer than are hidden; got {shown} of {among} on "
-                f"a grid of {grid[0]} x {grid[1]}, {hidden} hidden. Use other shares."
+                f"AttentionMasker.hint_show and hint_among must be at least one patch and fewer than are hidden; got "
+                f"{shown} of {among} {words}. Use other shares."
+            )
+        if hint.refill and hidden + shown > num_patches:
+            raise ValueError(
+                f"AttentionMasker.hint_show must leave patches to hide in the place of those that are shown; got "
+                f"{shown} {words}. Lower the ratio or the share, or give hint_refill False."
             )
         return hidden, shown, among
 

@@ -136,11 +136,14 @@ class Mixing:
             share = 0.5 * (1.0 - math.cos(math.pi * share))
         return tuple(self.start + (last - self.start) * share for last in (self.mask, self.target))  # type: ignore[return-value]
 
-    def __str__(self) -> str:
-        weights = f"{self.mask:g} in the mask, {self.target:g} in the target"
+    def describe(self, *, in_mask: bool, in_target: bool) -> str:
+        """The weights and how they change, where they count."""
+        weights = [f"{self.mask:g} in the mask"] * in_mask + [f"{self.target:g} in the target"] * in_target
+        if not weights:
+            return "none"
         way = "" if self.start is None else f", {self.schedule} from {self.start:g}"
         first = f", 1 in the first {100 * self.warmup_share:g} % of the steps" if self._first_phase else ""
-        return f"teacher's weight {weights}{way}{first}"
+        return f"{', '.join(weights)}{way}{first}"
 
 
 @frozen
@@ -205,7 +208,7 @@ class CMTMAEConfig:
         predict_class: The class token is predicted too, and counts like a patch.
         pixel_weight: Of a further head's distance from the pixels; 0: there is none.
         pixels: Which pixels.
-        momentum: What the student's copy keeps of itself at each step.
+        momentum: What the student's copy keeps of itself at each step, where there is no half-life.
         half_life: In place of it: share of the run's steps in which the copy forgets half of itself; 0.02 for short
             runs. Only one of the two may be given.
         guide_precision: Of both guiding networks on a GPU; scores and features are float32 in any case.
@@ -347,7 +350,7 @@ class CMTMAEConfig:
             ),
             *([("student's copy", student), ("copy sees", whole)] * self.needs_copy),
             *([("student's copy", "there is none")] * (not self.needs_copy)),
-            ("mixing", str(self.mixing) + "; both features count alike" * (self.target_mode == "concat")),
+            ("teacher's weight", self.weights),
             *([("scores", f"last block, mean over heads: {in_words(scores)}")] * self.masker.guided),
             (
                 "masker",
@@ -363,6 +366,13 @@ class CMTMAEConfig:
                 f"({self.normalise}); {in_words(self.distance)}{pixels}",
             ),
         ]
+
+    @property
+    def weights(self) -> str:
+        """The teacher's, in words."""
+        concat = self.target_mode == "concat"
+        words = self.mixing.describe(in_mask=self.masker.guided, in_target=not concat)
+        return f"{words}; both features count alike in the target" if concat else words
 
     @property
     def pace(self) -> str:
@@ -705,6 +715,8 @@ def every_id(mask: Mask) -> Int[Tensor, "B N"]:
 def deviation(features: Float[Tensor, "B N K"]) -> Float[Tensor, ""]:
     """How far what is said of a place differs from image to image, over its size: 0 where the image does not matter."""
     features = features.to(torch.promote_types(features.dtype, torch.float32))
+    if len(features) < 2:
+        return features.new_tensor(math.nan)  # of one image nobody can say
     return features.std(dim=0).mean() / features.square().mean().sqrt()
 
 

@@ -14,7 +14,7 @@ from pantomim.masking.mask import Mask, Masker
 from pantomim.methods.base import Batch
 from pantomim.nn.vit import Encoder
 from pantomim.teachers.base import Guidance, Query, Teacher
-from pantomim.teachers.choice import TeacherConfig
+from pantomim.teachers.choice import OF_STUDENT, TeacherConfig
 
 C = TypeVar("C")
 
@@ -62,7 +62,7 @@ class GuideConfig:
         Raises:
             ValueError: if it was the student's own past, which a run does not export.
         """
-        if self.source in ("random", "ema"):
+        if self.source in OF_STUDENT:
             raise ValueError(
                 f"{run} must have a guide that is still there to draw masks as in training; got {self.source}, which "
                 f"the run does not export."

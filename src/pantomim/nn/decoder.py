@@ -23,22 +23,10 @@ from pantomim.nn.vit import (
 )
 
 
-class MAEDecoder(nn.Module):
-    """A light transformer over all positions; hidden ones hold one shared, learned token.
+class _FeatureDecoder(nn.Module):
+    """The parts of a decoder that gets what an encoder says of the visible patches; `MAEDecoder` explains them."""
 
-    Args:
-        encoder_width: Width of the encoder's tokens.
-        num_prefix: Class and register tokens that come with them.
-        grid: Rows and columns of patches.
-        width: Width of the decoder.
-        depth: Number of blocks.
-        heads: Attention heads of a block.
-        mlp_ratio: Hidden width of the MLP over the width.
-        out_dim: What is predicted for a patch, in numbers.
-        drop_path: Rate of the last block; blocks before it have linearly less. MAE has none, dBOT has.
-
-    Paper: He et al. 2022, arXiv:2111.06377, section 3 "MAE decoder"; names as in the authors' `models_mae.py`.
-    """
+    block: type[Block] | type["PromptedBlock"]
 
     def __init__(
         self,
@@ -60,11 +48,31 @@ class MAEDecoder(nn.Module):
             sincos_2d(width, grid, num_prefix).to(torch.get_default_dtype()).unsqueeze(0), requires_grad=False
         )
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.decoder_blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate) for rate in rates)
+        self.decoder_blocks = nn.ModuleList(self.block(width, heads, mlp_ratio, rate) for rate in rates)
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(width, out_dim)
         self.apply(initialise)
         nn.init.normal_(self.mask_token, std=0.02)
+
+
+class MAEDecoder(_FeatureDecoder):
+    """A light transformer over all positions; hidden ones hold one shared, learned token.
+
+    Args:
+        encoder_width: Width of the encoder's tokens.
+        num_prefix: Class and register tokens that come with them.
+        grid: Rows and columns of patches.
+        width: Width of the decoder.
+        depth: Number of blocks.
+        heads: Attention heads of a block.
+        mlp_ratio: Hidden width of the MLP over the width.
+        out_dim: What is predicted for a patch, in numbers.
+        drop_path: Rate of the last block; blocks before it have linearly less. MAE has none, dBOT has.
+
+    Paper: He et al. 2022, arXiv:2111.06377, section 3 "MAE decoder"; names as in the authors' `models_mae.py`.
+    """
+
+    block = Block
 
     def forward(
         self, latent: Features, mask: Mask, everywhere: bool = False, with_class: bool = False
@@ -146,7 +154,7 @@ class PromptedAttention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
-class PromptingDecoder(nn.Module):
+class PromptingDecoder(_FeatureDecoder):
     """MILAN's: hidden tokens are worked out, what the encoder says of the visible patches stays as it is.
 
     Arguments as of `MAEDecoder`.
@@ -154,31 +162,7 @@ class PromptingDecoder(nn.Module):
     Paper: Hou et al. 2022, *MILAN*, arXiv:2208.06049, "prompting decoder"; names as in the authors' `models_milan.py`.
     """
 
-    def __init__(
-        self,
-        encoder_width: int,
-        num_prefix: int,
-        grid: tuple[int, int],
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float,
-        out_dim: int,
-        drop_path: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.num_prefix, self.grid = num_prefix, grid
-        self.decoder_embed = nn.Linear(encoder_width, width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        self.decoder_pos_embed = nn.Parameter(
-            sincos_2d(width, grid, num_prefix).to(torch.get_default_dtype()).unsqueeze(0), requires_grad=False
-        )
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.decoder_blocks = nn.ModuleList(PromptedBlock(width, heads, mlp_ratio, rate) for rate in rates)
-        self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.decoder_pred = nn.Linear(width, out_dim)
-        self.apply(initialise)
-        nn.init.normal_(self.mask_token, std=0.02)
+    block = PromptedBlock
 
     def forward(
         self, latent: Features, mask: Mask, everywhere: bool = False, with_class: bool = False

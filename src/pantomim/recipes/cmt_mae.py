@@ -30,6 +30,7 @@ from pantomim.teachers.choice import TeacherConfig
 
 # Where each setting of the starting point for ViT-B comes from, by the beginning of its name.
 ORIGINS = {
+    "data": "ours",
     "data.crop": "precedent: MILAN's README, MAE's PRETRAIN.md",
     "method.encoder": "precedent: MAE",
     "method.encoder.width": "stated: ViT-B (abstract)",
@@ -38,13 +39,15 @@ ORIGINS = {
     "method.decoder": "precedent: MAE; that it predicts features is stated (abstract)",
     "method.decoder_input": "precedent: MAE",
     "method.masker": "ours",
-    "method.masker.kind": "said by a digest: the mixed attention decides",
+    "method.masker.kind": "stated: the mixed attention decides (abstract)",
     "method.masker.rule": "said by a digest: the most informative patches are hidden; that no draw decides is ours",
     "method.masker.ratio": "precedent: MAE, MILAN",
     "method.teacher": "ours: features after the final norm, before the projection; MILAN has those after it",
     "method.teacher.source": "stated: CLIP, as the example; by digests it is frozen; ViT-B/16 is MILAN's",
     "method.mixing": "ours, with the linear mix itself stated (abstract) and two stages said by a digest",
-    "method.scores": "precedent: MILAN, AttMask, but for renormalise, which is ours",
+    "method.scores": "ours",
+    "method.scores.teacher_query": "precedent: MILAN, AttMask",
+    "method.scores.student_query": "precedent: MILAN, AttMask",
     "method.target_mode": "stated: both features are targets (abstract), weighted as a digest says",
     "method.shared_head": "ours",
     "method.student_output": "ours",

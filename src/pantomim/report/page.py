@@ -196,6 +196,8 @@ def charts(folder: RunFolder) -> Iterator[Chart]:
         "entropy_student": ("Entropy of the copy's map", "share of the largest", {"smooth": True}),
         "entropy_mask": ("Entropy of the mixed map", "share of the largest", {"smooth": True}),
         "overlap": ("Hidden now and at the look before", "share", {"from_zero": True}),
+        "loss_teacher": ("Distance from the teacher's features", "distance", {"smooth": True, "cut_start": True}),
+        "loss_student": ("Distance from the copy's features", "distance", {"smooth": True, "cut_start": True}),
         "student_std": ("Deviation of the copy's features", "share of their size", {"from_zero": True, "smooth": True}),
     }
     for name, (heading, y_label, options) in kinds.items():
@@ -322,15 +324,22 @@ def settings(folder: RunFolder) -> Iterator[tuple[str, str]]:
 def _collaboration(method: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Who decides what in a run of CMT-MAE."""
     mixing = method.get("mixing", {})
-    shared = mixing.get("teacher_weight")
+    shared, guided = mixing.get("teacher_weight"), look_up(method, "masker.kind") in ("attention", "schedule")
     in_mask, in_target = (
         shared if mixing.get(f"{what}_teacher_weight") is None else mixing[f"{what}_teacher_weight"]
         for what in ("mask", "target")
     )
-    first = f"{100 * mixing.get('warmup_share', 0):g} % of the steps"
-    alone = f"; the teacher alone in the first {first}" if mixing.get("stage_mode") == "warmup" else ""
-    guided = f"{in_mask:g} in the mask, " if look_up(method, "masker.kind") == "attention" else ""
-    yield "Teacher's weight", f"{guided}{in_target:g} in the target ({method.get('target_mode')}){alone}"
+    concat = method.get("target_mode") == "concat"
+    weights = [f"{in_mask:g} in the mask"] * guided
+    weights.append("both alike in the target" if concat else f"{in_target:g} in the target")
+    alone = {in_target, in_mask if guided else in_target, mixing.get("start") or in_target} == {1.0} and not concat
+    if mixing.get("start") is not None:
+        weights.append(f"{mixing.get('schedule')} from {mixing['start']:g}")
+    if mixing.get("stage_mode") == "warmup" and mixing.get("warmup_share") and not alone:
+        weights.append(f"1 in the first {100 * mixing['warmup_share']:g} % of the steps")
+    yield "Teacher's weight", ", ".join(weights)
+    if alone:
+        return
     if (share := method.get("half_life")) is not None:
         yield "Student's copy", f"forgets half of itself in {100 * share:g} % of the steps"
     else:

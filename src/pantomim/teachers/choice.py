@@ -25,6 +25,7 @@ WAYS = (
     "(OpenAI's weights); tokenizer:RUN; dalle:FILE (the published encoder.pkl)"
 )
 
+OF_STUDENT = ("random", "ema")  # whose weights are the student's own
 TOKENIZERS = ("tokenizer:", "dalle:")  # what the names of tokenizers begin with
 MOMENTUM = 0.9998  # data2vec's ViT-B as launched; it forgets half of itself in some 3500 steps
 
@@ -165,4 +166,4 @@ class TeacherConfig:
 
 def _has_statistics(source: str) -> bool:
     """Whether a teacher may have been trained with another mean and deviation than the student's."""
-    return source not in ("random", "ema") and not source.startswith(TOKENIZERS)
+    return source not in OF_STUDENT and not source.startswith(TOKENIZERS)

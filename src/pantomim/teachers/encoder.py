@@ -84,7 +84,7 @@ class EMATeacher(Teacher):
 
     Args:
         teacher: Around a copy of the student's encoder.
-        momentum: Share of itself that is kept in a step, in [0, 1]; the same at every step.
+        momentum: Share of itself that is kept in a step, in [0, 1]; it may be set between steps.
     """
 
     frozen = False

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -159,7 +160,7 @@ def test_what_cannot_be():
     ):
         with pytest.raises(ValueError, match=words):
             AttentionMasker(**broken)
-    with pytest.raises(ValueError, match=r"Hint\.show must be above 0"):
+    with pytest.raises(ValueError, match=r"AttentionMasker\.hint_show must be above 0"):
         Hint(show=0.3, among=0.2)
     with pytest.raises(ValueError, match="at least one patch and fewer"):
         AttentionMasker(rule="topk_hint").num_masked((2, 2))
@@ -167,3 +168,14 @@ def test_what_cannot_be():
         AttentionMasker(ratio=0.1, whole="masked").num_masked((2, 2))
     masker = AttentionMasker(rule="topk_hint", hint_refill=False)
     assert from_dict(AttentionMasker, to_dict(masker), "here") == masker
+
+
+def test_hints_say_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"hint_show must be above 0 and at most hint_among"):
+        AttentionMasker(rule="topk_hint", hint_show=0.3)
+    tight = AttentionMasker(rule="topk_hint", ratio=0.95)
+    with pytest.raises(ValueError, match=r"hint_show must leave patches to hide in the place.*hint_refill False"):
+        tight.num_masked((14, 14))
+    assert replace(tight, hint_refill=False).num_masked((14, 14)) == 187 - 19
+    with pytest.raises(ValueError, match=r"hint_show and hint_among must be at least one patch"):
+        AttentionMasker(rule="topk_hint", ratio=0.1).num_masked((14, 14))

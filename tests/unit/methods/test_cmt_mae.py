@@ -462,6 +462,11 @@ def test_what_it_says_of_itself_and_costs():
     assert rows["predicts"].startswith("B x 12 x features (weighted)")
     assert dict(replace(CONFIG, mixing=ALONE).describe())["student's copy"] == "there is none"
     assert dict(replace(CONFIG, mixing=WITHOUT).describe())["teacher"] == "none is asked"
+    assert rows["teacher's weight"] == "0.5 in the mask, 0.5 in the target"
+    unguided = replace(CONFIG, masker=RandomMasker(), mixing=Mixing())
+    assert unguided.weights == "0.5 in the target, 1 in the first 10 % of the steps"
+    assert replace(CONFIG, target_mode="concat").weights == "0.5 in the mask; both features count alike in the target"
+    assert replace(unguided, target_mode="concat").weights == "none; both features count alike in the target"
     assert from_dict(CMTMAEConfig, to_dict(CONFIG), "here") == CONFIG
     both, alone, named = (
         count_cost(Pretrain("tiny", method=config), torch.float32)
@@ -523,6 +528,7 @@ def test_a_collapsed_copy_is_said():
     tokens = torch.randn(64, 16, 32)
     assert deviation(tokens) == pytest.approx(1, abs=0.1)
     assert deviation(3 * tokens + 300) < COLLAPSED
+    assert deviation(tokens[:1]).isnan()  # one image says nothing
     assert deviation(tokens[:1].expand(64, 16, 32)) == 0  # what differs from place to place, and not between images
     method = CONFIG.build()
     given = batch()
