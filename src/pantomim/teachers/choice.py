@@ -116,7 +116,9 @@ class TeacherConfig:
             ConnectionError: if weights are to be downloaded and cannot be had.
         """
         if not self.source:
-            raise ValueError(f"TeacherConfig.source must be given, as there is no default; got none. {WAYS}.")
+            raise ValueError(
+                f"TeacherConfig.source must be given, as there is no default; got none. Give --teacher. {WAYS}."
+            )
         if self.source == "random":
             return EncoderTeacher(self._first_blocks(student), "random", output=self.output, blocks=self.blocks)
         if self.source == "ema":
