@@ -9,10 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny import DECODER, ENCODER, tiny_images, tiny_run
 
 import pantomim.engine.pretrain as engine
+from pantomim.analysis.guidance import who_decides
 from pantomim.checkpoint import WEIGHTS, find_checkpoint
 from pantomim.cli import main
 from pantomim.config import to_yaml
@@ -146,7 +148,17 @@ def test_from_the_command_line_with_a_teacher_of_ones_own(source, tmp_path, caps
         assert words in told
     main(["pretrain", *command, "--out", str(out)])
     main(["report", str(out)])
-    assert "What guided the masks" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "What guided the masks" in page
+    assert "0.3 in the mask, 0.3 in the target, 1 in the first 10 % of the steps" in page
+    assert "forgets half" not in page
+    assert "half is forgotten in 2 % of the steps" in page
+    assert "No reconstructions yet" not in page
+    settings = yaml.safe_load((out / "config.yaml").read_text())
+    alone = settings["method"] | {"mixing": {"teacher_weight": 1.0}}
+    assert who_decides(alone) == [("Teacher's weight", "1 in the mask, 1 in the target")]  # and there is no copy
+    with pytest.raises(ValueError, match="teacher_weight"):
+        who_decides(alone | {"mixing": {"teacher_weight": 3.0}})
     with np.load(out / "analysis" / "guidance.npz") as found:
         titles = json.loads(str(found["about"]))["titles"]
         texts = json.loads(str(found["about"]))["texts"]

@@ -1,12 +1,10 @@
 """The benchmark of guides in bfloat16: its parts are the teacher, and its numbers are what they say."""
 
-import importlib
-import sys
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 import torch
+from benchmark_scripts import benchmark
 from tiny import ENCODER
 
 from pantomim.masking.attention import AttentionMasker
@@ -15,12 +13,7 @@ from pantomim.masking.attention import AttentionMasker
 @pytest.fixture(scope="module")
 def precision():
     """The benchmark as a module."""
-    folder = str(Path(__file__).parents[2] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module("guide_precision")
-    finally:
-        sys.path.remove(folder)
+    return benchmark("guide_precision")
 
 
 @pytest.mark.parametrize("query", ["class", "mean"])

@@ -1,11 +1,8 @@
 """What the benchmark of steps counts: all matrix products of a step, those of networks in inference mode too."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from benchmark_scripts import benchmark
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,12 +13,7 @@ pytest.importorskip("lightly.models.modules")
 @pytest.fixture(scope="module")
 def step():
     """The benchmark as a module."""
-    folder = str(Path(__file__).parents[2] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module("step")
-    finally:
-        sys.path.remove(folder)
+    return benchmark("step")
 
 
 def test_operations_of_guided_steps_are_those_that_torch_counts(step) -> None:

@@ -1,10 +1,8 @@
 """Our MAE against transformers' and lightly's on equal weights and masks: loss and every gradient, in float64."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from benchmark_scripts import benchmark
 
 from pantomim.masking.mask import Mask
 from pantomim.methods.base import Batch
@@ -21,13 +19,7 @@ pytest.importorskip("lightly.models.modules")
 @pytest.fixture(scope="module")
 def rivals():
     """The models that the benchmark times, with its own maps of the weights."""
-    folder = str(Path(__file__).parents[2] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        import rivals
-    finally:
-        sys.path.remove(folder)
-    return rivals
+    return benchmark("rivals")
 
 
 @pytest.fixture(params=[True, False], ids=["normalised target", "plain target"])

@@ -6,7 +6,9 @@ makes pictures of it for the run's report.
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from pantomim.analysis.reconstructions import display_range, held_out, shown_bands, to_picture
 from pantomim.checkpoint import WEIGHTS, find_checkpoint
-from pantomim.config import Pretrain, from_yaml
+from pantomim.config import Pretrain, from_dict, from_yaml
 from pantomim.files import replace_file
 from pantomim.methods.cmt_mae import CMTMAEConfig, evenness
 from pantomim.methods.guidance_record import MAPS, overlap
@@ -87,6 +89,16 @@ def write_guidance_arrays(run: str | Path) -> Path:
     path = run / "analysis" / "guidance.npz"
     replace_file(path, buffer.getvalue())
     return path
+
+
+def who_decides(method: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Whose weight is what in a run of CMT-MAE, from the `method` of its config.
+
+    Raises:
+        ValueError: if it is no config of CMT-MAE.
+    """
+    config = from_dict(CMTMAEConfig, dict(method), "method")
+    return [("Teacher's weight", config.weights), *([("Student's copy", config.pace)] * config.needs_copy)]
 
 
 def spread(steps: Tensor) -> list[int]:

@@ -96,6 +96,8 @@ def render(folder: RunFolder, results: list[Result]) -> str:
         guidance=folder.guidance,
         guidance_rows=alignment_rows(folder.guidance),
         about=pictures.about if pictures else {},
+        drawable=look_up(folder.config, "method.kind", "mae") == "mae"
+        and look_up(folder.config, "method.target.kind", "pixels") == "pixels",
         explained=explained(folder),
         crisp=width < CRISP_BELOW,
         large=width >= DETAIL_BELOW,
@@ -321,29 +323,14 @@ def settings(folder: RunFolder) -> Iterator[tuple[str, str]]:
         yield "Encoder hash", str(folder.encoder["sha256"])[:16]
 
 
-def _collaboration(method: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _collaboration(method: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Who decides what in a run of CMT-MAE."""
-    mixing = method.get("mixing", {})
-    shared, guided = mixing.get("teacher_weight"), look_up(method, "masker.kind") in ("attention", "schedule")
-    in_mask, in_target = (
-        shared if mixing.get(f"{what}_teacher_weight") is None else mixing[f"{what}_teacher_weight"]
-        for what in ("mask", "target")
-    )
-    concat = method.get("target_mode") == "concat"
-    weights = [f"{in_mask:g} in the mask"] * guided
-    weights.append("both alike in the target" if concat else f"{in_target:g} in the target")
-    alone = {in_target, in_mask if guided else in_target, mixing.get("start") or in_target} == {1.0} and not concat
-    if mixing.get("start") is not None:
-        weights.append(f"{mixing.get('schedule')} from {mixing['start']:g}")
-    if mixing.get("stage_mode") == "warmup" and mixing.get("warmup_share") and not alone:
-        weights.append(f"1 in the first {100 * mixing['warmup_share']:g} % of the steps")
-    yield "Teacher's weight", ", ".join(weights)
-    if alone:
-        return
-    if (share := method.get("half_life")) is not None:
-        yield "Student's copy", f"forgets half of itself in {100 * share:g} % of the steps"
-    else:
-        yield "Student's copy", f"momentum {look_up(method, 'momentum.start')} to {look_up(method, 'momentum.end')}"
+    from pantomim.analysis.guidance import who_decides  # brings torch, which no other page needs
+
+    try:
+        return who_decides(method)
+    except ValueError:
+        return [("Teacher's weight", "config.yaml does not describe a run of CMT-MAE")]
 
 
 def evaluate_command(folder: RunFolder) -> str:
