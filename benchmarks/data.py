@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
+from pantomim.core.batch import Batch
 from pantomim.data.sources import open_source
 from pantomim.data.stats import channel_stats
 from pantomim.data.stream import Stream
 from pantomim.data.transforms import Crop
-from pantomim.methods.base import Batch
 from pantomim.methods.mae import MAEConfig
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig

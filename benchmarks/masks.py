@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from pantomim.core.batch import Batch
+from pantomim.core.mask import Mask
 from pantomim.masking.bank import bank_on
 from pantomim.masking.choice import STRATEGIES
 from pantomim.masking.color_noise import ColorNoiseMasker
-from pantomim.masking.mask import Mask
-from pantomim.methods.base import Batch
 from pantomim.methods.mae import MAEConfig
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from pantomim.masking.mask import Mask
+from pantomim.core.mask import Mask
 from pantomim.methods.mae import MAE, MAEConfig
 from pantomim.nn.vit import NORM_EPS
 

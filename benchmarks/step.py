@@ -35,8 +35,9 @@ from rivals import lightly_ids, lightly_mae, transformers_mae
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pantomim.masking.mask import Mask
-from pantomim.methods.base import Batch, Method
+from pantomim.core.batch import Batch
+from pantomim.core.mask import Mask
+from pantomim.methods.base import Method
 from pantomim.methods.cmt_mae import CMTMAEConfig, Mixing
 from pantomim.methods.mae import MAEConfig, MAEDraws
 from pantomim.nn.decoder import DecoderConfig
@@ -279,7 +280,7 @@ def guided_contender(
         method,
         lambda: forward(batch, method.draw(batch, STEP, generator))["loss"],
         setting,
-        lambda: method.after_step(STEP),
+        lambda: method.update_ema(STEP),
     )
     return Contender(name, step, flops)
 

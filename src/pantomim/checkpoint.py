@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pantomim.files import sync_folder
+from pantomim.core.files import sync_folder
 from pantomim.formats.files import frozen_hashes, frozen_parts, key_report, other_parts
 
 FORMAT_VERSION = 2

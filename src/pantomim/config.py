@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from pantomim.core.frozen import KIND, frozen
 from pantomim.data.augment import Augment
 from pantomim.data.transforms import Crop, View
-from pantomim.frozen import KIND, frozen
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.cmt_mae import CMTMAEConfig
@@ -157,8 +157,6 @@ class RuntimeConfig:
         keep: Checkpoints that are kept; the newest is always among them.
         tracker: Where the curves also go; the run folder has them in any case.
         threads: CPU threads of torch; None: torch's choice.
-        cache: Keep on disk what frozen teachers and tokenizers say of each image, for later epochs and later runs; only
-            where an image looks the same every time: a crop of kind none, no augmentation.
     """
 
     seed: int = 0
@@ -171,7 +169,6 @@ class RuntimeConfig:
     keep: int = 2
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     threads: int | None = None
-    cache: bool = False
 
     def __post_init__(self) -> None:
         if self.seed < 0:

@@ -12,10 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pantomim.config import MethodConfig, Pretrain
+from pantomim.core.batch import Batch
 from pantomim.data.augment import Augment
 from pantomim.data.transforms import View
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.base import Batch, Method
+from pantomim.methods.base import Method
 from pantomim.methods.beit import BEiT, BEiTConfig
 from pantomim.methods.cae import CAE, CAEConfig
 from pantomim.methods.cmt_mae import CMTMAEConfig
@@ -67,7 +68,7 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # where a part is copied
         method = build()
-        few = 2 if method.takes().whole_batch else 1  # images: one alone is compared with nothing
+        few = 2 if method.requirements().whole_batch else 1  # images: one alone is compared with nothing
         kept, more = (_kept_bytes(method, images, precision) for images in (few, few + 1))
         batch, draws = _step(method, few)
         trainable = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
@@ -194,7 +195,7 @@ class _UnnamedTeacher(Teacher):
 
 
 def _step(method: Method, images: int) -> tuple[Batch, Any]:
-    takes = method.takes()
+    takes = method.requirements()
     views = [torch.empty(images, takes.in_chans, *takes.image_size) for _ in range(takes.views)]
     batch = Batch(views[0], total=images, second=views[1] if takes.views > 1 else None)
     if isinstance(method, DVAE):  # whose draws are made from seeds, which fake tensors do not have

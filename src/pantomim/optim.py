@@ -1,6 +1,5 @@
 """How weights are updated: groups with their decay and rate, LARS, and schedules as functions of the step."""
 
-import math
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pantomim.core.schedule import half_cosine
 from pantomim.nn.heads import Classifier
 
 # A group as torch.optim takes it: "params", "param_names", "weight_decay" and "lr_scale" (1 unless layers decay);
@@ -41,7 +41,7 @@ def cosine_schedule(
     if step < warmup:
         return start + (base - start) * step / warmup
     progress = min((step - warmup) / (total - warmup), 1.0)
-    return minimum + (base - minimum) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return half_cosine(base, minimum, progress)
 
 
 def beit_schedule(

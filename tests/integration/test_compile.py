@@ -9,7 +9,7 @@ STEPS = """
 import itertools, torch
 from tiny import DECODER, ENCODER
 from pantomim.engine.runtime import autocast, compile_whole, generator
-from pantomim.methods.base import Batch
+from pantomim.core.batch import Batch
 from pantomim.methods.mae import MAEConfig
 
 torch.set_num_threads(1)

@@ -8,7 +8,7 @@ import itertools, torch
 from dataclasses import replace
 from pantomim.engine.runtime import autocast, compile_whole, generator
 from pantomim.masking.block import BlockMasker
-from pantomim.methods.base import Batch
+from pantomim.core.batch import Batch
 from pantomim.methods.beit import BEiTConfig, beit_encoder
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTargetConfig

@@ -7,7 +7,7 @@ STEPS = """
 import itertools, torch
 from dataclasses import replace
 from pantomim.engine.runtime import autocast, compile_whole, generator
-from pantomim.methods.base import Batch
+from pantomim.core.batch import Batch
 from pantomim.methods.cae import CAEConfig, cae_encoder
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.regressor import RegressorConfig
@@ -34,7 +34,7 @@ for changes in ({}, {"align_drop_path": False}, {"align_momentum": 0.9}):
                 losses.append(forward(batch, draws)["loss"])
         assert torch.equal(*losses), losses
         losses[0].backward()
-        method.after_step(step)
+        method.update_ema(step)
         assert all(module.training for module in method.encoder.modules())
     counts = torch._dynamo.utils.counters
     assert counts["stats"]["unique_graphs"] == 1, (changes, counts)

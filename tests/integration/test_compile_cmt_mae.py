@@ -6,7 +6,7 @@ import sys
 STEPS = """
 import torch
 from pantomim.engine.runtime import autocast, compile_whole, generator
-from pantomim.methods.base import Batch
+from pantomim.core.batch import Batch
 from pantomim.methods.cmt_mae import CMTMAEConfig, Mixing
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.vit import EncoderConfig
@@ -32,7 +32,7 @@ for further in ({}, {"decoder_input": "features", "target_mode": "concat"}, whol
             losses = [forward(batch, draws)["loss"] for forward in (method, method.forward)]
         assert torch.equal(*losses), losses
         losses[0].backward()
-        method.after_step(step)
+        method.update_ema(step)
     counts = torch._dynamo.utils.counters
     assert counts["stats"]["unique_graphs"] == 1, counts
     assert not counts["graph_break"], counts

@@ -10,7 +10,7 @@ import itertools, torch
 from dataclasses import replace
 from tiny import DECODER, ENCODER
 from pantomim.engine.runtime import autocast, compile_whole, generator
-from pantomim.methods.base import Batch
+from pantomim.core.batch import Batch
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.teachers.choice import TeacherConfig
 
@@ -34,7 +34,7 @@ for teacher in teachers:
             eager = method.forward(batch, draws)["loss"]
         loss.backward()
         assert torch.equal(loss, eager), (loss, eager)
-        method.after_step(step)
+        method.update_ema(step)
     counts = torch._dynamo.utils.counters
     assert counts["stats"]["unique_graphs"] == 1, counts
     assert not counts["graph_break"], counts

@@ -6,7 +6,7 @@ import sys
 STEPS = """
 import torch
 from pantomim.engine.runtime import autocast, compile_whole, generator
-from pantomim.methods.base import Batch
+from pantomim.core.batch import Batch
 from pantomim.methods.dvae import DVAEConfig
 from pantomim.nn.dvae import DVAESizes
 
@@ -25,7 +25,7 @@ for step in range(3):
     with autocast(cpu, torch.bfloat16):
         eager = method.forward(batch, draws)["loss"]
     assert torch.equal(loss, eager), (loss, eager)
-    method.after_step(step)
+    method.update_ema(step)
 counts = torch._dynamo.utils.counters
 assert counts["stats"]["unique_graphs"] == 1, counts
 assert not counts["graph_break"], counts

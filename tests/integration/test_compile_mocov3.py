@@ -7,7 +7,7 @@ STEPS = """
 import torch
 from dataclasses import replace
 from pantomim.engine.runtime import autocast, compile_whole, generator
-from pantomim.methods.base import Batch
+from pantomim.core.batch import Batch
 from pantomim.methods.mocov3 import MoCoV3Config, moco_encoder
 
 torch.set_num_threads(1)
@@ -24,7 +24,7 @@ for step in range(3):
         losses = [forward(batch, draws)["loss"] for forward in (method, method.forward)]
     assert torch.equal(*losses), losses
     losses[0].backward()
-    method.after_step(step)
+    method.update_ema(step)
 counts = torch._dynamo.utils.counters
 assert counts["stats"]["unique_graphs"] == 1, counts
 assert not counts["graph_break"], counts

@@ -6,7 +6,7 @@ import sys
 STEPS = """
 import itertools, torch
 from pantomim.engine.runtime import autocast, compile_whole, generator
-from pantomim.methods.base import Batch
+from pantomim.core.batch import Batch
 from pantomim.methods.supervised import SupervisedConfig
 from pantomim.nn.vit import EncoderConfig
 

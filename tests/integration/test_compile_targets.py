@@ -8,7 +8,7 @@ import torch
 from dataclasses import replace
 from pantomim.engine.runtime import autocast, compile_whole, generator
 from pantomim.masking.grid import GridMasker
-from pantomim.methods.base import Batch
+from pantomim.core.batch import Batch
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.mae import MAEConfig
@@ -49,7 +49,7 @@ for config, target in ((beit, ema), (mae, HOGTargetConfig()), (mae, tokens), (ca
         assert torch.equal(*losses), losses
         assert losses[0].dtype == torch.float32
         losses[0].backward()
-        method.after_step(step)
+        method.update_ema(step)
     counts = torch._dynamo.utils.counters
     assert counts["stats"]["unique_graphs"] == 1, (target, counts)
     assert not counts["graph_break"], (target, counts)

@@ -10,7 +10,7 @@ pytest.importorskip("vector_quantize_pytorch")
 STEPS = """
 import torch
 from pantomim.engine.runtime import autocast, compile_whole, generator
-from pantomim.methods.base import Batch
+from pantomim.core.batch import Batch
 from pantomim.methods.vqkd import VQKDConfig
 from pantomim.nn.vit import EncoderConfig
 from pantomim.teachers.choice import TeacherConfig
@@ -31,7 +31,7 @@ for step in range(3):
     with autocast(cpu, torch.bfloat16):
         eager = method.forward(batch, draws)["loss"]
     assert torch.equal(loss, eager), (loss, eager)
-    method.after_step(step)
+    method.update_ema(step)
 counts = torch._dynamo.utils.counters
 assert counts["stats"]["unique_graphs"] == 1, counts
 assert not counts["graph_break"], counts

@@ -12,6 +12,7 @@ from tiny import ENCODER, tiny_images, tiny_run
 from pantomim.analysis.runs import load_run
 from pantomim.cli import main
 from pantomim.config import Duration, to_yaml, with_duration
+from pantomim.core.batch import Batch
 from pantomim.engine.initial import start_from
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
@@ -19,7 +20,7 @@ from pantomim.evaluate.protocols import Evaluate, evaluate_to_file
 from pantomim.formats import load_encoder
 from pantomim.formats.tokenizer import save_tokenizer
 from pantomim.masking.block import BlockMasker
-from pantomim.methods.base import Batch, Method
+from pantomim.methods.base import Method
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.nn.decoder import LatentDecoderConfig

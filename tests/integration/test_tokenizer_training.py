@@ -9,10 +9,10 @@ from tiny import tiny_images, tiny_run
 
 from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Duration
+from pantomim.core.batch import Batch
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
 from pantomim.engine.runtime import generator
-from pantomim.methods.base import Batch
 from pantomim.methods.dvae import DVAEConfig
 from pantomim.nn.dvae import DVAESizes
 from pantomim.optim import parameter_groups
@@ -74,7 +74,7 @@ def test_going_on_from_a_checkpoint_is_bitwise_the_same(tmp_path):
             outputs["loss"].backward()
             optimizer.step()
             optimizer.zero_grad()
-            method.after_step(step)
+            method.update_ema(step)
             losses.append(outputs["loss"].item())
         return losses
 

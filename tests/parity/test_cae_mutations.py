@@ -135,7 +135,7 @@ def test_the_target_sees_all_patches(monkeypatch):
 @shared
 def test_the_target_of_the_copy_before_it_follows(monkeypatch):
     def of_the_encoder(self, images, mask, whole=method.CAE.alignment_target):
-        self.after_step(0)
+        self.update_ema(0)
         return whole(self, images, mask)
 
     assert outcome("cae_pretrain_a", SHARED).status == "PASS"

@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from pantomim import optim
+from pantomim.core.mask import Mask
 from pantomim.masking import noise
 from pantomim.masking.color_noise import round_windows
-from pantomim.masking.mask import Mask
 from pantomim.nn import decoder, heads, vit
 from pantomim.nn.position import sincos_2d
 from pantomim.parity import colormae, finetune, mae

@@ -4,8 +4,8 @@ import pytest
 import torch
 from benchmark_scripts import benchmark
 
-from pantomim.masking.mask import Mask
-from pantomim.methods.base import Batch
+from pantomim.core.batch import Batch
+from pantomim.core.mask import Mask
 from pantomim.methods.mae import MAE, MAEConfig, MAEDraws
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import standardise

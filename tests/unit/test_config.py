@@ -21,10 +21,8 @@ from pantomim.config import (
     with_kind,
 )
 from pantomim.data.transforms import Crop, View
-from pantomim.masking.choice import color_masker
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
-from pantomim.masking.schedule import ScheduleMasker, Stage
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.dvae import DVAEConfig
@@ -161,10 +159,3 @@ def test_a_second_view_reads_back_and_has_names(tmp_path: Path) -> None:
     assert from_yaml(Pretrain, tmp_path / "config.yaml") == config
     assert set(leaves(to_dict(config))) <= set(leaf_names(Pretrain))
     assert from_dict(Pretrain, {"recipe": "x", "data": {"source": "mnist"}}, "x").data.second is None
-
-
-def test_a_schedule_of_maskers_reads_back(tmp_path: Path) -> None:
-    stages = (Stage(color_masker("green")), Stage(color_masker("blue"), 200.0), Stage(RandomMasker(), 250.0))
-    config = Pretrain(recipe="x", method=MAEConfig(masker=ScheduleMasker(stages=stages)))
-    (tmp_path / "config.yaml").write_text(to_yaml(config))
-    assert from_yaml(Pretrain, tmp_path / "config.yaml") == config

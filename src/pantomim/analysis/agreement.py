@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from pantomim.analysis.alignment import load_cae_run
 from pantomim.analysis.reconstructions import choose, held_out
 from pantomim.config import Pretrain, from_yaml
+from pantomim.core.batch import Batch
 from pantomim.data.stream import evaluation_batches
-from pantomim.methods.base import Batch
 from pantomim.methods.cae import evaluating
 from pantomim.nn.tokens import take
 from pantomim.targets.tokens import TokenTarget

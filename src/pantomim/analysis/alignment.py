@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from pantomim.analysis.reconstructions import choose, display_range, held_out, shown_bands, to_picture
 from pantomim.analysis.runs import load_run
 from pantomim.config import Pretrain, from_yaml
+from pantomim.core.files import replace_file
 from pantomim.data.sources import open_source
 from pantomim.data.stream import evaluation_batches
-from pantomim.files import replace_file
 from pantomim.methods.cae import CAE, evaluating
 from pantomim.targets.pixels import PixelTarget
 from pantomim.targets.tokens import TokenTarget

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pantomim.files import replace_file
+from pantomim.core.files import replace_file
 
 Kind = Literal["attention-distance", "spectrum", "cka"]
 SHOWN: dict[Kind, str] = {"attention-distance": "distance", "spectrum": "shares", "cka": "cka"}

@@ -19,7 +19,7 @@ from torch import Tensor
 from pantomim.analysis.reconstructions import display_range, held_out, shown_bands, to_picture
 from pantomim.checkpoint import WEIGHTS, find_checkpoint
 from pantomim.config import Pretrain, from_dict, from_yaml
-from pantomim.files import replace_file
+from pantomim.core.files import replace_file
 from pantomim.methods.cmt_mae import CMTMAEConfig, evenness
 from pantomim.methods.guidance_record import MAPS, overlap
 

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from pantomim.analysis.masks import VisibleStatistics, mask_spectrum, mean_visibility, visible_statistics
 from pantomim.analysis.reconstructions import display_range, shown_bands, to_picture
+from pantomim.core.mask import Mask
 from pantomim.data.decoding import BrokenImageError, decode
 from pantomim.data.scales import scale_of
 from pantomim.data.transforms import centred_boxes, resize_one
 from pantomim.masking.bank import bank_on
+from pantomim.masking.base import Masker
 from pantomim.masking.choice import STRATEGIES
 from pantomim.masking.color_noise import ColorNoiseMasker
-from pantomim.masking.mask import Mask, Masker
 
 AROUND = 4  # a pattern is shown this many times as high and wide as the window that is cut out of it
 PHOTO_SIDE = 320  # pixels of the longer side, about

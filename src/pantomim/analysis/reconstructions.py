@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 
 from pantomim.config import Pretrain, from_yaml
+from pantomim.core.batch import Batch
+from pantomim.core.files import replace_file
 from pantomim.data.scales import Scale
 from pantomim.data.sources import Dataset, open_source, splits
 from pantomim.data.stream import evaluation_batches
-from pantomim.files import replace_file
 from pantomim.formats.native import load_decoder, load_encoder_folder
-from pantomim.methods.base import Batch
 from pantomim.methods.mae import MAE, MAEConfig
 from pantomim.nn.tokens import channel_values, put_back, take
 from pantomim.targets.pixels import PixelTarget, PixelTargetConfig

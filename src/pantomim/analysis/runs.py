@@ -29,7 +29,7 @@ def load_run(run: str | Path) -> BEiT | CAE:
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
         method = config.build()
     method.encoder.load_state_dict(encoder.state_dict())
-    method.after_start()
+    method.reset()
     ours = method.predictor()
     if report := key_report(ours, weights):
         raise ValueError(

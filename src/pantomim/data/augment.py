@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pantomim.core.frozen import frozen
 from pantomim.data.colours import COLOUR_STEPS, blurred, gray, solarised
 from pantomim.data.rand_augment import OPERATIONS, rand_augmented
-from pantomim.frozen import frozen
 
 _PURPOSE = 3  # keeps these draws apart from others of the same seed and step
 _TRIES = 10  # of a part to wipe out, before the image is left as it is; as in timm

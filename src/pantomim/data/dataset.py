@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pantomim.core.frozen import frozen
 from pantomim.data.decoding import BrokenImageError, Header
 from pantomim.data.layout import draw_images
 from pantomim.data.scales import Scale, scale_of
 from pantomim.data.stores import ArrayStore, BytesStore, Store
-from pantomim.frozen import frozen
 
 MAX_PROBED = 2_000
 MAX_BROKEN_SHARE = 0.01

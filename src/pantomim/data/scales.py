@@ -1,6 +1,6 @@
 """How stored numbers become the floats that a model sees: one division, recorded with the encoder."""
 
-from pantomim.frozen import frozen
+from pantomim.core.frozen import frozen
 
 
 @frozen

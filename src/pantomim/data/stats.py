@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from pantomim.core.frozen import frozen
 from pantomim.data.dataset import Dataset, num_threads
 from pantomim.data.decoding import BrokenImageError
-from pantomim.frozen import frozen
 
 
 @frozen

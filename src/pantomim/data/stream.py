@@ -17,6 +17,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
+from pantomim.core.batch import Batch
 from pantomim.data.augment import Augment, augmented, draw_augment
 from pantomim.data.dataset import Dataset, TooManyBrokenError, num_threads
 from pantomim.data.decoding import BrokenImageError
@@ -26,12 +27,10 @@ from pantomim.data.transforms import (
     centred_boxes,
     crop_boxes,
     draw_uniforms,
-    drawn_flips,
     resize_one,
     resized_crop,
     scaled,
 )
-from pantomim.methods.base import Batch
 
 _PURPOSE = 1  # keeps the order apart from other draws of the same seed
 
@@ -147,10 +146,6 @@ class Stream:
     def uniforms(self, step: int, part: int, view: int) -> np.ndarray:
         """Crop draws of this process's rows in one micro-batch, for one view."""
         return draw_uniforms(self.batch_size, self.seed, step, view)[self.rows(part)]
-
-    def flips(self, step: int, part: int) -> np.ndarray:
-        """Which of this process's rows in one micro-batch are mirrored, in the first view."""
-        return drawn_flips(self.uniforms(step, part, 0), self.views[0].crop)
 
     def _from_memory(self, step: int, part: int) -> Batch:
         assert self._images is not None

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pantomim.core.frozen import frozen
 from pantomim.data.augment import Augment
 from pantomim.data.scales import Scale
-from pantomim.frozen import frozen
 
 _TRIES = 10  # of a random box, before the centred one; as in torchvision
 _COLUMNS = 2 * _TRIES + 3

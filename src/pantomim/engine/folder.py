@@ -18,9 +18,9 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from pantomim.config import Pretrain, from_yaml, leaves, to_dict, to_yaml
+from pantomim.core.files import replace_file
 from pantomim.engine.runtime import on_main
 from pantomim.engine.stops import explain_disk
-from pantomim.files import replace_file
 
 # What may change between two starts of a run: how it is carried out, not what is learned (but for rounding).
 FREE = frozenset(
@@ -28,7 +28,6 @@ FREE = frozenset(
         "data.workers",
         "data.memory_gib",
         "runtime.accumulation",
-        "runtime.cache",
         "runtime.compile",
         "runtime.device",
         "runtime.keep",

@@ -60,7 +60,7 @@ def start_from(spec: str, method: Method) -> str:
     weights, _ = resize_encoder_weights(source.state_dict(), source.config, encoder.image_size)
     load_exactly(encoder, weights, spec)
     rest = _take_rest(spec, method)
-    method.after_start()
+    method.reset()
     resampled = "" if source.grid == encoder.grid else f" (positions resampled from {source.grid} to {encoder.grid})"
     table = describe_positions(source)
     kept = f" (its position table is kept: {table})" if table != "sincos, columns first" else ""

@@ -13,7 +13,6 @@ import torch
 from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Pretrain
 from pantomim.data.stream import Stream
-from pantomim.engine.cache import check_cache, remember
 from pantomim.engine.failure import save_failure
 from pantomim.engine.folder import Finished, RunFolder
 from pantomim.engine.initial import start_from
@@ -73,12 +72,11 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         # --------------------------------------------------------------------------------------------------- Method
         torch.manual_seed(random_seed(seed, 0, Purpose.WEIGHTS))
         method = config.method.build()
-        takes = method.takes()
+        takes = method.requirements()
 
         # ----------------------------------------------------------------------------------------------------- Data
         dataset = training_images(config.data)
         check_fit(config, dataset, takes, world)
-        check_cache(config, method)
         stream = Stream(
             dataset,
             batch_size=config.batch_size,
@@ -117,11 +115,9 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             taken = start_from(config.init, method)
         on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start))
         remark = None
-        if start == 0 and accelerator.is_main_process:  # before a cache answers for a tokenizer
+        if start == 0 and accelerator.is_main_process:
             with explain_memory(config, world), autocast(device, dtype):
-                remark = method.remark(stream.first_images(NUM_LOOKED_AT))
-        rows = config.batch_size // (world * accumulation)
-        memories = remember(config, method, dataset, accelerator, rows=rows, dtype=dtype)
+                remark = method.check_data(stream.first_images(NUM_LOOKED_AT))
 
         if config.runtime.compile:
             compile_whole(method)
@@ -135,8 +131,6 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                 recorder.say(taken)
             if remark is not None:
                 recorder.say(f"Warning: {remark}")
-            if memories.parts:
-                recorder.say(str(memories))
 
             # ------------------------------------------------------------------------------------------------- Loop
             waited = stream.wait_s
@@ -151,7 +145,6 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                 means: dict[str, torch.Tensor] = {}
                 with explain_memory(config, world):
                     for number, batch in enumerate(batches, 1):
-                        memories.look_up(batch, stream.flips(step, number - 1))
                         draws = method.draw(batch, step, generator(seed, step, device))
                         with nullcontext() if number == accumulation else accelerator.no_sync(model):
                             with autocast(device, dtype):
@@ -168,8 +161,8 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
 
-                # method.after_step
-                method.after_step(step)
+                # method.update_ema
+                method.update_ema(step)
                 done = step + 1
                 clock.step(config.batch_size, device)
 
@@ -191,7 +184,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                     }
                     waited = stream.wait_s
                     recorder.log(done, values)
-                    if (alarm := method.alarm(values)) is not None and alarm not in alarms:
+                    if (alarm := method.warning(values)) is not None and alarm not in alarms:
                         alarms.append(alarm)
                         recorder.say(f"Warning, at step {done}: {alarm}")
 
@@ -236,7 +229,6 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                     save_predictor(out, method.predictor(), method=config.method.kind, frozen=frozen)
                 if isinstance(tokenizer := parts.get("tokenizer"), DVAENetworks | VQKDNetworks):
                     save_tokenizer(out, tokenizer, scale=dataset.scale, recipe=config.recipe)
-                memories.write(out / "cache.json", total - start)
             run.finish(finished)
 
         on_main(accelerator, export)

@@ -18,9 +18,9 @@ from accelerate.utils import LoggerType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pantomim.core.files import replace_file
 from pantomim.data.dataset import Broken
 from pantomim.engine.stops import explain_disk
-from pantomim.files import replace_file
 
 NUM_PLAIN_LINES = 20
 

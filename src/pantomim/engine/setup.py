@@ -6,7 +6,7 @@ from torch import nn
 from pantomim.config import DataConfig, OptimConfig, Pretrain
 from pantomim.data.dataset import Dataset
 from pantomim.data.sources import open_source
-from pantomim.methods.base import Takes
+from pantomim.methods.base import Requirements
 from pantomim.optim import parameter_groups
 
 
@@ -22,7 +22,7 @@ def training_images(config: DataConfig) -> Dataset:
     return dataset if config.images is None else dataset.drawn(config.images)
 
 
-def check_fit(config: Pretrain, dataset: Dataset, takes: Takes, num_processes: int) -> None:
+def check_fit(config: Pretrain, dataset: Dataset, takes: Requirements, num_processes: int) -> None:
     """Refuse images that the method cannot take, and a batch that cannot be shared out.
 
     Raises:

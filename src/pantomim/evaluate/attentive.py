@@ -16,13 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from pantomim.core.frozen import frozen
 from pantomim.data.dataset import Dataset
 from pantomim.data.stream import Stream
 from pantomim.evaluate.linear_mae import CROP, predict
 from pantomim.evaluate.parts import known_classes, renumber
 from pantomim.evaluate.scores import top1, top1_per_class
 from pantomim.formats.wrapped import WrappedEncoder
-from pantomim.frozen import frozen
 from pantomim.nn.heads import AttentiveHead
 from pantomim.nn.vit import Encoder
 from pantomim.optim import beit_schedule, scaled_lr

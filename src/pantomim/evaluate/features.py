@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pantomim.core.files import replace_file
 from pantomim.data.sources import Dataset
 from pantomim.data.stats import Stats
 from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.out import check_out
-from pantomim.files import replace_file
 from pantomim.formats.files import hash_weights
 from pantomim.formats.wrapped import WrappedEncoder
 from pantomim.nn.vit import Encoder, Features

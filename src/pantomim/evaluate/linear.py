@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pantomim.core.frozen import frozen
 from pantomim.evaluate.parts import Parts
 from pantomim.evaluate.scores import Outcome, best_view, top1
-from pantomim.frozen import frozen
 from pantomim.optim import cosine_schedule
 
 MOMENTUM = 0.9

@@ -11,12 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pantomim.core.frozen import frozen
 from pantomim.data.dataset import Dataset
 from pantomim.data.stream import Stream, evaluation_batches
 from pantomim.data.transforms import Crop
 from pantomim.evaluate.parts import known_classes, renumber
 from pantomim.evaluate.scores import top1, top1_per_class
-from pantomim.frozen import frozen
 from pantomim.optim import LARS, cosine_schedule, scaled_lr
 
 CROP = Crop(kind="single_draw", scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3), flip=True)

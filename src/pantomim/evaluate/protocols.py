@@ -13,6 +13,8 @@ import torch
 import tyro
 from torch import Tensor
 
+from pantomim.core.files import replace_file
+from pantomim.core.frozen import frozen
 from pantomim.data.dataset import Dataset
 from pantomim.data.sources import open_source, splits
 from pantomim.data.stats import Stats, channel_stats
@@ -44,11 +46,9 @@ from pantomim.evaluate.patches import (
     resized_encoder,
 )
 from pantomim.evaluate.segmentation import PatchProbe, segmentation
-from pantomim.files import replace_file
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
 from pantomim.formats.wrapped import WrappedEncoder
-from pantomim.frozen import frozen
 from pantomim.nn.vit import Encoder
 
 PROTOCOL_VERSION = 1

@@ -19,10 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from pantomim.core.frozen import frozen
 from pantomim.data.layout import divide
 from pantomim.evaluate.linear import LinearProbe, Probes, train_probes
 from pantomim.evaluate.patches import PatchExtractor, PatchTable, Pictures, patch_table
-from pantomim.frozen import frozen
 
 NUM_RESAMPLES = 1000
 _PURPOSE = 13  # keeps these draws apart from others of the same seed

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from pantomim.files import replace_file
+from pantomim.core.files import replace_file
 from pantomim.formats.files import hash_weights, load_exactly
 from pantomim.nn.decoder import MAEDecoder
 from pantomim.nn.heads import Classifier

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from pantomim.files import replace_file
+from pantomim.core.files import replace_file
 from pantomim.formats.files import hash_weights, load_exactly
 from pantomim.nn.dvae import DVAENetworks, DVAESizes, dvae_networks
 from pantomim.nn.vqkd import VQKDNetworks, VQKDSizes, vqkd_networks

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pantomim.frozen import frozen, in_words
-from pantomim.masking.mask import Mask, check_ratio, count_masked
+from pantomim.core.frozen import frozen, in_words
+from pantomim.core.mask import Mask
+from pantomim.masking.base import check_ratio, count_masked
 
 Rule = Literal["topk_masked", "topk_visible", "topk_hint", "sample_masked", "sample_visible"]
 Preset = Literal["milan", "attmask_high", "attmask_low", "attmask_hint"]

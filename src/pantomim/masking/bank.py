@@ -18,7 +18,7 @@ from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 
-from pantomim.files import cache_folder, replace_file
+from pantomim.core.files import cache_folder, replace_file
 from pantomim.masking.noise import Noise, make_bank
 
 ADVICE = "Give an .npz whose first array is patterns x rows x columns, as `pantomim noise` writes it."

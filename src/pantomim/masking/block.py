@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pantomim.frozen import frozen
-from pantomim.masking.mask import Mask, check_ratio
+from pantomim.core.frozen import frozen
+from pantomim.core.mask import Mask
+from pantomim.masking.base import check_ratio
 from pantomim.masking.rectangles import TRIES, Covered, FromGenerator, Rule, Source, cover, fill
 
 REFERENCE_MIN_AREA, REFERENCE_PATCHES = 16, 14 * 14  # BEiT's smallest rectangle, and the grid that it belongs to

@@ -4,17 +4,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
-from pantomim.frozen import KIND
+from pantomim.core.frozen import KIND
+from pantomim.masking.attention import AttentionMasker
+from pantomim.masking.base import Masker
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.grid import GridMasker
 from pantomim.masking.inverse_block import InverseBlockMasker
-from pantomim.masking.mask import Masker
 from pantomim.masking.noise import PRESETS, Color, Noise
 from pantomim.masking.random import RandomMasker
-from pantomim.masking.schedule import ScheduleMasker, Single
 
-MaskerConfig = Annotated[Single | ScheduleMasker, KIND]
+MaskerConfig = Annotated[
+    RandomMasker | BlockMasker | GridMasker | InverseBlockMasker | ColorNoiseMasker | AttentionMasker, KIND
+]
 
 
 def color_masker(color: Color, ratio: float = 0.75) -> ColorNoiseMasker:

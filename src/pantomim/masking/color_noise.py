@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pantomim.frozen import frozen
+from pantomim.core.frozen import frozen
+from pantomim.core.mask import Mask
 from pantomim.masking.bank import bank_on, bank_shape
-from pantomim.masking.mask import Mask, check_ratio, count_masked
+from pantomim.masking.base import check_ratio, count_masked
 from pantomim.masking.noise import Noise
 
 

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen
-from pantomim.masking.mask import Mask, check_ratio, count_masked
+from pantomim.core.frozen import frozen
+from pantomim.core.mask import Mask
+from pantomim.masking.base import check_ratio, count_masked
 
 
 @frozen

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pantomim.frozen import frozen
+from pantomim.core.frozen import frozen
 
 Color = Literal["red", "green", "blue", "purple", "white"]
 Blur = Literal["sampled_kernel", "transfer_function"]

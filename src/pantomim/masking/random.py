@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pantomim.frozen import frozen
-from pantomim.masking.mask import Mask, check_ratio, count_masked
+from pantomim.core.frozen import frozen
+from pantomim.core.mask import Mask
+from pantomim.masking.base import check_ratio, count_masked
 
 
 @frozen

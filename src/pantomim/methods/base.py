@@ -6,41 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pantomim.core.batch import Batch
 from pantomim.nn.vit import Encoder
 from pantomim.targets.base import Target
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The images that one process sees at once: rows `start : start + B` of a global batch of `total` images.
-
-    Args:
-        images: Scaled as the data set says (8 bit: to [0, 1]), not normalised.
-        ids: Position of each image in the data set.
-        labels: Class ids, or None.
-        start: First row within the global batch.
-        total: Images in the global batch.
-        epoch: Passes over the data before this batch, in fractions too.
-        second: Another view of the same images, where the data give one.
-    """
-
-    images: Float[Tensor, "B C H W"]
-    ids: Int[Tensor, " B"] | None = None
-    labels: Int[Tensor, " B"] | None = None
-    start: int = 0
-    total: int = 0
-    epoch: float = 0.0
-    second: Float[Tensor, "B C H W"] | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-@dataclass(frozen=True)
-class Takes:
+class Requirements:
     """The images that a method takes.
 
     Args:
@@ -89,21 +63,21 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
         """Tensors in, tensors out: "loss" is minimised, everything else is logged."""
 
-    def remark(self, batches: Iterable[Tensor]) -> str | None:
+    def check_data(self, batches: Iterable[Tensor]) -> str | None:
         """What to say before the first step, having seen some training images; None: nothing."""
         target = getattr(self, "target", None)
-        return target.remark(batches) if isinstance(target, Target) else None
+        return target.check_data(batches) if isinstance(target, Target) else None
 
     def begin(self, steps: int) -> None:
         """Called once before the loop, also of a run that goes on: the steps of the whole run, for schedules."""
 
-    def alarm(self, logged: Mapping[str, float | None]) -> str | None:
+    def warning(self, logged: Mapping[str, float | None]) -> str | None:
         """What is wrong with a run, judged by a logged step; it is said once. None: nothing."""
 
-    def after_step(self, step: int) -> None:
+    def update_ema(self, step: int) -> None:
         """Called once after each optimiser step: moving averages and the like."""
 
-    def after_start(self) -> None:
+    def reset(self) -> None:
         """Called once other weights have been put in place before the first step: copies follow them."""
 
     def predictor(self) -> dict[str, nn.Parameter]:
@@ -115,8 +89,8 @@ class Method(nn.Module, ABC):
     def exports(self) -> dict[str, nn.Module]:
         """What outlives the run, by name: "encoder", "decoder", or a "tokenizer" alone."""
 
-    def takes(self) -> Takes:
+    def requirements(self) -> Requirements:
         """The images that it is trained on; those of its encoder, unless a method without one says otherwise."""
         encoder = self.exports()["encoder"]
         assert isinstance(encoder, Encoder)
-        return Takes(encoder.in_chans, encoder.image_size, encoder.patch_size)
+        return Requirements(encoder.in_chans, encoder.image_size, encoder.patch_size)

@@ -17,11 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen, in_words
+from pantomim.core.batch import Batch
+from pantomim.core.frozen import frozen, in_words
+from pantomim.core.mask import Mask
+from pantomim.masking.base import Masker
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.choice import MaskerConfig
-from pantomim.masking.mask import Mask, Masker
-from pantomim.methods.base import Batch, Method
+from pantomim.methods.base import Method
 from pantomim.methods.guides import GuideConfig, MaskGuide, draw_mask
 from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
 from pantomim.nn.momentum import follow
@@ -247,7 +249,7 @@ class CAE(Method):
         ids = torch.arange(latents.shape[1], device=latents.device).expand(len(latents), -1)
         return self.decoder(latents, ids)
 
-    def after_step(self, step: int) -> None:
+    def update_ema(self, step: int) -> None:
         """The copy, if there is one, follows the encoder, and so do a teacher or guide that is a moving average."""
         self.target.follow(self.encoder)
         if self.guide is not None:
@@ -255,7 +257,7 @@ class CAE(Method):
         if self.aligner is not None:
             follow(self.aligner, self.encoder, self.align_momentum or 0.0)
 
-    def after_start(self) -> None:
+    def reset(self) -> None:
         """The copy, if there is one, begins as the encoder, and so do a teacher or guide that is a copy of it."""
         self.target.start(self.encoder)
         if self.guide is not None:

@@ -17,11 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pantomim.frozen import frozen, in_words
+from pantomim.core.batch import Batch
+from pantomim.core.frozen import frozen, in_words
+from pantomim.core.mask import Mask
 from pantomim.masking.attention import AttentionMasker
+from pantomim.masking.base import Masker
 from pantomim.masking.choice import MaskerConfig
-from pantomim.masking.mask import Mask, Masker
-from pantomim.methods.base import Batch, Method
+from pantomim.methods.base import Method
 from pantomim.methods.guidance_record import GuidanceRecord
 from pantomim.methods.guides import ask, draw_mask
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder, PromptingDecoder
@@ -665,7 +667,7 @@ class CMTMAE(Method):
         parts = {"loss_teacher": (loss_teacher, weight > 0), "loss_student": (loss_student, weight < 1)}
         return {"loss": loss} | {name: part.detach().where(counts, math.nan) for name, (part, counts) in parts.items()}
 
-    def alarm(self, logged: Mapping[str, float | None]) -> str | None:
+    def warning(self, logged: Mapping[str, float | None]) -> str | None:
         """Whether the copy says nearly the same of all images, which then is a target that a position alone meets."""
         spread = logged.get("student_std")
         if spread is None or not spread < COLLAPSED:
@@ -677,7 +679,7 @@ class CMTMAE(Method):
             f"{slower}."
         )
 
-    def after_step(self, step: int) -> None:
+    def update_ema(self, step: int) -> None:
         """The student's copy moves; so does a teacher that is a moving average."""
         if self.teacher is not None:
             self.teacher.follow(self.encoder)
@@ -690,7 +692,7 @@ class CMTMAE(Method):
             self.student.momentum = momentum_of_half_life(self.half_life * self.total)
         self.student.follow(self.encoder)
 
-    def after_start(self) -> None:
+    def reset(self) -> None:
         """The copy begins again as the student, whose weights have been replaced."""
         for guide in (self.teacher, self.student):
             if guide is not None:

@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pantomim.frozen import frozen, in_words
+from pantomim.core.batch import Batch
+from pantomim.core.frozen import frozen, in_words
+from pantomim.core.mask import Mask
+from pantomim.masking.base import Masker
 from pantomim.masking.choice import MaskerConfig
-from pantomim.masking.mask import Mask, Masker
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.base import Batch, Method
+from pantomim.methods.base import Method
 from pantomim.methods.guides import ask, draw_mask
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
 from pantomim.nn.tokens import take
@@ -220,11 +222,11 @@ class DBOT(Method):
             tokens = torch.cat([said.prefix[:, :1], tokens], dim=1)
         return normalise_features(tokens, self.normalise)
 
-    def after_step(self, step: int) -> None:
+    def update_ema(self, step: int) -> None:
         """A teacher that is a moving average follows the student; any other stands still."""
         self.teacher.follow(self.encoder)
 
-    def after_start(self) -> None:
+    def reset(self) -> None:
         """A moving average begins again as the student, whose weights have been replaced."""
         self.teacher.start(self.encoder)
 

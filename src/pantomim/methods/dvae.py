@@ -13,8 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen
-from pantomim.methods.base import Batch, Method, Takes
+from pantomim.core.batch import Batch
+from pantomim.core.frozen import frozen
+from pantomim.core.schedule import half_cosine
+from pantomim.methods.base import Method, Requirements
 from pantomim.nn.dvae import (
     DVAENetworks,
     DVAESizes,
@@ -55,7 +57,7 @@ class Annealing:
     def at(self, step: int) -> float:
         """The value at a step."""
         share = min(step / self.steps, 1.0)
-        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * share))
+        return half_cosine(self.start, self.end, share)
 
 
 @frozen
@@ -198,14 +200,14 @@ class DVAE(Method):
             }
         return {"loss": loss, **seen}
 
-    def after_step(self, step: int) -> None:
+    def update_ema(self, step: int) -> None:
         """Average the weights."""
         follow(self.average.encoder, self.encoder, self.momentum)
         follow(self.average.decoder, self.decoder, self.momentum)
 
-    def takes(self) -> Takes:
+    def requirements(self) -> Requirements:
         """Images of the channels of the networks."""
-        return Takes(
+        return Requirements(
             self.sizes.in_chans,
             self.image_size,
             self.sizes.stride,

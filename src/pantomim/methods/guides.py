@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pantomim.frozen import frozen, in_words
+from pantomim.core.batch import Batch
+from pantomim.core.frozen import frozen, in_words
+from pantomim.core.mask import Mask
+from pantomim.masking.base import Masker
 from pantomim.masking.choice import MaskerConfig
-from pantomim.masking.mask import Mask, Masker
-from pantomim.methods.base import Batch
 from pantomim.nn.vit import Encoder
 from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import OF_STUDENT, TeacherConfig

@@ -9,11 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pantomim.frozen import frozen, in_words
+from pantomim.core.batch import Batch
+from pantomim.core.frozen import frozen, in_words
+from pantomim.core.mask import Mask
+from pantomim.masking.base import Masker
 from pantomim.masking.choice import MaskerConfig
-from pantomim.masking.mask import Mask, Masker
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.base import Batch, Method
+from pantomim.methods.base import Method
 from pantomim.methods.guides import GuideConfig, MaskGuide, draw_mask
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
 from pantomim.nn.vit import Encoder, EncoderConfig
@@ -133,13 +135,13 @@ class MAE(Method):
         prediction = self.decoder(latent, mask)  # (B, M, K), hidden patches only
         return self.target.score(prediction, batch.images, mask.ids_mask)
 
-    def after_step(self, step: int) -> None:
+    def update_ema(self, step: int) -> None:
         """A teacher or guide that is a moving average of the encoder moves."""
         self.target.follow(self.encoder)
         if self.guide is not None:
             self.guide.follow(self.encoder)
 
-    def after_start(self) -> None:
+    def reset(self) -> None:
         """A teacher or guide that is a copy of the encoder is copied anew."""
         self.target.start(self.encoder)
         if self.guide is not None:

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen
-from pantomim.methods.base import Batch, Method, Takes
+from pantomim.core.batch import Batch
+from pantomim.core.frozen import frozen
+from pantomim.methods.base import Method, Requirements
 from pantomim.nn.momentum import Momentum, follow
 from pantomim.nn.processes import first_row, rows_of_all
 from pantomim.nn.projector import Projector
@@ -178,11 +179,11 @@ class MoCoV3(Method):
         """The momentum follows a schedule over the whole run."""
         self.total = steps
 
-    def after_step(self, step: int) -> None:
+    def update_ema(self, step: int) -> None:
         """The teacher follows encoder and projector."""
         self._move(self.momentum.at(step + 1, self.total))
 
-    def after_start(self) -> None:
+    def reset(self) -> None:
         """The teacher begins as the student."""
         self._move(0.0)
 
@@ -200,9 +201,9 @@ class MoCoV3(Method):
         """The encoder, and the heads for going on."""
         return {"encoder": self.encoder, "projector": self.projector, "predictor": self.predictor_head}
 
-    def takes(self) -> Takes:
+    def requirements(self) -> Requirements:
         """Two views of the encoder's images, and whole batches: what an image is compared with is its batch."""
-        return replace(super().takes(), views=2, whole_batch=True, gathers=True)
+        return replace(super().requirements(), views=2, whole_batch=True, gathers=True)
 
 
 def unit(vectors: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:

@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen
+from pantomim.core.batch import Batch
+from pantomim.core.frozen import frozen
 from pantomim.masking.block import host_seed
-from pantomim.methods.base import Batch, Method, Takes
+from pantomim.methods.base import Method, Requirements
 from pantomim.nn.mixing import Mixing, draw_mixing, mix_images, mix_targets, swap_neighbours
 from pantomim.nn.vit import Encoder, EncoderConfig
 
@@ -167,6 +168,6 @@ class Supervised(Method):
         """The encoder, and the head for going on."""
         return {"encoder": self.encoder, "head": self.head}
 
-    def takes(self) -> Takes:
+    def requirements(self) -> Requirements:
         """Images of the encoder's kind, with labels."""
-        return replace(super().takes(), num_classes=self.num_classes)
+        return replace(super().requirements(), num_classes=self.num_classes)

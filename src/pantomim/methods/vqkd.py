@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen
-from pantomim.methods.base import Batch, Method, Takes
+from pantomim.core.batch import Batch
+from pantomim.core.frozen import frozen
+from pantomim.methods.base import Method, Requirements
 from pantomim.methods.dvae import perplexity
 from pantomim.nn.dvae import at_least_float32
 from pantomim.nn.vit import ENCODER_SIZES, Encoder, EncoderConfig
@@ -211,10 +212,10 @@ class VQKD(Method):
         picture = codes.mT.unflatten(-1, (rows, cols))  # (B, E, rows, cols): a patch of one pixel is one code
         return self.to_feature(self.decoder(picture).patches)
 
-    def takes(self) -> Takes:
+    def requirements(self) -> Requirements:
         """Images of the encoder's channels and size; a step's at once, as codes move once a step, by all of them."""
         encoder = self.encoder
-        return Takes(encoder.in_chans, encoder.image_size, encoder.patch_size, whole_batch=True)
+        return Requirements(encoder.in_chans, encoder.image_size, encoder.patch_size, whole_batch=True)
 
     def exports(self) -> dict[str, nn.Module]:
         """All that gives ids."""

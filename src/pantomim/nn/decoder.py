@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen
-from pantomim.masking.mask import Mask
+from pantomim.core.frozen import frozen
+from pantomim.core.mask import Mask
 from pantomim.nn.position import sincos_2d, sincos_2d_rows_first
 from pantomim.nn.tokens import put_back, take
 from pantomim.nn.vit import (

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen
+from pantomim.core.frozen import frozen
 from pantomim.nn.tokens import patch_grid
 
 MARGIN = 0.1  # distance of mapped pixels from 0 and 1, where the density has no mass (appendix A.3)

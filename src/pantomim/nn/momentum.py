@@ -1,12 +1,12 @@
 """Moving averages of weights: how much of itself a copy keeps at each step, and the step itself."""
 
-import math
 from typing import Literal
 
 import torch
 from torch import nn
 
-from pantomim.frozen import frozen
+from pantomim.core.frozen import frozen
+from pantomim.core.schedule import half_cosine
 
 
 @frozen
@@ -60,7 +60,7 @@ class Momentum:
         share = min(step / length, 1.0)
         if self.shape == "linear":
             return self.start + (self.end - self.start) * share
-        return self.end - (self.end - self.start) * 0.5 * (1.0 + math.cos(math.pi * share))
+        return half_cosine(self.start, self.end, share)
 
     def __str__(self) -> str:
         if self.end is None:

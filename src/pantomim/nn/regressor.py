@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen
-from pantomim.masking.mask import Mask
+from pantomim.core.frozen import frozen
+from pantomim.core.mask import Mask
 from pantomim.nn.cross_attention import CrossAttention
 from pantomim.nn.position import sincos_2d_rows_first
 from pantomim.nn.vit import (

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pantomim.frozen import frozen
+from pantomim.core.frozen import frozen
 
 
 @frozen

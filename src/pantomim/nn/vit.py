@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen
+from pantomim.core.frozen import frozen
 from pantomim.nn.position import resample, sincos_2d, sincos_2d_rows_first
 from pantomim.nn.relative import (
     RelativeBias,

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen
+from pantomim.core.frozen import frozen
 from pantomim.nn.dvae import at_least_float32
 from pantomim.nn.vit import Encoder, EncoderConfig, initialise_beit
 

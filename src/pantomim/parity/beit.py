@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pantomim.core.batch import Batch
+from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
-from pantomim.masking.mask import Mask
-from pantomim.methods.base import Batch
 from pantomim.methods.beit import BEiT, BEiTConfig, BEiTDraws
 from pantomim.nn.heads import Classifier
 from pantomim.nn.relative import (

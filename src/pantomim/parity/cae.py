@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pantomim.core.batch import Batch
+from pantomim.core.mask import Mask
 from pantomim.formats.cae import CROSS, official_name, our_name
 from pantomim.formats.files import load_exactly
 from pantomim.masking.block import BlockMasker
-from pantomim.masking.mask import Mask
-from pantomim.methods.base import Batch
 from pantomim.methods.cae import CAE, CAEConfig, CAEDraws
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.heads import AttentiveHead, Classifier
@@ -105,7 +105,7 @@ def pretrain(item: Item) -> Computed:
         "parameters_without_gradient": [n for n in without if n not in parameters or parameters[n].grad is None],
         "pretraining_parameter_groups": [_group(group, official_name) for group in groups],
     }
-    model.after_step(0)
+    model.update_ema(0)
     assert model.aligner is not None
     after = {f"teacher_after/{name}": tensor for name, tensor in model.aligner.named_parameters()}
     outputs |= {name: after[name] for name in expected if name in after}

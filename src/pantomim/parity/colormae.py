@@ -16,8 +16,8 @@ from pantomim.analysis.masks import (
     mean_visibility,
     visible_statistics,
 )
+from pantomim.core.mask import Mask
 from pantomim.masking.color_noise import ColorNoiseMasker, cut_windows, round_windows
-from pantomim.masking.mask import Mask
 from pantomim.masking.noise import Noise, color_filter, equalise, make_bank
 from pantomim.parity.item import Computed, Item
 

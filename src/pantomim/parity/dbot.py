@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pantomim.core.batch import Batch
+from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
 from pantomim.formats.foreign import official_name
 from pantomim.formats.mae import our_name
-from pantomim.masking.mask import Mask
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.base import Batch
 from pantomim.methods.beit import BEiTConfig, BEiTDraws
 from pantomim.methods.dbot import DBOT, DBOTConfig, DBOTDraws
 from pantomim.nn.decoder import DecoderConfig

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pantomim.core.batch import Batch
+from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
 from pantomim.formats.foreign import official_name
 from pantomim.formats.mae import our_name
-from pantomim.masking.mask import Mask
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.base import Batch
 from pantomim.methods.mae import MAE, MAEConfig, MAEDraws
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.heads import Classifier

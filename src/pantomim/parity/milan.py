@@ -11,6 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from pantomim.core.batch import Batch
+from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
 from pantomim.formats.foreign import official_name
 from pantomim.formats.mae import our_name
@@ -22,8 +24,6 @@ from pantomim.masking.attention import (
     draw_order,
     milan_masker,
 )
-from pantomim.masking.mask import Mask
-from pantomim.methods.base import Batch
 from pantomim.methods.cmt_mae import CMTMAEConfig, Mixing
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take

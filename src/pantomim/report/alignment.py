@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pantomim.analysis.alignment import AlignmentPictures
-from pantomim.files import replace_file
+from pantomim.core.files import replace_file
 from pantomim.report.pictures import png
 from pantomim.report.template import check_page_path, fill_template
 

@@ -70,7 +70,6 @@ class RunFolder:
         config: config.yaml.
         environment: environment.json.
         finished: finished.json; there once training is complete.
-        cache: cache.json: what a cache of frozen teachers and tokenizers saved.
         encoder: encoder.json.
         num_parameters: Learned numbers in encoder.safetensors; its position table is not counted.
         metrics: metrics.jsonl.
@@ -93,7 +92,6 @@ class RunFolder:
     pictures: Pictures | None
     alignment: Alignment | None = None
     guidance: Alignment | None = None
-    cache: dict[str, Any] = field(default_factory=dict)
     inside: list[BlockFacts] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -135,7 +133,6 @@ def read_run(run: str | Path) -> RunFolder:
         pictures=attempt(path / "analysis" / "reconstructions.npz", _read_pictures, None),
         alignment=attempt(path / "analysis" / "alignment.npz", _read_alignment, None),
         guidance=attempt(path / "analysis" / "guidance.npz", _read_alignment, None),
-        cache=attempt(path / "cache.json", _read_json, {}),
         inside=[facts for facts in inside if facts is not None],
         problems=problems,
     )

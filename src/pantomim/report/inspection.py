@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pantomim.analysis.block_facts import BlockFacts, Kind
-from pantomim.files import replace_file
+from pantomim.core.files import replace_file
 from pantomim.report.layer_charts import head_chart, map_chart, share_chart
 from pantomim.report.template import check_page_path, fill_template
 

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pantomim.analysis.mask_survey import MaskSurvey, Photo
-from pantomim.files import replace_file
+from pantomim.core.files import replace_file
 from pantomim.report.mask_looks import look
 from pantomim.report.mask_poster import draw_poster, usual_counts
 from pantomim.report.pictures import jpeg, png

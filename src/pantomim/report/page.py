@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pantomim.files import replace_file
+from pantomim.core.files import replace_file
 from pantomim.report.charts import Curve, line_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
 from pantomim.report.inspection import TITLES, caption, panels
@@ -155,10 +155,6 @@ def facts(folder: RunFolder) -> Iterator[tuple[str, str, str]]:
     on_cores = f"{cores} cores, " if cores and not folder.environment.get("gpu") else ""
     if total is not None:
         yield "Time", duration(total), f"{on_cores}{device}".rstrip(", ")
-    for name, part in look_up(folder.cache, "parts", {}).items():
-        served, computed = (int(look_up(part, f"images_{what}", 0)) for what in ("served", "computed"))
-        mebibytes = int(look_up(part, "bytes", 0)) / 2**20
-        yield "Cache", f"{served:,} answers read", f"of {name}; {computed:,} computed now, {mebibytes:,.1f} MiB on disk"
 
 
 def progress(folder: RunFolder) -> str:
@@ -378,9 +374,6 @@ def usage(folder: RunFolder) -> dict[str, str]:
 
 def hiding(masker: Mapping[str, Any]) -> str:
     """How much is hidden, and how: the masker of a config in a few words; empty where there is none."""
-    if masker.get("kind") == "schedule":
-        first, *later = (stage["masker"] for stage in masker["stages"])
-        return ", then ".join([hiding(first), *map(_manner, later)])
     ratio = masker.get("ratio")
     return f"{100 * ratio:.0f} % hidden {_manner(masker)}".rstrip() if isinstance(ratio, float) else ""
 

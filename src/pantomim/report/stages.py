@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 
 from pantomim.analysis.block_facts import BlockFacts, Kind
-from pantomim.files import replace_file
+from pantomim.core.files import replace_file
 from pantomim.report.charts import Curve, line_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
 from pantomim.report.inspection import TITLES, caption, panels

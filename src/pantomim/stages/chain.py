@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Pretrain, Stages, from_yaml, leaves, to_dict, to_yaml
+from pantomim.core.files import replace_file
 from pantomim.engine.folder import FREE, Finished, RunInUseError
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import Clock
@@ -23,7 +24,6 @@ from pantomim.engine.setup import adamw
 from pantomim.engine.stops import explain_disk
 from pantomim.evaluate.memo import Memo
 from pantomim.evaluate.protocols import Contender, Evaluate, evaluate_to_file, headline, open_parts
-from pantomim.files import replace_file
 from pantomim.methods.base import Method
 from pantomim.nn.vit import Encoder
 from pantomim.stages.plan import check_widths, first_width, stage_folder, stage_run

@@ -10,7 +10,7 @@ from pantomim.analysis.alignment import write_alignment_arrays
 from pantomim.analysis.block_facts import write_block_facts
 from pantomim.analysis.inspection import inspect_blocks
 from pantomim.analysis.reconstructions import write_reconstructions
-from pantomim.files import replace_file
+from pantomim.core.files import replace_file
 from pantomim.study.plan import Analysis
 
 FILES: dict[Analysis, str] = {

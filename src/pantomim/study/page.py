@@ -10,7 +10,7 @@ import yaml
 from markupsafe import Markup
 
 from pantomim.analysis.block_facts import BlockFacts, read_block_facts
-from pantomim.files import replace_file
+from pantomim.core.files import replace_file
 from pantomim.report.folder import read_run
 from pantomim.report.layer_charts import arms_chart
 from pantomim.report.page import duration, length

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from pantomim.config import Duration, from_dict
-from pantomim.frozen import frozen
+from pantomim.core.frozen import frozen
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 SET_BY_THE_STUDY = ("encoder", "out", "seed", "contenders")  # fields of `Evaluate` that no plan may set

@@ -17,13 +17,13 @@ from filelock import FileLock, Timeout
 
 from pantomim.analysis.masks import visible_statistics
 from pantomim.config import Pretrain, from_dict, leaves, to_dict, to_yaml
+from pantomim.core.files import replace_file
 from pantomim.engine.folder import FREE, Finished, RunInUseError
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.stops import Interrupted
 from pantomim.engine.untrained import write_untrained
 from pantomim.evaluate.memo import Memo
 from pantomim.evaluate.protocols import evaluate_to_file
-from pantomim.files import replace_file
 from pantomim.study.analyses import FILES, analyse, write_pictures
 from pantomim.study.cells import Cell, Study
 from pantomim.study.needs import moved, with_runs

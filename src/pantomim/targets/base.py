@@ -22,7 +22,7 @@ class Target(nn.Module, ABC):
     def forward(self, images: Float[Tensor, "B C H W"]) -> Tensor:
         """The target of every patch of whole, scaled images: (B, N, K), or (B, N) ids; no gradient."""
 
-    def remark(self, batches: Iterable[Float[Tensor, "B C H W"]]) -> str | None:
+    def check_data(self, batches: Iterable[Float[Tensor, "B C H W"]]) -> str | None:
         """What to say before a run of what would be predicted of its images; None: nothing, images are not read."""
         return None
 

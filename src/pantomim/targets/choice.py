@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pantomim.frozen import KIND
+from pantomim.core.frozen import KIND
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.targets.hog import HOGTargetConfig
 from pantomim.targets.pixels import PixelTargetConfig

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen
+from pantomim.core.frozen import frozen
 
 
 @frozen

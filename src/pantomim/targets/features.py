@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen
+from pantomim.core.frozen import frozen
 from pantomim.nn.tokens import normalise_tokens, take
 from pantomim.nn.vit import Encoder
 from pantomim.targets.base import Target

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pantomim.frozen import frozen
+from pantomim.core.frozen import frozen
 from pantomim.nn.tokens import channel_values, patch_grid, patchify, standardise, take, token_statistics, unpatchify
 from pantomim.nn.vit import Encoder
 from pantomim.targets.base import Target

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from pantomim.frozen import frozen
+from pantomim.core.frozen import frozen
 from pantomim.nn.vit import Encoder
 from pantomim.targets.base import Target
 from pantomim.tokenizers.base import Tokenizer, check_tokenizer
@@ -42,7 +42,7 @@ class TokenTarget(Target):
         """The id of every patch of scaled images."""
         return self.tokenizer(images)
 
-    def remark(self, batches: Iterable[Float[Tensor, "B C H W"]]) -> str | None:
+    def check_data(self, batches: Iterable[Float[Tensor, "B C H W"]]) -> str | None:
         """A warning where these images get few of the tokens: naming them is then hardly a task."""
         counts = sum(count_codes(self(images), self.dim).cpu() for images in batches)
         return usage_warning(code_usage(torch.as_tensor(counts)), "the tokenizer")

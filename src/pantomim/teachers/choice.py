@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from pantomim.core.frozen import frozen
 from pantomim.formats import load_encoder
 from pantomim.formats.loading import PREFIXES
 from pantomim.formats.wrapped import WrappedEncoder
-from pantomim.frozen import frozen
 from pantomim.nn.vit import Encoder
 from pantomim.teachers.base import Teacher
 from pantomim.teachers.encoder import EMATeacher, EncoderTeacher, Output

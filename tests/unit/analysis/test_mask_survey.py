@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 
 from pantomim.analysis.mask_survey import choose_maskers, load_photo, parse_grid, survey
+from pantomim.core.mask import Mask
 from pantomim.masking.bank import write_bank
 from pantomim.masking.choice import STRATEGIES
-from pantomim.masking.mask import Mask
 from pantomim.masking.random import RandomMasker
 
 

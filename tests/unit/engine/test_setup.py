@@ -10,7 +10,7 @@ from pantomim.data.augment import Augment
 from pantomim.data.layout import draw_images
 from pantomim.data.transforms import View
 from pantomim.engine.setup import check_fit, check_schedule, training_images
-from pantomim.methods.base import Takes
+from pantomim.methods.base import Requirements
 
 
 @pytest.fixture
@@ -66,13 +66,13 @@ def test_a_source_without_training_images_is_refused(tmp_path: Path) -> None:
 def test_all_misfits_are_told_together(source: Path) -> None:
     dataset = training_images(tiny_run(source).data)
     with pytest.raises(ValueError, match="must be") as refusal:
-        check_fit(tiny_run(source), dataset, Takes(7, (32, 32), 32), num_processes=3)
+        check_fit(tiny_run(source), dataset, Requirements(7, (32, 32), 32), num_processes=3)
     channels, patch, batch = str(refusal.value).splitlines()
     assert "got 7, and" in channels
     assert "has 3. Give --method.encoder.in_chans 3" in channels
     assert "images of 16 pixels. Give --method.encoder.patch_size 16" in patch
     assert "processes x accumulation = 3 x 1; got 16" in batch
-    check_fit(tiny_run(source), dataset, Takes(3, (16, 16), 16), num_processes=2)
+    check_fit(tiny_run(source), dataset, Requirements(3, (16, 16), 16), num_processes=2)
 
 
 def test_a_run_must_have_steps_and_be_longer_than_its_warmup() -> None:
@@ -88,7 +88,7 @@ def test_a_run_must_have_steps_and_be_longer_than_its_warmup() -> None:
 
 def test_a_second_view_and_a_method_that_compares_two_need_each_other(source: Path) -> None:
     config = tiny_run(source)
-    dataset, takes = training_images(config.data), Takes(3, (16, 16), 4)
+    dataset, takes = training_images(config.data), Requirements(3, (16, 16), 4)
     with pytest.raises(ValueError, match=r"DataConfig\.second must say how the other view .* got none"):
         check_fit(config, dataset, replace(takes, views=2), 1)
     two = replace(config, data=replace(config.data, second=View()))
@@ -99,7 +99,7 @@ def test_a_second_view_and_a_method_that_compares_two_need_each_other(source: Pa
 
 def test_a_method_that_compares_images_gets_its_whole_batch_at_once(source: Path) -> None:
     config, dataset = tiny_run(source), training_images(tiny_run(source).data)
-    takes = Takes(3, (16, 16), 4, whole_batch=True, gathers=True)
+    takes = Requirements(3, (16, 16), 4, whole_batch=True, gathers=True)
     check_fit(config, dataset, takes, num_processes=2)
     compiled, cut = (
         replace(config, runtime=replace(config.runtime, **x)) for x in ({"compile": True}, {"accumulation": 2})
@@ -117,4 +117,4 @@ def test_images_that_cannot_be_augmented_are_refused(tmp_path: Path) -> None:
     config = tiny_run(tiny_images(tmp_path / "gray.npz", channels=1))
     config = replace(config, data=replace(config.data, augment=Augment(grayscale=0.2)))
     with pytest.raises(ValueError, match=r"Augment\.grayscale must be left out .* 1 channel"):
-        check_fit(config, training_images(config.data), Takes(1, (16, 16), 4), 1)
+        check_fit(config, training_images(config.data), Requirements(1, (16, 16), 4), 1)

@@ -4,12 +4,12 @@ import math
 import pytest
 import torch
 
+from pantomim.core.mask import Mask
 from pantomim.formats import load_encoder
 from pantomim.formats.foreign import AS_PUBLISHED, Given, import_checkpoint
 from pantomim.formats.foreign import recognise as recognise_layout
 from pantomim.formats.mae import MAE_LAYOUT, load_for_finetuning, load_mae, official_weights
 from pantomim.formats.native import load_classifier, load_decoder, load_encoder_folder
-from pantomim.masking.mask import Mask
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.heads import Classifier
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from pantomim.core.mask import Mask
 from pantomim.formats import load_encoder
 from pantomim.formats.foreign import Given, import_checkpoint
 from pantomim.formats.mae import load_mae, official_weights
@@ -24,7 +25,6 @@ from pantomim.formats.mmpretrain import (
     recognise_mmpretrain,
 )
 from pantomim.formats.native import load_classifier, load_decoder, load_encoder_folder
-from pantomim.masking.mask import Mask
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.heads import Classifier
 from pantomim.nn.position import sincos_2d

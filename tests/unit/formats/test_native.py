@@ -144,7 +144,7 @@ def test_a_failed_write_leaves_the_old_files(saved, monkeypatch):
     def disk_full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pantomim.files.os.fsync", disk_full)
+    monkeypatch.setattr("pantomim.core.files.os.fsync", disk_full)
     with pytest.raises(OSError, match="No space left"):
         save_encoder(folder, scrambled(SHAPES[0]), scale=SCALE, recipe="new")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -10,12 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from pantomim.cli import main
+from pantomim.core.mask import Mask
 from pantomim.formats import load_encoder
 from pantomim.formats.cae import load_cae_file
 from pantomim.formats.foreign import Given
 from pantomim.formats.mmpretrain import load_mmpretrain
 from pantomim.formats.paddle import read_paddle
-from pantomim.masking.mask import Mask
 from pantomim.nn.position import sincos_2d_rows_first
 
 WIDTH, HEADS, HIDDEN, SIDE, PATCH, VOCABULARY = 16, 2, 24, 3, 4, 7

@@ -7,9 +7,8 @@ import torch
 
 from pantomim.config import from_dict, to_dict
 from pantomim.masking.attention import PUBLISHED, AttentionMasker, Hint, milan_masker
-from pantomim.masking.mask import Masker
+from pantomim.masking.base import Masker
 from pantomim.masking.random import RandomMasker
-from pantomim.masking.schedule import ScheduleMasker, Stage
 
 GRID = (6, 8)
 RULES = ("topk_masked", "topk_visible", "topk_hint", "sample_masked", "sample_visible")
@@ -109,16 +108,6 @@ def test_attention_is_needed():
     masker = AttentionMasker()
     with pytest.raises(ValueError, match=r"attention must be given, as it decides; got none\. Choose a method"):
         masker(2, GRID, torch.Generator())
-    schedule = ScheduleMasker(stages=(Stage(RandomMasker()), Stage(masker, from_epoch=3.0)))
-    assert schedule.guided
-    assert not ScheduleMasker().guided
-
-
-def test_in_a_schedule_the_attention_is_handed_on():
-    schedule = ScheduleMasker(stages=(Stage(RandomMasker(ratio=0.5)), Stage(AttentionMasker(ratio=0.5), 3.0)))
-    weights, generator = attention(), torch.Generator()
-    late = schedule(5, GRID, generator, 3.0, weights).masked
-    assert torch.equal(late, call(AttentionMasker(ratio=0.5), weights).masked)
 
 
 def test_published_ways_have_their_numbers():

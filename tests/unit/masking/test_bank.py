@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pantomim.files import cache_folder
+from pantomim.core.files import cache_folder
 from pantomim.masking import bank as banks
 from pantomim.masking.bank import bank_path, bank_shape, cached_bank, read_bank, write_bank
 from pantomim.masking.noise import Noise, make_bank

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from pantomim.core.mask import Mask
 from pantomim.masking import block
+from pantomim.masking.base import Masker
 from pantomim.masking.block import BlockMasker
-from pantomim.masking.mask import Mask, Masker
 from pantomim.masking.rectangles import FromGenerator, cover, fill
 
 GRIDS = [(14, 14), (8, 8), (7, 12), (12, 7), (2, 2), (3, 5), (2, 9), (5, 70), (9, 128)]

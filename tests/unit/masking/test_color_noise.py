@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from pantomim.analysis.masks import mask_spectrum, mean_visibility
+from pantomim.core.mask import Mask
 from pantomim.masking.bank import write_bank
 from pantomim.masking.color_noise import ColorNoiseMasker
-from pantomim.masking.mask import Mask
 from pantomim.masking.noise import PRESETS, Noise, make_bank
 
 GRID, RATIO = (14, 14), 0.75

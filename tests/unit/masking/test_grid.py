@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from pantomim.core.mask import Mask
+from pantomim.masking.base import Masker
 from pantomim.masking.grid import GridMasker
-from pantomim.masking.mask import Mask, Masker
 
 
 def draw(masker: GridMasker, batch_size: int, grid: tuple[int, int], seed: int = 0) -> Mask:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from pantomim.core.mask import Mask
+from pantomim.masking.base import Masker
 from pantomim.masking.inverse_block import InverseBlockMasker, grow
-from pantomim.masking.mask import Mask, Masker
 
 
 def draw(masker: InverseBlockMasker, batch_size: int, grid: tuple[int, int], seed: int = 0) -> Mask:

@@ -1,6 +1,6 @@
 import torch
 
-from pantomim.masking.mask import Mask
+from pantomim.core.mask import Mask
 
 
 def test_the_highest_scores_are_hidden() -> None:

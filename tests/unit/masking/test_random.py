@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from pantomim.masking.mask import Mask, Masker
+from pantomim.core.mask import Mask
+from pantomim.masking.base import Masker
 from pantomim.masking.random import RandomMasker
 
 

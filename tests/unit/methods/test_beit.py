@@ -6,10 +6,10 @@ import torch
 from pydantic import TypeAdapter
 from torch.nn import functional as F
 
+from pantomim.core.batch import Batch
+from pantomim.core.mask import Mask
 from pantomim.masking.block import BlockMasker
-from pantomim.masking.mask import Mask
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.base import Batch
 from pantomim.methods.beit import BEiT, BEiTConfig, BEiTDraws, beit_encoder
 from pantomim.nn.tokens import patchify, unpatchify
 from pantomim.nn.vit import Hidden

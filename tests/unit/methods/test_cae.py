@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pantomim.core.batch import Batch
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.base import Batch
 from pantomim.methods.cae import CAE, CAEConfig, CAEDraws, cae_encoder, preset
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.regressor import RegressorConfig
@@ -165,7 +165,7 @@ def test_the_copy_follows_the_encoder() -> None:
     with torch.no_grad():
         method.encoder.norm.weight.add_(1.0)
     target = method.alignment_target(batch.images, draws.mask)
-    method.after_step(0)
+    method.update_ema(0)
     torch.testing.assert_close(method.aligner.norm.weight, before + 0.25)
     assert not torch.allclose(target, method.alignment_target(batch.images, draws.mask))
     assert not any(parameter.requires_grad for parameter in method.aligner.parameters())
@@ -175,7 +175,7 @@ def test_a_momentum_of_zero_is_the_encoder_one_step_late() -> None:
     method = build(align_momentum=0.0)
     with torch.no_grad():
         method.encoder.norm.weight.add_(1.0)
-    method.after_step(0)
+    method.update_ema(0)
     assert torch.equal(method.aligner.norm.weight, method.encoder.norm.weight)
 
 
@@ -238,7 +238,7 @@ def test_it_learns() -> None:
             optimizer.zero_grad()
             outputs["loss"].backward()
             optimizer.step()
-            method.after_step(len(losses))
+            method.update_ema(len(losses))
             losses.append(outputs["loss_target"].item())
         visible = method.latents(method.encoder, batch.images, draws.mask.ids_keep)
         predicted = method.regressor(visible, draws.mask)

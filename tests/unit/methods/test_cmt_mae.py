@@ -7,11 +7,11 @@ import torch
 from tiny import DECODER, ENCODER
 
 from pantomim.config import Pretrain, from_dict, to_dict
+from pantomim.core.batch import Batch
 from pantomim.explain import count_cost
 from pantomim.masking.attention import AttentionMasker
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.base import Batch
 from pantomim.methods.cmt_mae import CMTMAE, COLLAPSED, CMTMAEConfig, Mixing, Scores, deviation, evenness
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.methods.guides import ask
@@ -93,7 +93,7 @@ def test_the_teacher_alone_is_dbot_to_the_bit():
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            method.after_step(step)
+            method.update_ema(step)
             losses.append(loss.item())
     assert losses[:5] == losses[5:]
     assert len(set(losses)) == 5
@@ -139,7 +139,7 @@ def test_the_first_phase_is_the_teachers_alone_and_the_copy_follows_unasked():
         assert outputs.keys() == both(given, draw(both, given, 7)).keys()
         asked.pop()
         before = both.student.teacher.encoder.norm.weight.clone()
-        both.after_step(step)
+        both.update_ema(step)
         assert torch.equal(both.student.teacher.encoder.norm.weight, before) == (step == 7)  # momentum 1 at the end
     outputs["loss"].backward()
     assert all(weight.grad is not None for weight in both.parameters() if weight.requires_grad)
@@ -383,7 +383,7 @@ def test_the_teacher_stands_still_and_the_copy_is_a_moving_average():
         method(given, draw(method, given, step))["loss"].backward()
         with torch.no_grad():
             method.encoder.norm.bias += 1.0  # a constant update
-        method.after_step(step)
+        method.update_ema(step)
     expected = start + sum(0.1 * 0.9 ** (4 - n) * n for n in range(1, 5))
     torch.testing.assert_close(method.student.teacher.encoder.norm.bias, expected)
     for guide in (method.teacher, method.student):
@@ -391,19 +391,19 @@ def test_the_teacher_stands_still_and_the_copy_is_a_moving_average():
         assert all(weight.grad is None for weight in guide.parameters())
     assert all(torch.equal(frozen[name], weight) for name, weight in method.teacher.named_parameters())
     assert not any(name.startswith(("teacher", "student")) for name in method.predictor())
-    method.after_start()
+    method.reset()
     assert torch.equal(method.student.teacher.encoder.norm.bias, method.encoder.norm.bias)
 
 
 def test_the_pace_of_the_copy():
     method = replace(CONFIG, half_life=0.5).build()
     method.begin(8)
-    method.after_step(0)
+    method.update_ema(0)
     assert method.student.momentum == pytest.approx(0.5**0.25)
     method = replace(CONFIG, momentum=Momentum(0.9, 1.0)).build()
     method.begin(8)
     for step, expected in ((3, 0.95), (7, 1.0)):
-        method.after_step(step)
+        method.update_ema(step)
         assert method.student.momentum == pytest.approx(expected)
 
 
@@ -538,12 +538,12 @@ def test_a_collapsed_copy_is_said():
         method.student.teacher.encoder.patch_embed.proj.weight.zero_()  # it no longer sees the image
     blind = draw(method, given).facts["student_std"].item()
     for logged in ({"student_std": 0.04}, {"student_std": blind}):
-        assert "have collapsed" in method.alarm(logged)
+        assert "have collapsed" in method.warning(logged)
     for logged in ({"student_std": 0.3}, {"student_std": None}, {"student_std": math.nan}, {}):
-        assert method.alarm(logged) is None
-    advice = replace(CONFIG, half_life=0.1).build().alarm({"student_std": 0.0})
+        assert method.warning(logged) is None
+    advice = replace(CONFIG, half_life=0.1).build().warning({"student_std": 0.0})
     assert "--method.half-life" in advice
-    assert "--method.momentum.start" in method.alarm({"student_std": 0.0})
+    assert "--method.momentum.start" in method.warning({"student_std": 0.0})
 
 
 def test_parts_of_a_step_are_looked_at_as_one():

@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny import DECODER, ENCODER
 
+from pantomim.core.batch import Batch
+from pantomim.core.mask import Mask
 from pantomim.masking.block import BlockMasker
-from pantomim.masking.mask import Mask
-from pantomim.methods.base import Batch
 from pantomim.methods.dbot import DBOTConfig, DBOTDraws
 from pantomim.targets.distance import Distance
 from pantomim.teachers.base import Guidance, Teacher
@@ -103,7 +103,7 @@ def test_the_random_teacher_is_the_student_as_it_begins_and_learns_nothing():
     without = {name for name, weight in method.named_parameters() if weight.requires_grad and weight.grad is None}
     assert not without
     before = {name: weight.clone() for name, weight in theirs.items()}
-    method.after_step(0)
+    method.update_ema(0)
     assert all(torch.equal(before[name], weight) for name, weight in theirs.items())
     assert not any(name.startswith("teacher") for name in method.predictor())
 
@@ -124,9 +124,9 @@ def test_a_moving_average_follows_the_student():
     method = replace(CONFIG, teacher=TeacherConfig(source="ema", momentum=0.75)).build()
     with torch.no_grad():
         method.encoder.norm.weight.fill_(5.0)
-    method.after_step(0)
+    method.update_ema(0)
     torch.testing.assert_close(method.teacher.teacher.encoder.norm.weight, torch.full((16,), 2.0))
-    method.after_start()
+    method.reset()
     torch.testing.assert_close(method.teacher.teacher.encoder.norm.weight, torch.full((16,), 5.0))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pantomim.methods.base import Batch
+from pantomim.core.batch import Batch
 from pantomim.methods.dvae import (
     Annealing,
     DVAEConfig,
@@ -182,7 +182,7 @@ def test_averages_follow_the_weights(method):
     with torch.no_grad():
         for parameter in trained:
             parameter.add_(1.0)
-    method.after_step(0)
+    method.update_ema(0)
     for old, new, weight in zip(before, method.average.parameters(), trained, strict=True):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * weight)
     assert method.exports() == {"tokenizer": method.average}
@@ -198,7 +198,7 @@ def test_it_learns(method):
         optimizer.zero_grad()
         outputs["loss"].backward()
         optimizer.step()
-        method.after_step(step)
+        method.update_ema(step)
         losses.append(outputs["nll"].item())
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
 

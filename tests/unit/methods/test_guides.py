@@ -5,10 +5,10 @@ import torch
 from tiny import DECODER, ENCODER
 
 from pantomim.config import Pretrain
+from pantomim.core.batch import Batch
 from pantomim.explain import count_cost, explain
 from pantomim.masking.attention import AttentionMasker
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.base import Batch
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.dbot import DBOTConfig
@@ -71,9 +71,9 @@ def test_a_moving_average_guides_as_the_student_moves(kind):
     assert torch.equal(slow, fast)
     with torch.no_grad():
         fast += 1.0
-    method.after_step(0)
+    method.update_ema(0)
     torch.testing.assert_close(slow, fast.detach() - 0.5)
-    method.after_start()
+    method.reset()
     assert torch.equal(slow, fast)
 
 

@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pantomim.core.batch import Batch
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.choice import STRATEGIES
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.base import Batch
 from pantomim.methods.mae import MAE, MAEConfig, MAEDraws
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import patchify, take, unpatchify

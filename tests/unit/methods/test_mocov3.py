@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pantomim.methods.base import Batch
+from pantomim.core.batch import Batch
 from pantomim.methods.mocov3 import MoCoV3, MoCoV3Config, MoCoV3Draws, feature_spread, moco_encoder
 from pantomim.nn.momentum import Momentum
 
@@ -81,23 +81,23 @@ def test_the_teacher_begins_as_the_student_and_follows_by_the_schedule() -> None
     with torch.no_grad():
         for parameter in method.encoder.parameters():
             parameter.add_(1.0)
-    method.after_step(3)
+    method.update_ema(3)
     share = 1 - 0.5 * (1 + math.cos(math.pi * 4 / 10)) * 0.5
     for was, now, wanted in zip(before, method.teacher_encoder.parameters(), method.encoder.parameters(), strict=True):
         kept_share = share if wanted.requires_grad else 0.0  # what is fixed in the student is copied
         torch.testing.assert_close(now, kept_share * was + (1 - kept_share) * wanted)
     kept = [weight.clone() for weight in method.teacher_encoder.parameters()]
-    method.after_step(9)  # the last: momentum 1
+    method.update_ema(9)  # the last: momentum 1
     assert all(torch.equal(a, b) for a, b in zip(kept, method.teacher_encoder.parameters(), strict=True))
-    method.after_start()
+    method.reset()
     for copied, module in pairs:
         assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), module.parameters(), strict=True))
 
 
 def test_a_schedule_asks_for_the_length_of_the_run() -> None:
     with pytest.raises(ValueError, match=r"Momentum\.at must be given the length"):
-        build().after_step(0)
-    build(momentum=Momentum(0.9)).after_step(0)
+        build().update_ema(0)
+    build(momentum=Momentum(0.9)).update_ema(0)
 
 
 def test_statistics_of_the_teachers_norms_are_its_own() -> None:
@@ -108,7 +108,7 @@ def test_statistics_of_the_teachers_norms_are_its_own() -> None:
     assert student.running_mean.any()
     assert not torch.allclose(student.running_mean, teacher.running_mean)
     kept = teacher.running_mean.clone()
-    method.after_step(0)
+    method.update_ema(0)
     assert torch.equal(teacher.running_mean, kept)
     assert torch.equal(teacher.weight, student.weight)
 
@@ -128,7 +128,7 @@ def test_images_without_another_view_are_refused() -> None:
 
 
 def test_whole_batches_of_two_views_are_taken() -> None:
-    takes = build().takes()
+    takes = build().requirements()
     assert (takes.views, takes.whole_batch, takes.gathers, takes.image_size) == (2, True, True, (16, 12))
 
 

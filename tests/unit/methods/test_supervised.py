@@ -8,8 +8,8 @@ import torch
 from tiny import ENCODER
 from torch.nn import functional as F
 
+from pantomim.core.batch import Batch
 from pantomim.masking.block import host_seed
-from pantomim.methods.base import Batch
 from pantomim.methods.supervised import Supervised, SupervisedConfig, SupervisedDraws
 from pantomim.nn.mixing import Mixing, draw_mixing, mix_images, mix_targets
 
@@ -107,7 +107,7 @@ def test_accuracy_counts_the_larger_share() -> None:
 
 def test_it_says_which_images_and_labels_it_takes_and_what_it_leaves() -> None:
     method = build()
-    takes = method.takes()
+    takes = method.requirements()
     assert (takes.num_classes, takes.views, takes.in_chans, takes.image_size) == (4, 1, 3, (16, 16))
     assert set(method.predictor()) == {"head.weight", "head.bias"}
     assert method.exports()["encoder"] is method.encoder

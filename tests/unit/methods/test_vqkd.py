@@ -8,7 +8,7 @@ import torch
 from tiny import ENCODER
 from torch.nn import functional as F
 
-from pantomim.methods.base import Batch
+from pantomim.core.batch import Batch
 from pantomim.methods.vqkd import VQKDConfig, vqkd_encoder
 from pantomim.nn.vqkd import VQKDSizes, directions, nearest, vqkd_networks
 from pantomim.teachers.choice import TeacherConfig
@@ -98,7 +98,7 @@ def test_forward_changes_nothing_and_draw_moves_the_codes_in_training_only():
 def test_a_step_is_one_batch_for_the_codes():
     """Micro-batches would move the codes once each, so that losses of a step belong to different codes."""
     method, _, _ = begun(decay=0.5)
-    assert method.takes().whole_batch
+    assert method.requirements().whole_batch
     batch = Batch(torch.rand(8, 3, 16, 16), total=8)
     halves = [Batch(images, total=8) for images in batch.images.split(4)]
     once, twice = copy.deepcopy(method), copy.deepcopy(method)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pantomim.masking.mask import Mask
+from pantomim.core.mask import Mask
 from pantomim.nn.decoder import DecoderConfig, LatentDecoder, LatentDecoderConfig, MAEDecoder
 from pantomim.nn.vit import Features
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pantomim.masking.mask import Mask
+from pantomim.core.mask import Mask
 from pantomim.nn.regressor import Regressor, RegressorConfig
 from pantomim.nn.vit import EncoderConfig
 

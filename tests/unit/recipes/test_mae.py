@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pantomim.core.batch import Batch
 from pantomim.data.dataset import Facts
 from pantomim.data.stats import Stats
 from pantomim.explain import count_cost, explain
-from pantomim.methods.base import Batch
 from pantomim.recipes import RECIPES, prepare
 from pantomim.recipes.mae import choose_image_size, choose_patch, mae, mae_vit_base_in1k, mae_vit_huge_in1k
 from pantomim.recipes.recipe import differences

@@ -11,11 +11,9 @@ from PIL import Image
 from run_folder import row, write_json, write_metrics, write_pictures, write_result, write_run
 
 from pantomim.config import to_dict
-from pantomim.masking.block import BlockMasker
 from pantomim.masking.choice import color_masker
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
-from pantomim.masking.schedule import ScheduleMasker, Stage
 from pantomim.report import make_report
 from pantomim.report.page import hiding
 
@@ -95,14 +93,6 @@ def test_the_numbers_are_there(run):
         "50 s", "64 images/s", "explains 37 %", "0123456789abcdef",
     ):  # fmt: skip
         assert number in text, number
-
-
-def test_what_a_cache_saved_is_a_row(run):
-    assert "answers read" not in page_of(run).text
-    saved = {"folder": "x", "bytes": 3 * 2**19, "images_computed": 200, "images_served": 4000, "passes_saved": 3800}
-    write_json(run / "cache.json", {"steps_served": 10, "parts": {"target.teacher": saved}})
-    text = page_of(run).text
-    assert "4,000 answers read of target.teacher; 200 computed now, 1.5 MiB on disk" in text
 
 
 def test_commands_name_the_run(run):
@@ -275,10 +265,6 @@ def test_where_the_time_went_adds_up(run):
         (RandomMasker(), "75 % hidden at random"),
         (color_masker("green", 0.6), "60 % hidden by green noise"),
         (ColorNoiseMasker(bank="theirs.npz"), "75 % hidden by theirs.npz"),
-        (
-            ScheduleMasker(stages=(Stage(color_masker("green")), Stage(BlockMasker(ratio=0.75), 5.0))),
-            "75 % hidden by green noise, then in blocks",
-        ),
     ],
 )
 def test_how_patches_were_hidden_is_said(masker, words):

@@ -6,8 +6,8 @@ import tiny
 import torch
 from torch.nn import functional as F
 
+from pantomim.core.frozen import in_words
 from pantomim.formats.native import save_encoder
-from pantomim.frozen import in_words
 from pantomim.nn.vit import Encoder, EncoderConfig
 from pantomim.teachers.choice import TeacherConfig
 from pantomim.teachers.encoder import EMATeacher

@@ -1,0 +1,32 @@
+"""The images of one step, as a method gets them."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images that one process sees at once: rows `start : start + B` of a global batch of `total` images.
+
+    Args:
+        images: Scaled as the data set says (8 bit: to [0, 1]), not normalised.
+        ids: Position of each image in the data set.
+        labels: Class ids, or None.
+        start: First row within the global batch.
+        total: Images in the global batch.
+        epoch: Passes over the data before this batch, in fractions too.
+        second: Another view of the same images, where the data give one.
+    """
+
+    images: Float[Tensor, "B C H W"]
+    ids: Int[Tensor, " B"] | None = None
+    labels: Int[Tensor, " B"] | None = None
+    start: int = 0
+    total: int = 0
+    epoch: float = 0.0
+    second: Float[Tensor, "B C H W"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
