@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,9 +113,7 @@ def _build(config: MethodConfig, fake: FakeTensorMode) -> Method:
     guide = None
     if (guided := getattr(config, "guide", GuideConfig())).source and guided.source not in OF_STUDENT:
         guide = guided.build(encoder, config.masker)
-        config = replace(
-            config, guide=GuideConfig("random", query=guided.query)
-        )  # in its place while the rest is built
+        config = replace(config, guide=GuideConfig("random", query=guided.query))  # until the rest is built
     if isinstance(masker := getattr(config, "masker", None), ColorNoiseMasker):  # whose bank takes a while to make
         ratio = (masker.num_masked(grid) - 0.5) / (grid[0] * grid[1])  # rounds up
         config = replace(config, masker=RandomMasker(ratio=ratio))
@@ -164,9 +163,10 @@ def _recorded(method: Method) -> Iterator[Rows]:
 
     def record(name: str) -> Any:
         def hook(part: nn.Module, given: tuple[Any, ...], named: dict[str, Any], found: Any) -> None:
-            outputs = [value for value in _tensors(found) if value.requires_grad]
-            inputs = ", ".join(filter(None, map(_shape, (*given, *named.values()))))
-            rows.append((name, f"{inputs} -> {_shape(found)}{'' if outputs else ', no gradient'}"))
+            if found is not None:
+                inputs = ", ".join(filter(None, map(_shape, (*given, *named.values()))))
+                learned = any(tensor.requires_grad for tensor in _tensors(found))
+                rows.append((name, f"{inputs} -> {_shape(found)}{'' if learned else ', no gradient'}"))
 
         return hook
 
@@ -191,7 +191,7 @@ def _shape(value: Any) -> str:
     if isinstance(value, Mask):
         return f"mask of {value.ids_keep.shape[1]} visible and {value.ids_mask.shape[1]} masked"
     if isinstance(value, Tensor):
-        kind = "" if value.is_floating_point() else "ids "
+        kind = "ids " if value.dtype == torch.int64 else ""
         return kind + " x ".join(["B", *map(str, value.shape[1:])]) if value.ndim else "a number"
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         named = zip(value._fields, value, strict=True)
@@ -218,13 +218,8 @@ class _UnnamedTeacher(Teacher):
 
     def __init__(self, width: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.name, self.width, self.grid, self.queries = (
-            "a teacher that is not named yet",
-            width,
-            grid,
-            ("class", "mean"),
-        )
-        self.num_prefix = 1
+        self.name, self.width, self.grid, self.num_prefix = "a teacher that is not named yet", width, grid, 1
+        self.queries = ("class", "mean")
 
     def forward(self, images: Tensor, query: Query | None = None) -> Guidance:
         features = images.new_zeros(len(images), self.grid[0] * self.grid[1], self.width)
@@ -274,7 +269,7 @@ def explain(
                     [
                         (
                             "FLOPs before",
-                            f"{cost.draw_flops / 1e9:.3f} G: networks that guide the masks, without gradient",
+                            f"{cost.draw_flops / 1e9:.3f} G: networks that guide masks, without gradient",
                         )
                     ]
                     * (cost.draw_flops > 0)
@@ -335,10 +330,8 @@ def _origin(name: str, origins: Mapping[str, str] | None) -> str:
 
 def _as_yaml(config: MethodConfig) -> Rows:
     """The settings of a method, a part a line, as they stand in config.yaml."""
-    flow = {
-        name: yaml.safe_dump(value, default_flow_style=True, width=10**6) for name, value in to_dict(config).items()
-    }
-    return [(name, text.removesuffix("\n...\n").strip()) for name, text in flow.items()]
+    dump = partial(yaml.safe_dump, default_flow_style=True, sort_keys=False, width=10**6)
+    return [(name, dump(value).removesuffix("...\n").strip()) for name, value in to_dict(config).items()]
 
 
 def _augmentation(augment: Augment) -> str:
