@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from pantomim.data.stores import ArrayStore, BytesStore, Store
 
 MAX_PROBED = 2_000
 MAX_BROKEN_SHARE = 0.01
+NUM_HASHED = 64  # images whose pixels stand for all in `Dataset.key`
 
 
 @frozen
@@ -120,6 +123,14 @@ class Dataset:
             ValueError: if there are fewer images.
         """
         return self.subset(draw_images(len(self), self.labels, count, seed=0))
+
+    def key(self) -> dict[str, Any]:
+        """What identifies these images: split, count, and a hash of all names and of 64 images, evenly spaced."""
+        digest = sha256("\n".join(self.names).encode())
+        for index in np.unique(np.linspace(0, len(self) - 1, NUM_HASHED).astype(int)):
+            found, image = self.read_healthy(int(index))
+            digest.update(f"{found} {image.shape} {image.dtype};".encode() + image.tobytes())
+        return {"split": self.split, "images": len(self), "sha256": digest.hexdigest()}
 
     @property
     def channels(self) -> int:

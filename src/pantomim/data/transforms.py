@@ -92,7 +92,7 @@ def crop_boxes(
     Deviation: none in distribution from torchvision's RandomResizedCrop (area uniform, proportions log-uniform, ten
     tries, then the centred part of the nearest allowed proportions).
     """
-    flips = drawn_flips(uniforms, crop)
+    flips = (uniforms[:, -1] < 0.5) & crop.flip
     if crop.kind == "none":
         return centred_boxes(sizes, image_size), flips
     height, width = sizes[:, :1], sizes[:, 1:]
@@ -111,11 +111,6 @@ def crop_boxes(
     left = np.floor(uniforms[:, -2] * (sizes[:, 1] - taken_width + 1))
     drawn = np.stack([top, left, taken_height, taken_width], axis=1).astype(np.int64)
     return np.where(inside.any(axis=1)[:, None], drawn, _nearest_boxes(sizes, crop.aspect)), flips
-
-
-def drawn_flips(uniforms: Float[np.ndarray, "B 23"], crop: Crop) -> Bool[np.ndarray, " B"]:
-    """Which images are mirrored."""
-    return (uniforms[:, -1] < 0.5) & crop.flip
 
 
 def centred_boxes(sizes: Int[np.ndarray, "B 2"], image_size: tuple[int, int]) -> Int[np.ndarray, "B 4"]:
