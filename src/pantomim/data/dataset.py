@@ -57,7 +57,7 @@ class TooManyBrokenError(ValueError):
 
 @dataclass(frozen=True)
 class Contents:
-    """All that a source holds: its images, the splits of its own, class names, class ids (-1 for none)."""
+    """All that a source holds: its images, its splits, class names, class ids (-1 for none)."""
 
     name: str
     store: Store
@@ -317,5 +317,5 @@ def _common_kind(headers: Iterable[Header], spec: str) -> tuple[int, str]:
     counts = ", ".join(f"{count} of {channels} x {dtype}" for (channels, dtype), count in sorted(kinds.items()))
     raise ValueError(
         f"Source.images must share one number of channels and one number type; got {counts} in {spec}. "
-        f"Name a sub folder that holds images of one kind, or list the wanted files in a .txt."
+        f"Name a sub folder that holds images of one kind, or list the right files in a .txt."
     )

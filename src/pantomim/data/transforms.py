@@ -25,11 +25,11 @@ _PURPOSE = 2  # keeps these draws apart from others of the same seed and step
 
 @frozen
 class Crop:
-    """How an image becomes a training image of the wanted size.
+    """How an image becomes a training image of the given size.
 
     Args:
         kind: "random_resized" takes a random part; "single_draw" the same with one draw, cut to the image where it is
-            too large (MAE's linear probe); "none" the largest centred part of the wanted proportions.
+            too large (MAE's linear probe); "none" the largest centred part of the right proportions.
         scale: Smallest and largest share of the image's area in that part, in (0, 1].
         aspect: Smallest and largest width / height of that part.
         flip: Mirror half of the images, left to right.
@@ -71,7 +71,7 @@ def draw_uniforms(total: int, seed: int, step: int, view: int = 0) -> Float[np.n
         total: Images in the global batch.
         seed: Of the run.
         step: Of the run.
-        view: Which view of the images; each has draws of its own.
+        view: Which view of the images; each has its own draws.
     """
     entropy = [seed, step, _PURPOSE, view] if view else [seed, step, _PURPOSE]
     rng = np.random.default_rng(np.random.SeedSequence(entropy))
