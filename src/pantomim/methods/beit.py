@@ -17,8 +17,9 @@ from pantomim.masking.block import BlockMasker
 from pantomim.masking.choice import MaskerConfig
 from pantomim.methods.base import Method
 from pantomim.methods.guides import GuideConfig, MaskGuide, draw_mask
+from pantomim.nn.init import SCHEMES, initialise
 from pantomim.nn.tokens import take
-from pantomim.nn.vit import ENCODER_SIZES, SCHEMES, Encoder, EncoderConfig, Hidden, initialise_token
+from pantomim.nn.vit import ENCODER_SIZES, Encoder, EncoderConfig, MaskTokens
 from pantomim.targets.base import Target
 from pantomim.targets.choice import TargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
@@ -137,9 +138,9 @@ class BEiT(Method):
         self.encoder, self.masker, self.target, self.guide = encoder, masker, target, guide
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.width))
         self.head = nn.Linear(encoder.width, target.dim)
-        initialise_token(self.mask_token, encoder.config.initialisation)
+        SCHEMES[encoder.config.initialisation].token(self.mask_token)
         if initialise_head:
-            self.head.apply(SCHEMES[encoder.config.initialisation])
+            initialise(self.head, encoder.config.initialisation)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> BEiTDraws:
         """One mask per image of the global batch, cut to this batch's rows."""
@@ -149,7 +150,7 @@ class BEiT(Method):
     def forward(self, batch: Batch, draws: BEiTDraws) -> dict[str, Tensor]:
         """The target's loss on the hidden patches only: cross-entropy, where it is tokens (equation 3)."""
         mask = draws.mask
-        latent = self.encoder(batch.images, hidden=Hidden(mask.masked, self.mask_token))  # all patches
+        latent = self.encoder(batch.images, mask_tokens=MaskTokens(mask.masked, self.mask_token))  # all patches
         prediction = self.head(take(latent.patches, mask.ids_mask))  # (B, M, K), hidden patches only
         return self.target.score(prediction, batch.images, mask.ids_mask, mask.weight)
 

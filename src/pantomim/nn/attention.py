@@ -1,6 +1,6 @@
 """Multi-head attention: of tokens among themselves, and from some tokens to others under the names of CAE and MILAN.
 
-    attention = softmax(query key^T / sqrt(E) + bias),  output = proj(attention value),  E = width / heads
+attention = softmax(query key^T / sqrt(E) + bias),  output = proj(attention value),  E = width / heads
 """
 
 import math
@@ -109,12 +109,11 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "B heads Q T"]:
         """The attention of `queries` alone; no value is computed. Arguments as of `forward`."""
         weight, offset, width = self.qkv.weight, self._joined_bias(), queries.shape[-1]
-        query, key = F.linear(queries, weight[:width], offset[:width]), F.linear(
-            tokens, weight[width : 2 * width], offset[width : 2 * width]
+        query, key = (
+            F.linear(queries, weight[:width], offset[:width]),
+            F.linear(tokens, weight[width : 2 * width], offset[width : 2 * width]),
         )
-        return softmax_scores(
-            split_heads(query, self.heads), split_heads(key, self.heads), self._relative(bias, index)
-        )
+        return softmax_scores(split_heads(query, self.heads), split_heads(key, self.heads), self._relative(bias, index))
 
     def _project(
         self, tokens: Float[Tensor, "B T D"], queries: Float[Tensor, "B Q D"] | None

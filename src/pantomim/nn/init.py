@@ -88,4 +88,3 @@ def initialise(module: nn.Module, scheme: Initialisation, blocks: Iterable[nn.Mo
                 last = block.get_submodule(name)
                 assert isinstance(last, nn.Linear)
                 last.weight.div_(math.sqrt(2.0 * depth))
-
