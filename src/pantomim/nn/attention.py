@@ -38,7 +38,8 @@ def mix(
     query: Float[Tensor, "B Q D"], key: Float[Tensor, "B T D"], value: Float[Tensor, "B T D"], heads: int
 ) -> Float[Tensor, "B Q D"]:
     """Values mixed for the queries."""
-    return merge_heads(F.scaled_dot_product_attention(*(split_heads(part, heads) for part in (query, key, value))))
+    query, key, value = (split_heads(part, heads) for part in (query, key, value))
+    return merge_heads(F.scaled_dot_product_attention(query, key, value))
 
 
 def check_heads(module: nn.Module, width: int, heads: int) -> int:
@@ -109,11 +110,10 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "B heads Q T"]:
         """The attention of `queries` alone; no value is computed. Arguments as of `forward`."""
         weight, offset, width = self.qkv.weight, self._joined_bias(), queries.shape[-1]
-        query, key = (
-            F.linear(queries, weight[:width], offset[:width]),
-            F.linear(tokens, weight[width : 2 * width], offset[width : 2 * width]),
-        )
-        return softmax_scores(split_heads(query, self.heads), split_heads(key, self.heads), self._relative(bias, index))
+        of_keys = slice(width, 2 * width)
+        query = split_heads(F.linear(queries, weight[:width], offset[:width]), self.heads)
+        key = split_heads(F.linear(tokens, weight[of_keys], offset[of_keys]), self.heads)
+        return softmax_scores(query, key, self._relative(bias, index))
 
     def _project(
         self, tokens: Float[Tensor, "B T D"], queries: Float[Tensor, "B Q D"] | None
