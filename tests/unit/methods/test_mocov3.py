@@ -103,7 +103,7 @@ def test_statistics_of_the_teachers_norms_are_its_own() -> None:
     method, batch = build(momentum=Momentum(0.0)), views()
     drift(method)
     method(batch, MoCoV3Draws())
-    student, teacher = method.projector.norms[0], method.teacher_projector.norms[0]
+    student, teacher = method.projector.norms[0], method.teacher_projector.copy.norms[0]
     assert student.running_mean.any()
     assert not torch.allclose(student.running_mean, teacher.running_mean)
     kept = teacher.running_mean.clone()
