@@ -67,6 +67,8 @@ class CAEConfig:
         align_weight: Weight of the alignment loss (lambda); 0: no alignment, the paper's ablation.
         align_momentum: None: the alignment target comes from the encoder itself. A number: from a copy that keeps
             this share of itself at every step.
+        align_lagging: The copy is one step late, as in the authors' first release (lxtGH/CAE, momentum 0), which moves
+            it before the optimiser's step.
         align_drop_path: Stochastic depth is active in the alignment target too, as in the authors' code.
 
     Raises:
@@ -83,6 +85,7 @@ class CAEConfig:
     target: TargetConfig = field(default_factory=TokenTargetConfig)
     align_weight: float = 2.0
     align_momentum: float | None = None
+    align_lagging: bool = False
     align_drop_path: bool = True
 
     def __post_init__(self) -> None:
@@ -104,6 +107,12 @@ class CAEConfig:
             raise ValueError(
                 f"CAEConfig.align_momentum must be left out without alignment (align_weight 0), as nothing is compared "
                 f"with the copy; got {self.align_momentum}. Leave it out, or give align_weight."
+            )
+
+        if self.align_lagging and self.align_momentum is None:
+            raise ValueError(
+                "CAEConfig.align_momentum must be given with align_lagging, which is a copy's; got none. The authors' "
+                "first release has 0."
             )
 
     def describe(self, teacher: Teacher | None = None) -> list[tuple[str, str]]:
@@ -167,6 +176,7 @@ class CAEConfig:
             self.guide.build(encoder, self.masker),
             align_weight=self.align_weight,
             align_momentum=self.align_momentum,
+            align_lagging=self.align_lagging,
             align_drop_path=self.align_drop_path,
         )
 
@@ -193,6 +203,7 @@ class CAE(Method):
         *,
         align_weight: float = 2.0,
         align_momentum: float | None = None,
+        align_lagging: bool = False,
         align_drop_path: bool = True,
     ) -> None:
         super().__init__()
@@ -200,6 +211,7 @@ class CAE(Method):
         self.masker, self.target, self.guide = masker, target, guide
         self.align_weight, self.align_momentum, self.align_drop_path = align_weight, align_momentum, align_drop_path
         self.aligner = None if align_momentum is None else copy.deepcopy(encoder).requires_grad_(False)
+        self.ahead = copy.deepcopy(encoder).requires_grad_(False) if align_lagging else None  # aligner of the next step
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> CAEDraws:
         """One mask per image of the global batch, cut to this batch's rows."""
@@ -254,16 +266,21 @@ class CAE(Method):
         self.target.follow(self.encoder)
         if self.guide is not None:
             self.guide.follow(self.encoder)
-        if self.aligner is not None:
-            follow(self.aligner, self.encoder, self.align_momentum or 0.0)
+        moving = self.aligner
+        if self.aligner is not None and self.ahead is not None:
+            follow(self.aligner, self.ahead, 0.0)
+            moving = self.ahead
+        if moving is not None:
+            follow(moving, self.encoder, self.align_momentum or 0.0)
 
     def reset(self) -> None:
         """The copy, if there is one, begins as the encoder, and so do a teacher or guide that is a copy of it."""
         self.target.start(self.encoder)
         if self.guide is not None:
             self.guide.start(self.encoder)
-        if self.aligner is not None:
-            follow(self.aligner, self.encoder, 0.0)
+        for part in (self.aligner, self.ahead):
+            if part is not None:
+                follow(part, self.encoder, 0.0)
 
     def exports(self) -> dict[str, nn.Module]:
         """The encoder, and the rest for pictures and for going on."""

@@ -1,7 +1,9 @@
 """BEiT: pre-training, fine-tuning and relative positions, rebuilt with our modules. Official: microsoft/unilm."""
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -20,13 +22,20 @@ from pantomim.nn.relative import (
     relative_index,
     resize_relative_table,
 )
-from pantomim.nn.vit import EncoderConfig, Hidden, RelativePosition
+from pantomim.nn.tokens import normalise_tokens
+from pantomim.nn.vit import Encoder, EncoderConfig, Hidden, RelativePosition
 from pantomim.optim import Group, beit_schedule, layer_decay_groups, parameter_groups
 from pantomim.parity.cae import GivenIds
 from pantomim.parity.compare import decay_used, gradients, norm_eps, norms
 from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
+from pantomim.parity.trajectory import PoolIds, Run, Tape, run_config
+from pantomim.targets.base import Target
+from pantomim.targets.distance import Distance
+from pantomim.targets.features import FeatureTarget
 from pantomim.targets.tokens import TokenTarget
+from pantomim.teachers.base import Guidance, Query
+from pantomim.teachers.encoder import EMATeacher, EncoderTeacher
 
 INDEX = "relative_position_index"  # stored beside the weights; ours is made from the grid
 
@@ -70,6 +79,77 @@ def pretrain(item: Item) -> Computed:
         config={"layer_norm_eps": norm_eps(model), "masked_counts": masked.sum(dim=1).tolist()},
         deviations=compare_indices(model.encoder.relative_index, indices)
         | initialisation(item, lambda: official(method.build_around(tokens))),
+    )
+
+
+def trajectory(item: Item) -> Computed:
+    """A run of the authors' `run_beit_pretraining.py`."""
+    method = BEiTConfig(encoder=_run_encoder(item))
+    tokens = PoolIds(item.input("token_ids"), item.config["vocab_size"], method.encoder.grid)
+    return masked_tokens(item, method, TokenTarget(tokens), tokens.turn_to).computed()
+
+
+def data2vec_trajectory(item: Item) -> Computed:
+    """A run of data2vec's `run_cyclical.py`: the same student, and the moving average of it as teacher."""
+    config, method = item.config, BEiTConfig(encoder=_run_encoder(item))
+    encoder = method.encoder.build()
+    layers, beta = sorted(config["target_layers"]), config["l1_beta"]
+    if len(layers) > 1 and layers == list(range(layers[0], encoder.depth)):
+        last = EncoderTeacher(copy.deepcopy(encoder), "ema", blocks=len(layers))
+    else:
+        last = _Layers(copy.deepcopy(encoder), layers)
+    target = FeatureTarget(
+        EMATeacher(last, config["ema_decay"]),
+        encoder.grid,
+        "layernorm" if config["post_target_layer_norm"] else "none",
+        Distance("smooth_l1", beta=beta) if beta else Distance("l1"),
+    )
+    run = masked_tokens(item, method, target)
+    teacher = {f"final_teacher/{name}": tensor for name, tensor in last.encoder.named_parameters()}
+    asked = [name for name in item.expected() if name.startswith("final_teacher/")]
+    return run.computed({name: teacher[name] for name in asked if name in teacher})
+
+
+def masked_tokens(
+    item: Item, method: BEiTConfig, target: Target, before: Callable[[Tape], None] = lambda tape: None
+) -> Run:
+    """A finished run of an encoder over mask tokens, whatever it predicts; `before` is told of each micro-batch."""
+    model = method.build_around(target).double()
+    weights, _ = split_indices(item.weights())
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("target.")}
+    load_exactly(model, {our_name(name): tensor for name, tensor in weights.items()} | own, item.name)
+    model.reset()
+
+    def draws(tape: Tape) -> BEiTDraws:
+        before(tape)
+        return BEiTDraws(tape.masked())
+
+    config = run_config(item, method, schedule="beit", decay_tokens=False, decay_mask_token=True)
+    return Run(config, model, Tape(item), draws, lambda name: _official_name(model, name)).carry_out()
+
+
+class _Layers(EncoderTeacher):
+    """The mean over chosen blocks, each token of each standardised, also of one."""
+
+    def __init__(self, encoder: Encoder, layers: list[int]) -> None:
+        super().__init__(encoder, "ema")
+        self.layers = layers
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, query: Query | None = None) -> Guidance:
+        """See `EncoderTeacher.forward`."""
+        said = [torch.cat([block.prefix, block.patches], dim=1) for block in self.encoder.each_block(images)]
+        normed = [normalise_tokens(said[number], unbiased=False, eps=1e-5) for number in self.layers]
+        tokens = torch.stack(normed).mean(dim=0)
+        return Guidance(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :])
+
+
+def _run_encoder(item: Item) -> EncoderConfig:
+    config = item.config
+    return replace(
+        encoder_config(item, item.input("images"), "shared" if config["shared_relative_bias"] else "none"),
+        layer_scale=config["layer_scale_init"] or None,
+        drop_path=float(config["drop_path"]),
     )
 
 
@@ -168,7 +248,7 @@ def encoder_config(item: Item, images: Tensor, relative_position: RelativePositi
         position="learned" if config["absolute_positions"] else "none",
         relative_position=relative_position,
         attention_bias="qv",
-        layer_scale=config["layer_scale_init"],
+        layer_scale=config["layer_scale_init"] or None,
         initialisation="beit",
         mean=(0.0,) * channels,  # the items' images are normalised already
         std=(1.0,) * channels,

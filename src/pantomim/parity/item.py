@@ -46,6 +46,15 @@ class Item:
         prefix = self.spec["inputs"]["prefix"]
         return _promoted(self.tensors[prefix + name])
 
+    def has(self, name: str) -> bool:
+        """Whether there is such an input."""
+        return self.spec["inputs"]["prefix"] + name in self.tensors
+
+    def inputs(self, prefix: str) -> list[str]:
+        """The names of the inputs under a prefix, which is left out."""
+        prefix = self.spec["inputs"]["prefix"] + prefix
+        return [name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)]
+
     def weights(self, prefix: str = "state/") -> dict[str, Tensor]:
         """The stored parameters under a prefix, official names."""
         found = {
