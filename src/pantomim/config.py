@@ -4,38 +4,19 @@ import difflib
 import math
 from dataclasses import asdict, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pantomim.core.frozen import KIND, frozen
+from pantomim.core.frozen import frozen
+from pantomim.core.ranges import Share
 from pantomim.data.augment import Augment
 from pantomim.data.transforms import Crop, View
-from pantomim.methods.beit import BEiTConfig
-from pantomim.methods.cae import CAEConfig
-from pantomim.methods.cmt_mae import CMTMAEConfig
-from pantomim.methods.dbot import DBOTConfig
-from pantomim.methods.dvae import DVAEConfig
+from pantomim.methods import MethodConfig
 from pantomim.methods.mae import MAEConfig
-from pantomim.methods.mocov3 import MoCoV3Config
-from pantomim.methods.supervised import SupervisedConfig
-from pantomim.methods.vqkd import VQKDConfig
 
 T = TypeVar("T")
-
-MethodConfig = Annotated[
-    MAEConfig
-    | BEiTConfig
-    | CAEConfig
-    | DBOTConfig
-    | CMTMAEConfig
-    | DVAEConfig
-    | MoCoV3Config
-    | SupervisedConfig
-    | VQKDConfig,
-    KIND,
-]
 
 
 @frozen
@@ -123,7 +104,7 @@ class OptimConfig:
     warmup: Duration = field(default_factory=lambda: Duration(epochs=40))
     weight_decay: float = 0.05
     schedule: Literal["mae", "beit", "drop"] = "mae"
-    drop_at: float = 7 / 8
+    drop_at: Share = 7 / 8
     lagging: bool = False
     decay_tokens: bool = True
     decay_mask_token: bool | None = None
@@ -142,8 +123,6 @@ class OptimConfig:
             raise ValueError(f"OptimConfig.betas must be in [0, 1); got {self.betas}. The paper has 0.9 and 0.95.")
         if not 0 < self.eps < math.inf:
             raise ValueError(f"OptimConfig.eps must be positive; got {self.eps}. AdamW's own is 1e-8.")
-        if not 0 < self.drop_at <= 1:
-            raise ValueError(f"OptimConfig.drop_at must be in (0, 1]; got {self.drop_at}. SimMIM has 7/8.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"OptimConfig.clip_norm must be positive; got {self.clip_norm}. Leave it out for none.")
 

@@ -28,16 +28,12 @@ from pantomim.engine.runtime import (
     read_means,
     start_accelerator,
 )
-from pantomim.engine.setup import check_fit, describe_start, training_images
+from pantomim.engine.setup import check_fit, describe_start, in_steps, training_images
 from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory
 from pantomim.engine.training import Training
 from pantomim.formats.files import frozen_hashes
 from pantomim.formats.native import save_decoder, save_encoder, save_predictor
 from pantomim.formats.tokenizer import save_tokenizer
-from pantomim.nn.decoder import MAEDecoder
-from pantomim.nn.dvae import DVAENetworks
-from pantomim.nn.vit import Encoder
-from pantomim.nn.vqkd import VQKDNetworks
 
 NUM_LOOKED_AT = 256  # training images that a method may remark on before the first step
 
@@ -65,18 +61,18 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             end_training(accelerator)
             return finished
 
+        # ---------------------------------------------------------------------------------------------- Data, length
+        dataset = training_images(config.data)
+        total, warmup = in_steps(config, max(1, len(dataset) // config.batch_size))
+
         # --------------------------------------------------------------------------------------------------- Method
         torch.manual_seed(random_seed(seed, 0, Purpose.WEIGHTS))
-        method = config.method.build()
-        takes = method.requirements()
-
-        # ----------------------------------------------------------------------------------------------------- Data
-        dataset = training_images(config.data)
-        check_fit(config, dataset, takes, world)
+        method = config.method.build(total)
+        check_fit(config, dataset, method.requirements, world)
         stream = Stream(
             dataset,
             batch_size=config.batch_size,
-            image_size=takes.image_size,
+            image_size=method.requirements.image_size,
             crop=config.data.crop,
             seed=seed,
             device=device,
@@ -91,8 +87,8 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
 
         # -------------------------------------------------------------------------------------- Optimiser, schedule
         method.to(device)
-        training = Training(config, method, stream.steps_per_epoch, accelerator)
-        optimizer, total = training.optimizer, training.total
+        training = Training(config, method, total, warmup, accelerator)
+        optimizer = training.optimizer
         log_every = config.runtime.log_every or (1 if total < 200 else 10)
         save_every = config.runtime.save_every or min(max(total // 20, 50), 1000)
 
@@ -183,15 +179,15 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         def export() -> None:
             parts = method.exports()
             with explain_disk(out):
-                if isinstance(encoder := parts.get("encoder"), Encoder):
-                    save_encoder(out, encoder, scale=dataset.scale, recipe=config.recipe)
-                if isinstance(decoder := parts.get("decoder"), MAEDecoder):
-                    save_decoder(out, decoder)
-                elif isinstance(encoder, Encoder):
+                if "encoder" in parts:
+                    save_encoder(out, parts["encoder"], scale=dataset.scale, recipe=config.recipe)
+                if "decoder" in parts:
+                    save_decoder(out, parts["decoder"])
+                if "predictor" in parts:
                     frozen = frozen_hashes(method)
-                    save_predictor(out, method.predictor(), method=config.method.kind, frozen=frozen)
-                if isinstance(tokenizer := parts.get("tokenizer"), DVAENetworks | VQKDNetworks):
-                    save_tokenizer(out, tokenizer, scale=dataset.scale, recipe=config.recipe)
+                    save_predictor(out, parts["predictor"], method=config.method.kind, frozen=frozen)
+                if "tokenizer" in parts:
+                    save_tokenizer(out, parts["tokenizer"], scale=dataset.scale, recipe=config.recipe)
             run.finish(finished)
 
         on_main(accelerator, export)

@@ -22,7 +22,7 @@ from pantomim.engine.runtime import (
     generator,
     random_seed,
 )
-from pantomim.engine.setup import adamw, check_schedule
+from pantomim.engine.setup import adamw
 from pantomim.methods.base import Method
 from pantomim.optim import beit_schedule, cosine_schedule, drop_schedule, scaled_lr
 
@@ -31,27 +31,18 @@ class Training:
     """A method with its optimiser and learning rate.
 
     Args:
-        config: Of the run: durations, optimiser, precision, accumulation, seed.
+        config: Of the run: optimiser, precision, seed.
         method: Built, and on its device. Precision float32 means that nothing is cast: a float64 method stays one.
-        steps_per_epoch: What durations in epochs are converted with.
-        accelerator: Of this process.
-
-    Attributes:
         total: Steps of the run.
-
-    Raises:
-        ValueError: if there is no step, or the warm-up takes them all.
+        warmup: Steps of its warm-up.
+        accelerator: Of this process.
     """
 
-    def __init__(self, config: Pretrain, method: Method, steps_per_epoch: int, accelerator: Accelerator) -> None:
+    def __init__(self, config: Pretrain, method: Method, total: int, warmup: int, accelerator: Accelerator) -> None:
         optim = config.optim
         self.config, self.method, self.accelerator = config, method, accelerator
         self.device = next(method.parameters()).device
         self.dtype = compute_dtype(config.runtime, self.device)
-        self.total = config.duration.in_steps(steps_per_epoch)
-        warmup = optim.warmup.in_steps(steps_per_epoch)
-        check_schedule(config, self.total, warmup)
-        method.begin(self.total)
         peak_lr = scaled_lr(optim.base_lr, config.batch_size)
         schedules: dict[str, Callable[..., float]] = {
             "mae": cosine_schedule,
@@ -63,7 +54,7 @@ class Training:
             base=peak_lr,
             minimum=optim.min_lr,
             warmup=warmup,
-            total=self.total,
+            total=total,
             start=optim.start_lr,
         )
         self.optimizer = adamw(optim, method, peak_lr)
@@ -87,8 +78,9 @@ class Training:
         """
         method, optimizer, seed = self.method, self.optimizer, self.config.runtime.seed
         # set lr
+        lr = self.lr(step)
         for group in optimizer.param_groups:
-            group["lr"] = self.lr(step) * group["lr_scale"]
+            group["lr"] = lr * group["lr_scale"]
 
         # draw, forward, backward
         torch.manual_seed(random_seed(seed, step, Purpose.FORWARD, self.accelerator.process_index))

@@ -14,7 +14,8 @@ from pantomim.core.mask import Mask
 from pantomim.formats.cae import CROSS, Release, official_name, our_name
 from pantomim.formats.files import load_exactly
 from pantomim.masking.block import BlockMasker
-from pantomim.methods.cae import CAE, CAEConfig, CAEDraws
+from pantomim.methods.base import Draws
+from pantomim.methods.cae import CAE, CAEConfig
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.heads import AttentiveHead, Classifier
 from pantomim.nn.regressor import RegressorConfig
@@ -61,7 +62,7 @@ def pretrain(item: Item) -> Computed:
     if not torch.equal(mask.masked, torch.zeros_like(masked).scatter_(1, mask.ids_mask, True)):
         raise ValueError(f"{item.name}: every image must hide {config['num_mask_patches']} patches")
     tokens = TokenTarget(GivenIds(labels, mask, config["vocab_size"], ours.encoder.grid))
-    model = ours.build_around(tokens).double()
+    model = ours.build(target=tokens).double()
     built, stored = model.encoder.pos_embed, weights["encoder.pos_embed"]
     assert built is not None
     deviations = {"state/encoder.pos_embed": distance(built, stored) / STORED_TABLE}
@@ -81,7 +82,7 @@ def pretrain(item: Item) -> Computed:
     model.regressor.position = model.decoder.position = table[0]
 
     seen = _watch(model)
-    result = model(Batch(images, total=len(images)), CAEDraws(mask))
+    result = model(Batch(images, total=len(images)), Draws(mask))
     result["loss"].backward()
 
     latent = model.encoder(images, mask.ids_keep)
@@ -109,7 +110,7 @@ def pretrain(item: Item) -> Computed:
     }
     model.update_ema(0)
     assert model.aligner is not None
-    after = {f"teacher_after/{name}": tensor for name, tensor in model.aligner.named_parameters()}
+    after = {f"teacher_after/{name}": tensor for name, tensor in model.aligner.copy.named_parameters()}
     outputs |= {name: after[name] for name in expected if name in after}
     for name, want in expected.items():  # the items' own tolerances make room for another table
         if want.is_floating_point() and name in outputs and not name.startswith("positions_"):
@@ -120,7 +121,7 @@ def pretrain(item: Item) -> Computed:
         outputs,
         numbers,
         config={"layer_norm_eps": norm_eps(model), "align_loss_weight": model.align_weight},
-        deviations=deviations | initialisation(item, lambda: _official(ours.build_around(tokens))),
+        deviations=deviations | initialisation(item, lambda: _official(ours.build(target=tokens))),
     )
 
 
@@ -137,21 +138,21 @@ def trajectory(item: Item) -> Computed:
         align_lagging=copied,
     )
     tokens = PoolIds(item.input("token_ids"), config["vocab_size"], method.encoder.grid)
-    model = method.build_around(TokenTarget(tokens)).double()
+    model = method.build(target=TokenTarget(tokens)).double()
 
     def official(name: str) -> str:
-        return name if name.startswith("ahead.") else official_name(name, release)
+        return name if name.startswith("aligner.ahead.") else official_name(name, release)
 
     fixed = {name for name in weights if name.endswith(UNUSED) and method.regressor.layer_scale is None}
     model.regressor.position = model.decoder.position = weights["rd_pos_embed"][0, 1:]
     learned = {our_name(n, release): t for n, t in weights.items() if n not in {*fixed, "rd_pos_embed"}}
-    own = {name: t for name, t in model.state_dict().items() if name.startswith(("aligner.", "ahead."))}
+    own = {name: t for name, t in model.state_dict().items() if name.startswith("aligner.")}
     load_exactly(model, learned | own, item.name)
     model.reset()
 
-    def draws(tape: Tape) -> CAEDraws:
+    def draws(tape: Tape) -> Draws:
         tokens.turn_to(tape)
-        return CAEDraws(tape.masked())
+        return Draws(tape.masked())
 
     config_of_run = run_config(item, method, schedule="beit")
     run = Run(config_of_run, model, Tape(item), draws, official).carry_out()

@@ -20,7 +20,8 @@ from pantomim.formats.files import load_exactly
 from pantomim.formats.foreign import official_name
 from pantomim.formats.mae import our_name
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.beit import BEiTConfig, BEiTDraws
+from pantomim.methods.base import Draws
+from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.dbot import DBOT, DBOTConfig, DBOTDraws
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take
@@ -54,14 +55,15 @@ def pretrain(item: Item) -> Computed:
             method = _config(item, images, "unbiased" if normalise else "none")
             frozen = _encoder(item, images, config["teacher_depth"]).build().double()
             load_exactly(frozen, teacher, item.name)
-            model = method.build_around(EncoderTeacher(frozen, "given", output="norm" if norm else "block")).double()
+            model = method.build(teacher=EncoderTeacher(frozen, "given", output="norm" if norm else "block")).double()
             load_exactly(model, student | _of_teacher(model), item.name)
             mask = Mask.from_scores(noise, method.masker.num_masked(method.encoder.grid))
             loss = model(Batch(images, total=len(images)), DBOTDraws(mask))["loss"]
             name = f"layernorm{int(norm)}_normfeature{int(normalise)}"
             outputs[f"loss_{name}"] = loss
-            said = model.target(images, torch.arange(noise.shape[1]).expand(len(images), -1))
-            outputs[f"target_{name}" if normalise else f"teacher_features_layernorm{int(norm)}"] = said
+            every = torch.arange(noise.shape[1]).expand(len(images), -1)
+            features = model.target(model.teacher(images), every)
+            outputs[f"target_{name}" if normalise else f"teacher_features_layernorm{int(norm)}"] = features
             if [norm, normalise] == case:
                 loss.backward()
                 parameters = _official(model)
@@ -100,7 +102,7 @@ def trajectory(item: Item) -> Computed:
     outputs: dict[str, Tensor] = {}
     norms_of_stages: dict[str, float] = {}
     for stage, (begin, end) in enumerate(itertools.pairwise(borders)):
-        model = method.build_around(teacher).double()
+        model = method.build(teacher=teacher).double()
         weights = first if stage == 0 else first | item.weights(f"stage{stage}/")
         load_exactly(model, {_our_name(name): t for name, t in weights.items()} | _of_teacher(model), item.name)
         settings = replace(run_config(item, method), duration=Duration(epochs=end - begin))
@@ -112,7 +114,7 @@ def trajectory(item: Item) -> Computed:
         runs.append(run.carry_out())
         ended = run.weights(f"final_stage{stage}/")
         norms_of_stages |= run.compare_norms(f"final_stage{stage}", ended)
-        outputs |= {name: tensor for name, tensor in ended.items() if name in item.expected()}
+        outputs |= item.asked(ended)
         teacher = EncoderTeacher(copy.deepcopy(model.encoder), "the student before", output=method.teacher.output)
     curves = {name: torch.cat([run.curve(name) for run in runs]) for name in ("loss", "grad_norm", "lr")}
     last = runs[-1].computed(outputs | curves)
@@ -131,7 +133,7 @@ def full_sequence(item: Item) -> Computed:
     mask = Mask.from_masked(masked, max(config["masked_counts"]), varies=True)
     grid = method.encoder.grid
     target = FeatureTarget(GivenTeacher(said, grid), grid, "none", Distance("cosine"))
-    model = method.build_around(target).double()
+    model = method.build(target=target).double()
     weights, indices = beit.split_indices(item.weights())
     load_exactly(model, {beit.our_name(name): tensor for name, tensor in weights.items()}, item.name)
 
@@ -149,7 +151,7 @@ def full_sequence(item: Item) -> Computed:
         f"loss_{name}": distance(predictions.unsqueeze(0), targets.unsqueeze(0)) for name, distance in distances.items()
     }
     if not with_class:
-        losses["loss_negcosine"] = model(Batch(images, total=len(images)), BEiTDraws(mask))["loss"]
+        losses["loss_negcosine"] = model(Batch(images, total=len(images)), Draws(mask))["loss"]
     losses["loss_negcosine"].backward()
     parameters = beit.official(model)
     return Computed(

@@ -66,6 +66,11 @@ class Item:
             raise ValueError(f"{self.name}.safetensors must hold weights under {prefix}; got none.")
         return found
 
+    def asked(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of many outputs that the item has."""
+        expected = self.expected()
+        return {name: tensor for name, tensor in outputs.items() if name in expected}
+
     def expected(self) -> dict[str, tuple[Tensor | None, Mapping[str, Any]]]:
         """Every output with its description: those described, those stored, and those only one of the two knows."""
         outputs = self.spec["outputs"]

@@ -28,12 +28,12 @@ def trajectory(item: Item) -> Computed:
         momentum=Momentum(config["momentum"], 1.0 if config["momentum_cosine"] else None),
         freeze_patches=config["freeze_patches"],
     )
-    model = method.build().double()
+    total = config["steps"]
+    model = method.build(total).double()
     teacher = {name: t for name, t in model.state_dict().items() if name.startswith("teacher_") or "running_" in name}
     fill(model, item.weights() | {_official(name): tensor for name, tensor in teacher.items()}, _official, item.name)
     model.reset()
     run = Run(run_config(item, method, decay_vectors=True), model, Tape(item), lambda tape: MoCoV3Draws(), _official)
-    total = run.training.total
     run.carry_out(range(total - 1))
     keys: dict[str, Tensor] = {}
 
@@ -45,8 +45,7 @@ def trajectory(item: Item) -> Computed:
     final = {_official(name): tensor for name, tensor in keys.items()}
     momenta = [method.momentum.at(step, total) for step in range(total)]
     outputs = {f"final_{name.replace('.', '/', 1)}": tensor for name, tensor in final.items()}
-    asked = {name: tensor for name, tensor in outputs.items() if name in item.expected()}
-    computed = run.computed(asked | {"momentum": torch.tensor(momenta, dtype=torch.float64)})
+    computed = run.computed(item.asked(outputs) | {"momentum": torch.tensor(momenta, dtype=torch.float64)})
     return replace(computed, config={**computed.config, "batch_norm_eps": BATCH_NORM_EPS})
 
 
@@ -60,6 +59,7 @@ def _official(name: str) -> str:
         "teacher_encoder": ("momentum_encoder.", False),
         "teacher_projector": ("momentum_encoder.head.", True),
     }[part]
+    rest = rest.removeprefix("copy.")
     if not head:
         return owner + rest
     kind, number, parameter = rest.split(".")

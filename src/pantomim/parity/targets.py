@@ -15,7 +15,8 @@ from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
 from pantomim.masking.grid import GridMasker
-from pantomim.methods.beit import BEiT, BEiTConfig, BEiTDraws
+from pantomim.methods.base import Draws
+from pantomim.methods.beit import BEiT, BEiTConfig
 from pantomim.nn.tokens import unpatchify
 from pantomim.nn.vit import EncoderConfig, Hidden
 from pantomim.optim import parameter_groups
@@ -76,7 +77,7 @@ def simmim_pretrain(item: Item) -> Computed:
     load_exactly(model, {_our_name(name): _ordered(name, t, order) for name, t in weights.items()}, item.name)
 
     mask = Mask.from_masked(masked, method.masker.num_masked(method.encoder.grid))
-    result = model(Batch(images, total=len(images)), BEiTDraws(mask))
+    result = model(Batch(images, total=len(images)), Draws(mask))
     result["loss"].backward()
     latent = model.encoder(images, hidden=Hidden(masked, model.mask_token))
     rows, cols = method.encoder.grid
@@ -131,7 +132,7 @@ def simmim_trajectory(item: Item) -> Computed:
         decay_tokens=False,
         decay_mask_token=True,
     )
-    trained = Run(run, model, Tape(item), lambda tape: BEiTDraws(tape.masked()), _official_name).carry_out()
+    trained = Run(run, model, Tape(item), lambda tape: Draws(tape.masked()), _official_name).carry_out()
     back = order.argsort()
     head = {name: _ordered(name, t, back) for name, t in trained.weights("final/").items() if "decoder.0." in name}
     kernel = "final/decoder.0.weight"

@@ -14,6 +14,7 @@ from pantomim.config import Duration, OptimConfig, Pretrain, RuntimeConfig
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.engine.runtime import start_accelerator
+from pantomim.engine.setup import in_steps
 from pantomim.engine.training import Training
 from pantomim.formats.files import load_exactly
 from pantomim.methods.base import Method
@@ -143,15 +144,11 @@ class Replayed(Method):
         """The method's."""
         return self.method(batch, draws)
 
-    def begin(self, steps: int) -> None:
-        """The method's."""
-        self.method.begin(steps)
-
     def update_ema(self, step: int) -> None:
         """The method's."""
         self.method.update_ema(step)
 
-    def exports(self) -> dict[str, nn.Module]:
+    def exports(self) -> dict[str, Any]:
         """The method's."""
         return self.method.exports()
 
@@ -162,7 +159,7 @@ class Run:
 
     Args:
         config: Of the run.
-        method: Built for it, with the item's weights in float64.
+        method: Built for its length, with the item's weights in float64.
         tape: What it sees.
         draws: See `Replayed`.
         official: The authors' name of one of the method's parameters or modules.
@@ -178,13 +175,13 @@ class Run:
         self._take_drops()
         self.curves: dict[str, list[Tensor]] = {}
         accelerator = start_accelerator(self.config.runtime, Path())
-        steps_per_epoch = self.tape.item.config["steps_per_epoch"]
         replayed = Replayed(self.method, self.tape, self.draws)
-        self.training = Training(self.config, replayed, steps_per_epoch, accelerator)
+        self.total, warmup = in_steps(self.config, self.tape.item.config["steps_per_epoch"])
+        self.training = Training(self.config, replayed, self.total, warmup, accelerator)
 
     def carry_out(self, steps: range | None = None) -> "Run":
         """Train, all steps unless said otherwise, and remember what each logged."""
-        for step in range(self.training.total) if steps is None else steps:
+        for step in range(self.total) if steps is None else steps:
             lr = torch.tensor(self.training.lr(step), dtype=torch.float64)
             logged = self.training.step(step, self.tape.batches(step, self.config.runtime.accumulation)) | {"lr": lr}
             for name, value in logged.items():
