@@ -11,8 +11,8 @@ from pantomim.formats.files import frozen_hashes, frozen_parts, key_report, load
 from pantomim.formats.native import describe_positions, load_decoder, load_predictor, read_frozen
 from pantomim.methods.base import Method
 from pantomim.nn.decoder import MAEDecoder
-from pantomim.nn.position import resample
-from pantomim.nn.vit import Encoder, resize_encoder_weights
+from pantomim.nn.resize import resample, resize_encoder_weights
+from pantomim.nn.vit import Encoder
 
 MUST_AGREE = (
     *("width", "depth", "heads", "mlp_ratio", "patch_size", "in_chans", "class_token", "registers"),

@@ -18,9 +18,10 @@ from pantomim.formats.foreign import AS_PUBLISHED, IMAGENET_MEAN, IMAGENET_STD, 
 from pantomim.formats.native import exact_ratio
 from pantomim.formats.reader import read_weights
 from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
+from pantomim.nn.init import Initialisation
 from pantomim.nn.position import sincos_2d_rows_first
 from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
-from pantomim.nn.vit import Encoder, EncoderConfig, Initialisation
+from pantomim.nn.vit import Encoder, EncoderConfig
 
 Release = Literal["lxtGH/CAE", "Atten4Vis/CAE"]
 

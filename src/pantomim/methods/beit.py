@@ -17,8 +17,9 @@ from pantomim.masking.block import BlockMasker
 from pantomim.masking.choice import MaskerConfig
 from pantomim.methods.base import Draws, Method, Requirements
 from pantomim.methods.guides import GuideConfig, draw_mask
+from pantomim.nn.init import SCHEMES, initialise
 from pantomim.nn.tokens import take
-from pantomim.nn.vit import ENCODER_SIZES, SCHEMES, EncoderConfig, Hidden, initialise_token
+from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig, MaskTokens
 from pantomim.targets import TargetConfig
 from pantomim.targets.base import Target
 from pantomim.targets.tokens import TokenTargetConfig
@@ -83,9 +84,9 @@ class BEiT(Method):
         self.guide, self.masker = config.guide.build(self.encoder, config.masker), config.masker
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.encoder.width))
         self.head = nn.Linear(config.encoder.width, self.target.dim)
-        initialise_token(self.mask_token, config.encoder.initialisation)
+        SCHEMES[config.encoder.initialisation].token(self.mask_token)
         if config.initialise_head:
-            self.head.apply(SCHEMES[config.encoder.initialisation])
+            initialise(self.head, config.encoder.initialisation)
         self.requirements = Requirements.of(config.encoder)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Draws:
@@ -96,7 +97,7 @@ class BEiT(Method):
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """The loss on the masked patches alone; where their number varies, padding has no weight."""
         mask = draws.mask
-        latent = self.encoder(batch.images, hidden=Hidden(mask.masked, self.mask_token))  # all patches: (B, N, D)
+        latent = self.encoder(batch.images, mask_tokens=MaskTokens(mask.masked, self.mask_token))  # all: (B, N, D)
         prediction = self.head(take(latent.patches, mask.ids_mask))  # (B, M, K), scores of all ids at masked patches
         target = take(self.target(batch.images), mask.ids_mask)  # (B, M), ids
         loss = self.target.loss(prediction, target, mask.weight)  # cross-entropy

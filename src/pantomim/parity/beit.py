@@ -16,15 +16,10 @@ from pantomim.methods.base import Draws
 from pantomim.methods.beit import BEiT, BEiTConfig
 from pantomim.nn.heads import Classifier
 from pantomim.nn.momentum import Momentum
-from pantomim.nn.relative import (
-    growing_offsets,
-    num_relative_rows,
-    relative_bias,
-    relative_index,
-    resize_relative_table,
-)
+from pantomim.nn.relative import num_relative_rows, relative_bias, relative_index
+from pantomim.nn.resize import growing_offsets, resize_relative_table
 from pantomim.nn.tokens import normalise_tokens
-from pantomim.nn.vit import Encoder, EncoderConfig, Hidden, RelativePosition
+from pantomim.nn.vit import Encoder, EncoderConfig, MaskTokens, RelativePosition
 from pantomim.optim import Group, beit_schedule, layer_decay_groups, parameter_groups
 from pantomim.parity.cae import GivenIds
 from pantomim.parity.compare import decay_used, gradients, norm_eps, norms
@@ -54,7 +49,7 @@ def pretrain(item: Item) -> Computed:
 
     result = model(Batch(images, total=len(images)), Draws(mask))
     result["loss"].backward()
-    latent = model.encoder(images, hidden=Hidden(masked, model.mask_token))
+    latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
     everywhere = model.head(latent.patches)
     parameters = official(model)
     outputs = {

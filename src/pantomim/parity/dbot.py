@@ -25,7 +25,7 @@ from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.dbot import DBOT, DBOTConfig, DBOTDraws
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take
-from pantomim.nn.vit import EncoderConfig, Hidden, RelativePosition
+from pantomim.nn.vit import EncoderConfig, MaskTokens, RelativePosition
 from pantomim.optim import cosine_schedule
 from pantomim.parity import beit
 from pantomim.parity.compare import gradients, norm_eps, norms
@@ -137,7 +137,7 @@ def full_sequence(item: Item) -> Computed:
     weights, indices = beit.split_indices(item.weights())
     load_exactly(model, {beit.our_name(name): tensor for name, tensor in weights.items()}, item.name)
 
-    latent = model.encoder(images, hidden=Hidden(masked, model.mask_token))
+    latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
     chosen = torch.cat([torch.full_like(masked[:, :1], with_class), masked], dim=1)
     predictions = model.head(torch.cat([latent.prefix, latent.patches], dim=1))[chosen]  # image by image
     targets = torch.cat([target.teacher(images).prefix, target(images)], dim=1)[chosen]

@@ -20,11 +20,13 @@ from pantomim.formats.mae import our_name
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws
 from pantomim.methods.mae import MAE, MAEConfig
+from pantomim.nn.blocks import DropPath
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.heads import Classifier
-from pantomim.nn.position import resample, sincos_2d
+from pantomim.nn.position import sincos_2d
+from pantomim.nn.resize import resample
 from pantomim.nn.tokens import patchify, take
-from pantomim.nn.vit import DropPath, EncoderConfig
+from pantomim.nn.vit import EncoderConfig
 from pantomim.optim import LARS, Group, cosine_schedule, layer_decay_groups, parameter_groups
 from pantomim.parity.compare import decay_used, distance, gradients, norm_eps, norms
 from pantomim.parity.initialisation import initialisation

@@ -18,7 +18,7 @@ from pantomim.masking.grid import GridMasker
 from pantomim.methods.base import Draws
 from pantomim.methods.beit import BEiT, BEiTConfig
 from pantomim.nn.tokens import unpatchify
-from pantomim.nn.vit import EncoderConfig, Hidden
+from pantomim.nn.vit import EncoderConfig, MaskTokens
 from pantomim.optim import parameter_groups
 from pantomim.parity.beit import compare_indices, encoder_config, split_indices
 from pantomim.parity.compare import gradients, norm_eps, norms
@@ -79,7 +79,7 @@ def simmim_pretrain(item: Item) -> Computed:
     mask = Mask.from_masked(masked, method.masker.num_masked(method.encoder.grid))
     result = model(Batch(images, total=len(images)), Draws(mask))
     result["loss"].backward()
-    latent = model.encoder(images, hidden=Hidden(masked, model.mask_token))
+    latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
     rows, cols = method.encoder.grid
     parameters = _official(model)
     found = gradients("grad/", parameters)

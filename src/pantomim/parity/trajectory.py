@@ -18,7 +18,7 @@ from pantomim.engine.setup import in_steps
 from pantomim.engine.training import Training
 from pantomim.formats.files import load_exactly
 from pantomim.methods.base import Method
-from pantomim.nn.vit import DropPath
+from pantomim.nn.blocks import DropPath
 from pantomim.parity.compare import RELATIVE, norm_eps
 from pantomim.parity.item import Computed, Item
 

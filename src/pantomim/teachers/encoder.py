@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.precision import at_least_float32
+from pantomim.nn.blocks import Block
 from pantomim.nn.momentum import Momentum, follow
 from pantomim.nn.tokens import normalise_tokens
-from pantomim.nn.vit import Block, Encoder
+from pantomim.nn.vit import Encoder
 from pantomim.teachers.base import Guidance, Query, Teacher
 
 Output = Literal["block", "norm", "projection"]
