@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen, in_words
 from pantomim.core.mask import Mask
-from pantomim.masking.base import Masker
+from pantomim.masking import Masker, MaskerConfig
 from pantomim.masking.block import BlockMasker
-from pantomim.masking.choice import MaskerConfig
 from pantomim.methods.base import Method
 from pantomim.methods.guides import GuideConfig, MaskGuide, draw_mask
 from pantomim.nn.init import SCHEMES, initialise

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen, in_words
 from pantomim.core.mask import Mask
-from pantomim.masking.base import Masker
-from pantomim.masking.choice import MaskerConfig
+from pantomim.masking import Masker, MaskerConfig
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Method
 from pantomim.methods.guides import ask, draw_mask

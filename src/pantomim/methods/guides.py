@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen, in_words
 from pantomim.core.mask import Mask
-from pantomim.masking.base import Masker
-from pantomim.masking.choice import MaskerConfig
+from pantomim.masking import Masker, MaskerConfig
 from pantomim.nn.vit import Encoder
 from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import OF_STUDENT, TeacherConfig
@@ -147,4 +146,4 @@ def draw_mask(
         rows = attention.new_zeros(batch.total, attention.shape[1])
         rows[batch.start : batch.start + len(batch)] = attention
         attention = rows
-    return masker(batch.total, grid, generator, batch.epoch, attention).rows(batch.start, len(batch))
+    return masker(batch.total, grid, generator, attention).rows(batch.start, len(batch))

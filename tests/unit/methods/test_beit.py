@@ -73,7 +73,9 @@ def test_hidden_pixels_reach_the_target_alone_and_visible_tokens_do_not_count() 
     masked = draws.mask.masked
     replaced = MaskTokens(masked, method.mask_token)
     changed = with_patches(batch, masked)
-    assert torch.equal(method.encoder(batch.images, mask_tokens=replaced)[1], method.encoder(changed.images, mask_tokens=replaced)[1])
+    assert torch.equal(
+        method.encoder(batch.images, mask_tokens=replaced)[1], method.encoder(changed.images, mask_tokens=replaced)[1]
+    )
     assert not torch.equal(method.target(batch.images), method.target(changed.images))
     ids = method.target(batch.images)
     before = method(batch, draws)["loss"]
