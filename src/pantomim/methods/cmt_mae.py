@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen, in_words
 from pantomim.core.mask import Mask
+from pantomim.masking import Masker, MaskerConfig
 from pantomim.masking.attention import AttentionMasker
 from pantomim.masking.base import Masker
-from pantomim.masking.choice import MaskerConfig
 from pantomim.methods.base import Method, Requirements
 from pantomim.methods.guidance_record import GuidanceRecord
 from pantomim.methods.guides import ask, draw_mask
@@ -545,7 +545,7 @@ class CMTMAE(Method):
             )
         )
         maps = self.maps(teacher, student, in_mask)
-        looked_at = Batch(record.images, total=len(record.images), epoch=batch.epoch)
+        looked_at = Batch(record.images, total=len(record.images))
         generator = torch.Generator(batch.images.device).manual_seed(step)  # the step's own draws stay as they are
         record.add(step, maps, draw_mask(self.masker, looked_at, self.encoder.grid, generator, maps["mask"]).masked)
 

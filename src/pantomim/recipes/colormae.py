@@ -11,7 +11,7 @@ from dataclasses import replace
 from pantomim.config import Pretrain
 from pantomim.data.dataset import Facts
 from pantomim.data.stats import Stats
-from pantomim.masking.choice import color_masker
+from pantomim.masking.color_noise import color_masker
 from pantomim.masking.noise import Color
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.mae import MAEConfig
