@@ -12,7 +12,7 @@ from pantomim.data.dataset import Facts
 from pantomim.data.stats import Stats
 from pantomim.data.transforms import Crop
 from pantomim.masking.attention import AttentionMasker
-from pantomim.methods.cmt_mae import CMTMAEConfig, Mixing
+from pantomim.methods.cmt_mae import CMTMAEConfig
 from pantomim.methods.mae import MAEConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
@@ -25,8 +25,9 @@ from pantomim.recipes.mae import (
     nearest_size,
 )
 from pantomim.recipes.recipe import Recipe
-from pantomim.targets.distance import Distance
+from pantomim.targets.pair import Weighted
 from pantomim.teachers.choice import TeacherConfig
+from pantomim.teachers.mixing import Mixing
 
 # Where each setting of the starting point for ViT-B comes from, by the beginning of its name.
 ORIGINS = {
