@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pantomim.config import MethodConfig, Pretrain
+from pantomim.config import MethodConfig, Pretrain, leaves, to_dict
 from pantomim.core.batch import Batch
 from pantomim.data.augment import Augment
 from pantomim.data.transforms import View
@@ -24,6 +24,7 @@ from pantomim.methods.dbot import DBOTConfig
 from pantomim.methods.dvae import DVAE, DVAEConfig, DVAEDraws
 from pantomim.methods.guides import GuideConfig, MaskGuide
 from pantomim.methods.mae import MAE, MAEConfig
+from pantomim.methods.milan import MILANConfig
 from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.methods.supervised import Supervised, SupervisedConfig, SupervisedDraws
 from pantomim.methods.vqkd import VQKD, VQKDConfig, VQKDDraws
@@ -85,7 +86,7 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
         draw_flops=before.get_total_flops() // few,
         state_gib=(4 * (parameters["all"] + 3 * trainable) + kept - few * (more - kept)) / 2**30,
         activations_gib=(more - kept) / 2**30,
-        teachers=tuple(teacher for teacher in _teachers(method) if teacher is not getattr(method, "student", None)),
+        teachers=tuple(teacher for teacher in _teachers(method) if teacher is not getattr(method, "ema_student", None)),
     )
 
 
@@ -106,12 +107,12 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
     """
     if isinstance(config, DVAEConfig | MoCoV3Config | SupervisedConfig | VQKDConfig):
         return config.build
-    if isinstance(config, CMTMAEConfig | DBOTConfig) and config.masker.guided:
+    if isinstance(config, CMTMAEConfig | DBOTConfig | MILANConfig) and config.masker.guided:
         return _around_teacher(config)  # which networks are asked depends on the masker
     if isinstance(config, BEiTConfig | CAEConfig | MAEConfig) and config.masker.guided:
         return _guided(config)
     (rows, columns), config = config.encoder.grid, replace(config, masker=_as_many_at_random(config))
-    if isinstance(config, CMTMAEConfig | DBOTConfig):
+    if isinstance(config, CMTMAEConfig | DBOTConfig | MILANConfig):
         return _around_teacher(config)
     if isinstance(config.target, TokenTargetConfig):
         if not config.target.tokenizer:
@@ -129,7 +130,9 @@ def _builder(config: MethodConfig) -> Callable[[], Method]:
     return partial(config.build_around, config.target.build(encoder))
 
 
-def _as_many_at_random(config: BEiTConfig | CAEConfig | CMTMAEConfig | DBOTConfig | MAEConfig) -> RandomMasker:
+def _as_many_at_random(
+    config: BEiTConfig | CAEConfig | CMTMAEConfig | DBOTConfig | MAEConfig | MILANConfig,
+) -> RandomMasker:
     """A masker that hides as many patches, wherever they lie."""
     rows, columns = config.encoder.grid
     return RandomMasker(ratio=(config.masker.num_masked((rows, columns)) - 0.5) / (rows * columns))  # rounds up
@@ -153,19 +156,22 @@ def _guided(config: MAEConfig | BEiTConfig | CAEConfig) -> Callable[[], Method]:
     return build
 
 
-def _around_teacher(config: CMTMAEConfig | DBOTConfig) -> Callable[[], Method]:
+def _around_teacher(config: CMTMAEConfig | DBOTConfig | MILANConfig) -> Callable[[], Method]:
     """What makes a method with a teacher: one that is read from somewhere is read now, with its own numbers.
 
     CMT-MAE's may be none, or not named yet, and then costs nothing.
     """
-    of_student, asked = config.teacher.source in OF_STUDENT, isinstance(config, DBOTConfig) or config.needs_teacher
-    if of_student or not asked:
+    unasked = isinstance(config, CMTMAEConfig) and not config.needs_teacher
+    if config.teacher.source in OF_STUDENT or unasked:
         return config.build
-    if isinstance(config, CMTMAEConfig) and not config.teacher.source:
-        return partial(config.build_around, _UnnamedTeacher(config.encoder.width, config.encoder.grid))
+    if isinstance(config, CMTMAEConfig | MILANConfig) and not config.teacher.source:
+        return partial(config.build, teacher=_UnnamedTeacher(config.encoder.width, config.encoder.grid))
     with FakeTensorMode():
         encoder = config.encoder.build()  # whose sizes are asked for
-    return partial(config.build_around, config.teacher.build(encoder))
+    teacher = config.teacher.build(encoder)
+    if isinstance(config, DBOTConfig):
+        return partial(config.build_around, teacher)
+    return partial(config.build, teacher=teacher)
 
 
 class _Unnamed(nn.Module):
@@ -187,7 +193,7 @@ class _UnnamedTeacher(Teacher):
 
     def __init__(self, width: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.width, self.grid, self.queries = width, grid, ("class", "mean")
+        self.width, self.grid, self.queries, self.num_prefix = width, grid, ("class", "mean"), 1
 
     def forward(self, images: Tensor, query: Query | None = None) -> Guidance:
         features = images.new_zeros(len(images), self.grid[0] * self.grid[1], self.width)
@@ -255,8 +261,8 @@ def explain(
     target = getattr(config.method, "target", None)
     unnamed = isinstance(target, TokenTargetConfig) and not target.tokenizer
     unled = isinstance(target, FeatureTargetConfig) and not target.teacher.source
-    unguided = isinstance(config.method, CMTMAEConfig) and config.method.needs_teacher
-    unled = unled or (unguided and not config.method.teacher.source)  # type: ignore[union-attr]
+    if isinstance(config.method, CMTMAEConfig | MILANConfig):
+        unled = not config.method.teacher.source and getattr(config.method, "needs_teacher", True)
     return [
         ("Parts and shapes", _parts(config.method, cost.teachers)),
         (
@@ -333,7 +339,11 @@ def _parts(config: MethodConfig, teachers: tuple[Teacher, ...]) -> list[tuple[st
     if isinstance(config, DBOTConfig | MAEConfig | BEiTConfig | CAEConfig):
         rows = config.describe(teachers[0] if teachers else None)
     else:
-        rows = config.describe()
+        rows = (
+            config.describe()
+            if hasattr(config, "describe")
+            else [(n, str(v)) for n, v in leaves(to_dict(config)).items()]
+        )
     return [*rows, *(("teacher", teacher.describe()) for teacher in teachers)]
 
 

@@ -37,7 +37,7 @@ from pantomim.methods.guides import ask, draw_mask
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.momentum import Momentum, momentum_of_half_life
 from pantomim.nn.tokens import take
-from pantomim.nn.vit import Encoder, EncoderConfig
+from pantomim.nn.vit import EncoderConfig
 from pantomim.targets.features import normalise_features
 from pantomim.targets.pair import PairConfig, Weighted
 from pantomim.targets.pixels import PixelTargetConfig
@@ -140,18 +140,9 @@ class CMTMAEConfig:
         """Whether the teacher is asked at some step of the run."""
         return "teacher" in self.attended + self.predicted
 
-    def build(self, steps: int | None = None) -> "CMTMAE":
-        """The method for a run of so many steps, with initial weights drawn from torch's global generator.
-
-        Raises:
-            ValueError: if there is no such teacher, or it does not go with the encoder.
-        """
-        encoder = self.encoder.build()
-        return CMTMAE(self, encoder, self.teacher.build(encoder) if self.needs_teacher else None, steps)
-
-    def build_around(self, teacher: Teacher | None, steps: int | None = None) -> "CMTMAE":
-        """The method with a teacher that is there already."""
-        return CMTMAE(self, self.encoder.build(), teacher if self.needs_teacher else None, steps)
+    def build(self, steps: int | None = None, teacher: Teacher | None = None) -> "CMTMAE":
+        """The method, initialised from torch's global generator; `teacher` in place of the config's, if given."""
+        return CMTMAE(self, steps, teacher)
 
 
 @dataclass(frozen=True)
@@ -175,16 +166,17 @@ class CMTMAE(Method):
     """Student and decoder around a mask, teacher and the student's moving average on whole images.
 
     Args:
-        config: What is asked of whom, and how it is scored.
-        encoder: The student's.
-        teacher: None, where it is never asked.
+        config: Which network counts where, and how predictions are scored.
         steps: Of the whole run, of which stages, schedules and the half-life are shares.
+        teacher: In place of the config's; one that is never asked is left out.
     """
 
-    def __init__(self, config: CMTMAEConfig, encoder: Encoder, teacher: Teacher | None, steps: int | None) -> None:
+    def __init__(self, config: CMTMAEConfig, steps: int | None = None, teacher: Teacher | None = None) -> None:
         super().__init__()
         self.config, self.masker, self.steps = config, config.masker, steps
-        self.encoder, self.teacher, self.ema_student = encoder, teacher, None
+        self.encoder = encoder = config.encoder.build()
+        self.teacher = (teacher or config.teacher.build(encoder)) if config.needs_teacher else None
+        self.ema_student = None
         if "student" in config.attended + config.predicted:
             average = EncoderTeacher(copy.deepcopy(encoder), "the student's average", output=config.student_output)
             self.ema_student = EMATeacher(average, config.momentum.start)
@@ -194,10 +186,10 @@ class CMTMAE(Method):
         self.widths = [sum(heads), 0 if self.pixels is None else self.pixels.dim]  # of features and pixels
         self.decoder = config.decoder.build(encoder.width, encoder.num_prefix, encoder.grid, sum(self.widths))
         self._draw_heads([*heads, *self.widths[1:]])
-        if teacher is not None and teacher.grid != encoder.grid:
+        if self.teacher is not None and self.teacher.grid != encoder.grid:
             raise ValueError(
                 f"CMTMAE.teacher must have the student's grid of {encoder.grid[0]} x {encoder.grid[1]} patches; got "
-                f"{teacher.grid[0]} x {teacher.grid[1]}."
+                f"{self.teacher.grid[0]} x {self.teacher.grid[1]}."
             )
         for name, network in self.networks():
             if name in config.attended:
@@ -246,7 +238,9 @@ class CMTMAE(Method):
         for name in ("teacher", "student", "mask") if guided else ():
             facts[f"entropy_{name}"] = evenness(maps[name]).to(zero) if name in maps else zero + math.nan
         if "student" in features:
-            facts["student_std"] = spread(answers["student"].patches).to(zero) if "student" in answers else zero + math.nan
+            facts["student_std"] = (
+                spread(answers["student"].patches).to(zero) if "student" in answers else zero + math.nan
+            )
         return CMTMAEDraws(mask, features, zero + in_target, facts)
 
     def maps(

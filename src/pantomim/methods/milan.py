@@ -1,4 +1,4 @@
-"""MILAN: the attention of CLIP draws the visible patches, its features are predicted, by a decoder of masked tokens only.
+"""MILAN: CLIP's attention draws the visible patches, its features are predicted, by a decoder of masked tokens alone.
 
 With the teacher's features t of the class token and all N patches of the whole image, and predictions g:
 
@@ -25,7 +25,7 @@ from pantomim.masking.choice import MaskerConfig
 from pantomim.methods.base import Method
 from pantomim.methods.guides import ask, draw_mask
 from pantomim.nn.decoder import DecoderConfig
-from pantomim.nn.vit import Encoder, EncoderConfig
+from pantomim.nn.vit import EncoderConfig
 from pantomim.targets.distance import Distance
 from pantomim.teachers.base import Query, Teacher
 from pantomim.teachers.choice import TeacherConfig
@@ -64,20 +64,13 @@ class MILANConfig:
                 f"visible ones as one tensor; got {self.masker.kind}, whose number varies. Set exact."
             )
         if not self.encoder.class_token:
-            raise ValueError("MILANConfig.encoder must have a class token, which is predicted too; got none. Give it one.")
+            raise ValueError(
+                "MILANConfig.encoder must have a class token, which is predicted too; got none. Give it one."
+            )
 
-    def build(self, steps: int | None = None) -> "MILAN":
-        """The method, with MAE's initial weights drawn from torch's global generator.
-
-        Raises:
-            ValueError: if there is no such teacher, or it does not go with the encoder.
-        """
-        encoder = self.encoder.build()
-        return MILAN(self, encoder, self.teacher.build(encoder))
-
-    def build_around(self, teacher: Teacher, steps: int | None = None) -> "MILAN":
-        """The method with a teacher that is there already."""
-        return MILAN(self, self.encoder.build(), teacher)
+    def build(self, steps: int | None = None, teacher: Teacher | None = None) -> "MILAN":
+        """The method, initialised from torch's global generator; `teacher` in place of the config's, if given."""
+        return MILAN(self, teacher)
 
 
 @dataclass(frozen=True)
@@ -91,10 +84,11 @@ class MILANDraws:
 class MILAN(Method):
     """Encoder and prompting decoder around a mask, a teacher on whole images."""
 
-    def __init__(self, config: MILANConfig, encoder: Encoder, teacher: Teacher) -> None:
+    def __init__(self, config: MILANConfig, teacher: Teacher | None = None) -> None:
         super().__init__()
-        self.config, self.masker = config, config.masker
-        self.encoder, self.teacher = encoder, teacher
+        self.masker = config.masker
+        self.encoder = encoder = config.encoder.build()
+        self.teacher = teacher = teacher or config.teacher.build(encoder)
         self.decoder = config.decoder.build_prompting(encoder.width, encoder.num_prefix, encoder.grid, teacher.width)
         if teacher.grid != encoder.grid or not teacher.num_prefix:
             raise ValueError(

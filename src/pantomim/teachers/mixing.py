@@ -1,8 +1,8 @@
 """Two networks that guide together: how much the teacher counts at each step, and its attention as scores.
 
-    weight a(step)     1 in the first `warmup_share` of the steps, then constant, or on its way from `start`
-    scores             attention to the power of 1/temperature, over its sum over the patches
-    mixed scores       a * scores of the teacher + (1 - a) * scores of the student's moving average
+weight a(step)     1 in the first `warmup_share` of the steps, then constant, or on its way from `start`
+scores             attention to the power of 1/temperature, over its sum over the patches
+mixed scores       a * scores of the teacher + (1 - a) * scores of the student's moving average
 """
 
 import math
