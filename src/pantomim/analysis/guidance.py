@@ -29,6 +29,10 @@ from pantomim.targets.pair import Concat
 from pantomim.teachers.mixing import evenness
 
 COUNT, MOST = 8, 6  # images; checkpoints, evenly spread, the first and the last among them
+PLACES = {  # of a network in a checkpoint: in those of earlier versions, and now
+    "teacher": ("teacher.teacher.", "teacher."),
+    "student": ("student.teacher.", "ema_student."),
+}
 TITLES = {"teacher": "teacher", "student": "student's average", "mask": "mixed"}
 
 
@@ -147,12 +151,10 @@ def _load_guides(method: CMTMAE, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's weights into the guiding networks; those that never change lie in none."""
     weights = load_file(checkpoint.path / WEIGHTS)
     for name, guide in method.networks():
-        places = (
-            ("teacher.",) if name == "teacher" else ("ema_student.", "student.")
-        )  # the last one of earlier versions
-        for place in places:
+        for place in PLACES[name]:
             if found := {key.removeprefix(place): value for key, value in weights.items() if key.startswith(place)}:
                 load_exactly(guide, found, str(checkpoint.path))
+                break
 
 
 def _cells(values: Float[Tensor, "B N"], method: CMTMAE) -> Float[np.ndarray, "B H W 1"]:

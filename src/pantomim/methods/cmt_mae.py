@@ -16,11 +16,10 @@ The other reading of the summaries, pixels as the target and the two networks fo
 `feature_weight` 0 with `pixel_weight` 1.
 """
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -32,7 +31,7 @@ from pantomim.core.mask import Mask
 from pantomim.core.ranges import NotNegative, Range
 from pantomim.masking.attention import AttentionMasker
 from pantomim.masking.choice import MaskerConfig
-from pantomim.methods.base import Method
+from pantomim.methods.base import Method, Requirements, check_masker
 from pantomim.methods.guides import ask, draw_mask
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.momentum import Momentum, momentum_of_half_life
@@ -43,7 +42,7 @@ from pantomim.targets.pair import PairConfig, Weighted
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import TeacherConfig
-from pantomim.teachers.encoder import EMATeacher, EncoderTeacher
+from pantomim.teachers.encoder import EMATeacher
 from pantomim.teachers.mixing import Mixing, Network, Scores, evenness, spread
 
 MOMENTUM = Momentum(0.996, 1.0)  # usual for momentum encoders
@@ -97,12 +96,7 @@ class CMTMAEConfig:
     guide_precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        self.masker.num_masked(self.encoder.grid)
-        if self.masker.varies:
-            raise ValueError(
-                f"CMTMAEConfig.masker must mask the same number of patches in every image, as the student's encoder "
-                f"takes the visible ones as one tensor; got {self.masker.kind}, whose number varies. Set exact."
-            )
+        check_masker("CMTMAEConfig", self.masker, self.encoder)
         if not self.masker.guided and self.scores != Scores():
             raise ValueError(
                 f"CMTMAEConfig.scores must be left out for a masker that asks for no attention; got "
@@ -139,6 +133,12 @@ class CMTMAEConfig:
     def needs_teacher(self) -> bool:
         """Whether the teacher is asked at some step of the run."""
         return "teacher" in self.attended + self.predicted
+
+    def pace(self, steps: int | None) -> Momentum:
+        """The momentum of the student's average in a run of so many steps."""
+        if self.half_life is None or not steps:
+            return self.momentum
+        return Momentum(momentum_of_half_life(self.half_life * steps))
 
     def build(self, steps: int | None = None, teacher: Teacher | None = None) -> "CMTMAE":
         """The method, initialised from torch's global generator; `teacher` in place of the config's, if given."""
@@ -178,14 +178,16 @@ class CMTMAE(Method):
         self.teacher = (teacher or config.teacher.build(encoder)) if config.needs_teacher else None
         self.ema_student = None
         if "student" in config.attended + config.predicted:
-            average = EncoderTeacher(copy.deepcopy(encoder), "the student's average", output=config.student_output)
-            self.ema_student = EMATeacher(average, config.momentum.start)
+            self.ema_student = EMATeacher(
+                encoder, config.pace(steps), steps, "the student's average", output=config.student_output
+            )
         self.pixels = config.pixels.build(encoder) if config.pixel_weight else None
         widths = {name: network.width for name, network in self.networks() if name in config.predicted}
         heads = config.target.heads(widths) if widths else []
         self.widths = [sum(heads), 0 if self.pixels is None else self.pixels.dim]  # of features and pixels
         self.decoder = config.decoder.build(encoder.width, encoder.num_prefix, encoder.grid, sum(self.widths))
         self._draw_heads([*heads, *self.widths[1:]])
+        self.requirements = Requirements.of(config.encoder)
         if self.teacher is not None and self.teacher.grid != encoder.grid:
             raise ValueError(
                 f"CMTMAE.teacher must have the student's grid of {encoder.grid[0]} x {encoder.grid[1]} patches; got "
@@ -263,7 +265,7 @@ class CMTMAE(Method):
             outputs |= config.target.loss(to_features, draws.features, draws.teacher_weight)
         if self.pixels is not None:
             target = take(self.pixels(batch.images), mask.ids_mask)
-            outputs["loss_pixels"] = self.pixels.distance(to_pixels, target)
+            outputs["loss_pixels"] = self.pixels.loss(to_pixels, target)
             outputs["loss"] = config.feature_weight * outputs["loss"] + config.pixel_weight * outputs["loss_pixels"]
         return outputs | dict(draws.facts)
 
@@ -279,31 +281,8 @@ class CMTMAE(Method):
             f"{slower}."
         )
 
-    def begin(self, steps: int) -> None:
-        """The length of the run."""
-        self.steps = steps
-
-    def update_ema(self, step: int) -> None:
-        """The student's average moves; so does a teacher that is a moving average."""
-        if self.ema_student is not None:
-            self.ema_student.momentum = self._momentum(step)
-        for _, network in self.networks():
-            network.follow(self.encoder)
-
-    def _momentum(self, step: int) -> float:
-        """What the average keeps of itself after this step."""
-        if self.config.half_life is None:
-            return self.config.momentum.at(step + 1, self.steps)
-        assert self.steps is not None, "a half-life is a share of the run"
-        return momentum_of_half_life(self.config.half_life * self.steps)
-
-    def reset(self) -> None:
-        """The average begins again as the student, whose weights have been replaced."""
-        for _, network in self.networks():
-            network.start(self.encoder)
-
-    def exports(self) -> dict[str, nn.Module]:
-        """The student's encoder, and its decoder for resuming from."""
+    def exports(self) -> dict[str, Any]:
+        """The student's encoder, and its decoder for continuing to train."""
         return {"encoder": self.encoder, "decoder": self.decoder}
 
 

@@ -11,7 +11,7 @@ github.com/zejiangh/MILAN (`models_milan.py`).
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
 from pantomim.masking.attention import milan_masker
 from pantomim.masking.choice import MaskerConfig
-from pantomim.methods.base import Method
+from pantomim.methods.base import Method, Requirements, check_masker
 from pantomim.methods.guides import ask, draw_mask
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.vit import EncoderConfig
@@ -57,12 +57,7 @@ class MILANConfig:
     query: Query = "class"
 
     def __post_init__(self) -> None:
-        self.masker.num_masked(self.encoder.grid)
-        if self.masker.varies:
-            raise ValueError(
-                f"MILANConfig.masker must mask the same number of patches in every image, as the encoder takes the "
-                f"visible ones as one tensor; got {self.masker.kind}, whose number varies. Set exact."
-            )
+        check_masker("MILANConfig", self.masker, self.encoder)
         if not self.encoder.class_token:
             raise ValueError(
                 "MILANConfig.encoder must have a class token, which is predicted too; got none. Give it one."
@@ -96,6 +91,7 @@ class MILAN(Method):
                 f"{encoder.grid[1]} patches; got {teacher.num_prefix} prefix tokens and {teacher.grid[0]} x "
                 f"{teacher.grid[1]}. Choose another teacher."
             )
+        self.requirements = Requirements.of(config.encoder)
         self.query = config.query if config.masker.guided else None
         teacher.check_query(self.query)
 
@@ -112,15 +108,3 @@ class MILAN(Method):
         latent = self.encoder(batch.images, mask.ids_keep)  # visible patches only
         prediction = self.decoder(latent, mask, everywhere=True, with_class=True)  # (B, 1 + N, K)
         return {"loss": DISTANCE(prediction, draws.target)}
-
-    def update_ema(self, step: int) -> None:
-        """A teacher that is a moving average moves."""
-        self.teacher.follow(self.encoder)
-
-    def reset(self) -> None:
-        """A teacher that is a copy of the encoder is copied anew."""
-        self.teacher.start(self.encoder)
-
-    def exports(self) -> dict[str, Any]:
-        """The encoder, and the decoder for continuing to train."""
-        return {"encoder": self.encoder, "decoder": self.decoder}

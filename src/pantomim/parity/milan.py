@@ -55,7 +55,7 @@ def pretrain(item: Item) -> Computed:
         masker=milan_masker(sizes["mask_ratio"]),
     )
     teacher = _Given(item.input("teacher_tokens"), item.input("teacher_attention"), config.encoder.grid)
-    model = config.build(teacher=teacher).double()
+    model = config.build(1, teacher).double()
     weights = {our_name(name): tensor for name, tensor in item.weights().items()}
     load_exactly(model, weights, item.name)
 

@@ -52,7 +52,7 @@ def around(config, teacher=None, steps=None):
 # ------------------------------------------------------------------------------------------- the two ends of the weight
 def losses(config, number=5):
     torch.manual_seed(4)
-    method = config.build().train()
+    method = config.build(number).train()
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
     found = []
     for step in range(number):
@@ -121,9 +121,9 @@ def test_the_first_phase_is_the_teachers_alone_and_the_average_moves_unasked():
         else:
             expected = (outputs["loss_teacher"] + outputs["loss_student"]) / 2
             torch.testing.assert_close(outputs["loss"].detach(), expected)
-        before = both.ema_student.teacher.encoder.norm.weight.clone()
+        before = both.ema_student.encoder.norm.weight.clone()
         both.update_ema(step)
-        assert torch.equal(both.ema_student.teacher.encoder.norm.weight, before) == (step == 7)  # momentum 1 at the end
+        assert torch.equal(both.ema_student.encoder.norm.weight, before) == (step == 7)  # momentum 1 at the end
     outputs["loss"].backward()
     assert all(weight.grad is not None for weight in both.parameters() if weight.requires_grad)
 
@@ -170,7 +170,7 @@ def test_the_scale_of_attention_does_not_change_the_mix(renormalise):
 
 def test_the_averages_attention_is_that_of_the_whole_image():
     method, given = around(CONFIG), batch()
-    seen = method.ema_student.teacher.encoder(given.images, attention_layer=-1).attention[:, :, 0, 1:].mean(1)
+    seen = method.ema_student.encoder(given.images, attention_layer=-1).attention[:, :, 0, 1:].mean(1)
     torch.testing.assert_close(maps_of(method, given)["student"], seen / seen.sum(1, keepdim=True))
 
 
@@ -302,13 +302,13 @@ def test_the_teacher_stands_still_and_the_average_is_one():
             method.encoder.norm.bias += 1.0  # a constant update
         method.update_ema(step)
     expected = start + sum(0.1 * 0.9 ** (4 - n) * n for n in range(1, 5))
-    torch.testing.assert_close(method.ema_student.teacher.encoder.norm.bias, expected)
+    torch.testing.assert_close(method.ema_student.encoder.norm.bias, expected)
     for _, guide in method.networks():
         assert not guide.training
         assert all(weight.grad is None for weight in guide.parameters())
     assert all(torch.equal(frozen[name], weight) for name, weight in method.teacher.named_parameters())
     method.reset()
-    assert torch.equal(method.ema_student.teacher.encoder.norm.bias, method.encoder.norm.bias)
+    assert torch.equal(method.ema_student.encoder.norm.bias, method.encoder.norm.bias)
 
 
 @pytest.mark.parametrize(
@@ -322,14 +322,14 @@ def test_the_pace_of_the_average(settings, step, momentum):
     with torch.no_grad():
         method.encoder.norm.weight += 1.0
     method.update_ema(step)
-    torch.testing.assert_close(method.ema_student.teacher.encoder.norm.weight, before + (1 - momentum))
+    torch.testing.assert_close(method.ema_student.encoder.norm.weight, before + (1 - momentum))
 
 
 def test_a_collapsed_average_is_said():
     method, given = CONFIG.build(4), batch()
     assert draw(method, given).facts["student_std"] > COLLAPSED
     with torch.no_grad():
-        method.ema_student.teacher.encoder.patch_embed.proj.weight.zero_()  # it no longer sees the image
+        method.ema_student.encoder.patch_embed.proj.weight.zero_()  # it no longer sees the image
     blind = draw(method, given).facts["student_std"].item()
     for logged in ({"student_std": 0.04}, {"student_std": blind}):
         assert "have collapsed" in method.warning(logged)
@@ -339,7 +339,7 @@ def test_a_collapsed_average_is_said():
     assert "method.half_life" in replace(CONFIG, half_life=0.1).build(4).warning({"student_std": 0.0})
 
 
-# --------------------------------------------------------------------------------------------------------- what cannot be
+# ------------------------------------------------------------------------------------------------- what cannot be
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
