@@ -762,17 +762,18 @@ def import_weights(
 
 
 def inspect_run(
-    what: Annotated[Literal["alignment", "attention-distance", "spectrum", "cka"], tyro.conf.Positional],
+    what: Annotated[Literal["alignment", "attention-distance", "spectrum", "cka", "guidance"], tyro.conf.Positional],
     encoders: Annotated[tuple[str, ...], tyro.conf.Positional],
     images: str | None = None,
     out: Path | None = None,
     count: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Look into runs and encoders, side by side: inspect attention-distance|spectrum|cka|alignment RUN [RUN ...].
+    """Look into runs and encoders: inspect attention-distance|spectrum|cka|alignment|guidance RUN [RUN ...].
 
     attention-distance: how far each head looks. spectrum: how few directions the tokens lie in. cka: which layers are
-    alike. alignment: what CAE's decoder makes of all patches without the regressor.
+    alike. alignment: what CAE's decoder makes of all patches without the regressor. guidance: what guided the masks
+    of CMT-MAE, at each checkpoint that the run kept.
 
     Args:
         what: Which of them.
@@ -788,6 +789,12 @@ def inspect_run(
 
     if not encoders:
         raise ValueError(f"inspect {what} needs a run folder. Add RUN, such as runs/first, or several.")
+    if what == "guidance":
+        from pantomim.analysis.guidance import write_guidance_arrays
+
+        for run in encoders:
+            CONSOLE.print(f"Pictures: {write_guidance_arrays(run, seed=seed)}; `pantomim report {run}` shows them.")
+        return
     if what == "alignment":
         _inspect_alignment(encoders, images, out, 8 if count is None else count, seed)
         return

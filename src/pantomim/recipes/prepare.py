@@ -38,6 +38,8 @@ from pantomim.recipes.mae import MAX_SIDE, mae, mae_paper
 from pantomim.recipes.mae import RECIPES as MAE_RECIPES
 from pantomim.recipes.maskfeat import RECIPES as MASKFEAT_RECIPES
 from pantomim.recipes.maskfeat import maskfeat, maskfeat_paper
+from pantomim.recipes.milan import RECIPES as MILAN_RECIPES
+from pantomim.recipes.milan import milan, milan_paper
 from pantomim.recipes.mocov3 import RECIPES as MOCOV3_RECIPES
 from pantomim.recipes.mocov3 import mocov3, mocov3_paper
 from pantomim.recipes.recipe import Recipe
@@ -81,7 +83,7 @@ class BareMethod:
 RECIPES: tuple[Recipe, ...] = (
     *(*MAE_RECIPES, *COLORMAE_RECIPES, *BEIT_RECIPES, *CAE_RECIPES, *DBOT_RECIPES),
     *(*MASKFEAT_RECIPES, *SIMMIM_RECIPES, *DATA2VEC_RECIPES, *CLIP_RECIPES),
-    *(*CMT_MAE_RECIPES, *MOCOV3_RECIPES, *SUPERVISED_RECIPES),
+    *(*MILAN_RECIPES, *CMT_MAE_RECIPES, *MOCOV3_RECIPES, *SUPERVISED_RECIPES),
 )
 BARE_METHODS = {
     "mae": BareMethod(mae, mae_paper),
@@ -91,6 +93,7 @@ BARE_METHODS = {
     "maskfeat": BareMethod(maskfeat, maskfeat_paper),
     "simmim": BareMethod(simmim, simmim_paper),
     "data2vec": BareMethod(data2vec, data2vec_paper),
+    "milan": BareMethod(milan, milan_paper),
     "cmt_mae": BareMethod(cmt_mae, cmt_mae_paper, origins=CMT_MAE_ORIGINS),
     "mocov3": BareMethod(mocov3, mocov3_paper),
     "supervised": BareMethod(supervised, supervised_paper),
