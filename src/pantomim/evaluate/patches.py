@@ -18,8 +18,9 @@ from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.parts import part_names
 from pantomim.formats.files import load_exactly
 from pantomim.formats.wrapped import WrappedEncoder
+from pantomim.nn.resize import resize_encoder_weights
 from pantomim.nn.tokens import patchify
-from pantomim.nn.vit import Encoder, resize_encoder_weights
+from pantomim.nn.vit import Encoder
 
 MAX_STRETCH = 2  # the shorter side of the patch grid over the encoder's own
 MAX_PIXEL_SIDE = 16  # of a patch among the raw pixels; larger ones are shrunk
