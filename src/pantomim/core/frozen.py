@@ -24,7 +24,7 @@ def frozen(cls: type[T]) -> type[T]:
     cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
     rules_across_fields = getattr(cls, "__post_init__", None)
 
-    def __post_init__(self: Any) -> None:
+    def __post_init__(self: Any) -> None:  # noqa: N807  (it becomes the class's)
         for name, hint in ranges:
             if rule := broken_rule(hint, value := getattr(self, name)):
                 raise ValueError(f"{type(self).__name__}.{name} must {rule}; got {value}.")

@@ -10,8 +10,8 @@ from pantomim.formats.files import frozen_hashes, frozen_parts, key_report, load
 from pantomim.formats.native import describe_positions, load_decoder, load_predictor, read_frozen
 from pantomim.methods.base import Method
 from pantomim.nn.decoder import MAEDecoder
-from pantomim.nn.position import resample
-from pantomim.nn.vit import Encoder, resize_encoder_weights
+from pantomim.nn.resize import resample, resize_encoder_weights
+from pantomim.nn.vit import Encoder
 
 MUST_AGREE = (
     *("width", "depth", "heads", "mlp_ratio", "patch_size", "in_chans", "class_token", "registers"),
@@ -71,7 +71,7 @@ def _take_rest(spec: str, method: Method) -> str:
     """The decoder of MAE, or whatever else a method predicts with, where it is there and fits; in words."""
     if not (Path(spec) / "predictor.json").is_file():
         return _take_decoder(spec, method)
-    source, ours = load_predictor(spec), method.predictor()
+    source, ours = load_predictor(spec), method.exports().get("predictor", {})
     if _teaches(spec, method) and source.keys() == ours.keys():
         fitting = [name for name in ours if source[name].shape == ours[name].shape]
         with torch.no_grad():

@@ -16,7 +16,8 @@ from pantomim.data.stats import Stats
 from pantomim.data.stream import evaluation_batches
 from pantomim.formats.files import hash_weights, load_exactly
 from pantomim.formats.wrapped import WrappedEncoder
-from pantomim.nn.vit import Encoder, Features, resize_encoder_weights
+from pantomim.nn.resize import resize_encoder_weights
+from pantomim.nn.vit import Encoder, Features
 
 AnyEncoder = Encoder | WrappedEncoder
 
@@ -106,7 +107,7 @@ def random_init_encoder(encoder: AnyEncoder, seed: int) -> AnyEncoder:
     """The same network with freshly drawn weights, as a baseline; torch's own random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return (encoder.untrained() if isinstance(encoder, WrappedEncoder) else encoder.config.build()).eval()
+        return (encoder.untrained() if isinstance(encoder, WrappedEncoder) else Encoder(encoder.config)).eval()
 
 
 def resized_encoder(encoder: AnyEncoder, image_size: tuple[int, int]) -> AnyEncoder:
@@ -130,7 +131,7 @@ def resized_encoder(encoder: AnyEncoder, image_size: tuple[int, int]) -> AnyEnco
         return encoder.resized(image_size).to(device).eval()
     weights, config = resize_encoder_weights(encoder.state_dict(), encoder.config, image_size)
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
-        resized = config.build()
+        resized = Encoder(config)
     load_exactly(resized, weights, "resized encoder")
     return resized.to(device).eval()
 

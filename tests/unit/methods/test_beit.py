@@ -12,7 +12,7 @@ from pantomim.masking.block import BlockMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.beit import BEiT, BEiTConfig, BEiTDraws, beit_encoder
 from pantomim.nn.tokens import patchify, unpatchify
-from pantomim.nn.vit import Hidden
+from pantomim.nn.vit import MaskTokens
 from pantomim.optim import parameter_groups
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
@@ -54,7 +54,7 @@ def test_loss_is_the_cross_entropy_of_all_hidden_patches_together() -> None:
     method = build()
     batch, draws = drawn(method)[0], uneven()
     masked = draws.mask.masked
-    latent = method.encoder(batch.images, hidden=Hidden(masked, method.mask_token))
+    latent = method.encoder(batch.images, mask_tokens=MaskTokens(masked, method.mask_token))
     prediction, ids = method.head(latent.patches), method.target(batch.images)
     found = method(batch, draws)
     assert found["loss"].dtype == torch.float64
@@ -71,9 +71,11 @@ def test_hidden_pixels_reach_the_target_alone_and_visible_tokens_do_not_count() 
     method = build()
     batch, draws = drawn(method)
     masked = draws.mask.masked
-    hidden = Hidden(masked, method.mask_token)
+    replaced = MaskTokens(masked, method.mask_token)
     changed = with_patches(batch, masked)
-    assert torch.equal(method.encoder(batch.images, hidden=hidden)[1], method.encoder(changed.images, hidden=hidden)[1])
+    assert torch.equal(
+        method.encoder(batch.images, mask_tokens=replaced)[1], method.encoder(changed.images, mask_tokens=replaced)[1]
+    )
     assert not torch.equal(method.target(batch.images), method.target(changed.images))
     ids = method.target(batch.images)
     before = method(batch, draws)["loss"]
@@ -119,7 +121,7 @@ def test_pixel_loss_is_the_mean_over_hidden_patches() -> None:
     method = build(replace(CONFIG, target=PixelTargetConfig()))
     batch, draws = drawn(method)[0], uneven()
     masked = draws.mask.masked
-    prediction = method.head(method.encoder(batch.images, hidden=Hidden(masked, method.mask_token)).patches)
+    prediction = method.head(method.encoder(batch.images, mask_tokens=MaskTokens(masked, method.mask_token)).patches)
     expected = F.mse_loss(prediction[masked], method.target(batch.images)[masked])
     torch.testing.assert_close(method(batch, draws)["loss"], expected)
 
