@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pantomim.core.batch import Batch
+from pantomim.masking import STRATEGIES
 from pantomim.masking.block import BlockMasker
-from pantomim.masking.choice import STRATEGIES
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws
@@ -123,7 +123,7 @@ def test_every_strategy_trains() -> None:
     """A step of each masker that MAE takes; they differ in what they hide and in nothing else."""
     losses = {}
     for name, strategy in STRATEGIES.items():
-        masker = strategy(0.75)
+        masker = strategy.masker(0.75)
         if masker.varies:
             continue
         if isinstance(masker, ColorNoiseMasker):
