@@ -4,38 +4,18 @@ import difflib
 import math
 from dataclasses import asdict, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pantomim.core.frozen import KIND, frozen
+from pantomim.core.frozen import frozen
 from pantomim.data.augment import Augment
 from pantomim.data.transforms import Crop, View
-from pantomim.methods.beit import BEiTConfig
-from pantomim.methods.cae import CAEConfig
-from pantomim.methods.cmt_mae import CMTMAEConfig
-from pantomim.methods.dbot import DBOTConfig
-from pantomim.methods.dvae import DVAEConfig
+from pantomim.methods import MethodConfig
 from pantomim.methods.mae import MAEConfig
-from pantomim.methods.mocov3 import MoCoV3Config
-from pantomim.methods.supervised import SupervisedConfig
-from pantomim.methods.vqkd import VQKDConfig
 
 T = TypeVar("T")
-
-MethodConfig = Annotated[
-    MAEConfig
-    | BEiTConfig
-    | CAEConfig
-    | DBOTConfig
-    | CMTMAEConfig
-    | DVAEConfig
-    | MoCoV3Config
-    | SupervisedConfig
-    | VQKDConfig,
-    KIND,
-]
 
 
 @frozen

@@ -71,7 +71,7 @@ def _take_rest(spec: str, method: Method) -> str:
     """The decoder of MAE, or whatever else a method predicts with, where it is there and fits; in words."""
     if not (Path(spec) / "predictor.json").is_file():
         return _take_decoder(spec, method)
-    source, ours = load_predictor(spec), method.predictor()
+    source, ours = load_predictor(spec), method.exports().get("predictor", {})
     if _teaches(spec, method) and source.keys() == ours.keys():
         fitting = [name for name in ours if source[name].shape == ours[name].shape]
         with torch.no_grad():

@@ -37,10 +37,6 @@ from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain
 from pantomim.formats.files import frozen_hashes
 from pantomim.formats.native import save_decoder, save_encoder, save_predictor
 from pantomim.formats.tokenizer import save_tokenizer
-from pantomim.nn.decoder import MAEDecoder
-from pantomim.nn.dvae import DVAENetworks
-from pantomim.nn.vit import Encoder
-from pantomim.nn.vqkd import VQKDNetworks
 from pantomim.optim import beit_schedule, cosine_schedule, drop_schedule, scaled_lr
 
 NUM_LOOKED_AT = 256  # training images that a method may remark on before the first step
@@ -69,18 +65,20 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             end_training(accelerator)
             return finished
 
+        # ---------------------------------------------------------------------------------------------- Data, length
+        dataset = training_images(config.data)
+        steps_per_epoch = max(1, len(dataset) // config.batch_size)
+        total, warmup = config.duration.in_steps(steps_per_epoch), config.optim.warmup.in_steps(steps_per_epoch)
+        check_schedule(config, total, warmup)
+
         # --------------------------------------------------------------------------------------------------- Method
         torch.manual_seed(random_seed(seed, 0, Purpose.WEIGHTS))
-        method = config.method.build()
-        takes = method.requirements()
-
-        # ----------------------------------------------------------------------------------------------------- Data
-        dataset = training_images(config.data)
-        check_fit(config, dataset, takes, world)
+        method = config.method.build(total)
+        check_fit(config, dataset, method.requirements, world)
         stream = Stream(
             dataset,
             batch_size=config.batch_size,
-            image_size=takes.image_size,
+            image_size=method.requirements.image_size,
             crop=config.data.crop,
             seed=seed,
             device=device,
@@ -95,11 +93,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
 
         # -------------------------------------------------------------------------------------- Optimiser, schedule
         method.to(device)
-        total = config.duration.in_steps(stream.steps_per_epoch)
-        warmup = config.optim.warmup.in_steps(stream.steps_per_epoch)
         peak_lr = scaled_lr(config.optim.base_lr, config.batch_size)
-        check_schedule(config, total, warmup)
-        method.begin(total)
         schedules = {"mae": cosine_schedule, "beit": beit_schedule, "drop": drop_schedule}
         schedule = partial(schedules[config.optim.schedule], start=config.optim.start_lr)
         optimizer = adamw(config.optim, method, peak_lr)
@@ -220,15 +214,15 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         def export() -> None:
             parts = method.exports()
             with explain_disk(out):
-                if isinstance(encoder := parts.get("encoder"), Encoder):
-                    save_encoder(out, encoder, scale=dataset.scale, recipe=config.recipe)
-                if isinstance(decoder := parts.get("decoder"), MAEDecoder):
-                    save_decoder(out, decoder)
-                elif isinstance(encoder, Encoder):
+                if "encoder" in parts:
+                    save_encoder(out, parts["encoder"], scale=dataset.scale, recipe=config.recipe)
+                if "decoder" in parts:
+                    save_decoder(out, parts["decoder"])
+                if "predictor" in parts:
                     frozen = frozen_hashes(method)
-                    save_predictor(out, method.predictor(), method=config.method.kind, frozen=frozen)
-                if isinstance(tokenizer := parts.get("tokenizer"), DVAENetworks | VQKDNetworks):
-                    save_tokenizer(out, tokenizer, scale=dataset.scale, recipe=config.recipe)
+                    save_predictor(out, parts["predictor"], method=config.method.kind, frozen=frozen)
+                if "tokenizer" in parts:
+                    save_tokenizer(out, parts["tokenizer"], scale=dataset.scale, recipe=config.recipe)
             run.finish(finished)
 
         on_main(accelerator, export)

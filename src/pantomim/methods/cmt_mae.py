@@ -7,11 +7,10 @@ teacher; by the digests a frozen one, a momentum copy of the student, and that t
 All else is a setting here, and its default a precedent's or ours: `recipes.cmt_mae.ORIGINS`.
 """
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +21,7 @@ from pantomim.core.frozen import frozen, in_words
 from pantomim.core.mask import Mask
 from pantomim.masking import Masker, MaskerConfig
 from pantomim.masking.attention import AttentionMasker
-from pantomim.methods.base import Method
+from pantomim.methods.base import Method, Requirements
 from pantomim.methods.guidance_record import GuidanceRecord
 from pantomim.methods.guides import ask, draw_mask
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder, PromptingDecoder
@@ -34,7 +33,7 @@ from pantomim.targets.features import FeatureNormalisation, normalise_features
 from pantomim.targets.pixels import PixelTarget, PixelTargetConfig
 from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import TeacherConfig
-from pantomim.teachers.encoder import EMATeacher, EncoderTeacher
+from pantomim.teachers.encoder import EMATeacher
 
 TargetMode = Literal["weighted", "blend", "concat"]
 Positions = Literal["masked", "all"]
@@ -125,7 +124,7 @@ class Mixing:
         if not total:
             raise ValueError(
                 f"Mixing.at must be given the length of the run, of which stages and schedules are shares; got "
-                f"{total}. Call Method.begin before the first step."
+                f"{total}. Build the method with it."
             )
         first = math.ceil(self.warmup_share * total - 1e-9) if self._first_phase else 0
         if step < first:
@@ -319,55 +318,6 @@ class CMTMAEConfig:
         in_mask = self.masker.guided and self.mixing.reach(self.mixing.mask)[0] < 1
         return in_mask or "student" in self.targets
 
-    def describe(self) -> list[tuple[str, str]]:
-        """Parts and token shapes, and which network sees which patches; for `pantomim explain`."""
-        encoder, decoder, scores = self.encoder, self.decoder, self.scores
-        (height, width), (rows, cols) = encoder.image_size, encoder.grid
-        size, channels, prefix = encoder.patch_size, encoder.in_chans, encoder.num_prefix
-        masked = self.masker.num_masked(encoder.grid)
-        visible = rows * cols - masked
-        sizes = "{0.width} wide, {0.depth} blocks, {0.heads} heads".format
-        whole = f"all {rows * cols} patches of the same image, none hidden; no gradient"
-        leak = "visible ones beside what the teacher says of them, having seen the hidden ones: a part of the answer"
-        beside = f"; {leak}" if self.decoder_input == "features" else ""
-        sees = {
-            "mae": f"B x {prefix + rows * cols} x {decoder.width}: all positions, a mask token at hidden ones{beside}",
-            "prompting": f"B x {masked} x {decoder.width}: hidden positions, which read all others{beside}",
-        }[self.decoder_form]
-        mixed = "the mixed scores decide" if self.masker.guided else "no attention is asked for"
-        names = {"teacher": "the teacher", "student": "the student's copy"}
-        whose = " and ".join(names[name] for name in self.targets)
-        what = "the masked patches" if self.positions == "masked" else "all patches"
-        also = "the class token and " if self.predict_class else ""
-        number = (masked if self.positions == "masked" else rows * cols) + int(self.predict_class)
-        pixels = f"; pixels ({in_words(self.pixels)}) with weight {self.pixel_weight:g}" if self.pixel_weight else ""
-        teacher, student = in_words(self.teacher), f"{self.pace}; taken is {self.student_output}"
-        return [
-            ("images", f"B x {channels} x {height} x {width}, patches of {size}x{size}, grid {rows} x {cols}"),
-            *(
-                [("teacher", teacher), ("teacher sees", whole)]
-                if self.needs_teacher
-                else [("teacher", "none is asked")]
-            ),
-            *([("student's copy", student), ("copy sees", whole)] * self.needs_copy),
-            *([("student's copy", "there is none")] * (not self.needs_copy)),
-            ("teacher's weight", self.weights),
-            *([("scores", f"last block, mean over heads: {in_words(scores)}")] * self.masker.guided),
-            (
-                "masker",
-                f"{self.masker.kind} ({in_words(self.masker)}): {visible} visible and {masked} masked patches; {mixed}",
-            ),
-            ("student", f"{sizes(encoder)}, {encoder.position} positions"),
-            ("student sees", f"B x {prefix + visible} x {encoder.width}: visible patches and {prefix} prefix token(s)"),
-            ("decoder", f"{self.decoder_form}, {sizes(decoder)}"),
-            ("decoder sees", sees),
-            (
-                "predicts",
-                f"B x {number} x features ({self.target_mode}): what {whose} say(s) of {also}{what}, normalised "
-                f"({self.normalise}); {in_words(self.distance)}{pixels}",
-            ),
-        ]
-
     @property
     def weights(self) -> str:
         """The teacher's, in words."""
@@ -382,21 +332,16 @@ class CMTMAEConfig:
             return str(self.momentum)
         return f"momentum with which half is forgotten in {100 * self.half_life:g} % of the steps"
 
-    def build(self) -> "CMTMAE":
-        """The method, with MAE's initialisation drawn from torch's global generator.
-
-        Raises:
-            ValueError: if there is no such teacher, or it does not go with the encoder.
-        """
+    def build(self, steps: int | None = None, teacher: Teacher | None = None) -> "CMTMAE":
+        """The method for a run of `steps`; `teacher` in place of the config's, if given."""
         encoder = self.encoder.build()
-        return self._assembled(encoder, self.teacher.build(encoder) if self.needs_teacher else None)
-
-    def build_around(self, teacher: Teacher | None) -> "CMTMAE":
-        """The method with a teacher that is there already."""
-        return self._assembled(self.encoder.build(), teacher if self.needs_teacher else None)
-
-    def _assembled(self, encoder: Encoder, teacher: Teacher | None) -> "CMTMAE":
-        twin = EncoderTeacher(copy.deepcopy(encoder), "the student's copy", output=self.student_output)
+        teacher = (teacher or self.teacher.build(encoder)) if self.needs_teacher else None
+        momentum = self.momentum
+        if self.half_life is not None and steps:
+            momentum = Momentum(momentum_of_half_life(self.half_life * steps))
+        student = None
+        if self.needs_copy:
+            student = EMATeacher(encoder, momentum, steps, "the student's copy", output=self.student_output)
         pixels = self.pixels.build(encoder) if self.pixel_weight else None
         heads = self._heads(encoder.width, teacher, pixels)
         width = encoder.width
@@ -410,7 +355,7 @@ class CMTMAEConfig:
             heads,
             self.masker,
             teacher,
-            EMATeacher(twin, self.momentum.start) if self.needs_copy else None,
+            student,
             pixels,
             mixing=self.mixing,
             scores=self.scores,
@@ -422,8 +367,8 @@ class CMTMAEConfig:
             positions=self.positions,
             predict_class=self.predict_class,
             pixel_weight=self.pixel_weight,
-            momentum=self.momentum,
             half_life=self.half_life,
+            steps=steps,
             half_precision=self.guide_precision == "bfloat16",
         )
 
@@ -500,8 +445,8 @@ class CMTMAE(Method):
         positions: Positions = "masked",
         predict_class: bool = False,
         pixel_weight: float = 0.0,
-        momentum: Momentum,
         half_life: float | None = None,
+        steps: int | None = None,
         half_precision: bool = False,
     ) -> None:
         super().__init__()
@@ -510,8 +455,7 @@ class CMTMAE(Method):
         self.mixing, self.scores, self.targets, self.target_mode = mixing, scores, targets, target_mode
         self.decoder_input, self.normalise, self.distance = decoder_input, normalise, distance
         self.positions, self.predict_class, self.pixel_weight = positions, predict_class, pixel_weight
-        self.momentum, self.half_life, self.half_precision = momentum, half_life, half_precision
-        self.total: int | None = None
+        self.half_life, self.half_precision, self.total = half_life, half_precision, steps
         if teacher is not None and teacher.grid != encoder.grid:
             raise ValueError(
                 f"CMTMAE.teacher must have the student's grid of {encoder.grid[0]} x {encoder.grid[1]} patches; got "
@@ -519,7 +463,7 @@ class CMTMAE(Method):
             )
         if predict_class and "teacher" in targets and teacher is not None and not teacher.num_prefix:
             raise ValueError(
-                f"CMTMAEConfig.predict_class must be False for a teacher without a class token ({teacher.describe()}); "
+                f"CMTMAEConfig.predict_class must be False for a teacher without a class token ({teacher.name}); "
                 f"got True. Give --method.predict_class False, or another teacher."
             )
         self.record = (
@@ -529,6 +473,9 @@ class CMTMAE(Method):
             if guide is not None and masker.guided and mixing.reach(mixing.mask)[share] != 1 - share:
                 guide.check_query(query)
         self._draw_heads()
+        if self.record is not None and steps:
+            self.record.begin(steps)
+        self.requirements = Requirements.of(encoder.config)
 
     @torch.no_grad()
     def _draw_heads(self) -> None:
@@ -536,12 +483,6 @@ class CMTMAE(Method):
         if len(self.heads) > 1:
             for rows in self.decoder.decoder_pred.weight.split(list(self.heads.values())):
                 nn.init.xavier_uniform_(rows)
-
-    def begin(self, steps: int) -> None:
-        """Stages, schedules and the copy's pace are shares of the whole run."""
-        self.total = steps
-        if self.record is not None:
-            self.record.begin(steps)
 
     @torch.no_grad()
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> CMTMAEDraws:
@@ -643,7 +584,7 @@ class CMTMAE(Method):
         if self.pixels is not None:
             patches = said["pixels"][:, int(self.predict_class) :]
             ids = every_id(mask) if everywhere else mask.ids_mask
-            outputs["loss_pixels"] = self.pixels.score(patches, batch.images, ids)["loss"]
+            outputs["loss_pixels"] = self.pixels.loss(patches, take(self.pixels(batch.images), ids))
             outputs["loss"] = outputs["loss"] + self.pixel_weight * outputs["loss_pixels"]
         return outputs | dict(draws.facts)
 
@@ -678,28 +619,11 @@ class CMTMAE(Method):
             f"{slower}."
         )
 
-    def update_ema(self, step: int) -> None:
-        """The student's copy moves; so does a teacher that is a moving average."""
-        if self.teacher is not None:
-            self.teacher.follow(self.encoder)
-        if self.student is None:
-            return
-        if self.half_life is None:
-            self.student.momentum = self.momentum.at(step + 1, self.total)
-        else:
-            assert self.total is not None, "Method.begin comes first"
-            self.student.momentum = momentum_of_half_life(self.half_life * self.total)
-        self.student.follow(self.encoder)
-
-    def reset(self) -> None:
-        """The copy begins again as the student, whose weights have been replaced."""
-        for guide in (self.teacher, self.student):
-            if guide is not None:
-                guide.start(self.encoder)
-
-    def exports(self) -> dict[str, nn.Module]:
+    def exports(self) -> dict[str, Any]:
         """The student's encoder, and its decoder for going on."""
-        return {"encoder": self.encoder, "decoder": self.decoder}
+        if isinstance(self.decoder, MAEDecoder):
+            return {"encoder": self.encoder, "decoder": self.decoder}
+        return super().exports()
 
 
 def beside(latent: Features, context: Float[Tensor, "B V K"]) -> Features:

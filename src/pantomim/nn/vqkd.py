@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
-from pantomim.nn.dvae import at_least_float32
+from pantomim.core.precision import at_least_float32
 from pantomim.nn.init import initialise
 from pantomim.nn.vit import Encoder, EncoderConfig
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
-from pantomim.methods.beit import BEiT, BEiTConfig, BEiTDraws
+from pantomim.methods.base import Draws
+from pantomim.methods.beit import BEiT, BEiTConfig
 from pantomim.nn.heads import Classifier
 from pantomim.nn.relative import num_relative_rows, relative_bias, relative_index
 from pantomim.nn.resize import growing_offsets, resize_relative_table
@@ -33,11 +34,11 @@ def pretrain(item: Item) -> Computed:
     method = BEiTConfig(encoder=encoder_config(item, images, relative))
     mask = Mask.from_masked(masked, max(config["masked_counts"]), varies=True)
     tokens = TokenTarget(GivenIds(item.input("labels"), mask, config["vocab_size"], method.encoder.grid))
-    model = method.build_around(tokens).double()
+    model = method.build(target=tokens).double()
     weights, indices = split_indices(item.weights())
     load_exactly(model, {our_name(name): tensor for name, tensor in weights.items()}, item.name)
 
-    result = model(Batch(images, total=len(images)), BEiTDraws(mask))
+    result = model(Batch(images, total=len(images)), Draws(mask))
     result["loss"].backward()
     latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
     everywhere = model.head(latent.patches)
@@ -64,7 +65,7 @@ def pretrain(item: Item) -> Computed:
         },
         config={"layer_norm_eps": norm_eps(model), "masked_counts": masked.sum(dim=1).tolist()},
         deviations=compare_indices(model.encoder.relative_index, indices)
-        | initialisation(item, lambda: official(method.build_around(tokens))),
+        | initialisation(item, lambda: official(method.build(target=tokens))),
     )
 
 

@@ -15,7 +15,8 @@ from pantomim.formats.files import load_exactly
 from pantomim.formats.foreign import official_name
 from pantomim.formats.mae import our_name
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.beit import BEiTConfig, BEiTDraws
+from pantomim.methods.base import Draws
+from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.dbot import DBOT, DBOTConfig, DBOTDraws
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take
@@ -47,14 +48,15 @@ def pretrain(item: Item) -> Computed:
             method = _config(item, images, "unbiased" if normalise else "none")
             frozen = _encoder(item, images, config["teacher_depth"]).build().double()
             load_exactly(frozen, teacher, item.name)
-            model = method.build_around(EncoderTeacher(frozen, "given", output="norm" if norm else "block")).double()
+            model = method.build(teacher=EncoderTeacher(frozen, "given", output="norm" if norm else "block")).double()
             load_exactly(model, student | _of_teacher(model), item.name)
             mask = Mask.from_scores(noise, method.masker.num_masked(method.encoder.grid))
             loss = model(Batch(images, total=len(images)), DBOTDraws(mask))["loss"]
             name = f"layernorm{int(norm)}_normfeature{int(normalise)}"
             outputs[f"loss_{name}"] = loss
-            said = model.target(images, torch.arange(noise.shape[1]).expand(len(images), -1))
-            outputs[f"target_{name}" if normalise else f"teacher_features_layernorm{int(norm)}"] = said
+            every = torch.arange(noise.shape[1]).expand(len(images), -1)
+            features = model.target(model.teacher(images), every)
+            outputs[f"target_{name}" if normalise else f"teacher_features_layernorm{int(norm)}"] = features
             if [norm, normalise] == case:
                 loss.backward()
                 parameters = _official(model)
@@ -81,7 +83,7 @@ def full_sequence(item: Item) -> Computed:
     mask = Mask.from_masked(masked, max(config["masked_counts"]), varies=True)
     grid = method.encoder.grid
     target = FeatureTarget(GivenTeacher(said, grid), grid, "none", Distance("cosine"))
-    model = method.build_around(target).double()
+    model = method.build(target=target).double()
     weights, indices = beit.split_indices(item.weights())
     load_exactly(model, {beit.our_name(name): tensor for name, tensor in weights.items()}, item.name)
 
@@ -99,7 +101,7 @@ def full_sequence(item: Item) -> Computed:
         f"loss_{name}": distance(predictions.unsqueeze(0), targets.unsqueeze(0)) for name, distance in distances.items()
     }
     if not with_class:
-        losses["loss_negcosine"] = model(Batch(images, total=len(images)), BEiTDraws(mask))["loss"]
+        losses["loss_negcosine"] = model(Batch(images, total=len(images)), Draws(mask))["loss"]
     losses["loss_negcosine"].backward()
     parameters = beit.official(model)
     return Computed(

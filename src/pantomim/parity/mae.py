@@ -17,7 +17,8 @@ from pantomim.formats.files import load_exactly
 from pantomim.formats.foreign import official_name
 from pantomim.formats.mae import our_name
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.mae import MAE, MAEConfig, MAEDraws
+from pantomim.methods.base import Draws
+from pantomim.methods.mae import MAE, MAEConfig
 from pantomim.nn.blocks import DropPath
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.heads import Classifier
@@ -47,7 +48,7 @@ def pretrain(item: Item) -> Computed:
         built = {name: getattr(part, name).detach().clone() for name, part in _tables(model).items()}
         load_exactly(model, state, item.name)
         mask = Mask.from_scores(noise, config.masker.num_masked(config.encoder.grid))
-        result = model(Batch(images, total=len(images)), MAEDraws(mask))
+        result = model(Batch(images, total=len(images)), Draws(mask))
         result["loss"].backward()
         parameters = _official(model)
         gradient_norms[variant] = norms(parameters)

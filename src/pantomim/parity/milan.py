@@ -63,7 +63,7 @@ def pretrain(item: Item) -> Computed:
         predict_class=True,
     )
     teacher = _Given(item.input("teacher_tokens"), item.input("teacher_attention"), method.encoder.grid)
-    model = method.build_around(teacher).double()
+    model = method.build(1, teacher).double()
     model.record = None  # of a run; the item is one step
     weights = {our_name(name): tensor for name, tensor in item.weights().items()}
     load_exactly(model, weights, item.name)
@@ -71,7 +71,6 @@ def pretrain(item: Item) -> Computed:
     ids_restore = order.argsort(dim=1)
     mask = Mask.from_scores(ids_restore.double(), method.masker.num_masked(method.encoder.grid))  # late in the order
     batch = Batch(images, total=len(images))
-    model.begin(1)
     draws = replace(model.draw(batch, 0, torch.Generator().manual_seed(0)), mask=mask)
     loss = model(batch, draws)["loss"]
     loss.backward()

@@ -14,7 +14,8 @@ from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
 from pantomim.masking.grid import GridMasker
-from pantomim.methods.beit import BEiT, BEiTConfig, BEiTDraws
+from pantomim.methods.base import Draws
+from pantomim.methods.beit import BEiT, BEiTConfig
 from pantomim.nn.tokens import unpatchify
 from pantomim.nn.vit import EncoderConfig, MaskTokens
 from pantomim.optim import parameter_groups
@@ -74,7 +75,7 @@ def simmim_pretrain(item: Item) -> Computed:
     load_exactly(model, {_our_name(name): _ordered(name, t, order) for name, t in weights.items()}, item.name)
 
     mask = Mask.from_masked(masked, method.masker.num_masked(method.encoder.grid))
-    result = model(Batch(images, total=len(images)), BEiTDraws(mask))
+    result = model(Batch(images, total=len(images)), Draws(mask))
     result["loss"].backward()
     latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
     rows, cols = method.encoder.grid

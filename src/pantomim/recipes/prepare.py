@@ -45,7 +45,7 @@ from pantomim.recipes.simmim import RECIPES as SIMMIM_RECIPES
 from pantomim.recipes.simmim import simmim, simmim_paper
 from pantomim.recipes.supervised import RECIPES as SUPERVISED_RECIPES
 from pantomim.recipes.supervised import supervised, supervised_paper
-from pantomim.targets.choice import TargetConfig
+from pantomim.targets import TargetConfig
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.targets.hog import HOGTargetConfig
 from pantomim.targets.pixels import PixelTargetConfig
