@@ -250,8 +250,9 @@ def explain(
     ]
     apart += [("note", note) for note in notes]
     teacher, tokenizer = teacher_of(config.method), getattr(getattr(config.method, "target", None), "tokenizer", None)
+    needed = getattr(config.method, "needs_teacher", True)
     unnamed = [("tokenizer", "not counted: none is named yet")] * (tokenizer == "")
-    unnamed += [("teacher", "not counted: none is named yet")] * (teacher is not None and not teacher.source)
+    unnamed += [("teacher", "not counted: none is named yet")] * (teacher is not None and not teacher.source and needed)
     return [
         ("Settings of the method", _as_yaml(config.method)),
         ("Parts and shapes", cost.shapes),

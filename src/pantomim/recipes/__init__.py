@@ -10,6 +10,7 @@ from pantomim.recipes.dbot import DBOT, DBOT_CLIP
 from pantomim.recipes.dvae import DVAE
 from pantomim.recipes.mae import MAE
 from pantomim.recipes.maskfeat import MASKFEAT
+from pantomim.recipes.milan import MILAN
 from pantomim.recipes.mocov3 import MOCO_V3
 from pantomim.recipes.prepare import Prepared, prepare, prepare_tokenizer
 from pantomim.recipes.simmim import SIMMIM
@@ -36,6 +37,7 @@ FAMILIES = (  # the only list; one line a paper
     SIMMIM,
     DATA2VEC,
     *(CLIP_MIM, CLIP_MAE),
+    MILAN,
     CMT_MAE,
     MOCO_V3,
     SUPERVISED,

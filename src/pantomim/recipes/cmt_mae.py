@@ -11,13 +11,15 @@ from typing import Any
 from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain
 from pantomim.data.transforms import Crop
 from pantomim.masking.attention import AttentionMasker
-from pantomim.methods.cmt_mae import CMTMAEConfig, Mixing
+from pantomim.methods.cmt_mae import CMTMAEConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.recipes.recipe import ON_CIFAR10, Family
 from pantomim.recipes.scale import BASE_WIDTH, DECODER_SIZES, Scale, scale
 from pantomim.targets.distance import Distance
+from pantomim.targets.pair import Weighted
 from pantomim.teachers.choice import TeacherConfig
+from pantomim.teachers.mixing import Mixing
 
 # Where each setting of the starting point for ViT-B comes from, by the beginning of its name.
 ORIGINS = {
@@ -28,10 +30,9 @@ ORIGINS = {
     "method.encoder.depth": "stated: ViT-B (abstract)",
     "method.encoder.heads": "stated: ViT-B (abstract)",
     "method.decoder": "precedent: MAE; that it predicts features is stated (abstract)",
-    "method.decoder_input": "precedent: MAE",
     "method.masker": "ours",
     "method.masker.kind": "stated: the mixed attention decides (abstract)",
-    "method.masker.rule": "said by a digest: the most informative patches are hidden; that no draw decides is ours",
+    "method.masker.rule": "said by a digest: the most informative patches are masked; that no draw decides is ours",
     "method.masker.ratio": "precedent: MAE, MILAN",
     "method.teacher": "ours: features after the final norm, before the projection; MILAN has those after it",
     "method.teacher.source": "stated: CLIP, as the example; by digests it is frozen; ViT-B/16 is MILAN's",
@@ -39,14 +40,12 @@ ORIGINS = {
     "method.scores": "ours",
     "method.scores.teacher_query": "precedent: MILAN, AttMask",
     "method.scores.student_query": "precedent: MILAN, AttMask",
-    "method.target_mode": "stated: both features are targets (abstract), weighted as a digest says",
-    "method.shared_head": "ours",
+    "method.target": "ours",
+    "method.target.kind": "stated: both features are targets (abstract), weighted as a digest says",
+    "method.target.distance": "precedent: the square of the difference, as in MAE",
     "method.student_output": "ours",
-    "method.normalise": "ours",
-    "method.distance": "precedent: the square of the difference, as in MAE",
-    "method.positions": "precedent: MAE",
-    "method.predict_class": "precedent: MAE",
-    "method.pixel": "ours: none; a summary has them",
+    "method.feature_weight": "stated: features are the target (abstract)",
+    "method.pixel": "ours: none; a summary has them alone",
     "method.momentum": "precedent: momentum encoders; that there is a momentum copy is said by digests",
     "method.half_life": "ours",
     "method.guide_precision": "ours",
@@ -66,8 +65,8 @@ def in1k(size: str) -> Pretrain:
             decoder=DECODER_SIZES[size],  # precedent: MAE
             masker=AttentionMasker(rule="topk_masked", ratio=0.75),  # rule: a digest; ratio: precedent, MAE and MILAN
             teacher=TeacherConfig(output="norm"),  # ours; MILAN has projection
-            mixing=Mixing(teacher_weight=0.5, stage_mode="warmup", warmup_share=0.1),  # ours
-            distance=Distance("l2"),  # precedent: MAE
+            mixing=Mixing(teacher_weight=0.5, warmup_share=0.1),  # ours
+            target=Weighted(normalise="biased", distance=Distance("l2")),  # ours; the distance: precedent, MAE
             momentum=Momentum(0.996, 1.0),  # precedent: momentum encoders
         ),
         optim=OptimConfig(  # precedent: MILAN's README, MAE's PRETRAIN.md
