@@ -16,7 +16,8 @@ from jaxtyping import Float, UInt8
 from safetensors import safe_open
 from torch import Tensor
 
-from pantomim.analysis.reconstructions import display_range, held_out, shown_bands, to_picture
+from pantomim.analysis.pictures import display_range, shown_bands, to_picture
+from pantomim.analysis.runs import held_out
 from pantomim.checkpoint import WEIGHTS, find_checkpoint
 from pantomim.config import Pretrain, from_dict, from_yaml
 from pantomim.core.files import replace_file
