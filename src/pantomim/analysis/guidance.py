@@ -106,8 +106,11 @@ def _look(
     for index in np.unique(np.linspace(0, len(kept) - 1, min(len(kept), MOST)).round().astype(int)):
         _load_guides(method, kept[index])
         step, generator = kept[index].step, torch.Generator().manual_seed(seed)
-        attention = {name: ask(guide, images, method.query(name)).attention for name, guide in method.networks()}
-        maps = method.maps(attention, method.config.mixing.at(step - 1, total))
+        attention = {
+            name: ask(network, images, method.config.scores.query(name)).attention
+            for name, network in method.networks().items()
+        }
+        maps = method.config.scores.maps(attention, method.config.mixing.at(step - 1, total))
         for name, scores in maps.items():
             if name != "teacher" or not torch.equal(scores, earlier.get(name, scores.new_empty(0))):
                 shares = scores / scores.amax(dim=1, keepdim=True)
@@ -150,10 +153,10 @@ def who_decides(method: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _load_guides(method: CMTMAE, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's weights into the guiding networks; those that never change lie in none."""
     weights = load_file(checkpoint.path / WEIGHTS)
-    for name, guide in method.networks():
+    for name, network in method.networks().items():
         for place in PLACES[name]:
             if found := {key.removeprefix(place): value for key, value in weights.items() if key.startswith(place)}:
-                load_exactly(guide, found, str(checkpoint.path))
+                load_exactly(network, found, str(checkpoint.path))
                 break
 
 
