@@ -37,9 +37,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
-from pantomim.methods.base import Method
+from pantomim.methods.base import Draws, Method
 from pantomim.methods.cmt_mae import CMTMAEConfig
-from pantomim.methods.mae import MAEConfig, MAEDraws
+from pantomim.methods.mae import MAEConfig
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import standardise
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
@@ -224,7 +224,7 @@ def contenders(config: MAEConfig, batch_size: int, setting: Setting, seed: int) 
     mask = Mask.from_scores(noise, config.masker.num_masked(ours.encoder.grid))
     check_equal(
         {
-            "pantomim": (ours, lambda: ours(batch, MAEDraws(mask))["loss"]),
+            "pantomim": (ours, lambda: ours(batch, Draws(mask))["loss"]),
             "transformers": (hf, lambda: hf(normalised, noise=noise).loss),
             "lightly": (lightly, lambda: lightly(normalised, *lightly_ids(mask))),
         }

@@ -11,6 +11,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pantomim.core.frozen import frozen
+from pantomim.core.ranges import Share
 from pantomim.data.augment import Augment
 from pantomim.data.transforms import Crop, View
 from pantomim.methods import MethodConfig
@@ -86,8 +87,10 @@ class OptimConfig:
         warmup: Length of the linear warm-up.
         weight_decay: For matrices and tokens.
         schedule: Whether the rate reaches its peak in the step after the warm-up ("mae"), or in the warm-up's last
-            step ("beit", and CAE's); or no cosine, but the peak up to the last eighth of the run and min_lr in it
-            ("drop", SimMIM's).
+            step ("beit", and CAE's); or no cosine, but the peak and then min_lr ("drop", SimMIM's).
+        drop_at: Of schedule drop: the share of the run after which the rate is min_lr.
+        lagging: Each step takes the rate of the step before it, as in SimMIM's loop, which moves its schedule on after
+            the step.
         decay_tokens: Also decay class, register and mask tokens, as the authors' code does.
         decay_mask_token: The same of the mask token apart; None: like the other tokens. BEiT's authors decay it alone.
         decay_vectors: Also decay biases and norms, as MoCo v3's authors do.
@@ -102,6 +105,8 @@ class OptimConfig:
     warmup: Duration = field(default_factory=lambda: Duration(epochs=40))
     weight_decay: float = 0.05
     schedule: Literal["mae", "beit", "drop"] = "mae"
+    drop_at: Share = 7 / 8
+    lagging: bool = False
     decay_tokens: bool = True
     decay_mask_token: bool | None = None
     decay_vectors: bool = False

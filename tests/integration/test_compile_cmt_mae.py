@@ -1,4 +1,4 @@
-"""One graph each of CMT-MAE and MILAN; in a process of its own, as the shape checks of the other tests do not compile."""
+"""One graph each of CMT-MAE and MILAN; in its own process, as the shape checks of the other tests do not compile."""
 
 import subprocess
 import sys

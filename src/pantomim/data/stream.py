@@ -177,10 +177,9 @@ class Stream:
         labels = None
         if self.dataset.labels is not None:
             labels = self._put(torch.from_numpy(self.dataset.labels[host_ids]))
-        epoch = step / self.steps_per_epoch
         made = [self._augmented(images, step, part, view) for view, images in enumerate(views)]
         second = made[1] if len(made) > 1 else None
-        return Batch(made[0], ids, labels, self.first_row(part), self.batch_size, epoch, second)
+        return Batch(made[0], ids, labels, self.first_row(part), self.batch_size, second)
 
     def _augmented(self, images: Tensor, step: int, part: int, view: int) -> Tensor:
         augment = self.views[view].augment

@@ -29,8 +29,8 @@ from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen, in_words
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import NotNegative, Range
+from pantomim.masking import MaskerConfig
 from pantomim.masking.attention import AttentionMasker
-from pantomim.masking.choice import MaskerConfig
 from pantomim.methods.base import Method, Requirements, check_masker
 from pantomim.methods.guides import ask, draw_mask
 from pantomim.nn.decoder import DecoderConfig

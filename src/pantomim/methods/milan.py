@@ -20,8 +20,8 @@ from torch import Tensor
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
+from pantomim.masking import MaskerConfig
 from pantomim.masking.attention import milan_masker
-from pantomim.masking.choice import MaskerConfig
 from pantomim.methods.base import Method, Requirements, check_masker
 from pantomim.methods.guides import ask, draw_mask
 from pantomim.nn.decoder import DecoderConfig

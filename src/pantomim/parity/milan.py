@@ -95,7 +95,7 @@ def sampling(item: Item) -> Computed:
         generator = torch.Generator().manual_seed(index)
         masker, grid = milan_masker(setting["mask_ratio"]), (1, setting["patches"])
         weights = importance.expand(DRAWS, -1)
-        visible = (~masker(DRAWS, grid, generator, 0.0, weights).masked).double()
+        visible = (~masker(DRAWS, grid, generator, weights).masked).double()
         first = torch.nn.functional.one_hot(draw_order(weights, 0.0, generator).argmax(dim=1), len(importance))
         ours = {
             f"visible_probability_{index}": (visible.mean(dim=0), item.config["draws"]),
@@ -126,13 +126,13 @@ def attmask(item: Item) -> Computed:
     settings = []
     for ratio in item.config["ratios"]:
         for name, masker in (("high", attmask_high(ratio)), ("low", attmask_low(ratio))):
-            mask = masker(len(attention), grid, generator, 0.0, attention)
+            mask = masker(len(attention), grid, generator, attention)
             outputs[f"attmask_{name}_{ratio}"] = mask.masked
         settings.append({"ratio": ratio, "masked": masker.num_masked(grid)})
     stated, hint = item.numbers["hint"], item.config["hint"]
     hidden, shown, among = _hint(attmask_hint(hint["ratio"]), hint).counts(grid)
     masked = [
-        _hint(attmask_hint(hint["ratio"]), hint)(DRAWS, grid, generator, 0.0, row.expand(DRAWS, -1)).masked
+        _hint(attmask_hint(hint["ratio"]), hint)(DRAWS, grid, generator, row.expand(DRAWS, -1)).masked
         for row in attention
     ]
     want, _ = item.expected()["hint_mask_probability"]

@@ -6,25 +6,16 @@ method's idea, ViT-B, ImageNet-1K and the score. There is no public code. `ORIGI
 """
 
 from dataclasses import replace
+from typing import Any
 
 from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain
-from pantomim.data.dataset import Facts
-from pantomim.data.stats import Stats
 from pantomim.data.transforms import Crop
 from pantomim.masking.attention import AttentionMasker
 from pantomim.methods.cmt_mae import CMTMAEConfig
-from pantomim.methods.mae import MAEConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
-from pantomim.recipes.mae import (
-    DECODER_SIZES,
-    choose_batch_size,
-    choose_encoder,
-    mae_micro_cifar10,
-    mae_tiny_cifar10,
-    nearest_size,
-)
-from pantomim.recipes.recipe import Recipe
+from pantomim.recipes.recipe import ON_CIFAR10, Family
+from pantomim.recipes.scale import BASE_WIDTH, DECODER_SIZES, Scale, scale
 from pantomim.targets.distance import Distance
 from pantomim.targets.pair import Weighted
 from pantomim.teachers.choice import TeacherConfig
@@ -64,17 +55,14 @@ ORIGINS = {
 }
 
 
-def cmt_mae_vit_base_in1k() -> Pretrain:
-    """CMT-MAE, ViT-B/16, ImageNet-1K, 400 epochs: a starting point, as the paper's own settings are not known to us.
-
-    pantomim pretrain cmt_mae_vit_base_in1k --teacher open_clip:ViT-B-16:openai --data IMAGENET --out runs/cmt_b
-    """
+def in1k(size: str) -> Pretrain:
+    """A starting point, as the paper's own settings are not known to us; `ORIGINS` says where each comes from."""
     return Pretrain(
-        recipe="cmt_mae_vit_base_in1k",
+        recipe="cmt_mae",
         data=DataConfig(crop=Crop(scale=(0.2, 1.0), flip=True)),  # precedent: MILAN, MAE
         method=CMTMAEConfig(
-            encoder=EncoderConfig(image_size=(224, 224), patch_size=16, **ENCODER_SIZES["base"]),  # stated: ViT-B
-            decoder=DECODER_SIZES["base"],  # precedent: MAE
+            encoder=EncoderConfig(image_size=(224, 224), patch_size=16, **ENCODER_SIZES[size]),  # stated: ViT-B
+            decoder=DECODER_SIZES[size],  # precedent: MAE
             masker=AttentionMasker(rule="topk_masked", ratio=0.75),  # rule: a digest; ratio: precedent, MAE and MILAN
             teacher=TeacherConfig(output="norm"),  # ours; MILAN has projection
             mixing=Mixing(teacher_weight=0.5, warmup_share=0.1),  # ours
@@ -95,84 +83,27 @@ def cmt_mae_vit_base_in1k() -> Pretrain:
     )
 
 
-def _beside(base: Pretrain, recipe: str) -> Pretrain:
-    """A CMT-MAE with the data, sizes, rates and length of one of MAE's small recipes."""
-    assert isinstance(base.method, MAEConfig), "MAE's recipes are MAE"
-    method = CMTMAEConfig(encoder=base.method.encoder, decoder=base.method.decoder, half_life=0.02)
-    return replace(base, recipe=recipe, method=method)
+def rescale(paper: Pretrain, to: Scale) -> Pretrain:
+    """Below ViT-B the copy that is asked for attention follows the student sooner."""
+    run = scale(paper, to)
+    method: Any = run.method
+    half_life = None if method.encoder.width >= BASE_WIDTH else 0.02
+    return replace(run, method=CMTMAEConfig(encoder=method.encoder, decoder=method.decoder, half_life=half_life))
 
 
-def cmt_mae_tiny_cifar10() -> Pretrain:
-    """CMT-MAE, ViT-Ti/4, CIFAR-10's 50,000 images of 32x32, 400 epochs; the teacher is a run of yours; for one GPU.
-
-    pantomim pretrain cmt_mae_tiny_cifar10 --teacher runs/moco_tiny --data cifar10.zip --out runs/cmt_tiny
-    """
-    return _beside(mae_tiny_cifar10(), "cmt_mae_tiny_cifar10")
-
-
-def cmt_mae_micro_cifar10() -> Pretrain:
-    """CMT-MAE, micro with patches of 4x4, on 10,000 images of CIFAR-10; a run of yours teaches; for two CPU cores.
-
-    pantomim pretrain cmt_mae_micro_cifar10 --teacher runs/moco_micro --data cifar10.zip --out runs/cmt_micro
-    """
-    return _beside(mae_micro_cifar10(), "cmt_mae_micro_cifar10")
-
-
-_SMALL = "data, sizes, rates and length are those of MAE's recipe of this size; nothing is tuned for CMT-MAE"
-
-RECIPES = (
-    Recipe(
-        cmt_mae_vit_base_in1k,
-        cost="not measured by us",
-        expected="85.7 fine-tuned is the paper's score; whether these settings reach it is not known",
-        paper=cmt_mae_vit_base_in1k,
-        origins=ORIGINS,
-    ),
-    Recipe(
-        cmt_mae_micro_cifar10,
-        cost="not measured yet",
-        expected="not measured yet",
-        paper=cmt_mae_vit_base_in1k,
-        notes=(_SMALL,),
-        origins=ORIGINS,
-    ),
-    Recipe(
-        cmt_mae_tiny_cifar10,
-        cost="not measured yet",
-        expected="not measured yet",
-        paper=cmt_mae_vit_base_in1k,
-        notes=(_SMALL,),
-        origins=ORIGINS,
-    ),
+CMT_MAE = Family(
+    "cmt_mae",
+    "CMT-MAE",
+    in1k,
+    {
+        "base": (
+            "not measured by us",
+            "85.7 fine-tuned is the paper's score; whether these settings reach it is not known",
+        )
+    },
+    small=ON_CIFAR10,
+    rescale=rescale,
+    bare="cmt_mae",
+    tail=": a starting point",
+    origins=ORIGINS,
 )
-
-
-def cmt_mae(size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = None) -> Pretrain:
-    """A CMT-MAE for any images: `--size` and the data decide the rest; the paper's own numbers are not known to us.
-
-    pantomim pretrain cmt_mae --data my_photos/ --teacher runs/moco --out runs/photos
-
-    Args:
-        size: Name of the encoder's and decoder's sizes.
-        facts: Size, channels and number of the images.
-        stats: Their mean and std.
-        start: Encoder to continue from: all but its image size is kept.
-    """
-    encoder = choose_encoder(size, facts, stats, start)
-    large = encoder.width >= 768
-    paper = cmt_mae_vit_base_in1k()
-    decoder = DECODER_SIZES[nearest_size(encoder.width)]
-    return replace(
-        paper,
-        recipe="cmt_mae",
-        data=DataConfig(),
-        method=CMTMAEConfig(encoder=encoder, decoder=decoder, half_life=None if large else 0.02),
-        optim=replace(paper.optim, base_lr=paper.optim.base_lr if large else 6e-4, warmup=Duration(epochs=20)),
-        batch_size=choose_batch_size(facts),
-        duration=Duration(epochs=400),
-    )
-
-
-def cmt_mae_paper(width: int) -> Pretrain:
-    """What `explain` compares with: the starting point for ViT-B, whatever the width."""
-    return cmt_mae_vit_base_in1k()

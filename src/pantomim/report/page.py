@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from pydantic import TypeAdapter, ValidationError
 
 from pantomim.core.files import replace_file
+from pantomim.masking import Masker, MaskerConfig
 from pantomim.report.charts import Curve, line_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
 from pantomim.report.inspection import TITLES, caption, panels
@@ -374,16 +376,13 @@ def usage(folder: RunFolder) -> dict[str, str]:
 def hiding(masker: Mapping[str, Any]) -> str:
     """How much is hidden, and how: the masker of a config in a few words; empty where there is none."""
     ratio = masker.get("ratio")
-    return f"{100 * ratio:.0f} % hidden {_manner(masker)}".rstrip() if isinstance(ratio, float) else ""
-
-
-def _manner(masker: Mapping[str, Any]) -> str:
-    if masker.get("kind") == "color_noise":
-        return f"by {look_up(masker, 'noise.color')} noise" if masker.get("bank") is None else f"by {masker['bank']}"
-    if masker.get("kind") == "attention":
-        return "by attention" + f" ({masker.get('preset') or masker.get('rule')})"
-    manners = {"random": "at random", "block": "in blocks", "grid": "in cells", "inverse_block": "around blocks"}
-    return manners.get(masker.get("kind", ""), "")
+    if not isinstance(ratio, float):
+        return ""
+    try:
+        manner = TypeAdapter[Masker](MaskerConfig).validate_python(masker).manner
+    except ValidationError:  # a run of another version
+        manner = ""
+    return f"{100 * ratio:.0f} % hidden {manner}".rstrip()
 
 
 def duration(seconds: float) -> str:

@@ -132,7 +132,7 @@ def test_an_import_keeps_all_that_is_learned(tmp_path, release, width):
     copy = "teacher" if release == "lxtGH/CAE" else "alignment_encoder"
     assert f"{copy}.norm.weight" in text
     assert [file for file in report.files if file.endswith(".json")] == ["encoder.json", "predictor.json"]
-    predictor, ours = load_predictor(tmp_path / "out"), method.predictor()
+    predictor, ours = load_predictor(tmp_path / "out"), method.exports()["predictor"]
     assert predictor.keys() == ours.keys()
     assert all(torch.equal(tensor, ours[name]) for name, tensor in predictor.items())
 
