@@ -33,7 +33,7 @@ PLACES = {  # of a network in a checkpoint: in those of earlier versions, and no
     "teacher": ("teacher.teacher.", "teacher."),
     "student": ("student.teacher.", "ema_student."),
 }
-TITLES = {"teacher": "teacher", "student": "student's average", "mask": "mixed"}
+TITLES = {"teacher": "teacher", "student": "student's moving average", "mask": "mixed"}
 
 
 def write_guidance_arrays(run: str | Path, *, seed: int = 0) -> Path:
@@ -109,6 +109,7 @@ def _look(
         attention = {
             name: ask(network, images, method.config.scores.query(name)).attention
             for name, network in method.networks().items()
+            if name in method.config.attended
         }
         maps = method.config.scores.maps(attention, method.config.mixing.at(step - 1, total))
         for name, scores in maps.items():
@@ -132,21 +133,12 @@ def who_decides(method: Mapping[str, Any]) -> list[tuple[str, str]]:
         ValueError: if it is no config of CMT-MAE.
     """
     config = from_dict(CMTMAEConfig, of_today({"method": method}, "config.yaml")["method"], "method")
-    mixing, has_average = config.mixing, "student" in config.attended + config.predicted
-    words = [f"{mixing.teacher_weight:g} in the mask"] * config.masker.guided
-    if config.feature_weight and not isinstance(config.target, Concat):
-        own = config.target.teacher_weight
-        words.append(f"{mixing.teacher_weight if own is None else own:g} in the target")
-    if mixing.start is not None:
-        words.append(f"{mixing.schedule} from {mixing.start:g}")
-    words += [f"1 in the first {100 * mixing.warmup_share:g} % of the steps"] * (
-        mixing.warmup_share > 0 and has_average
-    )
-    rows = [("Teacher's weight", ", ".join(words))]
-    if has_average and config.half_life is not None:
-        rows.append(("Student's average", f"half is forgotten in {100 * config.half_life:g} % of the steps"))
-    elif has_average:
-        rows.append(("Student's average", str(config.momentum)))
+    rows = [("Teacher's weight in the mask", config.mixing.in_words())] * config.masker.guided
+    if config.predicted and not isinstance(config.target, Concat):
+        rows.append(("Teacher's weight in the target", config.mixing.in_words(config.target.teacher_weight)))
+    if "student" in config.attended + config.predicted:
+        half_life = f"half is forgotten in {100 * (config.half_life or 0):g} % of the steps"
+        rows.append(("Student's moving average", str(config.momentum) if config.half_life is None else half_life))
     return rows
 
 

@@ -77,6 +77,15 @@ class Mixing:
             return half_cosine(self.start, last, share)
         return self.start + (last - self.start) * share
 
+    def in_words(self, last: float | None = None) -> str:
+        """The weight and how it changes; `last` as in `at`."""
+        words = [f"{self.teacher_weight if last is None else last:g}"]
+        if self.start is not None:
+            words.append(f"{self.schedule} from {self.start:g}")
+        if self.warmup_share > 0 and "student" in self.networks(last):
+            words.append(f"1 in the first {100 * self.warmup_share:g} % of the steps")
+        return ", ".join(words)
+
     def networks(self, last: float | None = None) -> tuple[Network, ...]:
         """Those that count at some step of the run; `last` as in `at`."""
         reached = [self.teacher_weight if last is None else last]
