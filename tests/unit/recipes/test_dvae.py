@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pantomim.recipes.tokenizers import prepare_tokenizer
 
 from pantomim.config import DataConfig, Duration, to_yaml
 from pantomim.data.dataset import Facts
@@ -17,7 +18,6 @@ from pantomim.recipes.dvae import (
     fitted,
 )
 from pantomim.recipes.mae import mae_micro_mnist
-from pantomim.recipes.tokenizers import prepare_tokenizer
 
 
 def facts(size=(32, 32), median=32, num_images=1000, dtype="uint8", channels=3) -> Facts:
