@@ -170,7 +170,7 @@ def test_no_tokenizer_no_run(tmp_path):
     source = tiny_images(tmp_path / "images.npz")
     config = run(source, "beit")
     config = replace(config, method=replace(config.method, target=TokenTargetConfig()))
-    with pytest.raises(ValueError, match=r"tokenizer must be given.*--tokenizer RUN\|FILE.*pantomim tokenizer train"):
+    with pytest.raises(ValueError, match=r"tokenizer must be given.*pantomim tokenizer train"):
         pretrain(config, tmp_path / "run")
 
 
@@ -194,7 +194,7 @@ def test_from_the_command_line(kind, tmp_path, capsys):
     command = [kind, "--data", str(source), "--size", "micro", "--method.encoder.depth", "1", "--steps", "30"]
     command += ["--batch-size", "8", "--runtime.tracker", "none", "--runtime.device", "cpu"]
     main(["explain", *command])
-    assert "not counted: none is named yet; give --tokenizer" in capsys.readouterr().out
+    assert "not counted: none is named yet" in capsys.readouterr().out
     main(["explain", *command, "--tokenizer", "random-projection:3"])
     assert "random-projection:3" in capsys.readouterr().out
     main(["pretrain", *command, "--target", "pixels", "--out", str(out)])

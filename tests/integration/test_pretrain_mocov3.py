@@ -135,7 +135,7 @@ def test_from_the_command_line(source, tmp_path, capsys):
     command += ["--method.momentum.start", "0.9"]
     main(["explain", *command])
     told = " ".join(capsys.readouterr().out.split())
-    for words in ("teacher sees", "momentum 0.9, along half a cosine to 1", "FLOPs per image"):
+    for words in ("teacher_encoder B x 3 x 16 x 16", "{start: 0.9, end: 1.0, shape: cosine", "FLOPs per image"):
         assert words in told
     main(["pretrain", *command, "--out", str(out)])
     main(["report", str(out)])
