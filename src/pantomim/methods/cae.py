@@ -75,8 +75,7 @@ class CAEConfig:
         align_drop_path: Stochastic depth is active in the alignment target too, as in the authors' code.
 
     Raises:
-        ValueError: if the masker does not go with the encoder's grid, or masks another number of patches in each image,
-            or a number is out of range.
+        ValueError: if the masker does not go with the encoder's grid, or masks another number of patches in each image.
     """
 
     kind: Literal["cae"] = "cae"
@@ -124,10 +123,10 @@ class CAE(Method):
         self.regressor, self.decoder = regressor, decoder
         self.masker, self.guide = config.masker, config.guide.build(self.encoder, config.masker)
         self.align_weight, self.align_drop_path = config.align_weight, config.align_drop_path
-        momentum = config.align_momentum
-        self.aligner = (
-            None if momentum is None else EMA(self.encoder, "encoder", Momentum(momentum), lagging=config.align_lagging)
-        )
+        self.aligner = None
+        if config.align_momentum is not None:
+            momentum = Momentum(config.align_momentum)
+            self.aligner = EMA(self.encoder, "encoder", momentum, lagging=config.align_lagging)
         self.requirements = Requirements.of(sizes)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Draws:
