@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pantomim.config import from_dict, to_dict
-from pantomim.masking.attention import PUBLISHED, AttentionMasker, Hint, milan_masker
+from pantomim.masking.attention import PUBLISHED, AttentionMasker, milan_masker
 from pantomim.masking.base import Masker
 from pantomim.masking.random import RandomMasker
 
@@ -145,12 +145,10 @@ def test_what_cannot_be():
     for broken, words in (
         ({"ratio": 75.0}, "AttentionMasker.ratio"),
         ({"eps": 0.1}, "goes with sample_masked"),
-        ({"hint_show": 0.1}, "hint_show goes with topk_hint"),
+        ({"hint_show": 0.1}, "go with topk_hint"),
     ):
         with pytest.raises(ValueError, match=words):
             AttentionMasker(**broken)
-    with pytest.raises(ValueError, match=r"AttentionMasker\.hint_show must be above 0"):
-        Hint(show=0.3, among=0.2)
     with pytest.raises(ValueError, match="at least one patch and fewer"):
         AttentionMasker(rule="topk_hint").num_masked((2, 2))
     with pytest.raises(ValueError, match="leaves no masked one of 4"):
