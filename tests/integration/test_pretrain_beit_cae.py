@@ -7,7 +7,7 @@ import pytest
 import torch
 from killed import Killed, kill_after
 from safetensors.torch import load_file
-from tiny import ENCODER, tiny_images, tiny_run
+from tiny import BEIT_ENCODER, CAE_ENCODER, tiny_images, tiny_run
 
 from pantomim.analysis.runs import load_run
 from pantomim.cli import main
@@ -28,16 +28,14 @@ from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.dvae import DVAESizes, dvae_networks
 from pantomim.nn.regressor import RegressorConfig
 from pantomim.recipes import prepare
-from pantomim.recipes.beit import as_beit
-from pantomim.recipes.cae import as_cae
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
 
 TOKENS = TokenTargetConfig(tokenizer="random-projection-standardised", vocabulary=32)
 METHODS = {
-    "beit": BEiTConfig(encoder=as_beit(ENCODER), target=TOKENS, masker=BlockMasker(ratio=0.4, exact=False, min_area=2)),
+    "beit": BEiTConfig(encoder=BEIT_ENCODER, target=TOKENS, masker=BlockMasker(ratio=0.4, exact=False, min_area=2)),
     "cae": CAEConfig(
-        encoder=as_cae(ENCODER),
+        encoder=CAE_ENCODER,
         regressor=RegressorConfig(depth=1),
         decoder=LatentDecoderConfig(depth=1),
         masker=BlockMasker(ratio=0.5),

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import ENCODER, tiny_images, tiny_run
+from tiny import MOCO_ENCODER, tiny_images, tiny_run
 
 import pantomim.engine.pretrain as engine
 from pantomim.checkpoint import WEIGHTS, find_checkpoint
@@ -24,9 +24,8 @@ from pantomim.evaluate.knn import KNN
 from pantomim.formats import load_encoder
 from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.recipes import prepare
-from pantomim.recipes.mocov3 import as_moco
 
-METHOD = MoCoV3Config(encoder=as_moco(ENCODER), hidden=16, dim=8)
+METHOD = MoCoV3Config(encoder=MOCO_ENCODER, hidden=16, dim=8)
 
 
 class Killed(BaseException):
