@@ -10,8 +10,6 @@ pixels (mean squared error); both means are over the masked patches of the batch
 Paper: Chen et al., *Context Autoencoder for Self-Supervised Representation Learning*, arXiv:2202.03026.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import field
 from typing import Literal
 
@@ -23,6 +21,7 @@ from torch.nn import functional as F
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
+from pantomim.core.modes import evaluating
 from pantomim.core.ranges import NotNegative, Share
 from pantomim.masking import MaskerConfig
 from pantomim.masking.block import BlockMasker
@@ -171,17 +170,6 @@ class CAE(Method):
         latents = self.latents(self.encoder, images)
         ids = torch.arange(latents.shape[1], device=latents.device).expand(len(latents), -1)
         return self.decoder(latents, ids)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """A module in evaluation mode, for as long as this lasts."""
-    before = module.training
-    module.train(False)
-    try:
-        yield
-    finally:
-        module.train(before)
 
 
 def preset(size: Size, num_masked: Literal[75, 98] = 75) -> CAEConfig:
