@@ -195,7 +195,6 @@ def charts(folder: RunFolder) -> Iterator[Chart]:
         "entropy_teacher": ("Entropy of the teacher's map", "share of the largest", {"smooth": True}),
         "entropy_student": ("Entropy of the copy's map", "share of the largest", {"smooth": True}),
         "entropy_mask": ("Entropy of the mixed map", "share of the largest", {"smooth": True}),
-        "overlap": ("Hidden now and at the look before", "share", {"from_zero": True}),
         "loss_teacher": ("Distance from the teacher's features", "distance", {"smooth": True, "cut_start": True}),
         "loss_student": ("Distance from the copy's features", "distance", {"smooth": True, "cut_start": True}),
         "student_std": ("Deviation of the copy's features", "share of their size", {"from_zero": True, "smooth": True}),

@@ -29,7 +29,7 @@ def test_every_recipe_builds_with_schedules_of_its_length(recipe) -> None:
     config = recipe.build()
     with torch.device("meta"):
         method = config.method.build()
-    assert method.requirements().image_size == (32, 32)
+    assert method.requirements.image_size == (32, 32)
     assert config.method.sizes.stride == 4  # one code for each patch of MAE's small recipes
     assert recipe.summary.endswith(".")
     assert fitted(config, 50_000) == config

@@ -73,7 +73,7 @@ def test_from_a_source(tmp_path: Path) -> None:
 def test_explain_names_every_ingredient() -> None:
     config = supervised_vit_small_in1k()
     sections = dict(explain(config, config, torch.float32))
-    parts, training = dict(sections["Parts and shapes"]), dict(sections["Training"])
-    assert "mixup 0.8, CutMix 1" in parts["mixed"]
-    assert "no masks" in parts["encoder sees"]
+    settings, training = dict(sections["Settings of the method"]), dict(sections["Training"])
+    assert (settings["mixup"], settings["cutmix"]) == ("0.8", "1.0")
+    assert dict(sections["Parts and shapes"])["encoder"].endswith("patches B x 196 x 384")
     assert training["augmentation"] == "rand_augment 2, erasing 0.25"

@@ -50,8 +50,8 @@ def test_bare_methods_take_any_images(name: str) -> None:
     assert 0 < cost.trainable <= cost.parameters["all"]
     assert config.recipe == name
     sections = dict(explain(config, BARE_METHODS[name].paper(96), torch.float32))
-    said = dict(sections["Parts and shapes"])
-    assert ("ema" in said.get("teacher", "")) == (name == "data2vec")
+    assert ("target.teacher" in dict(sections["Parts and shapes"])) == (name == "data2vec")
+    assert ("source: ema" in dict(sections["Settings of the method"])["target"]) == (name == "data2vec")
 
 
 def test_data2vec_forgets_in_proportion_to_its_length() -> None:
