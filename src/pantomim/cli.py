@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -251,9 +252,7 @@ def _print_section(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 def recipes() -> None:
     """List the recipes with their cost and expected score."""
-    from pantomim.recipes import BARE_METHODS, RECIPES
-    from pantomim.recipes.tokenizers import BARE
-    from pantomim.recipes.tokenizers import RECIPES as TOKENIZER_RECIPES
+    from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, RECIPES, TOKENIZER_RECIPES
 
     for title, listed in (("", RECIPES), ("Tokenizers, for pantomim tokenizer train", TOKENIZER_RECIPES)):
         if title:
@@ -266,7 +265,7 @@ def recipes() -> None:
         CONSOLE.print(table, highlight=False)
     CONSOLE.print(
         f"Bare methods, for any images: {', '.join(BARE_METHODS)} (then --size and the data decide the rest); "
-        f"tokenizers: {', '.join(BARE)}.\n"
+        f"tokenizers: {', '.join(BARE_TOKENIZERS)}.\n"
         "pantomim explain RECIPE tells what a run would be, but not of tokenizers.",
         highlight=False,
     )
@@ -563,8 +562,8 @@ def tokenizer(arguments: list[str]) -> None:
 def _train_tokenizer(arguments: list[str]) -> None:
     """Train a discrete auto-encoder: pantomim tokenizer train --data SRC --out RUN [--steps N] [--any.leaf value]."""
     from pantomim.config import Pretrain
+    from pantomim.recipes import prepare_tokenizer
     from pantomim.recipes.dvae import dvae_paper, fitted
-    from pantomim.recipes.tokenizers import prepare_tokenizer
 
     prog = "pantomim tokenizer train"
     if "-h" in arguments or "--help" in arguments:
@@ -914,7 +913,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, NonFiniteError, MemoryFullError) as error:
         if os.environ.get("PANTOMIM_TRACEBACK"):
             raise
-        _fail(str(error), 2)
+        _fail(re.sub(r"\bprepare\.(\w+)", r"--\1", str(error)), 2)  # its arguments are options here
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -21,7 +21,9 @@ def in1k(size: Literal["base"]) -> Pretrain:
     """The authors' configs, field by field: BEiT with other masks and another target."""
     return Pretrain(
         recipe="simmim",
-        data=DataConfig(crop=Crop(scale=(0.67, 1.0), flip=True)),  # data_simmim.py
+        data=DataConfig(
+            crop=Crop(scale=(0.67, 1.0), interpolation="bilinear")
+        ),  # data_simmim.py; torchvision's default
         method=BEiTConfig(
             encoder=beit_encoder(size, drop_path=0.1),
             masker=GridMasker(ratio=0.6, cell=2),  # data_simmim.py: cells of 32 pixels
