@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -251,9 +252,7 @@ def _print_section(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 def recipes() -> None:
     """List the recipes with their cost and expected score."""
-    from pantomim.recipes import BARE_METHODS, RECIPES
-    from pantomim.recipes.tokenizers import BARE
-    from pantomim.recipes.tokenizers import RECIPES as TOKENIZER_RECIPES
+    from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, RECIPES, TOKENIZER_RECIPES
 
     for title, listed in (("", RECIPES), ("Tokenizers, for pantomim tokenizer train", TOKENIZER_RECIPES)):
         if title:
@@ -266,7 +265,7 @@ def recipes() -> None:
         CONSOLE.print(table, highlight=False)
     CONSOLE.print(
         f"Bare methods, for any images: {', '.join(BARE_METHODS)} (then --size and the data decide the rest); "
-        f"tokenizers: {', '.join(BARE)}.\n"
+        f"tokenizers: {', '.join(BARE_TOKENIZERS)}.\n"
         "pantomim explain RECIPE tells what a run would be, but not of tokenizers.",
         highlight=False,
     )
@@ -565,8 +564,8 @@ def tokenizer(arguments: list[str]) -> None:
 def _train_tokenizer(arguments: list[str]) -> None:
     """Train a discrete auto-encoder: pantomim tokenizer train --data SRC --out RUN [--steps N] [--any.leaf value]."""
     from pantomim.config import Pretrain
+    from pantomim.recipes import prepare_tokenizer
     from pantomim.recipes.dvae import dvae_paper, fitted
-    from pantomim.recipes.tokenizers import prepare_tokenizer
 
     prog = "pantomim tokenizer train"
     if "-h" in arguments or "--help" in arguments:
@@ -800,9 +799,15 @@ def inspect_run(arguments: list[str]) -> None:
     """Look into runs and encoders, side by side: pantomim inspect ANALYSIS RUN [RUN ...]."""
     from pantomim.analysis import ANALYSES
     from pantomim.analysis.alignment import Alignment
+    from pantomim.analysis.guidance import Guidance, write_guidance_arrays
     from pantomim.report.template import check_page_path
 
     analysis = _chosen("inspect", {kind.name: kind for kind in ANALYSES}, arguments)
+    if isinstance(analysis, Guidance):
+        (run,) = analysis.encoders
+        path = write_guidance_arrays(run, images=analysis.images, count=analysis.count, seed=analysis.seed)
+        CONSOLE.print(f"Pictures: {path}; `pantomim report {run}` shows them.", highlight=False, soft_wrap=True)
+        return
     check_page_path("inspect", analysis.page)
     if isinstance(analysis, Alignment):
         from pantomim.report.alignment import write_alignment
@@ -880,7 +885,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, NonFiniteError, MemoryFullError) as error:
         if os.environ.get("PANTOMIM_TRACEBACK"):
             raise
-        _fail(str(error), 2)
+        _fail(re.sub(r"\bprepare\.(\w+)", r"--\1", str(error)), 2)  # its arguments are options here
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -107,8 +107,8 @@ def test_a_run_begins_where_another_ended(kind, tmp_path):
     method = METHODS[kind].build()
     assert "what it predicts with is taken too" in start_from(str(tmp_path / "first"), method)
     first = load_run(tmp_path / "first")
-    for name, weight in first.predictor().items():
-        assert torch.equal(weight, method.predictor()[name]), name
+    for name, weight in first.exports()["predictor"].items():
+        assert torch.equal(weight, method.exports()["predictor"][name]), name
     if kind == "cae":  # the copy begins as the encoder
         pairs = zip(method.aligner.parameters(), first.encoder.parameters(), strict=True)
         assert all(torch.equal(copied, weight) for copied, weight in pairs)

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
+from torch.optim import Optimizer
 
 from pantomim.formats import load_encoder
 from pantomim.formats.files import frozen_hashes, frozen_parts, key_report, load_exactly, other_parts
@@ -65,6 +66,33 @@ def start_from(spec: str, method: Method) -> str:
     table = describe_positions(source)
     kept = f" (its position table is kept: {table})" if table != "sincos, columns first" else ""
     return f"Starting from the encoder of {spec}{kept}{resampled}; {rest}."
+
+
+def carry_over(old: Method, old_optimizer: Optimizer, new: Method, new_optimizer: Optimizer, source: str) -> None:
+    """What dBOT's authors do not reset where a new student begins: the bias of the patch projection, AdamW's moments.
+
+    Source: `main_pretrain.py`: the module-wise initialisation passes by the convolution's bias, and the optimiser is
+    the same object in all stages.
+
+    Raises:
+        ValueError: if AdamW's moments do not fit, because a first teacher of another width gave the decoder another
+            head; `source` says whose they are.
+    """
+    shapes = [
+        {name: weight.shape for name, weight in method.named_parameters() if weight.requires_grad}
+        for method in (old, new)
+    ]
+    if shapes[0] != shapes[1]:
+        different = [name for name in shapes[0] if shapes[0][name] != shapes[1].get(name)]
+        raise ValueError(
+            f"Stages.reinit must be full or none where stages differ in their parameters; got reference, and "
+            f"{', '.join(different)} of {source} have other sizes. Give --reinit full."
+        )
+    ours, theirs = new.exports()["encoder"], old.exports()["encoder"]
+    assert isinstance(ours, Encoder)
+    assert isinstance(theirs, Encoder)
+    ours.patch_embed.proj.load_state_dict({**ours.patch_embed.proj.state_dict(), "bias": theirs.patch_embed.proj.bias})
+    new_optimizer.load_state_dict(old_optimizer.state_dict())
 
 
 def _take_rest(spec: str, method: Method) -> str:

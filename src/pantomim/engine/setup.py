@@ -105,12 +105,13 @@ def adamw(config: OptimConfig, method: nn.Module, lr: float) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def check_schedule(config: Pretrain, total: int, warmup: int) -> None:
-    """Refuse a run without steps, or one that is all warm-up.
+def in_steps(config: Pretrain, steps_per_epoch: int) -> tuple[int, int]:
+    """The length of a run and of its warm-up.
 
     Raises:
-        ValueError: naming both lengths.
+        ValueError: if there is no step, or all are warm-up; it names both lengths.
     """
+    total, warmup = config.duration.in_steps(steps_per_epoch), config.optim.warmup.in_steps(steps_per_epoch)
     if total < 1:
         raise ValueError(f"Pretrain.duration must be at least one step; got {config.duration}. Give --steps N.")
     if warmup >= total:
@@ -118,6 +119,7 @@ def check_schedule(config: Pretrain, total: int, warmup: int) -> None:
             f"OptimConfig.warmup must be shorter than the run; got {config.optim.warmup} of {config.duration}, which "
             f"is {warmup} of {total} steps. Train longer, or give --optim.warmup.steps {total // 20}."
         )
+    return total, warmup
 
 
 def describe_start(

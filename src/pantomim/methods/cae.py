@@ -24,8 +24,8 @@ from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import NotNegative, Share
+from pantomim.masking import MaskerConfig
 from pantomim.masking.block import BlockMasker
-from pantomim.masking.choice import MaskerConfig
 from pantomim.methods.base import Draws, Method, Requirements, check_masker
 from pantomim.methods.guides import GuideConfig, draw_mask
 from pantomim.nn.decoder import LatentDecoderConfig
@@ -70,6 +70,8 @@ class CAEConfig:
         align_weight: Weight of the alignment loss (lambda); 0: no alignment, the paper's ablation.
         align_momentum: None: the alignment target comes from the encoder itself. A number: from an EMA copy of it with
             this momentum.
+        align_lagging: The copy is one step late, as in the authors' first release (lxtGH/CAE, momentum 0), which moves
+            it before the optimiser's step.
         align_drop_path: Stochastic depth is active in the alignment target too, as in the authors' code.
 
     Raises:
@@ -86,6 +88,7 @@ class CAEConfig:
     target: TargetConfig = field(default_factory=TokenTargetConfig)
     align_weight: NotNegative = 2.0
     align_momentum: Share | None = None
+    align_lagging: bool = False
     align_drop_path: bool = True
 
     def __post_init__(self) -> None:
@@ -94,6 +97,11 @@ class CAEConfig:
             raise ValueError(
                 f"CAEConfig.align_momentum must be left out without alignment (align_weight 0), as nothing is compared "
                 f"with the copy; got {self.align_momentum}. Leave it out, or give align_weight."
+            )
+        if self.align_lagging and self.align_momentum is None:
+            raise ValueError(
+                "CAEConfig.align_momentum must be given with align_lagging, which is a copy's; got none. The authors' "
+                "first release has 0."
             )
 
     def build(self, steps: int | None = None, target: Target | None = None) -> "CAE":
@@ -117,7 +125,9 @@ class CAE(Method):
         self.masker, self.guide = config.masker, config.guide.build(self.encoder, config.masker)
         self.align_weight, self.align_drop_path = config.align_weight, config.align_drop_path
         momentum = config.align_momentum
-        self.aligner = None if momentum is None else EMA(self.encoder, "encoder", Momentum(momentum))
+        self.aligner = (
+            None if momentum is None else EMA(self.encoder, "encoder", Momentum(momentum), lagging=config.align_lagging)
+        )
         self.requirements = Requirements.of(sizes)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Draws:

@@ -96,13 +96,17 @@ class EMA(nn.Module):
         of: Its name in the method, such as "encoder".
         momentum: What the copy keeps of itself at each step.
         steps: Length of the run, where the momentum has a schedule.
+        lagging: The average is used one step late.
     """
 
     frozen = False
 
-    def __init__(self, part: nn.Module, of: str, momentum: Momentum, steps: int | None = None) -> None:
+    def __init__(
+        self, part: nn.Module, of: str, momentum: Momentum, steps: int | None = None, *, lagging: bool = False
+    ) -> None:
         super().__init__()
         self.copy = copy.deepcopy(part).requires_grad_(False)
+        self.ahead = copy.deepcopy(self.copy) if lagging else None  # the average that is used at the next step
         self.of, self.momentum, self.steps = of, momentum, steps
 
     def forward(self, *args: Any) -> Any:
@@ -111,11 +115,17 @@ class EMA(nn.Module):
 
     def update_ema(self, student: nn.Module, step: int) -> None:
         """Move towards the student, after optimiser step `step`."""
-        follow(self.copy, student.get_submodule(self.of), self.momentum.at(step + 1, self.steps))
+        moving = self.copy
+        if self.ahead is not None:
+            follow(self.copy, self.ahead, 0.0)
+            moving = self.ahead
+        follow(moving, student.get_submodule(self.of), self.momentum.at(step + 1, self.steps))
 
     def reset(self, student: nn.Module) -> None:
         """Begin again as the student."""
-        follow(self.copy, student.get_submodule(self.of), 0.0)
+        for part in (self.copy, self.ahead):
+            if part is not None:
+                follow(part, student.get_submodule(self.of), 0.0)
 
 
 @torch.no_grad()

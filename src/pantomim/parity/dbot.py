@@ -4,13 +4,18 @@ Official: liuxingbin/dbot, branches main and beit. Visible patches are in the or
 order here; what is compared is put into the official order.
 """
 
+import copy
+import itertools
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from pantomim.config import Duration
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
+from pantomim.engine.initial import carry_over
 from pantomim.formats.files import load_exactly
 from pantomim.formats.foreign import official_name
 from pantomim.formats.mae import our_name
@@ -26,6 +31,8 @@ from pantomim.parity import beit
 from pantomim.parity.compare import gradients, norm_eps, norms
 from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
+from pantomim.parity.sizes import decoder_config, encoder_config
+from pantomim.parity.trajectory import Run, Tape, run_config
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTarget
 from pantomim.teachers.base import Guidance, Query, Teacher
@@ -69,6 +76,49 @@ def pretrain(item: Item) -> Computed:
         config={"layer_norm_eps": norm_eps(model), "smooth_l1_beta": model.distance.beta},
         deviations=initialisation(item, lambda: _official(method.build()), "official_initialisation_student"),
     )
+
+
+def trajectory(item: Item) -> Computed:
+    """A run of the authors' `main_pretrain.py` through all its stages, each with their restart."""
+    config, images, borders = item.config, item.input("images"), item.config["stage_epochs"]
+    beta = config["smooth_l1_beta"]
+    method = DBOTConfig(
+        encoder=encoder_config(config, images),
+        decoder=decoder_config(config),
+        masker=RandomMasker(ratio=float(config["mask_ratio"])),
+        teacher=TeacherConfig(
+            source="random",
+            depth=config["init_teacher_encoder_depth"],
+            output="norm" if config["tlayernorm"] else "block",
+        ),
+        normalise="unbiased" if config["norm_feature_loss"] else "none",
+        distance=Distance("smooth_l1", beta=beta) if beta else Distance("l1"),
+    )
+    num_masked, first = method.masker.num_masked(method.encoder.grid), item.weights()
+    teaching = method.encoder.build().double()
+    own = {_our_name(name): tensor for name, tensor in first.items()}
+    load_exactly(teaching, {n.removeprefix("encoder."): t for n, t in own.items() if n.startswith("encoder.")}, "state")
+    teacher, runs = method.teacher.build(teaching), list[Run]()
+    outputs: dict[str, Tensor] = {}
+    norms_of_stages: dict[str, float] = {}
+    for stage, (begin, end) in enumerate(itertools.pairwise(borders)):
+        model = method.build(teacher=teacher).double()
+        weights = first if stage == 0 else first | item.weights(f"stage{stage}/")
+        load_exactly(model, {_our_name(name): t for name, t in weights.items()} | _of_teacher(model), item.name)
+        settings = replace(run_config(item, method), duration=Duration(epochs=end - begin))
+        tape = Tape(item, first=begin * config["steps_per_epoch"])
+        run = Run(settings, model, tape, lambda tape: DBOTDraws(tape.scores("noise", num_masked)), _official_name)
+        if runs:
+            before = runs[-1].training
+            carry_over(before.method, before.optimizer, run.training.method, run.training.optimizer, item.name)
+        runs.append(run.carry_out())
+        ended = run.weights(f"final_stage{stage}/")
+        norms_of_stages |= run.compare_norms(f"final_stage{stage}", ended)
+        outputs |= item.asked(ended)
+        teacher = EncoderTeacher(copy.deepcopy(model.encoder), "the student before", output=method.teacher.output)
+    curves = {name: torch.cat([run.curve(name) for run in runs]) for name in ("loss", "grad_norm", "lr")}
+    last = runs[-1].computed(outputs | curves)
+    return replace(last, deviations={**last.deviations, **norms_of_stages})
 
 
 def full_sequence(item: Item) -> Computed:

@@ -17,6 +17,7 @@ from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoin
 from pantomim.config import Pretrain, Stages, from_yaml, leaves, to_dict, to_yaml
 from pantomim.core.files import replace_file
 from pantomim.engine.folder import FREE, Finished, RunInUseError
+from pantomim.engine.initial import carry_over
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import Clock
 from pantomim.engine.runtime import Purpose, random_seed
@@ -28,7 +29,6 @@ from pantomim.evaluate.knn import KNN
 from pantomim.evaluate.linear import Linear
 from pantomim.evaluate.parts import open_labelled
 from pantomim.methods.base import Method
-from pantomim.nn.vit import Encoder
 from pantomim.stages.plan import check_widths, first_width, stage_folder, stage_run
 
 Say = Callable[[str], None]
@@ -160,12 +160,8 @@ def _same_stage(here: str | None, there: str | None) -> bool:
 def _hand_on(before: Pretrain, from_folder: Path, run: Pretrain, folder: Path) -> None:
     """Begin a stage as the authors' code does: step 0 of a new student, with what that code does not reset.
 
-    Source: `main_pretrain.py`: the module-wise initialisation passes by the convolution's bias, and the optimiser is
-    the same object in all stages.
-
     Raises:
-        ValueError: if AdamW's moments do not fit, because a first teacher of another width gave the decoder another
-            head.
+        ValueError: as `carry_over`.
     """
     checkpoints = folder / "checkpoints"
     if any(checkpoints.glob("step-*")):
@@ -176,25 +172,7 @@ def _hand_on(before: Pretrain, from_folder: Path, run: Pretrain, folder: Path) -
         old, old_optimizer = _built(before)
         new, new_optimizer = _built(run)
     load_checkpoint(last, old, old_optimizer)
-    shapes = [
-        {name: weight.shape for name, weight in method.named_parameters() if weight.requires_grad}
-        for method in (old, new)
-    ]
-    if shapes[0] != shapes[1]:
-        different = [name for name in shapes[0] if shapes[0][name] != shapes[1].get(name)]
-        raise ValueError(
-            f"Stages.reinit must be full or none where stages differ in their parameters; got reference, and "
-            f"{', '.join(different)} of {from_folder} have other sizes. Give --reinit full."
-        )
-    ours, theirs = new.exports()["encoder"], old.exports()["encoder"]
-    assert isinstance(ours, Encoder)
-    assert isinstance(theirs, Encoder)
-    kept, bias = ours.patch_embed.proj.bias, theirs.patch_embed.proj.bias
-    assert kept is not None
-    assert bias is not None
-    with torch.no_grad():
-        kept.copy_(bias)
-    new_optimizer.load_state_dict(old_optimizer.state_dict())
+    carry_over(old, old_optimizer, new, new_optimizer, str(from_folder))
     with explain_disk(folder):
         replace_file(folder / "config.yaml", to_yaml(run).encode())
     save_checkpoint(checkpoints, new, new_optimizer, step=0, seed=run.runtime.seed, progress=Clock().progress(), keep=1)
