@@ -189,7 +189,7 @@ def pretrain(arguments: list[str]) -> None:
 
 
 def _pretrain_stages(chain: "Stages", out: Path) -> None:
-    from pantomim.stages import run_stages
+    from pantomim.study.stages import run_stages
 
     main = int(os.environ.get("RANK", "0")) == 0
 
@@ -231,7 +231,7 @@ def explain(arguments: list[str]) -> None:
     if prepared.decided:
         _print_section("Decided from the data", prepared.decided)
     if (chain := prepared.chain) is not None:
-        from pantomim.stages import describe_stages
+        from pantomim.study.stages import describe_stages
 
         _print_section("Stages", describe_stages(chain, chosen.out or Path("RUN")))
     for title, rows in explanation.explain(config, prepared.paper, precision, prepared.notes, prepared.origins):
@@ -432,8 +432,8 @@ def masks(
         seed: Of the draws.
     """
     from pantomim.analysis.mask_survey import choose_maskers, load_photo, parse_grid, survey
+    from pantomim.report.html import check_page_path
     from pantomim.report.mask_gallery import Gallery, write_gallery
-    from pantomim.report.template import check_page_path
 
     check_page_path("masks", out)
     size = parse_grid(grid)
@@ -665,10 +665,10 @@ def study(arguments: list[str]) -> None:
     """Compare runs over seeds: pantomim study PLAN --data SRC [--scale NAME] [--index I] [--table]."""
     chosen = tyro.cli(StudyArguments, args=arguments, prog="pantomim study")
     from pantomim.study.cells import expand
-    from pantomim.study.inputs import read_inputs
     from pantomim.study.page import write_tables
+    from pantomim.study.placeholders import read_inputs
     from pantomim.study.plan import load_plan, shipped_plans
-    from pantomim.study.run import check_folder, run_study, state, take_folder
+    from pantomim.study.run import check_study, open_study, run_study, state
 
     if chosen.plan is None:
         _print_section("Plans", [(plan.name, " ".join(plan.summary.split())) for plan in shipped_plans().values()])
@@ -680,7 +680,7 @@ def study(arguments: list[str]) -> None:
     for warning in planned.warnings:
         ERRORS.print(warning, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
     if chosen.list:
-        check_folder(planned, out)
+        check_study(planned, out)
         _print_section(
             f"{len(planned.cells)} cells, --index 0 to {len(planned.cells) - 1}",
             [(cell.name, state(cell, out)) for cell in planned.cells],
@@ -692,7 +692,7 @@ def study(arguments: list[str]) -> None:
 
     failed = []
     if chosen.table:
-        take_folder(planned, out)
+        open_study(planned, out)
     else:
         say(f"{len(planned.cells)} cells in {out}" + (f", scale {planned.scale}." if planned.scale else "."))
         failed = run_study(planned, out, index=chosen.index, minutes=chosen.minutes, say=say)
@@ -784,7 +784,7 @@ def inspect_run(
         count: How many images; 128, or 8 for alignment. cka takes whole batches of 64 of them, and says how many.
         seed: Of the choice of images.
     """
-    from pantomim.report.template import check_page_path
+    from pantomim.report.html import check_page_path
 
     if not encoders:
         raise ValueError(f"inspect {what} needs a run folder. Add RUN, such as runs/first, or several.")
@@ -812,7 +812,7 @@ def inspect_run(
 def _inspect_alignment(runs: Sequence[str], images: str | None, out: Path | None, count: int, seed: int) -> None:
     from pantomim.analysis.alignment import inspect_alignment
     from pantomim.report.alignment import write_alignment
-    from pantomim.report.template import check_page_path
+    from pantomim.report.html import check_page_path
 
     path = out or Path(runs[0]) / "analysis" / "alignment.html"
     check_page_path("inspect", path)

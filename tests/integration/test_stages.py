@@ -21,7 +21,7 @@ from pantomim.evaluate.protocols import Evaluate, evaluate_to_file
 from pantomim.formats import load_encoder
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.report import make_stages_report
-from pantomim.stages import run_stages, stage_run
+from pantomim.study.stages import run_stages, stage_run
 from pantomim.teachers.choice import TeacherConfig
 
 STEPS = 6

@@ -1,31 +1,21 @@
 """What the blocks of encoders do, on a page of its own and in the report of a run."""
 
 import itertools
-from dataclasses import dataclass
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
 
 from pantomim.analysis.block_facts import BlockFacts, Kind
 from pantomim.core.files import replace_file
-from pantomim.report.layer_charts import head_chart, map_chart, share_chart
-from pantomim.report.template import check_page_path, fill_template
+from pantomim.report.charts import Chart, head_chart, map_chart, share_chart
+from pantomim.report.html import check_page_path, fill_template
 
 TITLES: dict[Kind, str] = {
     "attention-distance": "How far the heads look",
     "spectrum": "How few directions the tokens lie in",
     "cka": "Which layers are alike",
 }
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One chart and its title."""
-
-    title: str
-    chart: Markup
 
 
 def write_inspection(found: BlockFacts, out: Path) -> Path:
@@ -39,35 +29,45 @@ def write_inspection(found: BlockFacts, out: Path) -> Path:
     text = fill_template(
         "inspection.html",
         title=TITLES[found.kind],
-        caption=caption(found),
-        panels=panels(found),
+        lead=caption(found),
+        charts=panels(found),
         headings=headings(found),
         rows=rows(found),
-        version=metadata.version("pantomim"),
     )
     replace_file(out, text.encode())
     return out
 
 
-def panels(found: BlockFacts) -> list[Panel]:
+def block_charts(inside: Sequence[BlockFacts], *, named: bool = False) -> list[tuple[Chart, str]]:
+    """The charts of several analyses, each with what it shows in its title; the last one of each has the caption.
+
+    Encoders are `named` in the titles, else only where there are several.
+    """
+    charts = []
+    for found in inside:
+        shown = panels(found)
+        for number, chart in enumerate(shown, 1):
+            title = TITLES[found.kind] + (f": {chart.title}" if named or len(shown) > 1 else "")
+            charts.append((Chart(title, chart.wide), caption(found) if number == len(shown) else ""))
+    return charts
+
+
+def panels(found: BlockFacts) -> list[Chart]:
     """A chart an encoder, or, for CKA, a map for each two and each one with itself; axes are the same in all."""
     numbers = range(len(found.names))
     if found.kind == "cka":
         pairs = [*itertools.combinations(numbers, 2), *((number, number) for number in numbers)]
         named = [(found.names[a], found.names[b], found.between(a, b)) for a, b in pairs]
-        return [Panel(a if a == b else f"{a} and {b}", map_chart(values, a, b)) for a, b, values in named]
+        return [Chart(a if a == b else f"{a} and {b}", map_chart(values, a, b)) for a, b, values in named]
+    values = [found.of("shares" if found.kind == "spectrum" else "distance", number) for number in numbers]
+    highest = max(float(own.max()) for own in values)
     if found.kind == "spectrum":
-        shares = [found.of("shares", number) for number in numbers]
-        highest = max(float(values.max()) for values in shares)
-        return [
-            Panel(name, share_chart(values, highest, name)) for name, values in zip(found.names, shares, strict=True)
-        ]
-    distances = [found.of("distance", number) for number in numbers]
+        return [Chart(name, share_chart(own, highest, name)) for name, own in zip(found.names, values, strict=True)]
     uniform = [float(found.of("uniform", number)) for number in numbers]
-    highest = max(*(float(values.max()) for values in distances), *uniform)
+    highest = max(highest, *uniform)
     return [
-        Panel(name, head_chart(values, even, highest, name))
-        for name, values, even in zip(found.names, distances, uniform, strict=True)
+        Chart(name, head_chart(own, even, highest, name))
+        for name, own, even in zip(found.names, values, uniform, strict=True)
     ]
 
 
@@ -105,26 +105,21 @@ def rows(found: BlockFacts) -> list[list[str]]:
     """The numbers behind the charts, a row a layer: means over heads, P_1 ... P_5, or the most alike layer."""
     if found.kind == "cka":
         first, second = 0, min(1, len(found.names) - 1)
-        values = found.between(first, second).copy()
+        values = np.nan_to_num(found.between(first, second), nan=-np.inf)
         if first == second:
             np.fill_diagonal(values, -np.inf)
-        values = np.nan_to_num(values, nan=-np.inf)
-        best = values.argmax(axis=1)
         return [
             [f"{found.names[first]} {layer}", f"{found.names[second]} {other}", f"{values[layer, other]:.3f}"]
-            for layer, other in enumerate(best)
+            for layer, other in enumerate(values.argmax(axis=1))
         ]
-    depths = [encoder["depth"] for encoder in found.about["encoders"]]
-    table = []
-    for layer in range(max(depths)):
-        cells = []
-        for number, depth in enumerate(depths):
-            if layer >= depth:
-                cells.append("")
-            elif found.kind == "spectrum":
-                cells.append("  ".join(f"{share:.3f}" for share in found.of("shares", number)[layer]))
-            else:
-                heads = found.of("distance", number)[layer]
-                cells.append(f"{heads.mean():.1f} ({heads.min():.1f} to {heads.max():.1f})")
-        table.append([str(layer), *cells])
-    return table
+
+    def cell(number: int, layer: int) -> str:
+        if layer >= found.about["encoders"][number]["depth"]:
+            return ""
+        if found.kind == "spectrum":
+            return "  ".join(f"{share:.3f}" for share in found.of("shares", number)[layer])
+        heads = found.of("distance", number)[layer]
+        return f"{heads.mean():.1f} ({heads.min():.1f} to {heads.max():.1f})"
+
+    depth = max(encoder["depth"] for encoder in found.about["encoders"])
+    return [[str(layer), *(cell(number, layer) for number in range(len(found.names)))] for layer in range(depth)]

@@ -14,14 +14,15 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from pantomim.analysis.mask_survey import MaskSurvey, Photo
+from pantomim.report.charts import LOWEST, power_ticks
 from pantomim.report.mask_looks import look
-from pantomim.report.spectra import LOWEST, power_ticks, spread
+from pantomim.report.svg import spread
 
 INK, SOFT, GROUND, VEIL = "#1c2025", "#5b636d", "#e3e6ea", "#cfd4da"
 COLUMN, GAP = 2.3, 0.2  # inches: a strategy's width, and the room between two
 HEAD, NUMBERS, CHART = 1.5, 1.25, 3.2  # inches: title and names, a strategy's numbers, the spectra
 BELOW = {"mask": 0.12, "photo": 0.12, "pattern": 0.36, "heat": 0.3}  # inches below a picture, for its caption
-DPI = 130
+RULED = 40  # patches: on larger grids no lines are drawn between them
 
 
 def draw_poster(
@@ -43,7 +44,7 @@ def draw_poster(
     kinds += [("pattern", 0)] * any(survey.pattern for survey in surveys) + [("heat", 0)]
     wide = COLUMN * max(len(surveys), 4) + 0.8
     high = HEAD + sum(tall + BELOW[kind] for kind, _ in kinds) + NUMBERS + CHART
-    figure = Figure(figsize=(wide, high), dpi=DPI, facecolor="white")
+    figure = Figure(figsize=(wide, high), dpi=130, facecolor="white")
     left = (wide - COLUMN * len(surveys) + GAP) / 2
 
     def text(x: float, y: float, words: str, **style: Any) -> None:
@@ -91,7 +92,7 @@ def usual_counts(surveys: Sequence[MaskSurvey]) -> str:
 def _cells(axes: Axes, values: np.ndarray, colors: Colormap, highest: float, lines: bool = False) -> None:
     axes.imshow(values, cmap=colors, vmin=0, vmax=highest, interpolation="nearest")
     rows, columns = values.shape
-    if lines and max(rows, columns) <= 40:
+    if lines and max(rows, columns) <= RULED:
         axes.hlines(np.arange(1, rows) - 0.5, -0.5, columns - 0.5, color=GROUND, linewidth=0.8)
         axes.vlines(np.arange(1, columns) - 0.5, -0.5, rows - 0.5, color=GROUND, linewidth=0.8)
     _bare(axes)
@@ -99,9 +100,9 @@ def _cells(axes: Axes, values: np.ndarray, colors: Colormap, highest: float, lin
 
 def _photo(axes: Axes, photo: Photo, visible: np.ndarray) -> None:
     scale = photo.pixels.shape[0] // visible.shape[0]
-    hidden = np.kron(~visible, np.ones((scale, scale), dtype=bool))
+    masked = np.kron(~visible, np.ones((scale, scale), dtype=bool))
     pixels = np.broadcast_to(photo.pixels, (*photo.pixels.shape[:2], 3)) / 255.0
-    axes.imshow(np.where(hidden[:, :, None], np.array(to_rgb(VEIL)), pixels))
+    axes.imshow(np.where(masked[:, :, None], np.array(to_rgb(VEIL)), pixels))
     _bare(axes)
 
 
@@ -121,10 +122,10 @@ def _pattern(axes: Axes, survey: MaskSurvey, color: str) -> None:
 
 
 def _numbers(survey: MaskSurvey) -> str:
-    found, hidden = survey.statistics, survey.num_masked
+    found, masked = survey.statistics, survey.num_masked
     return "\n".join(
         [
-            f"{hidden.mean():.{int(np.ptp(hidden) > 0)}f} of {survey.visible[0].size} hidden",
+            f"{masked.mean():.{int(np.ptp(masked) > 0)}f} of {survey.visible[0].size} masked",
             f"{found.num_clusters.mean():.1f} clusters, largest {found.largest_cluster.mean():.1f}",
             f"{found.neighbours.mean():.2f} visible neighbours",
             f"distance {found.mean_distance.mean():.2f}, largest {found.max_distance.mean():.1f}",

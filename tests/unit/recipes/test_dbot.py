@@ -9,7 +9,7 @@ from pantomim.methods.dbot import DBOTConfig
 from pantomim.recipes import RECIPES, prepare
 from pantomim.recipes.dbot import RECIPES as DBOT
 from pantomim.recipes.recipe import differences
-from pantomim.stages import stage_run
+from pantomim.study.stages import stage_run
 
 NAMES = {recipe.name for recipe in DBOT}
 

@@ -6,7 +6,7 @@ from study_plan import plan_values
 
 from pantomim.config import Duration, from_dict, to_dict
 from pantomim.study.cells import Study, expand
-from pantomim.study.needs import moved, needed_arms, with_runs
+from pantomim.study.placeholders import moved, needed_arms, with_runs
 from pantomim.study.plan import Plan
 
 ONE = {"knn": {"protocol": "knn", "data": "{data}"}}
