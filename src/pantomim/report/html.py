@@ -132,7 +132,8 @@ def surroundings(environment: Mapping[str, Any]) -> dict[str, str]:
     versions += [f"Python {environment['python']}"] if environment.get("python") else []
     hardware = [environment.get(part) for part in ("gpu", "cpu")]
     if any(hardware):
-        hardware += [f"{environment[part]} {part}" for part in ("cores", "threads") if environment.get(part)]
+        counts = {part: environment.get(part) for part in ("cores", "threads")}
+        hardware += [f"{count} {part if count > 1 else part[:-1]}" for part, count in counts.items() if count]
         hardware += [environment.get("precision")]
     named = {"Versions": versions, "Hardware": [str(part) for part in hardware if part]}
     return {name: ", ".join(parts) for name, parts in named.items() if parts}

@@ -136,12 +136,11 @@ def sections(table: Table) -> Iterator[Section]:
     reading = (
         f"Mean ± standard deviation over the seeds {', '.join(map(str, table.seeds))}; n where some are missing. "
         f"Shares in percent. Differences to {table.reference} are taken seed by seed, in percentage points where "
-        f"scores are in percent. A difference counts as above or below only if its 95 % interval by Student's t leaves out "
-        f"zero; intervals are not corrected for the number of comparisons."
+        f"scores are in percent. A difference counts as above or below only if its 95 % interval by Student's t leaves "
+        f"out zero; intervals are not corrected for the number of comparisons."
     )
     scores = [[row.name, *(show(row.scores[m], m, row.planned) for m in table.metrics)] for row in table.rows]
-    bold = "Bold: the best mean among the arms, whether or not it can be told apart."
-    yield Section("scores", "Scores", [("", headings, scores)], f"{bold} {reading}", best=best_arms(table))
+    yield Section("scores", "Scores", [("", headings, scores)], reading, best=best_arms(table))
     against = [
         [row.name, *(show_difference(row.differences.get(metric), metric) for metric in table.metrics)]
         for row in table.rows

@@ -7,19 +7,35 @@ from collections.abc import Collection
 from dataclasses import field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import AfterValidator, Field
 
 from pantomim.config import Duration, from_dict
 from pantomim.core.frozen import frozen
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 SET_BY_THE_STUDY = ("encoder", "out", "seed", "contenders")  # of evaluations
 LOG = "log"  # the evaluation that is none: what the runs logged, such as log.loss
 MINUS = " - "
 Analysis = Literal["alignment", "attention-distance", "spectrum"]
 Overrides = dict[str, Any]
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
+        raise ValueError(f"must be of letters, digits, _, ., + and -, to be part of a file name; got {name!r}.")
+    return name
+
+
+def _checked_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"must be different numbers from 0 on, at least one; got {seeds}.")
+    return seeds
+
+
+Name = Annotated[str, AfterValidator(_checked_name)]
+Seeds = Annotated[tuple[int, ...], AfterValidator(_checked_seeds)]
 
 
 @frozen
@@ -29,7 +45,7 @@ class Arm:
     base: str | None = None  # another recipe or bare method than the plan's
     size: str | None = None  # of the encoder, if that is a bare method
     duration: Duration | None = None  # the warm-up keeps its share; 0 steps: the encoder as its seed draws it
-    seeds: tuple[int, ...] | None = None  # such as a single one for a tokenizer that all cells share
+    seeds: Seeds | None = None  # such as a single one for a tokenizer that all cells share
     overrides: Overrides = field(default_factory=dict)  # on top of those of all runs
 
     @classmethod
@@ -51,7 +67,7 @@ class Scale:
     base: str | None = None
     size: str | None = None
     duration: Duration | None = None
-    seeds: tuple[int, ...] | None = None
+    seeds: Seeds | None = None
     overrides: Overrides = field(default_factory=dict)
     arms: dict[str, Overrides] = field(default_factory=dict)
     evaluations: dict[str, Overrides] = field(default_factory=dict)
@@ -104,31 +120,24 @@ class Plan:
         scales: By name, the same plan for other machines; the first one is used if none is asked for.
     """
 
-    name: str
+    name: Name
     summary: str
     base: str
-    evaluations: dict[str, Overrides]
+    evaluations: dict[Name, Overrides]
     compare: Compare
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     size: str | None = None
     duration: Duration | None = None
     overrides: Overrides = field(default_factory=dict)
-    arms: dict[str, Overrides | None] = field(default_factory=dict)
-    axes: dict[str, dict[str, Overrides | None]] = field(default_factory=dict)
+    arms: dict[Name, Overrides | None] = field(default_factory=dict)
+    axes: dict[str, dict[Name, Overrides | None]] = field(default_factory=dict)
     baselines: tuple[Literal["untrained", "pixels"], ...] = ("untrained", "pixels")
     analyses: tuple[Analysis, ...] = ()
-    pictures: int = 0
-    scales: dict[str, Scale] = field(default_factory=dict)
+    pictures: Annotated[int, Field(ge=0)] = 0
+    scales: dict[Name, Scale] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        problems = [
-            *self._name_problems(),
-            *self._arm_problems(),
-            *self._evaluation_problems(),
-            *self._compare_problems(),
-        ]
-        if self.pictures < 0:
-            problems.append(f"Plan.pictures must not be negative; got {self.pictures}. 0 makes none.")
+        problems = [*self._arm_problems(), *self._evaluation_problems(), *self._compare_problems()]
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -152,21 +161,6 @@ class Plan:
             found += [(f"Plan.scales.{scale}.arms.{name}", name, settings) for name, settings in at.arms.items()]
         return found
 
-    def _name_problems(self) -> list[str]:
-        names = {
-            "name": [self.name],
-            "arms": list(self.arms),
-            "axes": [choice for axis in self.axes.values() for choice in axis],
-            "evaluations": list(self.evaluations),
-            "scales": list(self.scales),
-        }
-        return [
-            f"Plan.{where} must be named by letters, digits, _, ., + and -, to be part of a file name; got {name!r}."
-            for where, given in names.items()
-            for name in given
-            if not NAME.fullmatch(name)
-        ]
-
     def _arm_problems(self) -> list[str]:
         if bool(self.arms) == bool(self.axes) or not all(self.axes.values()):
             return ["Plan must have either arms or axes, and choices on every axis; fill in one of the two."]
@@ -183,15 +177,6 @@ class Plan:
         ]
         if any("seed" in (overrides.get("runtime") or {}) for overrides in everywhere):
             problems.append("Plan.overrides must leave runtime.seed to Plan.seeds. Name the seeds there.")
-        named = [("Plan", self.seeds), *((f"Plan.scales.{name}", scale.seeds) for name, scale in self.scales.items())]
-        for where, name, settings in self._every_arm():
-            if settings.get("seeds") is not None:
-                named.append((where, Arm.of(settings, f"arm {name}").seeds))
-        problems += [
-            f"{owner}.seeds must be different numbers from 0 on, at least one; got {seeds}."
-            for owner, seeds in named
-            if seeds is not None and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0)
-        ]
         return problems
 
     def _evaluation_problems(self) -> list[str]:
