@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # imported where used: `pantomim --help` waits for no model l
     from pantomim.config import Pretrain, Stages
     from pantomim.recipes import Prepared
 
+T = TypeVar("T")
 CONSOLE = Console()
 ERRORS = Console(stderr=True)
 LEAVES = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
@@ -250,9 +252,7 @@ def _print_section(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 def recipes() -> None:
     """List the recipes with their cost and expected score."""
-    from pantomim.recipes import BARE_METHODS, RECIPES
-    from pantomim.recipes.tokenizers import BARE
-    from pantomim.recipes.tokenizers import RECIPES as TOKENIZER_RECIPES
+    from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, RECIPES, TOKENIZER_RECIPES
 
     for title, listed in (("", RECIPES), ("Tokenizers, for pantomim tokenizer train", TOKENIZER_RECIPES)):
         if title:
@@ -265,20 +265,52 @@ def recipes() -> None:
         CONSOLE.print(table, highlight=False)
     CONSOLE.print(
         f"Bare methods, for any images: {', '.join(BARE_METHODS)} (then --size and the data decide the rest); "
-        f"tokenizers: {', '.join(BARE)}.\n"
+        f"tokenizers: {', '.join(BARE_TOKENIZERS)}.\n"
         "pantomim explain RECIPE tells what a run would be, but not of tokenizers.",
         highlight=False,
     )
 
 
-def evaluate(arguments: list[str]) -> None:
-    """Score a frozen encoder: pantomim evaluate knn|linear|attentive|segmentation --encoder RUN --data SRC."""
-    from pantomim.evaluate.protocols import Evaluate, evaluate_to_file, headline
+# Options of `evaluate` as they were, and what to write now; those of None were options of any protocol.
+RENAMED_EVALUATE: dict[tuple[str | None, str], str] = {
+    (None, "--protocol"): "evaluate linear_mae",
+    ("linear", "--labels-per-class"): "evaluate few_labels --labels-per-class",
+    ("linear", "--draws"): "evaluate few_labels --draws",
+    ("knn", "--batch-size"): "evaluate knn --chunk",
+    (None, "--probe."): "evaluate linear --",
+    (None, "--mae."): "evaluate linear_mae --",
+    (None, "--attentive."): "evaluate attentive --",
+    (None, "--patches."): "evaluate segmentation --",
+}
 
-    config = tyro.cli(Evaluate, args=arguments, prog="pantomim evaluate", config=LEAVES)
+
+def evaluate(arguments: list[str]) -> None:
+    """Score a frozen encoder: pantomim evaluate PROTOCOL --encoder RUN --data SRC; PROTOCOL --help has its options."""
+    from pantomim.evaluate import PROTOCOLS, evaluate_to_file, headline
+
+    for option in (f"--{name.replace('_', '-')}" for name in _given(arguments)):
+        for (protocol, old), new in RENAMED_EVALUATE.items():
+            if protocol in (None, arguments[0]) and (option.startswith(old) if old.endswith(".") else option == old):
+                raise ValueError(f"evaluate {option} is now {new}{option.removeprefix(old)}.")
+    config = _chosen("evaluate", {protocol.protocol: protocol for protocol in PROTOCOLS}, arguments)
     path, result = evaluate_to_file(config)
-    CONSOLE.print(headline(result), highlight=False)
+    CONSOLE.print(headline(config, result), highlight=False)
     CONSOLE.print(f"Written to {path}.", highlight=False)
+
+
+def _chosen(command: str, kinds: dict[str, type[T]], arguments: list[str]) -> T:
+    """What the first word names of some alternatives, with the options that follow; a list of them if there is none."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        rows = [(name, (inspect.getdoc(kind) or "").splitlines()[0]) for name, kind in kinds.items()]
+        _print_section(f"pantomim {command}", rows)
+        CONSOLE.print(f"\npantomim {command} NAME --help lists the options of each.", highlight=False)
+        sys.exit(0)
+    name = {known.replace("-", "_"): known for known in kinds}.get(arguments[0].replace("-", "_"))
+    if name is None:
+        close = difflib.get_close_matches(arguments[0], kinds, n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(kinds)}."
+        raise ValueError(f"There is no {command} {arguments[0]}. {hint}")
+    return tyro.cli(kinds[name], args=arguments[1:], prog=f"pantomim {command} {name}", config=LEAVES)
 
 
 def features(encoder: str, data: str, out: Path, split: str = "all") -> None:
@@ -530,8 +562,8 @@ def tokenizer(arguments: list[str]) -> None:
 def _train_tokenizer(arguments: list[str]) -> None:
     """Train a discrete auto-encoder: pantomim tokenizer train --data SRC --out RUN [--steps N] [--any.leaf value]."""
     from pantomim.config import Pretrain
+    from pantomim.recipes import prepare_tokenizer
     from pantomim.recipes.dvae import dvae_paper, fitted
-    from pantomim.recipes.tokenizers import prepare_tokenizer
 
     prog = "pantomim tokenizer train"
     if "-h" in arguments or "--help" in arguments:
@@ -762,17 +794,18 @@ def import_weights(
 
 
 def inspect_run(
-    what: Annotated[Literal["alignment", "attention-distance", "spectrum", "cka"], tyro.conf.Positional],
+    what: Annotated[Literal["alignment", "attention-distance", "spectrum", "cka", "guidance"], tyro.conf.Positional],
     encoders: Annotated[tuple[str, ...], tyro.conf.Positional],
     images: str | None = None,
     out: Path | None = None,
     count: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Look into runs and encoders, side by side: inspect attention-distance|spectrum|cka|alignment RUN [RUN ...].
+    """Look into runs and encoders: inspect attention-distance|spectrum|cka|alignment|guidance RUN [RUN ...].
 
     attention-distance: how far each head looks. spectrum: how few directions the tokens lie in. cka: which layers are
-    alike. alignment: what CAE's decoder makes of all patches without the regressor.
+    alike. alignment: what CAE's decoder makes of all patches without the regressor. guidance: what guided the masks
+    of CMT-MAE, at each checkpoint that the run kept.
 
     Args:
         what: Which of them.
@@ -788,6 +821,12 @@ def inspect_run(
 
     if not encoders:
         raise ValueError(f"inspect {what} needs a run folder. Add RUN, such as runs/first, or several.")
+    if what == "guidance":
+        from pantomim.analysis.guidance import write_guidance_arrays
+
+        for run in encoders:
+            CONSOLE.print(f"Pictures: {write_guidance_arrays(run, seed=seed)}; `pantomim report {run}` shows them.")
+        return
     if what == "alignment":
         _inspect_alignment(encoders, images, out, 8 if count is None else count, seed)
         return
@@ -874,7 +913,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, NonFiniteError, MemoryFullError) as error:
         if os.environ.get("PANTOMIM_TRACEBACK"):
             raise
-        _fail(str(error), 2)
+        _fail(re.sub(r"\bprepare\.(\w+)", r"--\1", str(error)), 2)  # its arguments are options here
 
 
 def _fail(message: str, status: int) -> NoReturn:

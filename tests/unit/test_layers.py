@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluate",
     },
     "explain": {"data", "nn", "masking", "teachers", "targets", "config", "methods", "optim", "recipes"},
-    "report": {"core", "formats", "analysis"},
+    "report": {"core", "masking", "formats", "analysis"},
     "study": {
         "core",
         "nn",
@@ -69,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "optim",
         "config",
         "recipes",
+        "engine",
         "analysis",
     },
 }

@@ -32,8 +32,9 @@ from pantomim.formats.foreign import (
 from pantomim.formats.native import exact_ratio
 from pantomim.formats.reader import HARMLESS, UNREAD, Unread, read_content, weights_of
 from pantomim.nn.heads import Classifier
+from pantomim.nn.init import Initialisation
 from pantomim.nn.relative import CLASS_ROWS, num_relative_rows, relative_index
-from pantomim.nn.vit import EncoderConfig, Initialisation, Position, RelativePosition
+from pantomim.nn.vit import EncoderConfig, Position, RelativePosition
 
 BEIT_LAYOUT = Layout(
     project="beit",

@@ -18,9 +18,10 @@ from pantomim.formats.foreign import AS_PUBLISHED, IMAGENET_MEAN, IMAGENET_STD, 
 from pantomim.formats.native import exact_ratio
 from pantomim.formats.reader import read_weights
 from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
+from pantomim.nn.init import Initialisation
 from pantomim.nn.position import sincos_2d_rows_first
 from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
-from pantomim.nn.vit import Encoder, EncoderConfig, Initialisation
+from pantomim.nn.vit import Encoder, EncoderConfig
 
 Release = Literal["lxtGH/CAE", "Atten4Vis/CAE"]
 
@@ -30,7 +31,7 @@ PARTS: dict[Release, tuple[tuple[str, str], ...]] = {
         ("encoder_to_decoder_norm.", "projection.norm."),
         ("encoder_to_decoder.", "projection.linear."),
         ("encoder.", "encoder."),
-        ("teacher.", "aligner."),
+        ("teacher.", "aligner.copy."),
         ("mask_token", "regressor.mask_token"),
         ("pretext_neck.regressor_blocks.", "regressor.blocks."),
         ("pretext_neck.decoder_blocks.", "decoder.blocks."),
@@ -42,7 +43,7 @@ PARTS: dict[Release, tuple[tuple[str, str], ...]] = {
         ("encoder_to_regresser_norm.", "projection.norm."),
         ("encoder_to_regresser.", "projection.linear."),
         ("encoder.", "encoder."),
-        ("alignment_encoder.", "aligner."),
+        ("alignment_encoder.", "aligner.copy."),
         ("mask_token", "regressor.mask_token"),
         ("regresser.regressor_blocks.", "regressor.blocks."),
         ("decoder.decoder_blocks.", "decoder.blocks."),

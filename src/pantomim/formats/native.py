@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from pantomim.core.files import replace_file
 from pantomim.formats.files import hash_weights, load_exactly
-from pantomim.nn.decoder import MAEDecoder
+from pantomim.nn.decoder import DecoderConfig, MAEDecoder
 from pantomim.nn.heads import Classifier
 from pantomim.nn.position import TableName, name_table
-from pantomim.nn.vit import Block, Encoder, EncoderConfig
+from pantomim.nn.vit import Encoder, EncoderConfig
 
 FORMAT_VERSION = 1
 ENCODER, DECODER, PREDICTOR, CLASSIFIER = "encoder", "decoder", "predictor", "classifier"
@@ -160,17 +160,15 @@ def read_description(path: str | Path) -> Description:
 
 def save_decoder(folder: str | Path, decoder: MAEDecoder) -> None:
     """Write `decoder.safetensors` and `decoder.json` (constructor arguments) into a folder."""
-    block = decoder.decoder_blocks[0]
-    assert isinstance(block, Block)
-    width = decoder.decoder_embed.out_features
+    config = decoder.config
     arguments = {
         "encoder_width": decoder.decoder_embed.in_features,
         "num_prefix": decoder.num_prefix,
         "grid": decoder.grid,
-        "width": width,
-        "depth": len(decoder.decoder_blocks),
-        "heads": block.attn.heads,
-        "mlp_ratio": exact_ratio(block.mlp.fc1.out_features, width),
+        "width": config.width,
+        "depth": config.depth,
+        "heads": config.heads,
+        "mlp_ratio": config.mlp_ratio,
         "out_dim": decoder.decoder_pred.out_features,
     }
     _save(Path(folder), DECODER, decoder, {"decoder": arguments, "position_table": describe_positions(decoder)})
@@ -187,8 +185,9 @@ def load_decoder(path: str | Path) -> MAEDecoder:
     if not isinstance(arguments, dict) or "grid" not in arguments:
         raise _damaged(folder / "decoder.json", "no entry 'decoder'")
     arguments = {**arguments, "grid": tuple(arguments["grid"])}
+    sizes = {name: arguments.pop(name) for name in ("width", "depth", "heads", "mlp_ratio") if name in arguments}
     weights = _read_weights(folder, DECODER)
-    return _filled(folder, DECODER, weights, lambda: MAEDecoder(**arguments))
+    return _filled(folder, DECODER, weights, lambda: DecoderConfig(**sizes).build(**arguments))
 
 
 def save_predictor(

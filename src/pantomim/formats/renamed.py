@@ -15,8 +15,8 @@ from torch import Tensor
 from pantomim.formats.beit import recognise_beit, recognise_tables
 from pantomim.formats.cae import CAE_LAYOUT, HEADS, ROUNDING, TABLE, recognise_cae_file
 from pantomim.formats.foreign import Found, Given
+from pantomim.nn.init import Initialisation
 from pantomim.nn.position import sincos_2d_rows_first
-from pantomim.nn.vit import Initialisation
 
 Parts = tuple[tuple[str, str, dict[str, str]], ...]
 

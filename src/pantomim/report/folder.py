@@ -15,11 +15,6 @@ from pantomim.analysis.block_facts import SHOWN, BlockFacts, read_block_facts
 Known = TypeVar("Known")
 Other = TypeVar("Other")
 
-COLUMNS = (
-    *("loss", "lr", "images_per_s", "data_wait_s", "grad_norm", "memory_gib", "time_s"),
-    *("entropy_teacher", "entropy_student", "entropy_mask", "overlap", "student_std", "loss_teacher", "loss_student"),
-)
-
 
 @dataclass(frozen=True)
 class Metrics:
@@ -154,7 +149,8 @@ def _read_metrics(file: Path) -> Metrics:
         except (ValueError, KeyError, TypeError):
             continue
     steps = sorted(rows)
-    columns = {name: np.array([_number(rows[step].get(name)) for step in steps]) for name in COLUMNS}
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    columns = {name: np.array([_number(rows[step].get(name)) for step in steps]) for name in names}
     return Metrics(np.array(steps, dtype=np.int64), columns)
 
 

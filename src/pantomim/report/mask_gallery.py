@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from pantomim.analysis.mask_survey import MaskSurvey, Photo
 from pantomim.core.files import replace_file
+from pantomim.masking import strategy_of
 from pantomim.report.charts import spectrum_chart
 from pantomim.report.html import check_page_path, fill_template, jpeg, png
-from pantomim.report.mask_looks import look
 from pantomim.report.mask_poster import RULED, draw_poster, usual_counts
 
 PER_ROW = 6  # strategies
@@ -80,7 +80,7 @@ def write_gallery(gallery: Gallery, out: Path) -> tuple[Path, Path]:
 def render(gallery: Gallery) -> str:
     """The page as HTML."""
     rows, columns = gallery.surveys[0].grid
-    spectra = [(survey.name, look(survey.name).color, survey.spectrum) for survey in gallery.surveys]
+    spectra = [(survey.name, strategy_of(survey.name).colour, survey.spectrum) for survey in gallery.surveys]
     return fill_template(
         "masks.html",
         styles=("page.css", "masks.css"),
@@ -97,7 +97,7 @@ def render(gallery: Gallery) -> str:
         photos=[(photo.name, Markup(jpeg(photo.pixels))) for photo in gallery.photos],  # a data URI, base64
         headings=[heading for heading, _, _ in COLUMNS],
         charts={kind: spectrum_chart(spectra, max(rows, columns), size) for kind, size in SIZES.items()},
-        **{tool.__name__: tool for tool in (look, numbers, mask_svg, veil_svg, gray, heat, png)},
+        **{tool.__name__: tool for tool in (strategy_of, numbers, mask_svg, veil_svg, gray, heat, png)},
     )
 
 

@@ -12,8 +12,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from pantomim.analysis.mask_survey import MaskSurvey, Photo
+from pantomim.masking import strategy_of
 from pantomim.report.charts import LOWEST, power_ticks
-from pantomim.report.mask_looks import look
 
 INK, SOFT, GROUND, VEIL = "#1c2025", "#5b636d", "#e3e6ea", "#cfd4da"
 COLUMN, CHART, ROOM = 2.3, 3.2, 0.35  # inches: a strategy's width, height of the spectra, room below a picture
@@ -50,7 +50,7 @@ def draw_poster(
     for axes in grid.flat:
         axes.set_axis_off()
     for column, survey in zip(grid.T, surveys, strict=False):
-        color = look(survey.name).color
+        color = strategy_of(survey.name).colour
         for axes, (kind, which) in zip(column, kinds, strict=True):
             if kind == "mask":
                 _cells(axes, survey.visible[which], color)
@@ -101,7 +101,7 @@ def _photo(axes: Axes, photo: Photo, visible: np.ndarray) -> None:
 def _pattern(axes: Axes, survey: MaskSurvey, color: str) -> None:
     pattern = survey.pattern
     if pattern is None:
-        words = f"–\n{textwrap.fill(look(survey.name).drawn, 28)}"
+        words = f"–\n{textwrap.fill(strategy_of(survey.name).drawn, 28)}"
         axes.text(0.5, 0.5, words, color=SOFT, size=8, ha="center", va="center")
         return
     _picture(axes, pattern.values, "pattern and window", cmap="gray")
@@ -127,7 +127,7 @@ def _spectra(axes: Axes, surveys: Sequence[MaskSurvey]) -> None:
     frequency = np.arange(1, powers.shape[1] + 1) / max(surveys[0].grid)
     axes.axhline(1.0, color=SOFT, linewidth=0.8, linestyle=(0, (5, 4)))
     for survey, power in sorted(zip(surveys, powers, strict=True), key=lambda line: -line[1][-1]):  # as the legend
-        axes.plot(frequency, power, color=look(survey.name).color, lw=1.8, marker="o", ms=3, label=survey.name)
+        axes.plot(frequency, power, color=strategy_of(survey.name).colour, lw=1.8, marker="o", ms=3, label=survey.name)
     axes.set(yscale="log", yticks=power_ticks(float(powers.min()), float(powers.max())))
     axes.set(xlim=(0, frequency[-1] * 1.01), xlabel="cycles per patch", ylabel="power / white noise")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from pydantic import TypeAdapter, ValidationError
 
 from pantomim.core.files import replace_file
+from pantomim.masking import Masker, MaskerConfig
 from pantomim.report.charts import Chart, Curve, curve_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
 from pantomim.report.html import alignment_strips, duration, fill_template, length, surroundings, text_of, triplets
@@ -26,7 +28,6 @@ CURVES: dict[str, tuple[str, str, dict[str, bool]]] = {
     "entropy_teacher": ("Entropy of the teacher's map", "share of the largest", {"smooth": True}),
     "entropy_student": ("Entropy of the EMA student's map", "share of the largest", {"smooth": True}),
     "entropy_mask": ("Entropy of the mixed map", "share of the largest", {"smooth": True}),
-    "overlap": ("Masked now and at the look before", "share", {"from_zero": True}),
     "loss_teacher": ("Distance from the teacher's features", "distance", {"smooth": True, "cut_start": True}),
     "loss_student": ("Distance from the EMA student's features", "distance", {"smooth": True, "cut_start": True}),
     "student_std": ("Std of the EMA student's features", "share of their size", {"from_zero": True, "smooth": True}),
@@ -150,13 +151,15 @@ def facts(folder: RunFolder) -> Iterator[tuple[str, str, str]]:
 
 
 def masking(masker: Mapping[str, Any]) -> str:
-    """How much is masked, and by which strategy; empty where there is no masker."""
-    ratio, kind = masker.get("ratio"), str(masker.get("kind", "")).replace("_", " ")
+    """How much is masked, and how; empty where there is no masker."""
+    ratio = masker.get("ratio")
     if not isinstance(ratio, float):
         return ""
-    given = [masker.get("bank") or look_up(masker, "noise.color"), masker.get("preset") or masker.get("rule")]
-    which = next((f" ({name})" for name in given if name), "")
-    return f"{100 * ratio:.0f} % masked" + (f": {kind}{which}" if kind else "")
+    try:
+        manner = TypeAdapter[Masker](MaskerConfig).validate_python(masker).manner
+    except ValidationError:  # a run of another version
+        manner = ""
+    return f"{100 * ratio:.0f} % masked {manner}".rstrip()
 
 
 def progress(folder: RunFolder) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pantomim.config import Pretrain, from_dict, to_dict, with_duration
-from pantomim.evaluate.protocols import Evaluate
+from pantomim.evaluate import Evaluation, protocol_named
 from pantomim.recipes.dvae import fitted
 from pantomim.recipes.prepare import BARE_METHODS, prepare
 from pantomim.recipes.tokenizers import BARE as BARE_TOKENIZERS
@@ -36,7 +36,7 @@ class Cell:
     arm: str
     seed: int  # of the run and of its evaluations
     run: Pretrain  # "{run:ARM}" is filled in when it is carried out
-    evaluations: dict[str, Evaluate]  # by name; the encoder is filled in when they are carried out
+    evaluations: dict[str, Evaluation]  # by name; the encoder is filled in when they are carried out
     analyses: tuple[Analysis, ...] = ()
     needs: dict[str, str] = field(default_factory=dict)  # by arm, the names of the cells whose runs it uses
     pictures: int = 0  # held-out images to reconstruct
@@ -273,9 +273,10 @@ def _run(plan: Plan, name: str, arm: Arm, data: str | None) -> dict[str, Any]:
     return to_dict(run)
 
 
-def _evaluation(plan: Plan, name: str, settings: dict[str, Any], seed: int, contenders: tuple[str, ...]) -> Evaluate:
+def _evaluation(plan: Plan, name: str, settings: dict[str, Any], seed: int, contenders: tuple[str, ...]) -> Evaluation:
+    where = f"evaluation {name} of study {plan.name}"
     values = {**settings, "encoder": ENCODER, "seed": seed, "contenders": contenders}
-    return from_dict(Evaluate, values, f"evaluation {name} of study {plan.name}")
+    return from_dict(protocol_named(str(settings.get("protocol"))), values, where)
 
 
 def _owners(runs: dict[str, dict[str, Any]], plan: Plan) -> dict[str, dict[str, str]]:

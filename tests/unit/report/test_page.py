@@ -11,8 +11,7 @@ from PIL import Image
 from run_folder import row, write_json, write_metrics, write_pictures, write_result, write_run
 
 from pantomim.config import to_dict
-from pantomim.masking.choice import color_masker
-from pantomim.masking.color_noise import ColorNoiseMasker
+from pantomim.masking.color_noise import ColorNoiseMasker, color_masker
 from pantomim.masking.random import RandomMasker
 from pantomim.report import make_report
 from pantomim.report.page import masking
@@ -262,14 +261,14 @@ def test_where_the_time_went_adds_up(run):
 @pytest.mark.parametrize(
     ("masker", "words"),
     [
-        (RandomMasker(), "75 % masked: random"),
-        (color_masker("green", 0.6), "60 % masked: color noise (green)"),
-        (ColorNoiseMasker(bank="theirs.npz"), "75 % masked: color noise (theirs.npz)"),
+        (RandomMasker(), "75 % masked at random"),
+        (color_masker("green", 0.6), "60 % masked by green noise"),
+        (ColorNoiseMasker(bank="theirs.npz"), "75 % masked by theirs.npz"),
     ],
 )
-def test_how_patches_were_hidden_is_said(masker, words):
+def test_how_patches_were_masked_is_said(masker, words):
     assert masking(to_dict(masker)) == words
 
 
-def test_without_a_masker_nothing_is_hidden():
+def test_without_a_masker_nothing_is_masked():
     assert masking({}) == ""
