@@ -8,11 +8,8 @@ from typing import Any
 
 from pantomim.config import Pretrain, from_dict, to_dict, with_duration
 from pantomim.evaluate import Evaluation, protocol_named
+from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, TOKENIZER_RECIPES, prepare, prepare_tokenizer
 from pantomim.recipes.dvae import fitted
-from pantomim.recipes.prepare import BARE_METHODS, prepare
-from pantomim.recipes.tokenizers import BARE as BARE_TOKENIZERS
-from pantomim.recipes.tokenizers import RECIPES as TOKENIZER_RECIPES
-from pantomim.recipes.tokenizers import prepare_tokenizer
 from pantomim.study.placeholders import (
     check_inputs,
     check_known,
