@@ -313,7 +313,7 @@ def _chosen(command: str, kinds: dict[str, type[T]], arguments: list[str]) -> T:
     return tyro.cli(kinds[name], args=arguments[1:], prog=f"pantomim {command} {name}", config=LEAVES)
 
 
-def features(encoder: str, data: str, out: Path, split: str = "all") -> None:
+def features(encoder: str, data: str, out: Path, split: str = "all", image_size: tuple[int, int] | None = None) -> None:
     """Write the features of every image to a table.
 
     Args:
@@ -321,14 +321,16 @@ def features(encoder: str, data: str, out: Path, split: str = "all") -> None:
         data: What `pretrain --data` takes.
         out: FILE.npz or FILE.parquet.
         split: train, val, test or all.
+        image_size: Height and width at which images are encoded, positions resampled; by default the encoder's own.
     """
     from pantomim.data.sources import open_source
-    from pantomim.evaluate.features import check_features_path, extract, save_features
+    from pantomim.evaluate.features import check_features_path, extract, resized_encoder, save_features
     from pantomim.formats import load_encoder
 
     check_features_path(out)
     dataset = open_source(data, split)
-    table = extract(load_encoder(encoder), dataset)
+    loaded = load_encoder(encoder)
+    table = extract(resized_encoder(loaded, image_size or loaded.image_size), dataset)
     save_features(table, out)
     CONSOLE.print(f"{len(table.names):,} rows written to {out}.", highlight=False)
     for item in dataset.broken:
@@ -793,72 +795,36 @@ def import_weights(
     CONSOLE.print(escape(str(report)), highlight=False, soft_wrap=True)
 
 
-def inspect_run(
-    what: Annotated[Literal["alignment", "attention-distance", "spectrum", "cka", "guidance"], tyro.conf.Positional],
-    encoders: Annotated[tuple[str, ...], tyro.conf.Positional],
-    images: str | None = None,
-    out: Path | None = None,
-    count: int | None = None,
-    seed: int = 0,
-) -> None:
-    """Look into runs and encoders: inspect attention-distance|spectrum|cka|alignment|guidance RUN [RUN ...].
-
-    attention-distance: how far each head looks. spectrum: how few directions the tokens lie in. cka: which layers are
-    alike. alignment: what CAE's decoder makes of all patches without the regressor. guidance: what guided the masks
-    of CMT-MAE, at each checkpoint that the run kept.
-
-    Args:
-        what: Which of them.
-        encoders: Run folders, files, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE; for alignment run folders of
-            CAE.
-        images: What `pretrain --data` takes; by default images that the first run has not seen.
-        out: The page, FILE.html; FILE.npz with the numbers (alignment: FILE.png) is put beside it. By default in the
-            folder analysis of the first run.
-        count: How many images; 128, or 8 for alignment. cka takes whole batches of 64 of them, and says how many.
-        seed: Of the choice of images.
-    """
+def inspect_run(arguments: list[str]) -> None:
+    """Look into runs and encoders, side by side: pantomim inspect ANALYSIS RUN [RUN ...]."""
+    from pantomim.analysis import ANALYSES
+    from pantomim.analysis.alignment import Alignment
     from pantomim.report.html import check_page_path
 
-    if not encoders:
-        raise ValueError(f"inspect {what} needs a run folder. Add RUN, such as runs/first, or several.")
-    if what == "guidance":
-        from pantomim.analysis.guidance import write_guidance_arrays
+    analysis = _chosen("inspect", {kind.name: kind for kind in ANALYSES}, arguments)
+    check_page_path("inspect", analysis.page)
+    if isinstance(analysis, Alignment):
+        from pantomim.report.alignment import write_alignment
 
-        for run in encoders:
-            CONSOLE.print(f"Pictures: {write_guidance_arrays(run, seed=seed)}; `pantomim report {run}` shows them.")
-        return
-    if what == "alignment":
-        _inspect_alignment(encoders, images, out, 8 if count is None else count, seed)
+        found = analysis.run()
+        page, picture = write_alignment(found, analysis.page)
+        _print_section(analysis.title, [(row.title, row.text) for row in found.rows if row.text])
+        CONSOLE.print(f"\nPage: {page}, and as a picture: {picture}", highlight=False, soft_wrap=True)
         return
     from pantomim.analysis.block_facts import write_block_facts
-    from pantomim.analysis.inspection import COUNT, default_page, inspect_blocks
-    from pantomim.report.inspection import TITLES, headings, rows, write_inspection
+    from pantomim.report.inspection import write_inspection
 
-    path = out or default_page(what, encoders)
-    check_page_path("inspect", path)
-    found = inspect_blocks(what, encoders, images, count=COUNT if count is None else count, seed=seed)
-    written = write_block_facts(found, path)
-    page = write_inspection(found, path)
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, title=TITLES[what], title_justify="left")
-    for heading in headings(found):
+    facts = analysis.run()
+    written = write_block_facts(facts, analysis.page)
+    page = write_inspection(facts, analysis.page)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, title=analysis.title, title_justify="left")
+    headings, rows = analysis.table(facts)
+    for heading in headings:
         table.add_column(escape(heading))
-    for row in rows(found):
+    for row in rows:
         table.add_row(*map(escape, row))
     CONSOLE.print(table, highlight=False)
     CONSOLE.print(f"\nPage: {page}, numbers: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
-
-
-def _inspect_alignment(runs: Sequence[str], images: str | None, out: Path | None, count: int, seed: int) -> None:
-    from pantomim.analysis.alignment import inspect_alignment
-    from pantomim.report.alignment import write_alignment
-    from pantomim.report.html import check_page_path
-
-    path = out or Path(runs[0]) / "analysis" / "alignment.html"
-    check_page_path("inspect", path)
-    found = inspect_alignment(runs, images, count=count, seed=seed)
-    page, picture = write_alignment(found, path)
-    _print_section("Without the regressor", [(row.title, row.text) for row in found.rows if row.text])
-    CONSOLE.print(f"\nPage: {page}, and as a picture: {picture}", highlight=False, soft_wrap=True)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -877,7 +843,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import": import_weights,
     "verify": verify,
 }
-TAKE_ARGUMENTS = (pretrain, explain, evaluate, tokenizer, study)  # these read their own arguments
+TAKE_ARGUMENTS = (pretrain, explain, evaluate, tokenizer, inspect_run, study)  # these read their own arguments
 
 
 def main(arguments: list[str] | None = None) -> None:

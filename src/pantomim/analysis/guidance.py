@@ -1,14 +1,13 @@
 """What teacher and student attend to in a run of CMT-MAE, and what is masked: a look at each checkpoint that was kept.
 
-`write_guidance_arrays` puts the weights of each into the method, asks both networks about the same held-out images, and
-leaves pictures for the run's report. `runtime.keep` says how many checkpoints a run keeps.
+The weights of each are put into the method, and both networks are asked about the same held-out images.
+`runtime.keep` says how many checkpoints a run keeps.
 """
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,79 +15,90 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pantomim.analysis.reconstructions import choose, display_range, held_out, shown_bands, to_picture
+from pantomim.analysis.inspection import Inspection
+from pantomim.analysis.pictures import (
+    PictureRows,
+    Row,
+    display_range,
+    read_images,
+    shown_bands,
+    to_picture,
+    write_rows,
+)
+from pantomim.analysis.runs import choose, held_out, run_config
 from pantomim.checkpoint import WEIGHTS, Checkpoint, kept_checkpoints
-from pantomim.config import Pretrain, from_dict, from_yaml, of_today
+from pantomim.config import from_dict, of_today
 from pantomim.core.batch import Batch
-from pantomim.core.files import replace_file
-from pantomim.data.stream import evaluation_batches
+from pantomim.core.frozen import frozen
+from pantomim.core.ranges import AtLeastOne
 from pantomim.formats.files import frozen_hashes, load_exactly, other_parts
 from pantomim.methods.cmt_mae import CMTMAE, CMTMAEConfig
 from pantomim.methods.guides import ask, draw_mask
 from pantomim.targets.pair import Concat
 from pantomim.teachers.mixing import evenness
 
-COUNT, MOST = 8, 6  # images; checkpoints, evenly spread, the first and the last among them
+MOST = 6  # checkpoints, evenly spread, the first and the last among them
 PLACES = {  # of a network in a checkpoint: in those of earlier versions, and now
     "teacher": ("teacher.teacher.", "teacher."),
     "student": ("student.teacher.", "ema_student."),
 }
-TITLES = {"teacher": "teacher", "student": "student's average", "mask": "mixed"}
+TITLES = {"teacher": "teacher", "student": "student's moving average", "mask": "mixed"}
+
+
+@frozen
+class Guidance(Inspection):
+    """What guided the masks of runs of CMT-MAE, at each checkpoint that they kept."""
+
+    name: ClassVar[str] = "guidance"
+    title: ClassVar[str] = "What guided the masks"
+    count: AtLeastOne = 8
+
+    def run(self) -> PictureRows:
+        """Images, maps and masks; maps are white where they are largest in an image.
+
+        Raises:
+            ValueError: if there are several runs, or the run is of another method, is not finished, attention decides
+                nothing in it, or its teacher is another one now.
+        """
+        if len(self.encoders) > 1 or self.images is not None:
+            raise ValueError("Guidance takes one run, and its own held-out images. Look at runs one by one.")
+        run = Path(self.encoders[0])
+        config = run_config(run)
+        if not isinstance(config.method, CMTMAEConfig) or not config.method.masker.guided:
+            raise ValueError(
+                f"guidance.run must be a run of CMT-MAE in which attention decides what is masked; got {run}, a run of "
+                f"{config.method.kind}."
+            )
+        kept = kept_checkpoints(run / "checkpoints")
+        if not kept or not (run / "finished.json").is_file():
+            raise ValueError(
+                f"guidance.run must be finished and have a checkpoint; got {run}. Train it to its end first."
+            )
+        total = json.loads((run / "finished.json").read_text(encoding="utf-8"))["steps"]
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn here only to be overwritten
+            method = config.method.build(total).eval()
+        if different := other_parts(frozen_hashes(method), kept[-1].frozen):
+            raise ValueError(f"{run} must be looked at with the teacher of its training; got another {different}.")
+        dataset = held_out(config.data.source)
+        images, items = read_images(dataset, method.encoder.image_size, choose(dataset, self.count, self.seed))
+        values = images.numpy()[:, list(shown_bands(dataset.channels))]
+        shown = to_picture(values, *display_range(values, dataset.scale))
+        caption = (
+            f"{len(items)} images of {dataset.name} ({dataset.split}), drawn with seed {self.seed}, at the checkpoints "
+            f"that the run kept. White: where an image's score is largest. An entropy of 1 means that all patches "
+            f"score alike."
+        )
+        rows = (Row("images", "", shown), *_look(method, images, shown, kept, total, self.seed))
+        return PictureRows(items, rows, caption)
 
 
 def write_guidance_arrays(run: str | Path, *, seed: int = 0) -> Path:
-    """Maps and masks of a finished run in `RUN/analysis/guidance.npz`, for its report.
-
-    The file holds `row_0`, `row_1` ... (n, H, W, 1 or 3), and titles, texts, names and caption as JSON in `about`. Maps
-    are white where they are largest in an image.
-
-    Args:
-        run: Its folder.
-        seed: Of the choice of images, and of masks that are drawn.
+    """Maps and masks of one run, in `RUN/analysis/guidance.npz`, for its report.
 
     Raises:
-        ValueError: if the run is of another method, is not finished, attention decides nothing in it, or its teacher is
-            another one now.
+        ValueError: as `Guidance.run`.
     """
-    run = Path(run)
-    config = from_yaml(Pretrain, run / "config.yaml")
-    if not isinstance(config.method, CMTMAEConfig) or not config.method.masker.guided:
-        raise ValueError(
-            f"guidance.run must be a run of CMT-MAE in which attention decides what is masked; got {run}, a run of "
-            f"{config.method.kind}."
-        )
-    kept = kept_checkpoints(run / "checkpoints")
-    if not kept or not (run / "finished.json").is_file():
-        raise ValueError(f"guidance.run must be finished and have a checkpoint; got {run}. Train it to its end first.")
-    total = json.loads((run / "finished.json").read_text(encoding="utf-8"))["steps"]
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn here only to be overwritten
-        method = config.method.build(total).eval()
-    if different := other_parts(frozen_hashes(method), kept[-1].frozen):
-        raise ValueError(f"{run} must be looked at with the teacher of its training; got another {different}.")
-    dataset = held_out(config.data.source)
-    batches = evaluation_batches(
-        dataset, method.encoder.image_size, COUNT, torch.device("cpu"), indices=choose(dataset, COUNT, seed)
-    )
-    images, ids = next(batches)
-    values = images.numpy()[:, list(shown_bands(dataset.channels))]
-    shown = to_picture(values, *display_range(values, dataset.scale))
-    rows = [("images", "", shown), *_look(method, images, shown, kept, total, seed)]
-    about = {
-        "titles": [title for title, _, _ in rows],
-        "texts": [text for _, text, _ in rows],
-        "items": [dataset.names[int(index)] for index in ids],
-        "caption": (
-            f"{len(ids)} images of {dataset.name} ({dataset.split}), drawn with seed {seed}, at the checkpoints that "
-            f"the run kept. White: where an image's score is largest. An entropy of 1 means that all patches score "
-            f"alike."
-        ),
-    }
-    buffer = io.BytesIO()
-    pictures = {f"row_{number}": picture for number, (_, _, picture) in enumerate(rows)}
-    np.savez(buffer, about=np.array(json.dumps(about)), **pictures)  # type: ignore[arg-type]
-    path = run / "analysis" / "guidance.npz"
-    replace_file(path, buffer.getvalue())
-    return path
+    return write_rows(Guidance((str(run),), seed=seed).run(), Path(run) / "analysis" / "guidance.npz")
 
 
 @torch.no_grad()
@@ -99,26 +109,32 @@ def _look(
     kept: list[Checkpoint],
     total: int,
     seed: int,
-) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Title, text and pictures of each map and mask, checkpoint by checkpoint; a frozen teacher is shown once."""
+) -> Iterator[Row]:
+    """Each map and mask, checkpoint by checkpoint; a frozen teacher is shown once."""
     earlier: dict[str, Tensor] = {}
     earlier_step = 0
     for index in np.unique(np.linspace(0, len(kept) - 1, min(len(kept), MOST)).round().astype(int)):
         _load_guides(method, kept[index])
         step, generator = kept[index].step, torch.Generator().manual_seed(seed)
-        attention = {name: ask(guide, images, method.query(name)).attention for name, guide in method.networks()}
-        maps = method.maps(attention, method.config.mixing.at(step - 1, total))
+        attention = {
+            name: ask(network, images, method.config.scores.query(name)).attention
+            for name, network in method.networks().items()
+            if name in method.config.attended
+        }
+        maps = method.config.scores.maps(attention, method.config.mixing.at(step - 1, total))
         for name, scores in maps.items():
             if name != "teacher" or not torch.equal(scores, earlier.get(name, scores.new_empty(0))):
                 shares = scores / scores.amax(dim=1, keepdim=True)
                 picture = (_cells(shares, method) * 255).round().astype(np.uint8)
-                yield f"{TITLES[name]}, step {step:,}", f"entropy {evenness(scores).item():.3f} of the largest", picture
+                yield Row(
+                    f"{TITLES[name]}, step {step:,}", f"entropy {evenness(scores).item():.3f} of the largest", picture
+                )
         batch = Batch(images, total=len(images))
         masked = draw_mask(method.masker, batch, method.encoder.grid, generator, maps["mask"]).masked
         text = ""
         if "masked" in earlier:
             text = f"{(earlier['masked'] & masked).sum() / masked.sum():.0%} of it masked at step {earlier_step:,} too"
-        yield f"masked, step {step:,}", text, np.where(_cells(masked.float(), method) > 0, np.uint8(128), shown)
+        yield Row(f"masked, step {step:,}", text, np.where(_cells(masked.float(), method) > 0, np.uint8(128), shown))
         earlier, earlier_step = {**maps, "masked": masked}, step
 
 
@@ -129,31 +145,22 @@ def who_decides(method: Mapping[str, Any]) -> list[tuple[str, str]]:
         ValueError: if it is no config of CMT-MAE.
     """
     config = from_dict(CMTMAEConfig, of_today({"method": method}, "config.yaml")["method"], "method")
-    mixing, has_average = config.mixing, "student" in config.attended + config.predicted
-    words = [f"{mixing.teacher_weight:g} in the mask"] * config.masker.guided
-    if config.feature_weight and not isinstance(config.target, Concat):
-        own = config.target.teacher_weight
-        words.append(f"{mixing.teacher_weight if own is None else own:g} in the target")
-    if mixing.start is not None:
-        words.append(f"{mixing.schedule} from {mixing.start:g}")
-    words += [f"1 in the first {100 * mixing.warmup_share:g} % of the steps"] * (
-        mixing.warmup_share > 0 and has_average
-    )
-    rows = [("Teacher's weight", ", ".join(words))]
-    if has_average and config.half_life is not None:
-        rows.append(("Student's average", f"half is forgotten in {100 * config.half_life:g} % of the steps"))
-    elif has_average:
-        rows.append(("Student's average", str(config.momentum)))
+    rows = [("Teacher's weight in the mask", config.mixing.in_words())] * config.masker.guided
+    if config.predicted and not isinstance(config.target, Concat):
+        rows.append(("Teacher's weight in the target", config.mixing.in_words(config.target.teacher_weight)))
+    if "student" in config.attended + config.predicted:
+        half_life = f"half is forgotten in {100 * (config.half_life or 0):g} % of the steps"
+        rows.append(("Student's moving average", str(config.momentum) if config.half_life is None else half_life))
     return rows
 
 
 def _load_guides(method: CMTMAE, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's weights into the guiding networks; those that never change lie in none."""
     weights = load_file(checkpoint.path / WEIGHTS)
-    for name, guide in method.networks():
+    for name, network in method.networks().items():
         for place in PLACES[name]:
             if found := {key.removeprefix(place): value for key, value in weights.items() if key.startswith(place)}:
-                load_exactly(guide, found, str(checkpoint.path))
+                load_exactly(network, found, str(checkpoint.path))
                 break
 
 

@@ -153,7 +153,7 @@ def attmask(item: Item) -> Computed:
 class _Given(Teacher):
     """Says what an item says that its teacher said, the class token first."""
 
-    queries = ("class",)
+    name, queries = "the item's teacher", ("class",)
 
     def __init__(self, tokens: Tensor, attention: Tensor, grid: tuple[int, int]) -> None:
         super().__init__()

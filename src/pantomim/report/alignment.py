@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pantomim.analysis.alignment import AlignmentPictures
+from pantomim.analysis.pictures import PictureRows
 from pantomim.core.files import replace_file
 from pantomim.report.folder import Alignment
 from pantomim.report.html import alignment_strips, check_page_path, fill_template
@@ -16,7 +16,7 @@ from pantomim.report.html import alignment_strips, check_page_path, fill_templat
 SIDE = 1.1  # inches of a picture in the PNG
 
 
-def write_alignment(found: AlignmentPictures, out: Path) -> tuple[Path, Path]:
+def write_alignment(found: PictureRows, out: Path) -> tuple[Path, Path]:
     """Write the page and, beside it, a picture (PNG) of the same name; the page needs no other file.
 
     Raises:
@@ -33,7 +33,7 @@ def write_alignment(found: AlignmentPictures, out: Path) -> tuple[Path, Path]:
     return out, picture
 
 
-def draw(found: AlignmentPictures) -> bytes:
+def draw(found: PictureRows) -> bytes:
     """The same as one PNG: a row a run, its title above it."""
     rows, columns = len(found.rows), len(found.items)
     height, width = found.rows[0].pictures.shape[1:3]

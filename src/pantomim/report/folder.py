@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
-from pantomim.analysis.block_facts import SHOWN, BlockFacts, read_block_facts
+from pantomim.analysis import LAYERS
+from pantomim.analysis.block_facts import BlockFacts, read_block_facts
 
 Known = TypeVar("Known")
 Other = TypeVar("Other")
@@ -97,7 +98,7 @@ def read_run(run: str | Path) -> RunFolder:
             problems.append(f"{name} cannot be read ({type(error).__name__}: {error})")
             return otherwise
 
-    inside = [attempt(f"analysis/{kind}.npz", read_block_facts, None) for kind in SHOWN]
+    inside = [attempt(f"analysis/{kind}.npz", read_block_facts, None) for kind in LAYERS]
     found = {file.stem: attempt(f"eval/{file.name}", _read_json, {}) for file in sorted((path / "eval").glob("*.json"))}
     return RunFolder(
         path=path,

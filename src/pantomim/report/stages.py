@@ -7,12 +7,13 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
+from pantomim.analysis import LAYERS
 from pantomim.analysis.block_facts import BlockFacts
 from pantomim.core.files import replace_file
 from pantomim.report.charts import Chart, Curve, curve_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
 from pantomim.report.html import duration, fill_template
-from pantomim.report.inspection import TITLES, block_charts
+from pantomim.report.inspection import block_charts
 from pantomim.report.page import make_report, source_name, title, total_seconds
 from pantomim.report.scores import CONTENDERS, Result, read_results
 
@@ -94,7 +95,7 @@ def side_by_side(found: list[list[BlockFacts]]) -> list[BlockFacts]:
     Maps of CKA are each stage's own.
     """
     alike: dict[tuple[str, ...], list[tuple[int, BlockFacts]]] = {}
-    for kind in TITLES:
+    for kind in LAYERS:
         for number, stage in enumerate(found):
             for facts in (facts for facts in stage if facts.kind == kind):
                 images = str({name: value for name, value in facts.about.items() if name != "encoders"})

@@ -4,10 +4,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from pantomim.analysis import LAYERS
 from pantomim.analysis.agreement import measure_agreement
 from pantomim.analysis.alignment import write_alignment_arrays
 from pantomim.analysis.block_facts import write_block_facts
-from pantomim.analysis.inspection import inspect_blocks
 from pantomim.analysis.reconstructions import write_reconstructions
 from pantomim.core.files import replace_file
 from pantomim.study.plan import Analysis
@@ -24,7 +24,7 @@ def analyse(name: Analysis, run: Path, path: Path) -> None:
     if name == "alignment":
         replace_file(path, (json.dumps(asdict(measure_agreement(run)), indent=2) + "\n").encode())
     else:
-        write_block_facts(inspect_blocks(name, [run]), path)
+        write_block_facts(LAYERS[name]((str(run),)).run(), path)
 
 
 def read_numbers(name: Analysis, path: Path) -> dict[str, float]:
