@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
+from pantomim.core.host import host_seed
 from pantomim.core.ranges import AtLeastTwo, NotNegative, ShareBelowOne
-from pantomim.masking.block import host_seed
 from pantomim.methods.base import Method, Requirements
 from pantomim.nn.mixing import Mixing, draw_mixing, mix_images, mix_targets, swap_neighbours
 from pantomim.nn.vit import EncoderConfig
