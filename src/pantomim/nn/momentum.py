@@ -39,7 +39,7 @@ class Momentum:
         if self.steps is not None and self.end is None:
             raise ValueError(f"Momentum.steps goes with an end; got {self.steps} without one. Leave it out.")
 
-    def at(self, step: int, total: int | None = None) -> float:
+    def at(self, step: int, total: int | float | None = None) -> float:
         """The share after `step` optimiser steps of a run of `total`.
 
         Raises:
@@ -85,17 +85,25 @@ class EMA(nn.Module):
         momentum: What the copy keeps of itself at each step.
         steps: Length of the run, where the momentum has a schedule.
         lagging: The average is used one step late.
+        lead: After optimiser step t (from 0) the copy keeps `momentum.at(t + lead)`; I-JEPA's code has 0.
     """
 
     frozen = False
 
     def __init__(
-        self, part: nn.Module, of: str, momentum: Momentum, steps: int | None = None, *, lagging: bool = False
+        self,
+        part: nn.Module,
+        of: str,
+        momentum: Momentum,
+        steps: int | float | None = None,
+        *,
+        lagging: bool = False,
+        lead: int = 1,
     ) -> None:
         super().__init__()
         self.copy = copy.deepcopy(part).requires_grad_(False)
         self.ahead = copy.deepcopy(self.copy) if lagging else None  # the average that is used at the next step
-        self.of, self.momentum, self.steps = of, momentum, steps
+        self.of, self.momentum, self.steps, self.lead = of, momentum, steps, lead
 
     def forward(self, *args: Any) -> Any:
         """As the part that it copies."""
@@ -107,7 +115,7 @@ class EMA(nn.Module):
         if self.ahead is not None:
             follow(self.copy, self.ahead, 0.0)
             moving = self.ahead
-        follow(moving, student.get_submodule(self.of), self.momentum.at(step + 1, self.steps))
+        follow(moving, student.get_submodule(self.of), self.momentum.at(step + self.lead, self.steps))
 
     def reset(self, student: nn.Module) -> None:
         """Begin again as the student."""
