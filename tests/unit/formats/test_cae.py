@@ -53,7 +53,7 @@ def test_published_names():
     assert official_name(ours, "Atten4Vis/CAE") == "regresser.regressor_blocks.3.cross_attn.q.weight"
     assert our_name("pretext_neck.norm2.weight") == "decoder.norm.weight"
     assert our_name("decoder.norm.weight", "Atten4Vis/CAE") == "decoder.norm.weight"
-    assert our_name("alignment_encoder.norm.weight", "Atten4Vis/CAE") == "aligner.norm.weight"
+    assert our_name("alignment_encoder.norm.weight", "Atten4Vis/CAE") == "aligner.copy.norm.weight"
     assert our_name("encoder.blocks.0.gamma_1") == "encoder.blocks.0.gamma_1"
     assert our_name("mask_token") == "regressor.mask_token"
 
