@@ -28,7 +28,6 @@ from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.vqkd import VQKDConfig
 from pantomim.tokenizers import Tokenizer, load_tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer
-from pantomim.tokenizers.strided_dvae import StridedDVAETokenizer
 from pantomim.tokenizers.usage import CodeUsage, TokenizerReport, code_usage, count_codes, measure_tokenizer
 from pantomim.tokenizers.vqkd import VQKDTokenizer
 
@@ -258,7 +257,7 @@ def _check_cells(tokenizer: Tokenizer, size: tuple[int, int]) -> None:
         return
     cell: int = (
         tokenizer.stride
-        if isinstance(tokenizer, DVAETokenizer | StridedDVAETokenizer)
+        if isinstance(tokenizer, DVAETokenizer)
         else getattr(tokenizer, "patch_size", 1)
     )
     if any(side < cell or side % cell for side in size):

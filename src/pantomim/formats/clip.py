@@ -1,7 +1,6 @@
-"""OpenAI's CLIP image towers, in their own layout: the whole model, or what its image tower holds.
+"""OpenAI's CLIP image towers, in their own layout: the whole model, or its image tower alone.
 
-The tower is timm's vision transformer with a norm before its blocks; behind its final norm stands a projection. The
-published files are TorchScript archives, which are read like a pickle with inert stand-ins: nothing is executed.
+The tower is timm's vision transformer with a norm before its blocks; behind its final norm stands a projection.
 
 Source: openai/CLIP, `clip/model.py` and `clip/clip.py`.
 """
@@ -20,7 +19,6 @@ from pantomim.formats.files import load_exactly
 from pantomim.formats.native import exact_ratio
 from pantomim.formats.reader import read_weights
 from pantomim.formats.timm import TimmEncoder
-from pantomim.formats.torchscript import is_torchscript, read_torchscript
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HEAD_WIDTH = 64  # of every published tower; weights do not tell
@@ -58,7 +56,7 @@ class Tower:
     norm_eps: float = 1e-5
 
     def build(self) -> nn.Module:
-        """Timm's network of these sizes, with timm's first weights."""
+        """Timm's network of these sizes, with timm's initial weights."""
         from timm.models.vision_transformer import VisionTransformer
 
         return VisionTransformer(
@@ -86,9 +84,7 @@ def load_clip(path: str | Path) -> TimmEncoder:
     Raises:
         ValueError: if the file is damaged, would run code, or does not hold a vision transformer of CLIP's.
     """
-    path = Path(path)
-    weights = read_torchscript(path) if path.is_file() and is_torchscript(path) else read_weights(path)
-    return clip_encoder(image_tower(weights), f"clip:{path}", activation="quick_gelu")
+    return clip_encoder(image_tower(read_weights(path)), f"clip:{path}", activation="quick_gelu")
 
 
 def image_tower(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +112,7 @@ def clip_encoder(
         heads: None: as many as are 64 wide.
         norm_eps: Of every layer norm.
         mean: Mean of each channel.
-        std: Deviation of each channel.
+        std: Standard deviation of each channel.
 
     Raises:
         ValueError: if they are the weights of another network.
@@ -133,7 +129,7 @@ def clip_encoder(
     projection = named.pop("proj")
     named["pos_embed"] = named["pos_embed"][None]
     named["cls_token"] = named["cls_token"][None, None]
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
+    with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; they may not change anybody's draws
         model = tower.build().to(projection.dtype)
     load_exactly(model, named, source)
     return (

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
-from pantomim.formats.foreign import official_name
-from pantomim.formats.mae import our_name
+from pantomim.formats.mae import official_name, our_name
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.beit import BEiTConfig, BEiTDraws
 from pantomim.methods.dbot import DBOT, DBOTConfig, DBOTDraws

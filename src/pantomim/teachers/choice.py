@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pantomim.core.frozen import frozen
-from pantomim.formats import load_encoder
-from pantomim.formats.loading import PREFIXES
+from pantomim.formats import PREFIXES, load_encoder
 from pantomim.formats.wrapped import WrappedEncoder
 from pantomim.nn.vit import Encoder
 from pantomim.teachers.base import Teacher

@@ -44,13 +44,13 @@ class WrappedTeacher(Teacher):
         self.check_query(query)
         encoder = self.encoder
         with torch.autocast("cpu", enabled=False):  # on a GPU, whatever the student computes in
-            said = encoder.say(resize(images, self.image_size), self.blocks, query)
-            tokens = mean_of_blocks(said.blocks)
+            last = encoder.last_blocks(resize(images, self.image_size), self.blocks, query)
+            tokens = mean_of_blocks(last.tokens)
             if self.output != "block":
                 tokens = encoder.norm(tokens)
             if self.output == "projection":
                 tokens = encoder.project(tokens)
-        return Guidance(tokens[:, : encoder.num_prefix], tokens[:, encoder.num_prefix :], said.attention)
+        return Guidance(tokens[:, : encoder.num_prefix], tokens[:, encoder.num_prefix :], last.attention)
 
     def describe(self) -> str:
         """Which network, what it sees, what is taken of it."""

@@ -7,7 +7,6 @@ from torch.nn import functional as F
 
 from pantomim.tokenizers.base import Tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer
-from pantomim.tokenizers.strided_dvae import StridedDVAETokenizer
 from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 
@@ -27,7 +26,7 @@ class ResizedTokenizer(nn.Module):
     frozen = True
 
     def __init__(
-        self, tokenizer: DVAETokenizer | StridedDVAETokenizer | VQKDTokenizer, image_size: tuple[int, int]
+        self, tokenizer: DVAETokenizer | VQKDTokenizer, image_size: tuple[int, int]
     ) -> None:
         super().__init__()
         tokenizer.grid_of(image_size)
@@ -64,7 +63,7 @@ def on_grid(tokenizer: Tokenizer, image_size: tuple[int, int], grid: tuple[int, 
     """
     if isinstance(tokenizer, VQKDTokenizer) and tokenizer.grid == grid:
         return tokenizer if tokenizer.image_size == image_size else ResizedTokenizer(tokenizer, tokenizer.image_size)
-    if isinstance(tokenizer, DVAETokenizer | StridedDVAETokenizer):
+    if isinstance(tokenizer, DVAETokenizer):
         seen = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)
         return tokenizer if seen == image_size else ResizedTokenizer(tokenizer, seen)
     learned = isinstance(tokenizer, VQKDTokenizer)
