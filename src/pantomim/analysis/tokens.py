@@ -255,11 +255,7 @@ def _check_cells(tokenizer: Tokenizer, size: tuple[int, int]) -> None:
                 f"Give --image-size {height} {width}: images are then resized."
             )
         return
-    cell: int = (
-        tokenizer.stride
-        if isinstance(tokenizer, DVAETokenizer)
-        else getattr(tokenizer, "patch_size", 1)
-    )
+    cell: int = tokenizer.stride if isinstance(tokenizer, DVAETokenizer) else getattr(tokenizer, "patch_size", 1)
     if any(side < cell or side % cell for side in size):
         height, width = (max(round(side / cell), 1) * cell for side in size)
         raise ValueError(

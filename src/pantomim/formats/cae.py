@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from pantomim.formats.beit import BIAS, CAE_CLASSIFIER, read_tables
@@ -71,7 +70,6 @@ NECKS = ("pretext_neck.", "regresser.")  # of the two releases
 COPIES = ("teacher.", "alignment_encoder.")  # of the encoder, by release; not needed
 TABLE = "rd_pos_embed"  # the second release keeps the regressor's table, which we make anew
 ROUNDING = 1e-4
-
 
 
 def our_name(name: str, release: Release = "lxtGH/CAE") -> str:

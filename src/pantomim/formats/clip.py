@@ -6,8 +6,7 @@ Source: openai/CLIP, `clip/model.py` and `clip/clip.py`.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pantomim.formats.files import load_exactly
+from pantomim.formats.layout import initial_weights_unused
 from pantomim.formats.native import exact_ratio
 from pantomim.formats.reader import read_weights
 from pantomim.formats.timm import TimmEncoder
@@ -39,39 +39,6 @@ NAMES = (
     ("ls_", "ls"),
 )
 TELLING = {"conv1.weight": 4, "positional_embedding": 2, "class_embedding": 1, "proj": 2}
-
-
-@dataclass(frozen=True)
-class Tower:
-    """Sizes of a tower."""
-
-    image_size: tuple[int, int]
-    patch_size: int
-    width: int
-    depth: int
-    heads: int
-    mlp_ratio: float
-    activation: Activation
-    layer_scale: float | None = None
-    norm_eps: float = 1e-5
-
-    def build(self) -> nn.Module:
-        """Timm's network of these sizes, with timm's initial weights."""
-        from timm.models.vision_transformer import VisionTransformer
-
-        return VisionTransformer(
-            img_size=self.image_size,
-            patch_size=self.patch_size,
-            num_classes=0,
-            embed_dim=self.width,
-            depth=self.depth,
-            num_heads=self.heads,
-            mlp_ratio=self.mlp_ratio,
-            init_values=self.layer_scale,
-            pre_norm=True,
-            norm_layer=partial(nn.LayerNorm, eps=self.norm_eps),
-            act_layer=self.activation,
-        )
 
 
 def load_clip(path: str | Path) -> TimmEncoder:
@@ -123,20 +90,18 @@ def clip_encoder(
             f"{source} must hold CLIP's vision transformer; got weights without {', '.join(absent)}. They begin with "
             f"{', '.join(sorted(weights)[:3])}. CLIP's ResNets are not read: choose a ViT."
         )
-    tower = _sizes(weights, source, activation, heads, norm_eps)
+    build = _tower(weights, source, activation, heads, norm_eps)
     half = all(tensor.dtype != torch.float64 for tensor in weights.values())
     named = {_name(name): (tensor.float() if half else tensor) for name, tensor in weights.items()}
     projection = named.pop("proj")
     named["pos_embed"] = named["pos_embed"][None]
     named["cls_token"] = named["cls_token"][None, None]
-    with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; they may not change anybody's draws
-        model = tower.build().to(projection.dtype)
+    with initial_weights_unused():
+        model = build().to(projection.dtype)
     load_exactly(model, named, source)
-    return (
-        TimmEncoder(model, source, tower.image_size, mean, std, tower.build, projection=projection, stretch=True)
-        .to(projection.dtype)
-        .eval()
-    )
+    image_size = model.patch_embed.img_size
+    encoder = TimmEncoder(model, source, image_size, mean, std, build, projection=projection, stretch=True)
+    return encoder.to(projection.dtype).eval()
 
 
 def _name(theirs: str) -> str:
@@ -149,26 +114,31 @@ def _name(theirs: str) -> str:
     return theirs
 
 
-def _sizes(
+def _tower(
     weights: Mapping[str, Tensor], source: str, activation: Activation, heads: int | None, norm_eps: float
-) -> Tower:
+) -> Callable[[], Any]:
+    """Makes timm's network of a tower's sizes, with timm's initial weights."""
+    from timm.models.vision_transformer import VisionTransformer
+
     width, _, patch_size, _ = weights["conv1.weight"].shape
     side = math.isqrt(len(weights["positional_embedding"]) - 1)
-    scales: Any = weights.get("transformer.resblocks.0.ls_1.gamma")
     first = weights.get("transformer.resblocks.0.mlp.c_fc.weight")
     if first is None or (width % HEAD_WIDTH and heads is None):
         raise ValueError(
             f"{source} must hold CLIP's vision transformer, with blocks and heads {HEAD_WIDTH} wide; got width "
             f"{width}. Check the file."
         )
-    return Tower(
-        image_size=(side * patch_size, side * patch_size),
+    return partial(
+        VisionTransformer,
+        img_size=(side * patch_size, side * patch_size),
         patch_size=patch_size,
-        width=width,
+        num_classes=0,
+        embed_dim=width,
         depth=len({name.split(".")[2] for name in weights if name.startswith("transformer.resblocks.")}),
-        heads=width // HEAD_WIDTH if heads is None else heads,
+        num_heads=width // HEAD_WIDTH if heads is None else heads,
         mlp_ratio=exact_ratio(len(first), width),
-        activation=activation,
-        layer_scale=None if scales is None else 1.0,
-        norm_eps=norm_eps,
+        init_values=1.0 if "transformer.resblocks.0.ls_1.gamma" in weights else None,
+        pre_norm=True,
+        norm_layer=partial(nn.LayerNorm, eps=norm_eps),
+        act_layer=activation,
     )

@@ -49,13 +49,15 @@ class HFEncoder(WrappedEncoder):
         self.shuffles = model.config.model_type == "vit_mae"
         if self.shuffles:
             model.config.mask_ratio = 0.0  # every patch is seen
-        model.config.tie_last_hidden_states = False  # the last block's output itself, not what the final norm makes of it
+        model.config.tie_last_hidden_states = (
+            False  # the last block's output itself, not what the final norm makes of it
+        )
         resamples = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if resamples else {}
         self.num_blocks = len(model.get_submodule(self.blocks_name))
         self._compute_last_attention()
         with torch.no_grad():
-            output = self._run(self._blank(), 1)
+            output = self._run(self._blank(), 1, attention=True)
         if output.hidden_states is None:
             raise _no_transformer(source, model)
         tokens, weights = output.hidden_states[-1], _attention(output)
@@ -73,18 +75,18 @@ class HFEncoder(WrappedEncoder):
             if hasattr(part, "config"):
                 part.config = config
 
-    def _run(self, images: Tensor, count: int) -> Any:
+    def _run(self, images: Tensor, count: int, attention: bool) -> Any:
         """The library's output for standardised images, with the hidden states of the last `count` blocks."""
         given: dict[str, Any] = {"pixel_values": images, **self.options}
         if self.shuffles:  # by the order of this noise: it leaves patches where they are
             given["noise"] = torch.arange(self.grid[0] * self.grid[1], device=images.device).expand(len(images), -1)
         # number 0 is the first block's input; older versions take the numbers for True, and give all
-        wanted = list(range(self.num_blocks + 1 - count, self.num_blocks + 1))
-        return self.model(**given, output_hidden_states=wanted, output_attentions=True)
+        numbers = list(range(self.num_blocks + 1 - count, self.num_blocks + 1))
+        return self.model(**given, output_hidden_states=numbers, output_attentions=attention)
 
     def last_blocks(self, images: Float[Tensor, "B C H W"], count: int = 1, query: Query | None = None) -> LastBlocks:
         """Outputs of the last `count` blocks; see `WrappedEncoder.last_blocks`."""
-        output = self._run(self.standardised(images), count)
+        output = self._run(self.standardised(images), count, attention=query is not None)
         tokens, weights = list(output.hidden_states[-count:]), _attention(output)
         if query is None or weights is None:
             return LastBlocks(tokens)

@@ -94,7 +94,7 @@ class Format(ABC):
         """
 
     def complete(self, given: Given, content: Any) -> Given:
-        """What is given, and what a checkpoint's other entries tell."""
+        """What is given, completed by what a checkpoint's other entries tell."""
         return given
 
     def to_encoder(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Encoder:
@@ -122,6 +122,9 @@ class ForeignFile:
         format: Whose they are.
         given: What they cannot tell.
         name: The file's name of one of ours, which begin with the part: `encoder.`, `decoder.`, `head.` ...
+
+    Raises:
+        ValueError: by each method that does not find what it is to read.
     """
 
     weights: Mapping[str, Tensor]
@@ -139,11 +142,7 @@ class ForeignFile:
         return any(name.partition(".")[0] in parts for name in self.weights)
 
     def telling(self, ours: str, dimensions: int) -> Tensor:
-        """A tensor whose shape tells a size.
-
-        Raises:
-            ValueError: if there is none of so many dimensions.
-        """
+        """A tensor of so many dimensions, whose shape tells a size."""
         name = self.name(ours)
         tensor = self.weights.get(name)
         if tensor is None or tensor.dim() != dimensions:
@@ -160,27 +159,17 @@ class ForeignFile:
         return exact_ratio(len(self.telling(f"{layer}.weight", 2)), width)
 
     def heads(self, field: Literal["heads", "decoder_heads"], width: int, known: Mapping[int, int]) -> int:
-        """Attention heads: those given, or those of the published width.
-
-        Raises:
-            ValueError: if none are given for another width.
-        """
-        given: int | None = getattr(self.given, field)
-        if given is not None:
-            return given
-        if width not in known:
+        """Attention heads: those given, or those of the published width."""
+        heads: int | None = getattr(self.given, field) or known.get(width)
+        if heads is None:
             raise ValueError(
                 f"{self.source}: {field} must be given for width {width}; known are "
                 f"{', '.join(map(str, sorted(known)))}. Weights do not tell the number of heads."
             )
-        return known[width]
+        return heads
 
     def encoder_config(self, known_heads: Mapping[int, int], position: Position, **settings: Any) -> EncoderConfig:
-        """The sizes of the encoder, with the settings that its project always has.
-
-        Raises:
-            ValueError: if a tensor that tells a size is missing, or something must be given.
-        """
+        """The sizes of the encoder, with the settings that its project always has."""
         kernel = self.telling("encoder.patch_embed.proj.weight", 4)
         width, in_chans, patch_size = kernel.shape[:3]
         if position != "none":
@@ -229,30 +218,24 @@ class ForeignFile:
         pool: Literal["mean", "class"] = "mean" if self.has("fc_norm.weight") else "class"
         with initial_weights_unused():
             classifier = Classifier(encoder, num_classes, pool, learn_positions=learn_positions)
-        self.fill({"": classifier}, "classifier")
-        return classifier
+        parts = {"encoder": classifier.encoder, "head": classifier.head}
+        self.fill(parts | ({"fc_norm": classifier.fc_norm} if pool == "mean" else {}), "classifier")
+        return classifier.eval()
 
     def fill(self, parts: Mapping[str, nn.Module], kind: str) -> None:
-        """Fill the parts, which share out the tensors of the file; float64 weights make float64 modules.
-
-        Raises:
-            ValueError: with all missing, unexpected and mis-shaped names.
-        """
-        theirs = {
-            part: {name: self.name(f"{part}.{name}".removeprefix(".")) for name in module.state_dict()}
-            for part, module in parts.items()
-        }
-        expected = {theirs[part][name]: t for part, module in parts.items() for name, t in module.state_dict().items()}
+        """Fill the parts, which share out the tensors of the file; float64 weights make float64 modules."""
+        whole = nn.ModuleDict(parts)
+        theirs = {name: self.name(name) for name in whole.state_dict()}
+        expected = {theirs[name]: tensor for name, tensor in whole.state_dict().items()}
         if report := key_report(expected, self.weights):
             raise ValueError(
                 f"{self.source} must be {self.format.owner} {kind}, as it seems by its names; got {report}. "
                 f"{self.format.advice}"
             )
-        for part, module in parts.items():
-            if all(tensor.dtype == torch.float64 for tensor in self.weights.values()):
-                module.double()
-            module.load_state_dict({name: self.weights[own] for name, own in theirs[part].items()})
-            module.eval()
+        if all(tensor.dtype == torch.float64 for tensor in self.weights.values()):
+            whole.double()
+        whole.load_state_dict({name: self.weights[own] for name, own in theirs.items()})
+        whole.eval()
 
     def without(self, left_out: Set[str]) -> "ForeignFile":
         """The same file without some of its tensors."""

@@ -12,12 +12,13 @@ an entry "class" that names beit.Beit, those of timm's `Beit`; no entry "timm": 
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -30,26 +31,9 @@ from pantomim.nn.position import TableName, name_table
 from pantomim.nn.vit import Block, Encoder, EncoderConfig
 
 FORMAT_VERSION = 1
-ENCODER, DECODER, PREDICTOR, CLASSIFIER = "encoder", "decoder", "predictor", "classifier"
+ENCODER, DECODER, PREDICTOR, CLASSIFIER = NAMES = ("encoder", "decoder", "predictor", "classifier")
 
 Module = TypeVar("Module", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Description:
-    """What `encoder.json` states besides the arguments for timm.
-
-    Args:
-        config: Our own description of the encoder, mean and standard deviation included.
-        scale: How stored pixel values became the encoder's input, as the data set recorded it.
-        recipe: Name of the recipe that made the weights.
-        sha256: Hash of the weights (`hash_weights`).
-    """
-
-    config: EncoderConfig
-    scale: dict[str, Any]
-    recipe: str
-    sha256: str
 
 
 def save_encoder(folder: str | Path, encoder: Encoder, *, scale: Any, recipe: str) -> None:
@@ -61,8 +45,9 @@ def save_encoder(folder: str | Path, encoder: Encoder, *, scale: Any, recipe: st
         scale: The data set's rule from stored values to the encoder's input; a dataclass or a mapping.
         recipe: Name of what was run.
     """
-    description = {**timm_entry(encoder.config), **_describe(encoder, scale, recipe)}
-    write_pair(folder, ENCODER, encoder.state_dict(), description)
+    write_pair(
+        folder, ENCODER, encoder.state_dict(), {**timm_entry(encoder.config), **_describe(encoder, scale, recipe)}
+    )
 
 
 def load_encoder_folder(path: str | Path) -> Encoder:
@@ -71,21 +56,14 @@ def load_encoder_folder(path: str | Path) -> Encoder:
     Raises:
         ValueError: if the files are missing, damaged, of a newer format, or do not belong together.
     """
-    return fill_pair(path, ENCODER, read_description(path).config.build)
+    return fill_pair(path, ENCODER, _encoder_config(path, ENCODER).build)
 
 
-def read_description(path: str | Path) -> Description:
-    """What a run folder's `encoder.json` states.
-
-    Raises:
-        ValueError: if it is missing, damaged or of a newer format.
-    """
-    stated = read_json(path, ENCODER)
-    values = {"config": stated.get("encoder"), **{key: stated.get(key) for key in ("scale", "recipe", "sha256")}}
+def _encoder_config(path: str | Path, name: str) -> EncoderConfig:
     try:
-        return TypeAdapter(Description).validate_python(values)
-    except ValidationError as error:
-        raise damaged(Path(path) / "encoder.json", str(error)) from error
+        return TypeAdapter(EncoderConfig).validate_python(read_description(path, name)["encoder"])
+    except (KeyError, ValueError) as error:
+        raise damaged(Path(path) / f"{name}.json", f"{type(error).__name__}: {error}") from error
 
 
 def save_decoder(folder: str | Path, decoder: MAEDecoder) -> None:
@@ -111,9 +89,9 @@ def load_decoder(path: str | Path) -> MAEDecoder:
     """The decoder of a run folder, in evaluation mode.
 
     Raises:
-        ValueError: if the files are missing, damaged, of a newer format, or do not belong together.
+        ValueError: as `load_encoder_folder`.
     """
-    arguments = read_json(path, DECODER).get("decoder")
+    arguments = read_description(path, DECODER).get("decoder")
     if not isinstance(arguments, dict) or "grid" not in arguments:
         raise damaged(Path(path) / "decoder.json", "no entry 'decoder'")
     return fill_pair(path, DECODER, lambda: MAEDecoder(**{**arguments, "grid": tuple(arguments["grid"])}))
@@ -137,14 +115,14 @@ def load_predictor(path: str | Path) -> dict[str, Tensor]:
     """The weights of a run folder's `predictor.safetensors`, by name.
 
     Raises:
-        ValueError: if the files are missing, damaged, of a newer format, or do not belong together.
+        ValueError: as `load_encoder_folder`.
     """
     return read_pair(path, PREDICTOR)
 
 
 def read_frozen(path: str | Path) -> dict[str, str] | None:
     """The hashes of a run's frozen parts, as `predictor.json` states them; None: not known."""
-    return read_json(path, PREDICTOR).get("frozen")
+    return read_description(path, PREDICTOR).get("frozen")
 
 
 def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, recipe: str) -> None:
@@ -158,15 +136,14 @@ def load_classifier(path: str | Path) -> Classifier:
     """The classifier of a folder, in evaluation mode.
 
     Raises:
-        ValueError: if the files are missing, damaged, of a newer format, or do not belong together.
+        ValueError: as `load_encoder_folder`.
     """
-    stated = read_json(path, CLASSIFIER)
+    config, head = _encoder_config(path, CLASSIFIER), read_description(path, CLASSIFIER).get("classifier")
     try:
-        head, config = stated["classifier"], TypeAdapter(EncoderConfig).validate_python(stated["encoder"])
-        num_classes, pool = int(head["num_classes"]), head["pool"]
+        build = partial(Classifier, num_classes=int(head["num_classes"]), pool=head["pool"])
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(Path(path) / "classifier.json", f"{type(error).__name__}: {error}") from error
-    return fill_pair(path, CLASSIFIER, lambda: Classifier(config.build(), num_classes, pool))
+    return fill_pair(path, CLASSIFIER, lambda: build(config.build()))
 
 
 def write_pair(folder: str | Path, name: str, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -177,8 +154,8 @@ def write_pair(folder: str | Path, name: str, weights: Mapping[str, Tensor], des
     replace_file(Path(folder) / f"{name}.json", (json.dumps(whole, indent=2) + "\n").encode())
 
 
-def read_json(folder: str | Path, name: str) -> dict[str, Any]:
-    """The description of a pair.
+def read_description(folder: str | Path, name: str = ENCODER) -> dict[str, Any]:
+    """What the JSON file of a pair states.
 
     Raises:
         ValueError: if it is missing, damaged or of a newer format.
@@ -208,7 +185,7 @@ def read_pair(folder: str | Path, name: str) -> dict[str, Tensor]:
     Raises:
         ValueError: if a file is missing, damaged, of a newer format, or the two do not belong together.
     """
-    path, stated = Path(folder) / f"{name}.safetensors", read_json(folder, name).get("sha256")
+    path, stated = Path(folder) / f"{name}.safetensors", read_description(folder, name).get("sha256")
     try:
         weights = load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
@@ -269,35 +246,29 @@ def timm_entry(config: EncoderConfig) -> dict[str, Any]:
     if config.position == "none" or config.attention_bias == "qv" or config.relative_position != "none":
         # timm's Beit has a class token and no bias of keys
         fits = config.attention_bias == "qv" and config.class_token and not config.registers
-        return {"timm": {"class": "beit.Beit", "kwargs": _beit_arguments(config)}} if fits else {}
+        own = {
+            "global_pool": "token",
+            "use_abs_pos_emb": config.position != "none",
+            "use_shared_rel_pos_bias": config.relative_position == "shared",
+            "use_rel_pos_bias": config.relative_position == "blocks",
+            "init_values": config.layer_scale,
+        }
+        return {"timm": {"class": "beit.Beit", "kwargs": _timm_arguments(config, own)}} if fits else {}
     return {"timm": {"kwargs": timm_arguments(config)}} if config.layer_scale is None else {}
 
 
 def timm_arguments(config: EncoderConfig) -> dict[str, Any]:
     """Arguments that make timm's `VisionTransformer` the same network as an encoder of MAE's kind."""
-    return {
-        **_common_arguments(config),
+    own = {
         "class_token": config.class_token,
         "reg_tokens": config.registers,
         "global_pool": "token" if config.class_token else "avg",
         "fc_norm": False,  # the norm stands before the pooling, as in pre-training
-        "drop_path_rate": config.drop_path,
     }
+    return _timm_arguments(config, own)
 
 
-def _beit_arguments(config: EncoderConfig) -> dict[str, Any]:
-    return {
-        **_common_arguments(config),
-        "global_pool": "token",
-        "use_abs_pos_emb": config.position != "none",
-        "use_shared_rel_pos_bias": config.relative_position == "shared",
-        "use_rel_pos_bias": config.relative_position == "blocks",
-        "init_values": config.layer_scale,
-        "drop_path_rate": config.drop_path,
-    }
-
-
-def _common_arguments(config: EncoderConfig) -> dict[str, Any]:
+def _timm_arguments(config: EncoderConfig, own: dict[str, Any]) -> dict[str, Any]:
     return {
         "img_size": list(config.image_size),
         "patch_size": config.patch_size,
@@ -307,6 +278,8 @@ def _common_arguments(config: EncoderConfig) -> dict[str, Any]:
         "depth": config.depth,
         "num_heads": config.heads,
         "mlp_ratio": config.mlp_ratio,
+        **own,
+        "drop_path_rate": config.drop_path,
     }
 
 

@@ -23,7 +23,7 @@ WRAPPERS = ("model", "state_dict")  # what training checkpoints call their weigh
 PROGRAM = "__torch__."  # what the classes of a TorchScript program begin with
 DEEPEST = 16  # modules within modules; CLIP's have seven
 
-# torch.save before 1.6: the pickles of this mark, a version, sizes, the object, the keys of storages; then their values.
+# torch.save before 1.6: pickles of this mark, a version, sizes, the object, the keys of storages; then their values.
 MARK, VERSION = 0x1950A86A20F9469CFC6C, 1001
 HEAD = pickle.dumps(MARK, protocol=2)
 

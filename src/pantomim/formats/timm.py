@@ -78,7 +78,8 @@ class TimmEncoder(WrappedEncoder):
             return False
         ramp = torch.linspace(0, 1, self.image_size[1]).to(self._blank())
         images = self.standardised(ramp.expand_as(self._blank()))
-        expected, tokens = model.forward_features(images), model.norm(self._intermediates(images, 1, len(model.blocks))[-1])
+        (last,) = self._intermediates(images, 1, len(model.blocks))
+        expected, tokens = model.forward_features(images), model.norm(last)
         return tokens.shape == expected.shape and torch.allclose(tokens, expected, rtol=1e-4, atol=1e-4)
 
     def _shape(self, output: Any) -> tuple[int, tuple[int, int]]:

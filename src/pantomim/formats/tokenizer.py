@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pantomim.formats.native import damaged, fill_pair, plain_scale, read_json, write_pair
+from pantomim.formats.native import damaged, fill_pair, plain_scale, read_description, write_pair
 from pantomim.nn.dvae import DVAENetworks, DVAESizes, dvae_networks
 from pantomim.nn.vqkd import VQKDNetworks, VQKDSizes, vqkd_networks
 
@@ -36,7 +36,7 @@ def load_networks(path: str | Path) -> DVAENetworks | VQKDNetworks:
     Raises:
         ValueError: if the files are missing, damaged, of a newer format, or do not belong together.
     """
-    stated = read_json(path, TOKENIZER)
+    stated = read_description(path, TOKENIZER)
     try:
         kind, build = KINDS[stated["kind"]]
         sizes = TypeAdapter(kind).validate_python(stated["sizes"])

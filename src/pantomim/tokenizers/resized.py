@@ -25,9 +25,7 @@ class ResizedTokenizer(nn.Module):
 
     frozen = True
 
-    def __init__(
-        self, tokenizer: DVAETokenizer | VQKDTokenizer, image_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, tokenizer: DVAETokenizer | VQKDTokenizer, image_size: tuple[int, int]) -> None:
         super().__init__()
         tokenizer.grid_of(image_size)
         self.tokenizer, self.image_size, self.vocabulary = tokenizer, image_size, tokenizer.vocabulary

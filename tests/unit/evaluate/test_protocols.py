@@ -63,7 +63,7 @@ def test_every_protocol_beside_its_twin_and_pixels(kind, data, run, tmp_path):
     assert result["protocol"] == ("linear-mae" if "training" in kind else kind["protocol"])
     assert result["protocol_version"] == 1
     assert result["seed"] == 0
-    assert result["encoder_sha256"] == read_description(run).sha256
+    assert result["encoder_sha256"] == read_description(run)["sha256"]
     assert result["data"]["num_train"] == 72
     assert result["data"]["num_test"] == 18
     assert result["data"]["broken"] == []

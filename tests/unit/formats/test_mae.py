@@ -158,7 +158,9 @@ def test_import_does_not_overwrite(tmp_path):
 
 def test_load_encoder_reads_official_files(tmp_path):
     source = checkpoint(tmp_path / "mae.pth", official("encoder"))
-    torch.testing.assert_close(load_encoder(source)(images()).patches, read_checkpoint(source).encoder(images()).patches)
+    torch.testing.assert_close(
+        load_encoder(source)(images()).patches, read_checkpoint(source).encoder(images()).patches
+    )
 
 
 def test_timm_gives_the_same_features(tmp_path):
