@@ -10,7 +10,7 @@ from pantomim.formats.importing import ImportReport, write_found
 from pantomim.formats.layout import AS_PUBLISHED, Format, Found, Given, first_names
 from pantomim.formats.mae import MAEFormat
 from pantomim.formats.mmpretrain import MMPretrainFormat
-from pantomim.formats.native import load_encoder_folder
+from pantomim.formats.native import NAMES, load_encoder_folder
 from pantomim.formats.reader import read_content, weights_of
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ def import_checkpoint(
         ValueError: as `read_checkpoint`, or if `out` holds weights already.
     """
     folder = Path(out)
-    kinds = ("encoder", "decoder", "predictor", "classifier")
-    if there := [name for name in kinds if (folder / f"{name}.safetensors").exists()]:
+    if there := [name for name in NAMES if (folder / f"{name}.safetensors").exists()]:
         raise ValueError(
             f"import.out must not hold weights yet; got {folder} with {', '.join(there)}. Choose a new folder."
         )

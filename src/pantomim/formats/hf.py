@@ -128,20 +128,16 @@ def load_hf(name: str) -> HFEncoder:
     messages.set_verbosity_error()  # what it would warn of is an error below
     messages.disable_progress_bar()
     try:
-        kind = _class_of(transformers.AutoConfig.from_pretrained(name, local_files_only=local))
-        model, report = kind.from_pretrained(
-            name, dtype=torch.float32, local_files_only=local, output_loading_info=True
-        )
+        loader = _class_of(transformers.AutoConfig.from_pretrained(name, local_files_only=local))
+        options = {"dtype": torch.float32, "local_files_only": local, "output_loading_info": True}
+        model, report = loader.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        if local or not isinstance(error, OSError):
-            raise ValueError(
-                f"{source} must be a folder with a model of transformers, or its name on the hub; got {reason}. Write "
-                f"the folder with save_pretrained, of the model and of its image processor."
-            ) from error
-        raise ConnectionError(
-            f"{source} must be in the cache or to be downloaded; got {reason}. Check the name, connect to the network "
-            f"once, set HF_HOME to a cache that has it, or give a folder: hf:FOLDER."
+        offline = isinstance(error, OSError) and not local
+        raise (ConnectionError if offline else ValueError)(
+            f"{source} must be a folder with a model of transformers, or its name in the cache or on the hub; got "
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}. Write the folder with save_pretrained, of "
+            f"the model and of its image processor; or check the name, connect to the network once, or set HF_HOME to "
+            f"a cache that has it."
         ) from error
     finally:
         messages.set_verbosity(verbosity)

@@ -39,12 +39,17 @@ DTYPES = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
+PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 # Classes and functions whose place an `Inert` takes: of training scripts, of mmengine's logs, of DALL-E's modules.
 INERT = {
     "argparse.Namespace",
-    *(f"pathlib.{kind}" for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
-    *(f"pathlib._local.{kind}" for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
-    *("collections.Counter", "collections.defaultdict", "_codecs.encode", "torch.device", "torch.Size"),
+    *(
+        f"pathlib.{local}{pure}{kind}Path"
+        for local in ("", "_local.")
+        for pure in ("", "Pure")
+        for kind in ("Posix", "Windows")
+    ),
+    *("collections.Counter", "collections.defaultdict", "_codecs.encode", "torch.device", "torch.Size", "torch.Tensor"),
     *("torch.float64", "torch.float32", "torch.float16", "torch.bfloat16", "torch.int64", "torch.bool"),
     *("mmengine.logging.history_buffer.HistoryBuffer", "numpy.ndarray", "numpy.dtype"),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
@@ -72,13 +77,10 @@ class _ForeignError(Exception):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Follows a pickle's instructions with inert parts.
+    """Follows a pickle's instructions with inert parts; `storage` gives values by key, dtype and length.
 
     What it hands out is made for one file alone: instructions can set attributes of what they were given, so nothing
     that another file would meet may be among it.
-
-    Args:
-        storage: A storage's values by key, number type and length; they may be filled in later.
     """
 
     def __init__(self, file: IO[bytes], storage: Callable[[str, torch.dtype, int], Tensor] | None = None) -> None:
@@ -88,13 +90,11 @@ class _Unpickler(pickle.Unpickler):
             **DTYPES,
             **dict.fromkeys(("builtins.set", "__builtin__.set"), set),
             "collections.OrderedDict": OrderedDict,
-            "torch.Tensor": torch.Tensor.__name__,
-            "torch._utils._rebuild_tensor_v2": self._tensor,
-            "torch._utils._rebuild_parameter": self._first,
-            "torch._utils._rebuild_parameter_with_state": self._first,
-            "torch._tensor._rebuild_from_type_v2": self._of_type,
-            "torch.jit._pickle.restore_type_tag": self._first,
+            **{f"torch._utils._rebuild_parameter{rest}": self._first for rest in ("", "_with_state")},
             **{f"torch.jit._pickle.build_{kind}list": self._first for kind in ("int", "double", "bool", "tensor")},
+            "torch.jit._pickle.restore_type_tag": self._first,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._tensor._rebuild_from_type_v2": lambda rebuild, kind, arguments, state: rebuild(*arguments),
         }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -123,9 +123,6 @@ class _Unpickler(pickle.Unpickler):
 
     def _first(self, value: Any, *rest: Any) -> Any:
         return value
-
-    def _of_type(self, rebuild: Any, kind: Any, arguments: Any, state: Any) -> Any:
-        return rebuild(*arguments)
 
 
 def read_weights(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:

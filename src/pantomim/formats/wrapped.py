@@ -152,7 +152,7 @@ class WrappedEncoder(nn.Module, ABC):
         return Features(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :])
 
     def _blank(self) -> Float[Tensor, "1 C H W"]:
-        """One image of zeros, of the weights' dtype: what the sizes of the outputs are read from."""
+        """One image of zeros, to read sizes of outputs from."""
         like = next(self.model.parameters())
         return torch.zeros(1, self.in_chans, *self.image_size, dtype=like.dtype, device=like.device)
 
