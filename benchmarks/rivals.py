@@ -12,7 +12,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from pantomim.core.mask import Mask
 from pantomim.methods.mae import MAE, MAEConfig
-from pantomim.nn.vit import NORM_EPS
+from pantomim.nn.blocks import NORM_EPS
 
 
 def transformers_mae(ours: MAE, config: MAEConfig) -> ViTMAEForPreTraining:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console
@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # imported where used: `pantomim --help` waits for no model l
     from pantomim.config import Pretrain, Stages
     from pantomim.recipes import Prepared
 
+T = TypeVar("T")
 CONSOLE = Console()
 ERRORS = Console(stderr=True)
 LEAVES = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
@@ -271,14 +272,46 @@ def recipes() -> None:
     )
 
 
-def evaluate(arguments: list[str]) -> None:
-    """Score a frozen encoder: pantomim evaluate knn|linear|attentive|segmentation --encoder RUN --data SRC."""
-    from pantomim.evaluate.protocols import Evaluate, evaluate_to_file, headline
+# Options of `evaluate` as they were, and what to write now; those of None were options of any protocol.
+RENAMED_EVALUATE: dict[tuple[str | None, str], str] = {
+    (None, "--protocol"): "evaluate linear_mae",
+    ("linear", "--labels-per-class"): "evaluate few_labels --labels-per-class",
+    ("linear", "--draws"): "evaluate few_labels --draws",
+    ("knn", "--batch-size"): "evaluate knn --chunk",
+    (None, "--probe."): "evaluate linear --",
+    (None, "--mae."): "evaluate linear_mae --",
+    (None, "--attentive."): "evaluate attentive --",
+    (None, "--patches."): "evaluate segmentation --",
+}
 
-    config = tyro.cli(Evaluate, args=arguments, prog="pantomim evaluate", config=LEAVES)
+
+def evaluate(arguments: list[str]) -> None:
+    """Score a frozen encoder: pantomim evaluate PROTOCOL --encoder RUN --data SRC; PROTOCOL --help has its options."""
+    from pantomim.evaluate import PROTOCOLS, evaluate_to_file, headline
+
+    for option in (f"--{name.replace('_', '-')}" for name in _given(arguments)):
+        for (protocol, old), new in RENAMED_EVALUATE.items():
+            if protocol in (None, arguments[0]) and (option.startswith(old) if old.endswith(".") else option == old):
+                raise ValueError(f"evaluate {option} is now {new}{option.removeprefix(old)}.")
+    config = _chosen("evaluate", {protocol.protocol: protocol for protocol in PROTOCOLS}, arguments)
     path, result = evaluate_to_file(config)
-    CONSOLE.print(headline(result), highlight=False)
+    CONSOLE.print(headline(config, result), highlight=False)
     CONSOLE.print(f"Written to {path}.", highlight=False)
+
+
+def _chosen(command: str, kinds: dict[str, type[T]], arguments: list[str]) -> T:
+    """What the first word names of some alternatives, with the options that follow; a list of them if there is none."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        rows = [(name, (inspect.getdoc(kind) or "").splitlines()[0]) for name, kind in kinds.items()]
+        _print_section(f"pantomim {command}", rows)
+        CONSOLE.print(f"\npantomim {command} NAME --help lists the options of each.", highlight=False)
+        sys.exit(0)
+    name = {known.replace("-", "_"): known for known in kinds}.get(arguments[0].replace("-", "_"))
+    if name is None:
+        close = difflib.get_close_matches(arguments[0], kinds, n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(kinds)}."
+        raise ValueError(f"There is no {command} {arguments[0]}. {hint}")
+    return tyro.cli(kinds[name], args=arguments[1:], prog=f"pantomim {command} {name}", config=LEAVES)
 
 
 def features(encoder: str, data: str, out: Path, split: str = "all") -> None:
@@ -756,17 +789,18 @@ def import_weights(
 
 
 def inspect_run(
-    what: Annotated[Literal["alignment", "attention-distance", "spectrum", "cka"], tyro.conf.Positional],
+    what: Annotated[Literal["alignment", "attention-distance", "spectrum", "cka", "guidance"], tyro.conf.Positional],
     encoders: Annotated[tuple[str, ...], tyro.conf.Positional],
     images: str | None = None,
     out: Path | None = None,
     count: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Look into runs and encoders, side by side: inspect attention-distance|spectrum|cka|alignment RUN [RUN ...].
+    """Look into runs and encoders: inspect attention-distance|spectrum|cka|alignment|guidance RUN [RUN ...].
 
     attention-distance: how far each head looks. spectrum: how few directions the tokens lie in. cka: which layers are
-    alike. alignment: what CAE's decoder makes of all patches without the regressor.
+    alike. alignment: what CAE's decoder makes of all patches without the regressor. guidance: what guided the masks
+    of CMT-MAE, at each checkpoint that the run kept.
 
     Args:
         what: Which of them.
@@ -782,6 +816,12 @@ def inspect_run(
 
     if not encoders:
         raise ValueError(f"inspect {what} needs a run folder. Add RUN, such as runs/first, or several.")
+    if what == "guidance":
+        from pantomim.analysis.guidance import write_guidance_arrays
+
+        for run in encoders:
+            CONSOLE.print(f"Pictures: {write_guidance_arrays(run, seed=seed)}; `pantomim report {run}` shows them.")
+        return
     if what == "alignment":
         _inspect_alignment(encoders, images, out, 8 if count is None else count, seed)
         return

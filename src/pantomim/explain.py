@@ -1,42 +1,42 @@
-"""What a config means before it costs anything: parts, shapes, parameters, FLOPs, memory, rates, differences."""
+"""What a config means before it costs anything: parts, shapes, parameters, FLOPs, memory, rates, differences.
+
+One pass through the method on fake tensors, with a forward hook on each part, tells what goes in and comes out; it
+knows no method by name.
+"""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pantomim.config import MethodConfig, Pretrain
+from pantomim.config import Pretrain, to_dict
 from pantomim.core.batch import Batch
+from pantomim.core.mask import Mask
 from pantomim.data.augment import Augment
 from pantomim.data.transforms import View
+from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
+from pantomim.methods import MethodConfig
 from pantomim.methods.base import Method
-from pantomim.methods.beit import BEiT, BEiTConfig
-from pantomim.methods.cae import CAE, CAEConfig
-from pantomim.methods.cmt_mae import CMTMAEConfig
-from pantomim.methods.dbot import DBOTConfig
-from pantomim.methods.dvae import DVAE, DVAEConfig, DVAEDraws
-from pantomim.methods.guides import GuideConfig, MaskGuide
-from pantomim.methods.mae import MAE, MAEConfig
-from pantomim.methods.mocov3 import MoCoV3Config
-from pantomim.methods.supervised import Supervised, SupervisedConfig, SupervisedDraws
-from pantomim.methods.vqkd import VQKD, VQKDConfig, VQKDDraws
-from pantomim.nn.dvae import code_grid
+from pantomim.methods.guides import GuideConfig, teacher_of
 from pantomim.optim import scaled_lr
 from pantomim.recipes.recipe import differences
-from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
-from pantomim.targets.tokens import USUAL_VOCABULARY, TokenTarget, TokenTargetConfig
+from pantomim.targets.features import FeatureTarget
+from pantomim.targets.tokens import USUAL_VOCABULARY, TokenTarget
 from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import OF_STUDENT
 
 LATE, OF = 98, 100  # the step at which costs are counted, and of how many: all parts take part by then
-Section = tuple[str, list[tuple[str, str]]]  # a title, and rows of what and value
+Rows = list[tuple[str, str]]
+Section = tuple[str, Rows]  # a title, and rows of what and value
 
 
 @dataclass(frozen=True)
@@ -44,132 +44,163 @@ class Cost:
     """What a method costs, counted on tensors without memory.
 
     Args:
-        parameters: All parameters of each part that outlives the run, and of the whole method ("all").
+        shapes: What goes into each part and comes out of it, in the order in which they run.
+        parameters: All parameters of each part, and of the whole method ("all").
         trainable: Those that are trained.
         flops: Forward pass of one image; a multiply-add counts two. Backward costs about twice as much again.
-        draw_flops: What is asked of networks before that, of one image; nothing of it comes back.
+        draw_flops: Networks that run before that to draw the masks, of one image, without gradient.
         state_gib: Weights, gradients and AdamW's two moments in float32, and copies in a lower precision, if any.
         activations_gib: What backward keeps of one image.
-        teachers: Which networks guide it and what they see.
     """
 
+    shapes: Rows
     parameters: dict[str, int]
     trainable: int
     flops: int
     draw_flops: int
     state_gib: float
     activations_gib: float
-    teachers: tuple[Teacher, ...] = ()
 
 
 def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
     """Count parameters, FLOPs and memory on fake (meta) tensors: no weight is allocated, so ViT-H costs nothing."""
-    build = _builder(config.method)
-    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+    # Real tensors come in: images, what is drawn for them, and weights that are read from somewhere.
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # where a part is copied
-        method = build()
-        few = 2 if method.requirements().whole_batch else 1  # images: one alone is compared with nothing
-        kept, more = (_kept_bytes(method, images, precision) for images in (few, few + 1))
-        batch, draws = _step(method, few)
-        trainable = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+        method = _build(config.method, fake)
+        few = 2 if method.requirements.whole_batch else 1  # images: one alone is compared with nothing
+        with _recorded(method) as shapes:
+            kept = _kept_bytes(method, few, precision, fake)
+        more = _kept_bytes(method, few + 1, precision, fake)
+        parameters = {name: size for name, part in method.named_children() if (size := _count(part))}
+        parameters["all"] = _count(method)
+        trainable = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
         method.requires_grad_(False)  # the counter's hooks know no views of parameters
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            method(batch, draws)
         with FlopCounterMode(display=False) as before:
-            _step(method, few)
-    parameters = {name: _count(part) for name, part in method.exports().items()} | {"all": _count(method)}
+            batch, draws = _step(method, few)
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), fake:
+            method(batch, draws)
     return Cost(
+        shapes=shapes,
         parameters=parameters,
         trainable=trainable,
         flops=counter.get_total_flops() // few,
         draw_flops=before.get_total_flops() // few,
         state_gib=(4 * (parameters["all"] + 3 * trainable) + kept - few * (more - kept)) / 2**30,
         activations_gib=(more - kept) / 2**30,
-        teachers=tuple(teacher for teacher in _teachers(method) if teacher is not getattr(method, "student", None)),
     )
 
 
-def _teachers(module: nn.Module) -> list[Teacher]:
-    """Those in a method whose features are predicted; not those within another, nor a guide of masks."""
-    found: list[Teacher] = []
-    for child in module.children():
-        if isinstance(child, MaskGuide):
-            continue
-        found += [child] if isinstance(child, Teacher) else _teachers(child)
-    return [teacher for teacher in found if not isinstance(teacher, _UnnamedTeacher)]
+def _build(config: MethodConfig, fake: FakeTensorMode) -> Method:
+    """The method on fake tensors; networks and tokenizers that are read from somewhere keep their real weights.
 
-
-def _builder(config: MethodConfig) -> Callable[[], Method]:
-    """What makes the method, with random masks; a tokenizer that is not named yet costs nothing.
-
-    What is hidden costs the same wherever it lies, and a bank of noise is not made for this.
+    A teacher or tokenizer that is not named yet has a stand-in that costs nothing.
     """
-    if isinstance(config, DVAEConfig | MoCoV3Config | SupervisedConfig | VQKDConfig):
-        return config.build
-    if isinstance(config, CMTMAEConfig | DBOTConfig) and config.masker.guided:
-        return _around_teacher(config)  # which networks are asked depends on the masker
-    if isinstance(config, BEiTConfig | CAEConfig | MAEConfig) and config.masker.guided:
-        return _guided(config)
-    (rows, columns), config = config.encoder.grid, replace(config, masker=_as_many_at_random(config))
-    if isinstance(config, CMTMAEConfig | DBOTConfig):
-        return _around_teacher(config)
-    if isinstance(config.target, TokenTargetConfig):
-        if not config.target.tokenizer:
-            return partial(
-                config.build_around,
-                TokenTarget(_Unnamed(config.target.vocabulary or USUAL_VOCABULARY, (rows, columns))),
-            )
-    elif not isinstance(config.target, FeatureTargetConfig) or config.target.teacher.source in OF_STUDENT:
-        return config.build
-    elif not config.target.teacher.source:
-        teacher = _UnnamedTeacher(config.encoder.width, (rows, columns))
-        return partial(config.build_around, FeatureTarget(teacher, (rows, columns)))
-    with FakeTensorMode():
-        encoder = config.encoder.build()  # whose sizes are asked for
-    return partial(config.build_around, config.target.build(encoder))
+    with fake:
+        encoder = config.encoder.build() if hasattr(config, "encoder") else None  # whose sizes are asked for
+    parts: dict[str, Any] = {}
+    teacher, target, grid = teacher_of(config), getattr(config, "target", None), getattr(encoder, "grid", (1, 1))
+    if teacher is not None and not teacher.source:
+        unnamed = _UnnamedTeacher(config.encoder.width, grid)
+        parts = {"teacher": unnamed} if hasattr(config, "teacher") else {"target": FeatureTarget(unnamed, grid)}
+    elif getattr(target, "tokenizer", None) == "":
+        parts = {"target": TokenTarget(_UnnamedTokenizer(target.vocabulary or USUAL_VOCABULARY, grid))}
+    elif teacher is not None and teacher.source not in OF_STUDENT and hasattr(config, "teacher"):
+        parts = {"teacher": teacher.build(encoder)}
+    elif hasattr(target, "build") and (teacher is None or teacher.source not in OF_STUDENT):
+        parts = {"target": target.build(encoder)}
+    guide = None
+    if (guided := getattr(config, "guide", GuideConfig())).source and guided.source not in OF_STUDENT:
+        guide = guided.build(encoder, config.masker)
+        config = replace(config, guide=GuideConfig("random", query=guided.query))  # until the rest is built
+    if isinstance(masker := getattr(config, "masker", None), ColorNoiseMasker):  # whose bank takes a while to make
+        ratio = (masker.num_masked(grid) - 0.5) / (grid[0] * grid[1])  # rounds up
+        config = replace(config, masker=RandomMasker(ratio=ratio))
+    with fake:
+        method = config.build(OF, **parts)
+    if guide is not None:
+        method.guide = guide
+    return method
 
 
-def _as_many_at_random(config: BEiTConfig | CAEConfig | CMTMAEConfig | DBOTConfig | MAEConfig) -> RandomMasker:
-    """A masker that hides as many patches, wherever they lie."""
-    rows, columns = config.encoder.grid
-    return RandomMasker(ratio=(config.masker.num_masked((rows, columns)) - 0.5) / (rows * columns))  # rounds up
+def _step(method: Method, images: int) -> tuple[Batch, Any]:
+    """A batch of empty images and what is drawn for it."""
+    needs = method.requirements
+    views = [torch.zeros(images, needs.in_chans, *needs.image_size) for _ in range(needs.views)]
+    labels = None if needs.num_classes is None else torch.zeros(images, dtype=torch.long)
+    batch = Batch(views[0], labels=labels, total=images, second=views[1] if needs.views > 1 else None)
+    method.eval()  # in which no method changes by drawing
+    draws = method.draw(batch, LATE, torch.Generator().manual_seed(0))
+    method.train()
+    return batch, draws
 
 
-def _guided(config: MAEConfig | BEiTConfig | CAEConfig) -> Callable[[], Method]:
-    """What makes a method whose guide decides what is hidden; one that is read from somewhere is read now."""
-    unguided = _builder(replace(config, masker=_as_many_at_random(config), guide=GuideConfig()))
-    found = None
-    if config.guide.source not in OF_STUDENT:
-        with FakeTensorMode():
-            encoder = config.encoder.build()  # whose sizes are asked for
-        found = config.guide.build(encoder, config.masker)
+def _kept_bytes(method: Method, images: int, precision: torch.dtype, fake: FakeTensorMode) -> int:
+    """Bytes that backward keeps, weights apart; copies of the weights in a lower precision are among them."""
+    kept: dict[int, int] = {}  # by storage: one that is kept twice counts once
 
-    def build() -> Method:
-        method = unguided()
-        assert isinstance(method, MAE | BEiT | CAE)
-        method.masker, method.guide = config.masker, found or config.guide.build(method.encoder, config.masker)
-        return method
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
 
-    return build
-
-
-def _around_teacher(config: CMTMAEConfig | DBOTConfig) -> Callable[[], Method]:
-    """What makes a method with a teacher: one that is read from somewhere is read now, with its own numbers.
-
-    CMT-MAE's may be none, or not named yet, and then costs nothing.
-    """
-    of_student, asked = config.teacher.source in OF_STUDENT, isinstance(config, DBOTConfig) or config.needs_teacher
-    if of_student or not asked:
-        return config.build
-    if isinstance(config, CMTMAEConfig) and not config.teacher.source:
-        return partial(config.build_around, _UnnamedTeacher(config.encoder.width, config.encoder.grid))
-    with FakeTensorMode():
-        encoder = config.encoder.build()  # whose sizes are asked for
-    return partial(config.build_around, config.teacher.build(encoder))
+    batch, draws = _step(method, images)
+    autocast = torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32)
+    with fake, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+        outputs = method(batch, draws)  # alive while storages are counted, so that none is reused
+    weights = {parameter.untyped_storage()._cdata for parameter in method.parameters()}
+    del outputs
+    return sum(size for storage, size in kept.items() if storage not in weights)
 
 
-class _Unnamed(nn.Module):
-    """In the place of a tokenizer that is not named yet, while costs are counted; trains nothing."""
+@contextmanager
+def _recorded(method: Method) -> Iterator[Rows]:
+    """The calls of each part of a method and of each teacher within, as rows that are filled while this lasts."""
+    rows: Rows = []
+    parts = {name: part for name, part in method.named_modules() if isinstance(part, Teacher)}
+    parts |= {name: part for name, part in method.named_children() if type(part).forward is not nn.Module.forward}
+
+    def record(name: str) -> Any:
+        def hook(part: nn.Module, given: tuple[Any, ...], named: dict[str, Any], found: Any) -> None:
+            if found is not None:
+                inputs = ", ".join(filter(None, map(_shape, (*given, *named.values()))))
+                learned = any(tensor.requires_grad for tensor in _tensors(found))
+                rows.append((name, f"{inputs} -> {_shape(found)}{'' if learned else ', no gradient'}"))
+
+        return hook
+
+    handles = [
+        part.register_forward_hook(record(name), with_kwargs=True)
+        for name, part in parts.items()
+        if not isinstance(part, _UnnamedTeacher)
+    ]
+    yield rows
+    for handle in handles:
+        handle.remove()
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, tuple) else []
+
+
+def _shape(value: Any) -> str:
+    """What a part is given or gives, in words; empty for what is no tensor."""
+    if isinstance(value, Mask):
+        return f"mask of {value.ids_keep.shape[1]} visible and {value.ids_mask.shape[1]} masked"
+    if isinstance(value, Tensor):
+        kind = "ids " if value.dtype == torch.int64 else ""
+        return kind + " x ".join(["B", *map(str, value.shape[1:])]) if value.ndim else "a number"
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        named = zip(value._fields, value, strict=True)
+        return ", ".join(f"{name} {_shape(item)}" for name, item in named if isinstance(item, Tensor) and item.numel())
+    return ""
+
+
+class _UnnamedTokenizer(nn.Module):
+    """In the place of a tokenizer that is not named yet."""
 
     def __init__(self, vocabulary: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -183,50 +214,16 @@ class _Unnamed(nn.Module):
 
 
 class _UnnamedTeacher(Teacher):
-    """In the place of a teacher that is not named yet: as wide as the student, at no cost."""
+    """In the place of a teacher that is not named yet: as wide as the student."""
 
     def __init__(self, width: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.width, self.grid, self.queries = width, grid, ("class", "mean")
+        self.name, self.width, self.grid, self.num_prefix = "a teacher that is not named yet", width, grid, 1
+        self.queries = ("class", "mean")
 
     def forward(self, images: Tensor, query: Query | None = None) -> Guidance:
         features = images.new_zeros(len(images), self.grid[0] * self.grid[1], self.width)
         return Guidance(features[:, :1], features, None if query is None else features[:, :, 0])
-
-
-def _step(method: Method, images: int) -> tuple[Batch, Any]:
-    takes = method.requirements()
-    views = [torch.empty(images, takes.in_chans, *takes.image_size) for _ in range(takes.views)]
-    batch = Batch(views[0], total=images, second=views[1] if takes.views > 1 else None)
-    if isinstance(method, DVAE):  # whose draws are made from seeds, which fake tensors do not have
-        rows, cols = code_grid(takes.image_size, takes.cell)
-        noise = torch.empty(images, method.sizes.vocabulary, rows, cols)
-        return batch, DVAEDraws(noise, torch.tensor(1.0), torch.tensor(1.0))
-    if isinstance(method, VQKD):  # whose codes have no values to move
-        return batch, VQKDDraws()
-    if isinstance(method, Supervised):  # whose labels are of no cost
-        batch = replace(batch, labels=torch.zeros(images, dtype=torch.long))
-        return batch, SupervisedDraws(batch.images, torch.empty(images, method.num_classes))
-    method.begin(OF)
-    return batch, method.draw(batch, LATE, torch.Generator())
-
-
-def _kept_bytes(method: Method, images: int, precision: torch.dtype) -> int:
-    """Bytes that backward keeps, weights apart; copies of the weights in a lower precision are among them."""
-    kept: dict[int, int] = {}  # by storage: one that is kept twice counts once
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    batch, draws = _step(method, images)
-    autocast = torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
-        outputs = method(batch, draws)  # alive while storages are counted, so that none is reused
-    weights = {parameter.untyped_storage()._cdata for parameter in method.parameters()}
-    del outputs
-    return sum(size for storage, size in kept.items() if storage not in weights)
 
 
 def explain(
@@ -252,18 +249,17 @@ def explain(
         for name, ours, theirs in differences(config, paper)
     ]
     apart += [("note", note) for note in notes]
-    target = getattr(config.method, "target", None)
-    unnamed = isinstance(target, TokenTargetConfig) and not target.tokenizer
-    unled = isinstance(target, FeatureTargetConfig) and not target.teacher.source
-    unguided = isinstance(config.method, CMTMAEConfig) and config.method.needs_teacher
-    unled = unled or (unguided and not config.method.teacher.source)  # type: ignore[union-attr]
+    teacher, tokenizer = teacher_of(config.method), getattr(getattr(config.method, "target", None), "tokenizer", None)
+    needed = getattr(config.method, "needs_teacher", True)
+    unnamed = [("tokenizer", "not counted: none is named yet")] * (tokenizer == "")
+    unnamed += [("teacher", "not counted: none is named yet")] * (teacher is not None and not teacher.source and needed)
     return [
-        ("Parts and shapes", _parts(config.method, cost.teachers)),
+        ("Settings of the method", _as_yaml(config.method)),
+        ("Parts and shapes", cost.shapes),
         (
             "Cost",
             [
-                *([("tokenizer", "not counted: none is named yet; give --tokenizer, or --target pixels")] * unnamed),
-                *([("teacher", "not counted: none is named yet; give --teacher")] * unled),
+                *unnamed,
                 *((f"parameters, {name}", f"{number:,}") for name, number in cost.parameters.items()),
                 ("parameters, trained", f"{cost.trainable:,}"),
                 (
@@ -271,7 +267,12 @@ def explain(
                     f"{cost.flops / 1e9:.3f} G forward (a multiply-add is two), a step at most thrice that",
                 ),
                 *(
-                    [("FLOPs before", f"{cost.draw_flops / 1e9:.3f} G: what guiding networks say, without gradient")]
+                    [
+                        (
+                            "FLOPs before",
+                            f"{cost.draw_flops / 1e9:.3f} G: networks that guide masks, without gradient",
+                        )
+                    ]
                     * (cost.draw_flops > 0)
                 ),
                 ("memory, state", f"{cost.state_gib:.2f} GiB: weights, gradients and AdamW's two moments"),
@@ -328,13 +329,10 @@ def _origin(name: str, origins: Mapping[str, str] | None) -> str:
     return origins[max(found, key=len)].partition(",")[0].partition(":")[0] if found else "ours"
 
 
-def _parts(config: MethodConfig, teachers: tuple[Teacher, ...]) -> list[tuple[str, str]]:
-    """What the method consists of; of one that predicts features, how wide they are."""
-    if isinstance(config, DBOTConfig | MAEConfig | BEiTConfig | CAEConfig):
-        rows = config.describe(teachers[0] if teachers else None)
-    else:
-        rows = config.describe()
-    return [*rows, *(("teacher", teacher.describe()) for teacher in teachers)]
+def _as_yaml(config: MethodConfig) -> Rows:
+    """The settings of a method, a part a line, as they stand in config.yaml."""
+    dump = partial(yaml.safe_dump, default_flow_style=True, sort_keys=False, width=10**6)
+    return [(name, dump(value).removesuffix("...\n").strip()) for name, value in to_dict(config).items()]
 
 
 def _augmentation(augment: Augment) -> str:

@@ -57,15 +57,16 @@ def beit_schedule(
 
 
 def drop_schedule(
-    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
+    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0, at: float = 7 / 8
 ) -> float:
-    """Linear warm-up from `start` to `base`, where it stays; `minimum` in the last eighth.
+    """Linear warm-up from `start` to `base`, where it stays; `minimum` once the share `at` of the total is over.
 
     Source: SimMIM's `configs/vit_base__800ep`: a tenth from epoch 700 of 800 on.
     """
     if step < warmup:
         return cosine_schedule(step, base=base, minimum=minimum, warmup=warmup, total=total, start=start)
-    return base if step < 7 / 8 * total else minimum
+    # a step that the share falls on exactly is the first with the minimum, whatever the product is rounded to
+    return base if step < at * total - 1e-9 * total else minimum
 
 
 def parameter_groups(

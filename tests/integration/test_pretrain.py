@@ -28,8 +28,8 @@ from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
 from pantomim.engine.setup import training_images
 from pantomim.engine.stops import DiskError, Interrupted, NonFiniteError
+from pantomim.engine.training import Training
 from pantomim.formats import load_encoder
-from pantomim.optim import cosine_schedule
 
 LONG = {"steps": 80, "runtime": {"save_every": 8}}
 
@@ -378,13 +378,14 @@ def test_broken_images_are_told_when_stopped_and_recorded_at_the_end(
     file = tmp_path / "images" / name
     file.write_bytes(file.read_bytes()[:50])
 
-    def stop_at_17(step: int, **schedule: Any) -> float:
+    def stop_at_17(training: Training, step: int, batches: Any) -> Any:
         if step == 16:
             os.kill(os.getpid(), signal.SIGTERM)
-        return cosine_schedule(step, **schedule)
+        return update(training, step, batches)
 
+    update = Training.step
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "cosine_schedule", stop_at_17)
+        patch.setattr(Training, "step", stop_at_17)
         with pytest.raises(Interrupted, match="after step 17 of 26"):
             pretrain(config, tmp_path / "run")
     assert f"Broken images that were skipped (1): {name} (" in capfd.readouterr().err

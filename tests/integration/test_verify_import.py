@@ -12,7 +12,7 @@ from tiny import tiny_images
 from pantomim.cli import main
 from pantomim.formats.native import load_decoder, load_encoder_folder
 from pantomim.nn.decoder import DecoderConfig
-from pantomim.nn.position import resample
+from pantomim.nn.resize import resample
 from pantomim.nn.vit import EncoderConfig
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pantomim.nn import vit
+from pantomim.nn import blocks, vit
 from pantomim.parity import analyses
 from pantomim.parity.verification import verify_item
 
@@ -86,5 +86,6 @@ def test_the_norm_behind_the_last_block(monkeypatch):
 
 
 def test_layer_norm_eps(monkeypatch):
-    monkeypatch.setattr(vit, "NORM_EPS", 1e-5)
+    for module in (blocks, vit):
+        monkeypatch.setattr(module, "NORM_EPS", 1e-5)
     assert worst().off >= 3

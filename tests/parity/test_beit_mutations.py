@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pantomim.nn import relative, vit
+from pantomim.nn import attention, blocks, init, resize, vit
 from pantomim.nn.relative import num_relative_rows, relative_index
 from pantomim.parity import beit
 from pantomim.parity.verification import verify_item
@@ -72,26 +72,26 @@ def test_another_order_of_the_table_in_the_network(monkeypatch, name, change):
 
 
 def test_offsets_slightly_too_far_apart(monkeypatch):
-    real = relative.make_interp_spline
+    real = resize.make_interp_spline
 
     def longer(places, values, degree, axis):
         return real(places * 1.01, values, degree, axis=axis)
 
-    monkeypatch.setattr(relative, "make_interp_spline", longer)
+    monkeypatch.setattr(resize, "make_interp_spline", longer)
     failing(RESIZE)
 
 
 def test_a_straight_line_instead_of_a_cubic(monkeypatch):
-    real = relative.make_interp_spline
-    monkeypatch.setattr(relative, "make_interp_spline", lambda x, y, degree, axis: real(x, y, 1, axis=axis))
+    real = resize.make_interp_spline
+    monkeypatch.setattr(resize, "make_interp_spline", lambda x, y, degree, axis: real(x, y, 1, axis=axis))
     failing(RESIZE)
 
 
 def test_offsets_at_equal_distances(monkeypatch):
     def even(side, to):
-        return (relative.np.arange(side) - side // 2) * (to // 2) / (side // 2)
+        return (resize.np.arange(side) - side // 2) * (to // 2) / (side // 2)
 
-    for module in (relative, beit):
+    for module in (resize, beit):
         monkeypatch.setattr(module, "growing_offsets", even)
     failing(RESIZE)
 
@@ -105,34 +105,32 @@ def test_class_rows_in_front(monkeypatch):
 def test_mask_token_after_the_positions(monkeypatch):
     embed = vit.Encoder.embed
 
-    def late(self, images, ids_keep=None, hidden=None):
+    def late(self, images, ids_keep=None, mask_tokens=None):
         plain = embed(self, images, ids_keep)
-        return plain if hidden is None else torch.where(hidden.masked.unsqueeze(-1), hidden.mask_token, plain)
+        return plain if mask_tokens is None else torch.where(mask_tokens.masked[..., None], mask_tokens.token, plain)
 
     monkeypatch.setattr(vit.Encoder, "embed", late)
     failing(PRETRAIN)
 
 
 def test_padding_counted(monkeypatch):
-    real = tokens.token_loss
-    monkeypatch.setattr(tokens, "token_loss", lambda prediction, ids, weight: real(prediction, ids))
+    monkeypatch.setattr(tokens, "weighted_mean", lambda values, weight: values.mean())
     failing(PRETRAIN)
 
 
 def test_every_image_weighs_the_same(monkeypatch):
-    real = tokens.token_loss
+    real = tokens.weighted_mean
 
-    def image_by_image(prediction, ids, weight):
-        share = weight / weight.sum(dim=1, keepdim=True)
-        return real(prediction, ids, share)
+    def image_by_image(values, weight):
+        return real(values, weight / weight.sum(dim=1, keepdim=True))
 
-    monkeypatch.setattr(tokens, "token_loss", image_by_image)
+    monkeypatch.setattr(tokens, "weighted_mean", image_by_image)
     failing(PRETRAIN)
 
 
 @pytest.mark.parametrize("part", ["q_bias", "v_bias"])
 def test_a_bias_left_out(monkeypatch, part):
-    project = vit.Attention._project
+    project = attention.Attention._project
 
     def without(self, tokens, queries):
         bias = getattr(self, part)
@@ -140,7 +138,7 @@ def test_a_bias_left_out(monkeypatch, part):
             inner.setitem(self._parameters, part, bias * 0)
             return project(self, tokens, queries)
 
-    monkeypatch.setattr(vit.Attention, "_project", without)
+    monkeypatch.setattr(attention.Attention, "_project", without)
     failing(PRETRAIN)
 
 
@@ -155,15 +153,15 @@ def test_other_parameters_decayed(monkeypatch, change):
 def test_another_initialisation(monkeypatch, change):
     if change == "wide":
         normal = functools.partial(torch.nn.init.trunc_normal_, std=0.02)
-        monkeypatch.setattr(vit, "narrow_normal", normal)
+        monkeypatch.setitem(init.SCHEMES, "beit", init.SCHEMES["beit"]._replace(matrix=normal, kernel=normal))
     else:
-        monkeypatch.setattr(vit, "initialise_stack", lambda module, blocks, scheme: module.apply(vit.initialise_beit))
+        monkeypatch.setattr(vit, "initialise", lambda module, scheme, blocks: init.initialise(module, scheme))
     assert "official_initialisation" in failing(PRETRAIN)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=needs_all) for name in IN_WHOLE_COLLECTION])
 def test_layer_scale_on_one_branch_alone(monkeypatch, name):
-    forward = vit.Block.forward
+    forward = blocks.Block.forward
 
     def unscaled(self, *given, **named):
         with monkeypatch.context() as inner:
@@ -171,7 +169,7 @@ def test_layer_scale_on_one_branch_alone(monkeypatch, name):
                 inner.setitem(self._parameters, "gamma_2", self.gamma_2 * 0 + 1)
             return forward(self, *given, **named)
 
-    monkeypatch.setattr(vit.Block, "forward", unscaled)
+    monkeypatch.setattr(blocks.Block, "forward", unscaled)
     failing(name)
 
 

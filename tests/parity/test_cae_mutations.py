@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from pantomim.methods import cae as method
-from pantomim.nn import decoder, heads, regressor, vit
+from pantomim.nn import blocks, decoder, heads, regressor, vit
 from pantomim.nn.position import sincos_2d
 from pantomim.nn.tokens import take
 from pantomim.parity import cae
@@ -57,7 +57,7 @@ def test_unbroken():
 
 
 def test_layer_norm_eps(monkeypatch, tmp_path):
-    for module in (vit, decoder, regressor):
+    for module in (blocks, vit, decoder, regressor):
         monkeypatch.setattr(module, "NORM_EPS", 1e-5)
     result = with_config(tmp_path, "cae_pretrain_b", layer_norm_eps=None)  # the numbers alone must tell
     assert result.status == "FAIL"
@@ -149,7 +149,7 @@ def test_tokens_not_decayed(monkeypatch):
 
 
 def test_another_initialisation(monkeypatch):
-    monkeypatch.setattr(regressor, "initialise_stack", lambda module, blocks, initialisation: None)
+    monkeypatch.setattr(regressor, "initialise", lambda module, scheme, blocks: None)
     result = broken()
     assert "official_initialisation/pretext_neck.regressor_blocks" in result.worst
 

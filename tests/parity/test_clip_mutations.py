@@ -8,7 +8,7 @@ from torch import nn
 
 from pantomim.formats import clip as format_clip
 from pantomim.formats import timm as format_timm
-from pantomim.nn.position import resample
+from pantomim.nn.resize import resample
 from pantomim.parity import clip
 from pantomim.parity.verification import verify_item
 

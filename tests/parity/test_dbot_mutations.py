@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pantomim.methods import dbot as method
-from pantomim.nn import decoder, vit
+from pantomim.nn import blocks, decoder, vit
 from pantomim.nn.tokens import normalise_tokens
 from pantomim.parity import dbot
 from pantomim.parity.verification import verify_item
@@ -87,9 +87,9 @@ def test_visible_patches_counted(monkeypatch):
 def test_a_teacher_that_does_not_see_all_patches(monkeypatch):
     enter = vit.Encoder.enter
 
-    def fewer(self, images, ids_keep=None, hidden=None):
+    def fewer(self, images, ids_keep=None, mask_tokens=None):
         seen = images if ids_keep is not None else images * (torch.arange(images.shape[-1]) >= 2)
-        return enter(self, seen, ids_keep, hidden)
+        return enter(self, seen, ids_keep, mask_tokens)
 
     monkeypatch.setattr(vit.Encoder, "enter", fewer)
     failing(PRETRAIN)
@@ -105,7 +105,7 @@ def test_the_teachers_norm_always_or_never(monkeypatch, output):
 @needs_all
 @pytest.mark.parametrize("name", [PRETRAIN, SYMMETRIC, WITH_CLASS])
 def test_layer_norm_eps(monkeypatch, name):
-    for module in (vit, decoder):
+    for module in (blocks, vit, decoder):
         monkeypatch.setattr(module, "NORM_EPS", 1e-5)
     failing(name)
 

@@ -14,7 +14,8 @@ from pantomim import optim
 from pantomim.core.mask import Mask
 from pantomim.masking import noise
 from pantomim.masking.color_noise import round_windows
-from pantomim.nn import decoder, heads, vit
+from pantomim.nn import blocks, decoder, heads, vit
+from pantomim.nn.init import initialise
 from pantomim.nn.position import sincos_2d
 from pantomim.parity import colormae, finetune, mae
 from pantomim.parity.item import read_item
@@ -44,7 +45,7 @@ def with_config(folder, name, **changes):
 
 @pytest.mark.parametrize("name", ["mae_pretrain_b", "mae_finetune_a"])
 def test_layer_norm_eps(monkeypatch, tmp_path, name):
-    for module in (vit, decoder, heads):
+    for module in (blocks, vit, decoder, heads):
         monkeypatch.setattr(module, "NORM_EPS", 1e-5)
     result = with_config(tmp_path, name, layer_norm_eps=None)  # the numbers alone must tell
     assert result.status == "FAIL"
@@ -128,11 +129,7 @@ def test_the_wrong_patches_hidden(monkeypatch):
 
 
 def test_another_initialisation(monkeypatch):
-    def normal(module):
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, std=0.02)
-
-    monkeypatch.setattr(decoder, "initialise", normal)
+    monkeypatch.setattr(decoder, "initialise", lambda module, scheme: initialise(module, "normal"))
     result = outcome("mae_pretrain_b")
     assert result.status == "FAIL"
     assert "official_initialisation/decoder" in result.worst

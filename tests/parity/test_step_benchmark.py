@@ -39,11 +39,11 @@ def test_a_guided_step_moves_the_copy_and_is_compared_with_mae(step) -> None:
     method = step.guided_ways(config, setting)["CMT-MAE"].build()
     method.begin(step.RUN_STEPS)
     generator, batch = step.batch_on(setting.device, config, 2, 0)
-    before = method.student.teacher.encoder.blocks[0].mlp.fc1.weight.clone()
+    before = method.ema_student.encoder.blocks[0].mlp.fc1.weight.clone()
     mae = step.Contender("MAE", lambda: None, 2)
     guided = step.guided_contender("CMT-MAE", method, batch, generator, setting, 6)
     step.measure([mae, guided], 2, setting)
-    assert not torch.equal(method.student.teacher.encoder.blocks[0].mlp.fc1.weight, before)
+    assert not torch.equal(method.ema_student.encoder.blocks[0].mlp.fc1.weight, before)
     results = step.summary([mae, guided], len(batch))
     assert results["CMT-MAE"]["flops_over_ours"] == 3
     assert "operations / MAE" in step.table(results, "MAE")

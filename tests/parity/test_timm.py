@@ -7,8 +7,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from pantomim.formats.native import timm_arguments, timm_entry
 from pantomim.nn.heads import Classifier
-from pantomim.nn.position import resample
-from pantomim.nn.vit import EncoderConfig, resize_encoder_weights
+from pantomim.nn.resize import resample, resize_encoder_weights
+from pantomim.nn.vit import EncoderConfig
 
 SMALL = {"width": 24, "depth": 3, "heads": 3}
 VARIANTS = {

@@ -110,9 +110,10 @@ def load_method(run: str | Path) -> MAE:
             f"reconstructions.run must predict pixels; got {run}, which predicts {method.target.kind}: no picture."
         )
     method.guide.check_kept(run)
-    encoder = load_encoder_folder(run)
-    guide = method.guide.build(encoder, method.masker)
-    return MAE(encoder, load_decoder(run), method.masker, method.target.build(encoder), guide).eval()
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is replaced; nobody else's draws may change
+        built = method.build()
+    built.encoder, built.decoder = load_encoder_folder(run), load_decoder(run)
+    return built.eval()
 
 
 def held_out(source: str) -> Dataset:

@@ -30,7 +30,7 @@ def load_run(run: str | Path) -> BEiT | CAE:
         method = config.build()
     method.encoder.load_state_dict(encoder.state_dict())
     method.reset()
-    ours = method.predictor()
+    ours = method.exports()["predictor"]
     if report := key_report(ours, weights):
         raise ValueError(
             f"{run / 'predictor.safetensors'} must hold what config.yaml describes; got {report}. "

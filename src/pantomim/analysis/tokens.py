@@ -18,11 +18,9 @@ from torch import Tensor, nn
 
 from pantomim.analysis.reconstructions import held_out
 from pantomim.config import Pretrain, from_yaml
-from pantomim.core.files import replace_file
-from pantomim.data.identity import data_key
+from pantomim.core.files import check_out, replace_file
 from pantomim.data.sources import Dataset
 from pantomim.data.stream import evaluation_batches
-from pantomim.evaluate.out import check_out
 from pantomim.formats.files import hash_weights
 from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.vqkd import VQKDConfig
@@ -60,7 +58,7 @@ class Ids:
 def ids_key(tokenizer: Tokenizer, dataset: Dataset, image_size: tuple[int, int]) -> dict[str, Any]:
     """Everything that ids depend on, as plain values.
 
-    Images are known as `data_key` knows them.
+    Images are known as `Dataset.key` knows them.
     """
     assert isinstance(tokenizer, nn.Module), "every tokenizer that can be loaded is a module"
     weights = dict(tokenizer.state_dict()) | dict(tokenizer.named_buffers())
@@ -73,7 +71,7 @@ def ids_key(tokenizer: Tokenizer, dataset: Dataset, image_size: tuple[int, int])
             "standardised": bool(getattr(tokenizer, "standardised", False)),
             "sha256": hash_weights(weights),
         },
-        "data": data_key(dataset),
+        "data": dataset.key(),
         "transform": {"image_size": list(image_size), "grid": [rows, cols], "rule": TRANSFORM},
         "scale": asdict(dataset.scale),
     }

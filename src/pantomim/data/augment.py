@@ -1,13 +1,14 @@
-"""What is done to a training image after it is cut: other colours, blur, RandAugment, a wiped-out part.
+"""What is done to a training image after it is cut: other colours, blur, RandAugment, an erased part.
 
 As with crops, all that is random is drawn apart from the images, for all rows of a global batch, from (seed, step,
 view), on the host; each process then takes its rows and does them together on their own device. An image's operations
-have parameters of their own, so rows that share an operation go through it as one batch.
+have their own parameters, so rows that share an operation go through it as one batch.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,11 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pantomim.core.frozen import frozen
+from pantomim.core.ranges import AtLeastZero, NotNegative, Range, Share
 from pantomim.data.colours import COLOUR_STEPS, blurred, gray, solarised
 from pantomim.data.rand_augment import OPERATIONS, rand_augmented
 
 _PURPOSE = 3  # keeps these draws apart from others of the same seed and step
-_TRIES = 10  # of a part to wipe out, before the image is left as it is; as in timm
+_TRIES = 10  # of a part to erase, before the image is left as it is; as in timm
 _ERASED_AREA = (0.02, 1 / 3)  # as in timm, whose defaults DeiT, BEiT and MAE use
 _ERASED_LOG_ASPECT = (math.log(0.3), -math.log(0.3))
 
@@ -28,7 +30,7 @@ _ERASED_LOG_ASPECT = (math.log(0.3), -math.log(0.3))
 class Augment:
     """What is done to a training image after it is cut; as it stands, nothing.
 
-    The order is that of the fields. Values stay in [0, 1], but for wiped-out parts.
+    The order is that of the fields. Values stay in [0, 1], but for erased parts.
 
     Args:
         jitter: Brightness, contrast, saturation and hue, in an order drawn for each image. The first three are factors,
@@ -36,14 +38,14 @@ class Augment:
         jitter_probability: Share of the images whose colours are jittered.
         grayscale: Share of the images that lose their colours.
         blur: Share of the images that are blurred.
-        blur_sigma: Smallest and largest deviation of the blur, in pixels.
+        blur_sigma: Smallest and largest std of the blur, in pixels.
         solarise: Share of the images whose bright values (from 0.5 on) are inverted.
         rand_augment: RandAugment's operations an image; 0: none.
         rand_magnitude: Their strength, in [0, 10].
-        rand_std: Deviation of the strength, drawn for each operation.
+        rand_std: Std of the strength, drawn for each operation.
         erasing: Share of the images of which a part becomes noise.
         mean: What RandAugment's gaps are filled with, and the noise's mean; a value a channel.
-        std: The noise's deviation; a value a channel.
+        std: The noise's std; a value a channel.
 
     Paper: jitter, grayscale and blur: Chen et al. 2020, arXiv:2002.05709, appendix A; solarise: Grill et al. 2020,
         arXiv:2006.07733, appendix B; RandAugment: Cubuk et al. 2020, arXiv:1909.13719; erasing: Zhong et al. 2020,
@@ -54,24 +56,19 @@ class Augment:
     """
 
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    jitter_probability: float = 1.0
-    grayscale: float = 0.0
-    blur: float = 0.0
+    jitter_probability: Share = 1.0
+    grayscale: Share = 0.0
+    blur: Share = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarise: float = 0.0
-    rand_augment: int = 0
-    rand_magnitude: float = 9.0
-    rand_std: float = 0.5
-    erasing: float = 0.0
+    solarise: Share = 0.0
+    rand_augment: AtLeastZero = 0
+    rand_magnitude: Annotated[float, Range(least=0, most=10)] = 9.0
+    rand_std: NotNegative = 0.5
+    erasing: Share = 0.0
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        for name in ("jitter_probability", "grayscale", "blur", "solarise", "erasing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"Augment.{name} must be a share in [0, 1]; got {getattr(self, name)}. Give 0 for none."
-                )
         if not all(0 <= value <= most for value, most in zip(self.jitter, (1, 1, 1, 0.5), strict=True)):
             raise ValueError(
                 f"Augment.jitter must be brightness, contrast and saturation in [0, 1] and hue in [0, 0.5]; got "
@@ -80,11 +77,6 @@ class Augment:
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise ValueError(
                 f"Augment.blur_sigma must be two rising values above 0; got {self.blur_sigma}. Give pixels."
-            )
-        if self.rand_augment < 0 or not 0 <= self.rand_magnitude <= 10 or self.rand_std < 0:
-            raise ValueError(
-                f"Augment.rand_augment and rand_std must not be negative and rand_magnitude must be in [0, 10]; got "
-                f"{self.rand_augment}, {self.rand_std} and {self.rand_magnitude}. The usual ones are 2, 0.5 and 9."
             )
         if len(self.mean) != len(self.std):
             raise ValueError(
@@ -128,7 +120,7 @@ class Augment:
         if self.erasing > 0 and len(self.mean) != channels:
             found.append(
                 f"Augment.mean and std must have a value for each of the {channels} channel(s), as erasing fills with "
-                f"them; got {len(self.mean)}. Give --data.augment.mean and --data.augment.std."
+                f"them; got {len(self.mean)}. Give both that many values."
             )
         return found
 
@@ -141,12 +133,12 @@ class AugmentDraws:
         jitter_order: Number of the colour step that comes first, second ...; -1 where there is none.
         jitter: Strength of each colour step, by its number.
         grayscale: Which images lose their colours.
-        sigma: Deviation of the blur; 0: none.
+        sigma: Std of the blur in pixels; 0: none.
         solarise: Which images are solarised.
         operations: RandAugment's, by number, in order; -1 where there is none.
         levels: Their strengths, in [0, 10].
         signs: Their directions, 1 or -1.
-        erased: Parts that are wiped out, as (top, left, height, width); no height: none.
+        erased: Erased parts, as (top, left, height, width); no height: none.
         noise: Seeds of what they are filled with.
     """
 
@@ -267,7 +259,7 @@ def _erased_parts(rng: np.random.Generator, total: int, image_size: tuple[int, i
 
 
 def _erase(images: Tensor, draws: AugmentDraws, mean: Tensor, std: Tensor) -> None:
-    """Fill parts with noise of a mean and deviation, in place; each image's noise has a seed of its own."""
+    """Fill parts with noise of a mean and std, in place; each image's noise has its seed."""
     generator = torch.Generator(images.device)
     for row in np.flatnonzero(draws.erased[:, 2]).tolist():
         top, left, height, width = draws.erased[row].tolist()

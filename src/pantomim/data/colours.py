@@ -1,4 +1,4 @@
-"""Colours and sharpness of a batch of images, each changed by an amount of its own; values are and stay in [0, 1].
+"""Colours and sharpness of a batch of images, each by its own amount; values are and stay in [0, 1].
 
 Every function takes images (B, C, H, W) and, where there is an amount, one a row.
 """
@@ -63,7 +63,7 @@ def solarised(images: Float[Tensor, "B C H W"], threshold: float = 0.5) -> Float
 
 
 def blurred(images: Float[Tensor, "B C H W"], sigma: Float[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
-    """Gaussian blur of a deviation in pixels; at the border the mean over the pixels that are there."""
+    """Gaussian blur, sigma in pixels; at the border the mean over the pixels that are there."""
     with torch.autocast(images.device.type, enabled=False):
         rows, columns = (_blur_matrix(sigma, size) for size in images.shape[2:])
         return (rows[:, None] @ images @ columns[:, None].transpose(2, 3)).clamp(0, 1)

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from pantomim.data.stores import ArrayStore, BytesStore, Store
 
 MAX_PROBED = 2_000
 MAX_BROKEN_SHARE = 0.01
+NUM_HASHED = 64  # images whose pixels stand for all in `Dataset.key`
 
 
 @frozen
@@ -54,7 +57,7 @@ class TooManyBrokenError(ValueError):
 
 @dataclass(frozen=True)
 class Contents:
-    """All that a source holds: its images, the splits of its own, class names, class ids (-1 for none)."""
+    """All that a source holds: its images, its splits, class names, class ids (-1 for none)."""
 
     name: str
     store: Store
@@ -120,6 +123,14 @@ class Dataset:
             ValueError: if there are fewer images.
         """
         return self.subset(draw_images(len(self), self.labels, count, seed=0))
+
+    def key(self) -> dict[str, Any]:
+        """What identifies these images: split, count, and a hash of all names and of 64 images, evenly spaced."""
+        digest = sha256("\n".join(self.names).encode())
+        for index in np.unique(np.linspace(0, len(self) - 1, NUM_HASHED).astype(int)):
+            found, image = self.read_healthy(int(index))
+            digest.update(f"{found} {image.shape} {image.dtype};".encode() + image.tobytes())
+        return {"split": self.split, "images": len(self), "sha256": digest.hexdigest()}
 
     @property
     def channels(self) -> int:
@@ -306,5 +317,5 @@ def _common_kind(headers: Iterable[Header], spec: str) -> tuple[int, str]:
     counts = ", ".join(f"{count} of {channels} x {dtype}" for (channels, dtype), count in sorted(kinds.items()))
     raise ValueError(
         f"Source.images must share one number of channels and one number type; got {counts} in {spec}. "
-        f"Name a sub folder that holds images of one kind, or list the wanted files in a .txt."
+        f"Name a sub folder that holds images of one kind, or list the right files in a .txt."
     )

@@ -37,23 +37,7 @@ except ImportError:
 
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 PICTURE_SUFFIXES = frozenset(
-    [
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tga",
-        ".webp",
-    ]
+    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .webp".split()  # noqa: SIM905
 )
 SUFFIXES = PICTURE_SUFFIXES | TIFF_SUFFIXES | {".npy"}
 DTYPES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")

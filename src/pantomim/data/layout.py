@@ -13,15 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 SPLITS = ("train", "val", "test")
-_CANONICAL = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+_CANONICAL = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+_CANONICAL |= {"test": "test", "testing": "test"}
 
 Parts = tuple[str, ...]
 

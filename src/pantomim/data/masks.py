@@ -103,7 +103,7 @@ class Masks:
         if len(ids) and ids[0] < 0:
             raise ValueError(
                 f"Masks.ignore must name the id of pixels without a class, all others being 0 or more; got "
-                f"{self.ignore}, and {ids[0]} in {self.name} of {dataset.spec}. Add --ignore {ids[0]}."
+                f"{self.ignore}, and {ids[0]} in {self.name} of {dataset.spec}. Set ignore to {ids[0]}."
             )
         height, width = np.median([size for _, size, reason in seen if not reason], axis=0)
         return Survey(tuple(ids.tolist()), (int(height), int(width)))
@@ -159,12 +159,10 @@ def _folder_of_masks(spec: str, below: tuple[str, ...], name: str | None) -> str
     if name is None and len(kinds) > 1:
         raise ValueError(
             f"Evaluate.masks must say which masks, where there are several; got {spec} with {', '.join(kinds)}. "
-            f"Add --masks with one of these names."
+            f"Choose one of these."
         )
     if name is not None and name not in below:
-        raise ValueError(
-            f"Evaluate.masks must be a folder of {spec}; got {name}. It has {', '.join(kinds)}: add --masks {kinds[0]}."
-        )
+        raise ValueError(f"Evaluate.masks must be a folder of {spec}; got {name}. It has {', '.join(kinds)}.")
     return name or kinds[0]
 
 

@@ -17,22 +17,14 @@ from torchvision.transforms.v2 import functional as tv
 
 from pantomim.data.colours import blend, brightened, contrasted, saturated
 
-_MOST = 10.0  # levels are shares of this
-
 # What an operation needs: images (B, 3, H, W), its amount for each, and what gaps are filled with (3, 1, 1).
 Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def _autocontrast(images: Tensor, amount: Tensor, fill: Tensor) -> Tensor:
-    return tv.autocontrast(images)
+# From levels in [0, 10] and directions (1 or -1) to amounts.
+Amount = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _equalize(images: Tensor, amount: Tensor, fill: Tensor) -> Tensor:
     return tv.equalize((images * 255).round().to(torch.uint8)).to(images.dtype) / 255
-
-
-def _invert(images: Tensor, amount: Tensor, fill: Tensor) -> Tensor:
-    return 1 - images
 
 
 def _rotate(images: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
@@ -44,24 +36,10 @@ def _rotate(images: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
     return _sampled(images, torch.stack([cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y]), fill)
 
 
-def _shear_x(images: Tensor, amount: Tensor, fill: Tensor) -> Tensor:
-    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
-    return _sampled(images, torch.stack([one, amount, zero, zero, one, zero]), fill)
-
-
-def _shear_y(images: Tensor, amount: Tensor, fill: Tensor) -> Tensor:
-    one, zero = torch.ones_like(amount), torch.zeros_like(amount)
-    return _sampled(images, torch.stack([one, zero, zero, amount, one, zero]), fill)
-
-
-def _translate_x(images: Tensor, share: Tensor, fill: Tensor) -> Tensor:
-    one, zero = torch.ones_like(share), torch.zeros_like(share)
-    return _sampled(images, torch.stack([one, zero, share * images.shape[3], zero, one, zero]), fill)
-
-
-def _translate_y(images: Tensor, share: Tensor, fill: Tensor) -> Tensor:
-    one, zero = torch.ones_like(share), torch.zeros_like(share)
-    return _sampled(images, torch.stack([one, zero, zero, zero, one, share * images.shape[2]]), fill)
+def _moved(images: Tensor, fill: Tensor, **entries: Tensor) -> Tensor:
+    """Sheared or shifted: sampled by the identity matrix but for these entries of it, a to f."""
+    identity = {entry: images.new_full((len(images),), entry in "ae") for entry in "abcdef"}
+    return _sampled(images, torch.stack(list((identity | entries).values())), fill)
 
 
 def _posterize(images: Tensor, bits: Tensor, fill: Tensor) -> Tensor:
@@ -79,71 +57,31 @@ def _solarize_add(images: Tensor, added: Tensor, fill: Tensor) -> Tensor:
     return torch.where((images * 255).round() < 128, lighter, images)
 
 
-def _color(images: Tensor, factor: Tensor, fill: Tensor) -> Tensor:
-    return saturated(images, factor)
-
-
-def _contrast(images: Tensor, factor: Tensor, fill: Tensor) -> Tensor:
-    return contrasted(images, factor)
-
-
-def _brightness(images: Tensor, factor: Tensor, fill: Tensor) -> Tensor:
-    return brightened(images, factor)
-
-
-def _sharpness(images: Tensor, factor: Tensor, fill: Tensor) -> Tensor:
-    return blend(images, tv.adjust_sharpness(images, 0.0), factor)
-
-
-def _none(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
-    return level
-
-
-def _degrees(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
-    return sign * level / _MOST * 30.0
-
-
-def _sheared(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
-    return sign * level / _MOST * 0.3
-
-
-def _shifted(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
-    return sign * level / _MOST * 0.45
+def _signed(most: float) -> Amount:
+    return lambda level, sign: sign * level / 10.0 * most
 
 
 def _factor(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
-    return np.maximum(0.1, 1.0 + sign * level / _MOST * 0.9)
+    return np.maximum(0.1, 1.0 + sign * level / 10.0 * 0.9)
 
 
-def _bits(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
-    return 4.0 - np.floor(level / _MOST * 4)
-
-
-def _threshold(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
-    return 256.0 - np.minimum(256, np.floor(level / _MOST * 256))
-
-
-def _added(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
-    return np.minimum(128.0, np.floor(level / _MOST * 110))
-
-
-# What may be drawn, each as likely: the operation, and its amount for levels and directions.
-OPERATIONS: tuple[tuple[Operation, Callable[[np.ndarray, np.ndarray], np.ndarray]], ...] = (
-    (_autocontrast, _none),
-    (_equalize, _none),
-    (_invert, _none),
-    (_rotate, _degrees),
-    (_posterize, _bits),
-    (_solarize, _threshold),
-    (_solarize_add, _added),
-    (_color, _factor),
-    (_contrast, _factor),
-    (_brightness, _factor),
-    (_sharpness, _factor),
-    (_shear_x, _sheared),
-    (_shear_y, _sheared),
-    (_translate_x, _shifted),
-    (_translate_y, _shifted),
+# What may be drawn, each as likely: the operation, and its amount.
+OPERATIONS: tuple[tuple[Operation, Amount], ...] = (
+    (lambda images, _, fill: tv.autocontrast(images), _signed(0)),
+    (_equalize, _signed(0)),
+    (lambda images, _, fill: 1 - images, _signed(0)),
+    (_rotate, _signed(30.0)),
+    (_posterize, lambda level, sign: 4.0 - np.floor(level / 10.0 * 4)),
+    (_solarize, lambda level, sign: 256.0 - np.minimum(256, np.floor(level / 10.0 * 256))),
+    (_solarize_add, lambda level, sign: np.minimum(128.0, np.floor(level / 10.0 * 110))),
+    (lambda images, factor, fill: saturated(images, factor), _factor),
+    (lambda images, factor, fill: contrasted(images, factor), _factor),
+    (lambda images, factor, fill: brightened(images, factor), _factor),
+    (lambda images, factor, fill: blend(images, tv.adjust_sharpness(images, 0.0), factor), _factor),
+    (lambda images, amount, fill: _moved(images, fill, b=amount), _signed(0.3)),  # shear along x, then along y
+    (lambda images, amount, fill: _moved(images, fill, d=amount), _signed(0.3)),
+    (lambda images, share, fill: _moved(images, fill, c=share * images.shape[3]), _signed(0.45)),  # shift, likewise
+    (lambda images, share, fill: _moved(images, fill, f=share * images.shape[2]), _signed(0.45)),
 )
 
 

@@ -1,6 +1,7 @@
 """How stored numbers become the floats that a model sees: one division, recorded with the encoder."""
 
 from pantomim.core.frozen import frozen
+from pantomim.core.ranges import Positive
 
 
 @frozen
@@ -8,16 +9,12 @@ class Scale:
     """`value / divisor`; nothing is clipped, except that resized 8-bit images stay in [0, 1].
 
     Args:
-        divisor: Above 0.
+        divisor: The stored value that becomes 1.
         rule: Where the divisor comes from, in words.
     """
 
-    divisor: float
+    divisor: Positive
     rule: str = "given"
-
-    def __post_init__(self) -> None:
-        if not self.divisor > 0:
-            raise ValueError(f"Scale.divisor must be above 0; got {self.divisor}. Give the value that becomes 1.")
 
 
 _SCALES = {

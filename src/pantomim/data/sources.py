@@ -45,7 +45,7 @@ def open_source(spec: str, split: str = "train") -> Dataset:
 
     Args:
         spec: See the table in this module's first lines.
-        split: train, val, test, or all. A source without splits of its own has train (a fixed 80 %) and test (20 %).
+        split: train, val, test, or all. A source without splits has train (a fixed 80 %) and test (20 %).
 
     Raises:
         ValueError: if there is no such source or split, if it holds no images, if its images differ in channels or
@@ -73,7 +73,7 @@ def open_split(contents: Contents, spec: str, split: str) -> Dataset:
 
 
 def splits(spec: str) -> tuple[str, ...]:
-    """The splits that a source has of its own, in the order train, val, test; () if it has none."""
+    """The splits that a source comes with, in the order train, val, test; () if it has none."""
     return tuple(read_contents(spec).splits)
 
 

@@ -1,4 +1,4 @@
-"""Mean and deviation of each channel, by which encoders normalise their images."""
+"""Mean and std of each channel, by which encoders normalise their images."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +11,7 @@ from pantomim.data.decoding import BrokenImageError
 
 @frozen
 class Stats:
-    """Mean and deviation of each channel over all pixels, in scaled units; a constant channel has deviation 1."""
+    """Mean and std of each channel over all pixels, in scaled units; a constant channel has std 1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -58,7 +58,7 @@ class Stream:
         micro: Accumulation steps; micro-batch a of rank r holds the rows from (a * world + r) * b on, of b each.
         workers: Decoding processes; None chooses. Unused where the set lies in memory decoded.
         memory_gib: Most memory to hold images in, on the device or as files.
-        second: How another view of the same images is made, if one is wanted; its draws are its own.
+        second: How another view of the same images is made, if there is one; its draws differ.
 
     Attributes:
         steps_per_epoch: Steps of one pass over the data, at least 1.
@@ -177,10 +177,9 @@ class Stream:
         labels = None
         if self.dataset.labels is not None:
             labels = self._put(torch.from_numpy(self.dataset.labels[host_ids]))
-        epoch = step / self.steps_per_epoch
         made = [self._augmented(images, step, part, view) for view, images in enumerate(views)]
         second = made[1] if len(made) > 1 else None
-        return Batch(made[0], ids, labels, self.first_row(part), self.batch_size, epoch, second)
+        return Batch(made[0], ids, labels, self.first_row(part), self.batch_size, second)
 
     def _augmented(self, images: Tensor, step: int, part: int, view: int) -> Tensor:
         augment = self.views[view].augment
@@ -209,7 +208,7 @@ def evaluation_batches(
     workers: int | None = None,
     memory_gib: float = 4.0,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Images in order, each by its largest centred part of the wanted proportions, resized; broken ones are left out.
+    """Images in order, each by its largest centred part of the right proportions, resized; broken ones are left out.
 
     Args:
         dataset: What to read.

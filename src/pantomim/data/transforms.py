@@ -25,11 +25,11 @@ _PURPOSE = 2  # keeps these draws apart from others of the same seed and step
 
 @frozen
 class Crop:
-    """How an image becomes a training image of the wanted size.
+    """How an image becomes a training image of the given size.
 
     Args:
         kind: "random_resized" takes a random part; "single_draw" the same with one draw, cut to the image where it is
-            too large (MAE's linear probe); "none" the largest centred part of the wanted proportions.
+            too large (MAE's linear probe); "none" the largest centred part of the right proportions.
         scale: Smallest and largest share of the image's area in that part, in (0, 1].
         aspect: Smallest and largest width / height of that part.
         flip: Mirror half of the images, left to right.
@@ -71,7 +71,7 @@ def draw_uniforms(total: int, seed: int, step: int, view: int = 0) -> Float[np.n
         total: Images in the global batch.
         seed: Of the run.
         step: Of the run.
-        view: Which view of the images; each has draws of its own.
+        view: Which view of the images; each has its own draws.
     """
     entropy = [seed, step, _PURPOSE, view] if view else [seed, step, _PURPOSE]
     rng = np.random.default_rng(np.random.SeedSequence(entropy))
@@ -92,7 +92,7 @@ def crop_boxes(
     Deviation: none in distribution from torchvision's RandomResizedCrop (area uniform, proportions log-uniform, ten
     tries, then the centred part of the nearest allowed proportions).
     """
-    flips = drawn_flips(uniforms, crop)
+    flips = (uniforms[:, -1] < 0.5) & crop.flip
     if crop.kind == "none":
         return centred_boxes(sizes, image_size), flips
     height, width = sizes[:, :1], sizes[:, 1:]
@@ -111,11 +111,6 @@ def crop_boxes(
     left = np.floor(uniforms[:, -2] * (sizes[:, 1] - taken_width + 1))
     drawn = np.stack([top, left, taken_height, taken_width], axis=1).astype(np.int64)
     return np.where(inside.any(axis=1)[:, None], drawn, _nearest_boxes(sizes, crop.aspect)), flips
-
-
-def drawn_flips(uniforms: Float[np.ndarray, "B 23"], crop: Crop) -> Bool[np.ndarray, " B"]:
-    """Which images are mirrored."""
-    return (uniforms[:, -1] < 0.5) & crop.flip
 
 
 def centred_boxes(sizes: Int[np.ndarray, "B 2"], image_size: tuple[int, int]) -> Int[np.ndarray, "B 4"]:

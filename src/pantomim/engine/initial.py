@@ -4,14 +4,15 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
+from torch.optim import Optimizer
 
 from pantomim.formats import load_encoder
 from pantomim.formats.files import frozen_hashes, frozen_parts, key_report, load_exactly, other_parts
 from pantomim.formats.native import describe_positions, load_decoder, load_predictor, read_frozen
 from pantomim.methods.base import Method
 from pantomim.nn.decoder import MAEDecoder
-from pantomim.nn.position import resample
-from pantomim.nn.vit import Encoder, resize_encoder_weights
+from pantomim.nn.resize import resample, resize_encoder_weights
+from pantomim.nn.vit import Encoder
 
 MUST_AGREE = (
     *("width", "depth", "heads", "mlp_ratio", "patch_size", "in_chans", "class_token", "registers"),
@@ -67,11 +68,38 @@ def start_from(spec: str, method: Method) -> str:
     return f"Starting from the encoder of {spec}{kept}{resampled}; {rest}."
 
 
+def carry_over(old: Method, old_optimizer: Optimizer, new: Method, new_optimizer: Optimizer, source: str) -> None:
+    """What dBOT's authors do not reset where a new student begins: the bias of the patch projection, AdamW's moments.
+
+    Source: `main_pretrain.py`: the module-wise initialisation passes by the convolution's bias, and the optimiser is
+    the same object in all stages.
+
+    Raises:
+        ValueError: if AdamW's moments do not fit, because a first teacher of another width gave the decoder another
+            head; `source` says whose they are.
+    """
+    shapes = [
+        {name: weight.shape for name, weight in method.named_parameters() if weight.requires_grad}
+        for method in (old, new)
+    ]
+    if shapes[0] != shapes[1]:
+        different = [name for name in shapes[0] if shapes[0][name] != shapes[1].get(name)]
+        raise ValueError(
+            f"Stages.reinit must be full or none where stages differ in their parameters; got reference, and "
+            f"{', '.join(different)} of {source} have other sizes. Give --reinit full."
+        )
+    ours, theirs = new.exports()["encoder"], old.exports()["encoder"]
+    assert isinstance(ours, Encoder)
+    assert isinstance(theirs, Encoder)
+    ours.patch_embed.proj.load_state_dict({**ours.patch_embed.proj.state_dict(), "bias": theirs.patch_embed.proj.bias})
+    new_optimizer.load_state_dict(old_optimizer.state_dict())
+
+
 def _take_rest(spec: str, method: Method) -> str:
     """The decoder of MAE, or whatever else a method predicts with, where it is there and fits; in words."""
     if not (Path(spec) / "predictor.json").is_file():
         return _take_decoder(spec, method)
-    source, ours = load_predictor(spec), method.predictor()
+    source, ours = load_predictor(spec), method.exports().get("predictor", {})
     if _teaches(spec, method) and source.keys() == ours.keys():
         fitting = [name for name in ours if source[name].shape == ours[name].shape]
         with torch.no_grad():

@@ -4,7 +4,6 @@ A step is a function of (seed, step) alone: batch, crops, masks and whatever the
 stopped, or killed, and is started again gives the same losses as one never stopped.
 """
 
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -21,27 +20,20 @@ from pantomim.engine.runtime import (
     Purpose,
     agree,
     autocast,
-    clip_gradients,
-    compile_whole,
     compute_dtype,
     end_training,
     gather_broken,
-    generator,
     on_main,
     random_seed,
     read_means,
     start_accelerator,
 )
-from pantomim.engine.setup import adamw, check_fit, check_schedule, describe_start, training_images
+from pantomim.engine.setup import check_fit, describe_start, in_steps, training_images
 from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory
+from pantomim.engine.training import Training
 from pantomim.formats.files import frozen_hashes
 from pantomim.formats.native import save_decoder, save_encoder, save_predictor
 from pantomim.formats.tokenizer import save_tokenizer
-from pantomim.nn.decoder import MAEDecoder
-from pantomim.nn.dvae import DVAENetworks
-from pantomim.nn.vit import Encoder
-from pantomim.nn.vqkd import VQKDNetworks
-from pantomim.optim import beit_schedule, cosine_schedule, drop_schedule, scaled_lr
 
 NUM_LOOKED_AT = 256  # training images that a method may remark on before the first step
 
@@ -69,18 +61,18 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             end_training(accelerator)
             return finished
 
+        # ---------------------------------------------------------------------------------------------- Data, length
+        dataset = training_images(config.data)
+        total, warmup = in_steps(config, max(1, len(dataset) // config.batch_size))
+
         # --------------------------------------------------------------------------------------------------- Method
         torch.manual_seed(random_seed(seed, 0, Purpose.WEIGHTS))
-        method = config.method.build()
-        takes = method.requirements()
-
-        # ----------------------------------------------------------------------------------------------------- Data
-        dataset = training_images(config.data)
-        check_fit(config, dataset, takes, world)
+        method = config.method.build(total)
+        check_fit(config, dataset, method.requirements, world)
         stream = Stream(
             dataset,
             batch_size=config.batch_size,
-            image_size=takes.image_size,
+            image_size=method.requirements.image_size,
             crop=config.data.crop,
             seed=seed,
             device=device,
@@ -95,14 +87,8 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
 
         # -------------------------------------------------------------------------------------- Optimiser, schedule
         method.to(device)
-        total = config.duration.in_steps(stream.steps_per_epoch)
-        warmup = config.optim.warmup.in_steps(stream.steps_per_epoch)
-        peak_lr = scaled_lr(config.optim.base_lr, config.batch_size)
-        check_schedule(config, total, warmup)
-        method.begin(total)
-        schedules = {"mae": cosine_schedule, "beit": beit_schedule, "drop": drop_schedule}
-        schedule = partial(schedules[config.optim.schedule], start=config.optim.start_lr)
-        optimizer = adamw(config.optim, method, peak_lr)
+        training = Training(config, method, total, warmup, accelerator)
+        optimizer = training.optimizer
         log_every = config.runtime.log_every or (1 if total < 200 else 10)
         save_every = config.runtime.save_every or min(max(total // 20, 50), 1000)
 
@@ -119,9 +105,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             with explain_memory(config, world), autocast(device, dtype):
                 remark = method.check_data(stream.first_images(NUM_LOOKED_AT))
 
-        if config.runtime.compile:
-            compile_whole(method)
-        model = accelerator.prepare_model(method.train())
+        training.share_out()
         watch = FiniteWatch(device)
         alarms: list[str] = []
         recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=config.batch_size)
@@ -135,34 +119,9 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             # ------------------------------------------------------------------------------------------------- Loop
             waited = stream.wait_s
             for step, batches in enumerate(stream.batches(start, total), start):
-                # set lr
-                lr = schedule(step, base=peak_lr, minimum=config.optim.min_lr, warmup=warmup, total=total)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * group["lr_scale"]
-
-                # draw, forward, backward
-                torch.manual_seed(random_seed(seed, step, Purpose.FORWARD, rank))
-                means: dict[str, torch.Tensor] = {}
                 with explain_memory(config, world):
-                    for number, batch in enumerate(batches, 1):
-                        draws = method.draw(batch, step, generator(seed, step, device))
-                        with nullcontext() if number == accumulation else accelerator.no_sync(model):
-                            with autocast(device, dtype):
-                                outputs = model(batch, draws)
-                            accelerator.backward(outputs["loss"] / accumulation)
-                        for name, value in outputs.items():
-                            means[name] = means.get(name, 0.0) + value.detach().float() / accumulation
-
-                    # clip
-                    means["grad_norm"] = clip_gradients(method.parameters(), config.optim.clip_norm)
-                    watch.see(step, means["loss"], means["grad_norm"])
-
-                    # optimizer.step
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-
-                # method.update_ema
-                method.update_ema(step)
+                    means = training.step(step, batches)
+                watch.see(step, means["loss"], means["grad_norm"])
                 done = step + 1
                 clock.step(config.batch_size, device)
 
@@ -176,7 +135,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                 # log
                 if to_log:
                     values = read_means(accelerator, means) | {
-                        "lr": lr,
+                        "lr": training.lr(step),
                         "images_per_s": clock.lap(),
                         "data_wait_s": stream.wait_s - waited,
                         "memory_gib": peak_memory_gib(device),
@@ -220,15 +179,15 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         def export() -> None:
             parts = method.exports()
             with explain_disk(out):
-                if isinstance(encoder := parts.get("encoder"), Encoder):
-                    save_encoder(out, encoder, scale=dataset.scale, recipe=config.recipe)
-                if isinstance(decoder := parts.get("decoder"), MAEDecoder):
-                    save_decoder(out, decoder)
-                elif isinstance(encoder, Encoder):
+                if "encoder" in parts:
+                    save_encoder(out, parts["encoder"], scale=dataset.scale, recipe=config.recipe)
+                if "decoder" in parts:
+                    save_decoder(out, parts["decoder"])
+                if "predictor" in parts:
                     frozen = frozen_hashes(method)
-                    save_predictor(out, method.predictor(), method=config.method.kind, frozen=frozen)
-                if isinstance(tokenizer := parts.get("tokenizer"), DVAENetworks | VQKDNetworks):
-                    save_tokenizer(out, tokenizer, scale=dataset.scale, recipe=config.recipe)
+                    save_predictor(out, parts["predictor"], method=config.method.kind, frozen=frozen)
+                if "tokenizer" in parts:
+                    save_tokenizer(out, parts["tokenizer"], scale=dataset.scale, recipe=config.recipe)
             run.finish(finished)
 
         on_main(accelerator, export)

@@ -32,15 +32,15 @@ def check_fit(config: Pretrain, dataset: Dataset, takes: Requirements, num_proce
     facts, source, accumulation = dataset.facts, config.data.source, config.runtime.accumulation
     if dataset.channels != takes.in_chans:
         problems.append(
-            f"{takes.setting} must be the channels of the images; got {takes.in_chans}, and {source} has "
-            f"{dataset.channels}. Give {takes.option} {dataset.channels} with as many values of mean and "
-            f"std (`pantomim stats {source}`), or other images."
+            f"{takes.channels_setting} must be the channels of the images; got {takes.in_chans}, and {source} has "
+            f"{dataset.channels}. Set it to {dataset.channels} with as many values of mean and std (`pantomim stats "
+            f"{source}`), or give other images."
         )
     side = facts.median_shorter_side if facts.size is None else min(facts.size)
-    if side < takes.cell:
+    if side < takes.patch_size:
         problems.append(
-            f"{takes.cell_setting} must be at most the side of the images; got {takes.cell}, and {source} has "
-            f"images of {side} pixels. Give {takes.cell_option} {1 << side.bit_length() - 1}, or larger images."
+            f"{takes.patch_setting} must be at most the side of the images; got {takes.patch_size}, and {source} has "
+            f"images of {side} pixels. Set it to {1 << side.bit_length() - 1}, or give larger images."
         )
     if takes.views == 2 and config.data.second is None:
         problems.append(
@@ -87,8 +87,8 @@ def _label_problems(config: Pretrain, dataset: Dataset, num_classes: int) -> lis
         ]
     if found != num_classes:
         return [
-            f"SupervisedConfig.num_classes must be the classes of the images; got {num_classes}, and {source} has "
-            f"{found}. Give --method.num_classes {found}."
+            f"method.num_classes must be the classes of the images; got {num_classes}, and {source} has {found}. Set "
+            f"it to {found}."
         ]
     return []
 
@@ -105,12 +105,13 @@ def adamw(config: OptimConfig, method: nn.Module, lr: float) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def check_schedule(config: Pretrain, total: int, warmup: int) -> None:
-    """Refuse a run without steps, or one that is all warm-up.
+def in_steps(config: Pretrain, steps_per_epoch: int) -> tuple[int, int]:
+    """The length of a run and of its warm-up.
 
     Raises:
-        ValueError: naming both lengths.
+        ValueError: if there is no step, or all are warm-up; it names both lengths.
     """
+    total, warmup = config.duration.in_steps(steps_per_epoch), config.optim.warmup.in_steps(steps_per_epoch)
     if total < 1:
         raise ValueError(f"Pretrain.duration must be at least one step; got {config.duration}. Give --steps N.")
     if warmup >= total:
@@ -118,6 +119,7 @@ def check_schedule(config: Pretrain, total: int, warmup: int) -> None:
             f"OptimConfig.warmup must be shorter than the run; got {config.optim.warmup} of {config.duration}, which "
             f"is {warmup} of {total} steps. Train longer, or give --optim.warmup.steps {total // 20}."
         )
+    return total, warmup
 
 
 def describe_start(

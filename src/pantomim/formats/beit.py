@@ -27,8 +27,9 @@ from pantomim.formats.layout import (
 )
 from pantomim.formats.mae import HEAD_PARTS, HEADS, official_name
 from pantomim.formats.reader import Inert
+from pantomim.nn.init import Initialisation
 from pantomim.nn.relative import num_relative_rows, relative_index
-from pantomim.nn.vit import EncoderConfig, Initialisation, Position, RelativePosition
+from pantomim.nn.vit import EncoderConfig, Position, RelativePosition
 
 BIAS = "blocks.0.attn.q_bias"  # of queries and values alone
 # CAE's fine-tuning keeps fixed positions beside relative ones in each block; BEiT's has relative ones alone.

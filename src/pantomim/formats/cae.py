@@ -21,9 +21,9 @@ from pantomim.formats.layout import (
 )
 from pantomim.formats.mae import official_name as beit_name
 from pantomim.nn.decoder import LatentDecoderConfig
+from pantomim.nn.init import Initialisation
 from pantomim.nn.position import sincos_2d_rows_first
 from pantomim.nn.regressor import Projection, RegressorConfig
-from pantomim.nn.vit import Initialisation
 
 Release = Literal["lxtGH/CAE", "Atten4Vis/CAE"]
 
@@ -33,7 +33,7 @@ PARTS: dict[Release, tuple[tuple[str, str], ...]] = {
         ("encoder_to_decoder_norm.", "projection.norm."),
         ("encoder_to_decoder.", "projection.linear."),
         ("encoder.", "encoder."),
-        ("teacher.", "aligner."),
+        ("teacher.", "aligner.copy."),
         ("mask_token", "regressor.mask_token"),
         ("pretext_neck.regressor_blocks.", "regressor.blocks."),
         ("pretext_neck.decoder_blocks.", "decoder.blocks."),
@@ -45,7 +45,7 @@ PARTS: dict[Release, tuple[tuple[str, str], ...]] = {
         ("encoder_to_regresser_norm.", "projection.norm."),
         ("encoder_to_regresser.", "projection.linear."),
         ("encoder.", "encoder."),
-        ("alignment_encoder.", "aligner."),
+        ("alignment_encoder.", "aligner.copy."),
         ("mask_token", "regressor.mask_token"),
         ("regresser.regressor_blocks.", "regressor.blocks."),
         ("decoder.decoder_blocks.", "decoder.blocks."),

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from pantomim.core.files import replace_file
 from pantomim.formats.files import hash_weights, load_exactly
-from pantomim.nn.decoder import MAEDecoder
+from pantomim.nn.decoder import DecoderConfig, MAEDecoder
 from pantomim.nn.heads import Classifier
 from pantomim.nn.position import TableName, name_table
-from pantomim.nn.vit import Block, Encoder, EncoderConfig
+from pantomim.nn.vit import Encoder, EncoderConfig
 
 FORMAT_VERSION = 1
 ENCODER, DECODER, PREDICTOR, CLASSIFIER = NAMES = ("encoder", "decoder", "predictor", "classifier")
@@ -68,17 +68,15 @@ def _encoder_config(path: str | Path, name: str) -> EncoderConfig:
 
 def save_decoder(folder: str | Path, decoder: MAEDecoder) -> None:
     """Write `decoder.safetensors` and `decoder.json` (constructor arguments) into a folder."""
-    block = decoder.decoder_blocks[0]
-    assert isinstance(block, Block)
-    width = decoder.decoder_embed.out_features
+    config = decoder.config
     arguments = {
         "encoder_width": decoder.decoder_embed.in_features,
         "num_prefix": decoder.num_prefix,
         "grid": decoder.grid,
-        "width": width,
-        "depth": len(decoder.decoder_blocks),
-        "heads": block.attn.heads,
-        "mlp_ratio": exact_ratio(block.mlp.fc1.out_features, width),
+        "width": config.width,
+        "depth": config.depth,
+        "heads": config.heads,
+        "mlp_ratio": config.mlp_ratio,
         "out_dim": decoder.decoder_pred.out_features,
     }
     description = {"decoder": arguments, "position_table": describe_positions(decoder)}
@@ -94,7 +92,9 @@ def load_decoder(path: str | Path) -> MAEDecoder:
     arguments = read_description(path, DECODER).get("decoder")
     if not isinstance(arguments, dict) or "grid" not in arguments:
         raise damaged(Path(path) / "decoder.json", "no entry 'decoder'")
-    return fill_pair(path, DECODER, lambda: MAEDecoder(**{**arguments, "grid": tuple(arguments["grid"])}))
+    arguments = {**arguments, "grid": tuple(arguments["grid"])}
+    sizes = {name: arguments.pop(name) for name in ("width", "depth", "heads", "mlp_ratio") if name in arguments}
+    return fill_pair(path, DECODER, lambda: DecoderConfig(**sizes).build(**arguments))
 
 
 def save_predictor(

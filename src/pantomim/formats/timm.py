@@ -20,7 +20,7 @@ from pantomim.formats.files import load_exactly
 from pantomim.formats.native import exact_ratio, timm_arguments
 from pantomim.formats.reader import read_weights
 from pantomim.formats.wrapped import End, LastBlocks, Query, WrappedEncoder
-from pantomim.nn.position import resample_stretched
+from pantomim.nn.resize import resample_stretched
 from pantomim.nn.vit import Encoder, EncoderConfig
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order: averaged weights come first

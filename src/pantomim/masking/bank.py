@@ -62,7 +62,7 @@ def check_bank_path(path: Path) -> None:
         ValueError: for an ending other than .npz, or a folder.
     """
     if path.suffix != ".npz" or path.is_dir():
-        raise ValueError(f"noise.out must be a file with the ending .npz; got {path}. Give --out FILE.npz.")
+        raise ValueError(f"noise.out must be a file with the ending .npz; got {path}. Give another file.")
 
 
 def write_bank(path: Path, bank: Float[Tensor, "L M N"]) -> None:

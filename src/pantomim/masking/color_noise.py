@@ -1,6 +1,7 @@
-"""Hide patches by the pattern of filtered noise, without a look at the image, as ColorMAE does."""
+"""Mask patches by the pattern of filtered noise, without a look at the image, as ColorMAE does."""
 
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +12,22 @@ from torch import Tensor
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
 from pantomim.masking.bank import bank_on, bank_shape
-from pantomim.masking.base import check_ratio, count_masked
-from pantomim.masking.noise import Noise
+from pantomim.masking.base import Ratio, Strategy, count_masked
+from pantomim.masking.noise import Color, Noise
+
+# Of each colour as in the authors' picture, and the words of section 2.2 of the specification.
+SHOWN: dict[Color, tuple[str, str]] = {
+    "white": ("#948a78", "Masks by chance alone, from unfiltered noise: the control for the colours."),
+    "red": ("#d9453d", "Masks all but a few large blobs: most of the image is far from anything visible."),
+    "green": ("#2e9b53", "Masks the gaps between clusters of medium size: neighbours vanish, whole regions do not."),
+    "blue": ("#3b7ddd", "Masks evenly: visible dots everywhere, no big hole, no dense clump."),
+    "purple": ("#9255d0", "Masks large regions whole; elsewhere visible dots form a checkerboard."),
+}
+
+
+def color_masker(color: Color, ratio: float = 0.75) -> "ColorNoiseMasker":
+    """The preset of a colour."""
+    return ColorNoiseMasker(noise=Noise(color), ratio=ratio)
 
 
 @frozen
@@ -24,7 +39,7 @@ class ColorNoiseMasker:
 
     Args:
         noise: How the bank is made, where no file is given.
-        ratio: Share of hidden patches, in (0, 1).
+        ratio: Share of masked patches, in (0, 1).
         bank: An .npz of patterns, such as the authors' green_noise_data_3072.npz; None: ours, made once and cached.
         shared_crop: Draw as the authors' code does: image i has pattern i (the batch goes through the bank in rounds),
             all images of a round share place and flips, and each window is divided by its maximum, which turns the
@@ -35,7 +50,7 @@ class ColorNoiseMasker:
             patterns are smaller than the grid, or the file is none.
 
     Paper: Hinojosa et al. 2024, arXiv:2407.13036; the authors' sampler is models/utils/masking_generator.py of
-        github.com/carlosh93/ColorMAE. They hide 0.75 in every released model.
+        github.com/carlosh93/ColorMAE. They mask 0.75 in every released model.
     Deviation: the default sampler (see above); the distribution of a single mask is the same. With `shared_crop` the
         rounds go through the global batch, where the authors' go through the batch of each process. Visible patches
         stay in raster order; no block sees the difference.
@@ -43,15 +58,18 @@ class ColorNoiseMasker:
 
     kind: Literal["color_noise"] = "color_noise"
     noise: Noise = field(default_factory=Noise)
-    ratio: float = 0.75
+    ratio: Ratio = 0.75
     bank: str | None = None
     shared_crop: bool = False
 
     varies = False
     guided = False
+    strategies = tuple(Strategy(color, partial(color_masker, color), *looks) for color, looks in SHOWN.items())
 
-    def __post_init__(self) -> None:
-        check_ratio("ColorNoiseMasker", self.ratio)
+    @property
+    def manner(self) -> str:
+        """See `Masker.manner`."""
+        return f"by {self.noise.color} noise" if self.bank is None else f"by {self.bank}"
 
     @property
     def _source(self) -> Noise | Path:
@@ -73,7 +91,6 @@ class ColorNoiseMasker:
         batch_size: int,
         grid: tuple[int, int],
         generator: torch.Generator,
-        epoch: float = 0.0,
         attention: Float[Tensor, "B N"] | None = None,
     ) -> Mask:
         """See `Masker.__call__`."""
@@ -92,6 +109,12 @@ class ColorNoiseMasker:
         patterns = (draws[0] * len(bank)).long()
         tops, lefts = (draws[1] * (height - grid[0] + 1)).long(), (draws[2] * (width - grid[1] + 1)).long()
         return cut_windows(bank, patterns, tops, lefts, draws[3] < 0.5, draws[4] < 0.5, grid)
+
+
+def of_bank(bank: str) -> Strategy:
+    """The strategy that is the patterns of a file."""
+    sentence = "Masks by the patterns of a file: their highest values stay visible."
+    return Strategy(bank, lambda ratio: ColorNoiseMasker(ratio=ratio, bank=bank), "#8a8f1d", sentence)
 
 
 def cut_windows(

@@ -1,4 +1,4 @@
-"""Hide patches uniformly at random, as MAE does."""
+"""Mask patches uniformly at random, as MAE does."""
 
 from typing import Literal
 
@@ -8,15 +8,15 @@ from torch import Tensor
 
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
-from pantomim.masking.base import check_ratio, count_masked
+from pantomim.masking.base import Ratio, Strategy, count_masked
 
 
 @frozen
 class RandomMasker:
-    """Uniform noise per patch; the patches with the highest values are hidden.
+    """Uniform noise per patch; the patches with the highest values are masked.
 
     Args:
-        ratio: Share of hidden patches, in (0, 1).
+        ratio: Share of masked patches, in (0, 1).
 
     Raises:
         ValueError: if the ratio is no share, or (when called) leaves no visible or no masked patch.
@@ -26,13 +26,20 @@ class RandomMasker:
     """
 
     kind: Literal["random"] = "random"
-    ratio: float = 0.75
+    ratio: Ratio = 0.75
 
     varies = False
     guided = False
-
-    def __post_init__(self) -> None:
-        check_ratio("RandomMasker", self.ratio)
+    manner = "at random"
+    strategies = (
+        Strategy(
+            "random",
+            lambda ratio: RandomMasker(ratio=ratio),
+            "#6d7985",
+            "Masks patches by chance alone: small holes and small clumps, side by side.",
+            "No pattern: each patch is drawn by itself.",
+        ),
+    )
 
     def num_masked(self, grid: tuple[int, int]) -> int:
         """See `Masker.num_masked`."""
@@ -43,7 +50,6 @@ class RandomMasker:
         batch_size: int,
         grid: tuple[int, int],
         generator: torch.Generator,
-        epoch: float = 0.0,
         attention: Float[Tensor, "B N"] | None = None,
     ) -> Mask:
         """See `Masker.__call__`."""

@@ -1,15 +1,18 @@
 """Context autoencoder: an encoder that only represents, a regressor that predicts, a decoder that solves the task.
 
-The encoder sees the visible patches. The latent contextual regressor predicts, from them alone, what the encoder would
-say of the hidden ones; the alignment holds it to that. The decoder turns the predictions into the target.
+    loss = target_loss(decoder(Z), target) + align_weight * mean (Z - stopgrad(A))^2        (spec section 2.8)
+
+Z are the latents of the masked patches as the regressor predicts them from the visible ones alone; A is what the
+encoder makes of the masked patches when it sees them and no others. The alignment holds Z in the encoder's space, so
+that the decoder, which sees Z and nothing else, is all that works on the task. The target is tokens (cross-entropy) or
+pixels (mean squared error); both means are over the masked patches of the batch.
 
 Paper: Chen et al., *Context Autoencoder for Self-Supervised Representation Learning*, arXiv:2202.03026.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 import torch
@@ -18,21 +21,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
-from pantomim.core.frozen import frozen, in_words
+from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
-from pantomim.masking.base import Masker
+from pantomim.core.ranges import NotNegative, Share
+from pantomim.masking import MaskerConfig
 from pantomim.masking.block import BlockMasker
-from pantomim.masking.choice import MaskerConfig
-from pantomim.methods.base import Method
-from pantomim.methods.guides import GuideConfig, MaskGuide, draw_mask
-from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
-from pantomim.nn.momentum import follow
-from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
-from pantomim.nn.vit import ENCODER_SIZES, Encoder, EncoderConfig
+from pantomim.methods.base import Draws, Method, Requirements, check_masker
+from pantomim.methods.guides import GuideConfig, draw_mask
+from pantomim.nn.decoder import LatentDecoderConfig
+from pantomim.nn.momentum import EMA, Momentum
+from pantomim.nn.regressor import Projection, RegressorConfig
+from pantomim.nn.tokens import take
+from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
+from pantomim.targets import TargetConfig
 from pantomim.targets.base import Target
-from pantomim.targets.choice import TargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
-from pantomim.teachers.base import Teacher
 
 Size = Literal["small", "base", "large"]
 
@@ -55,22 +58,24 @@ def cae_encoder(size: Size, drop_path: float = 0.0) -> EncoderConfig:
 
 @frozen
 class CAEConfig:
-    """The parts of CAE, with the values of the paper's ViT-B and 75 hidden patches; see `preset` for others.
+    """The parts of CAE, with the values of the paper's ViT-B and 75 masked patches; see `preset` for others.
 
     Args:
         encoder: As `cae_encoder` makes it; regressor and decoder are initialised the way it says.
         regressor: Its width is also the decoder's; another one than the encoder's brings a projection.
         decoder: Depth 0: the head sits on the regressor, the paper's ablation without a decoder.
-        masker: The same number of patches in every image; the authors hide blocks.
-        guide: Whose attention decides what is hidden, where the masker asks for it.
+        masker: The same number of patches in every image; the authors mask blocks.
+        guide: Whose attention decides what is masked, where the masker asks for it.
         target: What the decoder predicts; the authors normalise pixels by "layer".
         align_weight: Weight of the alignment loss (lambda); 0: no alignment, the paper's ablation.
-        align_momentum: None: the alignment target comes from the encoder itself. A number: from a copy that keeps
-            this share of itself at every step.
+        align_momentum: None: the alignment target comes from the encoder itself. A number: from an EMA copy of it with
+            this momentum.
+        align_lagging: The copy is one step late, as in the authors' first release (lxtGH/CAE, momentum 0), which moves
+            it before the optimiser's step.
         align_drop_path: Stochastic depth is active in the alignment target too, as in the authors' code.
 
     Raises:
-        ValueError: if the masker does not go with the encoder's grid, or hides another number of patches in each image,
+        ValueError: if the masker does not go with the encoder's grid, or masks another number of patches in each image,
             or a number is out of range.
     """
 
@@ -81,166 +86,85 @@ class CAEConfig:
     masker: MaskerConfig = field(default_factory=lambda: BlockMasker(ratio=75 / 196))
     guide: GuideConfig = field(default_factory=GuideConfig)
     target: TargetConfig = field(default_factory=TokenTargetConfig)
-    align_weight: float = 2.0
-    align_momentum: float | None = None
+    align_weight: NotNegative = 2.0
+    align_momentum: Share | None = None
+    align_lagging: bool = False
     align_drop_path: bool = True
 
     def __post_init__(self) -> None:
-        self.masker.num_masked(self.encoder.grid)
-        if self.masker.varies:
-            raise ValueError(
-                f"CAEConfig.masker must hide the same number of patches in every image, as CAE's encoder takes visible "
-                f"and hidden ones as one tensor each; got {self.masker.kind}, whose number varies. Set exact."
-            )
-        if not 0 <= self.align_weight < float("inf"):
-            raise ValueError(
-                f"CAEConfig.align_weight must not be negative; got {self.align_weight}. The paper has 2; 0 means none."
-            )
-        if self.align_momentum is not None and not 0 <= self.align_momentum <= 1:
-            raise ValueError(
-                f"CAEConfig.align_momentum must be in [0, 1]; got {self.align_momentum}. Leave it out for no copy."
-            )
+        check_masker("CAEConfig", self.masker, self.encoder)
         if self.align_momentum is not None and self.align_weight == 0:
             raise ValueError(
                 f"CAEConfig.align_momentum must be left out without alignment (align_weight 0), as nothing is compared "
                 f"with the copy; got {self.align_momentum}. Leave it out, or give align_weight."
             )
+        if self.align_lagging and self.align_momentum is None:
+            raise ValueError(
+                "CAEConfig.align_momentum must be given with align_lagging, which is a copy's; got none. The authors' "
+                "first release has 0."
+            )
 
-    def describe(self, teacher: Teacher | None = None) -> list[tuple[str, str]]:
-        """Parts and token shapes, and which network sees which patches; for `pantomim explain`.
-
-        Args:
-            teacher: The one whose features are predicted; None: there is none, or it is not known.
-        """
-        encoder, regressor = self.encoder, self.regressor
-        (height, width), (rows, cols) = encoder.image_size, encoder.grid
-        size, channels, prefix = encoder.patch_size, encoder.in_chans, encoder.num_prefix
-        masked = self.masker.num_masked(encoder.grid)
-        visible = rows * cols - masked
-        shape = "" if teacher is None else f"B x {masked} x {teacher.width}: "
-        latent, heads = regressor.width or encoder.width, regressor.heads or encoder.heads
-        read = f"{visible} visible patches" + (f" and the {masked} queries" if regressor.keys == "all" else "")
-        branch = "the encoder" if self.align_momentum is None else f"its copy (momentum {self.align_momentum:g})"
-        aligned = f"B x {masked} x {latent}: hidden patches through {branch}, no gradient, weight {self.align_weight:g}"
-        return [
-            ("images", f"B x {channels} x {height} x {width}, patches of {size}x{size}, grid {rows} x {cols}"),
-            (
-                "masker",
-                f"{self.masker.kind} ({in_words(self.masker)}): {visible} visible and {masked} masked patches",
-            ),
-            *self.guide.describe(rows * cols),
-            ("encoder", f"{encoder.width} wide, {encoder.depth} blocks, {encoder.heads} heads"),
-            ("encoder sees", f"B x {prefix + visible} x {encoder.width}: visible patches and {prefix} prefix token(s)"),
-            ("regressor", f"{latent} wide, {regressor.depth} blocks, {heads} heads"),
-            ("regressor sees", f"B x {masked} x {latent} queries, which read {read}"),
-            ("alignment", aligned if self.align_weight else "none"),
-            ("decoder", f"{latent} wide, {self.decoder.depth} blocks, {heads} heads"),
-            ("decoder sees", f"B x {masked} x {latent}: predicted latents of the masked patches, nothing else"),
-            ("predicts", f"{shape}{self.target.kind} ({in_words(self.target)}) of the masked patches"),
-        ]
-
-    def build(self) -> "CAE":
-        """The method, with the authors' initialisation drawn from torch's global generator.
-
-        Raises:
-            ValueError: if no tokenizer is given, or one that does not go with the encoder.
-        """
-        encoder = self.encoder.build()
-        return self._assembled(encoder, self.target.build(encoder))
-
-    def build_around(self, target: Target) -> "CAE":
-        """The method with a target that is there already, such as tokens of a tokenizer at hand."""
-        return self._assembled(self.encoder.build(), target)
-
-    def _assembled(self, encoder: Encoder, target: Target) -> "CAE":
-        regressor = self.regressor.build(self.encoder)
-        width, heads = self.regressor.width or encoder.width, self.regressor.heads or self.encoder.heads
-        decoder = self.decoder.build(width, heads, encoder.grid, target.dim, self.encoder.initialisation)
-        projection = None if width == encoder.width else Projection(encoder.width, width)
-        return CAE(
-            encoder,
-            projection,
-            regressor,
-            decoder,
-            self.masker,
-            target,
-            self.guide.build(encoder, self.masker),
-            align_weight=self.align_weight,
-            align_momentum=self.align_momentum,
-            align_drop_path=self.align_drop_path,
-        )
-
-
-@dataclass(frozen=True)
-class CAEDraws:
-    """All that is random in a step of CAE."""
-
-    mask: Mask
+    def build(self, steps: int | None = None, target: Target | None = None) -> "CAE":
+        """The method, initialised from torch's global generator; `target` in place of the config's, if given."""
+        return CAE(self, target)
 
 
 class CAE(Method):
     """Encoder, regressor, decoder and alignment; `CAEConfig` explains the settings."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        projection: Projection | None,
-        regressor: Regressor,
-        decoder: LatentDecoder,
-        masker: Masker,
-        target: Target,
-        guide: MaskGuide | None = None,
-        *,
-        align_weight: float = 2.0,
-        align_momentum: float | None = None,
-        align_drop_path: bool = True,
-    ) -> None:
+    def __init__(self, config: CAEConfig, target: Target | None = None) -> None:
         super().__init__()
-        self.encoder, self.projection, self.regressor, self.decoder = encoder, projection, regressor, decoder
-        self.masker, self.target, self.guide = masker, target, guide
-        self.align_weight, self.align_momentum, self.align_drop_path = align_weight, align_momentum, align_drop_path
-        self.aligner = None if align_momentum is None else copy.deepcopy(encoder).requires_grad_(False)
+        sizes = config.encoder
+        width, heads = config.regressor.width or sizes.width, config.regressor.heads or sizes.heads
+        self.encoder = sizes.build()
+        self.target = target or config.target.build(self.encoder)
+        regressor = config.regressor.build(sizes)
+        decoder = config.decoder.build(width, heads, sizes.grid, self.target.dim, sizes.initialisation)
+        self.projection = None if width == sizes.width else Projection(sizes.width, width)
+        self.regressor, self.decoder = regressor, decoder
+        self.masker, self.guide = config.masker, config.guide.build(self.encoder, config.masker)
+        self.align_weight, self.align_drop_path = config.align_weight, config.align_drop_path
+        momentum = config.align_momentum
+        self.aligner = (
+            None if momentum is None else EMA(self.encoder, "encoder", Momentum(momentum), lagging=config.align_lagging)
+        )
+        self.requirements = Requirements.of(sizes)
 
-    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> CAEDraws:
-        """One mask per image of the global batch, cut to this batch's rows."""
-        attention = None if self.guide is None else self.guide(batch.images)
-        return CAEDraws(draw_mask(self.masker, batch, self.encoder.grid, generator, attention))
+    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Draws:
+        """One mask an image, of the global batch cut to this batch's rows."""
+        attention = self.guide(batch.images)  # (B, N); None, unless the masker asks for it
+        return Draws(draw_mask(self.masker, batch, self.encoder.grid, generator, attention))
 
-    def forward(self, batch: Batch, draws: CAEDraws) -> dict[str, Tensor]:
-        """The task's loss on the hidden patches, and the alignment of their predicted latents, weighted."""
+    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """The task's loss on the masked patches, and the alignment of their predicted latents, weighted."""
         mask = draws.mask
         visible = self.latents(self.encoder, batch.images, mask.ids_keep)  # (B, V, D)
-        predicted = self.regressor(visible, mask)  # (B, M, D)
+        predicted = self.regressor(visible, mask)  # (B, M, D), latents of the masked patches
         prediction = self.decoder(predicted, mask.ids_mask)  # (B, M, K)
-        outputs = self.score(prediction, batch.images, mask)
+        target = take(self.target(batch.images), mask.ids_mask)  # (B, M) ids, or (B, M, K)
+        loss_target = self.target.loss(prediction, target)
+        metrics = {"loss_target": loss_target} | self.target.metrics(prediction, target)
         if self.align_weight == 0:
-            return {"loss": outputs["loss_target"]} | outputs
+            return {"loss": loss_target} | metrics
         aligned = self.alignment_target(batch.images, mask)  # (B, M, D), no gradient
         loss_align = F.mse_loss(predicted, aligned)
-        return {"loss": outputs["loss_target"] + self.align_weight * loss_align, "loss_align": loss_align} | outputs
+        return {"loss": loss_target + self.align_weight * loss_align, "loss_align": loss_align} | metrics
 
     def latents(
-        self, encoder: Encoder, images: Float[Tensor, "B C H W"], ids: Int[Tensor, "B K"] | None = None
+        self, encoder: nn.Module, images: Float[Tensor, "B C H W"], ids: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B K D"]:
-        """What an encoder says of the patches `ids` (all, if None) alone; the class token stays behind."""
+        """An encoder's features of the patches `ids` (all, if None) alone; the class token goes no further."""
         patches = encoder(images, ids).patches
         return patches if self.projection is None else self.projection(patches)
 
     @torch.no_grad()
     def alignment_target(self, images: Float[Tensor, "B C H W"], mask: Mask) -> Float[Tensor, "B M D"]:
-        """What the encoder says of the hidden patches, when it sees them and no others; no gradient."""
+        """The encoder's features of the masked patches, when it sees them and no others; no gradient."""
         encoder = self.encoder if self.aligner is None else self.aligner
         if self.align_drop_path:
             return self.latents(encoder, images, mask.ids_mask)
         with evaluating(encoder):
             return self.latents(encoder, images, mask.ids_mask)
-
-    def score(
-        self, prediction: Float[Tensor, "B M K"], images: Float[Tensor, "B C H W"], mask: Mask
-    ) -> dict[str, Tensor]:
-        """What the target says of a prediction of the hidden patches; its loss is one of two here."""
-        scores = self.target.score(prediction, images, mask.ids_mask)
-        return {"loss_target": scores.pop("loss")} | scores
 
     @torch.no_grad()
     def without_regressor(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
@@ -248,31 +172,6 @@ class CAE(Method):
         latents = self.latents(self.encoder, images)
         ids = torch.arange(latents.shape[1], device=latents.device).expand(len(latents), -1)
         return self.decoder(latents, ids)
-
-    def update_ema(self, step: int) -> None:
-        """The copy, if there is one, follows the encoder, and so do a teacher or guide that is a moving average."""
-        self.target.follow(self.encoder)
-        if self.guide is not None:
-            self.guide.follow(self.encoder)
-        if self.aligner is not None:
-            follow(self.aligner, self.encoder, self.align_momentum or 0.0)
-
-    def reset(self) -> None:
-        """The copy, if there is one, begins as the encoder, and so do a teacher or guide that is a copy of it."""
-        self.target.start(self.encoder)
-        if self.guide is not None:
-            self.guide.start(self.encoder)
-        if self.aligner is not None:
-            follow(self.aligner, self.encoder, 0.0)
-
-    def exports(self) -> dict[str, nn.Module]:
-        """The encoder, and the rest for pictures and for going on."""
-        parts: dict[str, nn.Module] = {
-            "encoder": self.encoder,
-            "regressor": self.regressor,
-            "decoder": self.decoder,
-        }
-        return parts if self.projection is None else parts | {"projection": self.projection}
 
 
 @contextmanager
@@ -287,7 +186,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def preset(size: Size, num_masked: Literal[75, 98] = 75) -> CAEConfig:
-    """The paper's models on 224 x 224 pixels, with either number of hidden patches out of 196.
+    """The paper's models on 224 x 224 pixels, with either number of masked patches out of 196.
 
     75 goes without stochastic depth, as in the authors' Paddle release; 98 has 0.1 in each of the three stacks, as the
     published checkpoints (their PyTorch release). Regressor and decoder are as wide as the encoder: also for ViT-S,

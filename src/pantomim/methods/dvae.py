@@ -1,32 +1,36 @@
 """Discrete variational auto-encoder: images to codes and back, to have ids that a masked model can predict.
 
+    loss = mean over values of -ln p(pixel | codes)  +  beta * cells / values * mean over cells of KL(q || uniform)
+
+q is the encoder's distribution over the codes of a cell; the decoder sees codes relaxed by Gumbel noise at a
+temperature. Temperature and beta are annealed.
+
 Paper: Ramesh et al. 2021, *Zero-Shot Text-to-Image Generation*, arXiv:2102.12092, section 2.1 and appendix A.
 """
 
-import copy
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
+from pantomim.core.precision import at_least_float32
+from pantomim.core.ranges import AtLeastOne, ShareBelowOne
 from pantomim.core.schedule import half_cosine
 from pantomim.methods.base import Method, Requirements
 from pantomim.nn.dvae import (
-    DVAENetworks,
     DVAESizes,
-    at_least_float32,
     code_grid,
     dvae_networks,
     map_pixels,
     unmap_pixels,
 )
-from pantomim.nn.momentum import follow
+from pantomim.nn.momentum import EMA, Momentum
 
 LARGEST_LOG_SCALE = 7.0
 
@@ -46,13 +50,7 @@ class Annealing:
 
     start: float
     end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(
-                f"Annealing.steps must be at least 1; got {self.steps}. Give start and end the same value."
-            )
+    steps: AtLeastOne
 
     def at(self, step: int) -> float:
         """The value at a step."""
@@ -69,7 +67,7 @@ class DVAEConfig:
         image_size: Height and width of the training images; ids can be had of any other size.
         temperature: Of the relaxation of codes.
         kl_weight: Of the distance from the uniform use of all codes, in the paper's unit (beta).
-        momentum: Share of the averaged weights that a step keeps; the averaged ones are what comes out.
+        momentum: What the EMA of the weights keeps of itself at each step; the EMA is what the run exports.
 
     Raises:
         ValueError: if the images cannot be cut into cells, or a value is out of range.
@@ -82,7 +80,7 @@ class DVAEConfig:
     image_size: tuple[int, int] = (256, 256)
     temperature: Annealing = field(default_factory=lambda: Annealing(1.0, 1 / 16, 150_000))
     kl_weight: Annealing = field(default_factory=lambda: Annealing(0.0, 6.6, 5_000))
-    momentum: float = 0.999
+    momentum: ShareBelowOne = 0.999
 
     def __post_init__(self) -> None:
         code_grid(self.image_size, self.sizes.stride)
@@ -94,8 +92,6 @@ class DVAEConfig:
             raise ValueError(
                 f"DVAEConfig.kl_weight must not be negative; got {self.kl_weight.start} to {self.kl_weight.end}."
             )
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"DVAEConfig.momentum must be in [0, 1); got {self.momentum}. The paper has 0.999.")
 
     def annealed_over(self, total: int) -> "DVAEConfig":
         """The same for a run of `total` steps: temperature over the first half, KL weight over the first twentieth.
@@ -109,23 +105,9 @@ class DVAEConfig:
             kl_weight=replace(self.kl_weight, steps=max(total // 20, 1)),
         )
 
-    def describe(self) -> list[tuple[str, str]]:
-        """Networks, shapes and schedules; for `pantomim explain`."""
-        sizes, (height, width) = self.sizes, self.image_size
-        rows, cols = code_grid(self.image_size, sizes.stride)
-        annealed = "{0.start:g} to {0.end:g} over {0.steps} steps".format
-        return [
-            ("images", f"B x {sizes.in_chans} x {height} x {width}, one code for {sizes.stride}x{sizes.stride} pixels"),
-            ("encoder", f"{sizes.groups} groups of {sizes.blocks} blocks, {sizes.width} channels and up"),
-            ("codes", f"B x {rows} x {cols}, each one of {sizes.vocabulary}"),
-            ("decoder", f"from {sizes.code_width} channels down to {sizes.width}; location and scale of each pixel"),
-            ("temperature", annealed(self.temperature)),
-            ("KL weight", annealed(self.kl_weight)),
-        ]
-
-    def build(self) -> "DVAE":
-        """The method, with the authors' initialisation drawn from torch's global generator."""
-        return DVAE(dvae_networks(self.sizes), self.image_size, self.temperature, self.kl_weight, self.momentum)
+    def build(self, steps: int | None = None) -> "DVAE":
+        """The method, initialised from torch's global generator as the authors' is."""
+        return DVAE(self)
 
 
 @dataclass(frozen=True)
@@ -146,18 +128,18 @@ class DVAEDraws:
 class DVAE(Method):
     """Encoder, relaxed codes, decoder; a uniform prior over the codes (section 2.1)."""
 
-    def __init__(
-        self,
-        networks: DVAENetworks,
-        image_size: tuple[int, int],
-        temperature: Annealing,
-        kl_weight: Annealing,
-        momentum: float,
-    ) -> None:
+    def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.sizes = networks.encoder, networks.decoder, networks.sizes
-        self.average = copy.deepcopy(networks).requires_grad_(False)
-        self.image_size, self.temperature, self.kl_weight, self.momentum = image_size, temperature, kl_weight, momentum
+        self.networks, self.sizes = dvae_networks(config.sizes), config.sizes
+        self.average = EMA(self.networks, "networks", Momentum(config.momentum))
+        self.temperature, self.kl_weight = config.temperature, config.kl_weight
+        self.requirements = Requirements(
+            self.sizes.in_chans,
+            config.image_size,
+            self.sizes.stride,
+            channels_setting="method.sizes.in_chans",
+            patch_setting="method.sizes.stride",
+        )
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> DVAEDraws:
         """Gumbel noise, and where the two schedules stand.
@@ -181,45 +163,28 @@ class DVAE(Method):
     def forward(self, batch: Batch, draws: DVAEDraws) -> dict[str, Tensor]:
         """The negative evidence lower bound per pixel value (appendix A.2, A.3); below 0 is normal for a density."""
         mapped = map_pixels(batch.images)  # (B, C, H, W) in [0.1, 0.9]
-        logits = at_least_float32(self.encoder(mapped))  # (B, K, h, w)
+        logits = at_least_float32(self.networks.encoder(mapped))  # (B, K, h, w)
         codes = ((logits + draws.noise) / draws.temperature).softmax(dim=1)  # relaxed, not rounded
-        prediction = at_least_float32(self.decoder(codes))  # (B, 2 C, H, W)
+        prediction = at_least_float32(self.networks.decoder(codes))  # (B, 2 C, H, W)
         nll = logit_laplace_nll(prediction, mapped).mean()
         kl = kl_from_uniform(logits).mean()
         cells = logits[:, :1].numel() / mapped.numel()  # positions per pixel value: 1/192 at stride 8
         loss = nll + draws.kl_weight * cells * kl
         with torch.no_grad():
-            shown = unmap_pixels(prediction[:, : mapped.shape[1]].sigmoid())
-            seen = {
+            decoded = unmap_pixels(prediction[:, : mapped.shape[1]].sigmoid())
+            metrics = {
                 "nll": nll.detach(),
                 "kl": kl.detach(),
-                "mse": F.mse_loss(shown, batch.images),
+                "mse": F.mse_loss(decoded, batch.images),
                 "perplexity": perplexity(logits.argmax(dim=1).flatten(1), self.sizes.vocabulary),
                 "temperature": draws.temperature,
                 "kl_weight": draws.kl_weight,
             }
-        return {"loss": loss, **seen}
+        return {"loss": loss, **metrics}
 
-    def update_ema(self, step: int) -> None:
-        """Average the weights."""
-        follow(self.average.encoder, self.encoder, self.momentum)
-        follow(self.average.decoder, self.decoder, self.momentum)
-
-    def requirements(self) -> Requirements:
-        """Images of the channels of the networks."""
-        return Requirements(
-            self.sizes.in_chans,
-            self.image_size,
-            self.sizes.stride,
-            setting="DVAESizes.in_chans",
-            option="--method.sizes.in_chans",
-            cell_setting="DVAESizes.stride",
-            cell_option="--method.sizes.stride",
-        )
-
-    def exports(self) -> dict[str, nn.Module]:
+    def exports(self) -> dict[str, Any]:
         """The averaged networks."""
-        return {"tokenizer": self.average}
+        return {"tokenizer": self.average.copy}
 
 
 def logit_laplace_nll(

@@ -1,4 +1,4 @@
-"""Networks that guide a method: where its config names a teacher, and whose attention decides what is hidden."""
+"""Networks that guide a method: where its config names a teacher, and whose attention decides what is masked."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen, in_words
 from pantomim.core.mask import Mask
+from pantomim.core.ranges import Share
 from pantomim.masking.base import Masker
-from pantomim.masking.choice import MaskerConfig
 from pantomim.nn.vit import Encoder
 from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import OF_STUDENT, TeacherConfig
@@ -36,7 +36,7 @@ def with_teacher(method: C, teacher: TeacherConfig) -> C:
 
 @frozen
 class GuideConfig:
-    """The network whose attention an `AttentionMasker` gets, in methods that ask none for anything else.
+    """The network whose attention an `AttentionMasker` gets, in methods that need it for nothing else.
 
     Args:
         source: As `TeacherConfig.source`; empty: there is none.
@@ -49,19 +49,14 @@ class GuideConfig:
 
     source: str = ""
     query: Query = "class"
-    momentum: float | None = None
+    momentum: Share | None = None
     statistics: Literal["own", "student"] | None = None
-
-    def describe(self, num_patches: int) -> list[tuple[str, str]]:
-        """What guides, for `pantomim explain`; nothing where nothing does."""
-        sees = f"sees all {num_patches} patches of the same image, none hidden; no gradient"
-        return [("guide", f"{in_words(self)}; {sees}; its attention decides what is hidden")] * bool(self.source)
 
     def check_kept(self, run: Path) -> None:
         """See that the guide of a finished run is still to be had.
 
         Raises:
-            ValueError: if it was the student's own past, which a run does not export.
+            ValueError: if it was a copy of the student, which a run does not export.
         """
         if self.source in OF_STUDENT:
             raise ValueError(
@@ -69,8 +64,8 @@ class GuideConfig:
                 f"the run does not export."
             )
 
-    def build(self, student: Encoder, masker: MaskerConfig) -> "MaskGuide | None":
-        """The guide of a student's masks; None, where the masker asks for no attention.
+    def build(self, student: Encoder, masker: Masker) -> "MaskGuide":
+        """The guide of a student's masks; one without a network, where the masker asks for no attention.
 
         Raises:
             ValueError: if there is a guide that nobody asks for, or none that is asked for, or no such network, or it
@@ -78,49 +73,40 @@ class GuideConfig:
         """
         if masker.guided and not self.source:
             raise ValueError(
-                "GuideConfig.source must be given for a masker that attention decides; got none. Name the network that "
-                "is asked: --method.guide.source RUN (or open_clip:..., ema), or take another masker, or cmt_mae."
+                "GuideConfig.source must be given for a masker that attention decides; got none. Name the network in "
+                "method.guide.source: RUN, open_clip:..., ema; or take another masker, or cmt_mae."
             )
         if not masker.guided and self != GuideConfig():
             raise ValueError(
-                f"GuideConfig must be left out for a masker that asks for no attention; got {in_words(self)} with "
-                f"{masker.kind}. Leave it out, or give --method.masker.kind attention."
+                f"GuideConfig must be left out for a masker that asks for no attention; got {in_words(self)}. "
+                f"Leave it out, or set method.masker.kind to attention."
             )
         if not masker.guided:
-            return None
+            return MaskGuide(None, self.query)
         teacher = TeacherConfig(source=self.source, momentum=self.momentum, statistics=self.statistics)
         return MaskGuide(teacher.build(student), self.query)
 
 
 class MaskGuide(nn.Module):
-    """A network that is asked for attention and for nothing else.
+    """A network of which the attention is used and nothing else; None: masks need no attention.
 
     Raises:
         ValueError: if it has no such attention.
     """
 
-    def __init__(self, teacher: Teacher, query: Query) -> None:
+    def __init__(self, teacher: Teacher | None, query: Query) -> None:
         super().__init__()
-        teacher.check_query(query)
+        if teacher is not None:
+            teacher.check_query(query)
         self.teacher, self.query = teacher, query
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N"]:
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N"] | None:
         """How much each patch of whole images is attended to."""
-        attention = ask(self.teacher, images, self.query).attention
-        assert attention is not None
-        return attention
-
-    def follow(self, student: Encoder) -> None:
-        """Once after each optimiser step; a moving average moves."""
-        self.teacher.follow(student)
-
-    def start(self, student: Encoder) -> None:
-        """Once other weights are in the student; a moving average begins anew."""
-        self.teacher.start(student)
+        return None if self.teacher is None else ask(self.teacher, images, self.query).attention
 
 
 def ask(guide: Teacher, images: Float[Tensor, "B C H W"], query: Query | None, half: bool = False) -> Guidance:
-    """What a guiding network says of whole images, as tensors that training may use.
+    """A guiding network's features of whole images, as tensors that training may use.
 
     Args:
         guide: The network.
@@ -130,9 +116,9 @@ def ask(guide: Teacher, images: Float[Tensor, "B C H W"], query: Query | None, h
     """
     device = images.device.type
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=half and device != "cpu"):
-        said = guide(images, query)
-    attention = None if said.attention is None else said.attention.clone()
-    return Guidance(said.prefix.clone(), said.patches.clone(), attention)
+        found = guide(images, query)
+    attention = None if found.attention is None else found.attention.clone()  # a clone is no inference tensor
+    return Guidance(found.prefix.clone(), found.patches.clone(), attention)
 
 
 def draw_mask(
@@ -147,4 +133,4 @@ def draw_mask(
         rows = attention.new_zeros(batch.total, attention.shape[1])
         rows[batch.start : batch.start + len(batch)] = attention
         attention = rows
-    return masker(batch.total, grid, generator, batch.epoch, attention).rows(batch.start, len(batch))
+    return masker(batch.total, grid, generator, attention).rows(batch.start, len(batch))

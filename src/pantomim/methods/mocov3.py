@@ -1,29 +1,34 @@
-"""MoCo v3: two views of an image are to be alike, and unlike those of all other images; nothing is hidden.
+"""MoCo v3: two views of an image are to be alike, and unlike those of all other images; nothing is masked.
+
+    loss = ctr(q1, k2) + ctr(q2, k1),   ctr(q, k) = 2 t * cross_entropy(q k^T / t, own row)        (Algorithm 1)
+
+q are the student's queries and k the EMA teacher's keys, of length 1, of all images of the step; t is the temperature.
 
 Paper: Chen, Xie, He 2021, *An Empirical Study of Training Self-Supervised Vision Transformers*, arXiv:2104.02057.
 Here it is a teacher for masked methods, and what they are compared with.
 """
 
-import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
+from pantomim.core.precision import at_least_float32
+from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.methods.base import Method, Requirements
-from pantomim.nn.momentum import Momentum, follow
+from pantomim.nn.momentum import EMA, Momentum
 from pantomim.nn.processes import first_row, rows_of_all
 from pantomim.nn.projector import Projector
-from pantomim.nn.vit import ENCODER_SIZES, Encoder, EncoderConfig
+from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 
 
 def moco_encoder(size: Literal["small", "base"]) -> EncoderConfig:
-    """MoCo v3's encoder for images of 224 x 224: fixed positions, rows first, and first values of its own.
+    """MoCo v3's encoder for images of 224 x 224: fixed positions, rows first, and an initialisation of its own.
 
     Source: the authors' `vits.py`. Deviation: none; their ViT-S has twelve heads, where timm's has six.
     """
@@ -40,7 +45,7 @@ class MoCoV3Config:
         hidden: Width between the layers of projector and predictor.
         dim: Width in which views are compared.
         temperature: Similarities are divided by it; the loss is multiplied by twice as much.
-        momentum: What the teacher keeps of itself at each step.
+        momentum: What the EMA teacher keeps of itself at each step.
         freeze_patches: The patch projection stays as it was drawn, the paper's trick for stable training.
 
     Raises:
@@ -52,61 +57,19 @@ class MoCoV3Config:
 
     kind: Literal["mocov3"] = "mocov3"
     encoder: EncoderConfig = field(default_factory=lambda: moco_encoder("base"))
-    hidden: int = 4096
-    dim: int = 256
-    temperature: float = 0.2
+    hidden: AtLeastOne = 4096
+    dim: AtLeastOne = 256
+    temperature: Positive = 0.2
     momentum: Momentum = field(default_factory=lambda: Momentum(0.99, 1.0))
     freeze_patches: bool = True
 
     def __post_init__(self) -> None:
         if not self.encoder.class_token:
             raise ValueError("MoCoV3Config.encoder.class_token must be there: it is an image's feature; got False.")
-        for name in ("hidden", "dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"MoCoV3Config.{name} must be at least 1; got {getattr(self, name)}.")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(
-                f"MoCoV3Config.temperature must be above 0; got {self.temperature}. The paper has 0.2 for ViT."
-            )
 
-    def describe(self) -> list[tuple[str, str]]:
-        """Parts and token shapes, and which network sees which view; for `pantomim explain`."""
-        encoder = self.encoder
-        (height, width), (rows, cols) = encoder.image_size, encoder.grid
-        size, channels, tokens = encoder.patch_size, encoder.in_chans, encoder.num_prefix + rows * cols
-        patches = "frozen as drawn" if self.freeze_patches else "trained"
-        heads = f"B x {encoder.width} to {self.hidden}, {self.hidden}, {self.dim}"
-        return [
-            ("images", f"B x {channels} x {height} x {width}, patches of {size}x{size}, grid {rows} x {cols}"),
-            ("views", "two of each image; nothing is hidden"),
-            (
-                "encoder",
-                f"{encoder.width} wide, {encoder.depth} blocks, {encoder.heads} heads, patch projection {patches}",
-            ),
-            ("student sees", f"both views, each B x {tokens} x {encoder.width}; its class token goes on"),
-            ("projector", f"{heads}, batch norm over all images of a step"),
-            ("predictor", f"B x {self.dim} to {self.hidden}, {self.dim}: the student's only"),
-            ("teacher", f"a copy of encoder and projector, {self.momentum}"),
-            ("teacher sees", "both views, whole, without gradient"),
-            (
-                "predicts",
-                f"from each view, which other view of the batch has the same image; temperature {self.temperature:g}",
-            ),
-        ]
-
-    def build(self) -> "MoCoV3":
-        """The method, with the authors' initialisation drawn from torch's global generator."""
-        encoder = self.encoder.build()
-        projector = Projector(encoder.width, self.hidden, self.dim, layers=3)
-        predictor = Projector(self.dim, self.hidden, self.dim, layers=2)
-        return MoCoV3(
-            encoder,
-            projector,
-            predictor,
-            temperature=self.temperature,
-            momentum=self.momentum,
-            freeze_patches=self.freeze_patches,
-        )
+    def build(self, steps: int | None = None) -> "MoCoV3":
+        """The method for a run of `steps`, initialised from torch's global generator."""
+        return MoCoV3(self, steps)
 
 
 @dataclass(frozen=True)
@@ -121,24 +84,18 @@ class MoCoV3(Method):
         the authors' code then has: it moves before the next step's keys are made, which is the same.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        projector: Projector,
-        predictor: Projector,
-        *,
-        temperature: float = 0.2,
-        momentum: Momentum,
-        freeze_patches: bool = True,
-    ) -> None:
+    def __init__(self, config: MoCoV3Config, steps: int | None = None) -> None:
         super().__init__()
-        self.encoder, self.projector, self.predictor_head = encoder, projector, predictor
-        self.temperature, self.momentum = temperature, momentum
-        self.total: int | None = None
-        if freeze_patches:
-            encoder.patch_embed.requires_grad_(False)
-        self.teacher_encoder = copy.deepcopy(encoder).requires_grad_(False)
-        self.teacher_projector = copy.deepcopy(projector).requires_grad_(False)
+        self.encoder = config.encoder.build()
+        self.projector = Projector(config.encoder.width, config.hidden, config.dim, layers=3)
+        self.predictor_head = Projector(config.dim, config.hidden, config.dim, layers=2)
+        if config.freeze_patches:
+            self.encoder.patch_embed.requires_grad_(False)
+        self.teacher_encoder = EMA(self.encoder, "encoder", config.momentum, steps)
+        self.teacher_projector = EMA(self.projector, "projector", config.momentum, steps)
+        self.temperature = config.temperature
+        # Two views, and whole batches: what an image is compared with is its batch.
+        self.requirements = Requirements.of(config.encoder, views=2, whole_batch=True, gathers=True)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> MoCoV3Draws:
         """Nothing is drawn here: views are cut where images are read."""
@@ -149,7 +106,7 @@ class MoCoV3(Method):
         first, second = batch.images, batch.second
         if second is None:
             raise ValueError("Batch.second must be another view of the images; got None. Set DataConfig.second.")
-        feature1, feature2 = self.encoder(first).prefix[:, 0], self.encoder(second).prefix[:, 0]  # (B, D)
+        feature1, feature2 = self.encoder(first).prefix[:, 0], self.encoder(second).prefix[:, 0]  # (B, D), class token
         query1 = self.predictor_head(self.projector(feature1))  # (B, K)
         query2 = self.predictor_head(self.projector(feature2))
         key1, key2 = self.keys(first), self.keys(second)  # (B, K), no gradient
@@ -160,7 +117,7 @@ class MoCoV3(Method):
 
     @torch.no_grad()
     def keys(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """What the teacher says of a view: no predictor, no gradient."""
+        """The teacher's output for a view: no predictor, no gradient."""
         return self.teacher_projector(self.teacher_encoder(images).prefix[:, 0])
 
     def contrast(self, query: Float[Tensor, "B K"], key: Float[Tensor, "B K"]) -> tuple[Tensor, Tensor]:
@@ -175,45 +132,21 @@ class MoCoV3(Method):
         loss = F.cross_entropy(logits, own) * (2 * self.temperature)
         return loss, (logits.argmax(dim=-1) == own).to(loss.dtype).mean()
 
-    def begin(self, steps: int) -> None:
-        """The momentum follows a schedule over the whole run."""
-        self.total = steps
-
-    def update_ema(self, step: int) -> None:
-        """The teacher follows encoder and projector."""
-        self._move(self.momentum.at(step + 1, self.total))
-
-    def reset(self) -> None:
-        """The teacher begins as the student."""
-        self._move(0.0)
-
-    def _move(self, momentum: float) -> None:
-        follow(self.teacher_encoder, self.encoder, momentum)
-        follow(self.teacher_projector, self.projector, momentum)
-
     def train(self, mode: bool = True) -> "MoCoV3":
         """The teacher's encoder never drops a path; its projector normalises by the batch, as the student's does."""
         super().train(mode)
         self.teacher_encoder.train(False)
         return self
 
-    def exports(self) -> dict[str, nn.Module]:
-        """The encoder, and the heads for going on."""
-        return {"encoder": self.encoder, "projector": self.projector, "predictor": self.predictor_head}
-
-    def requirements(self) -> Requirements:
-        """Two views of the encoder's images, and whole batches: what an image is compared with is its batch."""
-        return replace(super().requirements(), views=2, whole_batch=True, gathers=True)
-
 
 def unit(vectors: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
     """Vectors of length 1, at least in float32."""
-    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+    return F.normalize(at_least_float32(vectors), dim=-1)
 
 
 @torch.no_grad()
 def feature_spread(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-    """Whether images still differ: deviation of unit features over a batch, mean over channels, times sqrt(D).
+    """Whether images still differ: std of unit features over a batch, mean over channels, times sqrt(D).
 
     0 where all images have one feature (collapse), 1 where features lie evenly on the sphere.
     """

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
+from pantomim.core.precision import at_least_float32
 from pantomim.nn.tokens import patch_grid
 
 MARGIN = 0.1  # distance of mapped pixels from 0 and 1, where the density has no mass (appendix A.3)
@@ -28,11 +29,6 @@ def map_pixels(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
 def unmap_pixels(mapped: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     """The inverse of `map_pixels`, cut to [0, 1]."""
     return ((mapped - MARGIN) / (1 - 2 * MARGIN)).clamp(0, 1)
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision as float32; everything else as it is."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 class Conv2d(nn.Module):

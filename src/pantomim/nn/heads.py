@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.nn.cross_attention import CrossAttention
-from pantomim.nn.vit import NORM_EPS, Encoder, narrow_normal
+from pantomim.nn.attention import CrossAttention
+from pantomim.nn.blocks import NORM_EPS
+from pantomim.nn.init import narrow_normal
+from pantomim.nn.vit import Encoder
 
 
 class Classifier(nn.Module):

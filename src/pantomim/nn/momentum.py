@@ -1,6 +1,7 @@
-"""Moving averages of weights: how much of itself a copy keeps at each step, and the step itself."""
+"""Moving averages of weights (EMA): how much of itself a copy keeps at each step, and the step itself."""
 
-from typing import Literal
+import copy
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -55,7 +56,7 @@ class Momentum:
         if not length:
             raise ValueError(
                 f"Momentum.at must be given the length of the run, over which it goes from {self.start} to {self.end}; "
-                f"got {total}. Give Momentum.steps, or call Method.begin before the first step."
+                f"got {total}. Give Momentum.steps, or build the method with the length of the run."
             )
         share = min(step / length, 1.0)
         if self.shape == "linear":
@@ -82,6 +83,49 @@ def momentum_of_half_life(steps: float) -> float:
     if not steps > 0:
         raise ValueError(f"momentum_of_half_life.steps must be above 0; got {steps}.")
     return 0.5 ** (1 / steps)
+
+
+class EMA(nn.Module):
+    """A copy of one part of a method that is an exponential moving average of it; it has no gradient.
+
+    `Method.update_ema` finds and moves every module that has `update_ema(student, step)`, and `reset(student)` where
+    the student's weights have been replaced; `student` is the method, which this one asks for the part `of`.
+
+    Args:
+        part: What is copied.
+        of: Its name in the method, such as "encoder".
+        momentum: What the copy keeps of itself at each step.
+        steps: Length of the run, where the momentum has a schedule.
+        lagging: The average is used one step late.
+    """
+
+    frozen = False
+
+    def __init__(
+        self, part: nn.Module, of: str, momentum: Momentum, steps: int | None = None, *, lagging: bool = False
+    ) -> None:
+        super().__init__()
+        self.copy = copy.deepcopy(part).requires_grad_(False)
+        self.ahead = copy.deepcopy(self.copy) if lagging else None  # the average that is used at the next step
+        self.of, self.momentum, self.steps = of, momentum, steps
+
+    def forward(self, *args: Any) -> Any:
+        """As the part that it copies."""
+        return self.copy(*args)
+
+    def update_ema(self, student: nn.Module, step: int) -> None:
+        """Move towards the student, after optimiser step `step`."""
+        moving = self.copy
+        if self.ahead is not None:
+            follow(self.copy, self.ahead, 0.0)
+            moving = self.ahead
+        follow(moving, student.get_submodule(self.of), self.momentum.at(step + 1, self.steps))
+
+    def reset(self, student: nn.Module) -> None:
+        """Begin again as the student."""
+        for part in (self.copy, self.ahead):
+            if part is not None:
+                follow(part, student.get_submodule(self.of), 0.0)
 
 
 @torch.no_grad()

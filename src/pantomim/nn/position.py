@@ -1,11 +1,10 @@
-"""Position tables: fixed sine-cosine ones, and resampling to another grid."""
+"""Fixed tables of positions: sine and cosine."""
 
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def sincos_2d(width: int, grid: tuple[int, int], num_prefix: int = 0) -> Float[Tensor, "T D"]:
@@ -62,34 +61,3 @@ def name_table(table: Float[Tensor, "1 T D"], grid: tuple[int, int], num_prefix:
     if torch.allclose(found, columns_first, rtol=0, atol=rounding):
         return "sincos, columns first"
     return "sincos, rows first" if torch.allclose(found, rows_first, rtol=0, atol=rounding) else "other"
-
-
-def resample(
-    table: Float[Tensor, "1 T D"], grid: tuple[int, int], to: tuple[int, int], num_prefix: int
-) -> Float[Tensor, "1 U D"]:
-    """Resize the patch rows of a position table from `grid` to another grid (bicubic); prefix rows are kept.
-
-    Source: the MAE authors' `util/pos_embed.py` (align_corners off, no antialiasing), any grid instead of a square.
-    """
-    if grid == to:
-        return table
-    prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
-    cells = patches.reshape(1, *grid, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(cells, size=to, mode="bicubic", align_corners=False)
-    return torch.cat([prefix, resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
-
-
-def resample_stretched(
-    table: Float[Tensor, "1 T D"], grid: tuple[int, int], to: tuple[int, int], num_prefix: int
-) -> Float[Tensor, "1 U D"]:
-    """`resample` by a factor instead of a size: a tenth of a patch is added, so that sampling positions move.
-
-    Source: dBOT's `clip/model.py` (branch beit), which has it from DINO; there it keeps rounding from losing a row.
-    """
-    if grid == to:
-        return table
-    prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
-    cells = patches.reshape(1, *grid, -1).permute(0, 3, 1, 2)
-    factors = ((to[0] + 0.1) / grid[0], (to[1] + 0.1) / grid[1])
-    resized = F.interpolate(cells, scale_factor=factors, mode="bicubic", align_corners=False)
-    return torch.cat([prefix, resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

@@ -1,6 +1,5 @@
-"""CAE's latent contextual regressor: what the encoder would say of the hidden patches, read from the visible ones."""
+"""CAE's latent contextual regressor: it predicts the masked patches' features from those of the visible ones."""
 
-from dataclasses import asdict
 from typing import Literal
 
 import torch
@@ -10,23 +9,45 @@ from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
-from pantomim.nn.cross_attention import CrossAttention
+from pantomim.core.ranges import AtLeastOne, Positive, ShareBelowOne
+from pantomim.nn.attention import CrossAttention
+from pantomim.nn.blocks import NORM_EPS, DropPath, Mlp, drop_path_rates, new_scale, scaled
+from pantomim.nn.init import initialise, narrow_normal
 from pantomim.nn.position import sincos_2d_rows_first
-from pantomim.nn.vit import (
-    NORM_EPS,
-    DropPath,
-    EncoderConfig,
-    Initialisation,
-    Mlp,
-    initialise_stack,
-    narrow_normal,
-)
+from pantomim.nn.vit import EncoderConfig
 
 Keys = Literal["all", "visible"]
 
 
+@frozen
+class RegressorConfig:
+    """Sizes of a `Regressor`.
+
+    Args:
+        width: Width of a token, and of the decoder's; None: the encoder's.
+        heads: Attention heads, and the decoder's; None: the encoder's.
+        mlp_ratio: Hidden width of the MLP over the width.
+        layer_scale: Initial value of the branches' scales; None: no scales.
+        drop_path: Stochastic depth of the last block; earlier ones have linearly less.
+        keys: What the queries read: "all" are the visible patches and the queries themselves, as in the authors' code;
+            "visible" the visible patches alone, as in the paper's figure.
+    """
+
+    width: AtLeastOne | None = None
+    depth: AtLeastOne = 4
+    heads: AtLeastOne | None = None
+    mlp_ratio: float = 4.0
+    layer_scale: Positive | None = 0.1
+    drop_path: ShareBelowOne = 0.0
+    keys: Keys = "all"
+
+    def build(self, encoder: EncoderConfig) -> "Regressor":
+        """The regressor for an encoder's patches."""
+        return Regressor(self, encoder)
+
+
 class Projection(nn.Module):
-    """From the encoder's width to the regressor's, where they differ: linear and norm, torch's initialisation."""
+    """From the encoder's width to the regressor's, where they differ: linear and norm, torch's initial weights."""
 
     def __init__(self, width: int, to: int) -> None:
         super().__init__()
@@ -41,12 +62,10 @@ class Projection(nn.Module):
 class RegressorBlock(nn.Module):
     """Cross-attention and MLP on the queries alone; the unit for sharding.
 
-    Positions go to queries and keys, not to values. The MLP's residual is around the normed tensor.
+    Positions go to queries and keys, not to values.
     """
 
-    def __init__(
-        self, width: int, heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0, layer_scale: float | None = None
-    ) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, drop_path: float, layer_scale: float | None) -> None:
         super().__init__()
         self.norm_q = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm_k = nn.LayerNorm(width, eps=NORM_EPS)
@@ -55,8 +74,7 @@ class RegressorBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.drop_path = DropPath(drop_path)
-        self.gamma_1 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
-        self.gamma_2 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
+        self.gamma_1, self.gamma_2 = new_scale(width, layer_scale), new_scale(width, layer_scale)
 
     def forward(
         self,
@@ -69,25 +87,13 @@ class RegressorBlock(nn.Module):
         mixed = self.attn(
             self.norm_q(queries + query_position), self.norm_k(context + context_position), self.norm_v(context)
         )
-        normed = self.norm2(queries + self.drop_path(mixed if self.gamma_1 is None else self.gamma_1 * mixed))
-        mixed = self.mlp(normed)
-        return normed + self.drop_path(mixed if self.gamma_2 is None else self.gamma_2 * mixed)
+        # The residual of the MLP starts from the normed tensor, unlike a pre-norm block's: so it is in CAE's code.
+        normed = self.norm2(queries + self.drop_path(scaled(mixed, self.gamma_1)))
+        return normed + self.drop_path(scaled(self.mlp(normed), self.gamma_2))
 
 
 class Regressor(nn.Module):
-    """Queries at the hidden places read the visible patches, block after block; visible ones never change.
-
-    Args:
-        grid: Rows and columns of patches.
-        width: Width of a token.
-        depth: Number of blocks.
-        heads: Attention heads of a block.
-        mlp_ratio: Hidden width of the MLP over the width.
-        layer_scale: First value of the branches' scales; None: no scales.
-        drop_path: Rate of the last block; blocks before it have linearly less.
-        initialisation: Whose first values, as of the encoder.
-        keys: What the queries read: "all" are the visible patches and the queries themselves, as in the authors' code;
-            "visible" the visible patches alone, as in the paper's figure.
+    """Queries at the masked places read the visible patches, block after block; visible ones never change.
 
     Paper: Chen et al., arXiv:2202.03026, "latent contextual regressor"; residuals as in the authors' code.
     Deviation: any grid; the authors' table is scrambled on grids that are not square.
@@ -95,65 +101,29 @@ class Regressor(nn.Module):
 
     position: Tensor
 
-    def __init__(
-        self,
-        grid: tuple[int, int],
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float = 4.0,
-        layer_scale: float | None = None,
-        drop_path: float = 0.0,
-        keys: Keys = "all",
-        initialisation: Initialisation = "cae",
-    ) -> None:
+    def __init__(self, config: RegressorConfig, encoder: EncoderConfig) -> None:
         super().__init__()
-        self.keys = keys
+        self.keys = config.keys
+        width, heads = config.width or encoder.width, config.heads or encoder.heads
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        table = sincos_2d_rows_first(width, grid).to(torch.get_default_dtype())
+        table = sincos_2d_rows_first(width, encoder.grid).to(torch.get_default_dtype())
         self.register_buffer("position", table, persistent=False)
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(RegressorBlock(width, heads, mlp_ratio, rate, layer_scale) for rate in rates)
+        self.blocks = nn.ModuleList(
+            RegressorBlock(width, heads, config.mlp_ratio, rate, config.layer_scale)
+            for rate in drop_path_rates(config.drop_path, config.depth)
+        )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        initialise_stack(self, self.blocks, initialisation)
+        initialise(self, encoder.initialisation, self.blocks)
         narrow_normal(self.mask_token)
 
     def forward(self, visible: Float[Tensor, "B V D"], mask: Mask) -> Float[Tensor, "B M D"]:
-        """Predicted latents of the hidden patches, in the order of `mask.ids_mask`."""
-        hidden_position = F.embedding(mask.ids_mask, self.position)  # (B, M, D)
+        """Predicted latents of the masked patches, in the order of `mask.ids_mask`."""
+        query_position = F.embedding(mask.ids_mask, self.position)  # (B, M, D)
         context_position = F.embedding(mask.ids_keep, self.position)  # (B, V, D)
         if self.keys == "all":
-            context_position = torch.cat([context_position, hidden_position], dim=1)  # (B, N, D)
-        queries = self.mask_token.expand_as(hidden_position)
+            context_position = torch.cat([context_position, query_position], dim=1)  # (B, N, D)
+        queries = self.mask_token.expand_as(query_position)
         for block in self.blocks:
             context = torch.cat([visible, queries], dim=1) if self.keys == "all" else visible
-            queries = block(queries, context, hidden_position, context_position)
+            queries = block(queries, context, query_position, context_position)
         return self.norm(queries)
-
-
-@frozen
-class RegressorConfig:
-    """Sizes of a `Regressor`; width and heads None: those of the encoder. Its decoder has the same two.
-
-    Raises:
-        ValueError: if a size is smaller than one.
-    """
-
-    width: int | None = None
-    depth: int = 4
-    heads: int | None = None
-    mlp_ratio: float = 4.0
-    layer_scale: float | None = 0.1
-    drop_path: float = 0.0
-    keys: Keys = "all"
-
-    def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"RegressorConfig.{name} must be at least 1; got {value}.")
-
-    def build(self, encoder: EncoderConfig) -> Regressor:
-        """The regressor for an encoder's patches."""
-        sizes = asdict(self) | {"width": self.width or encoder.width, "heads": self.heads or encoder.heads}
-        return Regressor(encoder.grid, **sizes, initialisation=encoder.initialisation)

@@ -1,9 +1,7 @@
 """Relative positions: what attention adds for how far apart two patches are, learned for each head."""
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.interpolate import make_interp_spline
 from torch import Tensor, nn
 
 CLASS_ROWS = 3  # of a table with a class token, at its end: class to patch, patch to class, class to class
@@ -61,58 +59,3 @@ class RelativeBias(nn.Module):
     def forward(self, index: Int[Tensor, "*B Q T"]) -> Float[Tensor, "*B heads Q T"]:
         """See `relative_bias`."""
         return relative_bias(self.relative_position_bias_table, index)
-
-
-def resize_relative_table(
-    table: Float[Tensor, "R heads"], grid: tuple[int, int], to: tuple[int, int]
-) -> Float[Tensor, "S heads"]:
-    """A table of relative positions for another grid; near offsets keep their values, far ones are stretched.
-
-    Along each axis the offsets known are laid out at growing distances, and a cubic spline through them is read at the
-    whole numbers; beyond the last one its value holds. Rows of the class token are kept.
-
-    Raises:
-        ValueError: if the table does not belong to `grid`.
-
-    Source: BEiT's `run_class_finetuning.py`.
-    Deviation: axis by axis, so for any grid, where theirs is square; fewer than four offsets are joined by a spline of
-        lower degree; computed in float64, where theirs rounds to float32.
-    """
-    shape = (2 * grid[0] - 1, 2 * grid[1] - 1)
-    kept = len(table) - shape[0] * shape[1]
-    if kept not in (0, CLASS_ROWS):
-        raise ValueError(
-            f"resize_relative_table.table must have {shape[0] * shape[1]} rows for a grid of {grid[0]}x{grid[1]}, or "
-            f"{CLASS_ROWS} more with a class token; got {len(table)}. Check the grid that the weights were trained on."
-        )
-    if grid == to:
-        return table
-    patches = table[: len(table) - kept].detach().cpu().double().numpy().reshape(*shape, -1)
-    for axis, (side, wanted) in enumerate(zip(shape, (2 * to[0] - 1, 2 * to[1] - 1), strict=True)):
-        if side == wanted:
-            continue
-        known = growing_offsets(side, wanted)
-        asked = np.arange(wanted) - wanted // 2
-        values = np.repeat(patches, 2, axis)  # a single offset has one value everywhere
-        places = known if side > 1 else np.array([-1.0, 1.0])
-        spline = make_interp_spline(places, patches if side > 1 else values, min(3, len(places) - 1), axis=axis)
-        patches = spline(asked.clip(places[0], places[-1]))
-    resized = torch.from_numpy(np.ascontiguousarray(patches)).flatten(0, 1).to(table)
-    return torch.cat([resized, table[len(table) - kept :]])
-
-
-def growing_offsets(side: int, to: int) -> np.ndarray:
-    """Where `side` offsets lie among `to` whole ones: 0, 1, 1 + q, 1 + q + q^2 ... and the same below zero.
-
-    The ratio q is the one for which the last falls on the last whole offset, found by bisection between 1.01 and 1.5.
-    """
-    reach = side // 2
-    low, high = 1.01, 1.5
-    while high - low > 1e-6:
-        ratio = (low + high) / 2
-        if (1.0 - ratio**reach) / (1.0 - ratio) > to // 2:
-            high = ratio
-        else:
-            low = ratio
-    above = np.cumsum(ratio ** np.arange(reach))
-    return np.concatenate([-above[::-1], [0.0], above])

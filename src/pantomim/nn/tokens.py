@@ -1,12 +1,14 @@
 """Pure functions between images, patches and tokens."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
-def take(tokens: Float[Tensor, "B N D"], ids: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
-    """The tokens with the given ids, image by image."""
+def take(tokens: Shaped[Tensor, "B N *D"], ids: Int[Tensor, "B K"]) -> Shaped[Tensor, "B K *D"]:
+    """The tokens with the given ids, image by image; a token is a vector, or a single number."""
+    if tokens.ndim == 2:
+        return tokens.gather(1, ids)
     return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
-from pantomim.nn.dvae import at_least_float32
-from pantomim.nn.vit import Encoder, EncoderConfig, initialise_beit
+from pantomim.core.precision import at_least_float32
+from pantomim.nn.init import initialise
+from pantomim.nn.vit import Encoder, EncoderConfig
 
 
 class TaskLayer(nn.Module):
@@ -27,7 +28,7 @@ class TaskLayer(nn.Module):
     def __init__(self, width: int, out_width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out_width))
-        self.apply(initialise_beit)
+        initialise(self, "beit")
 
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N K"]:
         """Token by token."""

@@ -1,7 +1,8 @@
 """BEiT: pre-training, fine-tuning and relative positions, rebuilt with our modules. Official: microsoft/unilm."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,22 +12,26 @@ from torch.nn import functional as F
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
-from pantomim.methods.beit import BEiT, BEiTConfig, BEiTDraws
+from pantomim.methods.base import Draws
+from pantomim.methods.beit import BEiT, BEiTConfig
 from pantomim.nn.heads import Classifier
-from pantomim.nn.relative import (
-    growing_offsets,
-    num_relative_rows,
-    relative_bias,
-    relative_index,
-    resize_relative_table,
-)
-from pantomim.nn.vit import EncoderConfig, Hidden, RelativePosition
+from pantomim.nn.momentum import Momentum
+from pantomim.nn.relative import num_relative_rows, relative_bias, relative_index
+from pantomim.nn.resize import growing_offsets, resize_relative_table
+from pantomim.nn.tokens import normalise_tokens
+from pantomim.nn.vit import Encoder, EncoderConfig, MaskTokens, RelativePosition
 from pantomim.optim import Group, beit_schedule, layer_decay_groups, parameter_groups
 from pantomim.parity.cae import GivenIds
 from pantomim.parity.compare import decay_used, gradients, norm_eps, norms
 from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
+from pantomim.parity.trajectory import PoolIds, Run, Tape, run_config
+from pantomim.targets.base import Target
+from pantomim.targets.distance import Distance
+from pantomim.targets.features import FeatureTarget
 from pantomim.targets.tokens import TokenTarget
+from pantomim.teachers.base import Guidance, Query
+from pantomim.teachers.encoder import EMATeacher
 
 INDEX = "relative_position_index"  # stored beside the weights; ours is made from the grid
 
@@ -38,13 +43,13 @@ def pretrain(item: Item) -> Computed:
     method = BEiTConfig(encoder=encoder_config(item, images, relative))
     mask = Mask.from_masked(masked, max(config["masked_counts"]), varies=True)
     tokens = TokenTarget(GivenIds(item.input("labels"), mask, config["vocab_size"], method.encoder.grid))
-    model = method.build_around(tokens).double()
+    model = method.build(target=tokens).double()
     weights, indices = split_indices(item.weights())
     load_exactly(model, {our_name(name): tensor for name, tensor in weights.items()}, item.name)
 
-    result = model(Batch(images, total=len(images)), BEiTDraws(mask))
+    result = model(Batch(images, total=len(images)), Draws(mask))
     result["loss"].backward()
-    latent = model.encoder(images, hidden=Hidden(masked, model.mask_token))
+    latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
     everywhere = model.head(latent.patches)
     parameters = official(model)
     outputs = {
@@ -69,7 +74,77 @@ def pretrain(item: Item) -> Computed:
         },
         config={"layer_norm_eps": norm_eps(model), "masked_counts": masked.sum(dim=1).tolist()},
         deviations=compare_indices(model.encoder.relative_index, indices)
-        | initialisation(item, lambda: official(method.build_around(tokens))),
+        | initialisation(item, lambda: official(method.build(target=tokens))),
+    )
+
+
+def trajectory(item: Item) -> Computed:
+    """A run of the authors' `run_beit_pretraining.py`."""
+    method = BEiTConfig(encoder=_run_encoder(item))
+    tokens = PoolIds(item.input("token_ids"), item.config["vocab_size"], method.encoder.grid)
+    return masked_tokens(item, method, TokenTarget(tokens), tokens.turn_to).computed()
+
+
+def data2vec_trajectory(item: Item) -> Computed:
+    """A run of data2vec's `run_cyclical.py`: the same student, and the moving average of it as teacher."""
+    config, method = item.config, BEiTConfig(encoder=_run_encoder(item))
+    encoder, momentum = method.encoder.build(), Momentum(config["ema_decay"])
+    layers, beta = sorted(config["target_layers"]), config["l1_beta"]
+    if len(layers) > 1 and layers == list(range(layers[0], encoder.depth)):
+        teacher = EMATeacher(encoder, momentum, blocks=len(layers))
+    else:
+        teacher = _Layers(encoder, momentum, layers)
+    target = FeatureTarget(
+        teacher,
+        encoder.grid,
+        "layernorm" if config["post_target_layer_norm"] else "none",
+        Distance("smooth_l1", beta=beta) if beta else Distance("l1"),
+    )
+    run = masked_tokens(item, method, target)
+    average = {f"final_teacher/{name}": tensor for name, tensor in teacher.encoder.named_parameters()}
+    return run.computed(item.asked(average))
+
+
+def masked_tokens(
+    item: Item, method: BEiTConfig, target: Target, before: Callable[[Tape], None] = lambda tape: None
+) -> Run:
+    """A finished run of an encoder over mask tokens, whatever it predicts; `before` is told of each micro-batch."""
+    model = method.build(target=target).double()
+    weights, _ = split_indices(item.weights())
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("target.")}
+    load_exactly(model, {our_name(name): tensor for name, tensor in weights.items()} | own, item.name)
+    model.reset()
+
+    def draws(tape: Tape) -> Draws:
+        before(tape)
+        return Draws(tape.masked())
+
+    config = run_config(item, method, schedule="beit", decay_tokens=False, decay_mask_token=True)
+    return Run(config, model, Tape(item), draws, lambda name: _official_name(model, name)).carry_out()
+
+
+class _Layers(EMATeacher):
+    """The mean over chosen blocks, each token of each standardised, also of one."""
+
+    def __init__(self, student: Encoder, momentum: Momentum, layers: list[int]) -> None:
+        super().__init__(student, momentum)
+        self.layers = layers
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, query: Query | None = None) -> Guidance:
+        """See `EncoderTeacher.forward`."""
+        outputs = [torch.cat([block.prefix, block.patches], dim=1) for block in self.encoder.each_block(images)]
+        normed = [normalise_tokens(outputs[number], unbiased=False, eps=1e-5) for number in self.layers]
+        tokens = torch.stack(normed).mean(dim=0)
+        return Guidance(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :])
+
+
+def _run_encoder(item: Item) -> EncoderConfig:
+    config = item.config
+    return replace(
+        encoder_config(item, item.input("images"), "shared" if config["shared_relative_bias"] else "none"),
+        layer_scale=config["layer_scale_init"] or None,
+        drop_path=float(config["drop_path"]),
     )
 
 
@@ -168,7 +243,7 @@ def encoder_config(item: Item, images: Tensor, relative_position: RelativePositi
         position="learned" if config["absolute_positions"] else "none",
         relative_position=relative_position,
         attention_bias="qv",
-        layer_scale=config["layer_scale_init"],
+        layer_scale=config["layer_scale_init"] or None,
         initialisation="beit",
         mean=(0.0,) * channels,  # the items' images are normalised already
         std=(1.0,) * channels,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -10,10 +11,11 @@ from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
-from pantomim.formats.cae import CROSS, official_name, our_name
+from pantomim.formats.cae import CROSS, Release, official_name, our_name
 from pantomim.formats.files import load_exactly
 from pantomim.masking.block import BlockMasker
-from pantomim.methods.cae import CAE, CAEConfig, CAEDraws
+from pantomim.methods.base import Draws
+from pantomim.methods.cae import CAE, CAEConfig
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.heads import AttentiveHead, Classifier
 from pantomim.nn.regressor import RegressorConfig
@@ -23,6 +25,7 @@ from pantomim.optim import Group, layer_decay_groups, parameter_groups
 from pantomim.parity.compare import RELATIVE, decay_used, distance, gradients, norm_eps, norms
 from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
+from pantomim.parity.trajectory import PoolIds, Run, Tape, run_config
 from pantomim.targets.tokens import TokenTarget
 
 STORED_TABLE = 1e-6  # of a position table made and stored in float32
@@ -59,7 +62,7 @@ def pretrain(item: Item) -> Computed:
     if not torch.equal(mask.masked, torch.zeros_like(masked).scatter_(1, mask.ids_mask, True)):
         raise ValueError(f"{item.name}: every image must hide {config['num_mask_patches']} patches")
     tokens = TokenTarget(GivenIds(labels, mask, config["vocab_size"], ours.encoder.grid))
-    model = ours.build_around(tokens).double()
+    model = ours.build(target=tokens).double()
     built, stored = model.encoder.pos_embed, weights["encoder.pos_embed"]
     assert built is not None
     deviations = {"state/encoder.pos_embed": distance(built, stored) / STORED_TABLE}
@@ -79,7 +82,7 @@ def pretrain(item: Item) -> Computed:
     model.regressor.position = model.decoder.position = table[0]
 
     seen = _watch(model)
-    result = model(Batch(images, total=len(images)), CAEDraws(mask))
+    result = model(Batch(images, total=len(images)), Draws(mask))
     result["loss"].backward()
 
     latent = model.encoder(images, mask.ids_keep)
@@ -107,7 +110,7 @@ def pretrain(item: Item) -> Computed:
     }
     model.update_ema(0)
     assert model.aligner is not None
-    after = {f"teacher_after/{name}": tensor for name, tensor in model.aligner.named_parameters()}
+    after = {f"teacher_after/{name}": tensor for name, tensor in model.aligner.copy.named_parameters()}
     outputs |= {name: after[name] for name in expected if name in after}
     for name, want in expected.items():  # the items' own tolerances make room for another table
         if want.is_floating_point() and name in outputs and not name.startswith("positions_"):
@@ -118,8 +121,43 @@ def pretrain(item: Item) -> Computed:
         outputs,
         numbers,
         config={"layer_norm_eps": norm_eps(model), "align_loss_weight": model.align_weight},
-        deviations=deviations | initialisation(item, lambda: _official(ours.build_around(tokens))),
+        deviations=deviations | initialisation(item, lambda: _official(ours.build(target=tokens))),
     )
+
+
+def trajectory(item: Item) -> Computed:
+    """A run of the authors' `run_pretraining.py`, in either release: by its names, and by when the copy moves."""
+    config, images, weights = item.config, item.input("images"), item.weights()
+    release: Release = "lxtGH/CAE" if any(name.startswith("pretext_neck.") for name in weights) else "Atten4Vis/CAE"
+    lagging, weight = config["alignment_weights"] == "one step before", float(config["align_loss_weight"])
+    copied = lagging and weight > 0
+    method = replace(
+        _pretrain_config(item, images),
+        align_weight=weight,
+        align_momentum=float(config.get("base_momentum", 0.0)) if copied else None,
+        align_lagging=copied,
+    )
+    tokens = PoolIds(item.input("token_ids"), config["vocab_size"], method.encoder.grid)
+    model = method.build(target=TokenTarget(tokens)).double()
+
+    def official(name: str) -> str:
+        return name if name.startswith("aligner.ahead.") else official_name(name, release)
+
+    fixed = {name for name in weights if name.endswith(UNUSED) and method.regressor.layer_scale is None}
+    model.regressor.position = model.decoder.position = weights["rd_pos_embed"][0, 1:]
+    learned = {our_name(n, release): t for n, t in weights.items() if n not in {*fixed, "rd_pos_embed"}}
+    own = {name: t for name, t in model.state_dict().items() if name.startswith("aligner.")}
+    load_exactly(model, learned | own, item.name)
+    model.reset()
+
+    def draws(tape: Tape) -> Draws:
+        tokens.turn_to(tape)
+        return Draws(tape.masked())
+
+    config_of_run = run_config(item, method, schedule="beit")
+    run = Run(config_of_run, model, Tape(item), draws, official).carry_out()
+    aligned = run.curve("loss_align") * weight if weight else torch.zeros_like(run.curve("loss"))
+    return run.computed({"loss_main": run.curve("loss_target"), "loss_align_weighted": aligned})
 
 
 def finetune(item: Item) -> Computed:
@@ -249,6 +287,7 @@ def _encoder_config(item: Item, images: Tensor, relative_position: RelativePosit
         relative_position=relative_position,
         attention_bias="qv",
         layer_scale=config["layer_scale_init"] or None,
+        drop_path=float(config.get("drop_path", 0.0)),
         initialisation="beit" if config.get("fix_init_weight") else "cae",
         mean=(0.0,) * channels,  # the items' images are normalised already
         std=(1.0,) * channels,
@@ -266,11 +305,14 @@ def _pretrain_config(item: Item, images: Tensor) -> CAEConfig:
             heads=config["decoder_num_heads"],
             mlp_ratio=mlp_ratio,
             layer_scale=scale,
+            drop_path=encoder.drop_path,
         ),
-        decoder=LatentDecoderConfig(depth=config["decoder_depth"], mlp_ratio=mlp_ratio, layer_scale=scale),
+        decoder=LatentDecoderConfig(
+            depth=config["decoder_depth"], mlp_ratio=mlp_ratio, layer_scale=scale, drop_path=encoder.drop_path
+        ),
         masker=BlockMasker(ratio=config["num_mask_patches"] / (encoder.grid[0] * encoder.grid[1])),
         align_weight=float(config["align_loss_weight"]),
-        align_momentum=float(config["base_momentum"]),
+        align_momentum=float(config.get("base_momentum", 0.0)),
     )
 
 

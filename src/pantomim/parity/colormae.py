@@ -17,14 +17,34 @@ from pantomim.analysis.masks import (
     visible_statistics,
 )
 from pantomim.core.mask import Mask
+from pantomim.formats.mae import official_name
+from pantomim.formats.mmpretrain import mmpretrain_name
 from pantomim.masking.color_noise import ColorNoiseMasker, cut_windows, round_windows
 from pantomim.masking.noise import Noise, color_filter, equalise, make_bank
+from pantomim.methods.mae import MAEConfig
 from pantomim.parity.item import Computed, Item
+from pantomim.parity.mae import masked_pixels
+from pantomim.parity.sizes import decoder_config, encoder_config
+from pantomim.parity.trajectory import run_config
+from pantomim.targets.pixels import PixelTargetConfig
 
 Off = Callable[[Any], float]  # from an official statistic to how far it is off, in tolerances
 
 FIELDS, WINDOWS = 32, 160  # of each preset: own patterns, and windows cut from each of them
 DEVIATIONS = 5.0  # standard errors of both sides together that chance explains, in some hundred comparisons
+
+
+def trajectory(item: Item) -> Computed:
+    """A run by mmengine's Runner, with the config of the authors' logs."""
+    config = item.config
+    method = MAEConfig(
+        encoder=encoder_config(config, item.input("images")),
+        decoder=decoder_config(config),
+        masker=ColorNoiseMasker(ratio=float(config["mask_ratio"])),
+        target=PixelTargetConfig(normalise="patch" if config["norm_pix_loss"] else "none"),
+    )
+    run = run_config(item, method, schedule="beit", start_lr=config["start_factor"] * config["lr"], decay_tokens=False)
+    return masked_pixels(item, method, run, lambda name: mmpretrain_name(official_name(name)))
 
 
 def filters(item: Item) -> Computed:

@@ -4,26 +4,34 @@ Official: liuxingbin/dbot, branches main and beit. Visible patches are in the or
 order here; what is compared is put into the official order.
 """
 
+import copy
+import itertools
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from pantomim.config import Duration
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
+from pantomim.engine.initial import carry_over
 from pantomim.formats.files import load_exactly
 from pantomim.formats.mae import official_name, our_name
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.beit import BEiTConfig, BEiTDraws
+from pantomim.methods.base import Draws
+from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.dbot import DBOT, DBOTConfig, DBOTDraws
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take
-from pantomim.nn.vit import EncoderConfig, Hidden, RelativePosition
+from pantomim.nn.vit import EncoderConfig, MaskTokens, RelativePosition
 from pantomim.optim import cosine_schedule
 from pantomim.parity import beit
 from pantomim.parity.compare import gradients, norm_eps, norms
 from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
+from pantomim.parity.sizes import decoder_config, encoder_config
+from pantomim.parity.trajectory import Run, Tape, run_config
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTarget
 from pantomim.teachers.base import Guidance, Query, Teacher
@@ -46,14 +54,15 @@ def pretrain(item: Item) -> Computed:
             method = _config(item, images, "unbiased" if normalise else "none")
             frozen = _encoder(item, images, config["teacher_depth"]).build().double()
             load_exactly(frozen, teacher, item.name)
-            model = method.build_around(EncoderTeacher(frozen, "given", output="norm" if norm else "block")).double()
+            model = method.build(teacher=EncoderTeacher(frozen, "given", output="norm" if norm else "block")).double()
             load_exactly(model, student | _of_teacher(model), item.name)
             mask = Mask.from_scores(noise, method.masker.num_masked(method.encoder.grid))
             loss = model(Batch(images, total=len(images)), DBOTDraws(mask))["loss"]
             name = f"layernorm{int(norm)}_normfeature{int(normalise)}"
             outputs[f"loss_{name}"] = loss
-            said = model.target(images, torch.arange(noise.shape[1]).expand(len(images), -1))
-            outputs[f"target_{name}" if normalise else f"teacher_features_layernorm{int(norm)}"] = said
+            every = torch.arange(noise.shape[1]).expand(len(images), -1)
+            features = model.target(model.teacher(images), every)
+            outputs[f"target_{name}" if normalise else f"teacher_features_layernorm{int(norm)}"] = features
             if [norm, normalise] == case:
                 loss.backward()
                 parameters = _official(model)
@@ -68,6 +77,49 @@ def pretrain(item: Item) -> Computed:
     )
 
 
+def trajectory(item: Item) -> Computed:
+    """A run of the authors' `main_pretrain.py` through all its stages, each with their restart."""
+    config, images, borders = item.config, item.input("images"), item.config["stage_epochs"]
+    beta = config["smooth_l1_beta"]
+    method = DBOTConfig(
+        encoder=encoder_config(config, images),
+        decoder=decoder_config(config),
+        masker=RandomMasker(ratio=float(config["mask_ratio"])),
+        teacher=TeacherConfig(
+            source="random",
+            depth=config["init_teacher_encoder_depth"],
+            output="norm" if config["tlayernorm"] else "block",
+        ),
+        normalise="unbiased" if config["norm_feature_loss"] else "none",
+        distance=Distance("smooth_l1", beta=beta) if beta else Distance("l1"),
+    )
+    num_masked, first = method.masker.num_masked(method.encoder.grid), item.weights()
+    teaching = method.encoder.build().double()
+    own = {_our_name(name): tensor for name, tensor in first.items()}
+    load_exactly(teaching, {n.removeprefix("encoder."): t for n, t in own.items() if n.startswith("encoder.")}, "state")
+    teacher, runs = method.teacher.build(teaching), list[Run]()
+    outputs: dict[str, Tensor] = {}
+    norms_of_stages: dict[str, float] = {}
+    for stage, (begin, end) in enumerate(itertools.pairwise(borders)):
+        model = method.build(teacher=teacher).double()
+        weights = first if stage == 0 else first | item.weights(f"stage{stage}/")
+        load_exactly(model, {_our_name(name): t for name, t in weights.items()} | _of_teacher(model), item.name)
+        settings = replace(run_config(item, method), duration=Duration(epochs=end - begin))
+        tape = Tape(item, first=begin * config["steps_per_epoch"])
+        run = Run(settings, model, tape, lambda tape: DBOTDraws(tape.scores("noise", num_masked)), _official_name)
+        if runs:
+            before = runs[-1].training
+            carry_over(before.method, before.optimizer, run.training.method, run.training.optimizer, item.name)
+        runs.append(run.carry_out())
+        ended = run.weights(f"final_stage{stage}/")
+        norms_of_stages |= run.compare_norms(f"final_stage{stage}", ended)
+        outputs |= item.asked(ended)
+        teacher = EncoderTeacher(copy.deepcopy(model.encoder), "the student before", output=method.teacher.output)
+    curves = {name: torch.cat([run.curve(name) for run in runs]) for name in ("loss", "grad_norm", "lr")}
+    last = runs[-1].computed(outputs | curves)
+    return replace(last, deviations={**last.deviations, **norms_of_stages})
+
+
 def full_sequence(item: Item) -> Computed:
     """The symmetric variant, which is BEiT with a feature target: predictions, four distances, every gradient.
 
@@ -80,11 +132,11 @@ def full_sequence(item: Item) -> Computed:
     mask = Mask.from_masked(masked, max(config["masked_counts"]), varies=True)
     grid = method.encoder.grid
     target = FeatureTarget(GivenTeacher(said, grid), grid, "none", Distance("cosine"))
-    model = method.build_around(target).double()
+    model = method.build(target=target).double()
     weights, indices = beit.split_indices(item.weights())
     load_exactly(model, {beit.our_name(name): tensor for name, tensor in weights.items()}, item.name)
 
-    latent = model.encoder(images, hidden=Hidden(masked, model.mask_token))
+    latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
     chosen = torch.cat([torch.full_like(masked[:, :1], with_class), masked], dim=1)
     predictions = model.head(torch.cat([latent.prefix, latent.patches], dim=1))[chosen]  # image by image
     targets = torch.cat([target.teacher(images).prefix, target(images)], dim=1)[chosen]
@@ -98,7 +150,7 @@ def full_sequence(item: Item) -> Computed:
         f"loss_{name}": distance(predictions.unsqueeze(0), targets.unsqueeze(0)) for name, distance in distances.items()
     }
     if not with_class:
-        losses["loss_negcosine"] = model(Batch(images, total=len(images)), BEiTDraws(mask))["loss"]
+        losses["loss_negcosine"] = model(Batch(images, total=len(images)), Draws(mask))["loss"]
     losses["loss_negcosine"].backward()
     parameters = beit.official(model)
     return Computed(

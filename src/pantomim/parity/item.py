@@ -46,6 +46,15 @@ class Item:
         prefix = self.spec["inputs"]["prefix"]
         return _promoted(self.tensors[prefix + name])
 
+    def has(self, name: str) -> bool:
+        """Whether there is such an input."""
+        return self.spec["inputs"]["prefix"] + name in self.tensors
+
+    def inputs(self, prefix: str) -> list[str]:
+        """The names of the inputs under a prefix, which is left out."""
+        prefix = self.spec["inputs"]["prefix"] + prefix
+        return [name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)]
+
     def weights(self, prefix: str = "state/") -> dict[str, Tensor]:
         """The stored parameters under a prefix, official names."""
         found = {
@@ -56,6 +65,11 @@ class Item:
         if not found:
             raise ValueError(f"{self.name}.safetensors must hold weights under {prefix}; got none.")
         return found
+
+    def asked(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of many outputs that the item has."""
+        expected = self.expected()
+        return {name: tensor for name, tensor in outputs.items() if name in expected}
 
     def expected(self) -> dict[str, tuple[Tensor | None, Mapping[str, Any]]]:
         """Every output with its description: those described, those stored, and those only one of the two knows."""

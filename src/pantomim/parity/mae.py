@@ -4,28 +4,34 @@ Official: facebookresearch/mae. Visible patches are in the order of the noise th
 compared is put into the official order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pantomim.config import Pretrain
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
 from pantomim.formats.mae import official_name, our_name
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.mae import MAE, MAEConfig, MAEDraws
+from pantomim.methods.base import Draws
+from pantomim.methods.mae import MAE, MAEConfig
+from pantomim.nn.blocks import DropPath
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.heads import Classifier
-from pantomim.nn.position import resample, sincos_2d
+from pantomim.nn.position import sincos_2d
+from pantomim.nn.resize import resample
 from pantomim.nn.tokens import patchify, take
-from pantomim.nn.vit import DropPath, EncoderConfig
+from pantomim.nn.vit import EncoderConfig
 from pantomim.optim import LARS, Group, cosine_schedule, layer_decay_groups, parameter_groups
 from pantomim.parity.compare import decay_used, distance, gradients, norm_eps, norms
 from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
+from pantomim.parity.sizes import decoder_config, encoder_config
+from pantomim.parity.trajectory import Run, Tape, fill, run_config
 from pantomim.targets.pixels import PixelTargetConfig
 
 FLOAT32 = 2.0**-22  # where the official code rounds to float32, twice its spacing
@@ -44,7 +50,7 @@ def pretrain(item: Item) -> Computed:
         built = {name: getattr(part, name).detach().clone() for name, part in _tables(model).items()}
         load_exactly(model, state, item.name)
         mask = Mask.from_scores(noise, config.masker.num_masked(config.encoder.grid))
-        result = model(Batch(images, total=len(images)), MAEDraws(mask))
+        result = model(Batch(images, total=len(images)), Draws(mask))
         result["loss"].backward()
         parameters = _official(model)
         gradient_norms[variant] = norms(parameters)
@@ -71,6 +77,30 @@ def pretrain(item: Item) -> Computed:
         config={"layer_norm_eps": norm_eps(model)},
         deviations=tables | initialisation(item, lambda: _official(config.build())),
     )
+
+
+def trajectory(item: Item) -> Computed:
+    """A run of the authors' `main_pretrain.py`."""
+    config = item.config
+    method = MAEConfig(
+        encoder=encoder_config(config, item.input("images")),
+        decoder=decoder_config(config),
+        masker=RandomMasker(ratio=float(config["mask_ratio"])),
+        target=PixelTargetConfig(normalise="patch" if config["norm_pix_loss"] else "none"),
+    )
+    return masked_pixels(item, method, run_config(item, method), official_name)
+
+
+def masked_pixels(item: Item, method: MAEConfig, config: Pretrain, official: Callable[[str], str]) -> Computed:
+    """A run whose masks are given by noise, of MAE or of ColorMAE, where the largest values stay visible."""
+    model, num_masked = method.build().double(), method.masker.num_masked(method.encoder.grid)
+    fill(model, item.weights(), official, item.name)
+    noise = "windows" if item.has("windows") else "noise"
+
+    def draws(tape: Tape) -> Draws:
+        return Draws(tape.scores(noise, num_masked, largest_visible=noise == "windows"))
+
+    return Run(config, model, Tape(item), draws, official).carry_out().computed()
 
 
 def finetune(item: Item) -> Computed:

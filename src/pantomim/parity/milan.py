@@ -1,8 +1,7 @@
 """Masks that attention guides: MILAN's pre-training and its sampling, AttMask's three kinds, rebuilt with our modules.
 
-Official: zejiangh/MILAN and gkakogeorgiou/attmask. MILAN is CMT-MAE with the teacher alone: its masker, its decoder,
-all tokens predicted. Visible patches are in the order of the draw there and in raster order here; what is compared is
-put into the official order.
+Official: zejiangh/MILAN and gkakogeorgiou/attmask. Visible patches are in the order of the draw there and in raster
+order here; what is compared is put into the official order.
 """
 
 import math
@@ -23,13 +22,12 @@ from pantomim.masking.attention import (
     draw_order,
     milan_masker,
 )
-from pantomim.methods.cmt_mae import CMTMAEConfig, Mixing
+from pantomim.methods.milan import MILANConfig
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import EncoderConfig
 from pantomim.parity.compare import gradients, norm_eps, norms
 from pantomim.parity.item import Computed, Item
-from pantomim.targets.distance import Distance
 from pantomim.teachers.base import Guidance, Query, Teacher
 
 DRAWS = 20_000  # own masks of each setting
@@ -38,39 +36,31 @@ SIGMAS = 5.0  # standard errors, of both sides together, that chance explains
 
 def pretrain(item: Item) -> Computed:
     """The mask of a given order, encoder, prompting decoder, the loss over all tokens, every gradient."""
-    images, order, config = item.input("images"), item.input("ids_shuffle"), item.config
-    method = CMTMAEConfig(
+    images, order, sizes = item.input("images"), item.input("ids_shuffle"), item.config
+    config = MILANConfig(
         encoder=EncoderConfig(
             image_size=(images.shape[2], images.shape[3]),
-            patch_size=config["patch_size"],
+            patch_size=sizes["patch_size"],
             in_chans=images.shape[1],
-            width=config["embed_dim"],
-            depth=config["depth"],
-            heads=config["num_heads"],
+            width=sizes["embed_dim"],
+            depth=sizes["depth"],
+            heads=sizes["num_heads"],
             mean=(0.0,) * images.shape[1],  # the item's images are normalised already
             std=(1.0,) * images.shape[1],
         ),
         decoder=DecoderConfig(
-            width=config["decoder_embed_dim"], depth=config["decoder_depth"], heads=config["decoder_num_heads"]
+            width=sizes["decoder_embed_dim"], depth=sizes["decoder_depth"], heads=sizes["decoder_num_heads"]
         ),
-        decoder_form="prompting",
-        masker=milan_masker(config["mask_ratio"]),
-        mixing=Mixing(teacher_weight=1.0),
-        normalise="l2",
-        distance=Distance("unit_l2"),
-        positions="all",
-        predict_class=True,
+        masker=milan_masker(sizes["mask_ratio"]),
     )
-    teacher = _Given(item.input("teacher_tokens"), item.input("teacher_attention"), method.encoder.grid)
-    model = method.build_around(teacher).double()
-    model.record = None  # of a run; the item is one step
+    teacher = _Given(item.input("teacher_tokens"), item.input("teacher_attention"), config.encoder.grid)
+    model = config.build(1, teacher).double()
     weights = {our_name(name): tensor for name, tensor in item.weights().items()}
     load_exactly(model, weights, item.name)
 
     ids_restore = order.argsort(dim=1)
-    mask = Mask.from_scores(ids_restore.double(), method.masker.num_masked(method.encoder.grid))  # late in the order
+    mask = Mask.from_scores(ids_restore.double(), config.masker.num_masked(config.encoder.grid))  # late in the order
     batch = Batch(images, total=len(images))
-    model.begin(1)
     draws = replace(model.draw(batch, 0, torch.Generator().manual_seed(0)), mask=mask)
     loss = model(batch, draws)["loss"]
     loss.backward()
@@ -104,7 +94,7 @@ def sampling(item: Item) -> Computed:
         generator = torch.Generator().manual_seed(index)
         masker, grid = milan_masker(setting["mask_ratio"]), (1, setting["patches"])
         weights = importance.expand(DRAWS, -1)
-        visible = (~masker(DRAWS, grid, generator, 0.0, weights).masked).double()
+        visible = (~masker(DRAWS, grid, generator, weights).masked).double()
         first = torch.nn.functional.one_hot(draw_order(weights, 0.0, generator).argmax(dim=1), len(importance))
         ours = {
             f"visible_probability_{index}": (visible.mean(dim=0), item.config["draws"]),
@@ -135,13 +125,13 @@ def attmask(item: Item) -> Computed:
     settings = []
     for ratio in item.config["ratios"]:
         for name, masker in (("high", attmask_high(ratio)), ("low", attmask_low(ratio))):
-            mask = masker(len(attention), grid, generator, 0.0, attention)
+            mask = masker(len(attention), grid, generator, attention)
             outputs[f"attmask_{name}_{ratio}"] = mask.masked
         settings.append({"ratio": ratio, "masked": masker.num_masked(grid)})
     stated, hint = item.numbers["hint"], item.config["hint"]
     hidden, shown, among = _hint(attmask_hint(hint["ratio"]), hint).counts(grid)
     masked = [
-        _hint(attmask_hint(hint["ratio"]), hint)(DRAWS, grid, generator, 0.0, row.expand(DRAWS, -1)).masked
+        _hint(attmask_hint(hint["ratio"]), hint)(DRAWS, grid, generator, row.expand(DRAWS, -1)).masked
         for row in attention
     ]
     want, _ = item.expected()["hint_mask_probability"]

@@ -5,6 +5,7 @@ Official: facebookresearch/SlowFast, microsoft/SimMIM.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,16 @@ from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
 from pantomim.masking.grid import GridMasker
-from pantomim.methods.beit import BEiT, BEiTConfig, BEiTDraws
+from pantomim.methods.base import Draws
+from pantomim.methods.beit import BEiT, BEiTConfig
 from pantomim.nn.tokens import unpatchify
-from pantomim.nn.vit import EncoderConfig, Hidden
+from pantomim.nn.vit import EncoderConfig, MaskTokens
 from pantomim.optim import parameter_groups
 from pantomim.parity.beit import compare_indices, encoder_config, split_indices
 from pantomim.parity.compare import gradients, norm_eps, norms
 from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
+from pantomim.parity.trajectory import Run, Tape, run_config
 from pantomim.targets import hog
 from pantomim.targets.distance import Distance
 from pantomim.targets.pixels import PixelTargetConfig
@@ -74,9 +77,9 @@ def simmim_pretrain(item: Item) -> Computed:
     load_exactly(model, {_our_name(name): _ordered(name, t, order) for name, t in weights.items()}, item.name)
 
     mask = Mask.from_masked(masked, method.masker.num_masked(method.encoder.grid))
-    result = model(Batch(images, total=len(images)), BEiTDraws(mask))
+    result = model(Batch(images, total=len(images)), Draws(mask))
     result["loss"].backward()
-    latent = model.encoder(images, hidden=Hidden(masked, model.mask_token))
+    latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
     rows, cols = method.encoder.grid
     parameters = _official(model)
     found = gradients("grad/", parameters)
@@ -104,6 +107,36 @@ def simmim_pretrain(item: Item) -> Computed:
         deviations=compare_indices(model.encoder.relative_index, indices)
         | initialisation(item, lambda: _official(method.build())),
     )
+
+
+def simmim_trajectory(item: Item) -> Computed:
+    """A run of the authors' `main_simmim.py`."""
+    config, images = item.config, item.input("images")
+    encoder = encoder_config(item, images, "shared" if config["shared_relative_bias"] else "none")
+    method = BEiTConfig(
+        encoder=replace(encoder, drop_path=float(config["drop_path"])),
+        target=PixelTargetConfig(normalise="none", distance=Distance("l1")),
+        initialise_head=False,
+    )
+    model, order = method.build().double(), _shuffled(config["patch_size"], images.shape[1])
+    weights, _ = split_indices(item.weights())
+    load_exactly(model, {_our_name(name): _ordered(name, t, order) for name, t in weights.items()}, item.name)
+    run = run_config(
+        item,
+        method,
+        schedule="drop",
+        drop_at=config["milestone"] / config["epochs"],
+        lagging=True,
+        start_lr=config["start_lr"],
+        min_lr=config["gamma"] * config["lr"],
+        decay_tokens=False,
+        decay_mask_token=True,
+    )
+    trained = Run(run, model, Tape(item), lambda tape: Draws(tape.masked()), _official_name).carry_out()
+    back = order.argsort()
+    head = {name: _ordered(name, t, back) for name, t in trained.weights("final/").items() if "decoder.0." in name}
+    kernel = "final/decoder.0.weight"
+    return trained.computed(head | {kernel: head[kernel][:, :, None, None]})
 
 
 def _shuffled(patch_size: int, channels: int) -> Tensor:

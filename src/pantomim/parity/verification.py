@@ -8,7 +8,21 @@ from typing import Literal
 
 import torch
 
-from pantomim.parity import analyses, beit, cae, clip, colormae, dbot, finetune, mae, masks, milan, targets, tokenizer
+from pantomim.parity import (
+    analyses,
+    beit,
+    cae,
+    clip,
+    colormae,
+    dbot,
+    finetune,
+    mae,
+    masks,
+    milan,
+    mocov3,
+    targets,
+    tokenizer,
+)
 from pantomim.parity.compare import Difference, differences
 from pantomim.parity.item import Computed, Item, read_item
 
@@ -45,6 +59,14 @@ FAMILIES: tuple[tuple[str, ItemFunction], ...] = (
     ("milan_pretrain", milan.pretrain),
     ("milan_sampling", milan.sampling),
     ("attmask", milan.attmask),
+    ("trajectory_mae", mae.trajectory),
+    ("trajectory_beit", beit.trajectory),
+    ("trajectory_data2vec", beit.data2vec_trajectory),
+    ("trajectory_cae", cae.trajectory),
+    ("trajectory_dbot", dbot.trajectory),
+    ("trajectory_colormae", colormae.trajectory),
+    ("trajectory_mocov3", mocov3.trajectory),
+    ("trajectory_simmim", targets.simmim_trajectory),
 )
 
 

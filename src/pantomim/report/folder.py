@@ -17,7 +17,7 @@ Other = TypeVar("Other")
 
 CURVES = (
     *("loss", "lr", "images_per_s", "data_wait_s", "grad_norm", "memory_gib", "time_s"),
-    *("entropy_teacher", "entropy_student", "entropy_mask", "overlap", "student_std", "loss_teacher", "loss_student"),
+    *("entropy_teacher", "entropy_student", "entropy_mask", "student_std", "loss_teacher", "loss_student"),
 )
 
 

@@ -17,20 +17,22 @@ from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoin
 from pantomim.config import Pretrain, Stages, from_yaml, leaves, to_dict, to_yaml
 from pantomim.core.files import replace_file
 from pantomim.engine.folder import FREE, Finished, RunInUseError
+from pantomim.engine.initial import carry_over
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import Clock
 from pantomim.engine.runtime import Purpose, random_seed
 from pantomim.engine.setup import adamw
 from pantomim.engine.stops import explain_disk
-from pantomim.evaluate.memo import Memo
-from pantomim.evaluate.protocols import Contender, Evaluate, evaluate_to_file, headline, open_parts
+from pantomim.evaluate import Memo, evaluate_to_file, headline
+from pantomim.evaluate.base import Contender
+from pantomim.evaluate.knn import KNN
+from pantomim.evaluate.linear import Linear
+from pantomim.evaluate.parts import open_labelled
 from pantomim.methods.base import Method
-from pantomim.nn.vit import Encoder
 from pantomim.stages.plan import check_widths, first_width, stage_folder, stage_run
 
 Say = Callable[[str], None]
 PLAN = "stages.yaml"
-PROTOCOLS = ("knn", "linear")
 # Of the last stage, besides its encoder: with it the chain's folder is read like that run's.
 PARTS = ("encoder", "decoder", "predictor")
 CHAIN_FREE = frozenset({"stages", "evaluate"} | {f"run.{name}" for name in FREE})
@@ -58,7 +60,7 @@ def run_stages(plan: Stages, out: Path, say: Say = lambda text: None) -> list[Fi
     if plan.reinit == "reference" and not (stage_folder(out, 0) / "finished.json").is_file():
         check_widths(plan, first_width(plan))  # else it would fail when a stage is trained
     if plan.evaluate is not None:
-        open_parts(plan.evaluate)  # labels are missed before training, not after it
+        open_labelled(plan.evaluate)  # labels are missed before training, not after it
     lock = FileLock(out / ".stages.lock", timeout=0)
     if main:
         _take_up(plan, out, lock)
@@ -158,12 +160,8 @@ def _same_stage(here: str | None, there: str | None) -> bool:
 def _hand_on(before: Pretrain, from_folder: Path, run: Pretrain, folder: Path) -> None:
     """Begin a stage as the authors' code does: step 0 of a new student, with what that code does not reset.
 
-    Source: `main_pretrain.py`: the module-wise initialisation passes by the convolution's bias, and the optimiser is
-    the same object in all stages.
-
     Raises:
-        ValueError: if AdamW's moments do not fit, because a first teacher of another width gave the decoder another
-            head.
+        ValueError: as `carry_over`.
     """
     checkpoints = folder / "checkpoints"
     if any(checkpoints.glob("step-*")):
@@ -174,25 +172,7 @@ def _hand_on(before: Pretrain, from_folder: Path, run: Pretrain, folder: Path) -
         old, old_optimizer = _built(before)
         new, new_optimizer = _built(run)
     load_checkpoint(last, old, old_optimizer)
-    shapes = [
-        {name: weight.shape for name, weight in method.named_parameters() if weight.requires_grad}
-        for method in (old, new)
-    ]
-    if shapes[0] != shapes[1]:
-        different = [name for name in shapes[0] if shapes[0][name] != shapes[1].get(name)]
-        raise ValueError(
-            f"Stages.reinit must be full or none where stages differ in their parameters; got reference, and "
-            f"{', '.join(different)} of {from_folder} have other sizes. Give --reinit full."
-        )
-    ours, theirs = new.exports()["encoder"], old.exports()["encoder"]
-    assert isinstance(ours, Encoder)
-    assert isinstance(theirs, Encoder)
-    kept, bias = ours.patch_embed.proj.bias, theirs.patch_embed.proj.bias
-    assert kept is not None
-    assert bias is not None
-    with torch.no_grad():
-        kept.copy_(bias)
-    new_optimizer.load_state_dict(old_optimizer.state_dict())
+    carry_over(old, old_optimizer, new, new_optimizer, str(from_folder))
     with explain_disk(folder):
         replace_file(folder / "config.yaml", to_yaml(run).encode())
     save_checkpoint(checkpoints, new, new_optimizer, step=0, seed=run.runtime.seed, progress=Clock().progress(), keep=1)
@@ -206,7 +186,7 @@ def _built(run: Pretrain) -> tuple[Method, torch.optim.AdamW]:
 
 
 def _score(plan: Stages, out: Path, number: int, memo: Memo, say: Say) -> None:
-    """k-NN and a linear classifier on a stage's encoder; beside the first, its untrained twin and raw pixels."""
+    """k-NN and a linear classifier on a stage's encoder; beside the first, a random-init encoder and raw pixels."""
     data, folder, runtime = plan.evaluate, stage_folder(out, number), plan.run.runtime
     assert data is not None
     contenders: tuple[Contender, ...] = ("trained", "untrained", "pixels") if number == 0 else ("trained",)
@@ -216,18 +196,13 @@ def _score(plan: Stages, out: Path, number: int, memo: Memo, say: Say) -> None:
         there = json.loads(file.read_text(encoding="utf-8"))
         if there["data"].get("spec") == data and there["encoder_sha256"] == sha256:
             done.add(there["protocol"])
-    for protocol in PROTOCOLS:
-        if protocol not in done:
-            wanted = Evaluate(
-                protocol,  # type: ignore[arg-type]
-                encoder=str(folder),
-                data=data,
-                contenders=contenders,
-                seed=runtime.seed,
-                device=runtime.device,
+    for protocol in (KNN, Linear):
+        if protocol.protocol not in done:
+            evaluation = protocol(
+                encoder=str(folder), data=data, contenders=contenders, seed=runtime.seed, device=runtime.device
             )
-            _, result = evaluate_to_file(wanted, memo)
-            say(f"Stage {number}, {headline(result)}")
+            _, result = evaluate_to_file(evaluation, memo)
+            say(f"Stage {number}, {headline(evaluation, result)}")
 
 
 def _publish(last: Path, out: Path) -> None:

@@ -1,19 +1,17 @@
-"""What everything that can be predicted has in common: a value for each patch, and a way to score a prediction."""
+"""What everything that can be predicted has in common: targets of images, and the loss of a prediction."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-
-from pantomim.nn.vit import Encoder
 
 
 class Target(nn.Module, ABC):
-    """What a hidden patch is to be predicted as; always in evaluation mode, never a gradient.
+    """What a masked patch is to be predicted as; always in evaluation mode, never a gradient.
 
     Args:
-        dim: Numbers that are predicted for a patch: pixel values, feature width, or size of a vocabulary.
+        dim: Width of the prediction of a patch: pixel values, feature width, or size of a vocabulary.
     """
 
     dim: int
@@ -22,32 +20,27 @@ class Target(nn.Module, ABC):
     def forward(self, images: Float[Tensor, "B C H W"]) -> Tensor:
         """The target of every patch of whole, scaled images: (B, N, K), or (B, N) ids; no gradient."""
 
-    def check_data(self, batches: Iterable[Float[Tensor, "B C H W"]]) -> str | None:
-        """What to say before a run of what would be predicted of its images; None: nothing, images are not read."""
-        return None
-
     @abstractmethod
-    def score(
-        self,
-        prediction: Float[Tensor, "B M K"],
-        images: Float[Tensor, "B C H W"],
-        ids: Int[Tensor, "B M"],
-        weight: Float[Tensor, "B M"] | None = None,
-    ) -> dict[str, Tensor]:
-        """How far a prediction of the patches `ids` is from the target: "loss", and what else is worth a curve.
+    def loss(
+        self, prediction: Float[Tensor, "B M K"], target: Tensor, weight: Float[Tensor, "B M"] | None = None
+    ) -> Float[Tensor, ""]:
+        """The mean over all patches of the batch together; a patch whose `weight` is 0 (padding) does not count.
 
         Args:
-            prediction: Of the patches `ids`.
-            images: Whole images.
-            ids: Which patches were predicted.
-            weight: 0 for padding in `ids`, else 1; None: nothing is padded.
+            prediction: Of any precision; the loss is computed in float32 at least.
+            target: (B, M, K), or (B, M) ids, of the patches that were predicted.
+            weight: 0 for padding, else 1; None: nothing is padded.
         """
 
-    def follow(self, encoder: Encoder) -> None:
-        """Called once after each optimiser step; a teacher that is a moving average moves."""
+    def metrics(
+        self, prediction: Float[Tensor, "B M K"], target: Tensor, weight: Float[Tensor, "B M"] | None = None
+    ) -> dict[str, Tensor]:
+        """What is worth a curve beside the loss; nothing by default. Arguments as of `loss`."""
+        return {}
 
-    def start(self, encoder: Encoder) -> None:
-        """Called once other weights have been put into the encoder before the first step."""
+    def check_data(self, batches: Iterable[Float[Tensor, "B C H W"]]) -> str | None:
+        """A warning about the targets of the training images; None: nothing is wrong, images are not read."""
+        return None
 
     def train(self, mode: bool = True) -> "Target":
         """Stay in evaluation mode, whatever the method does."""

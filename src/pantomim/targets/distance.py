@@ -1,14 +1,14 @@
-"""How far a prediction is from a target: one number a patch, and their mean over the patches that count."""
+"""The distance of a prediction from a target: a number a patch, and their mean over the patches that count."""
 
-import math
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
+from pantomim.core.precision import at_least_float32
+from pantomim.core.ranges import Positive
 
 
 @frozen
@@ -17,9 +17,8 @@ class Distance:
 
     Args:
         form: "l2" the square of the difference, "l1" its absolute value, "smooth_l1" the square over twice `beta` below
-            `beta` and `beta` / 2 less than the absolute value above it: means over the numbers of a vector; "cosine":
-            1 - the cosine of the angle; "unit_l2" the squared distance of the two at length 1, which is twice that
-            (MILAN's).
+            `beta` and the absolute value less `beta` / 2 above it: means over the channels; "cosine": 1 - the cosine of
+            the angle; "unit_l2" the squared distance of the two at length 1, which is twice that (MILAN's).
         beta: Of smooth_l1, and of it alone.
 
     Raises:
@@ -27,14 +26,13 @@ class Distance:
     """
 
     form: Literal["l2", "l1", "smooth_l1", "cosine", "unit_l2"] = "l2"
-    beta: float | None = None
+    beta: Positive | None = None
 
     def __post_init__(self) -> None:
-        if self.form == "smooth_l1" and not 0 < (self.beta or 0.0) < math.inf:
-            raise ValueError(f"Distance.beta must be above 0 for smooth_l1; got {self.beta}. dBOT and data2vec have 2.")
-        if self.form != "smooth_l1" and self.beta is not None:
+        if (self.beta is not None) != (self.form == "smooth_l1"):
             raise ValueError(
-                f"Distance.beta must be left out for {self.form}, as smooth_l1 alone has one; got {self.beta}."
+                f"Distance.beta goes with smooth_l1, and with it alone; got {self.beta} and {self.form}. dBOT and "
+                f"data2vec have 2."
             )
 
     def __call__(
@@ -43,21 +41,11 @@ class Distance:
         target: Float[Tensor, "B M K"],
         weight: Float[Tensor, "B M"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The mean over all patches of the batch together; one whose weight is 0 does not count.
-
-        Args:
-            prediction: Of any precision.
-            target: What it should be.
-            weight: 0 for padding, else 1; None: nothing is padded.
-        """
-        prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
-        target = target.to(torch.promote_types(target.dtype, torch.float32))
+        """The mean over all patches of the batch together; one whose weight is 0 does not count."""
+        prediction, target = at_least_float32(prediction), at_least_float32(target)
         if weight is None and self.form == "l2":
             return F.mse_loss(prediction, target)  # one mean over everything, as MAE has it
-        each = self.each(prediction, target)
-        if weight is None:
-            return each.mean()
-        return (each * weight).sum() / weight.sum()
+        return weighted_mean(self.each(prediction, target), weight)
 
     def each(self, prediction: Float[Tensor, "*B K"], target: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
         """The distance of each vector."""
@@ -71,3 +59,11 @@ class Distance:
             return (prediction - target).abs().mean(dim=-1)
         assert self.beta is not None
         return F.smooth_l1_loss(prediction, target, reduction="none", beta=self.beta).mean(dim=-1)
+
+
+def weighted_mean(values: Float[Tensor, "B M"], weight: Float[Tensor, "B M"] | None) -> Float[Tensor, ""]:
+    """The mean over a batch, or only over those values whose weight is 1 and not 0."""
+    if weight is None:
+        return values.mean()
+    weight = weight.to(values.dtype)
+    return (values * weight).sum() / weight.sum()

@@ -1,15 +1,22 @@
-"""What another network says of the patches, as what is predicted: a teacher sees the whole image."""
+"""A teacher's features of the patches as the target: it sees the whole image.
+
+    loss = mean over masked patches of distance(prediction, normalise(features))
+
+Paper: Baevski et al. 2022, *data2vec*, arXiv:2202.03555, section 3.3; Fang et al. 2023, *EVA*, arXiv:2211.07636; Liu et
+al., *Exploring Target Representations for Masked Autoencoders*, arXiv:2209.03917.
+"""
 
 from dataclasses import field
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
-from pantomim.nn.tokens import normalise_tokens, take
+from pantomim.core.precision import at_least_float32
+from pantomim.nn.tokens import normalise_tokens
 from pantomim.nn.vit import Encoder
 from pantomim.targets.base import Target
 from pantomim.targets.distance import Distance
@@ -21,7 +28,7 @@ FeatureNormalisation = Literal["none", "layernorm", "biased", "unbiased", "l2"]
 
 def normalise_features(features: Float[Tensor, "*B K"], how: FeatureNormalisation) -> Float[Tensor, "*B K"]:
     """Features as they are predicted, float32 at least; see `FeatureTarget` for the ways."""
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    features = at_least_float32(features)
     if how == "layernorm":
         return normalise_tokens(features, unbiased=False, eps=1e-5)
     if how in ("biased", "unbiased"):
@@ -39,13 +46,8 @@ class FeatureTarget(Target):
             "l2": length 1.
         distance: Of a prediction.
 
-    Returns (call): (B, N, width of the teacher), float32 at least, no gradient.
-
     Raises:
         ValueError: if the teacher's grid is another one than the student's.
-
-    Paper: Baevski et al. 2022, *data2vec*, arXiv:2202.03555, section 3.3; Fang et al. 2023, *EVA*, arXiv:2211.07636;
-        Liu et al., *Exploring Target Representations for Masked Autoencoders*, arXiv:2209.03917.
     """
 
     def __init__(
@@ -69,40 +71,37 @@ class FeatureTarget(Target):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
-        """The target of every patch."""
+        """The features of every patch, float32 at least; K is the teacher's width."""
         return normalise_features(self.teacher(images).patches, self.normalise)
 
-    def score(
+    def loss(
         self,
         prediction: Float[Tensor, "B M K"],
-        images: Float[Tensor, "B C H W"],
-        ids: Int[Tensor, "B M"],
+        target: Float[Tensor, "B M K"],
+        weight: Float[Tensor, "B M"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The distance; see `Target.loss`."""
+        return self.distance(prediction, target, weight)
+
+    def metrics(
+        self,
+        prediction: Float[Tensor, "B M K"],
+        target: Float[Tensor, "B M K"],
         weight: Float[Tensor, "B M"] | None = None,
     ) -> dict[str, Tensor]:
-        """The distance from the features of the patches `ids`; how much features differ from image to image, too.
+        """The std of a channel of the target over the patches of the batch, mean over the channels.
 
-        "target_std" is the deviation of a number of the target over all patches of the batch, mean over the numbers:
-        it goes to zero where a teacher that follows its student has collapsed.
+        It goes to zero where a teacher that is an EMA of its student has collapsed.
         """
-        target = self(images)
-        spread = target.flatten(0, 1).std(dim=0).mean()
-        return {"loss": self.distance(prediction, take(target, ids), weight), "target_std": spread}
-
-    def follow(self, encoder: Encoder) -> None:
-        """A moving average moves."""
-        self.teacher.follow(encoder)
-
-    def start(self, encoder: Encoder) -> None:
-        """A copy of the encoder is copied anew."""
-        self.teacher.start(encoder)
+        return {"target_std": target.flatten(0, 1).std(dim=0).mean()}
 
 
 @frozen
 class FeatureTargetConfig:
-    """Whose features; see `FeatureTarget`.
+    """Which features; see `FeatureTarget`.
 
     Args:
-        teacher: Which network, and what is taken of it; there is no default.
+        teacher: Which network, and which of its outputs; there is no default.
         normalise: What is done with each feature.
         distance: data2vec and dBOT have smooth_l1 with 2, CLIP's features cosine.
     """
@@ -120,7 +119,7 @@ class FeatureTargetConfig:
         """
         if not self.teacher.source:
             raise ValueError(
-                "FeatureTargetConfig.teacher must be given, as there is no default; got none. Give --teacher "
-                f"random|ema|RUN|FILE|timm:NAME ..., or another --target. {WAYS}."
+                f"FeatureTargetConfig.teacher must be given, as there is no default; got none. Name one, or take "
+                f"another target, such as pixels. {WAYS}."
             )
         return FeatureTarget(self.teacher.build(encoder), encoder.grid, self.normalise, self.distance)

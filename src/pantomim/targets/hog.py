@@ -1,15 +1,23 @@
-"""Histograms of oriented gradients as what is predicted: which way the edges of a patch run, not their contrast."""
+"""Histograms of oriented gradients (HOG) as the target: which way the edges of a patch run, not their contrast.
+
+    loss = mean over masked patches and their bins of (prediction - histogram)^2        (MaskFeat, section 3)
+
+Paper: Wei et al. 2022, *Masked Feature Prediction*, arXiv:2112.09133; as in the authors' HOGLayerC (SlowFast), which
+has no window; mmpretrain's port has one of 16.
+"""
 
 import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
-from pantomim.nn.tokens import patch_grid, take
+from pantomim.core.precision import at_least_float32
+from pantomim.core.ranges import AtLeastOne
+from pantomim.nn.tokens import patch_grid
 from pantomim.nn.vit import Encoder
 from pantomim.targets.base import Target
 from pantomim.targets.distance import Distance
@@ -28,16 +36,12 @@ class HOGTarget(Target):
         in_chans: Channels.
         bins: Directions, over half a turn.
         cell: Side of a cell, in pixels.
-        window: Side of a Gaussian with half as large a deviation that weighs the gradients, tile by tile; None: none.
+        window: Side of a Gaussian with half as large a std that weighs the gradients, tile by tile; None: none.
         distance: Of a prediction.
-
-    Returns (call): (B, N, C * bins * (P / cell)^2), no gradient, channel slowest, then bin, row and column of the cell.
 
     Raises:
         ValueError: if cells do not divide the patch, or windows the image.
 
-    Paper: Wei et al. 2022, *Masked Feature Prediction*, arXiv:2112.09133; as in the authors' HOGLayerC (SlowFast),
-        which has no window; mmpretrain's port has one of 16.
     Deviation: a gradient that is exactly vertical lies on the border of two bins, and in the authors' code rounding
         decides; here it is always bin 0, as with exact numbers.
     """
@@ -52,22 +56,18 @@ class HOGTarget(Target):
         distance: Distance | None = None,
     ) -> None:
         super().__init__()
-        if bins < 1:
-            raise ValueError(f"HOGTarget.bins must be at least 1; got {bins}. MaskFeat has 9.")
-        if cell < 1 or patch_size % cell:
+        if patch_size % cell:
             raise ValueError(
-                f"HOGTarget.cell must divide patches of {patch_size} pixels; got {cell}. Give --method.target.cell "
-                f"{hog_cell(patch_size)}."
+                f"HOGTargetConfig.cell must divide patches of {patch_size} pixels; got {cell}. Set method.target.cell "
+                f"to {hog_cell(patch_size)}."
             )
-        if window is not None and window < 1:
-            raise ValueError(f"HOGTarget.window must be at least 1; got {window}. Leave it out for none.")
         self.patch_size, self.bins, self.cell, self.window = patch_size, bins, cell, window
         self.distance = distance or Distance("l2")
         self.dim = in_chans * bins * (patch_size // cell) ** 2
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
-        """The target of every patch."""
+        """The C * bins * (P / cell)^2 values of every patch: channel slowest, then bin, row and column of the cell."""
         rows, cols = patch_grid((images.shape[2], images.shape[3]), self.patch_size)
         cells = F.normalize(self.histograms(images), dim=2, eps=EPS)  # each channel by itself
         inner = self.patch_size // self.cell
@@ -87,24 +87,22 @@ class HOGTarget(Target):
         sorted_in = [torch.where(bins == number, magnitude, 0) for number in range(self.bins)]
         return torch.stack([part.reshape(shape).sum(dim=(3, 5)) for part in sorted_in], dim=2)
 
-    def score(
+    def loss(
         self,
         prediction: Float[Tensor, "B M K"],
-        images: Float[Tensor, "B C H W"],
-        ids: Int[Tensor, "B M"],
+        target: Float[Tensor, "B M K"],
         weight: Float[Tensor, "B M"] | None = None,
-    ) -> dict[str, Tensor]:
-        """The distance from the histograms of the patches `ids`."""
-        return {"loss": self.distance(prediction, take(self(images), ids), weight)}
+    ) -> Float[Tensor, ""]:
+        """The distance; see `Target.loss`."""
+        return self.distance(prediction, target, weight)
 
 
 def gradients(images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
     """Left minus right and above minus below, each smoothed along the other axis (1, 2, 1), in float32 at least.
 
-    Images are continued by reflection: at their ends, what goes across them is exactly zero.
+    Images are padded by reflection: the gradient across their borders is exactly zero.
     """
-    promoted = images.to(torch.promote_types(images.dtype, torch.float32))
-    padded = F.pad(promoted, (1, 1, 1, 1), mode="reflect")
+    padded = F.pad(at_least_float32(images), (1, 1, 1, 1), mode="reflect")
     across, down = padded[..., :-2] - padded[..., 2:], padded[..., :-2, :] - padded[..., 2:, :]
     across = across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]
     return across, down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]
@@ -148,9 +146,9 @@ class HOGTargetConfig:
     """
 
     kind: Literal["hog"] = "hog"
-    bins: int = 9
-    cell: int | None = None
-    window: int | None = None
+    bins: AtLeastOne = 9
+    cell: AtLeastOne | None = None
+    window: AtLeastOne | None = None
     distance: Distance = Distance("l2")
 
     def build(self, encoder: Encoder) -> HOGTarget:

@@ -1,13 +1,19 @@
-"""The pixels themselves as what is predicted, under four normalisations."""
+"""The pixels themselves as the target, under four normalisations.
+
+    loss = mean over masked patches and their values of (prediction - target)^2        (MAE, section 3; SimMIM: |.|)
+
+Paper: He et al. 2022, arXiv:2111.06377, section 3 "Reconstruction target", Table 1d ("none" and "patch"); Chen et al.,
+arXiv:2202.03026, and the authors' Paddle release (all four).
+"""
 
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from pantomim.core.frozen import frozen
-from pantomim.nn.tokens import channel_values, patch_grid, patchify, standardise, take, token_statistics, unpatchify
+from pantomim.nn.tokens import channel_values, patch_grid, patchify, standardise, token_statistics, unpatchify
 from pantomim.nn.vit import Encoder
 from pantomim.targets.base import Target
 from pantomim.targets.distance import Distance
@@ -22,20 +28,16 @@ class PixelTarget(Target):
     Args:
         patch_size: Side of a patch, in pixels.
         mean: Mean of each channel.
-        std: Deviation of each channel.
-        normalise: "none"; "patch": all values of a patch by their mean and deviation (unbiased, eps inside the root),
-            MAE's; "layer": the same with the biased variance, as a layer norm without weights, CAE's; "channel": each
-            channel of a patch by its own mean and deviation (unbiased, eps outside the root). eps is 1e-6.
-        standardised: Subtract the channels' mean and divide by their deviation first; off: values as they come.
+        std: Standard deviation of each channel.
+        normalise: "none"; "patch": all values of a patch by their mean and std (unbiased, eps inside the root), MAE's;
+            "layer": the same with the biased variance, as a layer norm without weights, CAE's; "channel": each channel
+            of a patch by its own mean and std (unbiased, eps outside the root). eps is 1e-6.
+        standardised: Subtract the channels' mean and divide by their std first; off: values as they come.
         distance: Of a prediction.
-
-    Returns (call): (B, N, P*P*C), no gradient; channel is the fastest-moving index.
 
     Raises:
         ValueError: if an image side is not a multiple of patch_size.
 
-    Paper: He et al. 2022, arXiv:2111.06377, section 3 "Reconstruction target", Table 1d ("none" and "patch"); Chen et
-        al., arXiv:2202.03026, and the authors' Paddle release (all four).
     Deviation: "channel" keeps the order of the other three, where that release asks for a permutation that cannot run.
     """
 
@@ -61,33 +63,32 @@ class PixelTarget(Target):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
-        """The target of every patch."""
+        """The P*P*C values of every patch; channel is the fastest-moving index."""
         pixels = self._pixels(images)
         if self.normalise == "none":
             return pixels
-        mean, deviation = self._statistics(pixels)
-        return (pixels - mean) / deviation
+        mean, std = self._statistics(pixels)
+        return (pixels - mean) / std
 
-    def score(
+    def loss(
         self,
         prediction: Float[Tensor, "B M K"],
-        images: Float[Tensor, "B C H W"],
-        ids: Int[Tensor, "B M"],
+        target: Float[Tensor, "B M K"],
         weight: Float[Tensor, "B M"] | None = None,
-    ) -> dict[str, Tensor]:
-        """The distance from the pixels of the patches `ids`."""
-        return {"loss": self.distance(prediction, take(self(images), ids), weight)}
+    ) -> Float[Tensor, ""]:
+        """The distance; see `Target.loss`."""
+        return self.distance(prediction, target, weight)
 
     def to_images(
         self, prediction: Float[Tensor, "B N K"], images: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B C H W"]:
-        """What a prediction of every patch looks like, in the scale of `images`.
+        """A prediction of every patch as images, in the scale of `images`.
 
-        A normalised prediction says nothing about mean and deviation: those of the true patch are used.
+        A normalised prediction knows no mean and std: those of the true patch are used.
         """
         if self.normalise != "none":
-            mean, deviation = self._statistics(self._pixels(images))
-            prediction = prediction * deviation + mean
+            mean, std = self._statistics(self._pixels(images))
+            prediction = prediction * std + mean
         grid = patch_grid((images.shape[2], images.shape[3]), self.patch_size)
         found = unpatchify(prediction, self.patch_size, grid)
         return found * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1) if self.standardised else found
@@ -97,12 +98,11 @@ class PixelTarget(Target):
         return patchify(shown, self.patch_size)
 
     def _statistics(self, pixels: Float[Tensor, "B N K"]) -> tuple[Float[Tensor, "B N _"], Float[Tensor, "B N _"]]:
-        """Mean and deviation of what is normalised together, one value a patch or one a number."""
+        """Mean and std of what is normalised together: one of a patch, or one for each of its values."""
         if self.normalise == "channel":
             cells = pixels.unflatten(-1, (-1, self.in_chans))
-            deviation = cells.std(dim=-2, keepdim=True) + EPS
-            mean = cells.mean(dim=-2, keepdim=True)
-            return mean.expand_as(cells).flatten(-2), deviation.expand_as(cells).flatten(-2)
+            mean, std = cells.mean(dim=-2, keepdim=True), cells.std(dim=-2, keepdim=True) + EPS
+            return mean.expand_as(cells).flatten(-2), std.expand_as(cells).flatten(-2)
         return token_statistics(pixels, unbiased=self.normalise == "patch", eps=EPS)
 
 

@@ -6,13 +6,11 @@ from typing import Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pantomim.nn.vit import Encoder
-
 Query = Literal["class", "mean"]
 
 
 class Guidance(NamedTuple):
-    """What a teacher says of a batch.
+    """A teacher's output for a batch.
 
     Args:
         prefix: Class and register tokens; none, where the teacher has none.
@@ -27,16 +25,20 @@ class Guidance(NamedTuple):
 
 
 class Teacher(nn.Module, ABC):
-    """A network that says something of every patch of a whole image: always in evaluation mode, never a gradient.
+    """A network with features of every patch of a whole image: always in evaluation mode, never a gradient.
+
+    One whose weights change, an EMA of the student, has `frozen` off and `update_ema` and `reset` as `nn.momentum.EMA`.
 
     Args:
-        width: Numbers in a feature.
+        name: What it is called in messages: how the user named it.
+        width: Width of a feature.
         grid: Rows and columns of its features; those of the student's patches.
         num_prefix: Its prefix tokens, the class token first; 0 where it has no class token.
         frozen: Its weights never change, so that they are known by a hash and lie in no checkpoint.
         queries: Whose attention can be asked for; none, where it has no attention over patches.
     """
 
+    name: str
     width: int
     grid: tuple[int, int]
     num_prefix: int = 0
@@ -55,16 +57,6 @@ class Teacher(nn.Module, ABC):
             ValueError: if attention is asked for and this teacher has none.
         """
 
-    def follow(self, student: Encoder) -> None:
-        """Called once after each optimiser step; a moving average moves."""
-
-    def start(self, student: Encoder) -> None:
-        """Called once other weights are in the student, before the first step; a moving average begins anew."""
-
-    def describe(self) -> str:
-        """Which network this is and what it sees, in one line for `explain`."""
-        return type(self).__name__
-
     def check_query(self, query: Query | None) -> None:
         """Whether this attention can be had.
 
@@ -74,10 +66,13 @@ class Teacher(nn.Module, ABC):
         if query is None or query in self.queries:
             return
         if not self.queries:
-            raise no_attention(self.describe())
+            raise ValueError(
+                f"{self.name} must have attention over patches to guide a mask; it has none. Choose a vision "
+                f"transformer as teacher, or another masker (method.masker.kind random)."
+            )
         raise ValueError(
-            f"The query whose attention guides must be {' or '.join(self.queries)} for {self.describe()}; got {query}. "
-            f"It has no class token: give --method.scores.teacher-query (or guide-query, guide.query) mean."
+            f"The query whose attention guides must be {' or '.join(self.queries)} for {self.name}; got {query}. It "
+            f"has no class token: set method.scores.teacher_query (or guide_query, guide.query) to mean."
         )
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -88,11 +83,3 @@ class Teacher(nn.Module, ABC):
         """For subclasses, at the end of their construction."""
         self.requires_grad_(False)
         super().train(False)
-
-
-def no_attention(owner: str) -> ValueError:
-    """The error of a teacher that is asked for attention and has none."""
-    return ValueError(
-        f"{owner} must have attention over patches to guide a mask; it has none. Choose a vision transformer as "
-        f"teacher, or another masker (--method.masker.kind random)."
-    )

@@ -1,13 +1,16 @@
-"""One way to name a teacher, and to say what is taken of it."""
+"""How a teacher is named, and which of its outputs are taken."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from pantomim.core.frozen import frozen
+from pantomim.core.ranges import AtLeastOne, AtLeastZero, Share
 from pantomim.formats import PREFIXES, load_encoder
 from pantomim.formats.wrapped import WrappedEncoder
+from pantomim.nn.momentum import Momentum
 from pantomim.nn.vit import Encoder
 from pantomim.teachers.base import Teacher
 from pantomim.teachers.encoder import EMATeacher, EncoderTeacher, Output
@@ -18,9 +21,9 @@ from pantomim.tokenizers.dvae import DVAETokenizer
 from pantomim.tokenizers.loading import load_tokenizer
 
 WAYS = (
-    "Ways to get one: random (a copy of the student's encoder as it is drawn from the seed, also with --init); ema (a "
-    "moving average of the student); the RUN folder of a pre-training; FILE, an encoder's weights as `--encoder` takes "
-    "them; timm:NAME or timm:NAME@FILE; open_clip:NAME:TAG or open_clip:NAME@FILE; hf:NAME or hf:FOLDER; clip:FILE "
+    "Ways to get one: random (a copy of the student's encoder as it is drawn from the seed, also where the run starts "
+    "from other weights); ema (a moving average of the student); the RUN folder of a pre-training; FILE, an encoder's "
+    "weights; timm:NAME or timm:NAME@FILE; open_clip:NAME:TAG or open_clip:NAME@FILE; hf:NAME or hf:FOLDER; clip:FILE "
     "(OpenAI's weights); tokenizer:RUN; dalle:FILE (the published encoder.pkl)"
 )
 
@@ -31,7 +34,7 @@ MOMENTUM = 0.9998  # data2vec's ViT-B as launched; it forgets half of itself in 
 
 @frozen
 class TeacherConfig:
-    """Which network guides the student, and what is taken of it; there is no default.
+    """Which network guides the student, and which of its outputs are taken; there is no default.
 
     The teacher's input is resized so that its grid is the student's. "ema" begins as the student
     does; "random" is the student as it is drawn from the seed, and stays that where it begins with other weights.
@@ -40,12 +43,13 @@ class TeacherConfig:
         source: See `WAYS`.
         depth: Blocks of a random teacher, from its first on; 0: projected patches with their positions and the class
             token; None: all of the student's.
-        output: What the last block says as it is ("block"), after the teacher's final norm ("norm"), or after its
+        output: The last block's output as it is ("block"), after the teacher's final norm ("norm"), or after its
             projection too ("projection", of CLIP's image towers).
-        blocks: Mean over what so many last blocks say, each token of each standardised before (data2vec: 6 of 12).
+        blocks: Mean over the outputs of so many last blocks, each token of each standardised before (data2vec: 6 of
+            12).
         momentum: Of ema alone: the share of itself that it keeps in a step; None: `MOMENTUM`, for long runs.
-        statistics: Of a network that was trained elsewhere: whose mean and deviation standardise what it sees, its own
-            or the student's; None: its own.
+        statistics: Of a network that was trained elsewhere: whose mean and std standardise what it sees, its own or
+            the student's; None: its own.
 
     Raises:
         ValueError: if a setting is out of range or does not go with the others.
@@ -56,40 +60,32 @@ class TeacherConfig:
     """
 
     source: str = ""
-    depth: int | None = None
+    depth: AtLeastZero | None = None
     output: Output = "block"
-    blocks: int = 1
-    momentum: float | None = None
+    blocks: AtLeastOne = 1
+    momentum: Share | None = None
     statistics: Literal["own", "student"] | None = None
 
     def __post_init__(self) -> None:
+        source = self.source or "(none)"
         if self.depth is not None and self.source != "random":
             raise ValueError(
                 f"TeacherConfig.depth must be left out for a teacher that is not random; got {self.depth} with source "
-                f"{self.source or '(none)'}. A trained network runs as deep as it is."
+                f"{source}. A trained network runs as deep as it is."
             )
-        if self.depth is not None and self.depth < 0:
-            raise ValueError(f"TeacherConfig.depth must not be negative; got {self.depth}. 0 means no block.")
-        if self.blocks < 1:
-            raise ValueError(f"TeacherConfig.blocks must be at least 1; got {self.blocks}. 1 is the last block alone.")
         if self.blocks > 1 and self.output != "block":
             raise ValueError(
                 f"TeacherConfig.output must be block for a mean over {self.blocks} blocks, which stand before the "
-                f"final norm; got {self.output}. Take one of the two (--method.teacher.output block, or blocks 1)."
+                f"final norm; got {self.output}. Set output to block, or blocks to 1."
             )
         if self.momentum is not None and self.source != "ema":
             raise ValueError(
-                f"TeacherConfig.momentum must be left out for a teacher that stands still; got {self.momentum} with "
-                f"source {self.source or '(none)'}. It is that of ema."
-            )
-        if self.momentum is not None and not 0 <= self.momentum <= 1:
-            raise ValueError(
-                f"TeacherConfig.momentum must be in [0, 1]; got {self.momentum}. A short run needs less than the "
-                f"default of {MOMENTUM:g}, which remembers some 5000 steps."
+                f"TeacherConfig.momentum must be left out for a frozen teacher; got {self.momentum} with source "
+                f"{source}. It is that of ema."
             )
         if self.statistics is not None and not _has_statistics(self.source):
             raise ValueError(
-                f"TeacherConfig.statistics must be left out for {self.source}; got {self.statistics}. A copy of the "
+                f"TeacherConfig.statistics must be left out for {source}; got {self.statistics}. A copy of the "
                 f"student standardises as the student does, a tokenizer maps pixels its own way."
             )
 
@@ -115,56 +111,68 @@ class TeacherConfig:
             ConnectionError: if weights are to be downloaded and cannot be had.
         """
         if not self.source:
-            raise ValueError(
-                f"TeacherConfig.source must be given, as there is no default; got none. Give --teacher. {WAYS}."
-            )
-        if self.source == "random":
-            return EncoderTeacher(self._first_blocks(student), "random", output=self.output, blocks=self.blocks)
-        if self.source == "ema":
-            twin = copy.deepcopy(student)
-            momentum = MOMENTUM if self.momentum is None else self.momentum
-            return EMATeacher(EncoderTeacher(twin, "ema", output=self.output, blocks=self.blocks), momentum)
-        if self.source.startswith(TOKENIZERS):
-            return self._tokenizer(student)
-        if not self.source.startswith(PREFIXES) and not Path(self.source).exists():
-            raise ValueError(f"TeacherConfig.source must be something that there is; got {self.source}. {WAYS}.")
-        encoder, students = load_encoder(self.source), self.statistics == "student"
-        if isinstance(encoder, WrappedEncoder):
-            fitted = fit_wrapped(encoder, student.config, students_statistics=students)
-            return WrappedTeacher(fitted, output=self.output, blocks=self.blocks)
-        ours = fit_encoder(encoder, student.config, self.source, students_statistics=students)
-        return EncoderTeacher(ours, self.source, output=self.output, blocks=self.blocks)
+            raise ValueError(f"TeacherConfig.source must be given, as there is no default; got none. Name one. {WAYS}.")
+        for beginning, build in SOURCES.items():
+            if self.source.startswith(beginning) and (beginning.endswith(":") or self.source == beginning):
+                return build(self, student)
+        return _encoder(self, student)
 
-    def _tokenizer(self, student: Encoder) -> Teacher:
-        """A tokenizer's features, on the student's grid."""
-        if self.output != "block" or self.blocks != 1:
-            raise ValueError(
-                f"TeacherConfig must leave output and blocks as they are for a tokenizer, which has one feature a "
-                f"patch; got output {self.output}, blocks {self.blocks}."
-            )
-        tokenizer = load_tokenizer(self.source.removeprefix("tokenizer:"))
-        if not isinstance(tokenizer, DVAETokenizer):
-            raise ValueError(
-                f"TeacherConfig.source must be a tokenizer with features; got {self.source}, which has none. Train one "
-                f"with `pantomim tokenizer train`."
-            )
-        check_channels(self.source, tokenizer.in_chans, student.config)
-        rows, cols = student.grid
-        return TokenizerTeacher(tokenizer, (rows * tokenizer.stride, cols * tokenizer.stride), self.source)
 
-    def _first_blocks(self, student: Encoder) -> Encoder:
-        """A copy of the student with as many blocks as the config says."""
-        if self.depth is not None and self.depth > student.depth:
+def _random(config: TeacherConfig, student: Encoder) -> Teacher:
+    """A copy of the student with as many blocks as the config says."""
+    twin = copy.deepcopy(student)
+    if config.depth is not None:
+        if config.depth > student.depth:
             raise ValueError(
                 f"TeacherConfig.depth must be at most the student's {student.depth} blocks, which it copies; got "
-                f"{self.depth}. Leave it out for all of them."
+                f"{config.depth}. Leave it out for all of them."
             )
-        twin = copy.deepcopy(student)
-        if self.depth is not None:
-            twin.blocks, twin.depth = twin.blocks[: self.depth], self.depth
-        return twin
+        twin.blocks, twin.depth = twin.blocks[: config.depth], config.depth
+    return EncoderTeacher(twin, "random", output=config.output, blocks=config.blocks)
+
+
+def _ema(config: TeacherConfig, student: Encoder) -> Teacher:
+    momentum = Momentum(MOMENTUM if config.momentum is None else config.momentum)
+    return EMATeacher(student, momentum, output=config.output, blocks=config.blocks)
+
+
+def _tokenizer(config: TeacherConfig, student: Encoder) -> Teacher:
+    if config.output != "block" or config.blocks != 1:
+        raise ValueError(
+            f"TeacherConfig must leave output and blocks as they are for a tokenizer, which has one feature a "
+            f"patch; got output {config.output}, blocks {config.blocks}."
+        )
+    tokenizer = load_tokenizer(config.source.removeprefix("tokenizer:"))
+    if not isinstance(tokenizer, DVAETokenizer):
+        raise ValueError(
+            f"TeacherConfig.source must be a tokenizer with features; got {config.source}, which has none. Train one "
+            f"with `pantomim tokenizer train`."
+        )
+    check_channels(config.source, tokenizer.in_chans, student.config)
+    rows, cols = student.grid
+    return TokenizerTeacher(tokenizer, (rows * tokenizer.stride, cols * tokenizer.stride), config.source)
+
+
+def _encoder(config: TeacherConfig, student: Encoder) -> Teacher:
+    """A run, a file, or a network of another library."""
+    if not config.source.startswith(PREFIXES) and not Path(config.source).exists():
+        raise ValueError(f"TeacherConfig.source must be something that there is; got {config.source}. {WAYS}.")
+    encoder, students = load_encoder(config.source), config.statistics == "student"
+    if isinstance(encoder, WrappedEncoder):
+        fitted = fit_wrapped(encoder, student.config, students_statistics=students)
+        return WrappedTeacher(fitted, output=config.output, blocks=config.blocks)
+    ours = fit_encoder(encoder, student.config, config.source, students_statistics=students)
+    return EncoderTeacher(ours, config.source, output=config.output, blocks=config.blocks)
+
+
+# What is no encoder that `load_encoder` reads, by its name or, with a colon, by the beginning of its name.
+SOURCES: dict[str, Callable[[TeacherConfig, Encoder], Teacher]] = {
+    "random": _random,
+    "ema": _ema,
+    **dict.fromkeys(TOKENIZERS, _tokenizer),
+}
 
 
 def _has_statistics(source: str) -> bool:
-    """Whether a teacher may have been trained with another mean and deviation than the student's."""
+    """Whether a teacher may have been trained with another mean and std than the student's."""
     return source not in OF_STUDENT and not source.startswith(TOKENIZERS)

@@ -1,5 +1,6 @@
-"""Our own encoder as a teacher: it sees every patch of the whole image, and nobody learns anything in it."""
+"""Our own encoder as a teacher: it sees every patch of the whole image, and is frozen or an EMA of the student."""
 
+import copy
 from typing import Literal
 
 import torch
@@ -7,32 +8,28 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.nn.dvae import at_least_float32
-from pantomim.nn.momentum import follow
+from pantomim.core.precision import at_least_float32
+from pantomim.nn.blocks import Block
+from pantomim.nn.momentum import Momentum, follow
 from pantomim.nn.tokens import normalise_tokens
-from pantomim.nn.vit import Block, Encoder
+from pantomim.nn.vit import Encoder
 from pantomim.teachers.base import Guidance, Query, Teacher
 
 Output = Literal["block", "norm", "projection"]
-OUTPUTS: dict[Output, str] = {
-    "block": "what the last block says",
-    "norm": "what the last block says, after the final norm",
-    "projection": "what the last block says, after the final norm and the projection",
-}
 
 
 class EncoderTeacher(Teacher):
-    """An `Encoder` as it is, once and for all.
+    """A frozen `Encoder`.
 
     Args:
         encoder: On the student's grid, see `fitting.fit_encoder`; it belongs to the teacher from then on. It may have
             fewer blocks than its config says, also none: then the features are projected patches with positions.
-        name: What it is called in words to the user.
-        output: Take what the last block says as it is ("block"), or after the encoder's final norm ("norm").
-        blocks: Mean over what so many last blocks say, each token of each standardised before; 1: the last block alone.
+        name: What it is called in messages.
+        output: The last block's output as it is ("block"), or after the encoder's final norm ("norm").
+        blocks: Mean over the outputs of so many last blocks, each token of each standardised before; 1: the last alone.
 
     Raises:
-        ValueError: if the encoder has fewer blocks.
+        ValueError: if the encoder has fewer blocks, or has no such output.
 
     Paper: Liu et al., *Exploring Target Representations for Masked Autoencoders*, arXiv:2209.03917: the last block
         before its norm, as in the authors' `models_mae.py`; Baevski et al., *data2vec*, arXiv:2202.03555, section 3.3:
@@ -43,7 +40,10 @@ class EncoderTeacher(Teacher):
         super().__init__()
         check_blocks(name, blocks, len(encoder.blocks))
         if output == "projection":
-            raise no_projection(name)
+            raise ValueError(
+                f"TeacherConfig.output must be block or norm for {name}, which has no projection; got projection. "
+                f"CLIP's image towers have one."
+            )
         self.encoder, self.name, self.output, self.blocks = encoder, name, output, blocks
         self.width, self.grid, self.image_size = encoder.width, encoder.grid, encoder.image_size
         self.num_prefix = encoder.num_prefix if encoder.config.class_token else 0
@@ -56,7 +56,7 @@ class EncoderTeacher(Teacher):
         """Features, and attention if asked for; see `Teacher.forward`."""
         self.check_query(query)
         encoder, number, attention = self.encoder, len(self.encoder.blocks), None
-        said: list[Tensor] = []
+        outputs: list[Tensor] = []
         with torch.autocast("cpu", enabled=False):  # on a GPU, whatever the student computes in
             tokens, bias, index = encoder.enter(resize(images, self.image_size))  # (B, P + N, D)
             for place, block in enumerate(encoder.blocks):
@@ -65,52 +65,49 @@ class EncoderTeacher(Teacher):
                     attention = attention_of(block, tokens, encoder.num_prefix, query, bias, index)
                 tokens, _ = block(tokens, bias=bias, index=index)
                 if place >= number - self.blocks:
-                    said.append(tokens)
-            tokens = mean_of_blocks(said) if said else tokens
+                    outputs.append(tokens)
+            tokens = mean_of_blocks(outputs) if outputs else tokens
             if self.output == "norm":
                 tokens = encoder.norm(tokens)
         return Guidance(tokens[:, : encoder.num_prefix], tokens[:, encoder.num_prefix :], attention)
 
-    def describe(self) -> str:
-        """Which network, what it sees, what is taken of it."""
-        what = f"{self.name}: {self.width} wide, {len(self.encoder.blocks)} blocks"
-        return f"{what}; {describe_sight(self)}; {describe_output(self)}"
 
-
-class EMATeacher(Teacher):
-    """A moving average of the student: it begins as a copy, and keeps `momentum` of itself at every step.
+class EMATeacher(EncoderTeacher):
+    """An exponential moving average of the student: it begins as a copy, and keeps `momentum` of itself at every step.
 
     What is fixed in the student, such as position tables, is copied and not averaged; so are buffers.
 
     Args:
-        teacher: Around a copy of the student's encoder.
-        momentum: Share of itself that is kept in a step, in [0, 1]; it may be set between steps.
+        student: The encoder that is copied.
+        momentum: Share of itself that is kept at each step; one number, or a schedule.
+        steps: Length of the run, where the momentum has a schedule.
+        name: What it is called in messages.
+        output: As of `EncoderTeacher`.
+        blocks: As of `EncoderTeacher`.
     """
 
     frozen = False
 
-    def __init__(self, teacher: EncoderTeacher, momentum: float) -> None:
-        super().__init__()
-        self.teacher, self.momentum = teacher, momentum
-        self.width, self.grid, self.queries = teacher.width, teacher.grid, teacher.queries
-        self.num_prefix = teacher.num_prefix
-        self._freeze()
+    def __init__(
+        self,
+        student: Encoder,
+        momentum: Momentum,
+        steps: int | None = None,
+        name: str = "ema",
+        *,
+        output: Output = "block",
+        blocks: int = 1,
+    ) -> None:
+        super().__init__(copy.deepcopy(student), name, output=output, blocks=blocks)
+        self.momentum, self.steps = momentum, steps
 
-    def forward(self, images: Float[Tensor, "B C H W"], query: Query | None = None) -> Guidance:
-        """Features, and attention if asked for; see `Teacher.forward`."""
-        return self.teacher(images, query)
+    def update_ema(self, student: nn.Module, step: int) -> None:
+        """Move towards the method's encoder, after optimiser step `step`."""
+        follow(self.encoder, student.get_submodule("encoder"), self.momentum.at(step + 1, self.steps), buffers=True)
 
-    def follow(self, student: Encoder) -> None:
-        """Move towards the student."""
-        follow(self.teacher.encoder, student, self.momentum, buffers=True)
-
-    def start(self, student: Encoder) -> None:
-        """Begin again as a copy of the student."""
-        follow(self.teacher.encoder, student, 0.0, buffers=True)
-
-    def describe(self) -> str:
-        """As the teacher within, and how fast it moves."""
-        return f"{self.teacher.describe()}; it keeps {self.momentum:g} of itself a step"
+    def reset(self, student: nn.Module) -> None:
+        """Begin again as a copy of the method's encoder."""
+        follow(self.encoder, student.get_submodule("encoder"), 0.0, buffers=True)
 
 
 def attention_of(
@@ -136,11 +133,11 @@ def attention_of(
     return weights.mean(dim=(1, 2))[:, num_prefix:]
 
 
-def mean_of_blocks(said: list[Float[Tensor, "B T D"]]) -> Float[Tensor, "B T D"]:
-    """What one block says as it is; of several, the mean, each token of each standardised before."""
-    if len(said) == 1:
-        return said[0]
-    standardised = [normalise_tokens(at_least_float32(tokens), unbiased=False, eps=1e-5) for tokens in said]
+def mean_of_blocks(outputs: list[Float[Tensor, "B T D"]]) -> Float[Tensor, "B T D"]:
+    """One block's output as it is; of several, the mean, each token of each standardised before."""
+    if len(outputs) == 1:
+        return outputs[0]
+    standardised = [normalise_tokens(at_least_float32(tokens), unbiased=False, eps=1e-5) for tokens in outputs]
     return torch.stack(standardised).mean(dim=0)
 
 
@@ -152,7 +149,7 @@ def resize(images: Float[Tensor, "B C H W"], image_size: tuple[int, int]) -> Flo
 
 
 def check_blocks(name: str, blocks: int, there: int) -> None:
-    """A mean over blocks needs so many; a single one is also what a network without blocks gives.
+    """A mean over blocks needs so many; a network without blocks has one output all the same.
 
     Raises:
         ValueError: if there are fewer, or none is asked for.
@@ -162,24 +159,3 @@ def check_blocks(name: str, blocks: int, there: int) -> None:
             f"TeacherConfig.blocks must be from 1 to the teacher's {there} blocks; got {blocks} of {name}. "
             f"Average over fewer blocks."
         )
-
-
-def no_projection(name: str) -> ValueError:
-    """The error of a teacher whose features are to be projected and that has no projection."""
-    return ValueError(
-        f"TeacherConfig.output must be block or norm for {name}, which has no projection; got projection. CLIP's image "
-        f"towers have one."
-    )
-
-
-def describe_sight(teacher: nn.Module) -> str:
-    """At which size a teacher sees images, and how many patches it makes of them."""
-    (height, width), (rows, cols) = teacher.image_size, teacher.grid  # type: ignore[misc]
-    return f"sees whole images at {height} x {width}, {rows} x {cols} patches"
-
-
-def describe_output(teacher: nn.Module) -> str:
-    """What is taken of a teacher."""
-    if teacher.blocks == 1:  # type: ignore[comparison-overlap]
-        return OUTPUTS[teacher.output]  # type: ignore[index]
-    return f"mean over what the last {teacher.blocks} blocks say, each token standardised"

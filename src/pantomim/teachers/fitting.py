@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 
 from pantomim.formats.wrapped import WrappedEncoder
-from pantomim.nn.vit import Encoder, EncoderConfig, resize_encoder_weights
+from pantomim.nn.resize import resize_encoder_weights
+from pantomim.nn.vit import Encoder, EncoderConfig
 
 
 def fit_encoder(encoder: Encoder, student: EncoderConfig, name: str, *, students_statistics: bool = False) -> Encoder:

@@ -1,4 +1,4 @@
-"""A tokenizer's encoder as a teacher: what it knows of each patch before it chooses a code."""
+"""A tokenizer's encoder as a teacher: its features of each patch, before it chooses a code."""
 
 import torch
 from jaxtyping import Float
@@ -7,7 +7,6 @@ from torch.nn import functional as F
 
 from pantomim.nn.dvae import map_pixels
 from pantomim.teachers.base import Guidance, Query, Teacher
-from pantomim.teachers.encoder import describe_sight
 from pantomim.tokenizers.dvae import DVAETokenizer
 
 
@@ -17,7 +16,7 @@ class TokenizerTeacher(Teacher):
     Args:
         tokenizer: Its decoder is left out.
         image_size: Height and width that it sees, for the student's grid.
-        name: What it is called in words to the user.
+        name: What it is called in messages.
 
     Paper: Liu et al., arXiv:2209.03917, has DALL-E's tokenizer among its teachers.
     Deviation: which of its layers they took is not stated; this is the one before the scores of the codes.
@@ -26,8 +25,7 @@ class TokenizerTeacher(Teacher):
     def __init__(self, tokenizer: DVAETokenizer, image_size: tuple[int, int], name: str) -> None:
         super().__init__()
         self.encoder, self.image_size, self.name = tokenizer.encoder, image_size, name
-        self.grid = tokenizer.grid_of(image_size)
-        self.width = tokenizer.encoder.width
+        self.grid, self.width = tokenizer.grid_of(image_size), tokenizer.encoder.width
         self._freeze()
 
     @torch.no_grad()
@@ -40,7 +38,3 @@ class TokenizerTeacher(Teacher):
             maps = self.encoder.features(map_pixels(images))
         patches = maps.flatten(2).mT
         return Guidance(patches[:, :0], patches)
-
-    def describe(self) -> str:
-        """Which network, what it sees, what is taken of it."""
-        return f"{self.name}: {self.width} wide; {describe_sight(self)}; what its last group says, before the codes"

@@ -6,19 +6,19 @@ from torch import Tensor
 
 from pantomim.formats.wrapped import WrappedEncoder
 from pantomim.teachers.base import Guidance, Query, Teacher
-from pantomim.teachers.encoder import Output, check_blocks, describe_output, describe_sight, mean_of_blocks, resize
+from pantomim.teachers.encoder import Output, check_blocks, mean_of_blocks, resize
 
 
 class WrappedTeacher(Teacher):
-    """A network as it is, once and for all; its features are those of its patches.
+    """A frozen network of another library; its features are those of its patches.
 
     Args:
         encoder: On the student's grid, see `fitting.fit_wrapped`; it belongs to the teacher from then on.
-        output: Take what the last block says as it is, after the final norm, or after the projection too.
-        blocks: Mean over what so many last blocks say, each token of each standardised before; 1: the last block alone.
+        output: The last block's output as it is, after the final norm, or after the projection too.
+        blocks: Mean over the outputs of so many last blocks, each token of each standardised before; 1: the last alone.
 
     Raises:
-        ValueError: if the network does not have what is to be taken of it.
+        ValueError: if the network has no such output.
     """
 
     def __init__(self, encoder: WrappedEncoder, *, output: Output = "block", blocks: int = 1) -> None:
@@ -29,7 +29,7 @@ class WrappedTeacher(Teacher):
                 f"to take features from; got {output}."
             )
         check_blocks(encoder.source, blocks, encoder.num_blocks)
-        self.encoder, self.output, self.blocks = encoder, output, blocks
+        self.encoder, self.name, self.output, self.blocks = encoder, encoder.source, output, blocks
         width = encoder.projected if output == "projection" else encoder.width
         assert width is not None
         self.width, self.grid, self.image_size = width, encoder.grid, encoder.image_size
@@ -44,14 +44,10 @@ class WrappedTeacher(Teacher):
         self.check_query(query)
         encoder = self.encoder
         with torch.autocast("cpu", enabled=False):  # on a GPU, whatever the student computes in
-            last = encoder.last_blocks(resize(images, self.image_size), self.blocks, query)
-            tokens = mean_of_blocks(last.tokens)
+            outputs = encoder.last_blocks(resize(images, self.image_size), self.blocks, query)
+            tokens = mean_of_blocks(outputs.tokens)
             if self.output != "block":
                 tokens = encoder.norm(tokens)
             if self.output == "projection":
                 tokens = encoder.project(tokens)
-        return Guidance(tokens[:, : encoder.num_prefix], tokens[:, encoder.num_prefix :], last.attention)
-
-    def describe(self) -> str:
-        """Which network, what it sees, what is taken of it."""
-        return f"{self.encoder.source}: {self.width} wide; {describe_sight(self)}; {describe_output(self)}"
+        return Guidance(tokens[:, : encoder.num_prefix], tokens[:, encoder.num_prefix :], outputs.attention)

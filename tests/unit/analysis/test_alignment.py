@@ -93,7 +93,7 @@ def test_the_score_of_pixels(monkeypatch, share, score):
 
 def test_tokens_are_decoded_and_counted(monkeypatch):
     images = images_of()
-    method = CONFIG.build_around(TokenTarget(Brightness()))
+    method = CONFIG.build(target=TokenTarget(Brightness()))
     truth = Brightness()(images)
     ids = truth.clone()
     ids[:, :4] = (ids[:, :4] + 1) % 5  # the first of four rows is wrong
@@ -118,7 +118,7 @@ def write_run(path, source, **changes):
     torch.manual_seed(3)
     method = config.method.build()
     save_encoder(path, method.encoder, scale={"divisor": 255.0}, recipe="tiny")
-    save_predictor(path, method.predictor(), method="cae")
+    save_predictor(path, method.exports()["predictor"], method="cae")
     (path / "config.yaml").write_text(to_yaml(config))
     return method
 

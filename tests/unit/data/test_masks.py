@@ -65,7 +65,7 @@ def test_an_npz_and_another_array_of_it(tmp_path):
 
 def test_several_folders_of_masks_must_be_chosen_from(tmp_path):
     root = fill(masked_folder(tmp_path / "two"), {"masks12/train/000.png": encoded(regions(0, (40, 30)))})
-    with pytest.raises(ValueError, match=r"several; got .* with masks, masks12\. Add --masks"):
+    with pytest.raises(ValueError, match=r"several; got .* with masks, masks12\. Choose one"):
         read_masked(str(root))
     assert read_masked(str(root), "masks12")[1].name == "masks12"
     with pytest.raises(ValueError, match=r"got masks7\. It has masks, masks12"):
@@ -107,7 +107,7 @@ def test_negative_ids_are_classes_of_nothing(tmp_path):
     masks = np.where(np.arange(36).reshape(6, 6) < 9, -1, 1).astype(np.int16)
     np.savez(tmp_path / "n.npz", images=np.zeros((5, 6, 6, 3), np.uint8), masks=np.stack([masks] * 5))
     dataset, found = opened(tmp_path / "n.npz")
-    with pytest.raises(ValueError, match=r"got 255, and -1 in masks.*Add --ignore -1"):
+    with pytest.raises(ValueError, match=r"got 255, and -1 in masks.*Set ignore to -1"):
         found.survey(dataset)
     dataset, found = opened(tmp_path / "n.npz", ignore=-1)
     assert found.survey(dataset).ids == (1,)

@@ -8,13 +8,13 @@ import pytest
 import tifffile
 from image_files import broken_folder, fill, png
 from PIL import Image
+from synthetic import write_synthetic
 
 from pantomim.data.decoding import BrokenImageError
 from pantomim.data.scales import scale_of
 from pantomim.data.sources import Facts, open_source, splits
 from pantomim.data.stats import channel_stats
 from pantomim.data.stores import FileStore, ZipStore
-from pantomim.data.synthetic import write_synthetic
 
 SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"
 with_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs the image sets beside the repository")

@@ -9,7 +9,7 @@ from pantomim.config import Duration
 from pantomim.data.augment import Augment
 from pantomim.data.layout import draw_images
 from pantomim.data.transforms import View
-from pantomim.engine.setup import check_fit, check_schedule, training_images
+from pantomim.engine.setup import check_fit, in_steps, training_images
 from pantomim.methods.base import Requirements
 
 
@@ -78,12 +78,13 @@ def test_all_misfits_are_told_together(source: Path) -> None:
 def test_a_run_must_have_steps_and_be_longer_than_its_warmup() -> None:
     config = tiny_run(Path("x"), duration=Duration(steps=0))
     with pytest.raises(ValueError, match=r"Pretrain\.duration must be at least one step; got 0 steps"):
-        check_schedule(config, 0, 0)
+        in_steps(config, 5)
+    config = replace(config, duration=Duration(steps=3), optim=replace(config.optim, warmup=Duration(epochs=0.6)))
     with pytest.raises(
-        ValueError, match=r"must be shorter than the run; got 2 steps of 0 steps, which is 2 of 2 steps"
+        ValueError, match=r"must be shorter than the run; got 0\.6 epochs of 3 steps, which is 3 of 3 steps"
     ):
-        check_schedule(config, 2, 2)
-    check_schedule(config, 3, 2)
+        in_steps(config, 5)
+    assert in_steps(config, 3) == (3, 2)
 
 
 def test_a_second_view_and_a_method_that_compares_two_need_each_other(source: Path) -> None:

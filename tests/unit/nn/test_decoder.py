@@ -132,5 +132,5 @@ def test_without_blocks_the_head_reads_the_latents() -> None:
 
 
 def test_a_negative_depth_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"LatentDecoderConfig\.depth must not be negative; got -1"):
+    with pytest.raises(ValueError, match=r"LatentDecoderConfig\.depth must be at least 0; got -1"):
         LatentDecoderConfig(depth=-1)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pantomim.nn.position import name_table, resample, sincos_2d
+from pantomim.nn.position import name_table, sincos_2d
 
 
 def test_sincos_is_the_formula() -> None:
@@ -21,22 +21,6 @@ def test_sincos_is_the_formula() -> None:
 def test_width_must_be_a_multiple_of_four() -> None:
     with pytest.raises(ValueError, match="width must be a multiple of 4; got 6"):
         sincos_2d(6, (2, 2))
-
-
-def test_resample_keeps_prefix_and_the_same_grid() -> None:
-    table = torch.rand(1, 2 + 6, 4)
-    assert resample(table, (2, 3), (2, 3), 2) is table
-    resized = resample(table, (2, 3), (4, 5), 2)
-    assert resized.shape == (1, 2 + 20, 4)
-    assert torch.equal(resized[:, :2], table[:, :2])
-
-
-def test_resample_knows_rows_from_columns() -> None:
-    """A table that grows along the rows only still does so on another grid."""
-    by_row = torch.arange(4.0).repeat_interleave(3).reshape(1, 12, 1)
-    resized = resample(by_row, (4, 3), (6, 5), 0).reshape(6, 5)
-    assert torch.allclose(resized, resized[:, :1].expand(-1, 5), atol=1e-6)
-    assert (resized.diff(dim=0) > 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

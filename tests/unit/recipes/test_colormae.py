@@ -4,7 +4,7 @@ import pytest
 
 from pantomim.data.dataset import Facts
 from pantomim.data.stats import Stats
-from pantomim.masking.choice import color_masker
+from pantomim.masking.color_noise import color_masker
 from pantomim.recipes import RECIPES, prepare
 from pantomim.recipes.colormae import COLORS, colormae
 from pantomim.recipes.mae import mae, mae_micro_cifar10, mae_tiny_cifar10, mae_vit_base_in1k, mae_vit_large_in1k

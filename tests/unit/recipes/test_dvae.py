@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pantomim.recipes.tokenizers import prepare_tokenizer
 
 from pantomim.config import DataConfig, Duration, to_yaml
 from pantomim.data.dataset import Facts
@@ -17,7 +18,6 @@ from pantomim.recipes.dvae import (
     fitted,
 )
 from pantomim.recipes.mae import mae_micro_mnist
-from pantomim.recipes.tokenizers import prepare_tokenizer
 
 
 def facts(size=(32, 32), median=32, num_images=1000, dtype="uint8", channels=3) -> Facts:
@@ -29,7 +29,7 @@ def test_every_recipe_builds_with_schedules_of_its_length(recipe) -> None:
     config = recipe.build()
     with torch.device("meta"):
         method = config.method.build()
-    assert method.requirements().image_size == (32, 32)
+    assert method.requirements.image_size == (32, 32)
     assert config.method.sizes.stride == 4  # one code for each patch of MAE's small recipes
     assert recipe.summary.endswith(".")
     assert fitted(config, 50_000) == config

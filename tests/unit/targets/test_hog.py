@@ -87,7 +87,7 @@ def test_the_score_is_the_mean_square_over_hidden_patches() -> None:
     target, images, ids = HOGTarget(16, 3), torch.rand(2, 3, 32, 32), torch.tensor([[0, 3], [2, 1]])
     prediction = torch.randn(2, 2, 108)
     wanted = torch.stack([target(images)[row, ids[row]] for row in range(2)])
-    torch.testing.assert_close(target.score(prediction, images, ids)["loss"], (prediction - wanted).square().mean())
+    torch.testing.assert_close(target.loss(prediction, wanted), (prediction - wanted).square().mean())
 
 
 def test_half_precision_is_promoted_and_autocast_changes_nothing() -> None:
@@ -99,7 +99,7 @@ def test_half_precision_is_promoted_and_autocast_changes_nothing() -> None:
 
 def test_cells_follow_the_patch_and_must_divide_it() -> None:
     assert [hog_cell(size) for size in (2, 4, 7, 8, 14, 16, 32)] == [2, 4, 7, 4, 7, 8, 16]
-    with pytest.raises(ValueError, match=r"HOGTarget\.cell must divide .* got 5\. Give --method\.target\.cell 8"):
+    with pytest.raises(ValueError, match=r"HOGTargetConfig\.cell must divide .* got 5\. Set method\.target\.cell to 8"):
         HOGTarget(16, 3, cell=5)
     with pytest.raises(ValueError, match=r"HOGTarget\.window must divide"):
         HOGTarget(4, 3, cell=4, window=16)(torch.rand(1, 3, 24, 24))

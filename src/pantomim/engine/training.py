@@ -1,0 +1,107 @@
+"""What decides the weights of a run: its optimiser, its learning rate, and what happens in a step.
+
+Folder, log and checkpoints are `pretrain`'s; whoever has a method and batches of his own trains with this alone.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pantomim.config import Pretrain
+from pantomim.core.batch import Batch
+from pantomim.engine.runtime import (
+    Purpose,
+    autocast,
+    clip_gradients,
+    compile_whole,
+    compute_dtype,
+    generator,
+    random_seed,
+)
+from pantomim.engine.setup import adamw
+from pantomim.methods.base import Method
+from pantomim.optim import beit_schedule, cosine_schedule, drop_schedule, scaled_lr
+
+
+class Training:
+    """A method with its optimiser and learning rate.
+
+    Args:
+        config: Of the run: optimiser, precision, seed.
+        method: Built, and on its device. Precision float32 means that nothing is cast: a float64 method stays one.
+        total: Steps of the run.
+        warmup: Steps of its warm-up.
+        accelerator: Of this process.
+    """
+
+    def __init__(self, config: Pretrain, method: Method, total: int, warmup: int, accelerator: Accelerator) -> None:
+        optim = config.optim
+        self.config, self.method, self.accelerator = config, method, accelerator
+        self.device = next(method.parameters()).device
+        self.dtype = compute_dtype(config.runtime, self.device)
+        peak_lr = scaled_lr(optim.base_lr, config.batch_size)
+        schedules: dict[str, Callable[..., float]] = {
+            "mae": cosine_schedule,
+            "beit": beit_schedule,
+            "drop": partial(drop_schedule, at=optim.drop_at),
+        }
+        self._schedule = partial(
+            schedules[optim.schedule],
+            base=peak_lr,
+            minimum=optim.min_lr,
+            warmup=warmup,
+            total=total,
+            start=optim.start_lr,
+        )
+        self.optimizer = adamw(optim, method, peak_lr)
+        self._model: nn.Module = method.train()
+
+    def share_out(self) -> None:
+        """Compile the forward pass, if the config says so, and share it out among the processes."""
+        if self.config.runtime.compile:
+            compile_whole(self.method)
+        self._model = self.accelerator.prepare_model(self.method.train())
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step's update."""
+        return self._schedule(max(step - 1, 0) if self.config.optim.lagging else step)
+
+    def step(self, step: int, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """One update of the weights, by the micro-batches of this process.
+
+        Returns: what the method says of them (mean over the micro-batches), and "grad_norm", before clipping; all of
+            them before the update, on the device.
+        """
+        method, optimizer, seed = self.method, self.optimizer, self.config.runtime.seed
+        # set lr
+        lr = self.lr(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+
+        # draw, forward, backward
+        torch.manual_seed(random_seed(seed, step, Purpose.FORWARD, self.accelerator.process_index))
+        means: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches, 1):
+            draws = method.draw(batch, step, generator(seed, step, self.device))
+            with nullcontext() if number == len(batches) else self.accelerator.no_sync(self._model):
+                with autocast(self.device, self.dtype):
+                    outputs = self._model(batch, draws)
+                self.accelerator.backward(outputs["loss"] / len(batches))
+            for name, value in outputs.items():
+                value = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+                means[name] = means.get(name, 0.0) + value / len(batches)
+
+        # clip
+        means["grad_norm"] = clip_gradients(method.parameters(), self.config.optim.clip_norm)
+
+        # optimizer.step
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        # method.update_ema
+        method.update_ema(step)
+        return means

@@ -1,0 +1,185 @@
+"""Multi-head attention: of tokens among themselves, and from some tokens to others under the names of CAE and MILAN.
+
+attention = softmax(query key^T / sqrt(E) + bias),  output = proj(attention value),  E = width / heads
+"""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pantomim.nn.relative import relative_bias
+
+AttentionBias = Literal["qkv", "qv"]
+
+
+def split_heads(tokens: Float[Tensor, "B T D"], heads: int) -> Float[Tensor, "B heads T E"]:
+    """Each head's share of the channels."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(tokens: Float[Tensor, "B heads T E"]) -> Float[Tensor, "B T D"]:
+    """The inverse of `split_heads`."""
+    return tokens.transpose(1, 2).flatten(2)
+
+
+def softmax_scores(
+    query: Float[Tensor, "B heads Q E"], key: Float[Tensor, "B heads T E"], bias: Float[Tensor, "b heads Q T"] | None
+) -> Float[Tensor, "B heads Q T"]:
+    """The attention itself, for those who want to see it."""
+    scores = query @ key.mT / math.sqrt(query.shape[-1])
+    return (scores if bias is None else scores + bias.to(scores.dtype)).softmax(dim=-1)
+
+
+def mix(
+    query: Float[Tensor, "B Q D"], key: Float[Tensor, "B T D"], value: Float[Tensor, "B T D"], heads: int
+) -> Float[Tensor, "B Q D"]:
+    """Values mixed for the queries."""
+    query, key, value = (split_heads(part, heads) for part in (query, key, value))
+    return merge_heads(F.scaled_dot_product_attention(query, key, value))
+
+
+def check_heads(module: nn.Module, width: int, heads: int) -> int:
+    """The heads.
+
+    Raises:
+        ValueError: if they do not divide the width.
+    """
+    if width % heads:
+        owner = type(module).__name__
+        raise ValueError(f"{owner}.heads must divide the width {width}; got {heads}. Change one of the two.")
+    return heads
+
+
+class Attention(nn.Module):
+    """Self-attention; the attention weights are computed only when they are asked for. Names as in timm and BEiT.
+
+    Args:
+        width: Width of a token.
+        heads: Attention heads.
+        bias: "qkv": queries, keys and values have one; "qv": queries and values (BEiT's and CAE's).
+        relative_rows: Rows of the block's own table of relative positions; 0: it has none.
+
+    Raises:
+        ValueError: if the heads do not divide the width.
+    """
+
+    def __init__(self, width: int, heads: int, bias: AttentionBias = "qkv", relative_rows: int = 0) -> None:
+        super().__init__()
+        self.heads = check_heads(self, width, heads)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias == "qkv")
+        self.q_bias = nn.Parameter(torch.zeros(width)) if bias == "qv" else None
+        self.v_bias = nn.Parameter(torch.zeros(width)) if bias == "qv" else None
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(relative_rows, heads)) if relative_rows else None
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "B T D"],
+        need_weights: bool = False,
+        queries: Float[Tensor, "B Q D"] | None = None,
+        bias: Float[Tensor, "b heads Q T"] | None = None,
+        index: Int[Tensor, "b Q T"] | None = None,
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B heads Q T"] | None]:
+        """Output for the `queries` (by default the tokens) and, if asked for, the attention.
+
+        Args:
+            tokens: Keys and values.
+            need_weights: Whether the attention is asked for.
+            queries: For whom values are mixed.
+            bias: Added before the softmax, the same for all images (b = 1) or each image's own.
+            index: Rows of the block's own table, which are added like `bias`.
+        """
+        query, key, value = (split_heads(part, self.heads) for part in self._project(tokens, queries))
+        bias = self._relative(bias, index)
+        if need_weights:
+            weights = softmax_scores(query, key, bias)
+            return self.proj(merge_heads(weights @ value)), weights
+        bias = None if bias is None else bias.to(query.dtype)
+        return self.proj(merge_heads(F.scaled_dot_product_attention(query, key, value, bias))), None
+
+    def attend(
+        self,
+        tokens: Float[Tensor, "B T D"],
+        queries: Float[Tensor, "B Q D"],
+        bias: Float[Tensor, "b heads Q T"] | None = None,
+        index: Int[Tensor, "b Q T"] | None = None,
+    ) -> Float[Tensor, "B heads Q T"]:
+        """The attention of `queries` alone; no value is computed. Arguments as of `forward`."""
+        weight, offset, width = self.qkv.weight, self._joined_bias(), queries.shape[-1]
+        of_keys = slice(width, 2 * width)
+        query = split_heads(F.linear(queries, weight[:width], offset[:width]), self.heads)
+        key = split_heads(F.linear(tokens, weight[of_keys], offset[of_keys]), self.heads)
+        return softmax_scores(query, key, self._relative(bias, index))
+
+    def _project(
+        self, tokens: Float[Tensor, "B T D"], queries: Float[Tensor, "B Q D"] | None
+    ) -> tuple[Float[Tensor, "B _ D"], ...]:
+        """Query, key and value."""
+        weight, bias = self.qkv.weight, self._joined_bias()
+        if queries is None:
+            joined = self.qkv(tokens) if self.q_bias is None else F.linear(tokens, weight, bias)
+            return joined.chunk(3, dim=-1)  # gradients come back with a single copy
+        width = queries.shape[-1]
+        query = F.linear(queries, weight[:width], bias[:width])
+        return (query, *F.linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1))
+
+    def _joined_bias(self) -> Tensor:
+        """Of queries, keys and values, one after the other; the keys' are zeros where they have none."""
+        if self.q_bias is not None and self.v_bias is not None:
+            return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return self.qkv.bias
+
+    def _relative(self, bias: Tensor | None, index: Tensor | None) -> Tensor | None:
+        """The block's own relative positions where it has a table, else the bias that was given."""
+        if self.relative_position_bias_table is None or index is None:
+            return bias
+        return relative_bias(self.relative_position_bias_table, index)
+
+
+class CrossAttention(nn.Module):
+    """CAE's: separate projections, of which queries and values have a bias and keys have none; names as in its code.
+
+    Raises:
+        ValueError: if the heads do not divide the width.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = check_heads(self, width, heads)
+        self.q = nn.Linear(width, width, bias=False)
+        self.k = nn.Linear(width, width, bias=False)
+        self.v = nn.Linear(width, width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self, queries: Float[Tensor, "B Q D"], keys: Float[Tensor, "B T D"], values: Float[Tensor, "B T D"]
+    ) -> Float[Tensor, "B Q D"]:
+        """Values mixed for the queries."""
+        query, value = F.linear(queries, self.q.weight, self.q_bias), F.linear(values, self.v.weight, self.v_bias)
+        return self.proj(mix(query, self.k(keys), value, self.heads))
+
+
+class PromptedAttention(nn.Module):
+    """MILAN's: one projection of the queries, one of keys and values together; names as in its code.
+
+    Raises:
+        ValueError: if the heads do not divide the width.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = check_heads(self, width, heads)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, queries: Float[Tensor, "B M W"], tokens: Float[Tensor, "B T W"]) -> Float[Tensor, "B M W"]:
+        """Tokens mixed for the queries."""
+        key, value = self.kv(tokens).chunk(2, dim=-1)
+        return self.proj(mix(self.q(queries), key, value, self.heads))

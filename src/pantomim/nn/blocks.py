@@ -1,0 +1,117 @@
+"""What transformers are made of: patch projection, MLP, stochastic depth, and the pre-norm block."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pantomim.nn.attention import Attention, AttentionBias
+from pantomim.nn.tokens import take
+
+NORM_EPS = 1e-6  # every layer norm of the MAE family; torch's default is 1e-5
+
+
+class PatchEmbed(nn.Module):
+    """A strided convolution written as a matrix product, so that it can run on some of the patches only."""
+
+    def __init__(self, patch_size: int, in_chans: int, width: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Float[Tensor, "B C H W"], ids_keep: Int[Tensor, "B V"] | None) -> Float[Tensor, "B V D"]:
+        """Project the patches `ids_keep`, or all of them."""
+        batch, channels, height, width = images.shape
+        size = self.patch_size
+        cells = images.reshape(batch, channels, height // size, size, width // size, size)
+        # Channels first within a patch, as in the kernel; `patchify` has them last, as MAE's targets do.
+        pixels = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * size * size)
+        if ids_keep is not None:
+            pixels = take(pixels, ids_keep)
+        return F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """Token by token."""
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops a branch for some images and scales the others by 1 / (1 - rate)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """Identity in evaluation mode and at rate 0."""
+        if self.rate == 0.0 or not self.training:
+            return branch
+        shape = (len(branch),) + (1,) * (branch.dim() - 1)
+        return branch * branch.new_empty(shape).bernoulli_(1 - self.rate).div_(1 - self.rate)
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """The rate of each block: from 0, rising evenly to that of the last."""
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def new_scale(width: int, initial: float | None) -> nn.Parameter | None:
+    """A learned factor of each channel of a branch; None: no factors. CaiT's, arXiv:2103.17239."""
+    return None if initial is None else nn.Parameter(torch.full((width,), initial))
+
+
+def scaled(branch: Float[Tensor, "B T D"], gamma: nn.Parameter | None) -> Float[Tensor, "B T D"]:
+    """The branch times its layer scale, where there is one."""
+    return branch if gamma is None else gamma * branch
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; the unit for sharding. Arguments as of `Attention` and `EncoderConfig`."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        *,
+        bias: AttentionBias = "qkv",
+        layer_scale: float | None = None,
+        relative_rows: int = 0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, heads, bias, relative_rows)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.gamma_1, self.gamma_2 = new_scale(width, layer_scale), new_scale(width, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "B T D"],
+        need_weights: bool = False,
+        only: Int[Tensor, "B Q"] | None = None,
+        bias: Float[Tensor, "b heads Q T"] | None = None,
+        index: Int[Tensor, "b Q T"] | None = None,
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B heads Q T"] | None]:
+        """New tokens (all, or `only` those at these places) and, if asked for, the attention.
+
+        A last block of which only some tokens are read need not compute the others: they serve as keys and values.
+        `bias` and `index` (see `Attention`) have a row for each token that is computed.
+        """
+        normed, queries = self.norm1(tokens), None
+        if only is not None:
+            tokens, queries = take(tokens, only), take(normed, only)
+        branch, weights = self.attn(normed, need_weights, queries, bias, index)
+        tokens = tokens + self.drop_path(scaled(branch, self.gamma_1))
+        return tokens + self.drop_path(scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), weights

@@ -1,0 +1,112 @@
+"""Weights for images of another size: tables of positions are resampled, everything else stays."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.interpolate import make_interp_spline
+from torch import Tensor
+from torch.nn import functional as F
+
+from pantomim.nn.relative import CLASS_ROWS
+from pantomim.nn.vit import EncoderConfig
+
+
+def resize_encoder_weights(
+    weights: dict[str, Tensor], config: EncoderConfig, image_size: tuple[int, int]
+) -> tuple[dict[str, Tensor], EncoderConfig]:
+    """Weights and config of the same encoder for images of another size."""
+    resized = replace(config, image_size=image_size)
+    tables = {}
+    for name, table in weights.items():
+        if name == "pos_embed":
+            tables[name] = resample(table, config.grid, resized.grid, config.num_prefix)
+        elif name.endswith("relative_position_bias_table"):
+            tables[name] = resize_relative_table(table, config.grid, resized.grid)
+    return {**weights, **tables}, resized
+
+
+def resample(
+    table: Float[Tensor, "1 T D"], grid: tuple[int, int], to: tuple[int, int], num_prefix: int
+) -> Float[Tensor, "1 U D"]:
+    """The patch rows of a position table for another grid (bicubic); prefix rows are kept.
+
+    Source: the MAE authors' `util/pos_embed.py` (align_corners off, no antialiasing), any grid instead of a square.
+    """
+    return _resample(table, grid, to, num_prefix, size=to)
+
+
+def resample_stretched(
+    table: Float[Tensor, "1 T D"], grid: tuple[int, int], to: tuple[int, int], num_prefix: int
+) -> Float[Tensor, "1 U D"]:
+    """`resample` by a factor instead of a size: a tenth of a patch is added, so that sampling positions move.
+
+    Source: dBOT's `clip/model.py` (branch beit), which has it from DINO; there it keeps rounding from losing a row.
+    """
+    factors = ((to[0] + 0.1) / grid[0], (to[1] + 0.1) / grid[1])
+    return _resample(table, grid, to, num_prefix, scale_factor=factors)
+
+
+def _resample(table: Tensor, grid: tuple[int, int], to: tuple[int, int], num_prefix: int, **how: object) -> Tensor:
+    if grid == to:
+        return table
+    prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
+    cells = patches.unflatten(1, grid).permute(0, 3, 1, 2)
+    resized = F.interpolate(cells, mode="bicubic", align_corners=False, **how)  # type: ignore[arg-type]
+    return torch.cat([prefix, resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def resize_relative_table(
+    table: Float[Tensor, "R heads"], grid: tuple[int, int], to: tuple[int, int]
+) -> Float[Tensor, "S heads"]:
+    """A table of relative positions for another grid; near offsets keep their values, far ones are stretched.
+
+    Along each axis the known offsets are laid out at growing distances, and a cubic spline through them is read at the
+    whole numbers; beyond the last one its value holds. Rows of the class token are kept.
+
+    Raises:
+        ValueError: if the table does not belong to `grid`.
+
+    Source: BEiT's `run_class_finetuning.py`.
+    Deviation: axis by axis, so for any grid, where theirs is square; fewer than four offsets are joined by a spline of
+        lower degree; computed in float64, where theirs rounds to float32.
+    """
+    shape = (2 * grid[0] - 1, 2 * grid[1] - 1)
+    kept = len(table) - shape[0] * shape[1]
+    if kept not in (0, CLASS_ROWS):
+        raise ValueError(
+            f"resize_relative_table.table must have {shape[0] * shape[1]} rows for a grid of {grid[0]}x{grid[1]}, or "
+            f"{CLASS_ROWS} more with a class token; got {len(table)}. Check the grid that the weights were trained on."
+        )
+    if grid == to:
+        return table
+    patches = table[: len(table) - kept].detach().cpu().double().numpy().reshape(*shape, -1)
+    for axis, (side, new_side) in enumerate(zip(shape, (2 * to[0] - 1, 2 * to[1] - 1), strict=True)):
+        if side == new_side:
+            continue
+        places = growing_offsets(side, new_side)
+        if side == 1:  # a single offset has one value everywhere; a spline needs two points
+            places, patches = np.array([-1.0, 1.0]), np.repeat(patches, 2, axis)
+        spline = make_interp_spline(places, patches, min(3, len(places) - 1), axis=axis)
+        offsets = np.arange(new_side) - new_side // 2
+        patches = spline(offsets.clip(places[0], places[-1]))
+    resized = torch.from_numpy(np.ascontiguousarray(patches)).flatten(0, 1).to(table)
+    return torch.cat([resized, table[len(table) - kept :]])
+
+
+def growing_offsets(side: int, to: int) -> np.ndarray:
+    """Where `side` offsets lie among `to` whole ones: 0, 1, 1 + q, 1 + q + q^2 ... and the same below zero.
+
+    The ratio q is the one for which the last falls on the last whole offset, found by bisection between 1.01 and 1.5.
+    """
+    reach = side // 2
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if (1.0 - ratio**reach) / (1.0 - ratio) > to // 2:
+            high = ratio
+        else:
+            low = ratio
+    above = np.cumsum(ratio ** np.arange(reach))
+    return np.concatenate([-above[::-1], [0.0], above])

@@ -1,0 +1,40 @@
+import torch
+
+from pantomim.nn.blocks import Block
+
+
+def test_a_block_can_compute_some_tokens_alone() -> None:
+    torch.manual_seed(0)
+    block = Block(8, 2).double()
+    tokens = torch.rand(2, 6, 8, dtype=torch.float64, requires_grad=True)
+    only = torch.tensor([[1, 4], [5, 0]])
+    some, some_weights = block(tokens, need_weights=True, only=only)
+    every, weights = block(tokens, need_weights=True)
+    expected = torch.stack([every[i, ids] for i, ids in enumerate(only)])
+    expected_weights = torch.stack([weights[i][:, ids] for i, ids in enumerate(only)])
+    torch.testing.assert_close(some, expected)
+    torch.testing.assert_close(some_weights, expected_weights)
+    inputs = [tokens, *block.parameters()]
+    weighting = torch.rand_like(some)
+    got = torch.autograd.grad((some * weighting).sum(), inputs)
+    for ours, theirs in zip(got, torch.autograd.grad((expected * weighting).sum(), inputs), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_drop_path_drops_whole_images_in_training_only() -> None:
+    torch.manual_seed(0)
+    block = Block(8, 2, drop_path=0.5)
+    tokens = torch.rand(64, 3, 8)
+    kept = (block(tokens)[0] != tokens).flatten(1).any(dim=1)
+    assert 0 < kept.sum() < 64
+    block.eval()
+    assert (block(tokens)[0] != tokens).flatten(1).any(dim=1).all()
+
+
+def test_layer_scale_multiplies_both_branches() -> None:
+    torch.manual_seed(0)
+    plain, scaled = Block(8, 2).double(), Block(8, 2, layer_scale=0.5).double()
+    scaled.load_state_dict(plain.state_dict() | {f"gamma_{i}": scaled.get_parameter(f"gamma_{i}") for i in (1, 2)})
+    tokens = torch.rand(2, 3, 8, dtype=torch.float64)
+    after = tokens + plain.attn(plain.norm1(tokens))[0] / 2
+    torch.testing.assert_close(scaled(tokens)[0], after + plain.mlp(plain.norm2(after)) / 2)
