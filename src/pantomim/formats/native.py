@@ -138,8 +138,9 @@ def load_classifier(path: str | Path) -> Classifier:
     Raises:
         ValueError: as `load_encoder_folder`.
     """
-    config, head = _encoder_config(path, CLASSIFIER), read_description(path, CLASSIFIER).get("classifier")
+    config = _encoder_config(path, CLASSIFIER)
     try:
+        head = read_description(path, CLASSIFIER)["classifier"]
         build = partial(Classifier, num_classes=int(head["num_classes"]), pool=head["pool"])
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(Path(path) / "classifier.json", f"{type(error).__name__}: {error}") from error
