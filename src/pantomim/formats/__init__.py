@@ -85,20 +85,26 @@ def import_checkpoint(
     return write_found(read_checkpoint(path, format, given), Path(path), folder)
 
 
-def format_of(weights: "Mapping[str, Tensor]", source: str) -> Format:
-    """The layout of a file, by the names and shapes of its tensors.
+def format_of(weights: "Mapping[str, Tensor]", source: str, format: str | None = None) -> Format:
+    """The layout of this name, or that of a file by the names and shapes of its tensors.
 
     Raises:
-        ValueError: if none of the `FORMATS` recognises it.
+        ValueError: if none of the `FORMATS` has the name, or recognises the file.
     """
+    known = {layout.name: layout for layout in FORMATS}
+    if format is not None and format not in known:
+        raise ValueError(
+            f"import.format must be one of {', '.join(known)}; got {format}. Leave it out to have it found."
+        )
+    if format is not None:
+        return known[format]
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     found = [layout for layout in FORMATS if layout.recognises(shapes.keys(), shapes)]
     if len(found) != 1:
         names = ", ".join(layout.name for layout in found) or "none of them"
         raise ValueError(
-            f"{source} must have one of the layouts {', '.join(layout.name for layout in FORMATS)}; got {names}. It "
-            f"holds {first_names(weights)}. Use timm:NAME@FILE, open_clip:NAME@FILE or clip:FILE for networks of "
-            f"theirs."
+            f"{source} must have one of the layouts {', '.join(known)}; got {names}. It holds {first_names(weights)}. "
+            f"Use timm:NAME@FILE, open_clip:NAME@FILE or clip:FILE for networks of theirs."
         )
     return found[0]
 
@@ -106,16 +112,8 @@ def format_of(weights: "Mapping[str, Tensor]", source: str) -> Format:
 def _opened(path: str | Path, format: str | None, given: Given) -> "tuple[Format, dict[str, Tensor], Given]":
     content = read_content(path)
     weights = weights_of(path, content, WRAPPERS)
-    layout = format_of(weights, str(path)) if format is None else _named(format)
+    layout = format_of(weights, str(path), format)
     return layout, weights, layout.complete(given, content)
-
-
-def _named(format: str) -> Format:
-    for layout in FORMATS:
-        if layout.name == format:
-            return layout
-    names = ", ".join(layout.name for layout in FORMATS)
-    raise ValueError(f"import.format must be one of {names}; got {format}. Leave it out to have it found.")
 
 
 def _load_wrapped(name: str) -> "Encoder | WrappedEncoder":

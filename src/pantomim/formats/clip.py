@@ -38,7 +38,8 @@ NAMES = (
     ("mlp.c_proj.", "mlp.fc2."),
     ("ls_", "ls"),
 )
-TELLING = {"conv1.weight": 4, "positional_embedding": 2, "class_embedding": 1, "proj": 2}
+FIRST_MLP = "transformer.resblocks.0.mlp.c_fc.weight"
+TELLING = {"conv1.weight": 4, "positional_embedding": 2, "class_embedding": 1, "proj": 2, FIRST_MLP: 2}
 
 
 def load_clip(path: str | Path) -> TimmEncoder:
@@ -122,11 +123,10 @@ def _tower(
 
     width, _, patch_size, _ = weights["conv1.weight"].shape
     side = math.isqrt(len(weights["positional_embedding"]) - 1)
-    first = weights.get("transformer.resblocks.0.mlp.c_fc.weight")
-    if first is None or (width % HEAD_WIDTH and heads is None):
+    if width % HEAD_WIDTH and heads is None:
         raise ValueError(
-            f"{source} must hold CLIP's vision transformer, with blocks and heads {HEAD_WIDTH} wide; got width "
-            f"{width}. Check the file."
+            f"{source} must hold CLIP's vision transformer, with heads {HEAD_WIDTH} wide; got width {width}. Check the "
+            f"file."
         )
     return partial(
         VisionTransformer,
@@ -136,7 +136,7 @@ def _tower(
         embed_dim=width,
         depth=len({name.split(".")[2] for name in weights if name.startswith("transformer.resblocks.")}),
         num_heads=width // HEAD_WIDTH if heads is None else heads,
-        mlp_ratio=exact_ratio(len(first), width),
+        mlp_ratio=exact_ratio(len(weights[FIRST_MLP]), width),
         init_values=1.0 if "transformer.resblocks.0.ls_1.gamma" in weights else None,
         pre_norm=True,
         norm_layer=partial(nn.LayerNorm, eps=norm_eps),

@@ -26,67 +26,44 @@ def load_dalle_encoder(path: str | Path) -> DVAEEncoder:
     Raises:
         ValueError: if the file is damaged, would run code, or a name or shape is wrong.
     """
-    weights = _read(path, "encoder")
-    first, last = weights[FIRST], weights[LAST]
-    sizes = _sizes(path, weights, in_chans=first.shape[1], width=first.shape[0], vocabulary=last.shape[0])
-    return _filled(DVAEEncoder, sizes, weights, path)
+    return _load(DVAEEncoder, path, "encoder")
 
 
 def load_dalle_decoder(path: str | Path) -> DVAEDecoder:
-    """The decoder of a file, in evaluation mode: `decoder.pkl`, or its parameters by name (safetensors or torch).
-
-    Raises:
-        ValueError: as `load_dalle_encoder`.
-    """
-    weights = _read(path, "decoder")
-    first, last = weights[FIRST], weights[LAST]
-    sizes = _sizes(
-        path,
-        weights,
-        in_chans=last.shape[0] // 2,  # mean and scale of each channel
-        width=last.shape[1],
-        vocabulary=first.shape[1],
-        code_width=first.shape[0],
-    )
-    return _filled(DVAEDecoder, sizes, weights, path)
+    """The decoder of a file: `decoder.pkl`, or its parameters by name; otherwise as `load_dalle_encoder`."""
+    return _load(DVAEDecoder, path, "decoder")
 
 
-def _read(path: str | Path, wanted: str) -> dict[str, Tensor]:
-    """The parameters of a file by their names."""
+def _load(kind: type[Network], path: str | Path, asked: str) -> Network:
     weights = read_weights(path)
-    absent = [name for name in (FIRST, LAST) if name not in weights or weights[name].ndim != 4]
-    if absent:
+    if absent := [name for name in (FIRST, LAST) if name not in weights or weights[name].ndim != 4]:
         held = ", ".join(sorted(weights)[:3])
-        raise _refused(path, f"no convolution {', '.join(absent)} of the {wanted}, but {held} ...")
-    found = "encoder" if weights[FIRST].shape[-1] > 1 else "decoder"  # it begins with codes, one a cell
-    if found != wanted:
-        raise _refused(path, f"the {found} in place of the {wanted}")
+        raise _refused(path, f"no convolution {', '.join(absent)} of the {asked}, but {held} ...")
+    first, last = weights[FIRST].shape, weights[LAST].shape
+    found = "encoder" if first[-1] > 1 else "decoder"  # which begins with codes, one a cell
+    if found != asked:
+        raise _refused(path, f"the {found} in place of the {asked}")
     if integers := [name for name, tensor in weights.items() if not tensor.is_floating_point()]:
         raise _refused(path, f"{weights[integers[0]].dtype} under {', '.join(integers)}")
-    return {name: tensor.float() for name, tensor in weights.items()}
-
-
-def _sizes(path: str | Path, weights: Mapping[str, Tensor], **sizes: int) -> DVAESizes:
-    groups = _count(weights, r"blocks\.group_(\d+)\.")
-    blocks = _count(weights, r"blocks\.group_1\.block_(\d+)\.")
+    if found == "encoder":
+        sizes = {"in_chans": first[1], "width": first[0], "vocabulary": last[0]}
+    else:  # its output is a mean and a scale of each channel
+        sizes = {"in_chans": last[0] // 2, "width": last[1], "vocabulary": first[1], "code_width": first[0]}
+    groups, blocks = _count(weights, r"blocks\.group_(\d+)\."), _count(weights, r"blocks\.group_1\.block_(\d+)\.")
     try:
-        return DVAESizes(blocks=blocks, stride=2 ** (groups - 1), **sizes)
+        with torch.device("meta"):  # sizes come from the file: nothing is allocated before every shape is right
+            module = kind(DVAESizes(blocks=blocks, stride=2 ** (groups - 1), **sizes))
     except ValueError as error:
         raise _refused(path, f"other sizes: {error}") from error
+    if report := key_report(module.state_dict(), weights):
+        raise _refused(path, f"{report} (for {module.sizes})")
+    module.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+    return module.requires_grad_(False).eval()
 
 
 def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
     """How many different numbers names have at a place."""
     return len({match[1] for name in weights if (match := re.match(pattern, name))})
-
-
-def _filled(kind: type[Network], sizes: DVAESizes, weights: dict[str, Tensor], path: str | Path) -> Network:
-    with torch.device("meta"):  # sizes come from the file: nothing is allocated before every shape is known to be right
-        module = kind(sizes)
-    if report := key_report(module.state_dict(), weights):
-        raise _refused(path, f"{report} (for {sizes})")
-    module.load_state_dict(weights, assign=True)
-    return module.requires_grad_(False).eval()
 
 
 def _refused(path: str | Path, found: str) -> ValueError:
