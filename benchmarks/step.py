@@ -249,8 +249,7 @@ def guided_contenders(config: MAEConfig, batch_size: int, setting: Setting, seed
     ready, ceilings = [], []
     for name, way in {"MAE": config, **guided_ways(config, setting)}.items():
         torch.manual_seed(seed)
-        method = way.build().to(setting.device).train()
-        method.begin(RUN_STEPS)
+        method = way.build(RUN_STEPS).to(setting.device).train()
         products = products_of(method, batch, STEP, generator, setting)
         ready.append(guided_contender(name, method, batch, generator, setting, products.flops()))
         ceilings.append(Contender(f"{CEILING} of {name}", products.replay(setting.device), products.flops()))

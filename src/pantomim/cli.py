@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -190,7 +191,7 @@ def pretrain(arguments: list[str]) -> None:
 
 
 def _pretrain_stages(chain: "Stages", out: Path) -> None:
-    from pantomim.stages import run_stages
+    from pantomim.study.stages import run_stages
 
     main = int(os.environ.get("RANK", "0")) == 0
 
@@ -232,7 +233,7 @@ def explain(arguments: list[str]) -> None:
     if prepared.decided:
         _print_section("Decided from the data", prepared.decided)
     if (chain := prepared.chain) is not None:
-        from pantomim.stages import describe_stages
+        from pantomim.study.stages import describe_stages
 
         _print_section("Stages", describe_stages(chain, chosen.out or Path("RUN")))
     for title, rows in explanation.explain(config, prepared.paper, precision, prepared.notes, prepared.origins):
@@ -251,9 +252,7 @@ def _print_section(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 def recipes() -> None:
     """List the recipes with their cost and expected score."""
-    from pantomim.recipes import BARE_METHODS, RECIPES
-    from pantomim.recipes.tokenizers import BARE
-    from pantomim.recipes.tokenizers import RECIPES as TOKENIZER_RECIPES
+    from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, RECIPES, TOKENIZER_RECIPES
 
     for title, listed in (("", RECIPES), ("Tokenizers, for pantomim tokenizer train", TOKENIZER_RECIPES)):
         if title:
@@ -266,7 +265,7 @@ def recipes() -> None:
         CONSOLE.print(table, highlight=False)
     CONSOLE.print(
         f"Bare methods, for any images: {', '.join(BARE_METHODS)} (then --size and the data decide the rest); "
-        f"tokenizers: {', '.join(BARE)}.\n"
+        f"tokenizers: {', '.join(BARE_TOKENIZERS)}.\n"
         "pantomim explain RECIPE tells what a run would be, but not of tokenizers.",
         highlight=False,
     )
@@ -314,7 +313,7 @@ def _chosen(command: str, kinds: dict[str, type[T]], arguments: list[str]) -> T:
     return tyro.cli(kinds[name], args=arguments[1:], prog=f"pantomim {command} {name}", config=LEAVES)
 
 
-def features(encoder: str, data: str, out: Path, split: str = "all") -> None:
+def features(encoder: str, data: str, out: Path, split: str = "all", image_size: tuple[int, int] | None = None) -> None:
     """Write the features of every image to a table.
 
     Args:
@@ -322,14 +321,16 @@ def features(encoder: str, data: str, out: Path, split: str = "all") -> None:
         data: What `pretrain --data` takes.
         out: FILE.npz or FILE.parquet.
         split: train, val, test or all.
+        image_size: Height and width at which images are encoded, positions resampled; by default the encoder's own.
     """
     from pantomim.data.sources import open_source
-    from pantomim.evaluate.features import check_features_path, extract, save_features
+    from pantomim.evaluate.features import check_features_path, extract, resized_encoder, save_features
     from pantomim.formats import load_encoder
 
     check_features_path(out)
     dataset = open_source(data, split)
-    table = extract(load_encoder(encoder), dataset)
+    loaded = load_encoder(encoder)
+    table = extract(resized_encoder(loaded, image_size or loaded.image_size), dataset)
     save_features(table, out)
     CONSOLE.print(f"{len(table.names):,} rows written to {out}.", highlight=False)
     for item in dataset.broken:
@@ -465,8 +466,8 @@ def masks(
         seed: Of the draws.
     """
     from pantomim.analysis.mask_survey import choose_maskers, load_photo, parse_grid, survey
+    from pantomim.report.html import check_page_path
     from pantomim.report.mask_gallery import Gallery, write_gallery
-    from pantomim.report.template import check_page_path
 
     check_page_path("masks", out)
     size = parse_grid(grid)
@@ -562,8 +563,8 @@ def tokenizer(arguments: list[str]) -> None:
 def _train_tokenizer(arguments: list[str]) -> None:
     """Train a discrete auto-encoder: pantomim tokenizer train --data SRC --out RUN [--steps N] [--any.leaf value]."""
     from pantomim.config import Pretrain
+    from pantomim.recipes import prepare_tokenizer
     from pantomim.recipes.dvae import dvae_paper, fitted
-    from pantomim.recipes.tokenizers import prepare_tokenizer
 
     prog = "pantomim tokenizer train"
     if "-h" in arguments or "--help" in arguments:
@@ -697,10 +698,10 @@ def study(arguments: list[str]) -> None:
     """Compare runs over seeds: pantomim study PLAN --data SRC [--scale NAME] [--index I] [--table]."""
     chosen = tyro.cli(StudyArguments, args=arguments, prog="pantomim study")
     from pantomim.study.cells import expand
-    from pantomim.study.inputs import read_inputs
     from pantomim.study.page import write_tables
+    from pantomim.study.placeholders import read_inputs
     from pantomim.study.plan import load_plan, shipped_plans
-    from pantomim.study.run import check_folder, run_study, state, take_folder
+    from pantomim.study.run import check_study, open_study, run_study, state
 
     if chosen.plan is None:
         _print_section("Plans", [(plan.name, " ".join(plan.summary.split())) for plan in shipped_plans().values()])
@@ -712,7 +713,7 @@ def study(arguments: list[str]) -> None:
     for warning in planned.warnings:
         ERRORS.print(warning, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
     if chosen.list:
-        check_folder(planned, out)
+        check_study(planned, out)
         _print_section(
             f"{len(planned.cells)} cells, --index 0 to {len(planned.cells) - 1}",
             [(cell.name, state(cell, out)) for cell in planned.cells],
@@ -724,7 +725,7 @@ def study(arguments: list[str]) -> None:
 
     failed = []
     if chosen.table:
-        take_folder(planned, out)
+        open_study(planned, out)
     else:
         say(f"{len(planned.cells)} cells in {out}" + (f", scale {planned.scale}." if planned.scale else "."))
         failed = run_study(planned, out, index=chosen.index, minutes=chosen.minutes, say=say)
@@ -788,72 +789,42 @@ def import_weights(
     CONSOLE.print(escape(str(report)), highlight=False, soft_wrap=True)
 
 
-def inspect_run(
-    what: Annotated[Literal["alignment", "attention-distance", "spectrum", "cka", "guidance"], tyro.conf.Positional],
-    encoders: Annotated[tuple[str, ...], tyro.conf.Positional],
-    images: str | None = None,
-    out: Path | None = None,
-    count: int | None = None,
-    seed: int = 0,
-) -> None:
-    """Look into runs and encoders: inspect attention-distance|spectrum|cka|alignment|guidance RUN [RUN ...].
+def inspect_run(arguments: list[str]) -> None:
+    """Look into runs and encoders, side by side: pantomim inspect ANALYSIS RUN [RUN ...]."""
+    from pantomim.analysis import ANALYSES
+    from pantomim.analysis.alignment import Alignment
+    from pantomim.analysis.guidance import Guidance, write_guidance_arrays
+    from pantomim.report.html import check_page_path
 
-    attention-distance: how far each head looks. spectrum: how few directions the tokens lie in. cka: which layers are
-    alike. alignment: what CAE's decoder makes of all patches without the regressor. guidance: what guided the masks
-    of CMT-MAE, at each checkpoint that the run kept.
-
-    Args:
-        what: Which of them.
-        encoders: Run folders, files, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE; for alignment run folders of
-            CAE.
-        images: What `pretrain --data` takes; by default images that the first run has not seen.
-        out: The page, FILE.html; FILE.npz with the numbers (alignment: FILE.png) is put beside it. By default in the
-            folder analysis of the first run.
-        count: How many images; 128, or 8 for alignment. cka takes whole batches of 64 of them, and says how many.
-        seed: Of the choice of images.
-    """
-    from pantomim.report.template import check_page_path
-
-    if not encoders:
-        raise ValueError(f"inspect {what} needs a run folder. Add RUN, such as runs/first, or several.")
-    if what == "guidance":
-        from pantomim.analysis.guidance import write_guidance_arrays
-
-        for run in encoders:
-            CONSOLE.print(f"Pictures: {write_guidance_arrays(run, seed=seed)}; `pantomim report {run}` shows them.")
+    analysis = _chosen("inspect", {kind.name: kind for kind in ANALYSES}, arguments)
+    if isinstance(analysis, Guidance):
+        (run,) = analysis.encoders
+        path = write_guidance_arrays(run, images=analysis.images, count=analysis.count, seed=analysis.seed)
+        CONSOLE.print(f"Pictures: {path}; `pantomim report {run}` shows them.", highlight=False, soft_wrap=True)
         return
-    if what == "alignment":
-        _inspect_alignment(encoders, images, out, 8 if count is None else count, seed)
+    check_page_path("inspect", analysis.page)
+    if isinstance(analysis, Alignment):
+        from pantomim.report.alignment import write_alignment
+
+        found = analysis.run()
+        page, picture = write_alignment(found, analysis.page)
+        _print_section(analysis.title, [(row.title, row.text) for row in found.rows if row.text])
+        CONSOLE.print(f"\nPage: {page}, and as a picture: {picture}", highlight=False, soft_wrap=True)
         return
     from pantomim.analysis.block_facts import write_block_facts
-    from pantomim.analysis.inspection import COUNT, default_page, inspect_blocks
-    from pantomim.report.inspection import TITLES, headings, rows, write_inspection
+    from pantomim.report.inspection import write_inspection
 
-    path = out or default_page(what, encoders)
-    check_page_path("inspect", path)
-    found = inspect_blocks(what, encoders, images, count=COUNT if count is None else count, seed=seed)
-    written = write_block_facts(found, path)
-    page = write_inspection(found, path)
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, title=TITLES[what], title_justify="left")
-    for heading in headings(found):
+    facts = analysis.run()
+    written = write_block_facts(facts, analysis.page)
+    page = write_inspection(facts, analysis.page)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, title=analysis.title, title_justify="left")
+    headings, rows = analysis.table(facts)
+    for heading in headings:
         table.add_column(escape(heading))
-    for row in rows(found):
+    for row in rows:
         table.add_row(*map(escape, row))
     CONSOLE.print(table, highlight=False)
     CONSOLE.print(f"\nPage: {page}, numbers: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
-
-
-def _inspect_alignment(runs: Sequence[str], images: str | None, out: Path | None, count: int, seed: int) -> None:
-    from pantomim.analysis.alignment import inspect_alignment
-    from pantomim.report.alignment import write_alignment
-    from pantomim.report.template import check_page_path
-
-    path = out or Path(runs[0]) / "analysis" / "alignment.html"
-    check_page_path("inspect", path)
-    found = inspect_alignment(runs, images, count=count, seed=seed)
-    page, picture = write_alignment(found, path)
-    _print_section("Without the regressor", [(row.title, row.text) for row in found.rows if row.text])
-    CONSOLE.print(f"\nPage: {page}, and as a picture: {picture}", highlight=False, soft_wrap=True)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -872,7 +843,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import": import_weights,
     "verify": verify,
 }
-TAKE_ARGUMENTS = (pretrain, explain, evaluate, tokenizer, study)  # these read their own arguments
+TAKE_ARGUMENTS = (pretrain, explain, evaluate, tokenizer, inspect_run, study)  # these read their own arguments
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -908,7 +879,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, NonFiniteError, MemoryFullError) as error:
         if os.environ.get("PANTOMIM_TRACEBACK"):
             raise
-        _fail(str(error), 2)
+        _fail(re.sub(r"\bprepare\.(\w+)", r"--\1", str(error)), 2)  # its arguments are options here
 
 
 def _fail(message: str, status: int) -> NoReturn:

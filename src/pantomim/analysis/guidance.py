@@ -1,14 +1,13 @@
 """What teacher and student attend to in a run of CMT-MAE, and what is masked: a look at each checkpoint that was kept.
 
-`write_guidance_arrays` puts the weights of each into the method, asks both networks about the same held-out images, and
-leaves pictures for the run's report. `runtime.keep` says how many checkpoints a run keeps.
+The weights of each are put into the method, and both networks are asked about the same held-out images. `runtime.keep`
+says how many checkpoints a run keeps.
 """
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,19 +15,29 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pantomim.analysis.reconstructions import choose, display_range, held_out, shown_bands, to_picture
+from pantomim.analysis.inspection import Inspection
+from pantomim.analysis.pictures import (
+    PictureRows,
+    Row,
+    display_range,
+    read_images,
+    shown_bands,
+    to_picture,
+    write_rows,
+)
+from pantomim.analysis.runs import choose, held_out, run_config
 from pantomim.checkpoint import WEIGHTS, Checkpoint, kept_checkpoints
-from pantomim.config import Pretrain, from_dict, from_yaml, of_today
+from pantomim.config import from_dict, of_today
 from pantomim.core.batch import Batch
-from pantomim.core.files import replace_file
-from pantomim.data.stream import evaluation_batches
+from pantomim.core.frozen import frozen
+from pantomim.core.ranges import AtLeastOne
 from pantomim.formats.files import frozen_hashes, load_exactly, other_parts
 from pantomim.methods.cmt_mae import CMTMAE, CMTMAEConfig
 from pantomim.methods.guides import ask, draw_mask
 from pantomim.targets.pair import Concat
 from pantomim.teachers.mixing import evenness
 
-COUNT, MOST = 8, 6  # images; checkpoints, evenly spread, the first and the last among them
+MOST = 6  # checkpoints, evenly spread, the first and the last among them
 PLACES = {  # of a network in a checkpoint: in those of earlier versions, and now
     "teacher": ("teacher.teacher.", "teacher."),
     "student": ("student.teacher.", "ema_student."),
@@ -36,59 +45,62 @@ PLACES = {  # of a network in a checkpoint: in those of earlier versions, and no
 TITLES = {"teacher": "teacher", "student": "student's average", "mask": "mixed"}
 
 
-def write_guidance_arrays(run: str | Path, *, seed: int = 0) -> Path:
-    """Maps and masks of a finished run in `RUN/analysis/guidance.npz`, for its report.
+@frozen
+class Guidance(Inspection):
+    """What guided the masks in a run of CMT-MAE, at each checkpoint that it kept; the report shows the pictures."""
 
-    The file holds `row_0`, `row_1` ... (n, H, W, 1 or 3), and titles, texts, names and caption as JSON in `about`. Maps
-    are white where they are largest in an image.
+    name: ClassVar[str] = "guidance"
+    title: ClassVar[str] = "What guides the masks"
+    count: AtLeastOne = 8
 
-    Args:
-        run: Its folder.
-        seed: Of the choice of images, and of masks that are drawn.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.encoders) > 1 or self.out is not None:
+            raise ValueError(
+                f"Guidance.encoders must be one run, whose report shows the pictures; got {', '.join(self.encoders)}"
+                f"{'' if self.out is None else f' and out {self.out}'}. Look at one after another, without out."
+            )
 
-    Raises:
-        ValueError: if the run is of another method, is not finished, attention decides nothing in it, or its teacher is
-            another one now.
-    """
-    run = Path(run)
-    config = from_yaml(Pretrain, run / "config.yaml")
-    if not isinstance(config.method, CMTMAEConfig) or not config.method.masker.guided:
-        raise ValueError(
-            f"guidance.run must be a run of CMT-MAE in which attention decides what is masked; got {run}, a run of "
-            f"{config.method.kind}."
-        )
-    kept = kept_checkpoints(run / "checkpoints")
-    if not kept or not (run / "finished.json").is_file():
-        raise ValueError(f"guidance.run must be finished and have a checkpoint; got {run}. Train it to its end first.")
-    total = json.loads((run / "finished.json").read_text(encoding="utf-8"))["steps"]
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn here only to be overwritten
-        method = config.method.build(total).eval()
-    if different := other_parts(frozen_hashes(method), kept[-1].frozen):
-        raise ValueError(f"{run} must be looked at with the teacher of its training; got another {different}.")
-    dataset = held_out(config.data.source)
-    batches = evaluation_batches(
-        dataset, method.encoder.image_size, COUNT, torch.device("cpu"), indices=choose(dataset, COUNT, seed)
-    )
-    images, ids = next(batches)
-    values = images.numpy()[:, list(shown_bands(dataset.channels))]
-    shown = to_picture(values, *display_range(values, dataset.scale))
-    rows = [("images", "", shown), *_look(method, images, shown, kept, total, seed)]
-    about = {
-        "titles": [title for title, _, _ in rows],
-        "texts": [text for _, text, _ in rows],
-        "items": [dataset.names[int(index)] for index in ids],
-        "caption": (
-            f"{len(ids)} images of {dataset.name} ({dataset.split}), drawn with seed {seed}, at the checkpoints that "
-            f"the run kept. White: where an image's score is largest. An entropy of 1 means that all patches score "
+    def run(self) -> PictureRows:
+        """The images, then the maps and the masks of each checkpoint; maps are white where they are largest.
+
+        Raises:
+            ValueError: if the run is of another method, is not finished, attention decides nothing in it, or its
+                teacher is another one now.
+        """
+        run = Path(self.encoders[0])
+        config = run_config(run)
+        if not isinstance(config.method, CMTMAEConfig) or not config.method.masker.guided:
+            raise ValueError(
+                f"guidance.run must be a run of CMT-MAE in which attention decides what is masked; got {run}, a run of "
+                f"{config.method.kind}."
+            )
+        kept = kept_checkpoints(run / "checkpoints")
+        if not kept or not (run / "finished.json").is_file():
+            raise ValueError(
+                f"guidance.run must be finished and have a checkpoint; got {run}. Train it to its end first."
+            )
+        total = json.loads((run / "finished.json").read_text(encoding="utf-8"))["steps"]
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn here only to be overwritten
+            method = config.method.build(total).eval()
+        if different := other_parts(frozen_hashes(method), kept[-1].frozen):
+            raise ValueError(f"{run} must be looked at with the teacher of its training; got another {different}.")
+        dataset = held_out(self.images or config.data.source)
+        images, items = read_images(dataset, method.encoder.image_size, choose(dataset, self.count, self.seed))
+        values = images.numpy()[:, list(shown_bands(dataset.channels))]
+        shown = to_picture(values, *display_range(values, dataset.scale))
+        looks = _look(method, images, shown, kept, total, self.seed)
+        caption = (
+            f"{len(items)} images of {dataset.name} ({dataset.split}), drawn with seed {self.seed}, at the checkpoints "
+            f"that the run kept. White: where an image's score is largest. An entropy of 1 means that all patches score "
             f"alike."
-        ),
-    }
-    buffer = io.BytesIO()
-    pictures = {f"row_{number}": picture for number, (_, _, picture) in enumerate(rows)}
-    np.savez(buffer, about=np.array(json.dumps(about)), **pictures)  # type: ignore[arg-type]
-    path = run / "analysis" / "guidance.npz"
-    replace_file(path, buffer.getvalue())
-    return path
+        )
+        return PictureRows(items, (Row("images", "", shown), *(Row(*look) for look in looks)), caption)
+
+
+def write_guidance_arrays(run: str | Path, **options: Any) -> Path:
+    """The pictures of a run in `RUN/analysis/guidance.npz`, for its report; options as `Guidance` has them."""
+    return write_rows(Guidance((str(run),), **options).run(), Path(run) / "analysis" / "guidance.npz")
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from pantomim.analysis.masks import VisibleStatistics, mask_spectrum, mean_visibility, visible_statistics
-from pantomim.analysis.reconstructions import display_range, shown_bands, to_picture
+from pantomim.analysis.pictures import display_range, shown_bands, to_picture
 from pantomim.core.mask import Mask
 from pantomim.data.decoding import BrokenImageError, decode
 from pantomim.data.scales import scale_of

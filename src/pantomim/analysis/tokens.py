@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pantomim.analysis.reconstructions import held_out
+from pantomim.analysis.runs import held_out
 from pantomim.config import Pretrain, from_yaml
 from pantomim.core.files import check_out, replace_file
 from pantomim.data.sources import Dataset

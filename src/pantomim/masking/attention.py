@@ -1,6 +1,5 @@
 """Mask patches by how much attention they get: the most attended, the least, or by a draw in which it is the weight."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,37 +10,14 @@ from torch import Tensor
 from pantomim.core.frozen import frozen, in_words
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import NotNegative
-from pantomim.masking.base import Ratio, check_count, count_masked
+from pantomim.masking.base import Grid, Ratio, Scores, check_count, count_masked
 
 Rule = Literal["topk_masked", "topk_visible", "topk_hint", "sample_masked", "sample_visible"]
 Preset = Literal["milan", "attmask_high", "attmask_low", "attmask_hint"]
 
 
-@frozen
-class Hint:
-    """Some of the most attended patches stay visible.
-
-    Args:
-        show: Share of all patches that is shown.
-        among: Share of all patches, the most attended ones, from which they are drawn, all alike.
-        refill: The next in rank are masked in their place, so that the number of masked patches stays.
-
-    Raises:
-        ValueError: if more is to be shown than there is to draw from.
-
-    Source: AttMask-Hint (the authors' `attmask.py`: 0.1 and 0.2, at half of the patches masked), which does not refill.
-    """
-
-    show: float = 0.1
-    among: float = 0.2
-    refill: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.show <= self.among < 1:
-            raise ValueError(
-                f"AttentionMasker.hint_show must be above 0 and at most hint_among, which is below 1; got {self.show} "
-                f"and {self.among}. Give shares of all patches."
-            )
+# AttMask-Hint: shares of all patches that are shown again, and among which, the most attended ones, they are drawn.
+HINT_SHOW, HINT_AMONG = 0.1, 0.2  # the authors' attmask.py, where half of the patches are masked
 
 
 @frozen
@@ -50,16 +26,18 @@ class AttentionMasker:
 
     Args:
         rule: "topk_masked" masks the most attended patches, "topk_visible" the least attended; "topk_hint" the most
-            attended but for some, see `hint`. "sample_masked" draws the masked ones without replacement, each with a
+            attended but for some that are drawn. "sample_masked" draws the masked ones without replacement, each with a
             probability in proportion to its attention; "sample_visible" draws the visible ones so. What is equally
             attended is chosen by chance.
         ratio: Share of masked patches, in (0, 1).
         whole: Which of the two counts is the share, rounded down: that of the visible patches, as in MAE's code, or
             of the masked ones, as in AttMask's.
         eps: Sampling adds this share of the mean attention to every patch's; 0: patches without attention come last.
-        hint_show: Of topk_hint alone: share of all patches that is shown again; None: AttMask's. See `Hint`.
-        hint_among: Of topk_hint alone: share of all patches from which these are drawn; None: AttMask's.
-        hint_refill: Of topk_hint alone: the next in rank are masked in their place; None: they are.
+        hint_show: Of topk_hint alone: share of all patches that is shown again; None: 0.1, AttMask's.
+        hint_among: Of topk_hint alone: share of all patches, the most attended ones, from which these are drawn, all
+            alike; None: 0.2, AttMask's.
+        hint_refill: Of topk_hint alone: the next in rank are masked in their place, so that the number of masked
+            patches stays; None: they are. AttMask does not.
         preset: A published way in place of all of these but the ratio, see `PUBLISHED`.
 
     Raises:
@@ -90,11 +68,17 @@ class AttentionMasker:
                 f"AttentionMasker.eps goes with sample_masked and sample_visible; got {self.eps} with {self.rule}. "
                 f"Leave it out."
             )
-        if self.rule == "topk_hint":
-            _ = self.hint  # its shares go together
-        for name in ("hint_show", "hint_among", "hint_refill"):
-            if getattr(self, name) is not None and self.rule != "topk_hint":
-                raise ValueError(f"AttentionMasker.{name} goes with topk_hint; got it with {self.rule}. Leave it out.")
+        if self.rule != "topk_hint" and (self.hint_show, self.hint_among, self.hint_refill) != (None, None, None):
+            raise ValueError(
+                f"AttentionMasker.hint_show, hint_among and hint_refill go with topk_hint; got them with {self.rule}. "
+                f"Leave them out."
+            )
+        show, among = self.hint
+        if not 0 < show <= among < 1:
+            raise ValueError(
+                f"AttentionMasker.hint_show must be above 0 and at most hint_among, which is below 1; got {show} and "
+                f"{among}. Give shares of all patches."
+            )
         if self.preset is not None and replace(self, preset=None) != AttentionMasker(ratio=self.ratio):
             raise ValueError(
                 f"AttentionMasker.preset decides all but the ratio; got {self.preset} and other settings beside it. "
@@ -109,20 +93,20 @@ class AttentionMasker:
     @property
     def explicit(self) -> "AttentionMasker":
         """The same with a preset written out."""
-        return self if self.preset is None else PUBLISHED[self.preset](self.ratio)
+        return self if self.preset is None else published(self.preset, self.ratio)
 
     @property
-    def hint(self) -> Hint:
-        """What topk_hint shows again."""
-        settings: dict[str, Any] = {"show": self.hint_show, "among": self.hint_among, "refill": self.hint_refill}
-        return Hint(**{name: value for name, value in settings.items() if value is not None})
+    def hint(self) -> tuple[float, float]:
+        """Shares of all patches: what topk_hint shows again, and from which of the most attended ones."""
+        show = HINT_SHOW if self.hint_show is None else self.hint_show
+        return show, HINT_AMONG if self.hint_among is None else self.hint_among
 
-    def num_masked(self, grid: tuple[int, int]) -> int:
+    def num_masked(self, grid: Grid) -> int:
         """See `Masker.num_masked`."""
         masked, shown, _ = self.counts(grid)
-        return masked if self.explicit.hint.refill else masked - shown
+        return masked - shown if self.explicit.hint_refill is False else masked
 
-    def counts(self, grid: tuple[int, int]) -> tuple[int, int, int]:
+    def counts(self, grid: Grid) -> tuple[int, int, int]:
         """Patches that are masked, shown again, and to be drawn from for that."""
         if self.preset is not None:
             return self.explicit.counts(grid)
@@ -133,28 +117,21 @@ class AttentionMasker:
             masked = check_count("AttentionMasker", self.ratio, int(num_patches * self.ratio), num_patches)
         if self.rule != "topk_hint":
             return masked, 0, 0
-        hint = self.hint
-        shown, among = int(num_patches * hint.show), int(num_patches * hint.among)
+        shown, among = (int(num_patches * share) for share in self.hint)
         words = f"on a grid of {grid[0]} x {grid[1]}, {masked} masked"
         if not 0 < shown < masked or among > masked:
             raise ValueError(
                 f"AttentionMasker.hint_show and hint_among must be at least one patch and fewer than are masked; got "
                 f"{shown} of {among} {words}. Use other shares."
             )
-        if hint.refill and masked + shown > num_patches:
+        if self.hint_refill is not False and masked + shown > num_patches:
             raise ValueError(
                 f"AttentionMasker.hint_show must leave patches to mask in the place of those that are shown; got "
                 f"{shown} {words}. Lower the ratio or the share, or set hint_refill to False."
             )
         return masked, shown, among
 
-    def __call__(
-        self,
-        batch_size: int,
-        grid: tuple[int, int],
-        generator: torch.Generator,
-        attention: Float[Tensor, "B N"] | None = None,
-    ) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
         """See `Masker.__call__`; attention of any scale, as long as it is not negative."""
         if self.preset is not None:
             return self.explicit(batch_size, grid, generator, attention)
@@ -175,33 +152,18 @@ class AttentionMasker:
         return Mask.from_scores(scores, self.num_masked(grid))
 
 
-def milan_masker(ratio: float = 0.75) -> AttentionMasker:
-    """MILAN's: the visible patches are drawn by attention. Source: the authors' `models_milan.py`."""
-    return AttentionMasker(rule="sample_visible", ratio=ratio)
-
-
-def attmask_high(ratio: float) -> AttentionMasker:
-    """AttMask-High: the most attended patches are masked. Source: the authors' `attmask.py`."""
-    return AttentionMasker(rule="topk_masked", ratio=ratio, whole="masked")
-
-
-def attmask_low(ratio: float) -> AttentionMasker:
-    """AttMask-Low: the least attended patches are masked. Source: the authors' `attmask.py`."""
-    return AttentionMasker(rule="topk_visible", ratio=ratio, whole="masked")
-
-
-def attmask_hint(ratio: float) -> AttentionMasker:
-    """AttMask-Hint: of the most attended patches some stay visible, none takes their place. Source: as above."""
-    return AttentionMasker(rule="topk_hint", ratio=ratio, whole="masked", hint_refill=False)
-
-
-# Published ways, by name, at a given share of masked patches.
-PUBLISHED: dict[Preset, Callable[[float], AttentionMasker]] = {
-    "milan": milan_masker,
-    "attmask_high": attmask_high,
-    "attmask_low": attmask_low,
-    "attmask_hint": attmask_hint,
+# Published ways, by name: all settings but the ratio.
+PUBLISHED: dict[Preset, dict[str, Any]] = {
+    "milan": {"rule": "sample_visible"},  # MILAN's models_milan.py: the visible patches are drawn by attention
+    "attmask_high": {"rule": "topk_masked", "whole": "masked"},  # AttMask's attmask.py, as the two below
+    "attmask_low": {"rule": "topk_visible", "whole": "masked"},
+    "attmask_hint": {"rule": "topk_hint", "whole": "masked", "hint_refill": False},
 }
+
+
+def published(preset: Preset, ratio: float = 0.75) -> AttentionMasker:
+    """A published way with its settings written out."""
+    return AttentionMasker(ratio=ratio, **PUBLISHED[preset])
 
 
 def ranks_of(attention: Float[Tensor, "B N"], generator: torch.Generator) -> Int[Tensor, "B N"]:

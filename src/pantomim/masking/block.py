@@ -5,13 +5,12 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from pantomim.core.frozen import frozen
+from pantomim.core.host import host_seed, to_device
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import AtLeastOne, Range
-from pantomim.masking.base import Ratio, Strategy, check_count
+from pantomim.masking.base import Grid, Ratio, Scores, Strategy, check_count
 from pantomim.masking.rectangles import TRIES, Covered, FromGenerator, Rule, Source, cover, fill
 
 REFERENCE_MIN_AREA, REFERENCE_PATCHES = 16, 14 * 14  # BEiT's smallest rectangle, and the grid that it belongs to
@@ -75,11 +74,11 @@ class BlockMasker:
         """See `Masker.varies`."""
         return not self.exact
 
-    def num_masked(self, grid: tuple[int, int]) -> int:
+    def num_masked(self, grid: Grid) -> int:
         """See `Masker.num_masked`."""
         return self.rule(grid).total
 
-    def rule(self, grid: tuple[int, int]) -> Rule:
+    def rule(self, grid: Grid) -> Rule:
         """What a rectangle must be on this grid.
 
         Raises:
@@ -110,36 +109,15 @@ class BlockMasker:
         patience = TRIES * (FRUITLESS_ROUNDS if self.exact else 1)
         return Rule(total, min_area, max_area, -math.log(self.min_aspect), patience)
 
-    def cover(self, batch_size: int, grid: tuple[int, int], source: Source, ahead: int | None = None) -> Covered:
+    def cover(self, batch_size: int, grid: Grid, source: Source, ahead: int | None = None) -> Covered:
         """Place the rectangles; an exact count may still be short of the last patches, see `FRUITLESS_ROUNDS`."""
         return cover(batch_size, grid, self.rule(grid), source, ahead)
 
-    def __call__(
-        self,
-        batch_size: int,
-        grid: tuple[int, int],
-        generator: torch.Generator,
-        attention: Float[Tensor, "B N"] | None = None,
-    ) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
         """See `Masker.__call__`; drawn on the CPU, and copied to the device without waiting for it."""
         numbers = np.random.default_rng(host_seed(generator))
         total = self.num_masked(grid)
         masked = self.cover(batch_size, grid, FromGenerator(numbers)).masked
         if self.exact:
             masked = fill(masked, total, numbers)
-        return Mask.from_masked(_sent(torch.from_numpy(masked), generator.device), total, varies=self.varies)
-
-
-def host_seed(generator: torch.Generator) -> list[int]:
-    """A seed for a generator on the CPU, from where this one stands; this one moves on. Nothing waits for a device."""
-    if generator.device.type == "cpu":
-        return torch.randint(2**63 - 1, (1,), generator=generator).tolist()
-    state = generator.get_state().tolist()  # the host keeps it, whatever the device
-    torch.rand(1, generator=generator, device=generator.device)
-    return state
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()  # else the copy waits for what the device still has to do
-    return tensor.to(device, non_blocking=True)
+        return Mask.from_masked(to_device(torch.from_numpy(masked), generator.device), total, varies=self.varies)

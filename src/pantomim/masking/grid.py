@@ -4,13 +4,11 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import AtLeastOne
-from pantomim.masking.base import Ratio, Strategy
+from pantomim.masking.base import Grid, Ratio, Scores, Strategy
 
 
 @frozen
@@ -49,7 +47,7 @@ class GridMasker:
         ),
     )
 
-    def num_masked(self, grid: tuple[int, int]) -> int:
+    def num_masked(self, grid: Grid) -> int:
         """See `Masker.num_masked`."""
         rows, columns = self.cells(grid)
         num_patches = grid[0] * grid[1]
@@ -61,17 +59,11 @@ class GridMasker:
             )
         return count
 
-    def cells(self, grid: tuple[int, int]) -> tuple[int, int]:
+    def cells(self, grid: Grid) -> tuple[int, int]:
         """Rows and columns of cells, those that are cut off included."""
         return math.ceil(grid[0] / self.cell), math.ceil(grid[1] / self.cell)
 
-    def __call__(
-        self,
-        batch_size: int,
-        grid: tuple[int, int],
-        generator: torch.Generator,
-        attention: Float[Tensor, "B N"] | None = None,
-    ) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
         """See `Masker.__call__`."""
         rows, columns = self.cells(grid)
         device = generator.device

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import AtLeastOne, Share
-from pantomim.masking.base import Ratio, Strategy, count_masked
+from pantomim.masking.base import Grid, Ratio, Scores, Strategy, count_masked
 
 
 @frozen
@@ -54,12 +54,12 @@ class InverseBlockMasker:
         ),
     )
 
-    def num_masked(self, grid: tuple[int, int]) -> int:
+    def num_masked(self, grid: Grid) -> int:
         """See `Masker.num_masked`."""
         self.num_blocks(grid)
         return count_masked("InverseBlockMasker", self.ratio, grid[0] * grid[1])
 
-    def num_blocks(self, grid: tuple[int, int]) -> int:
+    def num_blocks(self, grid: Grid) -> int:
         """How many blocks are drawn; two of them may fall on the same patch.
 
         Raises:
@@ -72,13 +72,7 @@ class InverseBlockMasker:
             )
         return max(1, int(grid[0] * grid[1] * ((1 - self.ratio) + self.adjust) / self.block**2))
 
-    def __call__(
-        self,
-        batch_size: int,
-        grid: tuple[int, int],
-        generator: torch.Generator,
-        attention: Float[Tensor, "B N"] | None = None,
-    ) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
         """See `Masker.__call__`."""
         num_masked, num_patches = self.num_masked(grid), grid[0] * grid[1]
         size, device = (batch_size, self.num_blocks(grid)), generator.device

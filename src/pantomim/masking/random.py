@@ -3,12 +3,10 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
-from pantomim.masking.base import Ratio, Strategy, count_masked
+from pantomim.masking.base import Grid, Ratio, Scores, Strategy, count_masked
 
 
 @frozen
@@ -41,17 +39,11 @@ class RandomMasker:
         ),
     )
 
-    def num_masked(self, grid: tuple[int, int]) -> int:
+    def num_masked(self, grid: Grid) -> int:
         """See `Masker.num_masked`."""
         return count_masked("RandomMasker", self.ratio, grid[0] * grid[1])
 
-    def __call__(
-        self,
-        batch_size: int,
-        grid: tuple[int, int],
-        generator: torch.Generator,
-        attention: Float[Tensor, "B N"] | None = None,
-    ) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
         """See `Masker.__call__`."""
         noise = torch.rand(batch_size, grid[0] * grid[1], generator=generator, device=generator.device)
         return Mask.from_scores(noise, self.num_masked(grid))

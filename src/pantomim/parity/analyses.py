@@ -4,7 +4,7 @@ import torch
 
 from pantomim.analysis.attention_distance import attention_distance, patch_distances
 from pantomim.analysis.blocks import block_features
-from pantomim.analysis.concentration import concentration
+from pantomim.analysis.spectrum import concentration
 from pantomim.formats.files import load_exactly
 from pantomim.nn.tokens import patch_grid
 from pantomim.nn.vit import EncoderConfig

@@ -27,8 +27,9 @@ def in1k(size: Literal["base", "large"]) -> Pretrain:
         encoder=replace(encoder, layer_scale=1e-5 if large else 1e-4),
         masker=BlockMasker(ratio=120 / 196, exact=False),  # 120 of 196, blocks of 16 patches at least
         target=FeatureTargetConfig(
-            # the mean over the upper half of the blocks of ViT-B, a quarter of ViT-L's; momentum without a ramp
-            teacher=TeacherConfig(source="ema", blocks=6, momentum=0.9998),
+            # The mean over the upper half of the blocks of ViT-B, a quarter of ViT-L's; momentum without a ramp. The
+            # teacher is called outside of autocast (engine_for_cyclical.py).
+            teacher=TeacherConfig(source="ema", blocks=6, momentum=0.9998, precision="float32"),
             normalise="layernorm",  # post_target_layer_norm
             distance=Distance("smooth_l1", beta=2.0),
         ),

@@ -25,7 +25,7 @@ _SECOND = replace(_COLOURS, blur=0.1, blur_sigma=(0.1, 2.0), solarise=0.2)
 
 def in1k(size: Literal["small", "base"]) -> Pretrain:
     """`CONFIG.md`, "ViT Models", field by field; what it leaves out has the default of `main_moco.py`."""
-    crop = Crop(scale=(0.08, 1.0), flip=True)  # --crop-min
+    crop = Crop(scale=(0.08, 1.0), flip=True, interpolation="bilinear")  # --crop-min; torchvision's default
     return Pretrain(
         recipe="mocov3",
         data=DataConfig(crop=crop, augment=_FIRST, second=View(crop, _SECOND)),

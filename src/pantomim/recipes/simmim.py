@@ -21,7 +21,9 @@ def in1k(size: Literal["base"]) -> Pretrain:
     """The authors' configs, field by field: BEiT with other masks and another target."""
     return Pretrain(
         recipe="simmim",
-        data=DataConfig(crop=Crop(scale=(0.67, 1.0), flip=True)),  # data_simmim.py
+        data=DataConfig(
+            crop=Crop(scale=(0.67, 1.0), interpolation="bilinear")
+        ),  # data_simmim.py; torchvision's default
         method=BEiTConfig(
             encoder=beit_encoder(size, drop_path=0.1),
             masker=GridMasker(ratio=0.6, cell=2),  # data_simmim.py: cells of 32 pixels
@@ -35,7 +37,7 @@ def in1k(size: Literal["base"]) -> Pretrain:
             warmup=Duration(epochs=10),
             weight_decay=0.05,
             schedule="drop",  # a tenth from epoch 700 on
-            lagging=True,  # main_simmim.py: the schedule moves on after the step
+            lead=-1,  # main_simmim.py: the schedule moves after the step
             decay_tokens=False,  # optimizer.py: no class token, no positions ...
             decay_mask_token=True,  # ... but the mask token
             betas=(0.9, 0.999),

@@ -99,7 +99,7 @@ def test_it_is_never_in_training_mode_and_has_no_gradient() -> None:
 
 def test_one_mean_and_deviation_per_channel() -> None:
     with pytest.raises(ValueError, match="one value per channel"):
-        PixelTarget(4, MEAN, (0.1, 0.2))
+        PixelTarget(PixelTargetConfig(), 4, MEAN, (0.1, 0.2))
 
 
 def test_sides_must_fit_the_patch() -> None:

@@ -5,7 +5,9 @@ from torch.nn import functional as F
 
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import EncoderConfig
+from pantomim.targets import tokens
 from pantomim.targets.tokens import TokenTarget, TokenTargetConfig
+from pantomim.tokenizers.random_projection import RandomProjectionTokenizer
 
 ENCODER = EncoderConfig(image_size=(8, 12), patch_size=4, width=16, depth=1, heads=2).build()
 
@@ -53,6 +55,12 @@ def test_a_random_projection_needs_no_file() -> None:
 def test_there_is_no_tokenizer_by_default() -> None:
     with pytest.raises(ValueError, match=r"tokenizer must be given.*dalle:FILE.*random-projection"):
         TokenTargetConfig().build(ENCODER)
+
+
+def test_another_vocabulary_than_the_tokenizers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "load_tokenizer", lambda *_, **__: RandomProjectionTokenizer(4, vocabulary=12))
+    with pytest.raises(ValueError, match=r"vocabulary must be the tokenizer's, 12; got 8192"):
+        TokenTargetConfig(tokenizer="somewhere", vocabulary=8192).build(ENCODER)
 
 
 def test_a_prediction_is_scored_by_the_tokens_of_its_patches() -> None:
