@@ -50,7 +50,7 @@ class Checkpoint:
     path: Path
     step: int  # steps done when it was written
     seed: int  # of the run; with the step, the random state
-    progress: dict[str, Any]  # what else the run wanted to remember
+    progress: dict[str, Any]  # what else the run keeps
     frozen: dict[str, str] = field(default_factory=dict)  # hash of each frozen part of the method
 
 
