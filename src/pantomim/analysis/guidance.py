@@ -92,8 +92,8 @@ class Guidance(Inspection):
         looks = _look(method, images, shown, kept, total, self.seed)
         caption = (
             f"{len(items)} images of {dataset.name} ({dataset.split}), drawn with seed {self.seed}, at the checkpoints "
-            f"that the run kept. White: where an image's score is largest. An entropy of 1 means that all patches score "
-            f"alike."
+            f"that the run kept. White: where an image's score is largest. An entropy of 1 means that all patches "
+            f"score alike."
         )
         return PictureRows(items, (Row("images", "", shown), *(Row(*look) for look in looks)), caption)
 

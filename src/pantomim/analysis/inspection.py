@@ -59,6 +59,10 @@ class Inspection(ABC):
                 "runs/first, or several."
             )
 
+    @abstractmethod
+    def run(self) -> Any:
+        """What was found: `BlockFacts`, or `PictureRows`."""
+
     @property
     def page(self) -> Path:
         """Where the page goes.
