@@ -8,7 +8,7 @@ from pantomim.teachers.base import Guidance, Teacher
 class Given(Teacher):
     """Features and attention of three images on a grid of 4 x 4, in turn; `asked` lists the queries."""
 
-    queries = ("class", "mean")
+    name, queries = "given", ("class", "mean")
 
     def __init__(self, width=16, seed=5, num_prefix=1):
         super().__init__()

@@ -191,7 +191,7 @@ def pretrain(arguments: list[str]) -> None:
 
 
 def _pretrain_stages(chain: "Stages", out: Path) -> None:
-    from pantomim.stages import run_stages
+    from pantomim.study.stages import run_stages
 
     main = int(os.environ.get("RANK", "0")) == 0
 
@@ -233,7 +233,7 @@ def explain(arguments: list[str]) -> None:
     if prepared.decided:
         _print_section("Decided from the data", prepared.decided)
     if (chain := prepared.chain) is not None:
-        from pantomim.stages import describe_stages
+        from pantomim.study.stages import describe_stages
 
         _print_section("Stages", describe_stages(chain, chosen.out or Path("RUN")))
     for title, rows in explanation.explain(config, prepared.paper, precision, prepared.notes, prepared.origins):
@@ -466,8 +466,8 @@ def masks(
         seed: Of the draws.
     """
     from pantomim.analysis.mask_survey import choose_maskers, load_photo, parse_grid, survey
+    from pantomim.report.html import check_page_path
     from pantomim.report.mask_gallery import Gallery, write_gallery
-    from pantomim.report.template import check_page_path
 
     check_page_path("masks", out)
     size = parse_grid(grid)
@@ -700,10 +700,10 @@ def study(arguments: list[str]) -> None:
     """Compare runs over seeds: pantomim study PLAN --data SRC [--scale NAME] [--index I] [--table]."""
     chosen = tyro.cli(StudyArguments, args=arguments, prog="pantomim study")
     from pantomim.study.cells import expand
-    from pantomim.study.inputs import read_inputs
     from pantomim.study.page import write_tables
+    from pantomim.study.placeholders import read_inputs
     from pantomim.study.plan import load_plan, shipped_plans
-    from pantomim.study.run import check_folder, run_study, state, take_folder
+    from pantomim.study.run import check_study, open_study, run_study, state
 
     if chosen.plan is None:
         _print_section("Plans", [(plan.name, " ".join(plan.summary.split())) for plan in shipped_plans().values()])
@@ -715,7 +715,7 @@ def study(arguments: list[str]) -> None:
     for warning in planned.warnings:
         ERRORS.print(warning, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
     if chosen.list:
-        check_folder(planned, out)
+        check_study(planned, out)
         _print_section(
             f"{len(planned.cells)} cells, --index 0 to {len(planned.cells) - 1}",
             [(cell.name, state(cell, out)) for cell in planned.cells],
@@ -727,7 +727,7 @@ def study(arguments: list[str]) -> None:
 
     failed = []
     if chosen.table:
-        take_folder(planned, out)
+        open_study(planned, out)
     else:
         say(f"{len(planned.cells)} cells in {out}" + (f", scale {planned.scale}." if planned.scale else "."))
         failed = run_study(planned, out, index=chosen.index, minutes=chosen.minutes, say=say)
@@ -801,7 +801,7 @@ def inspect_run(arguments: list[str]) -> None:
     from pantomim.analysis import ANALYSES, LayerAnalysis
     from pantomim.analysis.alignment import Alignment
     from pantomim.analysis.guidance import Guidance, write_guidance_arrays
-    from pantomim.report.template import check_page_path
+    from pantomim.report.html import check_page_path
 
     analysis = _chosen("inspect", {kind.name: kind for kind in ANALYSES}, arguments)
     if isinstance(analysis, Guidance):

@@ -5,13 +5,13 @@ import difflib
 import math
 from dataclasses import asdict, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pantomim.core.frozen import frozen
-from pantomim.core.ranges import Share
+from pantomim.core.ranges import NotNegative, Range, Share
 from pantomim.data.augment import Augment
 from pantomim.data.transforms import Crop, View
 from pantomim.methods import MethodConfig
@@ -86,11 +86,13 @@ class OptimConfig:
         start_lr: Rate at the beginning of the warm-up.
         warmup: Length of the linear warm-up.
         weight_decay: For matrices and tokens.
+        weight_decay_end: Weight decay at the end, reached along half a cosine; None: it is constant.
         schedule: Whether the rate reaches its peak in the step after the warm-up ("mae"), or in the warm-up's last
             step ("beit", and CAE's); or no cosine, but the peak and then min_lr ("drop", SimMIM's).
         drop_at: Of schedule drop: the share of the run after which the rate is min_lr.
-        lagging: Each step takes the rate of the step before it, as in SimMIM's loop, which moves its schedule on after
-            the step.
+        lead: Each step has the rate and the weight decay of so many steps later; -1 in SimMIM's loop, which moves its
+            schedule after the step, 1 in I-JEPA's.
+        stretch: Length of schedules over that of the run; above 1 the run ends before they do (I-JEPA's ipe_scale).
         decay_tokens: Also decay class, register and mask tokens, as the authors' code does.
         decay_mask_token: The same of the mask token apart; None: like the other tokens. BEiT's authors decay it alone.
         decay_vectors: Also decay biases and norms, as MoCo v3's authors do.
@@ -104,9 +106,11 @@ class OptimConfig:
     start_lr: float = 0.0
     warmup: Duration = field(default_factory=lambda: Duration(epochs=40))
     weight_decay: float = 0.05
+    weight_decay_end: NotNegative | None = None
     schedule: Literal["mae", "beit", "drop"] = "mae"
     drop_at: Share = 7 / 8
-    lagging: bool = False
+    lead: Literal[-1, 0, 1] = 0
+    stretch: Annotated[float, Range(least=1)] = 1.0
     decay_tokens: bool = True
     decay_mask_token: bool | None = None
     decay_vectors: bool = False

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import ENCODER, tiny_images, tiny_run
+from tiny import MOCO_ENCODER, tiny_images, tiny_run
 
 import pantomim.engine.pretrain as engine
 from pantomim.checkpoint import WEIGHTS, find_checkpoint
@@ -24,9 +24,8 @@ from pantomim.evaluate.knn import KNN
 from pantomim.formats import load_encoder
 from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.recipes import prepare
-from pantomim.recipes.mocov3 import as_moco
 
-METHOD = MoCoV3Config(encoder=as_moco(ENCODER), hidden=16, dim=8)
+METHOD = MoCoV3Config(encoder=MOCO_ENCODER, hidden=16, dim=8)
 
 
 class Killed(BaseException):
@@ -135,7 +134,7 @@ def test_from_the_command_line(source, tmp_path, capsys):
     command += ["--method.momentum.start", "0.9"]
     main(["explain", *command])
     told = " ".join(capsys.readouterr().out.split())
-    for words in ("teacher sees", "momentum 0.9, along half a cosine to 1", "FLOPs per image"):
+    for words in ("teacher_encoder B x 3 x 16 x 16", "{start: 0.9, end: 1.0, shape: cosine", "FLOPs per image"):
         assert words in told
     main(["pretrain", *command, "--out", str(out)])
     main(["report", str(out)])

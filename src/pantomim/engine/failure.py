@@ -46,12 +46,11 @@ def save_failure(
 
 
 def named_tensors(value: Any, name: str) -> dict[str, Tensor]:
-    """The tensors of a dataclass and of those within it, by dotted names."""
+    """The tensors of a dataclass or named tuple and of those within it, by dotted names."""
     if isinstance(value, torch.Tensor):
         return {name: value}
-    if not is_dataclass(value):
-        return {}
+    items = [field.name for field in fields(value)] if is_dataclass(value) else getattr(value, "_fields", ())
     found: dict[str, Tensor] = {}
-    for field in fields(value):
-        found |= named_tensors(getattr(value, field.name), f"{name}.{field.name}")
+    for item in items:
+        found |= named_tensors(getattr(value, item), f"{name}.{item}")
     return found

@@ -67,7 +67,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
 
         # --------------------------------------------------------------------------------------------------- Method
         torch.manual_seed(random_seed(seed, 0, Purpose.WEIGHTS))
-        method = config.method.build(total)
+        method = config.method.build(total if config.optim.stretch == 1 else config.optim.stretch * total)
         check_fit(config, dataset, method.requirements, world)
         stream = Stream(
             dataset,

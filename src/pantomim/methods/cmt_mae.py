@@ -40,10 +40,10 @@ from pantomim.nn.vit import EncoderConfig
 from pantomim.targets.features import normalise_features
 from pantomim.targets.pair import PairConfig, Weighted
 from pantomim.targets.pixels import PixelTargetConfig
-from pantomim.teachers.base import Guidance, Query, Teacher
+from pantomim.teachers.base import Guidance, Teacher
 from pantomim.teachers.choice import TeacherConfig
 from pantomim.teachers.encoder import EMATeacher
-from pantomim.teachers.mixing import Mixing, Network, Scores, evenness, spread
+from pantomim.teachers.mixing import Mixing, Network, Scores, evenness, spread, weight_of
 
 MOMENTUM = Momentum(0.996, 1.0)  # usual for momentum encoders
 COLLAPSED = 0.05  # `student_std` below which the moving average has collapsed. Ours
@@ -134,12 +134,6 @@ class CMTMAEConfig:
         """Whether the teacher is asked at some step of the run."""
         return "teacher" in self.attended + self.predicted
 
-    def pace(self, steps: int | None) -> Momentum:
-        """The momentum of the student's average in a run of so many steps."""
-        if self.half_life is None or not steps:
-            return self.momentum
-        return Momentum(momentum_of_half_life(self.half_life * steps))
-
     def build(self, steps: int | None = None, teacher: Teacher | None = None) -> "CMTMAE":
         """The method, initialised from torch's global generator; `teacher` in place of the config's, if given."""
         return CMTMAE(self, steps, teacher)
@@ -173,29 +167,31 @@ class CMTMAE(Method):
 
     def __init__(self, config: CMTMAEConfig, steps: int | None = None, teacher: Teacher | None = None) -> None:
         super().__init__()
-        self.config, self.masker, self.steps = config, config.masker, steps
+        self.config, self.masker, self.target, self.steps = config, config.masker, config.target, steps
         self.encoder = encoder = config.encoder.build()
+        self.requirements = Requirements.of(config.encoder)
         self.teacher = (teacher or config.teacher.build(encoder)) if config.needs_teacher else None
         self.ema_student = None
         if "student" in config.attended + config.predicted:
+            momentum = config.momentum
+            if config.half_life is not None and steps:
+                momentum = Momentum(momentum_of_half_life(config.half_life * steps))
             self.ema_student = EMATeacher(
-                encoder, config.pace(steps), steps, "the student's average", output=config.student_output
+                encoder, momentum, steps, "the student's moving average", output=config.student_output
             )
         self.pixels = config.pixels.build(encoder) if config.pixel_weight else None
-        widths = {name: network.width for name, network in self.networks() if name in config.predicted}
-        heads = config.target.heads(widths) if widths else []
+        widths = {name: network.width for name, network in self.networks().items() if name in config.predicted}
+        heads = self.target.heads(widths) if widths else []
         self.widths = [sum(heads), 0 if self.pixels is None else self.pixels.dim]  # of features and pixels
         self.decoder = config.decoder.build(encoder.width, encoder.num_prefix, encoder.grid, sum(self.widths))
         self._draw_heads([*heads, *self.widths[1:]])
-        self.requirements = Requirements.of(config.encoder)
-        if self.teacher is not None and self.teacher.grid != encoder.grid:
-            raise ValueError(
-                f"CMTMAE.teacher must have the student's grid of {encoder.grid[0]} x {encoder.grid[1]} patches; got "
-                f"{self.teacher.grid[0]} x {self.teacher.grid[1]}."
-            )
-        for name, network in self.networks():
-            if name in config.attended:
-                network.check_query(self.query(name))
+        for name, network in self.networks().items():
+            network.check_query(config.scores.query(name) if name in config.attended else None)
+            if network.grid != encoder.grid:
+                raise ValueError(
+                    f"CMTMAE.teacher must have the student's grid of {encoder.grid[0]} x {encoder.grid[1]} patches; "
+                    f"got {network.grid[0]} x {network.grid[1]}."
+                )
 
     @torch.no_grad()
     def _draw_heads(self, widths: list[int]) -> None:
@@ -204,70 +200,56 @@ class CMTMAE(Method):
             for rows in self.decoder.decoder_pred.weight.split(widths):
                 nn.init.xavier_uniform_(rows)
 
-    def networks(self) -> list[tuple[Network, Teacher]]:
+    def networks(self) -> dict[Network, Teacher]:
         """The guiding networks that there are, the teacher first."""
-        both: tuple[tuple[Network, Teacher | None], ...] = (("teacher", self.teacher), ("student", self.ema_student))
-        return [(name, network) for name, network in both if network is not None]
-
-    def query(self, name: Network) -> Query:
-        """Whose attention is asked for."""
-        return self.config.scores.teacher_query if name == "teacher" else self.config.scores.student_query
+        both: dict[Network, Teacher | None] = {"teacher": self.teacher, "student": self.ema_student}
+        return {name: network for name, network in both.items() if network is not None}
 
     @torch.no_grad()
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> CMTMAEDraws:
-        """Ask both networks about whole images, mask what their mixed attention says, keep what is to be predicted."""
-        config, guided = self.config, self.masker.guided
+        """Ask both networks about whole images, mask by their mixed attention, keep the features to be predicted."""
+        config = self.config
         in_mask = config.mixing.at(step, self.steps)
-        in_target = config.target.weight(config.mixing, step, self.steps)
+        in_target = self.target.weight(config.mixing, step, self.steps)
         answers: dict[Network, Guidance] = {}
-        for name, network in self.networks():  # one that has no weight now is not asked
+        for name, network in self.networks().items():  # one that has no weight now is not asked
             attends = name in config.attended and weight_of(name, in_mask) > 0
             if attends or (name in config.predicted and weight_of(name, in_target) > 0):
-                half = config.guide_precision == "bfloat16"
-                answers[name] = ask(network, batch.images, self.query(name) if attends else None, half)
+                query = config.scores.query(name) if attends else None
+                answers[name] = ask(network, batch.images, query, config.guide_precision == "bfloat16")
 
-        maps = self.maps({name: answer.attention for name, answer in answers.items()}, in_mask)
+        maps = config.scores.maps({name: answer.attention for name, answer in answers.items()}, in_mask)
         mask = draw_mask(self.masker, batch, self.encoder.grid, generator, maps.get("mask"))
         zero = batch.images.new_zeros((), dtype=torch.promote_types(batch.images.dtype, torch.float32))
-        features = {
-            name: normalise_features(take(answers[name].patches, mask.ids_mask), config.target.normalise)
+        features = {  # zeros of a network that was not asked, so that forward is the same in every step
+            name: normalise_features(take(answers[name].patches, mask.ids_mask), self.target.normalise)
             if name in answers
-            else zero.new_zeros(*mask.ids_mask.shape, network.width)  # so that forward is the same in every step
-            for name, network in self.networks()
-            if name in config.predicted
+            else zero.new_zeros(*mask.ids_mask.shape, self.networks()[name].width)
+            for name in config.predicted
         }
-        facts = {"mask_teacher_weight": zero + in_mask} if guided else {}
-        for name in ("teacher", "student", "mask") if guided else ():
+        facts = {"mask_teacher_weight": zero + in_mask} if self.masker.guided else {}
+        for name in ("teacher", "student", "mask") if self.masker.guided else ():
             facts[f"entropy_{name}"] = evenness(maps[name]).to(zero) if name in maps else zero + math.nan
         if "student" in features:
-            facts["student_std"] = (
-                spread(answers["student"].patches).to(zero) if "student" in answers else zero + math.nan
-            )
+            asked = "student" in answers
+            facts["student_std"] = spread(answers["student"].patches).to(zero) if asked else zero + math.nan
         return CMTMAEDraws(mask, features, zero + in_target, facts)
 
-    def maps(
-        self, attention: Mapping[Network, Float[Tensor, "B N"] | None], weight: float
-    ) -> dict[str, Float[Tensor, "B N"]]:
-        """Scores of the patches by each network that was asked, and mixed ("mask") with the teacher's weight."""
-        maps = {name: self.config.scores(each) for name, each in attention.items() if each is not None}
-        if not maps:
-            return {}
-        return maps | {"mask": torch.stack([weight_of(name, weight) * each for name, each in maps.items()]).sum(dim=0)}
-
     def forward(self, batch: Batch, draws: CMTMAEDraws) -> dict[str, Tensor]:
-        """The student reads the visible patches; the decoder predicts the features of both networks at the masked."""
-        mask, config = draws.mask, self.config
+        """Both networks' features at the masked patches (draws have them), predicted from the visible patches."""
+        mask, losses = draws.mask, dict(draws.facts)
         latent = self.encoder(batch.images, mask.ids_keep)  # visible patches only
-        prediction = self.decoder(latent, mask)  # (B, M, K): features, then pixels, where these are predicted
-        to_features, to_pixels = prediction.split(self.widths, dim=-1)
-        outputs: dict[str, Tensor] = {"loss": draws.teacher_weight.new_zeros(())}
+        prediction = self.decoder(latent, mask)  # (B, M, K): features, then pixels
+        features, pixels = prediction.split(self.widths, dim=-1)
+        loss = draws.teacher_weight.new_zeros(())
         if draws.features:
-            outputs |= config.target.loss(to_features, draws.features, draws.teacher_weight)
+            losses |= self.target.loss(features, draws.features, draws.teacher_weight)
+            loss = self.config.feature_weight * losses["loss"]
         if self.pixels is not None:
             target = take(self.pixels(batch.images), mask.ids_mask)
-            outputs["loss_pixels"] = self.pixels.loss(to_pixels, target)
-            outputs["loss"] = config.feature_weight * outputs["loss"] + config.pixel_weight * outputs["loss_pixels"]
-        return outputs | dict(draws.facts)
+            losses["loss_pixels"] = self.pixels.loss(pixels, target)
+            loss = loss + self.config.pixel_weight * losses["loss_pixels"]
+        return losses | {"loss": loss}
 
     def warning(self, logged: Mapping[str, float | None]) -> str | None:
         """Whether the moving average gives nearly the same features for all images: places alone then predict them."""
@@ -284,8 +266,3 @@ class CMTMAE(Method):
     def exports(self) -> dict[str, Any]:
         """The student's encoder, and its decoder for continuing to train."""
         return {"encoder": self.encoder, "decoder": self.decoder}
-
-
-def weight_of(network: Network, teacher_weight: float) -> float:
-    """A network's own weight."""
-    return teacher_weight if network == "teacher" else 1 - teacher_weight

@@ -15,14 +15,7 @@ from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
 from pantomim.formats.foreign import official_name
 from pantomim.formats.mae import our_name
-from pantomim.masking.attention import (
-    AttentionMasker,
-    attmask_high,
-    attmask_hint,
-    attmask_low,
-    draw_order,
-    milan_masker,
-)
+from pantomim.masking.attention import AttentionMasker, draw_order, published
 from pantomim.methods.milan import MILANConfig
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take
@@ -52,7 +45,7 @@ def pretrain(item: Item) -> Computed:
         decoder=DecoderConfig(
             width=sizes["decoder_embed_dim"], depth=sizes["decoder_depth"], heads=sizes["decoder_num_heads"]
         ),
-        masker=milan_masker(sizes["mask_ratio"]),
+        masker=published("milan", sizes["mask_ratio"]),
     )
     teacher = _Given(item.input("teacher_tokens"), item.input("teacher_attention"), config.encoder.grid)
     model = config.build(1, teacher).double()
@@ -93,7 +86,7 @@ def sampling(item: Item) -> Computed:
     for index, (setting, stated) in enumerate(zip(item.config["settings"], item.numbers["settings"], strict=True)):
         importance = item.input(f"importance_{index}")
         generator = torch.Generator().manual_seed(index)
-        masker, grid = milan_masker(setting["mask_ratio"]), (1, setting["patches"])
+        masker, grid = published("milan", setting["mask_ratio"]), (1, setting["patches"])
         weights = importance.expand(DRAWS, -1)
         visible = (~masker(DRAWS, grid, generator, weights).masked).double()
         first = torch.nn.functional.one_hot(draw_order(weights, 0.0, generator).argmax(dim=1), len(importance))
@@ -125,14 +118,14 @@ def attmask(item: Item) -> Computed:
     outputs: dict[str, Tensor] = {}
     settings = []
     for ratio in item.config["ratios"]:
-        for name, masker in (("high", attmask_high(ratio)), ("low", attmask_low(ratio))):
+        for name, masker in (("high", published("attmask_high", ratio)), ("low", published("attmask_low", ratio))):
             mask = masker(len(attention), grid, generator, attention)
             outputs[f"attmask_{name}_{ratio}"] = mask.masked
         settings.append({"ratio": ratio, "masked": masker.num_masked(grid)})
     stated, hint = item.numbers["hint"], item.config["hint"]
-    hidden, shown, among = _hint(attmask_hint(hint["ratio"]), hint).counts(grid)
+    hidden, shown, among = _hint(published("attmask_hint", hint["ratio"]), hint).counts(grid)
     masked = [
-        _hint(attmask_hint(hint["ratio"]), hint)(DRAWS, grid, generator, row.expand(DRAWS, -1)).masked
+        _hint(published("attmask_hint", hint["ratio"]), hint)(DRAWS, grid, generator, row.expand(DRAWS, -1)).masked
         for row in attention
     ]
     want, _ = item.expected()["hint_mask_probability"]
@@ -153,7 +146,7 @@ def attmask(item: Item) -> Computed:
 class _Given(Teacher):
     """Says what an item says that its teacher said, the class token first."""
 
-    queries = ("class",)
+    name, queries = "the item's teacher", ("class",)
 
     def __init__(self, tokens: Tensor, attention: Tensor, grid: tuple[int, int]) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ mixed scores       a * scores of the teacher + (1 - a) * scores of the student's
 """
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -76,6 +77,15 @@ class Mixing:
             return half_cosine(self.start, last, share)
         return self.start + (last - self.start) * share
 
+    def in_words(self, last: float | None = None) -> str:
+        """The weight and how it changes; `last` as in `at`."""
+        words = [f"{self.teacher_weight if last is None else last:g}"]
+        if self.start is not None:
+            words.append(f"{self.schedule} from {self.start:g}")
+        if self.warmup_share > 0 and "student" in self.networks(last):
+            words.append(f"1 in the first {100 * self.warmup_share:g} % of the steps")
+        return ", ".join(words)
+
     def networks(self, last: float | None = None) -> tuple[Network, ...]:
         """Those that count at some step of the run; `last` as in `at`."""
         reached = [self.teacher_weight if last is None else last]
@@ -110,6 +120,27 @@ class Scores:
         if self.temperature != 1:
             scores = (scores / scores.amax(dim=1, keepdim=True)).pow(1 / self.temperature)  # largest 1: none overflows
         return scores / scores.sum(dim=1, keepdim=True) if self.renormalise else scores
+
+    def query(self, network: Network) -> Query:
+        """Whose attention a network is asked for."""
+        return self.teacher_query if network == "teacher" else self.student_query
+
+    def maps(
+        self, attention: Mapping[Network, Float[Tensor, "B N"] | None], weight: float
+    ) -> dict[str, Float[Tensor, "B N"]]:
+        """Scores by each network that was asked for attention, and mixed ("mask"), the teacher's with `weight`."""
+        maps: dict[str, Tensor] = {}
+        mixed = []
+        for network, each in attention.items():
+            if each is not None:
+                maps[network] = self(each)
+                mixed.append(weight_of(network, weight) * maps[network])
+        return maps | ({"mask": torch.stack(mixed).sum(dim=0)} if mixed else {})
+
+
+def weight_of(network: Network, teacher_weight: float) -> float:
+    """A network's own weight."""
+    return teacher_weight if network == "teacher" else 1 - teacher_weight
 
 
 def evenness(scores: Float[Tensor, "B N"]) -> Float[Tensor, ""]:

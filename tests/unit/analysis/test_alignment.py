@@ -21,7 +21,7 @@ from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.regressor import RegressorConfig
 from pantomim.nn.tokens import patchify, unpatchify
 from pantomim.report.alignment import write_alignment
-from pantomim.report.template import check_page_path
+from pantomim.report.html import check_page_path
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTarget, TokenTargetConfig
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pantomim.config import from_dict, to_dict
-from pantomim.masking.attention import PUBLISHED, AttentionMasker, milan_masker
+from pantomim.masking.attention import PUBLISHED, AttentionMasker, published
 from pantomim.masking.base import Masker
 from pantomim.masking.random import RandomMasker
 
@@ -111,14 +111,14 @@ def test_attention_is_needed():
 
 
 def test_published_ways_have_their_numbers():
-    assert milan_masker() == AttentionMasker(rule="sample_visible", ratio=0.75)
-    counts = {name: masker(0.5).num_masked((7, 7)) for name, masker in PUBLISHED.items()}
+    assert published("milan") == AttentionMasker(rule="sample_visible", ratio=0.75)
+    counts = {name: published(name, 0.5).num_masked((7, 7)) for name in PUBLISHED}
     assert counts == {"milan": 25, "attmask_high": 24, "attmask_low": 24, "attmask_hint": 20}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_preset_is_what_it_stands_for(name):
-    preset, written = AttentionMasker(preset=name, ratio=0.4), PUBLISHED[name](0.4)
+    preset, written = AttentionMasker(preset=name, ratio=0.4), published(name, 0.4)
     weights = attention()
     assert preset.explicit == written
     assert preset.num_masked(GRID) == written.num_masked(GRID)

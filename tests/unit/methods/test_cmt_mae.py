@@ -138,7 +138,8 @@ def test_every_weight_gets_a_gradient_in_the_first_phase_too():
 
 # ------------------------------------------------------------------------------------------------------------ the mask
 def maps_of(method, given, weight=0.5):
-    return method.maps({name: ask(guide, given.images, "class").attention for name, guide in method.networks()}, weight)
+    attention = {name: ask(network, given.images, "class").attention for name, network in method.networks().items()}
+    return method.config.scores.maps(attention, weight)
 
 
 def test_the_most_attended_of_the_mixed_map_are_masked():
@@ -303,7 +304,7 @@ def test_the_teacher_stands_still_and_the_average_is_one():
         method.update_ema(step)
     expected = start + sum(0.1 * 0.9 ** (4 - n) * n for n in range(1, 5))
     torch.testing.assert_close(method.ema_student.encoder.norm.bias, expected)
-    for _, guide in method.networks():
+    for guide in method.networks().values():
         assert not guide.training
         assert all(weight.grad is None for weight in guide.parameters())
     assert all(torch.equal(frozen[name], weight) for name, weight in method.teacher.named_parameters())

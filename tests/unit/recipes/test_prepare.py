@@ -6,7 +6,7 @@ from tiny import tiny_images
 
 from pantomim.config import to_yaml, with_kind
 from pantomim.recipes import prepare
-from pantomim.stages import stage_run
+from pantomim.study.stages import stage_run
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.targets.hog import HOGTargetConfig
