@@ -19,7 +19,7 @@ class BlockFacts:
 
     Args:
         kind: Name of the analysis.
-        arrays: By encoder, as NAME_0, NAME_1 ... in the order of `about["encoders"]`; the analysis says which. CKA has
+        arrays: By encoder, as NAME_0, NAME_1 ... in the order of `about["encoders"]`; see the analysis. CKA has
             one matrix of the layers of all encoders, in their order.
         about: The encoders, the images, and how it was measured; plain values.
     """

@@ -68,7 +68,7 @@ class Inspection(ABC):
         """Where the page goes.
 
         Raises:
-            ValueError: if it must be said.
+            ValueError: if it must be given.
         """
         if self.out is not None:
             return self.out

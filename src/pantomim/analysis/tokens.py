@@ -31,6 +31,7 @@ from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 NUM_SHOWN = 8  # images in the picture of a report
 REPORT, PICTURE = "tokenizer_report.json", "tokenizer_report.png"
+# In the key of every file of ids that was written: another wording would make them all stale.
 TRANSFORM = "largest centred part of the wanted proportions, resized with antialiasing, values scaled; no flip"
 
 
