@@ -25,11 +25,8 @@ def draw_poster(
 ) -> bytes:
     """One column a strategy, the spectra below all of them; as a PNG.
 
-    Args:
-        surveys: One for each strategy.
-        samples: Masks there are to show; at most two are.
-        overlays: Which photo lies under which mask; at most two are shown.
-        brightest: Mean visibility from which colour is full.
+    At most two of the samples are shown, and two of the photos that lie under masks. Colour is full from a mean
+    visibility of `brightest` on.
     """
     rows, columns = surveys[0].grid
     kinds = [("mask", index) for index in range(min(samples, 2))]
