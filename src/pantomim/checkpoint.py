@@ -6,7 +6,7 @@
                                                        SHA-256 of the parts that never change, which lie in no file
 
 Parts that never change (tokenizers, frozen teachers: modules whose attribute `frozen` is True) are made anew from where
-they came from; a run goes on only with those that it was begun with.
+they came from; a run is resumed only with those that it started with.
 
 A checkpoint is written under a temporary name, forced to disk, renamed; only then do older ones go. The random state is
 the pair (seed, step): every generator of a run is seeded anew from it at each step (`engine.runtime`), so that nothing
@@ -51,7 +51,7 @@ class Checkpoint:
         path: Its folder.
         step: Steps done when it was written.
         seed: Seed of the run; with the step, the random state.
-        progress: What else the run wanted to remember.
+        progress: What else the run keeps.
         frozen: Hash of each part of the method that never changes and is not kept here.
     """
 
@@ -119,7 +119,7 @@ def save_checkpoint(
         earlier = f"That of step {max(steps)} is untouched" if (steps := _steps(folder)) else "There is no earlier one"
         raise CheckpointError(
             f"The checkpoint of step {step} could not be written to {folder}: {error}. {earlier}. "
-            f"Make room (or lower --runtime.keep), then run the same command to go on."
+            f"Make room (or lower runtime.keep), then run the same command to resume."
         ) from error
     kept = sorted((s for s in _steps(folder) if s <= step), reverse=True)[:keep]
     for old in _steps(folder).keys() - set(kept):
@@ -171,11 +171,11 @@ def load_checkpoint(checkpoint: Checkpoint, method: nn.Module, optimizer: Optimi
 
     Raises:
         ValueError: with all missing, unexpected and mis-shaped names; or if a part that never changes is not the one
-            that the run was begun with.
+            that the run started with.
     """
     if different := other_parts(frozen_hashes(method), checkpoint.frozen):
         raise ValueError(
-            f"{checkpoint.path} must be gone on from with the tokenizer and the teachers of its run; got another "
+            f"{checkpoint.path} must be resumed with the tokenizer and the teachers of its run; got another "
             f"{different}. Put the files back that they were loaded from, or start anew in another --out."
         )
     weights = load_file(checkpoint.path / WEIGHTS)

@@ -799,9 +799,15 @@ def inspect_run(arguments: list[str]) -> None:
     """Look into runs and encoders, side by side: pantomim inspect ANALYSIS RUN [RUN ...]."""
     from pantomim.analysis import ANALYSES
     from pantomim.analysis.alignment import Alignment
+    from pantomim.analysis.guidance import Guidance, write_guidance_arrays
     from pantomim.report.html import check_page_path
 
     analysis = _chosen("inspect", {kind.name: kind for kind in ANALYSES}, arguments)
+    if isinstance(analysis, Guidance):
+        (run,) = analysis.encoders
+        path = write_guidance_arrays(run, images=analysis.images, count=analysis.count, seed=analysis.seed)
+        CONSOLE.print(f"Pictures: {path}; `pantomim report {run}` shows them.", highlight=False, soft_wrap=True)
+        return
     check_page_path("inspect", analysis.page)
     if isinstance(analysis, Alignment):
         from pantomim.report.alignment import write_alignment

@@ -352,7 +352,7 @@ def test_weights_of_another_size_are_refused_with_both(source: Path, uninterrupt
 
 def test_unsuitable_data_stop_a_run_before_it_begins(tmp_path: Path) -> None:
     path = tiny_images(tmp_path / "seven.npz", channels=7)
-    with pytest.raises(ValueError, match=r"has 7\. Give --method\.encoder\.in_chans 7"):
+    with pytest.raises(ValueError, match=r"has 7\. Set it to 7"):
         pretrain(tiny_run(path), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

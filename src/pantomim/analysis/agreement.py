@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from pantomim.analysis.runs import choose, held_out, load_cae_run
 from pantomim.config import Pretrain, from_yaml
 from pantomim.core.batch import Batch
+from pantomim.core.modes import evaluating
 from pantomim.data.stream import evaluation_batches
-from pantomim.methods.cae import evaluating
 from pantomim.nn.tokens import take
 from pantomim.targets.tokens import TokenTarget
 

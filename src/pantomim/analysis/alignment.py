@@ -29,9 +29,10 @@ from pantomim.analysis.pictures import (
 )
 from pantomim.analysis.runs import choose, held_out, load_cae_run, run_config
 from pantomim.core.frozen import frozen
+from pantomim.core.modes import evaluating
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.sources import open_source
-from pantomim.methods.cae import CAE, evaluating
+from pantomim.methods.cae import CAE
 from pantomim.targets.pixels import PixelTarget
 from pantomim.targets.tokens import TokenTarget
 from pantomim.tokenizers.base import Picturing

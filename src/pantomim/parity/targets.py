@@ -126,7 +126,7 @@ def simmim_trajectory(item: Item) -> Computed:
         method,
         schedule="drop",
         drop_at=config["milestone"] / config["epochs"],
-        lagging=True,
+        lead=-1,
         start_lr=config["start_lr"],
         min_lr=config["gamma"] * config["lr"],
         decay_tokens=False,

@@ -35,7 +35,9 @@ def load_tokenizer(
         spec: "RUN", a run folder, or its tokenizer.safetensors; "dalle:FILE", an encoder alone, or "dalle:FOLDER" with
             encoder and decoder (.pkl, .safetensors or .pth); "dvae:FILE", of BEiT's or CAE's code or DALLE-pytorch;
             "random-projection" or "random-projection-standardised", each also with ":SEED".
-        patch_size: Of a random projection, as `in_chans` and `vocabulary`.
+        patch_size: Of a random projection.
+        in_chans: Of a random projection.
+        vocabulary: Of a random projection.
         precision: Of a discrete auto-encoder.
 
     Raises:

@@ -9,7 +9,7 @@ from pantomim.analysis.tokens import check_ids_path, ids_key, read_ids, write_id
 from pantomim.config import to_yaml
 from pantomim.data.sources import open_source
 from pantomim.nn.dvae import DVAESizes, dvae_networks
-from pantomim.recipes.mae import mae_micro_mnist
+from pantomim.recipes import prepare
 from pantomim.tokenizers.dvae import DVAETokenizer
 from pantomim.tokenizers.random_projection import RandomProjectionTokenizer
 
@@ -112,6 +112,6 @@ def test_a_file_of_something_else_is_left_alone(source, tmp_path):
 
 
 def test_a_report_is_of_a_tokenizer(tmp_path):
-    (tmp_path / "config.yaml").write_text(to_yaml(mae_micro_mnist()))
+    (tmp_path / "config.yaml").write_text(to_yaml(prepare("mae_micro_mnist").config))
     with pytest.raises(ValueError, match="run must be one of `pantomim tokenizer train`; got"):
         write_tokenizer_report(tmp_path)
