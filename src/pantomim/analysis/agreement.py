@@ -18,7 +18,7 @@ from pantomim.data.stream import evaluation_batches
 from pantomim.nn.tokens import take
 from pantomim.targets.tokens import TokenTarget
 
-COUNT = 512  # images
+COUNT = 512  # images, where nothing is asked for
 BATCH = 64  # images at once
 
 
@@ -30,7 +30,7 @@ class Agreement:
     can be compared between runs.
 
     Args:
-        loss: Mean squared error between the regressor's predictions and the encoder's latents: the alignment loss.
+        loss: Mean squared error between what the regressor predicts and the encoder's latents: the alignment loss.
         explained: Share of the variation of the encoder's latents that the predictions explain: 1 is perfect, 0 what
             their mean reaches, less is worse than that.
         cosine: Mean cosine between the two.
@@ -72,7 +72,7 @@ def measure_agreement(run: str | Path, *, count: int = COUNT, seed: int = 0) -> 
             mask = method.draw(Batch(images, total=len(images)), 0, generator).mask
             predicted = method.regressor(method.latents(encoder, images, mask.ids_keep), mask)
             truth = method.target(images)
-            masked = take(truth, mask.ids_mask)
+            masked = truth.gather(1, mask.ids_mask) if truth.dim() == 2 else take(truth, mask.ids_mask)
             found["predicted"].append(predicted.flatten(0, 1))
             found["latent"].append(method.alignment_target(images, mask).flatten(0, 1))
             found["with"].append(method.decoder(predicted, mask.ids_mask).flatten(0, 1))
