@@ -42,7 +42,7 @@ PLACES = {  # of a network in a checkpoint: in those of earlier versions, and no
     "teacher": ("teacher.teacher.", "teacher."),
     "student": ("student.teacher.", "ema_student."),
 }
-TITLES = {"teacher": "teacher", "student": "student's average", "mask": "mixed"}
+TITLES = {"teacher": "teacher", "student": "student's moving average", "mask": "mixed"}
 
 
 @frozen
@@ -92,8 +92,8 @@ class Guidance(Inspection):
         looks = _look(method, images, shown, kept, total, self.seed)
         caption = (
             f"{len(items)} images of {dataset.name} ({dataset.split}), drawn with seed {self.seed}, at the checkpoints "
-            f"that the run kept. White: where an image's score is largest. An entropy of 1 means that all patches score "
-            f"alike."
+            f"that the run kept. White: where an image's score is largest. An entropy of 1 means that all patches "
+            f"score alike."
         )
         return PictureRows(items, (Row("images", "", shown), *(Row(*look) for look in looks)), caption)
 
@@ -118,13 +118,14 @@ def _look(
     for index in np.unique(np.linspace(0, len(kept) - 1, min(len(kept), MOST)).round().astype(int)):
         _load_guides(method, kept[index])
         step, generator = kept[index].step, torch.Generator().manual_seed(seed)
-        attention = {name: ask(guide, images, method.query(name)).attention for name, guide in method.networks()}
-        maps = method.maps(attention, method.config.mixing.at(step - 1, total))
-        for name, scores in maps.items():
-            if name != "teacher" or not torch.equal(scores, earlier.get(name, scores.new_empty(0))):
-                shares = scores / scores.amax(dim=1, keepdim=True)
+        scores, networks = method.config.scores, method.networks()
+        attention = {name: ask(networks[name], images, scores.query(name)).attention for name in method.config.attended}
+        maps = scores.maps(attention, method.config.mixing.at(step - 1, total))
+        for name, found in maps.items():
+            if name != "teacher" or not torch.equal(found, earlier.get(name, found.new_empty(0))):
+                shares = found / found.amax(dim=1, keepdim=True)
                 picture = (_cells(shares, method) * 255).round().astype(np.uint8)
-                yield f"{TITLES[name]}, step {step:,}", f"entropy {evenness(scores).item():.3f} of the largest", picture
+                yield f"{TITLES[name]}, step {step:,}", f"entropy {evenness(found).item():.3f} of the largest", picture
         batch = Batch(images, total=len(images))
         masked = draw_mask(method.masker, batch, method.encoder.grid, generator, maps["mask"]).masked
         text = ""
@@ -141,31 +142,22 @@ def who_decides(method: Mapping[str, Any]) -> list[tuple[str, str]]:
         ValueError: if it is no config of CMT-MAE.
     """
     config = from_dict(CMTMAEConfig, of_today({"method": method}, "config.yaml")["method"], "method")
-    mixing, has_average = config.mixing, "student" in config.attended + config.predicted
-    words = [f"{mixing.teacher_weight:g} in the mask"] * config.masker.guided
-    if config.feature_weight and not isinstance(config.target, Concat):
-        own = config.target.teacher_weight
-        words.append(f"{mixing.teacher_weight if own is None else own:g} in the target")
-    if mixing.start is not None:
-        words.append(f"{mixing.schedule} from {mixing.start:g}")
-    words += [f"1 in the first {100 * mixing.warmup_share:g} % of the steps"] * (
-        mixing.warmup_share > 0 and has_average
-    )
-    rows = [("Teacher's weight", ", ".join(words))]
-    if has_average and config.half_life is not None:
-        rows.append(("Student's average", f"half is forgotten in {100 * config.half_life:g} % of the steps"))
-    elif has_average:
-        rows.append(("Student's average", str(config.momentum)))
+    rows = [("Teacher's weight in the mask", config.mixing.in_words())] * config.masker.guided
+    if config.predicted and not isinstance(config.target, Concat):
+        rows.append(("Teacher's weight in the target", config.mixing.in_words(config.target.teacher_weight)))
+    if "student" in config.attended + config.predicted:
+        half_life = f"half is forgotten in {100 * (config.half_life or 0):g} % of the steps"
+        rows.append(("Student's moving average", str(config.momentum) if config.half_life is None else half_life))
     return rows
 
 
 def _load_guides(method: CMTMAE, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's weights into the guiding networks; those that never change lie in none."""
     weights = load_file(checkpoint.path / WEIGHTS)
-    for name, guide in method.networks():
+    for name, network in method.networks().items():
         for place in PLACES[name]:
             if found := {key.removeprefix(place): value for key, value in weights.items() if key.startswith(place)}:
-                load_exactly(guide, found, str(checkpoint.path))
+                load_exactly(network, found, str(checkpoint.path))
                 break
 
 

@@ -34,14 +34,14 @@ def save_failure(
         file.parent.mkdir(exist_ok=True)
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, file)
         batch_is = f"in {file}"
-    except (OSError, SafetensorError) as error:  # of the two troubles, the loss is the one to tell
+    except (OSError, SafetensorError) as error:  # the loss is the error to report
         batch_is = f"not kept, because {file} cannot be written ({error})"
     found = find_checkpoint(run.checkpoints)
     kept = f"the checkpoint of step {found.step} is good and kept" if found else "there is no checkpoint before it"
     return NonFiniteError(
         f"The loss or a gradient of step {step + 1} is infinite or NaN; {kept}, and the batch is {batch_is}. "
-        f"Try --optim.base_lr {config.optim.base_lr / 2:g}, --optim.clip_norm 1 or --runtime.precision float32 in "
-        f"another --out, and check the images for extreme values."
+        f"Try optim.base_lr {config.optim.base_lr / 2:g}, optim.clip_norm 1 or runtime.precision float32 in another "
+        f"folder, and check the images for extreme values."
     )
 
 

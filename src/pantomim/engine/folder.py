@@ -1,4 +1,4 @@
-"""The run folder: one run, one config, one process group at a time; an unfinished one is gone on with."""
+"""The run folder: one run, one config, one process group at a time; an unfinished one is resumed."""
 
 import json
 import os
@@ -47,7 +47,7 @@ class RunInUseError(OSError):
 
 @dataclass(frozen=True)
 class Finished:
-    """What a complete run says of itself, in `finished.json` (without the last entry).
+    """The summary of a complete run, in `finished.json` (without the last entry).
 
     Args:
         steps: Steps trained.
@@ -55,7 +55,7 @@ class Finished:
         images_per_s: Mean speed, without the first step after each start; None in runs of one step.
         loss: Of the last step; None in a run of none.
         broken: Names of the images that were skipped, as far as they were met since the last start.
-        alarms: What the method found wrong since the last start.
+        alarms: Warnings of the method since the last start.
         already: The run was complete before; it has been left as it was.
     """
 
@@ -83,7 +83,7 @@ class RunFolder:
 
     @contextmanager
     def hold(self, accelerator: Accelerator, config: Pretrain) -> Iterator[None]:
-        """Make the folder, or take up the run in it; nobody else can while the context lasts.
+        """Make the folder, or resume the run in it; nobody else can while the context lasts.
 
         Raises:
             ValueError: if the folder cannot be made, holds something else, or the run of another config.
@@ -91,13 +91,13 @@ class RunFolder:
             RunInUseError: if another process holds it.
         """
         try:
-            on_main(accelerator, lambda: self._take_up(config))
+            on_main(accelerator, lambda: self._open(config))
             yield
         finally:
             self._lock.release()
 
     def finished(self) -> Finished | None:
-        """What the run said at its end, if it has come to it."""
+        """The summary of the run, if it is complete."""
         try:
             return Finished(**json.loads((self.path / "finished.json").read_text(encoding="utf-8")), already=True)
         except FileNotFoundError:
@@ -118,20 +118,20 @@ class RunFolder:
         now = environment(config.runtime.seed, accelerator, dtype)
         if step > 0 and path.is_file():
             first = json.loads(path.read_text(encoding="utf-8"))
-            if (begun := first.get("precision", now["precision"])) != now["precision"]:
+            if (before := first.get("precision", now["precision"])) != now["precision"]:
                 raise ValueError(
-                    f"RuntimeConfig.precision must stay that of the first {step} steps, {begun}; got "
+                    f"RuntimeConfig.precision must stay that of the first {step} steps, {before}; got "
                     f"{config.runtime.precision}, which is {now['precision']} on {now['device']}. "
-                    f"Give --runtime.precision {begun}, or another --out."
+                    f"Set it to {before}, or choose another folder."
                 )
             now = {**first, "resumed": [*first.get("resumed", []), {"step": step, **now}]}
         self._write(path.name, json.dumps(now, indent=2) + "\n")
 
-    def _take_up(self, config: Pretrain) -> None:
+    def _open(self, config: Pretrain) -> None:
         take_folder("Pretrain", "run", self.path, "config.yaml", self._lock)
         written = self.path / "config.yaml"
         theirs = from_yaml(Pretrain, written) if written.is_file() else None
-        if theirs is not None and self._has_begun():
+        if theirs is not None and self._has_steps():
             if is_of_earlier_version(written):
                 raise ValueError(
                     f"Pretrain.out must hold no run of an earlier version, which cannot be resumed; got {self.path}. "
@@ -142,8 +142,8 @@ class RunFolder:
         else:
             self._write(written.name, to_yaml(config))
 
-    def _has_begun(self) -> bool:
-        """Whether there is a step to keep; a run that was refused or failed before may be begun with another config."""
+    def _has_steps(self) -> bool:
+        """Whether there is a step to keep; a run that failed before its first step may start with another config."""
         logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
         saved = any(self.checkpoints.glob("step-*"))
         return logged or saved or (self.path / "finished.json").is_file()

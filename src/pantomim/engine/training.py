@@ -86,7 +86,7 @@ class Training:
     def step(self, step: int, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """One update of the weights, by the micro-batches of this process.
 
-        Returns: what the method says of them (mean over the micro-batches), and "grad_norm", before clipping; all of
+        Returns: the outputs of the method (mean over the micro-batches), and "grad_norm", before clipping; all of
             them before the update, on the device.
         """
         method, optimizer, seed = self.method, self.optimizer, self.config.runtime.seed

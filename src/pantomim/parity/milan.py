@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
-from pantomim.formats.foreign import official_name
-from pantomim.formats.mae import our_name
+from pantomim.formats.mae import official_name, our_name
 from pantomim.masking.attention import AttentionMasker, draw_order, published
 from pantomim.methods.milan import MILANConfig
 from pantomim.nn.decoder import DecoderConfig
@@ -82,7 +81,7 @@ def sampling(item: Item) -> Computed:
     """How often each patch, and each pair, is visible, and each the first, in many draws of our own."""
     deviations: dict[str, float] = {}
     numbers = []
-    stored = {name: tensor for name, (tensor, _) in item.expected().items()}
+    expected, stored_draws = item.expected(), item.config["draws"]
     for index, (setting, stated) in enumerate(zip(item.config["settings"], item.numbers["settings"], strict=True)):
         importance = item.input(f"importance_{index}")
         generator = torch.Generator().manual_seed(index)
@@ -91,90 +90,82 @@ def sampling(item: Item) -> Computed:
         visible = (~masker(DRAWS, grid, generator, weights).masked).double()
         first = torch.nn.functional.one_hot(draw_order(weights, 0.0, generator).argmax(dim=1), len(importance))
         ours = {
-            f"visible_probability_{index}": (visible.mean(dim=0), item.config["draws"]),
+            f"visible_probability_{index}": (visible.mean(dim=0), stored_draws),
             f"visible_probability_exact_{index}": (visible.mean(dim=0), math.inf),
-            f"first_drawn_probability_{index}": (first.double().mean(dim=0), item.config["draws"]),
-            f"pair_visible_probability_{index}": (visible.mT @ visible / DRAWS, item.config["draws"]),
+            f"first_drawn_probability_{index}": (first.double().mean(dim=0), stored_draws),
+            f"pair_visible_probability_{index}": (visible.mT @ visible / DRAWS, stored_draws),
         }
         for name, (found, draws) in ours.items():
-            want = stored.get(name)
-            if want is not None:
-                deviations[name] = unlikeliness(found, want, draws)
-        ranks = importance.argsort().argsort().double()
-        means = (visible * ranks).sum(dim=1) / visible.sum(dim=1)
+            target, _ = expected.get(name, (None, None))
+            if target is not None:
+                deviations[name] = unlikeliness(found, target, draws)
+        means = (visible * importance.argsort().argsort()).sum(dim=1) / visible.sum(dim=1)  # rank of the visible ones
         error = abs(means.mean().item() - stated["mean_importance_rank_of_visible"])
-        spread = means.std().item() * math.sqrt(1 / DRAWS + 1 / item.config["draws"])
-        deviations[f"numbers/settings/{index}/mean_importance_rank_of_visible"] = error / (SIGMAS * spread)
-        numbers.append(
-            {**stated, "visible": int(visible[0].sum()), "mean_importance_rank_of_visible": means.mean().item()}
-        )
+        standard_error = means.std().item() * math.sqrt(1 / DRAWS + 1 / stored_draws)
+        deviations[f"numbers/settings/{index}/mean_importance_rank_of_visible"] = error / (SIGMAS * standard_error)
+        found_here = {"visible": int(visible[0].sum()), "mean_importance_rank_of_visible": means.mean().item()}
+        numbers.append({**stated, **found_here})
     return Computed({}, numbers={"settings": numbers}, deviations=deviations)
 
 
 def attmask(item: Item) -> Computed:
-    """High and low masks, exactly; how often hints hide each patch; all counts."""
-    attention, (rows, columns) = item.input("attention"), (1, item.input("attention").shape[1])
-    generator, grid = torch.Generator().manual_seed(0), (rows, columns)
+    """High and low masks, exactly; how often hints mask each patch; all counts."""
+    attention, generator = item.input("attention"), torch.Generator().manual_seed(0)
+    grid = (1, attention.shape[1])
     outputs: dict[str, Tensor] = {}
     settings = []
     for ratio in item.config["ratios"]:
         for name, masker in (("high", published("attmask_high", ratio)), ("low", published("attmask_low", ratio))):
-            mask = masker(len(attention), grid, generator, attention)
-            outputs[f"attmask_{name}_{ratio}"] = mask.masked
+            outputs[f"attmask_{name}_{ratio}"] = masker(len(attention), grid, generator, attention).masked
         settings.append({"ratio": ratio, "masked": masker.num_masked(grid)})
-    stated, hint = item.numbers["hint"], item.config["hint"]
-    hidden, shown, among = _hint(published("attmask_hint", hint["ratio"]), hint).counts(grid)
-    masked = [
-        _hint(published("attmask_hint", hint["ratio"]), hint)(DRAWS, grid, generator, row.expand(DRAWS, -1)).masked
-        for row in attention
-    ]
-    want, _ = item.expected()["hint_mask_probability"]
-    assert want is not None
-    probability = torch.stack([each.double().mean(dim=0) for each in masked])
-    counts = {"masked_top": hidden, "candidate_top": among, "revealed": shown}
-    found = int(masked[0][0].sum())
+    stated, hinting = item.numbers["hint"], _hint(item.config["hint"])
+    top, shown, among = hinting.counts(grid)
+    masked = torch.stack([hinting(DRAWS, grid, generator, row.expand(DRAWS, -1)).masked for row in attention])
+    target, _ = item.expected()["hint_mask_probability"]
+    assert target is not None
+    right_count = int(masked[0, 0].sum()) == stated["masked_top"] - stated["revealed"]
+    counts = {"masked_top": top, "candidate_top": among, "revealed": shown}
     return Computed(
         outputs,
         numbers={"settings": settings, "hint": {**stated, **counts}},
         deviations={
-            "hint_mask_probability": unlikeliness(probability, want, stated["draws"]),
-            "hint/masked": 0.0 if found == stated["masked_top"] - stated["revealed"] else math.inf,
+            "hint_mask_probability": unlikeliness(masked.double().mean(dim=1), target, stated["draws"]),
+            "hint/masked": 0.0 if right_count else math.inf,
         },
     )
 
 
 class _Given(Teacher):
-    """Says what an item says that its teacher said, the class token first."""
+    """Answers what an item states of its teacher, the class token first."""
 
-    name, queries = "the item's teacher", ("class",)
+    name, queries, num_prefix = "the item's teacher", ("class",), 1
 
     def __init__(self, tokens: Tensor, attention: Tensor, grid: tuple[int, int]) -> None:
         super().__init__()
         self.tokens, self.attention, self.grid, self.width = tokens, attention, grid, tokens.shape[2]
-        self.num_prefix = 1
         self._freeze()
 
     def forward(self, images: Tensor, query: Query | None = None) -> Guidance:
         """The stored tokens, and the class token's row of the stored attention."""
-        self.check_query(query)
         return Guidance(self.tokens[:, :1], self.tokens[:, 1:], self.attention[:, 0, 1:] if query else None)
 
 
-def unlikeliness(ours: Tensor, want: Tensor, draws: float) -> float:
+def unlikeliness(ours: Tensor, target: Tensor, draws: float) -> float:
     """The worst difference of two sets of shares, ours of `DRAWS`, as a multiple of what chance explains."""
-    if ours.shape != want.shape:
+    if ours.shape != target.shape:
         return math.inf
-    spread = (want * (1 - want) * (1 / DRAWS + 1 / draws)).sqrt()
-    gap = (ours - want).abs()
-    certain = spread == 0
+    standard_error = (target * (1 - target) * (1 / DRAWS + 1 / draws)).sqrt()
+    gap, certain = (ours - target).abs(), standard_error == 0
     if gap[certain].any():
         return math.inf
-    return (gap[~certain] / (SIGMAS * spread[~certain])).max().item()
+    return (gap[~certain] / (SIGMAS * standard_error[~certain])).max().item()
 
 
-def _hint(masker: AttentionMasker, hint: dict[str, float]) -> AttentionMasker:
+def _hint(config: dict[str, float]) -> AttentionMasker:
     """The preset with the shares of the item."""
-    return replace(masker, hint_show=hint["show_ratio"], hint_among=hint["show_max"])
+    return replace(
+        published("attmask_hint", config["ratio"]), hint_show=config["show_ratio"], hint_among=config["show_max"]
+    )
 
 
 def _official(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -31,23 +31,15 @@ class Chart:
 
 @dataclass(frozen=True)
 class Curve:
-    """One measured quantity over ascending steps, with gaps where it is not finite.
-
-    Args:
-        y_label: Quantity and unit.
-        from_zero: The axis starts at zero.
-        smooth: Draw a running mean over the thin line of the values.
-        cut_start: Let the first steps run out of the chart, which says so, if they would flatten all the rest.
-        x_label: What a step is.
-    """
+    """One measured quantity over ascending steps, with gaps where it is not finite."""
 
     title: str
-    y_label: str
+    y_label: str  # quantity and unit
     steps: np.ndarray
     values: np.ndarray
-    from_zero: bool = False
-    smooth: bool = False
-    cut_start: bool = False
+    from_zero: bool = False  # the axis starts there
+    smooth: bool = False  # draw a running mean over the thin line of the values
+    cut_start: bool = False  # let the first steps run out of the chart if they would flatten all the rest
     x_label: str = "step"
 
     def __str__(self) -> str:
@@ -120,7 +112,7 @@ def head_chart(distance: np.ndarray, uniform: float, highest: float, title: str)
     plot = _over_layers(len(distance), highest, "distance (pixels)", words, RIGHT)
     plot.horizontal("even", uniform)
     for layer, head in np.ndindex(distance.shape):
-        plot.dot("dot", layer, distance[layer, head], 3.2)
+        plot.dot("dot", layer, float(distance[layer, head]), 3.2)
     plot.line("line", range(len(means)), means)
     return plot.svg()
 

@@ -32,23 +32,14 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Gallery:
-    """What a gallery shows.
+    """What a gallery shows; with one photo, several masks of each strategy are laid on it."""
 
-    Args:
-        surveys: One for each strategy, all on the same grid.
-        ratio: Share of masked patches that was asked for.
-        seed: Of the draws.
-        samples: Masks shown of each.
-        photos: Pictures to lay masks on; with one, several masks of each strategy are laid on it.
-        command: That makes this gallery again.
-    """
-
-    surveys: Sequence[MaskSurvey]
-    ratio: float
-    seed: int
-    samples: int
-    photos: Sequence[Photo]
-    command: str
+    surveys: Sequence[MaskSurvey]  # one for each strategy, all on the same grid
+    ratio: float  # share of masked patches that was asked for
+    seed: int  # of the draws
+    samples: int  # masks shown of each
+    photos: Sequence[Photo]  # to lay masks on
+    command: str  # makes this gallery again
 
     @property
     def brightest(self) -> float:

@@ -1,6 +1,5 @@
 """The page about a run, made from its folder alone."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from pydantic import TypeAdapter, ValidationError
 
 from pantomim.core.files import replace_file
@@ -21,7 +19,7 @@ from pantomim.report.scores import CONTENDERS, Result, leaves, points, read_resu
 
 CRISP_BELOW = 96  # pixels: smaller pictures are enlarged without blurring
 DETAIL_BELOW = 200  # pixels: larger pictures get a row of their own
-CURVES: dict[str, tuple[str, str, dict[str, bool]]] = {
+CURVES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loss": ("Loss", "loss", {"smooth": True, "cut_start": True}),
     "lr": ("Learning rate", "learning rate", {"from_zero": True}),
     "images_per_s": ("Speed", "images/s", {"from_zero": True, "smooth": True}),
@@ -32,7 +30,6 @@ CURVES: dict[str, tuple[str, str, dict[str, bool]]] = {
     "loss_student": ("Distance from the EMA student's features", "distance", {"smooth": True, "cut_start": True}),
     "student_std": ("Std of the EMA student's features", "share of their size", {"from_zero": True, "smooth": True}),
 }
-Facts = Iterator[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -82,14 +79,16 @@ def render(folder: RunFolder, results: list[Result]) -> str:
         kicker="Pre-training report",
         title=title(folder),
         lead=summary(results) if results else "",
-        notes=[*progress(folder), *warnings(folder, results)],
+        notes=list(warnings(folder, results)),
         facts=list(facts(folder)),
         results=results,
         contenders=CONTENDERS,
         score_table=score_table,
+        points=points,
         repeated=any(score.std for result in results for row in result.rows for score in row.found.values()),
         charts=list(charts(folder)),
-        resume=resume_command(folder),
+        unfinished=not folder.finished,
+        last_step=int(folder.metrics.steps[-1]) if len(folder.metrics) else None,
         strips=[
             ("alignment", "What the decoder reads without the regressor", alignment_strips(folder.alignment)),
             ("guidance", "What guided the masks", alignment_strips(folder.guidance)),
@@ -105,7 +104,7 @@ def render(folder: RunFolder, results: list[Result]) -> str:
         total=total_seconds(folder),
         speed=speed(folder),
         shows=[verdict(result) for result in results],
-        limits=list(limits(folder, results)),
+        same_source=any(source_name(folder) in (result.data, Path(result.data).name) for result in results),
         settings=list(settings(folder)),
         environment=[(name, text_of(value)) for name, value in leaves(folder.environment).items()],
         config=folder.config,
@@ -160,23 +159,6 @@ def masking(masker: Mapping[str, Any]) -> str:
     except ValidationError:  # a run of another version
         manner = ""
     return f"{100 * ratio:.0f} % masked {manner}".rstrip()
-
-
-def progress(folder: RunFolder) -> Iterator[str]:
-    """Of an unfinished run: how far it has come, and how it is resumed."""
-    if not folder.finished:
-        planned = look_up(folder.config, "duration.steps")
-        of = f" of {planned:,}" if isinstance(planned, int) else ""
-        text = "Training has not logged a step yet."
-        if len(folder.metrics):
-            text = f"Training is not finished: the last logged step is {int(folder.metrics.steps[-1]):,}{of}."
-        yield Markup("{} To resume: <code>{}</code>").format(text, resume_command(folder))
-
-
-def resume_command(folder: RunFolder) -> str:
-    """Trains, or goes on training, in the folder."""
-    run = str(folder.path)
-    return f"pantomim pretrain --config {shlex.quote(f'{run}/config.yaml')} --out {shlex.quote(run)}"
 
 
 def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
@@ -241,34 +223,7 @@ def total_seconds(folder: RunFolder) -> float | None:
     return wall
 
 
-def limits(folder: RunFolder, results: list[Result]) -> Iterator[str]:
-    """What the numbers on the page cannot show."""
-    if results:
-        yield "This is one training run with one seed; how far another seed would land, it cannot say."
-        if any(source_name(folder) in (result.data, Path(result.data).name) for result in results):
-            yield (
-                "Pre-training and evaluation used the same source of images (its training part and its held-out part). "
-                "How well the encoder serves other images is not tested."
-            )
-        if not any(result.stem.startswith("finetune") for result in results):
-            yield "The encoder was frozen in these evaluations. Fine-tuning it may rank the contenders otherwise."
-        noise = results[0].largest_noise
-        if noise is not None:
-            images = f"With {results[0].num_images:,} test images, " if results[0].num_images else ""
-            text = f"{images}differences up to about {points(noise)} in the first result can be chance."
-            yield text[0].upper() + text[1:]
-        elif results[0].headline.lead is not None:
-            yield "The result does not say how many images were scored, so how much of it is chance cannot be judged."
-    if folder.pictures is not None:
-        yield (
-            "Good reconstructions do not prove good features, nor do poor ones disprove them: "
-            "the decoder that draws them is thrown away."
-        )
-    if init := look_up(folder.config, "init"):
-        yield f"Training started from existing weights ({init}), not from random ones."
-
-
-def settings(folder: RunFolder) -> Facts:
+def settings(folder: RunFolder) -> Iterator[tuple[str, str]]:
     """What was run, by name."""
     config = folder.config
     method = config.get("method", {})

@@ -154,6 +154,11 @@ class Result:
         return NOISE_STDS * math.sqrt(sum(variances)) if variances else None
 
     @property
+    def is_finetuned(self) -> bool:
+        """Whether the encoder was trained further, not frozen."""
+        return self.stem.startswith("finetune")
+
+    @property
     def largest_noise(self) -> float | None:
         """The largest `noise` of the headline."""
         found = [noise for who in self.headline.rivals if (noise := self.noise(self.headline, who)) is not None]

@@ -77,64 +77,45 @@ class Scale:
 class Compare:
     """What the table shows.
 
-    Args:
-        metrics: The columns, as EVALUATION.METRIC, such as knn.top1, or as the difference of two of them, such as
-            "attentive.top1 - linear.top1"; log.NAME is what the runs logged (the mean of the last tenth of the log),
-            ANALYSIS.NAME a number of an analysis.
-        reference: The arm from which the others' differences are taken, seed by seed.
-        contrasts: Further differences between arms, as "ARM - ARM".
-        groups: By a name of one's choice, arms whose spread is asked for, such as the students of several teachers.
+    A column is EVALUATION.METRIC, such as knn.top1, or the difference of two of them, such as
+    "attentive.top1 - linear.top1"; log.NAME is what the runs logged (the mean of the last tenth of the log),
+    ANALYSIS.NAME a number of an analysis.
     """
 
-    metrics: tuple[str, ...]
-    reference: str
-    contrasts: tuple[str, ...] = ()
-    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    metrics: tuple[str, ...]  # the columns
+    reference: str  # the arm from which the others' differences are taken, seed by seed
+    contrasts: tuple[str, ...] = ()  # further differences between arms, as "ARM - ARM"
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # arms whose spread is asked for
 
 
 @frozen
 class Plan:
     """A comparison: arms x seeds runs, each evaluated in the same ways.
 
-    Args:
-        name: For folders and titles.
-        summary: The question that is asked, in a paragraph.
-        base: A recipe's full name, or a bare method.
-        evaluations: By a name of one's choice, settings of `pantomim evaluate`. A text "{data}" or "{NAME}", here and
-            in overrides, stands for what `--data` or `--input NAME=SRC` gives; "{NAME:DEFAULT}" for the default where
-            nothing is given, and "{NAME:}" for nothing. An evaluation that lacks what has no default is left out.
-        compare: What the table shows.
-        seeds: Of weights, order, crops, masks, and of the evaluations.
-        size: Size of the encoder, if the base is a bare method.
-        duration: Length of each run, instead of the recipe's; the warm-up keeps its share.
-        overrides: Settings of every run, nested as in config.yaml. A part is replaced as a whole if another `kind` of
-            it is named, and so is a duration; all else is changed where it is named.
-        arms: By name, the settings in which the runs differ; `base`, `size`, `duration` and `seeds` (see `Arm`) may
-            stand among them. In a setting, "{run:ARM}" stands for the run folder of that arm at the same seed, or at
-            its only one. An arm that trains no encoder, such as a tokenizer, is there for others: it is not evaluated.
-        axes: Instead of `arms`: by name, choices with their settings; every combination is an arm, named A-B.
-        baselines: Scored once, in the cells of the reference arm, and again for arms with another encoder.
-        analyses: Of each cell: how far attention reaches and how fast the spectrum of tokens falls, block by block; how
-            far CAE's regressor and encoder agree.
-        pictures: Held-out images to reconstruct in the first seed of each arm (CAE: without its regressor); 0: none.
-        scales: By name, the same plan for other machines; the first one is used if none is asked for.
+    In evaluations and overrides "{data}" or "{NAME}" stands for an input of this name; "{NAME:DEFAULT}" for the default
+    where none is given, and "{NAME:}" for nothing. An evaluation that lacks an input without default is left out.
+    "{run:ARM}" stands for the run folder of that arm at the same seed, or at its only one.
+
+    Overrides are nested as in config.yaml. A part is replaced as a whole if another `kind` of it is named, and so is a
+    duration; all else is changed where it is named. `base`, `size`, `duration` and `seeds` (see `Arm`) may stand among
+    those of an arm. An arm that trains no encoder, such as a tokenizer, is there for others: it is not evaluated.
     """
 
-    name: Name
-    summary: str
-    base: str
-    evaluations: dict[Name, Overrides]
+    name: Name  # for folders and titles
+    summary: str  # the question that is asked, in a paragraph
+    base: str  # a recipe's full name, or a bare method
+    evaluations: dict[Name, Overrides]  # by a name of one's choice, the protocol and its options
     compare: Compare
-    seeds: Seeds = (0, 1, 2)
-    size: str | None = None
-    duration: Duration | None = None
-    overrides: Overrides = field(default_factory=dict)
-    arms: dict[Name, Overrides | None] = field(default_factory=dict)
-    axes: dict[str, dict[Name, Overrides | None]] = field(default_factory=dict)
-    baselines: tuple[Literal["untrained", "pixels"], ...] = ("untrained", "pixels")
-    analyses: tuple[Analysis, ...] = ()
-    pictures: Annotated[int, Field(ge=0)] = 0
-    scales: dict[Name, Scale] = field(default_factory=dict)
+    seeds: Seeds = (0, 1, 2)  # of weights, order, crops, masks, and of the evaluations
+    size: str | None = None  # of the encoder, if the base is a bare method
+    duration: Duration | None = None  # instead of the recipe's; the warm-up keeps its share
+    overrides: Overrides = field(default_factory=dict)  # of every run
+    arms: dict[Name, Overrides | None] = field(default_factory=dict)  # the settings in which the runs differ
+    axes: dict[str, dict[Name, Overrides | None]] = field(default_factory=dict)  # or choices: all A-B are arms
+    baselines: tuple[Literal["untrained", "pixels"], ...] = ("untrained", "pixels")  # once for each kind of encoder
+    analyses: tuple[Analysis, ...] = ()  # of each cell
+    pictures: Annotated[int, Field(ge=0)] = 0  # held-out images to reconstruct in the first seed of each arm
+    scales: dict[Name, Scale] = field(default_factory=dict)  # for other machines; the first one unless another is named
 
     def __post_init__(self) -> None:
         problems = [*self._arm_problems(), *self._evaluation_problems(), *self._compare_problems()]

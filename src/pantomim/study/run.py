@@ -21,7 +21,6 @@ from pantomim.core.files import replace_file
 from pantomim.engine.folder import FREE, Finished, RunInUseError, refuse_changes, take_folder
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.stops import Interrupted
-from pantomim.engine.untrained import write_untrained
 from pantomim.evaluate import Memo, evaluate_to_file
 from pantomim.study.analyses import FILES, analyse, write_pictures
 from pantomim.study.cells import Cell, Study
@@ -297,7 +296,7 @@ def train(planned: Pretrain, folder: Path, uses: Mapping[str, Path]) -> Finished
         if (put_right := moved(theirs, values, uses)) != theirs:
             replace_file(written, to_yaml(from_dict(Pretrain, put_right, str(folder))).encode())
     run = from_dict(Pretrain, with_runs(values, uses), folder.name)
-    return write_untrained(run, folder) if planned.duration.steps == 0 else pretrain(run, folder)
+    return pretrain(run, folder)
 
 
 def _lock(cell: Cell, out: Path) -> FileLock:

@@ -272,19 +272,10 @@ def _costs(study: Study, arm: str, records: dict[int, Record | None]) -> Columns
 
 
 def _cell_row(cell: Cell, record: Record | None, states: dict[str, State]) -> CellRow:
-    record = record or Record("failed")  # all that it holds is empty
-    return CellRow(
-        index=cell.index,
-        name=cell.name,
-        arm=cell.arm,
-        seed=cell.seed,
-        state=states[cell.name],
-        error=record.error,
-        s_per_step=record.s_per_step,
-        pretrain_s=record.pretrain_s,
-        evaluate_s=record.evaluate_s,
-        lacks=tuple(name for name in cell.needs.values() if states[name] == "failed"),
-    )
+    told = asdict(record or Record("failed"))  # without a record all of it is empty
+    known = {name: told[name] for name in ("error", "s_per_step", "pretrain_s", "evaluate_s")}
+    lacks = tuple(name for name in cell.needs.values() if states[name] == "failed")
+    return CellRow(cell.index, cell.name, cell.arm, cell.seed, states[cell.name], **known, lacks=lacks)
 
 
 def _read_results(cell: Cell, out: Path) -> dict[str, dict[str, Any]]:

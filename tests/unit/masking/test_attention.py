@@ -7,7 +7,6 @@ import torch
 
 from pantomim.config import from_dict, to_dict
 from pantomim.masking.attention import PUBLISHED, AttentionMasker, published
-from pantomim.masking.base import Masker
 from pantomim.masking.random import RandomMasker
 
 GRID = (6, 8)
@@ -24,9 +23,8 @@ def call(masker, weights, seed=0, grid=GRID):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.75])
-def test_the_same_number_is_hidden_in_every_image(rule, ratio):
+def test_the_same_number_is_masked_in_every_image(rule, ratio):
     masker = AttentionMasker(rule=rule, ratio=ratio)
-    assert isinstance(masker, Masker)
     assert masker.num_masked(GRID) == RandomMasker(ratio=ratio).num_masked(GRID)
     mask = call(masker, attention())
     assert (mask.masked.sum(1) == masker.num_masked(GRID)).all()
@@ -40,7 +38,7 @@ def test_which_way_the_top_goes():
         call(AttentionMasker(rule=rule, ratio=0.5), weights).masked for rule in ("topk_masked", "topk_visible")
     )
     for row in range(5):
-        assert weights[row][high[row]].min() >= weights[row][~high[row]].max()  # hidden is what is attended
+        assert weights[row][high[row]].min() >= weights[row][~high[row]].max()  # masked is what is attended
         assert weights[row][low[row]].max() <= weights[row][~low[row]].min()
     assert torch.equal(call(AttentionMasker(), weights * 1e-6, 1).masked, call(AttentionMasker(), weights, 2).masked)
 
@@ -143,7 +141,6 @@ def test_patches_without_attention_are_chosen_by_chance(rule):
 
 def test_what_cannot_be():
     for broken, words in (
-        ({"ratio": 75.0}, "AttentionMasker.ratio"),
         ({"eps": 0.1}, "goes with sample_masked"),
         ({"hint_show": 0.1}, "go with topk_hint"),
     ):

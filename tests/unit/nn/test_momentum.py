@@ -50,7 +50,7 @@ def test_a_half_life() -> None:
         momentum_of_half_life(0.0)
 
 
-def test_a_copy_forgets_as_the_closed_form_says() -> None:
+def test_a_copy_forgets_as_in_closed_form() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
     copied = copy.deepcopy(module)
     begun = [parameter.clone() for parameter in copied.parameters()]
@@ -60,8 +60,8 @@ def test_a_copy_forgets_as_the_closed_form_says() -> None:
         module[1].running_mean.add_(7.0)
     for _ in range(5):
         follow(copied, module, 0.9)
-    for was, now, wanted in zip(begun, copied.parameters(), module.parameters(), strict=True):
-        torch.testing.assert_close(now, 0.9**5 * was + (1 - 0.9**5) * wanted)
+    for was, now, target in zip(begun, copied.parameters(), module.parameters(), strict=True):
+        torch.testing.assert_close(now, 0.9**5 * was + (1 - 0.9**5) * target)
     assert not copied[1].running_mean.any()  # statistics are its own
 
 
