@@ -26,7 +26,6 @@ from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.vqkd import VQKDConfig
 from pantomim.tokenizers import Tokenizer, load_tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer
-from pantomim.tokenizers.strided_dvae import StridedDVAETokenizer
 from pantomim.tokenizers.usage import CodeUsage, TokenizerReport, code_usage, count_codes, measure_tokenizer
 from pantomim.tokenizers.vqkd import VQKDTokenizer
 
@@ -254,11 +253,7 @@ def _check_cells(tokenizer: Tokenizer, size: tuple[int, int]) -> None:
                 f"Give --image-size {height} {width}: images are then resized."
             )
         return
-    cell: int = (
-        tokenizer.stride
-        if isinstance(tokenizer, DVAETokenizer | StridedDVAETokenizer)
-        else getattr(tokenizer, "patch_size", 1)
-    )
+    cell: int = tokenizer.stride if isinstance(tokenizer, DVAETokenizer) else getattr(tokenizer, "patch_size", 1)
     if any(side < cell or side % cell for side in size):
         height, width = (max(round(side / cell), 1) * cell for side in size)
         raise ValueError(
