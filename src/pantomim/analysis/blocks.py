@@ -35,7 +35,7 @@ def block_features(
         )
     weights: list[Tensor] = []
     with _collecting(encoder, weights) if need_attention else nullcontext():
-        outputs = encoder.say(images, blocks=encoder.num_blocks).blocks
+        outputs = encoder.last_blocks(images, encoder.num_blocks).tokens
     count = encoder.num_prefix + encoder.grid[0] * encoder.grid[1]
     square = (len(images), count, count)
     if need_attention and (
@@ -63,7 +63,7 @@ def _collecting(encoder: WrappedEncoder, weights: list[Tensor]) -> Iterator[None
     """Collect the attention of each block while the network runs; it is left as it was."""
     model: Any = encoder.model
     blocks = getattr(model, "blocks", None)
-    blocks = model.get_submodule(encoder.layers_name) if blocks is None else blocks
+    blocks = model.get_submodule(encoder.blocks_name) if blocks is None else blocks
     with ExitStack() as hooks:
         for block in blocks:
             if hasattr(getattr(block, "attn", None), "fused_attn"):

@@ -199,7 +199,7 @@ def test_studies_of_methods_compare_encoders_of_one_size_after_as_many_steps(pla
         assert set(needy) == led == set(study.arms) - {"longer-mae", "teacher", "mae", "weight-0"}
         assert all(needs == {"01-teacher-seed0"} for needs in needy.values())  # one for all seeds
         method = runs["weight-1"].method
-            assert "student" not in method.attended + method.predicted
+        assert "student" not in method.attended + method.predicted
     if plan == "systems":
         assert runs["colormae"].method.masker.kind == "color_noise"
         teachers = {cell.name: set(cell.needs.values()) for cell in study.cells}
