@@ -626,12 +626,13 @@ def _encode(arguments: list[str]) -> None:
         raise ValueError(f"tokenizer encode needs a tokenizer, images and a file. Add {missing}.")
     import torch
 
-    from pantomim.analysis.tokens import check_ids_path, write_ids
+    from pantomim.analysis.tokens import write_ids
+    from pantomim.core.files import check_out
     from pantomim.data.sources import open_source
     from pantomim.tokenizers import load_tokenizer
     from pantomim.tokenizers.usage import usage_warning
 
-    check_ids_path(chosen.out)
+    check_out("ids", chosen.out, [".npz"])
     projection = (chosen.tokenizer or "").startswith("random-projection")
     for option, value in (("--patch-size", chosen.patch_size), ("--vocabulary", chosen.vocabulary)):
         if value is not None and not projection:
@@ -791,7 +792,7 @@ def import_weights(
 
 def inspect_run(arguments: list[str]) -> None:
     """Look into runs and encoders, side by side: pantomim inspect ANALYSIS RUN [RUN ...]."""
-    from pantomim.analysis import ANALYSES
+    from pantomim.analysis import ANALYSES, LayerAnalysis
     from pantomim.analysis.alignment import Alignment
     from pantomim.analysis.guidance import Guidance, write_guidance_arrays
     from pantomim.report.html import check_page_path
@@ -814,6 +815,7 @@ def inspect_run(arguments: list[str]) -> None:
     from pantomim.analysis.block_facts import write_block_facts
     from pantomim.report.inspection import write_inspection
 
+    assert isinstance(analysis, LayerAnalysis)
     facts = analysis.run()
     written = write_block_facts(facts, analysis.page)
     page = write_inspection(facts, analysis.page)

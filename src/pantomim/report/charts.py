@@ -112,7 +112,7 @@ def head_chart(distance: np.ndarray, uniform: float, highest: float, title: str)
     plot = _over_layers(len(distance), highest, "distance (pixels)", words, RIGHT)
     plot.horizontal("even", uniform)
     for layer, head in np.ndindex(distance.shape):
-        plot.dot("dot", layer, distance[layer, head], 3.2)
+        plot.dot("dot", layer, float(distance[layer, head]), 3.2)
     plot.line("line", range(len(means)), means)
     return plot.svg()
 

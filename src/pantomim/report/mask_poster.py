@@ -36,7 +36,7 @@ def draw_poster(
     wide = max(len(surveys), 4)
     figure = Figure((COLUMN * wide, pictures + CHART), dpi=130, facecolor="white", layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # type: ignore[union-attr, call-arg]
-    top, bottom = figure.subfigures(2, 1, height_ratios=(pictures, CHART))
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(pictures, CHART))[:, 0]
     about = (
         f"{usual_counts(surveys)} of {rows * columns:,} patches on a grid of {rows} × {columns}; coloured ones stay "
         f"visible.\nMean visibility: full colour from {100 * brightest:.0f} % on."

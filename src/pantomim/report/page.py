@@ -19,7 +19,7 @@ from pantomim.report.scores import CONTENDERS, Result, leaves, points, read_resu
 
 CRISP_BELOW = 96  # pixels: smaller pictures are enlarged without blurring
 DETAIL_BELOW = 200  # pixels: larger pictures get a row of their own
-CURVES: dict[str, tuple[str, str, dict[str, bool]]] = {
+CURVES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loss": ("Loss", "loss", {"smooth": True, "cut_start": True}),
     "lr": ("Learning rate", "learning rate", {"from_zero": True}),
     "images_per_s": ("Speed", "images/s", {"from_zero": True, "smooth": True}),
@@ -30,7 +30,6 @@ CURVES: dict[str, tuple[str, str, dict[str, bool]]] = {
     "loss_student": ("Distance from the EMA student's features", "distance", {"smooth": True, "cut_start": True}),
     "student_std": ("Std of the EMA student's features", "share of their size", {"from_zero": True, "smooth": True}),
 }
-Facts = Iterator[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ def total_seconds(folder: RunFolder) -> float | None:
     return wall
 
 
-def settings(folder: RunFolder) -> Facts:
+def settings(folder: RunFolder) -> Iterator[tuple[str, str]]:
     """What was run, by name."""
     config = folder.config
     method = config.get("method", {})

@@ -18,7 +18,7 @@ from pantomim.report.page import make_report, source_name, title, total_seconds
 from pantomim.report.scores import CONTENDERS, Result, read_results
 
 PLAN = "stages.yaml"
-CURVES: dict[str, tuple[str, dict[str, bool]]] = {
+CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "loss": ("Loss", {"smooth": True}),
     "lr": ("Learning rate", {"from_zero": True}),
 }

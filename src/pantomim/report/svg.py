@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
 from markupsafe import Markup, escape
 
+Values = Sequence[float] | np.ndarray
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 42  # room around the plot: numbers and labels of the axes
 LINE = 15  # height of a name beside the end of a line
 
@@ -93,7 +95,7 @@ class Plot:
         y = f"{self.y(value):.1f}"
         self.parts.append(f'<line class="{kind}" x1="{self.left}" x2="{self.right}" y1="{y}" y2="{y}"/>')
 
-    def line(self, kind: str, xs: Sequence[float], ys: Sequence[float], style: str = "") -> None:
+    def line(self, kind: str, xs: Values, ys: Values, style: str = "") -> None:
         """A line through the points, with gaps where one is not finite; a lone point becomes a dot."""
         commands, drawing = [], False
         for x, y in zip(xs, ys, strict=True):
@@ -108,7 +110,7 @@ class Plot:
         styled = f' style="{style}"' if style else ""
         self.parts.append(f'<circle class="{kind}" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius:g}"{styled}/>')
 
-    def ends(self, values: Sequence[float]) -> list[float]:
+    def ends(self, values: Values) -> list[float]:
         """Where names of lines that end at these values stand, below each other."""
         return spread([self.y(value) for value in values], LINE, self.top, self.bottom)
 

@@ -194,7 +194,8 @@ def best_arms(table: Table) -> list[tuple[int, int]]:
 
 def group_tables(table: Table) -> list[tuple[str, Sequence[str], Rows]]:
     """For every column, in words, how far the arms of each group differ."""
-    headings, found = ("", "arms", "mean", "largest − smallest", "std", "variance"), []
+    headings = ("", "arms", "mean", "largest − smallest", "std", "variance")
+    found: list[tuple[str, Sequence[str], Rows]] = []
     for metric in table.metrics:
         share = is_share(metric)
         scale, digits, finer = (100.0, ".1f", ".2f") if share else (1.0, ".3g", ".3g")

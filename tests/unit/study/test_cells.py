@@ -101,7 +101,7 @@ def test_the_warm_up_keeps_its_share_of_another_length():
         (BOTH, {"without": ["probe", "knn"]}, "must leave an evaluation"),
         (BOTH, {"scale": "cpu"}, "the plan has none"),
         (BOTH, {"arms": {"most": {"method": {"maskr": {}}}}}, r"arm most of study tiny.*\n.*Did you mean masker\?"),
-        (BOTH, {"arms": {"most": {"method": {"masker": {"ratio": 75}}}}}, "Give a share, not a percentage"),
+        (BOTH, {"arms": {"most": {"method": {"masker": {"ratio": 75}}}}}, r"RandomMasker\.ratio must be in \(0, 1\); got 75"),
         (BOTH, {"base": "mae_micro_cifar"}, r"Did you mean mae_micro_cifar10\?"),
     ],
 )
@@ -199,7 +199,7 @@ def test_studies_of_methods_compare_encoders_of_one_size_after_as_many_steps(pla
         assert set(needy) == led == set(study.arms) - {"longer-mae", "teacher", "mae", "weight-0"}
         assert all(needs == {"01-teacher-seed0"} for needs in needy.values())  # one for all seeds
         method = runs["weight-1"].method
-            assert "student" not in method.attended + method.predicted
+        assert "student" not in method.attended + method.predicted
     if plan == "systems":
         assert runs["colormae"].method.masker.kind == "color_noise"
         teachers = {cell.name: set(cell.needs.values()) for cell in study.cells}

@@ -227,7 +227,7 @@ def test_another_network_gets_only_what_goes_with_it():
 
 
 def test_words_name_only_what_goes_with_it():
-    assert in_words(TeacherConfig("random")) == "source random, output block, blocks 1"
+    assert in_words(TeacherConfig("random")) == "source random, output block, blocks 1, precision run"
     assert TeacherConfig("ema").build(student()).momentum == Momentum(0.9998)
 
 
