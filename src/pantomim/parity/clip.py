@@ -9,9 +9,8 @@ from pantomim.formats.timm import attention_rows, model_table
 from pantomim.nn.vit import EncoderConfig
 from pantomim.parity.compare import RELATIVE, distance
 from pantomim.parity.item import Computed, Item
-from pantomim.teachers.encoder import Output
+from pantomim.teachers.encoder import EncoderTeacher, Output
 from pantomim.teachers.fitting import fit_wrapped
-from pantomim.teachers.wrapped import WrappedTeacher
 
 
 @torch.no_grad()
@@ -31,14 +30,14 @@ def visual(item: Item) -> Computed:
     said = {}
     outputs: tuple[Output, ...] = ("block", "norm", "projection")
     for output in outputs:
-        guidance = WrappedTeacher(encoder, output=output)(images, "class")
+        guidance = EncoderTeacher(encoder, item.name, output=output)(images, "class")
         said[output] = torch.cat([guidance.prefix, guidance.patches], dim=1)
     attention = guidance.attention
     assert attention is not None
-    mean = WrappedTeacher(encoder)(images, "mean").attention
+    mean = EncoderTeacher(encoder, item.name)(images, "mean").attention
     assert mean is not None
     fitted = fit_wrapped(encoder, larger)
-    elsewhere = WrappedTeacher(fitted, output="projection")(other)
+    elsewhere = EncoderTeacher(fitted, item.name, output="projection")(other)
     before_last, _ = encoder.last_blocks(images, 2).tokens
     blocks: Any = encoder.model.blocks
     full = attention_rows(blocks[-1], before_last, slice(None)).mean(dim=1)

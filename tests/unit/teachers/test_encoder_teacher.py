@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pantomim.core.frozen import in_words
 from pantomim.formats.native import save_encoder
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.vit import Encoder, EncoderConfig
@@ -206,8 +205,8 @@ def test_on_a_gpu_it_stays_in_float32_where_asked(source):
         ({"source": "random", "blocks": 0}, "at least 1"),
         ({"source": "random", "blocks": 2, "output": "norm"}, "output must be block"),
         ({"source": "ema", "momentum": 1.5}, r"momentum must be in \[0, 1\]"),
-        ({"source": "random", "momentum": 0.9}, "momentum must be left out for a frozen teacher; got 0.9"),
-        ({"momentum": 0.9}, r"with source \(none\)"),
+        ({"source": "random", "momentum": 0.9}, "momentum must be left out for random; got 0.9"),
+        ({"momentum": 0.9}, r"left out for \(none\); got 0.9"),
         ({"source": "random", "statistics": "student"}, "statistics must be left out for random; got student"),
         ({"source": "ema", "statistics": "own"}, "statistics must be left out for ema"),
         ({"source": "dalle:FILE", "statistics": "own"}, "statistics must be left out for dalle:FILE"),
@@ -226,8 +225,7 @@ def test_another_network_gets_only_what_goes_with_it():
     assert clip.of("random").statistics is None
 
 
-def test_words_name_only_what_goes_with_it():
-    assert in_words(TeacherConfig("random")) == "source random, output block, blocks 1, precision run"
+def test_the_momentum_of_long_runs_is_the_default():
     assert TeacherConfig("ema").build(student()).momentum == Momentum(0.9998)
 
 

@@ -18,7 +18,7 @@ from pantomim.formats import load_encoder
 from pantomim.formats.tokenizer import save_tokenizer
 from pantomim.nn.dvae import DVAEEncoder, DVAESizes, dvae_networks, map_pixels
 from pantomim.teachers.choice import TeacherConfig
-from pantomim.teachers.wrapped import WrappedTeacher
+from pantomim.teachers.encoder import EncoderTeacher
 
 STUDENT = tiny.ENCODER  # 16 pixels, patches of 4
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -105,7 +105,6 @@ def test_wrapped_timm(tmp_path):
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     source, student = f"timm:test_vit2@{tmp_path / 'weights.safetensors'}", replace(STUDENT, image_size=(16, 16))
     teacher = teacher_of(source, student)
-    assert isinstance(teacher, WrappedTeacher)
     assert teacher.image_size == (64, 64)
     own = replace(STUDENT, image_size=(64, 64), patch_size=16)
     given = images(64)
@@ -138,7 +137,7 @@ def test_a_transformer_of_another_family_has_no_attention(tmp_path):
 
     encoder = TimmEncoder(model, "timm:beit", (224, 224), IMAGENET_MEAN, IMAGENET_STD, lambda: model)
     assert (encoder.ends, encoder.num_blocks, encoder.has_attention) == (("block", "norm"), 2, False)
-    teacher = WrappedTeacher(encoder, output="norm")
+    teacher = EncoderTeacher(encoder, "timm:beit", output="norm")
     with torch.no_grad():
         expected = model.forward_features(standardised(images(224), IMAGENET_MEAN, IMAGENET_STD))
     torch.testing.assert_close(tokens_of(teacher(images(224))), expected, rtol=1e-4, atol=1e-4)
