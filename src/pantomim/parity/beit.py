@@ -28,7 +28,7 @@ from pantomim.parity.item import Computed, Item
 from pantomim.parity.trajectory import PoolIds, Run, Tape, run_config
 from pantomim.targets.base import Target
 from pantomim.targets.distance import Distance
-from pantomim.targets.features import FeatureTarget
+from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
 from pantomim.targets.tokens import TokenTarget
 from pantomim.teachers.base import Guidance, Query
 from pantomim.teachers.encoder import EMATeacher
@@ -94,13 +94,11 @@ def data2vec_trajectory(item: Item) -> Computed:
         teacher = EMATeacher(encoder, momentum, blocks=len(layers))
     else:
         teacher = _Layers(encoder, momentum, layers)
-    target = FeatureTarget(
-        teacher,
-        encoder.grid,
-        "layernorm" if config["post_target_layer_norm"] else "none",
-        Distance("smooth_l1", beta=beta) if beta else Distance("l1"),
+    features = FeatureTargetConfig(
+        normalise="layernorm" if config["post_target_layer_norm"] else "none",
+        distance=Distance("smooth_l1", beta=beta) if beta else Distance("l1"),
     )
-    run = masked_tokens(item, method, target)
+    run = masked_tokens(item, method, FeatureTarget(features, teacher, encoder.grid))
     average = {f"final_teacher/{name}": tensor for name, tensor in teacher.encoder.named_parameters()}
     return run.computed(item.asked(average))
 

@@ -33,7 +33,7 @@ from pantomim.parity.item import Computed, Item
 from pantomim.parity.sizes import decoder_config, encoder_config
 from pantomim.parity.trajectory import Run, Tape, run_config
 from pantomim.targets.distance import Distance
-from pantomim.targets.features import FeatureTarget
+from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
 from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import TeacherConfig
 from pantomim.teachers.encoder import EncoderTeacher
@@ -131,7 +131,8 @@ def full_sequence(item: Item) -> Computed:
     method = BEiTConfig(encoder=beit.encoder_config(item, images, relative))
     mask = Mask.from_masked(masked, max(config["masked_counts"]), varies=True)
     grid = method.encoder.grid
-    target = FeatureTarget(GivenTeacher(said, grid), grid, "none", Distance("cosine"))
+    features = FeatureTargetConfig(normalise="none", distance=Distance("cosine"))
+    target = FeatureTarget(features, GivenTeacher(said, grid), grid)
     model = method.build(target=target).double()
     weights, indices = beit.split_indices(item.weights())
     load_exactly(model, {beit.our_name(name): tensor for name, tensor in weights.items()}, item.name)

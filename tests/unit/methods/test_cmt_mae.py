@@ -326,7 +326,7 @@ def test_the_pace_of_the_average(settings, step, momentum):
     torch.testing.assert_close(method.ema_student.encoder.norm.weight, before + (1 - momentum))
 
 
-def test_a_collapsed_average_is_said():
+def test_a_collapsed_average_is_reported():
     method, given = CONFIG.build(4), batch()
     assert draw(method, given).facts["student_std"] > COLLAPSED
     with torch.no_grad():
