@@ -24,29 +24,17 @@ class Draws:
 
 @dataclass(frozen=True)
 class Requirements:
-    """The images that a method is trained on, as plain data.
-
-    Args:
-        in_chans: Channels.
-        image_size: Height and width.
-        patch_size: Pixels that become one token, along each side.
-        channels_setting: Where a config says the channels.
-        patch_setting: Where a config says the patch size.
-        views: How many views of each image; with 2, `Batch.second` is there.
-        whole_batch: An image's loss depends on the other images of its step, so that these come at once.
-        gathers: Processes talk to each other within the forward pass.
-        num_classes: Classes that labels must have; None: it needs no labels.
-    """
+    """The images that a method is trained on, as plain data."""
 
     in_chans: int
     image_size: tuple[int, int]
     patch_size: int
-    channels_setting: str = "method.encoder.in_chans"
+    channels_setting: str = "method.encoder.in_chans"  # where a config has the channels
     patch_setting: str = "method.encoder.patch_size"
-    views: int = 1
-    whole_batch: bool = False
-    gathers: bool = False
-    num_classes: int | None = None
+    views: int = 1  # of each image; with 2, `Batch.second` is there
+    whole_batch: bool = False  # an image's loss depends on the other images of its step, so that these come at once
+    gathers: bool = False  # processes talk to each other within the forward pass
+    num_classes: int | None = None  # that labels must have; None: it needs no labels
 
     @classmethod
     def of(cls, encoder: EncoderConfig, **others: Any) -> "Requirements":
@@ -59,12 +47,9 @@ class Method(nn.Module, ABC):
 
     The two are apart so that `forward` has no generator and no changing Python number: it compiles whole with static
     shapes, it repeats exactly, and a test can inject its own draws.
-
-    Args:
-        requirements: The images that it is trained on; set in `__init__`.
     """
 
-    requirements: Requirements
+    requirements: Requirements  # set in `__init__`
 
     @abstractmethod
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Any:
@@ -84,10 +69,10 @@ class Method(nn.Module, ABC):
             copy.update_ema(self, step)
 
     def exports(self) -> dict[str, Any]:
-        """What outlives the run, by name.
+        """What outlives the run: "encoder", and "predictor", the parameters that are trained beside it, by name.
 
-        "encoder", and beside it "decoder", a module that is saved whole, or "predictor", the parameters that are
-        trained beside the encoder, by name; of a method without an encoder "tokenizer" alone.
+        In place of "predictor" a method may have "decoder", a module that is saved whole; one without an encoder has
+        "tokenizer" alone.
         """
         named = self.named_parameters()
         beside = {name: weight for name, weight in named if weight.requires_grad and not name.startswith("encoder.")}
@@ -112,11 +97,7 @@ class Method(nn.Module, ABC):
 
 
 def check_masker(owner: str, masker: Masker, encoder: EncoderConfig) -> None:
-    """See that a masker masks the same number of patches in every image of an encoder's grid.
-
-    Raises:
-        ValueError: if it does not, or cannot draw masks of this grid.
-    """
+    """Raise a ValueError unless a masker masks the same number of patches in every image of an encoder's grid."""
     masker.num_masked(encoder.grid)
     if masker.varies:
         raise ValueError(

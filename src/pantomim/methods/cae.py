@@ -59,22 +59,20 @@ def cae_encoder(size: Size, drop_path: float = 0.0) -> EncoderConfig:
 class CAEConfig:
     """The parts of CAE, with the values of the paper's ViT-B and 75 masked patches; see `preset` for others.
 
+    The authors' first release (lxtGH/CAE) has `align_momentum` 0 and `align_lagging`: it moves the copy before the
+    optimiser's step.
+
     Args:
-        encoder: As `cae_encoder` makes it; regressor and decoder are initialised the way it says.
+        encoder: As `cae_encoder` makes it; regressor and decoder are initialised as it is.
         regressor: Its width is also the decoder's; another one than the encoder's brings a projection.
         decoder: Depth 0: the head sits on the regressor, the paper's ablation without a decoder.
         masker: The same number of patches in every image; the authors mask blocks.
         guide: Whose attention decides what is masked, where the masker asks for it.
         target: What the decoder predicts; the authors normalise pixels by "layer".
         align_weight: Weight of the alignment loss (lambda); 0: no alignment, the paper's ablation.
-        align_momentum: None: the alignment target comes from the encoder itself. A number: from an EMA copy of it with
-            this momentum.
-        align_lagging: The copy is one step late, as in the authors' first release (lxtGH/CAE, momentum 0), which moves
-            it before the optimiser's step.
+        align_momentum: Of an EMA copy of the encoder that gives the alignment target; None: the encoder gives it.
+        align_lagging: The copy is one step late.
         align_drop_path: Stochastic depth is active in the alignment target too, as in the authors' code.
-
-    Raises:
-        ValueError: if the masker does not go with the encoder's grid, or masks another number of patches in each image.
     """
 
     kind: Literal["cae"] = "cae"
@@ -116,7 +114,7 @@ class CAE(Method):
         width, heads = config.regressor.width or sizes.width, config.regressor.heads or sizes.heads
         self.encoder = sizes.build()
         self.target = target or config.target.build(self.encoder)
-        regressor = config.regressor.build(sizes)
+        regressor = config.regressor.build(sizes)  # drawn before the projection, and registered after it
         decoder = config.decoder.build(width, heads, sizes.grid, self.target.dim, sizes.initialisation)
         self.projection = None if width == sizes.width else Projection(sizes.width, width)
         self.regressor, self.decoder = regressor, decoder

@@ -57,22 +57,17 @@ class CMTMAEConfig:
         encoder: The student's.
         decoder: MAE's.
         masker: What is masked; an `AttentionMasker` gets the mixed scores.
-        teacher: The frozen network; its source has no default. CLIP's 768 features before its projection are output
-            "norm", those after it "projection".
+        teacher: The frozen network; no default. CLIP's features: output "norm", or after its "projection".
         mixing: The teacher's weight in the mask, and in the target unless that has its own.
         scores: From attention to scores.
         target: How the features of both networks are predicted.
         feature_weight: Of that in the loss; 0: the two networks guide the mask alone.
-        pixel_weight: In the loss, of the pixels, which have a head of their own; 0: they are not predicted.
+        pixel_weight: In the loss, of the pixels, which have another head; 0: they are not predicted.
         pixels: Which pixels, and their distance.
         student_output: Features of the moving average: after its final norm, or as its last block gives them.
         momentum: What the moving average keeps of itself at each step, unless there is a half-life.
-        half_life: In place of the momentum: share of the run's steps in which the average forgets half of itself; 0.02
-            for short runs.
+        half_life: Share of the run's steps in which the average forgets half of itself; 0.02 for short runs.
         guide_precision: Of both networks on a GPU; scores and features are float32 in any case.
-
-    Raises:
-        ValueError: if settings do not go together.
 
     Paper: abstract and introduction: linear aggregation of the attention of a teacher (such as CLIP) and of the student
         for the mask, both output features as the decoder's target, ViT-B on ImageNet-1K. Precedent: MAE (encoder,
@@ -141,28 +136,18 @@ class CMTMAEConfig:
 
 @dataclass(frozen=True)
 class CMTMAEDraws:
-    """All that is random in a step, and the answers of both networks, which are asked once.
-
-    Args:
-        mask: What is masked.
-        features: The target: normalised features of the masked patches, by network; zeros while one has no weight.
-        teacher_weight: In the target.
-        facts: For the log.
-    """
+    """All that is random in a step, and the answers of both networks, which are asked once."""
 
     mask: Mask
-    features: Mapping[Network, Float[Tensor, "B M _"]]
-    teacher_weight: Float[Tensor, ""]
-    facts: Mapping[str, Tensor]
+    features: Mapping[Network, Float[Tensor, "B M _"]]  # the target: of the masked patches, zeros without weight
+    teacher_weight: Float[Tensor, ""]  # in the target
+    facts: Mapping[str, Tensor]  # for the log
 
 
 class CMTMAE(Method):
     """Student and decoder around a mask, teacher and the student's moving average on whole images.
 
-    Args:
-        config: Which network counts where, and how predictions are scored.
-        steps: Of the whole run, of which stages, schedules and the half-life are shares.
-        teacher: In place of the config's; one that is never asked is left out.
+    Stages, schedules and the half-life are shares of the run's `steps`; a network that is never asked is left out.
     """
 
     def __init__(self, config: CMTMAEConfig, steps: int | None = None, teacher: Teacher | None = None) -> None:
@@ -252,7 +237,7 @@ class CMTMAE(Method):
         return losses | {"loss": loss}
 
     def warning(self, logged: Mapping[str, float | None]) -> str | None:
-        """Whether the moving average gives nearly the same features for all images: places alone then predict them."""
+        """Of a moving average with nearly the same features for all images: places alone then predict them."""
         student_std = logged.get("student_std")
         if student_std is None or not student_std < COLLAPSED:
             return None

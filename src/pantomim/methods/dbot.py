@@ -36,23 +36,18 @@ from pantomim.teachers.choice import TeacherConfig
 class DBOTConfig:
     """The parts of dBOT, with the values of the authors' ViT-B.
 
+    The random teacher has all blocks for ViT-B, and `depth` 0 in the authors' ViT-L and ViT-H; "ema" moves with the
+    student at every step, which the authors compare with. The class token counts like a masked patch.
+
     Args:
         encoder: The student's; stochastic depth of 0.2 (ViT-H: 0.3).
         decoder: MAE's, with the encoder's stochastic depth; it predicts vectors of the teacher's width.
         masker: The same number of patches in every image; an `AttentionMasker` gets the teacher's attention.
         guide_query: Whose attention that is: the class token's, or the mean over all patches'.
-        teacher: Which network, and which of its outputs: its last block's before the final norm ("block"), or after it
-            ("norm"). Of a random one `depth` blocks: all for ViT-B, none in the authors' ViT-L and ViT-H. "ema" instead
-            moves with the student at every step, which the authors compare with.
-        normalise: "unbiased" standardises each token of the teacher over its channels, without weights, by the unbiased
-            variance; "none" takes it as it comes; see `FeatureTarget` for others.
+        teacher: Which network, and which of its outputs.
+        normalise: As of `FeatureTargetConfig`: each token of the teacher over its channels.
         distance: Between prediction and target.
-        predict_class: The class token is predicted too and counts like a masked patch, as in the authors' code; None:
-            where student and teacher have one, which each stage of a chain decides by its own teacher.
-
-    Raises:
-        ValueError: if the masker does not go with the encoder's grid, or masks another number of patches in each image,
-            or there is no class token to predict.
+        predict_class: The class token is predicted too; None: where student and each stage's teacher have one.
 
     Source: the authors' `models_mae.py` and `PRETRAIN.md` (github.com/liuxingbin/dbot).
     """
@@ -80,11 +75,7 @@ class DBOTConfig:
         return DBOT(self, teacher)
 
     def predicts_class(self, teacher: Teacher) -> bool:
-        """Whether the class token is predicted with this teacher.
-
-        Raises:
-            ValueError: if it must be, and the teacher has none.
-        """
+        """Whether the class token is predicted with this teacher; a ValueError, if it must be and there is none."""
         if self.predict_class is None:
             return self.encoder.class_token and teacher.num_prefix > 0
         if self.predict_class and not teacher.num_prefix:
@@ -98,15 +89,10 @@ class DBOTConfig:
 
 @dataclass(frozen=True)
 class DBOTDraws:
-    """All that is random in a step of dBOT.
-
-    Args:
-        mask: What is masked.
-        guidance: The teacher's features, where its attention was needed for the mask; None: `forward` asks for them.
-    """
+    """All that is random in a step of dBOT."""
 
     mask: Mask
-    guidance: Guidance | None = None
+    guidance: Guidance | None = None  # if the mask needed the teacher's attention; None: `forward` asks the teacher
 
 
 class DBOT(Method):
@@ -132,7 +118,7 @@ class DBOT(Method):
         return DBOTDraws(draw_mask(self.masker, batch, self.encoder.grid, generator, guidance.attention), guidance)
 
     def forward(self, batch: Batch, draws: DBOTDraws) -> dict[str, Tensor]:
-        """The distance to the teacher's features of the class token and the masked patches, over all of them alike."""
+        """The distance of the class token and the masked patches, which all count alike."""
         mask = draws.mask
         latent = self.encoder(batch.images, mask.ids_keep)  # visible patches only
         prediction = self.decoder(latent, mask, with_class=self.predict_class)  # (B, 1 + M, K)

@@ -51,7 +51,7 @@ class DVAEConfig:
         image_size: Height and width of the training images; ids can be had of any other size.
         temperature: Of the relaxation of codes.
         kl_weight: Of the distance from the uniform use of all codes, in the paper's unit (beta).
-        momentum: What the EMA of the weights keeps of itself at each step; the EMA is what the run exports.
+        momentum: What the EMA of the weights, which is exported, keeps of itself at each step.
 
     Paper: appendix A.2: 1 to 1/16 over 150,000 steps, 0 to 6.6 over 5,000, 0.999.
     """

@@ -52,9 +52,6 @@ class IJEPAConfig:
         predictor: It sees context features, and a mask token at each place of one target block.
         masker: Context and target blocks.
         momentum: What the EMA copy keeps of itself at each step.
-
-    Raises:
-        ValueError: if there are prefix tokens, or blocks of the encoder's grid can be too small.
     """
 
     kind: Literal["ijepa"] = "ijepa"
@@ -73,7 +70,7 @@ class IJEPAConfig:
                 f"IJEPAConfig.encoder must have no class and register tokens, which nothing would train; got "
                 f"{self.encoder.num_prefix}. Set class_token False and registers 0."
             )
-        self.masker.num_masked(self.encoder.grid)
+        self.masker.num_masked(self.encoder.grid)  # refuses a grid of which blocks can be too small
 
     def build(self, steps: int | float | None = None) -> "IJEPA":
         """The method for a run of `steps`, initialised from torch's global generator."""

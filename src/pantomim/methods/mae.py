@@ -35,9 +35,6 @@ class MAEConfig:
         masker: The same number of patches in every image.
         guide: Whose attention decides, where the masker asks for it.
         target: What is predicted of the masked patches.
-
-    Raises:
-        ValueError: if the masker does not go with the encoder's grid, or masks another number of patches in each image.
     """
 
     kind: Literal["mae"] = "mae"

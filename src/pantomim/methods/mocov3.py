@@ -48,9 +48,6 @@ class MoCoV3Config:
         momentum: What the EMA teacher keeps of itself at each step.
         freeze_patches: The patch projection stays as it was drawn, the paper's trick for stable training.
 
-    Raises:
-        ValueError: if there is no class token.
-
     Paper: section 4 (heads, momentum), section 4.3 (frozen patch projection); sizes and the schedule of the momentum
         as in the authors' `main_moco.py` and `CONFIG.md`.
     """
@@ -115,10 +112,7 @@ class MoCoV3(Method):
         return self.teacher_projector(self.teacher_encoder(images).prefix[:, 0])
 
     def contrast(self, query: Float[Tensor, "B K"], key: Float[Tensor, "B K"]) -> tuple[Tensor, Tensor]:
-        """InfoNCE against the keys of all processes, times twice the temperature; and the share that is found.
-
-        Paper: equation 1; factor and normalisation as in Algorithm 1.
-        """
+        """InfoNCE against the keys of all processes (equation 1), times 2 t; and the share that is found."""
         keys = rows_of_all(unit(key))  # (G, K)
         own = first_row(len(query)) + torch.arange(len(query), device=query.device)
         with torch.autocast(query.device.type, enabled=False):  # a few numbers, whose differences matter

@@ -40,9 +40,6 @@ class SupervisedConfig:
         mixup: Parameter of mixup's beta distribution; 0: none.
         cutmix: The same of CutMix. Where both are used, a coin chooses for each step.
 
-    Raises:
-        ValueError: if the class token is asked for and there is none.
-
     Paper: Table 9 (label smoothing, mixup, CutMix); class token: the authors' `models.py`.
     """
 
@@ -81,8 +78,7 @@ class Supervised(Method):
 
     def __init__(self, config: SupervisedConfig) -> None:
         super().__init__()
-        self.config = config
-        self.encoder = config.encoder.build()
+        self.config, self.encoder = config, config.encoder.build()
         self.head = nn.Linear(config.encoder.width, config.num_classes)
         nn.init.normal_(self.head.weight, std=0.02)  # cut at 100 std in the authors' code
         nn.init.zeros_(self.head.bias)
@@ -97,9 +93,8 @@ class Supervised(Method):
             mixing = draw_mixing(draws, config.encoder.image_size, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix)
             images, labels = swap_neighbours(batch.images), swap_neighbours(batch.labels)
             partners = replace(batch, images=images, labels=labels)
-        targets = mix_targets(
-            batch.labels, config.num_classes, mixing.lam, config.label_smoothing, partners=partners.labels
-        )
+        smoothing, lam = config.label_smoothing, mixing.lam
+        targets = mix_targets(batch.labels, config.num_classes, lam, smoothing, partners=partners.labels)
         return SupervisedDraws(mix_images(batch.images, mixing, partners.images), targets)
 
     def forward(self, batch: Batch, draws: SupervisedDraws) -> dict[str, Tensor]:

@@ -51,12 +51,8 @@ class VQKDConfig:
         teacher: Whose features are predicted; there is no default.
         commitment: Weight of the distance between the encoder's output and its code.
         decay: What a code keeps of itself at each step.
-        dead_below: A code with fewer members a batch than this (averaged over steps) is replaced by the encoder's
-            output for a patch of the batch; 0: never, as in the paper.
+        dead_below: Members a batch (averaged) below which a code is drawn anew from the batch; 0: never, as published.
         clustering: Rounds of k-means on the first batch, which initialises the codes.
-
-    Raises:
-        ValueError: if the teacher is a moving average.
 
     Paper: section 2.2, appendix; the authors' `norm_ema_quantizer.py`.
     """
@@ -80,11 +76,7 @@ class VQKDConfig:
             )
 
     def build(self, steps: int | None = None, teacher: Teacher | None = None) -> "VQKD":
-        """The method, initialised from torch's global generator; `teacher` in place of the config's, if given.
-
-        Raises:
-            ValueError: if there is no teacher, it does not go with the encoder, or the quantiser's library is missing.
-        """
+        """The method, initialised from torch's global generator; `teacher` in place of the config's, if given."""
         return VQKD(self, teacher)
 
 
