@@ -214,7 +214,7 @@ def test_a_damaged_checkpoint_costs_steps_but_not_the_run(source: Path, uninterr
     (out / "finished.json").unlink()
     file = out / "checkpoints" / "step-00000080" / WEIGHTS
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.warns(UserWarning, match="Going on from the checkpoint before, step 72"):
+    with pytest.warns(UserWarning, match="Resuming from the checkpoint before, step 72"):
         pretrain(tiny_run(source, **LONG), out)
     assert curve(out, "loss") == curve(uninterrupted, "loss")
     assert weights_hash(out) == weights_hash(uninterrupted)

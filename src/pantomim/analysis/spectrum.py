@@ -1,6 +1,7 @@
 """How few directions an image's patch tokens lie in: the share of the largest singular values, block by block."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,10 @@ from pantomim.evaluate.features import AnyEncoder
 
 @frozen
 class Spectrum(LayerAnalysis):
-    """How few directions the tokens lie in; `shares` (layers, 5)."""
+    """How few directions the tokens of an image lie in, after each block.
+
+    Arrays: `shares` (layers, 5), of the k largest singular values, k = 1 ... 5.
+    """
 
     name: ClassVar[str] = "spectrum"
     title: ClassVar[str] = "How few directions the tokens lie in"
@@ -30,7 +34,7 @@ class Spectrum(LayerAnalysis):
             blocks = block_features(encoder, batch)
             return {"shares": torch.stack([concentration(block.patches).sum(dim=0).cpu() for block in blocks])}
 
-        means = (mean_over_images(images.batches(one), lambda batch, one=one: shares(one, batch)) for one in encoders)
+        means = (mean_over_images(images.batches(one), partial(shares, one)) for one in encoders)
         return numbered(list(means)), {}
 
     @staticmethod

@@ -172,8 +172,8 @@ def _arrays(path: Path, spec: str, name: str) -> tuple[Store, dict[int, str]]:
     if masks is None or masks.ndim != 3 or masks.dtype.kind not in "bui":
         what = "none of that name" if masks is None else f"{masks.dtype.name} {masks.shape}"
         raise ValueError(
-            f"Segmentation.masks must be an array (N, H, W) of class ids; got {what} for {name} in {spec}, which also has "
-            f"{', '.join(others)}. Save it as np.savez(file, images=..., masks=..., split=...)."
+            f"Segmentation.masks must be an array (N, H, W) of class ids; got {what} for {name} in {spec}, which also "
+            f"has {', '.join(others)}. Save it as np.savez(file, images=..., masks=..., split=...)."
         )
     names = arrays.get("mask_classes") if name == "masks" else None
     return ArrayStore(masks.astype(np.int32), spec=spec), dict(enumerate([] if names is None else names.tolist()))

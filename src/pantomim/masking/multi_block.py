@@ -8,18 +8,18 @@ Paper: Assran et al. 2023, arXiv:2301.08243; rules and quirks are those of the a
 import math
 from functools import lru_cache
 from itertools import chain, count
-from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from pantomim.core.frozen import frozen
 from pantomim.core.host import host_seed, to_device
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import AtLeastOne, AtLeastZero, Range
-from pantomim.masking.base import Strategy
+from pantomim.masking.base import Scores
 
 PATIENCE = 20  # failed context blocks before one more target may overlap with the context
 Area = Annotated[float, Range(above=0, most=1)]
@@ -99,10 +99,10 @@ class MultiBlockMasker:
     min_keep: AtLeastZero = 10
     allow_overlap: bool = False
 
-    varies: ClassVar[bool] = True
-    guided: ClassVar[bool] = False
-    manner: ClassVar[str] = "around a block"
-    strategies: ClassVar[tuple[Strategy, ...]] = ()  # there is no ratio to compare at
+    varies = True
+    guided = False
+    manner = "around a block"
+    strategies = ()  # there is no ratio to compare at
 
     def __post_init__(self) -> None:
         for name in ("context_scale", "target_scale", "target_aspect"):
@@ -150,9 +150,7 @@ class MultiBlockMasker:
                 return block
         raise AssertionError("unreachable: without targets every block is large enough, see num_masked")
 
-    def __call__(
-        self, batch_size: int, grid: Size, generator: torch.Generator, attention: Float[Tensor, "B N"] | None = None
-    ) -> Mask:
+    def __call__(self, batch_size: int, grid: Size, generator: torch.Generator, attention: Scores = None) -> Mask:
         """See `Masker.__call__`: all but the first context block, for pictures and for encoders with mask tokens."""
         context = self.blocks(batch_size, grid, generator).context[0]
         masked = torch.ones(batch_size, grid[0] * grid[1], dtype=torch.bool, device=context.device)

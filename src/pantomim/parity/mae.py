@@ -15,8 +15,7 @@ from pantomim.config import Pretrain
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
-from pantomim.formats.foreign import official_name
-from pantomim.formats.mae import our_name
+from pantomim.formats.mae import official_name, our_name
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws
 from pantomim.methods.mae import MAE, MAEConfig

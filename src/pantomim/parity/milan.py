@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
-from pantomim.formats.foreign import official_name
-from pantomim.formats.mae import our_name
+from pantomim.formats.mae import official_name, our_name
 from pantomim.masking.attention import AttentionMasker, draw_order, published
 from pantomim.methods.milan import MILANConfig
 from pantomim.nn.decoder import DecoderConfig

@@ -58,9 +58,7 @@ def test_the_first_bad_step_is_remembered() -> None:
 def test_out_of_memory_names_what_to_try() -> None:
     config = tiny_run(Path("images.npz"), batch_size=24)
     with (
-        pytest.raises(
-            MemoryFullError, match=r"24 images at once.*runtime\.accumulation 2 \(12 images.*batch_size 12"
-        ),
+        pytest.raises(MemoryFullError, match=r"24 images at once.*runtime\.accumulation 2 \(12 images.*batch_size 12"),
         explain_memory(config, 1),
     ):
         torch.empty(2**60, dtype=torch.uint8)
