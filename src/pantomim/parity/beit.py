@@ -6,11 +6,10 @@ Official: microsoft/unilm, microsoft/SimMIM, facebookresearch/data2vec_vision.
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
@@ -24,23 +23,14 @@ from pantomim.nn.resize import growing_offsets, resize_relative_table
 from pantomim.nn.tokens import normalise_tokens, unpatchify
 from pantomim.nn.vit import Encoder, EncoderConfig, MaskTokens
 from pantomim.optim import beit_schedule, parameter_groups
+from pantomim.parity import networks
 from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
-from pantomim.parity.mae import layer_groups
-from pantomim.parity.networks import (
-    backward,
-    decay_used,
-    described,
-    encoder_config,
-    fill,
-    joined,
-    named,
-    norm_eps,
-)
+from pantomim.parity.mae import classified
 from pantomim.parity.trajectory import GivenIds, Run, Tape, run_config
 from pantomim.targets.base import Target
 from pantomim.targets.distance import Distance
-from pantomim.targets.features import FeatureTarget
+from pantomim.targets.features import FeatureNormalisation, FeatureTarget
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTarget
 from pantomim.teachers.base import Guidance, Query
@@ -59,14 +49,14 @@ def pretrain(item: Item) -> Computed:
     labels[masked] = item.input("labels")  # image by image, in raster order
     target = TokenTarget(GivenIds(labels, item.config["vocab_size"], method.encoder.grid))
     model = method.build(target=target).double()
-    fill(model, without_index(item.weights()), official_name, item.name)
+    networks.fill(model, without_index(item.weights()), official_name, item.name)
 
     result = model(Batch(images, total=len(images)), Draws(mask))
-    gradients, gradient_norms = backward(result["loss"], model, official_name)
+    gradients, gradient_norms = networks.backward(result["loss"], model, official_name)
     latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
     everywhere = model.head(latent.patches)
     outputs = gradients | {
-        "tokens_after_norm": joined(latent),
+        "tokens_after_norm": networks.joined(latent),
         "logits_all": everywhere,
         "logits_masked": everywhere[masked],
         "loss": result["loss"],
@@ -74,17 +64,17 @@ def pretrain(item: Item) -> Computed:
     }
     if model.encoder.rel_pos_bias is not None:
         outputs["relative_bias"] = model.encoder.rel_pos_bias(model.encoder.relative_index)
-    decay = decay_used(item.numbers.get("pretraining_parameter_groups", []))
+    decay = networks.decay_used(item.numbers.get("pretraining_parameter_groups", []))
     groups = parameter_groups(model, decay, decay_tokens=False, decay_mask_token=True)
     return Computed(
         outputs,
         numbers={
             "gradient_l2_norms": gradient_norms,
-            "pretraining_parameter_groups": described(groups, official_name),
+            "pretraining_parameter_groups": networks.described(groups, official_name),
         },
-        config=norm_eps(model) | {"masked_counts": counts.tolist()},
+        config=networks.norm_eps(model) | {"masked_counts": counts.tolist()},
         deviations=compare_indices(model.encoder, item)
-        | initialisation(item, lambda: named(method.build(target=target), official_name)),
+        | initialisation(item, lambda: networks.named(method.build(target=target), official_name)),
     )
 
 
@@ -98,9 +88,9 @@ def simmim_pretrain(item: Item) -> Computed:
     num_masked = GridMasker(ratio=config["mask_ratio"], cell=config["mask_patch_size"] // config["patch_size"])
     mask = Mask.from_masked(masked, num_masked.num_masked(method.encoder.grid))
     loss = model(Batch(images, total=len(images)), Draws(mask))["loss"]
-    gradients, gradient_norms = backward(loss, model, simmim_name)
+    gradients, gradient_norms = networks.backward(loss, model, simmim_name)
     latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
-    groups = described(parameter_groups(model, 0.05, decay_tokens=False, decay_mask_token=True), simmim_name)
+    groups = networks.described(parameter_groups(model, 0.05, decay_tokens=False, decay_mask_token=True), simmim_name)
     return Computed(
         {
             "feature_map": latent.patches.mT.unflatten(-1, method.encoder.grid),
@@ -115,33 +105,28 @@ def simmim_pretrain(item: Item) -> Computed:
             ],
             "mask_count": {key: _count(key) for key in item.numbers.get("mask_count", {})},
         },
-        config=norm_eps(model),
+        config=networks.norm_eps(model),
         deviations=compare_indices(model.encoder, item)
-        | initialisation(item, lambda: named(method.build(), simmim_name)),
+        | initialisation(item, lambda: networks.named(method.build(), simmim_name)),
     )
 
 
 def finetune(item: Item) -> Computed:
     """The classifier with a table of relative positions in every block, its layer-wise groups, and the schedules."""
-    config, images = item.config, item.input("images")
+    config = item.config
     encoder = beit_encoder(item, relative_position="blocks" if config["per_block_relative_bias"] else "none").build()
-    pool = "mean" if config["mean_pooling"] else "class"
+    pool: Literal["mean", "class"] = "mean" if config["mean_pooling"] else "class"
     classifier = Classifier(encoder, config["num_classes"], pool).double().eval()
-    fill(classifier, without_index(item.weights()), classifier_name, item.name)
+    networks.fill(classifier, without_index(item.weights()), classifier_name, item.name)
     after: dict[str, Tensor] = {}
     for number, block in enumerate(encoder.blocks):
         block.register_forward_hook(lambda _, __, found, n=number: after.update({f"block_{n}_output": found[0]}))
-    logits = classifier(images)
-    loss = F.cross_entropy(logits, item.input("labels"))
-    gradients, gradient_norms = backward(loss, classifier, classifier_name)
+    outputs, numbers = classified(item, classifier, classifier_name)
+    numbers["lr_schedules"] = [_schedule(entry) for entry in item.numbers.get("lr_schedules", [])]
     return Computed(
-        {"features": classifier.features(images), "logits": logits, "cross_entropy": loss} | after | gradients,
-        numbers={
-            "gradient_l2_norms": gradient_norms,
-            "layer_decay_groups": layer_groups(item.numbers.get("layer_decay_groups", {}), classifier, classifier_name),
-            "lr_schedules": [_schedule(entry) for entry in item.numbers.get("lr_schedules", [])],
-        },
-        config=norm_eps(classifier),
+        outputs | after,
+        numbers,
+        config=networks.norm_eps(classifier),
         deviations=compare_indices(encoder, item),
     )
 
@@ -162,7 +147,7 @@ def data2vec_trajectory(item: Item) -> Computed:
         teacher = EMATeacher(encoder, momentum, blocks=len(layers))
     else:
         teacher = _Layers(encoder, momentum, layers)
-    how = "layernorm" if config["post_target_layer_norm"] else "none"
+    how: FeatureNormalisation = "layernorm" if config["post_target_layer_norm"] else "none"
     distance = Distance("smooth_l1", beta=beta) if beta else Distance("l1")
     run = _run(item, method, FeatureTarget(teacher, encoder.grid, how, distance))
     return run.computed({f"final_teacher/{name}": tensor for name, tensor in teacher.encoder.named_parameters()})
@@ -191,7 +176,7 @@ def simmim_trajectory(item: Item) -> Computed:
 def _run(item: Item, method: BEiTConfig, target: Target, before: Callable[[Tape], None] = lambda tape: None) -> Run:
     """A finished run of an encoder over mask tokens, whatever it predicts; `before` is told of each micro-batch."""
     model = method.build(target=target).double()
-    fill(model, without_index(item.weights()), official_name, item.name, kept=("target.",))
+    networks.fill(model, without_index(item.weights()), official_name, item.name, kept=("target.",))
     model.reset()
 
     def draws(tape: Tape) -> Draws:
@@ -212,7 +197,7 @@ class _Layers(EMATeacher):
     @torch.no_grad()
     def forward(self, images: Tensor, query: Query | None = None) -> Guidance:
         """See `EncoderTeacher.forward`."""
-        outputs = [joined(block) for block in self.encoder.each_block(images)]
+        outputs = [networks.joined(block) for block in self.encoder.each_block(images)]
         normed = [normalise_tokens(outputs[number], unbiased=False, eps=1e-5) for number in self.layers]
         tokens = torch.stack(normed).mean(dim=0)
         return Guidance(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :])
@@ -268,7 +253,7 @@ def beit_encoder(item: Item, **settings: Any) -> EncoderConfig:
         "layer_scale": config["layer_scale_init"] or None,
         "initialisation": "beit",
     }
-    return encoder_config(config, item.input("images"), **(stated | settings))
+    return networks.encoder_config(config, item.input("images"), **(stated | settings))
 
 
 def official_name(name: str) -> str:
@@ -322,7 +307,7 @@ def _simmim_config(item: Item) -> BEiTConfig:
 
 def _fill_simmim(model: nn.Module, item: Item, order: Tensor) -> None:
     weights = {name: _ours(name, tensor, order) for name, tensor in without_index(item.weights()).items()}
-    fill(model, weights, simmim_name, item.name)
+    networks.fill(model, weights, simmim_name, item.name)
 
 
 def _shuffled(patch_size: int, channels: int) -> Tensor:

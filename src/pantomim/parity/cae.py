@@ -21,22 +21,12 @@ from pantomim.nn.regressor import RegressorConfig
 from pantomim.nn.tokens import put_back
 from pantomim.nn.vit import EncoderConfig
 from pantomim.optim import parameter_groups
+from pantomim.parity import networks
 from pantomim.parity.beit import classifier_name, compare_indices, without_index
 from pantomim.parity.compare import RELATIVE, distance
 from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
-from pantomim.parity.mae import STORED_TABLE, layer_groups
-from pantomim.parity.networks import (
-    Names,
-    backward,
-    decay_used,
-    described,
-    encoder_config,
-    fill,
-    joined,
-    named,
-    norm_eps,
-)
+from pantomim.parity.mae import STORED_TABLE, classified
 from pantomim.parity.trajectory import GivenIds, Run, Tape, run_config
 from pantomim.targets.tokens import TokenTarget
 
@@ -80,11 +70,11 @@ def pretrain(item: Item) -> Computed:
     seen = _watch(model)
     result = model(Batch(images, total=len(images)), Draws(mask))
     loss = result["loss"] if weight else result["loss_target"]
-    gradients, gradient_norms = backward(loss, model, official_name)
+    gradients, gradient_norms = networks.backward(loss, model, official_name)
     aligned = model.alignment_target(images, mask)
     outputs |= gradients | seen
     outputs |= {
-        "visible_latents_with_cls": joined(model.encoder(images, mask.ids_keep)),
+        "visible_latents_with_cls": networks.joined(model.encoder(images, mask.ids_keep)),
         "regressor_visible_input": model.latents(model.encoder, images, mask.ids_keep),
         "alignment_target": aligned,
         "logits": seen["logits"].flatten(0, 1),
@@ -97,13 +87,13 @@ def pretrain(item: Item) -> Computed:
         ).mean(),
         "accuracy": result["accuracy"],
     }
-    decay = decay_used(item.numbers.get("pretraining_parameter_groups", []))
+    decay = networks.decay_used(item.numbers.get("pretraining_parameter_groups", []))
     numbers: dict[str, Any] = {
         "gradient_l2_norms": gradient_norms,
         "parameters_without_gradient": [
             name for name in weights if name not in gradient_norms and not name.startswith("teacher.")
         ],
-        "pretraining_parameter_groups": described(parameter_groups(model, decay), official_name),
+        "pretraining_parameter_groups": networks.described(parameter_groups(model, decay), official_name),
     }
     model.update_ema(0)
     after = model.get_submodule("aligner.copy").named_parameters()
@@ -116,8 +106,8 @@ def pretrain(item: Item) -> Computed:
     return Computed(
         outputs,
         numbers,
-        config=norm_eps(model),
-        deviations=deviations | initialisation(item, lambda: named(ours.build(target=tokens), official_name)),
+        config=networks.norm_eps(model),
+        deviations=deviations | initialisation(item, lambda: networks.named(ours.build(target=tokens), official_name)),
     )
 
 
@@ -145,25 +135,19 @@ def trajectory(item: Item) -> Computed:
 
 def finetune(item: Item) -> Computed:
     """The classifier with fixed positions, relative ones in every block and mean pooling, and its layer-wise groups."""
-    config, images, weights = item.config, item.input("images"), item.weights()
+    config, weights = item.config, item.weights()
     encoder = cae_encoder(item, relative_position="blocks" if config["per_block_relative_bias"] else "none").build()
     pool: Literal["mean", "class"] = "mean" if config["mean_pooling"] else "class"
     classifier = Classifier(encoder, config["num_classes"], pool, learn_positions=False).double().eval()
     assert encoder.pos_embed is not None
     table = distance(encoder.pos_embed.detach(), weights["pos_embed"]) / STORED_TABLE
-    fill(classifier, without_index(weights), classifier_name, item.name)
-    logits = classifier(images)
-    loss = F.cross_entropy(logits, item.input("labels"))
-    gradients, gradient_norms = backward(loss, classifier, classifier_name)
+    networks.fill(classifier, without_index(weights), classifier_name, item.name)
+    outputs, numbers = classified(item, classifier, classifier_name)
     trained = [classifier_name(name) for name, weight in classifier.named_parameters() if weight.requires_grad]
     return Computed(
-        gradients | {"logits": logits, "tokens_before_pooling": joined(encoder(images)), "cross_entropy": loss},
-        numbers={
-            "gradient_l2_norms": gradient_norms,
-            "trained_parameters": trained,
-            "layer_decay_groups": layer_groups(item.numbers.get("layer_decay_groups", {}), classifier, classifier_name),
-        },
-        config=norm_eps(classifier),
+        outputs | {"tokens_before_pooling": networks.joined(encoder(item.input("images")))},
+        numbers=numbers | {"trained_parameters": trained},
+        config=networks.norm_eps(classifier),
         deviations=compare_indices(encoder, item) | {"state/pos_embed": table},
     )
 
@@ -177,15 +161,15 @@ def attentive_probe(item: Item) -> Computed:
     unused = {name: 0.0 for name in item.weights() if name.startswith(UNUSED_NORM)}
     state = {name: tensor for name, tensor in item.weights().items() if name not in unused}
     for_head = {name: tensor for name, tensor in state.items() if name.partition(".")[0] in HEAD_PARTS}
-    fill(head, for_head, head_name, item.name)
-    fill(batch_wise, for_head, head_name, item.name)
+    networks.fill(head, for_head, head_name, item.name)
+    networks.fill(batch_wise, for_head, head_name, item.name)
     load_exactly(encoder, {name: tensor for name, tensor in state.items() if name not in for_head}, item.name)
     with torch.no_grad():
-        tokens = joined(encoder(images))
+        tokens = networks.joined(encoder(images))
         evaluated, official = head.eval()(tokens), batch_wise.eval()(tokens)
     trained = head.train()(tokens)
     loss = F.cross_entropy(trained, item.input("labels"))
-    gradients, gradient_norms = backward(loss, head, head_name)
+    gradients, gradient_norms = networks.backward(loss, head, head_name)
     return Computed(
         gradients
         | {
@@ -199,9 +183,9 @@ def attentive_probe(item: Item) -> Computed:
         },
         numbers={
             "gradient_l2_norms": gradient_norms | unused,
-            "trained_parameters": [*named(head, head_name), *unused],
+            "trained_parameters": [*networks.named(head, head_name), *unused],
         },
-        config=norm_eps(head),
+        config=networks.norm_eps(head),
         # the official way to evaluate, by the batch at hand, gives what training gives
         deviations={"logits_train, in evaluation": distance(official, trained.detach()) / RELATIVE},
     )
@@ -223,7 +207,7 @@ def head_name(name: str) -> str:
 def cae_encoder(item: Item, **settings: Any) -> EncoderConfig:
     """CAE's encoder of the sizes that an item states."""
     config = item.config
-    return encoder_config(
+    return networks.encoder_config(
         config,
         item.input("images"),
         position="sincos_rows_first",
@@ -236,7 +220,7 @@ def cae_encoder(item: Item, **settings: Any) -> EncoderConfig:
 
 def _config(item: Item) -> CAEConfig:
     config, encoder = item.config, cae_encoder(item)
-    shared = {
+    shared: dict[str, Any] = {
         "mlp_ratio": float(config["mlp_ratio"]),
         "layer_scale": config["decoder_layer_scale_init"] or None,
         "drop_path": encoder.drop_path,
@@ -254,7 +238,7 @@ def _config(item: Item) -> CAEConfig:
     )
 
 
-def _names(release: Release) -> Names:
+def _names(release: Release) -> networks.Names:
     """A release's name of each parameter and module; what no release has keeps ours."""
     return lambda name: name if name.startswith("aligner.ahead.") else official_name(name, release)
 
@@ -264,7 +248,7 @@ def _fill(model: CAE, item: Item, release: Release = "lxtGH/CAE", kept: tuple[st
     weights, names = item.weights(), _names(release)
     there = {names(name) for name in model.state_dict()}
     fixed = {name: tensor for name, tensor in weights.items() if name.endswith(UNUSED) and name not in there}
-    fill(model, {n: t for n, t in weights.items() if n not in {*fixed, TABLE}}, names, item.name, kept)
+    networks.fill(model, {n: t for n, t in weights.items() if n not in {*fixed, TABLE}}, names, item.name, kept)
     return {f"state/{name}": 0.0 if (tensor == 1).all() else math.inf for name, tensor in fixed.items()}
 
 

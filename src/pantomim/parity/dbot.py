@@ -28,10 +28,9 @@ from pantomim.methods.dbot import DBOT, DBOTConfig, DBOTDraws
 from pantomim.nn.tokens import patch_grid
 from pantomim.nn.vit import MaskTokens
 from pantomim.optim import cosine_schedule
-from pantomim.parity import beit
+from pantomim.parity import beit, networks
 from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
-from pantomim.parity.networks import backward, decoder_config, encoder_config, fill, in_order, joined, named, norm_eps
 from pantomim.parity.trajectory import Run, Tape, run_config
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTarget
@@ -45,14 +44,14 @@ TEACHER = ("teacher.",)  # whose weights are in place before the student's are
 def pretrain(item: Item) -> Computed:
     """Masking, student, teacher, the loss with and without the teacher's norm and the target's, every gradient."""
     images, noise, config = item.input("images"), item.input("noise"), item.config
-    frozen = encoder_config(config, images, depth=config["teacher_depth"]).build().double()
+    frozen = networks.encoder_config(config, images, depth=config["teacher_depth"]).build().double()
     load_exactly(frozen, item.weights("teacher/"), item.name)
     outputs: dict[str, Tensor] = {}
     gradient_norms: dict[str, dict[str, float]] = {}
     for norm, normalise in itertools.product((False, True), (False, True)):
         method = _config(item, depth=config["student_depth"], normalise=normalise)
         model = method.build(teacher=EncoderTeacher(frozen, "given", output="norm" if norm else "block")).double()
-        fill(model, item.weights("student/"), dbot_name, item.name, kept=TEACHER)
+        networks.fill(model, item.weights("student/"), dbot_name, item.name, kept=TEACHER)
         mask = Mask.from_scores(noise, method.masker.num_masked(method.encoder.grid))
         loss = model(Batch(images, total=len(images)), DBOTDraws(mask))["loss"]
         name = f"layernorm{int(norm)}_normfeature{int(normalise)}"
@@ -63,21 +62,23 @@ def pretrain(item: Item) -> Computed:
             f"target_{name}" if normalise else f"teacher_features_layernorm{int(norm)}": features,
         }
         if [norm, normalise] == [bool(flag) for flag in config["gradient_case"]]:
-            gradients, gradient_norms[name] = backward(loss, model, dbot_name)
+            gradients, gradient_norms[name] = networks.backward(loss, model, dbot_name)
             outputs |= gradients
-    kept, ids_shuffle = in_order(mask, noise)
+    kept, ids_shuffle = networks.in_order(mask, noise)
     latent = model.encoder(images, mask.ids_keep)
     return Computed(
         outputs
         | {
             "ids_restore": ids_shuffle.argsort(dim=1),
             "mask_with_cls": torch.cat([torch.ones_like(mask.masked[:, :1]), mask.masked], dim=1),
-            "latent": joined(latent, kept),
+            "latent": networks.joined(latent, kept),
             "pred": model.decoder(latent, mask, everywhere=True, with_class=True),
         },
         numbers={"gradient_l2_norms": gradient_norms, "stage_switch": _stage_switch(model)},
-        config=norm_eps(model),
-        deviations=initialisation(item, lambda: named(method.build(), dbot_name), "official_initialisation_student"),
+        config=networks.norm_eps(model),
+        deviations=initialisation(
+            item, lambda: networks.named(method.build(), dbot_name), "official_initialisation_student"
+        ),
     )
 
 
@@ -99,7 +100,7 @@ def trajectory(item: Item) -> Computed:
     off_norms: dict[str, float] = {}
     for stage, (begin, end) in enumerate(itertools.pairwise(config["stage_epochs"])):
         model = method.build(teacher=teacher).double()
-        fill(model, weights | item.under(f"stage{stage}/"), dbot_name, item.name, kept=TEACHER)
+        networks.fill(model, weights | item.under(f"stage{stage}/"), dbot_name, item.name, kept=TEACHER)
         settings = replace(run_config(item, method), duration=Duration(epochs=end - begin))
         tape = Tape(item, first=begin * config["steps_per_epoch"])
 
@@ -108,8 +109,8 @@ def trajectory(item: Item) -> Computed:
 
         run = Run(settings, model, tape, draws, dbot_name)
         if runs:
-            before = runs[-1].training
-            carry_over(before.method, before.optimizer, run.training.method, run.training.optimizer, item.name)
+            before = runs[-1]
+            carry_over(before.method, before.training.optimizer, model, run.training.optimizer, item.name)
         runs.append(run.carry_out())
         ended = run.weights(f"final_stage{stage}/")
         outputs |= ended
@@ -131,12 +132,12 @@ def full_sequence(item: Item) -> Computed:
     teacher = GivenTeacher(item.input("teacher_tokens"), method.encoder.grid)
     target = FeatureTarget(teacher, teacher.grid, "none", Distance("cosine"))
     model = method.build(target=target).double()
-    fill(model, beit.without_index(item.weights()), beit.official_name, item.name)
+    networks.fill(model, beit.without_index(item.weights()), beit.official_name, item.name)
 
     latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
     with_class = config["reconstruct_class_token"]
     chosen = torch.cat([torch.full_like(masked[:, :1], with_class), masked], dim=1)
-    predictions, targets = model.head(joined(latent))[chosen], teacher.tokens[chosen]  # image by image
+    predictions, targets = model.head(networks.joined(latent))[chosen], teacher.tokens[chosen]  # image by image
     distances = {
         "l1": Distance("l1"),
         "l2": Distance("l2"),
@@ -148,11 +149,11 @@ def full_sequence(item: Item) -> Computed:
     }
     if not with_class:
         losses["loss_negcosine"] = model(Batch(images, total=len(images)), Draws(mask))["loss"]
-    gradients, norms = backward(losses["loss_negcosine"], model, beit.official_name, "grad_negcosine/")
+    gradients, norms = networks.backward(losses["loss_negcosine"], model, beit.official_name, "grad_negcosine/")
     return Computed(
         {"predictions": predictions, "targets": targets, **losses, **gradients},
         numbers={"gradient_l2_norms_negcosine": norms},
-        config=norm_eps(model) | {"masked_counts": counts.tolist()},
+        config=networks.norm_eps(model) | {"masked_counts": counts.tolist()},
         deviations=beit.compare_indices(model.encoder, item),
     )
 
@@ -180,7 +181,7 @@ def analysis(item: Item) -> Computed:
         outputs[f"attention_distance_{number}"] = attention_distance(attention, distances, 1).distance
     outputs["svd_concentration"] = torch.stack([concentration(layer).mean(dim=0) for layer in item.input("features")])
     images = item.input("images")
-    encoder = encoder_config(config, images, position="learned").build().double().eval()
+    encoder = networks.encoder_config(config, images, position="learned").build().double().eval()
     load_exactly(encoder, item.weights(), item.name)
     blocks = list(block_features(encoder, images, need_attention=True))
     weights = [block.attention for block in blocks if block.attention is not None]
@@ -194,7 +195,7 @@ def analysis(item: Item) -> Computed:
             "vit_features_last": blocks[-1].patches,
             "vit_svd_concentration": torch.stack([concentration(block.patches).mean(dim=0) for block in blocks]),
         },
-        config=norm_eps(encoder),
+        config=networks.norm_eps(encoder),
     )
 
 
@@ -223,8 +224,8 @@ def _config(item: Item, *, normalise: bool, **settings: Any) -> DBOTConfig:
     config = item.config
     beta = config.get("smooth_l1_beta", 2.0)
     return DBOTConfig(
-        encoder=encoder_config(config, item.input("images"), **settings),
-        decoder=decoder_config(config),
+        encoder=networks.encoder_config(config, item.input("images"), **settings),
+        decoder=networks.decoder_config(config),
         masker=RandomMasker(ratio=float(config["mask_ratio"])),
         teacher=TeacherConfig(source="random"),
         normalise="unbiased" if normalise else "none",

@@ -24,22 +24,10 @@ from pantomim.nn.position import sincos_2d
 from pantomim.nn.resize import resample
 from pantomim.nn.tokens import patchify
 from pantomim.optim import LARS, cosine_schedule, layer_decay_groups, parameter_groups
+from pantomim.parity import networks
 from pantomim.parity.compare import distance
 from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
-from pantomim.parity.networks import (
-    Names,
-    backward,
-    decay_used,
-    decoder_config,
-    described,
-    encoder_config,
-    fill,
-    in_order,
-    joined,
-    named,
-    norm_eps,
-)
 from pantomim.parity.trajectory import Run, Tape, run_config
 from pantomim.targets.pixels import PixelTargetConfig
 
@@ -57,17 +45,19 @@ def pretrain(item: Item) -> Computed:
         model = config.build().double()
         built = {"pos_embed": model.encoder.pos_embed, "decoder_pos_embed": model.decoder.decoder_pos_embed}
         # Stored tables are rounded to float32; ours, as built, must be the same ones.
-        tables = {f"state/{n}": distance(t.detach(), weights[n]) / STORED_TABLE for n, t in built.items()}
-        fill(model, weights, official_name, item.name)
+        tables = {
+            f"state/{n}": distance(t.detach(), weights[n]) / STORED_TABLE for n, t in built.items() if t is not None
+        }
+        networks.fill(model, weights, official_name, item.name)
         mask = Mask.from_scores(noise, config.masker.num_masked(config.encoder.grid))
         loss = model(Batch(images, total=len(images)), Draws(mask))["loss"]
-        gradients, gradient_norms[variant] = backward(loss, model, official_name, f"grad_{variant}/")
+        gradients, gradient_norms[variant] = networks.backward(loss, model, official_name, f"grad_{variant}/")
         outputs |= gradients | {f"loss_{variant}": loss, f"target_{variant}": model.target(images)}
-    kept, ids_shuffle = in_order(mask, noise)
+    kept, ids_shuffle = networks.in_order(mask, noise)
     latent, num_visible = model.encoder(images, mask.ids_keep), mask.ids_keep.shape[1]
     stated = item.numbers.get("pretraining_weight_decay_groups", {})
-    decay = item.config.get("weight_decay", decay_used(stated.values()))
-    groups = described(parameter_groups(model, decay), official_name)
+    decay = item.config.get("weight_decay", networks.decay_used(stated.values()))
+    groups = networks.described(parameter_groups(model, decay), official_name)
     return Computed(
         outputs
         | {
@@ -77,7 +67,7 @@ def pretrain(item: Item) -> Computed:
             "ids_keep": ids_shuffle[:, :num_visible],
             "ids_restore": ids_shuffle.argsort(dim=1),
             "mask": mask.masked,
-            "latent": joined(latent, kept),
+            "latent": networks.joined(latent, kept),
             "pred": model.decoder(latent, mask, everywhere=True),
         },
         numbers={
@@ -87,8 +77,8 @@ def pretrain(item: Item) -> Computed:
                 "decay" if group["weight_decay"] else "no_decay": group for group in groups
             },
         },
-        config=norm_eps(model),
-        deviations=tables | initialisation(item, lambda: named(config.build(), official_name)),
+        config=networks.norm_eps(model),
+        deviations=tables | initialisation(item, lambda: networks.named(config.build(), official_name)),
     )
 
 
@@ -98,10 +88,10 @@ def trajectory(item: Item) -> Computed:
     return masked_pixels(item, method, run_config(item, method), official_name)
 
 
-def masked_pixels(item: Item, method: MAEConfig, config: Pretrain, names: Names) -> Computed:
+def masked_pixels(item: Item, method: MAEConfig, config: Pretrain, names: networks.Names) -> Computed:
     """A run whose masks are given by noise, of MAE or of ColorMAE, where the largest values stay visible."""
     model, num_masked = method.build().double(), method.masker.num_masked(method.encoder.grid)
-    fill(model, item.weights(), names, item.name)
+    networks.fill(model, item.weights(), names, item.name)
 
     def draws(tape: Tape) -> Draws:
         scores = -tape.now("windows").flatten(1) if item.has("windows") else tape.now("noise")
@@ -112,7 +102,7 @@ def masked_pixels(item: Item, method: MAEConfig, config: Pretrain, names: Names)
 
 def finetune(item: Item) -> Computed:
     """The classifier with both poolings, its layer-wise groups, and the schedules."""
-    images, labels, config = item.input("images"), item.input("labels"), item.config
+    images, config = item.input("images"), item.config
     outputs: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     eps: dict[str, float] = {}
@@ -121,34 +111,35 @@ def finetune(item: Item) -> Computed:
         if not item.asks(variant):
             continue
         drop_path = float(config.get("drop_path_rate", 0.0))
-        encoder = encoder_config(config, images, drop_path=drop_path).build()
+        encoder = networks.encoder_config(config, images, drop_path=drop_path).build()
         classifier = Classifier(encoder, config["num_classes"], pool).double().eval()
         unused = "norm." if pool == "mean" else "fc_norm."  # items store both
         state = {name: tensor for name, tensor in item.weights().items() if not name.startswith(unused)}
-        fill(classifier, state, official_name, item.name)
-        logits = classifier(images)
-        loss = F.cross_entropy(logits, labels)
-        gradients, numbers[f"gradient_l2_norms_{variant}"] = backward(
-            loss, classifier, official_name, f"grad_{variant}/"
-        )
-        outputs |= gradients | {
-            f"features_{variant}": classifier.features(images),
-            f"logits_{variant}": logits,
-            f"cross_entropy_{variant}": loss,
-        }
-        entry = f"layer_decay_groups_{variant}"
-        numbers[entry] = layer_groups(item.numbers.get(entry, {}), classifier, official_name)
+        networks.fill(classifier, state, official_name, item.name)
+        found, counted = classified(item, classifier, official_name, f"_{variant}")
+        outputs, numbers = outputs | found, numbers | counted
         numbers["drop_path_per_block"] = [part.rate for part in encoder.modules() if isinstance(part, DropPath)]
-        eps = norm_eps(classifier)
+        eps = networks.norm_eps(classifier)
     numbers["lr_schedules"] = [_schedule(entry) for entry in item.numbers.get("lr_schedules", [])]
     return Computed(outputs, numbers, relative={"drop_path_per_block": FLOAT32}, config=eps)
 
 
-def layer_groups(stated: Mapping[str, Any], classifier: Classifier, names: Names) -> dict[str, Any]:
-    """A classifier's groups for each decay from layer to layer that an item states."""
-    return {
-        decay: described(layer_decay_groups(classifier, decay_used(groups), float(decay)), names)
-        for decay, groups in stated.items()
+def classified(
+    item: Item, classifier: Classifier, names: networks.Names, suffix: str = ""
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Outputs of a classifier with every gradient; and its groups for each decay from layer to layer that is stated."""
+    images, entry = item.input("images"), f"layer_decay_groups{suffix}"
+    logits = classifier(images)
+    loss = F.cross_entropy(logits, item.input("labels"))
+    gradients, gradient_norms = networks.backward(loss, classifier, names, f"grad{suffix}/")
+    outputs = {"features": classifier.features(images), "logits": logits, "cross_entropy": loss}
+    groups = {
+        decay: networks.described(layer_decay_groups(classifier, networks.decay_used(stated), float(decay)), names)
+        for decay, stated in item.numbers.get(entry, {}).items()
+    }
+    return gradients | {f"{name}{suffix}": tensor for name, tensor in outputs.items()}, {
+        f"gradient_l2_norms{suffix}": gradient_norms,
+        entry: groups,
     }
 
 
@@ -218,8 +209,8 @@ def losses(item: Item) -> Computed:
 def _config(item: Item, normalise: bool) -> MAEConfig:
     config = item.config
     return MAEConfig(
-        encoder=encoder_config(config, item.input("images")),
-        decoder=decoder_config(config),
+        encoder=networks.encoder_config(config, item.input("images")),
+        decoder=networks.decoder_config(config),
         masker=RandomMasker(ratio=float(config["mask_ratio"])),
         target=PixelTargetConfig(normalise="patch" if normalise else "none"),
     )

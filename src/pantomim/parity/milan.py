@@ -25,9 +25,9 @@ from pantomim.masking.attention import (
     milan_masker,
 )
 from pantomim.methods.cmt_mae import CMTMAEConfig, Mixing
+from pantomim.parity import networks
 from pantomim.parity.dbot import GivenTeacher
 from pantomim.parity.item import Computed, Item
-from pantomim.parity.networks import backward, decoder_config, encoder_config, fill, in_order, joined, norm_eps
 from pantomim.parity.statistics import off_mean, off_shares
 from pantomim.targets.distance import Distance
 
@@ -38,8 +38,8 @@ def pretrain(item: Item) -> Computed:
     """The mask of a given order, encoder, prompting decoder, the loss over all tokens, every gradient."""
     images, order, config = item.input("images"), item.input("ids_shuffle"), item.config
     method = CMTMAEConfig(
-        encoder=encoder_config(config, images),
-        decoder=decoder_config(config),
+        encoder=networks.encoder_config(config, images),
+        decoder=networks.decoder_config(config),
         decoder_form="prompting",
         masker=milan_masker(config["mask_ratio"]),
         mixing=Mixing(teacher_weight=1.0),
@@ -51,7 +51,7 @@ def pretrain(item: Item) -> Computed:
     teacher = GivenTeacher(item.input("teacher_tokens"), method.encoder.grid, item.input("teacher_attention"))
     model = method.build(1, teacher).double()
     model.record = None  # of a run; the item is one step
-    fill(model, item.weights(), official_name, item.name)
+    networks.fill(model, item.weights(), official_name, item.name)
 
     ids_restore = order.argsort(dim=1)
     late = ids_restore.double()  # in the order
@@ -59,11 +59,11 @@ def pretrain(item: Item) -> Computed:
     batch = Batch(images, total=len(images))
     draws = replace(model.draw(batch, 0, torch.Generator().manual_seed(0)), mask=mask)
     loss = model(batch, draws)["loss"]
-    gradients, gradient_norms = backward(loss, model, official_name)
+    gradients, gradient_norms = networks.backward(loss, model, official_name)
     latent = model.encoder(images, mask.ids_keep)
-    kept, ids = in_order(mask, late)
+    kept, ids = networks.in_order(mask, late)
     outputs = gradients | {
-        "latent": joined(latent, kept),
+        "latent": networks.joined(latent, kept),
         "mask": mask.masked,
         "ids_restore": ids_restore,
         "ids_keep": ids[:, : kept.shape[1]],
@@ -71,7 +71,7 @@ def pretrain(item: Item) -> Computed:
         "pred_with_cls": model.decoder(latent, mask, everywhere=True, with_class=True),
         "loss": loss.reshape(1),
     }
-    return Computed(outputs, numbers={"gradient_l2_norms": gradient_norms}, config=norm_eps(model))
+    return Computed(outputs, numbers={"gradient_l2_norms": gradient_norms}, config=networks.norm_eps(model))
 
 
 def sampling(item: Item) -> Computed:

@@ -34,16 +34,9 @@ class Tape:
     def batches(self, step: int, micro: int) -> list[Batch]:
         """The micro-batches of one of the run's steps, as a stream gives them."""
         ids = self.item.input("image_ids")[self.first + step]
-        first = self.item.input("images")
-        second = self.item.input("second_images") if self.item.has("second_images") else None
+        views = [self.item.input(name) for name in ("images", "second_images") if self.item.has(name)]
         return [
-            Batch(
-                first[rows],
-                rows,
-                start=part * len(rows),
-                total=len(ids),
-                second=None if second is None else second[rows],
-            )
+            Batch(views[0][rows], rows, None, part * len(rows), len(ids), second=views[1][rows] if views[1:] else None)
             for part, rows in enumerate(ids.chunk(micro))
         ]
 
@@ -119,10 +112,6 @@ class Replayed(Method):
     def update_ema(self, step: int) -> None:
         """The method's."""
         self.method.update_ema(step)
-
-    def exports(self) -> dict[str, Any]:
-        """The method's."""
-        return self.method.exports()
 
 
 @dataclass
@@ -219,9 +208,9 @@ class Run:
         for theirs, numbers in sorted(self.tape.item.under("in/drop/").items(), key=lambda drop: drop[0] not in ours):
             name = ours[theirs] if theirs in ours else ours["encoder." + theirs.partition(".")[2]]
             given.setdefault(name, []).append(numbers)
-        for name, numbers in given.items():
+        for name, parts in given.items():
             owner, _, child = name.rpartition(".")
-            drop = GivenDropPath(modules[name].rate, self.tape, torch.cat(numbers, dim=1), name)
+            drop = GivenDropPath(modules[name].rate, self.tape, torch.cat(parts, dim=1), name)
             setattr(self.method.get_submodule(owner), child, drop)
 
 
