@@ -31,12 +31,12 @@ from pantomim.data.sources import open_source
 from pantomim.data.transforms import centred_boxes, resize_one, scaled
 from pantomim.formats import load_encoder
 from pantomim.masking.attention import AttentionMasker, ranks_of
-from pantomim.methods.cmt_mae import Scores
 from pantomim.methods.guides import ask
 from pantomim.nn.vit import Encoder
 from pantomim.targets.features import normalise_features
 from pantomim.teachers.base import Guidance, Query
 from pantomim.teachers.encoder import EncoderTeacher, attention_of
+from pantomim.teachers.mixing import Scores
 
 BFLOAT16, ROW = "bfloat16", "bfloat16, row in float32"
 LINES = {

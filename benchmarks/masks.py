@@ -25,8 +25,8 @@ import torch
 
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
+from pantomim.masking import STRATEGIES
 from pantomim.masking.bank import bank_on
-from pantomim.masking.choice import STRATEGIES
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.methods.mae import MAEConfig
 from pantomim.nn.decoder import DecoderConfig
@@ -118,7 +118,7 @@ def main() -> None:
         "argsort of noise": lambda: argsort_of_noise(options.batch, grid, generator)
     }
     for name, strategy in STRATEGIES.items():
-        masker = strategy(options.ratio)
+        masker = strategy.masker(options.ratio)
         actions[name] = lambda masker=masker: masker(options.batch, grid, generator)
     times: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(options.rounds + 3):
@@ -149,7 +149,7 @@ def main() -> None:
     print("\nblock masks against a plain loop over images, masks a second, in turns:")
     plain = random.Random(0)
     for name, total, exact in (("block_beit", 75, False), ("block", 98, True)):
-        masker, num = STRATEGIES[name](total / 196), max(options.batch // 8, 1)
+        masker, num = STRATEGIES[name].masker(total / 196), max(options.batch // 8, 1)
         ratios, ours_rate, loop_rate = [], [], []
         for number in range(options.rounds // 2 + 1):
             generator.manual_seed(number)

@@ -37,13 +37,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
-from pantomim.methods.base import Method
-from pantomim.methods.cmt_mae import CMTMAEConfig, Mixing
-from pantomim.methods.mae import MAEConfig, MAEDraws
+from pantomim.methods.base import Draws, Method
+from pantomim.methods.cmt_mae import CMTMAEConfig
+from pantomim.methods.mae import MAEConfig
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import standardise
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.teachers.choice import TeacherConfig
+from pantomim.teachers.mixing import Mixing
 
 SIZES = {
     "micro": (  # for a quick look at the script itself
@@ -223,7 +224,7 @@ def contenders(config: MAEConfig, batch_size: int, setting: Setting, seed: int) 
     mask = Mask.from_scores(noise, config.masker.num_masked(ours.encoder.grid))
     check_equal(
         {
-            "pantomim": (ours, lambda: ours(batch, MAEDraws(mask))["loss"]),
+            "pantomim": (ours, lambda: ours(batch, Draws(mask))["loss"]),
             "transformers": (hf, lambda: hf(normalised, noise=noise).loss),
             "lightly": (lightly, lambda: lightly(normalised, *lightly_ids(mask))),
         }
@@ -248,8 +249,7 @@ def guided_contenders(config: MAEConfig, batch_size: int, setting: Setting, seed
     ready, ceilings = [], []
     for name, way in {"MAE": config, **guided_ways(config, setting)}.items():
         torch.manual_seed(seed)
-        method = way.build().to(setting.device).train()
-        method.begin(RUN_STEPS)
+        method = way.build(RUN_STEPS).to(setting.device).train()
         products = products_of(method, batch, STEP, generator, setting)
         ready.append(guided_contender(name, method, batch, generator, setting, products.flops()))
         ceilings.append(Contender(f"{CEILING} of {name}", products.replay(setting.device), products.flops()))
@@ -263,7 +263,7 @@ def guided_ways(config: MAEConfig, setting: Setting) -> dict[str, CMTMAEConfig]:
         encoder=config.encoder,
         decoder=config.decoder,
         teacher=TeacherConfig(source="random", output="norm"),
-        mixing=Mixing(stage_mode="joint"),
+        mixing=Mixing(warmup_share=0.0),
     )
     ways = {"CMT-MAE": both, "CMT-MAE, teacher alone": replace(both, mixing=Mixing(teacher_weight=1.0))}
     if setting.bf16 and setting.device.type == "cuda":

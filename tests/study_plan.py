@@ -33,7 +33,7 @@ def plan_values(**changes: Any) -> dict[str, Any]:
         "arms": {"half": {"method": {"masker": {"ratio": 0.5}}}, "most": None},
         "evaluations": {
             "knn": {"protocol": "knn", "data": "{data}", "device": "cpu"},
-            "probe": {"protocol": "linear", "data": "{other}", "device": "cpu", "probe": QUICK},
+            "probe": {"protocol": "linear", "data": "{other}", "device": "cpu", **QUICK},
         },
         "compare": {"metrics": ["knn.top1", "probe.top1", "probe.top1_per_class"], "reference": "most"},
     } | changes

@@ -13,6 +13,7 @@ the pair (seed, step): every generator of a run is seeded anew from it at each s
 else needs to be remembered.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -154,6 +155,15 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
             f"Copy them again, or remove {folder} to start anew."
         )
     return None
+
+
+def kept_checkpoints(folder: Path) -> list[Checkpoint]:
+    """Every whole checkpoint of a run, the oldest first."""
+    kept = []
+    for _, path in sorted(_steps(folder).items()):
+        with contextlib.suppress(CheckpointError):
+            kept.append(_validate(path))
+    return kept
 
 
 def load_checkpoint(checkpoint: Checkpoint, method: nn.Module, optimizer: Optimizer) -> None:

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # imported where used: `pantomim --help` waits for no model l
     from pantomim.config import Pretrain, Stages
     from pantomim.recipes import Prepared
 
+T = TypeVar("T")
 CONSOLE = Console()
 ERRORS = Console(stderr=True)
 LEAVES = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
@@ -250,9 +252,7 @@ def _print_section(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 def recipes() -> None:
     """List the recipes with their cost and expected score."""
-    from pantomim.recipes import BARE_METHODS, RECIPES
-    from pantomim.recipes.tokenizers import BARE
-    from pantomim.recipes.tokenizers import RECIPES as TOKENIZER_RECIPES
+    from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, RECIPES, TOKENIZER_RECIPES
 
     for title, listed in (("", RECIPES), ("Tokenizers, for pantomim tokenizer train", TOKENIZER_RECIPES)):
         if title:
@@ -265,23 +265,55 @@ def recipes() -> None:
         CONSOLE.print(table, highlight=False)
     CONSOLE.print(
         f"Bare methods, for any images: {', '.join(BARE_METHODS)} (then --size and the data decide the rest); "
-        f"tokenizers: {', '.join(BARE)}.\n"
+        f"tokenizers: {', '.join(BARE_TOKENIZERS)}.\n"
         "pantomim explain RECIPE tells what a run would be, but not of tokenizers.",
         highlight=False,
     )
 
 
-def evaluate(arguments: list[str]) -> None:
-    """Score a frozen encoder: pantomim evaluate knn|linear|attentive|segmentation --encoder RUN --data SRC."""
-    from pantomim.evaluate.protocols import Evaluate, evaluate_to_file, headline
+# Options of `evaluate` as they were, and what to write now; those of None were options of any protocol.
+RENAMED_EVALUATE: dict[tuple[str | None, str], str] = {
+    (None, "--protocol"): "evaluate linear_mae",
+    ("linear", "--labels-per-class"): "evaluate few_labels --labels-per-class",
+    ("linear", "--draws"): "evaluate few_labels --draws",
+    ("knn", "--batch-size"): "evaluate knn --chunk",
+    (None, "--probe."): "evaluate linear --",
+    (None, "--mae."): "evaluate linear_mae --",
+    (None, "--attentive."): "evaluate attentive --",
+    (None, "--patches."): "evaluate segmentation --",
+}
 
-    config = tyro.cli(Evaluate, args=arguments, prog="pantomim evaluate", config=LEAVES)
+
+def evaluate(arguments: list[str]) -> None:
+    """Score a frozen encoder: pantomim evaluate PROTOCOL --encoder RUN --data SRC; PROTOCOL --help has its options."""
+    from pantomim.evaluate import PROTOCOLS, evaluate_to_file, headline
+
+    for option in (f"--{name.replace('_', '-')}" for name in _given(arguments)):
+        for (protocol, old), new in RENAMED_EVALUATE.items():
+            if protocol in (None, arguments[0]) and (option.startswith(old) if old.endswith(".") else option == old):
+                raise ValueError(f"evaluate {option} is now {new}{option.removeprefix(old)}.")
+    config = _chosen("evaluate", {protocol.protocol: protocol for protocol in PROTOCOLS}, arguments)
     path, result = evaluate_to_file(config)
-    CONSOLE.print(headline(result), highlight=False)
+    CONSOLE.print(headline(config, result), highlight=False)
     CONSOLE.print(f"Written to {path}.", highlight=False)
 
 
-def features(encoder: str, data: str, out: Path, split: str = "all") -> None:
+def _chosen(command: str, kinds: dict[str, type[T]], arguments: list[str]) -> T:
+    """What the first word names of some alternatives, with the options that follow; a list of them if there is none."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        rows = [(name, (inspect.getdoc(kind) or "").splitlines()[0]) for name, kind in kinds.items()]
+        _print_section(f"pantomim {command}", rows)
+        CONSOLE.print(f"\npantomim {command} NAME --help lists the options of each.", highlight=False)
+        sys.exit(0)
+    name = {known.replace("-", "_"): known for known in kinds}.get(arguments[0].replace("-", "_"))
+    if name is None:
+        close = difflib.get_close_matches(arguments[0], kinds, n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(kinds)}."
+        raise ValueError(f"There is no {command} {arguments[0]}. {hint}")
+    return tyro.cli(kinds[name], args=arguments[1:], prog=f"pantomim {command} {name}", config=LEAVES)
+
+
+def features(encoder: str, data: str, out: Path, split: str = "all", image_size: tuple[int, int] | None = None) -> None:
     """Write the features of every image to a table.
 
     Args:
@@ -289,14 +321,16 @@ def features(encoder: str, data: str, out: Path, split: str = "all") -> None:
         data: What `pretrain --data` takes.
         out: FILE.npz or FILE.parquet.
         split: train, val, test or all.
+        image_size: Height and width at which images are encoded, positions resampled; by default the encoder's own.
     """
     from pantomim.data.sources import open_source
-    from pantomim.evaluate.features import check_features_path, extract, save_features
+    from pantomim.evaluate.features import check_features_path, extract, resized_encoder, save_features
     from pantomim.formats import load_encoder
 
     check_features_path(out)
     dataset = open_source(data, split)
-    table = extract(load_encoder(encoder), dataset)
+    loaded = load_encoder(encoder)
+    table = extract(resized_encoder(loaded, image_size or loaded.image_size), dataset)
     save_features(table, out)
     CONSOLE.print(f"{len(table.names):,} rows written to {out}.", highlight=False)
     for item in dataset.broken:
@@ -530,8 +564,8 @@ def tokenizer(arguments: list[str]) -> None:
 def _train_tokenizer(arguments: list[str]) -> None:
     """Train a discrete auto-encoder: pantomim tokenizer train --data SRC --out RUN [--steps N] [--any.leaf value]."""
     from pantomim.config import Pretrain
+    from pantomim.recipes import prepare_tokenizer
     from pantomim.recipes.dvae import dvae_paper, fitted
-    from pantomim.recipes.tokenizers import prepare_tokenizer
 
     prog = "pantomim tokenizer train"
     if "-h" in arguments or "--help" in arguments:
@@ -761,65 +795,36 @@ def import_weights(
     CONSOLE.print(escape(str(report)), highlight=False, soft_wrap=True)
 
 
-def inspect_run(
-    what: Annotated[Literal["alignment", "attention-distance", "spectrum", "cka"], tyro.conf.Positional],
-    encoders: Annotated[tuple[str, ...], tyro.conf.Positional],
-    images: str | None = None,
-    out: Path | None = None,
-    count: int | None = None,
-    seed: int = 0,
-) -> None:
-    """Look into runs and encoders, side by side: inspect attention-distance|spectrum|cka|alignment RUN [RUN ...].
-
-    attention-distance: how far each head looks. spectrum: how few directions the tokens lie in. cka: which layers are
-    alike. alignment: what CAE's decoder makes of all patches without the regressor.
-
-    Args:
-        what: Which of them.
-        encoders: Run folders, files, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE; for alignment run folders of
-            CAE.
-        images: What `pretrain --data` takes; by default images that the first run has not seen.
-        out: The page, FILE.html; FILE.npz with the numbers (alignment: FILE.png) is put beside it. By default in the
-            folder analysis of the first run.
-        count: How many images; 128, or 8 for alignment. cka takes whole batches of 64 of them, and says how many.
-        seed: Of the choice of images.
-    """
+def inspect_run(arguments: list[str]) -> None:
+    """Look into runs and encoders, side by side: pantomim inspect ANALYSIS RUN [RUN ...]."""
+    from pantomim.analysis import ANALYSES
+    from pantomim.analysis.alignment import Alignment
     from pantomim.report.template import check_page_path
 
-    if not encoders:
-        raise ValueError(f"inspect {what} needs a run folder. Add RUN, such as runs/first, or several.")
-    if what == "alignment":
-        _inspect_alignment(encoders, images, out, 8 if count is None else count, seed)
+    analysis = _chosen("inspect", {kind.name: kind for kind in ANALYSES}, arguments)
+    check_page_path("inspect", analysis.page)
+    if isinstance(analysis, Alignment):
+        from pantomim.report.alignment import write_alignment
+
+        found = analysis.run()
+        page, picture = write_alignment(found, analysis.page)
+        _print_section(analysis.title, [(row.title, row.text) for row in found.rows if row.text])
+        CONSOLE.print(f"\nPage: {page}, and as a picture: {picture}", highlight=False, soft_wrap=True)
         return
     from pantomim.analysis.block_facts import write_block_facts
-    from pantomim.analysis.inspection import COUNT, default_page, inspect_blocks
-    from pantomim.report.inspection import TITLES, headings, rows, write_inspection
+    from pantomim.report.inspection import write_inspection
 
-    path = out or default_page(what, encoders)
-    check_page_path("inspect", path)
-    found = inspect_blocks(what, encoders, images, count=COUNT if count is None else count, seed=seed)
-    written = write_block_facts(found, path)
-    page = write_inspection(found, path)
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, title=TITLES[what], title_justify="left")
-    for heading in headings(found):
+    facts = analysis.run()
+    written = write_block_facts(facts, analysis.page)
+    page = write_inspection(facts, analysis.page)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, title=analysis.title, title_justify="left")
+    headings, rows = analysis.table(facts)
+    for heading in headings:
         table.add_column(escape(heading))
-    for row in rows(found):
+    for row in rows:
         table.add_row(*map(escape, row))
     CONSOLE.print(table, highlight=False)
     CONSOLE.print(f"\nPage: {page}, numbers: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
-
-
-def _inspect_alignment(runs: Sequence[str], images: str | None, out: Path | None, count: int, seed: int) -> None:
-    from pantomim.analysis.alignment import inspect_alignment
-    from pantomim.report.alignment import write_alignment
-    from pantomim.report.template import check_page_path
-
-    path = out or Path(runs[0]) / "analysis" / "alignment.html"
-    check_page_path("inspect", path)
-    found = inspect_alignment(runs, images, count=count, seed=seed)
-    page, picture = write_alignment(found, path)
-    _print_section("Without the regressor", [(row.title, row.text) for row in found.rows if row.text])
-    CONSOLE.print(f"\nPage: {page}, and as a picture: {picture}", highlight=False, soft_wrap=True)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -838,7 +843,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import": import_weights,
     "verify": verify,
 }
-TAKE_ARGUMENTS = (pretrain, explain, evaluate, tokenizer, study)  # these read their own arguments
+TAKE_ARGUMENTS = (pretrain, explain, evaluate, tokenizer, inspect_run, study)  # these read their own arguments
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -874,7 +879,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, NonFiniteError, MemoryFullError) as error:
         if os.environ.get("PANTOMIM_TRACEBACK"):
             raise
-        _fail(str(error), 2)
+        _fail(re.sub(r"\bprepare\.(\w+)", r"--\1", str(error)), 2)  # its arguments are options here
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -1,5 +1,6 @@
 """A run, written down: frozen, validated settings, to and from YAML."""
 
+import copy
 import difflib
 import math
 from dataclasses import asdict, field, fields, is_dataclass, replace
@@ -283,6 +284,71 @@ def from_dict(cls: type[T], values: Any, where: str) -> T:
         raise ValueError("\n".join(lines)) from None
 
 
+# What runs of earlier versions have in their config.yaml and this one has not: by method, dotted setting, and the one
+# value at which a run is what it is without the setting.
+REMOVED: dict[str, dict[str, Any]] = {
+    "": {"runtime.cache": False},
+    "cmt_mae": {
+        "method.decoder_form": "mae",
+        "method.decoder_input": "latent",
+        "method.shared_head": False,
+        "method.positions": "masked",
+        "method.predict_class": False,
+    },
+}
+
+
+def of_today(values: Any, where: str) -> Any:
+    """The settings of a run that an earlier version wrote, as this one has them; others as they are.
+
+    Raises:
+        ValueError: if a removed setting has a value that this version cannot do.
+    """
+    if isinstance(values, dict) and isinstance(values.get("run"), dict):  # a chain of runs
+        return values | {"run": of_today(values["run"], where)}
+    if not isinstance(values, dict):
+        return values
+    values = copy.deepcopy(values)
+    method = values.get("method")
+    kind = method.get("kind") if isinstance(method, dict) else None
+    for dotted, kept in (REMOVED[""] | REMOVED.get(str(kind), {})).items():
+        *path, name = dotted.split(".")
+        part: Any = values
+        for key in path:
+            part = part.get(key) if isinstance(part, dict) else None
+        if isinstance(part, dict) and name in part and (found := part.pop(name)) != kept:
+            raise ValueError(
+                f"{where}: {dotted} must be {kept}, as this version has no such setting; got {found}. Set it so, or "
+                f"use the version that wrote the file."
+            )
+    if kind == "cmt_mae" and isinstance(method, dict):
+        _move_target(method)
+    return values
+
+
+def is_of_earlier_version(path: Path) -> bool:
+    """Whether a config.yaml has settings that this version removed or moved."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return bool(of_today(values, str(path)) != values)
+
+
+def _move_target(method: dict[str, Any]) -> None:
+    """CMT-MAE's target once lay beside it in four settings; the mixing had three weights, and a mode for no warm-up."""
+    moved = {"kind": method.pop("target_mode", None)}
+    moved |= {name: method.pop(name, None) for name in ("normalise", "distance")}
+    mixing = method.get("mixing") or {}
+    if mixing.pop("stage_mode", None) == "joint":
+        mixing["warmup_share"] = 0.0
+    in_mask, in_target = (mixing.pop(f"{part}_teacher_weight", None) for part in ("mask", "target"))
+    if in_mask is not None:  # the weight of both is now the mask's; the target may have its own
+        in_target = mixing.get("teacher_weight", 0.5) if in_target is None else in_target
+        mixing["teacher_weight"] = in_mask
+    if moved["kind"] != "concat":
+        moved["teacher_weight"] = in_target
+    if moved := {name: value for name, value in moved.items() if value is not None}:
+        method["target"] = {"kind": "weighted"} | moved
+
+
 def from_yaml(cls: type[T], path: Path) -> T:
     """A validated config from a YAML file.
 
@@ -293,7 +359,7 @@ def from_yaml(cls: type[T], path: Path) -> T:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {error}. Give the config.yaml of a run.") from None
-    return from_dict(cls, values, str(path))
+    return from_dict(cls, of_today(values, str(path)), str(path))
 
 
 def read_plan(path: Path) -> Pretrain | Stages:

@@ -69,10 +69,10 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # where a part is copied
         method = _build(config.method, fake)
-        few = 2 if method.requirements.whole_batch else 1  # images: one alone is compared with nothing
+        few, many = 2, 4  # images: one alone is compared and mixed with nothing
         with _recorded(method) as shapes:
             kept = _kept_bytes(method, few, precision, fake)
-        more = _kept_bytes(method, few + 1, precision, fake)
+        more = (_kept_bytes(method, many, precision, fake) - kept) // (many - few)  # of one more image
         parameters = {name: size for name, part in method.named_children() if (size := _count(part))}
         parameters["all"] = _count(method)
         trainable = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
@@ -87,8 +87,8 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
         trainable=trainable,
         flops=counter.get_total_flops() // few,
         draw_flops=before.get_total_flops() // few,
-        state_gib=(4 * (parameters["all"] + 3 * trainable) + kept - few * (more - kept)) / 2**30,
-        activations_gib=(more - kept) / 2**30,
+        state_gib=(4 * (parameters["all"] + 3 * trainable) + kept - few * more) / 2**30,
+        activations_gib=more / 2**30,
     )
 
 
@@ -250,8 +250,9 @@ def explain(
     ]
     apart += [("note", note) for note in notes]
     teacher, tokenizer = teacher_of(config.method), getattr(getattr(config.method, "target", None), "tokenizer", None)
+    needed = getattr(config.method, "needs_teacher", True)
     unnamed = [("tokenizer", "not counted: none is named yet")] * (tokenizer == "")
-    unnamed += [("teacher", "not counted: none is named yet")] * (teacher is not None and not teacher.source)
+    unnamed += [("teacher", "not counted: none is named yet")] * (teacher is not None and not teacher.source and needed)
     return [
         ("Settings of the method", _as_yaml(config.method)),
         ("Parts and shapes", cost.shapes),

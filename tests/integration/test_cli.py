@@ -102,7 +102,10 @@ def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: P
         (["pretrain", "mae", "--dta", "x", "--out", "y"], "Did you mean --data?"),
         (["explain", "mae_vit_base_in1k", "--optim.base_lr", "nan"], "base_lr must be positive"),
         (["explain", "mae_vit_base_in1k", "--runtime.seed", "-1"], "seed must not be negative"),
-        (["explain", "mae_vit_base_in1k", "--method.masker.ratio", "75"], "Give a share, not a percentage"),
+        (
+            ["explain", "mae_vit_base_in1k", "--method.masker.ratio", "75"],
+            "RandomMasker.ratio must be in (0, 1); got 75",
+        ),
         (["explain", "mae_vit_base_in1k", "--method.masker.ratio", "0.999"], "leaves no visible one"),
         (["explain", "mae_vit_base_in1k", "--method.encoder.patch_size", "15"], "a multiple of patch_size"),
         (["evaluate", "knn", "--encoder", "nowhere", "--data", "mnist"], "nowhere"),

@@ -1,4 +1,4 @@
-"""CMT-MAE's compiled forward; in a process of its own, because the shape checks of the other tests do not compile."""
+"""One graph each of CMT-MAE and MILAN; in its own process, as the shape checks of the other tests do not compile."""
 
 import subprocess
 import sys
@@ -7,24 +7,30 @@ STEPS = """
 import torch
 from pantomim.engine.runtime import autocast, compile_whole, generator
 from pantomim.core.batch import Batch
-from pantomim.methods.cmt_mae import CMTMAEConfig, Mixing
+from pantomim.methods.cmt_mae import CMTMAEConfig
+from pantomim.methods.milan import MILANConfig
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.vit import EncoderConfig
+from pantomim.targets.pair import Concat
 from pantomim.teachers.choice import TeacherConfig
+from pantomim.teachers.mixing import Mixing
 
 torch.set_num_threads(1)
 torch._dynamo.config.error_on_recompile = True
 cpu = torch.device("cpu")
 encoder = EncoderConfig(image_size=(16, 16), patch_size=4, width=16, depth=2, heads=2)
 decoder, teacher = DecoderConfig(width=16, depth=1, heads=2), TeacherConfig(source="random", output="norm")
-parts = {"encoder": encoder, "decoder": decoder, "teacher": teacher, "mixing": Mixing(warmup_share=0.5)}
-whole = {"decoder_form": "prompting", "positions": "all", "predict_class": True, "pixel_weight": 0.1}
-for further in ({}, {"decoder_input": "features", "target_mode": "concat"}, whole):
+parts = {"encoder": encoder, "decoder": decoder, "teacher": teacher}
+mixing = Mixing(warmup_share=0.5)
+for config in (
+    CMTMAEConfig(**parts, mixing=mixing),
+    CMTMAEConfig(**parts, mixing=mixing, target=Concat(), pixel_weight=0.1),
+    MILANConfig(**parts),
+):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    method = CMTMAEConfig(**parts, **further).build().train()
+    method = config.build(4).train()
     compile_whole(method, backend="eager")
-    method.begin(4)
     for step in range(4):
         batch = Batch(torch.rand(4, 3, 16, 16), torch.arange(4), None, total=4)
         draws = method.draw(batch, step, generator(0, step, cpu))

@@ -14,9 +14,8 @@ torch.set_num_threads(1)
 torch._dynamo.config.error_on_recompile = True
 cpu = torch.device("cpu")
 encoder = replace(moco_encoder("base"), image_size=(16, 16), patch_size=4, width=16, depth=2, heads=2)
-method = MoCoV3Config(encoder=encoder, hidden=16, dim=8).build().train()
+method = MoCoV3Config(encoder=encoder, hidden=16, dim=8).build(3).train()
 compile_whole(method, backend="eager")
-method.begin(3)
 for step in range(3):
     batch = Batch(torch.rand(4, 3, 16, 16), torch.arange(4), None, total=4, second=torch.rand(4, 3, 16, 16))
     draws = method.draw(batch, step, generator(0, step, cpu))

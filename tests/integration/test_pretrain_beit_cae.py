@@ -16,7 +16,8 @@ from pantomim.core.batch import Batch
 from pantomim.engine.initial import start_from
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
-from pantomim.evaluate.protocols import Evaluate, evaluate_to_file
+from pantomim.evaluate import evaluate_to_file
+from pantomim.evaluate.knn import KNN
 from pantomim.formats import load_encoder
 from pantomim.formats.tokenizer import save_tokenizer
 from pantomim.masking.block import BlockMasker
@@ -71,7 +72,7 @@ def test_a_run_goes_on_to_the_same_bits_and_is_scored(kind, tmp_path, monkeypatc
         file = f"{name}.safetensors"
         assert (whole / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
 
-    _, result = evaluate_to_file(Evaluate("knn", encoder=str(whole), data=str(source)))
+    _, result = evaluate_to_file(KNN(encoder=str(whole), data=str(source)))
     assert 0 <= result["trained"]["top1"] <= 1
 
     again = load_run(whole)
@@ -106,8 +107,8 @@ def test_a_run_begins_where_another_ended(kind, tmp_path):
     method = METHODS[kind].build()
     assert "what it predicts with is taken too" in start_from(str(tmp_path / "first"), method)
     first = load_run(tmp_path / "first")
-    for name, weight in first.predictor().items():
-        assert torch.equal(weight, method.predictor()[name]), name
+    for name, weight in first.exports()["predictor"].items():
+        assert torch.equal(weight, method.exports()["predictor"][name]), name
     if kind == "cae":  # the copy begins as the encoder
         pairs = zip(method.aligner.parameters(), first.encoder.parameters(), strict=True)
         assert all(torch.equal(copied, weight) for copied, weight in pairs)

@@ -12,7 +12,8 @@ from pantomim.data.augment import Augment
 from pantomim.engine.initial import start_from
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
-from pantomim.evaluate.protocols import Evaluate, evaluate_to_file
+from pantomim.evaluate import evaluate_to_file
+from pantomim.evaluate.knn import KNN
 from pantomim.methods.supervised import SupervisedConfig
 
 AUGMENT = Augment(rand_augment=2, erasing=0.25)
@@ -39,7 +40,7 @@ def test_a_run_goes_on_to_the_same_bits_and_is_scored(tmp_path, monkeypatch):
     assert [row["loss"] for row in read_metrics(cut / "metrics.jsonl")] == [row["loss"] for row in metrics]
     for name in ("encoder", "predictor"):
         assert (whole / f"{name}.safetensors").read_bytes() == (cut / f"{name}.safetensors").read_bytes()
-    _, result = evaluate_to_file(Evaluate("knn", encoder=str(whole), data=str(source)))
+    _, result = evaluate_to_file(KNN(encoder=str(whole), data=str(source)))
     assert 0 <= result["trained"]["top1"] <= 1
     method = METHOD.build()
     assert "what it predicts with is taken too" in start_from(str(whole), method)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pantomim.masking import attention
+from pantomim.methods import milan as method
 from pantomim.nn import decoder
 from pantomim.parity import milan
 from pantomim.parity.verification import verify_item
@@ -83,20 +84,19 @@ def test_milan_as_it_is():
     assert verify_item(SHARED / "milan_pretrain_a.json").status == "PASS"
 
 
-def changed(monkeypatch, **settings):
-    right = milan.CMTMAEConfig
-    monkeypatch.setattr(milan, "CMTMAEConfig", lambda **given: right(**given | settings))
-    return broken("milan_pretrain_a", SHARED)
+@whole
+@pytest.mark.parametrize("form", ["cosine", "l2"])
+def test_another_distance(monkeypatch, form):
+    monkeypatch.setattr(method, "DISTANCE", Distance(form))
+    broken("milan_pretrain_a", SHARED)
 
 
 @whole
-@pytest.mark.parametrize(
-    "settings",
-    [{"distance": Distance("cosine")}, {"distance": Distance("l2")}, {"positions": "masked"}, {"predict_class": False}],
-    ids=str,
-)
-def test_another_loss(monkeypatch, settings):
-    changed(monkeypatch, **settings)
+@pytest.mark.parametrize("tokens", [slice(1, None), slice(0, -1)], ids=["no class token", "not the last patch"])
+def test_not_all_tokens(monkeypatch, tokens):
+    right = method.DISTANCE
+    monkeypatch.setattr(method, "DISTANCE", lambda ours, target: right(ours[:, tokens], target[:, tokens]))
+    broken("milan_pretrain_a", SHARED)
 
 
 @whole

@@ -41,7 +41,7 @@ def test_pretraining(size, width, num_masked):
     config = preset(size, num_masked)
     config = replace(config, regressor=replace(config.regressor, width=width))
     with torch.device("meta"):
-        method = config.build_around(TokenTarget(Vocabulary()))
+        method = config.build(target=TokenTarget(Vocabulary()))
     parts = (method.encoder, method.regressor.blocks, method.decoder.blocks, method.decoder.head, method)
     assert tuple(map(trained, parts)) == COUNTS[size, width]
     assert (0 if method.projection is None else trained(method.projection)) == (297_216 if width else 0)
@@ -53,7 +53,7 @@ def test_no_copy_of_the_encoder_unless_asked_for():
     config = preset("base")
     tokens = TokenTarget(Vocabulary())
     with torch.device("meta"):
-        methods = [replace(config, align_momentum=momentum).build_around(tokens) for momentum in (None, 0.9)]
+        methods = [replace(config, align_momentum=momentum).build(target=tokens) for momentum in (None, 0.9)]
     counts = [sum(parameter.numel() for parameter in method.parameters()) for method in methods]
     table = 197 * 768
     assert counts == [148_681_472 + table, 148_681_472 + 85_656_576 + 2 * table]
@@ -70,5 +70,5 @@ def test_classifier_with_relative_positions_in_every_block():
 def test_the_regressor_may_be_shallow():
     config = preset("base")
     with torch.device("meta"):
-        method = replace(config, regressor=RegressorConfig(depth=1)).build_around(TokenTarget(Vocabulary()))
+        method = replace(config, regressor=RegressorConfig(depth=1)).build(target=TokenTarget(Vocabulary()))
     assert trained(method.regressor.blocks) * 4 == 28_366_848

@@ -21,8 +21,7 @@ def test_operations_of_guided_steps_are_those_that_torch_counts(step) -> None:
     setting = step.Setting(torch.device("cpu"), bf16=False, compiled=False)
     counted = {}
     for name, way in {"MAE": config, **step.guided_ways(config, setting)}.items():
-        method = way.build()
-        method.begin(step.RUN_STEPS)
+        method = way.build(step.RUN_STEPS)
         generator, batch = step.batch_on(setting.device, config, 2, 0)
         counter = FlopCounterMode(display=False)
         with sdpa_kernel(SDPBackend.MATH):  # plain products: torch does not count the CPU's fused attention
@@ -36,14 +35,13 @@ def test_operations_of_guided_steps_are_those_that_torch_counts(step) -> None:
 def test_a_guided_step_moves_the_copy_and_is_compared_with_mae(step) -> None:
     config, _ = step.SIZES["micro"]
     setting = step.Setting(torch.device("cpu"), bf16=False, compiled=False)
-    method = step.guided_ways(config, setting)["CMT-MAE"].build()
-    method.begin(step.RUN_STEPS)
+    method = step.guided_ways(config, setting)["CMT-MAE"].build(step.RUN_STEPS)
     generator, batch = step.batch_on(setting.device, config, 2, 0)
-    before = method.student.teacher.encoder.blocks[0].mlp.fc1.weight.clone()
+    before = method.ema_student.encoder.blocks[0].mlp.fc1.weight.clone()
     mae = step.Contender("MAE", lambda: None, 2)
     guided = step.guided_contender("CMT-MAE", method, batch, generator, setting, 6)
     step.measure([mae, guided], 2, setting)
-    assert not torch.equal(method.student.teacher.encoder.blocks[0].mlp.fc1.weight, before)
+    assert not torch.equal(method.ema_student.encoder.blocks[0].mlp.fc1.weight, before)
     results = step.summary([mae, guided], len(batch))
     assert results["CMT-MAE"]["flops_over_ours"] == 3
     assert "operations / MAE" in step.table(results, "MAE")

@@ -6,7 +6,8 @@ from benchmark_scripts import benchmark
 
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
-from pantomim.methods.mae import MAE, MAEConfig, MAEDraws
+from pantomim.methods.base import Draws
+from pantomim.methods.mae import MAE, MAEConfig
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import standardise
 from pantomim.nn.vit import EncoderConfig
@@ -58,7 +59,7 @@ def test_transformers(rivals, config: MAEConfig) -> None:
     ours = randomised(config)
     theirs = rivals.transformers_mae(ours, config).double()
     images, normalised, noise, mask = inputs(ours.double(), config)
-    our_loss, their_loss = ours(Batch(images, total=3), MAEDraws(mask))["loss"], theirs(normalised, noise=noise).loss
+    our_loss, their_loss = ours(Batch(images, total=3), Draws(mask))["loss"], theirs(normalised, noise=noise).loss
     torch.testing.assert_close(our_loss, their_loss, rtol=1e-12, atol=0)
     expected = gradients(theirs, their_loss)
     found = rivals.transformers_names(gradients(ours, our_loss), config)
@@ -71,7 +72,7 @@ def test_lightly(rivals, config: MAEConfig) -> None:
     ours = randomised(config)
     theirs = rivals.lightly_mae(ours, config).double()
     images, normalised, _, mask = inputs(ours.double(), config)
-    our_loss = ours(Batch(images, total=3), MAEDraws(mask))["loss"]
+    our_loss = ours(Batch(images, total=3), Draws(mask))["loss"]
     their_loss = theirs(normalised, *rivals.lightly_ids(mask))
     torch.testing.assert_close(our_loss, their_loss, rtol=1e-12, atol=0)
     expected = gradients(theirs, their_loss)

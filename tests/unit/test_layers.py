@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluate",
     },
     "explain": {"data", "nn", "masking", "teachers", "targets", "config", "methods", "optim", "recipes"},
-    "report": {"core", "formats", "analysis"},
+    "report": {"core", "masking", "formats", "analysis"},
     "stages": {"core", "nn", "teachers", "methods", "config", "checkpoint", "engine", "evaluate"},
     "study": {"core", "config", "recipes", "engine", "evaluate", "analysis", "report"},
     "parity": {

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from pantomim.analysis.alignment import load_cae_run
-from pantomim.analysis.reconstructions import choose, held_out
+from pantomim.analysis.runs import choose, held_out, load_cae_run
 from pantomim.config import Pretrain, from_yaml
 from pantomim.core.batch import Batch
 from pantomim.data.stream import evaluation_batches

@@ -4,14 +4,13 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from pantomim.core.files import replace_file
 
-Kind = Literal["attention-distance", "spectrum", "cka"]
-SHOWN: dict[Kind, str] = {"attention-distance": "distance", "spectrum": "shares", "cka": "cka"}
+CKA = "cka"  # the only array that is not one encoder's: all layers of all encoders with each other
 
 
 @dataclass(frozen=True)
@@ -19,14 +18,13 @@ class BlockFacts:
     """One analysis of one or several encoders on the same images.
 
     Args:
-        kind: Which analysis.
-        arrays: By encoder, as NAME_0, NAME_1 ... in the order of `about["encoders"]`. attention-distance: `distance`
-            and `prefix_share` (layers, heads), and `uniform`, the distance of attention that is alike to all tokens.
-            spectrum: `shares` (layers, 5). cka: `cka`, one matrix of the layers of all encoders, in their order.
+        kind: Name of the analysis.
+        arrays: By encoder, as NAME_0, NAME_1 ... in the order of `about["encoders"]`; the analysis says which. CKA has
+            one matrix of the layers of all encoders, in their order.
         about: The encoders, the images, and how it was measured; plain values.
     """
 
-    kind: Kind
+    kind: str
     arrays: dict[str, np.ndarray]
     about: dict[str, Any]
 
@@ -35,20 +33,25 @@ class BlockFacts:
         """Of the encoders."""
         return [encoder["name"] for encoder in self.about["encoders"]]
 
+    @property
+    def depths(self) -> list[int]:
+        """Blocks of the encoders."""
+        return [encoder["depth"] for encoder in self.about["encoders"]]
+
     def of(self, name: str, number: int) -> np.ndarray:
         """An array of one encoder; for CKA the matrix of its own layers."""
-        return self.between(number, number) if name == "cka" else self.arrays[f"{name}_{number}"]
+        return self.between(number, number) if name == CKA else self.arrays[f"{name}_{number}"]
 
     def between(self, first: int, second: int) -> np.ndarray:
         """CKA of the layers of one encoder (rows) with those of another."""
-        ends = np.cumsum([0, *(encoder["depth"] for encoder in self.about["encoders"])])
-        return self.arrays["cka"][ends[first] : ends[first + 1], ends[second] : ends[second + 1]]
+        ends = np.cumsum([0, *self.depths])
+        return self.arrays[CKA][ends[first] : ends[first + 1], ends[second] : ends[second + 1]]
 
     def alone(self, number: int) -> "BlockFacts":
         """The same of one of the encoders."""
         about = self.about | {"encoders": [self.about["encoders"][number]]}
-        if self.kind == "cka":
-            return BlockFacts(self.kind, {"cka": self.between(number, number)}, about)
+        if CKA in self.arrays:
+            return BlockFacts(self.kind, {CKA: self.between(number, number)}, about)
         own = [name for name in self.arrays if name.endswith(f"_{number}")]
         return BlockFacts(self.kind, {f"{name.rpartition('_')[0]}_0": self.arrays[name] for name in own}, about)
 
@@ -81,11 +84,13 @@ def read_block_facts(path: Path) -> BlockFacts:
     try:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
-            arrays = {name: file[name] for name in file.files if name != "about"}
-            found = BlockFacts(about["analysis"], arrays, about)
-            depths = [len(found.of(SHOWN[found.kind], number)) for number in range(len(about["encoders"]))]
-            if depths != [encoder["depth"] for encoder in about["encoders"]]:
-                raise ValueError(f"{depths} layers, where it states {about['encoders']}")
+            found = BlockFacts(about["analysis"], {name: file[name] for name in file.files if name != "about"}, about)
+        own = {0: found.arrays[CKA]} if CKA in found.arrays else None
+        for number, depth in enumerate([sum(found.depths)] if own else found.depths):
+            arrays = own or {name: found.arrays[name] for name in found.arrays if name.endswith(f"_{number}")}
+            lengths = {len(array) for array in arrays.values() if array.ndim}
+            if lengths != {depth}:
+                raise ValueError(f"{sorted(lengths)} layers, where it states {about['encoders']}")
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise ValueError(
             f"{path} must be a file that `pantomim inspect` wrote; got {type(error).__name__}: {error}. Write it anew."

@@ -1,12 +1,85 @@
 """How alike two representations of the same images are, whatever their width and their axes: linear CKA."""
 
+import itertools
 import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pantomim.analysis.block_facts import BlockFacts
+from pantomim.analysis.blocks import block_features
+from pantomim.analysis.inspection import Arrays, Images, LayerAnalysis
+from pantomim.core.frozen import frozen
+from pantomim.evaluate.features import AnyEncoder
+
 FEWEST = 4  # images, below which the estimate is not defined
+BATCH = 64  # images in one estimate
+
+
+@frozen
+class CKA(LayerAnalysis):
+    """Which layers are alike: linear CKA of all layers of all encoders, on whole batches of 64 images."""
+
+    name: ClassVar[str] = "cka"
+    title: ClassVar[str] = "Which layers are alike"
+    chart: ClassVar[str] = "map"
+
+    def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
+        """The patches of an image in a row, as in Raghu et al. 2021, arXiv:2108.08810; prefix tokens are left out.
+
+        Raises:
+            ValueError: for fewer than four images.
+        """
+        indices = images.indices
+        if len(indices) < FEWEST:
+            raise ValueError(f"CKA.count must be at least {FEWEST}; got {len(indices)} images. Give more.")
+        alike, seen, size = LayerCKA(), 0, min(BATCH, len(indices))
+        for first in range(0, len(indices) - size + 1, size):  # whole batches: each weighs the same
+            chunk = indices[first : first + size]
+            layers: list[Tensor] = []
+            for encoder in encoders:
+                batch = torch.cat(list(images.batches(encoder, chunk)))
+                layers += [block.patches.flatten(1) for block in block_features(encoder, batch)]
+            alike.see(layers)
+            seen += len(layers[0])
+        return {"cka": alike.matrix().numpy()}, {"images": seen, "batch_size": size, "left_out": images.healthy - seen}
+
+    @staticmethod
+    def caption(about: dict[str, Any], images: str) -> str:
+        """What one must know to read the charts."""
+        rest = about.get("left_out", 0)
+        left_out = f" {rest:,} more fill no batch and are left out." if rest else ""
+        return (
+            "Linear CKA of the patch tokens after each block: 1 (yellow) where two layers tell images apart in the "
+            "same way up to rotation and scale, about 0 (violet) where they have nothing in common. Mean over whole "
+            f"batches of {about['batch_size']}, {images}{left_out}"
+        )
+
+    @staticmethod
+    def panels(found: BlockFacts) -> list[tuple[str, tuple[Any, ...]]]:
+        """A matrix for each two encoders and each one with itself, and what its rows and columns are."""
+        numbers = range(len(found.names))
+        pairs = [*itertools.combinations(numbers, 2), *((number, number) for number in numbers)]
+        named = [(found.names[a], found.names[b], found.between(a, b)) for a, b in pairs]
+        return [(a if a == b else f"{a} and {b}", (values, a, b)) for a, b, values in named]
+
+    @staticmethod
+    def table(found: BlockFacts) -> tuple[list[str], list[list[str]]]:
+        """The most alike layer of the second encoder; of one alone its other layers."""
+        first, second = 0, min(1, len(found.names) - 1)
+        values = found.between(first, second).copy()
+        if first == second:
+            np.fill_diagonal(values, -np.inf)
+        best = np.nan_to_num(values, nan=-np.inf).argmax(axis=1)
+        rows = [
+            [f"{found.names[first]} {layer}", f"{found.names[second]} {other}", f"{values[layer, other]:.3f}"]
+            for layer, other in enumerate(best)
+        ]
+        return ["layer", "most alike", "CKA"], rows
 
 
 def gram(features: Float[Tensor, "n D"]) -> Float[Tensor, "n n"]:
@@ -45,7 +118,7 @@ class LayerCKA:
 
     Paper: Kornblith et al. 2019, arXiv:1905.00414 (CKA); Nguyen et al. 2021, arXiv:2010.15327 (unbiased estimates
         of batches, averaged before the ratio is taken).
-    Deviation: none known. Batches of one size are meant: each weighs the same.
+    Batches of one size are meant: each weighs the same.
     """
 
     def __init__(self) -> None:
@@ -60,9 +133,9 @@ class LayerCKA:
         self.num_batches += 1
 
     def matrix(self) -> Float[Tensor, "L L"]:
-        """1 where two layers say the same up to rotation and scale, about 0 where they have nothing in common.
+        """1 where two layers are the same up to rotation and scale, about 0 where they have nothing in common.
 
-        NaN for a layer that says the same of every image.
+        NaN for a layer whose output is the same for every image.
 
         Raises:
             ValueError: if no batch has been seen.

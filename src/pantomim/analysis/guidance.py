@@ -1,119 +1,170 @@
-"""What teacher and student's copy attended to in a run of CMT-MAE, and what was hidden, from its beginning to its end.
+"""What teacher and student attend to in a run of CMT-MAE, and what is masked: a look at each checkpoint that was kept.
 
-The run looks at the same few images from time to time; its last checkpoint has all of that. `write_guidance_arrays`
-makes pictures of it for the run's report.
+The weights of each are put into the method, and both networks are asked about the same held-out images.
+`runtime.keep` says how many checkpoints a run keeps.
 """
 
-import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from safetensors import safe_open
+from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor
 
-from pantomim.analysis.reconstructions import display_range, held_out, shown_bands, to_picture
-from pantomim.checkpoint import WEIGHTS, find_checkpoint
-from pantomim.config import Pretrain, from_dict, from_yaml
-from pantomim.core.files import replace_file
-from pantomim.methods.cmt_mae import CMTMAEConfig, evenness
-from pantomim.methods.guidance_record import MAPS, overlap
+from pantomim.analysis.inspection import Inspection
+from pantomim.analysis.pictures import (
+    PictureRows,
+    Row,
+    display_range,
+    read_images,
+    shown_bands,
+    to_picture,
+    write_rows,
+)
+from pantomim.analysis.runs import choose, held_out, run_config
+from pantomim.checkpoint import WEIGHTS, Checkpoint, kept_checkpoints
+from pantomim.config import from_dict, of_today
+from pantomim.core.batch import Batch
+from pantomim.core.frozen import frozen
+from pantomim.core.ranges import AtLeastOne
+from pantomim.formats.files import frozen_hashes, load_exactly, other_parts
+from pantomim.methods.cmt_mae import CMTMAE, CMTMAEConfig
+from pantomim.methods.guides import ask, draw_mask
+from pantomim.targets.pair import Concat
+from pantomim.teachers.mixing import evenness
 
-MOST = 6  # looks that are shown, evenly spread
-WORDS = {"teacher": "teacher", "student": "student's copy", "mask": "mixed"}
+MOST = 6  # checkpoints, evenly spread, the first and the last among them
+PLACES = {  # of a network in a checkpoint: in those of earlier versions, and now
+    "teacher": ("teacher.teacher.", "teacher."),
+    "student": ("student.teacher.", "ema_student."),
+}
+TITLES = {"teacher": "teacher", "student": "student's moving average", "mask": "mixed"}
 
 
-def write_guidance_arrays(run: str | Path) -> Path:
-    """Maps and masks of one run in `RUN/analysis/guidance.npz`, for its report.
+@frozen
+class Guidance(Inspection):
+    """What guided the masks of runs of CMT-MAE, at each checkpoint that they kept."""
 
-    The file holds `row_0`, `row_1` ... (n, H, W, 1 or 3), and titles, texts, names and caption as JSON in `about`. Maps
-    are white where they are largest in an image.
+    name: ClassVar[str] = "guidance"
+    title: ClassVar[str] = "What guided the masks"
+    count: AtLeastOne = 8
+
+    def run(self) -> PictureRows:
+        """Images, maps and masks; maps are white where they are largest in an image.
+
+        Raises:
+            ValueError: if there are several runs, or the run is of another method, is not finished, attention decides
+                nothing in it, or its teacher is another one now.
+        """
+        if len(self.encoders) > 1 or self.images is not None:
+            raise ValueError("Guidance takes one run, and its own held-out images. Look at runs one by one.")
+        run = Path(self.encoders[0])
+        config = run_config(run)
+        if not isinstance(config.method, CMTMAEConfig) or not config.method.masker.guided:
+            raise ValueError(
+                f"guidance.run must be a run of CMT-MAE in which attention decides what is masked; got {run}, a run of "
+                f"{config.method.kind}."
+            )
+        kept = kept_checkpoints(run / "checkpoints")
+        if not kept or not (run / "finished.json").is_file():
+            raise ValueError(
+                f"guidance.run must be finished and have a checkpoint; got {run}. Train it to its end first."
+            )
+        total = json.loads((run / "finished.json").read_text(encoding="utf-8"))["steps"]
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn here only to be overwritten
+            method = config.method.build(total).eval()
+        if different := other_parts(frozen_hashes(method), kept[-1].frozen):
+            raise ValueError(f"{run} must be looked at with the teacher of its training; got another {different}.")
+        dataset = held_out(config.data.source)
+        images, items = read_images(dataset, method.encoder.image_size, choose(dataset, self.count, self.seed))
+        values = images.numpy()[:, list(shown_bands(dataset.channels))]
+        shown = to_picture(values, *display_range(values, dataset.scale))
+        caption = (
+            f"{len(items)} images of {dataset.name} ({dataset.split}), drawn with seed {self.seed}, at the checkpoints "
+            f"that the run kept. White: where an image's score is largest. An entropy of 1 means that all patches "
+            f"score alike."
+        )
+        rows = (Row("images", "", shown), *_look(method, images, shown, kept, total, self.seed))
+        return PictureRows(items, rows, caption)
+
+
+def write_guidance_arrays(run: str | Path, *, seed: int = 0) -> Path:
+    """Maps and masks of one run, in `RUN/analysis/guidance.npz`, for its report.
 
     Raises:
-        ValueError: if the run is of another method, attention decides nothing in it, or it has no checkpoint.
+        ValueError: as `Guidance.run`.
     """
-    run = Path(run)
-    config = from_yaml(Pretrain, run / "config.yaml")
-    if not isinstance(config.method, CMTMAEConfig) or not config.method.masker.guided:
-        raise ValueError(
-            f"guidance.run must be a run of CMT-MAE in which attention decides what is hidden; got {run}, a run of "
-            f"{config.method.kind}."
-        )
-    checkpoint = find_checkpoint(run / "checkpoints")
-    if checkpoint is None:
-        raise ValueError(f"guidance.run must have a checkpoint, which remembers it; got none in {run / 'checkpoints'}.")
-    with safe_open(checkpoint.path / WEIGHTS, "pt") as weights:
-        images, maps, masked, steps = (
-            weights.get_tensor(f"record.{name}") for name in ("images", "maps", "masked", "steps")
-        )
-    dataset, encoder = held_out(config.data.source), config.method.encoder
-    bands, values = shown_bands(dataset.channels), images.numpy()
-    low, high = display_range(values[:, bands], dataset.scale)
-    shown = to_picture(values[:, bands], low, high)
+    return write_rows(Guidance((str(run),), seed=seed).run(), Path(run) / "analysis" / "guidance.npz")
 
-    rows: list[tuple[str, str, np.ndarray]] = [("images", "", shown)]
-    before: int | None = None
-    for look in spread(steps):
-        step, teacher_before = int(steps[look]), None if before is None else maps[before, 0]
-        for place, name in enumerate(MAPS):
-            scores = maps[look, place]
-            still = name == "teacher" and teacher_before is not None and torch.equal(scores, teacher_before)
-            if scores.isfinite().all() and not still:
-                text = f"entropy {evenness(scores).item():.3f} of the largest"
-                rows.append((f"{WORDS[name]}, step {step:,}", text, heat(scores, encoder.grid, encoder.patch_size)))
+
+@torch.no_grad()
+def _look(
+    method: CMTMAE,
+    images: Float[Tensor, "B C H W"],
+    shown: np.ndarray,
+    kept: list[Checkpoint],
+    total: int,
+    seed: int,
+) -> Iterator[Row]:
+    """Each map and mask, checkpoint by checkpoint; a frozen teacher is shown once."""
+    earlier: dict[str, Tensor] = {}
+    earlier_step = 0
+    for index in np.unique(np.linspace(0, len(kept) - 1, min(len(kept), MOST)).round().astype(int)):
+        _load_guides(method, kept[index])
+        step, generator = kept[index].step, torch.Generator().manual_seed(seed)
+        attention = {
+            name: ask(network, images, method.config.scores.query(name)).attention
+            for name, network in method.networks().items()
+            if name in method.config.attended
+        }
+        maps = method.config.scores.maps(attention, method.config.mixing.at(step - 1, total))
+        for name, scores in maps.items():
+            if name != "teacher" or not torch.equal(scores, earlier.get(name, scores.new_empty(0))):
+                shares = scores / scores.amax(dim=1, keepdim=True)
+                picture = (_cells(shares, method) * 255).round().astype(np.uint8)
+                yield Row(
+                    f"{TITLES[name]}, step {step:,}", f"entropy {evenness(scores).item():.3f} of the largest", picture
+                )
+        batch = Batch(images, total=len(images))
+        masked = draw_mask(method.masker, batch, method.encoder.grid, generator, maps["mask"]).masked
         text = ""
-        if before is not None:
-            share = 100 * overlap(masked[before], masked[look]).item()
-            text = f"{share:.0f} % of it hidden at step {int(steps[before]):,} too"
-        hidden = _pixels(masked[look].unsqueeze(-1).float(), encoder.grid, encoder.patch_size)[..., 0] > 0
-        rows.append((f"hidden, step {step:,}", text, np.where(hidden[..., None], np.uint8(128), shown)))
-        before = look
-    ratio = 100 * masked[0].float().mean().item()
-    about = {
-        "titles": [title for title, _, _ in rows],
-        "texts": [text for _, text, _ in rows],
-        "items": [f"image {number}" for number in range(1, len(images) + 1)],
-        "caption": (
-            f"The first {len(images)} images of {dataset.name} that the run saw, cropped as it saw them. White: where "
-            f"an image's score is largest. An entropy of 1 means that all patches score alike. Masks drawn by chance "
-            f"would share {ratio:.0f} % of what they hide."
-        ),
-    }
-    buffer = io.BytesIO()
-    pictures = {f"row_{number}": picture for number, (_, _, picture) in enumerate(rows)}
-    np.savez(buffer, about=np.array(json.dumps(about)), **pictures)  # type: ignore[arg-type]
-    path = run / "analysis" / "guidance.npz"
-    replace_file(path, buffer.getvalue())
-    return path
+        if "masked" in earlier:
+            text = f"{(earlier['masked'] & masked).sum() / masked.sum():.0%} of it masked at step {earlier_step:,} too"
+        yield Row(f"masked, step {step:,}", text, np.where(_cells(masked.float(), method) > 0, np.uint8(128), shown))
+        earlier, earlier_step = {**maps, "masked": masked}, step
 
 
 def who_decides(method: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Whose weight is what in a run of CMT-MAE, from the `method` of its config.
+    """The teacher's weights in a run of CMT-MAE, and how the student's average moves, from the `method` of its config.
 
     Raises:
         ValueError: if it is no config of CMT-MAE.
     """
-    config = from_dict(CMTMAEConfig, dict(method), "method")
-    return [("Teacher's weight", config.weights), *([("Student's copy", config.pace)] * config.needs_copy)]
+    config = from_dict(CMTMAEConfig, of_today({"method": method}, "config.yaml")["method"], "method")
+    rows = [("Teacher's weight in the mask", config.mixing.in_words())] * config.masker.guided
+    if config.predicted and not isinstance(config.target, Concat):
+        rows.append(("Teacher's weight in the target", config.mixing.in_words(config.target.teacher_weight)))
+    if "student" in config.attended + config.predicted:
+        half_life = f"half is forgotten in {100 * (config.half_life or 0):g} % of the steps"
+        rows.append(("Student's moving average", str(config.momentum) if config.half_life is None else half_life))
+    return rows
 
 
-def spread(steps: Tensor) -> list[int]:
-    """At most `MOST` of the looks that were made, the first and the last among these."""
-    made = int((steps >= 0).sum())
-    return [int(look) for look in np.unique(np.linspace(0, made - 1, min(made, MOST)).round())]
+def _load_guides(method: CMTMAE, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights into the guiding networks; those that never change lie in none."""
+    weights = load_file(checkpoint.path / WEIGHTS)
+    for name, network in method.networks().items():
+        for place in PLACES[name]:
+            if found := {key.removeprefix(place): value for key, value in weights.items() if key.startswith(place)}:
+                load_exactly(network, found, str(checkpoint.path))
+                break
 
 
-def heat(scores: Float[Tensor, "B N"], grid: tuple[int, int], patch_size: int) -> UInt8[np.ndarray, "B H W _"]:
-    """Scores as gray pictures, each image's largest one white."""
-    shares = scores / scores.amax(dim=1, keepdim=True)
-    return (_pixels(shares.unsqueeze(-1), grid, patch_size) * 255).round().astype(np.uint8)
-
-
-def _pixels(values: Float[Tensor, "B N _"], grid: tuple[int, int], patch_size: int) -> Float[np.ndarray, "B H W _"]:
+def _cells(values: Float[Tensor, "B N"], method: CMTMAE) -> Float[np.ndarray, "B H W 1"]:
     """A value a patch, as often as the patch has pixels."""
-    cells = values.unflatten(1, grid).repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)
-    return cells.float().numpy()
+    size, cells = method.encoder.patch_size, values.unflatten(1, method.encoder.grid)
+    return cells.repeat_interleave(size, 1).repeat_interleave(size, 2).unsqueeze(-1).numpy()

@@ -1,211 +1,197 @@
-"""Look into encoders, block by block: how far heads look, how many directions tokens lie in, which layers are alike.
+"""What every analysis of encoders shares: which encoders, on which images, and where the result goes.
 
-`inspect_blocks("spectrum", ["RUN", "timm:NAME"])` measures several encoders on the same images;
-`block_facts.write_block_facts` leaves the arrays beside a page and in each run folder, where the report finds them.
+`Spectrum(("RUN", "timm:NAME")).run()` measures several encoders on the same images; `write_block_facts` leaves the
+arrays beside a page and in each run folder, where the report finds them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import tyro
 from torch import Tensor
 
-from pantomim.analysis.attention_distance import attention_distance, patch_distances
-from pantomim.analysis.block_facts import BlockFacts, Kind
-from pantomim.analysis.blocks import block_features, num_blocks, patch_sides
-from pantomim.analysis.cka import FEWEST, LayerCKA
-from pantomim.analysis.concentration import concentration
-from pantomim.analysis.reconstructions import choose, held_out
-from pantomim.config import Pretrain, from_yaml
+from pantomim.analysis.block_facts import BlockFacts
+from pantomim.analysis.blocks import num_blocks
+from pantomim.analysis.runs import choose, held_out, run_config
+from pantomim.core.frozen import frozen
+from pantomim.core.ranges import AtLeastOne
 from pantomim.data.dataset import Dataset
 from pantomim.data.stream import evaluation_batches
-from pantomim.evaluate.features import check_channels
+from pantomim.evaluate.features import AnyEncoder, check_channels
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
-from pantomim.formats.wrapped import WrappedEncoder
-from pantomim.nn.vit import Encoder
 
-AnyEncoder = Encoder | WrappedEncoder
 Arrays = dict[str, np.ndarray]
-
-COUNT = 128  # images, where the user does not say
 BATCH = 16  # images at once; attention of a block is (B, heads, T, T)
-CKA_BATCH = 64  # images in one estimate
 
 
-def inspect_blocks(
-    kind: Kind,
-    specs: Sequence[str | Path],
-    images: str | None = None,
-    *,
-    count: int = COUNT,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> BlockFacts:
-    """Measure encoders on the same images, each at its own size.
+@frozen
+class Inspection(ABC):
+    """One way to look into runs and encoders, side by side.
 
     Args:
-        kind: Which analysis.
-        specs: What `load_encoder` takes.
-        images: A source, whose held-out images are used; None: that of the first encoder's run.
-        count: How many images, a seeded draw; all, where there are fewer. CKA takes whole batches of them; how many
-            these are, and how many are left out, stands in the facts.
+        encoders: Run folders, files, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE.
+        images: As for pre-training; None: held-out images of the first run's data.
+        out: The page, FILE.html; files of the same name are put beside it. None: in the folder analysis of the first
+            run.
+        count: How many images, a seeded draw; all, where there are fewer.
         seed: Of the draw.
-        device: Where to run.
-
-    Raises:
-        ValueError: if there is no encoder or no image, the images do not fit, or an encoder has no blocks to look at.
     """
-    if not specs or count < 1:
-        raise ValueError(f"inspect needs at least one encoder and one image; got {len(specs)} and {count}.")
-    source = images or _source_of(specs[0])
-    dataset = held_out(source)
-    indices = np.sort(choose(dataset, count, seed))
-    if kind == "cka" and len(indices) < FEWEST:
-        raise ValueError(f"inspect.count must be at least {FEWEST} for cka; got {len(indices)} images. Give more.")
-    encoders = [load_encoder(spec).to(device).eval() for spec in specs]
-    for encoder in encoders:
-        check_channels(encoder, dataset)
-    seen: int | None = None
-    facts: dict[str, Any] = {}
-    with torch.inference_mode():
-        if kind == "cka":
-            arrays, seen = _measure_cka(encoders, dataset, indices, device)
-            facts["batch_size"] = min(CKA_BATCH, len(indices))
-        else:
-            measure = _MEASURES[kind]
-            found = [measure(encoder, _batches(encoder, dataset, indices, device)) for encoder in encoders]
-            arrays = {f"{name}_{number}": value for number, own in enumerate(found) for name, value in own.items()}
-    healthy = int((~np.isin(indices, list(dataset.broken_reasons()))).sum())
-    if seen is not None:
-        facts["left_out"] = healthy - seen
-    about = {
-        "analysis": kind,
-        "encoders": _describe(specs, encoders, dataset),
-        "source": source,
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "images": healthy if seen is None else seen,
-        "seed": seed,
-        **facts,
-    }
-    return BlockFacts(kind, arrays, about)
+
+    encoders: tyro.conf.Positional[tuple[str, ...]]
+    images: str | None = None
+    out: Path | None = None
+    count: AtLeastOne = 128
+    seed: int = 0
+
+    name: ClassVar[str]  # of the command and of the files
+    title: ClassVar[str]  # of pages
+
+    def __post_init__(self) -> None:
+        if not self.encoders:
+            raise ValueError(
+                "Inspection.encoders must name at least one run folder or encoder; got none. Add one, such as "
+                "runs/first, or several."
+            )
+
+    @property
+    def page(self) -> Path:
+        """Where the page goes.
+
+        Raises:
+            ValueError: if it must be said.
+        """
+        if self.out is not None:
+            return self.out
+        folder = Path(self.encoders[0])
+        if not folder.is_dir():
+            raise ValueError(
+                f"Inspection.out must be given where the first encoder is no run folder; got {folder}. Name one."
+            )
+        return folder / "analysis" / (f"{self.name}.html" if len(self.encoders) == 1 else f"{self.name}-compared.html")
 
 
-def default_page(kind: Kind, specs: Sequence[str | Path]) -> Path:
-    """In the first encoder's run folder.
+@dataclass(frozen=True)
+class Images:
+    """The images that all encoders are shown, each at its own size."""
 
-    Raises:
-        ValueError: if that is none.
-    """
-    folder = Path(specs[0])
-    if not folder.is_dir():
-        raise ValueError(
-            f"inspect {kind} needs --out FILE.html where the first encoder is no run folder; got {folder}."
-        )
-    return folder / "analysis" / (f"{kind}.html" if len(specs) == 1 else f"{kind}-compared.html")
+    dataset: Dataset
+    indices: np.ndarray
+    device: torch.device | str
 
+    @property
+    def healthy(self) -> int:
+        """How many of them can be read, as far as that is known."""
+        return int((~np.isin(self.indices, list(self.dataset.broken_reasons()))).sum())
 
-def _measure_distance(encoder: AnyEncoder, batches: Iterator[Tensor]) -> Arrays:
-    distances = patch_distances(encoder.grid, patch_sides(encoder))
-    distance: Tensor | None = None
-    prefix: Tensor | None = None
-    num_images = 0
-    for images in batches:
-        blocks = block_features(encoder, images, need_attention=True)
-        reaches = [
-            attention_distance(block.attention, distances, encoder.num_prefix)
-            for block in blocks
-            if block.attention is not None
-        ]
-        far = torch.stack([reach.distance.sum(dim=0).cpu() for reach in reaches])
-        share = torch.stack([reach.prefix_share.sum(dim=0).cpu() for reach in reaches])
-        distance, prefix = far if distance is None else distance + far, share if prefix is None else prefix + share
-        num_images += len(images)
-    assert distance is not None
-    assert prefix is not None
-    num_tokens = encoder.num_prefix + len(distances)
-    return {
-        "distance": (distance / num_images).numpy(),
-        "prefix_share": (prefix / num_images).numpy(),
-        "uniform": (distances.sum(dim=1).mean() / num_tokens).numpy(),
-    }
+    def batches(self, encoder: AnyEncoder, indices: np.ndarray | None = None) -> Iterator[Tensor]:
+        """As this encoder sees them, or only some of them."""
+        chosen = self.indices if indices is None else indices
+        for images, _ in evaluation_batches(self.dataset, encoder.image_size, BATCH, self.device, indices=chosen):
+            yield images
 
 
-def _measure_spectrum(encoder: AnyEncoder, batches: Iterator[Tensor]) -> Arrays:
-    shares: Tensor | None = None
-    num_images = 0
-    for images in batches:
-        own = torch.stack([concentration(block.patches).sum(dim=0).cpu() for block in block_features(encoder, images)])
-        shares = own if shares is None else shares + own
-        num_images += len(images)
-    assert shares is not None
-    return {"shares": (shares / num_images).numpy()}
+class LayerAnalysis(Inspection):
+    """Numbers of every block; `chart` is how the report draws what `panels` gives."""
 
+    chart: ClassVar[str]  # heads: a dot a head; shares: a line a singular value; map: a matrix of layers
 
-_MEASURES: dict[str, Callable[[AnyEncoder, Iterator[Tensor]], Arrays]] = {
-    "attention-distance": _measure_distance,
-    "spectrum": _measure_spectrum,
-}
+    @abstractmethod
+    def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
+        """Arrays as `BlockFacts` has them, and what else is to be known of them."""
 
+    @staticmethod
+    @abstractmethod
+    def caption(about: dict[str, Any], images: str) -> str:
+        """What one must know to read the charts; `images` tells which were looked at."""
 
-def _measure_cka(
-    encoders: Sequence[AnyEncoder], dataset: Dataset, indices: np.ndarray, device: torch.device | str
-) -> tuple[Arrays, int]:
-    """The patches of an image in a row, as in Raghu et al. 2021, arXiv:2108.08810; prefix tokens are left out.
+    @staticmethod
+    @abstractmethod
+    def panels(found: BlockFacts) -> list[tuple[str, tuple[Any, ...]]]:
+        """Title and arguments of each chart; axes are the same in all."""
 
-    Returns: the matrix, and how many images are in it: those of whole batches.
-    """
-    alike, seen = LayerCKA(), 0
-    size = min(CKA_BATCH, len(indices))
-    for first in range(0, len(indices) - size + 1, size):  # whole batches: each weighs the same
-        chunk = indices[first : first + size]
-        layers: list[Tensor] = []
+    @staticmethod
+    @abstractmethod
+    def table(found: BlockFacts) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows: the numbers behind the charts, a row a layer."""
+
+    def run(self, device: torch.device | str = "cpu") -> BlockFacts:
+        """Measure the encoders on the same images.
+
+        Raises:
+            ValueError: if the images do not fit, or an encoder has no blocks to look at.
+        """
+        source = self.images or self._source()
+        dataset = held_out(source)
+        indices = np.sort(choose(dataset, self.count, self.seed))
+        encoders = [load_encoder(spec).to(device).eval() for spec in self.encoders]
         for encoder in encoders:
-            images = torch.cat(list(_batches(encoder, dataset, chunk, device)))
-            layers += [block.patches.flatten(1) for block in block_features(encoder, images)]
-        alike.see(layers)
-        seen += len(layers[0])
-    return {"cka": alike.matrix().numpy()}, seen
-
-
-def _batches(
-    encoder: AnyEncoder, dataset: Dataset, indices: np.ndarray, device: torch.device | str
-) -> Iterator[Tensor]:
-    for images, _ in evaluation_batches(dataset, encoder.image_size, BATCH, device, indices=indices):
-        yield images
-
-
-def _describe(specs: Sequence[str | Path], encoders: Sequence[AnyEncoder], dataset: Dataset) -> list[dict[str, Any]]:
-    names = [str(spec) if ":" in str(spec) else Path(spec).name or str(spec) for spec in specs]
-    names = [str(spec) if names.count(name) > 1 else name for name, spec in zip(names, specs, strict=True)]
-    depths = [num_blocks(encoder) for encoder in encoders]
-    return [
-        {
-            "name": name,
-            "spec": str(spec),
-            "depth": depth,
-            "image_size": list(encoder.image_size),
-            "grid": list(encoder.grid),
-            "num_prefix": encoder.num_prefix,
-            "sha256": hash_weights(encoder.state_dict()),
+            check_channels(encoder, dataset)
+        with torch.inference_mode():
+            arrays, facts = self.measure(encoders, images := Images(dataset, indices, device))
+        about = {
+            "analysis": self.name,
+            "encoders": self._describe(encoders),
+            "source": source,
+            "dataset": dataset.name,
+            "split": dataset.split,
+            "images": images.healthy,
+            "seed": self.seed,
+            **facts,
         }
-        for name, spec, depth, encoder in zip(names, specs, depths, encoders, strict=True)
+        return BlockFacts(self.name, arrays, about)
+
+    def _describe(self, encoders: Sequence[AnyEncoder]) -> list[dict[str, Any]]:
+        names = [spec if ":" in spec else Path(spec).name or spec for spec in self.encoders]
+        names = [spec if names.count(name) > 1 else name for name, spec in zip(names, self.encoders, strict=True)]
+        return [
+            {
+                "name": name,
+                "spec": spec,
+                "depth": num_blocks(encoder),
+                "image_size": list(encoder.image_size),
+                "grid": list(encoder.grid),
+                "num_prefix": encoder.num_prefix,
+                "sha256": hash_weights(encoder.state_dict()),
+            }
+            for name, spec, encoder in zip(names, self.encoders, encoders, strict=True)
+        ]
+
+    def _source(self) -> str:
+        """The images of the first run."""
+        folder = Path(self.encoders[0])
+        if not (folder / "config.yaml").is_file():
+            raise ValueError(
+                f"Inspection.images must be given where the first encoder is no run folder; got none, and {folder}."
+            )
+        return run_config(folder).data.source
+
+
+def mean_over_images(batches: Iterator[Tensor], sums: Callable[[Tensor], dict[str, Tensor]]) -> Arrays:
+    """Means of values of which `sums` gives the sum over a batch, so that each image counts once."""
+    totals: dict[str, Tensor] = {}
+    count = 0
+    for images in batches:
+        for name, value in sums(images).items():
+            totals[name] = totals[name] + value if name in totals else value
+        count += len(images)
+    return {name: (total / count).numpy() for name, total in totals.items()}
+
+
+def numbered(of_each: Sequence[Arrays]) -> Arrays:
+    """Arrays of several encoders under names with their numbers."""
+    return {f"{name}_{number}": value for number, own in enumerate(of_each) for name, value in own.items()}
+
+
+def layer_table(found: BlockFacts, cell: Callable[[int, int], str]) -> tuple[list[str], list[list[str]]]:
+    """A column an encoder, a row a layer; `cell` gives the text of an encoder's layer."""
+    rows = [
+        [str(layer), *(cell(number, layer) if layer < depth else "" for number, depth in enumerate(found.depths))]
+        for layer in range(max(found.depths))
     ]
-
-
-def _source_of(spec: str | Path) -> str:
-    """The images of a run.
-
-    Raises:
-        ValueError: if there is no run to ask.
-    """
-    config = Path(spec) / "config.yaml"
-    if not config.is_file():
-        raise ValueError(
-            f"inspect.images must be given where the first encoder is no run folder; got none, and {spec}. "
-            f"Give --images SRC."
-        )
-    return from_yaml(Pretrain, config).data.source
+    return ["layer", *found.names], rows

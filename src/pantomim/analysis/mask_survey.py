@@ -12,14 +12,13 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from pantomim.analysis.masks import VisibleStatistics, mask_spectrum, mean_visibility, visible_statistics
-from pantomim.analysis.reconstructions import display_range, shown_bands, to_picture
+from pantomim.analysis.pictures import display_range, shown_bands, to_picture
 from pantomim.core.mask import Mask
 from pantomim.data.decoding import BrokenImageError, decode
 from pantomim.data.scales import scale_of
 from pantomim.data.transforms import centred_boxes, resize_one
+from pantomim.masking import STRATEGIES, Masker
 from pantomim.masking.bank import bank_on
-from pantomim.masking.base import Masker
-from pantomim.masking.choice import STRATEGIES
 from pantomim.masking.color_noise import ColorNoiseMasker
 
 AROUND = 4  # a pattern is shown this many times as high and wide as the window that is cut out of it
@@ -119,7 +118,7 @@ def choose_maskers(names: Sequence[str], ratio: float, bank: Path | None = None)
                 f"There is no strategy {name}. {f'Did you mean {close[0]}? ' if close else ''}"
                 f"There are {', '.join(STRATEGIES)}."
             )
-        chosen[name] = STRATEGIES[name](ratio)
+        chosen[name] = STRATEGIES[name].masker(ratio)
     if bank is not None:
         name = bank.stem if bank.stem not in chosen else f"{bank.stem} (file)"
         chosen[name] = ColorNoiseMasker(ratio=ratio, bank=str(bank))

@@ -1,6 +1,6 @@
-"""What the decoder makes of images it was not trained on: hide patches, predict them, put them back in place.
+"""What the decoder makes of images it was not trained on: mask patches, predict them, put them back in place.
 
-`reconstruct(load_method("RUN"), images, seed=0)` gives arrays; `write_reconstructions("RUN")` does it with held-out
+`reconstruct(load_mae_run("RUN"), images, seed=0)` gives arrays; `write_reconstructions("RUN")` does it with held-out
 images of the run's own data and leaves a file that the report shows.
 """
 
@@ -12,34 +12,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
+from torch import Tensor
 
-from pantomim.config import Pretrain, from_yaml
+from pantomim.analysis.pictures import STRETCH, display_range, read_images, shown_bands, to_picture
+from pantomim.analysis.runs import choose, held_out, load_run, run_config
 from pantomim.core.batch import Batch
 from pantomim.core.files import replace_file
-from pantomim.data.scales import Scale
-from pantomim.data.sources import Dataset, open_source, splits
-from pantomim.data.stream import evaluation_batches
-from pantomim.formats.native import load_decoder, load_encoder_folder
+from pantomim.data.sources import splits
 from pantomim.methods.mae import MAE, MAEConfig
 from pantomim.nn.tokens import channel_values, put_back, take
 from pantomim.targets.pixels import PixelTarget, PixelTargetConfig
 
 LARGE = 200  # pixels: fewer, for a page that one can look through
-STRETCH = (2.0, 98.0)  # percentiles of the originals that become black and white where values are not 8-bit
 
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Images, what was hidden of them, and what was predicted; values in the scale of the images.
+    """Images, what was masked of them, and what was predicted; values in the scale of the images.
 
     Args:
         original: The images.
-        masked: The same, hidden patches filled with the mean of each channel.
-        reconstruction: The decoder's prediction of every patch. It was trained on hidden ones only.
-        mask: True where a patch is hidden; rows and columns of patches.
+        masked: The same, masked patches filled with the mean of each channel.
+        reconstruction: The decoder's prediction of every patch. It was trained on masked ones only.
+        mask: True where a patch is masked; rows and columns of patches.
         pasted: The prediction with the visible patches pasted in.
-        explained: Share of the variation in the hidden patches that the prediction explains: 1 is perfect; 0 is what
+        explained: Share of the variation in the masked patches that the prediction explains: 1 is perfect; 0 is what
             the mean alone reaches (each patch's true mean if targets are normalised patch by patch, else the data's).
     """
 
@@ -52,10 +50,10 @@ class Reconstructions:
 
 
 @torch.no_grad()
-def reconstruct(method: MAE, images: Float[torch.Tensor, "B C H W"], seed: int) -> Reconstructions:
-    """Hide patches of the images as the method does in training, and predict them.
+def reconstruct(method: MAE, images: Float[Tensor, "B C H W"], seed: int) -> Reconstructions:
+    """Mask patches of the images as the method does in training, and predict them.
 
-    If the target is normalised patch by patch, a prediction says nothing of a patch's mean and deviation; those of the
+    If the target is normalised patch by patch, a prediction leaves open a patch's mean and std; those of the
     true patch are used, as in the demo of MAE's authors.
 
     Args:
@@ -80,11 +78,11 @@ def reconstruct(method: MAE, images: Float[torch.Tensor, "B C H W"], seed: int) 
     error = take(prediction - truth, mask.ids_mask).square().sum()
     explained = 1.0 - (error / take(truth, mask.ids_mask).square().sum()).item()
     visible_pasted = put_back(take(truth, mask.ids_keep), mask.ids_keep, prediction)
-    hidden = mask.masked.view(len(images), 1, *encoder.grid).repeat_interleave(size, 2).repeat_interleave(size, 3)
+    masked = mask.masked.view(len(images), 1, *encoder.grid).repeat_interleave(size, 2).repeat_interleave(size, 3)
     mean = channel_values("Encoder.mean", encoder.config.mean, encoder.in_chans).to(images).view(-1, 1, 1)
     result = Reconstructions(
         original=_numpy(images),
-        masked=_numpy(torch.where(hidden, mean, images)),
+        masked=_numpy(torch.where(masked, mean, images)),
         reconstruction=_numpy(target.to_images(prediction, images)),
         mask=mask.masked.view(len(images), *encoder.grid).cpu().numpy(),
         pasted=_numpy(target.to_images(visible_pasted, images)),
@@ -94,49 +92,22 @@ def reconstruct(method: MAE, images: Float[torch.Tensor, "B C H W"], seed: int) 
     return result
 
 
-def load_method(run: str | Path) -> MAE:
-    """Encoder, decoder, masker and target of a finished run, from its folder alone.
+def load_mae_run(run: str | Path) -> MAE:
+    """The method of a finished run of MAE that predicts pixels.
 
     Raises:
-        ValueError: if the run is of another method, predicts no pixels, has no encoder or decoder yet, or its files are
-            damaged, or what guided its masks is not to be had.
+        ValueError: if the run is of another method, predicts no pixels, or as `load_run`.
     """
-    run = Path(run)
-    method = from_yaml(Pretrain, run / "config.yaml").method
-    if not isinstance(method, MAEConfig):
-        raise ValueError(f"reconstructions.run must be a run of MAE; got {run}, a run of {method.kind}.")
-    if not isinstance(method.target, PixelTargetConfig):
+    config = run_config(run).method
+    if not isinstance(config, MAEConfig):
+        raise ValueError(f"reconstructions.run must be a run of MAE; got {run}, a run of {config.kind}.")
+    if not isinstance(config.target, PixelTargetConfig):
         raise ValueError(
-            f"reconstructions.run must predict pixels; got {run}, which predicts {method.target.kind}: no picture."
+            f"reconstructions.run must predict pixels; got {run}, which predicts {config.target.kind}: no picture."
         )
-    method.guide.check_kept(run)
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is replaced; nobody else's draws may change
-        built = method.build()
-    built.encoder, built.decoder = load_encoder_folder(run), load_decoder(run)
-    return built.eval()
-
-
-def held_out(source: str) -> Dataset:
-    """Images that pre-training did not see: test, else val, else the fixed 20 % of a source without splits.
-
-    A source whose only split is train has none: then training images are shown, and the caption says so.
-    """
-    own = splits(source)
-    return open_source(source, next((split for split in ("test", "val", "train") if split in own), "test"))
-
-
-def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:
-    """A seeded draw of images, the classes in turn where there are labels; in order of class."""
-    order = np.random.default_rng(seed).permutation(len(dataset))
-    if dataset.labels is None:
-        return order[:count]
-    labels = dataset.labels[order]
-    turn = np.zeros(len(order), dtype=np.int64)  # the how-manieth of its class in this order
-    for label in np.unique(labels):
-        of_class = np.flatnonzero(labels == label)
-        turn[of_class] = np.arange(len(of_class))
-    chosen = order[np.argsort(turn, kind="stable")[:count]]
-    return chosen[np.argsort(dataset.labels[chosen], kind="stable")]
+    method = load_run(run)
+    assert isinstance(method, MAE)
+    return method
 
 
 def write_reconstructions(
@@ -164,24 +135,22 @@ def write_reconstructions(
         ValueError: if the run is not finished, its data cannot be opened, or there is no such band.
     """
     run = Path(run)
-    method = load_method(run)
+    method = load_mae_run(run)
     encoder = method.encoder
-    source = data or from_yaml(Pretrain, run / "config.yaml").data.source
+    source = data or run_config(run).data.source
     dataset = held_out(source)
     bands = shown_bands(dataset.channels, bands)
     if count is None:
         count = 12 if max(encoder.image_size) < LARGE else 6
-    indices = choose(dataset, count, seed)
-    batches = evaluation_batches(dataset, encoder.image_size, len(indices), torch.device("cpu"), indices=indices)
-    images, found = zip(*batches, strict=True)
-    result = reconstruct(method, torch.cat(images), seed)
+    images, items = read_images(dataset, encoder.image_size, choose(dataset, count, seed))
+    result = reconstruct(method, images, seed)
     low, high = display_range(result.original[:, bands], dataset.scale)
     about = {
         "source": source,
         "dataset": dataset.name,
         "split": dataset.split,
         "divided": not splits(source),
-        "items": [dataset.names[int(index)] for index in np.concatenate([np.asarray(ids) for ids in found])],
+        "items": list(items),
         "seed": seed,
         "patch_size": encoder.patch_size,
         "channels": dataset.channels,
@@ -211,41 +180,6 @@ def write_reconstructions(
     return path
 
 
-def shown_bands(channels: int, bands: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """The bands to show: one as gray, or three as red, green and blue; by default the first three, or the first.
-
-    Raises:
-        ValueError: if there is no such band, or their number is neither one nor three.
-    """
-    if bands is None:
-        return (0, 1, 2) if channels >= 3 else (0,)
-    if len(bands) not in (1, 3) or not all(0 <= band < channels for band in bands):
-        raise ValueError(
-            f"Reconstructions.bands must be one or three of 0 to {channels - 1}; got {bands}. "
-            f"Name bands by their position, the first is 0."
-        )
-    return bands
-
-
-def display_range(
-    shown: Float[np.ndarray, "B C H W"], scale: Scale
-) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
-    """Values that become black and white, band by band: 0 and 1 for 8-bit images, else robust ends of the originals."""
-    channels = shown.shape[1]
-    if scale.divisor == 255.0:
-        return np.zeros(channels), np.ones(channels)
-    low, high = np.percentile(shown, STRETCH, axis=(0, 2, 3))
-    return low, np.where(high > low, high, low + 1.0)
-
-
-def to_picture(
-    values: Float[np.ndarray, "B C H W"], low: Float[np.ndarray, " C"], high: Float[np.ndarray, " C"]
-) -> UInt8[np.ndarray, "B H W C"]:
-    """8-bit pictures; what lies outside the range becomes black or white."""
-    stretched = (values - low[:, None, None]) / (high - low)[:, None, None]
-    return (stretched.clip(0.0, 1.0) * 255.0).round().astype(np.uint8).transpose(0, 2, 3, 1)
-
-
 def caption(about: dict[str, Any]) -> str:
     """What one must know to read the pictures, in full sentences."""
     where = {
@@ -257,14 +191,14 @@ def caption(about: dict[str, Any]) -> str:
         where = "of the fixed 20 % that pre-training did not see"
     sentences = [
         f"{len(about['items'])} images of {about['dataset']} {where}, drawn with seed {about['seed']}.",
-        f"{100 * about['masked_share']:.0f} % of the patches are hidden. Visible patches are pasted into the "
+        f"{100 * about['masked_share']:.0f} % of the patches are masked. Visible patches are pasted into the "
         f"reconstruction.",
     ]
     if about["normalized_target"]:
         given = "brightness" if about["channels"] == 1 else "brightness and colour"
         sentences.append(
             f"The model predicts each patch up to its mean and contrast. Those are taken from the true patch here, "
-            f"so the average {given} of a hidden patch and its contrast are given, not predicted."
+            f"so the average {given} of a masked patch and its contrast are given, not predicted."
         )
     if about["bands"] != list(range(about["channels"])):
         shown = ", ".join(str(band + 1) for band in about["bands"])
@@ -275,5 +209,5 @@ def caption(about: dict[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def _numpy(images: torch.Tensor) -> np.ndarray:
+def _numpy(images: Tensor) -> np.ndarray:
     return images.detach().cpu().numpy()

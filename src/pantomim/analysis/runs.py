@@ -1,18 +1,34 @@
-"""A finished run as the method that it trained, from its folder alone."""
+"""A finished run from its folder alone: the method that it trained, and images that it has not seen."""
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pantomim.config import Pretrain, from_yaml
+from pantomim.data.sources import Dataset, open_source, splits
 from pantomim.formats.files import frozen_hashes, key_report, other_parts
-from pantomim.formats.native import load_encoder_folder, load_predictor, read_frozen
-from pantomim.methods.beit import BEiT, BEiTConfig
+from pantomim.formats.native import load_decoder, load_encoder_folder, load_predictor, read_frozen
+from pantomim.methods.base import Method
+from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAE, CAEConfig
+from pantomim.methods.mae import MAEConfig
 
 
-def load_run(run: str | Path) -> BEiT | CAE:
-    """The method of a finished run of BEiT or CAE, in evaluation mode; see `reconstructions.load_method` for MAE.
+def run_config(run: str | Path) -> Pretrain:
+    """The config of a run.
+
+    Raises:
+        ValueError: if the folder is none of a run.
+    """
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"inspect.runs must be run folders; got {run}, which has no config.yaml. Check the path.")
+    return from_yaml(Pretrain, path)
+
+
+def load_run(run: str | Path) -> Method:
+    """The method of a finished run of MAE, BEiT or CAE, in evaluation mode.
 
     A tokenizer is loaded from where the run had it.
 
@@ -21,13 +37,17 @@ def load_run(run: str | Path) -> BEiT | CAE:
             is not to be had.
     """
     run = Path(run)
-    config = from_yaml(Pretrain, run / "config.yaml").method
-    if not isinstance(config, BEiTConfig | CAEConfig):
-        raise ValueError(f"load_run.run must be a run of beit or cae; got {run}, a run of {config.kind}.")
+    config = run_config(run).method
+    if not isinstance(config, MAEConfig | BEiTConfig | CAEConfig):
+        raise ValueError(f"load_run.run must be a run of mae, beit or cae; got {run}, a run of {config.kind}.")
     config.guide.check_kept(run)
-    encoder, weights = load_encoder_folder(run), load_predictor(run)
+    encoder = load_encoder_folder(run)
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
-        method = config.build()
+        method: Method = config.build()
+    if isinstance(config, MAEConfig):
+        method.encoder, method.decoder = encoder, load_decoder(run)
+        return method.eval()
+    weights = load_predictor(run)
     method.encoder.load_state_dict(encoder.state_dict())
     method.reset()
     ours = method.exports()["predictor"]
@@ -46,3 +66,42 @@ def load_run(run: str | Path) -> BEiT | CAE:
         for name, weight in ours.items():
             weight.copy_(weights[name])
     return method.eval()
+
+
+def load_cae_run(run: str | Path) -> CAE:
+    """The method of a finished run of CAE.
+
+    Raises:
+        ValueError: if it is no run of CAE, or as `load_run`.
+    """
+    kind = run_config(run).method.kind
+    if kind != "cae":
+        raise ValueError(
+            f"inspect.runs must be runs of CAE, which alone has a regressor to leave out; got {run}, a run of {kind}."
+        )
+    method = load_run(run)
+    assert isinstance(method, CAE)
+    return method
+
+
+def held_out(source: str) -> Dataset:
+    """Images that pre-training did not see: test, else val, else the fixed 20 % of a source without splits.
+
+    A source whose only split is train has none: then training images are shown, and the caption says so.
+    """
+    own = splits(source)
+    return open_source(source, next((split for split in ("test", "val", "train") if split in own), "test"))
+
+
+def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:
+    """A seeded draw of images, the classes in turn where there are labels; in order of class."""
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    if dataset.labels is None:
+        return order[:count]
+    labels = dataset.labels[order]
+    turn = np.zeros(len(order), dtype=np.int64)  # the how-manieth of its class in this order
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        turn[of_class] = np.arange(len(of_class))
+    chosen = order[np.argsort(turn, kind="stable")[:count]]
+    return chosen[np.argsort(dataset.labels[chosen], kind="stable")]

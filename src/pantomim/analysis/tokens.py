@@ -16,12 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pantomim.analysis.reconstructions import held_out
+from pantomim.analysis.runs import held_out
 from pantomim.config import Pretrain, from_yaml
-from pantomim.core.files import replace_file
+from pantomim.core.files import check_out, replace_file
 from pantomim.data.sources import Dataset
 from pantomim.data.stream import evaluation_batches
-from pantomim.evaluate.out import check_out
 from pantomim.formats.files import hash_weights
 from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.vqkd import VQKDConfig

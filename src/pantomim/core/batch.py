@@ -16,7 +16,6 @@ class Batch:
         labels: Class ids, or None.
         start: First row within the global batch.
         total: Images in the global batch.
-        epoch: Passes over the data before this batch, in fractions too.
         second: Another view of the same images, where the data give one.
     """
 
@@ -25,7 +24,6 @@ class Batch:
     labels: Int[Tensor, " B"] | None = None
     start: int = 0
     total: int = 0
-    epoch: float = 0.0
     second: Float[Tensor, "B C H W"] | None = None
 
     def __len__(self) -> int:

@@ -158,11 +158,13 @@ class Stream:
     def _cropped(self, images: Tensor, step: int, part: int, view: int) -> Tensor:
         uniforms = self.uniforms(step, part, view)
         sizes = np.tile(images.shape[2:], (len(images), 1))
-        boxes, flips = crop_boxes(sizes, uniforms, self.views[view].crop, self.image_size)
+        crop = self.views[view].crop
+        boxes, flips = crop_boxes(sizes, uniforms, crop, self.image_size)
         if (boxes == [0, 0, *self.image_size]).all() and not flips.any():
             return images
         on_device_boxes, on_device_flips = self._put(torch.from_numpy(boxes)), self._put(torch.from_numpy(flips))
-        return self._clamped(resized_crop(images, on_device_boxes, self.image_size, on_device_flips))
+        cut = resized_crop(images, on_device_boxes, self.image_size, on_device_flips, crop.interpolation)
+        return self._clamped(cut)
 
     def _from_workers(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         items = range(start_step * self.micro, stop_step * self.micro)
@@ -177,10 +179,9 @@ class Stream:
         labels = None
         if self.dataset.labels is not None:
             labels = self._put(torch.from_numpy(self.dataset.labels[host_ids]))
-        epoch = step / self.steps_per_epoch
         made = [self._augmented(images, step, part, view) for view, images in enumerate(views)]
         second = made[1] if len(made) > 1 else None
-        return Batch(made[0], ids, labels, self.first_row(part), self.batch_size, epoch, second)
+        return Batch(made[0], ids, labels, self.first_row(part), self.batch_size, second)
 
     def _augmented(self, images: Tensor, step: int, part: int, view: int) -> Tensor:
         augment = self.views[view].augment
@@ -268,8 +269,9 @@ class _StreamRows(torch.utils.data.Dataset[Rows]):
             except TooManyBrokenError:
                 return torch.empty(0), torch.empty(0, dtype=torch.int64), dataset.broken_reasons()
             for view, uniform, of_view in zip(stream.views, of_views, views, strict=True):
-                boxes, flips = crop_boxes(np.asarray([image.shape[1:]]), uniform[None], view.crop, stream.image_size)
-                of_view.append(resize_one(image, boxes[0], stream.image_size, bool(flips[0])))
+                size, crop = stream.image_size, view.crop
+                boxes, flips = crop_boxes(np.asarray([image.shape[1:]]), uniform[None], crop, size)
+                of_view.append(resize_one(image, boxes[0], size, bool(flips[0]), crop.interpolation))
             healthy.append(index)
         images = [image for of_view in views for image in of_view]
         return torch.stack(images), torch.tensor(healthy), dataset.broken_reasons()

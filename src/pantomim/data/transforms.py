@@ -5,6 +5,7 @@ takes its rows, and the same step gives the same crops whoever computes them. Bo
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import field
 from typing import Literal
 
@@ -22,6 +23,8 @@ _TRIES = 10  # of a random box, before the centred one; as in torchvision
 _COLUMNS = 2 * _TRIES + 3
 _PURPOSE = 2  # keeps these draws apart from others of the same seed and step
 
+Interpolation = Literal["bicubic", "bilinear"]
+
 
 @frozen
 class Crop:
@@ -33,6 +36,7 @@ class Crop:
         scale: Smallest and largest share of the image's area in that part, in (0, 1].
         aspect: Smallest and largest width / height of that part.
         flip: Mirror half of the images, left to right.
+        interpolation: Of the resizing, antialiased in both ways.
 
     Paper: He et al. 2022, arXiv:2111.06377, Table 8: random resized crop (area from 0.2 on in the authors' code), flip.
     """
@@ -41,6 +45,7 @@ class Crop:
     scale: tuple[float, float] = (0.2, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+    interpolation: Interpolation = "bicubic"
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -140,8 +145,9 @@ def resized_crop(
     boxes: Int[Tensor, "B 4"],
     image_size: tuple[int, int],
     flips: Bool[Tensor, " B"] | None = None,
+    interpolation: Interpolation = "bicubic",
 ) -> Float[Tensor, "B C h w"]:
-    """Cut another part out of each image and resize all to one size: bicubic with antialiasing (a = -0.5), as Pillow.
+    """Cut another part out of each image and resize all to one size, antialiased as in Pillow (bicubic: a = -0.5).
 
     Resizing is linear and separable: each image gets one small matrix for its rows and one for its columns, and two
     batched products do the whole batch, without a wait on the device. Values may overshoot: clamp where that matters.
@@ -151,16 +157,24 @@ def resized_crop(
         boxes: The part of each image.
         image_size: Rows and columns of the result.
         flips: Which images to mirror, left to right.
+        interpolation: Of the resizing.
     """
+    kernel = {"bicubic": _cubic, "bilinear": _linear}[interpolation]
     with torch.autocast(images.device.type, enabled=False):
-        rows = _resize_matrix(boxes[:, 0], boxes[:, 2], images.shape[2], image_size[0], None, images.dtype)
-        columns = _resize_matrix(boxes[:, 1], boxes[:, 3], images.shape[3], image_size[1], flips, images.dtype)
+        rows = _resize_matrix(boxes[:, 0], boxes[:, 2], images.shape[2], image_size[0], None, images.dtype, kernel)
+        columns = _resize_matrix(boxes[:, 1], boxes[:, 3], images.shape[3], image_size[1], flips, images.dtype, kernel)
         batch, channels, height, width = images.shape
         wide = torch.bmm(images.reshape(batch, channels * height, width), columns.transpose(1, 2))
         return rows[:, None] @ wide.view(batch, channels, height, image_size[1])
 
 
-def resize_one(image: np.ndarray, box: np.ndarray, image_size: tuple[int, int], flip: bool) -> Tensor:
+def resize_one(
+    image: np.ndarray,
+    box: np.ndarray,
+    image_size: tuple[int, int],
+    flip: bool,
+    interpolation: Interpolation = "bicubic",
+) -> Tensor:
     """One image's part, resized as `resized_crop` does; uint8 stays uint8 (rounded), all else becomes float32.
 
     Returns: (C, h, w), contiguous.
@@ -169,7 +183,7 @@ def resize_one(image: np.ndarray, box: np.ndarray, image_size: tuple[int, int], 
     part = torch.from_numpy(np.ascontiguousarray(image[:, top : top + height, left : left + width]))
     part = part if part.dtype == torch.uint8 else part.to(torch.float32)
     if (height, width) != tuple(image_size):
-        part = F.interpolate(part[None], size=tuple(image_size), mode="bicubic", antialias=True)[0]
+        part = F.interpolate(part[None], size=tuple(image_size), mode=interpolation, antialias=True)[0]
     return (part.flip(2) if flip else part).contiguous()
 
 
@@ -180,6 +194,7 @@ def _resize_matrix(
     size_out: int,
     flips: Bool[Tensor, " B"] | None,
     dtype: torch.dtype,
+    kernel: Callable[[Tensor], Tensor],
 ) -> Float[Tensor, "B out in"]:
     """Weights of the input pixels in each output pixel; pixels outside the box have none."""
     device = start.device
@@ -191,8 +206,13 @@ def _resize_matrix(
     pixel = torch.arange(size_in, device=device)
     distance = ((pixel + 0.5) - centre[:, :, None]) / step.clamp(min=1)[:, :, None]
     inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])
-    weights = _cubic(distance.abs()) * inside[:, None]
+    weights = kernel(distance.abs()) * inside[:, None]
     return weights / weights.sum(dim=2, keepdim=True)
+
+
+def _linear(distance: Tensor) -> Tensor:
+    """The triangle, of the absolute distance."""
+    return (1 - distance).clamp(min=0)
 
 
 def _cubic(distance: Tensor) -> Tensor:

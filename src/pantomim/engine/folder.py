@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from pantomim.config import Pretrain, from_yaml, leaves, to_dict, to_yaml
+from pantomim.config import Pretrain, from_yaml, is_of_earlier_version, leaves, to_dict, to_yaml
 from pantomim.core.files import replace_file
 from pantomim.engine.runtime import on_main
 from pantomim.engine.stops import explain_disk
@@ -145,6 +145,11 @@ class RunFolder:
         written = self.path / "config.yaml"
         theirs = from_yaml(Pretrain, written) if written.is_file() else None
         if theirs is not None and self._has_begun():
+            if is_of_earlier_version(written):
+                raise ValueError(
+                    f"Pretrain.out must hold no run of an earlier version, which cannot be resumed; got {self.path}. "
+                    f"Give another --out."
+                )
             self._refuse_other_configs(config, theirs)
         else:
             self._write(written.name, to_yaml(config))

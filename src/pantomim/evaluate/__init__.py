@@ -1,1 +1,32 @@
-"""Scores of frozen encoders, always beside the same encoder untrained and raw pixels."""
+"""What a frozen encoder is worth: one protocol a file, scored beside a random-init encoder and raw pixels."""
+
+import difflib
+
+from pantomim.evaluate.attentive import Attentive
+from pantomim.evaluate.base import Evaluation, Memo, evaluate, evaluate_to_file, headline
+from pantomim.evaluate.few_labels import FewLabels
+from pantomim.evaluate.knn import KNN
+from pantomim.evaluate.linear import Linear
+from pantomim.evaluate.linear_mae import LinearMAE
+from pantomim.evaluate.segmentation import Segmentation
+
+PROTOCOLS: tuple[type[Evaluation], ...] = (KNN, Linear, FewLabels, LinearMAE, Attentive, Segmentation)
+
+
+def protocol_named(name: str) -> type[Evaluation]:
+    """The protocol of a name, as commands and plans write it.
+
+    Raises:
+        ValueError: if there is none, saying which is the nearest.
+    """
+    known = {protocol.protocol: protocol for protocol in PROTOCOLS}
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1)
+    raise ValueError(
+        f"Evaluation.protocol must be one of {', '.join(known)}; got {name}."
+        + (f" Did you mean {close[0]}?" if close else "")
+    )
+
+
+__all__ = ["PROTOCOLS", "Evaluation", "Memo", "evaluate", "evaluate_to_file", "headline", "protocol_named"]

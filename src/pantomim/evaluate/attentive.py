@@ -7,33 +7,29 @@ Paper: Chen et al., arXiv:2202.03026, "attentive probing"; details as in the aut
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+import tyro
 from torch import Tensor
-from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
-from pantomim.data.dataset import Dataset
-from pantomim.data.stream import Stream
-from pantomim.evaluate.linear_mae import CROP, predict
-from pantomim.evaluate.parts import known_classes, renumber
-from pantomim.evaluate.scores import top1, top1_per_class
-from pantomim.formats.wrapped import WrappedEncoder
+from pantomim.core.ranges import AtLeastOne, AtLeastTwo, AtLeastZero, NotNegative, Positive
+from pantomim.evaluate.augmented import Candidate, Training, check_warmup, train_heads
+from pantomim.evaluate.base import Bench, Evaluation, Scores
+from pantomim.evaluate.features import AnyEncoder
+from pantomim.evaluate.patches import pixel_patches
 from pantomim.nn.heads import AttentiveHead
 from pantomim.nn.vit import Encoder
 from pantomim.optim import beit_schedule, scaled_lr
 
-Reader = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B T D"]]
-MOMENTUM = 0.9
-
 
 @frozen
-class AttentiveProbe:
-    """The authors' values. On sets far smaller than ImageNet, raise `base_lr`: there are fewer steps to learn in.
+class Attentive(Evaluation):
+    """One query that reads all tokens, trained by Nesterov SGD on augmented images, with the authors' values.
+
+    On sets far smaller than ImageNet, raise `base_lr`: there are fewer steps to learn in.
 
     Args:
         epochs: Passes over the training images.
@@ -44,141 +40,95 @@ class AttentiveProbe:
         chunk: Images that the encoder sees at once. Batch statistics are those of a chunk: the authors' devices have
             256 images each.
         heads: Of the probe's attention; None: as many as the encoder has.
+        batch_statistics: Normalise test images by the chunk that they are in, as the authors' code does, rather than by
+            running statistics. A chunk holds neighbours in the order of the files: where that is the order of classes,
+            it gives labels away.
     """
 
-    epochs: int = 90
-    warmup_epochs: int = 10
-    base_lr: float = 0.0125
-    min_lr: float = 1e-6
-    batch_size: int = 8192
-    chunk: int = 256
-    heads: int | None = None
+    protocol: tyro.conf.Suppress[Literal["attentive"]] = "attentive"
+    epochs: AtLeastOne = 90
+    warmup_epochs: AtLeastZero = 10
+    base_lr: Positive = 0.0125
+    min_lr: NotNegative = 1e-6
+    batch_size: AtLeastTwo = 8192
+    chunk: AtLeastTwo = 256
+    heads: AtLeastOne | None = None
+    batch_statistics: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(
-                f"AttentiveProbe.warmup_epochs must be in [0, epochs); got {self.warmup_epochs} of {self.epochs}. "
-                f"Train longer, or warm up shorter."
-            )
-        if not self.base_lr > self.min_lr >= 0:
-            raise ValueError(
-                f"AttentiveProbe.base_lr must be above min_lr, and that at least 0; got {self.base_lr} and "
-                f"{self.min_lr}."
-            )
-        if self.batch_size < 2 or self.chunk < 2:
-            raise ValueError(
-                f"AttentiveProbe.batch_size and chunk must be at least 2, as batches are normalised; got "
-                f"{self.batch_size} and {self.chunk}."
-            )
-        if self.heads is not None and self.heads < 1:
-            raise ValueError(f"AttentiveProbe.heads must be at least 1; got {self.heads}.")
+        super().__post_init__()
+        check_warmup("Attentive", self.warmup_epochs, self.epochs)
+        if self.base_lr <= self.min_lr:
+            raise ValueError(f"Attentive.base_lr must be above min_lr; got {self.base_lr} and {self.min_lr}.")
 
+    @property
+    def name(self) -> str:
+        """Scores by batch statistics are another protocol's."""
+        return "attentive-batch-statistics" if self.batch_statistics else "attentive"
 
-@dataclass(frozen=True)
-class Read:
-    """What the probe reads of an image.
+    def run(self, bench: Bench) -> dict[str, Scores]:
+        """Of all tokens, prefix tokens first, after the final norm; of raw pixels the patches."""
+        encoder = bench.reference
+        heads = self.heads_for(encoder)
+        candidates = {
+            name: Candidate(partial(all_tokens, contender), partial(self.head, heads))
+            for name, contender in bench.encoders.items()
+        }
+        if bench.pixels:
+            width = pixel_patches(torch.zeros(1, encoder.in_chans, *encoder.image_size), encoder.grid).shape[2]
+            pixels = partial(pixel_patches, grid=encoder.grid)
+            candidates["pixels"] = Candidate(pixels, partial(self.head, math.gcd(heads, width)))
+        return train_heads(candidates, bench, self.training(len(bench.train)))
 
-    Args:
-        tokens: Frozen; images in, tokens out.
-        heads: Of the probe's attention; it divides their width.
-    """
-
-    tokens: Reader
-    heads: int
-
-
-def read_encoder(encoder: Encoder | WrappedEncoder, heads: int | None) -> Read:
-    """All tokens of an encoder, prefix tokens first, after its final norm.
-
-    Raises:
-        ValueError: if the number of heads must be given, or does not divide the width.
-    """
-    heads = _heads(encoder) if heads is None else heads
-    if heads is None or encoder.width % heads:
-        raise ValueError(
-            f"AttentiveProbe.heads must divide the encoder's width {encoder.width}; got {heads}. "
-            f"Give a number: --attentive.heads N."
+    def training(self, num_images: int) -> Training:
+        """On so many images."""
+        batch_size = min(self.batch_size, num_images)
+        return Training(
+            epochs=self.epochs,
+            batch_size=batch_size,
+            micro=math.ceil(batch_size / self.chunk),
+            whole=False,
+            lr=self.lr,
+            optimiser=lambda parameters: torch.optim.SGD(parameters, lr=0.0, momentum=0.9, nesterov=True),
         )
 
-    def tokens(images: Tensor) -> Tensor:
-        latent = encoder(images)
-        return torch.cat([latent.prefix, latent.patches], dim=1)
+    def lr(self, step: int, steps_per_epoch: int, batch_size: int) -> float:
+        """Half a cosine after the warm-up."""
+        return beit_schedule(
+            step,
+            base=scaled_lr(self.base_lr, batch_size),
+            minimum=self.min_lr,
+            warmup=self.warmup_epochs * steps_per_epoch,
+            total=self.epochs * steps_per_epoch,
+        )
 
-    return Read(tokens, heads)
+    def head(self, heads: int, width: int, num_classes: int) -> AttentiveHead:
+        """With so many attention heads."""
+        return AttentiveHead(width, heads, num_classes, self.batch_statistics)
 
+    def heads_for(self, encoder: AnyEncoder) -> int:
+        """Attention heads of the probe on an encoder.
 
-def attentive(
-    readers: dict[str, Read],
-    train: Dataset,
-    test: Dataset,
-    image_size: tuple[int, int],
-    probe: AttentiveProbe,
-    *,
-    test_batch_statistics: bool = False,
-    seed: int,
-    device: torch.device,
-) -> dict[str, dict[str, Any]]:
-    """Scores by name; all contenders see the same augmented batches. Nesterov SGD on the head alone.
-
-    Args:
-        readers: By contender.
-        train: With labels.
-        test: With labels.
-        image_size: Of the encoder.
-        probe: How to train.
-        test_batch_statistics: Normalise test images by the chunk that they are in; see `AttentiveHead`. A chunk holds
-            neighbours in the order of the files: where that is the order of classes, it gives labels away.
-        seed: Of order, crops and heads.
-        device: Where to compute.
-    """
-    assert train.labels is not None
-    classes = known_classes(torch.from_numpy(train.labels))
-    batch_size = min(probe.batch_size, len(train))
-    micro = math.ceil(batch_size / probe.chunk)
-    batch_size = batch_size // micro * micro
-    stream = Stream(
-        train, batch_size=batch_size, image_size=image_size, crop=CROP, seed=seed, device=device, micro=micro
-    )
-    heads: dict[str, AttentiveHead] = {}
-    optimisers: dict[str, torch.optim.SGD] = {}
-    total = probe.epochs * stream.steps_per_epoch
-    base, warmup = scaled_lr(probe.base_lr, batch_size), probe.warmup_epochs * stream.steps_per_epoch
-    for step, batches in enumerate(stream.batches(0, total)):
-        lr = beit_schedule(step, base=base, minimum=probe.min_lr, warmup=warmup, total=total)
-        for batch in batches:
-            assert batch.labels is not None
-            wanted = renumber(batch.labels.cpu(), classes, "train").to(device)
-            for name, reader in readers.items():
-                with torch.no_grad():
-                    tokens = reader.tokens(batch.images).float()
-                if name not in heads:
-                    heads[name] = _seeded_head(tokens.shape[2], reader.heads, len(classes), test_batch_statistics, seed)
-                    heads[name].to(device).train()
-                    optimisers[name] = torch.optim.SGD(heads[name].parameters(), lr, MOMENTUM, nesterov=True)
-                (F.cross_entropy(heads[name](tokens), wanted) / len(batches)).backward()
-        for optimiser in optimisers.values():
-            for group in optimiser.param_groups:
-                group["lr"] = lr
-            optimiser.step()
-            optimiser.zero_grad()
-    extractors = {name: reader.tokens for name, reader in readers.items()}
-    predictions, labels = predict(extractors, heads, test, image_size, probe.chunk, device)
-    wanted = renumber(labels, classes, "test")
-    return {
-        name: {"top1": top1(guess, wanted), "top1_per_class": top1_per_class(guess, wanted)}
-        for name, guess in predictions.items()
-    }
+        Raises:
+            ValueError: if their number must be given, or does not divide the width.
+        """
+        heads = self.heads or _num_heads(encoder)
+        if heads is None or encoder.width % heads:
+            raise ValueError(
+                f"Attentive.heads must divide the encoder's width {encoder.width}; got {heads}. Give such a number."
+            )
+        return heads
 
 
-def _heads(encoder: Encoder | WrappedEncoder) -> int | None:
+def all_tokens(encoder: AnyEncoder, images: Tensor) -> Tensor:
+    """Prefix tokens and patches in one row."""
+    features = encoder(images)
+    return torch.cat([features.prefix, features.patches], dim=1)
+
+
+def _num_heads(encoder: AnyEncoder) -> int | None:
     """Attention heads of an encoder; None: it does not tell."""
     if isinstance(encoder, Encoder):
         return encoder.config.heads
     blocks = getattr(encoder.model, "blocks", None)
     return getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None
-
-
-def _seeded_head(width: int, heads: int, num_classes: int, test_batch_statistics: bool, seed: int) -> AttentiveHead:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return AttentiveHead(width, heads, num_classes, test_batch_statistics)

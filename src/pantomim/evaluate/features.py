@@ -10,14 +10,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pantomim.core.files import replace_file
+from pantomim.core.files import check_out, replace_file
 from pantomim.data.sources import Dataset
 from pantomim.data.stats import Stats
 from pantomim.data.stream import evaluation_batches
-from pantomim.evaluate.out import check_out
-from pantomim.formats.files import hash_weights
+from pantomim.formats.files import hash_weights, load_exactly
 from pantomim.formats.wrapped import WrappedEncoder
+from pantomim.nn.resize import resize_encoder_weights
 from pantomim.nn.vit import Encoder, Features
+
+AnyEncoder = Encoder | WrappedEncoder
 
 MAX_PIXEL_VALUES = 3072  # of an image in the pixel reference: 32 x 32 x 3; larger images are shrunk
 
@@ -39,6 +41,12 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def known_labels(self) -> Int[Tensor, " n"]:
+        """The labels, where they are known to be there."""
+        assert self.labels is not None
+        return self.labels
+
     def rows(self, indices: np.ndarray) -> "FeatureTable":
         """Some of the images."""
         chosen = torch.from_numpy(indices)
@@ -48,7 +56,7 @@ class FeatureTable:
 
 
 def extract(
-    encoder: Encoder | WrappedEncoder,
+    encoder: AnyEncoder,
     dataset: Dataset,
     *,
     batch_size: int = 256,
@@ -56,16 +64,14 @@ def extract(
 ) -> FeatureTable:
     """The class token (if there is one) and the mean of the patches, for every readable image.
 
-    The encoder runs in evaluation mode and without gradient; its mode is given back as it was. Float32 throughout, so
-    that the same call gives the same table.
+    Float32 throughout, so that the same call gives the same table; it lies on the CPU. The encoder stays as it is,
+    weight for weight: this is checked.
 
     Args:
-        encoder: Stays as it is, weight for weight: this is checked.
+        encoder: Its mode is given back as it was.
         dataset: One split; images of another size are resized and cropped to the encoder's.
-        batch_size: Images at once.
-        device: Where to run; None: where the encoder is. The encoder is moved there.
-
-    Returns: on the CPU.
+        batch_size: Images that the encoder sees at once.
+        device: Where the encoder is moved and run; None: where it is.
 
     Raises:
         ValueError: if the images have other channels than the encoder.
@@ -86,18 +92,51 @@ def extract(
     return _table(dataset, collected, found)
 
 
-def views(encoder: Encoder | WrappedEncoder, features: Features) -> dict[str, Float[Tensor, "B D"]]:
+def views(encoder: AnyEncoder, features: Features) -> dict[str, Float[Tensor, "B D"]]:
     """One vector an image, in the ways a protocol may choose from."""
     mean = features.patches.mean(dim=1)
     return {"class": features.prefix[:, 0], "mean": mean} if has_class_token(encoder) else {"mean": mean}
 
 
-def has_class_token(encoder: Encoder | WrappedEncoder) -> bool:
+def has_class_token(encoder: AnyEncoder) -> bool:
     """Whether the first prefix token is a class token."""
     return encoder.has_class_token if isinstance(encoder, WrappedEncoder) else encoder.config.class_token
 
 
-def check_channels(encoder: Encoder | WrappedEncoder, dataset: Dataset) -> None:
+def random_init_encoder(encoder: AnyEncoder, seed: int) -> AnyEncoder:
+    """The same network with freshly drawn weights, as a baseline; torch's own random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return (encoder.untrained() if isinstance(encoder, WrappedEncoder) else Encoder(encoder.config)).eval()
+
+
+def resized_encoder(encoder: AnyEncoder, image_size: tuple[int, int]) -> AnyEncoder:
+    """The same encoder for images of another size, its tables of positions resampled; evaluation mode.
+
+    Raises:
+        ValueError: for a size that it cannot take: in no whole number of patches, or not the only one it is made for.
+    """
+    if image_size == encoder.image_size:
+        return encoder.eval()
+    device = next(encoder.parameters()).device
+    if isinstance(encoder, WrappedEncoder):
+        # Half a patch at the border would be cut off in silence by some networks and refused by others.
+        if any(side % cell for side, cell in zip(image_size, encoder.stride, strict=True)):
+            fitting = [max(round(side / cell), 1) * cell for side, cell in zip(image_size, encoder.stride, strict=True)]
+            raise ValueError(
+                f"Evaluation.image_size must be a multiple of the patches of {encoder.source}, "
+                f"{encoder.stride[0]} x {encoder.stride[1]} pixels; got {image_size[0]} x {image_size[1]}. Choose "
+                f"{fitting[0]} {fitting[1]}: images are then resized."
+            )
+        return encoder.resized(image_size).to(device).eval()
+    weights, config = resize_encoder_weights(encoder.state_dict(), encoder.config, image_size)
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
+        resized = Encoder(config)
+    load_exactly(resized, weights, "resized encoder")
+    return resized.to(device).eval()
+
+
+def check_channels(encoder: AnyEncoder, dataset: Dataset) -> None:
     """Refuse images that the encoder cannot take.
 
     Raises:
@@ -117,7 +156,7 @@ def pixel_table(dataset: Dataset, image_size: tuple[int, int], stats: Stats, *, 
     Args:
         dataset: One split.
         image_size: Of the encoder; see `pixel_size` for the size that is used.
-        stats: Mean and deviation of the channels, of the training images.
+        stats: Of the channels of the training images.
         batch_size: Images at once.
     """
     values: list[Tensor] = []

@@ -1,14 +1,18 @@
 """A classifier from a few labels a class: logistic regression on cached features, over several draws of the labels."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import tyro
 from jaxtyping import Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from threadpoolctl import threadpool_limits
 
+from pantomim.core.frozen import frozen
+from pantomim.core.ranges import AtLeastOne
+from pantomim.evaluate.base import Bench, Evaluation, Scores
 from pantomim.evaluate.linear import Standardiser
 from pantomim.evaluate.parts import Parts
 from pantomim.evaluate.scores import top1, top1_per_class
@@ -17,46 +21,66 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, on standardised f
 FOLDS = 3
 
 
-def few_labels(parts: Parts, labels_per_class: int, *, num_draws: int, seed: int) -> dict[str, Any]:
-    """Scores of one contender: mean and deviation over draws of the labelled images.
+@frozen
+class FewLabels(Evaluation):
+    """A linear classifier from a few labels a class: the mean over several draws of the labelled images.
 
-    Regularisation and view are chosen by cross-validation within the labelled images; no other label is looked at. The
-    features are standardised over all training images, which needs no label. With one label a class there is nothing to
-    cross-validate: then C is 1 and the first view is taken.
+    Args:
+        labels_per_class: Images of each class whose labels are used.
+        draws: Of the labelled images.
     """
-    assert parts.train.labels is not None
-    assert parts.test.labels is not None
-    draws: list[dict[str, float]] = []
-    chosen: list[str] = []
-    for draw in range(num_draws):
-        rows = draw_labelled(parts.train.labels.numpy(), labels_per_class, seed=seed, draw=draw)
-        labels = parts.train.labels.numpy()[rows]
-        fitted = {}
-        for view in parts.views:
-            standardise = Standardiser.of(parts.train.views[view])
-            train, test = (
-                standardise(table.views[view]).double().numpy() for table in (parts.train.rows(rows), parts.test)
-            )
-            with threadpool_limits(limits=1):  # problems this small only get slower with more
-                train, test = reduced(train, test)
-                model, validation = choose(train, labels, seed=seed)
-                fitted[view] = (validation, torch.from_numpy(model.predict(test)))
-        view = max(fitted, key=lambda name: fitted[name][0])
-        predictions = fitted[view][1]
-        chosen.append(view)
-        draws.append(
-            {
-                "top1": top1(predictions, parts.test.labels),
-                "top1_per_class": top1_per_class(predictions, parts.test.labels),
-                **{f"top1_{name}": top1(guess, parts.test.labels) for name, (_, guess) in fitted.items()},
-            }
-        )
-    result: dict[str, Any] = {}
-    for name in draws[0]:
-        values = [draw[name] for draw in draws]
-        result[name] = float(np.mean(values))
-        result[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return {**result, "views": chosen, "draws": [draw["top1"] for draw in draws]}
+
+    protocol: tyro.conf.Suppress[Literal["few_labels"]] = "few_labels"
+    labels_per_class: AtLeastOne = 10
+    draws: AtLeastOne = 5
+
+    @property
+    def name(self) -> str:
+        """A linear classifier too: results tell it from the other by the number of labels."""
+        return "linear"
+
+    @property
+    def stem(self) -> str:
+        """With the number of labels."""
+        return f"linear-{self.labels_per_class}"
+
+    def run(self, bench: Bench) -> dict[str, Scores]:
+        """Mean and std over the draws."""
+        return {name: self.score(parts) for name, parts in bench.tables()}
+
+    def score(self, parts: Parts) -> Scores:
+        """Scores of one contender.
+
+        Regularisation and view are chosen by cross-validation within the labelled images; no other label is looked at.
+        The features are standardised over all training images, which needs no label. With one label a class there is
+        nothing to cross-validate: then C is 1 and the first view is taken.
+        """
+        labels, truth = parts.train.known_labels.numpy(), parts.test.known_labels
+        draws: list[dict[str, float]] = []
+        chosen: list[str] = []
+        for draw in range(self.draws):
+            rows = draw_labelled(labels, self.labels_per_class, seed=self.seed, draw=draw)
+            fitted = {}
+            for view in parts.views:
+                standardise = Standardiser.of(parts.train.views[view])
+                train, test = (
+                    standardise(table.views[view]).double().numpy() for table in (parts.train.rows(rows), parts.test)
+                )
+                with threadpool_limits(limits=1):  # problems this small only get slower with more
+                    train, test = reduced(train, test)
+                    model, validation = choose(train, labels[rows], seed=self.seed)
+                    fitted[view] = (validation, torch.from_numpy(model.predict(test)))
+            view = max(fitted, key=lambda name: fitted[name][0])
+            guess = fitted[view][1]
+            chosen.append(view)
+            by_view = {f"top1_{name}": top1(found, truth) for name, (_, found) in fitted.items()}
+            draws.append({"top1": top1(guess, truth), "top1_per_class": top1_per_class(guess, truth), **by_view})
+        result: dict[str, Any] = {}
+        for name in draws[0]:
+            values = [scores[name] for scores in draws]
+            result[name] = float(np.mean(values))
+            result[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        return {**result, "views": chosen, "draws": [scores["top1"] for scores in draws]}
 
 
 def draw_labelled(
@@ -70,7 +94,7 @@ def draw_labelled(
     counts = np.bincount(labels)
     if counts.min() < labels_per_class:
         raise ValueError(
-            f"Evaluate.labels_per_class must be at most the images of the smallest class, {counts.min()}; got "
+            f"FewLabels.labels_per_class must be at most the images of the smallest class, {counts.min()}; got "
             f"{labels_per_class}. Ask for fewer."
         )
     rng = np.random.default_rng(np.random.SeedSequence([seed, draw, labels_per_class]))

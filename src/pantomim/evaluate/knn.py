@@ -4,13 +4,17 @@ Paper: Wu et al. 2018, arXiv:1805.01978, section 3.4 (weights exp(similarity / 0
 arXiv:2104.14294, appendix F.1 (several k).
 """
 
-from typing import Any
+from typing import Literal
 
 import torch
+import tyro
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from pantomim.core.frozen import frozen
+from pantomim.evaluate.base import Bench, Evaluation, Scores
+from pantomim.evaluate.features import FeatureTable
 from pantomim.evaluate.parts import Parts
 from pantomim.evaluate.scores import Outcome, best_view, top1
 
@@ -18,18 +22,33 @@ TEMPERATURE = 0.07
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100)
 
 
-def knn(parts: Parts) -> dict[str, Any]:
+@frozen
+class KNN(Evaluation):
+    """k-nearest neighbours by cosine similarity; k is chosen on held-out training images."""
+
+    protocol: tyro.conf.Suppress[Literal["knn"]] = "knn"
+
+    def run(self, bench: Bench) -> dict[str, Scores]:
+        """Also `by_k`: the test score of each k."""
+        return {name: knn(parts) for name, parts in bench.tables()}
+
+
+def knn(parts: Parts) -> Scores:
     """Scores of one contender; k and the view are chosen on the validation part, then all of train votes on test."""
-    assert parts.test.labels is not None
+    ks = tuple(k for k in NUM_NEIGHBOURS if k <= len(parts.fit)) or (len(parts.fit),)
+
+    def votes(view: str, bank: FeatureTable, queries: FeatureTable) -> dict[int, Tensor]:
+        return neighbour_votes(bank.views[view], bank.known_labels, queries.views[view], parts.num_classes, ks)
+
     outcomes, by_k = {}, {}
     for view in parts.views:
-        right = _predict(parts, view, parts.fit, parts.validation)
-        validation = {k: top1(predictions, _labels(parts.validation)) for k, predictions in right.items()}
+        guesses = votes(view, parts.fit, parts.validation)
+        validation = {k: top1(guess, parts.validation.known_labels) for k, guess in guesses.items()}
         k = max(validation, key=lambda k: validation[k])
-        test = _predict(parts, view, parts.train, parts.test)
+        test = votes(view, parts.train, parts.test)
         outcomes[view] = Outcome(validation[k], {"k": k}, test[k])
-        by_k[view] = {f"k{k}": top1(predictions, parts.test.labels) for k, predictions in test.items()}
-    return {**best_view(outcomes, parts.test.labels), "by_k": by_k}
+        by_k[view] = {f"k{k}": top1(guess, parts.test.known_labels) for k, guess in test.items()}
+    return {**best_view(outcomes, parts.test.known_labels), "by_k": by_k}
 
 
 def neighbour_votes(
@@ -55,13 +74,3 @@ def neighbour_votes(
             votes = weight.new_zeros(len(part), num_classes).scatter_add_(1, ballots[:, :k], weight[:, :k])
             predictions[k].append(votes.argmax(dim=1))
     return {k: torch.cat(chunks) for k, chunks in predictions.items()}
-
-
-def _predict(parts: Parts, view: str, bank: Any, queries: Any) -> dict[int, Tensor]:
-    ks = tuple(k for k in NUM_NEIGHBOURS if k <= len(parts.fit)) or (len(parts.fit),)
-    return neighbour_votes(bank.views[view], _labels(bank), queries.views[view], parts.num_classes, ks)
-
-
-def _labels(table: Any) -> Tensor:
-    assert table.labels is not None
-    return table.labels

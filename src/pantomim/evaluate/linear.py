@@ -6,23 +6,26 @@ AdamW are answers to very large batches and to deep networks. All rates see the 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
+import tyro
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pantomim.core.frozen import frozen
+from pantomim.core.ranges import AtLeastOne, Positive
+from pantomim.core.schedule import half_cosine
+from pantomim.evaluate.base import Bench, Evaluation, Scores
 from pantomim.evaluate.parts import Parts
 from pantomim.evaluate.scores import Outcome, best_view, top1
-from pantomim.optim import cosine_schedule
 
 MOMENTUM = 0.9
 
 
 @frozen
-class LinearProbe:
-    """How the probe is trained.
+class Linear(Evaluation):
+    """A linear classifier on cached features: many learning rates at once, the best on held-out images is taken.
 
     Args:
         lrs: Learning rates to choose from.
@@ -30,21 +33,47 @@ class LinearProbe:
         batch_size: Images a step.
     """
 
-    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
-    epochs: int = 100
-    batch_size: int = 512
+    protocol: tyro.conf.Suppress[Literal["linear"]] = "linear"
+    lrs: tuple[Positive, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+    epochs: AtLeastOne = 100
+    batch_size: AtLeastOne = 512
 
     def __post_init__(self) -> None:
-        if not self.lrs or min(self.lrs) <= 0:
-            raise ValueError(f"LinearProbe.lrs must be positive, at least one; got {self.lrs}.")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"LinearProbe.{name} must be at least 1; got {getattr(self, name)}.")
+        super().__post_init__()
+        check_rates("Linear", self.lrs)
+
+    def run(self, bench: Bench) -> dict[str, Scores]:
+        """Of every contender on its own."""
+        return {name: self.score(parts, bench.device) for name, parts in bench.tables()}
+
+    def score(self, parts: Parts, device: torch.device) -> Scores:
+        """Scores of one contender; rate and view are chosen on the validation part, then all of train is used."""
+        length = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": self.seed}
+        outcomes = {}
+        for view in parts.views:
+            fit, validation = parts.fit.views[view].to(device), parts.validation.views[view].to(device)
+            candidates = train_probes(fit, parts.fit.known_labels, parts.num_classes, self.lrs, **length)
+            guesses = candidates(validation).argmax(dim=-1).cpu()
+            scores = [top1(guess, parts.validation.known_labels) for guess in guesses]
+            best = max(range(len(scores)), key=lambda index: scores[index])  # the smallest rate of the best ones
+            final = candidates.one(best)
+            if parts.train is not parts.fit:
+                train, labels = parts.train.views[view].to(device), parts.train.known_labels
+                final = train_probes(train, labels, parts.num_classes, (self.lrs[best],), **length)
+            guess = final(parts.test.views[view].to(device))[0].argmax(dim=-1).cpu()
+            outcomes[view] = Outcome(scores[best], {"lr": self.lrs[best]}, guess)
+        return best_view(outcomes, parts.test.known_labels)
+
+
+def check_rates(owner: str, lrs: tuple[float, ...]) -> None:
+    """Refuse an empty choice of learning rates."""
+    if not lrs:
+        raise ValueError(f"{owner}.lrs must name at least one learning rate; got none.")
 
 
 @dataclass(frozen=True)
 class Standardiser:
-    """Subtracts the training mean and divides by the training deviation; constant features become zero."""
+    """Subtracts the training mean and divides by the training std; constant features become zero."""
 
     mean: Float[Tensor, " D"]
     inverse: Float[Tensor, " D"]
@@ -59,29 +88,6 @@ class Standardiser:
     def __call__(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
         """Standardised features."""
         return (features - self.mean) * self.inverse
-
-
-def linear(parts: Parts, probe: LinearProbe, *, seed: int, device: torch.device) -> dict[str, Any]:
-    """Scores of one contender; rate and view are chosen on the validation part, then all of train is learned from."""
-    assert parts.test.labels is not None
-    assert parts.train.labels is not None
-    assert parts.fit.labels is not None
-    assert parts.validation.labels is not None
-    outcomes = {}
-    for view in parts.views:
-        fit, validation = parts.fit.views[view].to(device), parts.validation.views[view].to(device)
-        candidates = train_probes(fit, parts.fit.labels, parts.num_classes, probe.lrs, probe, seed=seed)
-        predictions = candidates(validation).argmax(dim=-1).cpu()
-        scores = [top1(guess, parts.validation.labels) for guess in predictions]
-        best = max(range(len(scores)), key=lambda index: scores[index])  # the smallest rate of the best ones
-        lr = probe.lrs[best]
-        final = candidates.one(best)
-        if parts.train is not parts.fit:
-            train = parts.train.views[view].to(device)
-            final = train_probes(train, parts.train.labels, parts.num_classes, (lr,), probe, seed=seed)
-        guess = final(parts.test.views[view].to(device))[0].argmax(dim=-1).cpu()
-        outcomes[view] = Outcome(scores[best], {"lr": lr}, guess)
-    return best_view(outcomes, parts.test.labels)
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,9 @@ def train_probes(
     targets: Int[Tensor, " n"] | Float[Tensor, "n C"],
     num_classes: int,
     lrs: tuple[float, ...],
-    probe: LinearProbe,
     *,
+    epochs: int,
+    batch_size: int,
     seed: int,
 ) -> Probes:
     """Train one classifier a learning rate, all on the same batches; cosine schedule to zero.
@@ -125,7 +132,8 @@ def train_probes(
             less.
         num_classes: Outputs of a classifier.
         lrs: One classifier each.
-        probe: How long to train, on batches of how many rows.
+        epochs: Passes over the examples.
+        batch_size: Rows a step.
         seed: Of the order.
     """
     device, num_rates = features.device, len(lrs)
@@ -136,21 +144,21 @@ def train_probes(
     weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
     rates = torch.tensor(lrs, dtype=features.dtype, device=device)
     generator = torch.Generator().manual_seed(seed)
-    batch_size = min(probe.batch_size, len(features))
+    batch_size = min(batch_size, len(features))
     steps_per_epoch = len(features) // batch_size
-    total = probe.epochs * steps_per_epoch
+    total = epochs * steps_per_epoch
     for step in range(total):
         if step % steps_per_epoch == 0:
             order = torch.randperm(len(features), generator=generator).to(device)
         rows = order[step % steps_per_epoch * batch_size :][:batch_size]
-        inputs, wanted = features.index_select(0, rows), targets.index_select(0, rows)
+        inputs, target = features.index_select(0, rows), targets.index_select(0, rows)
         logits = (weight.flatten(0, 1) @ inputs.T).view(num_classes, num_rates, batch_size) + bias[:, :, None]
         error = logits.softmax(dim=0) / batch_size  # (C, L, B)
-        if wanted.dim() == 1:
-            error[wanted, :, torch.arange(batch_size, device=device)] -= 1 / batch_size
+        if target.dim() == 1:
+            error[target, :, torch.arange(batch_size, device=device)] -= 1 / batch_size
         else:
-            error.mul_(wanted.sum(dim=1)).sub_((wanted.T / batch_size)[:, None])
-        lr = rates * cosine_schedule(step, base=1.0, minimum=0.0, warmup=0, total=total)
+            error.mul_(target.sum(dim=1)).sub_((target.T / batch_size)[:, None])
+        lr = rates * half_cosine(1.0, 0.0, step / total)
         weight_momentum.mul_(MOMENTUM).add_((error.flatten(0, 1) @ inputs).view_as(weight))
         bias_momentum.mul_(MOMENTUM).add_(error.sum(dim=2))
         weight.sub_(lr[:, None] * weight_momentum)

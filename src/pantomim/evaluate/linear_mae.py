@@ -3,31 +3,28 @@
 Paper: He et al. 2022, arXiv:2111.06377, appendix A.1 and Table 10; details as in the authors' `main_linprobe.py`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Literal
 
-import torch
-from jaxtyping import Float, Int
+import tyro
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
-from pantomim.data.dataset import Dataset
-from pantomim.data.stream import Stream, evaluation_batches
-from pantomim.data.transforms import Crop
-from pantomim.evaluate.parts import known_classes, renumber
-from pantomim.evaluate.scores import top1, top1_per_class
+from pantomim.core.ranges import AtLeastOne, AtLeastTwo, AtLeastZero, Positive
+from pantomim.data.stats import Stats, channel_stats
+from pantomim.evaluate.augmented import Candidate, Training, check_warmup, train_heads
+from pantomim.evaluate.base import Bench, Evaluation, Scores
+from pantomim.evaluate.features import AnyEncoder, pixel_size, pixel_vector, views
 from pantomim.optim import LARS, cosine_schedule, scaled_lr
-
-CROP = Crop(kind="single_draw", scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3), flip=True)
-TEST_MARGIN = 256 / 224  # the test image's shorter side over the crop's
-
-Extractor = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B D"]]
 
 
 @frozen
-class MAEProbe:
-    """The paper's values. On sets far smaller than ImageNet, raise `base_lr`: there are fewer steps to learn in.
+class LinearMAE(Evaluation):
+    """A linear classifier on augmented images, with the paper's values.
+
+    On sets far smaller than ImageNet, raise `base_lr`: there are fewer steps to learn in.
 
     Args:
         epochs: Passes over the training images; 50 suffice for ViT-L and H.
@@ -39,23 +36,46 @@ class MAEProbe:
     Deviation: batch statistics are those of the whole batch, not of each device's part.
     """
 
-    epochs: int = 90
-    warmup_epochs: int = 10
-    base_lr: float = 0.1
-    batch_size: int = 16384
-    chunk: int = 256
+    protocol: tyro.conf.Suppress[Literal["linear_mae"]] = "linear_mae"
+    epochs: AtLeastOne = 90
+    warmup_epochs: AtLeastZero = 10
+    base_lr: Positive = 0.1
+    batch_size: AtLeastTwo = 16384
+    chunk: AtLeastOne = 256
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(
-                f"MAEProbe.warmup_epochs must be in [0, epochs); got {self.warmup_epochs} of {self.epochs}. "
-                f"Train longer, or warm up shorter."
-            )
-        if self.base_lr <= 0 or self.batch_size < 2 or self.chunk < 1:
-            raise ValueError(
-                f"MAEProbe must have base_lr above 0, batch_size above 1 and chunk above 0; got {self.base_lr}, "
-                f"{self.batch_size} and {self.chunk}."
-            )
+        super().__post_init__()
+        check_warmup("LinearMAE", self.warmup_epochs, self.epochs)
+
+    def run(self, bench: Bench) -> dict[str, Scores]:
+        """Of the class token, or the mean of patches where there is none."""
+        candidates = {name: Candidate(partial(_vector, encoder), Head) for name, encoder in bench.encoders.items()}
+        if bench.pixels:
+            pixels = partial(_pixels, size=bench.reference.image_size, stats=channel_stats(bench.train))
+            candidates["pixels"] = Candidate(pixels, Head)
+        return train_heads(candidates, bench, self.training(len(bench.train)))
+
+    def training(self, num_images: int) -> Training:
+        """On so many images."""
+        batch_size = min(self.batch_size, num_images)
+        return Training(
+            epochs=self.epochs,
+            batch_size=batch_size,
+            micro=max(1, batch_size // self.chunk),
+            whole=True,
+            lr=self.lr,
+            optimiser=lambda parameters: LARS(parameters, lr=0.0, weight_decay=0.0, momentum=0.9),
+        )
+
+    def lr(self, step: int, steps_per_epoch: int, batch_size: int) -> float:
+        """Half a cosine after the warm-up, by fractions of epochs as in the authors' code."""
+        return cosine_schedule(
+            step / steps_per_epoch,
+            base=scaled_lr(self.base_lr, batch_size),
+            minimum=0.0,
+            warmup=self.warmup_epochs,
+            total=self.epochs,
+        )
 
 
 class Head(nn.Module):
@@ -73,94 +93,13 @@ class Head(nn.Module):
         return self.head(self.norm(features))
 
 
-def linear_mae(
-    extractors: dict[str, Extractor],
-    train: Dataset,
-    test: Dataset,
-    image_size: tuple[int, int],
-    probe: MAEProbe,
-    *,
-    seed: int,
-    device: torch.device,
-) -> dict[str, dict[str, Any]]:
-    """Scores by name; all contenders see the same augmented batches.
-
-    Args:
-        extractors: Frozen; images in, one vector each out.
-        train: With labels.
-        test: With labels.
-        image_size: Of the encoder.
-        probe: How to train.
-        seed: Of order, crops and heads.
-        device: Where to compute.
-    """
-    assert train.labels is not None
-    classes = known_classes(torch.from_numpy(train.labels))
-    batch_size = min(probe.batch_size, len(train))
-    micro = max(1, batch_size // probe.chunk)
-    batch_size = batch_size // micro * micro
-    stream = Stream(
-        train, batch_size=batch_size, image_size=image_size, crop=CROP, seed=seed, device=device, micro=micro
-    )
-    heads: dict[str, Head] = {}
-    optimisers: dict[str, LARS] = {}
-    total, base = probe.epochs * stream.steps_per_epoch, scaled_lr(probe.base_lr, batch_size)
-    for step, batches in enumerate(stream.batches(0, total)):
-        epoch = step / stream.steps_per_epoch
-        lr = cosine_schedule(epoch, base=base, minimum=0.0, warmup=probe.warmup_epochs, total=probe.epochs)
-        labels = torch.cat([batch.labels for batch in batches if batch.labels is not None]).cpu()
-        wanted = renumber(labels, classes, "train").to(device)
-        for name, extractor in extractors.items():
-            features = torch.cat([_frozen(extractor, batch.images) for batch in batches])
-            if name not in heads:
-                heads[name] = _seeded_head(features.shape[1], len(classes), seed).to(device)
-                optimisers[name] = LARS(heads[name].parameters(), lr=0.0, weight_decay=0.0, momentum=0.9)
-            optimiser = optimisers[name]
-            for group in optimiser.param_groups:
-                group["lr"] = lr
-            optimiser.zero_grad()
-            F.cross_entropy(heads[name](features), wanted).backward()
-            optimiser.step()
-    predictions, labels = predict(extractors, heads, test, image_size, probe.chunk, device)
-    wanted = renumber(labels, classes, "test")
-    return {
-        name: {"top1": top1(guess, wanted), "top1_per_class": top1_per_class(guess, wanted)}
-        for name, guess in predictions.items()
-    }
+def _vector(encoder: AnyEncoder, images: Tensor) -> Tensor:
+    found = views(encoder, encoder(images))
+    return found.get("class", found["mean"])
 
 
-def _frozen(extractor: Extractor, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return extractor(images).float()
-
-
-def _seeded_head(width: int, num_classes: int, seed: int) -> Head:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Head(width, num_classes)
-
-
-@torch.inference_mode()
-def predict(
-    extractors: Mapping[str, Callable[[Tensor], Tensor]],
-    heads: Mapping[str, nn.Module],
-    test: Dataset,
-    image_size: tuple[int, int],
-    chunk: int,
-    device: torch.device,
-) -> tuple[dict[str, Int[Tensor, " n"]], Int[Tensor, " n"]]:
-    """Predictions of heads in evaluation mode on the centre of each image, a little magnified; and the labels."""
-    assert test.labels is not None
-    for head in heads.values():
-        head.eval()
-    height, width = image_size
-    larger = (round(height * TEST_MARGIN), round(width * TEST_MARGIN))
-    top, left = (larger[0] - height) // 2, (larger[1] - width) // 2
-    guesses: dict[str, list[Tensor]] = {name: [] for name in extractors}
-    labels: list[Tensor] = []
-    for images, indices in evaluation_batches(test, larger, chunk, device):
-        images = images[:, :, top : top + height, left : left + width]
-        for name, extractor in extractors.items():
-            guesses[name].append(heads[name](extractor(images).float()).argmax(dim=1).cpu())
-        labels.append(torch.from_numpy(test.labels[indices]))
-    return {name: torch.cat(parts) for name, parts in guesses.items()}, torch.cat(labels)
+def _pixels(images: Tensor, size: tuple[int, int], stats: Stats) -> Tensor:
+    smaller = pixel_size(size, images.shape[1])
+    if smaller != size:
+        images = F.interpolate(images, smaller, mode="bilinear", antialias=True)
+    return pixel_vector(images, stats)

@@ -2,13 +2,75 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from pantomim.data.dataset import Dataset
 from pantomim.data.layout import divide
-from pantomim.evaluate.features import FeatureTable
+from pantomim.data.sources import open_source, splits
+from pantomim.evaluate.features import AnyEncoder, FeatureTable, pixel_size
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A source of labelled images, divided.
+
+    Args:
+        parts: The splits "train", "test" and perhaps "val".
+        classes: The class ids that occur in train, rising.
+    """
+
+    parts: dict[str, Dataset]
+    classes: Int[Tensor, " classes"]
+
+    def size_for(self, encoder: AnyEncoder) -> tuple[int, int]:
+        """Height and width at which an encoder sees the images, where the user leaves it open: its own."""
+        return encoder.image_size
+
+    def about(self, encoder: AnyEncoder) -> dict[str, Any]:
+        """For the record, of the images as this encoder sees them."""
+        return {
+            "num_classes": len(self.classes),
+            "image_size": list(encoder.image_size),
+            "pixels_image_size": list(pixel_size(encoder.image_size, self.parts["train"].channels)),
+        }
+
+
+def open_labelled(spec: str, images: int | None = None, test_images: int | None = None) -> Labelled:
+    """The labelled splits of a source, as `part_names` divides them.
+
+    Args:
+        spec: As for pre-training.
+        images: Use only this many training images: the draw that pre-training with `data.images` makes.
+        test_images: The same of the test part.
+
+    Raises:
+        ValueError: if labels are missing, there is only one class, or a class of val or test is unknown to train.
+    """
+    parts = drawn(
+        {part: open_source(spec, split) for part, split in part_names(splits(spec)).items()}, images, test_images
+    )
+    labels = {}
+    for part, dataset in parts.items():
+        if dataset.labels is None:
+            raise ValueError(missing_labels(f"{spec} ({part})"))
+        labels[part] = torch.from_numpy(dataset.labels)
+    classes = known_classes(labels["train"])
+    for part in parts:
+        renumber(labels[part], classes, part)
+    return Labelled(parts, classes)
+
+
+def drawn(parts: dict[str, Dataset], images: int | None, test_images: int | None) -> dict[str, Dataset]:
+    """Train and test cut down to so many images, by a fixed draw that is balanced over the classes."""
+    counts = {"train": images, "test": test_images}
+    return {
+        part: dataset if (count := counts.get(part)) is None else dataset.drawn(count)
+        for part, dataset in parts.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -41,18 +103,21 @@ def make_parts(train: FeatureTable, validation: FeatureTable | None, test: Featu
     Raises:
         ValueError: if labels are missing, there is only one class, or a class is unknown to train.
     """
-    tables = {"train": train, "val": validation, "test": test}
-    for name, table in tables.items():
+    for name, table in {"train": train, "val": validation, "test": test}.items():
         if table is not None and table.labels is None:
             raise ValueError(missing_labels(name))
-    classes = known_classes(_labels(train))
-    train, test = _renumbered(train, classes, "train"), _renumbered(test, classes, "test")
+    classes = known_classes(train.known_labels)
+
+    def renumbered(table: FeatureTable, where: str) -> FeatureTable:
+        return replace(table, labels=renumber(table.known_labels, classes, where))
+
+    train, test = renumbered(train, "train"), renumbered(test, "test")
     if validation is not None:
-        return Parts(train, train, _renumbered(validation, classes, "val"), test, len(classes))
-    rows = divide(len(train), _labels(train).numpy(), seed=seed)
+        return Parts(train, train, renumbered(validation, "val"), test, len(classes))
+    rows = divide(len(train), train.known_labels.numpy(), seed=seed)
     if not len(rows["test"]):
         raise ValueError(
-            f"Evaluate.data must have at least two images of some class in train; got {len(train)} images of "
+            f"Evaluation.data must have at least two images of some class in train; got {len(train)} images of "
             f"{len(classes)} classes. Add images, or a val part."
         )
     return Parts(train, train.rows(rows["train"]), train.rows(rows["test"]), test, len(classes))
@@ -74,7 +139,7 @@ def part_names(own: Collection[str]) -> dict[str, str]:
 def missing_labels(where: str) -> str:
     """What to do when there are no labels."""
     return (
-        f"Evaluate.data must have labels; got none for {where}. Sort the images into one folder a class "
+        f"Evaluation.data must have labels; got none for {where}. Sort the images into one folder a class "
         f"(DATA/train/CLASS/*.jpg, DATA/test/CLASS/*.jpg), write them behind the file names in a .txt list, or put an "
         f"array `labels` into the .npz."
     )
@@ -89,7 +154,7 @@ def known_classes(labels: Int[Tensor, " n"]) -> Int[Tensor, " classes"]:
     classes = labels.unique()
     if len(classes) < 2:
         raise ValueError(
-            f"Evaluate.data must have at least two classes in train; got {len(classes)}. "
+            f"Evaluation.data must have at least two classes in train; got {len(classes)}. "
             f"Scores need classes to tell apart: give data with one folder a class."
         )
     return classes
@@ -105,16 +170,7 @@ def renumber(labels: Int[Tensor, " n"], classes: Int[Tensor, " classes"], where:
     if len(unknown):
         named = ", ".join(map(str, unknown.unique().tolist()[:10]))
         raise ValueError(
-            f"Evaluate.data must have the classes of {where} in train too; got class {named} in {len(unknown)} images "
-            f"of {where} and in none of train. Add examples to train, or take these images out."
+            f"Evaluation.data must have the classes of {where} in train too; got class {named} in {len(unknown)} "
+            f"images of {where} and in none of train. Add examples to train, or take these images out."
         )
     return torch.searchsorted(classes, labels)
-
-
-def _renumbered(table: FeatureTable, classes: Tensor, where: str) -> FeatureTable:
-    return replace(table, labels=renumber(_labels(table), classes, where))
-
-
-def _labels(table: FeatureTable) -> Tensor:
-    assert table.labels is not None
-    return table.labels

@@ -1,6 +1,5 @@
 """Images with masks as a frozen encoder sees them: features of its patches, and the classes of their pixels."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,10 @@ from pantomim.data.dataset import Dataset
 from pantomim.data.masks import Masks, read_masked
 from pantomim.data.sources import open_split
 from pantomim.data.stream import evaluation_batches
-from pantomim.evaluate.parts import part_names
-from pantomim.formats.files import load_exactly
+from pantomim.evaluate.features import AnyEncoder
+from pantomim.evaluate.parts import drawn, part_names
 from pantomim.formats.wrapped import WrappedEncoder
-from pantomim.nn.resize import resize_encoder_weights
 from pantomim.nn.tokens import patchify
-from pantomim.nn.vit import Encoder
 
 MAX_STRETCH = 2  # the shorter side of the patch grid over the encoder's own
 MAX_PIXEL_SIDE = 16  # of a patch among the raw pixels; larger ones are shrunk
@@ -52,9 +49,25 @@ class MaskedParts:
         """Of a class."""
         return self.masks.names.get(class_id, f"class {class_id}")
 
+    def size_for(self, encoder: AnyEncoder) -> tuple[int, int]:
+        """See `fitting_size`."""
+        return fitting_size(encoder, self.size)
+
+    def about(self, encoder: AnyEncoder) -> dict[str, Any]:
+        """For the record, of the images as this encoder sees them."""
+        unknown = sorted(set(self.ids) - set(self.known))
+        return {
+            "num_classes": len(self.ids),
+            "classes_unknown_to_train": [self.name_of(class_id) for class_id in unknown],
+            "masks": self.masks.name,
+            "ignore": self.masks.ignore,
+            "image_size": list(encoder.image_size),
+            "grid": list(encoder.grid),
+        }
+
 
 def open_masked_parts(
-    spec: str, masks: str | None, ignore: int, *, images: int | None = None, test_images: int | None = None
+    spec: str, masks: str | None, ignore: int, images: int | None = None, test_images: int | None = None
 ) -> MaskedParts:
     """Open a source of images with masks and look at every mask once.
 
@@ -62,7 +75,7 @@ def open_masked_parts(
         spec: As `data.masks` says.
         masks: Name of their folder or array.
         ignore: The id of pixels that have no class.
-        images: Use only this many training images: a fixed draw.
+        images: Use only this many training images.
         test_images: The same of the test part.
 
     Raises:
@@ -70,21 +83,19 @@ def open_masked_parts(
     """
     contents, found = read_masked(spec, masks, ignore=ignore)
     parts = {part: open_split(contents, spec, split) for part, split in part_names(contents.splits).items()}
-    for part, count in (("train", images), ("test", test_images)):
-        if count is not None:
-            parts[part] = parts[part].drawn(count)
+    parts = drawn(parts, images, test_images)
     surveys = {part: found.survey(dataset) for part, dataset in parts.items()}
     known = surveys["train"].ids
     if len(known) < 2:
         raise ValueError(
-            f"Evaluate.data must have at least two classes in the masks of train; got {len(known)} in {found.name} of "
-            f"{spec}. Scores need classes to tell apart: name other masks with --masks."
+            f"Evaluation.data must have at least two classes in the masks of train; got {len(known)} in {found.name} "
+            f"of {spec}. Scores need classes to tell apart: name other masks by Segmentation.masks."
         )
     for part, survey in surveys.items():
         if not survey.ids:
             raise ValueError(
-                f"Evaluate.data must have pixels with a class in each part; got none in {part} ({found.name} of "
-                f"{spec}), where {ignore} counts as none. Check --ignore and --masks."
+                f"Evaluation.data must have pixels with a class in each part; got none in {part} ({found.name} of "
+                f"{spec}), where {ignore} counts as none. Check Segmentation.ignore and Segmentation.masks."
             )
     ids = sorted({class_id for survey in surveys.values() for class_id in survey.ids})
     return MaskedParts(parts, found, tuple(ids), known, surveys["train"].size)
@@ -108,33 +119,6 @@ class Pictures:
     batch_size: int
     device: torch.device
 
-    @classmethod
-    def of(
-        cls,
-        source: MaskedParts,
-        encoder: Encoder | WrappedEncoder,
-        *,
-        image_size: tuple[int, int] | None,
-        batch_size: int,
-        device: torch.device,
-    ) -> "Pictures":
-        """As this encoder sees them.
-
-        Args:
-            source: What there is.
-            encoder: At the size that it was trained at.
-            image_size: The size to evaluate at; None: see `fitting_size`.
-            batch_size: In images of the encoder's own size; of another size, as many as have the same patches.
-            device: Where to compute.
-
-        Raises:
-            ValueError: if the encoder cannot take this size.
-        """
-        size = image_size or fitting_size(encoder, source.size)
-        rows, columns = resized_encoder(encoder, size).grid
-        batch_size = max(1, batch_size * math.prod(encoder.grid) // (rows * columns))
-        return cls(source, size, (rows, columns), batch_size, device)
-
     @property
     def num_patches(self) -> int:
         """Of an image."""
@@ -144,18 +128,6 @@ class Pictures:
     def num_classes(self) -> int:
         """Of all parts."""
         return len(self.source.ids)
-
-    def about(self) -> dict[str, Any]:
-        """For the record."""
-        unknown = sorted(set(self.source.ids) - set(self.source.known))
-        return {
-            "num_classes": self.num_classes,
-            "classes_unknown_to_train": [self.source.name_of(class_id) for class_id in unknown],
-            "masks": self.source.masks.name,
-            "ignore": self.source.masks.ignore,
-            "image_size": list(self.image_size),
-            "grid": list(self.grid),
-        }
 
     def batches(self, part: str) -> Iterator[tuple[Float[Tensor, "B C H W"], Int[Tensor, "B H W"]]]:
         """Images, and their masks as positions in `source.ids` (-1: no class); on the device."""
@@ -218,11 +190,11 @@ def class_shares(
     return counts[:, :, 1:] / counts.sum(dim=2, keepdim=True)
 
 
-def fitting_size(encoder: Encoder | WrappedEncoder, size: tuple[int, int]) -> tuple[int, int]:
+def fitting_size(encoder: AnyEncoder, size: tuple[int, int]) -> tuple[int, int]:
     """Where the user does not say: images of this size as large as the encoder can take them, in whole patches.
 
     Their own proportions and at most their own size, with at most twice the encoder's patches along the shorter side:
-    a position table that is stretched further says little. A wrapped timm model keeps its own size.
+    a position table that is stretched further means little. A network of another library keeps its own size.
     """
     if isinstance(encoder, WrappedEncoder):
         return encoder.image_size
@@ -232,35 +204,6 @@ def fitting_size(encoder: Encoder | WrappedEncoder, size: tuple[int, int]) -> tu
     scale = min(1.0, shorter * patch / min(size))
     height, width = (max(1, round(side * scale / patch)) for side in size)
     return height * patch, width * patch
-
-
-def resized_encoder(encoder: Encoder | WrappedEncoder, image_size: tuple[int, int]) -> Encoder | WrappedEncoder:
-    """The same encoder for images of another size, its position table resampled; evaluation mode.
-
-    Raises:
-        ValueError: for a size in no whole number of patches, or a wrapped timm model that has another size or does not
-            tell where its patches lie.
-    """
-    if isinstance(encoder, WrappedEncoder):
-        if image_size != encoder.image_size:
-            raise ValueError(
-                f"Evaluate.image_size must be {encoder.image_size[0]} {encoder.image_size[1]} for {encoder.source}, "
-                f"whose size is fixed; got {image_size[0]} {image_size[1]}. Leave it out."
-            )
-        if encoder.grid[0] == 1 < encoder.grid[1]:
-            raise ValueError(
-                f"Evaluate.encoder must have patches in rows and columns; got {encoder.source}, whose "
-                f"{encoder.grid[1]} tokens have no known places. Choose a plain vision transformer or a convolutional "
-                f"network."
-            )
-        return encoder.eval()
-    if image_size == encoder.image_size:
-        return encoder.eval()
-    weights, config = resize_encoder_weights(encoder.state_dict(), encoder.config, image_size)
-    with torch.random.fork_rng(devices=[]):
-        resized = config.build()
-    load_exactly(resized, weights, "resized encoder")
-    return resized.to(next(encoder.parameters()).device).eval()
 
 
 def pixel_patches(images: Float[Tensor, "B C H W"], grid: tuple[int, int]) -> Float[Tensor, "B N K"]:

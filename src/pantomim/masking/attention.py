@@ -1,4 +1,4 @@
-"""Hide patches by how much attention they get: the most attended, the least, or by a draw in which it is the weight."""
+"""Mask patches by how much attention they get: the most attended, the least, or by a draw in which it is the weight."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,37 +10,15 @@ from torch import Tensor
 
 from pantomim.core.frozen import frozen, in_words
 from pantomim.core.mask import Mask
-from pantomim.masking.base import check_ratio, count_masked
+from pantomim.core.ranges import NotNegative
+from pantomim.masking.base import Grid, Ratio, Scores, check_count, count_masked
 
 Rule = Literal["topk_masked", "topk_visible", "topk_hint", "sample_masked", "sample_visible"]
 Preset = Literal["milan", "attmask_high", "attmask_low", "attmask_hint"]
 
 
-@frozen
-class Hint:
-    """Some of the most attended patches stay visible.
-
-    Args:
-        show: Share of all patches that is shown.
-        among: Share of all patches, the most attended ones, from which they are drawn, all alike.
-        refill: The next in rank are hidden in their place, so that the number of hidden patches stays.
-
-    Raises:
-        ValueError: if more is to be shown than there is to draw from.
-
-    Source: AttMask-Hint (the authors' `attmask.py`: 0.1 and 0.2, at half of the patches hidden), which does not refill.
-    """
-
-    show: float = 0.1
-    among: float = 0.2
-    refill: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.show <= self.among < 1:
-            raise ValueError(
-                f"AttentionMasker.hint_show must be above 0 and at most hint_among, which is below 1; got {self.show} "
-                f"and {self.among}. Give shares of all patches."
-            )
+# AttMask-Hint: shares of all patches that are shown again, and among which, the most attended ones, they are drawn.
+HINT_SHOW, HINT_AMONG = 0.1, 0.2  # the authors' attmask.py, where half of the patches are masked
 
 
 @frozen
@@ -48,32 +26,34 @@ class AttentionMasker:
     """Attention decides; the method asks a network for it and hands it on.
 
     Args:
-        rule: "topk_masked" hides the most attended patches, "topk_visible" the least attended; "topk_hint" the most
-            attended but for some, see `hint`. "sample_masked" draws the hidden ones without replacement, each with a
+        rule: "topk_masked" masks the most attended patches, "topk_visible" the least attended; "topk_hint" the most
+            attended but for some that are drawn. "sample_masked" draws the masked ones without replacement, each with a
             probability in proportion to its attention; "sample_visible" draws the visible ones so. What is equally
             attended is chosen by chance.
-        ratio: Share of hidden patches, in (0, 1).
-        whole: Which of the two numbers is a share cut to a whole number: of the visible patches, as in MAE's code, or
-            of the hidden ones, as in AttMask's.
+        ratio: Share of masked patches, in (0, 1).
+        whole: Which of the two counts is the share, rounded down: that of the visible patches, as in MAE's code, or
+            of the masked ones, as in AttMask's.
         eps: Sampling adds this share of the mean attention to every patch's; 0: patches without attention come last.
-        hint_show: Of topk_hint alone: share of all patches that is shown again; None: AttMask's. See `Hint`.
-        hint_among: Of topk_hint alone: share of all patches from which these are drawn; None: AttMask's.
-        hint_refill: Of topk_hint alone: the next in rank are hidden in their place; None: they are.
+        hint_show: Of topk_hint alone: share of all patches that is shown again; None: 0.1, AttMask's.
+        hint_among: Of topk_hint alone: share of all patches, the most attended ones, from which these are drawn, all
+            alike; None: 0.2, AttMask's.
+        hint_refill: Of topk_hint alone: the next in rank are masked in their place, so that the number of masked
+            patches stays; None: they are. AttMask does not.
         preset: A published way in place of all of these but the ratio, see `PUBLISHED`.
 
     Raises:
         ValueError: if the settings do not go together, or (when called) there is no attention.
 
     Paper: Hou et al. 2022, *MILAN*, arXiv:2208.06049, samples the visible patches; Kakogeorgiou et al. 2022, *What to
-        Hide from Your Students* (AttMask), arXiv:2203.12719, hides the most attended; CMT-MAE, arXiv:2412.17566, is
-        said to hide what its map finds most informative.
+        Hide from Your Students* (AttMask), arXiv:2203.12719, masks the most attended; CMT-MAE, arXiv:2412.17566, masks
+        what its map finds most informative.
     """
 
     kind: Literal["attention"] = "attention"
     rule: Rule = "topk_masked"
-    ratio: float = 0.75
+    ratio: Ratio = 0.75
     whole: Literal["visible", "masked"] = "visible"
-    eps: float = 0.0
+    eps: NotNegative = 0.0
     hint_show: float | None = None
     hint_among: float | None = None
     hint_refill: bool | None = None
@@ -81,19 +61,25 @@ class AttentionMasker:
 
     varies = False
     guided = True
+    strategies = ()  # a network must be asked
 
     def __post_init__(self) -> None:
-        check_ratio("AttentionMasker", self.ratio)
-        if self.eps < 0 or (self.eps > 0 and not self.rule.startswith("sample")):
+        if self.eps and not self.rule.startswith("sample"):
             raise ValueError(
-                f"AttentionMasker.eps must not be negative, and goes with sample_masked and sample_visible; got "
-                f"{self.eps} with {self.rule}. Leave it out."
+                f"AttentionMasker.eps goes with sample_masked and sample_visible; got {self.eps} with {self.rule}. "
+                f"Leave it out."
             )
-        if self.rule == "topk_hint":
-            _ = self.hint  # its shares go together
-        for name in ("hint_show", "hint_among", "hint_refill"):
-            if getattr(self, name) is not None and self.rule != "topk_hint":
-                raise ValueError(f"AttentionMasker.{name} goes with topk_hint; got it with {self.rule}. Leave it out.")
+        if self.rule != "topk_hint" and (self.hint_show, self.hint_among, self.hint_refill) != (None, None, None):
+            raise ValueError(
+                f"AttentionMasker.hint_show, hint_among and hint_refill go with topk_hint; got them with {self.rule}. "
+                f"Leave them out."
+            )
+        show, among = self.hint
+        if not 0 < show <= among < 1:
+            raise ValueError(
+                f"AttentionMasker.hint_show must be above 0 and at most hint_among, which is below 1; got {show} and "
+                f"{among}. Give shares of all patches."
+            )
         if self.preset is not None and replace(self, preset=None) != AttentionMasker(ratio=self.ratio):
             raise ValueError(
                 f"AttentionMasker.preset decides all but the ratio; got {self.preset} and other settings beside it. "
@@ -101,66 +87,55 @@ class AttentionMasker:
             )
 
     @property
+    def manner(self) -> str:
+        """See `Masker.manner`."""
+        return f"by attention ({self.preset or self.rule})"
+
+    @property
     def explicit(self) -> "AttentionMasker":
         """The same with a preset written out."""
         return self if self.preset is None else PUBLISHED[self.preset](self.ratio)
 
     @property
-    def hint(self) -> Hint:
-        """What topk_hint shows again."""
-        usual = Hint()
-        return Hint(
-            show=usual.show if self.hint_show is None else self.hint_show,
-            among=usual.among if self.hint_among is None else self.hint_among,
-            refill=usual.refill if self.hint_refill is None else self.hint_refill,
-        )
+    def hint(self) -> tuple[float, float]:
+        """Shares of all patches: what topk_hint shows again, and from which of the most attended ones."""
+        show = HINT_SHOW if self.hint_show is None else self.hint_show
+        return show, HINT_AMONG if self.hint_among is None else self.hint_among
 
-    def num_masked(self, grid: tuple[int, int]) -> int:
+    def num_masked(self, grid: Grid) -> int:
         """See `Masker.num_masked`."""
-        hidden, shown, _ = self.counts(grid)
-        return hidden if self.explicit.hint.refill else hidden - shown
+        masked, shown, _ = self.counts(grid)
+        return masked - shown if self.explicit.hint_refill is False else masked
 
-    def counts(self, grid: tuple[int, int]) -> tuple[int, int, int]:
-        """Patches that are hidden, shown again, and to be drawn from for that."""
+    def counts(self, grid: Grid) -> tuple[int, int, int]:
+        """Patches that are masked, shown again, and to be drawn from for that."""
         if self.preset is not None:
             return self.explicit.counts(grid)
         num_patches = grid[0] * grid[1]
         if self.whole == "visible":
-            hidden = count_masked("AttentionMasker", self.ratio, num_patches)
+            masked = count_masked("AttentionMasker", self.ratio, num_patches)
         else:
-            hidden = int(num_patches * self.ratio)
-            if not hidden:
-                raise ValueError(
-                    f"AttentionMasker.ratio must hide at least one patch; got {self.ratio} of {num_patches}. Raise it."
-                )
+            masked = check_count("AttentionMasker", self.ratio, int(num_patches * self.ratio), num_patches)
         if self.rule != "topk_hint":
-            return hidden, 0, 0
-        hint = self.hint
-        shown, among = int(num_patches * hint.show), int(num_patches * hint.among)
-        words = f"on a grid of {grid[0]} x {grid[1]}, {hidden} hidden"
-        if not 0 < shown < hidden or among > hidden:
+            return masked, 0, 0
+        shown, among = (int(num_patches * share) for share in self.hint)
+        words = f"on a grid of {grid[0]} x {grid[1]}, {masked} masked"
+        if not 0 < shown < masked or among > masked:
             raise ValueError(
-                f"AttentionMasker.hint_show and hint_among must be at least one patch and fewer than are hidden; got "
+                f"AttentionMasker.hint_show and hint_among must be at least one patch and fewer than are masked; got "
                 f"{shown} of {among} {words}. Use other shares."
             )
-        if hint.refill and hidden + shown > num_patches:
+        if self.hint_refill is not False and masked + shown > num_patches:
             raise ValueError(
-                f"AttentionMasker.hint_show must leave patches to hide in the place of those that are shown; got "
-                f"{shown} {words}. Lower the ratio or the share, or give hint_refill False."
+                f"AttentionMasker.hint_show must leave patches to mask in the place of those that are shown; got "
+                f"{shown} {words}. Lower the ratio or the share, or set hint_refill to False."
             )
-        return hidden, shown, among
+        return masked, shown, among
 
-    def __call__(
-        self,
-        batch_size: int,
-        grid: tuple[int, int],
-        generator: torch.Generator,
-        epoch: float = 0.0,
-        attention: Float[Tensor, "B N"] | None = None,
-    ) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
         """See `Masker.__call__`; attention of any scale, as long as it is not negative."""
         if self.preset is not None:
-            return self.explicit(batch_size, grid, generator, epoch, attention)
+            return self.explicit(batch_size, grid, generator, attention)
         if attention is None:
             raise ValueError(
                 "AttentionMasker.attention must be given, as it decides; got none. Choose a method that asks a network "
@@ -184,12 +159,12 @@ def milan_masker(ratio: float = 0.75) -> AttentionMasker:
 
 
 def attmask_high(ratio: float) -> AttentionMasker:
-    """AttMask-High: the most attended patches are hidden. Source: the authors' `attmask.py`."""
+    """AttMask-High: the most attended patches are masked. Source: the authors' `attmask.py`."""
     return AttentionMasker(rule="topk_masked", ratio=ratio, whole="masked")
 
 
 def attmask_low(ratio: float) -> AttentionMasker:
-    """AttMask-Low: the least attended patches are hidden. Source: the authors' `attmask.py`."""
+    """AttMask-Low: the least attended patches are masked. Source: the authors' `attmask.py`."""
     return AttentionMasker(rule="topk_visible", ratio=ratio, whole="masked")
 
 
@@ -198,7 +173,7 @@ def attmask_hint(ratio: float) -> AttentionMasker:
     return AttentionMasker(rule="topk_hint", ratio=ratio, whole="masked", hint_refill=False)
 
 
-# Published ways, by name, at a given share of hidden patches.
+# Published ways, by name, at a given share of masked patches.
 PUBLISHED: dict[Preset, Callable[[float], AttentionMasker]] = {
     "milan": milan_masker,
     "attmask_high": attmask_high,

@@ -1,16 +1,13 @@
 """Banks of noise patterns on disk and on the device: made once, found again by the hash of their settings."""
 
-import contextlib
 import functools
 import hashlib
 import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -62,7 +59,7 @@ def check_bank_path(path: Path) -> None:
         ValueError: for an ending other than .npz, or a folder.
     """
     if path.suffix != ".npz" or path.is_dir():
-        raise ValueError(f"noise.out must be a file with the ending .npz; got {path}. Give --out FILE.npz.")
+        raise ValueError(f"noise.out must be a file with the ending .npz; got {path}. Give another file.")
 
 
 def write_bank(path: Path, bank: Float[Tensor, "L M N"]) -> None:
@@ -82,8 +79,15 @@ def read_bank(path: Path) -> Float[Tensor, "L M N"]:
     Raises:
         ValueError: if the file is missing or damaged, or its first array is no bank of finite numbers.
     """
-    with _first_array(path) as file:
-        values = np.lib.format.read_array(file, allow_pickle=False)
+    try:
+        with np.lib.npyio.NpzFile(str(path)) as archive:  # never unpickles
+            values = archive[archive.files[0]] if archive.files else "no arrays"
+        if not isinstance(values, np.ndarray) or values.ndim != 3 or not values.size or values.dtype.kind not in "fiu":
+            held = f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else values
+            raise ValueError(f"it must hold numbers in three dimensions, and holds {held}")
+    # A damaged archive may claim compressions, passwords and versions that there are not.
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"ColorNoiseMasker.bank must be readable; got {path}: {error}. {ADVICE}") from None
     bank = torch.from_numpy(values.astype(np.float32))
     if not bank.isfinite().all():
         raise ValueError(f"ColorNoiseMasker.bank must hold finite numbers; got nan or infinity in {path}. {ADVICE}")
@@ -92,41 +96,14 @@ def read_bank(path: Path) -> Float[Tensor, "L M N"]:
 
 @functools.lru_cache(maxsize=64)
 def bank_shape(source: Noise | Path) -> tuple[int, ...]:
-    """Patterns, rows and columns of a bank, without making or reading it whole.
+    """Patterns, rows and columns of a bank, without making it; a file is read once a process.
 
     Raises:
         ValueError: as `read_bank`.
     """
     if isinstance(source, Noise):
         return source.patterns, source.side, source.side
-    with _first_array(source) as file:
-        return _read_header(file)[0]
-
-
-@contextlib.contextmanager
-def _first_array(path: Path) -> Iterator[zipfile.ZipExtFile]:
-    """The first array of an .npz file, checked by its header; whatever goes wrong with it while open is explained."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".npy")]
-            if not names:
-                raise ValueError("it holds no arrays")
-            with cast(zipfile.ZipExtFile, archive.open(names[0])) as file:
-                shape, dtype = _read_header(file)
-            if len(shape) != 3 or 0 in shape or dtype.kind not in "fiu":
-                raise ValueError(f"it must hold numbers in three dimensions, and holds {dtype} of shape {shape}")
-            with cast(zipfile.ZipExtFile, archive.open(names[0])) as file:
-                yield file
-    # A damaged archive may claim compressions, passwords and versions that there are not.
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"ColorNoiseMasker.bank must be readable; got {path}: {error}. {ADVICE}") from None
-
-
-def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype
+    return tuple(read_bank(source).shape)
 
 
 @functools.lru_cache(maxsize=8)  # all colours, and some to spare

@@ -1,21 +1,33 @@
-"""The protocol of everything that decides which patches are masked."""
+"""The protocol of everything that decides which patches are masked, and how pages show it."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pantomim.core.mask import Mask
+from pantomim.core.ranges import Range
+
+Grid = tuple[int, int]  # rows and columns of patches
+Scores = Float[Tensor, "B N"] | None  # of every patch of a batch
+Ratio = Annotated[float, Range(above=0, below=1)]  # of masked patches: a share, no percentage
 
 
 @runtime_checkable
 class Masker(Protocol):
-    """Decides what to hide; a frozen value that is its own config."""
+    """Decides what to mask; a frozen value that is its own config."""
+
+    @property
+    def kind(self) -> str:
+        """Its name in configs."""
+        ...
 
     @property
     def varies(self) -> bool:
-        """Whether the number of hidden patches differs between images; then masks are padded and have weights."""
+        """Whether the number of masked patches differs between images; then masks are padded and have weights."""
         ...
 
     @property
@@ -23,55 +35,80 @@ class Masker(Protocol):
         """Whether attention decides, so that it cannot be called without."""
         ...
 
-    def num_masked(self, grid: tuple[int, int]) -> int:
-        """How many patches of a grid of (rows, columns) are hidden (at most), known without reading a tensor.
+    @property
+    def manner(self) -> str:
+        """How patches are masked, in two or three words behind "75 % masked"."""
+        ...
+
+    @property
+    def strategies(self) -> tuple["Strategy", ...]:
+        """What commands, galleries and studies know by name; nothing where a network must be asked."""
+        ...
+
+    def num_masked(self, grid: Grid) -> int:
+        """How many patches of a grid of (rows, columns) are masked (at most), known without reading a tensor.
 
         Raises:
             ValueError: if masks of this grid cannot be drawn.
         """
         ...
 
-    def __call__(
-        self,
-        batch_size: int,
-        grid: tuple[int, int],
-        generator: torch.Generator,
-        epoch: float = 0.0,
-        attention: Float[Tensor, "B N"] | None = None,
-    ) -> Mask:
-        """Draw the masks of a whole batch on the device of `generator`, without waiting for that device.
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
+        """Draw the masks of a whole global batch on the device of `generator`, without waiting for that device.
 
         Args:
             batch_size: Images of the global batch.
             grid: Rows and columns of patches.
             generator: All randomness comes from here.
-            epoch: Passes over the data so far, for strategies that change on the way.
-            attention: A score of every patch, for strategies that look at the image.
+            attention: A score of every patch, for maskers that are guided.
         """
         ...
 
 
-def check_ratio(owner: str, ratio: float) -> None:
-    """Refuse a ratio that is no share.
+@dataclass(frozen=True)
+class Strategy:
+    """A way of masking with a name of its own.
 
-    Raises:
-        ValueError: if `ratio` lies outside (0, 1).
+    Args:
+        name: In commands, galleries and studies.
+        masker: At a given ratio.
+        colour: As #rrggbb, seen on light and dark pages alike.
+        sentence: What it masks, for pages.
+        drawn: How its masks come about where they are not cut out of a pattern; empty where they are.
     """
-    if not 0.0 < ratio < 1.0:
-        raise ValueError(f"{owner}.ratio must be in (0, 1); got {ratio}. Give a share, not a percentage.")
+
+    name: str
+    masker: Callable[[float], Masker]
+    colour: str
+    sentence: str
+    drawn: str = ""
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """The colour as 8-bit values."""
+        red, green, blue = bytes.fromhex(self.colour[1:])
+        return red, green, blue
 
 
 def count_masked(owner: str, ratio: float, num_patches: int) -> int:
-    """Number of hidden patches: all but `int(num_patches * (1 - ratio))`, truncated as in MAE's code.
+    """Number of masked patches: all but `int(num_patches * (1 - ratio))`, truncated as in MAE's code.
 
     Raises:
         ValueError: if no visible or no masked patch would be left.
     """
-    num_visible = int(num_patches * (1 - ratio))
-    if num_visible == 0 or num_visible == num_patches:
-        left = "visible" if num_visible == 0 else "masked"
+    return check_count(owner, ratio, num_patches - int(num_patches * (1 - ratio)), num_patches)
+
+
+def check_count(owner: str, ratio: float, num_masked: int, num_patches: int) -> int:
+    """The count, if there are both visible and masked patches.
+
+    Raises:
+        ValueError: if there are not.
+    """
+    if not 0 < num_masked < num_patches:
+        left = "masked" if num_masked <= 0 else "visible"
         raise ValueError(
             f"{owner}.ratio must leave at least one visible and one masked patch; got {ratio}, which leaves no "
             f"{left} one of {num_patches}. Use smaller patches, larger images or another ratio."
         )
-    return num_patches - num_visible
+    return num_masked

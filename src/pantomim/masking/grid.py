@@ -1,27 +1,26 @@
-"""Hide coarse cells of patches, as SimMIM does."""
+"""Mask coarse cells of patches, as SimMIM does."""
 
 import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
-from pantomim.masking.base import check_ratio
+from pantomim.core.ranges import AtLeastOne
+from pantomim.masking.base import Grid, Ratio, Scores, Strategy
 
 
 @frozen
 class GridMasker:
-    """The image in square cells of patches, some of them hidden uniformly at random.
+    """The image in square cells of patches, some of them masked uniformly at random.
 
-    Of C cells `ceil(C * ratio)` are hidden. Where the cells do not divide the grid, those in the last row and column
-    are cut off; then the same share of patches is hidden, rounded: whole cells, and a random part of one more. So the
+    Of C cells `ceil(C * ratio)` are masked. Where the cells do not divide the grid, those in the last row and column
+    are cut off; then the same share of patches is masked, rounded: whole cells, and a random part of one more. So the
     count is the same in every image, on every grid.
 
     Args:
-        ratio: Share of hidden cells, in (0, 1).
+        ratio: Share of masked cells, in (0, 1).
         cell: Side of a cell, in patches; SimMIM's 32 pixels are 2 patches of 16.
 
     Raises:
@@ -32,41 +31,39 @@ class GridMasker:
     """
 
     kind: Literal["grid"] = "grid"
-    ratio: float = 0.6
-    cell: int = 2
+    ratio: Ratio = 0.6
+    cell: AtLeastOne = 2
 
     varies = False
     guided = False
+    manner = "in cells"
+    strategies = (
+        Strategy(
+            "grid",
+            lambda ratio: GridMasker(ratio=ratio),
+            "#12929c",
+            "Masks coarse cells by chance: holes and clumps are made of cells, not of patches.",
+            "No pattern: each cell is drawn by itself.",
+        ),
+    )
 
-    def __post_init__(self) -> None:
-        check_ratio("GridMasker", self.ratio)
-        if self.cell < 1:
-            raise ValueError(f"GridMasker.cell must be at least 1; got {self.cell}. Give its side in patches.")
-
-    def num_masked(self, grid: tuple[int, int]) -> int:
+    def num_masked(self, grid: Grid) -> int:
         """See `Masker.num_masked`."""
         rows, columns = self.cells(grid)
         num_patches = grid[0] * grid[1]
         count = round(math.ceil(rows * columns * self.ratio) * num_patches / (rows * columns))
         if not 0 < count < num_patches:
             raise ValueError(
-                f"GridMasker.ratio must leave at least one visible cell; got {self.ratio}, which hides every one of "
+                f"GridMasker.ratio must leave at least one visible cell; got {self.ratio}, which masks every one of "
                 f"{rows * columns} cells of {self.cell}x{self.cell} patches. Use smaller cells or another ratio."
             )
         return count
 
-    def cells(self, grid: tuple[int, int]) -> tuple[int, int]:
+    def cells(self, grid: Grid) -> tuple[int, int]:
         """Rows and columns of cells, those that are cut off included."""
         return math.ceil(grid[0] / self.cell), math.ceil(grid[1] / self.cell)
 
-    def __call__(
-        self,
-        batch_size: int,
-        grid: tuple[int, int],
-        generator: torch.Generator,
-        epoch: float = 0.0,
-        attention: Float[Tensor, "B N"] | None = None,
-    ) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
         """See `Masker.__call__`."""
         rows, columns = self.cells(grid)
         device = generator.device
@@ -75,6 +72,6 @@ class GridMasker:
         coarse = rank.view(batch_size, rows, columns)
         scores = coarse.repeat_interleave(self.cell, dim=1).repeat_interleave(self.cell, dim=2)
         scores = scores[:, : grid[0], : grid[1]]
-        if grid[0] % self.cell or grid[1] % self.cell:  # the last hidden cell may be in part: which patches of it?
+        if grid[0] % self.cell or grid[1] % self.cell:  # the last masked cell may be in part: which patches of it?
             scores = scores + torch.rand(scores.shape, generator=generator, device=device)
         return Mask.from_scores(scores.reshape(batch_size, -1), self.num_masked(grid))

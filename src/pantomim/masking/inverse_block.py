@@ -1,4 +1,4 @@
-"""Keep blocks of patches visible and hide the rest, as data2vec 2.0 does."""
+"""Keep blocks of patches visible and mask the rest, as data2vec 2.0 does."""
 
 from typing import Literal
 
@@ -9,18 +9,19 @@ from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
-from pantomim.masking.base import check_ratio, count_masked
+from pantomim.core.ranges import AtLeastOne, Share
+from pantomim.masking.base import Grid, Ratio, Scores, Strategy, count_masked
 
 
 @frozen
 class InverseBlockMasker:
-    """Square blocks around random patches stay visible; single patches are hidden or shown until the count is exact.
+    """Square blocks around random patches stay visible; single patches are masked or shown until the count is exact.
 
     On N patches there are `N * ((1 - ratio) + adjust) / block**2` blocks, at least one. They overlap and are cut off at
     the border; `adjust` makes up for it, so that few single patches are needed.
 
     Args:
-        ratio: Share of hidden patches, in (0, 1).
+        ratio: Share of masked patches, in (0, 1).
         block: Side of a block, in patches. An even one reaches one patch further up and left than down and right.
         adjust: Added to the share of visible patches when blocks are counted.
 
@@ -35,26 +36,30 @@ class InverseBlockMasker:
     """
 
     kind: Literal["inverse_block"] = "inverse_block"
-    ratio: float = 0.8
-    block: int = 3
-    adjust: float = 0.07
+    ratio: Ratio = 0.8
+    block: AtLeastOne = 3
+    adjust: Share = 0.07
 
     varies = False
     guided = False
+    manner = "around blocks"
+    strategies = (
+        Strategy(
+            "inverse_block",
+            lambda ratio: InverseBlockMasker(ratio=ratio),
+            "#c8458f",
+            "Masks all around a few visible squares: what is left are whole pieces.",
+            "No pattern: a fixed number of squares stays visible; single patches are then shown or masked until the "
+            "count is exact.",
+        ),
+    )
 
-    def __post_init__(self) -> None:
-        check_ratio("InverseBlockMasker", self.ratio)
-        if self.block < 1:
-            raise ValueError(f"InverseBlockMasker.block must be at least 1; got {self.block}. Give a side in patches.")
-        if not 0.0 <= self.adjust <= 1.0:
-            raise ValueError(f"InverseBlockMasker.adjust must be in [0, 1]; got {self.adjust}. Give a share.")
-
-    def num_masked(self, grid: tuple[int, int]) -> int:
+    def num_masked(self, grid: Grid) -> int:
         """See `Masker.num_masked`."""
         self.num_blocks(grid)
         return count_masked("InverseBlockMasker", self.ratio, grid[0] * grid[1])
 
-    def num_blocks(self, grid: tuple[int, int]) -> int:
+    def num_blocks(self, grid: Grid) -> int:
         """How many blocks are drawn; two of them may fall on the same patch.
 
         Raises:
@@ -67,14 +72,7 @@ class InverseBlockMasker:
             )
         return max(1, int(grid[0] * grid[1] * ((1 - self.ratio) + self.adjust) / self.block**2))
 
-    def __call__(
-        self,
-        batch_size: int,
-        grid: tuple[int, int],
-        generator: torch.Generator,
-        epoch: float = 0.0,
-        attention: Float[Tensor, "B N"] | None = None,
-    ) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
         """See `Masker.__call__`."""
         num_masked, num_patches = self.num_masked(grid), grid[0] * grid[1]
         size, device = (batch_size, self.num_blocks(grid)), generator.device
@@ -82,7 +80,7 @@ class InverseBlockMasker:
         kept = torch.zeros(batch_size, num_patches, device=device).scatter_(1, centres, 1.0)
         kept = grow(kept.view(batch_size, *grid), self.block).flatten(1)
         singles = torch.rand(kept.shape, generator=generator, device=device)
-        return Mask.from_scores(singles - kept, num_masked)  # what is in no block is hidden before what is in one
+        return Mask.from_scores(singles - kept, num_masked)  # what is in no block is masked before what is in one
 
 
 def grow(centres: Float[Tensor, "B h w"], block: int) -> Float[Tensor, "B h w"]:

@@ -4,8 +4,8 @@ Red is what a low-pass filter leaves of white noise, blue a high-pass, green a b
 bank of such patterns is made once, offline; training only cuts windows out of it.
 
 Paper: Hinojosa et al. 2024, *ColorMAE: Exploring data-independent masking strategies in Masked AutoEncoders*,
-arXiv:2407.13036; the filters are its equations, of which the band-pass is Eq. 3. The paper's deviations (sigmas) and
-the number of passes are not stated where we can read it; the authors' patterns come without the code that made them.
+arXiv:2407.13036; the filters are its equations, of which the band-pass is Eq. 3. The paper's sigmas and the number
+of passes are not stated where we can read it; the authors' patterns come without the code that made them.
 """
 
 import math
@@ -18,13 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pantomim.core.frozen import frozen
+from pantomim.core.ranges import AtLeastOne, AtLeastTwo
 
 Color = Literal["red", "green", "blue", "purple", "white"]
 Blur = Literal["sampled_kernel", "transfer_function"]
 
 
 class Preset(NamedTuple):
-    """How a colour is made where nothing else is said: our reading, not a statement of the paper.
+    """How a colour is made where nothing else is set: our reading, not a statement of the paper.
 
     Args:
         sigma: Of the Gaussian, in patches; two for a band.
@@ -46,7 +47,7 @@ PRESETS: dict[Color, Preset] = {
 }
 MIN_SIGMA = 0.1  # a narrower Gaussian leaves white noise as it is
 MAX_BYTES = 4 << 30  # of a bank
-CUT = 6  # a sampled kernel ends here, in deviations
+CUT = 6  # a sampled kernel ends here, in sigmas
 
 
 @frozen
@@ -75,31 +76,27 @@ class Noise:
     passes: int | None = None
     equalise: bool = True
     blur: Blur = "sampled_kernel"
-    patterns: int = 256
-    side: int = 256
+    patterns: AtLeastOne = 256
+    side: AtLeastTwo = 256
     seed: int = 0
 
     def __post_init__(self) -> None:
-        sigma, wanted = self.resolved.sigma, len(PRESETS[self.color].sigma)
-        problems = []
-        if len(sigma) != wanted:
-            problems.append(f"Noise.sigma must be {wanted} number(s) for {self.color}; got {list(sigma)}.")
-        elif not all(MIN_SIGMA <= value <= self.side for value in sigma) or list(sigma) != sorted(set(sigma)):
-            problems.append(
+        sigma, passes = self.resolved
+        num_sigmas = len(PRESETS[self.color].sigma)
+        if len(sigma) != num_sigmas:
+            raise ValueError(f"Noise.sigma must be {num_sigmas} number(s) for {self.color}; got {list(sigma)}.")
+        if not all(MIN_SIGMA <= value <= self.side for value in sigma) or list(sigma) != sorted(set(sigma)):
+            raise ValueError(
                 f"Noise.sigma must be from {MIN_SIGMA} to the side of a pattern, the second above the first; "
-                f"got {list(sigma)}."
+                f"got {list(sigma)}. Leave it out for the preset."
             )
-        if self.resolved.passes < (self.color != "white"):
-            problems.append(f"Noise.passes must be at least 1 for {self.color}; got {self.passes}.")
-        if self.patterns < 1 or self.side < 2:
-            problems.append(f"Noise.patterns must be at least 1 and side at least 2; got {self.patterns}, {self.side}.")
+        if passes < (self.color != "white"):
+            raise ValueError(f"Noise.passes must be at least 1 for {self.color}; got {passes}. Leave it out.")
         if 4 * self.patterns * self.side**2 > MAX_BYTES:
-            problems.append(
+            raise ValueError(
                 f"Noise.patterns must come to {MAX_BYTES >> 30} GiB at most, as training holds them on the device; got "
-                f"{self.patterns} of {self.side} x {self.side}."
+                f"{self.patterns} of {self.side} x {self.side}. Make fewer or smaller ones."
             )
-        if problems:
-            raise ValueError(" ".join([*problems, "Leave it out for the preset."]))
 
     @property
     def resolved(self) -> Preset:

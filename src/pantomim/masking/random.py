@@ -1,22 +1,20 @@
-"""Hide patches uniformly at random, as MAE does."""
+"""Mask patches uniformly at random, as MAE does."""
 
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
-from pantomim.masking.base import check_ratio, count_masked
+from pantomim.masking.base import Grid, Ratio, Scores, Strategy, count_masked
 
 
 @frozen
 class RandomMasker:
-    """Uniform noise per patch; the patches with the highest values are hidden.
+    """Uniform noise per patch; the patches with the highest values are masked.
 
     Args:
-        ratio: Share of hidden patches, in (0, 1).
+        ratio: Share of masked patches, in (0, 1).
 
     Raises:
         ValueError: if the ratio is no share, or (when called) leaves no visible or no masked patch.
@@ -26,26 +24,26 @@ class RandomMasker:
     """
 
     kind: Literal["random"] = "random"
-    ratio: float = 0.75
+    ratio: Ratio = 0.75
 
     varies = False
     guided = False
+    manner = "at random"
+    strategies = (
+        Strategy(
+            "random",
+            lambda ratio: RandomMasker(ratio=ratio),
+            "#6d7985",
+            "Masks patches by chance alone: small holes and small clumps, side by side.",
+            "No pattern: each patch is drawn by itself.",
+        ),
+    )
 
-    def __post_init__(self) -> None:
-        check_ratio("RandomMasker", self.ratio)
-
-    def num_masked(self, grid: tuple[int, int]) -> int:
+    def num_masked(self, grid: Grid) -> int:
         """See `Masker.num_masked`."""
         return count_masked("RandomMasker", self.ratio, grid[0] * grid[1])
 
-    def __call__(
-        self,
-        batch_size: int,
-        grid: tuple[int, int],
-        generator: torch.Generator,
-        epoch: float = 0.0,
-        attention: Float[Tensor, "B N"] | None = None,
-    ) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
         """See `Masker.__call__`."""
         noise = torch.rand(batch_size, grid[0] * grid[1], generator=generator, device=generator.device)
         return Mask.from_scores(noise, self.num_masked(grid))

@@ -16,12 +16,12 @@ Ids = Int[np.ndarray, " P"]
 Reals = Float[np.ndarray, " P"]
 
 TRIES = 10  # proposals for one rectangle before the authors' code gives up
-WIDTH = 768  # proposals in one pass that cost little more than one
+PROPOSALS = 768  # in one pass cost little more than a single one
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Where the sampler's random numbers come from: one for each proposal; `images` says which image it is made for."""
+    """Where the sampler's random values come from: one for each proposal; `images` says which image it is made for."""
 
     def uniform(self, images: Ids, low: float, high: Reals | float) -> Reals:
         """Reals between `low` and `high`, which may be the smaller one."""
@@ -85,7 +85,7 @@ def cover(batch_size: int, grid: tuple[int, int], rule: Rule, source: Source, ah
     """Draw rectangles on every image until `rule.total` patches are covered or patience ends.
 
     A proposal depends only on what was accepted before it; so several can be made ahead for one image, of which the
-    first acceptable one counts. The rest are as if never drawn.
+    first acceptable one counts. The rest count as never drawn.
 
     Args:
         batch_size: Number of images.
@@ -102,26 +102,26 @@ def cover(batch_size: int, grid: tuple[int, int], rule: Rule, source: Source, ah
     failures, num_rectangles = np.zeros((2, batch_size), np.int64)
     unfinished = np.arange(batch_size)
     while unfinished.size:
-        width = ahead or math.ceil(WIDTH / unfinished.size)
-        images = unfinished.repeat(width)
+        each = ahead or math.ceil(PROPOSALS / unfinished.size)
+        images = unfinished.repeat(each)
         cap = np.minimum(rule.total - count, rule.max_area)[images]
         area = source.uniform(images, float(rule.min_area), cap)  # towards the end, `cap` is smaller
         aspect = np.exp(source.uniform(images, -rule.log_aspect, rule.log_aspect))
         height = np.rint(np.sqrt(area * aspect))
-        breadth = np.rint(np.sqrt(area / aspect))
+        width = np.rint(np.sqrt(area / aspect))
 
-        fitting = ((height < num_rows) & (breadth < num_columns)).nonzero()[0]
-        images, cap, height, breadth = images[fitting], cap[fitting], height[fitting], breadth[fitting]
+        fitting = ((height < num_rows) & (width < num_columns)).nonzero()[0]
+        images, cap, height, width = images[fitting], cap[fitting], height[fitting], width[fitting]
         top = source.integers(images, num_rows - height)
-        left = source.integers(images, num_columns - breadth)
-        rectangle = _between(above, top, height) & _between(before, left, breadth)
-        new = height * breadth - _num_bits(rectangle & covered.take(images, axis=0))
+        left = source.integers(images, num_columns - width)
+        rectangle = _between(above, top, height) & _between(before, left, width)
+        new = height * width - _num_bits(rectangle & covered.take(images, axis=0))
 
         accepted = ((new > 0) & (new <= cap)).nonzero()[0]
-        accepted = accepted[failures[images[accepted]] + fitting[accepted] % width < rule.patience]
+        accepted = accepted[failures[images[accepted]] + fitting[accepted] % each < rule.patience]
         accepted = accepted[_earliest(images[accepted])]
         images = images[accepted]
-        failures[unfinished] += width
+        failures[unfinished] += each
         failures[images] = 0
         covered[images] = covered.take(images, axis=0) | rectangle[accepted]
         count[images] += new[accepted]

@@ -9,6 +9,7 @@ from pantomim.methods.cmt_mae import CMTMAEConfig
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.mae import MAEConfig
+from pantomim.methods.milan import MILANConfig
 from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.methods.supervised import SupervisedConfig
 from pantomim.methods.vqkd import VQKDConfig
@@ -18,6 +19,7 @@ METHODS = (  # the only list
     BEiTConfig,
     CAEConfig,
     DBOTConfig,
+    MILANConfig,
     CMTMAEConfig,
     DVAEConfig,
     MoCoV3Config,

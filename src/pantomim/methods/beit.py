@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
+from pantomim.masking import MaskerConfig
 from pantomim.masking.block import BlockMasker
-from pantomim.masking.choice import MaskerConfig
 from pantomim.methods.base import Draws, Method, Requirements
 from pantomim.methods.guides import GuideConfig, draw_mask
 from pantomim.nn.init import SCHEMES, initialise

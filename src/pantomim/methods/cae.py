@@ -24,8 +24,8 @@ from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import NotNegative, Share
+from pantomim.masking import MaskerConfig
 from pantomim.masking.block import BlockMasker
-from pantomim.masking.choice import MaskerConfig
 from pantomim.methods.base import Draws, Method, Requirements, check_masker
 from pantomim.methods.guides import GuideConfig, draw_mask
 from pantomim.nn.decoder import LatentDecoderConfig

@@ -19,7 +19,7 @@ from torch import Tensor
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
-from pantomim.masking.choice import MaskerConfig
+from pantomim.masking import MaskerConfig
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Method, Requirements, check_masker
 from pantomim.methods.guides import ask, draw_mask

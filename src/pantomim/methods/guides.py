@@ -133,4 +133,4 @@ def draw_mask(
         rows = attention.new_zeros(batch.total, attention.shape[1])
         rows[batch.start : batch.start + len(batch)] = attention
         attention = rows
-    return masker(batch.total, grid, generator, batch.epoch, attention).rows(batch.start, len(batch))
+    return masker(batch.total, grid, generator, attention).rows(batch.start, len(batch))

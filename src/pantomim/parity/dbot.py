@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pantomim.analysis.attention_distance import attention_distance, patch_distances
 from pantomim.analysis.blocks import block_features
-from pantomim.analysis.concentration import concentration
+from pantomim.analysis.spectrum import concentration
 from pantomim.config import Duration
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
@@ -201,6 +201,8 @@ def analysis(item: Item) -> Computed:
 
 class GivenTeacher(Teacher):
     """Gives the features that an item stores, the class token first, and the attention where there is one."""
+
+    name = "the item's teacher"
 
     def __init__(self, tokens: Tensor, grid: tuple[int, int], attention: Tensor | None = None) -> None:
         super().__init__()

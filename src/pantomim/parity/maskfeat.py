@@ -18,7 +18,8 @@ def histograms(item: Item) -> Computed:
     """
     config, images = item.config, item.input("images")
     patch, cell = config["patch"], config["cell"]
-    target = hog.HOGTarget(patch, images.shape[1], config["nbins"], cell, config["gaussian_window"] or None)
+    settings = hog.HOGTargetConfig(bins=config["nbins"], cell=cell, window=config["gaussian_window"] or None)
+    target = hog.HOGTarget(settings, patch, images.shape[1])
     plain, edge = target.histograms(images), 0  # pixels at either side whose result is not stored
     outputs = {"histogram_unnormalised": plain, "histogram_normalised": F.normalize(plain, dim=2, eps=hog.EPS)}
     for name, cells in list(outputs.items()):

@@ -1,8 +1,7 @@
 """Masks that attention guides: MILAN's pre-training and its sampling, AttMask's three kinds, rebuilt with our modules.
 
-Official: zejiangh/MILAN and gkakogeorgiou/attmask. MILAN is CMT-MAE with the teacher alone: its masker, its decoder,
-all tokens predicted. Visible patches are in the order of the draw there and in raster order here; what is compared is
-put into the official order.
+Official: zejiangh/MILAN and gkakogeorgiou/attmask. Visible patches are in the order of the draw there and in raster
+order here; what is compared is put into the official order.
 """
 
 import math
@@ -24,12 +23,11 @@ from pantomim.masking.attention import (
     draw_order,
     milan_masker,
 )
-from pantomim.methods.cmt_mae import CMTMAEConfig, Mixing
+from pantomim.methods.milan import MILANConfig
 from pantomim.parity import networks
 from pantomim.parity.dbot import GivenTeacher
 from pantomim.parity.item import Computed, Item
 from pantomim.parity.statistics import off_mean, off_shares
-from pantomim.targets.distance import Distance
 
 DRAWS = 20_000  # own masks of each setting
 
@@ -37,20 +35,13 @@ DRAWS = 20_000  # own masks of each setting
 def pretrain(item: Item) -> Computed:
     """The mask of a given order, encoder, prompting decoder, the loss over all tokens, every gradient."""
     images, order, config = item.input("images"), item.input("ids_shuffle"), item.config
-    method = CMTMAEConfig(
+    method = MILANConfig(
         encoder=networks.encoder_config(config, images),
         decoder=networks.decoder_config(config),
-        decoder_form="prompting",
         masker=milan_masker(config["mask_ratio"]),
-        mixing=Mixing(teacher_weight=1.0),
-        normalise="l2",
-        distance=Distance("unit_l2"),
-        positions="all",
-        predict_class=True,
     )
     teacher = GivenTeacher(item.input("teacher_tokens"), method.encoder.grid, item.input("teacher_attention"))
     model = method.build(1, teacher).double()
-    model.record = None  # of a run; the item is one step
     networks.fill(model, item.weights(), official_name, item.name)
 
     ids_restore = order.argsort(dim=1)
@@ -83,7 +74,7 @@ def sampling(item: Item) -> Computed:
         weights = item.input(f"importance_{index}").expand(DRAWS, -1)
         generator, count = torch.Generator().manual_seed(index), weights.shape[1]
         masker = milan_masker(setting["mask_ratio"])
-        visible = (~masker(DRAWS, (1, count), generator, 0.0, weights).masked).double()
+        visible = (~masker(DRAWS, (1, count), generator, weights).masked).double()
         first = F.one_hot(draw_order(weights, 0.0, generator).argmax(dim=1), count).double().mean(dim=0)
         ours = {
             f"visible_probability_{index}": (visible.mean(dim=0), official_draws),
@@ -114,7 +105,7 @@ def attmask(item: Item) -> Computed:
     settings = []
     for ratio in item.config["ratios"]:
         for name, masker in (("high", attmask_high(ratio)), ("low", attmask_low(ratio))):
-            outputs[f"attmask_{name}_{ratio}"] = masker(len(attention), grid, generator, 0.0, attention).masked
+            outputs[f"attmask_{name}_{ratio}"] = masker(len(attention), grid, generator, attention).masked
         settings.append({"ratio": ratio, "masked": masker.num_masked(grid)})
     numbers: dict[str, Any] = {"settings": settings}
     deviations: dict[str, float] = {}
@@ -122,7 +113,7 @@ def attmask(item: Item) -> Computed:
     if want is not None:
         stated, hint = item.numbers["hint"], _hint(item.config["hint"])
         masked, shown, among = hint.counts(grid)
-        drawn = [hint(DRAWS, grid, generator, 0.0, row.expand(DRAWS, -1)).masked.double() for row in attention]
+        drawn = [hint(DRAWS, grid, generator, row.expand(DRAWS, -1)).masked.double() for row in attention]
         shares = torch.stack([each.mean(dim=0) for each in drawn])
         numbers["hint"] = {**stated, "masked_top": masked, "candidate_top": among, "revealed": shown}
         kept = int(drawn[0][0].sum()) == stated["masked_top"] - stated["revealed"]

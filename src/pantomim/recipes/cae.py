@@ -1,36 +1,25 @@
-"""Recipes of CAE: the authors' for ImageNet-1K, with 75 and with 98 hidden patches, ours for small images and any data.
+"""Recipes of CAE, with 75 and with 98 masked patches.
 
 Paper: Chen et al., *Context Autoencoder for Self-Supervised Representation Learning*, arXiv:2202.03026; the numbers are
 those of the authors' PyTorch release (`scripts/cae_base_800e.sh`, `scripts/cae_large_1600e.sh`, and where these are
-silent `run_pretraining.py`), and for 75 hidden patches of their PaddlePaddle release.
+silent `run_pretraining.py`), and for 75 masked patches of their PaddlePaddle release.
 """
 
 from dataclasses import replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain
-from pantomim.data.dataset import Facts
-from pantomim.data.stats import Stats
 from pantomim.data.transforms import Crop
-from pantomim.methods.cae import CAEConfig, Size, preset
-from pantomim.methods.mae import MAEConfig
-from pantomim.nn.decoder import LatentDecoderConfig
-from pantomim.nn.regressor import RegressorConfig
-from pantomim.nn.vit import EncoderConfig
-from pantomim.recipes.mae import (
-    choose_batch_size,
-    choose_encoder,
-    mae_micro_cifar10,
-    mae_tiny_cifar10,
-    nearest_size,
-)
-from pantomim.recipes.recipe import Recipe
+from pantomim.methods.cae import Size, preset
+from pantomim.recipes.recipe import ON_CIFAR10, Family, with_parts
+from pantomim.recipes.scale import Scale, scale
 
 
-def _in1k(recipe: str, size: Size, num_masked: Literal[75, 98]) -> Pretrain:
+def in1k(size: Size, num_masked: Literal[75, 98]) -> Pretrain:
     """The authors' scripts, field by field; `preset` has those of the networks and masks."""
     return Pretrain(
-        recipe=recipe,
+        recipe="cae",
         data=DataConfig(crop=Crop(scale=(0.08, 1.0), flip=True)),  # datasets.py: torchvision's range, no colour jitter
         method=preset(size, num_masked),
         optim=OptimConfig(
@@ -49,162 +38,39 @@ def _in1k(recipe: str, size: Size, num_masked: Literal[75, 98]) -> Pretrain:
     )
 
 
-def cae_vit_small_in1k() -> Pretrain:
-    """CAE, ViT-S/16, 75 hidden patches, ImageNet-1K, 800 epochs.
-
-    pantomim pretrain cae_vit_small_in1k --data /path/to/imagenet --tokenizer dalle:encoder.pkl --out runs/cae_s
-    """
-    return _in1k("cae_vit_small_in1k", "small", 75)
-
-
-def cae_vit_base_in1k() -> Pretrain:
-    """CAE, ViT-B/16, 75 hidden patches, ImageNet-1K, 800 epochs.
-
-    pantomim pretrain cae_vit_base_in1k --data /path/to/imagenet --tokenizer dalle:encoder.pkl --out runs/cae_b
-    """
-    return _in1k("cae_vit_base_in1k", "base", 75)
+def rescale(paper: Pretrain, to: Scale) -> Pretrain:
+    """Regressor and decoder follow the encoder: shallow beside a shallow one, with its layer scale."""
+    run = scale(paper, to)
+    method: Any = run.method
+    stack = {"depth": 1 if method.encoder.depth < 12 else 4, "layer_scale": method.encoder.layer_scale}
+    regressor, decoder = replace(method.regressor, **stack), replace(method.decoder, **stack)
+    return with_parts(run, regressor=regressor, decoder=decoder)
 
 
-def cae_vit_large_in1k() -> Pretrain:
-    """CAE, ViT-L/16, 75 hidden patches, ImageNet-1K, 800 epochs.
-
-    pantomim pretrain cae_vit_large_in1k --data /path/to/imagenet --tokenizer dalle:encoder.pkl --out runs/cae_l
-    """
-    return _in1k("cae_vit_large_in1k", "large", 75)
-
-
-def cae_98_vit_small_in1k() -> Pretrain:
-    """CAE, ViT-S/16, 98 hidden patches, ImageNet-1K, 1600 epochs.
-
-    pantomim pretrain cae_98_vit_small_in1k --data /path/to/imagenet --tokenizer dalle:encoder.pkl --out runs/cae_s
-    """
-    return _in1k("cae_98_vit_small_in1k", "small", 98)
-
-
-def cae_98_vit_base_in1k() -> Pretrain:
-    """CAE, ViT-B/16, 98 hidden patches as in the published checkpoints, ImageNet-1K, 1600 epochs.
-
-    pantomim pretrain cae_98_vit_base_in1k --data /path/to/imagenet --tokenizer dalle:encoder.pkl --out runs/cae_b
-    """
-    return _in1k("cae_98_vit_base_in1k", "base", 98)
-
-
-def cae_98_vit_large_in1k() -> Pretrain:
-    """CAE, ViT-L/16, 98 hidden patches as in the published checkpoints, ImageNet-1K, 1600 epochs.
-
-    pantomim pretrain cae_98_vit_large_in1k --data /path/to/imagenet --tokenizer dalle:encoder.pkl --out runs/cae_l
-    """
-    return _in1k("cae_98_vit_large_in1k", "large", 98)
-
-
-def as_cae(encoder: EncoderConfig) -> EncoderConfig:
-    """An encoder of the same sizes with CAE's positions, biases, scales and first values; no stochastic depth."""
-    large = encoder.depth > 12
-    return replace(
-        encoder,
-        position="sincos_rows_first",
-        attention_bias="qv",
-        layer_scale=1e-5 if large else 0.1,
-        initialisation="beit" if large else "cae",
-    )
-
-
-def _around(encoder: EncoderConfig, depth: int) -> CAEConfig:
-    """Regressor and decoder as wide as the encoder and as deep as said, with its scales."""
-    return CAEConfig(
-        encoder=encoder,
-        regressor=RegressorConfig(depth=depth, layer_scale=encoder.layer_scale),
-        decoder=LatentDecoderConfig(depth=depth, layer_scale=encoder.layer_scale),
-    )
-
-
-def _beside(base: Pretrain, recipe: str, depth: int) -> Pretrain:
-    """CAE with the data, sizes, rates and length of one of MAE's small recipes."""
-    assert isinstance(base.method, MAEConfig), "MAE's recipes are MAE"
-    return replace(base, recipe=recipe, method=_around(as_cae(base.method.encoder), depth))
-
-
-def cae_tiny_cifar10() -> Pretrain:
-    """CAE, ViT-Ti/4, CIFAR-10's 50,000 images of 32x32, 400 epochs; for one GPU.
-
-    pantomim pretrain cae_tiny_cifar10 --data cifar10.zip --tokenizer runs/tokenizer --out runs/cae_tiny
-    """
-    return _beside(mae_tiny_cifar10(), "cae_tiny_cifar10", 4)
-
-
-def cae_micro_cifar10() -> Pretrain:
-    """CAE, micro with patches of 4x4, on 10,000 images of CIFAR-10; for two CPU cores.
-
-    pantomim pretrain cae_micro_cifar10 --data cifar10.zip --tokenizer runs/tokenizer --out runs/cae_micro
-    """
-    return _beside(mae_micro_cifar10(), "cae_micro_cifar10", 1)
-
-
-_SMALL = "data, sizes of the encoder, rates and length are those of MAE's recipe of this size"
-_UNSTATED = "the authors state no recipe of ViT-S: all but its sizes is ViT-B's"
-_75 = "warm-up: 20 of 800 epochs as in the authors' PyTorch release; their PaddlePaddle release has 10"
 _UNMEASURED = "not measured by us; the authors give none"
+_SMALL = "the authors state no recipe of ViT-S: all but its sizes is ViT-B's"
+_75 = "warm-up: 20 of 800 epochs as in the authors' PyTorch release; their PaddlePaddle release has 10"
 
-RECIPES = (
-    Recipe(cae_vit_small_in1k, _UNMEASURED, "not published", cae_vit_small_in1k, (_UNSTATED, _75)),
-    Recipe(cae_vit_base_in1k, _UNMEASURED, "not published for 75 hidden patches", cae_vit_base_in1k, (_75,)),
-    Recipe(
-        cae_vit_large_in1k,
-        _UNMEASURED,
-        "not published for 75 hidden patches",
-        cae_vit_large_in1k,
-        (_75,),
-    ),
-    Recipe(cae_98_vit_small_in1k, _UNMEASURED, "not published", cae_98_vit_small_in1k, (_UNSTATED,)),
-    Recipe(
-        cae_98_vit_base_in1k,
-        cost=_UNMEASURED,
-        expected="83.9 fine-tuned, 77.2 attentive, 70.3 linear (the authors' README)",
-        paper=cae_98_vit_base_in1k,
-    ),
-    Recipe(
-        cae_98_vit_large_in1k,
-        cost=_UNMEASURED,
-        expected="86.2 fine-tuned, 81.2 attentive, 77.8 linear (the authors' README)",
-        paper=cae_98_vit_large_in1k,
-    ),
-    Recipe(cae_micro_cifar10, "not measured yet", "not measured yet", cae_vit_base_in1k, (_SMALL,)),
-    Recipe(cae_tiny_cifar10, "not measured yet", "not measured yet", cae_vit_base_in1k, (_SMALL,)),
+CAE = Family(
+    "cae",
+    "CAE, 75 masked patches",
+    partial(in1k, num_masked=75),
+    {
+        "small": (_UNMEASURED, "not published", _SMALL, _75),
+        "base": (_UNMEASURED, "not published for 75 masked patches", _75),
+        "large": (_UNMEASURED, "not published for 75 masked patches", _75),
+    },
+    small=ON_CIFAR10,
+    rescale=rescale,
+    bare="cae",
 )
-
-
-def cae(size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = None) -> Pretrain:
-    """CAE for any images: `--size` and the data decide the rest; the numbers below small are ours, not the paper's.
-
-    pantomim pretrain cae --data my_photos/ --tokenizer runs/tokenizer --out runs/photos
-
-    Args:
-        size: Name of the encoder's sizes.
-        facts: Size, channels and number of the images.
-        stats: Their mean and deviation.
-        start: Encoder to go on from: all but its image size is kept.
-    """
-    chosen = choose_encoder(size, facts, stats, start)
-    encoder = chosen if start is not None else as_cae(chosen)
-    paper = cae_paper(encoder.width)
-    return replace(
-        paper,
-        recipe="cae",
-        data=DataConfig(),
-        method=_around(encoder, 1 if encoder.depth < 12 else 4),
-        optim=replace(
-            paper.optim,
-            base_lr=paper.optim.base_lr if encoder.width >= 768 else 6e-4,
-            warmup=Duration(epochs=20),
-        ),
-        batch_size=choose_batch_size(facts),
-        duration=Duration(epochs=400),
-    )
-
-
-def cae_paper(width: int) -> Pretrain:
-    """The recipe nearest to an encoder's width, with 75 hidden patches: what `explain` compares with."""
-    name = nearest_size(width)
-    if name in ("large", "huge"):
-        return cae_vit_large_in1k()
-    return cae_vit_base_in1k() if name == "base" else cae_vit_small_in1k()
+CAE_98 = Family(
+    "cae_98",
+    "CAE, 98 masked patches as in the published checkpoints",
+    partial(in1k, num_masked=98),
+    {
+        "small": (_UNMEASURED, "not published", _SMALL),
+        "base": (_UNMEASURED, "83.9 fine-tuned, 77.2 attentive, 70.3 linear (the authors' README)"),
+        "large": (_UNMEASURED, "86.2 fine-tuned, 81.2 attentive, 77.8 linear (the authors' README)"),
+    },
+)

@@ -1,4 +1,4 @@
-"""Recipes whose target is what CLIP says of each patch: EVA's way with mask tokens, and MAE's way without.
+"""Recipes whose target is CLIP's feature of each patch: EVA's way with mask tokens, and MAE's way without.
 
 Paper: Fang et al. 2023, *EVA*, arXiv:2211.07636. The numbers of the first are those of its code
 (github.com/baaivision/EVA, `EVA-01/eva`), those of the second are open-mmlab/mmpretrain's (`configs/eva`).
@@ -10,24 +10,23 @@ from pantomim.masking.block import BlockMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.mae import MAEConfig
-from pantomim.nn.decoder import DecoderConfig
-from pantomim.nn.vit import EncoderConfig
-from pantomim.recipes.recipe import Recipe
+from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
+from pantomim.recipes.recipe import Family
+from pantomim.recipes.scale import DECODER_SIZES
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.teachers.choice import TeacherConfig
 
 
-def clip_mim_vit_base_in1k() -> Pretrain:
-    """CLIP's features behind mask tokens as in EVA, ViT-B/16, ImageNet-1K, 150 epochs.
-
-    pantomim pretrain clip_mim_vit_base_in1k --data /path/to/imagenet --teacher clip:ViT-B-16.pt --out runs/clip_mim_b
-    """
+def mim_in1k(size: str) -> Pretrain:
+    """EVA's code, field by field, where it says nothing of sizes; block masks and mask tokens."""
     return Pretrain(
-        recipe="clip_mim_vit_base_in1k",
+        recipe="clip_mim",
         data=DataConfig(crop=Crop(scale=(0.2, 1.0), flip=True)),
         method=BEiTConfig(
-            encoder=EncoderConfig(position="learned", initialisation="beit", attention_bias="qv", drop_path=0.1),
+            encoder=EncoderConfig(
+                position="learned", initialisation="beit", attention_bias="qv", drop_path=0.1, **ENCODER_SIZES[size]
+            ),
             masker=BlockMasker(ratio=105 / 256, exact=False),  # 105 of EVA's 256
             target=FeatureTargetConfig(  # every token after ln_post and projection, as the cosine alone sees it
                 teacher=TeacherConfig(output="projection"), normalise="none", distance=Distance("cosine")
@@ -50,16 +49,14 @@ def clip_mim_vit_base_in1k() -> Pretrain:
     )
 
 
-def clip_mae_vit_base_in1k() -> Pretrain:
-    """CLIP's features predicted by MAE's decoder, ViT-B/16, ImageNet-1K, 400 epochs.
-
-    pantomim pretrain clip_mae_vit_base_in1k --data /path/to/imagenet --teacher clip:ViT-B-16.pt --out runs/clip_mae_b
-    """
+def mae_in1k(size: str) -> Pretrain:
+    """Port: mmpretrain's `eva-mae-style_vit-base-p16_16xb256-coslr-400e_in1k`, field by field."""
     return Pretrain(
-        recipe="clip_mae_vit_base_in1k",
+        recipe="clip_mae",
         data=DataConfig(crop=Crop(scale=(0.2, 1.0), flip=True)),
         method=MAEConfig(
-            decoder=DecoderConfig(width=512, depth=8),
+            encoder=EncoderConfig(**ENCODER_SIZES[size]),
+            decoder=DECODER_SIZES[size],
             masker=RandomMasker(ratio=0.75),
             target=FeatureTargetConfig(
                 teacher=TeacherConfig(output="projection", statistics="student"),  # ImageNet's for both
@@ -68,35 +65,42 @@ def clip_mae_vit_base_in1k() -> Pretrain:
             ),
         ),
         optim=OptimConfig(
-            base_lr=2.4e-3 * 256 / 4096, warmup=Duration(epochs=40), weight_decay=0.05, betas=(0.9, 0.95)
+            base_lr=2.4e-3 * 256 / 4096,
+            start_lr=2.4e-7,  # LinearLR: start_factor=1e-4
+            warmup=Duration(epochs=40),
+            weight_decay=0.05,
+            schedule="beit",  # mmengine's LinearLR has the peak in the warm-up's last step
+            decay_tokens=False,  # decay_mult 0 of class and mask token
+            betas=(0.9, 0.95),
         ),
         batch_size=4096,
         duration=Duration(epochs=400),
     )
 
 
-_FACTOR = "loss: 1 - cosine"
-_TEACHER = "teacher: none by default; --teacher clip:FILE, open_clip:NAME or hf:NAME gives CLIP's ViT-B/16"
+_TEACHER = "teacher: none by default; clip:FILE, open_clip:NAME or hf:NAME gives CLIP's ViT-B/16"
 
-RECIPES = (
-    Recipe(
-        clip_mim_vit_base_in1k,
-        cost="not measured by us; the authors have no ViT-B",
-        expected="not published for ViT-B",
-        paper=clip_mim_vit_base_in1k,
-        notes=(
-            _TEACHER,
-            f"{_FACTOR}, where EVA's is - cosine: the same gradients",
-            "student's mean and deviation: ImageNet's, where EVA has CLIP's for student and teacher",
-            "sizes: EVA's is ViT-g/14 on 30 million images, taught by CLIP's ViT-L/14; rates, masks and length are its",
-            "positions, biases, first values and decay of tokens: not stated, ours",
-        ),
+CLIP_MIM = Family(
+    "clip_mim",
+    "CLIP's features behind mask tokens as in EVA",
+    mim_in1k,
+    {"base": ("not measured by us; the authors have no ViT-B", "not published for ViT-B")},
+    notes=(
+        _TEACHER,
+        "loss: 1 - cosine, where EVA's is - cosine: the same gradients",
+        "student's mean and std: ImageNet's, where EVA has CLIP's for student and teacher",
+        "sizes: EVA's is ViT-g/14 on 30 million images, with CLIP's ViT-L/14 as teacher; rates, masks and length are "
+        "its",
+        "positions, biases, initial weights and decay of tokens: not stated, ours",
     ),
-    Recipe(
-        clip_mae_vit_base_in1k,
-        cost="not measured by us; mmpretrain gives none",
-        expected="83.7 fine-tuned, 69.0 linear (mmpretrain's port)",
-        paper=clip_mae_vit_base_in1k,
-        notes=(_TEACHER, f"{_FACTOR}, where mmpretrain's is 2 - 2 cosine: half the gradients, which AdamW scales away"),
+)
+CLIP_MAE = Family(
+    "clip_mae",
+    "CLIP's features predicted by MAE's decoder",
+    mae_in1k,
+    {"base": ("not measured by us; mmpretrain gives none", "83.7 fine-tuned, 69.0 linear (mmpretrain's port)")},
+    notes=(
+        _TEACHER,
+        "loss: 1 - cosine, where mmpretrain's is 2 - 2 cosine: half the gradients, which AdamW scales away",
     ),
 )

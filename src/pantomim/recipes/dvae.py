@@ -1,7 +1,7 @@
-"""Recipes of discrete auto-encoders as tokenizers: for small images, and for any data.
+"""Recipes of discrete auto-encoders as tokenizers.
 
-Paper: Ramesh et al. 2021, *Zero-Shot Text-to-Image Generation*, arXiv:2102.12092, appendix A.2, which is
-`dvae_paper`. The small recipes are ours: the same networks, narrower, with shorter schedules.
+Paper: Ramesh et al. 2021, *Zero-Shot Text-to-Image Generation*, arXiv:2102.12092, appendix A.2. The small recipes are
+ours: the same networks, narrower, with shorter schedules.
 """
 
 from collections.abc import Collection
@@ -12,7 +12,8 @@ from pantomim.data.dataset import Facts
 from pantomim.data.transforms import Crop
 from pantomim.methods.dvae import Annealing, DVAEConfig
 from pantomim.nn.dvae import DVAESizes
-from pantomim.recipes.recipe import Recipe
+from pantomim.recipes.recipe import Family, Recipe
+from pantomim.recipes.scale import Scale, choose_image_size, choose_patch
 
 # Channels of the narrowest group, channels that the codes are projected to, blocks a group; "paper": as published.
 TOKENIZER_SIZES: dict[str, dict[str, int]] = {
@@ -23,12 +24,12 @@ TOKENIZER_SIZES: dict[str, dict[str, int]] = {
 }
 MAX_SIDE = 128  # larger images are cut to LARGE_SIDE: what the tokenizer sees behind a ViT-B/16 at 224 x 224
 LARGE_SIDE = 112
-DEFAULT_SIZE = "small"
+STRIDES = (8, 4)  # pixels a code, where these give eight codes a side; else 2
 SHORT_RUN = 5_000  # steps: below, weights are averaged over fewer of them
 
 
 def dvae_paper() -> Pretrain:
-    """The published tokenizer: 8,192 codes, stride 8, 3,000,000 steps of 512 images of 256 x 256.
+    """The published tokenizer: 8,192 codes, stride 8, 3,000,000 steps of 512 images of 256 x 256 (appendix A.2).
 
     Deviation: crops are random resized ones; the paper's are random squares of a side near the whole image's. The rate
         goes on falling until the end; the paper's is constant from step 1,200,000 on.
@@ -36,26 +37,28 @@ def dvae_paper() -> Pretrain:
     return Pretrain(
         recipe="dvae_paper",
         data=DataConfig(crop=Crop(flip=True)),
-        method=DVAEConfig(),  # appendix A.2
+        method=DVAEConfig(),
         optim=OptimConfig(
-            base_lr=1e-4 * 256 / 512,
+            base_lr=1e-4 * 256 / 512,  # 1e-4 ...
             min_lr=1.25e-6,
             warmup=Duration(steps=0),
             weight_decay=1e-4,
             betas=(0.9, 0.999),
             clip_norm=None,
         ),
-        batch_size=512,
+        batch_size=512,  # ... at 8 images on each of 64 GPUs
         duration=Duration(steps=3_000_000),
     )
 
 
-def _ours(recipe: str, method: DVAEConfig, *, batch_size: int, steps: int, lr: float, images: int | None) -> Pretrain:
+def _ours(
+    method: DVAEConfig, *, batch_size: int, steps: int, lr: float, images: int | None = None, momentum: float = 0.999
+) -> Pretrain:
     """What all recipes of ours have in common: AdamW without warm-up, clipped; schedules of the run's length."""
     return Pretrain(
-        recipe=recipe,
+        recipe="dvae",
         data=DataConfig(images=images, crop=Crop(scale=(0.4, 1.0), flip=True)),
-        method=method,
+        method=replace(method.annealed_over(steps), momentum=momentum),
         optim=OptimConfig(
             base_lr=lr * 256 / batch_size,
             min_lr=1e-6,
@@ -69,97 +72,50 @@ def _ours(recipe: str, method: DVAEConfig, *, batch_size: int, steps: int, lr: f
     )
 
 
-def dvae_micro_cifar10() -> Pretrain:
-    """Discrete auto-encoder, 16 channels, 512 codes of 4x4 pixels, on 10,000 images of CIFAR-10; for two CPU cores.
+def _micro() -> Pretrain:
+    """A KL weight of 1, not the paper's 6.6, and a rate of 2e-3.
 
-    pantomim tokenizer train dvae_micro_cifar10 --data cifar10.zip --out runs/tokenizer
-
-    A KL weight of 1, not the paper's 6.6, and a rate of 2e-3: tried against a rate of 3e-3 over half as many steps (60
-    codes used, mean squared error 0.0130); nothing else was tried.
+    Tried against a rate of 3e-3 over half as many steps (60 codes used, mean squared error 0.0130); nothing else was.
     """
     sizes = DVAESizes(vocabulary=512, stride=4, **TOKENIZER_SIZES["micro"])
-    kl_weight = Annealing(0.0, 1.0, 1)
-    method = DVAEConfig(sizes=sizes, image_size=(32, 32), kl_weight=kl_weight, momentum=0.99).annealed_over(3000)
-    return _ours("dvae_micro_cifar10", method, batch_size=16, steps=3000, lr=2e-3, images=10_000)
+    method = DVAEConfig(sizes=sizes, image_size=(32, 32), kl_weight=Annealing(0.0, 1.0, 1))
+    return _ours(method, batch_size=16, steps=3000, lr=2e-3, images=10_000, momentum=0.99)
 
 
-def dvae_small_cifar10() -> Pretrain:
-    """Discrete auto-encoder, 64 channels, 1,024 codes of 4x4 pixels, on CIFAR-10's 50,000 images; for one GPU.
-
-    pantomim tokenizer train dvae_small_cifar10 --data cifar10.zip --out runs/tokenizer
-    """
+def _small() -> Pretrain:
     sizes = DVAESizes(vocabulary=1024, stride=4, **TOKENIZER_SIZES["small"])
-    method = DVAEConfig(sizes=sizes, image_size=(32, 32)).annealed_over(20_000)
-    return _ours("dvae_small_cifar10", method, batch_size=128, steps=20_000, lr=3e-4, images=None)
+    return _ours(DVAEConfig(sizes=sizes, image_size=(32, 32)), batch_size=128, steps=20_000, lr=3e-4)
 
 
-RECIPES = (
-    Recipe(
-        dvae_micro_cifar10,
-        cost="about 9 minutes of one core (26 on a machine shared with eight others)",
-        expected="mean squared error 0.0098 from ids (cells' means: 0.0112), 100 codes used, perplexity 54; one run",
-        paper=dvae_paper,
-    ),
-    Recipe(dvae_small_cifar10, cost="not measured yet", expected="not measured yet", paper=dvae_paper),
-)
+def rescale(paper: Pretrain, to: Scale) -> Pretrain:
+    """The networks of a size for any images.
 
-
-def choose_stride(image_size: tuple[int, int]) -> int:
-    """The largest of 8, 4 and 2 pixels a code that gives at least 8 codes a side; 2 for very small images.
+    `micro` has rate, batch size, KL weight and most steps of `dvae_micro_cifar10`, the only one that was measured. The
+    KL weight of `small` is that one's too, 1; those of `base` and `paper` are the paper's, 6.6. Nothing was tuned.
 
     Raises:
-        ValueError: if a side is smaller than two pixels.
+        ValueError: if pixels have no range, which the density of the loss needs, or images are too small.
     """
-    if min(image_size) < 2:
-        raise ValueError(
-            f"image_size must be at least 2x2, the smallest stride; got {image_size[0]}x{image_size[1]}. "
-            f"Give larger images."
-        )
-    return next((stride for stride in (8, 4) if min(image_size) // stride >= 8), 2)
+    check_range(to.facts)
+    micro, num_images = to.size == "micro", to.facts.num_images
+    image_size = choose_image_size(to.facts, MAX_SIDE, LARGE_SIDE, STRIDES)
+    sizes = DVAESizes(
+        to.facts.channels,
+        choose_vocabulary(num_images),
+        stride=choose_patch(image_size, STRIDES),
+        **TOKENIZER_SIZES[to.size],
+    )
+    kl_weight = Annealing(0.0, 1.0 if to.size in ("micro", "small") else 6.6, 1)
+    batch_size = replace(to, most=16 if micro else 64).batch_size
+    # A hundred passes over the images, but neither very few steps nor more than were tried; not tuned.
+    steps = min(max(100 * num_images // batch_size, 1_000), 3_000 if micro else 20_000)
+    method = DVAEConfig(sizes=sizes, image_size=image_size, kl_weight=kl_weight)
+    return _ours(method, batch_size=batch_size, steps=steps, lr=2e-3 if micro else 3e-4)
 
 
 def choose_vocabulary(num_images: int) -> int:
     """512 codes for small sets, 2,048 from 100,000 images on, the published 8,192 from a million on."""
     return 8192 if num_images >= 1_000_000 else 2048 if num_images >= 100_000 else 512
-
-
-def choose_steps(size: str, num_images: int, batch_size: int) -> int:
-    """A hundred passes over the images, but at least 1,000 steps and at most 20,000, or 3,000 for micro; not tuned."""
-    most = 3_000 if size == "micro" else 20_000
-    return min(max(100 * num_images // batch_size, 1_000), most)
-
-
-def dvae(size: str, facts: Facts) -> Pretrain:
-    """A discrete auto-encoder for any images: `--size` and the data decide the rest; the numbers are ours.
-
-    pantomim tokenizer train --data my_photos/ --out runs/tokenizer
-
-    `micro` has rate, batch size, KL weight and most steps of `dvae_micro_cifar10`, the only one that was measured. The
-    KL weight of `small` is that one's too, 1; those of `base` and `paper` are the paper's, 6.6. Nothing was tuned.
-
-    Args:
-        size: Name of the networks' sizes.
-        facts: Size, channels and number of the images.
-
-    Raises:
-        ValueError: if pixels have no range, which the density of the loss needs, or images are too small.
-    """
-    if size not in TOKENIZER_SIZES:
-        raise ValueError(f"--size must be one of {', '.join(TOKENIZER_SIZES)} for dvae; got {size}.")
-    check_range(facts)
-    height, width = facts.size or (0, 0)
-    if facts.size is None or max(height, width) > MAX_SIDE:
-        height = width = min(facts.median_shorter_side, LARGE_SIDE)
-    stride = choose_stride((height, width))
-    image_size = (height // stride * stride, width // stride * stride)
-    sizes = DVAESizes(facts.channels, choose_vocabulary(facts.num_images), stride=stride, **TOKENIZER_SIZES[size])
-    batch_size = 16 if size == "micro" else 64
-    while batch_size > max(facts.num_images, 8):
-        batch_size //= 2
-    steps = choose_steps(size, facts.num_images, batch_size)
-    kl_weight = Annealing(0.0, 1.0 if size in ("micro", "small") else 6.6, 1)
-    method = DVAEConfig(sizes=sizes, image_size=image_size, kl_weight=kl_weight).annealed_over(steps)
-    return _ours("dvae", method, batch_size=batch_size, steps=steps, lr=2e-3 if size == "micro" else 3e-4, images=None)
 
 
 def check_range(facts: Facts) -> None:
@@ -171,7 +127,7 @@ def check_range(facts: Facts) -> None:
     if facts.dtype not in ("uint8", "uint16"):
         raise ValueError(
             f"images must be uint8 or uint16 for a discrete auto-encoder, whose density lies within [0, 1]; got "
-            f"{facts.dtype}. Convert them, or use --tokenizer random-projection, which takes any."
+            f"{facts.dtype}. Convert them, or use the tokenizer random-projection, which takes any."
         )
 
 
@@ -192,3 +148,35 @@ def fitted(config: Pretrain, num_images: int, given: Collection[str] = ()) -> Pr
     names = ("temperature", "kl_weight", "momentum")
     kept = {name for name in names if any(f"{item}.".startswith(f"method.{name}.") for item in given)}
     return replace(config, method=replace(whole, **{name: getattr(method, name) for name in kept}))
+
+
+DVAE = Family(
+    "dvae",
+    "Discrete auto-encoder",
+    dvae_paper,
+    {},
+    others=(
+        Recipe(
+            "dvae_micro_cifar10",
+            "Discrete auto-encoder, 16 channels, 512 codes of 4x4 pixels, on 10,000 images of CIFAR-10; for two CPU "
+            "cores.",
+            _micro,
+            "about 9 minutes of one core (26 on a machine shared with eight others)",
+            "mean squared error 0.0098 from ids (cells' means: 0.0112), 100 codes used, perplexity 54; one run",
+            dvae_paper,
+        ),
+        Recipe(
+            "dvae_small_cifar10",
+            "Discrete auto-encoder, 64 channels, 1,024 codes of 4x4 pixels, on CIFAR-10's 50,000 images; for one GPU.",
+            _small,
+            "not measured yet",
+            "not measured yet",
+            dvae_paper,
+        ),
+    ),
+    rescale=rescale,
+    bare="dvae",
+    sizes=tuple(TOKENIZER_SIZES),
+    default_size="small",
+    tokenizer=True,
+)

@@ -1,44 +1,35 @@
-"""Recipes of SimMIM: the pixels of coarse hidden cells, predicted by one linear layer.
+"""Recipes of SimMIM: the pixels of coarse masked cells, predicted by one linear layer.
 
 Paper: Xie et al. 2022, *SimMIM: a Simple Framework for Masked Image Modeling*, arXiv:2111.09886; the numbers are those
 of the authors' code (github.com/microsoft/SimMIM, `configs/vit_base__800ep`, `config.py`).
 """
 
 from dataclasses import replace
+from typing import Any, Literal
 
 from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain
-from pantomim.data.dataset import Facts
-from pantomim.data.stats import Stats
 from pantomim.data.transforms import Crop
 from pantomim.masking.grid import GridMasker
 from pantomim.methods.beit import BEiTConfig, beit_encoder
-from pantomim.nn.vit import EncoderConfig
-from pantomim.recipes.beit import as_beit
-from pantomim.recipes.mae import choose_batch_size, choose_encoder
-from pantomim.recipes.recipe import Recipe
+from pantomim.recipes.recipe import Family, with_parts
+from pantomim.recipes.scale import Scale, scale
 from pantomim.targets.distance import Distance
 from pantomim.targets.pixels import PixelTargetConfig
 
 
-def _around(encoder: EncoderConfig) -> BEiTConfig:
-    """SimMIM is BEiT with other masks, another target and a head that begins as torch's layers do."""
-    return BEiTConfig(
-        encoder=encoder,
-        masker=GridMasker(ratio=0.6, cell=2),  # data_simmim.py: cells of 32 pixels
-        target=PixelTargetConfig(normalise="none", distance=Distance("l1")),  # simmim.py
-        initialise_head=False,  # simmim.py
-    )
-
-
-def simmim_vit_base_in1k() -> Pretrain:
-    """SimMIM, ViT-B/16, ImageNet-1K, 800 epochs.
-
-    pantomim pretrain simmim_vit_base_in1k --data /path/to/imagenet --out runs/simmim_b
-    """
+def in1k(size: Literal["base"]) -> Pretrain:
+    """The authors' configs, field by field: BEiT with other masks and another target."""
     return Pretrain(
-        recipe="simmim_vit_base_in1k",
-        data=DataConfig(crop=Crop(scale=(0.67, 1.0), flip=True)),  # data_simmim.py
-        method=_around(beit_encoder("base", drop_path=0.1)),
+        recipe="simmim",
+        data=DataConfig(
+            crop=Crop(scale=(0.67, 1.0), interpolation="bilinear")
+        ),  # data_simmim.py; torchvision's default
+        method=BEiTConfig(
+            encoder=beit_encoder(size, drop_path=0.1),
+            masker=GridMasker(ratio=0.6, cell=2),  # data_simmim.py: cells of 32 pixels
+            target=PixelTargetConfig(normalise="none", distance=Distance("l1")),  # simmim.py
+            initialise_head=False,  # simmim.py: the head begins as torch's layers do
+        ),
         optim=OptimConfig(
             base_lr=1e-4 / 2,  # config.py: 1e-4 per 512 images
             min_lr=4e-5,  # a tenth of 4e-4
@@ -57,52 +48,27 @@ def simmim_vit_base_in1k() -> Pretrain:
     )
 
 
-RECIPES = (
-    Recipe(
-        simmim_vit_base_in1k,
-        cost="not measured by us; the authors give none",
-        expected="83.8 fine-tuned (the authors' README)",
-        paper=simmim_vit_base_in1k,
-        notes=(
+def rescale(paper: Pretrain, to: Scale) -> Pretrain:
+    """The last rate is a tenth of the batch's own, the first 0; deep encoders have BEiT's layer scale of ViT-L."""
+    method: Any = paper.method
+    if to.encoder.depth > 12:
+        paper = with_parts(paper, encoder=replace(method.encoder, layer_scale=1e-5))
+    run = scale(paper, to)
+    tenth = run.optim.base_lr * run.batch_size / 256 / 10
+    return replace(run, optim=replace(run.optim, min_lr=tenth, start_lr=0.0))
+
+
+SIMMIM = Family(
+    "simmim",
+    "SimMIM",
+    in1k,
+    {
+        "base": (
+            "not measured by us; the authors give none",
+            "83.8 fine-tuned (the authors' README)",
             "batch size: not stated for ViT; 2048 is that of the authors' Swin example",
-            "resizing: bicubic, where the authors leave torchvision's default, bilinear",
         ),
-    ),
+    },
+    rescale=rescale,
+    bare="simmim",
 )
-
-
-def simmim(size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = None) -> Pretrain:
-    """SimMIM for any images: `--size` and the data decide the rest; the numbers below base are ours.
-
-    pantomim pretrain simmim --data my_photos/ --out runs/photos
-
-    Args:
-        size: Name of the encoder's sizes.
-        facts: Size, channels and number of the images.
-        stats: Their mean and deviation.
-        start: Encoder to go on from: all but its image size is kept.
-    """
-    chosen = choose_encoder(size, facts, stats, start)
-    encoder = chosen if start is not None else as_beit(chosen)
-    paper, batch_size = simmim_vit_base_in1k(), choose_batch_size(facts)
-    base_lr = paper.optim.base_lr if encoder.width >= 768 else 6e-4
-    return replace(
-        paper,
-        recipe="simmim",
-        data=DataConfig(),
-        method=_around(encoder),
-        optim=replace(
-            paper.optim,
-            base_lr=base_lr,
-            min_lr=base_lr * batch_size / 256 / 10,  # a tenth
-            start_lr=0.0,
-            warmup=Duration(epochs=20),
-        ),
-        batch_size=batch_size,
-        duration=Duration(epochs=400),
-    )
-
-
-def simmim_paper(width: int) -> Pretrain:
-    """The recipe that `explain` compares with, whatever the encoder's width."""
-    return simmim_vit_base_in1k()

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pantomim.analysis.alignment import AlignmentPictures
+from pantomim.analysis.pictures import PictureRows
 from pantomim.core.files import replace_file
 from pantomim.report.pictures import png
 from pantomim.report.template import check_page_path, fill_template
@@ -18,7 +18,7 @@ from pantomim.report.template import check_page_path, fill_template
 SIDE = 1.1  # inches of a picture in the PNG
 
 
-def write_alignment(found: AlignmentPictures, out: Path) -> tuple[Path, Path]:
+def write_alignment(found: PictureRows, out: Path) -> tuple[Path, Path]:
     """Write the page and, beside it, a picture (PNG) of the same name; the page needs no other file.
 
     Raises:
@@ -32,7 +32,7 @@ def write_alignment(found: AlignmentPictures, out: Path) -> tuple[Path, Path]:
     return out, picture
 
 
-def render(found: AlignmentPictures) -> str:
+def render(found: PictureRows) -> str:
     """The page as HTML."""
     return fill_template(
         "alignment.html",
@@ -43,7 +43,7 @@ def render(found: AlignmentPictures) -> str:
     )
 
 
-def draw(found: AlignmentPictures) -> bytes:
+def draw(found: PictureRows) -> bytes:
     """The same as one PNG: a row a run, its title above it."""
     rows, columns = len(found.rows), len(found.items)
     height, width = found.rows[0].pictures.shape[1:3]

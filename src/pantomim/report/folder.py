@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
-from pantomim.analysis.block_facts import SHOWN, BlockFacts, read_block_facts
+from pantomim.analysis import LAYERS
+from pantomim.analysis.block_facts import BlockFacts, read_block_facts
 
 Known = TypeVar("Known")
 Other = TypeVar("Other")
 
 CURVES = (
     *("loss", "lr", "images_per_s", "data_wait_s", "grad_norm", "memory_gib", "time_s"),
-    *("entropy_teacher", "entropy_student", "entropy_mask", "overlap", "student_std", "loss_teacher", "loss_student"),
+    *("entropy_teacher", "entropy_student", "entropy_mask", "student_std", "loss_teacher", "loss_student"),
 )
 
 
@@ -119,7 +120,7 @@ def read_run(run: str | Path) -> RunFolder:
             problems.append(f"{file.relative_to(path)} cannot be read ({type(error).__name__}: {error})")
             return otherwise
 
-    inside = [attempt(path / "analysis" / f"{kind}.npz", read_block_facts, None) for kind in SHOWN]
+    inside = [attempt(path / "analysis" / f"{kind}.npz", read_block_facts, None) for kind in LAYERS]
     found = {file.stem: attempt(file, _read_json, {}) for file in sorted((path / "eval").glob("*.json"))}
     return RunFolder(
         path=path,

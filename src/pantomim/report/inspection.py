@@ -1,23 +1,20 @@
 """What the blocks of encoders do, on a page of its own and in the report of a run."""
 
-import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 from markupsafe import Markup
 
-from pantomim.analysis.block_facts import BlockFacts, Kind
+from pantomim.analysis import LAYERS
+from pantomim.analysis.block_facts import BlockFacts
 from pantomim.core.files import replace_file
 from pantomim.report.layer_charts import head_chart, map_chart, share_chart
 from pantomim.report.template import check_page_path, fill_template
 
-TITLES: dict[Kind, str] = {
-    "attention-distance": "How far the heads look",
-    "spectrum": "How few directions the tokens lie in",
-    "cka": "Which layers are alike",
-}
+TITLES = {name: analysis.title for name, analysis in LAYERS.items()}
+CHARTS: dict[str, Callable[..., Markup]] = {"heads": head_chart, "shares": share_chart, "map": map_chart}
 
 
 @dataclass(frozen=True)
@@ -36,13 +33,14 @@ def write_inspection(found: BlockFacts, out: Path) -> Path:
         OSError: if the file cannot be written.
     """
     check_page_path("inspect", out)
+    headings, rows = LAYERS[found.kind].table(found)
     text = fill_template(
         "inspection.html",
         title=TITLES[found.kind],
         caption=caption(found),
         panels=panels(found),
-        headings=headings(found),
-        rows=rows(found),
+        headings=headings,
+        rows=rows,
         version=metadata.version("pantomim"),
     )
     replace_file(out, text.encode())
@@ -50,25 +48,9 @@ def write_inspection(found: BlockFacts, out: Path) -> Path:
 
 
 def panels(found: BlockFacts) -> list[Panel]:
-    """A chart an encoder, or, for CKA, a map for each two and each one with itself; axes are the same in all."""
-    numbers = range(len(found.names))
-    if found.kind == "cka":
-        pairs = [*itertools.combinations(numbers, 2), *((number, number) for number in numbers)]
-        named = [(found.names[a], found.names[b], found.between(a, b)) for a, b in pairs]
-        return [Panel(a if a == b else f"{a} and {b}", map_chart(values, a, b)) for a, b, values in named]
-    if found.kind == "spectrum":
-        shares = [found.of("shares", number) for number in numbers]
-        highest = max(float(values.max()) for values in shares)
-        return [
-            Panel(name, share_chart(values, highest, name)) for name, values in zip(found.names, shares, strict=True)
-        ]
-    distances = [found.of("distance", number) for number in numbers]
-    uniform = [float(found.of("uniform", number)) for number in numbers]
-    highest = max(*(float(values.max()) for values in distances), *uniform)
-    return [
-        Panel(name, head_chart(values, even, highest, name))
-        for name, values, even in zip(found.names, distances, uniform, strict=True)
-    ]
+    """The charts that an analysis asks for."""
+    analysis = LAYERS[found.kind]
+    return [Panel(title, CHARTS[analysis.chart](*arguments)) for title, arguments in analysis.panels(found)]
 
 
 def caption(found: BlockFacts) -> str:
@@ -76,55 +58,4 @@ def caption(found: BlockFacts) -> str:
     about = found.about
     where = "training images (there is no other split)" if about["split"] == "train" else "held-out images"
     images = f"{about['images']:,} {where} of {about['dataset']}, drawn with seed {about['seed']}."
-    if found.kind == "attention-distance":
-        return (
-            "A dot is a head: the mean distance in pixels between a patch and the patches that it attends to. Line: "
-            "mean over heads. Dashed: attention alike to all tokens. Attention to prefix tokens counts as distance 0. "
-            f"{images}"
-        )
-    if found.kind == "spectrum":
-        return (
-            "The share of the k largest singular values in the sum of all, of an image's patch tokens after each "
-            f"block, each divided by its length; 1 where all tokens point one way. {images}"
-        )
-    rest = about.get("left_out", 0)
-    left_out = f" {rest:,} more fill no batch and are left out." if rest else ""
-    return (
-        "Linear CKA of the patch tokens after each block: 1 (yellow) where two layers tell images apart in the same "
-        "way up to rotation and scale, about 0 (violet) where they have nothing in common. Mean over whole batches of "
-        f"{about['batch_size']}, {images}{left_out}"
-    )
-
-
-def headings(found: BlockFacts) -> list[str]:
-    """Of the table."""
-    return ["layer", *found.names] if found.kind != "cka" else ["layer", "most alike", "CKA"]
-
-
-def rows(found: BlockFacts) -> list[list[str]]:
-    """The numbers behind the charts, a row a layer: means over heads, P_1 ... P_5, or the most alike layer."""
-    if found.kind == "cka":
-        first, second = 0, min(1, len(found.names) - 1)
-        values = found.between(first, second).copy()
-        if first == second:
-            np.fill_diagonal(values, -np.inf)
-        values = np.nan_to_num(values, nan=-np.inf)
-        best = values.argmax(axis=1)
-        return [
-            [f"{found.names[first]} {layer}", f"{found.names[second]} {other}", f"{values[layer, other]:.3f}"]
-            for layer, other in enumerate(best)
-        ]
-    depths = [encoder["depth"] for encoder in found.about["encoders"]]
-    table = []
-    for layer in range(max(depths)):
-        cells = []
-        for number, depth in enumerate(depths):
-            if layer >= depth:
-                cells.append("")
-            elif found.kind == "spectrum":
-                cells.append("  ".join(f"{share:.3f}" for share in found.of("shares", number)[layer]))
-            else:
-                heads = found.of("distance", number)[layer]
-                cells.append(f"{heads.mean():.1f} ({heads.min():.1f} to {heads.max():.1f})")
-        table.append([str(layer), *cells])
-    return table
+    return LAYERS[found.kind].caption(about, images)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from pantomim.analysis.mask_survey import MaskSurvey, Photo
 from pantomim.core.files import replace_file
-from pantomim.report.mask_looks import look
+from pantomim.masking import strategy_of
 from pantomim.report.mask_poster import draw_poster, usual_counts
 from pantomim.report.pictures import jpeg, png
 from pantomim.report.spectra import NARROW, WIDE, Spectrum, spectrum_chart
@@ -110,7 +110,7 @@ def write_gallery(gallery: Gallery, out: Path) -> tuple[Path, Path]:
 def render(gallery: Gallery) -> str:
     """The page as HTML."""
     rows, columns = gallery.grid
-    spectra = [Spectrum(s.name, look(s.name).color, s.spectrum) for s in gallery.surveys]
+    spectra = [Spectrum(s.name, strategy_of(s.name).colour, s.spectrum) for s in gallery.surveys]
     return fill_template(
         "masks.html",
         styles=("page.css", "masks.css"),
@@ -138,7 +138,7 @@ def render(gallery: Gallery) -> str:
 
 def card(survey: MaskSurvey, gallery: Gallery) -> Card:
     """One strategy's pictures and numbers."""
-    style, pattern, visibility = look(survey.name), survey.pattern, survey.visibility
+    style, pattern, visibility = strategy_of(survey.name), survey.pattern, survey.visibility
     height, width = pattern.values.shape if pattern else (1, 1)
     frame = ""
     if pattern:
@@ -149,8 +149,8 @@ def card(survey: MaskSurvey, gallery: Gallery) -> Card:
         )
     return Card(
         name=survey.name,
-        color=style.color,
-        hides=style.hides,
+        color=style.colour,
+        hides=style.sentence,
         samples=[mask_svg(mask, f"A mask of {survey.name}") for mask in survey.visible[: gallery.samples]],
         piece=png(gray(pattern.values)) if pattern else None,
         piece_aspect=width / height,

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from pantomim.analysis.mask_survey import MaskSurvey, Photo
-from pantomim.report.mask_looks import look
+from pantomim.masking import strategy_of
 from pantomim.report.spectra import LOWEST, power_ticks, spread
 
 INK, SOFT, GROUND, VEIL = "#1c2025", "#5b636d", "#e3e6ea", "#cfd4da"
@@ -54,7 +54,7 @@ def draw_poster(
     text(left, high - 0.85, f"{about}; coloured ones stay visible", color=SOFT, size=10.5)
     text(left, high - 1.07, f"Mean visibility: full colour from {100 * brightest:.0f} % on", color=SOFT, size=8.5)
     for index, survey in enumerate(surveys):
-        color, x, y = look(survey.name).color, left + COLUMN * index, high - HEAD
+        color, x, y = strategy_of(survey.name).colour, left + COLUMN * index, high - HEAD
         text(x, y + 0.1, survey.name, color=color, size=15, weight="bold")
         for kind, which in kinds:
             y -= tall
@@ -109,7 +109,9 @@ def _pattern(axes: Axes, survey: MaskSurvey, color: str) -> None:
     pattern = survey.pattern
     if pattern is None:
         axes.text(0.5, 0.5, "–", color=SOFT, size=18, ha="center", va="center")
-        axes.text(0.5, 0.4, textwrap.fill(look(survey.name).drawn, 28), color=SOFT, size=8, ha="center", va="top")
+        axes.text(
+            0.5, 0.4, textwrap.fill(strategy_of(survey.name).drawn, 28), color=SOFT, size=8, ha="center", va="top"
+        )
         axes.axis("off")
         return
     axes.imshow(pattern.values, cmap="gray", interpolation="nearest")
@@ -139,7 +141,7 @@ def _spectra(axes: Axes, wide: float, surveys: Sequence[MaskSurvey]) -> None:
     frequency = np.arange(1, len(powers[0]) + 1) / longer
     axes.axhline(1.0, color=SOFT, linewidth=0.8, linestyle=(0, (5, 4)))
     for survey, power in zip(surveys, powers, strict=True):
-        axes.plot(frequency, power, color=look(survey.name).color, linewidth=1.8, marker="o", markersize=3)
+        axes.plot(frequency, power, color=strategy_of(survey.name).colour, linewidth=1.8, marker="o", markersize=3)
     axes.set_yscale("log")
     tick_values = power_ticks(float(min(map(np.min, powers))), float(max(map(np.max, powers))))
     low, high = np.log(min(tick_values[0], *map(np.min, powers))), np.log(max(tick_values[-1], *map(np.max, powers)))
@@ -164,7 +166,7 @@ def _name_ends(axes: Axes, wide: float, surveys: Sequence[MaskSurvey], ends: Seq
     places = [float((np.log(end) - bottom) / (top - bottom)) for end in ends]
     inch = 1 / wide  # in shares of the chart's width
     for survey, place, apart in zip(surveys, places, spread(places, 0.075, 0.0, 1.0), strict=True):
-        color = look(survey.name).color
+        color = strategy_of(survey.name).colour
         across, down = [1 + 0.03 * inch, 1 + 0.2 * inch], [place, apart]
         axes.add_artist(Line2D(across, down, color=color, linewidth=0.9, transform=axes.transAxes, clip_on=False))
         text = axes.text(1 + 0.26 * inch, apart, survey.name, color=color, size=9.5, transform=axes.transAxes)

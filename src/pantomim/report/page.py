@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from pydantic import TypeAdapter, ValidationError
 
 from pantomim.core.files import replace_file
+from pantomim.masking import Masker, MaskerConfig
 from pantomim.report.charts import Curve, line_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
 from pantomim.report.inspection import TITLES, caption, panels
@@ -193,7 +195,6 @@ def charts(folder: RunFolder) -> Iterator[Chart]:
         "entropy_teacher": ("Entropy of the teacher's map", "share of the largest", {"smooth": True}),
         "entropy_student": ("Entropy of the copy's map", "share of the largest", {"smooth": True}),
         "entropy_mask": ("Entropy of the mixed map", "share of the largest", {"smooth": True}),
-        "overlap": ("Hidden now and at the look before", "share", {"from_zero": True}),
         "loss_teacher": ("Distance from the teacher's features", "distance", {"smooth": True, "cut_start": True}),
         "loss_student": ("Distance from the copy's features", "distance", {"smooth": True, "cut_start": True}),
         "student_std": ("Deviation of the copy's features", "share of their size", {"from_zero": True, "smooth": True}),
@@ -375,16 +376,13 @@ def usage(folder: RunFolder) -> dict[str, str]:
 def hiding(masker: Mapping[str, Any]) -> str:
     """How much is hidden, and how: the masker of a config in a few words; empty where there is none."""
     ratio = masker.get("ratio")
-    return f"{100 * ratio:.0f} % hidden {_manner(masker)}".rstrip() if isinstance(ratio, float) else ""
-
-
-def _manner(masker: Mapping[str, Any]) -> str:
-    if masker.get("kind") == "color_noise":
-        return f"by {look_up(masker, 'noise.color')} noise" if masker.get("bank") is None else f"by {masker['bank']}"
-    if masker.get("kind") == "attention":
-        return "by attention" + f" ({masker.get('preset') or masker.get('rule')})"
-    manners = {"random": "at random", "block": "in blocks", "grid": "in cells", "inverse_block": "around blocks"}
-    return manners.get(masker.get("kind", ""), "")
+    if not isinstance(ratio, float):
+        return ""
+    try:
+        manner = TypeAdapter[Masker](MaskerConfig).validate_python(masker).manner
+    except ValidationError:  # a run of another version
+        manner = ""
+    return f"{100 * ratio:.0f} % hidden {manner}".rstrip()
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pantomim.analysis.block_facts import BlockFacts, Kind
+from pantomim.analysis.block_facts import BlockFacts
 from pantomim.core.files import replace_file
 from pantomim.report.charts import Curve, line_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
@@ -95,7 +95,7 @@ def _inside(path: Path, stages: list[RunFolder]) -> list[list[BlockFacts]]:
     return found
 
 
-def beside_each_other(kind: Kind, found: list[list[BlockFacts]]) -> list[BlockFacts]:
+def beside_each_other(kind: str, found: list[list[BlockFacts]]) -> list[BlockFacts]:
     """One analysis of all stages that were measured on the same images, to be drawn with the same axes.
 
     Args:

@@ -23,14 +23,16 @@ from pantomim.engine.record import Clock
 from pantomim.engine.runtime import Purpose, random_seed
 from pantomim.engine.setup import adamw
 from pantomim.engine.stops import explain_disk
-from pantomim.evaluate.memo import Memo
-from pantomim.evaluate.protocols import Contender, Evaluate, evaluate_to_file, headline, open_parts
+from pantomim.evaluate import Memo, evaluate_to_file, headline
+from pantomim.evaluate.base import Contender
+from pantomim.evaluate.knn import KNN
+from pantomim.evaluate.linear import Linear
+from pantomim.evaluate.parts import open_labelled
 from pantomim.methods.base import Method
 from pantomim.stages.plan import check_widths, first_width, stage_folder, stage_run
 
 Say = Callable[[str], None]
 PLAN = "stages.yaml"
-PROTOCOLS = ("knn", "linear")
 # Of the last stage, besides its encoder: with it the chain's folder is read like that run's.
 PARTS = ("encoder", "decoder", "predictor")
 CHAIN_FREE = frozenset({"stages", "evaluate"} | {f"run.{name}" for name in FREE})
@@ -58,7 +60,7 @@ def run_stages(plan: Stages, out: Path, say: Say = lambda text: None) -> list[Fi
     if plan.reinit == "reference" and not (stage_folder(out, 0) / "finished.json").is_file():
         check_widths(plan, first_width(plan))  # else it would fail when a stage is trained
     if plan.evaluate is not None:
-        open_parts(plan.evaluate)  # labels are missed before training, not after it
+        open_labelled(plan.evaluate)  # labels are missed before training, not after it
     lock = FileLock(out / ".stages.lock", timeout=0)
     if main:
         _take_up(plan, out, lock)
@@ -184,7 +186,7 @@ def _built(run: Pretrain) -> tuple[Method, torch.optim.AdamW]:
 
 
 def _score(plan: Stages, out: Path, number: int, memo: Memo, say: Say) -> None:
-    """k-NN and a linear classifier on a stage's encoder; beside the first, its untrained twin and raw pixels."""
+    """k-NN and a linear classifier on a stage's encoder; beside the first, a random-init encoder and raw pixels."""
     data, folder, runtime = plan.evaluate, stage_folder(out, number), plan.run.runtime
     assert data is not None
     contenders: tuple[Contender, ...] = ("trained", "untrained", "pixels") if number == 0 else ("trained",)
@@ -194,18 +196,13 @@ def _score(plan: Stages, out: Path, number: int, memo: Memo, say: Say) -> None:
         there = json.loads(file.read_text(encoding="utf-8"))
         if there["data"].get("spec") == data and there["encoder_sha256"] == sha256:
             done.add(there["protocol"])
-    for protocol in PROTOCOLS:
-        if protocol not in done:
-            wanted = Evaluate(
-                protocol,  # type: ignore[arg-type]
-                encoder=str(folder),
-                data=data,
-                contenders=contenders,
-                seed=runtime.seed,
-                device=runtime.device,
+    for protocol in (KNN, Linear):
+        if protocol.protocol not in done:
+            evaluation = protocol(
+                encoder=str(folder), data=data, contenders=contenders, seed=runtime.seed, device=runtime.device
             )
-            _, result = evaluate_to_file(wanted, memo)
-            say(f"Stage {number}, {headline(result)}")
+            _, result = evaluate_to_file(evaluation, memo)
+            say(f"Stage {number}, {headline(evaluation, result)}")
 
 
 def _publish(last: Path, out: Path) -> None:

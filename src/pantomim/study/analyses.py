@@ -7,9 +7,10 @@ from pathlib import Path
 
 from pantomim.analysis.agreement import measure_agreement
 from pantomim.analysis.alignment import write_alignment_arrays
+from pantomim.analysis.attention_distance import AttentionDistance
 from pantomim.analysis.block_facts import write_block_facts
-from pantomim.analysis.inspection import inspect_blocks
 from pantomim.analysis.reconstructions import write_reconstructions
+from pantomim.analysis.spectrum import Spectrum
 from pantomim.core.files import replace_file
 from pantomim.study.plan import Analysis
 
@@ -55,11 +56,11 @@ def _write_agreement(run: Path, path: Path) -> None:
 
 
 def _write_distances(run: Path, path: Path) -> None:
-    write_block_facts(inspect_blocks("attention-distance", [run]), path)
+    write_block_facts(AttentionDistance((str(run),)).run(), path)
 
 
 def _write_spectrum(run: Path, path: Path) -> None:
-    write_block_facts(inspect_blocks("spectrum", [run]), path)
+    write_block_facts(Spectrum((str(run),)).run(), path)
 
 
 _ANALYSES: dict[Analysis, Callable[[Path, Path], None]] = {

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pantomim.config import Pretrain, from_dict, to_dict, with_duration
-from pantomim.evaluate.protocols import Evaluate
+from pantomim.evaluate import Evaluation, protocol_named
+from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, TOKENIZER_RECIPES, prepare, prepare_tokenizer
 from pantomim.recipes.dvae import fitted
-from pantomim.recipes.prepare import BARE_METHODS, prepare
-from pantomim.recipes.tokenizers import BARE as BARE_TOKENIZERS
-from pantomim.recipes.tokenizers import RECIPES as TOKENIZER_RECIPES
-from pantomim.recipes.tokenizers import prepare_tokenizer
 from pantomim.study.inputs import check_inputs, check_known, fill, missing, option, placeholders
 from pantomim.study.needs import check_needs, needed_arms
 from pantomim.study.plan import MINUS, Analysis, Arm, Plan, Scale, merge
@@ -40,7 +37,7 @@ class Cell:
     arm: str
     seed: int
     run: Pretrain
-    evaluations: dict[str, Evaluate]
+    evaluations: dict[str, Evaluation]
     analyses: tuple[Analysis, ...] = ()
     needs: dict[str, str] = field(default_factory=dict)
     pictures: int = 0
@@ -300,9 +297,10 @@ def _run(plan: Plan, name: str, arm: Arm, data: str | None) -> dict[str, Any]:
     return to_dict(run)
 
 
-def _evaluation(plan: Plan, name: str, settings: dict[str, Any], seed: int, contenders: tuple[str, ...]) -> Evaluate:
+def _evaluation(plan: Plan, name: str, settings: dict[str, Any], seed: int, contenders: tuple[str, ...]) -> Evaluation:
+    where = f"evaluation {name} of study {plan.name}"
     values = {**settings, "encoder": ENCODER, "seed": seed, "contenders": contenders}
-    return from_dict(Evaluate, values, f"evaluation {name} of study {plan.name}")
+    return from_dict(protocol_named(str(settings.get("protocol"))), values, where)
 
 
 def _owners(runs: dict[str, dict[str, Any]], plan: Plan) -> dict[str, dict[str, str]]:
@@ -327,5 +325,5 @@ def _without_seed(run: dict[str, Any]) -> dict[str, Any]:
     return {**run, "runtime": {key: value for key, value in run["runtime"].items() if key != "seed"}}
 
 
-def _plain(config: Evaluate) -> dict[str, Any]:
+def _plain(config: Evaluation) -> dict[str, Any]:
     return {key: value for key, value in to_dict(config).items() if key not in ("encoder", "out", "seed", "device")}

@@ -14,7 +14,7 @@ from pantomim.config import Duration, from_dict
 from pantomim.core.frozen import frozen
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-SET_BY_THE_STUDY = ("encoder", "out", "seed", "contenders")  # fields of `Evaluate` that no plan may set
+SET_BY_THE_STUDY = ("encoder", "out", "seed", "contenders")  # fields of `Evaluation` that no plan may set
 LOG = "log"  # the evaluation that is none: what the runs logged, such as log.loss
 MINUS = " - "
 Analysis = Literal["alignment", "attention-distance", "spectrum"]

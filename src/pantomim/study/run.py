@@ -22,8 +22,7 @@ from pantomim.engine.folder import FREE, Finished, RunInUseError
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.stops import Interrupted
 from pantomim.engine.untrained import write_untrained
-from pantomim.evaluate.memo import Memo
-from pantomim.evaluate.protocols import evaluate_to_file
+from pantomim.evaluate import Memo, evaluate_to_file
 from pantomim.study.analyses import FILES, analyse, write_pictures
 from pantomim.study.cells import Cell, Study
 from pantomim.study.needs import moved, with_runs

@@ -98,11 +98,11 @@ class FeatureTarget(Target):
 
 @frozen
 class FeatureTargetConfig:
-    """Which features; see `FeatureTarget`.
+    """Which features; `FeatureTarget` explains the settings.
 
     Args:
         teacher: Which network, and which of its outputs; there is no default.
-        normalise: What is done with each feature.
+        normalise: As of `FeatureTarget`.
         distance: data2vec and dBOT have smooth_l1 with 2, CLIP's features cosine.
     """
 

@@ -25,45 +25,52 @@ from pantomim.targets.distance import Distance
 EPS = 1e-12  # smallest length that a histogram is divided by: a flat cell stays zero
 
 
-class HOGTarget(Target):
+@frozen
+class HOGTargetConfig:
     """Gradients of each channel, sorted by their direction into a histogram for each cell of a patch.
 
     A gradient and its opposite share a bin; it goes into one bin only. Each histogram has length 1. What is added to
     all pixels, or multiplied with them, channel by channel, changes nothing: so images come as they are.
 
     Args:
-        patch_size: Side of a patch, in pixels.
-        in_chans: Channels.
         bins: Directions, over half a turn.
-        cell: Side of a cell, in pixels.
+        cell: Side of a cell, in pixels; None: half the patch's, 8 of 16, or the whole patch where that is below 4.
         window: Side of a Gaussian with half as large a std that weighs the gradients, tile by tile; None: none.
         distance: Of a prediction.
 
-    Raises:
-        ValueError: if cells do not divide the patch, or windows the image.
-
     Deviation: a gradient that is exactly vertical lies on the border of two bins, and in the authors' code rounding
-        decides; here it is always bin 0, as with exact numbers.
+        decides; here it is always bin 0, as with exact arithmetic.
     """
 
-    def __init__(
-        self,
-        patch_size: int,
-        in_chans: int,
-        bins: int = 9,
-        cell: int = 8,
-        window: int | None = None,
-        distance: Distance | None = None,
-    ) -> None:
+    kind: Literal["hog"] = "hog"
+    bins: AtLeastOne = 9
+    cell: AtLeastOne | None = None
+    window: AtLeastOne | None = None
+    distance: Distance = Distance("l2")
+
+    def build(self, encoder: Encoder) -> "HOGTarget":
+        """The target for an encoder's patches and channels.
+
+        Raises:
+            ValueError: if cells do not divide the patches.
+        """
+        return HOGTarget(self, encoder.patch_size, encoder.in_chans)
+
+
+class HOGTarget(Target):
+    """The histograms of each patch; `HOGTargetConfig` explains the settings."""
+
+    def __init__(self, config: HOGTargetConfig, patch_size: int, in_chans: int) -> None:
         super().__init__()
+        cell = config.cell or hog_cell(patch_size)
         if patch_size % cell:
             raise ValueError(
                 f"HOGTargetConfig.cell must divide patches of {patch_size} pixels; got {cell}. Set method.target.cell "
                 f"to {hog_cell(patch_size)}."
             )
-        self.patch_size, self.bins, self.cell, self.window = patch_size, bins, cell, window
-        self.distance = distance or Distance("l2")
-        self.dim = in_chans * bins * (patch_size // cell) ** 2
+        self.patch_size, self.bins, self.cell, self.window = patch_size, config.bins, cell, config.window
+        self.distance = config.distance
+        self.dim = in_chans * self.bins * (patch_size // cell) ** 2
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
@@ -134,30 +141,3 @@ def hog_cell(patch_size: int) -> int:
     """
     half = patch_size // 2
     return half if patch_size % 2 == 0 and half >= 4 else patch_size
-
-
-@frozen
-class HOGTargetConfig:
-    """Which histograms; see `HOGTarget`. The values are MaskFeat's.
-
-    Args:
-        bins: Directions, over half a turn.
-        cell: Side of a cell, in pixels; None: half the patch's, 8 of 16, or the whole patch where that is below 4.
-        window: Side of a Gaussian that weighs the gradients; None: none.
-        distance: Of a prediction.
-    """
-
-    kind: Literal["hog"] = "hog"
-    bins: AtLeastOne = 9
-    cell: AtLeastOne | None = None
-    window: AtLeastOne | None = None
-    distance: Distance = Distance("l2")
-
-    def build(self, encoder: Encoder) -> HOGTarget:
-        """The target for an encoder's patches and channels.
-
-        Raises:
-            ValueError: if cells do not divide the patches.
-        """
-        cell = self.cell or hog_cell(encoder.patch_size)
-        return HOGTarget(encoder.patch_size, encoder.in_chans, self.bins, cell, self.window, self.distance)

@@ -22,41 +22,43 @@ Normalisation = Literal["none", "channel", "patch", "layer"]
 EPS = 1e-6
 
 
-class PixelTarget(Target):
+@frozen
+class PixelTargetConfig:
     """Pixels of each patch, for any number of channels.
 
     Args:
-        patch_size: Side of a patch, in pixels.
-        mean: Mean of each channel.
-        std: Standard deviation of each channel.
         normalise: "none"; "patch": all values of a patch by their mean and std (unbiased, eps inside the root), MAE's;
             "layer": the same with the biased variance, as a layer norm without weights, CAE's; "channel": each channel
             of a patch by its own mean and std (unbiased, eps outside the root). eps is 1e-6.
         standardised: Subtract the channels' mean and divide by their std first; off: values as they come.
-        distance: Of a prediction.
+        distance: Of a prediction: MAE has l2, SimMIM l1.
 
-    Raises:
-        ValueError: if an image side is not a multiple of patch_size.
-
-    Deviation: "channel" keeps the order of the other three, where that release asks for a permutation that cannot run.
+    Deviation: "channel" keeps the order of the other three, where the Paddle release asks for a permutation that cannot
+        run.
     """
+
+    kind: Literal["pixels"] = "pixels"
+    normalise: Normalisation = "patch"
+    standardised: bool = True
+    distance: Distance = Distance("l2")
+
+    def build(self, encoder: Encoder) -> "PixelTarget":
+        """The target for an encoder's patches and channels."""
+        return PixelTarget(self, encoder.patch_size, encoder.config.mean, encoder.config.std)
+
+
+class PixelTarget(Target):
+    """The pixels of each patch; `PixelTargetConfig` explains the settings."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self,
-        patch_size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        normalise: Normalisation = "patch",
-        standardised: bool = True,
-        distance: Distance | None = None,
+        self, config: PixelTargetConfig, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
         super().__init__()
         self.patch_size, self.in_chans = patch_size, len(mean)
-        self.normalise, self.standardised = normalise, standardised
-        self.distance = distance or Distance("l2")
+        self.normalise, self.standardised, self.distance = config.normalise, config.standardised, config.distance
         self.dim = patch_size * patch_size * len(mean)
         self.register_buffer("mean", channel_values("PixelTarget.mean", mean, len(mean)), persistent=False)
         self.register_buffer("std", channel_values("PixelTarget.std", std, len(mean)), persistent=False)
@@ -104,24 +106,3 @@ class PixelTarget(Target):
             mean, std = cells.mean(dim=-2, keepdim=True), cells.std(dim=-2, keepdim=True) + EPS
             return mean.expand_as(cells).flatten(-2), std.expand_as(cells).flatten(-2)
         return token_statistics(pixels, unbiased=self.normalise == "patch", eps=EPS)
-
-
-@frozen
-class PixelTargetConfig:
-    """Which pixels; see `PixelTarget`.
-
-    Args:
-        normalise: By patch as in MAE's best results (its Table 3). CAE's authors have layer, SimMIM's none.
-        standardised: By the channels' mean and deviation first.
-        distance: MAE has l2, SimMIM l1.
-    """
-
-    kind: Literal["pixels"] = "pixels"
-    normalise: Normalisation = "patch"
-    standardised: bool = True
-    distance: Distance = Distance("l2")
-
-    def build(self, encoder: Encoder) -> PixelTarget:
-        """The target for an encoder's patches and channels."""
-        sizes = encoder.config
-        return PixelTarget(encoder.patch_size, sizes.mean, sizes.std, self.normalise, self.standardised, self.distance)

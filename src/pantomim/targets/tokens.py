@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
 from pantomim.core.precision import at_least_float32
+from pantomim.core.ranges import AtLeastTwo
 from pantomim.nn.vit import Encoder
 from pantomim.targets.base import Target
 from pantomim.targets.distance import weighted_mean
-from pantomim.tokenizers.base import Tokenizer, check_tokenizer
+from pantomim.tokenizers.base import Tokenizer
 from pantomim.tokenizers.loading import WAYS, load_tokenizer
 from pantomim.tokenizers.resized import on_grid
 from pantomim.tokenizers.usage import code_usage, count_codes, usage_warning
@@ -84,7 +85,7 @@ class TokenTargetConfig:
 
     kind: Literal["tokens"] = "tokens"
     tokenizer: str = ""
-    vocabulary: int | None = None
+    vocabulary: AtLeastTwo | None = None
 
     def build(self, encoder: Encoder) -> TokenTarget:
         """The target for an encoder's patches and channels.
@@ -105,5 +106,9 @@ class TokenTargetConfig:
             vocabulary=self.vocabulary or USUAL_VOCABULARY,
         )
         tokenizer = on_grid(found, encoder.image_size, encoder.grid)
-        check_tokenizer(tokenizer, encoder.image_size, encoder.grid, self.vocabulary)
+        if self.vocabulary not in (None, tokenizer.vocabulary):
+            raise ValueError(
+                f"TokenTargetConfig.vocabulary must be the tokenizer's, {tokenizer.vocabulary}; got {self.vocabulary}. "
+                f"Use another tokenizer, or leave the vocabulary out."
+            )
         return TokenTarget(tokenizer)

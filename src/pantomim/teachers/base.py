@@ -43,6 +43,7 @@ class Teacher(nn.Module, ABC):
     grid: tuple[int, int]
     num_prefix: int = 0
     frozen: bool = True
+    float32: bool = False  # whatever the run computes in
     queries: tuple[Query, ...] = ()
 
     @abstractmethod

@@ -57,7 +57,8 @@ class EncoderTeacher(Teacher):
         self.check_query(query)
         encoder, number, attention = self.encoder, len(self.encoder.blocks), None
         outputs: list[Tensor] = []
-        with torch.autocast("cpu", enabled=False):  # on a GPU, whatever the student computes in
+        # Never in half precision on a CPU; on a GPU as the student, unless asked for float32.
+        with torch.autocast(images.device.type if self.float32 else "cpu", enabled=False):
             tokens, bias, index = encoder.enter(resize(images, self.image_size))  # (B, P + N, D)
             for place, block in enumerate(encoder.blocks):
                 assert isinstance(block, Block)

@@ -43,7 +43,8 @@ class WrappedTeacher(Teacher):
         """Features, and attention if asked for; see `Teacher.forward`."""
         self.check_query(query)
         encoder = self.encoder
-        with torch.autocast("cpu", enabled=False):  # on a GPU, whatever the student computes in
+        # Never in half precision on a CPU; on a GPU as the student, unless asked for float32.
+        with torch.autocast(images.device.type if self.float32 else "cpu", enabled=False):
             outputs = encoder.say(resize(images, self.image_size), self.blocks, query)
             tokens = mean_of_blocks(outputs.blocks)
             if self.output != "block":

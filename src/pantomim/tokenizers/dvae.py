@@ -45,11 +45,8 @@ class DVAETokenizer(nn.Module):
                         f"{getattr(theirs, name)}. Take both from the same training."
                     )
         self.encoder, self.decoder, self.precision = encoder, decoder, precision
-        self.vocabulary, self.stride, self.in_chans = (
-            encoder.sizes.vocabulary,
-            encoder.sizes.stride,
-            encoder.sizes.in_chans,
-        )
+        sizes = encoder.sizes
+        self.vocabulary, self.stride, self.in_chans = sizes.vocabulary, sizes.stride, sizes.in_chans
         self.requires_grad_(False)
 
     def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -81,7 +78,7 @@ class DVAETokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
-        """What ids look like, in [0, 1].
+        """The images of ids, in [0, 1].
 
         Raises:
             ValueError: if there is no decoder.

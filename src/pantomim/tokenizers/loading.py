@@ -18,6 +18,7 @@ WAYS = (
     "BEiT's or CAE's code, or DALLE-pytorch, has trained; random-projection or "
     "random-projection-standardised, which need no training"
 )
+PROJECTIONS = {"random-projection": False, "random-projection-standardised": True}  # and whether they standardise
 
 
 def load_tokenizer(
@@ -34,9 +35,7 @@ def load_tokenizer(
         spec: "RUN", a run folder, or its tokenizer.safetensors; "dalle:FILE", an encoder alone, or "dalle:FOLDER" with
             encoder and decoder (.pkl, .safetensors or .pth); "dvae:FILE", of BEiT's or CAE's code or DALLE-pytorch;
             "random-projection" or "random-projection-standardised", each also with ":SEED".
-        patch_size: Of a random projection.
-        in_chans: Of a random projection.
-        vocabulary: Of a random projection.
+        patch_size: Of a random projection, as `in_chans` and `vocabulary`.
         precision: Of a discrete auto-encoder.
 
     Raises:
@@ -46,14 +45,16 @@ def load_tokenizer(
     if not name:
         raise ValueError(f"tokenizer must be given, as there is no default; got none. {WAYS}.")
     if name.startswith("dalle:"):
-        return _dalle(Path(name.removeprefix("dalle:")), precision)
+        return _dalle(Path(name.removeprefix("dalle:")), precision).eval()
     if name.startswith("dvae:"):
         return StridedDVAETokenizer(load_strided_dvae(name.removeprefix("dvae:"))).eval()
-    kind, _, seed = name.partition(":")
-    if kind in ("random-projection", "random-projection-standardised"):
-        if seed and not seed.isdecimal():
-            raise ValueError(f"tokenizer must be {kind}:SEED with a whole number; got {name}.")
-        standardised = kind == "random-projection-standardised"
+    if name.startswith("random-projection"):
+        kind, _, seed = name.partition(":")
+        if kind not in PROJECTIONS or (seed and not seed.isdecimal()):
+            raise ValueError(
+                f"tokenizer must be {' or '.join(PROJECTIONS)}, or with :SEED, a whole number; got {name}."
+            )
+        standardised = PROJECTIONS[kind]
         return RandomProjectionTokenizer(
             patch_size, in_chans, vocabulary, int(seed or 0), standardised=standardised
         ).eval()
@@ -69,26 +70,22 @@ def load_tokenizer(
 
 
 def _dalle(path: Path, precision: Precision) -> DVAETokenizer:
+    """The published networks: one file has the encoder alone, a folder may have both."""
     if not path.is_dir():
-        return DVAETokenizer(load_dalle_encoder(path), precision=precision).eval()
-    encoder, decoder = _only(path, "encoder"), _only(path, "decoder")
+        return DVAETokenizer(load_dalle_encoder(path), precision=precision)
+    found: dict[str, Path | None] = {}
+    for name in ("encoder", "decoder"):
+        files = [path / f"{name}.{ending}" for ending in ("pkl", "safetensors", "pth")]
+        files = [file for file in files if file.is_file()]
+        if len(files) > 1:
+            raise ValueError(
+                f"dalle:FOLDER must hold one {name}; got {', '.join(file.name for file in files)} in {path}. "
+                f"Remove all but one."
+            )
+        found[name] = files[0] if files else None
+    encoder, decoder = found["encoder"], found["decoder"]
     if encoder is None:
         raise ValueError(f"dalle:FOLDER must hold encoder.pkl (or .safetensors, .pth); got {path} without. {WAYS}.")
     return DVAETokenizer(
         load_dalle_encoder(encoder), load_dalle_decoder(decoder) if decoder else None, precision=precision
-    ).eval()
-
-
-def _only(folder: Path, name: str) -> Path | None:
-    """The file of a network in a folder.
-
-    Raises:
-        ValueError: if there are several.
-    """
-    found = [path for ending in ("pkl", "safetensors", "pth") if (path := folder / f"{name}.{ending}").is_file()]
-    if len(found) > 1:
-        raise ValueError(
-            f"dalle:FOLDER must hold one {name}; got {', '.join(path.name for path in found)} in {folder}. "
-            f"Remove all but one."
-        )
-    return found[0] if found else None
+    )

@@ -1,5 +1,7 @@
 """Let a tokenizer see images at another size, so that it has one id for each of an encoder's patches."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -7,7 +9,6 @@ from torch.nn import functional as F
 
 from pantomim.tokenizers.base import Tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer
-from pantomim.tokenizers.strided_dvae import StridedDVAETokenizer
 from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 
@@ -26,9 +27,7 @@ class ResizedTokenizer(nn.Module):
 
     frozen = True
 
-    def __init__(
-        self, tokenizer: DVAETokenizer | StridedDVAETokenizer | VQKDTokenizer, image_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, tokenizer: DVAETokenizer | VQKDTokenizer, image_size: tuple[int, int]) -> None:
         super().__init__()
         tokenizer.grid_of(image_size)
         self.tokenizer, self.image_size, self.vocabulary = tokenizer, image_size, tokenizer.vocabulary
@@ -43,7 +42,7 @@ class ResizedTokenizer(nn.Module):
         return self.tokenizer(self.view(images))
 
     def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
-        """What ids look like, at the size that the tokenizer sees."""
+        """The images of ids, at the size that the tokenizer sees."""
         return self.tokenizer.decode(ids, grid)
 
     def view(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
@@ -53,27 +52,23 @@ class ResizedTokenizer(nn.Module):
         return F.interpolate(images, self.image_size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def on_grid(tokenizer: Tokenizer, image_size: tuple[int, int], grid: tuple[int, int]) -> Tokenizer:
+def on_grid(tokenizer: Any, image_size: tuple[int, int], grid: tuple[int, int]) -> Tokenizer:
     """The tokenizer, with one id for each patch of a grid: itself, or behind a resize; no resize of projections.
 
-    A stride of 8 and a grid of 14 x 14 make it see 112 x 112 pixels, whatever the size of the images.
+    A stride of 8 and a grid of 14 x 14 make it see 112 x 112 pixels, whatever the size of the images; one that was
+    learned from a teacher sees the size that it was trained at.
 
     Raises:
-        ValueError: if the cells of a random projection are not the encoder's patches, or the grid of a tokenizer that
-            was learned from a teacher is not the encoder's.
+        ValueError: if its grid is another one.
     """
-    if isinstance(tokenizer, VQKDTokenizer) and tokenizer.grid == grid:
-        return tokenizer if tokenizer.image_size == image_size else ResizedTokenizer(tokenizer, tokenizer.image_size)
-    if isinstance(tokenizer, DVAETokenizer | StridedDVAETokenizer):
-        seen = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)
-        return tokenizer if seen == image_size else ResizedTokenizer(tokenizer, seen)
-    learned = isinstance(tokenizer, VQKDTokenizer)
-    found = tokenizer.grid if isinstance(tokenizer, VQKDTokenizer) else tokenizer.grid_of(image_size)
-    if found != grid:
-        advice = (
-            "Train one for this grid, or choose another patch_size" if learned else "Give it the encoder's patch_size"
-        )
+    if isinstance(tokenizer, VQKDTokenizer):
+        seen, advice = tokenizer.image_size, "Train one for this grid, or choose another patch_size"
+    elif stride := getattr(tokenizer, "stride", None):
+        seen, advice = (grid[0] * stride, grid[1] * stride), ""
+    else:
+        seen, advice = image_size, "Give it the encoder's patch_size"
+    if (found := tokenizer.grid_of(seen)) != grid:
         raise ValueError(
             f"on_grid.tokenizer must have one id a patch, {grid[0]} x {grid[1]}; got {found[0]} x {found[1]}. {advice}."
         )
-    return tokenizer
+    return tokenizer if seen == image_size else ResizedTokenizer(tokenizer, seen)

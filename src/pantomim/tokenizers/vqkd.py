@@ -1,4 +1,4 @@
-"""Ids of a tokenizer that was learned from a teacher (VQ-KD): the nearest code of what its encoder says of a patch."""
+"""Ids of a tokenizer that was learned from a teacher (VQ-KD): the code nearest to its encoder's output for a patch."""
 
 import torch
 from jaxtyping import Float, Int

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from tiny import tiny_images, tiny_run
 
-from pantomim.analysis.alignment import AlignmentPictures, Row, inspect_alignment, load_cae_run, without_regressor
+from pantomim.analysis.alignment import Alignment, without_regressor
+from pantomim.analysis.pictures import PictureRows, Row
+from pantomim.analysis.runs import load_cae_run
 from pantomim.cli import main
 from pantomim.config import to_yaml
 from pantomim.formats.native import save_encoder, save_predictor
@@ -93,7 +95,7 @@ def test_the_score_of_pixels(monkeypatch, share, score):
 
 def test_tokens_are_decoded_and_counted(monkeypatch):
     images = images_of()
-    method = CONFIG.build_around(TokenTarget(Brightness()))
+    method = CONFIG.build(target=TokenTarget(Brightness()))
     truth = Brightness()(images)
     ids = truth.clone()
     ids[:, :4] = (ids[:, :4] + 1) % 5  # the first of four rows is wrong
@@ -118,7 +120,7 @@ def write_run(path, source, **changes):
     torch.manual_seed(3)
     method = config.method.build()
     save_encoder(path, method.encoder, scale={"divisor": 255.0}, recipe="tiny")
-    save_predictor(path, method.predictor(), method="cae")
+    save_predictor(path, method.exports()["predictor"], method="cae")
     (path / "config.yaml").write_text(to_yaml(config))
     return method
 
@@ -139,7 +141,7 @@ def test_a_run_is_read_from_its_folder(tmp_path, source, momentum):
 def test_runs_side_by_side(tmp_path, source):
     write_run(tmp_path / "with", source)
     write_run(tmp_path / "without", source, align_weight=0.0)
-    found = inspect_alignment([tmp_path / "with", tmp_path / "without"], count=3, seed=1)
+    found = Alignment((str(tmp_path / "with"), str(tmp_path / "without")), count=3, seed=1).run()
     assert [row.title for row in found.rows] == [
         "images",
         "mean and deviation of each true patch alone, which are given",
@@ -161,7 +163,7 @@ def test_runs_side_by_side(tmp_path, source):
 def test_other_images_can_be_given(tmp_path, source):
     write_run(tmp_path / "run", source)
     other = tiny_images(tmp_path / "other.npz", num_images=10)
-    found = inspect_alignment([tmp_path / "run"], str(other), count=10)
+    found = Alignment((str(tmp_path / "run"),), str(other), count=10).run()
     assert len(found.items) == 10
     assert "10 images of other" in found.caption
 
@@ -181,16 +183,16 @@ def test_runs_of_other_sizes_and_images_of_other_channels(tmp_path, source):
     write_run(tmp_path / "a", source)
     write_run(tmp_path / "b", source, encoder=replace(CONFIG.encoder, image_size=(8, 8)))
     with pytest.raises(ValueError, match="must take images of one size and number of channels"):
-        inspect_alignment([tmp_path / "a", tmp_path / "b"])
+        Alignment((str(tmp_path / "a"), str(tmp_path / "b"))).run()
     gray = tiny_images(tmp_path / "gray.npz", channels=1)
     with pytest.raises(ValueError, match="must have the encoder's 3 channels; got 1"):
-        inspect_alignment([tmp_path / "a"], str(gray))
+        Alignment((str(tmp_path / "a"),), str(gray)).run()
 
 
 def test_page_and_picture(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
     rows = (Row("images", "", pictures), Row("a <run>", "no alignment; 1.0 %", pictures))
-    page, picture = write_alignment(AlignmentPictures(("one", "two"), rows, "A caption."), tmp_path / "a.html")
+    page, picture = write_alignment(PictureRows(("one", "two"), rows, "A caption."), tmp_path / "a.html")
     text = page.read_text()
     assert text.count('<img src="data:image/png;base64,') == 4
     assert "a &lt;run&gt;" in text

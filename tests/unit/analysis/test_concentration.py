@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pantomim.analysis.concentration import concentration
+from pantomim.analysis.spectrum import concentration
 
 
 def test_tokens_that_all_point_one_way():

@@ -8,13 +8,12 @@ import timm
 import torch
 from tiny import ENCODER, tiny_images, tiny_run
 
-from pantomim.analysis import inspection
+from pantomim.analysis import LAYERS, cka
 from pantomim.analysis.attention_distance import attention_distance, patch_distances
 from pantomim.analysis.block_facts import BlockFacts, read_block_facts, write_block_facts
 from pantomim.analysis.blocks import block_features
-from pantomim.analysis.concentration import concentration
-from pantomim.analysis.inspection import inspect_blocks
-from pantomim.analysis.reconstructions import held_out
+from pantomim.analysis.runs import held_out
+from pantomim.analysis.spectrum import concentration
 from pantomim.cli import main
 from pantomim.config import to_yaml
 from pantomim.data.scales import scale_of
@@ -23,7 +22,7 @@ from pantomim.formats.hf import HFEncoder
 from pantomim.formats.native import load_encoder_folder, save_encoder
 from pantomim.formats.timm import TimmEncoder, as_encoder
 from pantomim.report.folder import read_run
-from pantomim.report.inspection import caption, panels, rows
+from pantomim.report.inspection import caption, panels
 from pantomim.report.page import make_report
 
 
@@ -98,8 +97,8 @@ def test_a_network_without_blocks_is_refused():
 
 def test_numbers_are_means_over_held_out_images(runs):
     """Twenty-one images are no whole number of batches: each image still counts once."""
-    far = inspect_blocks("attention-distance", runs[:1], count=100)
-    few = inspect_blocks("spectrum", runs[:1], count=100)
+    far = LAYERS["attention-distance"](tuple(map(str, runs[:1])), count=100).run()
+    few = LAYERS["spectrum"](tuple(map(str, runs[:1])), count=100).run()
     encoder, dataset = load_encoder_folder(runs[0]), held_out(far.about["source"])
     assert far.about["split"] == "test"
     assert far.about["images"] == len(dataset) == 21
@@ -116,29 +115,29 @@ def test_numbers_are_means_over_held_out_images(runs):
 
 
 def test_cka_of_one_and_of_two_encoders(runs):
-    found = inspect_blocks("cka", runs, count=12)
+    found = LAYERS["cka"](tuple(map(str, runs)), count=12).run()
     assert found.arrays["cka"].shape == (4, 4)
     assert np.allclose(np.diagonal(found.arrays["cka"]), 1)
     assert found.between(0, 1).max() < 0.9
     assert np.array_equal(found.between(0, 1), found.between(1, 0).T)
-    alone = inspect_blocks("cka", runs[1:], count=12)
+    alone = LAYERS["cka"](tuple(map(str, runs[1:])), count=12).run()
     assert np.allclose(alone.of("cka", 0), found.of("cka", 1))
     assert [panel.title for panel in panels(found)] == ["first and second", "first", "second"]
-    assert len(rows(found)) == 2
+    assert len(LAYERS["cka"].table(found)[1]) == 2
     assert (found.about["images"], found.about["left_out"]) == (12, 0)
     assert "left out" not in caption(found)
 
 
 def test_cka_says_how_many_images_are_in_it(runs, monkeypatch):
-    monkeypatch.setattr(inspection, "CKA_BATCH", 5)
-    found = inspect_blocks("cka", runs, count=12)
+    monkeypatch.setattr(cka, "BATCH", 5)
+    found = LAYERS["cka"](tuple(map(str, runs)), count=12).run()
     assert (found.about["images"], found.about["left_out"]) == (10, 2)
     assert "batches of 5, 10 " in caption(found)
     assert "2 more fill no batch and are left out" in caption(found)
 
 
 def test_files_in_every_run_folder_and_beside_the_page(runs, tmp_path):
-    found = inspect_blocks("attention-distance", runs, count=4)
+    found = LAYERS["attention-distance"](tuple(map(str, runs)), count=4).run()
     written = write_block_facts(found, tmp_path / "page.html")
     own = [run / "analysis" / "attention-distance.npz" for run in runs]
     assert written == [*own, tmp_path / "page.npz"]
@@ -175,7 +174,7 @@ def test_the_command(runs, tmp_path, capsys, kind):
 
 
 def test_the_report_says_that_other_weights_were_measured(runs, tmp_path):
-    write_block_facts(inspect_blocks("spectrum", runs[:1], count=4), tmp_path / "page.html")
+    write_block_facts(LAYERS["spectrum"](tuple(map(str, runs[:1])), count=4).run(), tmp_path / "page.html")
     assert "Inside the encoder" in (page := make_report(runs[0]).read_text())
     assert "Inspect again" not in page
     torch.manual_seed(9)
@@ -186,11 +185,11 @@ def test_the_report_says_that_other_weights_were_measured(runs, tmp_path):
 def test_what_the_command_refuses(runs, source, capsys):
     file = str(runs[0] / "encoder.safetensors")
     for arguments, message in [
-        (["spectrum", file], "needs --out FILE.html where the first encoder is no run folder"),
-        (["spectrum", file, "--out", "x.html"], "inspect.images must be given"),
+        (["spectrum", file], "Inspection.out must be given where the first encoder is no run folder"),
+        (["spectrum", file, "--out", "x.html"], "Inspection.images must be given"),
         (["spectrum", str(runs[0]), "--out", "x.png"], "must end in .html"),
-        (["cka", str(runs[0]), "--count", "3"], "at least 4 for cka"),
-        (["cka"], "needs a run folder"),
+        (["cka", str(runs[0]), "--count", "3"], "CKA.count must be at least 4"),
+        (["cka"], "must name at least one run folder"),
     ]:
         with pytest.raises(SystemExit):
             main(["inspect", *arguments])

@@ -6,8 +6,8 @@ from PIL import Image
 
 from pantomim.analysis.mask_survey import choose_maskers, load_photo, parse_grid, survey
 from pantomim.core.mask import Mask
+from pantomim.masking import STRATEGIES
 from pantomim.masking.bank import write_bank
-from pantomim.masking.choice import STRATEGIES
 from pantomim.masking.random import RandomMasker
 
 
@@ -50,7 +50,7 @@ class Forgetful:
     def num_masked(self, grid):
         return grid[0] * grid[1] - 1
 
-    def __call__(self, batch_size, grid, generator, epoch=0.0, attention=None):
+    def __call__(self, batch_size, grid, generator, attention=None):
         masked = torch.ones(batch_size, grid[0] * grid[1], dtype=torch.bool)
         masked[:, 0] = False
         masked[: self.empty] = False
@@ -81,7 +81,7 @@ def test_strategies_are_found_by_name_once_and_a_bank_comes_last(bank):
     "name", [name for name in STRATEGIES if name not in ("red", "green", "blue", "purple", "white")]
 )
 def test_every_strategy_without_patterns_can_be_surveyed(name):
-    found = survey(name, STRATEGIES[name](0.6), (9, 12), num=40, seed=0)
+    found = survey(name, STRATEGIES[name].masker(0.6), (9, 12), num=40, seed=0)
     assert np.isfinite(found.spectrum).all()
     assert 0 < found.visible.mean() < 1
 

@@ -6,16 +6,9 @@ import pytest
 import torch
 from tiny import tiny_images, tiny_run
 
-from pantomim.analysis.reconstructions import (
-    choose,
-    display_range,
-    held_out,
-    load_method,
-    reconstruct,
-    shown_bands,
-    to_picture,
-    write_reconstructions,
-)
+from pantomim.analysis.pictures import display_range, shown_bands, to_picture
+from pantomim.analysis.reconstructions import load_mae_run, reconstruct, write_reconstructions
+from pantomim.analysis.runs import choose, held_out
 from pantomim.config import to_yaml
 from pantomim.data.scales import Scale
 from pantomim.data.sources import open_source
@@ -52,7 +45,7 @@ def per_pixel(mask):
 @pytest.mark.parametrize("normalize", [True, False])
 def test_visible_patches_are_the_image_and_hidden_ones_the_prediction(tmp_path, normalize):
     source = tiny_images(tmp_path / "images.npz")
-    method = load_method(finished_run(tmp_path / "run", source, normalize))
+    method = load_mae_run(finished_run(tmp_path / "run", source, normalize))
     images = torch.rand(5, 3, 16, 16)
     result = reconstruct(method, images, seed=3)
     hidden = np.broadcast_to(per_pixel(result.mask), images.shape)
@@ -66,7 +59,7 @@ def test_visible_patches_are_the_image_and_hidden_ones_the_prediction(tmp_path, 
 
 
 def test_a_perfect_decoder_gives_the_image_back_and_explains_all(run, monkeypatch):
-    method = load_method(run)
+    method = load_mae_run(run)
     images = torch.rand(2, 3, 16, 16)
     monkeypatch.setattr(method.decoder, "forward", lambda latent, mask, everywhere: method.target(images))
     result = reconstruct(method, images, seed=0)
@@ -75,7 +68,7 @@ def test_a_perfect_decoder_gives_the_image_back_and_explains_all(run, monkeypatc
 
 
 def test_normalised_predictions_take_mean_and_deviation_of_the_true_patch(run, monkeypatch):
-    method = load_method(run)
+    method = load_mae_run(run)
     images = torch.rand(2, 3, 16, 16)
     monkeypatch.setattr(method.decoder, "forward", lambda *_, everywhere: torch.zeros(2, 16, 48))
     result = reconstruct(method, images, seed=0)
@@ -85,7 +78,7 @@ def test_normalised_predictions_take_mean_and_deviation_of_the_true_patch(run, m
 
 
 def test_the_same_seed_hides_the_same_patches_and_nothing_is_left_changed(run):
-    method = load_method(run).train()
+    method = load_mae_run(run).train()
     images = torch.rand(4, 3, 16, 16)
     state = torch.random.get_rng_state()
     first, second, other = (reconstruct(method, images, seed=seed) for seed in (0, 0, 1))
@@ -111,7 +104,7 @@ def test_the_file_holds_pictures_values_and_what_they_are(run):
     assert about["split"] == "test"
     assert about["masked_share"] == 0.75
     assert "of the test split" in about["caption"]
-    assert "75 % of the patches are hidden" in about["caption"]
+    assert "75 % of the patches are masked" in about["caption"]
     assert "taken from the true patch" in about["caption"]
 
 

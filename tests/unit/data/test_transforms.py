@@ -10,18 +10,23 @@ from pantomim.data.transforms import Crop, centred_boxes, crop_boxes, draw_unifo
 
 @pytest.mark.parametrize("image_size", [(16, 16), (24, 40), (9, 5), (64, 48)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_resized_crop_equals_torchvision_image_by_image(image_size, dtype):
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_resized_crop_equals_torchvision_image_by_image(image_size, dtype, interpolation):
     images = torch.rand(6, 3, 30, 44, generator=torch.Generator().manual_seed(0), dtype=dtype)
     boxes = torch.tensor(
         [[0, 0, 30, 44], [3, 5, 20, 31], [10, 0, 4, 44], [29, 43, 1, 1], [0, 7, 30, 2], [5, 5, *image_size]]
     )
     boxes[5] = boxes[5].minimum(torch.tensor([5, 5, 25, 39]))
     flips = torch.tensor([False, True, False, True, True, False])
-    ours = resized_crop(images, boxes, image_size, flips)
+    ours = resized_crop(images, boxes, image_size, flips, interpolation)
     assert ours.dtype == dtype
     for image, box, flip, row in zip(images, boxes, flips, ours, strict=True):
         theirs = v2.functional.resized_crop(
-            image, *box.tolist(), size=list(image_size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+            image,
+            *box.tolist(),
+            size=list(image_size),
+            interpolation=v2.InterpolationMode(interpolation),
+            antialias=True,
         )
         torch.testing.assert_close(
             row, theirs.flip(2) if flip else theirs, rtol=0, atol=3e-6 if dtype == torch.float32 else 1e-12
@@ -34,16 +39,21 @@ def test_resized_crop_of_the_whole_image_is_that_image():
     torch.testing.assert_close(resized_crop(images, whole, (12, 8)), images, rtol=0, atol=1e-6)
 
 
-def test_resize_one_equals_the_batched_resize():
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_resize_one_equals_the_batched_resize(interpolation):
     image = np.random.default_rng(0).integers(0, 256, (3, 40, 30), dtype=np.uint8)
     box = np.array([4, 2, 30, 25])
-    one = resize_one(image, box, (16, 16), flip=True)
+    one = resize_one(image, box, (16, 16), True, interpolation)
     batched = resized_crop(
-        torch.from_numpy(image)[None].float(), torch.from_numpy(box)[None], (16, 16), torch.tensor([True])
+        torch.from_numpy(image)[None].float(),
+        torch.from_numpy(box)[None],
+        (16, 16),
+        torch.tensor([True]),
+        interpolation,
     )
     assert one.dtype == torch.uint8
     assert (one.float() - batched[0].clamp(0, 255)).abs().max() <= 2  # rounded to 8 bits after rows and after columns
-    exact = resize_one(image.astype(np.int16), box, (16, 16), flip=True)
+    exact = resize_one(image.astype(np.int16), box, (16, 16), True, interpolation)
     torch.testing.assert_close(exact, batched[0], rtol=0, atol=1e-3)
 
 

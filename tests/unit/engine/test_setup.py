@@ -69,8 +69,8 @@ def test_all_misfits_are_told_together(source: Path) -> None:
         check_fit(tiny_run(source), dataset, Requirements(7, (32, 32), 32), num_processes=3)
     channels, patch, batch = str(refusal.value).splitlines()
     assert "got 7, and" in channels
-    assert "has 3. Give --method.encoder.in_chans 3" in channels
-    assert "images of 16 pixels. Give --method.encoder.patch_size 16" in patch
+    assert "has 3. Set it to 3" in channels
+    assert "images of 16 pixels. Set it to 16" in patch
     assert "processes x accumulation = 3 x 1; got 16" in batch
     check_fit(tiny_run(source), dataset, Requirements(3, (16, 16), 16), num_processes=2)
 

@@ -5,12 +5,12 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from pantomim.evaluate.features import FeatureTable
-from pantomim.evaluate.few_labels import choose, draw_labelled, few_labels, reduced
-from pantomim.evaluate.linear import LinearProbe, Standardiser, linear, train_probes
+from pantomim.evaluate.few_labels import FewLabels, choose, draw_labelled, reduced
+from pantomim.evaluate.linear import Linear, Standardiser, train_probes
 from pantomim.evaluate.parts import make_parts
 
 CPU = torch.device("cpu")
-QUICK = LinearProbe(lrs=(1e-3, 1e-2, 1e-1), epochs=30, batch_size=64)
+QUICK = Linear("run", "data", lrs=(1e-3, 1e-2, 1e-1), epochs=30, batch_size=64)
 
 
 def draws(count, seed=0, spread=1.0, num_classes=4, width=12):
@@ -30,10 +30,10 @@ def parts_of(train, test):
 
 def test_each_rate_trains_as_if_alone_by_autograd():
     features, labels = draws(70)
-    probe = LinearProbe(lrs=(0.01, 0.2), epochs=4, batch_size=32)
-    ours = train_probes(features, labels, 4, probe.lrs, probe, seed=3)
+    lrs = (0.01, 0.2)
+    ours = train_probes(features, labels, 4, lrs, epochs=4, batch_size=32, seed=3)
     inputs = Standardiser.of(features)(features)
-    for index, lr in enumerate(probe.lrs):
+    for index, lr in enumerate(lrs):
         layer = torch.nn.Linear(12, 4)
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
@@ -56,11 +56,11 @@ def test_as_good_as_logistic_regression():
     scale = Standardiser.of(train[0])
     model = LogisticRegression(max_iter=1000).fit(scale(train[0]).numpy(), train[1].numpy())
     theirs = model.score(scale(test[0]).numpy(), test[1].numpy())
-    assert linear(parts_of(train, test), QUICK, seed=0, device=CPU)["top1"] > theirs - 0.02
+    assert QUICK.score(parts_of(train, test), CPU)["top1"] > theirs - 0.02
 
 
 def test_separable_features_reach_one():
-    result = linear(parts_of(draws(200, spread=0.05), draws(100, 1, spread=0.05)), QUICK, seed=0, device=CPU)
+    result = QUICK.score(parts_of(draws(200, spread=0.05), draws(100, 1, spread=0.05)), CPU)
     assert result["top1"] == result["top1_mean"] == result["top1_per_class"] == 1.0
 
 
@@ -68,7 +68,7 @@ def test_random_labels_reach_chance():
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(2000, 8, generator=generator), torch.randint(4, (2000,), generator=generator)
     parts = parts_of((features[:1000], labels[:1000]), (features[1000:], labels[1000:]))
-    assert abs(linear(parts, QUICK, seed=0, device=CPU)["top1"] - 0.25) < 0.06
+    assert abs(QUICK.score(parts, CPU)["top1"] - 0.25) < 0.06
 
 
 @pytest.mark.parametrize("how", ["linear", "few"])
@@ -78,9 +78,9 @@ def test_choices_do_not_look_at_the_test_part(how):
     for labels in (test[1], (test[1] + 1) % 4):
         parts = parts_of(train, (test[0], labels))
         if how == "linear":
-            results.append(linear(parts, QUICK, seed=0, device=CPU))
+            results.append(QUICK.score(parts, CPU))
         else:
-            results.append(few_labels(parts, 5, num_draws=2, seed=0))
+            results.append(FewLabels("run", "data", labels_per_class=5, draws=2).score(parts))
     assert results[0]["top1"] != results[1]["top1"]
     for key in ("view", "chosen", "validation", "views"):
         assert results[0].get(key) == results[1].get(key)
@@ -90,18 +90,18 @@ def test_constant_features_do_no_harm():
     (features, labels), (queries, wanted) = draws(200, spread=0.05), draws(100, 1, spread=0.05)
     features = torch.cat([features, torch.full((200, 1), 3.0)], dim=1)
     queries = torch.cat([queries, torch.full((100, 1), 1e6)], dim=1)
-    assert linear(parts_of((features, labels), (queries, wanted)), QUICK, seed=0, device=CPU)["top1"] == 1.0
+    assert QUICK.score(parts_of((features, labels), (queries, wanted)), CPU)["top1"] == 1.0
 
 
 def test_a_set_smaller_than_a_batch():
     parts = parts_of(draws(30, spread=0.05), draws(30, 1, spread=0.05))
-    assert linear(parts, LinearProbe(epochs=50), seed=0, device=CPU)["top1"] == 1.0
+    assert Linear("run", "data", epochs=50).score(parts, CPU)["top1"] == 1.0
 
 
 @pytest.mark.parametrize("wrong", [{"lrs": ()}, {"lrs": (0.0,)}, {"epochs": 0}, {"batch_size": 0}])
 def test_wrong_settings(wrong):
-    with pytest.raises(ValueError, match=r"LinearProbe\."):
-        LinearProbe(**wrong)
+    with pytest.raises(ValueError, match=r"Linear\."):
+        Linear("run", "data", **wrong)
 
 
 def test_few_labels_take_the_same_number_of_each_class():
@@ -117,7 +117,7 @@ def test_more_labels_than_images_are_refused():
 
 
 def test_few_labels_report_mean_and_deviation_over_draws():
-    result = few_labels(parts_of(draws(400), draws(200, seed=1)), 5, num_draws=4, seed=0)
+    result = FewLabels("run", "data", labels_per_class=5, draws=4).score(parts_of(draws(400), draws(200, seed=1)))
     assert result["top1"] == pytest.approx(np.mean(result["draws"]))
     assert result["top1_std"] == pytest.approx(np.std(result["draws"], ddof=1))
     assert len(set(result["draws"])) > 1
@@ -126,7 +126,9 @@ def test_few_labels_report_mean_and_deviation_over_draws():
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_or_two_labels_a_class(count):
-    result = few_labels(parts_of(draws(100, spread=0.01), draws(50, 1, spread=0.01)), count, num_draws=2, seed=0)
+    result = FewLabels("run", "data", labels_per_class=count, draws=2).score(
+        parts_of(draws(100, spread=0.01), draws(50, 1, spread=0.01))
+    )
     assert result["top1"] == 1.0
     assert result["top1_std"] == 0.0
 

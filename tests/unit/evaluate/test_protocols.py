@@ -1,4 +1,6 @@
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,17 +10,19 @@ from torch import nn
 
 from pantomim.data.sources import open_source
 from pantomim.data.transforms import crop_boxes, draw_uniforms
-from pantomim.evaluate import protocols
-from pantomim.evaluate.linear import LinearProbe
-from pantomim.evaluate.linear_mae import CROP, Head, MAEProbe, linear_mae
-from pantomim.evaluate.memo import Memo
-from pantomim.evaluate.protocols import Evaluate, evaluate, evaluate_to_file, headline, open_parts, untrained_twin
+from pantomim.evaluate import PROTOCOLS, Memo, base, evaluate, evaluate_to_file, headline, protocol_named
+from pantomim.evaluate.attentive import Attentive
+from pantomim.evaluate.augmented import CROP, Candidate, train_heads
+from pantomim.evaluate.features import random_init_encoder
+from pantomim.evaluate.few_labels import FewLabels
+from pantomim.evaluate.knn import KNN
+from pantomim.evaluate.linear import Linear
+from pantomim.evaluate.linear_mae import Head, LinearMAE
+from pantomim.evaluate.parts import open_labelled
 from pantomim.formats.files import hash_weights
 from pantomim.formats.native import read_description, save_encoder
 from pantomim.formats.timm import load_timm
 from pantomim.nn.vit import EncoderConfig
-
-QUICK = {"probe": LinearProbe(lrs=(0.01, 0.1), epochs=10), "mae": MAEProbe(epochs=4, warmup_epochs=1), "draws": 2}
 
 
 def pictures(count, seed=0, channels=3, num_classes=3):
@@ -46,102 +50,103 @@ def run(tmp_path):
     return str(tmp_path / "run")
 
 
-KINDS = [
-    {"protocol": "knn"},
-    {"protocol": "linear"},
-    {"protocol": "linear", "labels_per_class": 5},
-    {"protocol": "linear", "training": "mae"},
-]
+QUICK = {
+    "knn": partial(KNN),
+    "linear": partial(Linear, lrs=(0.01, 0.1), epochs=10),
+    "few": partial(FewLabels, labels_per_class=5, draws=2),
+    "mae": partial(LinearMAE, epochs=4, warmup_epochs=1),
+}
+every_kind = pytest.mark.parametrize("kind", QUICK)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=["knn", "linear", "few", "mae"])
-def test_every_protocol_beside_its_twin_and_pixels(kind, data, run, tmp_path):
-    path, result = evaluate_to_file(Evaluate(encoder=run, data=data, **kind, **QUICK))
-    few = "-5" if "labels_per_class" in kind else ""
-    assert path == tmp_path / "run" / "eval" / f"{result['protocol']}{few}-halves.json"
+@every_kind
+def test_every_protocol_beside_its_baselines(kind, data, run, tmp_path):
+    path, result = evaluate_to_file(QUICK[kind](run, data))
+    name, stem = {"few": ("linear", "linear-5"), "mae": ("linear-mae",) * 2}.get(kind, (kind, kind))
+    assert path == tmp_path / "run" / "eval" / f"{stem}-halves.json"
     assert json.loads(path.read_text()) == result
-    assert result["protocol"] == ("linear-mae" if "training" in kind else kind["protocol"])
+    assert result["protocol"] == name
     assert result["protocol_version"] == 1
     assert result["seed"] == 0
     assert result["encoder_sha256"] == read_description(run).sha256
     assert result["data"]["num_train"] == 72
     assert result["data"]["num_test"] == 18
     assert result["data"]["broken"] == []
-    assert "broken" not in headline(result)
+    assert "broken" not in headline(QUICK[kind](run, data), result)
     for contender in ("trained", "untrained", "pixels"):
         assert 0 <= result[contender]["top1"] <= 1
         assert 0 <= result[contender]["top1_per_class"] <= 1
-    if "training" not in kind:
+    if kind != "mae":
         assert {"top1_class", "top1_mean"} <= result["trained"].keys() & result["untrained"].keys()
         assert result["pixels"]["top1"] > 0.8, "pixels tell bright halves apart"
-    assert "raw pixels" in headline(result)
+    assert "raw pixels" in headline(QUICK[kind](run, data), result)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=["knn", "linear", "few", "mae"])
+@every_kind
 def test_the_same_scores_twice(kind, data, run, tmp_path):
-    first, second = (evaluate(Evaluate(encoder=run, data=data, **kind, **QUICK)) for _ in range(2))
+    first, second = (evaluate(QUICK[kind](run, data)) for _ in range(2))
     assert {**first, "wall_s": 0} == {**second, "wall_s": 0}
 
 
-@pytest.mark.parametrize("kind", [{"protocol": "knn"}, {"protocol": "linear", "training": "mae"}], ids=["knn", "mae"])
+@pytest.mark.parametrize("kind", ["knn", "mae"])
 def test_broken_images_are_told_and_not_counted(kind, run, tmp_path):
     files = {f"train/{c}/{k:03}.png": png(k, (8, 8)) for c in "ab" for k in range(60)}
     files |= {f"test/{c}/{k:03}.png": png(k, (8, 8)) for c in "ab" for k in range(50)}
     files["train/a/007.png"] = files["train/a/007.png"][:-60]  # whole header, cut pixels
     files["test/b/003.png"] = files["test/b/003.png"][:-60]
-    result = evaluate(Evaluate(encoder=run, data=str(fill(tmp_path / "cut", files)), **kind, **QUICK))
+    result = evaluate(QUICK[kind](run, str(fill(tmp_path / "cut", files))))
     assert (result["data"]["num_train"], result["data"]["num_test"]) == (119, 99)
     told = [(broken["split"], broken["name"]) for broken in result["data"]["broken"]]
     assert told == [("train", "train/a/007.png"), ("test", "test/b/003.png")]
     assert all(broken["reason"] for broken in result["data"]["broken"])
-    assert "2 broken images left out" in headline(result)
+    assert "2 broken images left out" in headline(QUICK[kind](run, "cut"), result)
 
 
 def test_out_is_written(data, run, tmp_path):
     out = tmp_path / "deep" / "scores.json"
-    path, result = evaluate_to_file(Evaluate(protocol="knn", encoder=run, data=data, out=out))
+    path, result = evaluate_to_file(KNN(run, data, out=out))
     assert path == out
     assert json.loads(out.read_text()) == result
 
 
 def test_an_encoder_outside_a_run_needs_out(data):
-    with pytest.raises(ValueError, match=r"Evaluate\.out must be given"):
-        evaluate_to_file(Evaluate(protocol="knn", encoder="timm:test_vit", data=data))
+    with pytest.raises(ValueError, match=r"Evaluation\.out must be given"):
+        evaluate_to_file(KNN("timm:test_vit", data))
 
 
 @pytest.mark.parametrize(("out", "message"), [("k.csv", r"must end in \.json"), ("taken.json", "must be a file")])
 def test_out_is_checked_before_the_work(data, run, tmp_path, monkeypatch, out, message):
     (tmp_path / "taken.json").mkdir()
-    monkeypatch.setattr(protocols, "evaluate", lambda config: pytest.fail("worked first"))
-    with pytest.raises(ValueError, match=rf"Evaluate\.out {message}"):
-        evaluate_to_file(Evaluate(protocol="knn", encoder=run, data=data, out=tmp_path / out))
+    monkeypatch.setattr(base, "evaluate", lambda config: pytest.fail("worked first"))
+    with pytest.raises(ValueError, match=rf"Evaluation\.out {message}"):
+        evaluate_to_file(KNN(run, data, out=tmp_path / out))
 
 
 def test_the_run_folder_is_checked_before_the_work(data, run, tmp_path, monkeypatch):
     (tmp_path / "run" / "eval").write_text("no folder")
-    monkeypatch.setattr(protocols, "evaluate", lambda config: pytest.fail("worked first"))
-    with pytest.raises(ValueError, match=r"Evaluate\.out must lie in a folder"):
-        evaluate_to_file(Evaluate(protocol="knn", encoder=run, data=data))
+    monkeypatch.setattr(base, "evaluate", lambda config: pytest.fail("worked first"))
+    with pytest.raises(ValueError, match=r"Evaluation\.out must lie in a folder"):
+        evaluate_to_file(KNN(run, data))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_device_that_is_not_there(data, run):
-    with pytest.raises(ValueError, match=r"Evaluate\.device must be a device of this machine; got cuda"):
-        Evaluate(protocol="knn", encoder=run, data=data, device="cuda")
+    with pytest.raises(ValueError, match=r"Evaluation\.device must be a device of this machine; got cuda"):
+        KNN(run, data, device="cuda")
 
 
 def test_own_splits_are_used(tmp_path):
     images, labels = pictures(60)
     split = np.array(["train"] * 30 + ["val"] * 15 + ["test"] * 15)
     np.savez(tmp_path / "three.npz", images=images, labels=labels, split=split)
-    parts = open_parts(str(tmp_path / "three.npz"))
+    parts = open_labelled(str(tmp_path / "three.npz")).parts
     assert {name: (part.split, len(part)) for name, part in parts.items()} == {
         "train": ("train", 30),
         "val": ("val", 15),
         "test": ("test", 15),
     }
     np.savez(tmp_path / "two.npz", images=images, labels=labels, split=np.where(split == "test", "val", split))
-    parts = open_parts(str(tmp_path / "two.npz"))
+    parts = open_labelled(str(tmp_path / "two.npz")).parts
     assert {name: (part.split, len(part)) for name, part in parts.items()} == {
         "train": ("train", 30),
         "test": ("val", 30),
@@ -150,15 +155,15 @@ def test_own_splits_are_used(tmp_path):
 
 def test_no_seed_lets_the_test_part_hold_images_of_pre_training(data, run, monkeypatch):
     trained_on, opened = set(open_source(data, "train").names), []
-    original = protocols.open_parts
+    original = base.open_labelled
 
-    def remember(spec):
-        opened.append(original(spec))
-        return opened[-1]
+    def remember(*given):
+        opened.append(original(*given).parts)
+        return original(*given)
 
-    monkeypatch.setattr(protocols, "open_parts", remember)
+    monkeypatch.setattr(base, "open_labelled", remember)
     for seed in (0, 1, 7):
-        evaluate(Evaluate(protocol="knn", encoder=run, data=data, seed=seed))
+        evaluate(KNN(run, data, seed=seed))
         assert set(opened[-1]["train"].names) == trained_on
         assert not set(opened[-1]["test"].names) & trained_on
 
@@ -166,20 +171,20 @@ def test_no_seed_lets_the_test_part_hold_images_of_pre_training(data, run, monke
 def test_missing_labels_are_an_error_that_says_how_to_give_them(tmp_path, run):
     np.savez(tmp_path / "bare.npz", images=pictures(30)[0])
     with pytest.raises(ValueError, match=r"must have labels; got none for .*bare\.npz.*one folder a class"):
-        evaluate(Evaluate(protocol="knn", encoder=run, data=str(tmp_path / "bare.npz")))
+        evaluate(KNN(run, str(tmp_path / "bare.npz")))
 
 
 def test_channels_unlike_the_encoders(tmp_path, run):
     images, labels = pictures(30, channels=5)
     np.savez(tmp_path / "five.npz", images=images, labels=labels)
     with pytest.raises(ValueError, match=r"an encoder of 3 and .*five\.npz of 5"):
-        evaluate(Evaluate(protocol="linear", encoder=run, data=str(tmp_path / "five.npz")))
+        evaluate(Linear(run, str(tmp_path / "five.npz")))
 
 
 def test_a_single_class_is_refused(tmp_path, run):
     np.savez(tmp_path / "one.npz", images=pictures(30)[0], labels=np.zeros(30, dtype=int))
     with pytest.raises(ValueError, match="at least two classes"):
-        evaluate(Evaluate(protocol="linear", encoder=run, data=str(tmp_path / "one.npz")))
+        evaluate(Linear(run, str(tmp_path / "one.npz")))
 
 
 def test_a_class_of_test_that_train_has_not(tmp_path, run):
@@ -187,28 +192,30 @@ def test_a_class_of_test_that_train_has_not(tmp_path, run):
     split = np.where(labels == 2, "test", "train")
     np.savez(tmp_path / "unknown.npz", images=images, labels=labels, split=split)
     with pytest.raises(ValueError, match=r"test.*train|train.*test"):
-        evaluate(Evaluate(protocol="linear", encoder=run, data=str(tmp_path / "unknown.npz")))
+        evaluate(Linear(run, str(tmp_path / "unknown.npz")))
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"protocol": "knn", "training": "mae"}, r"training \(--protocol\) must .*Choose linear"),
-        ({"protocol": "knn", "labels_per_class": 5}, "labels_per_class must be left out"),
-        ({"protocol": "linear", "labels_per_class": 0}, "labels_per_class must be at least 1"),
-        ({"protocol": "linear", "training": "mae", "labels_per_class": 5}, "labels_per_class must be left out"),
-    ],
-)
-def test_contradictions_are_refused(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        Evaluate(encoder="run", data="mnist", **wrong)
+def test_protocols_are_named_once_and_each_has_its_own_options():
+    assert [protocol.protocol for protocol in PROTOCOLS] == [
+        "knn",
+        "linear",
+        "few_labels",
+        "linear_mae",
+        "attentive",
+        "segmentation",
+    ]
+    assert protocol_named("linear_mae") is LinearMAE
+    with pytest.raises(ValueError, match=r"Evaluation\.protocol must be one of knn, .*Did you mean linear_mae\?"):
+        protocol_named("linear-mae")
+    with pytest.raises(TypeError, match="labels_per_class"):
+        KNN("run", "data", labels_per_class=5)
 
 
-def test_the_twin_is_fresh_seeded_and_leaves_no_trace():
+def test_the_random_init_encoder_is_seeded_and_leaves_no_trace():
     torch.manual_seed(0)
     encoder = EncoderConfig(image_size=(8, 8), patch_size=4, width=16, depth=1, heads=2).build().eval()
     state = torch.random.get_rng_state()
-    twins = [untrained_twin(encoder, seed) for seed in (5, 5, 6)]
+    twins = [random_init_encoder(encoder, seed) for seed in (5, 5, 6)]
     assert torch.equal(torch.random.get_rng_state(), state)
     hashes = [hash_weights(twin.state_dict()) for twin in twins]
     assert hashes[0] == hashes[1] != hashes[2]
@@ -217,9 +224,9 @@ def test_the_twin_is_fresh_seeded_and_leaves_no_trace():
     assert not twins[0].training
 
 
-def test_the_twin_of_a_wrapped_model():
+def test_the_random_init_encoder_of_a_wrapped_model():
     encoder = load_timm("test_resnet", pretrained=False)
-    twin = untrained_twin(encoder, 0)
+    twin = random_init_encoder(encoder, 0)
     assert twin.state_dict().keys() == encoder.state_dict().keys()
     assert hash_weights(twin.state_dict()) != hash_weights(encoder.state_dict())
     assert not twin.training
@@ -258,81 +265,79 @@ def test_the_mae_probe_learns_what_its_features_hold(data):
         def forward(self, images):
             return images.new_zeros(len(images), 2)
 
-    train, test = open_source(data, "train"), open_source(data, "test")
-    probe = MAEProbe(epochs=40, warmup_epochs=5, base_lr=20.0)
-    scores = linear_mae(
-        {"oracle": Oracle(), "blind": Blind()}, train, test, (8, 8), probe, seed=0, device=torch.device("cpu")
+    probe = LinearMAE("run", data, epochs=40, warmup_epochs=5, base_lr=20.0)
+    bench = SimpleNamespace(
+        evaluation=probe,
+        train=open_source(data, "train"),
+        test=open_source(data, "test"),
+        reference=SimpleNamespace(image_size=(8, 8)),
+        device=torch.device("cpu"),
     )
+    candidates = {"oracle": Candidate(Oracle(), Head), "blind": Candidate(Blind(), Head)}
+    scores = train_heads(candidates, bench, probe.training(len(bench.train)))
     assert scores["oracle"]["top1"] > 0.85
     assert scores["blind"]["top1"] == pytest.approx(1 / 3)
 
 
-def test_the_mae_probe_leaves_the_encoder_as_it_is(data, run, monkeypatch):
-    def unfrozen(extractors, *arguments, **options):
-        images = torch.rand(2, 3, 8, 8)
-        extractors["trained"](images).sum()
-        loaded["encoder"].norm.bias.data.add_(1)
+@pytest.mark.parametrize("kind", [KNN, LinearMAE, Attentive])
+def test_an_encoder_that_changes_is_noticed(data, run, monkeypatch, kind):
+    def unfrozen(evaluation, bench):
+        bench.encoders["trained"].norm.bias.data.add_(1)
         return {}
 
-    loaded = {}
-    original = protocols.load_encoder
-
-    def remember(spec):
-        loaded["encoder"] = original(spec)
-        return loaded["encoder"]
-
-    monkeypatch.setattr(protocols, "load_encoder", remember)
-    monkeypatch.setattr(protocols, "linear_mae", unfrozen)
+    monkeypatch.setattr(kind, "run", unfrozen)
     with pytest.raises(AssertionError, match="frozen encoder has changed"):
-        evaluate(Evaluate(protocol="linear", encoder=run, data=data, training="mae"))
+        evaluate(kind(run, data))
 
 
 @pytest.mark.parametrize("wrong", [{"warmup_epochs": 90}, {"base_lr": 0.0}, {"batch_size": 1}])
 def test_wrong_settings_of_the_mae_probe(wrong):
-    with pytest.raises(ValueError, match="MAEProbe"):
-        MAEProbe(**wrong)
+    with pytest.raises(ValueError, match=r"LinearMAE\.(warmup_epochs|base_lr|batch_size) must"):
+        LinearMAE("run", "data", **wrong)
 
 
 def test_evaluations_that_share_a_memo_extract_features_once(data, run, monkeypatch):
-    kinds = [{"protocol": "knn"}, {"protocol": "linear"}, {"protocol": "linear", "labels_per_class": 5}]
-    alone = [evaluate(Evaluate(encoder=run, data=data, **kind, **QUICK)) for kind in kinds]
+    kinds = [QUICK[kind](run, data) for kind in ("knn", "linear", "few")]
+    alone = [evaluate(kind) for kind in kinds]
     calls = []
-    for name in ("extract", "pixel_table", "open_parts"):
-        original = getattr(protocols, name)
+    for name in ("extract", "pixel_table", "open_labelled"):
+        original = getattr(base, name)
 
         def counted(*args, name=name, original=original, **options):
             calls.append(name)
             return original(*args, **options)
 
-        monkeypatch.setattr(protocols, name, counted)
+        monkeypatch.setattr(base, name, counted)
     memo = Memo()
-    shared = [evaluate(Evaluate(encoder=run, data=data, **kind, **QUICK), memo) for kind in kinds]
+    shared = [evaluate(kind, memo) for kind in kinds]
     assert [{**result, "wall_s": 0} for result in shared] == [{**result, "wall_s": 0} for result in alone]
-    assert {name: calls.count(name) for name in set(calls)} == {"extract": 4, "pixel_table": 2, "open_parts": 1}
-    evaluate(Evaluate(encoder=run, data=data, protocol="knn", images=40), memo)
+    assert {name: calls.count(name) for name in set(calls)} == {"extract": 4, "pixel_table": 2, "open_labelled": 1}
+    evaluate(KNN(run, data, images=40), memo)
     assert calls.count("extract") == 8, "other images are other features"
+    evaluate(KNN(run, data, images=40, image_size=(16, 16)), memo)
+    assert calls.count("extract") == 12, "and so are other sizes of them"
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=["knn", "linear", "few", "mae"])
+@every_kind
 def test_only_those_asked_for_are_scored(kind, data, run, monkeypatch):
-    everyone = evaluate(Evaluate(encoder=run, data=data, **kind, **QUICK))
-    monkeypatch.setattr(protocols, "channel_stats", lambda dataset: pytest.fail("pixels were not asked for"))
-    one = evaluate(Evaluate(encoder=run, data=data, contenders=("trained",), **kind, **QUICK))
+    everyone = evaluate(QUICK[kind](run, data))
+    monkeypatch.setattr(base, "channel_stats", lambda dataset: pytest.fail("pixels were not asked for"))
+    one = evaluate(QUICK[kind](run, data, contenders=("trained",)))
     assert one["trained"] == everyone["trained"]
     assert not {"untrained", "pixels"} & set(one)
-    assert "untrained" not in headline(one)
-    twin = evaluate(Evaluate(encoder=run, data=data, contenders=("untrained",), **kind, **QUICK))
+    assert "random-init" not in headline(QUICK[kind](run, data), one)
+    twin = evaluate(QUICK[kind](run, data, contenders=("untrained",)))
     assert "trained" not in twin
-    if kind.get("training") != "mae":  # there all heads are drawn in turn
+    if kind != "mae":  # there all heads are drawn in turn
         assert twin["untrained"] == everyone["untrained"]
 
 
 def test_few_test_images_are_a_balanced_draw(data, run):
-    result = evaluate(Evaluate(protocol="knn", encoder=run, data=data, test_images=6))
+    result = evaluate(KNN(run, data, test_images=6))
     assert result["data"]["num_test"] == 6
     assert result["data"]["num_train"] == 72
     assert result["trained"]["top1"] == result["trained"]["top1_per_class"], "as many images of each class"
-    again = evaluate(Evaluate(protocol="knn", encoder=run, data=data, test_images=6, seed=5))
+    again = evaluate(KNN(run, data, test_images=6, seed=5))
     assert again["data"] == result["data"]
 
 
@@ -346,4 +351,13 @@ def test_few_test_images_are_a_balanced_draw(data, run):
 )
 def test_nobody_to_score_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        Evaluate(protocol="knn", encoder="run", data="mnist", **wrong)
+        KNN("run", "mnist", **wrong)
+
+
+@every_kind
+def test_another_image_size_is_used_and_recorded(data, run, kind):
+    result = evaluate(QUICK[kind](run, data, image_size=(16, 12)))
+    assert result["data"]["image_size"] == [16, 12]
+    assert result["encoder_sha256"] == read_description(run).sha256, "of the encoder as it is in its file"
+    with pytest.raises(ValueError, match="multiple of patch_size"):
+        evaluate(QUICK[kind](run, data, image_size=(15, 12)))

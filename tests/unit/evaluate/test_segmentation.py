@@ -5,6 +5,7 @@ from masked_images import COLOURS, masked_folder, regions
 from sklearn.metrics import accuracy_score, jaccard_score
 
 from pantomim.evaluate import patches, segmentation
+from pantomim.evaluate.features import resized_encoder
 from pantomim.evaluate.linear import train_probes
 from pantomim.evaluate.patches import (
     Pictures,
@@ -13,15 +14,14 @@ from pantomim.evaluate.patches import (
     open_masked_parts,
     patch_table,
     pixel_patches,
-    resized_encoder,
 )
-from pantomim.evaluate.segmentation import PatchProbe, intersection_over_union, tally
+from pantomim.evaluate.segmentation import Segmentation, intersection_over_union, tally
 from pantomim.formats.timm import load_timm
 from pantomim.nn.vit import EncoderConfig
 
 CPU = torch.device("cpu")
 SIDE = 12
-QUICK = PatchProbe(lrs=(0.3, 3.0), steps=100)
+QUICK = Segmentation("run", "data", lrs=(0.3, 3.0), steps=100)
 
 
 def write(path, masks, images=None, split=None):
@@ -44,8 +44,8 @@ def by_colour(images):
     return pixel_patches(images, tuple(images.shape[2:]))
 
 
-def scores(spec, extractor=by_colour, seed=0, **options):
-    return segmentation.segmentation({"one": extractor}, pictures(spec, **options), QUICK, seed=seed)["one"]
+def scores(spec, extractor=by_colour, **options):
+    return QUICK.score({"one": extractor}, pictures(spec, **options))["one"]
 
 
 def test_what_a_linear_map_can_tell_is_told_in_full(tmp_path, masks):
@@ -80,7 +80,7 @@ def test_pixels_without_a_class_are_neither_learned_from_nor_scored(tmp_path, ma
     found = scores(spec, ignore=ignore)
     assert found["miou"] == 1.0
     assert list(found["iou"]) == ["class 0", "class 1", "class 2"]
-    assert pictures(spec, ignore=ignore).about()["ignore"] == ignore
+    assert pictures(spec, ignore=ignore).source.masks.ignore == ignore
 
 
 def test_the_mean_is_over_classes_that_test_has(tmp_path, masks):
@@ -91,8 +91,8 @@ def test_the_mean_is_over_classes_that_test_has(tmp_path, masks):
     images = COLOURS[masks.clip(max=3)]
     spec = write(tmp_path / "a.npz", masks, images, split)
     source = pictures(spec)
-    assert source.about()["classes_unknown_to_train"] == ["class 0", "class 9"]
-    found = segmentation.segmentation({"one": by_colour}, source, QUICK, seed=0)["one"]
+    assert source.source.about(encoder())["classes_unknown_to_train"] == ["class 0", "class 9"]
+    found = QUICK.score({"one": by_colour}, source)["one"]
     assert found["iou"].keys() == {"class 0", "class 2", "class 9"}
     assert found["iou"]["class 9"] == 0.0
     assert found["miou"] == pytest.approx(sum(found["iou"].values()) / 3)
@@ -103,7 +103,7 @@ def test_the_same_scores_twice_and_whatever_the_batch(tmp_path, masks):
     assert scores(spec) == scores(spec)
     source = pictures(spec)
     larger = Pictures(source.source, source.image_size, source.grid, 24, CPU)
-    again = segmentation.segmentation({"one": by_colour}, larger, QUICK, seed=0)["one"]
+    again = QUICK.score({"one": by_colour}, larger)["one"]
     assert again["miou"] == pytest.approx(scores(spec)["miou"], abs=1e-4)
 
 
@@ -125,31 +125,31 @@ def test_without_a_val_part_whole_training_images_are_held_out(tmp_path, masks, 
 
 def test_counts_by_hand_and_by_scikit_learn():
     guesses = torch.tensor([[[0, 0], [1, 2]], [[1, 1], [1, 0]]])
-    wanted = torch.tensor([[[0, 1], [1, -1]], [[1, 1], [0, 0]]])
-    counted = tally(guesses, wanted, 4)
+    truth = torch.tensor([[[0, 1], [1, -1]], [[1, 1], [0, 0]]])
+    counted = tally(guesses, truth, 4)
     assert counted.hits.tolist() == [[1, 1, 0, 0], [1, 2, 0, 0]]
     assert counted.guessed.tolist() == [[2, 1, 0, 0], [1, 3, 0, 0]]
-    assert counted.wanted.tolist() == [[1, 2, 0, 0], [2, 2, 0, 0]]
+    assert counted.true.tolist() == [[1, 2, 0, 0], [2, 2, 0, 0]]
     assert counted.iou[:2].tolist() == pytest.approx([2 / 4, 3 / 5])
     assert counted.iou[2:].isnan().all(), "classes that no mask has"
 
     generator = torch.Generator().manual_seed(0)
-    wanted = torch.randint(-1, 5, (6, 9, 7), generator=generator)
-    guesses = torch.where(torch.rand(wanted.shape, generator=generator) < 0.6, wanted.clamp(min=0), 4)
-    counted, kept = tally(guesses, wanted, 5), wanted >= 0
-    reference = jaccard_score(wanted[kept], guesses[kept], average=None)
+    truth = torch.randint(-1, 5, (6, 9, 7), generator=generator)
+    guesses = torch.where(torch.rand(truth.shape, generator=generator) < 0.6, truth.clamp(min=0), 4)
+    counted, kept = tally(guesses, truth, 5), truth >= 0
+    reference = jaccard_score(truth[kept], guesses[kept], average=None)
     torch.testing.assert_close(counted.iou, torch.from_numpy(reference))
-    accuracy = counted.hits.sum() / counted.wanted.sum()
-    assert accuracy.item() == pytest.approx(accuracy_score(wanted[kept], guesses[kept]))
+    accuracy = counted.hits.sum() / counted.true.sum()
+    assert accuracy.item() == pytest.approx(accuracy_score(truth[kept], guesses[kept]))
 
 
 def test_the_standard_error_is_that_of_other_draws_of_images():
     rng = np.random.default_rng(0)
 
     def drawn(count):
-        wanted = torch.from_numpy(rng.integers(0, 3, (count, 4, 4)))
+        truth = torch.from_numpy(rng.integers(0, 3, (count, 4, 4)))
         right = torch.from_numpy(rng.random((count, 1, 1)) < 0.7)
-        return tally(torch.where(right, wanted, (wanted + 1) % 3), wanted, 3)
+        return tally(torch.where(right, truth, (truth + 1) % 3), truth, 3)
 
     spread = np.std([drawn(50).iou.mean().item() for _ in range(300)])
     assert np.mean([drawn(50).standard_error(0) for _ in range(10)]) == pytest.approx(spread, rel=0.2)
@@ -177,15 +177,15 @@ def test_shares_of_classes_pixel_by_pixel(size, grid):
 def test_shares_as_targets_are_ids_where_they_are_pure_and_pixels_where_they_are_not():
     generator = torch.Generator().manual_seed(0)
     features, ids = torch.randn(64, 6, generator=generator), torch.randint(3, (64,), generator=generator)
-    probe = PatchProbe(lrs=(0.1, 0.5), steps=20, batch_size=16).passes(64)
     pure = torch.nn.functional.one_hot(ids, 3).float()
-    by_id, by_share = (train_probes(features, targets, 3, probe.lrs, probe, seed=1) for targets in (ids, pure))
+    by_id, by_share = (
+        train_probes(features, targets, 3, (0.1, 0.5), epochs=5, batch_size=16, seed=1) for targets in (ids, pure)
+    )
     torch.testing.assert_close(by_id.weight, by_share.weight, rtol=1e-4, atol=1e-6)
 
     shares = torch.rand(64, 3, generator=generator)
     shares *= torch.rand(64, 1, generator=generator) / shares.sum(dim=1, keepdim=True)
-    one = PatchProbe(lrs=(0.5,), steps=1, batch_size=64).passes(64)
-    ours = train_probes(features, shares, 3, one.lrs, one, seed=1)
+    ours = train_probes(features, shares, 3, (0.5,), epochs=1, batch_size=64, seed=1)
     layer = torch.nn.Linear(6, 3)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
@@ -250,12 +250,16 @@ def test_an_encoder_of_another_size_has_its_positions_resampled(position):
         resized_encoder(ours, (90, 64))
 
 
-def test_a_wrapped_model_keeps_its_size():
+def test_a_wrapped_model_keeps_its_size_unless_it_is_asked_for():
     resnet = load_timm("test_resnet", pretrained=False)
     assert fitting_size(resnet, (40, 30)) == resnet.image_size
     assert resized_encoder(resnet, resnet.image_size) is resnet
-    with pytest.raises(ValueError, match=r"Evaluate\.image_size must be .* for timm:test_resnet"):
-        resized_encoder(resnet, (64, 64))
+    larger = resized_encoder(resnet, (2 * resnet.image_size[0], resnet.image_size[1]))
+    assert larger.grid == (2 * resnet.grid[0], resnet.grid[1])
+    vit = load_timm("test_vit", pretrained=False)
+    assert resized_encoder(vit, (96, 64))(torch.rand(1, 3, 96, 64)).patches.shape[1] == 24
+    with pytest.raises(ValueError, match="a multiple of the patches of timm:test_resnet"):
+        resized_encoder(resnet, (resnet.image_size[0] + 1, resnet.image_size[1]))
 
 
 def test_raw_pixels_of_patches():
@@ -273,7 +277,7 @@ def test_one_class_is_refused(tmp_path, masks):
 
 def test_a_part_without_any_class_is_refused(tmp_path, masks):
     masks[3::4] = 255
-    with pytest.raises(ValueError, match=r"got none in test.*Check --ignore"):
+    with pytest.raises(ValueError, match=r"got none in test.*Check Segmentation.ignore"):
         pictures(write(tmp_path / "a.npz", masks))
 
 
@@ -286,5 +290,5 @@ def test_fewer_images(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"lrs": ()}, {"lrs": (0.0,)}, {"steps": 0}, {"batch_size": 0}])
 def test_wrong_settings(wrong):
-    with pytest.raises(ValueError, match="Probe"):
-        PatchProbe(**wrong)
+    with pytest.raises(ValueError, match=r"Segmentation\."):
+        Segmentation("run", "data", **wrong)

@@ -80,7 +80,7 @@ def test_a_pretraining_file_computes_what_timm_does(tmp_path, name, wrapper):
     predictor = load_predictor(tmp_path / "out")
     tokens = TokenTargetConfig(tokenizer="random-projection", vocabulary=7)
     method = BEiTConfig(encoder=encoder.config, masker=RandomMasker(), target=tokens).build()
-    assert {key: tensor.shape for key, tensor in method.predictor().items()} == {
+    assert {key: tensor.shape for key, tensor in method.exports()["predictor"].items()} == {
         key: tensor.shape for key, tensor in predictor.items()
     }
     assert torch.equal(predictor["head.weight"], weights["lm_head.weight"])

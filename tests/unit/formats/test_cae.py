@@ -53,7 +53,7 @@ def test_published_names():
     assert official_name(ours, "Atten4Vis/CAE") == "regresser.regressor_blocks.3.cross_attn.q.weight"
     assert our_name("pretext_neck.norm2.weight") == "decoder.norm.weight"
     assert our_name("decoder.norm.weight", "Atten4Vis/CAE") == "decoder.norm.weight"
-    assert our_name("alignment_encoder.norm.weight", "Atten4Vis/CAE") == "aligner.norm.weight"
+    assert our_name("alignment_encoder.norm.weight", "Atten4Vis/CAE") == "aligner.copy.norm.weight"
     assert our_name("encoder.blocks.0.gamma_1") == "encoder.blocks.0.gamma_1"
     assert our_name("mask_token") == "regressor.mask_token"
 
@@ -132,7 +132,7 @@ def test_an_import_keeps_all_that_is_learned(tmp_path, release, width):
     copy = "teacher" if release == "lxtGH/CAE" else "alignment_encoder"
     assert f"{copy}.norm.weight" in text
     assert [file for file in report.files if file.endswith(".json")] == ["encoder.json", "predictor.json"]
-    predictor, ours = load_predictor(tmp_path / "out"), method.predictor()
+    predictor, ours = load_predictor(tmp_path / "out"), method.exports()["predictor"]
     assert predictor.keys() == ours.keys()
     assert all(torch.equal(tensor, ours[name]) for name, tensor in predictor.items())
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pantomim.config import from_dict, to_dict
-from pantomim.masking.attention import PUBLISHED, AttentionMasker, Hint, milan_masker
+from pantomim.masking.attention import PUBLISHED, AttentionMasker, milan_masker
 from pantomim.masking.base import Masker
 from pantomim.masking.random import RandomMasker
 
@@ -19,7 +19,7 @@ def attention(batch=5, seed=0, patches=48):
 
 
 def call(masker, weights, seed=0, grid=GRID):
-    return masker(len(weights), grid, torch.Generator().manual_seed(seed), 0.0, weights)
+    return masker(len(weights), grid, torch.Generator().manual_seed(seed), weights)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -145,15 +145,13 @@ def test_what_cannot_be():
     for broken, words in (
         ({"ratio": 75.0}, "AttentionMasker.ratio"),
         ({"eps": 0.1}, "goes with sample_masked"),
-        ({"hint_show": 0.1}, "hint_show goes with topk_hint"),
+        ({"hint_show": 0.1}, "go with topk_hint"),
     ):
         with pytest.raises(ValueError, match=words):
             AttentionMasker(**broken)
-    with pytest.raises(ValueError, match=r"AttentionMasker\.hint_show must be above 0"):
-        Hint(show=0.3, among=0.2)
     with pytest.raises(ValueError, match="at least one patch and fewer"):
         AttentionMasker(rule="topk_hint").num_masked((2, 2))
-    with pytest.raises(ValueError, match="must hide at least one patch"):
+    with pytest.raises(ValueError, match="leaves no masked one of 4"):
         AttentionMasker(ratio=0.1, whole="masked").num_masked((2, 2))
     masker = AttentionMasker(rule="topk_hint", hint_refill=False)
     assert from_dict(AttentionMasker, to_dict(masker), "here") == masker
@@ -163,7 +161,7 @@ def test_hints_say_what_does_not_fit():
     with pytest.raises(ValueError, match=r"hint_show must be above 0 and at most hint_among"):
         AttentionMasker(rule="topk_hint", hint_show=0.3)
     tight = AttentionMasker(rule="topk_hint", ratio=0.95)
-    with pytest.raises(ValueError, match=r"hint_show must leave patches to hide in the place.*hint_refill False"):
+    with pytest.raises(ValueError, match=r"hint_show must leave patches to mask in the place.*hint_refill to False"):
         tight.num_masked((14, 14))
     assert replace(tight, hint_refill=False).num_masked((14, 14)) == 187 - 19
     with pytest.raises(ValueError, match=r"hint_show and hint_among must be at least one patch"):

@@ -90,7 +90,7 @@ def test_ranks_of_the_default_size_survive_float32() -> None:
         ({"color": "green", "sigma": (1.0, 300.0)}, "from 0.1 to the side"),
         ({"color": "blue", "passes": 0}, "passes must be at least 1"),
         ({"patterns": 0}, "patterns must be at least 1"),
-        ({"side": 1}, "side at least 2"),
+        ({"side": 1}, "side must be at least 2"),
         ({"patterns": 100_000}, "4 GiB at most"),
     ],
 )

@@ -54,7 +54,7 @@ def test_the_same_generator_gives_the_same_masks() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 75.0, float("nan")])
 def test_a_ratio_is_a_share(ratio: float) -> None:
-    with pytest.raises(ValueError, match=r"RandomMasker.ratio must be in \(0, 1\); got .* Give a share"):
+    with pytest.raises(ValueError, match=r"RandomMasker.ratio must be in \(0, 1\)"):
         RandomMasker(ratio=ratio)
 
 

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from pantomim.core.batch import Batch
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.cae import CAE, CAEConfig, CAEDraws, cae_encoder, preset
+from pantomim.methods.base import Draws
+from pantomim.methods.cae import CAE, CAEConfig, cae_encoder, preset
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.regressor import RegressorConfig
 from pantomim.nn.tokens import patchify, take, unpatchify
@@ -41,10 +42,10 @@ class Brightness:
 def build(tokens: bool = False, **changes) -> CAE:
     torch.manual_seed(0)
     config = replace(CONFIG, **changes)
-    return (config.build_around(TokenTarget(Brightness())) if tokens else config.build()).double()
+    return (config.build(target=TokenTarget(Brightness())) if tokens else config.build()).double()
 
 
-def drawn(method: CAE, total: int = 3) -> tuple[Batch, CAEDraws]:
+def drawn(method: CAE, total: int = 3) -> tuple[Batch, Draws]:
     generator = torch.Generator().manual_seed(1)
     batch = Batch(torch.rand(total, 3, 16, 12, generator=generator, dtype=torch.float64), total=total)
     return batch, method.draw(batch, 0, generator)
@@ -150,7 +151,7 @@ def test_without_alignment_the_branch_does_not_run() -> None:
 def test_no_copy_unless_a_momentum_is_given() -> None:
     method, plain = build(align_momentum=0.75), build()
     assert plain.aligner is None
-    names = {name.removeprefix("aligner.") for name in method.state_dict() if name.startswith("aligner.")}
+    names = {name.removeprefix("aligner.copy.") for name in method.state_dict() if name.startswith("aligner.")}
     assert names == set(plain.encoder.state_dict())
     batch, draws = drawn(method)
     assert torch.equal(method(batch, draws)["loss"], plain(batch, draws)["loss"])  # it starts as the encoder
@@ -161,12 +162,12 @@ def test_no_copy_unless_a_momentum_is_given() -> None:
 def test_the_copy_follows_the_encoder() -> None:
     method = build(align_momentum=0.75)
     batch, draws = drawn(method)
-    before = method.aligner.norm.weight.clone()
+    before = method.aligner.copy.norm.weight.clone()
     with torch.no_grad():
         method.encoder.norm.weight.add_(1.0)
     target = method.alignment_target(batch.images, draws.mask)
     method.update_ema(0)
-    torch.testing.assert_close(method.aligner.norm.weight, before + 0.25)
+    torch.testing.assert_close(method.aligner.copy.norm.weight, before + 0.25)
     assert not torch.allclose(target, method.alignment_target(batch.images, draws.mask))
     assert not any(parameter.requires_grad for parameter in method.aligner.parameters())
 
@@ -176,7 +177,7 @@ def test_a_momentum_of_zero_is_the_encoder_one_step_late() -> None:
     with torch.no_grad():
         method.encoder.norm.weight.add_(1.0)
     method.update_ema(0)
-    assert torch.equal(method.aligner.norm.weight, method.encoder.norm.weight)
+    assert torch.equal(method.aligner.copy.norm.weight, method.encoder.norm.weight)
 
 
 @pytest.mark.parametrize("momentum", [None, 0.5])
@@ -206,8 +207,8 @@ def test_another_width_brings_a_projection_on_both_sides() -> None:
     batch, draws = drawn(method)
     assert method.latents(method.encoder, batch.images, draws.mask.ids_keep).shape == (3, 6, 8)
     assert method.alignment_target(batch.images, draws.mask).shape == (3, 6, 8)
-    assert set(method.exports()) == {"encoder", "regressor", "decoder", "projection"}
-    assert set(build().exports()) == {"encoder", "regressor", "decoder"}
+    assert "projection.linear.weight" in method.exports()["predictor"]
+    assert not any(name.startswith("projection") for name in build().exports()["predictor"])
 
 
 def test_gradients_survive_autocast() -> None:
@@ -277,12 +278,12 @@ def test_a_part_of_a_batch_has_its_rows_of_the_global_draw() -> None:
 
 
 def test_a_count_that_varies_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"CAEConfig\.masker must hide the same number .* got block.* Set exact\."):
+    with pytest.raises(ValueError, match=r"CAEConfig\.masker must mask the same number .* got block.* Set exact\."):
         replace(CONFIG, masker=BlockMasker(exact=False))
 
 
 def test_numbers_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"CAEConfig\.align_weight must not be negative; got -1\.0"):
+    with pytest.raises(ValueError, match=r"CAEConfig\.align_weight must be at least 0; got -1\.0"):
         replace(CONFIG, align_weight=-1.0)
     with pytest.raises(ValueError, match=r"CAEConfig\.align_momentum must be in \[0, 1\]; got 1\.5"):
         replace(CONFIG, align_momentum=1.5)
@@ -308,11 +309,3 @@ def test_presets(size: str, scale: float, initialisation: str, num_masked: int, 
 def test_tokens_without_a_tokenizer_say_how_to_get_one() -> None:
     with pytest.raises(ValueError, match="tokenizer"):
         preset("base").build()
-
-
-def test_explain_names_the_parts() -> None:
-    rows = dict(preset("base").describe())
-    assert "75 masked patches" in rows["masker"]
-    assert rows["regressor sees"] == "B x 75 x 768 queries, which read 121 visible patches and the 75 queries"
-    assert rows["alignment"].startswith("B x 75 x 768: hidden patches through the encoder, no gradient, weight 2")
-    assert dict(replace(CONFIG, align_weight=0.0).describe())["alignment"] == "none"

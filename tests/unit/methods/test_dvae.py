@@ -51,11 +51,11 @@ def test_loss_by_the_formulas_of_the_paper(method):
     outputs = method(Batch(images, total=4), draws)
 
     y = 0.8 * images.numpy() + 0.1
-    logits = method.encoder(torch.from_numpy(y)).detach().numpy()
+    logits = method.networks.encoder(torch.from_numpy(y)).detach().numpy()
     noise, temperature, beta = draws.noise.numpy(), draws.temperature.item(), draws.kl_weight.item()
     relaxed = np.exp((logits + noise) / temperature)
     relaxed /= relaxed.sum(1, keepdims=True)
-    prediction = method.decoder(torch.from_numpy(relaxed)).detach().numpy()
+    prediction = method.networks.decoder(torch.from_numpy(relaxed)).detach().numpy()
     mu, b = prediction[:, :3], np.exp(prediction[:, 3:])
     nll = np.log(2 * b) + np.log(y) + np.log(1 - y) + np.abs(np.log(y / (1 - y)) - mu) / b
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -178,14 +178,14 @@ def test_forward_repeats_exactly(method):
 
 def test_averages_follow_the_weights(method):
     before = [parameter.clone() for parameter in method.average.parameters()]
-    trained = [*method.encoder.parameters(), *method.decoder.parameters()]
+    trained = [*method.networks.encoder.parameters(), *method.networks.decoder.parameters()]
     with torch.no_grad():
         for parameter in trained:
             parameter.add_(1.0)
     method.update_ema(0)
     for old, new, weight in zip(before, method.average.parameters(), trained, strict=True):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * weight)
-    assert method.exports() == {"tokenizer": method.average}
+    assert method.exports() == {"tokenizer": method.average.copy}
 
 
 def test_it_learns(method):
@@ -216,12 +216,6 @@ def test_perplexity_of_a_batch():
     ids = torch.tensor([[0, 0, 1, 3]])
     assert perplexity(ids, 8).item() == pytest.approx(2**1.5)
     assert perplexity(torch.arange(8).view(2, 4), 8).item() == pytest.approx(8)
-
-
-def test_description():
-    words = dict(CONFIG.describe())
-    assert words["codes"] == "B x 2 x 2, each one of 12"
-    assert words["temperature"] == "1 to 0.0625 over 40 steps"
 
 
 @pytest.mark.parametrize(

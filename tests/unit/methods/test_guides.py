@@ -61,13 +61,13 @@ def test_the_most_attended_are_hidden_and_the_method_learns(kind):
     assert all(weight.grad is not None for weight in method.encoder.patch_embed.parameters())
     assert all(weight.grad is None for weight in method.guide.parameters())
     assert not any(weight.requires_grad for weight in method.guide.parameters())
-    assert not any(name.startswith("guide") for name in method.predictor())
+    assert not any(name.startswith("guide") for name in method.exports().get("predictor", {}))
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_moving_average_guides_as_the_student_moves(kind):
     method = build(replace(CONFIGS[kind], guide=GuideConfig(source="ema", momentum=0.5))).train()
-    slow, fast = method.guide.teacher.teacher.encoder.norm.weight, method.encoder.norm.weight
+    slow, fast = method.guide.teacher.encoder.norm.weight, method.encoder.norm.weight
     assert torch.equal(slow, fast)
     with torch.no_grad():
         fast += 1.0
@@ -81,16 +81,15 @@ def test_a_moving_average_guides_as_the_student_moves(kind):
 def test_without_a_guide_all_is_as_ever(kind):
     config = replace(CONFIGS[kind], masker=RandomMasker(ratio=0.5), guide=GuideConfig())
     method, given = build(config), batch()
-    assert method.guide is None
+    assert method.guide(given.images) is None
     assert not any(name.startswith("guide") for name in method.state_dict())
     expected = config.masker(3, ENCODER.grid, torch.Generator().manual_seed(0)).masked
     assert torch.equal(draw(method, given).mask.masked, expected)
-    assert "guide" not in dict(config.describe())
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_masker_and_guide_go_together(kind):
-    with pytest.raises(ValueError, match=r"GuideConfig.source must be given.*--method.guide.source RUN"):
+    with pytest.raises(ValueError, match=r"GuideConfig.source must be given.*method.guide.source: RUN"):
         replace(CONFIGS[kind], guide=GuideConfig()).build()
     with pytest.raises(ValueError, match="GuideConfig must be left out for a masker that asks for no attention"):
         replace(CONFIGS[kind], masker=RandomMasker(ratio=0.5)).build()
@@ -98,7 +97,7 @@ def test_masker_and_guide_go_together(kind):
 
 def test_the_mean_query_where_there_is_no_class_token():
     bare = replace(CONFIGS["mae"], encoder=replace(ENCODER, class_token=False))
-    with pytest.raises(ValueError, match=r"must be mean for random.*guide.query\) mean"):
+    with pytest.raises(ValueError, match=r"must be mean for random.*guide.query\) to mean"):
         bare.build()
     method = replace(bare, guide=replace(GUIDE, query="mean")).build()
     assert torch.isfinite(method(batch(), draw(method, batch()))["loss"])
@@ -114,9 +113,9 @@ def test_explain_counts_the_guide_and_says_that_it_sees_everything(kind):
     encoder = ENCODER.build()
     all_tokens = 2 * 17 * sum(w.numel() for n, w in encoder.named_parameters() if n.endswith("weight") and w.dim() == 2)
     assert guided.draw_flops > all_tokens  # attention comes on top
-    assert guided.teachers == ()
-    rows = dict(explain(config, plain, torch.float32)[0][1])
-    assert "source random, query class; sees all 16 patches of the same image, none hidden" in rows["guide"]
+    rows = dict(dict(explain(config, plain, torch.float32))["Parts and shapes"])
+    assert rows["guide"] == "B x 3 x 16 x 16 -> B x 16, no gradient"
+    assert "patches B x 16 x 16, attention B x 16, no gradient" in rows["guide.teacher"]  # it sees every patch
 
 
 class Counting(Teacher):
@@ -126,7 +125,7 @@ class Counting(Teacher):
 
     def __init__(self):
         super().__init__()
-        self.width, self.grid, self.num_prefix, self.asked = 16, (4, 4), 1, []
+        self.name, self.width, self.grid, self.num_prefix, self.asked = "Counting", 16, (4, 4), 1, []
         self._freeze()
 
     def forward(self, images, query=None):
@@ -138,15 +137,14 @@ class Counting(Teacher):
 
 def test_dbots_own_teacher_guides_and_is_asked_once():
     config = DBOTConfig(encoder=ENCODER, decoder=DECODER, masker=GUIDED, teacher=TeacherConfig("random"))
-    method, given = config.build_around(Counting()), batch()
+    method, given = config.build(teacher=Counting()), batch()
     draws = draw(method, given)
     assert torch.equal(draws.mask.masked, (torch.arange(16) >= 8).expand(3, 16))
     guided = method(given, draws)["loss"]
     assert method.teacher.asked == ["class"]
-    torch.testing.assert_close(method(given, replace(draws, target=None))["loss"], guided)
-    assert "by the teacher's attention (class query)" in dict(config.describe())["masker"]
+    torch.testing.assert_close(method(given, replace(draws, guidance=None))["loss"], guided)
     with pytest.raises(ValueError, match="must be class for Counting; got mean"):
-        replace(config, guide_query="mean").build_around(Counting())
+        replace(config, guide_query="mean").build(teacher=Counting())
     count_cost(Pretrain("tiny", method=config), torch.float32)
 
 

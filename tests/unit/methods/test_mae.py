@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from pantomim.core.batch import Batch
+from pantomim.masking import STRATEGIES
 from pantomim.masking.block import BlockMasker
-from pantomim.masking.choice import STRATEGIES
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.mae import MAE, MAEConfig, MAEDraws
+from pantomim.methods.base import Draws
+from pantomim.methods.mae import MAE, MAEConfig
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import patchify, take, unpatchify
 from pantomim.nn.vit import EncoderConfig
@@ -24,7 +25,7 @@ def build() -> MAE:
     return CONFIG.build().double()
 
 
-def drawn(method: MAE, total: int = 3) -> tuple[Batch, MAEDraws]:
+def drawn(method: MAE, total: int = 3) -> tuple[Batch, Draws]:
     generator = torch.Generator().manual_seed(1)
     batch = Batch(torch.rand(total, 3, 16, 8, generator=generator, dtype=torch.float64), total=total)
     return batch, method.draw(batch, 0, generator)
@@ -114,7 +115,7 @@ def test_a_ratio_that_leaves_nothing_is_refused_early() -> None:
 
 
 def test_a_count_that_varies_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"MAEConfig\.masker must hide the same number .* got block.* Set exact\."):
+    with pytest.raises(ValueError, match=r"MAEConfig\.masker must mask the same number .* got block.* Set exact\."):
         MAEConfig(masker=BlockMasker(exact=False))
 
 
@@ -122,7 +123,7 @@ def test_every_strategy_trains() -> None:
     """A step of each masker that MAE takes; they differ in what they hide and in nothing else."""
     losses = {}
     for name, strategy in STRATEGIES.items():
-        masker = strategy(0.75)
+        masker = strategy.masker(0.75)
         if masker.varies:
             continue
         if isinstance(masker, ColorNoiseMasker):

@@ -14,9 +14,9 @@ ENCODER = replace(moco_encoder("base"), image_size=(16, 12), patch_size=4, width
 CONFIG = MoCoV3Config(encoder=ENCODER, hidden=24, dim=6)
 
 
-def build(**changes) -> MoCoV3:
+def build(steps: int | None = None, **changes) -> MoCoV3:
     torch.manual_seed(0)
-    return replace(CONFIG, **changes).build().double().train()
+    return replace(CONFIG, **changes).build(steps).double().train()
 
 
 def views(number: int = 5) -> Batch:
@@ -72,11 +72,10 @@ def test_the_patch_projection_learns_if_it_may() -> None:
 
 
 def test_the_teacher_begins_as_the_student_and_follows_by_the_schedule() -> None:
-    method = build(momentum=Momentum(0.5, 1.0))
+    method = build(steps=10, momentum=Momentum(0.5, 1.0))
     pairs = ((method.teacher_encoder, method.encoder), (method.teacher_projector, method.projector))
     for copied, module in pairs:
         assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), module.parameters(), strict=True))
-    method.begin(10)
     before = [weight.clone() for weight in method.teacher_encoder.parameters()]
     with torch.no_grad():
         for parameter in method.encoder.parameters():
@@ -104,7 +103,7 @@ def test_statistics_of_the_teachers_norms_are_its_own() -> None:
     method, batch = build(momentum=Momentum(0.0)), views()
     drift(method)
     method(batch, MoCoV3Draws())
-    student, teacher = method.projector.norms[0], method.teacher_projector.norms[0]
+    student, teacher = method.projector.norms[0], method.teacher_projector.copy.norms[0]
     assert student.running_mean.any()
     assert not torch.allclose(student.running_mean, teacher.running_mean)
     kept = teacher.running_mean.clone()
@@ -128,13 +127,13 @@ def test_images_without_another_view_are_refused() -> None:
 
 
 def test_whole_batches_of_two_views_are_taken() -> None:
-    takes = build().requirements()
+    takes = build().requirements
     assert (takes.views, takes.whole_batch, takes.gathers, takes.image_size) == (2, True, True, (16, 12))
 
 
 def test_what_is_learned_beside_the_encoder() -> None:
     method = build()
-    assert {name.split(".")[0] for name in method.predictor()} == {"projector", "predictor_head"}
+    assert {name.split(".")[0] for name in method.exports()["predictor"]} == {"projector", "predictor_head"}
     assert method.exports()["encoder"] is method.encoder
 
 

@@ -107,9 +107,9 @@ def test_accuracy_counts_the_larger_share() -> None:
 
 def test_it_says_which_images_and_labels_it_takes_and_what_it_leaves() -> None:
     method = build()
-    takes = method.requirements()
+    takes = method.requirements
     assert (takes.num_classes, takes.views, takes.in_chans, takes.image_size) == (4, 1, 3, (16, 16))
-    assert set(method.predictor()) == {"head.weight", "head.bias"}
+    assert set(method.exports()["predictor"]) == {"head.weight", "head.bias"}
     assert method.exports()["encoder"] is method.encoder
 
 
@@ -125,7 +125,7 @@ def test_float64_stays_float64() -> None:
     [
         ({"num_classes": 1}, "num_classes must be at least 2; got 1"),
         ({"label_smoothing": 1.0}, "label_smoothing must be in"),
-        ({"mixup": -0.1}, "mixup must not be negative"),
+        ({"mixup": -0.1}, "mixup must be at least 0"),
         ({"encoder": replace(ENCODER, class_token=False)}, "pool must be mean for an encoder without a class token"),
     ],
 )

@@ -98,7 +98,7 @@ def test_forward_changes_nothing_and_draw_moves_the_codes_in_training_only():
 def test_a_step_is_one_batch_for_the_codes():
     """Micro-batches would move the codes once each, so that losses of a step belong to different codes."""
     method, _, _ = begun(decay=0.5)
-    assert method.requirements().whole_batch
+    assert method.requirements.whole_batch
     batch = Batch(torch.rand(8, 3, 16, 16), total=8)
     halves = [Batch(images, total=8) for images in batch.images.split(4)]
     once, twice = copy.deepcopy(method), copy.deepcopy(method)
@@ -145,8 +145,8 @@ def test_the_papers_sizes():
     [
         ({"vocabulary": 1}, r"vocabulary must be at least 2; got 1"),
         ({"decay": 1.0}, r"decay must be in \[0, 1\); got 1.0"),
-        ({"dead_below": -1.0}, r"dead_below must not be negative"),
-        ({"teacher": TeacherConfig("ema")}, r"VQKDConfig\.teacher must know something already; got ema"),
+        ({"dead_below": -1.0}, r"dead_below must be at least 0"),
+        ({"teacher": TeacherConfig("ema")}, r"VQKDConfig\.teacher must be trained already; got ema"),
     ],
 )
 def test_bad_settings(change, said):

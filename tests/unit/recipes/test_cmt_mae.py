@@ -6,16 +6,14 @@ import torch
 from pantomim.config import leaves, to_dict
 from pantomim.explain import explain
 from pantomim.recipes import RECIPES, prepare
-from pantomim.recipes.cmt_mae import ORIGINS, cmt_mae_vit_base_in1k
+from pantomim.recipes.cmt_mae import ORIGINS, in1k
 from pantomim.teachers.choice import TeacherConfig
 
 LABELS = ("stated", "said by a digest", "precedent", "ours")
 
 
 def test_every_setting_of_the_starting_point_has_an_origin():
-    names = [
-        name for name in leaves(to_dict(cmt_mae_vit_base_in1k())) if name.partition(".")[0] not in ("runtime", "init")
-    ]
+    names = [name for name in leaves(to_dict(in1k("base"))) if name.partition(".")[0] not in ("runtime", "init")]
     without = [name for name in names if name not in ("recipe", "method.kind")]
     assert [name for name in without if not name.startswith(tuple(ORIGINS))] == []
     assert all(origin.startswith(LABELS) for origin in ORIGINS.values())

@@ -5,31 +5,29 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pantomim.config import DataConfig, Duration, to_yaml
+from pantomim.config import DataConfig, Duration, Pretrain, to_yaml
 from pantomim.data.dataset import Facts
-from pantomim.recipes.dvae import (
-    RECIPES,
-    TOKENIZER_SIZES,
-    choose_vocabulary,
-    dvae,
-    dvae_micro_cifar10,
-    dvae_paper,
-    fitted,
-)
-from pantomim.recipes.mae import mae_micro_mnist
-from pantomim.recipes.tokenizers import prepare_tokenizer
+from pantomim.data.stats import Stats
+from pantomim.recipes import TOKENIZER_RECIPES, prepare, prepare_tokenizer
+from pantomim.recipes.dvae import DVAE, TOKENIZER_SIZES, choose_vocabulary, dvae_paper, fitted
+
+HALF = Stats((0.5,) * 3, (0.5,) * 3)
+
+
+def dvae(size: str, known: Facts) -> Pretrain:
+    return DVAE.fit(size, known, HALF)
 
 
 def facts(size=(32, 32), median=32, num_images=1000, dtype="uint8", channels=3) -> Facts:
     return Facts(num_images, channels, size, median, dtype, None)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", DVAE.others, ids=lambda recipe: recipe.name)
 def test_every_recipe_builds_with_schedules_of_its_length(recipe) -> None:
     config = recipe.build()
     with torch.device("meta"):
         method = config.method.build()
-    assert method.requirements().image_size == (32, 32)
+    assert method.requirements.image_size == (32, 32)
     assert config.method.sizes.stride == 4  # one code for each patch of MAE's small recipes
     assert recipe.summary.endswith(".")
     assert fitted(config, 50_000) == config
@@ -83,7 +81,7 @@ def test_the_length_follows_the_number_of_images(size, num_images, steps) -> Non
 
 
 def test_a_micro_one_is_trained_as_the_measured_one() -> None:
-    ours, measured = dvae("micro", facts(num_images=10_000)), dvae_micro_cifar10()
+    ours, measured = dvae("micro", facts(num_images=10_000)), TOKENIZER_RECIPES[0].build()
     assert fitted(ours, 10_000).method == measured.method
     assert (ours.batch_size, ours.optim, ours.duration) == (measured.batch_size, measured.optim, measured.duration)
     weights = [dvae(size, facts()).method.kl_weight.end for size in TOKENIZER_SIZES]
@@ -114,13 +112,17 @@ def test_images_of_one_pixel() -> None:
 
 
 def test_what_does_not_go_together(tmp_path) -> None:
-    with pytest.raises(ValueError, match="Add --data SRC"):
+    with pytest.raises(ValueError, match=r"prepare\.data must be given"):
         prepare_tokenizer(None, data=None)
-    with pytest.raises(ValueError, match="There is no tokenizer recipe mae"):
+    with pytest.raises(ValueError, match="There is no recipe mae"):
         prepare_tokenizer("mae", data="mnist")
-    with pytest.raises(ValueError, match="--size goes with dvae and vqkd; dvae_micro_cifar10 fixes its size"):
+    with pytest.raises(
+        ValueError, match=r"prepare\.size goes with a bare method \(dvae, vqkd\); dvae_micro_cifar10 fixes its size"
+    ):
         prepare_tokenizer("dvae_micro_cifar10", data="mnist", size="small")
-    with pytest.raises(ValueError, match="either a recipe or --config"):
+    with pytest.raises(ValueError, match=r"prepare\.teacher must be left out for all but vqkd; got random for dvae"):
+        prepare_tokenizer("dvae", data="mnist", teacher="random")
+    with pytest.raises(ValueError, match=r"either a recipe or prepare\.config"):
         prepare_tokenizer("dvae", data="mnist", config=tmp_path)
 
 
@@ -135,8 +137,8 @@ def test_a_file_keeps_its_schedules_unless_the_length_changes(tmp_path) -> None:
 
 
 def test_a_file_of_another_run(tmp_path) -> None:
-    (tmp_path / "config.yaml").write_text(to_yaml(mae_micro_mnist()))
-    with pytest.raises(ValueError, match=r"must be that of a tokenizer's run; got .* a run of mae_micro_mnist"):
+    (tmp_path / "config.yaml").write_text(to_yaml(prepare("mae_micro_mnist").config))
+    with pytest.raises(ValueError, match=r"must be of a run that trains tokenizers; got .* a run of mae_micro_mnist"):
         prepare_tokenizer(None, data=None, config=tmp_path / "config.yaml")
 
 

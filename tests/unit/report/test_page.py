@@ -11,8 +11,7 @@ from PIL import Image
 from run_folder import row, write_json, write_metrics, write_pictures, write_result, write_run
 
 from pantomim.config import to_dict
-from pantomim.masking.choice import color_masker
-from pantomim.masking.color_noise import ColorNoiseMasker
+from pantomim.masking.color_noise import ColorNoiseMasker, color_masker
 from pantomim.masking.random import RandomMasker
 from pantomim.report import make_report
 from pantomim.report.page import hiding

@@ -62,7 +62,7 @@ def test_scales_change_length_seeds_and_evaluations():
             "duration": {"epochs": 40},
             "seeds": [5],
             "overrides": {"batch_size": 8, "optim": {"warmup": {"epochs": 1}}},
-            "evaluations": {"probe": {"probe": {"epochs": 7}}},
+            "evaluations": {"probe": {"epochs": 7}},
         },
     }
     small, large = make(scales=scales), make(scales=scales, scale="large")
@@ -71,8 +71,8 @@ def test_scales_change_length_seeds_and_evaluations():
     assert [cell.seed for cell in large.cells] == [5, 5]
     run = large.cells[0].run
     assert (run.recipe, run.duration, run.batch_size) == ("mae_tiny_cifar10", Duration(epochs=40), 8)
-    assert large.cells[0].evaluations["probe"].probe.epochs == 7
-    assert large.cells[0].evaluations["probe"].probe.lrs == (0.01, 0.1)
+    assert large.cells[0].evaluations["probe"].epochs == 7
+    assert large.cells[0].evaluations["probe"].lrs == (0.01, 0.1)
 
 
 def test_the_warm_up_keeps_its_share_of_another_length():

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pantomim.nn.tokens import take
 from pantomim.nn.vit import EncoderConfig
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
@@ -48,11 +49,12 @@ def test_features_are_normalised_each_by_itself(normalise) -> None:
 def test_the_score_is_that_of_the_hidden_patches() -> None:
     target, ids = FeatureTarget(Colours(), (2, 3), "none", Distance("cosine")), torch.tensor([[0, 5], [3, 1]])
     prediction = torch.randn(2, 2, 6)
-    wanted = torch.stack([target(images())[row, ids[row]] for row in range(2)])
-    scores = target.score(prediction, images(), ids)
-    torch.testing.assert_close(scores["loss"], 1 - F.cosine_similarity(prediction, wanted, dim=-1).mean())
-    torch.testing.assert_close(scores["target_std"], target(images()).flatten(0, 1).std(dim=0).mean())
-    assert target.score(target(images()), images(), torch.arange(6).expand(2, -1))["loss"] < 1e-6
+    wanted = take(target(images()), ids)
+    expected = 1 - F.cosine_similarity(prediction, wanted, dim=-1).mean()
+    torch.testing.assert_close(target.loss(prediction, wanted), expected)
+    spread = target.metrics(prediction, wanted)["target_std"]
+    torch.testing.assert_close(spread, wanted.flatten(0, 1).std(dim=0).mean())
+    assert target.loss(wanted, wanted) < 1e-6
 
 
 def test_nothing_is_learned_in_it_nor_in_training_mode() -> None:
@@ -70,7 +72,7 @@ def test_the_grids_must_agree() -> None:
 
 
 def test_there_is_no_teacher_by_default() -> None:
-    with pytest.raises(ValueError, match=r"FeatureTargetConfig\.teacher must be given.*--teacher .*random.*ema"):
+    with pytest.raises(ValueError, match=r"FeatureTargetConfig\.teacher must be given.*random.*ema"):
         FeatureTargetConfig().build(ENCODER.build())
 
 
@@ -84,12 +86,12 @@ def test_a_moving_average_follows_its_student(momentum: float, expected: str) ->
     with torch.no_grad():
         for parameter in filter(lambda weight: weight.requires_grad, student.parameters()):  # positions are fixed
             parameter.add_(0.1 * torch.randn_like(parameter))
-    target.follow(student)
+    target.teacher.update_ema(nn.ModuleDict({"encoder": student}), 0)
     after = target(images())
     assert torch.equal(after, before) == (expected == "stays")
     if expected == "follows":
         said = [block.patches for block in student.each_block(images())][-2:]
         mean = torch.stack([F.layer_norm(tokens, (16,)) for tokens in said]).mean(dim=0)
         torch.testing.assert_close(after, F.layer_norm(mean, (16,)))
-    target.start(student)
+    target.teacher.reset(nn.ModuleDict({"encoder": student}))
     assert not torch.equal(target(images()), before)

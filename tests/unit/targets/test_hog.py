@@ -7,6 +7,10 @@ from pantomim.nn.vit import EncoderConfig
 from pantomim.targets.hog import HOGTarget, HOGTargetConfig, gradients, hog_cell
 
 
+def hog(patch_size: int, channels: int = 3, **settings) -> HOGTarget:
+    return HOGTarget(HOGTargetConfig(**settings), patch_size, channels)
+
+
 def ramp(angle: float, side: int = 32, channels: int = 1) -> torch.Tensor:
     """A plane that rises along one direction: the same gradient everywhere."""
     rows, cols = torch.meshgrid(torch.arange(side).double(), torch.arange(side).double(), indexing="ij")
@@ -15,7 +19,7 @@ def ramp(angle: float, side: int = 32, channels: int = 1) -> torch.Tensor:
 
 def inner_bins(images: torch.Tensor) -> set[int]:
     """Bins in which a cell away from the border has anything."""
-    cells = HOGTarget(16, images.shape[1]).histograms(images)[..., 1:-1, 1:-1]
+    cells = hog(16, images.shape[1]).histograms(images)[..., 1:-1, 1:-1]
     return {int(number) for number in cells.amax(dim=(0, 1, 3, 4)).gt(1e-9).nonzero()}
 
 
@@ -47,7 +51,7 @@ def test_at_the_image_border_nothing_goes_across() -> None:
 
 
 def test_flat_images_are_zero_and_all_other_histograms_have_length_1() -> None:
-    target = HOGTarget(16, 3)
+    target = hog(16)
     flat = target(torch.full((2, 3, 32, 32), 0.3))
     assert (flat == 0).all()
     found = target(torch.rand(2, 3, 32, 32)).reshape(2, 4, 3, 9, 2, 2)
@@ -55,7 +59,7 @@ def test_flat_images_are_zero_and_all_other_histograms_have_length_1() -> None:
 
 
 def test_what_is_added_to_or_multiplied_with_a_channel_changes_nothing() -> None:
-    target, images = HOGTarget(16, 3), torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    target, images = hog(16), torch.rand(2, 3, 32, 32, dtype=torch.float64)
     scale, offset = torch.tensor([0.2, 3.0, 7.0]).view(3, 1, 1), torch.tensor([-1.0, 0.5, 9.0]).view(3, 1, 1)
     torch.testing.assert_close(target(images * scale + offset), target(images))
 
@@ -64,7 +68,7 @@ def test_order_within_a_patch_is_channel_bin_row_column() -> None:
     images = torch.zeros(1, 3, 32, 32, dtype=torch.float64)
     images[0, 2] = 0.5
     images[0, 2, :, 21:] = 1.0  # a vertical edge in the right patches, in their left cells
-    found = HOGTarget(16, 3)(images).reshape(2, 2, 3, 9, 2, 2)
+    found = hog(16)(images).reshape(2, 2, 3, 9, 2, 2)
     assert found[:, 0].abs().max() == 0
     assert set(map(tuple, found[:, 1].nonzero()[:, 1:].tolist())) == {(2, 4, 0, 0), (2, 4, 1, 0)}
 
@@ -84,14 +88,14 @@ def test_shape_determinism_no_gradient_and_never_in_training_mode() -> None:
 
 
 def test_the_score_is_the_mean_square_over_hidden_patches() -> None:
-    target, images, ids = HOGTarget(16, 3), torch.rand(2, 3, 32, 32), torch.tensor([[0, 3], [2, 1]])
+    target, images, ids = hog(16), torch.rand(2, 3, 32, 32), torch.tensor([[0, 3], [2, 1]])
     prediction = torch.randn(2, 2, 108)
     wanted = torch.stack([target(images)[row, ids[row]] for row in range(2)])
-    torch.testing.assert_close(target.score(prediction, images, ids)["loss"], (prediction - wanted).square().mean())
+    torch.testing.assert_close(target.loss(prediction, wanted), (prediction - wanted).square().mean())
 
 
 def test_half_precision_is_promoted_and_autocast_changes_nothing() -> None:
-    target, images = HOGTarget(16, 3), torch.rand(2, 3, 32, 32)
+    target, images = hog(16), torch.rand(2, 3, 32, 32)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(target(images), target(images.float()))
     assert target(images.bfloat16()).dtype == torch.float32
@@ -99,7 +103,7 @@ def test_half_precision_is_promoted_and_autocast_changes_nothing() -> None:
 
 def test_cells_follow_the_patch_and_must_divide_it() -> None:
     assert [hog_cell(size) for size in (2, 4, 7, 8, 14, 16, 32)] == [2, 4, 7, 4, 7, 8, 16]
-    with pytest.raises(ValueError, match=r"HOGTarget\.cell must divide .* got 5\. Give --method\.target\.cell 8"):
-        HOGTarget(16, 3, cell=5)
+    with pytest.raises(ValueError, match=r"HOGTargetConfig\.cell must divide .* got 5\. Set method\.target\.cell to 8"):
+        hog(16, cell=5)
     with pytest.raises(ValueError, match=r"HOGTarget\.window must divide"):
-        HOGTarget(4, 3, cell=4, window=16)(torch.rand(1, 3, 24, 24))
+        hog(4, cell=4, window=16)(torch.rand(1, 3, 24, 24))

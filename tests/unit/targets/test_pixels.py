@@ -73,23 +73,22 @@ def test_the_four_differ_and_all_have_one_width() -> None:
 def test_the_score_is_the_mean_over_hidden_pixels_and_channels(form: str) -> None:
     target, ids = build("none", distance=Distance(form)), torch.tensor([[0, 4], [5, 2]])
     prediction = torch.randn(2, 2, 48, dtype=torch.float64, requires_grad=True)
-    scores = target.score(prediction, images(), ids)
+    loss = target.loss(prediction, take(target(images()), ids))
     error = prediction - take(plain(), ids)
-    torch.testing.assert_close(scores["loss"], (error.abs() if form == "l1" else error.square()).mean())
-    assert set(scores) == {"loss"}
-    scores["loss"].backward()
+    torch.testing.assert_close(loss, (error.abs() if form == "l1" else error.square()).mean())
+    loss.backward()
     assert prediction.grad is not None
 
 
 def test_plain_and_normalised_losses_agree_after_unnormalising() -> None:
-    raw, normalised, ids = build("none"), build("patch"), torch.arange(6).expand(2, -1)
+    raw, normalised = build("none"), build("patch")
     prediction = torch.randn(2, 6, 48, dtype=torch.float64)
     shown = patchify(normalised.to_images(prediction, images()), 4)
     mean, std = torch.tensor(MEAN).double().repeat(16), torch.tensor(STD).double().repeat(16)
     pixels = plain()
     deviation = (pixels.var(dim=-1, keepdim=True) + 1e-6).sqrt()
     apart = raw.distance.each(((shown - mean) / std) / deviation, raw(images()) / deviation)
-    torch.testing.assert_close(apart.mean(), normalised.score(prediction, images(), ids)["loss"])
+    torch.testing.assert_close(apart.mean(), normalised.loss(prediction, normalised(images())))
 
 
 def test_it_is_never_in_training_mode_and_has_no_gradient() -> None:
@@ -100,7 +99,7 @@ def test_it_is_never_in_training_mode_and_has_no_gradient() -> None:
 
 def test_one_mean_and_deviation_per_channel() -> None:
     with pytest.raises(ValueError, match="one value per channel"):
-        PixelTarget(4, MEAN, (0.1, 0.2))
+        PixelTarget(PixelTargetConfig(), 4, MEAN, (0.1, 0.2))
 
 
 def test_sides_must_fit_the_patch() -> None:

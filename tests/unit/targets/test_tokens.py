@@ -3,8 +3,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pantomim.nn.tokens import take
 from pantomim.nn.vit import EncoderConfig
-from pantomim.targets.tokens import TokenTarget, TokenTargetConfig, token_loss
+from pantomim.targets import tokens
+from pantomim.targets.tokens import TokenTarget, TokenTargetConfig
+from pantomim.tokenizers.random_projection import RandomProjectionTokenizer
 
 ENCODER = EncoderConfig(image_size=(8, 12), patch_size=4, width=16, depth=1, heads=2).build()
 
@@ -54,14 +57,22 @@ def test_there_is_no_tokenizer_by_default() -> None:
         TokenTargetConfig().build(ENCODER)
 
 
+def test_another_vocabulary_than_the_tokenizers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "load_tokenizer", lambda *_, **__: RandomProjectionTokenizer(4, vocabulary=12))
+    with pytest.raises(ValueError, match=r"vocabulary must be the tokenizer's, 12; got 8192"):
+        TokenTargetConfig(tokenizer="somewhere", vocabulary=8192).build(ENCODER)
+
+
 def test_a_prediction_is_scored_by_the_tokens_of_its_patches() -> None:
     target, images = TokenTarget(Brightness()), torch.rand(2, 3, 8, 12)
     torch.manual_seed(0)
     prediction, ids = torch.randn(2, 2, 10), torch.tensor([[0, 5], [3, 1]])
     wanted = torch.stack([target(images)[row, ids[row]] for row in range(2)])
-    scores = target.score(prediction, images, ids)
-    torch.testing.assert_close(scores["loss"], F.cross_entropy(prediction.flatten(0, 1), wanted.flatten()))
-    torch.testing.assert_close(scores["accuracy"], (prediction.argmax(-1) == wanted).float().mean())
+    assert torch.equal(take(target(images), ids), wanted)
+    expected = F.cross_entropy(prediction.flatten(0, 1), wanted.flatten())
+    torch.testing.assert_close(target.loss(prediction, wanted), expected)
+    accuracy = (prediction.argmax(-1) == wanted).float().mean()
+    torch.testing.assert_close(target.metrics(prediction, wanted), {"accuracy": accuracy})
 
 
 def test_loss_is_pooled_over_the_batch_and_padding_does_not_count() -> None:
@@ -70,15 +81,15 @@ def test_loss_is_pooled_over_the_batch_and_padding_does_not_count() -> None:
     ids[0, 0] = prediction[0, 0].argmax()
     weight = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     kept = weight.bool()
-    loss, accuracy = token_loss(prediction, ids, weight)
+    target = TokenTarget(Brightness())
+    loss, accuracy = target.loss(prediction, ids, weight), target.metrics(prediction, ids, weight)["accuracy"]
     torch.testing.assert_close(loss, F.cross_entropy(prediction[kept], ids[kept]))
     torch.testing.assert_close(accuracy, (prediction.argmax(-1) == ids)[kept].float().mean())
     assert accuracy >= 0.25
-    loss, accuracy = token_loss(prediction, ids)
-    torch.testing.assert_close(loss, F.cross_entropy(prediction.flatten(0, 1), ids.flatten()))
+    torch.testing.assert_close(target.loss(prediction, ids), F.cross_entropy(prediction.flatten(0, 1), ids.flatten()))
 
 
 @pytest.mark.parametrize(("dtype", "found"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
 def test_half_precision_is_promoted(dtype: torch.dtype, found: torch.dtype) -> None:
-    loss, accuracy = token_loss(torch.randn(2, 3, 7, dtype=dtype), torch.randint(7, (2, 3)))
-    assert loss.dtype == accuracy.dtype == found
+    target, given = TokenTarget(Brightness()), (torch.randn(2, 3, 7, dtype=dtype), torch.randint(7, (2, 3)))
+    assert target.loss(*given).dtype == target.metrics(*given)["accuracy"].dtype == found

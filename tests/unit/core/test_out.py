@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from pantomim.evaluate.out import check_out
+from pantomim.core.files import check_out
 
 
 @pytest.mark.parametrize("name", ["scores.json", "deep/er/scores.json"])

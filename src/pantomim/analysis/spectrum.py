@@ -1,0 +1,75 @@
+"""How few directions an image's patch tokens lie in: the share of the largest singular values, block by block."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from pantomim.analysis.block_facts import BlockFacts
+from pantomim.analysis.blocks import block_features
+from pantomim.analysis.inspection import Arrays, Images, LayerAnalysis, layer_table, mean_over_images, numbered
+from pantomim.core.frozen import frozen
+from pantomim.evaluate.features import AnyEncoder
+
+
+@frozen
+class Spectrum(LayerAnalysis):
+    """How few directions the tokens lie in; `shares` (layers, 5)."""
+
+    name: ClassVar[str] = "spectrum"
+    title: ClassVar[str] = "How few directions the tokens lie in"
+    chart: ClassVar[str] = "shares"
+
+    def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
+        """Means over images."""
+
+        def shares(encoder: AnyEncoder, batch: Tensor) -> dict[str, Tensor]:
+            blocks = block_features(encoder, batch)
+            return {"shares": torch.stack([concentration(block.patches).sum(dim=0).cpu() for block in blocks])}
+
+        means = (mean_over_images(images.batches(one), lambda batch, one=one: shares(one, batch)) for one in encoders)
+        return numbered(list(means)), {}
+
+    @staticmethod
+    def caption(about: dict[str, Any], images: str) -> str:
+        """What one must know to read the charts."""
+        return (
+            "The share of the k largest singular values in the sum of all, of an image's patch tokens after each "
+            f"block, each divided by its length; 1 where all tokens point one way. {images}"
+        )
+
+    @staticmethod
+    def panels(found: BlockFacts) -> list[tuple[str, tuple[Any, ...]]]:
+        """Shares, the largest of all, and the title."""
+        shares = [found.of("shares", number) for number in range(len(found.names))]
+        highest = max(float(values.max()) for values in shares)
+        return [(name, (values, highest, name)) for name, values in zip(found.names, shares, strict=True)]
+
+    @staticmethod
+    def table(found: BlockFacts) -> tuple[list[str], list[list[str]]]:
+        """P_1 ... P_5."""
+        return layer_table(
+            found, lambda number, layer: "  ".join(f"{share:.3f}" for share in found.of("shares", number)[layer])
+        )
+
+
+def concentration(tokens: Float[Tensor, "B N D"], most: int = 5) -> Float[Tensor, "B {most}"]:
+    """The k largest singular values over all of them, k = 1 ... `most`; of singular values, not of their squares.
+
+    Each token is divided by its length first; the mean is not subtracted. In float64. Of fewer than k singular values
+    the share is 1.
+
+    Args:
+        tokens: Patch tokens of each image, without prefix tokens, before the final norm.
+        most: The largest k.
+
+    Paper: dBOT, arXiv:2209.03917, as in its authors' `analysis/analysis.py`.
+    Deviation: none known. The figure speaks of weights too; the authors' tool takes the tokens, as here.
+    """
+    unit = F.normalize(tokens.double(), dim=-1)
+    values = torch.linalg.svdvals(unit)  # (B, min(N, D)), falling
+    shares = values.cumsum(dim=-1) / values.sum(dim=-1, keepdim=True)
+    return F.pad(shares, (0, max(0, most - shares.shape[-1])), value=1.0)[:, :most]

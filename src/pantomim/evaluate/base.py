@@ -1,0 +1,287 @@
+"""What every protocol shares: an encoder, images, baselines beside it, and the file that the scores go to.
+
+`evaluate(Linear(encoder="runs/a", data="mnist"))` gives what `pantomim evaluate linear` writes.
+"""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import torch
+import tyro
+
+from pantomim.config import to_dict
+from pantomim.core.files import check_out, replace_file
+from pantomim.core.frozen import frozen
+from pantomim.core.ranges import AtLeastOne
+from pantomim.data.dataset import Dataset
+from pantomim.data.stats import channel_stats
+from pantomim.engine.runtime import check_device
+from pantomim.evaluate.features import (
+    AnyEncoder,
+    FeatureTable,
+    check_channels,
+    extract,
+    pixel_table,
+    random_init_encoder,
+    resized_encoder,
+)
+from pantomim.evaluate.parts import Parts, make_parts, open_labelled
+from pantomim.formats import load_encoder
+from pantomim.formats.files import hash_weights
+
+PROTOCOL_VERSION = 1
+SHOWN = {"trained": "trained", "untrained": "random-init encoder", "pixels": "raw pixels"}
+Contender = Literal["trained", "untrained", "pixels"]
+Scores = dict[str, Any]
+T = TypeVar("T")
+
+
+class Memo:
+    """Remembers what was made under a key; several evaluations share one to open data and extract features once.
+
+    The key says everything that the value depends on; features are kept under the hash of the encoder's weights.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What is remembered under the key, else what `make` gives."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+class Opened(Protocol):
+    """Images with what they are scored by, divided into "train", "test" and perhaps "val"."""
+
+    parts: dict[str, Dataset]
+
+    def size_for(self, encoder: AnyEncoder) -> tuple[int, int]:
+        """Height and width at which an encoder sees the images, where the user leaves it open."""
+
+    def about(self, encoder: AnyEncoder) -> dict[str, Any]:
+        """For the record, of the images as this encoder sees them."""
+
+
+@frozen
+class Evaluation(ABC):
+    """One protocol, with the options that all of them have; each adds its own and how it scores.
+
+    Args:
+        encoder: A run folder, a file of weights, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE.
+        data: As for pre-training, with labels; for segmentation, with masks.
+        out: FILE.json; by default eval/PROTOCOL-DATA.json in the run folder.
+        images: Use only this many training images: the draw that pre-training with `data.images` makes.
+        test_images: Score only this many test images: a fixed draw, balanced over the classes.
+        image_size: Height and width at which images are encoded, positions resampled; None: the encoder's own, and for
+            segmentation those of the images, with at most twice the encoder's own patches along the shorter side.
+        contenders: Whom to score: the trained encoder, the same with random initial weights, raw pixels.
+        seed: Of every random choice, the initial weights of the baseline among them.
+        chunk: Images that the encoder sees at once.
+        device: "auto" takes a GPU if there is one.
+    """
+
+    encoder: str
+    data: str
+    out: Path | None = None
+    images: AtLeastOne | None = None
+    test_images: AtLeastOne | None = None
+    image_size: tuple[AtLeastOne, AtLeastOne] | None = None
+    contenders: tuple[Contender, ...] = ("trained", "untrained", "pixels")
+    seed: int = 0
+    chunk: AtLeastOne = 256
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    protocol: tyro.conf.Suppress[str] = ""  # each protocol has one value: a field, so that files name it
+
+    metric: ClassVar[tuple[str, str]] = ("top1", "top-1")  # the score that stands for the result, and what it is called
+
+    def __post_init__(self) -> None:
+        if not self.contenders or len(set(self.contenders)) < len(self.contenders):
+            raise ValueError(f"Evaluation.contenders must name at least one, and each once; got {self.contenders}.")
+        check_device("Evaluation", self.device)
+
+    @abstractmethod
+    def run(self, bench: "Bench") -> dict[str, Scores]:
+        """Scores of each contender, as shares."""
+
+    def open(self, memo: Memo) -> Opened:
+        """The images and what they are scored by."""
+        key = (self.data, self.images, self.test_images)
+        return memo.once(key, lambda: open_labelled(self.data, self.images, self.test_images))
+
+    @property
+    def name(self) -> str:
+        """Of the protocol, in results."""
+        return self.protocol.replace("_", "-")
+
+    @property
+    def stem(self) -> str:
+        """What the file of the result is named after, before the data."""
+        return self.name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The protocol's own options, for the record."""
+        own = type(self).__annotations__.keys() - {"protocol"}
+        return {name: value for name, value in to_dict(self).items() if name in own}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a protocol works with.
+
+    Args:
+        evaluation: The options.
+        opened: The images.
+        reference: The encoder at the size of the evaluation; raw pixels are cut and shrunk by it.
+        own_grid: Its patches before it was resized.
+        encoders: The encoders among the contenders: frozen, in evaluation mode, on the device.
+        device: Where to compute.
+        memo: Shared with other evaluations.
+    """
+
+    evaluation: Evaluation
+    opened: Opened
+    reference: AnyEncoder
+    own_grid: tuple[int, int]
+    encoders: dict[str, AnyEncoder]
+    device: torch.device
+    memo: Memo
+
+    @property
+    def train(self) -> Dataset:
+        """The training part."""
+        return self.opened.parts["train"]
+
+    @property
+    def test(self) -> Dataset:
+        """The test part."""
+        return self.opened.parts["test"]
+
+    @property
+    def pixels(self) -> bool:
+        """Whether raw pixels are a contender."""
+        return "pixels" in self.evaluation.contenders
+
+    def tables(self) -> Iterator[tuple[str, Parts]]:
+        """The contenders, each with its features of all images, divided."""
+        size, chunk, seed = self.reference.image_size, self.evaluation.chunk, self.evaluation.seed
+
+        def divided(who: Hashable, make: Callable[[Dataset], FeatureTable]) -> Parts:
+            key = (who, size, self.evaluation.data, self.evaluation.images, self.evaluation.test_images)
+            parts = self.opened.parts
+            tables = self.memo.once(key, lambda: {part: make(dataset) for part, dataset in parts.items()})
+            return make_parts(tables["train"], tables.get("val"), tables["test"], seed=seed)
+
+        for name, encoder in self.encoders.items():
+            yield name, divided(hash_weights(encoder.state_dict()), partial(extract, encoder, batch_size=chunk))
+        if self.pixels:
+            stats = channel_stats(self.train)
+            yield "pixels", divided("pixels", lambda dataset: pixel_table(dataset, size, stats))
+
+
+def evaluate(evaluation: Evaluation, memo: Memo | None = None) -> dict[str, Any]:
+    """Score the encoder and its baselines; writes nothing.
+
+    Args:
+        evaluation: What to score, on what, and how.
+        memo: Shared by several evaluations: data are then opened and features extracted once for all of them.
+
+    Returns: the protocol, data, seed and hash of the encoder, and for each contender the scores as shares: `top1` (of
+        the class token or the mean of patches, whichever is better on held-out training images), `top1_per_class`,
+        `top1_class`, `top1_mean` and more; for segmentation see `segmentation`. Counts are of the images used; `broken`
+        names the others.
+
+    Raises:
+        ValueError: if the data have no labels, other channels than the encoder, or classes that train does not have.
+    """
+    begin = time.perf_counter()
+    memo = Memo() if memo is None else memo
+    loaded = load_encoder(evaluation.encoder)
+    opened = evaluation.open(memo)
+    train, test = opened.parts["train"], opened.parts["test"]
+    check_channels(loaded, train)
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(auto if evaluation.device == "auto" else evaluation.device)
+    size = evaluation.image_size or opened.size_for(loaded)
+    own_grid, reference = loaded.grid, resized_encoder(loaded, size).to(device)
+    encoders: dict[str, AnyEncoder] = {}
+    if "trained" in evaluation.contenders:
+        encoders["trained"] = reference
+    if "untrained" in evaluation.contenders:
+        encoders["untrained"] = resized_encoder(random_init_encoder(loaded, evaluation.seed), size).to(device)
+    before = {name: hash_weights(encoder.state_dict()) for name, encoder in encoders.items()}
+    scores = evaluation.run(Bench(evaluation, opened, reference, own_grid, encoders, device, memo))
+    for name, encoder in encoders.items():
+        assert not encoder.training, "a frozen encoder must stay in evaluation mode"
+        assert hash_weights(encoder.state_dict()) == before[name], "a frozen encoder has changed"
+    return {
+        "protocol": evaluation.name,
+        "protocol_version": PROTOCOL_VERSION,
+        "dataset": train.name,
+        "data": {
+            "spec": evaluation.data,
+            "num_train": len(train) - len(train.broken),
+            "num_val": len(opened.parts["val"]) - len(opened.parts["val"].broken)
+            if "val" in opened.parts
+            else "a fifth of train",
+            "num_test": len(test) - len(test.broken),
+            "test_split": test.split,
+            "channels": train.channels,
+            "scale": asdict(train.scale),
+            **opened.about(reference),
+            "broken": [
+                {"split": dataset.split, "name": broken.name, "reason": broken.reason}
+                for dataset in opened.parts.values()
+                for broken in dataset.broken
+            ],
+        },
+        "labels_per_class": getattr(evaluation, "labels_per_class", None),  # beside the settings: readers know it there
+        "settings": evaluation.settings,
+        "seed": evaluation.seed,
+        "encoder": evaluation.encoder,
+        "encoder_sha256": hash_weights(loaded.state_dict()),
+        **scores,
+        "wall_s": round(time.perf_counter() - begin, 2),
+    }
+
+
+def evaluate_to_file(evaluation: Evaluation, memo: Memo | None = None) -> tuple[Path, dict[str, Any]]:
+    """Score as `evaluate` does and write the result to `out`; without it into the run folder of the encoder.
+
+    Raises:
+        ValueError: also if there is neither `out` nor a run folder, or nothing can be written there.
+    """
+    folder = Path(evaluation.encoder)
+    if evaluation.out is None and not folder.is_dir():
+        raise ValueError(
+            f"Evaluation.out must be given for an encoder outside a run folder; got {evaluation.encoder}. "
+            f"Name a FILE.json."
+        )
+    check_out("Evaluation.out", evaluation.out or folder / "eval" / "result.json", [".json"])
+    result = evaluate(evaluation, memo)
+    path = evaluation.out or folder / "eval" / f"{evaluation.stem}-{result['dataset']}.json"
+    replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
+    return path, result
+
+
+def headline(evaluation: Evaluation, result: dict[str, Any]) -> str:
+    """The result in one line."""
+    few = f", {result['labels_per_class']} labels a class" if result["labels_per_class"] else ""
+    metric, called = evaluation.metric
+    scores = []
+    for name, shown in SHOWN.items():
+        if name not in result:
+            continue
+        spread = f" ± {100 * result[name]['top1_std']:.1f}" if "top1_std" in result[name] else ""
+        scores.append(f"{shown} {100 * result[name][metric]:.1f}{spread} %")
+    num_broken = len(result["data"]["broken"])
+    left_out = f"; {num_broken} broken image{'s' if num_broken > 1 else ''} left out" if num_broken else ""
+    return f"{result['protocol']} on {result['dataset']}{few}, {called}: {', '.join(scores)}{left_out}"

@@ -1,0 +1,81 @@
+"""What a run would cost, counted on tensors without memory."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pantomim.config import Pretrain
+from pantomim.core.batch import Batch
+from pantomim.explain import count_cost, explain
+from pantomim.methods.dvae import DVAEConfig
+from pantomim.nn.dvae import DVAESizes
+from pantomim.recipes import RECIPES, prepare
+
+
+def test_cost_of_the_smallest_step_is_counted_right() -> None:
+    config = prepare("mae_micro_cifar10").config
+    cost = count_cost(config, torch.float32)
+    method = config.method.build()
+    assert cost.parameters["all"] == sum(p.numel() for p in method.parameters())
+    assert cost.parameters["encoder"] == sum(p.numel() for p in method.encoder.parameters())
+    counter = torch.utils.flop_counter.FlopCounterMode(display=False)
+    batch = Batch(torch.rand(1, 3, 32, 32), total=1)
+    with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        method(batch, method.draw(batch, 0, torch.Generator()))
+    assert cost.flops == counter.get_total_flops()
+    assert cost.activations_gib > 0
+
+
+def test_vit_huge_is_explained_without_its_weights() -> None:
+    huge = prepare("mae_vit_huge_in1k")
+    sections = dict(explain(huge.config, huge.paper, torch.bfloat16, huge.notes))
+    assert ("parameters, all", "657,074,508") in sections["Cost"]  # spec: counted from the authors' code
+    assert sections["Differences from the paper (mae_vit_huge_in1k)"] == [("none", "every setting is the paper's")]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("supervised_vit_small_in1k", 22_050_664), ("supervised_vit_base_in1k", 86_567_656)]
+)
+def test_sizes_of_timms_deit(name, parameters) -> None:
+    cost = count_cost(prepare(name).config, torch.float32)
+    assert cost.parameters["all"] == cost.trainable == parameters
+
+
+def test_a_tokenizer_is_counted_where_it_is_named() -> None:
+    config, unnamed_config = (
+        prepare("cae_micro_cifar10", tokenizer=name).config for name in ("random-projection", None)
+    )
+    named, unnamed = (dict(dict(explain(run, config, torch.float32))["Cost"]) for run in (config, unnamed_config))
+    assert "tokenizer" in unnamed
+    assert "tokenizer" not in named
+    assert named["parameters, trained"] == unnamed["parameters, trained"]
+    assert named["FLOPs per image"] != unnamed["FLOPs per image"]
+
+
+def test_a_teacher_that_is_not_named_is_not_counted() -> None:
+    config = prepare("clip_mim_vit_base_in1k").config
+    config = replace(config, method=replace(config.method, encoder=replace(config.method.encoder, depth=1)))
+    cost = dict(dict(explain(config, config, torch.float32))["Cost"])
+    assert "none is named yet" in cost["teacher"]
+
+
+def test_an_average_of_the_encoder_is_counted() -> None:
+    config = prepare("cae_micro_cifar10", target="pixels").config
+    averaged = replace(config, method=replace(config.method, align_momentum=0.9))
+    costs = [count_cost(each, torch.float32) for each in (config, averaged)]
+    assert costs[1].parameters["all"] - costs[0].parameters["all"] == costs[0].parameters["encoder"]
+    assert costs[1].trainable == costs[0].trainable
+
+
+def test_a_tokenizer_in_training_is_counted_too() -> None:
+    sizes = DVAESizes(vocabulary=16, width=8, code_width=6, blocks=1, stride=4)
+    cost = count_cost(Pretrain(recipe="x", method=DVAEConfig(sizes=sizes, image_size=(16, 16))), torch.float32)
+    assert cost.parameters["all"] == 2 * cost.trainable  # the average is not trained
+    assert cost.flops > 0
+
+
+def test_augmentation_is_told_without_what_is_left_alone() -> None:
+    recipe = next(recipe for recipe in RECIPES if recipe.name == "supervised_micro_cifar10")
+    sections = dict(explain(recipe.build(), recipe.paper(), torch.float32))
+    assert dict(sections["Training"])["augmentation"].startswith("rand_augment 2, erasing 0.25")
