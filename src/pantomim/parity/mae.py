@@ -108,7 +108,7 @@ def finetune(item: Item) -> Computed:
     eps: dict[str, float] = {}
     poolings: tuple[tuple[str, Literal["mean", "class"]], ...] = (("global_pool", "mean"), ("cls_token", "class"))
     for variant, pool in poolings:
-        if not item.asks(variant):
+        if not item.asks(f"_{variant}"):
             continue
         drop_path = float(config.get("drop_path_rate", 0.0))
         encoder = networks.encoder_config(config, images, drop_path=drop_path).build()
