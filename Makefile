@@ -10,8 +10,8 @@ DEMO_DATA := mnist
 demo: .venv/installed
 	@echo "== 1/3  Pre-training on $(DEMO_DATA), real images that come with a package: no label is used."
 	@$(BIN)/pantomim pretrain mae_micro_mnist --out $(DEMO)
-	@echo "== 2/3  Scoring the encoder beside its untrained twin and raw pixels, with ten labels per class."
-	@$(BIN)/pantomim evaluate linear --labels-per-class 10 --encoder $(DEMO) --data $(DEMO_DATA)
+	@echo "== 2/3  Scoring the encoder beside a random-init encoder and raw pixels, with ten labels per class."
+	@$(BIN)/pantomim evaluate few_labels --labels-per-class 10 --encoder $(DEMO) --data $(DEMO_DATA)
 	@echo "== 3/3  Making the page."
 	@$(BIN)/pantomim report $(DEMO)
 

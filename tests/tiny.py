@@ -14,6 +14,16 @@ from pantomim.nn.vit import EncoderConfig
 ENCODER = EncoderConfig(
     image_size=(16, 16), patch_size=4, in_chans=3, width=16, depth=2, heads=2, mean=(0.5,) * 3, std=(0.3,) * 3
 )
+BEIT_ENCODER = replace(
+    ENCODER,
+    position="none",
+    relative_position="shared",
+    attention_bias="qv",
+    layer_scale=0.1,
+    initialisation="beit",
+)
+CAE_ENCODER = replace(ENCODER, position="sincos_rows_first", attention_bias="qv", layer_scale=0.1, initialisation="cae")
+MOCO_ENCODER = replace(ENCODER, position="sincos_rows_first", initialisation="mocov3")
 DECODER = DecoderConfig(width=16, depth=1, heads=2)
 
 

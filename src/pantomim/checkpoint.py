@@ -3,10 +3,10 @@
     checkpoints/step-00000100/weights.safetensors      every parameter and buffer of the method, by name
                               optimizer.safetensors    the optimiser's state, as PARAMETER/KEY
                               checkpoint.json          step, random state, progress; size and SHA-256 of the other two;
-                                                       SHA-256 of the parts that never change, which lie in no file
+                                                       SHA-256 of the frozen parts, which lie in no file
 
-Parts that never change (tokenizers, frozen teachers: modules whose attribute `frozen` is True) are made anew from where
-they came from; a run goes on only with those that it was begun with.
+Frozen parts (tokenizers, teachers: modules whose attribute `frozen` is True) are made anew from where they came from; a
+run resumes only with those that it was started with.
 
 A checkpoint is written under a temporary name, forced to disk, renamed; only then do older ones go. The random state is
 the pair (seed, step): every generator of a run is seeded anew from it at each step (`engine.runtime`), so that nothing
@@ -45,21 +45,13 @@ class CheckpointError(OSError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint found whole.
-
-    Args:
-        path: Its folder.
-        step: Steps done when it was written.
-        seed: Seed of the run; with the step, the random state.
-        progress: What else the run wanted to remember.
-        frozen: Hash of each part of the method that never changes and is not kept here.
-    """
+    """A checkpoint found whole."""
 
     path: Path
-    step: int
-    seed: int
-    progress: dict[str, Any]
-    frozen: dict[str, str] = field(default_factory=dict)
+    step: int  # steps done when it was written
+    seed: int  # of the run; with the step, the random state
+    progress: dict[str, Any]  # what else the run keeps
+    frozen: dict[str, str] = field(default_factory=dict)  # hash of each frozen part of the method
 
 
 def save_checkpoint(
@@ -75,14 +67,14 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step-XXXXXXXX` whole or not at all, then remove all but the newest `keep`.
 
-    Checkpoints of later steps are removed too: they belong to a continuation that has been given up.
+    Checkpoints of later steps are removed too: they belong to a continuation that was abandoned.
 
     Args:
         folder: Made if needed.
-        method: Whose parameters and buffers are saved; of its parts that never change, the hash.
+        method: Whose parameters and buffers are saved; of its frozen parts, the hash.
         optimizer: Its groups must name their parameters (`param_names`).
         step: Steps done.
-        seed: Seed of the run.
+        seed: Of the run.
         progress: Plain values to find again in `Checkpoint.progress`.
         keep: Checkpoints that are kept, this one included.
         write: Writes named tensors to a file.
@@ -119,7 +111,7 @@ def save_checkpoint(
         earlier = f"That of step {max(steps)} is untouched" if (steps := _steps(folder)) else "There is no earlier one"
         raise CheckpointError(
             f"The checkpoint of step {step} could not be written to {folder}: {error}. {earlier}. "
-            f"Make room (or lower --runtime.keep), then run the same command to go on."
+            f"Make room (or lower runtime.keep), then run the same command to resume."
         ) from error
     kept = sorted((s for s in _steps(folder) if s <= step), reverse=True)[:keep]
     for old in _steps(folder).keys() - set(kept):
@@ -145,14 +137,14 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
             continue
         if problems:
             warnings.warn(
-                f"{' '.join(problems)} Going on from the checkpoint before, step {step}; the steps since are repeated.",
+                f"{' '.join(problems)} Resuming from the checkpoint before, step {step}; the steps since are repeated.",
                 stacklevel=2,
             )
         return found
     if problems:
         raise CheckpointError(
             f"{folder} must hold at least one whole checkpoint; got none. {' '.join(problems)} "
-            f"Copy them again, or remove {folder} to start anew."
+            f"Copy them again, or remove {folder} to start from the first step."
         )
     return None
 
@@ -170,13 +162,12 @@ def load_checkpoint(checkpoint: Checkpoint, method: nn.Module, optimizer: Optimi
     """Put a checkpoint's weights and optimiser state in place; every name and shape must agree.
 
     Raises:
-        ValueError: with all missing, unexpected and mis-shaped names; or if a part that never changes is not the one
-            that the run was begun with.
+        ValueError: with all missing, unexpected and mis-shaped names; or if a frozen part is not the run's.
     """
     if different := other_parts(frozen_hashes(method), checkpoint.frozen):
         raise ValueError(
-            f"{checkpoint.path} must be gone on from with the tokenizer and the teachers of its run; got another "
-            f"{different}. Put the files back that they were loaded from, or start anew in another --out."
+            f"{checkpoint.path} must be resumed with the tokenizer and the teachers of its run; got another "
+            f"{different}. Put the files back that they were loaded from, or start a new run in another folder."
         )
     weights = load_file(checkpoint.path / WEIGHTS)
     if report := key_report(_changing(method), weights):
@@ -221,7 +212,7 @@ def _validate(path: Path) -> Checkpoint:
 
 
 def _changing(method: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, without those of parts that never change."""
+    """Parameters and buffers by name, without those of frozen parts."""
     outside = tuple(f"{name}." for name in frozen_parts(method))
     return {name: tensor for name, tensor in method.state_dict().items() if not name.startswith(outside)}
 

@@ -44,7 +44,7 @@ class RunArguments:
         config: Repeat the run of this config.yaml, instead of naming a recipe.
         target: What is predicted, where the method leaves the choice: mae, beit, cae and what is made of them.
         tokenizer: What gives the tokens: a run of `pantomim tokenizer train`, its tokenizer.safetensors, dalle:FILE,
-            dalle:FOLDER, dvae:FILE, random-projection or random-projection-standardised (also :SEED).
+            dalle:FOLDER, random-projection or random-projection-standardised (also :SEED).
         teacher: Whose features are predicted: random, ema, RUN, FILE, timm:NAME ...; docs/teachers.md has all.
         stages: A chain of so many runs in one folder, each the teacher of the next; steps and epochs are those of one.
         reinit: How each stage but the first begins: full (a new student and optimiser), reference (as dBOT's authors'
@@ -191,7 +191,7 @@ def pretrain(arguments: list[str]) -> None:
 
 
 def _pretrain_stages(chain: "Stages", out: Path) -> None:
-    from pantomim.stages import run_stages
+    from pantomim.study.stages import run_stages
 
     main = int(os.environ.get("RANK", "0")) == 0
 
@@ -233,7 +233,7 @@ def explain(arguments: list[str]) -> None:
     if prepared.decided:
         _print_section("Decided from the data", prepared.decided)
     if (chain := prepared.chain) is not None:
-        from pantomim.stages import describe_stages
+        from pantomim.study.stages import describe_stages
 
         _print_section("Stages", describe_stages(chain, chosen.out or Path("RUN")))
     for title, rows in explanation.explain(config, prepared.paper, precision, prepared.notes, prepared.origins):
@@ -466,8 +466,8 @@ def masks(
         seed: Of the draws.
     """
     from pantomim.analysis.mask_survey import choose_maskers, load_photo, parse_grid, survey
+    from pantomim.report.html import check_page_path
     from pantomim.report.mask_gallery import Gallery, write_gallery
-    from pantomim.report.template import check_page_path
 
     check_page_path("masks", out)
     size = parse_grid(grid)
@@ -525,8 +525,7 @@ class TokenizerEncodeArguments:
     """Options of `tokenizer encode`.
 
     Args:
-        tokenizer: RUN, dalle:FILE, dalle:FOLDER, dvae:FILE, random-projection or random-projection-standardised (both
-            also :SEED).
+        tokenizer: RUN, dalle:FILE, dalle:FOLDER, random-projection or random-projection-standardised (both also :SEED).
         data: What `pretrain --data` takes.
         out: FILE.npz; ids that are there already are kept if tokenizer, data and transform are the same.
         split: train, val, test or all.
@@ -627,12 +626,13 @@ def _encode(arguments: list[str]) -> None:
         raise ValueError(f"tokenizer encode needs a tokenizer, images and a file. Add {missing}.")
     import torch
 
-    from pantomim.analysis.tokens import check_ids_path, write_ids
+    from pantomim.analysis.tokens import write_ids
+    from pantomim.core.files import check_out
     from pantomim.data.sources import open_source
     from pantomim.tokenizers import load_tokenizer
     from pantomim.tokenizers.usage import usage_warning
 
-    check_ids_path(chosen.out)
+    check_out("ids", chosen.out, [".npz"])
     projection = (chosen.tokenizer or "").startswith("random-projection")
     for option, value in (("--patch-size", chosen.patch_size), ("--vocabulary", chosen.vocabulary)):
         if value is not None and not projection:
@@ -699,10 +699,10 @@ def study(arguments: list[str]) -> None:
     """Compare runs over seeds: pantomim study PLAN --data SRC [--scale NAME] [--index I] [--table]."""
     chosen = tyro.cli(StudyArguments, args=arguments, prog="pantomim study")
     from pantomim.study.cells import expand
-    from pantomim.study.inputs import read_inputs
     from pantomim.study.page import write_tables
+    from pantomim.study.placeholders import read_inputs
     from pantomim.study.plan import load_plan, shipped_plans
-    from pantomim.study.run import check_folder, run_study, state, take_folder
+    from pantomim.study.run import check_study, open_study, run_study, state
 
     if chosen.plan is None:
         _print_section("Plans", [(plan.name, " ".join(plan.summary.split())) for plan in shipped_plans().values()])
@@ -714,7 +714,7 @@ def study(arguments: list[str]) -> None:
     for warning in planned.warnings:
         ERRORS.print(warning, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
     if chosen.list:
-        check_folder(planned, out)
+        check_study(planned, out)
         _print_section(
             f"{len(planned.cells)} cells, --index 0 to {len(planned.cells) - 1}",
             [(cell.name, state(cell, out)) for cell in planned.cells],
@@ -726,7 +726,7 @@ def study(arguments: list[str]) -> None:
 
     failed = []
     if chosen.table:
-        take_folder(planned, out)
+        open_study(planned, out)
     else:
         say(f"{len(planned.cells)} cells in {out}" + (f", scale {planned.scale}." if planned.scale else "."))
         failed = run_study(planned, out, index=chosen.index, minutes=chosen.minutes, say=say)
@@ -764,7 +764,7 @@ def verify(folder: Annotated[Path, tyro.conf.Positional]) -> None:
 def import_weights(
     file: Annotated[Path, tyro.conf.Positional],
     out: Path,
-    format: Literal["mae", "beit", "cae", "mmpretrain"] = "mae",
+    format: str | None = None,
     heads: int | None = None,
     decoder_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
@@ -776,32 +776,33 @@ def import_weights(
     Args:
         file: The checkpoint.
         out: Folder for encoder.safetensors, encoder.json and what else the file holds.
-        format: Whose layout it is: that of MAE's, BEiT's or CAE's authors, or mmpretrain's, in which ColorMAE was
-            trained.
+        format: Whose layout it is, where it cannot be told: mae, beit and cae are their authors'; mmpretrain is
+            ColorMAE's.
         heads: Attention heads, for widths that no published model has.
         decoder_heads: The same for the decoder.
         image_size: Height and width in pixels, where they differ.
         mean: Mean of each channel, where they are not three, or where a file of BEiT's does not tell.
         std: Deviation of each channel.
     """
-    from pantomim.formats.beit import load_beit
-    from pantomim.formats.cae import load_cae_file
-    from pantomim.formats.foreign import Given, import_checkpoint
-    from pantomim.formats.mae import load_mae
-    from pantomim.formats.mmpretrain import load_mmpretrain
+    from pantomim.formats import Given, import_checkpoint
 
-    loaders = {"mae": load_mae, "beit": load_beit, "cae": load_cae_file, "mmpretrain": load_mmpretrain}
-    report = import_checkpoint(file, out, loaders[format], Given(heads, decoder_heads, image_size, mean, std))
+    report = import_checkpoint(file, out, format, Given(heads, decoder_heads, image_size, mean, std))
     CONSOLE.print(escape(str(report)), highlight=False, soft_wrap=True)
 
 
 def inspect_run(arguments: list[str]) -> None:
     """Look into runs and encoders, side by side: pantomim inspect ANALYSIS RUN [RUN ...]."""
-    from pantomim.analysis import ANALYSES
+    from pantomim.analysis import ANALYSES, LayerAnalysis
     from pantomim.analysis.alignment import Alignment
-    from pantomim.report.template import check_page_path
+    from pantomim.analysis.guidance import Guidance, write_guidance_arrays
+    from pantomim.report.html import check_page_path
 
     analysis = _chosen("inspect", {kind.name: kind for kind in ANALYSES}, arguments)
+    if isinstance(analysis, Guidance):
+        (run,) = analysis.encoders
+        path = write_guidance_arrays(run, images=analysis.images, count=analysis.count, seed=analysis.seed)
+        CONSOLE.print(f"Pictures: {path}; `pantomim report {run}` shows them.", highlight=False, soft_wrap=True)
+        return
     check_page_path("inspect", analysis.page)
     if isinstance(analysis, Alignment):
         from pantomim.report.alignment import write_alignment
@@ -814,6 +815,7 @@ def inspect_run(arguments: list[str]) -> None:
     from pantomim.analysis.block_facts import write_block_facts
     from pantomim.report.inspection import write_inspection
 
+    assert isinstance(analysis, LayerAnalysis)
     facts = analysis.run()
     written = write_block_facts(facts, analysis.page)
     page = write_inspection(facts, analysis.page)

@@ -5,13 +5,13 @@ import difflib
 import math
 from dataclasses import asdict, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pantomim.core.frozen import frozen
-from pantomim.core.ranges import Share
+from pantomim.core.ranges import AtLeastOne, AtLeastZero, NotNegative, Positive, Range, Share, ShareBelowOne
 from pantomim.data.augment import Augment
 from pantomim.data.transforms import Crop, View
 from pantomim.methods import MethodConfig
@@ -60,20 +60,12 @@ class DataConfig:
     """
 
     source: str = ""
-    images: int | None = None
+    images: AtLeastOne | None = None
     crop: Crop = field(default_factory=Crop)
     augment: Augment = field(default_factory=Augment)
-    workers: int | None = None
-    memory_gib: float = 4.0
+    workers: AtLeastZero | None = None
+    memory_gib: Positive = 4.0
     second: View | None = None
-
-    def __post_init__(self) -> None:
-        if self.images is not None and self.images < 1:
-            raise ValueError(f"DataConfig.images must be at least 1; got {self.images}. Leave it out to use all.")
-        if self.workers is not None and self.workers < 0:
-            raise ValueError(f"DataConfig.workers must not be negative; got {self.workers}.")
-        if not self.memory_gib > 0:
-            raise ValueError(f"DataConfig.memory_gib must be above 0; got {self.memory_gib}.")
 
 
 @frozen
@@ -86,11 +78,13 @@ class OptimConfig:
         start_lr: Rate at the beginning of the warm-up.
         warmup: Length of the linear warm-up.
         weight_decay: For matrices and tokens.
+        weight_decay_end: Weight decay at the end, reached along half a cosine; None: it is constant.
         schedule: Whether the rate reaches its peak in the step after the warm-up ("mae"), or in the warm-up's last
             step ("beit", and CAE's); or no cosine, but the peak and then min_lr ("drop", SimMIM's).
         drop_at: Of schedule drop: the share of the run after which the rate is min_lr.
-        lagging: Each step takes the rate of the step before it, as in SimMIM's loop, which moves its schedule on after
-            the step.
+        lead: Each step has the rate and the weight decay of so many steps later; -1 in SimMIM's loop, which moves its
+            schedule after the step, 1 in I-JEPA's.
+        stretch: Length of schedules over that of the run; above 1 the run ends before they do (I-JEPA's ipe_scale).
         decay_tokens: Also decay class, register and mask tokens, as the authors' code does.
         decay_mask_token: The same of the mask token apart; None: like the other tokens. BEiT's authors decay it alone.
         decay_vectors: Also decay biases and norms, as MoCo v3's authors do.
@@ -99,33 +93,22 @@ class OptimConfig:
         clip_norm: Largest gradient norm; None: not clipped, as in the paper.
     """
 
-    base_lr: float = 1.5e-4
-    min_lr: float = 0.0
-    start_lr: float = 0.0
+    base_lr: Positive = 1.5e-4
+    min_lr: NotNegative = 0.0
+    start_lr: NotNegative = 0.0
     warmup: Duration = field(default_factory=lambda: Duration(epochs=40))
-    weight_decay: float = 0.05
+    weight_decay: NotNegative = 0.05
+    weight_decay_end: NotNegative | None = None
     schedule: Literal["mae", "beit", "drop"] = "mae"
     drop_at: Share = 7 / 8
-    lagging: bool = False
+    lead: Literal[-1, 0, 1] = 0
+    stretch: Annotated[float, Range(least=1)] = 1.0
     decay_tokens: bool = True
     decay_mask_token: bool | None = None
     decay_vectors: bool = False
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    clip_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.base_lr < math.inf:
-            raise ValueError(f"OptimConfig.base_lr must be positive; got {self.base_lr}.")
-        for name in ("min_lr", "start_lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"OptimConfig.{name} must not be negative; got {getattr(self, name)}.")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"OptimConfig.betas must be in [0, 1); got {self.betas}. The paper has 0.9 and 0.95.")
-        if not 0 < self.eps < math.inf:
-            raise ValueError(f"OptimConfig.eps must be positive; got {self.eps}. AdamW's own is 1e-8.")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"OptimConfig.clip_norm must be positive; got {self.clip_norm}. Leave it out for none.")
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    clip_norm: Positive | None = None
 
 
 @frozen
@@ -145,24 +128,16 @@ class RuntimeConfig:
         threads: CPU threads of torch; None: torch's choice.
     """
 
-    seed: int = 0
+    seed: AtLeastZero = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
-    accumulation: int = 1
-    log_every: int | None = None
-    save_every: int | None = None
-    keep: int = 2
+    accumulation: AtLeastOne = 1
+    log_every: AtLeastOne | None = None
+    save_every: AtLeastOne | None = None
+    keep: AtLeastOne = 2
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"RuntimeConfig.seed must not be negative; got {self.seed}.")
-        for name in ("accumulation", "keep", "log_every", "save_every", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"RuntimeConfig.{name} must be at least 1; got {value}.")
+    threads: AtLeastOne | None = None
 
 
 @frozen
@@ -184,14 +159,12 @@ class Pretrain:
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodConfig = field(default_factory=MAEConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    batch_size: int = 4096
+    batch_size: AtLeastOne = 4096
     duration: Duration = field(default_factory=lambda: Duration(epochs=800))
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     init: str | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"Pretrain.batch_size must be at least 1; got {self.batch_size}.")
         if self.batch_size % self.runtime.accumulation:
             raise ValueError(
                 f"Pretrain.batch_size must be a multiple of runtime.accumulation; got {self.batch_size} and "
@@ -206,26 +179,22 @@ class Stages:
     Args:
         run: The first stage, whose teacher is the first one; the others have its settings, but for teacher and seed.
         stages: How many.
-        reinit: How a stage begins. "full": a new student from a seed of its own, a new optimiser. "reference", as the
+        reinit: How a stage begins. "full": a new student from another seed, a new optimiser. "reference", as the
             authors' code: a new student that keeps the bias of the patch projection, and AdamW's moments and counters
-            go on. "none": the student keeps its weights, with a new optimiser.
+            are kept. "none": the student keeps its weights, with a new optimiser.
         evaluate: Labelled images on which every stage is scored; None: none is.
     """
 
     run: Pretrain
-    stages: int = 2
+    stages: AtLeastOne = 2  # dBOT has 2, or 3 for dense tasks
     reinit: Literal["full", "reference", "none"] = "full"
     evaluate: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.stages < 1:
-            raise ValueError(f"Stages.stages must be at least 1; got {self.stages}. dBOT has 2, or 3 for dense tasks.")
 
 
 def with_duration(config: Pretrain, duration: Duration) -> Pretrain:
     """The same run at another length; the warm-up keeps its share of it where both are given in one unit.
 
-    With `--steps 500` on a recipe of 800 epochs, 40 of them warm-up, the warm-up becomes 25 steps.
+    With 500 steps of a recipe of 800 epochs, 40 of them warm-up, the warm-up becomes 25 steps.
     """
     old, warmup = config.duration, config.optim.warmup
     length = duration.steps if duration.steps is not None else duration.epochs

@@ -21,7 +21,6 @@ from pantomim.config import Pretrain, to_dict
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.data.augment import Augment
-from pantomim.data.transforms import View
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods import MethodConfig
@@ -243,81 +242,66 @@ def explain(
         origins: Where the values of `paper` come from, by the beginning of a setting's name, if it is a mere starting
             point because the paper does not state them.
     """
-    cost, optim, batch_size = count_cost(config, precision), config.optim, config.batch_size
+    whose = "starting point" if origins else "paper"
     apart = [
         (name, f"{_short(ours)}   ({_origin(name, origins)}: {'none named' if theirs == '' else _short(theirs)})")
         for name, ours, theirs in differences(config, paper)
     ]
     apart += [("note", note) for note in notes]
-    teacher, tokenizer = teacher_of(config.method), getattr(getattr(config.method, "target", None), "tokenizer", None)
-    needed = getattr(config.method, "needs_teacher", True)
-    unnamed = [("tokenizer", "not counted: none is named yet")] * (tokenizer == "")
-    unnamed += [("teacher", "not counted: none is named yet")] * (teacher is not None and not teacher.source and needed)
-    return [
+    sections = [
         ("Settings of the method", _as_yaml(config.method)),
-        ("Parts and shapes", cost.shapes),
-        (
-            "Cost",
-            [
-                *unnamed,
-                *((f"parameters, {name}", f"{number:,}") for name, number in cost.parameters.items()),
-                ("parameters, trained", f"{cost.trainable:,}"),
-                (
-                    "FLOPs per image",
-                    f"{cost.flops / 1e9:.3f} G forward (a multiply-add is two), a step at most thrice that",
-                ),
-                *(
-                    [
-                        (
-                            "FLOPs before",
-                            f"{cost.draw_flops / 1e9:.3f} G: networks that guide masks, without gradient",
-                        )
-                    ]
-                    * (cost.draw_flops > 0)
-                ),
-                ("memory, state", f"{cost.state_gib:.2f} GiB: weights, gradients and AdamW's two moments"),
-                (
-                    "memory, activations",
-                    f"about {cost.activations_gib * 1024:.1f} MiB an image in {str(precision).removeprefix('torch.')}, "
-                    f"{cost.activations_gib * batch_size / config.runtime.accumulation:.1f} GiB for "
-                    f"{batch_size // config.runtime.accumulation} images at once",
-                ),
-            ],
-        ),
-        (
-            "Training",
-            [
-                ("data", config.data.source or "(not given)"),
-                ("crop", str(config.data.crop)),
-                *([("augmentation", _augmentation(config.data.augment))] * config.data.augment.active),
-                *_second_view(config.data.second),
-                ("weights from", config.init or f"seed {config.runtime.seed}"),
-                ("length", f"{config.duration}, the first {config.optim.warmup} warm-up"),
-                ("batch size", f"{batch_size}, in {config.runtime.accumulation} part(s)"),
-                (
-                    "learning rate",
-                    f"{scaled_lr(optim.base_lr, batch_size):.3g} = {optim.base_lr:g} x {batch_size} / 256, "
-                    + (
-                        f"then {optim.min_lr:g}"
-                        if optim.schedule == "drop"
-                        else f"then half a cosine to {optim.min_lr:g}"
-                    ),
-                ),
-                (
-                    "AdamW",
-                    f"betas {optim.betas}, weight decay {optim.weight_decay:g}, clipping {optim.clip_norm or 'off'}",
-                ),
-            ],
-        ),
-        (
-            f"Differences from the {'starting point' if origins else 'paper'} ({paper.recipe})",
-            apart or [("none", "every setting is " + ("the starting point's" if origins else "the paper's"))],
-        ),
-        *(
-            [("Where the starting point comes from, as the paper's settings are not known", [*origins.items()])]
-            if origins
-            else []
-        ),
+        ("Parts and shapes", (cost := count_cost(config, precision)).shapes),
+        ("Cost", _not_counted(config.method) + _cost(cost, config, precision)),
+        ("Training", _training(config)),
+        (f"Differences from the {whose} ({paper.recipe})", apart or [("none", f"every setting is the {whose}'s")]),
+    ]
+    if origins:
+        title = "Where the starting point comes from, as the paper's settings are not known"
+        sections.append((title, [*origins.items()]))
+    return sections
+
+
+def _not_counted(config: MethodConfig) -> Rows:
+    """What is not named yet, and therefore has no cost."""
+    teacher, tokenizer = teacher_of(config), getattr(getattr(config, "target", None), "tokenizer", None)
+    unled = teacher is not None and not teacher.source and getattr(config, "needs_teacher", True)
+    missing = ["tokenizer"] * (tokenizer == "") + ["teacher"] * unled
+    return [(name, "not counted: none is named yet") for name in missing]
+
+
+def _cost(cost: Cost, config: Pretrain, precision: torch.dtype) -> Rows:
+    micro = config.batch_size // config.runtime.accumulation
+    rows = [(f"parameters, {name}", f"{number:,}") for name, number in cost.parameters.items()]
+    rows += [
+        ("parameters, trained", f"{cost.trainable:,}"),
+        ("FLOPs per image", f"{cost.flops / 1e9:.3f} G forward (a multiply-add is two), a step at most thrice that"),
+    ]
+    if cost.draw_flops:
+        rows.append(("FLOPs before", f"{cost.draw_flops / 1e9:.3f} G: networks that guide masks, without gradient"))
+    kept = f"about {cost.activations_gib * 1024:.1f} MiB an image in {str(precision).removeprefix('torch.')}"
+    return [
+        *rows,
+        ("memory, state", f"{cost.state_gib:.2f} GiB: weights, gradients and AdamW's two moments"),
+        ("memory, activations", f"{kept}, {cost.activations_gib * micro:.1f} GiB for {micro} images at once"),
+    ]
+
+
+def _training(config: Pretrain) -> Rows:
+    data, optim, batch_size = config.data, config.optim, config.batch_size
+    rows = [("data", data.source or "(not given)"), ("crop", str(data.crop))]
+    rows += [("augmentation", _augmentation(data.augment))] * data.augment.active
+    if data.second is not None:
+        rows.append(("second view, crop", str(data.second.crop)))
+        rows += [("second view, augmentation", _augmentation(data.second.augment))] * data.second.augment.active
+    rate = f"{scaled_lr(optim.base_lr, batch_size):.3g} = {optim.base_lr:g} x {batch_size} / 256"
+    way = "then" if optim.schedule == "drop" else "then half a cosine to"
+    return [
+        *rows,
+        ("weights from", config.init or f"seed {config.runtime.seed}"),
+        ("length", f"{config.duration}, the first {optim.warmup} warm-up"),
+        ("batch size", f"{batch_size}, in {config.runtime.accumulation} part(s)"),
+        ("learning rate", f"{rate}, {way} {optim.min_lr:g}"),
+        ("AdamW", f"betas {optim.betas}, weight decay {optim.weight_decay:g}, clipping {optim.clip_norm or 'off'}"),
     ]
 
 
@@ -340,13 +324,6 @@ def _augmentation(augment: Augment) -> str:
     alone = Augment()
     changed = (item.name for item in fields(augment) if getattr(augment, item.name) != getattr(alone, item.name))
     return ", ".join(f"{name} {getattr(augment, name)}" for name in changed)
-
-
-def _second_view(view: View | None) -> list[tuple[str, str]]:
-    if view is None:
-        return []
-    rows = [("second view, crop", str(view.crop))]
-    return rows + [("second view, augmentation", _augmentation(view.augment))] * view.augment.active
 
 
 def _count(module: nn.Module) -> int:

@@ -41,7 +41,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_the_main_job(job: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     source, run = job
-    main(["evaluate", "linear", "--encoder", str(run), "--data", str(source), "--probe.epochs", "5"])
+    main(["evaluate", "linear", "--encoder", str(run), "--data", str(source), "--epochs", "5"])
     main(["evaluate", "knn", "--encoder", str(run), "--data", str(source), "--out", str(run / "eval/mine.json")])
     main(["features", "--encoder", str(run), "--data", str(source), "--out", str(run / "features.npz")])
     main(["report", str(run)])
@@ -53,7 +53,7 @@ def test_the_main_job(job: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
     page = (run / "report.html").read_text()
     assert "data:image/png" in page
     assert "linear" in page
-    assert "untrained" in capsys.readouterr().out
+    assert "random-init" in capsys.readouterr().out
 
 
 def test_metrics_have_every_step_of_a_short_run(job: tuple[Path, Path]) -> None:
@@ -108,6 +108,10 @@ def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: P
         ),
         (["explain", "mae_vit_base_in1k", "--method.masker.ratio", "0.999"], "leaves no visible one"),
         (["explain", "mae_vit_base_in1k", "--method.encoder.patch_size", "15"], "a multiple of patch_size"),
+        (["evaluate", "liner", "--encoder", "x"], "There is no evaluate liner. Did you mean linear?"),
+        (["evaluate", "linear", "--protocol", "mae"], "evaluate --protocol is now evaluate linear_mae."),
+        (["evaluate", "linear", "--mae.epochs", "3"], "evaluate --mae.epochs is now evaluate linear_mae --epochs."),
+        (["evaluate", "linear", "--labels-per-class", "3"], "is now evaluate few_labels --labels-per-class."),
         (["evaluate", "knn", "--encoder", "nowhere", "--data", "mnist"], "nowhere"),
     ],
 )

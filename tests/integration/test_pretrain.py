@@ -214,7 +214,7 @@ def test_a_damaged_checkpoint_costs_steps_but_not_the_run(source: Path, uninterr
     (out / "finished.json").unlink()
     file = out / "checkpoints" / "step-00000080" / WEIGHTS
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.warns(UserWarning, match="Going on from the checkpoint before, step 72"):
+    with pytest.warns(UserWarning, match="Resuming from the checkpoint before, step 72"):
         pretrain(tiny_run(source, **LONG), out)
     assert curve(out, "loss") == curve(uninterrupted, "loss")
     assert weights_hash(out) == weights_hash(uninterrupted)
@@ -352,7 +352,7 @@ def test_weights_of_another_size_are_refused_with_both(source: Path, uninterrupt
 
 def test_unsuitable_data_stop_a_run_before_it_begins(tmp_path: Path) -> None:
     path = tiny_images(tmp_path / "seven.npz", channels=7)
-    with pytest.raises(ValueError, match=r"has 7\. Give --method\.encoder\.in_chans 7"):
+    with pytest.raises(ValueError, match=r"has 7\. Set it to 7"):
         pretrain(tiny_run(path), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from killed import Killed, kill_after
-from tiny import DECODER, ENCODER, tiny_images, tiny_run
+from tiny import BEIT_ENCODER, DECODER, ENCODER, tiny_images, tiny_run
 
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
@@ -12,7 +12,6 @@ from pantomim.masking.block import BlockMasker
 from pantomim.masking.grid import GridMasker
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.mae import MAEConfig
-from pantomim.recipes.beit import as_beit
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.targets.hog import HOGTargetConfig
@@ -23,14 +22,14 @@ BLOCKS = BlockMasker(ratio=0.4, exact=False, min_area=2)  # padded: the number v
 MAE = MAEConfig(encoder=ENCODER, decoder=DECODER)
 METHODS = {
     "ema": BEiTConfig(
-        encoder=as_beit(ENCODER),
+        encoder=BEIT_ENCODER,
         masker=BLOCKS,
         target=FeatureTargetConfig(teacher=TeacherConfig("ema", blocks=2, momentum=0.9)),
     ),
     "random": replace(MAE, target=FeatureTargetConfig(teacher=TeacherConfig("random"))),
-    "hog": BEiTConfig(encoder=as_beit(ENCODER), masker=BLOCKS, target=HOGTargetConfig()),
+    "hog": BEiTConfig(encoder=BEIT_ENCODER, masker=BLOCKS, target=HOGTargetConfig()),
     "l1": BEiTConfig(
-        encoder=as_beit(ENCODER), masker=GridMasker(), target=PixelTargetConfig("pixels", distance=Distance("l1"))
+        encoder=BEIT_ENCODER, masker=GridMasker(), target=PixelTargetConfig("pixels", distance=Distance("l1"))
     ),
 }
 

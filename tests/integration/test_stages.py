@@ -22,7 +22,7 @@ from pantomim.evaluate.knn import KNN
 from pantomim.formats import load_encoder
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.report import make_stages_report
-from pantomim.stages import run_stages, stage_run
+from pantomim.study.stages import run_stages, stage_run
 from pantomim.teachers.choice import TeacherConfig
 
 STEPS = 6
@@ -108,7 +108,7 @@ def test_the_teacher_of_a_stage_is_the_student_of_the_one_before(source, whole):
 
 
 @pytest.mark.parametrize("step", [4, STEPS, STEPS + 3])
-def test_killed_in_a_stage_it_goes_on_as_if_it_had_never_stopped(source, whole, tmp_path, monkeypatch, step):
+def test_killed_in_a_stage_it_is_resumed_as_if_it_had_never_stopped(source, whole, tmp_path, monkeypatch, step):
     plan, out = plan_of(source), tmp_path / "chain"
     with monkeypatch.context() as patch:
         kill_after(step, patch)
@@ -160,7 +160,7 @@ def test_another_plan_is_refused_and_what_differs_is_named(source, whole, tmp_pa
         run_stages(Stages(tiny_run(source)), tmp_path / "mae")
 
 
-def test_a_chain_that_was_moved_goes_on(source, whole, tmp_path, monkeypatch):
+def test_a_moved_chain_is_resumed(source, whole, tmp_path, monkeypatch):
     plan = plan_of(source)
     with monkeypatch.context() as patch:
         kill_after(STEPS + 3, patch)
@@ -259,7 +259,7 @@ def test_one_page_shows_all_stages_and_each_has_its_own(source, tmp_path, capsys
         assert (out / f"stage-{number}" / "report.html").is_file()
         result = json.loads((out / f"stage-{number}" / "eval" / "knn-images.json").read_text())
         assert f"{100 * result['trained']['top1']:.1f}" in page
-    assert page.count("<tr>") == 5  # headings, two stages, the untrained twin, raw pixels
+    assert page.count("<tr>") == 5  # headings, two stages, the same encoder untrained, raw pixels
     assert "Loss, all stages" in page
     assert "step 12" in page
     assert "stage 1;" in page  # the last score, in the words of its chart

@@ -1,4 +1,4 @@
-"""`pantomim study` on a tiny set: cells run once, stops are gone on with, failures are shown, the numbers add up."""
+"""`pantomim study` on a tiny set: cells run once, stopped ones are resumed, failures are shown, the numbers add up."""
 
 import json
 import re
@@ -68,27 +68,27 @@ def test_a_finished_cell_is_never_run_again(done, monkeypatch):
     assert len(said) == 4
 
 
-def test_the_numbers_of_the_table_are_mean_deviation_and_paired_difference(done):
+def test_the_numbers_of_the_table_are_mean_std_and_paired_difference(done):
     study, out = done
     table = json.loads((out / "table.json").read_text())
     results = {
         cell.name: {n: json.loads(p.read_text()) for n, p in result_paths(cell, out).items()} for cell in study.cells
     }
     rows = {row["name"]: row for row in table["rows"]}
-    assert list(rows) == ["half", "most", "untrained twin", "raw pixels"]
+    assert list(rows) == ["half", "most", "same encoder, untrained", "raw pixels"]
     half = [results[name]["probe"]["trained"]["top1"] for name in ("00-half-seed0", "02-half-seed1")]
     most = [results[name]["probe"]["trained"]["top1"] for name in ("01-most-seed0", "03-most-seed1")]
     twin = [results[name]["probe"]["untrained"]["top1"] for name in ("01-most-seed0", "03-most-seed1")]
     score = rows["half"]["scores"]["probe.top1"]
     assert score["mean"] == pytest.approx(sum(half) / 2)
-    assert score["deviation"] == pytest.approx(abs(half[0] - half[1]) / 2**0.5)
+    assert score["std"] == pytest.approx(abs(half[0] - half[1]) / 2**0.5)
     assert score["by_seed"] == {"0": half[0], "1": half[1]}
     apart = [a - b for a, b in zip(half, most, strict=True)]
     difference = rows["half"]["differences"]["probe.top1"]
     assert difference["mean"] == pytest.approx(statistics.fmean(apart))
-    assert difference["deviation"] == pytest.approx(statistics.stdev(apart))
+    assert difference["std"] == pytest.approx(statistics.stdev(apart))
     assert rows["most"]["differences"] == {}
-    assert rows["untrained twin"]["scores"]["probe.top1"]["mean"] == pytest.approx(statistics.fmean(twin))
+    assert rows["same encoder, untrained"]["scores"]["probe.top1"]["mean"] == pytest.approx(statistics.fmean(twin))
     assert "untrained" not in results["00-half-seed0"]["knn"], "baselines are scored once"
     steps = [read_record(cell, out).s_per_step for cell in study.cells if cell.arm == "half"]
     assert rows["half"]["costs"]["s_per_step"]["mean"] == pytest.approx(statistics.fmean(steps))
@@ -107,7 +107,7 @@ def test_the_pages_say_what_was_run(done):
         assert table.environments[0]["packages"]["torch"] in text
         assert show(table.rows[0].scores["knn.top1"], "knn.top1", 2) in text
         assert all(sentence in text.replace("&#39;", "'") for sentence in findings(table))
-        assert "untrained twin" in text
+        assert "same encoder, untrained" in text
         for cell in study.cells:
             record = read_record(cell, out)
             line = next(line for line in text.splitlines() if f"{cell.name}</th>" in line or f"| {cell.name} |" in line)
@@ -119,7 +119,7 @@ def test_the_pages_say_what_was_run(done):
     assert "nothing: the recipe as it is" in page
 
 
-def test_a_study_goes_on_where_it_was_stopped(done, source, tmp_path, monkeypatch):
+def test_a_stopped_study_is_resumed(done, source, tmp_path, monkeypatch):
     """A stop between two evaluations, one while training: nothing is done twice, and the numbers are the same."""
     study, out = tiny_study(tmp_path, source), tmp_path / "out"
     real_pretrain, real_evaluate = running.pretrain, running.evaluate_to_file
@@ -141,10 +141,10 @@ def test_a_study_goes_on_where_it_was_stopped(done, source, tmp_path, monkeypatc
     monkeypatch.setattr(running, "evaluate_to_file", evaluate)
     with pytest.raises(KeyboardInterrupt):
         run_study(study, out)
-    assert state(study.cells[0], out) == "begun"
+    assert state(study.cells[0], out) == "started"
     write_tables(study, out)
-    assert "1 of 4 cells begun" in (out / "table.md").read_text()
-    assert "3 of 4 cells not begun" in (out / "table.html").read_text()
+    assert "1 of 4 cells started" in (out / "table.md").read_text()
+    assert "3 of 4 cells not started" in (out / "table.html").read_text()
     with pytest.raises(Interrupted):
         run_study(study, out)
     assert run_study(study, out) == []
@@ -156,9 +156,9 @@ def test_a_study_goes_on_where_it_was_stopped(done, source, tmp_path, monkeypatc
 def test_one_cell_at_a_time(source, tmp_path):
     study, out = tiny_study(tmp_path, source), tmp_path / "out"
     run_study(study, out, index=2)
-    assert [state(cell, out) for cell in study.cells] == ["not begun", "not begun", "finished", "not begun"]
+    assert [state(cell, out) for cell in study.cells] == ["not started", "not started", "finished", "not started"]
     table = make_table(study, out)
-    assert table.rows[0].scores["knn.top1"].deviation is None
+    assert table.rows[0].scores["knn.top1"].std is None
     assert show(table.rows[0].scores["knn.top1"], "knn.top1", 2).endswith("(n = 1)")
     assert findings(table) == ["Fewer than two seeds to set against most, so nothing is said of: half."], "once"
     assert table.rows[0].differences["knn.top1"] is None, "the reference has no such seed yet"
@@ -168,20 +168,20 @@ def test_one_cell_at_a_time(source, tmp_path):
 
 def test_a_cell_that_another_process_works_on_is_passed_over(source, tmp_path):
     study, out = tiny_study(tmp_path, source), tmp_path / "out"
-    (out / "cells").mkdir(parents=True)
+    running.open_study(study, out)
     said = []
     with FileLock(out / "cells" / f".{study.cells[1].name}.lock"):
         assert run_study(study, out, index=1, say=said.append) == []
-    assert state(study.cells[1], out) == "not begun"
+    assert state(study.cells[1], out) == "not started"
     assert any("another process" in text for text in said)
 
 
-def test_no_cell_is_begun_after_the_time_is_over(source, tmp_path):
+def test_no_cell_is_started_after_the_time_is_over(source, tmp_path):
     study, out = tiny_study(tmp_path, source), tmp_path / "out"
     said = []
     run_study(study, out, minutes=0, say=said.append)
-    assert {state(cell, out) for cell in study.cells} == {"not begun"}
-    assert any("goes on" in text for text in said)
+    assert {state(cell, out) for cell in study.cells} == {"not started"}
+    assert any("to resume" in text for text in said)
 
 
 def test_a_cell_that_fails_stops_no_other_and_is_shown(source, tmp_path, capsys):
@@ -241,7 +241,7 @@ def test_an_evaluation_may_be_added_later_and_only_it_is_carried_out(source, tmp
     command = ["study", str(plan), "--data", str(source), "--out", str(out)]
     main(command)
     said = " ".join(capsys.readouterr().err.split())
-    assert "Left out: evaluation probe, for want of its input other. Add --input other=SRC" in said
+    assert "Left out: evaluation probe, for want of its input other. Add the input other=SRC" in said
     for name in ("table.md", "table.html"):
         assert "Left out: evaluation probe" in (out / name).read_text()
     before = {
@@ -250,7 +250,7 @@ def test_an_evaluation_may_be_added_later_and_only_it_is_carried_out(source, tmp
     written = (out / "study.yaml").read_text()
     more = [*command, "--input", f"other={source}"]
     main([*more, "--list"])
-    assert capsys.readouterr().out.count("begun") == 2, "the evaluation is not there yet"
+    assert capsys.readouterr().out.count("started") == 2, "the evaluation is not there yet"
     assert (out / "study.yaml").read_text() == written, "a list changes nothing"
     evaluated = []
     real = running.evaluate_to_file
@@ -286,7 +286,7 @@ def test_the_command(source, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(command[:2])
     assert ended.value.code == 2
-    assert "--data SRC" in " ".join(capsys.readouterr().err.split())
+    assert "input data=SRC" in " ".join(capsys.readouterr().err.split())
     main(["study"])
     assert "masks" in capsys.readouterr().out
 

@@ -154,7 +154,7 @@ def test_the_page_shows_them(done):
 def test_a_cell_waits_for_what_another_process_does_and_takes_it_over_if_that_stops(source, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "POLL_S", 0.05)
     study, out = chain(tmp_path, source, on={"method": NETWORKS, "init": "{run:mae}"}), tmp_path / "out"
-    (out / "cells").mkdir(parents=True)
+    running.open_study(study, out)
     lock = FileLock(out / "cells" / f".{study.cells[0].name}.lock", thread_local=False)
     lock.acquire()
     said: list[str] = []
@@ -166,28 +166,28 @@ def test_a_cell_waits_for_what_another_process_does_and_takes_it_over_if_that_st
     assert sum("another process works on it" in text for text in said) == 1
 
 
-def test_what_a_failed_cell_was_needed_for_is_not_begun_and_said(source, tmp_path):
+def test_what_a_failed_cell_was_needed_for_is_not_started_and_said(source, tmp_path):
     broken = {"method": NETWORKS, "init": str(tmp_path / "no_such_run")}
     study = chain(tmp_path, source, broken=broken, user={"method": NETWORKS, "init": "{run:broken}"})
     out, said = tmp_path / "out", []
     lost = run_study(study, out, say=said.append)
     assert [cell.arm for cell in lost] == ["broken", "user"]
-    assert [state(cell, out) for cell in study.cells] == ["finished", "failed", "not begun"]
-    assert any("02-user-seed0: not begun, for it needs the run of 01-broken-seed0 (failed)" in text for text in said)
+    assert [state(cell, out) for cell in study.cells] == ["finished", "failed", "not started"]
+    assert any("02-user-seed0: not started, for it needs the run of 01-broken-seed0 (failed)" in text for text in said)
     write_tables(study, out)
     assert "01-broken-seed0 failed, and its run is needed by 02-user-seed0" in (out / "table.md").read_text()
 
 
-def test_a_single_cell_does_not_begin_without_what_it_needs(source, tmp_path):
+def test_a_single_cell_does_not_start_without_what_it_needs(source, tmp_path):
     study, out = chain(tmp_path, source, on={"method": NETWORKS, "init": "{run:mae}"}), tmp_path / "out"
     said: list[str] = []
     assert [cell.arm for cell in run_study(study, out, index=1, say=said.append)] == ["on"]
-    assert "needs the run of 00-mae-seed0 (not begun)" in said[0]
+    assert "needs the run of 00-mae-seed0 (not started)" in said[0]
     assert run_study(study, out, index=0) == []
     assert run_study(study, out, index=1) == []
 
 
-def test_a_study_that_was_moved_goes_on(source, tmp_path):
+def test_a_moved_study_is_resumed(source, tmp_path):
     study, out = chain(tmp_path, source, on={"method": NETWORKS, "init": "{run:mae}"}), tmp_path / "out"
     assert run_study(study, out) == []
     there = tmp_path / "elsewhere"

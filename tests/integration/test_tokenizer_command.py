@@ -119,7 +119,7 @@ def test_mistakes(job, tmp_path, capsys) -> None:
     assert "--vocabulary goes with" in fails(
         capsys, "encode", "--tokenizer", str(run), "--vocabulary", "9", *data, *out
     )
-    assert "Give --image-size 16 16" in fails(
+    assert "With another write_ids.image_size, images are resized" in fails(
         capsys, "encode", "--tokenizer", str(run), "--image-size", "16", "15", *data, *out
     )
     assert "Add --out RUN" in fails(capsys, "train", *data)

@@ -46,7 +46,7 @@ def test_training_and_its_tokenizer(tmp_path):
 
 def test_images_that_do_not_fit(tmp_path):
     source = tiny_images(tmp_path / "images.npz", channels=1)
-    with pytest.raises(ValueError, match=r"DVAESizes\.in_chans must be the channels .* --method\.sizes\.in_chans 1"):
+    with pytest.raises(ValueError, match=r"method\.sizes\.in_chans must be the channels .* Set it to 1"):
         pretrain(run(source), tmp_path / "run")
 
 

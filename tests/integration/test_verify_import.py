@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from foreign_files import mmpretrain_weights, official_weights
 from tiny import tiny_images
 
 from pantomim.cli import main
-from pantomim.formats.mae import official_weights
-from pantomim.formats.mmpretrain import mmpretrain_weights
 from pantomim.formats.native import load_decoder, load_encoder_folder
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.resize import resample

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import ENCODER, tiny_images, tiny_run
+from tiny import CAE_ENCODER, tiny_images, tiny_run
 
 from pantomim.cli import main
 from pantomim.engine.pretrain import pretrain
@@ -16,7 +16,6 @@ from pantomim.masking.block import BlockMasker
 from pantomim.methods.cae import CAEConfig
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.regressor import RegressorConfig
-from pantomim.recipes.cae import as_cae
 from pantomim.targets.tokens import TokenTargetConfig
 from pantomim.tokenizers import load_tokenizer
 from pantomim.tokenizers.resized import on_grid
@@ -77,7 +76,7 @@ def test_from_a_teacher_to_ids(tmp_path, capsys):
     main(["tokenizer", "encode", "--tokenizer", str(run), "--data", str(source), "--out", str(out)])
     assert "80 x 4 x 4 ids written to" in said(capsys)
     cae = CAEConfig(
-        encoder=as_cae(ENCODER),
+        encoder=CAE_ENCODER,
         regressor=RegressorConfig(depth=1),
         decoder=LatentDecoderConfig(depth=1),
         masker=BlockMasker(ratio=0.5),

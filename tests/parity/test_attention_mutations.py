@@ -29,10 +29,8 @@ def test_as_they_are():
         assert outcome(name).status == "PASS"
 
 
-def test_attended_patches_hidden_where_milan_shows_them(monkeypatch):
-    monkeypatch.setattr(
-        milan, "milan_masker", lambda ratio: attention.AttentionMasker(rule="sample_masked", ratio=1 - ratio)
-    )
+def test_attended_patches_masked_where_milan_shows_them(monkeypatch):
+    monkeypatch.setitem(attention.PUBLISHED, "milan", {"rule": "sample_masked"})
     broken("milan_sampling")
 
 
@@ -49,12 +47,12 @@ def test_something_added_to_the_attention(monkeypatch):
 
 
 def test_high_and_low_exchanged(monkeypatch):
-    monkeypatch.setattr(milan, "attmask_high", milan.attmask_low)
+    monkeypatch.setitem(attention.PUBLISHED, "attmask_high", attention.PUBLISHED["attmask_low"])
     assert broken("attmask").off == 2
 
 
 def test_counted_as_in_mae(monkeypatch):
-    monkeypatch.setattr(milan, "attmask_high", lambda ratio: replace(attention.attmask_high(ratio), whole="visible"))
+    monkeypatch.setitem(attention.PUBLISHED, "attmask_high", {"rule": "topk_masked", "whole": "visible"})
     assert broken("attmask").off >= 1
 
 

@@ -13,24 +13,24 @@ from torch.nn import functional as F
 from pantomim.analysis.runs import choose, held_out, load_cae_run
 from pantomim.config import Pretrain, from_yaml
 from pantomim.core.batch import Batch
+from pantomim.core.modes import evaluating
 from pantomim.data.stream import evaluation_batches
-from pantomim.methods.cae import evaluating
 from pantomim.nn.tokens import take
 from pantomim.targets.tokens import TokenTarget
 
-COUNT = 512  # images, where nothing is said
+COUNT = 512  # images, where nothing is asked for
 BATCH = 64  # images at once
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of one run, over the hidden patches of held-out images.
+    """Of one run, over the masked patches of held-out images.
 
     The loss depends on the scale of the latents, which nothing fixes without the alignment: `explained` and `cosine`
     can be compared between runs.
 
     Args:
-        loss: Mean squared error between what the regressor predicts and what the encoder says: the alignment loss.
+        loss: Mean squared error between what the regressor predicts and the encoder's latents: the alignment loss.
         explained: Share of the variation of the encoder's latents that the predictions explain: 1 is perfect, 0 what
             their mean reaches, less is worse than that.
         cosine: Mean cosine between the two.
@@ -50,7 +50,7 @@ class Agreement:
 
 @torch.no_grad()
 def measure_agreement(run: str | Path, *, count: int = COUNT, seed: int = 0) -> Agreement:
-    """Regressor against encoder in a finished run of CAE; the encoder sees the hidden patches alone, as in training.
+    """Regressor against encoder in a finished run of CAE; the encoder sees the masked patches alone, as in training.
 
     Args:
         run: The run folder.
@@ -72,12 +72,12 @@ def measure_agreement(run: str | Path, *, count: int = COUNT, seed: int = 0) -> 
             mask = method.draw(Batch(images, total=len(images)), 0, generator).mask
             predicted = method.regressor(method.latents(encoder, images, mask.ids_keep), mask)
             truth = method.target(images)
-            hidden = truth.gather(1, mask.ids_mask) if truth.dim() == 2 else take(truth, mask.ids_mask)
+            masked = truth.gather(1, mask.ids_mask) if truth.dim() == 2 else take(truth, mask.ids_mask)
             found["predicted"].append(predicted.flatten(0, 1))
             found["latent"].append(method.alignment_target(images, mask).flatten(0, 1))
             found["with"].append(method.decoder(predicted, mask.ids_mask).flatten(0, 1))
             found["without"].append(method.without_regressor(images).flatten(0, 1))
-            truths["with"].append(hidden.flatten(0, 1))
+            truths["with"].append(masked.flatten(0, 1))
             truths["without"].append(truth.flatten(0, 1))
     predicted, latent = torch.cat(found["predicted"]), torch.cat(found["latent"])
     tokens = isinstance(method.target, TokenTarget)

@@ -29,9 +29,10 @@ from pantomim.analysis.pictures import (
 )
 from pantomim.analysis.runs import choose, held_out, load_cae_run, run_config
 from pantomim.core.frozen import frozen
+from pantomim.core.modes import evaluating
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.sources import open_source
-from pantomim.methods.cae import CAE, evaluating
+from pantomim.methods.cae import CAE
 from pantomim.targets.pixels import PixelTarget
 from pantomim.targets.tokens import TokenTarget
 from pantomim.tokenizers.base import Picturing
@@ -39,7 +40,7 @@ from pantomim.tokenizers.base import Picturing
 
 @frozen
 class Alignment(Inspection):
-    """What CAE's decoder makes of all patches without the regressor: runs with and without alignment, say."""
+    """What CAE's decoder makes of all patches when the regressor is left out."""
 
     name: ClassVar[str] = "alignment"
     title: ClassVar[str] = "Without the regressor"
@@ -115,7 +116,7 @@ class WithoutRegressor:
         reference_name: Which of the two.
         measure: What `score` is: "explained", the share of the variation of the target over patches that the output
             explains (1 is perfect, 0 what the mean reaches, less is worse than that); "accuracy", the share of ids.
-        score: As `measure` says.
+        score: See `measure`.
     """
 
     shown: Float[np.ndarray, "B C H W"]

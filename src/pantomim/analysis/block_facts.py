@@ -19,7 +19,7 @@ class BlockFacts:
 
     Args:
         kind: Name of the analysis.
-        arrays: By encoder, as NAME_0, NAME_1 ... in the order of `about["encoders"]`; the analysis says which. CKA has
+        arrays: By encoder, as NAME_0, NAME_1 ... in the order of `about["encoders"]`; see the analysis. CKA has
             one matrix of the layers of all encoders, in their order.
         about: The encoders, the images, and how it was measured; plain values.
     """
@@ -85,13 +85,14 @@ def read_block_facts(path: Path) -> BlockFacts:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
             found = BlockFacts(about["analysis"], {name: file[name] for name in file.files if name != "about"}, about)
-        own = {0: found.arrays[CKA]} if CKA in found.arrays else None
-        for number, depth in enumerate([sum(found.depths)] if own else found.depths):
-            arrays = own or {name: found.arrays[name] for name in found.arrays if name.endswith(f"_{number}")}
-            lengths = {len(array) for array in arrays.values() if array.ndim}
-            if lengths != {depth}:
-                raise ValueError(f"{sorted(lengths)} layers, where it states {about['encoders']}")
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        if CKA in found.arrays:
+            stated = {CKA: sum(found.depths)}
+        else:
+            stated = {name: found.depths[int(name.rpartition("_")[2])] for name in found.arrays}
+        lengths = {name: len(array) for name, array in found.arrays.items() if array.ndim}
+        if not lengths or any(length != stated[name] for name, length in lengths.items()):
+            raise ValueError(f"{lengths} layers, where it states {about['encoders']}")
+    except (OSError, ValueError, LookupError, TypeError, EOFError) as error:
         raise ValueError(
             f"{path} must be a file that `pantomim inspect` wrote; got {type(error).__name__}: {error}. Write it anew."
         ) from error

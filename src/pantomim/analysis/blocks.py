@@ -1,4 +1,4 @@
-"""What every block of any encoder says of images: one after the other, before the final norm."""
+"""The features after every block of any encoder: one after the other, before the final norm."""
 
 import copy
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def block_features(
         need_attention: Whether the attention is asked for.
 
     Raises:
-        ValueError: if a network of another library does not tell its blocks, or keeps its attention to itself.
+        ValueError: if a network of another library gives only its last features, or no attention.
     """
     if isinstance(encoder, Encoder):
         yield from encoder.each_block(images, need_attention=need_attention)
@@ -34,21 +34,21 @@ def block_features(
             f"which tells its last features only. Choose another."
         )
     weights: list[Tensor] = []
-    with _listening(encoder, weights) if need_attention else nullcontext():
-        said = encoder.say(images, blocks=encoder.num_blocks).blocks
+    with _collecting(encoder, weights) if need_attention else nullcontext():
+        outputs = encoder.last_blocks(images, encoder.num_blocks).tokens
     count = encoder.num_prefix + encoder.grid[0] * encoder.grid[1]
     square = (len(images), count, count)
     if need_attention and (
-        len(weights) != len(said) or any(w.dim() != 4 or (w.shape[0], *w.shape[2:]) != square for w in weights)
+        len(weights) != len(outputs) or any(w.dim() != 4 or (w.shape[0], *w.shape[2:]) != square for w in weights)
     ):
         raise _no_attention(encoder)
-    for number, tokens in enumerate(said):
+    for number, tokens in enumerate(outputs):
         prefix, patches = tokens[:, : encoder.num_prefix], tokens[:, encoder.num_prefix :]
         yield Features(prefix, patches, weights[number] if need_attention else None)
 
 
 def num_blocks(encoder: Encoder | WrappedEncoder) -> int:
-    """How many blocks `block_features` tells of."""
+    """How many blocks `block_features` gives."""
     return encoder.depth if isinstance(encoder, Encoder) else encoder.num_blocks
 
 
@@ -59,17 +59,17 @@ def patch_sides(encoder: Encoder | WrappedEncoder) -> tuple[float, float]:
 
 
 @contextmanager
-def _listening(encoder: WrappedEncoder, weights: list[Tensor]) -> Iterator[None]:
+def _collecting(encoder: WrappedEncoder, weights: list[Tensor]) -> Iterator[None]:
     """Collect the attention of each block while the network runs; it is left as it was."""
     model: Any = encoder.model
     blocks = getattr(model, "blocks", None)
-    blocks = model.get_submodule(encoder.layers_name) if blocks is None else blocks
-    with ExitStack() as ears:
+    blocks = model.get_submodule(encoder.blocks_name) if blocks is None else blocks
+    with ExitStack() as hooks:
         for block in blocks:
             if hasattr(getattr(block, "attn", None), "fused_attn"):
-                ears.enter_context(_timm_attention(encoder, block.attn, weights))
+                hooks.enter_context(_timm_attention(encoder, block.attn, weights))
             else:
-                ears.enter_context(_returned_attention(block, weights))
+                hooks.enter_context(_returned_attention(block, weights))
         yield
 
 
@@ -92,14 +92,14 @@ def _returned_attention(block: nn.Module, weights: list[Tensor]) -> Iterator[Non
     """The attention of transformers, brought to compute its weights, returns them beside its output."""
     found: list[Tensor] = []
 
-    def hear(_module: nn.Module, _given: Any, said: Any) -> None:
-        if isinstance(said, tuple) and len(said) > 1 and isinstance(said[1], Tensor) and said[1].dim() == 4:
-            found.append(said[1])
+    def collect(_module: nn.Module, _given: Any, output: Any) -> None:
+        if isinstance(output, tuple) and len(output) > 1 and isinstance(output[1], Tensor) and output[1].dim() == 4:
+            found.append(output[1])
 
     parts: list[Any] = [part for part in block.modules() if hasattr(part, "config")]
     configs = [part.config for part in parts]
-    hooks = [part.register_forward_hook(hear) for part in block.modules()]
-    hooks.append(block.register_forward_hook(lambda _module, _given, _said: weights.extend(found[:1])))
+    hooks = [part.register_forward_hook(collect) for part in block.modules()]
+    hooks.append(block.register_forward_hook(lambda _module, _given, _output: weights.extend(found[:1])))
     for part, config in zip(parts, configs, strict=True):
         part.config = copy.deepcopy(config)
         part.config._attn_implementation = "eager"

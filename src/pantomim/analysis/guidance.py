@@ -1,7 +1,7 @@
 """What teacher and student attend to in a run of CMT-MAE, and what is masked: a look at each checkpoint that was kept.
 
-The weights of each are put into the method, and both networks are asked about the same held-out images.
-`runtime.keep` says how many checkpoints a run keeps.
+The weights of each are put into the method, and both networks are asked about the same held-out images. `runtime.keep`
+says how many checkpoints a run keeps.
 """
 
 import json
@@ -47,21 +47,27 @@ TITLES = {"teacher": "teacher", "student": "student's moving average", "mask": "
 
 @frozen
 class Guidance(Inspection):
-    """What guided the masks of runs of CMT-MAE, at each checkpoint that they kept."""
+    """What guided the masks in a run of CMT-MAE, at each checkpoint that it kept; the report shows the pictures."""
 
     name: ClassVar[str] = "guidance"
-    title: ClassVar[str] = "What guided the masks"
+    title: ClassVar[str] = "What guides the masks"
     count: AtLeastOne = 8
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.encoders) > 1 or self.out is not None:
+            raise ValueError(
+                f"Guidance.encoders must be one run, whose report shows the pictures; got {', '.join(self.encoders)}"
+                f"{'' if self.out is None else f' and out {self.out}'}. Look at one after another, without out."
+            )
+
     def run(self) -> PictureRows:
-        """Images, maps and masks; maps are white where they are largest in an image.
+        """The images, then the maps and the masks of each checkpoint; maps are white where they are largest.
 
         Raises:
-            ValueError: if there are several runs, or the run is of another method, is not finished, attention decides
-                nothing in it, or its teacher is another one now.
+            ValueError: if the run is of another method, is not finished, attention decides nothing in it, or its
+                teacher is another one now.
         """
-        if len(self.encoders) > 1 or self.images is not None:
-            raise ValueError("Guidance takes one run, and its own held-out images. Look at runs one by one.")
         run = Path(self.encoders[0])
         config = run_config(run)
         if not isinstance(config.method, CMTMAEConfig) or not config.method.masker.guided:
@@ -79,26 +85,22 @@ class Guidance(Inspection):
             method = config.method.build(total).eval()
         if different := other_parts(frozen_hashes(method), kept[-1].frozen):
             raise ValueError(f"{run} must be looked at with the teacher of its training; got another {different}.")
-        dataset = held_out(config.data.source)
+        dataset = held_out(self.images or config.data.source)
         images, items = read_images(dataset, method.encoder.image_size, choose(dataset, self.count, self.seed))
         values = images.numpy()[:, list(shown_bands(dataset.channels))]
         shown = to_picture(values, *display_range(values, dataset.scale))
+        looks = _look(method, images, shown, kept, total, self.seed)
         caption = (
             f"{len(items)} images of {dataset.name} ({dataset.split}), drawn with seed {self.seed}, at the checkpoints "
             f"that the run kept. White: where an image's score is largest. An entropy of 1 means that all patches "
             f"score alike."
         )
-        rows = (Row("images", "", shown), *_look(method, images, shown, kept, total, self.seed))
-        return PictureRows(items, rows, caption)
+        return PictureRows(items, (Row("images", "", shown), *(Row(*look) for look in looks)), caption)
 
 
-def write_guidance_arrays(run: str | Path, *, seed: int = 0) -> Path:
-    """Maps and masks of one run, in `RUN/analysis/guidance.npz`, for its report.
-
-    Raises:
-        ValueError: as `Guidance.run`.
-    """
-    return write_rows(Guidance((str(run),), seed=seed).run(), Path(run) / "analysis" / "guidance.npz")
+def write_guidance_arrays(run: str | Path, **options: Any) -> Path:
+    """The pictures of a run in `RUN/analysis/guidance.npz`, for its report; options as `Guidance` has them."""
+    return write_rows(Guidance((str(run),), **options).run(), Path(run) / "analysis" / "guidance.npz")
 
 
 @torch.no_grad()
@@ -109,32 +111,27 @@ def _look(
     kept: list[Checkpoint],
     total: int,
     seed: int,
-) -> Iterator[Row]:
-    """Each map and mask, checkpoint by checkpoint; a frozen teacher is shown once."""
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Title, text and pictures of each map and mask, checkpoint by checkpoint; a frozen teacher is shown once."""
     earlier: dict[str, Tensor] = {}
     earlier_step = 0
     for index in np.unique(np.linspace(0, len(kept) - 1, min(len(kept), MOST)).round().astype(int)):
         _load_guides(method, kept[index])
         step, generator = kept[index].step, torch.Generator().manual_seed(seed)
-        attention = {
-            name: ask(network, images, method.config.scores.query(name)).attention
-            for name, network in method.networks().items()
-            if name in method.config.attended
-        }
-        maps = method.config.scores.maps(attention, method.config.mixing.at(step - 1, total))
-        for name, scores in maps.items():
-            if name != "teacher" or not torch.equal(scores, earlier.get(name, scores.new_empty(0))):
-                shares = scores / scores.amax(dim=1, keepdim=True)
+        scores, networks = method.config.scores, method.networks()
+        attention = {name: ask(networks[name], images, scores.query(name)).attention for name in method.config.attended}
+        maps = scores.maps(attention, method.config.mixing.at(step - 1, total))
+        for name, found in maps.items():
+            if name != "teacher" or not torch.equal(found, earlier.get(name, found.new_empty(0))):
+                shares = found / found.amax(dim=1, keepdim=True)
                 picture = (_cells(shares, method) * 255).round().astype(np.uint8)
-                yield Row(
-                    f"{TITLES[name]}, step {step:,}", f"entropy {evenness(scores).item():.3f} of the largest", picture
-                )
+                yield f"{TITLES[name]}, step {step:,}", f"entropy {evenness(found).item():.3f} of the largest", picture
         batch = Batch(images, total=len(images))
         masked = draw_mask(method.masker, batch, method.encoder.grid, generator, maps["mask"]).masked
         text = ""
         if "masked" in earlier:
             text = f"{(earlier['masked'] & masked).sum() / masked.sum():.0%} of it masked at step {earlier_step:,} too"
-        yield Row(f"masked, step {step:,}", text, np.where(_cells(masked.float(), method) > 0, np.uint8(128), shown))
+        yield f"masked, step {step:,}", text, np.where(_cells(masked.float(), method) > 0, np.uint8(128), shown)
         earlier, earlier_step = {**maps, "masked": masked}, step
 
 

@@ -59,12 +59,16 @@ class Inspection(ABC):
                 "runs/first, or several."
             )
 
+    @abstractmethod
+    def run(self) -> Any:
+        """What was found: `BlockFacts`, or `PictureRows`."""
+
     @property
     def page(self) -> Path:
         """Where the page goes.
 
         Raises:
-            ValueError: if it must be said.
+            ValueError: if it must be given.
         """
         if self.out is not None:
             return self.out

@@ -1,4 +1,4 @@
-"""What a strategy hides, before it costs a GPU-day: many masks drawn and measured, and photographs to lay them on."""
+"""What a strategy masks, before it costs a GPU-day: many masks drawn and measured, and photographs to lay them on."""
 
 import difflib
 import re
@@ -57,7 +57,7 @@ class MaskSurvey:
         visible: Every mask that was drawn, True where visible.
         spectrum: Mean over the masks of `mask_spectrum`; bin k lies at k / (longer side) cycles a patch.
         statistics: A number for each mask.
-        left_out: Masks that hide nothing or everything, as BEiT's sampler may; not in spectrum and statistics.
+        left_out: Masks that mask nothing or everything, as BEiT's sampler may; not in spectrum and statistics.
         pattern: Where the masks are cut out of one; else None.
     """
 
@@ -80,7 +80,7 @@ class MaskSurvey:
 
     @property
     def num_masked(self) -> np.ndarray:
-        """Hidden patches of each mask."""
+        """Masked patches of each draw."""
         return (~self.visible).sum(axis=(1, 2))
 
 
@@ -100,7 +100,7 @@ def parse_grid(text: str) -> tuple[int, int]:
     """
     found = re.fullmatch(r"([1-9]\d{0,3})[x×]([1-9]\d{0,3})", text.strip().lower())
     if found is None:
-        raise ValueError(f"masks.grid must be ROWSxCOLUMNS; got {text}. Write --grid 14x14 for 14 rows and 14 columns.")
+        raise ValueError(f"masks.grid must be ROWSxCOLUMNS; got {text}. Write 14x14 for 14 rows and 14 columns.")
     return int(found[1]), int(found[2])
 
 
@@ -131,15 +131,15 @@ def survey(name: str, masker: Masker, grid: tuple[int, int], *, num: int, seed: 
     """Draw `num` masks as training does and measure them.
 
     Raises:
-        ValueError: if the grid does not suit the strategy, or every mask hides everything or nothing.
+        ValueError: if the grid does not suit the strategy, or each draw masks everything or nothing.
     """
     masked = masker(num, grid, torch.Generator().manual_seed(seed)).masked
     visible = masked.logical_not().view(num, *grid).numpy()
     mixed = visible[visible.any(axis=(1, 2)) & ~visible.all(axis=(1, 2))]
     if not len(mixed):
         raise ValueError(
-            f"masks.grid must leave {name} both visible and hidden patches; got {grid[0]} x {grid[1]}, where each of "
-            f"{num} masks hides all or nothing. Choose a larger grid, or a ratio nearer to one half."
+            f"masks.grid must leave {name} both visible and masked patches; got {grid[0]} x {grid[1]}, where each of "
+            f"{num} draws masks all or nothing. Choose a larger grid, or a ratio nearer to one half."
         )
     return MaskSurvey(
         name=name,

@@ -1,4 +1,4 @@
-"""What a set of masks looks like in numbers: spectrum, visible clusters, distance from hidden to visible patches.
+"""What a set of masks looks like in numbers: spectrum, visible clusters, distance from masked to visible patches.
 
 Maps are True where a patch is visible. Lengths are in patches, frequencies in cycles a patch: 0.5 is the finest pattern
 along an axis, 0.707 the checkerboard.
@@ -23,7 +23,7 @@ class VisibleStatistics:
         num_clusters: Groups of visible patches that touch along an edge.
         largest_cluster: Patches of the largest group.
         neighbours: Visible ones among the four neighbours of a visible patch, on average; beyond the border is none.
-        mean_distance: From a hidden patch to the nearest visible one, centre to centre, in patches: the mean ...
+        mean_distance: From a masked patch to the nearest visible one, centre to centre, in patches: the mean ...
         max_distance: ... and the largest.
     """
 
@@ -39,7 +39,7 @@ def visible_statistics(visible: Bool[np.ndarray, "B h w"]) -> VisibleStatistics:
     """Clusters, neighbours and distances of every mask.
 
     Raises:
-        ValueError: if a mask hides everything or nothing.
+        ValueError: if a mask covers everything or nothing.
     """
     _check(visible)
     num_visible = visible.sum(axis=(1, 2))
@@ -90,7 +90,7 @@ def mask_spectrum(visible: Bool[np.ndarray, "B h w"]) -> Float[np.ndarray, "B K"
     square grid. White noise gives 1 in every bin. Spectral leakage of so small a window blurs all of it.
 
     Raises:
-        ValueError: if a mask hides everything or nothing.
+        ValueError: if a mask covers everything or nothing.
 
     Source: section 11 of the specification of ColorMAE, after the periodograms that its authors show.
     Deviation: theirs is not averaged radially and not divided by the variance.
@@ -154,6 +154,6 @@ def _check(visible: np.ndarray) -> None:
     if not ((shares > 0) & (shares < 1)).all():
         index = int(np.flatnonzero((shares == 0) | (shares == 1))[0])
         raise ValueError(
-            f"Every mask must have visible and hidden patches; got mask {index} with {shares[index]:.0%} visible. "
+            f"Every mask must have visible and masked patches; got mask {index} with {shares[index]:.0%} visible. "
             f"Choose a larger grid or a ratio nearer to one half."
         )

@@ -1,6 +1,7 @@
 """A finished run from its folder alone: the method that it trained, and images that it has not seen."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def load_run(run: str | Path) -> Method:
     config.guide.check_kept(run)
     encoder = load_encoder_folder(run)
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
-        method: Method = config.build()
+        method: Any = config.build()
     if isinstance(config, MAEConfig):
         method.encoder, method.decoder = encoder, load_decoder(run)
         return method.eval()

@@ -1,6 +1,7 @@
 """How few directions an image's patch tokens lie in: the share of the largest singular values, block by block."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +31,7 @@ class Spectrum(LayerAnalysis):
             blocks = block_features(encoder, batch)
             return {"shares": torch.stack([concentration(block.patches).sum(dim=0).cpu() for block in blocks])}
 
-        means = (mean_over_images(images.batches(one), lambda batch, one=one: shares(one, batch)) for one in encoders)
+        means = (mean_over_images(images.batches(one), partial(shares, one)) for one in encoders)
         return numbered(list(means)), {}
 
     @staticmethod

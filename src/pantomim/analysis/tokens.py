@@ -26,12 +26,12 @@ from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.vqkd import VQKDConfig
 from pantomim.tokenizers import Tokenizer, load_tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer
-from pantomim.tokenizers.strided_dvae import StridedDVAETokenizer
 from pantomim.tokenizers.usage import CodeUsage, TokenizerReport, code_usage, count_codes, measure_tokenizer
 from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 NUM_SHOWN = 8  # images in the picture of a report
 REPORT, PICTURE = "tokenizer_report.json", "tokenizer_report.png"
+# In the key of every file of ids that was written: another wording would make them all stale.
 TRANSFORM = "largest centred part of the wanted proportions, resized with antialiasing, values scaled; no flip"
 
 
@@ -102,16 +102,23 @@ def write_ids(
     Raises:
         ValueError: if image size, channels or stride do not fit, or the file holds something else.
     """
-    check_ids_path(path)
+    check_out("ids", path, [".npz"])
     size = image_size or dataset.facts.size
     if size is None:
         raise ValueError(
             f"write_ids.image_size must be given where images differ in size; got none, and {dataset.spec} has images "
-            f"with a median shorter side of {dataset.facts.median_shorter_side}. Give --image-size HEIGHT WIDTH."
+            f"with a median shorter side of {dataset.facts.median_shorter_side}. Give height and width."
         )
-    _check_channels(tokenizer, dataset)
-    _check_cells(tokenizer, size)
-    key = ids_key(tokenizer, dataset, size)
+    channels = getattr(tokenizer, "in_chans", dataset.channels)
+    if channels != dataset.channels:
+        raise ValueError(
+            f"tokenizer must take the channels of the images; got one for {channels}, and {dataset.spec} has "
+            f"{dataset.channels}. Train one on such images: `pantomim tokenizer train`."
+        )
+    try:
+        key = ids_key(tokenizer, dataset, size)
+    except ValueError as error:
+        raise ValueError(f"{error} With another write_ids.image_size, images are resized.") from error
     if path.exists():
         return _found(path, key)
     assert isinstance(tokenizer, nn.Module)
@@ -151,19 +158,10 @@ def read_ids(path: Path) -> Ids:
             vocabulary = int(key["tokenizer"]["vocabulary"])
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise ValueError(
-            f"ids must be a file that `pantomim tokenizer encode` wrote; got {path} ({error}). Give another --out."
+            f"ids must be a file that `pantomim tokenizer encode` wrote; got {path} ({error}). Name another file."
         ) from error
     counts = count_codes(torch.from_numpy(ids.astype(np.int64)).flatten(1), vocabulary)
     return Ids(ids, names, labels, key, code_usage(counts), fresh=False)
-
-
-def check_ids_path(path: Path) -> None:
-    """Refuse a file that ids could not be written to; to be called before a tokenizer is loaded.
-
-    Raises:
-        ValueError: for an ending other than .npz, a folder, or a place that cannot be written to.
-    """
-    check_out("ids", path, [".npz"])
 
 
 def write_tokenizer_report(
@@ -231,40 +229,9 @@ def _found(path: Path, key: dict[str, Any]) -> Ids:
     if different:
         raise ValueError(
             f"ids must be a new file, or hold the ids of this tokenizer, data and transform; got {path}, which was "
-            f"made with another {' and '.join(different)}. Give another --out, or remove the file."
+            f"made with another {' and '.join(different)}. Write to another file, or remove the file."
         )
     return found
-
-
-def _check_channels(tokenizer: Tokenizer, dataset: Dataset) -> None:
-    channels = getattr(tokenizer, "in_chans", dataset.channels)
-    if channels != dataset.channels:
-        raise ValueError(
-            f"tokenizer must take the channels of the images; got one for {channels}, and {dataset.spec} has "
-            f"{dataset.channels}. Train one on such images: `pantomim tokenizer train`."
-        )
-
-
-def _check_cells(tokenizer: Tokenizer, size: tuple[int, int]) -> None:
-    if isinstance(tokenizer, VQKDTokenizer):
-        if size != tokenizer.image_size:
-            height, width = tokenizer.image_size
-            raise ValueError(
-                f"image_size must be what the tokenizer was trained at, {height}x{width}; got {size[0]}x{size[1]}. "
-                f"Give --image-size {height} {width}: images are then resized."
-            )
-        return
-    cell: int = (
-        tokenizer.stride
-        if isinstance(tokenizer, DVAETokenizer | StridedDVAETokenizer)
-        else getattr(tokenizer, "patch_size", 1)
-    )
-    if any(side < cell or side % cell for side in size):
-        height, width = (max(round(side / cell), 1) * cell for side in size)
-        raise ValueError(
-            f"image_size must be a multiple of the tokenizer's cells, {cell}x{cell} pixels; got {size[0]}x{size[1]}. "
-            f"Give --image-size {height} {width}: images are then resized."
-        )
 
 
 def _two_rows(images: Tensor, decoded: Tensor) -> bytes:

@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mask:
-    """The only way to say which patches of a batch are hidden.
+    """The only way to say which patches of a batch are masked.
 
     `ids_keep` and `ids_mask` together hold every patch of an image once.
 
     Args:
-        masked: True where a patch is hidden.
+        masked: True where a patch is masked.
         ids_keep: Visible patches, in raster order.
-        ids_mask: Hidden patches, in raster order; where a sampler's count varies between images, followed by visible
+        ids_mask: Masked patches, in raster order; where a sampler's count varies between images, followed by visible
             ones as padding.
         weight: 0 for padding in `ids_mask`, else 1; None where nothing is padded.
     """
@@ -29,7 +29,7 @@ class Mask:
 
     @classmethod
     def from_scores(cls, scores: Float[Tensor, "B N"], num_masked: int) -> "Mask":
-        """Hide the `num_masked` patches with the highest scores, the same number in every image."""
+        """Mask the `num_masked` patches with the highest scores, the same number in every image."""
         num_visible = scores.shape[1] - num_masked
         order = scores.argsort(dim=1, stable=True)  # of equal scores the first is visible, on every device
         ids_keep = order[:, :num_visible].sort(dim=1).values
@@ -39,7 +39,7 @@ class Mask:
 
     @classmethod
     def from_masked(cls, masked: Bool[Tensor, "B N"], num_masked: int, varies: bool = False) -> "Mask":
-        """Hide what is marked: `num_masked` patches in every image or, if the count varies, at most so many.
+        """Mask what is marked: `num_masked` patches in every image or, if the count varies, at most so many.
 
         No value is read back from the device, so a wrong count cannot be noticed here.
         """
@@ -55,7 +55,7 @@ class Mask:
 
 
 def _true_first(values: Bool[Tensor, "B N"]) -> Int[Tensor, "B N"]:
-    """Where the true values of each row stand, then the false ones, both in order."""
+    """The positions of the true values of each row, then of the false ones, both in order."""
     if values.device.type == "cpu":  # NumPy sorts bytes by their digits
         return torch.from_numpy(np.argsort(~values.numpy(), axis=1, kind="stable"))
     return values.logical_not().to(torch.uint8).argsort(dim=1, stable=True)

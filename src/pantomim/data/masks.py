@@ -152,17 +152,17 @@ def _folder_of_masks(spec: str, below: tuple[str, ...], name: str | None) -> str
     kinds = [folder for folder in below if folder.startswith("masks")]
     if "images" not in below or not kinds:
         raise ValueError(
-            f"Evaluate.data must have masks beside its images; got {spec} with "
+            f"Evaluation.data must have masks beside its images; got {spec} with "
             f"{', '.join(below[:10]) or 'no folders'}. Lay it out as images/.../NAME.jpg and masks/.../NAME.png, below "
             f"them train, val and test, or save an .npz with the arrays images, masks and split."
         )
     if name is None and len(kinds) > 1:
         raise ValueError(
-            f"Evaluate.masks must say which masks, where there are several; got {spec} with {', '.join(kinds)}. "
+            f"Segmentation.masks must say which masks, where there are several; got {spec} with {', '.join(kinds)}. "
             f"Choose one of these."
         )
     if name is not None and name not in below:
-        raise ValueError(f"Evaluate.masks must be a folder of {spec}; got {name}. It has {', '.join(kinds)}.")
+        raise ValueError(f"Segmentation.masks must be a folder of {spec}; got {name}. It has {', '.join(kinds)}.")
     return name or kinds[0]
 
 
@@ -172,8 +172,8 @@ def _arrays(path: Path, spec: str, name: str) -> tuple[Store, dict[int, str]]:
     if masks is None or masks.ndim != 3 or masks.dtype.kind not in "bui":
         what = "none of that name" if masks is None else f"{masks.dtype.name} {masks.shape}"
         raise ValueError(
-            f"Evaluate.masks must be an array (N, H, W) of class ids; got {what} for {name} in {spec}, which also has "
-            f"{', '.join(others)}. Save it as np.savez(file, images=..., masks=..., split=...)."
+            f"Segmentation.masks must be an array (N, H, W) of class ids; got {what} for {name} in {spec}, which also "
+            f"has {', '.join(others)}. Save it as np.savez(file, images=..., masks=..., split=...)."
         )
     names = arrays.get("mask_classes") if name == "masks" else None
     return ArrayStore(masks.astype(np.int32), spec=spec), dict(enumerate([] if names is None else names.tolist()))

@@ -34,24 +34,23 @@ def save_failure(
         file.parent.mkdir(exist_ok=True)
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, file)
         batch_is = f"in {file}"
-    except (OSError, SafetensorError) as error:  # of the two troubles, the loss is the one to tell
+    except (OSError, SafetensorError) as error:  # the loss is the error to report
         batch_is = f"not kept, because {file} cannot be written ({error})"
     found = find_checkpoint(run.checkpoints)
     kept = f"the checkpoint of step {found.step} is good and kept" if found else "there is no checkpoint before it"
     return NonFiniteError(
         f"The loss or a gradient of step {step + 1} is infinite or NaN; {kept}, and the batch is {batch_is}. "
-        f"Try --optim.base_lr {config.optim.base_lr / 2:g}, --optim.clip_norm 1 or --runtime.precision float32 in "
-        f"another --out, and check the images for extreme values."
+        f"Try optim.base_lr {config.optim.base_lr / 2:g}, optim.clip_norm 1 or runtime.precision float32 in another "
+        f"folder, and check the images for extreme values."
     )
 
 
 def named_tensors(value: Any, name: str) -> dict[str, Tensor]:
-    """The tensors of a dataclass and of those within it, by dotted names."""
+    """The tensors of a dataclass or named tuple and of those within it, by dotted names."""
     if isinstance(value, torch.Tensor):
         return {name: value}
-    if not is_dataclass(value):
-        return {}
+    items = [field.name for field in fields(value)] if is_dataclass(value) else getattr(value, "_fields", ())
     found: dict[str, Tensor] = {}
-    for field in fields(value):
-        found |= named_tensors(getattr(value, field.name), f"{name}.{field.name}")
+    for item in items:
+        found |= named_tensors(getattr(value, item), f"{name}.{item}")
     return found

@@ -1,11 +1,11 @@
-"""The run folder: one run, one config, one process group at a time; an unfinished one is gone on with."""
+"""The run folder: one run, one config, one process group at a time; an unfinished one is resumed."""
 
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -47,7 +47,7 @@ class RunInUseError(OSError):
 
 @dataclass(frozen=True)
 class Finished:
-    """What a complete run says of itself, in `finished.json` (without the last entry).
+    """The summary of a complete run, in `finished.json` (without the last entry).
 
     Args:
         steps: Steps trained.
@@ -55,7 +55,7 @@ class Finished:
         images_per_s: Mean speed, without the first step after each start; None in runs of one step.
         loss: Of the last step; None in a run of none.
         broken: Names of the images that were skipped, as far as they were met since the last start.
-        alarms: What the method found wrong since the last start.
+        alarms: Warnings of the method since the last start.
         already: The run was complete before; it has been left as it was.
     """
 
@@ -83,7 +83,7 @@ class RunFolder:
 
     @contextmanager
     def hold(self, accelerator: Accelerator, config: Pretrain) -> Iterator[None]:
-        """Make the folder, or take up the run in it; nobody else can while the context lasts.
+        """Make the folder, or resume the run in it; nobody else can while the context lasts.
 
         Raises:
             ValueError: if the folder cannot be made, holds something else, or the run of another config.
@@ -91,13 +91,13 @@ class RunFolder:
             RunInUseError: if another process holds it.
         """
         try:
-            on_main(accelerator, lambda: self._take_up(config))
+            on_main(accelerator, lambda: self._open(config))
             yield
         finally:
             self._lock.release()
 
     def finished(self) -> Finished | None:
-        """What the run said at its end, if it has come to it."""
+        """The summary of the run, if it is complete."""
         try:
             return Finished(**json.loads((self.path / "finished.json").read_text(encoding="utf-8")), already=True)
         except FileNotFoundError:
@@ -118,73 +118,99 @@ class RunFolder:
         now = environment(config.runtime.seed, accelerator, dtype)
         if step > 0 and path.is_file():
             first = json.loads(path.read_text(encoding="utf-8"))
-            if (begun := first.get("precision", now["precision"])) != now["precision"]:
+            if (before := first.get("precision", now["precision"])) != now["precision"]:
                 raise ValueError(
-                    f"RuntimeConfig.precision must stay that of the first {step} steps, {begun}; got "
+                    f"RuntimeConfig.precision must stay that of the first {step} steps, {before}; got "
                     f"{config.runtime.precision}, which is {now['precision']} on {now['device']}. "
-                    f"Give --runtime.precision {begun}, or another --out."
+                    f"Set it to {before}, or choose another folder."
                 )
             now = {**first, "resumed": [*first.get("resumed", []), {"step": step, **now}]}
         self._write(path.name, json.dumps(now, indent=2) + "\n")
 
-    def _take_up(self, config: Pretrain) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._refuse_other_folders()
-            self._lock.acquire()
-        except Timeout:
-            raise RunInUseError(
-                f"Pretrain.out must not be in use; got {self.path}, which another pantomim process is working on. "
-                f"Wait for it, or give another --out."
-            ) from None
-        except OSError as error:
-            raise ValueError(
-                f"Pretrain.out must be a folder that can be written to; got {self.path} ({error.strerror or error}). "
-                f"Give another --out."
-            ) from error
+    def _open(self, config: Pretrain) -> None:
+        take_folder("Pretrain", "run", self.path, "config.yaml", self._lock)
         written = self.path / "config.yaml"
         theirs = from_yaml(Pretrain, written) if written.is_file() else None
-        if theirs is not None and self._has_begun():
+        if theirs is not None and self._has_steps():
             if is_of_earlier_version(written):
                 raise ValueError(
                     f"Pretrain.out must hold no run of an earlier version, which cannot be resumed; got {self.path}. "
-                    f"Give another --out."
+                    f"Choose another folder."
                 )
-            self._refuse_other_configs(config, theirs)
+            ours, there = leaves(to_dict(config)), leaves(to_dict(theirs))
+            refuse_changes("Pretrain", "run", written, there, ours, FREE.__contains__)
         else:
             self._write(written.name, to_yaml(config))
 
-    def _has_begun(self) -> bool:
-        """Whether there is a step to keep; a run that was refused or failed before may be begun with another config."""
+    def _has_steps(self) -> bool:
+        """Whether there is a step to keep; a run that failed before its first step may start with another config."""
         logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
         saved = any(self.checkpoints.glob("step-*"))
         return logged or saved or (self.path / "finished.json").is_file()
 
-    def _refuse_other_folders(self) -> None:
-        others = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
-        if others and "config.yaml" not in others:
-            raise ValueError(
-                f"Pretrain.out must be a new folder or that of a run; got {self.path}, which holds "
-                f"{', '.join(others[:5])} and no config.yaml. Give another --out."
-            )
-
-    def _refuse_other_configs(self, config: Pretrain, written: Pretrain) -> None:
-        ours, theirs = leaves(to_dict(config)), leaves(to_dict(written))
-        different = [
-            f"\n  {key}: {theirs.get(key)} there, {ours.get(key)} here"
-            for key in dict.fromkeys([*theirs, *ours])
-            if key not in FREE and theirs.get(key) != ours.get(key)
-        ]
-        if different:
-            written_in = self.path / "config.yaml"
-            raise ValueError(
-                f"Pretrain.out must hold no run of another config; got {self.path}, which differs in:"
-                f"{''.join(different)}\nGive another --out, or go on as it was with --config {written_in}."
-            )
-
     def _write(self, name: str, text: str) -> None:
         with explain_disk(self.path):
             replace_file(self.path / name, text.encode())
+
+
+def take_folder(owner: str, what: str, path: Path, plan: str, lock: FileLock) -> None:
+    """Make a folder, or find the one that was made for the same purpose, and lock it.
+
+    `plan` is the file that tells such a folder from others; messages name the `owner` of `out`, and `what` it holds.
+
+    Raises:
+        ValueError: if it cannot be made, or holds other files.
+        RunInUseError: if another process holds the lock and does not wait for it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        others = sorted(file.name for file in path.iterdir() if not file.name.startswith("."))
+        if others and plan not in others:
+            raise ValueError(
+                f"{owner}.out must be a new folder or that of a {what}; got {path}, which holds "
+                f"{', '.join(others[:5])} and no {plan}. Choose another folder."
+            )
+        lock.acquire()
+    except Timeout:
+        raise RunInUseError(
+            f"{owner}.out must not be in use; got {path}, which another pantomim process is working on. Wait for it, "
+            f"or choose another folder."
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"{owner}.out must be a folder that can be written to; got {path} ({error.strerror or error}). Choose "
+            f"another folder."
+        ) from error
+
+
+def refuse_changes(
+    owner: str,
+    what: str,
+    written: Path,
+    theirs: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    is_free: Callable[[str], bool],
+    more: Sequence[str] = (),
+) -> None:
+    """Refuse to resume what is in a folder with other settings (by dotted name) than it was started with.
+
+    `written` holds theirs; those that are free may change between two starts; `more` says what else differs.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    different = [
+        f"{key}: {theirs.get(key)} there, {ours.get(key)} here"
+        for key in dict.fromkeys([*theirs, *ours])
+        if not is_free(key) and theirs.get(key) != ours.get(key)
+    ]
+    if different := [*more, *different]:
+        rest = [f"and {len(different) - 20} more"] if len(different) > 20 else []
+        lines = "".join(f"\n  {line}" for line in [*different[:20], *rest])
+        raise ValueError(
+            f"{owner}.out must hold no {what} of another config; got {written.parent}, which differs in:{lines}\n"
+            f"Choose another folder, or resume with the settings in {written}."
+        )
 
 
 def environment(seed: int, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def start_from(spec: str, method: Method) -> str:
     Raises:
         ValueError: if the encoder has another width, depth, patch or number of channels; both are listed.
     """
-    encoder = method.exports().get("encoder")
+    encoder = getattr(method, "encoder", None)  # the trained one; what is exported may be its EMA copy
     if not isinstance(encoder, Encoder):
         raise ValueError(f"Pretrain.init must be left out for a method without an encoder; got {spec}.")
     source = load_encoder(spec)

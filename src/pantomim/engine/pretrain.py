@@ -35,17 +35,17 @@ from pantomim.formats.files import frozen_hashes
 from pantomim.formats.native import save_decoder, save_encoder, save_predictor
 from pantomim.formats.tokenizer import save_tokenizer
 
-NUM_LOOKED_AT = 256  # training images that a method may remark on before the first step
+NUM_LOOKED_AT = 256  # training images that `Method.check_data` sees
 
 
 def pretrain(config: Pretrain, out: Path) -> Finished:
-    """Carry out a run in the folder `out`, go on with it if it was stopped, or leave it if it is complete.
+    """Carry out a run in the folder `out`, resume it if it was stopped, or leave it if it is complete.
 
     Raises:
         ValueError: if config, data and folder do not fit each other; before any training.
         RunInUseError: if another process works in the folder.
         Interrupted: after SIGINT or SIGTERM; while training, the last step is saved first.
-        NonFiniteError: if the loss is no number; the last good checkpoint and the batch are kept.
+        NonFiniteError: if the loss is not finite; the last good checkpoint and the batch are kept.
         MemoryFullError: if a step does not fit in memory.
         DiskError: if metrics, encoder or the like cannot be written.
         CheckpointError: if a checkpoint cannot be written (disk full), or none of those there can be read.
@@ -67,7 +67,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
 
         # --------------------------------------------------------------------------------------------------- Method
         torch.manual_seed(random_seed(seed, 0, Purpose.WEIGHTS))
-        method = config.method.build(total)
+        method = config.method.build(total if config.optim.stretch == 1 else config.optim.stretch * total)
         check_fit(config, dataset, method.requirements, world)
         stream = Stream(
             dataset,
@@ -100,21 +100,21 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         elif config.init is not None:
             taken = start_from(config.init, method)
         on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start))
-        remark = None
+        data_warning = None
         if start == 0 and accelerator.is_main_process:
             with explain_memory(config, world), autocast(device, dtype):
-                remark = method.check_data(stream.first_images(NUM_LOOKED_AT))
+                data_warning = method.check_data(stream.first_images(NUM_LOOKED_AT))
 
         training.share_out()
         watch = FiniteWatch(device)
-        alarms: list[str] = []
+        warnings: list[str] = []
         recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=config.batch_size)
         with recorder, signals.deferred():
             recorder.say(describe_start(config, dataset, device, dtype, world, start, total))
             if taken is not None:
                 recorder.say(taken)
-            if remark is not None:
-                recorder.say(f"Warning: {remark}")
+            if data_warning is not None:
+                recorder.say(f"Warning: {data_warning}")
 
             # ------------------------------------------------------------------------------------------------- Loop
             waited = stream.wait_s
@@ -143,9 +143,9 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                     }
                     waited = stream.wait_s
                     recorder.log(done, values)
-                    if (alarm := method.warning(values)) is not None and alarm not in alarms:
-                        alarms.append(alarm)
-                        recorder.say(f"Warning, at step {done}: {alarm}")
+                    if (warning := method.warning(values)) is not None and warning not in warnings:
+                        warnings.append(warning)
+                        recorder.say(f"Warning, at step {done}: {warning}")
 
                 # save
                 if to_save:
@@ -166,15 +166,16 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                     recorder.say_broken(gather_broken(accelerator, dataset))
                     raise Interrupted(
                         f"Stopped after step {done} of {total}, which is saved in {run.checkpoints}. "
-                        f"Run the same command to go on."
+                        f"Run the same command to resume."
                     )
 
             broken = gather_broken(accelerator, dataset)
             recorder.say_broken(broken)
 
         # ------------------------------------------------------------------------------------------------------- End
-        loss, names = read_metrics(run.metrics)[-1]["loss"], [image.name for image in broken]
-        finished = Finished(total, clock.total_s, clock.images_per_s, loss, names, alarms)
+        logged, names = read_metrics(run.metrics), [image.name for image in broken]
+        loss = logged[-1]["loss"] if logged else None
+        finished = Finished(total, clock.total_s, clock.images_per_s, loss, names, warnings)
 
         def export() -> None:
             parts = method.exports()

@@ -1,4 +1,4 @@
-"""What a run says while it goes: `metrics.jsonl`, a tracker, and a live bar or plain lines."""
+"""Progress of a run: `metrics.jsonl`, a tracker, and a live bar or plain lines."""
 
 import json
 import math
@@ -118,7 +118,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 class Recorder:
-    """Tells of a run, on the main process only; a context, so that the bar and the files are closed.
+    """Logs a run, on the main process only; a context, so that the bar and the files are closed.
 
     Args:
         accelerator: Knows the main process and the tracker.
@@ -126,7 +126,7 @@ class Recorder:
         start: Steps done before.
         total: Steps of the whole run.
         batch_size: Images of a step.
-        console: Where to speak; standard error by default.
+        console: Standard error by default.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Recorder:
             self._file.close()
 
     def say(self, text: str) -> None:
-        """A line for the person who watches."""
+        """Print a line."""
         if self._main:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 

@@ -94,8 +94,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def compile_whole(method: nn.Module, backend: str = "inductor") -> None:
-    """Compile the whole forward, in place: one graph, static shapes, an error rather than a graph break."""
-    method.compile(fullgraph=True, dynamic=False, backend=backend)
+    """Compile the whole forward, in place: one graph, an error rather than a graph break.
+
+    Shapes are static until one changes, as the lengths of I-JEPA's lists do from step to step.
+    """
+    method.compile(fullgraph=True, backend=backend)
 
 
 def random_seed(seed: int, step: int, purpose: Purpose, rank: int = 0) -> int:

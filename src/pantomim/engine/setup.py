@@ -17,7 +17,7 @@ def training_images(config: DataConfig) -> Dataset:
         ValueError: if there is no such source, it has no training images, or fewer than `images`.
     """
     if not config.source:
-        raise ValueError("DataConfig.source must name the images; got none. Give --data FOLDER.")
+        raise ValueError("DataConfig.source must name the images; got none. Give a folder, say.")
     dataset = open_source(config.source, "train")
     return dataset if config.images is None else dataset.drawn(config.images)
 
@@ -70,7 +70,7 @@ def check_fit(config: Pretrain, dataset: Dataset, takes: Requirements, num_proce
     if takes.gathers and num_processes > 1 and config.runtime.compile:
         problems.append(
             f"RuntimeConfig.compile must be off for {config.method.kind} in several processes, which talk to each "
-            f"other within a forward pass; got {num_processes} processes. Leave --runtime.compile out."
+            f"other within a forward pass; got {num_processes} processes. Turn runtime.compile off."
         )
     if problems:
         raise ValueError("\n".join(problems))
@@ -109,15 +109,18 @@ def in_steps(config: Pretrain, steps_per_epoch: int) -> tuple[int, int]:
     """The length of a run and of its warm-up.
 
     Raises:
-        ValueError: if there is no step, or all are warm-up; it names both lengths.
+        ValueError: if all steps are warm-up, or epochs come to no step. No step may be asked for by number: the run
+            then writes its initial encoder, a baseline.
     """
     total, warmup = config.duration.in_steps(steps_per_epoch), config.optim.warmup.in_steps(steps_per_epoch)
+    if config.duration.steps == 0:
+        return 0, 0
     if total < 1:
-        raise ValueError(f"Pretrain.duration must be at least one step; got {config.duration}. Give --steps N.")
+        raise ValueError(f"Pretrain.duration must be at least one step; got {config.duration}. Give a number of steps.")
     if warmup >= total:
         raise ValueError(
             f"OptimConfig.warmup must be shorter than the run; got {config.optim.warmup} of {config.duration}, which "
-            f"is {warmup} of {total} steps. Train longer, or give --optim.warmup.steps {total // 20}."
+            f"is {warmup} of {total} steps. Train longer, or set optim.warmup.steps to {total // 20}."
         )
     return total, warmup
 
@@ -134,5 +137,5 @@ def describe_start(
     """What is about to happen, in one line."""
     where = f"{device.type} in {str(dtype).removeprefix('torch.')}"
     where += f", {num_processes} processes" if num_processes > 1 else ""
-    begun = f"Going on with {config.recipe} from step {start}" if start else f"Pre-training {config.recipe}"
-    return f"{begun}: {total} steps of {config.batch_size} images out of {len(dataset)} ({dataset.name}), on {where}."
+    doing = f"Resuming {config.recipe} from step {start}" if start else f"Pre-training {config.recipe}"
+    return f"{doing}: {total} steps of {config.batch_size} images out of {len(dataset)} ({dataset.name}), on {where}."

@@ -1,4 +1,4 @@
-"""Why a run stops before its end: a signal, a loss that is no number, a full memory or disk; and how to go on."""
+"""Why a run stops before its end: a signal, a non-finite loss, a full memory or disk; and how to resume."""
 
 import signal
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pantomim.config import Pretrain
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """A signal asked the run to stop; its text says what is saved, and the same command goes on from there."""
+    """A signal asked the run to stop; its text says what is saved; the same command resumes."""
 
 
 class NonFiniteError(RuntimeError):
@@ -26,7 +26,7 @@ class MemoryFullError(RuntimeError):
 
 
 class DiskError(OSError):
-    """The run folder can no longer be written to; its text says why, and that the run can go on."""
+    """The run folder can no longer be written to; its text says why, and that the run can be resumed."""
 
 
 class StopSignals:
@@ -51,7 +51,7 @@ class StopSignals:
             signal.signal(number, handler)  # type: ignore[arg-type]
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(
-                "Stopped at once. Run the same command to go on from the last checkpoint, or to begin if there is none."
+                "Stopped at once. Run the same command to resume from the last checkpoint, if there is one."
             ) from None
 
     @contextmanager
@@ -65,7 +65,7 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.requested or not self._deferring:
-            raise KeyboardInterrupt  # no Exception: nobody on the way takes it for a failure of his own
+            raise KeyboardInterrupt  # no Exception: nobody on the way takes it for a failure
         self.requested = True
 
 
@@ -115,7 +115,7 @@ def explain_disk(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise DiskError(
             f"Pretrain.out must stay a folder that can be written to; got {folder} ({error.strerror or error}). "
-            f"Make room, then run the same command to go on."
+            f"Make room, then run the same command to resume."
         ) from error
 
 
@@ -134,8 +134,8 @@ def _advice(config: Pretrain, num_processes: int) -> str:
     else:
         smaller = max(num_processes * accumulation, config.batch_size // 2 // num_processes * num_processes)
         tries = (
-            f"Run the same command with --runtime.accumulation {found} ({per_process // found} images at once, equal "
-            f"up to rounding), or start another run with --batch_size {smaller}."
+            f"Run the same command with runtime.accumulation {found} ({per_process // found} images at once, equal up "
+            f"to rounding), or start another run with batch_size {smaller}."
         )
     return (
         f"Pretrain.batch_size must fit in memory; got {config.batch_size}, which is {rows} images at once on each of "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pantomim.config import Pretrain
 from pantomim.core.batch import Batch
+from pantomim.core.schedule import half_cosine
 from pantomim.engine.runtime import (
     Purpose,
     autocast,
@@ -54,9 +55,10 @@ class Training:
             base=peak_lr,
             minimum=optim.min_lr,
             warmup=warmup,
-            total=total,
+            total=(length := int(optim.stretch * total)),
             start=optim.start_lr,
         )
+        self.length = length
         self.optimizer = adamw(optim, method, peak_lr)
         self._model: nn.Module = method.train()
 
@@ -68,19 +70,32 @@ class Training:
 
     def lr(self, step: int) -> float:
         """The learning rate of a step's update."""
-        return self._schedule(max(step - 1, 0) if self.config.optim.lagging else step)
+        return self._schedule(self._place(step))
+
+    def weight_decay(self, step: int) -> float:
+        """The weight decay of a step's update, for those parameters that have any."""
+        optim = self.config.optim
+        if optim.weight_decay_end is None:
+            return optim.weight_decay
+        return half_cosine(optim.weight_decay, optim.weight_decay_end, min(self._place(step) / self.length, 1.0))
+
+    def _place(self, step: int) -> int:
+        """Where the schedules are at a step."""
+        return max(step + self.config.optim.lead, 0)
 
     def step(self, step: int, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """One update of the weights, by the micro-batches of this process.
 
-        Returns: what the method says of them (mean over the micro-batches), and "grad_norm", before clipping; all of
+        Returns: the outputs of the method (mean over the micro-batches), and "grad_norm", before clipping; all of
             them before the update, on the device.
         """
         method, optimizer, seed = self.method, self.optimizer, self.config.runtime.seed
-        # set lr
-        lr = self.lr(step)
+        # set lr and weight decay
+        lr, weight_decay = self.lr(step), self.weight_decay(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
+            if group["weight_decay"]:
+                group["weight_decay"] = weight_decay
 
         # draw, forward, backward
         torch.manual_seed(random_seed(seed, step, Purpose.FORWARD, self.accelerator.process_index))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import tyro
@@ -31,7 +31,8 @@ from pantomim.evaluate.features import (
     random_init_encoder,
     resized_encoder,
 )
-from pantomim.evaluate.parts import Parts, make_parts, open_labelled
+from pantomim.evaluate.parts import Labelled, Parts, make_parts, open_labelled
+from pantomim.evaluate.patches import MaskedParts
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
 
@@ -56,18 +57,6 @@ class Memo:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
-
-
-class Opened(Protocol):
-    """Images with what they are scored by, divided into "train", "test" and perhaps "val"."""
-
-    parts: dict[str, Dataset]
-
-    def size_for(self, encoder: AnyEncoder) -> tuple[int, int]:
-        """Height and width at which an encoder sees the images, where the user leaves it open."""
-
-    def about(self, encoder: AnyEncoder) -> dict[str, Any]:
-        """For the record, of the images as this encoder sees them."""
 
 
 @frozen
@@ -111,7 +100,7 @@ class Evaluation(ABC):
     def run(self, bench: "Bench") -> dict[str, Scores]:
         """Scores of each contender, as shares."""
 
-    def open(self, memo: Memo) -> Opened:
+    def open(self, memo: Memo) -> Labelled | MaskedParts:
         """The images and what they are scored by."""
         key = (self.data, self.images, self.test_images)
         return memo.once(key, lambda: open_labelled(self.data, self.images, self.test_images))
@@ -148,7 +137,7 @@ class Bench:
     """
 
     evaluation: Evaluation
-    opened: Opened
+    opened: Labelled | MaskedParts
     reference: AnyEncoder
     own_grid: tuple[int, int]
     encoders: dict[str, AnyEncoder]
@@ -222,17 +211,16 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None) -> dict[str, Any]
     for name, encoder in encoders.items():
         assert not encoder.training, "a frozen encoder must stay in evaluation mode"
         assert hash_weights(encoder.state_dict()) == before[name], "a frozen encoder has changed"
+    healthy = {part: len(dataset) - len(dataset.broken) for part, dataset in opened.parts.items()}
     return {
         "protocol": evaluation.name,
         "protocol_version": PROTOCOL_VERSION,
         "dataset": train.name,
         "data": {
             "spec": evaluation.data,
-            "num_train": len(train) - len(train.broken),
-            "num_val": len(opened.parts["val"]) - len(opened.parts["val"].broken)
-            if "val" in opened.parts
-            else "a fifth of train",
-            "num_test": len(test) - len(test.broken),
+            "num_train": healthy["train"],
+            "num_val": healthy.get("val", "a fifth of train"),
+            "num_test": healthy["test"],
             "test_split": test.split,
             "channels": train.channels,
             "scale": asdict(train.scale),

@@ -72,7 +72,7 @@ def open_masked_parts(
     """Open a source of images with masks and look at every mask once.
 
     Args:
-        spec: As `data.masks` says.
+        spec: See `data.masks`.
         masks: Name of their folder or array.
         ignore: The id of pixels that have no class.
         images: Use only this many training images.
@@ -191,7 +191,7 @@ def class_shares(
 
 
 def fitting_size(encoder: AnyEncoder, size: tuple[int, int]) -> tuple[int, int]:
-    """Where the user does not say: images of this size as large as the encoder can take them, in whole patches.
+    """Where the user leaves it open: images of this size as large as the encoder can take them, in whole patches.
 
     Their own proportions and at most their own size, with at most twice the encoder's patches along the shorter side:
     a position table that is stretched further means little. A network of another library keeps its own size.

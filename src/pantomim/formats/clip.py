@@ -1,14 +1,12 @@
-"""OpenAI's CLIP image towers, in their own layout: the whole model, or what its image tower holds.
+"""OpenAI's CLIP image towers, in their own layout: the whole model, or its image tower alone.
 
-The tower is timm's vision transformer with a norm before its blocks; behind its final norm stands a projection. The
-published files are TorchScript archives, which are read like a pickle with inert stand-ins: nothing is executed.
+The tower is timm's vision transformer with a norm before its blocks; behind its final norm stands a projection.
 
 Source: openai/CLIP, `clip/model.py` and `clip/clip.py`.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pantomim.formats.files import load_exactly
+from pantomim.formats.layout import initial_weights_unused
 from pantomim.formats.native import exact_ratio
 from pantomim.formats.reader import read_weights
 from pantomim.formats.timm import TimmEncoder
-from pantomim.formats.torchscript import is_torchscript, read_torchscript
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HEAD_WIDTH = 64  # of every published tower; weights do not tell
@@ -40,40 +38,8 @@ NAMES = (
     ("mlp.c_proj.", "mlp.fc2."),
     ("ls_", "ls"),
 )
-TELLING = {"conv1.weight": 4, "positional_embedding": 2, "class_embedding": 1, "proj": 2}
-
-
-@dataclass(frozen=True)
-class Tower:
-    """Sizes of a tower."""
-
-    image_size: tuple[int, int]
-    patch_size: int
-    width: int
-    depth: int
-    heads: int
-    mlp_ratio: float
-    activation: Activation
-    layer_scale: float | None = None
-    norm_eps: float = 1e-5
-
-    def build(self) -> nn.Module:
-        """Timm's network of these sizes, with timm's first weights."""
-        from timm.models.vision_transformer import VisionTransformer
-
-        return VisionTransformer(
-            img_size=self.image_size,
-            patch_size=self.patch_size,
-            num_classes=0,
-            embed_dim=self.width,
-            depth=self.depth,
-            num_heads=self.heads,
-            mlp_ratio=self.mlp_ratio,
-            init_values=self.layer_scale,
-            pre_norm=True,
-            norm_layer=partial(nn.LayerNorm, eps=self.norm_eps),
-            act_layer=self.activation,
-        )
+FIRST_MLP = "transformer.resblocks.0.mlp.c_fc.weight"
+TELLING = {"conv1.weight": 4, "positional_embedding": 2, "class_embedding": 1, "proj": 2, FIRST_MLP: 2}
 
 
 def load_clip(path: str | Path) -> TimmEncoder:
@@ -86,9 +52,7 @@ def load_clip(path: str | Path) -> TimmEncoder:
     Raises:
         ValueError: if the file is damaged, would run code, or does not hold a vision transformer of CLIP's.
     """
-    path = Path(path)
-    weights = read_torchscript(path) if path.is_file() and is_torchscript(path) else read_weights(path)
-    return clip_encoder(image_tower(weights), f"clip:{path}", activation="quick_gelu")
+    return clip_encoder(image_tower(read_weights(path)), f"clip:{path}", activation="quick_gelu")
 
 
 def image_tower(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +80,7 @@ def clip_encoder(
         heads: None: as many as are 64 wide.
         norm_eps: Of every layer norm.
         mean: Mean of each channel.
-        std: Deviation of each channel.
+        std: Standard deviation of each channel.
 
     Raises:
         ValueError: if they are the weights of another network.
@@ -127,20 +91,18 @@ def clip_encoder(
             f"{source} must hold CLIP's vision transformer; got weights without {', '.join(absent)}. They begin with "
             f"{', '.join(sorted(weights)[:3])}. CLIP's ResNets are not read: choose a ViT."
         )
-    tower = _sizes(weights, source, activation, heads, norm_eps)
+    build = _tower(weights, source, activation, heads, norm_eps)
     half = all(tensor.dtype != torch.float64 for tensor in weights.values())
     named = {_name(name): (tensor.float() if half else tensor) for name, tensor in weights.items()}
     projection = named.pop("proj")
     named["pos_embed"] = named["pos_embed"][None]
     named["cls_token"] = named["cls_token"][None, None]
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
-        model = tower.build().to(projection.dtype)
+    with initial_weights_unused():
+        model = build().to(projection.dtype)
     load_exactly(model, named, source)
-    return (
-        TimmEncoder(model, source, tower.image_size, mean, std, tower.build, projection=projection, stretch=True)
-        .to(projection.dtype)
-        .eval()
-    )
+    image_size = model.patch_embed.img_size
+    encoder = TimmEncoder(model, source, image_size, mean, std, build, projection=projection, stretch=True)
+    return encoder.to(projection.dtype).eval()
 
 
 def _name(theirs: str) -> str:
@@ -153,26 +115,30 @@ def _name(theirs: str) -> str:
     return theirs
 
 
-def _sizes(
+def _tower(
     weights: Mapping[str, Tensor], source: str, activation: Activation, heads: int | None, norm_eps: float
-) -> Tower:
+) -> Callable[[], Any]:
+    """Makes timm's network of a tower's sizes, with timm's initial weights."""
+    from timm.models.vision_transformer import VisionTransformer
+
     width, _, patch_size, _ = weights["conv1.weight"].shape
     side = math.isqrt(len(weights["positional_embedding"]) - 1)
-    scales: Any = weights.get("transformer.resblocks.0.ls_1.gamma")
-    first = weights.get("transformer.resblocks.0.mlp.c_fc.weight")
-    if first is None or (width % HEAD_WIDTH and heads is None):
+    if width % HEAD_WIDTH and heads is None:
         raise ValueError(
-            f"{source} must hold CLIP's vision transformer, with blocks and heads {HEAD_WIDTH} wide; got width "
-            f"{width}. Check the file."
+            f"{source} must hold CLIP's vision transformer, with heads {HEAD_WIDTH} wide; got width {width}. Check the "
+            f"file."
         )
-    return Tower(
-        image_size=(side * patch_size, side * patch_size),
+    return partial(
+        VisionTransformer,
+        img_size=(side * patch_size, side * patch_size),
         patch_size=patch_size,
-        width=width,
+        num_classes=0,
+        embed_dim=width,
         depth=len({name.split(".")[2] for name in weights if name.startswith("transformer.resblocks.")}),
-        heads=width // HEAD_WIDTH if heads is None else heads,
-        mlp_ratio=exact_ratio(len(first), width),
-        activation=activation,
-        layer_scale=None if scales is None else 1.0,
-        norm_eps=norm_eps,
+        num_heads=width // HEAD_WIDTH if heads is None else heads,
+        mlp_ratio=exact_ratio(len(weights[FIRST_MLP]), width),
+        init_values=1.0 if "transformer.resblocks.0.ls_1.gamma" in weights else None,
+        pre_norm=True,
+        norm_layer=partial(nn.LayerNorm, eps=norm_eps),
+        act_layer=activation,
     )

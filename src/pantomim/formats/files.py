@@ -1,7 +1,7 @@
-"""Weights that fit or are refused."""
+"""Weights that fit or are refused; the hash that they are known by."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
 def frozen_parts(module: nn.Module) -> dict[str, nn.Module]:
     """The parts that never change, by name: the outermost modules with an attribute `frozen`, where it is True.
 
-    Where it is False, what lies within changes too: a moving average may be a teacher that is frozen by itself. Parts
-    that never change lie in no file of a run: they are made anew from where they came from, and known by their hash.
+    Where it is False, what lies within changes too: an EMA teacher may be made of frozen modules. Frozen parts lie in
+    no file of a run: they are made anew from where they came from, and known by their hash.
     """
     found: dict[str, nn.Module] = {}
     for name, part in module.named_children():
@@ -35,7 +35,7 @@ def frozen_parts(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def frozen_hashes(module: nn.Module) -> dict[str, str]:
-    """The hash of each part that never changes, over parameters and all buffers, also those that no file keeps."""
+    """The hash of each frozen part, over parameters and all buffers, also those that no file keeps."""
     return {
         name: hash_weights(dict(part.named_parameters()) | dict(part.named_buffers()))
         for name, part in frozen_parts(module).items()
@@ -43,29 +43,21 @@ def frozen_hashes(module: nn.Module) -> dict[str, str]:
 
 
 def other_parts(found: Mapping[str, str], stated: Mapping[str, str]) -> str:
-    """Which parts that never change are not those that a file was written with; empty if all are.
-
-    Args:
-        found: Hashes of the parts that are there now.
-        stated: Those that the file states.
-    """
+    """Which frozen parts, by their hashes, are not those that a file states; empty if all are."""
     different = [name for name in sorted(found.keys() | stated.keys()) if found.get(name) != stated.get(name)]
     return ", ".join(
         f"{name} ({found.get(name, 'none')[:12]} instead of {stated.get(name, 'none')[:12]})" for name in different
     )
 
 
-def key_report(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], may_differ: Collection[str] = ()) -> str:
-    """How names and shapes differ: all that are missing, unexpected and mis-shaped; empty if they agree.
+def key_report(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """How the names and shapes of a file differ from a module's: every one that is missing, unexpected or mis-shaped.
 
-    Args:
-        expected: What a module holds.
-        found: What a file holds.
-        may_differ: Names that may be missing or unexpected.
+    Empty if they agree.
     """
     problems = [
-        ("missing", sorted(expected.keys() - found.keys() - set(may_differ))),
-        ("unexpected", sorted(found.keys() - expected.keys() - set(may_differ))),
+        ("missing", sorted(expected.keys() - found.keys())),
+        ("unexpected", sorted(found.keys() - expected.keys())),
         (
             "mis-shaped",
             [
@@ -84,8 +76,7 @@ def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], source: str) 
     Raises:
         ValueError: with all missing, unexpected and mis-shaped names.
     """
-    report = key_report(module.state_dict(), weights)
-    if report:
+    if report := key_report(module.state_dict(), weights):
         raise ValueError(
             f"{source} must hold the weights of {type(module).__name__}; got {report}. "
             f"Check that the weights and the description beside them come from the same run."

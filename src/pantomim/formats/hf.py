@@ -1,57 +1,31 @@
 """Vision transformers of the transformers library: `hf:NAME` downloads, `hf:FOLDER` reads what `save_pretrained` wrote.
 
-They are run as they are, whatever they are called inside: hooks listen to their blocks and to their last attention.
+They are run as they are; the library hands out the output of each block and the attention of the last.
 """
 
 import copy
 import inspect
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pantomim.formats.wrapped import Said, WrappedEncoder, missing_extra, one_size
+from pantomim.formats.wrapped import LastBlocks, Query, WrappedEncoder, missing_extra, one_size
 
-LAYERS = ("layers", "layer", "encoder.layers", "encoder.layer", "model.layers", "model.layer")  # what the blocks are
-NORMS = ("layernorm", "post_layernorm", "norm")  # and the final norm is called
+BLOCKS = ("layers", "layer", "encoder.layers", "encoder.layer", "model.layers", "model.layer")  # names of the blocks
+NORMS = ("layernorm", "post_layernorm", "norm")  # and of the final norm
 PREPROCESSING = "preprocessor_config.json"
 
 
-class _Ear:
-    """What the blocks said in the last pass, from the block `first` on, and the last attention."""
-
-    def __init__(self) -> None:
-        self.first = 0
-        self.blocks: list[Tensor] = []
-        self.attention: Tensor | None = None
-
-    def hear_block(self, number: int, module: nn.Module, given: Any, said: Any) -> None:
-        if number >= self.first:
-            self.blocks.append(said[0] if isinstance(said, tuple) else said)
-
-    def hear_attention(self, module: nn.Module, given: Any, said: Any) -> None:
-        self.attention = said[1]
-
-
 class HFEncoder(WrappedEncoder):
-    """A vision transformer of transformers behind an encoder's interface; runs on whole images only.
-
-    Args:
-        model: The vision network, without a head.
-        source: How the user names it.
-        image_size: Height and width, in pixels.
-        mean: Mean of each channel, in the scale of the images.
-        std: Deviation of each channel.
-        projection: What CLIP's tower has after its final norm.
+    """A vision transformer of transformers behind an encoder's interface; arguments as of `WrappedEncoder`.
 
     Raises:
         ValueError: if its blocks, its final norm or its grid of patches cannot be found.
     """
-
-    projection: Tensor | None
 
     def __init__(
         self,
@@ -63,104 +37,74 @@ class HFEncoder(WrappedEncoder):
         *,
         projection: Tensor | None = None,
     ) -> None:
-        super().__init__(source, image_size, mean, std)
-        self.model, self.ear = model.eval(), _Ear()
-        self.register_buffer("projection", projection)
-        self.projected = None if projection is None else projection.shape[1]
+        super().__init__(model, source, image_size, mean, std, projection)
         self.ends = ("block", "norm") if projection is None else ("block", "norm", "projection")
-        self.layers_name, self.norm_name = _name_of(model, LAYERS), _name_of(model, NORMS)
+        self.blocks_name, self.norm_name = _name_of(model, BLOCKS), _name_of(model, NORMS)
         size = getattr(model.config, "patch_size", None)
-        if not self.layers_name or not self.norm_name or not isinstance(size, int):
-            raise ValueError(
-                f"{source} must be a vision transformer with patches, blocks and a final norm; got "
-                f"{type(model).__name__}. Choose another, such as ViT, DINOv2 or CLIP."
-            )
+        if not self.blocks_name or not self.norm_name or not isinstance(size, int):
+            raise _no_transformer(source, model)
         if any(side % size for side in image_size):
             raise one_size(source, image_size, image_size)
         self.grid = (image_size[0] // size, image_size[1] // size)
-        if shuffles := model.config.model_type == "vit_mae":
+        self.shuffles = model.config.model_type == "vit_mae"
+        if self.shuffles:
             model.config.mask_ratio = 0.0  # every patch is seen
-        self.shuffles = shuffles
+        model.config.tie_last_hidden_states = (
+            False  # the last block's output itself, not what the final norm makes of it
+        )
         resamples = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if resamples else {}
-        self._listen()
+        self.num_blocks = len(model.get_submodule(self.blocks_name))
+        self._compute_last_attention()
         with torch.no_grad():
-            said = self.say(torch.zeros(1, self.in_chans, *image_size)).blocks[0]
-        self.width, self.num_prefix = said.shape[2], said.shape[1] - self.grid[0] * self.grid[1]
+            output = self._run(self._blank(), 1, attention=True)
+        if output.hidden_states is None:
+            raise _no_transformer(source, model)
+        tokens, weights = output.hidden_states[-1], _attention(output)
+        self.has_attention = weights is not None and weights.dim() == 4
+        self.width, self.num_prefix = tokens.shape[2], tokens.shape[1] - self.grid[0] * self.grid[1]
         if self.num_prefix < 0:
             raise one_size(source, image_size, image_size)
         self.has_class_token = self.num_prefix > int(getattr(model.config, "num_register_tokens", 0) or 0)
 
-    def _listen(self) -> None:
-        """Put hooks on the blocks and, where its attention can be had, on the last block's."""
-        layers: Any = self.model.get_submodule(self.layers_name)
-        self.num_blocks = len(layers)
-        for number, layer in enumerate(layers):
-            layer.register_forward_hook(_Hook(self.ear, number))
-        within = _attention_of(self, layers[-1])
-        self.has_attention = within is not None
-        if within is not None:
-            within.register_forward_hook(self.ear.hear_attention)
+    def _compute_last_attention(self) -> None:
+        """Let the last block compute its attention weights, which fused kernels do not; all others keep theirs."""
+        config = copy.deepcopy(self.model.config)
+        config._attn_implementation = "eager"
+        for part in self.model.get_submodule(self.blocks_name)[-1].modules():
+            if hasattr(part, "config"):
+                part.config = config
 
-    def say(
-        self, images: Float[Tensor, "B C H W"], blocks: int = 1, query: Literal["class", "mean"] | None = None
-    ) -> Said:
-        """What so many last blocks say; the last one's attention is there in any case."""
-        self.ear.first, self.ear.blocks = self.num_blocks - blocks, []
-        given: dict[str, Any] = {"pixel_values": self.standardised(images), **self.options}
+    def _run(self, images: Tensor, count: int, attention: bool) -> Any:
+        """The library's output for standardised images, with the hidden states of the last `count` blocks."""
+        given: dict[str, Any] = {"pixel_values": images, **self.options}
         if self.shuffles:  # by the order of this noise: it leaves patches where they are
             given["noise"] = torch.arange(self.grid[0] * self.grid[1], device=images.device).expand(len(images), -1)
-        self.model(**given)
-        said, full = self.ear.blocks, self.ear.attention
-        self.ear.blocks, self.ear.attention = [], None
-        if query is None or full is None:
-            return Said(said)
-        rows = slice(0, 1) if query == "class" else slice(self.num_prefix, None)
-        return Said(said, full[:, :, rows].mean(dim=(1, 2))[:, self.num_prefix :])
+        # number 0 is the first block's input; older versions take the numbers for True, and give all
+        numbers = list(range(self.num_blocks + 1 - count, self.num_blocks + 1))
+        return self.model(**given, output_hidden_states=numbers, output_attentions=attention)
+
+    def last_blocks(self, images: Float[Tensor, "B C H W"], count: int = 1, query: Query | None = None) -> LastBlocks:
+        """Outputs of the last `count` blocks; see `WrappedEncoder.last_blocks`."""
+        output = self._run(self.standardised(images), count, attention=query is not None)
+        tokens, weights = list(output.hidden_states[-count:]), _attention(output)
+        if query is None or weights is None:
+            return LastBlocks(tokens)
+        return LastBlocks(tokens, self._to_patches(weights[:, :, self._rows(query)]))
 
     def norm(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """The final norm, of all tokens; CLIP itself has it of the class token alone."""
         return self.model.get_submodule(self.norm_name)(tokens)
 
-    def project(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
-        """CLIP's projection, of all tokens."""
-        assert self.projection is not None
-        return tokens @ self.projection
-
-    def resized(self, image_size: tuple[int, int]) -> "HFEncoder":
-        """The same network for images of another size; it resamples its positions as it runs.
-
-        Raises:
-            ValueError: if it is made for one size.
-        """
-        if image_size == self.image_size:
-            return self
+    def _resize(self, image_size: tuple[int, int]) -> "HFEncoder":
+        """The same network, which resamples its positions as it runs."""
         model = copy.deepcopy(self.model)
-        _without_hooks(model)
-        try:
-            resized = HFEncoder(model, self.source, image_size, *self._statistics(), projection=self.projection)
-        except (ValueError, RuntimeError) as error:
-            raise one_size(self.source, self.image_size, image_size) from error
-        resized.mean, resized.std = self.mean, self.std
-        return resized
+        return HFEncoder(model, self.source, image_size, *self.statistics, projection=self.projection)
 
     def untrained(self) -> "HFEncoder":
         """The same network with fresh weights."""
         model = type(self.model)(copy.deepcopy(self.model.config))
-        return HFEncoder(model, self.source, self.image_size, *self._statistics())
-
-    def _statistics(self) -> list[tuple[float, ...]]:
-        return [tuple(values.tolist()) for values in (self.mean, self.std)]
-
-
-class _Hook:
-    """Hears a block by its number."""
-
-    def __init__(self, ear: _Ear, number: int) -> None:
-        self.ear, self.number = ear, number
-
-    def __call__(self, module: nn.Module, given: Any, said: Any) -> None:
-        self.ear.hear_block(self.number, module, given, said)
+        return HFEncoder(model, self.source, self.image_size, *self.statistics)
 
 
 def load_hf(name: str) -> HFEncoder:
@@ -170,8 +114,8 @@ def load_hf(name: str) -> HFEncoder:
         name: As on the hub, or a folder that `save_pretrained` of model and image processor wrote.
 
     Raises:
-        ValueError: if transformers is not installed, the folder does not hold such a network, or nothing tells mean
-            and deviation.
+        ValueError: if transformers is not installed, the folder does not hold such a network, or nothing gives its mean
+            and standard deviation.
         ConnectionError: if the weights are neither in the cache nor to be had.
     """
     try:
@@ -184,20 +128,16 @@ def load_hf(name: str) -> HFEncoder:
     messages.set_verbosity_error()  # what it would warn of is an error below
     messages.disable_progress_bar()
     try:
-        kind = _class_of(transformers.AutoConfig.from_pretrained(name, local_files_only=local))
-        model, report = kind.from_pretrained(
-            name, dtype=torch.float32, local_files_only=local, output_loading_info=True
-        )
+        loader = _class_of(transformers.AutoConfig.from_pretrained(name, local_files_only=local))
+        options = {"dtype": torch.float32, "local_files_only": local, "output_loading_info": True}
+        model, report = loader.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        if local or not isinstance(error, OSError):
-            raise ValueError(
-                f"{source} must be a folder with a model of transformers, or its name on the hub; got {reason}. Write "
-                f"the folder with save_pretrained, of the model and of its image processor."
-            ) from error
-        raise ConnectionError(
-            f"{source} must be in the cache or to be downloaded; got {reason}. Check the name, connect to the network "
-            f"once, set HF_HOME to a cache that has it, or give a folder: hf:FOLDER."
+        offline = isinstance(error, OSError) and not local
+        raise (ConnectionError if offline else ValueError)(
+            f"{source} must be a folder with a model of transformers, or its name in the cache or on the hub; got "
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}. Write the folder with save_pretrained, of "
+            f"the model and of its image processor; or check the name, connect to the network once, or set HF_HOME to "
+            f"a cache that has it."
         ) from error
     finally:
         messages.set_verbosity(verbosity)
@@ -220,6 +160,13 @@ def load_hf(name: str) -> HFEncoder:
     return HFEncoder(vision, source, image_size, *_statistics(name, source), projection=table).eval()
 
 
+def _no_transformer(source: str, model: Any) -> ValueError:
+    return ValueError(
+        f"{source} must be a vision transformer with patches, blocks and a final norm; got {type(model).__name__}. "
+        f"Choose another, such as ViT, DINOv2 or CLIP."
+    )
+
+
 def _class_of(config: Any) -> Any:
     """What reads a model: AutoModel, which would leave out CLIP's projection where the tower is alone."""
     import transformers
@@ -229,7 +176,7 @@ def _class_of(config: Any) -> Any:
 
 
 def _statistics(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation that the network's image processor states."""
+    """Mean and standard deviation that the network's image processor states."""
     from transformers.utils import cached_file
 
     path = cached_file(name, PREPROCESSING, _raise_exceptions_for_missing_entries=False)
@@ -249,27 +196,7 @@ def _name_of(model: nn.Module, names: tuple[str, ...]) -> str:
     return next((name for name in names if name in there), "")
 
 
-def _attention_of(encoder: HFEncoder, last: nn.Module) -> nn.Module | None:
-    """The part of the last block that gives its attention, brought to compute it; None, if there is no such part."""
-    config = copy.deepcopy(encoder.model.config)
-    config._attn_implementation = "eager"
-    parts = [part for part in last.modules() if hasattr(part, "config") and part is not last]
-    found: list[nn.Module] = []
-
-    def look(module: nn.Module, given: Any, said: Any) -> None:
-        if isinstance(said, tuple) and len(said) > 1 and isinstance(said[1], Tensor) and said[1].dim() == 4:
-            found.append(module)
-
-    hooks = [part.register_forward_hook(look) for part in last.modules()]
-    for part in parts:
-        part.config = config
-    with torch.no_grad():
-        encoder.say(torch.zeros(1, encoder.in_chans, *encoder.image_size))
-    for hook in hooks:
-        hook.remove()
-    return found[0] if found else None
-
-
-def _without_hooks(model: nn.Module) -> None:
-    for module in model.modules():
-        module._forward_hooks.clear()
+def _attention(output: Any) -> Float[Tensor, "B heads T T"] | None:
+    """The attention of the last block, the only one that computes it; None, if the network has no such thing."""
+    found = [weights for weights in output.attentions or () if weights is not None]
+    return found[-1] if found else None

@@ -3,73 +3,90 @@
 Their names are ours but for the part a parameter belongs to.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Set
 
 from torch import Tensor
 
-from pantomim.formats.files import key_report
-from pantomim.formats.foreign import AS_PUBLISHED, Found, Given, Layout, layout_weights, named_weights, recognise
-from pantomim.formats.reader import read_weights
-from pantomim.nn.decoder import MAEDecoder
-from pantomim.nn.heads import Classifier
-from pantomim.nn.vit import Encoder
+from pantomim.formats.layout import AS_PUBLISHED, ForeignFile, Format, Found, Given, initial_weights_unused
+from pantomim.nn.decoder import DecoderConfig
+from pantomim.nn.vit import ENCODER_SIZES
 
-MAE_LAYOUT = Layout(
-    project="mae",
-    owner="an official MAE",
-    name=lambda official: official,
-    decoder_parts=frozenset(
-        {"mask_token", "decoder_embed", "decoder_pos_embed", "decoder_blocks", "decoder_norm", "decoder_pred"}
-    ),
-    head_parts=frozenset({"fc_norm", "head"}),
-    advice="Names that begin with `backbone.` are mmpretrain's: `pantomim import --format mmpretrain`; of another "
-    "project, `--encoder timm:NAME@FILE` may read it.",
+HEADS = {size["width"]: size["heads"] for size in ENCODER_SIZES.values()}
+DECODER_HEADS = {512: 16}  # the one decoder of all published models
+DECODER_PARTS = frozenset(
+    {"mask_token", "decoder_embed", "decoder_pos_embed", "decoder_blocks", "decoder_norm", "decoder_pred"}
 )
+HEAD_PARTS = frozenset({"fc_norm", "head"})
 
-# What a classifier has and a pre-trained encoder has not, or the reverse, by pooling.
-# Source: the authors' main_finetune.py, which accepts exactly these.
-MAY_DIFFER: dict[str, frozenset[str]] = {
-    "mean": frozenset({"head.weight", "head.bias", "fc_norm.weight", "fc_norm.bias", "norm.weight", "norm.bias"}),
-    "class": frozenset({"head.weight", "head.bias"}),
-}
+
+def official_name(name: str) -> str:
+    """The MAE authors' name of a parameter of `Encoder`, `MAEDecoder`, `Classifier` or `MAE`."""
+    return name.removeprefix("encoder.").removeprefix("decoder.")
 
 
 def our_name(name: str) -> str:
-    """The name of an official parameter in `MAE` or `Classifier`; the inverse of `foreign.official_name`."""
+    """The name of an official parameter in `MAE` or `Classifier`; the inverse of `official_name`."""
     part = name.partition(".")[0]
-    if part in MAE_LAYOUT.head_parts:
+    if part in HEAD_PARTS:
         return name
-    return f"decoder.{name}" if part in MAE_LAYOUT.decoder_parts else f"encoder.{name}"
+    return f"decoder.{name}" if part in DECODER_PARTS else f"encoder.{name}"
 
 
-def load_mae(path: str | Path, given: Given = AS_PUBLISHED) -> Found:
-    """Read an official file; every name and shape must be right.
+class MAEFormat(Format):
+    """The authors' own files, and what ColorMAE's converter for mmdetection writes."""
+
+    name = "mae"
+    owner = "an official MAE"
+    advice = (
+        "Names that begin with `backbone.` are of format mmpretrain; files of other projects may be read as "
+        "timm:NAME@FILE."
+    )
+
+    def recognises(self, names: Set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """By the biases of queries, keys and values in one; BEiT and CAE have none of keys."""
+        return "blocks.0.attn.qkv.bias" in names
+
+    def read(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
+        """See `Format.read`."""
+        file = ForeignFile(weights, source, self, given, official_name)
+        return read_networks(file, DECODER_PARTS, HEAD_PARTS)
+
+
+def read_networks(
+    file: ForeignFile, decoder_parts: Set[str], head_parts: Set[str], left_out: tuple[str, ...] = ()
+) -> Found:
+    """MAE's networks from a file of any names: encoder, encoder with decoder, or classifier.
+
+    Args:
+        file: Without what is left out.
+        decoder_parts: What its names begin with, up to the first dot, that only a decoder has.
+        head_parts: The same for a classifier.
+        left_out: Names of tensors that are no part of a network.
 
     Raises:
-        ValueError: if the file is damaged or would run code, and as `foreign.recognise`.
+        ValueError: as `Format.read`.
     """
-    return recognise(read_weights(path), str(path), MAE_LAYOUT, given)
-
-
-def official_weights(model: Encoder | Classifier, decoder: MAEDecoder | None = None) -> dict[str, Tensor]:
-    """Weights under official names; the authors' code reads them from under "model" in a file of `torch.save`.
-
-    Raises:
-        ValueError: if the encoder has something that the authors' model has not: registers, or no class token.
-    """
-    return layout_weights(MAE_LAYOUT, model, decoder)
-
-
-def load_for_finetuning(classifier: Classifier, weights: Mapping[str, Tensor], source: str) -> None:
-    """Fill a new classifier's encoder with official pre-training weights; head and pooling norm stay as drawn.
-
-    Raises:
-        ValueError: if anything differs but head, pooling norm and, with mean pooling, the final norm.
-    """
-    found = {name: tensor for name, tensor in weights.items() if name.partition(".")[0] not in MAE_LAYOUT.decoder_parts}
-    expected = named_weights(MAE_LAYOUT, [classifier])
-    report = key_report(expected, found, MAY_DIFFER[classifier.pool])
-    if report:
-        raise ValueError(f"{source} must hold the weights of the classifier's encoder; got {report}.")
-    classifier.load_state_dict({our_name(n): t for n, t in found.items() if n in expected}, strict=False)
+    has_decoder, has_head = file.has_part(decoder_parts), file.has_part(head_parts)
+    if has_decoder and has_head:
+        raise file.refused("parts of a decoder and of a classifier")
+    # fine-tuning learns the positions, which pre-training has fixed
+    config = file.encoder_config(HEADS, position="learned" if file.has("head.weight") else "sincos")
+    with initial_weights_unused():
+        encoder = config.build()
+    if has_head:
+        return Found(file.format, "classifier", encoder, classifier=file.classifier(encoder), left_out=left_out)
+    if not has_decoder:
+        file.fill({"encoder": encoder}, "encoder")
+        return Found(file.format, "encoder", encoder, left_out=left_out)
+    width = len(file.telling("decoder.decoder_embed.weight", 2))
+    decoder_config = DecoderConfig(
+        width=width,
+        depth=file.depth("decoder.decoder_blocks."),
+        heads=file.heads("decoder_heads", width, DECODER_HEADS),
+        mlp_ratio=file.mlp_ratio("decoder.decoder_blocks.0.mlp.fc1", width),
+    )
+    with initial_weights_unused():
+        out_dim = encoder.patch_size**2 * encoder.in_chans
+        decoder = decoder_config.build(encoder.width, encoder.num_prefix, encoder.grid, out_dim)
+    file.fill({"encoder": encoder, "decoder": decoder}, "encoder and decoder")
+    return Found(file.format, "encoder and decoder", encoder, decoder=decoder, left_out=left_out)

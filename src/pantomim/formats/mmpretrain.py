@@ -1,22 +1,17 @@
-"""Checkpoints of mmpretrain: MAE, in which the ColorMAE authors trained (carlosh93/ColorMAE), CAE and BEiT.
+"""Checkpoints of MAE in mmpretrain, in which the ColorMAE authors trained (carlosh93/ColorMAE).
 
 Pre-training files hold `backbone.*` and `neck.*`, classifiers `backbone.*` and `head.*`. Their sine-cosine table is the
-transpose of MAE's: the first half of the channels encodes the row. So the table of the file is kept, never drawn anew.
+transpose of MAE's: the first half of the channels encodes the row. So the table of the file is kept, never made anew.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pantomim.formats.foreign import AS_PUBLISHED, Found, Given, Layout, layout_weights, recognise
-from pantomim.formats.reader import read_weights
-from pantomim.formats.renamed import is_mm_beit, is_mm_cae, recognise_mm_beit, recognise_mm_cae
-from pantomim.nn.decoder import MAEDecoder
-from pantomim.nn.heads import Classifier
-from pantomim.nn.vit import Encoder
+from pantomim.formats.layout import AS_PUBLISHED, ForeignFile, Format, Found, Given
+from pantomim.formats.mae import official_name, read_networks
 
 PARTS = {
     "cls_token": "backbone.cls_token",
@@ -44,102 +39,65 @@ PREPROCESSOR = "data_preprocessor."
 COPY, COPIED = "patch_embed.proj.", "patch_embed.projection."  # what the converter for mmsegmentation writes twice
 
 
-def mmpretrain_name(official: str) -> str:
-    """What mmpretrain calls an official parameter."""
-    part, dot, rest = official.partition(".")
-    name = PARTS[part] + dot + rest
-    for ours, theirs in INNER.items():
-        name = name.replace(ours, theirs)
+def mmpretrain_name(ours: str) -> str:
+    """What mmpretrain calls one of our parameters."""
+    part, dot, rest = official_name(ours).partition(".")
+    name = PARTS.get(part, f"backbone.{part}") + dot + rest
+    for inner, theirs in INNER.items():
+        name = name.replace(inner, theirs)
     return name
 
 
-def segmentation_name(official: str) -> str:
-    """The name that the authors' `mmpre2mmseg.py` gives an official parameter of the encoder."""
+def segmentation_name(ours: str) -> str:
+    """The name that the authors' `mmpre2mmseg.py` gives a parameter of the encoder."""
+    official = official_name(ours)
     return official if official.startswith("norm.") else mmpretrain_name(official).removeprefix("backbone.")
 
 
-MMPRETRAIN_LAYOUT = Layout(
-    project="mmpretrain",
-    owner="an mmpretrain MAE",
-    name=mmpretrain_name,
-    decoder_parts=frozenset({"neck"}),
-    head_parts=frozenset({"head"}),
-    advice="MAE's own names, without `backbone.`, are read with `pantomim import --format mae`; so is what the "
-    "converter for mmdetection writes.",
-)
-SEGMENTATION_LAYOUT = replace(
-    MMPRETRAIN_LAYOUT,
-    project="mmpretrain for mmsegmentation",
-    owner="a converted mmpretrain MAE",
-    name=segmentation_name,
-)
+class MMPretrainFormat(Format):
+    """As released, or as ColorMAE's converter for mmsegmentation writes it."""
+
+    name = "mmpretrain"
+    owner = "an mmpretrain MAE"
+    advice = (
+        "MAE's own names, without `backbone.`, are of format mae; so are those that the converter for mmdetection "
+        "writes. Of CAE and BEiT, import the authors' own files."
+    )
+
+    def recognises(self, names: Set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """By its names of blocks; its ports of CAE and BEiT, which have no bias of keys, are not read."""
+        return bool({"backbone.layers.0.attn.qkv.bias", "layers.0.ln1.weight"} & names)
+
+    def read(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
+        """See `Format.read`. Stored statistics of the pixels (0 to 255) become the encoder's, unless others are given.
+
+        Raises:
+            ValueError: also if the two copies of the patch projection in a converted file differ.
+        """
+        left_out = {name for name in weights if name.startswith(PREPROCESSOR)}
+        mean, std = (weights.get(f"{PREPROCESSOR}{name}") for name in ("mean", "std"))
+        if mean is not None and std is not None and given.mean is None and given.std is None:
+            given = replace(given, mean=_shares(mean), std=_shares(std))
+        if "layers.0.ln1.weight" not in weights:
+            file = ForeignFile(weights, source, self, given, mmpretrain_name)
+        else:
+            file = ForeignFile(weights, source, self, given, segmentation_name)
+            copies = {name for name in weights if name.startswith(COPY)}
+            _check_copies(weights, copies, source)
+            left_out |= copies
+        return read_networks(file.without(left_out), {"neck"}, {"head"}, tuple(sorted(left_out)))
 
 
-def is_mmpretrain(names: Mapping[str, Tensor]) -> bool:
-    """Whether names are mmpretrain's, as released or converted for mmsegmentation."""
-    return any(name.startswith("backbone.") for name in names) or "layers.0.ln1.weight" in names
+def _check_copies(weights: Mapping[str, Tensor], copies: Set[str], source: str) -> None:
+    pairs = {name: weights.get(name.replace(COPY, COPIED)) for name in copies}
+    different = [name for name, first in pairs.items() if first is None or not torch.equal(weights[name], first)]
+    if different:
+        raise ValueError(
+            f"{source} must hold the same patch projection under its old and its new name; got another one under "
+            f"{', '.join(sorted(different))}. Convert the file again, or import the one it was made from."
+        )
 
 
-def load_mmpretrain(path: str | Path, given: Given = AS_PUBLISHED) -> Found:
-    """Read a file of mmpretrain; every name and shape must be right, `data_preprocessor.*` aside.
-
-    Raises:
-        ValueError: if the file is damaged or would run code, and as `recognise_mmpretrain`.
-    """
-    return recognise_mmpretrain(read_weights(path), str(path), given)
-
-
-def recognise_mmpretrain(weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
-    """The modules of weights under mmpretrain's names.
-
-    A stored mean and deviation of the pixels (0 to 255) becomes the encoder's, unless others are given.
-
-    Raises:
-        ValueError: as `foreign.recognise`; or if the two copies of the patch projection in a file that was converted
-            for mmsegmentation differ.
-    """
-    left_out = {name: tensor for name, tensor in weights.items() if name.startswith(PREPROCESSOR)}
-    if is_mm_cae(weights):
-        return recognise_mm_cae(weights, source, _with_pixels(given, left_out))
-    if is_mm_beit(weights):
-        return recognise_mm_beit(weights, source, _with_pixels(given, left_out))
-    network = {name: tensor for name, tensor in weights.items() if name not in left_out}
-    layout = MMPRETRAIN_LAYOUT
-    if "layers.0.ln1.weight" in network:
-        layout = SEGMENTATION_LAYOUT
-        copies = {name: tensor for name, tensor in network.items() if name.startswith(COPY)}
-        different = [name for name, copy in copies.items() if not _same(copy, network.get(name.replace(COPY, COPIED)))]
-        if different:
-            raise ValueError(
-                f"{source} must hold the same patch projection under its old and its new name; got another one under "
-                f"{', '.join(sorted(different))}. Convert the file again, or import the one it was made from."
-            )
-        left_out |= copies
-        network = {name: tensor for name, tensor in network.items() if name not in copies}
-    given = _with_pixels(given, left_out)
-    return recognise(network, source, layout, given, tuple(sorted(left_out)))
-
-
-def mmpretrain_weights(model: Encoder | Classifier, decoder: MAEDecoder | None = None) -> dict[str, Tensor]:
-    """Weights under mmpretrain's names, which reads them from under "state_dict" in a file of `torch.save`.
-
-    Raises:
-        ValueError: if the encoder has something that MAE's has not: registers, or no class token.
-    """
-    return layout_weights(MMPRETRAIN_LAYOUT, model, decoder)
-
-
-def _with_pixels(given: Given, stored: Mapping[str, Tensor]) -> Given:
-    mean, std = stored.get(f"{PREPROCESSOR}mean"), stored.get(f"{PREPROCESSOR}std")
-    if mean is None or std is None or given.mean is not None or given.std is not None:
-        return given
-    return replace(given, mean=_share(mean), std=_share(std))
-
-
-def _share(pixels: Tensor) -> tuple[float, ...]:
+def _shares(pixels: Tensor) -> tuple[float, ...]:
     """Values of pixels, 0 to 255 in float32, as shares of one; rounded to what float32 can tell."""
     return tuple(round(value / 255, 7) for value in pixels.flatten().tolist())
-
-
-def _same(first: Tensor, second: Tensor | None) -> bool:
-    return second is not None and torch.equal(first, second)

@@ -1,7 +1,7 @@
-"""Pantomim's own files: an encoder that timm loads, the decoder apart, and a JSON description beside each.
+"""Pantomim's own files: safetensors, and beside each a JSON description with the hash of the weights.
 
 `encoder.safetensors` has timm's parameter names, and `encoder.json` the arguments of timm's `VisionTransformer` (with
-an entry "class" that says beit.Beit, those of timm's `Beit`; no entry "timm": timm has no such network):
+an entry "class" that names beit.Beit, those of timm's `Beit`; no entry "timm": timm has no such network):
 
     description = json.load(open("RUN/encoder.json"))
     model = timm.models.vision_transformer.VisionTransformer(**description["timm"]["kwargs"])
@@ -11,13 +11,14 @@ an entry "class" that says beit.Beit, those of timm's `Beit`; no entry "timm": t
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -30,87 +31,9 @@ from pantomim.nn.position import TableName, name_table
 from pantomim.nn.vit import Encoder, EncoderConfig
 
 FORMAT_VERSION = 1
-ENCODER, DECODER, PREDICTOR, CLASSIFIER = "encoder", "decoder", "predictor", "classifier"
+ENCODER, DECODER, PREDICTOR, CLASSIFIER = NAMES = ("encoder", "decoder", "predictor", "classifier")
 
-
-@dataclass(frozen=True)
-class Description:
-    """What `encoder.json` says besides the arguments for timm.
-
-    Args:
-        config: Our own description of the encoder, mean and deviation included.
-        scale: How stored pixel values became the encoder's input, as the data set recorded it.
-        recipe: Name of the recipe that made the weights.
-        sha256: Hash of the weights (`hash_weights`).
-    """
-
-    config: EncoderConfig
-    scale: dict[str, Any]
-    recipe: str
-    sha256: str
-
-
-def timm_entry(config: EncoderConfig) -> dict[str, Any]:
-    """What `encoder.json` says of timm's network with the same names and features; empty if timm has none."""
-    if config.position == "none" or config.attention_bias == "qv" or config.relative_position != "none":
-        return _beit_entry(config)
-    return {"timm": {"kwargs": timm_arguments(config)}} if config.layer_scale is None else {}
-
-
-def _beit_entry(config: EncoderConfig) -> dict[str, Any]:
-    """The same of timm's `Beit`, which has a class token and no bias of keys."""
-    if config.attention_bias != "qv" or not config.class_token or config.registers:
-        return {}
-    kwargs = {
-        "img_size": list(config.image_size),
-        "patch_size": config.patch_size,
-        "in_chans": config.in_chans,
-        "num_classes": 0,
-        "embed_dim": config.width,
-        "depth": config.depth,
-        "num_heads": config.heads,
-        "mlp_ratio": config.mlp_ratio,
-        "global_pool": "token",
-        "use_abs_pos_emb": config.position != "none",
-        "use_shared_rel_pos_bias": config.relative_position == "shared",
-        "use_rel_pos_bias": config.relative_position == "blocks",
-        "init_values": config.layer_scale,
-        "drop_path_rate": config.drop_path,
-    }
-    return {"timm": {"class": "beit.Beit", "kwargs": kwargs}}
-
-
-def timm_arguments(config: EncoderConfig) -> dict[str, Any]:
-    """Arguments that make timm's `VisionTransformer` the same network as an encoder of MAE's kind."""
-    return {
-        "img_size": list(config.image_size),
-        "patch_size": config.patch_size,
-        "in_chans": config.in_chans,
-        "num_classes": 0,
-        "embed_dim": config.width,
-        "depth": config.depth,
-        "num_heads": config.heads,
-        "mlp_ratio": config.mlp_ratio,
-        "class_token": config.class_token,
-        "reg_tokens": config.registers,
-        "global_pool": "token" if config.class_token else "avg",
-        "fc_norm": False,  # the norm stands before the pooling, as in pre-training
-        "drop_path_rate": config.drop_path,
-    }
-
-
-def exact_ratio(hidden: int, width: int) -> float:
-    """The `mlp_ratio` for which `int(width * mlp_ratio)` is `hidden`, rounding errors included."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
-
-
-def describe_positions(module: Encoder | MAEDecoder) -> TableName | Literal["none"]:
-    """Which position table the weights hold: imported ones bring their own, and whoever goes on from them keeps it."""
-    table = module.pos_embed if isinstance(module, Encoder) else module.decoder_pos_embed
-    if table is None:
-        return "none"
-    return name_table(table, module.grid, module.num_prefix)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def save_encoder(folder: str | Path, encoder: Encoder, *, scale: Any, recipe: str) -> None:
@@ -118,11 +41,13 @@ def save_encoder(folder: str | Path, encoder: Encoder, *, scale: Any, recipe: st
 
     Args:
         folder: Made if needed.
-        encoder: Its weights are written in their own number type.
+        encoder: Its weights keep their dtype.
         scale: The data set's rule from stored values to the encoder's input; a dataclass or a mapping.
         recipe: Name of what was run.
     """
-    _save(Path(folder), ENCODER, encoder, {**timm_entry(encoder.config), **_describe(encoder, scale, recipe)})
+    write_pair(
+        folder, ENCODER, encoder.state_dict(), {**timm_entry(encoder.config), **_describe(encoder, scale, recipe)}
+    )
 
 
 def load_encoder_folder(path: str | Path) -> Encoder:
@@ -131,31 +56,14 @@ def load_encoder_folder(path: str | Path) -> Encoder:
     Raises:
         ValueError: if the files are missing, damaged, of a newer format, or do not belong together.
     """
-    folder = Path(path)
-    config = read_description(folder).config
-    weights = _read_weights(folder, ENCODER)
-    return _filled(folder, ENCODER, weights, config.build)
+    return fill_pair(path, ENCODER, _encoder_config(path, ENCODER).build)
 
 
-def read_description(path: str | Path) -> Description:
-    """What a run folder's `encoder.json` says.
-
-    Raises:
-        ValueError: if it is missing, damaged or of a newer format.
-    """
-    folder = Path(path)
-    description = _read_description(folder, ENCODER)
+def _encoder_config(path: str | Path, name: str) -> EncoderConfig:
     try:
-        return TypeAdapter(Description).validate_python(
-            {
-                "config": description["encoder"],
-                **{key: description[key] for key in ("scale", "recipe", "sha256")},
-            }
-        )
-    except KeyError as error:
-        raise _damaged(folder / "encoder.json", f"no entry {error}") from error
-    except ValidationError as error:
-        raise _damaged(folder / "encoder.json", str(error)) from error
+        return TypeAdapter(EncoderConfig).validate_python(read_description(path, name)["encoder"])
+    except (KeyError, ValueError) as error:
+        raise damaged(Path(path) / f"{name}.json", f"{type(error).__name__}: {error}") from error
 
 
 def save_decoder(folder: str | Path, decoder: MAEDecoder) -> None:
@@ -171,23 +79,22 @@ def save_decoder(folder: str | Path, decoder: MAEDecoder) -> None:
         "mlp_ratio": config.mlp_ratio,
         "out_dim": decoder.decoder_pred.out_features,
     }
-    _save(Path(folder), DECODER, decoder, {"decoder": arguments, "position_table": describe_positions(decoder)})
+    description = {"decoder": arguments, "position_table": describe_positions(decoder)}
+    write_pair(folder, DECODER, decoder.state_dict(), description)
 
 
 def load_decoder(path: str | Path) -> MAEDecoder:
     """The decoder of a run folder, in evaluation mode.
 
     Raises:
-        ValueError: if the files are missing, damaged, of a newer format, or do not belong together.
+        ValueError: as `load_encoder_folder`.
     """
-    folder = Path(path)
-    arguments = _read_description(folder, DECODER).get("decoder")
+    arguments = read_description(path, DECODER).get("decoder")
     if not isinstance(arguments, dict) or "grid" not in arguments:
-        raise _damaged(folder / "decoder.json", "no entry 'decoder'")
+        raise damaged(Path(path) / "decoder.json", "no entry 'decoder'")
     arguments = {**arguments, "grid": tuple(arguments["grid"])}
     sizes = {name: arguments.pop(name) for name in ("width", "depth", "heads", "mlp_ratio") if name in arguments}
-    weights = _read_weights(folder, DECODER)
-    return _filled(folder, DECODER, weights, lambda: DecoderConfig(**sizes).build(**arguments))
+    return fill_pair(path, DECODER, lambda: DecoderConfig(**sizes).build(**arguments))
 
 
 def save_predictor(
@@ -197,57 +104,124 @@ def save_predictor(
 
     Args:
         folder: Made if needed.
-        weights: As `Method.predictor` names them.
+        weights: By the method's own names.
         method: Kind of the method.
-        frozen: Hash of each part that never changes, such as a tokenizer, as `formats.files.frozen_hashes` gives them;
-            None: not known.
+        frozen: Hash of each frozen part, such as a tokenizer (`formats.files.frozen_hashes`); None: not known.
     """
-    named = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    description = {"format_version": FORMAT_VERSION, "method": method, "frozen": frozen, "sha256": hash_weights(named)}
-    replace_file(Path(folder) / f"{PREDICTOR}.safetensors", save(named))
-    replace_file(Path(folder) / f"{PREDICTOR}.json", (json.dumps(description, indent=2) + "\n").encode())
+    write_pair(folder, PREDICTOR, weights, {"method": method, "frozen": frozen})
 
 
 def load_predictor(path: str | Path) -> dict[str, Tensor]:
     """The weights of a run folder's `predictor.safetensors`, by name.
 
     Raises:
-        ValueError: if the files are missing, damaged, of a newer format, or do not belong together.
+        ValueError: as `load_encoder_folder`.
     """
-    folder = Path(path)
-    expected = _read_description(folder, PREDICTOR).get("sha256")
-    weights = _read_weights(folder, PREDICTOR)
-    if hash_weights(weights) != expected:
-        raise _damaged(folder / f"{PREDICTOR}.safetensors", f"another hash than {PREDICTOR}.json states")
-    return weights
+    return read_pair(path, PREDICTOR)
 
 
 def read_frozen(path: str | Path) -> dict[str, str] | None:
-    """The hashes of what never changed in the run of a folder, as `predictor.json` states them; None: not known."""
-    return _read_description(Path(path), PREDICTOR).get("frozen")
+    """The hashes of a run's frozen parts, as `predictor.json` states them; None: not known."""
+    return read_description(path, PREDICTOR).get("frozen")
 
 
 def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, recipe: str) -> None:
     """Write `classifier.safetensors` and `classifier.json` into a folder; arguments as for `save_encoder`."""
     head = {"num_classes": classifier.head.out_features, "pool": classifier.pool}
-    _save(Path(folder), CLASSIFIER, classifier, {"classifier": head, **_describe(classifier.encoder, scale, recipe)})
+    description = {"classifier": head, **_describe(classifier.encoder, scale, recipe)}
+    write_pair(folder, CLASSIFIER, classifier.state_dict(), description)
 
 
 def load_classifier(path: str | Path) -> Classifier:
     """The classifier of a folder, in evaluation mode.
 
     Raises:
-        ValueError: if the files are missing, damaged, of a newer format, or do not belong together.
+        ValueError: as `load_encoder_folder`.
     """
-    folder = Path(path)
-    description = _read_description(folder, CLASSIFIER)
+    config = _encoder_config(path, CLASSIFIER)
     try:
-        head, config = description["classifier"], TypeAdapter(EncoderConfig).validate_python(description["encoder"])
-        num_classes, pool = int(head["num_classes"]), head["pool"]
+        head = read_description(path, CLASSIFIER)["classifier"]
+        build = partial(Classifier, num_classes=int(head["num_classes"]), pool=head["pool"])
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(folder / "classifier.json", f"{type(error).__name__}: {error}") from error
-    weights = _read_weights(folder, CLASSIFIER)
-    return _filled(folder, CLASSIFIER, weights, lambda: Classifier(config.build(), num_classes, pool))
+        raise damaged(Path(path) / "classifier.json", f"{type(error).__name__}: {error}") from error
+    return fill_pair(path, CLASSIFIER, lambda: build(config.build()))
+
+
+def write_pair(folder: str | Path, name: str, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write NAME.safetensors, then NAME.json: a pair that is cut in the middle is detected by its hash."""
+    own = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    whole = {"format_version": FORMAT_VERSION, **description, "sha256": hash_weights(own)}
+    replace_file(Path(folder) / f"{name}.safetensors", save(own))
+    replace_file(Path(folder) / f"{name}.json", (json.dumps(whole, indent=2) + "\n").encode())
+
+
+def read_description(folder: str | Path, name: str = ENCODER) -> dict[str, Any]:
+    """What the JSON file of a pair states.
+
+    Raises:
+        ValueError: if it is missing, damaged or of a newer format.
+    """
+    path = Path(folder) / f"{name}.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{name} must be a folder with {name}.safetensors and {name}.json; got {folder}, which has no {name}.json. "
+            f"Give the folder of a finished run, which writes these files at its end."
+        )
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version = int(description["format_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(path, f"{type(error).__name__} {error}") from error
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format_version must be at most {FORMAT_VERSION}; got {version}. "
+            f"The file comes from a newer pantomim: `pip install --upgrade pantomim`."
+        )
+    return description
+
+
+def read_pair(folder: str | Path, name: str) -> dict[str, Tensor]:
+    """The weights of a pair, which must have the hash that its description states.
+
+    Raises:
+        ValueError: if a file is missing, damaged, of a newer format, or the two do not belong together.
+    """
+    path, stated = Path(folder) / f"{name}.safetensors", read_description(folder, name).get("sha256")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise damaged(path, str(error)) from error
+    if hash_weights(weights) != stated:
+        raise damaged(path, f"another hash than {name}.json states")
+    return weights
+
+
+def fill_pair(folder: str | Path, name: str, build: Callable[[], Module]) -> Module:
+    """A module with the weights of a pair, in evaluation mode; float64 weights stay float64.
+
+    Raises:
+        ValueError: as `read_pair`, or if the weights are not this module's.
+    """
+    weights = read_pair(folder, name)
+    with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; they may not change anybody's draws
+        module = build()
+    if any(tensor.dtype == torch.float64 for tensor in weights.values()):
+        module = module.double()
+    load_exactly(module, weights, str(Path(folder) / f"{name}.safetensors"))
+    return module.eval()
+
+
+def damaged(path: Path, found: str) -> ValueError:
+    """The error of a file that is cut or changed."""
+    return ValueError(
+        f"{path} must be a whole file as pantomim writes it; got {found}. "
+        f"Copy the file again, or repeat the run from its config.yaml to write it anew."
+    )
+
+
+def plain_scale(scale: Any) -> dict[str, Any]:
+    """A data set's rule from stored values to input as a mapping."""
+    return asdict(scale) if is_dataclass(scale) and not isinstance(scale, type) else dict(scale)
 
 
 def _describe(encoder: Encoder, scale: Any, recipe: str) -> dict[str, Any]:
@@ -257,61 +231,60 @@ def _describe(encoder: Encoder, scale: Any, recipe: str) -> dict[str, Any]:
         "position_table": describe_positions(encoder),
         "mean": config.mean,
         "std": config.std,
-        "scale": asdict(scale) if is_dataclass(scale) and not isinstance(scale, type) else dict(scale),
+        "scale": plain_scale(scale),
         "recipe": recipe,
     }
 
 
-def _save(folder: Path, name: str, module: nn.Module, description: dict[str, Any]) -> None:
-    """Weights first, description last: a pair cut in the middle is found out by its hash."""
-    weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    whole = {"format_version": FORMAT_VERSION, **description, "sha256": hash_weights(weights)}
-    replace_file(folder / f"{name}.safetensors", save(weights))
-    replace_file(folder / f"{name}.json", (json.dumps(whole, indent=2) + "\n").encode())
+def describe_positions(module: Encoder | MAEDecoder) -> TableName | Literal["none"]:
+    """Which position table the weights hold: imported ones bring their own, and it is kept when training continues."""
+    table = module.pos_embed if isinstance(module, Encoder) else module.decoder_pos_embed
+    return "none" if table is None else name_table(table, module.grid, module.num_prefix)
 
 
-def _read_description(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{name} must be a folder with {name}.safetensors and {name}.json; got {folder}, which has no {name}.json. "
-            f"Give the folder of a finished run: `pantomim pretrain` writes these files at its end."
-        )
-    try:
-        description = json.loads(path.read_text())
-        version = int(description["format_version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, str(error)) from error
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format_version must be at most {FORMAT_VERSION}; got {version}. "
-            f"The file comes from a newer pantomim: `pip install --upgrade pantomim`."
-        )
-    return description
+def timm_entry(config: EncoderConfig) -> dict[str, Any]:
+    """What `encoder.json` states of timm's network with the same names and features; empty if timm has none."""
+    if config.position == "none" or config.attention_bias == "qv" or config.relative_position != "none":
+        # timm's Beit has a class token and no bias of keys
+        fits = config.attention_bias == "qv" and config.class_token and not config.registers
+        own = {
+            "global_pool": "token",
+            "use_abs_pos_emb": config.position != "none",
+            "use_shared_rel_pos_bias": config.relative_position == "shared",
+            "use_rel_pos_bias": config.relative_position == "blocks",
+            "init_values": config.layer_scale,
+        }
+        return {"timm": {"class": "beit.Beit", "kwargs": _timm_arguments(config, own)}} if fits else {}
+    return {"timm": {"kwargs": timm_arguments(config)}} if config.layer_scale is None else {}
 
 
-def _read_weights(folder: Path, name: str) -> dict[str, Tensor]:
-    path = folder / f"{name}.safetensors"
-    try:
-        return load_file(path)
-    except (SafetensorError, FileNotFoundError) as error:
-        raise _damaged(path, str(error)) from error
+def timm_arguments(config: EncoderConfig) -> dict[str, Any]:
+    """Arguments that make timm's `VisionTransformer` the same network as an encoder of MAE's kind."""
+    own = {
+        "class_token": config.class_token,
+        "reg_tokens": config.registers,
+        "global_pool": "token" if config.class_token else "avg",
+        "fc_norm": False,  # the norm stands before the pooling, as in pre-training
+    }
+    return _timm_arguments(config, own)
 
 
-def _filled(folder: Path, name: str, weights: dict[str, Tensor], build: Any) -> Any:
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten; nobody else's draws may change
-        module = build()
-    if any(tensor.dtype == torch.float64 for tensor in weights.values()):
-        module = module.double()
-    load_exactly(module, weights, str(folder / f"{name}.safetensors"))
-    expected = _read_description(folder, name).get("sha256")
-    if hash_weights(weights) != expected:
-        raise _damaged(folder / f"{name}.safetensors", f"another hash than {name}.json states")
-    return module.eval()
+def _timm_arguments(config: EncoderConfig, own: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "img_size": list(config.image_size),
+        "patch_size": config.patch_size,
+        "in_chans": config.in_chans,
+        "num_classes": 0,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "mlp_ratio": config.mlp_ratio,
+        **own,
+        "drop_path_rate": config.drop_path,
+    }
 
 
-def _damaged(path: Path, found: str) -> ValueError:
-    return ValueError(
-        f"{path} must be a whole file as pantomim writes it; got {found}. "
-        f"Copy the file again, or repeat `pantomim pretrain --config RUN/config.yaml` to write it anew."
-    )
+def exact_ratio(hidden: int, width: int) -> float:
+    """The `mlp_ratio` for which `int(width * mlp_ratio)` is `hidden`, rounding errors included."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)

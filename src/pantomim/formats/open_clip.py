@@ -3,15 +3,12 @@
 A plain tower is the network of `formats.clip`; a tower that open_clip takes from timm is wrapped as a model of timm.
 """
 
-import difflib
-from pathlib import Path
 from typing import Any
 
 from pantomim.formats.clip import Activation, clip_encoder, image_tower
 from pantomim.formats.files import load_exactly
 from pantomim.formats.reader import read_weights
-from pantomim.formats.timm import TimmEncoder
-from pantomim.formats.torchscript import is_torchscript, read_torchscript
+from pantomim.formats.timm import TimmEncoder, unknown_name
 from pantomim.formats.wrapped import missing_extra
 
 
@@ -42,9 +39,7 @@ def load_open_clip(name: str, file: str | None = None) -> TimmEncoder:
         ) from error
     tower = model.visual
     if file:
-        path = Path(file)
-        read = read_torchscript(path) if path.is_file() and is_torchscript(path) else read_weights(file)
-        weights = {key.removeprefix("module."): value.float() for key, value in read.items()}
+        weights = {key.removeprefix("module."): value.float() for key, value in read_weights(file).items()}
         load_exactly(tower, image_tower(weights), source)
     settings = open_clip.get_model_preprocess_cfg(model)
     mean, std = (tuple(map(float, settings[key])) for key in ("mean", "std"))
@@ -72,7 +67,7 @@ def _fresh_trunk(architecture: str) -> Any:
 
 
 def _activation(tower: Any, source: str) -> Activation:
-    """Which one the tower has, where it is the plain network.
+    """The activation of a tower that is the plain network.
 
     Raises:
         ValueError: if it is another network.
@@ -100,9 +95,7 @@ def _check_name(architecture: str, tag: str, file: str | None) -> None:
     import open_clip
 
     if architecture not in open_clip.list_models():
-        close = difflib.get_close_matches(architecture, open_clip.list_models(), n=3)
-        advice = f"Did you mean {', '.join(close)}?" if close else "`open_clip.list_models()` names them."
-        raise ValueError(f"open_clip:NAME must be a model that open_clip has; got {architecture}. {advice}")
+        raise unknown_name("open_clip", architecture, architecture, open_clip.list_models())
     if file:
         return
     tags = open_clip.list_pretrained_tags_by_model(architecture)

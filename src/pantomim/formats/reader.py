@@ -1,57 +1,132 @@
-"""Weights from files that anyone may have made: read, never executed."""
+"""The one reader of files that anyone may have made: safetensors, checkpoints of torch, TorchScript archives.
 
-import argparse
-import pathlib
+Nothing in a file is executed. A pickle builds plain values, tensors, and an `Inert` in place of each class on the list;
+at any other name it stops, before anything is called. torch's own allow-list reader takes neither TorchScript nor whole
+modules in the layout before torch 1.6, which are how CLIP and DALL-E were published.
+"""
+
+import io
 import pickle
-import pickletools
-import re
 import struct
-import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-# Globals that a training checkpoint may name and that only hold values; torch knows tensors and containers by itself.
-HARMLESS = (argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath)
-
-# Values of training logs, which mmengine's checkpoints hold beside the weights: an `Unread` stands in for each.
-UNREAD = (
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "numpy.ndarray",
-    "numpy.dtype",
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-)
-
 WRAPPERS = ("model", "state_dict")  # what training checkpoints call their weights
+PROGRAM = "__torch__."  # what the classes of a TorchScript program begin with
+DEEPEST = 16  # modules within modules; CLIP's have seven
+
+# torch.save before 1.6: pickles of this mark, a version, sizes, the object, the keys of storages; then their values.
+MARK, VERSION = 0x1950A86A20F9469CFC6C, 1001
+HEAD = pickle.dumps(MARK, protocol=2)
+
+DTYPES = {
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+# Classes and functions whose place an `Inert` takes: of training scripts, of mmengine's logs, of DALL-E's modules.
+INERT = {
+    "argparse.Namespace",
+    *(
+        f"pathlib.{local}{pure}{kind}Path"
+        for local in ("", "_local.")
+        for pure in ("", "Pure")
+        for kind in ("Posix", "Windows")
+    ),
+    *("collections.Counter", "collections.defaultdict", "_codecs.encode", "torch.device", "torch.Size", "torch.Tensor"),
+    *("torch.float64", "torch.float32", "torch.float16", "torch.bfloat16", "torch.int64", "torch.bool"),
+    *("mmengine.logging.history_buffer.HistoryBuffer", "numpy.ndarray", "numpy.dtype"),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *("dall_e.encoder.Encoder", "dall_e.encoder.EncoderBlock", "dall_e.utils.Conv2d"),
+    *("dall_e.decoder.Decoder", "dall_e.decoder.DecoderBlock"),
+    *(f"torch.nn.modules.{name}" for name in ("container.Sequential", "activation.ReLU", "pooling.MaxPool2d")),
+    *("torch.nn.modules.linear.Identity", "torch.nn.modules.upsampling.Upsample"),
+}
 
 
-# What torch raises for files that are cut or changed.
-_UNREADABLE = (
-    *(RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError),
-    *(struct.error, zipfile.BadZipFile),
-)
+class Inert:
+    """Takes the place of an object; keeps its state if that is a mapping, and does nothing."""
 
-
-class Unread:
-    """Stands where a checkpoint holds something that is no weight; what the file says of it is dropped."""
+    state: Mapping[str, Any]
 
     def __init__(self, *arguments: Any) -> None:
-        pass
+        self.state = {}
 
     def __setstate__(self, state: Any) -> None:
-        pass
+        self.state = state if isinstance(state, Mapping) else {}
+
+
+class _ForeignError(Exception):
+    """A pickle names something that no file of weights needs."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Follows a pickle's instructions with inert parts; `storage` gives values by key, dtype and length.
+
+    What it hands out is made for one file alone: instructions can set attributes of what they were given, so nothing
+    that another file would meet may be among it.
+    """
+
+    def __init__(self, file: IO[bytes], storage: Callable[[str, torch.dtype, int], Tensor] | None = None) -> None:
+        super().__init__(file)
+        self.storage = storage
+        self.names: dict[str, Any] = {
+            **DTYPES,
+            **dict.fromkeys(("builtins.set", "__builtin__.set"), set),
+            "collections.OrderedDict": OrderedDict,
+            **{f"torch._utils._rebuild_parameter{rest}": self._first for rest in ("", "_with_state")},
+            **{f"torch.jit._pickle.build_{kind}list": self._first for kind in ("int", "double", "bool", "tensor")},
+            "torch.jit._pickle.restore_type_tag": self._first,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._tensor._rebuild_from_type_v2": lambda rebuild, kind, arguments, state: rebuild(*arguments),
+        }
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full in INERT or full.startswith(PROGRAM):
+            return self.names.setdefault(full, type(name.rpartition(".")[2], (Inert,), {}))
+        if full not in self.names:
+            raise _ForeignError(full)
+        return self.names[full]
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, *data = pid
+        if kind == "module":  # a class, with the name and text of its source file
+            return data[0]
+        if kind != "storage" or data[0] not in DTYPES.values() or (len(data) > 4 and data[4] is not None):
+            raise ValueError(f"{kind} of another sort")
+        if self.storage is None:
+            raise ValueError("a storage where there can be none")
+        return self.storage(str(data[1]), data[0], int(data[3]))
+
+    def _tensor(self, storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
+        try:
+            return storage.as_strided(tuple(size), tuple(stride), offset)  # refuses what lies outside
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"a tensor that reaches beyond its values ({_first_line(error)})") from error
+
+    def _first(self, value: Any, *rest: Any) -> Any:
+        return value
 
 
 def read_weights(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or a torch checkpoint, by name, on the CPU.
-
-    A checkpoint's weights may be all it holds, or be one of its entries.
+    """The tensors of a file by name, on the CPU: a state dict, an entry of a checkpoint, or a whole module's.
 
     Args:
         path: The file.
@@ -61,82 +136,92 @@ def read_weights(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[s
         ValueError: if there is no such file, it is damaged, holds something else than weights, or would have to run
             code to be read.
     """
-    known = (*HARMLESS, *((Unread, name) for name in UNREAD))
-    return weights_of(path, read_content(path, known), wrappers)
+    return weights_of(path, read_content(path), wrappers)
 
 
-def read_content(path: str | Path, known: Sequence[Any]) -> Any:
-    """What a safetensors file or a torch checkpoint holds, on the CPU; nothing is executed.
-
-    Args:
-        path: The file.
-        known: Classes that the file may name besides tensors and containers, which torch knows by itself; a pair puts
-            an inert class of ours in place of a name: (ours, "theirs.full.name").
+def read_content(path: str | Path) -> Any:
+    """What a file holds: plain values, tensors on the CPU, and an `Inert` for each object; nothing is executed.
 
     Raises:
-        ValueError: if there is no such file, it is damaged, or it names anything else.
+        ValueError: if there is no such file, it is damaged, or it names anything that is not on the list.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} must be a file of weights; got {_what(path)}. Check the path.")
-    with path.open("rb") as file:
-        head = file.read(9)
-    is_zip = head.startswith(b"PK")
-    if not is_zip and (path.suffix == ".safetensors" or head[8:] == b"{"):
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise _damaged(path, str(error)) from error
-    return _unpickle(path, known)
-
-
-def _unpickle(path: Path, known: Sequence[Any]) -> Any:
-    try:
-        with torch.serialization.safe_globals(list(known)), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        calls = [refused[1]] if refused else _foreign_names(path)
-        if not calls:  # torch's own message advises to read it unsafely, which would not help
-            reason = str(error).partition("WeightsUnpickler error: ")[2]
-            raise _damaged(path, reason.partition("\n")[0].strip() or "no checkpoint that torch knows") from error
         raise ValueError(
-            f"{path} must hold weights and plain values only; got a pickle that calls {', '.join(calls)}. It was not "
-            f"executed. If you trust its maker, read it with torch.load(FILE, weights_only=False) where that is safe, "
-            f"and save its tensors alone as safetensors."
-        ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        LookupError,
-        TypeError,
-        ValueError,
-        struct.error,
-        zipfile.BadZipFile,
-    ) as error:
-        raise _damaged(path, f"{type(error).__name__} {_first_line(error)}".strip()) from error
-
-
-def _foreign_names(path: Path) -> list[str]:
-    """What a pickle of a protocol that torch does not read would call; its instructions are listed, not followed."""
-    names, strings = set(), [""] * 2
+            f"{path} must be a file of weights; got {'a folder' if path.is_dir() else 'nothing there'}. Check the path."
+        )
     try:
-        for operation, argument, _ in pickletools.genops(path.read_bytes()):
-            if operation.name == "STACK_GLOBAL":
-                names.add(".".join(strings))
-            elif operation.name in ("GLOBAL", "INST"):
-                names.add(str(argument).replace(" ", "."))
-            elif "UNICODE" in operation.name:
-                strings = [strings[1], str(argument)]
-    except ValueError:  # no pickle, or one cut off
-        return []
-    return sorted(name for name in names if not name.startswith(("torch.", "collections.")))
+        with path.open("rb") as file:
+            head = file.read(len(HEAD))
+            file.seek(0)
+            if head.startswith(b"PK"):
+                return _read_zip(file)
+            if path.suffix == ".safetensors" or head[8:9] == b"{":
+                return load_file(path)
+            if head == HEAD:
+                return _read_legacy(file, path.stat().st_size)
+            _Unpickler(file).load()  # tells what a bare pickle would call; one without a name is no checkpoint either
+            raise ValueError("no checkpoint that torch knows")
+    except _ForeignError as error:
+        raise ValueError(
+            f"{path} must hold weights and plain values only; got a pickle that calls {error}. It was not executed. "
+            f"If you trust its maker, read it with torch.load(FILE, weights_only=False) where that is safe, and save "
+            f"its tensors alone as safetensors."
+        ) from None
+    except Exception as error:  # a damaged pickle can raise anything
+        kind = "" if isinstance(error, SafetensorError) else f"{type(error).__name__} "
+        raise ValueError(
+            f"{path} must be a whole safetensors file or torch checkpoint; got {kind}{_first_line(error)}. Copy or "
+            f"download it again."
+        ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+def _read_zip(file: IO[bytes]) -> Any:
+    """torch.save since 1.6 and torch.jit.save: a pickle, and one record for each storage."""
+    storages: dict[str, Tensor] = {}
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        root = next(name for name in names if name.endswith("data.pkl")).removesuffix("data.pkl")
+
+        def storage(key: str, dtype: torch.dtype, length: int) -> Tensor:
+            if key not in storages:
+                record = archive.getinfo(f"{root}data/{key}")
+                if not record.compress_size == record.file_size == length * dtype.itemsize:  # torch never compresses
+                    raise ValueError(f"a storage of {record.file_size} bytes instead of {length * dtype.itemsize}")
+                storages[key] = _values(archive.read(f"{root}data/{key}"), dtype)
+            return storages[key]
+
+        if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+            raise ValueError("another order of bytes")
+        return _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl")), storage).load()
+
+
+def _read_legacy(file: IO[bytes], size: int) -> Any:
+    """torch.save before 1.6: the values of the storages come after the pickle that refers to them."""
+    storages: dict[str, Tensor] = {}
+
+    def storage(key: str, dtype: torch.dtype, length: int) -> Tensor:
+        if not 0 <= length * dtype.itemsize <= size:  # nothing is allocated on a file's word alone
+            raise ValueError(f"a storage of {length} values in {size} bytes")
+        return storages.setdefault(key, torch.empty(length, dtype=dtype))
+
+    _, version, sizes = (_Unpickler(file).load() for _ in range(3))
+    if version != VERSION or not isinstance(sizes, Mapping) or sizes.get("little_endian") is not True:
+        raise ValueError("another version, or another order of bytes")
+    content, missing = _Unpickler(file, storage).load(), set(storages)
+    for key in map(str, _Unpickler(file).load()):
+        held = storages[key]
+        (length,) = struct.unpack("<q", file.read(8))
+        if length != len(held):
+            raise ValueError(f"a storage of {length} values instead of {len(held)}")
+        raw = file.read(length * held.dtype.itemsize)
+        if len(raw) != length * held.dtype.itemsize:
+            raise ValueError("the end of the file too early")
+        held.copy_(_values(raw, held.dtype))  # in place: tensors of the content are views of it
+        missing.discard(key)
+    if missing:
+        raise ValueError(f"no values for storage {', '.join(sorted(missing))}")
+    return content
 
 
 def weights_of(path: str | Path, content: Any, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:
@@ -147,8 +232,10 @@ def weights_of(path: str | Path, content: Any, wrappers: Sequence[str] = WRAPPER
     """
     held = content
     for name in wrappers:
-        if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
+        if isinstance(held, Mapping) and isinstance(held.get(name), Mapping | Inert):
             held = held[name]
+    if isinstance(held, Inert):
+        held = dict(_module_weights(held, "", str(path)))
     if not isinstance(held, Mapping) or not held:
         raise ValueError(
             f"{path} must map names to tensors; got {type(held).__name__}"
@@ -163,11 +250,25 @@ def weights_of(path: str | Path, content: Any, wrappers: Sequence[str] = WRAPPER
     return {str(name): tensor.detach() for name, tensor in held.items()}
 
 
-def _what(path: Path) -> str:
-    return "a folder" if path.is_dir() else "nothing there"
+def _module_weights(module: Inert, prefix: str, source: str, depth: int = 0) -> dict[str, Tensor]:
+    """What a whole module holds: in its three registries, or side by side in a TorchScript program."""
+    state = module.state
+    registries = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
+    parts = [part for part in registries if isinstance(part, Mapping)] if "_modules" in state else [state]
+    found: dict[str, Tensor] = {}
+    for name, held in (pair for part in parts for pair in part.items()):
+        if isinstance(held, Tensor):
+            found[f"{prefix}{name}"] = held
+        elif isinstance(held, Inert):
+            if depth == DEEPEST:
+                raise ValueError(f"{source} must hold a network; got modules within modules under {prefix}{name}.")
+            found |= _module_weights(held, f"{prefix}{name}.", source, depth + 1)
+    return found
 
 
-def _damaged(path: Path, found: str) -> ValueError:
-    return ValueError(
-        f"{path} must be a whole safetensors file or torch checkpoint; got {found}. Copy or download it again."
-    )
+def _values(raw: bytes, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

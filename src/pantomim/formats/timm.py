@@ -10,7 +10,7 @@ import inspect
 import zipfile
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pantomim.formats.files import load_exactly
 from pantomim.formats.native import exact_ratio, timm_arguments
 from pantomim.formats.reader import read_weights
-from pantomim.formats.wrapped import End, Said, WrappedEncoder, one_size
+from pantomim.formats.wrapped import End, LastBlocks, Query, WrappedEncoder
 from pantomim.nn.resize import resample_stretched
 from pantomim.nn.vit import Encoder, EncoderConfig
 
@@ -29,24 +29,19 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's o
 class TimmEncoder(WrappedEncoder):
     """Any timm model behind an encoder's interface; runs on whole images only.
 
-    Tokens of a transformer become prefix and patches; cells of a feature map become patches, without a prefix. Blocks
-    can be asked of transformers, attention of timm's plain one.
+    Tokens of a transformer become prefix and patches; cells of a feature map become patches, without a prefix. Outputs
+    of blocks can be had of transformers, attention of timm's plain one.
 
     Args:
         model: Built with `num_classes=0`.
-        source: How the user names it.
-        image_size: Height and width, in pixels.
-        mean: Mean of each channel, in the scale of the images.
-        std: Deviation of each channel.
         fresh: Makes the same model with fresh weights.
-        projection: What CLIP's tower has after its final norm.
         stretch: Resample positions as OpenAI's CLIP is resampled by dBOT's authors, not as timm does.
+
+    All others as of `WrappedEncoder`.
 
     Raises:
         ValueError: if the model gives neither tokens nor a feature map.
     """
-
-    projection: Tensor | None
 
     def __init__(
         self,
@@ -60,40 +55,36 @@ class TimmEncoder(WrappedEncoder):
         projection: Tensor | None = None,
         stretch: bool = False,
     ) -> None:
-        super().__init__(source, image_size, mean, std)
-        self.model, self.fresh, self.stretch = model.eval(), fresh, stretch
-        self.register_buffer("projection", projection)
-        self.projected = None if projection is None else projection.shape[1]
+        super().__init__(model, source, image_size, mean, std, projection)
+        self.fresh, self.stretch = fresh, stretch
         self.num_prefix = int(getattr(model, "num_prefix_tokens", 0))
         self.has_class_token = self.num_prefix > int(getattr(model, "num_reg_tokens", 0))
         with torch.inference_mode():
-            like = next(model.parameters())
-            output = model.forward_features(  # type: ignore[operator]
-                torch.zeros(1, self.in_chans, *image_size, dtype=like.dtype, device=like.device)
-            )
+            output = self.model.forward_features(self._blank())
         self.width, self.grid = self._shape(output)
-        self.plain, self.has_attention = _is_plain(model)
-        self.tells_blocks = self.plain or (isinstance(output, Tensor) and output.dim() == 3 and _tells_blocks(model))
-        self.num_blocks = len(model.blocks) if self.tells_blocks else 1  # type: ignore[arg-type]
-        if self.tells_blocks and not self.plain:
-            self.tells_blocks = self._norm_is_last()
-        self.num_blocks = self.num_blocks if self.tells_blocks else 1
-        ends: tuple[End, ...] = ("block", "norm") if self.tells_blocks else ("norm",)
+        plain, self.has_attention = _is_plain(model)
+        self.has_blocks = plain or (isinstance(output, Tensor) and output.dim() == 3 and self._norm_is_last())
+        self.num_blocks = len(self.model.blocks) if self.has_blocks else 1
+        ends: tuple[End, ...] = ("block", "norm") if self.has_blocks else ("norm",)
         self.ends = ends if projection is None else (*ends, "projection")
 
     @torch.no_grad()
     def _norm_is_last(self) -> bool:
-        """Whether the last block and the norm by its name are all that comes before pooling."""
-        like = next(self.model.parameters())
-        images = torch.linspace(0, 1, self.image_size[1], dtype=like.dtype, device=like.device)
-        images = images.expand(1, self.in_chans, *self.image_size)
-        expected = self.model.forward_features(self.standardised(images))  # type: ignore[operator]
-        tokens = self.norm(self.say(images).blocks[-1])
+        """Whether a model hands out its blocks, and the last one and `norm` are all that comes before pooling."""
+        model = self.model
+        if not all(hasattr(model, name) for name in ("forward_intermediates", "blocks", "norm")):
+            return False
+        if "return_prefix_tokens" not in inspect.signature(model.forward_intermediates).parameters:
+            return False
+        ramp = torch.linspace(0, 1, self.image_size[1]).to(self._blank())
+        images = self.standardised(ramp.expand_as(self._blank()))
+        (last,) = self._intermediates(images, 1, len(model.blocks))
+        expected, tokens = model.forward_features(images), model.norm(last)
         return tokens.shape == expected.shape and torch.allclose(tokens, expected, rtol=1e-4, atol=1e-4)
 
     def _shape(self, output: Any) -> tuple[int, tuple[int, int]]:
         """Width of a token, and rows and columns of patches; of a sequence without a known grid, one row."""
-        width = int(self.model.num_features)  # type: ignore[arg-type]
+        width = int(self.model.num_features)
         self.channels_last = isinstance(output, Tensor) and output.dim() == 4 and output.shape[1] != width
         if isinstance(output, Tensor) and output.dim() == 4 and width in (output.shape[1], output.shape[3]):
             rows, cols = output.shape[1:3] if self.channels_last else output.shape[2:]
@@ -110,81 +101,59 @@ class TimmEncoder(WrappedEncoder):
             f'`timm.list_models("vit_*")` names vision transformers.'
         )
 
-    def say(
-        self, images: Float[Tensor, "B C H W"], blocks: int = 1, query: Literal["class", "mean"] | None = None
-    ) -> Said:
-        """What so many last blocks say; of a network without known blocks, what it says before pooling."""
-        model: Any = self.model
+    def last_blocks(self, images: Float[Tensor, "B C H W"], count: int = 1, query: Query | None = None) -> LastBlocks:
+        """Outputs of the last `count` blocks; of a network without known blocks, its output before pooling."""
         given = self.standardised(images)
-        if self.plain:
-            return self._plain(given, blocks, query)
-        if self.tells_blocks:
-            last = range(self.num_blocks - blocks, self.num_blocks)
-            found = model.forward_intermediates(
-                given,
-                indices=list(last),
-                return_prefix_tokens=True,
-                norm=False,
-                output_fmt="NLC",
-                intermediates_only=True,
-            )
-            return Said([torch.cat(pair[::-1], dim=1) if isinstance(pair, tuple) else pair for pair in found])
-        output = model.forward_features(given)
-        if output.dim() == 4:
-            output = output.flatten(1, 2) if self.channels_last else output.flatten(2).mT
-        return Said([output])
+        if not self.has_blocks:
+            output = self.model.forward_features(given)
+            if output.dim() == 4:
+                output = output.flatten(1, 2) if self.channels_last else output.flatten(2).mT
+            return LastBlocks([output])
+        if query is None:
+            return LastBlocks(self._intermediates(given, count, self.num_blocks))
+        # timm hands out no attention: its weights are computed again from the tokens that the last block was given
+        last, seen = self.model.blocks[-1], []
+        hook = last.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        try:
+            tokens = self._intermediates(given, count, self.num_blocks)
+        finally:
+            hook.remove()
+        return LastBlocks(tokens, self._to_patches(attention_rows(last, seen[0], self._rows(query))))
 
-    def _plain(self, given: Tensor, blocks: int, query: Literal["class", "mean"] | None) -> Said:
-        """The steps of timm's `VisionTransformer.forward_features`, up to its final norm."""
-        model: Any = self.model
-        tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(given))))
-        said, attention = [], None
-        for number, block in enumerate(model.blocks):
-            if query is not None and number == self.num_blocks - 1:
-                attention = _attention(block, tokens, self.num_prefix, query)
-            tokens = block(tokens)
-            if number >= self.num_blocks - blocks:
-                said.append(tokens)
-        return Said(said, attention)
+    def _intermediates(self, images: Tensor, count: int, num_blocks: int) -> list[Float[Tensor, "B T D"]]:
+        """All tokens after each of the last `count` blocks, prefix first."""
+        found = self.model.forward_intermediates(
+            images,
+            indices=list(range(num_blocks - count, num_blocks)),
+            return_prefix_tokens=True,
+            norm=False,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        return [torch.cat(pair[::-1], dim=1) if isinstance(pair, tuple) else pair for pair in found]
 
     def norm(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The final norm; none, where a model normalises after pooling, or what was said is behind it already."""
-        model: Any = self.model
-        return model.norm(tokens) if self.tells_blocks else tokens
+        """The final norm; none, where a model normalises after pooling, or the output has passed it already."""
+        return self.model.norm(tokens) if self.has_blocks else tokens
 
-    def project(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
-        """CLIP's projection, of all tokens."""
-        assert self.projection is not None
-        return tokens @ self.projection
-
-    def resized(self, image_size: tuple[int, int]) -> "TimmEncoder":
-        """The same network for images of another size: as it is, or as timm resamples its positions.
-
-        Raises:
-            ValueError: if it is made for one size.
-        """
-        if image_size == self.image_size:
-            return self
+    def _resize(self, image_size: tuple[int, int]) -> "TimmEncoder":
+        """The same network as it is, or with its positions resampled."""
         model: Any = copy.deepcopy(self.model)
         if hasattr(model, "set_input_size"):
             model.set_input_size(img_size=image_size)
             if self.stretch:
                 table = resample_stretched(model_table(self.model), self.grid, model.patch_embed.grid_size, 1)
                 model.pos_embed = nn.Parameter(table)
-        mean, std = (tuple(values.tolist()) for values in (self.mean, self.std))
-        try:
-            resized = TimmEncoder(
-                model, self.source, image_size, mean, std, self.fresh, projection=self.projection, stretch=self.stretch
-            )
-        except (AssertionError, RuntimeError) as error:
-            raise one_size(self.source, self.image_size, image_size) from error
-        resized.mean, resized.std = self.mean, self.std
-        return resized
+        return self._with(model, image_size, self.projection)
 
     def untrained(self) -> "TimmEncoder":
         """The same network with fresh weights."""
-        mean, std = (tuple(values.tolist()) for values in (self.mean, self.std))
-        return TimmEncoder(self.fresh(), self.source, self.image_size, mean, std, self.fresh, stretch=self.stretch)
+        return self._with(self.fresh(), self.image_size)
+
+    def _with(self, model: nn.Module, image_size: tuple[int, int], projection: Tensor | None = None) -> "TimmEncoder":
+        return TimmEncoder(
+            model, self.source, image_size, *self.statistics, self.fresh, projection=projection, stretch=self.stretch
+        )
 
 
 def _is_plain(model: nn.Module) -> tuple[bool, bool]:
@@ -198,20 +167,8 @@ def _is_plain(model: nn.Module) -> tuple[bool, bool]:
     return True, type(last) is Block and type(last.attn) is Attention
 
 
-def _tells_blocks(model: Any) -> bool:
-    """Whether the words of each block can be had, and the final norm by its name."""
-    there = all(hasattr(model, name) for name in ("forward_intermediates", "blocks", "norm"))
-    return there and "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
-
-
-def _attention(block: Any, tokens: Tensor, num_prefix: int, query: Literal["class", "mean"]) -> Tensor:
-    """How much the query attends to each patch, mean over heads; only the rows that are asked for are computed."""
-    rows = slice(0, 1) if query == "class" else slice(num_prefix, None)
-    return attention_rows(block, tokens, rows).mean(dim=(1, 2))[:, num_prefix:]
-
-
 def attention_rows(block: Any, tokens: Float[Tensor, "B T D"], rows: slice) -> Float[Tensor, "B heads Q T"]:
-    """The softmaxed attention of some tokens in a block of timm's plain transformer; `tokens` are what it gets."""
+    """The softmaxed attention of some tokens in a block of timm's plain transformer; `tokens` are its input."""
     attn, normed = block.attn, block.norm1(tokens)
     queries, keys, _ = attn.qkv(normed).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     queries, keys = attn.q_norm(queries[:, :, rows]), attn.k_norm(keys)
@@ -345,6 +302,11 @@ def _check_name(name: str) -> None:
     import timm
 
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        advice = f"Did you mean {', '.join(close)}?" if close else "`timm.list_models()` names them."
-        raise ValueError(f"timm:NAME must be a model that timm has; got {name}. {advice}")
+        raise unknown_name("timm", name.split(".")[0], name, timm.list_models())
+
+
+def unknown_name(library: str, model: str, name: str, known: list[str]) -> ValueError:
+    """The error of a name that a library does not have, with the nearest ones."""
+    close = difflib.get_close_matches(model, known, n=3)
+    advice = f"Did you mean {', '.join(close)}?" if close else f"`{library}.list_models()` names them."
+    return ValueError(f"{library}:NAME must be a model that {library} has; got {name}. {advice}")

@@ -1,8 +1,9 @@
 """Networks of other libraries behind an encoder's interface; they run on whole images only."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -10,17 +11,18 @@ from pantomim.nn.tokens import channel_values, standardise
 from pantomim.nn.vit import Features
 
 End = Literal["block", "norm", "projection"]
+Query = Literal["class", "mean"]
 
 
-class Said(NamedTuple):
-    """What the last blocks of a network say, before its final norm.
+class LastBlocks(NamedTuple):
+    """Outputs of the last blocks of a network, before its final norm.
 
     Args:
-        blocks: All tokens, prefix first; the last block comes last.
+        tokens: All tokens, prefix first; the last block comes last.
         attention: How much the query attends to each patch in the last block, mean over heads; None unless asked for.
     """
 
-    blocks: list[Float[Tensor, "B T D"]]
+    tokens: list[Float[Tensor, "B T D"]]
     attention: Float[Tensor, "B N"] | None = None
 
 
@@ -28,55 +30,81 @@ class WrappedEncoder(nn.Module, ABC):
     """A network of another library; it standardises for itself, and gives tokens to features, targets and masks.
 
     Args:
+        model: The network, without a head.
         source: How the user names it, such as timm:NAME.
         image_size: Height and width, in pixels.
         mean: Mean of each channel, in the scale of the images.
-        std: Deviation of each channel.
+        std: Standard deviation of each channel.
+        projection: What CLIP's tower has after its final norm.
     """
 
     mean: Tensor
     std: Tensor
+    projection: Float[Tensor, "D K"] | None
     width: int
     grid: tuple[int, int]
     num_prefix: int
     has_class_token: bool
-    num_blocks: int  # whose words can be had
+    num_blocks: int  # whose outputs can be had
     ends: tuple[End, ...]  # what can be had of the last block
-    projected: int | None = None  # width of the projection, if there is one
     has_attention: bool = False
 
     def __init__(
-        self, source: str, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        model: nn.Module,
+        source: str,
+        image_size: tuple[int, int],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        projection: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.model: Any = model.eval()
         self.source, self.image_size, self.in_chans = source, image_size, len(mean)
         self.standardise_by(mean, std)
+        self.register_buffer("projection", projection)
+        self.projected = None if projection is None else projection.shape[1]
 
     @abstractmethod
-    def say(
-        self, images: Float[Tensor, "B C H W"], blocks: int = 1, query: Literal["class", "mean"] | None = None
-    ) -> Said:
-        """What so many last blocks say of scaled images; attention only where `has_attention`."""
+    def last_blocks(self, images: Float[Tensor, "B C H W"], count: int = 1, query: Query | None = None) -> LastBlocks:
+        """Outputs of the last `count` blocks for scaled images; attention only where `has_attention`."""
 
     @abstractmethod
     def norm(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The final norm, of all tokens."""
-
-    def project(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
-        """The projection after the final norm, of all tokens."""
-        raise NotImplementedError
-
-    @abstractmethod
-    def resized(self, image_size: tuple[int, int]) -> "WrappedEncoder":
-        """The same network for images of another size, its positions resampled.
-
-        Raises:
-            ValueError: if it is made for one size.
-        """
+        """The final norm, of all tokens; CLIP itself has it of the class token alone."""
 
     @abstractmethod
     def untrained(self) -> "WrappedEncoder":
         """The same network with fresh weights, drawn from torch's global generator."""
+
+    @abstractmethod
+    def _resize(self, image_size: tuple[int, int]) -> Self:
+        """See `resized`."""
+
+    def project(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
+        """The projection after the final norm, of all tokens."""
+        assert self.projection is not None
+        return tokens @ self.projection
+
+    def resized(self, image_size: tuple[int, int]) -> Self:
+        """The same network for images of another size, its positions resampled as its own code does it.
+
+        Raises:
+            ValueError: if it is made for one size.
+        """
+        if image_size == self.image_size:
+            return self
+        try:
+            resized = self._resize(image_size)
+        except (AssertionError, RuntimeError, ValueError) as error:  # what the libraries raise for a size they refuse
+            raise one_size(self.source, self.image_size, image_size) from error
+        resized.mean, resized.std = self.mean, self.std
+        return resized
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel."""
+        return tuple(self.mean.tolist()), tuple(self.std.tolist())
 
     @property
     def stride(self) -> tuple[int, int]:
@@ -84,13 +112,13 @@ class WrappedEncoder(nn.Module, ABC):
         return self.image_size[0] // self.grid[0], self.image_size[1] // self.grid[1]
 
     def standardise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Another mean and deviation from now on."""
+        """Another mean and standard deviation from now on."""
         owner = type(self).__name__
         self.register_buffer("mean", channel_values(f"{owner}.mean", mean, self.in_chans), persistent=False)
         self.register_buffer("std", channel_values(f"{owner}.std", std, self.in_chans), persistent=False)
 
     def standardised(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Images as the network wants them.
+        """Scaled images as the network takes them.
 
         Raises:
             ValueError: if they have another size or number of channels.
@@ -120,8 +148,21 @@ class WrappedEncoder(nn.Module, ABC):
                 f"{type(self).__name__}.{asked} must be None; {self.source} runs on whole images and keeps its "
                 f"attention. Choose a plain vision transformer."
             )
-        tokens = self.norm(self.say(images).blocks[-1])
+        tokens = self.norm(self.last_blocks(images).tokens[-1])
         return Features(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :])
+
+    def _blank(self) -> Float[Tensor, "1 C H W"]:
+        """One image of zeros, to read sizes of outputs from."""
+        like = next(self.model.parameters())
+        return torch.zeros(1, self.in_chans, *self.image_size, dtype=like.dtype, device=like.device)
+
+    def _to_patches(self, weights: Float[Tensor, "B heads Q T"]) -> Float[Tensor, "B N"]:
+        """The mean over heads and queries of an attention to the patches."""
+        return weights.mean(dim=(1, 2))[:, self.num_prefix :]
+
+    def _rows(self, query: Query) -> slice:
+        """The tokens that attend: the class token, or all patches."""
+        return slice(0, 1) if query == "class" else slice(self.num_prefix, None)
 
 
 def one_size(source: str, image_size: tuple[int, int], asked: tuple[int, int]) -> ValueError:

@@ -9,6 +9,7 @@ from pantomim.masking.block import BlockMasker
 from pantomim.masking.color_noise import ColorNoiseMasker, of_bank
 from pantomim.masking.grid import GridMasker
 from pantomim.masking.inverse_block import InverseBlockMasker
+from pantomim.masking.multi_block import MultiBlockMasker
 from pantomim.masking.random import RandomMasker
 
 MASKERS = (  # the only list
@@ -18,6 +19,7 @@ MASKERS = (  # the only list
     GridMasker,
     InverseBlockMasker,
     AttentionMasker,
+    MultiBlockMasker,
 )
 
 if TYPE_CHECKING:

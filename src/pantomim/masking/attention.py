@@ -1,8 +1,7 @@
 """Mask patches by how much attention they get: the most attended, the least, or by a draw in which it is the weight."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -94,7 +93,7 @@ class AttentionMasker:
     @property
     def explicit(self) -> "AttentionMasker":
         """The same with a preset written out."""
-        return self if self.preset is None else PUBLISHED[self.preset](self.ratio)
+        return self if self.preset is None else published(self.preset, self.ratio)
 
     @property
     def hint(self) -> tuple[float, float]:
@@ -153,33 +152,18 @@ class AttentionMasker:
         return Mask.from_scores(scores, self.num_masked(grid))
 
 
-def milan_masker(ratio: float = 0.75) -> AttentionMasker:
-    """MILAN's: the visible patches are drawn by attention. Source: the authors' `models_milan.py`."""
-    return AttentionMasker(rule="sample_visible", ratio=ratio)
-
-
-def attmask_high(ratio: float) -> AttentionMasker:
-    """AttMask-High: the most attended patches are masked. Source: the authors' `attmask.py`."""
-    return AttentionMasker(rule="topk_masked", ratio=ratio, whole="masked")
-
-
-def attmask_low(ratio: float) -> AttentionMasker:
-    """AttMask-Low: the least attended patches are masked. Source: the authors' `attmask.py`."""
-    return AttentionMasker(rule="topk_visible", ratio=ratio, whole="masked")
-
-
-def attmask_hint(ratio: float) -> AttentionMasker:
-    """AttMask-Hint: of the most attended patches some stay visible, none takes their place. Source: as above."""
-    return AttentionMasker(rule="topk_hint", ratio=ratio, whole="masked", hint_refill=False)
-
-
-# Published ways, by name, at a given share of masked patches.
-PUBLISHED: dict[Preset, Callable[[float], AttentionMasker]] = {
-    "milan": milan_masker,
-    "attmask_high": attmask_high,
-    "attmask_low": attmask_low,
-    "attmask_hint": attmask_hint,
+# Published ways, by name: all settings but the ratio.
+PUBLISHED: dict[Preset, dict[str, Any]] = {
+    "milan": {"rule": "sample_visible"},  # MILAN's models_milan.py: the visible patches are drawn by attention
+    "attmask_high": {"rule": "topk_masked", "whole": "masked"},  # AttMask's attmask.py, as the two below
+    "attmask_low": {"rule": "topk_visible", "whole": "masked"},
+    "attmask_hint": {"rule": "topk_hint", "whole": "masked", "hint_refill": False},
 }
+
+
+def published(preset: Preset, ratio: float = 0.75) -> AttentionMasker:
+    """A published way with its settings written out."""
+    return AttentionMasker(ratio=ratio, **PUBLISHED[preset])
 
 
 def ranks_of(attention: Float[Tensor, "B N"], generator: torch.Generator) -> Int[Tensor, "B N"]:

@@ -80,7 +80,7 @@ def read_bank(path: Path) -> Float[Tensor, "L M N"]:
         ValueError: if the file is missing or damaged, or its first array is no bank of finite numbers.
     """
     try:
-        with np.lib.npyio.NpzFile(str(path)) as archive:  # never unpickles
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file) as archive:  # never unpickles
             values = archive[archive.files[0]] if archive.files else "no arrays"
         if not isinstance(values, np.ndarray) or values.ndim != 3 or not values.size or values.dtype.kind not in "fiu":
             held = f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else values

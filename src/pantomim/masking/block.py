@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pantomim.core.frozen import frozen
+from pantomim.core.host import host_seed, to_device
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import AtLeastOne, Range
 from pantomim.masking.base import Grid, Ratio, Scores, Strategy, check_count
@@ -120,19 +120,4 @@ class BlockMasker:
         masked = self.cover(batch_size, grid, FromGenerator(numbers)).masked
         if self.exact:
             masked = fill(masked, total, numbers)
-        return Mask.from_masked(_sent(torch.from_numpy(masked), generator.device), total, varies=self.varies)
-
-
-def host_seed(generator: torch.Generator) -> list[int]:
-    """A seed for a generator on the CPU, from where this one stands; this one moves on. Nothing waits for a device."""
-    if generator.device.type == "cpu":
-        return torch.randint(2**63 - 1, (1,), generator=generator).tolist()
-    state = generator.get_state().tolist()  # the host keeps it, whatever the device
-    torch.rand(1, generator=generator, device=generator.device)
-    return state
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()  # else the copy waits for what the device still has to do
-    return tensor.to(device, non_blocking=True)
+        return Mask.from_masked(to_device(torch.from_numpy(masked), generator.device), total, varies=self.varies)

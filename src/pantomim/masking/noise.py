@@ -114,28 +114,16 @@ class Noise:
 def color_filter(
     fields: Float[Tensor, "*L M N"], color: Color, sigma: tuple[float, ...], blur: Blur
 ) -> Float[Tensor, "*L M N"]:
-    """One pass of a colour's filter over periodic fields.
+    """One pass of a colour's filter over periodic fields; white leaves them as they are.
 
     With G a Gaussian blur: red is G * W, blue W - G * W, green G1 * W - G2 * W, and purple W - (G1 * W - G2 * W).
-
-    Args:
-        fields: White noise, or what an earlier pass left.
-        color: Which filter; white leaves the fields as they are.
-        sigma: Of the Gaussians, in patches.
-        blur: How a Gaussian is applied.
     """
-    height, width = cast("tuple[int, int]", fields.shape[-2:])
-    gaussians = [_transfer(height, width, value, blur, fields) for value in sigma]
     if color == "white":
         return fields
-    if color == "red":
-        transfer = gaussians[0]
-    elif color == "blue":
-        transfer = 1 - gaussians[0]
-    elif color == "green":
-        transfer = gaussians[0] - gaussians[1]
-    else:
-        transfer = 1 - (gaussians[0] - gaussians[1])
+    height, width = cast("tuple[int, int]", fields.shape[-2:])
+    first, *second = (_transfer(height, width, value, blur, fields) for value in sigma)
+    passed = first - second[0] if second else first
+    transfer = passed if color in ("red", "green") else 1 - passed
     return torch.fft.irfft2(torch.fft.rfft2(fields) * transfer, s=(height, width))
 
 

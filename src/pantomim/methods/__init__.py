@@ -8,6 +8,7 @@ from pantomim.methods.cae import CAEConfig
 from pantomim.methods.cmt_mae import CMTMAEConfig
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.methods.dvae import DVAEConfig
+from pantomim.methods.ijepa import IJEPAConfig
 from pantomim.methods.mae import MAEConfig
 from pantomim.methods.milan import MILANConfig
 from pantomim.methods.mocov3 import MoCoV3Config
@@ -22,6 +23,7 @@ METHODS = (  # the only list
     MILANConfig,
     CMTMAEConfig,
     DVAEConfig,
+    IJEPAConfig,
     MoCoV3Config,
     SupervisedConfig,
     VQKDConfig,

@@ -10,8 +10,6 @@ pixels (mean squared error); both means are over the masked patches of the batch
 Paper: Chen et al., *Context Autoencoder for Self-Supervised Representation Learning*, arXiv:2202.03026.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import field
 from typing import Literal
 
@@ -23,6 +21,7 @@ from torch.nn import functional as F
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
+from pantomim.core.modes import evaluating
 from pantomim.core.ranges import NotNegative, Share
 from pantomim.masking import MaskerConfig
 from pantomim.masking.block import BlockMasker
@@ -75,8 +74,7 @@ class CAEConfig:
         align_drop_path: Stochastic depth is active in the alignment target too, as in the authors' code.
 
     Raises:
-        ValueError: if the masker does not go with the encoder's grid, or masks another number of patches in each image,
-            or a number is out of range.
+        ValueError: if the masker does not go with the encoder's grid, or masks another number of patches in each image.
     """
 
     kind: Literal["cae"] = "cae"
@@ -124,10 +122,10 @@ class CAE(Method):
         self.regressor, self.decoder = regressor, decoder
         self.masker, self.guide = config.masker, config.guide.build(self.encoder, config.masker)
         self.align_weight, self.align_drop_path = config.align_weight, config.align_drop_path
-        momentum = config.align_momentum
-        self.aligner = (
-            None if momentum is None else EMA(self.encoder, "encoder", Momentum(momentum), lagging=config.align_lagging)
-        )
+        self.aligner = None
+        if config.align_momentum is not None:
+            momentum = Momentum(config.align_momentum)
+            self.aligner = EMA(self.encoder, "encoder", momentum, lagging=config.align_lagging)
         self.requirements = Requirements.of(sizes)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Draws:
@@ -172,17 +170,6 @@ class CAE(Method):
         latents = self.latents(self.encoder, images)
         ids = torch.arange(latents.shape[1], device=latents.device).expand(len(latents), -1)
         return self.decoder(latents, ids)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """A module in evaluation mode, for as long as this lasts."""
-    before = module.training
-    module.train(False)
-    try:
-        yield
-    finally:
-        module.train(before)
 
 
 def preset(size: Size, num_masked: Literal[75, 98] = 75) -> CAEConfig:

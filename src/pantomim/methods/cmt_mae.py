@@ -228,8 +228,8 @@ class CMTMAE(Method):
             for name in config.predicted
         }
         facts = {"mask_teacher_weight": zero + in_mask} if self.masker.guided else {}
-        for name in ("teacher", "student", "mask") if self.masker.guided else ():
-            facts[f"entropy_{name}"] = evenness(maps[name]).to(zero) if name in maps else zero + math.nan
+        for whose in ("teacher", "student", "mask") if self.masker.guided else ():
+            facts[f"entropy_{whose}"] = evenness(maps[whose]).to(zero) if whose in maps else zero + math.nan
         if "student" in features:
             asked = "student" in answers
             facts["student_std"] = spread(answers["student"].patches).to(zero) if asked else zero + math.nan

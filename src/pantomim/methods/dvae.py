@@ -23,13 +23,7 @@ from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import AtLeastOne, ShareBelowOne
 from pantomim.core.schedule import half_cosine
 from pantomim.methods.base import Method, Requirements
-from pantomim.nn.dvae import (
-    DVAESizes,
-    code_grid,
-    dvae_networks,
-    map_pixels,
-    unmap_pixels,
-)
+from pantomim.nn.dvae import DVAESizes, code_grid, dvae_networks, map_pixels, unmap_pixels
 from pantomim.nn.momentum import EMA, Momentum
 
 LARGEST_LOG_SCALE = 7.0
@@ -37,25 +31,15 @@ LARGEST_LOG_SCALE = 7.0
 
 @frozen
 class Annealing:
-    """Half a cosine from one value to another, which then stays.
-
-    Args:
-        start: Value at step 0.
-        end: Value from `steps` on.
-        steps: Optimiser steps from one to the other.
-
-    Raises:
-        ValueError: if there is not at least one step.
-    """
+    """Half a cosine from `start` in step 0 to `end` in step `steps`, where it stays."""
 
     start: float
     end: float
     steps: AtLeastOne
 
     def at(self, step: int) -> float:
-        """The value at a step."""
-        share = min(step / self.steps, 1.0)
-        return half_cosine(self.start, self.end, share)
+        """The value in a step."""
+        return half_cosine(self.start, self.end, min(step / self.steps, 1.0))
 
 
 @frozen
@@ -68,9 +52,6 @@ class DVAEConfig:
         temperature: Of the relaxation of codes.
         kl_weight: Of the distance from the uniform use of all codes, in the paper's unit (beta).
         momentum: What the EMA of the weights keeps of itself at each step; the EMA is what the run exports.
-
-    Raises:
-        ValueError: if the images cannot be cut into cells, or a value is out of range.
 
     Paper: appendix A.2: 1 to 1/16 over 150,000 steps, 0 to 6.6 over 5,000, 0.999.
     """
@@ -112,17 +93,11 @@ class DVAEConfig:
 
 @dataclass(frozen=True)
 class DVAEDraws:
-    """All that is random or changes with the step.
+    """All that is random or changes with the step."""
 
-    Args:
-        noise: Standard Gumbel noise for every code of every cell.
-        temperature: Of the relaxation.
-        kl_weight: The paper's beta.
-    """
-
-    noise: Float[Tensor, "B K h w"]
+    noise: Float[Tensor, "B K h w"]  # standard Gumbel noise for every code of every cell
     temperature: Float[Tensor, ""]
-    kl_weight: Float[Tensor, ""]
+    kl_weight: Float[Tensor, ""]  # the paper's beta
 
 
 class DVAE(Method):

@@ -21,7 +21,7 @@ from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
 from pantomim.masking import MaskerConfig
-from pantomim.masking.attention import milan_masker
+from pantomim.masking.attention import published
 from pantomim.methods.base import Method, Requirements, check_masker
 from pantomim.methods.guides import ask, draw_mask
 from pantomim.nn.decoder import DecoderConfig
@@ -52,7 +52,7 @@ class MILANConfig:
     kind: Literal["milan"] = "milan"
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    masker: MaskerConfig = field(default_factory=milan_masker)
+    masker: MaskerConfig = field(default_factory=lambda: published("milan"))
     teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig(output="norm"))
     query: Query = "class"
 

@@ -8,7 +8,7 @@ Paper: Chen, Xie, He 2021, *An Empirical Study of Training Self-Supervised Visio
 Here it is a teacher for masked methods, and what they are compared with.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 import torch
@@ -49,7 +49,7 @@ class MoCoV3Config:
         freeze_patches: The patch projection stays as it was drawn, the paper's trick for stable training.
 
     Raises:
-        ValueError: if there is no class token, or a number is out of range.
+        ValueError: if there is no class token.
 
     Paper: section 4 (heads, momentum), section 4.3 (frozen patch projection); sizes and the schedule of the momentum
         as in the authors' `main_moco.py` and `CONFIG.md`.
@@ -72,11 +72,6 @@ class MoCoV3Config:
         return MoCoV3(self, steps)
 
 
-@dataclass(frozen=True)
-class MoCoV3Draws:
-    """Nothing: the two views come with the batch."""
-
-
 class MoCoV3(Method):
     """Student and teacher on two views (Algorithm 1 of the paper); `MoCoV3Config` explains the settings.
 
@@ -97,11 +92,10 @@ class MoCoV3(Method):
         # Two views, and whole batches: what an image is compared with is its batch.
         self.requirements = Requirements.of(config.encoder, views=2, whole_batch=True, gathers=True)
 
-    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> MoCoV3Draws:
-        """Nothing is drawn here: views are cut where images are read."""
-        return MoCoV3Draws()
+    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> None:
+        """Nothing is drawn here: the two views come with the batch."""
 
-    def forward(self, batch: Batch, draws: MoCoV3Draws) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, draws: None) -> dict[str, Tensor]:
         """Each view's query against the other view's keys, of the images of all processes (Algorithm 1)."""
         first, second = batch.images, batch.second
         if second is None:

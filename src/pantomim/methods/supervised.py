@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
+from pantomim.core.host import host_seed
 from pantomim.core.ranges import AtLeastTwo, NotNegative, ShareBelowOne
-from pantomim.masking.block import host_seed
 from pantomim.methods.base import Method, Requirements
 from pantomim.nn.mixing import Mixing, draw_mixing, mix_images, mix_targets, swap_neighbours
 from pantomim.nn.vit import EncoderConfig
@@ -41,7 +41,7 @@ class SupervisedConfig:
         cutmix: The same of CutMix. Where both are used, a coin chooses for each step.
 
     Raises:
-        ValueError: if a value is out of range, or the class token is asked for and there is none.
+        ValueError: if the class token is asked for and there is none.
 
     Paper: Table 9 (label smoothing, mixup, CutMix); class token: the authors' `models.py`.
     """
@@ -65,12 +65,7 @@ class SupervisedConfig:
 
 @dataclass(frozen=True)
 class SupervisedDraws:
-    """What is to be learned, once all that is random is drawn.
-
-    Args:
-        images: Mixed ones.
-        targets: Their class probabilities.
-    """
+    """What is to be learned, once all that is random is drawn: mixed images and their class probabilities."""
 
     images: Float[Tensor, "B C H W"]
     targets: Float[Tensor, "B classes"]

@@ -9,7 +9,7 @@ Paper: Peng et al. 2022, *BEiT v2: Masked Image Modeling with Vector-Quantized V
 section 2.2 ("VQ-KD").
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 import torch
@@ -56,7 +56,7 @@ class VQKDConfig:
         clustering: Rounds of k-means on the first batch, which initialises the codes.
 
     Raises:
-        ValueError: if a number is out of range, or the teacher is a moving average.
+        ValueError: if the teacher is a moving average.
 
     Paper: section 2.2, appendix; the authors' `norm_ema_quantizer.py`.
     """
@@ -86,11 +86,6 @@ class VQKDConfig:
             ValueError: if there is no teacher, it does not go with the encoder, or the quantiser's library is missing.
         """
         return VQKD(self, teacher)
-
-
-@dataclass(frozen=True)
-class VQKDDraws:
-    """Nothing is random in a step but what the codes do: see `VQKD.draw`."""
 
 
 class VQKD(Method):
@@ -132,7 +127,7 @@ class VQKD(Method):
         return self.quantizer._codebook.embed[0]
 
     @torch.no_grad()
-    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> VQKDDraws:
+    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> None:
         """In training, move the codes towards the encoder's output for this batch; the first batch initialises them.
 
         Which patches dead codes are replaced by is drawn from torch's global generator, which the engine seeds. Drawing
@@ -140,10 +135,9 @@ class VQKD(Method):
         """
         if self.training:
             self.quantizer(directions(self.encoder, self.to_code, batch.images))
-        return VQKDDraws()
 
-    def forward(self, batch: Batch, draws: VQKDDraws) -> dict[str, Tensor]:
-        """One minus the cosine of prediction and feature, and the distance from the codes, weighted (equation 2)."""
+    def forward(self, batch: Batch, draws: None) -> dict[str, Tensor]:
+        """The decoder's prediction of the teacher's features, and the distance from the codes (equation 2)."""
         latent = directions(self.encoder, self.to_code, batch.images)  # (B, N, E), length 1
         ids = nearest(latent, self.codebook)  # (B, N)
         codes = F.embedding(ids, self.codebook).to(latent.dtype)

@@ -8,6 +8,8 @@ the authors' `dall_e/encoder.py` and `decoder.py`.
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
 from pantomim.core.precision import at_least_float32
+from pantomim.core.ranges import AtLeastOne, AtLeastTwo
 from pantomim.nn.tokens import patch_grid
 
 MARGIN = 0.1  # distance of mapped pixels from 0 and 1, where the density has no mass (appendix A.3)
@@ -40,7 +43,7 @@ class Conv2d(nn.Module):
         kernel: Side of the kernel, odd.
         exact: Compute in the weights' own number type even where autocast asks for half precision.
 
-    Paper: weights are drawn from a normal distribution of deviation 1/sqrt(in_chans * kernel^2), biases are 0
+    Paper: weights are drawn from a normal distribution of std 1/sqrt(in_chans * kernel^2), biases are 0
         (the authors' `dall_e/utils.py`).
     """
 
@@ -104,19 +107,14 @@ class DVAESizes:
     Deviation: strides other than 8, widths under 64 and other numbers of channels are ours.
     """
 
-    in_chans: int = 3
-    vocabulary: int = 8192
+    in_chans: AtLeastOne = 3
+    vocabulary: AtLeastTwo = 8192
     width: int = 256
-    code_width: int = 128
-    blocks: int = 2
+    code_width: AtLeastOne = 128
+    blocks: AtLeastOne = 2
     stride: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("in_chans", "code_width", "blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"DVAESizes.{name} must be at least 1; got {getattr(self, name)}.")
-        if self.vocabulary < 2:
-            raise ValueError(f"DVAESizes.vocabulary must be at least 2 codes; got {self.vocabulary}.")
         if self.width < 4 or self.width % 4:
             raise ValueError(
                 f"DVAESizes.width must be a positive multiple of 4, as blocks are a quarter as wide inside; "
@@ -144,23 +142,14 @@ class DVAEEncoder(nn.Module):
     def __init__(self, sizes: DVAESizes) -> None:
         super().__init__()
         self.sizes = sizes
-        layers: OrderedDict[str, nn.Module] = OrderedDict(input=Conv2d(sizes.in_chans, sizes.width, 7))
-        width = sizes.width
-        for group in range(1, sizes.groups + 1):
-            out_chans = sizes.width * 2 ** (group - 1)
-            blocks = _blocks(width, out_chans, sizes, (3, 3, 3, 1))
-            if group < sizes.groups:
-                blocks["pool"] = nn.MaxPool2d(2)
-            layers[f"group_{group}"] = nn.Sequential(blocks)
-            width = out_chans
-        layers["output"] = nn.Sequential(
-            OrderedDict[str, nn.Module](relu=nn.ReLU(), conv=Conv2d(width, sizes.vocabulary, 1, exact=True))
-        )
-        self.blocks = nn.Sequential(layers)
+        widths = [sizes.width * 2**group for group in range(sizes.groups)]
+        first = Conv2d(sizes.in_chans, sizes.width, 7)
+        self.blocks = _stack(first, widths, sizes, (3, 3, 3, 1), "pool", partial(nn.MaxPool2d, 2))
+        self.blocks.add_module("output", _output(widths[-1], sizes.vocabulary, exact=True))
 
     @property
     def width(self) -> int:
-        """Channels of what the last group says."""
+        """Channels of the last group."""
         return self.sizes.width * 2 ** (self.sizes.groups - 1)
 
     def forward(self, mapped: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K h w"]:
@@ -172,7 +161,7 @@ class DVAEEncoder(nn.Module):
         return self.blocks[-1](self.features(mapped))
 
     def features(self, mapped: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        """What the last group says of each cell, before the codes.
+        """The last group's output in each cell, before the codes.
 
         Raises:
             ValueError: if the channels are not the encoder's, or a side is smaller than the stride or no multiple.
@@ -194,21 +183,10 @@ class DVAEDecoder(nn.Module):
     def __init__(self, sizes: DVAESizes) -> None:
         super().__init__()
         self.sizes = sizes
-        layers: OrderedDict[str, nn.Module] = OrderedDict(
-            input=Conv2d(sizes.vocabulary, sizes.code_width, 1, exact=True)
-        )
-        width = sizes.code_width
-        for group in range(1, sizes.groups + 1):
-            out_chans = sizes.width * 2 ** (sizes.groups - group)
-            blocks = _blocks(width, out_chans, sizes, (1, 3, 3, 3))
-            if group < sizes.groups:
-                blocks["upsample"] = nn.Upsample(scale_factor=2, mode="nearest")
-            layers[f"group_{group}"] = nn.Sequential(blocks)
-            width = out_chans
-        layers["output"] = nn.Sequential(
-            OrderedDict[str, nn.Module](relu=nn.ReLU(), conv=Conv2d(width, 2 * sizes.in_chans, 1))
-        )
-        self.blocks = nn.Sequential(layers)
+        widths = [sizes.width * 2**group for group in reversed(range(sizes.groups))]
+        first = Conv2d(sizes.vocabulary, sizes.code_width, 1, exact=True)
+        self.blocks = _stack(first, widths, sizes, (1, 3, 3, 3), "upsample", partial(nn.Upsample, scale_factor=2))
+        self.blocks.add_module("output", _output(widths[-1], 2 * sizes.in_chans))
 
     def forward(self, codes: Float[Tensor, "B K h w"]) -> Float[Tensor, "B S H W"]:
         """(B, 2 C, H, W): C channels of locations, then C of log-scales."""
@@ -247,11 +225,28 @@ def code_grid(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
     return patch_grid(image_size, stride)
 
 
-def _blocks(
-    in_chans: int, out_chans: int, sizes: DVAESizes, kernels: tuple[int, int, int, int]
-) -> OrderedDict[str, nn.Module]:
-    """The residual blocks of a group; the first one changes the width."""
-    return OrderedDict(
-        (f"block_{number}", ResidualBlock(in_chans if number == 1 else out_chans, out_chans, kernels, sizes.gain))
-        for number in range(1, sizes.blocks + 1)
-    )
+def _stack(
+    first: Conv2d,
+    widths: list[int],
+    sizes: DVAESizes,
+    kernels: tuple[int, int, int, int],
+    name: str,
+    between: Callable[[], nn.Module],
+) -> nn.Sequential:
+    """Groups of residual blocks behind a convolution; `between` two groups the side changes."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict(input=first)
+    in_chans = len(first.w)
+    for group, out_chans in enumerate(widths, 1):
+        blocks: OrderedDict[str, nn.Module] = OrderedDict()
+        for number in range(1, sizes.blocks + 1):
+            blocks[f"block_{number}"] = ResidualBlock(in_chans, out_chans, kernels, sizes.gain)
+            in_chans = out_chans
+        if group < len(widths):
+            blocks[name] = between()
+        layers[f"group_{group}"] = nn.Sequential(blocks)
+    return nn.Sequential(layers)
+
+
+def _output(in_chans: int, out_chans: int, *, exact: bool = False) -> nn.Sequential:
+    layers = OrderedDict[str, nn.Module](relu=nn.ReLU(), conv=Conv2d(in_chans, out_chans, 1, exact=exact))
+    return nn.Sequential(layers)

@@ -21,15 +21,13 @@ class Classifier(nn.Module):
 
     Args:
         encoder: Taken over, not copied: its final norm is removed for mean pooling.
-        num_classes: Width of the head.
-        pool: "mean" (global pool, the default of the recipes) or "class".
         learn_positions: Make a fixed position table trainable, as in MAE; off, as in CAE.
 
     Raises:
         ValueError: if the class token is asked for and the encoder has none.
 
     Paper: He et al. 2022, appendix A.1; head initialisation (truncated normal, 2e-5) as in `main_finetune.py`; with
-        BEiT's and CAE's encoders as in their `modeling_finetune.py` (a normal cut at one deviation, times 0.001).
+        BEiT's and CAE's encoders as in their `modeling_finetune.py` (a normal cut at one std, times 0.001).
     """
 
     def __init__(
@@ -60,7 +58,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-        """What the head sees."""
+        """Input of the head."""
         latent = self.encoder(images)
         pooled = latent.patches.mean(dim=1) if self.pool == "mean" else latent.prefix[:, 0]
         return self.fc_norm(pooled)
@@ -78,7 +76,6 @@ class AttentiveHead(nn.Module):
     Args:
         width: Width of the encoder's tokens.
         heads: Attention heads, those of the encoder.
-        num_classes: Width of the last layer.
         test_batch_statistics: In evaluation mode, normalise by the batch at hand rather than by running statistics.
             The authors' code does so, by an argument left out where it is evaluated: a score then depends on which
             images share a batch.

@@ -18,11 +18,9 @@ Box = tuple[int, int, int, int]  # first row, end row, first column, end column
 
 @dataclass(frozen=True)
 class Mixing:
-    """How a batch is mixed with itself.
+    """How a batch is mixed with itself: `lam` is the share of an image that stays its own, in [0, 1].
 
-    Args:
-        lam: Share of the image that stays its own, in [0, 1].
-        box: What CutMix pastes; None for mixup, which blends.
+    CutMix pastes a `box`; mixup, which blends, has none.
     """
 
     lam: float
@@ -68,7 +66,7 @@ def draw_mixing(
     top, bottom = _interval(generator, height, int(height * side))
     left, right = _interval(generator, width, int(width * side))
     box = (top, bottom, left, right)
-    return Mixing(cutmix_lam(box, image_size), box)
+    return Mixing(cutmix_lam(box, image_size), box)  # the border may have cut off a part of the box
 
 
 def _interval(generator: np.random.Generator, size: int, length: int) -> tuple[int, int]:
@@ -118,15 +116,10 @@ def mix_targets(
     dtype: torch.dtype = torch.float32,
     partners: Int[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B classes"]:
-    """Class probabilities of the mixed images; `F.cross_entropy` takes them as they are.
+    """Class probabilities of the mixed images, which `F.cross_entropy` takes as they are.
 
-    Args:
-        labels: Class ids of the unmixed images.
-        num_classes: Width of the head.
-        lam: Share of an image that stays its own.
-        smoothing: Share of the probability that is spread evenly over all classes.
-        dtype: That of the logits.
-        partners: Class ids of the partners; None: those of the batch in reverse order.
+    `smoothing` is the share of the probability that is spread evenly over all classes; without `partners` the batch is
+    mixed with itself in reverse order.
     """
     own, others = (
         F.one_hot(ids, num_classes).to(dtype) * (1.0 - smoothing) + smoothing / num_classes

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pantomim.core.frozen import frozen
+from pantomim.core.ranges import AtLeastOne, Share
 from pantomim.core.schedule import half_cosine
 
 
@@ -18,7 +19,7 @@ class Momentum:
     step, when the copy still equals what it follows, and ends at `end` after the last.
 
     Args:
-        start: First share, in [0, 1].
+        start: First share; 0 copies, 1 never moves.
         end: Last share; None: always the first.
         shape: How it gets from one to the other: along half a cosine, or evenly.
         steps: Optimiser steps that this takes, after which it stays; None: the whole run.
@@ -29,22 +30,16 @@ class Momentum:
     Paper: the half cosine to 1 is that of MoCo v3 (arXiv:2104.02057, section 4) and of BYOL (arXiv:2006.07733).
     """
 
-    start: float = 0.996
-    end: float | None = None
+    start: Share = 0.996
+    end: Share | None = None
     shape: Literal["cosine", "linear"] = "cosine"
-    steps: int | None = None
+    steps: AtLeastOne | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("start", self.start), ("end", self.end)):
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"Momentum.{name} must be in [0, 1]; got {value}. 0 copies, 1 never moves.")
-        if self.steps is not None and (self.end is None or self.steps < 1):
-            raise ValueError(
-                f"Momentum.steps must be at least 1, and goes with an end; got {self.steps} and end {self.end}. "
-                f"Leave it out for the whole run."
-            )
+        if self.steps is not None and self.end is None:
+            raise ValueError(f"Momentum.steps goes with an end; got {self.steps} without one. Leave it out.")
 
-    def at(self, step: int, total: int | None = None) -> float:
+    def at(self, step: int, total: int | float | None = None) -> float:
         """The share after `step` optimiser steps of a run of `total`.
 
         Raises:
@@ -62,13 +57,6 @@ class Momentum:
         if self.shape == "linear":
             return self.start + (self.end - self.start) * share
         return half_cosine(self.start, self.end, share)
-
-    def __str__(self) -> str:
-        if self.end is None:
-            return f"momentum {self.start:g}"
-        way = "along half a cosine" if self.shape == "cosine" else "evenly"
-        over = f"in {self.steps} steps" if self.steps is not None else "by the end of the run"
-        return f"momentum {self.start:g}, {way} to {self.end:g} {over}"
 
 
 def momentum_of_half_life(steps: float) -> float:
@@ -97,17 +85,25 @@ class EMA(nn.Module):
         momentum: What the copy keeps of itself at each step.
         steps: Length of the run, where the momentum has a schedule.
         lagging: The average is used one step late.
+        lead: After optimiser step t (from 0) the copy keeps `momentum.at(t + lead)`; I-JEPA's code has 0.
     """
 
     frozen = False
 
     def __init__(
-        self, part: nn.Module, of: str, momentum: Momentum, steps: int | None = None, *, lagging: bool = False
+        self,
+        part: nn.Module,
+        of: str,
+        momentum: Momentum,
+        steps: int | float | None = None,
+        *,
+        lagging: bool = False,
+        lead: int = 1,
     ) -> None:
         super().__init__()
         self.copy = copy.deepcopy(part).requires_grad_(False)
         self.ahead = copy.deepcopy(self.copy) if lagging else None  # the average that is used at the next step
-        self.of, self.momentum, self.steps = of, momentum, steps
+        self.of, self.momentum, self.steps, self.lead = of, momentum, steps, lead
 
     def forward(self, *args: Any) -> Any:
         """As the part that it copies."""
@@ -119,7 +115,7 @@ class EMA(nn.Module):
         if self.ahead is not None:
             follow(self.copy, self.ahead, 0.0)
             moving = self.ahead
-        follow(moving, student.get_submodule(self.of), self.momentum.at(step + 1, self.steps))
+        follow(moving, student.get_submodule(self.of), self.momentum.at(step + self.lead, self.steps))
 
     def reset(self, student: nn.Module) -> None:
         """Begin again as the student."""

@@ -19,10 +19,6 @@ class BatchNorm(nn.Module):
     In training, each channel is normalised by the whole batch's statistics, and the running ones move; in evaluation
     by the running ones.
 
-    Args:
-        width: Channels.
-        affine: Learn a scale and a shift of each channel.
-
     Raises:
         ValueError: if there is a single image to train on.
     """
@@ -65,17 +61,11 @@ class BatchNorm(nn.Module):
 class Projector(nn.Module):
     """Linear layers without biases, each with batch norm and, but for the last, a ReLU; the last norm is not affine.
 
-    Args:
-        width: Of what comes in.
-        hidden: Of the layers between.
-        dim: Of what comes out.
-        layers: Linear layers, at least one.
-
     Raises:
         ValueError: if there is no layer.
 
     Paper: Chen, Xie, He 2021, arXiv:2104.02057, section 4, "MLP heads": three layers for projection, two for
-        prediction. No biases, no affine norm at the end, torch's first values: the authors' `moco/builder.py`.
+        prediction. No biases, no affine norm at the end, torch's initial weights: the authors' `moco/builder.py`.
     """
 
     def __init__(self, width: int, hidden: int, dim: int, layers: int) -> None:

@@ -59,22 +59,22 @@ def unpatchify(patches: Float[Tensor, "B N K"], patch_size: int, grid: tuple[int
 def standardise(
     images: Float[Tensor, "B C H W"], mean: Float[Tensor, " C"], std: Float[Tensor, " C"]
 ) -> Float[Tensor, "B C H W"]:
-    """Subtract the mean and divide by the deviation, channel by channel."""
+    """Subtract the mean and divide by the std, channel by channel."""
     return (images - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
 
 
 def token_statistics(
     tokens: Float[Tensor, "*B K"], *, unbiased: bool, eps: float
 ) -> tuple[Float[Tensor, "*B 1"], Float[Tensor, "*B 1"]]:
-    """Mean and deviation of each token over its numbers; `eps` is added to the variance, inside the root."""
+    """Mean and std of each token over its channels; `eps` is added to the variance, inside the root."""
     variance = tokens.var(dim=-1, keepdim=True, correction=int(unbiased))
     return tokens.mean(dim=-1, keepdim=True), (variance + eps).sqrt()
 
 
 def normalise_tokens(tokens: Float[Tensor, "*B K"], *, unbiased: bool, eps: float) -> Float[Tensor, "*B K"]:
-    """Subtract each token's mean and divide by its deviation: a layer norm without weights, if not `unbiased`."""
-    mean, deviation = token_statistics(tokens, unbiased=unbiased, eps=eps)
-    return (tokens - mean) / deviation
+    """Subtract each token's mean and divide by its std: a layer norm without weights, if not `unbiased`."""
+    mean, std = token_statistics(tokens, unbiased=unbiased, eps=eps)
+    return (tokens - mean) / std
 
 
 def channel_values(owner: str, values: tuple[float, ...], in_chans: int) -> Tensor:

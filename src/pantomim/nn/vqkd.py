@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
 from pantomim.core.precision import at_least_float32
+from pantomim.core.ranges import AtLeastTwo
 from pantomim.nn.init import initialise
 from pantomim.nn.vit import Encoder, EncoderConfig
 
@@ -43,26 +44,14 @@ class VQKDSizes:
     Args:
         encoder: A plain vision transformer with one token a cell.
         vocabulary: Number of codes.
-        code_width: Numbers in a code.
+        code_width: Width E of a code.
 
-    Raises:
-        ValueError: if a size is out of range.
-
-    Paper: section 2.2 and Table 6: 8192 codes of 32 numbers.
+    Paper: section 2.2 and Table 6: 8192 codes, 32 wide.
     """
 
     encoder: EncoderConfig
-    vocabulary: int = 8192
-    code_width: int = 32
-
-    def __post_init__(self) -> None:
-        if self.vocabulary < 2:
-            raise ValueError(f"VQKDSizes.vocabulary must be at least 2 codes; got {self.vocabulary}.")
-        if self.code_width < 2:
-            raise ValueError(
-                f"VQKDSizes.code_width must be at least 2, as codes are directions; got {self.code_width}. "
-                f"The paper has 32."
-            )
+    vocabulary: AtLeastTwo = 8192
+    code_width: AtLeastTwo = 32  # codes are directions: in one dimension there are two
 
 
 class VQKDNetworks(nn.Module):
@@ -93,7 +82,7 @@ class VQKDNetworks(nn.Module):
 
 
 def vqkd_networks(sizes: VQKDSizes) -> VQKDNetworks:
-    """The networks, with first values drawn from torch's global generator; the codes are zeros, to be filled."""
+    """The networks, with initial weights drawn from torch's global generator; the codes are zeros, to be filled."""
     encoder = sizes.encoder.build()
     codebook = torch.zeros(sizes.vocabulary, sizes.code_width)
     return VQKDNetworks(encoder, TaskLayer(encoder.width, sizes.code_width), codebook)

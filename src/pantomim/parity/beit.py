@@ -163,7 +163,7 @@ def simmim_trajectory(item: Item) -> Computed:
         method,
         schedule="drop",
         drop_at=min(config["milestone"] / config["epochs"], 1.0),
-        lagging=True,
+        lead=-1,
         start_lr=config["start_lr"],
         min_lr=config["gamma"] * config["lr"],
         decay_tokens=False,

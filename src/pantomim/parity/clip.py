@@ -37,7 +37,7 @@ def visual(item: Item) -> Computed:
     assert attention is not None
     mean = WrappedTeacher(encoder)(images, "mean").attention
     assert mean is not None
-    before_last, _ = encoder.say(images, blocks=2).blocks
+    before_last, _ = encoder.last_blocks(images, 2).tokens
     blocks: Any = encoder.model.blocks
     full = attention_rows(blocks[-1], before_last, slice(None)).mean(dim=1)
     normed = torch.cat([said["norm"][:, :1], said["block"][:, 1:]], dim=1)  # the class token's norm alone

@@ -17,7 +17,7 @@ from pantomim.analysis.masks import (
     visible_statistics,
 )
 from pantomim.core.mask import Mask
-from pantomim.formats.foreign import official_name
+from pantomim.formats.mae import official_name
 from pantomim.formats.mmpretrain import mmpretrain_name
 from pantomim.masking.color_noise import ColorNoiseMasker, cut_windows, round_windows
 from pantomim.masking.noise import Noise, color_filter, equalise, make_bank

@@ -20,7 +20,7 @@ from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.engine.initial import carry_over
 from pantomim.formats.files import load_exactly
-from pantomim.formats.foreign import official_name
+from pantomim.formats.mae import official_name
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws
 from pantomim.methods.beit import BEiTConfig

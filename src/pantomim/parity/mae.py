@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pantomim.config import Pretrain
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
-from pantomim.formats.foreign import official_name
+from pantomim.formats.mae import official_name
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws
 from pantomim.methods.mae import MAEConfig

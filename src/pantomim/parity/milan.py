@@ -14,15 +14,8 @@ from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
-from pantomim.formats.foreign import official_name
-from pantomim.masking.attention import (
-    AttentionMasker,
-    attmask_high,
-    attmask_hint,
-    attmask_low,
-    draw_order,
-    milan_masker,
-)
+from pantomim.formats.mae import official_name
+from pantomim.masking.attention import AttentionMasker, draw_order, published
 from pantomim.methods.milan import MILANConfig
 from pantomim.parity import networks
 from pantomim.parity.dbot import GivenTeacher
@@ -38,7 +31,7 @@ def pretrain(item: Item) -> Computed:
     method = MILANConfig(
         encoder=networks.encoder_config(config, images),
         decoder=networks.decoder_config(config),
-        masker=milan_masker(config["mask_ratio"]),
+        masker=published("milan", config["mask_ratio"]),
     )
     teacher = GivenTeacher(item.input("teacher_tokens"), method.encoder.grid, item.input("teacher_attention"))
     model = method.build(1, teacher).double()
@@ -73,7 +66,7 @@ def sampling(item: Item) -> Computed:
     for index, setting in enumerate(item.config["settings"]):
         weights = item.input(f"importance_{index}").expand(DRAWS, -1)
         generator, count = torch.Generator().manual_seed(index), weights.shape[1]
-        masker = milan_masker(setting["mask_ratio"])
+        masker = published("milan", setting["mask_ratio"])
         visible = (~masker(DRAWS, (1, count), generator, weights).masked).double()
         first = F.one_hot(draw_order(weights, 0.0, generator).argmax(dim=1), count).double().mean(dim=0)
         ours = {
@@ -104,7 +97,7 @@ def attmask(item: Item) -> Computed:
     outputs: dict[str, Tensor] = {}
     settings = []
     for ratio in item.config["ratios"]:
-        for name, masker in (("high", attmask_high(ratio)), ("low", attmask_low(ratio))):
+        for name, masker in (("high", published("attmask_high", ratio)), ("low", published("attmask_low", ratio))):
             outputs[f"attmask_{name}_{ratio}"] = masker(len(attention), grid, generator, attention).masked
         settings.append({"ratio": ratio, "masked": masker.num_masked(grid)})
     numbers: dict[str, Any] = {"settings": settings}
@@ -126,7 +119,7 @@ def attmask(item: Item) -> Computed:
 
 def _hint(hint: dict[str, float]) -> AttentionMasker:
     """The preset with the shares of the item."""
-    return replace(attmask_hint(hint["ratio"]), hint_show=hint["show_ratio"], hint_among=hint["show_max"])
+    return replace(published("attmask_hint", hint["ratio"]), hint_show=hint["show_ratio"], hint_among=hint["show_max"])
 
 
 ITEMS = {"milan_pretrain": pretrain, "milan_sampling": sampling, "attmask": attmask}

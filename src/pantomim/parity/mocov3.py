@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pantomim.methods.mocov3 import MoCoV3Config, MoCoV3Draws
+from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.projector import BATCH_NORM_EPS
 from pantomim.parity.item import Computed, Item
@@ -33,7 +33,7 @@ def trajectory(item: Item) -> Computed:
     teacher = {name: t for name, t in model.state_dict().items() if name.startswith("teacher_") or "running_" in name}
     fill(model, item.weights() | {_official(name): tensor for name, tensor in teacher.items()}, _official, item.name)
     model.reset()
-    run = Run(run_config(item, method, decay_vectors=True), model, Tape(item), lambda tape: MoCoV3Draws(), _official)
+    run = Run(run_config(item, method, decay_vectors=True), model, Tape(item), lambda tape: None, _official)
     run.carry_out(range(total - 1))
     keys: dict[str, Tensor] = {}
 

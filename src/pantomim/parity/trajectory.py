@@ -144,8 +144,9 @@ class Run:
     def carry_out(self, steps: range | None = None) -> "Run":
         """Train, all steps unless said otherwise, and remember what each logged."""
         for step in range(self.total) if steps is None else steps:
-            lr = torch.tensor(self.training.lr(step), dtype=torch.float64)
-            logged = self.training.step(step, self.tape.batches(step, self.config.runtime.accumulation)) | {"lr": lr}
+            rates = {"lr": self.training.lr(step), "weight_decay": self.training.weight_decay(step)}
+            logged = self.training.step(step, self.tape.batches(step, self.config.runtime.accumulation))
+            logged |= {name: torch.tensor(value, dtype=torch.float64) for name, value in rates.items()}
             for name, value in logged.items():
                 self._logged.setdefault(name, []).append(value)
         return self
@@ -162,9 +163,10 @@ class Run:
     def computed(self, outputs: Mapping[str, Tensor] | None = None) -> Computed:
         """Curves, weights at the end and their norms, the optimiser's groups; and whatever else the item asks for."""
         final = self.weights("final/")
-        curves = {name: self.curve(name) for name in ("loss", "grad_norm", "lr")}
+        curves = {name: self.curve(name) for name in ("loss", "grad_norm", "lr", "weight_decay")}
+        final |= outputs or {}
         return Computed(
-            curves | final | dict(outputs or {}),
+            curves | final,
             config=norm_eps(self.method),
             deviations=self._compare_groups() | self.compare_norms("final", final),
         )
@@ -174,7 +176,8 @@ class Run:
         item, found = self.tape.item, {}
         expected = item.expected()
         for name, stated in item.numbers.get(f"{entry}_l2_norms", {}).items():
-            ours, (_, description) = weights.get(f"{entry}/{name}"), expected.get(f"{entry}/{name}", (None, {}))
+            output = name if "/" in name else f"{entry}/{name}"
+            ours, (_, description) = weights.get(output), expected.get(output, (None, {}))
             off = math.inf
             if ours is not None:
                 room = description.get("suggested_atol_float64", 0.0) * math.sqrt(ours.numel())
@@ -186,8 +189,12 @@ class Run:
         """Weight decay and factor of the rate of every parameter: right (0) or wrong (infinite)."""
         stated = self.tape.item.numbers.get("parameter_groups", [])
         theirs = {n: (g["weight_decay"], g.get("lr_scale", 1.0)) for g in stated for n in g["parameters"]}
+        follows = self.config.optim.weight_decay_end is not None  # then the curve of the weight decay is compared
         ours = {
-            self.names(name.removeprefix("method.")): (group["weight_decay"], group["lr_scale"])
+            self.names(name.removeprefix("method.")): (
+                "schedule" if follows and group["weight_decay"] else group["weight_decay"],
+                group["lr_scale"],
+            )
             for group in self.training.optimizer.param_groups
             for name in group["param_names"]
         }
@@ -220,7 +227,7 @@ def run_config(item: Item, method: Any, **optim: Any) -> Pretrain:
     settings = {
         "base_lr": config["lr"] * 256 / rows,
         "min_lr": config.get("min_lr", 0.0),
-        "warmup": Duration(epochs=config["warmup_epochs"]),
+        "warmup": Duration(epochs=config.get("warmup_epochs", config.get("warmup", 0))),
         "weight_decay": config["weight_decay"],
         "betas": tuple(config["betas"]),
         "eps": config["eps"],

@@ -8,6 +8,7 @@ from pantomim.recipes.colormae import COLOR_MAE
 from pantomim.recipes.data2vec import DATA2VEC
 from pantomim.recipes.dbot import DBOT, DBOT_CLIP
 from pantomim.recipes.dvae import DVAE
+from pantomim.recipes.ijepa import IJEPA
 from pantomim.recipes.mae import MAE
 from pantomim.recipes.maskfeat import MASKFEAT
 from pantomim.recipes.milan import MILAN
@@ -39,6 +40,7 @@ FAMILIES = (  # the only list; one line a paper
     *(CLIP_MIM, CLIP_MAE),
     MILAN,
     CMT_MAE,
+    IJEPA,
     MOCO_V3,
     SUPERVISED,
     DVAE,

@@ -9,7 +9,7 @@ from typing import Any
 
 from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain
 from pantomim.data.transforms import Crop
-from pantomim.masking.attention import milan_masker
+from pantomim.masking.attention import published
 from pantomim.methods.milan import MILANConfig
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
@@ -26,7 +26,7 @@ def in1k(size: str) -> Pretrain:
         method=MILANConfig(
             encoder=EncoderConfig(image_size=(224, 224), patch_size=16, **ENCODER_SIZES[size]),
             decoder=DecoderConfig(width=512, depth=8, heads=16),  # models_milan.py
-            masker=milan_masker(0.75),  # --mask_ratio 0.75 --attn_mask
+            masker=published("milan", 0.75),  # --mask_ratio 0.75 --attn_mask
             # 512 channels, after the projection; CLIP gets images that are normalised for the student
             teacher=TeacherConfig(output="projection", statistics="student"),
         ),

@@ -37,7 +37,7 @@ def in1k(size: Literal["base"]) -> Pretrain:
             warmup=Duration(epochs=10),
             weight_decay=0.05,
             schedule="drop",  # a tenth from epoch 700 on
-            lagging=True,  # main_simmim.py: the schedule moves on after the step
+            lead=-1,  # main_simmim.py: the schedule moves after the step
             decay_tokens=False,  # optimizer.py: no class token, no positions ...
             decay_mask_token=True,  # ... but the mask token
             betas=(0.9, 0.999),

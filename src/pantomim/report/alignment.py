@@ -1,19 +1,17 @@
 """The alignment picture: a page, and the same as one PNG, of what `analysis.alignment` found."""
 
 import io
-from importlib import metadata
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pantomim.analysis.pictures import PictureRows
 from pantomim.core.files import replace_file
-from pantomim.report.pictures import png
-from pantomim.report.template import check_page_path, fill_template
+from pantomim.report.folder import Alignment
+from pantomim.report.html import alignment_strips, check_page_path, fill_template
 
 SIDE = 1.1  # inches of a picture in the PNG
 
@@ -26,21 +24,13 @@ def write_alignment(found: PictureRows, out: Path) -> tuple[Path, Path]:
         OSError: if a file cannot be written.
     """
     check_page_path("inspect", out)
+    rows = [(row.title, row.text, row.pictures) for row in found.rows]
+    shown = alignment_strips(Alignment(rows, list(found.items), found.caption))
+    text = fill_template("alignment.html", title="What the decoder reads without the regressor", alignment=shown)
     picture = out.with_suffix(".png")
-    replace_file(out, render(found).encode())
+    replace_file(out, text.encode())
     replace_file(picture, draw(found))
     return out, picture
-
-
-def render(found: PictureRows) -> str:
-    """The page as HTML."""
-    return fill_template(
-        "alignment.html",
-        rows=[(row.title, row.text, [Markup(png(picture)) for picture in row.pictures]) for row in found.rows],
-        items=found.items,
-        caption=found.caption,
-        version=metadata.version("pantomim"),
-    )
 
 
 def draw(found: PictureRows) -> bytes:

@@ -1,43 +1,64 @@
-"""Line charts as inline SVG: text stays text, and colours are those of the page's style sheet, light or dark."""
+"""The charts of all pages: a quantity over steps, over the layers of encoders, over frequencies, and maps of CKA."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
+
+from pantomim.report.svg import BOTTOM, LEFT, RIGHT, TOP, Axis, Plot, ticks
 
 MAX_POINTS = 400
-MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 50, 14, 14, 40
+LARGE, SMALL, NARROW = (880, 290), (430, 220), (430, 240)
+LAYERS = (430, 260)
+DASHES = ("none", "6 3", "2 3", "9 3 2 3", "1 2", "12 4")  # tell lines of one colour apart
+MAX_CELL = 44  # side of a cell of a map
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+LOWEST = 0.02  # power below is drawn at the edge
+# Of maps, from 0 to 1: viridis, even in lightness and readable without colour.
+COLORS = np.array([[68, 1, 84], [65, 68, 135], [42, 120, 142], [34, 168, 132], [122, 209, 81], [253, 231, 37]])
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart and its title; `narrow` is drawn for telephones, where the page has another one for them."""
+
+    title: str
+    wide: Markup
+    narrow: Markup | None = None
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One measured quantity over the steps.
-
-    Args:
-        title: Names the chart.
-        y_label: Quantity and unit, for the axis.
-        steps: Ascending.
-        values: One a step; gaps where not finite.
-        from_zero: The axis starts at zero.
-        smooth: Draw a running mean over the thin line of the values.
-        cut_start: Let the first steps run out of the chart, which says so, if they would flatten all the rest.
-        x_label: What a step is.
-    """
+    """One measured quantity over ascending steps, with gaps where it is not finite."""
 
     title: str
-    y_label: str
+    y_label: str  # quantity and unit
     steps: np.ndarray
     values: np.ndarray
-    from_zero: bool = False
-    smooth: bool = False
-    cut_start: bool = False
+    from_zero: bool = False  # the axis starts there
+    smooth: bool = False  # draw a running mean over the thin line of the values
+    cut_start: bool = False  # let the first steps run out of the chart if they would flatten all the rest
     x_label: str = "step"
 
+    def __str__(self) -> str:
+        finite = np.flatnonzero(np.isfinite(self.values))
+        first, last = finite[0], finite[-1]
+        return (
+            f"{self.title}: {self.values[first]:.3g} at {self.x_label} {self.steps[first]:,}, "
+            f"{self.values[last]:.3g} at {self.x_label} {self.steps[last]:,}; lowest {self.values[finite].min():.3g}, "
+            f"highest {self.values[finite].max():.3g}."
+        )
 
-def line_chart(curve: Curve, width: int, height: int) -> Markup:
-    """The chart as an SVG element that fills its container's width.
+
+def curve_chart(title: str, curve: Curve, *, large: bool = False) -> Chart:
+    """The curve for wide and for narrow pages."""
+    return Chart(title, line_chart(curve, LARGE if large else SMALL), line_chart(curve, NARROW))
+
+
+def line_chart(curve: Curve, size: tuple[int, int]) -> Markup:
+    """One curve.
 
     Raises:
         ValueError: if no value is finite.
@@ -45,79 +66,161 @@ def line_chart(curve: Curve, width: int, height: int) -> Markup:
     finite = np.isfinite(curve.values)
     if not finite.any():
         raise ValueError(f"Curve.values must have a finite value; got none for {curve.title}. Leave the chart out.")
-    exponent = _exponent(np.abs(curve.values[finite]).max())
+    largest = float(np.abs(curve.values[finite]).max())
+    # Ten to this power is taken out of the axis's numbers, but for everyday sizes.
+    exponent = 0 if largest == 0.0 or 0.01 <= largest < 1e6 else math.floor(math.log10(largest))
     values = np.where(finite, curve.values, np.nan) / 10.0**exponent
-    y_label = curve.y_label + (f" (×10{str(exponent).translate(SUPERSCRIPTS)})" if exponent else "")
-    low, high = float(values[finite].min()), float(values[finite].max())
-    top = _settled_top(values) if curve.cut_start else high
-    cut, high = top < high, top
-    y_ticks = ticks(0.0 if curve.from_zero else low, high, 4)
-    x_ticks = ticks(float(curve.steps[0]), float(curve.steps[-1]), 6 if width > 600 else 4)
-    x_ticks = [tick for tick in x_ticks if tick <= curve.steps[-1] and float(tick).is_integer()]
-    x_low, x_high = float(curve.steps[0]), float(max(curve.steps[-1], curve.steps[0] + 1))
-    y_low, y_high = min(y_ticks[0], low), max(y_ticks[-1], high)
-
-    def x(step: float) -> float:
-        return MARGIN_LEFT + (step - x_low) / (x_high - x_low) * (width - MARGIN_LEFT - MARGIN_RIGHT)
-
-    def y(value: float) -> float:
-        return height - MARGIN_BOTTOM - (value - y_low) / (y_high - y_low) * (height - MARGIN_TOP - MARGIN_BOTTOM)
-
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(_description(curve))}">'
-    ]
-    right, bottom = width - MARGIN_RIGHT, height - MARGIN_BOTTOM
-    for tick, text in zip(y_ticks, tick_texts(y_ticks), strict=True):
-        parts.append(f'<line class="grid" x1="{MARGIN_LEFT}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text class="tick" x="{MARGIN_LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{text}</text>')
-    for tick, text in zip(x_ticks, tick_texts(x_ticks), strict=True):
-        if tick >= x_low:
-            parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>')
-    parts.append(f'<line class="axis" x1="{MARGIN_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(f'<text class="label" x="{right}" y="{height - 5}" text-anchor="end">{escape(curve.x_label)}</text>')
-    middle = (MARGIN_TOP + bottom) / 2
-    parts.append(
-        f'<text class="label" transform="translate(11 {middle:.0f}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y_label)}</text>"
+    low, highest = float(np.nanmin(values)), float(np.nanmax(values))
+    top = _settled_top(values) if curve.cut_start else highest
+    y_ticks = ticks(0.0 if curve.from_zero else low, top, 4)
+    first, last = float(curve.steps[0]), float(curve.steps[-1])
+    x_ticks = [tick for tick in ticks(first, last, 6 if size[0] > 600 else 4) if first <= tick <= last]
+    plot = Plot(
+        size,
+        str(curve),
+        Axis(first, max(last, first + 1), [tick for tick in x_ticks if tick.is_integer()], curve.x_label),
+        Axis(
+            min(y_ticks[0], low),
+            max(y_ticks[-1], top),
+            y_ticks,
+            curve.y_label + (f" (×10{str(exponent).translate(SUPERSCRIPTS)})" if exponent else ""),
+        ),
     )
     lines = [("raw", values), ("line", running_mean(values))] if curve.smooth else [("line", values)]
     # A nested svg cuts what runs out of its box.
-    plot_width, plot_height = right - MARGIN_LEFT, bottom - MARGIN_TOP + 2
-    parts.append(
-        f'<svg x="{MARGIN_LEFT}" y="{MARGIN_TOP}" width="{plot_width}" height="{plot_height}" '
-        f'viewBox="{MARGIN_LEFT} {MARGIN_TOP} {plot_width} {plot_height}">'
+    width, height = plot.right - plot.left, plot.bottom - plot.top + 2
+    plot.parts.append(
+        f'<svg x="{plot.left}" y="{plot.top}" width="{width}" height="{height}" '
+        f'viewBox="{plot.left} {plot.top} {width} {height}">'
     )
     for kind, drawn in lines:
-        steps, thinned = thin(curve.steps, drawn)
-        path = _path([(x(step), y(value)) for step, value in zip(steps, thinned, strict=True)])
-        parts.append(f'<path class="{kind}" d="{path}"/>')
-    parts.append("</svg>")
-    if cut:
-        drawn = lines[-1][1]
-        inside = float(curve.steps[np.flatnonzero(drawn <= y_high)[0]])  # where the line comes into the box
-        text = f"↑ up to {values[finite].max():.3g} at the start"
-        parts.append(f'<text class="tick" x="{x(inside) + 8:.1f}" y="{MARGIN_TOP + 12}">{text}</text>')
-    last = np.flatnonzero(finite)[-1]
-    end = (x(float(curve.steps[last])), y(float(lines[-1][1][last])))
-    parts.append(f'<circle class="end" cx="{end[0]:.1f}" cy="{end[1]:.1f}" r="3"/></svg>')
-    return Markup("".join(parts))  # every text in it is escaped above
+        plot.line(kind, *thin(curve.steps, drawn))
+    plot.parts.append("</svg>")
+    drawn = lines[-1][1]
+    if top < highest:
+        inside = float(curve.steps[np.flatnonzero(drawn <= plot.y_axis.high)[0]])  # where the line comes into the box
+        plot.text("tick", plot.x(inside) + 8, plot.top + 12, f"↑ up to {highest:.3g} at the start")
+    end = np.flatnonzero(finite)[-1]
+    plot.dot("end", float(curve.steps[end]), float(drawn[end]), 3)
+    return plot.svg()
 
 
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """Round values at even distances that cover a range, about `count` of them."""
-    if not high > low:
-        high = low + (abs(low) or 1.0)
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    distance = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= raw * 0.999)
-    first, last = math.floor(low / distance + 1e-9), math.ceil(high / distance - 1e-9)
-    return [round(index * distance, 12) for index in range(first, last + 1)]
+def head_chart(distance: np.ndarray, uniform: float, highest: float, title: str) -> Markup:
+    """A dot for each head of `distance` (layers, heads), a line through their means, and a line at `uniform`."""
+    means = distance.mean(axis=1)
+    words = f"{title}: mean over heads {means[0]:.3g} pixels in the first layer, {means[-1]:.3g} in the last."
+    plot = _over_layers(len(distance), highest, "distance (pixels)", words, RIGHT)
+    plot.horizontal("even", uniform)
+    for layer, head in np.ndindex(distance.shape):
+        plot.dot("dot", layer, float(distance[layer, head]), 3.2)
+    plot.line("line", range(len(means)), means)
+    return plot.svg()
 
 
-def tick_texts(values: list[float]) -> list[str]:
-    """The values with as many decimals as tell them apart, thousands set off."""
-    decimals = next(d for d in range(13) if all(abs(round(v, d) - v) < 1e-9 for v in values))
-    return [f"{value:,.{decimals}f}" for value in values]
+def share_chart(shares: np.ndarray, highest: float, title: str) -> Markup:
+    """A line for each number k of singular values of `shares` (layers, k), named at its end."""
+    words = (
+        f"{title}: the largest singular value has {shares[0, 0]:.3g} of the sum in the first layer, "
+        f"{shares[-1, 0]:.3g} in the last."
+    )
+    plot = _over_layers(len(shares), highest, "share of the sum", words, 44)
+    for number, (values, end) in enumerate(zip(shares.T, plot.ends(shares[-1]), strict=True)):
+        plot.line("line", range(len(values)), values, f"opacity: {1 - 0.16 * number:.2f}")
+        plot.text("tick", plot.right + 8, end + 4, f"k = {number + 1}")
+    return plot.svg()
+
+
+def arms_chart(lines: Mapping[str, np.ndarray], highest: float, y_label: str, title: str) -> Markup:
+    """A line for each of several encoders, named at its end; those of other depths are drawn over the same width."""
+    told = "; ".join(
+        f"{name} {values[0]:.3g} in the first layer, {values[-1]:.3g} in the last" for name, values in lines.items()
+    )
+    depth = max(map(len, lines.values()))
+    plot = _over_layers(depth, highest, y_label, f"{title}: {told}.", 110)
+    ends = plot.ends([float(values[-1]) for values in lines.values()])
+    for number, ((name, values), end) in enumerate(zip(lines.items(), ends, strict=True)):
+        places = np.linspace(0, depth - 1, len(values))
+        plot.line("line", places, values, f"stroke-dasharray: {DASHES[number % len(DASHES)]}")
+        plot.text("tick", plot.right + 8, end + 4, _short(name))
+    return plot.svg()
+
+
+def map_chart(values: np.ndarray, rows: str, columns: str) -> Markup:
+    """CKA (0, or a little below by chance, to 1; NaN: none) of the layers of `rows`, downwards, with `columns`'."""
+    num_rows, num_columns = values.shape
+    side = min((LAYERS[0] - LEFT - RIGHT) / max(num_rows, num_columns), MAX_CELL)
+    best = np.where(np.isnan(values), -np.inf, values).argmax(axis=1)
+    words = f"CKA of {rows} (rows) with {columns}; most alike: " + ", ".join(
+        f"layer {row} and {column} ({values[row, column]:.2f})" for row, column in enumerate(best)
+    )
+    plot = Plot(
+        (LAYERS[0], TOP + side * num_rows + BOTTOM),
+        words,
+        Axis(-0.5, num_columns - 0.5, _layer_ticks(num_columns), f"{_short(columns)}, layer"),
+        Axis(num_rows - 0.5, -0.5, _layer_ticks(num_rows), f"{_short(rows)}, layer"),
+        right=LAYERS[0] - LEFT - side * num_columns,
+        grid=False,
+    )
+    for (row, column), value in np.ndenumerate(values):
+        left, top = plot.x(column - 0.5), plot.y(row - 0.5)
+        plot.parts.append(
+            f'<rect x="{left:.1f}" y="{top:.1f}" width="{side + 0.3:.1f}" height="{side + 0.3:.1f}" '
+            f'fill="{_color(value)}"><title>{row}, {column}: {value:.3f}</title></rect>'
+        )
+        if side >= 28:
+            text = f"{value:.2f}".replace("0.", ".")
+            plot.text(
+                "cell", plot.x(column), plot.y(row) + 4, text, "middle", f"fill: {'#000' if value > 0.6 else '#fff'}"
+            )
+    return plot.svg()
+
+
+def spectrum_chart(spectra: Sequence[tuple[str, str, np.ndarray]], longer_side: int, size: tuple[int, int]) -> Markup:
+    """Power over that of white noise, logarithmic, of each (name, colour, power in bins 1 ... K).
+
+    Bin k lies at k / longer_side cycles a patch; white noise is the line at 1.
+    """
+    words = " ".join(
+        f"{name}: highest, {power.max():.2g}, in bin {int(power.argmax()) + 1} of {len(power)}; "
+        f"lowest {power.min():.2g}."
+        for name, _, power in spectra
+    )
+    frequency = np.arange(1, len(spectra[0][2]) + 1) / longer_side
+    powers = np.stack([power for _, _, power in spectra]).clip(min=LOWEST)
+    y_ticks, last = power_ticks(float(powers.min()), float(powers.max())), float(frequency[-1])
+    plot = Plot(
+        size,
+        words,
+        Axis(
+            0.0,
+            last,
+            [tick for tick in ticks(0.0, last, 7 if size[0] > 600 else 4) if tick <= last],
+            "cycles per patch",
+        ),
+        Axis(min(y_ticks[0], powers.min()), max(y_ticks[-1], powers.max()), y_ticks, "power / white noise", log=True),
+        right=24 + 7 * max(len(name) for name, _, _ in spectra),
+    )
+    plot.horizontal("white", 1.0)
+    for (name, color, _), power, end in zip(spectra, powers, plot.ends(powers[:, -1]), strict=True):
+        plot.parts.append(f'<g style="--c: {color}">')
+        plot.line("spectrum", frequency, power)
+        for at, value in zip(frequency, power, strict=True):
+            plot.dot("bin", float(at), float(value), 2.5)
+        lead = f"M{plot.right + 4} {plot.y(power[-1]):.1f}L{plot.right + 14} {end:.1f}"
+        plot.parts.append(f'<path class="lead" d="{lead}"/>')
+        plot.text("name", plot.right + 18, end + 4, name)
+        plot.parts.append("</g>")
+    return plot.svg()
+
+
+def power_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten, at most one beyond the range on either side; 1 is among them, and not alone."""
+    low, high = (0.5, 2.0) if low == high == 1.0 else (low, high)
+    powers = range(math.floor(math.log10(min(low, 1.0))), math.ceil(math.log10(max(high, 1.0))) + 1)
+    values = [float(f"{step}e{power}") for power in powers for step in (1, 2, 5)]
+    first = max((value for value in values if value <= min(low, 1.0)), default=values[0])
+    last = min((value for value in values if value >= max(high, 1.0)), default=values[-1])
+    return [value for value in values if first <= value <= last]
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
@@ -159,31 +262,26 @@ def _settled_top(values: np.ndarray) -> float:
     return top + 0.5 * (top - low) if highest - low > 2 * (top - low) > 0 else highest
 
 
-def _exponent(largest: float) -> int:
-    """Ten to this power is taken out of an axis's numbers; 0 for everyday sizes."""
-    if largest == 0.0 or 0.01 <= largest < 1e6:
-        return 0
-    return math.floor(math.log10(largest))
+def _over_layers(depth: int, highest: float, y_label: str, words: str, right: float) -> Plot:
+    """A frame that is the same for all encoders that are compared: from zero to their `highest` value."""
+    y_ticks = ticks(0.0, highest, 4)
+    x = Axis(0, max(depth - 1, 1), _layer_ticks(depth), "layer")
+    return Plot(LAYERS, words, x, Axis(y_ticks[0], y_ticks[-1], y_ticks, y_label), right=right, inset=12)
 
 
-def _path(points: list[tuple[float, float]]) -> str:
-    """A line through the points, with gaps where one is not finite; a lone point becomes a dot."""
-    commands, drawing = [], False
-    for x, y in points:
-        if not math.isfinite(y):
-            drawing = False
-            continue
-        commands.append(f"{'L' if drawing else 'M'}{x:.1f} {y:.1f}" + ("" if drawing else "h0"))
-        drawing = True
-    return "".join(commands)
+def _layer_ticks(count: int) -> list[int]:
+    """Layers that are numbered: all, or every so many of them."""
+    return list(range(0, count, max(1, -(-count // 13))))
 
 
-def _description(curve: Curve) -> str:
-    """The chart in a sentence, for those who cannot see it."""
-    finite = np.flatnonzero(np.isfinite(curve.values))
-    first, last = finite[0], finite[-1]
-    return (
-        f"{curve.title}: {curve.values[first]:.3g} at {curve.x_label} {curve.steps[first]:,}, "
-        f"{curve.values[last]:.3g} at {curve.x_label} {curve.steps[last]:,}; lowest {curve.values[finite].min():.3g}, "
-        f"highest {curve.values[finite].max():.3g}."
-    )
+def _short(name: str) -> str:
+    """A name beside an axis, its end left out where it is long."""
+    return name if len(name) <= 16 else name[:15] + "…"
+
+
+def _color(value: float) -> str:
+    """Of a cell; gray where there is no value."""
+    if not np.isfinite(value):
+        return "#8886"
+    place = [np.interp(value, np.linspace(0, 1, len(COLORS)), channel) for channel in COLORS.T]
+    return "#" + "".join(f"{round(part):02x}" for part in place)

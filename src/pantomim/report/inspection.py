@@ -1,8 +1,6 @@
 """What the blocks of encoders do, on a page of its own and in the report of a run."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import metadata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -10,19 +8,10 @@ from markupsafe import Markup
 from pantomim.analysis import LAYERS
 from pantomim.analysis.block_facts import BlockFacts
 from pantomim.core.files import replace_file
-from pantomim.report.layer_charts import head_chart, map_chart, share_chart
-from pantomim.report.template import check_page_path, fill_template
+from pantomim.report.charts import Chart, head_chart, map_chart, share_chart
+from pantomim.report.html import check_page_path, fill_template
 
-TITLES = {name: analysis.title for name, analysis in LAYERS.items()}
 CHARTS: dict[str, Callable[..., Markup]] = {"heads": head_chart, "shares": share_chart, "map": map_chart}
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One chart and its title."""
-
-    title: str
-    chart: Markup
 
 
 def write_inspection(found: BlockFacts, out: Path) -> Path:
@@ -33,24 +22,38 @@ def write_inspection(found: BlockFacts, out: Path) -> Path:
         OSError: if the file cannot be written.
     """
     check_page_path("inspect", out)
-    headings, rows = LAYERS[found.kind].table(found)
+    analysis = LAYERS[found.kind]
+    headings, rows = analysis.table(found)
     text = fill_template(
         "inspection.html",
-        title=TITLES[found.kind],
-        caption=caption(found),
-        panels=panels(found),
+        title=analysis.title,
+        lead=caption(found),
+        charts=panels(found),
         headings=headings,
         rows=rows,
-        version=metadata.version("pantomim"),
     )
     replace_file(out, text.encode())
     return out
 
 
-def panels(found: BlockFacts) -> list[Panel]:
+def block_charts(inside: Sequence[BlockFacts], *, named: bool = False) -> list[tuple[Chart, str]]:
+    """The charts of several analyses, each with what it shows in its title; the last one of each has the caption.
+
+    Encoders are `named` in the titles, else only where there are several.
+    """
+    charts = []
+    for found in inside:
+        shown = panels(found)
+        for number, chart in enumerate(shown, 1):
+            title = LAYERS[found.kind].title + (f": {chart.title}" if named or len(shown) > 1 else "")
+            charts.append((Chart(title, chart.wide), caption(found) if number == len(shown) else ""))
+    return charts
+
+
+def panels(found: BlockFacts) -> list[Chart]:
     """The charts that an analysis asks for."""
     analysis = LAYERS[found.kind]
-    return [Panel(title, CHARTS[analysis.chart](*arguments)) for title, arguments in analysis.panels(found)]
+    return [Chart(title, CHARTS[analysis.chart](*arguments)) for title, arguments in analysis.panels(found)]
 
 
 def caption(found: BlockFacts) -> str:

@@ -1,9 +1,8 @@
-"""The gallery of masks: strategies side by side, what each hides, and the numbers behind it; a page and a picture."""
+"""The gallery of masks: strategies side by side, what each masks, and the numbers behind it; a page and a picture."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -12,42 +11,35 @@ from markupsafe import Markup
 from pantomim.analysis.mask_survey import MaskSurvey, Photo
 from pantomim.core.files import replace_file
 from pantomim.masking import strategy_of
-from pantomim.report.mask_poster import draw_poster, usual_counts
-from pantomim.report.pictures import jpeg, png
-from pantomim.report.spectra import NARROW, WIDE, Spectrum, spectrum_chart
-from pantomim.report.template import check_page_path, fill_template
+from pantomim.report.charts import spectrum_chart
+from pantomim.report.html import check_page_path, fill_template, jpeg, png
+from pantomim.report.mask_poster import RULED, draw_poster, usual_counts
 
 PER_ROW = 6  # strategies
 ON_ONE_PHOTO = 6
-RULED = 40  # patches: on larger grids no lines are drawn between them
 PHOTO = 160  # pixels: side of a square photo on the page
-SIZES = {"wide": WIDE, "narrow": NARROW}
+SIZES = {"wide": (880, 380), "narrow": (430, 380)}
+# What the table has of each strategy: heading, statistic and decimals.
+COLUMNS = (
+    ("masked patches", "num_masked", 1),
+    ("visible clusters", "num_clusters", 1),
+    ("largest cluster", "largest_cluster", 1),
+    ("visible neighbours", "neighbours", 2),
+    ("mean distance", "mean_distance", 2),
+    ("largest distance", "max_distance", 1),
+)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """What a gallery shows.
+    """What a gallery shows; with one photo, several masks of each strategy are laid on it."""
 
-    Args:
-        surveys: One for each strategy, all on the same grid.
-        ratio: Share of hidden patches that was asked for.
-        seed: Of the draws.
-        samples: Masks shown of each.
-        photos: Pictures to lay masks on; with one, several masks of each strategy are laid on it.
-        command: That makes this gallery again.
-    """
-
-    surveys: Sequence[MaskSurvey]
-    ratio: float
-    seed: int
-    samples: int
-    photos: Sequence[Photo]
-    command: str
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.surveys[0].grid
+    surveys: Sequence[MaskSurvey]  # one for each strategy, all on the same grid
+    ratio: float  # share of masked patches that was asked for
+    seed: int  # of the draws
+    samples: int  # masks shown of each
+    photos: Sequence[Photo]  # to lay masks on
+    command: str  # makes this gallery again
 
     @property
     def brightest(self) -> float:
@@ -60,37 +52,6 @@ class Gallery:
         if len(self.photos) == 1:
             return [(self.photos[0], index) for index in range(min(self.samples, ON_ONE_PHOTO))]
         return [(photo, index) for index, photo in enumerate(self.photos)]
-
-
-@dataclass(frozen=True)
-class Card:
-    """One strategy, ready for the page."""
-
-    name: str
-    color: str
-    hides: str
-    samples: list[Markup]
-    piece: str | None
-    piece_aspect: float
-    frame: str
-    window: str | None
-    window_mask: Markup | None
-    why_no_pattern: str
-    heat: str
-    lowest: float
-    highest: float
-    photos: list[Markup]
-    numbers: list[tuple[str, str]]
-
-
-HEADINGS = (
-    "hidden patches",
-    "visible clusters",
-    "largest cluster",
-    "visible neighbours",
-    "mean distance",
-    "largest distance",
-)
 
 
 def write_gallery(gallery: Gallery, out: Path) -> tuple[Path, Path]:
@@ -109,98 +70,52 @@ def write_gallery(gallery: Gallery, out: Path) -> tuple[Path, Path]:
 
 def render(gallery: Gallery) -> str:
     """The page as HTML."""
-    rows, columns = gallery.grid
-    spectra = [Spectrum(s.name, strategy_of(s.name).colour, s.spectrum) for s in gallery.surveys]
+    rows, columns = gallery.surveys[0].grid
+    spectra = [(survey.name, strategy_of(survey.name).colour, survey.spectrum) for survey in gallery.surveys]
     return fill_template(
         "masks.html",
         styles=("page.css", "masks.css"),
+        kicker="Mask gallery",
+        title="What each mask hides",
+        lead=f"{usual_counts(gallery.surveys)} of {rows * columns:,} patches on a grid of {rows} × {columns}. Coloured "
+        f"patches stay visible, gray ones are masked.",
+        gallery=gallery,
         rows=rows,
         columns=columns,
-        aspect=columns / rows,
-        hidden=usual_counts(gallery.surveys),
         photo_width=PHOTO * math.sqrt(columns / rows),
-        ratio=gallery.ratio,
-        seed=gallery.seed,
         draws=len(gallery.surveys[0].visible),
-        cards=[card(survey, gallery) for survey in gallery.surveys],
         per_row=math.ceil(len(gallery.surveys) / math.ceil(len(gallery.surveys) / PER_ROW)),
-        brightest=gallery.brightest,
         photos=[(photo.name, Markup(jpeg(photo.pixels))) for photo in gallery.photos],  # a data URI, base64
-        overlays=[(photo.name, gallery.photos.index(photo)) for photo, _ in gallery.overlays],
-        headings=HEADINGS,
+        headings=[heading for heading, _, _ in COLUMNS],
         charts={kind: spectrum_chart(spectra, max(rows, columns), size) for kind, size in SIZES.items()},
-        longer=max(rows, columns),
-        left_out=[(survey.name, survey.left_out) for survey in gallery.surveys if survey.left_out],
-        command=gallery.command,
-        version=metadata.version("pantomim"),
-    )
-
-
-def card(survey: MaskSurvey, gallery: Gallery) -> Card:
-    """One strategy's pictures and numbers."""
-    style, pattern, visibility = strategy_of(survey.name), survey.pattern, survey.visibility
-    height, width = pattern.values.shape if pattern else (1, 1)
-    frame = ""
-    if pattern:
-        rows, columns = survey.grid
-        frame = (
-            f"left: {100 * pattern.left / width:.3f}%; top: {100 * pattern.top / height:.3f}%; "
-            f"width: {100 * columns / width:.3f}%; height: {100 * rows / height:.3f}%"
-        )
-    return Card(
-        name=survey.name,
-        color=style.colour,
-        hides=style.sentence,
-        samples=[mask_svg(mask, f"A mask of {survey.name}") for mask in survey.visible[: gallery.samples]],
-        piece=png(gray(pattern.values)) if pattern else None,
-        piece_aspect=width / height,
-        frame=frame,
-        window=png(gray(pattern.window)) if pattern else None,
-        window_mask=mask_svg(pattern.visible, "What the window leaves visible") if pattern else None,
-        why_no_pattern=style.drawn,
-        heat=png(heat(visibility / gallery.brightest, style.rgb)),
-        lowest=float(visibility.min()),
-        highest=float(visibility.max()),
-        photos=[
-            veil_svg(survey.visible[index], f"{photo.name} under a mask of {survey.name}")
-            for photo, index in gallery.overlays
-        ],
-        numbers=numbers(survey),
+        **{tool.__name__: tool for tool in (strategy_of, numbers, mask_svg, veil_svg, gray, heat, png)},
     )
 
 
 def numbers(survey: MaskSurvey) -> list[tuple[str, str]]:
-    """The row of the table: mean and deviation over the masks, in the order of `HEADINGS`."""
-    found = survey.statistics
-    columns = [
-        (survey.num_masked, 0 if np.ptp(survey.num_masked) == 0 else 1),
-        (found.num_clusters, 1),
-        (found.largest_cluster, 1),
-        (found.neighbours, 2),
-        (found.mean_distance, 2),
-        (found.max_distance, 1),
-    ]
-    return [
-        (f"{values.mean():.{digits}f}", "" if np.ptp(values) == 0 else f"±{values.std():.{max(digits, 1)}f}")
-        for values, digits in columns
-    ]
+    """The row of the table: mean and std over the masks, in the order of `COLUMNS`."""
+    texts = []
+    for _, name, digits in COLUMNS:
+        values = survey.num_masked if name == "num_masked" else getattr(survey.statistics, name)
+        same = bool(np.ptp(values) == 0)
+        shown = 0 if same and name == "num_masked" else digits
+        texts.append((f"{values.mean():.{shown}f}", "" if same else f"±{values.std():.{digits}f}"))
+    return texts
 
 
 def mask_svg(visible: np.ndarray, name: str) -> Markup:
-    """A mask: visible patches in the strategy's colour, hidden ones as the ground."""
-    rows, columns = visible.shape
+    """A mask: visible patches in the strategy's colour, masked ones as the ground."""
     cells = "".join(f"M{column} {row}h1v1h-1z" for row, column in np.argwhere(visible))
-    return _svg(rows, columns, "mask" if max(rows, columns) <= RULED else "mask fine", name, f'<path d="{cells}"/>')
+    return _svg(visible.shape, "mask" if max(visible.shape) <= RULED else "mask fine", name, cells)
 
 
 def veil_svg(visible: np.ndarray, name: str) -> Markup:
-    """What covers the hidden patches of a photo, row by row in runs."""
-    rows, columns = visible.shape
+    """What covers the masked patches of a photo, row by row in runs."""
     runs = []
-    for row, hidden in enumerate(~visible):
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], hidden.astype(int), [0]])))
+    for row, masked in enumerate(~visible):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], masked.astype(int), [0]])))
         runs += [f"M{start} {row}h{end - start}v1h{start - end}z" for start, end in edges.reshape(-1, 2)]
-    return _svg(rows, columns, "veil", name, f'<path d="{"".join(runs)}"/>')
+    return _svg(visible.shape, "veil", name, "".join(runs))
 
 
 def gray(values: np.ndarray) -> np.ndarray:
@@ -215,6 +130,8 @@ def heat(shares: np.ndarray, rgb: tuple[int, int, int]) -> np.ndarray:
     return np.dstack([*(np.full_like(opacity, value) for value in rgb), opacity])
 
 
-def _svg(rows: int, columns: int, kind: str, name: str, inside: str) -> Markup:
-    label = Markup.escape(name)
-    return Markup(f'<svg class="{kind}" viewBox="0 0 {columns} {rows}" role="img" aria-label="{label}">{inside}</svg>')
+def _svg(grid: tuple[int, ...], kind: str, name: str, path: str) -> Markup:
+    rows, columns = grid
+    return Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}"><path d="{}"/></svg>').format(
+        kind, columns, rows, name, path
+    )

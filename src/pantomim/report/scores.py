@@ -1,4 +1,4 @@
-"""Evaluation results as tables and as sentences: the trained encoder beside its untrained twin and raw pixels.
+"""Evaluation results as tables and as sentences: the trained encoder beside the same one untrained and raw pixels.
 
 Every sentence follows from the numbers: where the trained encoder is not ahead, it says so.
 """
@@ -9,7 +9,9 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-CONTENDERS = {"trained": "Trained encoder", "untrained": "Untrained twin", "pixels": "Raw pixels"}
+from pantomim.report.html import plus_minus
+
+CONTENDERS = {"trained": "Trained encoder", "untrained": "Same encoder, untrained", "pixels": "Raw pixels"}
 PROTOCOLS = {
     "linear": "Linear probe",
     "linear-mae": "Linear probe (MAE's protocol)",
@@ -36,23 +38,23 @@ METRICS = {
 }
 SHARE = re.compile(r"(?:top\d+|miou|iou|map_box|map_mask|accuracy|pixel_accuracy)(?:_.+)?|k\d+")
 CHOICES = ("chosen", "validation")  # how a result came about: no score of its own
-DEVIATION = re.compile(r"(.+)_(?:std|deviation)")
+STD = re.compile(r"(.+)_(?:std|deviation)")
 ERROR = re.compile(r"(.+)_error")  # standard error over test images, where the evaluation measured it
 NUM_IMAGES = ("num_test", "num_test_images", "num_val", "num_images", "test_images")
-NOISE_DEVIATIONS = 2.0
+NOISE_STDS = 2.0
 NO_SHARES_OF_IMAGES = ("miou", "map_box", "map_mask")
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
 class Score:
-    """A share; where the evaluation was repeated, with its deviation, and the share of each repetition if known.
+    """A share; where the evaluation was repeated, with its std, and the share of each repetition if known.
 
     `error` is its standard error over draws of the test images, if the evaluation says it.
     """
 
     value: float
-    deviation: float | None = None
+    std: float | None = None
     draws: tuple[float, ...] = ()
     error: float | None = None
 
@@ -61,8 +63,7 @@ class Score:
         """In percent, one decimal."""
         if not math.isfinite(self.value):
             return "not a number"
-        spread = "" if self.deviation is None else f" ± {100 * self.deviation:.1f}"
-        return f"{100 * self.value:.1f}{spread} %".replace(" ", NO_BREAK_SPACE)
+        return f"{plus_minus(self.value, self.std, '.1f', 100.0)} %".replace(" ", NO_BREAK_SPACE)
 
     @property
     def percent(self) -> float:
@@ -79,49 +80,44 @@ class Row:
     scores: dict[str, Score | None]
 
     @property
+    def found(self) -> dict[str, Score]:
+        """The scores that are numbers."""
+        return {who: score for who, score in self.scores.items() if score and math.isfinite(score.value)}
+
+    @property
     def best(self) -> set[str]:
         """Who is best as far as the printed digits tell; nobody if only one was measured."""
-        finite = {who: round(score.value, 3) for who, score in self.scores.items() if _is_finite(score)}  # type: ignore[union-attr]
-        return {who for who, value in finite.items() if value == max(finite.values())} if len(finite) > 1 else set()
+        printed = {who: round(score.value, 3) for who, score in self.found.items()}
+        return {who for who, value in printed.items() if value == max(printed.values())} if len(printed) > 1 else set()
 
     @property
     def rivals(self) -> dict[str, Score]:
         """Whom the trained encoder has to beat."""
-        return {who: score for who, score in self.scores.items() if who != "trained" and score and _is_finite(score)}
+        return {who: score for who, score in self.found.items() if who != "trained"}
 
     @property
     def lead(self) -> float | None:
         """Trained minus the best other, as a share."""
-        trained = self.scores["trained"]
-        if trained is None or not _is_finite(trained) or not self.rivals:
+        if "trained" not in self.found or not self.rivals:
             return None
-        return trained.value - max(score.value for score in self.rivals.values())
+        return self.found["trained"].value - max(score.value for score in self.rivals.values())
 
 
 @dataclass(frozen=True)
 class Result:
-    """One file of eval/.
+    """One file of eval/; the first of its rows, one a metric, stands for the result."""
 
-    Args:
-        stem: Its name without the ending.
-        protocol: What was measured, in words.
-        data: On what.
-        rows: Every metric; the first one stands for the result.
-        num_images: How many images were scored, if it says so.
-        details: Everything else in the file, flat.
-    """
-
-    stem: str
-    protocol: str
+    stem: str  # its name without the ending
+    protocol: str  # what was measured, in words
     data: str
     rows: list[Row]
-    num_images: int | None
-    details: dict[str, str]
+    num_images: int | None  # how many were scored, if it says so
+    details: dict[str, str]  # everything else in the file, flat
 
     @property
     def main_rows(self) -> list[Row]:
         """The scores that stand on their own."""
-        rows = [row for row in self.rows[1:] if "." not in row.metric and sum(map(_is_finite, row.scores.values())) > 1]
+        rows = [row for row in self.rows[1:] if "." not in row.metric and len(row.found) > 1]
         return [self.headline, *rows]
 
     @property
@@ -153,9 +149,14 @@ class Result:
         if len(ours.draws) == len(theirs.draws) > 1:
             differences = [a - b for a, b in zip(ours.draws, theirs.draws, strict=True)]
             variances.append(statistics.variance(differences) / len(differences))
-        elif ours.deviation is not None or theirs.deviation is not None:
-            variances.append((ours.deviation or 0.0) ** 2 + (theirs.deviation or 0.0) ** 2)
-        return NOISE_DEVIATIONS * math.sqrt(sum(variances)) if variances else None
+        elif ours.std is not None or theirs.std is not None:
+            variances.append((ours.std or 0.0) ** 2 + (theirs.std or 0.0) ** 2)
+        return NOISE_STDS * math.sqrt(sum(variances)) if variances else None
+
+    @property
+    def is_finetuned(self) -> bool:
+        """Whether the encoder was trained further, not frozen."""
+        return self.stem.startswith("finetune")
 
     @property
     def largest_noise(self) -> float | None:
@@ -165,9 +166,7 @@ class Result:
 
     def rank(self, rival: str) -> int:
         """1: the trained encoder is ahead of a rival; -1: behind; 0: the difference can be chance, or does not show."""
-        ours, theirs = self.headline.scores["trained"], self.headline.rivals[rival]
-        assert ours is not None
-        lead = ours.value - theirs.value
+        lead = self.headline.found["trained"].value - self.headline.rivals[rival].value
         if abs(lead) <= (self.noise(self.headline, rival) or 0.0) or round(abs(lead), 3) == 0:
             return 0
         return 1 if lead > 0 else -1
@@ -198,22 +197,47 @@ def read_result(stem: str, values: dict[str, Any]) -> Result | None:
         return None
     names.sort(key=lambda name: name.count("."))  # the file's own headline first, then the details
     rows = [Row(name, label(name), {who: scores[who].get(name) for who in CONTENDERS}) for name in names]
-    details = {name: _plain(value) for name, value in leaves(values) if name.split(".")[0] not in CONTENDERS}
+    flat = leaves(values)
+    details = {name: _plain(value) for name, value in flat.items() if name.split(".")[0] not in CONTENDERS}
     protocol_name = str(values.get("protocol", stem.partition("-")[0]))
     protocol = PROTOCOLS.get(protocol_name, protocol_name)
     if labels := _few_labels(details):
         protocol += f", {labels} labels per class"
     data = details.get("dataset") or details.get("data") or details.get("data.name") or stem.partition("-")[2]
-    counts = [value for name, value in leaves(values) if name.rpartition(".")[2] in NUM_IMAGES]
+    counts = [value for name, value in flat.items() if name.rpartition(".")[2] in NUM_IMAGES]
     num_images = next((value for value in counts if isinstance(value, int) and value > 0), None)
     return Result(stem, protocol, data, rows, num_images, details)
 
 
-def leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def score_table(rows: list[Row]) -> tuple[list[list[str]], list[tuple[int, int]]]:
+    """Metric, scores and lead of every row, and the places of the best scores."""
+    texts = [
+        [
+            row.label,
+            *(score.text if (score := row.scores[who]) else "–" for who in CONTENDERS),
+            "–" if row.lead is None else f"{100 * row.lead:+.1f}".replace("-", "−"),
+        ]
+        for row in rows
+    ]
+    best = [
+        (place, column) for place, row in enumerate(rows) for column, who in enumerate(CONTENDERS, 1) if who in row.best
+    ]
+    return texts, best
+
+
+def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Everything in nested dictionaries, by dotted name; lists are leaves."""
     if not isinstance(tree, dict):
-        return [(prefix, tree)]
-    return [leaf for key, value in tree.items() for leaf in leaves(value, f"{prefix}.{key}" if prefix else str(key))]
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric, by its dotted name, is shown in percent."""
+    return any(SHARE.fullmatch(part) for part in name.split("."))
 
 
 def label(name: str) -> str:
@@ -238,56 +262,42 @@ def points(share: float) -> str:
 def verdict(result: Result) -> str:
     """How the trained encoder stands, in one sentence."""
     row, where = result.headline, f"{result.protocol} on {result.data}"
-    trained = row.scores["trained"]
-    if trained is None or not _is_finite(trained):
+    if "trained" not in row.found:
         return f"{where}: there is no score of the trained encoder."
+    score = f"{row.found['trained'].text} {row.label}"
     if not row.rivals:
-        return f"{where}: {trained.text} {row.label}, with nothing measured beside it to compare."
+        return f"{where}: {score}, with nothing measured beside it to compare."
     against = [
-        f"{_standing(result, who)} ({score.text}{'' if result.rank(who) else '; can be chance'})"
-        for who, score in row.rivals.items()
+        f"{_standing(result, who)} ({rival.text}{'' if result.rank(who) else '; can be chance'})"
+        for who, rival in row.rivals.items()
     ]
-    return f"{where}: {trained.text} {row.label}, {' and '.join(against)}."
+    return f"{where}: {score}, {' and '.join(against)}."
 
 
 def summary(results: list[Result]) -> str:
     """The headline: is the trained encoder ahead in the first result or not, and do the others agree?"""
     first, others = results[0], results[1:]
-    dissent = [result.protocol for result in others if result.headline.lead is not None and not result.is_ahead]
-    but = f" It is not clearly ahead of both in: {', '.join(dissent)}." if first.is_ahead and dissent else ""
-    return _summary(first) + but
-
-
-def _summary(result: Result) -> str:
-    row = result.headline
+    row = first.headline
     if row.lead is None:
         return "There is nothing to compare the trained encoder with."
-    trained = row.scores["trained"]
-    assert trained is not None
+    score = row.found["trained"].text
     standings = " and ".join(
-        _standing(result, who) + ("" if result.rank(who) else " (which can be chance)") for who in row.rivals
+        _standing(first, who) + ("" if first.rank(who) else " (which can be chance)") for who in row.rivals
     )
-    if result.is_ahead:
-        return f"The trained encoder scores {trained.text}, {standings}."
-    opening = "is not ahead" if any(result.rank(who) < 0 for who in row.rivals) else "is not clearly ahead"
-    return f"The trained encoder {opening}: it scores {trained.text}, {standings}."
+    if not first.is_ahead:
+        opening = "is not ahead" if any(first.rank(who) < 0 for who in row.rivals) else "is not clearly ahead"
+        return f"The trained encoder {opening}: it scores {score}, {standings}."
+    dissent = [result.protocol for result in others if result.headline.lead is not None and not result.is_ahead]
+    but = f" It is not clearly ahead of both in: {', '.join(dissent)}." if dissent else ""
+    return f"The trained encoder scores {score}, {standings}.{but}"
 
 
-def _standing(result: Result, rival: str) -> str:
-    ours, theirs = result.headline.scores["trained"], result.headline.rivals[rival]
-    assert ours is not None
-    lead = ours.value - theirs.value
+def _standing(result: Result, who: str) -> str:
+    lead = result.headline.found["trained"].value - result.headline.rivals[who].value
+    rival = {"untrained": "the same encoder untrained", "pixels": "raw pixels"}[who]
     if round(abs(lead), 3) == 0:
-        return f"level with {_named(rival)}"
-    return f"{points(lead)} {'above' if lead > 0 else 'below'} {_named(rival)}"
-
-
-def _named(who: str) -> str:
-    return {"untrained": "the same encoder untrained", "pixels": "raw pixels"}[who]
-
-
-def _is_finite(score: Score | None) -> bool:
-    return score is not None and math.isfinite(score.value)
+        return f"level with {rival}"
+    return f"{points(lead)} {'above' if lead > 0 else 'below'} {rival}"
 
 
 def _few_labels(details: dict[str, str]) -> str:
@@ -302,17 +312,17 @@ def _shares(tree: Any) -> dict[str, Score]:
     """Every score in a contender's entry, by dotted name; other numbers (a chosen learning rate, say) are left out."""
     if not isinstance(tree, dict):
         return {}
-    numbers = {name: float(value) for name, value in leaves(tree) if _is_number(value)}
-    deviations = {match[1]: value for name, value in numbers.items() if (match := DEVIATION.fullmatch(name))}
+    numbers = {name: float(value) for name, value in leaves(tree).items() if _is_number(value)}
+    stds = {match[1]: value for name, value in numbers.items() if (match := STD.fullmatch(name))}
     errors = {match[1]: value for name, value in numbers.items() if (match := ERROR.fullmatch(name))}
     listed = tree.get("draws")
     draws = tuple(map(float, listed)) if isinstance(listed, list) and all(map(_is_number, listed)) else ()
     return {
-        name: Score(value, deviations.get(name), draws if name == "top1" else (), errors.get(name))
+        name: Score(value, stds.get(name), draws if name == "top1" else (), errors.get(name))
         for name, value in numbers.items()
-        if any(SHARE.fullmatch(part) for part in name.split("."))
+        if is_share(name)
         and name.partition(".")[0] not in CHOICES
-        and not DEVIATION.fullmatch(name)
+        and not STD.fullmatch(name)
         and not ERROR.fullmatch(name)
     }
 

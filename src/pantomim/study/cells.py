@@ -10,9 +10,16 @@ from pantomim.config import Pretrain, from_dict, to_dict, with_duration
 from pantomim.evaluate import Evaluation, protocol_named
 from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, TOKENIZER_RECIPES, prepare, prepare_tokenizer
 from pantomim.recipes.dvae import fitted
-from pantomim.study.inputs import check_inputs, check_known, fill, missing, option, placeholders
-from pantomim.study.needs import check_needs, needed_arms
-from pantomim.study.plan import MINUS, Analysis, Arm, Plan, Scale, merge
+from pantomim.study.placeholders import (
+    check_inputs,
+    check_known,
+    check_needs,
+    fill,
+    missing,
+    needed_arms,
+    placeholders,
+)
+from pantomim.study.plan import MINUS, Analysis, Arm, Plan, Scale, compared_arms, merge
 
 ENCODER = "RUN"  # stands in an evaluation's config for the run folder of its cell
 WITHOUT_ENCODER = ("dvae", "vqkd")  # methods that train something else, for other arms to use
@@ -20,27 +27,16 @@ WITHOUT_ENCODER = ("dvae", "vqkd")  # methods that train something else, for oth
 
 @dataclass(frozen=True)
 class Cell:
-    """One run and its evaluations.
+    """One run and its evaluations."""
 
-    Args:
-        index: Its number, from 0; seed by seed, so that early cells already make a comparison.
-        arm: What is changed.
-        seed: Of the run and of its evaluations.
-        run: The config of the run; "{run:ARM}" is filled in when it is carried out.
-        evaluations: By name; the encoder is filled in when they are carried out.
-        analyses: What else is looked at.
-        needs: By arm, the names of the cells whose runs it uses.
-        pictures: Held-out images to reconstruct.
-    """
-
-    index: int
+    index: int  # from 0; seed by seed, so that early cells already make a comparison
     arm: str
-    seed: int
-    run: Pretrain
-    evaluations: dict[str, Evaluation]
+    seed: int  # of the run and of its evaluations
+    run: Pretrain  # "{run:ARM}" is filled in when it is carried out
+    evaluations: dict[str, Evaluation]  # by name; the encoder is filled in when they are carried out
     analyses: tuple[Analysis, ...] = ()
-    needs: dict[str, str] = field(default_factory=dict)
-    pictures: int = 0
+    needs: dict[str, str] = field(default_factory=dict)  # by arm, the names of the cells whose runs it uses
+    pictures: int = 0  # held-out images to reconstruct
 
     @property
     def name(self) -> str:
@@ -50,33 +46,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A plan with all that was left open filled in.
-
-    Args:
-        plan: What was planned.
-        source: What the user called the plan: its name or its file.
-        scale: Name of the scale; None if the plan has none.
-        inputs: What "{NAME}" stands for.
-        without: Evaluations that were left out on purpose.
-        lacking: Evaluations that are left out because inputs are not given, and the names of these.
-        seeds: Those of the scale or of the plan.
-        cells: All of them, by index.
-        arms: In the order of the plan, those that train an encoder.
-        helpers: The others, which are there for these.
-        owners: By baseline, for each arm the one in whose cells it is scored.
-    """
+    """A plan with all that was left open filled in."""
 
     plan: Plan
-    source: str
-    scale: str | None
-    inputs: dict[str, str]
-    without: tuple[str, ...]
-    lacking: dict[str, tuple[str, ...]]
+    source: str  # what the user called the plan: its name or its file
+    scale: str | None  # None if the plan has none
+    inputs: dict[str, str]  # what "{NAME}" stands for
+    without: tuple[str, ...]  # evaluations that were left out on purpose
+    lacking: dict[str, tuple[str, ...]]  # those left out because inputs are not given, and the names of these
     seeds: tuple[int, ...]
-    cells: tuple[Cell, ...]
-    arms: tuple[str, ...]
-    helpers: tuple[str, ...]
-    owners: dict[str, dict[str, str]]
+    cells: tuple[Cell, ...]  # by index
+    arms: tuple[str, ...]  # in the order of the plan, those that train an encoder
+    helpers: tuple[str, ...]  # the others, which are there for these
+    owners: dict[str, dict[str, str]]  # by baseline, for each arm the one in whose cells it is scored
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -99,10 +81,10 @@ class Study:
 
     @property
     def warnings(self) -> list[str]:
-        """What is left out because an input is not given, and the options that bring it."""
+        """What is left out because an input is not given."""
         return [
-            f"Left out: evaluation {name}, for want of its input {', '.join(inputs)}. Add "
-            f"{' '.join(map(option, inputs))} to have it; what is finished stays."
+            f"Left out: evaluation {name}, for want of its input {', '.join(inputs)}. Add the input "
+            f"{' '.join(f'{given}=SRC' for given in inputs)} to have it; what is finished stays."
             for name, inputs in self.lacking.items()
         ]
 
@@ -117,21 +99,24 @@ class Study:
 
     def settings(self) -> dict[str, Any]:
         """All that decides the numbers, as plain values: two studies with the same settings are the same study."""
-        runs = {cell.arm: to_dict(cell.run) for cell in self.cells}
-        evaluations = {cell.arm: cell.evaluations for cell in self.cells}
+        cells = {cell.arm: cell for cell in self.cells}
+        seeds = {arm: [cell.seed for cell in self.of(arm)] for arm in cells}
+        runs = {arm: to_dict(cell.run) for arm, cell in cells.items()}
         return {
             "study": self.plan.name,
             "scale": self.scale,
             "inputs": dict(self.inputs),
             "without": [*self.without, *self.lacking],
             "seeds": list(self.seeds),
-            "own_seeds": {
-                arm: own for arm in runs if (own := [cell.seed for cell in self.of(arm)]) != list(self.seeds)
-            },
+            "own_seeds": {arm: own for arm, own in seeds.items() if own != list(self.seeds)},
             "reference": self.plan.compare.reference,  # its cells are those that also score the baselines
-            "arms": {arm: _without_seed(run) for arm, run in runs.items()},
+            "arms": {arm: run | {"runtime": _without(run["runtime"], "seed")} for arm, run in runs.items()},
             "evaluations": {
-                arm: {name: _plain(config) for name, config in configs.items()} for arm, configs in evaluations.items()
+                arm: {
+                    name: _without(to_dict(config), "encoder", "out", "seed", "device")
+                    for name, config in cell.evaluations.items()
+                }
+                for arm, cell in cells.items()
             },
         }
 
@@ -150,14 +135,14 @@ def expand(
 
     Args:
         plan: What to compare.
-        inputs: What "{NAME}" stands for; "data" is what `--data` names.
+        inputs: What "{NAME}" stands for; "data" are the images to train on.
         source: What the user called the plan; its name by default.
         scale: Which of its scales; None: the first, if there are any.
         without: Evaluations to leave out.
 
     Raises:
         ValueError: if there is no such scale or evaluation, an input is unknown, one is missing that the arms or all
-            evaluations need (with the option that gives it), or a config is not valid.
+            evaluations need, or a config is not valid.
     """
     check_known("scale", [scale] if scale else [], plan.scales)
     check_known("without", without, plan.evaluations)
@@ -181,52 +166,42 @@ def expand(
     check_needs(runs)
     seeds = at.seeds or plan.seeds
     helpers = tuple(name for name, values in runs.items() if values["method"]["kind"] in WITHOUT_ENCODER)
-    _check_compared(plan, helpers)
-    owners = _owners({name: values for name, values in runs.items() if name not in helpers}, plan)
+    for where, name in [("reference", plan.compare.reference), *compared_arms(plan)]:
+        if name in helpers:
+            raise ValueError(
+                f"Compare.{where} must name arms that train an encoder; got {name}, which is there for others."
+            )
+    encoders = {name: values for name, values in runs.items() if name not in helpers}
+    owners = _owners(encoders, plan)
     places = _places(arms, seeds)
     cells: list[Cell] = []
     for arm, seed in places:
         values = merge(runs[arm], {"runtime": {"seed": seed}})
         run = from_dict(Pretrain, values, f"arm {arm} of study {plan.name}")
-        contenders = ("trained", *(name for name in plan.baselines if owners[name].get(arm) == arm))
-        configs = {
-            name: _evaluation(plan, name, fill(settings, used), seed, contenders)
-            for name, settings in evaluations.items()
-        }
-        analyses = tuple(name for name in plan.analyses if name != "alignment" or run.method.kind == "cae")
-        cell = Cell(len(cells), arm, seed, run, configs, analyses, _needs(arm, seed, runs[arm], places))
-        first = seed == (arms[arm].seeds or seeds)[0]
-        cells.append(replace(cell, pictures=plan.pictures if first else 0))
-        if arm in helpers:
-            cells[-1] = replace(cell, evaluations={}, analyses=(), pictures=0)
-    encoders = tuple(name for name in runs if name not in helpers)
+        cell = Cell(len(cells), arm, seed, run, {}, needs=_needs(arm, seed, runs[arm], places))
+        if arm in encoders:
+            contenders = ("trained", *(name for name in plan.baselines if owners[name][arm] == arm))
+            configs = {
+                name: _evaluation(plan, name, fill(settings, used), seed, contenders)
+                for name, settings in evaluations.items()
+            }
+            analyses = tuple(name for name in plan.analyses if name != "alignment" or run.method.kind == "cae")
+            first = seed == (arms[arm].seeds or seeds)[0]
+            cell = replace(cell, evaluations=configs, analyses=analyses, pictures=plan.pictures if first else 0)
+        cells.append(cell)
     return Study(
-        plan,
-        source or plan.name,
-        scale,
-        used,
-        tuple(without),
-        lacking,
-        seeds,
-        tuple(cells),
-        encoders,
-        helpers,
-        owners,
+        plan=plan,
+        source=source or plan.name,
+        scale=scale,
+        inputs=used,
+        without=tuple(without),
+        lacking=lacking,
+        seeds=seeds,
+        cells=tuple(cells),
+        arms=tuple(encoders),
+        helpers=helpers,
+        owners=owners,
     )
-
-
-def _check_compared(plan: Plan, helpers: Collection[str]) -> None:
-    """Refuse to compare what is not evaluated."""
-    compared = [
-        ("reference", plan.compare.reference),
-        *(("contrasts", name) for pair in plan.compare.contrasts for name in pair.split(MINUS)),
-        *((f"groups.{group}", name) for group, names in plan.compare.groups.items() for name in names),
-    ]
-    for where, name in compared:
-        if name in helpers:
-            raise ValueError(
-                f"Compare.{where} must name arms that train an encoder; got {name}, which is there for others."
-            )
 
 
 def _places(arms: Mapping[str, Arm], seeds: tuple[int, ...]) -> list[tuple[str, int]]:
@@ -263,13 +238,11 @@ def _arm(plan: Plan, at: Scale, name: str) -> Arm:
     """An arm at a scale; its settings lie on top of those of all runs."""
     settings = merge(plan.arm_overrides[name], at.arms.get(name, {}))
     arm = Arm.of(settings, f"arm {name} of study {plan.name}")
-    base = arm.base or at.base or plan.base
-    size = arm.size or (
-        at.size or plan.size if arm.base is None or arm.base in {*BARE_METHODS, *BARE_TOKENIZERS} else None
-    )
+    # The plan's size is for the plan's base, or for another bare one; a full recipe of the arm's own has its size.
+    sized = arm.base is None or arm.base in {*BARE_METHODS, *BARE_TOKENIZERS}
     return Arm(
-        base=base,
-        size=size,
+        base=arm.base or at.base or plan.base,
+        size=arm.size or (at.size or plan.size if sized else None),
         duration=arm.duration or at.duration or plan.duration,
         seeds=arm.seeds,
         overrides=merge(merge(plan.overrides, at.overrides), arm.overrides),
@@ -293,7 +266,7 @@ def _run(plan: Plan, name: str, arm: Arm, data: str | None) -> dict[str, Any]:
     """The values of an arm's runs; a wrong key is told in the name of that arm."""
     run = from_dict(Pretrain, merge(_base(arm, data), arm.overrides), f"arm {name} of study {plan.name}")
     if not run.data.source:
-        raise ValueError(f"Study.inputs must name the images of {arm.base}; got none. Add --data SRC.")
+        raise ValueError(f"Study.inputs must name the images of {arm.base}; got none. Add the input data=SRC.")
     return to_dict(run)
 
 
@@ -305,8 +278,7 @@ def _evaluation(plan: Plan, name: str, settings: dict[str, Any], seed: int, cont
 
 def _owners(runs: dict[str, dict[str, Any]], plan: Plan) -> dict[str, dict[str, str]]:
     """By baseline, for each arm the first one for which it is the same, the reference being the first of all."""
-    reference = plan.compare.reference
-    first = [reference, *(arm for arm in runs if arm != reference)]
+    first = list(dict.fromkeys([plan.compare.reference, *runs]))
     encoders = {arm: values["method"]["encoder"] for arm, values in runs.items()}
     pixels = ("image_size", "patch_size", "in_chans", "heads")  # what a score of raw pixels takes from an encoder
     looks = {
@@ -321,9 +293,5 @@ def _owners(runs: dict[str, dict[str, Any]], plan: Plan) -> dict[str, dict[str, 
     }
 
 
-def _without_seed(run: dict[str, Any]) -> dict[str, Any]:
-    return {**run, "runtime": {key: value for key, value in run["runtime"].items() if key != "seed"}}
-
-
-def _plain(config: Evaluation) -> dict[str, Any]:
-    return {key: value for key, value in to_dict(config).items() if key not in ("encoder", "out", "seed", "device")}
+def _without(values: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}

@@ -1,6 +1,7 @@
 """The columns of a table: EVALUATION.METRIC, or the difference of two of them; in words and in digits."""
 
-from pantomim.report.scores import SHARE, label
+from pantomim.report import scores
+from pantomim.report.html import plus_minus
 from pantomim.study.plan import LOG, MINUS
 from pantomim.study.spread import Spread
 
@@ -23,9 +24,7 @@ def parts(column: str) -> list[tuple[str, str]]:
 def is_share(column: str) -> bool:
     """Whether a column is shown in percent."""
     return all(
-        number in AGREEMENT_SHARES
-        if evaluation == "alignment"
-        else any(SHARE.fullmatch(part) for part in number.split("."))
+        number in AGREEMENT_SHARES if evaluation == "alignment" else scores.is_share(number)
         for evaluation, number in parts(column)
     )
 
@@ -34,24 +33,20 @@ def heading(column: str) -> str:
     """A column in words."""
     numbers = [_words(evaluation, number) for evaluation, number in parts(column)]
     if len(numbers) == 1:
-        ((evaluation, words),) = numbers
-        return f"{evaluation}, {words}" + (" (%)" if is_share(column) else "")
+        return ", ".join(numbers[0]) + (" (%)" if is_share(column) else "")
     (first, words), (second, others) = numbers
     same = f"{first} − {second}, {words}" if words == others else f"{first}, {words} − {second}, {others}"
     return same + (" (points)" if is_share(column) else "")
 
 
 def show(spread: Spread | None, column: str, planned: int) -> str:
-    """Mean and deviation; the number of seeds where it is not the planned one."""
+    """Mean and std; the number of seeds where it is not the planned one."""
     if spread is None:
         return "–"
+    scale, digits = (100.0, ".1f") if is_share(column) else (1.0, ".4g")
+    text = plus_minus(spread.mean, spread.std, digits, scale)
     if len(parts(column)) > 1:
         text = show_difference(spread, column)
-    else:
-        scale, digits = (100.0, ".1f") if is_share(column) else (1.0, ".4g")
-        text = f"{scale * spread.mean:{digits}}"
-        if spread.deviation is not None:
-            text += f" ± {scale * spread.deviation:{digits}}"
     n = len(spread.by_seed)
     return text if n == planned else f"{text} (n = {n})"
 
@@ -60,9 +55,8 @@ def show_difference(difference: Spread | None, column: str) -> str:
     """The same of a difference, with its sign."""
     if difference is None:
         return "–"
-    scale, digits = (100.0, ".1f") if is_share(column) else (1.0, ".3g")
-    text = f"{scale * difference.mean:+{digits}}".replace("-", "−")
-    return text if difference.deviation is None else f"{text} ± {scale * difference.deviation:{digits}}"
+    scale, digits = (100.0, "+.1f") if is_share(column) else (1.0, "+.3g")
+    return plus_minus(difference.mean, difference.std, digits, scale).replace("-", "−")
 
 
 def _words(evaluation: str, number: str) -> tuple[str, str]:
@@ -70,4 +64,4 @@ def _words(evaluation: str, number: str) -> tuple[str, str]:
         return "training", number.replace("_", " ")
     if evaluation == "alignment":
         return "held-out", AGREEMENT.get(number, number)
-    return evaluation, label(number)
+    return evaluation, scores.label(number)

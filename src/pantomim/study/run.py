@@ -1,4 +1,4 @@
-"""Carries out the cells of a study, one after another; what is finished is never run again, what stopped goes on."""
+"""Carries out the cells of a study, one after another; what is finished is never run again, what stopped is resumed."""
 
 import gc
 import json
@@ -6,7 +6,7 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,45 +18,34 @@ from filelock import FileLock, Timeout
 from pantomim.analysis.masks import visible_statistics
 from pantomim.config import Pretrain, from_dict, leaves, to_dict, to_yaml
 from pantomim.core.files import replace_file
-from pantomim.engine.folder import FREE, Finished, RunInUseError
+from pantomim.engine.folder import FREE, Finished, RunInUseError, refuse_changes, take_folder
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.stops import Interrupted
-from pantomim.engine.untrained import write_untrained
 from pantomim.evaluate import Memo, evaluate_to_file
 from pantomim.study.analyses import FILES, analyse, write_pictures
 from pantomim.study.cells import Cell, Study
-from pantomim.study.needs import moved, with_runs
+from pantomim.study.placeholders import moved, with_runs
 from pantomim.study.plan import Analysis
 
-State = Literal["finished", "failed", "begun", "not begun"]
+State = Literal["finished", "failed", "started", "not started"]
 Say = Callable[[str], None]
-NUM_MASKS = 512  # drawn to describe what an arm hides
+PLAN = "study.yaml"
+NUM_MASKS = 512  # drawn to describe what an arm masks
 POLL_S = 2.0  # between two looks at what another process does
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a cell says of itself, in cells/NAME.json.
-
-    Args:
-        state: "finished" or "failed".
-        error: Why it failed.
-        steps: Of its run.
-        pretrain_s: Training time over all starts of the run.
-        s_per_step: Mean time of a step, waiting for data included; without the first one and without saving.
-        images_per_s: Mean speed while training.
-        evaluate_s: Time of each evaluation, by name; the first one bears the extraction of features.
-        masks: What its masker leaves visible, on average over 512 masks: clusters, neighbours, distance.
-    """
+    """How a cell ended, in cells/NAME.json."""
 
     state: Literal["finished", "failed"]
     error: str | None = None
     steps: int | None = None
-    pretrain_s: float | None = None
-    s_per_step: float | None = None
+    pretrain_s: float | None = None  # over all starts of the run
+    s_per_step: float | None = None  # mean, waiting for data included; without the first step and without saving
     images_per_s: float | None = None
-    evaluate_s: dict[str, float] = field(default_factory=dict)
-    masks: dict[str, float] | None = None
+    evaluate_s: dict[str, float] = field(default_factory=dict)  # the first one bears the extraction of features
+    masks: dict[str, float] | None = None  # what the masker leaves visible, on average over `NUM_MASKS`
 
 
 class CellInUseError(OSError):
@@ -79,12 +68,10 @@ def run_study(
         study: What to carry out.
         out: A new folder, or that of the same study.
         index: Only this cell.
-        minutes: Begin no further cell after so many.
+        minutes: Start no further cell after so many.
         say: Is told what happens.
 
-    A cell that uses other cells' runs begins once these are there; while another process carries them out, it waits.
-
-    Returns: the cells that failed now, with the reason in their records, and those that could not begin for want of
+    Returns: the cells that failed now, with the reason in their records, and those that could not start for want of
         another's run.
 
     Raises:
@@ -92,12 +79,10 @@ def run_study(
         Interrupted: after SIGINT or SIGTERM while training.
     """
     if index is not None and not 0 <= index < len(study.cells):
-        raise ValueError(f"Study.index must be in 0 to {len(study.cells) - 1}; got {index}. See --list.")
+        raise ValueError(f"Study.index must be in 0 to {len(study.cells) - 1}; got {index}. Choose a cell of the list.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            f"A study must run in one process; got {os.environ['WORLD_SIZE']}. Start one process a cell, with --index."
-        )
-    take_folder(study, out)
+        raise ValueError(f"A study must run in one process; got {os.environ['WORLD_SIZE']}. Start one for each cell.")
+    open_study(study, out)
     return _Turns(study, out, minutes, say).take([*study.cells] if index is None else [study.cells[index]])
 
 
@@ -108,7 +93,7 @@ class _Turns:
         self.out, self.say = out, say
         self.cells = {cell.name: cell for cell in study.cells}
         self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
-        self.over = "" if minutes is None else f"{minutes:g} minutes are over: no further cell is begun. "
+        self.over = "" if minutes is None else f"{minutes:g} minutes are over: no further cell is started. "
         self.told: set[str] = set()
 
     def take(self, todo: list[Cell]) -> list[Cell]:
@@ -117,7 +102,7 @@ class _Turns:
         while todo:
             cell = self._next(todo, lost)
             if todo and time.monotonic() >= self.end:
-                self.say(f"{self.over}The same command goes on.")
+                self.say(f"{self.over}Run the same command to resume.")
                 break
             if cell is None:
                 time.sleep(POLL_S if todo else 0.0)
@@ -144,7 +129,7 @@ class _Turns:
             never = [need for need in lacking if need not in todo and not in_use(need, self.out)]
             if never:
                 words = ", ".join(f"{need.name} ({state(need, self.out)})" for need in never)
-                self.say(f"{cell.name}: not begun, for it needs the run of {words}.")
+                self.say(f"{cell.name}: not started, for it needs the run of {words}.")
                 todo.remove(cell)
                 lost.append(cell)
             elif not lacking and not (cell.name in self.told and in_use(cell, self.out)):
@@ -169,6 +154,7 @@ def run_cell(cell: Cell, out: Path, say: Say = lambda text: None) -> Record:
         CellInUseError: if another process works on it.
         Interrupted: after SIGINT or SIGTERM while training.
     """
+    path, trace = (out / "cells" / f"{cell.name}.{ending}" for ending in ("json", "traceback.txt"))
     lock = _lock(cell, out)
     try:
         lock.acquire()
@@ -185,11 +171,10 @@ def run_cell(cell: Cell, out: Path, say: Say = lambda text: None) -> Record:
             raise CellInUseError(str(error)) from error
         except Exception as error:  # the other cells are worth having; the table shows this one as failed
             record = Record("failed", error=f"{type(error).__name__}: {error}")
-            text = "".join(traceback.format_exception(error))
-            replace_file(_traceback_path(cell, out), text.encode())
+            replace_file(trace, "".join(traceback.format_exception(error)).encode())
         else:
-            _traceback_path(cell, out).unlink(missing_ok=True)  # of an earlier try
-        replace_file(_record_path(cell, out), (json.dumps(asdict(record), indent=2) + "\n").encode())
+            trace.unlink(missing_ok=True)  # of an earlier try
+        replace_file(path, (json.dumps(asdict(record), indent=2) + "\n").encode())
         return record
     finally:
         lock.release()
@@ -198,40 +183,41 @@ def run_cell(cell: Cell, out: Path, say: Say = lambda text: None) -> Record:
             torch.cuda.empty_cache()
 
 
-def take_folder(study: Study, out: Path) -> None:
-    """Make the folder of the study, or take up the same study in it, maybe with evaluations added.
+def open_study(study: Study, out: Path) -> None:
+    """Make the folder of the study, or resume the same study in it, maybe with evaluations added.
 
     Raises:
         ValueError: if it holds something else, or the study with other settings; those are named.
     """
-    written = out / "study.yaml"
+    lock = FileLock(out / ".lock")
+    take_folder("Study", "study", out, PLAN, lock)
     try:
-        (out / "cells").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"Study.out must be a folder that can be written to; got {out} ({error.strerror or error})."
-        ) from error
-    with FileLock(out / ".lock"):
         settings = study.settings()
-        if written.is_file():
-            theirs = _read_settings(out)
-            _refuse_other_settings(settings, theirs, out)
-            if _evaluations(settings) == _evaluations(theirs):
-                return
-        else:
-            _refuse_other_files(out)
-        text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
-        replace_file(written, text.encode())
+        if not (out / PLAN).is_file() or _evaluations(settings) != _evaluations(check_study(study, out)):
+            text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
+            replace_file(out / PLAN, text.encode())
+        (out / "cells").mkdir(exist_ok=True)
+    finally:
+        lock.release()
 
 
-def check_folder(study: Study, out: Path) -> None:
-    """See that a study in the folder, if there is one, is this one; nothing is written.
+def check_study(study: Study, out: Path) -> dict[str, Any]:
+    """See that a study in the folder, if there is one, is this one; returns its settings, nothing is written.
+
+    Evaluations may be added, for they change no other number; none may be missing, for they are in the table.
 
     Raises:
         ValueError: if it holds the study with other settings; those are named.
     """
-    if (out / "study.yaml").is_file():
-        _refuse_other_settings(study.settings(), _read_settings(out), out)
+    if not (out / PLAN).is_file():
+        return {}
+    ours = study.settings()
+    theirs: dict[str, Any] = yaml.safe_load((out / PLAN).read_text(encoding="utf-8"))
+    here, there = _evaluations(ours), _evaluations(theirs)
+    missing = [] if {*there} <= {*here} else [f"evaluations: {', '.join(there)} there, {', '.join(here)} here"]
+    shared = {*here} & {*there}
+    refuse_changes("Study", "study", out / PLAN, _deciding(theirs, shared), _deciding(ours, shared), _is_free, missing)
+    return theirs
 
 
 def is_finished(cell: Cell, out: Path) -> bool:
@@ -239,8 +225,8 @@ def is_finished(cell: Cell, out: Path) -> bool:
     record = read_record(cell, out)
     if record is None or record.state != "finished":
         return False
-    wanted = [*result_paths(cell, out).values(), *analysis_paths(cell, out).values()]
-    return has_run(cell, out) and all(path.is_file() for path in wanted)
+    paths = [*result_paths(cell, out).values(), *analysis_paths(cell, out).values()]
+    return has_run(cell, out) and all(path.is_file() for path in paths)
 
 
 def has_run(cell: Cell, out: Path) -> bool:
@@ -266,13 +252,13 @@ def state(cell: Cell, out: Path) -> State:
     record = read_record(cell, out)
     if record is not None and record.state == "failed":
         return "failed"
-    return "begun" if (cell_folder(cell, out) / "config.yaml").exists() else "not begun"
+    return "started" if (cell_folder(cell, out) / "config.yaml").exists() else "not started"
 
 
 def read_record(cell: Cell, out: Path) -> Record | None:
-    """What a cell says of itself, if it has come to an end."""
+    """How a cell ended, if it has."""
     try:
-        return Record(**json.loads(_record_path(cell, out).read_text(encoding="utf-8")))
+        return Record(**json.loads((out / "cells" / f"{cell.name}.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
 
@@ -292,23 +278,37 @@ def analysis_paths(cell: Cell, out: Path) -> dict[Analysis, Path]:
     return {name: cell_folder(cell, out) / "analysis" / FILES[name] for name in cell.analyses}
 
 
+def train(planned: Pretrain, folder: Path, uses: Mapping[str, Path]) -> Finished:
+    """Carry out a run, or resume it, or leave it if it is complete.
+
+    Args:
+        planned: Its config, in which "{run:NAME}" stands for the folder of a run that it uses.
+        folder: Its run folder.
+        uses: The folders of these runs, by name. They may have moved since it was started: then its config names
+            their old places, and is put right. That they hold the same weights, its checkpoint knows.
+
+    Raises:
+        ValueError, RunInUseError, Interrupted: as `pretrain`.
+    """
+    values, written = to_dict(planned), folder / "config.yaml"
+    if uses and written.is_file() and os.environ.get("RANK", "0") == "0":
+        theirs = yaml.safe_load(written.read_text(encoding="utf-8"))
+        if (put_right := moved(theirs, values, uses)) != theirs:
+            replace_file(written, to_yaml(from_dict(Pretrain, put_right, str(folder))).encode())
+    run = from_dict(Pretrain, with_runs(values, uses), folder.name)
+    return pretrain(run, folder)
+
+
 def _lock(cell: Cell, out: Path) -> FileLock:
     return FileLock(out / "cells" / f".{cell.name}.lock", timeout=0)
 
 
-def _record_path(cell: Cell, out: Path) -> Path:
-    return out / "cells" / f"{cell.name}.json"
-
-
-def _traceback_path(cell: Cell, out: Path) -> Path:
-    return out / "cells" / f"{cell.name}.traceback.txt"
-
-
 def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
-    run = cell_folder(cell, out)
+    folder = cell_folder(cell, out)
     if not has_run(cell, out):
         say(f"{cell.name}: pre-training.")
-    finished = _train(cell, out)
+    uses = {arm: (out / "cells" / name).resolve() for arm, name in cell.needs.items()}
+    finished = train(cell.run, folder, uses)
     evaluate_s = {}
     memo = Memo()
     for name, path in result_paths(cell, out).items():
@@ -316,39 +316,20 @@ def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
             result = json.loads(path.read_text(encoding="utf-8"))
         else:
             say(f"{cell.name}: evaluation {name}.")
-            config = replace(cell.evaluations[name], encoder=str(run), out=path)
+            config = replace(cell.evaluations[name], encoder=str(folder), out=path)
             result = evaluate_to_file(config, memo)[1]
         evaluate_s[name] = float(result["wall_s"])
-    for name, path in analysis_paths(cell, out).items():
+    for analysis, path in analysis_paths(cell, out).items():
         if not path.is_file():
-            say(f"{cell.name}: analysis {name}.")
-            analyse(name, run, path)
+            say(f"{cell.name}: analysis {analysis}.")
+            analyse(analysis, folder, path)
     if cell.pictures:
         try:
-            write_pictures(cell.run.method.kind, run, cell.pictures)
+            write_pictures(cell.run.method.kind, folder, cell.pictures)
         except ValueError as error:  # tokens that nobody can decode, say; the numbers are worth having
             say(f"{cell.name}: no pictures. {error}")
-    record = _record(cell, finished, evaluate_s)
     spent = f"{finished.wall_s:,.0f} s of pre-training, {sum(evaluate_s.values()):,.0f} s of evaluation"
     say(f"{cell.name}: finished, {spent}.")
-    return record
-
-
-def _train(cell: Cell, out: Path) -> Finished:
-    """Its run, with the folders of the runs that it uses; these may have moved with the study since it began."""
-    run, folders = cell_folder(cell, out), {arm: out / "cells" / name for arm, name in cell.needs.items()}
-    planned = to_dict(cell.run)
-    config = from_dict(Pretrain, with_runs(planned, folders), f"{cell.name}")
-    if cell.needs and (run / "config.yaml").is_file():
-        written = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        if (put_right := moved(written, planned, folders)) != written:
-            replace_file(run / "config.yaml", to_yaml(from_dict(Pretrain, put_right, str(run))).encode())
-    if cell.run.duration.steps == 0:
-        return write_untrained(config, run)
-    return pretrain(config, run)
-
-
-def _record(cell: Cell, finished: Finished, evaluate_s: dict[str, float]) -> Record:
     speed = finished.images_per_s
     return Record(
         state="finished",
@@ -378,53 +359,19 @@ def _describe_masks(cell: Cell) -> dict[str, float] | None:
     }
 
 
-def _read_settings(out: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = yaml.safe_load((out / "study.yaml").read_text(encoding="utf-8"))
-    return settings
-
-
-def _refuse_other_files(out: Path) -> None:
-    others = sorted(path.name for path in out.iterdir() if not path.name.startswith(".") and path.name != "cells")
-    if others or any(path.suffix != ".lock" for path in (out / "cells").iterdir()):
-        raise ValueError(
-            f"Study.out must be a new folder or that of a study; got {out}, which has no study.yaml and holds "
-            f"{', '.join(others[:5]) or 'cells'}. Give another --out."
-        )
-
-
-def _refuse_other_settings(ours: dict[str, Any], theirs: dict[str, Any], out: Path) -> None:
-    """Evaluations may be added, for they change no other number; none may be missing, for they are in the table."""
-    here, there = leaves(_deciding(ours, theirs)), leaves(_deciding(theirs, ours))
-    different = [
-        f"\n  {key}: {there.get(key)} there, {here.get(key)} here"
-        for key in dict.fromkeys([*there, *here])
-        if not _is_free(key) and there.get(key) != here.get(key)
-    ]
-    if not set(_evaluations(theirs)) <= set(_evaluations(ours)):
-        names = [", ".join(_evaluations(settings)) for settings in (theirs, ours)]
-        different.insert(0, f"\n  evaluations: {names[0]} there, {names[1]} here")
-    if different:
-        more = f"\n  and {len(different) - 20} more" if len(different) > 20 else ""
-        raise ValueError(
-            f"Study.out must hold no study with other settings; got {out}, which differs in:"
-            f"{''.join(different[:20])}{more}\nGive another --out, or the plan and options as they were."
-        )
-
-
-def _evaluations(settings: dict[str, Any]) -> list[str]:
+def _evaluations(settings: Mapping[str, Any]) -> list[str]:
     """Their names; every arm has the same."""
     return list(dict.fromkeys(name for configs in settings["evaluations"].values() for name in configs))
 
 
-def _deciding(settings: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """Without the evaluations that only one of both has, and without inputs, which are part of all that uses them."""
-    shared = set(_evaluations(settings)) & set(_evaluations(others))
+def _deciding(settings: Mapping[str, Any], shared: set[str]) -> dict[str, Any]:
+    """By dotted name, without evaluations that only one study has, and inputs, which are part of all that uses them."""
     evaluations = {
         arm: {name: config for name, config in configs.items() if name in shared}
         for arm, configs in settings["evaluations"].items()
     }
     kept = {key: value for key, value in settings.items() if key not in ("inputs", "without")}
-    return kept | {"evaluations": evaluations}
+    return leaves(kept | {"evaluations": evaluations})
 
 
 def _is_free(key: str) -> bool:

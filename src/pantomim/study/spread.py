@@ -1,4 +1,4 @@
-"""A number at several seeds, and at several arms: mean, deviation, interval."""
+"""A number at several seeds, and at several arms: mean, standard deviation, interval."""
 
 import math
 import statistics
@@ -12,17 +12,11 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Spread:
-    """A number at several seeds.
-
-    Args:
-        by_seed: Its values.
-        mean: Their mean.
-        deviation: Their standard deviation (n - 1); None for a single one.
-    """
+    """A number at several seeds, its mean and its standard deviation (n - 1); None for a single one."""
 
     by_seed: dict[int, float]
     mean: float
-    deviation: float | None
+    std: float | None
 
     @classmethod
     def of(cls, by_seed: Mapping[int, float]) -> "Spread | None":
@@ -36,9 +30,9 @@ class Spread:
     def half_width(self) -> float | None:
         """Half of the 95 % interval of the mean by Student's t; None for a single value."""
         n = len(self.by_seed)
-        if self.deviation is None:
+        if self.std is None:
             return None
-        return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * self.deviation / math.sqrt(n)
+        return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * self.std / math.sqrt(n)
 
     @property
     def side(self) -> int:
@@ -57,18 +51,11 @@ def difference(ours: Spread | None, theirs: Spread | None) -> Spread | None:
 
 @dataclass(frozen=True)
 class AmongArms:
-    """How far a number differs among the arms of a group, seed by seed.
-
-    Args:
-        mean: Over the arms.
-        range: Largest minus smallest.
-        deviation: Standard deviation over the arms (n - 1).
-        variance: Its square.
-    """
+    """How far a number differs among the arms of a group (n - 1), at each seed."""
 
     mean: Spread
     range: Spread
-    deviation: Spread
+    std: Spread
     variance: Spread
 
     @classmethod
@@ -81,7 +68,4 @@ class AmongArms:
         values = {seed: [by_seed[seed] for by_seed in present] for seed in seeds}
         measures = (statistics.fmean, lambda found: max(found) - min(found), statistics.stdev, statistics.variance)
         spreads = [Spread.of({seed: measure(values[seed]) for seed in seeds}) for measure in measures]
-        mean, extent, deviation, variance = spreads
-        if mean is None or extent is None or deviation is None or variance is None:
-            return None
-        return cls(mean, extent, deviation, variance)
+        return cls(*found) if len(found := [spread for spread in spreads if spread is not None]) == 4 else None

@@ -6,21 +6,24 @@ from collections.abc import Iterable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pantomim.targets.distance import Distance
+
 
 class Target(nn.Module, ABC):
     """What a masked patch is to be predicted as; always in evaluation mode, never a gradient.
 
     Args:
         dim: Width of the prediction of a patch: pixel values, feature width, or size of a vocabulary.
+        distance: Of a prediction; a target whose loss is another one has its own `loss`.
     """
 
     dim: int
+    distance: Distance
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "B C H W"]) -> Tensor:
         """The target of every patch of whole, scaled images: (B, N, K), or (B, N) ids; no gradient."""
 
-    @abstractmethod
     def loss(
         self, prediction: Float[Tensor, "B M K"], target: Tensor, weight: Float[Tensor, "B M"] | None = None
     ) -> Float[Tensor, ""]:
@@ -31,6 +34,7 @@ class Target(nn.Module, ABC):
             target: (B, M, K), or (B, M) ids, of the patches that were predicted.
             weight: 0 for padding, else 1; None: nothing is padded.
         """
+        return self.distance(prediction, target, weight)
 
     def metrics(
         self, prediction: Float[Tensor, "B M K"], target: Tensor, weight: Float[Tensor, "B M"] | None = None

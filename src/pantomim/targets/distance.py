@@ -31,8 +31,8 @@ class Distance:
     def __post_init__(self) -> None:
         if (self.beta is not None) != (self.form == "smooth_l1"):
             raise ValueError(
-                f"Distance.beta must be given with smooth_l1, and with it alone; got {self.beta} and {self.form}. dBOT and "
-                f"data2vec have 2."
+                f"Distance.beta must be given with smooth_l1, and with it alone; got {self.beta} and {self.form}. dBOT "
+                f"and data2vec have 2."
             )
 
     def __call__(

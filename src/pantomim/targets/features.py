@@ -74,15 +74,6 @@ class FeatureTarget(Target):
         """The features of every patch, float32 at least; K is the teacher's width."""
         return normalise_features(self.teacher(images).patches, self.normalise)
 
-    def loss(
-        self,
-        prediction: Float[Tensor, "B M K"],
-        target: Float[Tensor, "B M K"],
-        weight: Float[Tensor, "B M"] | None = None,
-    ) -> Float[Tensor, ""]:
-        """The distance; see `Target.loss`."""
-        return self.distance(prediction, target, weight)
-
     def metrics(
         self,
         prediction: Float[Tensor, "B M K"],

@@ -96,15 +96,6 @@ class HOGTarget(Target):
         sorted_in = [torch.where(bins == number, magnitude, 0)[whole] for number in range(self.bins)]
         return torch.stack([part.reshape(shape).sum(dim=(3, 5)) for part in sorted_in], dim=2)
 
-    def loss(
-        self,
-        prediction: Float[Tensor, "B M K"],
-        target: Float[Tensor, "B M K"],
-        weight: Float[Tensor, "B M"] | None = None,
-    ) -> Float[Tensor, ""]:
-        """The distance; see `Target.loss`."""
-        return self.distance(prediction, target, weight)
-
 
 def gradients(images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]:
     """Left minus right and above minus below, each smoothed along the other axis (1, 2, 1), in float32 at least.

@@ -72,15 +72,6 @@ class PixelTarget(Target):
         mean, std = self._statistics(pixels)
         return (pixels - mean) / std
 
-    def loss(
-        self,
-        prediction: Float[Tensor, "B M K"],
-        target: Float[Tensor, "B M K"],
-        weight: Float[Tensor, "B M"] | None = None,
-    ) -> Float[Tensor, ""]:
-        """The distance; see `Target.loss`."""
-        return self.distance(prediction, target, weight)
-
     def to_images(
         self, prediction: Float[Tensor, "B N K"], images: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B C H W"]:

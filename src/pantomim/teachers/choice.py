@@ -8,8 +8,7 @@ from typing import Literal
 
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, AtLeastZero, Share
-from pantomim.formats import load_encoder
-from pantomim.formats.loading import PREFIXES
+from pantomim.formats import PREFIXES, load_encoder
 from pantomim.formats.wrapped import WrappedEncoder
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.vit import Encoder

@@ -45,8 +45,8 @@ class WrappedTeacher(Teacher):
         encoder = self.encoder
         # Never in half precision on a CPU; on a GPU as the student, unless asked for float32.
         with torch.autocast(images.device.type if self.float32 else "cpu", enabled=False):
-            outputs = encoder.say(resize(images, self.image_size), self.blocks, query)
-            tokens = mean_of_blocks(outputs.blocks)
+            outputs = encoder.last_blocks(resize(images, self.image_size), self.blocks, query)
+            tokens = mean_of_blocks(outputs.tokens)
             if self.output != "block":
                 tokens = encoder.norm(tokens)
             if self.output == "projection":

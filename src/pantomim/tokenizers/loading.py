@@ -3,19 +3,16 @@
 from pathlib import Path
 
 from pantomim.formats.dalle import load_dalle_decoder, load_dalle_encoder
-from pantomim.formats.strided_dvae import load_strided_dvae
 from pantomim.formats.tokenizer import load_networks
 from pantomim.nn.vqkd import VQKDNetworks
 from pantomim.tokenizers.base import Tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer, Precision
 from pantomim.tokenizers.random_projection import RandomProjectionTokenizer
-from pantomim.tokenizers.strided_dvae import StridedDVAETokenizer
 from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 WAYS = (
     "Ways to get one: `pantomim tokenizer train --data IMAGES` and its RUN folder (or RUN/tokenizer.safetensors); "
-    "dalle:FILE or dalle:FOLDER with the published encoder.pkl (and decoder.pkl); dvae:FILE, a small discrete VAE that "
-    "BEiT's or CAE's code, or DALLE-pytorch, has trained; random-projection or "
+    "dalle:FILE or dalle:FOLDER with the published encoder.pkl (and decoder.pkl); random-projection or "
     "random-projection-standardised, which need no training"
 )
 PROJECTIONS = {"random-projection": False, "random-projection-standardised": True}  # and whether they standardise
@@ -33,9 +30,11 @@ def load_tokenizer(
 
     Args:
         spec: "RUN", a run folder, or its tokenizer.safetensors; "dalle:FILE", an encoder alone, or "dalle:FOLDER" with
-            encoder and decoder (.pkl, .safetensors or .pth); "dvae:FILE", of BEiT's or CAE's code or DALLE-pytorch;
-            "random-projection" or "random-projection-standardised", each also with ":SEED".
-        patch_size: Of a random projection, as `in_chans` and `vocabulary`.
+            encoder and decoder (.pkl, .safetensors or .pth); "random-projection" or
+            "random-projection-standardised", each also with ":SEED".
+        patch_size: Of a random projection.
+        in_chans: Of a random projection.
+        vocabulary: Of a random projection.
         precision: Of a discrete auto-encoder.
 
     Raises:
@@ -46,8 +45,6 @@ def load_tokenizer(
         raise ValueError(f"tokenizer must be given, as there is no default; got none. {WAYS}.")
     if name.startswith("dalle:"):
         return _dalle(Path(name.removeprefix("dalle:")), precision).eval()
-    if name.startswith("dvae:"):
-        return StridedDVAETokenizer(load_strided_dvae(name.removeprefix("dvae:"))).eval()
     if name.startswith("random-projection"):
         kind, _, seed = name.partition(":")
         if kind not in PROJECTIONS or (seed and not seed.isdecimal()):

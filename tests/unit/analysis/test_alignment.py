@@ -21,7 +21,7 @@ from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.regressor import RegressorConfig
 from pantomim.nn.tokens import patchify, unpatchify
 from pantomim.report.alignment import write_alignment
-from pantomim.report.template import check_page_path
+from pantomim.report.html import check_page_path
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTarget, TokenTargetConfig
 
@@ -144,7 +144,7 @@ def test_runs_side_by_side(tmp_path, source):
     found = Alignment((str(tmp_path / "with"), str(tmp_path / "without")), count=3, seed=1).run()
     assert [row.title for row in found.rows] == [
         "images",
-        "mean and deviation of each true patch alone, which are given",
+        "mean and std of each true patch alone, which are given",
         "with",
         "without",
     ]
@@ -207,8 +207,8 @@ def test_from_the_command_line(tmp_path, source, capsys):
         write_run(tmp_path / name, source, align_weight=2.0 if name == "with" else 0.0)
     main(["inspect", "alignment", str(tmp_path / "with"), str(tmp_path / "without"), "--count", "2"])
     assert "no alignment; " in capsys.readouterr().out
-    assert (tmp_path / "with" / "analysis" / "alignment.png").is_file()
-    assert "no alignment; " in (tmp_path / "with" / "analysis" / "alignment.html").read_text()
+    assert (tmp_path / "with" / "analysis" / "alignment-compared.png").is_file()
+    assert "no alignment; " in (tmp_path / "with" / "analysis" / "alignment-compared.html").read_text()
     with pytest.raises(SystemExit):
         main(["inspect", "alignment", str(tmp_path / "with"), "--out", str(tmp_path / "a.png")])
     assert "inspect.out must end in .html" in " ".join(capsys.readouterr().err.split())

@@ -157,7 +157,7 @@ def test_a_damaged_file_is_named(tmp_path):
     facts = BlockFacts("spectrum", {"shares_0": np.ones((2, 5))}, {"encoders": [{"name": "x", "depth": 3, "spec": ""}]})
     facts.about["analysis"] = "spectrum"
     write_block_facts(facts, tmp_path / "b.html")
-    with pytest.raises(ValueError, match=r"\[2\] layers, where it states"):
+    with pytest.raises(ValueError, match=r"'shares_0': 2} layers, where it states"):
         read_block_facts(tmp_path / "b.npz")
 
 

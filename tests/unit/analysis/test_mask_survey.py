@@ -62,7 +62,7 @@ def test_masks_that_hide_nothing_are_counted_and_left_out():
     assert found.left_out == 1
     assert found.num_masked.tolist() == [0, 15, 15, 15, 15]
     assert found.statistics.num_clusters.tolist() == [1] * 4
-    with pytest.raises(ValueError, match="where each of 5 masks hides all or nothing"):
+    with pytest.raises(ValueError, match="where each of 5 draws masks all or nothing"):
         survey("forgetful", Forgetful(5), (4, 4), num=5, seed=0)
 
 
@@ -93,7 +93,7 @@ def test_a_grid_is_rows_and_columns(text, grid):
 
 @pytest.mark.parametrize("text", ["14", "14x", "0x4", "14x14x3", "axb", "-1x4"])
 def test_anything_else_is_no_grid(text):
-    with pytest.raises(ValueError, match=r"masks.grid must be ROWSxCOLUMNS; got .*Write --grid 14x14"):
+    with pytest.raises(ValueError, match=r"masks.grid must be ROWSxCOLUMNS; got .*Write 14x14"):
         parse_grid(text)
 
 

@@ -161,11 +161,6 @@ def test_an_epoch_passes_every_image_once(uniform):
     assert made.ids(0).tolist() != made.ids(5).tolist()
 
 
-def test_batches_know_their_epoch(uniform):
-    made = stream(uniform)
-    assert [batch.epoch for (batch,) in made.batches(4, 8)] == [0.8, 1.0, 1.2, 1.4]
-
-
 def test_the_last_incomplete_batch_is_left_out(uniform):
     made = stream(uniform, batch_size=12)
     assert made.steps_per_epoch == 3

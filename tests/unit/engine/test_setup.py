@@ -52,7 +52,7 @@ def test_more_images_than_there_are_is_refused(source: Path) -> None:
 
 
 def test_no_source_is_refused() -> None:
-    with pytest.raises(ValueError, match="Give --data"):
+    with pytest.raises(ValueError, match="must name the images; got none"):
         training_images(replace(tiny_run(Path("x")).data, source=""))
 
 
@@ -76,9 +76,10 @@ def test_all_misfits_are_told_together(source: Path) -> None:
 
 
 def test_a_run_must_have_steps_and_be_longer_than_its_warmup() -> None:
-    config = tiny_run(Path("x"), duration=Duration(steps=0))
-    with pytest.raises(ValueError, match=r"Pretrain\.duration must be at least one step; got 0 steps"):
+    config = tiny_run(Path("x"), duration=Duration(epochs=0))
+    with pytest.raises(ValueError, match=r"Pretrain\.duration must be at least one step; got 0 epochs"):
         in_steps(config, 5)
+    assert in_steps(tiny_run(Path("x"), duration=Duration(steps=0)), 5) == (0, 0)  # its initial encoder, a baseline
     config = replace(config, duration=Duration(steps=3), optim=replace(config.optim, warmup=Duration(epochs=0.6)))
     with pytest.raises(
         ValueError, match=r"must be shorter than the run; got 0\.6 epochs of 3 steps, which is 3 of 3 steps"

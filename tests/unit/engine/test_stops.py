@@ -58,9 +58,7 @@ def test_the_first_bad_step_is_remembered() -> None:
 def test_out_of_memory_names_what_to_try() -> None:
     config = tiny_run(Path("images.npz"), batch_size=24)
     with (
-        pytest.raises(
-            MemoryFullError, match=r"24 images at once.*--runtime\.accumulation 2 \(12 images.*--batch_size 12"
-        ),
+        pytest.raises(MemoryFullError, match=r"24 images at once.*runtime\.accumulation 2 \(12 images.*batch_size 12"),
         explain_memory(config, 1),
     ):
         torch.empty(2**60, dtype=torch.uint8)
@@ -68,7 +66,7 @@ def test_out_of_memory_names_what_to_try() -> None:
 
 def test_the_next_accumulation_divides_the_batch_of_every_process() -> None:
     config = tiny_run(Path("images.npz"), batch_size=30, runtime={"accumulation": 3})
-    advice = r"accumulation 3\. .*--runtime\.accumulation 5 \(3 images"
+    advice = r"accumulation 3\. .*runtime\.accumulation 5 \(3 images"
     with pytest.raises(MemoryFullError, match=advice), explain_memory(config, 2):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -68,7 +68,7 @@ def test_every_protocol_beside_its_baselines(kind, data, run, tmp_path):
     assert result["protocol"] == name
     assert result["protocol_version"] == 1
     assert result["seed"] == 0
-    assert result["encoder_sha256"] == read_description(run).sha256
+    assert result["encoder_sha256"] == read_description(run)["sha256"]
     assert result["data"]["num_train"] == 72
     assert result["data"]["num_test"] == 18
     assert result["data"]["broken"] == []
@@ -358,6 +358,6 @@ def test_nobody_to_score_is_refused(wrong, message):
 def test_another_image_size_is_used_and_recorded(data, run, kind):
     result = evaluate(QUICK[kind](run, data, image_size=(16, 12)))
     assert result["data"]["image_size"] == [16, 12]
-    assert result["encoder_sha256"] == read_description(run).sha256, "of the encoder as it is in its file"
+    assert result["encoder_sha256"] == read_description(run)["sha256"], "of the encoder as it is in its file"
     with pytest.raises(ValueError, match="multiple of patch_size"):
         evaluate(QUICK[kind](run, data, image_size=(15, 12)))

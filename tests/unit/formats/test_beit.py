@@ -8,10 +8,8 @@ import torch
 from timm.models.beit import Beit
 from torch import nn
 
-from pantomim.formats import load_encoder
-from pantomim.formats.beit import load_beit, recognise_beit
-from pantomim.formats.cae import load_cae_file
-from pantomim.formats.foreign import Given, import_checkpoint
+from pantomim.formats import Given, import_checkpoint, load_encoder, read_checkpoint
+from pantomim.formats.beit import BEiTFormat
 from pantomim.formats.native import load_classifier, load_encoder_folder, load_predictor
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.beit import BEiTConfig
@@ -27,6 +25,10 @@ VARIANTS = {
     "both": {"use_abs_pos_emb": True, "use_shared_rel_pos_bias": True, "init_values": 0.1},
 }
 ROW = "relative_position_index"
+
+
+def recognise(weights, source, given):
+    return BEiTFormat().read(weights, source, given)
 
 
 def timm_beit(**options):
@@ -65,7 +67,7 @@ def test_a_pretraining_file_computes_what_timm_does(tmp_path, name, wrapper):
     model, weights = pretraining(name)
     torch.save({wrapper: weights, "epoch": 3, "args": argparse.Namespace(lr=1.0)}, tmp_path / "beit.pth")
     given = Given(GIVEN.heads, image_size=(12, 12), mean=GIVEN.mean, std=GIVEN.std)
-    report = import_checkpoint(tmp_path / "beit.pth", tmp_path / "out", load_beit, given)
+    report = import_checkpoint(tmp_path / "beit.pth", tmp_path / "out", "beit", given)
     encoder = load_encoder_folder(tmp_path / "out")
     images = torch.rand(2, 3, 12, 12)
     with torch.no_grad():
@@ -95,8 +97,7 @@ def test_a_classifier_computes_what_timm_does(tmp_path, layout):
         weights["pos_embed"] = sincos_2d_rows_first(16, (3, 3), 1).unsqueeze(0).float()
         model.pos_embed.data.copy_(weights["pos_embed"])
     torch.save({"model": weights}, tmp_path / "tuned.pth")
-    load = load_beit if layout == "beit" else load_cae_file
-    report = import_checkpoint(tmp_path / "tuned.pth", tmp_path / "out", load, GIVEN)
+    report = import_checkpoint(tmp_path / "tuned.pth", tmp_path / "out", None, GIVEN)
     images = torch.rand(2, 3, 12, 12)
     with torch.no_grad():
         torch.testing.assert_close(load_classifier(tmp_path / "out")(images), model(prepared(images)))
@@ -108,20 +109,20 @@ def test_a_classifier_computes_what_timm_does(tmp_path, layout):
 
 def test_the_grid_is_told_by_the_tables_alone():
     _, weights = pretraining()
-    assert recognise_beit(weights, "a file", GIVEN).encoder.grid == (3, 3)
+    assert recognise(weights, "a file", GIVEN).encoder.grid == (3, 3)
 
 
 @pytest.mark.parametrize(("flag", "mean"), [(True, 0.485), (False, 0.5)])
 def test_the_files_own_arguments_tell_mean_and_deviation(tmp_path, flag, mean):
     arguments = argparse.Namespace(imagenet_default_mean_and_std=flag)
     torch.save({"model": pretraining()[1], "args": arguments}, tmp_path / "beit.pth")
-    found = load_beit(tmp_path / "beit.pth", Given(heads=2))
+    found = read_checkpoint(tmp_path / "beit.pth", given=Given(heads=2))
     assert found.encoder.config.mean[0] == mean
 
 
 def test_mean_and_deviation_are_not_guessed(tmp_path):
     with pytest.raises(ValueError, match=r"mean and std must both be given; got None and None"):
-        recognise_beit(pretraining()[1], "a file", Given(heads=2))
+        recognise(pretraining()[1], "a file", Given(heads=2))
 
 
 def test_every_difference_is_told():
@@ -138,18 +139,18 @@ def test_every_difference_is_told():
         (weights | {"rel_pos_bias.relative_position_bias_table": torch.zeros(27, 2)}, "a grid that is not square"),
     ]:
         with pytest.raises(ValueError, match=message):
-            recognise_beit(changed, "a file", GIVEN)
+            recognise(changed, "a file", GIVEN)
 
 
 def test_another_number_of_heads_is_refused():
     with pytest.raises(ValueError, match=r"must have 28 rows and 4 heads .* got \(28, 2\)"):
-        recognise_beit(pretraining()[1], "a file", Given(heads=4, mean=HALF, std=HALF))
+        recognise(pretraining()[1], "a file", Given(heads=4, mean=HALF, std=HALF))
 
 
 def test_no_positions_need_an_image_size():
     weights = {name: tensor for name, tensor in pretraining()[1].items() if "rel_pos" not in name}
     with pytest.raises(ValueError, match="image_size must be given where there are no positions"):
-        recognise_beit(weights, "a file", GIVEN)
+        recognise(weights, "a file", GIVEN)
 
 
 def test_an_encoder_by_its_file(tmp_path, monkeypatch):

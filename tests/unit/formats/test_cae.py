@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from foreign_files import cae_weights
 
-from pantomim.formats import load_encoder
-from pantomim.formats.cae import FoundCAE, cae_weights, load_cae, load_cae_file, official_name, our_name, recognise_cae
-from pantomim.formats.foreign import Given, import_checkpoint
+from pantomim.formats import AS_PUBLISHED, Given, import_checkpoint, load_encoder, read_checkpoint
+from pantomim.formats.cae import CAEFormat, official_name, our_name
 from pantomim.formats.native import load_encoder_folder, load_predictor
 from pantomim.methods.cae import CAEConfig, cae_encoder
 from pantomim.nn.decoder import LatentDecoderConfig
-from pantomim.nn.position import sincos_2d, sincos_2d_rows_first
+from pantomim.nn.position import sincos_2d
 from pantomim.nn.regressor import RegressorConfig
 from pantomim.targets.pixels import PixelTargetConfig
 
@@ -30,12 +30,8 @@ def build(width=None):
     ).build()
 
 
-def official(method, release):
-    """A file's content, the copy of the encoder and the second release's table included."""
-    weights = {official_name(name, release): tensor for name, tensor in method.state_dict().items()}
-    if release == "Atten4Vis/CAE":
-        weights["rd_pos_embed"] = sincos_2d_rows_first(method.decoder.position.shape[1], (3, 3), 1)[None].float()
-    return weights
+def recognise(weights, source, given=GIVEN):
+    return CAEFormat().read(weights, source, given)
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -67,61 +63,54 @@ def test_unknown_names_are_refused():
 
 @pytest.mark.parametrize("width", [None, 8])
 @pytest.mark.parametrize("release", RELEASES)
-def test_a_file_computes_what_the_method_does(tmp_path, release, width):
+def test_a_file_holds_what_the_method_learned(tmp_path, release, width):
     method = build(width).eval()
-    torch.save({"model": official(method, release), "epoch": 3}, tmp_path / "file.pth")
-    found = load_cae(tmp_path / "file.pth", GIVEN)
-    assert isinstance(found, FoundCAE)
-    assert found.release == release
-    images = torch.rand(2, 3, 12, 12)
-    mask = method.masker(2, (3, 3), torch.Generator().manual_seed(0))
-    visible = found.encoder(images, mask.ids_keep).patches
-    visible = visible if found.projection is None else found.projection(visible)
-    assert torch.equal(visible, method.latents(method.encoder, images, mask.ids_keep))
-    predicted = found.regressor(visible, mask)
-    assert torch.equal(predicted, method.regressor(visible, mask))
-    assert torch.equal(found.decoder(predicted, mask.ids_mask), method.decoder(predicted, mask.ids_mask))
+    torch.save({"model": cae_weights(method, release), "epoch": 3}, tmp_path / "file.pth")
+    found = read_checkpoint(tmp_path / "file.pth", given=GIVEN)
+    learned = {f"encoder.{name}": tensor for name, tensor in found.encoder.state_dict().items()} | found.predictor
+    own = {name: tensor for name, tensor in method.state_dict().items() if not name.startswith("aligner.")}
+    assert learned.keys() == own.keys()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in learned.items())
+    assert f"names of {release}" in found.notes
     copies = {name.partition(".")[0] for name in found.left_out}
     assert copies == ({"teacher"} if release == "lxtGH/CAE" else {"alignment_encoder", "rd_pos_embed"})
-    written = cae_weights(found, release)
-    assert set(written) == set(official(method, release)) - set(found.left_out)
 
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_difference_is_told(release):
-    weights = official(build(), release)
+    weights = cae_weights(build(), release)
     name = official_name("regressor.blocks.1.mlp.fc2.weight", release)
     with pytest.raises(ValueError, match=rf"missing: {name}"):
-        recognise_cae({key: tensor for key, tensor in weights.items() if key != name}, "a file", GIVEN)
+        recognise({key: tensor for key, tensor in weights.items() if key != name}, "a file", GIVEN)
     with pytest.raises(ValueError, match=r"unexpected: encoder\.extra"):
-        recognise_cae(weights | {"encoder.extra": torch.zeros(1)}, "a file", GIVEN)
+        recognise(weights | {"encoder.extra": torch.zeros(1)}, "a file", GIVEN)
     with pytest.raises(ValueError, match=r"mis-shaped: mask_token"):
-        recognise_cae(weights | {"mask_token": torch.zeros(2, 1, 16)}, "a file", GIVEN)
+        recognise(weights | {"mask_token": torch.zeros(2, 1, 16)}, "a file", GIVEN)
 
 
 def test_another_table_is_refused():
-    weights = official(build(), "Atten4Vis/CAE")
+    weights = cae_weights(build(), "Atten4Vis/CAE")
     weights["rd_pos_embed"] = sincos_2d(16, (3, 3), 1)[None].float()
     with pytest.raises(ValueError, match="rd_pos_embed must be the sine-cosine table of a 3 x 3 grid, rows first"):
-        recognise_cae(weights, "a file", GIVEN)
+        recognise(weights, "a file", GIVEN)
 
 
 def test_what_is_no_cae_is_refused():
-    with pytest.raises(ValueError, match=r"must be a pre-training file of CAE, .* got 1 tensors of backbone"):
-        recognise_cae({"backbone.x": torch.zeros(1)}, "a file")
+    with pytest.raises(ValueError, match=r"must have an official CAE layout .* It holds 1 tensors: backbone\.x"):
+        recognise({"backbone.x": torch.zeros(1)}, "a file")
 
 
 def test_heads_must_be_given_where_they_are_not_published():
     with pytest.raises(ValueError, match=r"heads must be given for width 16; known are 192, 384, 768, 1024"):
-        recognise_cae(official(build(), "lxtGH/CAE"), "a file")
+        recognise(cae_weights(build(), "lxtGH/CAE"), "a file", AS_PUBLISHED)
 
 
 @pytest.mark.parametrize("width", [None, 8])
 @pytest.mark.parametrize("release", RELEASES)
 def test_an_import_keeps_all_that_is_learned(tmp_path, release, width):
     method = build(width).eval()
-    torch.save({"model": official(method, release)}, tmp_path / "cae.pth")
-    report = import_checkpoint(tmp_path / "cae.pth", tmp_path / "out", load_cae_file, GIVEN)
+    torch.save({"model": cae_weights(method, release)}, tmp_path / "cae.pth")
+    report = import_checkpoint(tmp_path / "cae.pth", tmp_path / "out", "cae", GIVEN)
     images = torch.rand(2, 3, 12, 12)
     assert torch.equal(load_encoder_folder(tmp_path / "out")(images).patches, method.encoder(images).patches)
     text = str(report)
@@ -140,14 +129,14 @@ def test_an_import_keeps_all_that_is_learned(tmp_path, release, width):
 def test_an_encoder_by_its_file(tmp_path, monkeypatch):
     monkeypatch.setattr("pantomim.formats.cae.HEADS", {16: 2})
     method = build().eval()
-    torch.save({"model": official(method, "lxtGH/CAE")}, tmp_path / "cae.pth")
+    torch.save({"model": cae_weights(method, "lxtGH/CAE")}, tmp_path / "cae.pth")
     assert torch.equal(load_encoder(tmp_path / "cae.pth").norm.weight, method.encoder.norm.weight)
 
 
 def test_a_damaged_regressor_is_no_import(tmp_path):
-    weights = official(build(), "lxtGH/CAE")
+    weights = cae_weights(build(), "lxtGH/CAE")
     del weights["pretext_neck.norm.weight"]
     torch.save({"model": weights}, tmp_path / "cae.pth")
     with pytest.raises(ValueError, match=r"missing: pretext_neck\.norm\.weight"):
-        import_checkpoint(tmp_path / "cae.pth", tmp_path / "out", load_cae_file, GIVEN)
+        import_checkpoint(tmp_path / "cae.pth", tmp_path / "out", "cae", GIVEN)
     assert not (tmp_path / "out").exists()

@@ -254,9 +254,9 @@ def with_itself(module):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (with_buffer, "a module with buffers"),
+        (with_buffer, r"unexpected: blocks\.input\.mean"),
         (without_bias, r"missing: blocks\.input\.b"),
-        (with_integers, r"(Parameter|Tensor) under blocks\.input\.w"),
+        (with_integers, r"torch\.int64 under blocks\.input\.w"),
         (misshapen, r"mis-shaped: blocks\.group_2\.block_1\.res_path\.conv_2\.w"),
         (with_more, r"unexpected: blocks\.more\.b, blocks\.more\.w"),
         (with_itself, r"under blocks\.again\.blocks\.again"),
@@ -271,7 +271,7 @@ def test_other_networks_are_refused(write, change, match):
 
 def test_the_two_files_confused(write):
     path = write(Decoder(), "decoder.pkl")
-    with pytest.raises(ValueError, match="must hold DALL-E's Encoder; got Decoder"):
+    with pytest.raises(ValueError, match="got the decoder in place of the encoder"):
         load_dalle_encoder(path)
 
 
@@ -287,8 +287,3 @@ def test_truncated(write, length):
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ValueError, match="must be a whole safetensors file or torch checkpoint"):
         load_dalle_encoder(path)
-
-
-def test_the_stand_ins_are_not_left_behind(write):
-    load_dalle_encoder(write(Encoder()))
-    assert not [entry for entry in torch.serialization.get_safe_globals() if isinstance(entry, tuple)]

@@ -3,12 +3,11 @@ import math
 
 import pytest
 import torch
+from foreign_files import official_weights
 
 from pantomim.core.mask import Mask
-from pantomim.formats import load_encoder
-from pantomim.formats.foreign import AS_PUBLISHED, Given, import_checkpoint
-from pantomim.formats.foreign import recognise as recognise_layout
-from pantomim.formats.mae import MAE_LAYOUT, load_for_finetuning, load_mae, official_weights
+from pantomim.formats import AS_PUBLISHED, Given, import_checkpoint, load_encoder, read_checkpoint
+from pantomim.formats.mae import MAEFormat
 from pantomim.formats.native import load_classifier, load_decoder, load_encoder_folder
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.heads import Classifier
@@ -19,7 +18,7 @@ GIVEN = Given(decoder_heads=4)
 
 
 def recognise(weights, source, given=AS_PUBLISHED):
-    return recognise_layout(weights, source, MAE_LAYOUT, given)
+    return MAEFormat().read(weights, source, given)
 
 
 def block(prefix, width):
@@ -96,12 +95,12 @@ def images():
 )
 def test_each_layout_is_recognised_and_comes_back_unchanged(tmp_path, kind, name):
     weights = official(kind)
-    found = load_mae(checkpoint(tmp_path / "mae.pth", weights), GIVEN)
+    found = read_checkpoint(checkpoint(tmp_path / "mae.pth", weights), "mae", GIVEN)
     assert found.kind == name
     config = found.encoder.config
     assert (config.image_size, config.patch_size, config.width, config.depth) == ((SIDE, SIDE), PATCH, WIDTH, DEPTH)
     assert config.heads == ENCODER_SIZES["micro"]["heads"]
-    back = official_weights(found.classifier or found.encoder, found.decoder)
+    back = official_weights(*filter(None, (found.classifier or found.encoder, found.decoder)))
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[key], weights[key]) for key in weights)
 
@@ -118,10 +117,10 @@ def test_published_sizes_have_the_expected_number_of_tensors():
 
 def test_import_writes_our_files(tmp_path):
     source = checkpoint(tmp_path / "mae_full.pth", official("full"))
-    report = import_checkpoint(source, tmp_path / "out", load_mae, GIVEN)
+    report = import_checkpoint(source, tmp_path / "out", "mae", GIVEN)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(report.files)
     assert "encoder: 96 wide, 2 deep, 3 heads, patch 4, 3 x 12 x 12" in str(report)
-    direct = load_mae(source, GIVEN)
+    direct = read_checkpoint(source, "mae", GIVEN)
     encoder, decoder = load_encoder_folder(tmp_path / "out"), load_decoder(tmp_path / "out")
     mask = Mask.from_scores(torch.rand(2, 9), 5)
     ours = decoder(encoder(images(), mask.ids_keep), mask)
@@ -131,18 +130,18 @@ def test_import_writes_our_files(tmp_path):
 
 def test_import_of_a_classifier(tmp_path):
     source = checkpoint(tmp_path / "mae_finetuned.pth", official("classifier"))
-    report = import_checkpoint(source, tmp_path / "out", load_mae)
+    report = import_checkpoint(source, tmp_path / "out", "mae")
     assert report.files == ("classifier.safetensors", "classifier.json")
     assert "head: 7 classes, pool mean" in str(report)
     ours = load_classifier(tmp_path / "out")
-    assert torch.equal(ours(images()), load_mae(source).classifier(images()))
+    assert torch.equal(ours(images()), read_checkpoint(source).classifier(images()))
     with pytest.raises(ValueError, match="final norm; got a classifier with mean pooling"):
         load_encoder(source)
 
 
 def test_a_classifier_on_the_class_token_also_gives_its_encoder(tmp_path):
     source = checkpoint(tmp_path / "mae_finetuned.pth", official("classifier, class token"))
-    report = import_checkpoint(source, tmp_path / "out", load_mae)
+    report = import_checkpoint(source, tmp_path / "out", "mae")
     assert report.files[::2] == ("encoder.safetensors", "classifier.safetensors")
     encoder, classifier = load_encoder_folder(tmp_path / "out"), load_classifier(tmp_path / "out")
     torch.testing.assert_close(classifier.head(encoder(images()).prefix[:, 0]), classifier(images()))
@@ -150,16 +149,18 @@ def test_a_classifier_on_the_class_token_also_gives_its_encoder(tmp_path):
 
 def test_import_does_not_overwrite(tmp_path):
     source = checkpoint(tmp_path / "mae.pth", official("encoder"))
-    import_checkpoint(source, tmp_path / "out", load_mae)
+    import_checkpoint(source, tmp_path / "out", "mae")
     before = (tmp_path / "out" / "encoder.json").read_bytes()
     with pytest.raises(ValueError, match=r"out must not hold weights yet; got .*out with encoder"):
-        import_checkpoint(source, tmp_path / "out", load_mae)
+        import_checkpoint(source, tmp_path / "out", "mae")
     assert (tmp_path / "out" / "encoder.json").read_bytes() == before
 
 
 def test_load_encoder_reads_official_files(tmp_path):
     source = checkpoint(tmp_path / "mae.pth", official("encoder"))
-    torch.testing.assert_close(load_encoder(source)(images()).patches, load_mae(source).encoder(images()).patches)
+    torch.testing.assert_close(
+        load_encoder(source)(images()).patches, read_checkpoint(source).encoder(images()).patches
+    )
 
 
 def test_timm_gives_the_same_features(tmp_path):
@@ -218,7 +219,7 @@ def rename(weights, old, new):
 )
 def test_what_is_no_official_layout_is_refused_with_its_keys(tmp_path, weights, parts):
     with pytest.raises(ValueError, match="official MAE") as error:
-        import_checkpoint(checkpoint(tmp_path / "mae.pth", weights), tmp_path / "out", load_mae, GIVEN)
+        import_checkpoint(checkpoint(tmp_path / "mae.pth", weights), tmp_path / "out", "mae", GIVEN)
     for part in parts:
         assert part in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -250,40 +251,6 @@ def test_heads_matter():
     odd = {name: 10 * tensor for name, tensor in official("encoder", width=40).items()}
     few, many = (recognise(odd, "odd.pth", Given(heads=heads)).encoder for heads in (2, 10))
     assert not torch.allclose(few(images()).patches, many(images()).patches, atol=1e-3)
-
-
-@pytest.mark.parametrize("pool", ["mean", "class"])
-def test_finetuning_takes_pretrained_weights_and_nothing_else(pool):
-    """Spec 8, rule 1: exactly head and pooling norm are missing, and with mean pooling the final norm is left over."""
-    weights = official("full")
-    config = EncoderConfig(image_size=(SIDE, SIDE), patch_size=PATCH, width=WIDTH, depth=DEPTH, heads=3)
-    classifier = Classifier(config.build(), 5, pool)
-    head = classifier.head.weight.clone()
-    load_for_finetuning(classifier, weights, "mae.pth")
-    assert torch.equal(classifier.head.weight, head)
-    assert torch.equal(classifier.encoder.blocks[1].mlp.fc1.weight, weights["blocks.1.mlp.fc1.weight"])
-    assert torch.equal(classifier.encoder.pos_embed, weights["pos_embed"])
-    del weights["blocks.0.norm1.weight"]
-    with pytest.raises(ValueError, match=r"got missing: blocks.0.norm1.weight\."):
-        load_for_finetuning(classifier, weights, "mae.pth")
-
-
-def test_export_refuses_what_the_authors_model_has_not():
-    config = EncoderConfig(image_size=(8, 8), patch_size=4, width=8, depth=1, heads=2, registers=2)
-    with pytest.raises(ValueError, match="no registers; got 2 registers"):
-        official_weights(config.build())
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"attention_bias": "qv"}, {"layer_scale": 0.1}, {"relative_position": "shared"}, {"position": "none"}],
-    ids=str,
-)
-def test_export_refuses_attention_and_positions_of_another_kind(changes):
-    config = EncoderConfig(**{"image_size": (8, 8), "patch_size": 4, "width": 8, "depth": 1, "heads": 2, **changes})
-    ((name, value),) = changes.items()
-    with pytest.raises(ValueError, match=f"as MAE has them; got .*{name} {value}"):
-        official_weights(config.build())
 
 
 def test_double_precision_survives():

@@ -10,20 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from foreign_files import mmpretrain_weights, official_weights
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from pantomim.core.mask import Mask
-from pantomim.formats import load_encoder
-from pantomim.formats.foreign import Given, import_checkpoint
-from pantomim.formats.mae import load_mae, official_weights
-from pantomim.formats.mmpretrain import (
-    is_mmpretrain,
-    load_mmpretrain,
-    mmpretrain_name,
-    mmpretrain_weights,
-    recognise_mmpretrain,
-)
+from pantomim.formats import AS_PUBLISHED, Given, import_checkpoint, load_encoder, read_checkpoint
+from pantomim.formats.mmpretrain import MMPretrainFormat, mmpretrain_name
 from pantomim.formats.native import load_classifier, load_decoder, load_encoder_folder
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.heads import Classifier
@@ -36,6 +29,10 @@ PATCH, GRID = 4, 3
 SIDE = PATCH * GRID
 GIVEN = Given(decoder_heads=INNER_HEADS)
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of pixels from 0 to 255
+
+
+def recognise(weights, source, given=AS_PUBLISHED):
+    return MMPretrainFormat().read(weights, source, given)
 
 
 def table(width):
@@ -184,7 +181,7 @@ def test_the_imported_networks_compute_what_mmpretrain_computes(tmp_path, prepro
     weights, hidden = released(), mask()
     stored = pixels_of_stored(weights) if preprocessor else weights
     source = checkpoint(tmp_path / "epoch_300.pth", stored)
-    report = import_checkpoint(source, tmp_path / "out", load_mmpretrain, GIVEN)
+    report = import_checkpoint(source, tmp_path / "out", "mmpretrain", GIVEN)
     encoder, decoder = load_encoder_folder(tmp_path / "out"), load_decoder(tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(report.files)
 
@@ -199,7 +196,7 @@ def test_the_imported_networks_compute_what_mmpretrain_computes(tmp_path, prepro
 
 
 def test_the_stored_table_is_kept_and_told(tmp_path):
-    report = import_checkpoint(checkpoint(tmp_path / "c.pth", released()), tmp_path / "out", load_mmpretrain, GIVEN)
+    report = import_checkpoint(checkpoint(tmp_path / "c.pth", released()), tmp_path / "out", "mmpretrain", GIVEN)
     loaded, ours = load_encoder(tmp_path / "out").pos_embed, sincos_2d(WIDTH, (GRID, GRID), 1)[None]
     assert torch.equal(loaded, table(WIDTH))
     assert not torch.allclose(loaded, ours, atol=0.1)
@@ -215,14 +212,14 @@ def test_the_stored_table_is_kept_and_told(tmp_path):
 
 def test_a_table_of_no_formula_is_kept_as_well(tmp_path):
     weights = released() | {"backbone.pos_embed": torch.randn(1, GRID**2 + 1, WIDTH).double()}
-    import_checkpoint(checkpoint(tmp_path / "c.pth", weights), tmp_path / "out", load_mmpretrain, GIVEN)
+    import_checkpoint(checkpoint(tmp_path / "c.pth", weights), tmp_path / "out", "mmpretrain", GIVEN)
     assert torch.equal(load_encoder(tmp_path / "out").pos_embed, weights["backbone.pos_embed"])
     assert json.loads((tmp_path / "out" / "encoder.json").read_text())["position_table"] == "other"
 
 
 def test_without_a_neck_the_encoder_is_imported_and_the_report_says_so(tmp_path):
     source = checkpoint(tmp_path / "backbone.pth", without(released(), "neck."))
-    report = import_checkpoint(source, tmp_path / "out", load_mmpretrain)
+    report = import_checkpoint(source, tmp_path / "out", "mmpretrain")
     assert report.files == ("encoder.safetensors", "encoder.json")
     assert "no decoder in the file" in str(report)
     assert "holds an mmpretrain MAE encoder\n" in str(report)
@@ -232,7 +229,7 @@ def test_without_a_neck_the_encoder_is_imported_and_the_report_says_so(tmp_path)
 
 def test_a_classifier(tmp_path):
     weights = released("classifier")
-    report = import_checkpoint(checkpoint(tmp_path / "c.pth", weights), tmp_path / "out", load_mmpretrain)
+    report = import_checkpoint(checkpoint(tmp_path / "c.pth", weights), tmp_path / "out", "mmpretrain")
     assert report.files == ("classifier.safetensors", "classifier.json")
     assert "head: 7 classes, pool mean" in str(report)
     pooled = run_norm(weights, "backbone.ln2", run_backbone(weights, images())[:, 1:].mean(dim=1))
@@ -244,7 +241,7 @@ def test_a_classifier(tmp_path):
 
 def test_a_classifier_on_the_class_token(tmp_path):
     weights = released("classifier, class token")
-    found = load_mmpretrain(checkpoint(tmp_path / "c.pth", weights))
+    found = read_checkpoint(checkpoint(tmp_path / "c.pth", weights))
     first = run_norm(weights, "backbone.ln1", run_backbone(weights, images()))[:, 0]
     assert_near(found.classifier(images()), first @ weights["head.fc.weight"].T + weights["head.fc.bias"])
 
@@ -262,30 +259,30 @@ def converted_for_segmentation():
 def test_a_file_converted_for_segmentation(tmp_path):
     weights = converted_for_segmentation()
     torch.save(weights, tmp_path / "seg.pth")
-    report = import_checkpoint(tmp_path / "seg.pth", tmp_path / "out", load_mmpretrain)
+    report = import_checkpoint(tmp_path / "seg.pth", tmp_path / "out", "mmpretrain")
     assert "left out, no part of the network: patch_embed.proj.bias, patch_embed.proj.weight" in str(report)
     theirs = run_norm(released(), "backbone.ln1", run_backbone(released(), images()))
     assert_near(torch.cat(load_encoder(tmp_path / "out")(images())[:2], dim=1), theirs)
     weights["patch_embed.proj.bias"] = weights["patch_embed.proj.bias"] + 1
     with pytest.raises(ValueError, match=r"got another one under patch_embed\.proj\.bias\. Convert"):
-        recognise_mmpretrain(weights, "seg.pth")
+        recognise(weights, "seg.pth")
 
 
 def test_a_file_converted_for_detection_has_maes_names(tmp_path):
     """Its converter writes MAE's names, so MAE's importer reads it, with mmpretrain's table."""
-    found = recognise_mmpretrain(without(released(), "neck."), "c.pth")
+    found = recognise(without(released(), "neck."), "c.pth")
     torch.save({"model": official_weights(found.encoder)}, tmp_path / "det.pth")
-    advice_first = r"no backbone\.patch_embed\.projection\.weight .*--format mae.* tensors: blocks.* and \d+ more\."
+    advice_first = r"no backbone\.patch_embed\.projection\.weight .*format mae.* tensors: blocks.* and \d+ more\."
     with pytest.raises(ValueError, match=advice_first) as error:
-        load_mmpretrain(tmp_path / "det.pth")
+        read_checkpoint(tmp_path / "det.pth", "mmpretrain")
     assert str(error.value).partition("tensors: ")[2].count(",") == 9, "ten names"
-    report = import_checkpoint(tmp_path / "det.pth", tmp_path / "out", load_mae)
+    report = import_checkpoint(tmp_path / "det.pth", tmp_path / "out", "mae")
     assert "positions: sincos, rows first, as stored" in str(report)
 
 
 def test_maes_importer_names_the_other_one(tmp_path):
-    with pytest.raises(ValueError, match=r"no patch_embed\.proj\.weight .*--format mmpretrain"):
-        load_mae(checkpoint(tmp_path / "c.pth", released()))
+    with pytest.raises(ValueError, match=r"no patch_embed\.proj\.weight .*format mmpretrain"):
+        read_checkpoint(checkpoint(tmp_path / "c.pth", released()), "mae")
 
 
 @pytest.mark.parametrize(
@@ -317,7 +314,7 @@ def test_maes_importer_names_the_other_one(tmp_path):
 )
 def test_what_is_not_this_layout_is_refused_with_its_keys(tmp_path, weights, parts):
     with pytest.raises(ValueError, match="mmpretrain MAE") as error:
-        import_checkpoint(checkpoint(tmp_path / "c.pth", weights), tmp_path / "out", load_mmpretrain, GIVEN)
+        import_checkpoint(checkpoint(tmp_path / "c.pth", weights), tmp_path / "out", "mmpretrain", GIVEN)
     for part in parts:
         assert part in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -328,16 +325,16 @@ def test_the_stored_pixels_mean_and_deviation_are_taken():
         "data_preprocessor.mean": torch.full((3, 1, 1), 127.5),
         "data_preprocessor.std": torch.full((3, 1, 1), 51.0),
     }
-    found = recognise_mmpretrain(odd, "odd.pth", GIVEN)
+    found = recognise(odd, "odd.pth", GIVEN)
     assert found.left_out == ("data_preprocessor.mean", "data_preprocessor.std")
     assert (found.encoder.config.mean, found.encoder.config.std) == ((0.5,) * 3, (0.2,) * 3)
-    assert recognise_mmpretrain(pixels_of_stored(released()), "c.pth", GIVEN).encoder.config.mean == (
+    assert recognise(pixels_of_stored(released()), "c.pth", GIVEN).encoder.config.mean == (
         0.485,
         0.456,
         0.406,
     )
     given = Given(decoder_heads=INNER_HEADS, mean=(0.1,) * 3, std=(0.3,) * 3)
-    assert recognise_mmpretrain(odd, "odd.pth", given).encoder.config.mean == (0.1,) * 3
+    assert recognise(odd, "odd.pth", given).encoder.config.mean == (0.1,) * 3
 
 
 def test_names_there_and_back():
@@ -347,12 +344,10 @@ def test_names_there_and_back():
     names = mmpretrain_weights(encoder, decoder)
     assert sum(name.startswith("backbone.") for name in names) == 150
     assert sum(name.startswith("neck.") for name in names) == 104
-    assert is_mmpretrain(names)
-    assert not is_mmpretrain(official_weights(encoder, decoder))
     assert mmpretrain_name("decoder_blocks.3.mlp.fc1.bias") == "neck.decoder_blocks.3.ffn.layers.0.0.bias"
 
     weights = released()
-    found = recognise_mmpretrain(weights, "c.pth", GIVEN)
+    found = recognise(weights, "c.pth", GIVEN)
     back = mmpretrain_weights(found.encoder, found.decoder)
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[name], weights[name]) for name in weights)
@@ -397,14 +392,14 @@ def test_training_logs_in_the_file_are_passed_over(tmp_path, mmengine, monkeypat
     }
     source = checkpoint(tmp_path / "training.pth", released(), **others)
     monkeypatch.delitem(sys.modules, "mmengine.logging.history_buffer")  # nobody who imports has it
-    found = load_mmpretrain(source, GIVEN)
+    found = read_checkpoint(source, "mmpretrain", GIVEN)
     assert torch.equal(found.encoder.pos_embed, table(WIDTH))
 
 
 def test_a_log_in_place_of_weights_is_refused(tmp_path, mmengine):
     source = checkpoint(tmp_path / "c.pth", released() | {"backbone.cls_token": HistoryBuffer()})
     with pytest.raises(ValueError, match=r"got other things under backbone\.cls_token"):
-        load_mmpretrain(source, GIVEN)
+        read_checkpoint(source, "mmpretrain", GIVEN)
 
 
 class Bomb:
@@ -419,8 +414,8 @@ def test_code_is_refused_and_not_executed(tmp_path):
     canary = tmp_path / "canary"
     source = checkpoint(tmp_path / "evil.pth", released(), message_hub={"log_scalars": Bomb(canary)})
     with pytest.raises(ValueError, match="It was not executed"):
-        load_mmpretrain(source)
+        read_checkpoint(source)
     (tmp_path / "bare.pth").write_bytes(pickle.dumps({"state_dict": {}, "meta": Bomb(canary)}))
     with pytest.raises(ValueError, match="It was not executed"):
-        load_mmpretrain(tmp_path / "bare.pth")
+        read_checkpoint(tmp_path / "bare.pth")
     assert not canary.exists()

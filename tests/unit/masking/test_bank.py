@@ -19,7 +19,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PANTOMIM_CACHE", str(tmp_path / "cache"))
 
 
-def test_the_cache_is_where_it_is_said(tmp_path, monkeypatch) -> None:
+def test_the_cache_is_where_it_is_set(tmp_path, monkeypatch) -> None:
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("PANTOMIM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

@@ -9,7 +9,6 @@ import torch
 
 from pantomim.core.mask import Mask
 from pantomim.masking import block
-from pantomim.masking.base import Masker
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.rectangles import FromGenerator, cover, fill
 
@@ -68,12 +67,6 @@ class Stubborn:
 
     def integers(self, images, high):
         return np.zeros(len(images))
-
-
-def test_it_is_a_masker() -> None:
-    assert isinstance(BlockMasker(), Masker)
-    assert not BlockMasker().varies
-    assert BlockMasker(exact=False).varies
 
 
 @pytest.mark.parametrize(
@@ -157,7 +150,7 @@ def test_the_distribution_is_that_of_the_plain_sampler(masker: BlockMasker, grid
     ours = masker.cover(4000, grid, FromGenerator(np.random.default_rng(0)))
     maps = np.array([masked for masked, _, _ in plain]).reshape(len(plain), -1)
     pairs = [
-        (maps, ours.masked),  # how often a patch is hidden
+        (maps, ours.masked),  # how often a patch is masked
         (maps & np.roll(maps, 1, axis=1), ours.masked & np.roll(ours.masked, 1, axis=1)),  # and it and its neighbour
         (maps.sum(axis=1), ours.masked.sum(axis=1)),
         (maps.sum(axis=1) ** 2, ours.masked.sum(axis=1) ** 2),
@@ -263,12 +256,6 @@ def test_how_many_proposals_are_made_ahead_does_not_matter(ahead: int) -> None:
     ]
     error = math.sqrt(sum(count.var() / 4000 for count in counts))
     assert abs(counts[0].mean() - counts[1].mean()) < 5 * error
-
-
-@pytest.mark.parametrize("ratio", [0.0, 1.0, 75.0, float("nan")])
-def test_a_ratio_is_a_share(ratio: float) -> None:
-    with pytest.raises(ValueError, match=r"BlockMasker.ratio must be in \(0, 1\)"):
-        BlockMasker(ratio=ratio)
 
 
 @pytest.mark.parametrize(

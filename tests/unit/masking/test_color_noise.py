@@ -29,7 +29,7 @@ samplers = pytest.mark.parametrize("shared_crop", [False, True], ids=["own place
 
 @samplers
 @pytest.mark.parametrize("color", PRESETS)
-def test_every_mask_hides_147_patches(color, shared_crop) -> None:
+def test_every_mask_masks_147_patches(color, shared_crop) -> None:
     mask = draw(ColorNoiseMasker(noise=NOISES[color], ratio=RATIO, shared_crop=shared_crop), 1000)
     assert (mask.masked.sum(dim=1) == 147).all()
     assert mask.ids_keep.shape == (1000, 49)
@@ -123,8 +123,8 @@ def test_the_highest_values_stay_visible() -> None:
     masker = ColorNoiseMasker(noise=NOISES["green"])
     mask = draw(masker, 20)
     windows = masker.windows(20, GRID, torch.Generator().manual_seed(0)).flatten(1)
-    shown, hidden = windows.gather(1, mask.ids_keep), windows.gather(1, mask.ids_mask)
-    assert (shown.amin(dim=1) > hidden.amax(dim=1)).all()
+    shown, masked = windows.gather(1, mask.ids_keep), windows.gather(1, mask.ids_mask)
+    assert (shown.amin(dim=1) > masked.amax(dim=1)).all()
 
 
 @pytest.mark.parametrize("shared_crop", [False, True])

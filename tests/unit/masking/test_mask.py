@@ -3,7 +3,7 @@ import torch
 from pantomim.core.mask import Mask
 
 
-def test_the_highest_scores_are_hidden() -> None:
+def test_the_highest_scores_are_masked() -> None:
     mask = Mask.from_scores(torch.tensor([[0.1, 0.9, 0.5, 0.3], [4.0, 1.0, 2.0, 3.0]]), 2)
     assert mask.ids_mask.tolist() == [[1, 2], [0, 3]]
     assert mask.ids_keep.tolist() == [[0, 3], [1, 2]]
@@ -34,7 +34,7 @@ def test_rows_are_slices() -> None:
     assert torch.equal(weighted.rows(2, 3).weight, weighted.weight[2:5])
 
 
-def test_marked_patches_are_hidden() -> None:
+def test_marked_patches_are_masked() -> None:
     masked = torch.tensor([[False, True, True, False], [True, False, False, True]])
     mask = Mask.from_masked(masked, 2)
     assert torch.equal(mask.masked, masked)

@@ -20,7 +20,7 @@ def drawn() -> tuple[Features, Mask]:
     return Features(prefix, torch.rand(2, 3, ENCODER_WIDTH, generator=generator, dtype=torch.float64)), mask
 
 
-def test_hidden_patches_are_the_same_as_among_all() -> None:
+def test_masked_patches_are_the_same_as_among_all() -> None:
     decoder, (latent, mask) = build(), drawn()
     every = decoder(latent, mask, everywhere=True)
     assert every.shape == (2, 12, OUT)
@@ -42,12 +42,12 @@ def test_the_class_token_comes_first_where_it_is_predicted() -> None:
     every = decoder(latent, mask, everywhere=True, with_class=True)
     assert every.shape == (2, 1 + 12, OUT)
     torch.testing.assert_close(every[:, 1:], decoder(latent, mask, everywhere=True))
-    hidden = decoder(latent, mask, with_class=True)
-    assert hidden.shape == (2, 1 + 9, OUT)
-    torch.testing.assert_close(hidden[:, 0], every[:, 0])
-    torch.testing.assert_close(hidden[:, 1:], decoder(latent, mask))
+    masked = decoder(latent, mask, with_class=True)
+    assert masked.shape == (2, 1 + 9, OUT)
+    torch.testing.assert_close(masked[:, 0], every[:, 0])
+    torch.testing.assert_close(masked[:, 1:], decoder(latent, mask))
     other = Features(latent.prefix.flip(1), latent.patches)  # two prefix tokens in another order
-    assert not torch.allclose(decoder(other, mask, with_class=True)[:, 0], hidden[:, 0])
+    assert not torch.allclose(decoder(other, mask, with_class=True)[:, 0], masked[:, 0])
 
 
 def test_blocks_are_dropped_in_training_alone_and_the_more_the_deeper() -> None:

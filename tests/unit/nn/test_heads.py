@@ -48,7 +48,7 @@ def test_a_fixed_table_can_stay_fixed(position: str, learn: bool, trained: bool)
     assert classifier.encoder.pos_embed.requires_grad == trained
 
 
-def test_head_of_beit_is_cut_at_one_deviation() -> None:
+def test_head_of_beit_is_cut_at_one_std() -> None:
     torch.manual_seed(0)
     encoder = replace(CONFIG, position="none", initialisation="beit").build()
     head = Classifier(encoder, 100).head

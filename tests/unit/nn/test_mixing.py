@@ -18,7 +18,7 @@ def test_the_same_seed_draws_the_same_mixing():
 def test_half_of_the_batches_are_cutmix_and_shares_are_balanced():
     generator = rng()
     drawn = [draw_mixing(generator, (32, 48)) for _ in range(4000)]
-    assert sum(mixing.box is not None for mixing in drawn) == pytest.approx(2000, abs=160)  # five deviations
+    assert sum(mixing.box is not None for mixing in drawn) == pytest.approx(2000, abs=160)  # five stds
     blended = np.array([mixing.lam for mixing in drawn if mixing.box is None])
     assert blended.mean() == pytest.approx(0.5, abs=0.035)
     assert blended.std() == pytest.approx(np.sqrt(1 / (4 * 2.6)), abs=0.02)  # beta(0.8, 0.8)

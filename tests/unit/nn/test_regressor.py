@@ -35,13 +35,13 @@ def norm(tokens, layer):
 
 def by_hand(regressor: Regressor, visible: torch.Tensor, mask: Mask, image: int, keys: str) -> torch.Tensor:
     """One image, block by block."""
-    hidden, shown = regressor.position[mask.ids_mask[image]], regressor.position[mask.ids_keep[image]]
-    queries = regressor.mask_token[0].expand(len(hidden), -1)
+    masked, shown = regressor.position[mask.ids_mask[image]], regressor.position[mask.ids_keep[image]]
+    queries = regressor.mask_token[0].expand(len(masked), -1)
     for block in regressor.blocks:
         context = torch.cat([visible[image], queries]) if keys == "all" else visible[image]
-        places = torch.cat([shown, hidden]) if keys == "all" else shown
+        places = torch.cat([shown, masked]) if keys == "all" else shown
         attn = block.attn
-        q = norm(queries + hidden, block.norm_q) @ attn.q.weight.T + attn.q_bias
+        q = norm(queries + masked, block.norm_q) @ attn.q.weight.T + attn.q_bias
         k = norm(context + places, block.norm_k) @ attn.k.weight.T
         v = norm(context, block.norm_v) @ attn.v.weight.T + attn.v_bias
         heads = [(q[:, i : i + 4] @ k[:, i : i + 4].T / 2).softmax(-1) @ v[:, i : i + 4] for i in (0, 4)]
@@ -101,7 +101,7 @@ def test_sizes_come_from_the_encoder_unless_given() -> None:
 
 
 @pytest.mark.parametrize("initialisation", ["cae", "beit"])
-def test_first_values_are_those_of_the_encoder(initialisation: str) -> None:
+def test_initial_weights_are_those_of_the_encoder(initialisation: str) -> None:
     torch.manual_seed(0)
     regressor = RegressorConfig(width=64, heads=2).build(replace(ENCODER, initialisation=initialisation))
     assert 0.015 < regressor.mask_token.abs().max() <= 0.02

@@ -6,7 +6,7 @@ from tiny import tiny_images
 
 from pantomim.config import to_yaml, with_kind
 from pantomim.recipes import prepare
-from pantomim.stages import stage_run
+from pantomim.study.stages import stage_run
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.targets.hog import HOGTargetConfig
@@ -133,5 +133,5 @@ def test_an_ema_teacher_is_one_run_and_moves_by_its_length(source, tmp_path) -> 
     assert "it follows from the number of images" in prepare("dbot_vit_base_in1k", teacher="ema").notes[-1]
     bare = prepare("data2vec", data=source, size="micro", steps=500).config
     assert bare.method.target.teacher.momentum == short.config.method.teacher.momentum
-    with pytest.raises(ValueError, match=r"Stages\.stages must be 1 for a teacher that follows its student"):
+    with pytest.raises(ValueError, match=r"Stages\.stages must be 1 for an EMA teacher"):
         stage_run(prepare("dbot", data=source, size="micro", teacher="ema", stages=2).chain, 1, tmp_path)

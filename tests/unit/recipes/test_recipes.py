@@ -43,7 +43,7 @@ def test_every_recipe_builds_its_method(recipe) -> None:
         method = prepare(recipe.name, tokenizer="random-projection").config.method
     elif target and target.kind == "features" and not target.teacher.source:  # CLIP's weights are not here
         method = replace(method, target=replace(target, teacher=TeacherConfig("random")))
-    elif method.kind == "cmt_mae":
+    elif method.kind in ("cmt_mae", "milan"):
         method = replace(method, teacher=TeacherConfig("random", output="norm"))
     with torch.device("meta"):
         built = method.build()

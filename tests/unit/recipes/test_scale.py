@@ -71,15 +71,16 @@ def test_bare_methods_take_any_images(name, size) -> None:
         assert getattr(encoder, key) == getattr(paper.method.encoder, key)
 
 
-@pytest.mark.parametrize("name", ["mae", "beit", "cae", "maskfeat", "data2vec"])
+@pytest.mark.parametrize("name", ["cae", "data2vec"])
 def test_what_bare_methods_cost_is_counted(name) -> None:
-    cost = count_cost(fit(name, "micro", facts((28, 28), 28, channels=1)), torch.float32)
+    cost = count_cost(fit(name, "micro", facts((16, 16), 16)), torch.float32)
     assert 0 < cost.trainable <= cost.parameters["all"]
 
 
 @pytest.mark.parametrize("name", BARE_METHODS)
 def test_an_encoder_whose_training_is_continued_is_kept(name) -> None:
-    given = EncoderConfig((224, 224), 8, 3, width=200, depth=5, heads=4, position="learned", drop_path=0.1)
+    classed = BARE_METHODS[name].paper(200).method.encoder.class_token  # I-JEPA's encoder has no class token
+    given = EncoderConfig((224, 224), 8, 3, width=200, depth=5, heads=4, class_token=classed, drop_path=0.1)
     config = fit(name, "huge", facts((70, 70)), given)
     assert config.method.encoder == replace(given, image_size=(64, 64))
 

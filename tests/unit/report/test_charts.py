@@ -3,7 +3,8 @@ import re
 import numpy as np
 import pytest
 
-from pantomim.report.charts import MAX_POINTS, Curve, line_chart, running_mean, thin, tick_texts, ticks
+from pantomim.report.charts import MAX_POINTS, Curve, line_chart, running_mean, thin
+from pantomim.report.svg import tick_texts, ticks
 
 
 def curve(values, **options) -> Curve:
@@ -46,18 +47,18 @@ def test_thinning_keeps_ends_and_extremes():
 
 def test_a_steep_start_is_cut_and_said():
     values = np.concatenate([[9.0, 5.0], np.linspace(1.0, 0.5, 98)])
-    assert "up to 9 at the start" in line_chart(curve(values, cut_start=True), 430, 220)
-    assert "at the start" not in line_chart(curve(values), 430, 220)
-    assert "at the start" not in line_chart(curve(np.linspace(1.0, 0.5, 100), cut_start=True), 430, 220)
+    assert "up to 9 at the start" in line_chart(curve(values, cut_start=True), (430, 220))
+    assert "at the start" not in line_chart(curve(values), (430, 220))
+    assert "at the start" not in line_chart(curve(np.linspace(1.0, 0.5, 100), cut_start=True), (430, 220))
 
 
 def test_small_numbers_share_a_power_of_ten():
-    assert "learning rate (×10⁻⁴)" in line_chart(Curve("a", "learning rate", np.arange(3), np.array([1e-4, 5e-4, 0.0])), 430, 220)  # fmt: skip  # noqa: E501
+    assert "learning rate (×10⁻⁴)" in line_chart(Curve("a", "learning rate", np.arange(3), np.array([1e-4, 5e-4, 0.0])), (430, 220))  # fmt: skip  # noqa: E501
 
 
 @pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [5.0, np.nan], [np.nan, -2.0, np.inf], [1e12, 2e12]])
 def test_odd_curves_stay_within_the_chart(values):
-    text = line_chart(curve(values, smooth=True, cut_start=True), 430, 220)
+    text = line_chart(curve(values, smooth=True, cut_start=True), (430, 220))
     numbers = [float(number) for path in re.findall(r' d="([^"]*)"', text) for number in re.findall(r"-?[\d.]+", path)]
     assert numbers
     assert all(0 <= number <= 430 for number in numbers)
@@ -65,11 +66,11 @@ def test_odd_curves_stay_within_the_chart(values):
 
 def test_no_finite_value_is_refused():
     with pytest.raises(ValueError, match=r"Curve\.values must have a finite value"):
-        line_chart(curve([np.nan]), 430, 220)
+        line_chart(curve([np.nan]), (430, 220))
 
 
 def test_titles_are_escaped():
-    text = line_chart(Curve('<b>"', "<i>", np.arange(2), np.array([1.0, 2.0])), 430, 220)
+    text = line_chart(Curve('<b>"', "<i>", np.arange(2), np.array([1.0, 2.0])), (430, 220))
     assert "<b>" not in text
     assert "<i>" not in text
     assert 'aria-label="<' not in text

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from pantomim.report.layer_charts import HEIGHT, WIDTH, head_chart, map_chart, share_chart
+from pantomim.report.charts import LAYERS, head_chart, map_chart, share_chart
 
 
 def marks(chart, tag):
@@ -19,7 +19,7 @@ def test_a_dot_for_each_head_of_each_layer(num_layers):
     chart = head_chart(distance, 80.0, 100.0, "a <name>")
     dots = marks(chart, "circle")
     assert len(dots) == 3 * num_layers
-    assert all(0 < float(dot["cx"]) < WIDTH and 0 < float(dot["cy"]) < HEIGHT for dot in dots)
+    assert all(0 < float(dot["cx"]) < LAYERS[0] and 0 < float(dot["cy"]) < LAYERS[1] for dot in dots)
     assert "a &lt;name&gt;: mean over heads" in chart
 
 

@@ -8,9 +8,9 @@ from PIL import Image
 from pantomim.analysis.mask_survey import MaskSurvey, Pattern, Photo, survey
 from pantomim.masking import STRATEGIES
 from pantomim.masking.random import RandomMasker
+from pantomim.report.html import check_page_path
 from pantomim.report.mask_gallery import Gallery, gray, heat, mask_svg, numbers, render, veil_svg
 from pantomim.report.mask_poster import draw_poster, usual_counts
-from pantomim.report.template import check_page_path
 
 CORNER = np.array([[True, False, False], [False, False, False]])
 

@@ -14,7 +14,7 @@ from pantomim.config import to_dict
 from pantomim.masking.color_noise import ColorNoiseMasker, color_masker
 from pantomim.masking.random import RandomMasker
 from pantomim.report import make_report
-from pantomim.report.page import hiding
+from pantomim.report.page import masking
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "circle", "line", "path"}
 
@@ -87,7 +87,7 @@ def test_the_numbers_are_there(run):
     text = page_of(run).text
     for number in (
         "93.1 %", "80.1 %", "85.2 %", "13.0 points above", "7.9 points above", "71.1 %", "−22.2", "+7.9",  # scores
-        "60 steps", "32 images each", "seed 7", "8 × 12", "6 patches of 4 × 4", "75 % hidden",  # what was run
+        "60 steps", "32 images each", "seed 7", "8 × 12", "6 patches of 4 × 4", "75 % masked",  # what was run
         "ViT, 24 wide, 3 deep", "base learning rate 0.0015", "torch 2.11.0", "Imaginary CPU", "ab12ab12",
         "50 s", "64 images/s", "explains 37 %", "0123456789abcdef",
     ):  # fmt: skip
@@ -261,14 +261,14 @@ def test_where_the_time_went_adds_up(run):
 @pytest.mark.parametrize(
     ("masker", "words"),
     [
-        (RandomMasker(), "75 % hidden at random"),
-        (color_masker("green", 0.6), "60 % hidden by green noise"),
-        (ColorNoiseMasker(bank="theirs.npz"), "75 % hidden by theirs.npz"),
+        (RandomMasker(), "75 % masked at random"),
+        (color_masker("green", 0.6), "60 % masked by green noise"),
+        (ColorNoiseMasker(bank="theirs.npz"), "75 % masked by theirs.npz"),
     ],
 )
-def test_how_patches_were_hidden_is_said(masker, words):
-    assert hiding(to_dict(masker)) == words
+def test_how_patches_were_masked_is_said(masker, words):
+    assert masking(to_dict(masker)) == words
 
 
-def test_without_a_masker_nothing_is_hidden():
-    assert hiding({}) == ""
+def test_without_a_masker_nothing_is_masked():
+    assert masking({}) == ""

@@ -5,7 +5,7 @@ import yaml
 from run_folder import write_run
 
 from pantomim.analysis.block_facts import BlockFacts, write_block_facts
-from pantomim.report.stages import beside_each_other, make_stages_report
+from pantomim.report.stages import make_stages_report, side_by_side
 
 ABOUT = {"source": "mnist", "dataset": "mnist", "split": "val", "images": 64, "seed": 0}
 
@@ -26,16 +26,15 @@ def facts(kind, value, spec="", **changes):
 
 def test_stages_measured_on_the_same_images_are_drawn_together():
     found = [[facts("spectrum", 0.1), facts("cka", 0)], [facts("spectrum", 0.2), facts("cka", 0)]]
-    (joined,) = beside_each_other("spectrum", found)
+    joined, *alone = side_by_side(found)
     assert joined.names == ["stage 0", "stage 1"]
     assert [float(joined.of("shares", number)[0, 0]) for number in (0, 1)] == [0.1, 0.2]
-    assert [single.names for single in beside_each_other("cka", found)] == [["stage 0"], ["stage 1"]]
-    assert beside_each_other("attention-distance", found) == []
+    assert [single.names for single in alone] == [["stage 0"], ["stage 1"]]
 
 
 def test_stages_measured_on_other_images_are_drawn_apart():
     found = [[facts("spectrum", 0.1)], [facts("spectrum", 0.2, seed=1)], [facts("spectrum", 0.3)]]
-    assert [each.names for each in beside_each_other("spectrum", found)] == [["stage 0", "stage 2"], ["stage 1"]]
+    assert [each.names for each in side_by_side(found)] == [["stage 0", "stage 2"], ["stage 1"]]
 
 
 def test_the_page_shows_them(tmp_path):

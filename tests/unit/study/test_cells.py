@@ -6,7 +6,7 @@ from study_plan import plan_values
 
 from pantomim.config import Duration, from_dict, leaves, to_dict
 from pantomim.study.cells import Study, expand
-from pantomim.study.inputs import read_inputs
+from pantomim.study.placeholders import read_inputs
 from pantomim.study.plan import Plan, shipped_plans
 
 BOTH = {"data": "a.zip", "other": "b.zip"}
@@ -87,11 +87,15 @@ def test_the_warm_up_keeps_its_share_of_another_length():
         (
             {},
             {},
-            r"must name data, for evaluation knn; .*--data SRC\.\n.*other, for evaluation probe; .*--input other=SRC",
+            r"must name data, for evaluation knn; .*data=SRC\.\n.*other, for evaluation probe; .*other=SRC",
         ),
-        ({"data": "a"}, {"without": ["knn"]}, r"for evaluation probe; got none\. Add --input other=SRC"),
-        ({"other": "a"}, {}, r"must name the images of mae_micro_cifar10; got none\. Add --data SRC"),
-        (BOTH, {"overrides": {"init": "{first}"}}, r"must name first, for the arms; got none\. Add --input first=SRC"),
+        ({"data": "a"}, {"without": ["knn"]}, r"for evaluation probe; got none\. Add the input other=SRC"),
+        ({"other": "a"}, {}, r"must name the images of mae_micro_cifar10; got none\. Add the input data=SRC"),
+        (
+            BOTH,
+            {"overrides": {"init": "{first}"}},
+            r"must name first, for the arms; got none\. Add the input first=SRC",
+        ),
         ({**BOTH, "othr": "x"}, {}, r"got othr\. Did you mean other\?"),
         (BOTH, {"without": ["prob"]}, r"got prob\. Did you mean probe\?"),
         (BOTH, {"without": ["probe", "knn"]}, "must leave an evaluation"),
@@ -127,7 +131,7 @@ def test_an_evaluation_whose_input_is_not_given_is_left_out_and_said_to_be():
     assert study.lacking == {"probe": ("other",)}
     assert len(study.warnings) == 1
     assert "evaluation probe" in study.warnings[0]
-    assert "--input other=SRC" in study.warnings[0]
+    assert "other=SRC" in study.warnings[0]
     assert "without" not in study.command(Path("out"))
     assert make().warnings == make({"data": "a"}, without=["probe"]).warnings == []
 
@@ -194,7 +198,8 @@ def test_studies_of_methods_compare_encoders_of_one_size_after_as_many_steps(pla
         assert needy.pop("teacher") == {"00-longer-mae-seed0"}
         assert set(needy) == led == set(study.arms) - {"longer-mae", "teacher", "mae", "weight-0"}
         assert all(needs == {"01-teacher-seed0"} for needs in needy.values())  # one for all seeds
-        assert runs["weight-1"].method.needs_copy is False
+        method = runs["weight-1"].method
+        assert "student" not in method.attended + method.predicted
     if plan == "systems":
         assert runs["colormae"].method.masker.kind == "color_noise"
         teachers = {cell.name: set(cell.needs.values()) for cell in study.cells}

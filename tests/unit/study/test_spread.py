@@ -11,7 +11,7 @@ def test_the_spread_among_arms_is_taken_seed_by_seed():
     assert among.mean.by_seed == {0: 2.0, 1: 5.0}
     assert among.range.by_seed == {0: 2.0, 1: 6.0}
     assert among.variance.by_seed == pytest.approx({0: 2.0, 1: 18.0})
-    assert among.deviation.by_seed == pytest.approx({0: 2.0**0.5, 1: 18.0**0.5})
+    assert among.std.by_seed == pytest.approx({0: 2.0**0.5, 1: 18.0**0.5})
     assert AmongArms.of([*arms, None]) is None, "an arm without a score: no spread"
     assert AmongArms.of([Spread.of({0: 1.0}), Spread.of({1: 1.0})]) is None, "no seed that both have"
 

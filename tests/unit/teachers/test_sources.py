@@ -408,7 +408,7 @@ def test_no_network(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
-    with pytest.raises(ConnectionError, match="Check the name, connect to the network once, set HF_"):
+    with pytest.raises(ConnectionError, match="check the name, connect to the network once, or set HF_"):
         TeacherConfig("hf:facebook/dinov2-base").build(STUDENT.build())
     monkeypatch.setattr(open_clip, "create_model", offline)
     with pytest.raises(ConnectionError, match="give a file: open_clip:ViT-B-16@FILE"):

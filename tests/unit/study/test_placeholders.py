@@ -6,7 +6,7 @@ from study_plan import plan_values
 
 from pantomim.config import Duration, from_dict, to_dict
 from pantomim.study.cells import Study, expand
-from pantomim.study.needs import moved, needed_arms, with_runs
+from pantomim.study.placeholders import moved, needed_arms, with_runs
 from pantomim.study.plan import Plan
 
 ONE = {"knn": {"protocol": "knn", "data": "{data}"}}
@@ -57,7 +57,7 @@ def test_an_arm_of_a_single_seed_is_there_for_all():
             {"a": {"seeds": [0, 2]}, "b": {"init": "{run:a}"}},
             r"arms\.a\.seeds must be one, or all that b has.*without 1",
         ),
-        ({"a": {"seeds": [0, 0]}}, r"Plan\.arms\.a\.seeds must be different numbers"),
+        ({"a": {"seeds": [0, 0]}}, r"arm a of study tiny.*\n  seeds: must be different numbers"),
         ({"a": {"bases": "mae"}}, "bases: no such key"),
         ({"a": {"base": "mae_micro_cifar"}}, r"Did you mean mae_micro_cifar10\?"),
     ],

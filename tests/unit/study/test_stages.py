@@ -9,8 +9,7 @@ from pantomim.formats.native import save_encoder
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.methods.guides import teacher_of
 from pantomim.methods.mae import MAEConfig
-from pantomim.stages import run_stages
-from pantomim.stages.plan import describe_stages, stage_run, stage_seed
+from pantomim.study.stages import describe_stages, run_stages, stage_run, stage_seed
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.teachers.choice import TeacherConfig
 
@@ -49,7 +48,7 @@ def test_a_later_stage_differs_in_teacher_seed_and_init_alone(first, output, blo
 
 def test_a_moving_average_has_no_second_stage():
     assert stage_run(plan_of(TeacherConfig("ema"), stages=1), 0, OUT).method.teacher.source == "ema"
-    with pytest.raises(ValueError, match="must be 1 for a teacher that follows its student"):
+    with pytest.raises(ValueError, match="must be 1 for an EMA teacher"):
         describe_stages(plan_of(TeacherConfig("ema"), stages=2), OUT)
 
 
@@ -58,14 +57,16 @@ def test_a_first_teacher_of_another_width_is_noticed_before_training(tmp_path):
     save_encoder(tmp_path / "wide", wide.build(), scale={"rule": "", "divisor": 1.0}, recipe="wide")
     first = TeacherConfig(str(tmp_path / "wide"))
     rows = dict(describe_stages(plan_of(first), OUT))
-    assert rows["stage 0"].endswith("predicts 32 numbers a patch")
-    assert rows["stage 1"].endswith("predicts 16 numbers a patch")
+    assert rows["stage 0"].endswith("features of width 32")
+    assert rows["stage 1"].endswith("features of width 16")
     with pytest.raises(ValueError, match="a teacher 32 wide and a student 16 wide"):
         describe_stages(plan_of(first, "reference"), OUT)
     with pytest.raises(ValueError, match="a teacher 32 wide and a student 16 wide"):
         run_stages(plan_of(first, "reference"), tmp_path / "chain")
     assert not (tmp_path / "chain").exists()
-    assert dict(describe_stages(plan_of(TeacherConfig()), OUT))["stage 0"].endswith("predicts what its teacher says")
+    assert dict(describe_stages(plan_of(TeacherConfig()), OUT))["stage 0"].endswith(
+        "predicts the features of a teacher to be named"
+    )
 
 
 def test_no_two_stages_of_neighbouring_seeds_share_a_seed():
@@ -94,4 +95,4 @@ def test_each_stage_says_who_teaches():
     assert rows["stage 2"].startswith(f"teacher: {OUT / 'stage-1'}")
     assert "labelled" in rows["scores"]
     kept = dict(describe_stages(plan_of(TeacherConfig("random"), "reference"), OUT))
-    assert "AdamW's moments go on" in kept["stage 1"]
+    assert "AdamW's moments are kept" in kept["stage 1"]

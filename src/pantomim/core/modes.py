@@ -1,0 +1,17 @@
+"""Training and evaluation mode of modules."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A module in evaluation mode, for as long as this lasts."""
+    before = module.training
+    module.train(False)
+    try:
+        yield
+    finally:
+        module.train(before)

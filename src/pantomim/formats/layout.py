@@ -1,0 +1,265 @@
+"""What the layouts of other projects share: the interface of one, and a file whose tensors are asked for by our names.
+
+Nothing in a file states what it is: sizes are read off the shapes, and then every name and shape must be the one of
+that network. Heads cannot be read off; they are known for the published widths.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pantomim.formats.files import key_report
+from pantomim.formats.native import exact_ratio
+from pantomim.nn.decoder import MAEDecoder
+from pantomim.nn.heads import Classifier
+from pantomim.nn.relative import CLASS_ROWS
+from pantomim.nn.vit import Encoder, EncoderConfig, Position
+
+NAMED = 10  # tensors, when a file is refused
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SHARED = "encoder.rel_pos_bias.relative_position_bias_table"
+OWN = "encoder.blocks.0.attn.relative_position_bias_table"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a file cannot tell; None: as published.
+
+    Args:
+        heads: Attention heads of the encoder.
+        decoder_heads: Attention heads of the decoder.
+        image_size: Height and width in pixels; None: square.
+        mean: Mean of each channel; None: ImageNet's.
+        std: Standard deviation of each channel.
+    """
+
+    heads: int | None = None
+    decoder_heads: int | None = None
+    image_size: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+AS_PUBLISHED = Given()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file holds, as our modules in evaluation mode.
+
+    Args:
+        format: Its layout.
+        kind: What it is.
+        encoder: With the position table of the file; without a final norm where a classifier has mean pooling.
+        decoder: The same.
+        classifier: The encoder with its head.
+        predictor: What BEiT or CAE learned beside the encoder, by the method's own names.
+        left_out: Names of tensors that are no part of a network.
+        notes: What the report states besides.
+    """
+
+    format: "Format"
+    kind: Literal["encoder", "encoder and decoder", "classifier"]
+    encoder: Encoder
+    decoder: MAEDecoder | None = None
+    classifier: Classifier | None = None
+    predictor: Mapping[str, Tensor] | None = None
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Format(ABC):
+    """One checkpoint layout; `formats.FORMATS` lists them."""
+
+    name: ClassVar[str]  # what `pantomim import` takes
+    owner: ClassVar[str]  # whose they are with an article, for messages
+    advice: ClassVar[str]  # what to do with a file of another layout
+
+    @abstractmethod
+    def recognises(self, names: Set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether a file has this layout, by the names and shapes of its tensors; no two layouts take the same file."""
+
+    @abstractmethod
+    def read(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
+        """The modules of a file; every name and shape must be right.
+
+        Raises:
+            ValueError: if the file has another layout, with the lists of missing, unexpected and mis-shaped names; or
+                if heads, image size, mean or standard deviation must be given.
+        """
+
+    def complete(self, given: Given, content: Any) -> Given:
+        """What is given, completed by what a checkpoint's other entries tell."""
+        return given
+
+    def to_encoder(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Encoder:
+        """The encoder of a file, in evaluation mode.
+
+        Raises:
+            ValueError: as `read`, or if it is a classifier with mean pooling, whose encoder has no final norm.
+        """
+        found = self.read(weights, source, given)
+        if found.classifier is not None and found.classifier.pool == "mean":
+            raise ValueError(
+                f"{source} must hold an encoder with its final norm; got a classifier with mean pooling, which has "
+                f"none. Use the pre-training file, or `pantomim import` for the classifier as a whole."
+            )
+        return found.encoder
+
+
+@dataclass(frozen=True)
+class ForeignFile:
+    """The tensors of a file, asked for by our names.
+
+    Args:
+        weights: By the file's names.
+        source: Where they are from.
+        format: Whose they are.
+        given: What they cannot tell.
+        name: The file's name of one of ours, which begin with the part: `encoder.`, `decoder.`, `head.` ...
+
+    Raises:
+        ValueError: by each method that does not find what it is to read.
+    """
+
+    weights: Mapping[str, Tensor]
+    source: str
+    format: Format
+    given: Given
+    name: Callable[[str], str]
+
+    def has(self, ours: str) -> bool:
+        """Whether there is such a tensor."""
+        return self.name(ours) in self.weights
+
+    def has_part(self, parts: Set[str]) -> bool:
+        """Whether a name of the file begins, up to its first dot, with one of these."""
+        return any(name.partition(".")[0] in parts for name in self.weights)
+
+    def telling(self, ours: str, dimensions: int) -> Tensor:
+        """A tensor of so many dimensions, whose shape tells a size."""
+        name = self.name(ours)
+        tensor = self.weights.get(name)
+        if tensor is None or tensor.dim() != dimensions:
+            raise self.refused(f"no {name} of {dimensions} dimensions")
+        return tensor
+
+    def depth(self, blocks: str) -> int:
+        """How many blocks have a name; a gap between their numbers is found when the names are compared."""
+        theirs = self.name(blocks)
+        return len({name.removeprefix(theirs).partition(".")[0] for name in self.weights if name.startswith(theirs)})
+
+    def mlp_ratio(self, layer: str, width: int) -> float:
+        """The hidden width of the MLP whose first layer has this name, over the width."""
+        return exact_ratio(len(self.telling(f"{layer}.weight", 2)), width)
+
+    def heads(self, field: Literal["heads", "decoder_heads"], width: int, known: Mapping[int, int]) -> int:
+        """Attention heads: those given, or those of the published width."""
+        heads: int | None = getattr(self.given, field) or known.get(width)
+        if heads is None:
+            raise ValueError(
+                f"{self.source}: {field} must be given for width {width}; known are "
+                f"{', '.join(map(str, sorted(known)))}. Weights do not tell the number of heads."
+            )
+        return heads
+
+    def encoder_config(self, known_heads: Mapping[int, int], position: Position, **settings: Any) -> EncoderConfig:
+        """The sizes of the encoder, with the settings that its project always has."""
+        kernel = self.telling("encoder.patch_embed.proj.weight", 4)
+        width, in_chans, patch_size = kernel.shape[:3]
+        if position != "none":
+            self.telling("encoder.pos_embed", 3)
+        mean, std = self.given.mean, self.given.std
+        if (mean is None) != (std is None) or (in_chans != 3 and mean is None):
+            raise ValueError(
+                f"{self.source}: mean and std must both be given for {in_chans} channels; got {mean} and {std}. "
+                f"Pass the values of the data that the encoder was trained on."
+            )
+        return EncoderConfig(
+            image_size=self.given.image_size or (self._side() * patch_size,) * 2,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            width=width,
+            depth=self.depth("encoder.blocks."),
+            heads=self.heads("heads", width, known_heads),
+            mlp_ratio=self.mlp_ratio("encoder.blocks.0.mlp.fc1", width),
+            position=position,
+            mean=mean or IMAGENET_MEAN,
+            std=std or IMAGENET_STD,
+            **settings,
+        )
+
+    def _side(self) -> int:
+        """Patches along a side of a square image, from absolute or relative positions."""
+        table = next((self.telling(name, 2) for name in (SHARED, OWN) if self.has(name)), None)
+        if self.has("encoder.pos_embed"):
+            patches = self.telling("encoder.pos_embed", 3).shape[1] - 1  # without the class token's row
+            side = math.isqrt(patches)
+            square, why = side * side == patches, f"for a grid that is not square; got {patches} patches"
+        elif table is not None:
+            rows = len(table) - CLASS_ROWS  # one for each offset between two patches
+            offsets = math.isqrt(max(rows, 0))
+            side, square = (offsets + 1) // 2, offsets**2 == rows and offsets % 2 == 1
+            why = f"for a grid that is not square; got {rows} offsets"
+        else:
+            side, square, why = 0, False, "where there are no positions; got none"
+        if not square:
+            raise ValueError(f"{self.source}: image_size must be given {why}. Pass height and width in pixels.")
+        return side
+
+    def classifier(self, encoder: Encoder, *, learn_positions: bool = True) -> Classifier:
+        """The classifier around an encoder, with the file's weights; the norm's name tells the pooling."""
+        num_classes = len(self.telling("head.weight", 2))
+        pool: Literal["mean", "class"] = "mean" if self.has("fc_norm.weight") else "class"
+        with initial_weights_unused():
+            classifier = Classifier(encoder, num_classes, pool, learn_positions=learn_positions)
+        parts = {"encoder": classifier.encoder, "head": classifier.head}
+        self.fill(parts | ({"fc_norm": classifier.fc_norm} if pool == "mean" else {}), "classifier")
+        return classifier.eval()
+
+    def fill(self, parts: Mapping[str, nn.Module], kind: str) -> None:
+        """Fill the parts, which share out the tensors of the file; float64 weights make float64 modules."""
+        whole = nn.ModuleDict(parts)
+        theirs = {name: self.name(name) for name in whole.state_dict()}
+        expected = {theirs[name]: tensor for name, tensor in whole.state_dict().items()}
+        if report := key_report(expected, self.weights):
+            raise ValueError(
+                f"{self.source} must be {self.format.owner} {kind}, as it seems by its names; got {report}. "
+                f"{self.format.advice}"
+            )
+        if all(tensor.dtype == torch.float64 for tensor in self.weights.values()):
+            whole.double()
+        whole.load_state_dict({name: self.weights[own] for name, own in theirs.items()})
+        whole.eval()
+
+    def without(self, left_out: Set[str]) -> "ForeignFile":
+        """The same file without some of its tensors."""
+        return replace(self, weights={name: t for name, t in self.weights.items() if name not in left_out})
+
+    def refused(self, why: str) -> ValueError:
+        """Why a file is not read, with the first of its names."""
+        return ValueError(
+            f"{self.source} must have {self.format.owner} layout (encoder, encoder and decoder, or classifier); got "
+            f"{why}. {self.format.advice} It holds {first_names(self.weights)}."
+        )
+
+
+def first_names(weights: Mapping[str, Tensor]) -> str:
+    """How many tensors there are, and what the first are called."""
+    more = f" and {len(weights) - NAMED} more" if len(weights) > NAMED else ""
+    return f"{len(weights)} tensors: {', '.join(sorted(weights)[:NAMED])}{more}"
+
+
+def initial_weights_unused() -> Any:
+    """Build modules within: their initial weights are overwritten, so they may not change anybody's draws."""
+    return torch.random.fork_rng(devices=[])
+
+
+def scale_for(width: int) -> float:
+    """The initial layer scale of BEiT and CAE, which trained weights no longer tell."""
+    return 1e-5 if width >= 1024 else 0.1

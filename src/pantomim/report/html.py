@@ -1,0 +1,143 @@
+"""How every page is made: one base template that must find all its values, pictures as data URIs, numbers for reading.
+
+A page is one file that needs nothing else: to be read offline, printed or mailed.
+"""
+
+import base64
+import io
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from pantomim.report.folder import Alignment, Pictures
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("pantomim.report", "."),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def fill_template(template: str, *, styles: Sequence[str] = ("page.css",), **values: Any) -> str:
+    """A page as HTML; a value that the template needs and does not get is an error."""
+    sheets = resources.files("pantomim.report")
+    style = "".join(sheets.joinpath(name).read_text(encoding="utf-8") for name in styles)
+    return TEMPLATES.get_template(template).render(style=Markup(style), **values)  # ours, without user strings
+
+
+def check_page_path(owner: str, out: Path) -> None:
+    """Refuse a name that is no page's, before anything is computed.
+
+    Raises:
+        ValueError: if the file's name does not end in .html.
+    """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"{owner}.out must end in .html; got {out}. The picture gets the same name with .png.")
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """One held-out image three times, each a PNG as a data URI; masked patches of `masked` are transparent."""
+
+    item: str
+    original: str
+    masked: str
+    reconstruction: str
+
+
+def triplets(pictures: Pictures) -> list[Triplet]:
+    """Every picture of a file of reconstructions."""
+    items = [str(item) for item in pictures.about.get("items", [])]
+    found = []
+    for index, original in enumerate(pictures.original):
+        cell = [side // num for side, num in zip(original.shape, pictures.mask[index].shape, strict=False)]
+        opaque = np.kron(~pictures.mask[index], np.ones(cell, dtype=bool))
+        found.append(
+            Triplet(
+                item=items[index] if index < len(items) else str(index + 1),
+                original=png(original),
+                masked=png(np.dstack([original, np.where(opaque, 255, 0).astype(np.uint8)])),
+                reconstruction=png(pictures.pasted[index]),
+            )
+        )
+    return found
+
+
+def alignment_strips(found: Alignment | None) -> Alignment | None:
+    """The same with its pictures as data URIs."""
+    if found is None:
+        return None
+    return replace(found, rows=[(title, text, list(map(png, shown))) for title, text, shown in found.rows])
+
+
+def png(picture: np.ndarray) -> str:
+    """A data URI of an 8-bit picture (H, W, C): gray, gray and opacity, RGB, or RGB and opacity."""
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[picture.shape[2]]
+    buffer = io.BytesIO()
+    height, width = picture.shape[:2]
+    Image.frombytes(mode, (width, height), np.ascontiguousarray(picture).tobytes()).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def jpeg(picture: np.ndarray) -> str:
+    """A data URI of an 8-bit picture (H, W, C), gray or RGB, slightly lossy and much smaller."""
+    buffer = io.BytesIO()
+    shown = picture[:, :, 0] if picture.shape[2] == 1 else picture
+    Image.fromarray(np.ascontiguousarray(shown)).save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 59.5:
+        return f"{seconds:.{0 if seconds >= 0.95 else 1}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def length(value: Any) -> str:
+    """A duration of the config in words."""
+    for unit in ("steps", "epochs") if isinstance(value, dict) else ():
+        if value.get(unit) is not None:
+            return f"{value[unit]:{',g' if isinstance(value[unit], float) else ','}} {unit}"
+    return "not stated"
+
+
+def text_of(value: Any) -> str:
+    """A value for reading."""
+    if value is None or value == "":
+        return "–"
+    return " ".join(map(text_of, value)) if isinstance(value, list) else str(value)
+
+
+def plus_minus(mean: float, std: float | None, digits: str, scale: float = 1.0) -> str:
+    """A mean, with the standard deviation if there is one."""
+    return f"{scale * mean:{digits}}" + ("" if std is None else f" ± {scale * std:{digits.lstrip('+')}}")
+
+
+def surroundings(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Versions and hardware of an environment.json, as far as it has them."""
+    packages = environment.get("packages", {})
+    versions = [f"{name} {packages[name]}" for name in ("pantomim", "torch", "timm") if name in packages]
+    versions += [f"Python {environment['python']}"] if environment.get("python") else []
+    hardware = [environment.get(part) for part in ("gpu", "cpu")]
+    if any(hardware):
+        counts = {part: environment.get(part) for part in ("cores", "threads")}
+        hardware += [f"{count} {part if count > 1 else part[:-1]}" for part, count in counts.items() if count]
+        hardware += [environment.get("precision")]
+    named = {"Versions": versions, "Hardware": [str(part) for part in hardware if part]}
+    return {name: ", ".join(parts) for name, parts in named.items() if parts}
+
+
+TEMPLATES.globals |= {"version": metadata.version("pantomim")}
+TEMPLATES.filters |= {"duration": duration, "quote": shlex.quote, "python": repr}
