@@ -1,7 +1,5 @@
 """CLIP's golden item notices: one thing is broken at a time, and it must fail."""
 
-from dataclasses import replace
-
 import torch
 from golden_items import failing, needs_all, outcome
 from torch import nn
@@ -22,8 +20,8 @@ def broken():
 
 
 def with_tower(monkeypatch, **changes):
-    sizes = format_clip._sizes
-    monkeypatch.setattr(format_clip, "_sizes", lambda *given: replace(sizes(*given), **changes))
+    build = format_clip.clip_encoder
+    monkeypatch.setattr(clip, "clip_encoder", lambda *given, **settings: build(*given, **settings | changes))
 
 
 def test_as_it_is():

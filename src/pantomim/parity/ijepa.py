@@ -71,7 +71,7 @@ def masks(item: Item) -> Computed:
 def trajectory(item: Item) -> Computed:
     """The authors' loop: rates of the step after, schedules longer than the run, rising weight decay and momentum."""
     config = item.config
-    momentum = Momentum(*config["ema"], shape="linear")
+    momentum = Momentum(config["ema"][0], config["ema"][1], shape="linear")
     method = _method(item, momentum)
     length = config["ipe_scale"] * config["epochs"] * config["steps_per_epoch"]
     model = _filled(item, method, item.weights("encoder/"), length)
