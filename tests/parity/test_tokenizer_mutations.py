@@ -53,7 +53,7 @@ def test_average_instead_of_maximum(monkeypatch):
 
 def test_smooth_instead_of_nearest(monkeypatch):
     class Smooth(nn.Upsample):
-        def __init__(self, scale_factor, mode):
+        def __init__(self, scale_factor, mode="nearest"):
             super().__init__(scale_factor=scale_factor, mode="bilinear")
 
     monkeypatch.setattr(dvae.nn, "Upsample", Smooth)
