@@ -17,7 +17,7 @@ from pantomim.nn.vit import EncoderConfig
 
 @dataclass(frozen=True)
 class Draws:
-    """All that is random in a step of a method that masks and draws nothing else."""
+    """All that is random in a step of a method that draws masks alone."""
 
     mask: Mask
 
@@ -38,7 +38,7 @@ class Requirements:
 
     @classmethod
     def of(cls, encoder: EncoderConfig, **others: Any) -> "Requirements":
-        """Images of an encoder's channels, size and patches."""
+        """Those of an encoder."""
         return cls(encoder.in_chans, encoder.image_size, encoder.patch_size, **others)
 
 

@@ -74,18 +74,6 @@ class DBOTConfig:
         """The method, initialised from torch's global generator; `teacher` in place of the config's, if given."""
         return DBOT(self, teacher)
 
-    def predicts_class(self, teacher: Teacher) -> bool:
-        """Whether the class token is predicted with this teacher; a ValueError, if it must be and there is none."""
-        if self.predict_class is None:
-            return self.encoder.class_token and teacher.num_prefix > 0
-        if self.predict_class and not teacher.num_prefix:
-            raise ValueError(
-                "DBOTConfig.predict_class must be None or False for a teacher without a class token; got True. Set "
-                "method.predict_class to None (predicted in those stages whose teacher has one), or choose another "
-                "teacher."
-            )
-        return self.predict_class
-
 
 @dataclass(frozen=True)
 class DBOTDraws:
@@ -96,18 +84,26 @@ class DBOTDraws:
 
 
 class DBOT(Method):
-    """An encoder and a decoder around a mask, and a teacher without one; `DBOTConfig` explains the settings."""
+    """An encoder and a decoder around a mask, and a teacher without one."""
 
     def __init__(self, config: DBOTConfig, teacher: Teacher | None = None) -> None:
         super().__init__()
         self.encoder = config.encoder.build()
         self.teacher = teacher or config.teacher.build(self.encoder)
-        grid, num_prefix = self.encoder.grid, self.encoder.num_prefix
-        self.decoder = config.decoder.build(self.encoder.width, num_prefix, grid, self.teacher.width)
+        width, num_prefix = self.encoder.width, self.encoder.num_prefix
+        self.decoder = config.decoder.build(width, num_prefix, self.encoder.grid, self.teacher.width)
         self.masker, self.guide_query = config.masker, config.guide_query if config.masker.guided else None
         self.teacher.check_query(self.guide_query)
         self.normalise, self.distance = config.normalise, config.distance
-        self.predict_class = config.predicts_class(self.teacher)
+        self.predict_class = config.predict_class
+        if self.predict_class is None:
+            self.predict_class = config.encoder.class_token and self.teacher.num_prefix > 0
+        if self.predict_class and not self.teacher.num_prefix:
+            raise ValueError(
+                "DBOTConfig.predict_class must be None or False for a teacher without a class token; got True. Set "
+                "method.predict_class to None (predicted in those stages whose teacher has one), or choose another "
+                "teacher."
+            )
         self.requirements = Requirements.of(config.encoder)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> DBOTDraws:

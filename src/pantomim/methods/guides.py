@@ -17,6 +17,7 @@ from pantomim.nn.vit import Encoder
 from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import OF_STUDENT, TeacherConfig
 
+
 def teacher_of(method: Any) -> TeacherConfig | None:
     """The teacher of a method's config, or of its target's; None where there is none."""
     return getattr(method if hasattr(method, "teacher") else getattr(method, "target", None), "teacher", None)
@@ -39,7 +40,7 @@ class GuideConfig:
         momentum: Of ema alone, as `TeacherConfig.momentum`.
         statistics: As `TeacherConfig.statistics`.
 
-    Source: MILAN (CLIP ViT-B/16) and AttMask (a moving average of the student) take the class token's.
+    Source: MILAN (CLIP ViT-B/16) and AttMask (an EMA of the student) take the class token's.
     """
 
     source: str = ""
@@ -57,18 +58,18 @@ class GuideConfig:
 
     def build(self, student: Encoder, masker: Masker) -> "MaskGuide":
         """The guide of a student's masks; one without a network, where the masker asks for no attention."""
-        if masker.guided and not self.source:
+        if not masker.guided:
+            if self != GuideConfig():
+                raise ValueError(
+                    f"GuideConfig must be left out for a masker that asks for no attention; got {in_words(self)}. "
+                    f"Leave it out, or set method.masker.kind to attention."
+                )
+            return MaskGuide(None, self.query)
+        if not self.source:
             raise ValueError(
                 "GuideConfig.source must be given for a masker that attention decides; got none. Name the network in "
                 "method.guide.source: RUN, open_clip:..., ema; or take another masker, or cmt_mae."
             )
-        if not masker.guided and self != GuideConfig():
-            raise ValueError(
-                f"GuideConfig must be left out for a masker that asks for no attention; got {in_words(self)}. "
-                f"Leave it out, or set method.masker.kind to attention."
-            )
-        if not masker.guided:
-            return MaskGuide(None, self.query)
         teacher = TeacherConfig(source=self.source, momentum=self.momentum, statistics=self.statistics)
         return MaskGuide(teacher.build(student), self.query)
 
@@ -106,7 +107,7 @@ def draw_mask(
     generator: torch.Generator,
     attention: Float[Tensor, "B N"] | None = None,
 ) -> Mask:
-    """Masks of this batch's rows of the global batch; the attention of other rows is not here and does not matter."""
+    """Masks of the global batch, cut to this batch's rows; the attention of others is not here and does not matter."""
     if attention is not None and len(batch) < batch.total:
         rows = attention.new_zeros(batch.total, attention.shape[1])
         rows[batch.start : batch.start + len(batch)] = attention

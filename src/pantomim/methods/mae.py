@@ -65,9 +65,8 @@ class MAE(Method):
         self.requirements = Requirements.of(config.encoder)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Draws:
-        """One mask an image, of the global batch cut to this batch's rows."""
-        attention = self.guide(batch.images)  # (B, N); None, unless the masker asks for it
-        return Draws(draw_mask(self.masker, batch, self.encoder.grid, generator, attention))
+        """One mask an image; by the guide's attention, where the masker asks for it."""
+        return Draws(draw_mask(self.masker, batch, self.encoder.grid, generator, self.guide(batch.images)))
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """The loss on the masked patches alone (section 3, "Reconstruction target")."""

@@ -81,12 +81,8 @@ class MILAN(Method):
         self.encoder = encoder = config.encoder.build()
         self.teacher = teacher = teacher or config.teacher.build(encoder)
         self.decoder = config.decoder.build_prompting(encoder.width, encoder.num_prefix, encoder.grid, teacher.width)
-        if teacher.grid != encoder.grid or not teacher.num_prefix:
-            raise ValueError(
-                f"MILAN.teacher must have a class token and the student's grid of {encoder.grid[0]} x "
-                f"{encoder.grid[1]} patches; got {teacher.num_prefix} prefix tokens and {teacher.grid[0]} x "
-                f"{teacher.grid[1]}. Choose another teacher."
-            )
+        if not teacher.num_prefix:
+            raise ValueError("MILAN.teacher must have a class token, which is predicted too; got none. Choose another.")
         self.requirements = Requirements.of(config.encoder)
         self.query = config.query if config.masker.guided else None
         teacher.check_query(self.query)

@@ -53,7 +53,7 @@ class Teacher(nn.Module, ABC):
             )
         raise ValueError(
             f"The query whose attention guides must be {' or '.join(self.queries)} for {self.name}; got {query}. It "
-            f"has no class token: set method.scores.teacher_query (or guide_query, guide.query) to mean."
+            f"has no class token: set method.scores.teacher_query (student_query, guide_query, guide.query) to mean."
         )
 
     def train(self, mode: bool = True) -> "Teacher":
