@@ -1,7 +1,7 @@
 """What the engine knows of a method: five verbs that each has, and three that most leave as they are."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ class Method(nn.Module, ABC):
     """
 
     requirements: Requirements  # set in `__init__`
+    exports_decoder = False  # whole, for pictures and for continuing to train
 
     @abstractmethod
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Any:
@@ -65,23 +66,26 @@ class Method(nn.Module, ABC):
 
     def update_ema(self, step: int) -> None:
         """Called once after each optimiser step: every EMA copy in the method moves towards what it copies."""
-        for copy in self._copies():
-            copy.update_ema(self, step)
+        for part in self.modules():
+            if isinstance(part, EMACopy):
+                part.update_ema(self, step)
 
     def exports(self) -> dict[str, Any]:
-        """What outlives the run: "encoder", and "predictor", the parameters that are trained beside it, by name.
+        """What outlives the run: "encoder", and beside it "decoder", a module, or "predictor", parameters by name.
 
-        In place of "predictor" a method may have "decoder", a module that is saved whole; one without an encoder has
-        "tokenizer" alone.
+        The predictor is all that is trained beside the encoder; a method without an encoder has "tokenizer" alone.
         """
+        if self.exports_decoder:
+            return {"encoder": self.encoder, "decoder": self.decoder}
         named = self.named_parameters()
         beside = {name: weight for name, weight in named if weight.requires_grad and not name.startswith("encoder.")}
         return {"encoder": self.encoder, "predictor": beside}
 
     def reset(self) -> None:
         """Called once other weights have been put in place before the first step: EMA copies are copied anew."""
-        for copy in self._copies():
-            copy.reset(self)
+        for part in self.modules():
+            if isinstance(part, EMACopy):
+                part.reset(self)
 
     def check_data(self, batches: Iterable[Tensor]) -> str | None:
         """A warning to print before the first step, having seen some training images; None: nothing is wrong."""
@@ -91,9 +95,6 @@ class Method(nn.Module, ABC):
     def warning(self, logged: Mapping[str, float | None]) -> str | None:
         """What is wrong with a run, judged by a logged step; it is printed once. None: nothing is."""
         return None
-
-    def _copies(self) -> Iterator[EMACopy]:
-        return (part for part in self.modules() if isinstance(part, EMACopy))
 
 
 def check_masker(owner: str, masker: Masker, encoder: EncoderConfig) -> None:

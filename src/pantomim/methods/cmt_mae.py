@@ -17,7 +17,7 @@ of the summaries, pixels as target and both networks for the mask alone, is `fea
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen, in_words
 from pantomim.core.mask import Mask
+from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import NotNegative, Range
 from pantomim.masking import MaskerConfig
 from pantomim.masking.attention import AttentionMasker
@@ -138,6 +139,8 @@ class CMTMAEDraws:
 class CMTMAE(Method):
     """Student and decoder around a mask; teacher and the student's average on whole images, if ever asked."""
 
+    exports_decoder = True
+
     def __init__(self, config: CMTMAEConfig, steps: int | None = None, teacher: Teacher | None = None) -> None:
         super().__init__()
         self.config, self.masker, self.target, self.steps = config, config.masker, config.target, steps
@@ -181,7 +184,7 @@ class CMTMAE(Method):
 
         maps = config.scores.maps({name: answer.attention for name, answer in answers.items()}, in_mask)
         mask = draw_mask(self.masker, batch, self.encoder.grid, generator, maps.get("mask"))
-        zero = batch.images.new_zeros((), dtype=torch.promote_types(batch.images.dtype, torch.float32))
+        zero = at_least_float32(batch.images.new_zeros(()))
         features = {  # zeros of a network that was not asked, so that forward is the same in every step
             name: normalise_features(take(answers[name].patches, mask.ids_mask), self.target.normalise)
             if name in answers
@@ -222,7 +225,3 @@ class CMTMAE(Method):
             f"the features of the student's moving average have collapsed: a patch's differ by less than {COLLAPSED} "
             f"of their size from image to image (student_std). Raise method.mixing.teacher_weight or {slower}."
         )
-
-    def exports(self) -> dict[str, Any]:
-        """The student's encoder, and its decoder for continuing to train."""
-        return {"encoder": self.encoder, "decoder": self.decoder}

@@ -10,7 +10,7 @@ Paper: Liu et al. 2024, *Exploring Target Representations for Masked Autoencoder
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -86,6 +86,8 @@ class DBOTDraws:
 class DBOT(Method):
     """An encoder and a decoder around a mask, and a teacher without one."""
 
+    exports_decoder = True
+
     def __init__(self, config: DBOTConfig, teacher: Teacher | None = None) -> None:
         super().__init__()
         self.encoder = config.encoder.build()
@@ -100,18 +102,16 @@ class DBOT(Method):
             self.predict_class = config.encoder.class_token and self.teacher.num_prefix > 0
         if self.predict_class and not self.teacher.num_prefix:
             raise ValueError(
-                "DBOTConfig.predict_class must be None or False for a teacher without a class token; got True. Set "
-                "method.predict_class to None (predicted in those stages whose teacher has one), or choose another "
-                "teacher."
+                "DBOTConfig.predict_class must be None or False for a teacher without a class token; got True. Set it "
+                "to None (predicted in those stages whose teacher has one), or choose another teacher."
             )
         self.requirements = Requirements.of(config.encoder)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> DBOTDraws:
-        """One mask an image, of the global batch cut to this batch's rows; by the teacher's attention, if need be."""
-        if self.guide_query is None:
-            return DBOTDraws(draw_mask(self.masker, batch, self.encoder.grid, generator))
-        guidance = ask(self.teacher, batch.images, self.guide_query)
-        return DBOTDraws(draw_mask(self.masker, batch, self.encoder.grid, generator, guidance.attention), guidance)
+        """One mask an image; by the teacher's attention, where the masker asks for it."""
+        guidance = None if self.guide_query is None else ask(self.teacher, batch.images, self.guide_query)
+        attention = None if guidance is None else guidance.attention
+        return DBOTDraws(draw_mask(self.masker, batch, self.encoder.grid, generator, attention), guidance)
 
     def forward(self, batch: Batch, draws: DBOTDraws) -> dict[str, Tensor]:
         """The distance of the class token and the masked patches, which all count alike."""
@@ -128,7 +128,3 @@ class DBOT(Method):
         if self.predict_class:
             tokens = torch.cat([features.prefix[:, :1], tokens], dim=1)
         return normalise_features(tokens, self.normalise)
-
-    def exports(self) -> dict[str, Any]:
-        """The student's encoder, and its decoder for continuing to train."""
-        return {"encoder": self.encoder, "decoder": self.decoder}

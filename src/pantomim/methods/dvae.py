@@ -26,8 +26,6 @@ from pantomim.methods.base import Method, Requirements
 from pantomim.nn.dvae import DVAESizes, code_grid, dvae_networks, map_pixels, unmap_pixels
 from pantomim.nn.momentum import EMA, Momentum
 
-LARGEST_LOG_SCALE = 7.0
-
 
 @frozen
 class Annealing:
@@ -152,8 +150,7 @@ def logit_laplace_nll(
     Deviation: log-scales are cut to [-7, 7], so that no step overflows.
     """
     location, log_scale = prediction.chunk(2, dim=1)
-    log_scale = log_scale.clamp(-LARGEST_LOG_SCALE, LARGEST_LOG_SCALE)
-    distance = (mapped.logit() - location).abs()
+    log_scale, distance = log_scale.clamp(-7, 7), (mapped.logit() - location).abs()
     return math.log(2) + log_scale + mapped.log() + torch.log1p(-mapped) + distance * (-log_scale).exp()
 
 

@@ -6,7 +6,7 @@ Paper: He et al. 2022, *Masked Autoencoders Are Scalable Vision Learners*, arXiv
 """
 
 from dataclasses import field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class MAEConfig:
 class MAE(Method):
     """Asymmetric encoder and decoder around a mask (section 3 of the paper)."""
 
+    exports_decoder = True
+
     def __init__(self, config: MAEConfig, target: Target | None = None) -> None:
         super().__init__()
         self.encoder = config.encoder.build()
@@ -76,7 +78,3 @@ class MAE(Method):
         target = take(self.target(batch.images), mask.ids_mask)  # (B, M, K), each patch's pixels, standardised
         loss = self.target.loss(prediction, target)  # mean squared error
         return {"loss": loss} | self.target.metrics(prediction, target)
-
-    def exports(self) -> dict[str, Any]:
-        """The encoder, and the decoder for pictures and for continuing to train."""
-        return {"encoder": self.encoder, "decoder": self.decoder}

@@ -42,7 +42,6 @@ class MILANConfig:
         decoder: Sizes of the prompting decoder.
         masker: What is masked; an `AttentionMasker` gets the teacher's attention, its preset "milan" samples by it.
         teacher: The frozen network, with a class token; the authors have CLIP's ViT-B/16, output "projection".
-        query: Whose attention in the last block: the class token's, or the mean over all patches'.
     """
 
     kind: Literal["milan"] = "milan"
@@ -50,14 +49,11 @@ class MILANConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     masker: MaskerConfig = field(default_factory=lambda: published("milan"))
     teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig(output="norm"))
-    query: Query = "class"
 
     def __post_init__(self) -> None:
         check_masker("MILANConfig", self.masker, self.encoder)
         if not self.encoder.class_token:
-            raise ValueError(
-                "MILANConfig.encoder must have a class token, which is predicted too; got none. Give it one."
-            )
+            raise ValueError("MILANConfig.encoder must have a class token, which is predicted too; got none. Set it.")
 
     def build(self, steps: int | None = None, teacher: Teacher | None = None) -> "MILAN":
         """The method, initialised from torch's global generator; `teacher` in place of the config's, if given."""
@@ -84,7 +80,7 @@ class MILAN(Method):
         if not teacher.num_prefix:
             raise ValueError("MILAN.teacher must have a class token, which is predicted too; got none. Choose another.")
         self.requirements = Requirements.of(config.encoder)
-        self.query = config.query if config.masker.guided else None
+        self.query: Query | None = "class" if config.masker.guided else None
         teacher.check_query(self.query)
 
     @torch.no_grad()

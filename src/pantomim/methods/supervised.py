@@ -25,8 +25,6 @@ from pantomim.methods.base import Method, Requirements
 from pantomim.nn.mixing import Mixing, draw_mixing, mix_images, mix_targets, swap_neighbours
 from pantomim.nn.vit import EncoderConfig
 
-Pool = Literal["class", "mean"]
-
 
 @frozen
 class SupervisedConfig:
@@ -46,7 +44,7 @@ class SupervisedConfig:
     kind: Literal["supervised"] = "supervised"
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     num_classes: AtLeastTwo = 1000
-    pool: Pool = "class"
+    pool: Literal["class", "mean"] = "class"
     label_smoothing: ShareBelowOne = 0.1
     mixup: NotNegative = 0.8
     cutmix: NotNegative = 1.0
@@ -91,8 +89,7 @@ class Supervised(Method):
             draws = np.random.default_rng(host_seed(generator))
             mixing = draw_mixing(draws, config.encoder.image_size, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix)
             images, labels = swap_neighbours(images), swap_neighbours(labels)
-        lam, smoothing = mixing.lam, config.label_smoothing
-        targets = mix_targets(batch.labels, config.num_classes, lam, smoothing, partners=labels)
+        targets = mix_targets(batch.labels, config.num_classes, mixing.lam, config.label_smoothing, partners=labels)
         return SupervisedDraws(mix_images(batch.images, mixing, images), targets)
 
     def forward(self, batch: Batch, draws: SupervisedDraws) -> dict[str, Tensor]:

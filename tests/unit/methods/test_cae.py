@@ -226,6 +226,7 @@ def test_gradients_survive_autocast() -> None:
     assert F.cosine_similarity(*found, dim=0) > 0.99
 
 
+@pytest.mark.slow
 def test_it_learns() -> None:
     """Both losses of one batch fall; without the alignment its own one does not."""
     found = {}

@@ -103,6 +103,7 @@ def test_the_mean_query_where_there_is_no_class_token():
     assert torch.isfinite(method(batch(), draw(method, batch()))["loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_explain_counts_the_guide_and_says_that_it_sees_everything(kind):
     config = Pretrain("tiny", method=CONFIGS[kind])
