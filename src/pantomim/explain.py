@@ -99,7 +99,8 @@ def _build(config: MethodConfig, fake: FakeTensorMode) -> Method:
     with fake:
         encoder = config.encoder.build() if hasattr(config, "encoder") else None  # whose sizes are asked for
     parts: dict[str, Any] = {}
-    teacher, target, grid = teacher_of(config), getattr(config, "target", None), getattr(encoder, "grid", (1, 1))
+    target: Any = getattr(config, "target", None)
+    teacher, grid = teacher_of(config), getattr(encoder, "grid", (1, 1))
     if teacher is not None and not teacher.source:
         unnamed = _UnnamedTeacher(config.encoder.width, grid)
         parts = {"teacher": unnamed} if hasattr(config, "teacher") else {"target": FeatureTarget(target, unnamed, grid)}

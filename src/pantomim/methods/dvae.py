@@ -99,8 +99,9 @@ class DVAE(Method):
         self.networks, self.sizes = dvae_networks(config.sizes), config.sizes
         self.average = EMA(self.networks, "networks", Momentum(config.momentum))
         self.temperature, self.kl_weight = config.temperature, config.kl_weight
-        settings = {"channels_setting": "method.sizes.in_chans", "patch_setting": "method.sizes.stride"}
-        self.requirements = Requirements(self.sizes.in_chans, config.image_size, self.sizes.stride, **settings)
+        self.requirements = Requirements(
+            self.sizes.in_chans, config.image_size, self.sizes.stride, "method.sizes.in_chans", "method.sizes.stride"
+        )
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> DVAEDraws:
         """Gumbel noise, and where the two schedules stand."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
@@ -99,7 +99,7 @@ class VQKD(Method):
         decoder = EncoderConfig(
             *sizes, position="learned", initialisation="beit", mean=(0.0,) * channels, std=(1.0,) * channels
         ).build()
-        self.quantizer = _quantizer(config)
+        self.quantizer: Any = _quantizer(config)
         self.encoder, self.to_code = encoder, TaskLayer(width, channels)
         self.decoder, self.to_feature = decoder, TaskLayer(width, teacher.width)
         self.teacher, self.vocabulary, self.commitment = teacher, config.vocabulary, config.commitment
@@ -143,7 +143,7 @@ class VQKD(Method):
         return {"tokenizer": VQKDNetworks(self.encoder, self.to_code, self.codebook.clone())}
 
 
-def _quantizer(config: VQKDConfig) -> nn.Module:
+def _quantizer(config: VQKDConfig) -> Any:
     try:
         from vector_quantize_pytorch import VectorQuantize  # imported late: other methods do without it
     except ImportError as error:

@@ -3,7 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, AtLeastZero, Share
@@ -80,7 +80,7 @@ class TeacherConfig:
 
     def of(self, source: str) -> "TeacherConfig":
         """The same of another network, without the settings that do not go with it."""
-        settings = {name: getattr(self, name) if _goes_with(name, source) else None for name in PARTIAL}
+        settings: dict[str, Any] = {name: None for name in PARTIAL if not _goes_with(name, source)}
         if source.startswith(TOKENIZERS):
             settings |= {"output": "block", "blocks": 1}
         return replace(self, source=source, **settings)
