@@ -1,10 +1,13 @@
 """Files that are either whole or not there."""
 
 import contextlib
+import io
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -27,6 +30,14 @@ def replace_file(path: Path, data: bytes) -> None:
             os.unlink(temporary)
         raise
     sync_folder(path.parent)
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> Path:
+    """Write named arrays as `replace_file` does; gives the path."""
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, allow_pickle=False, **arrays)
+    replace_file(path, buffer.getvalue())
+    return path
 
 
 def check_out(field: str, path: Path, suffixes: Sequence[str]) -> None:
