@@ -17,11 +17,7 @@ from pantomim.methods.mae import MAEConfig
 
 
 def run_config(run: str | Path) -> Pretrain:
-    """The config of a run.
-
-    Raises:
-        ValueError: if the folder is none of a run.
-    """
+    """The config of a run."""
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"inspect.runs must be run folders; got {run}, which has no config.yaml. Check the path.")
@@ -29,13 +25,10 @@ def run_config(run: str | Path) -> Pretrain:
 
 
 def load_run(run: str | Path) -> Method:
-    """The method of a finished run of MAE, BEiT or CAE, in evaluation mode.
-
-    A tokenizer is loaded from where the run had it.
+    """The method of a finished run of MAE, BEiT or CAE, in evaluation mode; tokenizer and guide from where it had them.
 
     Raises:
-        ValueError: if the run is of another method, is not finished, its files are damaged, or its tokenizer or guide
-            is not to be had.
+        ValueError: if the run is of another method, is not finished, its files are damaged or others are missing.
     """
     run = Path(run)
     config = run_config(run).method
@@ -57,8 +50,7 @@ def load_run(run: str | Path) -> Method:
             f"{run / 'predictor.safetensors'} must hold what config.yaml describes; got {report}. "
             f"Copy the folder again, or give the tokenizer that it was trained with."
         )
-    stated = read_frozen(run)
-    if stated is not None and (different := other_parts(frozen_hashes(method), stated)):
+    if (stated := read_frozen(run)) is not None and (different := other_parts(frozen_hashes(method), stated)):
         raise ValueError(
             f"{run} must be looked at with the tokenizer that it was trained with; got another {different}. "
             f"Put the files back that config.yaml names."
@@ -70,11 +62,7 @@ def load_run(run: str | Path) -> Method:
 
 
 def load_cae_run(run: str | Path) -> CAE:
-    """The method of a finished run of CAE.
-
-    Raises:
-        ValueError: if it is no run of CAE, or as `load_run`.
-    """
+    """The method of a finished run of CAE."""
     kind = run_config(run).method.kind
     if kind != "cae":
         raise ValueError(
@@ -100,9 +88,8 @@ def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:
     if dataset.labels is None:
         return order[:count]
     labels = dataset.labels[order]
-    turn = np.zeros(len(order), dtype=np.int64)  # the how-manieth of its class in this order
+    turn = np.zeros(len(order), dtype=np.int64)  # of each image within its class
     for label in np.unique(labels):
-        of_class = np.flatnonzero(labels == label)
-        turn[of_class] = np.arange(len(of_class))
+        turn[labels == label] = np.arange(np.count_nonzero(labels == label))
     chosen = order[np.argsort(turn, kind="stable")[:count]]
     return chosen[np.argsort(dataset.labels[chosen], kind="stable")]

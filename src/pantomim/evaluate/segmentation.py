@@ -199,7 +199,9 @@ def patch_table(extractors: dict[str, PatchExtractor], pictures: Pictures, part:
 def class_shares(classes: Int[Tensor, "B H W"], grid: tuple[int, int], num_classes: int) -> Float[Tensor, "B N K"]:
     """Shares of the classes among the pixels of each patch; pixels of class -1 count in none."""
     batch, *size = classes.shape
-    rows, columns = (torch.arange(s, device=classes.device) * n // s for s, n in zip(size, grid, strict=True))
+    rows, columns = (
+        torch.arange(side, device=classes.device) * count // side for side, count in zip(size, grid, strict=True)
+    )
     image = torch.arange(batch, device=classes.device)[:, None, None]
     patch = image * math.prod(grid) + rows[:, None] * grid[1] + columns
     places = patch * (num_classes + 1) + classes + 1

@@ -5,8 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pantomim.analysis import LAYERS
-from pantomim.analysis.agreement import measure_agreement
-from pantomim.analysis.alignment import write_alignment_arrays
+from pantomim.analysis.alignment import measure_agreement, write_alignment_arrays
 from pantomim.analysis.block_facts import write_block_facts
 from pantomim.analysis.reconstructions import write_reconstructions
 from pantomim.core.files import replace_file
