@@ -65,7 +65,7 @@ def answering(method, monkeypatch, answer):
 
 
 @pytest.mark.parametrize("normalise", ["none", "patch", "layer", "channel"])
-def test_pixels_are_what_the_decoder_says(normalise):
+def test_pixels_are_the_output_of_the_decoder(normalise):
     method, images = build(target=PixelTargetConfig(normalise=normalise)).train(), images_of()
     result = without_regressor(method, images)
     assert method.training, "the mode is given back"

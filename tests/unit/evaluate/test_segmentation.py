@@ -74,9 +74,9 @@ def test_blind_features_score_as_background_alone(tmp_path, masks):
 @pytest.mark.parametrize("ignore", [255, 7])
 def test_pixels_without_a_class_are_neither_learned_from_nor_scored(tmp_path, masks, ignore):
     colours, shown = COLOURS[masks], masks.copy()
-    hidden = np.random.default_rng(0).random(masks.shape) < 0.3
-    colours[hidden] = COLOURS[(masks[hidden] + 1) % 3]  # their colours say another class
-    shown[hidden] = ignore
+    ignored = np.random.default_rng(0).random(masks.shape) < 0.3
+    colours[ignored] = COLOURS[(masks[ignored] + 1) % 3]  # with the colours of another class
+    shown[ignored] = ignore
     spec = write(tmp_path / "a.npz", shown, colours)
     found = scores(spec, ignore=ignore)
     assert found["miou"] == 1.0
