@@ -9,6 +9,7 @@ target; here either is.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -19,21 +20,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.analysis.inspection import Inspection
-from pantomim.analysis.pictures import PictureRows, Row, display_range, read_images, shown_bands, to_picture, write_rows
-from pantomim.analysis.runs import choose, held_out, load_cae_run, run_config
+from pantomim.analysis.pictures import PictureRows, Row, read_images, to_picture, write_rows
+from pantomim.analysis.runs import choose, held_out, load_run, run_config
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.modes import evaluating
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.sources import open_source
 from pantomim.data.stream import evaluation_batches
+from pantomim.evaluate.features import check_channels
 from pantomim.methods.cae import CAE
 from pantomim.nn.tokens import take
 from pantomim.targets.pixels import PixelTarget
 from pantomim.targets.tokens import TokenTarget
 from pantomim.tokenizers.base import Picturing
 
-COUNT = 512  # images of an `Agreement`
+COUNT = 512  # images on which agreement is measured
 BATCH = 64  # of these at once
 
 
@@ -48,7 +50,7 @@ class Alignment(Inspection):
     def run(self) -> PictureRows:
         """Pictures of the runs on the same images: the images first, then each run's."""
         runs = self.encoders
-        methods = [load_cae_run(run) for run in runs]
+        methods: list[CAE] = [load_run(run, "cae") for run in runs]
         first = methods[0].encoder
         for run, method in zip(runs, methods, strict=True):
             if (method.encoder.image_size, method.encoder.in_chans) != (first.image_size, first.in_chans):
@@ -58,20 +60,10 @@ class Alignment(Inspection):
                     f"{run}."
                 )
         dataset = open_source(self.images, "all") if self.images else held_out(run_config(runs[0]).data.source)
-        if dataset.channels != first.in_chans:
-            raise ValueError(
-                f"inspect.images must have the encoder's {first.in_chans} channels; got {dataset.channels} in "
-                f"{dataset.spec}. Give other images."
-            )
-        bands = shown_bands(dataset.channels)
+        check_channels(first, dataset)
         images, items = read_images(dataset, first.image_size, choose(dataset, self.count, self.seed))
-        original = images.numpy()
-        low, high = display_range(original[:, bands], dataset.scale)
-
-        def picture(values: np.ndarray) -> np.ndarray:
-            return to_picture(values[:, bands], low, high)
-
-        rows = [Row("images", "", picture(original))]
+        picture = partial(to_picture, originals=images.numpy(), scale=dataset.scale)
+        rows = [Row("images", "", picture(images.numpy()))]
         for run, method in zip(runs, methods, strict=True):
             result = without_regressor(method, images)
             if result.reference is not None:
@@ -90,9 +82,10 @@ class Alignment(Inspection):
         return PictureRows(items, tuple(rows), caption)
 
 
-def write_alignment_arrays(run: str | Path, *, count: int = 8) -> Path:
+def write_alignment_arrays(run: str | Path, *, count: int = 8, seed: int = 0) -> Path:
     """The pictures of one run on held-out images of its data, in `RUN/analysis/alignment.npz`, for its report."""
-    return write_rows(Alignment((str(run),), count=count).run(), Path(run) / "analysis" / "alignment.npz")
+    found = Alignment((str(run),), count=count, seed=seed).run()
+    return write_rows(found, Path(run) / "analysis" / "alignment.npz")
 
 
 @dataclass(frozen=True)
@@ -148,55 +141,43 @@ def without_regressor(method: CAE, images: Float[Tensor, "B C H W"]) -> WithoutR
     return WithoutRegressor(shown, best, "the true ids, decoded", "accuracy", _share_right(output, truth))
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Of regressor and encoder in one run, over the masked patches of held-out images.
-
-    The loss depends on the scale of the latents, which nothing fixes without the alignment: `explained` and `cosine`
-    can be compared between runs.
-    """
-
-    loss: float  # mean squared error between the regressor's predictions and the encoder's latents
-    explained: float  # share of the variation of the latents that the predictions explain
-    cosine: float  # mean cosine between the two
-    predicted: float  # of the decoder on the predictions: share of right tokens, or of explained variation of pixels
-    skipped: float  # the same with the encoder's own latents of all patches, the regressor left out
-    images: int  # how many
-
-
 @torch.no_grad()
-def measure_agreement(run: str | Path) -> Agreement:
-    """Regressor against encoder in a finished run of CAE; the encoder sees the masked patches alone, as in training."""
-    method = load_cae_run(run)
+def measure_agreement(run: str | Path) -> dict[str, float]:
+    """Regressor against encoder in a finished run of CAE, over the masked patches of held-out images.
+
+    The encoder sees the masked patches alone, as in training. The loss depends on the scale of the latents, which
+    nothing fixes without the alignment: `explained` and `cosine` can be compared between runs.
+    """
+    method: CAE = load_run(run, "cae")
     encoder = method.encoder
     dataset = held_out(run_config(run).data.source)
     indices = choose(dataset, COUNT, seed=0)
     generator = torch.Generator().manual_seed(0)
-    found: dict[str, list[Tensor]] = {name: [] for name in ("predicted", "latent", "with", "without", "masked", "all")}
+    found: list[dict[str, Tensor]] = []
     with evaluating(method):
         for images, _ in evaluation_batches(dataset, encoder.image_size, BATCH, "cpu", indices):
             mask = method.draw(Batch(images, total=len(images)), 0, generator).mask
             predicted = method.regressor(method.latents(encoder, images, mask.ids_keep), mask)
             truth = method.target(images)
-            for name, values in {
+            of_batch = {
                 "predicted": predicted,
                 "latent": method.alignment_target(images, mask),
                 "with": method.decoder(predicted, mask.ids_mask),
                 "without": method.without_regressor(images),
                 "masked": take(truth, mask.ids_mask),
                 "all": truth,
-            }.items():
-                found[name].append(values.flatten(0, 1))
-    whole = {name: torch.cat(parts) for name, parts in found.items()}
+            }
+            found.append({name: values.flatten(0, 1) for name, values in of_batch.items()})
+    whole = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     score = _share_right if isinstance(method.target, TokenTarget) else _explained
-    return Agreement(
-        loss=F.mse_loss(whole["predicted"], whole["latent"]).item(),
-        explained=_explained(whole["predicted"], whole["latent"]),
-        cosine=F.cosine_similarity(whole["predicted"], whole["latent"], dim=-1).mean().item(),
-        predicted=score(whole["with"], whole["masked"]),
-        skipped=score(whole["without"], whole["all"]),
-        images=len(indices),
-    )
+    return {
+        "loss": F.mse_loss(whole["predicted"], whole["latent"]).item(),
+        "explained": _explained(whole["predicted"], whole["latent"]),
+        "cosine": F.cosine_similarity(whole["predicted"], whole["latent"], dim=-1).mean().item(),
+        "predicted": score(whole["with"], whole["masked"]),  # what the decoder makes of the predictions
+        "skipped": score(whole["without"], whole["all"]),  # and of the encoder's latents, without the regressor
+        "images": len(indices),
+    }
 
 
 def _share_right(output: Float[Tensor, "*n K"], truth: Tensor) -> float:

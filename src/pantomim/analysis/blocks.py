@@ -1,7 +1,8 @@
 """The features after every block of any encoder: one after the other, before the final norm."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -46,17 +47,12 @@ def block_features(
         yield Features(prefix, patches, weights[number] if need_attention else None)
 
 
-def num_blocks(encoder: AnyEncoder) -> int:
-    """How many blocks `block_features` gives."""
-    return encoder.depth if isinstance(encoder, Encoder) else encoder.num_blocks
-
-
 @contextmanager
 def _collecting(encoder: WrappedEncoder, weights: list[Tensor]) -> Iterator[None]:
     """Collect the attention of each block while the network runs; it is left as it was."""
     with ExitStack() as undo:
 
-        def hook(module: nn.Module, attention_of) -> None:
+        def hook(module: nn.Module, attention_of: Callable[[Any], list[Tensor]]) -> None:
             handle = module.register_forward_hook(lambda _module, _given, output: weights.extend(attention_of(output)))
             undo.callback(handle.remove)
 
@@ -69,7 +65,7 @@ def _collecting(encoder: WrappedEncoder, weights: list[Tensor]) -> Iterator[None
             hook(encoder.model, lambda output: [w for w in output.attentions or () if w is not None])
         else:
             for block in encoder.model.blocks:
-                attention = getattr(block, "attn", None)
+                attention: Any = getattr(block, "attn", None)
                 if hasattr(attention, "fused_attn"):  # timm's, unfused, hands its weights to a dropout
                     change(attention, "fused_attn", False)
                     hook(attention.attn_drop, lambda output: [output])

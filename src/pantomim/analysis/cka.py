@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -31,20 +31,16 @@ class CKA(LayerAnalysis):
 
     def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
         """The patches of an image in a row, as in Raghu et al. 2021, arXiv:2108.08810; prefix tokens are left out."""
-        count = len(images.indices)
-        size, seen = min(BATCH, count), 0
+        size = min(BATCH, len(images.indices))
+        used = images.indices[: len(images.indices) // size * size]  # in whole batches: each weighs the same
 
-        def batches() -> Iterator[list[Tensor]]:
-            nonlocal seen
-            for chunk in images.indices[: count // size * size].reshape(-1, size):  # whole ones: each weighs the same
-                layers: list[Tensor] = []
-                for encoder in encoders:
-                    shown = torch.cat(list(replace(images, indices=chunk).batches(encoder)))
-                    layers += [block.patches.flatten(1) for block in block_features(encoder, shown)]
-                seen += len(layers[0])
-                yield layers
+        def layers(chunk: np.ndarray) -> list[Tensor]:
+            shown = replace(images, indices=chunk)
+            seen = ((encoder, torch.cat(list(shown.batches(encoder)))) for encoder in encoders)
+            return [block.patches.flatten(1) for pair in seen for block in block_features(*pair)]
 
-        found = {"cka": layer_cka(batches()).numpy()}
+        found = {"cka": layer_cka(map(layers, used.reshape(-1, size))).numpy()}
+        seen = replace(images, indices=used).healthy
         return found, {"images": seen, "batch_size": size, "left_out": images.healthy - seen}
 
     @staticmethod

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pantomim.analysis.inspection import Inspection
-from pantomim.analysis.pictures import PictureRows, Row, display_range, read_images, shown_bands, to_picture, write_rows
+from pantomim.analysis.pictures import PictureRows, Row, read_images, to_picture, write_rows
 from pantomim.analysis.runs import choose, held_out, run_config
 from pantomim.checkpoint import WEIGHTS, Checkpoint, kept_checkpoints
 from pantomim.config import from_dict, of_today
@@ -74,8 +74,7 @@ class Guidance(Inspection):
             raise ValueError(f"{run} must be looked at with the teacher of its training; got another {different}.")
         dataset = held_out(self.images or config.data.source)
         images, items = read_images(dataset, method.encoder.image_size, choose(dataset, self.count, self.seed))
-        values = images.numpy()[:, shown_bands(dataset.channels)]
-        shown = to_picture(values, *display_range(values, dataset.scale))
+        shown = to_picture(images.numpy(), images.numpy(), dataset.scale)
         looks = _look(method, images, shown, kept, total, self.seed)
         caption = (
             f"{len(items)} images of {dataset.name} ({dataset.split}), drawn with seed {self.seed}, at the checkpoints "

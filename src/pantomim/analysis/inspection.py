@@ -16,7 +16,6 @@ import tyro
 from torch import Tensor
 
 from pantomim.analysis.block_facts import BlockFacts
-from pantomim.analysis.blocks import num_blocks
 from pantomim.analysis.runs import choose, held_out, run_config
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
@@ -25,6 +24,7 @@ from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.features import AnyEncoder, check_channels
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
+from pantomim.nn.vit import Encoder
 
 Arrays = dict[str, np.ndarray]
 BATCH = 16  # images at once; attention of a block is (B, heads, T, T)
@@ -140,7 +140,7 @@ class LayerAnalysis(Inspection):
                 {
                     "name": spec if names.count(name) > 1 else name,
                     "spec": spec,
-                    "depth": num_blocks(encoder),
+                    "depth": encoder.depth if isinstance(encoder, Encoder) else encoder.num_blocks,
                     "image_size": list(encoder.image_size),
                     "grid": list(encoder.grid),
                     "num_prefix": encoder.num_prefix,

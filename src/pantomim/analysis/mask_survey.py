@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from pantomim.analysis.masks import VisibleStatistics, mask_spectrum, mean_visibility, visible_statistics
-from pantomim.analysis.pictures import display_range, shown_bands, to_picture
+from pantomim.analysis.masks import VisibleStatistics, mask_spectrum, visible_statistics
+from pantomim.analysis.pictures import shown_bands, to_picture
 from pantomim.core.mask import Mask
 from pantomim.data.decoding import BrokenImageError, decode
 from pantomim.data.scales import scale_of
@@ -60,7 +60,7 @@ class MaskSurvey:
     @property
     def visibility(self) -> Float[np.ndarray, "h w"]:
         """Share of the masks in which each position is visible."""
-        return mean_visibility(self.visible)
+        return self.visible.mean(axis=0)
 
     @property
     def num_masked(self) -> np.ndarray:
@@ -132,7 +132,7 @@ def load_photo(path: Path, grid: tuple[int, int]) -> Photo:
     size = (grid[0] * side, grid[1] * side)
     box = centred_boxes(np.array([bands.shape[1:]]), size)[0]
     values = resize_one(bands, box, size, flip=False).numpy()[None].astype(np.float32) / scale.divisor
-    return Photo(path.name, to_picture(values, *display_range(values, scale))[0])
+    return Photo(path.name, to_picture(values, values, scale)[0])
 
 
 def _pattern(masker: ColorNoiseMasker, grid: tuple[int, int], seed: int) -> Pattern:

@@ -49,11 +49,6 @@ def num_clusters(marked: Bool[np.ndarray, "B h w"]) -> Int[np.ndarray, " B"]:
     return _clusters(marked)[0]
 
 
-def mean_visibility(visible: Bool[np.ndarray, "B h w"]) -> Float[np.ndarray, "h w"]:
-    """Share of the masks in which each position is visible."""
-    return visible.mean(axis=0)
-
-
 def periodogram(maps: np.ndarray) -> Float[np.ndarray, "B h w"]:
     """Power of each 2-D frequency over the map's variance: |DFT(m - mean)|² / (h w var(m)); white noise gives 1.
 

@@ -61,20 +61,17 @@ def shown_bands(channels: int) -> list[int]:
     return [0, 1, 2] if channels >= 3 else [0]
 
 
-def display_range(
-    shown: Float[np.ndarray, "B C H W"], scale: Scale
-) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
-    """Values that become black and white, band by band: 0 and 1 for 8-bit images, else robust ends of the originals."""
-    channels = shown.shape[1]
-    if scale.divisor == 255.0:
-        return np.zeros(channels), np.ones(channels)
-    low, high = np.percentile(shown, STRETCH, axis=(0, 2, 3))
-    return low, np.where(high > low, high, low + 1.0)
-
-
 def to_picture(
-    values: Float[np.ndarray, "B C H W"], low: Float[np.ndarray, " C"], high: Float[np.ndarray, " C"]
-) -> UInt8[np.ndarray, "B H W C"]:
-    """8-bit pictures; what lies outside the range becomes black or white."""
-    stretched = (values - low[:, None, None]) / (high - low)[:, None, None]
+    values: Float[np.ndarray, "B C H W"], originals: Float[np.ndarray, "n C H W"], scale: Scale
+) -> UInt8[np.ndarray, "B H W c"]:
+    """8-bit pictures; what lies outside the range becomes black or white.
+
+    The range is 0 to 1 for 8-bit images, else robust ends of the originals, band by band.
+    """
+    bands = shown_bands(values.shape[1])
+    low, high = np.zeros(len(bands)), np.ones(len(bands))
+    if scale.divisor != 255.0:
+        low, high = np.percentile(originals[:, bands], STRETCH, axis=(0, 2, 3))
+        high = np.where(high > low, high, low + 1.0)
+    stretched = (values[:, bands] - low[:, None, None]) / (high - low)[:, None, None]
     return (stretched.clip(0.0, 1.0) * 255.0).round().astype(np.uint8).transpose(0, 2, 3, 1)

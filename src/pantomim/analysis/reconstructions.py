@@ -1,6 +1,6 @@
 """What the decoder makes of images it was not trained on: mask patches, predict them, put them back in place.
 
-`reconstruct(load_mae_run("RUN"), images, seed=0)` gives arrays; `write_reconstructions("RUN")` does it with held-out
+`reconstruct(load_run("RUN", "mae"), images, seed=0)` gives arrays; `write_reconstructions("RUN")` does it with held-out
 images of the run's own data and leaves a file that the report shows.
 """
 
@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pantomim.analysis.pictures import STRETCH, display_range, read_images, shown_bands, to_picture
+from pantomim.analysis.pictures import STRETCH, read_images, shown_bands, to_picture
 from pantomim.analysis.runs import choose, held_out, load_run, run_config
 from pantomim.core.batch import Batch
 from pantomim.core.files import write_npz
 from pantomim.core.modes import evaluating
 from pantomim.data.sources import splits
-from pantomim.methods.mae import MAE, MAEConfig
+from pantomim.methods.mae import MAE
 from pantomim.nn.tokens import channel_values, put_back, take
 from pantomim.targets.pixels import PixelTarget, PixelTargetConfig
 
@@ -74,20 +74,6 @@ def reconstruct(method: MAE, images: Float[Tensor, "B C H W"], seed: int) -> Rec
     )
 
 
-def load_mae_run(run: str | Path) -> MAE:
-    """The method of a finished run of MAE that predicts pixels."""
-    config = run_config(run).method
-    if not isinstance(config, MAEConfig):
-        raise ValueError(f"reconstructions.run must be a run of MAE; got {run}, a run of {config.kind}.")
-    if not isinstance(config.target, PixelTargetConfig):
-        raise ValueError(
-            f"reconstructions.run must predict pixels; got {run}, which predicts {config.target.kind}: no picture."
-        )
-    method = load_run(run)
-    assert isinstance(method, MAE)
-    return method
-
-
 def write_reconstructions(run: str | Path, *, count: int | None = None, seed: int = 0) -> Path:
     """Reconstruct held-out images of a finished run; writes `RUN/analysis/reconstructions.npz`.
 
@@ -97,15 +83,16 @@ def write_reconstructions(run: str | Path, *, count: int | None = None, seed: in
 
     Without a `count`, twelve images, or six where they are large; the seed chooses images and masks.
     """
-    method = load_mae_run(run)
-    encoder = method.encoder
-    source = run_config(run).data.source
+    config = run_config(run)
+    if config.method.kind == "mae" and not isinstance(config.method.target, PixelTargetConfig):
+        target = config.method.target.kind
+        raise ValueError(f"reconstructions.run must predict pixels; got {run}, which predicts {target}: no picture.")
+    method: MAE = load_run(run, "mae")
+    encoder, source = method.encoder, config.data.source
     dataset = held_out(source)
-    bands = shown_bands(dataset.channels)
     count = count or (12 if max(encoder.image_size) < LARGE else 6)
     images, items = read_images(dataset, encoder.image_size, choose(dataset, count, seed))
     result = reconstruct(method, images, seed)
-    low, high = display_range(result.original[:, bands], dataset.scale)
     about = {
         "source": source,
         "dataset": dataset.name,
@@ -115,7 +102,7 @@ def write_reconstructions(run: str | Path, *, count: int | None = None, seed: in
         "seed": seed,
         "patch_size": encoder.patch_size,
         "channels": dataset.channels,
-        "bands": bands,
+        "bands": shown_bands(dataset.channels),
         "stretched": bool(dataset.scale.divisor != 255.0),
         "masked_share": float(result.mask.mean()),
         "normalized_target": isinstance(method.target, PixelTarget) and method.target.normalise != "none",
@@ -123,7 +110,7 @@ def write_reconstructions(run: str | Path, *, count: int | None = None, seed: in
     }
     about["caption"] = caption(about)
     arrays = {
-        name: to_picture(getattr(result, name)[:, bands], low, high)
+        name: to_picture(getattr(result, name), result.original, dataset.scale)
         for name in ("original", "masked", "reconstruction", "pasted")
     } | {
         "mask": result.mask,

@@ -10,9 +10,8 @@ from pantomim.config import Pretrain, from_yaml
 from pantomim.data.sources import Dataset, open_source, splits
 from pantomim.formats.files import frozen_hashes, key_report, other_parts
 from pantomim.formats.native import load_decoder, load_encoder_folder, load_predictor, read_frozen
-from pantomim.methods.base import Method
 from pantomim.methods.beit import BEiTConfig
-from pantomim.methods.cae import CAE, CAEConfig
+from pantomim.methods.cae import CAEConfig
 from pantomim.methods.mae import MAEConfig
 
 
@@ -24,16 +23,19 @@ def run_config(run: str | Path) -> Pretrain:
     return from_yaml(Pretrain, path)
 
 
-def load_run(run: str | Path) -> Method:
+def load_run(run: str | Path, kind: str | None = None) -> Any:
     """The method of a finished run of MAE, BEiT or CAE, in evaluation mode; tokenizer and guide from where it had them.
+
+    Any of the three, if no `kind` is asked for.
 
     Raises:
         ValueError: if the run is of another method, is not finished, its files are damaged or others are missing.
     """
     run = Path(run)
     config = run_config(run).method
-    if not isinstance(config, MAEConfig | BEiTConfig | CAEConfig):
-        raise ValueError(f"load_run.run must be a run of mae, beit or cae; got {run}, a run of {config.kind}.")
+    if not isinstance(config, MAEConfig | BEiTConfig | CAEConfig) or kind not in (None, config.kind):
+        asked = kind or "mae, beit or cae"
+        raise ValueError(f"inspect.runs must be runs of {asked}; got {run}, a run of {config.kind}. Name another.")
     config.guide.check_kept(run)
     encoder = load_encoder_folder(run)
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
@@ -59,18 +61,6 @@ def load_run(run: str | Path) -> Method:
         for name, weight in ours.items():
             weight.copy_(weights[name])
     return method.eval()
-
-
-def load_cae_run(run: str | Path) -> CAE:
-    """The method of a finished run of CAE."""
-    kind = run_config(run).method.kind
-    if kind != "cae":
-        raise ValueError(
-            f"inspect.runs must be runs of CAE, which alone has a regressor to leave out; got {run}, a run of {kind}."
-        )
-    method = load_run(run)
-    assert isinstance(method, CAE)
-    return method
 
 
 def held_out(source: str) -> Dataset:

@@ -6,7 +6,6 @@ have changed; `write_tokenizer_report("RUN")` measures a finished run on images 
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor, nn
 
+from pantomim.analysis.pictures import read_images
 from pantomim.analysis.runs import held_out
 from pantomim.config import Pretrain, from_yaml
 from pantomim.core.files import check_out, replace_file, write_npz
@@ -147,15 +147,9 @@ def write_tokenizer_report(run: Path, *, max_images: int = 2000) -> TokenizerRep
     method, dataset = config.method, held_out(config.data.source)
     size = method.image_size if isinstance(method, DVAEConfig) else method.encoder.image_size
     indices = np.unique(np.linspace(0, len(dataset) - 1, max_images).astype(int))
-    shown: list[Tensor] = []
-
-    def batches() -> Iterator[Tensor]:
-        for images, _ in evaluation_batches(dataset, size, 64, "cpu", indices):
-            if not shown:
-                shown.append(images[:NUM_SHOWN])
-            yield images
-
-    report = measure_tokenizer(tokenizer, batches())
+    report = measure_tokenizer(
+        tokenizer, (images for images, _ in evaluation_batches(dataset, size, 64, "cpu", indices))
+    )
     values = {
         "data": config.data.source,
         "split": dataset.split,
@@ -168,8 +162,9 @@ def write_tokenizer_report(run: Path, *, max_images: int = 2000) -> TokenizerRep
     }
     replace_file(run / REPORT, (json.dumps(values, indent=2) + "\n").encode())
     if isinstance(tokenizer, DVAETokenizer):
-        decoded = tokenizer.decode(tokenizer(shown[0]), tokenizer.grid_of(size))
-        replace_file(run / PICTURE, _two_rows(shown[0], decoded))
+        shown, _ = read_images(dataset, size, indices[:NUM_SHOWN])
+        decoded = tokenizer.decode(tokenizer(shown), tokenizer.grid_of(size))
+        replace_file(run / PICTURE, _two_rows(shown, decoded))
     return report
 
 

@@ -227,11 +227,9 @@ def headline(evaluation: Evaluation, result: dict[str, Any]) -> str:
     few = f", {result['labels_per_class']} labels a class" if result["labels_per_class"] else ""
     metric, called = evaluation.metric
     scores = []
-    for name, shown in SHOWN.items():
-        if name not in result:
-            continue
+    for name in [name for name in SHOWN if name in result]:
         spread = f" ± {100 * result[name]['top1_std']:.1f}" if "top1_std" in result[name] else ""
-        scores.append(f"{shown} {100 * result[name][metric]:.1f}{spread} %")
+        scores.append(f"{SHOWN[name]} {100 * result[name][metric]:.1f}{spread} %")
     num_broken = len(result["data"]["broken"])
     left_out = f"; {num_broken} broken image{'s' if num_broken > 1 else ''} left out" if num_broken else ""
     return f"{result['protocol']} on {result['dataset']}{few}, {called}: {', '.join(scores)}{left_out}"

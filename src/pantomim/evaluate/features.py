@@ -25,9 +25,8 @@ from pantomim.nn.vit import Encoder, Features
 
 AnyEncoder = Encoder | WrappedEncoder
 
-# Of raw pixels, as an encoder's rivals; what is larger is shrunk.
-MAX_PIXEL_VALUES = 3072  # of an image: 32 x 32 x 3
-MAX_PIXEL_SIDE = 16  # of a patch
+MAX_PIXEL_VALUES = 3072  # of an image among raw pixels: 32 x 32 x 3; larger ones are shrunk
+MAX_PIXEL_SIDE = 16  # of a patch among them
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,7 @@ def train_probes(
     The gradient of the mean cross-entropy is written out: softmax minus target, times the features. Examples come last
     in memory, because a softmax over a few classes that lie side by side takes ten times as long on a CPU.
 
-    Targets are class ids, or for each row the shares of the classes; a row whose shares sum to less than one counts
-    less.
+    Targets are class ids, or shares of the classes in each row; one whose shares sum to less than one counts less.
     """
     device, num_rates = features.device, len(lrs)
     standardise = Standardiser.of(features)

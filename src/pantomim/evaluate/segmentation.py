@@ -10,7 +10,7 @@ test images are counted together. The mean IoU is over the classes that occur in
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
@@ -80,13 +80,12 @@ class Segmentation(Evaluation):
         # As many images at once as have the patches of `chunk` ones at the encoder's own size.
         batch_size = max(1, self.chunk * math.prod(bench.own_grid) // math.prod(grid))
         pictures = Pictures(self.open(bench.memo), bench.reference.image_size, grid, batch_size, bench.device)
-        extractors: dict[str, PatchExtractor]
         extractors = {name: partial(_patches, encoder) for name, encoder in bench.encoders.items()}
         if bench.pixels:
             extractors["pixels"] = partial(pixel_patches, grid=grid)
         return self.score(extractors, pictures)
 
-    def score(self, extractors: dict[str, PatchExtractor], pictures: "Pictures") -> dict[str, Scores]:
+    def score(self, extractors: Mapping[str, PatchExtractor], pictures: "Pictures") -> dict[str, Scores]:
         """All contenders see the same patches. The test part is never chosen by."""
         learn_from = [part for part in pictures.source.parts if part != "test"]
         tables = {part: patch_table(extractors, pictures, part, seed=self.seed) for part in learn_from}
@@ -174,7 +173,7 @@ class PatchTable:
     shares: Float[Tensor, "n S K"]  # of the classes in each patch; less than one together where pixels have no class
 
 
-def patch_table(extractors: dict[str, PatchExtractor], pictures: Pictures, part: str, *, seed: int) -> PatchTable:
+def patch_table(extractors: Mapping[str, PatchExtractor], pictures: Pictures, part: str, *, seed: int) -> PatchTable:
     """Features of the patches to learn from: all of them, or a draw of each image where they are too many to hold."""
     num_images = sum(len(dataset) for name, dataset in pictures.source.parts.items() if name != "test")
     num_patches, num_classes = math.prod(pictures.grid), len(pictures.source.ids)

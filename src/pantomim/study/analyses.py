@@ -1,7 +1,6 @@
 """What a study looks at in each cell beside its scores: how blocks work, how CAE's parts agree, and pictures."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from pantomim.analysis import LAYERS
@@ -21,7 +20,7 @@ FILES: dict[Analysis, str] = {
 def analyse(name: Analysis, run: Path, path: Path) -> None:
     """Carry out an analysis of a finished run, on held-out images of its data, and write its file."""
     if name == "alignment":
-        replace_file(path, (json.dumps(asdict(measure_agreement(run)), indent=2) + "\n").encode())
+        replace_file(path, (json.dumps(measure_agreement(run), indent=2) + "\n").encode())
     else:
         write_block_facts(LAYERS[name]((str(run),)).run(), path)
 
