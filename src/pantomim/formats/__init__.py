@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 FORMATS: tuple[Format, ...] = (MAEFormat(), MMPretrainFormat(), BEiTFormat(), CAEFormat())
 PREFIXES = ("timm:", "open_clip:", "hf:", "clip:")  # what the names of other libraries' networks begin with
-WRAPPERS = ("model", "module", "state_dict")  # what training scripts, and DeepSpeed, call their weights
 
 
 def load_encoder(spec: str | Path) -> "Encoder | WrappedEncoder":
@@ -29,9 +28,9 @@ def load_encoder(spec: str | Path) -> "Encoder | WrappedEncoder":
 
     Args:
         spec: "RUN", a run folder; "FILE", an encoder.safetensors with its encoder.json beside it, or a checkpoint in
-            one of the `FORMATS`; "timm:NAME", a pretrained model of timm; "timm:NAME@FILE", the same with its weights
-            on disk; "open_clip:NAME:TAG" or "open_clip:NAME@FILE", an image tower of open_clip; "hf:NAME" or
-            "hf:FOLDER", a vision transformer of transformers; "clip:FILE", OpenAI's image tower.
+            one of the `FORMATS`; "timm:NAME" or "timm:NAME@FILE", a model of timm, pretrained or with weights on disk;
+            "open_clip:NAME:TAG" or "open_clip:NAME@FILE", an image tower of open_clip; "hf:NAME" or "hf:FOLDER", a
+            vision transformer of transformers; "clip:FILE", OpenAI's image tower.
 
     Raises:
         ValueError: if there is no such thing, it is damaged, or its library is not installed.
@@ -55,16 +54,7 @@ def load_encoder(spec: str | Path) -> "Encoder | WrappedEncoder":
 
 
 def read_checkpoint(path: str | Path, format: str | None = None, given: Given = AS_PUBLISHED) -> Found:
-    """What a checkpoint of another project holds.
-
-    Args:
-        path: The checkpoint.
-        format: Name of its layout; None: the one that recognises it.
-        given: What the file cannot tell.
-
-    Raises:
-        ValueError: if the file is damaged or would run code, no layout recognises it, and as `Format.read`.
-    """
+    """What a checkpoint of another project holds; without the name of a format, the one that recognises it reads it."""
     layout, weights, given = _opened(path, format, given)
     return layout.read(weights, str(path), given)
 
@@ -72,11 +62,7 @@ def read_checkpoint(path: str | Path, format: str | None = None, given: Given = 
 def import_checkpoint(
     path: str | Path, out: str | Path, format: str | None = None, given: Given = AS_PUBLISHED
 ) -> ImportReport:
-    """Turn a checkpoint into our files in the folder `out`; other arguments as for `read_checkpoint`.
-
-    Raises:
-        ValueError: as `read_checkpoint`, or if `out` holds weights already.
-    """
+    """Turn a checkpoint into our files in the folder `out`; other arguments as for `read_checkpoint`."""
     folder = Path(out)
     if there := [name for name in NAMES if (folder / f"{name}.safetensors").exists()]:
         raise ValueError(
@@ -86,18 +72,14 @@ def import_checkpoint(
 
 
 def format_of(weights: "Mapping[str, Tensor]", source: str, format: str | None = None) -> Format:
-    """The layout of this name, or that of a file by the names and shapes of its tensors.
-
-    Raises:
-        ValueError: if none of the `FORMATS` has the name, or recognises the file.
-    """
+    """The layout of this name, or the one that recognises a file by the names and shapes of its tensors."""
     known = {layout.name: layout for layout in FORMATS}
-    if format is not None and format not in known:
+    if format in known:
+        return known[format]
+    if format is not None:
         raise ValueError(
             f"import.format must be one of {', '.join(known)}; got {format}. Leave it out to have it found."
         )
-    if format is not None:
-        return known[format]
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     found = [layout for layout in FORMATS if layout.recognises(shapes.keys(), shapes)]
     if len(found) != 1:
@@ -111,13 +93,13 @@ def format_of(weights: "Mapping[str, Tensor]", source: str, format: str | None =
 
 def _opened(path: str | Path, format: str | None, given: Given) -> "tuple[Format, dict[str, Tensor], Given]":
     content = read_content(path)
-    weights = weights_of(path, content, WRAPPERS)
+    weights = weights_of(path, content)
     layout = format_of(weights, str(path), format)
     return layout, weights, layout.complete(given, content)
 
 
 def _load_wrapped(name: str) -> "Encoder | WrappedEncoder":
-    """A network of another library; each is imported where it is used, as most runs never meet one."""
+    """A network of another library, each imported where it is used: most runs never meet one."""
     library, _, rest = name.partition(":")
     model, _, file = rest.partition("@")
     if library == "timm":

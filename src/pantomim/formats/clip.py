@@ -1,6 +1,4 @@
-"""OpenAI's CLIP image towers, in their own layout: the whole model, or its image tower alone.
-
-The tower is timm's vision transformer with a norm before its blocks; behind its final norm stands a projection.
+"""OpenAI's CLIP image towers: timm's vision transformer with a norm before its blocks, and a projection at the end.
 
 Source: openai/CLIP, `clip/model.py` and `clip/clip.py`.
 """
@@ -27,6 +25,8 @@ Activation = Literal["quick_gelu", "gelu"]
 
 # Theirs and timm's, in the order in which they are replaced.
 NAMES = (
+    ("class_embedding", "cls_token"),
+    ("positional_embedding", "pos_embed"),
     ("conv1.", "patch_embed.proj."),
     ("transformer.resblocks.", "blocks."),
     ("ln_pre.", "norm_pre."),
@@ -43,20 +43,12 @@ TELLING = {"conv1.weight": 4, "positional_embedding": 2, "class_embedding": 1, "
 
 
 def load_clip(path: str | Path) -> TimmEncoder:
-    """The image tower of a file, in evaluation mode, in float32.
-
-    Args:
-        path: A published archive, or its weights by name (safetensors or torch): of the whole model, with names that
-            begin with `visual.`, or of the tower alone.
-
-    Raises:
-        ValueError: if the file is damaged, would run code, or does not hold a vision transformer of CLIP's.
-    """
+    """The image tower of a published archive, or of weights by name (of model or tower), in evaluation mode."""
     return clip_encoder(image_tower(read_weights(path)), f"clip:{path}", activation="quick_gelu")
 
 
 def image_tower(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the image tower, under names without its own; of a tower alone, all of them."""
+    """The weights of the image tower by names without `visual.`; of a tower alone, all of them."""
     found = {name.removeprefix("visual."): tensor for name, tensor in weights.items() if name.startswith("visual.")}
     return found or dict(weights)
 
@@ -71,19 +63,9 @@ def clip_encoder(
     mean: tuple[float, ...] = MEAN,
     std: tuple[float, ...] = STD,
 ) -> TimmEncoder:
-    """The tower that weights under OpenAI's names make; every name and shape must be right.
+    """The tower that weights under OpenAI's names make, in float32 or float64; every name and shape must be right.
 
-    Args:
-        weights: Without `visual.`; half precision becomes float32.
-        source: How the user names it.
-        activation: OpenAI's approximation of GELU, or GELU.
-        heads: None: as many as are 64 wide.
-        norm_eps: Of every layer norm.
-        mean: Mean of each channel.
-        std: Standard deviation of each channel.
-
-    Raises:
-        ValueError: if they are the weights of another network.
+    Without `heads` they are 64 wide; `norm_eps` is that of every layer norm.
     """
     absent = [name for name, dims in TELLING.items() if name not in weights or weights[name].dim() != dims]
     if absent:
@@ -106,10 +88,6 @@ def clip_encoder(
 
 
 def _name(theirs: str) -> str:
-    if theirs == "class_embedding":
-        return "cls_token"
-    if theirs == "positional_embedding":
-        return "pos_embed"
     for there, here in NAMES:
         theirs = theirs.replace(there, here)
     return theirs

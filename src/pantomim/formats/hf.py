@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from pantomim.formats.wrapped import LastBlocks, Query, WrappedEncoder, missing_extra, one_size
 
@@ -21,11 +21,7 @@ PREPROCESSING = "preprocessor_config.json"
 
 
 class HFEncoder(WrappedEncoder):
-    """A vision transformer of transformers behind an encoder's interface; arguments as of `WrappedEncoder`.
-
-    Raises:
-        ValueError: if its blocks, its final norm or its grid of patches cannot be found.
-    """
+    """A vision transformer of transformers behind an encoder's interface."""
 
     def __init__(
         self,
@@ -39,19 +35,18 @@ class HFEncoder(WrappedEncoder):
     ) -> None:
         super().__init__(model, source, image_size, mean, std, projection)
         self.ends = ("block", "norm") if projection is None else ("block", "norm", "projection")
-        self.blocks_name, self.norm_name = _name_of(model, BLOCKS), _name_of(model, NORMS)
-        size = getattr(model.config, "patch_size", None)
-        if not self.blocks_name or not self.norm_name or not isinstance(size, int):
+        modules, size = dict(model.named_modules()), getattr(model.config, "patch_size", None)
+        blocks, norm = (next((name for name in names if name in modules), None) for names in (BLOCKS, NORMS))
+        if blocks is None or norm is None or not isinstance(size, int):
             raise _no_transformer(source, model)
+        self.blocks_name, self.norm_name = blocks, norm
         if any(side % size for side in image_size):
             raise one_size(source, image_size, image_size)
         self.grid = (image_size[0] // size, image_size[1] // size)
         self.shuffles = model.config.model_type == "vit_mae"
         if self.shuffles:
             model.config.mask_ratio = 0.0  # every patch is seen
-        model.config.tie_last_hidden_states = (
-            False  # the last block's output itself, not what the final norm makes of it
-        )
+        model.config.tie_last_hidden_states = False  # of the last block its output, not the final norm's
         resamples = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if resamples else {}
         self.num_blocks = len(model.get_submodule(self.blocks_name))
@@ -76,7 +71,7 @@ class HFEncoder(WrappedEncoder):
                 part.config = config
 
     def _run(self, images: Tensor, count: int, attention: bool) -> Any:
-        """The library's output for standardised images, with the hidden states of the last `count` blocks."""
+        """The library's output, with the hidden states of the last `count` blocks."""
         given: dict[str, Any] = {"pixel_values": images, **self.options}
         if self.shuffles:  # by the order of this noise: it leaves patches where they are
             given["noise"] = torch.arange(self.grid[0] * self.grid[1], device=images.device).expand(len(images), -1)
@@ -102,7 +97,7 @@ class HFEncoder(WrappedEncoder):
         return HFEncoder(model, self.source, image_size, *self.statistics, projection=self.projection)
 
     def untrained(self) -> "HFEncoder":
-        """The same network with fresh weights."""
+        """The same network with initial weights."""
         model = type(self.model)(copy.deepcopy(self.model.config))
         return HFEncoder(model, self.source, self.image_size, *self.statistics)
 
@@ -114,8 +109,6 @@ def load_hf(name: str) -> HFEncoder:
         name: As on the hub, or a folder that `save_pretrained` of model and image processor wrote.
 
     Raises:
-        ValueError: if transformers is not installed, the folder does not hold such a network, or nothing gives its mean
-            and standard deviation.
         ConnectionError: if the weights are neither in the cache nor to be had.
     """
     try:
@@ -128,7 +121,10 @@ def load_hf(name: str) -> HFEncoder:
     messages.set_verbosity_error()  # what it would warn of is an error below
     messages.disable_progress_bar()
     try:
-        loader = _class_of(transformers.AutoConfig.from_pretrained(name, local_files_only=local))
+        config = transformers.AutoConfig.from_pretrained(name, local_files_only=local)
+        # AutoModel would leave out CLIP's projection where the tower is alone
+        tower, loader = transformers.CLIPVisionModelWithProjection, transformers.AutoModel
+        loader = tower if tower.__name__ in (config.architectures or ()) else loader
         options = {"dtype": torch.float32, "local_files_only": local, "output_loading_info": True}
         model, report = loader.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -167,16 +163,8 @@ def _no_transformer(source: str, model: Any) -> ValueError:
     )
 
 
-def _class_of(config: Any) -> Any:
-    """What reads a model: AutoModel, which would leave out CLIP's projection where the tower is alone."""
-    import transformers
-
-    alone = transformers.CLIPVisionModelWithProjection
-    return alone if alone.__name__ in (config.architectures or ()) else transformers.AutoModel
-
-
 def _statistics(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that the network's image processor states."""
+    """Mean and std of the network's image processor."""
     from transformers.utils import cached_file
 
     path = cached_file(name, PREPROCESSING, _raise_exceptions_for_missing_entries=False)
@@ -190,13 +178,7 @@ def _statistics(name: str, source: str) -> tuple[tuple[float, ...], tuple[float,
         ) from error
 
 
-def _name_of(model: nn.Module, names: tuple[str, ...]) -> str:
-    """The first of the names that the model has; empty, if none."""
-    there = dict(model.named_modules())
-    return next((name for name in names if name in there), "")
-
-
 def _attention(output: Any) -> Float[Tensor, "B heads T T"] | None:
-    """The attention of the last block, the only one that computes it; None, if the network has no such thing."""
+    """The attention of the last block, the only one that computes it; None if the network has none."""
     found = [weights for weights in output.attentions or () if weights is not None]
     return found[-1] if found else None

@@ -1,7 +1,4 @@
-"""Checkpoints of the MAE authors (facebookresearch/mae).
-
-Their names are ours but for the part a parameter belongs to.
-"""
+"""Checkpoints of the MAE authors (facebookresearch/mae); their names are ours without the part."""
 
 from collections.abc import Mapping, Set
 
@@ -43,7 +40,7 @@ class MAEFormat(Format):
     )
 
     def recognises(self, names: Set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """By the biases of queries, keys and values in one; BEiT and CAE have none of keys."""
+        """By the one bias of queries, keys and values; BEiT and CAE have none for keys."""
         return "blocks.0.attn.qkv.bias" in names
 
     def read(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
@@ -55,17 +52,7 @@ class MAEFormat(Format):
 def read_networks(
     file: ForeignFile, decoder_parts: Set[str], head_parts: Set[str], left_out: tuple[str, ...] = ()
 ) -> Found:
-    """MAE's networks from a file of any names: encoder, encoder with decoder, or classifier.
-
-    Args:
-        file: Without what is left out.
-        decoder_parts: What its names begin with, up to the first dot, that only a decoder has.
-        head_parts: The same for a classifier.
-        left_out: Names of tensors that are no part of a network.
-
-    Raises:
-        ValueError: as `Format.read`.
-    """
+    """MAE's networks from a file of any names; the parts (before the first dot) tell decoder and classifier."""
     has_decoder, has_head = file.has_part(decoder_parts), file.has_part(head_parts)
     if has_decoder and has_head:
         raise file.refused("parts of a decoder and of a classifier")
@@ -83,7 +70,7 @@ def read_networks(
         width=width,
         depth=file.depth("decoder.decoder_blocks."),
         heads=file.heads("decoder_heads", width, DECODER_HEADS),
-        mlp_ratio=file.mlp_ratio("decoder.decoder_blocks.0.mlp.fc1", width),
+        mlp_ratio=file.mlp_ratio("decoder.decoder_blocks.", width),
     )
     with initial_weights_unused():
         out_dim = encoder.patch_size**2 * encoder.in_chans

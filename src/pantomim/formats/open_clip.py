@@ -20,7 +20,6 @@ def load_open_clip(name: str, file: str | None = None) -> TimmEncoder:
         file: A checkpoint of open_clip's training, or the weights of a whole model or of its image tower.
 
     Raises:
-        ValueError: if open_clip is not installed or has no such model, or the file does not fit it.
         ConnectionError: if the weights are neither in the cache nor to be had.
     """
     try:
@@ -67,11 +66,7 @@ def _fresh_trunk(architecture: str) -> Any:
 
 
 def _activation(tower: Any, source: str) -> Activation:
-    """The activation of a tower that is the plain network.
-
-    Raises:
-        ValueError: if it is another network.
-    """
+    """The activation of a tower that is the plain network; every other tower is refused."""
     import open_clip
     from torch import nn
 
@@ -95,7 +90,7 @@ def _check_name(architecture: str, tag: str, file: str | None) -> None:
     import open_clip
 
     if architecture not in open_clip.list_models():
-        raise unknown_name("open_clip", architecture, architecture, open_clip.list_models())
+        raise unknown_name("open_clip", architecture, open_clip.list_models())
     if file:
         return
     tags = open_clip.list_pretrained_tags_by_model(architecture)

@@ -27,20 +27,11 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's o
 
 
 class TimmEncoder(WrappedEncoder):
-    """Any timm model behind an encoder's interface; runs on whole images only.
+    """Any timm model, built with `num_classes=0`, behind an encoder's interface.
 
     Tokens of a transformer become prefix and patches; cells of a feature map become patches, without a prefix. Outputs
-    of blocks can be had of transformers, attention of timm's plain one.
-
-    Args:
-        model: Built with `num_classes=0`.
-        fresh: Makes the same model with fresh weights.
-        stretch: Resample positions as OpenAI's CLIP is resampled by dBOT's authors, not as timm does.
-
-    All others as of `WrappedEncoder`.
-
-    Raises:
-        ValueError: if the model gives neither tokens nor a feature map.
+    of blocks can be had of transformers, attention of timm's plain one. `fresh` makes the same model with new initial
+    weights; `stretch` resamples positions as dBOT's authors resample OpenAI's CLIP, not as timm does.
     """
 
     def __init__(
@@ -147,7 +138,7 @@ class TimmEncoder(WrappedEncoder):
         return self._with(model, image_size, self.projection)
 
     def untrained(self) -> "TimmEncoder":
-        """The same network with fresh weights."""
+        """The same network with initial weights."""
         return self._with(self.fresh(), self.image_size)
 
     def _with(self, model: nn.Module, image_size: tuple[int, int], projection: Tensor | None = None) -> "TimmEncoder":
@@ -181,21 +172,17 @@ def model_table(model: Any) -> Float[Tensor, "1 T D"]:
 
 
 def load_timm(name: str, file: str | None = None, *, pretrained: bool = True) -> Encoder | TimmEncoder:
-    """A timm model as an encoder, in evaluation mode.
+    """A timm model, with or without a tag, as an encoder in evaluation mode; not `pretrained`: with initial weights.
 
-    Args:
-        name: As in `timm.list_models()`, with or without a tag.
-        file: Weights on disk, in a layout timm reads for this model; None: timm's cache or its download.
-        pretrained: False: no weights are read, the model is fresh.
+    Without a file (in a layout that timm reads for this model), weights come from timm's cache or its download.
 
     Raises:
-        ValueError: if timm has no such model or no weights for it, or the file does not fit it or would have to run
-            code to be read.
         ConnectionError: if the weights are neither in the cache nor to be had.
     """
     import timm  # takes seconds, so only where it is needed
 
-    _check_name(name)
+    if not timm.is_model(name):
+        raise unknown_name("timm", name, timm.list_models())
     overlay = _from_file(name, file) if file else None
     try:  # built with the classes of its weights, because timm reads strictly only then
         model: Any = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay)
@@ -217,17 +204,12 @@ def load_timm(name: str, file: str | None = None, *, pretrained: bool = True) ->
 
 
 def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
-    """Our `Encoder` with the same weights where it is the same network, else the model wrapped; evaluation mode.
-
-    Args:
-        model: Built with `num_classes=0`.
-        named: How the user names it.
-    """
-    source = model.pretrained_cfg
-    mean, std = tuple(source["mean"]), tuple(source["std"])
-    config = matching_config(model, mean, std)
+    """Our `Encoder` with the same weights where it is the same network, else the model wrapped; evaluation mode."""
+    about = model.pretrained_cfg
+    mean, std = tuple(about["mean"]), tuple(about["std"])
+    config = _matching_config(model, mean, std)
     if config is None:
-        image_size = tuple(source["input_size"][1:])
+        image_size = tuple(about["input_size"][1:])
         return TimmEncoder(model, named, image_size, mean, std, partial(_fresh, named)).eval()
     with torch.random.fork_rng(devices=[]):
         encoder = config.build()
@@ -245,11 +227,11 @@ def _fresh(named: str) -> nn.Module:
     return timm.create_model(named.removeprefix("timm:").partition("@")[0], pretrained=False, num_classes=0)
 
 
-def matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> EncoderConfig | None:
+def _matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> EncoderConfig | None:
     """The config of an `Encoder` that is the same network up to the final norm, or None.
 
-    The same network: timm's own class, and module by module the same structure (kinds of norm and their eps,
-    activations, biases, layer scale ...) as timm's ViT for that config.
+    The same network: timm's plain class, and module by module the structure (norms and their eps, activations, biases,
+    layer scale ...) that timm's ViT has for that config.
     """
     from timm.layers import Mlp
     from timm.models.vision_transformer import Block, VisionTransformer
@@ -259,14 +241,13 @@ def matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...])
     block, patch_size = model.blocks[0], getattr(model.patch_embed, "patch_size", (0, 1))
     if patch_size[0] != patch_size[1] or type(block) is not Block or type(block.mlp) is not Mlp:
         return None
-    heads: Any = block.attn.num_heads
     config = EncoderConfig(
         image_size=tuple(model.patch_embed.img_size),
         patch_size=patch_size[0],
         in_chans=model.in_chans,
         width=model.embed_dim,
         depth=len(model.blocks),
-        heads=heads,
+        heads=block.attn.num_heads,
         mlp_ratio=exact_ratio(block.mlp.fc1.weight.shape[0], model.embed_dim),
         registers=model.num_reg_tokens,
         class_token=model.has_class_token,
@@ -284,7 +265,7 @@ def matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...])
 
 
 def _from_file(name: str, file: str) -> dict[str, Any]:
-    """What to change in timm's description of the pretrained weights: it gets those of the file, and their classes."""
+    """What to change in timm's description of pretrained weights: the file's take their place, with their classes."""
     import timm
 
     elsewhere = {"hf_hub_id": None, "url": None}
@@ -298,15 +279,8 @@ def _from_file(name: str, file: str) -> dict[str, Any]:
     return {**elsewhere, "state_dict": weights, "custom_load": False, "num_classes": sizes[0] if sizes else 0}
 
 
-def _check_name(name: str) -> None:
-    import timm
-
-    if not timm.is_model(name):
-        raise unknown_name("timm", name.split(".")[0], name, timm.list_models())
-
-
-def unknown_name(library: str, model: str, name: str, known: list[str]) -> ValueError:
+def unknown_name(library: str, name: str, known: list[str]) -> ValueError:
     """The error of a name that a library does not have, with the nearest ones."""
-    close = difflib.get_close_matches(model, known, n=3)
+    close = difflib.get_close_matches(name.partition(".")[0], known, n=3)
     advice = f"Did you mean {', '.join(close)}?" if close else f"`{library}.list_models()` names them."
     return ValueError(f"{library}:NAME must be a model that {library} has; got {name}. {advice}")

@@ -1,14 +1,13 @@
 """A tokenizer trained here, in a run folder: `tokenizer.safetensors` and its description `tokenizer.json`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from pantomim.formats.native import damaged, fill_pair, plain_scale, read_description, write_pair
+from pantomim.formats.native import fill_pair, plain_scale, write_pair
 from pantomim.nn.dvae import DVAENetworks, DVAESizes, dvae_networks
 from pantomim.nn.vqkd import VQKDNetworks, VQKDSizes, vqkd_networks
 
@@ -31,15 +30,10 @@ def save_tokenizer(folder: str | Path, networks: DVAENetworks | VQKDNetworks, *,
 
 
 def load_networks(path: str | Path) -> DVAENetworks | VQKDNetworks:
-    """The networks of a run folder's tokenizer, in evaluation mode.
+    """The networks of a run folder's tokenizer, in evaluation mode."""
 
-    Raises:
-        ValueError: if the files are missing, damaged, of a newer format, or do not belong together.
-    """
-    stated = read_description(path, TOKENIZER)
-    try:
-        kind, build = KINDS[stated["kind"]]
-        sizes = TypeAdapter(kind).validate_python(stated["sizes"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(Path(path) / "tokenizer.json", f"{type(error).__name__} {error}") from error
-    return fill_pair(path, TOKENIZER, partial(build, sizes))
+    def build(about: Mapping[str, Any]) -> DVAENetworks | VQKDNetworks:
+        sizes, make = KINDS[about["kind"]]
+        return make(TypeAdapter(sizes).validate_python(about["sizes"]))
+
+    return fill_pair(path, TOKENIZER, build)

@@ -15,11 +15,9 @@ Query = Literal["class", "mean"]
 
 
 class LastBlocks(NamedTuple):
-    """Outputs of the last blocks of a network, before its final norm.
+    """Tokens of the last blocks before the final norm, the last block last, and the last one's attention if asked for.
 
-    Args:
-        tokens: All tokens, prefix first; the last block comes last.
-        attention: How much the query attends to each patch in the last block, mean over heads; None unless asked for.
+    The attention is that of the query to each patch, mean over heads.
     """
 
     tokens: list[Float[Tensor, "B T D"]]
@@ -27,15 +25,9 @@ class LastBlocks(NamedTuple):
 
 
 class WrappedEncoder(nn.Module, ABC):
-    """A network of another library; it standardises for itself, and gives tokens to features, targets and masks.
+    """A network of another library, without its head; it standardises the scaled images for itself.
 
-    Args:
-        model: The network, without a head.
-        source: How the user names it, such as timm:NAME.
-        image_size: Height and width, in pixels.
-        mean: Mean of each channel, in the scale of the images.
-        std: Standard deviation of each channel.
-        projection: What CLIP's tower has after its final norm.
+    `source` is how the user names it (timm:NAME), `projection` what CLIP's tower has after its final norm.
     """
 
     mean: Tensor
@@ -78,8 +70,7 @@ class WrappedEncoder(nn.Module, ABC):
         """The same network with fresh weights, drawn from torch's global generator."""
 
     @abstractmethod
-    def _resize(self, image_size: tuple[int, int]) -> Self:
-        """See `resized`."""
+    def _resize(self, image_size: tuple[int, int]) -> Self: ...
 
     def project(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
         """The projection after the final norm, of all tokens."""
@@ -87,11 +78,7 @@ class WrappedEncoder(nn.Module, ABC):
         return tokens @ self.projection
 
     def resized(self, image_size: tuple[int, int]) -> Self:
-        """The same network for images of another size, its positions resampled as its own code does it.
-
-        Raises:
-            ValueError: if it is made for one size.
-        """
+        """The same network for images of another size, its positions resampled as its library does it."""
         if image_size == self.image_size:
             return self
         try:
@@ -112,17 +99,13 @@ class WrappedEncoder(nn.Module, ABC):
         return self.image_size[0] // self.grid[0], self.image_size[1] // self.grid[1]
 
     def standardise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Another mean and standard deviation from now on."""
+        """Use another mean and standard deviation from now on."""
         owner = type(self).__name__
         self.register_buffer("mean", channel_values(f"{owner}.mean", mean, self.in_chans), persistent=False)
         self.register_buffer("std", channel_values(f"{owner}.std", std, self.in_chans), persistent=False)
 
     def standardised(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Scaled images as the network takes them.
-
-        Raises:
-            ValueError: if they have another size or number of channels.
-        """
+        """Scaled images as the network takes them."""
         expected = (self.in_chans, *self.image_size)
         if images.shape[1:] != expected:
             raise ValueError(
@@ -137,15 +120,11 @@ class WrappedEncoder(nn.Module, ABC):
         ids_keep: Int[Tensor, "B V"] | None = None,
         attention_layer: int | None = None,
     ) -> Features:
-        """Encode whole images, scaled but not normalised; after the final norm.
-
-        Raises:
-            ValueError: if only some patches or attention weights are asked for, or the images have another shape.
-        """
+        """Encode whole images, scaled but not normalised; after the final norm."""
         if ids_keep is not None or attention_layer is not None:
-            asked = "ids_keep" if ids_keep is not None else "attention_layer"
+            setting = "ids_keep" if ids_keep is not None else "attention_layer"
             raise ValueError(
-                f"{type(self).__name__}.{asked} must be None; {self.source} runs on whole images and keeps its "
+                f"{type(self).__name__}.{setting} must be None; {self.source} runs on whole images and keeps its "
                 f"attention. Choose a plain vision transformer."
             )
         tokens = self.norm(self.last_blocks(images).tokens[-1])
@@ -157,7 +136,6 @@ class WrappedEncoder(nn.Module, ABC):
         return torch.zeros(1, self.in_chans, *self.image_size, dtype=like.dtype, device=like.device)
 
     def _to_patches(self, weights: Float[Tensor, "B heads Q T"]) -> Float[Tensor, "B N"]:
-        """The mean over heads and queries of an attention to the patches."""
         return weights.mean(dim=(1, 2))[:, self.num_prefix :]
 
     def _rows(self, query: Query) -> slice:
