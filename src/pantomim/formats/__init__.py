@@ -2,28 +2,30 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from pantomim.formats.beit import BEiTFormat
 from pantomim.formats.cae import CAEFormat
+from pantomim.formats.clip import load_clip
+from pantomim.formats.hf import load_hf
 from pantomim.formats.importing import ImportReport, write_found
 from pantomim.formats.layout import AS_PUBLISHED, Format, Found, Given, first_names
 from pantomim.formats.mae import MAEFormat
 from pantomim.formats.mmpretrain import MMPretrainFormat
 from pantomim.formats.native import NAMES, load_encoder_folder
+from pantomim.formats.open_clip import load_open_clip
 from pantomim.formats.reader import read_content, weights_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pantomim.formats.wrapped import WrappedEncoder
-    from pantomim.nn.vit import Encoder
+from pantomim.formats.timm import load_timm
+from pantomim.formats.wrapped import WrappedEncoder
+from pantomim.nn.vit import Encoder
 
 FORMATS: tuple[Format, ...] = (MAEFormat(), MMPretrainFormat(), BEiTFormat(), CAEFormat())
-PREFIXES = ("timm:", "open_clip:", "hf:", "clip:")  # what the names of other libraries' networks begin with
+LIBRARIES = {"timm": load_timm, "open_clip": load_open_clip, "hf": load_hf, "clip": load_clip}
+PREFIXES = tuple(f"{library}:" for library in LIBRARIES)  # what the names of other libraries' networks begin with
 
 
-def load_encoder(spec: str | Path) -> "Encoder | WrappedEncoder":
+def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:
     """An encoder, in evaluation mode, ready to call on scaled images; it gives `Features`.
 
     Args:
@@ -38,7 +40,8 @@ def load_encoder(spec: str | Path) -> "Encoder | WrappedEncoder":
     """
     name = str(spec)
     if name.startswith(PREFIXES):
-        return _load_wrapped(name)
+        library, _, rest = name.partition(":")
+        return LIBRARIES[library](rest)
     path = Path(name)
     if path.is_dir():
         return load_encoder_folder(path)
@@ -71,7 +74,7 @@ def import_checkpoint(
     return write_found(read_checkpoint(path, format, given), Path(path), folder)
 
 
-def format_of(weights: "Mapping[str, Tensor]", source: str, format: str | None = None) -> Format:
+def format_of(weights: Mapping[str, Tensor], source: str, format: str | None = None) -> Format:
     """The layout of this name, or the one that recognises a file by the names and shapes of its tensors."""
     known = {layout.name: layout for layout in FORMATS}
     if format in known:
@@ -91,29 +94,8 @@ def format_of(weights: "Mapping[str, Tensor]", source: str, format: str | None =
     return found[0]
 
 
-def _opened(path: str | Path, format: str | None, given: Given) -> "tuple[Format, dict[str, Tensor], Given]":
+def _opened(path: str | Path, format: str | None, given: Given) -> tuple[Format, dict[str, Tensor], Given]:
     content = read_content(path)
     weights = weights_of(path, content)
     layout = format_of(weights, str(path), format)
     return layout, weights, layout.complete(given, content)
-
-
-def _load_wrapped(name: str) -> "Encoder | WrappedEncoder":
-    """A network of another library, each imported where it is used: most runs never meet one."""
-    library, _, rest = name.partition(":")
-    model, _, file = rest.partition("@")
-    if library == "timm":
-        from pantomim.formats.timm import load_timm
-
-        return load_timm(model, file or None)
-    if library == "open_clip":
-        from pantomim.formats.open_clip import load_open_clip
-
-        return load_open_clip(model, file or None)
-    if library == "hf":
-        from pantomim.formats.hf import load_hf
-
-        return load_hf(rest)
-    from pantomim.formats.clip import load_clip
-
-    return load_clip(rest)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pantomim.formats.layout import (
-    AS_PUBLISHED,
     IMAGENET_MEAN,
     IMAGENET_STD,
     OWN,
@@ -22,7 +21,6 @@ from pantomim.formats.layout import (
     Found,
     Given,
     initial_weights_unused,
-    scale_for,
 )
 from pantomim.formats.mae import HEAD_PARTS, HEADS, official_name
 from pantomim.formats.reader import Inert
@@ -61,7 +59,7 @@ class BEiTFormat(Format):
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if imagenet else (HALF, HALF)
         return replace(given, mean=mean, std=std)
 
-    def read(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
+    def read(self, weights: Mapping[str, Tensor], source: str, given: Given) -> Found:
         """See `Format.read`; mean and std must be given."""
         if given.mean is None or given.std is None:
             raise ValueError(
@@ -131,3 +129,8 @@ def _config(
             f"trained with."
         )
     return config
+
+
+def scale_for(width: int) -> float:
+    """The initial layer scale of BEiT and CAE, which trained weights no longer tell."""
+    return 1e-5 if width >= 1024 else 0.1

@@ -9,15 +9,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from pantomim.formats.beit import BIAS, CAE_CLASSIFIER, read_tables
+from pantomim.formats.beit import BIAS, CAE_CLASSIFIER, read_tables, scale_for
 from pantomim.formats.layout import (
-    AS_PUBLISHED,
     ForeignFile,
     Format,
     Found,
     Given,
     initial_weights_unused,
-    scale_for,
 )
 from pantomim.formats.mae import official_name as beit_name
 from pantomim.nn.decoder import LatentDecoderConfig
@@ -99,7 +97,7 @@ class CAEFormat(Format):
         """By the regressor's names, or by what a classifier of CAE's has and BEiT's has not."""
         return any(name.startswith(NECKS) for name in names) or names >= CAE_CLASSIFIER
 
-    def read(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
+    def read(self, weights: Mapping[str, Tensor], source: str, given: Given) -> Found:
         """See `Format.read`; the EMA copy of the encoder is left out."""
         if not any(name.startswith(NECKS) for name in weights) and {BIAS, "fc_norm.weight"} <= weights.keys():
             file = ForeignFile(weights, source, self, given, beit_name)

@@ -4,7 +4,7 @@ Source: openai/CLIP, `clip/model.py` and `clip/clip.py`.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -67,15 +67,37 @@ def clip_encoder(
 
     Without `heads` they are 64 wide; `norm_eps` is that of every layer norm.
     """
+    from timm.models.vision_transformer import VisionTransformer
+
     absent = [name for name, dims in TELLING.items() if name not in weights or weights[name].dim() != dims]
     if absent:
         raise ValueError(
             f"{source} must hold CLIP's vision transformer; got weights without {', '.join(absent)}. They begin with "
             f"{', '.join(sorted(weights)[:3])}. CLIP's ResNets are not read: choose a ViT."
         )
-    build = _tower(weights, source, activation, heads, norm_eps)
+    width, _, patch_size, _ = weights["conv1.weight"].shape
+    side = math.isqrt(len(weights["positional_embedding"]) - 1)
+    if width % HEAD_WIDTH and heads is None:
+        raise ValueError(
+            f"{source} must hold CLIP's vision transformer, with heads {HEAD_WIDTH} wide; got width {width}. Check the "
+            f"file."
+        )
+    build: Any = partial(  # timm's network, with its initial weights
+        VisionTransformer,
+        img_size=(side * patch_size, side * patch_size),
+        patch_size=patch_size,
+        num_classes=0,
+        embed_dim=width,
+        depth=len({name.split(".")[2] for name in weights if name.startswith("transformer.resblocks.")}),
+        num_heads=heads or width // HEAD_WIDTH,
+        mlp_ratio=exact_ratio(len(weights[FIRST_MLP]), width),
+        init_values=1.0 if "transformer.resblocks.0.ls_1.gamma" in weights else None,
+        pre_norm=True,
+        norm_layer=partial(nn.LayerNorm, eps=norm_eps),
+        act_layer=activation,
+    )
     half = all(tensor.dtype != torch.float64 for tensor in weights.values())
-    named = {_name(name): (tensor.float() if half else tensor) for name, tensor in weights.items()}
+    named = {timm_name(name): (tensor.float() if half else tensor) for name, tensor in weights.items()}
     projection = named.pop("proj")
     named["pos_embed"] = named["pos_embed"][None]
     named["cls_token"] = named["cls_token"][None, None]
@@ -87,36 +109,8 @@ def clip_encoder(
     return encoder.to(projection.dtype).eval()
 
 
-def _name(theirs: str) -> str:
+def timm_name(theirs: str) -> str:
+    """What timm calls a parameter of the tower."""
     for there, here in NAMES:
         theirs = theirs.replace(there, here)
     return theirs
-
-
-def _tower(
-    weights: Mapping[str, Tensor], source: str, activation: Activation, heads: int | None, norm_eps: float
-) -> Callable[[], Any]:
-    """Makes timm's network of a tower's sizes, with timm's initial weights."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    width, _, patch_size, _ = weights["conv1.weight"].shape
-    side = math.isqrt(len(weights["positional_embedding"]) - 1)
-    if width % HEAD_WIDTH and heads is None:
-        raise ValueError(
-            f"{source} must hold CLIP's vision transformer, with heads {HEAD_WIDTH} wide; got width {width}. Check the "
-            f"file."
-        )
-    return partial(
-        VisionTransformer,
-        img_size=(side * patch_size, side * patch_size),
-        patch_size=patch_size,
-        num_classes=0,
-        embed_dim=width,
-        depth=len({name.split(".")[2] for name in weights if name.startswith("transformer.resblocks.")}),
-        num_heads=width // HEAD_WIDTH if heads is None else heads,
-        mlp_ratio=exact_ratio(len(weights[FIRST_MLP]), width),
-        init_values=1.0 if "transformer.resblocks.0.ls_1.gamma" in weights else None,
-        pre_norm=True,
-        norm_layer=partial(nn.LayerNorm, eps=norm_eps),
-        act_layer=activation,
-    )

@@ -34,12 +34,11 @@ class HFEncoder(WrappedEncoder):
         projection: Tensor | None = None,
     ) -> None:
         super().__init__(model, source, image_size, mean, std, projection)
-        self.ends = ("block", "norm") if projection is None else ("block", "norm", "projection")
         modules, size = dict(model.named_modules()), getattr(model.config, "patch_size", None)
         blocks, norm = (next((name for name in names if name in modules), None) for names in (BLOCKS, NORMS))
         if blocks is None or norm is None or not isinstance(size, int):
             raise _no_transformer(source, model)
-        self.blocks_name, self.norm_name = blocks, norm
+        self.norm_name = norm
         if any(side % size for side in image_size):
             raise one_size(source, image_size, image_size)
         self.grid = (image_size[0] // size, image_size[1] // size)
@@ -49,8 +48,13 @@ class HFEncoder(WrappedEncoder):
         model.config.tie_last_hidden_states = False  # of the last block its output, not the final norm's
         resamples = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if resamples else {}
-        self.num_blocks = len(model.get_submodule(self.blocks_name))
-        self._compute_last_attention()
+        self.num_blocks = len(model.get_submodule(blocks))
+        # Fused kernels compute no attention weights: the last block does without, all others keep theirs
+        eager = copy.deepcopy(model.config)
+        eager._attn_implementation = "eager"
+        for part in model.get_submodule(blocks)[-1].modules():
+            if hasattr(part, "config"):
+                part.config = eager
         with torch.no_grad():
             output = self._run(self._blank(), 1, attention=True)
         if output.hidden_states is None:
@@ -62,14 +66,6 @@ class HFEncoder(WrappedEncoder):
             raise one_size(source, image_size, image_size)
         self.has_class_token = self.num_prefix > int(getattr(model.config, "num_register_tokens", 0) or 0)
 
-    def _compute_last_attention(self) -> None:
-        """Let the last block compute its attention weights, which fused kernels do not; all others keep theirs."""
-        config = copy.deepcopy(self.model.config)
-        config._attn_implementation = "eager"
-        for part in self.model.get_submodule(self.blocks_name)[-1].modules():
-            if hasattr(part, "config"):
-                part.config = config
-
     def _run(self, images: Tensor, count: int, attention: bool) -> Any:
         """The library's output, with the hidden states of the last `count` blocks."""
         given: dict[str, Any] = {"pixel_values": images, **self.options}
@@ -80,7 +76,7 @@ class HFEncoder(WrappedEncoder):
         return self.model(**given, output_hidden_states=numbers, output_attentions=attention)
 
     def last_blocks(self, images: Float[Tensor, "B C H W"], count: int = 1, query: Query | None = None) -> LastBlocks:
-        """Outputs of the last `count` blocks; see `WrappedEncoder.last_blocks`."""
+        """See `WrappedEncoder.last_blocks`."""
         output = self._run(self.standardised(images), count, attention=query is not None)
         tokens, weights = list(output.hidden_states[-count:]), _attention(output)
         if query is None or weights is None:
@@ -88,7 +84,7 @@ class HFEncoder(WrappedEncoder):
         return LastBlocks(tokens, self._to_patches(weights[:, :, self._rows(query)]))
 
     def norm(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The final norm, of all tokens; CLIP itself has it of the class token alone."""
+        """See `WrappedEncoder.norm`."""
         return self.model.get_submodule(self.norm_name)(tokens)
 
     def _resize(self, image_size: tuple[int, int]) -> "HFEncoder":
@@ -103,10 +99,7 @@ class HFEncoder(WrappedEncoder):
 
 
 def load_hf(name: str) -> HFEncoder:
-    """A vision transformer as an encoder, in evaluation mode, in float32.
-
-    Args:
-        name: As on the hub, or a folder that `save_pretrained` of model and image processor wrote.
+    """A vision transformer of this name or in this folder as an encoder, in evaluation mode, in float32.
 
     Raises:
         ConnectionError: if the weights are neither in the cache nor to be had.
@@ -122,9 +115,8 @@ def load_hf(name: str) -> HFEncoder:
     messages.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(name, local_files_only=local)
-        # AutoModel would leave out CLIP's projection where the tower is alone
-        tower, loader = transformers.CLIPVisionModelWithProjection, transformers.AutoModel
-        loader = tower if tower.__name__ in (config.architectures or ()) else loader
+        tower = transformers.CLIPVisionModelWithProjection  # where it is alone AutoModel leaves out the projection
+        loader: Any = tower if tower.__name__ in (config.architectures or ()) else transformers.AutoModel
         options = {"dtype": torch.float32, "local_files_only": local, "output_loading_info": True}
         model, report = loader.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -143,10 +135,9 @@ def load_hf(name: str) -> HFEncoder:
     if absent or report["mismatched_keys"]:
         raise ValueError(
             f"{source} must hold the weights of {type(model).__name__}; missing or mis-shaped: "
-            f"{', '.join(map(str, [*absent, *report['mismatched_keys']]))}. Check that weights and config belong "
-            f"together."
+            f"{', '.join(map(str, [*absent, *report['mismatched_keys']]))}. Check that weights and config fit."
         )
-    vision = getattr(model, "vision_model", model)
+    vision: Any = getattr(model, "vision_model", model)
     projection = getattr(model, "visual_projection", None)
     size = getattr(vision.config, "image_size", None)
     if not isinstance(size, int | list | tuple):

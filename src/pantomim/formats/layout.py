@@ -66,14 +66,14 @@ class Format(ABC):
         """Whether a file has this layout, by the names and shapes of its tensors; no two layouts take the same file."""
 
     @abstractmethod
-    def read(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
+    def read(self, weights: Mapping[str, Tensor], source: str, given: Given) -> Found:
         """The modules of a file; every name and shape must be right, and all that weights do not tell be given."""
 
     def complete(self, given: Given, content: Any) -> Given:
         """What is given, completed by what a checkpoint's other entries tell."""
         return given
 
-    def to_encoder(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Encoder:
+    def to_encoder(self, weights: Mapping[str, Tensor], source: str, given: Given) -> Encoder:
         """The encoder of a file, in evaluation mode; that of a classifier only if it has its final norm."""
         found = self.read(weights, source, given)
         if found.classifier is not None and found.classifier.pool == "mean":
@@ -215,8 +215,3 @@ def first_names(weights: Mapping[str, Tensor]) -> str:
 def initial_weights_unused() -> Any:
     """Build modules within: their initial weights are overwritten, so they may not change anybody's draws."""
     return torch.random.fork_rng(devices=[])
-
-
-def scale_for(width: int) -> float:
-    """The initial layer scale of BEiT and CAE, which trained weights no longer tell."""
-    return 1e-5 if width >= 1024 else 0.1

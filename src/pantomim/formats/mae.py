@@ -4,7 +4,7 @@ from collections.abc import Mapping, Set
 
 from torch import Tensor
 
-from pantomim.formats.layout import AS_PUBLISHED, ForeignFile, Format, Found, Given, initial_weights_unused
+from pantomim.formats.layout import ForeignFile, Format, Found, Given, initial_weights_unused
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.vit import ENCODER_SIZES
 
@@ -43,7 +43,7 @@ class MAEFormat(Format):
         """By the one bias of queries, keys and values; BEiT and CAE have none for keys."""
         return "blocks.0.attn.qkv.bias" in names
 
-    def read(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
+    def read(self, weights: Mapping[str, Tensor], source: str, given: Given) -> Found:
         """See `Format.read`."""
         file = ForeignFile(weights, source, self, given, official_name)
         return read_networks(file, DECODER_PARTS, HEAD_PARTS)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pantomim.formats.layout import AS_PUBLISHED, ForeignFile, Format, Found, Given
+from pantomim.formats.layout import ForeignFile, Format, Found, Given
 from pantomim.formats.mae import official_name, read_networks
 
 PARTS = {
@@ -68,7 +68,7 @@ class MMPretrainFormat(Format):
         """By its names of blocks; its ports of CAE and BEiT, which have no bias for keys, are not read."""
         return bool({"backbone.layers.0.attn.qkv.bias", "layers.0.ln1.weight"} & names)
 
-    def read(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
+    def read(self, weights: Mapping[str, Tensor], source: str, given: Given) -> Found:
         """See `Format.read`. Stored statistics of pixels (0 to 255) become the encoder's, unless others are given."""
         left_out = {name for name in weights if name.startswith(PREPROCESSOR)}
         mean, std = (weights.get(f"{PREPROCESSOR}{name}") for name in ("mean", "std"))

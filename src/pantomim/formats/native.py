@@ -212,9 +212,13 @@ def timm_entry(config: EncoderConfig) -> dict[str, Any]:
 
 def timm_arguments(config: EncoderConfig) -> dict[str, Any]:
     """Arguments that make timm's `VisionTransformer` the same network as an encoder of MAE's kind."""
-    own = {"class_token": config.class_token, "reg_tokens": config.registers}
-    own["global_pool"] = "token" if config.class_token else "avg"
-    return _timm_arguments(config, {**own, "fc_norm": False})  # the norm stands before the pooling, as in pre-training
+    own = {
+        "class_token": config.class_token,
+        "reg_tokens": config.registers,
+        "global_pool": "token" if config.class_token else "avg",
+        "fc_norm": False,  # the norm stands before the pooling, as in pre-training
+    }
+    return _timm_arguments(config, own)
 
 
 def _timm_arguments(config: EncoderConfig, own: dict[str, Any]) -> dict[str, Any]:

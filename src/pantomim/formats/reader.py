@@ -196,12 +196,9 @@ def _read_legacy(file: IO[bytes], size: int) -> Any:
     content, missing = _Unpickler(file, storage).load(), set(storages)
     for key in map(str, _Unpickler(file).load()):
         held = storages[key]
-        (length,) = struct.unpack("<q", file.read(8))
-        if length != len(held):
-            raise ValueError(f"a storage of {length} values instead of {len(held)}")
-        raw = file.read(length * held.dtype.itemsize)
-        if len(raw) != length * held.dtype.itemsize:
-            raise ValueError("the end of the file too early")
+        (length,), raw = struct.unpack("<q", file.read(8)), file.read(held.nbytes)
+        if (length, len(raw)) != (len(held), held.nbytes):
+            raise ValueError(f"{length} values in {len(raw)} bytes for a storage of {len(held)} in {held.nbytes}")
         held.copy_(_values(raw, held.dtype))  # in place: tensors of the content are views of it
         missing.discard(key)
     if missing:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pantomim.formats.files import load_exactly
 from pantomim.formats.native import exact_ratio, timm_arguments
 from pantomim.formats.reader import read_weights
-from pantomim.formats.wrapped import End, LastBlocks, Query, WrappedEncoder
+from pantomim.formats.wrapped import LastBlocks, Query, WrappedEncoder
 from pantomim.nn.resize import resample_stretched
 from pantomim.nn.vit import Encoder, EncoderConfig
 
@@ -46,6 +46,9 @@ class TimmEncoder(WrappedEncoder):
         projection: Tensor | None = None,
         stretch: bool = False,
     ) -> None:
+        from timm.layers import Attention
+        from timm.models.vision_transformer import Block, VisionTransformer
+
         super().__init__(model, source, image_size, mean, std, projection)
         self.fresh, self.stretch = fresh, stretch
         self.num_prefix = int(getattr(model, "num_prefix_tokens", 0))
@@ -53,11 +56,11 @@ class TimmEncoder(WrappedEncoder):
         with torch.inference_mode():
             output = self.model.forward_features(self._blank())
         self.width, self.grid = self._shape(output)
-        plain, self.has_attention = _is_plain(model)
+        blocks: Any = getattr(model, "blocks", ())
+        plain = type(model) is VisionTransformer and len(blocks) > 0
+        self.has_attention = plain and type(blocks[-1]) is Block and type(blocks[-1].attn) is Attention
         self.has_blocks = plain or (isinstance(output, Tensor) and output.dim() == 3 and self._norm_is_last())
-        self.num_blocks = len(self.model.blocks) if self.has_blocks else 1
-        ends: tuple[End, ...] = ("block", "norm") if self.has_blocks else ("norm",)
-        self.ends = ends if projection is None else (*ends, "projection")
+        self.num_blocks = len(blocks) if self.has_blocks else 1
 
     @torch.no_grad()
     def _norm_is_last(self) -> bool:
@@ -76,19 +79,16 @@ class TimmEncoder(WrappedEncoder):
     def _shape(self, output: Any) -> tuple[int, tuple[int, int]]:
         """Width of a token, and rows and columns of patches; of a sequence without a known grid, one row."""
         width = int(self.model.num_features)
-        self.channels_last = isinstance(output, Tensor) and output.dim() == 4 and output.shape[1] != width
-        if isinstance(output, Tensor) and output.dim() == 4 and width in (output.shape[1], output.shape[3]):
-            rows, cols = output.shape[1:3] if self.channels_last else output.shape[2:]
-            return width, (rows, cols)
-        if isinstance(output, Tensor) and output.dim() == 3:
-            count = output.shape[1] - self.num_prefix
-            grid = getattr(getattr(self.model, "patch_embed", None), "grid_size", None)
-            if grid is None or grid[0] * grid[1] != count:
-                grid = (1, count)
-            return output.shape[2], (int(grid[0]), int(grid[1]))
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+        self.channels_last = len(shape) == 4 and shape[1] != width
+        if len(shape) == 4 and width in (shape[1], shape[3]):
+            return width, shape[1:3] if self.channels_last else shape[2:]
+        if len(shape) == 3:
+            count = shape[1] - self.num_prefix
+            rows, cols = getattr(getattr(self.model, "patch_embed", None), "grid_size", None) or (1, count)
+            return shape[2], (int(rows), int(cols)) if rows * cols == count else (1, count)
         raise ValueError(
-            f"{self.source} must give tokens or one feature map; got {shape}. Choose another model: "
+            f"{self.source} must give tokens or one feature map; got {shape or type(output).__name__}. Choose another: "
             f'`timm.list_models("vit_*")` names vision transformers.'
         )
 
@@ -128,7 +128,6 @@ class TimmEncoder(WrappedEncoder):
         return self.model.norm(tokens) if self.has_blocks else tokens
 
     def _resize(self, image_size: tuple[int, int]) -> "TimmEncoder":
-        """The same network as it is, or with its positions resampled."""
         model: Any = copy.deepcopy(self.model)
         if hasattr(model, "set_input_size"):
             model.set_input_size(img_size=image_size)
@@ -147,17 +146,6 @@ class TimmEncoder(WrappedEncoder):
         )
 
 
-def _is_plain(model: nn.Module) -> tuple[bool, bool]:
-    """Whether a model is timm's plain vision transformer, and whether its attention is the usual one."""
-    from timm.layers import Attention
-    from timm.models.vision_transformer import Block, VisionTransformer
-
-    if type(model) is not VisionTransformer or not len(model.blocks):
-        return False, False
-    last: Any = model.blocks[-1]
-    return True, type(last) is Block and type(last.attn) is Attention
-
-
 def attention_rows(block: Any, tokens: Float[Tensor, "B T D"], rows: slice) -> Float[Tensor, "B heads Q T"]:
     """The softmaxed attention of some tokens in a block of timm's plain transformer; `tokens` are its input."""
     attn, normed = block.attn, block.norm1(tokens)
@@ -167,12 +155,12 @@ def attention_rows(block: Any, tokens: Float[Tensor, "B T D"], rows: slice) -> F
 
 
 def model_table(model: Any) -> Float[Tensor, "1 T D"]:
-    """The position table of timm's vision transformer, without its gradient."""
+    """The position table of timm's vision transformer."""
     return model.pos_embed.detach()
 
 
-def load_timm(name: str, file: str | None = None, *, pretrained: bool = True) -> Encoder | TimmEncoder:
-    """A timm model, with or without a tag, as an encoder in evaluation mode; not `pretrained`: with initial weights.
+def load_timm(spec: str, *, pretrained: bool = True) -> Encoder | TimmEncoder:
+    """A timm model, NAME or NAME@FILE, as an encoder in evaluation mode; not `pretrained`: with initial weights.
 
     Without a file (in a layout that timm reads for this model), weights come from timm's cache or its download.
 
@@ -181,26 +169,27 @@ def load_timm(name: str, file: str | None = None, *, pretrained: bool = True) ->
     """
     import timm  # takes seconds, so only where it is needed
 
+    name, _, file = spec.partition("@")
     if not timm.is_model(name):
         raise unknown_name("timm", name, timm.list_models())
     overlay = _from_file(name, file) if file else None
     try:  # built with the classes of its weights, because timm reads strictly only then
         model: Any = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay)
     except (OSError, RuntimeError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        if not pretrained or (isinstance(error, ValueError) and not file):
-            raise
         if file:
             raise ValueError(
-                f"timm:{name}@{file} must be weights that timm reads for {name}; got {type(error).__name__}: {error}. "
+                f"timm:{spec} must be weights that timm reads for {name}; got {type(error).__name__}: {error}. "
                 f"Check the path and the name of the model."
             ) from error
+        if not pretrained or isinstance(error, ValueError):
+            raise
         raise ConnectionError(
             f"timm:{name} must be in timm's cache or to be downloaded; got {type(error).__name__}: {error}. "
             f"Connect to the network once, set HF_HOME to a cache that has it, or give a file: timm:{name}@FILE."
         ) from error
     model.pretrained_cfg.pop("state_dict", None)  # the file's weights, which the model now holds itself
     model.reset_classifier(0)
-    return as_encoder(model, f"timm:{name}@{file}" if file else f"timm:{name}")
+    return as_encoder(model, f"timm:{spec}")
 
 
 def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
@@ -238,7 +227,8 @@ def _matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]
 
     if type(model) is not VisionTransformer or model.pos_embed is None or len(model.blocks) == 0:
         return None
-    block, patch_size = model.blocks[0], getattr(model.patch_embed, "patch_size", (0, 1))
+    block: Any = model.blocks[0]
+    patch_size = getattr(model.patch_embed, "patch_size", (0, 1))
     if patch_size[0] != patch_size[1] or type(block) is not Block or type(block.mlp) is not Mlp:
         return None
     config = EncoderConfig(

@@ -38,7 +38,7 @@ class WrappedEncoder(nn.Module, ABC):
     num_prefix: int
     has_class_token: bool
     num_blocks: int  # whose outputs can be had
-    ends: tuple[End, ...]  # what can be had of the last block
+    has_blocks: bool = True
     has_attention: bool = False
 
     def __init__(
@@ -67,7 +67,7 @@ class WrappedEncoder(nn.Module, ABC):
 
     @abstractmethod
     def untrained(self) -> "WrappedEncoder":
-        """The same network with fresh weights, drawn from torch's global generator."""
+        """The same network with initial weights, drawn from torch's global generator."""
 
     @abstractmethod
     def _resize(self, image_size: tuple[int, int]) -> Self: ...
@@ -87,6 +87,12 @@ class WrappedEncoder(nn.Module, ABC):
             raise one_size(self.source, self.image_size, image_size) from error
         resized.mean, resized.std = self.mean, self.std
         return resized
+
+    @property
+    def ends(self) -> tuple[End, ...]:
+        """What can be had of the last block."""
+        blocks: tuple[End, ...] = ("block", "norm") if self.has_blocks else ("norm",)
+        return blocks if self.projection is None else (*blocks, "projection")
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
