@@ -1,6 +1,6 @@
 """Reading and writing weights: our own files, and the layouts of others, each in one file and in one tuple."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -21,7 +21,12 @@ from pantomim.formats.wrapped import WrappedEncoder
 from pantomim.nn.vit import Encoder
 
 FORMATS: tuple[Format, ...] = (MAEFormat(), MMPretrainFormat(), BEiTFormat(), CAEFormat())
-LIBRARIES = {"timm": load_timm, "open_clip": load_open_clip, "hf": load_hf, "clip": load_clip}
+LIBRARIES: dict[str, Callable[[str], Encoder | WrappedEncoder]] = {
+    "timm": load_timm,
+    "open_clip": load_open_clip,
+    "hf": load_hf,
+    "clip": load_clip,
+}
 PREFIXES = tuple(f"{library}:" for library in LIBRARIES)  # what the names of other libraries' networks begin with
 
 

@@ -136,7 +136,12 @@ def _read_pretraining(whole: ForeignFile, release: Release) -> Found:
         if width != encoder_width:
             rest["projection"] = Projection(encoder_width, width)
     file.fill({"encoder": encoder, **rest}, f"pre-training file of {release}")
-    _check_table(whole.weights.get(TABLE), width, config.grid, file.source)
+    table, expected = whole.weights.get(TABLE), sincos_2d_rows_first(width, config.grid, 1).unsqueeze(0)
+    if table is not None and (table.shape != expected.shape or (table - expected).abs().max() > ROUNDING):
+        raise ValueError(
+            f"{file.source}: {TABLE} must be the sine-cosine table of a {config.grid[0]} x {config.grid[1]} grid, rows "
+            f"first; got another one. CAE's regressor and decoder have no other."
+        )
     notes = (
         f"names of {release}",
         f"regressor: {width} wide, {sizes['regressor']['depth']} deep",
@@ -144,15 +149,6 @@ def _read_pretraining(whole: ForeignFile, release: Release) -> Found:
     )
     predictor = {f"{part}.{name}": t for part, module in rest.items() for name, t in module.state_dict().items()}
     return Found(file.format, "encoder", encoder, left_out=tuple(sorted(left_out)), notes=notes, predictor=predictor)
-
-
-def _check_table(table: Tensor | None, width: int, grid: tuple[int, int], source: str) -> None:
-    expected = sincos_2d_rows_first(width, grid, 1).unsqueeze(0)
-    if table is not None and (table.shape != expected.shape or (table - expected).abs().max() > ROUNDING):
-        raise ValueError(
-            f"{source}: {TABLE} must be the sine-cosine table of a {grid[0]} x {grid[1]} grid, rows first; got another "
-            f"one. CAE's regressor and decoder have no other."
-        )
 
 
 def _initialisation(width: int) -> Initialisation:

@@ -20,17 +20,9 @@ FIRST, LAST = "blocks.input.w", "blocks.output.conv.w"
 Network = TypeVar("Network", DVAEEncoder, DVAEDecoder)
 
 
-def load_dalle_encoder(path: str | Path) -> DVAEEncoder:
-    """The encoder of a file, frozen: `encoder.pkl`, or its parameters by name (safetensors or torch)."""
-    return _load(DVAEEncoder, path, "encoder")
-
-
-def load_dalle_decoder(path: str | Path) -> DVAEDecoder:
-    """The decoder of a file, frozen: `decoder.pkl`, or its parameters by name (safetensors or torch)."""
-    return _load(DVAEDecoder, path, "decoder")
-
-
-def _load(kind: type[Network], path: str | Path, part: str) -> Network:
+def load_dalle(kind: type[Network], path: str | Path) -> Network:
+    """The network of `encoder.pkl` or `decoder.pkl`, or of its parameters by name (safetensors, torch); frozen."""
+    part = "encoder" if kind is DVAEEncoder else "decoder"
     weights = read_weights(path)
     if absent := [name for name in (FIRST, LAST) if name not in weights or weights[name].ndim != 4]:
         held = ", ".join(sorted(weights)[:3])

@@ -25,13 +25,20 @@ from torch import Tensor, nn
 from pantomim.core.files import replace_file
 from pantomim.formats.files import hash_weights, load_exactly
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
+from pantomim.nn.dvae import DVAENetworks, DVAESizes, dvae_networks
 from pantomim.nn.heads import Classifier
 from pantomim.nn.position import TableName, name_table
 from pantomim.nn.vit import Encoder, EncoderConfig
+from pantomim.nn.vqkd import VQKDNetworks, VQKDSizes, vqkd_networks
 
 FORMAT_VERSION = 1
 ENCODER, DECODER, PREDICTOR, CLASSIFIER = NAMES = ("encoder", "decoder", "predictor", "classifier")
 DECODER_SIZES = ("width", "depth", "heads", "mlp_ratio")
+TOKENIZER = "tokenizer"
+KINDS: dict[str, tuple[Any, Callable[..., DVAENetworks | VQKDNetworks]]] = {
+    "dvae": (DVAESizes, dvae_networks),
+    "vqkd": (VQKDSizes, vqkd_networks),
+}
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -105,6 +112,27 @@ def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, r
 def load_classifier(path: str | Path) -> Classifier:
     """The classifier of a folder, in evaluation mode."""
     return fill_pair(path, CLASSIFIER, lambda about: Classifier(_build_encoder(about), **about["classifier"]))
+
+
+def save_tokenizer(folder: str | Path, networks: DVAENetworks | VQKDNetworks, *, scale: Any, recipe: str) -> None:
+    """Write the networks of a tokenizer into a folder; arguments as for `save_encoder`."""
+    description = {
+        "kind": "dvae" if isinstance(networks, DVAENetworks) else "vqkd",
+        "sizes": asdict(networks.sizes),
+        "scale": plain_scale(scale),
+        "recipe": recipe,
+    }
+    write_pair(folder, TOKENIZER, networks.state_dict(), description)
+
+
+def load_networks(path: str | Path) -> DVAENetworks | VQKDNetworks:
+    """The networks of a run folder's tokenizer, in evaluation mode."""
+
+    def build(about: Mapping[str, Any]) -> DVAENetworks | VQKDNetworks:
+        sizes, make = KINDS[about["kind"]]
+        return make(TypeAdapter(sizes).validate_python(about["sizes"]))
+
+    return fill_pair(path, TOKENIZER, build)
 
 
 def write_pair(folder: str | Path, name: str, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

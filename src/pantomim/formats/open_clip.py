@@ -25,7 +25,13 @@ def load_open_clip(spec: str) -> TimmEncoder:
         raise missing_extra(f"open_clip:{spec}", "open_clip") from error
     source, (name, _, file) = f"open_clip:{spec}", spec.partition("@")
     architecture, _, tag = name.partition(":")
-    _check_name(architecture, tag, file)
+    if architecture not in open_clip.list_models():
+        raise unknown_name("open_clip", architecture, open_clip.list_models())
+    if not file and tag not in (tags := open_clip.list_pretrained_tags_by_model(architecture)):
+        raise ValueError(
+            f"open_clip:NAME:TAG must name pretrained weights; got {tag or 'no tag'} of {architecture}. "
+            f"{'Tags: ' + ', '.join(tags) if tags else 'It has none'}; or give a file: open_clip:{architecture}@FILE."
+        )
     try:
         model: Any = open_clip.create_model(architecture, pretrained=None if file else tag, pretrained_text=False)
     except (OSError, RuntimeError) as error:
@@ -75,15 +81,3 @@ def _activation(tower: Any, source: str) -> Activation:
         f"{source} must have a plain vision transformer or a network of timm as image tower; got "
         f"{type(tower).__name__} with other parts. Choose a ViT such as ViT-B-16."
     )
-
-
-def _check_name(architecture: str, tag: str, file: str | None) -> None:
-    import open_clip
-
-    if architecture not in open_clip.list_models():
-        raise unknown_name("open_clip", architecture, open_clip.list_models())
-    if not file and tag not in (tags := open_clip.list_pretrained_tags_by_model(architecture)):
-        raise ValueError(
-            f"open_clip:NAME:TAG must name pretrained weights; got {tag or 'no tag'} of {architecture}. "
-            f"{'Tags: ' + ', '.join(tags) if tags else 'It has none'}; or give a file: open_clip:{architecture}@FILE."
-        )

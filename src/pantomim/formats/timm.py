@@ -132,8 +132,8 @@ class TimmEncoder(WrappedEncoder):
         if hasattr(model, "set_input_size"):
             model.set_input_size(img_size=image_size)
             if self.stretch:
-                table = resample_stretched(model_table(self.model), self.grid, model.patch_embed.grid_size, 1)
-                model.pos_embed = nn.Parameter(table)
+                table = self.model.pos_embed.detach()
+                model.pos_embed = nn.Parameter(resample_stretched(table, self.grid, model.patch_embed.grid_size, 1))
         return self._with(model, image_size, self.projection)
 
     def untrained(self) -> "TimmEncoder":
@@ -152,11 +152,6 @@ def attention_rows(block: Any, tokens: Float[Tensor, "B T D"], rows: slice) -> F
     queries, keys, _ = attn.qkv(normed).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     queries, keys = attn.q_norm(queries[:, :, rows]), attn.k_norm(keys)
     return (queries * attn.scale @ keys.mT).softmax(dim=-1)
-
-
-def model_table(model: Any) -> Float[Tensor, "1 T D"]:
-    """The position table of timm's vision transformer."""
-    return model.pos_embed.detach()
 
 
 def load_timm(spec: str, *, pretrained: bool = True) -> Encoder | TimmEncoder:
@@ -194,12 +189,16 @@ def load_timm(spec: str, *, pretrained: bool = True) -> Encoder | TimmEncoder:
 
 def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
     """Our `Encoder` with the same weights where it is the same network, else the model wrapped; evaluation mode."""
+    import timm
+
     about = model.pretrained_cfg
     mean, std = tuple(about["mean"]), tuple(about["std"])
     config = _matching_config(model, mean, std)
     if config is None:
         image_size = tuple(about["input_size"][1:])
-        return TimmEncoder(model, named, image_size, mean, std, partial(_fresh, named)).eval()
+        name = named.removeprefix("timm:").partition("@")[0]
+        fresh = partial(timm.create_model, name, pretrained=False, num_classes=0)
+        return TimmEncoder(model, named, image_size, mean, std, fresh).eval()
     with torch.random.fork_rng(devices=[]):
         encoder = config.build()
     weights = {key: value for key, value in model.state_dict().items() if key in encoder.state_dict()}
@@ -208,12 +207,6 @@ def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
         weights["pos_embed"] = torch.cat([zeros, model.pos_embed], dim=1)
     load_exactly(encoder, weights, named)
     return encoder.eval()
-
-
-def _fresh(named: str) -> nn.Module:
-    import timm
-
-    return timm.create_model(named.removeprefix("timm:").partition("@")[0], pretrained=False, num_classes=0)
 
 
 def _matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> EncoderConfig | None:
@@ -227,17 +220,17 @@ def _matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]
 
     if type(model) is not VisionTransformer or model.pos_embed is None or len(model.blocks) == 0:
         return None
-    block: Any = model.blocks[0]
-    patch_size = getattr(model.patch_embed, "patch_size", (0, 1))
+    block, patch_size = model.blocks[0], getattr(model.patch_embed, "patch_size", (0, 1))
     if patch_size[0] != patch_size[1] or type(block) is not Block or type(block.mlp) is not Mlp:
         return None
+    heads: Any = block.attn.num_heads
     config = EncoderConfig(
         image_size=tuple(model.patch_embed.img_size),
         patch_size=patch_size[0],
         in_chans=model.in_chans,
         width=model.embed_dim,
         depth=len(model.blocks),
-        heads=block.attn.num_heads,
+        heads=heads,
         mlp_ratio=exact_ratio(block.mlp.fc1.weight.shape[0], model.embed_dim),
         registers=model.num_reg_tokens,
         class_token=model.has_class_token,
@@ -262,9 +255,8 @@ def _from_file(name: str, file: str) -> dict[str, Any]:
     if file.endswith(".npz"):  # the layout of Google's models; NumPy reads it without running code
         return {**elsewhere, "file": file, "custom_load": True}
     weights = timm.models.clean_state_dict(read_weights(file, WRAPPERS))
-    source = timm.get_pretrained_cfg(name)
-    classifier = source.classifier if source else None
-    heads = [classifier] if isinstance(classifier, str) else list(classifier or ())
+    heads = getattr(timm.get_pretrained_cfg(name), "classifier", None) or ()
+    heads = (heads,) if isinstance(heads, str) else heads
     sizes = [len(weights[f"{head}.weight"]) for head in heads if f"{head}.weight" in weights]
     return {**elsewhere, "state_dict": weights, "custom_load": False, "num_classes": sizes[0] if sizes else 0}
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from pantomim.formats.clip import clip_encoder
-from pantomim.formats.timm import attention_rows, model_table
+from pantomim.formats.timm import attention_rows
 from pantomim.nn.vit import EncoderConfig
 from pantomim.parity.compare import RELATIVE, distance
 from pantomim.parity.item import Computed, Item
@@ -53,7 +53,7 @@ def visual(item: Item) -> Computed:
             "last_block_attention_mean_over_heads": full,
             "cls_attention": attention,
             "tokens_projected_other_size": torch.cat([elsewhere.prefix, elsewhere.patches], dim=1),
-            "positions_other_size": model_table(fitted.model)[0],
+            "positions_other_size": fitted.state_dict()["model.pos_embed"][0],
         },
         config={
             "layer_norm_eps": encoder.model.norm.eps,  # type: ignore[union-attr]
