@@ -94,9 +94,9 @@ def save_checkpoint(
             f"The checkpoint of step {step} could not be written to {folder}: {error}. {earlier}. "
             f"Make room (or lower runtime.keep), then run the same command to resume."
         ) from error
-    kept = sorted((s for s in _steps(folder) if s <= step), reverse=True)[:keep]
-    for old in _steps(folder).keys() - set(kept):
-        _remove(folder / f"step-{old:08d}")
+    steps = _steps(folder)
+    for old in steps.keys() - set(sorted(s for s in steps if s <= step)[-keep:]):
+        _remove(steps[old])
     return path
 
 
@@ -137,11 +137,7 @@ def kept_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def load_checkpoint(checkpoint: Checkpoint, method: nn.Module, optimizer: Optimizer) -> None:
-    """Put a checkpoint's weights and optimiser state in place; every name and shape must agree.
-
-    Raises:
-        ValueError: with all missing, unexpected and mis-shaped names; or if a frozen part is not the run's.
-    """
+    """Put a checkpoint's weights and optimiser state in place; names, shapes and frozen parts must agree."""
     if different := other_parts(frozen_hashes(method), checkpoint.frozen):
         raise ValueError(
             f"{checkpoint.path} must be resumed with the tokenizer and the teachers of its run; got another "

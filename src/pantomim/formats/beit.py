@@ -26,7 +26,7 @@ from pantomim.formats.mae import HEAD_PARTS, HEADS, official_name
 from pantomim.formats.reader import Inert
 from pantomim.nn.init import Initialisation
 from pantomim.nn.relative import num_relative_rows, relative_index
-from pantomim.nn.vit import EncoderConfig, Position, RelativePosition
+from pantomim.nn.vit import Position, RelativePosition
 
 BIAS = "blocks.0.attn.q_bias"  # of queries and values alone
 # CAE's fine-tuning keeps fixed positions beside relative ones in each block; BEiT's has relative ones alone.
@@ -78,7 +78,27 @@ def read_tables(
     has_head = file.has_part(HEAD_PARTS)
     if has_head and file.has_part(PRETRAINING):
         raise file.refused("parts of pre-training and of a classifier")
-    config = _config(file, known_heads, position, initialisation)
+    kinds: dict[RelativePosition, str] = {"shared": SHARED, "blocks": OWN}
+    tables = [kind for kind, name in kinds.items() if file.has(name)]
+    if len(tables) == 2:
+        raise file.refused("relative positions both shared and of each block")
+    relative = tables[0] if tables else "none"
+    width = len(file.telling("encoder.patch_embed.proj.weight", 4))
+    config = file.encoder_config(
+        known_heads,
+        position,
+        relative_position=relative,
+        attention_bias="qv",
+        layer_scale=scale_for(width) if file.has("encoder.blocks.0.gamma_1") else None,
+        initialisation=initialisation,
+    )
+    expected = (num_relative_rows(config.grid, True), config.heads)
+    if tables and (shape := tuple(file.telling(kinds[relative], 2).shape)) != expected:
+        raise ValueError(
+            f"{file.source}: a table of relative positions must have {expected[0]} rows and {expected[1]} heads for a "
+            f"grid of {config.grid[0]} x {config.grid[1]}; got {shape}. Give the heads and the image size that it was "
+            f"trained with."
+        )
     left_out = tuple(sorted(name for name in file.weights if name.endswith(INDEX)))
     rows = relative_index(config.grid, class_token=True)
     if wrong := [name for name in left_out if not torch.equal(file.weights[name].long(), rows)]:
@@ -102,33 +122,6 @@ def read_tables(
         note = f"mask token and a head for {tokens} tokens"
         predictor = {name.removeprefix("lm_"): tensor for name, tensor in extra.items()}
     return Found(file.format, "encoder", encoder, left_out=left_out, notes=(note,), predictor=predictor)
-
-
-def _config(
-    file: ForeignFile, known_heads: Mapping[int, int], position: Position, initialisation: Initialisation
-) -> EncoderConfig:
-    kinds: dict[RelativePosition, str] = {"shared": SHARED, "blocks": OWN}
-    tables = [kind for kind, name in kinds.items() if file.has(name)]
-    if len(tables) == 2:
-        raise file.refused("relative positions both shared and of each block")
-    relative = tables[0] if tables else "none"
-    width = len(file.telling("encoder.patch_embed.proj.weight", 4))
-    config = file.encoder_config(
-        known_heads,
-        position,
-        relative_position=relative,
-        attention_bias="qv",
-        layer_scale=scale_for(width) if file.has("encoder.blocks.0.gamma_1") else None,
-        initialisation=initialisation,
-    )
-    expected = (num_relative_rows(config.grid, True), config.heads)
-    if tables and (shape := tuple(file.telling(kinds[relative], 2).shape)) != expected:
-        raise ValueError(
-            f"{file.source}: a table of relative positions must have {expected[0]} rows and {expected[1]} heads for a "
-            f"grid of {config.grid[0]} x {config.grid[1]}; got {shape}. Give the heads and the image size that it was "
-            f"trained with."
-        )
-    return config
 
 
 def scale_for(width: int) -> float:

@@ -4,13 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pantomim.formats.layout import Found
-from pantomim.formats.native import (
-    describe_positions,
-    save_classifier,
-    save_decoder,
-    save_encoder,
-    save_predictor,
-)
+from pantomim.formats.native import describe_positions, save_classifier, save_decoder, save_encoder, save_predictor
 from pantomim.nn.vit import Encoder
 
 SCALE = {"divisor": 255.0, "rule": "uint8: 255 becomes 1"}  # of all projects, whether they divide before or with `std`
@@ -39,11 +33,6 @@ class ImportReport:
                 f"positions: {describe_positions(decoder)}, as stored"
             )
         lines += found.notes
-        if found.kind == "encoder" and not found.notes:
-            lines.append(
-                "no decoder in the file: no reconstructions, and training that continues from here starts with a "
-                "fresh one"
-            )
         if (classifier := found.classifier) is not None:
             lines.append(f"head: {classifier.head.out_features} classes, pool {classifier.pool}")
         if found.left_out:

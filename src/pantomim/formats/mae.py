@@ -13,6 +13,7 @@ DECODER_HEADS = {512: 16}  # the one decoder of all published models
 DECODER_PARTS = frozenset(
     {"mask_token", "decoder_embed", "decoder_pos_embed", "decoder_blocks", "decoder_norm", "decoder_pred"}
 )
+NO_DECODER = "no decoder in the file: no reconstructions, and training that continues from here starts with a fresh one"
 HEAD_PARTS = frozenset({"fc_norm", "head"})
 
 
@@ -64,7 +65,7 @@ def read_networks(
         return Found(file.format, "classifier", encoder, classifier=file.classifier(encoder), left_out=left_out)
     if not has_decoder:
         file.fill({"encoder": encoder}, "encoder")
-        return Found(file.format, "encoder", encoder, left_out=left_out)
+        return Found(file.format, "encoder", encoder, left_out=left_out, notes=(NO_DECODER,))
     width = len(file.telling("decoder.decoder_embed.weight", 2))
     decoder_config = DecoderConfig(
         width=width,

@@ -35,7 +35,7 @@ FORMAT_VERSION = 1
 ENCODER, DECODER, PREDICTOR, CLASSIFIER = NAMES = ("encoder", "decoder", "predictor", "classifier")
 DECODER_SIZES = ("width", "depth", "heads", "mlp_ratio")
 TOKENIZER = "tokenizer"
-KINDS: dict[str, tuple[Any, Callable[..., DVAENetworks | VQKDNetworks]]] = {
+TOKENIZER_KINDS: dict[str, tuple[Any, Callable[..., DVAENetworks | VQKDNetworks]]] = {
     "dvae": (DVAESizes, dvae_networks),
     "vqkd": (VQKDSizes, vqkd_networks),
 }
@@ -129,7 +129,7 @@ def load_networks(path: str | Path) -> DVAENetworks | VQKDNetworks:
     """The networks of a run folder's tokenizer, in evaluation mode."""
 
     def build(about: Mapping[str, Any]) -> DVAENetworks | VQKDNetworks:
-        sizes, make = KINDS[about["kind"]]
+        sizes, make = TOKENIZER_KINDS[about["kind"]]
         return make(TypeAdapter(sizes).validate_python(about["sizes"]))
 
     return fill_pair(path, TOKENIZER, build)

@@ -121,10 +121,8 @@ class _Unpickler(pickle.Unpickler):
 def read_weights(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:
     """The tensors of a file by name, on the CPU: a state dict, an entry of a checkpoint, or a whole module's.
 
-    `wrappers` name the entries that may hold the weights, the preferred first.
-
-    Raises:
-        ValueError: if the file is damaged, holds something else than weights, or would have to run code to be read.
+    `wrappers` name the entries that may hold the weights, the preferred first. ValueError: it holds none, is damaged,
+    or would have to run code to be read.
     """
     return weights_of(path, read_content(path), wrappers)
 

@@ -15,13 +15,10 @@ Query = Literal["class", "mean"]
 
 
 class LastBlocks(NamedTuple):
-    """Tokens of the last blocks before the final norm, the last block last, and the last one's attention if asked for.
+    """Outputs of the last blocks of a network, before its final norm."""
 
-    The attention is that of the query to each patch, mean over heads.
-    """
-
-    tokens: list[Float[Tensor, "B T D"]]
-    attention: Float[Tensor, "B N"] | None = None
+    tokens: list[Float[Tensor, "B T D"]]  # all of them, prefix first; the last block comes last
+    attention: Float[Tensor, "B N"] | None = None  # of the query to each patch, mean over heads; where asked for
 
 
 class WrappedEncoder(nn.Module, ABC):
@@ -106,9 +103,9 @@ class WrappedEncoder(nn.Module, ABC):
 
     def standardise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Use another mean and standard deviation from now on."""
-        owner = type(self).__name__
-        self.register_buffer("mean", channel_values(f"{owner}.mean", mean, self.in_chans), persistent=False)
-        self.register_buffer("std", channel_values(f"{owner}.std", std, self.in_chans), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            buffer = channel_values(f"{type(self).__name__}.{name}", values, self.in_chans)
+            self.register_buffer(name, buffer, persistent=False)
 
     def standardised(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Scaled images as the network takes them."""
