@@ -38,7 +38,7 @@ class HFEncoder(WrappedEncoder):
         blocks, norm = (next((name for name in names if name in modules), None) for names in (BLOCKS, NORMS))
         if blocks is None or norm is None or not isinstance(size, int):
             raise _no_transformer(source, model)
-        self.norm_name = norm
+        self.blocks_name, self.norm_name = blocks, norm
         if any(side % size for side in image_size):
             raise one_size(source, image_size, image_size)
         self.grid = (image_size[0] // size, image_size[1] // size)
