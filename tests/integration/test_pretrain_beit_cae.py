@@ -87,7 +87,7 @@ def test_a_run_warns_of_tokens_that_say_nothing_and_draws_as_without_looking(tmp
     said = " ".join(capsys.readouterr().err.split())
     assert "Warning: the tokenizer must spread images over its codes; got 1 of 32 codes used" in said
     assert "the most frequent one in 100.0% of 4096 cells" in said  # 256 images of 16 patches
-    monkeypatch.setattr(Method, "remark", lambda self, batches: None)
+    monkeypatch.setattr(Method, "check_data", lambda self, batches: None)
     pretrain(config, tmp_path / "blind")
     assert "Warning" not in capsys.readouterr().err
     first, second = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("looked", "blind"))
@@ -125,7 +125,7 @@ def test_a_vocabulary_that_is_asked_for_is_the_tokenizers(tmp_path):
     tokens = TokenTargetConfig(tokenizer=str(tmp_path / "tokenizer"))
     encoder = METHODS["cae"].encoder.build()
     assert tokens.build(encoder).dim == replace(tokens, vocabulary=32).build(encoder).dim == 32
-    with pytest.raises(ValueError, match="must be what the head predicts, 8192; got 32"):
+    with pytest.raises(ValueError, match="must be the tokenizer's, 32; got 8192"):
         replace(tokens, vocabulary=8192).build(encoder)
 
 

@@ -18,7 +18,10 @@ from pantomim.evaluate.features import AnyEncoder
 
 @frozen
 class Spectrum(LayerAnalysis):
-    """How few directions the tokens lie in; `shares` (layers, 5)."""
+    """How few directions the tokens of an image lie in, after each block.
+
+    Arrays: `shares` (layers, 5), of the k largest singular values, k = 1 ... 5.
+    """
 
     name: ClassVar[str] = "spectrum"
     title: ClassVar[str] = "How few directions the tokens lie in"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.masking.base import Masker
+from pantomim.nn.momentum import EMACopy
 from pantomim.nn.vit import EncoderConfig
 
 
@@ -106,8 +107,8 @@ class Method(nn.Module, ABC):
         """What is wrong with a run, judged by a logged step; it is printed once. None: nothing is."""
         return None
 
-    def _copies(self) -> Iterator[Any]:
-        return (part for part in self.modules() if part is not self and hasattr(part, "update_ema"))
+    def _copies(self) -> Iterator[EMACopy]:
+        return (part for part in self.modules() if isinstance(part, EMACopy))
 
 
 def check_masker(owner: str, masker: Masker, encoder: EncoderConfig) -> None:

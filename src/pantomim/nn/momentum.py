@@ -1,6 +1,7 @@
 """Moving averages of weights (EMA): how much of itself a copy keeps at each step, and the step itself."""
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -73,11 +74,20 @@ def momentum_of_half_life(steps: float) -> float:
     return 0.5 ** (1 / steps)
 
 
-class EMA(nn.Module):
-    """A copy of one part of a method that is an exponential moving average of it; it has no gradient.
+class EMACopy(ABC):
+    """A module that moves with the student: `Method.update_ema` and `Method.reset` find it wherever it is."""
 
-    `Method.update_ema` finds and moves every module that has `update_ema(student, step)`, and `reset(student)` where
-    the student's weights have been replaced; `student` is the method, which this one asks for the part `of`.
+    @abstractmethod
+    def update_ema(self, student: nn.Module, step: int) -> None:
+        """Move towards the student, which is the method, after optimiser step `step`."""
+
+    @abstractmethod
+    def reset(self, student: nn.Module) -> None:
+        """Begin again as the student, whose weights have been replaced."""
+
+
+class EMA(nn.Module, EMACopy):
+    """A copy of one part of a method that is an exponential moving average of it; it has no gradient.
 
     Args:
         part: What is copied.

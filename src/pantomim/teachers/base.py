@@ -27,7 +27,7 @@ class Guidance(NamedTuple):
 class Teacher(nn.Module, ABC):
     """A network with features of every patch of a whole image: always in evaluation mode, never a gradient.
 
-    One whose weights change, an EMA of the student, has `frozen` off and `update_ema` and `reset` as `nn.momentum.EMA`.
+    One whose weights change, an EMA of the student, has `frozen` off and is an `EMACopy`.
 
     Args:
         name: What it is called in messages: how the user named it.

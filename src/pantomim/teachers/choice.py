@@ -50,7 +50,8 @@ class TeacherConfig:
         momentum: Of ema alone: the share of itself that it keeps in a step; None: `MOMENTUM`, for long runs.
         statistics: Of a network that was trained elsewhere: whose mean and std standardise what it sees, its own or
             the student's; None: its own.
-        precision: What it computes in: as the run does, or float32 beside a student in bfloat16, as data2vec's authors.
+        precision: What it computes in; None: what the run does. data2vec's authors have float32 beside a student in half
+            precision.
 
     Raises:
         ValueError: if a setting is out of range or does not go with the others.
@@ -66,7 +67,7 @@ class TeacherConfig:
     blocks: AtLeastOne = 1
     momentum: Share | None = None
     statistics: Literal["own", "student"] | None = None
-    precision: Literal["run", "float32"] = "run"
+    precision: Literal["float32"] | None = None
 
     def __post_init__(self) -> None:
         source = self.source or "(none)"
@@ -90,9 +91,9 @@ class TeacherConfig:
                 f"TeacherConfig.statistics must be left out for {source}; got {self.statistics}. A copy of the "
                 f"student standardises as the student does, a tokenizer maps pixels its own way."
             )
-        if self.precision != "run" and self.source.startswith(TOKENIZERS):
+        if self.precision is not None and self.source.startswith(TOKENIZERS):
             raise ValueError(
-                f"TeacherConfig.precision must be run for {source}; got {self.precision}. A tokenizer has its own."
+                f"TeacherConfig.precision must be left out for {source}; got {self.precision}. A tokenizer has its own."
             )
 
     def of(self, source: str) -> "TeacherConfig":
@@ -105,7 +106,7 @@ class TeacherConfig:
             statistics=self.statistics if _has_statistics(source) else None,
             output="block" if source.startswith(TOKENIZERS) else self.output,
             blocks=1 if source.startswith(TOKENIZERS) else self.blocks,
-            precision="run" if source.startswith(TOKENIZERS) else self.precision,
+            precision=None if source.startswith(TOKENIZERS) else self.precision,
         )
 
     def build(self, student: Encoder) -> Teacher:
@@ -119,7 +120,7 @@ class TeacherConfig:
         """
         if not self.source:
             raise ValueError(f"TeacherConfig.source must be given, as there is no default; got none. Name one. {WAYS}.")
-        build = _encoder
+        build: Callable[[TeacherConfig, Encoder], Teacher] = _encoder
         for beginning, other in SOURCES.items():
             if self.source.startswith(beginning) and (beginning.endswith(":") or self.source == beginning):
                 build = other

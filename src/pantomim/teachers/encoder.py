@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pantomim.core.precision import at_least_float32
 from pantomim.nn.blocks import Block
-from pantomim.nn.momentum import Momentum, follow
+from pantomim.nn.momentum import EMACopy, Momentum, follow
 from pantomim.nn.tokens import normalise_tokens
 from pantomim.nn.vit import Encoder
 from pantomim.teachers.base import Guidance, Query, Teacher
@@ -73,7 +73,7 @@ class EncoderTeacher(Teacher):
         return Guidance(tokens[:, : encoder.num_prefix], tokens[:, encoder.num_prefix :], attention)
 
 
-class EMATeacher(EncoderTeacher):
+class EMATeacher(EncoderTeacher, EMACopy):
     """An exponential moving average of the student: it begins as a copy, and keeps `momentum` of itself at every step.
 
     What is fixed in the student, such as position tables, is copied and not averaged; so are buffers.

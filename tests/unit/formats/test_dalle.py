@@ -3,11 +3,11 @@
 import contextlib
 import sys
 from collections import OrderedDict
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from foreign_files import Bomb
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -88,14 +88,6 @@ class Decoder(nn.Module):
 
 class Other(nn.Module):
     pass
-
-
-class Bomb:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.target),)
 
 
 HOMES = {

@@ -9,20 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from foreign_files import Bomb
 from safetensors.torch import save_file
 
 from pantomim.formats.reader import HEAD, VERSION, read_content, read_weights
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
 LEGACY = {"_use_new_zipfile_serialization": False}
-
-
-class Bomb:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.target),)
 
 
 def assert_same(found):

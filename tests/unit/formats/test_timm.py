@@ -1,10 +1,10 @@
 import pickle
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 import timm
 import torch
+from foreign_files import Bomb
 from safetensors.torch import save_file
 
 from pantomim.formats.timm import TimmEncoder, as_encoder, load_timm
@@ -159,14 +159,6 @@ def test_a_file_with_one_tensor_missing_is_refused(tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"absent\.safetensors must be a file of weights; got nothing there"):
         load_timm(f"test_vit@{tmp_path / 'absent.safetensors'}")
-
-
-class Bomb:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.target),)
 
 
 def test_a_file_with_code_is_refused_and_not_executed(tmp_path):

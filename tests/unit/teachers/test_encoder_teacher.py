@@ -187,9 +187,20 @@ def test_on_a_cpu_it_stays_in_float32():
         torch.testing.assert_close(teacher(images()).patches, plain, rtol=0, atol=0)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("source", ["random", "ema"])
+def test_on_a_gpu_it_stays_in_float32_where_asked(source):
+    plain, exact = (TeacherConfig(source, precision=kind).build(student()).cuda() for kind in (None, "float32"))
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert plain(images().cuda()).patches.dtype == torch.bfloat16
+        found = exact(images().cuda()).patches
+    torch.testing.assert_close(found, exact(images().cuda()).patches, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"source": "dalle:x", "precision": "float32"}, "precision must be left out for dalle:x"),
         ({"source": "ema", "depth": 1}, "depth must be left out"),
         ({"source": "random", "depth": -1}, "must be at least 0"),
         ({"source": "random", "blocks": 0}, "at least 1"),
@@ -216,7 +227,7 @@ def test_another_network_gets_only_what_goes_with_it():
 
 
 def test_words_name_only_what_goes_with_it():
-    assert in_words(TeacherConfig("random")) == "source random, output block, blocks 1"
+    assert in_words(TeacherConfig("random")) == "source random, output block, blocks 1, precision run"
     assert TeacherConfig("ema").build(student()).momentum == Momentum(0.9998)
 
 
