@@ -2,14 +2,13 @@
 
 import json
 import math
-import pickle
 import sys
 import types
 
 import numpy as np
 import pytest
 import torch
-from foreign_files import Bomb, mmpretrain_weights, official_weights
+from foreign_files import mmpretrain_weights, official_weights
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -399,14 +398,3 @@ def test_a_log_in_place_of_weights_is_refused(tmp_path, mmengine):
     source = checkpoint(tmp_path / "c.pth", released() | {"backbone.cls_token": HistoryBuffer()})
     with pytest.raises(ValueError, match=r"got other things under backbone\.cls_token"):
         read_checkpoint(source, "mmpretrain", GIVEN)
-
-
-def test_code_is_refused_and_not_executed(tmp_path):
-    canary = tmp_path / "canary"
-    source = checkpoint(tmp_path / "evil.pth", released(), message_hub={"log_scalars": Bomb(canary)})
-    with pytest.raises(ValueError, match="It was not executed"):
-        read_checkpoint(source)
-    (tmp_path / "bare.pth").write_bytes(pickle.dumps({"state_dict": {}, "meta": Bomb(canary)}))
-    with pytest.raises(ValueError, match="It was not executed"):
-        read_checkpoint(tmp_path / "bare.pth")
-    assert not canary.exists()
