@@ -92,14 +92,9 @@ def rand_augmented(
     signs: Float[np.ndarray, " B"],
     fill: Float[Tensor, "3 1 1"],
 ) -> None:
-    """One operation for each image.
+    """One operation for each image, by its number in `OPERATIONS` (-1: none); `fill` goes into gaps.
 
-    Args:
-        change: Puts chosen rows of the images through an action, each with its own amount.
-        operations: Numbers in `OPERATIONS`; -1: none.
-        levels: In [0, 10].
-        signs: Directions, 1 or -1.
-        fill: What gaps are filled with.
+    `change` puts chosen rows of the images through an action, each with its amount.
     """
     for number, (operation, amount) in enumerate(OPERATIONS):
 
