@@ -171,8 +171,8 @@ class Stream:
         uniforms = [self.uniforms(step, part, view) for view in range(len(self.views))]
         images: list[list[Tensor]] = [[] for _ in self.views]
         healthy = []
-        for row, wanted in enumerate(self.ids(step)[self.rows(part)]):
-            index, image = self.dataset.read_healthy(int(wanted))
+        for row, index in enumerate(self.ids(step)[self.rows(part)]):
+            index, image = self.dataset.read_healthy(int(index))
             healthy.append(index)
             for view, drawn, made in zip(self.views, uniforms, images, strict=True):
                 (box,), (flip,) = crop_boxes(

@@ -1,4 +1,4 @@
-"""Cropping, resizing and flipping, drawn for the global batch and done for many images at once on their own device.
+"""Cropping, resizing and flipping, drawn for the global batch and done for many images at once on their device.
 
 Random numbers are drawn apart from the images, for all rows of a global batch, from (seed, step): each process then
 takes its rows, and the same step gives the same crops whoever computes them. Boxes are (top, left, height, width).
@@ -20,7 +20,7 @@ from pantomim.data.augment import Augment
 from pantomim.data.scales import Scale
 
 _TRIES = 10  # of a random box, before the centred one; as in torchvision
-_COLUMNS = 2 * _TRIES + 3
+_COLUMNS = 2 * _TRIES + 3  # areas, proportions, top, left, flip
 _PURPOSE = 2  # keeps these draws apart from others of the same seed and step
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -70,29 +70,17 @@ class View:
 
 
 def draw_uniforms(total: int, seed: int, step: int, view: int = 0) -> Float[np.ndarray, "B 23"]:
-    """The random numbers that the crops of one global batch need, uniform in [0, 1); a row an image.
-
-    Args:
-        total: Images in the global batch.
-        seed: Of the run.
-        step: Of the run.
-        view: Which view of the images; each has its own draws.
-    """
-    entropy = [seed, step, _PURPOSE, view] if view else [seed, step, _PURPOSE]
-    rng = np.random.default_rng(np.random.SeedSequence(entropy))
-    return rng.random((total, _COLUMNS))
+    """The random numbers for the crops of a global batch of `total`, uniform in [0, 1); each view has its own."""
+    entropy = [seed, step, _PURPOSE, view] if view else [seed, step, _PURPOSE]  # the first: as before there were views
+    return np.random.default_rng(np.random.SeedSequence(entropy)).random((total, _COLUMNS))
 
 
 def crop_boxes(
     sizes: Int[np.ndarray, "B 2"], uniforms: Float[np.ndarray, "B 23"], crop: Crop, image_size: tuple[int, int]
 ) -> tuple[Int[np.ndarray, "B 4"], Bool[np.ndarray, " B"]]:
-    """The part to take of each image, and whether to mirror it.
+    """The part to take of each image, and whether to mirror it, from its (height, width) and its row of draws.
 
-    Args:
-        sizes: (height, width) of each image.
-        uniforms: From `draw_uniforms`, the rows of these images.
-        crop: What to draw.
-        image_size: (height, width) that the part will be resized to; its proportions count where `crop.kind` is "none".
+    `image_size`, which the part will be resized to, counts only where `crop.kind` is "none": by its proportions.
 
     Deviation: none in distribution from torchvision's RandomResizedCrop (area uniform, proportions log-uniform, ten
     tries, then the centred part of the nearest allowed proportions).
@@ -151,13 +139,7 @@ def resized_crop(
 
     Resizing is linear and separable: each image gets one small matrix for its rows and one for its columns, and two
     batched products do the whole batch, without a wait on the device. Values may overshoot: clamp where that matters.
-
-    Args:
-        images: Any floats.
-        boxes: The part of each image.
-        image_size: Rows and columns of the result.
-        flips: Which images to mirror, left to right.
-        interpolation: Of the resizing.
+    `flips` says which images to mirror, left to right.
     """
     kernel = {"bicubic": _cubic, "bilinear": _linear}[interpolation]
     with torch.autocast(images.device.type, enabled=False):
@@ -175,10 +157,7 @@ def resize_one(
     flip: bool,
     interpolation: Interpolation = "bicubic",
 ) -> Tensor:
-    """One image's part, resized as `resized_crop` does; uint8 stays uint8 (rounded), all else becomes float32.
-
-    Returns: (C, h, w), contiguous.
-    """
+    """One image's part (C, h, w), resized as `resized_crop` does; uint8 stays uint8 (rounded), all else is float32."""
     top, left, height, width = (int(value) for value in box)
     part = torch.from_numpy(np.ascontiguousarray(image[:, top : top + height, left : left + width]))
     part = part if part.dtype == torch.uint8 else part.to(torch.float32)

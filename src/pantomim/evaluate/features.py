@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pantomim.core.files import check_out, replace_file
-from pantomim.data.sources import Dataset
+from pantomim.data.dataset import Dataset
 from pantomim.data.stats import Stats
 from pantomim.data.stream import evaluation_batches
 from pantomim.formats.files import hash_weights, load_exactly

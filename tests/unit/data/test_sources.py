@@ -12,7 +12,8 @@ from synthetic import write_synthetic
 
 from pantomim.data.decoding import BrokenImageError
 from pantomim.data.scales import scale_of
-from pantomim.data.sources import Facts, open_source, splits
+from pantomim.data.dataset import Facts
+from pantomim.data.sources import open_source, splits
 from pantomim.data.stats import channel_stats
 from pantomim.data.stores import FileStore, ZipStore
 
