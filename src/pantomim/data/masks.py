@@ -12,6 +12,7 @@ an .npz in the array `mask_classes`, for `masks`.
 """
 
 import json
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from pantomim.data.dataset import Contents, Dataset, num_threads
 from pantomim.data.decoding import BrokenImageError
-from pantomim.data.sources import folders, read_arrays, read_beside, read_contents
+from pantomim.data.sources import browse, read_arrays, read_contents
 from pantomim.data.stores import ArrayStore, Store
 from pantomim.data.transforms import centred_boxes
 
@@ -64,11 +65,7 @@ class Masks:
         return torch.from_numpy(masks)
 
     def survey(self, dataset: Dataset) -> "Survey":
-        """Look at every mask of a split once; images without a mask that fits count as broken from then on.
-
-        Raises:
-            ValueError: if an id is negative, or more than 1 % of the images are broken now.
-        """
+        """Look at every mask of a split once; images without a mask that fits count as broken from then on."""
         names, known = dataset.names, dataset.broken_reasons()
 
         def look(index: int) -> tuple[np.ndarray, tuple[int, int]] | str:
@@ -119,17 +116,19 @@ def read_masked(spec: str, name: str | None = None, *, ignore: int = 255) -> tup
                 f"{len(contents.store)} images in {spec}. Save one mask an image."
             )
         return contents, Masks(name or "masks", ignore, names, store, _positions(store, spec))
-    below = folders(spec)
+    root = browse(spec)
+    below = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
     if not below and not path.exists():
         read_contents(spec)  # says what is wrong with the name
     name = _folder_of_masks(spec, below, name)
     short = path.stem if path.suffix.lower() == ".zip" else path.resolve().name
     contents = replace(read_contents(str(path / "images")), name=short)
     store = read_contents(str(path / name)).store
-    return contents, Masks(name, ignore, _class_names(spec, name), store, _positions(store, spec))
+    names = _class_names(root / "classes.json", spec, name)
+    return contents, Masks(name, ignore, names, store, _positions(store, spec))
 
 
-def _folder_of_masks(spec: str, below: tuple[str, ...], name: str | None) -> str:
+def _folder_of_masks(spec: str, below: list[str], name: str | None) -> str:
     kinds = [folder for folder in below if folder.startswith("masks")]
     if "images" not in below or not kinds:
         raise ValueError(
@@ -160,13 +159,12 @@ def _arrays(path: Path, spec: str, name: str) -> tuple[Store, dict[int, str]]:
     return ArrayStore(masks.astype(np.int32), spec=spec), dict(enumerate(names))
 
 
-def _class_names(spec: str, name: str) -> dict[int, str]:
+def _class_names(file: Path | zipfile.Path, spec: str, name: str) -> dict[int, str]:
     """What `classes.json` calls the classes of these masks; nothing where it does not say."""
-    data = read_beside(spec, "classes.json")
-    if data is None:
+    if not file.is_file():
         return {}
     try:
-        found: Any = json.loads(data)
+        found: Any = json.loads(file.read_bytes())
         found = found.get(name, found) if isinstance(found, dict) else found
         pairs = enumerate(found) if isinstance(found, list) else found.items()
         return {int(key): str(value) for key, value in pairs}

@@ -40,9 +40,8 @@ DIVISION_SEED = 0  # of sources without splits; another one would test on images
 def open_source(spec: str, split: str = "train") -> Dataset:
     """Open one split of a source (the table above): train, val, test, or all.
 
-    Raises:
-        ValueError: if there is no such source or split, if it holds no images, if its images differ in channels or
-            number type, or if more than 1 % of them are found broken.
+    Raises `ValueError` if there is no such source or split, if it holds no images, if its images differ in channels or
+    number type, or if more than 1 % of them are found broken.
     """
     return open_split(read_contents(spec), spec, split)
 
@@ -78,12 +77,10 @@ def read_contents(spec: str) -> Contents:
     path = Path(spec).expanduser()
     if path.is_dir():
         return _folder(path, spec)
-    if path.is_file():
-        suffix = path.suffix.lower()
-        if suffix == ".npz":
-            return _npz(path, spec)
-        if suffix in LIST_SUFFIXES:
-            return _list(path, spec)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return _npz(path, spec)
+    if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
+        return _list(path, spec)
     if found := _inside_zip(path):
         return _zip(*found, spec)
     raise ValueError(
@@ -92,26 +89,13 @@ def read_contents(spec: str) -> Contents:
     )
 
 
-def folders(spec: str) -> tuple[str, ...]:
-    """Names of the folders directly in a folder, a zip or a folder of a zip; () for any other source."""
+def browse(spec: str) -> Path | zipfile.Path:
+    """A folder, a zip or a folder of a zip, to list and to read from; of any other source the path as it is."""
     path = Path(spec).expanduser()
-    if path.is_dir():
-        return tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
-    if (found := _inside_zip(path)) is None:
-        return ()
-    members = [member.filename[len(found[1]) :] for member in _members(*found)]
-    return tuple(sorted({name.partition("/")[0] for name in members if "/" in name}))
-
-
-def read_beside(spec: str, name: str) -> bytes | None:
-    """A file directly in a folder, a zip or a folder of a zip; None if there is none."""
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return (path / name).read_bytes() if (path / name).is_file() else None
-    if (found := _inside_zip(path)) is None or found[1] + name not in {m.filename for m in _members(*found)}:
-        return None
-    with zipfile.ZipFile(found[0]) as archive:
-        return archive.read(found[1] + name)
+    if path.is_dir() or (found := _inside_zip(path)) is None:
+        return path
+    _members(*found)  # names a zip that cannot be read
+    return zipfile.Path(*found)
 
 
 def _named_contents(name: str, spec: str, store: Store, num_ignored: int) -> Contents:

@@ -118,9 +118,9 @@ class FileStore(EncodedStore):
 
     def header(self, position: int) -> Header:
         """The header of one file, of which only the beginning is read."""
+        if not self.num_bytes(position):
+            self._bytes(position)  # raises, with the reason
         path = self.root / self.names[position]
-        if not path.is_file() or not path.stat().st_size:
-            self._bytes(position)
         return decode_header(path, path.suffix)
 
 

@@ -35,6 +35,7 @@ from pantomim.data.transforms import (
 
 _PURPOSE = 1  # keeps the order apart from other draws of the same seed
 
+
 class Stream:
     """Training batches, addressed by (seed, step).
 
@@ -42,23 +43,16 @@ class Stream:
     passed as often as a batch needs. A broken image is replaced by the next healthy one.
 
     Args:
-        dataset: What to read.
         batch_size: Images a step, over all processes and accumulation steps.
         image_size: (height, width) of the batches.
         crop: How an image becomes one of that size.
         seed: Of order and crops, 0 or more.
         device: Where batches go, and where images are augmented.
-        rank: Number of this process, of `world`.
-        world: Number of processes.
         micro: Accumulation steps; micro-batch a of rank r holds the rows from (a * world + r) * b on, of b each.
         workers: Decoding processes; None chooses. Unused where the set lies in memory decoded.
         memory_gib: Most memory to hold images in, on the device or as files.
         augment: What is done to an image after the crop.
         second: How another view of the same images is made, if there is one; its draws differ.
-
-    Attributes:
-        steps_per_epoch: Steps of one pass over the data, at least 1.
-        wait_s: Seconds spent so far on waiting for batches or on making them.
     """
 
     def __init__(
@@ -92,7 +86,7 @@ class Stream:
         self.device = torch.device(device)
         self.micro = micro
         self.steps_per_epoch = max(1, len(dataset) // batch_size)
-        self.wait_s = 0.0
+        self.wait_s = 0.0  # spent so far on waiting for batches or on making them
         self._rank, self._world = rank, world
         self._rows = batch_size // (micro * world)
         self._workers = max(1, (num_threads() - 1) // world) if workers is None else workers
@@ -102,7 +96,7 @@ class Stream:
             dataset.hold_encoded(memory_gib)
         else:
             self._images = torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
-            self._healthy_ids = np.arange(len(dataset))  # of each row; that of a broken image holds the next healthy one
+            self._healthy_ids = np.arange(len(dataset))  # the row of a broken image holds the next healthy one
             for index in dataset.broken_reasons():
                 self._healthy_ids[index] = dataset.read_healthy(index)[0]
 
@@ -205,16 +199,9 @@ def evaluation_batches(
     workers: int | None = None,
     memory_gib: float = 4.0,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Images in order, each by its largest centred part of the right proportions, resized; broken ones are left out.
+    """Images in order (all, or those of `indices`), each by its largest centred part of the right proportions, resized.
 
-    Args:
-        dataset: What to read.
-        image_size: (height, width) of the batches.
-        batch_size: Most images at once.
-        device: Where they go.
-        indices: Which images, in which order; all if None.
-        workers: Decoding processes; None chooses. Unused where the set lies in memory decoded.
-        memory_gib: Most memory to hold images in.
+    Broken ones are left out. `workers` and `memory_gib` are those of `Stream`.
 
     Yields: images (B, C, h, w), scaled; and their indices.
     """
@@ -295,7 +282,6 @@ def _decoded(
         sampler=items,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else starting the loader would draw from the global one
         **options,
@@ -303,10 +289,6 @@ def _decoded(
     for images, ids, broken in loader:
         dataset.mark_broken(broken)
         yield scaled(images.to(device, non_blocking=True), dataset.scale), ids
-
-
-def _as_it_is(rows: Any) -> Any:
-    return rows
 
 
 @lru_cache(maxsize=4)

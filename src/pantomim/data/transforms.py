@@ -24,6 +24,7 @@ _COLUMNS = 2 * _TRIES + 3  # areas, proportions, top, left, flip
 _PURPOSE = 2  # keeps these draws apart from others of the same seed and step
 
 Interpolation = Literal["bicubic", "bilinear"]
+Kernel = Callable[[Tensor], Tensor]
 
 
 @frozen
@@ -97,12 +98,12 @@ def crop_boxes(
     if crop.kind == "single_draw":
         widths, heights = np.clip(widths[:, :1], 1, width), np.clip(heights[:, :1], 1, height)
     inside = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    first = inside.argmax(axis=1)[:, None]
-    taken_height = np.take_along_axis(heights, first, axis=1)[:, 0]
-    taken_width = np.take_along_axis(widths, first, axis=1)[:, 0]
-    top = np.floor(uniforms[:, -3] * (sizes[:, 0] - taken_height + 1))
-    left = np.floor(uniforms[:, -2] * (sizes[:, 1] - taken_width + 1))
-    drawn = np.stack([top, left, taken_height, taken_width], axis=1).astype(np.int64)
+    first = inside.argmax(axis=1, keepdims=True)
+    box_height = np.take_along_axis(heights, first, axis=1)[:, 0]
+    box_width = np.take_along_axis(widths, first, axis=1)[:, 0]
+    top = np.floor(uniforms[:, -3] * (sizes[:, 0] - box_height + 1))
+    left = np.floor(uniforms[:, -2] * (sizes[:, 1] - box_width + 1))
+    drawn = np.stack([top, left, box_height, box_width], axis=1).astype(np.int64)
     return np.where(inside.any(axis=1)[:, None], drawn, _nearest_boxes(sizes, crop.aspect)), flips
 
 
@@ -116,10 +117,10 @@ def _nearest_boxes(sizes: np.ndarray, aspect: tuple[float, float]) -> np.ndarray
     """The largest centred part whose proportions are the allowed ones nearest to the image's own."""
     height, width = sizes[:, 0], sizes[:, 1]
     own = width / height
-    taken_width = np.where(own > aspect[1], np.rint(height * aspect[1]), width)
-    taken_height = np.where(own < aspect[0], np.rint(width / aspect[0]), height)
-    taken_width, taken_height = np.clip(taken_width, 1, width), np.clip(taken_height, 1, height)
-    boxes = [(height - taken_height) // 2, (width - taken_width) // 2, taken_height, taken_width]
+    box_width = np.where(own > aspect[1], np.rint(height * aspect[1]), width)
+    box_height = np.where(own < aspect[0], np.rint(width / aspect[0]), height)
+    box_width, box_height = np.clip(box_width, 1, width), np.clip(box_height, 1, height)
+    boxes = [(height - box_height) // 2, (width - box_width) // 2, box_height, box_width]
     return np.stack(boxes, axis=1).astype(np.int64)
 
 
@@ -141,11 +142,14 @@ def resized_crop(
     batched products do the whole batch, without a wait on the device. Values may overshoot: clamp where that matters.
     `flips` says which images to mirror, left to right.
     """
-    kernel = {"bicubic": _cubic, "bilinear": _linear}[interpolation]
+    kernel = _KERNELS[interpolation]
     with torch.autocast(images.device.type, enabled=False):
-        rows = _resize_matrix(boxes[:, 0], boxes[:, 2], images.shape[2], image_size[0], None, images.dtype, kernel)
-        columns = _resize_matrix(boxes[:, 1], boxes[:, 3], images.shape[3], image_size[1], flips, images.dtype, kernel)
         batch, channels, height, width = images.shape
+        placed = boxes.to(images.dtype)
+        rows = _resize_matrix(placed[:, 0], placed[:, 2], height, image_size[0], kernel)
+        columns = _resize_matrix(placed[:, 1], placed[:, 3], width, image_size[1], kernel)
+        if flips is not None:
+            columns = torch.where(flips[:, None, None], columns.flip(1), columns)
         wide = torch.bmm(images.reshape(batch, channels * height, width), columns.transpose(1, 2))
         return rows[:, None] @ wide.view(batch, channels, height, image_size[1])
 
@@ -167,31 +171,16 @@ def resize_one(
 
 
 def _resize_matrix(
-    start: Int[Tensor, " B"],
-    length: Int[Tensor, " B"],
-    size_in: int,
-    size_out: int,
-    flips: Bool[Tensor, " B"] | None,
-    dtype: torch.dtype,
-    kernel: Callable[[Tensor], Tensor],
+    start: Float[Tensor, " B"], length: Float[Tensor, " B"], size_in: int, size_out: int, kernel: Kernel
 ) -> Float[Tensor, "B out in"]:
     """Weights of the input pixels in each output pixel; pixels outside the box have none."""
-    device = start.device
-    out = torch.arange(size_out, device=device)[None]
-    if flips is not None:
-        out = torch.where(flips[:, None], size_out - 1 - out, out)
-    step = length.to(dtype)[:, None] / size_out
-    centre = start[:, None] + (out + 0.5) * step
-    pixel = torch.arange(size_in, device=device)
+    step = length[:, None] / size_out
+    centre = start[:, None] + (torch.arange(size_out, device=start.device) + 0.5) * step
+    pixel = torch.arange(size_in, device=start.device)
     distance = ((pixel + 0.5) - centre[:, :, None]) / step.clamp(min=1)[:, :, None]
     inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])
     weights = kernel(distance.abs()) * inside[:, None]
     return weights / weights.sum(dim=2, keepdim=True)
-
-
-def _linear(distance: Tensor) -> Tensor:
-    """The triangle, of the absolute distance."""
-    return (1 - distance).clamp(min=0)
 
 
 def _cubic(distance: Tensor) -> Tensor:
@@ -199,3 +188,6 @@ def _cubic(distance: Tensor) -> Tensor:
     near = (1.5 * distance - 2.5) * distance * distance + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     return torch.where(distance < 1, near, torch.where(distance < 2, far, torch.zeros_like(distance)))
+
+
+_KERNELS: dict[Interpolation, Kernel] = {"bicubic": _cubic, "bilinear": lambda distance: (1 - distance).clamp(min=0)}
