@@ -152,7 +152,7 @@ def test_schedule_without_warmup_starts_at_the_base():
     assert cosine_schedule(0, base=3.0, minimum=0.0, warmup=0, total=4) == 3.0
 
 
-def test_beit_warms_up_in_one_step_less_from_a_rate_of_its_own():
+def test_beit_warms_up_in_one_step_less():
     settings = {"base": 1.0, "minimum": 0.1, "warmup": 5, "total": 25}
     assert [beit_schedule(step, start=0.2, **settings) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
     after = range(5, 26)

@@ -286,4 +286,5 @@ def _array_header(shape: tuple[int, ...], axes: str, dtype: np.dtype) -> Header:
     dtype = np.dtype(np.uint8) if dtype == np.bool_ else dtype
     _check_dtype(dtype)
     whole = np.broadcast_to(np.empty((), dtype), shape)  # of this shape, without memory
-    return Header(*bands_first(whole, axes).shape, dtype.name)
+    channels, height, width = bands_first(whole, axes).shape
+    return Header(channels, height, width, dtype.name)

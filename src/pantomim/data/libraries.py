@@ -41,11 +41,12 @@ def torchvision_set(spec: str) -> Contents:
     from torchvision import datasets
 
     name = spec.partition(":")[2]
-    build: Any = getattr(datasets, name, None)
-    if not inspect.isclass(build) or not issubclass(build, datasets.VisionDataset):
+    kind: Any = getattr(datasets, name, None)
+    if not inspect.isclass(kind) or not issubclass(kind, datasets.VisionDataset):
         raise ValueError(
             f"Source.spec must name a class of torchvision.datasets; got {spec!r}. Try torchvision:CIFAR10."
         )
+    build: Callable[..., Any] = kind
     root = Path(os.environ.get("PANTOMIM_DATA", "data"))
     parameters = inspect.signature(build).parameters
     variants: dict[str, dict[str, Any]] = {"": {}}
