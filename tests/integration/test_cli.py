@@ -96,7 +96,7 @@ def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: P
     [
         (["pretrian", "mae"], "Did you mean pretrain?"),
         (["pretrain", "mae_tiny_cifar1"], "Did you mean mae_tiny_cifar10?"),
-        (["pretrain", "mae"], "Add --data SRC"),
+        (["pretrain", "mae"], "--data must be given for the bare method mae"),
         (["pretrain", "mae_vit_base_in1k", "--data", "x"], "Add --out RUN"),
         (["explain", "mae_vit_base_in1k", "--optim.base_lrr", "1"], "Did you mean --optim.base_lr?"),
         (["pretrain", "mae", "--dta", "x", "--out", "y"], "Did you mean --data?"),
