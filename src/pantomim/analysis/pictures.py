@@ -10,8 +10,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pantomim.core.files import write_npz
+from pantomim.data.dataset import Dataset
 from pantomim.data.scales import Scale
-from pantomim.data.sources import Dataset
 from pantomim.data.stream import evaluation_batches
 
 STRETCH = (2.0, 98.0)  # percentiles of the originals that become black and white where values are not 8-bit

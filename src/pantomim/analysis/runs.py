@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from pantomim.config import Pretrain, from_yaml
-from pantomim.data.sources import Dataset, open_source, splits
+from pantomim.data.dataset import Dataset
+from pantomim.data.sources import open_source, splits
 from pantomim.formats.files import frozen_hashes, key_report, other_parts
 from pantomim.formats.native import load_decoder, load_encoder_folder, load_predictor, read_frozen
 from pantomim.methods.beit import BEiTConfig

@@ -20,7 +20,7 @@ from pantomim.analysis.pictures import read_images
 from pantomim.analysis.runs import held_out
 from pantomim.config import Pretrain, from_yaml
 from pantomim.core.files import check_out, replace_file, write_npz
-from pantomim.data.sources import Dataset
+from pantomim.data.dataset import Dataset
 from pantomim.data.stream import evaluation_batches
 from pantomim.formats.files import hash_weights
 from pantomim.methods.dvae import DVAEConfig

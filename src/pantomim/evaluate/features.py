@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pantomim.core.files import check_out, replace_file, write_npz
 from pantomim.core.modes import evaluating
-from pantomim.data.sources import Dataset
+from pantomim.data.dataset import Dataset
 from pantomim.data.stats import Stats
 from pantomim.data.stream import evaluation_batches
 from pantomim.formats.files import hash_weights, load_exactly
