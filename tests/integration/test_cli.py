@@ -108,7 +108,7 @@ def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: P
         (["pretrian", "mae"], "Did you mean pretrain?"),
         (["pretrain", "mae_tiny_cifar1"], "Did you mean mae_tiny_cifar10?"),
         (["pretrain", "mae"], "--data must be given for the bare method mae"),
-        (["pretrain", "mae_vit_base_in1k", "--data", "x"], "Add --out RUN"),
+        (["pretrain", "mae_vit_base_in1k", "--data", "x"], "--out must name a run folder"),
         (["explain", "mae_vit_base_in1k", "--optim.base_lrr", "1"], "Did you mean --optim.base_lr?"),
         (["pretrain", "mae", "--dta", "x", "--out", "y"], "Did you mean --data?"),
         (["explain", "mae_vit_base_in1k", "--optim.base_lr", "nan"], "OptimConfig.base_lr must be above 0"),
@@ -181,7 +181,7 @@ def test_nothing_that_exists_counts_as_renamed() -> None:
 )
 def test_messages_speak_of_options(message: str, shown: str) -> None:
     line = CommandLine("pretrain", ["mae", "--optim.base_lr", "0"])
-    with pytest.raises(ValueError, match="There is no option --optim.base_lrr"):
+    with pytest.raises(ValueError, match=r"There is no option --optim\.base_lrr"):
         read_run(CommandLine("pretrain", ["mae", "--optim.base_lrr", "0"]), PretrainOptions)
     with pytest.raises(ValueError, match=r"prepare\.data must be given"):
         read_run(line, PretrainOptions)

@@ -122,7 +122,7 @@ def test_mistakes(job, tmp_path, capsys) -> None:
     assert "With another --image-size, images are resized" in fails(
         capsys, "encode", "--tokenizer", str(run), "--image-size", "16", "15", *data, *out
     )
-    assert "Add --out RUN" in fails(capsys, "train", *data)
+    assert "--out must name a run folder" in fails(capsys, "train", *data)
     assert "Did you mean --steps" in fails(capsys, "train", *data, "--out", str(tmp_path / "run"), "--stps", "3")
     assert "There is no tokenizer trian. Did you mean train?" in fails(capsys, "trian")
     large = ["--method.sizes.stride", "32", "--method.image-size", "32", "32"]

@@ -51,21 +51,20 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         progress("Interrupted.")
         sys.exit(130)
-    except (ValueError, OSError) as error:
-        _fail_with(line, error)
     except Exception as error:
+        _end(line, error)
+
+
+def _end(line: CommandLine, error: Exception) -> None:
+    if not isinstance(error, ValueError | OSError):
         from pantomim.engine.stops import Interrupted, MemoryFullError, NonFiniteError
 
-        if isinstance(error, NonFiniteError | MemoryFullError):
-            _fail_with(line, error)
-        if not isinstance(error, Interrupted):
-            raise
-        if is_main_process():  # all processes stop together, and one says so
-            progress(str(error))
-        sys.exit(130)
-
-
-def _fail_with(line: CommandLine, error: Exception) -> None:
+        if isinstance(error, Interrupted):
+            if is_main_process():  # all processes stop together, and one says so
+                progress(str(error))
+            sys.exit(130)
+        if not isinstance(error, NonFiniteError | MemoryFullError):
+            raise error
     if os.environ.get("PANTOMIM_TRACEBACK"):
         raise error
     fail(line.in_options(str(error)), 2)

@@ -75,15 +75,18 @@ class CommandLine:
 Command = Callable[[CommandLine], None]
 
 
-def typed(command: Callable[..., None], *owners: str, also: Callable[[], str] | None = None) -> Command:
-    """A command whose options are the arguments of a function; its help ends with what `also` gives."""
+def typed(*owners: str, also: Callable[[], str] | None = None, **how: Any) -> Callable[[Callable[..., None]], Command]:
+    """Makes a command of a function, whose arguments are the options; its help ends with what `also` gives."""
 
-    @wraps(command)
-    def run(line: CommandLine) -> None:
-        more = f"{summary(command)}\n\n{also()}" if also is not None and line.asks_for_help else None
-        line.read(command, *owners, description=more)
+    def decorate(command: Callable[..., None]) -> Command:
+        @wraps(command)
+        def run(line: CommandLine) -> None:
+            more = f"{summary(command)}\n\n{also()}" if also is not None and line.asks_for_help else None
+            line.read(command, *owners, description=more, **how)
 
-    return run
+        return run
+
+    return decorate
 
 
 def summary(kind: Any) -> str:

@@ -4,7 +4,7 @@ from pantomim.cli.command_line import typed
 from pantomim.cli.console import say, say_broken
 
 
-@typed
+@typed()
 def features(encoder: str, data: str, out: Path, split: str = "all", image_size: tuple[int, int] | None = None) -> None:
     """Write the features of every image to a table.
 

@@ -1,4 +1,3 @@
-from functools import partial
 from pathlib import Path
 
 from pantomim.cli.command_line import Positional, typed
@@ -11,7 +10,7 @@ def _layouts() -> str:
     return f"Layouts: {', '.join(layout.name for layout in FORMATS)}."
 
 
-@partial(typed, also=_layouts)
+@typed(also=_layouts)
 def import_(
     file: Positional[Path],
     out: Path,

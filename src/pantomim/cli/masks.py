@@ -1,5 +1,4 @@
 import shlex
-from functools import partial
 from pathlib import Path
 
 from pantomim.cli.command_line import Positional, typed
@@ -14,7 +13,7 @@ def _strategies() -> str:
     return f"Strategies: {', '.join(STRATEGIES)}."
 
 
-@partial(typed, also=_strategies)
+@typed(also=_strategies)
 def masks(
     strategies: Positional[tuple[str, ...]] = (),
     grid: str = "14x14",

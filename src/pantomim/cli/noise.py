@@ -4,7 +4,7 @@ from pantomim.cli.command_line import Positional, typed
 from pantomim.cli.console import say, section
 
 
-@typed
+@typed()
 def noise(
     color: Positional[str],
     out: Path | None = None,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pantomim.cli.command_line import CommandLine
 from pantomim.cli.console import is_main_process, progress, say, section
-from pantomim.cli.run_options import RunOptions, need_out, read_run
+from pantomim.cli.run_options import RunOptions, read_run
 
 if TYPE_CHECKING:
     from pantomim.config import Stages
@@ -46,7 +46,7 @@ class PretrainOptions(RunOptions):
 def pretrain(line: CommandLine) -> None:
     """Pre-train an encoder: pantomim pretrain RECIPE --data SRC --out RUN [--steps N] [--any.setting value]."""
     chosen, prepared, _ = read_run(line, PretrainOptions)
-    out = need_out(line, chosen.out)
+    out = chosen.folder
     if prepared.chain is not None:
         _pretrain_stages(prepared.chain, out)
         return

@@ -2,7 +2,7 @@ from pantomim.cli.command_line import typed
 from pantomim.cli.console import grid, say
 
 
-@typed
+@typed()
 def recipes() -> None:
     """List the recipes with their cost and expected score."""
     from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, RECIPES, TOKENIZER_RECIPES

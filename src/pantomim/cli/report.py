@@ -4,7 +4,7 @@ from pantomim.cli.command_line import Positional, typed
 from pantomim.cli.console import say, warn
 
 
-@typed
+@typed()
 def report(run: Positional[Path], headline: str | None = None) -> None:
     """Make RUN/report.html: what was run, curves, pictures, scores.
 

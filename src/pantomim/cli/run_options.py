@@ -54,6 +54,13 @@ class RunOptions(ABC):
         return None if self.recipe == "[]" else self.recipe
 
     @property
+    def folder(self) -> Path:
+        """The run folder, which has no default."""
+        if self.out is None:
+            raise ValueError("Pretrain.out must name a run folder; got none. Add one, such as runs/first.")
+        return self.out
+
+    @property
     def choices(self) -> dict[str, Any]:
         """What decides the config beside the name."""
         return {key: value for key, value in vars(self).items() if key not in ("recipe", "out", "keep")}
@@ -84,13 +91,6 @@ def read_run(line: CommandLine, kind: type[Options]) -> tuple[Options, "Prepared
     if chosen.keep is not None:
         config = replace(config, runtime=replace(config.runtime, keep=chosen.keep))
     return chosen, replace(prepared, config=config), given(words)
-
-
-def need_out(line: CommandLine, out: Path | None) -> Path:
-    """The run folder, which has no default."""
-    if out is None:
-        raise ValueError(f"{line.command} needs a run folder. Add --out RUN, such as --out runs/first.")
-    return out
 
 
 def _checked(line: CommandLine, words: list[str], kind: type) -> list[str]:

@@ -2,7 +2,7 @@ from pantomim.cli.command_line import Positional, typed
 from pantomim.cli.console import section
 
 
-@typed
+@typed()
 def stats(source: Positional[str]) -> None:
     """Print size, channels, classes, mean and standard deviation of a data set.
 

@@ -1,16 +1,26 @@
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from pantomim.cli.command_line import CommandLine, Positional
+from pantomim.cli.command_line import Positional, typed
 from pantomim.cli.console import fail, progress, say, section, warn
 
 
-@dataclass(frozen=True)
-class StudyOptions:
-    """Options of `study`.
+@typed("Study", config=())
+def study(
+    plan: Positional[str | None] = None,
+    data: str | None = None,
+    input: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    scale: str | None = None,
+    out: Path | None = None,
+    without: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    index: int | None = None,
+    minutes: float | None = None,
+    list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    table: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Compare runs over seeds: pantomim study PLAN --data SRC [--scale NAME] [--index I] [--table].
 
     Args:
         plan: A shipped plan's name, or your own FILE.yaml.
@@ -24,48 +34,32 @@ class StudyOptions:
         list: Show the cells, and carry out none.
         table: Make the tables from what is there, and carry out none.
     """
-
-    plan: Positional[str | None] = None
-    data: str | None = None
-    input: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    scale: str | None = None
-    out: Path | None = None
-    without: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    index: int | None = None
-    minutes: float | None = None
-    list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    table: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-
-
-def study(line: CommandLine) -> None:
-    """Compare runs over seeds: pantomim study PLAN --data SRC [--scale NAME] [--index I] [--table]."""
-    chosen = line.read(StudyOptions, "Study", config=())
     from pantomim.study.cells import expand
     from pantomim.study.page import write_tables
     from pantomim.study.placeholders import read_inputs
     from pantomim.study.plan import load_plan, shipped_plans
     from pantomim.study.run import check_study, open_study, run_study, state
 
-    if chosen.plan is None:
-        section("Plans", [(plan.name, " ".join(plan.summary.split())) for plan in shipped_plans().values()])
+    if plan is None:
+        section("Plans", [(each.name, " ".join(each.summary.split())) for each in shipped_plans().values()])
         say("\npantomim study PLAN --data SRC carries one out; FILE.yaml is a plan of your own.")
         return
-    inputs = read_inputs(chosen.data, chosen.input)
-    planned = expand(load_plan(chosen.plan), inputs, source=chosen.plan, scale=chosen.scale, without=chosen.without)
-    out = chosen.out or Path("runs", "-".join(filter(None, ["study", planned.plan.name, planned.scale])))
+    inputs = read_inputs(data, input)
+    planned = expand(load_plan(plan), inputs, source=plan, scale=scale, without=without)
+    out = out or Path("runs", "-".join(filter(None, ["study", planned.plan.name, planned.scale])))
     cells = planned.cells
     for warning in planned.warnings:
         warn(warning)
-    if chosen.list:
+    if list:
         check_study(planned, out)
         section(f"{len(cells)} cells, --index 0 to {len(cells) - 1}", [(cell.name, state(cell, out)) for cell in cells])
         return
     failed = []
-    if chosen.table:
+    if table:
         open_study(planned, out)
     else:
         progress(f"{len(cells)} cells in {out}" + (f", scale {planned.scale}." if planned.scale else "."))
-        failed = run_study(planned, out, index=chosen.index, minutes=chosen.minutes, say=progress)
+        failed = run_study(planned, out, index=index, minutes=minutes, say=progress)
     for path in write_tables(planned, out):
         say(f"Written: {path}")
     if left := sum(state(cell, out) != "finished" for cell in cells):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pantomim.cli.command_line import CommandLine, typed
 from pantomim.cli.console import is_main_process, say, say_broken, section, warn
 from pantomim.cli.pretrain import in_words, say_complete
-from pantomim.cli.run_options import RunOptions, need_out, read_run
+from pantomim.cli.run_options import RunOptions, read_run
 
 if TYPE_CHECKING:
     from pantomim.recipes import Prepared
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def tokenizer(line: CommandLine) -> None:
     """Turn images into ids: pantomim tokenizer train --data SRC --out RUN, or tokenizer encode --tokenizer T ..."""
-    line.choose({"train": _train, "encode": typed(_encode, "write_ids")})(line)
+    line.choose({"train": _train, "encode": _encode})(line)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TokenizerOptions(RunOptions):
 def _train(line: CommandLine) -> None:
     """Train a tokenizer: pantomim tokenizer train [RECIPE] --data SRC --out RUN [--steps N] [--any.setting value]."""
     chosen, prepared, settings = read_run(line, TokenizerOptions)
-    out, config = need_out(line, chosen.out), prepared.config
+    out, config = chosen.folder, prepared.config
     from pantomim.analysis.tokens import PICTURE, write_tokenizer_report
     from pantomim.engine.pretrain import pretrain as run
     from pantomim.recipes.dvae import fitted
@@ -55,6 +55,7 @@ def _train(line: CommandLine) -> None:
     say(f"\nTokenizer: {out}, for --tokenizer {out}")
 
 
+@typed("write_ids")
 def _encode(
     data: str,
     out: Path,

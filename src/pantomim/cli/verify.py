@@ -5,7 +5,7 @@ from pantomim.cli.command_line import Positional, typed
 from pantomim.cli.console import say
 
 
-@typed
+@typed()
 def verify(folder: Positional[Path]) -> None:
     """Compare our modules with golden tensors made by the authors' code; exit status 1 if any differs.
 
