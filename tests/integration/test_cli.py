@@ -1,6 +1,7 @@
 """The command line, as a user types it: the main job on a tiny set, and what happens when something is mistyped."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,7 +15,7 @@ from PIL import Image
 from tiny import tiny_images
 
 from pantomim.analysis import ANALYSES
-from pantomim.cli import main
+from pantomim.cli import COMMANDS, main
 from pantomim.cli.command_line import CommandLine
 from pantomim.cli.pretrain import PretrainOptions
 from pantomim.cli.renamed import RENAMED, RUN, Renamed, check_renamed
@@ -122,14 +123,14 @@ def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: P
         (["evaluate", "liner", "--encoder", "x"], "There is no evaluate liner. Did you mean linear?"),
         (["pretrain", "mae_vit_base_in1k", "--out", "new"], "error: --data.source must name the images; got none."),
         (["pretrain", "mae", "--data", "mnist", "--size", "enormous"], "error: --size must be one of micro,"),
-        (["explain", "mae_vit_base_in1k", "--target", "sound"], "--method.target.kind must be one of pixels,"),
+        (["explain", "mae_vit_base_in1k", "--target", "sound"], "--method.target.kind must be one of tokens, pixels, hog, features; got sound."),
         (["explain", "dbot_vit_base_in1k", "--reinit", "some"], "--reinit must be one of full, reference, none"),
         (["explain", "mae_vit_base_in1k", "--method.masker.kind", "spiral"], "--method.masker.kind must be one of"),
         (["evaluate", "knn", "--encoder", "timm:x", "--data", "mnist"], "timm"),
-        (["inspect", "guidance", "runs/a", "runs/b"], "ENCODERS must be one run"),
+        (["inspect", "guidance", "runs/a", "runs/b"], "Guidance.encoders must be one run"),
         (["report", "nowhere"], "RUN must be a run folder; got nowhere"),
         (["verify", "nowhere"], "FOLDER must hold golden items"),
-        (["noise", "pink"], "'pink'"),
+        (["noise", "pink"], "color: Input should be 'red',"),
         (["study", "masks", "--data", "mnist", "--index", "999"], "--index must be in 0 to"),
         (["evaluate", "knn", "--encoder", "nowhere", "--data", "mnist"], "nowhere"),
     ],
@@ -211,6 +212,19 @@ def test_help_lists_what_the_tuples_hold(capsys: pytest.CaptureFixture[str]) -> 
         assert ended.value.code == 0
         shown = capsys.readouterr().out
         assert all(name in shown for name in names), words
+
+
+def test_commands_on_our_pages_exist() -> None:
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    lines = [
+        found for page in pages for found in re.findall(r"\bpantomim ([a-z]+ +[^`\n#|]*--[^`\n#|]*)", page.read_text())
+    ]
+    assert len(lines) > 40
+    for line in lines:
+        words = line.split()
+        assert words[0] in COMMANDS, line
+        check_renamed(words)
 
 
 def test_other_channels_than_the_encoders(

@@ -126,7 +126,7 @@ def test_mistakes(job, tmp_path, capsys) -> None:
     assert "Did you mean --steps" in fails(capsys, "train", *data, "--out", str(tmp_path / "run"), "--stps", "3")
     assert "There is no tokenizer trian. Did you mean train?" in fails(capsys, "trian")
     large = ["--method.sizes.stride", "32", "--method.image-size", "32", "32"]
-    assert "DVAESizes.stride must be at most the side of the images; got 32" in fails(
+    assert "--method.sizes.stride must be at most the side of the images; got 32" in fails(
         capsys, "train", *data, "--out", str(tmp_path / "run"), "--steps", "1", *SMALL, *QUIET, *large
     )
 

@@ -24,7 +24,7 @@ from pantomim.cli.verify import verify
 
 # The only list, in the order of `pantomim --help`. A command imports what it works with when it is called, so that help
 # waits for no model library.
-_ALL = (pretrain, evaluate, features, report, recipes, explain, tokenizer, stats, noise, masks)
+_ALL: tuple[Command, ...] = (pretrain, evaluate, features, report, recipes, explain, tokenizer, stats, noise, masks)
 _ALL += (inspect_, study, import_, verify)
 COMMANDS: dict[str, Command] = {command.__name__.rstrip("_"): command for command in _ALL}
 

@@ -14,7 +14,6 @@ import tyro
 from pantomim.cli.console import say, section
 
 T = TypeVar("T")
-Positional = tyro.conf.Positional
 LEAVES = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 # A setting in a message; at the beginning of an indented line it is a key of a file.
 SETTING = re.compile(r"(?<![\w./-])(?<!^  )[A-Za-z_]\w*(?:\.\w+)+(?![\w/]|\.\w)", re.MULTILINE)
@@ -47,7 +46,7 @@ class CommandLine:
         classes = inspect.getmro(kind) if isinstance(kind, type) else (kind,)
         names = [self.command.split()[0], *owners, *(each.__name__ for each in classes)]
         for name, parameter in inspect.signature(kind).parameters.items():
-            positional = Positional in getattr(parameter.annotation, "__metadata__", ())
+            positional = tyro.conf.Positional in getattr(parameter.annotation, "__metadata__", ())
             option = name.upper() if positional else f"--{name.replace('_', '-')}"
             self.options |= {f"{owner}.{name}": option for owner in names}
         return tyro.cli(kind, args=self.arguments, prog=f"pantomim {self.command}", **{"config": LEAVES, **how})

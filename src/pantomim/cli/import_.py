@@ -1,6 +1,8 @@
 from pathlib import Path
 
-from pantomim.cli.command_line import Positional, typed
+from tyro.conf import Positional
+
+from pantomim.cli.command_line import typed
 from pantomim.cli.console import say
 
 

@@ -1,7 +1,9 @@
 import shlex
 from pathlib import Path
 
-from pantomim.cli.command_line import Positional, typed
+from tyro.conf import Positional
+
+from pantomim.cli.command_line import typed
 from pantomim.cli.console import CONSOLE, say
 
 SHOWN = ("random", "red", "green", "blue", "purple", "block")  # unless others are named

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import tyro
+from tyro.conf import Positional
 
-from pantomim.cli.command_line import LEAVES, CommandLine, Positional, given
+from pantomim.cli.command_line import LEAVES, CommandLine, given
 from pantomim.cli.console import say
 
 if TYPE_CHECKING:  # imported where used: `pantomim pretrain --help` waits for no model library
@@ -76,11 +77,12 @@ def read_run(line: CommandLine, kind: type[Options]) -> tuple[Options, "Prepared
     """
     if line.asks_for_help:
         _print_help(line, kind)
-    partial: Any = {"config": (), "return_unknown_args": True, "add_help": False}
-    chosen, words = line.read(kind, "prepare", "Pretrain", "Stages", **partial)  # type: ignore[misc]
+    rest: Any = {"config": (), "return_unknown_args": True, "add_help": False}
+    read: Any = line.read(kind, "prepare", "Pretrain", "Stages", **rest)
+    chosen: Options = read[0]
     from pantomim.config import Pretrain, with_kind
 
-    words = _checked(line, words, kind)
+    words = _checked(line, read[1], kind)
     prepared = chosen.prepare()
     config = prepared.config
     for option, value in pairwise(part for word in words for part in word.split("=", 1)):

@@ -1,4 +1,6 @@
-from pantomim.cli.command_line import Positional, typed
+from tyro.conf import Positional
+
+from pantomim.cli.command_line import typed
 from pantomim.cli.console import section
 
 

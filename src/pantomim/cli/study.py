@@ -2,8 +2,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from tyro.conf import Positional
 
-from pantomim.cli.command_line import Positional, typed
+from pantomim.cli.command_line import typed
 from pantomim.cli.console import fail, progress, say, section, warn
 
 
