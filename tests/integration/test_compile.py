@@ -1,42 +1,70 @@
-"""The compiled forward; in a process of its own, because the shape checks of the other tests do not compile."""
+"""Compiled forwards, in processes of their own: the shape checks of the other tests do not compile."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-STEPS = """
-import itertools, torch
-from tiny import DECODER, ENCODER
-from pantomim.engine.runtime import autocast, compile_whole, generator
-from pantomim.core.batch import Batch
-from pantomim.methods.mae import MAEConfig
+import pytest
+from compiled_forwards import CASES
+
+from pantomim.methods import METHODS
+
+TESTS = Path(__file__).parents[1]
+
+TEACHERS = """
+import json, os, sys, timm, torch, transformers
+from pantomim.nn.vit import EncoderConfig
+from pantomim.teachers.choice import TeacherConfig
 
 torch.set_num_threads(1)
 torch._dynamo.config.error_on_recompile = True
-cpu = torch.device("cpu")
-method = MAEConfig(encoder=ENCODER, decoder=DECODER).build().train()
-names = list(method.state_dict())
-compile_whole(method, backend="eager")
-for step, start in itertools.product(range(3), (0, 4)):
-    batch = Batch(torch.rand(4, 3, 16, 16), torch.arange(4), None, start=start, total=8)
-    draws = method.draw(batch, step, generator(0, step, cpu))
-    with autocast(cpu, torch.bfloat16):
-        loss = method(batch, draws)["loss"]
-    loss.backward()
-    with autocast(cpu, torch.bfloat16):
-        eager = method.forward(batch, draws)["loss"]
-    assert torch.equal(loss, eager), (loss, eager)
-assert list(method.state_dict()) == names
-counts = torch._dynamo.utils.counters
-assert counts["stats"]["unique_graphs"] == 1, counts
-assert not counts["graph_break"], counts
-print("one graph")
+os.environ["HF_HUB_OFFLINE"] = "1"
+student = EncoderConfig(image_size=(16, 16), patch_size=4, width=16, depth=2, heads=2).build()
+images, folder = torch.rand(2, 3, 16, 16), sys.argv[1]
+sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=16, patch_size=4)).save_pretrained(folder)
+with open(f"{folder}/preprocessor_config.json", "w") as file:
+    json.dump({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, file)
+torch.save(timm.create_model("test_vit2", num_classes=0).state_dict(), f"{folder}/timm.pth")
+ours = (TeacherConfig("random"), TeacherConfig("ema", blocks=2), TeacherConfig("random", depth=0))
+for config in (*ours, TeacherConfig(f"timm:test_vit2@{folder}/timm.pth"), TeacherConfig(f"hf:{folder}")):
+    teacher = config.build(student)
+    for query in (None, *(teacher.queries[:1] if config in ours else ())):
+        torch._dynamo.reset()
+        ask = lambda images: teacher(images, query)
+        compiled = torch.compile(ask, fullgraph=True, dynamic=False, backend="aot_eager")
+        torch.testing.assert_close(compiled(images), teacher(images, query))
+print("one graph each")
 """
 
 
-def test_one_graph_for_all_steps_and_micro_batches() -> None:
-    tests = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(tests)}
-    done = subprocess.run([sys.executable, "-c", STEPS], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "one graph", done.stderr
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, *arguments], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, str]:
+    done = run(str(TESTS / "compiled_forwards.py"))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_one_graph_for_all_steps_and_micro_batches(name: str, compiled: dict[str, str]) -> None:
+    assert not compiled[name], compiled[name]
+
+
+def test_every_method_is_compiled() -> None:
+    assert {config.kind for config in CASES.values()} == {method.kind for method in METHODS}
+
+
+@pytest.mark.slow
+def test_teachers_in_one_graph(tmp_path: Path) -> None:
+    done = run("-c", TEACHERS, str(tmp_path))
+    assert done.stdout.strip() == "one graph each", done.stderr

@@ -406,10 +406,10 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_kept(
     config, out = tiny_run(source, **LONG), tmp_path / "run"
 
     def full_at_24(folder: Path, *parts: object, step: int, **rest: object) -> Path:
-        def refuse(tensors: object, path: Path) -> None:
-            raise OSError(28, "No space left on device")
-
-        return save(folder, *parts, step=step, **(rest | {"write": refuse} if step == 24 else rest))
+        with monkeypatch.context() as patch:
+            if step == 24:
+                patch.setattr("pantomim.checkpoint.save_file", no_space)
+            return save(folder, *parts, step=step, **rest)
 
     save = engine.save_checkpoint
     monkeypatch.setattr(engine, "save_checkpoint", full_at_24)

@@ -32,8 +32,7 @@ from pantomim.engine.setup import check_fit, describe_start, in_steps, training_
 from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory
 from pantomim.engine.training import Training
 from pantomim.formats.files import frozen_hashes
-from pantomim.formats.native import save_decoder, save_encoder, save_predictor
-from pantomim.formats.tokenizer import save_tokenizer
+from pantomim.formats.native import save_decoder, save_encoder, save_predictor, save_tokenizer
 
 NUM_LOOKED_AT = 256  # training images that `Method.check_data` sees
 

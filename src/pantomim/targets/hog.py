@@ -90,8 +90,10 @@ class HOGTarget(Target):
             magnitude = magnitude * _tiled(self.window, (height, width)).to(magnitude)
         turn = torch.atan2(across, down) * self.bins / math.pi
         bins = torch.where(across == 0, 0, turn.floor().long() % self.bins)  # exactly vertical: exactly on a border
-        shape = (batch, channels, height // self.cell, self.cell, width // self.cell, self.cell)
-        sorted_in = [torch.where(bins == number, magnitude, 0) for number in range(self.bins)]
+        rows, cols = height // self.cell, width // self.cell  # what is no whole cell is left out, as by their unfold
+        shape = (batch, channels, rows, self.cell, cols, self.cell)
+        whole = (..., slice(rows * self.cell), slice(cols * self.cell))
+        sorted_in = [torch.where(bins == number, magnitude, 0)[whole] for number in range(self.bins)]
         return torch.stack([part.reshape(shape).sum(dim=(3, 5)) for part in sorted_in], dim=2)
 
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from pantomim.formats.dalle import load_dalle_decoder, load_dalle_encoder
-from pantomim.formats.tokenizer import load_networks
+from pantomim.formats.dalle import load_dalle
+from pantomim.formats.native import load_networks
+from pantomim.nn.dvae import DVAEDecoder, DVAEEncoder
 from pantomim.nn.vqkd import VQKDNetworks
 from pantomim.tokenizers.base import Tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer, Precision
@@ -69,7 +70,7 @@ def load_tokenizer(
 def _dalle(path: Path, precision: Precision) -> DVAETokenizer:
     """The published networks: one file has the encoder alone, a folder may have both."""
     if not path.is_dir():
-        return DVAETokenizer(load_dalle_encoder(path), precision=precision)
+        return DVAETokenizer(load_dalle(DVAEEncoder, path), precision=precision)
     found: dict[str, Path | None] = {}
     for name in ("encoder", "decoder"):
         files = [path / f"{name}.{ending}" for ending in ("pkl", "safetensors", "pth")]
@@ -84,5 +85,5 @@ def _dalle(path: Path, precision: Precision) -> DVAETokenizer:
     if encoder is None:
         raise ValueError(f"dalle:FOLDER must hold encoder.pkl (or .safetensors, .pth); got {path} without. {WAYS}.")
     return DVAETokenizer(
-        load_dalle_encoder(encoder), load_dalle_decoder(decoder) if decoder else None, precision=precision
+        load_dalle(DVAEEncoder, encoder), load_dalle(DVAEDecoder, decoder) if decoder else None, precision=precision
     )
