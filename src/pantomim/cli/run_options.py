@@ -77,12 +77,12 @@ def read_run(line: CommandLine, kind: type[Options]) -> tuple[Options, "Prepared
     """
     if line.asks_for_help:
         _print_help(line, kind)
-    rest: Any = {"config": (), "return_unknown_args": True, "add_help": False}
-    read: Any = line.read(kind, "prepare", "Pretrain", "Stages", **rest)
-    chosen: Options = read[0]
+    owners = ("prepare", "Pretrain", "Stages")
+    answer: Any = line.read(kind, *owners, config=(), return_unknown_args=True, add_help=False)
+    chosen, words = answer
     from pantomim.config import Pretrain, with_kind
 
-    words = _checked(line, read[1], kind)
+    words = _checked(line, words, kind)
     prepared = chosen.prepare()
     config = prepared.config
     for option, value in pairwise(part for word in words for part in word.split("=", 1)):
