@@ -19,6 +19,7 @@ from pantomim.methods import MethodConfig
 from pantomim.methods.mae import MAEConfig
 
 T = TypeVar("T")
+Reinit = Literal["full", "reference", "none"]
 
 
 @frozen
@@ -180,7 +181,7 @@ class Stages:
 
     run: Pretrain
     stages: AtLeastOne = 2  # dBOT has 2, or 3 for dense tasks
-    reinit: Literal["full", "reference", "none"] = "full"
+    reinit: Reinit = "full"
     evaluate: str | None = None
 
 
@@ -345,15 +346,18 @@ def with_kind(config: T, path: str, kind: str, within: str = "") -> T:
     return replace(config, **{name: choices[kind](**values)})  # type: ignore[type-var]
 
 
-def leaf_names(cls: Any, prefix: str = "") -> list[str]:
-    """The dotted names of all settings that a config can have, whatever kinds of parts are chosen."""
-    names: dict[str, None] = {}
-    for name, hint in get_type_hints(cls).items():
+def leaf_owners(cls: Any, prefix: str = "") -> dict[str, set[str]]:
+    """The dotted names of all settings that a config can have, whatever parts are chosen, and their classes' names."""
+    found: dict[str, set[str]] = {}
+    hints = get_type_hints(cls)
+    for item in fields(cls):  # of which a ClassVar is none
+        name, hint = prefix + item.name, hints[item.name]
         members = [] if get_origin(hint) is tuple else _members(hint)
-        inner = [leaf for member in members for leaf in leaf_names(member, f"{prefix}{name}.")]
-        absent = [prefix + name] if inner and type(None) in get_args(hint) else []
-        names |= dict.fromkeys(absent + inner or [prefix + name])
-    return list(names)
+        if not members or type(None) in get_args(hint):
+            found.setdefault(name, set()).add(cls.__name__)
+        for leaf, owners in (pair for member in members for pair in leaf_owners(member, f"{name}.").items()):
+            found.setdefault(leaf, set()).update(owners)
+    return found
 
 
 def _members(hint: Any) -> list[Any]:

@@ -49,7 +49,7 @@ def start_from(spec: str, method: Method) -> str:
     if different:
         raise ValueError(
             f"Pretrain.init must have the sizes of method.encoder; got {spec}, which differs in:{''.join(different)}\n"
-            f"Give these values in method.encoder, or start from other weights."
+            f"Give method.encoder these values, or start from other weights."
         )
     weights, _ = resize_encoder_weights(source.state_dict(), source.config, encoder.image_size)
     load_exactly(encoder, weights, spec)
@@ -77,7 +77,7 @@ def carry_over(old: Method, old_optimizer: Optimizer, new: Method, new_optimizer
         different = [name for name in shapes[0] if shapes[0][name] != shapes[1].get(name)]
         raise ValueError(
             f"Stages.reinit must be full or none where stages differ in their parameters; got reference, and "
-            f"{', '.join(different)} of {source} have other sizes. Set it to full."
+            f"{', '.join(different)} of {source} have other sizes. Set Stages.reinit to full."
         )
     ours, theirs = new.exports()["encoder"], old.exports()["encoder"]
     assert isinstance(ours, Encoder)

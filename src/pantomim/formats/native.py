@@ -159,7 +159,7 @@ def read_description(folder: str | Path, name: str = ENCODER) -> dict[str, Any]:
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path}: format_version must be at most {FORMAT_VERSION}; got {version}. "
-            f"The file comes from a newer pantomim: `pip install --upgrade pantomim`."
+            f"The file comes from a newer pantomim: upgrade to it."
         )
     return description
 

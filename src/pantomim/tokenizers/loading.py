@@ -12,7 +12,7 @@ from pantomim.tokenizers.random_projection import RandomProjectionTokenizer
 from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 WAYS = (
-    "Ways to get one: `pantomim tokenizer train --data IMAGES` and its RUN folder (or RUN/tokenizer.safetensors); "
+    "Ways to get one: `pantomim tokenizer train` and its RUN folder (or RUN/tokenizer.safetensors); "
     "dalle:FILE or dalle:FOLDER with the published encoder.pkl (and decoder.pkl); random-projection or "
     "random-projection-standardised, which need no training"
 )

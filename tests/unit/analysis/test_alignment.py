@@ -211,7 +211,7 @@ def test_from_the_command_line(tmp_path, source, capsys):
     assert "no alignment; " in (tmp_path / "with" / "analysis" / "alignment-compared.html").read_text()
     with pytest.raises(SystemExit):
         main(["inspect", "alignment", str(tmp_path / "with"), "--out", str(tmp_path / "a.png")])
-    assert "inspect.out must end in .html" in " ".join(capsys.readouterr().err.split())
+    assert "--out must end in .html" in " ".join(capsys.readouterr().err.split())
 
 
 def test_no_run_is_told(capsys):

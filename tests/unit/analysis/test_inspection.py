@@ -185,10 +185,10 @@ def test_the_report_warns_that_other_weights_were_measured(runs, tmp_path):
 def test_what_the_command_refuses(runs, source, capsys):
     file = str(runs[0] / "encoder.safetensors")
     for arguments, message in [
-        (["spectrum", file], "Inspection.out must be given where the first encoder is no run folder"),
-        (["spectrum", file, "--out", "x.html"], "Inspection.images must be given"),
+        (["spectrum", file], "--out must be given where the first encoder is no run folder"),
+        (["spectrum", file, "--out", "x.html"], "--images must be given"),
         (["spectrum", str(runs[0]), "--out", "x.png"], "must end in .html"),
-        (["cka", str(runs[0]), "--count", "3"], "CKA.count must be at least 4"),
+        (["cka", str(runs[0]), "--count", "3"], "--count must be at least 4"),
         (["cka"], "must name at least one run folder"),
     ]:
         with pytest.raises(SystemExit):
