@@ -94,7 +94,7 @@ def _build(config: MethodConfig, fake: FakeTensorMode) -> Method:
     teacher, grid = teacher_of(config), getattr(encoder, "grid", (1, 1))
     if teacher is not None and not teacher.source:
         unnamed = _UnnamedTeacher(config.encoder.width, grid)
-        parts = {"teacher": unnamed} if hasattr(config, "teacher") else {"target": FeatureTarget(unnamed, grid)}
+        parts = {"teacher": unnamed} if hasattr(config, "teacher") else {"target": FeatureTarget(target, unnamed, grid)}
     elif getattr(target, "tokenizer", None) == "":
         parts = {"target": TokenTarget(_UnnamedTokenizer(target.vocabulary or USUAL_VOCABULARY, grid))}
     elif teacher is not None and teacher.source not in OF_STUDENT and hasattr(config, "teacher"):
