@@ -2,9 +2,8 @@
 
     loss = mean over the class token and the masked patches of smooth_l1(prediction, normalise(features), beta = 2)
 
-The teacher does not change within a stage; the next stage has the student as its teacher, and a new student
-(`pretrain dbot --stages`). The symmetric variant, in which the encoder sees mask tokens and a CLIP model teaches, is
-BEiT with a feature target.
+The teacher does not change within a stage; the next stage has the student as its teacher, and a new student. The
+symmetric variant, in which the encoder sees mask tokens and a CLIP model teaches, is BEiT with a feature target.
 
 Paper: Liu et al. 2024, *Exploring Target Representations for Masked Autoencoders*, arXiv:2209.03917.
 """

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pantomim.formats.clip import clip_encoder
-from pantomim.formats.timm import attention_rows, model_table
+from pantomim.formats.timm import attention_rows
 from pantomim.nn.vit import EncoderConfig
 from pantomim.parity.compare import RELATIVE, distance
 from pantomim.parity.item import Computed, Item
@@ -47,7 +47,7 @@ def visual(item: Item) -> Computed:
         elsewhere = EncoderTeacher(fitted, item.name, output="projection")(item.input("images_other_size"))
         other = {
             "tokens_projected_other_size": torch.cat([elsewhere.prefix, elsewhere.patches], dim=1),
-            "positions_other_size": model_table(fitted.model)[0],
+            "positions_other_size": fitted.state_dict()["model.pos_embed"][0],
         }
     return Computed(
         other

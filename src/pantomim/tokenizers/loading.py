@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from pantomim.formats.dalle import load_dalle_decoder, load_dalle_encoder
-from pantomim.formats.tokenizer import load_networks
+from pantomim.formats.dalle import load_dalle
+from pantomim.formats.native import load_networks
+from pantomim.nn.dvae import DVAEDecoder, DVAEEncoder
 from pantomim.nn.vqkd import VQKDNetworks
 from pantomim.tokenizers.base import Tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer
@@ -11,7 +12,7 @@ from pantomim.tokenizers.random_projection import RandomProjectionTokenizer
 from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 WAYS = (
-    "Ways to get one: `pantomim tokenizer train --data IMAGES` and its RUN folder (or RUN/tokenizer.safetensors); "
+    "Ways to get one: `pantomim tokenizer train` and its RUN folder (or RUN/tokenizer.safetensors); "
     "dalle:FILE or dalle:FOLDER with the published encoder.pkl (and decoder.pkl); random-projection or "
     "random-projection-standardised, which need no training"
 )
@@ -60,7 +61,7 @@ def load_tokenizer(
 def _dalle(path: Path) -> DVAETokenizer:
     """The published networks: one file has the encoder alone, a folder may have both."""
     if not path.is_dir():
-        return DVAETokenizer(load_dalle_encoder(path))
+        return DVAETokenizer(load_dalle(DVAEEncoder, path))
     found: dict[str, Path] = {}
     for name in ("encoder", "decoder"):
         files = [path / f"{name}.{ending}" for ending in ("pkl", "safetensors", "pth")]
@@ -74,5 +75,5 @@ def _dalle(path: Path) -> DVAETokenizer:
             found[name] = files[0]
     if "encoder" not in found:
         raise ValueError(f"dalle:FOLDER must hold encoder.pkl (or .safetensors, .pth); got {path} without. {WAYS}.")
-    decoder = load_dalle_decoder(found["decoder"]) if "decoder" in found else None
-    return DVAETokenizer(load_dalle_encoder(found["encoder"]), decoder)
+    decoder = load_dalle(DVAEDecoder, found["decoder"]) if "decoder" in found else None
+    return DVAETokenizer(load_dalle(DVAEEncoder, found["encoder"]), decoder)

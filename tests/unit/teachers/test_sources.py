@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pantomim.formats import load_encoder
-from pantomim.formats.tokenizer import save_tokenizer
+from pantomim.formats.native import save_tokenizer
 from pantomim.nn.dvae import DVAEEncoder, DVAESizes, dvae_networks, map_pixels
 from pantomim.teachers.choice import TeacherConfig
 from pantomim.teachers.encoder import EncoderTeacher

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pantomim.formats.tokenizer import load_networks, save_tokenizer
+from pantomim.formats.native import load_networks, save_tokenizer
 from pantomim.nn.dvae import DVAESizes, dvae_networks
 from pantomim.tokenizers import Picturing, Tokenizer, load_tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer
