@@ -71,8 +71,7 @@ class DVAEConfig:
     def annealed_over(self, total: int) -> "DVAEConfig":
         """The same for a run of `total` steps: temperature over the first half, KL weight over the first twentieth.
 
-        Deviation: the paper takes a twentieth and a six-hundredth of 3,000,000 steps; short runs need longer shares,
-            and these are ours, not tuned.
+        Deviation: the paper has a twentieth and a six-hundredth of 3,000,000; short runs need more, and this is ours.
         """
         temperature = replace(self.temperature, steps=max(total // 2, 1))
         return replace(self, temperature=temperature, kl_weight=replace(self.kl_weight, steps=max(total // 20, 1)))

@@ -103,8 +103,7 @@ class VQKD(Method):
         self.encoder, self.to_code = encoder, TaskLayer(width, channels)
         self.decoder, self.to_feature = decoder, TaskLayer(width, teacher.width)
         self.teacher, self.vocabulary, self.commitment = teacher, config.vocabulary, config.commitment
-        # A step's images at once: codes move once a step, by all of them.
-        self.requirements = Requirements.of(config.encoder, whole_batch=True)
+        self.requirements = Requirements.of(config.encoder, whole_batch=True)  # codes move once a step, by all images
 
     @property
     def codebook(self) -> Float[Tensor, "K E"]:
@@ -148,8 +147,7 @@ def _quantizer(config: VQKDConfig) -> Any:
         from vector_quantize_pytorch import VectorQuantize  # imported late: other methods do without it
     except ImportError as error:
         raise ValueError(
-            "method.kind vqkd needs the library vector-quantize-pytorch, which is not installed. Run "
-            "`pip install 'pantomim[vq]'`."
+            "method.kind vqkd needs vector-quantize-pytorch, which is not installed. Run `pip install 'pantomim[vq]'`."
         ) from error
     return VectorQuantize(
         dim=config.code_width,
