@@ -88,8 +88,7 @@ class TeacherConfig:
     def build(self, student: Encoder) -> Teacher:
         """The teacher of a student, on its grid and for its channels; its weights are read here, or copied.
 
-        Only random and ema read the student's weights: of all others its config decides. A ConnectionError, if weights
-        are to be downloaded and cannot be had.
+        Only random and ema read the student's weights. A ConnectionError, if weights cannot be downloaded.
         """
         if not self.source:
             raise ValueError(f"TeacherConfig.source must be given, as there is no default; got none. Name one. {WAYS}.")

@@ -61,7 +61,7 @@ class EncoderTeacher(Teacher):
                 f"TeacherConfig.blocks must be from 1 to the teacher's {there} blocks; got {blocks} of {name}. "
                 f"Average over fewer blocks."
             )
-        self.width = self.encoder.projected if output == "projection" else self.encoder.width
+        self.width = getattr(encoder, "projected" if output == "projection" else "width")
         self.grid, self.image_size = encoder.grid, encoder.image_size
         self.num_prefix = encoder.num_prefix if class_token else 0
         if attends:
