@@ -28,6 +28,8 @@ from pantomim.nn.position import sincos_2d
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import Encoder, EncoderConfig
 
+TARGET_EPS = 1e-5  # of the targets' layer norm; all others have 1e-6
+
 
 @frozen
 class PredictorConfig:
@@ -136,7 +138,7 @@ class IJEPA(Method):
     def target(self, images: Float[Tensor, "B C H W"], ids: Int[Tensor, "T B K"]) -> Float[Tensor, "T B K D"]:
         """The EMA encoder's features of whole images, layer-normed, at the patches of the target blocks."""
         features = at_least_float32(self.target_encoder(images).patches)  # (B, N, D)
-        features = F.layer_norm(features, features.shape[-1:], eps=1e-5)  # all others have 1e-6
+        features = F.layer_norm(features, features.shape[-1:], eps=TARGET_EPS)
         return torch.stack([take(features, of_block) for of_block in ids])
 
     def exports(self) -> dict[str, Any]:

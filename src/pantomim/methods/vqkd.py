@@ -94,8 +94,7 @@ class VQKD(Method):
         encoder = config.encoder.build()
         teacher = teacher or config.teacher.build(encoder)
         width, channels = encoder.width, config.code_width
-        # On codes: a patch of one "pixel" is one code.
-        sizes = (encoder.grid, 1, channels, width, config.decoder_depth, config.encoder.heads)
+        sizes = (encoder.grid, 1, channels, width, config.decoder_depth, config.encoder.heads)  # a "pixel" is a code
         decoder = EncoderConfig(
             *sizes, position="learned", initialisation="beit", mean=(0.0,) * channels, std=(1.0,) * channels
         ).build()
