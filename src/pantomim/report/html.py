@@ -21,7 +21,7 @@ from pantomim.report.folder import Alignment, Pictures
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("pantomim.report", "."),
-    autoescape=True,
+    autoescape=jinja2.select_autoescape(["html"]),
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

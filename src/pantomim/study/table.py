@@ -11,7 +11,6 @@ from typing import Any
 from pantomim.engine.record import read_metrics
 from pantomim.report.folder import RunFolder, read_run
 from pantomim.report.scores import leaves
-from pantomim.study.analyses import read_numbers
 from pantomim.study.cells import Cell, Study
 from pantomim.study.columns import heading, parts, show_difference
 from pantomim.study.plan import LOG, MINUS
@@ -285,9 +284,9 @@ def _read_results(cell: Cell, out: Path) -> dict[str, dict[str, Any]]:
         for name, path in result_paths(cell, out).items()
         if path.is_file()
     }
-    for name, path in analysis_paths(cell, out).items():
-        if numbers := read_numbers(name, path):
-            found[name] = {"trained": numbers}
+    agreement = analysis_paths(cell, out).get("alignment")  # the only analysis with numbers for a table
+    if agreement is not None and agreement.is_file():
+        found["alignment"] = {"trained": json.loads(agreement.read_text(encoding="utf-8"))}
     if has_run(cell, out) and (log := read_metrics(cell_folder(cell, out) / "metrics.jsonl")):
         found[LOG] = {"trained": _last_tenth(log)}
     return found
