@@ -13,16 +13,14 @@ from pantomim.analysis.block_facts import BlockFacts, read_block_facts
 from pantomim.core.files import replace_file
 from pantomim.report.charts import Chart, arms_chart
 from pantomim.report.folder import Alignment, read_run
-from pantomim.report.html import alignment_strips, duration, fill_template, length, plus_minus, surroundings, triplets
+from pantomim.report.html import alignment_strips, duration, fill_template, length, surroundings, triplets
 from pantomim.study.cells import Study
-from pantomim.study.columns import heading, is_share, parts, show, show_difference
+from pantomim.study.columns import ABSENT, Spread, heading, is_share, parts, show, show_difference, show_plain
 from pantomim.study.plan import Analysis, merge
 from pantomim.study.run import analysis_paths, cell_folder
-from pantomim.study.spread import Spread
 from pantomim.study.table import Columns, Table, contrast_findings, findings, make_table
 
 Rows = list[list[str]]
-ABSENT = "–"
 MASKED = {  # heading, and how the number of `Record.masks` is written
     "ratio": ("masked (%)", ".1%"),
     "clusters": ("visible clusters", ".1f"),
@@ -165,8 +163,8 @@ def group_table(table: Table, metric: str) -> tuple[Sequence[str], Rows]:
     for group in table.groups:
         texts = [ABSENT] * 4
         if (among := group.columns[metric]) is not None:
-            texts = [_plain(among.mean, digits, scale), _plain(among.range, digits, scale)]
-            texts += [_plain(among.std, finer, scale), _plain(among.variance, finer, scale**2)]
+            texts = [show_plain(among.mean, digits, scale), show_plain(among.range, digits, scale)]
+            texts += [show_plain(among.std, finer, scale), show_plain(among.variance, finer, scale**2)]
         rows.append([group.name, ", ".join(group.arms), *texts])
     return ("", "arms", "mean", "largest − smallest", "std", "variance"), rows
 
@@ -175,8 +173,8 @@ def helper_rows(table: Table) -> Rows:
     """What the arms that are not evaluated are for, and what they came to."""
     rows = []
     for helper in table.helpers:
-        logged = [f"{name.replace('_', ' ')} {_plain(spread, '.4g')}" for name, spread in helper.logged.items()]
-        costs = [_plain(helper.costs["s_per_step"], ".1f", 1000.0), _time(helper.costs["pretrain_s"])]
+        logged = [f"{name.replace('_', ' ')} {show_plain(spread, '.4g')}" for name, spread in helper.logged.items()]
+        costs = [show_plain(helper.costs["s_per_step"], ".1f", 1000.0), _time(helper.costs["pretrain_s"])]
         rows.append(
             [helper.name, helper.method, ", ".join(helper.users) or ABSENT, ", ".join(logged) or ABSENT, *costs]
         )
@@ -191,9 +189,9 @@ def cost_rows(table: Table) -> Rows:
     for row in arms:
         step = row.costs["s_per_step"]
         ratio = ABSENT if step is None or reference is None else f"×{step.mean / reference.mean:.2f}"
-        speed = _plain(row.costs["images_per_s"], ",.0f")
+        speed = show_plain(row.costs["images_per_s"], ",.0f")
         times = [_time(row.costs[name]) for name in ("pretrain_s", "evaluate_s")]
-        rows.append([row.name, _plain(step, ".1f", 1000.0), ratio, speed, *times])
+        rows.append([row.name, show_plain(step, ".1f", 1000.0), ratio, speed, *times])
     return rows
 
 
@@ -280,10 +278,6 @@ def _by_arm(texts: dict[str, str]) -> str:
     if len(different) == 1:
         return different[0]
     return "; ".join(f"{', '.join(arm for arm in texts if texts[arm] == text)}: {text}" for text in different)
-
-
-def _plain(spread: Spread | None, digits: str, scale: float = 1.0) -> str:
-    return ABSENT if spread is None else plus_minus(spread.mean, spread.std, digits, scale)
 
 
 def _time(spread: Spread | None) -> str:

@@ -334,6 +334,6 @@ def _leaves(settings: Mapping[str, Any], shared: set[str]) -> dict[str, Any]:
 
 
 def _is_free(key: str) -> bool:
-    """Whether a setting decides no number: how runs are carried out, or inputs, which are part of all that uses them."""
+    """Whether a setting decides no number: how a run is carried out, or an input, which is part of all that uses it."""
     of_a_run = key.startswith("arms.") and any(key.endswith(f".{free}") for free in FREE)
     return of_a_run or key == "without" or key.startswith("inputs.")
