@@ -95,6 +95,7 @@ class EMA(nn.Module, EMACopy):
         momentum: What the copy keeps of itself at each step.
         steps: Length of the run, where the momentum has a schedule.
         lagging: The average is used one step late.
+        evaluating: It never drops a path, whatever the method does.
         lead: After optimiser step t (from 0) the copy keeps `momentum.at(t + lead)`; I-JEPA's code has 0.
     """
 
@@ -108,9 +109,11 @@ class EMA(nn.Module, EMACopy):
         steps: int | float | None = None,
         *,
         lagging: bool = False,
+        evaluating: bool = False,
         lead: int = 1,
     ) -> None:
         super().__init__()
+        self.evaluating = evaluating
         self.copy = copy.deepcopy(part).requires_grad_(False)
         self.ahead = copy.deepcopy(self.copy) if lagging else None  # the average that is used at the next step
         self.of, self.momentum, self.steps, self.lead = of, momentum, steps, lead
@@ -118,6 +121,10 @@ class EMA(nn.Module, EMACopy):
     def forward(self, *args: Any) -> Any:
         """As the part that it copies."""
         return self.copy(*args)
+
+    def train(self, mode: bool = True) -> "EMA":
+        """In training mode with the method, unless it is always `evaluating`."""
+        return super().train(mode and not self.evaluating)
 
     def update_ema(self, student: nn.Module, step: int) -> None:
         """Move towards the student, after optimiser step `step`."""

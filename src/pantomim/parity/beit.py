@@ -30,7 +30,7 @@ from pantomim.parity.mae import classified
 from pantomim.parity.trajectory import GivenIds, Run, Tape, run_config
 from pantomim.targets.base import Target
 from pantomim.targets.distance import Distance
-from pantomim.targets.features import FeatureNormalisation, FeatureTarget
+from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTarget
 from pantomim.teachers.base import Guidance, Query
@@ -147,9 +147,11 @@ def data2vec_trajectory(item: Item) -> Computed:
         teacher = EMATeacher(encoder, momentum, blocks=len(layers))
     else:
         teacher = _Layers(encoder, momentum, layers)
-    how: FeatureNormalisation = "layernorm" if config["post_target_layer_norm"] else "none"
-    distance = Distance("smooth_l1", beta=beta) if beta else Distance("l1")
-    run = _run(item, method, FeatureTarget(teacher, encoder.grid, how, distance))
+    features = FeatureTargetConfig(
+        normalise="layernorm" if config["post_target_layer_norm"] else "none",
+        distance=Distance("smooth_l1", beta=beta) if beta else Distance("l1"),
+    )
+    run = _run(item, method, FeatureTarget(features, teacher, encoder.grid))
     return run.computed({f"final_teacher/{name}": tensor for name, tensor in teacher.encoder.named_parameters()})
 
 

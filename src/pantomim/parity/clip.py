@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from pantomim.formats.clip import clip_encoder
-from pantomim.formats.timm import attention_rows, model_table
+from pantomim.formats.timm import attention_rows
 from pantomim.nn.vit import EncoderConfig
 from pantomim.parity.compare import RELATIVE, distance
 from pantomim.parity.item import Computed, Item
-from pantomim.teachers.encoder import Output
+from pantomim.teachers.encoder import EncoderTeacher, Output
 from pantomim.teachers.fitting import fit_wrapped
-from pantomim.teachers.wrapped import WrappedTeacher
 
 
 @torch.no_grad()
@@ -31,11 +30,11 @@ def visual(item: Item) -> Computed:
     said = {}
     outputs: tuple[Output, ...] = ("block", "norm", "projection")
     for output in outputs:
-        guidance = WrappedTeacher(encoder, output=output)(images, "class")
+        guidance = EncoderTeacher(encoder, item.name, output=output)(images, "class")
         said[output] = torch.cat([guidance.prefix, guidance.patches], dim=1)
     attention = guidance.attention
     assert attention is not None
-    mean = WrappedTeacher(encoder)(images, "mean").attention
+    mean = EncoderTeacher(encoder, item.name)(images, "mean").attention
     assert mean is not None
     before_last, _ = encoder.last_blocks(images, 2).tokens
     blocks: Any = encoder.model.blocks
@@ -45,10 +44,10 @@ def visual(item: Item) -> Computed:
     if item.has("images_other_size"):
         larger = EncoderConfig(image_size=(config["other_resolution"],) * 2, patch_size=config["patch_size"])
         fitted = fit_wrapped(encoder, larger)
-        elsewhere = WrappedTeacher(fitted, output="projection")(item.input("images_other_size"))
+        elsewhere = EncoderTeacher(fitted, item.name, output="projection")(item.input("images_other_size"))
         other = {
             "tokens_projected_other_size": torch.cat([elsewhere.prefix, elsewhere.patches], dim=1),
-            "positions_other_size": model_table(fitted.model)[0],
+            "positions_other_size": fitted.state_dict()["model.pos_embed"][0],
         }
     return Computed(
         other

@@ -33,7 +33,7 @@ from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
 from pantomim.parity.trajectory import Run, Tape, run_config
 from pantomim.targets.distance import Distance
-from pantomim.targets.features import FeatureTarget
+from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
 from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import TeacherConfig
 from pantomim.teachers.encoder import EncoderTeacher
@@ -130,7 +130,8 @@ def full_sequence(item: Item) -> Computed:
     method, counts = BEiTConfig(encoder=beit.beit_encoder(item)), masked.sum(dim=1)
     mask = Mask.from_masked(masked, int(counts.max()), varies=True)
     teacher = GivenTeacher(item.input("teacher_tokens"), method.encoder.grid)
-    target = FeatureTarget(teacher, teacher.grid, "none", Distance("cosine"))
+    features = FeatureTargetConfig(normalise="none", distance=Distance("cosine"))
+    target = FeatureTarget(features, teacher, teacher.grid)
     model = method.build(target=target).double()
     networks.fill(model, beit.without_index(item.weights()), beit.official_name, item.name)
 

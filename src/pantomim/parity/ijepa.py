@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pantomim.core.batch import Batch
 from pantomim.masking.multi_block import Blocks, FromGenerator, MultiBlockMasker
-from pantomim.methods.ijepa import IJEPA, IJEPAConfig, IJEPADraws, PredictorConfig
+from pantomim.methods.ijepa import IJEPA, IJEPAConfig, PredictorConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.optim import parameter_groups
 from pantomim.parity.item import Computed, Item
@@ -28,7 +28,7 @@ def pretrain(item: Item) -> Computed:
     seen: dict[str, Tensor] = {}
     model.encoder.register_forward_hook(lambda _, inputs, features: seen.update(context=features.patches))
     model.predictor.register_forward_hook(lambda _, inputs, output: seen.update(prediction=output))
-    loss = model(Batch(images, total=len(images)), IJEPADraws(blocks))["loss"]
+    loss = model(Batch(images, total=len(images)), blocks)["loss"]
     gradients, gradient_norms = backward(loss, model, str)
     target = model.target(images, blocks.targets).unsqueeze(1).expand(-1, len(blocks.context), -1, -1, -1)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -144,10 +144,10 @@ def _grid(setting: Mapping[str, Any]) -> tuple[int, int]:
     return side, side
 
 
-def _draws(tape: Tape) -> IJEPADraws:
+def _draws(tape: Tape) -> Blocks:
     """The lists of this micro-batch's rows, without what fills them up."""
     lists = (tape.item.input(name)[tape.step][:, tape.rows] for name in ("masks_enc", "masks_pred"))
-    return IJEPADraws(Blocks(*(ids[..., : int((ids >= 0).sum(dim=-1).min())] for ids in lists)))
+    return Blocks(*(ids[..., : int((ids >= 0).sum(dim=-1).min())] for ids in lists))
 
 
 ITEMS = {"ijepa_pretrain": pretrain, "ijepa_masks": masks, "trajectory_ijepa": trajectory}

@@ -4,10 +4,10 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast, get_args
 
 from pantomim import recipes
-from pantomim.config import Duration, Pretrain, Stages, read_plan, with_duration, with_kind
+from pantomim.config import Duration, Pretrain, Reinit, Stages, read_plan, with_duration, with_kind
 from pantomim.data.dataset import Facts
 from pantomim.data.sources import open_source
 from pantomim.data.stats import channel_stats
@@ -21,9 +21,6 @@ from pantomim.recipes.recipe import Family, Recipe
 from pantomim.recipes.scale import MAX_SIDE
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.teachers.choice import MOMENTUM, TeacherConfig
-
-TargetKind = Literal["tokens", "pixels", "hog", "features"]
-Reinit = Literal["full", "reference", "none"]
 
 
 @dataclass(frozen=True)
@@ -65,11 +62,11 @@ def prepare(
     steps: int | None = None,
     epochs: float | None = None,
     config: Path | None = None,
-    target: TargetKind | None = None,
+    target: str | None = None,
     tokenizer: str | None = None,
     teacher: str | None = None,
     stages: int | None = None,
-    reinit: Reinit | None = None,
+    reinit: str | None = None,
     evaluate: str | None = None,
 ) -> Prepared:
     """The config of a recipe's full name, of a bare method, or of another run's config.yaml.
@@ -97,12 +94,14 @@ def prepare(
             prepared = _with_momentum(prepared, guide)
     if stages is not None:
         prepared = replace(prepared, stages=stages)
+    if reinit not in (None, *get_args(Reinit)):
+        raise ValueError(f"prepare.reinit must be one of {', '.join(get_args(Reinit))}; got {reinit}.")
     if prepared.stages is None and (reinit is not None or evaluate is not None):
         raise ValueError(
             f"prepare.reinit and prepare.evaluate must be left out for a single run; got them for {run.recipe}. "
             f"`pantomim evaluate` scores a finished run; prepare.stages makes a chain."
         )
-    return replace(prepared, reinit=reinit or prepared.reinit, evaluate=evaluate or prepared.evaluate)
+    return replace(prepared, reinit=cast(Reinit, reinit or prepared.reinit), evaluate=evaluate or prepared.evaluate)
 
 
 def prepare_tokenizer(
@@ -257,7 +256,7 @@ def _shared(run: Pretrain, data: str | None, steps: int | None, epochs: float | 
     return run
 
 
-def _with_target(run: Pretrain, target: TargetKind | None, tokenizer: str | None, teacher: str | None) -> Pretrain:
+def _with_target(run: Pretrain, target: str | None, tokenizer: str | None, teacher: str | None) -> Pretrain:
     """The same run with another target; what one of this kind has already, such as its vocabulary, is kept."""
     method: Any = run.method
     guide = getattr(method, "teacher", None)

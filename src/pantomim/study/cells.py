@@ -264,7 +264,7 @@ def _run(plan: Plan, name: str, arm: Arm, inputs: Mapping[str, str]) -> dict[str
         config = config if arm.duration is None else with_duration(config, arm.duration)
     run = from_dict(Pretrain, merge(to_dict(config), arm.overrides), f"arm {name} of study {plan.name}")
     if not run.data.source:
-        raise ValueError(f"Study.inputs must name the images of {arm.base}; got none. Add the input data=SRC.")
+        raise ValueError(f"Study.input must name the images of {arm.base}; got none. Add the input data=SRC.")
     return to_dict(run)
 
 

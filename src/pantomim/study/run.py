@@ -15,12 +15,10 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from pantomim.analysis import LAYERS
-from pantomim.analysis.agreement import measure_agreement
-from pantomim.analysis.alignment import write_alignment_arrays
+from pantomim.analysis import LAYERS, write_pictures
+from pantomim.analysis.alignment import measure_agreement
 from pantomim.analysis.block_facts import write_block_facts
 from pantomim.analysis.masks import visible_statistics
-from pantomim.analysis.reconstructions import write_reconstructions
 from pantomim.config import Pretrain, from_dict, leaves, to_dict, to_yaml
 from pantomim.core.files import replace_file
 from pantomim.engine.folder import FREE, Finished, RunInUseError, refuse_changes, take_folder
@@ -41,7 +39,6 @@ ANALYSES: dict[Analysis, str] = {  # and the file of each
     "attention-distance": "attention-distance.npz",
     "spectrum": "spectrum.npz",
 }
-PICTURES: dict[str, Callable[..., object]] = {"mae": write_reconstructions, "cae": write_alignment_arrays}  # by method
 
 
 @dataclass(frozen=True)
@@ -280,12 +277,12 @@ def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
             continue
         say(f"{cell.name}: analysis {analysis}.")
         if analysis == "alignment":
-            replace_file(path, (json.dumps(asdict(measure_agreement(folder)), indent=2) + "\n").encode())
+            replace_file(path, (json.dumps(measure_agreement(folder), indent=2) + "\n").encode())
         else:
             write_block_facts(LAYERS[analysis]((str(folder),)).run(), path)
-    if cell.pictures and (write := PICTURES.get(cell.run.method.kind)):
+    if cell.pictures:
         try:
-            write(folder, count=cell.pictures)
+            write_pictures(folder, count=cell.pictures)
         except ValueError as error:  # tokens that nobody can decode, say; the numbers are worth having
             say(f"{cell.name}: no pictures. {error}")
     spent = f"{finished.wall_s:,.0f} s of pre-training, {sum(evaluate_s.values()):,.0f} s of evaluation"
