@@ -563,7 +563,7 @@ def tokenizer(arguments: list[str]) -> None:
 def _train_tokenizer(arguments: list[str]) -> None:
     """Train a discrete auto-encoder: pantomim tokenizer train --data SRC --out RUN [--steps N] [--any.leaf value]."""
     from pantomim.config import Pretrain
-    from pantomim.recipes import prepare_tokenizer
+    from pantomim.recipes import prepare
     from pantomim.recipes.dvae import dvae_paper, fitted
 
     prog = "pantomim tokenizer train"
@@ -578,7 +578,7 @@ def _train_tokenizer(arguments: list[str]) -> None:
     leaves = _checked_leaves(leaves, TokenizerTrainArguments)
     if chosen.out is None:
         raise ValueError("tokenizer train needs a run folder. Add --out RUN, such as --out runs/tokenizer.")
-    prepared, num_images = prepare_tokenizer(
+    prepared = prepare(
         _named(chosen.recipe),
         data=chosen.data,
         size=chosen.size,
@@ -586,10 +586,11 @@ def _train_tokenizer(arguments: list[str]) -> None:
         steps=chosen.steps,
         epochs=chosen.epochs,
         config=chosen.config,
+        trains="tokenizer",
     )
     config = tyro.cli(Pretrain, default=prepared.config, args=leaves, prog=prog, config=LEAVES)
-    if num_images is not None:
-        config = fitted(config, num_images, _given(leaves))
+    if prepared.num_images is not None:
+        config = fitted(config, prepared.num_images, _given(leaves))
     if chosen.keep is not None:
         config = replace(config, runtime=replace(config.runtime, keep=chosen.keep))
     from pantomim.analysis.tokens import PICTURE, write_tokenizer_report

@@ -17,16 +17,14 @@ from pantomim.targets.tokens import TokenTargetConfig
 # datasets.py: brightness, contrast and saturation; section 2.5 says "color jittering" without the strength.
 JITTER = Augment(jitter=(0.4, 0.4, 0.4, 0.0))
 JITTER_NOTE = "colour jitter: after the crop, where the authors' comes before; contrast turns about the part's mean"
+POSITIONS = "positions: relative alone, as in the authors' code; the paper adds learned absolute ones (section 2.1)"
 
 
 def in1k(size: Literal["base", "large"]) -> Pretrain:
     """Table 12 and the code, field by field."""
     return Pretrain(
         recipe="beit",
-        data=DataConfig(
-            crop=Crop(scale=(0.08, 1.0), flip=True),  # datasets.py: torchvision's range; flip
-            augment=JITTER,
-        ),
+        data=DataConfig(crop=Crop(scale=(0.08, 1.0), flip=True), augment=JITTER),  # datasets.py: torchvision's range
         method=BEiTConfig(
             encoder=beit_encoder(size, drop_path=0.1),  # Table 12
             masker=BlockMasker(ratio=75 / 196, exact=False),  # section 2.5: at most 75; min_area 16 in the code
@@ -64,8 +62,5 @@ BEIT = Family(
     },
     small=ON_CIFAR10,
     bare="beit",
-    notes=(
-        JITTER_NOTE,
-        "positions: relative alone, as in the authors' code; the paper adds learned absolute ones (section 2.1)",
-    ),
+    notes=(JITTER_NOTE, POSITIONS),
 )

@@ -35,12 +35,8 @@ def in1k(size: Literal["base", "large"]) -> Pretrain:
         ),
     )
     batch_size, lr = (4096, 1e-3) if large else (2048, 2e-3)
-    optim = replace(
-        run.optim,  # not stated for the launch: betas, last rate
-        base_lr=lr * 256 / batch_size,
-        warmup=Duration(epochs=80 if large else 10),
-        clip_norm=3.0,
-    )
+    warmup = Duration(epochs=80 if large else 10)
+    optim = replace(run.optim, base_lr=lr * 256 / batch_size, warmup=warmup, clip_norm=3.0)  # the rest: not stated
     return replace(run, method=method, optim=optim, batch_size=batch_size)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from pantomim.config import Pretrain, leaves, to_dict
@@ -11,7 +10,7 @@ from pantomim.data.stats import Stats
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.recipes.scale import CIFAR10, Scale, nearest_size, scale
 
-Row = tuple[str, ...]  # what a run costs, the score to expect, both with their source; and notes
+Row = tuple[str, ...]  # what a run costs, the score to expect, both with their source; then notes
 ON_CIFAR10: dict[str, Row] = dict.fromkeys(CIFAR10, ("not measured yet", "not measured yet; nothing is tuned"))
 _WORDS = {
     "micro": "micro with patches of 4x4, on 10,000 images of CIFAR-10; for two CPU cores",
@@ -21,54 +20,53 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named starting point for a run.
+    """A starting point for a run, and what is known about it.
 
     Args:
-        name: Method, size, data.
+        config: The run, which carries the recipe's name; of a chain the first.
+        paper: The published config that it is compared with.
         summary: One line on what it is.
-        make: Makes the config.
-        cost: What a run costs, and where that was measured or who says so.
-        expected: The score to expect, and where that was measured or who says so.
-        paper: Makes the paper's own config, that it is compared with; None: it is that itself.
+        cost: What a run costs, and who measured it.
+        expected: The score to expect, and who measured it.
         notes: What differs from the paper and is no field of the config.
         stages: Of a chain of runs, how many; None: a single run.
-        origins: Where the values of `paper` come from, by the beginning of a setting's name, if it is a mere starting
-            point because the paper does not state them.
+        origins: By the beginning of a setting's name, where the values of `paper` come from if the paper does not state
+            them.
     """
 
-    name: str
+    config: Pretrain
+    paper: Pretrain
     summary: str
-    make: Callable[[], Pretrain]
-    cost: str
-    expected: str
-    paper: Callable[[], Pretrain]
+    cost: str = ""
+    expected: str = ""
     notes: tuple[str, ...] = ()
     stages: int | None = None
     origins: Mapping[str, str] | None = None
 
-    def build(self) -> Pretrain:
-        """The config."""
-        return replace(self.make(), recipe=self.name)
+    @property
+    def name(self) -> str:
+        """Method, size, data."""
+        return self.config.recipe
 
 
 @dataclass(frozen=True)
 class Family:
-    """The recipes of a published method: its own by size, others, two small ones; and the same for any images.
+    """The recipes of a published method, and the bare method, which any images complete.
 
     Args:
         name: What the names of its recipes begin with.
         title: What the paper calls it.
         published: Makes the paper's config of a size.
-        rows: Its own recipes, by size.
+        rows: The published recipes, by size.
         others: Further recipes.
-        small: Those beside MAE's small ones: same images, sizes, rates and length; see `ON_CIFAR10`.
+        small: Those that stand beside MAE's small ones: same images, sizes, rates and length.
         rescale: `scale`, and what else of the method follows the scale.
-        bare: Name of the bare method, which takes any images; None: there is none.
+        bare: Name of the bare method; None: there is none.
         tail: What a summary ends with.
-        notes: As of `Recipe`, for all of them and for the bare method; so are the next two.
+        notes: As of `Recipe`, for all of them and for the bare method; so are `stages` and `origins`.
         sizes: Those of the bare method.
         default_size: The one where none is given.
-        tokenizer: What is trained is a tokenizer.
+        tokenizer: Whether a tokenizer is trained.
     """
 
     name: str
@@ -90,18 +88,15 @@ class Family:
     @property
     def recipes(self) -> Iterator[Recipe]:
         """All of them."""
-        for size, (cost, expected, *notes) in self.rows.items():
-            make = partial(self._of_size, size)
-            run: Any = make()
+        for size, row in self.rows.items():
+            run: Any = self._of_size(size)
             vit = f"ViT-{size[0].upper()}/{run.method.encoder.patch_size}"
-            summary = f"{self.title}, {vit}, ImageNet-1K, {run.duration}{self.tail}."
-            yield self._with_notes(Recipe(run.recipe, summary, make, cost, expected, make, tuple(notes)))
-        yield from map(self._with_notes, self.others)
-        for size, (cost, expected, *notes) in self.small.items():
-            paper = partial(self.paper, ENCODER_SIZES[size]["width"])
-            make = partial(self._on_cifar10, size)
-            name, summary = f"{self.name}_{size}_cifar10", f"{self.title}, {_WORDS[size]}."
-            yield self._with_notes(Recipe(name, summary, make, cost, expected, paper, tuple(notes)))
+            yield self._recipe(run, run, f"{vit}, ImageNet-1K, {run.duration}{self.tail}", row)
+        yield from self.others
+        for size, row in self.small.items():
+            paper = self.paper(ENCODER_SIZES[size]["width"])
+            run = replace(self.rescale(paper, CIFAR10[size]), recipe=f"{self.name}_{size}_cifar10")
+            yield self._recipe(run, paper, _WORDS[size], row)
 
     @property
     def summary(self) -> str:
@@ -114,13 +109,7 @@ class Family:
         return self._of_size(nearest_size(width, self.rows)) if self.rows else self.published()
 
     def fit(self, size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = None) -> Pretrain:
-        """The bare method: what the data and a size leave open is the paper's, or ours.
-
-        Args:
-            size: Name of the sizes.
-            facts: Size, channels, number, type and classes of the images.
-            stats: Their mean and std.
-            start: Encoder whose training is continued: all but its image size is kept.
+        """The bare method for such images; of `start`, an encoder to continue, all but the image size is kept.
 
         Raises:
             ValueError: if there is no such size, or the method cannot learn from such images.
@@ -128,18 +117,15 @@ class Family:
         if size not in self.sizes:
             raise ValueError(f"prepare.size must be one of {', '.join(self.sizes)} for {self.bare}; got {size}.")
         width = start.width if start is not None else ENCODER_SIZES.get(size, {"width": 0})["width"]
-        run = self.rescale(self.paper(width), Scale(size, facts, stats, start))
-        return replace(run, recipe=self.bare or self.name)
+        return replace(self.rescale(self.paper(width), Scale(size, facts, stats, start)), recipe=self.bare or self.name)
 
     def _of_size(self, size: str) -> Pretrain:
         return replace(self.published(size), recipe=f"{self.name}_vit_{size}_in1k")
 
-    def _on_cifar10(self, size: str) -> Pretrain:
-        return self.rescale(self.paper(ENCODER_SIZES[size]["width"]), CIFAR10[size])
-
-    def _with_notes(self, recipe: Recipe) -> Recipe:
-        notes = (*recipe.notes, *self.notes)
-        return replace(recipe, notes=notes, stages=self.stages, origins=self.origins)
+    def _recipe(self, config: Pretrain, paper: Pretrain, what: str, row: Row) -> Recipe:
+        cost, expected, *notes = row
+        summary = f"{self.title}, {what}."
+        return Recipe(config, paper, summary, cost, expected, (*notes, *self.notes), self.stages, self.origins)
 
 
 def with_parts(run: Pretrain, **parts: Any) -> Pretrain:

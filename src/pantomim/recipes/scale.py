@@ -21,9 +21,7 @@ DECODER_SIZES: dict[str, DecoderConfig] = {
     "micro": DecoderConfig(width=64, depth=1, heads=4),
     "tiny": DecoderConfig(width=128, depth=4, heads=4),
     "small": DecoderConfig(width=256, depth=4, heads=8),
-    "base": DecoderConfig(width=512, depth=8, heads=16),
-    "large": DecoderConfig(width=512, depth=8, heads=16),
-    "huge": DecoderConfig(width=512, depth=8, heads=16),
+    **dict.fromkeys(("base", "large", "huge"), DecoderConfig(width=512, depth=8, heads=16)),
 }
 BASE_WIDTH = ENCODER_SIZES["base"]["width"]  # from here on rates are the paper's
 SMALL_LR = 6e-4  # per 256 images, below
@@ -39,7 +37,6 @@ class Scale:
         facts: Size, channels and number of the images.
         stats: Their mean and std.
         start: Encoder whose training is continued: all of it is kept but its image size.
-        patch_size: None: see `choose_patch`.
         data: Which images, and how they are cut.
         optim: All of the optimiser; None: the paper's, with a warm-up of 20 epochs and, below base, a rate of ours.
         most: Images in a batch, halved where there are fewer.
@@ -50,7 +47,6 @@ class Scale:
     facts: Facts
     stats: Stats
     start: EncoderConfig | None = None
-    patch_size: int | None = None
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig | None = None
     most: int = 256
@@ -58,18 +54,25 @@ class Scale:
 
     @property
     def encoder(self) -> EncoderConfig:
-        """An encoder that fits images and size, or continues another."""
-        height, width = choose_image_size(self.facts)
+        """One that fits images and size, or continues `start`."""
+        return self.encoder_like(EncoderConfig())
+
+    def encoder_like(self, published: EncoderConfig) -> EncoderConfig:
+        """The same for a method whose encoder has its own positions, biases and initial weights."""
+        image_size = choose_image_size(self.facts)
         if self.start is not None:
             patch = self.start.patch_size
-            return replace(self.start, image_size=(max(height // patch, 1) * patch, max(width // patch, 1) * patch))
-        return EncoderConfig(
-            (height, width),
-            self.patch_size or choose_patch((height, width)),
-            self.facts.channels,
+            rows, cols = (max(side // patch, 1) for side in image_size)
+            return replace(self.start, image_size=(rows * patch, cols * patch))
+        return replace(
+            published,
+            **ENCODER_SIZES[self.size],
+            image_size=image_size,
+            patch_size=choose_patch(image_size),
+            in_chans=self.facts.channels,
             mean=self.stats.mean,
             std=self.stats.std,
-            **ENCODER_SIZES[self.size],
+            drop_path=0.0,
         )
 
     @property
@@ -104,21 +107,16 @@ CIFAR10 = {
 
 
 def scale(paper: Pretrain, to: Scale) -> Pretrain:
-    """A published recipe at another scale.
+    """A published recipe at another scale: its encoder gets the sizes of the scale, and MAE's decoder follows it.
 
-    The encoder keeps what is the method's (positions, biases, initial weights) and gets the sizes of the scale, without
-    stochastic depth; MAE's decoder follows it. Masks, targets and the rest of the method stay. Colours are changed
-    as in the paper where images have any.
+    Masks, targets and the rest of the method stay. Colours are changed as in the paper where images have any.
     """
     method: Any = paper.method
-    encoder = to.encoder
-    if to.start is None:
-        of_scale = {name: getattr(encoder, name) for name in (*_FOLLOWS_IMAGES, *ENCODER_SIZES[to.size])}
-        encoder = replace(method.encoder, drop_path=0.0, **of_scale)
-    parts: dict[str, Any] = {"encoder": encoder}
+    parts: dict[str, Any] = {"encoder": to.encoder_like(method.encoder)}
+    width = parts["encoder"].width
     if isinstance(getattr(method, "decoder", None), DecoderConfig):
-        parts["decoder"] = DECODER_SIZES[nearest_size(encoder.width)]
-    base_lr = paper.optim.base_lr if encoder.width >= BASE_WIDTH else SMALL_LR
+        parts["decoder"] = DECODER_SIZES[nearest_size(width)]
+    base_lr = paper.optim.base_lr if width >= BASE_WIDTH else SMALL_LR
     return replace(
         paper,
         data=replace(to.data, augment=paper.data.augment if to.in_colour else Augment()),
@@ -127,9 +125,6 @@ def scale(paper: Pretrain, to: Scale) -> Pretrain:
         batch_size=to.batch_size,
         duration=to.duration,
     )
-
-
-_FOLLOWS_IMAGES = ("image_size", "patch_size", "in_chans", "mean", "std")
 
 
 def choose_patch(image_size: tuple[int, int], sides: tuple[int, ...] = (16, 8, 4)) -> int:

@@ -26,11 +26,7 @@ def in1k(size: Literal["small", "base"]) -> Pretrain:
         recipe="supervised",
         data=DataConfig(crop=Crop(scale=(0.08, 1.0), flip=True), augment=AUGMENT),  # datasets.py: timm's range; flip
         method=SupervisedConfig(
-            encoder=EncoderConfig(
-                position="learned",  # models.py
-                drop_path=0.1,  # Table 9: stochastic depth
-                **ENCODER_SIZES[size],
-            ),
+            encoder=EncoderConfig(position="learned", drop_path=0.1, **ENCODER_SIZES[size]),  # models.py; Table 9
             num_classes=1000,
             pool="class",  # models.py
             label_smoothing=0.1,  # Table 9
@@ -62,30 +58,23 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
             "supervised must have labels to learn from; got images without them. Put the images of each class into a "
             "folder, give labels in an .npz or a list, or train without labels: pantomim pretrain mae."
         )
-    published: Any = paper.method
-    parts = {
-        "encoder": replace(published.encoder, position="sincos"),
-        "num_classes": to.facts.num_classes,
-        "pool": "class" if to.encoder.class_token else "mean",
-    }
-    run = scale(with_parts(paper, **parts), to)
+    method: Any = paper.method
+    encoder = replace(method.encoder, position="sincos")
+    pool = "class" if to.encoder.class_token else "mean"
+    run = scale(with_parts(paper, encoder=encoder, num_classes=to.facts.num_classes, pool=pool), to)
     augment = replace(AUGMENT, rand_augment=2 if to.in_colour else 0, mean=to.encoder.mean, std=to.encoder.std)
     return replace(run, data=replace(run.data, augment=augment))
 
+
+_SCORE = "top-1 of the classifier (the authors' README)"
 
 SUPERVISED = Family(
     "supervised",
     "Supervised (DeiT)",
     in1k,
     {
-        "small": (
-            "under 3 days on 4 GPUs (the paper's, on training time)",
-            "79.9 top-1 of the classifier (the authors' README)",
-        ),
-        "base": (
-            "37 h on two nodes, or 53 h on one of 8 V100 (the paper's, on training time)",
-            "81.8 top-1 of the classifier (the authors' README)",
-        ),
+        "small": ("under 3 days on 4 GPUs (the paper's, on training time)", f"79.9 {_SCORE}"),
+        "base": ("37 h on two nodes, or 53 h on one of 8 V100 (the paper's, on training time)", f"81.8 {_SCORE}"),
     },
     small=ON_CIFAR10,
     rescale=rescale,

@@ -8,7 +8,7 @@ from typing import Any
 
 from pantomim.config import Pretrain, from_dict, to_dict, with_duration
 from pantomim.evaluate import Evaluation, protocol_named
-from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, TOKENIZER_RECIPES, prepare, prepare_tokenizer
+from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, TOKENIZER_RECIPES, prepare
 from pantomim.recipes.dvae import fitted
 from pantomim.study.placeholders import (
     check_inputs,
@@ -254,10 +254,8 @@ def _base(arm: Arm, data: str | None) -> dict[str, Any]:
     assert arm.base is not None
     if arm.base in {*BARE_TOKENIZERS, *(recipe.name for recipe in TOKENIZER_RECIPES)}:
         length = {} if arm.duration is None else to_dict(arm.duration)
-        tokenizer, num_images = prepare_tokenizer(arm.base, data=data, size=arm.size, **length)
-        if tokenizer.config.method.kind == "dvae" and num_images is not None:
-            return to_dict(fitted(tokenizer.config, num_images))
-        return to_dict(tokenizer.config)
+        tokenizer = prepare(arm.base, data=data, size=arm.size, trains="tokenizer", **length)
+        return to_dict(fitted(tokenizer.config, tokenizer.num_images or 0))
     config = prepare(arm.base, data=data, size=arm.size).config
     return to_dict(config if arm.duration is None else with_duration(config, arm.duration))
 
