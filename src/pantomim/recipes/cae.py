@@ -14,8 +14,7 @@ from pantomim.config import DataConfig, Duration, Pretrain
 from pantomim.data.transforms import Crop
 from pantomim.methods.cae import Size, preset
 from pantomim.recipes import beit
-from pantomim.recipes.recipe import ON_CIFAR10, Family, with_parts
-from pantomim.recipes.scale import Scale, scale
+from pantomim.recipes.recipe import NOT_MEASURED, ON_CIFAR10, Family, Scale, scale, with_parts
 
 
 def in1k(size: Size, num_masked: Literal[75, 98]) -> Pretrain:
@@ -40,19 +39,15 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     return with_parts(run, regressor=replace(method.regressor, **stack), decoder=replace(method.decoder, **stack))
 
 
-_UNMEASURED = "not measured by us; the authors give none"
 _SMALL = "the authors state no recipe of ViT-S: all but its sizes is ViT-B's"
 _75 = "warm-up: 20 of 800 epochs as in the authors' PyTorch release; their PaddlePaddle release has 10"
+_UNKNOWN = (NOT_MEASURED, "not published for 75 masked patches", _75)
 
 CAE = Family(
     "cae",
     "CAE, 75 masked patches",
     partial(in1k, num_masked=75),
-    {
-        "small": (_UNMEASURED, "not published", _SMALL, _75),
-        "base": (_UNMEASURED, "not published for 75 masked patches", _75),
-        "large": (_UNMEASURED, "not published for 75 masked patches", _75),
-    },
+    {"small": (NOT_MEASURED, "not published", _SMALL, _75), "base": _UNKNOWN, "large": _UNKNOWN},
     small=ON_CIFAR10,
     rescale=rescale,
     bare="cae",
@@ -62,8 +57,8 @@ CAE_98 = Family(
     "CAE, 98 masked patches as in the published checkpoints",
     partial(in1k, num_masked=98),
     {
-        "small": (_UNMEASURED, "not published", _SMALL),
-        "base": (_UNMEASURED, "83.9 fine-tuned, 77.2 attentive, 70.3 linear (the authors' README)"),
-        "large": (_UNMEASURED, "86.2 fine-tuned, 81.2 attentive, 77.8 linear (the authors' README)"),
+        "small": (NOT_MEASURED, "not published", _SMALL),
+        "base": (NOT_MEASURED, "83.9 fine-tuned, 77.2 attentive, 70.3 linear (the authors' README)"),
+        "large": (NOT_MEASURED, "86.2 fine-tuned, 81.2 attentive, 77.8 linear (the authors' README)"),
     },
 )

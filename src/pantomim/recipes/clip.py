@@ -13,11 +13,12 @@ from pantomim.methods.beit import BEiTConfig
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.recipes import beit, mae
 from pantomim.recipes.colormae import mmengine
-from pantomim.recipes.recipe import Family, with_parts
+from pantomim.recipes.recipe import NOT_MEASURED, Family, with_parts
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.teachers.choice import TeacherConfig
 
+CLIP_NOTE = "teacher: none by default; clip:FILE, open_clip:NAME or hf:NAME gives CLIP's ViT-"
 # Every token after ln_post and projection, as the cosine alone sees it.
 TARGET = FeatureTargetConfig(teacher=TeacherConfig(output="projection"), normalise="none", distance=Distance("cosine"))
 
@@ -46,19 +47,16 @@ def mae_in1k(size: str) -> Pretrain:
     return replace(run, optim=mmengine(run), duration=Duration(epochs=400))
 
 
-_TEACHER = "teacher: none by default; clip:FILE, open_clip:NAME or hf:NAME gives CLIP's ViT-B/16"
-
 CLIP_MIM = Family(
     "clip_mim",
     "CLIP's features behind mask tokens as in EVA",
     mim_in1k,
-    {"base": ("not measured by us; the authors have no ViT-B", "not published for ViT-B")},
+    {"base": (NOT_MEASURED, "not published for ViT-B")},
     notes=(
-        _TEACHER,
+        CLIP_NOTE + "B/16",
         "loss: 1 - cosine, where EVA's is - cosine: the same gradients",
         "student's mean and std: ImageNet's, where EVA has CLIP's for student and teacher",
-        "sizes: EVA's is ViT-g/14 on 30 million images, with CLIP's ViT-L/14 as teacher; rates, masks and length are "
-        "its",
+        "sizes: EVA's is ViT-g/14 on 30 million images, CLIP's ViT-L/14 its teacher; rates, masks and length are its",
         "positions, biases, initial weights and decay of tokens: not stated, ours",
     ),
 )
@@ -66,9 +64,9 @@ CLIP_MAE = Family(
     "clip_mae",
     "CLIP's features predicted by MAE's decoder",
     mae_in1k,
-    {"base": ("not measured by us; mmpretrain gives none", "83.7 fine-tuned, 69.0 linear (mmpretrain's port)")},
+    {"base": (NOT_MEASURED, "83.7 fine-tuned, 69.0 linear (mmpretrain's port)")},
     notes=(
-        _TEACHER,
+        CLIP_NOTE + "B/16",
         "loss: 1 - cosine, where mmpretrain's is 2 - 2 cosine: half the gradients, which AdamW scales away",
     ),
 )

@@ -14,8 +14,7 @@ from pantomim.methods.cmt_mae import CMTMAEConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.recipes import mae
-from pantomim.recipes.recipe import ON_CIFAR10, Family
-from pantomim.recipes.scale import BASE_WIDTH, DECODER_SIZES, Scale, scale
+from pantomim.recipes.recipe import BASE_WIDTH, DECODER_SIZES, NOT_MEASURED, ON_CIFAR10, Family, Scale, scale
 from pantomim.targets.distance import Distance
 from pantomim.targets.pair import Weighted
 from pantomim.teachers.choice import TeacherConfig
@@ -82,12 +81,9 @@ CMT_MAE = Family(
     "cmt_mae",
     "CMT-MAE",
     in1k,
-    {
-        "base": ("not measured by us", "85.7 fine-tuned is the paper's; whether these settings reach it is not known"),
-    },
+    {"base": (NOT_MEASURED, "85.7 fine-tuned is the paper's; whether these settings reach it is not known")},
     small=ON_CIFAR10,
     rescale=rescale,
     bare="cmt_mae",
-    tail=": a starting point",
     origins=ORIGINS,
 )

@@ -12,8 +12,7 @@ from pantomim.config import OptimConfig, Pretrain
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.noise import Color, Noise
 from pantomim.recipes import mae
-from pantomim.recipes.recipe import ON_CIFAR10, Family, with_parts
-from pantomim.recipes.scale import Scale, scale
+from pantomim.recipes.recipe import ON_CIFAR10, Family, Scale, scale, with_parts
 
 COLORS: tuple[Color, ...] = ("green", "red", "blue", "purple")
 

@@ -12,8 +12,7 @@ from pantomim.masking.block import BlockMasker
 from pantomim.methods.beit import BEiTConfig, beit_encoder
 from pantomim.nn.momentum import momentum_of_half_life
 from pantomim.recipes import beit
-from pantomim.recipes.recipe import Family, with_parts
-from pantomim.recipes.scale import Scale, scale
+from pantomim.recipes.recipe import NOT_MEASURED, Family, Scale, scale, with_parts
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.teachers.choice import TeacherConfig
@@ -57,7 +56,7 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     return with_parts(run, target=replace(method.target, teacher=teacher))
 
 
-_UNKNOWN = ("not measured by us; the authors give none", "not stated in the authors' repository")
+_UNKNOWN = (NOT_MEASURED, "not stated in the authors' repository")
 _SECOND_RUN = "a second run of 800 epochs follows, which starts from the first's weights, with momentum 0.9999"
 
 DATA2VEC = Family(

@@ -15,8 +15,16 @@ from pantomim.methods.beit import BEiTConfig, beit_encoder
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.nn.vit import ENCODER_SIZES
 from pantomim.recipes import beit, clip, mae
-from pantomim.recipes.recipe import ON_CIFAR10, Family, with_parts
-from pantomim.recipes.scale import BASE_WIDTH, DECODER_SIZES, Scale, scale
+from pantomim.recipes.recipe import (
+    BASE_WIDTH,
+    DECODER_SIZES,
+    NOT_MEASURED,
+    ON_CIFAR10,
+    Family,
+    Scale,
+    scale,
+    with_parts,
+)
 from pantomim.teachers.choice import TeacherConfig
 
 Size = Literal["base", "large", "huge"]
@@ -61,30 +69,26 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     published: Any = paper.method
     run: Any = scale(with_parts(paper, teacher=TeacherConfig(source="random")), to)
     run = replace(run, optim=replace(run.optim, clip_norm=3.0))
-    encoder, decoder = run.method.encoder, run.method.decoder
+    encoder = run.method.encoder
     if encoder.width < BASE_WIDTH:
         return run
-    drop_path = {"drop_path": published.decoder.drop_path}
-    encoder = encoder if to.start is not None else replace(encoder, **drop_path)
-    return with_parts(run, encoder=encoder, decoder=replace(decoder, **drop_path))
+    drop_path = published.decoder.drop_path
+    encoder = encoder if to.start is not None else replace(encoder, drop_path=drop_path)
+    return with_parts(run, encoder=encoder, decoder=replace(run.method.decoder, drop_path=drop_path))
 
-
-_UNMEASURED = "not measured by us; the authors give none"
-_CLIP = "teacher: none by default; clip:FILE, open_clip:NAME or hf:NAME gives CLIP's ViT-"
 
 DBOT = Family(
     "dbot",
     "dBOT in two stages",
     in1k,
     {
-        "base": (_UNMEASURED, "84.5 fine-tuned (the authors' README)"),
-        "large": (_UNMEASURED, "86.6 fine-tuned (the authors' README)"),
-        "huge": (_UNMEASURED, "87.4 fine-tuned, 88.0 at 448 (the authors' README)"),
+        "base": (NOT_MEASURED, "84.5 fine-tuned (the authors' README)"),
+        "large": (NOT_MEASURED, "86.6 fine-tuned (the authors' README)"),
+        "huge": (NOT_MEASURED, "87.4 fine-tuned, 88.0 at 448 (the authors' README)"),
     },
     small=ON_CIFAR10,
     rescale=rescale,
     bare="dbot",
-    tail=" each",
     notes=(
         "stages: each begins with a new student and a new optimiser; the authors' keeps the bias of the patch "
         "projection and AdamW's state, as reinit reference does",
@@ -96,9 +100,9 @@ DBOT_CLIP = Family(
     "dBOT in one stage, symmetric, with CLIP as its teacher",
     clip_in1k,
     {
-        "base": (_UNMEASURED, "85.7 fine-tuned (the authors' README)", _CLIP + "B/16"),
-        "large": (_UNMEASURED, "87.8 fine-tuned (the authors' README)", _CLIP + "L/14"),
-        "huge": (_UNMEASURED, "88.5 fine-tuned, 89.1 at 448 (the authors' README)", _CLIP + "L/14"),
+        "base": (NOT_MEASURED, "85.7 fine-tuned (the authors' README)", clip.CLIP_NOTE + "B/16"),
+        "large": (NOT_MEASURED, "87.8 fine-tuned (the authors' README)", clip.CLIP_NOTE + "L/14"),
+        "huge": (NOT_MEASURED, "88.5 fine-tuned, 89.1 at 448 (the authors' README)", clip.CLIP_NOTE + "L/14"),
     },
     notes=(beit.JITTER_NOTE,),
 )

@@ -13,8 +13,7 @@ from pantomim.data.transforms import Crop
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.mae import MAEConfig
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
-from pantomim.recipes.recipe import Family, Recipe, with_parts
-from pantomim.recipes.scale import DECODER_SIZES, Scale, scale
+from pantomim.recipes.recipe import DECODER_SIZES, NOT_MEASURED, Family, Recipe, Scale, scale, with_parts
 from pantomim.targets.pixels import PixelTargetConfig
 
 
@@ -31,7 +30,6 @@ def in1k(size: str) -> Pretrain:
         ),
         optim=OptimConfig(
             base_lr=1.5e-4,  # Table 8
-            min_lr=0.0,
             warmup=Duration(epochs=40),  # Table 8
             weight_decay=0.05,  # Table 8
             decay_tokens=True,  # main_pretrain.py with timm 0.3.2
@@ -54,10 +52,9 @@ def on_mnist() -> Pretrain:
         most=32,
         duration=Duration(steps=4000),
     )
-    encoder = replace(to.encoder, patch_size=4)
     target = PixelTargetConfig(normalise="none")  # as they are: black patches have no std to divide by
-    run = scale(with_parts(in1k("base"), target=target), to)
-    return replace(with_parts(run, encoder=encoder), recipe="mae_micro_mnist")
+    run = with_parts(scale(in1k("base"), to), target=target, encoder=replace(to.encoder, patch_size=4))
+    return replace(run, recipe="mae_micro_mnist")
 
 
 MAE = Family(
@@ -65,18 +62,9 @@ MAE = Family(
     "MAE",
     in1k,
     {
-        "base": (
-            "not measured by us; paper and code give ViT-L's time only",
-            "83.6 fine-tuned, 68.0 linear (the paper's, Tables 3 and 12)",
-        ),
-        "large": (
-            "31 h on 128 TPU-v3 cores (the paper's, section 4)",
-            "85.9 fine-tuned, 75.8 linear (the paper's, Tables 3 and 12)",
-        ),
-        "huge": (
-            "69 h on 128 TPU-v3 cores (twice the paper's 800 epochs, Table 2)",
-            "86.9 fine-tuned, 76.6 linear (the paper's, Tables 3 and 12)",
-        ),
+        "base": (f"{NOT_MEASURED}; paper and code give ViT-L's only", "83.6 fine-tuned, 68.0 linear (Tables 3 and 12)"),
+        "large": ("31 h on 128 TPU-v3 cores (section 4)", "85.9 fine-tuned, 75.8 linear (Tables 3 and 12)"),
+        "huge": ("69 h on 128 TPU-v3 cores (twice Table 2's)", "86.9 fine-tuned, 76.6 linear (Tables 3 and 12)"),
     },
     others=(
         Recipe(

@@ -15,8 +15,7 @@ from pantomim.methods.mocov3 import MoCoV3Config, moco_encoder
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.vit import ENCODER_SIZES
 from pantomim.recipes import mae
-from pantomim.recipes.recipe import ON_CIFAR10, Family, with_parts
-from pantomim.recipes.scale import CIFAR10, Scale, scale
+from pantomim.recipes.recipe import CIFAR10, NOT_MEASURED, ON_CIFAR10, Family, Scale, scale, with_parts
 
 # main_moco.py: the two kinds of views of BYOL, with weaker colours ("not strengthened").
 _COLOURS = Augment(jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, grayscale=0.2)
@@ -68,8 +67,8 @@ MOCO_V3 = Family(
     "MoCo v3",
     in1k,
     {
-        "small": ("not measured by us", "73.2 linear (the authors', CONFIG.md)"),
-        "base": ("not measured by us", "76.7 linear (the authors', CONFIG.md)"),
+        "small": (NOT_MEASURED, "73.2 linear (the authors', CONFIG.md)"),
+        "base": (NOT_MEASURED, "76.7 linear (the authors', CONFIG.md)"),
     },
     small=ON_CIFAR10,
     rescale=rescale,

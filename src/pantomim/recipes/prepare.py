@@ -17,8 +17,7 @@ from pantomim.methods.guides import teacher_of, with_teacher
 from pantomim.nn.vit import Encoder
 from pantomim.recipes.data2vec import momentum_for
 from pantomim.recipes.dvae import check_range
-from pantomim.recipes.recipe import Family, Recipe
-from pantomim.recipes.scale import MAX_SIDE
+from pantomim.recipes.recipe import MAX_SIDE, Family, Recipe
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.teachers.choice import MOMENTUM, TeacherConfig
 
@@ -28,19 +27,12 @@ Reinit = Literal["full", "reference", "none"]
 
 @dataclass(frozen=True)
 class Prepared(Recipe):
-    """A recipe with a user's choices.
+    """A recipe with a user's choices."""
 
-    Args:
-        decided: What the data decided, as (what, value).
-        reinit: How each stage but the first begins.
-        evaluate: Labelled images on which each stage is scored.
-        num_images: For training, if the data were asked for it.
-    """
-
-    decided: tuple[tuple[str, str], ...] = ()
-    reinit: Reinit = "full"
-    evaluate: str | None = None
-    num_images: int | None = None
+    decided: tuple[tuple[str, str], ...] = ()  # what the data decided, as (what, value)
+    reinit: Reinit = "full"  # how each stage but the first begins
+    evaluate: str | None = None  # labelled images on which each stage is scored
+    num_images: int | None = None  # for training, if the data were asked for it
 
     @property
     def chain(self) -> Stages | None:
@@ -92,7 +84,12 @@ def prepare(
         run = _with_target(run, target, tokenizer, teacher)
     prepared = replace(prepared, config=run)
     if trains == "tokenizer":
-        return _with_facts(prepared, data, count=config is None or resized)
+        if not run.data.source:
+            raise ValueError("prepare.data must name the images that a tokenizer is trained on; got None.")
+        facts = open_source(run.data.source, "train").facts
+        if run.method.kind == "dvae":
+            check_range(facts)
+        return replace(prepared, num_images=facts.num_images if config is None or resized else None)
     guide = teacher_of(run.method)
     if guide is not None and guide.source == "ema":
         if teacher == "ema" and stages is None:
@@ -164,8 +161,7 @@ def _from_data(family: Family, data: str | None, size: str | None, init: str | N
             f"prepare.data must be given for the bare method {family.bare}, which asks the images for their size and "
             f"channels; got None."
         )
-    dataset = open_source(data, "train")
-    start = None
+    dataset, start = open_source(data, "train"), None
     if init is not None and size is None:
         encoder = load_encoder(init)
         if not isinstance(encoder, Encoder):
@@ -173,26 +169,22 @@ def _from_data(family: Family, data: str | None, size: str | None, init: str | N
                 f"prepare.init must be a plain vision transformer; got {init}, which the method cannot train."
             )
         start = encoder.config
-    size = size or family.default_size
-    config = family.fit(size, dataset.facts, channel_stats(dataset), start)
-    method: Any = config.method
+    size, facts = size or family.default_size, dataset.facts
+    config: Any = family.fit(size, facts, channel_stats(dataset), start)
     return Prepared(
         config,
-        family.paper(0 if family.tokenizer else method.encoder.width),
+        family.paper(0 if family.tokenizer else config.method.encoder.width),
         family.summary,
         notes=family.notes,
         stages=family.stages,
         origins=family.origins,
-        decided=()
-        if family.tokenizer
-        else _decided(config, dataset.facts, f"as in {init}" if start else f"size {size}"),
-        num_images=dataset.facts.num_images,
+        decided=() if family.tokenizer else _decided(config, facts, f"as in {init}" if start else f"size {size}"),
+        num_images=facts.num_images,
     )
 
 
-def _decided(config: Pretrain, facts: Facts, sizes: str) -> tuple[tuple[str, str], ...]:
-    method: Any = config.method
-    encoder = method.encoder
+def _decided(config: Any, facts: Facts, sizes: str) -> tuple[tuple[str, str], ...]:
+    encoder = config.method.encoder
     seen = "all {}x{}".format(*facts.size) if facts.size else f"median shorter side {facts.median_shorter_side}"
     large = f", as {MAX_SIDE} is the largest side taken as it is" * (max(facts.size or (0,)) > MAX_SIDE)
     channels = zip(encoder.mean, encoder.std, strict=True)
@@ -203,19 +195,8 @@ def _decided(config: Pretrain, facts: Facts, sizes: str) -> tuple[tuple[str, str
         ("encoder", sizes),
         ("mean, std", ", ".join(f"{mean:.4g} ± {std:.3g}" for mean, std in channels)),
         ("batch size", str(config.batch_size)),
-        *([("classes", str(facts.num_classes))] * hasattr(method, "num_classes")),
+        *([("classes", str(facts.num_classes))] * hasattr(config.method, "num_classes")),
     )
-
-
-def _with_facts(prepared: Prepared, data: str | None, *, count: bool) -> Prepared:
-    """The same for a tokenizer: its images are there and have a range if it needs one, and are counted."""
-    source = prepared.config.data.source
-    if not source:
-        raise ValueError("prepare.data must name the images that a tokenizer is trained on; got None.")
-    facts = open_source(source, "train").facts if count or data is not None else None
-    if facts is not None and data is not None and prepared.config.method.kind == "dvae":
-        check_range(facts)
-    return replace(prepared, num_images=facts.num_images if facts is not None and count else None)
 
 
 def _with_target(run: Pretrain, target: TargetKind | None, tokenizer: str | None, teacher: str | None) -> Pretrain:

@@ -12,8 +12,7 @@ from pantomim.data.transforms import Crop
 from pantomim.masking.grid import GridMasker
 from pantomim.methods.beit import BEiTConfig, beit_encoder
 from pantomim.recipes import beit
-from pantomim.recipes.recipe import Family, with_parts
-from pantomim.recipes.scale import Scale, scale
+from pantomim.recipes.recipe import NOT_MEASURED, Family, Scale, scale, with_parts
 from pantomim.targets.distance import Distance
 from pantomim.targets.pixels import PixelTargetConfig
 
@@ -56,7 +55,7 @@ SIMMIM = Family(
     in1k,
     {
         "base": (
-            "not measured by us; the authors give none",
+            NOT_MEASURED,
             "83.8 fine-tuned (the authors' README)",
             "batch size: not stated for ViT; 2048 is that of the authors' Swin example",
         ),

@@ -13,8 +13,7 @@ from pantomim.data.augment import Augment
 from pantomim.data.transforms import Crop
 from pantomim.methods.supervised import SupervisedConfig
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
-from pantomim.recipes.recipe import ON_CIFAR10, Family, with_parts
-from pantomim.recipes.scale import Scale, scale
+from pantomim.recipes.recipe import ON_CIFAR10, Family, Scale, scale, with_parts
 
 # Table 9: RandAugment 9/0.5, erasing 0.25; main.py: rand-m9-mstd0.5-inc1, two operations as timm has it, mode pixel.
 AUGMENT = Augment(rand_augment=2, rand_magnitude=9.0, rand_std=0.5, erasing=0.25)
@@ -40,7 +39,6 @@ def in1k(size: Literal["small", "base"]) -> Pretrain:
             weight_decay=0.05,  # Table 9
             decay_tokens=False,  # models.py: neither tokens nor positions
             betas=(0.9, 0.999),  # main.py: AdamW's own
-            clip_norm=None,  # Table 9
         ),
         batch_size=1024,  # Table 9
         duration=Duration(epochs=300),  # Table 9
@@ -80,10 +78,8 @@ SUPERVISED = Family(
     rescale=rescale,
     bare="supervised",
     notes=(
-        "repeated augmentation: none, where the authors show three crops of an image, and a third of the images an "
-        "epoch",
-        "rate: rises from 0 and changes with every step, where the authors' rises from 1e-6 and changes with every "
-        "epoch",
+        "repeated augmentation: none; the authors show three crops of an image, and a third of the images an epoch",
+        "rate: rises from 0 and changes with every step; the authors' rises from 1e-6 and changes with every epoch",
         "initial weights: Xavier-uniform matrices (MAE's), where the authors' are normal with std 0.02; the head's are",
         "EMA of the weights: none, where the authors' code keeps one beside them (0.99996)",
     ),

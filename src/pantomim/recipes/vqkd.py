@@ -13,8 +13,7 @@ from pantomim.data.transforms import Crop
 from pantomim.methods.vqkd import VQKDConfig, vqkd_encoder
 from pantomim.recipes import beit
 from pantomim.recipes.dvae import choose_vocabulary
-from pantomim.recipes.recipe import Family, with_parts
-from pantomim.recipes.scale import Scale, scale
+from pantomim.recipes.recipe import NOT_MEASURED, Family, Scale, scale, with_parts
 
 
 def in1k(size: Literal["base", "large"]) -> Pretrain:
@@ -54,12 +53,7 @@ VQKD = Family(
     "vqkd",
     "VQ-KD, the tokenizer of BEiT v2",
     in1k,
-    {
-        "base": (
-            "not measured by us",
-            "97% of the codes used, CLIP as teacher and a decoder of three blocks (the authors' TOKENIZER.md)",
-        )
-    },
+    {"base": (NOT_MEASURED, "97% of the codes used, with CLIP and a decoder of three blocks (TOKENIZER.md)")},
     rescale=rescale,
     bare="vqkd",
     notes=("teacher: none by default; the paper's are CLIP ViT-B/16, projected, and DINO ViT-B/16",),
