@@ -256,7 +256,7 @@ def from_dict(cls: type[T], values: Any, where: str) -> T:
 # What runs of earlier versions have in their config.yaml and this one has not: by method, dotted setting, and the one
 # value at which a run is what it is without the setting.
 REMOVED: dict[str, dict[str, Any]] = {
-    "": {"runtime.cache": False},
+    "": {"runtime.cache": False, "method.masker.preset": None},
     "cmt_mae": {
         "method.decoder_form": "mae",
         "method.decoder_input": "latent",

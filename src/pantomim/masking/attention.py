@@ -1,20 +1,18 @@
 """Mask patches by how much attention they get: the most attended, the least, or by a draw in which it is the weight."""
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pantomim.core.frozen import frozen, in_words
+from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import NotNegative
 from pantomim.masking.base import Grid, Ratio, Scores, check_count, count_masked
 
 Rule = Literal["topk_masked", "topk_visible", "topk_hint", "sample_masked", "sample_visible"]
 Preset = Literal["milan", "attmask_high", "attmask_low", "attmask_hint"]
-
 
 # AttMask-Hint: shares of all patches that are shown again, and among which, the most attended ones, they are drawn.
 HINT_SHOW, HINT_AMONG = 0.1, 0.2  # the authors' attmask.py, where half of the patches are masked
@@ -34,14 +32,8 @@ class AttentionMasker:
             of the masked ones, as in AttMask's.
         eps: Sampling adds this share of the mean attention to every patch's; 0: patches without attention come last.
         hint_show: Of topk_hint alone: share of all patches that is shown again; None: 0.1, AttMask's.
-        hint_among: Of topk_hint alone: share of all patches, the most attended ones, from which these are drawn, all
-            alike; None: 0.2, AttMask's.
-        hint_refill: Of topk_hint alone: the next in rank are masked in their place, so that the number of masked
-            patches stays; None: they are. AttMask does not.
-        preset: A published way in place of all of these but the ratio, see `PUBLISHED`.
-
-    Raises:
-        ValueError: if the settings do not go together, or (when called) there is no attention.
+        hint_among: Of topk_hint alone: share of most attended patches from which these are drawn; None: 0.2, AttMask's.
+        hint_refill: Of topk_hint alone: the next in rank are masked in their place; None: they are. AttMask does not.
 
     Paper: Hou et al. 2022, *MILAN*, arXiv:2208.06049, samples the visible patches; Kakogeorgiou et al. 2022, *What to
         Hide from Your Students* (AttMask), arXiv:2203.12719, masks the most attended; CMT-MAE, arXiv:2412.17566, masks
@@ -56,7 +48,6 @@ class AttentionMasker:
     hint_show: float | None = None
     hint_among: float | None = None
     hint_refill: bool | None = None
-    preset: Preset | None = None
 
     varies = False
     guided = True
@@ -79,21 +70,11 @@ class AttentionMasker:
                 f"AttentionMasker.hint_show must be above 0 and at most hint_among, which is below 1; got {show} and "
                 f"{among}. Give shares of all patches."
             )
-        if self.preset is not None and replace(self, preset=None) != AttentionMasker(ratio=self.ratio):
-            raise ValueError(
-                f"AttentionMasker.preset decides all but the ratio; got {self.preset} and other settings beside it. "
-                f"Leave one of the two out; {self.preset} is {in_words(self.explicit)}."
-            )
 
     @property
     def manner(self) -> str:
         """See `Masker.manner`."""
-        return f"by attention ({self.preset or self.rule})"
-
-    @property
-    def explicit(self) -> "AttentionMasker":
-        """The same with a preset written out."""
-        return self if self.preset is None else published(self.preset, self.ratio)
+        return f"by attention ({self.rule})"
 
     @property
     def hint(self) -> tuple[float, float]:
@@ -104,12 +85,10 @@ class AttentionMasker:
     def num_masked(self, grid: Grid) -> int:
         """See `Masker.num_masked`."""
         masked, shown, _ = self.counts(grid)
-        return masked - shown if self.explicit.hint_refill is False else masked
+        return masked - shown if self.hint_refill is False else masked
 
     def counts(self, grid: Grid) -> tuple[int, int, int]:
         """Patches that are masked, shown again, and to be drawn from for that."""
-        if self.preset is not None:
-            return self.explicit.counts(grid)
         num_patches = grid[0] * grid[1]
         if self.whole == "visible":
             masked = count_masked("AttentionMasker", self.ratio, num_patches)
@@ -133,8 +112,6 @@ class AttentionMasker:
 
     def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
         """See `Masker.__call__`; attention of any scale, as long as it is not negative."""
-        if self.preset is not None:
-            return self.explicit(batch_size, grid, generator, attention)
         if attention is None:
             raise ValueError(
                 "AttentionMasker.attention must be given, as it decides; got none. Choose a method that asks a network "

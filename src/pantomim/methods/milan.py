@@ -40,7 +40,7 @@ class MILANConfig:
     Args:
         encoder: The student's, which sees the visible patches.
         decoder: Sizes of the prompting decoder.
-        masker: What is masked; an `AttentionMasker` gets the teacher's attention, its preset "milan" samples by it.
+        masker: What is masked; an `AttentionMasker` gets the teacher's attention, rule sample_visible samples by it.
         teacher: The frozen network, with a class token; its source has no default. The authors have CLIP's ViT-B/16
             and its features after the projection, output "projection".
         query: Whose attention in the last block, mean over the heads: the class token's, or the mean over all patches'.
