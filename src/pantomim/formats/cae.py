@@ -20,10 +20,10 @@ from pantomim.formats.layout import (
     scale_for,
 )
 from pantomim.formats.mae import official_name as beit_name
-from pantomim.nn.decoder import LatentDecoderConfig
+from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
 from pantomim.nn.init import Initialisation
 from pantomim.nn.position import sincos_2d_rows_first
-from pantomim.nn.regressor import Projection, RegressorConfig
+from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
 
 Release = Literal["lxtGH/CAE", "Atten4Vis/CAE"]
 
@@ -164,8 +164,8 @@ def _read_pretraining(whole: ForeignFile, release: Release) -> Found:
     )
     out_dim = len(file.telling("decoder.head.weight", 2))
     with initial_weights_unused():
-        encoder, regressor = config.build(), regressor_config.build(config)
-        decoder = decoder_config.build(width, heads, config.grid, out_dim, initialisation)
+        encoder, regressor = config.build(), Regressor(regressor_config, config)
+        decoder = LatentDecoder(decoder_config, width, heads, config.grid, out_dim, initialisation)
         projection = {} if width == encoder_width else {"projection": Projection(encoder_width, width)}
     rest: dict[str, nn.Module] = {"regressor": regressor, "decoder": decoder, **projection}
     file.fill({"encoder": encoder, **rest}, f"pre-training file of {release}")

@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pantomim.formats.native import damaged, fill_pair, plain_scale, read_description, write_pair
-from pantomim.nn.dvae import DVAENetworks, DVAESizes, dvae_networks
+from pantomim.nn.dvae import DVAENetworks, DVAESizes
 from pantomim.nn.vqkd import VQKDNetworks, VQKDSizes, vqkd_networks
 
 TOKENIZER = "tokenizer"
 KINDS: dict[str, tuple[Any, Callable[..., DVAENetworks | VQKDNetworks]]] = {
-    "dvae": (DVAESizes, dvae_networks),
+    "dvae": (DVAESizes, DVAENetworks),
     "vqkd": (VQKDSizes, vqkd_networks),
 }
 

@@ -61,11 +61,7 @@ def write_bank(path: Path, bank: Float[Tensor, "L M N"]) -> None:
 
 
 def read_bank(path: Path) -> Float[Tensor, "L M N"]:
-    """Read a bank: the first array of an .npz file, patterns by rows by columns, ours or the authors'.
-
-    Raises:
-        ValueError: if the file is missing or damaged, or its first array is no bank of finite numbers.
-    """
+    """Read a bank: the first array of an .npz file, patterns by rows by columns, ours or the authors'."""
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file) as archive:  # never unpickles
             values = archive[archive.files[0]] if archive.files else "no arrays"

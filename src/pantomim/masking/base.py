@@ -41,11 +41,7 @@ class Masker(Protocol):
         """What commands, galleries and studies know by name; nothing where a network must be asked."""
 
     def num_masked(self, grid: Grid) -> int:
-        """How many patches of a grid of (rows, columns) are masked (at most), known without reading a tensor.
-
-        Raises:
-            ValueError: if masks of this grid cannot be drawn.
-        """
+        """How many patches of a grid of (rows, columns) are masked (at most), known without reading a tensor."""
 
     def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
         """Draw the masks of a whole global batch on the device of `generator`, without waiting for that device."""

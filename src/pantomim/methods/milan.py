@@ -24,7 +24,7 @@ from pantomim.masking import MaskerConfig
 from pantomim.masking.attention import published
 from pantomim.methods.base import Method, Requirements, check_masker
 from pantomim.methods.guides import ask, draw_mask
-from pantomim.nn.decoder import DecoderConfig
+from pantomim.nn.decoder import DecoderConfig, PromptingDecoder
 from pantomim.nn.vit import EncoderConfig
 from pantomim.targets.distance import Distance
 from pantomim.teachers.base import Query, Teacher
@@ -84,7 +84,7 @@ class MILAN(Method):
         self.masker = config.masker
         self.encoder = encoder = config.encoder.build()
         self.teacher = teacher = teacher or config.teacher.build(encoder)
-        self.decoder = config.decoder.build_prompting(encoder.width, encoder.num_prefix, encoder.grid, teacher.width)
+        self.decoder = PromptingDecoder(config.decoder, encoder.width, encoder.num_prefix, encoder.grid, teacher.width)
         if teacher.grid != encoder.grid or not teacher.num_prefix:
             raise ValueError(
                 f"MILAN.teacher must have a class token and the student's grid of {encoder.grid[0]} x "

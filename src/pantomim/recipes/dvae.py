@@ -81,9 +81,6 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
 
     `micro` has rate, batch size, KL weight and most steps of `dvae_micro_cifar10`, the only one that was measured. The
     KL weight of `small` is that one's too, 1; those of `base` and `paper` are the paper's, 6.6. Nothing was tuned.
-
-    Raises:
-        ValueError: if pixels have no range, which the density of the loss needs, or images are too small.
     """
     check_range(to.facts)
     micro, num_images = to.size == "micro", to.facts.num_images

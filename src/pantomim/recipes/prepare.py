@@ -63,11 +63,7 @@ def prepare(
     target is what `target`, `tokenizer` (as `load_tokenizer` takes it) or `teacher` (as `TeacherConfig.source`) say.
     `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the file of a run, instead of a name. To train
     a tokenizer, no name means `dvae`, or with a teacher `vqkd`; `num_images` is then known unless the schedules are
-    those of a file.
-
-    Raises:
-        ValueError: if the recipe does not exist, or options contradict each other or leave something open. Its message
-            names an argument of this function `prepare.ARGUMENT`.
+    those of a file. The ValueError of a choice that does not exist or contradicts another names it `prepare.ARGUMENT`.
     """
     resized = steps is not None or epochs is not None
     if trains == "tokenizer" and name is None and config is None:

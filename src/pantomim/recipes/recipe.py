@@ -117,11 +117,7 @@ def scale(paper: Pretrain, to: Scale) -> Pretrain:
 
 
 def choose_patch(image_size: tuple[int, int], sides: tuple[int, ...] = (16, 8, 4)) -> int:
-    """The largest of these sides that gives at least 8 patches a side; 2 for very small images.
-
-    Raises:
-        ValueError: if a side is smaller than two pixels.
-    """
+    """The largest of these sides that gives at least 8 patches a side; 2 for very small images."""
     if min(image_size) < 2:
         raise ValueError(
             f"image_size must be at least 2x2, the smallest patch; got {image_size[0]}x{image_size[1]}. "
@@ -223,11 +219,7 @@ class Family:
         return self._of_size(nearest_size(width, self.rows)) if self.rows else self.published()
 
     def fit(self, size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = None) -> Pretrain:
-        """The bare method for such images; of `start`, an encoder to continue, all but the image size is kept.
-
-        Raises:
-            ValueError: if there is no such size, or the method cannot learn from such images.
-        """
+        """The bare method for such images; of `start`, an encoder to continue, all but the image size is kept."""
         if size not in self.sizes:
             raise ValueError(f"prepare.size must be one of {', '.join(self.sizes)} for {self.bare}; got {size}.")
         width = start.width if start is not None else ENCODER_SIZES.get(size, {"width": 0})["width"]

@@ -46,11 +46,7 @@ def in1k(size: Literal["small", "base"]) -> Pretrain:
 
 
 def rescale(paper: Pretrain, to: Scale) -> Pretrain:
-    """The data decide the classes and what is done to colours; positions are MAE's, so that encoders compare.
-
-    Raises:
-        ValueError: if the images have no labels.
-    """
+    """The data decide the classes and what is done to colours; positions are MAE's, so that encoders compare."""
     if to.facts.num_classes is None:
         raise ValueError(
             "supervised must have labels to learn from; got images without them. Put the images of each class into a "
