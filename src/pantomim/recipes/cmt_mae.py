@@ -12,9 +12,8 @@ from pantomim.config import Duration, Pretrain
 from pantomim.masking.attention import AttentionMasker
 from pantomim.methods.cmt_mae import CMTMAEConfig
 from pantomim.nn.momentum import Momentum
-from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.recipes import mae
-from pantomim.recipes.recipe import BASE_WIDTH, DECODER_SIZES, NOT_MEASURED, ON_CIFAR10, Family, Scale, scale
+from pantomim.recipes.recipe import BASE_WIDTH, NOT_MEASURED, ON_CIFAR10, Family, Scale, scale
 from pantomim.targets.distance import Distance
 from pantomim.targets.pair import Weighted
 from pantomim.teachers.choice import TeacherConfig
@@ -56,10 +55,10 @@ ORIGINS = {
 
 def in1k(size: str) -> Pretrain:
     """A starting point, as the paper's own settings are not known to us; `ORIGINS` says where each comes from."""
-    run = mae.in1k(size)  # crops, optimiser and batch: MAE's, and MILAN's; masks are of its ratio
+    run: Any = mae.in1k(size)  # crops, optimiser and batch: MAE's, and MILAN's
     method = CMTMAEConfig(
-        encoder=EncoderConfig(image_size=(224, 224), patch_size=16, **ENCODER_SIZES[size]),
-        decoder=DECODER_SIZES[size],
+        encoder=run.method.encoder,
+        decoder=run.method.decoder,
         masker=AttentionMasker(rule="topk_masked", ratio=0.75),
         teacher=TeacherConfig(output="norm"),
         mixing=Mixing(teacher_weight=0.5, warmup_share=0.1),

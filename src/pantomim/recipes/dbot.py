@@ -15,16 +15,7 @@ from pantomim.methods.beit import BEiTConfig, beit_encoder
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.nn.vit import ENCODER_SIZES
 from pantomim.recipes import beit, clip, mae
-from pantomim.recipes.recipe import (
-    BASE_WIDTH,
-    DECODER_SIZES,
-    NOT_MEASURED,
-    ON_CIFAR10,
-    Family,
-    Scale,
-    scale,
-    with_parts,
-)
+from pantomim.recipes.recipe import BASE_WIDTH, NOT_MEASURED, ON_CIFAR10, Family, Scale, scale, with_parts
 from pantomim.teachers.choice import TeacherConfig
 
 Size = Literal["base", "large", "huge"]
@@ -36,7 +27,7 @@ def in1k(size: Size) -> Pretrain:
     run: Any = mae.in1k(size)  # batch of 4096: 128 on each of 32 GPUs
     method = DBOTConfig(
         encoder=replace(run.method.encoder, drop_path=drop_path),
-        decoder=replace(DECODER_SIZES[size], drop_path=drop_path),  # models_mae.py: 512 wide, 8 deep
+        decoder=replace(run.method.decoder, drop_path=drop_path),  # models_mae.py: 512 wide, 8 deep
         masker=run.method.masker,
         # --init_teacher_encoder_depth: 12 of ViT-B; of ViT-L and ViT-H 0, projected patches with their positions
         teacher=TeacherConfig(source="random", depth=None if size == "base" else 0),

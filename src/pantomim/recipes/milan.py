@@ -10,8 +10,6 @@ from typing import Any
 from pantomim.config import Duration, Pretrain
 from pantomim.masking.attention import published
 from pantomim.methods.milan import MILANConfig
-from pantomim.nn.decoder import DecoderConfig
-from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.recipes import mae
 from pantomim.recipes.recipe import Family, Scale, scale
 from pantomim.teachers.choice import TeacherConfig
@@ -19,14 +17,15 @@ from pantomim.teachers.choice import TeacherConfig
 
 def in1k(size: str) -> Pretrain:
     """The README's run; OpenAI's CLIP ViT-B/16 teaches."""
+    run: Any = mae.in1k(size)  # the code is MAE's, and its numbers
     method = MILANConfig(
-        encoder=EncoderConfig(image_size=(224, 224), patch_size=16, **ENCODER_SIZES[size]),
-        decoder=DecoderConfig(width=512, depth=8, heads=16),  # models_milan.py
+        encoder=run.method.encoder,
+        decoder=run.method.decoder,
         masker=published("milan", 0.75),  # --mask_ratio 0.75 --attn_mask
         # 512 channels, after the projection; CLIP gets images that are normalised for the student
         teacher=TeacherConfig(output="projection", statistics="student"),
     )
-    return replace(mae.in1k(size), method=method, duration=Duration(epochs=400))  # the code is MAE's, and its numbers
+    return replace(run, method=method, duration=Duration(epochs=400))
 
 
 def rescale(paper: Pretrain, to: Scale) -> Pretrain:
