@@ -19,7 +19,7 @@ from pantomim.engine.record import read_metrics
 from pantomim.evaluate import evaluate_to_file
 from pantomim.evaluate.knn import KNN
 from pantomim.formats import load_encoder
-from pantomim.formats.tokenizer import save_tokenizer
+from pantomim.formats.native import save_tokenizer
 from pantomim.masking.block import BlockMasker
 from pantomim.methods.base import Method
 from pantomim.methods.beit import BEiTConfig

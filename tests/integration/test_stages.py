@@ -274,6 +274,7 @@ def test_images_without_labels_are_refused_before_training(source, tmp_path):
     assert not (tmp_path / "chain" / "stage-0").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_carry_out_a_chain(source, tmp_path, whole):
     plan = replace(plan_of(source), evaluate=str(source))
     (tmp_path / "plan.yaml").write_text(to_yaml(plan))

@@ -19,6 +19,8 @@ from pantomim.study.cells import Study
 from pantomim.study.page import write_tables
 from pantomim.study.run import cell_folder, is_finished, run_study, state
 
+pytestmark = pytest.mark.slow  # six arms of four methods are trained
+
 TOKENS = {"target": {"tokenizer": "{run:tokenizer}"}}
 SIZES = {"width": 4, "code_width": 4, "vocabulary": 8}
 NETWORKS = {"encoder": to_dict(ENCODER), "decoder": to_dict(DECODER)}

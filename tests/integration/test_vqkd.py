@@ -11,7 +11,7 @@ from tiny import CAE_ENCODER, tiny_images, tiny_run
 from pantomim.cli import main
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
-from pantomim.formats.tokenizer import load_networks
+from pantomim.formats.native import load_networks
 from pantomim.masking.block import BlockMasker
 from pantomim.methods.cae import CAEConfig
 from pantomim.nn.decoder import LatentDecoderConfig

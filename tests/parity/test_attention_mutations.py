@@ -1,21 +1,16 @@
 """The items about attention-guided masks notice: one thing is wrong at a time, and an item must fail."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from golden_items import failing, needs_all, outcome
 
 from pantomim.masking import attention
 from pantomim.methods import milan as method
 from pantomim.nn import decoder
 from pantomim.parity import milan
-from pantomim.parity.verification import verify_item
 from pantomim.targets.distance import Distance
-
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
-whole = pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
 
 
 @pytest.fixture(autouse=True)
@@ -23,16 +18,15 @@ def fewer_draws(monkeypatch):
     monkeypatch.setattr(milan, "DRAWS", 5000)
 
 
-def broken(name, folder=GOLDEN):
-    result = verify_item(folder / f"{name}.json")
-    assert result.status == "FAIL"
+def broken(name):
+    result = failing(name)
     assert result.compared > 4, result
     return result
 
 
 def test_as_they_are():
     for name in ("attmask", "milan_sampling"):
-        assert verify_item(GOLDEN / f"{name}.json").status == "PASS"
+        assert outcome(name).status == "PASS"
 
 
 def test_attended_patches_masked_where_milan_shows_them(monkeypatch):
@@ -77,27 +71,27 @@ def test_hints_that_are_always_the_most_attended(monkeypatch):
     broken("attmask")
 
 
-@whole
+@needs_all
 def test_milan_as_it_is():
-    assert verify_item(SHARED / "milan_pretrain_a.json").status == "PASS"
+    assert outcome("milan_pretrain_a").status == "PASS"
 
 
-@whole
+@needs_all
 @pytest.mark.parametrize("form", ["cosine", "l2"])
 def test_another_distance(monkeypatch, form):
     monkeypatch.setattr(method, "DISTANCE", Distance(form))
-    broken("milan_pretrain_a", SHARED)
+    broken("milan_pretrain_a")
 
 
-@whole
+@needs_all
 @pytest.mark.parametrize("tokens", [slice(1, None), slice(0, -1)], ids=["no class token", "not the last patch"])
 def test_not_all_tokens(monkeypatch, tokens):
     right = method.DISTANCE
     monkeypatch.setattr(method, "DISTANCE", lambda ours, target: right(ours[:, tokens], target[:, tokens]))
-    broken("milan_pretrain_a", SHARED)
+    broken("milan_pretrain_a")
 
 
-@whole
+@needs_all
 def test_visible_tokens_are_normed_too(monkeypatch):
     def forward(self, hidden, prompt):
         normed = self.norm1(hidden)
@@ -105,20 +99,20 @@ def test_visible_tokens_are_normed_too(monkeypatch):
         return hidden + self.mlp(self.norm2(hidden))
 
     monkeypatch.setattr(decoder.PromptedBlock, "forward", forward)
-    broken("milan_pretrain_a", SHARED)
+    broken("milan_pretrain_a")
 
 
-@whole
+@needs_all
 def test_hidden_tokens_do_not_see_each_other(monkeypatch):
     def forward(self, hidden, prompt):
         hidden = hidden + self.attn(self.norm1(hidden), prompt)
         return hidden + self.mlp(self.norm2(hidden))
 
     monkeypatch.setattr(decoder.PromptedBlock, "forward", forward)
-    broken("milan_pretrain_a", SHARED)
+    broken("milan_pretrain_a")
 
 
-@whole
+@needs_all
 def test_keys_and_values_exchanged(monkeypatch):
     right = decoder.PromptedAttention.forward
 
@@ -132,4 +126,4 @@ def test_keys_and_values_exchanged(monkeypatch):
         return mixed
 
     monkeypatch.setattr(decoder.PromptedAttention, "forward", forward)
-    broken("milan_pretrain_a", SHARED)
+    broken("milan_pretrain_a")

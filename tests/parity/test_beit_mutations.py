@@ -1,42 +1,34 @@
 """BEiT's items notice: one thing is wrong at a time, and an item must fail."""
 
 import functools
-import json
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from golden_items import edited, needs_all, with_config
+from golden_items import failing as failing_item
 
 from pantomim.nn import attention, blocks, init, resize, vit
 from pantomim.nn.relative import num_relative_rows, relative_index
 from pantomim.parity import beit
-from pantomim.parity.verification import verify_item
 from pantomim.targets import tokens
 
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
 PRETRAIN, FINETUNE, INDEX, RESIZE = "beit_pretrain_b", "beit_finetune_a", "beit_relative_index", "beit_relative_resize"
 SHARED_TABLE = "beit_pretrain_a"
 IN_WHOLE_COLLECTION = (SHARED_TABLE, FINETUNE)  # which alone holds them
-needs_all = pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
-
-
-def outcome(name):
-    return verify_item((SHARED if name in IN_WHOLE_COLLECTION else GOLDEN) / f"{name}.json")
 
 
 def failing(name):
-    result = outcome(name)
-    assert result.status == "FAIL"
-    return result.worst
+    return failing_item(name).worst
 
 
 def with_index(monkeypatch, change):
     """Every matrix of relative positions is another one."""
     for module in (vit, beit):
-        monkeypatch.setattr(module, "relative_index", lambda *given: change(relative_index(*given), *given))
+        monkeypatch.setattr(
+            module,
+            "relative_index",
+            lambda grid, class_token: change(relative_index(grid, class_token), grid, class_token),
+        )
 
 
 def key_minus_query(index, grid, class_token):
@@ -166,7 +158,7 @@ def test_layer_scale_on_one_branch_alone(monkeypatch, name):
     def unscaled(self, *given, **named):
         with monkeypatch.context() as inner:
             if self.gamma_2 is not None:
-                inner.setitem(self._parameters, "gamma_2", self.gamma_2 * 0 + 1)
+                inner.setitem(self._parameters, "gamma_2", torch.nn.Parameter(torch.ones_like(self.gamma_2)))
             return forward(self, *given, **named)
 
     monkeypatch.setattr(blocks.Block, "forward", unscaled)
@@ -185,21 +177,17 @@ def test_warm_up_of_another_length(monkeypatch):
 
 @pytest.mark.parametrize("name", [PRETRAIN, pytest.param(FINETUNE, marks=needs_all), INDEX, RESIZE])
 def test_a_number_changed_on_disk(tmp_path, name):
-    folder = SHARED if name in IN_WHOLE_COLLECTION else GOLDEN
-    tensors = load_file(folder / f"{name}.safetensors")
-    key = max(key for key in tensors if key.startswith("out/") and tensors[key].is_floating_point())
-    tensors[key].flatten()[1] += 1e-4
-    save_file(tensors, tmp_path / f"{name}.safetensors")
-    shutil.copy(folder / f"{name}.json", tmp_path)
-    result = verify_item(tmp_path / f"{name}.json")
+    changed = []
+
+    def nudge(spec, tensors):
+        changed.append(max(key for key in tensors if key.startswith("out/") and tensors[key].is_floating_point()))
+        tensors[changed[0]].flatten()[1] += 1e-4
+
+    result = edited(tmp_path, name, nudge)
     assert result.status == "FAIL"
-    assert key.removeprefix("out/") in result.worst
+    assert changed[0].removeprefix("out/") in result.worst
 
 
 @pytest.mark.parametrize("changes", [{"num_heads": 4}, {"masked_counts": [9, 6, 4]}, {"layer_norm_eps": 1e-5}], ids=str)
 def test_what_the_config_states_is_what_is_rebuilt(tmp_path, changes):
-    spec = json.loads((GOLDEN / f"{PRETRAIN}.json").read_text())
-    spec["config"] |= changes
-    (tmp_path / f"{PRETRAIN}.json").write_text(json.dumps(spec))
-    shutil.copy(GOLDEN / f"{PRETRAIN}.safetensors", tmp_path)
-    assert verify_item(tmp_path / f"{PRETRAIN}.json").status == "FAIL"
+    assert with_config(tmp_path, PRETRAIN, **changes).status == "FAIL"

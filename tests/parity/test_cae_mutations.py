@@ -1,13 +1,11 @@
 """CAE's golden items notice: one thing is broken at a time, and an item must fail."""
 
 import functools
-import json
 import math
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from golden_items import failing, needs_all, outcome, with_config
 from torch.nn import functional as F
 
 from pantomim.methods import cae as method
@@ -15,21 +13,13 @@ from pantomim.nn import blocks, decoder, heads, regressor, vit
 from pantomim.nn.position import sincos_2d
 from pantomim.nn.tokens import take
 from pantomim.parity import cae
-from pantomim.parity.verification import verify_item
 
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
-shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
+PRETRAIN = "cae_pretrain_b"
 
 
-def outcome(name="cae_pretrain_b", folder=GOLDEN):
-    return verify_item(folder / f"{name}.json")
-
-
-def broken(name="cae_pretrain_b", folder=GOLDEN):
+def broken(name=PRETRAIN):
     """The outcome of an item that was rebuilt, compared and found wrong."""
-    result = outcome(name, folder)
-    assert result.status == "FAIL"
+    result = failing(name)
     assert result.compared > 40, result
     return result
 
@@ -41,17 +31,8 @@ def _one_draw(request, monkeypatch):
         monkeypatch.setattr(cae, "initialisation", lambda item, draw: {})
 
 
-def with_config(folder, name, source=GOLDEN, **changes):
-    """The outcome of an item whose `config` states something else; None: it no longer states it."""
-    spec = json.loads((source / f"{name}.json").read_text())
-    spec["config"] = {key: value for key, value in {**spec["config"], **changes}.items() if value is not None}
-    (folder / f"{name}.json").write_text(json.dumps(spec))
-    shutil.copy(source / f"{name}.safetensors", folder)
-    return verify_item(folder / f"{name}.json")
-
-
 def test_unbroken():
-    result = outcome()
+    result = outcome(PRETRAIN)
     assert result.status == "PASS"
     assert result.error < 0.1
 
@@ -86,7 +67,7 @@ class Changed(regressor.RegressorBlock):
 @pytest.mark.parametrize(("name", "value"), [("residual", "summed"), ("values", "with positions")])
 def test_the_regressors_formula(monkeypatch, name, value):
     monkeypatch.setattr(regressor, "RegressorBlock", Changed)
-    assert outcome().status == "PASS"
+    assert outcome(PRETRAIN).status == "PASS"
     monkeypatch.setattr(Changed, name, value)
     broken()
 
@@ -132,15 +113,15 @@ def test_the_target_sees_all_patches(monkeypatch):
     assert "align" in broken().worst
 
 
-@shared
+@needs_all
 def test_the_target_of_the_copy_before_it_follows(monkeypatch):
     def of_the_encoder(self, images, mask, whole=method.CAE.alignment_target):
         self.update_ema(0)
         return whole(self, images, mask)
 
-    assert outcome("cae_pretrain_a", SHARED).status == "PASS"
+    assert outcome("cae_pretrain_a").status == "PASS"
     monkeypatch.setattr(method.CAE, "alignment_target", of_the_encoder)
-    broken("cae_pretrain_a", SHARED)
+    broken("cae_pretrain_a")
 
 
 def test_tokens_not_decayed(monkeypatch):
@@ -174,43 +155,43 @@ def test_what_the_config_states_is_what_is_rebuilt(tmp_path, changes):
     assert result.status == ("PASS" if "base_momentum" in changes else "FAIL")
 
 
-@shared
+@needs_all
 def test_a_momentum_shows_where_the_copy_differs(tmp_path):
-    result = with_config(tmp_path, "cae_pretrain_a", SHARED, base_momentum=0.5)
+    result = with_config(tmp_path, "cae_pretrain_a", base_momentum=0.5)
     assert result.status == "FAIL"
     assert "teacher_after" in result.worst
 
 
-@shared
+@needs_all
 def test_a_fixed_table_that_is_trained(monkeypatch):
-    assert outcome("cae_finetune", SHARED).status == "PASS"
+    assert outcome("cae_finetune").status == "PASS"
     monkeypatch.setattr(cae, "Classifier", lambda *given, learn_positions: heads.Classifier(*given))
-    result = broken("cae_finetune", SHARED)
+    result = broken("cae_finetune")
     assert "trained_parameters" in result.worst
 
 
-@shared
+@needs_all
 @pytest.mark.parametrize(
     "changes", [{"layer_decay": None}, {"mean_pooling": False}, {"per_block_relative_bias": False}]
 )
 def test_what_the_classifiers_config_states(tmp_path, changes):
     status = "PASS" if "layer_decay" in changes else "FAIL"  # the groups state it too
-    assert with_config(tmp_path, "cae_finetune", SHARED, **changes).status == status
+    assert with_config(tmp_path, "cae_finetune", **changes).status == status
 
 
-@shared
+@needs_all
 def test_keys_and_values_of_the_probe_share_no_norm(monkeypatch):
     def one_norm(self, tokens):
         query = self.norm_q(self.query_token).expand(len(tokens), -1, -1)
         return self.attn(query, self.norm_k(tokens), self.norm_k(tokens)).squeeze(1)
 
-    assert outcome("cae_attentive_probe", SHARED).status == "PASS"
+    assert outcome("cae_attentive_probe").status == "PASS"
     monkeypatch.setattr(heads.AttentiveHead, "pool", one_norm)
-    broken("cae_attentive_probe", SHARED)
+    broken("cae_attentive_probe")
 
 
-@shared
+@needs_all
 def test_the_probes_batch_norm(monkeypatch):
     batch_norm = torch.nn.BatchNorm1d
     monkeypatch.setattr(heads.nn, "BatchNorm1d", functools.partial(batch_norm, eps=1e-6))
-    broken("cae_attentive_probe", SHARED)
+    broken("cae_attentive_probe")

@@ -1,29 +1,20 @@
 """CLIP's golden item notices: one thing is broken at a time, and it must fail."""
 
-from pathlib import Path
-
-import pytest
 import torch
+from golden_items import failing, needs_all, outcome
 from torch import nn
 
 from pantomim.formats import clip as format_clip
 from pantomim.formats import timm as format_timm
 from pantomim.nn.resize import resample
 from pantomim.parity import clip
-from pantomim.parity.verification import verify_item
 
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
-pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
-
-
-def outcome():
-    return verify_item(SHARED / "clip_visual_a.json")
+pytestmark = needs_all
 
 
 def broken():
     """The outcome of an item that was rebuilt, compared and found wrong."""
-    result = outcome()
-    assert result.status == "FAIL"
+    result = failing("clip_visual_a")
     assert result.compared > 8, result
     return result
 
@@ -34,7 +25,7 @@ def with_tower(monkeypatch, **changes):
 
 
 def test_as_it_is():
-    assert outcome().status == "PASS"
+    assert outcome("clip_visual_a").status == "PASS"
 
 
 def test_exact_gelu(monkeypatch):

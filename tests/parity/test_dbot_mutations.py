@@ -1,41 +1,31 @@
 """Golden items of dBOT notice: one thing is wrong at a time, and an item must fail."""
 
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
+from golden_items import failing, needs_all, outcome
 
 from pantomim.methods import dbot as method
 from pantomim.nn import blocks, decoder, vit
 from pantomim.nn.tokens import normalise_tokens
 from pantomim.parity import dbot
-from pantomim.parity.verification import verify_item
 from pantomim.targets import features
 from pantomim.targets.distance import Distance
 from pantomim.teachers.encoder import EncoderTeacher
 
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
 PRETRAIN, SYMMETRIC, WITH_CLASS, SCHEDULE = (
     "dbot_pretrain_b",
     "dbot_full_sequence_a",
     "dbot_full_sequence_b",
     "dbot_schedule",
 )
-needs_all = pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
-
-
-def failing(name, folder=SHARED):
-    result = verify_item(folder / f"{name}.json")
-    assert result.status == "FAIL"
-    assert result.compared > 0, result.worst  # numbers differ; an exception is no finding
-    return result.worst
 
 
 @needs_all
 @pytest.mark.parametrize("name", [PRETRAIN, SYMMETRIC, WITH_CLASS])
 def test_as_it_is_nothing_is_wrong(name):
-    assert verify_item(SHARED / f"{name}.json").status == "PASS"
+    assert outcome(name).status == "PASS"
 
 
 @needs_all
@@ -50,7 +40,7 @@ def test_the_biased_variance(monkeypatch):
 def test_another_distance(monkeypatch, distance):
     real = method.DBOT.__init__
     monkeypatch.setattr(
-        method.DBOT, "__init__", lambda self, *parts, **rest: real(self, *parts, **{**rest, "distance": distance})
+        method.DBOT, "__init__", lambda self, config, *parts: real(self, replace(config, distance=distance), *parts)
     )
     failing(PRETRAIN)
 
@@ -77,7 +67,7 @@ def test_visible_patches_counted(monkeypatch):
         latent = self.encoder(batch.images, mask.ids_keep)
         prediction = self.decoder(latent, mask, everywhere=True, with_class=True)
         ids = torch.arange(mask.masked.shape[1]).expand(len(batch), -1)
-        return {"loss": self.distance(prediction, self.target(batch.images, ids))}
+        return {"loss": self.distance(prediction, self.target(self.teacher(batch.images), ids))}
 
     monkeypatch.setattr(method.DBOT, "forward", everywhere)
     failing(PRETRAIN)
@@ -129,10 +119,10 @@ def test_padding_counted_in_the_symmetric_variant(monkeypatch):
 def test_one_cosine_over_all_stages(monkeypatch):
     whole = dbot.cosine_schedule
     monkeypatch.setattr(dbot, "cosine_schedule", lambda step, *, total, **rest: whole(step, total=2 * total, **rest))
-    failing(SCHEDULE, GOLDEN)
+    failing(SCHEDULE)
 
 
 def test_no_warm_up(monkeypatch):
     whole = dbot.cosine_schedule
     monkeypatch.setattr(dbot, "cosine_schedule", lambda step, *, warmup, **rest: whole(step, warmup=0, **rest))
-    failing(SCHEDULE, GOLDEN)
+    failing(SCHEDULE)

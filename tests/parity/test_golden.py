@@ -1,13 +1,11 @@
 """The golden items: a selection that comes with the source, and all of them where they are at hand."""
 
-from pathlib import Path
-
 import pytest
+from golden_items import GOLDEN, SHARED, needs_all
 
 from pantomim.parity.verification import verify, verify_item
 
-SELECTION = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
+TRAJECTORIES = {"mae", "beit", "cae", "cae_lagging", "dbot", "colormae", "mocov3", "simmim", "data2vec"}
 ITEMS = {
     *("finetune_losses", "mae_finetune_a", "mae_lars", "mae_positions", "mae_pretrain_a", "mae_pretrain_b"),
     *("block_mask_stats", "block_mask_trace", "simmim_mask_stats"),
@@ -20,18 +18,19 @@ ITEMS = {
     *("milan_pretrain_a", "milan_sampling", "attmask"),
     *("ijepa_pretrain_a", "ijepa_masks_a", "trajectory_ijepa_a"),
     *("dbot_pretrain_a", "dbot_pretrain_b", "dbot_schedule", "dbot_full_sequence_a", "dbot_full_sequence_b"),
+    *(f"trajectory_{name}_a" for name in TRAJECTORIES),
 }
 # The same as others at another size (BEiT's with one shared table of relative positions), or too large.
 LEFT_OUT = {"mae_pretrain_a", "beit_pretrain_a", "cae_pretrain_a", "cae_finetune", "cae_attentive_probe"}
 LEFT_OUT |= {"beit_finetune_a", "dalle_a", "clip_visual_a", "dbot_pretrain_a", "dbot_pretrain_b"}
 LEFT_OUT |= {"dbot_full_sequence_a", "dbot_full_sequence_b", "dbot_analysis", "simmim_pretrain_a", "maskfeat_hog_a"}
-LEFT_OUT |= {"milan_pretrain_a"}
+LEFT_OUT |= {"milan_pretrain_a"} | {f"trajectory_{name}_a" for name in TRAJECTORIES - {"mae", "dbot"}}
 # Twenty seconds of statistics: whole with the collection; test_mutations.py asks a part of it in any case.
 SLOW = {"colormae_spectra"}
 
 
 @pytest.mark.parametrize(
-    "path", sorted(path for path in SELECTION.glob("*.json") if path.stem not in SLOW), ids=lambda path: path.stem
+    "path", sorted(path for path in GOLDEN.glob("*.json") if path.stem not in SLOW), ids=lambda path: path.stem
 )
 def test_selected_item(path):
     result = verify_item(path)
@@ -40,14 +39,15 @@ def test_selected_item(path):
 
 
 def test_selection_is_whole():
-    assert {path.stem for path in SELECTION.iterdir()} == ITEMS - LEFT_OUT
+    assert {path.stem for path in GOLDEN.iterdir()} == ITEMS - LEFT_OUT
 
 
 def test_selection_stays_small():
-    assert sum(path.stat().st_size for path in SELECTION.iterdir()) <= 3 * 2**20
+    assert sum(path.stat().st_size for path in GOLDEN.iterdir()) <= 6 * 2**20
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
+@pytest.mark.slow
+@needs_all
 def test_every_item_that_we_rebuild():
     results = verify(SHARED)
     assert [result for result in results if result.status == "FAIL"] == []

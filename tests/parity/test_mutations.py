@@ -1,13 +1,11 @@
 """Golden items are worth something only if they notice: one thing is broken at a time, and an item must fail."""
 
 import functools
-import json
 import math
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from golden_items import GOLDEN, edited, outcome, with_config
 from torch.nn import functional as F
 
 from pantomim import optim
@@ -17,30 +15,14 @@ from pantomim.masking.color_noise import round_windows
 from pantomim.nn import blocks, decoder, heads, vit
 from pantomim.nn.init import initialise
 from pantomim.nn.position import sincos_2d
-from pantomim.parity import colormae, finetune, mae
+from pantomim.parity import colormae, mae
 from pantomim.parity.item import read_item
-from pantomim.parity.verification import verify_item
 from pantomim.targets import pixels
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def outcome(name):
-    return verify_item(GOLDEN / f"{name}.json")
 
 
 def swapped_axes(width, grid, num_prefix=0):
     table = sincos_2d(width, grid, num_prefix)
     return table.roll(width // 2, dims=1)
-
-
-def with_config(folder, name, **changes):
-    """The outcome of an item whose `config` states something else; None: it no longer states it."""
-    spec = json.loads((GOLDEN / f"{name}.json").read_text())
-    spec["config"] = {key: value for key, value in {**spec["config"], **changes}.items() if value is not None}
-    (folder / f"{name}.json").write_text(json.dumps(spec))
-    shutil.copy(GOLDEN / f"{name}.safetensors", folder)
-    return verify_item(folder / f"{name}.json")
 
 
 @pytest.mark.parametrize("name", ["mae_pretrain_b", "mae_finetune_a"])
@@ -159,18 +141,15 @@ def test_lars_without_trust_ratio(monkeypatch):
 
 
 def test_mixing_with_the_neighbour(monkeypatch):
-    monkeypatch.setattr(finetune, "mix_images", lambda images, mixing: images.roll(1, dims=0))
+    monkeypatch.setattr(mae, "mix_images", lambda images, mixing: images.roll(1, dims=0))
     assert "images" in outcome("finetune_losses").worst
 
 
 def test_one_weight_changed_on_disk(tmp_path):
-    from safetensors.torch import load_file, save_file
+    def nudge(spec, tensors):
+        tensors["state/decoder_norm.bias"][0] += 1e-6
 
-    tensors = load_file(GOLDEN / "mae_pretrain_b.safetensors")
-    tensors["state/decoder_norm.bias"][0] += 1e-6
-    save_file(tensors, tmp_path / "mae_pretrain_z.safetensors")
-    shutil.copy(GOLDEN / "mae_pretrain_b.json", tmp_path / "mae_pretrain_z.json")
-    assert verify_item(tmp_path / "mae_pretrain_z.json").status == "FAIL"
+    assert edited(tmp_path, "mae_pretrain_b", nudge).status == "FAIL"
 
 
 def test_lowest_values_shown_instead_of_highest(monkeypatch):
@@ -191,6 +170,7 @@ def test_a_kernel_cut_too_early(monkeypatch):
     assert result.worst.endswith("sampled_kernel")
 
 
+@pytest.mark.slow
 def test_spectra_tell_one_pass_from_five(monkeypatch):
     """With a quarter of the draws, so with wider tolerances: what is as stated passes, what is not does not."""
     monkeypatch.setattr(colormae, "FIELDS", 8)

@@ -1,34 +1,24 @@
 """MaskFeat's and SimMIM's items notice: one thing is wrong at a time, and an item must fail."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from golden_items import failing, needs_all, outcome
 from torch.nn import functional as F
 
 from pantomim.methods import beit as method
 from pantomim.nn import vit
-from pantomim.parity import targets as parity
-from pantomim.parity.verification import verify_item
+from pantomim.parity import beit as parity
 from pantomim.targets import distance, hog
-
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "golden"
-needs_all = pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
 
 
 def worst(name):
-    folder = GOLDEN if name == "maskfeat_hog_b" else SHARED  # the others lie in the whole collection alone
-    result = verify_item(folder / f"{name}.json")
-    assert result.status == "FAIL"
-    assert result.compared > 0, result.worst  # numbers differ; an exception is no finding
-    return result.worst
+    return failing(name).worst
 
 
 @needs_all
 @pytest.mark.parametrize("name", ["maskfeat_hog_a", "simmim_pretrain_a"])
 def test_as_it_is_it_passes(name):
-    assert verify_item(SHARED / f"{name}.json").status == "PASS"
+    assert outcome(name).status == "PASS"
 
 
 def test_arguments_of_the_angle_exchanged(monkeypatch):

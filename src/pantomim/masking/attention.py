@@ -1,12 +1,13 @@
 """Mask patches by how much attention they get: the most attended, the least, or by a draw in which it is the weight."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pantomim.core.frozen import frozen
+from pantomim.core.frozen import frozen, in_words
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import NotNegative
 from pantomim.masking.base import Grid, Ratio, Scores, check_count, count_masked
@@ -34,6 +35,7 @@ class AttentionMasker:
         hint_show: Of topk_hint alone: share of all patches that is shown again; None: 0.1, AttMask's.
         hint_among: Of topk_hint alone: share of most attended patches from which these are drawn; None: 0.2, AttMask's.
         hint_refill: Of topk_hint alone: the next in rank are masked in their place; None: they are. AttMask does not.
+        preset: A published way in place of all of these but the ratio, see `PUBLISHED`.
 
     Paper: Hou et al. 2022, *MILAN*, arXiv:2208.06049, samples the visible patches; Kakogeorgiou et al. 2022, *What to
         Hide from Your Students* (AttMask), arXiv:2203.12719, masks the most attended; CMT-MAE, arXiv:2412.17566, masks
@@ -48,6 +50,7 @@ class AttentionMasker:
     hint_show: float | None = None
     hint_among: float | None = None
     hint_refill: bool | None = None
+    preset: Preset | None = None
 
     varies = False
     guided = True
@@ -71,10 +74,21 @@ class AttentionMasker:
                 f"{among}. Give shares of all patches."
             )
 
+        if self.preset is not None and replace(self, preset=None) != AttentionMasker(ratio=self.ratio):
+            raise ValueError(
+                f"AttentionMasker.preset decides all but the ratio; got {self.preset} and other settings beside it. "
+                f"Leave one of the two out; {self.preset} is {in_words(self.explicit)}."
+            )
+
     @property
     def manner(self) -> str:
         """See `Masker.manner`."""
-        return f"by attention ({self.rule})"
+        return f"by attention ({self.preset or self.rule})"
+
+    @property
+    def explicit(self) -> "AttentionMasker":
+        """The same with a preset written out."""
+        return self if self.preset is None else published(self.preset, self.ratio)
 
     @property
     def hint(self) -> tuple[float, float]:
@@ -85,10 +99,12 @@ class AttentionMasker:
     def num_masked(self, grid: Grid) -> int:
         """See `Masker.num_masked`."""
         masked, shown, _ = self.counts(grid)
-        return masked - shown if self.hint_refill is False else masked
+        return masked - shown if self.explicit.hint_refill is False else masked
 
     def counts(self, grid: Grid) -> tuple[int, int, int]:
         """Patches that are masked, shown again, and to be drawn from for that."""
+        if self.preset is not None:
+            return self.explicit.counts(grid)
         num_patches = grid[0] * grid[1]
         if self.whole == "visible":
             masked = count_masked("AttentionMasker", self.ratio, num_patches)
@@ -112,6 +128,8 @@ class AttentionMasker:
 
     def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
         """See `Masker.__call__`; attention of any scale, as long as it is not negative."""
+        if self.preset is not None:
+            return self.explicit(batch_size, grid, generator, attention)
         if attention is None:
             raise ValueError(
                 "AttentionMasker.attention must be given, as it decides; got none. Choose a method that asks a network "

@@ -40,13 +40,8 @@ class MILANConfig:
     Args:
         encoder: The student's, which sees the visible patches.
         decoder: Sizes of the prompting decoder.
-        masker: What is masked; an `AttentionMasker` gets the teacher's attention, rule sample_visible samples by it.
-        teacher: The frozen network, with a class token; its source has no default. The authors have CLIP's ViT-B/16
-            and its features after the projection, output "projection".
-        query: Whose attention in the last block, mean over the heads: the class token's, or the mean over all patches'.
-
-    Raises:
-        ValueError: if settings do not go together.
+        masker: What is masked; an `AttentionMasker` gets the teacher's attention, its preset "milan" samples by it.
+        teacher: The frozen network, with a class token; the authors have CLIP's ViT-B/16, output "projection".
     """
 
     kind: Literal["milan"] = "milan"
@@ -54,14 +49,11 @@ class MILANConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     masker: MaskerConfig = field(default_factory=lambda: published("milan"))
     teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig(output="norm"))
-    query: Query = "class"
 
     def __post_init__(self) -> None:
         check_masker("MILANConfig", self.masker, self.encoder)
         if not self.encoder.class_token:
-            raise ValueError(
-                "MILANConfig.encoder must have a class token, which is predicted too; got none. Give it one."
-            )
+            raise ValueError("MILANConfig.encoder must have a class token, which is predicted too; got none. Set it.")
 
     def build(self, steps: int | None = None, teacher: Teacher | None = None) -> "MILAN":
         """The method, initialised from torch's global generator; `teacher` in place of the config's, if given."""
@@ -85,14 +77,10 @@ class MILAN(Method):
         self.encoder = encoder = config.encoder.build()
         self.teacher = teacher = teacher or config.teacher.build(encoder)
         self.decoder = PromptingDecoder(config.decoder, encoder.width, encoder.num_prefix, encoder.grid, teacher.width)
-        if teacher.grid != encoder.grid or not teacher.num_prefix:
-            raise ValueError(
-                f"MILAN.teacher must have a class token and the student's grid of {encoder.grid[0]} x "
-                f"{encoder.grid[1]} patches; got {teacher.num_prefix} prefix tokens and {teacher.grid[0]} x "
-                f"{teacher.grid[1]}. Choose another teacher."
-            )
+        if not teacher.num_prefix:
+            raise ValueError("MILAN.teacher must have a class token, which is predicted too; got none. Choose another.")
         self.requirements = Requirements.of(config.encoder)
-        self.query = config.query if config.masker.guided else None
+        self.query: Query | None = "class" if config.masker.guided else None
         teacher.check_query(self.query)
 
     @torch.no_grad()

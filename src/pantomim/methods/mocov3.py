@@ -48,9 +48,6 @@ class MoCoV3Config:
         momentum: What the EMA teacher keeps of itself at each step.
         freeze_patches: The patch projection stays as it was drawn, the paper's trick for stable training.
 
-    Raises:
-        ValueError: if there is no class token.
-
     Paper: section 4 (heads, momentum), section 4.3 (frozen patch projection); sizes and the schedule of the momentum
         as in the authors' `main_moco.py` and `CONFIG.md`.
     """
@@ -73,10 +70,10 @@ class MoCoV3Config:
 
 
 class MoCoV3(Method):
-    """Student and teacher on two views (Algorithm 1 of the paper); `MoCoV3Config` explains the settings.
+    """Student and teacher on two views (Algorithm 1 of the paper).
 
-    Deviation: none in the loss. The teacher moves after the optimiser's step as in Algorithm 1, with the momentum that
-        the authors' code then has: it moves before the next step's keys are made, which is the same.
+    Deviation: none in the loss. The teacher moves after the optimiser's step as in Algorithm 1; the authors' code moves
+        it before the next step's keys are made, which is the same.
     """
 
     def __init__(self, config: MoCoV3Config, steps: int | None = None) -> None:
@@ -86,10 +83,10 @@ class MoCoV3(Method):
         self.predictor_head = Projector(config.dim, config.hidden, config.dim, layers=2)
         if config.freeze_patches:
             self.encoder.patch_embed.requires_grad_(False)
-        self.teacher_encoder = EMA(self.encoder, "encoder", config.momentum, steps)
-        self.teacher_projector = EMA(self.projector, "projector", config.momentum, steps)
+        self.teacher_encoder = EMA(self.encoder, "encoder", config.momentum, steps, evaluating=True)
+        self.teacher_projector = EMA(self.projector, "projector", config.momentum, steps)  # norms by the batch, as ours
         self.temperature = config.temperature
-        # Two views, and whole batches: what an image is compared with is its batch.
+        # What an image is compared with is its batch.
         self.requirements = Requirements.of(config.encoder, views=2, whole_batch=True, gathers=True)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> None:
@@ -115,22 +112,13 @@ class MoCoV3(Method):
         return self.teacher_projector(self.teacher_encoder(images).prefix[:, 0])
 
     def contrast(self, query: Float[Tensor, "B K"], key: Float[Tensor, "B K"]) -> tuple[Tensor, Tensor]:
-        """InfoNCE against the keys of all processes, times twice the temperature; and the share that is found.
-
-        Paper: equation 1; factor and normalisation as in Algorithm 1.
-        """
+        """InfoNCE against the keys of all processes (equation 1), times 2 t; and the share that is found."""
         keys = rows_of_all(unit(key))  # (G, K)
         own = first_row(len(query)) + torch.arange(len(query), device=query.device)
         with torch.autocast(query.device.type, enabled=False):  # a few numbers, whose differences matter
             logits = unit(query) @ keys.mT / self.temperature  # (B, G)
         loss = F.cross_entropy(logits, own) * (2 * self.temperature)
         return loss, (logits.argmax(dim=-1) == own).to(loss.dtype).mean()
-
-    def train(self, mode: bool = True) -> "MoCoV3":
-        """The teacher's encoder never drops a path; its projector normalises by the batch, as the student's does."""
-        super().train(mode)
-        self.teacher_encoder.train(False)
-        return self
 
 
 def unit(vectors: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
@@ -140,8 +128,5 @@ def unit(vectors: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
 
 @torch.no_grad()
 def feature_spread(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-    """Whether images still differ: std of unit features over a batch, mean over channels, times sqrt(D).
-
-    0 where all images have one feature (collapse), 1 where features lie evenly on the sphere.
-    """
+    """Std of unit features over a batch, mean over channels, times sqrt(D): 0 is collapse, 1 evenly on the sphere."""
     return unit(features).std(dim=0).mean() * features.shape[-1] ** 0.5

@@ -79,7 +79,7 @@ class EMA(nn.Module, EMACopy):
     """A copy without gradient of a part of a method, an exponential moving average of it; `of` is its name there.
 
     After optimiser step t (from 0) of `steps` it keeps `momentum.at(t + lead)` of itself; I-JEPA's lead is 0.
-    A `lagging` average is used one step late.
+    A `lagging` average is used one step late; an `evaluating` one never drops a path, whatever the method does.
     """
 
     frozen = False
@@ -92,9 +92,11 @@ class EMA(nn.Module, EMACopy):
         steps: int | float | None = None,
         *,
         lagging: bool = False,
+        evaluating: bool = False,
         lead: int = 1,
     ) -> None:
         super().__init__()
+        self.evaluating = evaluating
         self.copy = copy.deepcopy(part).requires_grad_(False)
         self.ahead = copy.deepcopy(self.copy) if lagging else None  # the average that is used at the next step
         self.of, self.momentum, self.steps, self.lead = of, momentum, steps, lead
@@ -102,6 +104,10 @@ class EMA(nn.Module, EMACopy):
     def forward(self, *args: Any) -> Any:
         """As the part that it copies."""
         return self.copy(*args)
+
+    def train(self, mode: bool = True) -> "EMA":
+        """In training mode with the method, unless it is always `evaluating`."""
+        return super().train(mode and not self.evaluating)
 
     def update_ema(self, student: nn.Module, step: int) -> None:
         """Move towards the student, after optimiser step `step`."""

@@ -77,4 +77,5 @@ def channel_values(owner: str, values: tuple[float, ...], in_chans: int) -> Tens
             f"{owner} must have one value per channel; got {len(values)} for {in_chans} channels. "
             f"`pantomim stats SRC` prints the values of a data set."
         )
-    return torch.tensor(values, dtype=torch.get_default_dtype())
+    # Written into a tensor: fake ones (`explain`) keep a single number as a constant, which cannot be deep-copied.
+    return torch.empty(in_chans).copy_(torch.tensor(values))

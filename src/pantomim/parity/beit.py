@@ -1,126 +1,192 @@
-"""BEiT: pre-training, fine-tuning and relative positions, rebuilt with our modules. Official: microsoft/unilm."""
+"""BEiT, and what has its network (SimMIM, data2vec): models, relative positions, whole runs.
+
+Official: microsoft/unilm, microsoft/SimMIM, facebookresearch/data2vec_vision.
+"""
 
 import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
-from pantomim.formats.files import load_exactly
+from pantomim.masking.grid import GridMasker
 from pantomim.methods.base import Draws
-from pantomim.methods.beit import BEiT, BEiTConfig
+from pantomim.methods.beit import BEiTConfig
 from pantomim.nn.heads import Classifier
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.relative import num_relative_rows, relative_bias, relative_index
 from pantomim.nn.resize import growing_offsets, resize_relative_table
-from pantomim.nn.tokens import normalise_tokens
-from pantomim.nn.vit import Encoder, EncoderConfig, MaskTokens, RelativePosition
-from pantomim.optim import Group, beit_schedule, layer_decay_groups, parameter_groups
-from pantomim.parity.cae import GivenIds
-from pantomim.parity.compare import decay_used, gradients, norm_eps, norms
+from pantomim.nn.tokens import normalise_tokens, unpatchify
+from pantomim.nn.vit import Encoder, EncoderConfig, MaskTokens
+from pantomim.optim import beit_schedule, parameter_groups
+from pantomim.parity import networks
 from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
-from pantomim.parity.trajectory import PoolIds, Run, Tape, run_config
+from pantomim.parity.mae import classified
+from pantomim.parity.trajectory import GivenIds, Run, Tape, run_config
 from pantomim.targets.base import Target
 from pantomim.targets.distance import Distance
-from pantomim.targets.features import FeatureTarget
+from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
+from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTarget
 from pantomim.teachers.base import Guidance, Query
 from pantomim.teachers.encoder import EMATeacher
 
 INDEX = "relative_position_index"  # stored beside the weights; ours is made from the grid
+COUNTED = re.compile(r"input (\d+), mask patch (\d+), ratio ([\d.]+)")
 
 
 def pretrain(item: Item) -> Computed:
-    """Tokens, scores, loss and every gradient, with another number of hidden patches in each image."""
-    config, images, masked = item.config, item.input("images"), item.input("mask")
-    relative: RelativePosition = "shared" if config["shared_relative_bias"] else "none"
-    method = BEiTConfig(encoder=encoder_config(item, images, relative))
-    mask = Mask.from_masked(masked, max(config["masked_counts"]), varies=True)
-    tokens = TokenTarget(GivenIds(item.input("labels"), mask, config["vocab_size"], method.encoder.grid))
-    model = method.build(target=tokens).double()
-    weights, indices = split_indices(item.weights())
-    load_exactly(model, {our_name(name): tensor for name, tensor in weights.items()}, item.name)
+    """Tokens, scores, loss and every gradient, with another number of masked patches in each image."""
+    images, masked = item.input("images"), item.input("mask")
+    method, counts = BEiTConfig(encoder=beit_encoder(item)), masked.sum(dim=1)
+    mask = Mask.from_masked(masked, int(counts.max()), varies=True)
+    labels = torch.zeros_like(masked, dtype=torch.long)
+    labels[masked] = item.input("labels")  # image by image, in raster order
+    target = TokenTarget(GivenIds(labels, item.config["vocab_size"], method.encoder.grid))
+    model = method.build(target=target).double()
+    networks.fill(model, without_index(item.weights()), official_name, item.name)
 
     result = model(Batch(images, total=len(images)), Draws(mask))
-    result["loss"].backward()
+    gradients, gradient_norms = networks.backward(result["loss"], model, official_name)
     latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
     everywhere = model.head(latent.patches)
-    parameters = official(model)
-    outputs = {
-        "tokens_after_norm": torch.cat([latent.prefix, latent.patches], dim=1),
+    outputs = gradients | {
+        "tokens_after_norm": networks.joined(latent),
         "logits_all": everywhere,
-        "logits_masked": everywhere[masked],  # image by image, in raster order
+        "logits_masked": everywhere[masked],
         "loss": result["loss"],
         "accuracy": result["accuracy"],
-        **gradients("grad/", parameters),
     }
     if model.encoder.rel_pos_bias is not None:
         outputs["relative_bias"] = model.encoder.rel_pos_bias(model.encoder.relative_index)
-    groups = item.numbers.get("pretraining_parameter_groups", [])
+    decay = networks.decay_used(item.numbers.get("pretraining_parameter_groups", []))
+    groups = parameter_groups(model, decay, decay_tokens=False, decay_mask_token=True)
     return Computed(
         outputs,
         numbers={
-            "gradient_l2_norms": norms(parameters),
-            "pretraining_parameter_groups": [
-                _group(group, model)
-                for group in parameter_groups(model, decay_used(groups), decay_tokens=False, decay_mask_token=True)
-            ],
+            "gradient_l2_norms": gradient_norms,
+            "pretraining_parameter_groups": networks.described(groups, official_name),
         },
-        config={"layer_norm_eps": norm_eps(model), "masked_counts": masked.sum(dim=1).tolist()},
-        deviations=compare_indices(model.encoder.relative_index, indices)
-        | initialisation(item, lambda: official(method.build(target=tokens))),
+        config=networks.norm_eps(model) | {"masked_counts": counts.tolist()},
+        deviations=compare_indices(model.encoder, item)
+        | initialisation(item, lambda: networks.named(method.build(target=target), official_name)),
+    )
+
+
+def simmim_pretrain(item: Item) -> Computed:
+    """Features, the picture that is predicted, the loss and every gradient; the head's rows are in another order."""
+    config, images = item.config, item.input("images")
+    masked = item.input("mask").flatten(1).bool()
+    method = _simmim_config(item)
+    model, order = method.build().double(), _shuffled(config["patch_size"], images.shape[1])
+    _fill_simmim(model, item, order)
+    num_masked = GridMasker(ratio=config["mask_ratio"], cell=config["mask_patch_size"] // config["patch_size"])
+    mask = Mask.from_masked(masked, num_masked.num_masked(method.encoder.grid))
+    loss = model(Batch(images, total=len(images)), Draws(mask))["loss"]
+    gradients, gradient_norms = networks.backward(loss, model, simmim_name)
+    latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
+    groups = networks.described(parameter_groups(model, 0.05, decay_tokens=False, decay_mask_token=True), simmim_name)
+    return Computed(
+        {
+            "feature_map": latent.patches.mT.unflatten(-1, method.encoder.grid),
+            "reconstruction": unpatchify(model.head(latent.patches), config["patch_size"], method.encoder.grid),
+            "loss": loss,
+            **_theirs(gradients, order),
+        },
+        numbers={
+            "gradient_l2_norms": gradient_norms,
+            "pretraining_parameter_groups": [
+                {**group, "weight_decay": "default" if group["weight_decay"] else 0.0} for group in groups
+            ],
+            "mask_count": {key: _count(key) for key in item.numbers.get("mask_count", {})},
+        },
+        config=networks.norm_eps(model),
+        deviations=compare_indices(model.encoder, item)
+        | initialisation(item, lambda: networks.named(method.build(), simmim_name)),
+    )
+
+
+def finetune(item: Item) -> Computed:
+    """The classifier with a table of relative positions in every block, its layer-wise groups, and the schedules."""
+    config = item.config
+    encoder = beit_encoder(item, relative_position="blocks" if config["per_block_relative_bias"] else "none").build()
+    pool: Literal["mean", "class"] = "mean" if config["mean_pooling"] else "class"
+    classifier = Classifier(encoder, config["num_classes"], pool).double().eval()
+    networks.fill(classifier, without_index(item.weights()), classifier_name, item.name)
+    after: dict[str, Tensor] = {}
+    for number, block in enumerate(encoder.blocks):
+        block.register_forward_hook(lambda _, __, found, n=number: after.update({f"block_{n}_output": found[0]}))
+    outputs, numbers = classified(item, classifier, classifier_name)
+    numbers["lr_schedules"] = [_schedule(entry) for entry in item.numbers.get("lr_schedules", [])]
+    return Computed(
+        outputs | after,
+        numbers,
+        config=networks.norm_eps(classifier),
+        deviations=compare_indices(encoder, item),
     )
 
 
 def trajectory(item: Item) -> Computed:
-    """A run of the authors' `run_beit_pretraining.py`."""
-    method = BEiTConfig(encoder=_run_encoder(item))
-    tokens = PoolIds(item.input("token_ids"), item.config["vocab_size"], method.encoder.grid)
-    return masked_tokens(item, method, TokenTarget(tokens), tokens.turn_to).computed()
+    """A run of BEiT's `run_beit_pretraining.py`."""
+    method = BEiTConfig(encoder=beit_encoder(item))
+    tokens = GivenIds(item.input("token_ids"), item.config["vocab_size"], method.encoder.grid)
+    return _run(item, method, TokenTarget(tokens), tokens.turn_to).computed()
 
 
 def data2vec_trajectory(item: Item) -> Computed:
-    """A run of data2vec's `run_cyclical.py`: the same student, and the moving average of it as teacher."""
-    config, method = item.config, BEiTConfig(encoder=_run_encoder(item))
+    """A run of data2vec's `run_cyclical.py`: the same student, and its moving average as teacher."""
+    config, method = item.config, BEiTConfig(encoder=beit_encoder(item))
     encoder, momentum = method.encoder.build(), Momentum(config["ema_decay"])
     layers, beta = sorted(config["target_layers"]), config["l1_beta"]
     if len(layers) > 1 and layers == list(range(layers[0], encoder.depth)):
         teacher = EMATeacher(encoder, momentum, blocks=len(layers))
     else:
         teacher = _Layers(encoder, momentum, layers)
-    target = FeatureTarget(
-        teacher,
-        encoder.grid,
-        "layernorm" if config["post_target_layer_norm"] else "none",
-        Distance("smooth_l1", beta=beta) if beta else Distance("l1"),
+    features = FeatureTargetConfig(
+        normalise="layernorm" if config["post_target_layer_norm"] else "none",
+        distance=Distance("smooth_l1", beta=beta) if beta else Distance("l1"),
     )
-    run = masked_tokens(item, method, target)
-    average = {f"final_teacher/{name}": tensor for name, tensor in teacher.encoder.named_parameters()}
-    return run.computed(item.asked(average))
+    run = _run(item, method, FeatureTarget(features, teacher, encoder.grid))
+    return run.computed({f"final_teacher/{name}": tensor for name, tensor in teacher.encoder.named_parameters()})
 
 
-def masked_tokens(
-    item: Item, method: BEiTConfig, target: Target, before: Callable[[Tape], None] = lambda tape: None
-) -> Run:
+def simmim_trajectory(item: Item) -> Computed:
+    """A run of SimMIM's `main_simmim.py`."""
+    config, method = item.config, _simmim_config(item)
+    model, order = method.build().double(), _shuffled(config["patch_size"], item.input("images").shape[1])
+    _fill_simmim(model, item, order)
+    settings = run_config(
+        item,
+        method,
+        schedule="drop",
+        drop_at=min(config["milestone"] / config["epochs"], 1.0),
+        lead=-1,
+        start_lr=config["start_lr"],
+        min_lr=config["gamma"] * config["lr"],
+        decay_tokens=False,
+        decay_mask_token=True,
+    )
+    run = Run(settings, model, Tape(item), lambda tape: Draws(tape.mask()), simmim_name).carry_out()
+    return run.computed(_theirs(run.weights("final/"), order))
+
+
+def _run(item: Item, method: BEiTConfig, target: Target, before: Callable[[Tape], None] = lambda tape: None) -> Run:
     """A finished run of an encoder over mask tokens, whatever it predicts; `before` is told of each micro-batch."""
     model = method.build(target=target).double()
-    weights, _ = split_indices(item.weights())
-    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("target.")}
-    load_exactly(model, {our_name(name): tensor for name, tensor in weights.items()} | own, item.name)
+    networks.fill(model, without_index(item.weights()), official_name, item.name, kept=("target.",))
     model.reset()
 
     def draws(tape: Tape) -> Draws:
         before(tape)
-        return Draws(tape.masked())
+        return Draws(tape.mask())
 
-    config = run_config(item, method, schedule="beit", decay_tokens=False, decay_mask_token=True)
-    return Run(config, model, Tape(item), draws, lambda name: _official_name(model, name)).carry_out()
+    settings = run_config(item, method, schedule="beit", decay_tokens=False, decay_mask_token=True)
+    return Run(settings, model, Tape(item), draws, official_name).carry_out()
 
 
 class _Layers(EMATeacher):
@@ -133,73 +199,23 @@ class _Layers(EMATeacher):
     @torch.no_grad()
     def forward(self, images: Tensor, query: Query | None = None) -> Guidance:
         """See `EncoderTeacher.forward`."""
-        outputs = [torch.cat([block.prefix, block.patches], dim=1) for block in self.encoder.each_block(images)]
+        outputs = [networks.joined(block) for block in self.encoder.each_block(images)]
         normed = [normalise_tokens(outputs[number], unbiased=False, eps=1e-5) for number in self.layers]
         tokens = torch.stack(normed).mean(dim=0)
         return Guidance(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :])
-
-
-def _run_encoder(item: Item) -> EncoderConfig:
-    config = item.config
-    return replace(
-        encoder_config(item, item.input("images"), "shared" if config["shared_relative_bias"] else "none"),
-        layer_scale=config["layer_scale_init"] or None,
-        drop_path=float(config["drop_path"]),
-    )
-
-
-def finetune(item: Item) -> Computed:
-    """The classifier with a table of relative positions in every block, its layer-wise groups, and the schedules."""
-    config, images, labels = item.config, item.input("images"), item.input("labels")
-    relative: RelativePosition = "blocks" if config["per_block_relative_bias"] else "none"
-    pool: Literal["mean", "class"] = "mean" if config["mean_pooling"] else "class"
-    encoder = encoder_config(item, images, relative).build()
-    classifier = Classifier(encoder, config["num_classes"], pool).double().eval()
-    weights, indices = split_indices(item.weights())
-    load_exactly(classifier, {our_name(name): tensor for name, tensor in weights.items()}, item.name)
-
-    after: dict[str, Tensor] = {}
-    for number, block in enumerate(encoder.blocks):
-        block.register_forward_hook(lambda _, __, found, n=number: after.update({f"block_{n}_output": found[0]}))
-    logits = classifier(images)
-    loss = F.cross_entropy(logits, labels)
-    loss.backward()
-    parameters = official(classifier)
-    return Computed(
-        {
-            "features": classifier.features(images),
-            "logits": logits,
-            "cross_entropy": loss,
-            **after,
-            **gradients("grad/", parameters),
-        },
-        numbers={
-            "gradient_l2_norms": norms(parameters),
-            "layer_decay_groups": {
-                decay: [
-                    _group(group, classifier)
-                    for group in layer_decay_groups(classifier, decay_used(groups), float(decay))
-                ]
-                for decay, groups in item.numbers.get("layer_decay_groups", {}).items()
-            },
-            "lr_schedules": [_schedule(entry) for entry in item.numbers.get("lr_schedules", [])],
-        },
-        config={"layer_norm_eps": norm_eps(classifier)},
-        deviations=compare_indices(encoder.relative_index, indices),
-    )
 
 
 def index(item: Item) -> Computed:
     """Rows of the table for every pair of tokens, whole or sampled, and the biases that a table gives."""
     config, outputs = item.config, {}
     rows: dict[str, int] = {}
-    for grid in map(_grid, config["grids"]):
-        key = f"{grid[0]}x{grid[1]}"
+    for height, width in config.get("grids", []):
+        grid, key = (height, width), f"{height}x{width}"
         outputs[f"index_{key}"] = relative_index(grid, class_token=True)
         outputs[f"bias_{key}"] = relative_bias(item.input(f"table_{key}"), outputs[f"index_{key}"])
         rows[key] = num_relative_rows(grid, class_token=True)
     larger: dict[str, dict[str, Any]] = {}
-    for height, width, pairs in config["sampled_grids"]:
+    for height, width, pairs in config.get("sampled_grids", []):
         pairwise = relative_index((height, width), class_token=True)
         larger[f"{height}x{width}"] = {
             "sum": pairwise.sum().item(),
@@ -229,65 +245,46 @@ def resize(item: Item) -> Computed:
     return Computed(outputs, numbers=numbers)
 
 
-def encoder_config(item: Item, images: Tensor, relative_position: RelativePosition) -> EncoderConfig:
-    """BEiT's encoder of the sizes that an item states; SimMIM's is the same."""
-    config, channels = item.config, images.shape[1]
-    return EncoderConfig(
-        image_size=(images.shape[2], images.shape[3]),
-        patch_size=config["patch_size"],
-        in_chans=channels,
-        width=config["embed_dim"],
-        depth=config["depth"],
-        heads=config["num_heads"],
-        mlp_ratio=float(config["mlp_ratio"]),
-        position="learned" if config["absolute_positions"] else "none",
-        relative_position=relative_position,
-        attention_bias="qv",
-        layer_scale=config["layer_scale_init"] or None,
-        initialisation="beit",
-        mean=(0.0,) * channels,  # the items' images are normalised already
-        std=(1.0,) * channels,
-    )
-
-
-def split_indices(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Parameters, and the matrices of relative positions that are stored beside them."""
-    indices = {name: tensor for name, tensor in weights.items() if name.endswith(INDEX)}
-    return {name: tensor for name, tensor in weights.items() if name not in indices}, indices
-
-
-def compare_indices(ours: Tensor | None, stored: Mapping[str, Tensor]) -> dict[str, float]:
-    """Stored matrices of relative positions, each equal to ours or not."""
-    return {
-        f"state/{name}": 0.0 if ours is not None and torch.equal(ours, tensor) else math.inf
-        for name, tensor in stored.items()
+def beit_encoder(item: Item, **settings: Any) -> EncoderConfig:
+    """BEiT's encoder of the sizes that an item states."""
+    config = item.config
+    stated = {
+        "position": "learned" if config["absolute_positions"] else "none",
+        "relative_position": "shared" if config.get("shared_relative_bias") else "none",
+        "attention_bias": "qv",
+        "layer_scale": config["layer_scale_init"] or None,
+        "initialisation": "beit",
     }
+    return networks.encoder_config(config, item.input("images"), **(stated | settings))
 
 
-def our_name(name: str) -> str:
-    """The name of an official parameter in `BEiT` or `Classifier`."""
-    part = name.partition(".")[0]
-    if part == "lm_head":
-        return name.removeprefix("lm_")
-    return name if part in {"mask_token", "fc_norm", "head"} else f"encoder.{name}"
+def official_name(name: str) -> str:
+    """The authors' name of a parameter of `BEiT`."""
+    return f"lm_{name}" if name.startswith("head.") else classifier_name(name)
 
 
-def official(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters under official names."""
-    return {_official_name(model, name): parameter for name, parameter in model.named_parameters()}
-
-
-def _official_name(model: nn.Module, name: str) -> str:
-    if isinstance(model, BEiT) and name.startswith("head."):
-        return f"lm_{name}"
+def classifier_name(name: str) -> str:
+    """The authors' name of a parameter of a classifier."""
     return name.removeprefix("encoder.")
 
 
-def _group(group: Group, model: nn.Module) -> dict[str, Any]:
+def simmim_name(name: str) -> str:
+    """The name of a parameter of `BEiT` in SimMIM, where the head is a convolution."""
+    return "encoder.mask_token" if name == "mask_token" else name.replace("head.", "decoder.0.")
+
+
+def without_index(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters alone, without the matrices of relative positions that are stored beside them."""
+    return {name: tensor for name, tensor in weights.items() if not name.endswith(INDEX)}
+
+
+def compare_indices(encoder: Encoder, item: Item) -> dict[str, float]:
+    """Stored matrices of relative positions, each equal to ours (0) or not (infinite)."""
+    ours, stored = encoder.relative_index, item.under("state/")
     return {
-        "lr_scale": group["lr_scale"],
-        "weight_decay": group["weight_decay"],
-        "parameters": [_official_name(model, name) for name in group["param_names"]],
+        f"state/{name}": 0.0 if ours is not None and torch.equal(ours, tensor) else math.inf
+        for name, tensor in stored.items()
+        if name.endswith(INDEX)
     }
 
 
@@ -295,24 +292,60 @@ def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An item's schedule, its rates replaced by ours."""
     given = entry["arguments"]
     each = given["iterations_per_epoch"]
-    total, warmup = given["epochs"] * each, given.get("warmup_steps", given["warmup_epochs"] * each)
-    rates = [
-        [
-            step,
-            beit_schedule(
-                step,
-                base=given["base"],
-                minimum=given["final"],
-                warmup=warmup,
-                total=total,
-                start=given.get("start", 0.0),
-            ),
-        ]
-        for step, _ in entry["values"]
-    ]
-    return {**entry, "length": total, "values": rates}
+    settings = {"base": given["base"], "minimum": given["final"], "start": given.get("start", 0.0)}
+    settings |= {"total": given["epochs"] * each}
+    settings |= {"warmup": given.get("warmup_steps", given["warmup_epochs"] * each)}
+    rates = [[step, beit_schedule(step, **settings)] for step, _ in entry["values"]]
+    return {**entry, "length": settings["total"], "values": rates}
 
 
-def _grid(sides: list[int]) -> tuple[int, int]:
-    rows, columns = sides
-    return rows, columns
+def _simmim_config(item: Item) -> BEiTConfig:
+    return BEiTConfig(
+        encoder=beit_encoder(item),
+        target=PixelTargetConfig(normalise="none", distance=Distance("l1")),
+        initialise_head=False,
+    )
+
+
+def _fill_simmim(model: nn.Module, item: Item, order: Tensor) -> None:
+    weights = {name: _ours(name, tensor, order) for name, tensor in without_index(item.weights()).items()}
+    networks.fill(model, weights, simmim_name, item.name)
+
+
+def _shuffled(patch_size: int, channels: int) -> Tensor:
+    """For each of our values of a patch (channel fastest), its place in a pixel shuffle (channel slowest)."""
+    return torch.arange(channels * patch_size**2).view(channels, -1).T.flatten()
+
+
+def _ours(name: str, tensor: Tensor, order: Tensor) -> Tensor:
+    """The rows of SimMIM's head, a convolution, in our order; everything else as it is."""
+    if "decoder.0." not in name:
+        return tensor
+    return tensor[order].flatten(1) if tensor.ndim > 1 else tensor[order]
+
+
+def _theirs(tensors: Mapping[str, Tensor], order: Tensor) -> dict[str, Tensor]:
+    """The inverse, of tensors under the authors' names."""
+    head = {name: tensor[order.argsort()] for name, tensor in tensors.items() if "decoder.0." in name}
+    return dict(tensors) | {name: t[:, :, None, None] if t.ndim > 1 else t for name, t in head.items()}
+
+
+def _count(key: str) -> int:
+    """Masked cells of a square image, as the item's entry describes it."""
+    found = COUNTED.fullmatch(key)
+    if found is None:
+        raise ValueError(f"mask_count must have entries such as 'input 224, mask patch 32, ratio 0.6'; got {key!r}")
+    side = int(found[1]) // int(found[2])
+    return GridMasker(ratio=float(found[3]), cell=1).num_masked((side, side))
+
+
+ITEMS = {
+    "beit_pretrain": pretrain,
+    "beit_finetune": finetune,
+    "beit_relative_index": index,
+    "beit_relative_resize": resize,
+    "simmim_pretrain": simmim_pretrain,
+    "trajectory_beit": trajectory,
+    "trajectory_data2vec": data2vec_trajectory,
+    "trajectory_simmim": simmim_trajectory,
+}

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from pantomim.parity.item import Computed, Item
@@ -136,27 +135,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def gradients(prefix: str, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
-    """The gradients of named parameters, under a prefix; a parameter without one is left out."""
-    return {f"{prefix}{name}": p.grad.clone() for name, p in parameters.items() if p.grad is not None}
-
-
-def norms(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, float]:
-    """The L2 norm of the gradient of every parameter that has one."""
-    return {name: p.grad.norm().item() for name, p in parameters.items() if p.grad is not None}
-
-
 def distance(ours: Tensor, want: Tensor) -> float:
     """The largest difference of two tensors; infinite if they differ in shape."""
     return (ours - want).abs().max().item() if ours.shape == want.shape else math.inf
-
-
-def norm_eps(model: torch.nn.Module) -> float:
-    """The one eps of all layer norms, fixed in our modules: files for timm could not tell another."""
-    (eps,) = {module.eps for module in model.modules() if isinstance(module, torch.nn.LayerNorm)}
-    return eps
-
-
-def decay_used(groups: list[Mapping[str, Any]]) -> float:
-    """The weight decay an item was made with; it is told only by its groups."""
-    return max(group["weight_decay"] for group in groups)

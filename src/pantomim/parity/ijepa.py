@@ -10,13 +10,12 @@ from torch import Tensor
 
 from pantomim.core.batch import Batch
 from pantomim.masking.multi_block import Blocks, FromGenerator, MultiBlockMasker
-from pantomim.methods.ijepa import IJEPA, IJEPAConfig, IJEPADraws, PredictorConfig
+from pantomim.methods.ijepa import IJEPA, IJEPAConfig, PredictorConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.optim import parameter_groups
-from pantomim.parity.compare import gradients, norm_eps, norms
 from pantomim.parity.item import Computed, Item
-from pantomim.parity.sizes import encoder_config
-from pantomim.parity.trajectory import Run, Tape, fill, run_config
+from pantomim.parity.networks import backward, encoder_config, fill, norm_eps
+from pantomim.parity.trajectory import Run, Tape, run_config
 
 BATCHES = 1_000  # of our own, which the tolerances of the statistics are stated for
 
@@ -29,18 +28,18 @@ def pretrain(item: Item) -> Computed:
     seen: dict[str, Tensor] = {}
     model.encoder.register_forward_hook(lambda _, inputs, features: seen.update(context=features.patches))
     model.predictor.register_forward_hook(lambda _, inputs, output: seen.update(prediction=output))
-    loss = model(Batch(images, total=len(images)), IJEPADraws(blocks))["loss"]
-    loss.backward()
+    loss = model(Batch(images, total=len(images)), blocks)["loss"]
+    gradients, gradient_norms = backward(loss, model, str)
     target = model.target(images, blocks.targets).unsqueeze(1).expand(-1, len(blocks.context), -1, -1, -1)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    outputs = {"loss": loss, "target": target.flatten(0, 2)} | seen | gradients("grad/", trained)
-    numbers = {"gradient_l2_norms": norms(trained)}
+    outputs = {"loss": loss, "target": target.flatten(0, 2)} | seen | gradients
+    numbers = {"gradient_l2_norms": gradient_norms}
     groups = parameter_groups(model, config["weight_decay"])
     torch.optim.AdamW(groups, lr=config["lr"], betas=tuple(config["betas"]), eps=config["eps"]).step()
     model.update_ema(0)
     outputs |= {f"after/{name}": p.detach() for name, p in trained.items()}
     outputs |= {f"target_after/{name}": p.detach() for name, p in model.target_encoder.copy.named_parameters()}
-    return Computed(item.asked(outputs), numbers=numbers, config={"layer_norm_eps": norm_eps(model.encoder)})
+    return Computed(outputs, numbers=numbers, config=norm_eps(model.encoder))
 
 
 def masks(item: Item) -> Computed:
@@ -66,13 +65,13 @@ def masks(item: Item) -> Computed:
             room = 5 * math.sqrt(np.var(lengths) / BATCHES + theirs["std"] ** 2 / stated["batches"])
             deviations[f"numbers/statistics/{number}/{name}_length"] = abs(np.mean(lengths) - theirs["mean"]) / room
         statistics.append(number)
-    return Computed(item.asked(outputs), numbers={"traces": item.numbers["traces"]}, deviations=deviations)
+    return Computed(outputs, numbers={"traces": item.numbers["traces"]}, deviations=deviations)
 
 
 def trajectory(item: Item) -> Computed:
     """The authors' loop: rates of the step after, schedules longer than the run, rising weight decay and momentum."""
     config = item.config
-    momentum = Momentum(*config["ema"], shape="linear")
+    momentum = Momentum(config["ema"][0], config["ema"][1], shape="linear")
     method = _method(item, momentum)
     length = config["ipe_scale"] * config["epochs"] * config["steps_per_epoch"]
     model = _filled(item, method, item.weights("encoder/"), length)
@@ -145,7 +144,10 @@ def _grid(setting: Mapping[str, Any]) -> tuple[int, int]:
     return side, side
 
 
-def _draws(tape: Tape) -> IJEPADraws:
+def _draws(tape: Tape) -> Blocks:
     """The lists of this micro-batch's rows, without what fills them up."""
     lists = (tape.item.input(name)[tape.step][:, tape.rows] for name in ("masks_enc", "masks_pred"))
-    return IJEPADraws(Blocks(*(ids[..., : int((ids >= 0).sum(dim=-1).min())] for ids in lists)))
+    return Blocks(*(ids[..., : int((ids >= 0).sum(dim=-1).min())] for ids in lists))
+
+
+ITEMS = {"ijepa_pretrain": pretrain, "ijepa_masks": masks, "trajectory_ijepa": trajectory}

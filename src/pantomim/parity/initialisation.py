@@ -18,10 +18,8 @@ def initialisation(
 ) -> dict[str, float]:
     """Whether one official draw of each parameter looks like many of ours; 0 where chance explains the difference.
 
-    Args:
-        item: With or without statistics of the official draw.
-        draw: Builds a new model and names its parameters as the official code does.
-        entry: Where the item has the statistics.
+    `draw` builds a new model and gives its parameters under the official names; an item has statistics of one official
+    draw in `entry`, or none.
     """
     stated = item.spec.get(entry)
     if stated is None:
@@ -40,12 +38,7 @@ def initialisation(
 
 
 def _unlikeliness(ours: Tensor, official: Mapping[str, float]) -> float:
-    """The worst of the statistics, as a multiple of what chance explains.
-
-    Args:
-        ours: (draws, values).
-        official: n, mean, std, min and max of one draw.
-    """
+    """The worst statistic of one official draw against ours (draws, values), as a multiple of what chance explains."""
     count = ours.shape[1]
     if official["n"] != count:
         return math.inf

@@ -13,13 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Item:
-    """One pair of files, read. Floating tensors are float64 when they are asked for.
-
-    Args:
-        name: The file's name without its ending.
-        spec: The JSON file.
-        tensors: The safetensors file.
-    """
+    """A JSON file and the safetensors file beside it, read; floating tensors become float64 when they are asked for."""
 
     name: str
     spec: Mapping[str, Any]
@@ -43,33 +37,27 @@ class Item:
 
     def input(self, name: str) -> Tensor:
         """One of the inputs."""
-        prefix = self.spec["inputs"]["prefix"]
-        return _promoted(self.tensors[prefix + name])
+        return _promoted(self.tensors[self.spec["inputs"]["prefix"] + name])
 
     def has(self, name: str) -> bool:
         """Whether there is such an input."""
         return self.spec["inputs"]["prefix"] + name in self.tensors
 
-    def inputs(self, prefix: str) -> list[str]:
-        """The names of the inputs under a prefix, which is left out."""
-        prefix = self.spec["inputs"]["prefix"] + prefix
-        return [name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)]
-
     def weights(self, prefix: str = "state/") -> dict[str, Tensor]:
-        """The stored parameters under a prefix, official names."""
-        found = {
-            name.removeprefix(prefix): _promoted(tensor)
-            for name, tensor in self.tensors.items()
-            if name.startswith(prefix)
-        }
+        """The tensors stored under a prefix, which is left out.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        found = self.under(prefix)
         if not found:
             raise ValueError(f"{self.name}.safetensors must hold weights under {prefix}; got none.")
         return found
 
-    def asked(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those of many outputs that the item has."""
-        expected = self.expected()
-        return {name: tensor for name, tensor in outputs.items() if name in expected}
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The same, where there may be none."""
+        stored = self.tensors.items()
+        return {name.removeprefix(prefix): _promoted(tensor) for name, tensor in stored if name.startswith(prefix)}
 
     def expected(self) -> dict[str, tuple[Tensor | None, Mapping[str, Any]]]:
         """Every output with its description: those described, those stored, and those only one of the two knows."""
@@ -78,17 +66,21 @@ class Item:
         stored = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
         return {name: (stored.get(name), described.get(name, {})) for name in sorted({*described, *stored})}
 
+    def asks(self, part: str) -> bool:
+        """Whether an output's name contains this."""
+        return any(part in name for name in self.expected())
+
 
 @dataclass(frozen=True)
 class Computed:
-    """What our own modules make of an item.
+    """What our own modules make of an item; more than it asks for is fine.
 
     Args:
-        outputs: Tensors under the names of the item's outputs; more than the item asks for is fine.
+        outputs: Tensors under the names of the item's outputs.
         numbers: Values in the layout of the item's `numbers`.
         relative: Relative tolerance of an entry of `numbers` that the official code computes in float32.
         config: What our modules have by their nature, under the names of the item's `config`: there it must be equal.
-        deviations: Comparisons that have their own measure, as multiples of their tolerance: outputs by their names,
+        deviations: Comparisons with a measure of their own, as multiples of their tolerance: outputs by their names,
             entries of numbers as numbers/NAME/..., and further ones. What is named here is judged here alone.
     """
 

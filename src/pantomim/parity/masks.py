@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from pantomim.analysis.masks import num_clusters
@@ -15,11 +13,9 @@ from pantomim.masking.block import BlockMasker
 from pantomim.masking.grid import GridMasker
 from pantomim.masking.rectangles import Covered, FromGenerator, Ids, Reals
 from pantomim.parity.item import Computed, Item
+from pantomim.parity.statistics import off_entry, off_shares
 
 DRAWS = 20_000  # own masks of each setting
-SIGMAS = 5.0  # standard errors, of both sides together, that chance explains; for chi-squares the same probability
-CHANCE = 2 * stats.norm.sf(SIGMAS)
-RARE = 10  # a bin that both sides together hit less often is joined with its neighbours
 
 
 def block_trace(item: Item) -> Computed:
@@ -40,46 +36,42 @@ def block_trace(item: Item) -> Computed:
 
 
 def block_stats(item: Item) -> Computed:
-    """Count, rectangles, shape and place of what is hidden, in many masks of our own."""
+    """Count, rectangles, shape and place of what is masked, in many masks of our own."""
     deviations: dict[str, float] = {}
-    maps = item.expected()
-    for index, (setting, official) in enumerate(zip(item.config["settings"], _settings(item), strict=True)):
-        grid, draws = _grid(setting), item.config["draws"]
-        source = FromGenerator(np.random.default_rng(index))
-        covered = block_masker(setting).cover(DRAWS, grid, source)
-        masked = covered.masked.reshape(-1, *grid)
-        given = {**setting, "draws": draws}
-        for name, deviation in compare_statistics(official, given, block_statistics(covered, grid), draws).items():
-            deviations[f"numbers/settings/{index}/{name}"] = deviation
-        deviations |= _compare_map(f"probability_map_{index}", maps, masked, draws)
+    draws, stated = item.config["draws"], item.numbers.get("settings", [{} for _ in item.config["settings"]])
+    for index, (setting, official) in enumerate(zip(item.config["settings"], stated, strict=True)):
+        grid = _grid(setting)
+        covered = block_masker(setting).cover(DRAWS, grid, FromGenerator(np.random.default_rng(index)))
+        ours, given = _statistics(covered, grid), {**setting, "draws": draws}
+        for name, entry in official.items():
+            key = f"numbers/settings/{index}/{name}"
+            if name in ours:
+                deviations |= {f"{key}/{kind}": off for kind, off in off_entry(entry, draws, ours[name]).items()}
+            else:
+                deviations[key] = 0.0 if name in given and given[name] == entry else math.inf
+        deviations |= _off_map(item, index, covered.masked.reshape(-1, *grid))
     return Computed({}, deviations=deviations)
 
 
 def simmim_stats(item: Item) -> Computed:
-    """How many cells and patches are hidden, that patches of a cell agree, and how often each one is hidden."""
+    """How many cells and patches are masked, that patches of a cell agree, and how often each one is masked."""
     deviations: dict[str, float] = {}
     num_cells, num_patches = [], []
     for index, setting in enumerate(item.config["settings"]):
         side, cell = (setting[name] // setting["model_patch_size"] for name in ("input_size", "mask_patch_size"))
         masker = GridMasker(ratio=setting["mask_ratio"], cell=cell)
-        mask = masker(DRAWS, (side, side), torch.Generator().manual_seed(index))
-        masked = mask.masked.view(-1, side, side)
+        masked = masker(DRAWS, (side, side), torch.Generator().manual_seed(index)).masked.view(-1, side, side)
         cells = masked.view(-1, side // cell, cell, side // cell, cell).transpose(2, 3).flatten(3)
         whole = cells.all(dim=3)
         deviations[f"cells_{index}/agree"] = 0.0 if torch.equal(whole, cells.any(dim=3)) else math.inf
         num_cells.append(_only(whole.flatten(1).sum(dim=1)))
         num_patches.append(_only(masked.flatten(1).sum(dim=1)))
-        name = f"probability_map_{index}"
-        deviations |= _compare_map(name, item.expected(), masked.numpy(), item.config["draws"])
+        deviations |= _off_map(item, index, masked.numpy())
     return Computed({}, numbers={"masked_cells": num_cells, "masked_patches": num_patches}, deviations=deviations)
 
 
 class Replay:
-    """Recorded random numbers, each image's own sequence, and what was asked for.
-
-    Args:
-        sequences: Of each image, what the official code drew: kind, low, high, value.
-    """
+    """Recorded random numbers, each image's own sequence of (kind, low, high, value), and what was asked for."""
 
     def __init__(self, sequences: list[list[list[Any]]]) -> None:
         self._rest = [iter(sequence) for sequence in sequences]
@@ -108,134 +100,43 @@ def block_masker(setting: Mapping[str, Any]) -> BlockMasker:
     """The masker that does what a setting of the items says.
 
     Raises:
-        ValueError: if the sampler is none that we know.
+        ValueError: if the sampler is none that we know, or its aspects are not symmetric.
     """
     method, (rows, columns) = setting["method"], setting["grid"]
     if method not in ("beit", "maskfeat", "dbot", "cae"):
         raise ValueError(f"config.method must be beit, maskfeat, dbot or cae; got {method}.")
+    flattest, highest = setting.get("min_aspect") or 0.3, setting.get("max_aspect")
+    if highest is not None and not math.isclose(highest, 1 / flattest):
+        raise ValueError(f"config.max_aspect must be 1 / min_aspect = {1 / flattest:g}; got {highest}.")
     return BlockMasker(
         ratio=setting["num_masking_patches"] / (rows * columns),
         exact=method == "cae",
         min_area=setting["min_num_patches"],
+        max_area=setting.get("max_num_patches"),
+        min_aspect=flattest,
     )
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One number of every mask.
-
-    Args:
-        values: The numbers.
-        counts: Whether they are whole, so that a histogram can be made.
-    """
-
-    values: np.ndarray
-    counts: bool = True
-
-
-def block_statistics(covered: Covered, grid: tuple[int, int]) -> dict[str, Sample]:
-    """What the items tell about masks, under their names."""
+def _statistics(covered: Covered, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+    """One number of every mask, under the items' names; where it is whole, so is its type."""
     masked = covered.masked.reshape(-1, *grid)
     count = masked.sum(axis=(1, 2))
-    horizontal = (masked[:, :, 1:] & masked[:, :, :-1]).mean(axis=(1, 2))
-    vertical = (masked[:, 1:] & masked[:, :-1]).mean(axis=(1, 2))
     return {
-        "masked_count": Sample(count),
-        "blocks_per_mask": Sample(covered.num_rectangles),
-        "first_block_new_cells": Sample(covered.first),
-        "connected_components_4": Sample(num_clusters(masked)),
-        "horizontal_pairs_both_masked": Sample(horizontal, counts=False),
-        "vertical_pairs_both_masked": Sample(vertical, counts=False),
-        "cells_masked_fraction": Sample(count / masked[0].size, counts=False),
+        "masked_count": count,
+        "blocks_per_mask": covered.num_rectangles,
+        "first_block_new_cells": covered.first,
+        "connected_components_4": num_clusters(masked),
+        "horizontal_pairs_both_masked": (masked[:, :, 1:] & masked[:, :, :-1]).mean(axis=(1, 2)),
+        "vertical_pairs_both_masked": (masked[:, 1:] & masked[:, :-1]).mean(axis=(1, 2)),
+        "cells_masked_fraction": count / masked[0].size,
     }
 
 
-def compare_statistics(
-    official: Mapping[str, Any], given: Mapping[str, Any], ours: Mapping[str, Sample], draws: int
-) -> dict[str, float]:
-    """How far every entry of a setting lies off, as a multiple of its tolerance; infinite where we know nothing of it.
-
-    Args:
-        official: The entries: statistics (mean, std, and a histogram of whole numbers), and what the setting states.
-        given: What the setting states.
-        ours: Our masks, under the names of the statistics.
-        draws: Masks of the official code.
-    """
-    deviations = {name: math.inf for name in ours if name not in official}
-    for name, entry in official.items():
-        if name not in ours:
-            deviations[name] = 0.0 if name in given and given[name] == entry else math.inf
-            continue
-        values, counts = ours[name].values, ours[name].counts
-        if entry.keys() != ({"mean", "std", "histogram"} if counts else {"mean", "std"}):
-            deviations[name] = math.inf
-            continue
-        deviations[f"{name}/mean"] = compare_means(entry["mean"], entry["std"], draws, values)
-        deviations[f"{name}/std"] = compare_deviations(entry["std"], draws, values)
-        if counts:
-            histogram = {int(value): count for value, count in entry["histogram"].items()}
-            deviations[f"{name}/histogram"] = compare_histograms(histogram, values)
-    return deviations
-
-
-def compare_means(mean: float, std: float, draws: int, ours: np.ndarray) -> float:
-    """The difference of two means, in tolerances."""
-    return _in_sigmas(ours.mean() - mean, math.sqrt(std**2 / draws + ours.var() / len(ours)))
-
-
-def compare_deviations(std: float, draws: int, ours: np.ndarray) -> float:
-    """The difference of two standard deviations, in tolerances; their error follows from our fourth moment."""
-    variance = ours.var()
-    spread = max(((ours - ours.mean()) ** 4).mean() - variance**2, 0.0)  # of squares around their mean, the variance
-    error = math.sqrt(spread * (1 / draws + 1 / len(ours)))
-    return _in_sigmas(variance - std**2, error)
-
-
-def compare_histograms(official: Mapping[int, int], ours: np.ndarray) -> float:
-    """The chi-square of two histograms against its quantile; rare bins are joined with their neighbours."""
-    values, counts = np.unique(ours, return_counts=True)
-    own = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    bins = [np.zeros(2)]
-    for value in sorted({*official, *own}):
-        if bins[-1].sum() >= RARE:
-            bins.append(np.zeros(2))
-        bins[-1] += (official.get(value, 0), own.get(value, 0))
-    if len(bins) > 1 and bins[-1].sum() < RARE:
-        rest = bins.pop()
-        bins[-1] += rest
-    table = np.array(bins)
-    if len(table) == 1:
-        return 0.0 if official.keys() == own.keys() else math.inf
-    expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0) / table.sum()
-    return float(((table - expected) ** 2 / expected).sum() / stats.chi2.isf(CHANCE, len(table) - 1))
-
-
-def compare_probabilities(official: np.ndarray, draws: int, masked: np.ndarray) -> float:
-    """The largest difference between two maps of how often a patch is hidden, in tolerances."""
-    own = masked.mean(axis=0)
-    together = (official * draws + own * len(masked)) / (draws + len(masked))
-    errors = np.sqrt(together * (1 - together) * (1 / draws + 1 / len(masked)))
-    return max(_in_sigmas(*pair) for pair in zip((own - official).flat, errors.flat, strict=True))
-
-
-def _compare_map(
-    name: str, expected: Mapping[str, tuple[Tensor | None, Any]], masked: np.ndarray, draws: int
-) -> dict[str, float]:
-    stored = expected.get(name, (None, None))[0]
-    if stored is None or stored.shape != masked.shape[1:]:
-        return {name: math.inf}
-    return {name: compare_probabilities(stored.numpy(), draws, masked)}
-
-
-def _in_sigmas(difference: float, error: float) -> float:
-    if error == 0.0:
-        return 0.0 if abs(difference) < 1e-12 else math.inf
-    return float(abs(difference) / (SIGMAS * error))
-
-
-def _settings(item: Item) -> list[Mapping[str, Any]]:
-    settings: list[Mapping[str, Any]] = item.numbers["settings"]
-    return settings
+def _off_map(item: Item, index: int, masked: np.ndarray) -> dict[str, float]:
+    """How often each patch is masked, where the item says."""
+    name, draws = f"probability_map_{index}", item.config["draws"]
+    stored = item.expected().get(name, (None, None))[0]
+    return {} if stored is None else {name: off_shares(stored.numpy(), draws, masked.mean(axis=0), len(masked))}
 
 
 def _grid(setting: Mapping[str, Any]) -> tuple[int, int]:
@@ -247,3 +148,6 @@ def _only(values: Tensor) -> int | list[int]:
     """The value that all of them have; all that there are, where they differ."""
     found = values.unique().tolist()
     return found[0] if len(found) == 1 else found
+
+
+ITEMS = {"block_mask_trace": block_trace, "block_mask_stats": block_stats, "simmim_mask_stats": simmim_stats}

@@ -9,8 +9,8 @@ from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.projector import BATCH_NORM_EPS
 from pantomim.parity.item import Computed, Item
-from pantomim.parity.sizes import encoder_config
-from pantomim.parity.trajectory import Run, Tape, fill, run_config
+from pantomim.parity.networks import encoder_config, fill
+from pantomim.parity.trajectory import Run, Tape, run_config
 
 
 def trajectory(item: Item) -> Computed:
@@ -45,7 +45,7 @@ def trajectory(item: Item) -> Computed:
     final = {_official(name): tensor for name, tensor in keys.items()}
     momenta = [method.momentum.at(step, total) for step in range(total)]
     outputs = {f"final_{name.replace('.', '/', 1)}": tensor for name, tensor in final.items()}
-    computed = run.computed(item.asked(outputs) | {"momentum": torch.tensor(momenta, dtype=torch.float64)})
+    computed = run.computed(outputs | {"momentum": torch.tensor(momenta, dtype=torch.float64)})
     return replace(computed, config={**computed.config, "batch_norm_eps": BATCH_NORM_EPS})
 
 
@@ -64,3 +64,6 @@ def _official(name: str) -> str:
         return owner + rest
     kind, number, parameter = rest.split(".")
     return f"{owner}{3 * int(number) + (kind == 'norms')}.{parameter}"
+
+
+ITEMS = {"trajectory_mocov3": trajectory}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pantomim.config import Duration, OptimConfig, Pretrain, RuntimeConfig
 from pantomim.core.batch import Batch
@@ -16,20 +16,15 @@ from pantomim.core.mask import Mask
 from pantomim.engine.runtime import start_accelerator
 from pantomim.engine.setup import in_steps
 from pantomim.engine.training import Training
-from pantomim.formats.files import load_exactly
 from pantomim.methods.base import Method
 from pantomim.nn.blocks import DropPath
-from pantomim.parity.compare import RELATIVE, norm_eps
+from pantomim.parity.compare import RELATIVE
 from pantomim.parity.item import Computed, Item
+from pantomim.parity.networks import Names, norm_eps
 
 
 class Tape:
-    """What an item holds of the batch that is under way.
-
-    Args:
-        item: With images, their ids in each step, and draws.
-        first: The item's step that is the run's first.
-    """
+    """What an item holds of the micro-batch that is under way; the run's first step is the item's step `first`."""
 
     def __init__(self, item: Item, first: int = 0) -> None:
         self.item, self.first = item, first
@@ -39,18 +34,10 @@ class Tape:
     def batches(self, step: int, micro: int) -> list[Batch]:
         """The micro-batches of one of the run's steps, as a stream gives them."""
         ids = self.item.input("image_ids")[self.first + step]
-        second = self.item.input("second_images")[ids] if self.item.has("second_images") else None
-        whole = Batch(self.item.input("images")[ids], ids, total=len(ids), second=second)
-        size = len(ids) // micro
+        views = [self.item.input(name) for name in ("images", "second_images") if self.item.has(name)]
         return [
-            Batch(
-                whole.images[start : start + size],
-                ids[start : start + size],
-                start=start,
-                total=len(ids),
-                second=None if second is None else second[start : start + size],
-            )
-            for start in range(0, len(ids), size)
+            Batch(views[0][rows], rows, None, part * len(rows), len(ids), second=views[1][rows] if views[1:] else None)
+            for part, rows in enumerate(ids.chunk(micro))
         ]
 
     def seek(self, step: int, batch: Batch) -> None:
@@ -62,30 +49,34 @@ class Tape:
         """This micro-batch's rows of a draw."""
         return self.item.input(name)[self.step, self.rows]
 
-    def ids(self) -> Tensor:
-        """Which images of the pool they are."""
-        return self.now("image_ids")
-
-    def scores(self, name: str, num_masked: int, largest_visible: bool = False) -> Mask:
-        """The mask that noise gives."""
-        noise = self.now(name).flatten(1)
-        return Mask.from_scores(-noise if largest_visible else noise, num_masked)
-
-    def masked(self) -> Mask:
+    def mask(self) -> Mask:
         """The given mask, whose number may vary from image to image."""
-        masked, counts = self.now("masked"), self.item.input("masked").sum(dim=-1)
-        return Mask.from_masked(masked, int(counts.max()), varies=bool(counts.min() < counts.max()))
+        counts = self.item.input("masked").sum(dim=-1)
+        return Mask.from_masked(self.now("masked"), int(counts.max()), varies=bool(counts.min() < counts.max()))
+
+
+class GivenIds:
+    """A tokenizer that knows the ids: of one batch, or of a pool, and then it is told which images come next."""
+
+    def __init__(self, ids: Tensor, vocabulary: int, grid: tuple[int, int]) -> None:
+        self.pool, self.vocabulary, self.grid = ids, vocabulary, grid
+        self.ids = ids
+
+    def turn_to(self, tape: Tape) -> None:
+        """The images of this micro-batch come next."""
+        self.ids = self.pool[tape.now("image_ids")]
+
+    def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """The grid of the item."""
+        return self.grid
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The ids, whatever the images are."""
+        return self.ids
 
 
 class GivenDropPath(DropPath):
-    """Stochastic depth by given numbers: a row's branch stays where its number is at least the rate.
-
-    Args:
-        rate: As of the module in whose place it is.
-        tape: Which rows are under way.
-        numbers: (steps, calls in a forward pass, rows).
-        name: Of the module.
-    """
+    """Stochastic depth by given numbers (steps, calls, rows): a branch stays where its number is at least the rate."""
 
     def __init__(self, rate: float, tape: Tape, numbers: Tensor, name: str) -> None:
         super().__init__(rate)
@@ -102,34 +93,8 @@ class GivenDropPath(DropPath):
         return branch * stays.view(-1, *(1,) * (branch.dim() - 1))
 
 
-class PoolIds:
-    """A tokenizer that knows the ids of every image of an item's pool, and is told which of them come next."""
-
-    def __init__(self, pool: Tensor, vocabulary: int, grid: tuple[int, int]) -> None:
-        self.pool, self.vocabulary, self.grid = pool, vocabulary, grid
-        self.ids = pool
-
-    def turn_to(self, tape: Tape) -> None:
-        """The images of this micro-batch come next."""
-        self.ids = self.pool[tape.ids()]
-
-    def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """The grid of the item."""
-        return self.grid
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """The ids of the images that were announced."""
-        return self.ids
-
-
 class Replayed(Method):
-    """A method whose draws are an item's; all else is its own.
-
-    Args:
-        method: What is trained.
-        tape: Where the draws are.
-        draws: What the method calls its draws, made of the tape.
-    """
+    """A method whose draws are made of a tape; all else is its own."""
 
     def __init__(self, method: Method, tape: Tape, draws: Callable[[Tape], Any]) -> None:
         super().__init__()
@@ -148,10 +113,6 @@ class Replayed(Method):
         """The method's."""
         self.method.update_ema(step)
 
-    def exports(self) -> dict[str, Any]:
-        """The method's."""
-        return self.method.exports()
-
 
 @dataclass
 class Run:
@@ -159,25 +120,26 @@ class Run:
 
     Args:
         config: Of the run.
-        method: Built for its length, with the item's weights in float64.
+        method: Built for its length, with the item's weights, in float64.
         tape: What it sees.
-        draws: See `Replayed`.
-        official: The authors' name of one of the method's parameters or modules.
+        draws: What the method calls its draws, made of the tape.
+        names: The authors' name of each parameter and module.
     """
 
     config: Pretrain
     method: Method
     tape: Tape
     draws: Callable[[Tape], Any]
-    official: Callable[[str], str]
+    names: Names
 
     def __post_init__(self) -> None:
         self._take_drops()
-        self.curves: dict[str, list[Tensor]] = {}
-        accelerator = start_accelerator(self.config.runtime, Path())
+        self._logged: dict[str, list[Tensor]] = {}
         replayed = Replayed(self.method, self.tape, self.draws)
         self.total, warmup = in_steps(self.config, self.tape.item.config["steps_per_epoch"])
-        self.training = Training(self.config, replayed, self.total, warmup, accelerator)
+        self.training = Training(
+            self.config, replayed, self.total, warmup, start_accelerator(self.config.runtime, Path())
+        )
 
     def carry_out(self, steps: range | None = None) -> "Run":
         """Train, all steps unless said otherwise, and remember what each logged."""
@@ -186,17 +148,17 @@ class Run:
             logged = self.training.step(step, self.tape.batches(step, self.config.runtime.accumulation))
             logged |= {name: torch.tensor(value, dtype=torch.float64) for name, value in rates.items()}
             for name, value in logged.items():
-                self.curves.setdefault(name, []).append(value)
+                self._logged.setdefault(name, []).append(value)
         return self
 
     def curve(self, name: str) -> Tensor:
-        """What each step logged under a name."""
-        return torch.stack(self.curves[name])
+        """What each step logged under a name; zeros where it is not logged."""
+        return torch.stack(self._logged[name]) if name in self._logged else torch.zeros(self.total)
 
     def weights(self, prefix: str) -> dict[str, Tensor]:
         """The trained parameters as they are now, under the authors' names."""
         named = self.method.named_parameters()
-        return {f"{prefix}{self.official(n)}": p.detach().clone() for n, p in named if p.requires_grad}
+        return {f"{prefix}{self.names(name)}": p.detach().clone() for name, p in named if p.requires_grad}
 
     def computed(self, outputs: Mapping[str, Tensor] | None = None) -> Computed:
         """Curves, weights at the end and their norms, the optimiser's groups; and whatever else the item asks for."""
@@ -204,8 +166,8 @@ class Run:
         curves = {name: self.curve(name) for name in ("loss", "grad_norm", "lr", "weight_decay")}
         final |= outputs or {}
         return Computed(
-            self.tape.item.asked(curves) | final,
-            config={"layer_norm_eps": norm_eps(self.method)},
+            curves | final,
+            config=norm_eps(self.method),
             deviations=self._compare_groups() | self.compare_norms("final", final),
         )
 
@@ -215,14 +177,12 @@ class Run:
         expected = item.expected()
         for name, stated in item.numbers.get(f"{entry}_l2_norms", {}).items():
             output = name if "/" in name else f"{entry}/{name}"
-            ours = weights.get(output)
-            key = f"numbers/{entry}_l2_norms/{name}"
-            if ours is None:
-                found[key] = math.inf
-                continue
-            _, description = expected.get(output, (None, {}))
-            room = description.get("suggested_atol_float64", 0.0) * math.sqrt(ours.numel())
-            found[key] = abs(ours.norm().item() - stated) / max(room, RELATIVE * stated)
+            ours, (_, description) = weights.get(output), expected.get(output, (None, {}))
+            off = math.inf
+            if ours is not None:
+                room = description.get("suggested_atol_float64", 0.0) * math.sqrt(ours.numel())
+                off = abs(ours.norm().item() - stated) / (max(room, RELATIVE * stated) or RELATIVE)
+            found[f"numbers/{entry}_l2_norms/{name}"] = off
         return found
 
     def _compare_groups(self) -> dict[str, float]:
@@ -231,7 +191,7 @@ class Run:
         theirs = {n: (g["weight_decay"], g.get("lr_scale", 1.0)) for g in stated for n in g["parameters"]}
         follows = self.config.optim.weight_decay_end is not None  # then the curve of the weight decay is compared
         ours = {
-            self.official(name.removeprefix("method.")): (
+            self.names(name.removeprefix("method.")): (
                 "schedule" if follows and group["weight_decay"] else group["weight_decay"],
                 group["lr_scale"],
             )
@@ -250,25 +210,15 @@ class Run:
         What is no module of ours is a copy of the encoder that shares its weights, and runs after it.
         """
         modules = {name: part for name, part in self.method.named_modules() if isinstance(part, DropPath)}
-        ours = {self.official(name): name for name in modules}
+        ours = {self.names(name): name for name in modules}
         given: dict[str, list[Tensor]] = {}
-        for theirs in sorted(self.tape.item.inputs("drop/"), key=lambda name: name not in ours):
+        for theirs, numbers in sorted(self.tape.item.under("in/drop/").items(), key=lambda drop: drop[0] not in ours):
             name = ours[theirs] if theirs in ours else ours["encoder." + theirs.partition(".")[2]]
-            given.setdefault(name, []).append(self.tape.item.input(f"drop/{theirs}"))
-        for name, numbers in given.items():
+            given.setdefault(name, []).append(numbers)
+        for name, parts in given.items():
             owner, _, child = name.rpartition(".")
-            drop = GivenDropPath(modules[name].rate, self.tape, torch.cat(numbers, dim=1), name)
+            drop = GivenDropPath(modules[name].rate, self.tape, torch.cat(parts, dim=1), name)
             setattr(self.method.get_submodule(owner), child, drop)
-
-
-def fill(model: nn.Module, weights: Mapping[str, Tensor], official: Callable[[str], str], source: str) -> None:
-    """Load weights under the authors' names; every name and shape must be right.
-
-    Raises:
-        ValueError: with what is missing, unexpected or mis-shaped.
-    """
-    names = {official(name): name for name in model.state_dict()}
-    load_exactly(model, {names.get(name, name): tensor for name, tensor in weights.items()}, source)
 
 
 def run_config(item: Item, method: Any, **optim: Any) -> Pretrain:
@@ -288,8 +238,6 @@ def run_config(item: Item, method: Any, **optim: Any) -> Pretrain:
         method=method,
         optim=OptimConfig(**(settings | optim)),
         batch_size=rows,
-        duration=Duration(epochs=config["epochs"]) if "epochs" in config else Duration(steps=config["steps"]),
-        runtime=RuntimeConfig(
-            accumulation=config.get("accum_iter", 1), precision="float32", device="auto", tracker="none"
-        ),
+        duration=Duration(steps=config["steps"]),
+        runtime=RuntimeConfig(accumulation=config.get("accum_iter") or 1, precision="float32", tracker="none"),
     )

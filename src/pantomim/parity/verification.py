@@ -8,70 +8,10 @@ from typing import Literal
 
 import torch
 
-from pantomim.parity import (
-    analyses,
-    beit,
-    cae,
-    clip,
-    colormae,
-    dbot,
-    finetune,
-    ijepa,
-    mae,
-    masks,
-    milan,
-    mocov3,
-    targets,
-    tokenizer,
-)
 from pantomim.parity.compare import Difference, differences
 from pantomim.parity.item import Computed, Item, read_item
 
 ItemFunction = Callable[[Item], Computed]
-
-# How items call themselves, and what rebuilds them: `mae_pretrain` serves mae_pretrain_a, mae_pretrain_b ...
-FAMILIES: tuple[tuple[str, ItemFunction], ...] = (
-    ("mae_pretrain", mae.pretrain),
-    ("mae_finetune", mae.finetune),
-    ("mae_lars", mae.lars),
-    ("mae_positions", mae.positions),
-    ("finetune_losses", finetune.losses),
-    ("colormae_filters", colormae.filters),
-    ("colormae_masking", colormae.masking),
-    ("colormae_spectra", colormae.spectra),
-    ("block_mask_stats", masks.block_stats),
-    ("block_mask_trace", masks.block_trace),
-    ("simmim_mask_stats", masks.simmim_stats),
-    ("dalle", tokenizer.dalle),
-    ("beit_pretrain", beit.pretrain),
-    ("beit_finetune", beit.finetune),
-    ("beit_relative_index", beit.index),
-    ("beit_relative_resize", beit.resize),
-    ("maskfeat_hog", targets.histograms),
-    ("simmim_pretrain", targets.simmim_pretrain),
-    ("cae_pretrain", cae.pretrain),
-    ("cae_finetune", cae.finetune),
-    ("cae_attentive_probe", cae.attentive_probe),
-    ("clip_visual", clip.visual),
-    ("dbot_analysis", analyses.dbot),
-    ("dbot_pretrain", dbot.pretrain),
-    ("dbot_schedule", dbot.schedule),
-    ("dbot_full_sequence", dbot.full_sequence),
-    ("milan_pretrain", milan.pretrain),
-    ("milan_sampling", milan.sampling),
-    ("attmask", milan.attmask),
-    ("ijepa_pretrain", ijepa.pretrain),
-    ("ijepa_masks", ijepa.masks),
-    ("trajectory_ijepa", ijepa.trajectory),
-    ("trajectory_mae", mae.trajectory),
-    ("trajectory_beit", beit.trajectory),
-    ("trajectory_data2vec", beit.data2vec_trajectory),
-    ("trajectory_cae", cae.trajectory),
-    ("trajectory_dbot", dbot.trajectory),
-    ("trajectory_colormae", colormae.trajectory),
-    ("trajectory_mocov3", mocov3.trajectory),
-    ("trajectory_simmim", targets.simmim_trajectory),
-)
 
 
 @dataclass(frozen=True)
@@ -155,10 +95,11 @@ def _format(result: ItemResult) -> str:
 
 
 def _family(item: Item) -> ItemFunction | None:
-    for stem, function in FAMILIES:
-        if item.title == stem or item.title.startswith(stem + "_"):
-            return function
-    return None
+    from pantomim.parity import PARITY  # late: its modules are read after this one
+
+    families = {stem: function for module in PARITY for stem, function in module.ITEMS.items()}
+    fitting = [stem for stem in families if item.title == stem or item.title.startswith(f"{stem}_")]
+    return families[max(fitting, key=len)] if fitting else None
 
 
 def _severity(difference: Difference) -> float:

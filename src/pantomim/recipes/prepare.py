@@ -4,10 +4,10 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from pantomim import recipes
-from pantomim.config import Duration, Pretrain, Stages, read_plan, with_duration, with_kind
+from pantomim.config import Duration, Pretrain, Reinit, Stages, read_plan, with_duration, with_kind
 from pantomim.data.dataset import Facts
 from pantomim.data.sources import open_source
 from pantomim.data.stats import channel_stats
@@ -20,9 +20,6 @@ from pantomim.recipes.dvae import check_range
 from pantomim.recipes.recipe import MAX_SIDE, Family, Recipe
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.teachers.choice import MOMENTUM, TeacherConfig
-
-TargetKind = Literal["tokens", "pixels", "hog", "features"]
-Reinit = Literal["full", "reference", "none"]
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,11 @@ def prepare(
     steps: int | None = None,
     epochs: float | None = None,
     config: Path | None = None,
-    target: TargetKind | None = None,
+    target: str | None = None,
     tokenizer: str | None = None,
     teacher: str | None = None,
     stages: int | None = None,
-    reinit: Reinit | None = None,
+    reinit: str | None = None,
     evaluate: str | None = None,
     trains: Literal["encoder", "tokenizer"] = "encoder",
 ) -> Prepared:
@@ -94,12 +91,14 @@ def prepare(
             prepared = _with_momentum(prepared, guide)
     if stages is not None:
         prepared = replace(prepared, stages=stages)
+    if reinit not in (None, *get_args(Reinit)):
+        raise ValueError(f"prepare.reinit must be one of {', '.join(get_args(Reinit))}; got {reinit}.")
     if prepared.stages is None and (reinit is not None or evaluate is not None):
         raise ValueError(
             f"prepare.reinit and prepare.evaluate must be left out for a single run; got them for {run.recipe}. "
             f"`pantomim evaluate` scores a finished run; prepare.stages makes a chain."
         )
-    return replace(prepared, reinit=reinit or prepared.reinit, evaluate=evaluate or prepared.evaluate)
+    return replace(prepared, reinit=cast(Reinit, reinit or prepared.reinit), evaluate=evaluate or prepared.evaluate)
 
 
 def _start(
@@ -195,7 +194,7 @@ def _decided(config: Any, facts: Facts, sizes: str) -> tuple[tuple[str, str], ..
     )
 
 
-def _with_target(run: Pretrain, target: TargetKind | None, tokenizer: str | None, teacher: str | None) -> Pretrain:
+def _with_target(run: Pretrain, target: str | None, tokenizer: str | None, teacher: str | None) -> Pretrain:
     """The same run with another target; what one of this kind has already, such as its vocabulary, is kept."""
     method: Any = run.method
     guide = getattr(method, "teacher", None)

@@ -130,20 +130,20 @@ class Result:
         """The metric that stands for the result."""
         return self.rows[0]
 
-    def noise(self, row: Row, rival: str) -> float | None:
-        """Differences to a rival up to this share can be chance; None if the file does not tell.
+    def noise(self, rival: str) -> float | None:
+        """Differences of the headline to a rival up to this share can be chance; None if the file does not tell.
 
         Two standard deviations of the difference, from the test images (by the standard errors that the file gives, or
         by their number) and from the repetitions, paired where they can be. Scores on the same images vary together, so
         the former errs on the side of caution. A number of images says nothing of a score that is no share of them.
         """
-        ours, theirs = row.scores["trained"], row.scores[rival]
+        ours, theirs = self.headline.scores["trained"], self.headline.scores[rival]
         if ours is None or theirs is None:
             return None
         variances = []
         if ours.error is not None and theirs.error is not None:
             variances.append(ours.error**2 + theirs.error**2)
-        elif self.num_images and row.metric not in NO_SHARES_OF_IMAGES:
+        elif self.num_images and self.headline.metric not in NO_SHARES_OF_IMAGES:
             shares = [min(max(score.value, 0.0), 1.0) for score in (ours, theirs)]
             variances.append(sum(share * (1 - share) for share in shares) / self.num_images)
         if len(ours.draws) == len(theirs.draws) > 1:
@@ -161,13 +161,12 @@ class Result:
     @property
     def largest_noise(self) -> float | None:
         """The largest `noise` of the headline."""
-        found = [noise for who in self.headline.rivals if (noise := self.noise(self.headline, who)) is not None]
-        return max(found, default=None)
+        return max((noise for who in self.headline.rivals if (noise := self.noise(who)) is not None), default=None)
 
     def rank(self, rival: str) -> int:
         """1: the trained encoder is ahead of a rival; -1: behind; 0: the difference can be chance, or does not show."""
         lead = self.headline.found["trained"].value - self.headline.rivals[rival].value
-        if abs(lead) <= (self.noise(self.headline, rival) or 0.0) or round(abs(lead), 3) == 0:
+        if abs(lead) <= (self.noise(rival) or 0.0) or round(abs(lead), 3) == 0:
             return 0
         return 1 if lead > 0 else -1
 
@@ -181,10 +180,9 @@ def read_results(evaluations: dict[str, dict[str, Any]]) -> list[Result]:
     """The results that hold a score, in a fixed order: linear probe, then k-NN, then others, full labels before few."""
     results = [result for stem, values in evaluations.items() if (result := read_result(stem, values))]
 
-    def order(result: Result) -> tuple[bool, int, str]:
-        kinds = ("linear", "knn")
-        kind = next((index for index, name in enumerate(kinds) if result.stem.startswith(name)), len(kinds))
-        return bool(_few_labels(result.details)), kind, result.stem
+    def order(result: Result) -> tuple[bool, bool, bool, str]:
+        few, stem = bool(_few_labels(result.details)), result.stem
+        return few, not stem.startswith("linear"), not stem.startswith("knn"), stem
 
     return sorted(results, key=order)
 

@@ -1,14 +1,11 @@
-"""What a study looks at in each cell beside its scores: how blocks work, how CAE's parts agree, and pictures."""
+"""What a study looks at in each cell beside its scores: how blocks work, and how CAE's parts agree."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from pantomim.analysis import LAYERS
-from pantomim.analysis.agreement import measure_agreement
-from pantomim.analysis.alignment import write_alignment_arrays
+from pantomim.analysis.alignment import measure_agreement
 from pantomim.analysis.block_facts import write_block_facts
-from pantomim.analysis.reconstructions import write_reconstructions
 from pantomim.core.files import replace_file
 from pantomim.study.plan import Analysis
 
@@ -22,7 +19,7 @@ FILES: dict[Analysis, str] = {
 def analyse(name: Analysis, run: Path, path: Path) -> None:
     """Carry out an analysis of a finished run, on held-out images of its data, and write its file."""
     if name == "alignment":
-        replace_file(path, (json.dumps(asdict(measure_agreement(run)), indent=2) + "\n").encode())
+        replace_file(path, (json.dumps(measure_agreement(run), indent=2) + "\n").encode())
     else:
         write_block_facts(LAYERS[name]((str(run),)).run(), path)
 
@@ -33,15 +30,3 @@ def read_numbers(name: Analysis, path: Path) -> dict[str, float]:
         return {}
     values: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return values
-
-
-def write_pictures(method: str, run: Path, count: int) -> None:
-    """Pictures of as many held-out images, for the kinds of methods that make any.
-
-    Raises:
-        ValueError: if no picture can be made of what a run of CAE predicts.
-    """
-    if method == "mae":
-        write_reconstructions(run, count=count)
-    elif method == "cae":
-        write_alignment_arrays(run, count=count)

@@ -264,7 +264,7 @@ def _run(plan: Plan, name: str, arm: Arm, data: str | None) -> dict[str, Any]:
     """The values of an arm's runs; a wrong key is told in the name of that arm."""
     run = from_dict(Pretrain, merge(_base(arm, data), arm.overrides), f"arm {name} of study {plan.name}")
     if not run.data.source:
-        raise ValueError(f"Study.inputs must name the images of {arm.base}; got none. Add the input data=SRC.")
+        raise ValueError(f"Study.input must name the images of {arm.base}; got none. Add the input data=SRC.")
     return to_dict(run)
 
 

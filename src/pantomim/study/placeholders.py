@@ -22,9 +22,9 @@ def read_inputs(data: str | None, named: Collection[str]) -> dict[str, str]:
     for text in named:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
-            raise ValueError(f"Study.inputs must be NAME=SRC; got {text}. Name each one.")
+            raise ValueError(f"Study.input must be NAME=SRC; got {text}. Name each one.")
         if name in inputs:
-            raise ValueError(f"Study.inputs must name {name} once; got {inputs[name]} and {value}. Leave one out.")
+            raise ValueError(f"Study.input must name {name} once; got {inputs[name]} and {value}. Leave one out.")
         inputs[name] = value
     return inputs
 
@@ -42,7 +42,7 @@ def check_inputs(plan: Plan, evaluations: dict[str, Any], arms: dict[str, Any], 
     if all(missing(settings, inputs) for settings in evaluations.values()):
         whom |= {f"evaluation {name}": missing(settings, inputs) for name, settings in evaluations.items()}
     problems = [
-        f"Study.inputs must name {name}, for {', '.join(who for who in whom if name in whom[who])}; got none. "
+        f"Study.input must name {name}, for {', '.join(who for who in whom if name in whom[who])}; got none. "
         f"Add the input {name}=SRC."
         for name in dict.fromkeys(name for lacking in whom.values() for name in lacking)
     ]

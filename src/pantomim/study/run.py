@@ -15,6 +15,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
+from pantomim.analysis import write_pictures
 from pantomim.analysis.masks import visible_statistics
 from pantomim.config import Pretrain, from_dict, leaves, to_dict, to_yaml
 from pantomim.core.files import replace_file
@@ -22,7 +23,7 @@ from pantomim.engine.folder import FREE, Finished, RunInUseError, refuse_changes
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.stops import Interrupted
 from pantomim.evaluate import Memo, evaluate_to_file
-from pantomim.study.analyses import FILES, analyse, write_pictures
+from pantomim.study.analyses import FILES, analyse
 from pantomim.study.cells import Cell, Study
 from pantomim.study.placeholders import moved, with_runs
 from pantomim.study.plan import Analysis
@@ -325,7 +326,7 @@ def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
             analyse(analysis, folder, path)
     if cell.pictures:
         try:
-            write_pictures(cell.run.method.kind, folder, cell.pictures)
+            write_pictures(folder, count=cell.pictures)
         except ValueError as error:  # tokens that nobody can decode, say; the numbers are worth having
             say(f"{cell.name}: no pictures. {error}")
     spent = f"{finished.wall_s:,.0f} s of pre-training, {sum(evaluate_s.values()):,.0f} s of evaluation"

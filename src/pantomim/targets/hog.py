@@ -35,7 +35,7 @@ class HOGTargetConfig:
     Args:
         bins: Directions, over half a turn.
         cell: Side of a cell, in pixels; None: half the patch's, 8 of 16, or the whole patch where that is below 4.
-        window: Side of a Gaussian with half as large a std that weighs the gradients, tile by tile; None: none.
+        window: Side of a Gaussian with half as large a std that weighs gradients tile by tile; None: none.
         distance: Of a prediction.
 
     Deviation: a gradient that is exactly vertical lies on the border of two bins, and in the authors' code rounding
@@ -49,11 +49,7 @@ class HOGTargetConfig:
     distance: Distance = Distance("l2")
 
     def build(self, encoder: Encoder) -> "HOGTarget":
-        """The target for an encoder's patches and channels.
-
-        Raises:
-            ValueError: if cells do not divide the patches.
-        """
+        """The target for an encoder's patches and channels."""
         return HOGTarget(self, encoder.patch_size, encoder.in_chans)
 
 
@@ -76,8 +72,8 @@ class HOGTarget(Target):
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
         """The C * bins * (P / cell)^2 values of every patch: channel slowest, then bin, row and column of the cell."""
         rows, cols = patch_grid((images.shape[2], images.shape[3]), self.patch_size)
-        cells = F.normalize(self.histograms(images), dim=2, eps=EPS)  # each channel by itself
         inner = self.patch_size // self.cell
+        cells = F.normalize(self.histograms(images), dim=2, eps=EPS)  # each channel by itself
         split = cells.reshape(len(images), -1, rows, inner, cols, inner)  # (B, C * bins, rows, r, cols, c)
         return split.permute(0, 2, 4, 1, 3, 5).reshape(len(images), rows * cols, self.dim)
 
@@ -90,8 +86,10 @@ class HOGTarget(Target):
             magnitude = magnitude * _tiled(self.window, (height, width)).to(magnitude)
         turn = torch.atan2(across, down) * self.bins / math.pi
         bins = torch.where(across == 0, 0, turn.floor().long() % self.bins)  # exactly vertical: exactly on a border
-        shape = (batch, channels, height // self.cell, self.cell, width // self.cell, self.cell)
-        sorted_in = [torch.where(bins == number, magnitude, 0) for number in range(self.bins)]
+        rows, cols = height // self.cell, width // self.cell  # what is no whole cell is left out, as by their unfold
+        shape = (batch, channels, rows, self.cell, cols, self.cell)
+        whole = (..., slice(rows * self.cell), slice(cols * self.cell))
+        sorted_in = [torch.where(bins == number, magnitude, 0)[whole] for number in range(self.bins)]
         return torch.stack([part.reshape(shape).sum(dim=(3, 5)) for part in sorted_in], dim=2)
 
 
@@ -107,11 +105,7 @@ def gradients(images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B C H W"
 
 
 def _tiled(window: int, image_size: tuple[int, int]) -> Float[Tensor, "H W"]:
-    """A Gaussian of sum 1, side by side over an image.
-
-    Raises:
-        ValueError: if it does not divide the image's sides.
-    """
+    """A Gaussian of sum 1, side by side over an image."""
     if image_size[0] % window or image_size[1] % window:
         raise ValueError(
             f"HOGTarget.window must divide the image's sides; got {window} for {image_size[0]}x{image_size[1]}. "
@@ -124,9 +118,6 @@ def _tiled(window: int, image_size: tuple[int, int]) -> Float[Tensor, "H W"]:
 
 
 def hog_cell(patch_size: int) -> int:
-    """Side of a cell for patches of a size: half of it, as MaskFeat's 8 of 16; the whole patch where that is below 4.
-
-    Ours, for patches that the paper does not have.
-    """
+    """Half a patch, as MaskFeat's 8 of 16; the whole patch where that is below 4, which is ours."""
     half = patch_size // 2
     return half if patch_size % 2 == 0 and half >= 4 else patch_size

@@ -114,6 +114,17 @@ def test_published_ways_have_their_numbers():
     assert counts == {"milan": 25, "attmask_high": 24, "attmask_low": 24, "attmask_hint": 20}
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_is_what_it_stands_for(name):
+    preset, written = AttentionMasker(preset=name, ratio=0.4), published(name, 0.4)
+    weights = attention()
+    assert preset.explicit == written
+    assert preset.num_masked(GRID) == written.num_masked(GRID)
+    assert torch.equal(call(preset, weights).masked, call(written, weights).masked)
+    with pytest.raises(ValueError, match=f"preset decides all but the ratio; got {name}"):
+        AttentionMasker(preset=name, whole="masked", rule="sample_masked")
+
+
 @pytest.mark.parametrize("rule", ["sample_visible", "sample_masked"])
 def test_patches_without_attention_are_chosen_by_chance(rule):
     weights = torch.zeros(4000, 48)

@@ -16,7 +16,7 @@ ENCODER = EncoderConfig(image_size=(8, 12), patch_size=4, width=WIDTH, depth=1, 
 def build(**changes) -> Regressor:
     torch.manual_seed(0)
     config = RegressorConfig(**{"depth": 2, "heads": 2, **changes})
-    regressor = config.build(ENCODER).double()
+    regressor = Regressor(config, ENCODER).double()
     for parameter in regressor.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return regressor

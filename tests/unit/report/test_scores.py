@@ -125,8 +125,8 @@ def test_segmentation_is_told_by_mean_iou():
 
 def test_chance_in_mean_iou_goes_by_its_own_error_and_not_by_the_number_of_images():
     found = segmentation(trained=0.229, untrained=0.204, pixels=0.22)
-    assert found.noise(found.headline, "pixels") == pytest.approx(2 * 0.004 * 2**0.5)
+    assert found.noise("pixels") == pytest.approx(2 * 0.004 * 2**0.5)
     assert found.rank("untrained") == 1
     assert found.rank("pixels") == 0
     bare = result(num_test=200, stem="segmentation-ccp", trained={"miou": 0.23}, untrained={"miou": 0.2})
-    assert bare.noise(bare.headline, "untrained") is None
+    assert bare.noise("untrained") is None

@@ -1,0 +1,54 @@
+"""Golden items for tests: where they lie, what becomes of them, and copies in which something is changed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from pantomim.parity.verification import ItemResult, verify_item
+
+GOLDEN = Path(__file__).parent / "parity" / "golden"
+SHARED = Path(__file__).parents[1] / ".." / "shared" / "golden"
+needs_all = pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
+
+
+def outcome(name: str) -> ItemResult:
+    """What `verify` says of an item, of the selection that comes with the source or of the whole collection."""
+    folder = GOLDEN if (GOLDEN / f"{name}.json").is_file() else SHARED
+    if not folder.is_dir():
+        pytest.skip("the whole collection is not beside this repository")
+    return verify_item(folder / f"{name}.json")
+
+
+def failing(name: str) -> ItemResult:
+    """The same of an item whose numbers must differ; an exception is no finding."""
+    result = outcome(name)
+    assert result.status == "FAIL"
+    assert result.compared > 0, result.worst
+    return result
+
+
+def edited(folder: Path, name: str, edit: Callable[[dict[str, Any], dict[str, Any]], Any]) -> ItemResult:
+    """What `verify` says of an item whose JSON or tensors were edited."""
+    source = GOLDEN if (GOLDEN / f"{name}.json").is_file() else SHARED
+    if not source.is_dir():
+        pytest.skip("the whole collection is not beside this repository")
+    spec = json.loads((source / f"{name}.json").read_text())
+    tensors = load_file(source / f"{name}.safetensors")
+    edit(spec, tensors)
+    (folder / f"{name}.json").write_text(json.dumps(spec))
+    save_file(tensors, folder / f"{name}.safetensors")
+    return verify_item(folder / f"{name}.json")
+
+
+def with_config(folder: Path, name: str, **changes: Any) -> ItemResult:
+    """The same of an item whose `config` states something else; None: it no longer states it."""
+
+    def edit(spec: dict[str, Any], tensors: dict[str, Any]) -> None:
+        merged = {**spec["config"], **changes}
+        spec["config"] = {key: value for key, value in merged.items() if value is not None}
+
+    return edited(folder, name, edit)
