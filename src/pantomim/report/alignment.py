@@ -11,19 +11,13 @@ from matplotlib.figure import Figure
 from pantomim.analysis.pictures import PictureRows
 from pantomim.core.files import replace_file
 from pantomim.report.folder import Alignment
-from pantomim.report.html import alignment_strips, check_page_path, fill_template
+from pantomim.report.html import alignment_strips, fill_template
 
 SIDE = 1.1  # inches of a picture in the PNG
 
 
 def write_alignment(found: PictureRows, out: Path) -> tuple[Path, Path]:
-    """Write the page and, beside it, a picture (PNG) of the same name; the page needs no other file.
-
-    Raises:
-        ValueError: as `check_page_path`.
-        OSError: if a file cannot be written.
-    """
-    check_page_path("inspect", out)
+    """Write the page and, beside it, a picture (PNG) of the same name; the page needs no other file."""
     rows = [(row.title, row.text, row.pictures) for row in found.rows]
     shown = alignment_strips(Alignment(rows, list(found.items), found.caption))
     text = fill_template("alignment.html", title="What the decoder reads without the regressor", alignment=shown)

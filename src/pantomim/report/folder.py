@@ -5,16 +5,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import yaml
 
 from pantomim.analysis import LAYERS
 from pantomim.analysis.block_facts import BlockFacts, read_block_facts
-
-Known = TypeVar("Known")
-Other = TypeVar("Other")
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def read_run(run: str | Path) -> RunFolder:
         )
     problems: list[str] = []
 
-    def attempt(name: str, read: Callable[[Path], Known], otherwise: Other) -> Known | Other:
+    def attempt(name: str, read: Callable[[Path], Any], otherwise: Any = None) -> Any:
         file = path / name
         if not file.exists():
             return otherwise
@@ -98,20 +95,20 @@ def read_run(run: str | Path) -> RunFolder:
             problems.append(f"{name} cannot be read ({type(error).__name__}: {error})")
             return otherwise
 
-    inside = [attempt(f"analysis/{kind}.npz", read_block_facts, None) for kind in LAYERS]
-    found = {file.stem: attempt(f"eval/{file.name}", _read_json, {}) for file in sorted((path / "eval").glob("*.json"))}
+    inside = [attempt(f"analysis/{kind}.npz", read_block_facts) for kind in LAYERS]
+    found = {file.stem: attempt(f"eval/{file.name}", _read_mapping) for file in sorted((path / "eval").glob("*.json"))}
     return RunFolder(
         path=path,
-        config=attempt("config.yaml", _read_yaml, {}),
-        environment=attempt("environment.json", _read_json, {}),
-        finished=attempt("finished.json", _read_json, {}),
-        encoder=attempt("encoder.json", _read_json, {}),
-        num_parameters=attempt("encoder.safetensors", _count_parameters, None),
+        config=attempt("config.yaml", _read_mapping, {}),
+        environment=attempt("environment.json", _read_mapping, {}),
+        finished=attempt("finished.json", _read_mapping, {}),
+        encoder=attempt("encoder.json", _read_mapping, {}),
+        num_parameters=attempt("encoder.safetensors", _count_parameters),
         metrics=attempt("metrics.jsonl", _read_metrics, Metrics(np.empty(0, dtype=np.int64), {})),
         evaluations={stem: result for stem, result in found.items() if result},
-        pictures=attempt("analysis/reconstructions.npz", _read_pictures, None),
-        alignment=attempt("analysis/alignment.npz", _read_alignment, None),
-        guidance=attempt("analysis/guidance.npz", _read_alignment, None),
+        pictures=attempt("analysis/reconstructions.npz", _read_pictures),
+        alignment=attempt("analysis/alignment.npz", _read_alignment),
+        guidance=attempt("analysis/guidance.npz", _read_alignment),
         inside=[facts for facts in inside if facts is not None],
         problems=problems,
     )
@@ -126,15 +123,9 @@ def look_up(tree: Any, dotted: str, otherwise: Any = None) -> Any:
     return tree
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    return _mapping(json.loads(file.read_text(encoding="utf-8")))
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    return _mapping(yaml.safe_load(file.read_text(encoding="utf-8")))
-
-
-def _mapping(value: Any) -> dict[str, Any]:
+def _read_mapping(file: Path) -> dict[str, Any]:
+    text = file.read_text(encoding="utf-8")
+    value = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
     if not isinstance(value, dict):
         raise ValueError(f"an object of names and values is expected, not {type(value).__name__}")
     return value
