@@ -18,7 +18,7 @@ def inspect_(line: CommandLine) -> None:
         return
     check_out("inspect.out", analysis.page, (".html", ".htm"))
     if isinstance(analysis, Alignment):
-        from pantomim.report.alignment import write_alignment
+        from pantomim.report.inspection import write_alignment
 
         found = analysis.run()
         page, picture = write_alignment(found, analysis.page)

@@ -12,6 +12,7 @@ import yaml
 
 from pantomim.analysis import LAYERS
 from pantomim.analysis.block_facts import BlockFacts, read_block_facts
+from pantomim.analysis.pictures import PictureRows, Row
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,6 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """Rows of pictures of the same images: title, what there is to know, and 8-bit pictures (n, H, W, C) or their URIs.
-
-    What CAE's decoder makes of whole images without the regressor, or what guided the masks; the images come first.
-    `items` are their names, `caption` says how to read them.
-    """
-
-    rows: list[tuple[str, str, Any]]
-    items: list[str]
-    caption: str
-
-
-@dataclass(frozen=True)
 class RunFolder:
     """Everything in a run folder that a report shows; None or empty where there is nothing."""
 
@@ -65,8 +53,8 @@ class RunFolder:
     metrics: Metrics  # metrics.jsonl
     evaluations: dict[str, dict[str, Any]]  # eval/*.json by file name, without the ending
     pictures: Pictures | None  # analysis/reconstructions.npz
-    alignment: Alignment | None = None  # analysis/alignment.npz, of a run of CAE
-    guidance: Alignment | None = None  # analysis/guidance.npz, of a run of CMT-MAE
+    alignment: PictureRows | None = None  # analysis/alignment.npz, of a run of CAE
+    guidance: PictureRows | None = None  # analysis/guidance.npz, of a run of CMT-MAE
     inside: list[BlockFacts] = field(default_factory=list)  # analysis/attention-distance.npz, spectrum.npz, cka.npz
     problems: list[str] = field(default_factory=list)  # files that cannot be read, and why
 
@@ -107,8 +95,8 @@ def read_run(run: str | Path) -> RunFolder:
         metrics=attempt("metrics.jsonl", _read_metrics, Metrics(np.empty(0, dtype=np.int64), {})),
         evaluations={stem: result for stem, result in found.items() if result},
         pictures=attempt("analysis/reconstructions.npz", _read_pictures),
-        alignment=attempt("analysis/alignment.npz", _read_alignment),
-        guidance=attempt("analysis/guidance.npz", _read_alignment),
+        alignment=attempt("analysis/alignment.npz", _read_rows),
+        guidance=attempt("analysis/guidance.npz", _read_rows),
         inside=[facts for facts in inside if facts is not None],
         problems=problems,
     )
@@ -163,8 +151,9 @@ def _read_pictures(file: Path) -> Pictures:
         return Pictures(arrays["original"], arrays["pasted"], arrays["mask"], about)
 
 
-def _read_alignment(file: Path) -> Alignment:
+def _read_rows(file: Path) -> PictureRows:
     with np.load(file, allow_pickle=False) as content:
         about = json.loads(str(content["about"]))
-        rows = [content[f"row_{number}"] for number in range(len(about["titles"]))]
-    return Alignment(list(zip(about["titles"], about["texts"], rows, strict=True)), about["items"], about["caption"])
+        texts = enumerate(zip(about["titles"], about["texts"], strict=True))
+        rows = tuple(Row(title, text, content[f"row_{number}"]) for number, (title, text) in texts)
+    return PictureRows(tuple(about["items"]), rows, about["caption"])

@@ -7,7 +7,7 @@ import base64
 import io
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata, resources
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from pantomim.report.folder import Alignment, Pictures
+from pantomim.report.folder import Pictures
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("pantomim.report", "."),
@@ -60,13 +60,6 @@ def triplets(pictures: Pictures) -> list[Triplet]:
             )
         )
     return found
-
-
-def alignment_strips(found: Alignment | None) -> Alignment | None:
-    """The same with its pictures as data URIs."""
-    if found is None:
-        return None
-    return replace(found, rows=[(title, text, list(map(png, shown))) for title, text, shown in found.rows])
 
 
 def png(picture: np.ndarray) -> str:
@@ -129,4 +122,4 @@ def surroundings(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 TEMPLATES.globals |= {"version": metadata.version("pantomim")}
-TEMPLATES.filters |= {"duration": duration, "quote": shlex.quote, "python": repr}
+TEMPLATES.filters |= {"duration": duration, "quote": shlex.quote, "python": repr, "png": png}

@@ -9,13 +9,14 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from pantomim.analysis.guidance import who_decides
+from pantomim.config import leaves
 from pantomim.core.files import replace_file
 from pantomim.masking import Masker, MaskerConfig
 from pantomim.report.charts import Chart, Curve, curve_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
-from pantomim.report.html import alignment_strips, duration, fill_template, length, surroundings, text_of, triplets
+from pantomim.report.html import duration, fill_template, length, surroundings, text_of, triplets
 from pantomim.report.inspection import block_charts
-from pantomim.report.scores import CONTENDERS, Result, leaves, points, read_results, score_table, summary, verdict
+from pantomim.report.scores import CONTENDERS, Result, points, read_results, score_table, summary, verdict
 
 CRISP_BELOW = 96  # pixels: smaller pictures are enlarged without blurring
 DETAIL_BELOW = 200  # pixels: larger pictures get a row of their own
@@ -75,8 +76,8 @@ def render(folder: RunFolder, results: list[Result]) -> str:
         unfinished=not folder.finished,
         last_step=int(folder.metrics.steps[-1]) if len(folder.metrics) else None,
         strips=[
-            ("alignment", "What the decoder reads without the regressor", alignment_strips(folder.alignment)),
-            ("guidance", "What guided the masks", alignment_strips(folder.guidance)),
+            ("alignment", "What the decoder reads without the regressor", folder.alignment),
+            ("guidance", "What guided the masks", folder.guidance),
         ],
         triplets=triplets(pictures) if pictures else [],
         about=pictures.about if pictures else {},

@@ -10,6 +10,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from pantomim.config import leaves
 from pantomim.report.html import plus_minus
 
 CONTENDERS = {"trained": "Trained encoder", "untrained": "Same encoder, untrained", "pixels": "Raw pixels"}
@@ -78,12 +79,8 @@ class Row:
     """One metric of all contenders; None where it was not measured."""
 
     metric: str
+    label: str
     scores: dict[str, Score | None]
-
-    @property
-    def label(self) -> str:
-        """The metric in words."""
-        return label(self.metric)
 
     @property
     def found(self) -> dict[str, Score]:
@@ -204,7 +201,7 @@ def read_result(stem: str, values: dict[str, Any]) -> Result | None:
     if not names:
         return None
     names.sort(key=lambda name: name.count("."))  # the file's own headline first, then the details
-    rows = [Row(name, {who: scores[who].get(name) for who in CONTENDERS}) for name in names]
+    rows = [Row(name, label(name), {who: scores[who].get(name) for who in CONTENDERS}) for name in names]
     flat = leaves(values)
     details = {name: _plain(value) for name, value in flat.items() if name.split(".")[0] not in CONTENDERS}
     protocol = str(values.get("protocol", stem.partition("-")[0]))
@@ -226,16 +223,6 @@ def score_table(rows: list[Row]) -> tuple[list[list[str]], list[tuple[int, int]]
         texts.append([row.label, *scores, lead])
     places = itertools.product(range(len(rows)), enumerate(CONTENDERS, 1))
     return texts, [(place, column) for place, (column, who) in places if who in rows[place].best]
-
-
-def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Everything in nested dictionaries, by dotted name; lists are leaves."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
 
 
 def is_share(name: str) -> bool:

@@ -1,7 +1,7 @@
 """The table of a study as files: JSON for programs, Markdown for notes, one HTML page that needs nothing else."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ import numpy as np
 import yaml
 
 from pantomim.analysis.block_facts import BlockFacts, read_block_facts
+from pantomim.analysis.pictures import PictureRows, Row
 from pantomim.core.files import replace_file
 from pantomim.report.charts import Chart, arms_chart
-from pantomim.report.folder import Alignment, read_run
-from pantomim.report.html import alignment_strips, duration, fill_template, length, surroundings, triplets
+from pantomim.report.folder import read_run
+from pantomim.report.html import duration, fill_template, length, surroundings, triplets
 from pantomim.study.cells import Study
 from pantomim.study.columns import ABSENT, Spread, heading, is_share, parts, show, show_difference, show_plain
 from pantomim.study.plan import Analysis, merge
@@ -260,16 +261,14 @@ def block_charts(study: Study, out: Path) -> Iterator[tuple[str, list[Chart]]]:
             yield title, charts
 
 
-def _aligned(found: dict[str, Alignment]) -> Alignment | None:
+def _aligned(found: dict[str, PictureRows]) -> PictureRows | None:
     """What the decoders of CAE's arms make of the same images without the regressor; None if no arm has pictures."""
     if not found:
         return None
     first = next(iter(found.values()))
-    known = {title: (title, "", shown) for alignment in found.values() for title, _, shown in alignment.rows[1:-1]}
-    arms = [(arm, *alignment.rows[-1][1:]) for arm, alignment in found.items()]
-    return alignment_strips(
-        Alignment([("original", "", first.rows[0][2]), *known.values(), *arms], first.items, first.caption)
-    )
+    known = {row.title: replace(row, text="") for each in found.values() for row in each.rows[1:-1]}
+    arms = [replace(each.rows[-1], title=arm) for arm, each in found.items()]
+    return replace(first, rows=(Row("original", "", first.rows[0].pictures), *known.values(), *arms))
 
 
 def _by_arm(texts: dict[str, str]) -> str:

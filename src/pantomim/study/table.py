@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pantomim.config import leaves
 from pantomim.engine.record import read_metrics
 from pantomim.report.folder import read_run
-from pantomim.report.scores import leaves
+from pantomim.report.scores import CONTENDERS
 from pantomim.study.cells import Cell, Study
 from pantomim.study.columns import AmongArms, Spread, difference, heading, parts, show_difference
 from pantomim.study.plan import LOG, MINUS
 from pantomim.study.run import Record, State, analysis_paths, cell_folder, has_run, read_record, result_paths, state
 
-BASELINES = {"untrained": "same encoder, untrained", "pixels": "raw pixels"}
 COSTS = ("s_per_step", "images_per_s", "pretrain_s", "evaluate_s")
 OF_THE_ENGINE = ("step", "lr", "images_per_s", "data_wait_s", "grad_norm", "memory_gib", "time_s")
 Results = dict[str, dict[str, dict[str, Any]]]  # by cell, evaluation and contender
@@ -129,7 +129,7 @@ def make_table(study: Study, out: Path) -> Table:
     for baseline in study.plan.baselines:
         owners = list(dict.fromkeys(study.owners[baseline].values()))
         for arm in owners:
-            name = BASELINES[baseline] if len(owners) == 1 else f"{arm}, {baseline}"
+            name = CONTENDERS[baseline].lower() if len(owners) == 1 else f"{arm}, {baseline}"
             own = _scores(study, arm, baseline, results)
             rows.append(Row(name, arm, True, own, _differences(own, reference), {}, None, len(study.of(arm))))
     pairs = [(pair, *pair.split(MINUS)) for pair in compare.contrasts]

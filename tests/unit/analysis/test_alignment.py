@@ -20,7 +20,7 @@ from pantomim.methods.cae import CAEConfig, cae_encoder
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.regressor import RegressorConfig
 from pantomim.nn.tokens import patchify, unpatchify
-from pantomim.report.alignment import write_alignment
+from pantomim.report.inspection import write_alignment
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTarget, TokenTargetConfig
 
