@@ -197,7 +197,7 @@ def test_from_the_command_line(kind, tmp_path, capsys):
     assert "random-projection:3" in capsys.readouterr().out
     main(["pretrain", *command, "--target", "pixels", "--out", str(out)])
     main(["report", str(out)])
-    assert ("no new pictures" in capsys.readouterr().err) == (kind == "beit")
+    assert "no new pictures" not in capsys.readouterr().err  # BEiT has none of its own, and says nothing
     assert (out / "report.html").is_file()
 
 

@@ -24,7 +24,7 @@ from pantomim.formats.mae import official_name
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws
 from pantomim.methods.beit import BEiTConfig
-from pantomim.methods.dbot import DBOT, DBOTConfig, DBOTDraws
+from pantomim.methods.dbot import DBOT, DBOTConfig
 from pantomim.nn.tokens import patch_grid
 from pantomim.nn.vit import MaskTokens
 from pantomim.optim import cosine_schedule
@@ -53,7 +53,7 @@ def pretrain(item: Item) -> Computed:
         model = method.build(teacher=EncoderTeacher(frozen, "given", output="norm" if norm else "block")).double()
         networks.fill(model, item.weights("student/"), dbot_name, item.name, kept=TEACHER)
         mask = Mask.from_scores(noise, method.masker.num_masked(method.encoder.grid))
-        loss = model(Batch(images, total=len(images)), DBOTDraws(mask))["loss"]
+        loss = model(Batch(images, total=len(images)), Draws(mask))["loss"]
         name = f"layernorm{int(norm)}_normfeature{int(normalise)}"
         every = torch.arange(noise.shape[1]).expand(len(images), -1)
         features = model.target(model.teacher(images), every)
@@ -104,8 +104,8 @@ def trajectory(item: Item) -> Computed:
         settings = replace(run_config(item, method), duration=Duration(epochs=end - begin))
         tape = Tape(item, first=begin * config["steps_per_epoch"])
 
-        def draws(tape: Tape) -> DBOTDraws:
-            return DBOTDraws(Mask.from_scores(tape.now("noise"), num_masked))
+        def draws(tape: Tape) -> Draws:
+            return Draws(Mask.from_scores(tape.now("noise"), num_masked))
 
         run = Run(settings, model, tape, draws, dbot_name)
         if runs:
