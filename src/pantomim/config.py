@@ -5,6 +5,7 @@ import difflib
 import json
 import math
 from dataclasses import asdict, field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -19,6 +20,7 @@ from pantomim.methods import MethodConfig
 from pantomim.methods.mae import MAEConfig
 
 T = TypeVar("T")
+ADAPTER_OF = cache(TypeAdapter)  # pydantic needs a tenth of a second to make that of a run
 Reinit = Literal["full", "reference", "none"]
 
 
@@ -227,7 +229,7 @@ def from_dict(cls: type[T], values: Any, where: str) -> T:
     Raises `ValueError` with every problem of the config, one a line; an unknown key names its nearest neighbour.
     """
     try:
-        return TypeAdapter(cls).validate_python(values)
+        return ADAPTER_OF(cls).validate_python(values)
     except ValidationError as error:
         lines = [f"{where} is not a valid {cls.__name__}:"]
         for problem in error.errors():

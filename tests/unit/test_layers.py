@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluate",
     },
     "explain": {"data", "nn", "masking", "teachers", "targets", "config", "methods", "optim", "recipes"},
-    "report": {"core", "masking", "formats", "analysis"},
+    "report": {"core", "masking", "config", "formats", "analysis"},
     "study": {
         "core",
         "nn",

@@ -8,7 +8,7 @@ def inspect_(line: CommandLine) -> None:
     from pantomim.analysis.alignment import Alignment
     from pantomim.analysis.guidance import Guidance, write_guidance_arrays
     from pantomim.analysis.inspection import LayerAnalysis
-    from pantomim.report.html import check_page_path
+    from pantomim.core.files import check_out
 
     analysis = line.read(line.choose({kind.name: kind for kind in ANALYSES}))
     if isinstance(analysis, Guidance):
@@ -16,9 +16,9 @@ def inspect_(line: CommandLine) -> None:
         path = write_guidance_arrays(run, images=analysis.images, count=analysis.count, seed=analysis.seed)
         say(f"Pictures: {path}; `pantomim report {run}` shows them.")
         return
-    check_page_path("inspect", analysis.page)
+    check_out("inspect.out", analysis.page, (".html", ".htm"))
     if isinstance(analysis, Alignment):
-        from pantomim.report.alignment import write_alignment
+        from pantomim.report.inspection import write_alignment
 
         found = analysis.run()
         page, picture = write_alignment(found, analysis.page)

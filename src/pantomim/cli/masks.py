@@ -41,10 +41,10 @@ def masks(
         seed: Of the draws.
     """
     from pantomim.analysis.mask_survey import choose_maskers, load_photo, parse_grid, survey
-    from pantomim.report.html import check_page_path
+    from pantomim.core.files import check_out
     from pantomim.report.mask_gallery import Gallery, write_gallery
 
-    check_page_path("masks", out)
+    check_out("masks.out", out, (".html", ".htm"))
     size = parse_grid(grid)
     if not 1 <= samples <= draws:
         raise ValueError(f"masks.samples must be from 1 to draws; got {samples} of {draws}. Draw more, or show fewer.")

@@ -28,9 +28,9 @@ from pantomim.masking import MaskerConfig
 from pantomim.masking.block import BlockMasker
 from pantomim.methods.base import Draws, Method, Requirements, check_masker
 from pantomim.methods.guides import GuideConfig, draw_mask
-from pantomim.nn.decoder import LatentDecoderConfig
+from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
 from pantomim.nn.momentum import EMA, Momentum
-from pantomim.nn.regressor import Projection, RegressorConfig
+from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.targets import TargetConfig
@@ -112,8 +112,9 @@ class CAE(Method):
         width, heads = config.regressor.width or sizes.width, config.regressor.heads or sizes.heads
         self.encoder = sizes.build()
         self.target = target or config.target.build(self.encoder)
-        regressor = config.regressor.build(sizes)  # drawn before the projection, and registered after it
-        decoder = config.decoder.build(width, heads, sizes.grid, self.target.dim, sizes.initialisation)
+        # Drawn before the projection, and registered after it.
+        regressor = Regressor(config.regressor, sizes)
+        decoder = LatentDecoder(config.decoder, width, heads, sizes.grid, self.target.dim, sizes.initialisation)
         self.projection = None if width == sizes.width else Projection(sizes.width, width)
         self.regressor, self.decoder = regressor, decoder
         self.masker, self.guide = config.masker, config.guide.build(self.encoder, config.masker)

@@ -23,7 +23,7 @@ from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import AtLeastOne, NotNegative, ShareBelowOne
 from pantomim.core.schedule import half_cosine
 from pantomim.methods.base import Method, Requirements
-from pantomim.nn.dvae import DVAESizes, code_grid, dvae_networks, map_pixels, unmap_pixels
+from pantomim.nn.dvae import DVAENetworks, DVAESizes, code_grid, map_pixels, unmap_pixels
 from pantomim.nn.momentum import EMA, Momentum
 
 
@@ -95,7 +95,7 @@ class DVAE(Method):
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
-        self.networks, self.sizes = dvae_networks(config.sizes), config.sizes
+        self.networks, self.sizes = DVAENetworks(config.sizes), config.sizes
         self.average = EMA(self.networks, "networks", Momentum(config.momentum))
         self.temperature, self.kl_weight = config.temperature, config.kl_weight
         self.requirements = Requirements(

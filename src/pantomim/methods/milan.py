@@ -22,7 +22,7 @@ from pantomim.masking import MaskerConfig
 from pantomim.masking.attention import published
 from pantomim.methods.base import Draws, Method, Requirements, check_masker
 from pantomim.methods.guides import ask, draw_mask
-from pantomim.nn.decoder import DecoderConfig
+from pantomim.nn.decoder import DecoderConfig, PromptingDecoder
 from pantomim.nn.vit import EncoderConfig
 from pantomim.targets.distance import Distance
 from pantomim.teachers.base import Query, Teacher
@@ -64,7 +64,7 @@ class MILAN(Method):
         self.masker = config.masker
         self.encoder = encoder = config.encoder.build()
         self.teacher = teacher = teacher or config.teacher.build(encoder)
-        self.decoder = config.decoder.build_prompting(encoder.width, encoder.num_prefix, encoder.grid, teacher.width)
+        self.decoder = PromptingDecoder(config.decoder, encoder.width, encoder.num_prefix, encoder.grid, teacher.width)
         if not (config.encoder.class_token and teacher.num_prefix):
             raise ValueError("MILAN's encoder and teacher must have a class token, which is predicted too; got none.")
         self.requirements = Requirements.of(config.encoder)
