@@ -75,7 +75,7 @@ def test_a_random_projection(job, tmp_path, capsys) -> None:
     assert np.load(tmp_path / "ids.npz")["ids"].shape == (16, 4, 4)
 
 
-def test_the_same_command_goes_on_where_a_run_stopped(job, tmp_path, capsys) -> None:
+def test_the_same_command_resumes_where_a_run_stopped(job, tmp_path, capsys) -> None:
     source, run = job
     train(source, tmp_path / "run", "--runtime.save-every", "3", "--keep", "5")
     whole = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -119,7 +119,7 @@ def test_mistakes(job, tmp_path, capsys) -> None:
     assert "--vocabulary goes with" in fails(
         capsys, "encode", "--tokenizer", str(run), "--vocabulary", "9", *data, *out
     )
-    assert "With another --image-size, images are resized" in fails(
+    assert "must be a multiple of the tokenizer's stride, 2; got 16x15" in fails(
         capsys, "encode", "--tokenizer", str(run), "--image-size", "16", "15", *data, *out
     )
     assert "--out must name a run folder" in fails(capsys, "train", *data)

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pantomim.methods.cae import cae_encoder, preset
+from pantomim.methods.cae import cae_encoder
 from pantomim.nn.heads import Classifier
 from pantomim.nn.regressor import RegressorConfig
 from pantomim.optim import parameter_groups
+from pantomim.recipes.cae import preset
 from pantomim.targets.tokens import TokenTarget
 
 COUNTS = {  # size, width of the regressor: encoder, regressor blocks, decoder blocks, head, all that is trained
