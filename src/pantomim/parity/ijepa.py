@@ -13,8 +13,10 @@ from pantomim.masking.multi_block import Blocks, FromGenerator, MultiBlockMasker
 from pantomim.methods.ijepa import IJEPA, IJEPAConfig, IJEPADraws, PredictorConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.optim import parameter_groups
-from pantomim.parity.item import Computed, Item
-from pantomim.parity.networks import backward, encoder_config, fill, norm_eps
+from pantomim.parity.compare import Computed
+from pantomim.parity.item import Item
+from pantomim.parity.networks import backward, encoder_config, fill
+from pantomim.parity.statistics import off_mean
 from pantomim.parity.trajectory import Run, Tape, run_config
 
 BATCHES = 1_000  # of our own, which the tolerances of the statistics are stated for
@@ -29,43 +31,38 @@ def pretrain(item: Item) -> Computed:
     model.encoder.register_forward_hook(lambda _, inputs, features: seen.update(context=features.patches))
     model.predictor.register_forward_hook(lambda _, inputs, output: seen.update(prediction=output))
     loss = model(Batch(images, total=len(images)), IJEPADraws(blocks))["loss"]
-    gradients, gradient_norms = backward(loss, model, str)
+    found = backward(loss, model, str)
     target = model.target(images, blocks.targets).unsqueeze(1).expand(-1, len(blocks.context), -1, -1, -1)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    outputs = {"loss": loss, "target": target.flatten(0, 2)} | seen | gradients
-    numbers = {"gradient_l2_norms": gradient_norms}
+    found.outputs |= seen | {"loss": loss, "target": target.flatten(0, 2)}
     groups = parameter_groups(model, config["weight_decay"])
     torch.optim.AdamW(groups, lr=config["lr"], betas=tuple(config["betas"]), eps=config["eps"]).step()
     model.update_ema(0)
-    outputs |= {f"after/{name}": p.detach() for name, p in trained.items()}
-    outputs |= {f"target_after/{name}": p.detach() for name, p in model.target_encoder.copy.named_parameters()}
-    return Computed(outputs, numbers=numbers, config=norm_eps(model.encoder))
+    found.outputs |= {f"after/{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    found.outputs |= {f"target_after/{name}": p for name, p in model.target_encoder.copy.named_parameters()}
+    return found
 
 
 def masks(item: Item) -> Computed:
     """The lists that recorded numbers give; how often each patch is in a context and in a target of our own draws."""
-    outputs: dict[str, Tensor] = {}
-    deviations: dict[str, float] = {}
-    statistics = []
+    settings, found = item.config["settings"], Computed(numbers={"traces": item.numbers["traces"]})
     for trace in item.numbers["traces"]:
-        setting = item.config["settings"][trace["setting"]]
+        setting = settings[trace["setting"]]
         lists = _masker(setting).draw(setting["batch_size"], _grid(setting), Replay(trace["draws"]))
         for name, ids in zip(("masks_enc", "masks_pred"), lists, strict=True):
-            outputs[f"setting_{trace['setting']}/trace_{trace['index']}/{name}"] = torch.from_numpy(ids)
+            found.outputs[f"setting_{trace['setting']}/trace_{trace['index']}/{name}"] = torch.from_numpy(ids)
     for stated in item.numbers.get("statistics", []):
         number = stated["setting"]
-        setting = item.config["settings"][number]
-        grid, numbers = _grid(setting), FromGenerator(np.random.default_rng(number))
+        setting, grid = settings[number], _grid(settings[number])
+        numbers = FromGenerator(np.random.default_rng(number))
         drawn = [_masker(setting).draw(setting["batch_size"], grid, numbers) for _ in range(BATCHES)]
         for name, lists in zip(("context", "target"), zip(*drawn, strict=True), strict=True):
             counts = sum(np.bincount(ids.reshape(-1), minlength=math.prod(grid)) for ids in lists)
             rows = sum(ids.shape[0] * ids.shape[1] for ids in lists)
-            outputs[f"setting_{number}/probability_{name}"] = torch.from_numpy((counts / rows).reshape(grid))
-            lengths, theirs = [ids.shape[2] for ids in lists], stated[f"{name}_length"]
-            room = 5 * math.sqrt(np.var(lengths) / BATCHES + theirs["std"] ** 2 / stated["batches"])
-            deviations[f"numbers/statistics/{number}/{name}_length"] = abs(np.mean(lengths) - theirs["mean"]) / room
-        statistics.append(number)
-    return Computed(outputs, numbers={"traces": item.numbers["traces"]}, deviations=deviations)
+            found.outputs[f"setting_{number}/probability_{name}"] = torch.from_numpy((counts / rows).reshape(grid))
+            lengths, theirs = np.array([ids.shape[2] for ids in lists]), stated[f"{name}_length"]
+            off = off_mean(theirs["mean"], theirs["std"], stated["batches"], lengths)
+            found.errors[f"numbers/statistics/{number}/{name}_length"] = off
+    return found
 
 
 def trajectory(item: Item) -> Computed:
@@ -84,12 +81,11 @@ def trajectory(item: Item) -> Computed:
         stretch=config["ipe_scale"],
         lead=1,
     )
-    run = Run(settings, model, Tape(item), _draws, str).carry_out()
+    run = Run(item, settings, model, _draws, str).carry_out()
     momenta = [momentum.at(step, length) for step in range(run.total)]
     networks = {"final": model.encoder, "final_predictor": model.predictor, "final_target": model.target_encoder.copy}
-    outputs = {f"{name}/{n}": p.detach() for name, network in networks.items() for n, p in network.named_parameters()}
-    outputs |= {"momentum": torch.tensor(momenta, dtype=torch.float64)}
-    return run.computed(outputs)
+    outputs = {f"{name}/{n}": p for name, network in networks.items() for n, p in network.named_parameters()}
+    return run.computed(outputs | {"momentum": torch.tensor(momenta, dtype=torch.float64)})
 
 
 class Replay:
@@ -114,7 +110,7 @@ class Replay:
 def _method(item: Item, momentum: Momentum) -> IJEPAConfig:
     config = item.config
     sizes = PredictorConfig(config["pred_emb_dim"], config["pred_depth"], float(config["pred_mlp_ratio"]))
-    encoder = encoder_config(config, item.input("images"), class_token=False, initialisation="normal")
+    encoder = encoder_config(item, class_token=False, initialisation="normal")
     masker = MultiBlockMasker(min_keep=0)  # masks are given
     return IJEPAConfig(encoder=encoder, predictor=sizes, masker=masker, momentum=momentum)
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pantomim.parity.item import Computed, Item
+from pantomim.parity.compare import Computed
+from pantomim.parity.item import Item
 from pantomim.targets import hog
 
 INNER = "_inner_columns"  # what is named so leaves out the outermost columns, of cells or of patches
@@ -40,44 +41,29 @@ def histograms(item: Item) -> Computed:
             "labels_masked" + INNER: labels[masked & inside],
         }
         edge = edge or (left_out * patch if item.asks(INNER) else 0)
+    for name, tensor in outputs.items():  # rows and columns of patches may be one dimension or two
+        stored = item.output(name)
+        if stored is not None and stored.numel() == tensor.numel():
+            outputs[name] = tensor.reshape(stored.shape)
+
     across, down = hog.gradients(images)
-    length = (across.square() + down.square()).sqrt()
-    seen = slice(edge, images.shape[3] - edge)
-    return Computed(
-        {name: _shaped(item, name, tensor) for name, tensor in outputs.items()},
-        numbers={
-            "smallest_distance_to_a_bin_border_in_bins": _to_border(
-                across[..., seen], down[..., seen], config["nbins"]
-            ),
-            "pixels_with_zero_gradient": _count_zeros(item, length, length[..., seen]),
-        },
-    )
+    seen, flat = slice(edge, images.shape[3] - edge), (across == 0) & (down == 0)
+    turn = (torch.atan2(across, down) / torch.pi * config["nbins"])[..., seen][~flat[..., seen]]
+    whole, stored_part = int(flat.sum()), int(flat[..., seen].sum())  # items count one or the other
+    numbers = {
+        "smallest_distance_to_a_bin_border_in_bins": (turn - turn.round()).abs().min().item(),
+        "pixels_with_zero_gradient": whole,
+    }
+    if item.numbers.get("pixels_with_zero_gradient") == stored_part:
+        numbers["pixels_with_zero_gradient"] = stored_part
+    return Computed(outputs, numbers)
 
 
 def _left_out(item: Item, name: str, whole: Tensor, columns: int) -> int:
     """How many columns at either side an output is without: one, unless its size says otherwise."""
-    want, _ = item.expected().get(name, (None, {}))
-    kept = columns - 2 if want is None else columns * want.numel() // whole.numel()
+    stored = item.output(name)
+    kept = columns - 2 if stored is None else columns * stored.numel() // whole.numel()
     return (columns - kept) // 2
-
-
-def _shaped(item: Item, name: str, tensor: Tensor) -> Tensor:
-    """As the item has it: rows and columns of patches may be one dimension or two."""
-    want, _ = item.expected().get(name, (None, {}))
-    return tensor if want is None or want.numel() != tensor.numel() else tensor.reshape(want.shape)
-
-
-def _count_zeros(item: Item, *lengths: Tensor) -> int:
-    """Pixels without gradient: of whole images, or of what is stored, whichever the item counts."""
-    counts = [int((length == 0).sum()) for length in lengths]
-    stated = item.numbers.get("pixels_with_zero_gradient")
-    return stated if stated in counts else counts[0]
-
-
-def _to_border(across: Tensor, down: Tensor, bins: int) -> float:
-    """How close, in bins, a gradient comes to the border of its bin."""
-    turn = (torch.atan2(across, down) / torch.pi * bins)[(across != 0) | (down != 0)]
-    return (turn - turn.round()).abs().min().item()
 
 
 ITEMS = {"maskfeat_hog": histograms}

@@ -12,15 +12,19 @@ from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import EncoderConfig, Features
 from pantomim.optim import Group
+from pantomim.parity.compare import Computed, distance
+from pantomim.parity.item import Item
 
 Names = Callable[[str], str]  # from our name of a parameter or module to the authors'
 
+STORED_TABLE = 1e-6  # tolerance of a position table that is stored in float32
 
-def encoder_config(config: Mapping[str, Any], images: Tensor, **settings: Any) -> EncoderConfig:
-    """The encoder for an item's images, which are normalised already; `settings` say what the config does not."""
-    channels = images.shape[1]
+
+def encoder_config(item: Item, **settings: Any) -> EncoderConfig:
+    """The encoder for an item's images, which are normalised already; `settings` say what its config does not."""
+    config, (_, channels, *image_size) = item.config, item.input("images").shape
     stated = {
-        "image_size": (images.shape[2], images.shape[3]),
+        "image_size": tuple(image_size),
         "patch_size": config["patch_size"],
         "in_chans": channels,
         "width": config["embed_dim"],
@@ -34,14 +38,14 @@ def encoder_config(config: Mapping[str, Any], images: Tensor, **settings: Any) -
     return EncoderConfig(**(stated | settings))
 
 
-def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
-    """MAE's decoder, with the encoder's ratio and stochastic depth."""
+def decoder_config(item: Item) -> DecoderConfig:
+    """MAE's decoder, with the encoder's MLP ratio and stochastic depth."""
     return DecoderConfig(
-        width=config["decoder_embed_dim"],
-        depth=config["decoder_depth"],
-        heads=config["decoder_num_heads"],
-        mlp_ratio=float(config.get("mlp_ratio", 4.0)),
-        drop_path=float(config.get("drop_path", 0.0)),
+        width=item.config["decoder_embed_dim"],
+        depth=item.config["decoder_depth"],
+        heads=item.config["decoder_num_heads"],
+        mlp_ratio=float(item.config.get("mlp_ratio", 4.0)),
+        drop_path=float(item.config.get("drop_path", 0.0)),
     )
 
 
@@ -58,19 +62,21 @@ def fill(
     load_exactly(model, {ours.get(name, name): tensor for name, tensor in weights.items()} | own, source)
 
 
-def named(model: nn.Module, names: Names) -> dict[str, nn.Parameter]:
-    """All parameters under the authors' names."""
-    return {names(name): parameter for name, parameter in model.named_parameters()}
+def off_table(built: Tensor | None, stored: Tensor) -> float:
+    """How far a position table, as built, is from one that was rounded to float32."""
+    assert built is not None
+    return distance(built, stored) / STORED_TABLE
 
 
-def backward(
-    loss: Tensor, model: nn.Module, names: Names, prefix: str = "grad/"
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The gradients of all parameters that have one, under a prefix, and their L2 norms."""
+def backward(loss: Tensor, model: nn.Module, names: Names, suffix: str = "") -> Computed:
+    """The gradients of all parameters that have one, their L2 norms, and the model's eps."""
     loss.backward()
-    found = {names(name): p.grad for name, p in model.named_parameters() if p.grad is not None}
-    norms = {name: gradient.norm().item() for name, gradient in found.items()}
-    return {f"{prefix}{name}": gradient.clone() for name, gradient in found.items()}, norms
+    gradients = {names(name): p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return Computed(
+        {f"grad{suffix}/{name}": gradient for name, gradient in gradients.items()},
+        {f"gradient_l2_norms{suffix}": {name: gradient.norm().item() for name, gradient in gradients.items()}},
+        config=norm_eps(model),
+    )
 
 
 def norm_eps(model: nn.Module) -> dict[str, float]:
