@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.mae import official_name as classifier_name
 from pantomim.masking.grid import GridMasker
@@ -24,11 +23,10 @@ from pantomim.nn.tokens import normalise_tokens, unpatchify
 from pantomim.nn.vit import Encoder, EncoderConfig, Features, MaskTokens
 from pantomim.optim import beit_schedule, parameter_groups
 from pantomim.parity import networks
-from pantomim.parity.compare import Computed, exact
-from pantomim.parity.item import Item
+from pantomim.parity.item import Computed, Item, exact
 from pantomim.parity.mae import classified
 from pantomim.parity.statistics import initialisation
-from pantomim.parity.trajectory import GivenIds, Run, Tape, run_config
+from pantomim.parity.trajectory import GivenIds, Run, run_config
 from pantomim.targets.base import Target
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTarget
@@ -46,9 +44,8 @@ def pretrain(item: Item) -> Computed:
     masked, method = item.input("mask"), BEiTConfig(encoder=beit_encoder(item))
     counts, labels = masked.sum(dim=1), torch.zeros_like(masked, dtype=torch.long)
     labels[masked] = item.input("labels")  # image by image, in raster order
-    target = TokenTarget(GivenIds(labels, item.config["vocab_size"], method.encoder.grid))
-    model = method.build(target=target).double()
-    networks.fill(model, without_index(item), official_name, item.name)
+    target = TokenTarget(GivenIds(item, labels, method.encoder.grid))
+    model = networks.filled(item, method.build(target=target), official_name, without_index(item))
     mask = Mask.from_masked(masked, int(counts.max()), varies=True)
     decay = networks.decay_used(item.numbers.get("pretraining_parameter_groups", []))
     found, result, latent = _step(item, model, mask, official_name, decay)
@@ -69,11 +66,11 @@ def pretrain(item: Item) -> Computed:
 def simmim_pretrain(item: Item) -> Computed:
     """Features, the picture that is predicted, the loss and every gradient; the head's rows are in another order."""
     config, method = item.config, _simmim_config(item)
-    model, order = _simmim(item, method)
+    model = _simmim(item, method)
     counted = GridMasker(ratio=config["mask_ratio"], cell=config["mask_patch_size"] // config["patch_size"])
     mask = Mask.from_masked(item.input("mask").flatten(1).bool(), counted.num_masked(method.encoder.grid))
     found, _, latent = _step(item, model, mask, simmim_name)
-    found.outputs = _theirs(found.outputs, order) | {
+    found.outputs = _theirs(item, found.outputs) | {
         "feature_map": latent.patches.mT.unflatten(-1, method.encoder.grid),
         "reconstruction": unpatchify(model.head(latent.patches), config["patch_size"], method.encoder.grid),
     }
@@ -88,14 +85,13 @@ def _step(
     item: Item, model: BEiT, mask: Mask, names: networks.Names, decay: float = 0.05
 ) -> tuple[Computed, dict[str, Tensor], Features]:
     """Loss, gradients and the optimiser's groups; what the model returned; and the encoder's output."""
-    images = item.input("images")
-    result = model(Batch(images, total=len(images)), Draws(mask))
+    result = model(networks.batch(item), Draws(mask))
     found = networks.backward(result["loss"], model, names)
     found.outputs["loss"] = result["loss"]
     groups = parameter_groups(model, decay, decay_tokens=False, decay_mask_token=True)
     found.numbers["pretraining_parameter_groups"] = networks.described(groups, names)
     found.errors = compare_indices(model.encoder, item)
-    return found, result, model.encoder(images, mask_tokens=MaskTokens(mask.masked, model.mask_token))
+    return found, result, model.encoder(item.input("images"), mask_tokens=MaskTokens(mask.masked, model.mask_token))
 
 
 def finetune(item: Item) -> Computed:
@@ -125,8 +121,7 @@ def block_classifier(
 def trajectory(item: Item) -> Computed:
     """A run of BEiT's `run_beit_pretraining.py`."""
     method = BEiTConfig(encoder=beit_encoder(item))
-    tokens = GivenIds(item.input("token_ids"), item.config["vocab_size"], method.encoder.grid)
-    return _run(item, method, TokenTarget(tokens), tokens.turn_to).computed()
+    return _run(item, method, TokenTarget(GivenIds(item, item.input("token_ids"), method.encoder.grid))).computed()
 
 
 def data2vec_trajectory(item: Item) -> Computed:
@@ -147,7 +142,7 @@ def data2vec_trajectory(item: Item) -> Computed:
 def simmim_trajectory(item: Item) -> Computed:
     """A run of SimMIM's `main_simmim.py`."""
     config, method = item.config, _simmim_config(item)
-    model, order = _simmim(item, method)
+    model = _simmim(item, method)
     settings = run_config(
         item,
         method,
@@ -159,22 +154,16 @@ def simmim_trajectory(item: Item) -> Computed:
         decay_tokens=False,
         decay_mask_token=True,
     )
-    run = Run(item, settings, model, lambda tape: Draws(tape.mask()), simmim_name).carry_out()
-    return run.computed(_theirs(run.weights("final/"), order))
+    run = Run(item, settings, model, simmim_name).carry_out()
+    return run.computed(_theirs(item, run.weights("final/")))
 
 
-def _run(item: Item, method: BEiTConfig, target: Target, before: Callable[[Tape], None] = lambda tape: None) -> Run:
-    """A finished run of an encoder over mask tokens, whatever it predicts; `before` is told of each micro-batch."""
-    model = method.build(target=target).double()
-    networks.fill(model, without_index(item), official_name, item.name, kept=("target.",))
+def _run(item: Item, method: BEiTConfig, target: Target) -> Run:
+    """A finished run of an encoder over mask tokens, whatever it predicts."""
+    model = networks.filled(item, method.build(target=target), official_name, without_index(item), kept=("target.",))
     model.reset()
-
-    def draws(tape: Tape) -> Draws:
-        before(tape)
-        return Draws(tape.mask())
-
     settings = run_config(item, method, schedule="beit", decay_tokens=False, decay_mask_token=True)
-    return Run(item, settings, model, draws, official_name).carry_out()
+    return Run(item, settings, model, official_name).carry_out()
 
 
 class _Layers(EMATeacher):
@@ -281,26 +270,24 @@ def _simmim_config(item: Item) -> BEiTConfig:
     return BEiTConfig(encoder=beit_encoder(item), target=target, initialise_head=False)
 
 
-def _simmim(item: Item, method: BEiTConfig) -> tuple[BEiT, Tensor]:
-    """The model with the item's weights, and the order of its head's rows."""
-    model, order = method.build().double(), _shuffled(item.config["patch_size"], item.input("images").shape[1])
+def _simmim(item: Item, method: BEiTConfig) -> BEiT:
+    """The model with the item's weights; its head is a convolution there, with one row for each of a patch's pixels."""
     weights = without_index(item)
-    for name in [name for name in weights if "decoder.0." in name]:  # a convolution: weight (rows, D, 1, 1), and bias
-        rows = weights[name][order]
-        weights[name] = rows.flatten(1) if rows.ndim > 1 else rows
-    networks.fill(model, weights, simmim_name, item.name)
-    return model, order
+    for name in [name for name in weights if "decoder.0." in name]:
+        weights[name] = _regrouped(weights[name].squeeze(), item.input("images").shape[1])
+    return networks.filled(item, method.build(), simmim_name, weights)
 
 
-def _shuffled(patch_size: int, channels: int) -> Tensor:
-    """For each of our values of a patch (channel fastest), its place in a pixel shuffle (channel slowest)."""
-    return torch.arange(channels * patch_size**2).view(channels, -1).T.flatten()
-
-
-def _theirs(tensors: Mapping[str, Tensor], order: Tensor) -> dict[str, Tensor]:
+def _theirs(item: Item, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the authors' names, those of the head in their order and shape."""
-    head = {name: tensor[order.argsort()] for name, tensor in tensors.items() if "decoder.0." in name}
+    named = tensors.items()
+    head = {name: _regrouped(tensor, item.config["patch_size"] ** 2) for name, tensor in named if "decoder.0." in name}
     return dict(tensors) | {name: t[:, :, None, None] if t.ndim > 1 else t for name, t in head.items()}
+
+
+def _regrouped(rows: Tensor, groups: int) -> Tensor:
+    """Rows with the channel slowest, as in a pixel shuffle, to ours with the channel fastest; or the other way."""
+    return rows.unflatten(0, (groups, -1)).transpose(0, 1).flatten(0, 1)
 
 
 def _count(key: str) -> int:

@@ -4,10 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.cae import CROSS, Release, official_name
 from pantomim.formats.files import load_exactly
@@ -22,10 +21,9 @@ from pantomim.nn.vit import EncoderConfig
 from pantomim.optim import parameter_groups
 from pantomim.parity import networks
 from pantomim.parity.beit import block_classifier
-from pantomim.parity.compare import RELATIVE, Computed, distance, exact
-from pantomim.parity.item import Item
+from pantomim.parity.item import RELATIVE, Computed, Item, distance, exact
 from pantomim.parity.statistics import initialisation
-from pantomim.parity.trajectory import GivenIds, Run, Tape, run_config
+from pantomim.parity.trajectory import GivenIds, Run, run_config
 from pantomim.targets.tokens import TokenTarget
 
 UNUSED = ("gamma_1_cross", "gamma_2_cross")  # official parameters that stay 1 where there are no scales
@@ -49,7 +47,7 @@ def pretrain(item: Item) -> Computed:
         raise ValueError(f"{item.name}: every image must have {config['num_mask_patches']} masked patches.")
     ids = torch.zeros_like(masked, dtype=torch.long)
     ids[masked] = item.input("labels")  # image by image, in raster order
-    target = TokenTarget(GivenIds(ids, config["vocab_size"], method.encoder.grid))
+    target = TokenTarget(GivenIds(item, ids, method.encoder.grid))
     model = method.build(target=target).double()
     regressor, decoder = model.regressor, model.decoder
     errors = {
@@ -66,8 +64,10 @@ def pretrain(item: Item) -> Computed:
     if len(stored) == len(chosen):
         regressor.position = decoder.position = table[0]
 
-    seen = _watch(model)
-    result = model(Batch(images, total=len(images)), Draws(mask))
+    blocks = {f"regressor_block_{number}_output": block for number, block in enumerate(regressor.blocks)}
+    parts = {"latent_prediction": regressor, "logits": decoder, "decoder_tokens_after_norm": decoder.norm}
+    seen = networks.watch(blocks | parts)
+    result = model(networks.batch(item), Draws(mask))
     loss = result["loss"] if weight else result["loss_target"]
     found = networks.backward(loss, model, official_name)
     aligned = model.alignment_target(images, mask)
@@ -117,17 +117,12 @@ def trajectory(item: Item) -> Computed:
     lagging = config["alignment_weights"] == "one step before" and weight > 0
     momentum = float(config.get("base_momentum", 0.0)) if lagging else None
     method = replace(_config(item), align_weight=weight, align_momentum=momentum, align_lagging=lagging)
-    tokens = GivenIds(item.input("token_ids"), config["vocab_size"], method.encoder.grid)
-    model = method.build(target=TokenTarget(tokens)).double()
+    tokens = GivenIds(item, item.input("token_ids"), method.encoder.grid)
+    model = method.build(target=TokenTarget(tokens))
     _fill(model, item, release, kept=("aligner.",))
     model.regressor.position = model.decoder.position = weights[TABLE][0, 1:]
     model.reset()
-
-    def draws(tape: Tape) -> Draws:
-        tokens.turn_to(tape)
-        return Draws(tape.mask())
-
-    run = Run(item, run_config(item, method, schedule="beit"), model, draws, _names(release)).carry_out()
+    run = Run(item, run_config(item, method, schedule="beit"), model, _names(release)).carry_out()
     aligned = weight * run.curve("loss_align")
     return run.computed({"loss_main": run.curve("loss_target"), "loss_align_weighted": aligned})
 
@@ -145,12 +140,13 @@ def attentive_probe(item: Item) -> Computed:
     """The frozen encoder with the attentive head, by running statistics and by those of the batch."""
     config, encoder = item.config, cae_encoder(item).build().double().eval()
     sizes = (config["embed_dim"], config["num_heads"], config["num_classes"])
-    head, batch_wise = (AttentiveHead(*sizes, test_batch_statistics=each).double() for each in (False, True))
     unused = {name: 0.0 for name in item.weights() if name.startswith(UNUSED_NORM)}
     state = {name: tensor for name, tensor in item.weights().items() if name not in unused}
     for_head = {name: tensor for name, tensor in state.items() if name.partition(".")[0] in HEAD_PARTS}
-    networks.fill(head, for_head, head_name, item.name)
-    networks.fill(batch_wise, for_head, head_name, item.name)
+    head, batch_wise = (
+        networks.filled(item, AttentiveHead(*sizes, test_batch_statistics=each), head_name, for_head)
+        for each in (False, True)
+    )
     load_exactly(encoder, {name: tensor for name, tensor in state.items() if name not in for_head}, item.name)
     with torch.no_grad():
         tokens = networks.joined(encoder(item.input("images")))
@@ -220,23 +216,8 @@ def _fill(model: CAE, item: Item, release: Release = "lxtGH/CAE", kept: tuple[st
     weights, names = item.weights(), _names(release)
     there = {names(name) for name in model.state_dict()}
     fixed = {name: tensor for name, tensor in weights.items() if name.endswith(UNUSED) and name not in there}
-    networks.fill(model, {n: t for n, t in weights.items() if n not in {*fixed, TABLE}}, names, item.name, kept)
+    networks.filled(item, model, names, {n: t for n, t in weights.items() if n not in {*fixed, TABLE}}, kept)
     return {f"state/{name}": exact(bool((tensor == 1).all())) for name, tensor in fixed.items()}
-
-
-def _watch(model: CAE) -> dict[str, Tensor]:
-    """Outputs of modules inside the next forward passes, under the names of the item."""
-    seen: dict[str, Tensor] = {}
-    blocks = {f"regressor_block_{number}_output": block for number, block in enumerate(model.regressor.blocks)}
-    watched: dict[str, nn.Module | None] = blocks | {
-        "latent_prediction": model.regressor,
-        "logits": model.decoder,
-        "decoder_tokens_after_norm": model.decoder.norm,
-    }
-    for name, module in watched.items():
-        if module is not None:
-            module.register_forward_hook(lambda _, __, found, name=name: seen.update({name: found}))
-    return seen
 
 
 ITEMS = {

@@ -7,8 +7,7 @@ import torch
 from pantomim.formats.clip import clip_encoder
 from pantomim.formats.timm import attention_rows, model_table
 from pantomim.nn.vit import EncoderConfig
-from pantomim.parity.compare import RELATIVE, Computed, distance
-from pantomim.parity.item import Item
+from pantomim.parity.item import RELATIVE, Computed, Item, distance
 from pantomim.teachers.base import Guidance
 from pantomim.teachers.fitting import fit_wrapped
 from pantomim.teachers.wrapped import WrappedTeacher

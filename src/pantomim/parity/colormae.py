@@ -12,8 +12,7 @@ from pantomim.formats.mae import official_name
 from pantomim.formats.mmpretrain import mmpretrain_name
 from pantomim.masking.color_noise import ColorNoiseMasker, cut_windows, round_windows
 from pantomim.masking.noise import Noise, color_filter, equalise, make_bank
-from pantomim.parity.compare import Computed, exact
-from pantomim.parity.item import Item
+from pantomim.parity.item import Computed, Item, exact
 from pantomim.parity.mae import mae_config, masked_pixels
 from pantomim.parity.networks import in_order
 from pantomim.parity.statistics import SIGMAS
@@ -58,15 +57,17 @@ def masking(item: Item) -> Computed:
     grid = (config["window"], config["window"])
     num_masked = {ratio: ColorNoiseMasker(ratio=ratio).num_masked(grid) for ratio in config["ratios"]}
     for ratio, count in num_masked.items():
-        masks = _authors_order(item.input("windows"), count)
-        found.outputs |= {f"{name}_ratio{ratio}": ids for name, ids in masks.items()}
-        kept[str(ratio)] = masks["ids_keep"].shape[1]
+        noise = -item.input("windows").flatten(1)  # the largest values stay visible
+        _, masking = in_order(Mask.from_scores(noise, count), noise)
+        found.outputs |= {f"{name}_ratio{ratio}": ids for name, ids in masking.items()}
+        kept[str(ratio)] = masking["ids_keep"].shape[1]
     found.numbers["len_keep"] = kept
     if item.has("bank"):
         rounds = torch.tensor(config["rounds"]).T
         windows = round_windows(item.input("bank"), torch.arange(config["batch"]), rounds, grid)
-        masks = _authors_order(windows, num_masked[config["ratios"][0]])
-        found.outputs |= {f"extracted_{name}": ids for name, ids in masks.items()} | {"extracted_windows": windows}
+        noise = -windows.flatten(1)
+        _, masking = in_order(Mask.from_scores(noise, num_masked[config["ratios"][0]]), noise)
+        found.outputs |= {f"extracted_{name}": ids for name, ids in masking.items()} | {"extracted_windows": windows}
     return found
 
 
@@ -156,18 +157,6 @@ def _error(values: np.ndarray, draws: int, fields: int) -> np.ndarray:
     within = groups.var(axis=0, ddof=1).mean(axis=0)
     between = np.maximum(groups.mean(axis=0).var(axis=0, ddof=1) - within / per_field, 0)
     return np.sqrt(within * (1 / len(values) + 1 / draws) + between * (1 / FIELDS + 1 / fields))
-
-
-def _authors_order(windows: Tensor, num_masked: int) -> dict[str, Tensor]:
-    """A mask and its ids in the order of the noise, largest values first, as the authors keep them."""
-    noise = -windows.flatten(1)
-    mask = Mask.from_scores(noise, num_masked)
-    _, ids = in_order(mask, noise)
-    return {
-        "mask": mask.masked.to(torch.uint8),
-        "ids_restore": ids.argsort(dim=1),
-        "ids_keep": ids[:, : mask.ids_keep.shape[1]],
-    }
 
 
 ITEMS = {

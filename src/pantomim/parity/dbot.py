@@ -16,7 +16,6 @@ from pantomim.analysis.attention_distance import attention_distance, patch_dista
 from pantomim.analysis.blocks import block_features
 from pantomim.analysis.spectrum import concentration
 from pantomim.config import Duration
-from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.engine.initial import carry_over
 from pantomim.formats.files import load_exactly
@@ -29,8 +28,7 @@ from pantomim.nn.tokens import patch_grid
 from pantomim.nn.vit import MaskTokens
 from pantomim.optim import cosine_schedule
 from pantomim.parity import beit, networks
-from pantomim.parity.compare import Computed
-from pantomim.parity.item import Item
+from pantomim.parity.item import Computed, Item
 from pantomim.parity.statistics import initialisation
 from pantomim.parity.trajectory import Run, Tape, run_config
 from pantomim.targets.distance import Distance
@@ -51,10 +49,10 @@ def pretrain(item: Item) -> Computed:
     every = torch.arange(noise.shape[1]).expand(len(images), -1)
     for norm, normalise in itertools.product((False, True), (False, True)):
         method = _config(item, depth=config["student_depth"], normalise=normalise)
-        model = method.build(teacher=EncoderTeacher(frozen, "given", output="norm" if norm else "block")).double()
-        networks.fill(model, item.weights("student/"), dbot_name, item.name, kept=TEACHER)
+        model = method.build(teacher=EncoderTeacher(frozen, "given", output="norm" if norm else "block"))
+        networks.filled(item, model, dbot_name, item.weights("student/"), kept=TEACHER)
         mask = Mask.from_scores(noise, method.masker.num_masked(method.encoder.grid))
-        loss = model(Batch(images, total=len(images)), DBOTDraws(mask))["loss"]
+        loss = model(networks.batch(item), DBOTDraws(mask))["loss"]
         name = f"layernorm{int(norm)}_normfeature{int(normalise)}"
         features = f"target_{name}" if normalise else f"teacher_features_layernorm{int(norm)}"
         outputs |= {f"loss_{name}": loss, features: model.target(model.teacher(images), every)}
@@ -62,10 +60,9 @@ def pretrain(item: Item) -> Computed:
             step = networks.backward(loss, model, dbot_name)
             outputs |= step.outputs
             norms[name] = step.numbers["gradient_l2_norms"]
-    kept, ids_shuffle = networks.in_order(mask, noise)
+    kept, masking = networks.in_order(mask, noise)
     latent = model.encoder(images, mask.ids_keep)
-    outputs |= {
-        "ids_restore": ids_shuffle.argsort(dim=1),
+    outputs |= masking | {
         "mask_with_cls": torch.cat([torch.ones_like(mask.masked[:, :1]), mask.masked], dim=1),
         "latent": networks.joined(latent, kept),
         "pred": model.decoder(latent, mask, everywhere=True, with_class=True),
@@ -98,10 +95,10 @@ def trajectory(item: Item) -> Computed:
         return DBOTDraws(Mask.from_scores(tape.now("noise"), num_masked))
 
     for stage, (begin, end) in enumerate(itertools.pairwise(config["stage_epochs"])):
-        model = method.build(teacher=teacher).double()
-        networks.fill(model, weights | item.weights(f"stage{stage}/"), dbot_name, item.name, kept=TEACHER)
+        given = weights | item.weights(f"stage{stage}/")
+        model = networks.filled(item, method.build(teacher=teacher), dbot_name, given, kept=TEACHER)
         settings = replace(run_config(item, method), duration=Duration(epochs=end - begin))
-        run = Run(item, settings, model, draws, dbot_name, first=begin * config["steps_per_epoch"])
+        run = Run(item, settings, model, dbot_name, draws, first=begin * config["steps_per_epoch"])
         if runs:
             before = runs[-1]
             carry_over(before.method, before.training.optimizer, model, run.training.optimizer, item.name)
@@ -126,8 +123,7 @@ def full_sequence(item: Item) -> Computed:
     mask = Mask.from_masked(masked, int(counts.max()), varies=True)
     teacher = GivenTeacher(item.input("teacher_tokens"), method.encoder.grid)
     target = FeatureTarget(teacher, teacher.grid, "none", Distance("cosine"))
-    model = method.build(target=target).double()
-    networks.fill(model, beit.without_index(item), beit.official_name, item.name)
+    model = networks.filled(item, method.build(target=target), beit.official_name, beit.without_index(item))
 
     latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
     chosen = torch.cat([torch.full_like(masked[:, :1], with_class), masked], dim=1)
@@ -140,7 +136,7 @@ def full_sequence(item: Item) -> Computed:
     }
     losses = {name: distance(predictions[None], targets[None]) for name, distance in distances.items()}
     if not with_class:
-        losses["negcosine"] = model(Batch(images, total=len(images)), Draws(mask))["loss"]
+        losses["negcosine"] = model(networks.batch(item), Draws(mask))["loss"]
     found = networks.backward(losses["negcosine"], model, beit.official_name, "_negcosine")
     found.outputs |= {f"loss_{name}": loss for name, loss in losses.items()}
     found.outputs |= {"predictions": predictions, "targets": targets}

@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pantomim.core.batch import Batch
 from pantomim.masking.multi_block import Blocks, FromGenerator, MultiBlockMasker
 from pantomim.methods.ijepa import IJEPA, IJEPAConfig, IJEPADraws, PredictorConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.optim import parameter_groups
-from pantomim.parity.compare import Computed
-from pantomim.parity.item import Item
-from pantomim.parity.networks import backward, encoder_config, fill
+from pantomim.parity.item import Computed, Item
+from pantomim.parity.networks import backward, batch, encoder_config, filled, watch
 from pantomim.parity.statistics import off_mean
 from pantomim.parity.trajectory import Run, Tape, run_config
 
@@ -24,16 +22,14 @@ BATCHES = 1_000  # of our own, which the tolerances of the statistics are stated
 
 def pretrain(item: Item) -> Computed:
     """Context, predictions, targets, loss and gradients; weights after one AdamW step and one moving average."""
-    config, images = item.config, item.input("images")
+    config = item.config
     blocks = Blocks(item.input("masks_enc"), item.input("masks_pred"))
     model = _filled(item, _method(item, Momentum(config["momentum"])), item.weights("target/"))
-    seen: dict[str, Tensor] = {}
-    model.encoder.register_forward_hook(lambda _, inputs, features: seen.update(context=features.patches))
-    model.predictor.register_forward_hook(lambda _, inputs, output: seen.update(prediction=output))
-    loss = model(Batch(images, total=len(images)), IJEPADraws(blocks))["loss"]
+    seen = watch({"context": model.encoder, "prediction": model.predictor})
+    loss = model(batch(item), IJEPADraws(blocks))["loss"]
     found = backward(loss, model, str)
-    target = model.target(images, blocks.targets).unsqueeze(1).expand(-1, len(blocks.context), -1, -1, -1)
-    found.outputs |= seen | {"loss": loss, "target": target.flatten(0, 2)}
+    target = model.target(item.input("images"), blocks.targets).unsqueeze(1).expand(-1, len(blocks.context), -1, -1, -1)
+    found.outputs |= seen | {"context": seen["context"].patches, "loss": loss, "target": target.flatten(0, 2)}
     groups = parameter_groups(model, config["weight_decay"])
     torch.optim.AdamW(groups, lr=config["lr"], betas=tuple(config["betas"]), eps=config["eps"]).step()
     model.update_ema(0)
@@ -47,7 +43,7 @@ def masks(item: Item) -> Computed:
     settings, found = item.config["settings"], Computed(numbers={"traces": item.numbers["traces"]})
     for trace in item.numbers["traces"]:
         setting = settings[trace["setting"]]
-        lists = _masker(setting).draw(setting["batch_size"], _grid(setting), Replay(trace["draws"]))
+        lists = _masker(setting).draw(setting["batch_size"], _grid(setting), _Replay(trace["draws"]))
         for name, ids in zip(("masks_enc", "masks_pred"), lists, strict=True):
             found.outputs[f"setting_{trace['setting']}/trace_{trace['index']}/{name}"] = torch.from_numpy(ids)
     for stated in item.numbers.get("statistics", []):
@@ -81,27 +77,25 @@ def trajectory(item: Item) -> Computed:
         stretch=config["ipe_scale"],
         lead=1,
     )
-    run = Run(item, settings, model, _draws, str).carry_out()
+    run = Run(item, settings, model, str, _draws).carry_out()
     momenta = [momentum.at(step, length) for step in range(run.total)]
     networks = {"final": model.encoder, "final_predictor": model.predictor, "final_target": model.target_encoder.copy}
     outputs = {f"{name}/{n}": p for name, network in networks.items() for n, p in network.named_parameters()}
     return run.computed(outputs | {"momentum": torch.tensor(momenta, dtype=torch.float64)})
 
 
-class Replay:
+class _Replay:
     """Recorded random numbers, one by one; a draw from another range than the recorded one is an error."""
 
     def __init__(self, draws: list[list[Any]]) -> None:
         self.draws = iter(draws)
 
     def random(self) -> float:
-        """See `Numbers.random`."""
         kind, value = next(self.draws)
         assert kind == "uniform", f"a uniform number is asked for, {kind} was recorded"
         return value
 
     def integers(self, high: int) -> int:
-        """See `Numbers.integers`."""
         kind, low, end, value = next(self.draws)
         assert (kind, low, end) == ("randint", 0, high), f"0 to {high} is asked for, {kind} {low} to {end} was recorded"
         return value
@@ -116,11 +110,10 @@ def _method(item: Item, momentum: Momentum) -> IJEPAConfig:
 
 
 def _filled(item: Item, config: IJEPAConfig, target: Mapping[str, Tensor], steps: float | None = None) -> IJEPA:
-    model = config.build(steps).double()
-    fill(model.encoder, item.weights("encoder/"), str, item.name)
-    fill(model.predictor, item.weights("predictor/"), str, item.name)
-    fill(model.target_encoder.copy, target, str, item.name)
-    return model
+    weights = {"encoder.": item.weights("encoder/"), "predictor.": item.weights("predictor/")}
+    weights["target_encoder.copy."] = target
+    named = {prefix + name: tensor for prefix, part in weights.items() for name, tensor in part.items()}
+    return filled(item, config.build(steps), str, named)
 
 
 def _masker(setting: Mapping[str, Any]) -> MultiBlockMasker:

@@ -1,13 +1,16 @@
-"""A golden item: what some official code computed at a tiny size, and what went into it."""
+"""A golden item, what some official code computed at a tiny size and what went into it; and what we compute."""
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
+
+RELATIVE = 1e-9  # where an item states no tolerance: the share of the largest value that stated ones come to
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,42 @@ class Item:
         return any(part in name for name in self.expected())
 
 
+@dataclass
+class Computed:
+    """What our modules make of an item; more than it asks for is fine.
+
+    Args:
+        outputs: Tensors under the names of the item's outputs.
+        numbers: Values in the layout of the item's `numbers`.
+        relative: Relative tolerance of an entry of `numbers` that the official code computes in float32.
+        config: What our modules have by their nature, under the names of the item's `config`: there it must be equal.
+        errors: Values compared otherwise, as multiples of their tolerance: outputs by their names, entries of numbers
+            as numbers/NAME/..., and further ones. What is named here is judged here alone.
+    """
+
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    relative: dict[str, float] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+
+
 def read_item(path: Path) -> Item:
     """Read a pair, given its JSON file; whatever is wrong with either file is an error."""
     spec = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(spec, dict):
         raise ValueError(f"{path.name} must hold an object; got {type(spec).__name__}.")
     return Item(path.stem, spec, load_file(path.with_suffix(".safetensors")))
+
+
+def distance(ours: Tensor, target: Tensor) -> float:
+    """The largest difference of two tensors; infinite if they differ in shape."""
+    return (ours - target).abs().max().item() if ours.shape == target.shape else math.inf
+
+
+def exact(equal: bool) -> float:
+    """The error of what is either right or wrong."""
+    return 0.0 if equal else math.inf
 
 
 def _promoted(tensor: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.config import Pretrain
-from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.mae import official_name
 from pantomim.masking import MaskerConfig
@@ -26,8 +25,7 @@ from pantomim.nn.resize import resample
 from pantomim.nn.tokens import patchify
 from pantomim.optim import LARS, cosine_schedule, layer_decay_groups, parameter_groups
 from pantomim.parity import networks
-from pantomim.parity.compare import Computed
-from pantomim.parity.item import Item
+from pantomim.parity.item import Computed, Item
 from pantomim.parity.statistics import initialisation
 from pantomim.parity.trajectory import Run, Tape, run_config
 from pantomim.targets.pixels import PixelTargetConfig
@@ -41,24 +39,20 @@ def pretrain(item: Item) -> Computed:
     norms: dict[str, dict[str, float]] = {}
     for variant in ("raw", "norm_pix"):
         method = mae_config(item, _masker(item), normalise=variant == "norm_pix")
-        model = method.build().double()
+        model = method.build()
         tables = {"pos_embed": model.encoder.pos_embed, "decoder_pos_embed": model.decoder.decoder_pos_embed}
         found.errors |= {f"state/{name}": networks.off_table(t, weights[name]) for name, t in tables.items()}
-        networks.fill(model, weights, official_name, item.name)
+        networks.filled(item, model, official_name)
         mask = Mask.from_scores(noise, method.masker.num_masked(method.encoder.grid))
-        loss = model(Batch(images, total=len(images)), Draws(mask))["loss"]
+        loss = model(networks.batch(item), Draws(mask))["loss"]
         step = networks.backward(loss, model, official_name, f"_{variant}")
         norms[variant] = step.numbers[f"gradient_l2_norms_{variant}"]
         found.outputs |= step.outputs | {f"loss_{variant}": loss, f"target_{variant}": model.target(images)}
-    kept, ids_shuffle = networks.in_order(mask, noise)
-    latent, num_visible = model.encoder(images, mask.ids_keep), mask.ids_keep.shape[1]
-    found.outputs |= {
+    kept, masking = networks.in_order(mask, noise)
+    latent = model.encoder(images, mask.ids_keep)
+    found.outputs |= masking | {
         "patchified": patchify(images, model.encoder.patch_size),
         "patch_tokens_with_position": model.encoder.embed(images),
-        "ids_shuffle": ids_shuffle,
-        "ids_keep": ids_shuffle[:, :num_visible],
-        "ids_restore": ids_shuffle.argsort(dim=1),
-        "mask": mask.masked,
         "latent": networks.joined(latent, kept),
         "pred": model.decoder(latent, mask, everywhere=True),
     }
@@ -67,7 +61,7 @@ def pretrain(item: Item) -> Computed:
     groups = networks.described(parameter_groups(model, decay), official_name)
     found.numbers = {
         "gradient_l2_norms": norms,
-        "len_keep": num_visible,
+        "len_keep": mask.ids_keep.shape[1],
         "pretraining_weight_decay_groups": {"decay" if each["weight_decay"] else "no_decay": each for each in groups},
     }
     found.config = networks.norm_eps(model)
@@ -83,14 +77,13 @@ def trajectory(item: Item) -> Computed:
 
 def masked_pixels(item: Item, method: MAEConfig, config: Pretrain, names: networks.Names) -> Computed:
     """A run whose masks are given by noise, of MAE or of ColorMAE, where the largest values stay visible."""
-    model, num_masked = method.build().double(), method.masker.num_masked(method.encoder.grid)
-    networks.fill(model, item.weights(), names, item.name)
+    model, num_masked = networks.filled(item, method.build(), names), method.masker.num_masked(method.encoder.grid)
 
     def draws(tape: Tape) -> Draws:
         scores = -tape.now("windows").flatten(1) if item.has("windows") else tape.now("noise")
         return Draws(Mask.from_scores(scores, num_masked))
 
-    return Run(item, config, model, draws, names).carry_out().computed()
+    return Run(item, config, model, names, draws).carry_out().computed()
 
 
 def finetune(item: Item) -> Computed:
@@ -118,8 +111,7 @@ def finetune(item: Item) -> Computed:
 def classified(item: Item, classifier: Classifier, weights: Mapping[str, Tensor], suffix: str = "") -> Computed:
     """Outputs of a classifier with every gradient; and its groups for each decay from layer to layer that is stated."""
     images, groups = item.input("images"), f"layer_decay_groups{suffix}"
-    networks.fill(classifier.double().eval(), weights, official_name, item.name)
-    logits = classifier(images)
+    logits = networks.filled(item, classifier.eval(), official_name, weights)(images)
     loss = F.cross_entropy(logits, item.input("labels"))
     found = networks.backward(loss, classifier, official_name, suffix)
     outputs = {"features": classifier.features(images), "logits": logits, "cross_entropy": loss}

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pantomim.parity.compare import Computed
-from pantomim.parity.item import Item
+from pantomim.parity.item import Computed, Item
 from pantomim.targets import hog
 
 INNER = "_inner_columns"  # what is named so leaves out the outermost columns, of cells or of patches

@@ -12,8 +12,7 @@ from pantomim.analysis.masks import num_clusters
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.grid import GridMasker
 from pantomim.masking.rectangles import Covered, FromGenerator, Ids, Reals
-from pantomim.parity.compare import Computed, exact
-from pantomim.parity.item import Item
+from pantomim.parity.item import Computed, Item, exact
 from pantomim.parity.statistics import off_entry, off_shares
 
 DRAWS = 20_000  # own masks of each setting
@@ -24,7 +23,7 @@ def block_trace(item: Item) -> Computed:
     traces, masks = [], {}
     for index, setting in enumerate(item.config["settings"]):
         recorded = [trace for trace in item.numbers["traces"] if trace["setting"] == index]
-        replay = Replay([trace["draws"] for trace in recorded])
+        replay = _Replay([trace["draws"] for trace in recorded])
         covered = block_masker(setting).cover(len(recorded), tuple(setting["grid"]), replay, ahead=1).masked
         masks[f"masks_{index}"] = torch.from_numpy(covered.reshape(-1, *setting["grid"])).to(torch.uint8)
         counts = covered.sum(axis=1).tolist()
@@ -71,7 +70,7 @@ def simmim_stats(item: Item) -> Computed:
     return found
 
 
-class Replay:
+class _Replay:
     """Recorded random numbers, each image's own sequence of (kind, low, high, value), and what was asked for."""
 
     def __init__(self, sequences: list[list[list[Any]]]) -> None:
@@ -79,11 +78,9 @@ class Replay:
         self.asked: list[list[list[Any]]] = [[] for _ in sequences]
 
     def uniform(self, images: Ids, low: float, high: Reals | float) -> Reals:
-        """See `Source.uniform`."""
         return self._next("uniform", images, low, np.broadcast_to(high, images.shape))
 
     def integers(self, images: Ids, high: Reals) -> Reals:
-        """See `Source.integers`."""
         return self._next("randint", images, 0, high)
 
     def _next(self, kind: str, images: Ids, low: float, highs: np.ndarray) -> Reals:

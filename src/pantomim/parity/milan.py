@@ -10,15 +10,13 @@ from dataclasses import replace
 import torch
 from torch.nn import functional as F
 
-from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.mae import official_name
 from pantomim.masking.attention import AttentionMasker, draw_order, published
 from pantomim.methods.milan import MILANConfig
 from pantomim.parity import networks
-from pantomim.parity.compare import Computed, exact
 from pantomim.parity.dbot import GivenTeacher
-from pantomim.parity.item import Item
+from pantomim.parity.item import Computed, Item, exact
 from pantomim.parity.statistics import off_mean, off_shares
 
 DRAWS = 20_000  # own masks of each setting
@@ -26,26 +24,20 @@ DRAWS = 20_000  # own masks of each setting
 
 def pretrain(item: Item) -> Computed:
     """The mask of a given order, encoder, prompting decoder, the loss over all tokens, every gradient."""
-    images, ids_restore = item.input("images"), item.input("ids_shuffle").argsort(dim=1)
     encoder, decoder = networks.encoder_config(item), networks.decoder_config(item)
     method = MILANConfig(encoder=encoder, decoder=decoder, masker=published("milan", item.config["mask_ratio"]))
     teacher = GivenTeacher(item.input("teacher_tokens"), encoder.grid, item.input("teacher_attention"))
-    model = method.build(1, teacher).double()
-    networks.fill(model, item.weights(), official_name, item.name)
+    model = networks.filled(item, method.build(1, teacher), official_name)
 
-    late = ids_restore.double()  # in the order
+    late = item.input("ids_shuffle").argsort(dim=1).double()  # in the order
     mask = Mask.from_scores(late, method.masker.num_masked(encoder.grid))
-    batch = Batch(images, total=len(images))
+    batch = networks.batch(item)
     draws = replace(model.draw(batch, 0, torch.Generator().manual_seed(0)), mask=mask)
     loss = model(batch, draws)["loss"]
-    found, latent = networks.backward(loss, model, official_name), model.encoder(images, mask.ids_keep)
-    kept, ids = networks.in_order(mask, late)
-    found.outputs |= {
+    found, latent = networks.backward(loss, model, official_name), model.encoder(batch.images, mask.ids_keep)
+    kept, masking = networks.in_order(mask, late)
+    found.outputs |= masking | {
         "latent": networks.joined(latent, kept),
-        "mask": mask.masked,
-        "ids_restore": ids_restore,
-        "ids_keep": ids[:, : kept.shape[1]],
-        "ids_dump": ids[:, kept.shape[1] :],
         "pred_with_cls": model.decoder(latent, mask, everywhere=True, with_class=True),
         "loss": loss,
     }

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.projector import BATCH_NORM_EPS
-from pantomim.parity.compare import Computed
-from pantomim.parity.item import Item
-from pantomim.parity.networks import encoder_config, fill
+from pantomim.parity.item import Computed, Item
+from pantomim.parity.networks import encoder_config, filled
 from pantomim.parity.trajectory import Run, run_config
 
 # The authors' place of our part, and whether it is a head: there one sequence of linear layer, batch norm and ReLU.
@@ -36,9 +35,9 @@ def trajectory(item: Item) -> Computed:
         momentum=Momentum(config["momentum"], 1.0 if config["momentum_cosine"] else None),
         freeze_patches=config["freeze_patches"],
     )
-    model = method.build(total).double()
+    model = method.build(total)
     teacher = {name: t for name, t in model.state_dict().items() if name.startswith("teacher_") or "running_" in name}
-    fill(model, item.weights() | {_official(name): tensor for name, tensor in teacher.items()}, _official, item.name)
+    filled(item, model, _official, item.weights() | {_official(name): tensor for name, tensor in teacher.items()})
     model.reset()
     outputs: dict[str, Tensor] = {}
 
@@ -47,7 +46,7 @@ def trajectory(item: Item) -> Computed:
             outputs[f"final_{_official(name).replace('.', '/', 1)}"] = parameter.detach().clone()
 
     model.register_forward_hook(remember)
-    run = Run(item, run_config(item, method, decay_vectors=True), model, lambda tape: None, _official).carry_out()
+    run = Run(item, run_config(item, method, decay_vectors=True), model, _official, lambda tape: None).carry_out()
     momenta = [method.momentum.at(step, total) for step in range(total)]
     found = run.computed(outputs | {"momentum": torch.tensor(momenta, dtype=torch.float64)})
     found.config["batch_norm_eps"] = BATCH_NORM_EPS

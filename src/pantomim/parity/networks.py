@@ -1,20 +1,21 @@
 """Our networks for an item: of the sizes that it states, with its weights, and under the authors' names."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import EncoderConfig, Features
 from pantomim.optim import Group
-from pantomim.parity.compare import Computed, distance
-from pantomim.parity.item import Item
+from pantomim.parity.item import Computed, Item, distance
 
+M = TypeVar("M", bound=nn.Module)
 Names = Callable[[str], str]  # from our name of a parameter or module to the authors'
 
 STORED_TABLE = 1e-6  # tolerance of a position table that is stored in float32
@@ -49,17 +50,38 @@ def decoder_config(item: Item) -> DecoderConfig:
     )
 
 
-def fill(
-    model: nn.Module, weights: Mapping[str, Tensor], names: Names, source: str, kept: tuple[str, ...] = ()
-) -> None:
-    """Load weights under the authors' names; what begins with `kept` stays as it is.
+def filled(
+    item: Item,
+    model: M,
+    names: Names,
+    weights: Mapping[str, Tensor] | None = None,
+    kept: tuple[str, ...] = (),
+) -> M:
+    """The model in float64 with an item's weights, by default all; what begins with `kept` stays as it is.
 
     Raises:
         ValueError: with all that is missing, unexpected or mis-shaped.
     """
-    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(kept)} if kept else {}
-    ours = {names(name): name for name in model.state_dict() if name not in own}
-    load_exactly(model, {ours.get(name, name): tensor for name, tensor in weights.items()} | own, source)
+    weights, state = item.weights() if weights is None else weights, model.double().state_dict()
+    own = {name: tensor for name, tensor in state.items() if kept and name.startswith(kept)}
+    ours = {names(name): name for name in state if name not in own}
+    load_exactly(model, {ours.get(name, name): tensor for name, tensor in weights.items()} | own, item.name)
+    return model
+
+
+def batch(item: Item) -> Batch:
+    """All of an item's images."""
+    images = item.input("images")
+    return Batch(images, total=len(images))
+
+
+def watch(modules: Mapping[str, nn.Module | None]) -> dict[str, Any]:
+    """What the modules return in the next forward passes."""
+    seen: dict[str, Any] = {}
+    for name, module in modules.items():
+        if module is not None:
+            module.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
+    return seen
 
 
 def off_table(built: Tensor | None, stored: Tensor) -> float:
@@ -102,13 +124,16 @@ def decay_used(groups: Iterable[Mapping[str, Any]]) -> float:
     return max((group["weight_decay"] for group in groups), default=0.05)
 
 
-def in_order(mask: Mask, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """The authors' order of patches, which is that of the noise, visible ones first.
+def in_order(mask: Mask, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """A mask in the authors' order of patches, which is that of the noise, visible ones first.
 
-    Returns: where each of their visible patches is among ours, which are in raster order; all ids in their order.
+    Returns: where each of their visible patches is among ours, which are in raster order; the item's outputs.
     """
     kept, masked = (noise.gather(1, ids).argsort(dim=1) for ids in (mask.ids_keep, mask.ids_mask))
-    return kept, torch.cat([mask.ids_keep.gather(1, kept), mask.ids_mask.gather(1, masked)], dim=1)
+    ids_keep, ids_dump = mask.ids_keep.gather(1, kept), mask.ids_mask.gather(1, masked)
+    ids_shuffle = torch.cat([ids_keep, ids_dump], dim=1)
+    ids = {"ids_keep": ids_keep, "ids_dump": ids_dump, "ids_shuffle": ids_shuffle}
+    return kept, ids | {"ids_restore": ids_shuffle.argsort(dim=1), "mask": mask.masked}
 
 
 def joined(features: Features, order: Tensor | None = None) -> Tensor:

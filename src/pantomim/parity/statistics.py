@@ -9,8 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from pantomim.parity.compare import exact
-from pantomim.parity.item import Item
+from pantomim.parity.item import Item, exact
 from pantomim.parity.networks import Names
 
 SIGMAS = 5.0  # standard errors, of both sides together, that chance explains; for chi-squares the same probability

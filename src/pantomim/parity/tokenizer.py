@@ -5,8 +5,7 @@ from torch.nn import functional as F
 
 from pantomim.formats.files import load_exactly
 from pantomim.nn.dvae import DVAEDecoder, DVAEEncoder, DVAESizes, map_pixels, unmap_pixels
-from pantomim.parity.compare import Computed, exact
-from pantomim.parity.item import Item
+from pantomim.parity.item import Computed, Item, exact
 from pantomim.tokenizers.dvae import DVAETokenizer
 
 

@@ -15,10 +15,9 @@ from pantomim.core.mask import Mask
 from pantomim.engine.runtime import start_accelerator
 from pantomim.engine.setup import in_steps
 from pantomim.engine.training import Training
-from pantomim.methods.base import Method
+from pantomim.methods.base import Draws, Method
 from pantomim.nn.blocks import DropPath
-from pantomim.parity.compare import RELATIVE, Computed, exact
-from pantomim.parity.item import Item
+from pantomim.parity.item import RELATIVE, Computed, Item, exact
 from pantomim.parity.networks import Names, norm_eps
 
 
@@ -55,25 +54,22 @@ class Tape:
 
 
 class GivenIds:
-    """A tokenizer that knows the ids: of one batch or, until it is told which images come next, of a pool."""
+    """A tokenizer that knows the ids (images, N) of an item's images."""
 
-    def __init__(self, ids: Tensor, vocabulary: int, grid: tuple[int, int]) -> None:
-        self.pool, self.ids, self.vocabulary, self.grid = ids, ids, vocabulary, grid
-
-    def turn_to(self, tape: Tape) -> None:
-        """The images of this micro-batch come next."""
-        self.ids = self.pool[tape.now("image_ids")]
+    def __init__(self, item: Item, ids: Tensor, grid: tuple[int, int]) -> None:
+        self.images, self.ids, self.vocabulary, self.grid = item.input("images"), ids, item.config["vocab_size"], grid
 
     def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """The grid of the item."""
         return self.grid
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The ids, whatever the images are."""
-        return self.ids
+        """The ids of those images that are equal."""
+        equal = (images.unsqueeze(1) == self.images).flatten(2).all(dim=2)  # (B, images)
+        return self.ids[equal.int().argmax(dim=1)]
 
 
-class GivenDropPath(DropPath):
+class _GivenDropPath(DropPath):
     """Stochastic depth by given numbers (steps, calls, rows): a branch stays where its number is at least the rate."""
 
     def __init__(self, rate: float, tape: Tape, numbers: Tensor, name: str) -> None:
@@ -81,7 +77,6 @@ class GivenDropPath(DropPath):
         self.tape, self.numbers, self.name = tape, numbers, name
 
     def forward(self, branch: Tensor) -> Tensor:
-        """See `DropPath.forward`."""
         if self.rate == 0.0 or not self.training:
             return branch
         numbers = self.numbers[self.tape.step, self.tape.calls[self.name], self.tape.rows]
@@ -90,7 +85,7 @@ class GivenDropPath(DropPath):
         return branch * stays.view(-1, *(1,) * (branch.dim() - 1))
 
 
-class Replayed(Method):
+class _Replayed(Method):
     """A method whose draws are made of a tape; all else is the method's."""
 
     def __init__(self, method: Method, tape: Tape, draws: Callable[[Tape], Any]) -> None:
@@ -98,47 +93,44 @@ class Replayed(Method):
         self.method, self.tape, self.draws = method, tape, draws
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Any:
-        """The item's draws of these rows."""
         self.tape.seek(step, batch)
         return self.draws(self.tape)
 
     def forward(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
-        """The method's."""
         return self.method(batch, draws)
 
     def update_ema(self, step: int) -> None:
-        """The method's."""
         self.method.update_ema(step)
 
 
 class Run:
-    """One run through the engine, and what came of it.
+    """The run of an item through the engine, and what came of it.
 
     Args:
-        item: What it must give.
-        config: Of the run.
-        method: Built for its length, with the item's weights, in float64.
-        draws: What the method calls its draws, made of the tape.
+        item: Its tensors are the run's images, draws and expected outputs.
+        settings: Its method, as configured, and its optimiser.
+        method: Built for the run's length, with the item's weights, in float64.
         names: The authors' name of each parameter and module.
+        draws: What the method calls its draws, made of the tape.
         first: The item's step that is the run's first.
     """
 
     def __init__(
         self,
         item: Item,
-        config: Pretrain,
+        settings: Pretrain,
         method: Method,
-        draws: Callable[[Tape], Any],
         names: Names,
+        draws: Callable[[Tape], Any] = lambda tape: Draws(tape.mask()),
         first: int = 0,
     ) -> None:
-        self.item, self.config, self.method, self.names = item, config, method, names
+        self.item, self.config, self.method, self.names = item, settings, method, names
         self.tape = Tape(item, first)
         self._replace_drop_paths()
         self._logged: dict[str, list[Tensor]] = {}
-        self.total, warmup = in_steps(config, item.config["steps_per_epoch"])
-        replayed, accelerator = Replayed(method, self.tape, draws), start_accelerator(config.runtime, Path())
-        self.training = Training(config, replayed, self.total, warmup, accelerator)
+        self.total, warmup = in_steps(settings, item.config["steps_per_epoch"])
+        replayed, accelerator = _Replayed(method, self.tape, draws), start_accelerator(settings.runtime, Path())
+        self.training = Training(settings, replayed, self.total, warmup, accelerator)
 
     def carry_out(self) -> "Run":
         """Train, and remember what each step logged."""
@@ -206,7 +198,7 @@ class Run:
             name = ours[theirs] if theirs in ours else ours["encoder." + theirs.partition(".")[2]]
             given.setdefault(name, []).append(numbers)
         for name, parts in given.items():
-            drop = GivenDropPath(modules[name].rate, self.tape, torch.cat(parts, dim=1), name)
+            drop = _GivenDropPath(modules[name].rate, self.tape, torch.cat(parts, dim=1), name)
             self.method.set_submodule(name, drop)
 
 
