@@ -36,10 +36,9 @@ from pantomim.teachers.base import Guidance, Query
 from pantomim.teachers.encoder import EMATeacher
 
 INDEX = "relative_position_index"  # stored beside the weights; ours is made from the grid
-COUNTED = re.compile(r"input (\d+), mask patch (\d+), ratio ([\d.]+)")
 
 
-def pretrain(item: Item) -> Computed:
+def beit_pretrain(item: Item) -> Computed:
     """Tokens, scores, loss and every gradient, with another number of masked patches in each image."""
     masked, method = item.input("mask"), BEiTConfig(encoder=beit_encoder(item))
     counts, labels = masked.sum(dim=1), torch.zeros_like(masked, dtype=torch.long)
@@ -65,8 +64,7 @@ def pretrain(item: Item) -> Computed:
 
 def simmim_pretrain(item: Item) -> Computed:
     """Features, the picture that is predicted, the loss and every gradient; the head's rows are in another order."""
-    config, method = item.config, _simmim_config(item)
-    model = _simmim(item, method)
+    config, (method, model) = item.config, _simmim(item)
     counted = GridMasker(ratio=config["mask_ratio"], cell=config["mask_patch_size"] // config["patch_size"])
     mask = Mask.from_masked(item.input("mask").flatten(1).bool(), counted.num_masked(method.encoder.grid))
     found, _, latent = _step(item, model, mask, simmim_name)
@@ -94,7 +92,7 @@ def _step(
     return found, result, model.encoder(item.input("images"), mask_tokens=MaskTokens(mask.masked, model.mask_token))
 
 
-def finetune(item: Item) -> Computed:
+def beit_finetune(item: Item) -> Computed:
     """The classifier with a table of relative positions in every block, its layer-wise groups, and the schedules."""
     found, encoder = block_classifier(item, beit_encoder)
     for number, block in enumerate(encoder.each_block(item.input("images"))):
@@ -118,13 +116,13 @@ def block_classifier(
     return found, encoder
 
 
-def trajectory(item: Item) -> Computed:
+def trajectory_beit(item: Item) -> Computed:
     """A run of BEiT's `run_beit_pretraining.py`."""
     method = BEiTConfig(encoder=beit_encoder(item))
     return _run(item, method, TokenTarget(GivenIds(item, item.input("token_ids"), method.encoder.grid))).computed()
 
 
-def data2vec_trajectory(item: Item) -> Computed:
+def trajectory_data2vec(item: Item) -> Computed:
     """A run of data2vec's `run_cyclical.py`: the same student, and its moving average as teacher."""
     config, method = item.config, BEiTConfig(encoder=beit_encoder(item))
     encoder, momentum = method.encoder.build(), Momentum(config["ema_decay"])
@@ -139,21 +137,12 @@ def data2vec_trajectory(item: Item) -> Computed:
     return run.computed({f"final_teacher/{name}": tensor for name, tensor in teacher.encoder.named_parameters()})
 
 
-def simmim_trajectory(item: Item) -> Computed:
+def trajectory_simmim(item: Item) -> Computed:
     """A run of SimMIM's `main_simmim.py`."""
-    config, method = item.config, _simmim_config(item)
-    model = _simmim(item, method)
-    settings = run_config(
-        item,
-        method,
-        schedule="drop",
-        drop_at=min(config["milestone"] / config["epochs"], 1.0),
-        lead=-1,
-        start_lr=config["start_lr"],
-        min_lr=config["gamma"] * config["lr"],
-        decay_tokens=False,
-        decay_mask_token=True,
-    )
+    config, (method, model) = item.config, _simmim(item)
+    drop = {"schedule": "drop", "drop_at": min(config["milestone"] / config["epochs"], 1.0), "lead": -1}
+    rates = {"start_lr": config["start_lr"], "min_lr": config["gamma"] * config["lr"]}
+    settings = run_config(item, method, decay_tokens=False, decay_mask_token=True, **drop, **rates)
     run = Run(item, settings, model, simmim_name).carry_out()
     return run.computed(_theirs(item, run.weights("final/")))
 
@@ -181,7 +170,7 @@ class _Layers(EMATeacher):
         return Guidance(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :])
 
 
-def index(item: Item) -> Computed:
+def beit_relative_index(item: Item) -> Computed:
     """Rows of the table for every pair of tokens, whole or sampled, and the biases that a table gives."""
     outputs, rows, larger = dict[str, Tensor](), dict[str, int](), dict[str, dict[str, Any]]()
     for height, width in item.config.get("grids", []):
@@ -201,7 +190,7 @@ def index(item: Item) -> Computed:
     return Computed(outputs, {"table_rows": rows, "larger_grids": larger})
 
 
-def resize(item: Item) -> Computed:
+def beit_relative_resize(item: Item) -> Computed:
     """Tables for another grid, and the offsets between which they are interpolated."""
     found = Computed()
     for number, (side, to, heads) in enumerate(item.config["cases"]):
@@ -259,23 +248,18 @@ def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
     given = entry["arguments"]
     each = given["iterations_per_epoch"]
     settings = {"base": given["base"], "minimum": given["final"], "start": given.get("start", 0.0)}
-    settings |= {"total": given["epochs"] * each}
-    settings |= {"warmup": given.get("warmup_steps", given["warmup_epochs"] * each)}
+    settings |= {"total": given["epochs"] * each, "warmup": given.get("warmup_steps", given["warmup_epochs"] * each)}
     rates = [[step, beit_schedule(step, **settings)] for step, _ in entry["values"]]
     return {**entry, "length": settings["total"], "values": rates}
 
 
-def _simmim_config(item: Item) -> BEiTConfig:
+def _simmim(item: Item) -> tuple[BEiTConfig, BEiT]:
+    """SimMIM with the item's weights; its head is a convolution there, with one row for each of a patch's pixels."""
     target = PixelTargetConfig(normalise="none", distance=Distance("l1"))
-    return BEiTConfig(encoder=beit_encoder(item), target=target, initialise_head=False)
-
-
-def _simmim(item: Item, method: BEiTConfig) -> BEiT:
-    """The model with the item's weights; its head is a convolution there, with one row for each of a patch's pixels."""
-    weights = without_index(item)
+    method, weights = BEiTConfig(encoder=beit_encoder(item), target=target, initialise_head=False), without_index(item)
     for name in [name for name in weights if "decoder.0." in name]:
         weights[name] = _regrouped(weights[name].squeeze(), item.input("images").shape[1])
-    return networks.filled(item, method.build(), simmim_name, weights)
+    return method, networks.filled(item, method.build(), simmim_name, weights)
 
 
 def _theirs(item: Item, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -291,21 +275,19 @@ def _regrouped(rows: Tensor, groups: int) -> Tensor:
 
 
 def _count(key: str) -> int:
-    """Masked cells of a square image, as the item's entry describes it."""
-    found = COUNTED.fullmatch(key)
-    if found is None:
-        raise ValueError(f"mask_count must have entries such as 'input 224, mask patch 32, ratio 0.6'; got {key!r}.")
-    side = int(found[1]) // int(found[2])
-    return GridMasker(ratio=float(found[3]), cell=1).num_masked((side, side))
+    """Masked cells of a square image, described as in "input 224, mask patch 32, ratio 0.6"."""
+    size, patch, ratio = re.findall(r"[\d.]+", key)
+    side = int(size) // int(patch)
+    return GridMasker(ratio=float(ratio), cell=1).num_masked((side, side))
 
 
-ITEMS = {
-    "beit_pretrain": pretrain,
-    "beit_finetune": finetune,
-    "beit_relative_index": index,
-    "beit_relative_resize": resize,
-    "simmim_pretrain": simmim_pretrain,
-    "trajectory_beit": trajectory,
-    "trajectory_data2vec": data2vec_trajectory,
-    "trajectory_simmim": simmim_trajectory,
-}
+ITEMS = (
+    beit_pretrain,
+    beit_finetune,
+    beit_relative_index,
+    beit_relative_resize,
+    simmim_pretrain,
+    trajectory_beit,
+    trajectory_data2vec,
+    trajectory_simmim,
+)

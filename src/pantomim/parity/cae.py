@@ -9,14 +9,12 @@ from torch.nn import functional as F
 
 from pantomim.core.mask import Mask
 from pantomim.formats.cae import CROSS, Release, official_name
-from pantomim.formats.files import load_exactly
 from pantomim.masking.block import BlockMasker
 from pantomim.methods.base import Draws
 from pantomim.methods.cae import CAE, CAEConfig
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.heads import AttentiveHead
 from pantomim.nn.regressor import RegressorConfig
-from pantomim.nn.tokens import put_back
 from pantomim.nn.vit import EncoderConfig
 from pantomim.optim import parameter_groups
 from pantomim.parity import networks
@@ -33,13 +31,13 @@ HEAD_PARTS = frozenset({"query_token", "attentive_blocks", "fc_norm", "head"})
 BLOCK, UNUSED_NORM = "attentive_blocks.0.", "attentive_blocks.0.norm2_cross."
 
 
-def pretrain(item: Item) -> Computed:
+def cae_pretrain(item: Item) -> Computed:
     """Encoder, alignment branch, regressor, decoder, losses and every gradient.
 
     The official code makes the table of the regressor and the decoder in float32; ours, as built, is compared, and the
     stored one is used for everything behind it, so that it can be compared to full precision.
     """
-    images, masked, config, weights = item.input("images"), item.tensors["in/mask"], item.config, item.weights()
+    images, masked, config, weights = item.input("images"), item.input("mask"), item.config, item.weights()
     weight = float(config["align_loss_weight"])  # 0 turns the loss off; the branch is compared all the same
     method = replace(_config(item), align_weight=weight or 1.0, align_momentum=float(config.get("base_momentum", 0.0)))
     mask = Mask.from_masked(masked, config["num_mask_patches"])
@@ -57,12 +55,10 @@ def pretrain(item: Item) -> Computed:
     errors |= _fill(model, item) | initialisation(item, lambda: method.build(target=target), official_name)
     chosen = {"positions_masked": mask.ids_mask, "positions_visible": mask.ids_keep}
     outputs = {name: F.embedding(ids, regressor.position) for name, ids in chosen.items()}
-    table = torch.zeros_like(decoder.position).unsqueeze(0)
-    stored = {name: tensor for name in chosen if (tensor := item.output(name)) is not None}
-    for name, tensor in stored.items():
-        table = put_back(tensor[:1].double(), chosen[name][:1], table)
+    stored = [table[0].double() for name in chosen if (table := item.output(name)) is not None]
     if len(stored) == len(chosen):
-        regressor.position = decoder.position = table[0]
+        in_raster_order = torch.cat([ids[0] for ids in chosen.values()]).argsort()
+        regressor.position = decoder.position = torch.cat(stored)[in_raster_order]
 
     blocks = {f"regressor_block_{number}_output": block for number, block in enumerate(regressor.blocks)}
     parts = {"latent_prediction": regressor, "logits": decoder, "decoder_tokens_after_norm": decoder.norm}
@@ -110,7 +106,7 @@ def _full_precision(item: Item, outputs: dict[str, Tensor]) -> dict[str, float]:
     return errors
 
 
-def trajectory(item: Item) -> Computed:
+def trajectory_cae(item: Item) -> Computed:
     """A run of the authors' `run_pretraining.py`, in either release: by its names, and by when the copy moves."""
     config, weights, weight = item.config, item.weights(), float(item.config["align_loss_weight"])
     release: Release = "lxtGH/CAE" if any(name.startswith("pretext_neck.") for name in weights) else "Atten4Vis/CAE"
@@ -127,7 +123,7 @@ def trajectory(item: Item) -> Computed:
     return run.computed({"loss_main": run.curve("loss_target"), "loss_align_weighted": aligned})
 
 
-def finetune(item: Item) -> Computed:
+def cae_finetune(item: Item) -> Computed:
     """The classifier with fixed positions, relative ones in every block and mean pooling, and its layer-wise groups."""
     found, encoder = block_classifier(item, cae_encoder, learn_positions=False)
     built = cae_encoder(item).build().double().pos_embed
@@ -136,18 +132,16 @@ def finetune(item: Item) -> Computed:
     return found
 
 
-def attentive_probe(item: Item) -> Computed:
+def cae_attentive_probe(item: Item) -> Computed:
     """The frozen encoder with the attentive head, by running statistics and by those of the batch."""
-    config, encoder = item.config, cae_encoder(item).build().double().eval()
-    sizes = (config["embed_dim"], config["num_heads"], config["num_classes"])
+    sizes = [item.config[name] for name in ("embed_dim", "num_heads", "num_classes")]
     unused = {name: 0.0 for name in item.weights() if name.startswith(UNUSED_NORM)}
     state = {name: tensor for name, tensor in item.weights().items() if name not in unused}
     for_head = {name: tensor for name, tensor in state.items() if name.partition(".")[0] in HEAD_PARTS}
-    head, batch_wise = (
-        networks.filled(item, AttentiveHead(*sizes, test_batch_statistics=each), head_name, for_head)
-        for each in (False, True)
-    )
-    load_exactly(encoder, {name: tensor for name, tensor in state.items() if name not in for_head}, item.name)
+    head = networks.filled(item, AttentiveHead(*sizes), head_name, for_head)
+    batch_wise = networks.filled(item, AttentiveHead(*sizes, test_batch_statistics=True), head_name, for_head)
+    rest = {name: tensor for name, tensor in state.items() if name not in for_head}
+    encoder = networks.filled(item, cae_encoder(item).build(), str, rest).eval()
     with torch.no_grad():
         tokens = networks.joined(encoder(item.input("images")))
         evaluated, official = head.eval()(tokens), batch_wise.eval()(tokens)
@@ -220,9 +214,4 @@ def _fill(model: CAE, item: Item, release: Release = "lxtGH/CAE", kept: tuple[st
     return {f"state/{name}": exact(bool((tensor == 1).all())) for name, tensor in fixed.items()}
 
 
-ITEMS = {
-    "cae_pretrain": pretrain,
-    "cae_finetune": finetune,
-    "cae_attentive_probe": attentive_probe,
-    "trajectory_cae": trajectory,  # of either release: trajectory_cae_lagging is one of them
-}
+ITEMS = (cae_pretrain, cae_finetune, cae_attentive_probe, trajectory_cae)

@@ -28,16 +28,15 @@ SHAPE = {  # the items' statistics of a mask, and ours
 }
 
 
-def trajectory(item: Item) -> Computed:
+def trajectory_colormae(item: Item) -> Computed:
     """A run by mmengine's Runner, with the config of the authors' logs."""
     config = item.config
-    masker = ColorNoiseMasker(ratio=float(config["mask_ratio"]))
-    method = mae_config(item, masker, normalise=config["norm_pix_loss"])
+    method = mae_config(item, ColorNoiseMasker, normalise=config["norm_pix_loss"])
     run = run_config(item, method, schedule="beit", start_lr=config["start_factor"] * config["lr"], decay_tokens=False)
     return masked_pixels(item, method, run, lambda name: mmpretrain_name(official_name(name)))
 
 
-def filters(item: Item) -> Computed:
+def colormae_filters(item: Item) -> Computed:
     """One pass, and all passes with equalisation, of every preset and both ways of blurring."""
     white, outputs = item.input("white"), dict[str, Tensor]()
     for index, preset in enumerate(item.config["presets"]):
@@ -51,7 +50,7 @@ def filters(item: Item) -> Computed:
     return Computed(outputs)
 
 
-def masking(item: Item) -> Computed:
+def colormae_masking(item: Item) -> Computed:
     """Masks from given windows, and windows as the authors cut them from a bank."""
     config, found, kept = item.config, Computed(), dict[str, int]()
     grid = (config["window"], config["window"])
@@ -71,7 +70,7 @@ def masking(item: Item) -> Computed:
     return found
 
 
-def spectra(item: Item) -> Computed:
+def colormae_spectra(item: Item) -> Computed:
     """Spectra of masks and fields, and the shape of what stays visible: means and stds of our own draws."""
     config, side, errors = item.config, item.config["window"], dict[str, float]()
     draws, fields = config["draws"], config["fields"]
@@ -103,15 +102,8 @@ def spectra(item: Item) -> Computed:
 
 def _drawn(preset: dict[str, Any], config: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Our own masks of one preset, True where visible, and the fields that they are cut from, which take turns."""
-    noise = Noise(
-        preset["colour"],
-        tuple(preset["sigma"]),
-        preset["passes"],
-        blur=preset["blur"],
-        patterns=FIELDS,
-        side=config["field"],
-        seed=seed,
-    )
+    passes, blur, sigma = preset["passes"], preset["blur"], tuple(preset["sigma"])
+    noise = Noise(preset["colour"], sigma, passes, blur=blur, patterns=FIELDS, side=config["field"], seed=seed)
     grid, draws = (config["window"], config["window"]), FIELDS * WINDOWS
     bank, generator = make_bank(noise), torch.Generator().manual_seed(seed)
     tops, lefts = torch.randint(noise.side - grid[0] + 1, (2, draws), generator=generator)
@@ -159,9 +151,4 @@ def _error(values: np.ndarray, draws: int, fields: int) -> np.ndarray:
     return np.sqrt(within * (1 / len(values) + 1 / draws) + between * (1 / FIELDS + 1 / fields))
 
 
-ITEMS = {
-    "colormae_filters": filters,
-    "colormae_masking": masking,
-    "colormae_spectra": spectra,
-    "trajectory_colormae": trajectory,
-}
+ITEMS = (colormae_filters, colormae_masking, colormae_spectra, trajectory_colormae)

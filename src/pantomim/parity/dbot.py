@@ -1,7 +1,6 @@
 """dBOT: pre-training against a given teacher, the symmetric variant, a whole run in stages, and the two analyses.
 
-Official: liuxingbin/dbot, branches main and beit. Visible patches are in the order of the noise there and in raster
-order here; what is compared is put into the official order.
+Official: liuxingbin/dbot, branches main and beit.
 """
 
 import copy
@@ -18,12 +17,11 @@ from pantomim.analysis.spectrum import concentration
 from pantomim.config import Duration
 from pantomim.core.mask import Mask
 from pantomim.engine.initial import carry_over
-from pantomim.formats.files import load_exactly
 from pantomim.formats.mae import official_name
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws
 from pantomim.methods.beit import BEiTConfig
-from pantomim.methods.dbot import DBOT, DBOTConfig, DBOTDraws
+from pantomim.methods.dbot import DBOTConfig, DBOTDraws
 from pantomim.nn.tokens import patch_grid
 from pantomim.nn.vit import MaskTokens
 from pantomim.optim import cosine_schedule
@@ -35,16 +33,16 @@ from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTarget
 from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import TeacherConfig
-from pantomim.teachers.encoder import EncoderTeacher
+from pantomim.teachers.encoder import EncoderTeacher, Output
 
 TEACHER = ("teacher.",)  # whose weights are in place before the student's are
 
 
-def pretrain(item: Item) -> Computed:
+def dbot_pretrain(item: Item) -> Computed:
     """Masking, student, teacher, the loss with and without the teacher's norm and the target's, every gradient."""
     images, noise, config = item.input("images"), item.input("noise"), item.config
-    frozen = networks.encoder_config(item, depth=config["teacher_depth"]).build().double()
-    load_exactly(frozen, item.weights("teacher/"), item.name)
+    frozen = networks.encoder_config(item, depth=config["teacher_depth"]).build()
+    networks.filled(item, frozen, str, item.weights("teacher/"))
     outputs, norms = dict[str, Tensor](), dict[str, dict[str, float]]()
     every = torch.arange(noise.shape[1]).expand(len(images), -1)
     for norm, normalise in itertools.product((False, True), (False, True)):
@@ -67,28 +65,28 @@ def pretrain(item: Item) -> Computed:
         "latent": networks.joined(latent, kept),
         "pred": model.decoder(latent, mask, everywhere=True, with_class=True),
     }
+    # What differs in names where the student becomes the next teacher, which our chains load exactly.
+    student = {dbot_name(name) for name in model.state_dict() if not name.startswith(TEACHER)}
+    teacher = set(model.encoder.state_dict())
+    switch = {"missing_in_student": [*(teacher - student)], "not_used_by_teacher": [*(student - teacher)]}
     return Computed(
         outputs,
-        {"gradient_l2_norms": norms, "stage_switch": _stage_switch(model)},
+        {"gradient_l2_norms": norms, "stage_switch": switch},
         config=networks.norm_eps(model),
         errors=initialisation(item, method.build, dbot_name, "official_initialisation_student"),
     )
 
 
-def trajectory(item: Item) -> Computed:
+def trajectory_dbot(item: Item) -> Computed:
     """A run of the authors' `main_pretrain.py` through all its stages, each with their restart."""
     config = item.config
-    teaching = TeacherConfig(
-        source="random",
-        depth=config["init_teacher_encoder_depth"],
-        output="norm" if config["tlayernorm"] else "block",
-    )
+    output: Output = "norm" if config["tlayernorm"] else "block"
+    teaching = TeacherConfig(source="random", depth=config["init_teacher_encoder_depth"], output=output)
     method = replace(_config(item, normalise=config["norm_feature_loss"]), teacher=teaching)
     num_masked, weights = method.masker.num_masked(method.encoder.grid), item.weights()
-    student = method.encoder.build().double()
-    own = {dbot_name(f"encoder.{name}"): name for name in student.state_dict()}
-    load_exactly(student, {ours: weights[theirs] for theirs, ours in own.items()}, item.name)
-    teacher, runs = teaching.build(student), list[Run]()
+    student = method.encoder.build()
+    own = {name: weights[dbot_name(f"encoder.{name}")] for name in student.state_dict()}
+    teacher, runs = teaching.build(networks.filled(item, student, str, own)), list[Run]()
     outputs, errors = dict[str, Tensor](), dict[str, float]()
 
     def draws(tape: Tape) -> DBOTDraws:
@@ -106,14 +104,14 @@ def trajectory(item: Item) -> Computed:
         ended = run.weights(f"final_stage{stage}/")
         outputs |= ended
         errors |= run.compare_norms(f"final_stage{stage}", ended)
-        teacher = EncoderTeacher(copy.deepcopy(model.encoder), "the student before", output=teaching.output)
+        teacher = EncoderTeacher(copy.deepcopy(model.encoder), "the student before", output=output)
     curves = {name: torch.cat([run.curve(name) for run in runs]) for name in ("loss", "grad_norm", "lr")}
     found = runs[-1].computed(outputs | curves)
     found.errors |= errors
     return found
 
 
-def full_sequence(item: Item) -> Computed:
+def dbot_full_sequence(item: Item) -> Computed:
     """The symmetric variant, which is BEiT with a feature target: predictions, four distances, every gradient.
 
     With the class token among what is predicted, as no recipe has it, the parts are put together here.
@@ -145,7 +143,7 @@ def full_sequence(item: Item) -> Computed:
     return found
 
 
-def schedule(item: Item) -> Computed:
+def dbot_schedule(item: Item) -> Computed:
     """The rate of every stage, which is that of a separate run."""
     found = Computed(numbers={"schedules": []})
     for number, entry in enumerate(item.config["schedules"]):
@@ -157,7 +155,7 @@ def schedule(item: Item) -> Computed:
 
 
 @torch.no_grad()
-def analysis(item: Item) -> Computed:
+def dbot_analysis(item: Item) -> Computed:
     """Attention distance and singular values of given arrays, and of a vision transformer from its images on."""
     outputs: dict[str, Tensor] = {}
     for number, side in enumerate(item.config["attention_patch_sizes"]):
@@ -167,8 +165,7 @@ def analysis(item: Item) -> Computed:
         outputs[f"distance_matrix_{number}"] = distances
         outputs[f"attention_distance_{number}"] = attention_distance(attention, distances, 1).distance
     outputs["svd_concentration"] = torch.stack([concentration(layer).mean(dim=0) for layer in item.input("features")])
-    encoder = networks.encoder_config(item, position="learned").build().double().eval()
-    load_exactly(encoder, item.weights(), item.name)
+    encoder = networks.filled(item, networks.encoder_config(item, position="learned").build(), str).eval()
     blocks = list(block_features(encoder, item.input("images"), need_attention=True))
     weights = [block.attention for block in blocks if block.attention is not None]
     distances = patch_distances(patch_grid(encoder.image_size, encoder.patch_size), (encoder.patch_size,) * 2)
@@ -224,17 +221,4 @@ def _rate(epoch: float, entry: dict[str, Any]) -> float:
     return cosine_schedule(epoch - begin, total=end - begin, **settings)
 
 
-def _stage_switch(model: DBOT) -> dict[str, list[str]]:
-    """What differs in names where the student becomes the next teacher, which our chains load exactly."""
-    student = {dbot_name(name) for name in model.state_dict() if not name.startswith(TEACHER)}
-    next_teacher = set(model.encoder.state_dict())
-    return {"missing_in_student": [*(next_teacher - student)], "not_used_by_teacher": [*(student - next_teacher)]}
-
-
-ITEMS = {
-    "dbot_pretrain": pretrain,
-    "dbot_full_sequence": full_sequence,
-    "dbot_schedule": schedule,
-    "dbot_analysis": analysis,
-    "trajectory_dbot": trajectory,
-}
+ITEMS = (dbot_pretrain, dbot_full_sequence, dbot_schedule, dbot_analysis, trajectory_dbot)

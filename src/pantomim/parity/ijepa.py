@@ -1,6 +1,5 @@
 """I-JEPA: one step, its mask collator, and a run of the authors' `main`. Official: facebookresearch/ijepa."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pantomim.masking.multi_block import Blocks, FromGenerator, MultiBlockMasker
+from pantomim.masking.multi_block import Blocks, FromGenerator, MultiBlockMasker, Numbers
 from pantomim.methods.ijepa import IJEPA, IJEPAConfig, IJEPADraws, PredictorConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.optim import parameter_groups
@@ -20,7 +19,7 @@ from pantomim.parity.trajectory import Run, Tape, run_config
 BATCHES = 1_000  # of our own, which the tolerances of the statistics are stated for
 
 
-def pretrain(item: Item) -> Computed:
+def ijepa_pretrain(item: Item) -> Computed:
     """Context, predictions, targets, loss and gradients; weights after one AdamW step and one moving average."""
     config = item.config
     blocks = Blocks(item.input("masks_enc"), item.input("masks_pred"))
@@ -38,45 +37,38 @@ def pretrain(item: Item) -> Computed:
     return found
 
 
-def masks(item: Item) -> Computed:
+def ijepa_masks(item: Item) -> Computed:
     """The lists that recorded numbers give; how often each patch is in a context and in a target of our own draws."""
     settings, found = item.config["settings"], Computed(numbers={"traces": item.numbers["traces"]})
     for trace in item.numbers["traces"]:
-        setting = settings[trace["setting"]]
-        lists = _masker(setting).draw(setting["batch_size"], _grid(setting), _Replay(trace["draws"]))
+        lists = _drawn(settings[trace["setting"]], _Replay(trace["draws"]))
         for name, ids in zip(("masks_enc", "masks_pred"), lists, strict=True):
             found.outputs[f"setting_{trace['setting']}/trace_{trace['index']}/{name}"] = torch.from_numpy(ids)
     for stated in item.numbers.get("statistics", []):
         number = stated["setting"]
-        setting, grid = settings[number], _grid(settings[number])
         numbers = FromGenerator(np.random.default_rng(number))
-        drawn = [_masker(setting).draw(setting["batch_size"], grid, numbers) for _ in range(BATCHES)]
+        drawn = [_drawn(settings[number], numbers) for _ in range(BATCHES)]
         for name, lists in zip(("context", "target"), zip(*drawn, strict=True), strict=True):
-            counts = sum(np.bincount(ids.reshape(-1), minlength=math.prod(grid)) for ids in lists)
+            side = settings[number]["img_size"] // settings[number]["patch_size"]
+            counts = sum(np.bincount(ids.reshape(-1), minlength=side**2) for ids in lists)
             rows = sum(ids.shape[0] * ids.shape[1] for ids in lists)
-            found.outputs[f"setting_{number}/probability_{name}"] = torch.from_numpy((counts / rows).reshape(grid))
+            shares = torch.from_numpy((counts / rows).reshape(side, side))
+            found.outputs[f"setting_{number}/probability_{name}"] = shares
             lengths, theirs = np.array([ids.shape[2] for ids in lists]), stated[f"{name}_length"]
             off = off_mean(theirs["mean"], theirs["std"], stated["batches"], lengths)
             found.errors[f"numbers/statistics/{number}/{name}_length"] = off
     return found
 
 
-def trajectory(item: Item) -> Computed:
+def trajectory_ijepa(item: Item) -> Computed:
     """The authors' loop: rates of the step after, schedules longer than the run, rising weight decay and momentum."""
     config = item.config
     momentum = Momentum(config["ema"][0], config["ema"][1], shape="linear")
     method = _method(item, momentum)
     length = config["ipe_scale"] * config["epochs"] * config["steps_per_epoch"]
     model = _filled(item, method, item.weights("encoder/"), length)
-    settings = run_config(
-        item,
-        method,
-        start_lr=config["start_lr"],
-        min_lr=config["final_lr"],
-        weight_decay_end=config["final_weight_decay"],
-        stretch=config["ipe_scale"],
-        lead=1,
-    )
+    rates = {"start_lr": config["start_lr"], "min_lr": config["final_lr"], "stretch": config["ipe_scale"], "lead": 1}
+    settings = run_config(item, method, weight_decay_end=config["final_weight_decay"], **rates)
     run = Run(item, settings, model, str, _draws).carry_out()
     momenta = [momentum.at(step, length) for step in range(run.total)]
     networks = {"final": model.encoder, "final_predictor": model.predictor, "final_target": model.target_encoder.copy}
@@ -110,14 +102,14 @@ def _method(item: Item, momentum: Momentum) -> IJEPAConfig:
 
 
 def _filled(item: Item, config: IJEPAConfig, target: Mapping[str, Tensor], steps: float | None = None) -> IJEPA:
-    weights = {"encoder.": item.weights("encoder/"), "predictor.": item.weights("predictor/")}
-    weights["target_encoder.copy."] = target
-    named = {prefix + name: tensor for prefix, part in weights.items() for name, tensor in part.items()}
+    parts = {name: item.weights(f"{name}/") for name in ("encoder", "predictor")} | {"target_encoder.copy": target}
+    named = {f"{part}.{name}": tensor for part, weights in parts.items() for name, tensor in weights.items()}
     return filled(item, config.build(steps), str, named)
 
 
-def _masker(setting: Mapping[str, Any]) -> MultiBlockMasker:
-    return MultiBlockMasker(
+def _drawn(setting: Mapping[str, Any], numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    side = setting["img_size"] // setting["patch_size"]
+    masker = MultiBlockMasker(
         num_targets=setting["num_pred_masks"],
         num_contexts=setting["num_enc_masks"],
         context_scale=tuple(setting["enc_mask_scale"]),
@@ -126,11 +118,7 @@ def _masker(setting: Mapping[str, Any]) -> MultiBlockMasker:
         min_keep=setting["min_keep"],
         allow_overlap=setting["allow_overlap"],
     )
-
-
-def _grid(setting: Mapping[str, Any]) -> tuple[int, int]:
-    side = setting["img_size"] // setting["patch_size"]
-    return side, side
+    return masker.draw(setting["batch_size"], (side, side), numbers)
 
 
 def _draws(tape: Tape) -> IJEPADraws:
@@ -139,4 +127,4 @@ def _draws(tape: Tape) -> IJEPADraws:
     return IJEPADraws(Blocks(*(ids[..., : int((ids >= 0).sum(dim=-1).min())] for ids in lists)))
 
 
-ITEMS = {"ijepa_pretrain": pretrain, "ijepa_masks": masks, "trajectory_ijepa": trajectory}
+ITEMS = (ijepa_pretrain, ijepa_masks, trajectory_ijepa)

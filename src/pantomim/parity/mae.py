@@ -1,7 +1,6 @@
 """MAE, and what fine-tuning shares between methods: models, positions, LARS, losses and a whole run.
 
-Official: facebookresearch/mae, timm 0.3.2. Visible patches are in the order of the noise there and in raster order
-here; what is compared is put into the official order.
+Official: facebookresearch/mae, timm 0.3.2.
 """
 
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from pantomim.config import Pretrain
 from pantomim.core.mask import Mask
 from pantomim.formats.mae import official_name
-from pantomim.masking import MaskerConfig
+from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws
 from pantomim.methods.mae import MAEConfig
@@ -33,12 +32,12 @@ from pantomim.targets.pixels import PixelTargetConfig
 FLOAT32 = 2.0**-22  # where the official code rounds to float32, twice its spacing
 
 
-def pretrain(item: Item) -> Computed:
+def mae_pretrain(item: Item) -> Computed:
     """Masking, encoder, decoder, both losses and every gradient."""
     images, noise, weights, found = item.input("images"), item.input("noise"), item.weights(), Computed()
     norms: dict[str, dict[str, float]] = {}
     for variant in ("raw", "norm_pix"):
-        method = mae_config(item, _masker(item), normalise=variant == "norm_pix")
+        method = mae_config(item, RandomMasker, normalise=variant == "norm_pix")
         model = method.build()
         tables = {"pos_embed": model.encoder.pos_embed, "decoder_pos_embed": model.decoder.decoder_pos_embed}
         found.errors |= {f"state/{name}": networks.off_table(t, weights[name]) for name, t in tables.items()}
@@ -69,9 +68,9 @@ def pretrain(item: Item) -> Computed:
     return found
 
 
-def trajectory(item: Item) -> Computed:
+def trajectory_mae(item: Item) -> Computed:
     """A run of the authors' `main_pretrain.py`."""
-    method = mae_config(item, _masker(item), normalise=item.config["norm_pix_loss"])
+    method = mae_config(item, RandomMasker, normalise=item.config["norm_pix_loss"])
     return masked_pixels(item, method, run_config(item, method), official_name)
 
 
@@ -86,16 +85,14 @@ def masked_pixels(item: Item, method: MAEConfig, config: Pretrain, names: networ
     return Run(item, config, model, names, draws).carry_out().computed()
 
 
-def finetune(item: Item) -> Computed:
+def mae_finetune(item: Item) -> Computed:
     """The classifier with both poolings, its layer-wise groups, and the schedules."""
     found = Computed(relative={"drop_path_per_block": FLOAT32})
     drop_path = float(item.config.get("drop_path_rate", 0.0))
-    poolings: tuple[tuple[str, Literal["mean", "class"], str], ...] = (
-        ("_global_pool", "mean", "norm."),
-        ("_cls_token", "class", "fc_norm."),
-    )
-    for suffix, pool, unused in poolings:  # items store the norms of both
+    poolings: dict[str, Literal["mean", "class"]] = {"_global_pool": "mean", "_cls_token": "class"}
+    for suffix, pool in poolings.items():
         if item.asks(suffix):
+            unused = "norm." if pool == "mean" else "fc_norm."  # items store both
             encoder = networks.encoder_config(item, drop_path=drop_path).build()
             weights = {name: tensor for name, tensor in item.weights().items() if not name.startswith(unused)}
             step = classified(item, Classifier(encoder, item.config["num_classes"], pool), weights, suffix)
@@ -116,16 +113,14 @@ def classified(item: Item, classifier: Classifier, weights: Mapping[str, Tensor]
     found = networks.backward(loss, classifier, official_name, suffix)
     outputs = {"features": classifier.features(images), "logits": logits, "cross_entropy": loss}
     found.outputs |= {f"{name}{suffix}": tensor for name, tensor in outputs.items()}
-    found.numbers[groups] = {
-        decay: networks.described(
-            layer_decay_groups(classifier, networks.decay_used(stated), float(decay)), official_name
-        )
-        for decay, stated in item.numbers.get(groups, {}).items()
-    }
+    found.numbers[groups] = {}
+    for decay, stated in item.numbers.get(groups, {}).items():
+        scaled = layer_decay_groups(classifier, networks.decay_used(stated), float(decay))
+        found.numbers[groups][decay] = networks.described(scaled, official_name)
     return found
 
 
-def lars(item: Item) -> Computed:
+def mae_lars(item: Item) -> Computed:
     """Parameters after each step, for given gradients and learning rates."""
     found, settings = Computed(), ("weight_decay", "momentum", "trust_coefficient")
     count = sum(name.startswith("param_") for name in item.spec["inputs"]["tensors"])
@@ -141,7 +136,7 @@ def lars(item: Item) -> Computed:
     return found
 
 
-def positions(item: Item) -> Computed:
+def mae_positions(item: Item) -> Computed:
     """Sine-cosine tables, whole or sampled, and resampled tables."""
     config, outputs = item.config, dict[str, Tensor]()
     for width, side, with_class in config.get("tables", []):
@@ -160,7 +155,7 @@ def positions(item: Item) -> Computed:
     return Computed(outputs, {"samples_index": samples})
 
 
-def losses(item: Item) -> Computed:
+def finetune_losses(item: Item) -> Computed:
     """Label smoothing, soft targets, mixup and CutMix."""
     config, outputs = item.config, dict[str, Tensor]()
     logits, labels, images = item.input("logits"), item.input("labels"), item.input("images")
@@ -180,18 +175,14 @@ def losses(item: Item) -> Computed:
     return Computed(outputs)
 
 
-def mae_config(item: Item, masker: MaskerConfig, *, normalise: bool) -> MAEConfig:
+def mae_config(item: Item, masker: type[RandomMasker | ColorNoiseMasker], *, normalise: bool) -> MAEConfig:
     """MAE of the sizes that an item states."""
     return MAEConfig(
         encoder=networks.encoder_config(item),
         decoder=networks.decoder_config(item),
-        masker=masker,
+        masker=masker(ratio=float(item.config["mask_ratio"])),
         target=PixelTargetConfig(normalise="patch" if normalise else "none"),
     )
-
-
-def _masker(item: Item) -> RandomMasker:
-    return RandomMasker(ratio=float(item.config["mask_ratio"]))
 
 
 def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,11 +193,4 @@ def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {**entry, "values": [[epoch, cosine_schedule(epoch, **settings)] for epoch, _ in entry["values"]]}
 
 
-ITEMS = {
-    "mae_pretrain": pretrain,
-    "mae_finetune": finetune,
-    "mae_lars": lars,
-    "mae_positions": positions,
-    "finetune_losses": losses,
-    "trajectory_mae": trajectory,
-}
+ITEMS = (mae_pretrain, mae_finetune, mae_lars, mae_positions, finetune_losses, trajectory_mae)

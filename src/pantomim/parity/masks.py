@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pantomim.analysis.masks import num_clusters
 from pantomim.masking.block import BlockMasker
@@ -18,7 +17,7 @@ from pantomim.parity.statistics import off_entry, off_shares
 DRAWS = 20_000  # own masks of each setting
 
 
-def block_trace(item: Item) -> Computed:
+def block_mask_trace(item: Item) -> Computed:
     """The masks that recorded random numbers give, and those numbers as our sampler asks for them, one by one."""
     traces, masks = [], {}
     for index, setting in enumerate(item.config["settings"]):
@@ -34,7 +33,7 @@ def block_trace(item: Item) -> Computed:
     return Computed(masks, {"traces": traces})
 
 
-def block_stats(item: Item) -> Computed:
+def block_mask_stats(item: Item) -> Computed:
     """Count, rectangles, shape and place of what is masked, in many masks of our own."""
     errors: dict[str, float] = {}
     config, draws = item.config, item.config["draws"]
@@ -54,7 +53,7 @@ def block_stats(item: Item) -> Computed:
     return Computed(errors=errors)
 
 
-def simmim_stats(item: Item) -> Computed:
+def simmim_mask_stats(item: Item) -> Computed:
     """How many cells and patches are masked, that patches of a cell agree, and how often each one is masked."""
     found = Computed(numbers={"masked_cells": [], "masked_patches": []})
     for index, setting in enumerate(item.config["settings"]):
@@ -64,8 +63,9 @@ def simmim_stats(item: Item) -> Computed:
         cells = masked.view(-1, side // cell, cell, side // cell, cell).transpose(2, 3).flatten(3)
         whole = cells.all(dim=3)
         found.errors[f"cells_{index}/agree"] = exact(torch.equal(whole, cells.any(dim=3)))
-        found.numbers["masked_cells"].append(_only(whole.flatten(1).sum(dim=1)))
-        found.numbers["masked_patches"].append(_only(masked.flatten(1).sum(dim=1)))
+        # One number where all masks agree, else a list, which is wrong.
+        found.numbers["masked_cells"].append(whole.flatten(1).sum(dim=1).unique().squeeze().tolist())
+        found.numbers["masked_patches"].append(masked.flatten(1).sum(dim=1).unique().squeeze().tolist())
         found.errors |= _off_map(item, index, masked.numpy())
     return found
 
@@ -95,11 +95,7 @@ class _Replay:
 
 
 def block_masker(setting: Mapping[str, Any]) -> BlockMasker:
-    """The masker that does what a setting of the items says.
-
-    Raises:
-        ValueError: if we do not know the sampler, or its aspects are not symmetric.
-    """
+    """The masker that does what a setting of the items says, if we know its sampler and its aspects are symmetric."""
     method, (rows, columns) = setting["method"], setting["grid"]
     if method not in ("beit", "maskfeat", "dbot", "cae"):
         raise ValueError(f"config.method must be beit, maskfeat, dbot or cae; got {method}.")
@@ -137,10 +133,4 @@ def _off_map(item: Item, index: int, masked: np.ndarray) -> dict[str, float]:
     return {name: off_shares(stored.numpy(), item.config["draws"], masked.mean(axis=0), len(masked))}
 
 
-def _only(values: Tensor) -> int | list[int]:
-    """The value that all of them have; all that there are, where they differ."""
-    found = values.unique().tolist()
-    return found[0] if len(found) == 1 else found
-
-
-ITEMS = {"block_mask_trace": block_trace, "block_mask_stats": block_stats, "simmim_mask_stats": simmim_stats}
+ITEMS = (block_mask_trace, block_mask_stats, simmim_mask_stats)

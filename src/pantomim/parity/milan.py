@@ -1,7 +1,6 @@
 """Masks that attention guides: MILAN's pre-training and its sampling, AttMask's three kinds, rebuilt with our modules.
 
-Official: zejiangh/MILAN and gkakogeorgiou/attmask. Visible patches are in the order of the draw there and in raster
-order here; what is compared is put into the official order.
+Official: zejiangh/MILAN and gkakogeorgiou/attmask.
 """
 
 import math
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 
 from pantomim.core.mask import Mask
 from pantomim.formats.mae import official_name
-from pantomim.masking.attention import AttentionMasker, draw_order, published
+from pantomim.masking.attention import draw_order, published
 from pantomim.methods.milan import MILANConfig
 from pantomim.parity import networks
 from pantomim.parity.dbot import GivenTeacher
@@ -22,7 +21,7 @@ from pantomim.parity.statistics import off_mean, off_shares
 DRAWS = 20_000  # own masks of each setting
 
 
-def pretrain(item: Item) -> Computed:
+def milan_pretrain(item: Item) -> Computed:
     """The mask of a given order, encoder, prompting decoder, the loss over all tokens, every gradient."""
     encoder, decoder = networks.encoder_config(item), networks.decoder_config(item)
     method = MILANConfig(encoder=encoder, decoder=decoder, masker=published("milan", item.config["mask_ratio"]))
@@ -44,7 +43,7 @@ def pretrain(item: Item) -> Computed:
     return found
 
 
-def sampling(item: Item) -> Computed:
+def milan_sampling(item: Item) -> Computed:
     """How often each patch, and each pair, is visible, and each the first, in many draws of our own."""
     errors, official_draws = dict[str, float](), item.config["draws"]
     for index, setting in enumerate(item.config["settings"]):
@@ -80,20 +79,17 @@ def attmask(item: Item) -> Computed:
             found.outputs[f"attmask_{name}_{ratio}"] = masker(len(attention), grid, generator, attention).masked
         found.numbers["settings"].append({"ratio": ratio, "masked": masker.num_masked(grid)})
     if (probability := item.output("hint_mask_probability")) is not None:
-        stated, hint = item.numbers["hint"], _hint(item.config["hint"])
+        stated, shares = item.numbers["hint"], item.config["hint"]
+        hint = published("attmask_hint", shares["ratio"])
+        hint = replace(hint, hint_show=shares["show_ratio"], hint_among=shares["show_max"])
         masked, shown, among = hint.counts(grid)
         drawn = [hint(DRAWS, grid, generator, row.expand(DRAWS, -1)).masked.double() for row in attention]
-        shares = torch.stack([each.mean(dim=0) for each in drawn])
+        ours = torch.stack([each.mean(dim=0) for each in drawn]).numpy()
         found.numbers["hint"] = {**stated, "masked_top": masked, "candidate_top": among, "revealed": shown}
         kept = int(drawn[0][0].sum()) == stated["masked_top"] - stated["revealed"]
-        off = off_shares(probability.double().numpy(), stated["draws"], shares.numpy(), DRAWS)
+        off = off_shares(probability.double().numpy(), stated["draws"], ours, DRAWS)
         found.errors = {"hint_mask_probability": off, "hint/masked": exact(kept)}
     return found
 
 
-def _hint(hint: dict[str, float]) -> AttentionMasker:
-    """The preset with the shares of the item."""
-    return replace(published("attmask_hint", hint["ratio"]), hint_show=hint["show_ratio"], hint_among=hint["show_max"])
-
-
-ITEMS = {"milan_pretrain": pretrain, "milan_sampling": sampling, "attmask": attmask}
+ITEMS = (milan_pretrain, milan_sampling, attmask)

@@ -10,17 +10,16 @@ from pantomim.parity.item import Computed, Item
 from pantomim.parity.networks import encoder_config, filled
 from pantomim.parity.trajectory import Run, run_config
 
-# The authors' place of our part, and whether it is a head: there one sequence of linear layer, batch norm and ReLU.
-PARTS = {
-    "encoder": ("base_encoder.", False),
-    "projector": ("base_encoder.head.", True),
-    "predictor_head": ("predictor.", True),
-    "teacher_encoder": ("momentum_encoder.", False),
-    "teacher_projector": ("momentum_encoder.head.", True),
+PARTS = {  # ours and the authors'
+    "encoder": "base_encoder.",
+    "projector": "base_encoder.head.",
+    "predictor_head": "predictor.",
+    "teacher_encoder": "momentum_encoder.",
+    "teacher_projector": "momentum_encoder.head.",
 }
 
 
-def trajectory(item: Item) -> Computed:
+def trajectory_mocov3(item: Item) -> Computed:
     """Two views of each image, momentum encoder, batch norm in the heads.
 
     The authors move the momentum encoder before it makes a step's keys, we after the step before: so it is looked at
@@ -54,14 +53,12 @@ def trajectory(item: Item) -> Computed:
 
 
 def _official(name: str) -> str:
-    """The authors' name of a parameter or buffer."""
-    part, _, rest = name.partition(".")
-    owner, is_head = PARTS[part]
-    rest = rest.removeprefix("copy.")
-    if not is_head:
-        return owner + rest
+    """The authors' name of a parameter or buffer; their heads are one sequence of linear layer, batch norm and ReLU."""
+    part, _, rest = name.replace(".copy.", ".").partition(".")
+    if part.endswith("encoder"):
+        return PARTS[part] + rest
     kind, number, parameter = rest.split(".")
-    return f"{owner}{3 * int(number) + (kind == 'norms')}.{parameter}"
+    return f"{PARTS[part]}{3 * int(number) + (kind == 'norms')}.{parameter}"
 
 
-ITEMS = {"trajectory_mocov3": trajectory}
+ITEMS = (trajectory_mocov3,)

@@ -14,6 +14,7 @@ from pantomim.nn.tokens import take
 from pantomim.nn.vit import EncoderConfig, Features
 from pantomim.optim import Group
 from pantomim.parity.item import Computed, Item, distance
+from pantomim.teachers.base import Guidance
 
 M = TypeVar("M", bound=nn.Module)
 Names = Callable[[str], str]  # from our name of a parameter or module to the authors'
@@ -51,17 +52,9 @@ def decoder_config(item: Item) -> DecoderConfig:
 
 
 def filled(
-    item: Item,
-    model: M,
-    names: Names,
-    weights: Mapping[str, Tensor] | None = None,
-    kept: tuple[str, ...] = (),
+    item: Item, model: M, names: Names, weights: Mapping[str, Tensor] | None = None, kept: tuple[str, ...] = ()
 ) -> M:
-    """The model in float64 with an item's weights, by default all; what begins with `kept` stays as it is.
-
-    Raises:
-        ValueError: with all that is missing, unexpected or mis-shaped.
-    """
+    """The model in float64 with an item's weights, by default all, loaded exactly; what begins with `kept` stays."""
     weights, state = item.weights() if weights is None else weights, model.double().state_dict()
     own = {name: tensor for name, tensor in state.items() if kept and name.startswith(kept)}
     ours = {names(name): name for name in state if name not in own}
@@ -111,11 +104,11 @@ def described(groups: Iterable[Group], names: Names) -> list[dict[str, Any]]:
     """Groups of an optimiser in the layout of the items."""
     return [
         {
-            "lr_scale": group["lr_scale"],
-            "weight_decay": group["weight_decay"],
-            "parameters": [names(own) for own in group["param_names"]],
+            "lr_scale": g["lr_scale"],
+            "weight_decay": g["weight_decay"],
+            "parameters": [names(n) for n in g["param_names"]],
         }
-        for group in groups
+        for g in groups
     ]
 
 
@@ -136,7 +129,7 @@ def in_order(mask: Mask, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return kept, ids | {"ids_restore": ids_shuffle.argsort(dim=1), "mask": mask.masked}
 
 
-def joined(features: Features, order: Tensor | None = None) -> Tensor:
+def joined(features: Features | Guidance, order: Tensor | None = None) -> Tensor:
     """Prefix tokens and patches in one tensor, as the authors have them."""
     patches = features.patches if order is None else take(features.patches, order)
     return torch.cat([features.prefix, patches], dim=1)

@@ -38,10 +38,11 @@ class Tape:
             for part, rows in enumerate(ids.chunk(micro))
         ]
 
-    def seek(self, step: int, batch: Batch) -> None:
+    def seek(self, step: int, batch: Batch) -> "Tape":
         """This micro-batch comes next."""
         self.step, self.rows = self.first + step, slice(batch.start, batch.start + len(batch))
         self.calls.clear()
+        return self
 
     def now(self, name: str) -> Tensor:
         """This micro-batch's rows of a draw."""
@@ -85,34 +86,11 @@ class _GivenDropPath(DropPath):
         return branch * stays.view(-1, *(1,) * (branch.dim() - 1))
 
 
-class _Replayed(Method):
-    """A method whose draws are made of a tape; all else is the method's."""
-
-    def __init__(self, method: Method, tape: Tape, draws: Callable[[Tape], Any]) -> None:
-        super().__init__()
-        self.method, self.tape, self.draws = method, tape, draws
-
-    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Any:
-        self.tape.seek(step, batch)
-        return self.draws(self.tape)
-
-    def forward(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
-        return self.method(batch, draws)
-
-    def update_ema(self, step: int) -> None:
-        self.method.update_ema(step)
-
-
 class Run:
     """The run of an item through the engine, and what came of it.
 
-    Args:
-        item: Its tensors are the run's images, draws and expected outputs.
-        settings: Its method, as configured, and its optimiser.
-        method: Built for the run's length, with the item's weights, in float64.
-        names: The authors' name of each parameter and module.
-        draws: What the method calls its draws, made of the tape.
-        first: The item's step that is the run's first.
+    `method` has the item's weights, in float64; `names` gives the authors' name of each of its parameters and modules;
+    `draws` makes of the tape what it calls its draws; the run's first step is the item's step `first`.
     """
 
     def __init__(
@@ -129,8 +107,9 @@ class Run:
         self._replace_drop_paths()
         self._logged: dict[str, list[Tensor]] = {}
         self.total, warmup = in_steps(settings, item.config["steps_per_epoch"])
-        replayed, accelerator = _Replayed(method, self.tape, draws), start_accelerator(settings.runtime, Path())
-        self.training = Training(settings, replayed, self.total, warmup, accelerator)
+        # The item's draws in the place of the method's; all else stays.
+        setattr(method, "draw", lambda batch, step, generator: draws(self.tape.seek(step, batch)))  # noqa: B010
+        self.training = Training(settings, method, self.total, warmup, start_accelerator(settings.runtime, Path()))
 
     def carry_out(self) -> "Run":
         """Train, and remember what each step logged."""
@@ -160,13 +139,12 @@ class Run:
 
     def compare_norms(self, entry: str, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """Norms of the parameters in `numbers.ENTRY_l2_norms`, as exactly as the parameters themselves are compared."""
-        found, expected = {}, self.item.expected()
+        found, described = {}, self.item.spec["outputs"]["tensors"]
         for name, stated in self.item.numbers.get(f"{entry}_l2_norms", {}).items():
-            output, off = name if "/" in name else f"{entry}/{name}", math.inf
-            if (ours := weights.get(output)) is not None:
-                _, description = expected.get(output, (None, {}))
-                room = description.get("suggested_atol_float64", 0.0) * math.sqrt(ours.numel())
-                off = abs(ours.norm().item() - stated) / (max(room, RELATIVE * stated) or RELATIVE)
+            key = name if "/" in name else f"{entry}/{name}"
+            ours = weights.get(key, torch.tensor(math.inf))
+            room = described.get(key, {}).get("suggested_atol_float64", 0.0) * math.sqrt(ours.numel())
+            off = abs(ours.norm().item() - stated) / (max(room, RELATIVE * stated) or RELATIVE)
             found[f"numbers/{entry}_l2_norms/{name}"] = off
         return found
 
@@ -175,14 +153,10 @@ class Run:
         stated = self.item.numbers.get("parameter_groups", [])
         theirs = {n: (g["weight_decay"], g.get("lr_scale", 1.0)) for g in stated for n in g["parameters"]}
         follows = self.config.optim.weight_decay_end is not None  # then the curve of the weight decay is compared
-        ours = {
-            self.names(name.removeprefix("method.")): (
-                "schedule" if follows and group["weight_decay"] else group["weight_decay"],
-                group["lr_scale"],
-            )
-            for group in self.training.optimizer.param_groups
-            for name in group["param_names"]
-        }
+        ours: dict[str, tuple[float | str, float]] = {}
+        for group in self.training.optimizer.param_groups:
+            decay = "schedule" if follows and group["weight_decay"] else group["weight_decay"]
+            ours |= {self.names(name): (decay, group["lr_scale"]) for name in group["param_names"]}
         names = {*theirs, *ours} if stated else ()
         return {f"numbers/parameter_groups/{name}": exact(ours.get(name) == theirs.get(name)) for name in names}
 
@@ -198,8 +172,9 @@ class Run:
             name = ours[theirs] if theirs in ours else ours["encoder." + theirs.partition(".")[2]]
             given.setdefault(name, []).append(numbers)
         for name, parts in given.items():
-            drop = _GivenDropPath(modules[name].rate, self.tape, torch.cat(parts, dim=1), name)
-            self.method.set_submodule(name, drop)
+            self.method.set_submodule(
+                name, _GivenDropPath(modules[name].rate, self.tape, torch.cat(parts, dim=1), name)
+            )
 
 
 def run_config(item: Item, method: Any, **optim: Any) -> Pretrain:

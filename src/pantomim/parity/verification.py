@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pantomim.parity.item import RELATIVE, Computed, Item, distance, read_item
+from pantomim.parity.item import RELATIVE, Computed, Item, distance, exact, read_item
 
 NEGLIGIBLE = 1e-12  # of an entry's largest value: rounding noise where the true value is zero
 
@@ -19,13 +19,8 @@ NEGLIGIBLE = 1e-12  # of an entry's largest value: rounding noise where the true
 class ItemResult:
     """What became of one item; its status is "UNKNOWN ITEM" where no function rebuilds it.
 
-    Args:
-        name: Of its files.
-        status: Whether everything is within its tolerance.
-        error: The largest error as a multiple of its tolerance; None where nothing could be compared.
-        worst: The key with that error, and why it cannot be compared, if so.
-        compared: Number of keys compared.
-        off: Number of keys beyond their tolerance.
+    `error` is the largest, as a multiple of its tolerance, or None where nothing could be compared; `worst` is its key,
+    and why that cannot be compared, if so. Of `compared` keys, `off` are beyond their tolerance.
     """
 
     name: str
@@ -91,9 +86,9 @@ def _family(item: Item) -> Callable[[Item], Computed] | None:
 
     stated = item.spec.get("item")
     title = stated if isinstance(stated, str) else item.name
-    families = {stem: function for module in PARITY for stem, function in module.ITEMS.items()}
-    fitting = [stem for stem in families if title == stem or title.startswith(f"{stem}_")]
-    return families[max(fitting, key=len)] if fitting else None
+    families = [function for module in PARITY for function in module.ITEMS]
+    fitting = [function for function in families if f"{title}_".startswith(f"{function.__name__}_")]
+    return max(fitting, key=lambda function: len(function.__name__), default=None)
 
 
 class Difference(NamedTuple):
@@ -120,7 +115,7 @@ def differences(item: Item, computed: Computed) -> Iterator[Difference]:
     for name, ours in computed.config.items():
         stated = item.config.get(name, ours)
         if stated != ours:
-            yield _wrong(f"config/{name}", f"our modules have {ours}, the item has {_short(stated)}")
+            yield _wrong(f"config/{name}", shorten(f"our modules have {ours}, the item has {stated}", 120))
     for name, error in computed.errors.items():
         yield Difference(name, math.inf if math.isnan(error) else error)
 
@@ -156,12 +151,12 @@ def _numbers(key: str, target: Any, ours: Any, relative: float) -> Iterator[Diff
         own = found.get(name)
         if name not in found:
             yield _wrong(name, "not computed")
-        elif float in (type(value), type(own)) and _is_real(value) and _is_real(own):
+        elif isinstance(value, int | float) and isinstance(own, int | float) and float in (type(value), type(own)):
             yield _close(name, abs(own - value), relative * abs(value) + NEGLIGIBLE * largest)
         elif type(value) is type(own) and value == own:
             yield Difference(name, 0.0)
         else:
-            yield _wrong(name, f"ours is {_short(own)}, expected {_short(value)}")
+            yield _wrong(name, f"ours is {own}, expected {value}")
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -183,21 +178,11 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _leaves(f"{key}/{name}", entry)
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _close(key: str, error: float, tolerance: float) -> Difference:
     if not math.isfinite(error):
         return _wrong(key, "not finite")
-    if error == 0.0:
-        return Difference(key, 0.0)
-    return Difference(key, error / tolerance if tolerance > 0 else math.inf)
+    return Difference(key, error / tolerance if tolerance > 0 else exact(error == 0.0))
 
 
 def _wrong(key: str, reason: str) -> Difference:
     return Difference(key, math.inf, reason)
-
-
-def _short(value: Any) -> str:
-    return shorten(str(value), 60, placeholder="...")
