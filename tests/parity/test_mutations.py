@@ -177,7 +177,7 @@ def test_spectra_tell_one_pass_from_five(monkeypatch):
     item = read_item(GOLDEN / "colormae_spectra.json")
     presets = item.config["presets"]
     item.spec["config"]["presets"] = [*presets[:2], presets[2] | {"passes": 1}, presets[3] | {"sigma": [0.8, 1.8]}]
-    off = colormae.spectra(item).deviations
+    off = colormae.colormae_spectra(item).errors
     worst = [max(error for key, error in off.items() if key.endswith(name)) for name in ("white_0", "red_1")]
     assert max(worst) < 1
     assert off["mask_spectrum_mean_blue_2"] > 1

@@ -5,7 +5,7 @@ Official: microsoft/unilm, microsoft/SimMIM, facebookresearch/data2vec_vision.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from pantomim.parity.statistics import initialisation
 from pantomim.parity.trajectory import GivenIds, Run, run_config
 from pantomim.targets.base import Target
 from pantomim.targets.distance import Distance
-from pantomim.targets.features import FeatureTarget
+from pantomim.targets.features import FeatureNormalisation, FeatureTarget
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTarget
 from pantomim.teachers.base import Guidance, Query
@@ -107,7 +107,7 @@ def block_classifier(
     """A classifier with relative positions in every block and mean pooling, as far as the item has them."""
     config = item.config
     encoder = sizes(item, relative_position="blocks" if config["per_block_relative_bias"] else "none").build()
-    pool = "mean" if config["mean_pooling"] else "class"
+    pool: Literal["mean", "class"] = "mean" if config["mean_pooling"] else "class"
     classifier = Classifier(encoder, config["num_classes"], pool, learn_positions=learn_positions)
     found = classified(item, classifier, without_index(item))
     trained = [classifier_name(name) for name, weight in classifier.named_parameters() if weight.requires_grad]
@@ -132,7 +132,7 @@ def trajectory_data2vec(item: Item) -> Computed:
     else:
         teacher = _Layers(encoder, momentum, layers)
     distance = Distance("smooth_l1", beta=beta) if beta else Distance("l1")
-    normalise = "layernorm" if config["post_target_layer_norm"] else "none"
+    normalise: FeatureNormalisation = "layernorm" if config["post_target_layer_norm"] else "none"
     run = _run(item, method, FeatureTarget(teacher, encoder.grid, normalise, distance))
     return run.computed({f"final_teacher/{name}": tensor for name, tensor in teacher.encoder.named_parameters()})
 

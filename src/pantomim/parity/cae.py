@@ -60,9 +60,11 @@ def cae_pretrain(item: Item) -> Computed:
         in_raster_order = torch.cat([ids[0] for ids in chosen.values()]).argsort()
         regressor.position = decoder.position = torch.cat(stored)[in_raster_order]
 
-    blocks = {f"regressor_block_{number}_output": block for number, block in enumerate(regressor.blocks)}
-    parts = {"latent_prediction": regressor, "logits": decoder, "decoder_tokens_after_norm": decoder.norm}
-    seen = networks.watch(blocks | parts)
+    watched = {f"regressor_block_{number}_output": block for number, block in enumerate(regressor.blocks)}
+    watched |= {"latent_prediction": regressor, "logits": decoder}
+    if decoder.norm is not None:
+        watched["decoder_tokens_after_norm"] = decoder.norm
+    seen = networks.watch(watched)
     result = model(networks.batch(item), Draws(mask))
     loss = result["loss"] if weight else result["loss_target"]
     found = networks.backward(loss, model, official_name)
@@ -153,8 +155,8 @@ def cae_attentive_probe(item: Item) -> Computed:
         "logits_train": trained,
         "backbone_tokens_with_cls": tokens,
         "query_output": head.pool(tokens).unsqueeze(1),
-        "running_mean_after": head.norm.running_mean,
-        "running_var_after": head.norm.running_var,
+        "running_mean_after": head.norm.get_buffer("running_mean"),
+        "running_var_after": head.norm.get_buffer("running_var"),
         "cross_entropy": loss,
     }
     found.numbers["gradient_l2_norms"] |= unused

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pantomim.core.mask import Mask
 from pantomim.formats.mae import official_name
-from pantomim.masking.attention import draw_order, published
+from pantomim.masking.attention import Preset, draw_order, published
 from pantomim.methods.milan import MILANConfig
 from pantomim.parity import networks
 from pantomim.parity.dbot import GivenTeacher
@@ -72,11 +72,12 @@ def milan_sampling(item: Item) -> Computed:
 def attmask(item: Item) -> Computed:
     """High and low masks, exactly; how often hints mask each patch; all counts."""
     attention, found = item.input("attention"), Computed(numbers={"settings": []})
+    presets: tuple[Preset, ...] = ("attmask_high", "attmask_low")
     generator, grid = torch.Generator().manual_seed(0), (1, attention.shape[1])
     for ratio in item.config["ratios"]:
-        for name in ("high", "low"):
-            masker = published(f"attmask_{name}", ratio)
-            found.outputs[f"attmask_{name}_{ratio}"] = masker(len(attention), grid, generator, attention).masked
+        for preset in presets:
+            masker = published(preset, ratio)
+            found.outputs[f"{preset}_{ratio}"] = masker(len(attention), grid, generator, attention).masked
         found.numbers["settings"].append({"ratio": ratio, "masked": masker.num_masked(grid)})
     if (probability := item.output("hint_mask_probability")) is not None:
         stated, shares = item.numbers["hint"], item.config["hint"]

@@ -68,12 +68,11 @@ def batch(item: Item) -> Batch:
     return Batch(images, total=len(images))
 
 
-def watch(modules: Mapping[str, nn.Module | None]) -> dict[str, Any]:
+def watch(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
     """What the modules return in the next forward passes."""
     seen: dict[str, Any] = {}
     for name, module in modules.items():
-        if module is not None:
-            module.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
+        module.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
     return seen
 
 
