@@ -22,6 +22,12 @@ cosine, concentration, blocks_of = dbot.cosine_schedule, dbot.concentration, dbo
 attention_distance, patch_distances = dbot.attention_distance, dbot.patch_distances
 
 
+@pytest.fixture(autouse=True)
+def _no_initialisation(monkeypatch):
+    """Initial weights take most of the time, and the whole item compares them."""
+    monkeypatch.setattr(dbot, "initialisation", lambda *_: {})
+
+
 @pytest.mark.parametrize("name", [PRETRAIN, SYMMETRIC, WITH_CLASS, SCHEDULE, ANALYSIS])
 def test_as_it_is_nothing_is_wrong(name):
     result = outcome(name)

@@ -136,12 +136,12 @@ def cae_finetune(item: Item) -> Computed:
 
 def cae_attentive_probe(item: Item) -> Computed:
     """The frozen encoder with the attentive head, by running statistics and by those of the batch."""
-    sizes = [item.config[name] for name in ("embed_dim", "num_heads", "num_classes")]
+    width, heads, classes = (item.config[name] for name in ("embed_dim", "num_heads", "num_classes"))
     unused = {name: 0.0 for name in item.weights() if name.startswith(UNUSED_NORM)}
     state = {name: tensor for name, tensor in item.weights().items() if name not in unused}
     for_head = {name: tensor for name, tensor in state.items() if name.partition(".")[0] in HEAD_PARTS}
-    head = networks.filled(item, AttentiveHead(*sizes), head_name, for_head)
-    batch_wise = networks.filled(item, AttentiveHead(*sizes, test_batch_statistics=True), head_name, for_head)
+    head = networks.filled(item, AttentiveHead(width, heads, classes), head_name, for_head)
+    batch_wise = networks.filled(item, AttentiveHead(width, heads, classes, True), head_name, for_head)
     rest = {name: tensor for name, tensor in state.items() if name not in for_head}
     encoder = networks.filled(item, cae_encoder(item).build(), str, rest).eval()
     with torch.no_grad():
