@@ -5,12 +5,9 @@
                               checkpoint.json          step, random state, progress; size and SHA-256 of the other two;
                                                        SHA-256 of the frozen parts, which lie in no file
 
-Frozen parts (tokenizers, teachers: modules whose attribute `frozen` is True) are made anew from where they came from; a
-run resumes only with those that it was started with.
-
-A checkpoint is written under a temporary name, forced to disk, renamed; only then do older ones go. The random state is
-the pair (seed, step): every generator of a run is seeded anew from it at each step (`engine.runtime`), so that nothing
-else needs to be remembered.
+Frozen parts (tokenizers, teachers: modules whose attribute `frozen` is True) are loaded again from their source; a run
+resumes only with those that it was started with. The random state is the pair (seed, step), from which every generator
+is seeded anew at each step (`engine.runtime`).
 """
 
 import contextlib
@@ -20,8 +17,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +33,19 @@ from pantomim.formats.files import frozen_hashes, frozen_parts, key_report, othe
 FORMAT_VERSION = 2
 WEIGHTS, OPTIMIZER, DESCRIPTION = "weights.safetensors", "optimizer.safetensors", "checkpoint.json"
 
-Writer = Callable[[dict[str, Tensor], Path], None]
-
 
 class CheckpointError(OSError):
-    """A checkpoint that cannot be written or read; its text says what is left and what to do."""
+    """A checkpoint that cannot be written or read; the message says what is left and what to do."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint found whole."""
+    """A whole checkpoint: the steps done, plain values that the run keeps, and the hash of each frozen part."""
 
     path: Path
-    step: int  # steps done when it was written
-    seed: int  # of the run; with the step, the random state
-    progress: dict[str, Any]  # what else the run keeps
-    frozen: dict[str, str] = field(default_factory=dict)  # hash of each frozen part of the method
+    step: int
+    progress: dict[str, Any]
+    frozen: dict[str, str]
 
 
 def save_checkpoint(
@@ -63,21 +57,11 @@ def save_checkpoint(
     seed: int,
     progress: Mapping[str, Any],
     keep: int,
-    write: Writer = save_file,
 ) -> Path:
     """Write `folder/step-XXXXXXXX` whole or not at all, then remove all but the newest `keep`.
 
-    Checkpoints of later steps are removed too: they belong to a continuation that was abandoned.
-
-    Args:
-        folder: Made if needed.
-        method: Whose parameters and buffers are saved; of its frozen parts, the hash.
-        optimizer: Its groups must name their parameters (`param_names`).
-        step: Steps done.
-        seed: Of the run.
-        progress: Plain values to find again in `Checkpoint.progress`.
-        keep: Checkpoints that are kept, this one included.
-        write: Writes named tensors to a file.
+    Checkpoints of later steps are removed too: they belong to a continuation that was abandoned. The optimiser's groups
+    must name their parameters (`param_names`).
 
     Raises:
         CheckpointError: if the disk is full or the folder cannot be written to; earlier checkpoints are untouched.
@@ -89,19 +73,16 @@ def save_checkpoint(
         for leftover in folder.glob(".step-*"):  # of a save that was killed
             shutil.rmtree(leftover)
         temporary.mkdir()
-        write(_on_cpu(_changing(method)), temporary / WEIGHTS)
-        write(_on_cpu(_flatten(optimizer)), temporary / OPTIMIZER)
-        description = {
-            "format_version": FORMAT_VERSION,
-            "step": step,
-            "random": {"seed": seed, "step": step},
-            "progress": dict(progress),
-            "frozen": frozen_hashes(method),
-            "files": {name: _fingerprint(temporary / name) for name in (WEIGHTS, OPTIMIZER)},
-        }
+        for name, tensors in ((WEIGHTS, _changing(method)), (OPTIMIZER, _flatten(optimizer))):
+            on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            save_file(on_cpu, temporary / name)
+        description = {"format_version": FORMAT_VERSION, "step": step, "random": {"seed": seed, "step": step}}
+        description |= {"progress": dict(progress), "frozen": frozen_hashes(method)}
+        description["files"] = {name: _fingerprint(temporary / name) for name in (WEIGHTS, OPTIMIZER)}
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         for name in (WEIGHTS, OPTIMIZER, DESCRIPTION):
-            _force_to_disk(temporary / name)
+            with (temporary / name).open("rb") as file:
+                os.fsync(file.fileno())
         sync_folder(temporary)
         _remove(path)
         temporary.rename(path)
@@ -113,25 +94,22 @@ def save_checkpoint(
             f"The checkpoint of step {step} could not be written to {folder}: {error}. {earlier}. "
             f"Make room (or lower runtime.keep), then run the same command to resume."
         ) from error
-    kept = sorted((s for s in _steps(folder) if s <= step), reverse=True)[:keep]
-    for old in _steps(folder).keys() - set(kept):
-        _remove(folder / f"step-{old:08d}")
+    steps = _steps(folder)
+    for old in steps.keys() - set(sorted(s for s in steps if s <= step)[-keep:]):
+        _remove(steps[old])
     return path
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, or None if there are none at all.
-
-    A damaged one is passed over with a warning that names it; it is never loaded.
+    """The newest whole checkpoint, or None if there are none at all; damaged ones are passed over with a warning.
 
     Raises:
         CheckpointError: if there are checkpoints and every one is damaged.
     """
-    steps = _steps(folder)
     problems = []
-    for step in sorted(steps, reverse=True):
+    for step, path in sorted(_steps(folder).items(), reverse=True):
         try:
-            found = _validate(steps[step])
+            found = _validate(path)
         except CheckpointError as error:
             problems.append(str(error))
             continue
@@ -159,11 +137,7 @@ def kept_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def load_checkpoint(checkpoint: Checkpoint, method: nn.Module, optimizer: Optimizer) -> None:
-    """Put a checkpoint's weights and optimiser state in place; every name and shape must agree.
-
-    Raises:
-        ValueError: with all missing, unexpected and mis-shaped names; or if a frozen part is not the run's.
-    """
+    """Put a checkpoint's weights and optimiser state in place; names, shapes and frozen parts must agree."""
     if different := other_parts(frozen_hashes(method), checkpoint.frozen):
         raise ValueError(
             f"{checkpoint.path} must be resumed with the tokenizer and the teachers of its run; got another "
@@ -176,38 +150,24 @@ def load_checkpoint(checkpoint: Checkpoint, method: nn.Module, optimizer: Optimi
             f"It belongs to another method or version."
         )
     method.load_state_dict(method.state_dict() | weights)
-    _unflatten(optimizer, load_file(checkpoint.path / OPTIMIZER), str(checkpoint.path / OPTIMIZER))
+    _unflatten(optimizer, load_file(checkpoint.path / OPTIMIZER), checkpoint.path / OPTIMIZER)
 
 
 def _validate(path: Path) -> Checkpoint:
-    """Read the description and compare both files with it.
-
-    Raises:
-        CheckpointError: if anything is missing, cut or changed.
-    """
+    """Read the description and compare both files with it."""
     try:
-        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-        version, files = description["format_version"], description["files"]
-        found = Checkpoint(
-            path,
-            description["step"],
-            description["random"]["seed"],
-            description["progress"],
-            description.get("frozen", {}),
-        )
+        about = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        version, stated = about["format_version"], {name: about["files"][name] for name in (WEIGHTS, OPTIMIZER)}
+        found = Checkpoint(path, about["step"], about["progress"], about.get("frozen", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / DESCRIPTION} must be whole; got {error!r}.") from error
     if version != FORMAT_VERSION:
         age = "a newer" if version > FORMAT_VERSION else "an older"
         raise CheckpointError(f"{path}: format_version must be {FORMAT_VERSION}; got {version}, of {age} pantomim.")
-    for name in (WEIGHTS, OPTIMIZER):
-        file, expected = path / name, files[name]
-        if not file.is_file():
-            raise CheckpointError(f"{file} must be there; it is missing.")
-        if file.stat().st_size != expected["bytes"]:
-            raise CheckpointError(f"{file} must have {expected['bytes']} bytes; got {file.stat().st_size}.")
-        if _fingerprint(file) != expected:
-            raise CheckpointError(f"{file} must have the SHA-256 that {DESCRIPTION} states; it was changed.")
+    for name, expected in stated.items():
+        file = path / name
+        if (got := _fingerprint(file) if file.is_file() else "no file") != expected:
+            raise CheckpointError(f"{file} must have the size and hash {expected} of {DESCRIPTION}; got {got}.")
     return found
 
 
@@ -217,58 +177,43 @@ def _changing(method: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in method.state_dict().items() if not name.startswith(outside)}
 
 
+def _names(optimizer: Optimizer) -> dict[int, str]:
+    """The name of each parameter by the number that `torch.optim` gives it."""
+    groups = optimizer.state_dict()["param_groups"]
+    return {i: name for group in groups for i, name in zip(group["params"], group["param_names"], strict=True)}
+
+
 def _flatten(optimizer: Optimizer) -> dict[str, Tensor]:
     """The state of every parameter by its name, which outlives another order of groups."""
-    return {
-        f"{name}/{key}": value
-        for name, parameter in _named_parameters(optimizer)
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+    names, states = _names(optimizer), optimizer.state_dict()["state"]
+    return {f"{names[i]}/{key}": value for i, state in states.items() for key, value in state.items()}
 
 
-def _unflatten(optimizer: Optimizer, state: Mapping[str, Tensor], source: str) -> None:
-    named = _named_parameters(optimizer)
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        name, _, leaf = key.rpartition("/")
-        by_name.setdefault(name, {})[leaf] = value
-    unexpected = sorted(by_name.keys() - {name for name, _ in named})
-    missing = sorted({name for name, _ in named} - by_name.keys()) if by_name else []
+def _unflatten(optimizer: Optimizer, flat: Mapping[str, Tensor], source: Path) -> None:
+    states: dict[str, dict[str, Tensor]] = {}
+    for path, value in flat.items():
+        name, _, key = path.rpartition("/")
+        states.setdefault(name, {})[key] = value
+    names = _names(optimizer)
+    unexpected = sorted(states.keys() - set(names.values()))
+    missing = sorted(set(names.values()) - states.keys()) if states else []  # none at all before the first step
     if unexpected or missing:
         raise ValueError(
             f"{source} must hold the state of the trained parameters; got none for {', '.join(missing) or 'none'} and "
             f"unexpected state for {', '.join(unexpected) or 'none'}. It belongs to another method or version."
         )
-    indexed = {index: by_name[name] for index, (name, _) in enumerate(named) if name in by_name}
-    optimizer.load_state_dict({"state": indexed, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _named_parameters(optimizer: Optimizer) -> list[tuple[str, nn.Parameter]]:
-    """Names and parameters in the order in which `torch.optim` numbers them."""
-    return [
-        pair for group in optimizer.param_groups for pair in zip(group["param_names"], group["params"], strict=True)
-    ]
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    by_number = {i: states[name] for i, name in names.items() if states}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": by_number})
 
 
 def _steps(folder: Path) -> dict[int, Path]:
     """Checkpoint folders by step, damaged ones included."""
-    if not folder.is_dir():
-        return {}
-    return {int(path.name[5:]): path for path in folder.iterdir() if re.fullmatch(r"step-\d{8,}", path.name)}
+    return {int(path.name[5:]): path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)}
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def _force_to_disk(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _remove(path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import copy
 import difflib
+import json
 import math
 from dataclasses import asdict, field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -18,24 +20,20 @@ from pantomim.methods import MethodConfig
 from pantomim.methods.mae import MAEConfig
 
 T = TypeVar("T")
+ADAPTER_OF = cache(TypeAdapter)  # pydantic needs a tenth of a second to make that of a run
+Reinit = Literal["full", "reference", "none"]
 
 
 @frozen
 class Duration:
-    """A length of training, in optimiser steps or in passes over the data; exactly one of the two is set.
+    """A length of training, in optimiser steps or in passes over the data; exactly one of the two is set."""
 
-    Raises:
-        ValueError: if none or both are set, or the one is not positive (zero is allowed, for no warm-up).
-    """
-
-    steps: int | None = None
-    epochs: float | None = None
+    steps: AtLeastZero | None = None
+    epochs: NotNegative | None = None
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"Duration must have either steps or epochs; got {self.steps} and {self.epochs}. Set one.")
-        if not 0 <= (self.steps if self.steps is not None else self.epochs or 0.0) < math.inf:
-            raise ValueError(f"Duration must not be negative; got {self}.")
 
     def in_steps(self, steps_per_epoch: int) -> int:
         """Converted once, before the first step."""
@@ -51,7 +49,7 @@ class DataConfig:
 
     Args:
         source: An embedded set, a folder, a zip, an .npz, a list of files, torchvision:NAME or hf:NAME.
-        images: Use only this many of the training images, a seeded draw (balanced over classes, if any).
+        images: Use only this many of the training images, a fixed draw (balanced over classes, if any).
         crop: How a training image is cut and flipped.
         augment: What is done to it then: colour jitter, blur, RandAugment, erasing ...
         workers: Processes that read and decode; None: chosen by the kind of data and the number of cores.
@@ -79,11 +77,10 @@ class OptimConfig:
         warmup: Length of the linear warm-up.
         weight_decay: For matrices and tokens.
         weight_decay_end: Weight decay at the end, reached along half a cosine; None: it is constant.
-        schedule: Whether the rate reaches its peak in the step after the warm-up ("mae"), or in the warm-up's last
-            step ("beit", and CAE's); or no cosine, but the peak and then min_lr ("drop", SimMIM's).
+        schedule: Peak in the step after the warm-up ("mae"), or in its last step ("beit", and CAE's); "drop": the
+            peak, then min_lr (SimMIM's).
         drop_at: Of schedule drop: the share of the run after which the rate is min_lr.
-        lead: Each step has the rate and the weight decay of so many steps later; -1 in SimMIM's loop, which moves its
-            schedule after the step, 1 in I-JEPA's.
+        lead: Rate and weight decay are those of so many steps later: -1 in SimMIM's loop, 1 in I-JEPA's.
         stretch: Length of schedules over that of the run; above 1 the run ends before they do (I-JEPA's ipe_scale).
         decay_tokens: Also decay class, register and mask tokens, as the authors' code does.
         decay_mask_token: The same of the mask token apart; None: like the other tokens. BEiT's authors decay it alone.
@@ -179,15 +176,14 @@ class Stages:
     Args:
         run: The first stage, whose teacher is the first one; the others have its settings, but for teacher and seed.
         stages: How many.
-        reinit: How a stage begins. "full": a new student from another seed, a new optimiser. "reference", as the
-            authors' code: a new student that keeps the bias of the patch projection, and AdamW's moments and counters
-            are kept. "none": the student keeps its weights, with a new optimiser.
+        reinit: How a stage starts. "full": new student (another seed) and optimiser; "reference": new student, but the
+            bias of the patch projection and AdamW's state are kept, as in the authors' code; "none": new optimiser.
         evaluate: Labelled images on which every stage is scored; None: none is.
     """
 
     run: Pretrain
     stages: AtLeastOne = 2  # dBOT has 2, or 3 for dense tasks
-    reinit: Literal["full", "reference", "none"] = "full"
+    reinit: Reinit = "full"
     evaluate: str | None = None
 
 
@@ -210,14 +206,8 @@ def with_duration(config: Pretrain, duration: Duration) -> Pretrain:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain values; tuples become lists, so that YAML and JSON read the same back."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-    return plain(asdict(config))
+    """A config as plain values: tuples are lists and paths strings, so that YAML and JSON read the same back."""
+    return dict(json.loads(json.dumps(asdict(config), default=str)))
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -236,11 +226,10 @@ def to_yaml(config: Any) -> str:
 def from_dict(cls: type[T], values: Any, where: str) -> T:
     """A validated config from plain values.
 
-    Raises:
-        ValueError: with every problem of the config, one a line; an unknown key names its nearest neighbour.
+    Raises `ValueError` with every problem of the config, one a line; an unknown key names its nearest neighbour.
     """
     try:
-        return TypeAdapter(cls).validate_python(values)
+        return ADAPTER_OF(cls).validate_python(values)
     except ValidationError as error:
         lines = [f"{where} is not a valid {cls.__name__}:"]
         for problem in error.errors():
@@ -268,15 +257,11 @@ REMOVED: dict[str, dict[str, Any]] = {
 
 
 def of_today(values: Any, where: str) -> Any:
-    """The settings of a run that an earlier version wrote, as this one has them; others as they are.
-
-    Raises:
-        ValueError: if a removed setting has a value that this version cannot do.
-    """
-    if isinstance(values, dict) and isinstance(values.get("run"), dict):  # a chain of runs
-        return values | {"run": of_today(values["run"], where)}
+    """The settings of a run that an earlier version wrote, as this one has them; refuses what it cannot do, by name."""
     if not isinstance(values, dict):
         return values
+    if isinstance(values.get("run"), dict):  # a chain of runs
+        return values | {"run": of_today(values["run"], where)}
     values = copy.deepcopy(values)
     method = values.get("method")
     kind = method.get("kind") if isinstance(method, dict) else None
@@ -297,8 +282,7 @@ def of_today(values: Any, where: str) -> Any:
 
 def is_of_earlier_version(path: Path) -> bool:
     """Whether a config.yaml has settings that this version removed or moved."""
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return bool(of_today(values, str(path)) != values)
+    return bool(of_today(values := _read_yaml(path), str(path)) != values)
 
 
 def _move_target(method: dict[str, Any]) -> None:
@@ -319,42 +303,28 @@ def _move_target(method: dict[str, Any]) -> None:
 
 
 def from_yaml(cls: type[T], path: Path) -> T:
-    """A validated config from a YAML file.
-
-    Raises:
-        ValueError: if the file is missing, is no YAML, or does not describe a `cls`.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read as YAML: {error}. Give the config.yaml of a run.") from None
-    return from_dict(cls, of_today(values, str(path)), str(path))
+    """A validated config from a YAML file."""
+    return from_dict(cls, of_today(_read_yaml(path), str(path)), str(path))
 
 
 def read_plan(path: Path) -> Pretrain | Stages:
-    """The config of a run, or of a chain of runs, from a YAML file.
-
-    Raises:
-        ValueError: as `from_yaml`.
-    """
-    try:
-        chain = "stages" in yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError):
-        chain = False  # from_yaml says what is wrong
+    """The config of a run, or of a chain of runs, from a YAML file."""
+    values = _read_yaml(path)
+    chain = isinstance(values, dict) and "stages" in values
     return from_yaml(Stages, path) if chain else from_yaml(Pretrain, path)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read as YAML: {error}. Give the config.yaml of a run.") from None
 
 
 def with_kind(config: T, path: str, kind: str, within: str = "") -> T:
     """The same config with another kind of part at a dotted path; values that both have, such as a ratio, are kept.
 
-    Args:
-        config: What holds the part.
-        path: Where, such as method.masker.
-        kind: Which one, such as color_noise.
-        within: For messages: where `config` itself lies.
-
-    Raises:
-        ValueError: if there is no part at this path, or no such kind of it.
+    `path` is for example method.masker, `kind` color_noise; `within` is where `config` itself lies, for messages.
     """
     name, _, rest = path.partition(".")
     hints = get_type_hints(type(config)) if is_dataclass(config) else {}
@@ -378,15 +348,18 @@ def with_kind(config: T, path: str, kind: str, within: str = "") -> T:
     return replace(config, **{name: choices[kind](**values)})  # type: ignore[type-var]
 
 
-def leaf_names(cls: Any, prefix: str = "") -> list[str]:
-    """The dotted names of all settings that a config can have, whatever kinds of parts are chosen."""
-    names: dict[str, None] = {}
-    for name, hint in get_type_hints(cls).items():
+def leaf_owners(cls: Any, prefix: str = "") -> dict[str, set[str]]:
+    """The dotted names of all settings that a config can have, whatever parts are chosen, and their classes' names."""
+    found: dict[str, set[str]] = {}
+    hints = get_type_hints(cls)
+    for item in fields(cls):  # of which a ClassVar is none
+        name, hint = prefix + item.name, hints[item.name]
         members = [] if get_origin(hint) is tuple else _members(hint)
-        inner = [leaf for member in members for leaf in leaf_names(member, f"{prefix}{name}.")]
-        absent = [prefix + name] if inner and type(None) in get_args(hint) else []
-        names |= dict.fromkeys(absent + inner or [prefix + name])
-    return list(names)
+        if not members or type(None) in get_args(hint):
+            found.setdefault(name, set()).add(cls.__name__)
+        for leaf, owners in (pair for member in members for pair in leaf_owners(member, f"{name}.").items()):
+            found.setdefault(leaf, set()).update(owners)
+    return found
 
 
 def _members(hint: Any) -> list[Any]:

@@ -5,7 +5,7 @@ knows no method by name.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pantomim.config import Pretrain, to_dict
@@ -40,25 +41,15 @@ Section = tuple[str, Rows]  # a title, and rows of what and value
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method costs, counted on tensors without memory.
+    """What a method costs, counted on tensors without memory; FLOPs and activations are those of one image."""
 
-    Args:
-        shapes: What goes into each part and comes out of it, in the order in which they run.
-        parameters: All parameters of each part, and of the whole method ("all").
-        trainable: Those that are trained.
-        flops: Forward pass of one image; a multiply-add counts two. Backward costs about twice as much again.
-        draw_flops: Networks that run before that to draw the masks, of one image, without gradient.
-        state_gib: Weights, gradients and AdamW's two moments in float32, and copies in a lower precision, if any.
-        activations_gib: What backward keeps of one image.
-    """
-
-    shapes: Rows
-    parameters: dict[str, int]
-    trainable: int
-    flops: int
-    draw_flops: int
-    state_gib: float
-    activations_gib: float
+    shapes: Rows  # what goes into each part and comes out of it, in the order in which they run
+    parameters: dict[str, int]  # of each part, and of the whole method ("all")
+    trainable: int  # those that are trained
+    flops: int  # forward pass; a multiply-add counts two, and backward costs about twice as much again
+    draw_flops: int  # networks that run before that to draw the masks, without gradient
+    state_gib: float  # weights, gradients, AdamW's two moments in float32, and copies in a lower precision, if any
+    activations_gib: float  # what backward keeps
 
 
 def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
@@ -97,12 +88,13 @@ def _build(config: MethodConfig, fake: FakeTensorMode) -> Method:
     A teacher or tokenizer that is not named yet has a stand-in that costs nothing.
     """
     with fake:
-        encoder = config.encoder.build() if hasattr(config, "encoder") else None  # whose sizes are asked for
+        encoder: Any = config.encoder.build() if hasattr(config, "encoder") else None  # whose sizes are asked for
     parts: dict[str, Any] = {}
-    teacher, target, grid = teacher_of(config), getattr(config, "target", None), getattr(encoder, "grid", (1, 1))
+    target: Any = getattr(config, "target", None)
+    teacher, grid = teacher_of(config), getattr(encoder, "grid", (1, 1))
     if teacher is not None and not teacher.source:
         unnamed = _UnnamedTeacher(config.encoder.width, grid)
-        parts = {"teacher": unnamed} if hasattr(config, "teacher") else {"target": FeatureTarget(unnamed, grid)}
+        parts = {"teacher": unnamed} if hasattr(config, "teacher") else {"target": FeatureTarget(target, unnamed, grid)}
     elif getattr(target, "tokenizer", None) == "":
         parts = {"target": TokenTarget(_UnnamedTokenizer(target.vocabulary or USUAL_VOCABULARY, grid))}
     elif teacher is not None and teacher.source not in OF_STUDENT and hasattr(config, "teacher"):
@@ -157,32 +149,22 @@ def _kept_bytes(method: Method, images: int, precision: torch.dtype, fake: FakeT
 def _recorded(method: Method) -> Iterator[Rows]:
     """The calls of each part of a method and of each teacher within, as rows that are filled while this lasts."""
     rows: Rows = []
-    parts = {name: part for name, part in method.named_modules() if isinstance(part, Teacher)}
+    parts: dict[str, nn.Module] = {name: part for name, part in method.named_modules() if isinstance(part, Teacher)}
     parts |= {name: part for name, part in method.named_children() if type(part).forward is not nn.Module.forward}
 
     def record(name: str) -> Any:
         def hook(part: nn.Module, given: tuple[Any, ...], named: dict[str, Any], found: Any) -> None:
-            if found is not None:
+            if found is not None and not isinstance(part, _UnnamedTeacher):
                 inputs = ", ".join(filter(None, map(_shape, (*given, *named.values()))))
-                learned = any(tensor.requires_grad for tensor in _tensors(found))
+                learned = any(item.requires_grad for item in tree_leaves(found) if isinstance(item, Tensor))
                 rows.append((name, f"{inputs} -> {_shape(found)}{'' if learned else ', no gradient'}"))
 
         return hook
 
-    handles = [
-        part.register_forward_hook(record(name), with_kwargs=True)
-        for name, part in parts.items()
-        if not isinstance(part, _UnnamedTeacher)
-    ]
+    handles = [part.register_forward_hook(record(name), with_kwargs=True) for name, part in parts.items()]
     yield rows
     for handle in handles:
         handle.remove()
-
-
-def _tensors(value: Any) -> Iterable[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, tuple) else []
 
 
 def _shape(value: Any) -> str:
@@ -232,15 +214,10 @@ def explain(
     notes: tuple[str, ...] = (),
     origins: Mapping[str, str] | None = None,
 ) -> list[Section]:
-    """What a run of this config is, section by section.
+    """What a run of this config is, section by section, beside the paper's.
 
-    Args:
-        config: The run.
-        paper: The paper's recipe that it is compared with.
-        precision: Of the activations.
-        notes: Differences from the paper that are no field of the config.
-        origins: Where the values of `paper` come from, by the beginning of a setting's name, if it is a mere starting
-            point because the paper does not state them.
+    `notes` are differences that are no field of the config; `origins` says where values of `paper` that no paper states
+    come from, by the beginning of a setting's name.
     """
     whose = "starting point" if origins else "paper"
     apart = [
@@ -288,11 +265,11 @@ def _cost(cost: Cost, config: Pretrain, precision: torch.dtype) -> Rows:
 
 def _training(config: Pretrain) -> Rows:
     data, optim, batch_size = config.data, config.optim, config.batch_size
-    rows = [("data", data.source or "(not given)"), ("crop", str(data.crop))]
-    rows += [("augmentation", _augmentation(data.augment))] * data.augment.active
-    if data.second is not None:
-        rows.append(("second view, crop", str(data.second.crop)))
-        rows += [("second view, augmentation", _augmentation(data.second.augment))] * data.second.augment.active
+    rows = [("data", data.source or "(not given)")]
+    for which, view in (("", data), ("second view, ", data.second)):
+        if view is not None:
+            rows += [(f"{which}crop", str(view.crop))]
+            rows += [(f"{which}augmentation", _augmentation(view.augment))] * view.augment.active
     rate = f"{scaled_lr(optim.base_lr, batch_size):.3g} = {optim.base_lr:g} x {batch_size} / 256"
     way = "then" if optim.schedule == "drop" else "then half a cosine to"
     return [
@@ -316,7 +293,7 @@ def _origin(name: str, origins: Mapping[str, str] | None) -> str:
 def _as_yaml(config: MethodConfig) -> Rows:
     """The settings of a method, a part a line, as they stand in config.yaml."""
     dump = partial(yaml.safe_dump, default_flow_style=True, sort_keys=False, width=10**6)
-    return [(name, dump(value).removesuffix("...\n").strip()) for name, value in to_dict(config).items()]
+    return [(name, str(dump(value)).removesuffix("...\n").strip()) for name, value in to_dict(config).items()]
 
 
 def _augmentation(augment: Augment) -> str:

@@ -1,7 +1,7 @@
 """How weights are updated: groups with their decay and rate, LARS, and schedules as functions of the step."""
 
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,6 @@ def cosine_schedule(
     """Linear warm-up from `start` to `base`, then half a cosine down to `minimum`, where it stays.
 
     Steps, warm-up and total share a unit: optimizer steps, or epochs with their fractions.
-
-    Raises:
-        ValueError: if the warm-up is negative or not shorter than the total.
 
     Source: the MAE authors' `util/lr_sched.py`.
     """
@@ -76,18 +73,13 @@ def parameter_groups(
     decay_tokens: bool = True,
     decay_mask_token: bool | None = None,
     decay_vectors: bool = False,
+    lr_scale: Callable[[str], float] = lambda name: 1.0,
 ) -> list[Group]:
-    """The trainable parameters of a module in two groups, without and with weight decay; an empty group is left out.
+    """The trainable parameters of a module in groups without and with weight decay, and by the scale of their rate.
 
-    Not decayed, unless asked for: parameters of at most one dimension (biases and norms).
-
-    Args:
-        module: Frozen parameters (`requires_grad` off) are left out.
-        weight_decay: For the decayed group.
-        decay_tokens: Class, register and mask tokens, and learned positions, are decayed, as in the authors' PyTorch
-            code; off, they are not (as in mmpretrain's port).
-        decay_mask_token: The mask token apart; None: like the other tokens. BEiT decays it alone.
-        decay_vectors: Biases and norms are decayed too, as in MoCo v3.
+    Parameters of at most one dimension (biases and norms) are not decayed, unless by `decay_vectors` (MoCo v3). Tokens
+    and learned positions are, as in the authors' PyTorch code, unless `decay_tokens` is off (mmpretrain's port); the
+    mask token may be stated apart (BEiT decays it alone).
 
     Source: the MAE authors' `main_pretrain.py` with timm 0.3.2; BEiT's `optim_factory.py`; MoCo v3's `main_moco.py`.
     """
@@ -95,9 +87,15 @@ def parameter_groups(
     if decay_mask_token is not None:
         spared = spared - {"mask_token"} if decay_mask_token else spared | {"mask_token"}
     groups: dict[tuple[float, float], Group] = {}
-    for name, parameter in _trainable(module):
-        decayed = (parameter.ndim > 1 or decay_vectors) and _leaf(name) not in spared
-        _add(groups, name, parameter, weight_decay if decayed else 0.0, 1.0)
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decayed = (parameter.ndim > 1 or decay_vectors) and name.rpartition(".")[2] not in spared
+        scale, decay = lr_scale(name), weight_decay if decayed else 0.0
+        empty: Group = {"params": [], "param_names": [], "weight_decay": decay, "lr_scale": scale}
+        group = groups.setdefault((scale, decay), empty)
+        group["params"].append(parameter)
+        group["param_names"].append(name)
     return list(groups.values())
 
 
@@ -106,31 +104,16 @@ def layer_decay_groups(classifier: Classifier, weight_decay: float, decay: float
 
     With `depth` blocks, the rate of layer i is scaled by `decay ** (depth + 1 - i)`: tokens, positions and patch
     projection are layer 0, block j is layer j + 1, norms and head after the blocks are layer depth + 1, and so is a
-    table of relative positions that the blocks share. Not decayed: parameters of at most one dimension, tokens and
-    absolute positions.
-
-    Raises:
-        ValueError: if `decay` is outside (0, 1].
+    table of relative positions that the blocks share. Tokens and absolute positions are not decayed.
 
     Source: the MAE authors' `util/lr_decay.py`; BEiT's `optim_factory.py`.
     """
     if not 0.0 < decay <= 1.0:
         raise ValueError(f"layer_decay_groups.decay must be in (0, 1]; got {decay}. 1 means no decay.")
     last = classifier.encoder.depth + 1
-    groups: dict[tuple[float, float], Group] = {}
-    for name, parameter in _trainable(classifier):
-        decayed = parameter.ndim > 1 and _leaf(name) not in TOKENS | {"pos_embed"}
-        scale = decay ** (last - _layer(name, last))
-        _add(groups, name, parameter, weight_decay if decayed else 0.0, scale)
-    return list(groups.values())
-
-
-def _trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-
-
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
+    return parameter_groups(
+        classifier, weight_decay, decay_tokens=False, lr_scale=lambda name: decay ** (last - _layer(name, last))
+    )
 
 
 def _layer(name: str, last: int) -> int:
@@ -141,19 +124,6 @@ def _layer(name: str, last: int) -> int:
     return int(path[1]) + 1 if path[0] == "blocks" else 0
 
 
-def _add(
-    groups: dict[tuple[float, float], Group],
-    name: str,
-    parameter: nn.Parameter,
-    weight_decay: float,
-    lr_scale: float,
-) -> None:
-    empty: Group = {"params": [], "param_names": [], "weight_decay": weight_decay, "lr_scale": lr_scale}
-    group = groups.setdefault((lr_scale, weight_decay), empty)
-    group["params"].append(parameter)
-    group["param_names"].append(name)
-
-
 class LARS(Optimizer):
     """Momentum SGD whose step, tensor by tensor, is proportional to the norm of the weights; for very large batches.
 
@@ -161,14 +131,8 @@ class LARS(Optimizer):
     momentum accumulates the scaled gradient, and the rate multiplies afterwards.
 
     Args:
-        params: Parameters or groups.
-        lr: Learning rate.
         weight_decay: Added to the gradient as a multiple of the weight.
-        momentum: Share of the old buffer that is kept.
         trust_coefficient: Step over weight norm, before the learning rate.
-
-    Raises:
-        ValueError: if a value is negative.
 
     Paper: You et al. 2017, arXiv:1708.03888; as in the MAE authors' `util/lars.py` (He et al. 2022, Table 10).
     """
@@ -182,30 +146,12 @@ class LARS(Optimizer):
         momentum: float = 0.9,
         trust_coefficient: float = 0.001,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "trust_coefficient": trust_coefficient,
-        }
-        for name, value in defaults.items():
-            if value < 0:
-                raise ValueError(f"LARS.{name} must be at least 0; got {value}.")
-        super().__init__(params, defaults)
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+        given = {"weight_decay": weight_decay, "momentum": momentum, "trust_coefficient": trust_coefficient}
+        super().__init__(params, {"lr": lr, **given})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -219,7 +165,6 @@ class LARS(Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
                 parameter.add_(momentum, alpha=-group["lr"])
-        return loss
 
 
 def _trust_ratio(parameter: Tensor, update: Tensor, coefficient: float) -> Tensor:

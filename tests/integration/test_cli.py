@@ -1,6 +1,9 @@
 """The command line, as a user types it: the main job on a tiny set, and what happens when something is mistyped."""
 
 import json
+import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -11,7 +14,16 @@ from image_files import broken_folder
 from PIL import Image
 from tiny import tiny_images
 
-from pantomim.cli import main
+from pantomim.analysis import ANALYSES
+from pantomim.cli import COMMANDS, main
+from pantomim.cli.command_line import CommandLine
+from pantomim.cli.pretrain import PretrainOptions
+from pantomim.cli.renamed import RENAMED, RUN, Renamed, check_renamed
+from pantomim.cli.run_options import read_run
+from pantomim.config import Pretrain, leaf_owners
+from pantomim.evaluate import PROTOCOLS
+from pantomim.formats import FORMATS
+from pantomim.masking import STRATEGIES
 
 TINY = ["--size", "micro", "--method.encoder.depth", "1", "--method.decoder.depth", "1", "--batch-size", "16"]
 QUIET = ["--runtime.tracker", "none", "--runtime.device", "cpu"]
@@ -97,11 +109,11 @@ def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: P
         (["pretrian", "mae"], "Did you mean pretrain?"),
         (["pretrain", "mae_tiny_cifar1"], "Did you mean mae_tiny_cifar10?"),
         (["pretrain", "mae"], "--data must be given for the bare method mae"),
-        (["pretrain", "mae_vit_base_in1k", "--data", "x"], "Add --out RUN"),
+        (["pretrain", "mae_vit_base_in1k", "--data", "x"], "--out must name a run folder"),
         (["explain", "mae_vit_base_in1k", "--optim.base_lrr", "1"], "Did you mean --optim.base_lr?"),
         (["pretrain", "mae", "--dta", "x", "--out", "y"], "Did you mean --data?"),
-        (["explain", "mae_vit_base_in1k", "--optim.base_lr", "nan"], "base_lr must be positive"),
-        (["explain", "mae_vit_base_in1k", "--runtime.seed", "-1"], "seed must not be negative"),
+        (["explain", "mae_vit_base_in1k", "--optim.base_lr", "nan"], "OptimConfig.base_lr must be above 0"),
+        (["explain", "mae_vit_base_in1k", "--runtime.seed", "-1"], "RuntimeConfig.seed must be at least 0"),
         (
             ["explain", "mae_vit_base_in1k", "--method.masker.ratio", "75"],
             "RandomMasker.ratio must be in (0, 1); got 75",
@@ -109,14 +121,110 @@ def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: P
         (["explain", "mae_vit_base_in1k", "--method.masker.ratio", "0.999"], "leaves no visible one"),
         (["explain", "mae_vit_base_in1k", "--method.encoder.patch_size", "15"], "a multiple of patch_size"),
         (["evaluate", "liner", "--encoder", "x"], "There is no evaluate liner. Did you mean linear?"),
-        (["evaluate", "linear", "--protocol", "mae"], "evaluate --protocol is now evaluate linear_mae."),
-        (["evaluate", "linear", "--mae.epochs", "3"], "evaluate --mae.epochs is now evaluate linear_mae --epochs."),
-        (["evaluate", "linear", "--labels-per-class", "3"], "is now evaluate few_labels --labels-per-class."),
+        (["pretrain", "mae_vit_base_in1k", "--out", "new"], "error: --data.source must name the images; got none."),
+        (["pretrain", "mae", "--data", "mnist", "--size", "enormous"], "error: --size must be one of micro,"),
+        (["explain", "mae_vit_base_in1k", "--target", "sound"], "error: --method.target.kind must be one of"),
+        (["explain", "dbot_vit_base_in1k", "--reinit", "some"], "--reinit must be one of full, reference, none"),
+        (["explain", "mae_vit_base_in1k", "--method.masker.kind", "spiral"], "--method.masker.kind must be one of"),
+        (["evaluate", "knn", "--encoder", "timm:x", "--data", "mnist"], "timm"),
+        (["inspect", "guidance", "runs/a", "runs/b"], "Guidance.encoders must be one run"),
+        (["report", "nowhere"], "RUN must be a run folder; got nowhere"),
+        (["verify", "nowhere"], "FOLDER must hold golden items"),
+        (["noise", "pink"], "color: Input should be 'red',"),
+        (["study", "masks", "--data", "mnist", "--index", "999"], "--index must be in 0 to"),
         (["evaluate", "knn", "--encoder", "nowhere", "--data", "mnist"], "nowhere"),
     ],
 )
 def test_what_is_mistyped_is_explained(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in fails(capsys, *arguments)
+
+
+@pytest.mark.parametrize("old", RENAMED, ids=lambda old: f"{old.commands[0]} {old.option}")
+def test_what_was_renamed_says_its_new_name(old: Renamed, capsys: pytest.CaptureFixture[str]) -> None:
+    option, *value = old.option.split()
+    option = f"{option}epochs" if option.endswith(".") else option
+    for command in old.commands:
+        words = [f"{value[0]}FILE" if value and value[0].endswith(":") else word for word in (value or ["1"])]
+        message = fails(capsys, *command.split(), option, *words)
+        assert message.startswith(f"error: {command.split()[0]} {old.option}")
+        now = old.now if old.now.startswith("removed") else f"now {old.now}"
+        assert f" is {now}" in message
+        assert len(message) < 160
+        assert (
+            fails(capsys, *command.split(), "=".join([option.replace("-", "_").replace("__", "--"), *words])) == message
+        )
+
+
+def test_nothing_that_exists_counts_as_renamed() -> None:
+    leaves = set(leaf_owners(Pretrain))
+    for old in RENAMED:
+        name = old.option.removeprefix("--").partition(" ")[0].replace("-", "_").rstrip(".")
+        if old.commands == RUN and " " not in old.option:
+            assert not any(leaf == name or leaf.startswith(f"{name}.") for leaf in leaves), old
+    check_renamed(["evaluate", "linear", "--batch-size", "9", "--epochs=3"])
+    check_renamed(["pretrain", "dbot", "--method.predict-class", "True", "--tokenizer", "dalle:FILE"])
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("Set optim.base_lr to 1, or data.source.", "Set --optim.base_lr to 1, or --data.source."),
+        ("OptimConfig.base_lr must be above 0.", "--optim.base_lr must be above 0."),
+        ("prepare.size goes with prepare.data; Pretrain.out", "--size goes with --data; --out"),
+        ("a.yaml is no valid Pretrain:\n  optim.base_lr: no", "a.yaml is no valid Pretrain:\n  optim.base_lr: no"),
+        (
+            "runs/data.source and data.source/x and my.data.source",
+            "runs/data.source and data.source/x and my.data.source",
+        ),
+        ("GridMasker.ratio, which lies in a file", "GridMasker.ratio, which lies in a file"),
+        ("prepare.recipe", "RECIPE"),
+    ],
+)
+def test_messages_speak_of_options(message: str, shown: str) -> None:
+    line = CommandLine("pretrain", ["mae", "--optim.base_lr", "0"])
+    with pytest.raises(ValueError, match=r"There is no option --optim\.base_lrr"):
+        read_run(CommandLine("pretrain", ["mae", "--optim.base_lrr", "0"]), PretrainOptions)
+    with pytest.raises(ValueError, match=r"prepare\.data must be given"):
+        read_run(line, PretrainOptions)
+    assert line.in_options(message) == shown
+
+
+def test_help_waits_for_no_model_library() -> None:
+    """Of commands whose options name nothing that lies in a package of parts."""
+    names = ("pretrain", "explain", "features", "report", "recipes", "stats", "noise", "verify", "study", "tokenizer")
+    code = (
+        "import sys\nfrom pantomim.cli import main\n"
+        f"for name in {names}:\n    try:\n        main([name, '--help'])\n    except SystemExit:\n        pass\n"
+        "assert not {'torch', 'timm', 'sklearn', 'matplotlib'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_help_lists_what_the_tuples_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, names in (
+        (["masks", "--help"], STRATEGIES),
+        (["import", "--help"], [layout.name for layout in FORMATS]),
+        (["evaluate"], [protocol.protocol for protocol in PROTOCOLS]),
+        (["inspect"], [analysis.name for analysis in ANALYSES]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+        shown = capsys.readouterr().out
+        assert all(name in shown for name in names), words
+
+
+def test_commands_on_our_pages_exist() -> None:
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    lines = [
+        found for page in pages for found in re.findall(r"\bpantomim ([a-z]+ +[^`\n#|]*--[^`\n#|]*)", page.read_text())
+    ]
+    assert len(lines) > 40
+    for line in lines:
+        words = line.split()
+        assert words[0] in COMMANDS, line
+        check_renamed(words)
 
 
 def test_other_channels_than_the_encoders(

@@ -57,13 +57,11 @@ def test_what_cannot_be_shown_is_refused_before_anything_is_written(
 ) -> None:
     out = ["--out", str(tmp_path / "masks.html")]
     assert "Did you mean inverse_block? There are random," in fails(capsys, "inverse_blok", *out)
-    assert "masks.grid must be ROWSxCOLUMNS; got 14." in fails(capsys, "random", "--grid", "14", *out)
+    assert "--grid must be ROWSxCOLUMNS; got 14." in fails(capsys, "random", "--grid", "14", *out)
     assert "RandomMasker.ratio must be in (0, 1); got 75" in fails(capsys, "random", "--ratio", "75", *out)
     assert "at least one visible" in fails(capsys, "random", "--grid", "1x2", "--ratio", "0.9", *out)
-    assert "masks.samples must be from 1 to draws" in fails(capsys, "random", "--samples", "0", *out)
-    assert "masks.out must end in .html" in fails(capsys, "random", "--out", str(tmp_path / "masks.png"))
-    assert "masks.image must be a readable picture" in fails(
-        capsys, "random", "--image", str(tmp_path / "no.jpg"), *out
-    )
+    assert "--samples must be from 1 to draws" in fails(capsys, "random", "--samples", "0", *out)
+    assert "--out must end in .html" in fails(capsys, "random", "--out", str(tmp_path / "masks.png"))
+    assert "--image must be a readable picture" in fails(capsys, "random", "--image", str(tmp_path / "no.jpg"), *out)
     assert "ColorNoiseMasker.bank must be readable" in fails(capsys, "--bank", str(tmp_path / "no.npz"), *out)
     assert not list(tmp_path.iterdir())

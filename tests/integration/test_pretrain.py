@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from tiny import ENCODER, tiny_images, tiny_run
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import pantomim.engine.failure as failure
 import pantomim.engine.pretrain as engine
+import pantomim.engine.stops as stops
 from pantomim.checkpoint import WEIGHTS, find_checkpoint
 from pantomim.config import Duration, Pretrain, to_yaml
 from pantomim.engine.pretrain import pretrain
@@ -141,6 +141,7 @@ def test_a_finished_run_is_left_as_it_is(source: Path, uninterrupted: Path) -> N
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_is_the_same_run(source: Path, uninterrupted: Path, tmp_path: Path) -> None:
     config, out = tiny_run(source, **LONG), tmp_path / "run"
     process = start(command(config, tmp_path, out))
@@ -179,7 +180,8 @@ def test_a_resumed_run_is_the_same_where_workers_decode_images_of_mixed_sizes(
     assert len({loss for _, loss in curve(tmp_path / "whole", "loss")}) == 8
 
 
-def test_sigterm_saves_the_step_and_says_how_to_go_on(source: Path, uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_sigterm_saves_the_step_and_says_how_to_resume(source: Path, uninterrupted: Path, tmp_path: Path) -> None:
     config, out = tiny_run(source, **LONG), tmp_path / "run"
     process = start(command(config, tmp_path, out))
     wait_for_checkpoint(out, process)
@@ -188,7 +190,7 @@ def test_sigterm_saves_the_step_and_says_how_to_go_on(source: Path, uninterrupte
     assert process.returncode == 130, errors
     stopped = read_metrics(out / "metrics.jsonl")[-1]["step"]
     assert f"Stopped after step {stopped} of 80" in " ".join(errors.split())
-    assert "Run the same command to go on" in " ".join(errors.split())
+    assert "Run the same command to resume" in " ".join(errors.split())
     assert (out / "checkpoints" / f"step-{stopped:08d}").is_dir()
     pretrain(config, out)
     assert curve(out, "loss", "grad_norm") == curve(uninterrupted, "loss", "grad_norm")
@@ -220,6 +222,7 @@ def test_a_damaged_checkpoint_costs_steps_but_not_the_run(source: Path, uninterr
     assert weights_hash(out) == weights_hash(uninterrupted)
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one(source: Path, tmp_path: Path) -> None:
     config = tiny_run(source, steps=6, runtime={"accumulation": 2})
     pretrain(config, tmp_path / "one")
@@ -262,7 +265,7 @@ def test_bfloat16_on_request(source: Path, tmp_path: Path) -> None:
     }
 
 
-def test_a_run_goes_on_in_the_precision_it_began_with(
+def test_a_run_is_resumed_in_the_precision_it_started_with(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, full, half = (
@@ -306,7 +309,7 @@ def test_nothing_is_read_from_the_device_between_logged_steps(source: Path, tmp_
 
 
 @pytest.mark.parametrize("log_every", [1, 8])
-def test_a_loss_that_is_no_number_stops_the_run(source: Path, tmp_path: Path, log_every: int) -> None:
+def test_a_non_finite_loss_stops_the_run(source: Path, tmp_path: Path, log_every: int) -> None:
     optim = {"base_lr": 1e30, "warmup": Duration(steps=0)}
     runtime = {"log_every": log_every, "save_every": 1 if log_every == 1 else 4}
     with pytest.raises(
@@ -350,7 +353,7 @@ def test_weights_of_another_size_are_refused_with_both(source: Path, uninterrupt
         pretrain(replace(config, method=other), tmp_path)
 
 
-def test_unsuitable_data_stop_a_run_before_it_begins(tmp_path: Path) -> None:
+def test_unsuitable_data_stop_a_run_before_its_first_step(tmp_path: Path) -> None:
     path = tiny_images(tmp_path / "seven.npz", channels=7)
     with pytest.raises(ValueError, match=r"has 7\. Set it to 7"):
         pretrain(tiny_run(path), tmp_path / "run")
@@ -358,7 +361,7 @@ def test_unsuitable_data_stop_a_run_before_it_begins(tmp_path: Path) -> None:
 
 
 def test_a_refused_run_can_be_corrected_in_the_same_folder(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"EncoderConfig\.in_chans"):
+    with pytest.raises(ValueError, match=r"encoder\.in_chans must be the channels"):
         pretrain(tiny_run(tiny_images(tmp_path / "seven.npz", channels=7)), tmp_path / "run")
     with pytest.raises(ValueError, match="must be shorter than the run"):
         pretrain(tiny_run(source, steps=2), tmp_path / "run")
@@ -406,10 +409,10 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_kept(
     config, out = tiny_run(source, **LONG), tmp_path / "run"
 
     def full_at_24(folder: Path, *parts: object, step: int, **rest: object) -> Path:
-        def refuse(tensors: object, path: Path) -> None:
-            raise OSError(28, "No space left on device")
-
-        return save(folder, *parts, step=step, **(rest | {"write": refuse} if step == 24 else rest))
+        with monkeypatch.context() as patch:
+            if step == 24:
+                patch.setattr("pantomim.checkpoint.save_file", no_space)
+            return save(folder, *parts, step=step, **rest)
 
     save = engine.save_checkpoint
     monkeypatch.setattr(engine, "save_checkpoint", full_at_24)
@@ -439,15 +442,15 @@ def test_a_disk_that_is_full_at_the_end_is_told_and_no_step_is_lost(
     assert read_metrics(tmp_path / "metrics.jsonl") == before
 
 
-def test_a_full_disk_does_not_hide_a_loss_that_is_no_number(
+def test_a_full_disk_does_not_mask_a_non_finite_loss(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_space_either(*args: Any) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(failure, "save_file", no_space_either)
+    monkeypatch.setattr(stops, "save_file", no_space_either)
     optim = {"base_lr": 1e30, "warmup": Duration(steps=0)}
-    with pytest.raises(NonFiniteError, match=r"batch is not kept, because .* \(I/O error: No space.*\)\. Try --optim"):
+    with pytest.raises(NonFiniteError, match=r"batch is not kept, because .* \(I/O error: No space.*\)\. Try optim"):
         pretrain(tiny_run(source, optim=optim), tmp_path)
 
 

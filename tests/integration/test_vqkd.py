@@ -11,7 +11,7 @@ from tiny import CAE_ENCODER, tiny_images, tiny_run
 from pantomim.cli import main
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
-from pantomim.formats.tokenizer import load_networks
+from pantomim.formats.native import load_networks
 from pantomim.masking.block import BlockMasker
 from pantomim.methods.cae import CAEConfig
 from pantomim.nn.decoder import LatentDecoderConfig
@@ -95,7 +95,7 @@ def test_mistakes(tmp_path, capsys):
         (["vqkd", "--size", "paper", "--teacher", "random", *given], "--size must be one of micro"),
         (
             ["vqkd", "--teacher", "random", "--size", "micro", "--runtime.accumulation", "2", *given],
-            "RuntimeConfig.accumulation must be 1 for vqkd, whose loss of an image depends on all others of its step",
+            "--runtime.accumulation must be 1 for vqkd, whose loss of an image depends on all others of its step",
         ),
         (["dvae", "--size", "tiny", *given], "--size must be one of micro, small, base, paper for dvae"),
     ):

@@ -13,7 +13,7 @@ from pantomim.config import (
     RuntimeConfig,
     from_dict,
     from_yaml,
-    leaf_names,
+    leaf_owners,
     leaves,
     to_dict,
     to_yaml,
@@ -33,7 +33,7 @@ from pantomim.targets.pixels import PixelTargetConfig
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_yaml_round_trip(recipe, tmp_path: Path) -> None:
-    config = recipe.build()
+    config = recipe.config
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
     assert from_yaml(Pretrain, path) == config
@@ -71,7 +71,7 @@ def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", [{}, {"steps": 1, "epochs": 1.0}, {"steps": -1}, {"epochs": -0.5}])
 def test_duration_is_one_positive_length(values) -> None:
-    with pytest.raises(ValueError, match="Duration must"):
+    with pytest.raises(ValueError, match="Duration"):
         Duration(**values)
 
 
@@ -105,7 +105,7 @@ def test_every_method_reads_back(method, tmp_path: Path) -> None:
     config = Pretrain(recipe="x", method=method, optim=OptimConfig(schedule="beit", decay_mask_token=True))
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert from_yaml(Pretrain, tmp_path / "config.yaml") == config
-    assert set(leaves(to_dict(config))) <= set(leaf_names(Pretrain))
+    assert set(leaves(to_dict(config))) <= set(leaf_owners(Pretrain))
 
 
 def test_a_target_becomes_another_kind() -> None:
@@ -128,7 +128,7 @@ def test_kinds_that_are_not_there_are_refused(path, kind, words) -> None:
 
 
 def test_leaves_of_every_kind_have_names() -> None:
-    names = leaf_names(Pretrain)
+    names = leaf_owners(Pretrain)
     assert {"recipe", "method.masker.ratio", "method.masker.noise.color", "method.masker.exact"} <= set(names)
     assert set(leaves(to_dict(Pretrain(recipe="x")))) <= set(names)
 
@@ -153,5 +153,5 @@ def test_a_second_view_reads_back_and_has_names(tmp_path: Path) -> None:
     config = Pretrain(recipe="x", data=DataConfig(second=View(Crop(scale=(0.3, 0.9)))))
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert from_yaml(Pretrain, tmp_path / "config.yaml") == config
-    assert set(leaves(to_dict(config))) <= set(leaf_names(Pretrain))
+    assert set(leaves(to_dict(config))) <= set(leaf_owners(Pretrain))
     assert from_dict(Pretrain, {"recipe": "x", "data": {"source": "mnist"}}, "x").data.second is None

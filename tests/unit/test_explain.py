@@ -60,8 +60,12 @@ def test_a_teacher_that_is_not_named_is_not_counted() -> None:
     assert "none is named yet" in cost["teacher"]
 
 
-def test_an_average_of_the_encoder_is_counted() -> None:
+@pytest.mark.parametrize("channels", [3, 1])
+def test_an_average_of_the_encoder_is_counted(channels) -> None:
     config = prepare("cae_micro_cifar10", target="pixels").config
+    statistics = {"mean": (0.5,) * channels, "std": (0.5,) * channels}
+    encoder = replace(config.method.encoder, in_chans=channels, **statistics)
+    config = replace(config, method=replace(config.method, encoder=encoder))
     averaged = replace(config, method=replace(config.method, align_momentum=0.9))
     costs = [count_cost(each, torch.float32) for each in (config, averaged)]
     assert costs[1].parameters["all"] - costs[0].parameters["all"] == costs[0].parameters["encoder"]
@@ -77,5 +81,5 @@ def test_a_tokenizer_in_training_is_counted_too() -> None:
 
 def test_augmentation_is_told_without_what_is_left_alone() -> None:
     recipe = next(recipe for recipe in RECIPES if recipe.name == "supervised_micro_cifar10")
-    sections = dict(explain(recipe.build(), recipe.paper(), torch.float32))
+    sections = dict(explain(recipe.config, recipe.paper, torch.float32))
     assert dict(sections["Training"])["augmentation"].startswith("rand_augment 2, erasing 0.25")

@@ -1,6 +1,7 @@
 """The package's layers: who may import whom (the table of CONTRIBUTING.md)."""
 
 import ast
+import re
 from pathlib import Path
 
 import pantomim
@@ -42,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluate",
     },
     "explain": {"data", "nn", "masking", "teachers", "targets", "config", "methods", "optim", "recipes"},
-    "report": {"core", "masking", "formats", "analysis"},
+    "report": {"core", "masking", "config", "formats", "analysis"},
     "study": {
         "core",
         "nn",
@@ -110,3 +111,28 @@ def test_the_engine_knows_no_method() -> None:
         if part == "engine" and target == "methods" and not name.startswith("pantomim.methods.base")
     ]
     assert not methods, "\n".join(methods)
+
+
+def test_no_message_below_the_command_line_names_an_option() -> None:
+    others = ("engine/folder.py", "report/charts.py")  # git's, and CSS
+    copied = ("report/stages.py", "study/cells.py")  # whole command lines, which pages and messages give to copy
+    wrong = [
+        f"{path.relative_to(ROOT)}: {node.value}"
+        for path in sorted(ROOT.rglob("*.py"))
+        if "cli" not in path.relative_to(ROOT).parts and not str(path).endswith(others + copied)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if re.search(r"(?<![\w-])--[a-zA-Z]", node.value)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_below_the_command_line_prints() -> None:
+    calls = [
+        str(path.relative_to(ROOT))
+        for path in sorted(ROOT.rglob("*.py"))
+        if "cli" not in path.relative_to(ROOT).parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert not calls

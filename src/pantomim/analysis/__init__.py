@@ -1,11 +1,37 @@
 """Looking into runs and encoders: model in, arrays out; one analysis a file."""
 
-from pantomim.analysis.alignment import Alignment
+from collections.abc import Callable
+from pathlib import Path
+
+from pantomim.analysis.alignment import Alignment, write_alignment_arrays
 from pantomim.analysis.attention_distance import AttentionDistance
 from pantomim.analysis.cka import CKA
-from pantomim.analysis.guidance import Guidance
+from pantomim.analysis.guidance import Guidance, write_guidance_arrays
 from pantomim.analysis.inspection import Inspection, LayerAnalysis
+from pantomim.analysis.reconstructions import write_reconstructions
+from pantomim.analysis.runs import run_config
 from pantomim.analysis.spectrum import Spectrum
+from pantomim.methods.cae import CAEConfig
+from pantomim.methods.cmt_mae import CMTMAEConfig
+from pantomim.methods.mae import MAEConfig
 
 ANALYSES: tuple[type[Inspection], ...] = (AttentionDistance, Spectrum, CKA, Alignment, Guidance)
 LAYERS: dict[str, type[LayerAnalysis]] = {kind.name: kind for kind in ANALYSES if issubclass(kind, LayerAnalysis)}
+PICTURES: dict[type, Callable[..., Path]] = {  # what the report of a run shows, by the config of its method
+    MAEConfig: write_reconstructions,
+    CAEConfig: write_alignment_arrays,
+    CMTMAEConfig: write_guidance_arrays,
+}
+
+
+def write_pictures(run: Path, **options: int) -> Path | None:
+    """The file of pictures for the report of a finished run; None if its method has none.
+
+    Raises:
+        ValueError: if none can be made: its data have moved, or what it predicts is no picture.
+    """
+    method = run_config(run).method
+    if isinstance(method, CMTMAEConfig) and not method.masker.guided:  # nothing guides the masks
+        return None
+    write = PICTURES.get(type(method))
+    return None if write is None else write(run, **options)

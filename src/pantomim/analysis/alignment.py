@@ -1,13 +1,15 @@
-"""What CAE's decoder makes of all patches when the regressor is left out: legible only if the alignment has worked.
+"""CAE without its regressor: what the decoder makes of all patches, and how far regressor and encoder agree.
 
 The decoder was trained on the regressor's predictions and on nothing else. If it can read the encoder's own output, the
-two agree; without the alignment nothing asks them to.
+two agree; without the alignment nothing asks them to. In training the alignment loss is only there where it is
+minimised; here it is measured for any run, on images that it was not trained on.
 
 Paper: Chen et al., arXiv:2202.03026, the alignment figure. It is not stated there whether pixels or tokens were the
 target; here either is.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -18,24 +20,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.analysis.inspection import Inspection
-from pantomim.analysis.pictures import (
-    PictureRows,
-    Row,
-    display_range,
-    read_images,
-    shown_bands,
-    to_picture,
-    write_rows,
-)
-from pantomim.analysis.runs import choose, held_out, load_cae_run, run_config
+from pantomim.analysis.pictures import PictureRows, Row, read_images, to_picture, write_rows
+from pantomim.analysis.runs import choose, held_out, load_run, run_config
+from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.modes import evaluating
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.sources import open_source
+from pantomim.data.stream import evaluation_batches
+from pantomim.evaluate.features import check_channels
 from pantomim.methods.cae import CAE
+from pantomim.nn.tokens import take
 from pantomim.targets.pixels import PixelTarget
 from pantomim.targets.tokens import TokenTarget
 from pantomim.tokenizers.base import Picturing
+
+COUNT = 512  # images on which agreement is measured
+BATCH = 64  # of these at once
 
 
 @frozen
@@ -47,13 +48,9 @@ class Alignment(Inspection):
     count: AtLeastOne = 8
 
     def run(self) -> PictureRows:
-        """Pictures of the runs on the same images: the images first, then each run's.
-
-        Raises:
-            ValueError: if a run is none of CAE, or the runs' images differ in size or channels.
-        """
+        """Pictures of the runs on the same images: the images first, then each run's."""
         runs = self.encoders
-        methods = [load_cae_run(run) for run in runs]
+        methods: list[CAE] = [load_run(run, "cae") for run in runs]
         first = methods[0].encoder
         for run, method in zip(runs, methods, strict=True):
             if (method.encoder.image_size, method.encoder.in_chans) != (first.image_size, first.in_chans):
@@ -63,20 +60,10 @@ class Alignment(Inspection):
                     f"{run}."
                 )
         dataset = open_source(self.images, "all") if self.images else held_out(run_config(runs[0]).data.source)
-        if dataset.channels != first.in_chans:
-            raise ValueError(
-                f"inspect.images must have the encoder's {first.in_chans} channels; got {dataset.channels} in "
-                f"{dataset.spec}. Give other images."
-            )
-        bands = shown_bands(dataset.channels)
+        check_channels(first, dataset)
         images, items = read_images(dataset, first.image_size, choose(dataset, self.count, self.seed))
-        original = images.numpy()
-        low, high = display_range(original[:, bands], dataset.scale)
-
-        def picture(values: np.ndarray) -> np.ndarray:
-            return to_picture(values[:, bands], low, high)
-
-        rows = [Row("images", "", picture(original))]
+        picture = partial(to_picture, originals=images.numpy(), scale=dataset.scale)
+        rows = [Row("images", "", picture(images.numpy()))]
         for run, method in zip(runs, methods, strict=True):
             result = without_regressor(method, images)
             if result.reference is not None:
@@ -96,11 +83,7 @@ class Alignment(Inspection):
 
 
 def write_alignment_arrays(run: str | Path, *, count: int = 8, seed: int = 0) -> Path:
-    """The pictures of one run on held-out images of its data, in `RUN/analysis/alignment.npz`, for its report.
-
-    Raises:
-        ValueError: as `Alignment.run`.
-    """
+    """The pictures of one run on held-out images of its data, in `RUN/analysis/alignment.npz`, for its report."""
     found = Alignment((str(run),), count=count, seed=seed).run()
     return write_rows(found, Path(run) / "analysis" / "alignment.npz")
 
@@ -109,30 +92,20 @@ def write_alignment_arrays(run: str | Path, *, count: int = 8, seed: int = 0) ->
 class WithoutRegressor:
     """Images that went from the encoder straight into the decoder, in the scale of the images.
 
-    Args:
-        shown: What the decoder makes of them.
-        reference: What is in the picture whatever the decoder does (pixels, if targets are normalised patch by patch:
-            mean and std of each true patch), or at best (tokens: the true ids, decoded); None: neither.
-        reference_name: Which of the two.
-        measure: What `score` is: "explained", the share of the variation of the target over patches that the output
-            explains (1 is perfect, 0 what the mean reaches, less is worse than that); "accuracy", the share of ids.
-        score: See `measure`.
+    The reference is what is in the picture whatever the decoder does (pixels, if targets are normalised patch by patch:
+    mean and std of each true patch), or at best (tokens: the true ids, decoded).
     """
 
     shown: Float[np.ndarray, "B C H W"]
     reference: Float[np.ndarray, "B C H W"] | None
     reference_name: str
-    measure: Literal["explained", "accuracy"]
+    measure: Literal["explained", "accuracy"]  # what `score` is: see `_explained`, or the share of right ids
     score: float
 
 
 @torch.no_grad()
 def without_regressor(method: CAE, images: Float[Tensor, "B C H W"]) -> WithoutRegressor:
-    """All patches through the encoder, and its output into the decoder; the method's mode is given back as it was.
-
-    Args:
-        method: Of any target that is a picture.
-        images: Scaled as in training, of the encoder's size.
+    """All patches through the encoder, and its output into the decoder; images as in training.
 
     Raises:
         ValueError: if the target is nothing of which a picture can be made.
@@ -148,15 +121,12 @@ def without_regressor(method: CAE, images: Float[Tensor, "B C H W"]) -> WithoutR
     with evaluating(method):
         output, truth = method.without_regressor(images), target(images)
     if isinstance(target, PixelTarget):
-        error, variation = (output - truth).square().sum(), (truth - truth.mean(dim=(0, 1))).square().sum()
-        given = None if target.normalise == "none" else target.to_images(torch.zeros_like(output), images)
-        return WithoutRegressor(
-            target.to_images(output, images).cpu().numpy(),
-            None if given is None else given.cpu().numpy(),
-            "" if given is None else "mean and std of each true patch alone, which are given",
-            "explained",
-            1.0 - (error / variation).item(),
-        )
+        shown, score = target.to_images(output, images).cpu().numpy(), _explained(output, truth)
+        if target.normalise == "none":
+            return WithoutRegressor(shown, None, "", "explained", score)
+        given = target.to_images(torch.zeros_like(output), images).cpu().numpy()
+        named = "mean and std of each true patch alone, which are given"
+        return WithoutRegressor(shown, given, named, "explained", score)
     tokenizer, grid = target.tokenizer, method.encoder.grid
     if not isinstance(tokenizer, Picturing):
         raise ValueError(
@@ -164,7 +134,57 @@ def without_regressor(method: CAE, images: Float[Tensor, "B C H W"]) -> WithoutR
             f"{type(tokenizer).__name__}, which has no decoder. Choose a run whose target is pixels, or with a "
             f"tokenizer trained by `pantomim tokenizer train`."
         )
-    ids = output.argmax(dim=-1)
-    shown, best = (F.interpolate(tokenizer.decode(found, grid), images.shape[2:]) for found in (ids, truth))
-    right = (ids == truth).double().mean().item()
-    return WithoutRegressor(shown.cpu().numpy(), best.cpu().numpy(), "the true ids, decoded", "accuracy", right)
+    shown, best = (
+        F.interpolate(tokenizer.decode(ids, grid), images.shape[2:]).cpu().numpy()
+        for ids in (output.argmax(dim=-1), truth)
+    )
+    return WithoutRegressor(shown, best, "the true ids, decoded", "accuracy", _share_right(output, truth))
+
+
+@torch.no_grad()
+def measure_agreement(run: str | Path) -> dict[str, float]:
+    """Regressor against encoder in a finished run of CAE, over the masked patches of held-out images.
+
+    The encoder sees the masked patches alone, as in training. The loss depends on the scale of the latents, which
+    nothing fixes without the alignment: `explained` and `cosine` can be compared between runs.
+    """
+    method: CAE = load_run(run, "cae")
+    encoder = method.encoder
+    dataset = held_out(run_config(run).data.source)
+    indices = choose(dataset, COUNT, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    found: list[dict[str, Tensor]] = []
+    with evaluating(method):
+        for images, _ in evaluation_batches(dataset, encoder.image_size, BATCH, "cpu", indices):
+            mask = method.draw(Batch(images, total=len(images)), 0, generator).mask
+            predicted = method.regressor(method.latents(encoder, images, mask.ids_keep), mask)
+            truth = method.target(images)
+            of_batch = {
+                "predicted": predicted,
+                "latent": method.alignment_target(images, mask),
+                "with": method.decoder(predicted, mask.ids_mask),
+                "without": method.without_regressor(images),
+                "masked": take(truth, mask.ids_mask),
+                "all": truth,
+            }
+            found.append({name: values.flatten(0, 1) for name, values in of_batch.items()})
+    whole = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    score = _share_right if isinstance(method.target, TokenTarget) else _explained
+    return {
+        "loss": F.mse_loss(whole["predicted"], whole["latent"]).item(),
+        "explained": _explained(whole["predicted"], whole["latent"]),
+        "cosine": F.cosine_similarity(whole["predicted"], whole["latent"], dim=-1).mean().item(),
+        "predicted": score(whole["with"], whole["masked"]),  # what the decoder makes of the predictions
+        "skipped": score(whole["without"], whole["all"]),  # and of the encoder's latents, without the regressor
+        "images": len(indices),
+    }
+
+
+def _share_right(output: Float[Tensor, "*n K"], truth: Tensor) -> float:
+    return (output.argmax(dim=-1) == truth).double().mean().item()
+
+
+def _explained(output: Float[Tensor, "*n K"], truth: Float[Tensor, "*n K"]) -> float:
+    """Share of the target's variation over patches: 1 is perfect, 0 what their mean reaches, less is worse."""
+    variation = (truth - truth.flatten(0, -2).mean(dim=0)).square().sum()
+    return 1.0 - ((output - truth).square().sum() / variation).item()

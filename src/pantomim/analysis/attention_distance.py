@@ -3,20 +3,19 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pantomim.analysis.block_facts import BlockFacts
-from pantomim.analysis.blocks import block_features, patch_sides
-from pantomim.analysis.inspection import Arrays, Images, LayerAnalysis, layer_table, mean_over_images, numbered
+from pantomim.analysis.blocks import block_features
+from pantomim.analysis.inspection import Arrays, Images, LayerMeans
 from pantomim.core.frozen import frozen
 from pantomim.evaluate.features import AnyEncoder
 
 
 @frozen
-class AttentionDistance(LayerAnalysis):
+class AttentionDistance(LayerMeans):
     """How far each head looks, in pixels.
 
     Arrays: `distance` and `prefix_share` (layers, heads), and `uniform`, the distance of attention that is alike to all
@@ -28,27 +27,26 @@ class AttentionDistance(LayerAnalysis):
     chart: ClassVar[str] = "heads"
 
     def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
-        """Means over images."""
-        return numbered([self.measure_one(encoder, images) for encoder in encoders]), {}
+        """Means over images, and what attention that is alike to all tokens would give."""
+        arrays, facts = super().measure(encoders, images)
+        for number, encoder in enumerate(encoders):
+            distances = _distances(encoder)
+            uniform = distances.sum(dim=1).mean() / (encoder.num_prefix + len(distances))
+            arrays[f"uniform_{number}"] = uniform.numpy()
+        return arrays, facts
 
-    def measure_one(self, encoder: AnyEncoder, images: Images) -> Arrays:
-        """Of one encoder."""
-        distances = patch_distances(encoder.grid, patch_sides(encoder))
-
-        def sums(batch: Tensor) -> dict[str, Tensor]:
-            reaches = [
-                attention_distance(block.attention, distances, encoder.num_prefix)
-                for block in block_features(encoder, batch, need_attention=True)
-                if block.attention is not None
-            ]
-            return {
-                "distance": torch.stack([reach.distance.sum(dim=0).cpu() for reach in reaches]),
-                "prefix_share": torch.stack([reach.prefix_share.sum(dim=0).cpu() for reach in reaches]),
-            }
-
-        num_tokens = encoder.num_prefix + len(distances)
-        uniform = (distances.sum(dim=1).mean() / num_tokens).numpy()
-        return {**mean_over_images(images.batches(encoder), sums), "uniform": uniform}
+    def sums(self, encoder: AnyEncoder, images: Tensor) -> dict[str, Tensor]:
+        """Of each head's reach."""
+        distances = _distances(encoder)
+        reaches = [
+            attention_distance(block.attention, distances, encoder.num_prefix)
+            for block in block_features(encoder, images, need_attention=True)
+            if block.attention is not None
+        ]
+        return {
+            name: torch.stack([getattr(reach, name).sum(dim=0) for reach in reaches])
+            for name in ("distance", "prefix_share")
+        }
 
     @staticmethod
     def caption(about: dict[str, Any], images: str) -> str:
@@ -71,35 +69,21 @@ class AttentionDistance(LayerAnalysis):
         ]
 
     @staticmethod
-    def table(found: BlockFacts) -> tuple[list[str], list[list[str]]]:
+    def cell(found: BlockFacts, number: int, layer: int) -> str:
         """Mean and range over heads."""
-
-        def cell(number: int, layer: int) -> str:
-            heads: np.ndarray = found.of("distance", number)[layer]
-            return f"{heads.mean():.1f} ({heads.min():.1f} to {heads.max():.1f})"
-
-        return layer_table(found, cell)
+        heads = found.of("distance", number)[layer]
+        return f"{heads.mean():.1f} ({heads.min():.1f} to {heads.max():.1f})"
 
 
 class Reach(NamedTuple):
-    """Of every head of a block, for each image.
+    """Of every head of a block, for each image."""
 
-    Args:
-        distance: Mean distance to the patches attended to, in pixels; attention to prefix tokens counts as distance 0.
-        prefix_share: Share of the patches' attention that goes to prefix tokens.
-    """
-
-    distance: Float[Tensor, "B heads"]
-    prefix_share: Float[Tensor, "B heads"]
+    distance: Float[Tensor, "B heads"]  # mean over what is attended to, in pixels; prefix tokens count as 0
+    prefix_share: Float[Tensor, "B heads"]  # of the patches' attention, what goes to prefix tokens
 
 
 def patch_distances(grid: tuple[int, int], patch: tuple[float, float]) -> Float[Tensor, "N N"]:
-    """Distance between the centres of any two patches in raster order, float64.
-
-    Args:
-        grid: Rows and columns of patches.
-        patch: Height and width of a patch; of pixels, for distances in pixels.
-    """
+    """Distance between the centres of any two patches (height, width) in raster order, float64."""
     rows, cols = (torch.arange(count, dtype=torch.float64) * side for count, side in zip(grid, patch, strict=True))
     y, x = rows.repeat_interleave(grid[1]), cols.repeat(grid[0])
     return torch.hypot(y[:, None] - y, x[:, None] - x)
@@ -110,15 +94,8 @@ def attention_distance(
 ) -> Reach:
     """Sum over keys of attention times distance, mean over the patches as queries; in float64.
 
-    Rows and columns of prefix tokens are left out, and what is left of a row is not made to sum to one again.
-
-    Args:
-        attention: As it comes out of the softmax, a row a query, prefix tokens first.
-        distances: See `patch_distances`.
-        num_prefix: Class and register tokens.
-
-    Raises:
-        ValueError: if the attention is of another number of tokens.
+    A row of the attention is a query's softmax, prefix tokens first. Rows and columns of prefix tokens are left out,
+    and what is left of a row is not made to sum to one again.
 
     Paper: Dosovitskiy et al. 2021, arXiv:2010.11929, Figure 7; as in the tools of dBOT's authors (arXiv:2209.03917),
         `analysis/analysis.py`.
@@ -135,3 +112,9 @@ def attention_distance(
     distance = (between * distances.to(attention.device)).sum(dim=-1).mean(dim=-1)
     to_prefix = attention[..., num_prefix:, :num_prefix].double().sum(dim=-1).mean(dim=-1)
     return Reach(distance, to_prefix)
+
+
+def _distances(encoder: AnyEncoder) -> Float[Tensor, "N N"]:
+    """Between patches, in pixels."""
+    (height, width), (rows, cols) = encoder.image_size, encoder.grid
+    return patch_distances(encoder.grid, (height / rows, width / cols))

@@ -1,6 +1,5 @@
 """What was measured of every block of some encoders, and the files it lies in; no model code."""
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pantomim.core.files import replace_file
+from pantomim.core.files import write_npz
 
 CKA = "cka"  # the only array that is not one encoder's: all layers of all encoders with each other
 
@@ -17,16 +16,12 @@ CKA = "cka"  # the only array that is not one encoder's: all layers of all encod
 class BlockFacts:
     """One analysis of one or several encoders on the same images.
 
-    Args:
-        kind: Name of the analysis.
-        arrays: By encoder, as NAME_0, NAME_1 ... in the order of `about["encoders"]`; see the analysis. CKA has
-            one matrix of the layers of all encoders, in their order.
-        about: The encoders, the images, and how it was measured; plain values.
+    Arrays are NAME_0, NAME_1 ... in the order of `about["encoders"]`; CKA has one matrix of the layers of all of them.
     """
 
-    kind: str
+    kind: str  # name of the analysis
     arrays: dict[str, np.ndarray]
-    about: dict[str, Any]
+    about: dict[str, Any]  # the encoders, the images, and how it was measured; plain values
 
     @property
     def names(self) -> list[str]:
@@ -69,10 +64,7 @@ def write_block_facts(found: BlockFacts, page: Path) -> list[Path]:
 
 
 def _write(found: BlockFacts, path: Path) -> Path:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **found.arrays, about=np.array(json.dumps(found.about)))
-    replace_file(path, buffer.getvalue())
-    return path
+    return write_npz(path, found.arrays | {"about": np.array(json.dumps(found.about))}, compressed=True)
 
 
 def read_block_facts(path: Path) -> BlockFacts:

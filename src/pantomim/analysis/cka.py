@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,24 +30,18 @@ class CKA(LayerAnalysis):
     chart: ClassVar[str] = "map"
 
     def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
-        """The patches of an image in a row, as in Raghu et al. 2021, arXiv:2108.08810; prefix tokens are left out.
+        """The patches of an image in a row, as in Raghu et al. 2021, arXiv:2108.08810; prefix tokens are left out."""
+        size = min(BATCH, len(images.indices))
+        used = images.indices[: len(images.indices) // size * size]  # in whole batches: each weighs the same
 
-        Raises:
-            ValueError: for fewer than four images.
-        """
-        indices = images.indices
-        if len(indices) < FEWEST:
-            raise ValueError(f"CKA.count must be at least {FEWEST}; got {len(indices)} images. Give more.")
-        alike, seen, size = LayerCKA(), 0, min(BATCH, len(indices))
-        for first in range(0, len(indices) - size + 1, size):  # whole batches: each weighs the same
-            chunk = indices[first : first + size]
-            layers: list[Tensor] = []
-            for encoder in encoders:
-                batch = torch.cat(list(images.batches(encoder, chunk)))
-                layers += [block.patches.flatten(1) for block in block_features(encoder, batch)]
-            alike.see(layers)
-            seen += len(layers[0])
-        return {"cka": alike.matrix().numpy()}, {"images": seen, "batch_size": size, "left_out": images.healthy - seen}
+        def layers(chunk: np.ndarray) -> list[Tensor]:
+            shown = replace(images, indices=chunk)
+            seen = ((encoder, torch.cat(list(shown.batches(encoder)))) for encoder in encoders)
+            return [block.patches.flatten(1) for pair in seen for block in block_features(*pair)]
+
+        found = {"cka": layer_cka(map(layers, used.reshape(-1, size))).numpy()}
+        seen = replace(images, indices=used).healthy
+        return found, {"images": seen, "batch_size": size, "left_out": images.healthy - seen}
 
     @staticmethod
     def caption(about: dict[str, Any], images: str) -> str:
@@ -91,57 +86,32 @@ def gram(features: Float[Tensor, "n D"]) -> Float[Tensor, "n n"]:
 
 
 def hsic(first: Float[Tensor, "n n"], second: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
-    """How much two Gram matrices have in common: unbiased, so 0 on average where they have nothing.
-
-    Args:
-        first: From `gram`, its diagonal 0.
-        second: Of the same images.
-
-    Raises:
-        ValueError: for fewer than four images.
+    """How much two matrices of `gram` on the same images have in common: unbiased, 0 on average where it is nothing.
 
     Paper: Song et al. 2012, Feature Selection via Dependence Maximization, JMLR 13 (HSIC_1).
     """
     count = len(first)
     if count < FEWEST:
-        raise ValueError(
-            f"hsic.first must be of at least {FEWEST} images; got {count}. Give more images, or larger batches."
-        )
+        raise ValueError(f"CKA.count must be at least {FEWEST}; got {count} images. Give more.")
     trace = (first * second.mT).sum()
     means = first.sum() * second.sum() / ((count - 1) * (count - 2))
     crossed = 2 * (first.sum(dim=0) @ second.sum(dim=1)) / (count - 2)
     return (trace + means - crossed) / (count * (count - 3))
 
 
-class LayerCKA:
-    """Linear CKA of every layer of some encoders with every other, batch by batch.
+def layer_cka(batches: Iterable[Sequence[Float[Tensor, "n _"]]]) -> Float[Tensor, "L L"]:
+    """Linear CKA of every layer of some encoders with every other, on batches of one size.
+
+    1 where two layers agree up to rotation and scale, about 0 where they have nothing in common, NaN for a layer whose
+    output is the same for every image. A batch has all layers of the same images, each flattened to one row an image.
 
     Paper: Kornblith et al. 2019, arXiv:1905.00414 (CKA); Nguyen et al. 2021, arXiv:2010.15327 (unbiased estimates
-        of batches, averaged before the ratio is taken).
-    Batches of one size are meant: each weighs the same.
+        of batches, averaged before the ratio is formed).
     """
-
-    def __init__(self) -> None:
-        self.sums: Float[Tensor, "L L"] | None = None
-        self.num_batches = 0
-
-    def see(self, layers: list[Float[Tensor, "n _"]]) -> None:
-        """The same images in all layers of all encoders, each flattened to one row an image; widths may differ."""
-        grams = torch.stack([gram(layer).cpu() for layer in layers])
-        found = torch.tensor([[hsic(first, second) for second in grams] for first in grams], dtype=torch.float64)
-        self.sums = found if self.sums is None else self.sums + found
-        self.num_batches += 1
-
-    def matrix(self) -> Float[Tensor, "L L"]:
-        """1 where two layers are the same up to rotation and scale, about 0 where they have nothing in common.
-
-        NaN for a layer whose output is the same for every image.
-
-        Raises:
-            ValueError: if no batch has been seen.
-        """
-        if self.sums is None:
-            raise ValueError("LayerCKA.see must be called with a batch first; got none. Give images.")
-        own = self.sums.diagonal()
-        own = torch.where(own > 0, own, math.nan)
-        return self.sums / (own[:, None] * own).sqrt()
+    sums: Any = 0
+    for layers in batches:
+        grams = [gram(layer) for layer in layers]
+        sums += torch.tensor([[hsic(first, second) for second in grams] for first in grams], dtype=torch.float64)
+    own = sums.diagonal()
+    own = torch.where(own > 0, own, math.nan)
+    return sums / (own[:, None] * own).sqrt()

@@ -16,15 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pantomim.analysis.inspection import Inspection
-from pantomim.analysis.pictures import (
-    PictureRows,
-    Row,
-    display_range,
-    read_images,
-    shown_bands,
-    to_picture,
-    write_rows,
-)
+from pantomim.analysis.pictures import PictureRows, Row, read_images, to_picture, write_rows
 from pantomim.analysis.runs import choose, held_out, run_config
 from pantomim.checkpoint import WEIGHTS, Checkpoint, kept_checkpoints
 from pantomim.config import from_dict, of_today
@@ -62,12 +54,7 @@ class Guidance(Inspection):
             )
 
     def run(self) -> PictureRows:
-        """The images, then the maps and the masks of each checkpoint; maps are white where they are largest.
-
-        Raises:
-            ValueError: if the run is of another method, is not finished, attention decides nothing in it, or its
-                teacher is another one now.
-        """
+        """The images, then the maps and the masks of each checkpoint; maps are white where they are largest."""
         run = Path(self.encoders[0])
         config = run_config(run)
         if not isinstance(config.method, CMTMAEConfig) or not config.method.masker.guided:
@@ -87,8 +74,7 @@ class Guidance(Inspection):
             raise ValueError(f"{run} must be looked at with the teacher of its training; got another {different}.")
         dataset = held_out(self.images or config.data.source)
         images, items = read_images(dataset, method.encoder.image_size, choose(dataset, self.count, self.seed))
-        values = images.numpy()[:, list(shown_bands(dataset.channels))]
-        shown = to_picture(values, *display_range(values, dataset.scale))
+        shown = to_picture(images.numpy(), images.numpy(), dataset.scale)
         looks = _look(method, images, shown, kept, total, self.seed)
         caption = (
             f"{len(items)} images of {dataset.name} ({dataset.split}), drawn with seed {self.seed}, at the checkpoints "
@@ -105,12 +91,7 @@ def write_guidance_arrays(run: str | Path, **options: Any) -> Path:
 
 @torch.no_grad()
 def _look(
-    method: CMTMAE,
-    images: Float[Tensor, "B C H W"],
-    shown: np.ndarray,
-    kept: list[Checkpoint],
-    total: int,
-    seed: int,
+    method: CMTMAE, images: Float[Tensor, "B C H W"], shown: np.ndarray, kept: list[Checkpoint], total: int, seed: int
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """Title, text and pictures of each map and mask, checkpoint by checkpoint; a frozen teacher is shown once."""
     earlier: dict[str, Tensor] = {}

@@ -5,7 +5,7 @@ arrays beside a page and in each run folder, where the report finds them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,6 @@ import tyro
 from torch import Tensor
 
 from pantomim.analysis.block_facts import BlockFacts
-from pantomim.analysis.blocks import num_blocks
 from pantomim.analysis.runs import choose, held_out, run_config
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
@@ -25,6 +24,7 @@ from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.features import AnyEncoder, check_channels
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
+from pantomim.nn.vit import Encoder
 
 Arrays = dict[str, np.ndarray]
 BATCH = 16  # images at once; attention of a block is (B, heads, T, T)
@@ -65,11 +65,7 @@ class Inspection(ABC):
 
     @property
     def page(self) -> Path:
-        """Where the page goes.
-
-        Raises:
-            ValueError: if it must be given.
-        """
+        """Where the page goes."""
         if self.out is not None:
             return self.out
         folder = Path(self.encoders[0])
@@ -86,17 +82,15 @@ class Images:
 
     dataset: Dataset
     indices: np.ndarray
-    device: torch.device | str
 
     @property
     def healthy(self) -> int:
         """How many of them can be read, as far as that is known."""
         return int((~np.isin(self.indices, list(self.dataset.broken_reasons()))).sum())
 
-    def batches(self, encoder: AnyEncoder, indices: np.ndarray | None = None) -> Iterator[Tensor]:
-        """As this encoder sees them, or only some of them."""
-        chosen = self.indices if indices is None else indices
-        for images, _ in evaluation_batches(self.dataset, encoder.image_size, BATCH, self.device, indices=chosen):
+    def batches(self, encoder: AnyEncoder) -> Iterator[Tensor]:
+        """As this encoder sees them."""
+        for images, _ in evaluation_batches(self.dataset, encoder.image_size, BATCH, "cpu", self.indices):
             yield images
 
 
@@ -124,23 +118,36 @@ class LayerAnalysis(Inspection):
     def table(found: BlockFacts) -> tuple[list[str], list[list[str]]]:
         """Headings and rows: the numbers behind the charts, a row a layer."""
 
-    def run(self, device: torch.device | str = "cpu") -> BlockFacts:
-        """Measure the encoders on the same images.
-
-        Raises:
-            ValueError: if the images do not fit, or an encoder has no blocks to look at.
-        """
-        source = self.images or self._source()
+    def run(self) -> BlockFacts:
+        """Measure the encoders on the same images."""
+        first = Path(self.encoders[0])
+        if self.images is None and not (first / "config.yaml").is_file():
+            raise ValueError(
+                f"Inspection.images must be given where the first encoder is no run folder; got none, and {first}."
+            )
+        source = self.images or run_config(first).data.source
         dataset = held_out(source)
-        indices = np.sort(choose(dataset, self.count, self.seed))
-        encoders = [load_encoder(spec).to(device).eval() for spec in self.encoders]
+        images = Images(dataset, np.sort(choose(dataset, self.count, self.seed)))
+        encoders = [load_encoder(spec).eval() for spec in self.encoders]
         for encoder in encoders:
             check_channels(encoder, dataset)
         with torch.inference_mode():
-            arrays, facts = self.measure(encoders, images := Images(dataset, indices, device))
+            arrays, facts = self.measure(encoders, images)
+        names = [spec if ":" in spec else Path(spec).name or spec for spec in self.encoders]
         about = {
             "analysis": self.name,
-            "encoders": self._describe(encoders),
+            "encoders": [
+                {
+                    "name": spec if names.count(name) > 1 else name,
+                    "spec": spec,
+                    "depth": encoder.depth if isinstance(encoder, Encoder) else encoder.num_blocks,
+                    "image_size": list(encoder.image_size),
+                    "grid": list(encoder.grid),
+                    "num_prefix": encoder.num_prefix,
+                    "sha256": hash_weights(encoder.state_dict()),
+                }
+                for name, spec, encoder in zip(names, self.encoders, encoders, strict=True)
+            ],
             "source": source,
             "dataset": dataset.name,
             "split": dataset.split,
@@ -150,52 +157,38 @@ class LayerAnalysis(Inspection):
         }
         return BlockFacts(self.name, arrays, about)
 
-    def _describe(self, encoders: Sequence[AnyEncoder]) -> list[dict[str, Any]]:
-        names = [spec if ":" in spec else Path(spec).name or spec for spec in self.encoders]
-        names = [spec if names.count(name) > 1 else name for name, spec in zip(names, self.encoders, strict=True)]
-        return [
-            {
-                "name": name,
-                "spec": spec,
-                "depth": num_blocks(encoder),
-                "image_size": list(encoder.image_size),
-                "grid": list(encoder.grid),
-                "num_prefix": encoder.num_prefix,
-                "sha256": hash_weights(encoder.state_dict()),
-            }
-            for name, spec, encoder in zip(names, self.encoders, encoders, strict=True)
+
+class LayerMeans(LayerAnalysis):
+    """Means over images of numbers of each block, encoder by encoder."""
+
+    @abstractmethod
+    def sums(self, encoder: AnyEncoder, images: Tensor) -> dict[str, Tensor]:
+        """Sums over a batch, so that each image counts once whatever the size of its batch."""
+
+    @staticmethod
+    @abstractmethod
+    def cell(found: BlockFacts, number: int, layer: int) -> str:
+        """What the table has of one layer of one encoder."""
+
+    def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
+        """The arrays that `sums` names, with the number of the encoder behind the name."""
+        arrays: Arrays = {}
+        for number, encoder in enumerate(encoders):
+            totals: dict[str, Tensor] = {}
+            count = 0
+            for batch in images.batches(encoder):
+                for name, value in self.sums(encoder, batch).items():
+                    totals[name] = totals.get(name, 0) + value
+                count += len(batch)
+            arrays |= {f"{name}_{number}": (total / count).numpy() for name, total in totals.items()}
+        return arrays, {}
+
+    @classmethod
+    def table(cls, found: BlockFacts) -> tuple[list[str], list[list[str]]]:
+        """A column an encoder, a row a layer."""
+        depths = list(enumerate(found.depths))
+        rows = [
+            [str(layer), *(cls.cell(found, number, layer) if layer < depth else "" for number, depth in depths)]
+            for layer in range(max(found.depths))
         ]
-
-    def _source(self) -> str:
-        """The images of the first run."""
-        folder = Path(self.encoders[0])
-        if not (folder / "config.yaml").is_file():
-            raise ValueError(
-                f"Inspection.images must be given where the first encoder is no run folder; got none, and {folder}."
-            )
-        return run_config(folder).data.source
-
-
-def mean_over_images(batches: Iterator[Tensor], sums: Callable[[Tensor], dict[str, Tensor]]) -> Arrays:
-    """Means of values of which `sums` gives the sum over a batch, so that each image counts once."""
-    totals: dict[str, Tensor] = {}
-    count = 0
-    for images in batches:
-        for name, value in sums(images).items():
-            totals[name] = totals[name] + value if name in totals else value
-        count += len(images)
-    return {name: (total / count).numpy() for name, total in totals.items()}
-
-
-def numbered(of_each: Sequence[Arrays]) -> Arrays:
-    """Arrays of several encoders under names with their numbers."""
-    return {f"{name}_{number}": value for number, own in enumerate(of_each) for name, value in own.items()}
-
-
-def layer_table(found: BlockFacts, cell: Callable[[int, int], str]) -> tuple[list[str], list[list[str]]]:
-    """A column an encoder, a row a layer; `cell` gives the text of an encoder's layer."""
-    rows = [
-        [str(layer), *(cell(number, layer) if layer < depth else "" for number, depth in enumerate(found.depths))]
-        for layer in range(max(found.depths))
-    ]
-    return ["layer", *found.names], rows
+        return ["layer", *found.names], rows

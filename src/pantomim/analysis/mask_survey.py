@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from pantomim.analysis.masks import VisibleStatistics, mask_spectrum, mean_visibility, visible_statistics
-from pantomim.analysis.pictures import display_range, shown_bands, to_picture
+from pantomim.analysis.masks import VisibleStatistics, mask_spectrum, visible_statistics
+from pantomim.analysis.pictures import shown_bands, to_picture
 from pantomim.core.mask import Mask
 from pantomim.data.decoding import BrokenImageError, decode
 from pantomim.data.scales import scale_of
@@ -27,19 +27,12 @@ PHOTO_SIDE = 320  # pixels of the longer side, about
 
 @dataclass(frozen=True)
 class Pattern:
-    """A piece of a noise pattern, and the mask of the window in its middle.
+    """A piece of a noise pattern, and the mask of the window in its middle."""
 
-    Args:
-        values: The piece, any range.
-        top: First row of the window ...
-        left: ... and its first column.
-        visible: What the window leaves visible: its highest values.
-    """
-
-    values: Float[np.ndarray, "H W"]
-    top: int
-    left: int
-    visible: Bool[np.ndarray, "h w"]
+    values: Float[np.ndarray, "H W"]  # any range
+    top: int  # first row of the window ...
+    left: int  # ... and its first column
+    visible: Bool[np.ndarray, "h w"]  # what the window leaves visible: its highest values
 
     @property
     def window(self) -> Float[np.ndarray, "h w"]:
@@ -50,23 +43,14 @@ class Pattern:
 
 @dataclass(frozen=True)
 class MaskSurvey:
-    """Masks of one strategy and what was measured on them.
-
-    Args:
-        name: Of the strategy.
-        visible: Every mask that was drawn, True where visible.
-        spectrum: Mean over the masks of `mask_spectrum`; bin k lies at k / (longer side) cycles a patch.
-        statistics: A number for each mask.
-        left_out: Masks that mask nothing or everything, as BEiT's sampler may; not in spectrum and statistics.
-        pattern: Where the masks are cut out of one; else None.
-    """
+    """Masks of one strategy and what was measured on them."""
 
     name: str
-    visible: Bool[np.ndarray, "B h w"]
-    spectrum: Float[np.ndarray, " K"]
+    visible: Bool[np.ndarray, "B h w"]  # every mask that was drawn, True where visible
+    spectrum: Float[np.ndarray, " K"]  # mean of `mask_spectrum`; bin k lies at k / (longer side) cycles a patch
     statistics: VisibleStatistics
-    left_out: int
-    pattern: Pattern | None
+    left_out: int  # masks of nothing or everything, as BEiT's sampler may draw; not in spectrum and statistics
+    pattern: Pattern | None  # where the masks are cut out of one
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -76,7 +60,7 @@ class MaskSurvey:
     @property
     def visibility(self) -> Float[np.ndarray, "h w"]:
         """Share of the masks in which each position is visible."""
-        return mean_visibility(self.visible)
+        return self.visible.mean(axis=0)
 
     @property
     def num_masked(self) -> np.ndarray:
@@ -93,11 +77,7 @@ class Photo:
 
 
 def parse_grid(text: str) -> tuple[int, int]:
-    """Rows and columns from ROWSxCOLUMNS.
-
-    Raises:
-        ValueError: if it is anything else.
-    """
+    """Rows and columns from ROWSxCOLUMNS."""
     found = re.fullmatch(r"([1-9]\d{0,3})[x×]([1-9]\d{0,3})", text.strip().lower())
     if found is None:
         raise ValueError(f"masks.grid must be ROWSxCOLUMNS; got {text}. Write 14x14 for 14 rows and 14 columns.")
@@ -105,11 +85,7 @@ def parse_grid(text: str) -> tuple[int, int]:
 
 
 def choose_maskers(names: Sequence[str], ratio: float, bank: Path | None = None) -> dict[str, Masker]:
-    """The strategies of these names, each once, and last the patterns of a bank's file under the file's name.
-
-    Raises:
-        ValueError: if there is no strategy of a name, saying which is the nearest; or the ratio is no share.
-    """
+    """The strategies of these names, each once, and last the patterns of a bank's file under the file's name."""
     chosen: dict[str, Masker] = {}
     for name in names:
         if name not in STRATEGIES:
@@ -128,11 +104,7 @@ def choose_maskers(names: Sequence[str], ratio: float, bank: Path | None = None)
 
 
 def survey(name: str, masker: Masker, grid: tuple[int, int], *, num: int, seed: int) -> MaskSurvey:
-    """Draw `num` masks as training does and measure them.
-
-    Raises:
-        ValueError: if the grid does not suit the strategy, or each draw masks everything or nothing.
-    """
+    """Draw `num` masks as training does and measure them."""
     masked = masker(num, grid, torch.Generator().manual_seed(seed)).masked
     visible = masked.logical_not().view(num, *grid).numpy()
     mixed = visible[visible.any(axis=(1, 2)) & ~visible.all(axis=(1, 2))]
@@ -141,36 +113,26 @@ def survey(name: str, masker: Masker, grid: tuple[int, int], *, num: int, seed: 
             f"masks.grid must leave {name} both visible and masked patches; got {grid[0]} x {grid[1]}, where each of "
             f"{num} draws masks all or nothing. Choose a larger grid, or a ratio nearer to one half."
         )
-    return MaskSurvey(
-        name=name,
-        visible=visible,
-        spectrum=mask_spectrum(mixed).mean(axis=0),
-        statistics=visible_statistics(mixed),
-        left_out=num - len(mixed),
-        pattern=_pattern(masker, grid, seed) if isinstance(masker, ColorNoiseMasker) else None,
-    )
+    pattern = _pattern(masker, grid, seed) if isinstance(masker, ColorNoiseMasker) else None
+    spectrum = mask_spectrum(mixed).mean(axis=0)
+    return MaskSurvey(name, visible, spectrum, visible_statistics(mixed), num - len(mixed), pattern)
 
 
 def load_photo(path: Path, grid: tuple[int, int]) -> Photo:
     """A picture cut in its middle to the proportions of the grid, and resized so that patches are whole pixels.
 
     The first three bands are shown, or the first; numbers other than 8-bit ones are stretched.
-
-    Raises:
-        ValueError: if the file cannot be read as an image.
     """
     try:
         image = decode(path.read_bytes(), path.suffix)
     except (OSError, BrokenImageError) as error:
         raise ValueError(f"masks.image must be a readable picture; got {path}: {error}. Give another file.") from None
-    bands = image[list(shown_bands(len(image)))]
+    bands, scale = image[shown_bands(len(image))], scale_of(image.dtype.name)
     side = max(1, round(PHOTO_SIDE / max(grid)))
     size = (grid[0] * side, grid[1] * side)
     box = centred_boxes(np.array([bands.shape[1:]]), size)[0]
-    part = resize_one(bands, box, size, flip=False).numpy()[None].astype(np.float32)
-    scale = scale_of(image.dtype.name)
-    values = part / scale.divisor
-    return Photo(path.name, to_picture(values, *display_range(values, scale))[0])
+    values = resize_one(bands, box, size, flip=False).numpy()[None].astype(np.float32) / scale.divisor
+    return Photo(path.name, to_picture(values, values, scale)[0])
 
 
 def _pattern(masker: ColorNoiseMasker, grid: tuple[int, int], seed: int) -> Pattern:

@@ -16,36 +16,24 @@ BAND_EDGES = (0.0, 0.05, 0.1, 0.15, 0.25, 0.35, 0.45, 0.55, 0.71)  # cycles a pa
 
 @dataclass(frozen=True)
 class VisibleStatistics:
-    """Shape of what is left visible, a number for each mask.
+    """Shape of what is left visible, a number for each mask."""
 
-    Args:
-        num_visible: Visible patches.
-        num_clusters: Groups of visible patches that touch along an edge.
-        largest_cluster: Patches of the largest group.
-        neighbours: Visible ones among the four neighbours of a visible patch, on average; beyond the border is none.
-        mean_distance: From a masked patch to the nearest visible one, centre to centre, in patches: the mean ...
-        max_distance: ... and the largest.
-    """
-
-    num_visible: Int[np.ndarray, " B"]
-    num_clusters: Int[np.ndarray, " B"]
-    largest_cluster: Int[np.ndarray, " B"]
-    neighbours: Float[np.ndarray, " B"]
-    mean_distance: Float[np.ndarray, " B"]
+    num_visible: Int[np.ndarray, " B"]  # patches
+    num_clusters: Int[np.ndarray, " B"]  # groups of visible patches that touch along an edge
+    largest_cluster: Int[np.ndarray, " B"]  # patches of the largest group
+    neighbours: Float[np.ndarray, " B"]  # visible ones of a visible patch's four, on average; none beyond the border
+    mean_distance: Float[np.ndarray, " B"]  # from a masked patch to the nearest visible one, centre to centre
     max_distance: Float[np.ndarray, " B"]
 
 
 def visible_statistics(visible: Bool[np.ndarray, "B h w"]) -> VisibleStatistics:
-    """Clusters, neighbours and distances of every mask.
-
-    Raises:
-        ValueError: if a mask covers everything or nothing.
-    """
+    """Clusters, neighbours and distances of every mask; none may cover everything or nothing."""
     _check(visible)
     num_visible = visible.sum(axis=(1, 2))
     clusters, largest = _clusters(visible)
     pairs = (visible[:, 1:] & visible[:, :-1]).sum(axis=(1, 2)) + (visible[:, :, 1:] & visible[:, :, :-1]).sum((1, 2))
-    distance = _distances(visible)
+    apart = float(sum(visible.shape[1:]))  # between masks: further than anything within one
+    distance = ndimage.distance_transform_edt(~visible, sampling=(apart, 1.0, 1.0))  # 0 where visible
     return VisibleStatistics(
         num_visible=num_visible,
         num_clusters=clusters,
@@ -61,18 +49,10 @@ def num_clusters(marked: Bool[np.ndarray, "B h w"]) -> Int[np.ndarray, " B"]:
     return _clusters(marked)[0]
 
 
-def mean_visibility(visible: Bool[np.ndarray, "B h w"]) -> Float[np.ndarray, "h w"]:
-    """Share of the masks in which each position is visible."""
-    return visible.mean(axis=0)
-
-
 def periodogram(maps: np.ndarray) -> Float[np.ndarray, "B h w"]:
     """Power of each 2-D frequency over the map's variance: |DFT(m - mean)|² / (h w var(m)); white noise gives 1.
 
-    Exactly, white noise gives n / (n - 1) for n values, as the mean is taken out; the entry of frequency 0 is 0.
-
-    Raises:
-        ValueError: if a map has the same value everywhere.
+    Exactly, white noise gives n / (n - 1) for n values, as the mean is subtracted; the entry of frequency 0 is 0.
     """
     maps = np.asarray(maps, dtype=np.float64)
     centred = maps - maps.mean(axis=(1, 2), keepdims=True)
@@ -89,9 +69,6 @@ def mask_spectrum(visible: Bool[np.ndarray, "B h w"]) -> Float[np.ndarray, "B K"
     n is the longer side of the grid, so bin k lies around k / n cycles a patch, and K = round(n / sqrt(2)) on an even
     square grid. White noise gives 1 in every bin. Spectral leakage of so small a window blurs all of it.
 
-    Raises:
-        ValueError: if a mask covers everything or nothing.
-
     Source: section 11 of the specification of ColorMAE, after the periodograms that its authors show.
     Deviation: theirs is not averaged radially and not divided by the variance.
     """
@@ -101,15 +78,13 @@ def mask_spectrum(visible: Bool[np.ndarray, "B h w"]) -> Float[np.ndarray, "B K"
     return _binned(power, [bins == k for k in range(1, bins.max() + 1)])
 
 
-def field_bands(fields: np.ndarray, edges: tuple[float, ...] = BAND_EDGES) -> Float[np.ndarray, "B bands"]:
+def field_bands(
+    fields: Float[np.ndarray, "B m n"] | Bool[np.ndarray, "B m n"], edges: tuple[float, ...] = BAND_EDGES
+) -> Float[np.ndarray, "B bands"]:
     """Mean power of whole fields (or of thresholded ones) in bands of the radial frequency; white noise gives 1.
 
-    Args:
-        fields: Any values (B, m, n), one pixel for a patch.
-        edges: In cycles a patch, ascending; a band has its lower edge and not its upper one. Frequency 0 is in none.
-
-    Returns:
-        Not a number in a band that so small a field has no frequency in.
+    A pixel is a patch; a band has its lower edge and not its upper one, and frequency 0 is in none. NaN in a band that
+    so small a field has no frequency in.
     """
     radius = frequencies(*fields.shape[1:])
     bands = [(radius >= low) & (radius < high) & (radius > 0) for low, high in pairwise(edges)]
@@ -140,13 +115,6 @@ def _clusters(visible: Bool[np.ndarray, "B h w"]) -> tuple[np.ndarray, np.ndarra
     largest = np.zeros(len(visible), dtype=int)
     np.maximum.at(largest, owner[1:], sizes)
     return np.bincount(owner[1:], minlength=len(visible)), largest
-
-
-def _distances(visible: Bool[np.ndarray, "B h w"]) -> Float[np.ndarray, "B h w"]:
-    """Distance of each patch to the nearest visible one of its mask; 0 where visible."""
-    _, height, width = visible.shape
-    apart = float(height + width)  # between masks: further than anything within one
-    return ndimage.distance_transform_edt(~visible, sampling=(apart, 1.0, 1.0))
 
 
 def _check(visible: np.ndarray) -> None:

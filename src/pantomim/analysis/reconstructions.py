@@ -1,10 +1,9 @@
 """What the decoder makes of images it was not trained on: mask patches, predict them, put them back in place.
 
-`reconstruct(load_mae_run("RUN"), images, seed=0)` gives arrays; `write_reconstructions("RUN")` does it with held-out
+`reconstruct(load_run("RUN", "mae"), images, seed=0)` gives arrays; `write_reconstructions("RUN")` does it with held-out
 images of the run's own data and leaves a file that the report shows.
 """
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pantomim.analysis.pictures import STRETCH, display_range, read_images, shown_bands, to_picture
+from pantomim.analysis.pictures import STRETCH, read_images, shown_bands, to_picture
 from pantomim.analysis.runs import choose, held_out, load_run, run_config
 from pantomim.core.batch import Batch
-from pantomim.core.files import replace_file
+from pantomim.core.files import write_npz
+from pantomim.core.modes import evaluating
 from pantomim.data.sources import splits
-from pantomim.methods.mae import MAE, MAEConfig
+from pantomim.methods.mae import MAE
 from pantomim.nn.tokens import channel_values, put_back, take
 from pantomim.targets.pixels import PixelTarget, PixelTargetConfig
 
@@ -31,120 +31,68 @@ LARGE = 200  # pixels: fewer, for a page that one can look through
 class Reconstructions:
     """Images, what was masked of them, and what was predicted; values in the scale of the images.
 
-    Args:
-        original: The images.
-        masked: The same, masked patches filled with the mean of each channel.
-        reconstruction: The decoder's prediction of every patch. It was trained on masked ones only.
-        mask: True where a patch is masked; rows and columns of patches.
-        pasted: The prediction with the visible patches pasted in.
-        explained: Share of the variation in the masked patches that the prediction explains: 1 is perfect; 0 is what
-            the mean alone reaches (each patch's true mean if targets are normalised patch by patch, else the data's).
+    `explained` is the share of the variation in the masked patches that the prediction explains: 1 is perfect; 0 is
+    what the mean alone reaches (each patch's true mean if targets are normalised patch by patch, else the data's).
     """
 
     original: Float[np.ndarray, "B C H W"]
-    masked: Float[np.ndarray, "B C H W"]
-    reconstruction: Float[np.ndarray, "B C H W"]
-    mask: Bool[np.ndarray, "B rows cols"]
-    pasted: Float[np.ndarray, "B C H W"]
+    masked: Float[np.ndarray, "B C H W"]  # masked patches filled with the mean of each channel
+    reconstruction: Float[np.ndarray, "B C H W"]  # the prediction of every patch; it was trained on masked ones only
+    mask: Bool[np.ndarray, "B rows cols"]  # True where a patch is masked
+    pasted: Float[np.ndarray, "B C H W"]  # the prediction with the visible patches pasted in
     explained: float
 
 
 @torch.no_grad()
 def reconstruct(method: MAE, images: Float[Tensor, "B C H W"], seed: int) -> Reconstructions:
-    """Mask patches of the images as the method does in training, and predict them.
+    """Mask patches of the images as the method does in training, by a seed, and predict them.
 
     If the target is normalised patch by patch, a prediction leaves open a patch's mean and std; those of the
     true patch are used, as in the demo of MAE's authors.
-
-    Args:
-        method: In whichever mode it is; it is put into evaluation mode and back.
-        images: Scaled as in training, of the encoder's size.
-        seed: Of the masks.
-
-    Raises:
-        ValueError: if the method predicts anything but pixels.
     """
     encoder, target = method.encoder, method.target
-    if not isinstance(target, PixelTarget):
-        raise ValueError(f"reconstruct.method must predict pixels; got {type(target).__name__}, which is no picture.")
-    training = method.training
-    method.eval()
+    assert isinstance(target, PixelTarget), "a picture can only be made of pixels"
     kernel, size = encoder.patch_embed.proj.weight, encoder.patch_size
-    device = kernel.device
-    images = images.to(device, kernel.dtype)
-    mask = method.draw(Batch(images, total=len(images)), 0, torch.Generator(device).manual_seed(seed)).mask
-    prediction = method.decoder(encoder(images, mask.ids_keep), mask, everywhere=True)  # (B, N, K)
-    truth = target(images)
+    images = images.to(kernel.device, kernel.dtype)
+    generator = torch.Generator(kernel.device).manual_seed(seed)
+    with evaluating(method):
+        mask = method.draw(Batch(images, total=len(images)), 0, generator).mask
+        prediction = method.decoder(encoder(images, mask.ids_keep), mask, everywhere=True)  # (B, N, K)
+        truth = target(images)
     error = take(prediction - truth, mask.ids_mask).square().sum()
     explained = 1.0 - (error / take(truth, mask.ids_mask).square().sum()).item()
     visible_pasted = put_back(take(truth, mask.ids_keep), mask.ids_keep, prediction)
     masked = mask.masked.view(len(images), 1, *encoder.grid).repeat_interleave(size, 2).repeat_interleave(size, 3)
     mean = channel_values("Encoder.mean", encoder.config.mean, encoder.in_chans).to(images).view(-1, 1, 1)
-    result = Reconstructions(
-        original=_numpy(images),
-        masked=_numpy(torch.where(masked, mean, images)),
-        reconstruction=_numpy(target.to_images(prediction, images)),
+    return Reconstructions(
+        original=images.cpu().numpy(),
+        masked=torch.where(masked, mean, images).cpu().numpy(),
+        reconstruction=target.to_images(prediction, images).cpu().numpy(),
         mask=mask.masked.view(len(images), *encoder.grid).cpu().numpy(),
-        pasted=_numpy(target.to_images(visible_pasted, images)),
+        pasted=target.to_images(visible_pasted, images).cpu().numpy(),
         explained=explained,
     )
-    method.train(training)
-    return result
 
 
-def load_mae_run(run: str | Path) -> MAE:
-    """The method of a finished run of MAE that predicts pixels.
-
-    Raises:
-        ValueError: if the run is of another method, predicts no pixels, or as `load_run`.
-    """
-    config = run_config(run).method
-    if not isinstance(config, MAEConfig):
-        raise ValueError(f"reconstructions.run must be a run of MAE; got {run}, a run of {config.kind}.")
-    if not isinstance(config.target, PixelTargetConfig):
-        raise ValueError(
-            f"reconstructions.run must predict pixels; got {run}, which predicts {config.target.kind}: no picture."
-        )
-    method = load_run(run)
-    assert isinstance(method, MAE)
-    return method
-
-
-def write_reconstructions(
-    run: str | Path,
-    *,
-    count: int | None = None,
-    seed: int = 0,
-    bands: tuple[int, ...] | None = None,
-    data: str | None = None,
-) -> Path:
+def write_reconstructions(run: str | Path, *, count: int | None = None, seed: int = 0) -> Path:
     """Reconstruct held-out images of a finished run; writes `RUN/analysis/reconstructions.npz`.
 
     The file holds `original`, `masked`, `reconstruction` and `pasted` as 8-bit pictures (n, H, W, 1 or 3) and `mask`;
     the same values unrounded, in the scale of the encoder's input and with every band, as `original_values` and
     `reconstruction_values`; and what there is to say about them as JSON in `about`.
 
-    Args:
-        run: A finished run.
-        count: How many images; None: twelve, or six where they are large.
-        seed: Of the choice of images and of the masks.
-        bands: Bands shown as red, green and blue, or the one shown as gray; None: the first three, or the first.
-        data: Another source than the run's; its test, val or fixed 20 %.
-
-    Raises:
-        ValueError: if the run is not finished, its data cannot be opened, or there is no such band.
+    Without a `count`, twelve images, or six where they are large; the seed chooses images and masks.
     """
-    run = Path(run)
-    method = load_mae_run(run)
-    encoder = method.encoder
-    source = data or run_config(run).data.source
+    config = run_config(run)
+    if config.method.kind == "mae" and not isinstance(config.method.target, PixelTargetConfig):
+        target = config.method.target.kind
+        raise ValueError(f"reconstructions.run must predict pixels; got {run}, which predicts {target}: no picture.")
+    method: MAE = load_run(run, "mae")
+    encoder, source = method.encoder, config.data.source
     dataset = held_out(source)
-    bands = shown_bands(dataset.channels, bands)
-    if count is None:
-        count = 12 if max(encoder.image_size) < LARGE else 6
+    count = count or (12 if max(encoder.image_size) < LARGE else 6)
     images, items = read_images(dataset, encoder.image_size, choose(dataset, count, seed))
     result = reconstruct(method, images, seed)
-    low, high = display_range(result.original[:, bands], dataset.scale)
     about = {
         "source": source,
         "dataset": dataset.name,
@@ -154,41 +102,32 @@ def write_reconstructions(
         "seed": seed,
         "patch_size": encoder.patch_size,
         "channels": dataset.channels,
-        "bands": list(bands),
+        "bands": shown_bands(dataset.channels),
         "stretched": bool(dataset.scale.divisor != 255.0),
         "masked_share": float(result.mask.mean()),
         "normalized_target": isinstance(method.target, PixelTarget) and method.target.normalise != "none",
         "explained": result.explained,
     }
     about["caption"] = caption(about)
-    pictures = {
-        name: to_picture(getattr(result, name)[:, bands], low, high)
+    arrays = {
+        name: to_picture(getattr(result, name), result.original, dataset.scale)
         for name in ("original", "masked", "reconstruction", "pasted")
+    } | {
+        "mask": result.mask,
+        "original_values": result.original.astype(np.float32),
+        "reconstruction_values": result.reconstruction.astype(np.float32),
+        "about": np.array(json.dumps(about)),
     }
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        allow_pickle=False,
-        **pictures,
-        mask=result.mask,
-        original_values=result.original.astype(np.float32),
-        reconstruction_values=result.reconstruction.astype(np.float32),
-        about=np.array(json.dumps(about)),
-    )
-    path = run / "analysis" / "reconstructions.npz"
-    replace_file(path, buffer.getvalue())
-    return path
+    return write_npz(Path(run) / "analysis" / "reconstructions.npz", arrays, compressed=True)
 
 
 def caption(about: dict[str, Any]) -> str:
     """What one must know to read the pictures, in full sentences."""
-    where = {
-        "test": "of the test split",
-        "val": "of the val split",
-        "train": "that pre-training has seen (there is no other split)",
-    }[about["split"]]
+    where = f"of the {about['split']} split"
     if about["divided"]:
         where = "of the fixed 20 % that pre-training did not see"
+    elif about["split"] == "train":
+        where = "that pre-training has seen (there is no other split)"
     sentences = [
         f"{len(about['items'])} images of {about['dataset']} {where}, drawn with seed {about['seed']}.",
         f"{100 * about['masked_share']:.0f} % of the patches are masked. Visible patches are pasted into the "
@@ -201,13 +140,8 @@ def caption(about: dict[str, Any]) -> str:
             f"so the average {given} of a masked patch and its contrast are given, not predicted."
         )
     if about["bands"] != list(range(about["channels"])):
-        shown = ", ".join(str(band + 1) for band in about["bands"])
-        noun = "Band" if len(about["bands"]) == 1 else "Bands"
-        sentences.append(f"{noun} {shown} of {about['channels']} shown.")
+        shown = "Band 1" if about["bands"] == [0] else "Bands 1, 2, 3"
+        sentences.append(f"{shown} of {about['channels']} shown.")
     if about["stretched"]:
         sentences.append(f"Contrast stretched to the {STRETCH[0]:g} to {STRETCH[1]:g} % range of the originals.")
     return " ".join(sentences)
-
-
-def _numpy(images: Tensor) -> np.ndarray:
-    return images.detach().cpu().numpy()

@@ -7,40 +7,36 @@ import numpy as np
 import torch
 
 from pantomim.config import Pretrain, from_yaml
-from pantomim.data.sources import Dataset, open_source, splits
+from pantomim.data.dataset import Dataset
+from pantomim.data.sources import open_source, splits
 from pantomim.formats.files import frozen_hashes, key_report, other_parts
 from pantomim.formats.native import load_decoder, load_encoder_folder, load_predictor, read_frozen
-from pantomim.methods.base import Method
 from pantomim.methods.beit import BEiTConfig
-from pantomim.methods.cae import CAE, CAEConfig
+from pantomim.methods.cae import CAEConfig
 from pantomim.methods.mae import MAEConfig
 
 
 def run_config(run: str | Path) -> Pretrain:
-    """The config of a run.
-
-    Raises:
-        ValueError: if the folder is none of a run.
-    """
+    """The config of a run."""
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"inspect.runs must be run folders; got {run}, which has no config.yaml. Check the path.")
     return from_yaml(Pretrain, path)
 
 
-def load_run(run: str | Path) -> Method:
-    """The method of a finished run of MAE, BEiT or CAE, in evaluation mode.
+def load_run(run: str | Path, kind: str | None = None) -> Any:
+    """The method of a finished run of MAE, BEiT or CAE, in evaluation mode; tokenizer and guide from where it had them.
 
-    A tokenizer is loaded from where the run had it.
+    Any of the three, if no `kind` is asked for.
 
     Raises:
-        ValueError: if the run is of another method, is not finished, its files are damaged, or its tokenizer or guide
-            is not to be had.
+        ValueError: if the run is of another method, is not finished, its files are damaged or others are missing.
     """
     run = Path(run)
     config = run_config(run).method
-    if not isinstance(config, MAEConfig | BEiTConfig | CAEConfig):
-        raise ValueError(f"load_run.run must be a run of mae, beit or cae; got {run}, a run of {config.kind}.")
+    if not isinstance(config, MAEConfig | BEiTConfig | CAEConfig) or kind not in (None, config.kind):
+        asked = kind or "mae, beit or cae"
+        raise ValueError(f"inspect.runs must be runs of {asked}; got {run}, a run of {config.kind}. Name another.")
     config.guide.check_kept(run)
     encoder = load_encoder_folder(run)
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
@@ -57,8 +53,7 @@ def load_run(run: str | Path) -> Method:
             f"{run / 'predictor.safetensors'} must hold what config.yaml describes; got {report}. "
             f"Copy the folder again, or give the tokenizer that it was trained with."
         )
-    stated = read_frozen(run)
-    if stated is not None and (different := other_parts(frozen_hashes(method), stated)):
+    if (stated := read_frozen(run)) is not None and (different := other_parts(frozen_hashes(method), stated)):
         raise ValueError(
             f"{run} must be looked at with the tokenizer that it was trained with; got another {different}. "
             f"Put the files back that config.yaml names."
@@ -67,22 +62,6 @@ def load_run(run: str | Path) -> Method:
         for name, weight in ours.items():
             weight.copy_(weights[name])
     return method.eval()
-
-
-def load_cae_run(run: str | Path) -> CAE:
-    """The method of a finished run of CAE.
-
-    Raises:
-        ValueError: if it is no run of CAE, or as `load_run`.
-    """
-    kind = run_config(run).method.kind
-    if kind != "cae":
-        raise ValueError(
-            f"inspect.runs must be runs of CAE, which alone has a regressor to leave out; got {run}, a run of {kind}."
-        )
-    method = load_run(run)
-    assert isinstance(method, CAE)
-    return method
 
 
 def held_out(source: str) -> Dataset:
@@ -100,9 +79,8 @@ def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:
     if dataset.labels is None:
         return order[:count]
     labels = dataset.labels[order]
-    turn = np.zeros(len(order), dtype=np.int64)  # the how-manieth of its class in this order
+    turn = np.zeros(len(order), dtype=np.int64)  # of each image within its class
     for label in np.unique(labels):
-        of_class = np.flatnonzero(labels == label)
-        turn[of_class] = np.arange(len(of_class))
+        turn[labels == label] = np.arange(np.count_nonzero(labels == label))
     chosen = order[np.argsort(turn, kind="stable")[:count]]
     return chosen[np.argsort(dataset.labels[chosen], kind="stable")]

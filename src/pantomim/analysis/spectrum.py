@@ -1,7 +1,5 @@
 """How few directions an image's patch tokens lie in: the share of the largest singular values, block by block."""
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -11,13 +9,13 @@ from torch.nn import functional as F
 
 from pantomim.analysis.block_facts import BlockFacts
 from pantomim.analysis.blocks import block_features
-from pantomim.analysis.inspection import Arrays, Images, LayerAnalysis, layer_table, mean_over_images, numbered
+from pantomim.analysis.inspection import LayerMeans
 from pantomim.core.frozen import frozen
 from pantomim.evaluate.features import AnyEncoder
 
 
 @frozen
-class Spectrum(LayerAnalysis):
+class Spectrum(LayerMeans):
     """How few directions the tokens of an image lie in, after each block.
 
     Arrays: `shares` (layers, 5), of the k largest singular values, k = 1 ... 5.
@@ -27,15 +25,10 @@ class Spectrum(LayerAnalysis):
     title: ClassVar[str] = "How few directions the tokens lie in"
     chart: ClassVar[str] = "shares"
 
-    def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
-        """Means over images."""
-
-        def shares(encoder: AnyEncoder, batch: Tensor) -> dict[str, Tensor]:
-            blocks = block_features(encoder, batch)
-            return {"shares": torch.stack([concentration(block.patches).sum(dim=0).cpu() for block in blocks])}
-
-        means = (mean_over_images(images.batches(one), partial(shares, one)) for one in encoders)
-        return numbered(list(means)), {}
+    def sums(self, encoder: AnyEncoder, images: Tensor) -> dict[str, Tensor]:
+        """Of the shares."""
+        blocks = block_features(encoder, images)
+        return {"shares": torch.stack([concentration(block.patches).sum(dim=0) for block in blocks])}
 
     @staticmethod
     def caption(about: dict[str, Any], images: str) -> str:
@@ -53,22 +46,16 @@ class Spectrum(LayerAnalysis):
         return [(name, (values, highest, name)) for name, values in zip(found.names, shares, strict=True)]
 
     @staticmethod
-    def table(found: BlockFacts) -> tuple[list[str], list[list[str]]]:
+    def cell(found: BlockFacts, number: int, layer: int) -> str:
         """P_1 ... P_5."""
-        return layer_table(
-            found, lambda number, layer: "  ".join(f"{share:.3f}" for share in found.of("shares", number)[layer])
-        )
+        return "  ".join(f"{share:.3f}" for share in found.of("shares", number)[layer])
 
 
 def concentration(tokens: Float[Tensor, "B N D"], most: int = 5) -> Float[Tensor, "B {most}"]:
     """The k largest singular values over all of them, k = 1 ... `most`; of singular values, not of their squares.
 
-    Each token is divided by its length first; the mean is not subtracted. In float64. Of fewer than k singular values
-    the share is 1.
-
-    Args:
-        tokens: Patch tokens of each image, without prefix tokens, before the final norm.
-        most: The largest k.
+    Of patch tokens before the final norm, each divided by its length; the mean is not subtracted. In float64. Of fewer
+    than k singular values the share is 1.
 
     Paper: dBOT, arXiv:2209.03917, as in its authors' `analysis/analysis.py`.
     Deviation: none known. The figure speaks of weights too; the authors' tool takes the tokens, as here.

@@ -6,27 +6,28 @@ have changed; `write_tokenizer_report("RUN")` measures a finished run on images 
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from PIL import Image
 from torch import Tensor, nn
 
+from pantomim.analysis.pictures import read_images
 from pantomim.analysis.runs import held_out
 from pantomim.config import Pretrain, from_yaml
-from pantomim.core.files import check_out, replace_file
-from pantomim.data.sources import Dataset
+from pantomim.core.files import check_out, replace_file, write_npz
+from pantomim.data.dataset import Dataset
 from pantomim.data.stream import evaluation_batches
 from pantomim.formats.files import hash_weights
 from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.vqkd import VQKDConfig
 from pantomim.tokenizers import Tokenizer, load_tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer
-from pantomim.tokenizers.usage import CodeUsage, TokenizerReport, code_usage, count_codes, measure_tokenizer
+from pantomim.tokenizers.usage import CodeUsage, TokenizerReport, code_usage, measure_tokenizer
 from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 NUM_SHOWN = 8  # images in the picture of a report
@@ -37,30 +38,15 @@ TRANSFORM = "largest centred part of the wanted proportions, resized with antial
 
 @dataclass(frozen=True)
 class Ids:
-    """The ids of the images of one split.
+    """The ids of the images of one split, and how they use the codes."""
 
-    Args:
-        ids: (n, rows, cols), uint16 where the vocabulary allows, else int32.
-        names: Of the images.
-        labels: Class ids, or None.
-        key: What the ids depend on: tokenizer, images, transform.
-        usage: Of the codes.
-        fresh: They were computed now; else they were found in the file.
-    """
-
-    ids: np.ndarray
-    names: tuple[str, ...]
-    labels: np.ndarray | None
-    key: dict[str, Any]
+    ids: Int[np.ndarray, "n rows cols"]  # uint16 where the vocabulary allows, else int32
     usage: CodeUsage
-    fresh: bool
+    fresh: bool  # computed now; else they were found in the file
 
 
 def ids_key(tokenizer: Tokenizer, dataset: Dataset, image_size: tuple[int, int]) -> dict[str, Any]:
-    """Everything that ids depend on, as plain values.
-
-    Images are known as `Dataset.key` knows them.
-    """
+    """Everything that ids depend on, as plain values; images are known as `Dataset.key` knows them."""
     assert isinstance(tokenizer, nn.Module), "every tokenizer that can be loaded is a module"
     weights = dict(tokenizer.state_dict()) | dict(tokenizer.named_buffers())
     rows, cols = tokenizer.grid_of(image_size)
@@ -89,18 +75,8 @@ def write_ids(
 ) -> Ids:
     """Compute the ids of every readable image and write them to FILE.npz; if it holds them already, leave it.
 
-    The file has `ids`, `names`, `labels` (where there are any) and `key`, which is JSON.
-
-    Args:
-        tokenizer: What gives the ids; it is moved to the device.
-        dataset: One split.
-        path: FILE.npz.
-        image_size: Height and width that the tokenizer sees; None: that of the images, if it is the same for all.
-        batch_size: Images at once.
-        device: Where to run.
-
-    Raises:
-        ValueError: if image size, channels or stride do not fit, or the file holds something else.
+    The file has `ids`, `names`, `labels` (where there are any) and `key`, which is JSON. The tokenizer is moved to the
+    device; without an `image_size` it sees the images as they are, if all have one size.
     """
     check_out("ids", path, [".npz"])
     size = image_size or dataset.facts.size
@@ -115,71 +91,51 @@ def write_ids(
             f"tokenizer must take the channels of the images; got one for {channels}, and {dataset.spec} has "
             f"{dataset.channels}. Train one on such images: `pantomim tokenizer train`."
         )
-    try:
-        key = ids_key(tokenizer, dataset, size)
-    except ValueError as error:
-        raise ValueError(f"{error} With another write_ids.image_size, images are resized.") from error
+    key = ids_key(tokenizer, dataset, size)
     if path.exists():
         return _found(path, key)
     assert isinstance(tokenizer, nn.Module)
     tokenizer.to(device).eval()
     rows, cols = tokenizer.grid_of(size)
     dtype = np.uint16 if tokenizer.vocabulary <= 2**16 else np.int32
-    parts, indices = [np.empty((0, rows, cols), dtype)], [np.empty(0, np.int64)]
-    counts = torch.zeros(tokenizer.vocabulary, dtype=torch.float64)
+    parts, indices = [], []
     for images, chosen in evaluation_batches(dataset, size, batch_size, device):
-        ids = tokenizer(images).cpu()
-        counts += count_codes(ids, tokenizer.vocabulary)
-        parts.append(ids.view(-1, rows, cols).numpy().astype(dtype))
+        parts.append(tokenizer(images).view(-1, rows, cols).cpu().numpy().astype(dtype))
         indices.append(chosen)
-    kept = np.concatenate(indices)
-    names = dataset.names
-    labels = None if dataset.labels is None else dataset.labels[kept]
-    result = Ids(
-        np.concatenate(parts), tuple(names[index] for index in kept), labels, key, code_usage(counts), fresh=True
-    )
-    columns = {"ids": result.ids, "names": np.array(result.names, dtype=str), "key": np.array(json.dumps(key))}
-    buffer = io.BytesIO()
-    np.savez(buffer, **columns | ({} if labels is None else {"labels": labels}))  # type: ignore[arg-type]
-    replace_file(path, buffer.getvalue())
-    return result
+    ids, kept = np.concatenate(parts), np.concatenate(indices)
+    names = np.array(dataset.names, dtype=str)[kept]
+    labels = {} if dataset.labels is None else {"labels": dataset.labels[kept]}
+    write_npz(path, {"ids": ids, "names": names, "key": np.array(json.dumps(key)), **labels})
+    return Ids(ids, _usage(ids, tokenizer.vocabulary), fresh=True)
 
 
-def read_ids(path: Path) -> Ids:
-    """The ids of a file that `write_ids` made.
-
-    Raises:
-        ValueError: if it is no such file.
-    """
+def _found(path: Path, key: dict[str, Any]) -> Ids:
+    """The ids of a file, if they are those of the key."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            ids, names, key = file["ids"], tuple(file["names"].tolist()), json.loads(str(file["key"]))
-            labels = file["labels"] if "labels" in file.files else None
-            vocabulary = int(key["tokenizer"]["vocabulary"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            ids, stated = file["ids"], json.loads(str(file["key"]))
+        different = [part for part in key if stated.get(part) != key[part]]
+    except (OSError, ValueError, KeyError, AttributeError, EOFError) as error:
         raise ValueError(
             f"ids must be a file that `pantomim tokenizer encode` wrote; got {path} ({error}). Name another file."
         ) from error
-    counts = count_codes(torch.from_numpy(ids.astype(np.int64)).flatten(1), vocabulary)
-    return Ids(ids, names, labels, key, code_usage(counts), fresh=False)
+    if different:
+        raise ValueError(
+            f"ids must be a new file, or hold the ids of this tokenizer, data and transform; got {path}, which was "
+            f"made with another {' and '.join(different)}. Write to another file, or remove the file."
+        )
+    return Ids(ids, _usage(ids, key["tokenizer"]["vocabulary"]), fresh=False)
 
 
-def write_tokenizer_report(
-    run: Path, *, max_images: int = 2000, batch_size: int = 64, device: torch.device | str = "cpu"
-) -> TokenizerReport:
+def _usage(ids: Int[np.ndarray, "n rows cols"], vocabulary: int) -> CodeUsage:
+    return code_usage(torch.from_numpy(np.bincount(ids.ravel(), minlength=vocabulary)).double())
+
+
+def write_tokenizer_report(run: Path, *, max_images: int = 2000) -> TokenizerReport:
     """Measure a finished run's tokenizer on held-out images; leave numbers and a picture in its folder.
 
-    The picture has images in its upper row, and below what their ids are decoded to; there is none where ids stand for
-    features of a teacher.
-
-    Args:
-        run: The run folder.
-        max_images: Most images to look at, evenly spaced over those that the run was not trained on.
-        batch_size: Images at once.
-        device: Where to run.
-
-    Raises:
-        ValueError: if the run has no tokenizer, or its data have moved.
+    At most `max_images`, evenly spaced over those that the run was not trained on. The picture has images in its upper
+    row, and below what their ids are decoded to; there is none where ids stand for features of a teacher.
     """
     config = from_yaml(Pretrain, run / "config.yaml")
     if not isinstance(config.method, DVAEConfig | VQKDConfig):
@@ -188,19 +144,12 @@ def write_tokenizer_report(
         )
     tokenizer = load_tokenizer(run)
     assert isinstance(tokenizer, DVAETokenizer | VQKDTokenizer)
-    tokenizer.to(device)
     method, dataset = config.method, held_out(config.data.source)
     size = method.image_size if isinstance(method, DVAEConfig) else method.encoder.image_size
     indices = np.unique(np.linspace(0, len(dataset) - 1, max_images).astype(int))
-    shown: list[Tensor] = []
-
-    def batches() -> Iterator[Tensor]:
-        for images, _ in evaluation_batches(dataset, size, batch_size, device, indices):
-            if not shown:
-                shown.append(images[:NUM_SHOWN])
-            yield images
-
-    report = measure_tokenizer(tokenizer, batches())
+    report = measure_tokenizer(
+        tokenizer, (images for images, _ in evaluation_batches(dataset, size, 64, "cpu", indices))
+    )
     values = {
         "data": config.data.source,
         "split": dataset.split,
@@ -213,25 +162,10 @@ def write_tokenizer_report(
     }
     replace_file(run / REPORT, (json.dumps(values, indent=2) + "\n").encode())
     if isinstance(tokenizer, DVAETokenizer):
-        decoded = tokenizer.decode(tokenizer(shown[0]), tokenizer.grid_of(size))
-        replace_file(run / PICTURE, _two_rows(shown[0], decoded))
+        shown, _ = read_images(dataset, size, indices[:NUM_SHOWN])
+        decoded = tokenizer.decode(tokenizer(shown), tokenizer.grid_of(size))
+        replace_file(run / PICTURE, _two_rows(shown, decoded))
     return report
-
-
-def _found(path: Path, key: dict[str, Any]) -> Ids:
-    """The ids of a file, if they are those of the key.
-
-    Raises:
-        ValueError: naming what differs.
-    """
-    found = read_ids(path)
-    different = [part for part in key if found.key.get(part) != key[part]]
-    if different:
-        raise ValueError(
-            f"ids must be a new file, or hold the ids of this tokenizer, data and transform; got {path}, which was "
-            f"made with another {' and '.join(different)}. Write to another file, or remove the file."
-        )
-    return found
 
 
 def _two_rows(images: Tensor, decoded: Tensor) -> bytes:

@@ -14,8 +14,6 @@ class Batch:
         images: Scaled as the data set says (8 bit: to [0, 1]), not normalised.
         ids: Position of each image in the data set.
         labels: Class ids, or None.
-        start: First row within the global batch.
-        total: Images in the global batch.
         second: Another view of the same images, where the data give one.
     """
 

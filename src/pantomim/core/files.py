@@ -1,18 +1,17 @@
 """Files that are either whole or not there."""
 
 import contextlib
+import io
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, force it to disk and rename it: whoever looks sees the old file or the new.
-
-    Raises:
-        OSError: if the folder cannot be written to or the disk is full; the old file is then untouched.
-    """
+    """Write a file under a temporary name, force it to disk and rename it: there is the old file or the new, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -29,17 +28,16 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> Path:
+    """Write named arrays as `replace_file` does; gives the path."""
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, allow_pickle=False, **arrays)
+    replace_file(path, buffer.getvalue())
+    return path
+
+
 def check_out(field: str, path: Path, suffixes: Sequence[str]) -> None:
-    """Refuse a file that could not be written: to be called before the work that it is to hold.
-
-    Args:
-        field: Who names the file, for the message.
-        path: The file; it and its folders may be missing.
-        suffixes: The endings it may have.
-
-    Raises:
-        ValueError: if it has another ending, is a folder, or lies where nothing can be written.
-    """
+    """Refuse, in the name of a field, a file that could not be written; to be called before the work it is to hold."""
     if path.suffix not in suffixes:
         raise ValueError(f"{field} must end in {' or '.join(suffixes)}; got {path}. Give FILE{suffixes[0]}.")
     if path.is_dir():

@@ -5,7 +5,7 @@ from typing import Any, TypeVar, dataclass_transform
 
 from pydantic import Discriminator
 
-from pantomim.core.ranges import broken_rule, has_range
+from pantomim.core.ranges import broken_rule
 
 T = TypeVar("T")
 
@@ -17,28 +17,25 @@ KIND = Discriminator("kind")
 def frozen(cls: type[T]) -> type[T]:
     """Make a frozen dataclass; read from YAML, it refuses keys that it does not have.
 
-    Fields annotated with a type of `core.ranges` are checked however the config is made, in Python or from YAML.
-    Rules across fields belong in `__post_init__` and raise `ValueError`; pydantic reports those of a whole config
-    together.
+    Fields annotated with a type of `core.ranges` are checked in Python and from YAML alike. Rules across fields belong
+    in `__post_init__` and raise `ValueError`; pydantic reports those of a whole config together.
     """
     cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
     rules_across_fields = getattr(cls, "__post_init__", None)
 
     def __post_init__(self: Any) -> None:  # noqa: N807  (it becomes the class's)
-        for name, hint in ranges:
-            if rule := broken_rule(hint, value := getattr(self, name)):
-                raise ValueError(f"{type(self).__name__}.{name} must {rule}; got {value}.")
+        for item in fields(self):
+            if rule := broken_rule(item.type, value := getattr(self, item.name)):
+                raise ValueError(f"{type(self).__name__}.{item.name} must {rule}; got {value}.")
         if rules_across_fields is not None:
             rules_across_fields(self)
 
     cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
-    made = dataclass(frozen=True)(cls)
-    ranges = [(item.name, item.type) for item in fields(made) if has_range(item.type)]  # type: ignore[arg-type]
-    return made
+    return dataclass(frozen=True)(cls)
 
 
 def in_words(part: Any) -> str:
-    """The settings of a part in one line, kind and what is left open apart; presets that it knows are written out."""
+    """The settings of a part in one line, without its kind and what is left open; presets are written out."""
     words = []
     part = getattr(part, "explicit", part)
     for item in fields(part):

@@ -9,13 +9,9 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 @dataclass(frozen=True)
 class Range:
-    """An interval, as the metadata of an `Annotated` number; NaN lies in none, and infinity is never meant.
+    """An interval, as the metadata of an `Annotated` number; `least` and `most` lie in it, `above` and `below` do not.
 
-    Args:
-        least: Smallest value, itself allowed.
-        above: Smallest value, itself not allowed.
-        most: Largest value, itself allowed.
-        below: Largest value, itself not allowed.
+    NaN lies in no interval, and no upper bound means finite.
     """
 
     least: float = -math.inf
@@ -58,8 +54,3 @@ def broken_rule(hint: Any, value: Any) -> str | None:
         hints = repeat(args[0]) if args[-1] is ... else args
         return next(filter(None, map(broken_rule, hints, value)), None)
     return None
-
-
-def has_range(hint: Any) -> bool:
-    """Whether there is any range in a type."""
-    return isinstance(hint, Range) or any(map(has_range, get_args(hint)))

@@ -1,13 +1,14 @@
 """What is done to a training image after it is cut: other colours, blur, RandAugment, an erased part.
 
 As with crops, all that is random is drawn apart from the images, for all rows of a global batch, from (seed, step,
-view), on the host; each process then takes its rows and does them together on their own device. An image's operations
-have their own parameters, so rows that share an operation go through it as one batch.
+view), on the host; each process then takes its rows. Rows that share an operation go through it as one batch, on their
+device, each with its own parameters.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pantomim.core.frozen import frozen
+from pantomim.core.host import to_device
 from pantomim.core.ranges import AtLeastZero, NotNegative, Range, Share
 from pantomim.data.colours import COLOUR_STEPS, blurred, gray, solarised
 from pantomim.data.rand_augment import OPERATIONS, rand_augmented
@@ -33,8 +35,8 @@ class Augment:
     The order is that of the fields. Values stay in [0, 1], but for erased parts.
 
     Args:
-        jitter: Brightness, contrast, saturation and hue, in an order drawn for each image. The first three are factors,
-            drawn from 1 - value to 1 + value; hue is turned by up to this share of the circle, at most 0.5.
+        jitter: Of brightness, contrast, saturation (factors from 1 - value to 1 + value) and hue (a share of the
+            circle, at most 0.5), in an order drawn for each image.
         jitter_probability: Share of the images whose colours are jittered.
         grayscale: Share of the images that lose their colours.
         blur: Share of the images that are blurred.
@@ -44,15 +46,15 @@ class Augment:
         rand_magnitude: Their strength, in [0, 10].
         rand_std: Std of the strength, drawn for each operation.
         erasing: Share of the images of which a part becomes noise.
-        mean: What RandAugment's gaps are filled with, and the noise's mean; a value a channel.
-        std: The noise's std; a value a channel.
+        mean: Mean of the noise, and what RandAugment's gaps are filled with; a value a channel.
+        std: Std of the noise; a value a channel.
 
     Paper: jitter, grayscale and blur: Chen et al. 2020, arXiv:2002.05709, appendix A; solarise: Grill et al. 2020,
         arXiv:2006.07733, appendix B; RandAugment: Cubuk et al. 2020, arXiv:1909.13719; erasing: Zhong et al. 2020,
         arXiv:1708.04896. RandAugment and erasing are timm's (`rand-m9-mstd0.5-inc1`, mode "pixel").
     Deviation: values are floats, not rounded to 8 bits between operations. The blur is exact, where Pillow's is a chain
-        of boxes. Jitter comes after the crop, as in most code; BEiT's comes before, which differs in what its contrast
-        turns about: the mean of the whole image, here that of the part.
+        of boxes. Jitter comes after the crop; BEiT's comes before, so that its contrast turns about the mean of the
+        whole image, here of the part.
     """
 
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -86,26 +88,20 @@ class Augment:
     @property
     def active(self) -> bool:
         """Whether anything is done."""
-        return self._recolours or self.blur > 0 or self.erasing > 0
+        return bool(self._recolours or self.blur or self.erasing)
 
     @property
     def _recolours(self) -> bool:
-        jitters = any(self.jitter) and self.jitter_probability > 0
-        return jitters or self.grayscale > 0 or self.solarise > 0 or self.rand_augment > 0
+        jitters = any(self.jitter) and self.jitter_probability
+        return bool(jitters or self.grayscale or self.solarise or self.rand_augment)
 
     def problems(self, channels: int, dtype: str) -> list[str]:
-        """Why images of this kind cannot go through it; empty if they can.
-
-        Args:
-            channels: Of the images.
-            dtype: Number type that the images are stored in.
-        """
+        """Why images of so many channels, stored in this number type, cannot go through it; empty if they can."""
         found = []
-        jitters = self.jitter_probability > 0
         only_rgb = {
-            "jitter's saturation and hue": jitters and any(self.jitter[2:]),
-            "grayscale": self.grayscale > 0,
-            "rand_augment": self.rand_augment > 0,
+            "jitter's saturation and hue": self.jitter_probability and any(self.jitter[2:]),
+            "grayscale": self.grayscale,
+            "rand_augment": self.rand_augment,
         }
         if channels != 3 and (named := [name for name, used in only_rgb.items() if used]):
             found.append(
@@ -127,31 +123,18 @@ class Augment:
 
 @dataclass(frozen=True)
 class AugmentDraws:
-    """What is done to each image of a batch, on the host; a row an image.
+    """What is done to each image of a batch, on the host; a row an image."""
 
-    Args:
-        jitter_order: Number of the colour step that comes first, second ...; -1 where there is none.
-        jitter: Strength of each colour step, by its number.
-        grayscale: Which images lose their colours.
-        sigma: Std of the blur in pixels; 0: none.
-        solarise: Which images are solarised.
-        operations: RandAugment's, by number, in order; -1 where there is none.
-        levels: Their strengths, in [0, 10].
-        signs: Their directions, 1 or -1.
-        erased: Erased parts, as (top, left, height, width); no height: none.
-        noise: Seeds of what they are filled with.
-    """
-
-    jitter_order: Int[np.ndarray, "B 4"]
-    jitter: Float[np.ndarray, "B 4"]
+    jitter_order: Int[np.ndarray, "B 4"]  # number of the colour step that comes first, second ...; -1: none
+    jitter: Float[np.ndarray, "B 4"]  # strength of each colour step, by its number
     grayscale: Bool[np.ndarray, " B"]
-    sigma: Float[np.ndarray, " B"]
+    sigma: Float[np.ndarray, " B"]  # of the blur, in pixels; 0: none
     solarise: Bool[np.ndarray, " B"]
-    operations: Int[np.ndarray, "B K"]
-    levels: Float[np.ndarray, "B K"]
-    signs: Float[np.ndarray, "B K"]
-    erased: Int[np.ndarray, "B 4"]
-    noise: Int[np.ndarray, " B"]
+    operations: Int[np.ndarray, "B K"]  # RandAugment's, by number, in order; -1: none
+    levels: Float[np.ndarray, "B K"]  # their strengths, in [0, 10]
+    signs: Float[np.ndarray, "B K"]  # their directions, 1 or -1
+    erased: Int[np.ndarray, "B 4"]  # parts as (top, left, height, width); no height: none
+    noise: Int[np.ndarray, " B"]  # seeds of what they are filled with
 
     def rows(self, rows: slice) -> "AugmentDraws":
         """Those of some images."""
@@ -161,16 +144,7 @@ class AugmentDraws:
 def draw_augment(
     augment: Augment, total: int, image_size: tuple[int, int], seed: int, step: int, view: int = 0
 ) -> AugmentDraws:
-    """Draw what is done to each image of a global batch.
-
-    Args:
-        augment: What to draw.
-        total: Images in the global batch.
-        image_size: Their (height, width), after the crop.
-        seed: Of the run.
-        step: Of the run.
-        view: Which view of the images.
-    """
+    """Draw what is done to each image of a global batch of `total`, of this (height, width) after the crop."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, step, _PURPOSE, view]))
     on = rng.random((total, 5))  # whether: jitter, grayscale, blur, solarise, erasing
     span = 2 * rng.random((total, 4)) - 1
@@ -198,47 +172,32 @@ def draw_augment(
 
 
 def augmented(images: Float[Tensor, "B C H W"], draws: AugmentDraws, augment: Augment) -> Float[Tensor, "B C H W"]:
-    """The images, each with what is drawn for it; the given ones stay as they are.
-
-    Args:
-        images: Values in [0, 1].
-        draws: From `draw_augment`, the rows of these images.
-        augment: What the draws were made of.
-    """
-    rows = _Rows(images.clone())
-    mean, std = (rows.put(torch.tensor(values, dtype=images.dtype)) for values in (augment.mean, augment.std))
+    """The images (values in [0, 1]), each with what is drawn for its row; the given ones stay as they are."""
+    images = images.clone()
+    change = partial(_change, images)
+    mean, std = (
+        to_device(torch.tensor(values, dtype=images.dtype), images.device).view(-1, 1, 1)
+        for values in (augment.mean, augment.std)
+    )
     for place in range(4):
         for number, step in enumerate(COLOUR_STEPS):
-            rows.change(draws.jitter_order[:, place] == number, step, draws.jitter[:, number])
-    rows.change(draws.grayscale, lambda chosen: gray(chosen).expand_as(chosen))
-    rows.change(draws.sigma > 0, blurred, draws.sigma)
-    rows.change(draws.solarise, solarised)
+            change(draws.jitter_order[:, place] == number, step, draws.jitter[:, number])
+    change(draws.grayscale, lambda chosen: gray(chosen).expand_as(chosen))
+    change(draws.sigma > 0, blurred, draws.sigma)
+    change(draws.solarise, solarised)
     for operations, levels, signs in zip(draws.operations.T, draws.levels.T, draws.signs.T, strict=True):
-        rand_augmented(rows.change, operations, levels, signs, mean.view(-1, 1, 1))
-    _erase(rows.images, draws, mean.view(-1, 1, 1), std.view(-1, 1, 1))
-    return rows.images
+        rand_augmented(change, operations, levels, signs, mean)
+    _erase(images, draws, mean, std)
+    return images
 
 
-class _Rows:
-    """Images of which some rows at a time are changed, in place."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def change(self, which: np.ndarray, action: Callable[..., Tensor], *values: np.ndarray) -> None:
-        """Put the rows that are True through an action, each with its own values."""
-        chosen = np.flatnonzero(which)
-        if len(chosen) == 0:
-            return
-        ids = self.put(torch.from_numpy(chosen))
-        own = [self.put(torch.from_numpy(value[chosen]).to(self.images.dtype)) for value in values]
-        self.images.index_copy_(0, ids, action(self.images.index_select(0, ids), *own))
-
-    def put(self, values: Tensor) -> Tensor:
-        """Onto the device; from pinned memory, so that nothing waits."""
-        if self.images.device.type != "cuda":
-            return values
-        return values.pin_memory().to(self.images.device, non_blocking=True)
+def _change(images: Tensor, which: np.ndarray, action: Callable[..., Tensor], *values: np.ndarray) -> None:
+    """Put the rows that are True through an action, each with its values; in place."""
+    chosen = np.flatnonzero(which)
+    if len(chosen):
+        ids = to_device(torch.from_numpy(chosen), images.device)
+        amounts = [to_device(torch.from_numpy(value[chosen]).to(images.dtype), images.device) for value in values]
+        images.index_copy_(0, ids, action(images.index_select(0, ids), *amounts))
 
 
 def _erased_parts(rng: np.random.Generator, total: int, image_size: tuple[int, int]) -> Int[np.ndarray, "B 4"]:
@@ -249,13 +208,13 @@ def _erased_parts(rng: np.random.Generator, total: int, image_size: tuple[int, i
     heights = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     widths = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     inside = (heights < height) & (widths < width)
-    first = np.asarray(inside.argmax(axis=1))[:, None]
-    taken_height = np.take_along_axis(heights, first, axis=1)[:, 0]
-    taken_width = np.take_along_axis(widths, first, axis=1)[:, 0]
-    top = np.floor(rng.random(total) * (height - taken_height + 1))
-    left = np.floor(rng.random(total) * (width - taken_width + 1))
-    drawn = np.stack([top, left, taken_height, taken_width], axis=1).astype(np.int64)
-    return drawn * np.asarray(inside.any(axis=1))[:, None]
+    first = inside.argmax(axis=1, keepdims=True)
+    box_height = np.take_along_axis(heights, first, axis=1)[:, 0]
+    box_width = np.take_along_axis(widths, first, axis=1)[:, 0]
+    top = np.floor(rng.random(total) * (height - box_height + 1))
+    left = np.floor(rng.random(total) * (width - box_width + 1))
+    drawn = np.stack([top, left, box_height, box_width], axis=1).astype(np.int64)
+    return drawn * inside.any(axis=1, keepdims=True)
 
 
 def _erase(images: Tensor, draws: AugmentDraws, mean: Tensor, std: Tensor) -> None:

@@ -1,6 +1,8 @@
 """One split of a source, opened for reading."""
 
+import contextlib
 import copy
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -24,23 +26,14 @@ NUM_HASHED = 64  # images whose pixels stand for all in `Dataset.key`
 
 @frozen
 class Facts:
-    """What is known of a split before training, from headers alone (of at most 2,000 images, evenly spaced).
+    """What is known of a split before training, from headers alone (of at most 2,000 images, evenly spaced)."""
 
-    Args:
-        num_images: Images in the split, broken ones included.
-        channels: Of every image.
-        size: (height, width) where all have the same, else None.
-        median_shorter_side: In pixels.
-        dtype: Number type of the files.
-        num_classes: None without labels.
-    """
-
-    num_images: int
+    num_images: int  # broken ones included
     channels: int
-    size: tuple[int, int] | None
-    median_shorter_side: int
-    dtype: str
-    num_classes: int | None
+    size: tuple[int, int] | None  # (height, width) where all have the same
+    median_shorter_side: int  # in pixels
+    dtype: str  # number type of the files
+    num_classes: int | None  # None without labels
 
 
 @frozen
@@ -64,22 +57,17 @@ class Contents:
     splits: dict[str, np.ndarray]
     classes: tuple[str, ...] | None = None
     labels: np.ndarray | None = None
-    num_ignored: int = 0
+    num_ignored: int = 0  # files of other types beside the images
+
+    def everything(self) -> np.ndarray:
+        """Positions of all images, but for those outside the splits where there are splits."""
+        return np.sort(np.concatenate(list(self.splits.values()))) if self.splits else np.arange(len(self.store))
 
 
 class Dataset:
-    """One split of a source, opened for reading; `open_source` makes it.
+    """One split (train, val, test or all) of a source, opened for reading; `open_source` makes it.
 
-    Args:
-        spec: What was opened.
-        split: train, val, test or all.
-        contents: The source.
-        positions: Those of its images that belong to the split.
-
-    Attributes:
-        name: Short, for files.
-        labels: Class ids, int64, or None.
-        num_ignored: Files of other types beside the images.
+    `positions` are those of the source's images that belong to the split. `labels` are class ids, int64, or None.
     """
 
     def __init__(self, spec: str, split: str, contents: Contents, positions: np.ndarray) -> None:
@@ -106,7 +94,7 @@ class Dataset:
         return f"Dataset({self.spec!r}, split={self.split!r}, {len(self)} images)"
 
     def subset(self, indices: np.ndarray) -> "Dataset":
-        """The same data set with only these images, in this order; what is held in memory is not shared."""
+        """Only these images, in this order; what is held in memory is not shared."""
         part = copy.copy(self)
         part._positions = self._positions[indices]
         part._array = part._encoded = None
@@ -117,11 +105,7 @@ class Dataset:
         return part
 
     def drawn(self, count: int) -> "Dataset":
-        """A fixed draw of `count` images, as even over the classes as these allow; the same for every seed of a run.
-
-        Raises:
-            ValueError: if there are fewer images.
-        """
+        """A fixed draw of `count` images, as even over the classes as these allow; the same for every seed of a run."""
         return self.subset(draw_images(len(self), self.labels, count, seed=0))
 
     def key(self) -> dict[str, Any]:
@@ -138,11 +122,7 @@ class Dataset:
         return self.facts.channels
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of one image, from its header.
-
-        Raises:
-            BrokenImageError: if the header cannot be read.
-        """
+        """Height and width of one image, from its header; raises `BrokenImageError`."""
         header = self._store.header(int(self._positions[index]))
         return header.height, header.width
 
@@ -159,9 +139,7 @@ class Dataset:
     def read(self, index: int) -> np.ndarray:
         """One image, (C, H, W), in the number type of the source.
 
-        Raises:
-            BrokenImageError: if it cannot be read; it is then in `broken`.
-            TooManyBrokenError: if more than 1 % of the images are broken.
+        Raises `BrokenImageError` if it cannot be read; it is then in `broken`.
         """
         if self._array is not None and index not in self._broken:
             return self._array[index]
@@ -177,20 +155,13 @@ class Dataset:
         """The image of this index or, if it is broken, of the next index whose image is not; and that index."""
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
-            if candidate in self._broken:
-                continue
-            try:
-                return candidate, self.read(candidate)
-            except BrokenImageError:
-                continue
+            if candidate not in self._broken:
+                with contextlib.suppress(BrokenImageError):
+                    return candidate, self.read(candidate)
         raise self._too_many_broken()
 
     def mark_broken(self, reasons: dict[int, str]) -> None:
-        """Count images as broken, by index.
-
-        Raises:
-            TooManyBrokenError: if more than 1 % of the images are broken now; it lists them.
-        """
+        """Count images as broken, by index; raises `TooManyBrokenError` if they are more than 1 % now."""
         for index, reason in reasons.items():
             self._broken.setdefault(index, Broken(self._store.names[self._positions[index]], reason))
         if len(self._broken) > MAX_BROKEN_SHARE * len(self):
@@ -205,28 +176,23 @@ class Dataset:
 
         The row of a broken image holds the next healthy one.
         """
-        if self._array is None and self._fits(memory_gib):
-            self._array = self._decode_all()
+        if self._array is None and self.facts.size is not None:
+            shape = (len(self), self.channels, *self.facts.size)
+            if math.prod(shape) * self._dtype.itemsize <= memory_gib * 2**30:
+                self._array = self._decode_all(shape)
         return self._array
 
     def hold_encoded(self, memory_gib: float) -> bool:
-        """Keep the files of this split in memory as they are; says whether they fit."""
+        """Keep the files of this split in memory as they are; False if they do not fit."""
         if self._encoded is None:
             self._encoded = self._store.held(self._positions, int(memory_gib * 2**30))
         return self._encoded is not None
 
-    def _fits(self, memory_gib: float) -> bool:
-        if self.facts.size is None:
-            return False
-        item = np.dtype(self.facts.dtype).itemsize * self.channels * self.facts.size[0] * self.facts.size[1]
-        return item * len(self) <= memory_gib * 2**30
-
-    def _decode_all(self) -> np.ndarray | None:
+    def _decode_all(self, shape: tuple[int, ...]) -> np.ndarray | None:
         if isinstance(self._store, ArrayStore):
             whole = len(self) == len(self._store) and (np.diff(self._positions) == 1).all()
             return self._store.array if whole else self._store.array[self._positions]
-        assert self.facts.size is not None
-        array = np.empty((len(self), self.channels, *self.facts.size), dtype=self.facts.dtype)
+        array = np.empty(shape, dtype=self._dtype)
         chunks = np.array_split(np.arange(len(self)), max(1, len(self) // 256))
         with ThreadPoolExecutor(num_threads()) as threads:
             if not all(threads.map(lambda chunk: self._decode_into(array, chunk), chunks)):
@@ -263,12 +229,8 @@ class Dataset:
         """Facts of the split; channels and number type are those of the whole source, so that splits cannot differ."""
         headers: dict[int, Header] = {}
         reasons: dict[int, str] = {}
-        everything = (
-            np.concatenate(list(contents.splits.values())) if contents.splits else np.arange(len(contents.store))
-        )
-        for position in _evenly(np.sort(everything)) + _evenly(self._positions):
-            if position in headers or position in reasons:
-                continue
+        probed = (part[evenly_spaced(len(part), MAX_PROBED)] for part in (contents.everything(), self._positions))
+        for position in dict.fromkeys(np.concatenate(list(probed)).tolist()):
             try:
                 headers[position] = contents.store.header(position)
             except BrokenImageError as error:
@@ -289,10 +251,10 @@ class Dataset:
     def _too_many_broken(self) -> TooManyBrokenError:
         broken = self.broken
         listed = "".join(f"\n  {item.name}: {item.reason}" for item in broken[:50])
-        more = f"\n  and {len(broken) - 50} more" if len(broken) > 50 else ""
+        listed += f"\n  and {len(broken) - 50} more" if len(broken) > 50 else ""
         return TooManyBrokenError(
             f"Dataset.broken must stay within 1 % of the images; got {len(broken)} of {len(self)} in {self.spec} "
-            f"({self.split}). Repair or remove these files:{listed}{more}"
+            f"({self.split}). Repair or remove these files:{listed}"
         )
 
 
@@ -301,10 +263,9 @@ def num_threads() -> int:
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _evenly(positions: np.ndarray) -> list[int]:
-    """At most `MAX_PROBED` of these positions, evenly spaced, the first and the last among them."""
-    count = min(len(positions), MAX_PROBED)
-    return [int(position) for position in positions[np.linspace(0, len(positions) - 1, count).round().astype(int)]]
+def evenly_spaced(length: int, most: int) -> np.ndarray:
+    """At most so many indices of a sequence, evenly spaced, the first and the last among them."""
+    return np.linspace(0, length - 1, min(length, most)).round().astype(np.int64)
 
 
 def _common_kind(headers: Iterable[Header], spec: str) -> tuple[int, str]:

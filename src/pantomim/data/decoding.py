@@ -43,7 +43,6 @@ SUFFIXES = PICTURE_SUFFIXES | TIFF_SUFFIXES | {".npy"}
 DTYPES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")
 MAX_BANDS = 64
 
-_ALPHA = {"LA": "L", "La": "L", "RGBA": "RGB", "RGBa": "RGB"}
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "La": 1, "I": 1, "F": 1, "I;16": 1, "I;16B": 1, "I;16L": 1, "I;16N": 1}
 
 
@@ -68,16 +67,9 @@ def is_image(name: str) -> bool:
 
 
 def decode(data: bytes | Path, suffix: str) -> np.ndarray:
-    """Decode one image file.
+    """Decode one image file, given by its bytes or its path, to (C, H, W); the suffix chooses the reader.
 
-    Args:
-        data: The file's bytes, or its path.
-        suffix: The file's suffix, which chooses the reader.
-
-    Returns: (C, H, W), one of `DTYPES`.
-
-    Raises:
-        BrokenImageError: if the file cannot be read by the rules above.
+    Raises `BrokenImageError` if the file cannot be read by the rules above.
     """
     if isinstance(data, bytes) and (image := _plain_jpeg(data)) is not None:
         return image
@@ -85,16 +77,9 @@ def decode(data: bytes | Path, suffix: str) -> np.ndarray:
 
 
 def decode_ids(data: bytes | Path, suffix: str) -> Int[np.ndarray, "H W"]:
-    """Decode one mask: class ids as they are stored.
+    """Decode one mask: class ids as they are stored; of a palette the indices, of one bit 0 and 1.
 
-    Of a palette picture these are the indices, not the colours; of a picture of one bit, 0 and 1.
-
-    Args:
-        data: The file's bytes, or its path.
-        suffix: The file's suffix, which chooses the reader.
-
-    Raises:
-        BrokenImageError: if the file cannot be read, or holds anything but one whole number a pixel.
+    Raises `BrokenImageError` if the file cannot be read, or holds anything but one whole number a pixel.
     """
     if suffix.lower() in PICTURE_SUFFIXES:
         return _guarded(_picture_ids, data)
@@ -111,17 +96,12 @@ def as_ids(image: np.ndarray) -> Int[np.ndarray, "H W"]:
 
 
 def decode_header(data: bytes | Path, suffix: str) -> Header:
-    """Size, channels and number type of one image file, without decoding its pixels; same arguments as `decode`."""
+    """Size, channels and number type of one image file, without decoding its pixels."""
     return _guarded(_reader(suffix)[1], data)
 
 
 def bands_first(array: np.ndarray, axes: str = "") -> np.ndarray:
-    """Turn (H, W), (C, H, W) or (H, W, C) into (C, H, W), by the rule in this module's first lines.
-
-    Args:
-        array: One image.
-        axes: One letter an axis as tifffile names them; "S" marks the bands.
-    """
+    """Turn (H, W), (C, H, W) or (H, W, C) into (C, H, W); in `axes`, as tifffile names them, "S" marks the bands."""
     if array.ndim == 2:
         return array[None]
     if array.ndim != 3:
@@ -130,7 +110,7 @@ def bands_first(array: np.ndarray, axes: str = "") -> np.ndarray:
 
 
 def band_axis(shape: tuple[int, ...], axes: str = "") -> int:
-    """Which of three axes is the bands; arguments as for `bands_first`."""
+    """Which of three axes is the bands, by the rule in this module's first lines."""
     if "S" in axes:
         return axes.index("S")
     axis = 0 if shape[0] <= shape[2] else 2
@@ -144,25 +124,24 @@ def band_axis(shape: tuple[int, ...], axes: str = "") -> int:
 def from_picture(image: Image.Image) -> np.ndarray:
     """A Pillow image as an array (C, H, W), by the rule in this module's first lines."""
     image.load()
-    return plain(_pixels(ImageOps.exif_transpose(image) if _may_be_rotated(image) else image))
+    may_be_rotated = any(key in image.info for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
+    return plain(_pixels(ImageOps.exif_transpose(image) if may_be_rotated else image))
 
 
 def plain(array: np.ndarray) -> np.ndarray:
-    """Bring images to one of `DTYPES`, native byte order and contiguous memory; check their values.
-
-    Raises:
-        BrokenImageError: if the number type is not supported or a value is NaN or infinite.
-    """
+    """Bring images to one of `DTYPES`, native byte order and contiguous memory; refuse NaN and infinity."""
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    if array.dtype.name not in DTYPES:
-        raise BrokenImageError(f"holds {array.dtype.name} numbers; supported are {', '.join(DTYPES)}")
+    _check_dtype(array.dtype)
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise BrokenImageError("holds NaN or infinite values")
     return array
+
+
+def _check_dtype(dtype: np.dtype) -> None:
+    if dtype.name not in DTYPES:
+        raise BrokenImageError(f"holds {dtype.name} numbers; supported are {', '.join(DTYPES)}")
 
 
 def _reader(suffix: str) -> tuple[Callable[[Any], np.ndarray], Callable[[Any], Header]]:
@@ -199,12 +178,9 @@ def _plain_jpeg(data: bytes) -> np.ndarray | None:
 
 
 def _refuse_lossy(image: Any) -> None:
-    if image.format != "PNG":
-        return
-    for tile in image.tile:
-        raw_mode = tile[3] if isinstance(tile[3], str) else tile[3][0] if tile[3] else ""
-        if ";16B" in str(raw_mode) and image.mode in ("RGB", "RGBA", "LA"):
-            raise BrokenImageError("is a 16-bit colour PNG, which would be cut to 8 bits; save it as TIFF or .npy")
+    colour_png = image.format == "PNG" and image.mode in ("RGB", "RGBA", "LA")
+    if colour_png and any(";16B" in str(tile[3]) for tile in image.tile):
+        raise BrokenImageError("is a 16-bit colour PNG, which would be cut to 8 bits; save it as TIFF or .npy")
 
 
 def _decode_picture(file: Any) -> np.ndarray:
@@ -234,16 +210,10 @@ def _pixels(image: Image.Image) -> np.ndarray:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image).convert("L" if gray else "RGB")
-    elif image.mode in ("1", "L"):
-        image = image.convert("L")
-    elif image.mode != "RGB":
-        image = image.convert("RGB")
+    else:
+        image = image.convert("L" if image.mode in ("1", "L") else "RGB")
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-
-
-def _may_be_rotated(image: Image.Image) -> bool:
-    return any(key in image.info for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
 
 
 def _picture_header(file: Any) -> Header:
@@ -313,13 +283,8 @@ def _npy_header(file: Any) -> Header:
 
 
 def _array_header(shape: tuple[int, ...], axes: str, dtype: np.dtype) -> Header:
-    if len(shape) == 2:
-        shape, axes = (1, *shape), "S" + axes
-    if len(shape) != 3:
-        raise BrokenImageError(f"has shape {shape}, not that of one image")
-    axis = band_axis(shape, axes)
-    name = "uint8" if dtype == np.bool_ else dtype.name
-    if name not in DTYPES:
-        raise BrokenImageError(f"holds {name} numbers; supported are {', '.join(DTYPES)}")
-    sides = shape[:axis] + shape[axis + 1 :]
-    return Header(shape[axis], sides[0], sides[1], name)
+    dtype = np.dtype(np.uint8) if dtype == np.bool_ else dtype
+    _check_dtype(dtype)
+    whole = np.broadcast_to(np.empty((), dtype), shape)  # of this shape, without memory
+    channels, height, width = bands_first(whole, axes).shape
+    return Header(channels, height, width, dtype.name)

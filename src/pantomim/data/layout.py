@@ -35,32 +35,17 @@ def canonical_split(name: str) -> str | None:
 
 
 def read_layout(names: Sequence[str], spec: str) -> Layout:
-    """Find splits and classes in slash-separated names relative to the source.
-
-    Raises:
-        ValueError: if several folders hold splits, or a class occurs that train does not have.
-    """
+    """Find splits and classes in slash-separated names relative to the source."""
     paths = [tuple(name.split("/")) for name in names]
-    everything = list(range(len(paths)))
     depth = _wrapper_depth(paths)
-    splits = _splits_at(paths, everything, depth)
-    if not splits:
-        splits, down = _splits_one_level_down(paths, depth, spec)
-        depth += down
-    if not splits:
-        classes, labels = _classes(paths, everything, everything, depth, spec)
-        return Layout({}, classes, labels)
-    depth += 1
-    labels = np.full(len(paths), -1, dtype=np.int64)
-    classes = None
-    train = splits.get("train") or [i for rows in splits.values() for i in rows]
-    for rows in splits.values():
-        classes, found = _classes(paths, train, rows, depth, spec)
-        if found is not None:
-            labels[rows] = found
-    num_outside = len(paths) - sum(len(rows) for rows in splits.values())
-    arrays = {split: np.asarray(splits[split]) for split in SPLITS if split in splits}
-    return Layout(arrays, classes, None if classes is None else labels, num_outside)
+    splits = _splits_at(paths, range(len(paths)), depth)
+    if not splits and (below := _splits_one_level_down(paths, depth, spec)):
+        splits, depth = below, depth + 1
+    parts = splits or {"": list(range(len(paths)))}
+    depth += bool(splits)
+    classes, labels = _classes(paths, parts, depth, spec)
+    num_outside = len(paths) - sum(map(len, parts.values()))
+    return Layout({s: np.asarray(splits[s]) for s in SPLITS if s in splits}, classes, labels, num_outside)
 
 
 def _wrapper_depth(paths: list[Parts]) -> int:
@@ -72,20 +57,17 @@ def _wrapper_depth(paths: list[Parts]) -> int:
         depth += 1
 
 
-def _splits_at(paths: list[Parts], rows: list[int], depth: int) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    others = False
+def _splits_at(paths: list[Parts], rows: Sequence[int], depth: int) -> dict[str, list[int]]:
+    found: dict[str | None, list[int]] = {}
     for row in rows:
         split = canonical_split(paths[row][depth]) if len(paths[row]) > depth + 1 else None
-        if split is None:
-            others = True
-        else:
-            found.setdefault(split, []).append(row)
+        found.setdefault(split, []).append(row)
+    others = found.pop(None, None)
     beside = "train" in found and len(found) > 1
-    return found if beside or not others else {}
+    return {split: of_split for split, of_split in found.items() if split} if beside or not others else {}
 
 
-def _splits_one_level_down(paths: list[Parts], depth: int, spec: str) -> tuple[dict[str, list[int]], int]:
+def _splits_one_level_down(paths: list[Parts], depth: int, spec: str) -> dict[str, list[int]]:
     parents: dict[str, list[int]] = {}
     for row, path in enumerate(paths):
         if len(path) > depth + 2:
@@ -97,37 +79,36 @@ def _splits_one_level_down(paths: list[Parts], depth: int, spec: str) -> tuple[d
             f"Source.spec must hold splits in one folder; got {spec} with splits in {folders}. "
             f"Name the one that holds the images, such as {spec}/{min(holding)}."
         )
-    return (next(iter(holding.values())), 1) if holding else ({}, 0)
+    return next(iter(holding.values()), {})
 
 
 def _classes(
-    paths: list[Parts], train: list[int], rows: list[int], depth: int, spec: str
+    paths: list[Parts], parts: dict[str, list[int]], depth: int, spec: str
 ) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
-    """Class names by the folders of `train`, and the class ids of `rows`."""
-    folders = {paths[row][depth] for row in train if len(paths[row]) == depth + 2}
-    if len(folders) < 2 or any(len(paths[row]) != depth + 2 for row in train):
+    """Class names by the folders of train, and class ids; a part with images elsewhere has none."""
+    every_row = [row for rows in parts.values() for row in rows]
+    train = [paths[row] for row in parts.get("train") or every_row]
+    folders = {path[depth] for path in train if len(path) == depth + 2}
+    if len(folders) < 2 or any(len(path) != depth + 2 for path in train):
         return None, None
     classes = tuple(sorted(folders))
-    if any(len(paths[row]) != depth + 2 for row in rows):
-        return classes, None
     ids = {name: number for number, name in enumerate(classes)}
-    unknown = sorted({paths[row][depth] for row in rows} - set(ids))
-    if unknown:
-        raise ValueError(
-            f"Source.classes must be those of train; got {', '.join(unknown[:10])} in {spec}, unknown to train. "
-            f"Rename or remove these folders."
-        )
-    return classes, np.asarray([ids[paths[row][depth]] for row in rows], dtype=np.int64)
+    labels = np.full(len(paths), -1, dtype=np.int64)
+    for rows in parts.values():
+        if all(len(paths[row]) == depth + 2 for row in rows):
+            if unknown := sorted({paths[row][depth] for row in rows} - folders):
+                raise ValueError(
+                    f"Source.classes must be those of train; got {', '.join(unknown[:10])} in {spec}, unknown to "
+                    f"train. Rename or remove these folders."
+                )
+            labels[rows] = [ids[paths[row][depth]] for row in rows]
+    return classes, labels
 
 
 def divide(num_images: int, labels: np.ndarray | None, *, seed: int, share: float = 0.2) -> dict[str, np.ndarray]:
     """A fixed division into train and test for a source without splits, stratified by class where there are classes.
 
-    Args:
-        num_images: Images in the source.
-        labels: Class ids, or None.
-        seed: Another seed, another division.
-        share: Share of the test part; every class of at least two images has one in it.
+    The test part has this share of every class, and at least one image of each class of two or more.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, 8020]))
     groups = [np.arange(num_images)] if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
@@ -144,9 +125,6 @@ def draw_images(num_images: int, labels: np.ndarray | None, count: int, *, seed:
     """The indices of `count` images drawn by the seed, as even over the classes as these allow, in rising order.
 
     A smaller draw is part of a larger one of the same seed.
-
-    Raises:
-        ValueError: if there are fewer images.
     """
     if not 1 <= count <= num_images:
         raise ValueError(

@@ -12,6 +12,7 @@ an .npz in the array `mask_classes`, for `masks`.
 """
 
 import json
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,35 +25,23 @@ from torch import Tensor
 
 from pantomim.data.dataset import Contents, Dataset, num_threads
 from pantomim.data.decoding import BrokenImageError
-from pantomim.data.sources import folders, read_arrays, read_beside, read_contents
+from pantomim.data.sources import browse, read_arrays, read_contents
 from pantomim.data.stores import ArrayStore, Store
 from pantomim.data.transforms import centred_boxes
 
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of a source; found by the names of its images, so that they serve any split and any draw of it.
+    """The masks of a source; found by the names of its images, so that they serve any split and any draw of it."""
 
-    Args:
-        name: Of their folder or array.
-        ignore: The id of pixels that have no class.
-        names: Of the classes, by id, as far as known.
-        store: Where they lie.
-        positions: By the name of an image without its ending.
-    """
-
-    name: str
-    ignore: int
-    names: dict[int, str]
+    name: str  # of their folder or array
+    ignore: int  # the id of pixels that have no class
+    names: dict[int, str]  # of the classes, by id, as far as known
     store: Store
-    positions: dict[str, int]
+    positions: dict[str, int]  # in the store, by the name of an image without its ending
 
     def read(self, image: str) -> Int[np.ndarray, "H W"]:
-        """The mask of the image of this name.
-
-        Raises:
-            BrokenImageError: if there is none or it cannot be read.
-        """
+        """The mask of the image of this name; raises `BrokenImageError`, also where there is none."""
         position = self.positions.get(_stem(image))
         if position is None:
             raise BrokenImageError(f"has no mask in {self.name}")
@@ -76,36 +65,30 @@ class Masks:
         return torch.from_numpy(masks)
 
     def survey(self, dataset: Dataset) -> "Survey":
-        """Look at every mask of a split once; images without a mask that fits count as broken from then on.
-
-        Raises:
-            ValueError: if an id is negative, or more than 1 % of the images are broken now.
-        """
+        """Look at every mask of a split once; images without a mask that fits count as broken from then on."""
         names, known = dataset.names, dataset.broken_reasons()
 
-        def look(index: int) -> tuple[np.ndarray, tuple[int, int], str]:
+        def look(index: int) -> tuple[np.ndarray, tuple[int, int]] | str:
             try:
                 mask, size = self.read(names[index]), dataset.size(index)
             except BrokenImageError as error:
-                return np.empty(0, np.int64), (0, 0), str(error)
+                return str(error)
             if mask.shape != size:
-                reason = "has a mask of {}x{} pixels, itself {}x{}".format(*mask.shape, *size)
-                return np.empty(0, np.int64), (0, 0), reason
-            return _distinct(mask), size, ""
+                return "has a mask of {}x{} pixels, itself {}x{}".format(*mask.shape, *size)
+            return _distinct(mask), size
 
         indices = [index for index in range(len(dataset)) if index not in known]
         with ThreadPoolExecutor(num_threads()) as threads:
             seen = list(threads.map(look, indices))
-        reasons = {index: reason for index, (_, _, reason) in zip(indices, seen, strict=True) if reason}
-        if reasons:
-            dataset.mark_broken(reasons)
-        ids = np.setdiff1d(np.concatenate([found for found, _, _ in seen]), [self.ignore])
+        dataset.mark_broken({k: reason for k, reason in zip(indices, seen, strict=True) if isinstance(reason, str)})
+        found, sizes = zip(*(mask for mask in seen if not isinstance(mask, str)), strict=True)
+        ids = np.setdiff1d(np.concatenate(found), [self.ignore])
         if len(ids) and ids[0] < 0:
             raise ValueError(
                 f"Masks.ignore must name the id of pixels without a class, all others being 0 or more; got "
                 f"{self.ignore}, and {ids[0]} in {self.name} of {dataset.spec}. Set ignore to {ids[0]}."
             )
-        height, width = np.median([size for _, size, reason in seen if not reason], axis=0)
+        height, width = np.median(sizes, axis=0)
         return Survey(tuple(ids.tolist()), (int(height), int(width)))
 
 
@@ -118,16 +101,10 @@ class Survey:
 
 
 def read_masked(spec: str, name: str | None = None, *, ignore: int = 255) -> tuple[Contents, Masks]:
-    """List a source of images with masks; reads none of them.
+    """List a source of images with masks (the table above); reads none of them.
 
-    Args:
-        spec: See the table in this module's first lines.
-        name: Of the folder or array of masks. None: the only folder whose name begins with "masks", or the array
-            `masks`.
-        ignore: The id of pixels that have no class.
-
-    Raises:
-        ValueError: if there are no such masks, or there are several kinds and `name` does not say which.
+    `name` is that of the folder or array of masks. None: the only folder whose name begins with "masks", or the array
+    `masks`. `ignore` is the id of pixels that have no class.
     """
     path = Path(spec).expanduser()
     if path.suffix.lower() == ".npz" and path.is_file():
@@ -139,16 +116,19 @@ def read_masked(spec: str, name: str | None = None, *, ignore: int = 255) -> tup
                 f"{len(contents.store)} images in {spec}. Save one mask an image."
             )
         return contents, Masks(name or "masks", ignore, names, store, _positions(store, spec))
-    below = folders(spec)
+    root = browse(spec)
+    below = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
     if not below and not path.exists():
         read_contents(spec)  # says what is wrong with the name
     name = _folder_of_masks(spec, below, name)
-    contents = replace(read_contents(str(path / "images")), name=_short(path))
+    short = path.stem if path.suffix.lower() == ".zip" else path.resolve().name
+    contents = replace(read_contents(str(path / "images")), name=short)
     store = read_contents(str(path / name)).store
-    return contents, Masks(name, ignore, _class_names(spec, name), store, _positions(store, spec))
+    names = _class_names(root / "classes.json", spec, name)
+    return contents, Masks(name, ignore, names, store, _positions(store, spec))
 
 
-def _folder_of_masks(spec: str, below: tuple[str, ...], name: str | None) -> str:
+def _folder_of_masks(spec: str, below: list[str], name: str | None) -> str:
     kinds = [folder for folder in below if folder.startswith("masks")]
     if "images" not in below or not kinds:
         raise ValueError(
@@ -175,17 +155,16 @@ def _arrays(path: Path, spec: str, name: str) -> tuple[Store, dict[int, str]]:
             f"Segmentation.masks must be an array (N, H, W) of class ids; got {what} for {name} in {spec}, which also "
             f"has {', '.join(others)}. Save it as np.savez(file, images=..., masks=..., split=...)."
         )
-    names = arrays.get("mask_classes") if name == "masks" else None
-    return ArrayStore(masks.astype(np.int32), spec=spec), dict(enumerate([] if names is None else names.tolist()))
+    names = arrays["mask_classes"].tolist() if name == "masks" and "mask_classes" in arrays else []
+    return ArrayStore(masks.astype(np.int32), spec=spec), dict(enumerate(names))
 
 
-def _class_names(spec: str, name: str) -> dict[int, str]:
+def _class_names(file: Path | zipfile.Path, spec: str, name: str) -> dict[int, str]:
     """What `classes.json` calls the classes of these masks; nothing where it does not say."""
-    data = read_beside(spec, "classes.json")
-    if data is None:
+    if not file.is_file():
         return {}
     try:
-        found: Any = json.loads(data)
+        found: Any = json.loads(file.read_bytes())
         found = found.get(name, found) if isinstance(found, dict) else found
         pairs = enumerate(found) if isinstance(found, list) else found.items()
         return {int(key): str(value) for key, value in pairs}
@@ -216,7 +195,3 @@ def _distinct(mask: Int[np.ndarray, "H W"]) -> Int[np.ndarray, " ids"]:
     if mask.size and mask.min() >= 0 and mask.max() < 1024:
         return np.flatnonzero(np.bincount(mask.reshape(-1)))
     return np.unique(mask)
-
-
-def _short(path: Path) -> str:
-    return path.stem if path.suffix.lower() == ".zip" else path.resolve().name

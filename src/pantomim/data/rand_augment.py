@@ -92,21 +92,12 @@ def rand_augmented(
     signs: Float[np.ndarray, " B"],
     fill: Float[Tensor, "3 1 1"],
 ) -> None:
-    """One operation for each image.
+    """One operation for each image, by its number in `OPERATIONS` (-1: none); `fill` goes into gaps.
 
-    Args:
-        change: Puts chosen rows of the images through an action, each with its own amount.
-        operations: Numbers in `OPERATIONS`; -1: none.
-        levels: In [0, 10].
-        signs: Directions, 1 or -1.
-        fill: What gaps are filled with.
+    `change` puts chosen rows of the images through an action, each with its amount.
     """
     for number, (operation, amount) in enumerate(OPERATIONS):
-
-        def action(images: Tensor, amounts: Tensor, operation: Operation = operation) -> Tensor:
-            return operation(images, amounts, fill)
-
-        change(operations == number, action, amount(levels, signs))
+        change(operations == number, lambda *of, apply=operation: apply(*of, fill), amount(levels, signs))
 
 
 def _sampled(images: Tensor, matrix: Float[Tensor, "6 B"], fill: Tensor) -> Tensor:
@@ -117,6 +108,6 @@ def _sampled(images: Tensor, matrix: Float[Tensor, "6 B"], fill: Tensor) -> Tens
     columns = torch.arange(width, device=images.device, dtype=images.dtype) + 0.5
     x, y = a * columns + b * rows + c, d * columns + e * rows + f
     grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=3)
-    taken = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
+    sampled = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
     there = ((x >= 0) & (x < width) & (y >= 0) & (y < height))[:, None]
-    return torch.where(there, taken, fill)
+    return torch.where(there, sampled, fill)

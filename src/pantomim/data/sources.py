@@ -2,7 +2,7 @@
 
 | spec | what it is |
 |---|---|
-| `mnist` | an embedded set, see `embedded`; a folder of that name is `./mnist` |
+| `mnist` | an embedded set, see `libraries`; a folder of that name is `./mnist` |
 | `FOLDER` | images at any depth; see `layout` for splits and classes |
 | `FILE.zip`, `FILE.zip/inner/folder` | the same, read in place |
 | `FILE.npz` | `images` (N, H, W), (N, C, H, W) or (N, H, W, C); optionally `labels`, and `split` of train/val/test |
@@ -26,14 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pantomim.data.dataset import Broken, Contents, Dataset, Facts
+from pantomim.data.dataset import Contents, Dataset
 from pantomim.data.decoding import is_image
-from pantomim.data.embedded import EMBEDDED
 from pantomim.data.layout import SPLITS, canonical_split, divide, read_layout
-from pantomim.data.libraries import hugging_face, torchvision_set
+from pantomim.data.libraries import EMBEDDED, hugging_face, torchvision_set
 from pantomim.data.stores import ArrayStore, FileStore, Store, ZipStore
-
-__all__ = ["Broken", "Contents", "Dataset", "Facts", "open_source", "open_split", "read_contents", "splits"]
 
 LIST_SUFFIXES = (".txt", ".lst", ".tsv")
 NPZ_ARRAYS = ("images", "labels", "split")
@@ -41,15 +38,10 @@ DIVISION_SEED = 0  # of sources without splits; another one would test on images
 
 
 def open_source(spec: str, split: str = "train") -> Dataset:
-    """Open one split of a source.
+    """Open one split of a source (the table above): train, val, test, or all.
 
-    Args:
-        spec: See the table in this module's first lines.
-        split: train, val, test, or all. A source without splits has train (a fixed 80 %) and test (20 %).
-
-    Raises:
-        ValueError: if there is no such source or split, if it holds no images, if its images differ in channels or
-            number type, or if more than 1 % of them are found broken.
+    Raises `ValueError` if there is no such source or split, if it holds no images, if its images differ in channels or
+    number type, or if more than 1 % of them are found broken.
     """
     return open_split(read_contents(spec), spec, split)
 
@@ -57,12 +49,7 @@ def open_source(spec: str, split: str = "train") -> Dataset:
 def open_split(contents: Contents, spec: str, split: str) -> Dataset:
     """Open one split of a source that has been listed; arguments and errors as for `open_source`."""
     if split == "all":
-        found = (
-            np.sort(np.concatenate(list(contents.splits.values())))
-            if contents.splits
-            else np.arange(len(contents.store))
-        )
-        return Dataset(spec, split, contents, found)
+        return Dataset(spec, split, contents, contents.everything())
     parts = contents.splits or divide(len(contents.store), contents.labels, seed=DIVISION_SEED)
     if split not in parts or not len(parts[split]):
         have = ", ".join(name for name, rows in parts.items() if len(rows))
@@ -82,9 +69,7 @@ def read_contents(spec: str) -> Contents:
     if not spec.strip():
         raise ValueError(f"Source.spec must name a source; got {spec!r}. Write . for the current folder.")
     if spec in EMBEDDED:
-        embedded = EMBEDDED[spec]()
-        store = ArrayStore(embedded.images, spec=spec)
-        return Contents(spec, store, embedded.splits, embedded.classes, embedded.labels)
+        return EMBEDDED[spec]()
     if spec.startswith("torchvision:"):
         return torchvision_set(spec)
     if spec.startswith("hf:"):
@@ -92,12 +77,10 @@ def read_contents(spec: str) -> Contents:
     path = Path(spec).expanduser()
     if path.is_dir():
         return _folder(path, spec)
-    if path.is_file():
-        suffix = path.suffix.lower()
-        if suffix == ".npz":
-            return _npz(path, spec)
-        if suffix in LIST_SUFFIXES:
-            return _list(path, spec)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return _npz(path, spec)
+    if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
+        return _list(path, spec)
     if found := _inside_zip(path):
         return _zip(*found, spec)
     raise ValueError(
@@ -106,37 +89,23 @@ def read_contents(spec: str) -> Contents:
     )
 
 
-def folders(spec: str) -> tuple[str, ...]:
-    """Names of the folders directly in a folder, a zip or a folder of a zip; () for any other source."""
+def browse(spec: str) -> Path | zipfile.Path:
+    """A folder, a zip or a folder of a zip, to list and to read from; of any other source the path as it is."""
     path = Path(spec).expanduser()
-    if path.is_dir():
-        return tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
-    if (found := _inside_zip(path)) is None:
-        return ()
-    members = [member.filename[len(found[1]) :] for member in _members(*found)]
-    return tuple(sorted({name.partition("/")[0] for name in members if "/" in name}))
+    if path.is_dir() or (found := _inside_zip(path)) is None:
+        return path
+    _members(*found)  # names a zip that cannot be read
+    return zipfile.Path(*found)
 
 
-def read_beside(spec: str, name: str) -> bytes | None:
-    """A file directly in a folder, a zip or a folder of a zip; None if there is none."""
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return (path / name).read_bytes() if (path / name).is_file() else None
-    if (found := _inside_zip(path)) is None or found[1] + name not in {m.filename for m in _members(*found)}:
-        return None
-    with zipfile.ZipFile(found[0]) as archive:
-        return archive.read(found[1] + name)
-
-
-def _named_contents(name: str, spec: str, store: Store, layout_names: Sequence[str], num_ignored: int) -> Contents:
+def _named_contents(name: str, spec: str, store: Store, num_ignored: int) -> Contents:
     if not len(store):
         raise ValueError(
             f"Source.spec must hold images; got {spec} with none, and {num_ignored} other files. "
             f"Give a folder of JPEG, PNG, TIFF, WebP, BMP, GIF, PNM or .npy files."
         )
-    layout = read_layout(layout_names, spec)
-    num_ignored += layout.num_outside
-    return Contents(name, store, layout.splits, layout.classes, layout.labels, num_ignored)
+    layout = read_layout(store.names, spec)
+    return Contents(name, store, layout.splits, layout.classes, layout.labels, num_ignored + layout.num_outside)
 
 
 def _folder(root: Path, spec: str) -> Contents:
@@ -148,7 +117,7 @@ def _folder(root: Path, spec: str) -> Contents:
         names += images
         num_ignored += len(files) - len(images)
     names.sort()
-    return _named_contents(root.resolve().name, spec, FileStore(root, names), names, num_ignored)
+    return _named_contents(root.resolve().name, spec, FileStore(root, names), num_ignored)
 
 
 def _inside_zip(path: Path) -> tuple[Path, str] | None:
@@ -173,25 +142,22 @@ def _zip(path: Path, inner: str, spec: str) -> Contents:
     kept.sort(key=lambda member: member.filename)
     names = [member.filename[len(inner) :] for member in kept]
     name = inner.rstrip("/").rsplit("/", 1)[-1] if inner else path.stem
-    return _named_contents(name, spec, ZipStore(path, kept, names), names, len(members) - len(kept))
+    return _named_contents(name, spec, ZipStore(path, kept, names), len(members) - len(kept))
 
 
 def _list(path: Path, spec: str) -> Contents:
     entries = [entry for line in path.read_text().splitlines() if (entry := _list_entry(line))]
     names = [name for name, _ in entries]
-    given = [label for _, label in entries]
+    labels = [label for _, label in entries]
     if not names:
         raise ValueError(f"Source.spec must list at least one image; got none in {spec}. Write one file a line.")
-    if any(given) and not all(given):
-        bare = names[given.index(None)]
+    if any(labels) and not all(labels):
+        bare = names[labels.index(None)]
         raise ValueError(
             f"Source.labels must be given for all or none; got none for {bare} in {spec}. Complete the list."
         )
-    store = FileStore(path.parent, names)
-    if not all(given):
-        return Contents(path.stem, store, {})
-    classes, labels = np.unique(np.asarray(given, dtype=str), return_inverse=True)
-    return Contents(path.stem, store, {}, tuple(classes.tolist()), labels.astype(np.int64))
+    classes, ids = _class_ids(np.asarray(labels, dtype=str), None, spec) if all(labels) else (None, None)
+    return Contents(path.stem, FileStore(path.parent, names), {}, classes, ids)
 
 
 def _list_entry(line: str) -> tuple[str, str | None] | None:
@@ -212,19 +178,15 @@ def _npz(path: Path, spec: str) -> Contents:
             f"Source.images must be an array of the .npz; got {', '.join(others)} in {spec}. "
             f"Save it as np.savez(file, images=..., labels=..., split=...)."
         )
-    images, labels, split = (arrays.get(name) for name in NPZ_ARRAYS)
-    assert images is not None
-    store = ArrayStore(images, spec=spec)
-    for name, values in (("labels", labels), ("split", split)):
-        if values is not None and values.shape != (len(images),):
+    store = ArrayStore(arrays.pop("images"), spec=spec)
+    for name, values in arrays.items():
+        if values.shape != (len(store),):
             raise ValueError(
-                f"Source.{name} must have one value an image; got shape {values.shape} for {len(images)} images "
-                f"in {spec}. Give an array of shape ({len(images)},)."
+                f"Source.{name} must have one value an image; got shape {values.shape} for {len(store)} images "
+                f"in {spec}. Give an array of shape ({len(store)},)."
             )
-    parts = {} if split is None else _split_array(split, spec)
-    if labels is None:
-        return Contents(path.stem, store, parts)
-    classes, ids = _class_ids(labels, parts.get("train"), spec)
+    parts = _split_array(arrays["split"], spec) if "split" in arrays else {}
+    classes, ids = _class_ids(arrays["labels"], parts.get("train"), spec) if "labels" in arrays else (None, None)
     return Contents(path.stem, store, parts, classes, ids)
 
 
@@ -249,13 +211,13 @@ def read_arrays(path: Path, spec: str, names: Sequence[str] = NPZ_ARRAYS) -> tup
 
 
 def _split_array(values: np.ndarray, spec: str) -> dict[str, np.ndarray]:
-    names = {str(value): canonical_split(str(value)) for value in np.unique(values.astype(str))}
+    names = {name: canonical_split(name) for name in np.unique(values.astype(str)).tolist()}
     unknown = [name for name, split in names.items() if split is None]
     if unknown:
         raise ValueError(
             f"Source.split must hold train, val and test; got {', '.join(unknown[:5])} in {spec}. Rename them."
         )
-    canonical = np.asarray([names[str(value)] for value in values.astype(str)])
+    canonical = np.asarray([names[value] for value in values.astype(str).tolist()])
     return {split: np.flatnonzero(canonical == split) for split in SPLITS if (canonical == split).any()}
 
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from pantomim.core.frozen import frozen
-from pantomim.data.dataset import Dataset, num_threads
+from pantomim.data.dataset import Dataset, evenly_spaced, num_threads
 from pantomim.data.decoding import BrokenImageError
 
 
@@ -18,17 +18,11 @@ class Stats:
 
 
 def channel_stats(dataset: Dataset, limit: int = 4_000) -> Stats:
-    """Measure the channels of a split, in float64; the same number of images gives the same digits.
-
-    Args:
-        dataset: What to measure.
-        limit: Most images to look at, evenly spaced over the split.
-    """
-    count = min(limit, len(dataset))
-    indices = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
+    """Measure the channels of a split, on at most `limit` images, evenly spaced, in float64."""
+    indices = evenly_spaced(len(dataset), limit)
     _, first = dataset.read_healthy(int(indices[0]))
     centre = first.mean(axis=(1, 2), dtype=np.float64)  # near the mean, so that squares lose no digits
-    chunks = np.array_split(indices, max(1, count // 64))
+    chunks = np.array_split(indices, max(1, len(indices) // 64))
     with ThreadPoolExecutor(num_threads()) as threads:
         sums = list(threads.map(lambda chunk: _sums(dataset, chunk, centre), chunks))
     num_pixels, total, square = (sum(parts) for parts in zip(*sums, strict=True))

@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -47,7 +48,7 @@ class Store(ABC):
         """What is known of that image without decoding it; raises `BrokenImageError`."""
 
     def held(self, positions: np.ndarray, limit: int) -> "BytesStore | None":
-        """These positions' files in memory as they are, or None if they are no files or exceed `limit` bytes."""
+        """These files in memory as they are, or None if they are no files or exceed `limit` bytes."""
         return None
 
 
@@ -64,30 +65,31 @@ class EncodedStore(Store):
 
     def decode(self, position: int) -> np.ndarray:
         """One image, decoded from its file."""
-        return decode(self._bytes(position), PurePosixPath(self.names[position]).suffix)
+        return decode(self._bytes(position), self._suffix(position))
 
     def decode_ids(self, position: int) -> np.ndarray:
         """One mask, decoded from its file."""
-        return decode_ids(self._bytes(position), PurePosixPath(self.names[position]).suffix)
+        return decode_ids(self._bytes(position), self._suffix(position))
 
     def header(self, position: int) -> Header:
         """The header of one file."""
-        return decode_header(self._bytes(position), PurePosixPath(self.names[position]).suffix)
+        return decode_header(self._bytes(position), self._suffix(position))
 
     def held(self, positions: np.ndarray, limit: int) -> "BytesStore | None":
         """These files in memory, if they take at most `limit` bytes; a file that cannot be read is held empty."""
-        total = 0
-        for position in positions:
-            total += self.num_bytes(int(position))
-            if total > limit:
-                return None
+        places = positions.tolist()
+        if any(total > limit for total in accumulate(map(self.num_bytes, places))):
+            return None
         files = []
-        for position in positions:
+        for position in places:
             try:
-                files.append(self._bytes(int(position)))
+                files.append(self._bytes(position))
             except BrokenImageError:
                 files.append(b"")
-        return BytesStore(files, [self.names[int(position)] for position in positions])
+        return BytesStore(files, [self.names[position] for position in places])
+
+    def _suffix(self, position: int) -> str:
+        return PurePosixPath(self.names[position]).suffix
 
     def _bytes(self, position: int) -> bytes:
         try:
@@ -100,16 +102,10 @@ class EncodedStore(Store):
 
 
 class FileStore(EncodedStore):
-    """Files on disk.
-
-    Args:
-        root: Folder that the names are relative to.
-        names: Slash-separated.
-    """
+    """Files on disk, by slash-separated names relative to a folder."""
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
-        self.root = root
-        self.names = names
+        self.root, self.names = root, names
 
     def read(self, position: int) -> bytes:
         """The bytes of one file."""
@@ -122,9 +118,9 @@ class FileStore(EncodedStore):
 
     def header(self, position: int) -> Header:
         """The header of one file, of which only the beginning is read."""
+        if not self.num_bytes(position):
+            self._bytes(position)  # raises, with the reason
         path = self.root / self.names[position]
-        if not path.is_file() or not path.stat().st_size:
-            self._bytes(position)
         return decode_header(path, path.suffix)
 
 
@@ -133,16 +129,10 @@ class ZipStore(EncodedStore):
 
     Members are read by offset instead of through `zipfile`: reads without a file position are safe from many threads,
     and a worker need not parse the list of members again (60,000 take half a second).
-
-    Args:
-        path: The zip.
-        members: Those to show, as `zipfile` lists them.
-        names: A name for each.
     """
 
     def __init__(self, path: Path, members: Sequence[zipfile.ZipInfo], names: Sequence[str]) -> None:
-        self.path = path
-        self.names = names
+        self.path, self.names = path, names
         fields = [
             (m.header_offset, m.compress_size, m.file_size, m.compress_type, m.CRC, m.flag_bits & 1) for m in members
         ]
@@ -159,7 +149,7 @@ class ZipStore(EncodedStore):
 
     def read(self, position: int) -> bytes:
         """The bytes of one member, its checksum verified."""
-        offset, packed, size, method, checksum, encrypted = (int(value) for value in self._fields[position])
+        offset, packed, size, method, checksum, encrypted = self._fields[position].tolist()
         if encrypted:
             raise BrokenImageError("is encrypted in the zip")
         header = self._read_at(30, offset)
@@ -187,38 +177,26 @@ class ZipStore(EncodedStore):
 
 
 class BytesStore(EncodedStore):
-    """Encoded files held in memory, in one block, so that forked workers share it.
-
-    Args:
-        files: The bytes of each file.
-        names: Their names.
-    """
+    """Encoded files held in memory, in one block, so that forked workers share it."""
 
     def __init__(self, files: Sequence[bytes], names: Sequence[str]) -> None:
         self.names = names
-        self._ends = np.cumsum([len(file) for file in files], dtype=np.int64)
+        self._bounds = np.cumsum([0] + [len(file) for file in files], dtype=np.int64)
         self._block = np.frombuffer(b"".join(files), dtype=np.uint8)
 
     def read(self, position: int) -> bytes:
         """The bytes of one file."""
-        start = int(self._ends[position - 1]) if position else 0
-        return self._block[start : int(self._ends[position])].tobytes()
+        return self._block[slice(*self._bounds[position : position + 2])].tobytes()
 
     def num_bytes(self, position: int) -> int:
         """Their number."""
-        return int(self._ends[position]) - (int(self._ends[position - 1]) if position else 0)
+        return int(self._bounds[position + 1] - self._bounds[position])
 
 
 class ArrayStore(Store):
-    """Images of one size in one array.
+    """Images of one size in one array: (N, H, W), (N, C, H, W) or (N, H, W, C), the bands by the rule of `decoding`."""
 
-    Args:
-        images: (N, H, W), (N, C, H, W) or (N, H, W, C); which axis is the bands says `decoding`.
-        names: A name for each image; their numbers if None.
-        spec: The source, for errors.
-    """
-
-    def __init__(self, images: np.ndarray, names: Sequence[str] | None = None, *, spec: str) -> None:
+    def __init__(self, images: np.ndarray, *, spec: str) -> None:
         if images.ndim not in (3, 4) or not len(images):
             raise ValueError(
                 f"Source.images must have the shape (N, H, W), (N, C, H, W) or (N, H, W, C) with N > 0; "
@@ -231,7 +209,7 @@ class ArrayStore(Store):
             raise ValueError(
                 f"Source.images must be an array of images; got {images.shape} in {spec}, one of which {error}."
             ) from error
-        self.names = [str(number) for number in range(len(images))] if names is None else names
+        self.names = [str(number) for number in range(len(images))]
 
     def decode(self, position: int) -> np.ndarray:
         """One image."""
@@ -244,12 +222,7 @@ class ArrayStore(Store):
 
 
 class PictureStore(Store):
-    """Pictures that another library hands out one by one.
-
-    Args:
-        fetch: From a position to a Pillow image or an array.
-        num_images: How many there are.
-    """
+    """Pictures that another library hands out one by one."""
 
     def __init__(self, fetch: Callable[[int], Image.Image | np.ndarray], num_images: int) -> None:
         self._fetch = fetch

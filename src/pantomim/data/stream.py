@@ -8,8 +8,8 @@ its files held in memory if those fit.
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch.utils.data
 from torch import Tensor
 
 from pantomim.core.batch import Batch
+from pantomim.core.host import to_device
 from pantomim.data.augment import Augment, augmented, draw_augment
 from pantomim.data.dataset import Dataset, TooManyBrokenError, num_threads
 from pantomim.data.decoding import BrokenImageError
@@ -34,10 +35,6 @@ from pantomim.data.transforms import (
 
 _PURPOSE = 1  # keeps the order apart from other draws of the same seed
 
-# Images as stored (all rows of the first view, then of the second), their ids, images found broken. Where these are too
-# many, there are no images and the process that trains raises the error: out of a worker it would come as a traceback.
-Rows = tuple[Tensor, Tensor, dict[int, str]]
-
 
 class Stream:
     """Training batches, addressed by (seed, step).
@@ -46,23 +43,16 @@ class Stream:
     passed as often as a batch needs. A broken image is replaced by the next healthy one.
 
     Args:
-        dataset: What to read.
         batch_size: Images a step, over all processes and accumulation steps.
         image_size: (height, width) of the batches.
         crop: How an image becomes one of that size.
-        augment: What is done to it then, on the device; nothing if None.
         seed: Of order and crops, 0 or more.
-        device: Where batches go.
-        rank: Number of this process.
-        world: Number of processes.
+        device: Where batches go, and where images are augmented.
         micro: Accumulation steps; micro-batch a of rank r holds the rows from (a * world + r) * b on, of b each.
         workers: Decoding processes; None chooses. Unused where the set lies in memory decoded.
         memory_gib: Most memory to hold images in, on the device or as files.
+        augment: What is done to an image after the crop.
         second: How another view of the same images is made, if there is one; its draws differ.
-
-    Attributes:
-        steps_per_epoch: Steps of one pass over the data, at least 1.
-        wait_s: Seconds spent so far on waiting for batches or on making them.
     """
 
     def __init__(
@@ -96,7 +86,7 @@ class Stream:
         self.device = torch.device(device)
         self.micro = micro
         self.steps_per_epoch = max(1, len(dataset) // batch_size)
-        self.wait_s = 0.0
+        self.wait_s = 0.0  # spent so far on waiting for batches or on making them
         self._rank, self._world = rank, world
         self._rows = batch_size // (micro * world)
         self._workers = max(1, (num_threads() - 1) // world) if workers is None else workers
@@ -105,8 +95,10 @@ class Stream:
         if array is None:
             dataset.hold_encoded(memory_gib)
         else:
-            self._images = _tensor(array).to(self.device)
-            self._healthy_ids = _healthy_ids(dataset)
+            self._images = torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
+            self._healthy_ids = np.arange(len(dataset))  # the row of a broken image holds the next healthy one
+            for index in dataset.broken_reasons():
+                self._healthy_ids[index] = dataset.read_healthy(index)[0]
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[list[Batch]]:
         """For each step from `start_step` up to `stop_step` a list of `micro` batches, this process's rows only."""
@@ -135,13 +127,10 @@ class Stream:
         epochs = [_permutation(num_images, self.seed, int(epoch)) for epoch in np.unique(places // num_images)]
         return np.concatenate(epochs)[places - places[0] // num_images * num_images]
 
-    def first_row(self, part: int) -> int:
-        """The first row of the global batch that is in this process's micro-batch number `part`."""
-        return (part * self._world + self._rank) * self._rows
-
     def rows(self, part: int) -> slice:
         """The rows of the global batch that are this process's micro-batch number `part`."""
-        return slice(self.first_row(part), self.first_row(part) + self._rows)
+        first = (part * self._world + self._rank) * self._rows
+        return slice(first, first + self._rows)
 
     def uniforms(self, step: int, part: int, view: int) -> np.ndarray:
         """Crop draws of this process's rows in one micro-batch, for one view."""
@@ -150,54 +139,54 @@ class Stream:
     def _from_memory(self, step: int, part: int) -> Batch:
         assert self._images is not None
         ids = self._healthy_ids[self.ids(step)[self.rows(part)]]
-        on_device = self._put(torch.from_numpy(ids))
+        on_device = self._put(ids)
         images = scaled(self._images[on_device], self.dataset.scale)
         views = [self._cropped(images, step, part, view) for view in range(len(self.views))]
         return self._batch(views, on_device, ids, step, part)
 
     def _cropped(self, images: Tensor, step: int, part: int, view: int) -> Tensor:
-        uniforms = self.uniforms(step, part, view)
-        sizes = np.tile(images.shape[2:], (len(images), 1))
-        crop = self.views[view].crop
-        boxes, flips = crop_boxes(sizes, uniforms, crop, self.image_size)
+        crop, sizes = self.views[view].crop, np.tile(images.shape[2:], (len(images), 1))
+        boxes, flips = crop_boxes(sizes, self.uniforms(step, part, view), crop, self.image_size)
         if (boxes == [0, 0, *self.image_size]).all() and not flips.any():
             return images
-        on_device_boxes, on_device_flips = self._put(torch.from_numpy(boxes)), self._put(torch.from_numpy(flips))
-        cut = resized_crop(images, on_device_boxes, self.image_size, on_device_flips, crop.interpolation)
-        return self._clamped(cut)
+        cut = resized_crop(images, self._put(boxes), self.image_size, self._put(flips), crop.interpolation)
+        return _without_overshoot(cut, self.dataset)
 
     def _from_workers(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         items = range(start_step * self.micro, stop_step * self.micro)
-        for item, rows in zip(items, _decoded(_StreamRows(self), items, self._workers, self.device), strict=True):
-            images, ids, reasons = rows
-            self.dataset.mark_broken(reasons)
-            images = self._clamped(scaled(images.to(self.device, non_blocking=True), self.dataset.scale))
+        decoded = _decoded(self.dataset, self._read, items, self._workers, self.device)
+        for item, (images, ids) in zip(items, decoded, strict=True):
             on_device = ids.to(self.device, non_blocking=True)
             yield self._batch(images.split(len(ids)), on_device, ids.numpy(), *divmod(item, self.micro))
 
+    def _read(self, item: int) -> tuple[list[Tensor], list[int]]:
+        """Micro-batch number step x micro + a from files: all rows of the first view, then of the second; their ids."""
+        step, part = divmod(item, self.micro)
+        uniforms = [self.uniforms(step, part, view) for view in range(len(self.views))]
+        images: list[list[Tensor]] = [[] for _ in self.views]
+        healthy = []
+        for row, index in enumerate(self.ids(step)[self.rows(part)]):
+            index, image = self.dataset.read_healthy(int(index))
+            healthy.append(index)
+            for view, drawn, made in zip(self.views, uniforms, images, strict=True):
+                (box,), (flip,) = crop_boxes(
+                    np.asarray([image.shape[1:]]), drawn[row : row + 1], view.crop, self.image_size
+                )
+                made.append(resize_one(image, box, self.image_size, bool(flip), view.crop.interpolation))
+        return [image for made in images for image in made], healthy
+
     def _batch(self, views: Sequence[Tensor], ids: Tensor, host_ids: np.ndarray, step: int, part: int) -> Batch:
-        labels = None
-        if self.dataset.labels is not None:
-            labels = self._put(torch.from_numpy(self.dataset.labels[host_ids]))
-        made = [self._augmented(images, step, part, view) for view, images in enumerate(views)]
-        second = made[1] if len(made) > 1 else None
-        return Batch(made[0], ids, labels, self.first_row(part), self.batch_size, second)
+        labels = None if self.dataset.labels is None else self._put(self.dataset.labels[host_ids])
+        rows, made = self.rows(part), []
+        for number, (view, images) in enumerate(zip(self.views, views, strict=True)):
+            if view.augment.active:
+                draws = draw_augment(view.augment, self.batch_size, self.image_size, self.seed, step, number)
+                images = augmented(images, draws.rows(rows), view.augment)
+            made.append(images)
+        return Batch(made[0], ids, labels, rows.start, self.batch_size, made[1] if len(made) > 1 else None)
 
-    def _augmented(self, images: Tensor, step: int, part: int, view: int) -> Tensor:
-        augment = self.views[view].augment
-        if not augment.active:
-            return images
-        draws = draw_augment(augment, self.batch_size, self.image_size, self.seed, step, view)
-        return augmented(images, draws.rows(self.rows(part)), augment)
-
-    def _clamped(self, images: Tensor) -> Tensor:
-        return images.clamp_(0, 1) if self.dataset.facts.dtype == "uint8" else images
-
-    def _put(self, values: Tensor) -> Tensor:
-        """Onto the device; from pinned memory, so that nothing waits."""
-        if self.device.type != "cuda":
-            return values.to(self.device)
-        return values.pin_memory().to(self.device, non_blocking=True)
+    def _put(self, values: np.ndarray) -> Tensor:
+        return to_device(torch.from_numpy(values), self.device)
 
 
 def evaluation_batches(
@@ -210,16 +199,9 @@ def evaluation_batches(
     workers: int | None = None,
     memory_gib: float = 4.0,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Images in order, each by its largest centred part of the right proportions, resized; broken ones are left out.
+    """Images in order (all, or those of `indices`), each by its largest centred part of the right proportions, resized.
 
-    Args:
-        dataset: What to read.
-        image_size: (height, width) of the batches.
-        batch_size: Most images at once.
-        device: Where they go.
-        indices: Which images, in which order; all if None.
-        workers: Decoding processes; None chooses. Unused where the set lies in memory decoded.
-        memory_gib: Most memory to hold images in.
+    Broken ones are left out. `workers` and `memory_gib` are those of `Stream`.
 
     Yields: images (B, C, h, w), scaled; and their indices.
     """
@@ -227,115 +209,88 @@ def evaluation_batches(
     indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
     array = dataset.array(memory_gib) if 2 * len(indices) > len(dataset) else None  # of a few, decode those alone
     indices = indices[~np.isin(indices, list(dataset.broken_reasons()))]
+    chunks = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
     if array is None:
-        chunks = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
-        rows = _EvaluationRows(dataset, image_size, chunks)
         workers = max(1, num_threads() - 1) if workers is None else workers
-        workers = min(workers, len(rows) // 4)  # a few batches are not worth a process
-        for images, healthy, reasons in _decoded(rows, range(len(rows)), workers, device):
-            dataset.mark_broken(reasons)
+        workers = min(workers, len(chunks) // 4)  # a few batches are not worth a process
+        read = partial(_read_centred, dataset, image_size, chunks)
+        for images, healthy in _decoded(dataset, read, range(len(chunks)), workers, device):
             if len(healthy):
-                images = scaled(images.to(device, non_blocking=True), dataset.scale)
-                yield (images.clamp_(0, 1) if dataset.facts.dtype == "uint8" else images), healthy.numpy()
+                yield images, healthy.numpy()
         return
-    box = centred_boxes(np.asarray([array.shape[2:]]), image_size)
-    for first in range(0, len(indices), batch_size):
-        ids = indices[first : first + batch_size]
-        images = scaled(_tensor(array[ids]).to(device), dataset.scale)
+    box = torch.from_numpy(centred_boxes(np.asarray([array.shape[2:]]), image_size)).to(device)
+    for ids in chunks:
+        images = scaled(torch.from_numpy(array[ids]).to(device), dataset.scale)
         if array.shape[2:] != tuple(image_size):
-            boxes = torch.from_numpy(box).to(device).expand(len(ids), 4)
-            images = resized_crop(images, boxes, image_size)
-            images = images.clamp_(0, 1) if dataset.facts.dtype == "uint8" else images
+            images = _without_overshoot(resized_crop(images, box.expand(len(ids), 4), image_size), dataset)
         yield images, ids
 
 
-class _StreamRows(torch.utils.data.Dataset[Rows]):
-    """Item number step x micro + a is one decoded micro-batch."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    def __getitem__(self, item: int) -> Rows:
-        stream = self._stream
-        dataset = stream.dataset
-        place = divmod(item, stream.micro)
-        ids = stream.ids(place[0])[stream.rows(place[1])]
-        uniforms = np.stack([stream.uniforms(*place, view) for view in range(len(stream.views))], axis=1)
-        views: list[list[Tensor]] = [[] for _ in stream.views]
-        healthy = []
-        for index, of_views in zip(ids, uniforms, strict=True):
-            try:
-                index, image = dataset.read_healthy(int(index))
-            except TooManyBrokenError:
-                return torch.empty(0), torch.empty(0, dtype=torch.int64), dataset.broken_reasons()
-            for view, uniform, of_view in zip(stream.views, of_views, views, strict=True):
-                size, crop = stream.image_size, view.crop
-                boxes, flips = crop_boxes(np.asarray([image.shape[1:]]), uniform[None], crop, size)
-                of_view.append(resize_one(image, boxes[0], size, bool(flips[0]), crop.interpolation))
-            healthy.append(index)
-        images = [image for of_view in views for image in of_view]
-        return torch.stack(images), torch.tensor(healthy), dataset.broken_reasons()
+def _read_centred(
+    dataset: Dataset, image_size: tuple[int, int], chunks: list[np.ndarray], item: int
+) -> tuple[list[Tensor], list[int]]:
+    """The healthy images of a chunk, by their centred parts, and their indices."""
+    images, healthy = [], []
+    for index in chunks[item]:
+        try:
+            image = dataset.read(int(index))
+        except BrokenImageError:
+            continue
+        box = centred_boxes(np.asarray([image.shape[1:]]), image_size)[0]
+        images.append(resize_one(image, box, image_size, flip=False))
+        healthy.append(int(index))
+    return images, healthy
 
 
-class _EvaluationRows(torch.utils.data.Dataset[Rows]):
-    """Item number k is the k-th chunk of images, decoded, without its broken ones."""
+def _without_overshoot(images: Tensor, dataset: Dataset) -> Tensor:
+    """Resized 8-bit images stay in [0, 1]; others keep what the kernel makes of them."""
+    return images.clamp_(0, 1) if dataset.facts.dtype == "uint8" else images
 
-    def __init__(self, dataset: Dataset, image_size: tuple[int, int], chunks: list[np.ndarray]) -> None:
-        self._dataset, self._image_size, self._chunks = dataset, image_size, chunks
 
-    def __len__(self) -> int:
-        return len(self._chunks)
+class _Items(torch.utils.data.Dataset[tuple[Tensor, Tensor, dict[int, str]]]):
+    """By number: images as stored, their ids, and all images found broken so far.
 
-    def __getitem__(self, item: int) -> Rows:
-        images, healthy = [], []
-        for index in self._chunks[item]:
-            try:
-                image = self._dataset.read(int(index))
-            except BrokenImageError:
-                continue
-            except TooManyBrokenError:
-                return torch.empty(0), torch.empty(0, dtype=torch.int64), self._dataset.broken_reasons()
-            box = centred_boxes(np.asarray([image.shape[1:]]), self._image_size)[0]
-            images.append(resize_one(image, box, self._image_size, flip=False))
-            healthy.append(int(index))
+    Where these are too many, there are no images, and the process that trains raises the error: out of a worker it
+    would come as a traceback.
+    """
+
+    def __init__(self, dataset: Dataset, read: Callable[[int], tuple[list[Tensor], list[int]]]) -> None:
+        self._dataset, self._read = dataset, read
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor, dict[int, str]]:
+        try:
+            images, ids = self._read(item)
+        except TooManyBrokenError:
+            images, ids = [], []
         stacked = torch.stack(images) if images else torch.empty(0)
-        return stacked, torch.tensor(healthy, dtype=torch.int64), self._dataset.broken_reasons()
+        return stacked, torch.tensor(ids, dtype=torch.int64), self._dataset.broken_reasons()
 
 
-def _decoded(rows: torch.utils.data.Dataset[Rows], items: range, workers: int, device: torch.device) -> Iterator[Rows]:
-    """The items in order, made by workers ahead of time."""
+def _decoded(
+    dataset: Dataset,
+    read: Callable[[int], tuple[list[Tensor], list[int]]],
+    items: range,
+    workers: int,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The items in order, read by workers ahead of time: images on the device, scaled, and their ids on the host."""
     options: dict[str, Any] = {}
     if workers and sys.platform == "linux":
         options["multiprocessing_context"] = "fork"  # workers share the files held in memory
     loader = torch.utils.data.DataLoader(
-        rows,
+        _Items(dataset, read),
         sampler=items,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else starting the loader would draw from the global one
         **options,
     )
-    return iter(loader)
-
-
-def _as_it_is(rows: Any) -> Any:
-    return rows
+    for images, ids, broken in loader:
+        dataset.mark_broken(broken)
+        yield scaled(images.to(device, non_blocking=True), dataset.scale), ids
 
 
 @lru_cache(maxsize=4)
 def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng(np.random.SeedSequence([seed, epoch, _PURPOSE])).permutation(num_images)
-
-
-def _healthy_ids(dataset: Dataset) -> np.ndarray:
-    """For each index the one whose image stands in its row: its own, or the next healthy one."""
-    ids = np.arange(len(dataset))
-    for index in dataset.broken_reasons():
-        ids[index] = dataset.read_healthy(index)[0]
-    return ids
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -1,4 +1,4 @@
-"""Cropping, resizing and flipping, drawn for the global batch and done for many images at once on their own device.
+"""Cropping, resizing and flipping, drawn for the global batch and done for many images at once on their device.
 
 Random numbers are drawn apart from the images, for all rows of a global batch, from (seed, step): each process then
 takes its rows, and the same step gives the same crops whoever computes them. Boxes are (top, left, height, width).
@@ -20,10 +20,11 @@ from pantomim.data.augment import Augment
 from pantomim.data.scales import Scale
 
 _TRIES = 10  # of a random box, before the centred one; as in torchvision
-_COLUMNS = 2 * _TRIES + 3
+_COLUMNS = 2 * _TRIES + 3  # areas, proportions, top, left, flip
 _PURPOSE = 2  # keeps these draws apart from others of the same seed and step
 
 Interpolation = Literal["bicubic", "bilinear"]
+Kernel = Callable[[Tensor], Tensor]
 
 
 @frozen
@@ -70,29 +71,17 @@ class View:
 
 
 def draw_uniforms(total: int, seed: int, step: int, view: int = 0) -> Float[np.ndarray, "B 23"]:
-    """The random numbers that the crops of one global batch need, uniform in [0, 1); a row an image.
-
-    Args:
-        total: Images in the global batch.
-        seed: Of the run.
-        step: Of the run.
-        view: Which view of the images; each has its own draws.
-    """
-    entropy = [seed, step, _PURPOSE, view] if view else [seed, step, _PURPOSE]
-    rng = np.random.default_rng(np.random.SeedSequence(entropy))
-    return rng.random((total, _COLUMNS))
+    """The random numbers for the crops of a global batch of `total`, uniform in [0, 1); each view has its own."""
+    entropy = [seed, step, _PURPOSE, view] if view else [seed, step, _PURPOSE]  # the first: as before there were views
+    return np.random.default_rng(np.random.SeedSequence(entropy)).random((total, _COLUMNS))
 
 
 def crop_boxes(
     sizes: Int[np.ndarray, "B 2"], uniforms: Float[np.ndarray, "B 23"], crop: Crop, image_size: tuple[int, int]
 ) -> tuple[Int[np.ndarray, "B 4"], Bool[np.ndarray, " B"]]:
-    """The part to take of each image, and whether to mirror it.
+    """The part to take of each image, and whether to mirror it, from its (height, width) and its row of draws.
 
-    Args:
-        sizes: (height, width) of each image.
-        uniforms: From `draw_uniforms`, the rows of these images.
-        crop: What to draw.
-        image_size: (height, width) that the part will be resized to; its proportions count where `crop.kind` is "none".
+    `image_size`, which the part will be resized to, counts only where `crop.kind` is "none": by its proportions.
 
     Deviation: none in distribution from torchvision's RandomResizedCrop (area uniform, proportions log-uniform, ten
     tries, then the centred part of the nearest allowed proportions).
@@ -109,12 +98,12 @@ def crop_boxes(
     if crop.kind == "single_draw":
         widths, heights = np.clip(widths[:, :1], 1, width), np.clip(heights[:, :1], 1, height)
     inside = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    first = inside.argmax(axis=1)[:, None]
-    taken_height = np.take_along_axis(heights, first, axis=1)[:, 0]
-    taken_width = np.take_along_axis(widths, first, axis=1)[:, 0]
-    top = np.floor(uniforms[:, -3] * (sizes[:, 0] - taken_height + 1))
-    left = np.floor(uniforms[:, -2] * (sizes[:, 1] - taken_width + 1))
-    drawn = np.stack([top, left, taken_height, taken_width], axis=1).astype(np.int64)
+    first = inside.argmax(axis=1, keepdims=True)
+    box_height = np.take_along_axis(heights, first, axis=1)[:, 0]
+    box_width = np.take_along_axis(widths, first, axis=1)[:, 0]
+    top = np.floor(uniforms[:, -3] * (sizes[:, 0] - box_height + 1))
+    left = np.floor(uniforms[:, -2] * (sizes[:, 1] - box_width + 1))
+    drawn = np.stack([top, left, box_height, box_width], axis=1).astype(np.int64)
     return np.where(inside.any(axis=1)[:, None], drawn, _nearest_boxes(sizes, crop.aspect)), flips
 
 
@@ -128,10 +117,10 @@ def _nearest_boxes(sizes: np.ndarray, aspect: tuple[float, float]) -> np.ndarray
     """The largest centred part whose proportions are the allowed ones nearest to the image's own."""
     height, width = sizes[:, 0], sizes[:, 1]
     own = width / height
-    taken_width = np.where(own > aspect[1], np.rint(height * aspect[1]), width)
-    taken_height = np.where(own < aspect[0], np.rint(width / aspect[0]), height)
-    taken_width, taken_height = np.clip(taken_width, 1, width), np.clip(taken_height, 1, height)
-    boxes = [(height - taken_height) // 2, (width - taken_width) // 2, taken_height, taken_width]
+    box_width = np.where(own > aspect[1], np.rint(height * aspect[1]), width)
+    box_height = np.where(own < aspect[0], np.rint(width / aspect[0]), height)
+    box_width, box_height = np.clip(box_width, 1, width), np.clip(box_height, 1, height)
+    boxes = [(height - box_height) // 2, (width - box_width) // 2, box_height, box_width]
     return np.stack(boxes, axis=1).astype(np.int64)
 
 
@@ -151,19 +140,16 @@ def resized_crop(
 
     Resizing is linear and separable: each image gets one small matrix for its rows and one for its columns, and two
     batched products do the whole batch, without a wait on the device. Values may overshoot: clamp where that matters.
-
-    Args:
-        images: Any floats.
-        boxes: The part of each image.
-        image_size: Rows and columns of the result.
-        flips: Which images to mirror, left to right.
-        interpolation: Of the resizing.
+    `flips` says which images to mirror, left to right.
     """
-    kernel = {"bicubic": _cubic, "bilinear": _linear}[interpolation]
+    kernel = _KERNELS[interpolation]
     with torch.autocast(images.device.type, enabled=False):
-        rows = _resize_matrix(boxes[:, 0], boxes[:, 2], images.shape[2], image_size[0], None, images.dtype, kernel)
-        columns = _resize_matrix(boxes[:, 1], boxes[:, 3], images.shape[3], image_size[1], flips, images.dtype, kernel)
         batch, channels, height, width = images.shape
+        placed = boxes.to(images.dtype)
+        rows = _resize_matrix(placed[:, 0], placed[:, 2], height, image_size[0], kernel)
+        columns = _resize_matrix(placed[:, 1], placed[:, 3], width, image_size[1], kernel)
+        if flips is not None:
+            columns = torch.where(flips[:, None, None], columns.flip(1), columns)
         wide = torch.bmm(images.reshape(batch, channels * height, width), columns.transpose(1, 2))
         return rows[:, None] @ wide.view(batch, channels, height, image_size[1])
 
@@ -175,10 +161,7 @@ def resize_one(
     flip: bool,
     interpolation: Interpolation = "bicubic",
 ) -> Tensor:
-    """One image's part, resized as `resized_crop` does; uint8 stays uint8 (rounded), all else becomes float32.
-
-    Returns: (C, h, w), contiguous.
-    """
+    """One image's part (C, h, w), resized as `resized_crop` does; uint8 stays uint8 (rounded), all else is float32."""
     top, left, height, width = (int(value) for value in box)
     part = torch.from_numpy(np.ascontiguousarray(image[:, top : top + height, left : left + width]))
     part = part if part.dtype == torch.uint8 else part.to(torch.float32)
@@ -188,31 +171,16 @@ def resize_one(
 
 
 def _resize_matrix(
-    start: Int[Tensor, " B"],
-    length: Int[Tensor, " B"],
-    size_in: int,
-    size_out: int,
-    flips: Bool[Tensor, " B"] | None,
-    dtype: torch.dtype,
-    kernel: Callable[[Tensor], Tensor],
+    start: Float[Tensor, " B"], length: Float[Tensor, " B"], size_in: int, size_out: int, kernel: Kernel
 ) -> Float[Tensor, "B out in"]:
     """Weights of the input pixels in each output pixel; pixels outside the box have none."""
-    device = start.device
-    out = torch.arange(size_out, device=device)[None]
-    if flips is not None:
-        out = torch.where(flips[:, None], size_out - 1 - out, out)
-    step = length.to(dtype)[:, None] / size_out
-    centre = start[:, None] + (out + 0.5) * step
-    pixel = torch.arange(size_in, device=device)
+    step = length[:, None] / size_out
+    centre = start[:, None] + (torch.arange(size_out, device=start.device) + 0.5) * step
+    pixel = torch.arange(size_in, device=start.device)
     distance = ((pixel + 0.5) - centre[:, :, None]) / step.clamp(min=1)[:, :, None]
     inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])
     weights = kernel(distance.abs()) * inside[:, None]
     return weights / weights.sum(dim=2, keepdim=True)
-
-
-def _linear(distance: Tensor) -> Tensor:
-    """The triangle, of the absolute distance."""
-    return (1 - distance).clamp(min=0)
 
 
 def _cubic(distance: Tensor) -> Tensor:
@@ -220,3 +188,6 @@ def _cubic(distance: Tensor) -> Tensor:
     near = (1.5 * distance - 2.5) * distance * distance + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     return torch.where(distance < 1, near, torch.where(distance < 2, far, torch.zeros_like(distance)))
+
+
+_KERNELS: dict[Interpolation, Kernel] = {"bicubic": _cubic, "bilinear": lambda distance: (1 - distance).clamp(min=0)}

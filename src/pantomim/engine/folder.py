@@ -6,8 +6,8 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,27 +17,16 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from pantomim.config import Pretrain, from_yaml, is_of_earlier_version, leaves, to_dict, to_yaml
+from pantomim.config import Pretrain, RuntimeConfig, from_yaml, is_of_earlier_version, leaves, to_dict, to_yaml
 from pantomim.core.files import replace_file
 from pantomim.engine.runtime import on_main
 from pantomim.engine.stops import explain_disk
 
-# What may change between two starts of a run: how it is carried out, not what is learned (but for rounding).
-FREE = frozenset(
-    {
-        "data.workers",
-        "data.memory_gib",
-        "runtime.accumulation",
-        "runtime.compile",
-        "runtime.device",
-        "runtime.keep",
-        "runtime.log_every",
-        "runtime.precision",  # what it comes to on this device is compared: see `describe`
-        "runtime.save_every",
-        "runtime.threads",
-        "runtime.tracker",
-    }
-)
+# What may change between two starts of a run: how it is carried out, not what is learned (but for rounding). What
+# `runtime.precision` comes to on this device is compared all the same: see `RunFolder.describe`.
+FREE = frozenset({"data.workers", "data.memory_gib"} | {f"runtime.{item.name}" for item in fields(RuntimeConfig)}) - {
+    "runtime.seed"
+}
 PACKAGES = ("pantomim", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors", "timm")
 
 
@@ -47,33 +36,19 @@ class RunInUseError(OSError):
 
 @dataclass(frozen=True)
 class Finished:
-    """The summary of a complete run, in `finished.json` (without the last entry).
-
-    Args:
-        steps: Steps trained.
-        wall_s: Training time over all starts of the run, without work that was lost.
-        images_per_s: Mean speed, without the first step after each start; None in runs of one step.
-        loss: Of the last step; None in a run of none.
-        broken: Names of the images that were skipped, as far as they were met since the last start.
-        alarms: Warnings of the method since the last start.
-        already: The run was complete before; it has been left as it was.
-    """
+    """The summary of a complete run, in `finished.json` (without the last entry)."""
 
     steps: int
-    wall_s: float
-    images_per_s: float | None
-    loss: float | None
-    broken: list[str] = field(default_factory=list)
-    alarms: list[str] = field(default_factory=list)
-    already: bool = False
+    wall_s: float  # training time over all starts of the run, without work that was lost
+    images_per_s: float | None  # without the first step after each start; None in runs of one step
+    loss: float | None  # of the last step; None in a run of none
+    broken: list[str] = field(default_factory=list)  # images that were skipped since the last start
+    alarms: list[str] = field(default_factory=list)  # warnings of the method since the last start
+    already: bool = False  # the run was complete before, and has been left as it was
 
 
 class RunFolder:
-    """Where a run writes; see `hold`.
-
-    Args:
-        path: The folder; it need not exist.
-    """
+    """Where a run writes; the folder need not exist."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,13 +58,7 @@ class RunFolder:
 
     @contextmanager
     def hold(self, accelerator: Accelerator, config: Pretrain) -> Iterator[None]:
-        """Make the folder, or resume the run in it; nobody else can while the context lasts.
-
-        Raises:
-            ValueError: if the folder cannot be made, holds something else, or the run of another config.
-            DiskError: if nothing can be written into it.
-            RunInUseError: if another process holds it.
-        """
+        """Make the folder, or resume the run in it; nobody else can while the context lasts."""
         try:
             on_main(accelerator, lambda: self._open(config))
             yield
@@ -105,15 +74,12 @@ class RunFolder:
 
     def finish(self, finished: Finished) -> None:
         """Write `finished.json`: the run is complete."""
-        values = {key: value for key, value in asdict(finished).items() if key != "already"}
+        values = asdict(finished)
+        del values["already"]
         self._write("finished.json", json.dumps(values, indent=2) + "\n")
 
     def describe(self, config: Pretrain, accelerator: Accelerator, dtype: torch.dtype, step: int) -> None:
-        """Write `environment.json` at the first start; later starts are added to its list `resumed`.
-
-        Raises:
-            ValueError: if the steps so far were computed in another number type.
-        """
+        """Write `environment.json` at the first start; later ones, of the same precision, go to its list `resumed`."""
         path = self.path / "environment.json"
         now = environment(config.runtime.seed, accelerator, dtype)
         if step > 0 and path.is_file():
@@ -157,10 +123,7 @@ def take_folder(owner: str, what: str, path: Path, plan: str, lock: FileLock) ->
     """Make a folder, or find the one that was made for the same purpose, and lock it.
 
     `plan` is the file that tells such a folder from others; messages name the `owner` of `out`, and `what` it holds.
-
-    Raises:
-        ValueError: if it cannot be made, or holds other files.
-        RunInUseError: if another process holds the lock and does not wait for it.
+    Raises `RunInUseError` if another process holds the lock.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -195,9 +158,6 @@ def refuse_changes(
     """Refuse to resume what is in a folder with other settings (by dotted name) than it was started with.
 
     `written` holds theirs; those that are free may change between two starts; `more` says what else differs.
-
-    Raises:
-        ValueError: naming what differs.
     """
     different = [
         f"{key}: {theirs.get(key)} there, {ours.get(key)} here"
@@ -205,8 +165,8 @@ def refuse_changes(
         if not is_free(key) and theirs.get(key) != ours.get(key)
     ]
     if different := [*more, *different]:
-        rest = [f"and {len(different) - 20} more"] if len(different) > 20 else []
-        lines = "".join(f"\n  {line}" for line in [*different[:20], *rest])
+        more = [f"and {len(different) - 20} more"] if len(different) > 20 else []
+        lines = "".join(f"\n  {line}" for line in [*different[:20], *more])
         raise ValueError(
             f"{owner}.out must hold no {what} of another config; got {written.parent}, which differs in:{lines}\n"
             f"Choose another folder, or resume with the settings in {written}."
@@ -215,13 +175,16 @@ def refuse_changes(
 
 def environment(seed: int, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, Any]:
     """Everything outside the config that a run depends on: versions, commit, hardware, command."""
-    device = accelerator.device
+    device, packages = accelerator.device, {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "seed": seed,
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": packages,
         "git": _git_commit(Path(__file__).parent),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
@@ -232,13 +195,6 @@ def environment(seed: int, accelerator: Accelerator, dtype: torch.dtype) -> dict
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "processes": accelerator.num_processes,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _git_commit(folder: Path) -> str | None:

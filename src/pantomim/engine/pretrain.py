@@ -12,7 +12,6 @@ import torch
 from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Pretrain
 from pantomim.data.stream import Stream
-from pantomim.engine.failure import save_failure
 from pantomim.engine.folder import Finished, RunFolder
 from pantomim.engine.initial import start_from
 from pantomim.engine.record import Clock, Recorder, peak_memory_gib, read_metrics
@@ -29,11 +28,10 @@ from pantomim.engine.runtime import (
     start_accelerator,
 )
 from pantomim.engine.setup import check_fit, describe_start, in_steps, training_images
-from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory
+from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory, save_failure
 from pantomim.engine.training import Training
 from pantomim.formats.files import frozen_hashes
-from pantomim.formats.native import save_decoder, save_encoder, save_predictor
-from pantomim.formats.tokenizer import save_tokenizer
+from pantomim.formats.native import save_decoder, save_encoder, save_predictor, save_tokenizer
 
 NUM_LOOKED_AT = 256  # training images that `Method.check_data` sees
 
@@ -45,10 +43,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         ValueError: if config, data and folder do not fit each other; before any training.
         RunInUseError: if another process works in the folder.
         Interrupted: after SIGINT or SIGTERM; while training, the last step is saved first.
-        NonFiniteError: if the loss is not finite; the last good checkpoint and the batch are kept.
-        MemoryFullError: if a step does not fit in memory.
-        DiskError: if metrics, encoder or the like cannot be written.
-        CheckpointError: if a checkpoint cannot be written (disk full), or none of those there can be read.
+        NonFiniteError, MemoryFullError, DiskError, CheckpointError: what they say (`stops`, `checkpoint`).
     """
     # ------------------------------------------------------------------------------------------------------ Machine
     accelerator = start_accelerator(config.runtime, out)
@@ -93,12 +88,12 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         save_every = config.runtime.save_every or min(max(total // 20, 50), 1000)
 
         # ------------------------------------------------------------------------------------------ Start or resume
-        start, clock, taken = 0, Clock(), None
+        start, clock, origin = 0, Clock(), None
         if (checkpoint := find_checkpoint(run.checkpoints)) is not None:
             load_checkpoint(checkpoint, method, optimizer)
             start, clock = checkpoint.step, Clock(**checkpoint.progress)
         elif config.init is not None:
-            taken = start_from(config.init, method)
+            origin = start_from(config.init, method)
         on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start))
         data_warning = None
         if start == 0 and accelerator.is_main_process:
@@ -110,14 +105,16 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         warnings: list[str] = []
         recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=config.batch_size)
         with recorder, signals.deferred():
-            recorder.say(describe_start(config, dataset, device, dtype, world, start, total))
-            if taken is not None:
-                recorder.say(taken)
+            where = f"{device.type} in {str(dtype).removeprefix('torch.')}"
+            recorder.say(describe_start(config, dataset, where, world, start, total))
+            if origin is not None:
+                recorder.say(origin)
             if data_warning is not None:
                 recorder.say(f"Warning: {data_warning}")
 
             # ------------------------------------------------------------------------------------------------- Loop
             waited = stream.wait_s
+            save = partial(save_checkpoint, run.checkpoints, method, optimizer, seed=seed, keep=config.runtime.keep)
             for step, batches in enumerate(stream.batches(start, total), start):
                 with explain_memory(config, world):
                     means = training.step(step, batches)
@@ -130,7 +127,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                 stop = (to_log or world == 1) and agree(accelerator, signals.requested)
                 to_save = done % save_every == 0 or done == total or stop
                 if (to_log or to_save) and (bad_step := watch.first_bad_step(accelerator)) is not None:
-                    raise save_failure(run, stream, method, config, bad_step, rank)
+                    raise save_failure(out, stream, method, config, bad_step, rank)
 
                 # log
                 if to_log:
@@ -151,17 +148,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                 if to_save:
                     with clock.paused():
                         recorder.sync()
-                        save = partial(
-                            save_checkpoint,
-                            run.checkpoints,
-                            method,
-                            optimizer,
-                            step=done,
-                            seed=seed,
-                            progress=clock.progress(),
-                            keep=config.runtime.keep,
-                        )
-                        on_main(accelerator, save)
+                        on_main(accelerator, partial(save, step=done, progress=clock.progress()))
                 if stop and done < total:
                     recorder.say_broken(gather_broken(accelerator, dataset))
                     raise Interrupted(

@@ -30,16 +30,11 @@ class Clock:
     """Training time, and images per second between two logged steps.
 
     The first step after a start (loading, compiling) does not count for the speed, nor does time spent saving.
-
-    Args:
-        time_s: Training time of earlier starts.
-        timed_images: Images of the steps that count for the speed.
-        timed_s: Time of these steps.
     """
 
-    time_s: float = 0.0
-    timed_images: int = 0
-    timed_s: float = 0.0
+    time_s: float = 0.0  # training time of earlier starts
+    timed_images: int = 0  # of the steps that count for the speed
+    timed_s: float = 0.0  # time of these steps
     _started: float = field(default_factory=time.perf_counter, repr=False)
     _lap_started: float | None = field(default=None, repr=False)
     _lap_images: int = field(default=0, repr=False)
@@ -88,11 +83,7 @@ class Clock:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The logged steps of a run, in order; a last line that was cut by a kill is left out.
-
-    Raises:
-        ValueError: if any other line is damaged.
-    """
+    """The logged steps of a run, in order; a last line that was cut by a kill is left out."""
     if not path.is_file():
         return []
     lines = path.read_bytes().splitlines()
@@ -120,13 +111,7 @@ def peak_memory_gib(device: torch.device) -> float:
 class Recorder:
     """Logs a run, on the main process only; a context, so that the bar and the files are closed.
 
-    Args:
-        accelerator: Knows the main process and the tracker.
-        path: The metrics file; lines of steps after `start` are dropped, so that no step is there twice.
-        start: Steps done before.
-        total: Steps of the whole run.
-        batch_size: Images of a step.
-        console: Standard error by default.
+    Lines of steps after `start` are dropped from the metrics file `path`, so that no step is there twice.
     """
 
     def __init__(
@@ -183,11 +168,9 @@ class Recorder:
         """A logged step; the line is in the file when this returns."""
         if not self._main:
             return
-        line = {"step": step} | {
-            key: value if value is not None and math.isfinite(value) else None for key, value in values.items()
-        }
+        finite = {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
         with explain_disk(self._path.parent):
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json.dumps({"step": step} | finite) + "\n")
             self._file.flush()
         numbers = {key: value for key, value in values.items() if value is not None}
         self._accelerator.log(numbers, step=step)
@@ -233,10 +216,8 @@ class Recorder:
 
 
 def _state(values: Mapping[str, float]) -> str:
-    parts = [f"loss {values['loss']:.4f}", f"lr {values['lr']:.1e}"]
-    if "images_per_s" in values:
-        parts.append(f"{values['images_per_s']:.0f} images/s")
-    return "  ".join([*parts, f"{values['memory_gib']:.1f} GiB"])
+    speed = f"{values['images_per_s']:.0f} images/s  " if "images_per_s" in values else ""
+    return f"loss {values['loss']:.4f}  lr {values['lr']:.1e}  {speed}{values['memory_gib']:.1f} GiB"
 
 
 def _duration(seconds: float) -> str:

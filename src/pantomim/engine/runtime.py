@@ -30,11 +30,7 @@ class Purpose(enum.IntEnum):
 
 
 def check_device(owner: str, device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ValueError: in the name of the config that asks for it.
-    """
+    """Refuse a device that is not there, in the name of the config that asks for it."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"{owner}.device must be a device of this machine; got cuda, and torch sees no GPU. "
@@ -47,9 +43,6 @@ def start_accelerator(config: RuntimeConfig, out: Path) -> Accelerator:
 
     Mixed precision is not Accelerate's part here but `autocast`'s: it surrounds the whole call, so that the compiled
     forward stays one graph.
-
-    Raises:
-        ValueError: if the device is not there, or the tracker is not installed.
     """
     check_device("RuntimeConfig", config.device)
     if config.tracker in ("wandb", "trackio") and importlib.util.find_spec(config.tracker) is None:
@@ -69,7 +62,7 @@ def start_accelerator(config: RuntimeConfig, out: Path) -> Accelerator:
 def end_training(accelerator: Accelerator) -> None:
     """Close what a run writes to; the group of processes stays for the next run, and is dissolved at the exit.
 
-    Accelerate's own `end_training` dissolves it at once, and a second group in the same processes may read addresses of
+    Accelerate's `end_training` dissolves it at once, and a second group in the same processes may read the addresses of
     the first.
     """
     for tracker in accelerator.trackers:

@@ -11,63 +11,55 @@ from pantomim.optim import parameter_groups
 
 
 def training_images(config: DataConfig) -> Dataset:
-    """The split train, or a fixed part of it that is balanced over the classes.
-
-    Raises:
-        ValueError: if there is no such source, it has no training images, or fewer than `images`.
-    """
+    """The split train, or a fixed part of it that is balanced over the classes."""
     if not config.source:
         raise ValueError("DataConfig.source must name the images; got none. Give a folder, say.")
     dataset = open_source(config.source, "train")
     return dataset if config.images is None else dataset.drawn(config.images)
 
 
-def check_fit(config: Pretrain, dataset: Dataset, takes: Requirements, num_processes: int) -> None:
-    """Refuse images that the method cannot take, and a batch that cannot be shared out.
-
-    Raises:
-        ValueError: with every problem, and the option that mends it.
-    """
+def check_fit(config: Pretrain, dataset: Dataset, needs: Requirements, num_processes: int) -> None:
+    """Refuse images that the method cannot use, and a batch that cannot be shared out; names every problem."""
     problems = []
     facts, source, accumulation = dataset.facts, config.data.source, config.runtime.accumulation
-    if dataset.channels != takes.in_chans:
+    if dataset.channels != needs.in_chans:
         problems.append(
-            f"{takes.channels_setting} must be the channels of the images; got {takes.in_chans}, and {source} has "
+            f"{needs.channels_setting} must be the channels of the images; got {needs.in_chans}, and {source} has "
             f"{dataset.channels}. Set it to {dataset.channels} with as many values of mean and std (`pantomim stats "
             f"{source}`), or give other images."
         )
     side = facts.median_shorter_side if facts.size is None else min(facts.size)
-    if side < takes.patch_size:
+    if side < needs.patch_size:
         problems.append(
-            f"{takes.patch_setting} must be at most the side of the images; got {takes.patch_size}, and {source} has "
+            f"{needs.patch_setting} must be at most the side of the images; got {needs.patch_size}, and {source} has "
             f"images of {side} pixels. Set it to {1 << side.bit_length() - 1}, or give larger images."
         )
-    if takes.views == 2 and config.data.second is None:
+    if needs.views == 2 and config.data.second is None:
         problems.append(
             f"DataConfig.second must say how the other view of an image is made, as {config.method.kind} compares two; "
             f"got none. Start from a recipe of {config.method.kind}, which has one."
         )
-    if takes.views == 1 and config.data.second is not None:
+    if needs.views == 1 and config.data.second is not None:
         problems.append(
             f"DataConfig.second must be left out, as {config.method.kind} looks at one view of an image; got "
             f"{config.data.second}. Remove it."
         )
-    if takes.num_classes is not None:
-        problems += _label_problems(config, dataset, takes.num_classes)
-    views = [config.data.augment] + ([] if config.data.second is None else [config.data.second.augment])
-    for augment in views:
-        problems += augment.problems(dataset.channels, facts.dtype)
+    if needs.num_classes is not None:
+        problems += _label_problems(config, dataset, needs.num_classes)
+    problems += config.data.augment.problems(dataset.channels, facts.dtype)
+    if config.data.second is not None:
+        problems += config.data.second.augment.problems(dataset.channels, facts.dtype)
     if config.batch_size % (num_processes * accumulation):
         problems.append(
             f"Pretrain.batch_size must be a multiple of processes x accumulation = {num_processes} x {accumulation}; "
             f"got {config.batch_size}. Change one of the three."
         )
-    if takes.whole_batch and accumulation > 1:
+    if needs.whole_batch and accumulation > 1:
         problems.append(
             f"RuntimeConfig.accumulation must be 1 for {config.method.kind}, whose loss of an image depends on "
             f"all others of its step; got {accumulation}. Use a smaller batch size, or more processes."
         )
-    if takes.gathers and num_processes > 1 and config.runtime.compile:
+    if needs.gathers and num_processes > 1 and config.runtime.compile:
         problems.append(
             f"RuntimeConfig.compile must be off for {config.method.kind} in several processes, which talk to each "
             f"other within a forward pass; got {num_processes} processes. Turn runtime.compile off."
@@ -82,7 +74,7 @@ def _label_problems(config: Pretrain, dataset: Dataset, num_classes: int) -> lis
     if dataset.labels is None or found is None:
         return [
             f"DataConfig.source must have a label for every image, as {config.method.kind} learns from them; got "
-            f"{source}, which has none. Put the images of each class into a folder of their own, give labels in an "
+            f"{source}, which has none. Put the images of each class into one folder, give labels in an "
             f".npz or a list, or train without labels: pantomim pretrain mae."
         ]
     if found != num_classes:
@@ -106,14 +98,9 @@ def adamw(config: OptimConfig, method: nn.Module, lr: float) -> torch.optim.Adam
 
 
 def in_steps(config: Pretrain, steps_per_epoch: int) -> tuple[int, int]:
-    """The length of a run and of its warm-up.
-
-    Raises:
-        ValueError: if all steps are warm-up, or epochs come to no step. No step may be asked for by number: the run
-            then writes its initial encoder, a baseline.
-    """
+    """The length of a run and of its warm-up."""
     total, warmup = config.duration.in_steps(steps_per_epoch), config.optim.warmup.in_steps(steps_per_epoch)
-    if config.duration.steps == 0:
+    if config.duration.steps == 0:  # asked for by number: the run writes its initial encoder, a baseline
         return 0, 0
     if total < 1:
         raise ValueError(f"Pretrain.duration must be at least one step; got {config.duration}. Give a number of steps.")
@@ -125,17 +112,8 @@ def in_steps(config: Pretrain, steps_per_epoch: int) -> tuple[int, int]:
     return total, warmup
 
 
-def describe_start(
-    config: Pretrain,
-    dataset: Dataset,
-    device: torch.device,
-    dtype: torch.dtype,
-    num_processes: int,
-    start: int,
-    total: int,
-) -> str:
+def describe_start(config: Pretrain, dataset: Dataset, where: str, num_processes: int, start: int, total: int) -> str:
     """What is about to happen, in one line."""
-    where = f"{device.type} in {str(dtype).removeprefix('torch.')}"
     where += f", {num_processes} processes" if num_processes > 1 else ""
     doing = f"Resuming {config.recipe} from step {start}" if start else f"Pre-training {config.recipe}"
     return f"{doing}: {total} steps of {config.batch_size} images out of {len(dataset)} ({dataset.name}), on {where}."

@@ -3,14 +3,22 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
+from pantomim.checkpoint import find_checkpoint
 from pantomim.config import Pretrain
+from pantomim.data.stream import Stream
+from pantomim.engine.runtime import generator
+from pantomim.methods.base import Method
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -22,7 +30,7 @@ class NonFiniteError(RuntimeError):
 
 
 class MemoryFullError(RuntimeError):
-    """A step did not fit in memory; its text names batch and accumulation values to try."""
+    """A step did not fit in memory; its text names accumulation and batch size to try."""
 
 
 class DiskError(OSError):
@@ -30,10 +38,9 @@ class DiskError(OSError):
 
 
 class StopSignals:
-    """Within this context SIGINT and SIGTERM end a run with `Interrupted`, wherever they meet it.
+    """Within this context SIGINT and SIGTERM end a run with `Interrupted`: at once, wherever they meet it.
 
-    A signal stops what is under way at once; within `deferred` the first one only asks (`requested`), and the second
-    stops at once.
+    Within `deferred` the first signal only asks (`requested`), and the second stops at once.
     """
 
     def __init__(self) -> None:
@@ -88,28 +95,57 @@ class FiniteWatch:
         return None if step == self.NEVER else step
 
 
+def save_failure(out: Path, stream: Stream, method: Method, config: Pretrain, step: int, rank: int) -> NonFiniteError:
+    """Make the batch and the draws of a bad step anew and write them to RUN/failure; gives the error to raise.
+
+    The step is a function of (seed, step), so nothing had to be kept while training.
+    """
+    (batches,) = stream.batches(step, step + 1)
+    tensors: dict[str, Tensor] = {}
+    for number, batch in enumerate(batches):
+        draws = method.draw(batch, step, generator(config.runtime.seed, step, batch.images.device))
+        tensors |= _named_tensors(batch, f"{number}.batch") | _named_tensors(draws, f"{number}.draws")
+    file = out / "failure" / f"step-{step + 1:08d}-process-{rank}.safetensors"
+    try:
+        file.parent.mkdir(exist_ok=True)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, file)
+        batch_is = f"in {file}"
+    except (OSError, SafetensorError) as error:  # the loss is the error to report
+        batch_is = f"not kept, because {file} cannot be written ({error})"
+    found = find_checkpoint(out / "checkpoints")
+    kept = f"the checkpoint of step {found.step} is good and kept" if found else "there is no checkpoint before it"
+    return NonFiniteError(
+        f"The loss or a gradient of step {step + 1} is infinite or NaN; {kept}, and the batch is {batch_is}. "
+        f"Try optim.base_lr {config.optim.base_lr / 2:g}, optim.clip_norm 1 or runtime.precision float32 in another "
+        f"folder, and check the images for extreme values."
+    )
+
+
+def _named_tensors(value: Any, name: str) -> dict[str, Tensor]:
+    """The tensors of a dataclass or named tuple and of those within it, by dotted names."""
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    items = [field.name for field in fields(value)] if is_dataclass(value) else getattr(value, "_fields", ())
+    return {
+        key: found for item in items for key, found in _named_tensors(getattr(value, item), f"{name}.{item}").items()
+    }
+
+
 @contextmanager
 def explain_memory(config: Pretrain, num_processes: int) -> Iterator[None]:
-    """Turn running out of memory, on whatever device, into advice.
-
-    Raises:
-        MemoryFullError: naming the batch and accumulation values to try.
-    """
+    """Turn running out of memory, on whatever device, into a `MemoryFullError` with advice."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+    except (MemoryError, RuntimeError) as error:
+        on_cpu = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+        if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
             raise
         raise MemoryFullError(_advice(config, num_processes)) from error
 
 
 @contextmanager
 def explain_disk(folder: Path) -> Iterator[None]:
-    """Turn a write into the run folder that failed into advice.
-
-    Raises:
-        DiskError: naming the folder and the reason.
-    """
+    """Turn a write into the run folder that failed into a `DiskError` with the reason and advice."""
     try:
         yield
     except OSError as error:
@@ -119,16 +155,9 @@ def explain_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def _advice(config: Pretrain, num_processes: int) -> str:
-    per_process = config.batch_size // num_processes
-    accumulation = config.runtime.accumulation
-    rows = per_process // accumulation
-    divisors = (a for a in range(accumulation + 1, per_process + 1) if per_process % a == 0)
-    found = next(divisors, None)
+    accumulation, per_process = config.runtime.accumulation, config.batch_size // num_processes
+    found = next((a for a in range(accumulation + 1, per_process + 1) if per_process % a == 0), None)
     if found is None:
         tries = "Not even one image at a time fits: choose a smaller model, larger patches or smaller images."
     else:
@@ -138,6 +167,6 @@ def _advice(config: Pretrain, num_processes: int) -> str:
             f"to rounding), or start another run with batch_size {smaller}."
         )
     return (
-        f"Pretrain.batch_size must fit in memory; got {config.batch_size}, which is {rows} images at once on each of "
-        f"{num_processes} device(s) with accumulation {accumulation}. {tries}"
+        f"Pretrain.batch_size must fit in memory; got {config.batch_size}, which is {per_process // accumulation} "
+        f"images at once on each of {num_processes} device(s) with accumulation {accumulation}. {tries}"
     )

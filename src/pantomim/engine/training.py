@@ -1,6 +1,6 @@
 """What decides the weights of a run: its optimiser, its learning rate, and what happens in a step.
 
-Folder, log and checkpoints are `pretrain`'s; whoever has a method and batches of his own trains with this alone.
+Folder, log and checkpoints are `pretrain`'s; whoever has a method and batches trains with this alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pantomim.config import Pretrain
 from pantomim.core.batch import Batch
+from pantomim.core.precision import at_least_float32
 from pantomim.core.schedule import half_cosine
 from pantomim.engine.runtime import (
     Purpose,
@@ -29,14 +30,9 @@ from pantomim.optim import beit_schedule, cosine_schedule, drop_schedule, scaled
 
 
 class Training:
-    """A method with its optimiser and learning rate.
+    """A method, built and on its device, with its optimiser and learning rate; `total` and `warmup` are steps.
 
-    Args:
-        config: Of the run: optimiser, precision, seed.
-        method: Built, and on its device. Precision float32 means that nothing is cast: a float64 method stays one.
-        total: Steps of the run.
-        warmup: Steps of its warm-up.
-        accelerator: Of this process.
+    Precision float32 means that nothing is cast: a float64 method stays one.
     """
 
     def __init__(self, config: Pretrain, method: Method, total: int, warmup: int, accelerator: Accelerator) -> None:
@@ -44,6 +40,7 @@ class Training:
         self.config, self.method, self.accelerator = config, method, accelerator
         self.device = next(method.parameters()).device
         self.dtype = compute_dtype(config.runtime, self.device)
+        self.length = int(optim.stretch * total)  # of the schedules
         peak_lr = scaled_lr(optim.base_lr, config.batch_size)
         schedules: dict[str, Callable[..., float]] = {
             "mae": cosine_schedule,
@@ -55,10 +52,9 @@ class Training:
             base=peak_lr,
             minimum=optim.min_lr,
             warmup=warmup,
-            total=(length := int(optim.stretch * total)),
+            total=self.length,
             start=optim.start_lr,
         )
-        self.length = length
         self.optimizer = adamw(optim, method, peak_lr)
         self._model: nn.Module = method.train()
 
@@ -107,8 +103,7 @@ class Training:
                     outputs = self._model(batch, draws)
                 self.accelerator.backward(outputs["loss"] / len(batches))
             for name, value in outputs.items():
-                value = value.detach().to(torch.promote_types(value.dtype, torch.float32))
-                means[name] = means.get(name, 0.0) + value / len(batches)
+                means[name] = means.get(name, 0.0) + at_least_float32(value.detach()) / len(batches)
 
         # clip
         means["grad_norm"] = clip_gradients(method.parameters(), self.config.optim.clip_norm)

@@ -14,11 +14,7 @@ PROTOCOLS: tuple[type[Evaluation], ...] = (KNN, Linear, FewLabels, LinearMAE, At
 
 
 def protocol_named(name: str) -> type[Evaluation]:
-    """The protocol of a name, as commands and plans write it.
-
-    Raises:
-        ValueError: if there is none, saying which is the nearest.
-    """
+    """The protocol of a name, as commands and plans write it."""
     known = {protocol.protocol: protocol for protocol in PROTOCOLS}
     if name in known:
         return known[name]

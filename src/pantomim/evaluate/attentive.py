@@ -7,38 +7,32 @@ Paper: Chen et al., arXiv:2202.03026, "attentive probing"; details as in the aut
 """
 
 import math
+from collections.abc import Iterable
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from pantomim.core.frozen import frozen
-from pantomim.core.ranges import AtLeastOne, AtLeastTwo, AtLeastZero, NotNegative, Positive
-from pantomim.evaluate.augmented import Candidate, Training, check_warmup, train_heads
-from pantomim.evaluate.base import Bench, Evaluation, Scores
-from pantomim.evaluate.features import AnyEncoder
-from pantomim.evaluate.patches import pixel_patches
+from pantomim.core.ranges import AtLeastOne, AtLeastTwo, NotNegative, Positive
+from pantomim.evaluate.augmented import AugmentedProbe, Candidate, train_heads
+from pantomim.evaluate.base import Bench, Scores
+from pantomim.evaluate.features import AnyEncoder, pixel_patches
 from pantomim.nn.heads import AttentiveHead
 from pantomim.nn.vit import Encoder
 from pantomim.optim import beit_schedule, scaled_lr
 
 
 @frozen
-class Attentive(Evaluation):
+class Attentive(AugmentedProbe):
     """One query that reads all tokens, trained by Nesterov SGD on augmented images, with the authors' values.
 
-    On sets far smaller than ImageNet, raise `base_lr`: there are fewer steps to learn in.
-
     Args:
-        epochs: Passes over the training images.
-        warmup_epochs: Of these, with a rate that rises from 0.
-        base_lr: Per 256 images; the authors' 0.4 at 8192.
+        base_lr: Per 256 images; the authors' 0.4 at 8192. Raise it on sets far smaller than ImageNet.
         min_lr: At the end.
-        batch_size: At most; a smaller set is one batch.
-        chunk: Images that the encoder sees at once. Batch statistics are those of a chunk: the authors' devices have
-            256 images each.
+        chunk: Images that the encoder sees at once, over which the head normalises; the authors' devices have 256 each.
         heads: Of the probe's attention; None: as many as the encoder has.
         batch_statistics: Normalise test images by the chunk that they are in, as the authors' code does, rather than by
             running statistics. A chunk holds neighbours in the order of the files: where that is the order of classes,
@@ -46,8 +40,6 @@ class Attentive(Evaluation):
     """
 
     protocol: tyro.conf.Suppress[Literal["attentive"]] = "attentive"
-    epochs: AtLeastOne = 90
-    warmup_epochs: AtLeastZero = 10
     base_lr: Positive = 0.0125
     min_lr: NotNegative = 1e-6
     batch_size: AtLeastTwo = 8192
@@ -55,9 +47,10 @@ class Attentive(Evaluation):
     heads: AtLeastOne | None = None
     batch_statistics: bool = False
 
+    by_chunk: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_warmup("Attentive", self.warmup_epochs, self.epochs)
         if self.base_lr <= self.min_lr:
             raise ValueError(f"Attentive.base_lr must be above min_lr; got {self.base_lr} and {self.min_lr}.")
 
@@ -78,19 +71,11 @@ class Attentive(Evaluation):
             width = pixel_patches(torch.zeros(1, encoder.in_chans, *encoder.image_size), encoder.grid).shape[2]
             pixels = partial(pixel_patches, grid=encoder.grid)
             candidates["pixels"] = Candidate(pixels, partial(self.head, math.gcd(heads, width)))
-        return train_heads(candidates, bench, self.training(len(bench.train)))
+        return train_heads(self, candidates, bench)
 
-    def training(self, num_images: int) -> Training:
-        """On so many images."""
-        batch_size = min(self.batch_size, num_images)
-        return Training(
-            epochs=self.epochs,
-            batch_size=batch_size,
-            micro=math.ceil(batch_size / self.chunk),
-            whole=False,
-            lr=self.lr,
-            optimiser=lambda parameters: torch.optim.SGD(parameters, lr=0.0, momentum=0.9, nesterov=True),
-        )
+    def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Nesterov SGD."""
+        return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, nesterov=True)
 
     def lr(self, step: int, steps_per_epoch: int, batch_size: int) -> float:
         """Half a cosine after the warm-up."""
@@ -107,11 +92,7 @@ class Attentive(Evaluation):
         return AttentiveHead(width, heads, num_classes, self.batch_statistics)
 
     def heads_for(self, encoder: AnyEncoder) -> int:
-        """Attention heads of the probe on an encoder.
-
-        Raises:
-            ValueError: if their number must be given, or does not divide the width.
-        """
+        """Attention heads of the probe on an encoder; they must divide its width."""
         heads = self.heads or _num_heads(encoder)
         if heads is None or encoder.width % heads:
             raise ValueError(
@@ -127,7 +108,7 @@ def all_tokens(encoder: AnyEncoder, images: Tensor) -> Tensor:
 
 
 def _num_heads(encoder: AnyEncoder) -> int | None:
-    """Attention heads of an encoder; None: it does not tell."""
+    """Attention heads of an encoder; None: not known."""
     if isinstance(encoder, Encoder):
         return encoder.config.heads
     blocks = getattr(encoder.model, "blocks", None)

@@ -1,18 +1,22 @@
 """Heads on frozen encoders, trained on augmented images as MAE's and CAE's authors do it: what these two share."""
 
-from collections.abc import Callable
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pantomim.core.frozen import frozen
+from pantomim.core.ranges import AtLeastOne, AtLeastTwo, AtLeastZero, Positive
 from pantomim.data.stream import Stream, evaluation_batches
 from pantomim.data.transforms import Crop
-from pantomim.evaluate.base import Bench, Scores
-from pantomim.evaluate.parts import known_classes, renumber
-from pantomim.evaluate.scores import top1, top1_per_class
+from pantomim.evaluate.base import Bench, Evaluation, Scores
+from pantomim.evaluate.parts import accuracy, known_classes, renumber
 
 CROP = Crop(kind="single_draw", scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3), flip=True)
 TEST_MARGIN = 256 / 224  # the test image's shorter side over the crop's
@@ -20,51 +24,66 @@ TEST_MARGIN = 256 / 224  # the test image's shorter side over the crop's
 
 @dataclass(frozen=True)
 class Candidate:
-    """One contender.
-
-    Args:
-        features: Frozen; images in, what the head reads out.
-        head: Makes a head from the width of the features and the number of classes.
-    """
+    """One contender: its frozen features of images, and a head made from their width and the number of classes."""
 
     features: Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B ... D"]]
     head: Callable[[int, int], nn.Module]
 
 
-@dataclass(frozen=True)
-class Training:
-    """How heads are trained.
+@frozen
+class AugmentedProbe(Evaluation):
+    """A head on frozen features of augmented images.
+
+    On sets far smaller than ImageNet, raise `base_lr`: there are fewer steps to learn in.
 
     Args:
         epochs: Passes over the training images.
-        batch_size: Images a step, at most; a multiple of `micro` is taken.
-        micro: Parts of a batch that the encoder sees one after another.
-        whole: Whether the head sees the batch as one, and normalises over all of it, or part by part.
-        lr: Rate of a step, from the number of steps an epoch and the number of images a step.
-        optimiser: Of a head's parameters; its rate is set before each step.
+        warmup_epochs: Of these, with a rate that rises from 0.
+        base_lr: Per 256 images.
+        batch_size: At most; a smaller set is one batch.
+        chunk: Images that the encoder sees at once.
     """
 
-    epochs: int
-    batch_size: int
-    micro: int
-    whole: bool
-    lr: Callable[[int, int, int], float]
-    optimiser: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    epochs: AtLeastOne = 90
+    warmup_epochs: AtLeastZero = 10
+    base_lr: Positive = 0.1
+    batch_size: AtLeastTwo = 16384
+    chunk: AtLeastOne = 256
+
+    by_chunk: ClassVar[bool]  # the head sees, and normalises over, a chunk; else the whole batch
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"{type(self).__name__}.warmup_epochs must be below epochs; got {self.warmup_epochs} of {self.epochs}. "
+                f"Train longer, or warm up shorter."
+            )
+
+    @abstractmethod
+    def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Of a head; its rate is set before each step."""
+
+    @abstractmethod
+    def lr(self, step: int, steps_per_epoch: int, batch_size: int) -> float:
+        """Rate of a step."""
 
 
-def train_heads(candidates: dict[str, Candidate], bench: Bench, how: Training) -> dict[str, Scores]:
+def train_heads(probe: AugmentedProbe, candidates: dict[str, Candidate], bench: Bench) -> dict[str, Scores]:
     """Scores by name; all contenders see the same augmented batches, and the seed also decides the heads."""
-    train, device, seed = bench.train, bench.device, bench.evaluation.seed
+    train, device, size = bench.train, bench.device, bench.reference.image_size
     assert train.labels is not None
     classes = known_classes(torch.from_numpy(train.labels))
-    batch_size = how.batch_size // how.micro * how.micro
-    size = bench.reference.image_size
-    stream = Stream(train, batch_size=batch_size, image_size=size, crop=CROP, seed=seed, device=device, micro=how.micro)
+    batch_size = min(probe.batch_size, len(train))
+    micro = math.ceil(batch_size / probe.chunk) if probe.by_chunk else max(1, batch_size // probe.chunk)
+    batch_size = batch_size // micro * micro
+    stream = Stream(
+        train, batch_size=batch_size, image_size=size, crop=CROP, seed=probe.seed, device=device, micro=micro
+    )
     heads: dict[str, nn.Module] = {}
     optimisers: dict[str, torch.optim.Optimizer] = {}
-    for step, batches in enumerate(stream.batches(0, how.epochs * stream.steps_per_epoch)):
-        lr = how.lr(step, stream.steps_per_epoch, batch_size)
-        groups = [batches] if how.whole else [[batch] for batch in batches]
+    for step, batches in enumerate(stream.batches(0, probe.epochs * stream.steps_per_epoch)):
+        groups = [[batch] for batch in batches] if probe.by_chunk else [batches]
         targets = [torch.cat([batch.labels for batch in group if batch.labels is not None]).cpu() for group in groups]
         targets = [renumber(labels, classes, "train").to(device) for labels in targets]
         for name, candidate in candidates.items():
@@ -72,19 +91,15 @@ def train_heads(candidates: dict[str, Candidate], bench: Bench, how: Training) -
                 with torch.no_grad():
                     features = torch.cat([candidate.features(batch.images).float() for batch in group])
                 if name not in heads:
-                    heads[name] = seeded_head(candidate, features.shape[-1], len(classes), seed).to(device)
-                    optimisers[name] = how.optimiser(list(heads[name].train().parameters()))
+                    heads[name] = seeded_head(candidate, features.shape[-1], len(classes), probe.seed).to(device)
+                    optimisers[name] = probe.optimiser(heads[name].train().parameters())
                 (F.cross_entropy(heads[name](features), target) / len(groups)).backward()
             for settings in optimisers[name].param_groups:
-                settings["lr"] = lr
+                settings["lr"] = probe.lr(step, stream.steps_per_epoch, batch_size)
             optimisers[name].step()
             optimisers[name].zero_grad()
-    predictions, labels = predict(candidates, heads, bench)
-    truth = renumber(labels, classes, "test")
-    return {
-        name: {"top1": top1(guess, truth), "top1_per_class": top1_per_class(guess, truth)}
-        for name, guess in predictions.items()
-    }
+    guesses, labels = predict(candidates, heads, bench)
+    return {name: accuracy(guess, renumber(labels, classes, "test")) for name, guess in guesses.items()}
 
 
 def seeded_head(candidate: Candidate, width: int, num_classes: int, seed: int) -> nn.Module:
@@ -98,7 +113,7 @@ def seeded_head(candidate: Candidate, width: int, num_classes: int, seed: int) -
 def predict(
     candidates: dict[str, Candidate], heads: dict[str, nn.Module], bench: Bench
 ) -> tuple[dict[str, Int[Tensor, " n"]], Int[Tensor, " n"]]:
-    """Predictions of heads in evaluation mode on the centre of each image, a little magnified; and the labels."""
+    """Predictions of heads in evaluation mode on the centre of each test image, a little magnified; and the labels."""
     assert bench.test.labels is not None
     height, width = bench.reference.image_size
     larger = (round(height * TEST_MARGIN), round(width * TEST_MARGIN))
@@ -112,12 +127,3 @@ def predict(
             guesses[name].append(logits.argmax(dim=1).cpu())
         labels.append(torch.from_numpy(bench.test.labels[indices]))
     return {name: torch.cat(parts) for name, parts in guesses.items()}, torch.cat(labels)
-
-
-def check_warmup(owner: str, warmup_epochs: int, epochs: int) -> None:
-    """Refuse a warm-up that leaves nothing of the run."""
-    if warmup_epochs >= epochs:
-        raise ValueError(
-            f"{owner}.warmup_epochs must be below epochs; got {warmup_epochs} of {epochs}. Train longer, or warm up "
-            f"shorter."
-        )

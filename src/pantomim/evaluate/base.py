@@ -31,8 +31,7 @@ from pantomim.evaluate.features import (
     random_init_encoder,
     resized_encoder,
 )
-from pantomim.evaluate.parts import Labelled, Parts, make_parts, open_labelled
-from pantomim.evaluate.patches import MaskedParts
+from pantomim.evaluate.parts import Labelled, MaskedParts, Parts, make_parts, open_labelled
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
 
@@ -43,20 +42,14 @@ Scores = dict[str, Any]
 T = TypeVar("T")
 
 
-class Memo:
-    """Remembers what was made under a key; several evaluations share one to open data and extract features once.
-
-    The key says everything that the value depends on; features are kept under the hash of the encoder's weights.
-    """
-
-    def __init__(self) -> None:
-        self._made: dict[Hashable, Any] = {}
+class Memo(dict[Hashable, Any]):
+    """Shared by evaluations to open data and extract features once; a key says all that its value depends on."""
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What is remembered under the key, else what `make` gives."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        if key not in self:
+            self[key] = make()
+        return self[key]
 
 
 @frozen
@@ -117,42 +110,25 @@ class Evaluation(ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The protocol's own options, for the record."""
-        own = type(self).__annotations__.keys() - {"protocol"}
+        """The options that not every protocol has, or has another default of, for the record."""
+        below = type(self).__mro__[: type(self).__mro__.index(Evaluation)]
+        own = {name for kind in below for name in kind.__annotations__} - {"protocol"}
         return {name: value for name, value in to_dict(self).items() if name in own}
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What a protocol works with.
-
-    Args:
-        evaluation: The options.
-        opened: The images.
-        reference: The encoder at the size of the evaluation; raw pixels are cut and shrunk by it.
-        own_grid: Its patches before it was resized.
-        encoders: The encoders among the contenders: frozen, in evaluation mode, on the device.
-        device: Where to compute.
-        memo: Shared with other evaluations.
-    """
+    """What a protocol works with."""
 
     evaluation: Evaluation
     opened: Labelled | MaskedParts
-    reference: AnyEncoder
-    own_grid: tuple[int, int]
-    encoders: dict[str, AnyEncoder]
+    train: Dataset
+    test: Dataset
+    reference: AnyEncoder  # at the size of the evaluation; raw pixels are cut and shrunk by it
+    own_grid: tuple[int, int]  # its patches before it was resized
+    encoders: dict[str, AnyEncoder]  # those among the contenders: frozen, in evaluation mode, on the device
     device: torch.device
     memo: Memo
-
-    @property
-    def train(self) -> Dataset:
-        """The training part."""
-        return self.opened.parts["train"]
-
-    @property
-    def test(self) -> Dataset:
-        """The test part."""
-        return self.opened.parts["test"]
 
     @property
     def pixels(self) -> bool:
@@ -179,17 +155,10 @@ class Bench:
 def evaluate(evaluation: Evaluation, memo: Memo | None = None) -> dict[str, Any]:
     """Score the encoder and its baselines; writes nothing.
 
-    Args:
-        evaluation: What to score, on what, and how.
-        memo: Shared by several evaluations: data are then opened and features extracted once for all of them.
-
     Returns: the protocol, data, seed and hash of the encoder, and for each contender the scores as shares: `top1` (of
         the class token or the mean of patches, whichever is better on held-out training images), `top1_per_class`,
-        `top1_class`, `top1_mean` and more; for segmentation see `segmentation`. Counts are of the images used; `broken`
-        names the others.
-
-    Raises:
-        ValueError: if the data have no labels, other channels than the encoder, or classes that train does not have.
+        `top1_class`, `top1_mean` and more; for segmentation see there. Counts are of the images used; `broken` names
+        the others.
     """
     begin = time.perf_counter()
     memo = Memo() if memo is None else memo
@@ -201,13 +170,11 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None) -> dict[str, Any]
     device = torch.device(auto if evaluation.device == "auto" else evaluation.device)
     size = evaluation.image_size or opened.size_for(loaded)
     own_grid, reference = loaded.grid, resized_encoder(loaded, size).to(device)
-    encoders: dict[str, AnyEncoder] = {}
-    if "trained" in evaluation.contenders:
-        encoders["trained"] = reference
+    encoders = {"trained": reference} if "trained" in evaluation.contenders else {}
     if "untrained" in evaluation.contenders:
         encoders["untrained"] = resized_encoder(random_init_encoder(loaded, evaluation.seed), size).to(device)
     before = {name: hash_weights(encoder.state_dict()) for name, encoder in encoders.items()}
-    scores = evaluation.run(Bench(evaluation, opened, reference, own_grid, encoders, device, memo))
+    scores = evaluation.run(Bench(evaluation, opened, train, test, reference, own_grid, encoders, device, memo))
     for name, encoder in encoders.items():
         assert not encoder.training, "a frozen encoder must stay in evaluation mode"
         assert hash_weights(encoder.state_dict()) == before[name], "a frozen encoder has changed"
@@ -242,16 +209,11 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None) -> dict[str, Any]
 
 
 def evaluate_to_file(evaluation: Evaluation, memo: Memo | None = None) -> tuple[Path, dict[str, Any]]:
-    """Score as `evaluate` does and write the result to `out`; without it into the run folder of the encoder.
-
-    Raises:
-        ValueError: also if there is neither `out` nor a run folder, or nothing can be written there.
-    """
+    """Score as `evaluate` does and write the result to `out`; without it into the run folder of the encoder."""
     folder = Path(evaluation.encoder)
     if evaluation.out is None and not folder.is_dir():
         raise ValueError(
-            f"Evaluation.out must be given for an encoder outside a run folder; got {evaluation.encoder}. "
-            f"Name a FILE.json."
+            f"Evaluation.out must be given for an encoder outside a run folder; got {evaluation.encoder}. Name one."
         )
     check_out("Evaluation.out", evaluation.out or folder / "eval" / "result.json", [".json"])
     result = evaluate(evaluation, memo)
@@ -265,11 +227,9 @@ def headline(evaluation: Evaluation, result: dict[str, Any]) -> str:
     few = f", {result['labels_per_class']} labels a class" if result["labels_per_class"] else ""
     metric, called = evaluation.metric
     scores = []
-    for name, shown in SHOWN.items():
-        if name not in result:
-            continue
+    for name in [name for name in SHOWN if name in result]:
         spread = f" ± {100 * result[name]['top1_std']:.1f}" if "top1_std" in result[name] else ""
-        scores.append(f"{shown} {100 * result[name][metric]:.1f}{spread} %")
+        scores.append(f"{SHOWN[name]} {100 * result[name][metric]:.1f}{spread} %")
     num_broken = len(result["data"]["broken"])
     left_out = f"; {num_broken} broken image{'s' if num_broken > 1 else ''} left out" if num_broken else ""
     return f"{result['protocol']} on {result['dataset']}{few}, {called}: {', '.join(scores)}{left_out}"

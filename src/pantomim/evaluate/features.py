@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,32 +10,30 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
-from pantomim.core.files import check_out, replace_file
-from pantomim.data.sources import Dataset
+from pantomim.core.files import check_out, replace_file, write_npz
+from pantomim.core.modes import evaluating
+from pantomim.data.dataset import Dataset
 from pantomim.data.stats import Stats
 from pantomim.data.stream import evaluation_batches
 from pantomim.formats.files import hash_weights, load_exactly
 from pantomim.formats.wrapped import WrappedEncoder
 from pantomim.nn.resize import resize_encoder_weights
+from pantomim.nn.tokens import patchify
 from pantomim.nn.vit import Encoder, Features
 
 AnyEncoder = Encoder | WrappedEncoder
 
-MAX_PIXEL_VALUES = 3072  # of an image in the pixel reference: 32 x 32 x 3; larger images are shrunk
+MAX_PIXEL_VALUES = 3072  # of an image among raw pixels: 32 x 32 x 3; larger ones are shrunk
+MAX_PIXEL_SIDE = 16  # of a patch among them
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """One row an image.
+    """One row an image."""
 
-    Args:
-        views: By name, one or more vectors of each image: "class" and "mean" of an encoder, or "pixels".
-        labels: Class ids, or None.
-        names: Of the images.
-    """
-
-    views: dict[str, Float[Tensor, "n D"]]
+    views: dict[str, Float[Tensor, "n D"]]  # "class" and "mean" of an encoder, or "pixels"
     labels: Int[Tensor, " n"] | None
     names: tuple[str, ...]
 
@@ -43,7 +42,7 @@ class FeatureTable:
 
     @property
     def known_labels(self) -> Int[Tensor, " n"]:
-        """The labels, where they are known to be there."""
+        """The labels, where they must be there."""
         assert self.labels is not None
         return self.labels
 
@@ -55,52 +54,25 @@ class FeatureTable:
         return FeatureTable(views, labels, tuple(self.names[index] for index in indices))
 
 
-def extract(
-    encoder: AnyEncoder,
-    dataset: Dataset,
-    *,
-    batch_size: int = 256,
-    device: torch.device | str | None = None,
-) -> FeatureTable:
-    """The class token (if there is one) and the mean of the patches, for every readable image.
+def extract(encoder: AnyEncoder, dataset: Dataset, *, batch_size: int = 256) -> FeatureTable:
+    """The class token (if there is one) and the mean of the patches, for every readable image; on the CPU.
 
-    Float32 throughout, so that the same call gives the same table; it lies on the CPU. The encoder stays as it is,
-    weight for weight: this is checked.
-
-    Args:
-        encoder: Its mode is given back as it was.
-        dataset: One split; images of another size are resized and cropped to the encoder's.
-        batch_size: Images that the encoder sees at once.
-        device: Where the encoder is moved and run; None: where it is.
-
-    Raises:
-        ValueError: if the images have other channels than the encoder.
+    Float32 throughout, so that the same call gives the same table. That no weight of the encoder changes is checked.
     """
     check_channels(encoder, dataset)
-    before, was_training = hash_weights(encoder.state_dict()), encoder.training
-    device = next(encoder.parameters()).device if device is None else torch.device(device)
-    encoder.to(device).eval()
-    collected: dict[str, list[Tensor]] = {}
-    found: list[np.ndarray] = []
-    with torch.inference_mode():
-        for images, indices in evaluation_batches(dataset, encoder.image_size, batch_size, device):
-            for name, values in views(encoder, encoder(images)).items():
-                collected.setdefault(name, []).append(values.cpu())
-            found.append(indices)
-    encoder.train(was_training)
+    before, device = hash_weights(encoder.state_dict()), next(encoder.parameters()).device
+    with evaluating(encoder), torch.inference_mode():
+        batches = evaluation_batches(dataset, encoder.image_size, batch_size, device)
+        table = _table(dataset, ((views(encoder, encoder(images)), indices) for images, indices in batches))
     assert hash_weights(encoder.state_dict()) == before, "a frozen encoder has changed"
-    return _table(dataset, collected, found)
+    return table
 
 
 def views(encoder: AnyEncoder, features: Features) -> dict[str, Float[Tensor, "B D"]]:
     """One vector an image, in the ways a protocol may choose from."""
     mean = features.patches.mean(dim=1)
-    return {"class": features.prefix[:, 0], "mean": mean} if has_class_token(encoder) else {"mean": mean}
-
-
-def has_class_token(encoder: AnyEncoder) -> bool:
-    """Whether the first prefix token is a class token."""
-    return encoder.has_class_token if isinstance(encoder, WrappedEncoder) else encoder.config.class_token
+    has_class = encoder.has_class_token if isinstance(encoder, WrappedEncoder) else encoder.config.class_token
+    return {"class": features.prefix[:, 0], "mean": mean} if has_class else {"mean": mean}
 
 
 def random_init_encoder(encoder: AnyEncoder, seed: int) -> AnyEncoder:
@@ -111,11 +83,7 @@ def random_init_encoder(encoder: AnyEncoder, seed: int) -> AnyEncoder:
 
 
 def resized_encoder(encoder: AnyEncoder, image_size: tuple[int, int]) -> AnyEncoder:
-    """The same encoder for images of another size, its tables of positions resampled; evaluation mode.
-
-    Raises:
-        ValueError: for a size that it cannot take: in no whole number of patches, or not the only one it is made for.
-    """
+    """The same encoder for images of another size, its tables of positions resampled; evaluation mode."""
     if image_size == encoder.image_size:
         return encoder.eval()
     device = next(encoder.parameters()).device
@@ -137,11 +105,7 @@ def resized_encoder(encoder: AnyEncoder, image_size: tuple[int, int]) -> AnyEnco
 
 
 def check_channels(encoder: AnyEncoder, dataset: Dataset) -> None:
-    """Refuse images that the encoder cannot take.
-
-    Raises:
-        ValueError: naming both numbers of channels.
-    """
+    """Refuse images that the encoder cannot take."""
     if encoder.in_chans != dataset.channels:
         raise ValueError(
             f"encoder must have as many channels as the images; got an encoder of {encoder.in_chans} and "
@@ -150,28 +114,28 @@ def check_channels(encoder: AnyEncoder, dataset: Dataset) -> None:
         )
 
 
-def pixel_table(dataset: Dataset, image_size: tuple[int, int], stats: Stats, *, batch_size: int = 256) -> FeatureTable:
-    """Raw pixels, standardised by channel, as one vector an image: what an encoder has to beat.
+def pixel_table(dataset: Dataset, image_size: tuple[int, int], stats: Stats) -> FeatureTable:
+    """Raw pixels, standardised by the training images' channels, as one vector an image: what an encoder has to beat.
 
-    Args:
-        dataset: One split.
-        image_size: Of the encoder; see `pixel_size` for the size that is used.
-        stats: Of the channels of the training images.
-        batch_size: Images at once.
+    Of the encoder's `image_size`, or shrunk: see `pixel_size`.
     """
-    values: list[Tensor] = []
-    found: list[np.ndarray] = []
-    size = pixel_size(image_size, dataset.channels)
-    for images, indices in evaluation_batches(dataset, size, batch_size, "cpu"):
-        values.append(pixel_vector(images, stats))
-        found.append(indices)
-    return _table(dataset, {"pixels": values}, found)
+    batches = evaluation_batches(dataset, pixel_size(image_size, dataset.channels), 256, "cpu")
+    return _table(dataset, (({"pixels": pixel_vector(images, stats)}, indices) for images, indices in batches))
 
 
 def pixel_vector(images: Float[Tensor, "B C H W"], stats: Stats) -> Float[Tensor, "B D"]:
     """Standardised pixels in a row."""
     mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (stats.mean, stats.std))
     return ((images - mean) / std).flatten(1)
+
+
+def pixel_patches(images: Float[Tensor, "B C H W"], grid: tuple[int, int]) -> Float[Tensor, "B N K"]:
+    """Raw pixels of each patch in a row: what an encoder has to beat."""
+    side = min(min(side // count, MAX_PIXEL_SIDE) or 1 for side, count in zip(images.shape[2:], grid, strict=True))
+    size = (grid[0] * side, grid[1] * side)
+    if images.shape[2:] != size:
+        images = F.interpolate(images, size, mode="bilinear", antialias=True)
+    return patchify(images, side)
 
 
 def pixel_size(image_size: tuple[int, int], channels: int) -> tuple[int, int]:
@@ -182,12 +146,7 @@ def pixel_size(image_size: tuple[int, int], channels: int) -> tuple[int, int]:
 
 
 def check_features_path(path: str | Path) -> None:
-    """Refuse a file that `save_features` could not write; to be called before features are extracted.
-
-    Raises:
-        ValueError: for an ending other than .npz and .parquet, a folder, or a place that cannot be written to; or for
-            .parquet if pyarrow is missing.
-    """
+    """Refuse a file that `save_features` could not write; to be called before features are extracted."""
     check_out("features.out", Path(path), [".npz", ".parquet"])
     if Path(path).suffix == ".parquet":
         try:
@@ -200,42 +159,29 @@ def check_features_path(path: str | Path) -> None:
 
 
 def save_features(table: FeatureTable, path: str | Path) -> None:
-    """Write a table as FILE.npz or FILE.parquet, with arrays or columns `names`, `labels`, `class`, `mean`.
-
-    Raises:
-        ValueError: as `check_features_path`.
-    """
+    """Write a table as FILE.npz or FILE.parquet, with arrays or columns `names`, `class`, `mean`, `labels`."""
     path = Path(path)
     check_features_path(path)
-    columns = {name: values.numpy() for name, values in table.views.items()}
+    columns = {"names": np.array(table.names, dtype=str)} | {name: found.numpy() for name, found in table.views.items()}
     if table.labels is not None:
         columns["labels"] = table.labels.numpy()
-    buffer = io.BytesIO()
     if path.suffix == ".npz":
-        np.savez(buffer, names=np.array(table.names, dtype=str), **columns)  # type: ignore[arg-type]
-    else:
-        _write_parquet(buffer, table.names, columns)
+        write_npz(path, columns)
+        return
+    import pyarrow.parquet
+
+    vectors = {name: pyarrow.array(values.reshape(-1)) for name, values in columns.items()}
+    for name in table.views:
+        vectors[name] = pyarrow.FixedSizeListArray.from_arrays(vectors[name], columns[name].shape[1])
+    pyarrow.parquet.write_table(pyarrow.table(vectors), buffer := io.BytesIO())
     replace_file(path, buffer.getvalue())
 
 
-def _write_parquet(buffer: io.BytesIO, names: tuple[str, ...], columns: dict[str, np.ndarray]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    arrays = {"names": pyarrow.array(names)}
-    for name, values in columns.items():
-        flat = pyarrow.array(values.reshape(-1))
-        vectors = values.ndim == 2
-        arrays[name] = pyarrow.FixedSizeListArray.from_arrays(flat, values.shape[1]) if vectors else flat
-    pyarrow.parquet.write_table(pyarrow.table(arrays), buffer)
-
-
-def _table(dataset: Dataset, collected: dict[str, list[Tensor]], found: list[np.ndarray]) -> FeatureTable:
-    indices = np.concatenate(found)
+def _table(dataset: Dataset, batches: Iterable[tuple[dict[str, Tensor], np.ndarray]]) -> FeatureTable:
+    """The rows of all batches: their views, and which images they are of."""
+    found = [({name: values.cpu() for name, values in of_batch.items()}, indices) for of_batch, indices in batches]
+    indices = np.concatenate([chosen for _, chosen in found])
     labels = None if dataset.labels is None else torch.from_numpy(dataset.labels[indices])
+    columns = {name: torch.cat([of_batch[name] for of_batch, _ in found]).float() for name in found[0][0]}
     names = dataset.names
-    return FeatureTable(
-        {name: torch.cat(parts).float() for name, parts in collected.items()},
-        labels,
-        tuple(names[index] for index in indices),
-    )
+    return FeatureTable(columns, labels, tuple(names[index] for index in indices))

@@ -1,6 +1,6 @@
 """A classifier from a few labels a class: logistic regression on cached features, over several draws of the labels."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,8 +14,7 @@ from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
 from pantomim.evaluate.base import Bench, Evaluation, Scores
 from pantomim.evaluate.linear import Standardiser
-from pantomim.evaluate.parts import Parts
-from pantomim.evaluate.scores import top1, top1_per_class
+from pantomim.evaluate.parts import Parts, accuracy, top1
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, on standardised features
 FOLDS = 3
@@ -49,11 +48,10 @@ class FewLabels(Evaluation):
         return {name: self.score(parts) for name, parts in bench.tables()}
 
     def score(self, parts: Parts) -> Scores:
-        """Scores of one contender.
+        """Scores of one contender; strength and view are chosen by cross-validation within the labelled images alone.
 
-        Regularisation and view are chosen by cross-validation within the labelled images; no other label is looked at.
         The features are standardised over all training images, which needs no label. With one label a class there is
-        nothing to cross-validate: then C is 1 and the first view is taken.
+        nothing to cross-validate: then C is 1 and the first view is chosen.
         """
         labels, truth = parts.train.known_labels.numpy(), parts.test.known_labels
         draws: list[dict[str, float]] = []
@@ -61,7 +59,7 @@ class FewLabels(Evaluation):
         for draw in range(self.draws):
             rows = draw_labelled(labels, self.labels_per_class, seed=self.seed, draw=draw)
             fitted = {}
-            for view in parts.views:
+            for view in parts.train.views:
                 standardise = Standardiser.of(parts.train.views[view])
                 train, test = (
                     standardise(table.views[view]).double().numpy() for table in (parts.train.rows(rows), parts.test)
@@ -71,11 +69,10 @@ class FewLabels(Evaluation):
                     model, validation = choose(train, labels[rows], seed=self.seed)
                     fitted[view] = (validation, torch.from_numpy(model.predict(test)))
             view = max(fitted, key=lambda name: fitted[name][0])
-            guess = fitted[view][1]
             chosen.append(view)
             by_view = {f"top1_{name}": top1(found, truth) for name, (_, found) in fitted.items()}
-            draws.append({"top1": top1(guess, truth), "top1_per_class": top1_per_class(guess, truth), **by_view})
-        result: dict[str, Any] = {}
+            draws.append(accuracy(fitted[view][1], truth) | by_view)
+        result: Scores = {}
         for name in draws[0]:
             values = [scores[name] for scores in draws]
             result[name] = float(np.mean(values))
@@ -86,11 +83,7 @@ class FewLabels(Evaluation):
 def draw_labelled(
     labels: Int[np.ndarray, " n"], labels_per_class: int, *, seed: int, draw: int
 ) -> Int[np.ndarray, " m"]:
-    """The images whose labels are known in one draw: the same number of every class.
-
-    Raises:
-        ValueError: if a class has fewer images.
-    """
+    """The images whose labels are known in one draw: the same number of every class."""
     counts = np.bincount(labels)
     if counts.min() < labels_per_class:
         raise ValueError(

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from pantomim.core.frozen import frozen
 from pantomim.evaluate.base import Bench, Evaluation, Scores
 from pantomim.evaluate.features import FeatureTable
-from pantomim.evaluate.parts import Parts
-from pantomim.evaluate.scores import Outcome, best_view, top1
+from pantomim.evaluate.parts import Outcome, Parts, best_view, top1
 
 TEMPERATURE = 0.07
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100)
@@ -35,17 +34,16 @@ class KNN(Evaluation):
 
 def knn(parts: Parts) -> Scores:
     """Scores of one contender; k and the view are chosen on the validation part, then all of train votes on test."""
-    ks = tuple(k for k in NUM_NEIGHBOURS if k <= len(parts.fit)) or (len(parts.fit),)
 
-    def votes(view: str, bank: FeatureTable, queries: FeatureTable) -> dict[int, Tensor]:
+    def votes(view: str, bank: FeatureTable, queries: FeatureTable, ks: tuple[int, ...]) -> dict[int, Tensor]:
         return neighbour_votes(bank.views[view], bank.known_labels, queries.views[view], parts.num_classes, ks)
 
     outcomes, by_k = {}, {}
-    for view in parts.views:
-        guesses = votes(view, parts.fit, parts.validation)
+    for view in parts.train.views:
+        guesses = votes(view, parts.fit, parts.validation, NUM_NEIGHBOURS)
         validation = {k: top1(guess, parts.validation.known_labels) for k, guess in guesses.items()}
         k = max(validation, key=lambda k: validation[k])
-        test = votes(view, parts.train, parts.test)
+        test = votes(view, parts.train, parts.test, tuple(guesses))
         outcomes[view] = Outcome(validation[k], {"k": k}, test[k])
         by_k[view] = {f"k{k}": top1(guess, parts.test.known_labels) for k, guess in test.items()}
     return {**best_view(outcomes, parts.test.known_labels), "by_k": by_k}
@@ -59,10 +57,7 @@ def neighbour_votes(
     ks: tuple[int, ...],
     chunk: int = 1024,
 ) -> dict[int, Int[Tensor, " m"]]:
-    """Predicted classes for each number of neighbours that the bank can give (at least one: all of a small bank).
-
-    Each of the k most similar (cosine) votes for its class with weight exp(similarity / 0.07).
-    """
+    """Predicted classes for each number of neighbours that the bank can give (at least one: all of a small bank)."""
     ks = tuple(k for k in ks if k <= len(bank)) or (len(bank),)
     bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
     predictions: dict[int, list[Tensor]] = {k: [] for k in ks}

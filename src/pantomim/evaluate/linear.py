@@ -17,8 +17,7 @@ from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.core.schedule import half_cosine
 from pantomim.evaluate.base import Bench, Evaluation, Scores
-from pantomim.evaluate.parts import Parts
-from pantomim.evaluate.scores import Outcome, best_view, top1
+from pantomim.evaluate.parts import Outcome, Parts, best_view, top1
 
 MOMENTUM = 0.9
 
@@ -50,7 +49,7 @@ class Linear(Evaluation):
         """Scores of one contender; rate and view are chosen on the validation part, then all of train is used."""
         length = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": self.seed}
         outcomes = {}
-        for view in parts.views:
+        for view in parts.train.views:
             fit, validation = parts.fit.views[view].to(device), parts.validation.views[view].to(device)
             candidates = train_probes(fit, parts.fit.known_labels, parts.num_classes, self.lrs, **length)
             guesses = candidates(validation).argmax(dim=-1).cpu()
@@ -126,15 +125,7 @@ def train_probes(
     The gradient of the mean cross-entropy is written out: softmax minus target, times the features. Examples come last
     in memory, because a softmax over a few classes that lie side by side takes ten times as long on a CPU.
 
-    Args:
-        features: One row an example.
-        targets: Class ids, or for each row the shares of the classes; a row whose shares sum to less than one counts
-            less.
-        num_classes: Outputs of a classifier.
-        lrs: One classifier each.
-        epochs: Passes over the examples.
-        batch_size: Rows a step.
-        seed: Of the order.
+    Targets are class ids, or shares of the classes in each row; one whose shares sum to less than one counts less.
     """
     device, num_rates = features.device, len(lrs)
     standardise = Standardiser.of(features)

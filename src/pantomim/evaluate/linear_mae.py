@@ -3,49 +3,34 @@
 Paper: He et al. 2022, arXiv:2111.06377, appendix A.1 and Table 10; details as in the authors' `main_linprobe.py`.
 """
 
+from collections.abc import Iterable
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
+import torch
 import tyro
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
-from pantomim.core.ranges import AtLeastOne, AtLeastTwo, AtLeastZero, Positive
 from pantomim.data.stats import Stats, channel_stats
-from pantomim.evaluate.augmented import Candidate, Training, check_warmup, train_heads
-from pantomim.evaluate.base import Bench, Evaluation, Scores
+from pantomim.evaluate.augmented import AugmentedProbe, Candidate, train_heads
+from pantomim.evaluate.base import Bench, Scores
 from pantomim.evaluate.features import AnyEncoder, pixel_size, pixel_vector, views
 from pantomim.optim import LARS, cosine_schedule, scaled_lr
 
 
 @frozen
-class LinearMAE(Evaluation):
-    """A linear classifier on augmented images, with the paper's values.
-
-    On sets far smaller than ImageNet, raise `base_lr`: there are fewer steps to learn in.
-
-    Args:
-        epochs: Passes over the training images; 50 suffice for ViT-L and H.
-        warmup_epochs: Of these, with a rising rate.
-        base_lr: Per 256 images.
-        batch_size: At most; a smaller set is one batch.
-        chunk: Images that the encoder sees at once.
+class LinearMAE(AugmentedProbe):
+    """A linear classifier on augmented images, with the paper's values for ViT-B; for ViT-L and H, 50 epochs suffice.
 
     Deviation: batch statistics are those of the whole batch, not of each device's part.
     """
 
     protocol: tyro.conf.Suppress[Literal["linear_mae"]] = "linear_mae"
-    epochs: AtLeastOne = 90
-    warmup_epochs: AtLeastZero = 10
-    base_lr: Positive = 0.1
-    batch_size: AtLeastTwo = 16384
-    chunk: AtLeastOne = 256
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_warmup("LinearMAE", self.warmup_epochs, self.epochs)
+    by_chunk: ClassVar[bool] = False
 
     def run(self, bench: Bench) -> dict[str, Scores]:
         """Of the class token, or the mean of patches where there is none."""
@@ -53,19 +38,11 @@ class LinearMAE(Evaluation):
         if bench.pixels:
             pixels = partial(_pixels, size=bench.reference.image_size, stats=channel_stats(bench.train))
             candidates["pixels"] = Candidate(pixels, Head)
-        return train_heads(candidates, bench, self.training(len(bench.train)))
+        return train_heads(self, candidates, bench)
 
-    def training(self, num_images: int) -> Training:
-        """On so many images."""
-        batch_size = min(self.batch_size, num_images)
-        return Training(
-            epochs=self.epochs,
-            batch_size=batch_size,
-            micro=max(1, batch_size // self.chunk),
-            whole=True,
-            lr=self.lr,
-            optimiser=lambda parameters: LARS(parameters, lr=0.0, weight_decay=0.0, momentum=0.9),
-        )
+    def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """LARS without weight decay."""
+        return LARS(parameters, lr=0.0, weight_decay=0.0, momentum=0.9)
 
     def lr(self, step: int, steps_per_epoch: int, batch_size: int) -> float:
         """Half a cosine after the warm-up, by fractions of epochs as in the authors' code."""

@@ -1,4 +1,4 @@
-"""Who may see what in an evaluation: one part to fit, one to choose by, one to report."""
+"""Who may see what in an evaluation: one part to fit, one to choose by, one to report, and how right it was."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -10,21 +10,20 @@ from torch import Tensor
 
 from pantomim.data.dataset import Dataset
 from pantomim.data.layout import divide
-from pantomim.data.sources import open_source, splits
+from pantomim.data.masks import Masks, read_masked
+from pantomim.data.sources import open_source, open_split, splits
 from pantomim.evaluate.features import AnyEncoder, FeatureTable, pixel_size
+from pantomim.formats.wrapped import WrappedEncoder
+
+MAX_STRETCH = 2  # the shorter side of the patch grid over the encoder's own
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A source of labelled images, divided.
+    """A source of labelled images, divided."""
 
-    Args:
-        parts: The splits "train", "test" and perhaps "val".
-        classes: The class ids that occur in train, rising.
-    """
-
-    parts: dict[str, Dataset]
-    classes: Int[Tensor, " classes"]
+    parts: dict[str, Dataset]  # the splits "train", "test" and perhaps "val"
+    classes: Int[Tensor, " classes"]  # the ids that occur in train, rising
 
     def size_for(self, encoder: AnyEncoder) -> tuple[int, int]:
         """Height and width at which an encoder sees the images, where the user leaves it open: its own."""
@@ -40,23 +39,21 @@ class Labelled:
 
 
 def open_labelled(spec: str, images: int | None = None, test_images: int | None = None) -> Labelled:
-    """The labelled splits of a source, as `part_names` divides them.
-
-    Args:
-        spec: As for pre-training.
-        images: Use only this many training images: the draw that pre-training with `data.images` makes.
-        test_images: The same of the test part.
+    """The labelled splits of a source, as `part_names` divides them; train and test may be cut down (see `drawn`).
 
     Raises:
         ValueError: if labels are missing, there is only one class, or a class of val or test is unknown to train.
     """
-    parts = drawn(
-        {part: open_source(spec, split) for part, split in part_names(splits(spec)).items()}, images, test_images
-    )
+    parts = {part: open_source(spec, split) for part, split in part_names(splits(spec)).items()}
+    parts = drawn(parts, images, test_images)
     labels = {}
     for part, dataset in parts.items():
         if dataset.labels is None:
-            raise ValueError(missing_labels(f"{spec} ({part})"))
+            raise ValueError(
+                f"Evaluation.data must have labels; got none for {spec} ({part}). Sort the images into one folder a "
+                f"class (DATA/train/CLASS/*.jpg, DATA/test/CLASS/*.jpg), write them behind the file names in a .txt "
+                f"list, or put an array `labels` into the .npz."
+            )
         labels[part] = torch.from_numpy(dataset.labels)
     classes = known_classes(labels["train"])
     for part in parts:
@@ -64,48 +61,90 @@ def open_labelled(spec: str, images: int | None = None, test_images: int | None 
     return Labelled(parts, classes)
 
 
+@dataclass(frozen=True)
+class MaskedParts:
+    """Images with masks, divided."""
+
+    parts: dict[str, Dataset]  # "train", "test" and perhaps "val"; images whose masks cannot be used count as broken
+    masks: Masks
+    ids: tuple[int, ...]  # the classes that occur in any part, rising
+    known: tuple[int, ...]  # those of them that occur in train
+    size: tuple[int, int]  # median height and width of the training images
+
+    def name_of(self, class_id: int) -> str:
+        """Of a class."""
+        return self.masks.names.get(class_id, f"class {class_id}")
+
+    def size_for(self, encoder: AnyEncoder) -> tuple[int, int]:
+        """As large as the encoder can take the images, in whole patches, where the user leaves it open.
+
+        In their own proportions and at most their own size, with at most twice the encoder's patches along the shorter
+        side: a position table that is stretched further means little. A network of another library keeps its own size.
+        """
+        if isinstance(encoder, WrappedEncoder):
+            return encoder.image_size
+        patch = encoder.patch_size
+        shorter = max(1, min(min(self.size) // patch, MAX_STRETCH * min(encoder.grid)))
+        scale = min(1.0, shorter * patch / min(self.size))
+        height, width = (max(1, round(side * scale / patch)) for side in self.size)
+        return height * patch, width * patch
+
+    def about(self, encoder: AnyEncoder) -> dict[str, Any]:
+        """For the record, of the images as this encoder sees them."""
+        unknown = sorted(set(self.ids) - set(self.known))
+        return {
+            "num_classes": len(self.ids),
+            "classes_unknown_to_train": [self.name_of(class_id) for class_id in unknown],
+            "masks": self.masks.name,
+            "ignore": self.masks.ignore,
+            "image_size": list(encoder.image_size),
+            "grid": list(encoder.grid),
+        }
+
+
+def open_masked_parts(
+    spec: str, masks: str | None, ignore: int, images: int | None = None, test_images: int | None = None
+) -> MaskedParts:
+    """Open a source of images with masks (see `data.masks`) and look at every mask once."""
+    contents, found = read_masked(spec, masks, ignore=ignore)
+    parts = {part: open_split(contents, spec, split) for part, split in part_names(contents.splits).items()}
+    parts = drawn(parts, images, test_images)
+    surveys = {part: found.survey(dataset) for part, dataset in parts.items()}
+    known = surveys["train"].ids
+    if len(known) < 2:
+        raise ValueError(
+            f"Evaluation.data must have at least two classes in the masks of train; got {len(known)} in {found.name} "
+            f"of {spec}. Scores need classes to tell apart: name other masks by Segmentation.masks."
+        )
+    for part, survey in surveys.items():
+        if not survey.ids:
+            raise ValueError(
+                f"Evaluation.data must have pixels with a class in each part; got none in {part} ({found.name} of "
+                f"{spec}), where {ignore} counts as none. Check Segmentation.ignore and Segmentation.masks."
+            )
+    ids = sorted({class_id for survey in surveys.values() for class_id in survey.ids})
+    return MaskedParts(parts, found, tuple(ids), known, surveys["train"].size)
+
+
 def drawn(parts: dict[str, Dataset], images: int | None, test_images: int | None) -> dict[str, Dataset]:
     """Train and test cut down to so many images, by a fixed draw that is balanced over the classes."""
     counts = {"train": images, "test": test_images}
-    return {
-        part: dataset if (count := counts.get(part)) is None else dataset.drawn(count)
-        for part, dataset in parts.items()
-    }
+    return {part: dataset.drawn(count) if (count := counts.get(part)) else dataset for part, dataset in parts.items()}
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The tables of one contender, labels counted from 0 in all.
+    """The tables of one contender, labels counted from 0 in all."""
 
-    Args:
-        train: All images that may be learned from.
-        fit: Learned from while choosing; a part of `train`.
-        validation: All choices (rates, neighbours, kind of feature) are made on these.
-        test: Reported, never chosen by.
-        num_classes: Classes of `train`.
-    """
-
-    train: FeatureTable
-    fit: FeatureTable
-    validation: FeatureTable
-    test: FeatureTable
+    train: FeatureTable  # all images that may be learned from
+    fit: FeatureTable  # learned from while choosing; a part of `train`
+    validation: FeatureTable  # all choices (rates, neighbours, kind of feature) are made on these
+    test: FeatureTable  # reported, never chosen by
     num_classes: int
-
-    @property
-    def views(self) -> list[str]:
-        """Names of the features to choose from."""
-        return list(self.train.views)
 
 
 def make_parts(train: FeatureTable, validation: FeatureTable | None, test: FeatureTable, *, seed: int) -> Parts:
-    """Divide and check the tables; without a validation part, a seeded fifth of train is held out for choices.
-
-    Raises:
-        ValueError: if labels are missing, there is only one class, or a class is unknown to train.
-    """
-    for name, table in {"train": train, "val": validation, "test": test}.items():
-        if table is not None and table.labels is None:
-            raise ValueError(missing_labels(name))
+    """Divide the tables; without a validation part, a seeded fifth of train is held out for choices."""
     classes = known_classes(train.known_labels)
 
     def renumbered(table: FeatureTable, where: str) -> FeatureTable:
@@ -124,33 +163,17 @@ def make_parts(train: FeatureTable, validation: FeatureTable | None, test: Featu
 
 
 def part_names(own: Collection[str]) -> dict[str, str]:
-    """Which split is which part: "train", "test", and "val" if it is a third one.
+    """Which of the source's own splits is which part: "train", "test", and "val" if it is a third one.
 
     Test is the source's test split; without one, its val split; without any splits, the fixed fifth that pre-training
     does not see either.
-
-    Args:
-        own: The splits that the source has of its own.
     """
     names = {"train": "train", "test": "val" if "val" in own and "test" not in own else "test"}
-    return names | {"val": "val"} if "val" in own and "test" in own else names
-
-
-def missing_labels(where: str) -> str:
-    """What to do when there are no labels."""
-    return (
-        f"Evaluation.data must have labels; got none for {where}. Sort the images into one folder a class "
-        f"(DATA/train/CLASS/*.jpg, DATA/test/CLASS/*.jpg), write them behind the file names in a .txt list, or put an "
-        f"array `labels` into the .npz."
-    )
+    return names | {"val": "val"} if {"val", "test"} <= set(own) else names
 
 
 def known_classes(labels: Int[Tensor, " n"]) -> Int[Tensor, " classes"]:
-    """The class ids that occur in train, rising.
-
-    Raises:
-        ValueError: if there are fewer than two.
-    """
+    """The class ids that occur in train, rising; at least two."""
     classes = labels.unique()
     if len(classes) < 2:
         raise ValueError(
@@ -161,11 +184,7 @@ def known_classes(labels: Int[Tensor, " n"]) -> Int[Tensor, " classes"]:
 
 
 def renumber(labels: Int[Tensor, " n"], classes: Int[Tensor, " classes"], where: str) -> Int[Tensor, " n"]:
-    """Class ids as positions in `classes`.
-
-    Raises:
-        ValueError: if a label is not among the classes.
-    """
+    """Class ids as positions in `classes`, which must have them all."""
     unknown = labels[~torch.isin(labels, classes)]
     if len(unknown):
         named = ", ".join(map(str, unknown.unique().tolist()[:10]))
@@ -174,3 +193,37 @@ def renumber(labels: Int[Tensor, " n"], classes: Int[Tensor, " classes"], where:
             f"images of {where} and in none of train. Add examples to train, or take these images out."
         )
     return torch.searchsorted(classes, labels)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One view's score on the validation part, what was chosen there, and its predictions on the test part."""
+
+    validation: float
+    chosen: dict[str, float]
+    predictions: Int[Tensor, " n"]
+
+
+def top1(predictions: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
+    """Share of right predictions."""
+    return float((predictions == labels).double().mean())
+
+
+def accuracy(predictions: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> dict[str, float]:
+    """`top1`, and `top1_per_class`: averaged over the classes, so that rare ones count as much as frequent ones."""
+    counts = labels.bincount()
+    present = counts > 0
+    shares = labels.bincount((predictions == labels).double())[present] / counts[present]
+    return {"top1": top1(predictions, labels), "top1_per_class": float(shares.mean())}
+
+
+def best_view(outcomes: dict[str, Outcome], labels: Int[Tensor, " n"]) -> dict[str, Any]:
+    """The result of a contender; its headline is the view that is best on the validation part."""
+    view = max(outcomes, key=lambda name: outcomes[name].validation)
+    return {
+        **accuracy(outcomes[view].predictions, labels),
+        **{f"top1_{name}": top1(outcome.predictions, labels) for name, outcome in outcomes.items()},
+        "view": view,
+        "chosen": {name: outcome.chosen for name, outcome in outcomes.items()},
+        "validation": {name: outcome.validation for name, outcome in outcomes.items()},
+    }

@@ -10,9 +10,10 @@ test images are counted together. The mean IoU is over the classes that occur in
 """
 
 import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,21 +25,18 @@ from torch.nn import functional as F
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.data.layout import divide
+from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.base import Bench, Evaluation, Memo, Scores
-from pantomim.evaluate.features import AnyEncoder
+from pantomim.evaluate.features import AnyEncoder, pixel_patches
 from pantomim.evaluate.linear import Probes, check_rates, train_probes
-from pantomim.evaluate.patches import (
-    MaskedParts,
-    PatchExtractor,
-    PatchTable,
-    Pictures,
-    open_masked_parts,
-    patch_table,
-    pixel_patches,
-)
+from pantomim.evaluate.parts import MaskedParts, open_masked_parts
+from pantomim.nn.tokens import take
 
+MAX_VALUES = 2**25  # features and targets held of one contender, as numbers (128 MiB); beyond, patches are drawn
 NUM_RESAMPLES = 1000
-_PURPOSE = 13  # keeps these draws apart from others of the same seed
+RESAMPLING, PATCHES = 13, 12  # keep these draws apart from others of the same seed
+
+PatchExtractor = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B N D"]]
 
 
 @frozen
@@ -72,11 +70,7 @@ class Segmentation(Evaluation):
         return memo.once(asked, lambda: open_masked_parts(*asked))
 
     def run(self, bench: Bench) -> dict[str, Scores]:
-        """Scores by name: `miou`, its standard error, `pixel_accuracy`, and `iou` by the name of the class.
-
-        Raises:
-            ValueError: if an encoder does not tell where its patches lie.
-        """
+        """Scores by name: `miou`, its standard error, `pixel_accuracy`, and `iou` by the name of the class."""
         grid = bench.reference.grid
         if grid[0] == 1 < grid[1]:
             raise ValueError(
@@ -86,111 +80,161 @@ class Segmentation(Evaluation):
         # As many images at once as have the patches of `chunk` ones at the encoder's own size.
         batch_size = max(1, self.chunk * math.prod(bench.own_grid) // math.prod(grid))
         pictures = Pictures(self.open(bench.memo), bench.reference.image_size, grid, batch_size, bench.device)
-        extractors: dict[str, PatchExtractor] = {
-            name: partial(_patches, encoder) for name, encoder in bench.encoders.items()
-        }
+        extractors = {name: partial(_patches, encoder) for name, encoder in bench.encoders.items()}
         if bench.pixels:
             extractors["pixels"] = partial(pixel_patches, grid=grid)
         return self.score(extractors, pictures)
 
-    def score(self, extractors: dict[str, PatchExtractor], pictures: Pictures) -> dict[str, Scores]:
+    def score(self, extractors: Mapping[str, PatchExtractor], pictures: "Pictures") -> dict[str, Scores]:
         """All contenders see the same patches. The test part is never chosen by."""
-        tables = {
-            part: patch_table(extractors, pictures, part, seed=self.seed)
-            for part in pictures.source.parts
-            if part != "test"
-        }
-        probes, chosen, validation = {}, {}, {}
-        for name in extractors:
-            probes[name], chosen[name], validation[name] = self.learn(tables, name, pictures.device)
-        names = [pictures.source.name_of(class_id) for class_id in pictures.source.ids]
+        learn_from = [part for part in pictures.source.parts if part != "test"]
+        tables = {part: patch_table(extractors, pictures, part, seed=self.seed) for part in learn_from}
+        learned = {name: self.learn(tables, name, pictures.device) for name in extractors}
+        tallies: dict[str, list[Tensor]] = {name: [] for name in extractors}
+        for images, classes in pictures.batches("test"):
+            for name, extractor in extractors.items():
+                with torch.inference_mode():
+                    dense = extractor(images).float()
+                    logits = learned[name].probe(dense.flatten(0, 1))[0].unflatten(0, (len(images), *pictures.grid))
+                    upsampled = F.interpolate(logits.permute(0, 3, 1, 2), pictures.image_size, mode="bilinear")
+                tallies[name].append(tally(upsampled.argmax(dim=1), classes, len(pictures.source.ids)))
+        labels = [pictures.source.name_of(class_id) for class_id in pictures.source.ids]
         scores = {}
-        for name, tally in _score(extractors, probes, pictures).items():
-            iou = tally.iou
+        for name, chosen in learned.items():
+            counts = torch.cat(tallies[name])
+            hits, _, true = whole = counts.sum(dim=0)
+            iou = intersection_over_union(whole)
             scores[name] = {
                 "miou": float(iou.nanmean()),
-                "miou_error": tally.standard_error(self.seed),
-                "pixel_accuracy": int(tally.hits.sum()) / int(tally.true.sum()),
-                "iou": {label: float(value) for label, value in zip(names, iou, strict=True) if not value.isnan()},
-                "chosen": {"lr": chosen[name]},
-                "validation": {"miou": validation[name]},
+                "miou_error": standard_error(counts, self.seed),
+                "pixel_accuracy": int(hits.sum()) / int(true.sum()),
+                "iou": {label: float(value) for label, value in zip(labels, iou, strict=True) if not value.isnan()},
+                "chosen": {"lr": chosen.lr},
+                "validation": {"miou": chosen.validation},
             }
         return scores
 
-    def learn(self, tables: dict[str, PatchTable], name: str, device: torch.device) -> tuple[Probes, float, float]:
-        """The classifier of one contender, its learning rate, and the mean IoU by which that was chosen."""
+    def learn(self, tables: dict[str, "PatchTable"], name: str, device: torch.device) -> "Learned":
+        """The classifier of one contender; its rate is chosen by the mean IoU of held-out patches."""
         features, shares = tables["train"].features[name], tables["train"].shares
 
         def train(rows: Tensor | slice, lrs: tuple[float, ...]) -> Probes:
-            inputs, targets = features[rows].flatten(0, 1), shares[rows].flatten(0, 1)
+            inputs, targets = features[rows].flatten(0, 1).to(device), shares[rows].flatten(0, 1)
             epochs = math.ceil(self.steps / max(1, len(inputs) // self.batch_size))
-            return train_probes(
-                inputs.to(device),
-                targets,
-                shares.shape[2],
-                lrs,
-                epochs=epochs,
-                batch_size=self.batch_size,
-                seed=self.seed,
-            )
+            length = {"epochs": epochs, "batch_size": self.batch_size, "seed": self.seed}
+            return train_probes(inputs, targets, shares.shape[2], lrs, **length)
 
         if "val" in tables:
             candidates = train(slice(None), self.lrs)
             held_out, truth = tables["val"].features[name], tables["val"].shares
         else:
-            rows = {
-                part: torch.from_numpy(found) for part, found in divide(len(features), None, seed=self.seed).items()
-            }
-            candidates = train(rows["train"], self.lrs)
+            rows = divide(len(features), None, seed=self.seed)
+            candidates = train(torch.from_numpy(rows["train"]), self.lrs)
             held_out, truth = features[rows["test"]], shares[rows["test"]]
         guesses = candidates(held_out.flatten(0, 1).to(device)).argmax(dim=-1).cpu()
         scores = [_patch_miou(guess, truth.flatten(0, 1)) for guess in guesses]
         best = max(range(len(scores)), key=lambda index: scores[index])  # the smallest rate of the best ones
         final = candidates.one(best) if "val" in tables else train(slice(None), (self.lrs[best],))
-        return final, self.lrs[best], scores[best]
+        return Learned(final, self.lrs[best], scores[best])
+
+
+class Learned(NamedTuple):
+    """A classifier of patches."""
+
+    probe: Probes
+    lr: float
+    validation: float  # mean IoU, by which the rate was chosen
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Pixels by image and class: rightly predicted, predicted, and of that class in the mask."""
+class Pictures:
+    """The images and masks of one evaluation, as its encoder sees them."""
 
-    hits: Int[Tensor, "n K"]
-    guessed: Int[Tensor, "n K"]
-    true: Int[Tensor, "n K"]
+    source: MaskedParts
+    image_size: tuple[int, int]
+    grid: tuple[int, int]
+    batch_size: int
+    device: torch.device
 
-    @property
-    def iou(self) -> Float[Tensor, " K"]:
-        """Intersection over union of each class, over all images; NaN for classes that no mask has."""
-        return intersection_over_union(*(counts.sum(dim=0) for counts in (self.hits, self.guessed, self.true)))
-
-    def standard_error(self, seed: int) -> float:
-        """Std of the mean IoU over test parts drawn from this one with replacement."""
-        num_images = len(self.hits)
-        rng = np.random.default_rng(np.random.SeedSequence([seed, _PURPOSE, num_images]))
-        drawn = rng.multinomial(num_images, np.full(num_images, 1 / num_images), NUM_RESAMPLES)
-        times = torch.from_numpy(drawn).double()
-        iou = intersection_over_union(*(times @ counts.double() for counts in (self.hits, self.guessed, self.true)))
-        return float(iou.nanmean(dim=1).std())
+    def batches(self, part: str) -> Iterator[tuple[Float[Tensor, "B C H W"], Int[Tensor, "B H W"]]]:
+        """Images, and their masks as positions in `source.ids` (-1: no class); on the device."""
+        dataset, masks, ids = self.source.parts[part], self.source.masks, torch.tensor(self.source.ids)
+        for images, indices in evaluation_batches(dataset, self.image_size, self.batch_size, self.device):
+            stored = masks.resized(dataset, indices, self.image_size)
+            classes = torch.searchsorted(ids, stored).masked_fill(stored == masks.ignore, -1)
+            yield images, classes.to(self.device)
 
 
-def intersection_over_union(
-    hits: Float[Tensor, "*any K"], guessed: Float[Tensor, "*any K"], true: Float[Tensor, "*any K"]
-) -> Float[Tensor, "*any K"]:
-    """By class, from its pixels rightly predicted, predicted, and in the mask; NaN where the mask has none."""
-    union = guessed + true - hits
-    return torch.where(true > 0, hits.double() / union.clamp(min=1e-12), torch.nan)
+@dataclass(frozen=True)
+class PatchTable:
+    """Patches of n images, the same number S of each; on the CPU."""
+
+    features: dict[str, Float[Tensor, "n S D"]]  # by contender
+    shares: Float[Tensor, "n S K"]  # of the classes in each patch; less than one together where pixels have no class
 
 
-def tally(guesses: Int[Tensor, "B H W"], classes: Int[Tensor, "B H W"], num_classes: int) -> Tally:
-    """Count the pixels of a batch; those of class -1 are left out."""
+def patch_table(extractors: Mapping[str, PatchExtractor], pictures: Pictures, part: str, *, seed: int) -> PatchTable:
+    """Features of the patches to learn from: all of them, or a draw of each image where they are too many to hold."""
+    num_images = sum(len(dataset) for name, dataset in pictures.source.parts.items() if name != "test")
+    num_patches, num_classes = math.prod(pictures.grid), len(pictures.source.ids)
+    rng = np.random.default_rng(np.random.SeedSequence([seed, PATCHES, list(pictures.source.parts).index(part)]))
+    features: dict[str, list[Tensor]] = {name: [] for name in extractors}
+    shares = []
+    num_kept: int | None = None
+    for images, classes in pictures.batches(part):
+        with torch.inference_mode():
+            dense = {name: extractor(images).float() for name, extractor in extractors.items()}
+        if num_kept is None:
+            width = max(values.shape[2] for values in dense.values()) + num_classes
+            num_kept = min(num_patches, max(1, MAX_VALUES // (num_images * width)))
+        places = rng.random((len(images), num_patches)).argsort(axis=1)[:, :num_kept]
+        kept = torch.from_numpy(np.sort(places, axis=1)).to(images.device)
+        for name, values in dense.items():
+            features[name].append(take(values, kept).cpu())
+        shares.append(take(class_shares(classes, pictures.grid, num_classes), kept).cpu())
+    return PatchTable({name: torch.cat(values) for name, values in features.items()}, torch.cat(shares))
+
+
+def class_shares(classes: Int[Tensor, "B H W"], grid: tuple[int, int], num_classes: int) -> Float[Tensor, "B N K"]:
+    """Shares of the classes among the pixels of each patch; pixels of class -1 count in none."""
+    batch, *size = classes.shape
+    rows, columns = (
+        torch.arange(side, device=classes.device) * count // side for side, count in zip(size, grid, strict=True)
+    )
+    image = torch.arange(batch, device=classes.device)[:, None, None]
+    patch = image * math.prod(grid) + rows[:, None] * grid[1] + columns
+    places = patch * (num_classes + 1) + classes + 1
+    counts = places.flatten().bincount(minlength=batch * math.prod(grid) * (num_classes + 1))
+    counts = counts.view(batch, -1, num_classes + 1).float()
+    return counts[:, :, 1:] / counts.sum(dim=2, keepdim=True)
+
+
+def tally(guesses: Int[Tensor, "B H W"], classes: Int[Tensor, "B H W"], num_classes: int) -> Int[Tensor, "B 3 K"]:
+    """Pixels by image and class: rightly predicted, predicted, and of that class in the mask; without those of -1."""
     image = torch.arange(len(classes), device=classes.device)[:, None, None].expand_as(classes)
-    counted = classes >= 0
+    known = classes >= 0
 
     def count(values: Tensor, where: Tensor) -> Tensor:
         places = (image * num_classes + values)[where]
         return places.bincount(minlength=len(classes) * num_classes).view(len(classes), num_classes).cpu()
 
-    return Tally(count(classes, counted & (guesses == classes)), count(guesses, counted), count(classes, counted))
+    counts = count(classes, known & (guesses == classes)), count(guesses, known), count(classes, known)
+    return torch.stack(counts, dim=1)
+
+
+def intersection_over_union(counts: Float[Tensor, "*any 3 K"]) -> Float[Tensor, "*any K"]:
+    """By class, from counts as `tally` has them; NaN for classes that no mask has."""
+    hits, guessed, true = counts.unbind(dim=-2)
+    return torch.where(true > 0, hits.double() / (guessed + true - hits).clamp(min=1e-12), torch.nan)
+
+
+def standard_error(counts: Int[Tensor, "n 3 K"], seed: int) -> float:
+    """Std of the mean IoU over test parts drawn from this one with replacement."""
+    num_images = len(counts)
+    rng = np.random.default_rng(np.random.SeedSequence([seed, RESAMPLING, num_images]))
+    times = torch.from_numpy(rng.multinomial(num_images, np.full(num_images, 1 / num_images), NUM_RESAMPLES))
+    drawn = (times.double() @ counts.flatten(1).double()).unflatten(1, counts.shape[1:])
+    return float(intersection_over_union(drawn).nanmean(dim=1).std())
 
 
 def _patches(encoder: AnyEncoder, images: Tensor) -> Tensor:
@@ -201,19 +245,5 @@ def _patch_miou(guess: Int[Tensor, " n"], shares: Float[Tensor, "n K"]) -> float
     """Mean IoU of the pixels if all of a patch are given its class."""
     confusion = shares.new_zeros(shares.shape[1], shares.shape[1], dtype=torch.float64)
     confusion.index_add_(0, guess, shares.double())
-    return float(intersection_over_union(confusion.diag(), confusion.sum(dim=1), confusion.sum(dim=0)).nanmean())
-
-
-def _score(extractors: dict[str, PatchExtractor], probes: dict[str, Probes], pictures: Pictures) -> dict[str, Tally]:
-    tallies: dict[str, list[Tally]] = {name: [] for name in extractors}
-    for images, classes in pictures.batches("test"):
-        for name, extractor in extractors.items():
-            with torch.inference_mode():
-                dense = extractor(images).float()
-                logits = probes[name](dense.flatten(0, 1))[0].unflatten(0, (len(images), *pictures.grid))
-                upsampled = F.interpolate(logits.permute(0, 3, 1, 2), pictures.image_size, mode="bilinear")
-            tallies[name].append(tally(upsampled.argmax(dim=1), classes, pictures.num_classes))
-    return {
-        name: Tally(*(torch.cat([getattr(part, field) for part in parts]) for field in ("hits", "guessed", "true")))
-        for name, parts in tallies.items()
-    }
+    counts = torch.stack([confusion.diag(), confusion.sum(dim=1), confusion.sum(dim=0)])
+    return float(intersection_over_union(counts).nanmean())

@@ -1,37 +1,43 @@
 """Reading and writing weights: our own files, and the layouts of others, each in one file and in one tuple."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from pantomim.formats.beit import BEiTFormat
 from pantomim.formats.cae import CAEFormat
+from pantomim.formats.clip import load_clip
+from pantomim.formats.hf import load_hf
 from pantomim.formats.importing import ImportReport, write_found
 from pantomim.formats.layout import AS_PUBLISHED, Format, Found, Given, first_names
 from pantomim.formats.mae import MAEFormat
 from pantomim.formats.mmpretrain import MMPretrainFormat
 from pantomim.formats.native import NAMES, load_encoder_folder
+from pantomim.formats.open_clip import load_open_clip
 from pantomim.formats.reader import read_content, weights_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pantomim.formats.wrapped import WrappedEncoder
-    from pantomim.nn.vit import Encoder
+from pantomim.formats.timm import load_timm
+from pantomim.formats.wrapped import WrappedEncoder
+from pantomim.nn.vit import Encoder
 
 FORMATS: tuple[Format, ...] = (MAEFormat(), MMPretrainFormat(), BEiTFormat(), CAEFormat())
-PREFIXES = ("timm:", "open_clip:", "hf:", "clip:")  # what the names of other libraries' networks begin with
-WRAPPERS = ("model", "module", "state_dict")  # what training scripts, and DeepSpeed, call their weights
+LIBRARIES: dict[str, Callable[[str], Encoder | WrappedEncoder]] = {
+    "timm": load_timm,
+    "open_clip": load_open_clip,
+    "hf": load_hf,
+    "clip": load_clip,
+}
+PREFIXES = tuple(f"{library}:" for library in LIBRARIES)  # what the names of other libraries' networks begin with
 
 
-def load_encoder(spec: str | Path) -> "Encoder | WrappedEncoder":
+def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:
     """An encoder, in evaluation mode, ready to call on scaled images; it gives `Features`.
 
     Args:
         spec: "RUN", a run folder; "FILE", an encoder.safetensors with its encoder.json beside it, or a checkpoint in
-            one of the `FORMATS`; "timm:NAME", a pretrained model of timm; "timm:NAME@FILE", the same with its weights
-            on disk; "open_clip:NAME:TAG" or "open_clip:NAME@FILE", an image tower of open_clip; "hf:NAME" or
-            "hf:FOLDER", a vision transformer of transformers; "clip:FILE", OpenAI's image tower.
+            one of the `FORMATS`; "timm:NAME" or "timm:NAME@FILE", a model of timm, pretrained or with weights on disk;
+            "open_clip:NAME:TAG" or "open_clip:NAME@FILE", an image tower of open_clip; "hf:NAME" or "hf:FOLDER", a
+            vision transformer of transformers; "clip:FILE", OpenAI's image tower.
 
     Raises:
         ValueError: if there is no such thing, it is damaged, or its library is not installed.
@@ -39,7 +45,8 @@ def load_encoder(spec: str | Path) -> "Encoder | WrappedEncoder":
     """
     name = str(spec)
     if name.startswith(PREFIXES):
-        return _load_wrapped(name)
+        library, _, rest = name.partition(":")
+        return LIBRARIES[library](rest)
     path = Path(name)
     if path.is_dir():
         return load_encoder_folder(path)
@@ -55,16 +62,7 @@ def load_encoder(spec: str | Path) -> "Encoder | WrappedEncoder":
 
 
 def read_checkpoint(path: str | Path, format: str | None = None, given: Given = AS_PUBLISHED) -> Found:
-    """What a checkpoint of another project holds.
-
-    Args:
-        path: The checkpoint.
-        format: Name of its layout; None: the one that recognises it.
-        given: What the file cannot tell.
-
-    Raises:
-        ValueError: if the file is damaged or would run code, no layout recognises it, and as `Format.read`.
-    """
+    """What a checkpoint of another project holds; without the name of a format, the one that recognises it reads it."""
     layout, weights, given = _opened(path, format, given)
     return layout.read(weights, str(path), given)
 
@@ -72,11 +70,7 @@ def read_checkpoint(path: str | Path, format: str | None = None, given: Given = 
 def import_checkpoint(
     path: str | Path, out: str | Path, format: str | None = None, given: Given = AS_PUBLISHED
 ) -> ImportReport:
-    """Turn a checkpoint into our files in the folder `out`; other arguments as for `read_checkpoint`.
-
-    Raises:
-        ValueError: as `read_checkpoint`, or if `out` holds weights already.
-    """
+    """Turn a checkpoint into our files in the folder `out`; other arguments as for `read_checkpoint`."""
     folder = Path(out)
     if there := [name for name in NAMES if (folder / f"{name}.safetensors").exists()]:
         raise ValueError(
@@ -85,19 +79,15 @@ def import_checkpoint(
     return write_found(read_checkpoint(path, format, given), Path(path), folder)
 
 
-def format_of(weights: "Mapping[str, Tensor]", source: str, format: str | None = None) -> Format:
-    """The layout of this name, or that of a file by the names and shapes of its tensors.
-
-    Raises:
-        ValueError: if none of the `FORMATS` has the name, or recognises the file.
-    """
+def format_of(weights: Mapping[str, Tensor], source: str, format: str | None = None) -> Format:
+    """The layout of this name, or the one that recognises a file by the names and shapes of its tensors."""
     known = {layout.name: layout for layout in FORMATS}
-    if format is not None and format not in known:
+    if format in known:
+        return known[format]
+    if format is not None:
         raise ValueError(
             f"import.format must be one of {', '.join(known)}; got {format}. Leave it out to have it found."
         )
-    if format is not None:
-        return known[format]
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     found = [layout for layout in FORMATS if layout.recognises(shapes.keys(), shapes)]
     if len(found) != 1:
@@ -109,29 +99,8 @@ def format_of(weights: "Mapping[str, Tensor]", source: str, format: str | None =
     return found[0]
 
 
-def _opened(path: str | Path, format: str | None, given: Given) -> "tuple[Format, dict[str, Tensor], Given]":
+def _opened(path: str | Path, format: str | None, given: Given) -> tuple[Format, dict[str, Tensor], Given]:
     content = read_content(path)
-    weights = weights_of(path, content, WRAPPERS)
+    weights = weights_of(path, content)
     layout = format_of(weights, str(path), format)
     return layout, weights, layout.complete(given, content)
-
-
-def _load_wrapped(name: str) -> "Encoder | WrappedEncoder":
-    """A network of another library; each is imported where it is used, as most runs never meet one."""
-    library, _, rest = name.partition(":")
-    model, _, file = rest.partition("@")
-    if library == "timm":
-        from pantomim.formats.timm import load_timm
-
-        return load_timm(model, file or None)
-    if library == "open_clip":
-        from pantomim.formats.open_clip import load_open_clip
-
-        return load_open_clip(model, file or None)
-    if library == "hf":
-        from pantomim.formats.hf import load_hf
-
-        return load_hf(rest)
-    from pantomim.formats.clip import load_clip
-
-    return load_clip(rest)

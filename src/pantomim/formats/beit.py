@@ -1,8 +1,7 @@
 """Checkpoints of BEiT's authors (microsoft/unilm, folder beit), and classifiers of CAE's, which have the same names.
 
-Pre-training files hold the encoder, its mask token and the head that predicts tokens. Fine-tuned files hold a
-classifier, with tables of relative positions in every block. The matrices of rows of those tables, which are stored
-beside them, must be ours.
+Pre-training files hold the encoder, its mask token and the head that predicts tokens; fine-tuned ones a classifier,
+with a table of relative positions in each block. The rows that patches look up in the tables are stored too.
 """
 
 from collections.abc import Mapping, Set
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pantomim.formats.layout import (
-    AS_PUBLISHED,
     IMAGENET_MEAN,
     IMAGENET_STD,
     OWN,
@@ -23,13 +21,12 @@ from pantomim.formats.layout import (
     Found,
     Given,
     initial_weights_unused,
-    scale_for,
 )
 from pantomim.formats.mae import HEAD_PARTS, HEADS, official_name
 from pantomim.formats.reader import Inert
 from pantomim.nn.init import Initialisation
 from pantomim.nn.relative import num_relative_rows, relative_index
-from pantomim.nn.vit import EncoderConfig, Position, RelativePosition
+from pantomim.nn.vit import Position, RelativePosition
 
 BIAS = "blocks.0.attn.q_bias"  # of queries and values alone
 # CAE's fine-tuning keeps fixed positions beside relative ones in each block; BEiT's has relative ones alone.
@@ -50,11 +47,11 @@ class BEiTFormat(Format):
     )
 
     def recognises(self, names: Set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """By the biases of queries and values alone, unless it is a classifier of CAE's."""
+        """By the bias for queries alone, unless it is a classifier of CAE's."""
         return BIAS in names and not names >= CAE_CLASSIFIER
 
     def complete(self, given: Given, content: Any) -> Given:
-        """With the mean and std that the file's own record of its arguments names."""
+        """With the mean and std that the file's record of its arguments names."""
         arguments = content.get("args") if isinstance(content, Mapping) else None
         imagenet = arguments.state.get("imagenet_default_mean_and_std") if isinstance(arguments, Inert) else None
         if given.mean is not None or given.std is not None or imagenet is None:
@@ -62,7 +59,7 @@ class BEiTFormat(Format):
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if imagenet else (HALF, HALF)
         return replace(given, mean=mean, std=std)
 
-    def read(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
+    def read(self, weights: Mapping[str, Tensor], source: str, given: Given) -> Found:
         """See `Format.read`; mean and std must be given."""
         if given.mean is None or given.std is None:
             raise ValueError(
@@ -77,63 +74,15 @@ class BEiTFormat(Format):
 def read_tables(
     file: ForeignFile, known_heads: Mapping[int, int], position: Position, initialisation: Initialisation
 ) -> Found:
-    """An encoder, or a classifier, under BEiT's names: perhaps with relative positions and layer scales.
-
-    Args:
-        file: With all that it holds.
-        known_heads: By width.
-        position: What its absolute positions are.
-        initialisation: How the encoder was drawn.
-
-    Raises:
-        ValueError: as `Format.read`, or if a stored matrix of rows is another one.
-    """
+    """An encoder, or a classifier, under BEiT's names: perhaps with relative positions and layer scales."""
     has_head = file.has_part(HEAD_PARTS)
     if has_head and file.has_part(PRETRAINING):
         raise file.refused("parts of pre-training and of a classifier")
-    config = _config(file, known_heads, position, initialisation)
-    indices = {name: tensor for name, tensor in file.weights.items() if name.endswith(INDEX)}
-    rows = relative_index(config.grid, class_token=True)
-    if wrong := sorted(name for name, tensor in indices.items() if not torch.equal(tensor.long(), rows)):
-        raise file.refused(f"other rows of relative positions than BEiT's under {', '.join(wrong)}")
-    left_out = tuple(sorted(indices))
-    extra = {name: tensor for name, tensor in file.weights.items() if name.partition(".")[0] in PRETRAINING}
-    network = file.without(indices.keys() | extra.keys())
-    with initial_weights_unused():
-        encoder = config.build()
-    if has_head:
-        classifier = network.classifier(encoder, learn_positions=position == "learned")
-        return Found(file.format, "classifier", encoder, classifier=classifier, left_out=left_out)
-    network.fill({"encoder": encoder}, "encoder")
-    if not extra:
-        note = "no mask token and no head in the file: training that continues from here starts with fresh ones"
-        return Found(file.format, "encoder", encoder, left_out=left_out, notes=(note,))
-    predictor = _predictor(file, extra, config)
-    note = f"mask token and a head for {len(predictor['head.bias'])} tokens"
-    return Found(file.format, "encoder", encoder, left_out=left_out, notes=(note,), predictor=predictor)
-
-
-def _predictor(file: ForeignFile, extra: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
-    """Mask token and head under our names; they must have their shapes."""
-    vocabulary = len(file.telling("lm_head.weight", 2))
-    shapes = {
-        "mask_token": (1, 1, config.width),
-        "lm_head.weight": (vocabulary, config.width),
-        "lm_head.bias": (vocabulary,),
-    }
-    found = {name: tuple(tensor.shape) for name, tensor in extra.items()}
-    if found != shapes:
-        raise file.refused(f"mask token and head of shapes {found} instead of {shapes}")
-    return {name.removeprefix("lm_"): tensor for name, tensor in extra.items()}
-
-
-def _config(
-    file: ForeignFile, known_heads: Mapping[int, int], position: Position, initialisation: Initialisation
-) -> EncoderConfig:
-    if file.has(SHARED) and file.has(OWN):
+    kinds: dict[RelativePosition, str] = {"shared": SHARED, "blocks": OWN}
+    tables = [kind for kind, name in kinds.items() if file.has(name)]
+    if len(tables) == 2:
         raise file.refused("relative positions both shared and of each block")
-    table_name = SHARED if file.has(SHARED) else OWN
-    relative: RelativePosition = "shared" if file.has(SHARED) else "blocks" if file.has(OWN) else "none"
+    relative = tables[0] if tables else "none"
     width = len(file.telling("encoder.patch_embed.proj.weight", 4))
     config = file.encoder_config(
         known_heads,
@@ -144,10 +93,37 @@ def _config(
         initialisation=initialisation,
     )
     expected = (num_relative_rows(config.grid, True), config.heads)
-    if relative != "none" and (shape := tuple(file.telling(table_name, 2).shape)) != expected:
+    if tables and (shape := tuple(file.telling(kinds[relative], 2).shape)) != expected:
         raise ValueError(
             f"{file.source}: a table of relative positions must have {expected[0]} rows and {expected[1]} heads for a "
             f"grid of {config.grid[0]} x {config.grid[1]}; got {shape}. Give the heads and the image size that it was "
             f"trained with."
         )
-    return config
+    left_out = tuple(sorted(name for name in file.weights if name.endswith(INDEX)))
+    rows = relative_index(config.grid, class_token=True)
+    if wrong := [name for name in left_out if not torch.equal(file.weights[name].long(), rows)]:
+        raise file.refused(f"other rows of relative positions than BEiT's under {', '.join(wrong)}")
+    extra = {name: tensor for name, tensor in file.weights.items() if name.partition(".")[0] in PRETRAINING}
+    network = file.without({*left_out, *extra})
+    with initial_weights_unused():
+        encoder = config.build()
+    if has_head:
+        classifier = network.classifier(encoder, learn_positions=position == "learned")
+        return Found(file.format, "classifier", encoder, classifier=classifier, left_out=left_out)
+    network.fill({"encoder": encoder}, "encoder")
+    predictor = None
+    note = "no mask token and no head in the file: training that continues from here starts with fresh ones"
+    if extra:
+        tokens = len(file.telling("lm_head.weight", 2))
+        shapes = {"mask_token": (1, 1, encoder.width), "lm_head.weight": (tokens, encoder.width)}
+        shapes |= {"lm_head.bias": (tokens,)}
+        if (found := {name: tuple(tensor.shape) for name, tensor in extra.items()}) != shapes:
+            raise file.refused(f"mask token and head of shapes {found} instead of {shapes}")
+        note = f"mask token and a head for {tokens} tokens"
+        predictor = {name.removeprefix("lm_"): tensor for name, tensor in extra.items()}
+    return Found(file.format, "encoder", encoder, left_out=left_out, notes=(note,), predictor=predictor)
+
+
+def scale_for(width: int) -> float:
+    """The initial layer scale of BEiT and CAE, which trained weights no longer tell."""
+    return 1e-5 if width >= 1024 else 0.1

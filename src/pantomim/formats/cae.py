@@ -5,56 +5,40 @@ Pre-training files hold encoder, regressor and decoder; fine-tuned ones a classi
 
 from collections.abc import Mapping, Sequence, Set
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from pantomim.formats.beit import BIAS, CAE_CLASSIFIER, read_tables
+from pantomim.formats.beit import BIAS, CAE_CLASSIFIER, read_tables, scale_for
 from pantomim.formats.layout import (
-    AS_PUBLISHED,
     ForeignFile,
     Format,
     Found,
     Given,
     initial_weights_unused,
-    scale_for,
 )
 from pantomim.formats.mae import official_name as beit_name
-from pantomim.nn.decoder import LatentDecoderConfig
+from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
 from pantomim.nn.init import Initialisation
 from pantomim.nn.position import sincos_2d_rows_first
-from pantomim.nn.regressor import Projection, RegressorConfig
+from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
 
 Release = Literal["lxtGH/CAE", "Atten4Vis/CAE"]
 
-# Where a part begins there and here; the longer of two that fit comes first.
-PARTS: dict[Release, tuple[tuple[str, str], ...]] = {
-    "lxtGH/CAE": (
-        ("encoder_to_decoder_norm.", "projection.norm."),
-        ("encoder_to_decoder.", "projection.linear."),
-        ("encoder.", "encoder."),
-        ("teacher.", "aligner.copy."),
-        ("mask_token", "regressor.mask_token"),
-        ("pretext_neck.regressor_blocks.", "regressor.blocks."),
-        ("pretext_neck.decoder_blocks.", "decoder.blocks."),
-        ("pretext_neck.norm2.", "decoder.norm."),
-        ("pretext_neck.norm.", "regressor.norm."),
-        ("pretext_neck.head.", "decoder.head."),
-    ),
-    "Atten4Vis/CAE": (
-        ("encoder_to_regresser_norm.", "projection.norm."),
-        ("encoder_to_regresser.", "projection.linear."),
-        ("encoder.", "encoder."),
-        ("alignment_encoder.", "aligner.copy."),
-        ("mask_token", "regressor.mask_token"),
-        ("regresser.regressor_blocks.", "regressor.blocks."),
-        ("decoder.decoder_blocks.", "decoder.blocks."),
-        ("decoder.norm.", "decoder.norm."),
-        ("regresser.norm.", "regressor.norm."),
-        ("decoder.head.", "decoder.head."),
-    ),
-}
-# Inside a block of the regressor, and of the attentive probe.
+# Where a part begins, here and in each release; the longer of two that fit comes first.
+PARTS = (
+    ("projection.norm.", "encoder_to_decoder_norm.", "encoder_to_regresser_norm."),
+    ("projection.linear.", "encoder_to_decoder.", "encoder_to_regresser."),
+    ("encoder.", "encoder.", "encoder."),
+    ("aligner.copy.", "teacher.", "alignment_encoder."),
+    ("regressor.mask_token", "mask_token", "mask_token"),
+    ("regressor.blocks.", "pretext_neck.regressor_blocks.", "regresser.regressor_blocks."),
+    ("decoder.blocks.", "pretext_neck.decoder_blocks.", "decoder.decoder_blocks."),
+    ("decoder.norm.", "pretext_neck.norm2.", "decoder.norm."),
+    ("regressor.norm.", "pretext_neck.norm.", "regresser.norm."),
+    ("decoder.head.", "pretext_neck.head.", "decoder.head."),
+)
+# Inside a block of the regressor, and of the attentive probe: there and here.
 CROSS = (
     ("gamma_1_cross", "gamma_1"),
     ("gamma_2_cross", "gamma_2"),
@@ -73,32 +57,21 @@ ROUNDING = 1e-4
 
 
 def our_name(name: str, release: Release = "lxtGH/CAE") -> str:
-    """The name in `CAE` of a parameter of the authors' pre-training model.
-
-    Raises:
-        ValueError: if their model has no such parameter.
-    """
-    found = _exchanged(name, PARTS[release], CROSS)
-    if found is None:
-        raise ValueError(f"{name} must be a parameter of {release}'s CAE; got none that it has.")
-    return found
+    """The name in `CAE` of a parameter of the authors' pre-training model."""
+    return _exchanged(name, [(there, here) for here, there in _parts(release)], CROSS)
 
 
 def official_name(name: str, release: Release = "lxtGH/CAE") -> str:
-    """The inverse of `our_name`.
-
-    Raises:
-        ValueError: if `CAE` has no such parameter.
-    """
-    inverse = [[(here, there) for there, here in pairs] for pairs in (PARTS[release], CROSS)]
-    found = _exchanged(name, *inverse)
-    if found is None:
-        raise ValueError(f"{name} must be a parameter of CAE; got none that it has.")
-    return found
+    """The inverse of `our_name`."""
+    return _exchanged(name, _parts(release), [(here, there) for there, here in CROSS])
 
 
-def _exchanged(name: str, parts: Sequence[tuple[str, str]], cross: Sequence[tuple[str, str]]) -> str | None:
-    """A name with its part exchanged and, in the regressor's blocks, its parameter too; None, if no part fits."""
+def _parts(release: Release) -> list[tuple[str, str]]:
+    return [(here, first if release == "lxtGH/CAE" else second) for here, first, second in PARTS]
+
+
+def _exchanged(name: str, parts: Sequence[tuple[str, str]], cross: Sequence[tuple[str, str]]) -> str:
+    """A name with its part exchanged and, in the regressor's blocks, its parameter too."""
     for old, new in parts:
         if name.startswith(old):
             rest = name.removeprefix(old)
@@ -107,7 +80,7 @@ def _exchanged(name: str, parts: Sequence[tuple[str, str]], cross: Sequence[tupl
                 pair = next((pair for pair in cross if parameter.startswith(pair[0])), ("", ""))
                 rest = number + dot + pair[1] + parameter.removeprefix(pair[0])
             return new + rest
-    return None
+    raise ValueError(f"{name} must be a parameter of CAE; got none that it has.")
 
 
 class CAEFormat(Format):
@@ -124,12 +97,8 @@ class CAEFormat(Format):
         """By the regressor's names, or by what a classifier of CAE's has and BEiT's has not."""
         return any(name.startswith(NECKS) for name in names) or names >= CAE_CLASSIFIER
 
-    def read(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
-        """See `Format.read`; the copy of the encoder is left out.
-
-        Raises:
-            ValueError: also if the second release's table is not the one that CAE's regressor and decoder have.
-        """
+    def read(self, weights: Mapping[str, Tensor], source: str, given: Given) -> Found:
+        """See `Format.read`; the EMA copy of the encoder is left out."""
         if not any(name.startswith(NECKS) for name in weights) and {BIAS, "fc_norm.weight"} <= weights.keys():
             file = ForeignFile(weights, source, self, given, beit_name)
             width = len(file.telling("encoder.patch_embed.proj.weight", 4))
@@ -144,48 +113,42 @@ def _read_pretraining(whole: ForeignFile, release: Release) -> Found:
     left_out = {name for name in whole.weights if name.startswith(COPIES) or name == TABLE}
     file = whole.without(left_out)
     encoder_width = len(file.telling("encoder.patch_embed.proj.weight", 4))
-    width, scale = file.telling("regressor.mask_token", 3).shape[2], scale_for(encoder_width)
+    width, out_dim = file.telling("regressor.mask_token", 3).shape[2], len(file.telling("decoder.head.weight", 2))
+    common: dict[str, Any] = {"layer_scale": scale_for(encoder_width)}
     initialisation = _initialisation(encoder_width)
     config = file.encoder_config(
-        HEADS, "sincos_rows_first", attention_bias="qv", layer_scale=scale, initialisation=initialisation
+        HEADS, "sincos_rows_first", attention_bias="qv", initialisation=initialisation, **common
     )
     heads = file.heads("decoder_heads", width, HEADS)
-    regressor_config = RegressorConfig(
-        width=width,
-        depth=file.depth("regressor.blocks."),
-        heads=heads,
-        mlp_ratio=file.mlp_ratio("regressor.blocks.0.mlp.fc1", width),
-        layer_scale=scale,
-    )
-    decoder_config = LatentDecoderConfig(
-        depth=file.depth("decoder.blocks."),
-        mlp_ratio=file.mlp_ratio("decoder.blocks.0.mlp.fc1", width),
-        layer_scale=scale,
-    )
-    out_dim = len(file.telling("decoder.head.weight", 2))
+    sizes = {
+        part: {"depth": file.depth(f"{part}.blocks."), "mlp_ratio": file.mlp_ratio(f"{part}.blocks.", width), **common}
+        for part in ("regressor", "decoder")
+    }
+    rest: dict[str, nn.Module]
     with initial_weights_unused():
-        encoder, regressor = config.build(), regressor_config.build(config)
-        decoder = decoder_config.build(width, heads, config.grid, out_dim, initialisation)
-        projection = {} if width == encoder_width else {"projection": Projection(encoder_width, width)}
-    rest: dict[str, nn.Module] = {"regressor": regressor, "decoder": decoder, **projection}
+        encoder = config.build()
+        rest = {
+            "regressor": Regressor(RegressorConfig(width=width, heads=heads, **sizes["regressor"]), config),
+            "decoder": LatentDecoder(
+                LatentDecoderConfig(**sizes["decoder"]), width, heads, config.grid, out_dim, initialisation
+            ),
+        }
+        if width != encoder_width:
+            rest["projection"] = Projection(encoder_width, width)
     file.fill({"encoder": encoder, **rest}, f"pre-training file of {release}")
-    _check_table(whole.weights.get(TABLE), width, config.grid, file.source)
+    table, expected = whole.weights.get(TABLE), sincos_2d_rows_first(width, config.grid, 1).unsqueeze(0)
+    if table is not None and (table.shape != expected.shape or (table - expected).abs().max() > ROUNDING):
+        raise ValueError(
+            f"{file.source}: {TABLE} must be the sine-cosine table of a {config.grid[0]} x {config.grid[1]} grid, rows "
+            f"first; got another one. CAE's regressor and decoder have no other."
+        )
     notes = (
         f"names of {release}",
-        f"regressor: {width} wide, {len(regressor.blocks)} deep",
-        f"decoder: {len(decoder.blocks)} deep, head of {out_dim}",
+        f"regressor: {width} wide, {sizes['regressor']['depth']} deep",
+        f"decoder: {sizes['decoder']['depth']} deep, head of {out_dim}",
     )
     predictor = {f"{part}.{name}": t for part, module in rest.items() for name, t in module.state_dict().items()}
     return Found(file.format, "encoder", encoder, left_out=tuple(sorted(left_out)), notes=notes, predictor=predictor)
-
-
-def _check_table(table: Tensor | None, width: int, grid: tuple[int, int], source: str) -> None:
-    expected = sincos_2d_rows_first(width, grid, 1).unsqueeze(0)
-    if table is not None and (table.shape != expected.shape or (table - expected).abs().max() > ROUNDING):
-        raise ValueError(
-            f"{source}: {TABLE} must be the sine-cosine table of a {grid[0]} x {grid[1]} grid, rows first; got another "
-            f"one. CAE's regressor and decoder have no other."
-        )
 
 
 def _initialisation(width: int) -> Initialisation:

@@ -1,12 +1,10 @@
-"""OpenAI's CLIP image towers, in their own layout: the whole model, or its image tower alone.
-
-The tower is timm's vision transformer with a norm before its blocks; behind its final norm stands a projection.
+"""OpenAI's CLIP image towers: timm's vision transformer with a norm before its blocks, and a projection at the end.
 
 Source: openai/CLIP, `clip/model.py` and `clip/clip.py`.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -37,26 +35,20 @@ NAMES = (
     ("mlp.c_fc.", "mlp.fc1."),
     ("mlp.c_proj.", "mlp.fc2."),
     ("ls_", "ls"),
+    ("class_embedding", "cls_token"),
+    ("positional_embedding", "pos_embed"),
 )
 FIRST_MLP = "transformer.resblocks.0.mlp.c_fc.weight"
 TELLING = {"conv1.weight": 4, "positional_embedding": 2, "class_embedding": 1, "proj": 2, FIRST_MLP: 2}
 
 
 def load_clip(path: str | Path) -> TimmEncoder:
-    """The image tower of a file, in evaluation mode, in float32.
-
-    Args:
-        path: A published archive, or its weights by name (safetensors or torch): of the whole model, with names that
-            begin with `visual.`, or of the tower alone.
-
-    Raises:
-        ValueError: if the file is damaged, would run code, or does not hold a vision transformer of CLIP's.
-    """
+    """The image tower of a published archive, or of weights by name (of model or tower), in evaluation mode."""
     return clip_encoder(image_tower(read_weights(path)), f"clip:{path}", activation="quick_gelu")
 
 
 def image_tower(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the image tower, under names without its own; of a tower alone, all of them."""
+    """The weights of the image tower by names without `visual.`; of a tower alone, all of them."""
     found = {name.removeprefix("visual."): tensor for name, tensor in weights.items() if name.startswith("visual.")}
     return found or dict(weights)
 
@@ -71,29 +63,41 @@ def clip_encoder(
     mean: tuple[float, ...] = MEAN,
     std: tuple[float, ...] = STD,
 ) -> TimmEncoder:
-    """The tower that weights under OpenAI's names make; every name and shape must be right.
+    """The tower that weights under OpenAI's names make, in float32 or float64; every name and shape must be right.
 
-    Args:
-        weights: Without `visual.`; half precision becomes float32.
-        source: How the user names it.
-        activation: OpenAI's approximation of GELU, or GELU.
-        heads: None: as many as are 64 wide.
-        norm_eps: Of every layer norm.
-        mean: Mean of each channel.
-        std: Standard deviation of each channel.
-
-    Raises:
-        ValueError: if they are the weights of another network.
+    Without `heads` they are 64 wide; `norm_eps` is that of every layer norm.
     """
+    from timm.models.vision_transformer import VisionTransformer
+
     absent = [name for name, dims in TELLING.items() if name not in weights or weights[name].dim() != dims]
     if absent:
         raise ValueError(
             f"{source} must hold CLIP's vision transformer; got weights without {', '.join(absent)}. They begin with "
             f"{', '.join(sorted(weights)[:3])}. CLIP's ResNets are not read: choose a ViT."
         )
-    build = _tower(weights, source, activation, heads, norm_eps)
+    width, _, patch_size, _ = weights["conv1.weight"].shape
+    side = math.isqrt(len(weights["positional_embedding"]) - 1)
+    if width % HEAD_WIDTH and heads is None:
+        raise ValueError(
+            f"{source} must hold CLIP's vision transformer, with heads {HEAD_WIDTH} wide; got width {width}. Check the "
+            f"file."
+        )
+    build: Any = partial(  # timm's network, with its initial weights
+        VisionTransformer,
+        img_size=(side * patch_size, side * patch_size),
+        patch_size=patch_size,
+        num_classes=0,
+        embed_dim=width,
+        depth=len({name.split(".")[2] for name in weights if name.startswith("transformer.resblocks.")}),
+        num_heads=heads or width // HEAD_WIDTH,
+        mlp_ratio=exact_ratio(len(weights[FIRST_MLP]), width),
+        init_values=1.0 if "transformer.resblocks.0.ls_1.gamma" in weights else None,
+        pre_norm=True,
+        norm_layer=partial(nn.LayerNorm, eps=norm_eps),
+        act_layer=activation,
+    )
     half = all(tensor.dtype != torch.float64 for tensor in weights.values())
-    named = {_name(name): (tensor.float() if half else tensor) for name, tensor in weights.items()}
+    named = {timm_name(name): (tensor.float() if half else tensor) for name, tensor in weights.items()}
     projection = named.pop("proj")
     named["pos_embed"] = named["pos_embed"][None]
     named["cls_token"] = named["cls_token"][None, None]
@@ -105,40 +109,8 @@ def clip_encoder(
     return encoder.to(projection.dtype).eval()
 
 
-def _name(theirs: str) -> str:
-    if theirs == "class_embedding":
-        return "cls_token"
-    if theirs == "positional_embedding":
-        return "pos_embed"
+def timm_name(theirs: str) -> str:
+    """What timm calls a parameter of the tower."""
     for there, here in NAMES:
         theirs = theirs.replace(there, here)
     return theirs
-
-
-def _tower(
-    weights: Mapping[str, Tensor], source: str, activation: Activation, heads: int | None, norm_eps: float
-) -> Callable[[], Any]:
-    """Makes timm's network of a tower's sizes, with timm's initial weights."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    width, _, patch_size, _ = weights["conv1.weight"].shape
-    side = math.isqrt(len(weights["positional_embedding"]) - 1)
-    if width % HEAD_WIDTH and heads is None:
-        raise ValueError(
-            f"{source} must hold CLIP's vision transformer, with heads {HEAD_WIDTH} wide; got width {width}. Check the "
-            f"file."
-        )
-    return partial(
-        VisionTransformer,
-        img_size=(side * patch_size, side * patch_size),
-        patch_size=patch_size,
-        num_classes=0,
-        embed_dim=width,
-        depth=len({name.split(".")[2] for name in weights if name.startswith("transformer.resblocks.")}),
-        num_heads=width // HEAD_WIDTH if heads is None else heads,
-        mlp_ratio=exact_ratio(len(weights[FIRST_MLP]), width),
-        init_values=1.0 if "transformer.resblocks.0.ls_1.gamma" in weights else None,
-        pre_norm=True,
-        norm_layer=partial(nn.LayerNorm, eps=norm_eps),
-        act_layer=activation,
-    )

@@ -20,29 +20,17 @@ FIRST, LAST = "blocks.input.w", "blocks.output.conv.w"
 Network = TypeVar("Network", DVAEEncoder, DVAEDecoder)
 
 
-def load_dalle_encoder(path: str | Path) -> DVAEEncoder:
-    """The encoder of a file, in evaluation mode: `encoder.pkl`, or its parameters by name (safetensors or torch).
-
-    Raises:
-        ValueError: if the file is damaged, would run code, or a name or shape is wrong.
-    """
-    return _load(DVAEEncoder, path, "encoder")
-
-
-def load_dalle_decoder(path: str | Path) -> DVAEDecoder:
-    """The decoder of a file: `decoder.pkl`, or its parameters by name; otherwise as `load_dalle_encoder`."""
-    return _load(DVAEDecoder, path, "decoder")
-
-
-def _load(kind: type[Network], path: str | Path, asked: str) -> Network:
+def load_dalle(kind: type[Network], path: str | Path) -> Network:
+    """The network of `encoder.pkl` or `decoder.pkl`, or of its parameters by name (safetensors, torch); frozen."""
+    part = "encoder" if kind is DVAEEncoder else "decoder"
     weights = read_weights(path)
     if absent := [name for name in (FIRST, LAST) if name not in weights or weights[name].ndim != 4]:
         held = ", ".join(sorted(weights)[:3])
-        raise _refused(path, f"no convolution {', '.join(absent)} of the {asked}, but {held} ...")
+        raise _refused(path, f"no convolution {', '.join(absent)} of the {part}, but {held} ...")
     first, last = weights[FIRST].shape, weights[LAST].shape
     found = "encoder" if first[-1] > 1 else "decoder"  # which begins with codes, one a cell
-    if found != asked:
-        raise _refused(path, f"the {found} in place of the {asked}")
+    if found != part:
+        raise _refused(path, f"the {found} in place of the {part}")
     if integers := [name for name, tensor in weights.items() if not tensor.is_floating_point()]:
         raise _refused(path, f"{weights[integers[0]].dtype} under {', '.join(integers)}")
     if found == "encoder":
@@ -62,7 +50,6 @@ def _load(kind: type[Network], path: str | Path, asked: str) -> Network:
 
 
 def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different numbers names have at a place."""
     return len({match[1] for name in weights if (match := re.match(pattern, name))})
 
 

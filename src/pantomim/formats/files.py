@@ -1,4 +1,4 @@
-"""Weights that fit or are refused; the hash that they are known by."""
+"""Weights by name: their hash, and whether they fit a module."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
 
 
 def frozen_parts(module: nn.Module) -> dict[str, nn.Module]:
-    """The parts that never change, by name: the outermost modules with an attribute `frozen`, where it is True.
+    """The parts that never change, by name: the outermost modules whose attribute `frozen` is True.
 
-    Where it is False, what lies within changes too: an EMA teacher may be made of frozen modules. Frozen parts lie in
-    no file of a run: they are made anew from where they came from, and known by their hash.
+    Where it is False, what lies within changes too: an EMA teacher may be made of frozen modules. Frozen parts are in
+    no file of a run: they are loaded again from their source, and known by their hash.
     """
     found: dict[str, nn.Module] = {}
     for name, part in module.named_children():
         frozen = getattr(part, "frozen", None)
         if frozen is True:
-            assert not any(weight.requires_grad for weight in part.parameters()), f"{name} is frozen, and yet learned"
+            assert not any(weight.requires_grad for weight in part.parameters()), f"{name} is frozen and yet learns"
             found[name] = part
         elif frozen is None:
             found |= {f"{name}.{inner}": module for inner, module in frozen_parts(part).items()}
@@ -35,7 +35,7 @@ def frozen_parts(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def frozen_hashes(module: nn.Module) -> dict[str, str]:
-    """The hash of each frozen part, over parameters and all buffers, also those that no file keeps."""
+    """The hash of each frozen part, over parameters and all buffers, non-persistent ones too."""
     return {
         name: hash_weights(dict(part.named_parameters()) | dict(part.named_buffers()))
         for name, part in frozen_parts(module).items()
@@ -44,38 +44,26 @@ def frozen_hashes(module: nn.Module) -> dict[str, str]:
 
 def other_parts(found: Mapping[str, str], stated: Mapping[str, str]) -> str:
     """Which frozen parts, by their hashes, are not those that a file states; empty if all are."""
-    different = [name for name in sorted(found.keys() | stated.keys()) if found.get(name) != stated.get(name)]
-    return ", ".join(
-        f"{name} ({found.get(name, 'none')[:12]} instead of {stated.get(name, 'none')[:12]})" for name in different
-    )
+    pairs = {name: (found.get(name, "none"), stated.get(name, "none")) for name in sorted(found.keys() | stated.keys())}
+    return ", ".join(f"{name} ({a[:12]} instead of {b[:12]})" for name, (a, b) in pairs.items() if a != b)
 
 
 def key_report(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """How the names and shapes of a file differ from a module's: every one that is missing, unexpected or mis-shaped.
-
-    Empty if they agree.
-    """
-    problems = [
-        ("missing", sorted(expected.keys() - found.keys())),
-        ("unexpected", sorted(found.keys() - expected.keys())),
-        (
-            "mis-shaped",
-            [
-                f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-                for name in sorted(expected.keys() & found.keys())
-                if found[name].shape != expected[name].shape
-            ],
-        ),
-    ]
-    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems if names)
+    """Every name that is missing, unexpected or mis-shaped in `found`; empty if names and shapes agree."""
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "mis-shaped": [
+            f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in sorted(expected.keys() & found.keys())
+            if found[name].shape != expected[name].shape
+        ],
+    }
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
 
 
 def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy weights into a module; names and shapes must agree.
-
-    Raises:
-        ValueError: with all missing, unexpected and mis-shaped names.
-    """
+    """Copy weights into a module; a ValueError lists all names and shapes that disagree."""
     if report := key_report(module.state_dict(), weights):
         raise ValueError(
             f"{source} must hold the weights of {type(module).__name__}; got {report}. "

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from pantomim.formats.wrapped import LastBlocks, Query, WrappedEncoder, missing_extra, one_size
 
@@ -21,11 +21,7 @@ PREPROCESSING = "preprocessor_config.json"
 
 
 class HFEncoder(WrappedEncoder):
-    """A vision transformer of transformers behind an encoder's interface; arguments as of `WrappedEncoder`.
-
-    Raises:
-        ValueError: if its blocks, its final norm or its grid of patches cannot be found.
-    """
+    """A vision transformer of transformers behind an encoder's interface."""
 
     def __init__(
         self,
@@ -38,24 +34,27 @@ class HFEncoder(WrappedEncoder):
         projection: Tensor | None = None,
     ) -> None:
         super().__init__(model, source, image_size, mean, std, projection)
-        self.ends = ("block", "norm") if projection is None else ("block", "norm", "projection")
-        self.blocks_name, self.norm_name = _name_of(model, BLOCKS), _name_of(model, NORMS)
-        size = getattr(model.config, "patch_size", None)
-        if not self.blocks_name or not self.norm_name or not isinstance(size, int):
+        modules, size = dict(model.named_modules()), getattr(model.config, "patch_size", None)
+        blocks, norm = (next((name for name in names if name in modules), None) for names in (BLOCKS, NORMS))
+        if blocks is None or norm is None or not isinstance(size, int):
             raise _no_transformer(source, model)
+        self.blocks_name, self.norm_name = blocks, norm
         if any(side % size for side in image_size):
             raise one_size(source, image_size, image_size)
         self.grid = (image_size[0] // size, image_size[1] // size)
         self.shuffles = model.config.model_type == "vit_mae"
         if self.shuffles:
             model.config.mask_ratio = 0.0  # every patch is seen
-        model.config.tie_last_hidden_states = (
-            False  # the last block's output itself, not what the final norm makes of it
-        )
+        model.config.tie_last_hidden_states = False  # of the last block its output, not the final norm's
         resamples = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if resamples else {}
-        self.num_blocks = len(model.get_submodule(self.blocks_name))
-        self._compute_last_attention()
+        self.num_blocks = len(model.get_submodule(blocks))
+        # Fused kernels compute no attention weights: the last block does without, all others keep theirs
+        eager = copy.deepcopy(model.config)
+        eager._attn_implementation = "eager"
+        for part in model.get_submodule(blocks)[-1].modules():
+            if hasattr(part, "config"):
+                part.config = eager
         with torch.no_grad():
             output = self._run(self._blank(), 1, attention=True)
         if output.hidden_states is None:
@@ -67,16 +66,8 @@ class HFEncoder(WrappedEncoder):
             raise one_size(source, image_size, image_size)
         self.has_class_token = self.num_prefix > int(getattr(model.config, "num_register_tokens", 0) or 0)
 
-    def _compute_last_attention(self) -> None:
-        """Let the last block compute its attention weights, which fused kernels do not; all others keep theirs."""
-        config = copy.deepcopy(self.model.config)
-        config._attn_implementation = "eager"
-        for part in self.model.get_submodule(self.blocks_name)[-1].modules():
-            if hasattr(part, "config"):
-                part.config = config
-
     def _run(self, images: Tensor, count: int, attention: bool) -> Any:
-        """The library's output for standardised images, with the hidden states of the last `count` blocks."""
+        """The library's output, with the hidden states of the last `count` blocks."""
         given: dict[str, Any] = {"pixel_values": images, **self.options}
         if self.shuffles:  # by the order of this noise: it leaves patches where they are
             given["noise"] = torch.arange(self.grid[0] * self.grid[1], device=images.device).expand(len(images), -1)
@@ -85,7 +76,7 @@ class HFEncoder(WrappedEncoder):
         return self.model(**given, output_hidden_states=numbers, output_attentions=attention)
 
     def last_blocks(self, images: Float[Tensor, "B C H W"], count: int = 1, query: Query | None = None) -> LastBlocks:
-        """Outputs of the last `count` blocks; see `WrappedEncoder.last_blocks`."""
+        """See `WrappedEncoder.last_blocks`."""
         output = self._run(self.standardised(images), count, attention=query is not None)
         tokens, weights = list(output.hidden_states[-count:]), _attention(output)
         if query is None or weights is None:
@@ -93,7 +84,7 @@ class HFEncoder(WrappedEncoder):
         return LastBlocks(tokens, self._to_patches(weights[:, :, self._rows(query)]))
 
     def norm(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The final norm, of all tokens; CLIP itself has it of the class token alone."""
+        """See `WrappedEncoder.norm`."""
         return self.model.get_submodule(self.norm_name)(tokens)
 
     def _resize(self, image_size: tuple[int, int]) -> "HFEncoder":
@@ -102,20 +93,15 @@ class HFEncoder(WrappedEncoder):
         return HFEncoder(model, self.source, image_size, *self.statistics, projection=self.projection)
 
     def untrained(self) -> "HFEncoder":
-        """The same network with fresh weights."""
+        """The same network with initial weights."""
         model = type(self.model)(copy.deepcopy(self.model.config))
         return HFEncoder(model, self.source, self.image_size, *self.statistics)
 
 
 def load_hf(name: str) -> HFEncoder:
-    """A vision transformer as an encoder, in evaluation mode, in float32.
-
-    Args:
-        name: As on the hub, or a folder that `save_pretrained` of model and image processor wrote.
+    """A vision transformer of this name or in this folder as an encoder, in evaluation mode, in float32.
 
     Raises:
-        ValueError: if transformers is not installed, the folder does not hold such a network, or nothing gives its mean
-            and standard deviation.
         ConnectionError: if the weights are neither in the cache nor to be had.
     """
     try:
@@ -128,7 +114,9 @@ def load_hf(name: str) -> HFEncoder:
     messages.set_verbosity_error()  # what it would warn of is an error below
     messages.disable_progress_bar()
     try:
-        loader = _class_of(transformers.AutoConfig.from_pretrained(name, local_files_only=local))
+        config = transformers.AutoConfig.from_pretrained(name, local_files_only=local)
+        tower = transformers.CLIPVisionModelWithProjection  # where it is alone AutoModel leaves out the projection
+        loader: Any = tower if tower.__name__ in (config.architectures or ()) else transformers.AutoModel
         options = {"dtype": torch.float32, "local_files_only": local, "output_loading_info": True}
         model, report = loader.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -147,10 +135,9 @@ def load_hf(name: str) -> HFEncoder:
     if absent or report["mismatched_keys"]:
         raise ValueError(
             f"{source} must hold the weights of {type(model).__name__}; missing or mis-shaped: "
-            f"{', '.join(map(str, [*absent, *report['mismatched_keys']]))}. Check that weights and config belong "
-            f"together."
+            f"{', '.join(map(str, [*absent, *report['mismatched_keys']]))}. Check that weights and config fit."
         )
-    vision = getattr(model, "vision_model", model)
+    vision: Any = getattr(model, "vision_model", model)
     projection = getattr(model, "visual_projection", None)
     size = getattr(vision.config, "image_size", None)
     if not isinstance(size, int | list | tuple):
@@ -167,16 +154,8 @@ def _no_transformer(source: str, model: Any) -> ValueError:
     )
 
 
-def _class_of(config: Any) -> Any:
-    """What reads a model: AutoModel, which would leave out CLIP's projection where the tower is alone."""
-    import transformers
-
-    alone = transformers.CLIPVisionModelWithProjection
-    return alone if alone.__name__ in (config.architectures or ()) else transformers.AutoModel
-
-
 def _statistics(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that the network's image processor states."""
+    """Mean and std of the network's image processor."""
     from transformers.utils import cached_file
 
     path = cached_file(name, PREPROCESSING, _raise_exceptions_for_missing_entries=False)
@@ -190,13 +169,7 @@ def _statistics(name: str, source: str) -> tuple[tuple[float, ...], tuple[float,
         ) from error
 
 
-def _name_of(model: nn.Module, names: tuple[str, ...]) -> str:
-    """The first of the names that the model has; empty, if none."""
-    there = dict(model.named_modules())
-    return next((name for name in names if name in there), "")
-
-
 def _attention(output: Any) -> Float[Tensor, "B heads T T"] | None:
-    """The attention of the last block, the only one that computes it; None, if the network has no such thing."""
+    """The attention of the last block, the only one that computes it; None if the network has none."""
     found = [weights for weights in output.attentions or () if weights is not None]
     return found[-1] if found else None

@@ -4,13 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pantomim.formats.layout import Found
-from pantomim.formats.native import (
-    describe_positions,
-    save_classifier,
-    save_decoder,
-    save_encoder,
-    save_predictor,
-)
+from pantomim.formats.native import describe_positions, save_classifier, save_decoder, save_encoder, save_predictor
 from pantomim.nn.vit import Encoder
 
 SCALE = {"divisor": 255.0, "rule": "uint8: 255 becomes 1"}  # of all projects, whether they divide before or with `std`
@@ -18,7 +12,7 @@ SCALE = {"divisor": 255.0, "rule": "uint8: 255 becomes 1"}  # of all projects, w
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import read and wrote."""
+    """What an import read and wrote; as text, a few plain lines."""
 
     source: Path
     out: Path
@@ -26,35 +20,27 @@ class ImportReport:
     files: tuple[str, ...]
 
     def __str__(self) -> str:
-        """A few plain lines."""
-        encoder, decoder, classifier = self.found.encoder, self.found.decoder, self.found.classifier
-        config, (height, width) = encoder.config, encoder.image_size
+        found, config, (height, width) = self.found, self.found.encoder.config, self.found.encoder.image_size
         lines = [
-            f"{self.source} holds {self.found.format.owner} {self.found.kind}",
+            f"{self.source} holds {found.format.owner} {found.kind}",
             f"encoder: {config.width} wide, {config.depth} deep, {config.heads} heads, patch {config.patch_size}, "
             f"{config.in_chans} x {height} x {width}",
-            f"positions: {_positions(encoder)}",
+            f"positions: {_positions(found.encoder)}",
         ]
-        if decoder is not None:
+        if (decoder := found.decoder) is not None:
             lines.append(
                 f"decoder: {decoder.decoder_embed.out_features} wide, {len(decoder.decoder_blocks)} deep; "
                 f"positions: {describe_positions(decoder)}, as stored"
             )
-        lines += self.found.notes
-        if self.found.kind == "encoder" and not self.found.notes:
-            lines.append(
-                "no decoder in the file: no reconstructions, and training that continues from here starts with a "
-                "fresh one"
-            )
-        if classifier is not None:
+        lines += found.notes
+        if (classifier := found.classifier) is not None:
             lines.append(f"head: {classifier.head.out_features} classes, pool {classifier.pool}")
-        if self.found.left_out:
-            lines.append(f"left out, no part of the network: {', '.join(self.found.left_out)}")
+        if found.left_out:
+            lines.append(f"left out, no part of the network: {', '.join(found.left_out)}")
         return "\n".join([*lines, f"wrote {', '.join(self.files)} to {self.out}"])
 
 
 def _positions(encoder: Encoder) -> str:
-    """Absolute and relative ones, as far as there are any."""
     words = [] if encoder.pos_embed is None else [f"{describe_positions(encoder)}, as stored"]
     if encoder.config.relative_position != "none":
         tables = "one table shared by" if encoder.config.relative_position == "shared" else "a table in each of"
@@ -63,12 +49,9 @@ def _positions(encoder: Encoder) -> str:
 
 
 def write_found(found: Found, source: Path, folder: Path) -> ImportReport:
-    """Write our files: encoder, decoder or predictor, classifier, as far as a checkpoint holds them.
-
-    A classifier with mean pooling gives no encoder file, because it has no final norm.
-    """
+    """Write our files: encoder, decoder or predictor, classifier, as far as a checkpoint holds them."""
     recipe, files = f"{found.format.name}, imported from {source.name}", []
-    if found.classifier is None or found.classifier.pool == "class":
+    if found.classifier is None or found.classifier.pool == "class":  # mean pooling leaves it no final norm
         save_encoder(folder, found.encoder, scale=SCALE, recipe=recipe)
         files.append("encoder")
     if found.decoder is not None:

@@ -1,7 +1,7 @@
-"""What the layouts of other projects share: the interface of one, and a file whose tensors are asked for by our names.
+"""What the layouts of other projects share: the interface of one, and a file whose tensors are found by our names.
 
-Nothing in a file states what it is: sizes are read off the shapes, and then every name and shape must be the one of
-that network. Heads cannot be read off; they are known for the published widths.
+Sizes are read off the shapes, and then every name and shape must be the one of that network. Weights do not tell the
+number of heads, which is known for the published widths.
 """
 
 import math
@@ -28,15 +28,7 @@ OWN = "encoder.blocks.0.attn.relative_position_bias_table"
 
 @dataclass(frozen=True)
 class Given:
-    """What a file cannot tell; None: as published.
-
-    Args:
-        heads: Attention heads of the encoder.
-        decoder_heads: Attention heads of the decoder.
-        image_size: Height and width in pixels; None: square.
-        mean: Mean of each channel; None: ImageNet's.
-        std: Standard deviation of each channel.
-    """
+    """What a file cannot tell; None: published heads, square images, ImageNet's mean and std."""
 
     heads: int | None = None
     decoder_heads: int | None = None
@@ -50,27 +42,16 @@ AS_PUBLISHED = Given()
 
 @dataclass(frozen=True)
 class Found:
-    """What a file holds, as our modules in evaluation mode.
-
-    Args:
-        format: Its layout.
-        kind: What it is.
-        encoder: With the position table of the file; without a final norm where a classifier has mean pooling.
-        decoder: The same.
-        classifier: The encoder with its head.
-        predictor: What BEiT or CAE learned beside the encoder, by the method's own names.
-        left_out: Names of tensors that are no part of a network.
-        notes: What the report states besides.
-    """
+    """What a file holds, as our modules in evaluation mode, with the position tables of the file."""
 
     format: "Format"
     kind: Literal["encoder", "encoder and decoder", "classifier"]
-    encoder: Encoder
+    encoder: Encoder  # without a final norm where a classifier has mean pooling
     decoder: MAEDecoder | None = None
     classifier: Classifier | None = None
-    predictor: Mapping[str, Tensor] | None = None
-    left_out: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    predictor: Mapping[str, Tensor] | None = None  # what BEiT or CAE learned beside the encoder, by the method's names
+    left_out: tuple[str, ...] = ()  # names of tensors that are no part of a network
+    notes: tuple[str, ...] = ()  # for the report
 
 
 class Format(ABC):
@@ -85,24 +66,15 @@ class Format(ABC):
         """Whether a file has this layout, by the names and shapes of its tensors; no two layouts take the same file."""
 
     @abstractmethod
-    def read(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
-        """The modules of a file; every name and shape must be right.
-
-        Raises:
-            ValueError: if the file has another layout, with the lists of missing, unexpected and mis-shaped names; or
-                if heads, image size, mean or standard deviation must be given.
-        """
+    def read(self, weights: Mapping[str, Tensor], source: str, given: Given) -> Found:
+        """The modules of a file; every name and shape must be right, and all that weights do not tell be given."""
 
     def complete(self, given: Given, content: Any) -> Given:
         """What is given, completed by what a checkpoint's other entries tell."""
         return given
 
-    def to_encoder(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Encoder:
-        """The encoder of a file, in evaluation mode.
-
-        Raises:
-            ValueError: as `read`, or if it is a classifier with mean pooling, whose encoder has no final norm.
-        """
+    def to_encoder(self, weights: Mapping[str, Tensor], source: str, given: Given) -> Encoder:
+        """The encoder of a file, in evaluation mode; that of a classifier only if it has its final norm."""
         found = self.read(weights, source, given)
         if found.classifier is not None and found.classifier.pool == "mean":
             raise ValueError(
@@ -114,49 +86,37 @@ class Format(ABC):
 
 @dataclass(frozen=True)
 class ForeignFile:
-    """The tensors of a file, asked for by our names.
+    """The tensors of a file by our names; each method raises ValueError if it does not find what it is to read."""
 
-    Args:
-        weights: By the file's names.
-        source: Where they are from.
-        format: Whose they are.
-        given: What they cannot tell.
-        name: The file's name of one of ours, which begin with the part: `encoder.`, `decoder.`, `head.` ...
-
-    Raises:
-        ValueError: by each method that does not find what it is to read.
-    """
-
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]  # by the file's names
     source: str
     format: Format
     given: Given
-    name: Callable[[str], str]
+    name: Callable[[str], str]  # the file's name of one of ours, which begin with the part: encoder., decoder., head.
 
     def has(self, ours: str) -> bool:
         """Whether there is such a tensor."""
         return self.name(ours) in self.weights
 
     def has_part(self, parts: Set[str]) -> bool:
-        """Whether a name of the file begins, up to its first dot, with one of these."""
+        """Whether some name in the file has one of these before its first dot."""
         return any(name.partition(".")[0] in parts for name in self.weights)
 
     def telling(self, ours: str, dimensions: int) -> Tensor:
         """A tensor of so many dimensions, whose shape tells a size."""
-        name = self.name(ours)
-        tensor = self.weights.get(name)
+        tensor = self.weights.get(name := self.name(ours))
         if tensor is None or tensor.dim() != dimensions:
             raise self.refused(f"no {name} of {dimensions} dimensions")
         return tensor
 
     def depth(self, blocks: str) -> int:
-        """How many blocks have a name; a gap between their numbers is found when the names are compared."""
+        """How many blocks there are; `fill` finds a gap between their numbers."""
         theirs = self.name(blocks)
         return len({name.removeprefix(theirs).partition(".")[0] for name in self.weights if name.startswith(theirs)})
 
-    def mlp_ratio(self, layer: str, width: int) -> float:
-        """The hidden width of the MLP whose first layer has this name, over the width."""
-        return exact_ratio(len(self.telling(f"{layer}.weight", 2)), width)
+    def mlp_ratio(self, blocks: str, width: int) -> float:
+        """The hidden width of the blocks' MLPs over the width."""
+        return exact_ratio(len(self.telling(f"{blocks}0.mlp.fc1.weight", 2)), width)
 
     def heads(self, field: Literal["heads", "decoder_heads"], width: int, known: Mapping[int, int]) -> int:
         """Attention heads: those given, or those of the published width."""
@@ -170,8 +130,7 @@ class ForeignFile:
 
     def encoder_config(self, known_heads: Mapping[int, int], position: Position, **settings: Any) -> EncoderConfig:
         """The sizes of the encoder, with the settings that its project always has."""
-        kernel = self.telling("encoder.patch_embed.proj.weight", 4)
-        width, in_chans, patch_size = kernel.shape[:3]
+        width, in_chans, patch_size, _ = self.telling("encoder.patch_embed.proj.weight", 4).shape
         if position != "none":
             self.telling("encoder.pos_embed", 3)
         mean, std = self.given.mean, self.given.std
@@ -187,7 +146,7 @@ class ForeignFile:
             width=width,
             depth=self.depth("encoder.blocks."),
             heads=self.heads("heads", width, known_heads),
-            mlp_ratio=self.mlp_ratio("encoder.blocks.0.mlp.fc1", width),
+            mlp_ratio=self.mlp_ratio("encoder.blocks.", width),
             position=position,
             mean=mean or IMAGENET_MEAN,
             std=std or IMAGENET_STD,
@@ -200,12 +159,11 @@ class ForeignFile:
         if self.has("encoder.pos_embed"):
             patches = self.telling("encoder.pos_embed", 3).shape[1] - 1  # without the class token's row
             side = math.isqrt(patches)
-            square, why = side * side == patches, f"for a grid that is not square; got {patches} patches"
+            square, why = side**2 == patches, f"for a grid that is not square; got {patches} patches"
         elif table is not None:
-            rows = len(table) - CLASS_ROWS  # one for each offset between two patches
-            offsets = math.isqrt(max(rows, 0))
-            side, square = (offsets + 1) // 2, offsets**2 == rows and offsets % 2 == 1
-            why = f"for a grid that is not square; got {rows} offsets"
+            offsets = len(table) - CLASS_ROWS  # along each axis from 1 - side to side - 1
+            side = (math.isqrt(max(offsets, 0)) + 1) // 2
+            square, why = (2 * side - 1) ** 2 == offsets, f"for a grid that is not square; got {offsets} offsets"
         else:
             side, square, why = 0, False, "where there are no positions; got none"
         if not square:
@@ -223,18 +181,17 @@ class ForeignFile:
         return classifier.eval()
 
     def fill(self, parts: Mapping[str, nn.Module], kind: str) -> None:
-        """Fill the parts, which share out the tensors of the file; float64 weights make float64 modules."""
+        """Fill the parts with all tensors of the file; float64 weights make float64 modules."""
         whole = nn.ModuleDict(parts)
         theirs = {name: self.name(name) for name in whole.state_dict()}
-        expected = {theirs[name]: tensor for name, tensor in whole.state_dict().items()}
-        if report := key_report(expected, self.weights):
+        if report := key_report({theirs[name]: t for name, t in whole.state_dict().items()}, self.weights):
             raise ValueError(
                 f"{self.source} must be {self.format.owner} {kind}, as it seems by its names; got {report}. "
                 f"{self.format.advice}"
             )
         if all(tensor.dtype == torch.float64 for tensor in self.weights.values()):
             whole.double()
-        whole.load_state_dict({name: self.weights[own] for name, own in theirs.items()})
+        whole.load_state_dict({ours: self.weights[name] for ours, name in theirs.items()})
         whole.eval()
 
     def without(self, left_out: Set[str]) -> "ForeignFile":
@@ -258,8 +215,3 @@ def first_names(weights: Mapping[str, Tensor]) -> str:
 def initial_weights_unused() -> Any:
     """Build modules within: their initial weights are overwritten, so they may not change anybody's draws."""
     return torch.random.fork_rng(devices=[])
-
-
-def scale_for(width: int) -> float:
-    """The initial layer scale of BEiT and CAE, which trained weights no longer tell."""
-    return 1e-5 if width >= 1024 else 0.1

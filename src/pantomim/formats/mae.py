@@ -1,13 +1,10 @@
-"""Checkpoints of the MAE authors (facebookresearch/mae).
-
-Their names are ours but for the part a parameter belongs to.
-"""
+"""Checkpoints of the MAE authors (facebookresearch/mae); their names are ours without the part."""
 
 from collections.abc import Mapping, Set
 
 from torch import Tensor
 
-from pantomim.formats.layout import AS_PUBLISHED, ForeignFile, Format, Found, Given, initial_weights_unused
+from pantomim.formats.layout import ForeignFile, Format, Found, Given, initial_weights_unused
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.vit import ENCODER_SIZES
 
@@ -16,6 +13,7 @@ DECODER_HEADS = {512: 16}  # the one decoder of all published models
 DECODER_PARTS = frozenset(
     {"mask_token", "decoder_embed", "decoder_pos_embed", "decoder_blocks", "decoder_norm", "decoder_pred"}
 )
+NO_DECODER = "no decoder in the file: no reconstructions, and training that continues from here starts with a fresh one"
 HEAD_PARTS = frozenset({"fc_norm", "head"})
 
 
@@ -43,10 +41,10 @@ class MAEFormat(Format):
     )
 
     def recognises(self, names: Set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """By the biases of queries, keys and values in one; BEiT and CAE have none of keys."""
+        """By the one bias of queries, keys and values; BEiT and CAE have none for keys."""
         return "blocks.0.attn.qkv.bias" in names
 
-    def read(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
+    def read(self, weights: Mapping[str, Tensor], source: str, given: Given) -> Found:
         """See `Format.read`."""
         file = ForeignFile(weights, source, self, given, official_name)
         return read_networks(file, DECODER_PARTS, HEAD_PARTS)
@@ -55,17 +53,7 @@ class MAEFormat(Format):
 def read_networks(
     file: ForeignFile, decoder_parts: Set[str], head_parts: Set[str], left_out: tuple[str, ...] = ()
 ) -> Found:
-    """MAE's networks from a file of any names: encoder, encoder with decoder, or classifier.
-
-    Args:
-        file: Without what is left out.
-        decoder_parts: What its names begin with, up to the first dot, that only a decoder has.
-        head_parts: The same for a classifier.
-        left_out: Names of tensors that are no part of a network.
-
-    Raises:
-        ValueError: as `Format.read`.
-    """
+    """MAE's networks from a file of any names; the parts (before the first dot) tell decoder and classifier."""
     has_decoder, has_head = file.has_part(decoder_parts), file.has_part(head_parts)
     if has_decoder and has_head:
         raise file.refused("parts of a decoder and of a classifier")
@@ -77,13 +65,13 @@ def read_networks(
         return Found(file.format, "classifier", encoder, classifier=file.classifier(encoder), left_out=left_out)
     if not has_decoder:
         file.fill({"encoder": encoder}, "encoder")
-        return Found(file.format, "encoder", encoder, left_out=left_out)
+        return Found(file.format, "encoder", encoder, left_out=left_out, notes=(NO_DECODER,))
     width = len(file.telling("decoder.decoder_embed.weight", 2))
     decoder_config = DecoderConfig(
         width=width,
         depth=file.depth("decoder.decoder_blocks."),
         heads=file.heads("decoder_heads", width, DECODER_HEADS),
-        mlp_ratio=file.mlp_ratio("decoder.decoder_blocks.0.mlp.fc1", width),
+        mlp_ratio=file.mlp_ratio("decoder.decoder_blocks.", width),
     )
     with initial_weights_unused():
         out_dim = encoder.patch_size**2 * encoder.in_chans

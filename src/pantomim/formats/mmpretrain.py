@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pantomim.formats.layout import AS_PUBLISHED, ForeignFile, Format, Found, Given
+from pantomim.formats.layout import ForeignFile, Format, Found, Given
 from pantomim.formats.mae import official_name, read_networks
 
 PARTS = {
@@ -65,37 +65,26 @@ class MMPretrainFormat(Format):
     )
 
     def recognises(self, names: Set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """By its names of blocks; its ports of CAE and BEiT, which have no bias of keys, are not read."""
+        """By its names of blocks; its ports of CAE and BEiT, which have no bias for keys, are not read."""
         return bool({"backbone.layers.0.attn.qkv.bias", "layers.0.ln1.weight"} & names)
 
-    def read(self, weights: Mapping[str, Tensor], source: str, given: Given = AS_PUBLISHED) -> Found:
-        """See `Format.read`. Stored statistics of the pixels (0 to 255) become the encoder's, unless others are given.
-
-        Raises:
-            ValueError: also if the two copies of the patch projection in a converted file differ.
-        """
+    def read(self, weights: Mapping[str, Tensor], source: str, given: Given) -> Found:
+        """See `Format.read`. Stored statistics of pixels (0 to 255) become the encoder's, unless others are given."""
         left_out = {name for name in weights if name.startswith(PREPROCESSOR)}
         mean, std = (weights.get(f"{PREPROCESSOR}{name}") for name in ("mean", "std"))
         if mean is not None and std is not None and given.mean is None and given.std is None:
             given = replace(given, mean=_shares(mean), std=_shares(std))
-        if "layers.0.ln1.weight" not in weights:
-            file = ForeignFile(weights, source, self, given, mmpretrain_name)
-        else:
-            file = ForeignFile(weights, source, self, given, segmentation_name)
-            copies = {name for name in weights if name.startswith(COPY)}
-            _check_copies(weights, copies, source)
-            left_out |= copies
+        converted = "layers.0.ln1.weight" in weights
+        if converted:
+            copies = {name: weights.get(name.replace(COPY, COPIED)) for name in weights if name.startswith(COPY)}
+            if wrong := [name for name, t in copies.items() if t is None or not torch.equal(weights[name], t)]:
+                raise ValueError(
+                    f"{source} must hold the same patch projection under its old and its new name; got another one "
+                    f"under {', '.join(sorted(wrong))}. Convert the file again, or import the one it was made from."
+                )
+            left_out |= copies.keys()
+        file = ForeignFile(weights, source, self, given, segmentation_name if converted else mmpretrain_name)
         return read_networks(file.without(left_out), {"neck"}, {"head"}, tuple(sorted(left_out)))
-
-
-def _check_copies(weights: Mapping[str, Tensor], copies: Set[str], source: str) -> None:
-    pairs = {name: weights.get(name.replace(COPY, COPIED)) for name in copies}
-    different = [name for name, first in pairs.items() if first is None or not torch.equal(weights[name], first)]
-    if different:
-        raise ValueError(
-            f"{source} must hold the same patch projection under its old and its new name; got another one under "
-            f"{', '.join(sorted(different))}. Convert the file again, or import the one it was made from."
-        )
 
 
 def _shares(pixels: Tensor) -> tuple[float, ...]:

@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,97 +25,75 @@ from torch import Tensor, nn
 from pantomim.core.files import replace_file
 from pantomim.formats.files import hash_weights, load_exactly
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
+from pantomim.nn.dvae import DVAENetworks, DVAESizes
 from pantomim.nn.heads import Classifier
 from pantomim.nn.position import TableName, name_table
 from pantomim.nn.vit import Encoder, EncoderConfig
+from pantomim.nn.vqkd import VQKDNetworks, VQKDSizes, vqkd_networks
 
 FORMAT_VERSION = 1
 ENCODER, DECODER, PREDICTOR, CLASSIFIER = NAMES = ("encoder", "decoder", "predictor", "classifier")
+DECODER_SIZES = ("width", "depth", "heads", "mlp_ratio")
+TOKENIZER = "tokenizer"
+TOKENIZER_KINDS: dict[str, tuple[Any, Callable[..., DVAENetworks | VQKDNetworks]]] = {
+    "dvae": (DVAESizes, DVAENetworks),
+    "vqkd": (VQKDSizes, vqkd_networks),
+}
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def save_encoder(folder: str | Path, encoder: Encoder, *, scale: Any, recipe: str) -> None:
-    """Write `encoder.safetensors` and `encoder.json` into a folder, each whole or not at all.
+    """Write `encoder.safetensors` and `encoder.json` into a folder; the weights keep their dtype.
 
-    Args:
-        folder: Made if needed.
-        encoder: Its weights keep their dtype.
-        scale: The data set's rule from stored values to the encoder's input; a dataclass or a mapping.
-        recipe: Name of what was run.
+    `scale` is the data set's rule from stored values to the encoder's input: a dataclass or a mapping.
     """
-    write_pair(
-        folder, ENCODER, encoder.state_dict(), {**timm_entry(encoder.config), **_describe(encoder, scale, recipe)}
-    )
+    about = timm_entry(encoder.config) | _describe(encoder, scale, recipe)
+    write_pair(folder, ENCODER, encoder.state_dict(), about)
 
 
 def load_encoder_folder(path: str | Path) -> Encoder:
-    """The encoder of a run folder, in evaluation mode.
-
-    Raises:
-        ValueError: if the files are missing, damaged, of a newer format, or do not belong together.
-    """
-    return fill_pair(path, ENCODER, _encoder_config(path, ENCODER).build)
+    """The encoder of a run folder, in evaluation mode; damaged files and pairs that do not belong together raise."""
+    return fill_pair(path, ENCODER, _build_encoder)
 
 
-def _encoder_config(path: str | Path, name: str) -> EncoderConfig:
-    try:
-        return TypeAdapter(EncoderConfig).validate_python(read_description(path, name)["encoder"])
-    except (KeyError, ValueError) as error:
-        raise damaged(Path(path) / f"{name}.json", f"{type(error).__name__}: {error}") from error
+def _build_encoder(about: Mapping[str, Any]) -> Encoder:
+    return TypeAdapter(EncoderConfig).validate_python(about["encoder"]).build()
 
 
 def save_decoder(folder: str | Path, decoder: MAEDecoder) -> None:
-    """Write `decoder.safetensors` and `decoder.json` (constructor arguments) into a folder."""
-    config = decoder.config
+    """Write `decoder.safetensors` and `decoder.json` into a folder."""
     arguments = {
         "encoder_width": decoder.decoder_embed.in_features,
         "num_prefix": decoder.num_prefix,
         "grid": decoder.grid,
-        "width": config.width,
-        "depth": config.depth,
-        "heads": config.heads,
-        "mlp_ratio": config.mlp_ratio,
+        **{name: getattr(decoder.config, name) for name in DECODER_SIZES},
         "out_dim": decoder.decoder_pred.out_features,
     }
-    description = {"decoder": arguments, "position_table": describe_positions(decoder)}
-    write_pair(folder, DECODER, decoder.state_dict(), description)
+    about = {"decoder": arguments, "position_table": describe_positions(decoder)}
+    write_pair(folder, DECODER, decoder.state_dict(), about)
 
 
 def load_decoder(path: str | Path) -> MAEDecoder:
-    """The decoder of a run folder, in evaluation mode.
+    """The decoder of a run folder, in evaluation mode."""
 
-    Raises:
-        ValueError: as `load_encoder_folder`.
-    """
-    arguments = read_description(path, DECODER).get("decoder")
-    if not isinstance(arguments, dict) or "grid" not in arguments:
-        raise damaged(Path(path) / "decoder.json", "no entry 'decoder'")
-    arguments = {**arguments, "grid": tuple(arguments["grid"])}
-    sizes = {name: arguments.pop(name) for name in ("width", "depth", "heads", "mlp_ratio") if name in arguments}
-    return fill_pair(path, DECODER, lambda: DecoderConfig(**sizes).build(**arguments))
+    def build(about: Mapping[str, Any]) -> MAEDecoder:
+        rest = dict(about["decoder"])
+        sizes = {name: rest.pop(name) for name in DECODER_SIZES}
+        return DecoderConfig(**sizes).build(**rest | {"grid": tuple(rest["grid"])})
+
+    return fill_pair(path, DECODER, build)
 
 
 def save_predictor(
     folder: str | Path, weights: Mapping[str, Tensor], *, method: str, frozen: Mapping[str, str] | None = None
 ) -> None:
-    """Write `predictor.safetensors` and `predictor.json` into a folder: what a method learned beside its encoder.
-
-    Args:
-        folder: Made if needed.
-        weights: By the method's own names.
-        method: Kind of the method.
-        frozen: Hash of each frozen part, such as a tokenizer (`formats.files.frozen_hashes`); None: not known.
-    """
+    """Write what a method learned beside its encoder, by its own names, with the hash of each frozen part if known."""
     write_pair(folder, PREDICTOR, weights, {"method": method, "frozen": frozen})
 
 
 def load_predictor(path: str | Path) -> dict[str, Tensor]:
-    """The weights of a run folder's `predictor.safetensors`, by name.
-
-    Raises:
-        ValueError: as `load_encoder_folder`.
-    """
+    """The weights of a run folder's `predictor.safetensors`, by name."""
     return read_pair(path, PREDICTOR)
 
 
@@ -128,23 +105,34 @@ def read_frozen(path: str | Path) -> dict[str, str] | None:
 def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, recipe: str) -> None:
     """Write `classifier.safetensors` and `classifier.json` into a folder; arguments as for `save_encoder`."""
     head = {"num_classes": classifier.head.out_features, "pool": classifier.pool}
-    description = {"classifier": head, **_describe(classifier.encoder, scale, recipe)}
-    write_pair(folder, CLASSIFIER, classifier.state_dict(), description)
+    about = {"classifier": head, **_describe(classifier.encoder, scale, recipe)}
+    write_pair(folder, CLASSIFIER, classifier.state_dict(), about)
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """The classifier of a folder, in evaluation mode.
+    """The classifier of a folder, in evaluation mode."""
+    return fill_pair(path, CLASSIFIER, lambda about: Classifier(_build_encoder(about), **about["classifier"]))
 
-    Raises:
-        ValueError: as `load_encoder_folder`.
-    """
-    config = _encoder_config(path, CLASSIFIER)
-    try:
-        head = read_description(path, CLASSIFIER)["classifier"]
-        build = partial(Classifier, num_classes=int(head["num_classes"]), pool=head["pool"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(Path(path) / "classifier.json", f"{type(error).__name__}: {error}") from error
-    return fill_pair(path, CLASSIFIER, lambda: build(config.build()))
+
+def save_tokenizer(folder: str | Path, networks: DVAENetworks | VQKDNetworks, *, scale: Any, recipe: str) -> None:
+    """Write the networks of a tokenizer into a folder; arguments as for `save_encoder`."""
+    description = {
+        "kind": "dvae" if isinstance(networks, DVAENetworks) else "vqkd",
+        "sizes": asdict(networks.sizes),
+        "scale": plain_scale(scale),
+        "recipe": recipe,
+    }
+    write_pair(folder, TOKENIZER, networks.state_dict(), description)
+
+
+def load_networks(path: str | Path) -> DVAENetworks | VQKDNetworks:
+    """The networks of a run folder's tokenizer, in evaluation mode."""
+
+    def build(about: Mapping[str, Any]) -> DVAENetworks | VQKDNetworks:
+        sizes, make = TOKENIZER_KINDS[about["kind"]]
+        return make(TypeAdapter(sizes).validate_python(about["sizes"]))
+
+    return fill_pair(path, TOKENIZER, build)
 
 
 def write_pair(folder: str | Path, name: str, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -156,11 +144,7 @@ def write_pair(folder: str | Path, name: str, weights: Mapping[str, Tensor], des
 
 
 def read_description(folder: str | Path, name: str = ENCODER) -> dict[str, Any]:
-    """What the JSON file of a pair states.
-
-    Raises:
-        ValueError: if it is missing, damaged or of a newer format.
-    """
+    """What the JSON file of a pair states, if its format is known."""
     path = Path(folder) / f"{name}.json"
     if not path.is_file():
         raise ValueError(
@@ -175,17 +159,13 @@ def read_description(folder: str | Path, name: str = ENCODER) -> dict[str, Any]:
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path}: format_version must be at most {FORMAT_VERSION}; got {version}. "
-            f"The file comes from a newer pantomim: `pip install --upgrade pantomim`."
+            f"The file comes from a newer pantomim: upgrade to it."
         )
     return description
 
 
 def read_pair(folder: str | Path, name: str) -> dict[str, Tensor]:
-    """The weights of a pair, which must have the hash that its description states.
-
-    Raises:
-        ValueError: if a file is missing, damaged, of a newer format, or the two do not belong together.
-    """
+    """The weights of a pair, which must have the hash that its description states."""
     path, stated = Path(folder) / f"{name}.safetensors", read_description(folder, name).get("sha256")
     try:
         weights = load_file(path)
@@ -196,15 +176,15 @@ def read_pair(folder: str | Path, name: str) -> dict[str, Tensor]:
     return weights
 
 
-def fill_pair(folder: str | Path, name: str, build: Callable[[], Module]) -> Module:
-    """A module with the weights of a pair, in evaluation mode; float64 weights stay float64.
-
-    Raises:
-        ValueError: as `read_pair`, or if the weights are not this module's.
-    """
+def fill_pair(folder: str | Path, name: str, build: Callable[[dict[str, Any]], Module]) -> Module:
+    """The module that a pair describes, with its weights, in evaluation mode; float64 weights stay float64."""
+    about = read_description(folder, name)
+    try:
+        with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; nobody else's draws may change
+            module = build(about)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(Path(folder) / f"{name}.json", f"{type(error).__name__}: {error}") from error
     weights = read_pair(folder, name)
-    with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; they may not change anybody's draws
-        module = build()
     if any(tensor.dtype == torch.float64 for tensor in weights.values()):
         module = module.double()
     load_exactly(module, weights, str(Path(folder) / f"{name}.safetensors"))
@@ -220,7 +200,7 @@ def damaged(path: Path, found: str) -> ValueError:
 
 
 def plain_scale(scale: Any) -> dict[str, Any]:
-    """A data set's rule from stored values to input as a mapping."""
+    """A data set's rule from stored values to input, as a mapping."""
     return asdict(scale) if is_dataclass(scale) and not isinstance(scale, type) else dict(scale)
 
 
@@ -237,7 +217,7 @@ def _describe(encoder: Encoder, scale: Any, recipe: str) -> dict[str, Any]:
 
 
 def describe_positions(module: Encoder | MAEDecoder) -> TableName | Literal["none"]:
-    """Which position table the weights hold: imported ones bring their own, and it is kept when training continues."""
+    """Which position table the weights hold; an imported one is kept when training continues."""
     table = module.pos_embed if isinstance(module, Encoder) else module.decoder_pos_embed
     return "none" if table is None else name_table(table, module.grid, module.num_prefix)
 

@@ -3,6 +3,7 @@
 A plain tower is the network of `formats.clip`; a tower that open_clip takes from timm is wrapped as a model of timm.
 """
 
+from functools import partial
 from typing import Any
 
 from pantomim.formats.clip import Activation, clip_encoder, image_tower
@@ -12,24 +13,25 @@ from pantomim.formats.timm import TimmEncoder, unknown_name
 from pantomim.formats.wrapped import missing_extra
 
 
-def load_open_clip(name: str, file: str | None = None) -> TimmEncoder:
-    """An image tower as an encoder, in evaluation mode.
-
-    Args:
-        name: NAME:TAG, as `open_clip.list_pretrained()` has them; with a file, NAME alone.
-        file: A checkpoint of open_clip's training, or the weights of a whole model or of its image tower.
+def load_open_clip(spec: str) -> TimmEncoder:
+    """An image tower, NAME:TAG or NAME@FILE (of tower or model), as an encoder in evaluation mode.
 
     Raises:
-        ValueError: if open_clip is not installed or has no such model, or the file does not fit it.
         ConnectionError: if the weights are neither in the cache nor to be had.
     """
     try:
         import open_clip  # takes seconds, so only where it is needed
     except ImportError as error:
-        raise missing_extra(f"open_clip:{name}", "open_clip") from error
+        raise missing_extra(f"open_clip:{spec}", "open_clip") from error
+    source, (name, _, file) = f"open_clip:{spec}", spec.partition("@")
     architecture, _, tag = name.partition(":")
-    source = f"open_clip:{name}" + (f"@{file}" if file else "")
-    _check_name(architecture, tag, file)
+    if architecture not in open_clip.list_models():
+        raise unknown_name("open_clip", architecture, open_clip.list_models())
+    if not file and tag not in (tags := open_clip.list_pretrained_tags_by_model(architecture)):
+        raise ValueError(
+            f"open_clip:NAME:TAG must name pretrained weights; got {tag or 'no tag'} of {architecture}. "
+            f"{'Tags: ' + ', '.join(tags) if tags else 'It has none'}; or give a file: open_clip:{architecture}@FILE."
+        )
     try:
         model: Any = open_clip.create_model(architecture, pretrained=None if file else tag, pretrained_text=False)
     except (OSError, RuntimeError) as error:
@@ -47,7 +49,8 @@ def load_open_clip(name: str, file: str | None = None) -> TimmEncoder:
         trunk: Any = tower.trunk
         size: Any = getattr(getattr(trunk, "patch_embed", None), "img_size", None) or settings["size"]
         image_size = (size, size) if isinstance(size, int) else tuple(size)
-        return TimmEncoder(trunk, source, image_size, mean, std, lambda: _fresh_trunk(architecture)).eval()
+        bare = partial(open_clip.create_model, architecture, pretrained=None, pretrained_text=False)
+        return TimmEncoder(trunk, source, image_size, mean, std, lambda: bare().visual.trunk).eval()
     return clip_encoder(
         tower.state_dict(),
         source,
@@ -59,19 +62,8 @@ def load_open_clip(name: str, file: str | None = None) -> TimmEncoder:
     )
 
 
-def _fresh_trunk(architecture: str) -> Any:
-    import open_clip
-
-    tower: Any = open_clip.create_model(architecture, pretrained=None, pretrained_text=False).visual
-    return tower.trunk
-
-
 def _activation(tower: Any, source: str) -> Activation:
-    """The activation of a tower that is the plain network.
-
-    Raises:
-        ValueError: if it is another network.
-    """
+    """The activation of a tower that is the plain network; every other tower is refused."""
     import open_clip
     from torch import nn
 
@@ -89,18 +81,3 @@ def _activation(tower: Any, source: str) -> Activation:
         f"{source} must have a plain vision transformer or a network of timm as image tower; got "
         f"{type(tower).__name__} with other parts. Choose a ViT such as ViT-B-16."
     )
-
-
-def _check_name(architecture: str, tag: str, file: str | None) -> None:
-    import open_clip
-
-    if architecture not in open_clip.list_models():
-        raise unknown_name("open_clip", architecture, architecture, open_clip.list_models())
-    if file:
-        return
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag not in tags:
-        raise ValueError(
-            f"open_clip:NAME:TAG must name pretrained weights; got {tag or 'no tag'} of {architecture}. "
-            f"{'Tags: ' + ', '.join(tags) if tags else 'It has none'}; or give a file: open_clip:{architecture}@FILE."
-        )

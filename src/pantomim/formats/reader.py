@@ -1,8 +1,8 @@
 """The one reader of files that anyone may have made: safetensors, checkpoints of torch, TorchScript archives.
 
 Nothing in a file is executed. A pickle builds plain values, tensors, and an `Inert` in place of each class on the list;
-at any other name it stops, before anything is called. torch's own allow-list reader takes neither TorchScript nor whole
-modules in the layout before torch 1.6, which are how CLIP and DALL-E were published.
+at any other name it stops, before anything is called. torch's own allow-list reader takes neither TorchScript archives
+nor whole modules, which is how CLIP and DALL-E were published.
 """
 
 import io
@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-WRAPPERS = ("model", "state_dict")  # what training checkpoints call their weights
+WRAPPERS = ("model", "module", "state_dict")  # what training scripts, and DeepSpeed, call their weights
 PROGRAM = "__torch__."  # what the classes of a TorchScript program begin with
 DEEPEST = 16  # modules within modules; CLIP's have seven
 
@@ -39,34 +39,27 @@ DTYPES = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
-PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 # Classes and functions whose place an `Inert` takes: of training scripts, of mmengine's logs, of DALL-E's modules.
-INERT = {
-    "argparse.Namespace",
-    *(
-        f"pathlib.{local}{pure}{kind}Path"
-        for local in ("", "_local.")
-        for pure in ("", "Pure")
-        for kind in ("Posix", "Windows")
-    ),
-    *("collections.Counter", "collections.defaultdict", "_codecs.encode", "torch.device", "torch.Size", "torch.Tensor"),
-    *("torch.float64", "torch.float32", "torch.float16", "torch.bfloat16", "torch.int64", "torch.bool"),
-    *("mmengine.logging.history_buffer.HistoryBuffer", "numpy.ndarray", "numpy.dtype"),
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *("dall_e.encoder.Encoder", "dall_e.encoder.EncoderBlock", "dall_e.utils.Conv2d"),
-    *("dall_e.decoder.Decoder", "dall_e.decoder.DecoderBlock"),
-    *(f"torch.nn.modules.{name}" for name in ("container.Sequential", "activation.ReLU", "pooling.MaxPool2d")),
-    *("torch.nn.modules.linear.Identity", "torch.nn.modules.upsampling.Upsample"),
-}
+ALLOWED = """
+    argparse.Namespace collections.Counter collections.defaultdict _codecs.encode
+    pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath
+    pathlib._local.PosixPath pathlib._local.WindowsPath pathlib._local.PurePosixPath pathlib._local.PureWindowsPath
+    torch.device torch.Size torch.Tensor torch.float64 torch.float32 torch.float16 torch.bfloat16 torch.int64 torch.bool
+    mmengine.logging.history_buffer.HistoryBuffer numpy.ndarray numpy.dtype
+    numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar
+    numpy._core.multiarray._reconstruct numpy._core.multiarray.scalar
+    dall_e.encoder.Encoder dall_e.encoder.EncoderBlock dall_e.decoder.Decoder dall_e.decoder.DecoderBlock
+    dall_e.utils.Conv2d torch.nn.modules.container.Sequential torch.nn.modules.activation.ReLU
+    torch.nn.modules.pooling.MaxPool2d torch.nn.modules.linear.Identity torch.nn.modules.upsampling.Upsample
+"""
+INERT = frozenset(ALLOWED.split())
 
 
 class Inert:
     """Takes the place of an object; keeps its state if that is a mapping, and does nothing."""
 
-    state: Mapping[str, Any]
-
     def __init__(self, *arguments: Any) -> None:
-        self.state = {}
+        self.state: Mapping[str, Any] = {}
 
     def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, Mapping) else {}
@@ -110,7 +103,7 @@ class _Unpickler(pickle.Unpickler):
         if kind == "module":  # a class, with the name and text of its source file
             return data[0]
         if kind != "storage" or data[0] not in DTYPES.values() or (len(data) > 4 and data[4] is not None):
-            raise ValueError(f"{kind} of another sort")
+            raise ValueError(f"a {kind} of an unknown type")
         if self.storage is None:
             raise ValueError("a storage where there can be none")
         return self.storage(str(data[1]), data[0], int(data[3]))
@@ -128,28 +121,18 @@ class _Unpickler(pickle.Unpickler):
 def read_weights(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:
     """The tensors of a file by name, on the CPU: a state dict, an entry of a checkpoint, or a whole module's.
 
-    Args:
-        path: The file.
-        wrappers: Names of the entries that may hold the weights, the preferred first.
-
-    Raises:
-        ValueError: if there is no such file, it is damaged, holds something else than weights, or would have to run
-            code to be read.
+    `wrappers` name the entries that may hold the weights, the preferred first. ValueError: it holds none, is damaged,
+    or would have to run code to be read.
     """
     return weights_of(path, read_content(path), wrappers)
 
 
 def read_content(path: str | Path) -> Any:
-    """What a file holds: plain values, tensors on the CPU, and an `Inert` for each object; nothing is executed.
-
-    Raises:
-        ValueError: if there is no such file, it is damaged, or it names anything that is not on the list.
-    """
+    """What a file holds: plain values, tensors on the CPU, and an `Inert` for each object; nothing is executed."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(
-            f"{path} must be a file of weights; got {'a folder' if path.is_dir() else 'nothing there'}. Check the path."
-        )
+        got = "a folder" if path.is_dir() else "nothing there"
+        raise ValueError(f"{path} must be a file of weights; got {got}. Check the path.")
     try:
         with path.open("rb") as file:
             head = file.read(len(HEAD))
@@ -211,12 +194,9 @@ def _read_legacy(file: IO[bytes], size: int) -> Any:
     content, missing = _Unpickler(file, storage).load(), set(storages)
     for key in map(str, _Unpickler(file).load()):
         held = storages[key]
-        (length,) = struct.unpack("<q", file.read(8))
-        if length != len(held):
-            raise ValueError(f"a storage of {length} values instead of {len(held)}")
-        raw = file.read(length * held.dtype.itemsize)
-        if len(raw) != length * held.dtype.itemsize:
-            raise ValueError("the end of the file too early")
+        (length,), raw = struct.unpack("<q", file.read(8)), file.read(held.nbytes)
+        if (length, len(raw)) != (len(held), held.nbytes):
+            raise ValueError(f"{length} values in {len(raw)} bytes for a storage of {len(held)} in {held.nbytes}")
         held.copy_(_values(raw, held.dtype))  # in place: tensors of the content are views of it
         missing.discard(key)
     if missing:
@@ -225,11 +205,7 @@ def _read_legacy(file: IO[bytes], size: int) -> Any:
 
 
 def weights_of(path: str | Path, content: Any, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:
-    """The tensors, by name, in what `read_content` gave.
-
-    Raises:
-        ValueError: if it holds something else than weights.
-    """
+    """The tensors, by name, in what `read_content` gave."""
     held = content
     for name in wrappers:
         if isinstance(held, Mapping) and isinstance(held.get(name), Mapping | Inert):
@@ -237,17 +213,15 @@ def weights_of(path: str | Path, content: Any, wrappers: Sequence[str] = WRAPPER
     if isinstance(held, Inert):
         held = dict(_module_weights(held, "", str(path)))
     if not isinstance(held, Mapping) or not held:
-        raise ValueError(
-            f"{path} must map names to tensors; got {type(held).__name__}"
-            f"{' without entries' if isinstance(held, Mapping) else ''}. Save the model's state_dict()."
-        )
-    others = [str(name) for name, value in held.items() if not isinstance(value, Tensor)]
-    if others:
-        raise ValueError(
-            f"{path} must map names to tensors, or hold such a mapping under {' or '.join(wrappers)}; got other things "
-            f"under {', '.join(others)}. Save the model's state_dict()."
-        )
-    return {str(name): tensor.detach() for name, tensor in held.items()}
+        got = type(held).__name__ + (" without entries" if isinstance(held, Mapping) else "")
+    elif others := [str(name) for name, value in held.items() if not isinstance(value, Tensor)]:
+        got = f"other things under {', '.join(others)}"
+    else:
+        return {str(name): tensor.detach() for name, tensor in held.items()}
+    raise ValueError(
+        f"{path} must map names to tensors, or hold such a mapping under {' or '.join(wrappers)}; got {got}. "
+        f"Save the model's state_dict()."
+    )
 
 
 def _module_weights(module: Inert, prefix: str, source: str, depth: int = 0) -> dict[str, Tensor]:
@@ -261,7 +235,7 @@ def _module_weights(module: Inert, prefix: str, source: str, depth: int = 0) -> 
             found[f"{prefix}{name}"] = held
         elif isinstance(held, Inert):
             if depth == DEEPEST:
-                raise ValueError(f"{source} must hold a network; got modules within modules under {prefix}{name}.")
+                raise ValueError(f"{source} must hold a network; got endless modules under {prefix}{name}.")
             found |= _module_weights(held, f"{prefix}{name}.", source, depth + 1)
     return found
 

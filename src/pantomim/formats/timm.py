@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pantomim.formats.files import load_exactly
 from pantomim.formats.native import exact_ratio, timm_arguments
 from pantomim.formats.reader import read_weights
-from pantomim.formats.wrapped import End, LastBlocks, Query, WrappedEncoder
+from pantomim.formats.wrapped import LastBlocks, Query, WrappedEncoder
 from pantomim.nn.resize import resample_stretched
 from pantomim.nn.vit import Encoder, EncoderConfig
 
@@ -27,20 +27,11 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's o
 
 
 class TimmEncoder(WrappedEncoder):
-    """Any timm model behind an encoder's interface; runs on whole images only.
+    """Any timm model, built with `num_classes=0`, behind an encoder's interface.
 
     Tokens of a transformer become prefix and patches; cells of a feature map become patches, without a prefix. Outputs
-    of blocks can be had of transformers, attention of timm's plain one.
-
-    Args:
-        model: Built with `num_classes=0`.
-        fresh: Makes the same model with fresh weights.
-        stretch: Resample positions as OpenAI's CLIP is resampled by dBOT's authors, not as timm does.
-
-    All others as of `WrappedEncoder`.
-
-    Raises:
-        ValueError: if the model gives neither tokens nor a feature map.
+    of blocks can be had of transformers, attention of timm's plain one. `fresh` makes the same model with new initial
+    weights; `stretch` resamples positions as dBOT's authors resample OpenAI's CLIP, not as timm does.
     """
 
     def __init__(
@@ -55,6 +46,9 @@ class TimmEncoder(WrappedEncoder):
         projection: Tensor | None = None,
         stretch: bool = False,
     ) -> None:
+        from timm.layers import Attention
+        from timm.models.vision_transformer import Block, VisionTransformer
+
         super().__init__(model, source, image_size, mean, std, projection)
         self.fresh, self.stretch = fresh, stretch
         self.num_prefix = int(getattr(model, "num_prefix_tokens", 0))
@@ -62,11 +56,11 @@ class TimmEncoder(WrappedEncoder):
         with torch.inference_mode():
             output = self.model.forward_features(self._blank())
         self.width, self.grid = self._shape(output)
-        plain, self.has_attention = _is_plain(model)
+        blocks: Any = getattr(model, "blocks", ())
+        plain = type(model) is VisionTransformer and len(blocks) > 0
+        self.has_attention = plain and type(blocks[-1]) is Block and type(blocks[-1].attn) is Attention
         self.has_blocks = plain or (isinstance(output, Tensor) and output.dim() == 3 and self._norm_is_last())
-        self.num_blocks = len(self.model.blocks) if self.has_blocks else 1
-        ends: tuple[End, ...] = ("block", "norm") if self.has_blocks else ("norm",)
-        self.ends = ends if projection is None else (*ends, "projection")
+        self.num_blocks = len(blocks) if self.has_blocks else 1
 
     @torch.no_grad()
     def _norm_is_last(self) -> bool:
@@ -85,19 +79,16 @@ class TimmEncoder(WrappedEncoder):
     def _shape(self, output: Any) -> tuple[int, tuple[int, int]]:
         """Width of a token, and rows and columns of patches; of a sequence without a known grid, one row."""
         width = int(self.model.num_features)
-        self.channels_last = isinstance(output, Tensor) and output.dim() == 4 and output.shape[1] != width
-        if isinstance(output, Tensor) and output.dim() == 4 and width in (output.shape[1], output.shape[3]):
-            rows, cols = output.shape[1:3] if self.channels_last else output.shape[2:]
-            return width, (rows, cols)
-        if isinstance(output, Tensor) and output.dim() == 3:
-            count = output.shape[1] - self.num_prefix
-            grid = getattr(getattr(self.model, "patch_embed", None), "grid_size", None)
-            if grid is None or grid[0] * grid[1] != count:
-                grid = (1, count)
-            return output.shape[2], (int(grid[0]), int(grid[1]))
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+        self.channels_last = len(shape) == 4 and shape[1] != width
+        if len(shape) == 4 and width in (shape[1], shape[3]):
+            return width, shape[1:3] if self.channels_last else shape[2:]
+        if len(shape) == 3:
+            count = shape[1] - self.num_prefix
+            rows, cols = getattr(getattr(self.model, "patch_embed", None), "grid_size", None) or (1, count)
+            return shape[2], (int(rows), int(cols)) if rows * cols == count else (1, count)
         raise ValueError(
-            f"{self.source} must give tokens or one feature map; got {shape}. Choose another model: "
+            f"{self.source} must give tokens or one feature map; got {shape or type(output).__name__}. Choose another: "
             f'`timm.list_models("vit_*")` names vision transformers.'
         )
 
@@ -137,34 +128,22 @@ class TimmEncoder(WrappedEncoder):
         return self.model.norm(tokens) if self.has_blocks else tokens
 
     def _resize(self, image_size: tuple[int, int]) -> "TimmEncoder":
-        """The same network as it is, or with its positions resampled."""
         model: Any = copy.deepcopy(self.model)
         if hasattr(model, "set_input_size"):
             model.set_input_size(img_size=image_size)
             if self.stretch:
-                table = resample_stretched(model_table(self.model), self.grid, model.patch_embed.grid_size, 1)
-                model.pos_embed = nn.Parameter(table)
+                table = self.model.pos_embed.detach()
+                model.pos_embed = nn.Parameter(resample_stretched(table, self.grid, model.patch_embed.grid_size, 1))
         return self._with(model, image_size, self.projection)
 
     def untrained(self) -> "TimmEncoder":
-        """The same network with fresh weights."""
+        """The same network with initial weights."""
         return self._with(self.fresh(), self.image_size)
 
     def _with(self, model: nn.Module, image_size: tuple[int, int], projection: Tensor | None = None) -> "TimmEncoder":
         return TimmEncoder(
             model, self.source, image_size, *self.statistics, self.fresh, projection=projection, stretch=self.stretch
         )
-
-
-def _is_plain(model: nn.Module) -> tuple[bool, bool]:
-    """Whether a model is timm's plain vision transformer, and whether its attention is the usual one."""
-    from timm.layers import Attention
-    from timm.models.vision_transformer import Block, VisionTransformer
-
-    if type(model) is not VisionTransformer or not len(model.blocks):
-        return False, False
-    last: Any = model.blocks[-1]
-    return True, type(last) is Block and type(last.attn) is Attention
 
 
 def attention_rows(block: Any, tokens: Float[Tensor, "B T D"], rows: slice) -> Float[Tensor, "B heads Q T"]:
@@ -175,60 +154,51 @@ def attention_rows(block: Any, tokens: Float[Tensor, "B T D"], rows: slice) -> F
     return (queries * attn.scale @ keys.mT).softmax(dim=-1)
 
 
-def model_table(model: Any) -> Float[Tensor, "1 T D"]:
-    """The position table of timm's vision transformer, without its gradient."""
-    return model.pos_embed.detach()
+def load_timm(spec: str, *, pretrained: bool = True) -> Encoder | TimmEncoder:
+    """A timm model, NAME or NAME@FILE, as an encoder in evaluation mode; not `pretrained`: with initial weights.
 
-
-def load_timm(name: str, file: str | None = None, *, pretrained: bool = True) -> Encoder | TimmEncoder:
-    """A timm model as an encoder, in evaluation mode.
-
-    Args:
-        name: As in `timm.list_models()`, with or without a tag.
-        file: Weights on disk, in a layout timm reads for this model; None: timm's cache or its download.
-        pretrained: False: no weights are read, the model is fresh.
+    Without a file (in a layout that timm reads for this model), weights come from timm's cache or its download.
 
     Raises:
-        ValueError: if timm has no such model or no weights for it, or the file does not fit it or would have to run
-            code to be read.
         ConnectionError: if the weights are neither in the cache nor to be had.
     """
     import timm  # takes seconds, so only where it is needed
 
-    _check_name(name)
+    name, _, file = spec.partition("@")
+    if not timm.is_model(name):
+        raise unknown_name("timm", name, timm.list_models())
     overlay = _from_file(name, file) if file else None
     try:  # built with the classes of its weights, because timm reads strictly only then
         model: Any = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay)
     except (OSError, RuntimeError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        if not pretrained or (isinstance(error, ValueError) and not file):
-            raise
         if file:
             raise ValueError(
-                f"timm:{name}@{file} must be weights that timm reads for {name}; got {type(error).__name__}: {error}. "
+                f"timm:{spec} must be weights that timm reads for {name}; got {type(error).__name__}: {error}. "
                 f"Check the path and the name of the model."
             ) from error
+        if not pretrained or isinstance(error, ValueError):
+            raise
         raise ConnectionError(
             f"timm:{name} must be in timm's cache or to be downloaded; got {type(error).__name__}: {error}. "
             f"Connect to the network once, set HF_HOME to a cache that has it, or give a file: timm:{name}@FILE."
         ) from error
     model.pretrained_cfg.pop("state_dict", None)  # the file's weights, which the model now holds itself
     model.reset_classifier(0)
-    return as_encoder(model, f"timm:{name}@{file}" if file else f"timm:{name}")
+    return as_encoder(model, f"timm:{spec}")
 
 
 def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
-    """Our `Encoder` with the same weights where it is the same network, else the model wrapped; evaluation mode.
+    """Our `Encoder` with the same weights where it is the same network, else the model wrapped; evaluation mode."""
+    import timm
 
-    Args:
-        model: Built with `num_classes=0`.
-        named: How the user names it.
-    """
-    source = model.pretrained_cfg
-    mean, std = tuple(source["mean"]), tuple(source["std"])
-    config = matching_config(model, mean, std)
+    about = model.pretrained_cfg
+    mean, std = tuple(about["mean"]), tuple(about["std"])
+    config = _matching_config(model, mean, std)
     if config is None:
-        image_size = tuple(source["input_size"][1:])
-        return TimmEncoder(model, named, image_size, mean, std, partial(_fresh, named)).eval()
+        image_size = tuple(about["input_size"][1:])
+        name = named.removeprefix("timm:").partition("@")[0]
+        fresh = partial(timm.create_model, name, pretrained=False, num_classes=0)
+        return TimmEncoder(model, named, image_size, mean, std, fresh).eval()
     with torch.random.fork_rng(devices=[]):
         encoder = config.build()
     weights = {key: value for key, value in model.state_dict().items() if key in encoder.state_dict()}
@@ -239,17 +209,11 @@ def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
     return encoder.eval()
 
 
-def _fresh(named: str) -> nn.Module:
-    import timm
-
-    return timm.create_model(named.removeprefix("timm:").partition("@")[0], pretrained=False, num_classes=0)
-
-
-def matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> EncoderConfig | None:
+def _matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> EncoderConfig | None:
     """The config of an `Encoder` that is the same network up to the final norm, or None.
 
-    The same network: timm's own class, and module by module the same structure (kinds of norm and their eps,
-    activations, biases, layer scale ...) as timm's ViT for that config.
+    The same network: timm's plain class, and module by module the structure (norms and their eps, activations, biases,
+    layer scale ...) that timm's ViT has for that config.
     """
     from timm.layers import Mlp
     from timm.models.vision_transformer import Block, VisionTransformer
@@ -284,29 +248,21 @@ def matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...])
 
 
 def _from_file(name: str, file: str) -> dict[str, Any]:
-    """What to change in timm's description of the pretrained weights: it gets those of the file, and their classes."""
+    """What to change in timm's description of pretrained weights: the file's take their place, with their classes."""
     import timm
 
     elsewhere = {"hf_hub_id": None, "url": None}
     if file.endswith(".npz"):  # the layout of Google's models; NumPy reads it without running code
         return {**elsewhere, "file": file, "custom_load": True}
     weights = timm.models.clean_state_dict(read_weights(file, WRAPPERS))
-    source = timm.get_pretrained_cfg(name)
-    classifier = source.classifier if source else None
-    heads = [classifier] if isinstance(classifier, str) else list(classifier or ())
+    heads = getattr(timm.get_pretrained_cfg(name), "classifier", None) or ()
+    heads = (heads,) if isinstance(heads, str) else heads
     sizes = [len(weights[f"{head}.weight"]) for head in heads if f"{head}.weight" in weights]
     return {**elsewhere, "state_dict": weights, "custom_load": False, "num_classes": sizes[0] if sizes else 0}
 
 
-def _check_name(name: str) -> None:
-    import timm
-
-    if not timm.is_model(name):
-        raise unknown_name("timm", name.split(".")[0], name, timm.list_models())
-
-
-def unknown_name(library: str, model: str, name: str, known: list[str]) -> ValueError:
+def unknown_name(library: str, name: str, known: list[str]) -> ValueError:
     """The error of a name that a library does not have, with the nearest ones."""
-    close = difflib.get_close_matches(model, known, n=3)
+    close = difflib.get_close_matches(name.partition(".")[0], known, n=3)
     advice = f"Did you mean {', '.join(close)}?" if close else f"`{library}.list_models()` names them."
     return ValueError(f"{library}:NAME must be a model that {library} has; got {name}. {advice}")

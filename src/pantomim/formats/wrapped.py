@@ -15,27 +15,16 @@ Query = Literal["class", "mean"]
 
 
 class LastBlocks(NamedTuple):
-    """Outputs of the last blocks of a network, before its final norm.
+    """Outputs of the last blocks of a network, before its final norm."""
 
-    Args:
-        tokens: All tokens, prefix first; the last block comes last.
-        attention: How much the query attends to each patch in the last block, mean over heads; None unless asked for.
-    """
-
-    tokens: list[Float[Tensor, "B T D"]]
-    attention: Float[Tensor, "B N"] | None = None
+    tokens: list[Float[Tensor, "B T D"]]  # all of them, prefix first; the last block comes last
+    attention: Float[Tensor, "B N"] | None = None  # of the query to each patch, mean over heads; where asked for
 
 
 class WrappedEncoder(nn.Module, ABC):
-    """A network of another library; it standardises for itself, and gives tokens to features, targets and masks.
+    """A network of another library, without its head; it standardises the scaled images for itself.
 
-    Args:
-        model: The network, without a head.
-        source: How the user names it, such as timm:NAME.
-        image_size: Height and width, in pixels.
-        mean: Mean of each channel, in the scale of the images.
-        std: Standard deviation of each channel.
-        projection: What CLIP's tower has after its final norm.
+    `source` is how the user names it (timm:NAME), `projection` what CLIP's tower has after its final norm.
     """
 
     mean: Tensor
@@ -46,7 +35,7 @@ class WrappedEncoder(nn.Module, ABC):
     num_prefix: int
     has_class_token: bool
     num_blocks: int  # whose outputs can be had
-    ends: tuple[End, ...]  # what can be had of the last block
+    has_blocks: bool = True
     has_attention: bool = False
 
     def __init__(
@@ -75,11 +64,10 @@ class WrappedEncoder(nn.Module, ABC):
 
     @abstractmethod
     def untrained(self) -> "WrappedEncoder":
-        """The same network with fresh weights, drawn from torch's global generator."""
+        """The same network with initial weights, drawn from torch's global generator."""
 
     @abstractmethod
-    def _resize(self, image_size: tuple[int, int]) -> Self:
-        """See `resized`."""
+    def _resize(self, image_size: tuple[int, int]) -> Self: ...
 
     def project(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
         """The projection after the final norm, of all tokens."""
@@ -87,11 +75,7 @@ class WrappedEncoder(nn.Module, ABC):
         return tokens @ self.projection
 
     def resized(self, image_size: tuple[int, int]) -> Self:
-        """The same network for images of another size, its positions resampled as its own code does it.
-
-        Raises:
-            ValueError: if it is made for one size.
-        """
+        """The same network for images of another size, its positions resampled as its library does it."""
         if image_size == self.image_size:
             return self
         try:
@@ -100,6 +84,12 @@ class WrappedEncoder(nn.Module, ABC):
             raise one_size(self.source, self.image_size, image_size) from error
         resized.mean, resized.std = self.mean, self.std
         return resized
+
+    @property
+    def ends(self) -> tuple[End, ...]:
+        """What can be had of the last block."""
+        blocks: tuple[End, ...] = ("block", "norm") if self.has_blocks else ("norm",)
+        return blocks if self.projection is None else (*blocks, "projection")
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -112,17 +102,13 @@ class WrappedEncoder(nn.Module, ABC):
         return self.image_size[0] // self.grid[0], self.image_size[1] // self.grid[1]
 
     def standardise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Another mean and standard deviation from now on."""
-        owner = type(self).__name__
-        self.register_buffer("mean", channel_values(f"{owner}.mean", mean, self.in_chans), persistent=False)
-        self.register_buffer("std", channel_values(f"{owner}.std", std, self.in_chans), persistent=False)
+        """Use another mean and standard deviation from now on."""
+        for name, values in (("mean", mean), ("std", std)):
+            buffer = channel_values(f"{type(self).__name__}.{name}", values, self.in_chans)
+            self.register_buffer(name, buffer, persistent=False)
 
     def standardised(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Scaled images as the network takes them.
-
-        Raises:
-            ValueError: if they have another size or number of channels.
-        """
+        """Scaled images as the network takes them."""
         expected = (self.in_chans, *self.image_size)
         if images.shape[1:] != expected:
             raise ValueError(
@@ -137,15 +123,11 @@ class WrappedEncoder(nn.Module, ABC):
         ids_keep: Int[Tensor, "B V"] | None = None,
         attention_layer: int | None = None,
     ) -> Features:
-        """Encode whole images, scaled but not normalised; after the final norm.
-
-        Raises:
-            ValueError: if only some patches or attention weights are asked for, or the images have another shape.
-        """
+        """Encode whole images, scaled but not normalised; after the final norm."""
         if ids_keep is not None or attention_layer is not None:
-            asked = "ids_keep" if ids_keep is not None else "attention_layer"
+            setting = "ids_keep" if ids_keep is not None else "attention_layer"
             raise ValueError(
-                f"{type(self).__name__}.{asked} must be None; {self.source} runs on whole images and keeps its "
+                f"{type(self).__name__}.{setting} must be None; {self.source} runs on whole images and keeps its "
                 f"attention. Choose a plain vision transformer."
             )
         tokens = self.norm(self.last_blocks(images).tokens[-1])
@@ -157,7 +139,6 @@ class WrappedEncoder(nn.Module, ABC):
         return torch.zeros(1, self.in_chans, *self.image_size, dtype=like.dtype, device=like.device)
 
     def _to_patches(self, weights: Float[Tensor, "B heads Q T"]) -> Float[Tensor, "B N"]:
-        """The mean over heads and queries of an attention to the patches."""
         return weights.mean(dim=(1, 2))[:, self.num_prefix :]
 
     def _rows(self, query: Query) -> slice:

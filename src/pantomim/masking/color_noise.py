@@ -1,7 +1,6 @@
 """Mask patches by the pattern of filtered noise, without a look at the image, as ColorMAE does."""
 
 from dataclasses import field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,11 +24,6 @@ SHOWN: dict[Color, tuple[str, str]] = {
 }
 
 
-def color_masker(color: Color, ratio: float = 0.75) -> "ColorNoiseMasker":
-    """The preset of a colour."""
-    return ColorNoiseMasker(noise=Noise(color), ratio=ratio)
-
-
 @frozen
 class ColorNoiseMasker:
     """A window out of a bank of noise patterns for every image; its highest values stay visible.
@@ -42,12 +36,7 @@ class ColorNoiseMasker:
         ratio: Share of masked patches, in (0, 1).
         bank: An .npz of patterns, such as the authors' green_noise_data_3072.npz; None: ours, made once and cached.
         shared_crop: Draw as the authors' code does: image i has pattern i (the batch goes through the bank in rounds),
-            all images of a round share place and flips, and each window is divided by its maximum, which turns the
-            order of values around where that maximum is negative.
-
-    Raises:
-        ValueError: if the ratio is no share; or (asked about a grid) if it leaves no visible or no masked patch, the
-            patterns are smaller than the grid, or the file is none.
+            images of a round share place and flips, and windows are divided by their maximum, be it negative.
 
     Paper: Hinojosa et al. 2024, arXiv:2407.13036; the authors' sampler is models/utils/masking_generator.py of
         github.com/carlosh93/ColorMAE. They mask 0.75 in every released model.
@@ -64,7 +53,10 @@ class ColorNoiseMasker:
 
     varies = False
     guided = False
-    strategies = tuple(Strategy(color, partial(color_masker, color), *looks) for color, looks in SHOWN.items())
+    strategies = tuple(
+        Strategy(color, lambda ratio, color=color: ColorNoiseMasker(noise=Noise(color), ratio=ratio), *looks)
+        for color, looks in SHOWN.items()
+    )
 
     @property
     def manner(self) -> str:

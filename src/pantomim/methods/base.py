@@ -1,7 +1,7 @@
 """What the engine knows of a method: five verbs that each has, and three that most leave as they are."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,44 +13,34 @@ from pantomim.core.mask import Mask
 from pantomim.masking.base import Masker
 from pantomim.nn.momentum import EMACopy
 from pantomim.nn.vit import EncoderConfig
+from pantomim.teachers.base import Guidance
 
 
 @dataclass(frozen=True)
 class Draws:
-    """All that is random in a step of a method that masks and draws nothing else."""
+    """All that is random in a step of a method that draws masks alone."""
 
     mask: Mask
+    guidance: Guidance | None = None  # of a teacher that was asked for the mask, so that it is asked once
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """The images that a method is trained on, as plain data.
-
-    Args:
-        in_chans: Channels.
-        image_size: Height and width.
-        patch_size: Pixels that become one token, along each side.
-        channels_setting: Where a config says the channels.
-        patch_setting: Where a config says the patch size.
-        views: How many views of each image; with 2, `Batch.second` is there.
-        whole_batch: An image's loss depends on the other images of its step, so that these come at once.
-        gathers: Processes talk to each other within the forward pass.
-        num_classes: Classes that labels must have; None: it needs no labels.
-    """
+    """The images that a method is trained on, as plain data."""
 
     in_chans: int
     image_size: tuple[int, int]
     patch_size: int
-    channels_setting: str = "method.encoder.in_chans"
+    channels_setting: str = "method.encoder.in_chans"  # where a config has the channels
     patch_setting: str = "method.encoder.patch_size"
-    views: int = 1
-    whole_batch: bool = False
-    gathers: bool = False
-    num_classes: int | None = None
+    views: int = 1  # of each image; with 2, `Batch.second` is there
+    whole_batch: bool = False  # an image's loss depends on the other images of its step, so that these come at once
+    gathers: bool = False  # processes talk to each other within the forward pass
+    num_classes: int | None = None  # that labels must have; None: it needs no labels
 
     @classmethod
     def of(cls, encoder: EncoderConfig, **others: Any) -> "Requirements":
-        """Images of an encoder's channels, size and patches."""
+        """Those of an encoder."""
         return cls(encoder.in_chans, encoder.image_size, encoder.patch_size, **others)
 
 
@@ -59,12 +49,10 @@ class Method(nn.Module, ABC):
 
     The two are apart so that `forward` has no generator and no changing Python number: it compiles whole with static
     shapes, it repeats exactly, and a test can inject its own draws.
-
-    Args:
-        requirements: The images that it is trained on; set in `__init__`.
     """
 
-    requirements: Requirements
+    requirements: Requirements  # set in `__init__`
+    exports_decoder = False  # whole, for pictures and for continuing to train
 
     @abstractmethod
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Any:
@@ -80,23 +68,26 @@ class Method(nn.Module, ABC):
 
     def update_ema(self, step: int) -> None:
         """Called once after each optimiser step: every EMA copy in the method moves towards what it copies."""
-        for copy in self._copies():
-            copy.update_ema(self, step)
+        for part in self.modules():
+            if isinstance(part, EMACopy):
+                part.update_ema(self, step)
 
     def exports(self) -> dict[str, Any]:
-        """What outlives the run, by name.
+        """What outlives the run: "encoder", and beside it "decoder", a module, or "predictor", parameters by name.
 
-        "encoder", and beside it "decoder", a module that is saved whole, or "predictor", the parameters that are
-        trained beside the encoder, by name; of a method without an encoder "tokenizer" alone.
+        The predictor is all that is trained beside the encoder; a method without an encoder has "tokenizer" alone.
         """
+        if self.exports_decoder:
+            return {"encoder": self.encoder, "decoder": self.decoder}
         named = self.named_parameters()
         beside = {name: weight for name, weight in named if weight.requires_grad and not name.startswith("encoder.")}
         return {"encoder": self.encoder, "predictor": beside}
 
     def reset(self) -> None:
         """Called once other weights have been put in place before the first step: EMA copies are copied anew."""
-        for copy in self._copies():
-            copy.reset(self)
+        for part in self.modules():
+            if isinstance(part, EMACopy):
+                part.reset(self)
 
     def check_data(self, batches: Iterable[Tensor]) -> str | None:
         """A warning to print before the first step, having seen some training images; None: nothing is wrong."""
@@ -107,16 +98,9 @@ class Method(nn.Module, ABC):
         """What is wrong with a run, judged by a logged step; it is printed once. None: nothing is."""
         return None
 
-    def _copies(self) -> Iterator[EMACopy]:
-        return (part for part in self.modules() if isinstance(part, EMACopy))
-
 
 def check_masker(owner: str, masker: Masker, encoder: EncoderConfig) -> None:
-    """See that a masker masks the same number of patches in every image of an encoder's grid.
-
-    Raises:
-        ValueError: if it does not, or cannot draw masks of this grid.
-    """
+    """Raise a ValueError unless a masker masks the same number of patches in every image of an encoder's grid."""
     masker.num_masked(encoder.grid)
     if masker.varies:
         raise ValueError(

@@ -29,8 +29,7 @@ def beit_encoder(size: Literal["base", "large"], drop_path: float = 0.1) -> Enco
     """BEiT's encoder for images of 224 x 224: one table of relative positions, scales of 0.1 (ViT-L: 1e-5).
 
     Paper: section 2.5 and Table 12.
-    Deviation: no learned absolute positions beside or instead of the relative ones, as in the authors' code and recipes
-        (the paper has absolute ones, section 2.1); `position` and `relative_position` set either.
+    Deviation: no learned absolute positions (section 2.1), as in the authors' code and recipes; `position` sets them.
     """
     return EncoderConfig(
         **ENCODER_SIZES[size],
@@ -51,12 +50,8 @@ class BEiTConfig:
         encoder: As `beit_encoder` makes it.
         masker: Blocks, 75 of 196 patches at most; a count that varies is fine.
         guide: Whose attention decides what is masked, where the masker asks for it.
-        target: What is predicted of the masked patches: tokens, or another (pixels are the ablation of Table 4, whose
-            loss the paper does not state).
+        target: Tokens, or another; pixels are the ablation of Table 4, whose loss the paper does not state.
         initialise_head: As the encoder's linear layers; off: as torch does by itself, which is SimMIM's way.
-
-    Raises:
-        ValueError: if the masker does not go with the encoder's grid.
     """
 
     kind: Literal["beit"] = "beit"
@@ -67,7 +62,7 @@ class BEiTConfig:
     initialise_head: bool = True
 
     def __post_init__(self) -> None:
-        self.masker.num_masked(self.encoder.grid)
+        self.masker.num_masked(self.encoder.grid)  # refuses a grid that it cannot mask
 
     def build(self, steps: int | None = None, target: Target | None = None) -> "BEiT":
         """The method, initialised from torch's global generator; `target` in place of the config's, if given."""
@@ -90,9 +85,8 @@ class BEiT(Method):
         self.requirements = Requirements.of(config.encoder)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Draws:
-        """One mask an image, of the global batch cut to this batch's rows."""
-        attention = self.guide(batch.images)  # (B, N); None, unless the masker asks for it
-        return Draws(draw_mask(self.masker, batch, self.encoder.grid, generator, attention))
+        """One mask an image; by the guide's attention, where the masker asks for it."""
+        return Draws(draw_mask(self.masker, batch, self.encoder.grid, generator, self.guide(batch.images)))
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """The loss on the masked patches alone; where their number varies, padding has no weight."""

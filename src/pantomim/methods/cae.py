@@ -10,6 +10,7 @@ pixels (mean squared error); both means are over the masked patches of the batch
 Paper: Chen et al., *Context Autoencoder for Self-Supervised Representation Learning*, arXiv:2202.03026.
 """
 
+from contextlib import nullcontext
 from dataclasses import field
 from typing import Literal
 
@@ -27,9 +28,9 @@ from pantomim.masking import MaskerConfig
 from pantomim.masking.block import BlockMasker
 from pantomim.methods.base import Draws, Method, Requirements, check_masker
 from pantomim.methods.guides import GuideConfig, draw_mask
-from pantomim.nn.decoder import LatentDecoderConfig
+from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
 from pantomim.nn.momentum import EMA, Momentum
-from pantomim.nn.regressor import Projection, RegressorConfig
+from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.targets import TargetConfig
@@ -59,22 +60,19 @@ def cae_encoder(size: Size, drop_path: float = 0.0) -> EncoderConfig:
 class CAEConfig:
     """The parts of CAE, with the values of the paper's ViT-B and 75 masked patches; see `preset` for others.
 
+    The authors' first release (lxtGH/CAE) has `align_momentum` 0 and `align_lagging`: the copy moves before the step.
+
     Args:
-        encoder: As `cae_encoder` makes it; regressor and decoder are initialised the way it says.
+        encoder: As `cae_encoder` makes it; regressor and decoder are initialised as it is.
         regressor: Its width is also the decoder's; another one than the encoder's brings a projection.
         decoder: Depth 0: the head sits on the regressor, the paper's ablation without a decoder.
         masker: The same number of patches in every image; the authors mask blocks.
         guide: Whose attention decides what is masked, where the masker asks for it.
         target: What the decoder predicts; the authors normalise pixels by "layer".
         align_weight: Weight of the alignment loss (lambda); 0: no alignment, the paper's ablation.
-        align_momentum: None: the alignment target comes from the encoder itself. A number: from an EMA copy of it with
-            this momentum.
-        align_lagging: The copy is one step late, as in the authors' first release (lxtGH/CAE, momentum 0), which moves
-            it before the optimiser's step.
+        align_momentum: Of an EMA copy of the encoder that gives the alignment target; None: the encoder gives it.
+        align_lagging: The copy is one step late.
         align_drop_path: Stochastic depth is active in the alignment target too, as in the authors' code.
-
-    Raises:
-        ValueError: if the masker does not go with the encoder's grid, or masks another number of patches in each image.
     """
 
     kind: Literal["cae"] = "cae"
@@ -93,13 +91,11 @@ class CAEConfig:
         check_masker("CAEConfig", self.masker, self.encoder)
         if self.align_momentum is not None and self.align_weight == 0:
             raise ValueError(
-                f"CAEConfig.align_momentum must be left out without alignment (align_weight 0), as nothing is compared "
-                f"with the copy; got {self.align_momentum}. Leave it out, or give align_weight."
+                f"CAEConfig.align_momentum must be left out without alignment (weight 0); got {self.align_momentum}."
             )
         if self.align_lagging and self.align_momentum is None:
             raise ValueError(
-                "CAEConfig.align_momentum must be given with align_lagging, which is a copy's; got none. The authors' "
-                "first release has 0."
+                "CAEConfig.align_momentum must be given with align_lagging; got none. The authors' first code has 0."
             )
 
     def build(self, steps: int | None = None, target: Target | None = None) -> "CAE":
@@ -116,8 +112,9 @@ class CAE(Method):
         width, heads = config.regressor.width or sizes.width, config.regressor.heads or sizes.heads
         self.encoder = sizes.build()
         self.target = target or config.target.build(self.encoder)
-        regressor = config.regressor.build(sizes)
-        decoder = config.decoder.build(width, heads, sizes.grid, self.target.dim, sizes.initialisation)
+        # Drawn before the projection, and registered after it.
+        regressor = Regressor(config.regressor, sizes)
+        decoder = LatentDecoder(config.decoder, width, heads, sizes.grid, self.target.dim, sizes.initialisation)
         self.projection = None if width == sizes.width else Projection(sizes.width, width)
         self.regressor, self.decoder = regressor, decoder
         self.masker, self.guide = config.masker, config.guide.build(self.encoder, config.masker)
@@ -129,9 +126,8 @@ class CAE(Method):
         self.requirements = Requirements.of(sizes)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Draws:
-        """One mask an image, of the global batch cut to this batch's rows."""
-        attention = self.guide(batch.images)  # (B, N); None, unless the masker asks for it
-        return Draws(draw_mask(self.masker, batch, self.encoder.grid, generator, attention))
+        """One mask an image; by the guide's attention, where the masker asks for it."""
+        return Draws(draw_mask(self.masker, batch, self.encoder.grid, generator, self.guide(batch.images)))
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """The task's loss on the masked patches, and the alignment of their predicted latents, weighted."""
@@ -144,8 +140,7 @@ class CAE(Method):
         metrics = {"loss_target": loss_target} | self.target.metrics(prediction, target)
         if self.align_weight == 0:
             return {"loss": loss_target} | metrics
-        aligned = self.alignment_target(batch.images, mask)  # (B, M, D), no gradient
-        loss_align = F.mse_loss(predicted, aligned)
+        loss_align = F.mse_loss(predicted, self.alignment_target(batch.images, mask))  # (B, M, D), no gradient
         return {"loss": loss_target + self.align_weight * loss_align, "loss_align": loss_align} | metrics
 
     def latents(
@@ -158,10 +153,8 @@ class CAE(Method):
     @torch.no_grad()
     def alignment_target(self, images: Float[Tensor, "B C H W"], mask: Mask) -> Float[Tensor, "B M D"]:
         """The encoder's features of the masked patches, when it sees them and no others; no gradient."""
-        encoder = self.encoder if self.aligner is None else self.aligner
-        if self.align_drop_path:
-            return self.latents(encoder, images, mask.ids_mask)
-        with evaluating(encoder):
+        encoder = self.aligner or self.encoder
+        with nullcontext() if self.align_drop_path else evaluating(encoder):
             return self.latents(encoder, images, mask.ids_mask)
 
     @torch.no_grad()
@@ -175,16 +168,11 @@ class CAE(Method):
 def preset(size: Size, num_masked: Literal[75, 98] = 75) -> CAEConfig:
     """The paper's models on 224 x 224 pixels, with either number of masked patches out of 196.
 
-    75 goes without stochastic depth, as in the authors' Paddle release; 98 has 0.1 in each of the three stacks, as the
-    published checkpoints (their PyTorch release). Regressor and decoder are as wide as the encoder: also for ViT-S,
-    where the code's default is 768, so that the alignment is in the encoder's own space.
+    75 goes without stochastic depth, as in the authors' Paddle release; 98 has 0.1 in each stack, as the published
+    checkpoints. Regressor and decoder are as wide as the encoder: also for ViT-S, where the code's default is 768.
     """
-    drop_path = 0.1 if num_masked == 98 else 0.0
-    encoder = cae_encoder(size, drop_path)
-    scale = encoder.layer_scale
-    return CAEConfig(
-        encoder=encoder,
-        regressor=RegressorConfig(layer_scale=scale, drop_path=drop_path),
-        decoder=LatentDecoderConfig(layer_scale=scale, drop_path=drop_path),
-        masker=BlockMasker(ratio=num_masked / 196),
-    )
+    encoder = cae_encoder(size, drop_path=0.1 if num_masked == 98 else 0.0)
+    regressor = RegressorConfig(layer_scale=encoder.layer_scale, drop_path=encoder.drop_path)
+    decoder = LatentDecoderConfig(layer_scale=encoder.layer_scale, drop_path=encoder.drop_path)
+    masker = BlockMasker(ratio=num_masked / 196)
+    return CAEConfig(encoder=encoder, regressor=regressor, decoder=decoder, masker=masker)

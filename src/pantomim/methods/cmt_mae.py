@@ -10,16 +10,14 @@ Paper: Mo 2025, *The Dynamic Duo of Collaborative Masking and Target for Advance
 arXiv:2412.17566 (AAAI 2025). There is no public code, and only the abstract, the opening of the introduction and short
 public digests were at hand: a linear mix of both attentions for the mask and of both features for the target, CLIP as
 teacher; by the digests a frozen one, a momentum copy of the student, and that the most informative patches are masked.
-All else is a part or a setting here, and its default a precedent's or ours: `recipes.cmt_mae.ORIGINS`.
-
-The other reading of the summaries, pixels as the target and the two networks for the mask alone, is
-`feature_weight` 0 with `pixel_weight` 1.
+All else is a part or a setting here, its default a precedent's or ours: `recipes.cmt_mae.ORIGINS`. The other reading
+of the summaries, pixels as target and both networks for the mask alone, is `feature_weight` 0 with `pixel_weight` 1.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen, in_words
 from pantomim.core.mask import Mask
+from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import NotNegative, Range
 from pantomim.masking import MaskerConfig
 from pantomim.masking.attention import AttentionMasker
@@ -43,7 +42,7 @@ from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.teachers.base import Guidance, Teacher
 from pantomim.teachers.choice import TeacherConfig
 from pantomim.teachers.encoder import EMATeacher
-from pantomim.teachers.mixing import Mixing, Network, Scores, evenness, spread, weight_of
+from pantomim.teachers.mixing import NETWORKS, Mixing, Network, Scores, evenness, spread, weight_of
 
 MOMENTUM = Momentum(0.996, 1.0)  # usual for momentum encoders
 COLLAPSED = 0.05  # `student_std` below which the moving average has collapsed. Ours
@@ -57,26 +56,19 @@ class CMTMAEConfig:
         encoder: The student's.
         decoder: MAE's.
         masker: What is masked; an `AttentionMasker` gets the mixed scores.
-        teacher: The frozen network; its source has no default. CLIP's 768 features before its projection are output
-            "norm", those after it "projection".
+        teacher: The frozen network; no default. CLIP's features: output "norm", or after its "projection".
         mixing: The teacher's weight in the mask, and in the target unless that has its own.
         scores: From attention to scores.
         target: How the features of both networks are predicted.
         feature_weight: Of that in the loss; 0: the two networks guide the mask alone.
-        pixel_weight: In the loss, of the pixels, which have a head of their own; 0: they are not predicted.
+        pixel_weight: In the loss, of the pixels, which have another head; 0: they are not predicted.
         pixels: Which pixels, and their distance.
         student_output: Features of the moving average: after its final norm, or as its last block gives them.
         momentum: What the moving average keeps of itself at each step, unless there is a half-life.
-        half_life: In place of the momentum: share of the run's steps in which the average forgets half of itself; 0.02
-            for short runs.
+        half_life: Share of the run's steps in which the average forgets half of itself; 0.02 for short runs.
         guide_precision: Of both networks on a GPU; scores and features are float32 in any case.
 
-    Raises:
-        ValueError: if settings do not go together.
-
-    Paper: abstract and introduction: linear aggregation of the attention of a teacher (such as CLIP) and of the student
-        for the mask, both output features as the decoder's target, ViT-B on ImageNet-1K. Precedent: MAE (encoder,
-        decoder, masked patches, ratio).
+    Paper: abstract and introduction; ViT-B on ImageNet-1K. Precedent: MAE (encoder, decoder, masked patches, ratio).
     """
 
     kind: Literal["cmt_mae"] = "cmt_mae"
@@ -108,11 +100,6 @@ class CMTMAEConfig:
                 f"predicted; got 0 with masker {self.masker.kind} and pixel_weight {self.pixel_weight:g}. Raise it, "
                 f"or take method mae for pixels under any mask."
             )
-        if "student" in self.attended and self.scores.student_query == "class" and not self.encoder.class_token:
-            raise ValueError(
-                "CMTMAEConfig.scores.student_query must be mean for an encoder without a class token. Set it, or give "
-                "the encoder one."
-            )
         if self.half_life is not None and self.momentum != MOMENTUM:
             raise ValueError(
                 f"CMTMAEConfig.half_life must be None where a momentum is given; got {self.half_life} and "
@@ -141,29 +128,18 @@ class CMTMAEConfig:
 
 @dataclass(frozen=True)
 class CMTMAEDraws:
-    """All that is random in a step, and the answers of both networks, which are asked once.
-
-    Args:
-        mask: What is masked.
-        features: The target: normalised features of the masked patches, by network; zeros while one has no weight.
-        teacher_weight: In the target.
-        facts: For the log.
-    """
+    """All that is random in a step, and the answers of both networks, which are asked once."""
 
     mask: Mask
-    features: Mapping[Network, Float[Tensor, "B M _"]]
-    teacher_weight: Float[Tensor, ""]
-    facts: Mapping[str, Tensor]
+    features: Mapping[Network, Float[Tensor, "B M _"]]  # the target: of the masked patches, zeros without weight
+    teacher_weight: Float[Tensor, ""]  # in the target
+    facts: Mapping[str, Tensor]  # for the log
 
 
 class CMTMAE(Method):
-    """Student and decoder around a mask, teacher and the student's moving average on whole images.
+    """Student and decoder around a mask; teacher and the student's average on whole images, if ever asked."""
 
-    Args:
-        config: Which network counts where, and how predictions are scored.
-        steps: Of the whole run, of which stages, schedules and the half-life are shares.
-        teacher: In place of the config's; one that is never asked is left out.
-    """
+    exports_decoder = True
 
     def __init__(self, config: CMTMAEConfig, steps: int | None = None, teacher: Teacher | None = None) -> None:
         super().__init__()
@@ -173,44 +149,31 @@ class CMTMAE(Method):
         self.teacher = (teacher or config.teacher.build(encoder)) if config.needs_teacher else None
         self.ema_student = None
         if "student" in config.attended + config.predicted:
-            momentum = config.momentum
+            momentum, name = config.momentum, "the student's moving average"
             if config.half_life is not None and steps:
                 momentum = Momentum(momentum_of_half_life(config.half_life * steps))
-            self.ema_student = EMATeacher(
-                encoder, momentum, steps, "the student's moving average", output=config.student_output
-            )
+            self.ema_student = EMATeacher(encoder, momentum, steps, name, output=config.student_output)
         self.pixels = config.pixels.build(encoder) if config.pixel_weight else None
         widths = {name: network.width for name, network in self.networks().items() if name in config.predicted}
         heads = self.target.heads(widths) if widths else []
         self.widths = [sum(heads), 0 if self.pixels is None else self.pixels.dim]  # of features and pixels
         self.decoder = config.decoder.build(encoder.width, encoder.num_prefix, encoder.grid, sum(self.widths))
-        self._draw_heads([*heads, *self.widths[1:]])
+        if len(shared := [width for width in (*heads, self.widths[1]) if width]) > 1:
+            for rows in self.decoder.decoder_pred.weight.detach().split(shared):  # each head as it would be alone
+                nn.init.xavier_uniform_(rows)
         for name, network in self.networks().items():
             network.check_query(config.scores.query(name) if name in config.attended else None)
-            if network.grid != encoder.grid:
-                raise ValueError(
-                    f"CMTMAE.teacher must have the student's grid of {encoder.grid[0]} x {encoder.grid[1]} patches; "
-                    f"got {network.grid[0]} x {network.grid[1]}."
-                )
-
-    @torch.no_grad()
-    def _draw_heads(self, widths: list[int]) -> None:
-        """Heads that share the decoder's last layer have the initial weights that each would have alone."""
-        if len(widths := [width for width in widths if width]) > 1:
-            for rows in self.decoder.decoder_pred.weight.split(widths):
-                nn.init.xavier_uniform_(rows)
 
     def networks(self) -> dict[Network, Teacher]:
         """The guiding networks that there are, the teacher first."""
-        both: dict[Network, Teacher | None] = {"teacher": self.teacher, "student": self.ema_student}
-        return {name: network for name, network in both.items() if network is not None}
+        both = zip(NETWORKS, (self.teacher, self.ema_student), strict=True)
+        return {name: network for name, network in both if network is not None}
 
     @torch.no_grad()
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> CMTMAEDraws:
         """Ask both networks about whole images, mask by their mixed attention, keep the features to be predicted."""
         config = self.config
-        in_mask = config.mixing.at(step, self.steps)
-        in_target = self.target.weight(config.mixing, step, self.steps)
+        in_mask, in_target = config.mixing.at(step, self.steps), self.target.weight(config.mixing, step, self.steps)
         answers: dict[Network, Guidance] = {}
         for name, network in self.networks().items():  # one that has no weight now is not asked
             attends = name in config.attended and weight_of(name, in_mask) > 0
@@ -220,7 +183,7 @@ class CMTMAE(Method):
 
         maps = config.scores.maps({name: answer.attention for name, answer in answers.items()}, in_mask)
         mask = draw_mask(self.masker, batch, self.encoder.grid, generator, maps.get("mask"))
-        zero = batch.images.new_zeros((), dtype=torch.promote_types(batch.images.dtype, torch.float32))
+        zero = at_least_float32(batch.images.new_zeros(()))
         features = {  # zeros of a network that was not asked, so that forward is the same in every step
             name: normalise_features(take(answers[name].patches, mask.ids_mask), self.target.normalise)
             if name in answers
@@ -252,17 +215,12 @@ class CMTMAE(Method):
         return losses | {"loss": loss}
 
     def warning(self, logged: Mapping[str, float | None]) -> str | None:
-        """Whether the moving average gives nearly the same features for all images: places alone then predict them."""
+        """Of a moving average with nearly the same features for all images: places alone then predict them."""
         student_std = logged.get("student_std")
         if student_std is None or not student_std < COLLAPSED:
             return None
         slower = "method.momentum.start" if self.config.half_life is None else "method.half_life"
         return (
-            f"the features of the student's moving average have collapsed: those of a patch differ by less than "
-            f"{COLLAPSED} of their size from image to image (student_std). Raise method.mixing.teacher_weight or "
-            f"{slower}."
+            f"the features of the student's moving average have collapsed: a patch's differ by less than {COLLAPSED} "
+            f"of their size from image to image (student_std). Raise method.mixing.teacher_weight or {slower}."
         )
-
-    def exports(self) -> dict[str, Any]:
-        """The student's encoder, and its decoder for continuing to train."""
-        return {"encoder": self.encoder, "decoder": self.decoder}

@@ -20,21 +20,19 @@ from torch.nn import functional as F
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.precision import at_least_float32
-from pantomim.core.ranges import AtLeastOne, ShareBelowOne
+from pantomim.core.ranges import AtLeastOne, NotNegative, ShareBelowOne
 from pantomim.core.schedule import half_cosine
 from pantomim.methods.base import Method, Requirements
-from pantomim.nn.dvae import DVAESizes, code_grid, dvae_networks, map_pixels, unmap_pixels
+from pantomim.nn.dvae import DVAENetworks, DVAESizes, code_grid, map_pixels, unmap_pixels
 from pantomim.nn.momentum import EMA, Momentum
-
-LARGEST_LOG_SCALE = 7.0
 
 
 @frozen
 class Annealing:
     """Half a cosine from `start` in step 0 to `end` in step `steps`, where it stays."""
 
-    start: float
-    end: float
+    start: NotNegative
+    end: NotNegative
     steps: AtLeastOne
 
     def at(self, step: int) -> float:
@@ -44,14 +42,14 @@ class Annealing:
 
 @frozen
 class DVAEConfig:
-    """The sizes of the networks, and how relaxation and regularisation change while they are trained.
+    """Sizes of the networks, and how relaxation and regularisation change while they are trained.
 
     Args:
         sizes: Of encoder and decoder.
         image_size: Height and width of the training images; ids can be had of any other size.
         temperature: Of the relaxation of codes.
         kl_weight: Of the distance from the uniform use of all codes, in the paper's unit (beta).
-        momentum: What the EMA of the weights keeps of itself at each step; the EMA is what the run exports.
+        momentum: What the EMA of the weights, which is exported, keeps of itself at each step.
 
     Paper: appendix A.2: 1 to 1/16 over 150,000 steps, 0 to 6.6 over 5,000, 0.999.
     """
@@ -65,26 +63,18 @@ class DVAEConfig:
 
     def __post_init__(self) -> None:
         code_grid(self.image_size, self.sizes.stride)
-        if min(self.temperature.start, self.temperature.end) <= 0:
+        if not self.temperature.start or not self.temperature.end:
             raise ValueError(
                 f"DVAEConfig.temperature must stay above 0; got {self.temperature.start} to {self.temperature.end}."
-            )
-        if min(self.kl_weight.start, self.kl_weight.end) < 0:
-            raise ValueError(
-                f"DVAEConfig.kl_weight must not be negative; got {self.kl_weight.start} to {self.kl_weight.end}."
             )
 
     def annealed_over(self, total: int) -> "DVAEConfig":
         """The same for a run of `total` steps: temperature over the first half, KL weight over the first twentieth.
 
-        Deviation: of 3,000,000 steps the paper takes a twentieth for the temperature and a six-hundredth for the KL
-            weight. Short runs need longer shares; these are our choice, not tuned.
+        Deviation: the paper has a twentieth and a six-hundredth of 3,000,000; short runs need more, and this is ours.
         """
-        return replace(
-            self,
-            temperature=replace(self.temperature, steps=max(total // 2, 1)),
-            kl_weight=replace(self.kl_weight, steps=max(total // 20, 1)),
-        )
+        temperature = replace(self.temperature, steps=max(total // 2, 1))
+        return replace(self, temperature=temperature, kl_weight=replace(self.kl_weight, steps=max(total // 20, 1)))
 
     def build(self, steps: int | None = None) -> "DVAE":
         """The method, initialised from torch's global generator as the authors' is."""
@@ -105,35 +95,26 @@ class DVAE(Method):
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
-        self.networks, self.sizes = dvae_networks(config.sizes), config.sizes
+        self.networks, self.sizes = DVAENetworks(config.sizes), config.sizes
         self.average = EMA(self.networks, "networks", Momentum(config.momentum))
         self.temperature, self.kl_weight = config.temperature, config.kl_weight
         self.requirements = Requirements(
-            self.sizes.in_chans,
-            config.image_size,
-            self.sizes.stride,
-            channels_setting="method.sizes.in_chans",
-            patch_setting="method.sizes.stride",
+            self.sizes.in_chans, config.image_size, self.sizes.stride, "method.sizes.in_chans", "method.sizes.stride"
         )
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> DVAEDraws:
-        """Gumbel noise, and where the two schedules stand.
-
-        Each image of the global batch has its own seed, so that only this batch's rows need to be drawn.
-        """
+        """Gumbel noise, and where the two schedules stand."""
         images = batch.images
-        rows, cols = code_grid((images.shape[2], images.shape[3]), self.sizes.stride)
+        grid = code_grid((images.shape[2], images.shape[3]), self.sizes.stride)
         dtype = torch.promote_types(images.dtype, torch.float32)
-        noise = torch.empty(len(batch), self.sizes.vocabulary, rows, cols, dtype=dtype, device=images.device)
+        noise = torch.empty(len(batch), self.sizes.vocabulary, *grid, dtype=dtype, device=images.device)
+        # A seed for each image of the global batch, so that only this batch's rows need to be drawn.
         seeds = torch.randint(2**62, (batch.total,), generator=generator, device=generator.device)
         one = torch.Generator(images.device)
         for row, seed in zip(noise, seeds[batch.start : batch.start + len(batch)].tolist(), strict=True):
             row.exponential_(generator=one.manual_seed(seed))
-        return DVAEDraws(
-            noise=noise.clamp_min_(torch.finfo(dtype).tiny).log_().neg_(),
-            temperature=noise.new_tensor(self.temperature.at(step)),
-            kl_weight=noise.new_tensor(self.kl_weight.at(step)),
-        )
+        noise = noise.clamp_min_(torch.finfo(dtype).tiny).log_().neg_()
+        return DVAEDraws(noise, *(noise.new_tensor(each.at(step)) for each in (self.temperature, self.kl_weight)))
 
     def forward(self, batch: Batch, draws: DVAEDraws) -> dict[str, Tensor]:
         """The negative evidence lower bound per pixel value (appendix A.2, A.3); below 0 is normal for a density."""
@@ -144,18 +125,16 @@ class DVAE(Method):
         nll = logit_laplace_nll(prediction, mapped).mean()
         kl = kl_from_uniform(logits).mean()
         cells = logits[:, :1].numel() / mapped.numel()  # positions per pixel value: 1/192 at stride 8
-        loss = nll + draws.kl_weight * cells * kl
-        with torch.no_grad():
-            decoded = unmap_pixels(prediction[:, : mapped.shape[1]].sigmoid())
-            metrics = {
-                "nll": nll.detach(),
-                "kl": kl.detach(),
-                "mse": F.mse_loss(decoded, batch.images),
-                "perplexity": perplexity(logits.argmax(dim=1).flatten(1), self.sizes.vocabulary),
-                "temperature": draws.temperature,
-                "kl_weight": draws.kl_weight,
-            }
-        return {"loss": loss, **metrics}
+        decoded = unmap_pixels(prediction[:, : mapped.shape[1]].detach().sigmoid())
+        return {
+            "loss": nll + draws.kl_weight * cells * kl,
+            "nll": nll,
+            "kl": kl,
+            "mse": F.mse_loss(decoded, batch.images),
+            "perplexity": perplexity(logits.argmax(dim=1).flatten(1), self.sizes.vocabulary),
+            "temperature": draws.temperature,
+            "kl_weight": draws.kl_weight,
+        }
 
     def exports(self) -> dict[str, Any]:
         """The averaged networks."""
@@ -171,8 +150,7 @@ def logit_laplace_nll(
     Deviation: log-scales are cut to [-7, 7], so that no step overflows.
     """
     location, log_scale = prediction.chunk(2, dim=1)
-    log_scale = log_scale.clamp(-LARGEST_LOG_SCALE, LARGEST_LOG_SCALE)
-    distance = (mapped.logit() - location).abs()
+    log_scale, distance = log_scale.clamp(-7, 7), (mapped.logit() - location).abs()
     return math.log(2) + log_scale + mapped.log() + torch.log1p(-mapped) + distance * (-log_scale).exp()
 
 

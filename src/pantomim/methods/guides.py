@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,21 +17,17 @@ from pantomim.nn.vit import Encoder
 from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import OF_STUDENT, TeacherConfig
 
-C = TypeVar("C")
-
 
 def teacher_of(method: Any) -> TeacherConfig | None:
     """The teacher of a method's config, or of its target's; None where there is none."""
-    holder = method if hasattr(method, "teacher") else getattr(method, "target", None)
-    return getattr(holder, "teacher", None)
+    return getattr(method if hasattr(method, "teacher") else getattr(method, "target", None), "teacher", None)
 
 
-def with_teacher(method: C, teacher: TeacherConfig) -> C:
+def with_teacher(method: Any, teacher: TeacherConfig) -> Any:
     """The same config with another teacher."""
-    held: Any = method
-    if hasattr(held, "teacher"):
-        return replace(held, teacher=teacher)
-    return replace(held, target=replace(held.target, teacher=teacher))
+    if hasattr(method, "teacher"):
+        return replace(method, teacher=teacher)
+    return replace(method, target=replace(method.target, teacher=teacher))
 
 
 @frozen
@@ -40,11 +36,11 @@ class GuideConfig:
 
     Args:
         source: As `TeacherConfig.source`; empty: there is none.
-        query: Whose attention in its last block, mean over the heads: the class token's, or the mean over all patches'.
+        query: Whose attention in its last block: the class token's, or the mean over all patches'.
         momentum: Of ema alone, as `TeacherConfig.momentum`.
         statistics: As `TeacherConfig.statistics`.
 
-    Source: MILAN (CLIP ViT-B/16) and AttMask (a moving average of the student) take the class token's.
+    Source: MILAN (CLIP ViT-B/16) and AttMask (an EMA of the student) take the class token's.
     """
 
     source: str = ""
@@ -53,11 +49,7 @@ class GuideConfig:
     statistics: Literal["own", "student"] | None = None
 
     def check_kept(self, run: Path) -> None:
-        """See that the guide of a finished run is still to be had.
-
-        Raises:
-            ValueError: if it was a copy of the student, which a run does not export.
-        """
+        """Raise a ValueError if a finished run's guide was a copy of the student, which a run does not export."""
         if self.source in OF_STUDENT:
             raise ValueError(
                 f"{run} must have a guide that is still there to draw masks as in training; got {self.source}, which "
@@ -65,34 +57,25 @@ class GuideConfig:
             )
 
     def build(self, student: Encoder, masker: Masker) -> "MaskGuide":
-        """The guide of a student's masks; one without a network, where the masker asks for no attention.
-
-        Raises:
-            ValueError: if there is a guide that nobody asks for, or none that is asked for, or no such network, or it
-                has no such attention.
-        """
-        if masker.guided and not self.source:
+        """The guide of a student's masks; one without a network, where the masker asks for no attention."""
+        if not masker.guided:
+            if self != GuideConfig():
+                raise ValueError(
+                    f"GuideConfig must be left out for a masker that asks for no attention; got {in_words(self)}. "
+                    f"Leave it out, or set method.masker.kind to attention."
+                )
+            return MaskGuide(None, self.query)
+        if not self.source:
             raise ValueError(
                 "GuideConfig.source must be given for a masker that attention decides; got none. Name the network in "
                 "method.guide.source: RUN, open_clip:..., ema; or take another masker, or cmt_mae."
             )
-        if not masker.guided and self != GuideConfig():
-            raise ValueError(
-                f"GuideConfig must be left out for a masker that asks for no attention; got {in_words(self)}. "
-                f"Leave it out, or set method.masker.kind to attention."
-            )
-        if not masker.guided:
-            return MaskGuide(None, self.query)
         teacher = TeacherConfig(source=self.source, momentum=self.momentum, statistics=self.statistics)
         return MaskGuide(teacher.build(student), self.query)
 
 
 class MaskGuide(nn.Module):
-    """A network of which the attention is used and nothing else; None: masks need no attention.
-
-    Raises:
-        ValueError: if it has no such attention.
-    """
+    """A network of which the attention is used and nothing else; None: masks need no attention."""
 
     def __init__(self, teacher: Teacher | None, query: Query) -> None:
         super().__init__()
@@ -106,14 +89,7 @@ class MaskGuide(nn.Module):
 
 
 def ask(guide: Teacher, images: Float[Tensor, "B C H W"], query: Query | None, half: bool = False) -> Guidance:
-    """A guiding network's features of whole images, as tensors that training may use.
-
-    Args:
-        guide: The network.
-        images: Scaled, not normalised.
-        query: Whose attention; None: features alone.
-        half: Compute in bfloat16 on a GPU.
-    """
+    """What a guiding network gives for whole images, as tensors that training may use; `half`: bfloat16 on a GPU."""
     device = images.device.type
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=half and device != "cpu"):
         found = guide(images, query)
@@ -128,7 +104,7 @@ def draw_mask(
     generator: torch.Generator,
     attention: Float[Tensor, "B N"] | None = None,
 ) -> Mask:
-    """Masks of this batch's rows of the global batch; the attention of other rows is not here and does not matter."""
+    """Masks of the global batch, cut to this batch's rows; the attention of others is not here and does not matter."""
     if attention is not None and len(batch) < batch.total:
         rows = attention.new_zeros(batch.total, attention.shape[1])
         rows[batch.start : batch.start + len(batch)] = attention

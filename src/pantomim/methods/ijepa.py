@@ -7,7 +7,7 @@ Paper: Assran et al. 2023, *Self-Supervised Learning from Images with a Joint-Em
 arXiv:2301.08243; the paper describes a squared distance, the authors' code has smooth L1.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 import torch
@@ -52,9 +52,6 @@ class IJEPAConfig:
         predictor: It sees context features, and a mask token at each place of one target block.
         masker: Context and target blocks.
         momentum: What the EMA copy keeps of itself at each step.
-
-    Raises:
-        ValueError: if there are prefix tokens, or blocks of the encoder's grid can be too small.
     """
 
     kind: Literal["ijepa"] = "ijepa"
@@ -73,7 +70,7 @@ class IJEPAConfig:
                 f"IJEPAConfig.encoder must have no class and register tokens, which nothing would train; got "
                 f"{self.encoder.num_prefix}. Set class_token False and registers 0."
             )
-        self.masker.num_masked(self.encoder.grid)
+        self.masker.num_masked(self.encoder.grid)  # refuses a grid of which blocks can be too small
 
     def build(self, steps: int | float | None = None) -> "IJEPA":
         """The method for a run of `steps`, initialised from torch's global generator."""
@@ -109,13 +106,6 @@ class Predictor(nn.Module):
         return self.predictor_proj(self.predictor_norm(tokens[:, context.shape[1] :]))
 
 
-@dataclass(frozen=True)
-class IJEPADraws:
-    """All that is random in a step of I-JEPA."""
-
-    blocks: Blocks
-
-
 class IJEPA(Method):
     """Encoder, predictor, and an EMA copy of the encoder for the targets."""
 
@@ -123,18 +113,17 @@ class IJEPA(Method):
         super().__init__()
         self.encoder = config.encoder.build()
         self.predictor = Predictor(config.predictor, self.encoder)
-        self.target_encoder = EMA(self.encoder, "encoder", config.momentum, steps, lead=0)
+        self.target_encoder = EMA(self.encoder, "encoder", config.momentum, steps, evaluating=True, lead=0)
         self.masker = config.masker
         self.requirements = Requirements.of(config.encoder)
 
-    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> IJEPADraws:
+    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Blocks:
         """Blocks of the global batch, cut to this batch's rows."""
-        blocks = self.masker.blocks(batch.total, self.encoder.grid, generator)
-        return IJEPADraws(blocks.rows(batch.start, len(batch)))
+        return self.masker.blocks(batch.total, self.encoder.grid, generator).rows(batch.start, len(batch))
 
-    def forward(self, batch: Batch, draws: IJEPADraws) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, draws: Blocks) -> dict[str, Tensor]:
         """The loss on all target blocks, each predicted from every context; rows go by target, context, image."""
-        ids_context, ids_target = draws.blocks  # (E, B, C), (T, B, K)
+        ids_context, ids_target = draws  # (E, B, C), (T, B, K)
         contexts, targets = len(ids_context), len(ids_target)
         ids_context = ids_context.flatten(0, 1)  # (E B, C)
         latent = self.encoder(batch.images.repeat(contexts, 1, 1, 1), ids_context).patches  # (E B, C, D)
@@ -151,12 +140,6 @@ class IJEPA(Method):
         features = at_least_float32(self.target_encoder(images).patches)  # (B, N, D)
         features = F.layer_norm(features, features.shape[-1:], eps=TARGET_EPS)
         return torch.stack([take(features, of_block) for of_block in ids])
-
-    def train(self, mode: bool = True) -> "IJEPA":
-        """The target encoder never drops a path."""
-        super().train(mode)
-        self.target_encoder.train(False)
-        return self
 
     def exports(self) -> dict[str, Any]:
         """The target encoder, which the paper evaluates, and the predictor."""

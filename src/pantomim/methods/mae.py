@@ -6,7 +6,7 @@ Paper: He et al. 2022, *Masked Autoencoders Are Scalable Vision Learners*, arXiv
 """
 
 from dataclasses import field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,9 +35,6 @@ class MAEConfig:
         masker: The same number of patches in every image.
         guide: Whose attention decides, where the masker asks for it.
         target: What is predicted of the masked patches.
-
-    Raises:
-        ValueError: if the masker does not go with the encoder's grid, or masks another number of patches in each image.
     """
 
     kind: Literal["mae"] = "mae"
@@ -58,6 +55,8 @@ class MAEConfig:
 class MAE(Method):
     """Asymmetric encoder and decoder around a mask (section 3 of the paper)."""
 
+    exports_decoder = True
+
     def __init__(self, config: MAEConfig, target: Target | None = None) -> None:
         super().__init__()
         self.encoder = config.encoder.build()
@@ -68,9 +67,8 @@ class MAE(Method):
         self.requirements = Requirements.of(config.encoder)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Draws:
-        """One mask an image, of the global batch cut to this batch's rows."""
-        attention = self.guide(batch.images)  # (B, N); None, unless the masker asks for it
-        return Draws(draw_mask(self.masker, batch, self.encoder.grid, generator, attention))
+        """One mask an image; by the guide's attention, where the masker asks for it."""
+        return Draws(draw_mask(self.masker, batch, self.encoder.grid, generator, self.guide(batch.images)))
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """The loss on the masked patches alone (section 3, "Reconstruction target")."""
@@ -80,7 +78,3 @@ class MAE(Method):
         target = take(self.target(batch.images), mask.ids_mask)  # (B, M, K), each patch's pixels, standardised
         loss = self.target.loss(prediction, target)  # mean squared error
         return {"loss": loss} | self.target.metrics(prediction, target)
-
-    def exports(self) -> dict[str, Any]:
-        """The encoder, and the decoder for pictures and for continuing to train."""
-        return {"encoder": self.encoder, "decoder": self.decoder}

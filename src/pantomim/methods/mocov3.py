@@ -48,11 +48,7 @@ class MoCoV3Config:
         momentum: What the EMA teacher keeps of itself at each step.
         freeze_patches: The patch projection stays as it was drawn, the paper's trick for stable training.
 
-    Raises:
-        ValueError: if there is no class token.
-
-    Paper: section 4 (heads, momentum), section 4.3 (frozen patch projection); sizes and the schedule of the momentum
-        as in the authors' `main_moco.py` and `CONFIG.md`.
+    Paper: section 4 and 4.3 (frozen patch projection); sizes and momentum as in the authors' `CONFIG.md`.
     """
 
     kind: Literal["mocov3"] = "mocov3"
@@ -73,11 +69,7 @@ class MoCoV3Config:
 
 
 class MoCoV3(Method):
-    """Student and teacher on two views (Algorithm 1 of the paper); `MoCoV3Config` explains the settings.
-
-    Deviation: none in the loss. The teacher moves after the optimiser's step as in Algorithm 1, with the momentum that
-        the authors' code then has: it moves before the next step's keys are made, which is the same.
-    """
+    """Student and teacher on two views; the authors' teacher moves just before the next step's keys: the same."""
 
     def __init__(self, config: MoCoV3Config, steps: int | None = None) -> None:
         super().__init__()
@@ -86,10 +78,9 @@ class MoCoV3(Method):
         self.predictor_head = Projector(config.dim, config.hidden, config.dim, layers=2)
         if config.freeze_patches:
             self.encoder.patch_embed.requires_grad_(False)
-        self.teacher_encoder = EMA(self.encoder, "encoder", config.momentum, steps)
-        self.teacher_projector = EMA(self.projector, "projector", config.momentum, steps)
+        self.teacher_encoder = EMA(self.encoder, "encoder", config.momentum, steps, evaluating=True)
+        self.teacher_projector = EMA(self.projector, "projector", config.momentum, steps)  # norms by the batch, as ours
         self.temperature = config.temperature
-        # Two views, and whole batches: what an image is compared with is its batch.
         self.requirements = Requirements.of(config.encoder, views=2, whole_batch=True, gathers=True)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> None:
@@ -98,8 +89,7 @@ class MoCoV3(Method):
     def forward(self, batch: Batch, draws: None) -> dict[str, Tensor]:
         """Each view's query against the other view's keys, of the images of all processes (Algorithm 1)."""
         first, second = batch.images, batch.second
-        if second is None:
-            raise ValueError("Batch.second must be another view of the images; got None. Set DataConfig.second.")
+        assert second is not None, "checked before the first step"
         feature1, feature2 = self.encoder(first).prefix[:, 0], self.encoder(second).prefix[:, 0]  # (B, D), class token
         query1 = self.predictor_head(self.projector(feature1))  # (B, K)
         query2 = self.predictor_head(self.projector(feature2))
@@ -115,22 +105,13 @@ class MoCoV3(Method):
         return self.teacher_projector(self.teacher_encoder(images).prefix[:, 0])
 
     def contrast(self, query: Float[Tensor, "B K"], key: Float[Tensor, "B K"]) -> tuple[Tensor, Tensor]:
-        """InfoNCE against the keys of all processes, times twice the temperature; and the share that is found.
-
-        Paper: equation 1; factor and normalisation as in Algorithm 1.
-        """
+        """InfoNCE against the keys of all processes (equation 1), times 2 t; and the share that is found."""
         keys = rows_of_all(unit(key))  # (G, K)
         own = first_row(len(query)) + torch.arange(len(query), device=query.device)
         with torch.autocast(query.device.type, enabled=False):  # a few numbers, whose differences matter
             logits = unit(query) @ keys.mT / self.temperature  # (B, G)
         loss = F.cross_entropy(logits, own) * (2 * self.temperature)
         return loss, (logits.argmax(dim=-1) == own).to(loss.dtype).mean()
-
-    def train(self, mode: bool = True) -> "MoCoV3":
-        """The teacher's encoder never drops a path; its projector normalises by the batch, as the student's does."""
-        super().train(mode)
-        self.teacher_encoder.train(False)
-        return self
 
 
 def unit(vectors: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
@@ -140,8 +121,5 @@ def unit(vectors: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
 
 @torch.no_grad()
 def feature_spread(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-    """Whether images still differ: std of unit features over a batch, mean over channels, times sqrt(D).
-
-    0 where all images have one feature (collapse), 1 where features lie evenly on the sphere.
-    """
+    """Std of unit features over a batch, mean over channels, times sqrt(D): 0 is collapse, 1 evenly on the sphere."""
     return unit(features).std(dim=0).mean() * features.shape[-1] ** 0.5

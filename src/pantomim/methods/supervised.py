@@ -8,7 +8,7 @@ Paper: Touvron et al. 2021, *Training data-efficient image transformers & distil
     arXiv:2012.12877, without distillation.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -25,8 +25,6 @@ from pantomim.methods.base import Method, Requirements
 from pantomim.nn.mixing import Mixing, draw_mixing, mix_images, mix_targets, swap_neighbours
 from pantomim.nn.vit import EncoderConfig
 
-Pool = Literal["class", "mean"]
-
 
 @frozen
 class SupervisedConfig:
@@ -40,16 +38,13 @@ class SupervisedConfig:
         mixup: Parameter of mixup's beta distribution; 0: none.
         cutmix: The same of CutMix. Where both are used, a coin chooses for each step.
 
-    Raises:
-        ValueError: if the class token is asked for and there is none.
-
     Paper: Table 9 (label smoothing, mixup, CutMix); class token: the authors' `models.py`.
     """
 
     kind: Literal["supervised"] = "supervised"
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     num_classes: AtLeastTwo = 1000
-    pool: Pool = "class"
+    pool: Literal["class", "mean"] = "class"
     label_smoothing: ShareBelowOne = 0.1
     mixup: NotNegative = 0.8
     cutmix: NotNegative = 1.0
@@ -74,33 +69,28 @@ class SupervisedDraws:
 class Supervised(Method):
     """An encoder and a linear layer on its class token or on the mean of its patches.
 
-    Deviation: the head is initialised as DeiT's (normal, 0.02). Partners in mixing are neighbours in the global batch,
-        and one coin and one share hold for all of it, so that the number of processes changes nothing; in timm each
-        process mixes its own images in reverse order, by draws of its own.
+    Deviation: partners in mixing are neighbours in the global batch, and one coin and one share hold for all of it, so
+        that the number of processes changes nothing; in timm each process mixes its images in reverse order.
     """
 
     def __init__(self, config: SupervisedConfig) -> None:
         super().__init__()
-        self.config = config
-        self.encoder = config.encoder.build()
+        self.config, self.encoder = config, config.encoder.build()
         self.head = nn.Linear(config.encoder.width, config.num_classes)
-        nn.init.normal_(self.head.weight, std=0.02)  # cut at 100 std in the authors' code
+        nn.init.normal_(self.head.weight, std=0.02)  # as DeiT's, which cut at 100 std
         nn.init.zeros_(self.head.bias)
         self.requirements = Requirements.of(config.encoder, num_classes=config.num_classes)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> SupervisedDraws:
         """Mix images and labels, one way for the whole step."""
         assert batch.labels is not None, "checked before the first step"
-        config, mixing, partners = self.config, Mixing(1.0), batch
+        config, mixing, images, labels = self.config, Mixing(1.0), batch.images, batch.labels
         if config.mixup > 0 or config.cutmix > 0:
             draws = np.random.default_rng(host_seed(generator))
             mixing = draw_mixing(draws, config.encoder.image_size, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix)
-            images, labels = swap_neighbours(batch.images), swap_neighbours(batch.labels)
-            partners = replace(batch, images=images, labels=labels)
-        targets = mix_targets(
-            batch.labels, config.num_classes, mixing.lam, config.label_smoothing, partners=partners.labels
-        )
-        return SupervisedDraws(mix_images(batch.images, mixing, partners.images), targets)
+            images, labels = swap_neighbours(images), swap_neighbours(labels)
+        targets = mix_targets(batch.labels, config.num_classes, mixing.lam, config.label_smoothing, partners=labels)
+        return SupervisedDraws(mix_images(batch.images, mixing, images), targets)
 
     def forward(self, batch: Batch, draws: SupervisedDraws) -> dict[str, Tensor]:
         """Cross-entropy with the mixed classes; accuracy counts the one with the largest share as right."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
@@ -51,12 +51,8 @@ class VQKDConfig:
         teacher: Whose features are predicted; there is no default.
         commitment: Weight of the distance between the encoder's output and its code.
         decay: What a code keeps of itself at each step.
-        dead_below: A code with fewer members a batch than this (averaged over steps) is replaced by the encoder's
-            output for a patch of the batch; 0: never, as in the paper.
+        dead_below: Members a batch (averaged) below which a code is drawn anew from the batch; 0: never, as published.
         clustering: Rounds of k-means on the first batch, which initialises the codes.
-
-    Raises:
-        ValueError: if the teacher is a moving average.
 
     Paper: section 2.2, appendix; the authors' `norm_ema_quantizer.py`.
     """
@@ -75,21 +71,16 @@ class VQKDConfig:
     def __post_init__(self) -> None:
         if self.teacher.source == "ema":
             raise ValueError(
-                "VQKDConfig.teacher must be trained already; got ema, an average of the tokenizer itself. Name a RUN, "
-                "or another finished network."
+                "VQKDConfig.teacher must be trained already; got ema, an average of the tokenizer. Name a RUN or FILE."
             )
 
     def build(self, steps: int | None = None, teacher: Teacher | None = None) -> "VQKD":
-        """The method, initialised from torch's global generator; `teacher` in place of the config's, if given.
-
-        Raises:
-            ValueError: if there is no teacher, it does not go with the encoder, or the quantiser's library is missing.
-        """
+        """The method, initialised from torch's global generator; `teacher` in place of the config's, if given."""
         return VQKD(self, teacher)
 
 
 class VQKD(Method):
-    """Encoder, codes, decoder; `VQKDConfig` explains the settings.
+    """Encoder, codes, decoder.
 
     The library keeps the codes: it initialises them, moves them, and replaces dead ones. Looking up the nearest code
     and the two losses are written out here, because the library's forward pass does not compile.
@@ -102,24 +93,16 @@ class VQKD(Method):
         super().__init__()
         encoder = config.encoder.build()
         teacher = teacher or config.teacher.build(encoder)
-        decoder = EncoderConfig(  # on codes: a patch of one "pixel" is one code
-            image_size=encoder.grid,
-            patch_size=1,
-            in_chans=config.code_width,
-            width=config.encoder.width,
-            depth=config.decoder_depth,
-            heads=config.encoder.heads,
-            position="learned",
-            initialisation="beit",
-            mean=(0.0,) * config.code_width,
-            std=(1.0,) * config.code_width,
+        width, channels = encoder.width, config.code_width
+        sizes = (encoder.grid, 1, channels, width, config.decoder_depth, config.encoder.heads)  # a "pixel" is a code
+        decoder = EncoderConfig(
+            *sizes, position="learned", initialisation="beit", mean=(0.0,) * channels, std=(1.0,) * channels
         ).build()
-        self.quantizer = _quantizer(config)
-        self.encoder, self.to_code = encoder, TaskLayer(config.encoder.width, config.code_width)
-        self.decoder, self.to_feature = decoder, TaskLayer(config.encoder.width, teacher.width)
+        self.quantizer: Any = _quantizer(config)
+        self.encoder, self.to_code = encoder, TaskLayer(width, channels)
+        self.decoder, self.to_feature = decoder, TaskLayer(width, teacher.width)
         self.teacher, self.vocabulary, self.commitment = teacher, config.vocabulary, config.commitment
-        # A step's images at once: codes move once a step, by all of them.
-        self.requirements = Requirements.of(config.encoder, whole_batch=True)
+        self.requirements = Requirements.of(config.encoder, whole_batch=True)  # codes move once a step, by all images
 
     @property
     def codebook(self) -> Float[Tensor, "K E"]:
@@ -130,8 +113,8 @@ class VQKD(Method):
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> None:
         """In training, move the codes towards the encoder's output for this batch; the first batch initialises them.
 
-        Which patches dead codes are replaced by is drawn from torch's global generator, which the engine seeds. Drawing
-        once more (`save_failure`) moves the codes once more: no matter, as that run ends there without a checkpoint.
+        What replaces dead codes is drawn from torch's global generator, which the engine seeds. Drawing once more
+        (`save_failure`) moves the codes once more: no matter, as that run ends there without a checkpoint.
         """
         if self.training:
             self.quantizer(directions(self.encoder, self.to_code, batch.images))
@@ -144,19 +127,13 @@ class VQKD(Method):
         passed = latent + (codes - latent).detach()  # the codes, with the gradient of what they stand for
         prediction = self.predict(passed)  # (B, N, F)
         target = at_least_float32(self.teacher(batch.images).patches)  # (B, N, F), no gradient
-        cosine = F.cosine_similarity(prediction, target, dim=-1).mean()
-        commitment = F.mse_loss(latent, codes)
-        return {
-            "loss": 1 - cosine + self.commitment * commitment,
-            "cosine": cosine.detach(),
-            "commitment": commitment.detach(),
-            "perplexity": perplexity(ids, self.vocabulary),
-        }
+        cosine, commitment = F.cosine_similarity(prediction, target, dim=-1).mean(), F.mse_loss(latent, codes)
+        loss, used = 1 - cosine + self.commitment * commitment, perplexity(ids, self.vocabulary)
+        return {"loss": loss, "cosine": cosine, "commitment": commitment, "perplexity": used}
 
     def predict(self, codes: Float[Tensor, "B N E"]) -> Float[Tensor, "B N F"]:
         """The decoder's prediction from codes, a token each."""
-        rows, cols = self.encoder.grid
-        picture = codes.mT.unflatten(-1, (rows, cols))  # (B, E, rows, cols)
+        picture = codes.mT.unflatten(-1, self.encoder.grid)  # (B, E, rows, cols)
         return self.to_feature(self.decoder(picture).patches)
 
     def exports(self) -> dict[str, Any]:
@@ -164,13 +141,12 @@ class VQKD(Method):
         return {"tokenizer": VQKDNetworks(self.encoder, self.to_code, self.codebook.clone())}
 
 
-def _quantizer(config: VQKDConfig) -> nn.Module:
+def _quantizer(config: VQKDConfig) -> Any:
     try:
         from vector_quantize_pytorch import VectorQuantize  # imported late: other methods do without it
     except ImportError as error:
         raise ValueError(
-            "method.kind vqkd needs the library vector-quantize-pytorch, which is not installed. Run "
-            "`pip install 'pantomim[vq]'`."
+            "method.kind vqkd needs vector-quantize-pytorch, which is not installed. Run `pip install 'pantomim[vq]'`."
         ) from error
     return VectorQuantize(
         dim=config.code_width,

@@ -29,7 +29,7 @@ from pantomim.parity.statistics import initialisation
 from pantomim.parity.trajectory import GivenIds, Run, run_config
 from pantomim.targets.base import Target
 from pantomim.targets.distance import Distance
-from pantomim.targets.features import FeatureNormalisation, FeatureTarget
+from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTarget
 from pantomim.teachers.base import Guidance, Query
@@ -126,14 +126,14 @@ def trajectory_data2vec(item: Item) -> Computed:
     """A run of data2vec's `run_cyclical.py`: the same student, and its moving average as teacher."""
     config, method = item.config, BEiTConfig(encoder=beit_encoder(item))
     encoder, momentum = method.encoder.build(), Momentum(config["ema_decay"])
-    layers, beta = sorted(config["target_layers"]), config["l1_beta"]
+    layers, beta, normed = sorted(config["target_layers"]), config["l1_beta"], config["post_target_layer_norm"]
     if len(layers) > 1 and layers == list(range(layers[0], encoder.depth)):
         teacher = EMATeacher(encoder, momentum, blocks=len(layers))
     else:
         teacher = _Layers(encoder, momentum, layers)
     distance = Distance("smooth_l1", beta=beta) if beta else Distance("l1")
-    normalise: FeatureNormalisation = "layernorm" if config["post_target_layer_norm"] else "none"
-    run = _run(item, method, FeatureTarget(teacher, encoder.grid, normalise, distance))
+    features = FeatureTargetConfig(normalise="layernorm" if normed else "none", distance=distance)
+    run = _run(item, method, FeatureTarget(features, teacher, encoder.grid))
     return run.computed({f"final_teacher/{name}": tensor for name, tensor in teacher.encoder.named_parameters()})
 
 

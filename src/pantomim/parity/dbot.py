@@ -21,7 +21,7 @@ from pantomim.formats.mae import official_name
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws
 from pantomim.methods.beit import BEiTConfig
-from pantomim.methods.dbot import DBOTConfig, DBOTDraws
+from pantomim.methods.dbot import DBOTConfig
 from pantomim.nn.tokens import patch_grid
 from pantomim.nn.vit import MaskTokens
 from pantomim.optim import cosine_schedule
@@ -30,7 +30,7 @@ from pantomim.parity.item import Computed, Item
 from pantomim.parity.statistics import initialisation
 from pantomim.parity.trajectory import Run, Tape, run_config
 from pantomim.targets.distance import Distance
-from pantomim.targets.features import FeatureTarget
+from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
 from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import TeacherConfig
 from pantomim.teachers.encoder import EncoderTeacher, Output
@@ -50,7 +50,7 @@ def dbot_pretrain(item: Item) -> Computed:
         model = method.build(teacher=EncoderTeacher(frozen, "given", output="norm" if norm else "block"))
         networks.filled(item, model, dbot_name, item.weights("student/"), kept=TEACHER)
         mask = Mask.from_scores(noise, method.masker.num_masked(method.encoder.grid))
-        loss = model(networks.batch(item), DBOTDraws(mask))["loss"]
+        loss = model(networks.batch(item), Draws(mask))["loss"]
         name = f"layernorm{int(norm)}_normfeature{int(normalise)}"
         features = f"target_{name}" if normalise else f"teacher_features_layernorm{int(norm)}"
         outputs |= {f"loss_{name}": loss, features: model.target(model.teacher(images), every)}
@@ -89,8 +89,8 @@ def trajectory_dbot(item: Item) -> Computed:
     teacher, runs = teaching.build(networks.filled(item, student, str, own)), list[Run]()
     outputs, errors = dict[str, Tensor](), dict[str, float]()
 
-    def draws(tape: Tape) -> DBOTDraws:
-        return DBOTDraws(Mask.from_scores(tape.now("noise"), num_masked))
+    def draws(tape: Tape) -> Draws:
+        return Draws(Mask.from_scores(tape.now("noise"), num_masked))
 
     for stage, (begin, end) in enumerate(itertools.pairwise(config["stage_epochs"])):
         given = weights | item.weights(f"stage{stage}/")
@@ -120,7 +120,7 @@ def dbot_full_sequence(item: Item) -> Computed:
     method, counts = BEiTConfig(encoder=beit.beit_encoder(item)), masked.sum(dim=1)
     mask = Mask.from_masked(masked, int(counts.max()), varies=True)
     teacher = GivenTeacher(item.input("teacher_tokens"), method.encoder.grid)
-    target = FeatureTarget(teacher, teacher.grid, "none", Distance("cosine"))
+    target = FeatureTarget(FeatureTargetConfig(normalise="none", distance=Distance("cosine")), teacher, teacher.grid)
     model = networks.filled(item, method.build(target=target), beit.official_name, beit.without_index(item))
 
     latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pantomim.masking.multi_block import Blocks, FromGenerator, MultiBlockMasker, Numbers
-from pantomim.methods.ijepa import IJEPA, IJEPAConfig, IJEPADraws, PredictorConfig
+from pantomim.methods.ijepa import IJEPA, IJEPAConfig, PredictorConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.optim import parameter_groups
 from pantomim.parity.item import Computed, Item
@@ -25,7 +25,7 @@ def ijepa_pretrain(item: Item) -> Computed:
     blocks = Blocks(item.input("masks_enc"), item.input("masks_pred"))
     model = _filled(item, _method(item, Momentum(config["momentum"])), item.weights("target/"))
     seen = watch({"context": model.encoder, "prediction": model.predictor})
-    loss = model(batch(item), IJEPADraws(blocks))["loss"]
+    loss = model(batch(item), blocks)["loss"]
     found = backward(loss, model, str)
     target = model.target(item.input("images"), blocks.targets).unsqueeze(1).expand(-1, len(blocks.context), -1, -1, -1)
     found.outputs |= seen | {"context": seen["context"].patches, "loss": loss, "target": target.flatten(0, 2)}
@@ -121,10 +121,10 @@ def _drawn(setting: Mapping[str, Any], numbers: Numbers) -> tuple[np.ndarray, np
     return masker.draw(setting["batch_size"], (side, side), numbers)
 
 
-def _draws(tape: Tape) -> IJEPADraws:
+def _draws(tape: Tape) -> Blocks:
     """The lists of this micro-batch's rows, without what fills them up."""
     lists = (tape.item.input(name)[tape.step][:, tape.rows] for name in ("masks_enc", "masks_pred"))
-    return IJEPADraws(Blocks(*(ids[..., : int((ids >= 0).sum(dim=-1).min())] for ids in lists)))
+    return Blocks(*(ids[..., : int((ids >= 0).sum(dim=-1).min())] for ids in lists))
 
 
 ITEMS = (ijepa_pretrain, ijepa_masks, trajectory_ijepa)

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.formats.clip import clip_encoder
-from pantomim.formats.timm import attention_rows, model_table
+from pantomim.formats.timm import attention_rows
 from pantomim.nn.dvae import DVAEDecoder, DVAEEncoder, DVAESizes, map_pixels, unmap_pixels
 from pantomim.nn.vit import EncoderConfig
 from pantomim.parity.item import RELATIVE, Computed, Item, distance, exact
 from pantomim.parity.networks import filled, joined
 from pantomim.targets import hog
+from pantomim.teachers.encoder import EncoderTeacher
 from pantomim.teachers.fitting import fit_wrapped
-from pantomim.teachers.wrapped import WrappedTeacher
 from pantomim.tokenizers.dvae import DVAETokenizer
 
 INNER = "_inner_columns"  # what is named so leaves out the outermost columns, of cells or of patches
@@ -30,9 +30,9 @@ def clip_visual(item: Item) -> Computed:
     plain: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}  # the item's images are normalised already
     encoder = clip_encoder(item.weights(), item.name, activation="quick_gelu", heads=config["heads"], **plain)
     block, norm, projection = (
-        joined(WrappedTeacher(encoder, output=output)(images)) for output in ("block", "norm", "projection")
+        joined(EncoderTeacher(encoder, item.name, output=output)(images)) for output in ("block", "norm", "projection")
     )
-    teacher: Any = WrappedTeacher(encoder)
+    teacher: Any = EncoderTeacher(encoder, item.name)
     of_class, of_patches = (teacher(images, query).attention for query in ("class", "mean"))
     before_last, _ = encoder.last_blocks(images, 2).tokens
     blocks: Any = encoder.model.blocks
@@ -58,9 +58,9 @@ def clip_visual(item: Item) -> Computed:
     if item.has("images_other_size"):
         larger = EncoderConfig(image_size=(config["other_resolution"],) * 2, patch_size=config["patch_size"])
         fitted = fit_wrapped(encoder, larger)
-        elsewhere = WrappedTeacher(fitted, output="projection")(item.input("images_other_size"))
+        elsewhere = EncoderTeacher(fitted, item.name, output="projection")(item.input("images_other_size"))
         found.outputs["tokens_projected_other_size"] = joined(elsewhere)
-        found.outputs["positions_other_size"] = model_table(fitted.model)[0]
+        found.outputs["positions_other_size"] = fitted.state_dict()["model.pos_embed"][0]
     return found
 
 

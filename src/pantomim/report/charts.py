@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import matplotlib
 import numpy as np
 from markupsafe import Markup
+from matplotlib.colors import to_hex
 
 from pantomim.report.svg import BOTTOM, LEFT, RIGHT, TOP, Axis, Plot, ticks
 
@@ -16,8 +18,7 @@ DASHES = ("none", "6 3", "2 3", "9 3 2 3", "1 2", "12 4")  # tell lines of one c
 MAX_CELL = 44  # side of a cell of a map
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LOWEST = 0.02  # power below is drawn at the edge
-# Of maps, from 0 to 1: viridis, even in lightness and readable without colour.
-COLORS = np.array([[68, 1, 84], [65, 68, 135], [42, 120, 142], [34, 168, 132], [122, 209, 81], [253, 231, 37]])
+VIRIDIS = matplotlib.colormaps["viridis"]  # even in lightness and readable without colour
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,8 @@ def share_chart(shares: np.ndarray, highest: float, title: str) -> Markup:
         f"{shares[-1, 0]:.3g} in the last."
     )
     plot = _over_layers(len(shares), highest, "share of the sum", words, 44)
-    for number, (values, end) in enumerate(zip(shares.T, plot.ends(shares[-1]), strict=True)):
-        plot.line("line", range(len(values)), values, f"opacity: {1 - 0.16 * number:.2f}")
-        plot.text("tick", plot.right + 8, end + 4, f"k = {number + 1}")
-    return plot.svg()
+    lines = {f"k = {number}": values for number, values in enumerate(shares.T, 1)}
+    return _named_lines(plot, lines, [f"opacity: {1 - 0.16 * number:.2f}" for number in range(len(lines))])
 
 
 def arms_chart(lines: Mapping[str, np.ndarray], highest: float, y_label: str, title: str) -> Markup:
@@ -135,14 +134,9 @@ def arms_chart(lines: Mapping[str, np.ndarray], highest: float, y_label: str, ti
     told = "; ".join(
         f"{name} {values[0]:.3g} in the first layer, {values[-1]:.3g} in the last" for name, values in lines.items()
     )
-    depth = max(map(len, lines.values()))
-    plot = _over_layers(depth, highest, y_label, f"{title}: {told}.", 110)
-    ends = plot.ends([float(values[-1]) for values in lines.values()])
-    for number, ((name, values), end) in enumerate(zip(lines.items(), ends, strict=True)):
-        places = np.linspace(0, depth - 1, len(values))
-        plot.line("line", places, values, f"stroke-dasharray: {DASHES[number % len(DASHES)]}")
-        plot.text("tick", plot.right + 8, end + 4, _short(name))
-    return plot.svg()
+    plot = _over_layers(max(map(len, lines.values())), highest, y_label, f"{title}: {told}.", 110)
+    dashes = (f"stroke-dasharray: {DASHES[number % len(DASHES)]}" for number in range(len(lines)))
+    return _named_lines(plot, lines, list(dashes))
 
 
 def map_chart(values: np.ndarray, rows: str, columns: str) -> Markup:
@@ -163,15 +157,14 @@ def map_chart(values: np.ndarray, rows: str, columns: str) -> Markup:
     )
     for (row, column), value in np.ndenumerate(values):
         left, top = plot.x(column - 0.5), plot.y(row - 0.5)
+        fill = to_hex(VIRIDIS(value)) if np.isfinite(value) else "#8886"
         plot.parts.append(
             f'<rect x="{left:.1f}" y="{top:.1f}" width="{side + 0.3:.1f}" height="{side + 0.3:.1f}" '
-            f'fill="{_color(value)}"><title>{row}, {column}: {value:.3f}</title></rect>'
+            f'fill="{fill}"><title>{row}, {column}: {value:.3f}</title></rect>'
         )
         if side >= 28:
-            text = f"{value:.2f}".replace("0.", ".")
-            plot.text(
-                "cell", plot.x(column), plot.y(row) + 4, text, "middle", f"fill: {'#000' if value > 0.6 else '#fff'}"
-            )
+            text, ink = f"{value:.2f}".replace("0.", "."), "#000" if value > 0.6 else "#fff"
+            plot.text("cell", plot.x(column), plot.y(row) + 4, text, "middle", f"fill: {ink}")
     return plot.svg()
 
 
@@ -269,6 +262,15 @@ def _over_layers(depth: int, highest: float, y_label: str, words: str, right: fl
     return Plot(LAYERS, words, x, Axis(y_ticks[0], y_ticks[-1], y_ticks, y_label), right=right, inset=12)
 
 
+def _named_lines(plot: Plot, lines: Mapping[str, np.ndarray], styles: Sequence[str]) -> Markup:
+    ends = plot.ends([float(values[-1]) for values in lines.values()])
+    depth = max(map(len, lines.values()))
+    for (name, values), style, end in zip(lines.items(), styles, ends, strict=True):
+        plot.line("line", np.linspace(0, depth - 1, len(values)), values, style)
+        plot.text("tick", plot.right + 8, end + 4, _short(name))
+    return plot.svg()
+
+
 def _layer_ticks(count: int) -> list[int]:
     """Layers that are numbered: all, or every so many of them."""
     return list(range(0, count, max(1, -(-count // 13))))
@@ -277,11 +279,3 @@ def _layer_ticks(count: int) -> list[int]:
 def _short(name: str) -> str:
     """A name beside an axis, its end left out where it is long."""
     return name if len(name) <= 16 else name[:15] + "…"
-
-
-def _color(value: float) -> str:
-    """Of a cell; gray where there is no value."""
-    if not np.isfinite(value):
-        return "#8886"
-    place = [np.interp(value, np.linspace(0, 1, len(COLORS)), channel) for channel in COLORS.T]
-    return "#" + "".join(f"{round(part):02x}" for part in place)

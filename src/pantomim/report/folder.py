@@ -5,16 +5,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import yaml
 
 from pantomim.analysis import LAYERS
 from pantomim.analysis.block_facts import BlockFacts, read_block_facts
-
-Known = TypeVar("Known")
-Other = TypeVar("Other")
+from pantomim.analysis.pictures import PictureRows, Row
 
 
 @dataclass(frozen=True)
@@ -43,19 +41,6 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """Rows of pictures of the same images: title, what there is to know, and 8-bit pictures (n, H, W, C) or their URIs.
-
-    What CAE's decoder makes of whole images without the regressor, or what guided the masks; the images come first.
-    `items` are their names, `caption` says how to read them.
-    """
-
-    rows: list[tuple[str, str, Any]]
-    items: list[str]
-    caption: str
-
-
-@dataclass(frozen=True)
 class RunFolder:
     """Everything in a run folder that a report shows; None or empty where there is nothing."""
 
@@ -68,8 +53,8 @@ class RunFolder:
     metrics: Metrics  # metrics.jsonl
     evaluations: dict[str, dict[str, Any]]  # eval/*.json by file name, without the ending
     pictures: Pictures | None  # analysis/reconstructions.npz
-    alignment: Alignment | None = None  # analysis/alignment.npz, of a run of CAE
-    guidance: Alignment | None = None  # analysis/guidance.npz, of a run of CMT-MAE
+    alignment: PictureRows | None = None  # analysis/alignment.npz, of a run of CAE
+    guidance: PictureRows | None = None  # analysis/guidance.npz, of a run of CMT-MAE
     inside: list[BlockFacts] = field(default_factory=list)  # analysis/attention-distance.npz, spectrum.npz, cka.npz
     problems: list[str] = field(default_factory=list)  # files that cannot be read, and why
 
@@ -88,7 +73,7 @@ def read_run(run: str | Path) -> RunFolder:
         )
     problems: list[str] = []
 
-    def attempt(name: str, read: Callable[[Path], Known], otherwise: Other) -> Known | Other:
+    def attempt(name: str, read: Callable[[Path], Any], otherwise: Any = None) -> Any:
         file = path / name
         if not file.exists():
             return otherwise
@@ -98,20 +83,20 @@ def read_run(run: str | Path) -> RunFolder:
             problems.append(f"{name} cannot be read ({type(error).__name__}: {error})")
             return otherwise
 
-    inside = [attempt(f"analysis/{kind}.npz", read_block_facts, None) for kind in LAYERS]
-    found = {file.stem: attempt(f"eval/{file.name}", _read_json, {}) for file in sorted((path / "eval").glob("*.json"))}
+    inside = [attempt(f"analysis/{kind}.npz", read_block_facts) for kind in LAYERS]
+    found = {file.stem: attempt(f"eval/{file.name}", _read_mapping) for file in sorted((path / "eval").glob("*.json"))}
     return RunFolder(
         path=path,
-        config=attempt("config.yaml", _read_yaml, {}),
-        environment=attempt("environment.json", _read_json, {}),
-        finished=attempt("finished.json", _read_json, {}),
-        encoder=attempt("encoder.json", _read_json, {}),
-        num_parameters=attempt("encoder.safetensors", _count_parameters, None),
+        config=attempt("config.yaml", _read_mapping, {}),
+        environment=attempt("environment.json", _read_mapping, {}),
+        finished=attempt("finished.json", _read_mapping, {}),
+        encoder=attempt("encoder.json", _read_mapping, {}),
+        num_parameters=attempt("encoder.safetensors", _count_parameters),
         metrics=attempt("metrics.jsonl", _read_metrics, Metrics(np.empty(0, dtype=np.int64), {})),
         evaluations={stem: result for stem, result in found.items() if result},
-        pictures=attempt("analysis/reconstructions.npz", _read_pictures, None),
-        alignment=attempt("analysis/alignment.npz", _read_alignment, None),
-        guidance=attempt("analysis/guidance.npz", _read_alignment, None),
+        pictures=attempt("analysis/reconstructions.npz", _read_pictures),
+        alignment=attempt("analysis/alignment.npz", _read_rows),
+        guidance=attempt("analysis/guidance.npz", _read_rows),
         inside=[facts for facts in inside if facts is not None],
         problems=problems,
     )
@@ -126,15 +111,9 @@ def look_up(tree: Any, dotted: str, otherwise: Any = None) -> Any:
     return tree
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    return _mapping(json.loads(file.read_text(encoding="utf-8")))
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    return _mapping(yaml.safe_load(file.read_text(encoding="utf-8")))
-
-
-def _mapping(value: Any) -> dict[str, Any]:
+def _read_mapping(file: Path) -> dict[str, Any]:
+    text = file.read_text(encoding="utf-8")
+    value = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
     if not isinstance(value, dict):
         raise ValueError(f"an object of names and values is expected, not {type(value).__name__}")
     return value
@@ -172,8 +151,9 @@ def _read_pictures(file: Path) -> Pictures:
         return Pictures(arrays["original"], arrays["pasted"], arrays["mask"], about)
 
 
-def _read_alignment(file: Path) -> Alignment:
+def _read_rows(file: Path) -> PictureRows:
     with np.load(file, allow_pickle=False) as content:
         about = json.loads(str(content["about"]))
-        rows = [content[f"row_{number}"] for number in range(len(about["titles"]))]
-    return Alignment(list(zip(about["titles"], about["texts"], rows, strict=True)), about["items"], about["caption"])
+        texts = enumerate(zip(about["titles"], about["texts"], strict=True))
+        rows = tuple(Row(title, text, content[f"row_{number}"]) for number, (title, text) in texts)
+    return PictureRows(tuple(about["items"]), rows, about["caption"])

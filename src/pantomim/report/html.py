@@ -7,9 +7,8 @@ import base64
 import io
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata, resources
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -17,11 +16,11 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from pantomim.report.folder import Alignment, Pictures
+from pantomim.report.folder import Pictures
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("pantomim.report", "."),
-    autoescape=True,
+    autoescape=jinja2.select_autoescape(["html"]),
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -33,16 +32,6 @@ def fill_template(template: str, *, styles: Sequence[str] = ("page.css",), **val
     sheets = resources.files("pantomim.report")
     style = "".join(sheets.joinpath(name).read_text(encoding="utf-8") for name in styles)
     return TEMPLATES.get_template(template).render(style=Markup(style), **values)  # ours, without user strings
-
-
-def check_page_path(owner: str, out: Path) -> None:
-    """Refuse a name that is no page's, before anything is computed.
-
-    Raises:
-        ValueError: if the file's name does not end in .html.
-    """
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{owner}.out must end in .html; got {out}. The picture gets the same name with .png.")
 
 
 @dataclass(frozen=True)
@@ -73,28 +62,21 @@ def triplets(pictures: Pictures) -> list[Triplet]:
     return found
 
 
-def alignment_strips(found: Alignment | None) -> Alignment | None:
-    """The same with its pictures as data URIs."""
-    if found is None:
-        return None
-    return replace(found, rows=[(title, text, list(map(png, shown))) for title, text, shown in found.rows])
-
-
 def png(picture: np.ndarray) -> str:
     """A data URI of an 8-bit picture (H, W, C): gray, gray and opacity, RGB, or RGB and opacity."""
-    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[picture.shape[2]]
-    buffer = io.BytesIO()
-    height, width = picture.shape[:2]
-    Image.frombytes(mode, (width, height), np.ascontiguousarray(picture).tobytes()).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _data_uri(picture, "PNG", optimize=True)
 
 
 def jpeg(picture: np.ndarray) -> str:
     """A data URI of an 8-bit picture (H, W, C), gray or RGB, slightly lossy and much smaller."""
+    return _data_uri(picture, "JPEG", quality=88)
+
+
+def _data_uri(picture: np.ndarray, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
     shown = picture[:, :, 0] if picture.shape[2] == 1 else picture
-    Image.fromarray(np.ascontiguousarray(shown)).save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    Image.fromarray(np.ascontiguousarray(shown)).save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def duration(seconds: float) -> str:
@@ -140,4 +122,4 @@ def surroundings(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 TEMPLATES.globals |= {"version": metadata.version("pantomim")}
-TEMPLATES.filters |= {"duration": duration, "quote": shlex.quote, "python": repr}
+TEMPLATES.filters |= {"duration": duration, "quote": shlex.quote, "python": repr, "png": png}

@@ -12,7 +12,7 @@ from pantomim.analysis.mask_survey import MaskSurvey, Photo
 from pantomim.core.files import replace_file
 from pantomim.masking import strategy_of
 from pantomim.report.charts import spectrum_chart
-from pantomim.report.html import check_page_path, fill_template, jpeg, png
+from pantomim.report.html import fill_template, jpeg, png
 from pantomim.report.mask_poster import RULED, draw_poster, usual_counts
 
 PER_ROW = 6  # strategies
@@ -55,13 +55,7 @@ class Gallery:
 
 
 def write_gallery(gallery: Gallery, out: Path) -> tuple[Path, Path]:
-    """Write the page and, beside it, a picture (PNG) of the same name; the page needs no other file.
-
-    Raises:
-        ValueError: if the file's name does not end in .html.
-        OSError: if a file cannot be written.
-    """
-    check_page_path("masks", out)
+    """Write the page and, beside it, a picture (PNG) of the same name; the page needs no other file."""
     picture = out.with_suffix(".png")
     replace_file(out, render(gallery).encode())
     replace_file(picture, draw_poster(gallery.surveys, gallery.samples, gallery.overlays, gallery.brightest))

@@ -1,7 +1,6 @@
 """The page about a run, made from its folder alone."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,15 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from pantomim.analysis.guidance import who_decides
+from pantomim.config import leaves
 from pantomim.core.files import replace_file
 from pantomim.masking import Masker, MaskerConfig
 from pantomim.report.charts import Chart, Curve, curve_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
-from pantomim.report.html import alignment_strips, duration, fill_template, length, surroundings, text_of, triplets
+from pantomim.report.html import duration, fill_template, length, surroundings, text_of, triplets
 from pantomim.report.inspection import block_charts
-from pantomim.report.scores import CONTENDERS, Result, leaves, points, read_results, score_table, summary, verdict
+from pantomim.report.scores import CONTENDERS, Result, points, read_results, score_table, summary, verdict
 
 CRISP_BELOW = 96  # pixels: smaller pictures are enlarged without blurring
 DETAIL_BELOW = 200  # pixels: larger pictures get a row of their own
@@ -30,21 +31,6 @@ CURVES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loss_student": ("Distance from the EMA student's features", "distance", {"smooth": True, "cut_start": True}),
     "student_std": ("Std of the EMA student's features", "share of their size", {"from_zero": True, "smooth": True}),
 }
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of the training time."""
-
-    name: str
-    kind: str
-    seconds: float
-    share: float
-
-    @property
-    def text(self) -> str:
-        """Its duration and share."""
-        return f"{duration(self.seconds)}, {100 * self.share:.0f} %"
 
 
 def make_report(run: str | Path, headline: str | None = None) -> Path:
@@ -74,6 +60,7 @@ def render(folder: RunFolder, results: list[Result]) -> str:
     """The page as HTML."""
     pictures = folder.pictures
     width = pictures.original.shape[2] if pictures else 0
+    scores = [score for result in results for row in result.rows for score in row.found.values()]
     return fill_template(
         "page.html",
         kicker="Pre-training report",
@@ -83,15 +70,14 @@ def render(folder: RunFolder, results: list[Result]) -> str:
         facts=list(facts(folder)),
         results=results,
         contenders=CONTENDERS,
-        score_table=score_table,
-        points=points,
-        repeated=any(score.std for result in results for row in result.rows for score in row.found.values()),
+        repeated=any(score.std for score in scores),
+        finetuned=any(result.stem.startswith("finetune") for result in results),
         charts=list(charts(folder)),
         unfinished=not folder.finished,
         last_step=int(folder.metrics.steps[-1]) if len(folder.metrics) else None,
         strips=[
-            ("alignment", "What the decoder reads without the regressor", alignment_strips(folder.alignment)),
-            ("guidance", "What guided the masks", alignment_strips(folder.guidance)),
+            ("alignment", "What the decoder reads without the regressor", folder.alignment),
+            ("guidance", "What guided the masks", folder.guidance),
         ],
         triplets=triplets(pictures) if pictures else [],
         about=pictures.about if pictures else {},
@@ -102,16 +88,16 @@ def render(folder: RunFolder, results: list[Result]) -> str:
         inside=block_charts(folder.inside),
         time=time_parts(folder),
         total=total_seconds(folder),
-        speed=speed(folder),
+        speed=measured(folder, "images_per_s", "images_per_s", np.nanmedian),
         shows=[verdict(result) for result in results],
         same_source=any(source_name(folder) in (result.data, Path(result.data).name) for result in results),
         settings=list(settings(folder)),
         environment=[(name, text_of(value)) for name, value in leaves(folder.environment).items()],
         config=folder.config,
         encoder=folder.encoder,
-        look_up=look_up,
         folder=str(folder.path),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        **{tool.__name__: tool for tool in (look_up, points, score_table)},
     )
 
 
@@ -128,25 +114,23 @@ def source_name(folder: RunFolder) -> str:
 
 def facts(folder: RunFolder) -> Iterator[tuple[str, str, str]]:
     """The run at a glance: name, value, remark."""
-    encoder = look_up(folder.config, "method.encoder", {})
+    config, environment = folder.config, folder.environment
+    encoder = look_up(config, "method.encoder", {})
     if {"image_size", "patch_size", "width", "depth"} <= set(encoder):
-        height, width = encoder["image_size"]
+        (height, width), patch, channels = encoder["image_size"], encoder["patch_size"], encoder.get("in_chans", 3)
         size = f"{folder.num_parameters / 1e6:.2f} M parameters" if folder.num_parameters else ""
         yield "Encoder", f"ViT, {encoder['width']} wide, {encoder['depth']} deep", size
-        patch = encoder["patch_size"]
-        tokens = (height // patch) * (width // patch)
-        masked = f", {masking(look_up(folder.config, 'method.masker', {}))}".rstrip(", ")
-        channels = {1: "gray", 3: "colour"}.get(encoder.get("in_chans", 3), f"{encoder.get('in_chans')} channels")
-        yield "Images", f"{height} × {width}, {channels}", f"{tokens} patches of {patch} × {patch}{masked}"
+        colours = {1: "gray", 3: "colour"}.get(channels, f"{channels} channels")
+        patches = f"{(height // patch) * (width // patch)} patches of {patch} × {patch}"
+        remark = ", ".join(filter(None, [patches, masking(look_up(config, "method.masker", {}))]))
+        yield "Images", f"{height} × {width}, {colours}", remark
     steps = folder.finished.get("steps") or (int(folder.metrics.steps[-1]) if len(folder.metrics) else 0)
-    if batch := folder.config.get("batch_size"):
-        seed = look_up(folder.config, "runtime.seed", "?")
-        yield "Training", f"{steps:,} steps", f"{batch:,} images each, seed {seed}"
-    device = folder.environment.get("gpu") or folder.environment.get("cpu") or ""
-    cores = folder.environment.get("cores")
-    on_cores = f"{cores} cores, " if cores and not folder.environment.get("gpu") else ""
+    if batch := config.get("batch_size"):
+        yield "Training", f"{steps:,} steps", f"{batch:,} images each, seed {look_up(config, 'runtime.seed', '?')}"
     if (total := total_seconds(folder)) is not None:
-        yield "Time", duration(total), f"{on_cores}{device}".rstrip(", ")
+        gpu, cores = environment.get("gpu"), environment.get("cores")
+        hardware = [gpu] if gpu else [f"{cores} cores" if cores else "", environment.get("cpu")]
+        yield "Time", duration(total), ", ".join(filter(None, hardware))
 
 
 def masking(masker: Mapping[str, Any]) -> str:
@@ -185,8 +169,8 @@ def charts(folder: RunFolder) -> Iterator[Chart]:
             yield curve_chart(heading, curve, large=name == "loss")
 
 
-def time_parts(folder: RunFolder) -> list[Part]:
-    """Waiting for data, computing, and the rest; empty if the metrics do not tell.
+def time_parts(folder: RunFolder) -> list[tuple[str, str, float, float]]:
+    """Waiting for data, computing, and the rest: name, kind, seconds, share; empty if the metrics do not tell.
 
     The speed of a logged step covers the steps since the one logged before, but neither the first step after a start
     (loading, compiling) nor saving; these are the rest.
@@ -199,34 +183,30 @@ def time_parts(folder: RunFolder) -> list[Part]:
     stepping = float((num_steps[timed] * batch / metrics.columns["images_per_s"][timed]).sum())
     waiting = min(float(np.nansum(metrics.columns["data_wait_s"][timed])), stepping)
     stepping = min(stepping, total)
-    seconds = {
-        ("Waiting for data", "wait"): waiting,
-        ("Computing steps", "step"): max(stepping - waiting, 0.0),
-        ("Starting, first step, saving", "rest"): max(total - stepping, 0.0),
-    }
-    return [Part(name, kind, value, value / total) for (name, kind), value in seconds.items()]
-
-
-def speed(folder: RunFolder) -> float | None:
-    """Images a second while training, on average."""
-    rate = folder.finished.get("images_per_s")
-    if rate is None and folder.metrics.has("images_per_s"):
-        rate = float(np.nanmedian(folder.metrics.columns["images_per_s"]))
-    return rate
+    parts = [
+        ("Waiting for data", "wait", waiting),
+        ("Computing steps", "step", max(stepping - waiting, 0.0)),
+        ("Starting, first step, saving", "rest", max(total - stepping, 0.0)),
+    ]
+    return [(name, kind, seconds, seconds / total) for name, kind, seconds in parts]
 
 
 def total_seconds(folder: RunFolder) -> float | None:
     """Training time over all starts."""
-    wall = folder.finished.get("wall_s")
-    if wall is None and folder.metrics.has("time_s"):
-        wall = float(np.nanmax(folder.metrics.columns["time_s"]))
-    return wall
+    return measured(folder, "wall_s", "time_s", np.nanmax)
+
+
+def measured(folder: RunFolder, name: str, column: str, of_log: Callable[[np.ndarray], float]) -> float | None:
+    """A number of finished.json; while that is not there, what the log has of it."""
+    value: float | None = folder.finished.get(name)
+    logged = value is None and folder.metrics.has(column)
+    return float(of_log(folder.metrics.columns[column])) if logged else value
 
 
 def settings(folder: RunFolder) -> Iterator[tuple[str, str]]:
     """What was run, by name."""
     config = folder.config
-    method = config.get("method", {})
+    method, optim = config.get("method", {}), config.get("optim", {})
     yield "Recipe", text_of(config.get("recipe"))
     images = look_up(config, "data.images")
     yield "Data", text_of(look_up(config, "data.source")) + (f" ({images:,} images of it)" if images else "")
@@ -238,29 +218,18 @@ def settings(folder: RunFolder) -> Iterator[tuple[str, str]]:
         if source := look_up(method, path):
             yield name, str(source)
     if method.get("kind") == "cmt_mae":
-        yield from _collaboration(method)
+        try:
+            yield from who_decides(method)
+        except ValueError:
+            yield "Teacher's weight", "config.yaml does not describe a run of CMT-MAE"
     if (kind := look_up(method, "target.kind")) is not None:
         how = {"patch": ", normalised patch by patch", "layer": ", layer norm of each patch"}
         yield "Target", kind + how.get(look_up(method, "target.normalise") or "", "")
-    optim = config.get("optim", {})
     if "base_lr" in optim:
-        yield (
-            "Optimiser",
-            f"AdamW, base learning rate {optim['base_lr']:g} per 256 images, weight decay {optim.get('weight_decay')}, "
-            f"warm-up {length(optim.get('warmup'))}",
-        )
+        rates = f"base learning rate {optim['base_lr']:g} per 256 images, weight decay {optim.get('weight_decay')}"
+        yield "Optimiser", f"AdamW, {rates}, warm-up {length(optim.get('warmup'))}"
     yield "Length", f"{length(config.get('duration'))}, batches of {config.get('batch_size', '?')} images"
     yield "Seed", text_of(look_up(config, "runtime.seed"))
     yield from surroundings(folder.environment).items()
     if folder.encoder.get("sha256"):
         yield "Encoder hash", str(folder.encoder["sha256"])[:16]
-
-
-def _collaboration(method: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Who decides what in a run of CMT-MAE."""
-    from pantomim.analysis.guidance import who_decides  # brings torch, which no other page needs
-
-    try:
-        return who_decides(method)
-    except ValueError:
-        return [("Teacher's weight", "config.yaml does not describe a run of CMT-MAE")]

@@ -3,15 +3,18 @@
 Every sentence follows from the numbers: where the trained encoder is not ahead, it says so.
 """
 
+import itertools
 import math
 import re
 import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from pantomim.config import leaves
 from pantomim.report.html import plus_minus
 
 CONTENDERS = {"trained": "Trained encoder", "untrained": "Same encoder, untrained", "pixels": "Raw pixels"}
+RIVALS = {"untrained": "the same encoder untrained", "pixels": "raw pixels"}  # in a sentence
 PROTOCOLS = {
     "linear": "Linear probe",
     "linear-mae": "Linear probe (MAE's protocol)",
@@ -98,9 +101,11 @@ class Row:
     @property
     def lead(self) -> float | None:
         """Trained minus the best other, as a share."""
-        if "trained" not in self.found or not self.rivals:
-            return None
-        return self.found["trained"].value - max(score.value for score in self.rivals.values())
+        return min(map(self.ahead_of, self.rivals)) if "trained" in self.found and self.rivals else None
+
+    def ahead_of(self, rival: str) -> float:
+        """Trained minus this other, as a share."""
+        return self.found["trained"].value - self.rivals[rival].value
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,11 @@ class Result:
     details: dict[str, str]  # everything else in the file, flat
 
     @property
+    def headline(self) -> Row:
+        """The metric that stands for the result."""
+        return self.rows[0]
+
+    @property
     def main_rows(self) -> list[Row]:
         """The scores that stand on their own."""
         rows = [row for row in self.rows[1:] if "." not in row.metric and len(row.found) > 1]
@@ -124,11 +134,6 @@ class Result:
     def other_rows(self) -> list[Row]:
         """The scores behind them: every k, say."""
         return [row for row in self.rows if row not in self.main_rows]
-
-    @property
-    def headline(self) -> Row:
-        """The metric that stands for the result."""
-        return self.rows[0]
 
     def noise(self, rival: str) -> float | None:
         """Differences of the headline to a rival up to this share can be chance; None if the file does not tell.
@@ -154,18 +159,13 @@ class Result:
         return NOISE_STDS * math.sqrt(sum(variances)) if variances else None
 
     @property
-    def is_finetuned(self) -> bool:
-        """Whether the encoder was trained further, not frozen."""
-        return self.stem.startswith("finetune")
-
-    @property
     def largest_noise(self) -> float | None:
         """The largest `noise` of the headline."""
         return max((noise for who in self.headline.rivals if (noise := self.noise(who)) is not None), default=None)
 
     def rank(self, rival: str) -> int:
         """1: the trained encoder is ahead of a rival; -1: behind; 0: the difference can be chance, or does not show."""
-        lead = self.headline.found["trained"].value - self.headline.rivals[rival].value
+        lead = self.headline.ahead_of(rival)
         if abs(lead) <= (self.noise(rival) or 0.0) or round(abs(lead), 3) == 0:
             return 0
         return 1 if lead > 0 else -1
@@ -174,6 +174,13 @@ class Result:
     def is_ahead(self) -> bool:
         """Whether the trained encoder is ahead of everyone it was compared with, beyond chance."""
         return self.headline.lead is not None and all(self.rank(who) > 0 for who in self.headline.rivals)
+
+    def standing(self, rival: str) -> str:
+        """How far above or below a rival the trained encoder is, in words."""
+        lead, name = self.headline.ahead_of(rival), RIVALS[rival]
+        if round(abs(lead), 3) == 0:
+            return f"level with {name}"
+        return f"{points(lead)} {'above' if lead > 0 else 'below'} {name}"
 
 
 def read_results(evaluations: dict[str, dict[str, Any]]) -> list[Result]:
@@ -197,8 +204,8 @@ def read_result(stem: str, values: dict[str, Any]) -> Result | None:
     rows = [Row(name, label(name), {who: scores[who].get(name) for who in CONTENDERS}) for name in names]
     flat = leaves(values)
     details = {name: _plain(value) for name, value in flat.items() if name.split(".")[0] not in CONTENDERS}
-    protocol_name = str(values.get("protocol", stem.partition("-")[0]))
-    protocol = PROTOCOLS.get(protocol_name, protocol_name)
+    protocol = str(values.get("protocol", stem.partition("-")[0]))
+    protocol = PROTOCOLS.get(protocol, protocol)
     if labels := _few_labels(details):
         protocol += f", {labels} labels per class"
     data = details.get("dataset") or details.get("data") or details.get("data.name") or stem.partition("-")[2]
@@ -209,28 +216,13 @@ def read_result(stem: str, values: dict[str, Any]) -> Result | None:
 
 def score_table(rows: list[Row]) -> tuple[list[list[str]], list[tuple[int, int]]]:
     """Metric, scores and lead of every row, and the places of the best scores."""
-    texts = [
-        [
-            row.label,
-            *(score.text if (score := row.scores[who]) else "–" for who in CONTENDERS),
-            "–" if row.lead is None else f"{100 * row.lead:+.1f}".replace("-", "−"),
-        ]
-        for row in rows
-    ]
-    best = [
-        (place, column) for place, row in enumerate(rows) for column, who in enumerate(CONTENDERS, 1) if who in row.best
-    ]
-    return texts, best
-
-
-def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Everything in nested dictionaries, by dotted name; lists are leaves."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
+    texts = []
+    for row in rows:
+        scores = [score.text if (score := row.scores[who]) else "–" for who in CONTENDERS]
+        lead = "–" if row.lead is None else f"{100 * row.lead:+.1f}".replace("-", "−")
+        texts.append([row.label, *scores, lead])
+    places = itertools.product(range(len(rows)), enumerate(CONTENDERS, 1))
+    return texts, [(place, column) for place, (column, who) in places if who in rows[place].best]
 
 
 def is_share(name: str) -> bool:
@@ -266,7 +258,7 @@ def verdict(result: Result) -> str:
     if not row.rivals:
         return f"{where}: {score}, with nothing measured beside it to compare."
     against = [
-        f"{_standing(result, who)} ({rival.text}{'' if result.rank(who) else '; can be chance'})"
+        f"{result.standing(who)} ({rival.text}{'' if result.rank(who) else '; can be chance'})"
         for who, rival in row.rivals.items()
     ]
     return f"{where}: {score}, {' and '.join(against)}."
@@ -278,32 +270,20 @@ def summary(results: list[Result]) -> str:
     row = first.headline
     if row.lead is None:
         return "There is nothing to compare the trained encoder with."
-    score = row.found["trained"].text
-    standings = " and ".join(
-        _standing(first, who) + ("" if first.rank(who) else " (which can be chance)") for who in row.rivals
-    )
+    against = [first.standing(who) + ("" if first.rank(who) else " (which can be chance)") for who in row.rivals]
+    score = f"{row.found['trained'].text}, {' and '.join(against)}."
     if not first.is_ahead:
         opening = "is not ahead" if any(first.rank(who) < 0 for who in row.rivals) else "is not clearly ahead"
-        return f"The trained encoder {opening}: it scores {score}, {standings}."
+        return f"The trained encoder {opening}: it scores {score}"
     dissent = [result.protocol for result in others if result.headline.lead is not None and not result.is_ahead]
     but = f" It is not clearly ahead of both in: {', '.join(dissent)}." if dissent else ""
-    return f"The trained encoder scores {score}, {standings}.{but}"
-
-
-def _standing(result: Result, who: str) -> str:
-    lead = result.headline.found["trained"].value - result.headline.rivals[who].value
-    rival = {"untrained": "the same encoder untrained", "pixels": "raw pixels"}[who]
-    if round(abs(lead), 3) == 0:
-        return f"level with {rival}"
-    return f"{points(lead)} {'above' if lead > 0 else 'below'} {rival}"
+    return f"The trained encoder scores {score}{but}"
 
 
 def _few_labels(details: dict[str, str]) -> str:
     """How many labels a class, where only few were used, else nothing."""
-    for name, value in details.items():
-        if name.rpartition(".")[2] == "labels_per_class" and value not in ("", "all"):
-            return value
-    return ""
+    stated = [value for name, value in details.items() if name.rpartition(".")[2] == "labels_per_class"]
+    return next((value for value in stated if value not in ("", "all")), "")
 
 
 def _shares(tree: Any) -> dict[str, Score]:
@@ -318,10 +298,7 @@ def _shares(tree: Any) -> dict[str, Score]:
     return {
         name: Score(value, stds.get(name), draws if name == "top1" else (), errors.get(name))
         for name, value in numbers.items()
-        if is_share(name)
-        and name.partition(".")[0] not in CHOICES
-        and not STD.fullmatch(name)
-        and not ERROR.fullmatch(name)
+        if is_share(name) and not (name.partition(".")[0] in CHOICES or STD.fullmatch(name) or ERROR.fullmatch(name))
     }
 
 
@@ -330,8 +307,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(value: Any) -> str:
-    if value is None:
-        return ""
     if isinstance(value, list):
         return ", ".join(map(_plain, value))
-    return str(value)
+    return "" if value is None else str(value)

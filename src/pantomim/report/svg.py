@@ -6,10 +6,10 @@ matplotlib's SVG of the same curve is three times as large, and its colours are 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import numpy as np
 from markupsafe import Markup, escape
+from scipy.optimize import isotonic_regression
 
 Values = Sequence[float] | np.ndarray
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 42  # room around the plot: numbers and labels of the axes
@@ -105,10 +105,9 @@ class Plot:
         styled = f' style="{style}"' if style else ""
         self.parts.append(f'<path class="{kind}" d="{"".join(commands)}"{styled}/>')
 
-    def dot(self, kind: str, x: float, y: float, radius: float, style: str = "") -> None:
+    def dot(self, kind: str, x: float, y: float, radius: float) -> None:
         """A mark."""
-        styled = f' style="{style}"' if style else ""
-        self.parts.append(f'<circle class="{kind}" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius:g}"{styled}/>')
+        self.parts.append(f'<circle class="{kind}" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius:g}"/>')
 
     def ends(self, values: Values) -> list[float]:
         """Where names of lines that end at these values stand, below each other."""
@@ -141,15 +140,9 @@ def spread(places: Sequence[float], apart: float, low: float, high: float) -> li
 
     Those that are too near make a group around their middle. They run over `high` only if there are too many.
     """
-    order = sorted(range(len(places)), key=lambda index: places[index])
-    groups: list[list[float]] = []  # of places less the room of those before; none but equal ones touch
-    for count, index in enumerate(order):
-        groups.append([places[index] - count * apart])
-        while len(groups) > 1 and fmean(groups[-2]) > fmean(groups[-1]):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    most = max(high - apart * (len(places) - 1), low)
-    starts = [min(max(fmean(group), low), most) for group in groups for _ in group]
-    moved = list(places)
-    for count, (index, start) in enumerate(zip(order, starts, strict=True)):
-        moved[index] = start + count * apart
-    return moved
+    order, room = np.argsort(places, kind="stable"), apart * np.arange(len(places))
+    # Less the room of those before, places may touch but not change their order: least squares are isotonic.
+    starts = isotonic_regression(np.asarray(places, dtype=float)[order] - room).x
+    moved = np.empty(len(places))
+    moved[order] = starts.clip(low, max(high - room[-1], low)) + room
+    return moved.tolist()

@@ -2,27 +2,20 @@
 
 import shlex
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pantomim.config import Pretrain, from_dict, to_dict, with_duration
 from pantomim.evaluate import Evaluation, protocol_named
-from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, TOKENIZER_RECIPES, prepare, prepare_tokenizer
+from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, TOKENIZER_RECIPES, prepare
 from pantomim.recipes.dvae import fitted
-from pantomim.study.placeholders import (
-    check_inputs,
-    check_known,
-    check_needs,
-    fill,
-    missing,
-    needed_arms,
-    placeholders,
-)
-from pantomim.study.plan import MINUS, Analysis, Arm, Plan, Scale, compared_arms, merge
+from pantomim.study.placeholders import check_needs, fill, input_problems, missing, needed_arms, placeholders
+from pantomim.study.plan import MINUS, Analysis, Arm, Plan, Scale, merge, unknown
 
 ENCODER = "RUN"  # stands in an evaluation's config for the run folder of its cell
 WITHOUT_ENCODER = ("dvae", "vqkd")  # methods that train something else, for other arms to use
+Place = tuple[str, int]  # arm and seed
 
 
 @dataclass(frozen=True)
@@ -30,18 +23,14 @@ class Cell:
     """One run and its evaluations."""
 
     index: int  # from 0; seed by seed, so that early cells already make a comparison
+    name: str  # of its folder
     arm: str
     seed: int  # of the run and of its evaluations
     run: Pretrain  # "{run:ARM}" is filled in when it is carried out
     evaluations: dict[str, Evaluation]  # by name; the encoder is filled in when they are carried out
-    analyses: tuple[Analysis, ...] = ()
-    needs: dict[str, str] = field(default_factory=dict)  # by arm, the names of the cells whose runs it uses
-    pictures: int = 0  # held-out images to reconstruct
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return _name(self.index, self.arm, self.seed)
+    analyses: tuple[Analysis, ...]
+    needs: dict[str, str]  # by arm, the names of the cells whose runs it uses
+    pictures: int  # held-out images to reconstruct
 
 
 @dataclass(frozen=True)
@@ -144,8 +133,10 @@ def expand(
         ValueError: if there is no such scale or evaluation, an input is unknown, one is missing that the arms or all
             evaluations need, or a config is not valid.
     """
-    check_known("scale", [scale] if scale else [], plan.scales)
-    check_known("without", without, plan.evaluations)
+    named = unknown([("Study.scale", scale)] if scale else [], "scales", plan.scales)
+    named += unknown([("Study.without", name) for name in without], "evaluations", plan.evaluations)
+    if named:
+        raise ValueError("\n".join(named))
     scale = scale or next(iter(plan.scales), None)
     at = plan.scales[scale] if scale else Scale()
     evaluations = {
@@ -157,38 +148,49 @@ def expand(
         raise ValueError("Study.without must leave an evaluation; got all of them. Leave fewer out.")
     arms = {name: _arm(plan, at, name) for name in plan.arm_overrides}
     overrides = {name: arm.overrides for name, arm in arms.items()}
-    check_inputs(plan, evaluations, overrides, inputs)
+    if problems := input_problems(plan, evaluations, overrides, inputs):
+        raise ValueError("\n".join(problems))
     lacking = {name: lacks for name in evaluations if (lacks := missing(evaluations[name], inputs))}
     evaluations = {name: settings for name, settings in evaluations.items() if name not in lacking}
     used = {name: inputs[name] for name in inputs if name in {"data", *placeholders([evaluations, overrides])}}
-    arms = {name: replace(arm, overrides=fill(arm.overrides, used)) for name, arm in arms.items()}
-    runs = {name: _run(plan, name, arm, used.get("data")) for name, arm in arms.items()}
+    evaluations = fill(evaluations, used)
+    runs = {
+        name: _run(plan, name, replace(arm, overrides=fill(arm.overrides, used)), used) for name, arm in arms.items()
+    }
     check_needs(runs)
     seeds = at.seeds or plan.seeds
-    helpers = tuple(name for name, values in runs.items() if values["method"]["kind"] in WITHOUT_ENCODER)
-    for where, name in [("reference", plan.compare.reference), *compared_arms(plan)]:
-        if name in helpers:
-            raise ValueError(
-                f"Compare.{where} must name arms that train an encoder; got {name}, which is there for others."
-            )
-    encoders = {name: values for name, values in runs.items() if name not in helpers}
+    encoders = {name: values for name, values in runs.items() if values["method"]["kind"] not in WITHOUT_ENCODER}
+    for where, name in plan.compare.named_arms:
+        if name not in encoders:
+            raise ValueError(f"{where} must name arms that train an encoder; got {name}, which is there for others.")
     owners = _owners(encoders, plan)
     places = _places(arms, seeds)
-    cells: list[Cell] = []
-    for arm, seed in places:
-        values = merge(runs[arm], {"runtime": {"seed": seed}})
-        run = from_dict(Pretrain, values, f"arm {arm} of study {plan.name}")
-        cell = Cell(len(cells), arm, seed, run, {}, needs=_needs(arm, seed, runs[arm], places))
-        if arm in encoders:
-            contenders = ("trained", *(name for name in plan.baselines if owners[name][arm] == arm))
-            configs = {
-                name: _evaluation(plan, name, fill(settings, used), seed, contenders)
-                for name, settings in evaluations.items()
-            }
-            analyses = tuple(name for name in plan.analyses if name != "alignment" or run.method.kind == "cae")
-            first = seed == (arms[arm].seeds or seeds)[0]
-            cell = replace(cell, evaluations=configs, analyses=analyses, pictures=plan.pictures if first else 0)
-        cells.append(cell)
+    cells = []
+    for index, ((arm, seed), name) in enumerate(places.items()):
+        where = f"of study {plan.name}"
+        run = from_dict(Pretrain, merge(runs[arm], {"runtime": {"seed": seed}}), f"arm {arm} {where}")
+        contenders = ("trained", *(who for who in plan.baselines if owners[who].get(arm) == arm))
+        set_here = {"encoder": ENCODER, "seed": seed, "contenders": contenders}
+        configs = {
+            key: from_dict(protocol_named(str(own.get("protocol"))), own | set_here, f"evaluation {key} {where}")
+            for key, own in evaluations.items()
+            if arm in encoders
+        }
+        analyses = tuple(each for each in plan.analyses if each != "alignment" or run.method.kind == "cae")
+        first = seed == (arms[arm].seeds or seeds)[0]
+        cells.append(
+            Cell(
+                index=index,
+                name=name,
+                arm=arm,
+                seed=seed,
+                run=run,
+                evaluations=configs,
+                analyses=analyses if arm in encoders else (),
+                needs=_needs(arm, seed, runs[arm], places),
+                pictures=plan.pictures if first and arm in encoders else 0,
+            )
+        )
     return Study(
         plan=plan,
         source=source or plan.name,
@@ -199,27 +201,24 @@ def expand(
         seeds=seeds,
         cells=tuple(cells),
         arms=tuple(encoders),
-        helpers=helpers,
+        helpers=tuple(name for name in runs if name not in encoders),
         owners=owners,
     )
 
 
-def _places(arms: Mapping[str, Arm], seeds: tuple[int, ...]) -> list[tuple[str, int]]:
-    """Arm and seed of every cell, seed by seed; seeds that only some arms have come first, for others may need them."""
+def _places(arms: Mapping[str, Arm], seeds: tuple[int, ...]) -> dict[Place, str]:
+    """The name of every cell, seed by seed; seeds that only some arms have come first, for others may need them."""
     extra = [seed for arm in arms.values() for seed in arm.seeds or () if seed not in seeds]
-    return [
+    order = [
         (name, seed)
         for seed in dict.fromkeys([*extra, *seeds])
         for name, arm in arms.items()
         if seed in (arm.seeds or seeds)
     ]
+    return {(name, seed): f"{index:02d}-{name}-seed{seed}" for index, (name, seed) in enumerate(order)}
 
 
-def _name(index: int, arm: str, seed: int) -> str:
-    return f"{index:02d}-{arm}-seed{seed}"
-
-
-def _needs(arm: str, seed: int, run: dict[str, Any], places: list[tuple[str, int]]) -> dict[str, str]:
+def _needs(arm: str, seed: int, run: dict[str, Any], places: dict[Place, str]) -> dict[str, str]:
     """By needed arm the name of its cell: the one of the same seed, or its only one."""
     found = {}
     for other in needed_arms(run):
@@ -229,15 +228,16 @@ def _needs(arm: str, seed: int, run: dict[str, Any], places: list[tuple[str, int
                 f"Plan.arms.{other}.seeds must be one, or all that {arm} has, which uses it; got {seeds} without "
                 f"{seed}. Add it."
             )
-        place = (other, seed if seed in seeds else seeds[0])
-        found[other] = _name(places.index(place), *place)
+        found[other] = places[other, seed if seed in seeds else seeds[0]]
     return found
 
 
 def _arm(plan: Plan, at: Scale, name: str) -> Arm:
     """An arm at a scale; its settings lie on top of those of all runs."""
     settings = merge(plan.arm_overrides[name], at.arms.get(name, {}))
-    arm = Arm.of(settings, f"arm {name} of study {plan.name}")
+    # In a plan, what the run is made of (base, size, duration, seeds) stands beside the settings of its config.
+    own = {item.name: settings.pop(item.name) for item in fields(Arm) if item.name in settings}
+    arm = from_dict(Arm, own | {"overrides": settings}, f"arm {name} of study {plan.name}")
     # The plan's size is for the plan's base, or for another bare one; a full recipe of the arm's own has its size.
     sized = arm.base is None or arm.base in {*BARE_METHODS, *BARE_TOKENIZERS}
     return Arm(
@@ -249,31 +249,21 @@ def _arm(plan: Plan, at: Scale, name: str) -> Arm:
     )
 
 
-def _base(arm: Arm, data: str | None) -> dict[str, Any]:
-    """The values of the recipe of an arm, at its length."""
+def _run(plan: Plan, name: str, arm: Arm, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The values of an arm's runs; a wrong key is told in the name of that arm."""
     assert arm.base is not None
+    data = inputs.get("data")
     if arm.base in {*BARE_TOKENIZERS, *(recipe.name for recipe in TOKENIZER_RECIPES)}:
         length = {} if arm.duration is None else to_dict(arm.duration)
-        tokenizer, num_images = prepare_tokenizer(arm.base, data=data, size=arm.size, **length)
-        if tokenizer.config.method.kind == "dvae" and num_images is not None:
-            return to_dict(fitted(tokenizer.config, num_images))
-        return to_dict(tokenizer.config)
-    config = prepare(arm.base, data=data, size=arm.size).config
-    return to_dict(config if arm.duration is None else with_duration(config, arm.duration))
-
-
-def _run(plan: Plan, name: str, arm: Arm, data: str | None) -> dict[str, Any]:
-    """The values of an arm's runs; a wrong key is told in the name of that arm."""
-    run = from_dict(Pretrain, merge(_base(arm, data), arm.overrides), f"arm {name} of study {plan.name}")
+        tokenizer = prepare(arm.base, data=data, size=arm.size, trains="tokenizer", **length)
+        config = fitted(tokenizer.config, tokenizer.num_images or 0)
+    else:
+        config = prepare(arm.base, data=data, size=arm.size).config
+        config = config if arm.duration is None else with_duration(config, arm.duration)
+    run = from_dict(Pretrain, merge(to_dict(config), arm.overrides), f"arm {name} of study {plan.name}")
     if not run.data.source:
-        raise ValueError(f"Study.inputs must name the images of {arm.base}; got none. Add the input data=SRC.")
+        raise ValueError(f"Study.input must name the images of {arm.base}; got none. Add the input data=SRC.")
     return to_dict(run)
-
-
-def _evaluation(plan: Plan, name: str, settings: dict[str, Any], seed: int, contenders: tuple[str, ...]) -> Evaluation:
-    where = f"evaluation {name} of study {plan.name}"
-    values = {**settings, "encoder": ENCODER, "seed": seed, "contenders": contenders}
-    return from_dict(protocol_named(str(settings.get("protocol"))), values, where)
 
 
 def _owners(runs: dict[str, dict[str, Any]], plan: Plan) -> dict[str, dict[str, str]]:
@@ -283,11 +273,12 @@ def _owners(runs: dict[str, dict[str, Any]], plan: Plan) -> dict[str, dict[str, 
     pixels = ("image_size", "patch_size", "in_chans", "heads")  # what a score of raw pixels takes from an encoder
     looks = {
         "untrained": encoders,
-        "pixels": {arm: {key: encoder[key] for key in pixels} for arm, encoder in encoders.items()},
+        "pixels": {arm: [encoder[key] for key in pixels] for arm, encoder in encoders.items()},
     }
     return {
         baseline: {
-            arm: next(other for other in first if looks[baseline][other] == looks[baseline][arm]) for arm in runs
+            arm: next(other for other in first if looks[baseline][other] == look)
+            for arm, look in looks[baseline].items()
         }
         for baseline in plan.baselines
     }

@@ -1,10 +1,18 @@
-"""The columns of a table: EVALUATION.METRIC, or the difference of two of them; in words and in digits."""
+"""The columns of a table: mean, std and interval over seeds, what a column is called, and how both are written."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.special import stdtrit
 
 from pantomim.report import scores
 from pantomim.report.html import plus_minus
 from pantomim.study.plan import LOG, MINUS
-from pantomim.study.spread import Spread
 
+CONFIDENCE = 0.95
+ABSENT = "–"
 AGREEMENT = {  # numbers of the analysis "alignment", and which of them are shares
     "loss": "alignment loss",
     "explained": "latents explained",
@@ -13,6 +21,63 @@ AGREEMENT = {  # numbers of the analysis "alignment", and which of them are shar
     "skipped": "target without regressor",
 }
 AGREEMENT_SHARES = ("explained", "predicted", "skipped")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number at several seeds, its mean and its standard deviation (n - 1); None for a single one."""
+
+    by_seed: dict[int, float]
+    mean: float
+    std: float | None
+
+    @classmethod
+    def of(cls, by_seed: Mapping[int, float]) -> "Spread | None":
+        """Of these values; None if there are none."""
+        if not by_seed:
+            return None
+        values = list(by_seed.values())
+        return cls(dict(by_seed), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the 95 % interval of the mean by Student's t; None for a single value."""
+        n = len(self.by_seed)
+        return None if self.std is None else float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * self.std / math.sqrt(n)
+
+    @property
+    def side(self) -> int:
+        """1 or -1 if the 95 % interval of the mean lies above or below zero, else 0."""
+        half = self.half_width
+        return 0 if half is None or abs(self.mean) <= half else (1 if self.mean > 0 else -1)
+
+
+def difference(ours: Spread | None, theirs: Spread | None) -> Spread | None:
+    """Ours minus theirs, over the seeds that both have; None if there are none."""
+    if ours is None or theirs is None:
+        return None
+    both = sorted(ours.by_seed.keys() & theirs.by_seed.keys())
+    return Spread.of({seed: ours.by_seed[seed] - theirs.by_seed[seed] for seed in both})
+
+
+@dataclass(frozen=True)
+class AmongArms:
+    """How far a number differs among the arms of a group (n - 1), at each seed."""
+
+    mean: Spread
+    range: Spread
+    std: Spread
+    variance: Spread
+
+    @classmethod
+    def of(cls, arms: Sequence[Spread | None]) -> "AmongArms | None":
+        """Over the seeds that all arms have; None if there are none."""
+        present = [arm.by_seed for arm in arms if arm is not None]
+        seeds = sorted(set.intersection(*map(set, present))) if len(present) == len(arms) > 1 else []
+        values = {seed: [by_seed[seed] for by_seed in present] for seed in seeds}
+        measures = (statistics.fmean, lambda found: max(found) - min(found), statistics.stdev, statistics.variance)
+        spreads = [Spread.of({seed: measure(found) for seed, found in values.items()}) for measure in measures]
+        return cls(*found) if len(found := [spread for spread in spreads if spread is not None]) == 4 else None
 
 
 def parts(column: str) -> list[tuple[str, str]]:
@@ -31,32 +96,33 @@ def is_share(column: str) -> bool:
 
 def heading(column: str) -> str:
     """A column in words."""
-    numbers = [_words(evaluation, number) for evaluation, number in parts(column)]
-    if len(numbers) == 1:
-        return ", ".join(numbers[0]) + (" (%)" if is_share(column) else "")
-    (first, words), (second, others) = numbers
-    same = f"{first} − {second}, {words}" if words == others else f"{first}, {words} − {second}, {others}"
-    return same + (" (points)" if is_share(column) else "")
+    unit = " (%)" if is_share(column) else ""
+    first, *second = [_words(evaluation, number) for evaluation, number in parts(column)]
+    if not second:
+        return ", ".join(first) + unit
+    ((other, words),) = second
+    same = f"{first[0]} − {other}, {words}" if words == first[1] else f"{', '.join(first)} − {other}, {words}"
+    return same + unit.replace("%", "points")
 
 
 def show(spread: Spread | None, column: str, planned: int) -> str:
     """Mean and std; the number of seeds where it is not the planned one."""
     if spread is None:
-        return "–"
-    scale, digits = (100.0, ".1f") if is_share(column) else (1.0, ".4g")
-    text = plus_minus(spread.mean, spread.std, digits, scale)
-    if len(parts(column)) > 1:
-        text = show_difference(spread, column)
+        return ABSENT
+    text = show_plain(spread, *((".1f", 100.0) if is_share(column) else (".4g", 1.0)))
+    text = show_difference(spread, column) if MINUS in column else text
     n = len(spread.by_seed)
     return text if n == planned else f"{text} (n = {n})"
 
 
-def show_difference(difference: Spread | None, column: str) -> str:
+def show_difference(spread: Spread | None, column: str) -> str:
     """The same of a difference, with its sign."""
-    if difference is None:
-        return "–"
-    scale, digits = (100.0, "+.1f") if is_share(column) else (1.0, "+.3g")
-    return plus_minus(difference.mean, difference.std, digits, scale).replace("-", "−")
+    return show_plain(spread, *(("+.1f", 100.0) if is_share(column) else ("+.3g", 1.0))).replace("-", "−")
+
+
+def show_plain(spread: Spread | None, digits: str, scale: float = 1.0) -> str:
+    """Mean and std in these digits."""
+    return ABSENT if spread is None else plus_minus(spread.mean, spread.std, digits, scale)
 
 
 def _words(evaluation: str, number: str) -> tuple[str, str]:

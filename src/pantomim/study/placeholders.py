@@ -1,12 +1,12 @@
 """Names in braces in a plan: "{NAME}" is what an input gives, "{run:ARM}" the run folder of that arm's cell."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from pantomim.study.plan import Plan, nearest
+from pantomim.study.plan import Plan, unknown
 
 INPUT = re.compile(r"\{(?!run:)(?P<name>\w+)(?::(?P<default>.*))?\}")  # {NAME}, or {NAME:DEFAULT}
 RUN_OF = re.compile(r"\{run:(?P<arm>[^{}]*)\}")
@@ -22,44 +22,27 @@ def read_inputs(data: str | None, named: Collection[str]) -> dict[str, str]:
     for text in named:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
-            raise ValueError(f"Study.inputs must be NAME=SRC; got {text}. Name each one.")
+            raise ValueError(f"Study.input must be NAME=SRC; got {text}. Name each one.")
         if name in inputs:
-            raise ValueError(f"Study.inputs must name {name} once; got {inputs[name]} and {value}. Leave one out.")
+            raise ValueError(f"Study.input must name {name} once; got {inputs[name]} and {value}. Leave one out.")
         inputs[name] = value
     return inputs
 
 
-def check_inputs(plan: Plan, evaluations: dict[str, Any], arms: dict[str, Any], inputs: Mapping[str, str]) -> None:
-    """See that the inputs are known, and that they are enough for the arms and for an evaluation.
-
-    Raises:
-        ValueError: naming each missing input, or the inputs that there are.
-    """
+def input_problems(
+    plan: Plan, evaluations: dict[str, Any], arms: dict[str, Any], inputs: Mapping[str, str]
+) -> list[str]:
+    """Inputs that nothing in the plan asks for, and those that the arms or all evaluations lack."""
     everywhere: list[Any] = [plan.overrides, plan.arm_overrides, plan.evaluations]
     everywhere += [[scale.overrides, scale.arms, scale.evaluations] for scale in plan.scales.values()]
-    check_known("inputs", inputs, {"data": True} | placeholders(everywhere))
     whom = {"the arms": missing(arms, inputs)}
     if all(missing(settings, inputs) for settings in evaluations.values()):
         whom |= {f"evaluation {name}": missing(settings, inputs) for name, settings in evaluations.items()}
-    problems = [
-        f"Study.inputs must name {name}, for {', '.join(who for who in whom if name in whom[who])}; got none. "
+    return unknown([("Study.input", name) for name in inputs], "inputs", {"data": True} | placeholders(everywhere)) + [
+        f"Study.input must name {name}, for {', '.join(who for who in whom if name in whom[who])}; got none. "
         f"Add the input {name}=SRC."
         for name in dict.fromkeys(name for lacking in whom.values() for name in lacking)
     ]
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def check_known(what: str, names: Collection[str], known: Collection[str]) -> None:
-    """Refuse a name that there is not, and name its nearest neighbour.
-
-    Raises:
-        ValueError: naming those there are.
-    """
-    for name in names:
-        if name not in known:
-            there = ", ".join(known) or "nothing: the plan has none"
-            raise ValueError(f"Study.{what} must be of {there}; got {name}.{nearest(name, known)}")
 
 
 def missing(tree: Any, inputs: Mapping[str, str]) -> tuple[str, ...]:
@@ -70,9 +53,8 @@ def missing(tree: Any, inputs: Mapping[str, str]) -> tuple[str, ...]:
 def placeholders(tree: Any) -> dict[str, bool]:
     """The inputs by name, in order, and whether they must be given: somewhere they have no default."""
     needed: dict[str, bool] = {}
-    for text in texts(tree):
-        if match := INPUT.fullmatch(text):
-            needed[match["name"]] = needed.get(match["name"], False) or match["default"] is None
+    for match in filter(None, map(INPUT.fullmatch, texts(tree))):
+        needed[match["name"]] = needed.get(match["name"], False) or match["default"] is None
     return needed
 
 
@@ -95,16 +77,12 @@ def check_needs(arms: Mapping[str, Any]) -> None:
     """See that every arm that is used exists, and that none needs itself in the end; all settings are given by arm.
 
     Raises:
-        ValueError: naming the arm that there is not, or the circle.
+        ValueError: naming the arms that there are not, or the circle.
     """
     needs = {arm: needed_arms(settings) for arm, settings in arms.items()}
-    for arm, others in needs.items():
-        for other in others:
-            if other not in arms:
-                raise ValueError(
-                    f"Plan.arms.{arm} must use runs of arms ({', '.join(arms)}); got {{run:{other}}}."
-                    f"{nearest(other, arms)}"
-                )
+    used = [(f"{{run:ARM}} in Plan.arms.{arm}", other) for arm, others in needs.items() for other in others]
+    if problems := unknown(used, "arms", arms):
+        raise ValueError("\n".join(problems))
     try:
         TopologicalSorter(needs).prepare()
     except CycleError as error:
@@ -127,7 +105,7 @@ def moved(written: Any, planned: Any, folders: Mapping[str, Path]) -> Any:
     return with_runs(planned, folders) if isinstance(planned, str) and RUN_OF.search(planned) else written
 
 
-def replace_texts(tree: Any, change: Callable[[str], str | None]) -> Any:
+def replace_texts(tree: Any, change: Callable[[str], Any]) -> Any:
     """The same nested settings with every text changed."""
     if isinstance(tree, dict):
         return {key: replace_texts(value, change) for key, value in tree.items()}
@@ -136,10 +114,8 @@ def replace_texts(tree: Any, change: Callable[[str], str | None]) -> Any:
     return change(tree) if isinstance(tree, str) else tree
 
 
-def texts(tree: Any) -> Iterator[str]:
+def texts(tree: Any) -> list[str]:
     """Every text in nested settings."""
-    if isinstance(tree, dict | list | tuple):
-        for item in tree.values() if isinstance(tree, dict) else tree:
-            yield from texts(item)
-    elif isinstance(tree, str):
-        yield tree
+    found: list[str] = []
+    replace_texts(tree, found.append)
+    return found

@@ -2,10 +2,10 @@
 
 import difflib
 import itertools
+import math
 import re
-from collections.abc import Collection
-from dataclasses import field, fields
-from importlib import resources
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,27 +48,11 @@ class Arm:
     seeds: Seeds | None = None  # such as a single one for a tokenizer that all cells share
     overrides: Overrides = field(default_factory=dict)  # on top of those of all runs
 
-    @classmethod
-    def of(cls, settings: Overrides, where: str) -> "Arm":
-        """From a plan, where what the run is made of stands beside its settings.
-
-        Raises:
-            ValueError: if base, size, duration or seeds are none.
-        """
-        own = [item.name for item in fields(cls) if item.name in settings and item.name != "overrides"]
-        rest = {key: value for key, value in settings.items() if key not in own}
-        return from_dict(cls, {**{key: settings[key] for key in own}, "overrides": rest}, where)
-
 
 @frozen
-class Scale:
+class Scale(Arm):
     """The same plan for another machine; what is left out stays as in the plan, settings lie on top of its own."""
 
-    base: str | None = None
-    size: str | None = None
-    duration: Duration | None = None
-    seeds: Seeds | None = None
-    overrides: Overrides = field(default_factory=dict)
     arms: dict[str, Overrides] = field(default_factory=dict)
     evaluations: dict[str, Overrides] = field(default_factory=dict)
 
@@ -86,6 +70,13 @@ class Compare:
     reference: str  # the arm from which the others' differences are taken, seed by seed
     contrasts: tuple[str, ...] = ()  # further differences between arms, as "ARM - ARM"
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # arms whose spread is asked for
+
+    @property
+    def named_arms(self) -> list[tuple[str, str]]:
+        """All arms that it names, after the place where it does."""
+        pairs = [("Compare.contrasts", name) for pair in self.contrasts for name in pair.split(MINUS)]
+        groups = [(f"Compare.groups.{group}", name) for group, names in self.groups.items() for name in names]
+        return [("Compare.reference", self.reference), *pairs, *groups]
 
 
 @frozen
@@ -118,8 +109,7 @@ class Plan:
     scales: dict[Name, Scale] = field(default_factory=dict)  # for other machines; the first one unless another is named
 
     def __post_init__(self) -> None:
-        problems = [*self._arm_problems(), *self._evaluation_problems(), *self._compare_problems()]
-        if problems:
+        if problems := list(self._problems()):
             raise ValueError("\n".join(problems))
 
     @property
@@ -135,79 +125,47 @@ class Plan:
             combined["-".join(name for name, _ in choices)] = merged
         return combined
 
-    def _every_arm(self) -> list[tuple[str, str, Overrides]]:
-        """Where the settings of an arm are, its name, and what they are."""
-        found = [(f"Plan.arms.{name}", name, settings) for name, settings in self.arm_overrides.items()]
-        for scale, at in self.scales.items():
-            found += [(f"Plan.scales.{scale}.arms.{name}", name, settings) for name, settings in at.arms.items()]
-        return found
-
-    def _arm_problems(self) -> list[str]:
+    def _problems(self) -> Iterator[str]:
+        """What no type can tell: names that must exist, and those that must not."""
         if bool(self.arms) == bool(self.axes) or not all(self.axes.values()):
-            return ["Plan must have either arms or axes, and choices on every axis; fill in one of the two."]
-        arms = list(self.arm_overrides)
-        problems = []
-        if len(arms) < len(list(itertools.product(*self.axes.values()))):
-            problems.append("Plan.axes must give every combination a name of its own; rename choices.")
-        problems += _unknown([("Compare.reference", self.compare.reference)], "be one of the arms", arms)
-        problems += _unknown([(where, name) for where, name, _ in self._every_arm()], "be one of the arms", arms)
-        everywhere = [
-            self.overrides,
-            *(settings for _, _, settings in self._every_arm()),
-            *(scale.overrides for scale in self.scales.values()),
-        ]
+            yield "Plan must have either arms or axes, and choices on every axis; fill in one of the two."
+            return
+        arms, scales = self.arm_overrides, self.scales.items()
+        if self.axes and len(arms) < math.prod(map(len, self.axes.values())):
+            yield "Plan.axes must give every combination another name; rename choices."
+        changed = [(f"Plan.scales.{name}.arms", arm) for name, scale in scales for arm in scale.arms]
+        yield from unknown([*self.compare.named_arms, *changed], "arms", arms)
+        changed = [(f"Plan.scales.{name}.evaluations", key) for name, scale in scales for key in scale.evaluations]
+        yield from unknown(changed, "evaluations", self.evaluations)
+        everywhere = [self.overrides, *arms.values()]
+        everywhere += [overrides for _, scale in scales for overrides in (scale.overrides, *scale.arms.values())]
         if any("seed" in (overrides.get("runtime") or {}) for overrides in everywhere):
-            problems.append("Plan.overrides must leave runtime.seed to Plan.seeds. Name the seeds there.")
-        return problems
+            yield "Plan.overrides must leave runtime.seed to Plan.seeds. Name the seeds there."
+        for given in (self.evaluations, *(scale.evaluations for _, scale in scales)):
+            for name, key in itertools.product(given, SET_BY_THE_STUDY):
+                if key in given[name]:
+                    yield f"Plan.evaluations.{name} must leave {key} to the study; got {given[name][key]}. Take it out."
+        for name in {LOG, *self.analyses} & {*self.evaluations}:
+            yield f"Plan.evaluations must leave the name {name} to what the study itself looks at; rename it."
+        yield from self._column_problems()
 
-    def _evaluation_problems(self) -> list[str]:
-        changed = [(f"Plan.scales.{at}", name) for at, scale in self.scales.items() for name in scale.evaluations]
-        given = [*self.evaluations.items(), *(item for s in self.scales.values() for item in s.evaluations.items())]
-        return [
-            *_unknown(changed, "change evaluations of the plan", list(self.evaluations)),
-            *(
-                f"Plan.evaluations.{name} must leave {key} to the study; got {settings[key]}. Take it out."
-                for name, settings in given
-                for key in SET_BY_THE_STUDY
-                if key in settings
-            ),
-            *(
-                f"Plan.evaluations must leave the name {name} to what the study itself looks at; rename it."
-                for name in self.evaluations
-                if name in (LOG, *self.analyses)
-            ),
-        ]
-
-    def _compare_problems(self) -> list[str]:
-        known, arms = [*self.evaluations, *self.analyses, LOG], list(self.arm_overrides)
-        problems = []
-        for metric in (part for column in self.compare.metrics for part in column.split(MINUS)):
-            evaluation, _, number = metric.partition(".")
-            if evaluation not in known or not number:
-                problems.append(
-                    f"Compare.metrics must be EVALUATION.METRIC, of the evaluations {', '.join(known)}; got {metric}."
-                    f"{nearest(evaluation, known) if evaluation not in known else ''}"
-                )
-        if not self.compare.metrics:
-            problems.append("Compare.metrics must name at least one column, such as knn.top1.")
-        for columns in (column for column in self.compare.metrics if column.count(MINUS) > 1):
-            problems.append(f"Compare.metrics must be numbers or differences of two; got {columns}.")
-        for pair in self.compare.contrasts:
+    def _column_problems(self) -> Iterator[str]:
+        compare, known = self.compare, [*self.evaluations, *self.analyses, LOG]
+        if not compare.metrics:
+            yield "Compare.metrics must name at least one column, such as knn.top1."
+        for column in compare.metrics:
+            metrics = column.split(MINUS)
+            if len(metrics) > 2 or not all(metric.partition(".")[2] for metric in metrics):
+                yield f"Compare.metrics must be EVALUATION.METRIC, or a difference of two; got {column}."
+            names = [("Compare.metrics", metric.partition(".")[0]) for metric in metrics]
+            yield from unknown(names, "evaluations", known)
+        for pair in compare.contrasts:
             if pair.count(MINUS) != 1:
-                problems.append(f"Compare.contrasts must be ARM - ARM; got {pair}.")
-        problems += _unknown([(f"Compare.{where}", name) for where, name in compared_arms(self)], "name arms", arms)
-        problems += [
-            f"Compare.groups.{group} must name two arms or more, each once; got {', '.join(names) or 'none'}."
-            for group, names in self.compare.groups.items()
-            if len(set(names)) < max(2, len(names))
-        ]
-        return problems
-
-
-def compared_arms(plan: Plan) -> list[tuple[str, str]]:
-    """The arms that contrasts and groups name, and where."""
-    named = [("contrasts", name) for pair in plan.compare.contrasts for name in pair.split(MINUS)]
-    return named + [(f"groups.{group}", name) for group, names in plan.compare.groups.items() for name in names]
+                yield f"Compare.contrasts must be ARM - ARM; got {pair}."
+        for group, names in compare.groups.items():
+            if len(set(names)) < max(2, len(names)):
+                given = ", ".join(names) or "none"
+                yield f"Compare.groups.{group} must name two arms or more, each once; got {given}."
 
 
 def merge(base: Overrides, overrides: Overrides) -> Overrides:
@@ -222,12 +180,7 @@ def merge(base: Overrides, overrides: Overrides) -> Overrides:
 
 def shipped_plans() -> dict[str, Plan]:
     """The plans that come with the package, by name."""
-    folder = resources.files("pantomim.study").joinpath("plans")
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
-    return {
-        file.name.removesuffix(".yaml"): _read(file.read_text(encoding="utf-8"), f"the plan {file.name}")
-        for file in files
-    }
+    return {path.stem: _read(path) for path in sorted(Path(__file__).with_name("plans").glob("*.yaml"))}
 
 
 def load_plan(name: str) -> Plan:
@@ -236,13 +189,8 @@ def load_plan(name: str) -> Plan:
     Raises:
         ValueError: if there is none, or it is not valid; with every problem, an unknown key with its nearest neighbour.
     """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"Study.plan must be a file that can be read; got {name} ({error}).") from None
-        return _read(text, name)
+    if Path(name).suffix in (".yaml", ".yml"):
+        return _read(Path(name))
     plans = shipped_plans()
     if name not in plans:
         raise ValueError(
@@ -257,20 +205,22 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _unknown(named: list[tuple[str, str]], rule: str, known: list[str]) -> list[str]:
+def unknown(named: Iterable[tuple[str, str]], what: str, known: Collection[str]) -> list[str]:
+    """A sentence for each name, after the place where it is given, that is none of the known ones."""
+    there = ", ".join(known) or "but the plan has none"
     return [
-        f"{where} must {rule} ({', '.join(known)}); got {name}.{nearest(name, known)}"
+        f"{where} must be one of the {what}, {there}; got {name}.{nearest(name, known)}"
         for where, name in named
         if name not in known
     ]
 
 
-def _read(text: str, where: str) -> Plan:
+def _read(path: Path) -> Plan:
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} must be YAML; got {error}.") from None
-    return from_dict(Plan, values, where)
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"Study.plan must be a YAML file that can be read; got {path} ({error}).") from None
+    return from_dict(Plan, values, str(path))
 
 
 def _replaces(old: Overrides, new: Overrides) -> bool:

@@ -15,6 +15,9 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
+from pantomim.analysis import LAYERS, write_pictures
+from pantomim.analysis.alignment import measure_agreement
+from pantomim.analysis.block_facts import write_block_facts
 from pantomim.analysis.masks import visible_statistics
 from pantomim.config import Pretrain, from_dict, leaves, to_dict, to_yaml
 from pantomim.core.files import replace_file
@@ -22,7 +25,6 @@ from pantomim.engine.folder import FREE, Finished, RunInUseError, refuse_changes
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.stops import Interrupted
 from pantomim.evaluate import Memo, evaluate_to_file
-from pantomim.study.analyses import FILES, analyse, write_pictures
 from pantomim.study.cells import Cell, Study
 from pantomim.study.placeholders import moved, with_runs
 from pantomim.study.plan import Analysis
@@ -32,6 +34,11 @@ Say = Callable[[str], None]
 PLAN = "study.yaml"
 NUM_MASKS = 512  # drawn to describe what an arm masks
 POLL_S = 2.0  # between two looks at what another process does
+ANALYSES: dict[Analysis, str] = {  # and the file of each
+    "alignment": "agreement.json",
+    "attention-distance": "attention-distance.npz",
+    "spectrum": "spectrum.npz",
+}
 
 
 @dataclass(frozen=True)
@@ -48,28 +55,13 @@ class Record:
     masks: dict[str, float] | None = None  # what the masker leaves visible, on average over `NUM_MASKS`
 
 
-class CellInUseError(OSError):
-    """Another process works on the cell."""
-
-
 def run_study(
-    study: Study,
-    out: Path,
-    *,
-    index: int | None = None,
-    minutes: float | None = None,
-    say: Say = lambda text: None,
+    study: Study, out: Path, *, index: int | None = None, minutes: float | None = None, say: Say = lambda text: None
 ) -> list[Cell]:
-    """Carry out the cells that are not finished; one that fails does not stop the others.
+    """Carry out the cells that are not finished, or only that of an `index`; one that fails does not stop the others.
 
-    Several processes may work in the same folder at once: each cell is taken by one of them.
-
-    Args:
-        study: What to carry out.
-        out: A new folder, or that of the same study.
-        index: Only this cell.
-        minutes: Start no further cell after so many.
-        say: Is told what happens.
+    Several processes may work in the same folder at once: each cell is taken by one of them. No further cell is started
+    after so many `minutes`. `say` is told what happens.
 
     Returns: the cells that failed now, with the reason in their records, and those that could not start for want of
         another's run.
@@ -83,101 +75,68 @@ def run_study(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"A study must run in one process; got {os.environ['WORLD_SIZE']}. Start one for each cell.")
     open_study(study, out)
-    return _Turns(study, out, minutes, say).take([*study.cells] if index is None else [study.cells[index]])
-
-
-class _Turns:
-    """Which cell is next: the first one that is not finished, in no other process's hands, and lacks no other's run."""
-
-    def __init__(self, study: Study, out: Path, minutes: float | None, say: Say) -> None:
-        self.out, self.say = out, say
-        self.cells = {cell.name: cell for cell in study.cells}
-        self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
-        self.over = "" if minutes is None else f"{minutes:g} minutes are over: no further cell is started. "
-        self.told: set[str] = set()
-
-    def take(self, todo: list[Cell]) -> list[Cell]:
-        """Carry out these cells; returns those that failed, and those for which what they need will not be there."""
-        lost: list[Cell] = []
-        while todo:
-            cell = self._next(todo, lost)
-            if todo and time.monotonic() >= self.end:
-                self.say(f"{self.over}Run the same command to resume.")
-                break
-            if cell is None:
-                time.sleep(POLL_S if todo else 0.0)
+    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    cells = {cell.name: cell for cell in study.cells}
+    todo = [*study.cells] if index is None else [study.cells[index]]
+    lost: list[Cell] = []
+    elsewhere: set[str] = set()  # said to be in another process's hands
+    while todo:
+        # The first cell that can be carried out, or needs no waiting for; from the start again after each.
+        for cell in todo:
+            missing = [need for name in cell.needs.values() if not has_run(need := cells[name], out)]
+            never = [need for need in missing if need not in todo and not in_use(need, out)]
+            if is_finished(cell, out):
+                say(f"{cell.name}: finished before.")
+            elif never:
+                words = ", ".join(f"{need.name} ({state(need, out)})" for need in never)
+                say(f"{cell.name}: not started, for it needs the run of {words}.")
+                lost.append(cell)
+            elif time.monotonic() >= end:
+                say(f"{minutes:g} minutes are over: no further cell is started. Run the same command to resume.")
+                return lost
+            elif missing:
                 continue
-            try:
-                record = run_cell(cell, self.out, self.say)
-            except CellInUseError:
-                self._leave_to_another(cell, todo)
-                continue
+            elif record := run_cell(cell, out, say):
+                if record.state == "failed":
+                    say(f"{cell.name}: failed. {record.error}")
+                    lost.append(cell)
+            else:
+                if cell.name not in elsewhere:
+                    say(f"{cell.name}: another process works on it.")
+                    elsewhere.add(cell.name)
+                if any(cell.name in other.needs.values() for other in todo):
+                    continue  # should that process stop, the cell is ours
             todo.remove(cell)
-            if record.state == "failed":
-                lost.append(cell)
-                self.say(f"{cell.name}: failed. {record.error}")
-        return lost
-
-    def _next(self, todo: list[Cell], lost: list[Cell]) -> Cell | None:
-        """The next cell; None if another process carries out what all that are left need, or none is left."""
-        for cell in list(todo):
-            if is_finished(cell, self.out):
-                self.say(f"{cell.name}: finished before.")
-                todo.remove(cell)
-                continue
-            lacking = [need for name in cell.needs.values() if not has_run(need := self.cells[name], self.out)]
-            never = [need for need in lacking if need not in todo and not in_use(need, self.out)]
-            if never:
-                words = ", ".join(f"{need.name} ({state(need, self.out)})" for need in never)
-                self.say(f"{cell.name}: not started, for it needs the run of {words}.")
-                todo.remove(cell)
-                lost.append(cell)
-            elif not lacking and not (cell.name in self.told and in_use(cell, self.out)):
-                return cell
-        return None
-
-    def _leave_to_another(self, cell: Cell, todo: list[Cell]) -> None:
-        """Forget a cell that another process works on, unless others wait for it; should that one stop, it is ours."""
-        if cell.name in self.told:
-            time.sleep(POLL_S)
+            break
         else:
-            self.say(f"{cell.name}: another process works on it.")
-        self.told.add(cell.name)
-        if not any(cell.name in other.needs.values() for other in todo):
-            todo.remove(cell)
+            time.sleep(POLL_S)
+    return lost
 
 
-def run_cell(cell: Cell, out: Path, say: Say = lambda text: None) -> Record:
-    """Pre-train, evaluate and picture one cell, as far as that is not done, and write its record.
+def run_cell(cell: Cell, out: Path, say: Say) -> Record | None:
+    """Pre-train, evaluate and picture one cell, as far as that is not done; None: another process works on it.
 
     Raises:
-        CellInUseError: if another process works on it.
         Interrupted: after SIGINT or SIGTERM while training.
     """
     path, trace = (out / "cells" / f"{cell.name}.{ending}" for ending in ("json", "traceback.txt"))
-    lock = _lock(cell, out)
     try:
-        lock.acquire()
-    except Timeout:
-        raise CellInUseError(f"{cell.name} is in use by another process.") from None
-    try:
-        if is_finished(cell, out):  # by another process, since we looked
-            return read_record(cell, out) or Record("finished")
-        try:
-            record = _carry_out(cell, out, say)
-        except Interrupted:
-            raise
-        except RunInUseError as error:
-            raise CellInUseError(str(error)) from error
-        except Exception as error:  # the other cells are worth having; the table shows this one as failed
-            record = Record("failed", error=f"{type(error).__name__}: {error}")
-            replace_file(trace, "".join(traceback.format_exception(error)).encode())
-        else:
-            trace.unlink(missing_ok=True)  # of an earlier try
-        replace_file(path, (json.dumps(asdict(record), indent=2) + "\n").encode())
-        return record
+        with _lock(cell, out):
+            if is_finished(cell, out):  # by another process, since we looked
+                return read_record(cell, out)
+            try:
+                record = _carry_out(cell, out, say)
+                trace.unlink(missing_ok=True)  # of an earlier try
+            except (Interrupted, RunInUseError):
+                raise
+            except Exception as error:  # the other cells are worth having; the table shows this one as failed
+                record = Record("failed", error=f"{type(error).__name__}: {error}")
+                replace_file(trace, "".join(traceback.format_exception(error)).encode())
+            replace_file(path, (json.dumps(asdict(record), indent=2) + "\n").encode())
+            return record
+    except (Timeout, RunInUseError):
+        return None
     finally:
-        lock.release()
         gc.collect()  # the next cell wants the memory
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -214,9 +173,9 @@ def check_study(study: Study, out: Path) -> dict[str, Any]:
     ours = study.settings()
     theirs: dict[str, Any] = yaml.safe_load((out / PLAN).read_text(encoding="utf-8"))
     here, there = _evaluations(ours), _evaluations(theirs)
-    missing = [] if {*there} <= {*here} else [f"evaluations: {', '.join(there)} there, {', '.join(here)} here"]
+    fewer = [] if {*there} <= {*here} else [f"evaluations: {', '.join(there)} there, {', '.join(here)} here"]
     shared = {*here} & {*there}
-    refuse_changes("Study", "study", out / PLAN, _deciding(theirs, shared), _deciding(ours, shared), _is_free, missing)
+    refuse_changes("Study", "study", out / PLAN, _leaves(theirs, shared), _leaves(ours, shared), _is_free, fewer)
     return theirs
 
 
@@ -236,13 +195,11 @@ def has_run(cell: Cell, out: Path) -> bool:
 
 def in_use(cell: Cell, out: Path) -> bool:
     """Whether a process works on it."""
-    lock = _lock(cell, out)
     try:
-        lock.acquire()
+        with _lock(cell, out):
+            return False
     except Timeout:
         return True
-    lock.release()
-    return False
 
 
 def state(cell: Cell, out: Path) -> State:
@@ -275,17 +232,14 @@ def result_paths(cell: Cell, out: Path) -> dict[str, Path]:
 
 def analysis_paths(cell: Cell, out: Path) -> dict[Analysis, Path]:
     """Where the results of its analyses are, by name."""
-    return {name: cell_folder(cell, out) / "analysis" / FILES[name] for name in cell.analyses}
+    return {name: cell_folder(cell, out) / "analysis" / ANALYSES[name] for name in cell.analyses}
 
 
 def train(planned: Pretrain, folder: Path, uses: Mapping[str, Path]) -> Finished:
     """Carry out a run, or resume it, or leave it if it is complete.
 
-    Args:
-        planned: Its config, in which "{run:NAME}" stands for the folder of a run that it uses.
-        folder: Its run folder.
-        uses: The folders of these runs, by name. They may have moved since it was started: then its config names
-            their old places, and is put right. That they hold the same weights, its checkpoint knows.
+    "{run:NAME}" in its config stands for the folder `uses[NAME]`. These may have moved since the run was started: then
+    its config.yaml names their old places, and is put right. That they hold the same weights, its checkpoint knows.
 
     Raises:
         ValueError, RunInUseError, Interrupted: as `pretrain`.
@@ -295,8 +249,7 @@ def train(planned: Pretrain, folder: Path, uses: Mapping[str, Path]) -> Finished
         theirs = yaml.safe_load(written.read_text(encoding="utf-8"))
         if (put_right := moved(theirs, values, uses)) != theirs:
             replace_file(written, to_yaml(from_dict(Pretrain, put_right, str(folder))).encode())
-    run = from_dict(Pretrain, with_runs(values, uses), folder.name)
-    return pretrain(run, folder)
+    return pretrain(from_dict(Pretrain, with_runs(values, uses), folder.name), folder)
 
 
 def _lock(cell: Cell, out: Path) -> FileLock:
@@ -320,12 +273,16 @@ def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
             result = evaluate_to_file(config, memo)[1]
         evaluate_s[name] = float(result["wall_s"])
     for analysis, path in analysis_paths(cell, out).items():
-        if not path.is_file():
-            say(f"{cell.name}: analysis {analysis}.")
-            analyse(analysis, folder, path)
+        if path.is_file():
+            continue
+        say(f"{cell.name}: analysis {analysis}.")
+        if analysis == "alignment":
+            replace_file(path, (json.dumps(measure_agreement(folder), indent=2) + "\n").encode())
+        else:
+            write_block_facts(LAYERS[analysis]((str(folder),)).run(), path)
     if cell.pictures:
         try:
-            write_pictures(cell.run.method.kind, folder, cell.pictures)
+            write_pictures(folder, count=cell.pictures)
         except ValueError as error:  # tokens that nobody can decode, say; the numbers are worth having
             say(f"{cell.name}: no pictures. {error}")
     spent = f"{finished.wall_s:,.0f} s of pre-training, {sum(evaluate_s.values()):,.0f} s of evaluation"
@@ -364,16 +321,16 @@ def _evaluations(settings: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for configs in settings["evaluations"].values() for name in configs))
 
 
-def _deciding(settings: Mapping[str, Any], shared: set[str]) -> dict[str, Any]:
-    """By dotted name, without evaluations that only one study has, and inputs, which are part of all that uses them."""
+def _leaves(settings: Mapping[str, Any], shared: set[str]) -> dict[str, Any]:
+    """By dotted name, without evaluations that only one of two studies has."""
     evaluations = {
         arm: {name: config for name, config in configs.items() if name in shared}
         for arm, configs in settings["evaluations"].items()
     }
-    kept = {key: value for key, value in settings.items() if key not in ("inputs", "without")}
-    return leaves(kept | {"evaluations": evaluations})
+    return leaves({**settings, "evaluations": evaluations})
 
 
 def _is_free(key: str) -> bool:
-    """Whether a setting changes only how runs are carried out: arms.NAME.KEY with a key that the engine leaves free."""
-    return key.startswith("arms.") and any(key.endswith(f".{free}") for free in FREE)
+    """Whether a setting decides no number: how a run is carried out, or an input, which is part of all that uses it."""
+    of_a_run = key.startswith("arms.") and any(key.endswith(f".{free}") for free in FREE)
+    return of_a_run or key == "without" or key.startswith("inputs.")

@@ -34,27 +34,25 @@ from pantomim.methods.base import Method
 from pantomim.methods.guides import teacher_of, with_teacher
 from pantomim.study.placeholders import with_runs
 from pantomim.study.run import Say, train
-from pantomim.teachers.choice import TeacherConfig
 from pantomim.teachers.encoder import Output
 
 PLAN = "stages.yaml"
 CHAIN = "{run:chain}"  # stands for the chain's folder in the plan of a stage
 # Of the last stage, besides its encoder: with it the chain's folder is read like that run's.
 PARTS = ("encoder", "decoder", "predictor")
+STARTS = {  # a stage but the first, by `Stages.reinit`
+    "full": "a new student and a new optimiser",
+    "reference": "a new student that keeps the bias of its patch projection; AdamW's moments are kept",
+    "none": "the student keeps its weights; a new optimiser",
+}
 CHAIN_FREE = frozenset({"stages", "evaluate"} | {f"run.{name}" for name in FREE})
 
 
 def run_stages(plan: Stages, out: Path, say: Say = lambda text: None) -> list[Finished]:
     """Carry out the stages that are not finished, score them, and put the last one's encoder into the folder.
 
-    More stages than before follow on the last one; scores that are there are not measured again.
-
-    Args:
-        plan: What to carry out.
-        out: A new folder, or that of the same chain.
-        say: Is told what happens.
-
-    Returns: how each stage ended.
+    More stages than before follow on the last one; scores that are there are not measured again. `say` is told what
+    happens.
 
     Raises:
         ValueError: if the plan cannot be carried out, or the folder holds something else or another chain.
@@ -64,7 +62,7 @@ def run_stages(plan: Stages, out: Path, say: Say = lambda text: None) -> list[Fi
     runs = [stage_run(plan, number, Path(CHAIN)) for number in range(plan.stages)]
     main, alone = int(os.environ.get("RANK", "0")) == 0, int(os.environ.get("WORLD_SIZE", "1")) == 1
     if plan.reinit == "reference" and not (stage_folder(out, 0) / "finished.json").is_file():
-        check_widths(plan, first_width(plan))  # else it would fail when a stage is trained
+        first_width(plan)  # fails now rather than when the second stage is trained
     if plan.evaluate is not None:
         open_labelled(plan.evaluate)  # labels are missed before training, not after it
     lock = FileLock(out / ".stages.lock", timeout=0)
@@ -79,12 +77,11 @@ def run_stages(plan: Stages, out: Path, say: Say = lambda text: None) -> list[Fi
                 _hand_over(runs[number - 1], run, out, number)
             say(f"Stage {number} of 0 to {plan.stages - 1}: {stage_folder(out, number)}")
             finished.append(train(run, stage_folder(out, number), {"chain": out}))
-            if alone and plan.evaluate is not None:
-                _score(plan, out, number, memo, say)
+            # Several processes score all stages at the end: between two, the others would wait too long.
+            if main and plan.evaluate is not None and (alone or run is runs[-1]):
+                for trained in range(number + 1):
+                    _score(plan, plan.evaluate, out, trained, memo, say)
         if main:
-            if not alone and plan.evaluate is not None:  # at the end: other processes would wait too long
-                for number in range(plan.stages):
-                    _score(plan, out, number, memo, say)
             _publish(stage_folder(out, plan.stages - 1), out)
     finally:
         lock.release()
@@ -139,8 +136,10 @@ def stage_seed(seed: int, number: int) -> int:
 def first_width(plan: Stages) -> int | None:
     """Width of the first teacher's features, for which it is read; None: none is named yet.
 
+    AdamW's moments can be kept (`reinit` reference) only where the decoder keeps its size.
+
     Raises:
-        ValueError: if there is no such teacher, or it does not go with the student.
+        ValueError: if there is no such teacher, or it does not go with the student, or they are to be kept and cannot.
     """
     method: Any = plan.run.method
     teacher = teacher_of(method)
@@ -150,63 +149,38 @@ def first_width(plan: Stages) -> int | None:
         return method.encoder.width
     with FakeTensorMode():
         student = method.encoder.build()  # whose sizes are asked for
-    return teacher.build(student).width
-
-
-def check_widths(plan: Stages, width: int | None) -> None:
-    """AdamW's moments can be kept only where the decoder keeps its size: the first teacher is as wide as the student.
-
-    Raises:
-        ValueError: if they are to be kept and cannot.
-    """
-    method: Any = plan.run.method
-    if plan.reinit == "reference" and plan.stages > 1 and width not in (None, method.encoder.width):
+    width = teacher.build(student).width
+    if plan.reinit == "reference" and plan.stages > 1 and width != method.encoder.width:
         raise ValueError(
             f"Stages.reinit must be full or none where the first teacher is not as wide as the student, as the head of "
             f"the second stage has another size then and AdamW's moments do not fit; got reference, a teacher {width} "
             f"wide and a student {method.encoder.width} wide. Use full."
         )
+    return width
 
 
 def describe_stages(plan: Stages, out: Path) -> list[tuple[str, str]]:
     """Who teaches whom, stage by stage, how wide the targets are, and how each starts; for `pantomim explain`.
 
     Raises:
-        ValueError: as `stage_run`, `first_width` and `check_widths`.
+        ValueError: as `stage_run` and `first_width`.
     """
     width = first_width(plan)
-    check_widths(plan, width)
     student: Any = plan.run.method
-    starts = {
-        "full": "a new student and a new optimiser",
-        "reference": "a new student that keeps the bias of its patch projection; AdamW's moments are kept",
-        "none": "the student keeps its weights; a new optimiser",
-    }
     rows = []
     for number in range(plan.stages):
         run = stage_run(plan, number, out)
-        teacher = teacher_of(run.method)
-        assert teacher is not None, "stage_run refuses a run without one"
-        start = starts[plan.reinit] if number else f"from {run.init}" if run.init else "a new student"
+        teacher: Any = teacher_of(run.method)
+        depths = {None: "", 0: ", no block: projected patches and positions"}
+        blocks = depths.get(teacher.depth, f", {teacher.depth} blocks")
+        blocks += f", mean of the last {teacher.blocks} blocks" if teacher.blocks > 1 else ""
+        start = STARTS[plan.reinit] if number else f"from {run.init}" if run.init else "a new student"
         wide = student.encoder.width if number else width
         predicts = "the features of a teacher to be named" if wide is None else f"features of width {wide}"
-        rows.append(
-            (
-                f"stage {number}",
-                f"teacher: {_name(teacher)}; {start}, seed {run.runtime.seed}; {run.duration}, the rate from 0 again; "
-                f"predicts {predicts}",
-            )
-        )
+        text = f"teacher: {teacher.source}{blocks}, output {teacher.output}; {start}, seed {run.runtime.seed}; "
+        rows.append((f"stage {number}", f"{text}{run.duration}, the rate from 0 again; predicts {predicts}"))
     scored = f"k-NN and linear on {plan.evaluate} after each stage" if plan.evaluate else "not scored on the way"
     return [*rows, ("scores", scored), ("last encoder", f"{out / 'encoder.safetensors'}, that of the last stage")]
-
-
-def _name(teacher: TeacherConfig) -> str:
-    """Which network, and what is taken of it."""
-    depths = {None: "", 0: ", no block: projected patches and positions"}
-    blocks = depths.get(teacher.depth, f", {teacher.depth} blocks")
-    mean = f", mean of the last {teacher.blocks} blocks" if teacher.blocks > 1 else ""
-    return f"{teacher.source}{blocks}{mean}, output {teacher.output}"
 
 
 def _write_plan(plan: Stages, out: Path) -> None:
@@ -255,23 +229,17 @@ def _built(run: Pretrain) -> tuple[Method, torch.optim.AdamW]:
     return method, adamw(run.optim, method, run.optim.base_lr)
 
 
-def _score(plan: Stages, out: Path, number: int, memo: Memo, say: Say) -> None:
+def _score(plan: Stages, data: str, out: Path, number: int, memo: Memo, say: Say) -> None:
     """k-NN and a linear classifier on a stage's encoder; beside the first, the same one untrained and raw pixels."""
-    data, folder, runtime = plan.evaluate, stage_folder(out, number), plan.run.runtime
-    assert data is not None
+    folder, runtime = stage_folder(out, number), plan.run.runtime
     contenders: tuple[Contender, ...] = ("trained", "untrained", "pixels") if number == 0 else ("trained",)
     sha256 = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))["sha256"]
     results = [json.loads(file.read_text(encoding="utf-8")) for file in (folder / "eval").glob("*.json")]
-    done = {
-        result["protocol"]
-        for result in results
-        if result["data"].get("spec") == data and result["encoder_sha256"] == sha256
-    }
+    done = {(result["protocol"], result["data"].get("spec"), result["encoder_sha256"]) for result in results}
     for protocol in (KNN, Linear):
-        if protocol.protocol not in done:
-            evaluation = protocol(
-                encoder=str(folder), data=data, contenders=contenders, seed=runtime.seed, device=runtime.device
-            )
+        if (protocol.protocol, data, sha256) not in done:
+            settings: dict[str, Any] = {"contenders": contenders, "seed": runtime.seed, "device": runtime.device}
+            evaluation = protocol(encoder=str(folder), data=data, **settings)
             _, result = evaluate_to_file(evaluation, memo)
             say(f"Stage {number}, {headline(evaluation, result)}")
 

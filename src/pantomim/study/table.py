@@ -8,20 +8,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pantomim.config import leaves
 from pantomim.engine.record import read_metrics
-from pantomim.report.folder import RunFolder, read_run
-from pantomim.report.scores import leaves
-from pantomim.study.analyses import read_numbers
+from pantomim.report.folder import read_run
+from pantomim.report.scores import CONTENDERS
 from pantomim.study.cells import Cell, Study
-from pantomim.study.columns import heading, parts, show_difference
+from pantomim.study.columns import AmongArms, Spread, difference, heading, parts, show_difference
 from pantomim.study.plan import LOG, MINUS
 from pantomim.study.run import Record, State, analysis_paths, cell_folder, has_run, read_record, result_paths, state
-from pantomim.study.spread import AmongArms, Spread, difference
 
-BASELINES = {"untrained": "same encoder, untrained", "pixels": "raw pixels"}
 COSTS = ("s_per_step", "images_per_s", "pretrain_s", "evaluate_s")
 OF_THE_ENGINE = ("step", "lr", "images_per_s", "data_wait_s", "grad_norm", "memory_gib", "time_s")
-Results = dict[int, dict[str, dict[str, Any]]]  # by cell, evaluation and contender
+Results = dict[str, dict[str, dict[str, Any]]]  # by cell, evaluation and contender
+Records = dict[str, Record | None]  # by cell
 Columns = dict[str, Spread | None]  # None where nothing was measured
 
 
@@ -116,25 +115,24 @@ def make_table(study: Study, out: Path) -> Table:
     Raises:
         ValueError: if a column is no number of its evaluation.
     """
-    folders = [cell_folder(cell, out) for cell in study.cells]
-    results = {cell.index: _read_results(cell, out) for cell in study.cells}
-    records = {cell.index: read_record(cell, out) for cell in study.cells}
+    results = {cell.name: _read_results(cell, out) for cell in study.cells}
+    records = {cell.name: read_record(cell, out) for cell in study.cells}
+    states = {cell.name: state(cell, out) for cell in study.cells}
     scores = {arm: _scores(study, arm, "trained", results) for arm in study.arms}
     compare, reference = study.plan.compare, scores[study.plan.compare.reference]
     rows = []
-    for arm in study.arms:
-        differences = {} if arm == compare.reference else _differences(scores[arm], reference)
-        told = [record.masks for cell in study.of(arm) if (record := records[cell.index]) and record.masks]
+    for arm, own in scores.items():
+        differences = {} if arm == compare.reference else _differences(own, reference)
+        masks = [record.masks for cell in study.of(arm) if (record := records[cell.name]) and record.masks]
         costs, planned = _costs(study, arm, records), len(study.of(arm))
-        rows.append(Row(arm, arm, False, scores[arm], differences, costs, told[0] if told else None, planned))
+        rows.append(Row(arm, arm, False, own, differences, costs, masks[0] if masks else None, planned))
     for baseline in study.plan.baselines:
         owners = list(dict.fromkeys(study.owners[baseline].values()))
         for arm in owners:
-            name = BASELINES[baseline] if len(owners) == 1 else f"{arm}, {baseline}"
-            found = _scores(study, arm, baseline, results)
-            rows.append(Row(name, arm, True, found, _differences(found, reference), {}, None, len(study.of(arm))))
+            name = CONTENDERS[baseline].lower() if len(owners) == 1 else f"{arm}, {baseline}"
+            own = _scores(study, arm, baseline, results)
+            rows.append(Row(name, arm, True, own, _differences(own, reference), {}, None, len(study.of(arm))))
     pairs = [(pair, *pair.split(MINUS)) for pair in compare.contrasts]
-    states = {cell.name: state(cell, out) for cell in study.cells}
     return Table(
         study=study.plan.name,
         summary=" ".join(study.plan.summary.split()),
@@ -149,13 +147,13 @@ def make_table(study: Study, out: Path) -> Table:
             for name, arms in compare.groups.items()
         ],
         helpers=[_helper(study, arm, results, records) for arm in study.helpers],
-        cells=[_cell_row(cell, records[cell.index], states) for cell in study.cells],
+        cells=[_cell_row(cell, records[cell.name], states) for cell in study.cells],
         seeds=study.seeds,
         inputs=study.inputs,
         without=study.without,
         warnings=study.warnings,
         command=study.command(out),
-        environments=_environments([read_run(path) for path in folders if (path / "config.yaml").is_file()]),
+        environments=_environments([cell_folder(cell, out) for cell in study.cells]),
     )
 
 
@@ -164,25 +162,23 @@ def findings(table: Table) -> list[str]:
 
     Arms with fewer than two seeds that the reference has as well are named once if they are the same in all columns.
     """
+    arms = [row for row in table.rows if not row.baseline and row.arm != table.reference]
     told: dict[str, list[str]] = {}
     unknown: dict[str, list[str]] = {}
     for metric in table.metrics:
-        found: dict[str, Spread | None] = {}
-        for row in table.rows:
-            # Other methods than an arm's own log no such number, and are not looked at in this way.
-            missing = row.scores[metric] is None and parts(metric)[0][0] in (LOG, "alignment")
-            if not (row.baseline or row.arm == table.reference or missing):
-                found[row.name] = row.differences.get(metric)
+        # Other methods than an arm's own log no such number, and are not looked at in this way.
+        may_lack = parts(metric)[0][0] in (LOG, "alignment")
+        found = {row.name: row.differences[metric] for row in arms if row.scores[metric] or not may_lack}
         told[metric] = _sides({name: (name, metric, spread) for name, spread in found.items()}, ", ", ": ")
         unknown[metric] = [name for name, spread in found.items() if spread is None or spread.std is None]
-    everywhere = next(iter(unknown.values()), [])
-    if any(names != everywhere for names in unknown.values()):
-        everywhere = []
-        for metric, names in unknown.items():
-            told[metric] += [f"fewer than two seeds: {', '.join(names)}"] if names else []
-    sentences = [
-        f"{heading(metric)}, against {table.reference}: {'; '.join(words)}." for metric, words in told.items() if words
-    ]
+    same = next(iter(unknown.values()), [])
+    everywhere = same if all(names == same for names in unknown.values()) else []
+    sentences = []
+    for metric, words in told.items():
+        if unknown[metric] and not everywhere:
+            words += [f"fewer than two seeds: {', '.join(unknown[metric])}"]
+        if words:
+            sentences.append(f"{heading(metric)}, against {table.reference}: {'; '.join(words)}.")
     note = f"Fewer than two seeds to set against {table.reference}, so nothing is said of: {', '.join(everywhere)}."
     return [*sentences, note] if everywhere else sentences
 
@@ -223,7 +219,7 @@ def _scores(study: Study, arm: str, who: str, results: Results) -> Columns:
 def _spread(study: Study, arm: str, who: str, evaluation: str, number: str, results: Results) -> Spread | None:
     by_seed = {}
     for cell in study.of(arm):
-        scores = results[cell.index].get(evaluation, {}).get(who)
+        scores = results[cell.name].get(evaluation, {}).get(who)
         if scores is not None and (value := _number(study, evaluation, number, scores, results)) is not None:
             by_seed[cell.seed] = value
     return Spread.of(by_seed)
@@ -233,61 +229,53 @@ def _number(study: Study, evaluation: str, name: str, scores: dict[str, Any], re
     """A score; None if it is there but no finite number, or if only other methods log it."""
     numbers = leaves(scores)
     value = numbers.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        of_others = [found.get(evaluation, {}).get("trained", {}) for found in results.values()]
-        if evaluation in (LOG, *study.plan.analyses) and any(name in theirs for theirs in of_others):
-            return None
-        known = ", ".join(key for key, item in numbers.items() if isinstance(item, float))
-        raise ValueError(
-            f"Compare.metrics must name numbers of their evaluation; got {evaluation}.{name}. It has {known}."
-        )
-    return float(value) if math.isfinite(value) else None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if math.isfinite(value) else None
+    of_others = [found.get(evaluation, {}).get("trained", {}) for found in results.values()]
+    if evaluation in (LOG, *study.plan.analyses) and any(name in theirs for theirs in of_others):
+        return None
+    known = ", ".join(key for key, item in numbers.items() if isinstance(item, float))
+    raise ValueError(f"Compare.metrics must name numbers of their evaluation; got {evaluation}.{name}. It has {known}.")
 
 
 def _differences(scores: Columns, reference: Columns) -> Columns:
     return {column: difference(ours, reference[column]) for column, ours in scores.items()}
 
 
-def _helper(study: Study, arm: str, results: Results, records: dict[int, Record | None]) -> Helper:
+def _helper(study: Study, arm: str, results: Results, records: Records) -> Helper:
     cells = study.of(arm)
     names = {cell.name for cell in cells}
     users = dict.fromkeys(cell.arm for cell in study.cells if names & set(cell.needs.values()))
-    logs = {cell.seed: log["trained"] for cell in cells if (log := results[cell.index].get(LOG))}
+    logs = {cell.seed: log["trained"] for cell in cells if (log := results[cell.name].get(LOG))}
     logged = dict.fromkeys(name for log in logs.values() for name in log if name not in OF_THE_ENGINE)
     spreads = {name: Spread.of({seed: log[name] for seed, log in logs.items() if name in log}) for name in logged}
     return Helper(arm, cells[0].run.method.kind, tuple(users), spreads, _costs(study, arm, records))
 
 
-def _costs(study: Study, arm: str, records: dict[int, Record | None]) -> Columns:
-    values: dict[str, dict[int, float]] = {name: {} for name in COSTS}
-    for cell in study.of(arm):
-        record = records[cell.index]
-        if record is None or record.state != "finished":
-            continue
-        for name in COSTS:
-            value = sum(record.evaluate_s.values()) if name == "evaluate_s" else getattr(record, name)
-            if value is not None:
-                values[name][cell.seed] = value
-    return {name: Spread.of(by_seed) for name, by_seed in values.items()}
+def _costs(study: Study, arm: str, records: Records) -> Columns:
+    found = [(cell.seed, record) for cell in study.of(arm) if (record := records[cell.name])]
+    costs = {
+        seed: {**vars(record), "evaluate_s": sum(record.evaluate_s.values())}
+        for seed, record in found
+        if record.state == "finished"
+    }
+    return {name: Spread.of({s: v[name] for s, v in costs.items() if v[name] is not None}) for name in COSTS}
 
 
 def _cell_row(cell: Cell, record: Record | None, states: dict[str, State]) -> CellRow:
-    told = asdict(record or Record("failed"))  # without a record all of it is empty
-    known = {name: told[name] for name in ("error", "s_per_step", "pretrain_s", "evaluate_s")}
+    record = record or Record("failed")  # without a record all of it is empty
+    known = {name: getattr(record, name) for name in ("error", "s_per_step", "pretrain_s", "evaluate_s")}
     lacks = tuple(name for name in cell.needs.values() if states[name] == "failed")
     return CellRow(cell.index, cell.name, cell.arm, cell.seed, states[cell.name], **known, lacks=lacks)
 
 
 def _read_results(cell: Cell, out: Path) -> dict[str, dict[str, Any]]:
     """Of its evaluations and analyses, and what its run logged at its end."""
-    found = {
-        name: json.loads(path.read_text(encoding="utf-8"))
-        for name, path in result_paths(cell, out).items()
-        if path.is_file()
-    }
-    for name, path in analysis_paths(cell, out).items():
-        if numbers := read_numbers(name, path):
-            found[name] = {"trained": numbers}
+    paths = {name: path for name, path in result_paths(cell, out).items() if path.is_file()}
+    found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+    agreement = analysis_paths(cell, out).get("alignment")  # the only analysis with numbers for a table
+    if agreement is not None and agreement.is_file():
+        found["alignment"] = {"trained": json.loads(agreement.read_text(encoding="utf-8"))}
     if has_run(cell, out) and (log := read_metrics(cell_folder(cell, out) / "metrics.jsonl")):
         found[LOG] = {"trained": _last_tenth(log)}
     return found
@@ -300,12 +288,13 @@ def _last_tenth(log: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.fmean(values) for name, values in there.items() if values}
 
 
-def _environments(runs: list[RunFolder]) -> list[dict[str, Any]]:
+def _environments(folders: list[Path]) -> list[dict[str, Any]]:
     """The different ones among the runs' environments, without what always differs."""
     keys = ("packages", "python", "git", "cpu", "cores", "threads", "gpu", "device", "precision")
     found: list[dict[str, Any]] = []
-    for run in runs:
-        kept = {key: run.environment[key] for key in keys if key in run.environment}
+    for folder in folders:
+        environment = read_run(folder).environment if (folder / "config.yaml").is_file() else {}
+        kept = {key: environment[key] for key in keys if key in environment}
         if kept and kept not in found:
             found.append(kept)
     return found

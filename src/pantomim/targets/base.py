@@ -10,15 +10,10 @@ from pantomim.targets.distance import Distance
 
 
 class Target(nn.Module, ABC):
-    """What a masked patch is to be predicted as; always in evaluation mode, never a gradient.
+    """What a masked patch is to be predicted as; always in evaluation mode, never a gradient."""
 
-    Args:
-        dim: Width of the prediction of a patch: pixel values, feature width, or size of a vocabulary.
-        distance: Of a prediction; a target whose loss is another one has its own `loss`.
-    """
-
-    dim: int
-    distance: Distance
+    dim: int  # width of the prediction of a patch: pixel values, feature width, or size of a vocabulary
+    distance: Distance  # of a prediction; a target whose loss is another one has its own `loss`
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "B C H W"]) -> Tensor:
@@ -27,19 +22,16 @@ class Target(nn.Module, ABC):
     def loss(
         self, prediction: Float[Tensor, "B M K"], target: Tensor, weight: Float[Tensor, "B M"] | None = None
     ) -> Float[Tensor, ""]:
-        """The mean over all patches of the batch together; a patch whose `weight` is 0 (padding) does not count.
+        """The mean over all patches of the batch together, in float32 at least; one of `weight` 0 is padding.
 
-        Args:
-            prediction: Of any precision; the loss is computed in float32 at least.
-            target: (B, M, K), or (B, M) ids, of the patches that were predicted.
-            weight: 0 for padding, else 1; None: nothing is padded.
+        `target` is (B, M, K), or (B, M) ids, of the patches that were predicted.
         """
         return self.distance(prediction, target, weight)
 
     def metrics(
         self, prediction: Float[Tensor, "B M K"], target: Tensor, weight: Float[Tensor, "B M"] | None = None
     ) -> dict[str, Tensor]:
-        """What is worth a curve beside the loss; nothing by default. Arguments as of `loss`."""
+        """What is worth a curve beside the loss; arguments as of `loss`."""
         return {}
 
     def check_data(self, batches: Iterable[Float[Tensor, "B C H W"]]) -> str | None:

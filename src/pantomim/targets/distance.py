@@ -15,14 +15,13 @@ from pantomim.core.ranges import Positive
 class Distance:
     """A distance of vectors, computed in float32 at least.
 
-    Args:
-        form: "l2" the square of the difference, "l1" its absolute value, "smooth_l1" the square over twice `beta` below
-            `beta` and the absolute value less `beta` / 2 above it: means over the channels; "cosine": 1 - the cosine of
-            the angle; "unit_l2" the squared distance of the two at length 1, which is twice that (MILAN's).
-        beta: Of smooth_l1, and of it alone.
+    "l2" is the square of the difference, "l1" its absolute value, "smooth_l1" the square over twice `beta` below `beta`
+    and the absolute value less `beta` / 2 above it: means over the channels. "cosine" is 1 - the cosine of the angle,
+    "unit_l2" the squared distance of the two at length 1, which is twice that (MILAN's).
 
-    Raises:
-        ValueError: if smooth_l1 has no beta, or another form has one.
+    Args:
+        form: Which.
+        beta: Of smooth_l1, and of it alone.
     """
 
     form: Literal["l2", "l1", "smooth_l1", "cosine", "unit_l2"] = "l2"
@@ -55,9 +54,8 @@ class Distance:
             return 2 - 2 * F.cosine_similarity(prediction, target, dim=-1)
         if self.form == "l2":
             return (prediction - target).square().mean(dim=-1)
-        if self.form == "l1":
+        if self.beta is None:  # l1
             return (prediction - target).abs().mean(dim=-1)
-        assert self.beta is not None
         return F.smooth_l1_loss(prediction, target, reduction="none", beta=self.beta).mean(dim=-1)
 
 

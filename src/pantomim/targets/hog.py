@@ -35,7 +35,7 @@ class HOGTargetConfig:
     Args:
         bins: Directions, over half a turn.
         cell: Side of a cell, in pixels; None: half the patch's, 8 of 16, or the whole patch where that is below 4.
-        window: Side of a Gaussian with half as large a std that weighs the gradients, tile by tile; None: none.
+        window: Side of a Gaussian with half as large a std that weighs gradients tile by tile; None: none.
         distance: Of a prediction.
 
     Deviation: a gradient that is exactly vertical lies on the border of two bins, and in the authors' code rounding
@@ -49,11 +49,7 @@ class HOGTargetConfig:
     distance: Distance = Distance("l2")
 
     def build(self, encoder: Encoder) -> "HOGTarget":
-        """The target for an encoder's patches and channels.
-
-        Raises:
-            ValueError: if cells do not divide the patches.
-        """
+        """The target for an encoder's patches and channels."""
         return HOGTarget(self, encoder.patch_size, encoder.in_chans)
 
 
@@ -76,8 +72,8 @@ class HOGTarget(Target):
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
         """The C * bins * (P / cell)^2 values of every patch: channel slowest, then bin, row and column of the cell."""
         rows, cols = patch_grid((images.shape[2], images.shape[3]), self.patch_size)
-        cells = F.normalize(self.histograms(images), dim=2, eps=EPS)  # each channel by itself
         inner = self.patch_size // self.cell
+        cells = F.normalize(self.histograms(images), dim=2, eps=EPS)  # each channel by itself
         split = cells.reshape(len(images), -1, rows, inner, cols, inner)  # (B, C * bins, rows, r, cols, c)
         return split.permute(0, 2, 4, 1, 3, 5).reshape(len(images), rows * cols, self.dim)
 
@@ -109,11 +105,7 @@ def gradients(images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B C H W"
 
 
 def _tiled(window: int, image_size: tuple[int, int]) -> Float[Tensor, "H W"]:
-    """A Gaussian of sum 1, side by side over an image.
-
-    Raises:
-        ValueError: if it does not divide the image's sides.
-    """
+    """A Gaussian of sum 1, side by side over an image."""
     if image_size[0] % window or image_size[1] % window:
         raise ValueError(
             f"HOGTarget.window must divide the image's sides; got {window} for {image_size[0]}x{image_size[1]}. "
@@ -126,9 +118,6 @@ def _tiled(window: int, image_size: tuple[int, int]) -> Float[Tensor, "H W"]:
 
 
 def hog_cell(patch_size: int) -> int:
-    """Side of a cell for patches of a size: half of it, as MaskFeat's 8 of 16; the whole patch where that is below 4.
-
-    Ours, for patches that the paper does not have.
-    """
+    """Half a patch, as MaskFeat's 8 of 16; the whole patch where that is below 4, which is ours."""
     half = patch_size // 2
     return half if patch_size % 2 == 0 and half >= 4 else patch_size

@@ -1,6 +1,6 @@
 """What two networks give for a patch as one target: a weighted sum of distances, a blend, or both side by side.
 
-With the teacher's features t, those of the student's moving average s, each token normalised, the teacher's weight a,
+With features t of the teacher and s of the student's average, each token normalised, the teacher's weight a,
 predictions p and a distance d (a mean over features and patches):
 
     Weighted    loss = a d(p_t, t) + (1 - a) d(p_s, s)        a head for each
@@ -36,7 +36,7 @@ class _Mixed:
 
     Args:
         teacher_weight: In the target; None: `Mixing.teacher_weight`, in mask and target alike.
-        normalise: "biased" is a layer norm without weights, eps 1e-6. See `FeatureTarget`.
+        normalise: As of `FeatureTargetConfig`; "biased" is a layer norm without weights.
         distance: Between prediction and target.
     """
 
@@ -61,7 +61,7 @@ class Weighted(_Mixed):
     kind: Literal["weighted"] = "weighted"
 
     def heads(self, widths: Mapping[Network, int]) -> list[int]:
-        """Widths of the predictions, one after the other, for features of these widths."""
+        """Widths of the predictions, one after the other, of features of these widths."""
         return list(widths.values())
 
     def loss(
@@ -83,11 +83,7 @@ class Blend(_Mixed):
     kind: Literal["blend"] = "blend"
 
     def heads(self, widths: Mapping[Network, int]) -> list[int]:
-        """As of `Weighted`.
-
-        Raises:
-            ValueError: if the features differ in width.
-        """
+        """One, for features of one width."""
         if len(set(widths.values())) > 1:
             raise ValueError(
                 f"CMTMAEConfig.target must be weighted or concat for a teacher of another width than the student; got "

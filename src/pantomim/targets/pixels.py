@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pantomim.core.frozen import frozen
-from pantomim.nn.tokens import channel_values, patch_grid, patchify, standardise, token_statistics, unpatchify
+from pantomim.nn.tokens import patch_grid, patchify, standardise, token_statistics, unpatchify
 from pantomim.nn.vit import Encoder
 from pantomim.targets.base import Target
 from pantomim.targets.distance import Distance
@@ -26,10 +26,12 @@ EPS = 1e-6
 class PixelTargetConfig:
     """Pixels of each patch, for any number of channels.
 
+    "patch" normalises all values of a patch by their mean and std (unbiased, eps inside the root), MAE's; "layer" the
+    same with the biased variance, as a layer norm without weights, CAE's; "channel" each channel of a patch by its own
+    mean and std (unbiased, eps outside the root). eps is 1e-6.
+
     Args:
-        normalise: "none"; "patch": all values of a patch by their mean and std (unbiased, eps inside the root), MAE's;
-            "layer": the same with the biased variance, as a layer norm without weights, CAE's; "channel": each channel
-            of a patch by its own mean and std (unbiased, eps outside the root). eps is 1e-6.
+        normalise: How each patch is.
         standardised: Subtract the channels' mean and divide by their std first; off: values as they come.
         distance: Of a prediction: MAE has l2, SimMIM l1.
 
@@ -44,7 +46,7 @@ class PixelTargetConfig:
 
     def build(self, encoder: Encoder) -> "PixelTarget":
         """The target for an encoder's patches and channels."""
-        return PixelTarget(self, encoder.patch_size, encoder.config.mean, encoder.config.std)
+        return PixelTarget(self, encoder)
 
 
 class PixelTarget(Target):
@@ -53,15 +55,13 @@ class PixelTarget(Target):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, config: PixelTargetConfig, patch_size: int, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
+    def __init__(self, config: PixelTargetConfig, encoder: Encoder) -> None:
         super().__init__()
-        self.patch_size, self.in_chans = patch_size, len(mean)
+        self.patch_size, self.in_chans = encoder.patch_size, encoder.in_chans
         self.normalise, self.standardised, self.distance = config.normalise, config.standardised, config.distance
-        self.dim = patch_size * patch_size * len(mean)
-        self.register_buffer("mean", channel_values("PixelTarget.mean", mean, len(mean)), persistent=False)
-        self.register_buffer("std", channel_values("PixelTarget.std", std, len(mean)), persistent=False)
+        self.dim = self.patch_size**2 * self.in_chans
+        self.register_buffer("mean", encoder.mean.clone(), persistent=False)
+        self.register_buffer("std", encoder.std.clone(), persistent=False)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
@@ -75,10 +75,7 @@ class PixelTarget(Target):
     def to_images(
         self, prediction: Float[Tensor, "B N K"], images: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B C H W"]:
-        """A prediction of every patch as images, in the scale of `images`.
-
-        A normalised prediction knows no mean and std: those of the true patch are used.
-        """
+        """A prediction of every patch as images, in the scale of `images`, whose patches lend their mean and std."""
         if self.normalise != "none":
             mean, std = self._statistics(self._pixels(images))
             prediction = prediction * std + mean

@@ -28,11 +28,7 @@ USUAL_VOCABULARY = 8192  # of the published tokenizers: BEiT's and CAE's
 
 
 class TokenTarget(Target):
-    """The ids of the patches; the tokenizer is never trained, nor in training mode.
-
-    Args:
-        tokenizer: With one id for each patch; a module among them moves to devices with the method.
-    """
+    """The ids of the patches, one each; the tokenizer is never trained, nor in training mode."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -47,10 +43,7 @@ class TokenTarget(Target):
         return self.tokenizer(images)
 
     def loss(
-        self,
-        prediction: Float[Tensor, "B M K"],
-        target: Int[Tensor, "B M"],
-        weight: Float[Tensor, "B M"] | None = None,
+        self, prediction: Float[Tensor, "B M K"], target: Int[Tensor, "B M"], weight: Float[Tensor, "B M"] | None = None
     ) -> Float[Tensor, ""]:
         """Cross-entropy of the scores of all ids; an image with fewer masked patches weighs less."""
         scores = at_least_float32(prediction).flatten(0, 1)
@@ -58,14 +51,11 @@ class TokenTarget(Target):
         return weighted_mean(each.view_as(target), weight)
 
     def metrics(
-        self,
-        prediction: Float[Tensor, "B M K"],
-        target: Int[Tensor, "B M"],
-        weight: Float[Tensor, "B M"] | None = None,
+        self, prediction: Float[Tensor, "B M K"], target: Int[Tensor, "B M"], weight: Float[Tensor, "B M"] | None = None
     ) -> dict[str, Tensor]:
         """The share of patches whose id has the highest score."""
         right = prediction.argmax(dim=-1) == target
-        return {"accuracy": weighted_mean(right.to(torch.promote_types(prediction.dtype, torch.float32)), weight)}
+        return {"accuracy": weighted_mean(at_least_float32(right.to(prediction.dtype)), weight)}
 
     def check_data(self, batches: Iterable[Float[Tensor, "B C H W"]]) -> str | None:
         """A warning where these images get few of the tokens: predicting them is then hardly a task."""
@@ -75,12 +65,11 @@ class TokenTarget(Target):
 
 @frozen
 class TokenTargetConfig:
-    """Which tokenizer; there is no default, as `load_tokenizer` says with the ways to get one.
+    """Which tokenizer; there is no default.
 
     Args:
         tokenizer: As `load_tokenizer` takes it: RUN, FILE, dalle:FILE, random-projection ...
-        vocabulary: How many ids the head predicts; None: as many as the tokenizer has, or 8192 of a random projection,
-            which has as many as it is asked for.
+        vocabulary: How many ids there are; None: as the tokenizer has, or 8192 of a random projection.
     """
 
     kind: Literal["tokens"] = "tokens"
@@ -88,23 +77,14 @@ class TokenTargetConfig:
     vocabulary: AtLeastTwo | None = None
 
     def build(self, encoder: Encoder) -> TokenTarget:
-        """The target for an encoder's patches and channels.
-
-        Raises:
-            ValueError: if there is no such tokenizer, or its ids are not those of the encoder's patches, or it has
-                another vocabulary than was asked for.
-        """
+        """The target for an encoder's patches and channels."""
         if not self.tokenizer:
             raise ValueError(
                 f"TokenTargetConfig.tokenizer must be given, as there is no default; got none. Name one, or take "
                 f"another target, such as pixels. {WAYS}."
             )
-        found = load_tokenizer(
-            self.tokenizer,
-            patch_size=encoder.patch_size,
-            in_chans=encoder.in_chans,
-            vocabulary=self.vocabulary or USUAL_VOCABULARY,
-        )
+        vocabulary, channels = self.vocabulary or USUAL_VOCABULARY, encoder.in_chans
+        found = load_tokenizer(self.tokenizer, patch_size=encoder.patch_size, in_chans=channels, vocabulary=vocabulary)
         tokenizer = on_grid(found, encoder.image_size, encoder.grid)
         if self.vocabulary not in (None, tokenizer.vocabulary):
             raise ValueError(

@@ -6,20 +6,17 @@ from typing import Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Query = Literal["class", "mean"]
+Query = Literal["class", "mean"]  # whose attention: the class token's, or the mean over all patches'
 
 
 class Guidance(NamedTuple):
-    """A teacher's output for a batch.
+    """A teacher's output for a batch; `patches` is one feature a patch of the student's grid, in raster order.
 
-    Args:
-        prefix: Class and register tokens; none, where the teacher has none.
-        patches: One feature a patch of the student's grid, in raster order.
-        attention: How much the query attends to each patch in the last block, mean over heads, as it comes out of the
-            softmax (it sums to less than 1 where prefix tokens get a share); None unless asked for.
+    `attention` is how much the query attends to each patch in the last block, mean over heads, as it comes out of the
+    softmax (it sums to less than 1 where prefix tokens get a share); None unless asked for.
     """
 
-    prefix: Float[Tensor, "B P K"]
+    prefix: Float[Tensor, "B P K"]  # class and register tokens; none, where the teacher has none
     patches: Float[Tensor, "B N K"]
     attention: Float[Tensor, "B N"] | None = None
 
@@ -28,42 +25,25 @@ class Teacher(nn.Module, ABC):
     """A network with features of every patch of a whole image: always in evaluation mode, never a gradient.
 
     One whose weights change, an EMA of the student, has `frozen` off and is an `EMACopy`.
-
-    Args:
-        name: What it is called in messages: how the user named it.
-        width: Width of a feature.
-        grid: Rows and columns of its features; those of the student's patches.
-        num_prefix: Its prefix tokens, the class token first; 0 where it has no class token.
-        frozen: Its weights never change, so that they are known by a hash and lie in no checkpoint.
-        queries: Whose attention can be asked for; none, where it has no attention over patches.
     """
 
-    name: str
-    width: int
-    grid: tuple[int, int]
-    num_prefix: int = 0
-    frozen: bool = True
+    name: str  # in messages: how the user named it
+    width: int  # of a feature
+    grid: tuple[int, int]  # the student's
+    num_prefix: int = 0  # the class token first; 0 where there is no class token
+    frozen: bool = True  # its weights never change, so that they are known by a hash and lie in no checkpoint
     float32: bool = False  # whatever the run computes in
-    queries: tuple[Query, ...] = ()
+    queries: tuple[Query, ...] = ()  # whose attention can be asked for
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "B C H W"], query: Query | None = None) -> Guidance:
         """Features of images in the student's scale and size; it resizes and normalises for itself.
 
-        Args:
-            images: Whole images, scaled, not normalised.
-            query: Also return the attention of the class token ("class") or the mean over the patches' ("mean").
-
-        Raises:
-            ValueError: if attention is asked for and this teacher has none.
+        A `query` also asks for its attention, which `check_query` refuses where there is none.
         """
 
     def check_query(self, query: Query | None) -> None:
-        """Whether this attention can be had.
-
-        Raises:
-            ValueError: if it cannot.
-        """
+        """Raise a ValueError if this attention cannot be had."""
         if query is None or query in self.queries:
             return
         if not self.queries:
@@ -73,7 +53,7 @@ class Teacher(nn.Module, ABC):
             )
         raise ValueError(
             f"The query whose attention guides must be {' or '.join(self.queries)} for {self.name}; got {query}. It "
-            f"has no class token: set method.scores.teacher_query (or guide_query, guide.query) to mean."
+            f"has no class token: set method.scores.teacher_query (student_query, guide_query, guide.query) to mean."
         )
 
     def train(self, mode: bool = True) -> "Teacher":

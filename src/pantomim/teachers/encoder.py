@@ -1,7 +1,9 @@
-"""Our own encoder as a teacher: it sees every patch of the whole image, and is frozen or an EMA of the student."""
+"""Vision transformers as teachers: our own encoder, another library's network, or an EMA of the student."""
 
 import copy
-from typing import Literal
+from collections import deque
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -9,82 +11,86 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.precision import at_least_float32
+from pantomim.formats.wrapped import LastBlocks, WrappedEncoder
 from pantomim.nn.blocks import Block
 from pantomim.nn.momentum import EMACopy, Momentum, follow
 from pantomim.nn.tokens import normalise_tokens
 from pantomim.nn.vit import Encoder
 from pantomim.teachers.base import Guidance, Query, Teacher
 
-Output = Literal["block", "norm", "projection"]
+Output = Literal["block", "norm", "projection"]  # the last block's as it is, after the final norm, after a projection
 
 
 class EncoderTeacher(Teacher):
-    """A frozen `Encoder`.
+    """A frozen network that sees every patch of the whole image.
 
     Args:
-        encoder: On the student's grid, see `fitting.fit_encoder`; it belongs to the teacher from then on. It may have
-            fewer blocks than its config says, also none: then the features are projected patches with positions.
+        encoder: On the student's grid, see `fitting`; it belongs to the teacher from then on. Our own may have fewer
+            blocks than its config says, also none: then the features are projected patches with positions.
         name: What it is called in messages.
-        output: The last block's output as it is ("block"), or after the encoder's final norm ("norm").
+        output: Which of its outputs.
         blocks: Mean over the outputs of so many last blocks, each token of each standardised before; 1: the last alone.
 
     Raises:
-        ValueError: if the encoder has fewer blocks, or has no such output.
+        ValueError: if there are fewer blocks, or there is no such output.
 
     Paper: Liu et al., *Exploring Target Representations for Masked Autoencoders*, arXiv:2209.03917: the last block
         before its norm, as in the authors' `models_mae.py`; Baevski et al., *data2vec*, arXiv:2202.03555, section 3.3:
         the mean over several blocks, each layer-normed without affine (eps 1e-5, as in the authors' code).
     """
 
-    def __init__(self, encoder: Encoder, name: str, *, output: Output = "block", blocks: int = 1) -> None:
+    def __init__(
+        self, encoder: Encoder | WrappedEncoder, name: str, *, output: Output = "block", blocks: int = 1
+    ) -> None:
         super().__init__()
-        check_blocks(name, blocks, len(encoder.blocks))
-        if output == "projection":
+        self.encoder: Any = encoder
+        self.name, self.output, self.blocks = name, output, blocks
+        if isinstance(encoder, Encoder):
+            ends: tuple[Output, ...] = ("block", "norm")
+            there, class_token, attends = len(encoder.blocks), encoder.config.class_token, len(encoder.blocks) > 0
+        else:
+            ends, there = encoder.ends, encoder.num_blocks
+            class_token, attends = encoder.has_class_token, encoder.has_attention
+        if output not in ends:
             raise ValueError(
-                f"TeacherConfig.output must be block or norm for {name}, which has no projection; got projection. "
-                f"CLIP's image towers have one."
+                f"TeacherConfig.output must be {' or '.join(ends)} for {name}, which has no {output} to take features "
+                f"from; got {output}."
             )
-        self.encoder, self.name, self.output, self.blocks = encoder, name, output, blocks
-        self.width, self.grid, self.image_size = encoder.width, encoder.grid, encoder.image_size
-        self.num_prefix = encoder.num_prefix if encoder.config.class_token else 0
-        if len(encoder.blocks):
-            self.queries = ("class", "mean") if encoder.config.class_token else ("mean",)
+        if not 1 <= blocks <= max(there, 1):  # a network without blocks has one output all the same
+            raise ValueError(
+                f"TeacherConfig.blocks must be from 1 to the teacher's {there} blocks; got {blocks} of {name}. "
+                f"Average over fewer blocks."
+            )
+        self.width = getattr(encoder, "projected" if output == "projection" else "width")
+        self.grid, self.image_size = encoder.grid, encoder.image_size
+        self.num_prefix = encoder.num_prefix if class_token else 0
+        if attends:
+            self.queries = ("class", "mean") if class_token else ("mean",)
         self._freeze()
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"], query: Query | None = None) -> Guidance:
         """Features, and attention if asked for; see `Teacher.forward`."""
         self.check_query(query)
-        encoder, number, attention = self.encoder, len(self.encoder.blocks), None
-        outputs: list[Tensor] = []
+        encoder = self.encoder
+        blocks = partial(last_blocks, encoder) if isinstance(encoder, Encoder) else encoder.last_blocks
         # Never in half precision on a CPU; on a GPU as the student, unless asked for float32.
         with torch.autocast(images.device.type if self.float32 else "cpu", enabled=False):
-            tokens, bias, index = encoder.enter(resize(images, self.image_size))  # (B, P + N, D)
-            for place, block in enumerate(encoder.blocks):
-                assert isinstance(block, Block)
-                if query is not None and place == number - 1:
-                    attention = attention_of(block, tokens, encoder.num_prefix, query, bias, index)
-                tokens, _ = block(tokens, bias=bias, index=index)
-                if place >= number - self.blocks:
-                    outputs.append(tokens)
-            tokens = mean_of_blocks(outputs) if outputs else tokens
-            if self.output == "norm":
+            if images.shape[2:] != self.image_size:
+                images = F.interpolate(images, self.image_size, mode="bicubic", antialias=True)
+            outputs, attention = blocks(images, self.blocks, query)
+            tokens = mean_of_blocks(outputs)
+            if self.output != "block":
                 tokens = encoder.norm(tokens)
+            if self.output == "projection":
+                tokens = encoder.project(tokens)
         return Guidance(tokens[:, : encoder.num_prefix], tokens[:, encoder.num_prefix :], attention)
 
 
 class EMATeacher(EncoderTeacher, EMACopy):
-    """An exponential moving average of the student: it begins as a copy, and keeps `momentum` of itself at every step.
+    """A moving average of the student: it begins as a copy, and keeps `momentum` of itself at every step of `steps`.
 
     What is fixed in the student, such as position tables, is copied and not averaged; so are buffers.
-
-    Args:
-        student: The encoder that is copied.
-        momentum: Share of itself that is kept at each step; one number, or a schedule.
-        steps: Length of the run, where the momentum has a schedule.
-        name: What it is called in messages.
-        output: As of `EncoderTeacher`.
-        blocks: As of `EncoderTeacher`.
     """
 
     frozen = False
@@ -111,6 +117,19 @@ class EMATeacher(EncoderTeacher, EMACopy):
         follow(self.encoder, student.get_submodule("encoder"), 0.0, buffers=True)
 
 
+def last_blocks(encoder: Any, images: Float[Tensor, "B C h w"], count: int, query: Query | None) -> LastBlocks:
+    """Outputs of the last blocks of an `Encoder`, and the last one's attention, as `WrappedEncoder.last_blocks`."""
+    attention = None
+    tokens, bias, index = encoder.enter(images)  # (B, P + N, D)
+    outputs = deque([tokens], maxlen=count)
+    for block in encoder.blocks:
+        if query is not None and block is encoder.blocks[-1]:
+            attention = attention_of(block, tokens, encoder.num_prefix, query, bias, index)
+        tokens, _ = block(tokens, bias=bias, index=index)
+        outputs.append(tokens)
+    return LastBlocks([*outputs], attention)
+
+
 def attention_of(
     block: Block,
     tokens: Float[Tensor, "B T D"],
@@ -125,13 +144,8 @@ def attention_of(
     """
     rows = slice(0, 1) if query == "class" else slice(num_prefix, None)
     normed = block.norm1(tokens)
-    weights = block.attn.attend(
-        normed,
-        normed[:, rows],
-        None if bias is None else bias[:, :, rows],
-        None if index is None else index[:, rows],
-    )
-    return weights.mean(dim=(1, 2))[:, num_prefix:]
+    bias, index = None if bias is None else bias[:, :, rows], None if index is None else index[:, rows]
+    return block.attn.attend(normed, normed[:, rows], bias, index).mean(dim=(1, 2))[:, num_prefix:]
 
 
 def mean_of_blocks(outputs: list[Float[Tensor, "B T D"]]) -> Float[Tensor, "B T D"]:
@@ -140,23 +154,3 @@ def mean_of_blocks(outputs: list[Float[Tensor, "B T D"]]) -> Float[Tensor, "B T 
         return outputs[0]
     standardised = [normalise_tokens(at_least_float32(tokens), unbiased=False, eps=1e-5) for tokens in outputs]
     return torch.stack(standardised).mean(dim=0)
-
-
-def resize(images: Float[Tensor, "B C H W"], image_size: tuple[int, int]) -> Float[Tensor, "B C h w"]:
-    """Images at a teacher's size (bicubic, antialiased); as they are, where that is their size."""
-    if images.shape[2:] == image_size:
-        return images
-    return F.interpolate(images, image_size, mode="bicubic", antialias=True)
-
-
-def check_blocks(name: str, blocks: int, there: int) -> None:
-    """A mean over blocks needs so many; a network without blocks has one output all the same.
-
-    Raises:
-        ValueError: if there are fewer, or none is asked for.
-    """
-    if not 1 <= blocks <= max(there, 1):
-        raise ValueError(
-            f"TeacherConfig.blocks must be from 1 to the teacher's {there} blocks; got {blocks} of {name}. "
-            f"Average over fewer blocks."
-        )

@@ -12,14 +12,7 @@ from pantomim.nn.vit import Encoder, EncoderConfig
 def fit_encoder(encoder: Encoder, student: EncoderConfig, name: str, *, students_statistics: bool = False) -> Encoder:
     """The encoder for inputs that give the student's grid; its tables of positions are resampled where needed.
 
-    Args:
-        encoder: As loaded.
-        student: Whose grid it is to have.
-        name: What it is called in an error.
-        students_statistics: Standardise images as the student does, not as the encoder was trained.
-
-    Raises:
-        ValueError: if the two take different channels.
+    `students_statistics`: it standardises images as the student does, not as it was trained.
     """
     check_channels(name, encoder.in_chans, student)
     image_size = (student.grid[0] * encoder.patch_size, student.grid[1] * encoder.patch_size)
@@ -37,11 +30,7 @@ def fit_encoder(encoder: Encoder, student: EncoderConfig, name: str, *, students
 def fit_wrapped(
     encoder: WrappedEncoder, student: EncoderConfig, *, students_statistics: bool = False
 ) -> WrappedEncoder:
-    """A network of another library for inputs that give the student's grid; arguments as for `fit_encoder`.
-
-    Raises:
-        ValueError: if the two take different channels, or the network cannot have this grid.
-    """
+    """The same of a network of another library; a ValueError, if it cannot have this grid."""
     check_channels(encoder.source, encoder.in_chans, student)
     (rows, cols), (height, width) = student.grid, encoder.stride
     fitted = encoder if encoder.grid == student.grid else encoder.resized((rows * height, cols * width))
@@ -56,11 +45,7 @@ def fit_wrapped(
 
 
 def check_channels(name: str, in_chans: int, student: EncoderConfig) -> None:
-    """A teacher sees what the student sees.
-
-    Raises:
-        ValueError: if the two take different channels.
-    """
+    """Raise a ValueError unless a teacher takes the channels that the student takes."""
     if in_chans != student.in_chans:
         raise ValueError(
             f"Teacher.in_chans must be the student's {student.in_chans}; got {in_chans} channels of {name}. "

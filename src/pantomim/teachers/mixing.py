@@ -7,13 +7,14 @@ mixed scores       a * scores of the teacher + (1 - a) * scores of the student's
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pantomim.core.frozen import frozen
+from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import Positive, Share
 from pantomim.core.schedule import half_cosine
 from pantomim.teachers.base import Query
@@ -27,10 +28,9 @@ class Mixing:
     """The teacher's weight over a run: 1 is the teacher alone, 0 the student's moving average alone.
 
     Args:
-        teacher_weight: At the end of the schedule. It counts in the mask, and in the target unless that has its own.
-        warmup_share: Share of the run's steps in which the teacher is alone at first; 0: both from the first step on.
-        schedule: After that the weight is constant, or goes evenly or along half a cosine from `start` to
-            `teacher_weight`, which it reaches in the last step.
+        teacher_weight: At the end of the schedule; in the mask, and in the target unless that has its own.
+        warmup_share: Share of the run's steps in which the teacher is alone at first.
+        schedule: After that: constant, or from `start` to `teacher_weight` in the last step.
         start: Where a schedule begins; None for a constant weight.
 
     Paper: that there is such a weight is stated; not its value, nor whether mask and target share it, nor a schedule.
@@ -50,15 +50,9 @@ class Mixing:
             )
 
     def at(self, step: int, total: int | None, last: float | None = None) -> float:
-        """The weight at a step (from 0) of a run of `total`.
+        """The weight at a step (from 0) of a run of `total`, without which a weight that changes is a ValueError.
 
-        Args:
-            step: Which.
-            total: Length of the run; None is enough for a weight that never changes.
-            last: Where the weight ends, in place of `teacher_weight`.
-
-        Raises:
-            ValueError: if the weight depends on the length of the run, and none is given.
+        `last`: where the weight ends, in place of `teacher_weight`.
         """
         last = self.teacher_weight if last is None else last
         if self.start is None and (self.warmup_share == 0 or last == 1):
@@ -100,9 +94,8 @@ class Scores:
 
     Args:
         teacher_query: Whose attention: the class token's, or the mean over all patches'.
-        student_query: The same of the student's moving average: a class token that no loss reads may attend evenly.
-        renormalise: Divide by the sum over the patches: how much attention stays on the class token differs between
-            networks, and would change the weights of the mix.
+        student_query: The same of the student's average: a class token that no loss reads may attend evenly.
+        renormalise: Divide by the sum over the patches, as networks differ in what stays on the class token.
         temperature: Attention is raised to the power of one over it first; below 1 it is more peaked.
 
     Paper: none of this is stated. MILAN and AttMask have the class token's attention in the last block, the mean over
@@ -116,7 +109,7 @@ class Scores:
 
     def __call__(self, attention: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
         """Scores, float32 at least."""
-        scores = attention.to(torch.promote_types(attention.dtype, torch.float32))
+        scores = at_least_float32(attention)
         if self.temperature != 1:
             scores = (scores / scores.amax(dim=1, keepdim=True)).pow(1 / self.temperature)  # largest 1: none overflows
         return scores / scores.sum(dim=1, keepdim=True) if self.renormalise else scores
@@ -129,13 +122,9 @@ class Scores:
         self, attention: Mapping[Network, Float[Tensor, "B N"] | None], weight: float
     ) -> dict[str, Float[Tensor, "B N"]]:
         """Scores by each network that was asked for attention, and mixed ("mask"), the teacher's with `weight`."""
-        maps: dict[str, Tensor] = {}
-        mixed = []
-        for network, each in attention.items():
-            if each is not None:
-                maps[network] = self(each)
-                mixed.append(weight_of(network, weight) * maps[network])
-        return maps | ({"mask": torch.stack(mixed).sum(dim=0)} if mixed else {})
+        maps: dict[Any, Tensor] = {network: self(each) for network, each in attention.items() if each is not None}
+        mixed = [weight_of(network, weight) * scores for network, scores in maps.items()]
+        return {**maps, "mask": torch.stack(mixed).sum(dim=0)} if mixed else {}
 
 
 def weight_of(network: Network, teacher_weight: float) -> float:
@@ -151,7 +140,7 @@ def evenness(scores: Float[Tensor, "B N"]) -> Float[Tensor, ""]:
 
 def spread(features: Float[Tensor, "B N K"]) -> Float[Tensor, ""]:
     """Std of a patch's features from image to image, over their size: towards 0 the features ignore the image."""
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    features = at_least_float32(features)
     if len(features) < 2:
         return features.new_tensor(math.nan)  # a single image cannot tell
     return features.std(dim=0).mean() / features.square().mean().sqrt()

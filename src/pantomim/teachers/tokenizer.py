@@ -13,19 +13,14 @@ from pantomim.tokenizers.dvae import DVAETokenizer
 class TokenizerTeacher(Teacher):
     """The last group's output of a discrete auto-encoder's encoder: no class token, no attention.
 
-    Args:
-        tokenizer: Its decoder is left out.
-        image_size: Height and width that it sees, for the student's grid.
-        name: What it is called in messages.
-
     Paper: Liu et al., arXiv:2209.03917, has DALL-E's tokenizer among its teachers.
     Deviation: which of its layers they took is not stated; this is the one before the scores of the codes.
     """
 
-    def __init__(self, tokenizer: DVAETokenizer, image_size: tuple[int, int], name: str) -> None:
+    def __init__(self, tokenizer: DVAETokenizer, grid: tuple[int, int], name: str) -> None:
         super().__init__()
-        self.encoder, self.image_size, self.name = tokenizer.encoder, image_size, name
-        self.grid, self.width = tokenizer.grid_of(image_size), tokenizer.encoder.width
+        self.encoder, self.name, self.width, self.grid = tokenizer.encoder, name, tokenizer.encoder.width, grid
+        self.image_size = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)
         self._freeze()
 
     @torch.no_grad()

@@ -8,24 +8,16 @@ from torch import Tensor
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Images to one id a cell.
-
-    Args:
-        vocabulary: Number of ids, from 0 on.
-    """
+    """Scaled images, in [0, 1], to one id a cell, of `vocabulary` ids from 0 on."""
 
     vocabulary: int
 
     def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of ids for images of a height and width.
-
-        Raises:
-            ValueError: if such images cannot be cut into cells.
-        """
+        """Rows and columns of ids for images of a height and width; a ValueError, where they do not fit."""
         ...
 
     def __call__(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
-        """The ids of scaled images (in [0, 1]) in raster order, without gradient."""
+        """The ids in raster order, without gradient; a ValueError, where channels or sides do not fit."""
         ...
 
 
@@ -34,5 +26,5 @@ class Picturing(Tokenizer, Protocol):
     """A tokenizer that can show what ids stand for."""
 
     def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
-        """The image of a grid of ids, in [0, 1]."""
+        """The image of a grid of ids, in [0, 1]; a ValueError, where there is no decoder."""
         ...

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-from pantomim.formats.dalle import load_dalle_decoder, load_dalle_encoder
-from pantomim.formats.tokenizer import load_networks
+from pantomim.formats.dalle import load_dalle
+from pantomim.formats.native import load_networks
+from pantomim.nn.dvae import DVAEDecoder, DVAEEncoder
 from pantomim.nn.vqkd import VQKDNetworks
 from pantomim.tokenizers.base import Tokenizer
-from pantomim.tokenizers.dvae import DVAETokenizer, Precision
+from pantomim.tokenizers.dvae import DVAETokenizer
 from pantomim.tokenizers.random_projection import RandomProjectionTokenizer
 from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 WAYS = (
-    "Ways to get one: `pantomim tokenizer train --data IMAGES` and its RUN folder (or RUN/tokenizer.safetensors); "
+    "Ways to get one: `pantomim tokenizer train` and its RUN folder (or RUN/tokenizer.safetensors); "
     "dalle:FILE or dalle:FOLDER with the published encoder.pkl (and decoder.pkl); random-projection or "
     "random-projection-standardised, which need no training"
 )
@@ -19,12 +20,7 @@ PROJECTIONS = {"random-projection": False, "random-projection-standardised": Tru
 
 
 def load_tokenizer(
-    spec: str | Path | None,
-    *,
-    patch_size: int = 16,
-    in_chans: int = 3,
-    vocabulary: int = 8192,
-    precision: Precision = "float32",
+    spec: str | Path | None, *, patch_size: int = 16, in_chans: int = 3, vocabulary: int = 8192
 ) -> Tokenizer:
     """A frozen tokenizer, in evaluation mode; see `resized.on_grid` for one id a patch.
 
@@ -32,29 +28,22 @@ def load_tokenizer(
         spec: "RUN", a run folder, or its tokenizer.safetensors; "dalle:FILE", an encoder alone, or "dalle:FOLDER" with
             encoder and decoder (.pkl, .safetensors or .pth); "random-projection" or
             "random-projection-standardised", each also with ":SEED".
-        patch_size: Of a random projection.
-        in_chans: Of a random projection.
-        vocabulary: Of a random projection.
-        precision: Of a discrete auto-encoder.
-
-    Raises:
-        ValueError: if none is given, there is no such thing, or it is damaged.
+        patch_size: Of a random projection, as what follows.
+        in_chans: Channels.
+        vocabulary: Number of ids.
     """
-    name = "" if spec is None else str(spec)
+    name = str(spec or "")
     if not name:
         raise ValueError(f"tokenizer must be given, as there is no default; got none. {WAYS}.")
     if name.startswith("dalle:"):
-        return _dalle(Path(name.removeprefix("dalle:")), precision).eval()
+        return _dalle(Path(name.removeprefix("dalle:"))).eval()
     if name.startswith("random-projection"):
         kind, _, seed = name.partition(":")
         if kind not in PROJECTIONS or (seed and not seed.isdecimal()):
             raise ValueError(
                 f"tokenizer must be {' or '.join(PROJECTIONS)}, or with :SEED, a whole number; got {name}."
             )
-        standardised = PROJECTIONS[kind]
-        return RandomProjectionTokenizer(
-            patch_size, in_chans, vocabulary, int(seed or 0), standardised=standardised
-        ).eval()
+        return RandomProjectionTokenizer(patch_size, in_chans, vocabulary, int(seed or 0), PROJECTIONS[kind]).eval()
     path = Path(name)
     if path.is_file() and path.name == "tokenizer.safetensors":
         path = path.parent
@@ -63,14 +52,14 @@ def load_tokenizer(
     networks = load_networks(path)
     if isinstance(networks, VQKDNetworks):
         return VQKDTokenizer(networks).eval()
-    return DVAETokenizer(networks.encoder, networks.decoder, precision=precision).eval()
+    return DVAETokenizer(networks.encoder, networks.decoder).eval()
 
 
-def _dalle(path: Path, precision: Precision) -> DVAETokenizer:
+def _dalle(path: Path) -> DVAETokenizer:
     """The published networks: one file has the encoder alone, a folder may have both."""
     if not path.is_dir():
-        return DVAETokenizer(load_dalle_encoder(path), precision=precision)
-    found: dict[str, Path | None] = {}
+        return DVAETokenizer(load_dalle(DVAEEncoder, path))
+    found: dict[str, Path] = {}
     for name in ("encoder", "decoder"):
         files = [path / f"{name}.{ending}" for ending in ("pkl", "safetensors", "pth")]
         files = [file for file in files if file.is_file()]
@@ -79,10 +68,9 @@ def _dalle(path: Path, precision: Precision) -> DVAETokenizer:
                 f"dalle:FOLDER must hold one {name}; got {', '.join(file.name for file in files)} in {path}. "
                 f"Remove all but one."
             )
-        found[name] = files[0] if files else None
-    encoder, decoder = found["encoder"], found["decoder"]
-    if encoder is None:
+        if files:
+            found[name] = files[0]
+    if "encoder" not in found:
         raise ValueError(f"dalle:FOLDER must hold encoder.pkl (or .safetensors, .pth); got {path} without. {WAYS}.")
-    return DVAETokenizer(
-        load_dalle_encoder(encoder), load_dalle_decoder(decoder) if decoder else None, precision=precision
-    )
+    decoder = load_dalle(DVAEDecoder, found["decoder"]) if "decoder" in found else None
+    return DVAETokenizer(load_dalle(DVAEEncoder, found["encoder"]), decoder)

@@ -8,16 +8,11 @@ from pantomim.nn.tokens import normalise_tokens, patch_grid
 
 
 class RandomProjectionTokenizer(nn.Module):
-    """The index of the largest of `vocabulary` random projections of a patch's pixels; frozen, drawn from a seed.
+    """The index of the largest of `vocabulary` projections of a patch's pixels; frozen, drawn from `seed` on the CPU.
 
-    Args:
-        patch_size: Side of a cell, in pixels.
-        in_chans: Channels of the images.
-        vocabulary: Number of directions.
-        seed: Of the directions; the same ones on every device.
-        standardised: Subtract the mean of a patch's values and divide by their std first. Without it, bright
-            patches all point to the few directions whose weights have the largest sums: of 6,272 patches of two
-            photographs, two thirds had the same id of 8,192.
+    `standardised`: a patch's mean is subtracted first, and its std divided by. Without that, bright patches all point
+    to the few directions whose weights have the largest sums: of 6,272 patches of two photographs, two thirds had the
+    same id of 8,192.
 
     Paper: as in the CAE authors' PaddlePaddle release, `packages/datasets.py`: pixels in [0, 1], not standardised, in
         the order channel, row, column; 768 x 8192.
@@ -28,13 +23,7 @@ class RandomProjectionTokenizer(nn.Module):
     directions: Tensor
 
     def __init__(
-        self,
-        patch_size: int = 16,
-        in_chans: int = 3,
-        vocabulary: int = 8192,
-        seed: int = 0,
-        *,
-        standardised: bool = False,
+        self, patch_size: int = 16, in_chans: int = 3, vocabulary: int = 8192, seed: int = 0, standardised: bool = False
     ) -> None:
         super().__init__()
         self.patch_size, self.in_chans, self.vocabulary, self.seed = patch_size, in_chans, vocabulary, seed
@@ -44,20 +33,12 @@ class RandomProjectionTokenizer(nn.Module):
         self.register_buffer("directions", directions, persistent=False)
 
     def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of ids.
-
-        Raises:
-            ValueError: if an image side is not a multiple of the patch.
-        """
+        """Rows and columns of ids."""
         return patch_grid(image_size, self.patch_size)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
-        """Ids of images in [0, 1], in raster order; in the pixels' own precision, whatever autocast says.
-
-        Raises:
-            ValueError: if channels or sides do not fit.
-        """
+        """Ids of images in [0, 1], in raster order; in the pixels' own precision, whatever autocast says."""
         batch, channels, height, width = images.shape
         if channels != self.in_chans:
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,11 +12,7 @@ from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 
 class ResizedTokenizer(nn.Module):
-    """A tokenizer behind a resize of the batch to one size: the second view, of the same crop and flip.
-
-    Args:
-        tokenizer: What gives the ids.
-        image_size: Height and width that it sees.
+    """A tokenizer behind a resize of the batch to `image_size`: the second view, of the same crop and flip.
 
     Paper: Bao et al. 2021, arXiv:2106.08254: a second view of 112 x 112 for an encoder at 224 x 224.
     Deviation: the authors cut the view from the stored image with Lanczos interpolation; this one is resized from the
@@ -29,34 +24,29 @@ class ResizedTokenizer(nn.Module):
 
     def __init__(self, tokenizer: DVAETokenizer | VQKDTokenizer, image_size: tuple[int, int]) -> None:
         super().__init__()
-        tokenizer.grid_of(image_size)
+        tokenizer.grid_of(image_size)  # refuses a size that does not fit
         self.tokenizer, self.image_size, self.vocabulary = tokenizer, image_size, tokenizer.vocabulary
 
     def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of ids, which are the same for images of every size."""
         return self.tokenizer.grid_of(self.image_size)
 
-    @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
         """Ids of images in [0, 1], in raster order."""
-        return self.tokenizer(self.view(images))
+        if images.shape[2:] != self.image_size:
+            images = F.interpolate(images, self.image_size, mode="bicubic", antialias=True).clamp(0, 1)
+        return self.tokenizer(images)
 
     def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
         """The images of ids, at the size that the tokenizer sees."""
         return self.tokenizer.decode(ids, grid)
 
-    def view(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
-        """What the tokenizer sees."""
-        if images.shape[2:] == self.image_size:
-            return images
-        return F.interpolate(images, self.image_size, mode="bicubic", antialias=True).clamp(0, 1)
-
 
 def on_grid(tokenizer: Any, image_size: tuple[int, int], grid: tuple[int, int]) -> Tokenizer:
-    """The tokenizer, with one id for each patch of a grid: itself, or behind a resize; no resize of projections.
+    """The tokenizer, with one id for each patch of a grid: itself, or behind a resize.
 
     A stride of 8 and a grid of 14 x 14 make it see 112 x 112 pixels, whatever the size of the images; one that was
-    learned from a teacher sees the size that it was trained at.
+    learned from a teacher sees the size that it was trained at; a projection is never resized.
 
     Raises:
         ValueError: if its grid is another one.

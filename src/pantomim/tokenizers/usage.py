@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from pantomim.tokenizers.base import Picturing, Tokenizer
+from pantomim.tokenizers.base import Tokenizer
+from pantomim.tokenizers.dvae import DVAETokenizer
 
 COLLAPSED = 0.01  # of the vocabulary: where the perplexity is below this share, or below 2 codes, labels say nothing
 # Rules of ours, laxer than what is wished for: a perplexity of a fifth of the codes, no code in a tenth of the cells.
@@ -19,21 +20,13 @@ DOMINANT = 0.5  # share of the cells that have the same code
 
 @dataclass(frozen=True)
 class CodeUsage:
-    """How often each code occurs, summed up.
-
-    Args:
-        vocabulary: Codes that there are.
-        positions: Cells counted.
-        used: Codes that occur at all.
-        perplexity: Codes that occur, weighted: the exponential of the entropy, from 1 to `vocabulary`.
-        top: Share of the cells that have the most frequent code.
-    """
+    """How often each code occurs, summed up."""
 
     vocabulary: int
-    positions: int
-    used: int
-    perplexity: float
-    top: float
+    positions: int  # cells counted
+    used: int  # codes that occur at all
+    perplexity: float  # codes that occur, weighted: the exponential of the entropy, from 1 to `vocabulary`
+    top: float  # share of the cells that have the most frequent code
 
     @property
     def collapsed(self) -> bool:
@@ -43,8 +36,8 @@ class CodeUsage:
     @property
     def few(self) -> bool:
         """Few codes do all the work, or one has most of the cells; also where it is `collapsed`."""
-        wanted = FEW * min(self.vocabulary, self.positions, MANY)
-        return self.collapsed or self.perplexity < wanted or self.top > DOMINANT
+        enough = FEW * min(self.vocabulary, self.positions, MANY)
+        return self.collapsed or self.perplexity < enough or self.top > DOMINANT
 
     def __str__(self) -> str:
         return (
@@ -59,27 +52,17 @@ def count_codes(ids: Int[Tensor, "B N"], vocabulary: int) -> Float[Tensor, " K"]
 
 
 def code_usage(counts: Float[Tensor, " K"]) -> CodeUsage:
-    """The usage that counts of all codes amount to.
-
-    Raises:
-        ValueError: if nothing was counted.
-    """
+    """The usage that counts of all codes amount to; a ValueError, if nothing was counted."""
     total = counts.sum().item()
     if not total:
         raise ValueError("code_usage.counts must hold at least one code; got none. Give images.")
     shares = counts / total
-    entropy = torch.special.entr(shares).sum().item()
-    return CodeUsage(
-        vocabulary=len(counts),
-        positions=int(total),
-        used=int((counts > 0).sum()),
-        perplexity=torch.tensor(entropy, dtype=torch.float64).exp().item(),
-        top=shares.max().item(),
-    )
+    perplexity = torch.special.entr(shares).sum().exp().item()
+    return CodeUsage(len(counts), int(total), int((counts > 0).sum()), perplexity, shares.max().item())
 
 
 def usage_warning(usage: CodeUsage, owner: str) -> str | None:
-    """What to say of a codebook of which little is used; None if enough is."""
+    """What is wrong with a codebook of which little is used; None if enough is."""
     advice = "train the tokenizer longer, with fewer codes or another weight of the KL term"
     if usage.collapsed:
         return (
@@ -96,42 +79,28 @@ def usage_warning(usage: CodeUsage, owner: str) -> str | None:
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """What a tokenizer does on images that it was not trained on.
-
-    Args:
-        usage: Of its codes.
-        mse: Mean squared error of images decoded from ids, pixels in [0, 1]; None: it has no decoder.
-        mse_of_means: The same of each cell's mean colour, to beat; None likewise.
-    """
+    """What a tokenizer does on images that it was not trained on; None, where it has no decoder."""
 
     usage: CodeUsage
-    mse: float | None = None
-    mse_of_means: float | None = None
+    mse: float | None = None  # mean squared error of images decoded from ids, pixels in [0, 1]
+    mse_of_means: float | None = None  # the same of each cell's mean colour, to beat
 
 
 @torch.no_grad()
 def measure_tokenizer(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> TokenizerReport:
     """Usage of the codes and, with a decoder, the error of reconstructions from hard ids.
 
-    Args:
-        tokenizer: At the size of the images; a decoder is used where there is one.
-        batches: (B, C, H, W) in [0, 1]; B may vary.
-
-    Raises:
-        ValueError: if there are no images.
+    `batches` are (B, C, H, W) in [0, 1], of the size that the tokenizer sees; B may vary.
     """
     counts = torch.zeros(tokenizer.vocabulary, dtype=torch.float64)
     error, error_of_means, values = 0.0, 0.0, 0
-    pictures = isinstance(tokenizer, Picturing) and getattr(tokenizer, "decoder", None) is not None
     for images in batches:
         ids = tokenizer(images)
         counts += count_codes(ids, tokenizer.vocabulary).cpu()
-        if pictures:
-            assert isinstance(tokenizer, Picturing)
-            grid = tokenizer.grid_of((images.shape[2], images.shape[3]))
+        if isinstance(tokenizer, DVAETokenizer) and tokenizer.decoder is not None:
+            grid, cell = tokenizer.grid_of((images.shape[2], images.shape[3])), tokenizer.stride
             error += F.mse_loss(tokenizer.decode(ids, grid), images, reduction="sum").item()
-            cell = (images.shape[2] // grid[0], images.shape[3] // grid[1])
-            means = F.avg_pool2d(images, cell).repeat_interleave(cell[0], 2).repeat_interleave(cell[1], 3)
+            means = F.avg_pool2d(images, cell).repeat_interleave(cell, 2).repeat_interleave(cell, 3)
             error_of_means += F.mse_loss(means, images, reduction="sum").item()
             values += images.numel()
     usage = code_usage(counts)

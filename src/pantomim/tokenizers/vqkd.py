@@ -8,16 +8,12 @@ from pantomim.nn.vqkd import VQKDNetworks
 
 
 class VQKDTokenizer(nn.Module):
-    """The nearest code of each patch; frozen.
-
-    Args:
-        networks: As `pantomim tokenizer train vqkd` leaves them.
+    """The nearest code of each patch; frozen, and made for images of one size.
 
     Paper: Peng et al. 2022, arXiv:2208.06366, section 2.2.
     """
 
     frozen = True
-    decoder = None  # codes stand for a teacher's features
 
     def __init__(self, networks: VQKDNetworks) -> None:
         super().__init__()
@@ -27,11 +23,7 @@ class VQKDTokenizer(nn.Module):
         self.requires_grad_(False)
 
     def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of ids.
-
-        Raises:
-            ValueError: if images have another size than the tokenizer's.
-        """
+        """Rows and columns of ids, of images of the size that it was trained at."""
         if image_size != self.image_size:
             height, width = self.image_size
             raise ValueError(
@@ -47,11 +39,7 @@ class VQKDTokenizer(nn.Module):
             return self.networks(images)
 
     def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
-        """There is no picture of such ids.
-
-        Raises:
-            ValueError: always.
-        """
+        """Always a ValueError: codes stand for a teacher's features."""
         raise ValueError(
             "VQKDTokenizer.decode must not be asked for: its codes stand for a teacher's features, and nothing was "
             "trained to paint them. Use a discrete auto-encoder (`pantomim tokenizer train dvae`) for pictures."

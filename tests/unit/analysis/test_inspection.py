@@ -48,7 +48,7 @@ def runs(tmp_path, source):
     return [write_run(tmp_path / name, source, seed) for seed, name in enumerate(["first", "second"])]
 
 
-def test_a_wrapped_vision_transformer_says_the_same():
+def test_a_wrapped_vision_transformer_gives_the_same():
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=3, num_classes=0)
     ours = as_encoder(model, "timm:vit")
@@ -69,7 +69,7 @@ def test_a_wrapped_vision_transformer_says_the_same():
     assert all(block.attn.fused_attn == timm.layers.use_fused_attn() for block in model.blocks)
 
 
-def test_a_network_of_transformers_tells_its_attention():
+def test_attention_of_a_network_of_transformers():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.ViTConfig(
@@ -91,7 +91,7 @@ def test_a_network_of_transformers_tells_its_attention():
 def test_a_network_without_blocks_is_refused():
     model = timm.create_model("resnet10t", num_classes=0)
     wrapped = TimmEncoder(model, "timm:resnet10t", (32, 32), (0.5,) * 3, (0.5,) * 3, lambda: model).eval()
-    with pytest.raises(ValueError, match=r"got timm:resnet10t, which tells its last features only"):
+    with pytest.raises(ValueError, match=r"got timm:resnet10t, of which only the last features"):
         list(block_features(wrapped, torch.rand(1, 3, 32, 32)))
 
 
@@ -128,7 +128,7 @@ def test_cka_of_one_and_of_two_encoders(runs):
     assert "left out" not in caption(found)
 
 
-def test_cka_says_how_many_images_are_in_it(runs, monkeypatch):
+def test_cka_states_how_many_images_are_in_it(runs, monkeypatch):
     monkeypatch.setattr(cka, "BATCH", 5)
     found = LAYERS["cka"](tuple(map(str, runs)), count=12).run()
     assert (found.about["images"], found.about["left_out"]) == (10, 2)
@@ -173,7 +173,7 @@ def test_the_command(runs, tmp_path, capsys, kind):
     assert not read_run(runs[0]).problems
 
 
-def test_the_report_says_that_other_weights_were_measured(runs, tmp_path):
+def test_the_report_warns_that_other_weights_were_measured(runs, tmp_path):
     write_block_facts(LAYERS["spectrum"](tuple(map(str, runs[:1])), count=4).run(), tmp_path / "page.html")
     assert "Inside the encoder" in (page := make_report(runs[0]).read_text())
     assert "Inspect again" not in page
@@ -185,10 +185,10 @@ def test_the_report_says_that_other_weights_were_measured(runs, tmp_path):
 def test_what_the_command_refuses(runs, source, capsys):
     file = str(runs[0] / "encoder.safetensors")
     for arguments, message in [
-        (["spectrum", file], "Inspection.out must be given where the first encoder is no run folder"),
-        (["spectrum", file, "--out", "x.html"], "Inspection.images must be given"),
+        (["spectrum", file], "--out must be given where the first encoder is no run folder"),
+        (["spectrum", file, "--out", "x.html"], "--images must be given"),
         (["spectrum", str(runs[0]), "--out", "x.png"], "must end in .html"),
-        (["cka", str(runs[0]), "--count", "3"], "CKA.count must be at least 4"),
+        (["cka", str(runs[0]), "--count", "3"], "--count must be at least 4"),
         (["cka"], "must name at least one run folder"),
     ]:
         with pytest.raises(SystemExit):

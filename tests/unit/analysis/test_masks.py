@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pantomim.analysis.masks import field_bands, frequencies, mask_spectrum, mean_visibility, visible_statistics
+from pantomim.analysis.masks import field_bands, frequencies, mask_spectrum, visible_statistics
 
 GOLDEN = Path(__file__).parents[4] / "shared" / "golden" / "colormae_spectra.json"
 
@@ -41,10 +41,6 @@ def test_masks_do_not_see_each_other():
 def test_touching_corners_are_no_neighbours_and_a_snake_is_one_cluster():
     found = visible_statistics(visible("#. .#", "## .#"))
     assert found.num_clusters.tolist() == [2, 1]
-
-
-def test_mean_visibility_is_a_share_for_each_position():
-    np.testing.assert_allclose(mean_visibility(visible("#. ..", "## .."))[0], [1.0, 0.5])
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (12, 20)])

@@ -94,7 +94,7 @@ def test_another_setting_moves_no_other_draw():
     np.testing.assert_array_equal(one.erased, two.erased)
 
 
-def test_wiped_out_parts_lie_within_and_are_noise_of_the_given_mean_and_deviation():
+def test_wiped_out_parts_lie_within_and_are_noise_of_the_given_mean_and_std():
     augment = Augment(erasing=1.0, mean=(0.2, 0.5, 0.7), std=(0.1, 0.2, 0.3))
     draws = drawn(augment, 400, size=(32, 40))
     top, left, height, width = draws.erased.T

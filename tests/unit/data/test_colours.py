@@ -1,4 +1,4 @@
-"""Colours are changed as Pillow and torchvision change them, each image by an amount of its own."""
+"""Colours are changed as Pillow and torchvision change them, each image by its amount."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_solarised_is_pillows():
     torch.testing.assert_close(solarised(images), expected, atol=1e-6, rtol=0)
 
 
-def test_blur_is_a_gaussian_of_each_images_deviation():
+def test_blur_is_a_gaussian_of_each_images_std():
     images, sigmas = pictures(height=40, width=40), torch.tensor([0.1, 0.7, 2.0, 1.3])
     made = blurred(images, sigmas)
     for image, sigma, blurry in zip(images, sigmas.tolist(), made, strict=True):

@@ -42,7 +42,7 @@ def assert_same(first, second):
 
 
 @pytest.mark.parametrize("source", ["uniform", "mixed"])
-def test_batches_are_images_of_the_wanted_kind(source, request):
+def test_batches_are_images_of_the_given_size(source, request):
     made = stream(request.getfixturevalue(source))
     ((batch,),) = made.batches(0, 1)
     assert batch.images.shape == (8, 3, 8, 8)

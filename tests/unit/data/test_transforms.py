@@ -57,7 +57,7 @@ def test_resize_one_equals_the_batched_resize(interpolation):
     torch.testing.assert_close(exact, batched[0], rtol=0, atol=1e-3)
 
 
-def test_a_box_of_the_wanted_size_is_cut_out_untouched():
+def test_a_box_of_the_target_size_is_cut_out_untouched():
     image = np.arange(2 * 6 * 6, dtype=np.uint8).reshape(2, 6, 6)
     part = resize_one(image, np.array([1, 2, 4, 3]), (4, 3), flip=False)
     np.testing.assert_array_equal(part.numpy(), image[:, 1:5, 2:5])
@@ -110,7 +110,7 @@ def test_tiny_images_have_boxes_too(size):
     assert resize_one(np.zeros((3, *size), np.uint8), boxes[0], (8, 8), flip=False).shape == (3, 8, 8)
 
 
-def test_centred_boxes_keep_the_wanted_proportions():
+def test_centred_boxes_have_the_target_proportions():
     assert centred_boxes(np.array([[100, 60], [60, 100], [50, 100]]), (50, 100)).tolist() == [
         [35, 0, 30, 60],
         [5, 0, 50, 100],

@@ -51,7 +51,7 @@ def test_a_damaged_line_in_the_middle_is_told_and_no_line_is_lost(tmp_path: Path
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_metrics_that_find_the_disk_full_say_how_to_go_on(tmp_path: Path) -> None:
+def test_metrics_that_find_the_disk_full_say_how_to_resume(tmp_path: Path) -> None:
     record = recorder(tmp_path / "metrics.jsonl", io.StringIO())
     record.__enter__()
     record._file.close()
@@ -105,7 +105,7 @@ def test_the_first_step_and_saving_do_not_count_for_the_speed() -> None:
     assert clock.total_s > 0.4
 
 
-def test_the_clock_goes_on_at_the_next_start() -> None:
+def test_the_clock_continues_at_the_next_start() -> None:
     clock = Clock(time_s=100.0, timed_images=50, timed_s=2.0)
     assert clock.images_per_s == 25.0
     assert clock.total_s >= 100.0

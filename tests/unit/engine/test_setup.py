@@ -30,10 +30,10 @@ def test_a_part_is_the_same_for_all_and_balanced(source: Path) -> None:
     assert len(part) == len(set(part.names)) == part.facts.num_images == 20
     assert set(part.names) <= set(whole.names)
     assert np.bincount(part.labels).tolist() == [5, 5, 5, 5]
-    wanted = whole.names.index(part.names[3])
-    assert np.array_equal(part.read(3), whole.read(wanted))
-    assert np.array_equal(part.array(1.0)[3], whole.read(wanted))
-    assert part.labels[3] == whole.labels[wanted]
+    same = whole.names.index(part.names[3])
+    assert np.array_equal(part.read(3), whole.read(same))
+    assert np.array_equal(part.array(1.0)[3], whole.read(same))
+    assert part.labels[3] == whole.labels[same]
 
 
 def test_a_smaller_part_lies_within_a_larger_one() -> None:

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_at_once_what_can_be_begun_again(number: signal.Signals) -> None:
+def test_a_signal_stops_at_once_what_can_be_repeated(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with (
         pytest.raises(Interrupted, match=r"Stopped at once\. Run the same command"),

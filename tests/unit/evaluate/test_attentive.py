@@ -61,7 +61,7 @@ def score(readers, data, **changes):
         device=torch.device("cpu"),
     )
     candidates = {name: Candidate(reader, partial(probe.head, 1)) for name, reader in readers.items()}
-    return train_heads(candidates, bench, probe.training(len(bench.train)))
+    return train_heads(probe, candidates, bench)
 
 
 def test_it_learns_what_the_tokens_hold(data):
@@ -150,7 +150,7 @@ def test_batch_statistics_reach_the_heads():
 def test_pixels_are_read_patch_by_patch(data, run, monkeypatch):
     found = {}
     monkeypatch.setattr(
-        "pantomim.evaluate.attentive.train_heads", lambda candidates, *given: found.update(candidates) or {}
+        "pantomim.evaluate.attentive.train_heads", lambda probe, candidates, bench: found.update(candidates) or {}
     )
     evaluate(QUICK(run, data))
     assert found["pixels"].features(torch.rand(2, 3, 8, 8)).shape == (2, 4, 48)

@@ -67,9 +67,9 @@ def test_random_labels_reach_chance():
 
 
 def test_choices_do_not_look_at_the_test_part():
-    bank, labels, queries, wanted = draws(num_bank=200, num_queries=50)
-    honest = knn(make_parts(table(bank, labels), None, table(queries, wanted), seed=0))
-    shuffled = knn(make_parts(table(bank, labels), None, table(queries, (wanted + 1) % 4), seed=0))
+    bank, labels, queries, truth = draws(num_bank=200, num_queries=50)
+    honest = knn(make_parts(table(bank, labels), None, table(queries, truth), seed=0))
+    shuffled = knn(make_parts(table(bank, labels), None, table(queries, (truth + 1) % 4), seed=0))
     assert honest["top1"] != shuffled["top1"]
     for key in ("view", "chosen", "validation"):
         assert honest[key] == shuffled[key]

@@ -87,10 +87,10 @@ def test_choices_do_not_look_at_the_test_part(how):
 
 
 def test_constant_features_do_no_harm():
-    (features, labels), (queries, wanted) = draws(200, spread=0.05), draws(100, 1, spread=0.05)
+    (features, labels), (queries, truth) = draws(200, spread=0.05), draws(100, 1, spread=0.05)
     features = torch.cat([features, torch.full((200, 1), 3.0)], dim=1)
     queries = torch.cat([queries, torch.full((100, 1), 1e6)], dim=1)
-    assert QUICK.score(parts_of((features, labels), (queries, wanted)), CPU)["top1"] == 1.0
+    assert QUICK.score(parts_of((features, labels), (queries, truth)), CPU)["top1"] == 1.0
 
 
 def test_a_set_smaller_than_a_batch():
@@ -116,7 +116,7 @@ def test_more_labels_than_images_are_refused():
         draw_labelled(np.array([0] * 9 + [1] * 3), 4, seed=0, draw=0)
 
 
-def test_few_labels_report_mean_and_deviation_over_draws():
+def test_few_labels_report_mean_and_std_over_draws():
     result = FewLabels("run", "data", labels_per_class=5, draws=4).score(parts_of(draws(400), draws(200, seed=1)))
     assert result["top1"] == pytest.approx(np.mean(result["draws"]))
     assert result["top1_std"] == pytest.approx(np.std(result["draws"], ddof=1))

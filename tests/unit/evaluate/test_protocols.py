@@ -274,7 +274,7 @@ def test_the_mae_probe_learns_what_its_features_hold(data):
         device=torch.device("cpu"),
     )
     candidates = {"oracle": Candidate(Oracle(), Head), "blind": Candidate(Blind(), Head)}
-    scores = train_heads(candidates, bench, probe.training(len(bench.train)))
+    scores = train_heads(probe, candidates, bench)
     assert scores["oracle"]["top1"] > 0.85
     assert scores["blind"]["top1"] == pytest.approx(1 / 3)
 

@@ -4,18 +4,19 @@ import torch
 from masked_images import COLOURS, masked_folder, regions
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from pantomim.evaluate import patches, segmentation
-from pantomim.evaluate.features import resized_encoder
+from pantomim.evaluate import segmentation
+from pantomim.evaluate.features import pixel_patches, resized_encoder
 from pantomim.evaluate.linear import train_probes
-from pantomim.evaluate.patches import (
+from pantomim.evaluate.parts import MaskedParts, open_masked_parts
+from pantomim.evaluate.segmentation import (
     Pictures,
+    Segmentation,
     class_shares,
-    fitting_size,
-    open_masked_parts,
+    intersection_over_union,
     patch_table,
-    pixel_patches,
+    standard_error,
+    tally,
 )
-from pantomim.evaluate.segmentation import Segmentation, intersection_over_union, tally
 from pantomim.formats.timm import load_timm
 from pantomim.nn.vit import EncoderConfig
 
@@ -73,9 +74,9 @@ def test_blind_features_score_as_background_alone(tmp_path, masks):
 @pytest.mark.parametrize("ignore", [255, 7])
 def test_pixels_without_a_class_are_neither_learned_from_nor_scored(tmp_path, masks, ignore):
     colours, shown = COLOURS[masks], masks.copy()
-    hidden = np.random.default_rng(0).random(masks.shape) < 0.3
-    colours[hidden] = COLOURS[(masks[hidden] + 1) % 3]  # their colours say another class
-    shown[hidden] = ignore
+    ignored = np.random.default_rng(0).random(masks.shape) < 0.3
+    colours[ignored] = COLOURS[(masks[ignored] + 1) % 3]  # with the colours of another class
+    shown[ignored] = ignore
     spec = write(tmp_path / "a.npz", shown, colours)
     found = scores(spec, ignore=ignore)
     assert found["miou"] == 1.0
@@ -127,19 +128,19 @@ def test_counts_by_hand_and_by_scikit_learn():
     guesses = torch.tensor([[[0, 0], [1, 2]], [[1, 1], [1, 0]]])
     truth = torch.tensor([[[0, 1], [1, -1]], [[1, 1], [0, 0]]])
     counted = tally(guesses, truth, 4)
-    assert counted.hits.tolist() == [[1, 1, 0, 0], [1, 2, 0, 0]]
-    assert counted.guessed.tolist() == [[2, 1, 0, 0], [1, 3, 0, 0]]
-    assert counted.true.tolist() == [[1, 2, 0, 0], [2, 2, 0, 0]]
-    assert counted.iou[:2].tolist() == pytest.approx([2 / 4, 3 / 5])
-    assert counted.iou[2:].isnan().all(), "classes that no mask has"
+    assert counted[0].tolist() == [[1, 1, 0, 0], [2, 1, 0, 0], [1, 2, 0, 0]], "right, guessed, true"
+    assert counted[1].tolist() == [[1, 2, 0, 0], [1, 3, 0, 0], [2, 2, 0, 0]]
+    iou = intersection_over_union(counted.sum(dim=0))
+    assert iou[:2].tolist() == pytest.approx([2 / 4, 3 / 5])
+    assert iou[2:].isnan().all(), "classes that no mask has"
 
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(-1, 5, (6, 9, 7), generator=generator)
     guesses = torch.where(torch.rand(truth.shape, generator=generator) < 0.6, truth.clamp(min=0), 4)
-    counted, kept = tally(guesses, truth, 5), truth >= 0
+    counted, kept = tally(guesses, truth, 5).sum(dim=0), truth >= 0
     reference = jaccard_score(truth[kept], guesses[kept], average=None)
-    torch.testing.assert_close(counted.iou, torch.from_numpy(reference))
-    accuracy = counted.hits.sum() / counted.true.sum()
+    torch.testing.assert_close(intersection_over_union(counted), torch.from_numpy(reference))
+    accuracy = counted[0].sum() / counted[2].sum()
     assert accuracy.item() == pytest.approx(accuracy_score(truth[kept], guesses[kept]))
 
 
@@ -151,12 +152,12 @@ def test_the_standard_error_is_that_of_other_draws_of_images():
         right = torch.from_numpy(rng.random((count, 1, 1)) < 0.7)
         return tally(torch.where(right, truth, (truth + 1) % 3), truth, 3)
 
-    spread = np.std([drawn(50).iou.mean().item() for _ in range(300)])
-    assert np.mean([drawn(50).standard_error(0) for _ in range(10)]) == pytest.approx(spread, rel=0.2)
+    spread = np.std([intersection_over_union(drawn(50).sum(dim=0)).mean().item() for _ in range(300)])
+    assert np.mean([standard_error(drawn(50), 0) for _ in range(10)]) == pytest.approx(spread, rel=0.2)
 
 
 def test_intersection_over_union_of_a_class_never_guessed():
-    found = intersection_over_union(*torch.tensor([[0.0, 2.0], [0.0, 5.0], [3.0, 2.0]]))
+    found = intersection_over_union(torch.tensor([[0.0, 2.0], [0.0, 5.0], [3.0, 2.0]]))
     assert found.tolist() == [0.0, 0.4]
 
 
@@ -200,7 +201,7 @@ def test_too_many_patches_are_drawn_from_each_image_with_their_classes(tmp_path,
         return torch.cat([classes, torch.arange(SIDE * SIDE).expand(len(images), -1)[:, :, None]], dim=2)
 
     whole = pictures(write(tmp_path / "a.npz", masks))
-    monkeypatch.setattr(patches, "MAX_VALUES", 18 * 6 * 10)
+    monkeypatch.setattr(segmentation, "MAX_VALUES", 18 * 6 * 10)
     table = patch_table({"oracle": oracle}, whole, "train", seed=0)
     assert table.features["oracle"].shape == (18, 10, 3)
     assert (table.features["oracle"][:, :, :2] == table.shares[:, :, 1:]).all()
@@ -217,6 +218,10 @@ def encoder(image_size=(32, 32), patch_size=4, position="sincos"):
         image_size=image_size, patch_size=patch_size, width=16, depth=1, heads=2, position=position, registers=2
     )
     return config.build().eval()
+
+
+def fitting_size(encoder, size):
+    return MaskedParts({}, None, (), (), size).size_for(encoder)
 
 
 @pytest.mark.parametrize(

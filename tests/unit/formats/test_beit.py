@@ -32,7 +32,7 @@ def recognise(weights, source, given):
 
 
 def timm_beit(**options):
-    """A small network with every parameter drawn, so that none is at its first value."""
+    """A small network with every parameter drawn, so that none has its initial value."""
     torch.manual_seed(0)
     common = {"img_size": 12, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
     norm = partial(nn.LayerNorm, eps=1e-6)
@@ -113,14 +113,14 @@ def test_the_grid_is_told_by_the_tables_alone():
 
 
 @pytest.mark.parametrize(("flag", "mean"), [(True, 0.485), (False, 0.5)])
-def test_the_files_own_arguments_tell_mean_and_deviation(tmp_path, flag, mean):
+def test_the_files_own_arguments_tell_mean_and_std(tmp_path, flag, mean):
     arguments = argparse.Namespace(imagenet_default_mean_and_std=flag)
     torch.save({"model": pretraining()[1], "args": arguments}, tmp_path / "beit.pth")
     found = read_checkpoint(tmp_path / "beit.pth", given=Given(heads=2))
     assert found.encoder.config.mean[0] == mean
 
 
-def test_mean_and_deviation_are_not_guessed(tmp_path):
+def test_mean_and_std_are_not_guessed(tmp_path):
     with pytest.raises(ValueError, match=r"mean and std must both be given; got None and None"):
         recognise(pretraining()[1], "a file", Given(heads=2))
 

@@ -3,16 +3,17 @@
 import contextlib
 import sys
 from collections import OrderedDict
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from foreign_files import Bomb
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from pantomim.formats.dalle import load_dalle_decoder, load_dalle_encoder
+from pantomim.formats.dalle import load_dalle
+from pantomim.nn.dvae import DVAEDecoder, DVAEEncoder
 from pantomim.tokenizers import load_tokenizer
 
 LEGACY = {"_use_new_zipfile_serialization": False}
@@ -89,14 +90,6 @@ class Other(nn.Module):
     pass
 
 
-class Bomb:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.target),)
-
-
 HOMES = {
     Encoder: "dall_e.encoder",
     EncoderBlock: "dall_e.encoder",
@@ -139,7 +132,7 @@ def write(tmp_path, request):
 def test_encoder(write):
     torch.manual_seed(0)
     official = Encoder()
-    ours, images = load_dalle_encoder(write(official)), torch.rand(2, 3, 16, 24)
+    ours, images = load_dalle(DVAEEncoder, write(official)), torch.rand(2, 3, 16, 24)
     assert (ours.sizes.width, ours.sizes.vocabulary, ours.sizes.blocks, ours.sizes.stride) == (WIDTH, 16, 2, 8)
     assert torch.equal(ours(images), official(images))
     assert not ours.training
@@ -149,7 +142,7 @@ def test_encoder(write):
 def test_decoder(write):
     torch.manual_seed(0)
     official = Decoder()
-    ours, codes = load_dalle_decoder(write(official, "decoder.pkl")), torch.rand(2, VOCABULARY, 2, 3)
+    ours, codes = load_dalle(DVAEDecoder, write(official, "decoder.pkl")), torch.rand(2, VOCABULARY, 2, 3)
     assert ours.sizes.code_width == CODE_WIDTH
     assert torch.equal(ours(codes), official(codes))
 
@@ -164,7 +157,7 @@ def test_named_tensors(tmp_path, wrapped):
         content = weights if wrapped in ("pth", "legacy") else {wrapped: weights}
         torch.save(content, path, **(LEGACY if wrapped == "legacy" else {}))
     images = torch.rand(1, 3, 16, 16)
-    assert torch.equal(load_dalle_encoder(path)(images), official(images))
+    assert torch.equal(load_dalle(DVAEEncoder, path)(images), official(images))
 
 
 def test_a_folder_or_a_file_as_tokenizer(write, tmp_path):
@@ -222,7 +215,7 @@ def with_unknown_class(tmp_path):
 def test_what_else_a_file_names_is_refused_and_not_executed(write, tmp_path, make, called):
     path = write(make(tmp_path))
     with pytest.raises(ValueError, match=f"calls ({called})") as error:
-        load_dalle_encoder(path)
+        load_dalle(DVAEEncoder, path)
     assert "was not executed" in str(error.value)
     assert not (tmp_path / "canary").exists()
 
@@ -266,19 +259,19 @@ def test_other_networks_are_refused(write, change, match):
     module = Encoder()
     change(module)
     with pytest.raises(ValueError, match=match):
-        load_dalle_encoder(write(module))
+        load_dalle(DVAEEncoder, write(module))
 
 
 def test_the_two_files_confused(write):
     path = write(Decoder(), "decoder.pkl")
     with pytest.raises(ValueError, match="got the decoder in place of the encoder"):
-        load_dalle_encoder(path)
+        load_dalle(DVAEEncoder, path)
 
 
 def test_other_weights(tmp_path):
     torch.save({"patch_embed.proj.weight": torch.ones(1)}, tmp_path / "mae.pth")
     with pytest.raises(ValueError, match=r"got no convolution blocks\.input\.w.*, but patch_embed\.proj\.weight"):
-        load_dalle_encoder(tmp_path / "mae.pth")
+        load_dalle(DVAEEncoder, tmp_path / "mae.pth")
 
 
 @pytest.mark.parametrize("length", [0, 9, 120, 5000, -1])
@@ -286,4 +279,4 @@ def test_truncated(write, length):
     path = write(Encoder())
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ValueError, match="must be a whole safetensors file or torch checkpoint"):
-        load_dalle_encoder(path)
+        load_dalle(DVAEEncoder, path)

@@ -1,10 +1,10 @@
 import pickle
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 import timm
 import torch
+from foreign_files import Bomb
 from safetensors.torch import save_file
 
 from pantomim.formats.timm import TimmEncoder, as_encoder, load_timm
@@ -137,7 +137,7 @@ def test_weights_on_disk_in_timms_layout(tmp_path, suffix, num_classes):
         torch.save(model.state_dict(), path)
     else:
         save_file(model.state_dict(), path)
-    encoder = load_timm("test_vit", str(path))
+    encoder = load_timm(f"test_vit@{path}")
     assert isinstance(encoder, Encoder)
     assert_same_features(encoder, model)
 
@@ -145,7 +145,7 @@ def test_weights_on_disk_in_timms_layout(tmp_path, suffix, num_classes):
 def test_a_file_that_does_not_fit_is_refused_with_its_keys(tmp_path):
     save_file({"something": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"weights that timm reads for test_vit(.|\n)*Missing key(.|\n)*something"):
-        load_timm("test_vit", str(tmp_path / "other.safetensors"))
+        load_timm(f"test_vit@{tmp_path / 'other.safetensors'}")
 
 
 def test_a_file_with_one_tensor_missing_is_refused(tmp_path):
@@ -153,27 +153,19 @@ def test_a_file_with_one_tensor_missing_is_refused(tmp_path):
     del weights["blocks.1.norm1.bias"]
     save_file(weights, tmp_path / "part.safetensors")
     with pytest.raises(ValueError, match=r"blocks\.1\.norm1\.bias"):
-        load_timm("test_vit", str(tmp_path / "part.safetensors"))
+        load_timm(f"test_vit@{tmp_path / 'part.safetensors'}")
 
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"absent\.safetensors must be a file of weights; got nothing there"):
-        load_timm("test_vit", str(tmp_path / "absent.safetensors"))
-
-
-class Bomb:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.target),)
+        load_timm(f"test_vit@{tmp_path / 'absent.safetensors'}")
 
 
 def test_a_file_with_code_is_refused_and_not_executed(tmp_path):
     canary = tmp_path / "canary"
     torch.save({"model": Bomb(canary)}, tmp_path / "evil.pth")
     with pytest.raises(ValueError, match=r"evil\.pth must hold weights.*It was not executed") as error:
-        load_timm("test_vit", str(tmp_path / "evil.pth"))
+        load_timm(f"test_vit@{tmp_path / 'evil.pth'}")
     assert "retry" not in str(error.value)  # as timm's message advises, to execute it
     assert not canary.exists()
 
@@ -181,7 +173,7 @@ def test_a_file_with_code_is_refused_and_not_executed(tmp_path):
 def test_a_pickle_that_poses_as_arrays_is_refused(tmp_path):
     (tmp_path / "weights.npz").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(ValueError, match=r"timm:vit_tiny_patch16_224@.*weights\.npz must be weights that timm reads"):
-        load_timm("vit_tiny_patch16_224", str(tmp_path / "weights.npz"))
+        load_timm(f"vit_tiny_patch16_224@{tmp_path / 'weights.npz'}")
 
 
 @pytest.mark.parametrize("entry", ["state_dict_ema", "model_ema", "state_dict", "model"])
@@ -191,13 +183,13 @@ def test_checkpoints_of_a_training(tmp_path, entry):
     wrapped = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
     others = {"model": {"head.bias": torch.zeros(1)}} if entry != "model" else {}
     torch.save({"epoch": 3, "args": Namespace(lr=0.1), **others, entry: wrapped}, tmp_path / "last.pth.tar")
-    assert_same_features(load_timm("test_vit", str(tmp_path / "last.pth.tar")), model)
+    assert_same_features(load_timm(f"test_vit@{tmp_path / 'last.pth.tar'}"), model)
 
 
 def test_weights_of_a_file_are_not_held_twice(tmp_path):
     model = timm.create_model("resnet10t", pretrained=False)
     save_file(model.state_dict(), tmp_path / "resnet.safetensors")
-    encoder = load_timm("resnet10t", str(tmp_path / "resnet.safetensors"))
+    encoder = load_timm(f"resnet10t@{tmp_path / 'resnet.safetensors'}")
     assert torch.equal(encoder.model.conv1[0].weight, model.conv1[0].weight)
     assert "state_dict" not in encoder.model.pretrained_cfg
 

@@ -37,7 +37,7 @@ def drawn(method: BEiT, total: int = 3) -> tuple[Batch, Draws]:
 
 
 def uneven() -> Draws:
-    """Two hidden patches in the first image, three in the others."""
+    """Two masked patches in the first image, three in the others."""
     masked = torch.zeros(3, 24, dtype=torch.bool)
     masked[:, 4:6] = True
     masked[1:, 17] = True
@@ -51,7 +51,7 @@ def with_patches(batch: Batch, chosen: torch.Tensor) -> Batch:
     return replace(batch, images=unpatchify(other, 4, (4, 6)))
 
 
-def test_loss_is_the_cross_entropy_of_all_hidden_patches_together() -> None:
+def test_loss_is_the_cross_entropy_of_all_masked_patches_together() -> None:
     method = build()
     batch, draws = drawn(method)[0], uneven()
     masked = draws.mask.masked
@@ -68,7 +68,7 @@ def test_first_loss_is_the_logarithm_of_the_vocabulary() -> None:
     assert method(*drawn(method))["loss"].item() == pytest.approx(math.log(32), abs=0.05)
 
 
-def test_hidden_pixels_reach_the_target_alone_and_visible_tokens_do_not_count() -> None:
+def test_masked_pixels_reach_the_target_alone_and_visible_tokens_do_not_count() -> None:
     method = build()
     batch, draws = drawn(method)
     masked = draws.mask.masked
@@ -118,7 +118,7 @@ def test_any_masker_and_pixels_too(masker) -> None:
         loss.backward()
 
 
-def test_pixel_loss_is_the_mean_over_hidden_patches() -> None:
+def test_pixel_loss_is_the_mean_over_masked_patches() -> None:
     method = build(replace(CONFIG, target=PixelTargetConfig()))
     batch, draws = drawn(method)[0], uneven()
     masked = draws.mask.masked

@@ -66,8 +66,8 @@ def test_the_loss_is_the_formula_for_pixels() -> None:
     mask, outputs = draws.mask, method(batch, draws)
     predicted = method.regressor(method.encoder(batch.images, mask.ids_keep).patches, mask)
     aligned = method.encoder(batch.images, mask.ids_mask).patches
-    wanted = take(method.target(batch.images), mask.ids_mask)
-    main = (method.decoder(predicted, mask.ids_mask) - wanted).square().mean()
+    target = take(method.target(batch.images), mask.ids_mask)
+    main = (method.decoder(predicted, mask.ids_mask) - target).square().mean()
     align = (predicted - aligned).square().mean()
     torch.testing.assert_close(outputs["loss"], main + 2 * align)
     torch.testing.assert_close(outputs["loss_target"], main)
@@ -85,7 +85,7 @@ def test_the_loss_is_the_formula_for_tokens() -> None:
     assert outputs["accuracy"] == (scores.argmax(dim=-1) == ids).double().mean()
 
 
-def test_hidden_patches_reach_target_and_alignment_alone() -> None:
+def test_masked_patches_reach_target_and_alignment_alone() -> None:
     method = build(tokens=True)
     batch, draws = drawn(method)
     changed, mask = with_patches(batch, draws.mask.ids_mask), draws.mask
@@ -226,6 +226,7 @@ def test_gradients_survive_autocast() -> None:
     assert F.cosine_similarity(*found, dim=0) > 0.99
 
 
+@pytest.mark.slow
 def test_it_learns() -> None:
     """Both losses of one batch fall; without the alignment its own one does not."""
     found = {}
@@ -264,8 +265,8 @@ def test_without_a_decoder_the_head_reads_the_regressor() -> None:
     method = build(decoder=LatentDecoderConfig(depth=0))
     batch, draws = drawn(method)
     predicted = method.regressor(method.latents(method.encoder, batch.images, draws.mask.ids_keep), draws.mask)
-    wanted = take(method.target(batch.images), draws.mask.ids_mask)
-    expected = F.mse_loss(method.decoder.head(predicted), wanted)
+    target = take(method.target(batch.images), draws.mask.ids_mask)
+    expected = F.mse_loss(method.decoder.head(predicted), target)
     torch.testing.assert_close(method(batch, draws)["loss_target"], expected)
 
 

@@ -7,7 +7,7 @@ from tiny import DECODER, ENCODER
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.masking.block import BlockMasker
-from pantomim.methods.dbot import DBOTConfig, DBOTDraws
+from pantomim.methods.dbot import DBOTConfig
 from pantomim.targets.distance import Distance
 from pantomim.teachers.base import Guidance, Teacher
 from pantomim.teachers.choice import TeacherConfig
@@ -16,7 +16,7 @@ CONFIG = DBOTConfig(encoder=ENCODER, decoder=DECODER)
 
 
 class Given(Teacher):
-    """Says what it is given to say; its prefix tokens first."""
+    """Gives the tokens that it has; prefix tokens first."""
 
     def __init__(self, tokens, num_prefix=1):
         super().__init__()
@@ -40,9 +40,9 @@ def tokens(width=16, seed=5):
     return torch.randn(3, 17, width, generator=torch.Generator().manual_seed(seed)) * 3 + 1
 
 
-def test_the_loss_is_that_of_the_class_token_and_the_hidden_patches():
-    said = tokens()
-    method = CONFIG.build(teacher=Given(said))
+def test_the_loss_is_that_of_the_class_token_and_the_masked_patches():
+    features = tokens()
+    method = CONFIG.build(teacher=Given(features))
     batch, draws = step(method)
     loss = method(batch, draws)["loss"]
     prediction = method.decoder(
@@ -50,7 +50,7 @@ def test_the_loss_is_that_of_the_class_token_and_the_hidden_patches():
     )
     counted = torch.cat([torch.ones(3, 1, dtype=torch.bool), draws.mask.masked], dim=1)
     assert counted.sum() == 3 * 13
-    target = (said - said.mean(2, keepdim=True)) / (said.var(2, keepdim=True) + 1e-6).sqrt()  # unbiased
+    target = (features - features.mean(2, keepdim=True)) / (features.var(2, keepdim=True) + 1e-6).sqrt()  # unbiased
     difference = (prediction - target).abs()
     each = torch.where(difference < 2, difference.square() / 4, difference - 1).mean(dim=2)
     torch.testing.assert_close(loss, each[counted].mean())
@@ -68,9 +68,9 @@ def test_visible_patches_of_the_teacher_do_not_count():
 
 
 def test_the_class_token_counts_unless_it_is_left_out():
-    said = tokens()
+    features = tokens()
     with_class, without = (
-        replace(CONFIG, predict_class=predict).build(teacher=Given(said.clone())) for predict in (True, False)
+        replace(CONFIG, predict_class=predict).build(teacher=Given(features.clone())) for predict in (True, False)
     )
     for method, counts in ((with_class, True), (without, False)):
         batch, draws = step(method)
@@ -138,14 +138,14 @@ def test_the_decoder_is_as_wide_as_the_teacher():
 @pytest.mark.parametrize("normalise", ["unbiased", "none"])
 @pytest.mark.parametrize("form", ["l1", "l2", "cosine"])
 def test_other_distances_and_targets(form, normalise):
-    said = tokens()
-    method = replace(CONFIG, distance=Distance(form), normalise=normalise).build(teacher=Given(said))
+    features = tokens()
+    method = replace(CONFIG, distance=Distance(form), normalise=normalise).build(teacher=Given(features))
     batch, draws = step(method)
     latent = method.encoder(batch.images, draws.mask.ids_keep)
     prediction = method.decoder(latent, draws.mask, with_class=True)
     target = method.target(method.teacher(batch.images), draws.mask.ids_mask)
     if normalise == "none":
-        assert torch.equal(target[:, 0], said[:, 0])
+        assert torch.equal(target[:, 0], features[:, 0])
     expected = {
         "l1": (prediction - target).abs().mean(),
         "l2": (prediction - target).square().mean(),
@@ -165,7 +165,6 @@ def test_a_step_draws_the_rows_of_the_global_batch():
     images = torch.rand(4, 3, 16, 16)
     whole = method.draw(Batch(images, total=4), 0, torch.Generator().manual_seed(1))
     half = method.draw(Batch(images[2:], start=2, total=4), 0, torch.Generator().manual_seed(1))
-    assert isinstance(half, DBOTDraws)
     assert isinstance(half.mask, Mask)
     assert torch.equal(whole.mask.ids_mask[2:], half.mask.ids_mask)
 
@@ -173,9 +172,9 @@ def test_a_step_draws_the_rows_of_the_global_batch():
 def test_what_cannot_be():
     with pytest.raises(ValueError, match="number varies"):
         replace(CONFIG, masker=BlockMasker(ratio=0.4, exact=False, min_area=2))
-    with pytest.raises(ValueError, match="predict_class must be False or None for an encoder without a class token"):
-        replace(CONFIG, encoder=replace(ENCODER, class_token=False))
-    with pytest.raises(ValueError, match="for a teacher without a class token"):  # before the first step
+    with pytest.raises(ValueError, match="predict_class must be None or False where student or teacher"):
+        replace(CONFIG, encoder=replace(ENCODER, class_token=False)).build()
+    with pytest.raises(ValueError, match="student or teacher has no class token"):  # before the first step
         CONFIG.build(teacher=Given(tokens()[:, 1:], num_prefix=0))
     patches_only = replace(CONFIG, encoder=replace(ENCODER, class_token=False), predict_class=False)
     method = patches_only.build(teacher=Given(tokens()[:, 1:], num_prefix=0))
@@ -184,8 +183,8 @@ def test_what_cannot_be():
 
 def test_each_teacher_decides_on_the_class_token_if_nobody_else_does():
     open_ = replace(CONFIG, predict_class=None)
-    for said, num_prefix, predicts in ((tokens()[:, 1:], 0, False), (tokens(), 1, True)):
-        method = open_.build(teacher=Given(said, num_prefix=num_prefix))
+    for features, num_prefix, predicts in ((tokens()[:, 1:], 0, False), (tokens(), 1, True)):
+        method = open_.build(teacher=Given(features, num_prefix=num_prefix))
         assert method.predict_class == predicts
         assert torch.isfinite(method(*step(method))["loss"])
     assert not replace(open_, encoder=replace(ENCODER, class_token=False)).build().predict_class

@@ -51,7 +51,7 @@ def draw(method, given, seed=0):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_the_most_attended_are_hidden_and_the_method_learns(kind):
+def test_the_most_attended_are_masked_and_the_method_learns(kind):
     method, given = build(CONFIGS[kind]), batch()
     loosen(method.guide.teacher)
     attention = method.guide(given.images)
@@ -103,6 +103,7 @@ def test_the_mean_query_where_there_is_no_class_token():
     assert torch.isfinite(method(batch(), draw(method, batch()))["loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_explain_counts_the_guide_and_says_that_it_sees_everything(kind):
     config = Pretrain("tiny", method=CONFIGS[kind])
@@ -162,7 +163,7 @@ def test_rows_of_another_process_do_not_matter():
 
 
 def test_what_was_asked_may_be_used_in_training():
-    said = ask(Counting(), batch().images, "class")
-    for tensor in said:
+    answer = ask(Counting(), batch().images, "class")
+    for tensor in answer:
         assert not tensor.is_inference()
         assert not tensor.requires_grad

@@ -7,7 +7,7 @@ import torch
 
 from pantomim.core.batch import Batch
 from pantomim.masking.multi_block import Blocks, MultiBlockMasker
-from pantomim.methods.ijepa import IJEPA, IJEPAConfig, IJEPADraws, PredictorConfig
+from pantomim.methods.ijepa import IJEPA, IJEPAConfig, PredictorConfig
 from pantomim.nn.vit import EncoderConfig
 
 ENCODER = EncoderConfig(
@@ -18,7 +18,7 @@ CONFIG = IJEPAConfig(
 )
 
 
-def build() -> tuple[IJEPA, Batch, IJEPADraws]:
+def build() -> tuple[IJEPA, Batch, Blocks]:
     torch.manual_seed(0)
     method = CONFIG.build(10).train()
     batch = Batch(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)), total=4)
@@ -36,7 +36,7 @@ def test_gradients_reach_encoder_and_predictor_alone():
 def test_patches_outside_the_context_reach_the_targets_alone():
     method, batch, draws = build()
     method.eval()
-    outside = [patch for patch in range(64) if patch not in draws.blocks.context[:, 0].flatten().tolist()]
+    outside = [patch for patch in range(64) if patch not in draws.context[:, 0].flatten().tolist()]
     row, col = divmod(outside[0], 8)
     changed = batch.images.clone()
     changed[0, :, 4 * row : 4 * row + 4, 4 * col : 4 * col + 4] = 0
@@ -50,19 +50,17 @@ def test_patches_outside_the_context_reach_the_targets_alone():
 def test_targets_do_not_see_each_other():
     method, batch, draws = build()
     method.eval()
-    context, targets = draws.blocks
+    context, targets = draws
     seen = []
     method.predictor.register_forward_hook(lambda module, inputs, output: seen.append(output))
     method(batch, draws)
-    method(batch, IJEPADraws(Blocks(context, targets[:1])))
+    method(batch, Blocks(context, targets[:1]))
     torch.testing.assert_close(seen[0][: len(seen[1])], seen[1])
 
 
 def test_the_target_encoder_starts_as_the_encoder_drops_nothing_and_moves_by_the_schedule():
     method, batch, draws = build()
-    assert torch.equal(
-        method.target(batch.images, draws.blocks.targets), method.target(batch.images, draws.blocks.targets)
-    )
+    assert torch.equal(method.target(batch.images, draws.targets), method.target(batch.images, draws.targets))
     before = method.target_encoder.copy.norm.weight.detach().clone()
     with torch.no_grad():
         method.encoder.norm.weight.add_(1.0)
@@ -75,8 +73,8 @@ def test_the_target_encoder_starts_as_the_encoder_drops_nothing_and_moves_by_the
 def test_a_process_draws_its_rows_of_the_global_batch():
     method, batch, draws = build()
     part = method.draw(Batch(batch.images[1:3], start=1, total=4), 0, torch.Generator().manual_seed(2))
-    assert torch.equal(part.blocks.context, draws.blocks.context[:, 1:3])
-    assert torch.equal(part.blocks.targets, draws.blocks.targets[:, 1:3])
+    assert torch.equal(part.context, draws.context[:, 1:3])
+    assert torch.equal(part.targets, draws.targets[:, 1:3])
 
 
 def test_the_target_encoder_is_exported():

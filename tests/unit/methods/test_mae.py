@@ -55,14 +55,14 @@ def test_visible_patches_of_the_target_do_not_count() -> None:
     method = build()
     batch, draws = drawn(method)
     changed = with_patches(batch, draws.mask.ids_keep)
-    hidden = [take(method.target(b.images), draws.mask.ids_mask) for b in (batch, changed)]
-    assert torch.equal(*hidden)
+    masked = [take(method.target(b.images), draws.mask.ids_mask) for b in (batch, changed)]
+    assert torch.equal(*masked)
     latent = method.encoder(batch.images, draws.mask.ids_keep)
     method.encoder.forward = lambda *_: latent  # the same encoding; only the target sees the change
     assert torch.equal(method(batch, draws)["loss"], method(changed, draws)["loss"])
 
 
-def test_hidden_patches_reach_the_target_alone() -> None:
+def test_masked_patches_reach_the_target_alone() -> None:
     method = build()
     batch, draws = drawn(method)
     changed = with_patches(batch, draws.mask.ids_mask)
@@ -120,7 +120,7 @@ def test_a_count_that_varies_is_refused() -> None:
 
 
 def test_every_strategy_trains() -> None:
-    """A step of each masker that MAE takes; they differ in what they hide and in nothing else."""
+    """A step of each masker that MAE takes; they differ in what they mask and in nothing else."""
     losses = {}
     for name, strategy in STRATEGIES.items():
         masker = strategy.masker(0.75)

@@ -24,8 +24,8 @@ CONFIG = VQKDConfig(
 )
 
 
-def begun(**changes):
-    """A method whose codes began from a batch, and the batch."""
+def started(**changes):
+    """A method whose codes started from a batch, and the batch."""
     torch.manual_seed(0)
     method = replace(CONFIG, **changes).build().train()
     batch = Batch(torch.rand(8, 3, 16, 16), total=8)
@@ -33,37 +33,37 @@ def begun(**changes):
     return method, batch, draws
 
 
-def test_codes_begin_from_the_first_batch_and_have_length_1():
-    method, batch, _ = begun()
+def test_codes_start_from_the_first_batch_and_have_length_1():
+    method, batch, _ = started()
     assert torch.allclose(method.codebook.norm(dim=1), torch.ones(8))
-    said = directions(method.encoder, method.to_code, batch.images)
-    assert torch.allclose(said.norm(dim=-1), torch.ones(8, 16))
+    latent = directions(method.encoder, method.to_code, batch.images)
+    assert torch.allclose(latent.norm(dim=-1), torch.ones(8, 16))
     random = F.normalize(torch.randn(8, 4), dim=-1)
-    closeness = [(said @ codes.mT).amax(dim=-1).mean() for codes in (method.codebook, random)]
-    assert closeness[0] > closeness[1] + 0.05  # codes lie among what the encoder says
+    closeness = [(latent @ codes.mT).amax(dim=-1).mean() for codes in (method.codebook, random)]
+    assert closeness[0] > closeness[1] + 0.05  # codes lie among the outputs of the encoder
 
 
 def test_ids_are_those_of_the_smallest_distance():
     torch.manual_seed(0)
-    said, codes = F.normalize(torch.randn(2, 5, 4), dim=-1), F.normalize(torch.randn(8, 4), dim=-1)
-    assert torch.equal(nearest(said, codes), torch.cdist(said, codes).argmin(dim=-1))
+    latent, codes = F.normalize(torch.randn(2, 5, 4), dim=-1), F.normalize(torch.randn(8, 4), dim=-1)
+    assert torch.equal(nearest(latent, codes), torch.cdist(latent, codes).argmin(dim=-1))
 
 
 def test_losses_are_those_of_the_definition():
-    method, batch, draws = begun(commitment=0.5)
+    method, batch, draws = started(commitment=0.5)
     outputs = method(batch, draws)
-    said = directions(method.encoder, method.to_code, batch.images)
-    codes = method.codebook[nearest(said, method.codebook)]
+    latent = directions(method.encoder, method.to_code, batch.images)
+    codes = method.codebook[nearest(latent, method.codebook)]
     target = method.teacher(batch.images).patches
     prediction = method.predict(codes)
     cosine = (F.normalize(prediction, dim=-1) * F.normalize(target, dim=-1)).sum(dim=-1).mean()
-    commitment = (said - codes).square().mean()
+    commitment = (latent - codes).square().mean()
     assert torch.allclose(outputs["cosine"], cosine, atol=1e-5)
     assert torch.allclose(outputs["loss"], 1 - cosine + 0.5 * commitment, atol=1e-5)
 
 
 def test_gradients_go_through_the_codes_to_the_encoder_and_not_to_the_teacher():
-    method, batch, draws = begun(commitment=0.0)
+    method, batch, draws = started(commitment=0.0)
     method(batch, draws)["loss"].backward()
     assert method.encoder.patch_embed.proj.weight.grad.abs().sum() > 0
     assert all(weight.grad is None for weight in method.teacher.parameters())
@@ -71,20 +71,20 @@ def test_gradients_go_through_the_codes_to_the_encoder_and_not_to_the_teacher():
 
 
 def test_the_gradient_is_what_the_decoder_asks_of_the_codes():
-    method, batch, draws = begun(commitment=0.0)
-    said = directions(method.encoder, method.to_code, batch.images)
-    codes = method.codebook[nearest(said, method.codebook)].requires_grad_()
+    method, batch, draws = started(commitment=0.0)
+    latent = directions(method.encoder, method.to_code, batch.images)
+    codes = method.codebook[nearest(latent, method.codebook)].requires_grad_()
     target = method.teacher(batch.images).patches
     loss = 1 - F.cosine_similarity(method.predict(codes), target, dim=-1).mean()
     (asked,) = torch.autograd.grad(loss, codes)
     weight = method.to_code.layers[2].weight
-    (expected,) = torch.autograd.grad(said, weight, asked)
+    (expected,) = torch.autograd.grad(latent, weight, asked)
     method(batch, draws)["loss"].backward()
     assert torch.allclose(weight.grad, expected, atol=1e-7)
 
 
 def test_forward_changes_nothing_and_draw_moves_the_codes_in_training_only():
-    method, batch, draws = begun()
+    method, batch, draws = started()
     before = method.codebook.clone()
     method(batch, draws)
     assert torch.equal(method.codebook, before)
@@ -97,7 +97,7 @@ def test_forward_changes_nothing_and_draw_moves_the_codes_in_training_only():
 
 def test_a_step_is_one_batch_for_the_codes():
     """Micro-batches would move the codes once each, so that losses of a step belong to different codes."""
-    method, _, _ = begun(decay=0.5)
+    method, _, _ = started(decay=0.5)
     assert method.requirements.whole_batch
     batch = Batch(torch.rand(8, 3, 16, 16), total=8)
     halves = [Batch(images, total=8) for images in batch.images.split(4)]
@@ -108,23 +108,23 @@ def test_a_step_is_one_batch_for_the_codes():
     assert not torch.allclose(once.codebook, twice.codebook, atol=1e-4)
 
 
-def test_dead_codes_begin_anew_only_if_asked_to():
+def test_dead_codes_start_anew_only_if_asked_to():
     for dead_below, comes_back in ((0.0, False), (0.5, True)):
-        method, batch, _ = begun(dead_below=dead_below)
+        method, batch, _ = started(dead_below=dead_below)
         codebook, size = method.quantizer._codebook.embed, method.quantizer._codebook.cluster_size
         lost = -codebook[0].mean(dim=0)  # away from everything
         codebook[0, 3], size[0, 3] = F.normalize(lost, dim=0), 0.0
         method.quantizer._codebook.embed_avg[0, 3] = 0.0
         method.draw(batch, 1, torch.Generator())
-        said = directions(method.encoder, method.to_code, batch.images).flatten(0, 1)
-        assert ((said @ method.codebook[3]).max() > 0.999) == comes_back
+        latent = directions(method.encoder, method.to_code, batch.images).flatten(0, 1)
+        assert ((latent @ method.codebook[3]).max() > 0.999) == comes_back
 
 
 def test_what_comes_out_gives_the_same_ids():
-    method, batch, _ = begun()
+    method, batch, _ = started()
     exported = method.exports()["tokenizer"]
-    said = directions(method.encoder, method.to_code, batch.images)
-    assert torch.equal(exported(batch.images), nearest(said, method.codebook))
+    latent = directions(method.encoder, method.to_code, batch.images)
+    assert torch.equal(exported(batch.images), nearest(latent, method.codebook))
     assert exported.sizes == VQKDSizes(CONFIG.encoder, 8, 4)
     assert {name: tensor.shape for name, tensor in vqkd_networks(exported.sizes).state_dict().items()} == {
         name: tensor.shape for name, tensor in exported.state_dict().items()
@@ -141,7 +141,7 @@ def test_the_papers_sizes():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"vocabulary": 1}, r"vocabulary must be at least 2; got 1"),
         ({"decay": 1.0}, r"decay must be in \[0, 1\); got 1.0"),
@@ -149,8 +149,8 @@ def test_the_papers_sizes():
         ({"teacher": TeacherConfig("ema")}, r"VQKDConfig\.teacher must be trained already; got ema"),
     ],
 )
-def test_bad_settings(change, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_settings(change, message):
+    with pytest.raises(ValueError, match=message):
         replace(CONFIG, **change)
 
 

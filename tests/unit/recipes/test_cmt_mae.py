@@ -22,7 +22,7 @@ def test_no_value_of_ours_is_called_the_papers():
     recipe = next(recipe for recipe in RECIPES if recipe.name == "cmt_mae_micro_cifar10")
     run = prepare(recipe.name).config
     method = replace(run.method, teacher=TeacherConfig("random"), scores=replace(run.method.scores, renormalise=False))
-    sections = dict(explain(replace(run, method=method), recipe.paper(), torch.float32, (), recipe.origins))
+    sections = dict(explain(replace(run, method=method), recipe.paper, torch.float32, (), recipe.origins))
     title = "Differences from the starting point (cmt_mae_vit_base_in1k)"
     told = dict(sections[title])
     assert told["method.scores.renormalise"] == "False   (ours: True)"

@@ -11,8 +11,7 @@ from pantomim.explain import count_cost
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.recipes import BARE_METHODS, FAMILIES
-from pantomim.recipes.recipe import differences
-from pantomim.recipes.scale import choose_image_size, choose_patch
+from pantomim.recipes.recipe import choose_image_size, choose_patch, differences
 
 
 def facts(size=(32, 32), median=32, channels=3, num_images=5000, dtype="uint8", num_classes=7) -> Facts:

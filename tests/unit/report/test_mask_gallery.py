@@ -8,7 +8,6 @@ from PIL import Image
 from pantomim.analysis.mask_survey import MaskSurvey, Pattern, Photo, survey
 from pantomim.masking import STRATEGIES
 from pantomim.masking.random import RandomMasker
-from pantomim.report.html import check_page_path
 from pantomim.report.mask_gallery import Gallery, gray, heat, mask_svg, numbers, render, veil_svg
 from pantomim.report.mask_poster import draw_poster, usual_counts
 
@@ -102,9 +101,3 @@ def test_the_poster_is_a_picture_with_every_colour(grid):
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).reshape(-1, 3)
     for name in ("red", "block"):
         assert (pixels == STRATEGIES[name].rgb).all(axis=1).sum() > 1000, name
-
-
-def test_a_page_has_the_name_of_a_page(tmp_path):
-    check_page_path("masks", tmp_path / "a.html")
-    with pytest.raises(ValueError, match=r"masks.out must end in .html; got .*png"):
-        check_page_path("masks", tmp_path / "a.png")

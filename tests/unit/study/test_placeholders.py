@@ -46,7 +46,7 @@ def test_an_arm_of_a_single_seed_is_there_for_all():
     [
         (
             {"a": {"init": "{run:mots}"}},
-            r"arms\.a must use runs of arms \(most, a\); got \{run:mots\}\. Did you mean most",
+            r"in Plan\.arms\.a must be one of the arms, most, a; got mots\. Did you mean most",
         ),
         (
             {"a": {"init": "{run:b}"}, "b": {"init": "{run:a}"}},
@@ -102,7 +102,7 @@ def test_a_scale_may_change_single_arms():
     assert {cell.run.recipe for cell in small.of("beit")} == {"beit_micro_cifar10"}
     assert [(cell.run.recipe, cell.seed) for cell in large.of("beit")] == [("beit_tiny_cifar10", 1)]
     assert {cell.run.recipe for cell in large.of("most")} == {"mae_tiny_cifar10"}
-    with pytest.raises(ValueError, match=r"scales\.gpu\.arms\.bait must be one of the arms .*Did you mean beit"):
+    with pytest.raises(ValueError, match=r"scales\.gpu\.arms must be one of the arms.*got bait\. Did you mean beit"):
         make(arms, scales={"gpu": {"arms": {"bait": {}}}})
 
 

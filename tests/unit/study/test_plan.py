@@ -49,8 +49,8 @@ def test_axes_are_multiplied_and_the_last_runs_fastest():
     [
         ({"sedes": [0]}, r"sedes: no such key\. Did you mean seeds\?"),
         ({"compare": {"metric": ["knn.top1"], "reference": "most"}}, r"Did you mean metrics\?"),
-        ({"compare": {"metrics": ["knn.top1"], "reference": "mots"}}, r"one of the arms .*Did you mean most\?"),
-        ({"compare": {"metrics": ["kn.top1"], "reference": "most"}}, r"got kn\.top1\. Did you mean knn\?"),
+        ({"compare": {"metrics": ["knn.top1"], "reference": "mots"}}, r"one of the arms, .*Did you mean most\?"),
+        ({"compare": {"metrics": ["kn.top1"], "reference": "most"}}, r"got kn\. Did you mean knn\?"),
         ({"compare": {"metrics": [], "reference": "most"}}, "at least one column"),
         ({"compare": {"metrics": ["knn"], "reference": "most"}}, r"EVALUATION\.METRIC"),
         ({"arms": {}}, "either arms or axes"),
@@ -72,10 +72,10 @@ def test_what_is_wrong_with_a_plan_is_told(changes, message):
 
 def test_a_plan_of_ones_own(tmp_path: Path):
     assert load_plan(str(write_plan(tmp_path / "mine.yaml"))) == make()
-    with pytest.raises(ValueError, match=r"must be a file that can be read; got .*none\.yaml"):
+    with pytest.raises(ValueError, match=r"must be a YAML file that can be read; got .*none\.yaml"):
         load_plan(str(tmp_path / "none.yaml"))
     (tmp_path / "bad.yaml").write_text("name: [")
-    with pytest.raises(ValueError, match=r"bad\.yaml must be YAML"):
+    with pytest.raises(ValueError, match=r"must be a YAML file that can be read; got .*bad\.yaml"):
         load_plan(str(tmp_path / "bad.yaml"))
 
 

@@ -1,7 +1,6 @@
 import pytest
 
-from pantomim.study.columns import heading, is_share, show
-from pantomim.study.spread import AmongArms, Spread, difference
+from pantomim.study.columns import AmongArms, Spread, difference, heading, is_share, show
 
 
 def test_the_spread_among_arms_is_taken_seed_by_seed():

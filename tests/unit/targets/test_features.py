@@ -29,6 +29,10 @@ class Colours(Teacher):
         return Guidance(torch.ones_like(patches[:, :1]), patches)
 
 
+def target_of(grid=(2, 3), **settings) -> FeatureTarget:
+    return FeatureTarget(FeatureTargetConfig(**settings), Colours(grid), (2, 3))
+
+
 def images() -> torch.Tensor:
     return torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
 
@@ -43,22 +47,22 @@ def test_features_are_normalised_each_by_itself(normalise) -> None:
         "unbiased": (plain - plain.mean(dim=-1, keepdim=True)) / (variance + 1e-6).sqrt(),
         "l2": plain / plain.norm(dim=-1, keepdim=True),
     }[normalise]
-    torch.testing.assert_close(FeatureTarget(Colours(), (2, 3), normalise)(images()), expected)
+    torch.testing.assert_close(target_of(normalise=normalise)(images()), expected)
 
 
-def test_the_score_is_that_of_the_hidden_patches() -> None:
-    target, ids = FeatureTarget(Colours(), (2, 3), "none", Distance("cosine")), torch.tensor([[0, 5], [3, 1]])
+def test_the_score_is_that_of_the_masked_patches() -> None:
+    target, ids = target_of(normalise="none", distance=Distance("cosine")), torch.tensor([[0, 5], [3, 1]])
     prediction = torch.randn(2, 2, 6)
-    wanted = take(target(images()), ids)
-    expected = 1 - F.cosine_similarity(prediction, wanted, dim=-1).mean()
-    torch.testing.assert_close(target.loss(prediction, wanted), expected)
-    spread = target.metrics(prediction, wanted)["target_std"]
-    torch.testing.assert_close(spread, wanted.flatten(0, 1).std(dim=0).mean())
-    assert target.loss(wanted, wanted) < 1e-6
+    chosen = take(target(images()), ids)
+    expected = 1 - F.cosine_similarity(prediction, chosen, dim=-1).mean()
+    torch.testing.assert_close(target.loss(prediction, chosen), expected)
+    spread = target.metrics(prediction, chosen)["target_std"]
+    torch.testing.assert_close(spread, chosen.flatten(0, 1).std(dim=0).mean())
+    assert target.loss(chosen, chosen) < 1e-6
 
 
 def test_nothing_is_learned_in_it_nor_in_training_mode() -> None:
-    target = FeatureTarget(Colours(), (2, 3))
+    target = target_of()
     nn.ModuleList([target]).train()
     assert not any(module.training for module in target.modules())
     assert not any(parameter.requires_grad for parameter in target.parameters())
@@ -68,7 +72,7 @@ def test_nothing_is_learned_in_it_nor_in_training_mode() -> None:
 
 def test_the_grids_must_agree() -> None:
     with pytest.raises(ValueError, match=r"FeatureTarget\.teacher must have a feature for each patch.*\(2, 3\)"):
-        FeatureTarget(Colours((4, 4)), (2, 3))
+        target_of((4, 4))
 
 
 def test_there_is_no_teacher_by_default() -> None:
@@ -90,8 +94,8 @@ def test_a_moving_average_follows_its_student(momentum: float, expected: str) ->
     after = target(images())
     assert torch.equal(after, before) == (expected == "stays")
     if expected == "follows":
-        said = [block.patches for block in student.each_block(images())][-2:]
-        mean = torch.stack([F.layer_norm(tokens, (16,)) for tokens in said]).mean(dim=0)
+        found = [block.patches for block in student.each_block(images())][-2:]
+        mean = torch.stack([F.layer_norm(tokens, (16,)) for tokens in found]).mean(dim=0)
         torch.testing.assert_close(after, F.layer_norm(mean, (16,)))
     target.teacher.reset(nn.ModuleDict({"encoder": student}))
     assert not torch.equal(target(images()), before)

@@ -87,11 +87,11 @@ def test_shape_determinism_no_gradient_and_never_in_training_mode() -> None:
     assert torch.equal(found, target(images))
 
 
-def test_the_score_is_the_mean_square_over_hidden_patches() -> None:
+def test_the_score_is_the_mean_square_over_masked_patches() -> None:
     target, images, ids = hog(16), torch.rand(2, 3, 32, 32), torch.tensor([[0, 3], [2, 1]])
     prediction = torch.randn(2, 2, 108)
-    wanted = torch.stack([target(images)[row, ids[row]] for row in range(2)])
-    torch.testing.assert_close(target.loss(prediction, wanted), (prediction - wanted).square().mean())
+    chosen = torch.stack([target(images)[row, ids[row]] for row in range(2)])
+    torch.testing.assert_close(target.loss(prediction, chosen), (prediction - chosen).square().mean())
 
 
 def test_half_precision_is_promoted_and_autocast_changes_nothing() -> None:

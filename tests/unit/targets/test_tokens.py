@@ -67,12 +67,12 @@ def test_a_prediction_is_scored_by_the_tokens_of_its_patches() -> None:
     target, images = TokenTarget(Brightness()), torch.rand(2, 3, 8, 12)
     torch.manual_seed(0)
     prediction, ids = torch.randn(2, 2, 10), torch.tensor([[0, 5], [3, 1]])
-    wanted = torch.stack([target(images)[row, ids[row]] for row in range(2)])
-    assert torch.equal(take(target(images), ids), wanted)
-    expected = F.cross_entropy(prediction.flatten(0, 1), wanted.flatten())
-    torch.testing.assert_close(target.loss(prediction, wanted), expected)
-    accuracy = (prediction.argmax(-1) == wanted).float().mean()
-    torch.testing.assert_close(target.metrics(prediction, wanted), {"accuracy": accuracy})
+    chosen = torch.stack([target(images)[row, ids[row]] for row in range(2)])
+    assert torch.equal(take(target(images), ids), chosen)
+    expected = F.cross_entropy(prediction.flatten(0, 1), chosen.flatten())
+    torch.testing.assert_close(target.loss(prediction, chosen), expected)
+    accuracy = (prediction.argmax(-1) == chosen).float().mean()
+    torch.testing.assert_close(target.metrics(prediction, chosen), {"accuracy": accuracy})
 
 
 def test_loss_is_pooled_over_the_batch_and_padding_does_not_count() -> None:

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pantomim.core.frozen import in_words
 from pantomim.formats.native import save_encoder
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.vit import Encoder, EncoderConfig
@@ -42,9 +41,9 @@ def test_random_is_an_exact_copy_of_the_student():
     encoder = student()
     teacher = TeacherConfig("random").build(encoder)
     *_, last = encoder.eval().each_block(images())
-    said = teacher(images())
-    torch.testing.assert_close(said.patches, last.patches, rtol=0, atol=0)
-    torch.testing.assert_close(said.prefix, last.prefix, rtol=0, atol=0)
+    found = teacher(images())
+    torch.testing.assert_close(found.patches, last.patches, rtol=0, atol=0)
+    torch.testing.assert_close(found.prefix, last.prefix, rtol=0, atol=0)
     with torch.no_grad():
         encoder.cls_token.add_(1)
     torch.testing.assert_close(teacher(images()).prefix, last.prefix, rtol=0, atol=0)
@@ -57,22 +56,22 @@ def test_the_first_blocks_of_the_student(depth):
     teacher = TeacherConfig("random", depth=depth).build(encoder)
     tokens, *_ = encoder.enter(images())
     expected = tokens if depth == 0 else encoder.blocks[0](tokens)[0]
-    said = teacher(images())
-    torch.testing.assert_close(torch.cat([said.prefix, said.patches], dim=1), expected.detach(), rtol=0, atol=0)
+    found = teacher(images())
+    torch.testing.assert_close(torch.cat([found.prefix, found.patches], dim=1), expected.detach(), rtol=0, atol=0)
     assert teacher.queries == (() if depth == 0 else ("class", "mean"))
 
 
 def test_after_the_final_norm():
     encoder = student()
-    said = TeacherConfig("random", output="norm").build(encoder)(images())
-    torch.testing.assert_close(said.patches, encoder.eval()(images()).patches.detach(), rtol=0, atol=0)
+    found = TeacherConfig("random", output="norm").build(encoder)(images())
+    torch.testing.assert_close(found.patches, encoder.eval()(images()).patches.detach(), rtol=0, atol=0)
 
 
 def test_mean_over_standardised_blocks():
     encoder = student().eval()
-    said = TeacherConfig("random", blocks=2).build(encoder)(images())
+    found = TeacherConfig("random", blocks=2).build(encoder)(images())
     each = [F.layer_norm(block.patches, (16,)) for block in encoder.each_block(images())]
-    torch.testing.assert_close(said.patches, ((each[0] + each[1]) / 2).detach())
+    torch.testing.assert_close(found.patches, ((each[0] + each[1]) / 2).detach())
 
 
 @pytest.mark.parametrize("config", [tiny.ENCODER, RELATIVE, SHARED], ids=["mae", "cae", "beit"])
@@ -206,8 +205,8 @@ def test_on_a_gpu_it_stays_in_float32_where_asked(source):
         ({"source": "random", "blocks": 0}, "at least 1"),
         ({"source": "random", "blocks": 2, "output": "norm"}, "output must be block"),
         ({"source": "ema", "momentum": 1.5}, r"momentum must be in \[0, 1\]"),
-        ({"source": "random", "momentum": 0.9}, "momentum must be left out for a frozen teacher; got 0.9"),
-        ({"momentum": 0.9}, r"with source \(none\)"),
+        ({"source": "random", "momentum": 0.9}, "momentum must be left out for random; got 0.9"),
+        ({"momentum": 0.9}, r"left out for \(none\); got 0.9"),
         ({"source": "random", "statistics": "student"}, "statistics must be left out for random; got student"),
         ({"source": "ema", "statistics": "own"}, "statistics must be left out for ema"),
         ({"source": "dalle:FILE", "statistics": "own"}, "statistics must be left out for dalle:FILE"),
@@ -226,8 +225,7 @@ def test_another_network_gets_only_what_goes_with_it():
     assert clip.of("random").statistics is None
 
 
-def test_words_name_only_what_goes_with_it():
-    assert in_words(TeacherConfig("random")) == "source random, output block, blocks 1, precision run"
+def test_the_momentum_of_long_runs_is_the_default():
     assert TeacherConfig("ema").build(student()).momentum == Momentum(0.9998)
 
 

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pantomim.formats import load_encoder
-from pantomim.formats.tokenizer import save_tokenizer
-from pantomim.nn.dvae import DVAEEncoder, DVAESizes, dvae_networks, map_pixels
+from pantomim.formats.native import save_tokenizer
+from pantomim.nn.dvae import DVAEEncoder, DVAENetworks, DVAESizes, map_pixels
 from pantomim.teachers.choice import TeacherConfig
-from pantomim.teachers.wrapped import WrappedTeacher
+from pantomim.teachers.encoder import EncoderTeacher
 
 STUDENT = tiny.ENCODER  # 16 pixels, patches of 4
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -52,19 +52,19 @@ def teacher_of(source: str, student=STUDENT, **settings):
     built = student.build()
     teacher = TeacherConfig(source, **settings).build(built).train()
     given = images(student.image_size[0])
-    said = teacher(given)
+    found = teacher(given)
     assert teacher.grid == student.grid
-    assert said.patches.shape == (2, student.grid[0] * student.grid[1], teacher.width)
-    assert said.patches.isfinite().all()
-    assert said.attention is None
+    assert found.patches.shape == (2, student.grid[0] * student.grid[1], teacher.width)
+    assert found.patches.isfinite().all()
+    assert found.attention is None
     assert teacher.frozen
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not teacher(given.clone().requires_grad_()).patches.requires_grad
-    torch.testing.assert_close(teacher(given).patches, said.patches, rtol=0, atol=0)
+    torch.testing.assert_close(teacher(given).patches, found.patches, rtol=0, atol=0)
     for query in teacher.queries:
         attention = teacher(given, query).attention
-        assert attention.shape == said.patches.shape[:2]
+        assert attention.shape == found.patches.shape[:2]
         assert (attention > 0).all()
         assert (attention.sum(dim=1) <= 1 + 1e-5).all()
     if not teacher.queries:
@@ -74,8 +74,8 @@ def teacher_of(source: str, student=STUDENT, **settings):
     return teacher
 
 
-def tokens_of(said) -> torch.Tensor:
-    return torch.cat([said.prefix, said.patches], dim=1)
+def tokens_of(found) -> torch.Tensor:
+    return torch.cat([found.prefix, found.patches], dim=1)
 
 
 def test_a_file_of_the_authors(tmp_path):
@@ -105,7 +105,6 @@ def test_wrapped_timm(tmp_path):
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     source, student = f"timm:test_vit2@{tmp_path / 'weights.safetensors'}", replace(STUDENT, image_size=(16, 16))
     teacher = teacher_of(source, student)
-    assert isinstance(teacher, WrappedTeacher)
     assert teacher.image_size == (64, 64)
     own = replace(STUDENT, image_size=(64, 64), patch_size=16)
     given = images(64)
@@ -138,7 +137,7 @@ def test_a_transformer_of_another_family_has_no_attention(tmp_path):
 
     encoder = TimmEncoder(model, "timm:beit", (224, 224), IMAGENET_MEAN, IMAGENET_STD, lambda: model)
     assert (encoder.ends, encoder.num_blocks, encoder.has_attention) == (("block", "norm"), 2, False)
-    teacher = WrappedTeacher(encoder, output="norm")
+    teacher = EncoderTeacher(encoder, "timm:beit", output="norm")
     with torch.no_grad():
         expected = model.forward_features(standardised(images(224), IMAGENET_MEAN, IMAGENET_STD))
     torch.testing.assert_close(tokens_of(teacher(images(224))), expected, rtol=1e-4, atol=1e-4)
@@ -261,7 +260,7 @@ def test_a_folder_of_transformers(tmp_path, kind):
     model = hf_folder(tmp_path, kind)
     model.set_attn_implementation("eager")
     teacher, extra = teacher_of(f"hf:{tmp_path}"), {}
-    if kind == "mae":  # nothing is hidden, and the order of the noise is that of the patches
+    if kind == "mae":  # nothing is masked, and the order of the noise is that of the patches
         model.config.mask_ratio = 0.0
         extra = {"noise": torch.linspace(0, 1, 16).expand(2, -1)}
     assert teacher.queries == ("class", "mean")
@@ -284,7 +283,7 @@ def test_a_folder_of_transformers(tmp_path, kind):
 
 
 def test_mae_of_transformers_is_our_encoder_with_the_same_weights(tmp_path):
-    """All patches, in their order, with their own positions, though the library hides three quarters of them."""
+    """All patches, in their order, with their own positions, though the library masks three quarters of them."""
     theirs = hf_folder(tmp_path, "mae").state_dict()
     ours = replace(STUDENT, width=32, depth=3, heads=2, mlp_ratio=1.5).build().eval()
     names = {
@@ -326,15 +325,15 @@ def test_transformers_without_statistics(tmp_path):
 
 def test_a_tokenizer_trained_here(tmp_path):
     torch.manual_seed(0)
-    networks = dvae_networks(DVAESizes(width=8, vocabulary=16, code_width=4, blocks=1, stride=4)).eval()
+    networks = DVAENetworks(DVAESizes(width=8, vocabulary=16, code_width=4, blocks=1, stride=4)).eval()
     save_tokenizer(tmp_path, networks, scale={}, recipe="tiny")
     teacher = teacher_of(f"tokenizer:{tmp_path}")
-    hidden: list[torch.Tensor] = []
-    networks.encoder.blocks[-1].register_forward_pre_hook(lambda _module, given: hidden.append(given[0]))
+    features: list[torch.Tensor] = []
+    networks.encoder.blocks[-1].register_forward_pre_hook(lambda _module, given: features.append(given[0]))
     with torch.no_grad():
         networks.encoder(map_pixels(images()))
     assert (teacher.width, teacher(images()).prefix.shape[1]) == (32, 0)
-    torch.testing.assert_close(teacher(images()).patches, hidden[0].flatten(2).mT, rtol=0, atol=0)
+    torch.testing.assert_close(teacher(images()).patches, features[0].flatten(2).mT, rtol=0, atol=0)
     assert teacher_of(f"tokenizer:{tmp_path}", replace(STUDENT, patch_size=2)).image_size == (32, 32)
     with pytest.raises(ValueError, match="leave output and blocks"):
         TeacherConfig(f"tokenizer:{tmp_path}", output="norm").build(STUDENT.build())

@@ -1,0 +1,76 @@
+"""The command line: every option comes from a typed signature or from the config; the only place that prints."""
+
+import difflib
+import os
+import sys
+
+from pantomim.cli.command_line import Command, CommandLine, summary
+from pantomim.cli.console import fail, is_main_process, progress, say, section
+from pantomim.cli.evaluate import evaluate
+from pantomim.cli.explain import explain
+from pantomim.cli.features import features
+from pantomim.cli.import_ import import_
+from pantomim.cli.inspect_ import inspect_
+from pantomim.cli.masks import masks
+from pantomim.cli.noise import noise
+from pantomim.cli.pretrain import pretrain
+from pantomim.cli.recipes import recipes
+from pantomim.cli.renamed import check_renamed
+from pantomim.cli.report import report
+from pantomim.cli.stats import stats
+from pantomim.cli.study import study
+from pantomim.cli.tokenizer import tokenizer
+from pantomim.cli.verify import verify
+
+# The only list, in the order of `pantomim --help`. A command imports what it works with when it is called, so that help
+# waits for no model library.
+_ALL: tuple[Command, ...] = (pretrain, evaluate, features, report, recipes, explain, tokenizer, stats, noise, masks)
+_ALL += (inspect_, study, import_, verify)
+COMMANDS: dict[str, Command] = {command.__name__.rstrip("_"): command for command in _ALL}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; what a user can mend ends in one message and exit status 2, an interruption in 130."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        _print_overview()
+        return
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        say(f"pantomim {version('pantomim')}")
+        return
+    name, *rest = words
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        fail(f"There is no command {name}. " + (f"Did you mean {close[0]}?" if close else "See pantomim --help."), 2)
+    line = CommandLine(name, rest)
+    try:
+        check_renamed(words)
+        COMMANDS[name](line)
+    except KeyboardInterrupt:
+        progress("Interrupted.")
+        sys.exit(130)
+    except Exception as error:
+        _end(line, error)
+
+
+def _end(line: CommandLine, error: Exception) -> None:
+    if not isinstance(error, ValueError | OSError):
+        from pantomim.engine.stops import Interrupted, MemoryFullError, NonFiniteError
+
+        if isinstance(error, Interrupted):
+            if is_main_process():  # all processes stop together, and one says so
+                progress(str(error))
+            sys.exit(130)
+        if not isinstance(error, NonFiniteError | MemoryFullError):
+            raise error
+    if os.environ.get("PANTOMIM_TRACEBACK"):
+        raise error
+    fail(line.in_options(str(error)), 2)
+
+
+def _print_overview() -> None:
+    say("pantomim: mask parts of images, train a vision transformer to predict them, keep the encoder.")
+    section("Commands", [(name, summary(command)) for name, command in COMMANDS.items()])
+    say("\npantomim COMMAND --help tells more. To begin: pantomim pretrain mae --data my_photos/ --out runs/first")

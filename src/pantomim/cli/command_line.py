@@ -1,0 +1,98 @@
+"""The words after a command's name: how they become options, and how messages from below speak of those."""
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, TypeVar
+
+import tyro
+
+from pantomim.cli.console import say, section
+
+T = TypeVar("T")
+LEAVES = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+# A setting in a message; at the beginning of an indented line it is a key of a file.
+SETTING = re.compile(r"(?<![\w./-])(?<!^  )[A-Za-z_]\w*(?:\.\w+)+(?![\w/]|\.\w)", re.MULTILINE)
+
+
+@dataclass
+class CommandLine:
+    """What was typed: the words of the command so far, such as evaluate linear, and those that follow.
+
+    `options` are those of the command, by how messages from below name them: optim.base_lr, OptimConfig.base_lr.
+    """
+
+    command: str
+    arguments: list[str]
+    options: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.arguments = [{"true": "True", "false": "False"}.get(word, word) for word in self.arguments]
+
+    @property
+    def asks_for_help(self) -> bool:
+        """Whether anywhere."""
+        return "-h" in self.arguments or "--help" in self.arguments
+
+    def read(self, kind: Callable[..., T], *owners: str, **how: Any) -> T:
+        """What a dataclass or a function, whose arguments are the options, makes of the words; `how` is for `tyro.cli`.
+
+        Messages speak of the arguments as those of `kind`, of what it inherits from, of the command, or of `owners`.
+        """
+        classes = inspect.getmro(kind) if isinstance(kind, type) else (kind,)
+        names = [self.command.split()[0], *owners, *(each.__name__ for each in classes)]
+        for name, parameter in inspect.signature(kind).parameters.items():
+            positional = tyro.conf.Positional in getattr(parameter.annotation, "__metadata__", ())
+            option = name.upper() if positional else f"--{name.replace('_', '-')}"
+            self.options |= {f"{owner}.{name}": option for owner in names}
+        return tyro.cli(kind, args=self.arguments, prog=f"pantomim {self.command}", **{"config": LEAVES, **how})
+
+    def choose(self, kinds: Mapping[str, T]) -> T:
+        """The alternative that the first word names; without one they are listed, and the command ends."""
+        if not self.arguments or self.arguments[0] in ("-h", "--help"):
+            section(f"pantomim {self.command}", [(name, summary(kind)) for name, kind in kinds.items()])
+            say(f"\npantomim {self.command} NAME --help lists the options of each.")
+            sys.exit(0)
+        word, *rest = self.arguments
+        name = next((known for known in kinds if known.replace("-", "_") == word.replace("-", "_")), None)
+        if name is None:
+            close = difflib.get_close_matches(word, kinds, n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(kinds)}."
+            raise ValueError(f"There is no {self.command} {word}. {hint}")
+        self.command, self.arguments = f"{self.command} {name}", rest
+        return kinds[name]
+
+    def in_options(self, message: str) -> str:
+        """A message from below, in which settings have the names of this command's options."""
+        return SETTING.sub(lambda found: self.options.get(found[0], found[0]), message)
+
+
+Command = Callable[[CommandLine], None]
+
+
+def typed(*owners: str, also: Callable[[], str] | None = None, **how: Any) -> Callable[[Callable[..., None]], Command]:
+    """Makes a command of a function, whose arguments are the options; its help ends with what `also` gives."""
+
+    def decorate(command: Callable[..., None]) -> Command:
+        @wraps(command)
+        def run(line: CommandLine) -> None:
+            more = f"{summary(command)}\n\n{also()}" if also is not None and line.asks_for_help else None
+            line.read(command, *owners, description=more, **how)
+
+        return run
+
+    return decorate
+
+
+def summary(kind: Any) -> str:
+    """The first line of a docstring."""
+    return (inspect.getdoc(kind) or "").partition("\n")[0]
+
+
+def given(arguments: Iterable[str]) -> list[str]:
+    """The dotted names of the options among some words."""
+    return [word.split("=")[0][2:].replace("-", "_") for word in arguments if word.startswith("--")]

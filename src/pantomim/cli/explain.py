@@ -1,0 +1,29 @@
+from pathlib import Path
+
+from pantomim.cli.command_line import CommandLine
+from pantomim.cli.console import CONSOLE, section
+from pantomim.cli.pretrain import PretrainOptions
+from pantomim.cli.run_options import read_run
+
+
+def explain(line: CommandLine) -> None:
+    """Print what a run would be: pantomim explain RECIPE [--data SRC] [--any.setting value]; costs nothing."""
+    chosen, prepared, _ = read_run(line, PretrainOptions)
+    import torch
+    from rich.text import Text
+
+    from pantomim import explain as explanation
+    from pantomim.engine.runtime import compute_dtype
+
+    config = prepared.config
+    on_gpu = config.runtime.device == "cuda" or (config.runtime.device == "auto" and torch.cuda.is_available())
+    dtype = compute_dtype(config.runtime, torch.device("cuda" if on_gpu else "cpu"))
+    CONSOLE.print(Text.assemble((config.recipe, "bold"), ": ", prepared.summary))
+    if prepared.decided:
+        section("Decided from the data", prepared.decided)
+    if prepared.chain is not None:
+        from pantomim.study.stages import describe_stages
+
+        section("Stages", describe_stages(prepared.chain, chosen.out or Path("RUN")))
+    for title, rows in explanation.explain(config, prepared.paper, dtype, prepared.notes, prepared.origins):
+        section(title, rows)

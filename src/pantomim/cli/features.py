@@ -1,0 +1,28 @@
+from pathlib import Path
+
+from pantomim.cli.command_line import typed
+from pantomim.cli.console import say, say_broken
+
+
+@typed()
+def features(encoder: str, data: str, out: Path, split: str = "all", image_size: tuple[int, int] | None = None) -> None:
+    """Write the features of every image to a table.
+
+    Args:
+        encoder: A run folder, a file, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE.
+        data: What `pretrain --data` takes.
+        out: FILE.npz or FILE.parquet.
+        split: train, val, test or all.
+        image_size: Height and width at which images are encoded, positions resampled; by default the encoder's own.
+    """
+    from pantomim.data.sources import open_source
+    from pantomim.evaluate.features import check_features_path, extract, resized_encoder, save_features
+    from pantomim.formats import load_encoder
+
+    check_features_path(out)
+    dataset = open_source(data, split)
+    loaded = load_encoder(encoder)
+    table = extract(resized_encoder(loaded, image_size or loaded.image_size), dataset)
+    save_features(table, out)
+    say(f"{len(table.names):,} rows written to {out}.")
+    say_broken(dataset.broken)

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from pantomim.cli.command_line import typed
+from pantomim.cli.console import say, warn
+
+
+@typed()
+def report(run: Positional[Path], headline: str | None = None) -> None:
+    """Make RUN/report.html: what was run, curves, pictures, scores.
+
+    Args:
+        run: A run folder, or that of a chain of runs.
+        headline: The evaluation in RUN/eval whose score stands at the top, such as linear-10-mnist.
+    """
+    from pantomim.analysis import write_pictures
+    from pantomim.report import is_chain, make_report, make_stages_report
+
+    if is_chain(run):
+        if headline is not None:
+            raise ValueError(
+                f"report.headline must be left out for a chain of runs; got {headline} for {run}. Leave it out."
+            )
+        say(f"Report: {make_stages_report(run)}")
+        return
+    if (run / "encoder.safetensors").exists():
+        try:
+            write_pictures(run)
+        except ValueError as error:  # the data have moved: the rest of the page needs only the folder
+            warn(str(error), "no new pictures")
+    say(f"Report: {make_report(run, headline)}")

@@ -1,0 +1,114 @@
+"""`pantomim tokenizer train` and `encode`: learn to turn images into ids, and do it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pantomim.cli.command_line import CommandLine, typed
+from pantomim.cli.console import is_main_process, say, say_broken, section, warn
+from pantomim.cli.pretrain import in_words, say_complete
+from pantomim.cli.run_options import RunOptions, read_run
+
+if TYPE_CHECKING:
+    from pantomim.recipes import Prepared
+    from pantomim.tokenizers.usage import CodeUsage
+
+
+def tokenizer(line: CommandLine) -> None:
+    """Turn images into ids: pantomim tokenizer train --data SRC --out RUN, or tokenizer encode --tokenizer T ..."""
+    line.choose({"train": _train, "encode": _encode})(line)
+
+
+@dataclass(frozen=True)
+class TokenizerOptions(RunOptions):
+    """What decides the training of a tokenizer: dvae for any images, or vqkd, learned from a teacher."""
+
+    def prepare(self) -> "Prepared":
+        """Of a recipe for tokenizers; the number of images is for schedules that are still to be fitted."""
+        from pantomim.recipes import prepare
+
+        return prepare(self.name, trains="tokenizer", **self.choices)
+
+
+def _train(line: CommandLine) -> None:
+    """Train a tokenizer: pantomim tokenizer train [RECIPE] --data SRC --out RUN [--steps N] [--any.setting value]."""
+    chosen, prepared, settings = read_run(line, TokenizerOptions)
+    out, config = chosen.folder, prepared.config
+    from pantomim.analysis.tokens import PICTURE, write_tokenizer_report
+    from pantomim.engine.pretrain import pretrain as run
+    from pantomim.recipes.dvae import fitted
+
+    if prepared.num_images is not None:
+        config = fitted(config, prepared.num_images, settings)
+    finished = run(config, out)
+    if not is_main_process():
+        return
+    say_complete(out, finished.already)
+    measured = write_tokenizer_report(out)
+    rows = [("training", in_words(finished)), ("codes", str(measured.usage))]
+    if measured.mse is not None:
+        errors = f"{measured.mse:.5f} from hard ids; {measured.mse_of_means:.5f} from each cell's mean"
+        rows += [("reconstruction", f"mean squared error {errors}"), ("picture", str(out / PICTURE))]
+    section("On images that it was not trained on", rows)
+    _warn_of_usage(measured.usage, f"the tokenizer {out}")
+    say(f"\nTokenizer: {out}, for --tokenizer {out}")
+
+
+@typed("write_ids")
+def _encode(
+    data: str,
+    out: Path,
+    tokenizer: str = "",
+    split: str = "all",
+    image_size: tuple[int, int] | None = None,
+    patch_size: int | None = None,
+    vocabulary: int | None = None,
+    batch_size: int = 128,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Write the id of every cell of every image: pantomim tokenizer encode --tokenizer T --data SRC --out FILE.npz.
+
+    Args:
+        data: What `pretrain --data` takes.
+        out: FILE.npz; ids that are there already are kept if tokenizer, data and transform are the same.
+        tokenizer: RUN, dalle:FILE, dalle:FOLDER, random-projection or random-projection-standardised (both also :SEED).
+        split: train, val, test or all.
+        image_size: Height and width that the tokenizer sees; by default the images', if it is the same for all.
+        patch_size: Of a random projection.
+        vocabulary: Of a random projection; 8192 unless given.
+        batch_size: Images at once.
+        device: "auto" takes a GPU if there is one.
+    """
+    import torch
+
+    from pantomim.analysis.tokens import write_ids
+    from pantomim.core.files import check_out
+    from pantomim.data.sources import open_source
+    from pantomim.tokenizers import load_tokenizer
+
+    check_out("ids", out, [".npz"])
+    projection = tokenizer.startswith("random-projection")
+    for option, value in (("patch_size", patch_size), ("vocabulary", vocabulary)):
+        if value is not None and not projection:
+            raise ValueError(f"tokenizer.{option} goes with random-projection; {tokenizer} fixes it. Leave it out.")
+    if projection and patch_size is None:
+        raise ValueError(f"tokenizer.patch_size must be given for {tokenizer}: the size of its cells in pixels.")
+    dataset = open_source(data, split)
+    found = load_tokenizer(
+        tokenizer, patch_size=patch_size or 16, in_chans=dataset.channels, vocabulary=vocabulary or 8192
+    )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    ids = write_ids(found, dataset, out, image_size=image_size, batch_size=batch_size, device=device)
+    num_images, rows, cols = ids.ids.shape
+    done = "written to" if ids.fresh else "are up to date in"
+    say(f"{num_images:,} x {rows} x {cols} ids {done} {out}: {ids.usage}.")
+    _warn_of_usage(ids.usage, f"the tokenizer {tokenizer}")
+    say_broken(dataset.broken)
+
+
+def _warn_of_usage(usage: "CodeUsage", whose: str) -> None:
+    from pantomim.tokenizers.usage import usage_warning
+
+    if (warning := usage_warning(usage, whose)) is not None:
+        warn(warning)
