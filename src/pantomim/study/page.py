@@ -94,7 +94,6 @@ def pictures(study: Study, out: Path) -> dict[str, Any]:
     at_scale = study.plan.scales[study.scale].arms if study.scale else {}
     arms = {arm: merge(own, at_scale.get(arm, {})) for arm, own in study.plan.arm_overrides.items()}
     return {
-        "kicker": "Study",
         "aligned": _aligned({arm: run.alignment for arm, run in runs.items() if run.alignment is not None}),
         "blocks": list(block_charts(study, out)),
         "pictures": {arm: triplets(found) for arm, found in shown.items()},
