@@ -37,8 +37,7 @@ def make_report(run: str | Path, headline: str | None = None) -> Path:
     `headline` names the evaluation shown first, by its file without `.json`; None: the linear probe with all labels,
     else the next in a fixed order that does not look at the scores.
 
-    Raises:
-        ValueError: if this is no run folder, or it has no such evaluation.
+    Raises `ValueError` if this is no run folder, or it has no such evaluation.
     """
     folder = read_run(run)
     results = read_results(folder.evaluations)
@@ -107,7 +106,7 @@ def facts(folder: RunFolder) -> Iterator[tuple[str, str, str]]:
         patches = f"{(height // patch) * (width // patch)} patches of {patch} × {patch}"
         remark = ", ".join(filter(None, [patches, masking(look_up(config, "method.masker", {}))]))
         yield "Images", f"{height} × {width}, {colours}", remark
-    steps = folder.finished.get("steps") or (int(folder.metrics.steps[-1]) if len(folder.metrics) else 0)
+    steps = folder.finished.get("steps") or (int(folder.metrics.steps[-1]) if len(folder.metrics.steps) else 0)
     if batch := config.get("batch_size"):
         yield "Training", f"{steps:,} steps", f"{batch:,} images each, seed {look_up(config, 'runtime.seed', '?')}"
     if (total := total_seconds(folder)) is not None:
@@ -161,9 +160,10 @@ def time_parts(folder: RunFolder) -> list[tuple[str, str, float, float]]:
     metrics, total, batch = folder.metrics, total_seconds(folder), folder.config.get("batch_size")
     if not total or not batch or not metrics.has("images_per_s") or not metrics.has("data_wait_s"):
         return []
-    timed = np.isfinite(metrics.columns["images_per_s"]) & (metrics.columns["images_per_s"] > 0)
+    images_per_s = metrics.columns["images_per_s"]
+    timed = np.isfinite(images_per_s) & (images_per_s > 0)
     num_steps = np.diff(metrics.steps, prepend=min(1, metrics.steps[0]))
-    stepping = float((num_steps[timed] * batch / metrics.columns["images_per_s"][timed]).sum())
+    stepping = float((num_steps[timed] * batch / images_per_s[timed]).sum())
     waiting = min(float(np.nansum(metrics.columns["data_wait_s"][timed])), stepping)
     stepping = min(stepping, total)
     parts = [

@@ -35,8 +35,7 @@ def is_chain(run: str | Path) -> bool:
 def make_stages_report(run: str | Path) -> Path:
     """Write `RUN/report.html` about all stages, and the page of each stage in its own folder.
 
-    Raises:
-        ValueError: if the folder has no stage yet.
+    Raises `ValueError` if the folder has no stage yet.
     """
     path = Path(run)
     folders = [path / f"stage-{number}" for number in range(len(list(path.glob("stage-*"))))]
