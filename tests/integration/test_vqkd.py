@@ -92,7 +92,7 @@ def test_mistakes(tmp_path, capsys):
     given = ["--data", str(source), "--out", str(tmp_path / "run"), *QUIET, "--steps", "2"]
     for words, expected in (
         (["vqkd", *given], "TeacherConfig.source must be given"),
-        (["dvae", "--teacher", "random", *given], "--teacher must be left out for all but vqkd; got random for dvae"),
+        (["dvae", "--teacher", "random", *given], "--teacher must be left out for a method without that part"),
         (["vqkd", "--size", "paper", "--teacher", "random", *given], "--size must be one of micro"),
         (
             ["vqkd", "--teacher", "random", "--size", "micro", "--runtime.accumulation", "2", *given],
