@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,7 +25,7 @@ def write_inspection(found: BlockFacts, out: Path) -> Path:
     """Write the page; it needs no other file."""
     analysis = LAYERS[found.kind]
     headings, rows = analysis.table(found)
-    shown = {"title": analysis.title, "lead": caption(found), "charts": panels(found)}
+    shown: dict[str, Any] = {"title": analysis.title, "lead": caption(found), "charts": panels(found)}
     text = fill_template("inspection.html", headings=headings, rows=rows, **shown)
     replace_file(out, text.encode())
     return out
