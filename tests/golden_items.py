@@ -15,12 +15,17 @@ SHARED = Path(__file__).parents[1] / ".." / "shared" / "golden"
 needs_all = pytest.mark.skipif(not SHARED.is_dir(), reason="the whole collection is not beside this repository")
 
 
-def outcome(name: str) -> ItemResult:
-    """What `verify` says of an item, of the selection that comes with the source or of the whole collection."""
+def path_of(name: str) -> Path:
+    """An item's JSON file, in the selection that comes with the source or else in the whole collection."""
     folder = GOLDEN if (GOLDEN / f"{name}.json").is_file() else SHARED
     if not folder.is_dir():
         pytest.skip("the whole collection is not beside this repository")
-    return verify_item(folder / f"{name}.json")
+    return folder / f"{name}.json"
+
+
+def outcome(name: str) -> ItemResult:
+    """The result of `verify` for an item."""
+    return verify_item(path_of(name))
 
 
 def failing(name: str) -> ItemResult:
@@ -31,13 +36,15 @@ def failing(name: str) -> ItemResult:
     return result
 
 
+def mutations(**table: tuple[Any, ...]) -> pytest.MarkDecorator:
+    """One thing broken at a time: (item, owner, name of what is replaced, replacement), by what is wrong then."""
+    return pytest.mark.parametrize(("item", "owner", "name", "wrong"), table.values(), ids=table.keys())
+
+
 def edited(folder: Path, name: str, edit: Callable[[dict[str, Any], dict[str, Any]], Any]) -> ItemResult:
-    """What `verify` says of an item whose JSON or tensors were edited."""
-    source = GOLDEN if (GOLDEN / f"{name}.json").is_file() else SHARED
-    if not source.is_dir():
-        pytest.skip("the whole collection is not beside this repository")
-    spec = json.loads((source / f"{name}.json").read_text())
-    tensors = load_file(source / f"{name}.safetensors")
+    """The result of `verify` for an item whose JSON or tensors were edited."""
+    source = path_of(name)
+    spec, tensors = json.loads(source.read_text()), load_file(source.with_suffix(".safetensors"))
     edit(spec, tensors)
     (folder / f"{name}.json").write_text(json.dumps(spec))
     save_file(tensors, folder / f"{name}.safetensors")

@@ -25,7 +25,7 @@ from pantomim.methods.base import Method
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.nn.decoder import LatentDecoderConfig
-from pantomim.nn.dvae import DVAESizes, dvae_networks
+from pantomim.nn.dvae import DVAENetworks, DVAESizes
 from pantomim.nn.regressor import RegressorConfig
 from pantomim.recipes import prepare
 from pantomim.targets.pixels import PixelTargetConfig
@@ -117,7 +117,7 @@ def test_a_run_begins_where_another_ended(kind, tmp_path):
 def small_tokenizer(folder, seed):
     torch.manual_seed(seed)
     sizes = DVAESizes(vocabulary=32, width=4, code_width=4, blocks=1, stride=4)
-    save_tokenizer(folder, dvae_networks(sizes), scale={}, recipe="tiny")
+    save_tokenizer(folder, DVAENetworks(sizes), scale={}, recipe="tiny")
 
 
 def test_a_vocabulary_that_is_asked_for_is_the_tokenizers(tmp_path):
@@ -197,7 +197,7 @@ def test_from_the_command_line(kind, tmp_path, capsys):
     assert "random-projection:3" in capsys.readouterr().out
     main(["pretrain", *command, "--target", "pixels", "--out", str(out)])
     main(["report", str(out)])
-    assert ("no new pictures" in capsys.readouterr().err) == (kind == "beit")
+    assert "no new pictures" not in capsys.readouterr().err  # BEiT has none of its own, and says nothing
     assert (out / "report.html").is_file()
 
 

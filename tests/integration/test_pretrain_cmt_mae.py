@@ -191,4 +191,4 @@ def test_another_network_guides_the_masks_of_mae(source, tmp_path, capsys):
 def test_a_guided_masker_is_refused_where_nobody_guides(source, capsys):
     with pytest.raises(SystemExit):
         main(["explain", "mae", "--data", str(source), "--method.masker.kind", "attention"])
-    assert "Name the network in method.guide.source: RUN" in " ".join(capsys.readouterr().err.split())
+    assert "Name the network in --method.guide.source: RUN" in " ".join(capsys.readouterr().err.split())

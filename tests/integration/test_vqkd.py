@@ -95,7 +95,7 @@ def test_mistakes(tmp_path, capsys):
         (["vqkd", "--size", "paper", "--teacher", "random", *given], "--size must be one of micro"),
         (
             ["vqkd", "--teacher", "random", "--size", "micro", "--runtime.accumulation", "2", *given],
-            "RuntimeConfig.accumulation must be 1 for vqkd, whose loss of an image depends on all others of its step",
+            "--runtime.accumulation must be 1 for vqkd, whose loss of an image depends on all others of its step",
         ),
         (["dvae", "--size", "tiny", *given], "--size must be one of micro, small, base, paper for dvae"),
     ):

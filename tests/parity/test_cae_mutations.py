@@ -5,34 +5,29 @@ import math
 
 import pytest
 import torch
-from golden_items import failing, needs_all, outcome, with_config
+from golden_items import failing, mutations, outcome, with_config
 from torch.nn import functional as F
 
-from pantomim.methods import cae as method
+from pantomim.methods.cae import CAE
 from pantomim.nn import blocks, decoder, heads, regressor, vit
 from pantomim.nn.position import sincos_2d
 from pantomim.nn.tokens import take
-from pantomim.parity import cae
+from pantomim.parity import beit, cae
 
-PRETRAIN = "cae_pretrain_b"
-
-
-def broken(name=PRETRAIN):
-    """The outcome of an item that was rebuilt, compared and found wrong."""
-    result = failing(name)
-    assert result.compared > 40, result
-    return result
+PRETRAIN, WITH_COPY, FINETUNE, PROBE = "cae_pretrain_b", "cae_pretrain_a", "cae_finetune", "cae_attentive_probe"
+decode, target_of = decoder.LatentDecoder.forward, CAE.alignment_target
 
 
 @pytest.fixture(autouse=True)
 def _one_draw(request, monkeypatch):
-    """First values are compared where that is the question; they take most of the time."""
+    """Initial weights are compared where that is the question; they take most of the time."""
     if "initialisation" not in request.node.name:
-        monkeypatch.setattr(cae, "initialisation", lambda item, draw: {})
+        monkeypatch.setattr(cae, "initialisation", lambda *_: {})
 
 
-def test_unbroken():
-    result = outcome(PRETRAIN)
+@pytest.mark.parametrize("name", [PRETRAIN, WITH_COPY, FINETUNE, PROBE])
+def test_unbroken(name):
+    result = outcome(name)
     assert result.status == "PASS"
     assert result.error < 0.1
 
@@ -40,14 +35,9 @@ def test_unbroken():
 def test_layer_norm_eps(monkeypatch, tmp_path):
     for module in (blocks, vit, decoder, regressor):
         monkeypatch.setattr(module, "NORM_EPS", 1e-5)
-    result = with_config(tmp_path, "cae_pretrain_b", layer_norm_eps=None)  # the numbers alone must tell
+    result = with_config(tmp_path, PRETRAIN, layer_norm_eps=None)  # the numbers alone must tell
     assert result.status == "FAIL"
     assert 100 < result.error < math.inf
-
-
-def test_tanh_gelu(monkeypatch):
-    monkeypatch.setattr(vit.F, "gelu", functools.partial(F.gelu, approximate="tanh"))
-    assert broken().error > 100
 
 
 class Changed(regressor.RegressorBlock):
@@ -69,129 +59,102 @@ def test_the_regressors_formula(monkeypatch, name, value):
     monkeypatch.setattr(regressor, "RegressorBlock", Changed)
     assert outcome(PRETRAIN).status == "PASS"
     monkeypatch.setattr(Changed, name, value)
-    broken()
+    failing(PRETRAIN)
 
 
-def test_keys_of_the_visible_patches_alone(monkeypatch):
-    monkeypatch.setattr(cae, "RegressorConfig", functools.partial(cae.RegressorConfig, keys="visible"))
-    broken()
+def without_positions(self, latents, ids):
+    self.position = torch.zeros_like(self.position)
+    return decode(self, latents, ids)
 
 
-def test_no_positions_in_the_decoder(monkeypatch):
-    whole = decoder.LatentDecoder.forward
+def with_gradient(self, images, mask):
+    return self.latents(self.encoder, images, mask.ids_mask)
 
-    def without(self, latents, ids):
-        self.position = torch.zeros_like(self.position)
-        return whole(self, latents, ids)
 
-    monkeypatch.setattr(decoder.LatentDecoder, "forward", without)
-    broken()
+@torch.no_grad()
+def all_patches(self, images, mask):
+    return take(self.latents(self.aligner, images), mask.ids_mask)
+
+
+def of_the_encoder(self, images, mask):
+    self.update_ema(0)
+    return target_of(self, images, mask)
+
+
+def one_norm(self, tokens):
+    query = self.norm_q(self.query_token).expand(len(tokens), -1, -1)
+    return self.attn(query, self.norm_k(tokens), self.norm_k(tokens)).squeeze(1)
+
+
+@mutations(
+    tanh_gelu=(PRETRAIN, vit.F, "gelu", functools.partial(F.gelu, approximate="tanh")),
+    keys_of_the_visible=(PRETRAIN, cae, "RegressorConfig", functools.partial(cae.RegressorConfig, keys="visible")),
+    no_positions=(PRETRAIN, decoder.LatentDecoder, "forward", without_positions),
+    target_after_the_copy_moves=(WITH_COPY, CAE, "alignment_target", of_the_encoder),
+    one_norm_for_keys_and_values=(PROBE, heads.AttentiveHead, "pool", one_norm),
+    batch_norm=(PROBE, heads.nn, "BatchNorm1d", functools.partial(torch.nn.BatchNorm1d, eps=1e-6)),
+)
+def test_one_thing_wrong(monkeypatch, item, owner, name, wrong):
+    monkeypatch.setattr(owner, name, wrong)
+    assert failing(item).compared > 40
+
+
+@pytest.mark.parametrize(
+    ("item", "owner", "name", "wrong", "worst"),
+    [
+        (PRETRAIN, CAE, "alignment_target", with_gradient, "grad"),
+        (PRETRAIN, CAE, "alignment_target", all_patches, "align"),
+        (
+            PRETRAIN,
+            cae,
+            "parameter_groups",
+            functools.partial(cae.parameter_groups, decay_tokens=False),
+            "pretraining_parameter_groups",
+        ),
+        (
+            FINETUNE,
+            beit,
+            "Classifier",
+            lambda *given, learn_positions: heads.Classifier(*given),
+            "trained_parameters",
+        ),
+    ],
+    ids=["with_gradient", "all_patches", "tokens_not_decayed", "trained_table"],
+)
+def test_what_is_wrong_is_named(monkeypatch, item, owner, name, wrong, worst):
+    monkeypatch.setattr(owner, name, wrong)
+    assert worst in failing(item).worst
 
 
 def test_rows_and_columns_swapped(monkeypatch):
     for module in (vit, decoder, regressor):
         monkeypatch.setattr(module, "sincos_2d_rows_first", sincos_2d)
-    result = broken()
-    assert "pos" in result.worst
-
-
-def test_gradient_through_the_alignment(monkeypatch):
-    def with_gradient(self, images, mask):
-        return self.latents(self.encoder, images, mask.ids_mask)
-
-    monkeypatch.setattr(method.CAE, "alignment_target", with_gradient)
-    result = broken()
-    assert "grad" in result.worst
-
-
-def test_the_target_sees_all_patches(monkeypatch):
-    @torch.no_grad()
-    def all_patches(self, images, mask):
-        return take(self.latents(self.aligner, images), mask.ids_mask)
-
-    monkeypatch.setattr(method.CAE, "alignment_target", all_patches)
-    assert "align" in broken().worst
-
-
-@needs_all
-def test_the_target_of_the_copy_before_it_follows(monkeypatch):
-    def of_the_encoder(self, images, mask, whole=method.CAE.alignment_target):
-        self.update_ema(0)
-        return whole(self, images, mask)
-
-    assert outcome("cae_pretrain_a").status == "PASS"
-    monkeypatch.setattr(method.CAE, "alignment_target", of_the_encoder)
-    broken("cae_pretrain_a")
-
-
-def test_tokens_not_decayed(monkeypatch):
-    monkeypatch.setattr(cae, "parameter_groups", functools.partial(cae.parameter_groups, decay_tokens=False))
-    assert "pretraining_parameter_groups" in broken().worst
+    assert "pos" in failing(PRETRAIN).worst
 
 
 def test_another_initialisation(monkeypatch):
     monkeypatch.setattr(regressor, "initialise", lambda module, scheme, blocks: None)
-    result = broken()
-    assert "official_initialisation/pretext_neck.regressor_blocks" in result.worst
+    assert "official_initialisation/pretext_neck.regressor_blocks" in failing(PRETRAIN).worst
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("name", "changes", "status"),
     [
-        {"align_loss_weight": 1.0},
-        {"num_heads": 4},
-        {"decoder_num_heads": 3},
-        {"regressor_depth": 2},
-        {"decoder_depth": 1},
-        {"layer_scale_init": 0.1},
-        {"num_mask_patches": 12},
-        {"base_momentum": 0.5},
+        (PRETRAIN, {"align_loss_weight": 1.0}, "FAIL"),
+        (PRETRAIN, {"num_heads": 4}, "FAIL"),
+        (PRETRAIN, {"decoder_num_heads": 3}, "FAIL"),
+        (PRETRAIN, {"regressor_depth": 2}, "FAIL"),
+        (PRETRAIN, {"decoder_depth": 1}, "FAIL"),
+        (PRETRAIN, {"layer_scale_init": 0.1}, "FAIL"),
+        (PRETRAIN, {"num_mask_patches": 12}, "FAIL"),
+        # where the copy equals the encoder, it stays where it is at any momentum
+        (PRETRAIN, {"base_momentum": 0.5}, "PASS"),
+        (WITH_COPY, {"base_momentum": 0.5}, "FAIL"),
+        (FINETUNE, {"layer_decay": None}, "PASS"),  # the groups state it too
+        (FINETUNE, {"mean_pooling": False}, "FAIL"),
+        (FINETUNE, {"per_block_relative_bias": False}, "FAIL"),
     ],
     ids=str,
 )
-def test_what_the_config_states_is_what_is_rebuilt(tmp_path, changes):
-    result = with_config(tmp_path, "cae_pretrain_b", **changes)
-    # where the copy equals the encoder, it stays where it is at any momentum
-    assert result.status == ("PASS" if "base_momentum" in changes else "FAIL")
-
-
-@needs_all
-def test_a_momentum_shows_where_the_copy_differs(tmp_path):
-    result = with_config(tmp_path, "cae_pretrain_a", base_momentum=0.5)
-    assert result.status == "FAIL"
-    assert "teacher_after" in result.worst
-
-
-@needs_all
-def test_a_fixed_table_that_is_trained(monkeypatch):
-    assert outcome("cae_finetune").status == "PASS"
-    monkeypatch.setattr(cae, "Classifier", lambda *given, learn_positions: heads.Classifier(*given))
-    result = broken("cae_finetune")
-    assert "trained_parameters" in result.worst
-
-
-@needs_all
-@pytest.mark.parametrize(
-    "changes", [{"layer_decay": None}, {"mean_pooling": False}, {"per_block_relative_bias": False}]
-)
-def test_what_the_classifiers_config_states(tmp_path, changes):
-    status = "PASS" if "layer_decay" in changes else "FAIL"  # the groups state it too
-    assert with_config(tmp_path, "cae_finetune", **changes).status == status
-
-
-@needs_all
-def test_keys_and_values_of_the_probe_share_no_norm(monkeypatch):
-    def one_norm(self, tokens):
-        query = self.norm_q(self.query_token).expand(len(tokens), -1, -1)
-        return self.attn(query, self.norm_k(tokens), self.norm_k(tokens)).squeeze(1)
-
-    assert outcome("cae_attentive_probe").status == "PASS"
-    monkeypatch.setattr(heads.AttentiveHead, "pool", one_norm)
-    broken("cae_attentive_probe")
-
-
-@needs_all
-def test_the_probes_batch_norm(monkeypatch):
-    batch_norm = torch.nn.BatchNorm1d
-    monkeypatch.setattr(heads.nn, "BatchNorm1d", functools.partial(batch_norm, eps=1e-6))
-    broken("cae_attentive_probe")
+def test_what_the_config_states_is_what_is_rebuilt(tmp_path, name, changes, status):
+    assert with_config(tmp_path, name, **changes).status == status

@@ -25,15 +25,15 @@ LEFT_OUT = {"mae_pretrain_a", "beit_pretrain_a", "cae_pretrain_a", "cae_finetune
 LEFT_OUT |= {"beit_finetune_a", "dalle_a", "clip_visual_a", "dbot_pretrain_a", "dbot_pretrain_b"}
 LEFT_OUT |= {"dbot_full_sequence_a", "dbot_full_sequence_b", "dbot_analysis", "simmim_pretrain_a", "maskfeat_hog_a"}
 LEFT_OUT |= {"milan_pretrain_a"} | {f"trajectory_{name}_a" for name in TRAJECTORIES - {"mae", "dbot"}}
-# Twenty seconds of statistics: whole with the collection; test_mutations.py asks a part of it in any case.
-SLOW = {"colormae_spectra"}
+SLOW = {"colormae_spectra", "ijepa_masks_a"}  # many seconds of statistics
 
 
 @pytest.mark.parametrize(
-    "path", sorted(path for path in GOLDEN.glob("*.json") if path.stem not in SLOW), ids=lambda path: path.stem
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in sorted(ITEMS - LEFT_OUT)],
 )
-def test_selected_item(path):
-    result = verify_item(path)
+def test_selected_item(name):
+    result = verify_item(GOLDEN / f"{name}.json")
     assert result.status == "PASS", result
     assert result.compared >= 6
 

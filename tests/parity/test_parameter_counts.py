@@ -1,25 +1,31 @@
-"""Parameter counts of the published models, built on the meta device (specification of MAE, section 4)."""
+"""Parameter counts of the published models, built on the meta device (specifications of MAE, 4, and of CAE, 2.9)."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from pantomim.masking.random import RandomMasker
-from pantomim.methods.beit import BEiT, beit_encoder
+from pantomim.methods.beit import BEiTConfig, beit_encoder
+from pantomim.methods.cae import cae_encoder, preset
 from pantomim.methods.mae import MAEConfig
 from pantomim.nn.heads import Classifier
+from pantomim.nn.regressor import RegressorConfig
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.optim import layer_decay_groups, parameter_groups
 from pantomim.targets.tokens import TokenTarget
 
-PUBLISHED = {  # size, patch: encoder, whole MAE, trainable, classifier with 1000 classes
+MAE = {  # size, patch: encoder, whole MAE, trainable, classifier with 1000 classes
     ("base", 16): (85_798_656, 111_907_840, 111_655_680, 86_567_656),
     ("large", 16): (303_301_632, 329_541_888, 329_239_296, 304_326_632),
     ("huge", 14): (630_764_800, 657_074_508, 656_613_964, 632_045_800),
 }
-PARAMETERS = [pytest.param(*key, counts, id=key[0]) for key, counts in PUBLISHED.items()]
-
-
 BEIT = {"base": 91_965_776, "large": 311_534_016}  # pre-training with shared relative positions and 8192 tokens
+CAE = {  # size, width of the regressor: encoder, regressor blocks, decoder blocks, head, all that is trained
+    ("base", None): (85_656_576, 28_366_848, 28_354_560, 6_299_648, 148_681_472),
+    ("large", None): (303_124_480, 50_405_376, 50_388_992, 8_396_800, 412_320_768),
+    ("small", None): (21_594_624, 7_105_536, 7_099_392, 3_153_920, 38_955_392),
+    ("small", 768): (21_594_624, 28_366_848, 28_354_560, 6_299_648, 84_916_736),
+}
 
 
 class Vocabulary:
@@ -34,36 +40,66 @@ class Vocabulary:
         raise NotImplementedError
 
 
-def count(parameters):
-    return sum(parameter.numel() for parameter in parameters)
-
-
-def encoder_config(size, patch_size):
-    return EncoderConfig(patch_size=patch_size, **ENCODER_SIZES[size])
-
-
-@pytest.mark.parametrize(("size", "patch_size", "counts"), PARAMETERS)
-def test_pretraining(size, patch_size, counts):
+@pytest.fixture(autouse=True)
+def meta():
     with torch.device("meta"):
-        method = MAEConfig(encoder=encoder_config(size, patch_size)).build()
-    assert count(method.encoder.parameters()) == counts[0]
-    assert count(method.parameters()) == counts[1]
-    assert count(p for p in method.parameters() if p.requires_grad) == counts[2]
-    assert count(p for group in parameter_groups(method, 0.05) for p in group["params"]) == counts[2]
+        yield
 
 
-@pytest.mark.parametrize(("size", "patch_size", "counts"), PARAMETERS)
-def test_classifier(size, patch_size, counts):
-    with torch.device("meta"):
-        classifier = Classifier(encoder_config(size, patch_size).build(), 1000)
-    assert count(classifier.parameters()) == counts[3]
-    assert all(parameter.requires_grad for parameter in classifier.parameters())
-    assert count(p for group in layer_decay_groups(classifier, 0.05, 0.75) for p in group["params"]) == counts[3]
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def trained(module):
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def grouped(groups):
+    return sum(parameter.numel() for group in groups for parameter in group["params"])
+
+
+@pytest.mark.parametrize(("size", "patch_size"), MAE)
+def test_mae(size, patch_size):
+    encoder = EncoderConfig(patch_size=patch_size, **ENCODER_SIZES[size])
+    method, classifier = MAEConfig(encoder=encoder).build(), Classifier(encoder.build(), 1000)
+    counts = count(method.encoder), count(method), trained(method), count(classifier)
+    assert counts == MAE[size, patch_size]
+    assert grouped(parameter_groups(method, 0.05)) == trained(method)
+    assert grouped(layer_decay_groups(classifier, 0.05, 0.75)) == trained(classifier) == count(classifier)
 
 
 @pytest.mark.parametrize(("size", "expected"), BEIT.items())
-def test_beit_pretraining(size, expected):
-    with torch.device("meta"):
-        method = BEiT(beit_encoder(size).build(), RandomMasker(), TokenTarget(Vocabulary()))
-    assert count(method.parameters()) == expected
-    assert all(parameter.requires_grad for parameter in method.parameters())
+def test_beit(size, expected):
+    method = BEiTConfig(encoder=beit_encoder(size)).build(target=TokenTarget(Vocabulary()))
+    assert count(method) == trained(method) == expected
+
+
+@pytest.mark.parametrize("num_masked", [75, 98])
+@pytest.mark.parametrize(("size", "width"), CAE, ids=str)
+def test_cae(size, width, num_masked):
+    config = preset(size, num_masked)
+    config = replace(config, regressor=replace(config.regressor, width=width))
+    method = config.build(target=TokenTarget(Vocabulary()))
+    parts = (method.encoder, method.regressor.blocks, method.decoder.blocks, method.decoder.head, method)
+    assert tuple(map(trained, parts)) == CAE[size, width]
+    assert (0 if method.projection is None else trained(method.projection)) == (297_216 if width else 0)
+    assert grouped(parameter_groups(method, 0.05)) == trained(method)
+
+
+def test_cae_has_no_copy_of_the_encoder_unless_asked_for():
+    config, tokens = preset("base"), TokenTarget(Vocabulary())
+    counts = [count(replace(config, align_momentum=momentum).build(target=tokens)) for momentum in (None, 0.9)]
+    table = 197 * 768
+    assert counts == [148_681_472 + table, 148_681_472 + 85_656_576 + 2 * table]
+
+
+def test_caes_classifier_with_relative_positions_in_every_block():
+    encoder = replace(cae_encoder("base"), relative_position="blocks")
+    classifier = Classifier(encoder.build(), 1000, learn_positions=False)
+    assert count(classifier) == 86_682_280  # the fixed table included
+    assert not classifier.encoder.pos_embed.requires_grad
+
+
+def test_caes_regressor_may_be_shallow():
+    config = replace(preset("base"), regressor=RegressorConfig(depth=1))
+    assert trained(config.build(target=TokenTarget(Vocabulary())).regressor.blocks) * 4 == 28_366_848

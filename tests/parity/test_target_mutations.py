@@ -1,86 +1,124 @@
-"""MaskFeat's and SimMIM's items notice: one thing is wrong at a time, and an item must fail."""
+"""The items of CLIP, DALL-E, MaskFeat and SimMIM notice: one thing is wrong at a time, and an item must fail."""
 
 import pytest
 import torch
-from golden_items import failing, needs_all, outcome
+from golden_items import failing, mutations, outcome
+from torch import nn
 from torch.nn import functional as F
 
-from pantomim.methods import beit as method
-from pantomim.nn import vit
-from pantomim.parity import beit as parity
-from pantomim.targets import distance, hog
+from pantomim.formats import clip, timm
+from pantomim.methods.beit import BEiTConfig
+from pantomim.nn import dvae, vit
+from pantomim.nn.resize import resample
+from pantomim.parity import beit, networks, targets
+from pantomim.targets import hog
+from pantomim.targets.distance import Distance
+from pantomim.tokenizers import dvae as tokenizers
+
+CLIP, DALLE, HOG, SIMMIM = "clip_visual_a", "dalle_a", "maskfeat_hog_b", "simmim_pretrain_a"
+angle, pad, rows_of, project = torch.atan2, F.pad, timm.attention_rows, timm.TimmEncoder.project
+groups, residual, sizes = beit.parameter_groups, dvae.ResidualBlock.forward, targets.DVAESizes
 
 
-def worst(name):
-    return failing(name).worst
-
-
-@needs_all
-@pytest.mark.parametrize("name", ["maskfeat_hog_a", "simmim_pretrain_a"])
-def test_as_it_is_it_passes(name):
+@pytest.mark.parametrize("name", [CLIP, DALLE, HOG, "maskfeat_hog_a", SIMMIM])
+def test_as_it_is(name):
     assert outcome(name).status == "PASS"
 
 
-def test_arguments_of_the_angle_exchanged(monkeypatch):
-    honest = torch.atan2
-    monkeypatch.setattr(hog.torch, "atan2", lambda across, down: honest(down, across))
-    worst("maskfeat_hog_b")
+def tower(**changes):
+    return lambda *given, **settings: clip.clip_encoder(*given, **settings | changes)
 
 
-def test_zeros_around_the_image(monkeypatch):
-    honest = F.pad
-    monkeypatch.setattr(hog.F, "pad", lambda images, sides, mode: honest(images, sides))
-    worst("maskfeat_hog_b")
+def no_norm_before_the_blocks(*given, **settings):
+    encoder = clip.clip_encoder(*given, **settings)
+    encoder.model.norm_pre = nn.Identity()
+    return encoder
 
 
-def test_gradients_that_are_not_smoothed(monkeypatch):
-    def plain(images):
-        padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
-        return (padded[..., :-2] - padded[..., 2:])[..., 1:-1, :], (padded[..., :-2, :] - padded[..., 2:, :])[..., 1:-1]
-
-    monkeypatch.setattr(hog, "gradients", plain)
-    worst("maskfeat_hog_b")
+def not_smoothed(images):
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    return (padded[..., :-2] - padded[..., 2:])[..., 1:-1, :], (padded[..., :-2, :] - padded[..., 2:, :])[..., 1:-1]
 
 
-def test_all_channels_normalised_together(monkeypatch):
-    monkeypatch.setattr(hog.F, "normalize", lambda cells, dim, eps: cells / cells.norm(dim=(1, 2), keepdim=True))
-    assert "labels" in worst("maskfeat_hog_b") or "histogram_normalised" in worst("maskfeat_hog_b")
+def relu_behind(self, maps):
+    out = maps
+    for layer in self.res_path:
+        if isinstance(layer, dvae.Conv2d):
+            out = layer(out).relu()
+    return self.id_path(maps) + self.gain * out
 
 
-def test_without_the_window(monkeypatch):
-    monkeypatch.setattr(hog, "_tiled", lambda window, size: torch.ones(size))
-    worst("maskfeat_hog_b")
+def left_out(parameter, load=networks.load_exactly):
+    def load_others(module, weights, source):
+        end = f"conv_1.{parameter}"
+        load(module, {key: torch.zeros_like(t) if key.endswith(end) else t for key, t in weights.items()}, source)
+
+    return load_others
 
 
-@needs_all
-def test_the_square_in_the_place_of_the_absolute_value(monkeypatch):
-    monkeypatch.setattr(parity, "Distance", lambda form: distance.Distance("l2"))
-    assert "loss" in worst("simmim_pretrain_a") or "grad" in worst("simmim_pretrain_a")
+class Smooth(nn.Upsample):
+    def __init__(self, scale_factor, mode="nearest"):
+        super().__init__(scale_factor=scale_factor, mode="bilinear")
 
 
-@needs_all
-def test_pixels_in_our_order(monkeypatch):
-    monkeypatch.setattr(parity, "_shuffled", lambda patch, channels: torch.arange(channels * patch**2))
-    worst("simmim_pretrain_a")
+class Rolled(dvae.DVAEDecoder):
+    def forward(self, codes):
+        return super().forward(codes).roll(3, dims=1)
 
 
-@needs_all
-def test_mask_token_after_the_positions_of_all_patches(monkeypatch):
-    monkeypatch.setattr(vit.torch, "where", lambda masked, token, patches: torch.zeros_like(patches) + patches)
-    worst("simmim_pretrain_a")
+@mutations(
+    exact_gelu=(CLIP, targets, "clip_encoder", tower(activation="gelu")),
+    layer_norm_eps=(CLIP, targets, "clip_encoder", tower(norm_eps=1e-6)),
+    heads=(CLIP, targets, "clip_encoder", tower(heads=4)),
+    no_first_norm=(CLIP, targets, "clip_encoder", no_norm_before_the_blocks),
+    resampled_to_a_size=(CLIP, timm, "resample_stretched", resample),
+    another_block=(CLIP, timm, "attention_rows", lambda block, tokens, rows: rows_of(block, tokens.flip(1), rows)),
+    temperature=(CLIP, timm, "attention_rows", lambda *given: (rows_of(*given) * 2).softmax(dim=-1)),
+    projection=(CLIP, timm.TimmEncoder, "project", lambda self, tokens: tokens @ -torch.flip(self.projection, [0])),
+    gain=(DALLE, dvae.DVAESizes, "gain", 1 / 64),
+    relu_behind=(DALLE, dvae.ResidualBlock, "forward", relu_behind),
+    relu_on_the_skip_path=(DALLE, dvae.ResidualBlock, "forward", lambda self, maps: residual(self, maps.relu())),
+    average=(DALLE, dvae.nn, "MaxPool2d", nn.AvgPool2d),
+    smooth=(DALLE, dvae.nn, "Upsample", Smooth),
+    no_weights=(DALLE, networks, "load_exactly", left_out("w")),
+    no_biases=(DALLE, networks, "load_exactly", left_out("b")),
+    not_mapped=(DALLE, tokenizers, "map_pixels", lambda images: images),
+    scales=(DALLE, targets, "DVAEDecoder", Rolled),
+    columns_first=(
+        DALLE,
+        tokenizers.DVAETokenizer,
+        "forward",
+        lambda self, images: self.logits(images).argmax(dim=1).transpose(1, 2).flatten(1),
+    ),
+    full_size=(DALLE, targets, "DVAESizes", lambda **given: sizes(**{"width": 128, **given})),
+    angle=(HOG, hog.torch, "atan2", lambda across, down: angle(down, across)),
+    zeros_around=(HOG, hog.F, "pad", lambda images, sides, mode: pad(images, sides)),
+    not_smoothed=(HOG, hog, "gradients", not_smoothed),
+    channels_together=(
+        HOG,
+        hog.F,
+        "normalize",
+        lambda cells, dim, eps: cells / cells.norm(dim=(1, 2), keepdim=True),
+    ),
+    no_window=(HOG, hog, "_tiled", lambda window, size: torch.ones(size)),
+    squares=(SIMMIM, beit, "Distance", lambda form: Distance("l2")),
+    our_order=(SIMMIM, beit, "_regrouped", lambda rows, groups: rows),
+    late_mask_token=(SIMMIM, vit.torch, "where", lambda masked, token, patches: torch.zeros_like(patches) + patches),
+    initialised_head=(SIMMIM, beit, "BEiTConfig", lambda **given: BEiTConfig(**given | {"initialise_head": True})),
+    decay=(
+        SIMMIM,
+        beit,
+        "parameter_groups",
+        lambda *given, **named: groups(*given, **named | {"decay_mask_token": False}),
+    ),
+)
+def test_one_thing_wrong(monkeypatch, item, owner, name, wrong):
+    monkeypatch.setattr(owner, name, wrong)
+    failing(item)
 
 
-@needs_all
-def test_a_head_that_begins_as_beits(monkeypatch):
-    honest = method.BEiTConfig
-    monkeypatch.setattr(parity, "BEiTConfig", lambda **given: honest(**given | {"initialise_head": True}))
-    assert "official_initialisation/decoder" in worst("simmim_pretrain_a")
-
-
-@needs_all
-def test_another_weight_decay(monkeypatch):
-    groups = parity.parameter_groups
-    monkeypatch.setattr(
-        parity, "parameter_groups", lambda *given, **named: groups(*given, **named | {"decay_mask_token": False})
-    )
-    assert "pretraining_parameter_groups" in worst("simmim_pretrain_a")
+def test_what_is_wrong_is_named(monkeypatch):
+    monkeypatch.setattr(targets, "clip_encoder", tower(norm_eps=1e-6))
+    assert failing(CLIP).worst.startswith("config/layer_norm_eps")
+    monkeypatch.setattr(targets, "DVAESizes", lambda **given: sizes(**{"width": 128, **given}))
+    assert failing(DALLE).worst.startswith("full_size_keys/")

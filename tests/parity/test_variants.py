@@ -5,8 +5,9 @@ import random
 
 import pytest
 import torch
-from golden_items import edited, failing, needs_all, outcome, with_config
+from golden_items import edited, failing, outcome, with_config
 
+from pantomim.methods.beit import BEiT
 from pantomim.parity import trajectory
 
 
@@ -28,15 +29,16 @@ def without(*parts):
     "name",
     [
         "trajectory_mae_a",
-        "trajectory_dbot_a",
-        pytest.param("trajectory_colormae_a", marks=needs_all),
-        pytest.param("trajectory_cae_a", marks=needs_all),
+        pytest.param("trajectory_dbot_a", marks=pytest.mark.slow),
+        pytest.param("trajectory_colormae_a", marks=pytest.mark.slow),
+        pytest.param("trajectory_cae_a", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_in_micro_batches_is_the_same_run_where_all_images_weigh_the_same(tmp_path, name):
     assert with_config(tmp_path, name, accum_iter=2, batch_size=2).status == "PASS"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -77,7 +79,7 @@ def test_every_setting_of_a_run_counts(tmp_path, name, changes):
     assert result.compared > 100, result.worst  # numbers differ; an exception is no finding
 
 
-@needs_all
+@pytest.mark.slow
 def test_stochastic_depth_may_be_off(tmp_path):
     def off(spec, tensors):
         without("in/drop")(spec, tensors)
@@ -89,7 +91,7 @@ def test_stochastic_depth_may_be_off(tmp_path):
 @pytest.mark.parametrize("verb", ["update_ema", "draw"])
 def test_a_run_without_one_of_the_methods_verbs_is_another(monkeypatch, verb):
     if verb == "update_ema":
-        monkeypatch.setattr(trajectory.Replayed, verb, lambda self, step: None)
+        monkeypatch.setattr(BEiT, verb, lambda self, step: None)
         assert failing("trajectory_data2vec_a").compared > 100
     else:
         monkeypatch.setattr(trajectory.Tape, "now", lambda self, name: self.item.input(name)[0, self.rows])
@@ -187,9 +189,9 @@ def another_name(spec, tensors):
         ("mae_positions", lambda spec, tensors: (spec["config"].pop("tables"), without("out/table_")(spec, tensors))),
         ("attmask", lambda s, t: (without("hint")(s, t), s["numbers"].pop("hint"), s["config"].pop("hint"))),
         ("milan_sampling", lambda spec, tensors: spec.pop("numbers")),
-        pytest.param("dalle_a", lambda spec, tensors: spec.pop("full_size_keys"), marks=needs_all),
-        pytest.param("dalle_a", without("mapped_values", "in/values"), marks=needs_all),
-        pytest.param("clip_visual_a", without("other_size"), marks=needs_all),
+        ("dalle_a", lambda spec, tensors: spec.pop("full_size_keys")),
+        ("dalle_a", without("mapped_values", "in/values")),
+        ("clip_visual_a", without("other_size")),
     ],
 )
 def test_what_an_item_does_not_ask_for_is_not_missed(tmp_path, name, edit):
@@ -197,7 +199,6 @@ def test_what_an_item_does_not_ask_for_is_not_missed(tmp_path, name, edit):
     assert result.status == "PASS", result.worst
 
 
-@needs_all
 @pytest.mark.parametrize("name", ["trajectory_finetune_mae_a", "trajectory_segment_beit_a", "trajectory_dino_a"])
 def test_items_of_tasks_that_we_do_not_rebuild_are_called_unknown(name):
     assert outcome(name).status == "UNKNOWN ITEM"

@@ -33,7 +33,7 @@ from pantomim.targets.pixels import PixelTargetConfig
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_yaml_round_trip(recipe, tmp_path: Path) -> None:
-    config = recipe.build()
+    config = recipe.config
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
     assert from_yaml(Pretrain, path) == config

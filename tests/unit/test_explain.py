@@ -81,5 +81,5 @@ def test_a_tokenizer_in_training_is_counted_too() -> None:
 
 def test_augmentation_is_told_without_what_is_left_alone() -> None:
     recipe = next(recipe for recipe in RECIPES if recipe.name == "supervised_micro_cifar10")
-    sections = dict(explain(recipe.build(), recipe.paper(), torch.float32))
+    sections = dict(explain(recipe.config, recipe.paper, torch.float32))
     assert dict(sections["Training"])["augmentation"].startswith("rand_augment 2, erasing 0.25")

@@ -129,10 +129,10 @@ def _print_help(line: CommandLine, kind: type) -> NoReturn:
         from pantomim.config import Pretrain
         from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, RECIPES, TOKENIZER_RECIPES
 
-        built = {recipe.name: recipe.build for recipe in (*RECIPES, *TOKENIZER_RECIPES)}
+        built = {recipe.name: recipe.config for recipe in (*RECIPES, *TOKENIZER_RECIPES)}
         bare = (BARE_METHODS | BARE_TOKENIZERS).get(name)
         if bare is None and name not in built:
             raise ValueError(f"There is no recipe {name}. `pantomim recipes` lists them all.")
-        default = built[name]() if bare is None else bare.paper(768)
+        default = built[name] if bare is None else bare.paper(768)
         tyro.cli(Pretrain, default=default, args=["--help"], prog=f"{prog} {name}", config=LEAVES)
     raise SystemExit(0)

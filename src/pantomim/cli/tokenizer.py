@@ -1,6 +1,6 @@
 """`pantomim tokenizer train` and `encode`: learn to turn images into ids, and do it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,10 +25,9 @@ class TokenizerOptions(RunOptions):
 
     def prepare(self) -> "Prepared":
         """Of a recipe for tokenizers; the number of images is for schedules that are still to be fitted."""
-        from pantomim.recipes import prepare_tokenizer
+        from pantomim.recipes import prepare
 
-        prepared, num_images = prepare_tokenizer(self.name, **self.choices)
-        return replace(prepared, num_images=num_images)
+        return prepare(self.name, trains="tokenizer", **self.choices)
 
 
 def _train(line: CommandLine) -> None:

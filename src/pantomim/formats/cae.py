@@ -18,10 +18,10 @@ from pantomim.formats.layout import (
     initial_weights_unused,
 )
 from pantomim.formats.mae import official_name as beit_name
-from pantomim.nn.decoder import LatentDecoderConfig
+from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
 from pantomim.nn.init import Initialisation
 from pantomim.nn.position import sincos_2d_rows_first
-from pantomim.nn.regressor import Projection, RegressorConfig
+from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
 
 Release = Literal["lxtGH/CAE", "Atten4Vis/CAE"]
 
@@ -128,9 +128,9 @@ def _read_pretraining(whole: ForeignFile, release: Release) -> Found:
     with initial_weights_unused():
         encoder = config.build()
         rest = {
-            "regressor": RegressorConfig(width=width, heads=heads, **sizes["regressor"]).build(config),
-            "decoder": LatentDecoderConfig(**sizes["decoder"]).build(
-                width, heads, config.grid, out_dim, initialisation
+            "regressor": Regressor(RegressorConfig(width=width, heads=heads, **sizes["regressor"]), config),
+            "decoder": LatentDecoder(
+                LatentDecoderConfig(**sizes["decoder"]), width, heads, config.grid, out_dim, initialisation
             ),
         }
         if width != encoder_width:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pantomim.core.files import replace_file
 from pantomim.formats.files import hash_weights, load_exactly
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
-from pantomim.nn.dvae import DVAENetworks, DVAESizes, dvae_networks
+from pantomim.nn.dvae import DVAENetworks, DVAESizes
 from pantomim.nn.heads import Classifier
 from pantomim.nn.position import TableName, name_table
 from pantomim.nn.vit import Encoder, EncoderConfig
@@ -36,7 +36,7 @@ ENCODER, DECODER, PREDICTOR, CLASSIFIER = NAMES = ("encoder", "decoder", "predic
 DECODER_SIZES = ("width", "depth", "heads", "mlp_ratio")
 TOKENIZER = "tokenizer"
 TOKENIZER_KINDS: dict[str, tuple[Any, Callable[..., DVAENetworks | VQKDNetworks]]] = {
-    "dvae": (DVAESizes, dvae_networks),
+    "dvae": (DVAESizes, DVAENetworks),
     "vqkd": (VQKDSizes, vqkd_networks),
 }
 

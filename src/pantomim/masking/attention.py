@@ -15,7 +15,6 @@ from pantomim.masking.base import Grid, Ratio, Scores, check_count, count_masked
 Rule = Literal["topk_masked", "topk_visible", "topk_hint", "sample_masked", "sample_visible"]
 Preset = Literal["milan", "attmask_high", "attmask_low", "attmask_hint"]
 
-
 # AttMask-Hint: shares of all patches that are shown again, and among which, the most attended ones, they are drawn.
 HINT_SHOW, HINT_AMONG = 0.1, 0.2  # the authors' attmask.py, where half of the patches are masked
 
@@ -34,14 +33,9 @@ class AttentionMasker:
             of the masked ones, as in AttMask's.
         eps: Sampling adds this share of the mean attention to every patch's; 0: patches without attention come last.
         hint_show: Of topk_hint alone: share of all patches that is shown again; None: 0.1, AttMask's.
-        hint_among: Of topk_hint alone: share of all patches, the most attended ones, from which these are drawn, all
-            alike; None: 0.2, AttMask's.
-        hint_refill: Of topk_hint alone: the next in rank are masked in their place, so that the number of masked
-            patches stays; None: they are. AttMask does not.
+        hint_among: Of topk_hint alone: share of most attended patches from which these are drawn; None: 0.2, AttMask's.
+        hint_refill: Of topk_hint alone: the next in rank are masked in their place; None: they are. AttMask does not.
         preset: A published way in place of all of these but the ratio, see `PUBLISHED`.
-
-    Raises:
-        ValueError: if the settings do not go together, or (when called) there is no attention.
 
     Paper: Hou et al. 2022, *MILAN*, arXiv:2208.06049, samples the visible patches; Kakogeorgiou et al. 2022, *What to
         Hide from Your Students* (AttMask), arXiv:2203.12719, masks the most attended; CMT-MAE, arXiv:2412.17566, masks
@@ -79,6 +73,7 @@ class AttentionMasker:
                 f"AttentionMasker.hint_show must be above 0 and at most hint_among, which is below 1; got {show} and "
                 f"{among}. Give shares of all patches."
             )
+
         if self.preset is not None and replace(self, preset=None) != AttentionMasker(ratio=self.ratio):
             raise ValueError(
                 f"AttentionMasker.preset decides all but the ratio; got {self.preset} and other settings beside it. "

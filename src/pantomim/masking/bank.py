@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,52 +34,34 @@ def cached_bank(noise: Noise) -> Float[Tensor, "L M N"]:
     """The bank of these settings, read from the cache, or made and put there; a damaged file is made anew.
 
     Several processes that ask at once wait for the one that makes it.
-
-    Raises:
-        OSError: if the cache cannot be written to.
     """
     path, shape = bank_path(noise), (noise.patterns, noise.side, noise.side)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if path.is_file():
-            try:
-                bank = read_bank(path)
-            except ValueError:  # cut off or overwritten: it can be made again
-                bank = None
-            if bank is not None and bank.shape == shape:
-                return bank
+            with suppress(ValueError):  # cut off or overwritten: it can be made again
+                if (bank := read_bank(path)).shape == shape:
+                    return bank
         bank = make_bank(noise)
         write_bank(path, bank)
     return bank
 
 
 def check_bank_path(path: Path) -> None:
-    """Refuse a file that a bank should not be written to; to be called before the bank is made.
-
-    Raises:
-        ValueError: for an ending other than .npz, or a folder.
-    """
+    """Refuse a file that a bank should not be written to; to be called before the bank is made."""
     if path.suffix != ".npz" or path.is_dir():
         raise ValueError(f"noise.out must be a file with the ending .npz; got {path}. Give another file.")
 
 
 def write_bank(path: Path, bank: Float[Tensor, "L M N"]) -> None:
-    """Write a bank as the only array of an .npz file, as the authors do.
-
-    Raises:
-        OSError: if the file cannot be written; an old one is then untouched.
-    """
+    """Write a bank as the only array of an .npz file, as the authors do."""
     buffer = io.BytesIO()
     np.savez(buffer, noise=bank.numpy())
     replace_file(path, buffer.getvalue())
 
 
 def read_bank(path: Path) -> Float[Tensor, "L M N"]:
-    """Read a bank: the first array of an .npz file, patterns by rows by columns, ours or the authors'.
-
-    Raises:
-        ValueError: if the file is missing or damaged, or its first array is no bank of finite numbers.
-    """
+    """Read a bank: the first array of an .npz file, patterns by rows by columns, ours or the authors'."""
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file) as archive:  # never unpickles
             values = archive[archive.files[0]] if archive.files else "no arrays"
@@ -96,11 +79,7 @@ def read_bank(path: Path) -> Float[Tensor, "L M N"]:
 
 @functools.lru_cache(maxsize=64)
 def bank_shape(source: Noise | Path) -> tuple[int, ...]:
-    """Patterns, rows and columns of a bank, without making it; a file is read once a process.
-
-    Raises:
-        ValueError: as `read_bank`.
-    """
+    """Patterns, rows and columns of a bank, without making it; a file is read once a process."""
     if isinstance(source, Noise):
         return source.patterns, source.side, source.side
     return tuple(read_bank(source).shape)

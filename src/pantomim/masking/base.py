@@ -23,65 +23,39 @@ class Masker(Protocol):
     @property
     def kind(self) -> str:
         """Its name in configs."""
-        ...
 
     @property
     def varies(self) -> bool:
         """Whether the number of masked patches differs between images; then masks are padded and have weights."""
-        ...
 
     @property
     def guided(self) -> bool:
         """Whether attention decides, so that it cannot be called without."""
-        ...
 
     @property
     def manner(self) -> str:
         """How patches are masked, in two or three words behind "75 % masked"."""
-        ...
 
     @property
     def strategies(self) -> tuple["Strategy", ...]:
         """What commands, galleries and studies know by name; nothing where a network must be asked."""
-        ...
 
     def num_masked(self, grid: Grid) -> int:
-        """How many patches of a grid of (rows, columns) are masked (at most), known without reading a tensor.
-
-        Raises:
-            ValueError: if masks of this grid cannot be drawn.
-        """
-        ...
+        """How many patches of a grid of (rows, columns) are masked (at most), known without reading a tensor."""
 
     def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
-        """Draw the masks of a whole global batch on the device of `generator`, without waiting for that device.
-
-        Args:
-            batch_size: Images of the global batch.
-            grid: Rows and columns of patches.
-            generator: All randomness comes from here.
-            attention: A score of every patch, for maskers that are guided.
-        """
-        ...
+        """Draw the masks of a whole global batch on the device of `generator`, without waiting for that device."""
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way of masking with a name of its own.
-
-    Args:
-        name: In commands, galleries and studies.
-        masker: At a given ratio.
-        colour: As #rrggbb, seen on light and dark pages alike.
-        sentence: What it masks, for pages.
-        drawn: How its masks come about where they are not cut out of a pattern; empty where they are.
-    """
+    """A way of masking that commands, galleries and studies know by name."""
 
     name: str
-    masker: Callable[[float], Masker]
-    colour: str
-    sentence: str
-    drawn: str = ""
+    masker: Callable[[float], Masker]  # at a given ratio
+    colour: str  # as #rrggbb, seen on light and dark pages alike
+    sentence: str  # what it masks, for pages
+    drawn: str = ""  # how its masks come about where they are not cut out of a pattern
 
     @property
     def rgb(self) -> tuple[int, int, int]:
@@ -91,20 +65,12 @@ class Strategy:
 
 
 def count_masked(owner: str, ratio: float, num_patches: int) -> int:
-    """Number of masked patches: all but `int(num_patches * (1 - ratio))`, truncated as in MAE's code.
-
-    Raises:
-        ValueError: if no visible or no masked patch would be left.
-    """
+    """Number of masked patches: all but `int(num_patches * (1 - ratio))`, truncated as in MAE's code."""
     return check_count(owner, ratio, num_patches - int(num_patches * (1 - ratio)), num_patches)
 
 
 def check_count(owner: str, ratio: float, num_masked: int, num_patches: int) -> int:
-    """The count, if there are both visible and masked patches.
-
-    Raises:
-        ValueError: if there are not.
-    """
+    """The count; a ValueError unless both visible and masked patches are left."""
     if not 0 < num_masked < num_patches:
         left = "masked" if num_masked <= 0 else "visible"
         raise ValueError(

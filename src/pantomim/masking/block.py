@@ -29,13 +29,9 @@ class BlockMasker:
         ratio: Share of masked patches, in (0, 1).
         exact: Continue until the count is exact (CAE), rather than stop after ten rectangles in a row that do not fit
             (BEiT, MaskFeat, dBOT). Those stay short of the count in some images, and their masks are padded.
-        min_area: Smallest rectangle, in patches; None: 16 on 14x14, in proportion on other grids, and no more
-            than the masked patches or a narrow grid allow.
+        min_area: Smallest rectangle, in patches; None: 16 on 14x14, on other grids in proportion, if these allow it.
         max_area: Largest rectangle, in patches that it newly masks; None: as many as are to be masked.
         min_aspect: Height over width lies between this and its inverse, uniform in its logarithm.
-
-    Raises:
-        ValueError: if a value is out of range or, when called, does not go with the grid.
 
     Paper: Bao et al. 2022, arXiv:2106.08254, section 2.3, Algorithm 1; the exact count as in the code of CAE,
         arXiv:2202.03026.
@@ -79,11 +75,7 @@ class BlockMasker:
         return self.rule(grid).total
 
     def rule(self, grid: Grid) -> Rule:
-        """What a rectangle must be on this grid.
-
-        Raises:
-            ValueError: if no rectangle is smaller than the grid, or the areas contradict each other.
-        """
+        """What a rectangle must be on this grid."""
         if min(grid) < 2:
             raise ValueError(
                 f"BlockMasker.grid must have at least two rows and two columns; got {grid[0]}x{grid[1]}. "

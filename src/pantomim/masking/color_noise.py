@@ -25,7 +25,7 @@ SHOWN: dict[Color, tuple[str, str]] = {
 }
 
 
-def color_masker(color: Color, ratio: float = 0.75) -> "ColorNoiseMasker":
+def color_masker(color: Color, ratio: float) -> "ColorNoiseMasker":
     """The preset of a colour."""
     return ColorNoiseMasker(noise=Noise(color), ratio=ratio)
 
@@ -42,12 +42,7 @@ class ColorNoiseMasker:
         ratio: Share of masked patches, in (0, 1).
         bank: An .npz of patterns, such as the authors' green_noise_data_3072.npz; None: ours, made once and cached.
         shared_crop: Draw as the authors' code does: image i has pattern i (the batch goes through the bank in rounds),
-            all images of a round share place and flips, and each window is divided by its maximum, which turns the
-            order of values around where that maximum is negative.
-
-    Raises:
-        ValueError: if the ratio is no share; or (asked about a grid) if it leaves no visible or no masked patch, the
-            patterns are smaller than the grid, or the file is none.
+            images of a round share place and flips, and windows are divided by their maximum, be it negative.
 
     Paper: Hinojosa et al. 2024, arXiv:2407.13036; the authors' sampler is models/utils/masking_generator.py of
         github.com/carlosh93/ColorMAE. They mask 0.75 in every released model.

@@ -23,9 +23,6 @@ class GridMasker:
         ratio: Share of masked cells, in (0, 1).
         cell: Side of a cell, in patches; SimMIM's 32 pixels are 2 patches of 16.
 
-    Raises:
-        ValueError: if a value is out of range, or (when called) no visible patch would be left.
-
     Paper: Xie et al. 2022, arXiv:2111.09886, section "Masking Strategy"; rounding as in its code, data/data_simmim.py.
     Deviation: none where the cells divide the grid; the authors' code refuses other grids.
     """

@@ -25,10 +25,6 @@ class InverseBlockMasker:
         block: Side of a block, in patches. An even one reaches one patch further up and left than down and right.
         adjust: Added to the share of visible patches when blocks are counted.
 
-    Raises:
-        ValueError: if a value is out of range or (when called) a block is larger than the grid, or no visible or no
-            masked patch would be left.
-
     Paper: Baevski et al. 2023, arXiv:2212.07525, section "Inverse block masking"; 0.8, 3 and 0.07 as in its code for
         images (fairseq, examples/data2vec).
     Deviation: the grid need not be square; at least one block, where the authors' count is none on tiny grids. The
@@ -60,11 +56,7 @@ class InverseBlockMasker:
         return count_masked("InverseBlockMasker", self.ratio, grid[0] * grid[1])
 
     def num_blocks(self, grid: Grid) -> int:
-        """How many blocks are drawn; two of them may fall on the same patch.
-
-        Raises:
-            ValueError: if a block is larger than the grid.
-        """
+        """How many blocks are drawn; two of them may fall on the same patch."""
         if self.block > min(grid):
             raise ValueError(
                 f"InverseBlockMasker.block must fit into the grid; got {self.block} for {grid[0]}x{grid[1]}. "

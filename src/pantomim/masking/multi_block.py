@@ -27,15 +27,10 @@ Size = tuple[int, int]
 
 
 class Blocks(NamedTuple):
-    """Which patches are encoded and which are predicted; ids rise, and images of a batch have equally many.
+    """Which patches are encoded and which are predicted; ids rise, and images of a batch have equally many."""
 
-    Args:
-        context: E context blocks of each image, without the patches of its targets.
-        targets: T target blocks of each image; they may overlap.
-    """
-
-    context: Int[Tensor, "E B C"]
-    targets: Int[Tensor, "T B K"]
+    context: Int[Tensor, "E B C"]  # blocks of each image without the patches of its targets
+    targets: Int[Tensor, "T B K"]  # blocks of each image; they may overlap
 
     def rows(self, start: int, count: int) -> "Blocks":
         """Those of images `start : start + count`."""
@@ -48,11 +43,9 @@ class Numbers(Protocol):
 
     def random(self) -> float:
         """In [0, 1)."""
-        ...
 
     def integers(self, high: int) -> int:
         """From 0 on, below `high`."""
-        ...
 
 
 class FromGenerator:
@@ -85,9 +78,6 @@ class MultiBlockMasker:
         target_aspect: Smallest and largest height over width of a target block.
         min_keep: A block must have more patches than this.
         allow_overlap: Leave targets within the context.
-
-    Raises:
-        ValueError: if a range does not rise or, when called, blocks of this grid can be too small.
     """
 
     kind: Literal["multi_block"] = "multi_block"

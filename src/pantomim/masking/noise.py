@@ -25,15 +25,10 @@ Blur = Literal["sampled_kernel", "transfer_function"]
 
 
 class Preset(NamedTuple):
-    """How a colour is made where nothing else is set: our reading, not a statement of the paper.
+    """How a colour is made where nothing else is set: our reading, not a statement of the paper."""
 
-    Args:
-        sigma: Of the Gaussian, in patches; two for a band.
-        passes: How often filter and equalisation are repeated.
-    """
-
-    sigma: tuple[float, ...]
-    passes: int
+    sigma: tuple[float, ...]  # of the Gaussian, in patches; two for a band
+    passes: int  # how often filter and equalisation are repeated
 
 
 # Fitted to the masks and spectra in the picture of the authors' repository (assets/proposed.png). The flanks there are
@@ -56,19 +51,15 @@ class Noise:
 
     Args:
         color: Which filter.
-        sigma: Of the Gaussian, in patches: one number for red and blue, two rising ones for green and purple; None: the
-            preset of the color.
-        passes: How often filter and equalisation are repeated; 1 is the paper's equation to the letter; None: the
-            preset.
+        sigma: Of the Gaussian, in patches: one number for red and blue, two rising ones for green and purple.
+        passes: How often filter and equalisation are repeated; 1 is the paper's equation to the letter.
         equalise: Replace values by their ranks after each pass. A single pass gives the same masks without it.
-        blur: The Gaussian as a kernel sampled at whole patches and cut at six sigma, or by its transfer function. They
-            differ where sigma is below 0.8.
+        blur: The Gaussian as a kernel sampled at whole patches, or by its transfer function; they differ below 0.8.
         patterns: How many.
         side: Height and width of a pattern, in patches.
         seed: Of the white noise.
 
-    Raises:
-        ValueError: if sigma does not suit the color, or a number is not positive.
+    Where sigma and passes are None, they are the color's in `PRESETS`.
     """
 
     color: Color = "green"

@@ -16,9 +16,6 @@ class RandomMasker:
     Args:
         ratio: Share of masked patches, in (0, 1).
 
-    Raises:
-        ValueError: if the ratio is no share, or (when called) leaves no visible or no masked patch.
-
     Paper: He et al. 2022, arXiv:2111.06377, section 3 "Masking"; ratio 0.75 in Table 8's recipe.
     Deviation: visible patches stay in raster order, not in the order of the noise; no block sees the difference.
     """

@@ -25,11 +25,9 @@ class Source(Protocol):
 
     def uniform(self, images: Ids, low: float, high: Reals | float) -> Reals:
         """Reals between `low` and `high`, which may be the smaller one."""
-        ...
 
     def integers(self, images: Ids, high: Reals) -> Reals:
         """Whole numbers from 0 to `high`, both included."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -49,51 +47,31 @@ class FromGenerator:
 
 @dataclass(frozen=True)
 class Rule:
-    """What makes a rectangle acceptable, and when an image is finished.
+    """What makes a rectangle acceptable, and when an image is finished."""
 
-    Args:
-        total: Patches to cover.
-        min_area: Smallest area that is proposed, in patches.
-        max_area: Most patches that one rectangle may newly cover.
-        log_aspect: Height over width lies within exp(-log_aspect) and exp(log_aspect).
-        patience: So many proposals in a row without success end an image.
-    """
-
-    total: int
-    min_area: int
-    max_area: int
-    log_aspect: float
-    patience: int
+    total: int  # patches to cover
+    min_area: int  # smallest area that is proposed, in patches
+    max_area: int  # most patches that one rectangle may newly cover
+    log_aspect: float  # height over width lies within exp(-log_aspect) and exp(log_aspect)
+    patience: int  # so many proposals in a row without success end an image
 
 
 @dataclass(frozen=True)
 class Covered:
-    """A batch of images with rectangles on them.
+    """A batch of images with rectangles on them."""
 
-    Args:
-        masked: True where a rectangle lies.
-        num_rectangles: How many were accepted.
-        first: Patches of the first one.
-    """
-
-    masked: Bool[np.ndarray, "B N"]
-    num_rectangles: Int[np.ndarray, " B"]
-    first: Int[np.ndarray, " B"]
+    masked: Bool[np.ndarray, "B N"]  # true where a rectangle lies
+    num_rectangles: Int[np.ndarray, " B"]  # how many were accepted
+    first: Int[np.ndarray, " B"]  # patches of the first one
 
 
 def cover(batch_size: int, grid: tuple[int, int], rule: Rule, source: Source, ahead: int | None = None) -> Covered:
     """Draw rectangles on every image until `rule.total` patches are covered or patience ends.
 
-    A proposal depends only on what was accepted before it; so several can be made ahead for one image, of which the
-    first acceptable one counts. The rest count as never drawn.
-
-    Args:
-        batch_size: Number of images.
-        grid: Rows and columns of patches.
-        rule: What is acceptable.
-        source: Random numbers; asked, for each proposal, for area, logarithm of the aspect and, if the rectangle is
-            smaller than the grid in both directions, top and left.
-        ahead: Proposals for an image in one pass; chosen by the number of unfinished images where None.
+    A proposal depends only on what was accepted before it; so several (`ahead`; None: the fewer images are unfinished,
+    the more) can be made for one image, of which the first acceptable one counts. The rest count as never drawn. For
+    each, `source` is asked for area, logarithm of the aspect and, if the rectangle is smaller than the grid in both
+    directions, top and left.
     """
     num_rows, num_columns = grid
     above, before = _prefixes(grid)

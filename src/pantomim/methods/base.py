@@ -13,6 +13,7 @@ from pantomim.core.mask import Mask
 from pantomim.masking.base import Masker
 from pantomim.nn.momentum import EMACopy
 from pantomim.nn.vit import EncoderConfig
+from pantomim.teachers.base import Guidance
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Draws:
     """All that is random in a step of a method that draws masks alone."""
 
     mask: Mask
+    guidance: Guidance | None = None  # of a teacher that was asked for the mask, so that it is asked once
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ def beit_encoder(size: Literal["base", "large"], drop_path: float = 0.1) -> Enco
     """BEiT's encoder for images of 224 x 224: one table of relative positions, scales of 0.1 (ViT-L: 1e-5).
 
     Paper: section 2.5 and Table 12.
-    Deviation: no learned absolute positions beside or instead of the relative ones, as in the authors' code and recipes
-        (the paper has absolute ones, section 2.1); `position` and `relative_position` set either.
+    Deviation: no learned absolute positions (section 2.1), as in the authors' code and recipes; `position` sets them.
     """
     return EncoderConfig(
         **ENCODER_SIZES[size],

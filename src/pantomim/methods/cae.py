@@ -28,9 +28,9 @@ from pantomim.masking import MaskerConfig
 from pantomim.masking.block import BlockMasker
 from pantomim.methods.base import Draws, Method, Requirements, check_masker
 from pantomim.methods.guides import GuideConfig, draw_mask
-from pantomim.nn.decoder import LatentDecoderConfig
+from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
 from pantomim.nn.momentum import EMA, Momentum
-from pantomim.nn.regressor import Projection, RegressorConfig
+from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.targets import TargetConfig
@@ -91,13 +91,11 @@ class CAEConfig:
         check_masker("CAEConfig", self.masker, self.encoder)
         if self.align_momentum is not None and self.align_weight == 0:
             raise ValueError(
-                f"CAEConfig.align_momentum must be left out without alignment (align_weight 0), as nothing is compared "
-                f"with the copy; got {self.align_momentum}. Leave it out, or give align_weight."
+                f"CAEConfig.align_momentum must be left out without alignment (weight 0); got {self.align_momentum}."
             )
         if self.align_lagging and self.align_momentum is None:
             raise ValueError(
-                "CAEConfig.align_momentum must be given with align_lagging, which is a copy's; got none. The authors' "
-                "first release has 0."
+                "CAEConfig.align_momentum must be given with align_lagging; got none. The authors' first code has 0."
             )
 
     def build(self, steps: int | None = None, target: Target | None = None) -> "CAE":
@@ -114,8 +112,9 @@ class CAE(Method):
         width, heads = config.regressor.width or sizes.width, config.regressor.heads or sizes.heads
         self.encoder = sizes.build()
         self.target = target or config.target.build(self.encoder)
-        regressor = config.regressor.build(sizes)  # drawn before the projection, and registered after it
-        decoder = config.decoder.build(width, heads, sizes.grid, self.target.dim, sizes.initialisation)
+        # Drawn before the projection, and registered after it.
+        regressor = Regressor(config.regressor, sizes)
+        decoder = LatentDecoder(config.decoder, width, heads, sizes.grid, self.target.dim, sizes.initialisation)
         self.projection = None if width == sizes.width else Projection(sizes.width, width)
         self.regressor, self.decoder = regressor, decoder
         self.masker, self.guide = config.masker, config.guide.build(self.encoder, config.masker)
@@ -169,9 +168,8 @@ class CAE(Method):
 def preset(size: Size, num_masked: Literal[75, 98] = 75) -> CAEConfig:
     """The paper's models on 224 x 224 pixels, with either number of masked patches out of 196.
 
-    75 goes without stochastic depth, as in the authors' Paddle release; 98 has 0.1 in each of the three stacks, as the
-    published checkpoints (their PyTorch release). Regressor and decoder are as wide as the encoder: also for ViT-S,
-    where the code's default is 768, so that the alignment is in the encoder's own space.
+    75 goes without stochastic depth, as in the authors' Paddle release; 98 has 0.1 in each stack, as the published
+    checkpoints. Regressor and decoder are as wide as the encoder: also for ViT-S, where the code's default is 768.
     """
     encoder = cae_encoder(size, drop_path=0.1 if num_masked == 98 else 0.0)
     regressor = RegressorConfig(layer_scale=encoder.layer_scale, drop_path=encoder.drop_path)

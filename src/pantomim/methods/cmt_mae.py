@@ -173,8 +173,7 @@ class CMTMAE(Method):
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> CMTMAEDraws:
         """Ask both networks about whole images, mask by their mixed attention, keep the features to be predicted."""
         config = self.config
-        in_mask = config.mixing.at(step, self.steps)
-        in_target = self.target.weight(config.mixing, step, self.steps)
+        in_mask, in_target = config.mixing.at(step, self.steps), self.target.weight(config.mixing, step, self.steps)
         answers: dict[Network, Guidance] = {}
         for name, network in self.networks().items():  # one that has no weight now is not asked
             attends = name in config.attended and weight_of(name, in_mask) > 0

@@ -8,7 +8,7 @@ symmetric variant, in which the encoder sees mask tokens and a CLIP model teache
 Paper: Liu et al. 2024, *Exploring Target Representations for Masked Autoencoders*, arXiv:2209.03917.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 import torch
@@ -17,10 +17,9 @@ from torch import Tensor
 
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
-from pantomim.core.mask import Mask
 from pantomim.masking import MaskerConfig
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.base import Method, Requirements, check_masker
+from pantomim.methods.base import Draws, Method, Requirements, check_masker
 from pantomim.methods.guides import ask, draw_mask
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take
@@ -63,23 +62,10 @@ class DBOTConfig:
 
     def __post_init__(self) -> None:
         check_masker("DBOTConfig", self.masker, self.encoder)
-        if self.predict_class and not self.encoder.class_token:
-            raise ValueError(
-                "DBOTConfig.predict_class must be False or None for an encoder without a class token; got True. Set "
-                "it, or give the encoder a class token."
-            )
 
     def build(self, steps: int | None = None, teacher: Teacher | None = None) -> "DBOT":
         """The method, initialised from torch's global generator; `teacher` in place of the config's, if given."""
         return DBOT(self, teacher)
-
-
-@dataclass(frozen=True)
-class DBOTDraws:
-    """All that is random in a step of dBOT."""
-
-    mask: Mask
-    guidance: Guidance | None = None  # if the mask needed the teacher's attention; None: `forward` asks the teacher
 
 
 class DBOT(Method):
@@ -96,23 +82,22 @@ class DBOT(Method):
         self.masker, self.guide_query = config.masker, config.guide_query if config.masker.guided else None
         self.teacher.check_query(self.guide_query)
         self.normalise, self.distance = config.normalise, config.distance
-        self.predict_class = config.predict_class
-        if self.predict_class is None:
-            self.predict_class = config.encoder.class_token and self.teacher.num_prefix > 0
-        if self.predict_class and not self.teacher.num_prefix:
+        both = config.encoder.class_token and self.teacher.num_prefix > 0
+        if config.predict_class and not both:
             raise ValueError(
-                "DBOTConfig.predict_class must be None or False for a teacher without a class token; got True. Set it "
-                "to None (predicted in those stages whose teacher has one), or choose another teacher."
+                "DBOTConfig.predict_class must be None or False where student or teacher has no class token; got True. "
+                "Set it to None (predicted in those stages where both have one), or choose another teacher."
             )
+        self.predict_class = both and config.predict_class is not False
         self.requirements = Requirements.of(config.encoder)
 
-    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> DBOTDraws:
+    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Draws:
         """One mask an image; by the teacher's attention, where the masker asks for it."""
         guidance = None if self.guide_query is None else ask(self.teacher, batch.images, self.guide_query)
         attention = None if guidance is None else guidance.attention
-        return DBOTDraws(draw_mask(self.masker, batch, self.encoder.grid, generator, attention), guidance)
+        return Draws(draw_mask(self.masker, batch, self.encoder.grid, generator, attention), guidance)
 
-    def forward(self, batch: Batch, draws: DBOTDraws) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """The distance of the class token and the masked patches, which all count alike."""
         mask = draws.mask
         latent = self.encoder(batch.images, mask.ids_keep)  # visible patches only

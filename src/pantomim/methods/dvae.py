@@ -23,7 +23,7 @@ from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import AtLeastOne, NotNegative, ShareBelowOne
 from pantomim.core.schedule import half_cosine
 from pantomim.methods.base import Method, Requirements
-from pantomim.nn.dvae import DVAESizes, code_grid, dvae_networks, map_pixels, unmap_pixels
+from pantomim.nn.dvae import DVAENetworks, DVAESizes, code_grid, map_pixels, unmap_pixels
 from pantomim.nn.momentum import EMA, Momentum
 
 
@@ -71,8 +71,7 @@ class DVAEConfig:
     def annealed_over(self, total: int) -> "DVAEConfig":
         """The same for a run of `total` steps: temperature over the first half, KL weight over the first twentieth.
 
-        Deviation: the paper takes a twentieth and a six-hundredth of 3,000,000 steps; short runs need longer shares,
-            and these are ours, not tuned.
+        Deviation: the paper has a twentieth and a six-hundredth of 3,000,000; short runs need more, and this is ours.
         """
         temperature = replace(self.temperature, steps=max(total // 2, 1))
         return replace(self, temperature=temperature, kl_weight=replace(self.kl_weight, steps=max(total // 20, 1)))
@@ -96,11 +95,12 @@ class DVAE(Method):
 
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
-        self.networks, self.sizes = dvae_networks(config.sizes), config.sizes
+        self.networks, self.sizes = DVAENetworks(config.sizes), config.sizes
         self.average = EMA(self.networks, "networks", Momentum(config.momentum))
         self.temperature, self.kl_weight = config.temperature, config.kl_weight
-        settings = {"channels_setting": "method.sizes.in_chans", "patch_setting": "method.sizes.stride"}
-        self.requirements = Requirements(self.sizes.in_chans, config.image_size, self.sizes.stride, **settings)
+        self.requirements = Requirements(
+            self.sizes.in_chans, config.image_size, self.sizes.stride, "method.sizes.in_chans", "method.sizes.stride"
+        )
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> DVAEDraws:
         """Gumbel noise, and where the two schedules stand."""

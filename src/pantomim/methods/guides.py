@@ -89,10 +89,7 @@ class MaskGuide(nn.Module):
 
 
 def ask(guide: Teacher, images: Float[Tensor, "B C H W"], query: Query | None, half: bool = False) -> Guidance:
-    """A guiding network's features and attention on whole images, as tensors that training may use.
-
-    `half`: computed in bfloat16 on a GPU.
-    """
+    """What a guiding network gives for whole images, as tensors that training may use; `half`: bfloat16 on a GPU."""
     device = images.device.type
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=half and device != "cpu"):
         found = guide(images, query)

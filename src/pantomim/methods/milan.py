@@ -10,21 +10,19 @@ Paper: Hou et al. 2022, *MILAN: Masked Image Pretraining on Language Assisted Re
 github.com/zejiangh/MILAN (`models_milan.py`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
-from pantomim.core.mask import Mask
 from pantomim.masking import MaskerConfig
 from pantomim.masking.attention import published
-from pantomim.methods.base import Method, Requirements, check_masker
+from pantomim.methods.base import Draws, Method, Requirements, check_masker
 from pantomim.methods.guides import ask, draw_mask
-from pantomim.nn.decoder import DecoderConfig
+from pantomim.nn.decoder import DecoderConfig, PromptingDecoder
 from pantomim.nn.vit import EncoderConfig
 from pantomim.targets.distance import Distance
 from pantomim.teachers.base import Query, Teacher
@@ -52,20 +50,10 @@ class MILANConfig:
 
     def __post_init__(self) -> None:
         check_masker("MILANConfig", self.masker, self.encoder)
-        if not self.encoder.class_token:
-            raise ValueError("MILANConfig.encoder must have a class token, which is predicted too; got none. Set it.")
 
     def build(self, steps: int | None = None, teacher: Teacher | None = None) -> "MILAN":
         """The method, initialised from torch's global generator; `teacher` in place of the config's, if given."""
         return MILAN(self, teacher)
-
-
-@dataclass(frozen=True)
-class MILANDraws:
-    """All that is random in a step, and the teacher's features of the class token and all patches, asked once."""
-
-    mask: Mask
-    target: Float[Tensor, "B T K"]
 
 
 class MILAN(Method):
@@ -76,23 +64,22 @@ class MILAN(Method):
         self.masker = config.masker
         self.encoder = encoder = config.encoder.build()
         self.teacher = teacher = teacher or config.teacher.build(encoder)
-        self.decoder = config.decoder.build_prompting(encoder.width, encoder.num_prefix, encoder.grid, teacher.width)
-        if not teacher.num_prefix:
-            raise ValueError("MILAN.teacher must have a class token, which is predicted too; got none. Choose another.")
+        self.decoder = PromptingDecoder(config.decoder, encoder.width, encoder.num_prefix, encoder.grid, teacher.width)
+        if not (config.encoder.class_token and teacher.num_prefix):
+            raise ValueError("MILAN's encoder and teacher must have a class token, which is predicted too; got none.")
         self.requirements = Requirements.of(config.encoder)
         self.query: Query | None = "class" if config.masker.guided else None
         teacher.check_query(self.query)
 
-    @torch.no_grad()
-    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> MILANDraws:
+    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Draws:
         """The teacher's attention decides the mask; its features are the target."""
-        answer = ask(self.teacher, batch.images, self.query)
-        mask = draw_mask(self.masker, batch, self.encoder.grid, generator, answer.attention)
-        return MILANDraws(mask, torch.cat([answer.prefix[:, :1], answer.patches], dim=1))
+        guidance = ask(self.teacher, batch.images, self.query)
+        return Draws(draw_mask(self.masker, batch, self.encoder.grid, generator, guidance.attention), guidance)
 
-    def forward(self, batch: Batch, draws: MILANDraws) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """The loss over all tokens, those of visible patches too."""
-        mask = draws.mask
+        mask, guidance = draws.mask, draws.guidance or self.teacher(batch.images)
         latent = self.encoder(batch.images, mask.ids_keep)  # visible patches only
         prediction = self.decoder(latent, mask, everywhere=True, with_class=True)  # (B, 1 + N, K)
-        return {"loss": DISTANCE(prediction, draws.target)}
+        target = torch.cat([guidance.prefix[:, :1], guidance.patches], dim=1)  # (B, 1 + N, K), no gradient
+        return {"loss": DISTANCE(prediction, target)}

@@ -48,8 +48,7 @@ class MoCoV3Config:
         momentum: What the EMA teacher keeps of itself at each step.
         freeze_patches: The patch projection stays as it was drawn, the paper's trick for stable training.
 
-    Paper: section 4 (heads, momentum), section 4.3 (frozen patch projection); sizes and the schedule of the momentum
-        as in the authors' `main_moco.py` and `CONFIG.md`.
+    Paper: section 4 and 4.3 (frozen patch projection); sizes and momentum as in the authors' `CONFIG.md`.
     """
 
     kind: Literal["mocov3"] = "mocov3"
@@ -70,11 +69,7 @@ class MoCoV3Config:
 
 
 class MoCoV3(Method):
-    """Student and teacher on two views (Algorithm 1 of the paper).
-
-    Deviation: none in the loss. The teacher moves after the optimiser's step as in Algorithm 1; the authors' code moves
-        it before the next step's keys are made, which is the same.
-    """
+    """Student and teacher on two views; the authors' teacher moves just before the next step's keys: the same."""
 
     def __init__(self, config: MoCoV3Config, steps: int | None = None) -> None:
         super().__init__()
@@ -86,7 +81,6 @@ class MoCoV3(Method):
         self.teacher_encoder = EMA(self.encoder, "encoder", config.momentum, steps, evaluating=True)
         self.teacher_projector = EMA(self.projector, "projector", config.momentum, steps)  # norms by the batch, as ours
         self.temperature = config.temperature
-        # What an image is compared with is its batch.
         self.requirements = Requirements.of(config.encoder, views=2, whole_batch=True, gathers=True)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> None:
@@ -95,8 +89,7 @@ class MoCoV3(Method):
     def forward(self, batch: Batch, draws: None) -> dict[str, Tensor]:
         """Each view's query against the other view's keys, of the images of all processes (Algorithm 1)."""
         first, second = batch.images, batch.second
-        if second is None:
-            raise ValueError("Batch.second must be another view of the images; got None. Set DataConfig.second.")
+        assert second is not None, "checked before the first step"
         feature1, feature2 = self.encoder(first).prefix[:, 0], self.encoder(second).prefix[:, 0]  # (B, D), class token
         query1 = self.predictor_head(self.projector(feature1))  # (B, K)
         query2 = self.predictor_head(self.projector(feature2))

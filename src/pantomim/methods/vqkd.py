@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
@@ -94,17 +94,15 @@ class VQKD(Method):
         encoder = config.encoder.build()
         teacher = teacher or config.teacher.build(encoder)
         width, channels = encoder.width, config.code_width
-        # On codes: a patch of one "pixel" is one code.
-        sizes = (encoder.grid, 1, channels, width, config.decoder_depth, config.encoder.heads)
+        sizes = (encoder.grid, 1, channels, width, config.decoder_depth, config.encoder.heads)  # a "pixel" is a code
         decoder = EncoderConfig(
             *sizes, position="learned", initialisation="beit", mean=(0.0,) * channels, std=(1.0,) * channels
         ).build()
-        self.quantizer = _quantizer(config)
+        self.quantizer: Any = _quantizer(config)
         self.encoder, self.to_code = encoder, TaskLayer(width, channels)
         self.decoder, self.to_feature = decoder, TaskLayer(width, teacher.width)
         self.teacher, self.vocabulary, self.commitment = teacher, config.vocabulary, config.commitment
-        # A step's images at once: codes move once a step, by all of them.
-        self.requirements = Requirements.of(config.encoder, whole_batch=True)
+        self.requirements = Requirements.of(config.encoder, whole_batch=True)  # codes move once a step, by all images
 
     @property
     def codebook(self) -> Float[Tensor, "K E"]:
@@ -143,13 +141,12 @@ class VQKD(Method):
         return {"tokenizer": VQKDNetworks(self.encoder, self.to_code, self.codebook.clone())}
 
 
-def _quantizer(config: VQKDConfig) -> nn.Module:
+def _quantizer(config: VQKDConfig) -> Any:
     try:
         from vector_quantize_pytorch import VectorQuantize  # imported late: other methods do without it
     except ImportError as error:
         raise ValueError(
-            "method.kind vqkd needs the library vector-quantize-pytorch, which is not installed. Run "
-            "`pip install 'pantomim[vq]'`."
+            "method.kind vqkd needs vector-quantize-pytorch, which is not installed. Run `pip install 'pantomim[vq]'`."
         ) from error
     return VectorQuantize(
         dim=config.code_width,

@@ -43,11 +43,7 @@ def mix(
 
 
 def check_heads(module: nn.Module, width: int, heads: int) -> int:
-    """The heads.
-
-    Raises:
-        ValueError: if they do not divide the width.
-    """
+    """The heads, which must divide the width."""
     if width % heads:
         owner = type(module).__name__
         raise ValueError(f"{owner}.heads must divide the width {width}; got {heads}. Change one of the two.")
@@ -57,14 +53,8 @@ def check_heads(module: nn.Module, width: int, heads: int) -> int:
 class Attention(nn.Module):
     """Self-attention; the attention weights are computed only when they are asked for. Names as in timm and BEiT.
 
-    Args:
-        width: Width of a token.
-        heads: Attention heads.
-        bias: "qkv": queries, keys and values have one; "qv": queries and values (BEiT's and CAE's).
-        relative_rows: Rows of the block's own table of relative positions; 0: it has none.
-
-    Raises:
-        ValueError: if the heads do not divide the width.
+    Keys have no `bias` with "qv" (BEiT's and CAE's); `relative_rows` are those of the block's own table of relative
+    positions, which it has if there are any.
     """
 
     def __init__(self, width: int, heads: int, bias: AttentionBias = "qkv", relative_rows: int = 0) -> None:
@@ -86,12 +76,8 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B heads Q T"] | None]:
         """Output for the `queries` (by default the tokens) and, if asked for, the attention.
 
-        Args:
-            tokens: Keys and values.
-            need_weights: Whether the attention is asked for.
-            queries: For whom values are mixed.
-            bias: Added before the softmax, the same for all images (b = 1) or each image's own.
-            index: Rows of the block's own table, which are added like `bias`.
+        Before the softmax `bias` is added, the same for all images (b = 1) or each image's own, or the rows `index` of
+        the block's own table.
         """
         query, key, value = (split_heads(part, self.heads) for part in self._project(tokens, queries))
         bias = self._relative(bias, index)
@@ -134,18 +120,13 @@ class Attention(nn.Module):
         return self.qkv.bias
 
     def _relative(self, bias: Tensor | None, index: Tensor | None) -> Tensor | None:
-        """The block's own relative positions where it has a table, else the bias that was given."""
         if self.relative_position_bias_table is None or index is None:
             return bias
         return relative_bias(self.relative_position_bias_table, index)
 
 
 class CrossAttention(nn.Module):
-    """CAE's: separate projections, of which queries and values have a bias and keys have none; names as in its code.
-
-    Raises:
-        ValueError: if the heads do not divide the width.
-    """
+    """CAE's: separate projections, of which queries and values have a bias and keys have none; names as in its code."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -166,11 +147,7 @@ class CrossAttention(nn.Module):
 
 
 class PromptedAttention(nn.Module):
-    """MILAN's: one projection of the queries, one of keys and values together; names as in its code.
-
-    Raises:
-        ValueError: if the heads do not divide the width.
-    """
+    """MILAN's: one projection of the queries, one of keys and values together; names as in its code."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -35,22 +35,11 @@ class DecoderConfig:
         """MAE's decoder for an encoder's tokens."""
         return MAEDecoder(self, encoder_width, num_prefix, grid, out_dim)
 
-    def build_prompting(
-        self, encoder_width: int, num_prefix: int, grid: tuple[int, int], out_dim: int
-    ) -> "PromptingDecoder":
-        """MILAN's of these sizes."""
-        return PromptingDecoder(self, encoder_width, num_prefix, grid, out_dim)
-
 
 class _FeatureDecoder(nn.Module):
     """What the decoders of visible patches' features have in common; names as in the authors' `models_mae.py`.
 
-    Args:
-        config: Sizes.
-        encoder_width: Width of the encoder's tokens.
-        num_prefix: Class and register tokens that come with them.
-        grid: Rows and columns of patches.
-        out_dim: Width K of the prediction for a patch.
+    `out_dim` is the width K of the prediction for a patch.
     """
 
     block: type[Block] | type["PromptedBlock"]
@@ -88,11 +77,7 @@ class MAEDecoder(_FeatureDecoder):
     ) -> Float[Tensor, "B M K"]:
         """Predictions for the masked patches, in the order of `mask.ids_mask`; for all patches if `everywhere`.
 
-        Args:
-            latent: The encoder's features of the visible patches.
-            mask: Which patches these are.
-            everywhere: Predict visible patches too.
-            with_class: Predict the class token too, in front of the patches: it is the first prefix token.
+        With `with_class` that for the first prefix token, the class token, comes in front.
         """
         tokens = self.decoder_embed(torch.cat([latent.prefix, latent.patches], dim=1))
         prefix, visible = tokens[:, : self.num_prefix], tokens[:, self.num_prefix :]
@@ -178,12 +163,6 @@ class LatentDecoderConfig:
     mlp_ratio: float = 4.0
     layer_scale: Positive | None = 0.1
     drop_path: ShareBelowOne = 0.0
-
-    def build(
-        self, width: int, heads: int, grid: tuple[int, int], out_dim: int, initialisation: Initialisation
-    ) -> "LatentDecoder":
-        """The decoder for a regressor's latents."""
-        return LatentDecoder(self, width, heads, grid, out_dim, initialisation)
 
 
 class LatentDecoder(nn.Module):

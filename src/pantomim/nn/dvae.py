@@ -35,16 +35,9 @@ def unmap_pixels(mapped: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
 
 
 class Conv2d(nn.Module):
-    """A convolution that keeps the image's size, with parameters `w` and `b`.
+    """A convolution that keeps the image's size; if `exact`, in at least float32 whatever autocast says.
 
-    Args:
-        in_chans: Channels that come in.
-        out_chans: Channels that go out.
-        kernel: Side of the kernel, odd.
-        exact: Compute in the weights' own number type even where autocast asks for half precision.
-
-    Paper: weights are drawn from a normal distribution of std 1/sqrt(in_chans * kernel^2), biases are 0
-        (the authors' `dall_e/utils.py`).
+    Paper: weights have std 1/sqrt(in_chans * kernel^2), biases are 0 (the authors' `dall_e/utils.py`).
     """
 
     def __init__(self, in_chans: int, out_chans: int, kernel: int, *, exact: bool = False) -> None:
@@ -63,14 +56,7 @@ class Conv2d(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Skip path plus a small multiple of four convolutions, each behind a ReLU.
-
-    Args:
-        in_chans: Channels that come in; the skip path sees them as they are.
-        out_chans: Channels that go out.
-        kernels: Sides of the four kernels.
-        gain: Factor of the residual path.
-    """
+    """Skip path plus a small multiple (`gain`) of four convolutions, each behind a ReLU."""
 
     def __init__(self, in_chans: int, out_chans: int, kernels: tuple[int, int, int, int], gain: float) -> None:
         super().__init__()
@@ -78,9 +64,8 @@ class ResidualBlock(nn.Module):
         self.id_path = Conv2d(in_chans, out_chans, 1) if in_chans != out_chans else nn.Identity()
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         widths = (in_chans, hidden, hidden, hidden, out_chans)
-        for number, kernel in enumerate(kernels, 1):
-            layers[f"relu_{number}"] = nn.ReLU()
-            layers[f"conv_{number}"] = Conv2d(widths[number - 1], widths[number], kernel)
+        for number, (before, after, kernel) in enumerate(zip(widths, widths[1:], kernels, strict=False), 1):
+            layers |= {f"relu_{number}": nn.ReLU(), f"conv_{number}": Conv2d(before, after, kernel)}
         self.res_path = nn.Sequential(layers)
 
     def forward(self, maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
@@ -100,10 +85,6 @@ class DVAESizes:
         blocks: Residual blocks of each group.
         stride: Pixels per code, along each side: a power of two. There is one group more than halvings (8: four).
 
-    Raises:
-        ValueError: if a size is out of range.
-
-    Paper: the authors' `dall_e/encoder.py`, `decoder.py`.
     Deviation: strides other than 8, widths under 64 and other numbers of channels are ours.
     """
 
@@ -153,19 +134,11 @@ class DVAEEncoder(nn.Module):
         return self.sizes.width * 2 ** (self.sizes.groups - 1)
 
     def forward(self, mapped: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K h w"]:
-        """Logits of the codes.
-
-        Raises:
-            ValueError: as `features`.
-        """
+        """Logits of the codes."""
         return self.blocks[-1](self.features(mapped))
 
     def features(self, mapped: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        """The last group's output in each cell, before the codes.
-
-        Raises:
-            ValueError: if the channels are not the encoder's, or a side is smaller than the stride or no multiple.
-        """
+        """The last group's output in each cell, before the codes."""
         if mapped.shape[1] != self.sizes.in_chans:
             raise ValueError(
                 f"DVAEEncoder.mapped must have {self.sizes.in_chans} channels; got {mapped.shape[1]}. "
@@ -196,31 +169,17 @@ class DVAEDecoder(nn.Module):
 class DVAENetworks(nn.Module):
     """Encoder and decoder that belong together."""
 
-    def __init__(self, encoder: DVAEEncoder, decoder: DVAEDecoder) -> None:
+    def __init__(self, sizes: DVAESizes) -> None:
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-
-    @property
-    def sizes(self) -> DVAESizes:
-        """Of both."""
-        return self.decoder.sizes
-
-
-def dvae_networks(sizes: DVAESizes) -> DVAENetworks:
-    """Both networks, with the authors' initialisation drawn from torch's global generator."""
-    return DVAENetworks(DVAEEncoder(sizes), DVAEDecoder(sizes))
+        self.sizes, self.encoder, self.decoder = sizes, DVAEEncoder(sizes), DVAEDecoder(sizes)
 
 
 def code_grid(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Rows and columns of codes.
-
-    Raises:
-        ValueError: if an image side is smaller than the stride or not a multiple of it.
-    """
+    """Rows and columns of codes."""
     if any(side < stride or side % stride for side in image_size):
         raise ValueError(
             f"image_size must be a multiple of the tokenizer's stride, {stride}; got {image_size[0]}x{image_size[1]}. "
-            f"Resize the images (ResizedTokenizer), or use a tokenizer with a smaller stride."
+            f"Give another image_size, to which images are resized, or use a tokenizer with a smaller stride."
         )
     return patch_grid(image_size, stride)
 
@@ -248,5 +207,4 @@ def _stack(
 
 
 def _output(in_chans: int, out_chans: int, *, exact: bool = False) -> nn.Sequential:
-    layers = OrderedDict[str, nn.Module](relu=nn.ReLU(), conv=Conv2d(in_chans, out_chans, 1, exact=exact))
-    return nn.Sequential(layers)
+    return nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Conv2d(in_chans, out_chans, 1, exact=exact)))

@@ -19,12 +19,7 @@ class Classifier(nn.Module):
     With `pool="mean"` the encoder's final norm is dropped, patch tokens are averaged after the last block, and a new
     norm follows; with `pool="class"` the class token after the final norm is used.
 
-    Args:
-        encoder: Taken over, not copied: its final norm is removed for mean pooling.
-        learn_positions: Make a fixed position table trainable, as in MAE; off, as in CAE.
-
-    Raises:
-        ValueError: if the class token is asked for and the encoder has none.
+    The encoder is taken over, not copied; `learn_positions` makes its fixed position table trainable, as MAE does.
 
     Paper: He et al. 2022, appendix A.1; head initialisation (truncated normal, 2e-5) as in `main_finetune.py`; with
         BEiT's and CAE's encoders as in their `modeling_finetune.py` (a normal cut at one std, times 0.001).
@@ -71,14 +66,8 @@ class Classifier(nn.Module):
 class AttentiveHead(nn.Module):
     """Attentive probe: one learned query reads all tokens of a frozen encoder.
 
-    Cross-attention, batch norm without weights, linear layer; no residual, no MLP, no positions.
-
-    Args:
-        width: Width of the encoder's tokens.
-        heads: Attention heads, those of the encoder.
-        test_batch_statistics: In evaluation mode, normalise by the batch at hand rather than by running statistics.
-            The authors' code does so, by an argument left out where it is evaluated: a score then depends on which
-            images share a batch.
+    Cross-attention, batch norm without weights, linear layer; no residual, no MLP, no positions. The authors' code
+    evaluates with `test_batch_statistics`, not running ones, so that a score depends on which images share a batch.
 
     Paper: Chen et al., arXiv:2202.03026, "attentive probing".
     Deviation: running statistics in evaluation, unless asked for; the query starts from a truncated normal (0.02), as

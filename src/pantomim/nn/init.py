@@ -31,21 +31,13 @@ xavier: Fill = nn.init.xavier_uniform_
 
 
 class Scheme(NamedTuple):
-    """What fills each kind of weight.
+    """What fills each kind of weight."""
 
-    Args:
-        matrix: Linear layers; their biases are zero.
-        kernel: Patch projection, seen as a matrix.
-        token: Class, register and mask tokens.
-        table: Learned positions.
-        kernel_bias: Whether the kernel's bias is zero, rather than the convolution's default.
-    """
-
-    matrix: Fill
-    kernel: Fill
-    token: Fill
-    table: Fill
-    kernel_bias: bool = True
+    matrix: Fill  # linear layers; their biases are zero
+    kernel: Fill  # patch projection, seen as a matrix
+    token: Fill  # class, register and mask tokens
+    table: Fill  # learned positions
+    kernel_bias: bool = True  # the kernel's bias is zero, rather than the convolution's default
 
 
 SCHEMES: dict[Initialisation, Scheme] = {

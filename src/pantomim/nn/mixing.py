@@ -35,17 +35,7 @@ def draw_mixing(
     cutmix_alpha: float = 1.0,
     switch_probability: float = 0.5,
 ) -> Mixing:
-    """Draw mixup or CutMix for a whole batch; both are used, an `alpha` of 0 leaves one out.
-
-    Args:
-        generator: Seeded by (seed, step), so that a repeated step mixes alike.
-        image_size: Height and width, in pixels.
-        mixup_alpha: Both parameters of mixup's beta distribution.
-        cutmix_alpha: The same for CutMix's share of the area.
-        switch_probability: Of CutMix, where both are used.
-
-    Raises:
-        ValueError: if an alpha is negative, or both are 0.
+    """Draw mixup or CutMix for a whole batch, from a generator seeded by (seed, step); an alpha of 0 leaves one out.
 
     Paper: Zhang et al. 2018, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899; defaults: He et al. 2022, Table 9.
     """
@@ -82,11 +72,7 @@ def cutmix_lam(box: Box, image_size: tuple[int, int]) -> float:
 
 
 def swap_neighbours(values: Tensor) -> Tensor:
-    """Rows 0 and 1 in each other's place, 2 and 3, and so on: partners that stay the same however a batch is shared.
-
-    Raises:
-        ValueError: if the number of rows is odd.
-    """
+    """Rows 0 and 1 in each other's place, 2 and 3, and so on: partners that stay the same however a batch is shared."""
     if len(values) % 2:
         raise ValueError(
             f"swap_neighbours.values must have an even number of rows, as each needs a partner; got {len(values)}. "
@@ -116,11 +102,7 @@ def mix_targets(
     dtype: torch.dtype = torch.float32,
     partners: Int[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B classes"]:
-    """Class probabilities of the mixed images, which `F.cross_entropy` takes as they are.
-
-    `smoothing` is the share of the probability that is spread evenly over all classes; without `partners` the batch is
-    mixed with itself in reverse order.
-    """
+    """Class probabilities of the images of `mix_images`; `smoothing` is the share spread evenly over all classes."""
     own, others = (
         F.one_hot(ids, num_classes).to(dtype) * (1.0 - smoothing) + smoothing / num_classes
         for ids in (labels, labels.flip(0) if partners is None else partners)

@@ -25,9 +25,6 @@ class Momentum:
         shape: How it gets from one to the other: along half a cosine, or evenly.
         steps: Optimiser steps that this takes, after which it stays; None: the whole run.
 
-    Raises:
-        ValueError: if a share is outside [0, 1], or steps are given without an end.
-
     Paper: the half cosine to 1 is that of MoCo v3 (arXiv:2104.02057, section 4) and of BYOL (arXiv:2006.07733).
     """
 
@@ -41,11 +38,7 @@ class Momentum:
             raise ValueError(f"Momentum.steps goes with an end; got {self.steps} without one. Leave it out.")
 
     def at(self, step: int, total: int | float | None = None) -> float:
-        """The share after `step` optimiser steps of a run of `total`.
-
-        Raises:
-            ValueError: if it depends on the length of the run, and none is given.
-        """
+        """The share after `step` optimiser steps of a run of `total`."""
         if self.end is None:
             return self.start
         length = self.steps if self.steps is not None else total
@@ -61,13 +54,9 @@ class Momentum:
 
 
 def momentum_of_half_life(steps: float) -> float:
-    """The momentum with which a copy has forgotten half of itself after so many steps: 0.5^(1/steps).
+    """The momentum with which a copy has forgotten half of itself after so many steps; ours, no paper's.
 
-    A constant that is right for a long run freezes the copy of a short one; a share of the run's steps is right for
-    both. Ours, no paper's.
-
-    Raises:
-        ValueError: if there is not a positive number of steps.
+    A constant that is right for a long run freezes the copy of a short one; a share of its steps is right for both.
     """
     if not steps > 0:
         raise ValueError(f"momentum_of_half_life.steps must be above 0; got {steps}.")
@@ -87,16 +76,10 @@ class EMACopy(ABC):
 
 
 class EMA(nn.Module, EMACopy):
-    """A copy of one part of a method that is an exponential moving average of it; it has no gradient.
+    """A copy without gradient of a part of a method, an exponential moving average of it; `of` is its name there.
 
-    Args:
-        part: What is copied.
-        of: Its name in the method, such as "encoder".
-        momentum: What the copy keeps of itself at each step.
-        steps: Length of the run, where the momentum has a schedule.
-        lagging: The average is used one step late.
-        evaluating: It never drops a path, whatever the method does.
-        lead: After optimiser step t (from 0) the copy keeps `momentum.at(t + lead)`; I-JEPA's code has 0.
+    After optimiser step t (from 0) of `steps` it keeps `momentum.at(t + lead)` of itself; I-JEPA's lead is 0.
+    A `lagging` average is used one step late; an `evaluating` one never drops a path, whatever the method does.
     """
 
     frozen = False
@@ -143,13 +126,9 @@ class EMA(nn.Module, EMACopy):
 
 @torch.no_grad()
 def follow(copied: nn.Module, module: nn.Module, momentum: float, *, buffers: bool = False) -> None:
-    """Move the parameters of a copy towards those of a module; it keeps `momentum` of itself.
+    """Move the parameters of a copy towards those of a module; it keeps the share `momentum` of itself.
 
-    Args:
-        copied: Has the module's parameters, in their order.
-        module: What in it is fixed, such as a table of positions, is copied.
-        momentum: In [0, 1].
-        buffers: Copy the module's buffers too; else they are the copy's own.
+    Parameters without gradient, such as a table of positions, are copied, and so are buffers if asked for.
     """
     pairs = list(zip(copied.parameters(), module.parameters(), strict=True))
     if learned := [(ours, theirs) for ours, theirs in pairs if theirs.requires_grad]:

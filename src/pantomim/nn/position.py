@@ -13,9 +13,6 @@ def sincos_2d(width: int, grid: tuple[int, int], num_prefix: int = 0) -> Float[T
     The first half of the channels encodes the column, the second half the row; in each half all sines precede all
     cosines, with frequencies 10000^(-i / (width / 4)).
 
-    Raises:
-        ValueError: if `width` is not a multiple of four.
-
     Paper: He et al. 2022, appendix A.1; axis order as in the authors' `util/pos_embed.py`.
     Deviation: any grid, where theirs is square.
     """

@@ -18,9 +18,6 @@ class BatchNorm(nn.Module):
 
     In training, each channel is normalised by the whole batch's statistics, and the running ones move; in evaluation
     by the running ones.
-
-    Raises:
-        ValueError: if there is a single image to train on.
     """
 
     running_mean: Tensor
@@ -60,9 +57,6 @@ class BatchNorm(nn.Module):
 
 class Projector(nn.Module):
     """Linear layers without biases, each with batch norm and, but for the last, a ReLU; the last norm is not affine.
-
-    Raises:
-        ValueError: if there is no layer.
 
     Paper: Chen, Xie, He 2021, arXiv:2104.02057, section 4, "MLP heads": three layers for projection, two for
         prediction. No biases, no affine norm at the end, torch's initial weights: the authors' `moco/builder.py`.

@@ -29,8 +29,7 @@ class RegressorConfig:
         mlp_ratio: Hidden width of the MLP over the width.
         layer_scale: Initial value of the branches' scales; None: no scales.
         drop_path: Stochastic depth of the last block; earlier ones have linearly less.
-        keys: What the queries read: "all" are the visible patches and the queries themselves, as in the authors' code;
-            "visible" the visible patches alone, as in the paper's figure.
+        keys: Queries read the visible patches and themselves ("all", the authors' code) or the former (the paper's).
     """
 
     width: AtLeastOne | None = None
@@ -40,10 +39,6 @@ class RegressorConfig:
     layer_scale: Positive | None = 0.1
     drop_path: ShareBelowOne = 0.0
     keys: Keys = "all"
-
-    def build(self, encoder: EncoderConfig) -> "Regressor":
-        """The regressor for an encoder's patches."""
-        return Regressor(self, encoder)
 
 
 class Projection(nn.Module):

@@ -65,9 +65,6 @@ def resize_relative_table(
     Along each axis the known offsets are laid out at growing distances, and a cubic spline through them is read at the
     whole numbers; beyond the last one its value holds. Rows of the class token are kept.
 
-    Raises:
-        ValueError: if the table does not belong to `grid`.
-
     Source: BEiT's `run_class_finetuning.py`.
     Deviation: axis by axis, so for any grid, where theirs is square; fewer than four offsets are joined by a spline of
         lower degree; computed in float64, where theirs rounds to float32.

@@ -20,11 +20,7 @@ def put_back(
 
 
 def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Rows and columns of patches.
-
-    Raises:
-        ValueError: if an image side is smaller than the patch or not a multiple of it.
-    """
+    """Rows and columns of patches."""
     for side in image_size:
         if side < patch_size or side % patch_size:
             rule = "at least patch_size" if side < patch_size else "a multiple of patch_size"
@@ -37,9 +33,6 @@ def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 def patchify(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B N K"]:
     """Cut images into patches of K = P*P*C values: row in patch, column in patch, channel (fastest).
-
-    Raises:
-        ValueError: if an image side is not a multiple of `patch_size`.
 
     Paper: He et al. 2022, section 3; element order as in the authors' `models_mae.py`.
     """
@@ -78,11 +71,7 @@ def normalise_tokens(tokens: Float[Tensor, "*B K"], *, unbiased: bool, eps: floa
 
 
 def channel_values(owner: str, values: tuple[float, ...], in_chans: int) -> Tensor:
-    """Per-channel constants as a float64-exact tensor.
-
-    Raises:
-        ValueError: if there is not one value per channel.
-    """
+    """Per-channel constants as a float64-exact tensor."""
     if len(values) != in_chans:
         raise ValueError(
             f"{owner} must have one value per channel; got {len(values)} for {in_chans} channels. "

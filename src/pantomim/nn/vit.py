@@ -22,27 +22,18 @@ RelativePosition = Literal["none", "shared", "blocks"]
 
 
 class Features(NamedTuple):
-    """What an encoder makes of a batch.
+    """What an encoder makes of a batch."""
 
-    `prefix` holds the class and register tokens, `patches` the patches in the order of the ids that were asked for.
-    `attention` (softmaxed, prefix tokens first) is there only if a layer was asked for.
-    """
-
-    prefix: Float[Tensor, "B P D"]
-    patches: Float[Tensor, "B V D"]
-    attention: Float[Tensor, "B heads T T"] | None = None
+    prefix: Float[Tensor, "B P D"]  # class and register tokens
+    patches: Float[Tensor, "B V D"]  # in the order of the ids that were asked for
+    attention: Float[Tensor, "B heads T T"] | None = None  # softmaxed, prefix tokens first, if a layer was asked for
 
 
 class MaskTokens(NamedTuple):
-    """BEiT's way of masking: the encoder runs on every patch, with one learned token in the place of the masked ones.
-
-    Args:
-        masked: True where a patch is replaced.
-        token: What stands there, before positions are added.
-    """
+    """BEiT's way of masking: the encoder runs on every patch, with a learned token in the place of the masked ones."""
 
     masked: Bool[Tensor, "B N"]
-    token: Float[Tensor, "1 1 D"]
+    token: Float[Tensor, "1 1 D"]  # before positions are added
 
 
 @frozen
@@ -65,9 +56,6 @@ class EncoderConfig:
         drop_path: Stochastic depth of the last block; blocks before it have linearly less.
         mean: Mean of each channel, in the scale of the images.
         std: Standard deviation of each channel.
-
-    Raises:
-        ValueError: if a size is out of range, or sizes do not fit each other.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -115,9 +103,6 @@ class EncoderConfig:
 
 class Encoder(nn.Module):
     """Vision transformer on images and the ids of the patches to keep; parameter names as in timm.
-
-    Raises:
-        ValueError: if the heads do not divide the width, or a fixed table of positions does not suit it.
 
     Paper: Dosovitskiy et al. 2021, arXiv:2010.11929; He et al. 2022, arXiv:2111.06377, appendix A.1; Bao et al. 2022,
         arXiv:2106.08254, section 2.5 (relative positions, scales, no bias of keys).
@@ -170,12 +155,11 @@ class Encoder(nn.Module):
             if token is not None:
                 SCHEMES[scheme].token(token)
         if self.pos_embed is not None:
-            if position == "sincos":
-                self.pos_embed.copy_(sincos_2d(self.width, self.grid, self.num_prefix))
-            elif position == "sincos_rows_first":
-                self.pos_embed.copy_(sincos_2d_rows_first(self.width, self.grid, self.num_prefix))
-            else:
+            if position == "learned":
                 SCHEMES[scheme].table(self.pos_embed)
+            else:
+                table = sincos_2d if position == "sincos" else sincos_2d_rows_first
+                self.pos_embed.copy_(table(self.width, self.grid, self.num_prefix))
 
     def forward(
         self,
@@ -186,14 +170,8 @@ class Encoder(nn.Module):
     ) -> Features:
         """Encode the patches `ids_keep` (all, if None); other patches are never touched.
 
-        Args:
-            images: Scaled, not normalised: the encoder subtracts its mean and divides by its std.
-            ids_keep: Patches to encode.
-            attention_layer: Also return the attention of this block (negative: from the last).
-            mask_tokens: Encode all patches, with a token in the place of some; it gets positions as the others do.
-
-        Raises:
-            ValueError: as `enter`.
+        Images are scaled, not normalised: the encoder subtracts its mean and divides by its std. `attention_layer` also
+        returns the attention of that block (negative: from the last); `mask_tokens` stand in the place of some patches.
         """
         tokens, bias, index = self.enter(images, ids_keep, mask_tokens)
         shown = None if attention_layer is None else range(self.depth)[attention_layer]
@@ -225,9 +203,6 @@ class Encoder(nn.Module):
         """What the first block gets: prefix tokens and patches with their positions, and what its attention adds.
 
         Returns: tokens; a bias that all blocks share, or None; the rows of the blocks' own tables, or None.
-
-        Raises:
-            ValueError: as `embed`.
         """
         tokens = self.embed(images, ids_keep, mask_tokens)  # (B, V, D)
         prefix: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
@@ -251,12 +226,7 @@ class Encoder(nn.Module):
         ids_keep: Int[Tensor, "B V"] | None = None,
         mask_tokens: MaskTokens | None = None,
     ) -> Float[Tensor, "B V D"]:
-        """Projected patches with their positions, before the first block.
-
-        Raises:
-            ValueError: if the images have another size or number of channels than the encoder, or patches are both
-                left out and replaced.
-        """
+        """Projected patches with their positions, before the first block."""
         expected = (self.in_chans, *self.image_size)
         if images.shape[1:] != expected:
             raise ValueError(
@@ -266,9 +236,7 @@ class Encoder(nn.Module):
         patches = self.patch_embed(standardise(images, self.mean, self.std), ids_keep)
         if mask_tokens is not None:
             if ids_keep is not None:
-                raise ValueError(
-                    "Encoder.mask_tokens must be None where ids_keep is given; got both. Choose one of the two."
-                )
+                raise ValueError("Encoder.mask_tokens must be None where ids_keep is given; got both. Choose one.")
             patches = torch.where(mask_tokens.masked.unsqueeze(-1), mask_tokens.token, patches)
         if self.pos_embed is None:
             return patches

@@ -19,10 +19,6 @@ from pantomim.nn.vit import Encoder, EncoderConfig
 class TaskLayer(nn.Module):
     """Two linear layers with a tanh between them, in at least float32 whatever autocast says.
 
-    Args:
-        width: Of what comes in, and between the two.
-        out_width: Of what goes out.
-
     Source: `encode_task_layer` and `decode_task_layer` of the authors' `modeling_vqkd.py`.
     """
 
@@ -39,29 +35,15 @@ class TaskLayer(nn.Module):
 
 @frozen
 class VQKDSizes:
-    """The sizes of what gives ids.
+    """The sizes of what gives ids; the default codes are those of the paper's section 2.2 and Table 6."""
 
-    Args:
-        encoder: A plain vision transformer with one token a cell.
-        vocabulary: Number of codes.
-        code_width: Width E of a code.
-
-    Paper: section 2.2 and Table 6: 8192 codes, 32 wide.
-    """
-
-    encoder: EncoderConfig
+    encoder: EncoderConfig  # one token a cell
     vocabulary: AtLeastTwo = 8192
     code_width: AtLeastTwo = 32  # codes are directions: in one dimension there are two
 
 
 class VQKDNetworks(nn.Module):
-    """All that gives ids: encoder, projection and codes.
-
-    Args:
-        encoder: Images to one token a cell.
-        to_code: Tokens to what is compared with the codes.
-        codebook: One direction (of length 1) a code.
-    """
+    """All that gives ids: encoder, projection to what is compared with the codes, and codes of length 1."""
 
     codebook: Tensor
 

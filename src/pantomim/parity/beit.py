@@ -3,31 +3,30 @@
 Official: microsoft/unilm, microsoft/SimMIM, facebookresearch/data2vec_vision.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
+from pantomim.formats.mae import official_name as classifier_name
 from pantomim.masking.grid import GridMasker
 from pantomim.methods.base import Draws
-from pantomim.methods.beit import BEiTConfig
+from pantomim.methods.beit import BEiT, BEiTConfig
 from pantomim.nn.heads import Classifier
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.relative import num_relative_rows, relative_bias, relative_index
 from pantomim.nn.resize import growing_offsets, resize_relative_table
 from pantomim.nn.tokens import normalise_tokens, unpatchify
-from pantomim.nn.vit import Encoder, EncoderConfig, MaskTokens
+from pantomim.nn.vit import Encoder, EncoderConfig, Features, MaskTokens
 from pantomim.optim import beit_schedule, parameter_groups
 from pantomim.parity import networks
-from pantomim.parity.initialisation import initialisation
-from pantomim.parity.item import Computed, Item
+from pantomim.parity.item import Computed, Item, exact
 from pantomim.parity.mae import classified
-from pantomim.parity.trajectory import GivenIds, Run, Tape, run_config
+from pantomim.parity.statistics import initialisation
+from pantomim.parity.trajectory import GivenIds, Run, run_config
 from pantomim.targets.base import Target
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
@@ -37,156 +36,123 @@ from pantomim.teachers.base import Guidance, Query
 from pantomim.teachers.encoder import EMATeacher
 
 INDEX = "relative_position_index"  # stored beside the weights; ours is made from the grid
-COUNTED = re.compile(r"input (\d+), mask patch (\d+), ratio ([\d.]+)")
 
 
-def pretrain(item: Item) -> Computed:
+def beit_pretrain(item: Item) -> Computed:
     """Tokens, scores, loss and every gradient, with another number of masked patches in each image."""
-    images, masked = item.input("images"), item.input("mask")
-    method, counts = BEiTConfig(encoder=beit_encoder(item)), masked.sum(dim=1)
-    mask = Mask.from_masked(masked, int(counts.max()), varies=True)
-    labels = torch.zeros_like(masked, dtype=torch.long)
+    masked, method = item.input("mask"), BEiTConfig(encoder=beit_encoder(item))
+    counts, labels = masked.sum(dim=1), torch.zeros_like(masked, dtype=torch.long)
     labels[masked] = item.input("labels")  # image by image, in raster order
-    target = TokenTarget(GivenIds(labels, item.config["vocab_size"], method.encoder.grid))
-    model = method.build(target=target).double()
-    networks.fill(model, without_index(item.weights()), official_name, item.name)
-
-    result = model(Batch(images, total=len(images)), Draws(mask))
-    gradients, gradient_norms = networks.backward(result["loss"], model, official_name)
-    latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
+    target = TokenTarget(GivenIds(item, labels, method.encoder.grid))
+    model = networks.filled(item, method.build(target=target), official_name, without_index(item))
+    mask = Mask.from_masked(masked, int(counts.max()), varies=True)
+    decay = networks.decay_used(item.numbers.get("pretraining_parameter_groups", []))
+    found, result, latent = _step(item, model, mask, official_name, decay)
     everywhere = model.head(latent.patches)
-    outputs = gradients | {
+    found.outputs |= {
         "tokens_after_norm": networks.joined(latent),
         "logits_all": everywhere,
         "logits_masked": everywhere[masked],
-        "loss": result["loss"],
         "accuracy": result["accuracy"],
     }
     if model.encoder.rel_pos_bias is not None:
-        outputs["relative_bias"] = model.encoder.rel_pos_bias(model.encoder.relative_index)
-    decay = networks.decay_used(item.numbers.get("pretraining_parameter_groups", []))
-    groups = parameter_groups(model, decay, decay_tokens=False, decay_mask_token=True)
-    return Computed(
-        outputs,
-        numbers={
-            "gradient_l2_norms": gradient_norms,
-            "pretraining_parameter_groups": networks.described(groups, official_name),
-        },
-        config=networks.norm_eps(model) | {"masked_counts": counts.tolist()},
-        deviations=compare_indices(model.encoder, item)
-        | initialisation(item, lambda: networks.named(method.build(target=target), official_name)),
-    )
+        found.outputs["relative_bias"] = model.encoder.rel_pos_bias(model.encoder.relative_index)
+    found.config["masked_counts"] = counts.tolist()
+    found.errors |= initialisation(item, lambda: method.build(target=target), official_name)
+    return found
 
 
 def simmim_pretrain(item: Item) -> Computed:
     """Features, the picture that is predicted, the loss and every gradient; the head's rows are in another order."""
-    config, images = item.config, item.input("images")
-    masked = item.input("mask").flatten(1).bool()
-    method = _simmim_config(item)
-    model, order = method.build().double(), _shuffled(config["patch_size"], images.shape[1])
-    _fill_simmim(model, item, order)
-    num_masked = GridMasker(ratio=config["mask_ratio"], cell=config["mask_patch_size"] // config["patch_size"])
-    mask = Mask.from_masked(masked, num_masked.num_masked(method.encoder.grid))
-    loss = model(Batch(images, total=len(images)), Draws(mask))["loss"]
-    gradients, gradient_norms = networks.backward(loss, model, simmim_name)
-    latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
-    groups = networks.described(parameter_groups(model, 0.05, decay_tokens=False, decay_mask_token=True), simmim_name)
-    return Computed(
-        {
-            "feature_map": latent.patches.mT.unflatten(-1, method.encoder.grid),
-            "reconstruction": unpatchify(model.head(latent.patches), config["patch_size"], method.encoder.grid),
-            "loss": loss,
-            **_theirs(gradients, order),
-        },
-        numbers={
-            "gradient_l2_norms": gradient_norms,
-            "pretraining_parameter_groups": [
-                {**group, "weight_decay": "default" if group["weight_decay"] else 0.0} for group in groups
-            ],
-            "mask_count": {key: _count(key) for key in item.numbers.get("mask_count", {})},
-        },
-        config=networks.norm_eps(model),
-        deviations=compare_indices(model.encoder, item)
-        | initialisation(item, lambda: networks.named(method.build(), simmim_name)),
-    )
+    config, (method, model) = item.config, _simmim(item)
+    counted = GridMasker(ratio=config["mask_ratio"], cell=config["mask_patch_size"] // config["patch_size"])
+    mask = Mask.from_masked(item.input("mask").flatten(1).bool(), counted.num_masked(method.encoder.grid))
+    found, _, latent = _step(item, model, mask, simmim_name)
+    found.outputs = _theirs(item, found.outputs) | {
+        "feature_map": latent.patches.mT.unflatten(-1, method.encoder.grid),
+        "reconstruction": unpatchify(model.head(latent.patches), config["patch_size"], method.encoder.grid),
+    }
+    for group in found.numbers["pretraining_parameter_groups"]:
+        group["weight_decay"] = "default" if group["weight_decay"] else 0.0
+    found.numbers["mask_count"] = {key: _count(key) for key in item.numbers.get("mask_count", {})}
+    found.errors |= initialisation(item, method.build, simmim_name)
+    return found
 
 
-def finetune(item: Item) -> Computed:
+def _step(
+    item: Item, model: BEiT, mask: Mask, names: networks.Names, decay: float = 0.05
+) -> tuple[Computed, dict[str, Tensor], Features]:
+    """Loss, gradients and the optimiser's groups; what the model returned; and the encoder's output."""
+    result = model(networks.batch(item), Draws(mask))
+    found = networks.backward(result["loss"], model, names)
+    found.outputs["loss"] = result["loss"]
+    groups = parameter_groups(model, decay, decay_tokens=False, decay_mask_token=True)
+    found.numbers["pretraining_parameter_groups"] = networks.described(groups, names)
+    found.errors = compare_indices(model.encoder, item)
+    return found, result, model.encoder(item.input("images"), mask_tokens=MaskTokens(mask.masked, model.mask_token))
+
+
+def beit_finetune(item: Item) -> Computed:
     """The classifier with a table of relative positions in every block, its layer-wise groups, and the schedules."""
+    found, encoder = block_classifier(item, beit_encoder)
+    for number, block in enumerate(encoder.each_block(item.input("images"))):
+        found.outputs[f"block_{number}_output"] = networks.joined(block)
+    found.numbers["lr_schedules"] = [_schedule(entry) for entry in item.numbers.get("lr_schedules", [])]
+    return found
+
+
+def block_classifier(
+    item: Item, sizes: Callable[..., EncoderConfig], *, learn_positions: bool = True
+) -> tuple[Computed, Encoder]:
+    """A classifier with relative positions in every block and mean pooling, as far as the item has them."""
     config = item.config
-    encoder = beit_encoder(item, relative_position="blocks" if config["per_block_relative_bias"] else "none").build()
+    encoder = sizes(item, relative_position="blocks" if config["per_block_relative_bias"] else "none").build()
     pool: Literal["mean", "class"] = "mean" if config["mean_pooling"] else "class"
-    classifier = Classifier(encoder, config["num_classes"], pool).double().eval()
-    networks.fill(classifier, without_index(item.weights()), classifier_name, item.name)
-    after: dict[str, Tensor] = {}
-    for number, block in enumerate(encoder.blocks):
-        block.register_forward_hook(lambda _, __, found, n=number: after.update({f"block_{n}_output": found[0]}))
-    outputs, numbers = classified(item, classifier, classifier_name)
-    numbers["lr_schedules"] = [_schedule(entry) for entry in item.numbers.get("lr_schedules", [])]
-    return Computed(
-        outputs | after,
-        numbers,
-        config=networks.norm_eps(classifier),
-        deviations=compare_indices(encoder, item),
-    )
+    classifier = Classifier(encoder, config["num_classes"], pool, learn_positions=learn_positions)
+    found = classified(item, classifier, without_index(item))
+    trained = [classifier_name(name) for name, weight in classifier.named_parameters() if weight.requires_grad]
+    found.numbers["trained_parameters"] = trained
+    found.errors = compare_indices(encoder, item)
+    return found, encoder
 
 
-def trajectory(item: Item) -> Computed:
+def trajectory_beit(item: Item) -> Computed:
     """A run of BEiT's `run_beit_pretraining.py`."""
     method = BEiTConfig(encoder=beit_encoder(item))
-    tokens = GivenIds(item.input("token_ids"), item.config["vocab_size"], method.encoder.grid)
-    return _run(item, method, TokenTarget(tokens), tokens.turn_to).computed()
+    return _run(item, method, TokenTarget(GivenIds(item, item.input("token_ids"), method.encoder.grid))).computed()
 
 
-def data2vec_trajectory(item: Item) -> Computed:
+def trajectory_data2vec(item: Item) -> Computed:
     """A run of data2vec's `run_cyclical.py`: the same student, and its moving average as teacher."""
     config, method = item.config, BEiTConfig(encoder=beit_encoder(item))
     encoder, momentum = method.encoder.build(), Momentum(config["ema_decay"])
-    layers, beta = sorted(config["target_layers"]), config["l1_beta"]
+    layers, beta, normed = sorted(config["target_layers"]), config["l1_beta"], config["post_target_layer_norm"]
     if len(layers) > 1 and layers == list(range(layers[0], encoder.depth)):
         teacher = EMATeacher(encoder, momentum, blocks=len(layers))
     else:
         teacher = _Layers(encoder, momentum, layers)
-    features = FeatureTargetConfig(
-        normalise="layernorm" if config["post_target_layer_norm"] else "none",
-        distance=Distance("smooth_l1", beta=beta) if beta else Distance("l1"),
-    )
+    distance = Distance("smooth_l1", beta=beta) if beta else Distance("l1")
+    features = FeatureTargetConfig(normalise="layernorm" if normed else "none", distance=distance)
     run = _run(item, method, FeatureTarget(features, teacher, encoder.grid))
     return run.computed({f"final_teacher/{name}": tensor for name, tensor in teacher.encoder.named_parameters()})
 
 
-def simmim_trajectory(item: Item) -> Computed:
+def trajectory_simmim(item: Item) -> Computed:
     """A run of SimMIM's `main_simmim.py`."""
-    config, method = item.config, _simmim_config(item)
-    model, order = method.build().double(), _shuffled(config["patch_size"], item.input("images").shape[1])
-    _fill_simmim(model, item, order)
-    settings = run_config(
-        item,
-        method,
-        schedule="drop",
-        drop_at=min(config["milestone"] / config["epochs"], 1.0),
-        lead=-1,
-        start_lr=config["start_lr"],
-        min_lr=config["gamma"] * config["lr"],
-        decay_tokens=False,
-        decay_mask_token=True,
-    )
-    run = Run(settings, model, Tape(item), lambda tape: Draws(tape.mask()), simmim_name).carry_out()
-    return run.computed(_theirs(run.weights("final/"), order))
+    config, (method, model) = item.config, _simmim(item)
+    drop = {"schedule": "drop", "drop_at": min(config["milestone"] / config["epochs"], 1.0), "lead": -1}
+    rates = {"start_lr": config["start_lr"], "min_lr": config["gamma"] * config["lr"]}
+    settings = run_config(item, method, decay_tokens=False, decay_mask_token=True, **drop, **rates)
+    run = Run(item, settings, model, simmim_name).carry_out()
+    return run.computed(_theirs(item, run.weights("final/")))
 
 
-def _run(item: Item, method: BEiTConfig, target: Target, before: Callable[[Tape], None] = lambda tape: None) -> Run:
-    """A finished run of an encoder over mask tokens, whatever it predicts; `before` is told of each micro-batch."""
-    model = method.build(target=target).double()
-    networks.fill(model, without_index(item.weights()), official_name, item.name, kept=("target.",))
+def _run(item: Item, method: BEiTConfig, target: Target) -> Run:
+    """A finished run of an encoder over mask tokens, whatever it predicts."""
+    model = networks.filled(item, method.build(target=target), official_name, without_index(item), kept=("target.",))
     model.reset()
-
-    def draws(tape: Tape) -> Draws:
-        before(tape)
-        return Draws(tape.mask())
-
     settings = run_config(item, method, schedule="beit", decay_tokens=False, decay_mask_token=True)
-    return Run(settings, model, Tape(item), draws, official_name).carry_out()
+    return Run(item, settings, model, official_name).carry_out()
 
 
 class _Layers(EMATeacher):
@@ -198,24 +164,21 @@ class _Layers(EMATeacher):
 
     @torch.no_grad()
     def forward(self, images: Tensor, query: Query | None = None) -> Guidance:
-        """See `EncoderTeacher.forward`."""
         outputs = [networks.joined(block) for block in self.encoder.each_block(images)]
         normed = [normalise_tokens(outputs[number], unbiased=False, eps=1e-5) for number in self.layers]
         tokens = torch.stack(normed).mean(dim=0)
         return Guidance(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :])
 
 
-def index(item: Item) -> Computed:
+def beit_relative_index(item: Item) -> Computed:
     """Rows of the table for every pair of tokens, whole or sampled, and the biases that a table gives."""
-    config, outputs = item.config, {}
-    rows: dict[str, int] = {}
-    for height, width in config.get("grids", []):
+    outputs, rows, larger = dict[str, Tensor](), dict[str, int](), dict[str, dict[str, Any]]()
+    for height, width in item.config.get("grids", []):
         grid, key = (height, width), f"{height}x{width}"
         outputs[f"index_{key}"] = relative_index(grid, class_token=True)
         outputs[f"bias_{key}"] = relative_bias(item.input(f"table_{key}"), outputs[f"index_{key}"])
         rows[key] = num_relative_rows(grid, class_token=True)
-    larger: dict[str, dict[str, Any]] = {}
-    for height, width, pairs in config.get("sampled_grids", []):
+    for height, width, pairs in item.config.get("sampled_grids", []):
         pairwise = relative_index((height, width), class_token=True)
         larger[f"{height}x{width}"] = {
             "sum": pairwise.sum().item(),
@@ -224,38 +187,35 @@ def index(item: Item) -> Computed:
             "column_1_sum": pairwise[:, 1].sum().item(),
             "entries [query, key, index]": [[query, key, pairwise[query, key].item()] for query, key in pairs],
         }
-    return Computed(outputs, numbers={"table_rows": rows, "larger_grids": larger})
+    return Computed(outputs, {"table_rows": rows, "larger_grids": larger})
 
 
-def resize(item: Item) -> Computed:
+def beit_relative_resize(item: Item) -> Computed:
     """Tables for another grid, and the offsets between which they are interpolated."""
-    outputs: dict[str, Tensor] = {}
-    numbers: dict[str, dict[str, Any]] = {}
+    found = Computed()
     for number, (side, to, heads) in enumerate(item.config["cases"]):
-        table = item.input(f"table_{number}")
-        resized = resize_relative_table(table, (side, side), (to, to))
-        outputs[f"table_{number}_{side}to{to}"] = resized[:, :heads]
+        resized = resize_relative_table(item.input(f"table_{number}"), (side, side), (to, to))
+        found.outputs[f"table_{number}_{side}to{to}"] = resized[:, :heads]
         offsets = growing_offsets(2 * side - 1, 2 * to - 1)
         middle = len(offsets) // 2
-        numbers[f"case_{number}"] = {
+        found.numbers[f"case_{number}"] = {
             "source_coordinates": offsets.tolist(),
             "target_coordinates": [float(offset) for offset in range(1 - to, to)],
             "ratio_q": offsets[middle + 2] - offsets[middle + 1],
         }
-    return Computed(outputs, numbers=numbers)
+    return found
 
 
 def beit_encoder(item: Item, **settings: Any) -> EncoderConfig:
     """BEiT's encoder of the sizes that an item states."""
-    config = item.config
     stated = {
-        "position": "learned" if config["absolute_positions"] else "none",
-        "relative_position": "shared" if config.get("shared_relative_bias") else "none",
+        "position": "learned" if item.config["absolute_positions"] else "none",
+        "relative_position": "shared" if item.config.get("shared_relative_bias") else "none",
         "attention_bias": "qv",
-        "layer_scale": config["layer_scale_init"] or None,
+        "layer_scale": item.config["layer_scale_init"] or None,
         "initialisation": "beit",
     }
-    return networks.encoder_config(config, item.input("images"), **(stated | settings))
+    return networks.encoder_config(item, **(stated | settings))
 
 
 def official_name(name: str) -> str:
@@ -263,26 +223,21 @@ def official_name(name: str) -> str:
     return f"lm_{name}" if name.startswith("head.") else classifier_name(name)
 
 
-def classifier_name(name: str) -> str:
-    """The authors' name of a parameter of a classifier."""
-    return name.removeprefix("encoder.")
-
-
 def simmim_name(name: str) -> str:
     """The name of a parameter of `BEiT` in SimMIM, where the head is a convolution."""
     return "encoder.mask_token" if name == "mask_token" else name.replace("head.", "decoder.0.")
 
 
-def without_index(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_index(item: Item) -> dict[str, Tensor]:
     """Parameters alone, without the matrices of relative positions that are stored beside them."""
-    return {name: tensor for name, tensor in weights.items() if not name.endswith(INDEX)}
+    return {name: tensor for name, tensor in item.weights().items() if not name.endswith(INDEX)}
 
 
 def compare_indices(encoder: Encoder, item: Item) -> dict[str, float]:
-    """Stored matrices of relative positions, each equal to ours (0) or not (infinite)."""
-    ours, stored = encoder.relative_index, item.under("state/")
+    """Stored matrices of relative positions against ours."""
+    ours, stored = encoder.relative_index, item.weights()
     return {
-        f"state/{name}": 0.0 if ours is not None and torch.equal(ours, tensor) else math.inf
+        f"state/{name}": exact(ours is not None and torch.equal(ours, tensor))
         for name, tensor in stored.items()
         if name.endswith(INDEX)
     }
@@ -293,59 +248,46 @@ def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
     given = entry["arguments"]
     each = given["iterations_per_epoch"]
     settings = {"base": given["base"], "minimum": given["final"], "start": given.get("start", 0.0)}
-    settings |= {"total": given["epochs"] * each}
-    settings |= {"warmup": given.get("warmup_steps", given["warmup_epochs"] * each)}
+    settings |= {"total": given["epochs"] * each, "warmup": given.get("warmup_steps", given["warmup_epochs"] * each)}
     rates = [[step, beit_schedule(step, **settings)] for step, _ in entry["values"]]
     return {**entry, "length": settings["total"], "values": rates}
 
 
-def _simmim_config(item: Item) -> BEiTConfig:
-    return BEiTConfig(
-        encoder=beit_encoder(item),
-        target=PixelTargetConfig(normalise="none", distance=Distance("l1")),
-        initialise_head=False,
-    )
+def _simmim(item: Item) -> tuple[BEiTConfig, BEiT]:
+    """SimMIM with the item's weights; its head is a convolution there, with one row for each of a patch's pixels."""
+    target = PixelTargetConfig(normalise="none", distance=Distance("l1"))
+    method, weights = BEiTConfig(encoder=beit_encoder(item), target=target, initialise_head=False), without_index(item)
+    for name in [name for name in weights if "decoder.0." in name]:
+        weights[name] = _regrouped(weights[name].squeeze(), item.input("images").shape[1])
+    return method, networks.filled(item, method.build(), simmim_name, weights)
 
 
-def _fill_simmim(model: nn.Module, item: Item, order: Tensor) -> None:
-    weights = {name: _ours(name, tensor, order) for name, tensor in without_index(item.weights()).items()}
-    networks.fill(model, weights, simmim_name, item.name)
-
-
-def _shuffled(patch_size: int, channels: int) -> Tensor:
-    """For each of our values of a patch (channel fastest), its place in a pixel shuffle (channel slowest)."""
-    return torch.arange(channels * patch_size**2).view(channels, -1).T.flatten()
-
-
-def _ours(name: str, tensor: Tensor, order: Tensor) -> Tensor:
-    """The rows of SimMIM's head, a convolution, in our order; everything else as it is."""
-    if "decoder.0." not in name:
-        return tensor
-    return tensor[order].flatten(1) if tensor.ndim > 1 else tensor[order]
-
-
-def _theirs(tensors: Mapping[str, Tensor], order: Tensor) -> dict[str, Tensor]:
-    """The inverse, of tensors under the authors' names."""
-    head = {name: tensor[order.argsort()] for name, tensor in tensors.items() if "decoder.0." in name}
+def _theirs(item: Item, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the authors' names, those of the head in their order and shape."""
+    named = tensors.items()
+    head = {name: _regrouped(tensor, item.config["patch_size"] ** 2) for name, tensor in named if "decoder.0." in name}
     return dict(tensors) | {name: t[:, :, None, None] if t.ndim > 1 else t for name, t in head.items()}
 
 
+def _regrouped(rows: Tensor, groups: int) -> Tensor:
+    """Rows with the channel slowest, as in a pixel shuffle, to ours with the channel fastest; or the other way."""
+    return rows.unflatten(0, (groups, -1)).transpose(0, 1).flatten(0, 1)
+
+
 def _count(key: str) -> int:
-    """Masked cells of a square image, as the item's entry describes it."""
-    found = COUNTED.fullmatch(key)
-    if found is None:
-        raise ValueError(f"mask_count must have entries such as 'input 224, mask patch 32, ratio 0.6'; got {key!r}")
-    side = int(found[1]) // int(found[2])
-    return GridMasker(ratio=float(found[3]), cell=1).num_masked((side, side))
+    """Masked cells of a square image, described as in "input 224, mask patch 32, ratio 0.6"."""
+    size, patch, ratio = re.findall(r"[\d.]+", key)
+    side = int(size) // int(patch)
+    return GridMasker(ratio=float(ratio), cell=1).num_masked((side, side))
 
 
-ITEMS = {
-    "beit_pretrain": pretrain,
-    "beit_finetune": finetune,
-    "beit_relative_index": index,
-    "beit_relative_resize": resize,
-    "simmim_pretrain": simmim_pretrain,
-    "trajectory_beit": trajectory,
-    "trajectory_data2vec": data2vec_trajectory,
-    "trajectory_simmim": simmim_trajectory,
-}
+ITEMS = (
+    beit_pretrain,
+    beit_finetune,
+    beit_relative_index,
+    beit_relative_resize,
+    simmim_pretrain,
+    trajectory_beit,
+    trajectory_data2vec,
+    trajectory_simmim,
+)

@@ -1,7 +1,6 @@
 """dBOT: pre-training against a given teacher, the symmetric variant, a whole run in stages, and the two analyses.
 
-Official: liuxingbin/dbot, branches main and beit. Visible patches are in the order of the noise there and in raster
-order here; what is compared is put into the official order.
+Official: liuxingbin/dbot, branches main and beit.
 """
 
 import copy
@@ -16,127 +15,115 @@ from pantomim.analysis.attention_distance import attention_distance, patch_dista
 from pantomim.analysis.blocks import block_features
 from pantomim.analysis.spectrum import concentration
 from pantomim.config import Duration
-from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.engine.initial import carry_over
-from pantomim.formats.files import load_exactly
 from pantomim.formats.mae import official_name
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws
 from pantomim.methods.beit import BEiTConfig
-from pantomim.methods.dbot import DBOT, DBOTConfig, DBOTDraws
+from pantomim.methods.dbot import DBOTConfig
 from pantomim.nn.tokens import patch_grid
 from pantomim.nn.vit import MaskTokens
 from pantomim.optim import cosine_schedule
 from pantomim.parity import beit, networks
-from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
+from pantomim.parity.statistics import initialisation
 from pantomim.parity.trajectory import Run, Tape, run_config
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
 from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import TeacherConfig
-from pantomim.teachers.encoder import EncoderTeacher
+from pantomim.teachers.encoder import EncoderTeacher, Output
 
 TEACHER = ("teacher.",)  # whose weights are in place before the student's are
 
 
-def pretrain(item: Item) -> Computed:
+def dbot_pretrain(item: Item) -> Computed:
     """Masking, student, teacher, the loss with and without the teacher's norm and the target's, every gradient."""
     images, noise, config = item.input("images"), item.input("noise"), item.config
-    frozen = networks.encoder_config(config, images, depth=config["teacher_depth"]).build().double()
-    load_exactly(frozen, item.weights("teacher/"), item.name)
-    outputs: dict[str, Tensor] = {}
-    gradient_norms: dict[str, dict[str, float]] = {}
+    frozen = networks.encoder_config(item, depth=config["teacher_depth"]).build()
+    networks.filled(item, frozen, str, item.weights("teacher/"))
+    outputs, norms = dict[str, Tensor](), dict[str, dict[str, float]]()
+    every = torch.arange(noise.shape[1]).expand(len(images), -1)
     for norm, normalise in itertools.product((False, True), (False, True)):
         method = _config(item, depth=config["student_depth"], normalise=normalise)
-        model = method.build(teacher=EncoderTeacher(frozen, "given", output="norm" if norm else "block")).double()
-        networks.fill(model, item.weights("student/"), dbot_name, item.name, kept=TEACHER)
+        model = method.build(teacher=EncoderTeacher(frozen, "given", output="norm" if norm else "block"))
+        networks.filled(item, model, dbot_name, item.weights("student/"), kept=TEACHER)
         mask = Mask.from_scores(noise, method.masker.num_masked(method.encoder.grid))
-        loss = model(Batch(images, total=len(images)), DBOTDraws(mask))["loss"]
+        loss = model(networks.batch(item), Draws(mask))["loss"]
         name = f"layernorm{int(norm)}_normfeature{int(normalise)}"
-        every = torch.arange(noise.shape[1]).expand(len(images), -1)
-        features = model.target(model.teacher(images), every)
-        outputs |= {
-            f"loss_{name}": loss,
-            f"target_{name}" if normalise else f"teacher_features_layernorm{int(norm)}": features,
-        }
+        features = f"target_{name}" if normalise else f"teacher_features_layernorm{int(norm)}"
+        outputs |= {f"loss_{name}": loss, features: model.target(model.teacher(images), every)}
         if [norm, normalise] == [bool(flag) for flag in config["gradient_case"]]:
-            gradients, gradient_norms[name] = networks.backward(loss, model, dbot_name)
-            outputs |= gradients
-    kept, ids_shuffle = networks.in_order(mask, noise)
+            step = networks.backward(loss, model, dbot_name)
+            outputs |= step.outputs
+            norms[name] = step.numbers["gradient_l2_norms"]
+    kept, masking = networks.in_order(mask, noise)
     latent = model.encoder(images, mask.ids_keep)
+    outputs |= masking | {
+        "mask_with_cls": torch.cat([torch.ones_like(mask.masked[:, :1]), mask.masked], dim=1),
+        "latent": networks.joined(latent, kept),
+        "pred": model.decoder(latent, mask, everywhere=True, with_class=True),
+    }
+    # What differs in names where the student becomes the next teacher, which our chains load exactly.
+    student = {dbot_name(name) for name in model.state_dict() if not name.startswith(TEACHER)}
+    teacher = set(model.encoder.state_dict())
+    switch = {"missing_in_student": [*(teacher - student)], "not_used_by_teacher": [*(student - teacher)]}
     return Computed(
-        outputs
-        | {
-            "ids_restore": ids_shuffle.argsort(dim=1),
-            "mask_with_cls": torch.cat([torch.ones_like(mask.masked[:, :1]), mask.masked], dim=1),
-            "latent": networks.joined(latent, kept),
-            "pred": model.decoder(latent, mask, everywhere=True, with_class=True),
-        },
-        numbers={"gradient_l2_norms": gradient_norms, "stage_switch": _stage_switch(model)},
+        outputs,
+        {"gradient_l2_norms": norms, "stage_switch": switch},
         config=networks.norm_eps(model),
-        deviations=initialisation(
-            item, lambda: networks.named(method.build(), dbot_name), "official_initialisation_student"
-        ),
+        errors=initialisation(item, method.build, dbot_name, "official_initialisation_student"),
     )
 
 
-def trajectory(item: Item) -> Computed:
+def trajectory_dbot(item: Item) -> Computed:
     """A run of the authors' `main_pretrain.py` through all its stages, each with their restart."""
     config = item.config
-    teaching = TeacherConfig(
-        source="random",
-        depth=config["init_teacher_encoder_depth"],
-        output="norm" if config["tlayernorm"] else "block",
-    )
+    output: Output = "norm" if config["tlayernorm"] else "block"
+    teaching = TeacherConfig(source="random", depth=config["init_teacher_encoder_depth"], output=output)
     method = replace(_config(item, normalise=config["norm_feature_loss"]), teacher=teaching)
     num_masked, weights = method.masker.num_masked(method.encoder.grid), item.weights()
-    student = method.encoder.build().double()
-    own = {dbot_name(f"encoder.{name}"): name for name in student.state_dict()}
-    load_exactly(student, {ours: weights[theirs] for theirs, ours in own.items()}, item.name)
-    teacher, runs = teaching.build(student), list[Run]()
-    outputs: dict[str, Tensor] = {}
-    off_norms: dict[str, float] = {}
+    student = method.encoder.build()
+    own = {name: weights[dbot_name(f"encoder.{name}")] for name in student.state_dict()}
+    teacher, runs = teaching.build(networks.filled(item, student, str, own)), list[Run]()
+    outputs, errors = dict[str, Tensor](), dict[str, float]()
+
+    def draws(tape: Tape) -> Draws:
+        return Draws(Mask.from_scores(tape.now("noise"), num_masked))
+
     for stage, (begin, end) in enumerate(itertools.pairwise(config["stage_epochs"])):
-        model = method.build(teacher=teacher).double()
-        networks.fill(model, weights | item.under(f"stage{stage}/"), dbot_name, item.name, kept=TEACHER)
+        given = weights | item.weights(f"stage{stage}/")
+        model = networks.filled(item, method.build(teacher=teacher), dbot_name, given, kept=TEACHER)
         settings = replace(run_config(item, method), duration=Duration(epochs=end - begin))
-        tape = Tape(item, first=begin * config["steps_per_epoch"])
-
-        def draws(tape: Tape) -> DBOTDraws:
-            return DBOTDraws(Mask.from_scores(tape.now("noise"), num_masked))
-
-        run = Run(settings, model, tape, draws, dbot_name)
+        run = Run(item, settings, model, dbot_name, draws, first=begin * config["steps_per_epoch"])
         if runs:
             before = runs[-1]
             carry_over(before.method, before.training.optimizer, model, run.training.optimizer, item.name)
         runs.append(run.carry_out())
         ended = run.weights(f"final_stage{stage}/")
         outputs |= ended
-        off_norms |= run.compare_norms(f"final_stage{stage}", ended)
-        teacher = EncoderTeacher(copy.deepcopy(model.encoder), "the student before", output=teaching.output)
+        errors |= run.compare_norms(f"final_stage{stage}", ended)
+        teacher = EncoderTeacher(copy.deepcopy(model.encoder), "the student before", output=output)
     curves = {name: torch.cat([run.curve(name) for run in runs]) for name in ("loss", "grad_norm", "lr")}
-    last = runs[-1].computed(outputs | curves)
-    return replace(last, deviations={**last.deviations, **off_norms})
+    found = runs[-1].computed(outputs | curves)
+    found.errors |= errors
+    return found
 
 
-def full_sequence(item: Item) -> Computed:
+def dbot_full_sequence(item: Item) -> Computed:
     """The symmetric variant, which is BEiT with a feature target: predictions, four distances, every gradient.
 
     With the class token among what is predicted, as no recipe has it, the parts are put together here.
     """
-    config, images, masked = item.config, item.input("images"), item.input("mask")
+    images, masked, with_class = item.input("images"), item.input("mask"), item.config["reconstruct_class_token"]
     method, counts = BEiTConfig(encoder=beit.beit_encoder(item)), masked.sum(dim=1)
     mask = Mask.from_masked(masked, int(counts.max()), varies=True)
     teacher = GivenTeacher(item.input("teacher_tokens"), method.encoder.grid)
-    features = FeatureTargetConfig(normalise="none", distance=Distance("cosine"))
-    target = FeatureTarget(features, teacher, teacher.grid)
-    model = method.build(target=target).double()
-    networks.fill(model, beit.without_index(item.weights()), beit.official_name, item.name)
+    target = FeatureTarget(FeatureTargetConfig(normalise="none", distance=Distance("cosine")), teacher, teacher.grid)
+    model = networks.filled(item, method.build(target=target), beit.official_name, beit.without_index(item))
 
     latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
-    with_class = config["reconstruct_class_token"]
     chosen = torch.cat([torch.full_like(masked[:, :1], with_class), masked], dim=1)
     predictions, targets = model.head(networks.joined(latent))[chosen], teacher.tokens[chosen]  # image by image
     distances = {
@@ -145,59 +132,51 @@ def full_sequence(item: Item) -> Computed:
         "smoothl1_beta2": Distance("smooth_l1", beta=2.0),
         "negcosine": target.distance,
     }
-    losses = {
-        f"loss_{name}": distance(predictions.unsqueeze(0), targets.unsqueeze(0)) for name, distance in distances.items()
-    }
+    losses = {name: distance(predictions[None], targets[None]) for name, distance in distances.items()}
     if not with_class:
-        losses["loss_negcosine"] = model(Batch(images, total=len(images)), Draws(mask))["loss"]
-    gradients, norms = networks.backward(losses["loss_negcosine"], model, beit.official_name, "grad_negcosine/")
-    return Computed(
-        {"predictions": predictions, "targets": targets, **losses, **gradients},
-        numbers={"gradient_l2_norms_negcosine": norms},
-        config=networks.norm_eps(model) | {"masked_counts": counts.tolist()},
-        deviations=beit.compare_indices(model.encoder, item),
-    )
+        losses["negcosine"] = model(networks.batch(item), Draws(mask))["loss"]
+    found = networks.backward(losses["negcosine"], model, beit.official_name, "_negcosine")
+    found.outputs |= {f"loss_{name}": loss for name, loss in losses.items()}
+    found.outputs |= {"predictions": predictions, "targets": targets}
+    found.config["masked_counts"] = counts.tolist()
+    found.errors = beit.compare_indices(model.encoder, item)
+    return found
 
 
-def schedule(item: Item) -> Computed:
-    """The rate of every stage, which is that of a run of its own."""
-    outputs, numbers = {}, []
+def dbot_schedule(item: Item) -> Computed:
+    """The rate of every stage, which is that of a separate run."""
+    found = Computed(numbers={"schedules": []})
     for number, entry in enumerate(item.config["schedules"]):
         rates = [_rate(epoch, entry) for epoch in entry["points"]]
-        outputs[f"lr_{number}"] = torch.tensor(rates, dtype=torch.float64)
-        stated = item.numbers.get("schedules", [{}] * (number + 1))[number]
-        numbers.append({**stated, "values": [list(pair) for pair in zip(entry["points"], rates, strict=True)]})
-    return Computed(outputs, numbers={"schedules": numbers})
+        found.outputs[f"lr_{number}"] = torch.tensor(rates, dtype=torch.float64)
+        stated = item.numbers["schedules"][number] if "schedules" in item.numbers else {}
+        found.numbers["schedules"].append({**stated, "values": list(zip(entry["points"], rates, strict=True))})
+    return found
 
 
 @torch.no_grad()
-def analysis(item: Item) -> Computed:
+def dbot_analysis(item: Item) -> Computed:
     """Attention distance and singular values of given arrays, and of a vision transformer from its images on."""
-    config, outputs = item.config, {}
-    for number, side in enumerate(config["attention_patch_sizes"]):
+    outputs: dict[str, Tensor] = {}
+    for number, side in enumerate(item.config["attention_patch_sizes"]):
         attention = item.input(f"attention_{number}")  # (layers, heads, T, T), square grids
         count = round((attention.shape[-1] - 1) ** 0.5)
         distances = patch_distances((count, count), (side, side))
         outputs[f"distance_matrix_{number}"] = distances
         outputs[f"attention_distance_{number}"] = attention_distance(attention, distances, 1).distance
     outputs["svd_concentration"] = torch.stack([concentration(layer).mean(dim=0) for layer in item.input("features")])
-    images = item.input("images")
-    encoder = networks.encoder_config(config, images, position="learned").build().double().eval()
-    load_exactly(encoder, item.weights(), item.name)
-    blocks = list(block_features(encoder, images, need_attention=True))
+    encoder = networks.filled(item, networks.encoder_config(item, position="learned").build(), str).eval()
+    blocks = list(block_features(encoder, item.input("images"), need_attention=True))
     weights = [block.attention for block in blocks if block.attention is not None]
     distances = patch_distances(patch_grid(encoder.image_size, encoder.patch_size), (encoder.patch_size,) * 2)
     far = [attention_distance(found, distances, encoder.num_prefix).distance.mean(dim=0) for found in weights]
-    return Computed(
-        outputs
-        | {
-            "vit_attention_batch_mean": torch.stack([found.mean(dim=0) for found in weights]),
-            "vit_attention_distance": torch.stack(far),
-            "vit_features_last": blocks[-1].patches,
-            "vit_svd_concentration": torch.stack([concentration(block.patches).mean(dim=0) for block in blocks]),
-        },
-        config=networks.norm_eps(encoder),
-    )
+    outputs |= {
+        "vit_attention_batch_mean": torch.stack([found.mean(dim=0) for found in weights]),
+        "vit_attention_distance": torch.stack(far),
+        "vit_features_last": blocks[-1].patches,
+        "vit_svd_concentration": torch.stack([concentration(block.patches).mean(dim=0) for block in blocks]),
+    }
+    return Computed(outputs, config=networks.norm_eps(encoder))
 
 
 class GivenTeacher(Teacher):
@@ -224,12 +203,11 @@ def dbot_name(name: str) -> str:
 
 
 def _config(item: Item, *, normalise: bool, **settings: Any) -> DBOTConfig:
-    config = item.config
-    beta = config.get("smooth_l1_beta", 2.0)
+    beta = item.config.get("smooth_l1_beta", 2.0)
     return DBOTConfig(
-        encoder=networks.encoder_config(config, item.input("images"), **settings),
-        decoder=networks.decoder_config(config),
-        masker=RandomMasker(ratio=float(config["mask_ratio"])),
+        encoder=networks.encoder_config(item, **settings),
+        decoder=networks.decoder_config(item),
+        masker=RandomMasker(ratio=float(item.config["mask_ratio"])),
         teacher=TeacherConfig(source="random"),
         normalise="unbiased" if normalise else "none",
         distance=Distance("smooth_l1", beta=beta) if beta else Distance("l1"),
@@ -239,29 +217,8 @@ def _config(item: Item, *, normalise: bool, **settings: Any) -> DBOTConfig:
 def _rate(epoch: float, entry: dict[str, Any]) -> float:
     begin = max(start for start in entry["stage_epochs"][:-1] if start <= epoch)
     end = min(start for start in entry["stage_epochs"] if start > epoch)
-    return cosine_schedule(
-        epoch - begin,
-        base=entry["lr"],
-        minimum=entry["min_lr"],
-        warmup=entry["warmup_epochs"],
-        total=end - begin,
-    )
+    settings = {"base": entry["lr"], "minimum": entry["min_lr"], "warmup": entry["warmup_epochs"]}
+    return cosine_schedule(epoch - begin, total=end - begin, **settings)
 
 
-def _stage_switch(model: DBOT) -> dict[str, list[str]]:
-    """What differs in names where the student becomes the next teacher, which our chains load exactly."""
-    student = {dbot_name(name) for name in model.state_dict() if not name.startswith(TEACHER)}
-    next_teacher = set(model.encoder.state_dict())
-    return {
-        "missing_in_student": sorted(next_teacher - student),
-        "not_used_by_teacher": sorted(student - next_teacher),
-    }
-
-
-ITEMS = {
-    "dbot_pretrain": pretrain,
-    "dbot_full_sequence": full_sequence,
-    "dbot_schedule": schedule,
-    "dbot_analysis": analysis,
-    "trajectory_dbot": trajectory,
-}
+ITEMS = (dbot_pretrain, dbot_full_sequence, dbot_schedule, dbot_analysis, trajectory_dbot)

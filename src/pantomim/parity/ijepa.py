@@ -1,6 +1,5 @@
 """I-JEPA: one step, its mask collator, and a run of the authors' `main`. Official: facebookresearch/ijepa."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,104 +7,87 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pantomim.core.batch import Batch
-from pantomim.masking.multi_block import Blocks, FromGenerator, MultiBlockMasker
+from pantomim.masking.multi_block import Blocks, FromGenerator, MultiBlockMasker, Numbers
 from pantomim.methods.ijepa import IJEPA, IJEPAConfig, PredictorConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.optim import parameter_groups
 from pantomim.parity.item import Computed, Item
-from pantomim.parity.networks import backward, encoder_config, fill, norm_eps
+from pantomim.parity.networks import backward, batch, encoder_config, filled, watch
+from pantomim.parity.statistics import off_mean
 from pantomim.parity.trajectory import Run, Tape, run_config
 
 BATCHES = 1_000  # of our own, which the tolerances of the statistics are stated for
 
 
-def pretrain(item: Item) -> Computed:
+def ijepa_pretrain(item: Item) -> Computed:
     """Context, predictions, targets, loss and gradients; weights after one AdamW step and one moving average."""
-    config, images = item.config, item.input("images")
+    config = item.config
     blocks = Blocks(item.input("masks_enc"), item.input("masks_pred"))
     model = _filled(item, _method(item, Momentum(config["momentum"])), item.weights("target/"))
-    seen: dict[str, Tensor] = {}
-    model.encoder.register_forward_hook(lambda _, inputs, features: seen.update(context=features.patches))
-    model.predictor.register_forward_hook(lambda _, inputs, output: seen.update(prediction=output))
-    loss = model(Batch(images, total=len(images)), blocks)["loss"]
-    gradients, gradient_norms = backward(loss, model, str)
-    target = model.target(images, blocks.targets).unsqueeze(1).expand(-1, len(blocks.context), -1, -1, -1)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    outputs = {"loss": loss, "target": target.flatten(0, 2)} | seen | gradients
-    numbers = {"gradient_l2_norms": gradient_norms}
+    seen = watch({"context": model.encoder, "prediction": model.predictor})
+    loss = model(batch(item), blocks)["loss"]
+    found = backward(loss, model, str)
+    target = model.target(item.input("images"), blocks.targets).unsqueeze(1).expand(-1, len(blocks.context), -1, -1, -1)
+    found.outputs |= seen | {"context": seen["context"].patches, "loss": loss, "target": target.flatten(0, 2)}
     groups = parameter_groups(model, config["weight_decay"])
     torch.optim.AdamW(groups, lr=config["lr"], betas=tuple(config["betas"]), eps=config["eps"]).step()
     model.update_ema(0)
-    outputs |= {f"after/{name}": p.detach() for name, p in trained.items()}
-    outputs |= {f"target_after/{name}": p.detach() for name, p in model.target_encoder.copy.named_parameters()}
-    return Computed(outputs, numbers=numbers, config=norm_eps(model.encoder))
+    found.outputs |= {f"after/{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    found.outputs |= {f"target_after/{name}": p for name, p in model.target_encoder.copy.named_parameters()}
+    return found
 
 
-def masks(item: Item) -> Computed:
+def ijepa_masks(item: Item) -> Computed:
     """The lists that recorded numbers give; how often each patch is in a context and in a target of our own draws."""
-    outputs: dict[str, Tensor] = {}
-    deviations: dict[str, float] = {}
-    statistics = []
+    settings, found = item.config["settings"], Computed(numbers={"traces": item.numbers["traces"]})
     for trace in item.numbers["traces"]:
-        setting = item.config["settings"][trace["setting"]]
-        lists = _masker(setting).draw(setting["batch_size"], _grid(setting), Replay(trace["draws"]))
+        lists = _drawn(settings[trace["setting"]], _Replay(trace["draws"]))
         for name, ids in zip(("masks_enc", "masks_pred"), lists, strict=True):
-            outputs[f"setting_{trace['setting']}/trace_{trace['index']}/{name}"] = torch.from_numpy(ids)
+            found.outputs[f"setting_{trace['setting']}/trace_{trace['index']}/{name}"] = torch.from_numpy(ids)
     for stated in item.numbers.get("statistics", []):
         number = stated["setting"]
-        setting = item.config["settings"][number]
-        grid, numbers = _grid(setting), FromGenerator(np.random.default_rng(number))
-        drawn = [_masker(setting).draw(setting["batch_size"], grid, numbers) for _ in range(BATCHES)]
+        numbers = FromGenerator(np.random.default_rng(number))
+        drawn = [_drawn(settings[number], numbers) for _ in range(BATCHES)]
         for name, lists in zip(("context", "target"), zip(*drawn, strict=True), strict=True):
-            counts = sum(np.bincount(ids.reshape(-1), minlength=math.prod(grid)) for ids in lists)
+            side = settings[number]["img_size"] // settings[number]["patch_size"]
+            counts = sum(np.bincount(ids.reshape(-1), minlength=side**2) for ids in lists)
             rows = sum(ids.shape[0] * ids.shape[1] for ids in lists)
-            outputs[f"setting_{number}/probability_{name}"] = torch.from_numpy((counts / rows).reshape(grid))
-            lengths, theirs = [ids.shape[2] for ids in lists], stated[f"{name}_length"]
-            room = 5 * math.sqrt(np.var(lengths) / BATCHES + theirs["std"] ** 2 / stated["batches"])
-            deviations[f"numbers/statistics/{number}/{name}_length"] = abs(np.mean(lengths) - theirs["mean"]) / room
-        statistics.append(number)
-    return Computed(outputs, numbers={"traces": item.numbers["traces"]}, deviations=deviations)
+            shares = torch.from_numpy((counts / rows).reshape(side, side))
+            found.outputs[f"setting_{number}/probability_{name}"] = shares
+            lengths, theirs = np.array([ids.shape[2] for ids in lists]), stated[f"{name}_length"]
+            off = off_mean(theirs["mean"], theirs["std"], stated["batches"], lengths)
+            found.errors[f"numbers/statistics/{number}/{name}_length"] = off
+    return found
 
 
-def trajectory(item: Item) -> Computed:
+def trajectory_ijepa(item: Item) -> Computed:
     """The authors' loop: rates of the step after, schedules longer than the run, rising weight decay and momentum."""
     config = item.config
     momentum = Momentum(config["ema"][0], config["ema"][1], shape="linear")
     method = _method(item, momentum)
     length = config["ipe_scale"] * config["epochs"] * config["steps_per_epoch"]
     model = _filled(item, method, item.weights("encoder/"), length)
-    settings = run_config(
-        item,
-        method,
-        start_lr=config["start_lr"],
-        min_lr=config["final_lr"],
-        weight_decay_end=config["final_weight_decay"],
-        stretch=config["ipe_scale"],
-        lead=1,
-    )
-    run = Run(settings, model, Tape(item), _draws, str).carry_out()
+    rates = {"start_lr": config["start_lr"], "min_lr": config["final_lr"], "stretch": config["ipe_scale"], "lead": 1}
+    settings = run_config(item, method, weight_decay_end=config["final_weight_decay"], **rates)
+    run = Run(item, settings, model, str, _draws).carry_out()
     momenta = [momentum.at(step, length) for step in range(run.total)]
     networks = {"final": model.encoder, "final_predictor": model.predictor, "final_target": model.target_encoder.copy}
-    outputs = {f"{name}/{n}": p.detach() for name, network in networks.items() for n, p in network.named_parameters()}
-    outputs |= {"momentum": torch.tensor(momenta, dtype=torch.float64)}
-    return run.computed(outputs)
+    outputs = {f"{name}/{n}": p for name, network in networks.items() for n, p in network.named_parameters()}
+    return run.computed(outputs | {"momentum": torch.tensor(momenta, dtype=torch.float64)})
 
 
-class Replay:
+class _Replay:
     """Recorded random numbers, one by one; a draw from another range than the recorded one is an error."""
 
     def __init__(self, draws: list[list[Any]]) -> None:
         self.draws = iter(draws)
 
     def random(self) -> float:
-        """See `Numbers.random`."""
         kind, value = next(self.draws)
         assert kind == "uniform", f"a uniform number is asked for, {kind} was recorded"
         return value
 
     def integers(self, high: int) -> int:
-        """See `Numbers.integers`."""
         kind, low, end, value = next(self.draws)
         assert (kind, low, end) == ("randint", 0, high), f"0 to {high} is asked for, {kind} {low} to {end} was recorded"
         return value
@@ -114,21 +96,20 @@ class Replay:
 def _method(item: Item, momentum: Momentum) -> IJEPAConfig:
     config = item.config
     sizes = PredictorConfig(config["pred_emb_dim"], config["pred_depth"], float(config["pred_mlp_ratio"]))
-    encoder = encoder_config(config, item.input("images"), class_token=False, initialisation="normal")
+    encoder = encoder_config(item, class_token=False, initialisation="normal")
     masker = MultiBlockMasker(min_keep=0)  # masks are given
     return IJEPAConfig(encoder=encoder, predictor=sizes, masker=masker, momentum=momentum)
 
 
 def _filled(item: Item, config: IJEPAConfig, target: Mapping[str, Tensor], steps: float | None = None) -> IJEPA:
-    model = config.build(steps).double()
-    fill(model.encoder, item.weights("encoder/"), str, item.name)
-    fill(model.predictor, item.weights("predictor/"), str, item.name)
-    fill(model.target_encoder.copy, target, str, item.name)
-    return model
+    parts = {name: item.weights(f"{name}/") for name in ("encoder", "predictor")} | {"target_encoder.copy": target}
+    named = {f"{part}.{name}": tensor for part, weights in parts.items() for name, tensor in weights.items()}
+    return filled(item, config.build(steps), str, named)
 
 
-def _masker(setting: Mapping[str, Any]) -> MultiBlockMasker:
-    return MultiBlockMasker(
+def _drawn(setting: Mapping[str, Any], numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    side = setting["img_size"] // setting["patch_size"]
+    masker = MultiBlockMasker(
         num_targets=setting["num_pred_masks"],
         num_contexts=setting["num_enc_masks"],
         context_scale=tuple(setting["enc_mask_scale"]),
@@ -137,11 +118,7 @@ def _masker(setting: Mapping[str, Any]) -> MultiBlockMasker:
         min_keep=setting["min_keep"],
         allow_overlap=setting["allow_overlap"],
     )
-
-
-def _grid(setting: Mapping[str, Any]) -> tuple[int, int]:
-    side = setting["img_size"] // setting["patch_size"]
-    return side, side
+    return masker.draw(setting["batch_size"], (side, side), numbers)
 
 
 def _draws(tape: Tape) -> Blocks:
@@ -150,4 +127,4 @@ def _draws(tape: Tape) -> Blocks:
     return Blocks(*(ids[..., : int((ids >= 0).sum(dim=-1).min())] for ids in lists))
 
 
-ITEMS = {"ijepa_pretrain": pretrain, "ijepa_masks": masks, "trajectory_ijepa": trajectory}
+ITEMS = (ijepa_pretrain, ijepa_masks, trajectory_ijepa)

@@ -1,29 +1,25 @@
-"""A golden item: what some official code computed at a tiny size, and what went into it."""
+"""A golden item, what some official code computed at a tiny size and what went into it; and what we compute."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+RELATIVE = 1e-9  # where an item states no tolerance: the share of the largest value that stated ones come to
 
 
 @dataclass(frozen=True)
 class Item:
-    """A JSON file and the safetensors file beside it, read; floating tensors become float64 when they are asked for."""
+    """A JSON file and the safetensors file beside it, read; inputs and weights are given in float64."""
 
     name: str
     spec: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-
-    @property
-    def title(self) -> str:
-        """What the item calls itself, whatever its files are called; their name where it does not say."""
-        stated = self.spec.get("item")
-        return stated if isinstance(stated, str) else self.name
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -35,83 +31,70 @@ class Item:
         """Expected values that are not tensors."""
         return self.spec.get("numbers", {})
 
-    def input(self, name: str) -> Tensor:
-        """One of the inputs."""
-        return _promoted(self.tensors[self.spec["inputs"]["prefix"] + name])
-
     def has(self, name: str) -> bool:
         """Whether there is such an input."""
         return self.spec["inputs"]["prefix"] + name in self.tensors
 
+    def input(self, name: str) -> Tensor:
+        """One of the inputs."""
+        return _promoted(self.tensors[self.spec["inputs"]["prefix"] + name])
+
     def weights(self, prefix: str = "state/") -> dict[str, Tensor]:
-        """The tensors stored under a prefix, which is left out.
-
-        Raises:
-            ValueError: if there are none.
-        """
-        found = self.under(prefix)
-        if not found:
-            raise ValueError(f"{self.name}.safetensors must hold weights under {prefix}; got none.")
-        return found
-
-    def under(self, prefix: str) -> dict[str, Tensor]:
-        """The same, where there may be none."""
+        """The tensors stored under a prefix, which is left out."""
         stored = self.tensors.items()
         return {name.removeprefix(prefix): _promoted(tensor) for name, tensor in stored if name.startswith(prefix)}
 
+    def output(self, name: str) -> Tensor | None:
+        """An expected tensor, where it is stored."""
+        return self.tensors.get(self.spec["outputs"]["prefix"] + name)
+
     def expected(self) -> dict[str, tuple[Tensor | None, Mapping[str, Any]]]:
         """Every output with its description: those described, those stored, and those only one of the two knows."""
-        outputs = self.spec["outputs"]
-        prefix, described = outputs["prefix"], outputs["tensors"]
-        stored = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
-        return {name: (stored.get(name), described.get(name, {})) for name in sorted({*described, *stored})}
+        prefix, described = self.spec["outputs"]["prefix"], self.spec["outputs"]["tensors"]
+        stored = {name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)}
+        return {name: (self.output(name), described.get(name, {})) for name in sorted({*described, *stored})}
 
     def asks(self, part: str) -> bool:
         """Whether an output's name contains this."""
         return any(part in name for name in self.expected())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Computed:
-    """What our own modules make of an item; more than it asks for is fine.
+    """What our modules make of an item; more than it asks for is fine.
 
     Args:
         outputs: Tensors under the names of the item's outputs.
         numbers: Values in the layout of the item's `numbers`.
         relative: Relative tolerance of an entry of `numbers` that the official code computes in float32.
         config: What our modules have by their nature, under the names of the item's `config`: there it must be equal.
-        deviations: Comparisons with a measure of their own, as multiples of their tolerance: outputs by their names,
-            entries of numbers as numbers/NAME/..., and further ones. What is named here is judged here alone.
+        errors: Values compared otherwise, as multiples of their tolerance: outputs by their names, entries of numbers
+            as numbers/NAME/..., and further ones. What is named here is judged here alone.
     """
 
-    outputs: Mapping[str, Tensor]
-    numbers: Mapping[str, Any] = field(default_factory=dict)
-    relative: Mapping[str, float] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    deviations: Mapping[str, float] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    relative: dict[str, float] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
 
 
 def read_item(path: Path) -> Item:
-    """Read a pair, given its JSON file.
-
-    Raises:
-        ValueError: if one of the two files is missing or damaged.
-    """
-    try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path.name} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path.name} is not JSON: {error}") from error
+    """Read a pair, given its JSON file; whatever is wrong with either file is an error."""
+    spec = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(spec, dict):
-        raise ValueError(f"{path.name} must hold an object; got {type(spec).__name__}")
-    weights = path.with_suffix(".safetensors")
-    if not weights.is_file():
-        raise ValueError(f"{weights.name} is missing")
-    try:
-        return Item(path.stem, spec, load_file(weights))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{weights.name} cannot be read: {error}") from error
+        raise ValueError(f"{path.name} must hold an object; got {type(spec).__name__}.")
+    return Item(path.stem, spec, load_file(path.with_suffix(".safetensors")))
+
+
+def distance(ours: Tensor, target: Tensor) -> float:
+    """The largest difference of two tensors; infinite if they differ in shape."""
+    return (ours - target).abs().max().item() if ours.shape == target.shape else math.inf
+
+
+def exact(equal: bool) -> float:
+    """The error of what is either right or wrong."""
+    return 0.0 if equal else math.inf
 
 
 def _promoted(tensor: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """MAE, and what fine-tuning shares between methods: models, positions, LARS, losses and a whole run.
 
-Official: facebookresearch/mae, timm 0.3.2. Visible patches are in the order of the noise there and in raster order
-here; what is compared is put into the official order.
+Official: facebookresearch/mae, timm 0.3.2.
 """
 
 from collections.abc import Mapping
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.config import Pretrain
-from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.mae import official_name
+from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws
 from pantomim.methods.mae import MAEConfig
@@ -25,150 +24,121 @@ from pantomim.nn.resize import resample
 from pantomim.nn.tokens import patchify
 from pantomim.optim import LARS, cosine_schedule, layer_decay_groups, parameter_groups
 from pantomim.parity import networks
-from pantomim.parity.compare import distance
-from pantomim.parity.initialisation import initialisation
 from pantomim.parity.item import Computed, Item
+from pantomim.parity.statistics import initialisation
 from pantomim.parity.trajectory import Run, Tape, run_config
 from pantomim.targets.pixels import PixelTargetConfig
 
 FLOAT32 = 2.0**-22  # where the official code rounds to float32, twice its spacing
-STORED_TABLE = 1e-6  # of a position table that is stored in float32
 
 
-def pretrain(item: Item) -> Computed:
+def mae_pretrain(item: Item) -> Computed:
     """Masking, encoder, decoder, both losses and every gradient."""
-    images, noise, weights = item.input("images"), item.input("noise"), item.weights()
-    outputs: dict[str, Tensor] = {}
-    gradient_norms: dict[str, dict[str, float]] = {}
-    for variant, normalise in (("raw", False), ("norm_pix", True)):
-        config = _config(item, normalise)
-        model = config.build().double()
-        built = {"pos_embed": model.encoder.pos_embed, "decoder_pos_embed": model.decoder.decoder_pos_embed}
-        # Stored tables are rounded to float32; ours, as built, must be the same ones.
-        tables = {
-            f"state/{n}": distance(t.detach(), weights[n]) / STORED_TABLE for n, t in built.items() if t is not None
-        }
-        networks.fill(model, weights, official_name, item.name)
-        mask = Mask.from_scores(noise, config.masker.num_masked(config.encoder.grid))
-        loss = model(Batch(images, total=len(images)), Draws(mask))["loss"]
-        gradients, gradient_norms[variant] = networks.backward(loss, model, official_name, f"grad_{variant}/")
-        outputs |= gradients | {f"loss_{variant}": loss, f"target_{variant}": model.target(images)}
-    kept, ids_shuffle = networks.in_order(mask, noise)
-    latent, num_visible = model.encoder(images, mask.ids_keep), mask.ids_keep.shape[1]
+    images, noise, weights, found = item.input("images"), item.input("noise"), item.weights(), Computed()
+    norms: dict[str, dict[str, float]] = {}
+    for variant in ("raw", "norm_pix"):
+        method = mae_config(item, RandomMasker, normalise=variant == "norm_pix")
+        model = method.build()
+        tables = {"pos_embed": model.encoder.pos_embed, "decoder_pos_embed": model.decoder.decoder_pos_embed}
+        found.errors |= {f"state/{name}": networks.off_table(t, weights[name]) for name, t in tables.items()}
+        networks.filled(item, model, official_name)
+        mask = Mask.from_scores(noise, method.masker.num_masked(method.encoder.grid))
+        loss = model(networks.batch(item), Draws(mask))["loss"]
+        step = networks.backward(loss, model, official_name, f"_{variant}")
+        norms[variant] = step.numbers[f"gradient_l2_norms_{variant}"]
+        found.outputs |= step.outputs | {f"loss_{variant}": loss, f"target_{variant}": model.target(images)}
+    kept, masking = networks.in_order(mask, noise)
+    latent = model.encoder(images, mask.ids_keep)
+    found.outputs |= masking | {
+        "patchified": patchify(images, model.encoder.patch_size),
+        "patch_tokens_with_position": model.encoder.embed(images),
+        "latent": networks.joined(latent, kept),
+        "pred": model.decoder(latent, mask, everywhere=True),
+    }
     stated = item.numbers.get("pretraining_weight_decay_groups", {})
     decay = item.config.get("weight_decay", networks.decay_used(stated.values()))
     groups = networks.described(parameter_groups(model, decay), official_name)
-    return Computed(
-        outputs
-        | {
-            "patchified": patchify(images, model.encoder.patch_size),
-            "patch_tokens_with_position": model.encoder.embed(images),
-            "ids_shuffle": ids_shuffle,
-            "ids_keep": ids_shuffle[:, :num_visible],
-            "ids_restore": ids_shuffle.argsort(dim=1),
-            "mask": mask.masked,
-            "latent": networks.joined(latent, kept),
-            "pred": model.decoder(latent, mask, everywhere=True),
-        },
-        numbers={
-            "gradient_l2_norms": gradient_norms,
-            "len_keep": num_visible,
-            "pretraining_weight_decay_groups": {
-                "decay" if group["weight_decay"] else "no_decay": group for group in groups
-            },
-        },
-        config=networks.norm_eps(model),
-        deviations=tables | initialisation(item, lambda: networks.named(config.build(), official_name)),
-    )
+    found.numbers = {
+        "gradient_l2_norms": norms,
+        "len_keep": mask.ids_keep.shape[1],
+        "pretraining_weight_decay_groups": {"decay" if each["weight_decay"] else "no_decay": each for each in groups},
+    }
+    found.config = networks.norm_eps(model)
+    found.errors |= initialisation(item, method.build, official_name)
+    return found
 
 
-def trajectory(item: Item) -> Computed:
+def trajectory_mae(item: Item) -> Computed:
     """A run of the authors' `main_pretrain.py`."""
-    method = _config(item, item.config["norm_pix_loss"])
+    method = mae_config(item, RandomMasker, normalise=item.config["norm_pix_loss"])
     return masked_pixels(item, method, run_config(item, method), official_name)
 
 
 def masked_pixels(item: Item, method: MAEConfig, config: Pretrain, names: networks.Names) -> Computed:
     """A run whose masks are given by noise, of MAE or of ColorMAE, where the largest values stay visible."""
-    model, num_masked = method.build().double(), method.masker.num_masked(method.encoder.grid)
-    networks.fill(model, item.weights(), names, item.name)
+    model, num_masked = networks.filled(item, method.build(), names), method.masker.num_masked(method.encoder.grid)
 
     def draws(tape: Tape) -> Draws:
         scores = -tape.now("windows").flatten(1) if item.has("windows") else tape.now("noise")
         return Draws(Mask.from_scores(scores, num_masked))
 
-    return Run(config, model, Tape(item), draws, names).carry_out().computed()
+    return Run(item, config, model, names, draws).carry_out().computed()
 
 
-def finetune(item: Item) -> Computed:
+def mae_finetune(item: Item) -> Computed:
     """The classifier with both poolings, its layer-wise groups, and the schedules."""
-    images, config = item.input("images"), item.config
-    outputs: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    eps: dict[str, float] = {}
-    poolings: tuple[tuple[str, Literal["mean", "class"]], ...] = (("global_pool", "mean"), ("cls_token", "class"))
-    for variant, pool in poolings:
-        if not item.asks(f"_{variant}"):
-            continue
-        drop_path = float(config.get("drop_path_rate", 0.0))
-        encoder = networks.encoder_config(config, images, drop_path=drop_path).build()
-        classifier = Classifier(encoder, config["num_classes"], pool).double().eval()
-        unused = "norm." if pool == "mean" else "fc_norm."  # items store both
-        state = {name: tensor for name, tensor in item.weights().items() if not name.startswith(unused)}
-        networks.fill(classifier, state, official_name, item.name)
-        found, counted = classified(item, classifier, official_name, f"_{variant}")
-        outputs, numbers = outputs | found, numbers | counted
-        numbers["drop_path_per_block"] = [part.rate for part in encoder.modules() if isinstance(part, DropPath)]
-        eps = networks.norm_eps(classifier)
-    numbers["lr_schedules"] = [_schedule(entry) for entry in item.numbers.get("lr_schedules", [])]
-    return Computed(outputs, numbers, relative={"drop_path_per_block": FLOAT32}, config=eps)
+    found = Computed(relative={"drop_path_per_block": FLOAT32})
+    drop_path = float(item.config.get("drop_path_rate", 0.0))
+    poolings: dict[str, Literal["mean", "class"]] = {"_global_pool": "mean", "_cls_token": "class"}
+    for suffix, pool in poolings.items():
+        if item.asks(suffix):
+            unused = "norm." if pool == "mean" else "fc_norm."  # items store both
+            encoder = networks.encoder_config(item, drop_path=drop_path).build()
+            weights = {name: tensor for name, tensor in item.weights().items() if not name.startswith(unused)}
+            step = classified(item, Classifier(encoder, item.config["num_classes"], pool), weights, suffix)
+            found.outputs |= step.outputs
+            found.numbers |= step.numbers
+            found.config = step.config
+            rates = [part.rate for part in encoder.modules() if isinstance(part, DropPath)]
+            found.numbers["drop_path_per_block"] = rates
+    found.numbers["lr_schedules"] = [_schedule(entry) for entry in item.numbers.get("lr_schedules", [])]
+    return found
 
 
-def classified(
-    item: Item, classifier: Classifier, names: networks.Names, suffix: str = ""
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def classified(item: Item, classifier: Classifier, weights: Mapping[str, Tensor], suffix: str = "") -> Computed:
     """Outputs of a classifier with every gradient; and its groups for each decay from layer to layer that is stated."""
-    images, entry = item.input("images"), f"layer_decay_groups{suffix}"
-    logits = classifier(images)
+    images, groups = item.input("images"), f"layer_decay_groups{suffix}"
+    logits = networks.filled(item, classifier.eval(), official_name, weights)(images)
     loss = F.cross_entropy(logits, item.input("labels"))
-    gradients, gradient_norms = networks.backward(loss, classifier, names, f"grad{suffix}/")
+    found = networks.backward(loss, classifier, official_name, suffix)
     outputs = {"features": classifier.features(images), "logits": logits, "cross_entropy": loss}
-    groups = {
-        decay: networks.described(layer_decay_groups(classifier, networks.decay_used(stated), float(decay)), names)
-        for decay, stated in item.numbers.get(entry, {}).items()
-    }
-    return gradients | {f"{name}{suffix}": tensor for name, tensor in outputs.items()}, {
-        f"gradient_l2_norms{suffix}": gradient_norms,
-        entry: groups,
-    }
+    found.outputs |= {f"{name}{suffix}": tensor for name, tensor in outputs.items()}
+    found.numbers[groups] = {}
+    for decay, stated in item.numbers.get(groups, {}).items():
+        scaled = layer_decay_groups(classifier, networks.decay_used(stated), float(decay))
+        found.numbers[groups][decay] = networks.described(scaled, official_name)
+    return found
 
 
-def lars(item: Item) -> Computed:
+def mae_lars(item: Item) -> Computed:
     """Parameters after each step, for given gradients and learning rates."""
-    config = item.config
+    found, settings = Computed(), ("weight_decay", "momentum", "trust_coefficient")
     count = sum(name.startswith("param_") for name in item.spec["inputs"]["tensors"])
     parameters = [nn.Parameter(item.input(f"param_{index}")) for index in range(count)]
-    optimizer = LARS(
-        parameters,
-        lr=0.0,
-        weight_decay=config["weight_decay"],
-        momentum=config["momentum"],
-        trust_coefficient=config["trust_coefficient"],
-    )
-    outputs: dict[str, Tensor] = {}
-    for step, lr in enumerate(config["lr"]):
+    optimizer = LARS(parameters, lr=0.0, **{name: item.config[name] for name in settings})
+    for step, lr in enumerate(item.config["lr"]):
         optimizer.param_groups[0]["lr"] = lr
         for index, parameter in enumerate(parameters):
             parameter.grad = item.input(f"grad_{step}_{index}")
         optimizer.step()
         for index, parameter in enumerate(parameters):
-            outputs[f"param_{index}_after_step_{step + 1}"] = parameter.detach().clone()
-    return Computed(outputs)
+            found.outputs[f"param_{index}_after_step_{step + 1}"] = parameter.detach().clone()
+    return found
 
 
-def positions(item: Item) -> Computed:
+def mae_positions(item: Item) -> Computed:
     """Sine-cosine tables, whole or sampled, and resampled tables."""
-    config, outputs = item.config, {}
+    config, outputs = item.config, dict[str, Tensor]()
     for width, side, with_class in config.get("tables", []):
         key = f"table_d{width}_g{side}_{'cls' if with_class else 'nocls'}"
         outputs[key] = sincos_2d(width, (side, side), int(with_class))
@@ -182,14 +152,13 @@ def positions(item: Item) -> Computed:
         table = item.input(f"pos_embed_{index}")
         num_prefix = table.shape[1] - side * side
         outputs[f"interpolated_{index}_{side}to{to}"] = resample(table, (side, side), (to, to), num_prefix)
-    return Computed(outputs, numbers={"samples_index": samples})
+    return Computed(outputs, {"samples_index": samples})
 
 
-def losses(item: Item) -> Computed:
+def finetune_losses(item: Item) -> Computed:
     """Label smoothing, soft targets, mixup and CutMix."""
-    config = item.config
+    config, outputs = item.config, dict[str, Tensor]()
     logits, labels, images = item.input("logits"), item.input("labels"), item.input("images")
-    outputs: dict[str, Tensor] = {}
     for smoothing in config["smoothing"]:
         outputs[f"label_smoothing_ce_{smoothing}"] = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         for lam in config["lam"]:
@@ -206,12 +175,12 @@ def losses(item: Item) -> Computed:
     return Computed(outputs)
 
 
-def _config(item: Item, normalise: bool) -> MAEConfig:
-    config = item.config
+def mae_config(item: Item, masker: type[RandomMasker | ColorNoiseMasker], *, normalise: bool) -> MAEConfig:
+    """MAE of the sizes that an item states."""
     return MAEConfig(
-        encoder=networks.encoder_config(config, item.input("images")),
-        decoder=networks.decoder_config(config),
-        masker=RandomMasker(ratio=float(config["mask_ratio"])),
+        encoder=networks.encoder_config(item),
+        decoder=networks.decoder_config(item),
+        masker=masker(ratio=float(item.config["mask_ratio"])),
         target=PixelTargetConfig(normalise="patch" if normalise else "none"),
     )
 
@@ -224,11 +193,4 @@ def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {**entry, "values": [[epoch, cosine_schedule(epoch, **settings)] for epoch, _ in entry["values"]]}
 
 
-ITEMS = {
-    "mae_pretrain": pretrain,
-    "mae_finetune": finetune,
-    "mae_lars": lars,
-    "mae_positions": positions,
-    "finetune_losses": losses,
-    "trajectory_mae": trajectory,
-}
+ITEMS = (mae_pretrain, mae_finetune, mae_lars, mae_positions, finetune_losses, trajectory_mae)

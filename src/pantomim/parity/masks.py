@@ -6,71 +6,71 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pantomim.analysis.masks import num_clusters
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.grid import GridMasker
 from pantomim.masking.rectangles import Covered, FromGenerator, Ids, Reals
-from pantomim.parity.item import Computed, Item
+from pantomim.parity.item import Computed, Item, exact
 from pantomim.parity.statistics import off_entry, off_shares
 
 DRAWS = 20_000  # own masks of each setting
 
 
-def block_trace(item: Item) -> Computed:
+def block_mask_trace(item: Item) -> Computed:
     """The masks that recorded random numbers give, and those numbers as our sampler asks for them, one by one."""
     traces, masks = [], {}
     for index, setting in enumerate(item.config["settings"]):
         recorded = [trace for trace in item.numbers["traces"] if trace["setting"] == index]
-        replay = Replay([trace["draws"] for trace in recorded])
-        grid = _grid(setting)
-        covered = block_masker(setting).cover(len(recorded), grid, replay, ahead=1).masked
-        masks[f"masks_{index}"] = torch.from_numpy(covered.reshape(-1, *grid)).to(torch.uint8)
+        replay = _Replay([trace["draws"] for trace in recorded])
+        covered = block_masker(setting).cover(len(recorded), tuple(setting["grid"]), replay, ahead=1).masked
+        masks[f"masks_{index}"] = torch.from_numpy(covered.reshape(-1, *setting["grid"])).to(torch.uint8)
         counts = covered.sum(axis=1).tolist()
         traces += [
             {"setting": index, "index": trace["index"], "draws": asked, "masked": count}
             for trace, asked, count in zip(recorded, replay.asked, counts, strict=True)
         ]
-    return Computed(masks, numbers={"traces": traces})
+    return Computed(masks, {"traces": traces})
 
 
-def block_stats(item: Item) -> Computed:
+def block_mask_stats(item: Item) -> Computed:
     """Count, rectangles, shape and place of what is masked, in many masks of our own."""
-    deviations: dict[str, float] = {}
-    draws, stated = item.config["draws"], item.numbers.get("settings", [{} for _ in item.config["settings"]])
-    for index, (setting, official) in enumerate(zip(item.config["settings"], stated, strict=True)):
-        grid = _grid(setting)
-        covered = block_masker(setting).cover(DRAWS, grid, FromGenerator(np.random.default_rng(index)))
-        ours, given = _statistics(covered, grid), {**setting, "draws": draws}
+    errors: dict[str, float] = {}
+    config, draws = item.config, item.config["draws"]
+    stated = item.numbers.get("settings", [{} for _ in config["settings"]])
+    for index, (setting, official) in enumerate(zip(config["settings"], stated, strict=True)):
+        grid, source = tuple(setting["grid"]), FromGenerator(np.random.default_rng(index))
+        covered = block_masker(setting).cover(DRAWS, grid, source)
+        masked, given = covered.masked.reshape(-1, *grid), {**setting, "draws": draws}
+        ours = _statistics(covered, masked)
         for name, entry in official.items():
             key = f"numbers/settings/{index}/{name}"
             if name in ours:
-                deviations |= {f"{key}/{kind}": off for kind, off in off_entry(entry, draws, ours[name]).items()}
+                errors |= {f"{key}/{kind}": off for kind, off in off_entry(entry, draws, ours[name]).items()}
             else:
-                deviations[key] = 0.0 if name in given and given[name] == entry else math.inf
-        deviations |= _off_map(item, index, covered.masked.reshape(-1, *grid))
-    return Computed({}, deviations=deviations)
+                errors[key] = exact(name in given and given[name] == entry)
+        errors |= _off_map(item, index, masked)
+    return Computed(errors=errors)
 
 
-def simmim_stats(item: Item) -> Computed:
+def simmim_mask_stats(item: Item) -> Computed:
     """How many cells and patches are masked, that patches of a cell agree, and how often each one is masked."""
-    deviations: dict[str, float] = {}
-    num_cells, num_patches = [], []
+    found = Computed(numbers={"masked_cells": [], "masked_patches": []})
     for index, setting in enumerate(item.config["settings"]):
         side, cell = (setting[name] // setting["model_patch_size"] for name in ("input_size", "mask_patch_size"))
         masker = GridMasker(ratio=setting["mask_ratio"], cell=cell)
         masked = masker(DRAWS, (side, side), torch.Generator().manual_seed(index)).masked.view(-1, side, side)
         cells = masked.view(-1, side // cell, cell, side // cell, cell).transpose(2, 3).flatten(3)
         whole = cells.all(dim=3)
-        deviations[f"cells_{index}/agree"] = 0.0 if torch.equal(whole, cells.any(dim=3)) else math.inf
-        num_cells.append(_only(whole.flatten(1).sum(dim=1)))
-        num_patches.append(_only(masked.flatten(1).sum(dim=1)))
-        deviations |= _off_map(item, index, masked.numpy())
-    return Computed({}, numbers={"masked_cells": num_cells, "masked_patches": num_patches}, deviations=deviations)
+        found.errors[f"cells_{index}/agree"] = exact(torch.equal(whole, cells.any(dim=3)))
+        # One number where all masks agree, else a list, which is wrong.
+        found.numbers["masked_cells"].append(whole.flatten(1).sum(dim=1).unique().squeeze().tolist())
+        found.numbers["masked_patches"].append(masked.flatten(1).sum(dim=1).unique().squeeze().tolist())
+        found.errors |= _off_map(item, index, masked.numpy())
+    return found
 
 
-class Replay:
+class _Replay:
     """Recorded random numbers, each image's own sequence of (kind, low, high, value), and what was asked for."""
 
     def __init__(self, sequences: list[list[list[Any]]]) -> None:
@@ -78,11 +78,9 @@ class Replay:
         self.asked: list[list[list[Any]]] = [[] for _ in sequences]
 
     def uniform(self, images: Ids, low: float, high: Reals | float) -> Reals:
-        """See `Source.uniform`."""
         return self._next("uniform", images, low, np.broadcast_to(high, images.shape))
 
     def integers(self, images: Ids, high: Reals) -> Reals:
-        """See `Source.integers`."""
         return self._next("randint", images, 0, high)
 
     def _next(self, kind: str, images: Ids, low: float, highs: np.ndarray) -> Reals:
@@ -97,11 +95,7 @@ class Replay:
 
 
 def block_masker(setting: Mapping[str, Any]) -> BlockMasker:
-    """The masker that does what a setting of the items says.
-
-    Raises:
-        ValueError: if the sampler is none that we know, or its aspects are not symmetric.
-    """
+    """The masker that does what a setting of the items says, if we know its sampler and its aspects are symmetric."""
     method, (rows, columns) = setting["method"], setting["grid"]
     if method not in ("beit", "maskfeat", "dbot", "cae"):
         raise ValueError(f"config.method must be beit, maskfeat, dbot or cae; got {method}.")
@@ -117,9 +111,8 @@ def block_masker(setting: Mapping[str, Any]) -> BlockMasker:
     )
 
 
-def _statistics(covered: Covered, grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    """One number of every mask, under the items' names; where it is whole, so is its type."""
-    masked = covered.masked.reshape(-1, *grid)
+def _statistics(covered: Covered, masked: np.ndarray) -> dict[str, np.ndarray]:
+    """One number of every mask, under the items' names; integers where it is a count."""
     count = masked.sum(axis=(1, 2))
     return {
         "masked_count": count,
@@ -134,20 +127,10 @@ def _statistics(covered: Covered, grid: tuple[int, int]) -> dict[str, np.ndarray
 
 def _off_map(item: Item, index: int, masked: np.ndarray) -> dict[str, float]:
     """How often each patch is masked, where the item says."""
-    name, draws = f"probability_map_{index}", item.config["draws"]
-    stored = item.expected().get(name, (None, None))[0]
-    return {} if stored is None else {name: off_shares(stored.numpy(), draws, masked.mean(axis=0), len(masked))}
+    name = f"probability_map_{index}"
+    if (stored := item.output(name)) is None:
+        return {}
+    return {name: off_shares(stored.numpy(), item.config["draws"], masked.mean(axis=0), len(masked))}
 
 
-def _grid(setting: Mapping[str, Any]) -> tuple[int, int]:
-    rows, columns = setting["grid"]
-    return rows, columns
-
-
-def _only(values: Tensor) -> int | list[int]:
-    """The value that all of them have; all that there are, where they differ."""
-    found = values.unique().tolist()
-    return found[0] if len(found) == 1 else found
-
-
-ITEMS = {"block_mask_trace": block_trace, "block_mask_stats": block_stats, "simmim_mask_stats": simmim_stats}
+ITEMS = (block_mask_trace, block_mask_stats, simmim_mask_stats)

@@ -1,26 +1,32 @@
 """Our networks for an item: of the sizes that it states, with its weights, and under the authors' names."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import EncoderConfig, Features
 from pantomim.optim import Group
+from pantomim.parity.item import Computed, Item, distance
+from pantomim.teachers.base import Guidance
 
+M = TypeVar("M", bound=nn.Module)
 Names = Callable[[str], str]  # from our name of a parameter or module to the authors'
 
+STORED_TABLE = 1e-6  # tolerance of a position table that is stored in float32
 
-def encoder_config(config: Mapping[str, Any], images: Tensor, **settings: Any) -> EncoderConfig:
-    """The encoder for an item's images, which are normalised already; `settings` say what the config does not."""
-    channels = images.shape[1]
+
+def encoder_config(item: Item, **settings: Any) -> EncoderConfig:
+    """The encoder for an item's images, which are normalised already; `settings` say what its config does not."""
+    config, (_, channels, *image_size) = item.config, item.input("images").shape
     stated = {
-        "image_size": (images.shape[2], images.shape[3]),
+        "image_size": tuple(image_size),
         "patch_size": config["patch_size"],
         "in_chans": channels,
         "width": config["embed_dim"],
@@ -34,43 +40,57 @@ def encoder_config(config: Mapping[str, Any], images: Tensor, **settings: Any) -
     return EncoderConfig(**(stated | settings))
 
 
-def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
-    """MAE's decoder, with the encoder's ratio and stochastic depth."""
+def decoder_config(item: Item) -> DecoderConfig:
+    """MAE's decoder, with the encoder's MLP ratio and stochastic depth."""
     return DecoderConfig(
-        width=config["decoder_embed_dim"],
-        depth=config["decoder_depth"],
-        heads=config["decoder_num_heads"],
-        mlp_ratio=float(config.get("mlp_ratio", 4.0)),
-        drop_path=float(config.get("drop_path", 0.0)),
+        width=item.config["decoder_embed_dim"],
+        depth=item.config["decoder_depth"],
+        heads=item.config["decoder_num_heads"],
+        mlp_ratio=float(item.config.get("mlp_ratio", 4.0)),
+        drop_path=float(item.config.get("drop_path", 0.0)),
     )
 
 
-def fill(
-    model: nn.Module, weights: Mapping[str, Tensor], names: Names, source: str, kept: tuple[str, ...] = ()
-) -> None:
-    """Load weights under the authors' names; what begins with `kept` stays as it is.
-
-    Raises:
-        ValueError: with all that is missing, unexpected or mis-shaped.
-    """
-    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(kept)} if kept else {}
-    ours = {names(name): name for name in model.state_dict() if name not in own}
-    load_exactly(model, {ours.get(name, name): tensor for name, tensor in weights.items()} | own, source)
+def filled(
+    item: Item, model: M, names: Names, weights: Mapping[str, Tensor] | None = None, kept: tuple[str, ...] = ()
+) -> M:
+    """The model in float64 with an item's weights, by default all, loaded exactly; what begins with `kept` stays."""
+    weights, state = item.weights() if weights is None else weights, model.double().state_dict()
+    own = {name: tensor for name, tensor in state.items() if kept and name.startswith(kept)}
+    ours = {names(name): name for name in state if name not in own}
+    load_exactly(model, {ours.get(name, name): tensor for name, tensor in weights.items()} | own, item.name)
+    return model
 
 
-def named(model: nn.Module, names: Names) -> dict[str, nn.Parameter]:
-    """All parameters under the authors' names."""
-    return {names(name): parameter for name, parameter in model.named_parameters()}
+def batch(item: Item) -> Batch:
+    """All of an item's images."""
+    images = item.input("images")
+    return Batch(images, total=len(images))
 
 
-def backward(
-    loss: Tensor, model: nn.Module, names: Names, prefix: str = "grad/"
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The gradients of all parameters that have one, under a prefix, and their L2 norms."""
+def watch(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """What the modules return in the next forward passes."""
+    seen: dict[str, Any] = {}
+    for name, module in modules.items():
+        module.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
+    return seen
+
+
+def off_table(built: Tensor | None, stored: Tensor) -> float:
+    """How far a position table, as built, is from one that was rounded to float32."""
+    assert built is not None
+    return distance(built, stored) / STORED_TABLE
+
+
+def backward(loss: Tensor, model: nn.Module, names: Names, suffix: str = "") -> Computed:
+    """The gradients of all parameters that have one, their L2 norms, and the model's eps."""
     loss.backward()
-    found = {names(name): p.grad for name, p in model.named_parameters() if p.grad is not None}
-    norms = {name: gradient.norm().item() for name, gradient in found.items()}
-    return {f"{prefix}{name}": gradient.clone() for name, gradient in found.items()}, norms
+    gradients = {names(name): p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return Computed(
+        {f"grad{suffix}/{name}": gradient for name, gradient in gradients.items()},
+        {f"gradient_l2_norms{suffix}": {name: gradient.norm().item() for name, gradient in gradients.items()}},
+        config=norm_eps(model),
+    )
 
 
 def norm_eps(model: nn.Module) -> dict[str, float]:
@@ -83,11 +103,11 @@ def described(groups: Iterable[Group], names: Names) -> list[dict[str, Any]]:
     """Groups of an optimiser in the layout of the items."""
     return [
         {
-            "lr_scale": group["lr_scale"],
-            "weight_decay": group["weight_decay"],
-            "parameters": [names(own) for own in group["param_names"]],
+            "lr_scale": g["lr_scale"],
+            "weight_decay": g["weight_decay"],
+            "parameters": [names(n) for n in g["param_names"]],
         }
-        for group in groups
+        for g in groups
     ]
 
 
@@ -96,16 +116,19 @@ def decay_used(groups: Iterable[Mapping[str, Any]]) -> float:
     return max((group["weight_decay"] for group in groups), default=0.05)
 
 
-def in_order(mask: Mask, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """The authors' order of patches, which is that of the noise, visible ones first.
+def in_order(mask: Mask, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """A mask in the authors' order of patches, which is that of the noise, visible ones first.
 
-    Returns: where each of their visible patches is among ours, which are in raster order; all ids in their order.
+    Returns: where each of their visible patches is among ours, which are in raster order; the item's outputs.
     """
     kept, masked = (noise.gather(1, ids).argsort(dim=1) for ids in (mask.ids_keep, mask.ids_mask))
-    return kept, torch.cat([mask.ids_keep.gather(1, kept), mask.ids_mask.gather(1, masked)], dim=1)
+    ids_keep, ids_dump = mask.ids_keep.gather(1, kept), mask.ids_mask.gather(1, masked)
+    ids_shuffle = torch.cat([ids_keep, ids_dump], dim=1)
+    ids = {"ids_keep": ids_keep, "ids_dump": ids_dump, "ids_shuffle": ids_shuffle}
+    return kept, ids | {"ids_restore": ids_shuffle.argsort(dim=1), "mask": mask.masked}
 
 
-def joined(features: Features, order: Tensor | None = None) -> Tensor:
+def joined(features: Features | Guidance, order: Tensor | None = None) -> Tensor:
     """Prefix tokens and patches in one tensor, as the authors have them."""
     patches = features.patches if order is None else take(features.patches, order)
     return torch.cat([features.prefix, patches], dim=1)

@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from pantomim.core.mask import Mask
 from pantomim.engine.runtime import start_accelerator
 from pantomim.engine.setup import in_steps
 from pantomim.engine.training import Training
-from pantomim.methods.base import Method
+from pantomim.methods.base import Draws, Method
 from pantomim.nn.blocks import DropPath
-from pantomim.parity.compare import RELATIVE
-from pantomim.parity.item import Computed, Item
+from pantomim.parity.item import RELATIVE, Computed, Item, exact
 from pantomim.parity.networks import Names, norm_eps
 
 
@@ -40,42 +38,39 @@ class Tape:
             for part, rows in enumerate(ids.chunk(micro))
         ]
 
-    def seek(self, step: int, batch: Batch) -> None:
+    def seek(self, step: int, batch: Batch) -> "Tape":
         """This micro-batch comes next."""
         self.step, self.rows = self.first + step, slice(batch.start, batch.start + len(batch))
         self.calls.clear()
+        return self
 
     def now(self, name: str) -> Tensor:
         """This micro-batch's rows of a draw."""
         return self.item.input(name)[self.step, self.rows]
 
     def mask(self) -> Mask:
-        """The given mask, whose number may vary from image to image."""
+        """The given mask, whose count may vary from image to image."""
         counts = self.item.input("masked").sum(dim=-1)
         return Mask.from_masked(self.now("masked"), int(counts.max()), varies=bool(counts.min() < counts.max()))
 
 
 class GivenIds:
-    """A tokenizer that knows the ids: of one batch, or of a pool, and then it is told which images come next."""
+    """A tokenizer that knows the ids (images, N) of an item's images."""
 
-    def __init__(self, ids: Tensor, vocabulary: int, grid: tuple[int, int]) -> None:
-        self.pool, self.vocabulary, self.grid = ids, vocabulary, grid
-        self.ids = ids
-
-    def turn_to(self, tape: Tape) -> None:
-        """The images of this micro-batch come next."""
-        self.ids = self.pool[tape.now("image_ids")]
+    def __init__(self, item: Item, ids: Tensor, grid: tuple[int, int]) -> None:
+        self.images, self.ids, self.vocabulary, self.grid = item.input("images"), ids, item.config["vocab_size"], grid
 
     def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """The grid of the item."""
         return self.grid
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The ids, whatever the images are."""
-        return self.ids
+        """The ids of those images that are equal."""
+        equal = (images.unsqueeze(1) == self.images).flatten(2).all(dim=2)  # (B, images)
+        return self.ids[equal.int().argmax(dim=1)]
 
 
-class GivenDropPath(DropPath):
+class _GivenDropPath(DropPath):
     """Stochastic depth by given numbers (steps, calls, rows): a branch stays where its number is at least the rate."""
 
     def __init__(self, rate: float, tape: Tape, numbers: Tensor, name: str) -> None:
@@ -83,67 +78,42 @@ class GivenDropPath(DropPath):
         self.tape, self.numbers, self.name = tape, numbers, name
 
     def forward(self, branch: Tensor) -> Tensor:
-        """See `DropPath.forward`."""
         if self.rate == 0.0 or not self.training:
             return branch
-        tape = self.tape
-        numbers = self.numbers[tape.step, tape.calls[self.name], tape.rows]
-        tape.calls[self.name] += 1
+        numbers = self.numbers[self.tape.step, self.tape.calls[self.name], self.tape.rows]
+        self.tape.calls[self.name] += 1
         stays = (numbers >= self.rate).to(branch.dtype) / (1 - self.rate)
         return branch * stays.view(-1, *(1,) * (branch.dim() - 1))
 
 
-class Replayed(Method):
-    """A method whose draws are made of a tape; all else is its own."""
-
-    def __init__(self, method: Method, tape: Tape, draws: Callable[[Tape], Any]) -> None:
-        super().__init__()
-        self.method, self.tape, self.draws = method, tape, draws
-
-    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Any:
-        """The item's draws of these rows."""
-        self.tape.seek(step, batch)
-        return self.draws(self.tape)
-
-    def forward(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
-        """The method's."""
-        return self.method(batch, draws)
-
-    def update_ema(self, step: int) -> None:
-        """The method's."""
-        self.method.update_ema(step)
-
-
-@dataclass
 class Run:
-    """One run through the engine, and what came of it.
+    """The run of an item through the engine, and what came of it.
 
-    Args:
-        config: Of the run.
-        method: Built for its length, with the item's weights, in float64.
-        tape: What it sees.
-        draws: What the method calls its draws, made of the tape.
-        names: The authors' name of each parameter and module.
+    `method` has the item's weights, in float64; `names` gives the authors' name of each of its parameters and modules;
+    `draws` makes of the tape what it calls its draws; the run's first step is the item's step `first`.
     """
 
-    config: Pretrain
-    method: Method
-    tape: Tape
-    draws: Callable[[Tape], Any]
-    names: Names
-
-    def __post_init__(self) -> None:
-        self._take_drops()
+    def __init__(
+        self,
+        item: Item,
+        settings: Pretrain,
+        method: Method,
+        names: Names,
+        draws: Callable[[Tape], Any] = lambda tape: Draws(tape.mask()),
+        first: int = 0,
+    ) -> None:
+        self.item, self.config, self.method, self.names = item, settings, method, names
+        self.tape = Tape(item, first)
+        self._replace_drop_paths()
         self._logged: dict[str, list[Tensor]] = {}
-        replayed = Replayed(self.method, self.tape, self.draws)
-        self.total, warmup = in_steps(self.config, self.tape.item.config["steps_per_epoch"])
-        self.training = Training(
-            self.config, replayed, self.total, warmup, start_accelerator(self.config.runtime, Path())
-        )
+        self.total, warmup = in_steps(settings, item.config["steps_per_epoch"])
+        # The item's draws in the place of the method's; all else stays.
+        setattr(method, "draw", lambda batch, step, generator: draws(self.tape.seek(step, batch)))  # noqa: B010
+        self.training = Training(settings, method, self.total, warmup, start_accelerator(settings.runtime, Path()))
 
-    def carry_out(self, steps: range | None = None) -> "Run":
-        """Train, all steps unless said otherwise, and remember what each logged."""
-        for step in range(self.total) if steps is None else steps:
+    def carry_out(self) -> "Run":
+        """Train, and remember what each step logged."""
+        for step in range(self.total):
             rates = {"lr": self.training.lr(step), "weight_decay": self.training.weight_decay(step)}
             logged = self.training.step(step, self.tape.batches(step, self.config.runtime.accumulation))
             logged |= {name: torch.tensor(value, dtype=torch.float64) for name, value in rates.items()}
@@ -162,63 +132,49 @@ class Run:
 
     def computed(self, outputs: Mapping[str, Tensor] | None = None) -> Computed:
         """Curves, weights at the end and their norms, the optimiser's groups; and whatever else the item asks for."""
-        final = self.weights("final/")
         curves = {name: self.curve(name) for name in ("loss", "grad_norm", "lr", "weight_decay")}
-        final |= outputs or {}
-        return Computed(
-            curves | final,
-            config=norm_eps(self.method),
-            deviations=self._compare_groups() | self.compare_norms("final", final),
-        )
+        final = self.weights("final/") | dict(outputs or {})
+        errors = self._compare_groups() | self.compare_norms("final", final)
+        return Computed(curves | final, config=norm_eps(self.method), errors=errors)
 
     def compare_norms(self, entry: str, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """Norms of the parameters in `numbers.ENTRY_l2_norms`, as exactly as the parameters themselves are compared."""
-        item, found = self.tape.item, {}
-        expected = item.expected()
-        for name, stated in item.numbers.get(f"{entry}_l2_norms", {}).items():
-            output = name if "/" in name else f"{entry}/{name}"
-            ours, (_, description) = weights.get(output), expected.get(output, (None, {}))
-            off = math.inf
-            if ours is not None:
-                room = description.get("suggested_atol_float64", 0.0) * math.sqrt(ours.numel())
-                off = abs(ours.norm().item() - stated) / (max(room, RELATIVE * stated) or RELATIVE)
+        found, described = {}, self.item.spec["outputs"]["tensors"]
+        for name, stated in self.item.numbers.get(f"{entry}_l2_norms", {}).items():
+            key = name if "/" in name else f"{entry}/{name}"
+            ours = weights.get(key, torch.tensor(math.inf))
+            room = described.get(key, {}).get("suggested_atol_float64", 0.0) * math.sqrt(ours.numel())
+            off = abs(ours.norm().item() - stated) / (max(room, RELATIVE * stated) or RELATIVE)
             found[f"numbers/{entry}_l2_norms/{name}"] = off
         return found
 
     def _compare_groups(self) -> dict[str, float]:
-        """Weight decay and factor of the rate of every parameter: right (0) or wrong (infinite)."""
-        stated = self.tape.item.numbers.get("parameter_groups", [])
+        """Weight decay and factor of the rate of every parameter."""
+        stated = self.item.numbers.get("parameter_groups", [])
         theirs = {n: (g["weight_decay"], g.get("lr_scale", 1.0)) for g in stated for n in g["parameters"]}
         follows = self.config.optim.weight_decay_end is not None  # then the curve of the weight decay is compared
-        ours = {
-            self.names(name.removeprefix("method.")): (
-                "schedule" if follows and group["weight_decay"] else group["weight_decay"],
-                group["lr_scale"],
-            )
-            for group in self.training.optimizer.param_groups
-            for name in group["param_names"]
-        }
-        return {
-            f"numbers/parameter_groups/{name}": 0.0 if ours.get(name) == theirs.get(name) else math.inf
-            for name in {*theirs, *ours}
-            if stated
-        }
+        ours: dict[str, tuple[float | str, float]] = {}
+        for group in self.training.optimizer.param_groups:
+            decay = "schedule" if follows and group["weight_decay"] else group["weight_decay"]
+            ours |= {self.names(name): (decay, group["lr_scale"]) for name in group["param_names"]}
+        names = {*theirs, *ours} if stated else ()
+        return {f"numbers/parameter_groups/{name}": exact(ours.get(name) == theirs.get(name)) for name in names}
 
-    def _take_drops(self) -> None:
-        """Put the item's numbers in the place of our draws: a module's own first, then those of a second pass.
+    def _replace_drop_paths(self) -> None:
+        """Draw stochastic depth from the item: a module's own numbers first, then those of a second pass.
 
         What is no module of ours is a copy of the encoder that shares its weights, and runs after it.
         """
         modules = {name: part for name, part in self.method.named_modules() if isinstance(part, DropPath)}
         ours = {self.names(name): name for name in modules}
         given: dict[str, list[Tensor]] = {}
-        for theirs, numbers in sorted(self.tape.item.under("in/drop/").items(), key=lambda drop: drop[0] not in ours):
+        for theirs, numbers in sorted(self.item.weights("in/drop/").items(), key=lambda drop: drop[0] not in ours):
             name = ours[theirs] if theirs in ours else ours["encoder." + theirs.partition(".")[2]]
             given.setdefault(name, []).append(numbers)
         for name, parts in given.items():
-            owner, _, child = name.rpartition(".")
-            drop = GivenDropPath(modules[name].rate, self.tape, torch.cat(parts, dim=1), name)
-            setattr(self.method.get_submodule(owner), child, drop)
+            self.method.set_submodule(
+                name, _GivenDropPath(modules[name].rate, self.tape, torch.cat(parts, dim=1), name)
+            )
 
 
 def run_config(item: Item, method: Any, **optim: Any) -> Pretrain:

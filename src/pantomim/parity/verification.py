@@ -1,30 +1,26 @@
 """Do our modules compute what the official code computes? Every golden item of a folder answers."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from textwrap import shorten
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
-from pantomim.parity.compare import Difference, differences
-from pantomim.parity.item import Computed, Item, read_item
+from pantomim.parity.item import RELATIVE, Computed, Item, distance, exact, read_item
 
-ItemFunction = Callable[[Item], Computed]
+NEGLIGIBLE = 1e-12  # of an entry's largest value: rounding noise where the true value is zero
 
 
 @dataclass(frozen=True)
 class ItemResult:
-    """What became of one item.
+    """What became of one item; its status is "UNKNOWN ITEM" where no function rebuilds it.
 
-    Args:
-        name: The item's name.
-        status: "UNKNOWN ITEM" where no function rebuilds it.
-        error: The largest error as a multiple of its tolerance; None where nothing could be compared.
-        worst: The key with that error, and why it cannot be compared, if so.
-        compared: How many keys were compared.
-        off: How many of them are beyond their tolerance.
+    `error` is the largest, as a multiple of its tolerance, or None where nothing could be compared; `worst` is its key,
+    and why that cannot be compared, if so. Of `compared` keys, `off` are beyond their tolerance.
     """
 
     name: str
@@ -33,6 +29,12 @@ class ItemResult:
     worst: str = ""
     compared: int = 0
     off: int = 0
+
+    def __str__(self) -> str:
+        error = "-" if self.error is None else f"{self.error:.2g} x tolerance"
+        tail = f"  worst: {self.worst}" if self.worst else ""
+        keys = f"  ({self.compared} keys{f', {self.off} off' if self.off else ''})" if self.compared else ""
+        return f"{error:>19}  {self.status}{tail}{keys}"
 
 
 def verify(folder: str | Path) -> list[ItemResult]:
@@ -55,56 +57,132 @@ def verify_item(path: Path) -> ItemResult:
     """Rebuild and compare one item, given its JSON file; whatever is wrong with it ends in the result."""
     try:
         item = read_item(path)
-    except ValueError as error:
-        return ItemResult(path.stem, "FAIL", worst=str(error))
-    rebuild = _family(item)
-    if rebuild is None:
-        return ItemResult(item.name, "UNKNOWN ITEM")
-    try:
+        rebuild = _family(item)
+        if rebuild is None:
+            return ItemResult(item.name, "UNKNOWN ITEM")
         with torch.random.fork_rng(devices=[]):  # modules are initialised on the way: nobody else's draws may change
             torch.manual_seed(0)
             found = list(differences(item, rebuild(item)))
     except Exception as error:  # an item must not keep the others from being checked
-        return ItemResult(item.name, "FAIL", worst=f"{type(error).__name__}: {_one_line(error)}")
+        return ItemResult(path.stem, "FAIL", worst=f"{type(error).__name__}: {' '.join(str(error).split())}")
     if not found:
         return ItemResult(item.name, "FAIL", worst="nothing to compare")
-    worst = max(found, key=_severity)
-    status: Literal["PASS", "FAIL"] = "PASS" if worst.error <= 1.0 else "FAIL"
+    worst, off = max(found, key=lambda difference: difference.error), sum(each.error > 1.0 for each in found)
     reason = f" ({worst.reason})" if worst.reason else ""
-    off = sum(not difference.error <= 1.0 for difference in found)
-    return ItemResult(item.name, status, worst.error, worst.key + reason, len(found), off)
+    return ItemResult(item.name, "FAIL" if off else "PASS", worst.error, worst.key + reason, len(found), off)
 
 
 def format_results(results: Sequence[ItemResult]) -> list[str]:
     """One plain line an item, and a last line that counts."""
     width = max((len(result.name) for result in results), default=0)
-    lines = [f"{result.name:{width}}  {_format(result)}" for result in results]
-    counts = {status: sum(result.status == status for result in results) for status in _STATUSES}
-    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return [*lines, f"{len(results)} items: {summary}"]
+    statuses = [result.status for result in results]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in ("PASS", "FAIL", "UNKNOWN ITEM"))
+    return [*(f"{result.name:{width}}  {result}" for result in results), f"{len(results)} items: {counts}"]
 
 
-_STATUSES = ("PASS", "FAIL", "UNKNOWN ITEM")
-
-
-def _format(result: ItemResult) -> str:
-    error = "-" if result.error is None else f"{result.error:.2g} x tolerance"
-    tail = f"  worst: {result.worst}" if result.worst else ""
-    keys = f"  ({result.compared} keys{f', {result.off} off' if result.off else ''})" if result.compared else ""
-    return f"{error:>19}  {result.status}{tail}{keys}"
-
-
-def _family(item: Item) -> ItemFunction | None:
+def _family(item: Item) -> Callable[[Item], Computed] | None:
+    """What rebuilds the item: by what it calls itself or, where it does not say, by the name of its files."""
     from pantomim.parity import PARITY  # late: its modules are read after this one
 
-    families = {stem: function for module in PARITY for stem, function in module.ITEMS.items()}
-    fitting = [stem for stem in families if item.title == stem or item.title.startswith(f"{stem}_")]
-    return families[max(fitting, key=len)] if fitting else None
+    stated = item.spec.get("item")
+    title = stated if isinstance(stated, str) else item.name
+    families = [function for module in PARITY for function in module.ITEMS]
+    fitting = [function for function in families if f"{title}_".startswith(f"{function.__name__}_")]
+    return max(fitting, key=lambda function: len(function.__name__), default=None)
 
 
-def _severity(difference: Difference) -> float:
-    return math.inf if math.isnan(difference.error) else difference.error
+class Difference(NamedTuple):
+    """One compared value: how far off, as a multiple of its tolerance (infinite if not comparable), and why."""
+
+    key: str
+    error: float
+    reason: str = ""
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def differences(item: Item, computed: Computed) -> Iterator[Difference]:
+    """Compare everything that an item expects."""
+    for name, (target, description) in item.expected().items():
+        if name not in computed.errors:
+            yield _tensor(name, target, computed.outputs.get(name), description)
+    for name, target in item.numbers.items():
+        key = f"numbers/{name}"
+        if any(judged.startswith(f"{key}/") for judged in computed.errors):
+            continue
+        if name in computed.numbers:
+            yield from _numbers(key, target, computed.numbers[name], computed.relative.get(name, RELATIVE))
+        else:
+            yield _wrong(key, "not computed")
+    for name, ours in computed.config.items():
+        stated = item.config.get(name, ours)
+        if stated != ours:
+            yield _wrong(f"config/{name}", shorten(f"our modules have {ours}, the item has {stated}", 120))
+    for name, error in computed.errors.items():
+        yield Difference(name, math.inf if math.isnan(error) else error)
+
+
+def _tensor(key: str, target: Tensor | None, ours: Tensor | None, description: Mapping[str, Any]) -> Difference:
+    if target is None:
+        return _wrong(key, "described but not stored")
+    shape = list(target.shape)
+    if description.get("shape", shape) != shape:
+        return _wrong(key, f"stored as {shape}, described as {description['shape']}")
+    if ours is None:
+        return _wrong(key, "not computed")
+    if target.numel() == 1 and ours.numel() == 1:
+        ours = ours.reshape(target.shape)  # scalars are stored with one dimension
+    if ours.shape != target.shape:
+        return _wrong(key, f"ours is {list(ours.shape)}, expected {shape}")
+    if not target.numel():
+        return _wrong(key, "empty")
+    if ours.is_floating_point() != target.is_floating_point():
+        return _wrong(key, f"ours is {ours.dtype}, expected {target.dtype}")
+    if not target.is_floating_point():
+        different = (ours.to(target.dtype) != target).sum().item()
+        return _wrong(key, f"{different} of {target.numel()} differ") if different else Difference(key, 0.0)
+    tolerance = description.get("suggested_atol_float64", RELATIVE * target.abs().max().item())
+    return _close(key, distance(ours.double(), target.double()), tolerance)
+
+
+def _numbers(key: str, target: Any, ours: Any, relative: float) -> Iterator[Difference]:
+    """Two nested values: names and counts must be equal, floats within their tolerance."""
+    expected, found = dict(_leaves(key, target)), dict(_leaves(key, ours))
+    largest = max((abs(v) for v in expected.values() if isinstance(v, float) and math.isfinite(v)), default=0.0)
+    for name, value in expected.items():
+        own = found.get(name)
+        if name not in found:
+            yield _wrong(name, "not computed")
+        elif isinstance(value, int | float) and isinstance(own, int | float) and float in (type(value), type(own)):
+            yield _close(name, abs(own - value), relative * abs(value) + NEGLIGIBLE * largest)
+        elif type(value) is type(own) and value == own:
+            yield Difference(name, 0.0)
+        else:
+            yield _wrong(name, f"ours is {own}, expected {value}")
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Every value of a nested one under its path; lists of names and groups of parameters are in no order."""
+    entries: Iterable[tuple[Any, Any]]
+    if isinstance(value, Mapping):
+        entries = value.items()
+    elif isinstance(value, list | tuple):
+        yield key, f"{len(value)} entries"
+        if all(isinstance(entry, str) for entry in value):
+            value = sorted(value)
+        elif all(isinstance(entry, Mapping) and "parameters" in entry for entry in value):
+            value = sorted(value, key=lambda group: sorted(group["parameters"]))
+        entries = enumerate(value)
+    else:
+        yield key, value
+        return
+    for name, entry in entries:
+        yield from _leaves(f"{key}/{name}", entry)
+
+
+def _close(key: str, error: float, tolerance: float) -> Difference:
+    if not math.isfinite(error):
+        return _wrong(key, "not finite")
+    return Difference(key, error / tolerance if tolerance > 0 else exact(error == 0.0))
+
+
+def _wrong(key: str, reason: str) -> Difference:
+    return Difference(key, math.inf, reason)

@@ -13,20 +13,12 @@ from pantomim.recipes.mae import MAE
 from pantomim.recipes.maskfeat import MASKFEAT
 from pantomim.recipes.milan import MILAN
 from pantomim.recipes.mocov3 import MOCO_V3
-from pantomim.recipes.prepare import Prepared, prepare, prepare_tokenizer
+from pantomim.recipes.prepare import Prepared, prepare
 from pantomim.recipes.simmim import SIMMIM
 from pantomim.recipes.supervised import SUPERVISED
 from pantomim.recipes.vqkd import VQKD
 
-__all__ = [
-    "BARE_METHODS",
-    "BARE_TOKENIZERS",
-    "RECIPES",
-    "TOKENIZER_RECIPES",
-    "Prepared",
-    "prepare",
-    "prepare_tokenizer",
-]
+__all__ = ["BARE_METHODS", "BARE_TOKENIZERS", "RECIPES", "TOKENIZER_RECIPES", "Prepared", "prepare"]
 
 FAMILIES = (  # the only list; one line a paper
     MAE,

@@ -11,22 +11,21 @@ from pantomim.data.augment import Augment
 from pantomim.data.transforms import Crop
 from pantomim.masking.block import BlockMasker
 from pantomim.methods.beit import BEiTConfig, beit_encoder
-from pantomim.recipes.recipe import ON_CIFAR10, Family
+from pantomim.recipes.recipe import NOT_MEASURED, ON_CIFAR10, Family
 from pantomim.targets.tokens import TokenTargetConfig
 
 # datasets.py: brightness, contrast and saturation; section 2.5 says "color jittering" without the strength.
 JITTER = Augment(jitter=(0.4, 0.4, 0.4, 0.0))
 JITTER_NOTE = "colour jitter: after the crop, where the authors' comes before; contrast turns about the part's mean"
+_LINEAR = "linear from a middle layer (the paper's, Tables 1 and 9)"
+POSITIONS = "positions: relative alone, as in the authors' code; the paper adds learned absolute ones (section 2.1)"
 
 
 def in1k(size: Literal["base", "large"]) -> Pretrain:
     """Table 12 and the code, field by field."""
     return Pretrain(
         recipe="beit",
-        data=DataConfig(
-            crop=Crop(scale=(0.08, 1.0), flip=True),  # datasets.py: torchvision's range; flip
-            augment=JITTER,
-        ),
+        data=DataConfig(crop=Crop(scale=(0.08, 1.0), flip=True), augment=JITTER),  # datasets.py: torchvision's range
         method=BEiTConfig(
             encoder=beit_encoder(size, drop_path=0.1),  # Table 12
             masker=BlockMasker(ratio=75 / 196, exact=False),  # section 2.5: at most 75; min_area 16 in the code
@@ -53,19 +52,10 @@ BEIT = Family(
     "BEiT",
     in1k,
     {
-        "base": (
-            "5 days on 16 V100 of 32 GB (the paper's, section 2.5)",
-            "83.2 fine-tuned, 56.7 linear from a middle layer (the paper's, Tables 1 and 9)",
-        ),
-        "large": (
-            "not measured by us; the paper gives ViT-B's only",
-            "85.2 fine-tuned, 73.5 linear from a middle layer (the paper's, Tables 1 and 9)",
-        ),
+        "base": ("5 days on 16 V100 of 32 GB (section 2.5)", f"83.2 fine-tuned, 56.7 {_LINEAR}"),
+        "large": (f"{NOT_MEASURED}; the paper gives ViT-B's only", f"85.2 fine-tuned, 73.5 {_LINEAR}"),
     },
     small=ON_CIFAR10,
     bare="beit",
-    notes=(
-        JITTER_NOTE,
-        "positions: relative alone, as in the authors' code; the paper adds learned absolute ones (section 2.1)",
-    ),
+    notes=(JITTER_NOTE, POSITIONS),
 )

@@ -8,14 +8,12 @@ method's idea, ViT-B, ImageNet-1K and the score. There is no public code. `ORIGI
 from dataclasses import replace
 from typing import Any
 
-from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain
-from pantomim.data.transforms import Crop
+from pantomim.config import Duration, Pretrain
 from pantomim.masking.attention import AttentionMasker
 from pantomim.methods.cmt_mae import CMTMAEConfig
 from pantomim.nn.momentum import Momentum
-from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
-from pantomim.recipes.recipe import ON_CIFAR10, Family
-from pantomim.recipes.scale import BASE_WIDTH, DECODER_SIZES, Scale, scale
+from pantomim.recipes import mae
+from pantomim.recipes.recipe import BASE_WIDTH, NOT_MEASURED, ON_CIFAR10, Family, Scale, scale
 from pantomim.targets.distance import Distance
 from pantomim.targets.pair import Weighted
 from pantomim.teachers.choice import TeacherConfig
@@ -57,30 +55,17 @@ ORIGINS = {
 
 def in1k(size: str) -> Pretrain:
     """A starting point, as the paper's own settings are not known to us; `ORIGINS` says where each comes from."""
-    return Pretrain(
-        recipe="cmt_mae",
-        data=DataConfig(crop=Crop(scale=(0.2, 1.0), flip=True)),  # precedent: MILAN, MAE
-        method=CMTMAEConfig(
-            encoder=EncoderConfig(image_size=(224, 224), patch_size=16, **ENCODER_SIZES[size]),  # stated: ViT-B
-            decoder=DECODER_SIZES[size],  # precedent: MAE
-            masker=AttentionMasker(rule="topk_masked", ratio=0.75),  # rule: a digest; ratio: precedent, MAE and MILAN
-            teacher=TeacherConfig(output="norm"),  # ours; MILAN has projection
-            mixing=Mixing(teacher_weight=0.5, warmup_share=0.1),  # ours
-            target=Weighted(normalise="biased", distance=Distance("l2")),  # ours; the distance: precedent, MAE
-            momentum=Momentum(0.996, 1.0),  # precedent: momentum encoders
-        ),
-        optim=OptimConfig(  # precedent: MILAN's README, MAE's PRETRAIN.md
-            base_lr=1.5e-4,
-            min_lr=0.0,
-            warmup=Duration(epochs=40),
-            weight_decay=0.05,
-            decay_tokens=True,
-            betas=(0.9, 0.95),
-            clip_norm=None,
-        ),
-        batch_size=4096,  # precedent: MILAN, MAE
-        duration=Duration(epochs=400),  # precedent: MILAN
+    run: Any = mae.in1k(size)  # crops, optimiser and batch: MAE's, and MILAN's
+    method = CMTMAEConfig(
+        encoder=run.method.encoder,
+        decoder=run.method.decoder,
+        masker=AttentionMasker(rule="topk_masked", ratio=0.75),
+        teacher=TeacherConfig(output="norm"),
+        mixing=Mixing(teacher_weight=0.5, warmup_share=0.1),
+        target=Weighted(normalise="biased", distance=Distance("l2")),
+        momentum=Momentum(0.996, 1.0),
     )
+    return replace(run, method=method, duration=Duration(epochs=400))
 
 
 def rescale(paper: Pretrain, to: Scale) -> Pretrain:
@@ -95,15 +80,9 @@ CMT_MAE = Family(
     "cmt_mae",
     "CMT-MAE",
     in1k,
-    {
-        "base": (
-            "not measured by us",
-            "85.7 fine-tuned is the paper's score; whether these settings reach it is not known",
-        )
-    },
+    {"base": (NOT_MEASURED, "85.7 fine-tuned is the paper's; whether these settings reach it is not known")},
     small=ON_CIFAR10,
     rescale=rescale,
     bare="cmt_mae",
-    tail=": a starting point",
     origins=ORIGINS,
 )

@@ -8,26 +8,30 @@ arXiv:2407.13036. The numbers are those of the configs in the training logs that
 from dataclasses import replace
 from functools import partial
 
-from pantomim.config import Pretrain
+from pantomim.config import OptimConfig, Pretrain
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.noise import Color, Noise
 from pantomim.recipes import mae
-from pantomim.recipes.recipe import ON_CIFAR10, Family, with_parts
-from pantomim.recipes.scale import Scale, scale
+from pantomim.recipes.recipe import ON_CIFAR10, Family, Scale, scale, with_parts
 
 COLORS: tuple[Color, ...] = ("green", "red", "blue", "purple")
+
+
+def mmengine(run: Pretrain) -> OptimConfig:
+    """MAE's optimiser as mmengine and mmpretrain have it."""
+    return replace(
+        run.optim,
+        start_lr=1e-4 * run.optim.base_lr * run.batch_size / 256,  # LinearLR: start_factor=0.0001
+        schedule="beit",  # LinearLR has the peak in the warm-up's last step
+        decay_tokens=False,  # none on class and mask token
+    )
 
 
 def in1k(size: str, color: Color) -> Pretrain:
     """The authors' logged configs; of ViT-L none for pre-training is released."""
     base = mae.in1k(size)
-    optim = replace(
-        base.optim,
-        start_lr=1e-4 * base.optim.base_lr * base.batch_size / 256,  # LinearLR: start_factor=0.0001
-        schedule="beit",  # mmengine's LinearLR has the peak in the warm-up's last step
-        decay_tokens=False,  # mmpretrain: none on class and mask token
-    )
-    return with_parts(replace(base, optim=optim), masker=ColorNoiseMasker(noise=Noise(color), ratio=0.75))
+    masker = ColorNoiseMasker(noise=Noise(color), ratio=0.75)
+    return with_parts(replace(base, optim=mmengine(base)), masker=masker)
 
 
 def beside_mae(paper: Pretrain, to: Scale) -> Pretrain:
@@ -37,23 +41,25 @@ def beside_mae(paper: Pretrain, to: Scale) -> Pretrain:
 
 
 # Scores are the README's and those of a literature note that transcribes the paper's tables.
-_GREEN = (
-    "about 138 h on 8 GPUs (the authors' logs: 1.0 s a step)",
-    "83.77 fine-tuned (the authors' README), 49.26 mIoU on ADE20K (the paper's, second-hand); MAE 83.43 and 47.46",
-)
-_GREEN_LARGE = ("not stated", "85.64 fine-tuned after 800 epochs (the paper's, second-hand); MAE 85.42")
-_UNKNOWN = ("not measured", "not measured; no number of the paper is known to us")
+_GREEN = {
+    "base": (
+        "about 138 h on 8 GPUs (the authors' logs: 1.0 s a step)",
+        "83.77 fine-tuned (the authors' README), 49.26 mIoU on ADE20K (the paper's, second-hand); MAE 83.43 and 47.46",
+    ),
+    "large": ("not stated", "85.64 fine-tuned after 800 epochs (the paper's, second-hand); MAE 85.42"),
+}
+_OTHERS = dict.fromkeys(_GREEN, ("not measured", "not measured; no number of the paper is known to us"))
 _PRECISION = "precision: bfloat16; theirs float16 with loss scaling (logs/)"
 _LARGE = "fields: those of ViT-B, as no config for pre-training ViT-L is released"
 
 
 def _family(color: Color) -> Family:
-    base, large = (_GREEN, _GREEN_LARGE) if color == "green" else (_UNKNOWN, _UNKNOWN)
+    rows = _GREEN if color == "green" else _OTHERS
     return Family(
         f"colormae_{color}",
         f"ColorMAE, {color} noise",
         partial(in1k, color=color),
-        {"base": (*base, _PRECISION), "large": (*large, _LARGE, _PRECISION)},
+        {"base": (*rows["base"], _PRECISION), "large": (*rows["large"], _LARGE, _PRECISION)},
         small=ON_CIFAR10,
         rescale=beside_mae,
         bare="colormae" if color == "green" else None,  # the paper's best

@@ -12,8 +12,7 @@ from pantomim.masking.block import BlockMasker
 from pantomim.methods.beit import BEiTConfig, beit_encoder
 from pantomim.nn.momentum import momentum_of_half_life
 from pantomim.recipes import beit
-from pantomim.recipes.recipe import Family, with_parts
-from pantomim.recipes.scale import Scale, scale
+from pantomim.recipes.recipe import NOT_MEASURED, Family, Scale, scale, with_parts
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.teachers.choice import TeacherConfig
@@ -35,12 +34,8 @@ def in1k(size: Literal["base", "large"]) -> Pretrain:
         ),
     )
     batch_size, lr = (4096, 1e-3) if large else (2048, 2e-3)
-    optim = replace(
-        run.optim,  # not stated for the launch: betas, last rate
-        base_lr=lr * 256 / batch_size,
-        warmup=Duration(epochs=80 if large else 10),
-        clip_norm=3.0,
-    )
+    warmup = Duration(epochs=80 if large else 10)
+    optim = replace(run.optim, base_lr=lr * 256 / batch_size, warmup=warmup, clip_norm=3.0)  # the rest: not stated
     return replace(run, method=method, optim=optim, batch_size=batch_size)
 
 
@@ -61,7 +56,7 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     return with_parts(run, target=replace(method.target, teacher=teacher))
 
 
-_UNKNOWN = ("not measured by us; the authors give none", "not stated in the authors' repository")
+_UNKNOWN = (NOT_MEASURED, "not stated in the authors' repository")
 _SECOND_RUN = "a second run of 800 epochs follows, which starts from the first's weights, with momentum 0.9999"
 
 DATA2VEC = Family(

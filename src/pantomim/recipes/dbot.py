@@ -11,15 +11,11 @@ from typing import Any, Literal
 from pantomim.config import DataConfig, Duration, Pretrain
 from pantomim.data.transforms import Crop
 from pantomim.masking.block import BlockMasker
-from pantomim.masking.random import RandomMasker
-from pantomim.methods.beit import BEiTConfig
+from pantomim.methods.beit import BEiTConfig, beit_encoder
 from pantomim.methods.dbot import DBOTConfig
-from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
-from pantomim.recipes import beit, mae
-from pantomim.recipes.recipe import ON_CIFAR10, Family, with_parts
-from pantomim.recipes.scale import BASE_WIDTH, DECODER_SIZES, Scale, scale
-from pantomim.targets.distance import Distance
-from pantomim.targets.features import FeatureTargetConfig
+from pantomim.nn.vit import ENCODER_SIZES
+from pantomim.recipes import beit, clip, mae
+from pantomim.recipes.recipe import BASE_WIDTH, NOT_MEASURED, ON_CIFAR10, Family, Scale, scale, with_parts
 from pantomim.teachers.choice import TeacherConfig
 
 Size = Literal["base", "large", "huge"]
@@ -28,44 +24,31 @@ Size = Literal["base", "large", "huge"]
 def in1k(size: Size) -> Pretrain:
     """`PRETRAIN.md`; one stage of two."""
     drop_path = 0.3 if size == "huge" else 0.2  # of the encoder and of the decoder
-    patch_size = 14 if size == "huge" else 16
+    run: Any = mae.in1k(size)  # batch of 4096: 128 on each of 32 GPUs
     method = DBOTConfig(
-        encoder=EncoderConfig((224, 224), patch_size, drop_path=drop_path, **ENCODER_SIZES[size]),
-        decoder=replace(DECODER_SIZES[size], drop_path=drop_path),  # models_mae.py: 512 wide, 8 deep
-        masker=RandomMasker(ratio=0.75),
+        encoder=replace(run.method.encoder, drop_path=drop_path),
+        decoder=replace(run.method.decoder, drop_path=drop_path),  # models_mae.py: 512 wide, 8 deep
+        masker=run.method.masker,
         # --init_teacher_encoder_depth: 12 of ViT-B; of ViT-L and ViT-H 0, projected patches with their positions
         teacher=TeacherConfig(source="random", depth=None if size == "base" else 0),
     )
-    run = mae.in1k(size)  # batch of 4096: 128 on each of 32 GPUs
     optim = replace(run.optim, clip_norm=3.0 if size == "base" else None)  # warm-up of 40 epochs in every stage
     return replace(run, method=method, optim=optim, duration=Duration(epochs=800))
 
 
 def clip_in1k(size: Size) -> Pretrain:
     """The authors' branch beit (`PRETRAIN.md`, `run.sh`): one stage, symmetric, CLIP teaches."""
-    encoder = EncoderConfig(
-        (224, 224),
-        14 if size == "huge" else 16,
-        position="none",
-        relative_position="shared",
-        attention_bias="qv",
-        layer_scale=0.1,  # of ViT-L and ViT-H too
-        initialisation="beit",
-        drop_path=0.1,
+    encoder = replace(
+        beit_encoder("base"),  # layer scale of 0.1, of ViT-L and ViT-H too
+        patch_size=14 if size == "huge" else 16,
         **ENCODER_SIZES[size],
     )
-    method = BEiTConfig(
-        encoder=encoder,
-        masker=BlockMasker(ratio=78 / (encoder.grid[0] * encoder.grid[1]), exact=False),  # 78 patches of any grid
-        target=FeatureTargetConfig(
-            teacher=TeacherConfig(output="projection"), normalise="none", distance=Distance("cosine")
-        ),
-    )
+    masker = BlockMasker(ratio=78 / (encoder.grid[0] * encoder.grid[1]), exact=False)  # 78 patches of any grid
     run = beit.in1k("base")
     return replace(
         run,
         data=DataConfig(crop=Crop(scale=(0.4, 1.0), flip=True), augment=beit.JITTER),
-        method=method,
+        method=BEiTConfig(encoder=encoder, masker=masker, target=clip.TARGET),
         optim=replace(run.optim, base_lr=3e-3 * 256 / 4096, betas=(0.9, 0.98), eps=1e-6),  # 3e-3 at 4096
         batch_size=4096,
         duration=Duration(epochs=1600),
@@ -75,32 +58,28 @@ def clip_in1k(size: Size) -> Pretrain:
 def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     """All blocks teach first; gradients are clipped at any size, and stochastic depth is for ViT-B and above."""
     published: Any = paper.method
-    run = scale(with_parts(paper, teacher=TeacherConfig(source="random")), to)
+    run: Any = scale(with_parts(paper, teacher=TeacherConfig(source="random")), to)
     run = replace(run, optim=replace(run.optim, clip_norm=3.0))
-    method: Any = run.method
-    if method.encoder.width < BASE_WIDTH:
+    encoder = run.method.encoder
+    if encoder.width < BASE_WIDTH:
         return run
     drop_path = published.decoder.drop_path
-    encoder = method.encoder if to.start is not None else replace(method.encoder, drop_path=drop_path)
-    return with_parts(run, encoder=encoder, decoder=replace(method.decoder, drop_path=drop_path))
+    encoder = encoder if to.start is not None else replace(encoder, drop_path=drop_path)
+    return with_parts(run, encoder=encoder, decoder=replace(run.method.decoder, drop_path=drop_path))
 
-
-_UNMEASURED = "not measured by us; the authors give none"
-_CLIP = "teacher: none by default; clip:FILE, open_clip:NAME or hf:NAME gives CLIP's ViT-"
 
 DBOT = Family(
     "dbot",
     "dBOT in two stages",
     in1k,
     {
-        "base": (_UNMEASURED, "84.5 fine-tuned (the authors' README)"),
-        "large": (_UNMEASURED, "86.6 fine-tuned (the authors' README)"),
-        "huge": (_UNMEASURED, "87.4 fine-tuned, 88.0 at 448 (the authors' README)"),
+        "base": (NOT_MEASURED, "84.5 fine-tuned (the authors' README)"),
+        "large": (NOT_MEASURED, "86.6 fine-tuned (the authors' README)"),
+        "huge": (NOT_MEASURED, "87.4 fine-tuned, 88.0 at 448 (the authors' README)"),
     },
     small=ON_CIFAR10,
     rescale=rescale,
     bare="dbot",
-    tail=" each",
     notes=(
         "stages: each begins with a new student and a new optimiser; the authors' keeps the bias of the patch "
         "projection and AdamW's state, as reinit reference does",
@@ -112,9 +91,9 @@ DBOT_CLIP = Family(
     "dBOT in one stage, symmetric, with CLIP as its teacher",
     clip_in1k,
     {
-        "base": (_UNMEASURED, "85.7 fine-tuned (the authors' README)", _CLIP + "B/16"),
-        "large": (_UNMEASURED, "87.8 fine-tuned (the authors' README)", _CLIP + "L/14"),
-        "huge": (_UNMEASURED, "88.5 fine-tuned, 89.1 at 448 (the authors' README)", _CLIP + "L/14"),
+        "base": (NOT_MEASURED, "85.7 fine-tuned (the authors' README)", clip.CLIP_NOTE + "B/16"),
+        "large": (NOT_MEASURED, "87.8 fine-tuned (the authors' README)", clip.CLIP_NOTE + "L/14"),
+        "huge": (NOT_MEASURED, "88.5 fine-tuned, 89.1 at 448 (the authors' README)", clip.CLIP_NOTE + "L/14"),
     },
     notes=(beit.JITTER_NOTE,),
 )

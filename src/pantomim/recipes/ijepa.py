@@ -14,20 +14,18 @@ from pantomim.masking.multi_block import MultiBlockMasker
 from pantomim.methods.ijepa import IJEPAConfig, PredictorConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
-from pantomim.recipes.recipe import ON_CIFAR10, Family, with_parts
-from pantomim.recipes.scale import BASE_WIDTH, Scale, scale
+from pantomim.recipes.recipe import BASE_WIDTH, ON_CIFAR10, Family, Scale, scale, with_parts
 
 BATCH = 2048  # 16 processes of 128
 
 
 def in1k(size: str) -> Pretrain:
     """ViT-H/14 on images of 224 x 224."""
-    encoder = EncoderConfig(patch_size=14, class_token=False, initialisation="normal", **ENCODER_SIZES[size])
     return Pretrain(
         recipe="ijepa",
         data=DataConfig(crop=Crop(scale=(0.3, 1.0), flip=False, interpolation="bilinear")),  # crop_scale, transforms.py
         method=IJEPAConfig(
-            encoder=encoder,
+            encoder=EncoderConfig(patch_size=14, class_token=False, initialisation="normal", **ENCODER_SIZES[size]),
             predictor=PredictorConfig(width=384, depth=12),  # pred_emb_dim, pred_depth
             masker=MultiBlockMasker(),  # mask: all as its defaults
             momentum=Momentum(0.996, 1.0, shape="linear"),  # ema
@@ -56,10 +54,9 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     if width < BASE_WIDTH:
         run = with_parts(run, predictor=PredictorConfig(width=width // 2, depth=max(depth // 2, 1)))
     crop = paper.data.crop if to.optim is None else replace(paper.data.crop, scale=to.data.crop.scale)
-    peak = run.optim.base_lr * run.batch_size / 256
-    optim = replace(  # first and last rate keep their share of the peak
-        paper.optim, base_lr=run.optim.base_lr, warmup=run.optim.warmup, start_lr=peak / 5, min_lr=peak / 1000
-    )
+    base_lr, warmup = run.optim.base_lr, run.optim.warmup
+    peak = base_lr * run.batch_size / 256  # of which first and last rate keep their share
+    optim = replace(paper.optim, base_lr=base_lr, warmup=warmup, start_lr=peak / 5, min_lr=peak / 1000)
     return replace(run, data=replace(run.data, crop=crop), optim=optim)
 
 
@@ -68,10 +65,7 @@ IJEPA = Family(
     "I-JEPA",
     in1k,
     {
-        "huge": (
-            "under 72 h on 16 A100 (the paper's abstract); not measured by us",
-            "the paper's tables could not be read by us",
-        )
+        "huge": ("under 72 h on 16 A100 (the paper's abstract)", "the paper's tables could not be read by us"),
     },
     small=ON_CIFAR10,
     rescale=rescale,

@@ -11,8 +11,7 @@ from pantomim.data.transforms import Crop
 from pantomim.masking.block import BlockMasker
 from pantomim.methods.beit import BEiTConfig
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
-from pantomim.recipes.recipe import Family, with_parts
-from pantomim.recipes.scale import Scale, scale
+from pantomim.recipes.recipe import NOT_MEASURED, Family, Scale, scale, with_parts
 from pantomim.targets.hog import HOGTargetConfig
 
 
@@ -52,9 +51,8 @@ MASKFEAT = Family(
     in1k,
     {
         "base": (
-            "not measured by us; the authors give none",
-            "84.0 fine-tuned after 1600 epochs (the authors' README); 83.4 after 300 with a Gaussian window "
-            "(mmpretrain's port)",
+            NOT_MEASURED,
+            "84.0 fine-tuned after 1600 epochs (README); 83.4 after 300 with a Gaussian window (mmpretrain's port)",
             "epochs: the authors' file has 300, their released weights 1600",
         ),
     },

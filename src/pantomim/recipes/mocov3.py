@@ -14,8 +14,8 @@ from pantomim.data.transforms import Crop, View
 from pantomim.methods.mocov3 import MoCoV3Config, moco_encoder
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.vit import ENCODER_SIZES
-from pantomim.recipes.recipe import ON_CIFAR10, Family, with_parts
-from pantomim.recipes.scale import CIFAR10, Scale, scale
+from pantomim.recipes import mae
+from pantomim.recipes.recipe import CIFAR10, NOT_MEASURED, ON_CIFAR10, Family, Scale, scale, with_parts
 
 # main_moco.py: the two kinds of views of BYOL, with weaker colours ("not strengthened").
 _COLOURS = Augment(jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, grayscale=0.2)
@@ -24,32 +24,25 @@ _SECOND = replace(_COLOURS, blur=0.1, blur_sigma=(0.1, 2.0), solarise=0.2)
 
 
 def in1k(size: Literal["small", "base"]) -> Pretrain:
-    """`CONFIG.md`, "ViT Models", field by field; what it leaves out has the default of `main_moco.py`."""
+    """`CONFIG.md`, "ViT Models"; what it leaves out has the default of `main_moco.py`."""
+    run = mae.in1k("base")  # --lr 1.5e-4, --warmup-epochs 40, --batch-size 4096, a last rate of 0: as MAE
     crop = Crop(scale=(0.08, 1.0), flip=True, interpolation="bilinear")  # --crop-min; torchvision's default
-    return Pretrain(
-        recipe="mocov3",
-        data=DataConfig(crop=crop, augment=_FIRST, second=View(crop, _SECOND)),
-        method=MoCoV3Config(
-            encoder=moco_encoder(size),  # vits.py
-            hidden=4096,  # --moco-mlp-dim
-            dim=256,  # --moco-dim
-            temperature=0.2,  # --moco-t
-            momentum=Momentum(0.99, 1.0),  # --moco-m, --moco-m-cos
-            freeze_patches=True,  # --stop-grad-conv1
-        ),
-        optim=OptimConfig(
-            base_lr=1.5e-4,  # --lr
-            min_lr=0.0,  # adjust_learning_rate
-            warmup=Duration(epochs=40),  # --warmup-epochs
-            weight_decay=0.1,  # --weight-decay
-            decay_tokens=True,  # one group of all parameters
-            decay_vectors=True,  # the same
-            betas=(0.9, 0.999),  # torch's
-            clip_norm=None,
-        ),
-        batch_size=4096,  # --batch-size
-        duration=Duration(epochs=300),  # --epochs
+    method = MoCoV3Config(
+        encoder=moco_encoder(size),  # vits.py
+        hidden=4096,  # --moco-mlp-dim
+        dim=256,  # --moco-dim
+        temperature=0.2,  # --moco-t
+        momentum=Momentum(0.99, 1.0),  # --moco-m, --moco-m-cos
+        freeze_patches=True,  # --stop-grad-conv1
     )
+    optim = replace(
+        run.optim,
+        weight_decay=0.1,  # --weight-decay
+        decay_vectors=True,  # one group of all parameters
+        betas=(0.9, 0.999),  # torch's
+    )
+    data = DataConfig(crop=crop, augment=_FIRST, second=View(crop, _SECOND))
+    return replace(run, data=data, method=method, optim=optim, duration=Duration(epochs=300))  # --epochs
 
 
 def rescale(paper: Pretrain, to: Scale) -> Pretrain:
@@ -59,11 +52,9 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     if small:
         run = with_parts(run, hidden=512, dim=128, freeze_patches=False)
     if to == CIFAR10["micro"]:  # large batches, as views are compared within them, and a sixth of MAE's steps
-        crop = replace(run.data.crop, scale=(0.2, 1.0))
+        data = replace(run.data, crop=replace(run.data.crop, scale=(0.2, 1.0)))
         optim = OptimConfig(base_lr=1e-3, warmup=Duration(steps=100))
-        run = replace(
-            run, data=replace(run.data, crop=crop), optim=optim, batch_size=256, duration=Duration(steps=1000)
-        )
+        run = replace(run, data=data, optim=optim, batch_size=256, duration=Duration(steps=1000))
     elif to.optim is None:
         optim = replace(run.optim, base_lr=1e-3 if small else paper.optim.base_lr)
         run = replace(run, optim=optim, duration=paper.duration)
@@ -76,8 +67,8 @@ MOCO_V3 = Family(
     "MoCo v3",
     in1k,
     {
-        "small": ("not measured by us", "73.2 linear (the authors', CONFIG.md)"),
-        "base": ("not measured by us", "76.7 linear (the authors', CONFIG.md)"),
+        "small": (NOT_MEASURED, "73.2 linear (the authors', CONFIG.md)"),
+        "base": (NOT_MEASURED, "76.7 linear (the authors', CONFIG.md)"),
     },
     small=ON_CIFAR10,
     rescale=rescale,

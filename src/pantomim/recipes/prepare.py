@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from pantomim import recipes
 from pantomim.config import Duration, Pretrain, Reinit, Stages, read_plan, with_duration, with_kind
@@ -14,38 +14,22 @@ from pantomim.data.stats import channel_stats
 from pantomim.formats import load_encoder
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.guides import teacher_of, with_teacher
-from pantomim.nn.vit import Encoder, EncoderConfig
+from pantomim.nn.vit import Encoder
 from pantomim.recipes.data2vec import momentum_for
 from pantomim.recipes.dvae import check_range
-from pantomim.recipes.recipe import Family, Recipe
-from pantomim.recipes.scale import MAX_SIDE
+from pantomim.recipes.recipe import MAX_SIDE, Family, Recipe
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.teachers.choice import MOMENTUM, TeacherConfig
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A config, and what `explain` says beside it; `summary`, `notes`, `stages` and `origins` are as of `Recipe`.
+class Prepared(Recipe):
+    """A recipe with a user's choices."""
 
-    Args:
-        config: The run; of a chain the first.
-        paper: The paper's config that it is compared with.
-        decided: What the data decided, as (what, value).
-        reinit: How each stage but the first begins.
-        evaluate: Labelled images on which each stage is scored.
-        num_images: For training, where the data have been asked.
-    """
-
-    config: Pretrain
-    paper: Pretrain
-    summary: str
-    notes: tuple[str, ...] = ()
-    decided: tuple[tuple[str, str], ...] = ()
-    stages: int | None = None
-    reinit: Reinit = "full"
-    evaluate: str | None = None
-    num_images: int | None = None
-    origins: Mapping[str, str] | None = None
+    decided: tuple[tuple[str, str], ...] = ()  # what the data decided, as (what, value)
+    reinit: Reinit = "full"  # how each stage but the first begins
+    evaluate: str | None = None  # labelled images on which each stage is scored
+    num_images: int | None = None  # for training, if the data were asked for it
 
     @property
     def chain(self) -> Stages | None:
@@ -68,29 +52,42 @@ def prepare(
     stages: int | None = None,
     reinit: str | None = None,
     evaluate: str | None = None,
+    trains: Literal["encoder", "tokenizer"] = "encoder",
 ) -> Prepared:
     """The config of a recipe's full name, of a bare method, or of another run's config.yaml.
 
     A bare method asks `data` what it leaves open; with `init` and no `size`, its sizes are those of that encoder. The
     target is what `target`, `tokenizer` (as `load_tokenizer` takes it) or `teacher` (as `TeacherConfig.source`) say.
-    `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the file of a run, instead of a name.
-
-    Raises:
-        ValueError: if the recipe does not exist, or options contradict each other or leave something open. Its message
-            names an argument of this function `prepare.ARGUMENT`.
+    `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the file of a run, instead of a name. To train
+    a tokenizer, no name means `dvae`, or with a teacher `vqkd`; `num_images` is then known unless the schedules are
+    those of a file. The ValueError of a choice that does not exist or contradicts another names it `prepare.ARGUMENT`.
     """
-    prepared = _prepared(name, config, size, data, init, recipes.BARE_METHODS, recipes.RECIPES)
-    run = _shared(prepared.config, data, steps, epochs)
+    resized = steps is not None or epochs is not None
+    if trains == "tokenizer" and name is None and config is None:
+        name = "dvae" if teacher is None else "vqkd"
+    prepared = _start(name, config, size, data, init, trains == "tokenizer")
+    run = prepared.config
+    if data is not None:
+        run = replace(run, data=replace(run.data, source=data))
+    if resized:
+        run = with_duration(run, Duration(steps=steps, epochs=epochs))
     if init is not None:
         run = replace(run, init=init)
     if target is not None or tokenizer is not None or teacher is not None:
         run = _with_target(run, target, tokenizer, teacher)
     prepared = replace(prepared, config=run)
+    if trains == "tokenizer":
+        if not run.data.source:
+            raise ValueError("prepare.data must name the images that a tokenizer is trained on; got None.")
+        facts = open_source(run.data.source, "train").facts
+        if run.method.kind == "dvae":
+            check_range(facts)
+        return replace(prepared, num_images=facts.num_images if config is None or resized else None)
     guide = teacher_of(run.method)
     if guide is not None and guide.source == "ema":
         if teacher == "ema" and stages is None:
             prepared = replace(prepared, stages=None)  # it moves at every step: there is nothing to hand on
-        if teacher == "ema" or (name in recipes.BARE_METHODS and (steps is not None or epochs is not None)):
+        if teacher == "ema" or (name in recipes.BARE_METHODS and resized):
             prepared = _with_momentum(prepared, guide)
     if stages is not None:
         prepared = replace(prepared, stages=stages)
@@ -104,58 +101,12 @@ def prepare(
     return replace(prepared, reinit=cast(Reinit, reinit or prepared.reinit), evaluate=evaluate or prepared.evaluate)
 
 
-def prepare_tokenizer(
-    name: str | None,
-    *,
-    data: str | None,
-    size: str | None = None,
-    teacher: str | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    config: Path | None = None,
-) -> tuple[Prepared, int | None]:
-    """The same for a tokenizer: a recipe, the bare `dvae` or `vqkd`, or the file of another run.
-
-    Without name and file it is `dvae`, or with a teacher `vqkd`.
-
-    Returns: the config, and the number of training images, for `fitted`; None where schedules are the file's and stay
-        so, as no other length is given.
-
-    Raises:
-        ValueError: as `prepare`.
-    """
-    if name is None and config is None:
-        name = "dvae" if teacher is None else "vqkd"
-    prepared = _prepared(name, config, size, data, None, recipes.BARE_TOKENIZERS, recipes.TOKENIZER_RECIPES)
-    run = _shared(prepared.config, data, steps, epochs)
-    if data is None and config is None:
-        raise ValueError("prepare.data must name the images that a tokenizer is trained on; got None.")
-    facts = open_source(data, "train").facts if data is not None else None
-    if facts is not None and run.method.kind == "dvae":
-        check_range(facts)
-    if teacher is not None:
-        if run.method.kind == "dvae":
-            raise ValueError(
-                f"prepare.teacher must be left out for all but vqkd; got {teacher} for {run.recipe}. Leave it out, or "
-                f"name vqkd."
-            )
-        run = _with_target(run, None, None, teacher)
-    prepared = replace(prepared, config=run)
-    if config is not None and steps is None and epochs is None:
-        return prepared, None
-    return prepared, (facts or open_source(run.data.source, "train").facts).num_images
-
-
-def _prepared(
-    name: str | None,
-    config: Path | None,
-    size: str | None,
-    data: str | None,
-    init: str | None,
-    bare: Mapping[str, Family],
-    named: tuple[Recipe, ...],
+def _start(
+    name: str | None, config: Path | None, size: str | None, data: str | None, init: str | None, tokenizer: bool
 ) -> Prepared:
-    """What a name or a file says, before any other choice."""
+    """What a name or a file gives, before any other choice."""
+    bare = recipes.BARE_TOKENIZERS if tokenizer else recipes.BARE_METHODS
+    named = {recipe.name: recipe for recipe in (recipes.TOKENIZER_RECIPES if tokenizer else recipes.RECIPES)}
     if (name is None) == (config is None):
         raise ValueError(
             f"prepare needs either a recipe or prepare.config; got {name} and {config}. `pantomim recipes` lists "
@@ -168,21 +119,16 @@ def _prepared(
         )
     if config is not None:
         return _from_file(config, bare, named)
-    assert name is not None
     if name in bare:
         return _from_data(bare[name], data, size, init)
-    by_name = {recipe.name: recipe for recipe in named}
-    if name not in by_name:
-        close = difflib.get_close_matches(name, [*by_name, *bare], n=1)
+    if name not in named:
+        close = difflib.get_close_matches(str(name), [*named, *bare], n=1)
         advice = f"Did you mean {close[0]}?" if close else "`pantomim recipes` lists them all."
         raise ValueError(f"There is no recipe {name}. {advice}")
-    found = by_name[name]
-    return Prepared(
-        found.build(), found.paper(), found.summary, found.notes, stages=found.stages, origins=found.origins
-    )
+    return Prepared(**vars(named[name]))
 
 
-def _from_file(path: Path, bare: Mapping[str, Family], named: tuple[Recipe, ...]) -> Prepared:
+def _from_file(path: Path, bare: Mapping[str, Family], named: Mapping[str, Recipe]) -> Prepared:
     """The run of a file, compared with the paper of its recipe, or of its method."""
     plan = read_plan(path)
     config = plan.run if isinstance(plan, Stages) else plan
@@ -193,11 +139,11 @@ def _from_file(path: Path, bare: Mapping[str, Family], named: tuple[Recipe, ...]
             f"prepare.config must be of a run that trains {here}; got {path}, a run of {config.recipe}. "
             f"`pantomim {there}` repeats it."
         )
-    known = {recipe.name: recipe for recipe in named}.get(config.recipe)
     family = bare.get(config.recipe, bare[method.kind])
-    paper = known.paper() if known else family.paper(method.encoder.width if hasattr(method, "encoder") else 0)
-    told = known or family
-    prepared = Prepared(config, paper, f"the run of {path}", told.notes, origins=told.origins)
+    known = named.get(config.recipe)
+    paper = known.paper if known else family.paper(method.encoder.width if hasattr(method, "encoder") else 0)
+    source = known or family
+    prepared = Prepared(config, paper, f"the run of {path}", notes=source.notes, origins=source.origins)
     if isinstance(plan, Stages):
         return replace(prepared, stages=plan.stages, reinit=plan.reinit, evaluate=plan.evaluate)
     return prepared
@@ -210,8 +156,7 @@ def _from_data(family: Family, data: str | None, size: str | None, init: str | N
             f"prepare.data must be given for the bare method {family.bare}, which asks the images for their size and "
             f"channels; got None."
         )
-    dataset = open_source(data, "train")
-    facts, start = dataset.facts, None
+    dataset, start = open_source(data, "train"), None
     if init is not None and size is None:
         encoder = load_encoder(init)
         if not isinstance(encoder, Encoder):
@@ -219,41 +164,34 @@ def _from_data(family: Family, data: str | None, size: str | None, init: str | N
                 f"prepare.init must be a plain vision transformer; got {init}, which the method cannot train."
             )
         start = encoder.config
-    size = size or family.default_size
-    config = family.fit(size, facts, channel_stats(dataset), start)
-    method: Any = config.method
-    told = {"stages": family.stages, "num_images": facts.num_images, "origins": family.origins}
-    if family.tokenizer:
-        return Prepared(config, family.paper(0), family.summary, family.notes, **told)  # type: ignore[arg-type]
-    decided = _decided(config, facts, f"as in {init}" if start is not None else f"size {size}")
-    paper = family.paper(method.encoder.width)
-    return Prepared(config, paper, family.summary, family.notes, decided, **told)  # type: ignore[arg-type]
+    size, facts = size or family.default_size, dataset.facts
+    config: Any = family.fit(size, facts, channel_stats(dataset), start)
+    return Prepared(
+        config,
+        family.paper(0 if family.tokenizer else config.method.encoder.width),
+        family.summary,
+        notes=family.notes,
+        stages=family.stages,
+        origins=family.origins,
+        decided=() if family.tokenizer else _decided(config, facts, f"as in {init}" if start else f"size {size}"),
+        num_images=facts.num_images,
+    )
 
 
-def _decided(config: Pretrain, facts: Facts, sizes: str) -> tuple[tuple[str, str], ...]:
-    encoder: EncoderConfig = config.method.encoder  # type: ignore[union-attr]
-    (height, width), (rows, cols) = encoder.image_size, encoder.grid
+def _decided(config: Any, facts: Facts, sizes: str) -> tuple[tuple[str, str], ...]:
+    encoder = config.method.encoder
     seen = "all {}x{}".format(*facts.size) if facts.size else f"median shorter side {facts.median_shorter_side}"
     large = f", as {MAX_SIDE} is the largest side taken as it is" * (max(facts.size or (0,)) > MAX_SIDE)
     channels = zip(encoder.mean, encoder.std, strict=True)
     return (
         ("images", f"{facts.num_images:,} for training, {seen}, {facts.channels} channel(s) of {facts.dtype}"),
-        ("image size", f"{height}x{width}{large}"),
-        ("patch size", f"{encoder.patch_size}, grid {rows}x{cols}"),
+        ("image size", "{}x{}".format(*encoder.image_size) + large),
+        ("patch size", "{}, grid {}x{}".format(encoder.patch_size, *encoder.grid)),
         ("encoder", sizes),
         ("mean, std", ", ".join(f"{mean:.4g} ± {std:.3g}" for mean, std in channels)),
         ("batch size", str(config.batch_size)),
         *([("classes", str(facts.num_classes))] * hasattr(config.method, "num_classes")),
     )
-
-
-def _shared(run: Pretrain, data: str | None, steps: int | None, epochs: float | None) -> Pretrain:
-    """The run on these images, at this length."""
-    if data is not None:
-        run = replace(run, data=replace(run.data, source=data))
-    if steps is not None or epochs is not None:
-        run = with_duration(run, Duration(steps=steps, epochs=epochs))
-    return run
 
 
 def _with_target(run: Pretrain, target: str | None, tokenizer: str | None, teacher: str | None) -> Pretrain:
@@ -264,7 +202,7 @@ def _with_target(run: Pretrain, target: str | None, tokenizer: str | None, teach
         return replace(run, method=replace(method, teacher=guide.of(teacher)))
     if not hasattr(method, "target"):
         raise ValueError(
-            f"prepare.target, prepare.tokenizer and prepare.teacher go with mae, beit, cae and what is made of them; "
+            f"prepare.target, prepare.tokenizer and prepare.teacher must be left out for a method without that part; "
             f"got them for {run.recipe}, a run of {method.kind}. Leave them out, or name another recipe."
         )
     kind = target or ("features" if teacher is not None else "tokens")

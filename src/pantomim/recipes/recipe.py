@@ -1,17 +1,152 @@
-"""What a recipe is, which recipes a published method has, and in which settings a config differs from the paper's."""
+"""What a recipe is, which recipes a published method has, and a paper's recipe at another scale.
 
-from collections.abc import Callable, Iterator, Mapping
+A paper states numbers for one data set and one or two sizes. What follows from other images, from a smaller encoder and
+from a smaller budget is decided here (`scale`), once for all methods, and is ours.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
-from pantomim.config import Pretrain, leaves, to_dict
+from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain, leaves, to_dict
+from pantomim.data.augment import Augment
 from pantomim.data.dataset import Facts
 from pantomim.data.stats import Stats
+from pantomim.data.transforms import Crop
+from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
-from pantomim.recipes.scale import CIFAR10, Scale, nearest_size, scale
 
-Row = tuple[str, ...]  # what a run costs, the score to expect, both with their source; and notes
+# MAE's decoder. From base on the paper's (Table 1a, 1b); the smaller ones are ours.
+DECODER_SIZES: dict[str, DecoderConfig] = {
+    "micro": DecoderConfig(width=64, depth=1, heads=4),
+    "tiny": DecoderConfig(width=128, depth=4, heads=4),
+    "small": DecoderConfig(width=256, depth=4, heads=8),
+    **dict.fromkeys(("base", "large", "huge"), DecoderConfig(width=512, depth=8, heads=16)),
+}
+BASE_WIDTH = ENCODER_SIZES["base"]["width"]  # from here on rates are the paper's
+SMALL_LR = 6e-4  # per 256 images, below
+MAX_SIDE = 512  # a larger common size is a camera's, not a model's: such images are treated like mixed ones
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Images, sizes and budget of a run."""
+
+    size: str  # name of the encoder's and the decoder's sizes
+    facts: Facts
+    stats: Stats
+    start: EncoderConfig | None = None  # an encoder whose training is continued: all of it is kept but its image size
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig | None = None  # None: the paper's, with 20 epochs of warm-up and, below base, a rate of ours
+    most: int = 256  # images in a batch, halved where there are fewer
+    duration: Duration = field(default_factory=lambda: Duration(epochs=400))
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """One that fits images and size, or continues `start`."""
+        return self.encoder_like(EncoderConfig())
+
+    def encoder_like(self, published: EncoderConfig) -> EncoderConfig:
+        """The same for a method whose encoder has its own positions, biases and initial weights."""
+        image_size = choose_image_size(self.facts)
+        if self.start is not None:
+            patch = self.start.patch_size
+            rows, cols = (max(side // patch, 1) for side in image_size)
+            return replace(self.start, image_size=(rows * patch, cols * patch))
+        return replace(
+            published,
+            **ENCODER_SIZES[self.size],
+            image_size=image_size,
+            patch_size=choose_patch(image_size),
+            in_chans=self.facts.channels,
+            mean=self.stats.mean,
+            std=self.stats.std,
+            drop_path=0.0,
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch: no more than there are, nor fewer than eight if `most` allows."""
+        batch_size = self.most
+        while batch_size > max(self.facts.num_images, 8):
+            batch_size //= 2
+        return batch_size
+
+    @property
+    def in_colour(self) -> bool:
+        """Whether images are such that colours can be changed."""
+        return self.facts.channels == 3 and self.facts.dtype in ("uint8", "uint16")
+
+
+# Two budgets: a quarter of an hour of two CPU cores, and a GPU's. Rates and lengths were found for MAE alone.
+_CIFAR10 = Facts(50_000, 3, (32, 32), 32, "uint8", 10)
+_STATS = Stats((0.4903, 0.4804, 0.4455), (0.2448, 0.2429, 0.2605))  # as `pantomim stats` gives of the training images
+CIFAR10 = {
+    "micro": Scale(
+        "micro",
+        _CIFAR10,
+        _STATS,
+        data=DataConfig(images=10_000, crop=Crop(scale=(0.4, 1.0), flip=True)),
+        optim=OptimConfig(base_lr=8e-3, warmup=Duration(steps=600)),
+        most=32,
+        duration=Duration(steps=6000),
+    ),
+    "tiny": Scale("tiny", _CIFAR10, _STATS, optim=OptimConfig(base_lr=3e-4, warmup=Duration(epochs=20)), most=512),
+}
+
+
+def scale(paper: Pretrain, to: Scale) -> Pretrain:
+    """A published recipe at another scale: its encoder gets the sizes of the scale, and MAE's decoder follows it.
+
+    Masks, targets and the rest of the method stay. Colours are changed as in the paper where images have any.
+    """
+    method: Any = paper.method
+    parts: dict[str, Any] = {"encoder": to.encoder_like(method.encoder)}
+    width = parts["encoder"].width
+    if isinstance(getattr(method, "decoder", None), DecoderConfig):
+        parts["decoder"] = DECODER_SIZES[nearest_size(width)]
+    base_lr = paper.optim.base_lr if width >= BASE_WIDTH else SMALL_LR
+    return replace(
+        paper,
+        data=replace(to.data, augment=paper.data.augment if to.in_colour else Augment()),
+        method=replace(method, **parts),
+        optim=to.optim or replace(paper.optim, base_lr=base_lr, warmup=Duration(epochs=20)),
+        batch_size=to.batch_size,
+        duration=to.duration,
+    )
+
+
+def choose_patch(image_size: tuple[int, int], sides: tuple[int, ...] = (16, 8, 4)) -> int:
+    """The largest of these sides that gives at least 8 patches a side; 2 for very small images."""
+    if min(image_size) < 2:
+        raise ValueError(
+            f"image_size must be at least 2x2, the smallest patch; got {image_size[0]}x{image_size[1]}. "
+            f"Give images with something to mask."
+        )
+    return next((patch for patch in sides if min(image_size) // patch >= 8), 2)
+
+
+def choose_image_size(
+    facts: Facts, largest: int = MAX_SIDE, square: int = 224, sides: tuple[int, ...] = (16, 8, 4)
+) -> tuple[int, int]:
+    """The images' common size, rounded down to the patch.
+
+    Where they have none, or it is above `largest`: a square of their median shorter side, up to `square`.
+    """
+    height, width = facts.size or (0, 0)
+    if facts.size is None or max(height, width) > largest:
+        height = width = min(facts.median_shorter_side, square)
+    patch = choose_patch((height, width), sides)
+    return height // patch * patch, width // patch * patch
+
+
+def nearest_size(width: int, among: Iterable[str] = ENCODER_SIZES) -> str:
+    """The name of the size whose width is nearest."""
+    return min(among, key=lambda name: abs(ENCODER_SIZES[name]["width"] - width))
+
+
+Row = tuple[str, ...]  # what a run costs, the score to expect, both with their source; then notes
+NOT_MEASURED = "not measured by us"
 ON_CIFAR10: dict[str, Row] = dict.fromkeys(CIFAR10, ("not measured yet", "not measured yet; nothing is tuned"))
 _WORDS = {
     "micro": "micro with patches of 4x4, on 10,000 images of CIFAR-10; for two CPU cores",
@@ -21,87 +156,57 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named starting point for a run.
+    """A starting point for a run, and what is known about it."""
 
-    Args:
-        name: Method, size, data.
-        summary: One line on what it is.
-        make: Makes the config.
-        cost: What a run costs, and where that was measured or who says so.
-        expected: The score to expect, and where that was measured or who says so.
-        paper: Makes the paper's own config, that it is compared with; None: it is that itself.
-        notes: What differs from the paper and is no field of the config.
-        stages: Of a chain of runs, how many; None: a single run.
-        origins: Where the values of `paper` come from, by the beginning of a setting's name, if it is a mere starting
-            point because the paper does not state them.
-    """
-
-    name: str
+    config: Pretrain  # carries the recipe's name; of a chain of runs the first
+    paper: Pretrain  # the published config that it is compared with
     summary: str
-    make: Callable[[], Pretrain]
-    cost: str
-    expected: str
-    paper: Callable[[], Pretrain]
-    notes: tuple[str, ...] = ()
-    stages: int | None = None
-    origins: Mapping[str, str] | None = None
+    cost: str = ""  # of a run, and who measured it
+    expected: str = ""  # score, and who measured it
+    notes: tuple[str, ...] = ()  # what differs from the paper and is no field of the config
+    stages: int | None = None  # how many runs a chain has; None: a single run
+    origins: Mapping[str, str] | None = (
+        None  # where values that the paper does not state come from, by name's beginning
+    )
 
-    def build(self) -> Pretrain:
-        """The config."""
-        return replace(self.make(), recipe=self.name)
+    @property
+    def name(self) -> str:
+        """Method, size, data."""
+        return self.config.recipe
 
 
 @dataclass(frozen=True)
 class Family:
-    """The recipes of a published method: its own by size, others, two small ones; and the same for any images.
+    """The recipes of a published method, and the bare method, which any images complete."""
 
-    Args:
-        name: What the names of its recipes begin with.
-        title: What the paper calls it.
-        published: Makes the paper's config of a size.
-        rows: Its own recipes, by size.
-        others: Further recipes.
-        small: Those beside MAE's small ones: same images, sizes, rates and length; see `ON_CIFAR10`.
-        rescale: `scale`, and what else of the method follows the scale.
-        bare: Name of the bare method, which takes any images; None: there is none.
-        tail: What a summary ends with.
-        notes: As of `Recipe`, for all of them and for the bare method; so are the next two.
-        sizes: Those of the bare method.
-        default_size: The one where none is given.
-        tokenizer: What is trained is a tokenizer.
-    """
-
-    name: str
-    title: str
-    published: Callable[..., Pretrain]
-    rows: Mapping[str, Row]
+    name: str  # what the names of its recipes begin with
+    title: str  # what the paper calls it
+    published: Callable[..., Pretrain]  # makes the paper's config of a size
+    rows: Mapping[str, Row]  # the published recipes, by size
     others: tuple[Recipe, ...] = ()
-    small: Mapping[str, Row] = field(default_factory=dict)
-    rescale: Callable[[Pretrain, Scale], Pretrain] = scale
-    bare: str | None = None
-    tail: str = ""
-    notes: tuple[str, ...] = ()
+    small: Mapping[str, Row] = field(default_factory=dict)  # beside MAE's: same images, sizes, rates and length
+    rescale: Callable[[Pretrain, Scale], Pretrain] = scale  # and what else of the method follows the scale
+    bare: str | None = None  # name of the bare method; None: there is none
+    notes: tuple[str, ...] = ()  # as of `Recipe`, for all of them and for the bare method; so are the next two
     stages: int | None = None
     origins: Mapping[str, str] | None = None
-    sizes: tuple[str, ...] = tuple(ENCODER_SIZES)
+    sizes: tuple[str, ...] = tuple(ENCODER_SIZES)  # of the bare method
     default_size: str = "tiny"
-    tokenizer: bool = False
+    tokenizer: bool = False  # is what is trained
 
     @property
     def recipes(self) -> Iterator[Recipe]:
         """All of them."""
-        for size, (cost, expected, *notes) in self.rows.items():
-            make = partial(self._of_size, size)
-            run: Any = make()
+        for size, row in self.rows.items():
+            run: Any = self._of_size(size)
             vit = f"ViT-{size[0].upper()}/{run.method.encoder.patch_size}"
-            summary = f"{self.title}, {vit}, ImageNet-1K, {run.duration}{self.tail}."
-            yield self._with_notes(Recipe(run.recipe, summary, make, cost, expected, make, tuple(notes)))
-        yield from map(self._with_notes, self.others)
-        for size, (cost, expected, *notes) in self.small.items():
-            paper = partial(self.paper, ENCODER_SIZES[size]["width"])
-            make = partial(self._on_cifar10, size)
-            name, summary = f"{self.name}_{size}_cifar10", f"{self.title}, {_WORDS[size]}."
-            yield self._with_notes(Recipe(name, summary, make, cost, expected, paper, tuple(notes)))
+            tail = " each" if self.stages else ": a starting point" if self.origins else ""
+            yield self._recipe(run, run, f"{vit}, ImageNet-1K, {run.duration}{tail}", row)
+        yield from self.others
+        for size, row in self.small.items():
+            paper = self.paper(ENCODER_SIZES[size]["width"])
+            run = replace(self.rescale(paper, CIFAR10[size]), recipe=f"{self.name}_{size}_cifar10")
+            yield self._recipe(run, paper, _WORDS[size], row)
 
     @property
     def summary(self) -> str:
@@ -114,32 +219,19 @@ class Family:
         return self._of_size(nearest_size(width, self.rows)) if self.rows else self.published()
 
     def fit(self, size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = None) -> Pretrain:
-        """The bare method: what the data and a size leave open is the paper's, or ours.
-
-        Args:
-            size: Name of the sizes.
-            facts: Size, channels, number, type and classes of the images.
-            stats: Their mean and std.
-            start: Encoder whose training is continued: all but its image size is kept.
-
-        Raises:
-            ValueError: if there is no such size, or the method cannot learn from such images.
-        """
+        """The bare method for such images; of `start`, an encoder to continue, all but the image size is kept."""
         if size not in self.sizes:
             raise ValueError(f"prepare.size must be one of {', '.join(self.sizes)} for {self.bare}; got {size}.")
         width = start.width if start is not None else ENCODER_SIZES.get(size, {"width": 0})["width"]
-        run = self.rescale(self.paper(width), Scale(size, facts, stats, start))
-        return replace(run, recipe=self.bare or self.name)
+        return replace(self.rescale(self.paper(width), Scale(size, facts, stats, start)), recipe=self.bare or self.name)
 
     def _of_size(self, size: str) -> Pretrain:
         return replace(self.published(size), recipe=f"{self.name}_vit_{size}_in1k")
 
-    def _on_cifar10(self, size: str) -> Pretrain:
-        return self.rescale(self.paper(ENCODER_SIZES[size]["width"]), CIFAR10[size])
-
-    def _with_notes(self, recipe: Recipe) -> Recipe:
-        notes = (*recipe.notes, *self.notes)
-        return replace(recipe, notes=notes, stages=self.stages, origins=self.origins)
+    def _recipe(self, config: Pretrain, paper: Pretrain, what: str, row: Row) -> Recipe:
+        cost, expected, *notes = row
+        summary = f"{self.title}, {what}."
+        return Recipe(config, paper, summary, cost, expected, (*notes, *self.notes), self.stages, self.origins)
 
 
 def with_parts(run: Pretrain, **parts: Any) -> Pretrain:

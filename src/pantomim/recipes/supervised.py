@@ -13,8 +13,7 @@ from pantomim.data.augment import Augment
 from pantomim.data.transforms import Crop
 from pantomim.methods.supervised import SupervisedConfig
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
-from pantomim.recipes.recipe import ON_CIFAR10, Family, with_parts
-from pantomim.recipes.scale import Scale, scale
+from pantomim.recipes.recipe import ON_CIFAR10, Family, Scale, scale, with_parts
 
 # Table 9: RandAugment 9/0.5, erasing 0.25; main.py: rand-m9-mstd0.5-inc1, two operations as timm has it, mode pixel.
 AUGMENT = Augment(rand_augment=2, rand_magnitude=9.0, rand_std=0.5, erasing=0.25)
@@ -26,11 +25,7 @@ def in1k(size: Literal["small", "base"]) -> Pretrain:
         recipe="supervised",
         data=DataConfig(crop=Crop(scale=(0.08, 1.0), flip=True), augment=AUGMENT),  # datasets.py: timm's range; flip
         method=SupervisedConfig(
-            encoder=EncoderConfig(
-                position="learned",  # models.py
-                drop_path=0.1,  # Table 9: stochastic depth
-                **ENCODER_SIZES[size],
-            ),
+            encoder=EncoderConfig(position="learned", drop_path=0.1, **ENCODER_SIZES[size]),  # models.py; Table 9
             num_classes=1000,
             pool="class",  # models.py
             label_smoothing=0.1,  # Table 9
@@ -44,7 +39,6 @@ def in1k(size: Literal["small", "base"]) -> Pretrain:
             weight_decay=0.05,  # Table 9
             decay_tokens=False,  # models.py: neither tokens nor positions
             betas=(0.9, 0.999),  # main.py: AdamW's own
-            clip_norm=None,  # Table 9
         ),
         batch_size=1024,  # Table 9
         duration=Duration(epochs=300),  # Table 9
@@ -52,49 +46,36 @@ def in1k(size: Literal["small", "base"]) -> Pretrain:
 
 
 def rescale(paper: Pretrain, to: Scale) -> Pretrain:
-    """The data decide the classes and what is done to colours; positions are MAE's, so that encoders compare.
-
-    Raises:
-        ValueError: if the images have no labels.
-    """
+    """The data decide the classes and what is done to colours; positions are MAE's, so that encoders compare."""
     if to.facts.num_classes is None:
         raise ValueError(
             "supervised must have labels to learn from; got images without them. Put the images of each class into a "
             "folder, give labels in an .npz or a list, or train without labels: pantomim pretrain mae."
         )
-    published: Any = paper.method
-    parts = {
-        "encoder": replace(published.encoder, position="sincos"),
-        "num_classes": to.facts.num_classes,
-        "pool": "class" if to.encoder.class_token else "mean",
-    }
-    run = scale(with_parts(paper, **parts), to)
+    method: Any = paper.method
+    encoder = replace(method.encoder, position="sincos")
+    pool = "class" if to.encoder.class_token else "mean"
+    run = scale(with_parts(paper, encoder=encoder, num_classes=to.facts.num_classes, pool=pool), to)
     augment = replace(AUGMENT, rand_augment=2 if to.in_colour else 0, mean=to.encoder.mean, std=to.encoder.std)
     return replace(run, data=replace(run.data, augment=augment))
 
+
+_SCORE = "top-1 of the classifier (the authors' README)"
 
 SUPERVISED = Family(
     "supervised",
     "Supervised (DeiT)",
     in1k,
     {
-        "small": (
-            "under 3 days on 4 GPUs (the paper's, on training time)",
-            "79.9 top-1 of the classifier (the authors' README)",
-        ),
-        "base": (
-            "37 h on two nodes, or 53 h on one of 8 V100 (the paper's, on training time)",
-            "81.8 top-1 of the classifier (the authors' README)",
-        ),
+        "small": ("under 3 days on 4 GPUs (the paper's, on training time)", f"79.9 {_SCORE}"),
+        "base": ("37 h on two nodes, or 53 h on one of 8 V100 (the paper's, on training time)", f"81.8 {_SCORE}"),
     },
     small=ON_CIFAR10,
     rescale=rescale,
     bare="supervised",
     notes=(
-        "repeated augmentation: none, where the authors show three crops of an image, and a third of the images an "
-        "epoch",
-        "rate: rises from 0 and changes with every step, where the authors' rises from 1e-6 and changes with every "
-        "epoch",
+        "repeated augmentation: none; the authors show three crops of an image, and a third of the images an epoch",
+        "rate: rises from 0 and changes with every step; the authors' rises from 1e-6 and changes with every epoch",
         "initial weights: Xavier-uniform matrices (MAE's), where the authors' are normal with std 0.02; the head's are",
         "EMA of the weights: none, where the authors' code keeps one beside them (0.99996)",
     ),

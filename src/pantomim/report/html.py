@@ -26,7 +26,7 @@ TEMPLATES = jinja2.Environment(
 )
 
 
-def fill_template(template: str, *, styles: Sequence[str] = ("page.css",), **values: Any) -> str:
+def fill_template(template: str, styles: Sequence[str] = ("page.css",), /, **values: Any) -> str:
     """A page as HTML; a value that the template needs and does not get is an error."""
     sheets = resources.files("pantomim.report")
     style = "".join(sheets.joinpath(name).read_text(encoding="utf-8") for name in styles)

@@ -68,7 +68,7 @@ def render(gallery: Gallery) -> str:
     spectra = [(survey.name, strategy_of(survey.name).colour, survey.spectrum) for survey in gallery.surveys]
     return fill_template(
         "masks.html",
-        styles=("page.css", "masks.css"),
+        ("page.css", "masks.css"),
         lead=f"{usual_counts(gallery.surveys)} of {rows * columns:,} patches on a grid of {rows} × {columns}. Coloured "
         f"patches stay visible, gray ones are masked.",
         gallery=gallery,

@@ -8,7 +8,7 @@ from typing import Any
 
 from pantomim.config import Pretrain, from_dict, to_dict, with_duration
 from pantomim.evaluate import Evaluation, protocol_named
-from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, TOKENIZER_RECIPES, prepare, prepare_tokenizer
+from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, TOKENIZER_RECIPES, prepare
 from pantomim.recipes.dvae import fitted
 from pantomim.study.placeholders import check_needs, fill, input_problems, missing, needed_arms, placeholders
 from pantomim.study.plan import MINUS, Analysis, Arm, Plan, Scale, merge, refuse, unknown
@@ -244,10 +244,8 @@ def _run(plan: Plan, name: str, arm: Arm, inputs: Mapping[str, str]) -> dict[str
     data = inputs.get("data")
     if arm.base in {*BARE_TOKENIZERS, *(recipe.name for recipe in TOKENIZER_RECIPES)}:
         length = {} if arm.duration is None else to_dict(arm.duration)
-        tokenizer, num_images = prepare_tokenizer(arm.base, data=data, size=arm.size, **length)
-        config = tokenizer.config
-        if config.method.kind == "dvae" and num_images is not None:
-            config = fitted(config, num_images)
+        tokenizer = prepare(arm.base, data=data, size=arm.size, trains="tokenizer", **length)
+        config = fitted(tokenizer.config, tokenizer.num_images or 0)
     else:
         config = prepare(arm.base, data=data, size=arm.size).config
         config = config if arm.duration is None else with_duration(config, arm.duration)

@@ -145,8 +145,8 @@ class Plan:
             metrics = column.split(MINUS)
             if len(metrics) > 2 or not all(metric.partition(".")[2] for metric in metrics):
                 yield f"Compare.metrics must be EVALUATION.METRIC, or a difference of two; got {column}."
-            names = [("Compare.metrics", metric.partition(".")[0]) for metric in metrics]
-            yield from unknown(names, "evaluations", known)
+            scored = [("Compare.metrics", metric.partition(".")[0]) for metric in metrics]
+            yield from unknown(scored, "evaluations", known)
         for pair in compare.contrasts:
             if pair.count(MINUS) != 1:
                 yield f"Compare.contrasts must be ARM - ARM; got {pair}."

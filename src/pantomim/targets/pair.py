@@ -1,6 +1,6 @@
 """What two networks give for a patch as one target: a weighted sum of distances, a blend, or both side by side.
 
-With the teacher's features t, those of the student's moving average s, each token normalised, the teacher's weight a,
+With features t of the teacher and s of the student's average, each token normalised, the teacher's weight a,
 predictions p and a distance d (a mean over features and patches):
 
     Weighted    loss = a d(p_t, t) + (1 - a) d(p_s, s)        a head for each

@@ -3,7 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, AtLeastZero, Share
@@ -80,7 +80,7 @@ class TeacherConfig:
 
     def of(self, source: str) -> "TeacherConfig":
         """The same of another network, without the settings that do not go with it."""
-        settings = {name: getattr(self, name) if _goes_with(name, source) else None for name in PARTIAL}
+        settings: dict[str, Any] = {name: None for name in PARTIAL if not _goes_with(name, source)}
         if source.startswith(TOKENIZERS):
             settings |= {"output": "block", "blocks": 1}
         return replace(self, source=source, **settings)
@@ -88,11 +88,7 @@ class TeacherConfig:
     def build(self, student: Encoder) -> Teacher:
         """The teacher of a student, on its grid and for its channels; its weights are read here, or copied.
 
-        Only random and ema read the student's weights: of all others its config decides.
-
-        Raises:
-            ValueError: if there is no such network, or it cannot guide this student.
-            ConnectionError: if weights are to be downloaded and cannot be had.
+        Only random and ema read the student's weights. A ConnectionError, if weights cannot be downloaded.
         """
         if not self.source:
             raise ValueError(f"TeacherConfig.source must be given, as there is no default; got none. Name one. {WAYS}.")

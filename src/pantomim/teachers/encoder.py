@@ -47,8 +47,7 @@ class EncoderTeacher(Teacher):
         self.name, self.output, self.blocks = name, output, blocks
         if isinstance(encoder, Encoder):
             ends: tuple[Output, ...] = ("block", "norm")
-            there, class_token = len(encoder.blocks), encoder.config.class_token
-            attends = there > 0
+            there, class_token, attends = len(encoder.blocks), encoder.config.class_token, len(encoder.blocks) > 0
         else:
             ends, there = encoder.ends, encoder.num_blocks
             class_token, attends = encoder.has_class_token, encoder.has_attention
@@ -62,7 +61,7 @@ class EncoderTeacher(Teacher):
                 f"TeacherConfig.blocks must be from 1 to the teacher's {there} blocks; got {blocks} of {name}. "
                 f"Average over fewer blocks."
             )
-        self.width = self.encoder.projected if output == "projection" else encoder.width
+        self.width = getattr(encoder, "projected" if output == "projection" else "width")
         self.grid, self.image_size = encoder.grid, encoder.image_size
         self.num_prefix = encoder.num_prefix if class_token else 0
         if attends:
@@ -89,10 +88,9 @@ class EncoderTeacher(Teacher):
 
 
 class EMATeacher(EncoderTeacher, EMACopy):
-    """An exponential moving average of the student: it begins as a copy, and keeps `momentum` of itself at every step.
+    """A moving average of the student: it begins as a copy, and keeps `momentum` of itself at every step of `steps`.
 
-    What is fixed in the student, such as position tables, is copied and not averaged; so are buffers. `steps` is the
-    length of the run, for a momentum with a schedule.
+    What is fixed in the student, such as position tables, is copied and not averaged; so are buffers.
     """
 
     frozen = False

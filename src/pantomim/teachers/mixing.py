@@ -7,7 +7,7 @@ mixed scores       a * scores of the teacher + (1 - a) * scores of the student's
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -122,7 +122,7 @@ class Scores:
         self, attention: Mapping[Network, Float[Tensor, "B N"] | None], weight: float
     ) -> dict[str, Float[Tensor, "B N"]]:
         """Scores by each network that was asked for attention, and mixed ("mask"), the teacher's with `weight`."""
-        maps = {network: self(each) for network, each in attention.items() if each is not None}
+        maps: dict[Any, Tensor] = {network: self(each) for network, each in attention.items() if each is not None}
         mixed = [weight_of(network, weight) * scores for network, scores in maps.items()]
         return {**maps, "mask": torch.stack(mixed).sum(dim=0)} if mixed else {}
 

@@ -22,8 +22,9 @@ class DVAETokenizer(nn.Module):
     def __init__(self, encoder: DVAEEncoder, decoder: DVAEDecoder | None = None) -> None:
         super().__init__()
         sizes = encoder.sizes
-        for name in ("vocabulary", "stride", "in_chans") if decoder is not None else ():
-            if (theirs := getattr(decoder.sizes, name)) != (ours := getattr(sizes, name)):
+        of_decoder = sizes if decoder is None else decoder.sizes
+        for name in ("vocabulary", "stride", "in_chans"):
+            if (theirs := getattr(of_decoder, name)) != (ours := getattr(sizes, name)):
                 raise ValueError(
                     f"DVAETokenizer.decoder must have the encoder's {name}, {ours}; got {theirs}. Take both from the "
                     f"same training."

@@ -31,9 +31,6 @@ def load_tokenizer(
         patch_size: Of a random projection, as what follows.
         in_chans: Channels.
         vocabulary: Number of ids.
-
-    Raises:
-        ValueError: if none is given, there is no such thing, or it is damaged.
     """
     name = str(spec or "")
     if not name:

@@ -8,7 +8,7 @@ from tiny import tiny_images
 from pantomim.analysis.tokens import ids_key, write_ids, write_tokenizer_report
 from pantomim.config import to_yaml
 from pantomim.data.sources import open_source
-from pantomim.nn.dvae import DVAESizes, dvae_networks
+from pantomim.nn.dvae import DVAENetworks, DVAESizes
 from pantomim.recipes import prepare
 from pantomim.tokenizers.dvae import DVAETokenizer
 from pantomim.tokenizers.random_projection import RandomProjectionTokenizer
@@ -69,7 +69,7 @@ def test_weights_of_a_discrete_auto_encoder_are_in_the_key(source):
     keys = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        networks = dvae_networks(DVAESizes(vocabulary=8, width=8, code_width=4, blocks=1, stride=4))
+        networks = DVAENetworks(DVAESizes(vocabulary=8, width=8, code_width=4, blocks=1, stride=4))
         tokenizer = DVAETokenizer(networks.encoder, networks.decoder)
         keys.append(ids_key(tokenizer, open_source(source, "all"), (16, 16))["tokenizer"]["sha256"])
     assert keys[0] == keys[1] != keys[2]

@@ -121,11 +121,6 @@ def test_stochastic_depth_is_the_students_alone() -> None:
     assert not torch.allclose(method.encoder(batch.images).prefix, method.encoder(batch.images).prefix)
 
 
-def test_images_without_another_view_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"Batch\.second must be another view"):
-        build()(replace(views(), second=None), None)
-
-
 def test_whole_batches_of_two_views_are_taken() -> None:
     takes = build().requirements
     assert (takes.views, takes.whole_batch, takes.gathers, takes.image_size) == (2, True, True, (16, 12))

@@ -94,7 +94,7 @@ def test_sizes_below_one_are_refused(field: str) -> None:
 
 def build_latent(depth: int = 2) -> LatentDecoder:
     torch.manual_seed(0)
-    decoder = LatentDecoderConfig(depth=depth).build(8, 2, GRID, OUT, "cae").double()
+    decoder = LatentDecoder(LatentDecoderConfig(depth=depth), 8, 2, GRID, OUT, "cae").double()
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return decoder

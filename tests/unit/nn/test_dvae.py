@@ -8,9 +8,9 @@ from pantomim.nn.dvae import (
     Conv2d,
     DVAEDecoder,
     DVAEEncoder,
+    DVAENetworks,
     DVAESizes,
     ResidualBlock,
-    dvae_networks,
     map_pixels,
     unmap_pixels,
 )
@@ -28,7 +28,7 @@ TINY = DVAESizes(vocabulary=12, width=8, code_width=6, blocks=1, stride=4)
 )
 def test_tensors_and_parameters_as_in_the_specification(sizes, encoder, decoder):
     with torch.device("meta"):
-        networks = dvae_networks(sizes)
+        networks = DVAENetworks(sizes)
     for network, expected in ((networks.encoder, encoder), (networks.decoder, decoder)):
         tensors = list(network.state_dict().values())
         assert (len(tensors), sum(tensor.numel() for tensor in tensors)) == expected
@@ -36,14 +36,14 @@ def test_tensors_and_parameters_as_in_the_specification(sizes, encoder, decoder)
 
 def test_parameters_of_a_width_of_64():
     with torch.device("meta"):
-        networks = dvae_networks(DVAESizes(width=64))
+        networks = DVAENetworks(DVAESizes(width=64))
     millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (networks.encoder, networks.decoder)]
     assert millions == pytest.approx([6.53, 3.79], abs=0.005)
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8, 16])
 def test_a_code_for_each_cell_and_back(stride):
-    networks = dvae_networks(DVAESizes(vocabulary=12, width=8, code_width=6, blocks=2, stride=stride, in_chans=2))
+    networks = DVAENetworks(DVAESizes(vocabulary=12, width=8, code_width=6, blocks=2, stride=stride, in_chans=2))
     logits = networks.encoder(torch.rand(3, 2, 2 * stride, stride))
     assert logits.shape == (3, 12, 2, 1)
     assert networks.decoder(logits.softmax(1)).shape == (3, 4, 2 * stride, stride)
@@ -88,7 +88,7 @@ def test_initialisation():
 
 
 def test_the_convolutions_around_the_codes_stay_exact_under_autocast():
-    networks = dvae_networks(TINY)
+    networks = DVAENetworks(TINY)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = networks.encoder(torch.rand(1, 3, 8, 8))
         assert logits.dtype == torch.float32

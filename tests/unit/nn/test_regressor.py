@@ -16,7 +16,7 @@ ENCODER = EncoderConfig(image_size=(8, 12), patch_size=4, width=WIDTH, depth=1, 
 def build(**changes) -> Regressor:
     torch.manual_seed(0)
     config = RegressorConfig(**{"depth": 2, "heads": 2, **changes})
-    regressor = config.build(ENCODER).double()
+    regressor = Regressor(config, ENCODER).double()
     for parameter in regressor.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return regressor
@@ -92,10 +92,10 @@ def test_drop_path_grows_to_the_last_block() -> None:
 
 
 def test_sizes_come_from_the_encoder_unless_given() -> None:
-    regressor = RegressorConfig(depth=1).build(ENCODER)
+    regressor = Regressor(RegressorConfig(depth=1), ENCODER)
     assert regressor.mask_token.shape == (1, 1, 8)
     assert regressor.blocks[0].attn.heads == 4
-    other = RegressorConfig(depth=1, width=16, heads=2).build(ENCODER)
+    other = Regressor(RegressorConfig(depth=1, width=16, heads=2), ENCODER)
     assert other.mask_token.shape == (1, 1, 16)
     assert other.blocks[0].attn.heads == 2
 
@@ -103,7 +103,7 @@ def test_sizes_come_from_the_encoder_unless_given() -> None:
 @pytest.mark.parametrize("initialisation", ["cae", "beit"])
 def test_initial_weights_are_those_of_the_encoder(initialisation: str) -> None:
     torch.manual_seed(0)
-    regressor = RegressorConfig(width=64, heads=2).build(replace(ENCODER, initialisation=initialisation))
+    regressor = Regressor(RegressorConfig(width=64, heads=2), replace(ENCODER, initialisation=initialisation))
     assert 0.015 < regressor.mask_token.abs().max() <= 0.02
     for depth, block in enumerate(regressor.blocks, start=1):
         bound = (6 / 128) ** 0.5 if initialisation == "cae" else 0.02

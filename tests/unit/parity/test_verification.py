@@ -4,9 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pantomim.parity.compare import differences
 from pantomim.parity.item import Computed, Item
-from pantomim.parity.verification import format_results, verify, verify_item
+from pantomim.parity.verification import differences, format_results, verify, verify_item
 
 
 def lars_item(folder, name="mae_lars_x", *, edit=lambda spec, tensors: None):
@@ -130,13 +129,13 @@ def test_the_error_is_a_multiple_of_the_tolerance(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda path: path.write_text('{"item": '), "is not JSON"),
+        (lambda path: path.write_text('{"item": '), "JSONDecodeError: Expecting value"),
         (lambda path: path.write_text("[1, 2]"), "must hold an object; got list"),
-        (lambda path: path.write_bytes(b"\xff\xfe{}"), "is not JSON"),
+        (lambda path: path.write_bytes(b"\xff\xfe{}"), "UnicodeDecodeError"),
         (lambda path: path.write_text("{}"), "KeyError"),
-        (lambda path: path.unlink(), "cannot be read: No such file"),
-        (lambda path: path.with_suffix(".safetensors").unlink(), "mae_lars_x.safetensors is missing"),
-        (lambda path: path.with_suffix(".safetensors").write_bytes(b"\x00" * 20), "cannot be read"),
+        (lambda path: path.unlink(), "No such file or directory"),
+        (lambda path: path.with_suffix(".safetensors").unlink(), "mae_lars_x.safetensors"),
+        (lambda path: path.with_suffix(".safetensors").write_bytes(b"\x00" * 20), "SafetensorError"),
     ],
 )
 def test_damaged_files_fail_and_the_others_are_still_checked(tmp_path, damage, reason):

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pytest
 import torch
 
 from pantomim.config import leaves, to_dict
@@ -18,11 +19,12 @@ def test_every_setting_of_the_starting_point_has_an_origin():
     assert all(origin.startswith(LABELS) for origin in ORIGINS.values())
 
 
+@pytest.mark.slow
 def test_no_value_of_ours_is_called_the_papers():
     recipe = next(recipe for recipe in RECIPES if recipe.name == "cmt_mae_micro_cifar10")
     run = prepare(recipe.name).config
     method = replace(run.method, teacher=TeacherConfig("random"), scores=replace(run.method.scores, renormalise=False))
-    sections = dict(explain(replace(run, method=method), recipe.paper(), torch.float32, (), recipe.origins))
+    sections = dict(explain(replace(run, method=method), recipe.paper, torch.float32, (), recipe.origins))
     title = "Differences from the starting point (cmt_mae_vit_base_in1k)"
     told = dict(sections[title])
     assert told["method.scores.renormalise"] == "False   (ours: True)"

@@ -20,24 +20,24 @@ SMALL = ["mae", *(f"colormae_{color}" for color in COLORS), "beit", "cae", "dbot
 
 
 def build(name: str) -> Any:
-    return BY_NAME[name].build()
+    return BY_NAME[name].config
 
 
 @pytest.mark.parametrize("recipe", BY_NAME.values(), ids=lambda recipe: recipe.name)
 def test_every_recipe_is_named_and_reads_back(recipe) -> None:
-    config = recipe.build()
+    config = recipe.config
     assert config.recipe == recipe.name
     assert from_dict(Pretrain, to_dict(config), "test") == config
     assert recipe.summary.endswith(".")
     assert recipe.cost
     assert recipe.expected
     if recipe.name.endswith("_in1k"):
-        assert recipe.paper() == config
+        assert recipe.paper == config
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_every_recipe_builds_its_method(recipe) -> None:
-    method: Any = recipe.build().method
+    method: Any = recipe.config.method
     target = getattr(method, "target", None)
     if target and target.kind == "tokens":
         method = prepare(recipe.name, tokenizer="random-projection").config.method

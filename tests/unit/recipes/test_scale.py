@@ -11,8 +11,7 @@ from pantomim.explain import count_cost
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.recipes import BARE_METHODS, FAMILIES
-from pantomim.recipes.recipe import differences
-from pantomim.recipes.scale import choose_image_size, choose_patch
+from pantomim.recipes.recipe import choose_image_size, choose_patch, differences
 
 
 def facts(size=(32, 32), median=32, channels=3, num_images=5000, dtype="uint8", num_classes=7) -> Facts:
@@ -71,6 +70,7 @@ def test_bare_methods_take_any_images(name, size) -> None:
         assert getattr(encoder, key) == getattr(paper.method.encoder, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cae", "data2vec"])
 def test_what_bare_methods_cost_is_counted(name) -> None:
     cost = count_cost(fit(name, "micro", facts((16, 16), 16)), torch.float32)

@@ -11,7 +11,8 @@ from PIL import Image
 from run_folder import row, write_json, write_metrics, write_pictures, write_result, write_run
 
 from pantomim.config import to_dict
-from pantomim.masking.color_noise import ColorNoiseMasker, color_masker
+from pantomim.masking.color_noise import ColorNoiseMasker
+from pantomim.masking.noise import Noise
 from pantomim.masking.random import RandomMasker
 from pantomim.report import make_report
 from pantomim.report.page import masking
@@ -262,7 +263,7 @@ def test_where_the_time_went_adds_up(run):
     ("masker", "words"),
     [
         (RandomMasker(), "75 % masked at random"),
-        (color_masker("green", 0.6), "60 % masked by green noise"),
+        (ColorNoiseMasker(noise=Noise("green"), ratio=0.6), "60 % masked by green noise"),
         (ColorNoiseMasker(bank="theirs.npz"), "75 % masked by theirs.npz"),
     ],
 )

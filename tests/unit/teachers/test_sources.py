@@ -16,7 +16,7 @@ from torch import nn
 
 from pantomim.formats import load_encoder
 from pantomim.formats.native import save_tokenizer
-from pantomim.nn.dvae import DVAEEncoder, DVAESizes, dvae_networks, map_pixels
+from pantomim.nn.dvae import DVAEEncoder, DVAENetworks, DVAESizes, map_pixels
 from pantomim.teachers.choice import TeacherConfig
 from pantomim.teachers.encoder import EncoderTeacher
 
@@ -325,7 +325,7 @@ def test_transformers_without_statistics(tmp_path):
 
 def test_a_tokenizer_trained_here(tmp_path):
     torch.manual_seed(0)
-    networks = dvae_networks(DVAESizes(width=8, vocabulary=16, code_width=4, blocks=1, stride=4)).eval()
+    networks = DVAENetworks(DVAESizes(width=8, vocabulary=16, code_width=4, blocks=1, stride=4)).eval()
     save_tokenizer(tmp_path, networks, scale={}, recipe="tiny")
     teacher = teacher_of(f"tokenizer:{tmp_path}")
     features: list[torch.Tensor] = []

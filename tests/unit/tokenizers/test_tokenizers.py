@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from pantomim.formats.native import load_networks, save_tokenizer
-from pantomim.nn.dvae import DVAESizes, dvae_networks
+from pantomim.nn.dvae import DVAENetworks, DVAESizes
 from pantomim.tokenizers import Picturing, Tokenizer, load_tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer
 from pantomim.tokenizers.random_projection import RandomProjectionTokenizer
@@ -18,7 +18,7 @@ SCALE = {"divisor": 255.0, "rule": "uint8"}
 @pytest.fixture
 def tokenizer():
     torch.manual_seed(0)
-    networks = dvae_networks(SIZES)
+    networks = DVAENetworks(SIZES)
     torch.nn.init.normal_(networks.encoder.blocks.output.conv.w, std=3.0)
     return DVAETokenizer(networks.encoder, networks.decoder)
 
@@ -59,9 +59,9 @@ def test_float64_is_kept(tokenizer):
 
 
 def test_networks_that_do_not_belong_together():
-    other = dvae_networks(DVAESizes(vocabulary=13, width=8, code_width=6, blocks=1, stride=4))
+    other = DVAENetworks(DVAESizes(vocabulary=13, width=8, code_width=6, blocks=1, stride=4))
     with pytest.raises(ValueError, match="must have the encoder's vocabulary, 12; got 13"):
-        DVAETokenizer(dvae_networks(SIZES).encoder, other.decoder)
+        DVAETokenizer(DVAENetworks(SIZES).encoder, other.decoder)
 
 
 def test_no_decoder(tokenizer):
@@ -197,7 +197,7 @@ def test_measuring(tokenizer):
 
 
 def test_a_run_folder_gives_the_same_ids(tokenizer, tmp_path):
-    networks = dvae_networks(SIZES)
+    networks = DVAENetworks(SIZES)
     save_tokenizer(tmp_path, networks, scale=SCALE, recipe="tiny")
     images = torch.rand(2, 3, 8, 8)
     expected = DVAETokenizer(networks.encoder, networks.decoder)
@@ -210,7 +210,7 @@ def test_a_run_folder_gives_the_same_ids(tokenizer, tmp_path):
 
 
 def test_damaged_run_folders(tmp_path):
-    save_tokenizer(tmp_path, dvae_networks(SIZES), scale=SCALE, recipe="tiny")
+    save_tokenizer(tmp_path, DVAENetworks(SIZES), scale=SCALE, recipe="tiny")
     weights, description = tmp_path / "tokenizer.safetensors", tmp_path / "tokenizer.json"
     whole, text = weights.read_bytes(), description.read_text()
     weights.write_bytes(whole[:-4] + b"\1\2\3\4")
