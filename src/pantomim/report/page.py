@@ -55,7 +55,6 @@ def make_report(run: str | Path, headline: str | None = None) -> Path:
 
 def render(run: RunFolder, results: list[Result]) -> str:
     """The page as HTML."""
-    tools: dict[str, Any] = {tool.__name__: tool for tool in (look_up, points, score_table)}
     scores = [score for result in results for row in result.rows for score in row.found.values()]
     return fill_template(
         "page.html",
@@ -80,7 +79,9 @@ def render(run: RunFolder, results: list[Result]) -> str:
         speed=measured(run, "images_per_s", "images_per_s", np.nanmedian),
         settings=list(settings(run)),
         environment=[(name, text_of(value)) for name, value in leaves(run.environment).items()],
-        **tools,
+        look_up=look_up,
+        points=points,
+        score_table=score_table,
     )
 
 

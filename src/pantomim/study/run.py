@@ -63,8 +63,7 @@ def run_study(
     Several processes may work in the same folder at once: each cell is taken by one of them. No further cell is started
     after so many `minutes`. `say` is told what happens.
 
-    Returns: the cells that failed now, with the reason in their records, and those that could not start without another's
-        run.
+    Returns: the cells that failed now, with the reason in their records, and those that lacked another's run.
 
     Raises `Interrupted` after SIGINT or SIGTERM while training; `ValueError` if there is no such cell, or the folder
     holds something else, or the study with other settings.
