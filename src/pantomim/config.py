@@ -4,6 +4,7 @@ import copy
 import difflib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,9 @@ from pantomim.methods import MethodConfig
 from pantomim.methods.mae import MAEConfig
 
 T = TypeVar("T")
-ADAPTER_OF = cache(TypeAdapter)  # pydantic needs a tenth of a second to make that of a run
+ADAPTER_OF: Callable[[Any], TypeAdapter[Any]] = cache(
+    TypeAdapter
+)  # pydantic needs a tenth of a second to make that of a run
 Reinit = Literal["full", "reference", "none"]
 
 

@@ -119,7 +119,7 @@ def test_mistakes(job, tmp_path, capsys) -> None:
     assert "--vocabulary goes with" in fails(
         capsys, "encode", "--tokenizer", str(run), "--vocabulary", "9", *data, *out
     )
-    assert "With another --image-size, images are resized" in fails(
+    assert "another image_size, to which images are resized" in fails(
         capsys, "encode", "--tokenizer", str(run), "--image-size", "16", "15", *data, *out
     )
     assert "--out must name a run folder" in fails(capsys, "train", *data)

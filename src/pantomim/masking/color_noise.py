@@ -1,6 +1,7 @@
 """Mask patches by the pattern of filtered noise, without a look at the image, as ColorMAE does."""
 
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,11 @@ SHOWN: dict[Color, tuple[str, str]] = {
     "blue": ("#3b7ddd", "Masks evenly: visible dots everywhere, no big hole, no dense clump."),
     "purple": ("#9255d0", "Masks large regions whole; elsewhere visible dots form a checkerboard."),
 }
+
+
+def color_masker(color: Color, ratio: float) -> "ColorNoiseMasker":
+    """The preset of a colour."""
+    return ColorNoiseMasker(noise=Noise(color), ratio=ratio)
 
 
 @frozen
@@ -53,10 +59,7 @@ class ColorNoiseMasker:
 
     varies = False
     guided = False
-    strategies = tuple(
-        Strategy(color, lambda ratio, color=color: ColorNoiseMasker(noise=Noise(color), ratio=ratio), *looks)
-        for color, looks in SHOWN.items()
-    )
+    strategies = tuple(Strategy(color, partial(color_masker, color), *looks) for color, looks in SHOWN.items())
 
     @property
     def manner(self) -> str:

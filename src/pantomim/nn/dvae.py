@@ -179,7 +179,7 @@ def code_grid(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
     if any(side < stride or side % stride for side in image_size):
         raise ValueError(
             f"image_size must be a multiple of the tokenizer's stride, {stride}; got {image_size[0]}x{image_size[1]}. "
-            f"Resize the images (ResizedTokenizer), or use a tokenizer with a smaller stride."
+            f"Give another image_size, to which images are resized, or use a tokenizer with a smaller stride."
         )
     return patch_grid(image_size, stride)
 

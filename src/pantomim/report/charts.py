@@ -59,11 +59,7 @@ def curve_chart(title: str, curve: Curve, *, large: bool = False) -> Chart:
 
 
 def line_chart(curve: Curve, size: tuple[int, int]) -> Markup:
-    """One curve.
-
-    Raises:
-        ValueError: if no value is finite.
-    """
+    """One curve; at least one of its values must be finite."""
     finite = np.isfinite(curve.values)
     if not finite.any():
         raise ValueError(f"Curve.values must have a finite value; got none for {curve.title}. Leave the chart out.")
@@ -76,17 +72,9 @@ def line_chart(curve: Curve, size: tuple[int, int]) -> Markup:
     y_ticks = ticks(0.0 if curve.from_zero else low, top, 4)
     first, last = float(curve.steps[0]), float(curve.steps[-1])
     x_ticks = [tick for tick in ticks(first, last, 6 if size[0] > 600 else 4) if first <= tick <= last]
-    plot = Plot(
-        size,
-        str(curve),
-        Axis(first, max(last, first + 1), [tick for tick in x_ticks if tick.is_integer()], curve.x_label),
-        Axis(
-            min(y_ticks[0], low),
-            max(y_ticks[-1], top),
-            y_ticks,
-            curve.y_label + (f" (×10{str(exponent).translate(SUPERSCRIPTS)})" if exponent else ""),
-        ),
-    )
+    x_axis = Axis(first, max(last, first + 1), [tick for tick in x_ticks if tick.is_integer()], curve.x_label)
+    y_label = curve.y_label + (f" (×10{str(exponent).translate(SUPERSCRIPTS)})" if exponent else "")
+    plot = Plot(size, str(curve), x_axis, Axis(min(y_ticks[0], low), max(y_ticks[-1], top), y_ticks, y_label))
     lines = [("raw", values), ("line", running_mean(values))] if curve.smooth else [("line", values)]
     # A nested svg cuts what runs out of its box.
     width, height = plot.right - plot.left, plot.bottom - plot.top + 2
@@ -153,7 +141,6 @@ def map_chart(values: np.ndarray, rows: str, columns: str) -> Markup:
         Axis(-0.5, num_columns - 0.5, _layer_ticks(num_columns), f"{_short(columns)}, layer"),
         Axis(num_rows - 0.5, -0.5, _layer_ticks(num_rows), f"{_short(rows)}, layer"),
         right=LAYERS[0] - LEFT - side * num_columns,
-        grid=False,
     )
     for (row, column), value in np.ndenumerate(values):
         left, top = plot.x(column - 0.5), plot.y(row - 0.5)
@@ -180,19 +167,12 @@ def spectrum_chart(spectra: Sequence[tuple[str, str, np.ndarray]], longer_side: 
     )
     frequency = np.arange(1, len(spectra[0][2]) + 1) / longer_side
     powers = np.stack([power for _, _, power in spectra]).clip(min=LOWEST)
-    y_ticks, last = power_ticks(float(powers.min()), float(powers.max())), float(frequency[-1])
-    plot = Plot(
-        size,
-        words,
-        Axis(
-            0.0,
-            last,
-            [tick for tick in ticks(0.0, last, 7 if size[0] > 600 else 4) if tick <= last],
-            "cycles per patch",
-        ),
-        Axis(min(y_ticks[0], powers.min()), max(y_ticks[-1], powers.max()), y_ticks, "power / white noise", log=True),
-        right=24 + 7 * max(len(name) for name, _, _ in spectra),
-    )
+    low, high, last = float(powers.min()), float(powers.max()), float(frequency[-1])
+    x_ticks = [tick for tick in ticks(0.0, last, 7 if size[0] > 600 else 4) if tick <= last]
+    y_ticks = power_ticks(low, high)
+    x_axis = Axis(0.0, last, x_ticks, "cycles per patch")
+    y_axis = Axis(min(y_ticks[0], low), max(y_ticks[-1], high), y_ticks, "power / white noise", log=True)
+    plot = Plot(size, words, x_axis, y_axis, right=24 + 7 * max(len(name) for name, _, _ in spectra))
     plot.horizontal("white", 1.0)
     for (name, color, _), power, end in zip(spectra, powers, plot.ends(powers[:, -1]), strict=True):
         plot.parts.append(f'<g style="--c: {color}">')

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,6 @@ class Metrics:
 
     steps: np.ndarray
     columns: dict[str, np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.steps)
 
     def has(self, name: str) -> bool:
         """Whether any logged step has a finite value."""
@@ -53,18 +50,14 @@ class RunFolder:
     metrics: Metrics  # metrics.jsonl
     evaluations: dict[str, dict[str, Any]]  # eval/*.json by file name, without the ending
     pictures: Pictures | None  # analysis/reconstructions.npz
-    alignment: PictureRows | None = None  # analysis/alignment.npz, of a run of CAE
-    guidance: PictureRows | None = None  # analysis/guidance.npz, of a run of CMT-MAE
-    inside: list[BlockFacts] = field(default_factory=list)  # analysis/attention-distance.npz, spectrum.npz, cka.npz
-    problems: list[str] = field(default_factory=list)  # files that cannot be read, and why
+    alignment: PictureRows | None  # analysis/alignment.npz, of a run of CAE
+    guidance: PictureRows | None  # analysis/guidance.npz, of a run of CMT-MAE
+    inside: list[BlockFacts]  # analysis/attention-distance.npz, spectrum.npz, cka.npz
+    problems: list[str]  # files that cannot be read, and why
 
 
 def read_run(run: str | Path) -> RunFolder:
-    """Read a run folder.
-
-    Raises:
-        ValueError: if it is not a run folder at all: no config.yaml.
-    """
+    """Read a run folder; `ValueError` if it is not a run folder at all: no config.yaml."""
     path = Path(run)
     if not (path / "config.yaml").is_file():
         raise ValueError(

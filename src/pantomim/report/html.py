@@ -7,9 +7,8 @@ import base64
 import io
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata, resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -27,38 +26,33 @@ TEMPLATES = jinja2.Environment(
 )
 
 
-def fill_template(template: str, *, styles: Sequence[str] = ("page.css",), **values: Any) -> str:
+def fill_template(template: str, styles: Sequence[str] = ("page.css",), /, **values: Any) -> str:
     """A page as HTML; a value that the template needs and does not get is an error."""
     sheets = resources.files("pantomim.report")
     style = "".join(sheets.joinpath(name).read_text(encoding="utf-8") for name in styles)
     return TEMPLATES.get_template(template).render(style=Markup(style), **values)  # ours, without user strings
 
 
-@dataclass(frozen=True)
-class Triplet:
-    """One held-out image three times, each a PNG as a data URI; masked patches of `masked` are transparent."""
+class Triplet(NamedTuple):
+    """One held-out image three times, as 8-bit pictures; masked patches of `masked` are transparent."""
 
     item: str
-    original: str
-    masked: str
-    reconstruction: str
+    original: np.ndarray
+    masked: np.ndarray
+    reconstruction: np.ndarray
 
 
 def triplets(pictures: Pictures) -> list[Triplet]:
     """Every picture of a file of reconstructions."""
-    items = [str(item) for item in pictures.about.get("items", [])]
     found = []
-    for index, original in enumerate(pictures.original):
-        cell = [side // num for side, num in zip(original.shape, pictures.mask[index].shape, strict=False)]
-        opaque = np.kron(~pictures.mask[index], np.ones(cell, dtype=bool))
-        found.append(
-            Triplet(
-                item=items[index] if index < len(items) else str(index + 1),
-                original=png(original),
-                masked=png(np.dstack([original, np.where(opaque, 255, 0).astype(np.uint8)])),
-                reconstruction=png(pictures.pasted[index]),
-            )
-        )
+    items = dict(enumerate(map(str, pictures.about.get("items", []))))
+    for index, (original, pasted, mask) in enumerate(
+        zip(pictures.original, pictures.pasted, pictures.mask, strict=True)
+    ):
+        cell = [side // num for side, num in zip(original.shape, mask.shape, strict=False)]
+        opaque = np.kron(~mask, np.ones(cell, dtype=bool))
+        masked = np.dstack([original, np.where(opaque, 255, 0).astype(np.uint8)])
+        found.append(Triplet(items.get(index, str(index + 1)), original, masked, pasted))
     return found
 
 

@@ -12,7 +12,7 @@ from pantomim.analysis.mask_survey import MaskSurvey, Photo
 from pantomim.core.files import replace_file
 from pantomim.masking import strategy_of
 from pantomim.report.charts import spectrum_chart
-from pantomim.report.html import fill_template, jpeg, png
+from pantomim.report.html import fill_template, jpeg
 from pantomim.report.mask_poster import RULED, draw_poster, usual_counts
 
 PER_ROW = 6  # strategies
@@ -68,9 +68,7 @@ def render(gallery: Gallery) -> str:
     spectra = [(survey.name, strategy_of(survey.name).colour, survey.spectrum) for survey in gallery.surveys]
     return fill_template(
         "masks.html",
-        styles=("page.css", "masks.css"),
-        kicker="Mask gallery",
-        title="What each mask hides",
+        ("page.css", "masks.css"),
         lead=f"{usual_counts(gallery.surveys)} of {rows * columns:,} patches on a grid of {rows} × {columns}. Coloured "
         f"patches stay visible, gray ones are masked.",
         gallery=gallery,
@@ -82,7 +80,7 @@ def render(gallery: Gallery) -> str:
         photos=[(photo.name, Markup(jpeg(photo.pixels))) for photo in gallery.photos],  # a data URI, base64
         headings=[heading for heading, _, _ in COLUMNS],
         charts={kind: spectrum_chart(spectra, max(rows, columns), size) for kind, size in SIZES.items()},
-        **{tool.__name__: tool for tool in (strategy_of, numbers, mask_svg, veil_svg, gray, heat, png)},
+        **{tool.__name__: tool for tool in (strategy_of, numbers, mask_svg, veil_svg, gray, heat)},
     )
 
 

@@ -2,7 +2,8 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,10 +30,10 @@ def draw_poster(
     visibility of `brightest` on.
     """
     rows, columns = surveys[0].grid
-    kinds = [("mask", index) for index in range(min(samples, 2))]
-    kinds += [("photo", index) for index in range(min(len(overlays), 2))]
-    kinds += [("pattern", 0)] * any(survey.pattern for survey in surveys) + [("heat", 0)]
-    pictures = len(kinds) * (COLUMN * min(rows / columns, 2.0) + ROOM) + 1.5
+    looks: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(_cells, (index,)) for index in range(min(samples, 2))]
+    looks += [(_photo, overlay) for overlay in overlays[:2]]
+    looks += [(_pattern, ())] * any(survey.pattern for survey in surveys) + [(_heat, (brightest,))]
+    pictures = len(looks) * (COLUMN * min(rows / columns, 2.0) + ROOM) + 1.5
     wide = max(len(surveys), 4)
     figure = Figure((COLUMN * wide, pictures + CHART), dpi=130, facecolor="white", layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # type: ignore[union-attr, call-arg]
@@ -43,21 +44,13 @@ def draw_poster(
     )
     figure.suptitle("What each mask hides", x=0.015, ha="left", color=INK, size=20, weight="bold")
     top.suptitle(about, x=0.015, ha="left", color=SOFT, size=10)
-    grid = top.subplots(len(kinds), wide, squeeze=False)
+    grid = top.subplots(len(looks), wide, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for column, survey in zip(grid.T, surveys, strict=False):
         color = strategy_of(survey.name).colour
-        for axes, (kind, which) in zip(column, kinds, strict=True):
-            if kind == "mask":
-                _cells(axes, survey.visible[which], color)
-            elif kind == "photo":
-                _photo(axes, overlays[which][0], survey.visible[overlays[which][1]])
-            elif kind == "pattern":
-                _pattern(axes, survey, color)
-            else:
-                shades = LinearSegmentedColormap.from_list("visibility", [GROUND, color])
-                _picture(axes, survey.visibility, _numbers(survey), cmap=shades, vmin=0, vmax=brightest)
+        for axes, (draw, arguments) in zip(column, looks, strict=True):
+            draw(axes, survey, color, *arguments)
         column[0].set_title(survey.name, loc="left", color=color, size=15, weight="bold")
     _spectra(bottom.subplots(), surveys)
     buffer = io.BytesIO()
@@ -80,17 +73,17 @@ def _picture(axes: Axes, values: np.ndarray, caption: str = "", **style: object)
     axes.set_xlabel(caption, loc="left", color=SOFT, size=9, linespacing=1.5)
 
 
-def _cells(axes: Axes, visible: np.ndarray, color: str) -> None:
-    _picture(axes, visible, cmap=ListedColormap([GROUND, color]), vmin=0, vmax=1)
-    rows, columns = visible.shape
+def _cells(axes: Axes, survey: MaskSurvey, color: str, which: int) -> None:
+    _picture(axes, survey.visible[which], cmap=ListedColormap([GROUND, color]), vmin=0, vmax=1)
+    rows, columns = survey.grid
     if max(rows, columns) <= RULED:
         axes.hlines(np.arange(1, rows) - 0.5, -0.5, columns - 0.5, color=GROUND, linewidth=0.8)
         axes.vlines(np.arange(1, columns) - 0.5, -0.5, rows - 0.5, color=GROUND, linewidth=0.8)
 
 
-def _photo(axes: Axes, photo: Photo, visible: np.ndarray) -> None:
-    scale = photo.pixels.shape[0] // visible.shape[0]
-    masked = np.kron(~visible, np.ones((scale, scale), dtype=bool))
+def _photo(axes: Axes, survey: MaskSurvey, color: str, photo: Photo, which: int) -> None:
+    scale = photo.pixels.shape[0] // survey.grid[0]
+    masked = np.kron(~survey.visible[which], np.ones((scale, scale), dtype=bool))
     pixels = np.broadcast_to(photo.pixels, (*photo.pixels.shape[:2], 3)) / 255.0
     _picture(axes, np.where(masked[:, :, None], np.array(to_rgb(VEIL)), pixels))
 
@@ -108,15 +101,18 @@ def _pattern(axes: Axes, survey: MaskSurvey, color: str) -> None:
         axes.add_patch(Rectangle(corner, columns, rows, fill=False, edgecolor=edge, linewidth=width))
 
 
-def _numbers(survey: MaskSurvey) -> str:
+def _heat(axes: Axes, survey: MaskSurvey, color: str, brightest: float) -> None:
+    """Mean visibility, with the numbers of the table below it."""
     found, masked, shares = survey.statistics, survey.num_masked, 100 * survey.visibility
-    return (
+    numbers = (
         f"mean visibility {shares.min():.1f} to {shares.max():.1f} %\n"
         f"{masked.mean():.{int(np.ptp(masked) > 0)}f} of {survey.visible[0].size} masked\n"
         f"{found.num_clusters.mean():.1f} clusters, largest {found.largest_cluster.mean():.1f}\n"
         f"{found.neighbours.mean():.2f} visible neighbours\n"
         f"distance {found.mean_distance.mean():.2f}, largest {found.max_distance.mean():.1f}"
     )
+    shades = LinearSegmentedColormap.from_list("visibility", [GROUND, color])
+    _picture(axes, survey.visibility, numbers, cmap=shades, vmin=0, vmax=brightest)
 
 
 def _spectra(axes: Axes, surveys: Sequence[MaskSurvey]) -> None:

@@ -18,8 +18,6 @@ from pantomim.report.html import duration, fill_template, length, surroundings, 
 from pantomim.report.inspection import block_charts
 from pantomim.report.scores import CONTENDERS, Result, points, read_results, score_table, summary, verdict
 
-CRISP_BELOW = 96  # pixels: smaller pictures are enlarged without blurring
-DETAIL_BELOW = 200  # pixels: larger pictures get a row of their own
 CURVES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loss": ("Loss", "loss", {"smooth": True, "cut_start": True}),
     "lr": ("Learning rate", "learning rate", {"from_zero": True}),
@@ -39,8 +37,7 @@ def make_report(run: str | Path, headline: str | None = None) -> Path:
     `headline` names the evaluation shown first, by its file without `.json`; None: the linear probe with all labels,
     else the next in a fixed order that does not look at the scores.
 
-    Raises:
-        ValueError: if this is no run folder, or it has no such evaluation.
+    Raises `ValueError` if this is no run folder, or it has no such evaluation.
     """
     folder = read_run(run)
     results = read_results(folder.evaluations)
@@ -56,47 +53,32 @@ def make_report(run: str | Path, headline: str | None = None) -> Path:
     return path
 
 
-def render(folder: RunFolder, results: list[Result]) -> str:
+def render(run: RunFolder, results: list[Result]) -> str:
     """The page as HTML."""
-    pictures = folder.pictures
-    width = pictures.original.shape[2] if pictures else 0
     scores = [score for result in results for row in result.rows for score in row.found.values()]
     return fill_template(
         "page.html",
-        kicker="Pre-training report",
-        title=title(folder),
+        title=title(run),
         lead=summary(results) if results else "",
-        notes=list(warnings(folder, results)),
-        facts=list(facts(folder)),
+        notes=list(warnings(run, results)),
+        run=run,
+        folder=str(run.path),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        facts=list(facts(run)),
         results=results,
         contenders=CONTENDERS,
         repeated=any(score.std for score in scores),
         finetuned=any(result.stem.startswith("finetune") for result in results),
-        charts=list(charts(folder)),
-        unfinished=not folder.finished,
-        last_step=int(folder.metrics.steps[-1]) if len(folder.metrics) else None,
-        strips=[
-            ("alignment", "What the decoder reads without the regressor", folder.alignment),
-            ("guidance", "What guided the masks", folder.guidance),
-        ],
-        triplets=triplets(pictures) if pictures else [],
-        about=pictures.about if pictures else {},
-        drawable=look_up(folder.config, "method.kind", "mae") == "mae"
-        and look_up(folder.config, "method.target.kind", "pixels") == "pixels",
-        crisp=width < CRISP_BELOW,
-        large=width >= DETAIL_BELOW,
-        inside=block_charts(folder.inside),
-        time=time_parts(folder),
-        total=total_seconds(folder),
-        speed=measured(folder, "images_per_s", "images_per_s", np.nanmedian),
+        same_source=any(source_name(run) in (result.data, Path(result.data).name) for result in results),
         shows=[verdict(result) for result in results],
-        same_source=any(source_name(folder) in (result.data, Path(result.data).name) for result in results),
-        settings=list(settings(folder)),
-        environment=[(name, text_of(value)) for name, value in leaves(folder.environment).items()],
-        config=folder.config,
-        encoder=folder.encoder,
-        folder=str(folder.path),
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        charts=list(charts(run)),
+        triplets=triplets(run.pictures) if run.pictures else [],
+        inside=block_charts(run.inside),
+        time=time_parts(run),
+        total=total_seconds(run),
+        speed=measured(run, "images_per_s", "images_per_s", np.nanmedian),
+        settings=list(settings(run)),
+        environment=[(name, text_of(value)) for name, value in leaves(run.environment).items()],
         **{tool.__name__: tool for tool in (look_up, points, score_table)},
     )
 
@@ -124,7 +106,7 @@ def facts(folder: RunFolder) -> Iterator[tuple[str, str, str]]:
         patches = f"{(height // patch) * (width // patch)} patches of {patch} × {patch}"
         remark = ", ".join(filter(None, [patches, masking(look_up(config, "method.masker", {}))]))
         yield "Images", f"{height} × {width}, {colours}", remark
-    steps = folder.finished.get("steps") or (int(folder.metrics.steps[-1]) if len(folder.metrics) else 0)
+    steps = folder.finished.get("steps") or (int(folder.metrics.steps[-1]) if len(folder.metrics.steps) else 0)
     if batch := config.get("batch_size"):
         yield "Training", f"{steps:,} steps", f"{batch:,} images each, seed {look_up(config, 'runtime.seed', '?')}"
     if (total := total_seconds(folder)) is not None:
@@ -178,9 +160,10 @@ def time_parts(folder: RunFolder) -> list[tuple[str, str, float, float]]:
     metrics, total, batch = folder.metrics, total_seconds(folder), folder.config.get("batch_size")
     if not total or not batch or not metrics.has("images_per_s") or not metrics.has("data_wait_s"):
         return []
-    timed = np.isfinite(metrics.columns["images_per_s"]) & (metrics.columns["images_per_s"] > 0)
+    images_per_s = metrics.columns["images_per_s"]
+    timed = np.isfinite(images_per_s) & (images_per_s > 0)
     num_steps = np.diff(metrics.steps, prepend=min(1, metrics.steps[0]))
-    stepping = float((num_steps[timed] * batch / metrics.columns["images_per_s"][timed]).sum())
+    stepping = float((num_steps[timed] * batch / images_per_s[timed]).sum())
     waiting = min(float(np.nansum(metrics.columns["data_wait_s"][timed])), stepping)
     stepping = min(stepping, total)
     parts = [

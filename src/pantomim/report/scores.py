@@ -166,9 +166,8 @@ class Result:
     def rank(self, rival: str) -> int:
         """1: the trained encoder is ahead of a rival; -1: behind; 0: the difference can be chance, or does not show."""
         lead = self.headline.ahead_of(rival)
-        if abs(lead) <= (self.noise(rival) or 0.0) or round(abs(lead), 3) == 0:
-            return 0
-        return 1 if lead > 0 else -1
+        shows = abs(lead) > (self.noise(rival) or 0.0) and round(abs(lead), 3) > 0
+        return (1 if lead > 0 else -1) if shows else 0
 
     @property
     def is_ahead(self) -> bool:
@@ -178,20 +177,15 @@ class Result:
     def standing(self, rival: str) -> str:
         """How far above or below a rival the trained encoder is, in words."""
         lead, name = self.headline.ahead_of(rival), RIVALS[rival]
-        if round(abs(lead), 3) == 0:
-            return f"level with {name}"
-        return f"{points(lead)} {'above' if lead > 0 else 'below'} {name}"
+        apart = f"{points(lead)} {'above' if lead > 0 else 'below'}"
+        return f"{apart} {name}" if round(abs(lead), 3) else f"level with {name}"
 
 
 def read_results(evaluations: dict[str, dict[str, Any]]) -> list[Result]:
     """The results that hold a score, in a fixed order: linear probe, then k-NN, then others, full labels before few."""
     results = [result for stem, values in evaluations.items() if (result := read_result(stem, values))]
-
-    def order(result: Result) -> tuple[bool, bool, bool, str]:
-        few, stem = bool(_few_labels(result.details)), result.stem
-        return few, not stem.startswith("linear"), not stem.startswith("knn"), stem
-
-    return sorted(results, key=order)
+    others = {result.stem: [not result.stem.startswith(first) for first in ("linear", "knn")] for result in results}
+    return sorted(results, key=lambda result: (bool(_few_labels(result.details)), others[result.stem], result.stem))
 
 
 def read_result(stem: str, values: dict[str, Any]) -> Result | None:

@@ -41,19 +41,11 @@ class Plot:
     """An SVG that fills its container's width; what is drawn is added to `parts`, every text in it escaped.
 
     `words` tell the chart to those who cannot see it. `right` is the room for names beside the plot, `inset` keeps
-    marks off the sides, `grid` draws a line at every tick of `y`.
+    marks off the sides.
     """
 
     def __init__(
-        self,
-        size: tuple[float, float],
-        words: str,
-        x: Axis,
-        y: Axis,
-        *,
-        right: float = RIGHT,
-        inset: float = 0.0,
-        grid: bool = True,
+        self, size: tuple[float, float], words: str, x: Axis, y: Axis, *, right: float = RIGHT, inset: float = 0.0
     ) -> None:
         width, height = size
         self.x_axis, self.y_axis, self.inset = x, y, inset
@@ -62,8 +54,7 @@ class Plot:
             f'<svg class="chart" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(words)}">'
         ]
         for tick, text in zip(y.ticks, y.texts, strict=True):
-            if grid:
-                self.horizontal("grid", tick)
+            self.horizontal("grid", tick)
             self.text("tick", self.left - 8, self.y(tick) + 4, text, "end")
         for tick, text in zip(x.ticks, x.texts, strict=True):
             self.text("tick", self.x(tick), self.bottom + 18, text, "middle")
@@ -85,10 +76,8 @@ class Plot:
 
     def text(self, kind: str, x: float, y: float, words: str, anchor: str = "start", style: str = "") -> None:
         """A text of a class of the style sheet."""
-        styled = f' style="{style}"' if style else ""
-        self.parts.append(
-            f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{styled}>{escape(words)}</text>'
-        )
+        at = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{_style(style)}'
+        self.parts.append(f'<text class="{kind}" {at}>{escape(words)}</text>')
 
     def horizontal(self, kind: str, value: float) -> None:
         """A line through the whole plot."""
@@ -102,8 +91,7 @@ class Plot:
             if math.isfinite(y):
                 commands.append(f"{'L' if drawing else 'M'}{self.x(x):.1f} {self.y(y):.1f}{'' if drawing else 'h0'}")
             drawing = math.isfinite(y)
-        styled = f' style="{style}"' if style else ""
-        self.parts.append(f'<path class="{kind}" d="{"".join(commands)}"{styled}/>')
+        self.parts.append(f'<path class="{kind}" d="{"".join(commands)}"{_style(style)}/>')
 
     def dot(self, kind: str, x: float, y: float, radius: float) -> None:
         """A mark."""
@@ -116,6 +104,10 @@ class Plot:
     def svg(self) -> Markup:
         """The whole."""
         return Markup("".join([*self.parts, "</svg>"]))
+
+
+def _style(style: str) -> str:
+    return f' style="{style}"' if style else ""
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

@@ -120,18 +120,12 @@ def expand(
 ) -> Study:
     """All cells of a plan, every config checked; nothing is read but what a bare method asks of the data.
 
-    An evaluation whose inputs are not given is left out; the study says so (`Study.warnings`).
+    `inputs` are what "{NAME}" stands for; "data" are the images to train on. `source` is what the user called the plan.
+    Without a `scale` it is the first of the plan, if there are any. Evaluations in `without`, and those whose inputs
+    are not given, are left out; the study says so (`Study.warnings`).
 
-    Args:
-        plan: What to compare.
-        inputs: What "{NAME}" stands for; "data" are the images to train on.
-        source: What the user called the plan; its name by default.
-        scale: Which of its scales; None: the first, if there are any.
-        without: Evaluations to leave out.
-
-    Raises:
-        ValueError: if there is no such scale or evaluation, an input is unknown, one is missing that the arms or all
-            evaluations need, or a config is not valid.
+    Raises `ValueError` if a scale, evaluation or input is unknown, an input is missing that the arms or all evaluations
+    need, or a config is not valid.
     """
     named = unknown([("Study.scale", scale)] if scale else [], "scales", plan.scales)
     named += unknown([("Study.without", name) for name in without], "evaluations", plan.evaluations)

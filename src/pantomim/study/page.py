@@ -1,7 +1,8 @@
 """The table of a study as files: JSON for programs, Markdown for notes, one HTML page that needs nothing else."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,7 @@ class Section:
 def write_tables(study: Study, out: Path) -> list[Path]:
     """Write table.json, table.md and table.html from what there is so far.
 
-    Raises:
-        ValueError: if a column of the plan is no number of its evaluation.
+    Raises `ValueError` if a column of the plan is no number of its evaluation.
     """
     table = make_table(study, out)
     page = {
@@ -74,7 +74,7 @@ def write_tables(study: Study, out: Path) -> list[Path]:
         "facts": list(facts(study, table)),
     }
     texts = {
-        "table.json": table.to_json(),
+        "table.json": json.dumps(asdict(table), indent=2) + "\n",
         "table.md": fill_template("study.md", **page),
         "table.html": fill_template("study.html", **page, **pictures(study, out)),
     }
@@ -94,7 +94,6 @@ def pictures(study: Study, out: Path) -> dict[str, Any]:
     at_scale = study.plan.scales[study.scale].arms if study.scale else {}
     arms = {arm: merge(own, at_scale.get(arm, {})) for arm, own in study.plan.arm_overrides.items()}
     return {
-        "kicker": "Study",
         "aligned": _aligned({arm: run.alignment for arm, run in runs.items() if run.alignment is not None}),
         "blocks": list(block_charts(study, out)),
         "pictures": {arm: triplets(found) for arm, found in shown.items()},

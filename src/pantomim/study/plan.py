@@ -59,12 +59,7 @@ class Scale(Arm):
 
 @frozen
 class Compare:
-    """What the table shows.
-
-    A column is EVALUATION.METRIC, such as knn.top1, or the difference of two of them, such as
-    "attentive.top1 - linear.top1"; log.NAME is what the runs logged (the mean of the last tenth of the log),
-    ANALYSIS.NAME a number of an analysis.
-    """
+    """What the table shows; a column is EVALUATION.METRIC, log.NAME or ANALYSIS.NAME, or the difference of two."""
 
     metrics: tuple[str, ...]  # the columns
     reference: str  # the arm from which the others' differences are taken, seed by seed
@@ -81,15 +76,9 @@ class Compare:
 
 @frozen
 class Plan:
-    """A comparison: arms x seeds runs, each evaluated in the same ways.
+    """A comparison: arms x seeds runs, each evaluated in the same ways; docs/study.md says how one is written.
 
-    In evaluations and overrides "{data}" or "{NAME}" stands for an input of this name; "{NAME:DEFAULT}" for the default
-    where none is given, and "{NAME:}" for nothing. An evaluation that lacks an input without default is left out.
-    "{run:ARM}" stands for the run folder of that arm at the same seed, or at its only one.
-
-    Overrides are nested as in config.yaml. A part is replaced as a whole if another `kind` of it is named, and so is a
-    duration; all else is changed where it is named. `base`, `size`, `duration` and `seeds` (see `Arm`) may stand among
-    those of an arm. An arm that trains no encoder, such as a tokenizer, is there for others: it is not evaluated.
+    Overrides are nested as in config.yaml. Beside those of an arm may stand what `Arm` has.
     """
 
     name: Name  # for folders and titles
@@ -157,8 +146,8 @@ class Plan:
             metrics = column.split(MINUS)
             if len(metrics) > 2 or not all(metric.partition(".")[2] for metric in metrics):
                 yield f"Compare.metrics must be EVALUATION.METRIC, or a difference of two; got {column}."
-            names = [("Compare.metrics", metric.partition(".")[0]) for metric in metrics]
-            yield from unknown(names, "evaluations", known)
+            scored = [("Compare.metrics", metric.partition(".")[0]) for metric in metrics]
+            yield from unknown(scored, "evaluations", known)
         for pair in compare.contrasts:
             if pair.count(MINUS) != 1:
                 yield f"Compare.contrasts must be ARM - ARM; got {pair}."
@@ -184,11 +173,7 @@ def shipped_plans() -> dict[str, Plan]:
 
 
 def load_plan(name: str) -> Plan:
-    """A plan by the name of a shipped one, or from the user's own file.
-
-    Raises:
-        ValueError: if there is none, or it is not valid; with every problem, an unknown key with its nearest neighbour.
-    """
+    """A plan by the name of a shipped one, or from the user's own file; `ValueError` names every problem of it."""
     if Path(name).suffix in (".yaml", ".yml"):
         return _read(Path(name))
     plans = shipped_plans()

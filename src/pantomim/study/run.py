@@ -145,8 +145,7 @@ def run_cell(cell: Cell, out: Path, say: Say) -> Record | None:
 def open_study(study: Study, out: Path) -> None:
     """Make the folder of the study, or resume the same study in it, maybe with evaluations added.
 
-    Raises:
-        ValueError: if it holds something else, or the study with other settings; those are named.
+    Raises `ValueError` if it holds something else, or the study with other settings; those are named.
     """
     lock = FileLock(out / ".lock")
     take_folder("Study", "study", out, PLAN, lock)
@@ -165,8 +164,7 @@ def check_study(study: Study, out: Path) -> dict[str, Any]:
 
     Evaluations may be added, for they change no other number; none may be missing, for they are in the table.
 
-    Raises:
-        ValueError: if it holds the study with other settings; those are named.
+    Raises `ValueError` if it holds the study with other settings; those are named.
     """
     if not (out / PLAN).is_file():
         return {}
@@ -308,12 +306,8 @@ def _describe_masks(cell: Cell) -> dict[str, float] | None:
     grid = encoder.grid
     masked = masker(NUM_MASKS, grid, torch.Generator().manual_seed(cell.seed)).masked
     found = visible_statistics(~masked.view(NUM_MASKS, *grid).numpy())
-    return {
-        "ratio": float(masked.float().mean()),
-        "clusters": float(found.num_clusters.mean()),
-        "neighbours": float(found.neighbours.mean()),
-        "distance": float(found.mean_distance.mean()),
-    }
+    means = {"clusters": found.num_clusters, "neighbours": found.neighbours, "distance": found.mean_distance}
+    return {"ratio": float(masked.float().mean())} | {name: float(values.mean()) for name, values in means.items()}
 
 
 def _evaluations(settings: Mapping[str, Any]) -> list[str]:

@@ -101,8 +101,7 @@ def stage_run(plan: Stages, number: int, out: Path) -> Pretrain:
     stage, and decides weights, order of the data, crops and masks. Weights to start from (`init`) are those of the
     first stage.
 
-    Raises:
-        ValueError: if the method has no teacher, or an EMA teacher has a second stage.
+    Raises `ValueError` if the method has no teacher, or an EMA teacher has a second stage.
     """
     teacher = teacher_of(plan.run.method)
     if teacher is None:
@@ -138,8 +137,7 @@ def first_width(plan: Stages) -> int | None:
 
     AdamW's moments can be kept (`reinit` reference) only where the decoder keeps its size.
 
-    Raises:
-        ValueError: if there is no such teacher, or it does not go with the student, or they are to be kept and cannot.
+    Raises `ValueError` if there is no such teacher, it does not go with the student, or they are to be kept and cannot.
     """
     method: Any = plan.run.method
     teacher = teacher_of(method)
@@ -162,8 +160,7 @@ def first_width(plan: Stages) -> int | None:
 def describe_stages(plan: Stages, out: Path) -> list[tuple[str, str]]:
     """Who teaches whom, stage by stage, how wide the targets are, and how each starts; for `pantomim explain`.
 
-    Raises:
-        ValueError: as `stage_run` and `first_width`.
+    Raises `ValueError` as `stage_run` and `first_width`.
     """
     width = first_width(plan)
     student: Any = plan.run.method
@@ -202,8 +199,7 @@ def _write_plan(plan: Stages, out: Path) -> None:
 def _hand_over(before: Pretrain, run: Pretrain, out: Path, number: int) -> None:
     """Start a stage as the authors' code does: step 0 of a new student, with what that code does not reset.
 
-    Raises:
-        ValueError: as `carry_over`.
+    Raises `ValueError` as `carry_over`.
     """
     folder, from_folder = stage_folder(out, number), stage_folder(out, number - 1)
     checkpoints = folder / "checkpoints"

@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +104,11 @@ class Table:
     command: str  # carries out all of it
     environments: list[dict[str, Any]]  # more than one where runs differ in versions, commit or hardware
 
-    def to_json(self) -> str:
-        """For other programs."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
 
 def make_table(study: Study, out: Path) -> Table:
     """What there is so far; a number counts from the moment its own evaluation is there.
 
-    Raises:
-        ValueError: if a column is no number of its evaluation.
+    Raises `ValueError` if a column is no number of its evaluation.
     """
     results = {cell.name: _read_results(cell, out) for cell in study.cells}
     records = {cell.name: read_record(cell, out) for cell in study.cells}

@@ -77,6 +77,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_normalise_as_one(tmp_path) -> None:
     command = [sys.executable, "-c", TWO]
     running = [

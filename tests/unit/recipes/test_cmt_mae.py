@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pytest
 import torch
 
 from pantomim.config import leaves, to_dict
@@ -18,6 +19,7 @@ def test_every_setting_of_the_starting_point_has_an_origin():
     assert all(origin.startswith(LABELS) for origin in ORIGINS.values())
 
 
+@pytest.mark.slow
 def test_no_value_of_ours_is_called_the_papers():
     recipe = next(recipe for recipe in RECIPES if recipe.name == "cmt_mae_micro_cifar10")
     run = prepare(recipe.name).config

@@ -70,6 +70,7 @@ def test_bare_methods_take_any_images(name, size) -> None:
         assert getattr(encoder, key) == getattr(paper.method.encoder, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cae", "data2vec"])
 def test_what_bare_methods_cost_is_counted(name) -> None:
     cost = count_cost(fit(name, "micro", facts((16, 16), 16)), torch.float32)
