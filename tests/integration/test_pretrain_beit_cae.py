@@ -51,7 +51,7 @@ def run(source, kind, **changes):
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_a_run_goes_on_to_the_same_bits_and_is_scored(kind, tmp_path, monkeypatch):
+def test_a_run_resumes_to_the_same_bits_and_is_scored(kind, tmp_path, monkeypatch):
     source = tiny_images(tmp_path / "images.npz")
     config = run(source, kind, steps=12, runtime={"save_every": 4, "log_every": 1})
     whole = tmp_path / "whole"
@@ -172,7 +172,8 @@ def test_no_tokenizer_no_run(tmp_path):
         pretrain(config, tmp_path / "run")
 
 
-def test_a_bare_method_goes_on_from_a_run(tmp_path):
+@pytest.mark.slow
+def test_a_bare_method_continues_from_a_run(tmp_path):
     source = tiny_images(tmp_path / "images.npz")
     pretrain(run(source, "cae", steps=3), tmp_path / "first")
     options = {"data": str(source), "init": str(tmp_path / "first"), "tokenizer": "random-projection"}
@@ -187,6 +188,7 @@ def test_a_bare_method_goes_on_from_a_run(tmp_path):
 
 
 @pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.slow
 def test_from_the_command_line(kind, tmp_path, capsys):
     source, out = tiny_images(tmp_path / "images.npz"), tmp_path / "run"
     command = [kind, "--data", str(source), "--size", "micro", "--method.encoder.depth", "1", "--steps", "30"]

@@ -106,6 +106,7 @@ def test_a_run_begins_where_another_ended(source, tmp_path):
     assert all(torch.equal(weight, ours[name]) for name, weight in average.named_parameters())
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one(source, tmp_path):
     config = run(source, steps=5)
     pretrain(config, tmp_path / "one")
@@ -125,6 +126,7 @@ def test_two_processes_end_with_the_weights_of_one(source, tmp_path):
             assert theirs[name] == pytest.approx(ours[name], rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_from_the_command_line_with_a_teacher_of_ones_own(source, tmp_path, capsys):
     teacher, out = tmp_path / "teacher", tmp_path / "run"
     pretrain(tiny_run(source, steps=4), teacher)

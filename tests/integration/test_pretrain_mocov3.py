@@ -46,7 +46,7 @@ def last_weights(out):
     return load_file(find_checkpoint(out / "checkpoints").path / WEIGHTS)
 
 
-def test_a_run_goes_on_to_the_same_bits_and_is_scored(source, tmp_path, monkeypatch):
+def test_a_run_resumes_to_the_same_bits_and_is_scored(source, tmp_path, monkeypatch):
     config = run(source, steps=12, runtime={"save_every": 4})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     pretrain(config, whole)
@@ -96,6 +96,7 @@ def test_a_run_begins_where_another_ended(source, tmp_path):
         assert torch.equal(weight, saved[students]), name  # the teacher begins as the student
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one(source, tmp_path):
     config = run(source, steps=5)
     pretrain(config, tmp_path / "one")
@@ -128,6 +129,7 @@ def test_a_second_view_is_asked_for(source, tmp_path):
         pretrain(replace(config, data=replace(config.data, second=None)), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_from_the_command_line(source, tmp_path, capsys):
     out = tmp_path / "run"
     command = ["mocov3", "--data", str(source), "--size", "micro", "--method.encoder.depth", "1", "--steps", "20"]

@@ -1,4 +1,4 @@
-"""Whole runs with a teacher's features and with histograms: they go on to the same bits, wherever the teacher is."""
+"""Whole runs with histograms and with features of a teacher: resumed, they end in the same bits."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_goes_on_to_the_same_bits(name, tmp_path, monkeypatch):
+def test_a_run_resumes_to_the_same_bits(name, tmp_path, monkeypatch):
     source = tiny_images(tmp_path / "images.npz")
     config = tiny_run(source, steps=6, runtime={"save_every": 2, "log_every": 1})
     config = replace(config, method=METHODS[name])

@@ -75,7 +75,7 @@ def test_a_random_projection(job, tmp_path, capsys) -> None:
     assert np.load(tmp_path / "ids.npz")["ids"].shape == (16, 4, 4)
 
 
-def test_the_same_command_goes_on_where_a_run_stopped(job, tmp_path, capsys) -> None:
+def test_the_same_command_resumes_where_a_run_stopped(job, tmp_path, capsys) -> None:
     source, run = job
     train(source, tmp_path / "run", "--runtime.save-every", "3", "--keep", "5")
     whole = read_metrics(tmp_path / "run" / "metrics.jsonl")

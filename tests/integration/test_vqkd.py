@@ -31,6 +31,7 @@ def said(capsys):
     return " ".join((captured.err + captured.out).split())
 
 
+@pytest.mark.slow
 def test_from_a_teacher_to_ids(tmp_path, capsys):
     source = tiny_images(tmp_path / "tiny.npz")
     pretrain(tiny_run(source, steps=3), tmp_path / "teacher")

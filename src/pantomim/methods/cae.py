@@ -58,7 +58,7 @@ def cae_encoder(size: Size, drop_path: float = 0.0) -> EncoderConfig:
 
 @frozen
 class CAEConfig:
-    """The parts of CAE, with the values of the paper's ViT-B and 75 masked patches; see `preset` for others.
+    """The parts of CAE, with the values of the paper's ViT-B and 75 masked patches; `recipes.cae` has others.
 
     The authors' first release (lxtGH/CAE) has `align_momentum` 0 and `align_lagging`: the copy moves before the step.
 
@@ -163,16 +163,3 @@ class CAE(Method):
         latents = self.latents(self.encoder, images)
         ids = torch.arange(latents.shape[1], device=latents.device).expand(len(latents), -1)
         return self.decoder(latents, ids)
-
-
-def preset(size: Size, num_masked: Literal[75, 98] = 75) -> CAEConfig:
-    """The paper's models on 224 x 224 pixels, with either number of masked patches out of 196.
-
-    75 goes without stochastic depth, as in the authors' Paddle release; 98 has 0.1 in each stack, as the published
-    checkpoints. Regressor and decoder are as wide as the encoder: also for ViT-S, where the code's default is 768.
-    """
-    encoder = cae_encoder(size, drop_path=0.1 if num_masked == 98 else 0.0)
-    regressor = RegressorConfig(layer_scale=encoder.layer_scale, drop_path=encoder.drop_path)
-    decoder = LatentDecoderConfig(layer_scale=encoder.layer_scale, drop_path=encoder.drop_path)
-    masker = BlockMasker(ratio=num_masked / 196)
-    return CAEConfig(encoder=encoder, regressor=regressor, decoder=decoder, masker=masker)

@@ -12,9 +12,25 @@ from typing import Any, Literal
 
 from pantomim.config import DataConfig, Duration, Pretrain
 from pantomim.data.transforms import Crop
-from pantomim.methods.cae import Size, preset
+from pantomim.masking.block import BlockMasker
+from pantomim.methods.cae import CAEConfig, Size, cae_encoder
+from pantomim.nn.decoder import LatentDecoderConfig
+from pantomim.nn.regressor import RegressorConfig
 from pantomim.recipes import beit
 from pantomim.recipes.recipe import NOT_MEASURED, ON_CIFAR10, Family, Scale, scale, with_parts
+
+
+def preset(size: Size, num_masked: Literal[75, 98] = 75) -> CAEConfig:
+    """The paper's models on 224 x 224 pixels, with either number of masked patches out of 196.
+
+    75 goes without stochastic depth, as in the authors' Paddle release; 98 has 0.1 in each stack, as the published
+    checkpoints. Regressor and decoder are as wide as the encoder: also for ViT-S, where the code's default is 768.
+    """
+    encoder = cae_encoder(size, drop_path=0.1 if num_masked == 98 else 0.0)
+    regressor = RegressorConfig(layer_scale=encoder.layer_scale, drop_path=encoder.drop_path)
+    decoder = LatentDecoderConfig(layer_scale=encoder.layer_scale, drop_path=encoder.drop_path)
+    masker = BlockMasker(ratio=num_masked / 196)
+    return CAEConfig(encoder=encoder, regressor=regressor, decoder=decoder, masker=masker)
 
 
 def in1k(size: Size, num_masked: Literal[75, 98]) -> Pretrain:

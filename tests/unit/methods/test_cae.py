@@ -10,10 +10,11 @@ from pantomim.core.batch import Batch
 from pantomim.masking.block import BlockMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws
-from pantomim.methods.cae import CAE, CAEConfig, cae_encoder, preset
+from pantomim.methods.cae import CAE, CAEConfig, cae_encoder
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.regressor import RegressorConfig
 from pantomim.nn.tokens import patchify, take, unpatchify
+from pantomim.recipes.cae import preset
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTarget
 
