@@ -90,7 +90,7 @@ def test_the_folder_holds_the_stages_and_the_last_encoder(whole):
     assert load_encoder(whole)(torch.rand(2, 3, 16, 16)).patches.shape == (2, 16, 16)
 
 
-def test_each_stage_begins_its_schedule_and_its_student_anew(whole):
+def test_each_stage_starts_its_schedule_and_its_student_anew(whole):
     rates = [[rate for _, rate in losses(whole, number)] for number in (0, 1)]
     assert rates[0] == rates[1]
     assert rates[0][0] == 0
@@ -190,8 +190,8 @@ def test_the_student_keeps_its_weights_if_nothing_is_reinitialised(source, tmp_p
     second = stage_run(plan, 1, tmp_path)
     assert second.init == str(tmp_path / "stage-0")
     # In step 0 the rate is 0: the first loss is that of the student of stage 0 against itself.
-    begun = replace(second, method=replace(second.method, teacher=TeacherConfig(source=str(tmp_path / "stage-0"))))
-    pretrain(begun, tmp_path / "again")
+    first = replace(second, method=replace(second.method, teacher=TeacherConfig(source=str(tmp_path / "stage-0"))))
+    pretrain(first, tmp_path / "again")
     again = read_metrics(tmp_path / "again" / "metrics.jsonl")
     assert losses(tmp_path, 1)[0][0] == again[0]["loss"]
     fresh = stage_run(plan_of(source), 1, tmp_path)
@@ -205,10 +205,10 @@ def test_the_authors_way_keeps_the_bias_and_the_moments(source, whole, tmp_path,
         kill_after(STEPS, patch)
         with pytest.raises(Killed):
             run_stages(plan, out)
-    begun = out / "stage-1" / "checkpoints" / "step-00000000"
+    started = out / "stage-1" / "checkpoints" / "step-00000000"
     last = out / "stage-0" / "checkpoints" / f"step-{STEPS:08d}"
-    assert equal(load_file(begun / OPTIMIZER), load_file(last / OPTIMIZER))
-    there, before = (load_file(folder / "weights.safetensors") for folder in (begun, last))
+    assert equal(load_file(started / OPTIMIZER), load_file(last / OPTIMIZER))
+    there, before = (load_file(folder / "weights.safetensors") for folder in (started, last))
     bias = "encoder.patch_embed.proj.bias"
     assert torch.equal(there[bias], before[bias])
     kept = {name for name in there if torch.equal(there[name], before[name])}

@@ -77,7 +77,7 @@ def test_the_numbers_of_the_table_are_mean_std_and_paired_difference(done):
     assert list(rows) == ["half", "most", "same encoder, untrained", "raw pixels"]
     half = [results[name]["probe"]["trained"]["top1"] for name in ("00-half-seed0", "02-half-seed1")]
     most = [results[name]["probe"]["trained"]["top1"] for name in ("01-most-seed0", "03-most-seed1")]
-    twin = [results[name]["probe"]["untrained"]["top1"] for name in ("01-most-seed0", "03-most-seed1")]
+    untrained = [results[name]["probe"]["untrained"]["top1"] for name in ("01-most-seed0", "03-most-seed1")]
     score = rows["half"]["scores"]["probe.top1"]
     assert score["mean"] == pytest.approx(sum(half) / 2)
     assert score["std"] == pytest.approx(abs(half[0] - half[1]) / 2**0.5)
@@ -87,7 +87,7 @@ def test_the_numbers_of_the_table_are_mean_std_and_paired_difference(done):
     assert difference["mean"] == pytest.approx(statistics.fmean(apart))
     assert difference["std"] == pytest.approx(statistics.stdev(apart))
     assert rows["most"]["differences"] == {}
-    assert rows["same encoder, untrained"]["scores"]["probe.top1"]["mean"] == pytest.approx(statistics.fmean(twin))
+    assert rows["same encoder, untrained"]["scores"]["probe.top1"]["mean"] == pytest.approx(statistics.fmean(untrained))
     assert "untrained" not in results["00-half-seed0"]["knn"], "baselines are scored once"
     steps = [read_record(cell, out).s_per_step for cell in study.cells if cell.arm == "half"]
     assert rows["half"]["costs"]["s_per_step"]["mean"] == pytest.approx(statistics.fmean(steps))
@@ -118,6 +118,7 @@ def test_the_pages_say_what_was_run(done):
     assert "nothing: the recipe as it is" in page
 
 
+@pytest.mark.slow
 def test_a_stopped_study_is_resumed(done, source, tmp_path, monkeypatch):
     """A stop between two evaluations, one while training: nothing is done twice, and the numbers are the same."""
     study, out = tiny_study(tmp_path, source), tmp_path / "out"
@@ -159,7 +160,7 @@ def test_one_cell_at_a_time(source, tmp_path):
     table = make_table(study, out)
     assert table.rows[0].scores["knn.top1"].std is None
     assert show(table.rows[0].scores["knn.top1"], "knn.top1", 2).endswith("(n = 1)")
-    assert findings(table) == ["Fewer than two seeds to set against most, so nothing is said of: half."], "once"
+    assert findings(table) == ["Fewer than two seeds to set against most, so nothing is claimed about: half."], "once"
     assert table.rows[0].differences["knn.top1"] is None, "the reference has no such seed yet"
     with pytest.raises(ValueError, match=r"Study\.index must be in 0 to 3; got 4"):
         run_study(study, out, index=4)
@@ -240,7 +241,7 @@ def test_an_evaluation_may_be_added_later_and_only_it_is_carried_out(source, tmp
     command = ["study", str(plan), "--data", str(source), "--out", str(out)]
     main(command)
     said = " ".join(capsys.readouterr().err.split())
-    assert "Left out: evaluation probe, for want of its input other. Add the input other=SRC" in said
+    assert "Left out: evaluation probe, as its input other is not given. Add the input other=SRC" in said
     for name in ("table.md", "table.html"):
         assert "Left out: evaluation probe" in (out / name).read_text()
     before = {

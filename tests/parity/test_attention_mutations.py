@@ -16,7 +16,7 @@ draw_order, distance, mix = attention.draw_order, method.DISTANCE, decoder.Promp
 
 @pytest.fixture(autouse=True)
 def fewer_draws(monkeypatch):
-    monkeypatch.setattr(milan, "DRAWS", 5000)
+    monkeypatch.setattr(milan, "DRAWS", 2000)
 
 
 @pytest.mark.parametrize("name", ["attmask", "milan_sampling", PRETRAIN])

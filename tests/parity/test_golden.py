@@ -25,7 +25,7 @@ LEFT_OUT = {"mae_pretrain_a", "beit_pretrain_a", "cae_pretrain_a", "cae_finetune
 LEFT_OUT |= {"beit_finetune_a", "dalle_a", "clip_visual_a", "dbot_pretrain_a", "dbot_pretrain_b"}
 LEFT_OUT |= {"dbot_full_sequence_a", "dbot_full_sequence_b", "dbot_analysis", "simmim_pretrain_a", "maskfeat_hog_a"}
 LEFT_OUT |= {"milan_pretrain_a"} | {f"trajectory_{name}_a" for name in TRAJECTORIES - {"mae", "dbot"}}
-SLOW = {"colormae_spectra", "ijepa_masks_a"}  # many seconds of statistics
+SLOW = {"colormae_spectra", "ijepa_masks_a", "trajectory_dbot_a", "trajectory_ijepa_a"}
 
 
 @pytest.mark.parametrize(

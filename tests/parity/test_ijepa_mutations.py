@@ -1,6 +1,7 @@
 """I-JEPA's items notice: one thing is wrong at a time, and an item must fail."""
 
-from golden_items import mutations, outcome
+import pytest
+from golden_items import failing, mutations, outcome
 
 from pantomim.engine.training import Training
 from pantomim.masking import multi_block
@@ -20,13 +21,6 @@ predict, begin, block, size = ijepa.Predictor.forward, EMA.__init__, multi_block
         "forward",
         lambda self, context, ids_context, ids_target: predict(self, context, ids_context * 0, ids_target),
     ),
-    momentum_a_step_early=(
-        TRAJECTORY,
-        EMA,
-        "__init__",
-        lambda self, *args, lead=1, **named: begin(self, *args, **named),
-    ),
-    rates_without_the_lead=(TRAJECTORY, Training, "_place", lambda self, step: step),
     last_row_within_reach=(
         MASKS,
         multi_block,
@@ -45,6 +39,21 @@ def test_one_thing_wrong(monkeypatch, item, owner, name, wrong):
     result = outcome(item)
     assert result.status == "FAIL"
     assert result.compared > 0 or "is asked for" in result.worst, result.worst  # found by comparing, or by the replay
+
+
+@pytest.mark.slow
+@mutations(
+    momentum_a_step_early=(
+        TRAJECTORY,
+        EMA,
+        "__init__",
+        lambda self, *args, lead=1, **named: begin(self, *args, **named),
+    ),
+    rates_without_the_lead=(TRAJECTORY, Training, "_place", lambda self, step: step),
+)
+def test_one_thing_wrong_in_a_run(monkeypatch, item, owner, name, wrong):
+    monkeypatch.setattr(owner, name, wrong)
+    failing(item)
 
 
 def test_as_it_is_it_passes():

@@ -41,6 +41,12 @@ class Vocabulary:
         raise NotImplementedError
 
 
+def sized(table):
+    """The sizes of a table; large ones take a second each, even without memory."""
+    slow = ("large", "huge")
+    return [pytest.param(*key, marks=[pytest.mark.slow] if key[0] in slow else [], id=str(key)) for key in table]
+
+
 @pytest.fixture(autouse=True)
 def meta():
     with torch.device("meta"):
@@ -59,7 +65,7 @@ def grouped(groups):
     return sum(parameter.numel() for group in groups for parameter in group["params"])
 
 
-@pytest.mark.parametrize(("size", "patch_size"), MAE)
+@pytest.mark.parametrize(("size", "patch_size"), sized(MAE))
 def test_mae(size, patch_size):
     encoder = EncoderConfig(patch_size=patch_size, **ENCODER_SIZES[size])
     method, classifier = MAEConfig(encoder=encoder).build(), Classifier(encoder.build(), 1000)
@@ -69,14 +75,14 @@ def test_mae(size, patch_size):
     assert grouped(layer_decay_groups(classifier, 0.05, 0.75)) == trained(classifier) == count(classifier)
 
 
-@pytest.mark.parametrize(("size", "expected"), BEIT.items())
+@pytest.mark.parametrize(("size", "expected"), sized(BEIT.items()))
 def test_beit(size, expected):
     method = BEiTConfig(encoder=beit_encoder(size)).build(target=TokenTarget(Vocabulary()))
     assert count(method) == trained(method) == expected
 
 
 @pytest.mark.parametrize("num_masked", [75, 98])
-@pytest.mark.parametrize(("size", "width"), CAE, ids=str)
+@pytest.mark.parametrize(("size", "width"), sized(CAE))
 def test_cae(size, width, num_masked):
     config = preset(size, num_masked)
     config = replace(config, regressor=replace(config.regressor, width=width))

@@ -88,6 +88,7 @@ def test_stochastic_depth_may_be_off(tmp_path):
     assert edited(tmp_path, "trajectory_beit_a", off).compared > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["update_ema", "draw"])
 def test_a_run_without_one_of_the_methods_verbs_is_another(monkeypatch, verb):
     if verb == "update_ema":
@@ -181,14 +182,14 @@ def another_name(spec, tensors):
     ("name", "edit"),
     [
         ("maskfeat_hog_b", inner_columns),
-        ("block_mask_stats", fewer_statistics),
+        pytest.param("block_mask_stats", fewer_statistics, marks=pytest.mark.slow),
         ("mae_finetune_a", one_pooling),
         ("mae_pretrain_b", another_name),
-        ("mae_pretrain_b", without("out/pred", "out/loss_raw")),
+        pytest.param("mae_pretrain_b", without("out/pred", "out/loss_raw"), marks=pytest.mark.slow),
         ("colormae_masking", without("in/bank", "out/extracted")),
         ("mae_positions", lambda spec, tensors: (spec["config"].pop("tables"), without("out/table_")(spec, tensors))),
         ("attmask", lambda s, t: (without("hint")(s, t), s["numbers"].pop("hint"), s["config"].pop("hint"))),
-        ("milan_sampling", lambda spec, tensors: spec.pop("numbers")),
+        pytest.param("milan_sampling", lambda spec, tensors: spec.pop("numbers"), marks=pytest.mark.slow),
         ("dalle_a", lambda spec, tensors: spec.pop("full_size_keys")),
         ("dalle_a", without("mapped_values", "in/values")),
         ("clip_visual_a", without("other_size")),

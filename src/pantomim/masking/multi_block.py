@@ -6,9 +6,10 @@ Paper: Assran et al. 2023, arXiv:2301.08243; rules and quirks are those of the a
 """
 
 import math
+import random
 from functools import lru_cache
-from itertools import chain, count
-from typing import Annotated, Literal, NamedTuple, Protocol, runtime_checkable
+from itertools import count
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,32 +36,6 @@ class Blocks(NamedTuple):
     def rows(self, start: int, count: int) -> "Blocks":
         """Those of images `start : start + count`."""
         return Blocks(self.context[:, start : start + count], self.targets[:, start : start + count])
-
-
-@runtime_checkable
-class Numbers(Protocol):
-    """Where random numbers come from, one by one."""
-
-    def random(self) -> float:
-        """In [0, 1)."""
-
-    def integers(self, high: int) -> int:
-        """From 0 on, below `high`."""
-
-
-class FromGenerator:
-    """The ordinary source. Numbers are drawn a thousand at a time: one by one they would take ten times as long."""
-
-    def __init__(self, generator: np.random.Generator) -> None:
-        self._uniforms = chain.from_iterable(generator.random(1000).tolist() for _ in count())
-
-    def random(self) -> float:
-        """See `Numbers.random`."""
-        return next(self._uniforms)
-
-    def integers(self, high: int) -> int:
-        """See `Numbers.integers`."""
-        return int(next(self._uniforms) * high)
 
 
 @frozen
@@ -115,10 +90,10 @@ class MultiBlockMasker:
     def blocks(self, batch_size: int, grid: Size, generator: torch.Generator) -> Blocks:
         """Draw the blocks of a global batch, on the host, and send them to the device of `generator`."""
         self.num_masked(grid)  # refuses what can never be valid
-        context, targets = self.draw(batch_size, grid, FromGenerator(np.random.default_rng(host_seed(generator))))
+        context, targets = self.draw(batch_size, grid, random.Random(repr(host_seed(generator))))
         return Blocks(*(to_device(torch.from_numpy(ids), generator.device) for ids in (context, targets)))
 
-    def draw(self, batch_size: int, grid: Size, numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, batch_size: int, grid: Size, numbers: random.Random) -> tuple[np.ndarray, np.ndarray]:
         """Context ids (E, B, C) and target ids (T, B, K), from numbers asked for in the authors' order."""
         target_size = _size(grid, numbers.random(), self.target_scale, self.target_aspect)
         context_size = _size(grid, numbers.random(), self.context_scale, (1.0, 1.0))
@@ -129,7 +104,7 @@ class MultiBlockMasker:
             contexts.append([self._context(grid, context_size, mine, numbers) for _ in range(self.num_contexts)])
         return _ids(contexts, grid), _ids(targets, grid)
 
-    def _context(self, grid: Size, size: Size, targets: list[int], numbers: Numbers) -> int:
+    def _context(self, grid: Size, size: Size, targets: list[int], numbers: random.Random) -> int:
         """One context block, of which as many targets are taken out as leave enough patches."""
         for failures in count():
             block = _block(grid, size, numbers)
@@ -155,9 +130,9 @@ def _size(grid: Size, u: float, scale: tuple[float, float], aspect: tuple[float,
     return min(height, grid[0] - 1), min(width, grid[1] - 1)
 
 
-def _block(grid: Size, size: Size, numbers: Numbers) -> int:
+def _block(grid: Size, size: Size, numbers: random.Random) -> int:
     """A block at a random place; the last row and column are out of reach, as the authors' upper ends are exclusive."""
-    top, left = (numbers.integers(side - length) for side, length in zip(grid, size, strict=True))
+    top, left = (numbers.randrange(side - length) for side, length in zip(grid, size, strict=True))
     return _corner_block(grid[1], size) << (top * grid[1] + left)
 
 

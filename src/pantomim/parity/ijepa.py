@@ -1,5 +1,6 @@
 """I-JEPA: one step, its mask collator, and a run of the authors' `main`. Official: facebookresearch/ijepa."""
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pantomim.masking.multi_block import Blocks, FromGenerator, MultiBlockMasker, Numbers
+from pantomim.masking.multi_block import Blocks, MultiBlockMasker
 from pantomim.methods.ijepa import IJEPA, IJEPAConfig, PredictorConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.optim import parameter_groups
@@ -46,7 +47,7 @@ def ijepa_masks(item: Item) -> Computed:
             found.outputs[f"setting_{trace['setting']}/trace_{trace['index']}/{name}"] = torch.from_numpy(ids)
     for stated in item.numbers.get("statistics", []):
         number = stated["setting"]
-        numbers = FromGenerator(np.random.default_rng(number))
+        numbers = random.Random(number)
         drawn = [_drawn(settings[number], numbers) for _ in range(BATCHES)]
         for name, lists in zip(("context", "target"), zip(*drawn, strict=True), strict=True):
             side = settings[number]["img_size"] // settings[number]["patch_size"]
@@ -76,7 +77,7 @@ def trajectory_ijepa(item: Item) -> Computed:
     return run.computed(outputs | {"momentum": torch.tensor(momenta, dtype=torch.float64)})
 
 
-class _Replay:
+class _Replay(random.Random):
     """Recorded random numbers, one by one; a draw from another range than the recorded one is an error."""
 
     def __init__(self, draws: list[list[Any]]) -> None:
@@ -87,7 +88,7 @@ class _Replay:
         assert kind == "uniform", f"a uniform number is asked for, {kind} was recorded"
         return value
 
-    def integers(self, high: int) -> int:
+    def randrange(self, high: int) -> int:  # type: ignore[override]
         kind, low, end, value = next(self.draws)
         assert (kind, low, end) == ("randint", 0, high), f"0 to {high} is asked for, {kind} {low} to {end} was recorded"
         return value
@@ -107,7 +108,7 @@ def _filled(item: Item, config: IJEPAConfig, target: Mapping[str, Tensor], steps
     return filled(item, config.build(steps), str, named)
 
 
-def _drawn(setting: Mapping[str, Any], numbers: Numbers) -> tuple[np.ndarray, np.ndarray]:
+def _drawn(setting: Mapping[str, Any], numbers: random.Random) -> tuple[np.ndarray, np.ndarray]:
     side = setting["img_size"] // setting["patch_size"]
     masker = MultiBlockMasker(
         num_targets=setting["num_pred_masks"],

@@ -229,9 +229,7 @@ def _settled_top(values: np.ndarray) -> float:
     rest = values[max(len(values) // 20, 1) :]
     rest = rest[np.isfinite(rest)]
     highest = float(np.nanmax(values))
-    if not rest.size:
-        return highest
-    low, top = float(rest.min()), float(rest.max())
+    low, top = (float(rest.min()), float(rest.max())) if rest.size else (highest, highest)
     return top + 0.5 * (top - low) if highest - low > 2 * (top - low) > 0 else highest
 
 

@@ -1,4 +1,4 @@
-"""What a run folder holds, read without model code; what is missing or damaged is said, never fatal."""
+"""What a run folder holds, read without model code; what is missing or damaged is reported, never fatal."""
 
 import json
 import math

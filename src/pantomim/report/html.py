@@ -91,9 +91,7 @@ def length(value: Any) -> str:
 
 def text_of(value: Any) -> str:
     """A value for reading."""
-    if value is None or value == "":
-        return "–"
-    return " ".join(map(text_of, value)) if isinstance(value, list) else str(value)
+    return " ".join(map(text_of, value)) if isinstance(value, list) else "–" if value in (None, "") else str(value)
 
 
 def plus_minus(mean: float, std: float | None, digits: str, scale: float = 1.0) -> str:

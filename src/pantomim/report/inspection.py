@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,10 +24,8 @@ SIDE = 1.1  # inches of a picture in the PNG
 def write_inspection(found: BlockFacts, out: Path) -> Path:
     """Write the page; it needs no other file."""
     analysis = LAYERS[found.kind]
-    headings, rows = analysis.table(found)
-    shown = {"title": analysis.title, "lead": caption(found), "charts": panels(found)}
-    text = fill_template("inspection.html", headings=headings, rows=rows, **shown)
-    replace_file(out, text.encode())
+    shown: dict[str, Any] = {"title": analysis.title, "lead": caption(found), "charts": panels(found)}
+    replace_file(out, fill_template("inspection.html", table=analysis.table(found), **shown).encode())
     return out
 
 

@@ -32,7 +32,7 @@ CURVES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def make_report(run: str | Path, headline: str | None = None) -> Path:
-    """Write `RUN/report.html` from what the run folder holds; what is missing is said with the command that makes it.
+    """Write `RUN/report.html` from what the run folder holds; what is missing is named with the command that makes it.
 
     `headline` names the evaluation shown first, by its file without `.json`; None: the linear probe with all labels,
     else the next in a fixed order that does not look at the scores.
@@ -41,13 +41,13 @@ def make_report(run: str | Path, headline: str | None = None) -> Path:
     """
     folder = read_run(run)
     results = read_results(folder.evaluations)
-    if headline is not None:
-        if headline not in {result.stem for result in results}:
-            known = ", ".join(result.stem for result in results) or "none"
-            raise ValueError(
-                f"report.headline must name a file of {folder.path / 'eval'}; got {headline!r}. It has {known}."
-            )
-        results.sort(key=lambda result: result.stem != headline)
+    stems = [result.stem for result in results]
+    if headline is not None and headline not in stems:
+        known = ", ".join(stems) or "none"
+        raise ValueError(
+            f"report.headline must name a file of {folder.path / 'eval'}; got {headline!r}. It has {known}."
+        )
+    results.sort(key=lambda result: result.stem != headline)
     path = folder.path / "report.html"
     replace_file(path, render(folder, results).encode())
     return path
@@ -79,7 +79,9 @@ def render(run: RunFolder, results: list[Result]) -> str:
         speed=measured(run, "images_per_s", "images_per_s", np.nanmedian),
         settings=list(settings(run)),
         environment=[(name, text_of(value)) for name, value in leaves(run.environment).items()],
-        **{tool.__name__: tool for tool in (look_up, points, score_table)},
+        look_up=look_up,
+        points=points,
+        score_table=score_table,
     )
 
 
@@ -129,10 +131,9 @@ def masking(masker: Mapping[str, Any]) -> str:
 
 def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
     """What is wrong with the folder's files, and what was with the run."""
-    for problem in folder.problems:
-        yield f"{problem}. What it would show is left out here."
-    for warning in folder.finished.get("warnings", folder.finished.get("alarms", [])):
-        yield f"While training: {warning}"
+    yield from (f"{problem}. What it would show is left out here." for problem in folder.problems)
+    told = folder.finished.get("warnings", folder.finished.get("alarms", []))
+    yield from (f"While training: {warning}" for warning in told)
     if sha256 := folder.encoder.get("sha256"):
         for result in results:
             if result.details.get("encoder_sha256", sha256) != sha256:

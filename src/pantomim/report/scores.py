@@ -198,10 +198,8 @@ def read_result(stem: str, values: dict[str, Any]) -> Result | None:
     rows = [Row(name, label(name), {who: scores[who].get(name) for who in CONTENDERS}) for name in names]
     flat = leaves(values)
     details = {name: _plain(value) for name, value in flat.items() if name.split(".")[0] not in CONTENDERS}
-    protocol = str(values.get("protocol", stem.partition("-")[0]))
-    protocol = PROTOCOLS.get(protocol, protocol)
-    if labels := _few_labels(details):
-        protocol += f", {labels} labels per class"
+    protocol, labels = str(values.get("protocol", stem.partition("-")[0])), _few_labels(details)
+    protocol = PROTOCOLS.get(protocol, protocol) + (f", {labels} labels per class" if labels else "")
     data = details.get("dataset") or details.get("data") or details.get("data.name") or stem.partition("-")[2]
     counts = [value for name, value in flat.items() if name.rpartition(".")[2] in NUM_IMAGES]
     num_images = next((value for value in counts if isinstance(value, int) and value > 0), None)

@@ -11,11 +11,10 @@ from pantomim.evaluate import Evaluation, protocol_named
 from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, TOKENIZER_RECIPES, prepare
 from pantomim.recipes.dvae import fitted
 from pantomim.study.placeholders import check_needs, fill, input_problems, missing, needed_arms, placeholders
-from pantomim.study.plan import MINUS, Analysis, Arm, Plan, Scale, merge, unknown
+from pantomim.study.plan import MINUS, Analysis, Arm, Plan, Scale, merge, refuse, unknown
 
 ENCODER = "RUN"  # stands in an evaluation's config for the run folder of its cell
 WITHOUT_ENCODER = ("dvae", "vqkd")  # methods that train something else, for other arms to use
-Place = tuple[str, int]  # arm and seed
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Study:
     def warnings(self) -> list[str]:
         """What is left out because an input is not given."""
         return [
-            f"Left out: evaluation {name}, for want of its input {', '.join(inputs)}. Add the input "
+            f"Left out: evaluation {name}, as its input {', '.join(inputs)} is not given. Add the input "
             f"{' '.join(f'{given}=SRC' for given in inputs)} to have it; what is finished stays."
             for name, inputs in self.lacking.items()
         ]
@@ -127,10 +126,8 @@ def expand(
     Raises `ValueError` if a scale, evaluation or input is unknown, an input is missing that the arms or all evaluations
     need, or a config is not valid.
     """
-    named = unknown([("Study.scale", scale)] if scale else [], "scales", plan.scales)
-    named += unknown([("Study.without", name) for name in without], "evaluations", plan.evaluations)
-    if named:
-        raise ValueError("\n".join(named))
+    refuse(unknown([("Study.scale", scale)] if scale else [], "scales", plan.scales))
+    refuse(unknown([("Study.without", name) for name in without], "evaluations", plan.evaluations))
     scale = scale or next(iter(plan.scales), None)
     at = plan.scales[scale] if scale else Scale()
     evaluations = {
@@ -142,15 +139,13 @@ def expand(
         raise ValueError("Study.without must leave an evaluation; got all of them. Leave fewer out.")
     arms = {name: _arm(plan, at, name) for name in plan.arm_overrides}
     overrides = {name: arm.overrides for name, arm in arms.items()}
-    if problems := input_problems(plan, evaluations, overrides, inputs):
-        raise ValueError("\n".join(problems))
+    refuse(input_problems(plan, evaluations, overrides, inputs))
     lacking = {name: lacks for name in evaluations if (lacks := missing(evaluations[name], inputs))}
     evaluations = {name: settings for name, settings in evaluations.items() if name not in lacking}
     used = {name: inputs[name] for name in inputs if name in {"data", *placeholders([evaluations, overrides])}}
     evaluations = fill(evaluations, used)
-    runs = {
-        name: _run(plan, name, replace(arm, overrides=fill(arm.overrides, used)), used) for name, arm in arms.items()
-    }
+    arms = {name: replace(arm, overrides=fill(arm.overrides, used)) for name, arm in arms.items()}
+    runs = {name: _run(plan, name, arm, used) for name, arm in arms.items()}
     check_needs(runs)
     seeds = at.seeds or plan.seeds
     encoders = {name: values for name, values in runs.items() if values["method"]["kind"] not in WITHOUT_ENCODER}
@@ -200,7 +195,7 @@ def expand(
     )
 
 
-def _places(arms: Mapping[str, Arm], seeds: tuple[int, ...]) -> dict[Place, str]:
+def _places(arms: Mapping[str, Arm], seeds: tuple[int, ...]) -> dict[tuple[str, int], str]:
     """The name of every cell, seed by seed; seeds that only some arms have come first, for others may need them."""
     extra = [seed for arm in arms.values() for seed in arm.seeds or () if seed not in seeds]
     order = [
@@ -212,7 +207,7 @@ def _places(arms: Mapping[str, Arm], seeds: tuple[int, ...]) -> dict[Place, str]
     return {(name, seed): f"{index:02d}-{name}-seed{seed}" for index, (name, seed) in enumerate(order)}
 
 
-def _needs(arm: str, seed: int, run: dict[str, Any], places: dict[Place, str]) -> dict[str, str]:
+def _needs(arm: str, seed: int, run: dict[str, Any], places: dict[tuple[str, int], str]) -> dict[str, str]:
     """By needed arm the name of its cell: the one of the same seed, or its only one."""
     found = {}
     for other in needed_arms(run):
@@ -264,18 +259,13 @@ def _owners(runs: dict[str, dict[str, Any]], plan: Plan) -> dict[str, dict[str, 
     """By baseline, for each arm the first one for which it is the same, the reference being the first of all."""
     first = list(dict.fromkeys([plan.compare.reference, *runs]))
     encoders = {arm: values["method"]["encoder"] for arm, values in runs.items()}
-    pixels = ("image_size", "patch_size", "in_chans", "heads")  # what a score of raw pixels takes from an encoder
-    looks = {
-        "untrained": encoders,
-        "pixels": {arm: [encoder[key] for key in pixels] for arm, encoder in encoders.items()},
-    }
-    return {
-        baseline: {
-            arm: next(other for other in first if looks[baseline][other] == look)
-            for arm, look in looks[baseline].items()
-        }
-        for baseline in plan.baselines
-    }
+    sizes = ("image_size", "patch_size", "in_chans", "heads")  # what a score of raw pixels takes from an encoder
+    pixels = {arm: [encoder[key] for key in sizes] for arm, encoder in encoders.items()}
+    found: dict[str, dict[str, str]] = {}
+    for baseline in plan.baselines:
+        looks: dict[str, Any] = {"untrained": encoders, "pixels": pixels}[baseline]
+        found[baseline] = {arm: next(other for other in first if looks[other] == looks[arm]) for arm in runs}
+    return found
 
 
 def _without(values: dict[str, Any], *keys: str) -> dict[str, Any]:

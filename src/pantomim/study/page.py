@@ -60,10 +60,10 @@ class Section:
 def write_tables(study: Study, out: Path) -> list[Path]:
     """Write table.json, table.md and table.html from what there is so far.
 
-    Raises `ValueError` if a column of the plan is no number of its evaluation.
+    Raises `ValueError` if a column names no metric of its evaluation.
     """
     table = make_table(study, out)
-    page = {
+    page: dict[str, Any] = {
         "title": f"Study {table.study}" + (f", scale {table.scale}" if table.scale else ""),
         "lead": table.summary,
         "table": table,
@@ -148,11 +148,10 @@ def best_arms(table: Table) -> list[tuple[int, int]]:
     """
     places = []
     for column, metric in enumerate(table.metrics, 1):
-        if is_share(metric) and len(parts(metric)) == 1:
-            arms = [(place, row.scores[metric]) for place, row in enumerate(table.rows) if not row.baseline]
-            means = {place: spread.mean for place, spread in arms if spread is not None}
-            if len(means) > 1:
-                places.append((max(means, key=means.__getitem__), column))
+        arms = [(place, row.scores[metric]) for place, row in enumerate(table.rows) if not row.baseline]
+        means = {place: spread.mean for place, spread in arms if spread is not None}
+        if len(means) > 1 and is_share(metric) and len(parts(metric)) == 1:
+            places.append((max(means, key=means.__getitem__), column))
     return places
 
 
@@ -250,11 +249,10 @@ def block_charts(study: Study, out: Path) -> Iterator[tuple[str, list[Chart]]]:
         paths = {arm: analysis_paths(study.of(arm)[0], out).get(name) for arm in study.arms}
         lines = {arm: curve(read_block_facts(path)) for arm, path in paths.items() if path and path.is_file()}
         highest = max((values.max() for values in lines.values()), default=0.0)
-        grouped = {group: {arm: lines[arm] for arm in arms if arm in lines} for group, arms in groups.items()}
         charts = [
             Chart(group, arms_chart(own, highest, y_label, f"{title}, {group}"))
-            for group, own in grouped.items()
-            if own
+            for group, arms in groups.items()
+            if (own := {arm: lines[arm] for arm in arms if arm in lines})
         ]
         if charts:
             yield title, charts
@@ -279,6 +277,4 @@ def _by_arm(texts: dict[str, str]) -> str:
 
 
 def _time(spread: Spread | None) -> str:
-    if spread is None:
-        return ABSENT
-    return duration(spread.mean) + ("" if spread.std is None else f" ± {duration(spread.std)}")
+    return " ± ".join(duration(part) for part in (spread.mean, spread.std) if part is not None) if spread else ABSENT

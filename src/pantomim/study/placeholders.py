@@ -6,7 +6,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from pantomim.study.plan import Plan, unknown
+from pantomim.study.plan import Plan, refuse, unknown
 
 INPUT = re.compile(r"\{(?!run:)(?P<name>\w+)(?::(?P<default>.*))?\}")  # {NAME}, or {NAME:DEFAULT}
 RUN_OF = re.compile(r"\{run:(?P<arm>[^{}]*)\}")
@@ -79,8 +79,7 @@ def check_needs(arms: Mapping[str, Any]) -> None:
     """
     needs = {arm: needed_arms(settings) for arm, settings in arms.items()}
     used = [(f"{{run:ARM}} in Plan.arms.{arm}", other) for arm, others in needs.items() for other in others]
-    if problems := unknown(used, "arms", arms):
-        raise ValueError("\n".join(problems))
+    refuse(unknown(used, "arms", arms))
     try:
         TopologicalSorter(needs).prepare()
     except CycleError as error:

@@ -98,8 +98,7 @@ class Plan:
     scales: dict[Name, Scale] = field(default_factory=dict)  # for other machines; the first one unless another is named
 
     def __post_init__(self) -> None:
-        if problems := list(self._problems()):
-            raise ValueError("\n".join(problems))
+        refuse(self._problems())
 
     @property
     def arm_overrides(self) -> dict[str, Overrides]:
@@ -151,9 +150,9 @@ class Plan:
         for pair in compare.contrasts:
             if pair.count(MINUS) != 1:
                 yield f"Compare.contrasts must be ARM - ARM; got {pair}."
-        for group, names in compare.groups.items():
-            if len(set(names)) < max(2, len(names)):
-                given = ", ".join(names) or "none"
+        for group, arms in compare.groups.items():
+            if len(set(arms)) < max(2, len(arms)):
+                given = ", ".join(arms) or "none"
                 yield f"Compare.groups.{group} must name two arms or more, each once; got {given}."
 
 
@@ -198,6 +197,12 @@ def unknown(named: Iterable[tuple[str, str]], what: str, known: Collection[str])
         for where, name in named
         if name not in known
     ]
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raise `ValueError` with all problems, if there are any."""
+    if text := "\n".join(problems):
+        raise ValueError(text)
 
 
 def _read(path: Path) -> Plan:

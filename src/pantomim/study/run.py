@@ -63,12 +63,10 @@ def run_study(
     Several processes may work in the same folder at once: each cell is taken by one of them. No further cell is started
     after so many `minutes`. `say` is told what happens.
 
-    Returns: the cells that failed now, with the reason in their records, and those that could not start for want of
-        another's run.
+    Returns: the cells that failed now, with the reason in their records, and those that lacked another's run.
 
-    Raises:
-        ValueError: if there is no such cell, or the folder holds something else, or the study with other settings.
-        Interrupted: after SIGINT or SIGTERM while training.
+    Raises `Interrupted` after SIGINT or SIGTERM while training; `ValueError` if there is no such cell, or the folder
+    holds something else, or the study with other settings.
     """
     if index is not None and not 0 <= index < len(study.cells):
         raise ValueError(f"Study.index must be in 0 to {len(study.cells) - 1}; got {index}. Choose a cell of the list.")
@@ -79,7 +77,7 @@ def run_study(
     cells = {cell.name: cell for cell in study.cells}
     todo = [*study.cells] if index is None else [study.cells[index]]
     lost: list[Cell] = []
-    elsewhere: set[str] = set()  # said to be in another process's hands
+    elsewhere: set[str] = set()  # reported as another process's
     while todo:
         # The first cell that can be carried out, or needs no waiting for; from the start again after each.
         for cell in todo:
@@ -114,11 +112,7 @@ def run_study(
 
 
 def run_cell(cell: Cell, out: Path, say: Say) -> Record | None:
-    """Pre-train, evaluate and picture one cell, as far as that is not done; None: another process works on it.
-
-    Raises:
-        Interrupted: after SIGINT or SIGTERM while training.
-    """
+    """Pre-train, evaluate and picture one cell, as far as that is not done; None: another process works on it."""
     path, trace = (out / "cells" / f"{cell.name}.{ending}" for ending in ("json", "traceback.txt"))
     try:
         with _lock(cell, out):
@@ -143,10 +137,7 @@ def run_cell(cell: Cell, out: Path, say: Say) -> Record | None:
 
 
 def open_study(study: Study, out: Path) -> None:
-    """Make the folder of the study, or resume the same study in it, maybe with evaluations added.
-
-    Raises `ValueError` if it holds something else, or the study with other settings; those are named.
-    """
+    """Make the folder of the study, or resume the same study in it, maybe with evaluations added; else `ValueError`."""
     lock = FileLock(out / ".lock")
     take_folder("Study", "study", out, PLAN, lock)
     try:
@@ -234,13 +225,10 @@ def analysis_paths(cell: Cell, out: Path) -> dict[Analysis, Path]:
 
 
 def train(planned: Pretrain, folder: Path, uses: Mapping[str, Path]) -> Finished:
-    """Carry out a run, or resume it, or leave it if it is complete.
+    """Carry out a run, or resume it, or leave it if it is complete; raises what `pretrain` does.
 
     "{run:NAME}" in its config stands for the folder `uses[NAME]`. These may have moved since the run was started: then
     its config.yaml names their old places, and is put right. That they hold the same weights, its checkpoint knows.
-
-    Raises:
-        ValueError, RunInUseError, Interrupted: as `pretrain`.
     """
     values, written = to_dict(planned), folder / "config.yaml"
     if uses and written.is_file() and os.environ.get("RANK", "0") == "0":
@@ -325,6 +313,6 @@ def _leaves(settings: Mapping[str, Any], shared: set[str]) -> dict[str, Any]:
 
 
 def _is_free(key: str) -> bool:
-    """Whether a setting decides no number: how a run is carried out, or an input, which is part of all that uses it."""
+    """Whether a setting changes no result: how a run is carried out, or an input, which is part of all that uses it."""
     of_a_run = key.startswith("arms.") and any(key.endswith(f".{free}") for free in FREE)
     return of_a_run or key == "without" or key.startswith("inputs.")

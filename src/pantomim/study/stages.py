@@ -54,10 +54,7 @@ def run_stages(plan: Stages, out: Path, say: Say = lambda text: None) -> list[Fi
     More stages than before follow on the last one; scores that are there are not measured again. `say` is told what
     happens.
 
-    Raises:
-        ValueError: if the plan cannot be carried out, or the folder holds something else or another chain.
-        RunInUseError: if another process works in the folder.
-        Interrupted: after SIGINT or SIGTERM while training; and what else `pretrain` raises.
+    Raises what `pretrain` does, and `ValueError` too if the folder holds something else or another chain.
     """
     runs = [stage_run(plan, number, Path(CHAIN)) for number in range(plan.stages)]
     main, alone = int(os.environ.get("RANK", "0")) == 0, int(os.environ.get("WORLD_SIZE", "1")) == 1
@@ -96,10 +93,9 @@ def stage_folder(out: Path, number: int) -> Path:
 def stage_run(plan: Stages, number: int, out: Path) -> Pretrain:
     """The run of a stage, counted from 0, in the folder of a chain.
 
-    A later stage's teacher is the encoder of the stage before: the output of its last block, or of its norm if that of
-    the first teacher was taken; a first teacher's depth and projection are its own. The seed is another one in each
-    stage, and decides weights, order of the data, crops and masks. Weights to start from (`init`) are those of the
-    first stage.
+    A later stage's teacher is the encoder before: the output of its last block, or of its norm if that of the first
+    teacher was used, whose depth and projection are its own. Every stage has another seed, for weights, order of the
+    data, crops and masks. Weights to start from (`init`) are those of the first stage.
 
     Raises `ValueError` if the method has no teacher, or an EMA teacher has a second stage.
     """
@@ -158,10 +154,7 @@ def first_width(plan: Stages) -> int | None:
 
 
 def describe_stages(plan: Stages, out: Path) -> list[tuple[str, str]]:
-    """Who teaches whom, stage by stage, how wide the targets are, and how each starts; for `pantomim explain`.
-
-    Raises `ValueError` as `stage_run` and `first_width`.
-    """
+    """Who teaches whom, stage by stage, how wide the targets are, and how each starts; for `pantomim explain`."""
     width = first_width(plan)
     student: Any = plan.run.method
     rows = []
@@ -197,10 +190,7 @@ def _write_plan(plan: Stages, out: Path) -> None:
 
 
 def _hand_over(before: Pretrain, run: Pretrain, out: Path, number: int) -> None:
-    """Start a stage as the authors' code does: step 0 of a new student, with what that code does not reset.
-
-    Raises `ValueError` as `carry_over`.
-    """
+    """Start a stage as the authors' code does: step 0 of a new student, with what that code does not reset."""
     folder, from_folder = stage_folder(out, number), stage_folder(out, number - 1)
     checkpoints = folder / "checkpoints"
     if any(checkpoints.glob("step-*")):

@@ -108,7 +108,7 @@ class Table:
 def make_table(study: Study, out: Path) -> Table:
     """What there is so far; a number counts from the moment its own evaluation is there.
 
-    Raises `ValueError` if a column is no number of its evaluation.
+    Raises `ValueError` if a column names no metric of its evaluation.
     """
     results = {cell.name: _read_results(cell, out) for cell in study.cells}
     records = {cell.name: read_record(cell, out) for cell in study.cells}
@@ -153,7 +153,7 @@ def make_table(study: Study, out: Path) -> Table:
 
 
 def findings(table: Table) -> list[str]:
-    """What the differences show, a sentence a column; what can be chance over the seeds is not said to differ.
+    """What the differences show, a sentence a column; what can be chance over the seeds does not count as a difference.
 
     Arms with fewer than two seeds that the reference has as well are named once if they are the same in all columns.
     """
@@ -174,7 +174,9 @@ def findings(table: Table) -> list[str]:
             words += [f"fewer than two seeds: {', '.join(unknown[metric])}"]
         if words:
             sentences.append(f"{heading(metric)}, against {table.reference}: {'; '.join(words)}.")
-    note = f"Fewer than two seeds to set against {table.reference}, so nothing is said of: {', '.join(everywhere)}."
+    note = (
+        f"Fewer than two seeds to set against {table.reference}, so nothing is claimed about: {', '.join(everywhere)}."
+    )
     return [*sentences, note] if everywhere else sentences
 
 
@@ -248,13 +250,11 @@ def _helper(study: Study, arm: str, results: Results, records: Records) -> Helpe
 
 
 def _costs(study: Study, arm: str, records: Records) -> Columns:
-    found = [(cell.seed, record) for cell in study.of(arm) if (record := records[cell.name])]
-    costs = {
-        seed: {**vars(record), "evaluate_s": sum(record.evaluate_s.values())}
-        for seed, record in found
-        if record.state == "finished"
-    }
-    return {name: Spread.of({s: v[name] for s, v in costs.items() if v[name] is not None}) for name in COSTS}
+    found = {cell.seed: record for cell in study.of(arm) if (record := records[cell.name])}
+    finished = {seed: record for seed, record in found.items() if record.state == "finished"}
+    costs = {seed: vars(it) | {"evaluate_s": sum(it.evaluate_s.values())} for seed, it in finished.items()}
+    by_name = {name: {seed: cost[name] for seed, cost in costs.items()} for name in COSTS}
+    return {name: Spread.of({s: v for s, v in values.items() if v is not None}) for name, values in by_name.items()}
 
 
 def _cell_row(cell: Cell, record: Record | None, states: dict[str, State]) -> CellRow:

@@ -51,7 +51,7 @@ def test_full_colour_is_twice_the_usual_visibility_whatever_is_shown_beside():
     assert "full colour means 50 % or more" in render(Gallery([found], 0.75, 0, 3, (), ""))
 
 
-def test_the_table_tells_mean_and_deviation_and_exact_counts_as_such():
+def test_the_table_tells_mean_and_std_and_exact_counts_as_such():
     found = random_masks()
     row = numbers(found)
     assert row[0] == ("12", "")

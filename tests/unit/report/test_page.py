@@ -113,7 +113,7 @@ def test_every_picture_and_chart_has_a_text_and_every_table_headers(run):
     assert {header.get("scope") for header in page.all("th")} == {"col", "row"}
 
 
-def test_pictures_are_kept_pixel_by_pixel_and_hidden_patches_are_transparent(run):
+def test_pictures_are_kept_pixel_by_pixel_and_masked_patches_are_transparent(run):
     images = page_of(run).all("img")
     with np.load(run / "analysis" / "reconstructions.npz") as arrays:
         original, pasted, mask = arrays["original"], arrays["pasted"], arrays["mask"]
@@ -160,7 +160,7 @@ def test_a_damaged_file_is_named_and_leaves_the_rest(run, name):
     assert "mae_demo on mnist" in text
 
 
-def test_a_run_that_has_just_begun(tmp_path):
+def test_a_run_that_has_just_started(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("recipe: mae\n")

@@ -73,7 +73,7 @@ def test_best_is_a_tie_where_the_printed_digits_are_equal():
     assert result(trained=0.9).headline.best == set()
 
 
-def test_deviation_is_printed_and_is_no_row():
+def test_std_is_printed_and_is_no_row():
     found = result(trained={"top1": 0.76, "top1_std": 0.012}, untrained=0.7)
     assert plain(found.headline.scores["trained"].text) == "76.0 ± 1.2 %"
     assert [row.metric for row in found.rows] == ["top1"]

@@ -48,8 +48,8 @@ def test_only_the_reference_scores_the_baselines_of_the_same_encoder():
     study = make(arms={"half": None, "most": None, "wide": wide, "wider": wide})
     contenders = {cell.arm: cell.evaluations["knn"].contenders for cell in study.cells}
     everyone = ("trained", "untrained", "pixels")
-    twin = ("trained", "untrained")  # raw pixels of images of the same size are the same
-    assert contenders == {"half": ("trained",), "most": everyone, "wide": twin, "wider": ("trained",)}
+    baseline = ("trained", "untrained")  # raw pixels of images of the same size are the same
+    assert contenders == {"half": ("trained",), "most": everyone, "wide": baseline, "wider": ("trained",)}
     assert study.owners["untrained"] == {"half": "most", "most": "most", "wide": "wide", "wider": "wide"}
     assert set(study.owners["pixels"].values()) == {"most"}
 
@@ -163,8 +163,8 @@ def test_in_the_study_of_masks_only_the_masker_differs(scale):
     maskers = {arm: run["method"].pop("masker") for arm, run in runs.items()}
     assert all(run == runs["random"] for run in runs.values())
     grid = study.cells[0].run.method.encoder.grid
-    hidden = {cell.run.method.masker.num_masked(grid) for cell in study.cells}
-    assert hidden == {48}
+    counts = {cell.run.method.masker.num_masked(grid) for cell in study.cells}
+    assert counts == {48}
     assert len({str(masker) for masker in maskers.values()}) == 6
     assert not any(cell.run.method.masker.varies for cell in study.cells)
 

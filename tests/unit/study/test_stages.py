@@ -75,7 +75,7 @@ def test_no_two_stages_of_neighbouring_seeds_share_a_seed():
     assert [stage_seed(seed, 0) for seed in range(5)] == list(range(5))
 
 
-def test_a_student_that_keeps_its_weights_begins_with_those_of_the_stage_before():
+def test_a_student_that_keeps_its_weights_starts_with_those_of_the_stage_before():
     assert stage_run(plan_of(TeacherConfig("random"), "none"), 1, OUT).init == str(OUT / "stage-0")
 
 

@@ -3,7 +3,7 @@ import pytest
 from pantomim.study.columns import AmongArms, Spread, difference, heading, is_share, show
 
 
-def test_the_spread_among_arms_is_taken_seed_by_seed():
+def test_the_spread_among_arms_is_measured_seed_by_seed():
     arms = [Spread.of({0: 1.0, 1: 2.0}), Spread.of({0: 3.0, 1: 8.0, 2: 9.0})]
     among = AmongArms.of(arms)
     assert among is not None
