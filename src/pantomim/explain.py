@@ -7,7 +7,7 @@ knows no method by name.
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from pantomim.config import Pretrain, to_dict
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
-from pantomim.data.augment import Augment
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods import MethodConfig
@@ -264,22 +263,18 @@ def _cost(cost: Cost, config: Pretrain, precision: torch.dtype) -> Rows:
 
 
 def _training(config: Pretrain) -> Rows:
-    data, optim, batch_size = config.data, config.optim, config.batch_size
-    rows = [("data", data.source or "(not given)")]
-    for which, view in (("", data), ("second view, ", data.second)):
-        if view is not None:
-            rows += [(f"{which}crop", str(view.crop))]
-            rows += [(f"{which}augmentation", _augmentation(view.augment))] * view.augment.active
-    rate = f"{scaled_lr(optim.base_lr, batch_size):.3g} = {optim.base_lr:g} x {batch_size} / 256"
-    way = "then" if optim.schedule == "drop" else "then half a cosine to"
-    return [
-        *rows,
-        ("weights from", config.init or f"seed {config.runtime.seed}"),
-        ("length", f"{config.duration}, the first {optim.warmup} warm-up"),
-        ("batch size", f"{batch_size}, in {config.runtime.accumulation} part(s)"),
-        ("learning rate", f"{rate}, {way} {optim.min_lr:g}"),
-        ("AdamW", f"betas {optim.betas}, weight decay {optim.weight_decay:g}, clipping {optim.clip_norm or 'off'}"),
-    ]
+    """Data, optimiser and length as they stand in config.yaml, and the learning rate in use."""
+    optim, rate = config.optim, scaled_lr(config.optim.base_lr, config.batch_size)
+    rows = [("learning rate", f"{rate:.3g} = {optim.base_lr:g} x {config.batch_size} / 256")]
+    rows += [("weights from", config.init or f"seed {config.runtime.seed}")]
+    return (
+        rows
+        + [row for part in (config.data, config.optim) for row in _as_yaml(part)]
+        + [
+            ("batch_size", f"{config.batch_size}, in {config.runtime.accumulation} part(s)"),
+            ("duration", str(config.duration)),
+        ]
+    )
 
 
 def _origin(name: str, origins: Mapping[str, str] | None) -> str:
@@ -290,17 +285,10 @@ def _origin(name: str, origins: Mapping[str, str] | None) -> str:
     return origins[max(found, key=len)].partition(",")[0].partition(":")[0] if found else "ours"
 
 
-def _as_yaml(config: MethodConfig) -> Rows:
-    """The settings of a method, a part a line, as they stand in config.yaml."""
+def _as_yaml(config: Any) -> Rows:
+    """Settings as they stand in config.yaml, one a line."""
     dump = partial(yaml.safe_dump, default_flow_style=True, sort_keys=False, width=10**6)
     return [(name, str(dump(value)).removesuffix("...\n").strip()) for name, value in to_dict(config).items()]
-
-
-def _augmentation(augment: Augment) -> str:
-    """What is done to an image, without what is left alone."""
-    alone = Augment()
-    changed = (item.name for item in fields(augment) if getattr(augment, item.name) != getattr(alone, item.name))
-    return ", ".join(f"{name} {getattr(augment, name)}" for name in changed)
 
 
 def _count(module: nn.Module) -> int:

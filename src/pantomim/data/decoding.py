@@ -1,22 +1,7 @@
 """From the bytes of one image file to an array (channels, height, width), with nothing clipped or rescaled.
 
-The rules, once and for all:
-
-- The file's own number type is kept: uint8, uint16, int16, int32, float16, float32 or float64. One-bit images become
-  8-bit gray, 0 and 255.
-- EXIF rotation is applied.
-- Transparency is composited on white; the alpha channel is then dropped.
-- Palette, CMYK, YCbCr and Lab images become RGB.
-- TIFF is read as measurements, not as a picture: all samples are kept as bands (an alpha channel too), rotation tags
-  are ignored, and bands may come first or last. The axis that the file calls samples is the bands; where it names none
-  (one page a band, plain arrays in .npy), the bands are the axis beside two equal ones, else the smaller of the first
-  and the last axis, of at most 64 entries.
-- An animation or a stack of pictures gives its first picture.
-- 16-bit colour PNG is refused, because Pillow would cut it to 8 bits: save it as TIFF or .npy.
-- A float image with NaN or infinity is refused: fill the holes first.
-
-JPEG is decoded by simplejpeg where that is installed (`pip install simplejpeg`), which gives the same bits as Pillow
-in a fifth of the time on small images; by Pillow otherwise, and where a file has EXIF or is not plain gray or YCbCr.
+The rules are those of docs/data.md, "From file to number". simplejpeg gives the same bits as Pillow in a fifth of the
+time on small images; Pillow reads a JPEG where it is not installed, and one with EXIF or other than gray or YCbCr.
 """
 
 import io
@@ -110,7 +95,7 @@ def bands_first(array: np.ndarray, axes: str = "") -> np.ndarray:
 
 
 def band_axis(shape: tuple[int, ...], axes: str = "") -> int:
-    """Which of three axes is the bands, by the rule in this module's first lines."""
+    """Which of three axes is the bands, by the rule of docs/data.md."""
     if "S" in axes:
         return axes.index("S")
     axis = 0 if shape[0] <= shape[2] else 2
@@ -122,7 +107,7 @@ def band_axis(shape: tuple[int, ...], axes: str = "") -> int:
 
 
 def from_picture(image: Image.Image) -> np.ndarray:
-    """A Pillow image as an array (C, H, W), by the rule in this module's first lines."""
+    """A Pillow image as an array (C, H, W), by the rule of docs/data.md."""
     image.load()
     may_be_rotated = any(key in image.info for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
     return plain(_pixels(ImageOps.exif_transpose(image) if may_be_rotated else image))

@@ -1,15 +1,4 @@
-"""Class ids for every pixel, beside the images of a source.
-
-| source | images and masks |
-|---|---|
-| `FOLDER`, `FILE.zip`, `FILE.zip/inner/folder` | `images/.../NAME.*` and, under the same NAME, `masks*/.../NAME.*` |
-| `FILE.npz` | `images`, and `masks` (N, H, W) or another array of that shape |
-
-A mask has the size of its image and one class id a pixel: gray or palette pictures (of a palette the indices count),
-TIFF or .npy. Images are read, scaled and split as anywhere else. Names of classes, which nothing depends on, are in
-`classes.json` beside the two folders: a mapping from id to name or a list, or one of these for each folder of masks; in
-an .npz in the array `mask_classes`, for `masks`.
-"""
+"""Class ids for every pixel, beside the images of a source; the layout is that of docs/data.md, "Images with masks"."""
 
 import json
 import zipfile

@@ -1,21 +1,7 @@
 """Opening images by name: a folder, a zip, an .npz, a list of files, an embedded set, or another library's set.
 
-| spec | what it is |
-|---|---|
-| `mnist` | an embedded set, see `libraries`; a folder of that name is `./mnist` |
-| `FOLDER` | images at any depth; see `layout` for splits and classes |
-| `FILE.zip`, `FILE.zip/inner/folder` | the same, read in place |
-| `FILE.npz` | `images` (N, H, W), (N, C, H, W) or (N, H, W, C); optionally `labels`, and `split` of train/val/test |
-| `FILE.txt` | one file a line, relative to the list; optionally a tab (or a space) and its class; `#` is a comment |
-| `torchvision:CIFAR10` | `torchvision.datasets.CIFAR10` in the folder `PANTOMIM_DATA`, else `./data`; no download |
-| `hf:NAME` | a data set of the Hugging Face hub, with the extra `pantomim[hf]` |
-
-Pre-training reads the split train, and class ids come from train. A source without splits is divided once and for all,
-80 % train and 20 % test (stratified by class; no seed of a run or an evaluation moves it): pre-training sees the 80 %,
-so that an evaluation on the same source stays honest. `split="all"` takes everything.
-
-All images of a source have one number of channels and one number type. Only 8-bit gray and RGB may be mixed: gray ones
-are then replicated to RGB. Files of other types are ignored and counted.
+What a name may be, splits and classes: docs/data.md. A source without splits is divided once and for all, whatever the
+seed: pre-training sees 80 % (stratified by class), so that an evaluation on the same source stays honest.
 """
 
 import os
