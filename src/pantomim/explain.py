@@ -265,16 +265,14 @@ def _cost(cost: Cost, config: Pretrain, precision: torch.dtype) -> Rows:
 def _training(config: Pretrain) -> Rows:
     """Data, optimiser and length as they stand in config.yaml, and the learning rate in use."""
     optim, rate = config.optim, scaled_lr(config.optim.base_lr, config.batch_size)
-    rows = [("learning rate", f"{rate:.3g} = {optim.base_lr:g} x {config.batch_size} / 256")]
-    rows += [("weights from", config.init or f"seed {config.runtime.seed}")]
-    return (
-        rows
-        + [row for part in (config.data, config.optim) for row in _as_yaml(part)]
-        + [
-            ("batch_size", f"{config.batch_size}, in {config.runtime.accumulation} part(s)"),
-            ("duration", str(config.duration)),
-        ]
-    )
+    return [
+        ("learning rate", f"{rate:.3g} = {optim.base_lr:g} x {config.batch_size} / 256"),
+        ("weights from", config.init or f"seed {config.runtime.seed}"),
+        *_as_yaml(config.data),
+        *_as_yaml(optim),
+        ("batch_size", f"{config.batch_size}, in {config.runtime.accumulation} part(s)"),
+        ("duration", str(config.duration)),
+    ]
 
 
 def _origin(name: str, origins: Mapping[str, str] | None) -> str:

@@ -40,7 +40,7 @@ def masks(
         draws: Masks that the numbers are measured on.
         seed: Of the draws.
     """
-    from pantomim.analysis.mask_survey import choose_maskers, load_photo, parse_grid, survey
+    from pantomim.analysis.masks import choose_maskers, load_photo, parse_grid, survey
     from pantomim.core.files import check_out
     from pantomim.report.mask_gallery import Gallery, write_gallery
 

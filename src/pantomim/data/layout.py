@@ -1,11 +1,4 @@
-"""What the folders of a source mean: which are splits, which are classes.
-
-- Splits are folders called train, val or test (also training, valid, validation, testing) at the top, or one level
-  down such as `images/train`. They count as splits where train stands beside val or test, or where nothing else holds
-  images; so a class called "train" (the vehicle) among other classes is a class.
-- Folders that merely wrap everything else are looked through.
-- Folders are classes where every image lies exactly one folder below the root of the split and there are at least two.
-"""
+"""What the folders of a source mean: which are splits, which are classes; the rules are in `docs/data.md`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,12 +1,8 @@
 """Segmentation by a linear classifier on the patches of a frozen encoder: what do they know of where things are?
 
-Each patch's features are standardised, and a linear softmax classifier learns the shares of the classes among the
-pixels of the patch: for logits that are constant in a patch, this is the cross-entropy of its pixels. Pixels without a
-class are left out, and a patch counts by the share of those that have one. Many learning rates are trained at once, as
-in `linear`; the best by the mean IoU of patch-wise predictions on the validation part is taken.
-
-The score is taken at pixels, at the size that the encoder sees: logits are upsampled bilinearly, and the pixels of all
-test images are counted together. The mean IoU is over the classes that occur in the masks of the test part.
+For logits that are constant in a patch, cross-entropy with the shares of the classes among its pixels is that of its
+pixels; a patch counts by the share that has a class. The best of many rates is taken by the mean IoU of patch-wise
+predictions; the score is taken at pixels. What the user may give, and how images are cut: `docs/data.md`.
 """
 
 import math

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from pantomim.analysis.mask_survey import MaskSurvey, Photo
+from pantomim.analysis.masks import MaskSurvey, Photo
 from pantomim.core.files import replace_file
 from pantomim.masking import strategy_of
 from pantomim.report.charts import spectrum_chart

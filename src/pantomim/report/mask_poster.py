@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from pantomim.analysis.mask_survey import MaskSurvey, Photo
+from pantomim.analysis.masks import MaskSurvey, Photo
 from pantomim.masking import strategy_of
 from pantomim.report.charts import LOWEST, power_ticks
 

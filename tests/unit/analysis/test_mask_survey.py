@@ -4,7 +4,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from pantomim.analysis.mask_survey import choose_maskers, load_photo, parse_grid, survey
+from pantomim.analysis.masks import choose_maskers, load_photo, parse_grid, survey
 from pantomim.core.mask import Mask
 from pantomim.masking import STRATEGIES
 from pantomim.masking.bank import write_bank

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pantomim.analysis.mask_survey import MaskSurvey, Pattern, Photo, survey
+from pantomim.analysis.masks import MaskSurvey, Pattern, Photo, survey
 from pantomim.masking import STRATEGIES
 from pantomim.masking.random import RandomMasker
 from pantomim.report.mask_gallery import Gallery, gray, heat, mask_svg, numbers, render, veil_svg
