@@ -1,11 +1,9 @@
 """CAE without its regressor: what the decoder makes of all patches, and how far regressor and encoder agree.
 
-The decoder was trained on the regressor's predictions and on nothing else. If it can read the encoder's own output, the
-two agree; without the alignment nothing asks them to. In training the alignment loss is only there where it is
-minimised; here it is measured for any run, on images that it was not trained on.
+The decoder was trained on the regressor's predictions alone: if it can read the encoder's own output, the two agree.
+This is measured for any run, also one without an alignment loss, on images that it was not trained on.
 
-Paper: Chen et al., arXiv:2202.03026, the alignment figure. It is not stated there whether pixels or tokens were the
-target; here either is.
+Paper: Chen et al., arXiv:2202.03026, the alignment figure, which does not say whether pixels or tokens were the target.
 """
 
 from dataclasses import dataclass

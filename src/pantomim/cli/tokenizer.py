@@ -79,14 +79,14 @@ def _encode(
         batch_size: Images at once.
         device: "auto" takes a GPU if there is one.
     """
-    import torch
-
     from pantomim.analysis.tokens import write_ids
     from pantomim.core.files import check_out
     from pantomim.data.sources import open_source
+    from pantomim.engine.runtime import usable_device
     from pantomim.tokenizers import load_tokenizer
 
     check_out("ids", out, [".npz"])
+    where = usable_device("tokenizer", device)
     projection = tokenizer.startswith("random-projection")
     for option, value in (("patch_size", patch_size), ("vocabulary", vocabulary)):
         if value is not None and not projection:
@@ -97,9 +97,7 @@ def _encode(
     found = load_tokenizer(
         tokenizer, patch_size=patch_size or 16, in_chans=dataset.channels, vocabulary=vocabulary or 8192
     )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    ids = write_ids(found, dataset, out, image_size=image_size, batch_size=batch_size, device=device)
+    ids = write_ids(found, dataset, out, image_size=image_size, batch_size=batch_size, device=where)
     num_images, rows, cols = ids.ids.shape
     done = "written to" if ids.fresh else "are up to date in"
     say(f"{num_images:,} x {rows} x {cols} ids {done} {out}: {ids.usage}.")

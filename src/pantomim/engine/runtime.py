@@ -29,13 +29,14 @@ class Purpose(enum.IntEnum):
     FORWARD = 2
 
 
-def check_device(owner: str, device: str) -> None:
-    """Refuse a device that is not there, in the name of the config that asks for it."""
+def usable_device(owner: str, device: str) -> torch.device:
+    """The device of a name (auto: a GPU if there is one); `ValueError` in the owner's name where it is not there."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"{owner}.device must be a device of this machine; got cuda, and torch sees no GPU. "
             f"Leave it out, or install a torch that supports the GPU."
         )
+    return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
 
 
 def start_accelerator(config: RuntimeConfig, out: Path) -> Accelerator:
@@ -44,7 +45,7 @@ def start_accelerator(config: RuntimeConfig, out: Path) -> Accelerator:
     Mixed precision is not Accelerate's part here but `autocast`'s: it surrounds the whole call, so that the compiled
     forward stays one graph.
     """
-    check_device("RuntimeConfig", config.device)
+    usable_device("RuntimeConfig", config.device)
     if config.tracker in ("wandb", "trackio") and importlib.util.find_spec(config.tracker) is None:
         raise ValueError(
             f"RuntimeConfig.tracker must be installed; got {config.tracker}. "

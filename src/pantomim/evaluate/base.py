@@ -21,7 +21,7 @@ from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.dataset import Dataset
 from pantomim.data.stats import channel_stats
-from pantomim.engine.runtime import check_device
+from pantomim.engine.runtime import usable_device
 from pantomim.evaluate.features import (
     AnyEncoder,
     FeatureTable,
@@ -87,7 +87,7 @@ class Evaluation(ABC):
     def __post_init__(self) -> None:
         if not self.contenders or len(set(self.contenders)) < len(self.contenders):
             raise ValueError(f"Evaluation.contenders must name at least one, and each once; got {self.contenders}.")
-        check_device("Evaluation", self.device)
+        usable_device("Evaluation", self.device)
 
     @abstractmethod
     def run(self, bench: "Bench") -> dict[str, Scores]:
@@ -166,8 +166,7 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None) -> dict[str, Any]
     opened = evaluation.open(memo)
     train, test = opened.parts["train"], opened.parts["test"]
     check_channels(loaded, train)
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(auto if evaluation.device == "auto" else evaluation.device)
+    device = usable_device("Evaluation", evaluation.device)
     size = evaluation.image_size or opened.size_for(loaded)
     own_grid, reference = loaded.grid, resized_encoder(loaded, size).to(device)
     encoders = {"trained": reference} if "trained" in evaluation.contenders else {}

@@ -1,8 +1,7 @@
 """Linear probe on cached features: many learning rates at once, the best one chosen on held-out training images.
 
-Standardised features and a linear softmax classifier, trained by SGD with momentum from zero weights, without weight
-decay. The problem is convex, so plain SGD gets there, and the learning rate is the only thing that matters; LARS and
-AdamW are answers to very large batches and to deep networks. All rates see the same batches: one matrix product.
+A softmax classifier on standardised features, by SGD with momentum from zero weights, without weight decay: the problem
+is convex, and only the learning rate matters. All rates see the same batches: one matrix product.
 """
 
 from dataclasses import dataclass

@@ -4,8 +4,8 @@
 
 Z are the latents of the masked patches as the regressor predicts them from the visible ones alone; A is what the
 encoder makes of the masked patches when it sees them and no others. The alignment holds Z in the encoder's space, so
-that the decoder, which sees Z and nothing else, is all that works on the task. The target is tokens (cross-entropy) or
-pixels (mean squared error); both means are over the masked patches of the batch.
+that the decoder, which sees Z, its positions and nothing else, is all that works on the task. The target is tokens
+(cross-entropy) or pixels (mean squared error); both means are over the masked patches of the batch.
 
 Paper: Chen et al., *Context Autoencoder for Self-Supervised Representation Learning*, arXiv:2202.03026.
 """
@@ -60,18 +60,20 @@ def cae_encoder(size: Size, drop_path: float = 0.0) -> EncoderConfig:
 class CAEConfig:
     """The parts of CAE, with the values of the paper's ViT-B and 75 masked patches; `recipes.cae` has others.
 
-    The authors' first release (lxtGH/CAE) has `align_momentum` 0 and `align_lagging`: the copy moves before the step.
+    The authors' first release (lxtGH/CAE) has `align_momentum` 0 and `align_lagging`.
 
     Args:
-        encoder: As `cae_encoder` makes it; regressor and decoder are initialised as it is.
-        regressor: Its width is also the decoder's; another one than the encoder's brings a projection.
+        encoder: As `cae_encoder` makes it; its rule initialises regressor and decoder, layer scales apart.
+        regressor: Its width is also the decoder's, by default the encoder's (in the authors' code 768 for every size);
+            another one than the encoder's brings a projection.
         decoder: Depth 0: the head sits on the regressor, the paper's ablation without a decoder.
         masker: The same number of patches in every image; the authors mask blocks.
         guide: Whose attention decides what is masked, where the masker asks for it.
         target: What the decoder predicts; the authors normalise pixels by "layer".
         align_weight: Weight of the alignment loss (lambda); 0: no alignment, the paper's ablation.
-        align_momentum: Of an EMA copy of the encoder that gives the alignment target; None: the encoder gives it.
-        align_lagging: The copy is one step late.
+        align_momentum: The alignment target comes from an EMA copy of the encoder with this momentum, which moves after
+            the optimiser's step; None: from the encoder itself.
+        align_lagging: The copy moves before the optimiser's step, and so is one step late.
         align_drop_path: Stochastic depth is active in the alignment target too, as in the authors' code.
     """
 
@@ -95,7 +97,7 @@ class CAEConfig:
             )
         if self.align_lagging and self.align_momentum is None:
             raise ValueError(
-                "CAEConfig.align_momentum must be given with align_lagging; got none. The authors' first code has 0."
+                "CAEConfig.align_momentum must be given with align_lagging; got none. The authors' first release has 0."
             )
 
     def build(self, steps: int | None = None, target: Target | None = None) -> "CAE":
@@ -112,7 +114,7 @@ class CAE(Method):
         width, heads = config.regressor.width or sizes.width, config.regressor.heads or sizes.heads
         self.encoder = sizes.build()
         self.target = target or config.target.build(self.encoder)
-        # Drawn before the projection, and registered after it.
+        # Drawn before the projection, which fixes a seed's weights; registered after it, as they run.
         regressor = Regressor(config.regressor, sizes)
         decoder = LatentDecoder(config.decoder, width, heads, sizes.grid, self.target.dim, sizes.initialisation)
         self.projection = None if width == sizes.width else Projection(sizes.width, width)
@@ -130,22 +132,23 @@ class CAE(Method):
         return Draws(draw_mask(self.masker, batch, self.encoder.grid, generator, self.guide(batch.images)))
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """The task's loss on the masked patches, and the alignment of their predicted latents, weighted."""
+        """The loss, and apart from it, unweighted, its two terms: the task's and the alignment's."""
         mask = draws.mask
         visible = self.latents(self.encoder, batch.images, mask.ids_keep)  # (B, V, D)
-        predicted = self.regressor(visible, mask)  # (B, M, D), latents of the masked patches
-        prediction = self.decoder(predicted, mask.ids_mask)  # (B, M, K)
+        regressed = self.regressor(visible, mask)  # (B, M, D), latents of the masked patches
+        prediction = self.decoder(regressed, mask.ids_mask)  # (B, M, K), from latents and positions
         target = take(self.target(batch.images), mask.ids_mask)  # (B, M) ids, or (B, M, K)
         loss_target = self.target.loss(prediction, target)
         metrics = {"loss_target": loss_target} | self.target.metrics(prediction, target)
         if self.align_weight == 0:
             return {"loss": loss_target} | metrics
-        loss_align = F.mse_loss(predicted, self.alignment_target(batch.images, mask))  # (B, M, D), no gradient
+        seen = self.alignment_target(batch.images, mask)  # (B, M, D), no gradient
+        loss_align = F.mse_loss(regressed, seen)
         return {"loss": loss_target + self.align_weight * loss_align, "loss_align": loss_align} | metrics
 
     def latents(
-        self, encoder: nn.Module, images: Float[Tensor, "B C H W"], ids: Int[Tensor, "B K"] | None = None
-    ) -> Float[Tensor, "B K D"]:
+        self, encoder: nn.Module, images: Float[Tensor, "B C H W"], ids: Int[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L D"]:
         """An encoder's features of the patches `ids` (all, if None) alone; the class token goes no further."""
         patches = encoder(images, ids).patches
         return patches if self.projection is None else self.projection(patches)

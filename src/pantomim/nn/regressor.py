@@ -29,7 +29,7 @@ class RegressorConfig:
         mlp_ratio: Hidden width of the MLP over the width.
         layer_scale: Initial value of the branches' scales; None: no scales.
         drop_path: Stochastic depth of the last block; earlier ones have linearly less.
-        keys: Queries read the visible patches and themselves ("all", the authors' code) or the former (the paper's).
+        keys: Queries read visible patches and themselves ("all", the authors' code) or the former (the paper's).
     """
 
     width: AtLeastOne | None = None

@@ -64,9 +64,7 @@ IJEPA = Family(
     "ijepa",
     "I-JEPA",
     in1k,
-    {
-        "huge": ("under 72 h on 16 A100 (the paper's abstract)", "the paper's tables could not be read by us"),
-    },
+    {"huge": ("under 72 h on 16 A100 (the paper's abstract)", "the paper's tables could not be read by us")},
     small=ON_CIFAR10,
     rescale=rescale,
     bare="ijepa",

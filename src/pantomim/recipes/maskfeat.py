@@ -54,7 +54,7 @@ MASKFEAT = Family(
             NOT_MEASURED,
             "84.0 fine-tuned after 1600 epochs (README); 83.4 after 300 with a Gaussian window (mmpretrain's port)",
             "epochs: the authors' file has 300, their released weights 1600",
-        ),
+        )
     },
     rescale=rescale,
     bare="maskfeat",

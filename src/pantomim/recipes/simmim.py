@@ -58,7 +58,7 @@ SIMMIM = Family(
             NOT_MEASURED,
             "83.8 fine-tuned (the authors' README)",
             "batch size: not stated for ViT; 2048 is that of the authors' Swin example",
-        ),
+        )
     },
     rescale=rescale,
     bare="simmim",
