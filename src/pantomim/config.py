@@ -1,7 +1,6 @@
 """A run, written down: frozen, validated settings, to and from YAML."""
 
 import copy
-import difflib
 import json
 import math
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pantomim.core.frozen import frozen
+from pantomim.core.names import did_you_mean
 from pantomim.core.ranges import AtLeastOne, AtLeastZero, NotNegative, Positive, Range, Share, ShareBelowOne
 from pantomim.data.augment import Augment
 from pantomim.data.transforms import Crop, View
@@ -388,7 +388,4 @@ def _followed(cls: type, path: list[Any]) -> tuple[list[Any], list[Any]]:
 def _nearest(owners: list[Any], key: str) -> str:
     """What to write instead of a key that none of these configs has."""
     names = [item.name for owner in owners for item in fields(owner)]
-    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    if not names:
-        return ""
-    return f" Did you mean {close[0]}?" if close else f" It has: {', '.join(names)}."
+    return did_you_mean(key, names, f"It has: {', '.join(names)}.") if names else ""

@@ -4,7 +4,6 @@ Maps are True where a patch is visible. Lengths are in patches, frequencies in c
 along an axis, 0.707 the checkerboard.
 """
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from pantomim.analysis.pictures import shown_bands, to_picture
 from pantomim.core.mask import Mask
+from pantomim.core.names import did_you_mean
 from pantomim.data.decoding import BrokenImageError, decode
 from pantomim.data.scales import scale_of
 from pantomim.data.transforms import centred_boxes, resize_one
@@ -198,11 +198,8 @@ def choose_maskers(names: Sequence[str], ratio: float, bank: Path | None = None)
     chosen: dict[str, Masker] = {}
     for name in names:
         if name not in STRATEGIES:
-            close = difflib.get_close_matches(name, STRATEGIES, n=1)
-            raise ValueError(
-                f"There is no strategy {name}. {f'Did you mean {close[0]}? ' if close else ''}"
-                f"There are {', '.join(STRATEGIES)}."
-            )
+            hint = did_you_mean(name, STRATEGIES)
+            raise ValueError(f"There is no strategy {name}.{hint} There are {', '.join(STRATEGIES)}.")
         chosen[name] = STRATEGIES[name].masker(ratio)
     if bank is not None:
         name = bank.stem if bank.stem not in chosen else f"{bank.stem} (file)"

@@ -1,6 +1,5 @@
 """The command line: every option comes from a typed signature or from the config; the only place that prints."""
 
-import difflib
 import os
 import sys
 
@@ -21,6 +20,7 @@ from pantomim.cli.stats import stats
 from pantomim.cli.study import study
 from pantomim.cli.tokenizer import tokenizer
 from pantomim.cli.verify import verify
+from pantomim.core.names import did_you_mean
 
 # The only list, in the order of `pantomim --help`. A command imports what it works with when it is called, so that help
 # waits for no model library.
@@ -42,8 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     name, *rest = words
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        fail(f"There is no command {name}. " + (f"Did you mean {close[0]}?" if close else "See pantomim --help."), 2)
+        fail(f"There is no command {name}.{did_you_mean(name, COMMANDS, 'See pantomim --help.')}", 2)
     line = CommandLine(name, rest)
     try:
         check_renamed(words)

@@ -1,6 +1,5 @@
 """The words after a command's name: how they become options, and how messages from below speak of those."""
 
-import difflib
 import inspect
 import re
 import sys
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import tyro
 
 from pantomim.cli.console import say, section
+from pantomim.core.names import did_you_mean
 
 T = TypeVar("T")
 LEAVES = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
@@ -60,9 +60,8 @@ class CommandLine:
         word, *rest = self.arguments
         name = next((known for known in kinds if known.replace("-", "_") == word.replace("-", "_")), None)
         if name is None:
-            close = difflib.get_close_matches(word, kinds, n=1)
-            hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(kinds)}."
-            raise ValueError(f"There is no {self.command} {word}. {hint}")
+            hint = did_you_mean(word, kinds, f"There are {', '.join(kinds)}.")
+            raise ValueError(f"There is no {self.command} {word}.{hint}")
         self.command, self.arguments = f"{self.command} {name}", rest
         return kinds[name]
 

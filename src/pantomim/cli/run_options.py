@@ -1,6 +1,5 @@
 """Options that decide a run, and the settings of its config, which are options too."""
 
-import difflib
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -13,6 +12,7 @@ from tyro.conf import Positional
 
 from pantomim.cli.command_line import LEAVES, CommandLine, given
 from pantomim.cli.console import say
+from pantomim.core.names import did_you_mean
 
 if TYPE_CHECKING:  # imported where used: `pantomim pretrain --help` waits for no model library
     from pantomim.recipes import Prepared
@@ -103,9 +103,8 @@ def _checked(line: CommandLine, words: list[str], kind: type) -> list[str]:
     known = [*(item.name for item in fields(kind)), *owners]
     for name in names:
         if name not in [*known, "help"]:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"Did you mean --{close[0]}?" if close else "See --help."
-            raise ValueError(f"There is no option --{name}. {hint}")
+            hint = did_you_mean(name, known, "See --help.", prefix="--")
+            raise ValueError(f"There is no option --{name}.{hint}")
     for leaf, classes in owners.items():
         line.options[leaf] = f"--{leaf}"
         if leaf in names or leaf.count(".") < 2:  # deeper, a class may as well be meant as it lies in a file

@@ -1,7 +1,6 @@
 """What a frozen encoder is worth: one protocol a file, scored beside a random-init encoder and raw pixels."""
 
-import difflib
-
+from pantomim.core.names import did_you_mean
 from pantomim.evaluate.attentive import Attentive
 from pantomim.evaluate.base import Evaluation, Memo, evaluate, evaluate_to_file, headline
 from pantomim.evaluate.few_labels import FewLabels
@@ -18,11 +17,7 @@ def protocol_named(name: str) -> type[Evaluation]:
     known = {protocol.protocol: protocol for protocol in PROTOCOLS}
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
-    raise ValueError(
-        f"Evaluation.protocol must be one of {', '.join(known)}; got {name}."
-        + (f" Did you mean {close[0]}?" if close else "")
-    )
+    raise ValueError(f"Evaluation.protocol must be one of {', '.join(known)}; got {name}.{did_you_mean(name, known)}")
 
 
 __all__ = ["PROTOCOLS", "Evaluation", "Memo", "evaluate", "evaluate_to_file", "headline", "protocol_named"]

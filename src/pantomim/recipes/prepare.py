@@ -1,6 +1,5 @@
 """From what a user typed to a config: a full name, a bare method that the data complete, or the file of another run."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, Literal, cast, get_args
 
 from pantomim import recipes
 from pantomim.config import Duration, Pretrain, Reinit, Stages, read_plan, with_duration, with_kind
+from pantomim.core.names import did_you_mean
 from pantomim.data.dataset import Facts
 from pantomim.data.sources import open_source
 from pantomim.data.stats import channel_stats
@@ -122,9 +122,8 @@ def _start(
     if name in bare:
         return _from_data(bare[name], data, size, init)
     if name not in named:
-        close = difflib.get_close_matches(str(name), [*named, *bare], n=1)
-        advice = f"Did you mean {close[0]}?" if close else "`pantomim recipes` lists them all."
-        raise ValueError(f"There is no recipe {name}. {advice}")
+        advice = did_you_mean(str(name), [*named, *bare], "`pantomim recipes` lists them all.")
+        raise ValueError(f"There is no recipe {name}.{advice}")
     return Prepared(**vars(named[name]))
 
 

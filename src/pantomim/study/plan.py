@@ -1,6 +1,5 @@
 """A plan: which runs to compare, on which seeds, and what is measured of each; a YAML file with these fields."""
 
-import difflib
 import itertools
 import math
 import re
@@ -14,6 +13,7 @@ from pydantic import AfterValidator, Field
 
 from pantomim.config import Duration, from_dict
 from pantomim.core.frozen import frozen
+from pantomim.core.names import did_you_mean
 
 SET_BY_THE_STUDY = ("encoder", "out", "seed", "contenders")  # of evaluations
 LOG = "log"  # the evaluation that is none: what the runs logged, such as log.loss
@@ -178,22 +178,16 @@ def load_plan(name: str) -> Plan:
     plans = shipped_plans()
     if name not in plans:
         raise ValueError(
-            f"Study.plan must be one of {', '.join(plans)}, or a file FILE.yaml; got {name}.{nearest(name, plans)}"
+            f"Study.plan must be one of {', '.join(plans)}, or a file FILE.yaml; got {name}.{did_you_mean(name, plans)}"
         )
     return plans[name]
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """What was probably meant, as a sentence; empty if nothing is near."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def unknown(named: Iterable[tuple[str, str]], what: str, known: Collection[str]) -> list[str]:
     """A sentence for each name, after the place where it is given, that is none of the known ones."""
     there = ", ".join(known) or "but the plan has none"
     return [
-        f"{where} must be one of the {what}, {there}; got {name}.{nearest(name, known)}"
+        f"{where} must be one of the {what}, {there}; got {name}.{did_you_mean(name, known)}"
         for where, name in named
         if name not in known
     ]
