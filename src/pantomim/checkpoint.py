@@ -5,9 +5,8 @@
                               checkpoint.json          step, random state, progress; size and SHA-256 of the other two;
                                                        SHA-256 of the frozen parts, which lie in no file
 
-Frozen parts (tokenizers, teachers: modules whose attribute `frozen` is True) are loaded again from their source; a run
-resumes only with those that it was started with. The random state is the pair (seed, step), from which every generator
-is seeded anew at each step (`engine.runtime`).
+Frozen parts (tokenizers, teachers: their attribute `frozen` is True) are loaded again from their source; a run resumes
+only with the same. The random state is (seed, step), from which each step seeds all generators (`engine.runtime`).
 """
 
 import contextlib

@@ -248,10 +248,8 @@ def _not_counted(config: MethodConfig) -> Rows:
 def _cost(cost: Cost, config: Pretrain, precision: torch.dtype) -> Rows:
     micro = config.batch_size // config.runtime.accumulation
     rows = [(f"parameters, {name}", f"{number:,}") for name, number in cost.parameters.items()]
-    rows += [
-        ("parameters, trained", f"{cost.trainable:,}"),
-        ("FLOPs per image", f"{cost.flops / 1e9:.3f} G forward (a multiply-add is two), a step at most thrice that"),
-    ]
+    flops = f"{cost.flops / 1e9:.3f} G forward (a multiply-add is two), a step at most thrice that"
+    rows += [("parameters, trained", f"{cost.trainable:,}"), ("FLOPs per image", flops)]
     if cost.draw_flops:
         rows.append(("FLOPs before", f"{cost.draw_flops / 1e9:.3f} G: networks that guide masks, without gradient"))
     kept = f"about {cost.activations_gib * 1024:.1f} MiB an image in {str(precision).removeprefix('torch.')}"

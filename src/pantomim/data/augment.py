@@ -1,8 +1,7 @@
 """What is done to a training image after it is cut: other colours, blur, RandAugment, an erased part.
 
-As with crops, all that is random is drawn apart from the images, for all rows of a global batch, from (seed, step,
-view), on the host; each process then takes its rows. Rows that share an operation go through it as one batch, on their
-device, each with its own parameters.
+As with crops, all that is random is drawn on the host from (seed, step, view) for the global batch, of which each
+process takes its rows. Rows that share an operation go through it as one batch, on their device.
 """
 
 import math

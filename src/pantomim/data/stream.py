@@ -1,9 +1,8 @@
 """Batches of images: for training, addressed by (seed, step) so that any can be made again; for evaluation, in order.
 
-What the batch of a step holds depends on nothing but the data set, the seed, the step and the batch size: not on
-workers, not on the number of processes, not on where training was resumed. A set of one image size that fits in memory
-lies there decoded, on the device that trains, and is cropped there in batches; any other is decoded by workers, from
-its files held in memory if those fit.
+A batch depends on data set, seed, step and batch size alone: not on workers, processes, or where training was resumed.
+A set of one image size that fits in memory lies there decoded, on the device that trains, and is cropped there in
+batches; any other is decoded by workers, from its files held in memory if those fit.
 """
 
 import sys

@@ -1,7 +1,4 @@
-"""CAE's attentive probe: one learned query reads all tokens of a frozen encoder, trained on augmented images.
-
-A linear probe on one vector shows what an average of patches, or the class token, happens to hold; the query may choose
-which patches to read.
+"""CAE's attentive probe: one learned query chooses what to read among all tokens of a frozen encoder.
 
 Paper: Chen et al., arXiv:2202.03026, "attentive probing"; details as in the authors' `run_attentive.py`.
 """

@@ -1,7 +1,5 @@
 """Predict several blocks from what is left of a large one, as I-JEPA does: index lists that need not cover all patches.
 
-A block is a Python integer with a bit for each patch in raster order: cheap to move, to take out and to count.
-
 Paper: Assran et al. 2023, arXiv:2301.08243; rules and quirks are those of the authors' `src/masks/multiblock.py`.
 """
 
@@ -138,7 +136,7 @@ def _block(grid: Size, size: Size, numbers: random.Random) -> int:
 
 @lru_cache(maxsize=64)
 def _corner_block(columns: int, size: Size) -> int:
-    """The block in the upper left corner."""
+    """The block in the upper left corner: an integer with a bit a patch in raster order, cheap to move and count."""
     return sum(((1 << size[1]) - 1) << (row * columns) for row in range(size[0]))
 
 

@@ -1,9 +1,8 @@
 """Recipes of CAE, with 75 and with 98 masked patches.
 
 Paper: Chen et al., *Context Autoencoder for Self-Supervised Representation Learning*, arXiv:2202.03026; the numbers are
-those of the authors' PyTorch release (`scripts/cae_base_800e.sh`, `scripts/cae_large_1600e.sh`, and where these are
-silent `run_pretraining.py`), and for 75 masked patches of their PaddlePaddle release. What is not named
-is BEiT's, whose code it is.
+those of the authors' PyTorch release (`scripts/cae_base_800e.sh`, `scripts/cae_large_1600e.sh`, else
+`run_pretraining.py`), and for 75 masked patches of their PaddlePaddle release; else BEiT's, whose code it is.
 """
 
 from dataclasses import replace

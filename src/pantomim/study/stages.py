@@ -1,9 +1,4 @@
-"""A chain of runs in one folder: the student of each stage is the teacher of the next.
-
-RUN/stages.yaml      the plan
-RUN/stage-0 ...      ordinary run folders, with the scores of each stage in eval/
-RUN/encoder.*        the last stage's encoder, once the chain is complete, and what else belongs to that run
-"""
+"""A chain of runs in one folder: the student of each stage is the teacher of the next; files: `docs/stages.md`."""
 
 import json
 import os
