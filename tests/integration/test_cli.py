@@ -135,7 +135,14 @@ def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: P
         (["evaluate", "knn", "--encoder", "nowhere", "--data", "mnist"], "nowhere"),
     ],
 )
-def test_what_is_mistyped_is_explained(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_mistyped_is_explained(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert message in fails(capsys, *arguments)
 
 

@@ -154,7 +154,9 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK no")
     with pytest.raises(ValueError, match=r"a\.npz must be a file that `pantomim inspect` wrote"):
         read_block_facts(tmp_path / "a.npz")
-    facts = BlockFacts("spectrum", {"shares_0": np.ones((2, 5))}, {"encoders": [{"name": "x", "depth": 3, "spec": ""}]})
+    facts = BlockFacts(
+        "spectrum", {"shares_0": np.ones((2, 5))}, {"encoders": [{"name": "x", "depth": 3, "spec": "X"}]}
+    )
     facts.about["analysis"] = "spectrum"
     write_block_facts(facts, tmp_path / "b.html")
     with pytest.raises(ValueError, match=r"'shares_0': 2} layers, where it states"):
