@@ -48,7 +48,7 @@ _GREEN = {
     ),
     "large": ("not stated", "85.64 fine-tuned after 800 epochs (the paper's, second-hand); MAE 85.42"),
 }
-_OTHERS = dict.fromkeys(_GREEN, ("not measured", "not measured; no number of the paper is known to us"))
+_OTHERS = dict.fromkeys(_GREEN, ("not measured", "not measured; the score in the paper is not known to us"))
 _PRECISION = "precision: bfloat16; theirs float16 with loss scaling (logs/)"
 _LARGE = "fields: those of ViT-B, as no config for pre-training ViT-L is released"
 
