@@ -108,6 +108,34 @@ class Dataset:
         """A fixed draw of `count` images, as even over the classes as these allow; the same for every seed of a run."""
         return self.subset(draw_images(len(self), self.labels, count, seed=0))
 
+    def part(
+        self,
+        images: int | None = None,
+        fraction: float | None = None,
+        labels_per_class: int | None = None,
+        draw: int = 0,
+    ) -> "Dataset":
+        """All images, or the part that settings of a run ask for; at most one of three is given."""
+        if images is not None:
+            return self.drawn(images)
+        if fraction is None and labels_per_class is None:
+            return self
+        return self._drawn_by_class(fraction, labels_per_class, draw)
+
+    def _drawn_by_class(self, fraction: float | None, number: int | None, draw: int) -> "Dataset":
+        """A share of every class, rounded up, or so many images of every class as far as it has them."""
+        if self.labels is None:
+            raise ValueError(
+                f"DataConfig.fraction and labels_per_class must be left out for images without labels; got them for "
+                f"{self.spec}. Use images, a number of all."
+            )
+        order = np.random.default_rng(np.random.SeedSequence([draw, 10])).permutation(len(self))
+        kept = []
+        for label in np.unique(self.labels):
+            rows = order[self.labels[order] == label]
+            kept.append(rows[: math.ceil(fraction * len(rows) - 1e-9) if fraction is not None else number])
+        return self.subset(np.sort(np.concatenate(kept)))
+
     def key(self) -> dict[str, Any]:
         """What identifies these images: split, count, and a hash of all names and of 64 images, evenly spaced."""
         digest = sha256("\n".join(self.names).encode())

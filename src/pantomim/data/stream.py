@@ -52,6 +52,7 @@ class Stream:
         memory_gib: Most memory to hold images in, on the device or as files.
         augment: What is done to an image after the crop.
         second: How another view of the same images is made, if there is one; its draws differ.
+        repeats: How often each image comes in a row.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Stream:
         memory_gib: float = 4.0,
         augment: Augment | None = None,
         second: View | None = None,
+        repeats: int = 1,
     ) -> None:
         if batch_size < 1 or batch_size % (micro * world):
             raise ValueError(
@@ -81,7 +83,7 @@ class Stream:
         self.image_size = image_size
         first = View(crop, augment or Augment())
         self.views = (first,) if second is None else (first, second)
-        self.seed = seed
+        self.seed, self.repeats = seed, repeats
         self.device = torch.device(device)
         self.micro = micro
         self.steps_per_epoch = max(1, len(dataset) // batch_size)
@@ -120,11 +122,12 @@ class Stream:
         num_images = len(self.dataset)
         if num_images >= self.batch_size:
             epoch, place = divmod(step, self.steps_per_epoch)
-            order = _permutation(num_images, self.seed, epoch)
+            order = _permutation(num_images, self.seed, epoch).repeat(self.repeats)
             return order[place * self.batch_size : (place + 1) * self.batch_size]
         places = step * self.batch_size + np.arange(self.batch_size)
-        epochs = [_permutation(num_images, self.seed, int(epoch)) for epoch in np.unique(places // num_images)]
-        return np.concatenate(epochs)[places - places[0] // num_images * num_images]
+        length = num_images * self.repeats
+        epochs = [_permutation(num_images, self.seed, int(epoch)) for epoch in np.unique(places // length)]
+        return np.concatenate(epochs).repeat(self.repeats)[places - places[0] // length * length]
 
     def rows(self, part: int) -> slice:
         """The rows of the global batch that are this process's micro-batch number `part`."""
@@ -197,13 +200,22 @@ def evaluation_batches(
     *,
     workers: int | None = None,
     memory_gib: float = 4.0,
+    margin: float = 1.0,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Images in order (all, or those of `indices`), each by its largest centred part of the right proportions, resized.
 
-    Broken ones are left out. `workers` and `memory_gib` are those of `Stream`.
+    With a `margin` that part is made so much larger than the image size, and its centre is taken: 256 / 224 is the test
+    of ImageNet's recipes. Broken ones are left out. `workers` and `memory_gib` are those of `Stream`.
 
     Yields: images (B, C, h, w), scaled; and their indices.
     """
+    if margin != 1.0:
+        larger = (int(image_size[0] * margin + 1e-6), int(image_size[1] * margin + 1e-6))
+        top, left = ((side - size) // 2 for side, size in zip(larger, image_size, strict=True))
+        how: dict[str, Any] = {"workers": workers, "memory_gib": memory_gib}
+        for images, ids in evaluation_batches(dataset, larger, batch_size, device, indices, **how):
+            yield images[:, :, top : top + image_size[0], left : left + image_size[1]], ids
+        return
     device = torch.device(device)
     indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
     array = dataset.array(memory_gib) if 2 * len(indices) > len(dataset) else None  # of a few, decode those alone

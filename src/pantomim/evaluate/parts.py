@@ -1,6 +1,5 @@
 """Who may see what in an evaluation: one part to fit, one to choose by, one to report, and how right it was."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pantomim.data.dataset import Dataset
-from pantomim.data.layout import divide
+from pantomim.data.layout import divide, part_names
 from pantomim.data.masks import Masks, read_masked
 from pantomim.data.sources import open_source, open_split, splits
 from pantomim.evaluate.features import AnyEncoder, FeatureTable, pixel_size
@@ -160,16 +159,6 @@ def make_parts(train: FeatureTable, validation: FeatureTable | None, test: Featu
             f"{len(classes)} classes. Add images, or a val part."
         )
     return Parts(train, train.rows(rows["train"]), train.rows(rows["test"]), test, len(classes))
-
-
-def part_names(own: Collection[str]) -> dict[str, str]:
-    """Which of the source's own splits is which part: "train", "test", and "val" if it is a third one.
-
-    Test is the source's test split; without one, its val split; without any splits, the fixed fifth that pre-training
-    does not see either.
-    """
-    names = {"train": "train", "test": "val" if "val" in own and "test" not in own else "test"}
-    return names | {"val": "val"} if {"val", "test"} <= set(own) else names
 
 
 def known_classes(labels: Int[Tensor, " n"]) -> Int[Tensor, " classes"]:
