@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pantomim.core.schedule import half_cosine
-from pantomim.nn.heads import Classifier
+from pantomim.nn.vit import Encoder
 
 # A group as torch.optim takes it: "params", "param_names", "weight_decay" and "lr_scale" (1 unless layers decay);
 # whoever sets the rate sets `group["lr"] = lr * group["lr_scale"]`.
@@ -66,6 +66,31 @@ def drop_schedule(
     return base if step < at * total - 1e-9 * total else minimum
 
 
+def poly_schedule(
+    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
+) -> float:
+    """Linear warm-up whose last step has the base rate, as has the next; then linearly to `minimum` in the last step.
+
+    Source: mmengine's LinearLR and PolyLR of power 1, as in mmsegmentation 1.x (ColorMAE); steps are optimizer steps.
+    """
+    if step < warmup:
+        return beit_schedule(step, base=base, minimum=minimum, warmup=warmup, total=total, start=start)
+    return minimum + (base - minimum) * max(1.0 - (step - warmup) / max(total - warmup - 1, 1), 0.0)
+
+
+def mmcv_poly_schedule(
+    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
+) -> float:
+    """Linearly from `base` to `minimum`, which only a step after the last would have; a share of it in the warm-up.
+
+    In the warm-up the share rises linearly from `start / base` to 1.
+
+    Source: mmcv 1.x's PolyLrUpdaterHook of power 1 with linear warm-up (segmentation of BEiT, CAE and dBOT).
+    """
+    rate = minimum + (base - minimum) * max(1.0 - step / total, 0.0)
+    return rate if step >= warmup else rate * (1.0 - (1.0 - step / warmup) * (1.0 - start / base))
+
+
 def parameter_groups(
     module: nn.Module,
     weight_decay: float,
@@ -99,29 +124,43 @@ def parameter_groups(
     return list(groups.values())
 
 
-def layer_decay_groups(classifier: Classifier, weight_decay: float, decay: float) -> list[Group]:
-    """The trainable parameters of a classifier by layer: the further from the head, the slower they learn.
+def layer_decay_groups(
+    module: nn.Module, weight_decay: float, decay: float, *, decay_tokens: bool = False
+) -> list[Group]:
+    """The trainable parameters of a module by the layers of its `encoder`: the deeper, the slower they learn.
 
     With `depth` blocks, the rate of layer i is scaled by `decay ** (depth + 1 - i)`: tokens, positions and patch
-    projection are layer 0, block j is layer j + 1, norms and head after the blocks are layer depth + 1, and so is a
-    table of relative positions that the blocks share. Tokens and absolute positions are not decayed.
+    projection are layer 0, block j is layer j + 1, and all else is layer depth + 1: the encoder's final norm, a table
+    of relative positions that the blocks share, and what is not the encoder's. Tokens and absolute positions are not
+    decayed in classification; in segmentation they are (`decay_tokens`).
 
-    Source: the MAE authors' `util/lr_decay.py`; BEiT's `optim_factory.py`.
+    Source: the MAE authors' `util/lr_decay.py`; BEiT's `optim_factory.py`; the `layer_decay_optimizer_constructor.py`
+        of BEiT's, CAE's and dBOT's segmentation, which means to spare tokens and positions and does not.
     """
     if not 0.0 < decay <= 1.0:
         raise ValueError(f"layer_decay_groups.decay must be in (0, 1]; got {decay}. 1 means no decay.")
-    last = classifier.encoder.depth + 1
+    named = module.named_modules()
+    encoders = [part for name, part in named if name.split(".")[-1] == "encoder" and isinstance(part, Encoder)]
+    if len(encoders) != 1:
+        raise ValueError(
+            f"layer_decay_groups.module must own one Encoder, as `encoder`; got {len(encoders)} in "
+            f"{type(module).__name__}. Train without layer decay, or pass the part that owns it."
+        )
+    last = encoders[0].depth + 1
     return parameter_groups(
-        classifier, weight_decay, decay_tokens=False, lr_scale=lambda name: decay ** (last - _layer(name, last))
+        module, weight_decay, decay_tokens=decay_tokens, lr_scale=lambda name: decay ** (last - _layer(name, last))
     )
 
 
 def _layer(name: str, last: int) -> int:
-    """The layer of one of a classifier's parameters, 0 to `last`."""
-    owner, *path = name.split(".")
-    if owner != "encoder" or path[0] in {"norm", "rel_pos_bias"}:
+    """The layer of a parameter, 0 to `last`, which is also that of what is not the encoder's."""
+    path = name.split(".")
+    if "encoder" not in path:
         return last
-    return int(path[1]) + 1 if path[0] == "blocks" else 0
+    part, *rest = path[path.index("encoder") + 1 :]
+    if part in {"norm", "rel_pos_bias"}:
+        return last
+    return int(rest[0]) + 1 if part == "blocks" else 0
 
 
 class LARS(Optimizer):
