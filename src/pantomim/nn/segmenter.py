@@ -111,9 +111,9 @@ class Segmenter(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.encoder = encoder
+        self.taps, self.neck, self.head, self.auxiliary, self.auxiliary_weight = head.build(encoder, num_classes)
         if not head.keeps_norm:
             encoder.norm = nn.Identity()
-        self.taps, self.neck, self.head, self.auxiliary, self.auxiliary_weight = head.build(encoder, num_classes)
 
     def tap(self, images: Float[Tensor, "B C H W"]) -> list[Features]:
         """Tokens of the tapped blocks, through the final norm where there is one."""

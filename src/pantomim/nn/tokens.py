@@ -1,5 +1,7 @@
 """Pure functions between images, patches and tokens."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -55,9 +57,9 @@ def as_map(patches: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tens
     return patches.mT.unflatten(-1, grid)
 
 
-def enlarge(maps: Float[Tensor, "B K h w"], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
+def enlarge(maps: Float[Tensor, "B K h w"], size: Sequence[int]) -> Float[Tensor, "B K H W"]:
     """Maps, most often logits, at another size: bilinear, with corners where pixels end, not in their middle."""
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
 
 
 def standardise(

@@ -31,6 +31,7 @@ def score_layer(width: int, num_classes: int) -> nn.Conv2d:
     """The last layer of a head: logits of each place."""
     layer = nn.Conv2d(width, num_classes, kernel_size=1)
     nn.init.normal_(layer.weight, std=0.01)
+    assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
 
@@ -65,7 +66,8 @@ class UPerHead(nn.Module):
         *fine, coarse = levels
         pooled = [enlarge(pool(coarse), coarse.shape[2:]) for pool in self.psp_modules]
         top = self.bottleneck(torch.cat([coarse, *pooled], dim=1))
-        laterals, below = [], top
+        laterals: list[Tensor] = []
+        below = top
         for conv, level in zip(reversed(self.lateral_convs), reversed(fine), strict=True):  # from coarse to fine
             below = conv(level) + enlarge(below, level.shape[2:])
             laterals.insert(0, below)

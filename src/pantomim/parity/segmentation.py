@@ -5,7 +5,7 @@ Official: lxtGH/CAE, liuxingbin/dbot, microsoft/unilm, open-mmlab/mmsegmentation
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -17,7 +17,7 @@ from pantomim.core.sizes import fitted_size
 from pantomim.nn.blocks import drop_path_rates
 from pantomim.nn.pyramid import Pyramid
 from pantomim.nn.resize import resample, resample_stretched
-from pantomim.nn.segmenter import Parts, Segmenter, pixel_loss
+from pantomim.nn.segmenter import AUXILIARY_LEVEL, Segmenter, UPerNetConfig, pixel_loss
 from pantomim.nn.tokens import enlarge
 from pantomim.nn.upernet import ConvNorm, FCNHead, UPerHead, score_layer
 from pantomim.nn.vit import Encoder, EncoderConfig, Features
@@ -39,12 +39,16 @@ def downstream_seg_backbone(item: Item) -> Computed:
     found = Computed()
     if encoder.config.position == "sincos_rows_first":
         found.errors["state/pos_embed"] = networks.off_table(encoder.pos_embed, weights["pos_embed"])
-    model = Segmenter(encoder, 0, _Levels(tuple(item.config["out_indices"]), item.config.get("out_with_norm", False)))  # type: ignore[arg-type]
+    norm, model = encoder.norm, Segmenter(encoder, 1, UPerNetConfig())
+    model.taps, model.head, model.auxiliary = tuple(item.config["out_indices"]), nn.Identity(), None
+    if item.config.get("out_with_norm"):
+        encoder.norm = norm
     networks.filled(item, model, _backbone_name, weights).eval()
     found.errors |= compare_indices(encoder, item)
-    for number, (tap, level) in enumerate(zip(model.tap(images), model(images), strict=True)):
+    taps = model.tap(images)
+    for number, (tap, level) in enumerate(zip(taps, model.neck(taps), strict=True)):
         found.outputs |= {f"tap_{number}": networks.joined(tap), f"eval/level_{number}": level}
-    levels = model.train()(images)
+    levels = model.neck(model.train().tap(images))
     loss = sum((level * item.input(f"cotangent_{number}")).sum() for number, level in enumerate(levels))
     assert isinstance(loss, Tensor)
     step = networks.backward(loss, model, _backbone_name)
@@ -60,8 +64,8 @@ def downstream_pyramid(item: Item) -> Computed:
     for patch in sorted({name.partition("/")[0] for name in given}):
         taps = [item.input(f"{patch}/tap_{number}") for number in range(4)]
         _, width, *grid = taps[0].shape
-        pyramid = Pyramid(width, int(patch.removeprefix("patch")), tuple(grid))
-        networks.filled(item, pyramid, lambda name, p=pyramid: neck_name(p, name), item.weights(f"state/{patch}/"))
+        pyramid = Pyramid(width, int(patch.removeprefix("patch")), (grid[0], grid[1]))
+        networks.filled(item, pyramid, partial(neck_name, pyramid), item.weights(f"state/{patch}/"))
         levels = pyramid.eval()([Features(tap.new_zeros(len(tap), 0, width), tap.flatten(2).mT) for tap in taps])
         found.outputs |= {f"{patch}/level_{number}": level for number, level in enumerate(levels)}
     return found
@@ -79,7 +83,7 @@ def downstream_upernet(item: Item) -> Computed:
     found = Computed()
     for mode in ("eval", "train"):
         heads.train(mode == "train")
-        logits = {"": heads["head"](maps), "aux_": heads["aux"](maps[2])}
+        logits = {"": heads["head"](maps), "aux_": heads["aux"](maps[AUXILIARY_LEVEL])}
         found.outputs |= {f"{mode}/{name}logits": tensor for name, tensor in logits.items()}
     losses = {name: pixel_loss(tensor, labels, ignore) for name, tensor in logits.items()}
     weighted = {"loss": losses[""], "aux_loss": config["aux_weight"] * losses["aux_"]}
@@ -107,7 +111,7 @@ def downstream_sliding_window(item: Item) -> Computed:
     config, found, seen = item.config, Computed(numbers={"windows": []}), list[list[int]]()
     weights = item.weights("backbone/")
     kernel = next(tensor for tensor in weights.values() if tensor.ndim == 4)
-    reader = nn.Conv2d(kernel.shape[1], config["width"], kernel.shape[2:], config["stride_of_features"], padding=1)
+    reader = nn.Conv2d(kernel.shape[1], config["width"], kernel.shape[2], config["stride_of_features"], padding=1)
     networks.filled(item, reader, lambda name: next(each for each in weights if each.endswith(name)), weights)
     of_head = item.weights("head/")
     head = FCNHead(config["width"], len(of_head["convs.0.conv.weight"]), config["num_classes"])
@@ -220,17 +224,6 @@ def neck_name(neck: Pyramid, name: str) -> str:
     _, level, rest = name.split(".", 2)
     doublings = sum(isinstance(layer, nn.ConvTranspose2d) for layer in neck.levels[int(level)].modules())
     return f"upsample_{2**doublings}x.{rest}"
-
-
-@dataclass(frozen=True)
-class _Levels:
-    """A head that gives the pyramid's maps as they are."""
-
-    taps: tuple[int, ...]
-    keeps_norm: bool
-
-    def build(self, encoder: Encoder, num_classes: int) -> Parts:
-        return Parts(self.taps, Pyramid(encoder.width, encoder.patch_size, encoder.grid), nn.Identity())
 
 
 def _encoder(item: Item, weights: Mapping[str, Tensor]) -> Encoder:
