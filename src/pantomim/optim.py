@@ -65,6 +65,31 @@ def drop_schedule(
     return base if step < at * total - 1e-9 * total else minimum
 
 
+def poly_schedule(
+    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
+) -> float:
+    """Linear warm-up whose last step has the base rate, as has the next; then linearly to `minimum` in the last step.
+
+    Source: mmengine's LinearLR and PolyLR of power 1, as in mmsegmentation 1.x (ColorMAE); steps are optimizer steps.
+    """
+    if step < warmup:
+        return beit_schedule(step, base=base, minimum=minimum, warmup=warmup, total=total, start=start)
+    return minimum + (base - minimum) * max(1.0 - (step - warmup) / max(total - warmup - 1, 1), 0.0)
+
+
+def mmcv_poly_schedule(
+    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
+) -> float:
+    """Linearly from `base` to `minimum`, which only a step after the last would have; a share of it in the warm-up.
+
+    In the warm-up the share rises linearly from `start / base` to 1.
+
+    Source: mmcv 1.x's PolyLrUpdaterHook of power 1 with linear warm-up (segmentation of BEiT, CAE and dBOT).
+    """
+    rate = minimum + (base - minimum) * max(1.0 - step / total, 0.0)
+    return rate if step >= warmup else rate * (1.0 - (1.0 - step / warmup) * (1.0 - start / base))
+
+
 def parameter_groups(
     module: nn.Module,
     weight_decay: float,
@@ -106,7 +131,8 @@ def layer_scale(depth: int, decay: float) -> Callable[[str], float]:
     positions and patch projection are layer 0, block j is layer j + 1, and all else is layer depth + 1: norms and heads
     behind the blocks, and a table of relative positions that the blocks share.
 
-    Source: the MAE authors' `util/lr_decay.py`; BEiT's `optim_factory.py`.
+    Source: the MAE authors' `util/lr_decay.py`; BEiT's `optim_factory.py`; the `layer_decay_optimizer_constructor.py`
+        of BEiT's, CAE's and dBOT's segmentation, which means to spare tokens and positions and does not.
     """
 
     def scale(name: str) -> float:
