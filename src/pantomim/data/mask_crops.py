@@ -79,8 +79,8 @@ def cropped_pair(
     top, left = crop_place(mask, image_size, crop.max_share, ignore, random)
     rows, columns = slice(top, top + image_size[0]), slice(left, left + image_size[1])
     whole = np.array([0, 0, *image.shape[1:]])
-    part = resize_one(image, whole, size, flip=False, interpolation="bilinear", antialias=False)[:, rows, columns]
-    part, mask = part.numpy(), mask[rows, columns]
+    resized = resize_one(image, whole, size, flip=False, interpolation="bilinear", antialias=False)
+    part, mask = resized.numpy()[:, rows, columns], mask[rows, columns]
     if crop.flip and random.integers(0, 2):
         part, mask = part[:, :, ::-1], mask[:, ::-1]
     if crop.distortion is not None:

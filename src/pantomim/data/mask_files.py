@@ -19,24 +19,24 @@ def palette() -> UInt8[np.ndarray, "256 3"]:
     return colours
 
 
-def write_mask(
-    path: Path, ids: Int[np.ndarray, "H W"], colours: UInt8[np.ndarray, "colours 3"] | None = None
-) -> Path:
-    """Write a mask as an indexed PNG, an id a pixel; `colours` (those of `palette`) are for the eye alone."""
+def write_mask(path: Path, ids: Int[np.ndarray, "H W"], colours: UInt8[np.ndarray, "colours 3"] | None = None) -> Path:
+    """Write a mask as an indexed PNG, an id a pixel; `colours` in place of the first of `palette` are for the eye."""
     if ids.min() < 0 or ids.max() > 255:
         raise ValueError(
             f"write_mask.ids must be in [0, 255], as a PNG's palette is; got {ids.min()} to {ids.max()} for {path}. "
             f"Write larger ids as .npy or TIFF."
         )
+    table = palette()  # whole: Pillow would pack ids into the bits that fewer colours need
+    if colours is not None:
+        table[: len(colours)] = colours
     picture = Image.fromarray(ids.astype(np.uint8))
-    picture.putpalette((palette() if colours is None else colours).tobytes())
+    picture.putpalette(table.tobytes())
     return _write(path, picture)
 
 
 def overlaid(
     photo: UInt8[np.ndarray, "3 H W"],
     ids: Int[np.ndarray, "H W"],
-    *,
     ignore: int | None = None,
     opacity: float = 0.5,
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -46,9 +46,11 @@ def overlaid(
     return mixed if ignore is None else np.where((ids == ignore)[:, :, None], flat, mixed)
 
 
-def write_overlay(path: Path, photo: UInt8[np.ndarray, "3 H W"], ids: Int[np.ndarray, "H W"], **options: float) -> Path:
+def write_overlay(
+    path: Path, photo: UInt8[np.ndarray, "3 H W"], ids: Int[np.ndarray, "H W"], ignore: int | None = None
+) -> Path:
     """Write what `overlaid` gives as a PNG."""
-    return _write(path, Image.fromarray(overlaid(photo, ids, **options)))
+    return _write(path, Image.fromarray(overlaid(photo, ids, ignore)))
 
 
 def _write(path: Path, picture: Image.Image) -> Path:

@@ -4,6 +4,7 @@ import json
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,11 @@ class Masks:
 
         Raises `BrokenImageError` where it does not fit the image or the list of classes.
         """
-        mask, ids = self.read(image), np.asarray(self.class_ids())
-        numbers = np.searchsorted(ids, mask).clip(max=len(ids) - 1)
-        known = ids[numbers] == mask
-        if reason := self._misfit(mask.shape, size, _distinct(mask[~known])):
+        mask = self.read(image)
+        numbers = self._numbers[mask.clip(-1, len(self._numbers) - 1)]
+        if reason := self._misfit(mask.shape, size, _distinct(mask[numbers == IGNORE])):
             raise BrokenImageError(reason)
-        return np.where(known, numbers, IGNORE).astype(np.uint8)
+        return numbers
 
     def read_pair(self, dataset: Dataset, index: int) -> tuple[np.ndarray, UInt8[np.ndarray, "H W"]]:
         """An image of a split and its mask as `numbered` has it; where either is broken, as `Dataset.read`."""
@@ -122,6 +122,14 @@ class Masks:
             )
         height, width = np.median(sizes, axis=0)
         return Survey(tuple(ids.tolist()), (int(height), int(width)))
+
+    @cached_property
+    def _numbers(self) -> UInt8[np.ndarray, " ids"]:
+        """The class number of every id, up to one beyond the largest (and for -1)."""
+        ids = np.asarray(self.class_ids())
+        numbers = np.full(ids[-1] + 2, IGNORE, dtype=np.uint8)
+        numbers[ids] = np.arange(len(ids))
+        return numbers
 
     def _misfit(self, shape: tuple[int, ...], size: tuple[int, ...], ids: Int[np.ndarray, " ids"]) -> str:
         """What is wrong with a mask of this shape that holds these ids; empty if nothing is."""

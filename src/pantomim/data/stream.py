@@ -85,7 +85,7 @@ class Stream:
         self.dataset = dataset
         self.batch_size = batch_size
         self.image_size = image_size
-        self.crop, self.masks = crop, masks
+        self._crop, self._masks = crop, masks
         self.views: tuple[View, ...] = ()  # of images without masks
         if masks is not None or isinstance(crop, MaskCrop):
             _check_pairs(dataset, masks, crop, alone=augment is None and second is None)
@@ -165,13 +165,14 @@ class Stream:
     def _from_workers(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         items = range(start_step * self.micro, stop_step * self.micro)
         read = self._read if self.views else self._read_pairs
-        for item, made in zip(items, _decoded(self.dataset, read, items, self._workers, self.device), strict=True):
-            on_device = made.ids.to(self.device, non_blocking=True)
+        decoded = _decoded(self.dataset, read, items, self._workers, self.device)
+        for item, (images, ids, masks) in zip(items, decoded, strict=True):
+            on_device = ids.to(self.device, non_blocking=True)
             step, part = divmod(item, self.micro)
-            if made.masks is None:
-                yield self._batch(made.images.split(len(made.ids)), on_device, made.ids.numpy(), step, part)
+            if masks is None:
+                yield self._batch(images.split(len(ids)), on_device, ids.numpy(), step, part)
             else:
-                yield self._pair_batch(made.images, made.masks, on_device, self.rows(part).start)
+                yield self._pair_batch(images, masks, on_device, self.rows(part).start)
 
     def _read(self, item: int) -> "_Read":
         """Micro-batch number step x micro + a from files: all rows of the first view, then of the second; their ids."""
@@ -187,21 +188,21 @@ class Stream:
                     np.asarray([image.shape[1:]]), drawn[row : row + 1], view.crop, self.image_size
                 )
                 made.append(resize_one(image, box, self.image_size, bool(flip), view.crop.interpolation))
-        return _Read([image for made in images for image in made], healthy)
+        return _stacked([image for made in images for image in made], healthy)
 
     def _read_pairs(self, item: int) -> "_Read":
         """The same where there are masks."""
-        assert isinstance(self.crop, MaskCrop)
-        assert self.masks is not None
+        assert isinstance(self._crop, MaskCrop)
+        assert self._masks is not None
         step, part = divmod(item, self.micro)
         rows, divisor, pairs, healthy = self.rows(part), self.dataset.scale.divisor, [], []
         for row, index in zip(range(rows.start, rows.stop), self.ids(step)[rows], strict=True):
-            index, pair = self.dataset.first_healthy(int(index), partial(self.masks.read_pair, self.dataset))
+            index, pair = self.dataset.first_healthy(int(index), partial(self._masks.read_pair, self.dataset))
             healthy.append(index)
             random = row_random(self.seed, step, row)
-            pairs.append(cropped_pair(*pair, self.crop, self.image_size, random, ignore=IGNORE, divisor=divisor))
+            pairs.append(cropped_pair(*pair, self._crop, self.image_size, random, ignore=IGNORE, divisor=divisor))
         images, masks = zip(*pairs, strict=True)
-        return _Read(list(images), healthy, list(masks))
+        return _stacked(images, healthy, masks)
 
     def _batch(self, views: Sequence[Tensor], ids: Tensor, host_ids: np.ndarray, step: int, part: int) -> Batch:
         labels = None if self.dataset.labels is None else self._put(self.dataset.labels[host_ids])
@@ -214,9 +215,9 @@ class Stream:
         return Batch(made[0], ids, labels, rows.start, self.batch_size, made[1] if len(made) > 1 else None)
 
     def _pair_batch(self, images: Tensor, masks: Tensor, ids: Tensor, start: int) -> Batch:
-        assert isinstance(self.crop, MaskCrop)
+        assert isinstance(self._crop, MaskCrop)
         beside = masks == PADDING
-        fill = self._put(np.asarray(self.crop.fill, dtype=np.float32)).view(-1, 1, 1)
+        fill = self._put(np.asarray(self._crop.fill, dtype=np.float32)).view(-1, 1, 1)
         images = torch.where(beside[:, None], fill, _without_overshoot(images, self.dataset))
         return Batch(images, ids, None, start, self.batch_size, masks=masks.long().masked_fill(beside, IGNORE))
 
@@ -249,9 +250,9 @@ def evaluation_batches(
         workers = max(1, num_threads() - 1) if workers is None else workers
         workers = min(workers, len(chunks) // 4)  # a few batches are not worth a process
         read = partial(_read_centred, dataset, image_size, chunks)
-        for made in _decoded(dataset, read, range(len(chunks)), workers, device):
-            if len(made.ids):
-                yield made.images, made.ids.numpy()
+        for images, healthy, _ in _decoded(dataset, read, range(len(chunks)), workers, device):
+            if len(healthy):
+                yield images, healthy.numpy()
         return
     box = torch.from_numpy(centred_boxes(np.asarray([array.shape[2:]]), image_size)).to(device)
     for ids in chunks:
@@ -282,9 +283,9 @@ def whole_images(
     indices = indices[~np.isin(indices, list(dataset.broken_reasons()))]
     workers = min(max(1, num_threads() - 1) if workers is None else workers, len(indices) // 16)
     read = partial(_read_whole, dataset, masks, base, indices)
-    for made in _decoded(dataset, read, range(len(indices)), workers, device):
-        if len(made.ids) and made.masks is not None:
-            yield made.images, made.masks[0].long(), int(made.ids)
+    for image, ids, found in _decoded(dataset, read, range(len(indices)), workers, device):
+        if found is not None:
+            yield image, found[0].long(), int(ids)
 
 
 def _read_whole(dataset: Dataset, masks: Masks, base: tuple[int, int], indices: np.ndarray, item: int) -> "_Read":
@@ -293,10 +294,10 @@ def _read_whole(dataset: Dataset, masks: Masks, base: tuple[int, int], indices: 
     try:
         image, mask = masks.read_pair(dataset, index)
     except BrokenImageError:
-        return _Read([], [])
+        return _stacked()
     size, box = fitted_size(mask.shape, *base), np.array([0, 0, *mask.shape])
     resized = resize_one(image, box, size, flip=False, interpolation="bilinear", antialias=False)
-    return _Read([resized], [index], [torch.from_numpy(mask)])
+    return _stacked([resized], [index], [torch.from_numpy(mask)])
 
 
 def _check_pairs(dataset: Dataset, masks: Masks | None, crop: Crop | MaskCrop, *, alone: bool) -> None:
@@ -325,7 +326,7 @@ def _read_centred(dataset: Dataset, image_size: tuple[int, int], chunks: list[np
         box = centred_boxes(np.asarray([image.shape[1:]]), image_size)[0]
         images.append(resize_one(image, box, image_size, flip=False))
         healthy.append(int(index))
-    return _Read(images, healthy)
+    return _stacked(images, healthy)
 
 
 def _without_overshoot(images: Tensor, dataset: Dataset) -> Tensor:
@@ -336,21 +337,18 @@ def _without_overshoot(images: Tensor, dataset: Dataset) -> Tensor:
 class _Read(NamedTuple):
     """Images as they are stored, the indices of healthy ones, and their masks where the data have any."""
 
-    images: list[Tensor]
-    ids: list[int]
-    masks: list[Tensor] | None = None
-
-
-class _Decoded(NamedTuple):
-    """The same, stacked: on the device, images scaled; the indices on the host."""
-
     images: Tensor
     ids: Int[Tensor, " B"]
-    masks: Int[Tensor, "B H W"] | None
+    masks: Int[Tensor, "B H W"] | None = None
 
 
-class _Items(torch.utils.data.Dataset[tuple[_Decoded, dict[int, str]]]):
-    """By number: what is read, stacked, and all images found broken so far.
+def _stacked(images: Sequence[Tensor] = (), ids: Sequence[int] = (), masks: Sequence[Tensor] = ()) -> _Read:
+    found = torch.stack(tuple(images)) if images else torch.empty(0)
+    return _Read(found, torch.tensor(ids, dtype=torch.int64), torch.stack(tuple(masks)) if masks else None)
+
+
+class _Items(torch.utils.data.Dataset[tuple[_Read, dict[int, str]]]):
+    """By number: what is read, and all images found broken so far.
 
     Where these are too many, there are no images, and the process that trains raises the error: out of a worker it
     would come as a traceback.
@@ -359,14 +357,12 @@ class _Items(torch.utils.data.Dataset[tuple[_Decoded, dict[int, str]]]):
     def __init__(self, dataset: Dataset, read: Callable[[int], _Read]) -> None:
         self._dataset, self._read = dataset, read
 
-    def __getitem__(self, item: int) -> tuple[_Decoded, dict[int, str]]:
+    def __getitem__(self, item: int) -> tuple[_Read, dict[int, str]]:
         try:
-            images, ids, masks = self._read(item)
+            read = self._read(item)
         except TooManyBrokenError:
-            images, ids, masks = [], [], None
-        stacked = torch.stack(images) if images else torch.empty(0)
-        made = _Decoded(stacked, torch.tensor(ids, dtype=torch.int64), torch.stack(masks) if masks else None)
-        return made, self._dataset.broken_reasons()
+            read = _stacked()
+        return read, self._dataset.broken_reasons()
 
 
 def _decoded(
@@ -375,8 +371,8 @@ def _decoded(
     items: range,
     workers: int,
     device: torch.device,
-) -> Iterator[_Decoded]:
-    """The items in order, read by workers ahead of time."""
+) -> Iterator[_Read]:
+    """The items in order, read by workers ahead of time: on the device, images scaled; the indices on the host."""
     options: dict[str, Any] = {}
     if workers and sys.platform == "linux":
         options["multiprocessing_context"] = "fork"  # workers share the files held in memory
@@ -389,11 +385,10 @@ def _decoded(
         generator=torch.Generator(),  # else starting the loader would draw from the global one
         **options,
     )
-    for made, broken in loader:
+    for (images, ids, masks), broken in loader:
         dataset.mark_broken(broken)
-        images = scaled(made.images.to(device, non_blocking=True), dataset.scale)
-        masks = None if made.masks is None else made.masks.to(device, non_blocking=True)
-        yield _Decoded(images, made.ids, masks)
+        masks = None if masks is None else masks.to(device, non_blocking=True)
+        yield _Read(scaled(images.to(device, non_blocking=True), dataset.scale), ids, masks)
 
 
 @lru_cache(maxsize=4)
