@@ -16,6 +16,7 @@ ITEMS = {
     *("cae_pretrain_a", "cae_pretrain_b", "cae_finetune", "cae_attentive_probe"),
     *("maskfeat_hog_a", "maskfeat_hog_b", "simmim_pretrain_a", "dbot_analysis"),
     *("milan_pretrain_a", "milan_sampling", "attmask"),
+    *("downstream_class_share_crop_a", "downstream_photometric_a"),
     *("ijepa_pretrain_a", "ijepa_masks_a", "trajectory_ijepa_a"),
     *("dbot_pretrain_a", "dbot_pretrain_b", "dbot_schedule", "dbot_full_sequence_a", "dbot_full_sequence_b"),
     *(f"trajectory_{name}_a" for name in TRAJECTORIES),

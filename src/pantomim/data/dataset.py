@@ -5,11 +5,11 @@ import copy
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from pantomim.data.decoding import BrokenImageError, Header
 from pantomim.data.layout import draw_images
 from pantomim.data.scales import Scale, scale_of
 from pantomim.data.stores import ArrayStore, BytesStore, Store
+
+T = TypeVar("T")
 
 MAX_PROBED = 2_000
 MAX_BROKEN_SHARE = 0.01
@@ -159,6 +161,10 @@ class Dataset:
         """Name of each image, relative to the source."""
         return [self._store.names[position] for position in self._positions]
 
+    def name_of(self, index: int) -> str:
+        """The name of one image."""
+        return self._store.names[self._positions[index]]
+
     @property
     def broken(self) -> list[Broken]:
         """The images found unreadable so far."""
@@ -181,17 +187,21 @@ class Dataset:
 
     def read_healthy(self, index: int) -> tuple[int, np.ndarray]:
         """The image of this index or, if it is broken, of the next index whose image is not; and that index."""
+        return self.first_healthy(index, self.read)
+
+    def first_healthy(self, index: int, read: Callable[[int], T]) -> tuple[int, T]:
+        """The same of what `read` gives of an index; it marks what is broken, and raises `BrokenImageError`."""
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
             if candidate not in self._broken:
                 with contextlib.suppress(BrokenImageError):
-                    return candidate, self.read(candidate)
+                    return candidate, read(candidate)
         raise self._too_many_broken()
 
     def mark_broken(self, reasons: dict[int, str]) -> None:
         """Count images as broken, by index; raises `TooManyBrokenError` if they are more than 1 % now."""
         for index, reason in reasons.items():
-            self._broken.setdefault(index, Broken(self._store.names[self._positions[index]], reason))
+            self._broken.setdefault(index, Broken(self.name_of(index), reason))
         if len(self._broken) > MAX_BROKEN_SHARE * len(self):
             raise self._too_many_broken()
 

@@ -266,6 +266,11 @@ def test_fewer_images(tmp_path):
     assert source.name_of(4) == "class 4"
 
 
+def test_the_classes_that_occur_are_the_list_where_there_is_none(tmp_path, masks):
+    masks[3::4][masks[3::4] == 2] = 9  # in test alone
+    assert pictures(write(tmp_path / "a.npz", masks)).source.masks.names == {k: f"class {k}" for k in (0, 1, 2, 9)}
+
+
 @pytest.mark.parametrize("wrong", [{"lrs": ()}, {"lrs": (0.0,)}, {"steps": 0}, {"batch_size": 0}])
 def test_wrong_settings(wrong):
     with pytest.raises(ValueError, match=r"Segmentation\."):

@@ -43,7 +43,10 @@ def test_the_loss_is_the_cross_entropy_with_what_was_mixed() -> None:
 
 
 def test_without_mixing_it_is_label_smoothing() -> None:
-    method, batch = build(mixup=0.0, cutmix=0.0, pool="normed_mean"), batch_of(7)  # an odd number is fine without partners
+    method, batch = (
+        build(mixup=0.0, cutmix=0.0, pool="normed_mean"),
+        batch_of(7),
+    )  # an odd number is fine without partners
     draws = draws_of(method, batch)
     assert torch.equal(draws.images, batch.images)
     logits = method.model.head(method.encoder(batch.images).patches.mean(dim=1))
