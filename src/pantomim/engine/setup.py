@@ -166,7 +166,7 @@ def describe_masks(config: DataConfig, masks: Masks | None) -> dict[str, Any]:
 
 def optimiser(config: OptimConfig, method: nn.Module, lr: float) -> torch.optim.Optimizer:
     """The optimiser of a method's parameters, in groups by weight decay and rate; frozen blocks are in none."""
-    encoder = getattr(method, "encoder", None)
+    encoder: Any = getattr(method, "encoder", None)
     if config.layer_decay != 1 and not isinstance(encoder, Encoder):
         raise ValueError(
             f"OptimConfig.layer_decay must be 1 for a method without an encoder, which has no such layers; got "
@@ -206,7 +206,8 @@ def freeze_blocks(encoder: nn.Module | None, count: int) -> None:
         owner, _, rest = name.partition(".")
         if owner not in ("blocks", "norm", "rel_pos_bias") or (owner == "blocks" and int(rest.split(".")[0]) < count):
             parameter.requires_grad_(False)
-    for block in encoder.blocks[:count]:
+    blocks: Any = encoder.blocks
+    for block in blocks[:count]:
         block.drop_path.rate = 0.0
 
 
