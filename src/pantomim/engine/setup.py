@@ -226,8 +226,13 @@ def in_steps(config: Pretrain, steps_per_epoch: int) -> tuple[int, int]:
     return total, warmup
 
 
-def describe_start(config: Pretrain, dataset: Dataset, where: str, num_processes: int, start: int, total: int) -> str:
+def describe_start(
+    config: Pretrain, dataset: Dataset, held_out: int, where: str, num_processes: int, start: int, total: int
+) -> str:
     """What is about to happen, in one line."""
     where += f", {num_processes} processes" if num_processes > 1 else ""
-    doing = f"Resuming {config.recipe} from step {start}" if start else f"Pre-training {config.recipe}"
-    return f"{doing}: {total} steps of {config.batch_size} images out of {len(dataset)} ({dataset.name}), on {where}."
+    begin = "Training" if held_out else "Pre-training"
+    doing = f"Resuming {config.recipe} from step {start}" if start else f"{begin} {config.recipe}"
+    images = f"{config.batch_size} images out of {len(dataset)} ({dataset.name})"
+    judged = f", judged by {held_out} held-out images" if held_out else ""
+    return f"{doing}: {total} steps of {images}{judged}, on {where}."
