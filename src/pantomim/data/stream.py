@@ -225,6 +225,16 @@ def evaluation_batches(
         yield images, ids
 
 
+def centre_crops(
+    dataset: Dataset, image_size: tuple[int, int], margin: float, batch_size: int, device: torch.device | str
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """What `evaluation_batches` gives, `margin` times as large, and of that the centre: how classifiers are tested."""
+    (height, width), larger = image_size, (round(image_size[0] * margin), round(image_size[1] * margin))
+    top, left = (larger[0] - height) // 2, (larger[1] - width) // 2
+    for images, indices in evaluation_batches(dataset, larger, batch_size, device):
+        yield images[:, :, top : top + height, left : left + width], indices
+
+
 def _read_centred(
     dataset: Dataset, image_size: tuple[int, int], chunks: list[np.ndarray], item: int
 ) -> tuple[list[Tensor], list[int]]:
