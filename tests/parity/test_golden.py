@@ -19,6 +19,7 @@ ITEMS = {
     *("ijepa_pretrain_a", "ijepa_masks_a", "trajectory_ijepa_a"),
     *("dbot_pretrain_a", "dbot_pretrain_b", "dbot_schedule", "dbot_full_sequence_a", "dbot_full_sequence_b"),
     *(f"trajectory_{name}_a" for name in TRAJECTORIES),
+    "downstream_finetune_extras_a",
 }
 # The same as others at another size (BEiT's with one shared table of relative positions), or too large.
 LEFT_OUT = {"mae_pretrain_a", "beit_pretrain_a", "cae_pretrain_a", "cae_finetune", "cae_attentive_probe"}

@@ -8,6 +8,7 @@ Papers: Hendrycks & Dietterich 2019, arXiv:1903.12261 (ImageNet-C); Hendrycks et
 """
 
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Literal
@@ -107,7 +108,7 @@ class Robustness(ClassifierEvaluation):
                 f"{dataset.facts.dtype} in {self.data}: how strong a corruption is cannot be told. Convert them."
             )
         labels, rng = trained.positions(dataset), np.random.default_rng(np.random.SeedSequence([self.seed, 41]))
-        wrong, count = dict.fromkeys([("clean", 0), *((k, s) for k in STRENGTHS for s in range(SEVERITIES))], 0), 0
+        wrong, count = dict.fromkeys([("clean", 0), *itertools.product(STRENGTHS, range(SEVERITIES))], 0), 0
         for images, indices in trained.crops(dataset, self.chunk):
             noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32)).to(images.device)
             count += len(indices)
@@ -129,15 +130,16 @@ class Robustness(ClassifierEvaluation):
         there = [name for name in ALEXNET_ERRORS if (browse(spec) / name).is_dir()]
         if not there:
             raise ValueError(
-                f"Robustness.imagenet_c must hold folders such as gaussian_noise/1; got none in {spec}. Give the folder "
-                f"into which the archives were unpacked."
+                f"Robustness.imagenet_c must hold folders such as gaussian_noise/1; got none in {spec}. Give the "
+                f"folder into which the archives were unpacked."
             )
-        errors, num_broken = {}, 0
-        for name in there:
-            sources = [open_source(f"{spec}/{name}/{severity}", "all") for severity in range(1, SEVERITIES + 1)]
-            found = [(source, *self._logits(trained, source, 1.0)) for source in sources]
-            errors[name] = [1 - top1(logits.argmax(dim=1), labels) for _, logits, labels in found]
-            num_broken += sum(len(source.broken) for source in sources)
+        errors: dict[str, list[float]] = {name: [] for name in there}
+        num_broken = 0
+        for name, severity in itertools.product(there, range(1, SEVERITIES + 1)):
+            dataset = open_source(f"{spec}/{name}/{severity}", "all")
+            logits, labels = self._logits(trained, dataset, 1.0)
+            errors[name].append(1 - top1(logits.argmax(dim=1), labels))
+            num_broken += len(dataset.broken)
         missing, relative = [name for name in ALEXNET_ERRORS if name not in there], corruption_errors(errors)
         return {
             "mce": None if missing else float(np.mean(list(relative.values()))),
