@@ -94,11 +94,11 @@ class Robustness(ClassifierEvaluation):
         if (increase := scores["relative_error_increase"]) is not None:
             words += [f"relative error increase by corruptions of our own {100 * increase:+.0f} %"]
         if found := scores.get("imagenet_c"):
-            lacking = f"none: {', '.join(found['missing'])} not there"
+            lacking = f"no ImageNet-C mCE, as there is no {', '.join(found['missing'])}"
             words += [f"ImageNet-C mCE {100 * found['mce']:.1f} %" if found["mce"] is not None else lacking]
-        for name, words_for in (("a", "A"), ("r", "R"), ("sketch", "Sketch")):
+        for name in ("a", "r", "sketch"):
             if found := scores.get(f"imagenet_{name}"):
-                words += [f"ImageNet-{words_for} top-1 {100 * found['top1']:.1f} %"]
+                words += [f"ImageNet-{name.capitalize()} top-1 {100 * found['top1']:.1f} %"]
         return f"robustness on {result['dataset']}: {', '.join(words)}{left_out(result)}"
 
     def _own(self, trained: TrainedClassifier, dataset: Dataset) -> dict[str, Any]:
