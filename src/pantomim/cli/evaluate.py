@@ -6,6 +6,7 @@ def evaluate(line: CommandLine) -> None:
     """Score an encoder or a classifier: pantomim evaluate PROTOCOL --data SRC ...; PROTOCOL --help has its options."""
     from pantomim.evaluate import CLASSIFIER_PROTOCOLS, PROTOCOLS, Evaluation, evaluate_to_file, headline
 
+    line.options["Classifier.run"] = "--classifier"
     protocol = line.read(line.choose({kind.protocol: kind for kind in (*PROTOCOLS, *CLASSIFIER_PROTOCOLS)}))
     if isinstance(protocol, Evaluation):
         path, result = evaluate_to_file(protocol)

@@ -30,22 +30,11 @@ from pantomim.evaluate.parts import top1
 SEVERITIES = 5
 # Of AlexNet, by the fifteen types of ImageNet-C in their order. Source: google-research/augmix, imagenet.py.
 ALEXNET_ERRORS = {
-    "gaussian_noise": 0.886428,
-    "shot_noise": 0.894468,
-    "impulse_noise": 0.922640,
-    "defocus_blur": 0.819880,
-    "glass_blur": 0.826268,
-    "motion_blur": 0.785948,
-    "zoom_blur": 0.798360,
-    "snow": 0.866816,
-    "frost": 0.826572,
-    "fog": 0.819324,
-    "brightness": 0.564592,
-    "contrast": 0.853204,
-    "elastic_transform": 0.646056,
-    "pixelate": 0.717840,
-    "jpeg_compression": 0.606500,
-}
+    "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880, "glass_blur": 0.826268, "motion_blur": 0.785948, "zoom_blur": 0.798360,
+    "snow": 0.866816, "frost": 0.826572, "fog": 0.819324, "brightness": 0.564592,
+    "contrast": 0.853204, "elastic_transform": 0.646056, "pixelate": 0.717840, "jpeg_compression": 0.606500,
+}  # fmt: skip
 # Ours. Strengths are those that ImageNet-C's code has for 224 pixels; the blur's are in pixels of such an image.
 STRENGTHS: dict[str, tuple[float, ...]] = {
     "noise": (0.08, 0.12, 0.18, 0.26, 0.38),  # std
@@ -79,13 +68,15 @@ class Robustness(ClassifierEvaluation):
 
     def score(self, trained: TrainedClassifier, dataset: Dataset) -> dict[str, Any]:
         """Clean top-1, corruptions of our own, and the sets that are given."""
-        scores = self._own(trained, dataset)
+        scores, shifted = self._own(trained, dataset), {}
         if self.imagenet_c is not None:
-            scores["imagenet_c"] = self._imagenet_c(trained, self.imagenet_c)
+            found = scores["imagenet_c"] = self._imagenet_c(trained, self.imagenet_c)
+            shifted |= {} if found["mce"] is None else {"ImageNet-C mCE": found["mce"]}
         for name in ("imagenet_a", "imagenet_r", "imagenet_sketch"):
             if (spec := getattr(self, name)) is not None:
                 scores[name] = self._shifted(trained, name, spec)
-        return {"trained": scores}
+                shifted[f"ImageNet-{name[9:].capitalize()} top-1"] = scores[name]["top1"]
+        return {"trained": {**scores, "shifted": shifted}}
 
     def headline(self, result: Mapping[str, Any]) -> str:
         """Clean top-1 and what the corruptions make of it."""
@@ -93,12 +84,9 @@ class Robustness(ClassifierEvaluation):
         words = [f"clean top-1 {100 * scores['top1']:.1f} %"]
         if (increase := scores["relative_error_increase"]) is not None:
             words += [f"relative error increase by corruptions of our own {100 * increase:+.0f} %"]
-        if found := scores.get("imagenet_c"):
-            lacking = f"no ImageNet-C mCE, as there is no {', '.join(found['missing'])}"
-            words += [f"ImageNet-C mCE {100 * found['mce']:.1f} %" if found["mce"] is not None else lacking]
-        for name in ("a", "r", "sketch"):
-            if found := scores.get(f"imagenet_{name}"):
-                words += [f"ImageNet-{name.capitalize()} top-1 {100 * found['top1']:.1f} %"]
+        words += [f"{name} {100 * share:.1f} %" for name, share in scores["shifted"].items()]
+        if missing := scores.get("imagenet_c", {}).get("missing"):
+            words += [f"no ImageNet-C mCE, as there is no {', '.join(missing)}"]
         return f"robustness on {result['dataset']}: {', '.join(words)}{left_out(result)}"
 
     def _own(self, trained: TrainedClassifier, dataset: Dataset) -> dict[str, Any]:
