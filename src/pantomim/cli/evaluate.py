@@ -1,3 +1,5 @@
+from typing import Any
+
 from pantomim.cli.command_line import CommandLine
 from pantomim.cli.console import say
 
@@ -7,7 +9,8 @@ def evaluate(line: CommandLine) -> None:
     from pantomim.evaluate import CLASSIFIER_PROTOCOLS, PROTOCOLS, Evaluation, evaluate_to_file, headline
 
     line.options["Classifier.run"] = "--classifier"
-    protocol = line.read(line.choose({kind.protocol: kind for kind in (*PROTOCOLS, *CLASSIFIER_PROTOCOLS)}))
+    kinds: tuple[Any, ...] = (*PROTOCOLS, *CLASSIFIER_PROTOCOLS)
+    protocol = line.read(line.choose({kind.protocol: kind for kind in kinds}))
     if isinstance(protocol, Evaluation):
         path, result = evaluate_to_file(protocol)
         words = headline(protocol, result)

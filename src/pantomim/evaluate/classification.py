@@ -107,9 +107,9 @@ def open_classifier(run: str | Path, device: torch.device) -> TrainedClassifier:
 def find_head(run: str | Path, kinds: Sequence[str] = (CLASSIFIER,)) -> tuple[Path, str]:
     """The folder of a fine-tuned run, given that or its weights, and the first of these pairs of files in it."""
     path = Path(run)
-    folder = path.parent if path.suffix == ".safetensors" else path
+    folder, named = (path.parent, (path.stem,)) if path.suffix == ".safetensors" else (path, kinds)
     for kind in kinds:
-        if (folder / f"{kind}.json").is_file():
+        if kind in named and (folder / f"{kind}.json").is_file():
             return folder, kind
     has = "an encoder alone" if (folder / "encoder.json").is_file() else "none"
     weights = " or ".join(f"{kind}.safetensors" for kind in kinds)
@@ -143,15 +143,18 @@ class ClassifierEvaluation(ABC):
     stem: ClassVar[str]  # what the file of the result is named after, before the data
 
     @abstractmethod
-    def score(self, trained: TrainedClassifier, dataset: Dataset) -> dict[str, Any]:
-        """Scores under "trained", where other results have those of the encoder, and what else is to be written."""
+    def score(self, trained: TrainedClassifier, dataset: Dataset, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Scores under "trained", where other results have those of the encoder, and what else is to be written.
+
+        `about`: of the images, as the result has it under "data".
+        """
 
     @abstractmethod
     def headline(self, result: Mapping[str, Any]) -> str:
         """The result in one line."""
 
     def open(self) -> Dataset:
-        """The images to score."""
+        """The images to score, before any are drawn."""
         return open_part(self.data, "test")
 
     def file_name(self, dataset: Dataset) -> str:
@@ -162,33 +165,31 @@ class ClassifierEvaluation(ABC):
         """Score, and write the result; a file about other images of the same name is left alone."""
         begin = time.perf_counter()
         trained = open_classifier(self.classifier, usable_device(type(self).__name__, self.device))
-        dataset = self.open()
-        dataset = dataset if self.test_images is None else dataset.drawn(self.test_images)
-        path, key = self.out or trained.folder / "eval" / self.file_name(dataset), dataset.key()
+        whole = self.open()
+        path, key = self.out or trained.folder / "eval" / self.file_name(whole), whole.key()
         check_out(f"{type(self).__name__}.out", path, [".json"])
-        if self.out is None and path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8")).get("data", {})
-            if before.get("spec") != self.data and before.get("key") != key:
-                raise ValueError(
-                    f"{type(self).__name__}.out must be given for {self.data}: {path} is about other images of the "
-                    f"same name, {before.get('spec')}. Name another file."
-                )
-        scores = self.score(trained, dataset)
+        if self.out is None and path.is_file() and key != (before := _read_result(path)["data"]).get("key"):
+            raise ValueError(
+                f"{type(self).__name__}.out must be given for {self.data}: {path} is about other images of the same "
+                f"name, from {before.get('spec')}. Name another file, or remove that one."
+            )
+        dataset = whole if self.test_images is None else whole.drawn(self.test_images)
+        about = {
+            "spec": self.data,
+            "test_split": dataset.split,
+            "channels": dataset.channels,
+            "scale": asdict(dataset.scale),
+            "num_classes": len(trained.classes),
+            "image_size": list(trained.module.encoder.image_size),
+            "key": key,
+        }
+        scores = self.score(trained, dataset, about)
+        broken = [asdict(image) for image in dataset.broken]
         result = {
             "protocol": self.stem,
             "protocol_version": PROTOCOL_VERSION,
             "dataset": dataset.name,
-            "data": {
-                "spec": self.data,
-                "num_test": len(dataset) - len(dataset.broken),
-                "test_split": dataset.split,
-                "channels": dataset.channels,
-                "scale": asdict(dataset.scale),
-                "num_classes": len(trained.classes),
-                "image_size": list(trained.module.encoder.image_size),
-                "key": key,
-                "broken": [asdict(broken) for broken in dataset.broken],
-            },
+            "data": {**about, "num_test": len(dataset) - len(broken), "broken": broken},
             "labels_per_class": None,
             "settings": {name: value for name, value in to_dict(self).items() if name not in RUN_WIDE},
             "classifier": self.classifier,
@@ -198,7 +199,7 @@ class ClassifierEvaluation(ABC):
             **scores,
             "wall_s": round(time.perf_counter() - begin, 2),
         }
-        replace_file(path, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+        replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
         return path, result
 
 
@@ -225,9 +226,9 @@ class Classification(ClassifierEvaluation):
         """Of the result; of another part than test it says which."""
         return f"{self.stem}-{dataset.name}{'' if self.split == 'test' else f'-{self.split}'}.json"
 
-    def score(self, trained: TrainedClassifier, dataset: Dataset) -> dict[str, Any]:
+    def score(self, trained: TrainedClassifier, dataset: Dataset, about: Mapping[str, Any]) -> dict[str, Any]:
         """The scores of `class_scores`, and how they differ from another run's."""
-        theirs = None if self.against is None else self._hits_of_other(dataset)
+        theirs = None if self.against is None else self._hits_of_other(self.file_name(dataset), about["key"])
         labels, names = trained.positions(dataset), dataset.names
         logits, indices = zip(*trained.logits(dataset, self.chunk), strict=True)
         rows = np.concatenate(indices)
@@ -249,15 +250,22 @@ class Classification(ClassifierEvaluation):
             words += [f"{100 * other['difference']:+.1f} points against {self.against} ({low} to {high})"]
         return f"{result['protocol']} on {result['dataset']}: {', '.join(words)}{left_out(result)}"
 
-    def _hits_of_other(self, dataset: Dataset) -> Bool[np.ndarray, " n"]:
-        path = find_head(str(self.against))[0] / "eval" / self.file_name(dataset)
-        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if result.get("data", {}).get("key") != dataset.key():
+    def _hits_of_other(self, file_name: str, key: Mapping[str, Any]) -> Bool[np.ndarray, " n"]:
+        path = find_head(str(self.against))[0] / "eval" / file_name
+        result = _read_result(path) if path.is_file() else {}
+        drawn = result.get("settings", {}).get("test_images")
+        if not result or result["data"].get("key") != key or drawn != self.test_images:
             raise ValueError(
                 f"Classification.against must be a run that was scored on the same images; got {self.against}, which "
-                f"has {'other images in' if result else 'no'} {path}. Score it on {self.data} first."
+                f"has {'other images in' if result else 'no'} {path}. Score it on {self.data} in the same way first."
             )
         return hits_of(result["trained"])
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    """A result of `to_file`; of a file of another kind what is there."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return {"data": {}, **result}
 
 
 def open_part(spec: str, split: str) -> Dataset:
@@ -282,6 +290,7 @@ def class_scores(
     loss; `hits` a digit for each image, 1 where it is right.
     """
     num_classes, guesses = len(classes), logits.argmax(dim=1)
+    true_names, guessed_names = ([classes[place] for place in places.tolist()] for places in (labels, guesses))
     log_chances = logits.double().log_softmax(dim=1)
     losses, right = -log_chances.gather(1, labels[:, None]).squeeze(1), guesses == labels
     counts = (labels * num_classes + guesses).bincount(minlength=num_classes**2).view(num_classes, num_classes)
@@ -297,14 +306,14 @@ def class_scores(
         "nll": float(losses.mean()),
         "by_class": {classes[place]: float(hits[place] / true[place]) for place in true.nonzero().flatten().tolist()},
         "confusion": {
-            classes[row]: {classes[column]: int(counts[row, column]) for column in counts[row].nonzero().flatten()}
-            for row in true.nonzero().flatten()
+            classes[row]: {classes[column]: counted for column, counted in enumerate(counts[row].tolist()) if counted}
+            for row in true.nonzero().flatten().tolist()
         },
         "hardest": [
             {
                 "name": names[image],
-                "true": classes[labels[image]],
-                "predicted": classes[guesses[image]],
+                "true": true_names[image],
+                "predicted": guessed_names[image],
                 "probability": float(log_chances[image, guesses[image]].exp()),
                 "probability_of_true": float(log_chances[image, labels[image]].exp()),
             }

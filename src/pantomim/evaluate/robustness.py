@@ -66,9 +66,9 @@ class Robustness(ClassifierEvaluation):
 
     stem = "robustness"
 
-    def score(self, trained: TrainedClassifier, dataset: Dataset) -> dict[str, Any]:
+    def score(self, trained: TrainedClassifier, dataset: Dataset, about: Mapping[str, Any]) -> dict[str, Any]:
         """Clean top-1, corruptions of our own, and the sets that are given."""
-        scores, shifted = self._own(trained, dataset), {}
+        scores, shifted = self._own(trained, dataset), dict[str, float]()
         if self.imagenet_c is not None:
             found = scores["imagenet_c"] = self._imagenet_c(trained, self.imagenet_c)
             shifted |= {} if found["mce"] is None else {"ImageNet-C mCE": found["mce"]}

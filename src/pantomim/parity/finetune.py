@@ -48,13 +48,12 @@ def downstream_finetune_extras(item: Item) -> Computed:
 
 def _averages(weights: Tensor, decay: float) -> Iterator[Tensor]:
     """The moving average after each step, from the weights of all steps; it begins as the first."""
-    module = nn.Module()
-    module.weight = nn.Parameter(weights[0].clone())
+    module = nn.ParameterList([weights[0].clone()])
     average = copy.deepcopy(module)
     for step in weights[1:]:
-        module.weight.data = step
+        module[0].data = step
         follow(average, module, decay)
-        yield average.weight.detach().clone()
+        yield average[0].detach().clone()
 
 
 ITEMS = (downstream_finetune_extras,)

@@ -50,7 +50,7 @@ def make_report(run: str | Path, headline: str | None = None) -> Path:
         )
     results.sort(key=lambda result: result.stem != headline)
     path = folder.path / "report.html"
-    replace_file(path, render(folder, results).encode())
+    replace_file(path, render(folder, results).encode(errors="replace"))  # names of files may be no UTF-8
     return path
 
 

@@ -88,6 +88,8 @@ def test_the_result_has_the_keys_of_others(run, data):
 
 def test_weights_may_be_named_instead_of_the_folder(run, data):
     assert Classification(str(run / "classifier.safetensors"), data).to_file()[0].parent == run / "eval"
+    with pytest.raises(ValueError, match=r"or its classifier\.safetensors; got .*encoder\.safetensors"):
+        Classification(str(run / "encoder.safetensors"), data).to_file()
 
 
 def test_classes_are_matched_by_name_not_by_place(tmp_path, run, data):
@@ -121,18 +123,21 @@ def test_another_split_has_its_own_file(run, data):
     assert paths == {"finetune-set.json", "finetune-set-train.json", "finetune-set-all.json"}
 
 
-def test_other_images_of_the_same_name_are_not_overwritten(tmp_path, run, data):
+def test_other_images_of_the_same_name_are_not_overwritten(tmp_path, run, data, monkeypatch):
     path, first = Classification(str(run), data).to_file()
     (tmp_path / "elsewhere").mkdir()
     other = str(labelled(tmp_path / "elsewhere" / "set.npz", CLASSES, 20, seed=5))
-    with pytest.raises(ValueError, match=r"Classification\.out must be given for .*elsewhere.*about other images"):
-        Classification(str(run), other).to_file()
+    for spec in (other, "set.npz"):  # also where another folder gives it the same spec
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        with pytest.raises(ValueError, match=r"Classification\.out must be given for .*about other images"):
+            Classification(str(run), spec).to_file()
     assert json.loads(path.read_text()) == first
     Classification(str(run), other, out=tmp_path / "other.json").to_file()
-    assert Classification(str(run), data, test_images=14).to_file()[0] == path, "fewer of the same images"
-    Classification(str(run), data).to_file()
     (tmp_path / "elsewhere" / "set.npz").write_bytes((tmp_path / "set.npz").read_bytes())
-    assert Classification(str(run), other).to_file()[0] == path, "the same images elsewhere"
+    assert Classification(str(run), other, test_images=14).to_file()[0] == path, "the same images, fewer, elsewhere"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="about other images of the same name, from None"):
+        Classification(str(run), data).to_file()
 
 
 def test_broken_images_are_left_out_and_told(tmp_path):
