@@ -14,7 +14,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from pantomim.core.frozen import frozen
 from pantomim.core.names import did_you_mean
-from pantomim.core.ranges import AtLeastOne, AtLeastZero, NotNegative, Positive, Range, Share, ShareBelowOne
+from pantomim.core.ranges import (
+    AtLeastOne,
+    AtLeastZero,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Range,
+    Share,
+    ShareBelowOne,
+)
 from pantomim.data.augment import Augment
 from pantomim.data.transforms import Crop, View
 from pantomim.methods import MethodConfig
@@ -58,6 +67,11 @@ class DataConfig:
         workers: Processes that read and decode; None: chosen by the kind of data and the number of cores.
         memory_gib: A set that fits in this much memory is held there.
         second: How another view of the same images is made, for a method that compares two.
+        fraction: Use only this share of every class, rounded up: a draw by `draw`.
+        labels_per_class: Use only so many images of every class, as far as there are: a draw by `draw`.
+        draw: Which draw, with `fraction` or `labels_per_class`.
+        repeats: How often an image comes in a row, each time cut and changed anew; an epoch then shows that much fewer
+            images (repeated augmentation, arXiv:1901.09335).
     """
 
     source: str = ""
@@ -67,11 +81,41 @@ class DataConfig:
     workers: AtLeastZero | None = None
     memory_gib: Positive = 4.0
     second: View | None = None
+    fraction: PositiveShare | None = None
+    labels_per_class: AtLeastOne | None = None
+    draw: AtLeastZero = 0
+    repeats: AtLeastOne = 1
+
+    def __post_init__(self) -> None:
+        asked = {"images": self.images, "fraction": self.fraction, "labels_per_class": self.labels_per_class}
+        if len(given := {name: value for name, value in asked.items() if value is not None}) > 1:
+            raise ValueError(
+                f"DataConfig must have at most one of images, fraction and labels_per_class; got {given}. Keep one."
+            )
+
+    @property
+    def partial(self) -> bool:
+        """Whether only some of the training images are used."""
+        return any(asked is not None for asked in (self.images, self.fraction, self.labels_per_class))
+
+
+@frozen
+class Validation:
+    """By which images the best step of a task is found.
+
+    Args:
+        share: Of every class of the training images, held out; where the source has a split val beside a test split,
+            and all training images are used, that split is taken instead.
+        every: Steps between two looks; None: an epoch, but at most twenty times.
+    """
+
+    share: PositiveShare = 0.1
+    every: AtLeastOne | None = None
 
 
 @frozen
 class OptimConfig:
-    """AdamW with linear warm-up and half-cosine decay, both in steps.
+    """AdamW, or another optimiser, with linear warm-up and half-cosine decay, both in steps.
 
     Args:
         base_lr: Learning rate per 256 images; the rate in use is base_lr * batch_size / 256.
@@ -91,6 +135,12 @@ class OptimConfig:
         betas: AdamW's two decay rates.
         eps: What AdamW adds to the root of the second moment.
         clip_norm: Largest gradient norm; None: not clipped, as in the paper.
+        layer_decay: Factor of the rate from each block of the encoder to the one before it; 1: one rate for all.
+        freeze_blocks: So many first blocks of the encoder, and what lies before them, are not trained.
+        decay_relative: Also decay tables of relative positions, as BEiT's authors do unless told otherwise.
+        optimiser: AdamW, momentum SGD with Nesterov's step, or LARS (You et al. 2017).
+        momentum: Of SGD and LARS.
+        trust_coefficient: Of LARS: step over weight norm, before the rate.
     """
 
     base_lr: Positive = 1.5e-4
@@ -109,6 +159,12 @@ class OptimConfig:
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.95)
     eps: Positive = 1e-8
     clip_norm: Positive | None = None
+    layer_decay: PositiveShare = 1.0
+    freeze_blocks: AtLeastZero = 0
+    decay_relative: bool = True
+    optimiser: Literal["adamw", "sgd", "lars"] = "adamw"
+    momentum: ShareBelowOne = 0.9
+    trust_coefficient: Positive = 0.001
 
 
 @frozen
@@ -153,6 +209,7 @@ class Pretrain:
         duration: Length of the run.
         runtime: Seed, device, precision, logging and saving.
         init: Weights to start from: a run folder, a file, or timm:NAME; None: drawn from the seed.
+        validation: How the best step is found, for a method that learns from labels; None: the last step is taken.
     """
 
     recipe: str
@@ -163,6 +220,7 @@ class Pretrain:
     duration: Duration = field(default_factory=lambda: Duration(epochs=800))
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     init: str | None = None
+    validation: Validation | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size % self.runtime.accumulation:
@@ -280,6 +338,8 @@ def of_today(values: Any, where: str) -> Any:
             )
     if kind == "cmt_mae" and isinstance(method, dict):
         _move_target(method)
+    if kind == "supervised" and isinstance(method, dict) and "head_init" not in method:
+        method |= {"head_init": "deit", "pool": {"mean": "normed_mean"}.get(method.get("pool"), method.get("pool"))}
     return values
 
 

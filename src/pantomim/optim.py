@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pantomim.core.schedule import half_cosine
-from pantomim.nn.heads import Classifier
 
 # A group as torch.optim takes it: "params", "param_names", "weight_decay" and "lr_scale" (1 unless layers decay);
 # whoever sets the rate sets `group["lr"] = lr * group["lr_scale"]`.
@@ -83,6 +82,31 @@ def transfer_schedule(
     return half_cosine(base, minimum, min(over / total, 1.0))
 
 
+def poly_schedule(
+    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
+) -> float:
+    """Linear warm-up whose last step has the base rate, as has the next; then linearly to `minimum` in the last step.
+
+    Source: mmengine's LinearLR and PolyLR of power 1, as in mmsegmentation 1.x (ColorMAE); steps are optimizer steps.
+    """
+    if step < warmup:
+        return beit_schedule(step, base=base, minimum=minimum, warmup=warmup, total=total, start=start)
+    return minimum + (base - minimum) * max(1.0 - (step - warmup) / max(total - warmup - 1, 1), 0.0)
+
+
+def mmcv_poly_schedule(
+    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
+) -> float:
+    """Linearly from `base` to `minimum`, which only a step after the last would have; a share of it in the warm-up.
+
+    In the warm-up the share rises linearly from `start / base` to 1.
+
+    Source: mmcv 1.x's PolyLrUpdaterHook of power 1 with linear warm-up (segmentation of BEiT, CAE and dBOT).
+    """
+    rate = minimum + (base - minimum) * max(1.0 - step / total, 0.0)
+    return rate if step >= warmup else rate * (1.0 - (1.0 - step / warmup) * (1.0 - start / base))
+
+
 def parameter_groups(
     module: nn.Module,
     weight_decay: float,
@@ -90,24 +114,25 @@ def parameter_groups(
     decay_tokens: bool = True,
     decay_mask_token: bool | None = None,
     decay_vectors: bool = False,
+    spared: tuple[str, ...] = (),
     lr_scale: Callable[[str], float] = lambda name: 1.0,
 ) -> list[Group]:
     """The trainable parameters of a module in groups without and with weight decay, and by the scale of their rate.
 
     Parameters of at most one dimension (biases and norms) are not decayed, unless by `decay_vectors` (MoCo v3). Tokens
     and learned positions are, as in the authors' PyTorch code, unless `decay_tokens` is off (mmpretrain's port); the
-    mask token may be stated apart (BEiT decays it alone).
+    mask token may be stated apart (BEiT decays it alone). Others may be `spared` by the end of their names.
 
     Source: the MAE authors' `main_pretrain.py` with timm 0.3.2; BEiT's `optim_factory.py`; MoCo v3's `main_moco.py`.
     """
-    spared = frozenset() if decay_tokens else TOKENS | {"pos_embed"}
+    apart = frozenset(spared) | (frozenset() if decay_tokens else TOKENS | {"pos_embed"})
     if decay_mask_token is not None:
-        spared = spared - {"mask_token"} if decay_mask_token else spared | {"mask_token"}
+        apart = apart - {"mask_token"} if decay_mask_token else apart | {"mask_token"}
     groups: dict[tuple[float, float], Group] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        decayed = (parameter.ndim > 1 or decay_vectors) and name.rpartition(".")[2] not in spared
+        decayed = (parameter.ndim > 1 or decay_vectors) and name.rpartition(".")[2] not in apart
         scale, decay = lr_scale(name), weight_decay if decayed else 0.0
         empty: Group = {"params": [], "param_names": [], "weight_decay": decay, "lr_scale": scale}
         group = groups.setdefault((scale, decay), empty)
@@ -116,29 +141,40 @@ def parameter_groups(
     return list(groups.values())
 
 
-def layer_decay_groups(classifier: Classifier, weight_decay: float, decay: float) -> list[Group]:
-    """The trainable parameters of a classifier by layer: the further from the head, the slower they learn.
+def layer_scale(depth: int, decay: float) -> Callable[[str], float]:
+    """By a parameter's name, what scales its rate: the further a layer is from the head, the slower it learns.
 
-    With `depth` blocks, the rate of layer i is scaled by `decay ** (depth + 1 - i)`: tokens, positions and patch
-    projection are layer 0, block j is layer j + 1, norms and head after the blocks are layer depth + 1, and so is a
-    table of relative positions that the blocks share. Tokens and absolute positions are not decayed.
+    With `depth` blocks, layer i is scaled by `decay ** (depth + 1 - i)`: of whatever is called an encoder, tokens,
+    positions and patch projection are layer 0, block j is layer j + 1, and all else is layer depth + 1: norms and heads
+    behind the blocks, and a table of relative positions that the blocks share.
 
-    Source: the MAE authors' `util/lr_decay.py`; BEiT's `optim_factory.py`.
+    Source: the MAE authors' `util/lr_decay.py`; BEiT's `optim_factory.py`; the `layer_decay_optimizer_constructor.py`
+        of BEiT's, CAE's and dBOT's segmentation, which means to spare tokens and positions and does not.
+    """
+
+    def scale(name: str) -> float:
+        _, _, inner = f".{name}".partition(".encoder.")
+        path = inner.split(".")
+        if not inner or path[0] in {"norm", "rel_pos_bias"}:
+            return 1.0
+        layer = int(path[1]) + 1 if path[0] == "blocks" else 0
+        return float(decay ** (depth + 1 - layer))
+
+    return scale
+
+
+def layer_decay_groups(
+    model: nn.Module, weight_decay: float, decay: float, *, decay_tokens: bool = False
+) -> list[Group]:
+    """The trainable parameters of a model with an `encoder` by layer, see `layer_scale`.
+
+    Tokens and absolute positions are not decayed, unless asked for: the segmentation code of BEiT, CAE and dBOT does.
     """
     if not 0.0 < decay <= 1.0:
         raise ValueError(f"layer_decay_groups.decay must be in (0, 1]; got {decay}. 1 means no decay.")
-    last = classifier.encoder.depth + 1
     return parameter_groups(
-        classifier, weight_decay, decay_tokens=False, lr_scale=lambda name: decay ** (last - _layer(name, last))
+        model, weight_decay, decay_tokens=decay_tokens, lr_scale=layer_scale(model.encoder.depth, decay)
     )
-
-
-def _layer(name: str, last: int) -> int:
-    """The layer of one of a classifier's parameters, 0 to `last`."""
-    owner, *path = name.split(".")
-    if owner != "encoder" or path[0] in {"norm", "rel_pos_bias"}:
-        return last
-    return int(path[1]) + 1 if path[0] == "blocks" else 0
 
 
 class LARS(Optimizer):

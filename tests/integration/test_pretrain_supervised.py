@@ -38,12 +38,12 @@ def test_a_run_resumes_to_the_same_bits_and_is_scored(tmp_path, monkeypatch):
             pretrain(config, cut)
     pretrain(config, cut)
     assert [row["loss"] for row in read_metrics(cut / "metrics.jsonl")] == [row["loss"] for row in metrics]
-    for name in ("encoder", "predictor"):
+    for name in ("encoder", "classifier"):
         assert (whole / f"{name}.safetensors").read_bytes() == (cut / f"{name}.safetensors").read_bytes()
     _, result = evaluate_to_file(KNN(encoder=str(whole), data=str(source)))
     assert 0 <= result["trained"]["top1"] <= 1
     method = METHOD.build()
-    assert "what it predicts with is taken too" in start_from(str(whole), method)
+    assert "its classifier's head is taken too" in start_from(str(whole), method)
 
 
 def test_images_without_labels_or_with_other_classes_are_refused(tmp_path):

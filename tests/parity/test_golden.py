@@ -16,15 +16,20 @@ ITEMS = {
     *("cae_pretrain_a", "cae_pretrain_b", "cae_finetune", "cae_attentive_probe"),
     *("maskfeat_hog_a", "maskfeat_hog_b", "simmim_pretrain_a", "dbot_analysis"),
     *("milan_pretrain_a", "milan_sampling", "attmask"),
+    *("downstream_class_share_crop_a", "downstream_photometric_a"),
     *("ijepa_pretrain_a", "ijepa_masks_a", "trajectory_ijepa_a"),
     *("dbot_pretrain_a", "dbot_pretrain_b", "dbot_schedule", "dbot_full_sequence_a", "dbot_full_sequence_b"),
     *(f"trajectory_{name}_a" for name in TRAJECTORIES),
     "downstream_finetune_extras_a",
+    *(f"downstream_seg_backbone_{name}_a" for name in ("beit", "cae", "mae")),
+    *("downstream_pyramid_a", "downstream_upernet_a", "downstream_sliding_window_a", "downstream_mean_iou_a"),
+    *("downstream_optimizer_groups_a", "downstream_sizes_and_positions_a"),
 }
 # The same as others at another size (BEiT's with one shared table of relative positions), or too large.
 LEFT_OUT = {"mae_pretrain_a", "beit_pretrain_a", "cae_pretrain_a", "cae_finetune", "cae_attentive_probe"}
 LEFT_OUT |= {"beit_finetune_a", "dalle_a", "clip_visual_a", "dbot_pretrain_a", "dbot_pretrain_b"}
 LEFT_OUT |= {"dbot_full_sequence_a", "dbot_full_sequence_b", "dbot_analysis", "simmim_pretrain_a", "maskfeat_hog_a"}
+LEFT_OUT |= {f"downstream_seg_backbone_{name}_a" for name in ("beit", "cae", "mae")} | {"downstream_sliding_window_a"}
 LEFT_OUT |= {"milan_pretrain_a"} | {f"trajectory_{name}_a" for name in TRAJECTORIES - {"mae", "dbot"}}
 SLOW = {"colormae_spectra", "ijepa_masks_a", "trajectory_dbot_a", "trajectory_ijepa_a"}
 

@@ -14,7 +14,9 @@ from pantomim.optim import (
     cosine_schedule,
     drop_schedule,
     layer_decay_groups,
+    mmcv_poly_schedule,
     parameter_groups,
+    poly_schedule,
     scaled_lr,
     transfer_schedule,
 )
@@ -114,6 +116,23 @@ def test_vit_base_layer_scales_match_the_paper_recipe():
     assert max(scales) == 1.0
 
 
+def test_layers_are_found_at_any_depth_and_tokens_decay_if_asked_for():
+    owner = nn.ModuleDict({"task": nn.ModuleDict({"encoder": TINY.build(), "neck": nn.Linear(3, 3)})})
+    groups = layer_decay_groups(owner, 0.05, 0.5, decay_tokens=True)
+    scale = {name: group["lr_scale"] for group in groups for name in group["param_names"]}
+    assert scale["task.encoder.cls_token"] == 0.5**3
+    assert scale["task.encoder.blocks.1.attn.qkv.weight"] == 0.5
+    assert scale["task.encoder.norm.weight"] == scale["task.neck.weight"] == 1.0
+    assert {"task.encoder.cls_token", "task.encoder.reg_token"} <= names(groups, 0.05)
+
+
+@pytest.mark.parametrize("encoders", [(), ("one", "two")])
+def test_layers_need_one_encoder(encoders):
+    owner = nn.ModuleDict({name: nn.ModuleDict({"encoder": TINY.build()}) for name in encoders})
+    with pytest.raises(ValueError, match=f"must own one Encoder, as `encoder`; got {len(encoders)}"):
+        layer_decay_groups(owner, 0.05, 0.5)
+
+
 def test_layer_decay_refuses_a_percentage():
     with pytest.raises(ValueError, match=r"decay must be in \(0, 1\]; got 65"):
         layer_decay_groups(Classifier(TINY.build(), 2), 0.05, 65)
@@ -159,6 +178,23 @@ def test_beit_warms_up_in_one_step_less():
     after = range(5, 26)
     assert [beit_schedule(s, **settings) for s in after] == [cosine_schedule(s, **settings) for s in after]
     assert beit_schedule(0, base=1.0, minimum=0.0, warmup=1, total=9, start=0.3) == 0.3
+
+
+def test_mmengines_rate_is_the_base_twice_and_ends_at_the_minimum():
+    settings = {"base": 1.0, "minimum": 0.1, "warmup": 5, "total": 15, "start": 0.2}
+    found = [poly_schedule(step, **settings) for step in range(16)]
+    assert found[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert found[5:15] == pytest.approx([1.0 - 0.1 * step for step in range(10)])
+    assert found[15] == pytest.approx(0.1)
+
+
+def test_mmcvs_rate_falls_from_the_first_step_on():
+    settings = {"base": 2.0, "minimum": 0.0, "total": 20}
+    bare = [mmcv_poly_schedule(step, warmup=0, **settings) for step in range(21)]
+    assert bare == pytest.approx([2.0 - 0.1 * step for step in range(21)])
+    found = [mmcv_poly_schedule(step, warmup=4, start=0.5, **settings) for step in range(21)]
+    assert found[:4] == pytest.approx([bare[step] * (0.25 + 0.75 * step / 4) for step in range(4)])
+    assert found[4:] == bare[4:]
 
 
 @pytest.mark.parametrize("warmup", [-1, 10, 11])

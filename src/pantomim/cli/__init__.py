@@ -8,6 +8,7 @@ from pantomim.cli.console import fail, is_main_process, progress, say, section
 from pantomim.cli.evaluate import evaluate
 from pantomim.cli.explain import explain
 from pantomim.cli.features import features
+from pantomim.cli.finetune import finetune
 from pantomim.cli.import_ import import_
 from pantomim.cli.inspect_ import inspect_
 from pantomim.cli.masks import masks
@@ -25,8 +26,21 @@ from pantomim.core.names import did_you_mean
 
 # The only list, in the order of `pantomim --help`. A command imports what it works with when it is called, so that help
 # waits for no model library.
-_ALL: tuple[Command, ...] = (pretrain, evaluate, predict, features, report, recipes, explain, tokenizer, stats, noise)
-_ALL += (masks, inspect_, study, import_, verify)
+_ALL: tuple[Command, ...] = (
+    pretrain,
+    finetune,
+    evaluate,
+    predict,
+    features,
+    report,
+    recipes,
+    explain,
+    tokenizer,
+    stats,
+    noise,
+    masks,
+)
+_ALL += (inspect_, study, import_, verify)
 COMMANDS: dict[str, Command] = {command.__name__.rstrip("_"): command for command in _ALL}
 
 

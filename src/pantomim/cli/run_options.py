@@ -19,29 +19,20 @@ if TYPE_CHECKING:  # imported where used: `pantomim pretrain --help` waits for n
 
 
 @dataclass(frozen=True)
-class RunOptions(ABC):
-    """What decides a run; each setting of its config is a further option.
+class Choices(ABC):
+    """What decides any run; each setting of its config is a further option.
 
     Args:
-        recipe: A full name, such as mae_vit_base_in1k, or a bare one, such as mae, for any images. See
-            `pantomim recipes`.
-        data: An embedded set (mnist), a folder, a zip, an .npz, a text list of files, torchvision:NAME or hf:NAME.
         out: The run folder; an unfinished run of the same config in it is resumed.
         steps: Length in optimiser steps.
         epochs: Length in passes over the data.
-        size: Size of the networks, for a bare name: from micro to huge.
-        teacher: Whose features are predicted: random, ema, RUN, FILE, timm:NAME ...; docs/teachers.md has all.
         keep: Checkpoints to keep.
-        config: Repeat the run of this config.yaml, instead of naming a recipe.
+        config: Repeat the run of this config.yaml.
     """
 
-    recipe: Positional[str | None] = None
-    data: str | None = None
     out: Path | None = None
     steps: int | None = None
     epochs: float | None = None
-    size: str | None = None
-    teacher: str | None = None
     keep: int | None = None
     config: Path | None = None
 
@@ -50,9 +41,9 @@ class RunOptions(ABC):
         """The run that these options give."""
 
     @property
+    @abstractmethod
     def name(self) -> str | None:
-        """Of the recipe: without one, tyro 1.0 reads an empty list in words where further options follow."""
-        return None if self.recipe == "[]" else self.recipe
+        """Of the recipe, if one is named."""
 
     @property
     def folder(self) -> Path:
@@ -61,13 +52,36 @@ class RunOptions(ABC):
             raise ValueError("Pretrain.out must name a run folder; got none. Add one, such as runs/first.")
         return self.out
 
+
+@dataclass(frozen=True)
+class RunOptions(Choices):
+    """What decides a run; each setting of its config is a further option.
+
+    Args:
+        recipe: A full name, such as mae_vit_base_in1k, or a bare one, such as mae, for any images. See
+            `pantomim recipes`.
+        data: An embedded set (mnist), a folder, a zip, an .npz, a text list of files, torchvision:NAME or hf:NAME.
+        size: Size of the networks, for a bare name: from micro to huge.
+        teacher: Whose features are predicted: random, ema, RUN, FILE, timm:NAME ...; docs/teachers.md has all.
+    """
+
+    recipe: Positional[str | None] = None
+    data: str | None = None
+    size: str | None = None
+    teacher: str | None = None
+
+    @property
+    def name(self) -> str | None:
+        """Of the recipe: without one, tyro 1.0 reads an empty list in words where further options follow."""
+        return None if self.recipe == "[]" else self.recipe
+
     @property
     def choices(self) -> dict[str, Any]:
         """What decides the config beside the name."""
         return {key: value for key, value in vars(self).items() if key not in ("recipe", "out", "keep")}
 
 
-Options = TypeVar("Options", bound=RunOptions)
+Options = TypeVar("Options", bound=Choices)
 
 
 def read_run(line: CommandLine, kind: type[Options]) -> tuple[Options, "Prepared", list[str]]:
@@ -126,10 +140,10 @@ def _print_help(line: CommandLine, kind: type) -> NoReturn:
         say(f"{prog} RECIPE --help also lists every setting of the config.")
     else:
         from pantomim.config import Pretrain
-        from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, RECIPES, TOKENIZER_RECIPES
+        from pantomim.recipes import BARE_OF, RECIPES_OF
 
-        built = {recipe.name: recipe.config for recipe in (*RECIPES, *TOKENIZER_RECIPES)}
-        bare = (BARE_METHODS | BARE_TOKENIZERS).get(name)
+        built = {recipe.name: recipe.config for recipes in RECIPES_OF.values() for recipe in recipes}
+        bare = {name: family for families in BARE_OF.values() for name, family in families.items()}.get(name)
         if bare is None and name not in built:
             raise ValueError(f"There is no recipe {name}. `pantomim recipes` lists them all.")
         default = built[name] if bare is None else bare.paper(768)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
+IGNORE = 255  # in `Batch.masks`: a pixel that has no class
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -15,6 +17,7 @@ class Batch:
         ids: Position of each image in the data set.
         labels: Class ids, or None.
         second: Another view of the same images, where the data give one.
+        masks: Class number of every pixel, or `IGNORE`, where the data have masks.
     """
 
     images: Float[Tensor, "B C H W"]
@@ -23,6 +26,7 @@ class Batch:
     start: int = 0
     total: int = 0
     second: Float[Tensor, "B C H W"] | None = None
+    masks: Int[Tensor, "B H W"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)

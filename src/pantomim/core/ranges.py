@@ -34,6 +34,7 @@ class Range:
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
 Share = Annotated[float, Range(least=0, most=1)]
+PositiveShare = Annotated[float, Range(above=0, most=1)]
 ShareBelowOne = Annotated[float, Range(least=0, below=1)]
 AtLeastOne = Annotated[int, Range(least=1)]
 AtLeastTwo = Annotated[int, Range(least=2)]

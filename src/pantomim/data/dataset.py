@@ -5,11 +5,11 @@ import copy
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from pantomim.data.decoding import BrokenImageError, Header
 from pantomim.data.layout import draw_images
 from pantomim.data.scales import Scale, scale_of
 from pantomim.data.stores import ArrayStore, BytesStore, Store
+
+T = TypeVar("T")
 
 MAX_PROBED = 2_000
 MAX_BROKEN_SHARE = 0.01
@@ -118,6 +120,34 @@ class Dataset:
         """A fixed draw of `count` images, as even over the classes as these allow; the same for every seed of a run."""
         return self.subset(draw_images(len(self), self.labels, count, seed=0))
 
+    def part(
+        self,
+        images: int | None = None,
+        fraction: float | None = None,
+        labels_per_class: int | None = None,
+        draw: int = 0,
+    ) -> "Dataset":
+        """All images, or the part that settings of a run ask for; at most one of three is given."""
+        if images is not None:
+            return self.drawn(images)
+        if fraction is None and labels_per_class is None:
+            return self
+        return self._drawn_by_class(fraction, labels_per_class, draw)
+
+    def _drawn_by_class(self, fraction: float | None, number: int | None, draw: int) -> "Dataset":
+        """A share of every class, rounded up, or so many images of every class as far as it has them."""
+        if self.labels is None:
+            raise ValueError(
+                f"DataConfig.fraction and labels_per_class must be left out for images without labels; got them for "
+                f"{self.spec}. Use images, a number of all."
+            )
+        order = np.random.default_rng(np.random.SeedSequence([draw, 10])).permutation(len(self))
+        kept = []
+        for label in np.unique(self.labels):
+            rows = order[self.labels[order] == label]
+            kept.append(rows[: math.ceil(fraction * len(rows) - 1e-9) if fraction is not None else number])
+        return self.subset(np.sort(np.concatenate(kept)))
+
     def key(self) -> dict[str, Any]:
         """What identifies these images: split, count, and a hash of all names and of 64 images, evenly spaced."""
         digest = sha256("\n".join(self.names).encode())
@@ -141,6 +171,10 @@ class Dataset:
         """Name of each image, relative to the source."""
         return [self._store.names[position] for position in self._positions]
 
+    def name_of(self, index: int) -> str:
+        """The name of one image."""
+        return self._store.names[self._positions[index]]
+
     @property
     def broken(self) -> list[Broken]:
         """The images found unreadable so far."""
@@ -163,17 +197,21 @@ class Dataset:
 
     def read_healthy(self, index: int) -> tuple[int, np.ndarray]:
         """The image of this index or, if it is broken, of the next index whose image is not; and that index."""
+        return self.first_healthy(index, self.read)
+
+    def first_healthy(self, index: int, read: Callable[[int], T]) -> tuple[int, T]:
+        """The same of what `read` gives of an index; it marks what is broken, and raises `BrokenImageError`."""
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
             if candidate not in self._broken:
                 with contextlib.suppress(BrokenImageError):
-                    return candidate, self.read(candidate)
+                    return candidate, read(candidate)
         raise self._too_many_broken()
 
     def mark_broken(self, reasons: dict[int, str]) -> None:
         """Count images as broken, by index; raises `TooManyBrokenError` if they are too many now."""
         for index, reason in reasons.items():
-            self._broken.setdefault(index, Broken(self._store.names[self._positions[index]], reason))
+            self._broken.setdefault(index, Broken(self.name_of(index), reason))
         if len(self._broken) > self._max_broken * len(self) or 0 < len(self._broken) == len(self):
             raise self._too_many_broken()
 

@@ -1,6 +1,6 @@
 """What the folders of a source mean: which are splits, which are classes; the rules are in `docs/data.md`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +97,16 @@ def _classes(
                 )
             labels[rows] = [ids[paths[row][depth]] for row in rows]
     return classes, labels
+
+
+def part_names(own: Collection[str]) -> dict[str, str]:
+    """Which of the source's own splits is which part: "train", "test", and "val" if it is a third one.
+
+    Test is the source's test split; without one, its val split; without any splits, the fixed fifth that pre-training
+    does not see either.
+    """
+    names = {"train": "train", "test": "val" if "val" in own and "test" not in own else "test"}
+    return names | {"val": "val"} if {"val", "test"} <= set(own) else names
 
 
 def divide(num_images: int, labels: np.ndarray | None, *, seed: int, share: float = 0.2) -> dict[str, np.ndarray]:

@@ -4,30 +4,38 @@ import json
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from pantomim.core.batch import IGNORE
 from pantomim.data.dataset import Contents, Dataset, num_threads
 from pantomim.data.decoding import BrokenImageError
 from pantomim.data.sources import browse, read_arrays, read_contents
 from pantomim.data.stores import ArrayStore, Store
-from pantomim.data.transforms import centred_boxes
+from pantomim.data.transforms import centred_boxes, nearest_pixels
+
+ADE20K = ("annotations", "objectInfo150.txt")  # its folder of masks, and the names of its classes
 
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of a source; found by the names of its images, so that they serve any split and any draw of it."""
+    """The masks of a source; found by the names of its images, so that they serve any split and any draw of it.
+
+    Ids are those of the files or, with `reduce_zero`, one less; of the names here too.
+    """
 
     name: str  # of their folder or array
-    ignore: int  # the id of pixels that have no class
-    names: dict[int, str]  # of the classes, by id, as far as known
+    ignore: int  # the id of pixels that have no class, in the files and here
+    names: dict[int, str]  # of all classes, by id; empty where the source has no list of them
     store: Store
     positions: dict[str, int]  # in the store, by the name of an image without its ending
+    reduce_zero: bool = False  # 0 in the files is no class, as in ADE20K
 
     def read(self, image: str) -> Int[np.ndarray, "H W"]:
         """The mask of the image of this name; raises `BrokenImageError`, also where there is none."""
@@ -35,9 +43,46 @@ class Masks:
         if position is None:
             raise BrokenImageError(f"has no mask in {self.name}")
         try:
-            return self.store.decode_ids(position)
+            mask = self.store.decode_ids(position)
         except BrokenImageError as error:
             raise BrokenImageError(f"has a mask in {self.name} that {error}") from error
+        return zero_reduced(mask, self.ignore) if self.reduce_zero else mask
+
+    def numbered(self, image: str, size: tuple[int, ...]) -> UInt8[np.ndarray, "H W"]:
+        """The mask of an image of this height and width as class numbers, `IGNORE` where there is none.
+
+        Raises `BrokenImageError` where it does not fit the image or the list of classes.
+        """
+        mask = self.read(image)
+        numbers = self._numbers[mask.clip(-1, len(self._numbers) - 1)]
+        if reason := self._misfit(mask.shape, size, _distinct(mask[numbers == IGNORE])):
+            raise BrokenImageError(reason)
+        return numbers
+
+    def read_pair(self, dataset: Dataset, index: int) -> tuple[np.ndarray, UInt8[np.ndarray, "H W"]]:
+        """An image of a split and its mask as `numbered` has it; where either is broken, as `Dataset.read`."""
+        image = dataset.read(index)
+        try:
+            return image, self.numbered(dataset.name_of(index), image.shape[1:])
+        except BrokenImageError as error:
+            dataset.mark_broken({index: str(error)})
+            raise
+
+    def class_ids(self) -> tuple[int, ...]:
+        """The id of each class, by its number in a batch: those of the list of classes, rising."""
+        if not 0 < len(self.names) <= IGNORE:
+            raise ValueError(
+                f"Masks.names must list the classes to train on, at most {IGNORE}; got {len(self.names)} for "
+                f"{self.name}. Name those that occur, or merge rare ones."
+            )
+        return tuple(sorted(self.names))
+
+    def stored(self, numbers: Int[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
+        """Class numbers as ids of the files, to write predictions; where there is no class, what the files have."""
+        none = 0 if self.reduce_zero else self.ignore
+        table = np.full(IGNORE + 1, none, dtype=np.int64)
+        table[: len(self.names)] = np.asarray(self.class_ids()) + self.reduce_zero
+        return table[numbers]
 
     def resized(
         self, dataset: Dataset, indices: np.ndarray, image_size: tuple[int, int]
@@ -48,13 +93,12 @@ class Masks:
         for row, index in enumerate(indices):
             mask = self.read(names[index])
             top, left, height, width = centred_boxes(np.asarray([mask.shape]), image_size)[0]
-            rows = top + ((np.arange(image_size[0]) + 0.5) * height / image_size[0]).astype(np.int64)
-            columns = left + ((np.arange(image_size[1]) + 0.5) * width / image_size[1]).astype(np.int64)
+            rows, columns = top + nearest_pixels(height, image_size[0]), left + nearest_pixels(width, image_size[1])
             masks[row] = mask[rows[:, None], columns]
         return torch.from_numpy(masks)
 
     def survey(self, dataset: Dataset) -> "Survey":
-        """Look at every mask of a split once; images without a mask that fits count as broken from then on."""
+        """Look at every mask of a split once; images whose masks do not fit them or the classes are broken then."""
         names, known = dataset.names, dataset.broken_reasons()
 
         def look(index: int) -> tuple[np.ndarray, tuple[int, int]] | str:
@@ -62,9 +106,8 @@ class Masks:
                 mask, size = self.read(names[index]), dataset.size(index)
             except BrokenImageError as error:
                 return str(error)
-            if mask.shape != size:
-                return "has a mask of {}x{} pixels, itself {}x{}".format(*mask.shape, *size)
-            return _distinct(mask), size
+            ids = _distinct(mask)
+            return self._misfit(mask.shape, size, ids) or (ids, size)
 
         indices = [index for index in range(len(dataset)) if index not in known]
         with ThreadPoolExecutor(num_threads()) as threads:
@@ -80,6 +123,24 @@ class Masks:
         height, width = np.median(sizes, axis=0)
         return Survey(tuple(ids.tolist()), (int(height), int(width)))
 
+    @cached_property
+    def _numbers(self) -> UInt8[np.ndarray, " ids"]:
+        """The class number of every id, up to one beyond the largest (and for -1)."""
+        ids = np.asarray(self.class_ids())
+        numbers = np.full(ids[-1] + 2, IGNORE, dtype=np.uint8)
+        numbers[ids] = np.arange(len(ids))
+        return numbers
+
+    def _misfit(self, shape: tuple[int, ...], size: tuple[int, ...], ids: Int[np.ndarray, " ids"]) -> str:
+        """What is wrong with a mask of this shape that holds these ids; empty if nothing is."""
+        if shape != size:
+            return "has a mask of {}x{} pixels, itself {}x{}".format(*shape, *size)
+        unknown = np.setdiff1d(ids, [self.ignore, *self.names]) if self.names else ids[:0]
+        if not len(unknown):
+            return ""
+        stored = ", ".join(map(str, (unknown[:5] + self.reduce_zero).tolist()))
+        return f"has a mask in {self.name} with class {stored}, neither in the list of classes nor ignored"
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -89,36 +150,67 @@ class Survey:
     size: tuple[int, int]
 
 
-def read_masked(spec: str, name: str | None = None, *, ignore: int = 255) -> tuple[Contents, Masks]:
+def zero_reduced(mask: Int[np.ndarray, "H W"], ignore: int) -> Int[np.ndarray, "H W"]:
+    """Ids of files in which 0 is no class, counted from 0: 0 becomes `ignore`, `ignore` stays."""
+    return np.where((mask == 0) | (mask == ignore), ignore, mask.astype(np.int32) - 1)
+
+
+def read_masked(
+    spec: str, name: str | None = None, *, ignore: int = 255, reduce_zero: bool | None = None
+) -> tuple[Contents, Masks]:
     """List a source of images with masks (the table above); reads none of them.
 
-    `name` is that of the folder or array of masks. None: the only folder whose name begins with "masks", or the array
-    `masks`. `ignore` is the id of pixels that have no class.
+    `name` is that of the folder or array of masks. None: the only folder whose name begins with "masks" or is
+    "annotations", or the array `masks`. `ignore` is the id of pixels that have no class; with `reduce_zero` 0 is
+    another. None: in ADE20K, which lists its classes from 1 on.
     """
     path = Path(spec).expanduser()
     if path.suffix.lower() == ".npz" and path.is_file():
-        contents = read_contents(spec)
-        store, names = _arrays(path, spec, name or "masks")
+        contents, name = read_contents(spec), name or "masks"
+        store, names = _arrays(path, spec, name)
         if len(store) != len(contents.store):
             raise ValueError(
                 f"Masks.name must be an array with a mask for each image; got {len(store)} masks for "
                 f"{len(contents.store)} images in {spec}. Save one mask an image."
             )
-        return contents, Masks(name or "masks", ignore, names, store, _positions(store, spec))
-    root = browse(spec)
-    below = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
-    if not below and not path.exists():
-        read_contents(spec)  # says what is wrong with the name
-    name = _folder_of_masks(spec, below, name)
-    short = path.stem if path.suffix.lower() == ".zip" else path.resolve().name
-    contents = replace(read_contents(str(path / "images")), name=short)
-    store = read_contents(str(path / name)).store
-    names = _class_names(root / "classes.json", spec, name)
-    return contents, Masks(name, ignore, names, store, _positions(store, spec))
+        reduce_zero = bool(reduce_zero)
+    else:
+        root = browse(spec)
+        folders = _folders(root)
+        if not folders and not path.exists():
+            read_contents(spec)  # says what is wrong with the name
+        inner = path
+        while len(folders) == 1 and not folders[0].startswith(("images", "masks")):  # it merely wraps everything
+            root, inner = root / folders[0], inner / folders[0]
+            folders = _folders(root)
+        name = _folder_of_masks(spec, folders, name)
+        short = path.stem if path.suffix.lower() == ".zip" else path.resolve().name
+        contents = replace(read_contents(str(inner / "images")), name=short)
+        store = read_contents(str(inner / name)).store
+        in_ade20k = name == ADE20K[0] and (root / ADE20K[1]).is_file()
+        reduce_zero = in_ade20k if reduce_zero is None else reduce_zero
+        names = _class_names(root / "classes.json", spec, name)
+        if in_ade20k and not names:
+            names = _ade20k_names((root / ADE20K[1]).read_text(encoding="utf-8"), spec)
+    if reduce_zero:
+        if ignore == 0 or ignore + 1 in names:
+            raise ValueError(
+                f"Masks.ignore must be a value that is no class, after 0 is taken away too; got {ignore} in {name} of "
+                f"{spec}. Leave it at 255; where 0 alone has no class and numbers may stay, ignore 0."
+            )
+        names = {class_id - 1: text for class_id, text in names.items() if class_id > 0}
+    names.pop(ignore, None)
+    return contents, Masks(name, ignore, names, store, _positions(store, spec), reduce_zero)
+
+
+def _folders(root: Path | zipfile.Path) -> list[str]:
+    """The names of the folders in a folder, but for hidden ones."""
+    names = [entry.name for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
+    return sorted(name for name in names if not name.startswith(".") and name != "__MACOSX")
 
 
 def _folder_of_masks(spec: str, below: list[str], name: str | None) -> str:
-    kinds = [folder for folder in below if folder.startswith("masks")]
+    kinds = [folder for folder in below if folder.startswith("masks") or folder == ADE20K[0]]
     if "images" not in below or not kinds:
         raise ValueError(
             f"Evaluation.data must have masks beside its images; got {spec} with "
@@ -161,6 +253,18 @@ def _class_names(file: Path | zipfile.Path, spec: str, name: str) -> dict[int, s
         raise ValueError(
             f"Masks.names must map class ids to names; got a classes.json in {spec} that does not for {name}. Write "
             f'{{"0": "background", "1": ...}}, or take the file away.'
+        ) from error
+
+
+def _ade20k_names(text: str, spec: str) -> dict[int, str]:
+    """Of a table whose first column is the id and whose last is the name, below a line of titles."""
+    try:
+        rows = [line.split("\t") for line in text.splitlines()[1:] if line.strip()]
+        return {int(row[0]): row[-1].strip() for row in rows}
+    except ValueError as error:
+        raise ValueError(
+            f"Masks.names must be the last column of {ADE20K[1]}, ids the first, with tabs between; got another table "
+            f"in {spec} ({error}). Fetch the file again, or take it away."
         ) from error
 
 

@@ -9,24 +9,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.utils.data
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from pantomim.core.batch import Batch
+from pantomim.core.batch import IGNORE, Batch
 from pantomim.core.host import to_device
 from pantomim.data.augment import Augment, augmented, draw_augment
 from pantomim.data.dataset import Dataset, TooManyBrokenError, num_threads
 from pantomim.data.decoding import BrokenImageError
+from pantomim.data.mask_crops import PADDING, MaskCrop, cropped_pair, row_random
+from pantomim.data.masks import Masks
 from pantomim.data.transforms import (
     Crop,
     View,
     centred_boxes,
     crop_boxes,
     draw_uniforms,
+    fitted_size,
     resize_one,
     resized_crop,
     scaled,
@@ -44,7 +48,7 @@ class Stream:
     Args:
         batch_size: Images a step, over all processes and accumulation steps.
         image_size: (height, width) of the batches.
-        crop: How an image becomes one of that size.
+        crop: How an image becomes one of that size; a `MaskCrop` with masks.
         seed: Of order and crops, 0 or more.
         device: Where batches go, and where images are augmented.
         micro: Accumulation steps; micro-batch a of rank r holds the rows from (a * world + r) * b on, of b each.
@@ -52,6 +56,8 @@ class Stream:
         memory_gib: Most memory to hold images in, on the device or as files.
         augment: What is done to an image after the crop.
         second: How another view of the same images is made, if there is one; its draws differ.
+        repeats: How often each image comes in a row.
+        masks: Of the images, with a list of classes, to give `Batch.masks`; images without one that fits are broken.
     """
 
     def __init__(
@@ -60,7 +66,7 @@ class Stream:
         *,
         batch_size: int,
         image_size: tuple[int, int],
-        crop: Crop,
+        crop: Crop | MaskCrop,
         seed: int,
         device: torch.device | str,
         rank: int = 0,
@@ -70,6 +76,8 @@ class Stream:
         memory_gib: float = 4.0,
         augment: Augment | None = None,
         second: View | None = None,
+        repeats: int = 1,
+        masks: Masks | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % (micro * world):
             raise ValueError(
@@ -79,9 +87,14 @@ class Stream:
         self.dataset = dataset
         self.batch_size = batch_size
         self.image_size = image_size
-        first = View(crop, augment or Augment())
-        self.views = (first,) if second is None else (first, second)
-        self.seed = seed
+        self._crop, self._masks = crop, masks
+        self.views: tuple[View, ...] = ()  # of images without masks
+        if masks is not None or isinstance(crop, MaskCrop):
+            _check_pairs(dataset, masks, crop, alone=augment is None and second is None)
+        else:
+            first = View(crop, augment or Augment())
+            self.views = (first,) if second is None else (first, second)
+        self.seed, self.repeats = seed, repeats
         self.device = torch.device(device)
         self.micro = micro
         self.steps_per_epoch = max(1, len(dataset) // batch_size)
@@ -89,7 +102,7 @@ class Stream:
         self._rank, self._world = rank, world
         self._rows = batch_size // (micro * world)
         self._workers = max(1, (num_threads() - 1) // world) if workers is None else workers
-        array = dataset.array(memory_gib)
+        array = dataset.array(memory_gib) if self.views else None
         self._images: Tensor | None = None
         if array is None:
             dataset.hold_encoded(memory_gib)
@@ -120,11 +133,12 @@ class Stream:
         num_images = len(self.dataset)
         if num_images >= self.batch_size:
             epoch, place = divmod(step, self.steps_per_epoch)
-            order = _permutation(num_images, self.seed, epoch)
+            order = _permutation(num_images, self.seed, epoch).repeat(self.repeats)
             return order[place * self.batch_size : (place + 1) * self.batch_size]
         places = step * self.batch_size + np.arange(self.batch_size)
-        epochs = [_permutation(num_images, self.seed, int(epoch)) for epoch in np.unique(places // num_images)]
-        return np.concatenate(epochs)[places - places[0] // num_images * num_images]
+        length = num_images * self.repeats
+        epochs = [_permutation(num_images, self.seed, int(epoch)) for epoch in np.unique(places // length)]
+        return np.concatenate(epochs).repeat(self.repeats)[places - places[0] // length * length]
 
     def rows(self, part: int) -> slice:
         """The rows of the global batch that are this process's micro-batch number `part`."""
@@ -153,12 +167,17 @@ class Stream:
 
     def _from_workers(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         items = range(start_step * self.micro, stop_step * self.micro)
-        decoded = _decoded(self.dataset, self._read, items, self._workers, self.device)
-        for item, (images, ids) in zip(items, decoded, strict=True):
+        read = self._read if self.views else self._read_pairs
+        decoded = _decoded(self.dataset, read, items, self._workers, self.device)
+        for item, (images, ids, masks) in zip(items, decoded, strict=True):
             on_device = ids.to(self.device, non_blocking=True)
-            yield self._batch(images.split(len(ids)), on_device, ids.numpy(), *divmod(item, self.micro))
+            step, part = divmod(item, self.micro)
+            if masks is None:
+                yield self._batch(images.split(len(ids)), on_device, ids.numpy(), step, part)
+            else:
+                yield self._pair_batch(images, masks, on_device, self.rows(part).start)
 
-    def _read(self, item: int) -> tuple[list[Tensor], list[int]]:
+    def _read(self, item: int) -> "_Read":
         """Micro-batch number step x micro + a from files: all rows of the first view, then of the second; their ids."""
         step, part = divmod(item, self.micro)
         uniforms = [self.uniforms(step, part, view) for view in range(len(self.views))]
@@ -172,7 +191,21 @@ class Stream:
                     np.asarray([image.shape[1:]]), drawn[row : row + 1], view.crop, self.image_size
                 )
                 made.append(resize_one(image, box, self.image_size, bool(flip), view.crop.interpolation))
-        return [image for made in images for image in made], healthy
+        return _stacked([image for made in images for image in made], healthy)
+
+    def _read_pairs(self, item: int) -> "_Read":
+        """The same where there are masks."""
+        assert isinstance(self._crop, MaskCrop)
+        assert self._masks is not None
+        step, part = divmod(item, self.micro)
+        rows, divisor, pairs, healthy = self.rows(part), self.dataset.scale.divisor, [], []
+        for row, index in zip(range(rows.start, rows.stop), self.ids(step)[rows], strict=True):
+            index, pair = self.dataset.first_healthy(int(index), partial(self._masks.read_pair, self.dataset))
+            healthy.append(index)
+            random = row_random(self.seed, step, row)
+            pairs.append(cropped_pair(*pair, self._crop, self.image_size, random, ignore=IGNORE, divisor=divisor))
+        images, masks = zip(*pairs, strict=True)
+        return _stacked(images, healthy, masks)
 
     def _batch(self, views: Sequence[Tensor], ids: Tensor, host_ids: np.ndarray, step: int, part: int) -> Batch:
         labels = None if self.dataset.labels is None else self._put(self.dataset.labels[host_ids])
@@ -183,6 +216,13 @@ class Stream:
                 images = augmented(images, draws.rows(rows), view.augment)
             made.append(images)
         return Batch(made[0], ids, labels, rows.start, self.batch_size, made[1] if len(made) > 1 else None)
+
+    def _pair_batch(self, images: Tensor, masks: Tensor, ids: Tensor, start: int) -> Batch:
+        assert isinstance(self._crop, MaskCrop)
+        beside = masks == PADDING
+        fill = self._put(np.asarray(self._crop.fill, dtype=np.float32)).view(-1, 1, 1)
+        images = torch.where(beside[:, None], fill, _without_overshoot(images, self.dataset))
+        return Batch(images, ids, None, start, self.batch_size, masks=masks.long().masked_fill(beside, IGNORE))
 
     def _put(self, values: np.ndarray) -> Tensor:
         return to_device(torch.from_numpy(values), self.device)
@@ -197,13 +237,22 @@ def evaluation_batches(
     *,
     workers: int | None = None,
     memory_gib: float = 4.0,
+    margin: float = 1.0,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Images in order (all, or those of `indices`), each by its largest centred part of the right proportions, resized.
 
-    Broken ones are left out. `workers` and `memory_gib` are those of `Stream`.
+    With a `margin` that part is made so much larger than the image size, and its centre is taken: 256 / 224 is the test
+    of ImageNet's recipes. Broken ones are left out. `workers` and `memory_gib` are those of `Stream`.
 
     Yields: images (B, C, h, w), scaled; and their indices.
     """
+    if margin != 1.0:
+        larger = (int(image_size[0] * margin + 1e-6), int(image_size[1] * margin + 1e-6))
+        top, left = ((side - size) // 2 for side, size in zip(larger, image_size, strict=True))
+        how: dict[str, Any] = {"workers": workers, "memory_gib": memory_gib}
+        for images, ids in evaluation_batches(dataset, larger, batch_size, device, indices, **how):
+            yield images[:, :, top : top + image_size[0], left : left + image_size[1]], ids
+        return
     device = torch.device(device)
     indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
     array = dataset.array(memory_gib) if 2 * len(indices) > len(dataset) else None  # of a few, decode those alone
@@ -213,7 +262,7 @@ def evaluation_batches(
         workers = max(1, num_threads() - 1) if workers is None else workers
         workers = min(workers, len(chunks) // 4)  # a few batches are not worth a process
         read = partial(_read_centred, dataset, image_size, chunks)
-        for images, healthy in _decoded(dataset, read, range(len(chunks)), workers, device):
+        for images, healthy, _ in _decoded(dataset, read, range(len(chunks)), workers, device):
             if len(healthy):
                 yield images, healthy.numpy()
         return
@@ -225,19 +274,60 @@ def evaluation_batches(
         yield images, ids
 
 
-def centre_crops(
-    dataset: Dataset, image_size: tuple[int, int], margin: float, batch_size: int, device: torch.device | str
-) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """What `evaluation_batches` gives, `margin` times as large, and of that the centre: how classifiers are tested."""
-    (height, width), larger = image_size, (round(image_size[0] * margin), round(image_size[1] * margin))
-    top, left = (larger[0] - height) // 2, (larger[1] - width) // 2
-    for images, indices in evaluation_batches(dataset, larger, batch_size, device):
-        yield images[:, :, top : top + height, left : left + width], indices
+def whole_images(
+    dataset: Dataset,
+    masks: Masks,
+    base: tuple[int, int],
+    device: torch.device | str,
+    indices: np.ndarray | None = None,
+    *,
+    workers: int | None = None,
+) -> Iterator[tuple[Float[Tensor, "1 C h w"], Int[Tensor, "H W"], int]]:
+    """Images with masks in order (all, or those of `indices`), to test on: one by one, as their sizes differ.
+
+    Broken ones are left out. `workers` are those of `Stream`.
+
+    Yields: an image, scaled, resized to the longest and shortest side of `base`; the class numbers of its pixels at its
+        own size, `IGNORE` where there are none; and its index.
+    """
+    device = torch.device(device)
+    indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
+    indices = indices[~np.isin(indices, list(dataset.broken_reasons()))]
+    workers = min(max(1, num_threads() - 1) if workers is None else workers, len(indices) // 16)
+    read = partial(_read_whole, dataset, masks, base, indices)
+    for image, ids, found in _decoded(dataset, read, range(len(indices)), workers, device):
+        if found is not None:
+            yield image, found[0].long(), int(ids)
 
 
-def _read_centred(
-    dataset: Dataset, image_size: tuple[int, int], chunks: list[np.ndarray], item: int
-) -> tuple[list[Tensor], list[int]]:
+def _read_whole(dataset: Dataset, masks: Masks, base: tuple[int, int], indices: np.ndarray, item: int) -> "_Read":
+    """An image and its mask, if they are healthy."""
+    index = int(indices[item])
+    try:
+        image, mask = masks.read_pair(dataset, index)
+    except BrokenImageError:
+        return _stacked()
+    size, box = fitted_size(mask.shape, *base), np.array([0, 0, *mask.shape])
+    resized = resize_one(image, box, size, flip=False, interpolation="bilinear", antialias=False)
+    return _stacked([resized], [index], [torch.from_numpy(mask)])
+
+
+def _check_pairs(dataset: Dataset, masks: Masks | None, crop: Crop | MaskCrop, *, alone: bool) -> None:
+    """Refuse, before the first batch, what masks cannot be cropped by or with."""
+    if masks is None or not isinstance(crop, MaskCrop) or not alone:
+        raise ValueError(
+            f"Stream.masks must go with a MaskCrop, without augment and second; got {type(crop).__name__} and "
+            f"{'no ' if masks is None else ''}masks. MaskCrop.distortion changes the colours."
+        )
+    masks.class_ids()
+    if len(crop.fill) not in (1, dataset.channels):
+        raise ValueError(
+            f"MaskCrop.fill must have one value, or one for each of the {dataset.channels} channel(s) of "
+            f"{dataset.spec}; got {crop.fill}. Give the encoder's mean."
+        )
+
+
+def _read_centred(dataset: Dataset, image_size: tuple[int, int], chunks: list[np.ndarray], item: int) -> "_Read":
     """The healthy images of a chunk, by their centred parts, and their indices."""
     images, healthy = [], []
     for index in chunks[item]:
@@ -248,7 +338,7 @@ def _read_centred(
         box = centred_boxes(np.asarray([image.shape[1:]]), image_size)[0]
         images.append(resize_one(image, box, image_size, flip=False))
         healthy.append(int(index))
-    return images, healthy
+    return _stacked(images, healthy)
 
 
 def _without_overshoot(images: Tensor, dataset: Dataset) -> Tensor:
@@ -256,33 +346,45 @@ def _without_overshoot(images: Tensor, dataset: Dataset) -> Tensor:
     return images.clamp_(0, 1) if dataset.facts.dtype == "uint8" else images
 
 
-class _Items(torch.utils.data.Dataset[tuple[Tensor, Tensor, dict[int, str]]]):
-    """By number: images as stored, their ids, and all images found broken so far.
+class _Read(NamedTuple):
+    """Images as they are stored, the indices of healthy ones, and their masks where the data have any."""
+
+    images: Tensor
+    ids: Int[Tensor, " B"]
+    masks: Int[Tensor, "B H W"] | None = None
+
+
+def _stacked(images: Sequence[Tensor] = (), ids: Sequence[int] = (), masks: Sequence[Tensor] = ()) -> _Read:
+    found = torch.stack(tuple(images)) if images else torch.empty(0)
+    return _Read(found, torch.tensor(ids, dtype=torch.int64), torch.stack(tuple(masks)) if masks else None)
+
+
+class _Items(torch.utils.data.Dataset[tuple[_Read, dict[int, str]]]):
+    """By number: what is read, and all images found broken so far.
 
     Where these are too many, there are no images, and the process that trains raises the error: out of a worker it
     would come as a traceback.
     """
 
-    def __init__(self, dataset: Dataset, read: Callable[[int], tuple[list[Tensor], list[int]]]) -> None:
+    def __init__(self, dataset: Dataset, read: Callable[[int], _Read]) -> None:
         self._dataset, self._read = dataset, read
 
-    def __getitem__(self, item: int) -> tuple[Tensor, Tensor, dict[int, str]]:
+    def __getitem__(self, item: int) -> tuple[_Read, dict[int, str]]:
         try:
-            images, ids = self._read(item)
+            read = self._read(item)
         except TooManyBrokenError:
-            images, ids = [], []
-        stacked = torch.stack(images) if images else torch.empty(0)
-        return stacked, torch.tensor(ids, dtype=torch.int64), self._dataset.broken_reasons()
+            read = _stacked()
+        return read, self._dataset.broken_reasons()
 
 
 def _decoded(
     dataset: Dataset,
-    read: Callable[[int], tuple[list[Tensor], list[int]]],
+    read: Callable[[int], _Read],
     items: range,
     workers: int,
     device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The items in order, read by workers ahead of time: images on the device, scaled, and their ids on the host."""
+) -> Iterator[_Read]:
+    """The items in order, read by workers ahead of time: on the device, images scaled; the indices on the host."""
     options: dict[str, Any] = {}
     if workers and sys.platform == "linux":
         options["multiprocessing_context"] = "fork"  # workers share the files held in memory
@@ -295,9 +397,10 @@ def _decoded(
         generator=torch.Generator(),  # else starting the loader would draw from the global one
         **options,
     )
-    for images, ids, broken in loader:
+    for (images, ids, masks), broken in loader:
         dataset.mark_broken(broken)
-        yield scaled(images.to(device, non_blocking=True), dataset.scale), ids
+        masks = None if masks is None else masks.to(device, non_blocking=True)
+        yield _Read(scaled(images.to(device, non_blocking=True), dataset.scale), ids, masks)
 
 
 @lru_cache(maxsize=4)

@@ -124,6 +124,20 @@ def _nearest_boxes(sizes: np.ndarray, aspect: tuple[float, float]) -> np.ndarray
     return np.stack(boxes, axis=1).astype(np.int64)
 
 
+def fitted_size(size: tuple[int, int], long_side: int, short_side: int) -> tuple[int, int]:
+    """Height and width of an image scaled, proportions kept, as far as its longer and its shorter side both allow.
+
+    As mmcv's `rescale_size`: segmentation tests at (2048, 512), detection at (1333, 800).
+    """
+    factor = min(long_side / max(size), short_side / min(size))
+    return max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))
+
+
+def nearest_pixels(length: int, count: int) -> Int[np.ndarray, " {count}"]:
+    """The pixels at the centres of `count` equal parts of a line of `length` pixels."""
+    return ((np.arange(count) + 0.5) * length / count).astype(np.int64)
+
+
 def scaled(images: Tensor, scale: Scale) -> Float[Tensor, "*shape"]:
     """Stored numbers as float32, by the recorded rule."""
     return images.to(torch.float32) / scale.divisor
@@ -160,13 +174,14 @@ def resize_one(
     image_size: tuple[int, int],
     flip: bool,
     interpolation: Interpolation = "bicubic",
+    antialias: bool = True,
 ) -> Tensor:
     """One image's part (C, h, w), resized as `resized_crop` does; uint8 stays uint8 (rounded), all else is float32."""
     top, left, height, width = (int(value) for value in box)
     part = torch.from_numpy(np.ascontiguousarray(image[:, top : top + height, left : left + width]))
     part = part if part.dtype == torch.uint8 else part.to(torch.float32)
     if (height, width) != tuple(image_size):
-        part = F.interpolate(part[None], size=tuple(image_size), mode=interpolation, antialias=True)[0]
+        part = F.interpolate(part[None], size=tuple(image_size), mode=interpolation, antialias=antialias)[0]
     return (part.flip(2) if flip else part).contiguous()
 
 

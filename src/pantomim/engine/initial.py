@@ -8,20 +8,28 @@ from torch.optim import Optimizer
 
 from pantomim.formats import load_encoder
 from pantomim.formats.files import frozen_hashes, frozen_parts, load_exactly, other_parts
-from pantomim.formats.native import describe_positions, load_decoder, load_predictor, read_frozen
-from pantomim.methods.base import Method
+from pantomim.formats.native import (
+    CLASSIFIER,
+    SEGMENTER,
+    describe_positions,
+    load_decoder,
+    load_predictor,
+    read_frozen,
+    read_pair,
+)
+from pantomim.methods.base import Method, Task
 from pantomim.nn.decoder import MAEDecoder
-from pantomim.nn.resize import resample, resize_encoder_weights
+from pantomim.nn.position import TABLES
+from pantomim.nn.resize import adapt_encoder_weights, resample
 from pantomim.nn.vit import Encoder
 
-MUST_AGREE = (
-    *("width", "depth", "heads", "mlp_ratio", "patch_size", "in_chans", "class_token", "registers"),
-    *("attention_bias", "relative_position"),
-)
+MUST_AGREE = ("width", "depth", "heads", "mlp_ratio", "in_chans", "class_token", "registers", "attention_bias")
+INITIAL = ("relative_position_bias_table", "gamma_1", "gamma_2")  # what may keep its initial values
+FITTING = {"relative_position": {("shared", "blocks"), ("none", "shared"), ("none", "blocks")}}
 
 
 def start_from(spec: str, method: Method) -> str:
-    """Copy an existing encoder's weights into a method, and the decoder's where there is one that fits.
+    """Copy an existing encoder's weights into a method, and what lies behind the encoder where there is one that fits.
 
     What a method predicts with is copied where it was learned beside the same teacher or tokenizer. Where the weights'
     owner is itself the teacher, as in a chain of stages whose student keeps its weights, it is copied too, but for
@@ -30,7 +38,7 @@ def start_from(spec: str, method: Method) -> str:
     Positions come along, fixed tables too: weights mean what they meant only with the table that they were trained
     with. They are resampled where the grid differs. Mean and std stay the method's.
 
-    Returns: What was copied, in words.
+    Returns: What was copied, and every adaptation, in words.
     """
     encoder = getattr(method, "encoder", None)  # the trained one; what is exported may be its EMA copy
     if not isinstance(encoder, Encoder):
@@ -41,24 +49,33 @@ def start_from(spec: str, method: Method) -> str:
             f"Pretrain.init must be a plain vision transformer; got {spec}, whose weights fit no encoder of ours. "
             f"Choose another one, or leave it out."
         )
+    task = isinstance(method, Task)
     different = [
-        f"\n  {name}: {getattr(source.config, name)} there, {getattr(encoder.config, name)} here"
-        for name in MUST_AGREE
-        if getattr(source.config, name) != getattr(encoder.config, name)
+        f"\n  {name}: {there} there, {here} here"
+        for name in (*MUST_AGREE, "relative_position", *(() if task else ("patch_size",)))
+        if (there := getattr(source.config, name)) != (here := getattr(encoder.config, name))
+        and not (task and (there, here) in FITTING.get(name, set()))
     ]
+    if source.config.layer_scale is not None and encoder.config.layer_scale is None:
+        different.append("\n  layer_scale: learned there, none here")
     if different:
         raise ValueError(
             f"Pretrain.init must have the sizes of method.encoder; got {spec}, which differs in:{''.join(different)}\n"
             f"Give method.encoder these values, or start from other weights."
         )
-    weights, _ = resize_encoder_weights(source.state_dict(), source.config, encoder.image_size)
-    load_exactly(encoder, weights, spec)
+    weights, remarks = adapt_encoder_weights(source.state_dict(), source.config, encoder.config)
+    table = describe_positions(source)
+    if task:
+        weights, more = method.take_encoder(weights, table)
+        remarks += more
+    elif table not in ("none", TABLES["sincos"]):
+        remarks.insert(0, f"its position table is kept: {table}")
+    new = {name: weight for name, weight in encoder.state_dict().items() if name.endswith(INITIAL)}
+    load_exactly(encoder, new | weights, spec)
     rest = _take_rest(spec, method)
     method.reset()
-    resampled = "" if source.grid == encoder.grid else f" (positions resampled from {source.grid} to {encoder.grid})"
-    table = describe_positions(source)
-    kept = f" (its position table is kept: {table})" if table != "sincos, columns first" else ""
-    return f"Starting from the encoder of {spec}{kept}{resampled}; {rest}."
+    done = f" ({'; '.join(remarks)})" if remarks else ""
+    return f"Starting from the encoder of {spec}{done}; {rest}."
 
 
 def carry_over(old: Method, old_optimizer: Optimizer, new: Method, new_optimizer: Optimizer, source: str) -> None:
@@ -88,6 +105,8 @@ def carry_over(old: Method, old_optimizer: Optimizer, new: Method, new_optimizer
 
 def _take_rest(spec: str, method: Method) -> str:
     """The decoder of MAE, or whatever else a method predicts with, where it is there and fits; in words."""
+    if isinstance(method, Task):
+        return _take_answer(spec, method)
     decoder, stated = method.exports().get("decoder"), None
     if (Path(spec) / "predictor.json").is_file():
         what, source, ours = "what it predicts with", load_predictor(spec), method.exports().get("predictor", {})
@@ -107,6 +126,23 @@ def _take_rest(spec: str, method: Method) -> str:
         for name in ours.keys() - misfits:
             ours[name].copy_(source[name])
     return f"{what} is taken too" + (f", but for {', '.join(sorted(misfits))}, of other sizes" if misfits else "")
+
+
+def _take_answer(spec: str, method: Task) -> str:
+    """What follows the encoder of a model that was trained for the same task, if it has the same sizes; in words."""
+    new = "everything else is drawn from the seed"
+    for name in (CLASSIFIER, SEGMENTER):
+        if name not in method.exports() or not (Path(spec) / f"{name}.json").is_file():
+            continue
+        ours = {key: weight for key, weight in method.model.state_dict().items() if not key.startswith("encoder.")}
+        theirs = read_pair(spec, name)
+        if any(key not in theirs or theirs[key].shape != weight.shape for key, weight in ours.items()):
+            return f"its {name} has other sizes, and {new}"
+        with torch.no_grad():
+            for key, weight in ours.items():
+                weight.copy_(theirs[key])
+        return f"its {name}'s head is taken too"
+    return new
 
 
 def _resampled(source: MAEDecoder, ours: MAEDecoder) -> dict[str, Tensor]:

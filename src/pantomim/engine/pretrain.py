@@ -27,11 +27,12 @@ from pantomim.engine.runtime import (
     read_means,
     start_accelerator,
 )
-from pantomim.engine.setup import check_fit, describe_start, in_steps, training_images
+from pantomim.engine.setup import check_fit, describe_start, hold_out, in_steps, training_images
 from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory, save_failure
 from pantomim.engine.training import Training
+from pantomim.engine.validation import Judge
 from pantomim.formats.files import frozen_hashes
-from pantomim.formats.native import save_decoder, save_encoder, save_predictor, save_tokenizer
+from pantomim.formats.native import save_classifier, save_decoder, save_encoder, save_predictor, save_tokenizer
 
 NUM_LOOKED_AT = 256  # training images that `Method.check_data` sees
 
@@ -57,7 +58,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             return finished
 
         # ---------------------------------------------------------------------------------------------- Data, length
-        dataset = training_images(config.data)
+        dataset, held_out = hold_out(training_images(config.data), config)
         total, warmup = in_steps(config, max(1, len(dataset) // config.batch_size))
 
         # --------------------------------------------------------------------------------------------------- Method
@@ -78,7 +79,11 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             memory_gib=config.data.memory_gib,
             augment=config.data.augment,
             second=config.data.second,
+            repeats=config.data.repeats,
         )
+        judge = None
+        if held_out is not None:
+            judge = Judge(method, held_out, stream.steps_per_epoch, total, config, accelerator)
 
         # -------------------------------------------------------------------------------------- Optimiser, schedule
         method.to(device)
@@ -123,7 +128,8 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                 clock.step(config.batch_size, device)
 
                 # what is due; several processes agree on stopping only where they meet anyway
-                to_log = done % log_every == 0 or done == total
+                to_judge = judge is not None and judge.due(done)
+                to_log = done % log_every == 0 or done == total or to_judge
                 stop = (to_log or world == 1) and agree(accelerator, signals.requested)
                 to_save = done % save_every == 0 or done == total or stop
                 if (to_log or to_save) and (bad_step := watch.first_bad_step(accelerator)) is not None:
@@ -139,6 +145,9 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                         "time_s": clock.total_s,
                     }
                     waited = stream.wait_s
+                    if judge is not None and to_judge:
+                        with clock.paused():
+                            values |= judge(done)
                     recorder.log(done, values)
                     if (warning := method.warning(values)) is not None and warning not in warnings:
                         warnings.append(warning)
@@ -171,6 +180,9 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                     save_encoder(out, parts["encoder"], scale=dataset.scale, recipe=config.recipe)
                 if "decoder" in parts:
                     save_decoder(out, parts["decoder"])
+                if "classifier" in parts:
+                    about = parts["about"] | {"classes": dataset.classes}
+                    save_classifier(out, parts["classifier"], scale=dataset.scale, recipe=config.recipe, **about)
                 if "predictor" in parts:
                     frozen = frozen_hashes(method)
                     save_predictor(out, parts["predictor"], method=config.method.kind, frozen=frozen)

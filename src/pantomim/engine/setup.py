@@ -5,9 +5,11 @@ from torch import nn
 
 from pantomim.config import DataConfig, OptimConfig, Pretrain
 from pantomim.data.dataset import Dataset
-from pantomim.data.sources import open_source
+from pantomim.data.layout import divide, part_names
+from pantomim.data.sources import open_source, splits
 from pantomim.methods.base import Requirements
-from pantomim.optim import parameter_groups
+from pantomim.nn.vit import Encoder
+from pantomim.optim import LARS, layer_scale, parameter_groups
 
 
 def training_images(config: DataConfig) -> Dataset:
@@ -15,7 +17,26 @@ def training_images(config: DataConfig) -> Dataset:
     if not config.source:
         raise ValueError("DataConfig.source must name the images; got none. Give a folder, say.")
     dataset = open_source(config.source, "train")
-    return dataset if config.images is None else dataset.drawn(config.images)
+    return dataset.part(config.images, config.fraction, config.labels_per_class, config.draw)
+
+
+def hold_out(dataset: Dataset, config: Pretrain) -> tuple[Dataset, Dataset | None]:
+    """Training images, and those that a task is judged by while it trains, if it is.
+
+    Where all training images are used and the source has a split val beside its test split, that is held out; else a
+    share of every class of the training images.
+    """
+    if config.validation is None:
+        return dataset, None
+    if not config.data.partial and "val" in part_names(splits(config.data.source)):
+        return dataset, open_source(config.data.source, "val")
+    rows = divide(len(dataset), dataset.labels, seed=config.data.draw, share=config.validation.share)
+    if not len(rows["test"]):
+        raise ValueError(
+            f"Validation.share must leave an image to hold out; got {len(dataset)} images of {config.data.source}, no "
+            f"class of which has two. Add images, or leave Pretrain.validation out: the last step is then taken."
+        )
+    return dataset.subset(rows["train"]), dataset.subset(rows["test"])
 
 
 def check_fit(config: Pretrain, dataset: Dataset, needs: Requirements, num_processes: int) -> None:
@@ -64,6 +85,12 @@ def check_fit(config: Pretrain, dataset: Dataset, needs: Requirements, num_proce
             f"RuntimeConfig.compile must be off for {config.method.kind} in several processes, which talk to each "
             f"other within a forward pass; got {num_processes} processes. Turn runtime.compile off."
         )
+    rows = config.batch_size // (num_processes * accumulation)
+    if needs.even and rows % 2:
+        problems.append(
+            f"Pretrain.batch_size must give each process and micro-batch an even number of images, as mixup and CutMix "
+            f"mix them in pairs; got {rows}. Change it, or set method.mixup and method.cutmix to 0."
+        )
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -85,16 +112,45 @@ def _label_problems(config: Pretrain, dataset: Dataset, num_classes: int) -> lis
     return []
 
 
-def adamw(config: OptimConfig, method: nn.Module, lr: float) -> torch.optim.AdamW:
-    """The optimiser of a method's parameters, in groups that are decayed or not."""
+def optimiser(config: OptimConfig, method: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """The optimiser of a method's parameters, in groups by weight decay and rate; frozen blocks are in none."""
+    encoder = getattr(method, "encoder", None)
+    if config.freeze_blocks:
+        freeze_blocks(encoder, config.freeze_blocks)
+    spared = () if config.decay_relative else ("relative_position_bias_table",)
     groups = parameter_groups(
         method,
         config.weight_decay,
         decay_tokens=config.decay_tokens,
         decay_mask_token=config.decay_mask_token,
         decay_vectors=config.decay_vectors,
+        spared=spared,
+        **({} if config.layer_decay == 1 else {"lr_scale": layer_scale(encoder.depth, config.layer_decay)}),
     )
+    if config.optimiser == "lars":
+        return LARS(groups, lr=lr, momentum=config.momentum, trust_coefficient=config.trust_coefficient)
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def freeze_blocks(encoder: nn.Module | None, count: int) -> None:
+    """Train no more the first blocks of an encoder nor what lies before them; they drop no path (partial fine-tuning).
+
+    Paper: He et al. 2022, section 4.3. Deviation: without stochastic depth in frozen blocks, of which it says nothing.
+    """
+    if not isinstance(encoder, Encoder) or count > encoder.depth:
+        has = f"{encoder.depth} blocks" if isinstance(encoder, Encoder) else "no encoder"
+        raise ValueError(
+            f"OptimConfig.freeze_blocks must be at most the blocks of the encoder; got {count}, and it has {has}. "
+            f"Choose fewer."
+        )
+    for name, parameter in encoder.named_parameters():
+        owner, _, rest = name.partition(".")
+        if owner not in ("blocks", "norm", "rel_pos_bias") or (owner == "blocks" and int(rest.split(".")[0]) < count):
+            parameter.requires_grad_(False)
+    for block in encoder.blocks[:count]:
+        block.drop_path.rate = 0.0
 
 
 def in_steps(config: Pretrain, steps_per_epoch: int) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from pantomim.engine.runtime import (
     generator,
     random_seed,
 )
-from pantomim.engine.setup import adamw
+from pantomim.engine.setup import optimiser
 from pantomim.methods.base import Method
 from pantomim.optim import beit_schedule, cosine_schedule, drop_schedule, scaled_lr
 
@@ -55,7 +55,7 @@ class Training:
             total=self.length,
             start=optim.start_lr,
         )
-        self.optimizer = adamw(optim, method, peak_lr)
+        self.optimizer = optimiser(optim, method, peak_lr)
         self._model: nn.Module = method.train()
 
     def share_out(self) -> None:

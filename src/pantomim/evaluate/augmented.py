@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, AtLeastTwo, AtLeastZero, Positive
-from pantomim.data.stream import Stream, centre_crops
+from pantomim.data.stream import Stream, evaluation_batches
 from pantomim.data.transforms import Crop
 from pantomim.evaluate.base import Bench, Evaluation, Scores
 from pantomim.evaluate.parts import accuracy, known_classes, renumber
@@ -118,7 +118,7 @@ def predict(
     guesses: dict[str, list[Tensor]] = {name: [] for name in candidates}
     labels: list[Tensor] = []
     size, chunk = bench.reference.image_size, bench.evaluation.chunk
-    for images, indices in centre_crops(bench.test, size, TEST_MARGIN, chunk, bench.device):
+    for images, indices in evaluation_batches(bench.test, size, chunk, bench.device, margin=TEST_MARGIN):
         for name, candidate in candidates.items():
             logits = heads[name].eval()(candidate.features(images).float())
             guesses[name].append(logits.argmax(dim=1).cpu())

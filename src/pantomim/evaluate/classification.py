@@ -23,11 +23,12 @@ from pantomim.core.files import check_out, replace_file
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.dataset import Dataset
+from pantomim.data.layout import part_names
 from pantomim.data.sources import open_split, read_contents
-from pantomim.data.stream import centre_crops
+from pantomim.data.stream import evaluation_batches
 from pantomim.engine.runtime import usable_device
 from pantomim.evaluate.base import PROTOCOL_VERSION, Scores
-from pantomim.evaluate.parts import accuracy, part_names
+from pantomim.evaluate.parts import accuracy
 from pantomim.formats.native import CLASSIFIER, damaged, load_classifier, read_description
 from pantomim.nn.heads import Classifier
 
@@ -73,7 +74,7 @@ class TrainedClassifier:
                 f"{dataset.scale.divisor:g}, in {dataset.spec}. Convert them."
             )
         margin = self.about["test_margin"] if margin is None else margin
-        return centre_crops(dataset, self.module.encoder.image_size, margin, chunk, self.device)
+        return evaluation_batches(dataset, self.module.encoder.image_size, chunk, self.device, margin=margin)
 
     def positions(self, dataset: Dataset) -> Int[Tensor, " n"]:
         """The true class of each image, by its name, as a position among our classes."""

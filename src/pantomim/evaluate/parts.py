@@ -1,6 +1,5 @@
 """Who may see what in an evaluation: one part to fit, one to choose by, one to report, and how right it was."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pantomim.data.dataset import Dataset
-from pantomim.data.layout import divide
+from pantomim.data.layout import divide, part_names
 from pantomim.data.masks import Masks, read_masked
 from pantomim.data.sources import open_source, open_split, splits
 from pantomim.evaluate.features import AnyEncoder, FeatureTable, pixel_size
@@ -97,16 +96,25 @@ class MaskedParts:
             "classes_unknown_to_train": [self.name_of(class_id) for class_id in unknown],
             "masks": self.masks.name,
             "ignore": self.masks.ignore,
+            "reduce_zero": self.masks.reduce_zero,
             "image_size": list(encoder.image_size),
             "grid": list(encoder.grid),
         }
 
 
 def open_masked_parts(
-    spec: str, masks: str | None, ignore: int, images: int | None = None, test_images: int | None = None
+    spec: str,
+    masks: str | None,
+    ignore: int,
+    images: int | None = None,
+    test_images: int | None = None,
+    reduce_zero: bool | None = None,
 ) -> MaskedParts:
-    """Open a source of images with masks (see `data.masks`) and look at every mask once."""
-    contents, found = read_masked(spec, masks, ignore=ignore)
+    """Open a source of images with masks (see `data.masks`) and look at every mask once.
+
+    Where the source has no list of its classes, those that occur are it.
+    """
+    contents, found = read_masked(spec, masks, ignore=ignore, reduce_zero=reduce_zero)
     parts = {part: open_split(contents, spec, split) for part, split in part_names(contents.splits).items()}
     parts = drawn(parts, images, test_images)
     surveys = {part: found.survey(dataset) for part, dataset in parts.items()}
@@ -123,7 +131,8 @@ def open_masked_parts(
                 f"{spec}), where {ignore} counts as none. Check Segmentation.ignore and Segmentation.masks."
             )
     ids = sorted({class_id for survey in surveys.values() for class_id in survey.ids})
-    return MaskedParts(parts, found, tuple(ids), known, surveys["train"].size)
+    listed = replace(found, names=found.names or {class_id: f"class {class_id}" for class_id in ids})
+    return MaskedParts(parts, listed, tuple(ids), known, surveys["train"].size)
 
 
 def drawn(parts: dict[str, Dataset], images: int | None, test_images: int | None) -> dict[str, Dataset]:
@@ -160,16 +169,6 @@ def make_parts(train: FeatureTable, validation: FeatureTable | None, test: Featu
             f"{len(classes)} classes. Add images, or a val part."
         )
     return Parts(train, train.rows(rows["train"]), train.rows(rows["test"]), test, len(classes))
-
-
-def part_names(own: Collection[str]) -> dict[str, str]:
-    """Which of the source's own splits is which part: "train", "test", and "val" if it is a third one.
-
-    Test is the source's test split; without one, its val split; without any splits, the fixed fifth that pre-training
-    does not see either.
-    """
-    names = {"train": "train", "test": "val" if "val" in own and "test" not in own else "test"}
-    return names | {"val": "val"} if {"val", "test"} <= set(own) else names
 
 
 def known_classes(labels: Int[Tensor, " n"]) -> Int[Tensor, " classes"]:

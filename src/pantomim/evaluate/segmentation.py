@@ -16,17 +16,17 @@ import torch
 import tyro
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, Positive
+from pantomim.core.scores import intersection_over_union, pixel_accuracy, tally
 from pantomim.data.layout import divide
 from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.base import Bench, Evaluation, Memo, Scores
 from pantomim.evaluate.features import AnyEncoder, pixel_patches
 from pantomim.evaluate.linear import Probes, check_rates, train_probes
 from pantomim.evaluate.parts import MaskedParts, open_masked_parts
-from pantomim.nn.tokens import take
+from pantomim.nn.tokens import enlarge, take
 
 MAX_VALUES = 2**25  # features and targets held of one contender, as numbers (128 MiB); beyond, patches are drawn
 NUM_RESAMPLES = 1000
@@ -92,18 +92,18 @@ class Segmentation(Evaluation):
                 with torch.inference_mode():
                     dense = extractor(images).float()
                     logits = learned[name].probe(dense.flatten(0, 1))[0].unflatten(0, (len(images), *pictures.grid))
-                    upsampled = F.interpolate(logits.permute(0, 3, 1, 2), pictures.image_size, mode="bilinear")
-                tallies[name].append(tally(upsampled.argmax(dim=1), classes, len(pictures.source.ids)))
+                    upsampled = enlarge(logits.permute(0, 3, 1, 2), pictures.image_size)
+                tallies[name].append(tally(upsampled.argmax(dim=1), classes, len(pictures.source.ids), ignore=-1))
         labels = [pictures.source.name_of(class_id) for class_id in pictures.source.ids]
         scores = {}
         for name, chosen in learned.items():
             counts = torch.cat(tallies[name])
-            hits, _, true = whole = counts.sum(dim=0)
+            whole = counts.sum(dim=0)
             iou = intersection_over_union(whole)
             scores[name] = {
                 "miou": float(iou.nanmean()),
                 "miou_error": standard_error(counts, self.seed),
-                "pixel_accuracy": int(hits.sum()) / int(true.sum()),
+                "pixel_accuracy": float(pixel_accuracy(whole)),
                 "iou": {label: float(value) for label, value in zip(labels, iou, strict=True) if not value.isnan()},
                 "chosen": {"lr": chosen.lr},
                 "validation": {"miou": chosen.validation},
@@ -203,25 +203,6 @@ def class_shares(classes: Int[Tensor, "B H W"], grid: tuple[int, int], num_class
     counts = places.flatten().bincount(minlength=batch * math.prod(grid) * (num_classes + 1))
     counts = counts.view(batch, -1, num_classes + 1).float()
     return counts[:, :, 1:] / counts.sum(dim=2, keepdim=True)
-
-
-def tally(guesses: Int[Tensor, "B H W"], classes: Int[Tensor, "B H W"], num_classes: int) -> Int[Tensor, "B 3 K"]:
-    """Pixels by image and class: rightly predicted, predicted, and of that class in the mask; without those of -1."""
-    image = torch.arange(len(classes), device=classes.device)[:, None, None].expand_as(classes)
-    known = classes >= 0
-
-    def count(values: Tensor, where: Tensor) -> Tensor:
-        places = (image * num_classes + values)[where]
-        return places.bincount(minlength=len(classes) * num_classes).view(len(classes), num_classes).cpu()
-
-    counts = count(classes, known & (guesses == classes)), count(guesses, known), count(classes, known)
-    return torch.stack(counts, dim=1)
-
-
-def intersection_over_union(counts: Float[Tensor, "*any 3 K"]) -> Float[Tensor, "*any K"]:
-    """By class, from counts as `tally` has them; NaN for classes that no mask has."""
-    hits, guessed, true = counts.unbind(dim=-2)
-    return torch.where(true > 0, hits.double() / (guessed + true - hits).clamp(min=1e-12), torch.nan)
 
 
 def standard_error(counts: Int[Tensor, "n 3 K"], seed: int) -> float:

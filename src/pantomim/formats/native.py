@@ -26,13 +26,14 @@ from pantomim.core.files import replace_file
 from pantomim.formats.files import hash_weights, load_exactly
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
 from pantomim.nn.dvae import DVAENetworks, DVAESizes
-from pantomim.nn.heads import Classifier
+from pantomim.nn.heads import Classifier, Pool
 from pantomim.nn.position import TableName, name_table
 from pantomim.nn.vit import Encoder, EncoderConfig
 from pantomim.nn.vqkd import VQKDNetworks, VQKDSizes, vqkd_networks
 
 FORMAT_VERSION = 1
 ENCODER, DECODER, PREDICTOR, CLASSIFIER = NAMES = ("encoder", "decoder", "predictor", "classifier")
+SEGMENTER = "segmenter"
 DECODER_SIZES = ("width", "depth", "heads", "mlp_ratio")
 TOKENIZER = "tokenizer"
 TOKENIZER_KINDS: dict[str, tuple[Any, Callable[..., DVAENetworks | VQKDNetworks]]] = {
@@ -102,16 +103,25 @@ def read_frozen(path: str | Path) -> dict[str, str] | None:
     return read_description(path, PREDICTOR).get("frozen")
 
 
-def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, recipe: str) -> None:
-    """Write `classifier.safetensors` and `classifier.json` into a folder; arguments as for `save_encoder`."""
+def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, recipe: str, **about: Any) -> None:
+    """Write `classifier.safetensors` and `classifier.json` into a folder; arguments as for `save_encoder`.
+
+    `about` is stated beside: the names of the classes, which step was chosen, how a test image is cut.
+    """
     head = {"num_classes": classifier.head.out_features, "pool": classifier.pool}
-    about = {"classifier": head, **_describe(classifier.encoder, scale, recipe)}
-    write_pair(folder, CLASSIFIER, classifier.state_dict(), about)
+    entry = timm_entry(classifier.encoder.config, classifier.pool, classifier.head.out_features)
+    stated = {"classifier": head, **_describe(classifier.encoder, scale, recipe), **about}
+    write_pair(folder, CLASSIFIER, _without_owner(classifier), entry | stated)
 
 
 def load_classifier(path: str | Path) -> Classifier:
     """The classifier of a folder, in evaluation mode."""
     return fill_pair(path, CLASSIFIER, lambda about: Classifier(_build_encoder(about), **about["classifier"]))
+
+
+def _without_owner(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model that owns an encoder, under timm's names."""
+    return {name.removeprefix("encoder."): weight for name, weight in model.state_dict().items()}
 
 
 def save_tokenizer(folder: str | Path, networks: DVAENetworks | VQKDNetworks, *, scale: Any, recipe: str) -> None:
@@ -185,6 +195,8 @@ def fill_pair(folder: str | Path, name: str, build: Callable[[dict[str, Any]], M
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(Path(folder) / f"{name}.json", f"{type(error).__name__}: {error}") from error
     weights = read_pair(folder, name)
+    if owned := {name for name in module.state_dict() if name.startswith("encoder.")}:  # timm has one level less
+        weights = {f"encoder.{name}" if f"encoder.{name}" in owned else name: w for name, w in weights.items()}
     if any(tensor.dtype == torch.float64 for tensor in weights.values()):
         module = module.double()
     load_exactly(module, weights, str(Path(folder) / f"{name}.safetensors"))
@@ -222,39 +234,44 @@ def describe_positions(module: Encoder | MAEDecoder) -> TableName | Literal["non
     return "none" if table is None else name_table(table, module.grid, module.num_prefix)
 
 
-def timm_entry(config: EncoderConfig) -> dict[str, Any]:
-    """What `encoder.json` states of timm's network with the same names and features; empty if timm has none."""
+def timm_entry(config: EncoderConfig, pool: Pool | None = None, num_classes: int = 0) -> dict[str, Any]:
+    """What a description states of timm's network with the same names and features; empty if timm has none.
+
+    `pool` is a classifier's; None: of an encoder alone.
+    """
     if config.position == "none" or config.attention_bias == "qv" or config.relative_position != "none":
-        # timm's Beit has a class token and no bias of keys
-        fits = config.attention_bias == "qv" and config.class_token and not config.registers
+        # timm's Beit has a class token and no bias of keys, and no norm before a mean
+        fits = config.attention_bias == "qv" and config.class_token and not config.registers and pool != "normed_mean"
         own = {
-            "global_pool": "token",
+            "global_pool": "avg" if pool == "mean" else "token",
             "use_abs_pos_emb": config.position != "none",
             "use_shared_rel_pos_bias": config.relative_position == "shared",
             "use_rel_pos_bias": config.relative_position == "blocks",
             "init_values": config.layer_scale,
         }
-        return {"timm": {"class": "beit.Beit", "kwargs": _timm_arguments(config, own)}} if fits else {}
-    return {"timm": {"kwargs": timm_arguments(config)}} if config.layer_scale is None else {}
+        network = {"class": "beit.Beit", "kwargs": _timm_arguments(config, own, num_classes)}
+        return {"timm": network} if fits else {}
+    return {"timm": {"kwargs": timm_arguments(config, pool, num_classes)}} if config.layer_scale is None else {}
 
 
-def timm_arguments(config: EncoderConfig) -> dict[str, Any]:
-    """Arguments that make timm's `VisionTransformer` the same network as an encoder of MAE's kind."""
+def timm_arguments(config: EncoderConfig, pool: Pool | None = None, num_classes: int = 0) -> dict[str, Any]:
+    """Arguments that make timm's `VisionTransformer` the same network as an encoder of MAE's kind, or a classifier."""
+    token = config.class_token if pool is None else pool == "class"
     own = {
         "class_token": config.class_token,
         "reg_tokens": config.registers,
-        "global_pool": "token" if config.class_token else "avg",
-        "fc_norm": False,  # the norm stands before the pooling, as in pre-training
+        "global_pool": "token" if token else "avg",
+        "fc_norm": pool == "mean",  # else the norm stands before the pooling, as in pre-training
     }
-    return _timm_arguments(config, own)
+    return _timm_arguments(config, own, num_classes)
 
 
-def _timm_arguments(config: EncoderConfig, own: dict[str, Any]) -> dict[str, Any]:
+def _timm_arguments(config: EncoderConfig, own: dict[str, Any], num_classes: int) -> dict[str, Any]:
     return {
         "img_size": list(config.image_size),
         "patch_size": config.patch_size,
         "in_chans": config.in_chans,
-        "num_classes": 0,
+        "num_classes": num_classes,
         "embed_dim": config.width,
         "depth": config.depth,
         "num_heads": config.heads,

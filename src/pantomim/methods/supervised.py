@@ -1,15 +1,16 @@
-"""Supervised baseline: the same encoder learns the classes of images, from labels; what the probes are compared with.
+"""Supervised training: an encoder and a linear layer learn the classes of images, from given weights or from none.
 
     loss = mean over images of -sum over classes of target * log softmax(logits)
 
-The target is the smoothed label, mixed with a neighbour's by mixup or CutMix.
+The target is the smoothed label, mixed with a neighbour's by mixup or CutMix. From a pre-trained encoder this is
+fine-tuning, as MAE, BEiT, CAE, dBOT and ColorMAE are judged by; from none it is the supervised baseline.
 
 Paper: Touvron et al. 2021, *Training data-efficient image transformers & distillation through attention*,
-    arXiv:2012.12877, without distillation.
+    arXiv:2012.12877, without distillation; fine-tuning: He et al. 2022, arXiv:2111.06377, appendix A.1 and Table 9.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,23 +21,36 @@ from torch.nn import functional as F
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.host import host_seed
-from pantomim.core.ranges import AtLeastTwo, NotNegative, ShareBelowOne
-from pantomim.methods.base import Method, Requirements
+from pantomim.core.ranges import AtLeastTwo, NotNegative, Positive, ShareBelowOne
+from pantomim.methods.base import Requirements, Task
+from pantomim.nn.heads import Classifier, HeadInit, Pool
 from pantomim.nn.mixing import Mixing, draw_mixing, mix_images, mix_targets, swap_neighbours
+from pantomim.nn.momentum import EMA, Momentum
+from pantomim.nn.position import TABLES
 from pantomim.nn.vit import EncoderConfig
+
+NUM_TOP = 5
 
 
 @frozen
 class SupervisedConfig:
-    """The parts of the supervised baseline, with DeiT's values.
+    """The parts of supervised training, with DeiT's values.
 
     Args:
         encoder: Sizes of the encoder.
         num_classes: Classes of the labels; a bare method takes them from the data.
-        pool: What the head sees: the class token, or the mean of all patches; either after the final norm.
+        pool: What the head sees: the class token after the final norm ("class"), the mean of all patches after it
+            ("normed_mean"), or that mean before it, with a norm of its own ("mean": MAE, BEiT, CAE).
+        head_init: Initial weights of the head: a truncated normal of 2e-5 ("mae") or 0.01 ("dbot"), a narrow normal
+            times 0.001 ("beit", also CAE's), a normal of 0.02 ("deit").
+        norm_init: Of pool mean: the norm is "new", or starts as the "pretrained" final norm (CAE).
+        learn_positions: Train a fixed position table, too (MAE); else it is that of its formula for the image size.
         label_smoothing: Share of the probability that is spread evenly over all classes.
         mixup: Parameter of mixup's beta distribution; 0: none.
         cutmix: The same of CutMix. Where both are used, a coin chooses for each step.
+        class_weights: Weight of each class in the loss, for uneven classes; None: all the same.
+        ema: What an average of the weights keeps of itself at each step; None: there is no average.
+        test_margin: The shorter side of a test image over that of its centre, which is looked at.
 
     Paper: Table 9 (label smoothing, mixup, CutMix); class token: the authors' `models.py`.
     """
@@ -44,14 +58,29 @@ class SupervisedConfig:
     kind: Literal["supervised"] = "supervised"
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     num_classes: AtLeastTwo = 1000
-    pool: Literal["class", "mean"] = "class"
+    pool: Pool = "class"
+    head_init: HeadInit = "deit"
+    norm_init: Literal["new", "pretrained"] = "new"
+    learn_positions: bool = False
     label_smoothing: ShareBelowOne = 0.1
     mixup: NotNegative = 0.8
     cutmix: NotNegative = 1.0
+    class_weights: tuple[Positive, ...] | None = None
+    ema: ShareBelowOne | None = None
+    test_margin: Positive = 256 / 224
 
     def __post_init__(self) -> None:
         if self.pool == "class" and not self.encoder.class_token:
             raise ValueError("SupervisedConfig.pool must be mean for an encoder without a class token; got class.")
+        if self.norm_init == "pretrained" and self.pool != "mean":
+            raise ValueError(
+                f"SupervisedConfig.norm_init must be new unless pool is mean, whose norm is apart; got {self.pool}."
+            )
+        if self.class_weights is not None and len(self.class_weights) != self.num_classes:
+            raise ValueError(
+                f"SupervisedConfig.class_weights must have one value a class; got {len(self.class_weights)} for "
+                f"{self.num_classes} classes. Give as many, or leave them out."
+            )
 
     def build(self, steps: int | None = None) -> "Supervised":
         """The method, initialised from torch's global generator."""
@@ -66,20 +95,34 @@ class SupervisedDraws:
     targets: Float[Tensor, "B classes"]
 
 
-class Supervised(Method):
-    """An encoder and a linear layer on its class token or on the mean of its patches.
+class Supervised(Task):
+    """A classifier, trained whole.
 
     Deviation: partners in mixing are neighbours in the global batch, and one coin and one share hold for all of it, so
         that the number of processes changes nothing; in timm each process mixes its images in reverse order.
     """
 
+    metric: ClassVar[str] = "top1"
+    model: Classifier
+    class_weights: Tensor | None
+
     def __init__(self, config: SupervisedConfig) -> None:
         super().__init__()
-        self.config, self.encoder = config, config.encoder.build()
-        self.head = nn.Linear(config.encoder.width, config.num_classes)
-        nn.init.normal_(self.head.weight, std=0.02)  # as DeiT's, which cut at 100 std
-        nn.init.zeros_(self.head.bias)
-        self.requirements = Requirements.of(config.encoder, num_classes=config.num_classes)
+        self.config = config
+        self.model = Classifier(
+            config.encoder.build(),
+            config.num_classes,
+            config.pool,
+            learn_positions=config.learn_positions,
+            head_init=config.head_init,
+        )
+        self.ema = None if config.ema is None else EMA(self.model, "model", Momentum(config.ema), evaluating=True)
+        weights = None if config.class_weights is None else torch.tensor(config.class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+        mixes = config.mixup > 0 or config.cutmix > 0
+        self.requirements = Requirements.of(
+            config.encoder, num_classes=config.num_classes, even=mixes, test_margin=config.test_margin
+        )
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> SupervisedDraws:
         """Mix images and labels, one way for the whole step."""
@@ -94,12 +137,54 @@ class Supervised(Method):
 
     def forward(self, batch: Batch, draws: SupervisedDraws) -> dict[str, Tensor]:
         """Cross-entropy with the mixed classes; accuracy counts the one with the largest share as right."""
-        logits = self.classify(draws.images)  # (B, classes)
-        loss = F.cross_entropy(logits, draws.targets)
+        logits = self.model(draws.images)  # (B, classes)
+        loss = F.cross_entropy(logits, draws.targets, self.class_weights)
         accuracy = (logits.argmax(dim=1) == draws.targets.argmax(dim=1)).float().mean()
         return {"loss": loss, "accuracy": accuracy}
 
-    def classify(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
-        """Logits of images as they are."""
-        latent = self.encoder(images)
-        return self.head(latent.prefix[:, 0] if self.config.pool == "class" else latent.patches.mean(dim=1))
+    @property
+    def encoder(self) -> nn.Module:
+        """What pre-trained weights are copied into."""
+        return self.model.encoder
+
+    def tally(self, model: nn.Module, batch: Batch) -> Tensor:
+        """By class: images, those whose best guess is right, those with the right class among five; then the loss."""
+        assert batch.labels is not None
+        logits = model(batch.images).double()
+        right = logits.topk(min(NUM_TOP, logits.shape[1])).indices == batch.labels[:, None]
+        ones, loss = torch.ones_like(right[:, 0]), F.cross_entropy(logits, batch.labels, reduction="none")
+        columns = torch.stack([ones, right[:, 0], right.any(dim=1), loss]).double()
+        return columns.new_zeros(4, self.config.num_classes).index_add_(1, batch.labels, columns).cpu()
+
+    def scores(self, tally: Tensor) -> dict[str, float]:
+        """Top-1, top-5, top-1 averaged over classes, and cross-entropy without smoothing."""
+        number, top1, top5, loss = tally
+        total, seen = number.sum(), number > 0
+        shares = {"top1": top1.sum() / total, "top1_per_class": (top1[seen] / number[seen]).mean()}
+        shares |= {"loss": loss.sum() / total} | ({"top5": top5.sum() / total} if len(number) > NUM_TOP else {})
+        return {name: float(value) for name, value in shares.items()}
+
+    def take_encoder(self, weights: dict[str, Tensor], table: str) -> tuple[dict[str, Tensor], list[str]]:
+        """An encoder's weights as ours takes them, and what was done with them; `table` names its position table."""
+        weights, remarks = dict(weights), []
+        config = self.config
+        if config.pool == "mean":
+            norm = {name: weights.pop(f"norm.{name}") for name in ("weight", "bias")}
+            if config.norm_init == "pretrained":
+                self.model.fc_norm.load_state_dict(norm)
+                remarks.append("the norm after pooling starts as the final norm")
+            else:
+                remarks.append("the final norm is left out, a new one follows the pooling")
+        own = self.model.encoder.pos_embed
+        if own is not None and not own.requires_grad and table == TABLES.get(config.encoder.position):
+            if not torch.equal(own, weights["pos_embed"]):
+                remarks.append("the fixed position table is that of its formula for the new size")
+            weights["pos_embed"] = own.detach()
+        return weights, remarks
+
+    def exports(self) -> dict[str, Any]:
+        """The classifier, and the encoder in it."""
+        chosen = self.chosen
+        assert isinstance(chosen, Classifier)
+        about = {"test_margin": self.config.test_margin, "chosen": self.how_chosen()}
+        return {"encoder": chosen.plain_encoder(), "classifier": chosen, "about": about}

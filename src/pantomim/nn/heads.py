@@ -1,5 +1,6 @@
 """Heads that turn an encoder into something that answers a question."""
 
+import copy
 from typing import Literal
 
 import torch
@@ -12,26 +13,33 @@ from pantomim.nn.blocks import NORM_EPS
 from pantomim.nn.init import narrow_normal
 from pantomim.nn.vit import Encoder
 
+Pool = Literal["mean", "normed_mean", "class"]
+HeadInit = Literal["mae", "dbot", "beit", "deit"]
+
 
 class Classifier(nn.Module):
     """The encoder with a linear head, as it is fine-tuned.
 
     With `pool="mean"` the encoder's final norm is dropped, patch tokens are averaged after the last block, and a new
-    norm follows; with `pool="class"` the class token after the final norm is used.
+    norm follows; with "normed_mean" they are averaged after the final norm; with "class" the class token after the
+    final norm is used.
 
     The encoder is taken over, not copied; `learn_positions` makes its fixed position table trainable, as MAE does.
+    `head_init` None is that of the encoder's initial weights: MAE's, or BEiT's and CAE's.
 
     Paper: He et al. 2022, appendix A.1; head initialisation (truncated normal, 2e-5) as in `main_finetune.py`; with
-        BEiT's and CAE's encoders as in their `modeling_finetune.py` (a normal cut at one std, times 0.001).
+        BEiT's and CAE's encoders as in their `modeling_finetune.py` (a normal cut at one std, times 0.001); dBOT's
+        truncated normal of 0.01 and DeiT's normal of 0.02 (which cuts at 100 std) as in their code.
     """
 
     def __init__(
         self,
         encoder: Encoder,
         num_classes: int,
-        pool: Literal["mean", "class"] = "mean",
+        pool: Pool = "mean",
         *,
         learn_positions: bool = True,
+        head_init: HeadInit | None = None,
     ) -> None:
         super().__init__()
         if pool == "class" and encoder.cls_token is None:
@@ -44,23 +52,45 @@ class Classifier(nn.Module):
             self.encoder.norm = nn.Identity()
         self.fc_norm = nn.LayerNorm(encoder.width, eps=NORM_EPS) if pool == "mean" else nn.Identity()
         self.head = nn.Linear(encoder.width, num_classes)
-        if encoder.config.initialisation in ("mae", "mocov3"):
-            nn.init.trunc_normal_(self.head.weight, std=2e-5)
-        else:
-            narrow_normal(self.head.weight)
-            with torch.no_grad():
-                self.head.weight.mul_(0.001)
-        nn.init.zeros_(self.head.bias)
+        initialise_head(self.head, head_init or _HEAD_INITS[encoder.config.initialisation])
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.encoder.image_size
 
     def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """Input of the head."""
         latent = self.encoder(images)
-        pooled = latent.patches.mean(dim=1) if self.pool == "mean" else latent.prefix[:, 0]
+        pooled = latent.prefix[:, 0] if self.pool == "class" else latent.patches.mean(dim=1)
         return self.fc_norm(pooled)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
         """Logits."""
         return self.head(self.features(images))
+
+    def plain_encoder(self) -> Encoder:
+        """A copy of the encoder alone, with a final norm: where the pooling dropped it, the norm that followed."""
+        encoder = copy.deepcopy(self.encoder)
+        if self.pool == "mean":
+            encoder.norm = copy.deepcopy(self.fc_norm)
+        return encoder
+
+
+_HEAD_INITS: dict[str, HeadInit] = {"mae": "mae", "mocov3": "mae", "beit": "beit", "cae": "beit", "normal": "beit"}
+
+
+@torch.no_grad()
+def initialise_head(head: nn.Linear, scheme: HeadInit) -> None:
+    """Initial weights of a classifier's last layer; the bias is zero in all."""
+    if scheme == "beit":
+        narrow_normal(head.weight)
+        head.weight.mul_(0.001)
+    elif scheme == "deit":
+        nn.init.normal_(head.weight, std=0.02)
+    else:
+        nn.init.trunc_normal_(head.weight, std=2e-5 if scheme == "mae" else 0.01)
+    nn.init.zeros_(head.bias)
 
 
 class AttentiveHead(nn.Module):

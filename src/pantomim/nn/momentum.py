@@ -1,6 +1,7 @@
 """Moving averages of weights (EMA): how much of itself a copy keeps at each step, and the step itself."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
@@ -122,6 +123,37 @@ class EMA(nn.Module, EMACopy):
         for part in (self.copy, self.ahead):
             if part is not None:
                 follow(part, student.get_submodule(self.of), 0.0)
+
+
+class Best(nn.Module):
+    """The weights that scored best on held-out images so far: a copy, and when, how well and whose they were.
+
+    All of it lies in parameters and buffers, so that a checkpoint has it.
+    """
+
+    frozen = False
+    score: torch.Tensor
+    step: torch.Tensor
+    averaged: torch.Tensor
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.copy = copy.deepcopy(model).requires_grad_(False)
+        self.register_buffer("score", torch.tensor(-math.inf, dtype=torch.float64))
+        self.register_buffer("step", torch.tensor(0))
+        self.register_buffer("averaged", torch.tensor(False))
+
+    def see(self, model: nn.Module, score: float, step: int, *, averaged: bool) -> None:
+        """Keep these weights if they score higher than all before; `averaged`: they are the EMA's."""
+        if score > self.score.item():
+            follow(self.copy, model, 0.0, buffers=True)
+            self.score.fill_(score)
+            self.step.fill_(step)
+            self.averaged.fill_(averaged)
+
+    def train(self, mode: bool = True) -> "Best":
+        """Always in evaluation mode."""
+        return super().train(False)
 
 
 @torch.no_grad()

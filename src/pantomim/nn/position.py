@@ -40,6 +40,8 @@ def sincos_2d_rows_first(width: int, grid: tuple[int, int], num_prefix: int = 0)
 
 
 TableName = Literal["sincos, columns first", "sincos, rows first", "other"]
+# The table of a fixed `EncoderConfig.position`.
+TABLES: dict[str, TableName] = {"sincos": "sincos, columns first", "sincos_rows_first": "sincos, rows first"}
 
 
 def name_table(table: Float[Tensor, "1 T D"], grid: tuple[int, int], num_prefix: int) -> TableName:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.interpolate import make_interp_spline
+from timm.layers import resample_patch_embed
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,13 +19,43 @@ def resize_encoder_weights(
 ) -> tuple[dict[str, Tensor], EncoderConfig]:
     """Weights and config of the same encoder for images of another size."""
     resized = replace(config, image_size=image_size)
-    tables = {}
-    for name, table in weights.items():
-        if name == "pos_embed":
-            tables[name] = resample(table, config.grid, resized.grid, config.num_prefix)
+    return adapt_encoder_weights(weights, config, resized)[0], resized
+
+
+def adapt_encoder_weights(
+    weights: dict[str, Tensor], config: EncoderConfig, to: EncoderConfig
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of an encoder for another one of the same sizes, and what was done, in words.
+
+    Another grid: position tables are resampled; another patch size: the projection of patches is. A table of relative
+    positions that all blocks shared is copied into each where each has its own. Tables of relative positions and layer
+    scales that the weights lack are left out of what is returned: they keep their initial values (zero, or `to`'s).
+
+    Source: BEiT's `run_class_finetuning.py` (copies); of patches FlexiViT's pseudo-inverse, arXiv:2212.08013, as in
+        timm.
+    """
+    found, remarks = dict(weights), []
+    if config.relative_position == "shared" and to.relative_position == "blocks":
+        shared = found.pop("rel_pos_bias.relative_position_bias_table")
+        found |= {f"blocks.{i}.attn.relative_position_bias_table": shared.clone() for i in range(config.depth)}
+        remarks.append("the shared table of relative positions is copied into every block")
+    for name, table in found.items():
+        if name == "pos_embed" and config.grid != to.grid:
+            found[name] = resample(table, config.grid, to.grid, config.num_prefix)
         elif name.endswith("relative_position_bias_table"):
-            tables[name] = resize_relative_table(table, config.grid, resized.grid)
-    return {**weights, **tables}, resized
+            found[name] = resize_relative_table(table, config.grid, to.grid)
+    if config.grid != to.grid and (config.position != "none" or config.relative_position != "none"):
+        remarks.append(f"positions are resampled from {config.grid} to {to.grid}")
+    if config.patch_size != to.patch_size:
+        side = (to.patch_size, to.patch_size)
+        projection = found["patch_embed.proj.weight"]
+        found["patch_embed.proj.weight"] = resample_patch_embed(projection.detach(), list(side)).to(projection.dtype)
+        remarks.append(f"the projection of patches is resampled from {config.patch_size} to {to.patch_size} pixels")
+    if config.relative_position == "none" != to.relative_position:
+        remarks.append("relative positions are new, zero at first")
+    if config.layer_scale is None and to.layer_scale is not None:
+        remarks.append(f"layer scales are new, {to.layer_scale:g} at first")
+    return found, remarks
 
 
 def resample(

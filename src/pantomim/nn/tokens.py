@@ -1,8 +1,11 @@
 """Pure functions between images, patches and tokens."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def take(tokens: Shaped[Tensor, "B N *D"], ids: Int[Tensor, "B K"]) -> Shaped[Tensor, "B K *D"]:
@@ -47,6 +50,16 @@ def unpatchify(patches: Float[Tensor, "B N K"], patch_size: int, grid: tuple[int
     batch, (rows, cols) = len(patches), grid
     cells = patches.reshape(batch, rows, cols, patch_size, patch_size, -1)
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * patch_size, cols * patch_size)
+
+
+def as_map(patches: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B D h w"]:
+    """Vectors of patches at their places."""
+    return patches.mT.unflatten(-1, grid)
+
+
+def enlarge(maps: Float[Tensor, "B K h w"], size: Sequence[int]) -> Float[Tensor, "B K H W"]:
+    """Maps, most often logits, at another size: bilinear, with corners where pixels end, not in their middle."""
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
 
 
 def standardise(

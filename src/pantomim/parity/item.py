@@ -70,6 +70,7 @@ class Computed:
         config: What our modules have by their nature, under the names of the item's `config`: there it must be equal.
         errors: Values compared otherwise, as multiples of their tolerance: outputs by their names, entries of numbers
             as numbers/NAME/..., and further ones. What is named here is judged here alone.
+        unbuilt: Patterns of keys that stand for what this package does not do: not compared, and named in the result.
     """
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Computed:
     relative: dict[str, float] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
+    unbuilt: tuple[str, ...] = ()
 
 
 def read_item(path: Path) -> Item:

@@ -83,7 +83,7 @@ def off_table(built: Tensor | None, stored: Tensor) -> float:
 
 
 def backward(loss: Tensor, model: nn.Module, names: Names, suffix: str = "") -> Computed:
-    """The gradients of all parameters that have one, their L2 norms, and the model's eps."""
+    """The gradients of all parameters that have one, their L2 norms, and the constants of the model's norms."""
     loss.backward()
     gradients = {names(name): p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return Computed(
@@ -94,9 +94,14 @@ def backward(loss: Tensor, model: nn.Module, names: Names, suffix: str = "") -> 
 
 
 def norm_eps(model: nn.Module) -> dict[str, float]:
-    """The one eps of all layer norms, fixed in our modules: files for timm could not tell another."""
-    (eps,) = {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)}
-    return {"layer_norm_eps": eps}
+    """The constants of layer and batch norms, fixed in our modules: files for timm could not tell others."""
+    found: dict[str, float] = {}
+    layer, batch = (nn.LayerNorm, "layer_norm"), (nn.BatchNorm2d, "batch_norm")
+    for (kind, name), constant in ((layer, "eps"), (batch, "eps"), (batch, "momentum")):
+        values = {getattr(module, constant) for module in model.modules() if isinstance(module, kind)}
+        if values:
+            (found[f"{name}_{constant}"],) = values
+    return found
 
 
 def described(groups: Iterable[Group], names: Names) -> list[dict[str, Any]]:

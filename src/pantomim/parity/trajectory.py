@@ -20,6 +20,8 @@ from pantomim.nn.blocks import DropPath
 from pantomim.parity.item import RELATIVE, Computed, Item, exact
 from pantomim.parity.networks import Names, norm_eps
 
+CURVES = ("loss", "grad_norm", "lr", "weight_decay", "group_lr", "group_weight_decay")
+
 
 class Tape:
     """What an item holds of the micro-batch that is under way; the run's first step is the item's step `first`."""
@@ -33,8 +35,16 @@ class Tape:
         """The micro-batches of one of the run's steps, as a stream gives them."""
         ids = self.item.input("image_ids")[self.first + step]
         views = [self.item.input(name) for name in ("images", "second_images") if self.item.has(name)]
+        labels = self.item.input("labels") if self.item.has("labels") else None
         return [
-            Batch(views[0][rows], rows, None, part * len(rows), len(ids), second=views[1][rows] if views[1:] else None)
+            Batch(
+                views[0][rows],
+                rows,
+                None if labels is None else labels[rows],
+                part * len(rows),
+                len(ids),
+                second=views[1][rows] if views[1:] else None,
+            )
             for part, rows in enumerate(ids.chunk(micro))
         ]
 
@@ -114,12 +124,28 @@ class Run:
     def carry_out(self) -> "Run":
         """Train, and remember what each step logged."""
         for step in range(self.total):
-            rates = {"lr": self.training.lr(step), "weight_decay": self.training.weight_decay(step)}
+            rates: dict[str, Any] = {"lr": self.training.lr(step), "weight_decay": self.training.weight_decay(step)}
             logged = self.training.step(step, self.tape.batches(step, self.config.runtime.accumulation))
+            groups = self._stated_groups()
+            rates |= {"group_lr": [group["lr"] for group in groups]}
+            rates |= {"group_weight_decay": [group["weight_decay"] for group in groups]}
             logged |= {name: torch.tensor(value, dtype=torch.float64) for name, value in rates.items()}
+            if (step + 1) % self.item.config["steps_per_epoch"] == 0:
+                self.at_epochs_end()
             for name, value in logged.items():
                 self._logged.setdefault(name, []).append(value)
         return self
+
+    def at_epochs_end(self) -> None:
+        """What an item asks for then."""
+
+    def _stated_groups(self) -> list[dict[str, Any]]:
+        """Our group of the optimiser for each that the item states."""
+        ours = {
+            self.names(name): group for group in self.training.optimizer.param_groups for name in group["param_names"]
+        }
+        stated = self.item.numbers.get("parameter_groups", [])
+        return [ours[name] for group in stated for name in group["parameters"][:1] if name in ours]
 
     def curve(self, name: str) -> Tensor:
         """What each step logged under a name; zeros where it is not logged."""
@@ -132,7 +158,7 @@ class Run:
 
     def computed(self, outputs: Mapping[str, Tensor] | None = None) -> Computed:
         """Curves, weights at the end and their norms, the optimiser's groups; and whatever else the item asks for."""
-        curves = {name: self.curve(name) for name in ("loss", "grad_norm", "lr", "weight_decay")}
+        curves = {name: self.curve(name) for name in CURVES}
         final = self.weights("final/") | dict(outputs or {})
         errors = self._compare_groups() | self.compare_norms("final", final)
         return Computed(curves | final, config=norm_eps(self.method), errors=errors)

@@ -1,5 +1,7 @@
 """Recipes: named starting points of a run, and bare methods that the data complete."""
 
+from typing import get_args
+
 from pantomim.recipes.beit import BEIT
 from pantomim.recipes.cae import CAE, CAE_98
 from pantomim.recipes.clip import CLIP_MAE, CLIP_MIM
@@ -8,17 +10,28 @@ from pantomim.recipes.colormae import COLOR_MAE
 from pantomim.recipes.data2vec import DATA2VEC
 from pantomim.recipes.dbot import DBOT, DBOT_CLIP
 from pantomim.recipes.dvae import DVAE
+from pantomim.recipes.finetune import FINETUNING
 from pantomim.recipes.ijepa import IJEPA
 from pantomim.recipes.mae import MAE
 from pantomim.recipes.maskfeat import MASKFEAT
 from pantomim.recipes.milan import MILAN
 from pantomim.recipes.mocov3 import MOCO_V3
 from pantomim.recipes.prepare import Prepared, prepare
+from pantomim.recipes.recipe import Trained
 from pantomim.recipes.simmim import SIMMIM
 from pantomim.recipes.supervised import SUPERVISED
 from pantomim.recipes.vqkd import VQKD
 
-__all__ = ["BARE_METHODS", "BARE_TOKENIZERS", "RECIPES", "TOKENIZER_RECIPES", "Prepared", "prepare"]
+__all__ = [
+    "BARE_METHODS",
+    "BARE_OF",
+    "BARE_TOKENIZERS",
+    "RECIPES",
+    "RECIPES_OF",
+    "TOKENIZER_RECIPES",
+    "Prepared",
+    "prepare",
+]
 
 FAMILIES = (  # the only list; one line a paper
     MAE,
@@ -37,8 +50,15 @@ FAMILIES = (  # the only list; one line a paper
     SUPERVISED,
     DVAE,
     VQKD,
+    *FINETUNING,
 )
-RECIPES = tuple(recipe for family in FAMILIES if not family.tokenizer for recipe in family.recipes)
-TOKENIZER_RECIPES = tuple(recipe for family in FAMILIES if family.tokenizer for recipe in family.recipes)
-BARE_METHODS = {family.bare: family for family in FAMILIES if family.bare and not family.tokenizer}
-BARE_TOKENIZERS = {family.bare: family for family in FAMILIES if family.bare and family.tokenizer}
+RECIPES_OF = {
+    trained: tuple(recipe for family in FAMILIES if family.trains == trained for recipe in family.recipes)
+    for trained in get_args(Trained)
+}
+BARE_OF = {
+    trained: {family.bare: family for family in FAMILIES if family.bare and family.trains == trained}
+    for trained in get_args(Trained)
+}
+RECIPES, TOKENIZER_RECIPES = RECIPES_OF["encoder"], RECIPES_OF["tokenizer"]
+BARE_METHODS, BARE_TOKENIZERS = BARE_OF["encoder"], BARE_OF["tokenizer"]

@@ -150,5 +150,5 @@ DVAE = Family(
     bare="dvae",
     sizes=tuple(TOKENIZER_SIZES),
     default_size="small",
-    tokenizer=True,
+    trains="tokenizer",
 )

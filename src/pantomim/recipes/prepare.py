@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 from pantomim import recipes
 from pantomim.config import Duration, Pretrain, Reinit, Stages, read_plan, with_duration, with_kind
@@ -17,7 +17,8 @@ from pantomim.methods.guides import teacher_of, with_teacher
 from pantomim.nn.vit import Encoder
 from pantomim.recipes.data2vec import momentum_for
 from pantomim.recipes.dvae import check_range
-from pantomim.recipes.recipe import MAX_SIDE, Family, Recipe
+from pantomim.recipes.finetune import from_scratch
+from pantomim.recipes.recipe import MAX_SIDE, Family, Recipe, Trained
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.teachers.choice import MOMENTUM, TeacherConfig
 
@@ -52,7 +53,9 @@ def prepare(
     stages: int | None = None,
     reinit: str | None = None,
     evaluate: str | None = None,
-    trains: Literal["encoder", "tokenizer"] = "encoder",
+    trains: Trained = "encoder",
+    subset: Mapping[str, Any] | None = None,
+    scratch: bool = False,
 ) -> Prepared:
     """The config of a recipe's full name, of a bare method, or of another run's config.yaml.
 
@@ -60,19 +63,25 @@ def prepare(
     target is what `target`, `tokenizer` (as `load_tokenizer` takes it) or `teacher` (as `TeacherConfig.source`) say.
     `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the file of a run, instead of a name. To train
     a tokenizer, no name means `dvae`, or with a teacher `vqkd`; `num_images` is then known unless the schedules are
-    those of a file. The ValueError of a choice that does not exist or contradicts another names it `prepare.ARGUMENT`.
+    those of a file. A task may be trained on a `subset` of the data (settings of `DataConfig`), and from `scratch`: the
+    sizes are then those of `init`, the weights not. The ValueError of a choice that does not exist or contradicts
+    another names it `prepare.ARGUMENT`.
     """
     resized = steps is not None or epochs is not None
     if trains == "tokenizer" and name is None and config is None:
         name = "dvae" if teacher is None else "vqkd"
-    prepared = _start(name, config, size, data, init, trains == "tokenizer")
+    prepared = _start(name, config, size, data, init, trains, subset or {})
     run = prepared.config
+    if subset and config is not None:
+        run = replace(run, data=replace(run.data, **subset))
     if data is not None:
         run = replace(run, data=replace(run.data, source=data))
     if resized:
         run = with_duration(run, Duration(steps=steps, epochs=epochs))
     if init is not None:
         run = replace(run, init=init)
+    if scratch:
+        run = from_scratch(run)
     if target is not None or tokenizer is not None or teacher is not None:
         run = _with_target(run, target, tokenizer, teacher)
     prepared = replace(prepared, config=run)
@@ -102,11 +111,16 @@ def prepare(
 
 
 def _start(
-    name: str | None, config: Path | None, size: str | None, data: str | None, init: str | None, tokenizer: bool
+    name: str | None,
+    config: Path | None,
+    size: str | None,
+    data: str | None,
+    init: str | None,
+    trains: Trained,
+    subset: Mapping[str, Any],
 ) -> Prepared:
     """What a name or a file gives, before any other choice."""
-    bare = recipes.BARE_TOKENIZERS if tokenizer else recipes.BARE_METHODS
-    named = {recipe.name: recipe for recipe in (recipes.TOKENIZER_RECIPES if tokenizer else recipes.RECIPES)}
+    bare, named = recipes.BARE_OF[trains], {recipe.name: recipe for recipe in recipes.RECIPES_OF[trains]}
     if (name is None) == (config is None):
         raise ValueError(
             f"prepare needs either a recipe or prepare.config; got {name} and {config}. `pantomim recipes` lists "
@@ -118,27 +132,41 @@ def _start(
             f"or name another recipe."
         )
     if config is not None:
-        return _from_file(config, bare, named)
+        return _from_file(config, bare, named, trains)
     if name in bare:
-        return _from_data(bare[name], data, size, init)
+        return _from_data(bare[name], data, size, init, subset)
     if name not in named:
         advice = did_you_mean(str(name), [*named, *bare], "`pantomim recipes` lists them all.")
         raise ValueError(f"There is no recipe {name}.{advice}")
     return Prepared(**vars(named[name]))
 
 
-def _from_file(path: Path, bare: Mapping[str, Family], named: Mapping[str, Recipe]) -> Prepared:
+_COMMANDS = {
+    "encoder": "pretrain",
+    "tokenizer": "tokenizer train",
+    "classifier": "finetune",
+    "segmenter": "segment",
+}
+_A = {trained: f"{'an' if trained == 'encoder' else 'a'} {trained}" for trained in _COMMANDS}
+
+
+def _from_file(path: Path, bare: Mapping[str, Family], named: Mapping[str, Recipe], trains: Trained) -> Prepared:
     """The run of a file, compared with the paper of its recipe, or of its method."""
     plan = read_plan(path)
     config = plan.run if isinstance(plan, Stages) else plan
     method: Any = config.method
-    if method.kind not in bare:
-        here, there = ("encoders", "tokenizer train") if "mae" in bare else ("tokenizers", "pretrain")
+    trained = next(
+        trained
+        for trained, families in recipes.BARE_OF.items()
+        if config.recipe in {*families, *(recipe.name for recipe in recipes.RECIPES_OF[trained])}
+        or (trained in ("encoder", "tokenizer") and method.kind in families)
+    )
+    if trained != trains:
         raise ValueError(
-            f"prepare.config must be of a run that trains {here}; got {path}, a run of {config.recipe}. "
-            f"`pantomim {there}` repeats it."
+            f"prepare.config must be of a run that trains {_A[trains]}; got {path}, a run of {config.recipe}. "
+            f"`pantomim {_COMMANDS[trained]}` repeats it."
         )
-    family = bare.get(config.recipe, bare[method.kind])
+    family = bare.get(config.recipe) or bare.get(method.kind) or next(iter(bare.values()))
     known = named.get(config.recipe)
     paper = known.paper if known else family.paper(method.encoder.width if hasattr(method, "encoder") else 0)
     source = known or family
@@ -148,14 +176,16 @@ def _from_file(path: Path, bare: Mapping[str, Family], named: Mapping[str, Recip
     return prepared
 
 
-def _from_data(family: Family, data: str | None, size: str | None, init: str | None) -> Prepared:
+def _from_data(
+    family: Family, data: str | None, size: str | None, init: str | None, subset: Mapping[str, Any]
+) -> Prepared:
     """A bare method with what the data, and the weights to start from, decide."""
     if data is None:
         raise ValueError(
             f"prepare.data must be given for the bare method {family.bare}, which asks the images for their size and "
             f"channels; got None."
         )
-    dataset, start = open_source(data, "train"), None
+    dataset, start = open_source(data, "train").part(**subset), None
     if init is not None and size is None:
         encoder = load_encoder(init)
         if not isinstance(encoder, Encoder):
@@ -165,14 +195,17 @@ def _from_data(family: Family, data: str | None, size: str | None, init: str | N
         start = encoder.config
     size, facts = size or family.default_size, dataset.facts
     config: Any = family.fit(size, facts, channel_stats(dataset), start)
+    config = replace(config, data=replace(config.data, **subset))
     return Prepared(
         config,
-        family.paper(0 if family.tokenizer else config.method.encoder.width),
+        family.paper(0 if family.trains == "tokenizer" else config.method.encoder.width),
         family.summary,
         notes=family.notes,
         stages=family.stages,
         origins=family.origins,
-        decided=() if family.tokenizer else _decided(config, facts, f"as in {init}" if start else f"size {size}"),
+        decided=()
+        if family.trains == "tokenizer"
+        else _decided(config, facts, f"as in {init}" if start else f"size {size}"),
         num_images=facts.num_images,
     )
 
@@ -186,7 +219,7 @@ def _decided(config: Any, facts: Facts, sizes: str) -> tuple[tuple[str, str], ..
         ("images", f"{facts.num_images:,} for training, {seen}, {facts.channels} channel(s) of {facts.dtype}"),
         ("image size", "{}x{}".format(*encoder.image_size) + large),
         ("patch size", "{}, grid {}x{}".format(encoder.patch_size, *encoder.grid)),
-        ("encoder", sizes),
+        ("encoder", sizes if sizes.startswith("size ") else f"as in {sizes}"),
         ("mean, std", ", ".join(f"{mean:.4g} ± {std:.3g}" for mean, std in channels)),
         ("batch size", str(config.batch_size)),
         *([("classes", str(facts.num_classes))] * hasattr(config.method, "num_classes")),

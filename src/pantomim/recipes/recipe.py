@@ -6,7 +6,7 @@ from a smaller budget is decided here (`scale`), once for all methods, and is ou
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain, leaves, to_dict
 from pantomim.data.augment import Augment
@@ -145,6 +145,7 @@ def nearest_size(width: int, among: Iterable[str] = ENCODER_SIZES) -> str:
     return min(among, key=lambda name: abs(ENCODER_SIZES[name]["width"] - width))
 
 
+Trained = Literal["encoder", "tokenizer", "classifier", "segmenter"]
 Row = tuple[str, ...]  # what a run costs, the score to expect, both with their source; then notes
 NOT_MEASURED = "not measured by us"
 ON_CIFAR10: dict[str, Row] = dict.fromkeys(CIFAR10, ("not measured yet", "not measured yet; nothing is tuned"))
@@ -192,7 +193,7 @@ class Family:
     origins: Mapping[str, str] | None = None
     sizes: tuple[str, ...] = tuple(ENCODER_SIZES)  # of the bare method
     default_size: str = "tiny"
-    tokenizer: bool = False  # is what is trained
+    trains: Trained = "encoder"
 
     @property
     def recipes(self) -> Iterator[Recipe]:

@@ -28,6 +28,7 @@ def in1k(size: Literal["small", "base"]) -> Pretrain:
             encoder=EncoderConfig(position="learned", drop_path=0.1, **ENCODER_SIZES[size]),  # models.py; Table 9
             num_classes=1000,
             pool="class",  # models.py
+            head_init="deit",  # models.py
             label_smoothing=0.1,  # Table 9
             mixup=0.8,  # Table 9
             cutmix=1.0,  # Table 9
@@ -54,7 +55,7 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
         )
     method: Any = paper.method
     encoder = replace(method.encoder, position="sincos")
-    pool = "class" if to.encoder.class_token else "mean"
+    pool = "class" if to.encoder.class_token else "normed_mean"
     run = scale(with_parts(paper, encoder=encoder, num_classes=to.facts.num_classes, pool=pool), to)
     augment = replace(AUGMENT, rand_augment=2 if to.in_colour else 0, mean=to.encoder.mean, std=to.encoder.std)
     return replace(run, data=replace(run.data, augment=augment))

@@ -57,5 +57,5 @@ VQKD = Family(
     rescale=rescale,
     bare="vqkd",
     notes=("teacher: none by default; the paper's are CLIP ViT-B/16, projected, and DINO ViT-B/16",),
-    tokenizer=True,
+    trains="tokenizer",
 )

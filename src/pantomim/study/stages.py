@@ -18,7 +18,7 @@ from pantomim.engine.folder import FREE, Finished, refuse_changes, take_folder
 from pantomim.engine.initial import carry_over
 from pantomim.engine.record import Clock
 from pantomim.engine.runtime import Purpose, random_seed
-from pantomim.engine.setup import adamw
+from pantomim.engine.setup import optimiser
 from pantomim.engine.stops import explain_disk
 from pantomim.evaluate import Memo, evaluate_to_file, headline
 from pantomim.evaluate.base import Contender
@@ -207,7 +207,7 @@ def _built(run: Pretrain) -> tuple[Method, torch.optim.AdamW]:
     """A method as `pretrain` starts with it, and its optimiser."""
     torch.manual_seed(random_seed(run.runtime.seed, 0, Purpose.WEIGHTS))
     method = run.method.build()
-    return method, adamw(run.optim, method, run.optim.base_lr)
+    return method, optimiser(run.optim, method, run.optim.base_lr)
 
 
 def _score(plan: Stages, data: str, out: Path, number: int, memo: Memo, say: Say) -> None:

@@ -1,3 +1,5 @@
+import dataclasses
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -7,6 +9,7 @@ import pytest
 import torch
 from image_files import fill, png
 from masked_images import COLOURS, encoded, masked_files, masked_folder, regions
+from PIL import Image
 
 from pantomim.data.decoding import BrokenImageError, decode_ids
 from pantomim.data.masks import read_masked
@@ -152,6 +155,104 @@ def test_classes_that_cannot_be_read(tmp_path):
     root = fill(masked_folder(tmp_path / "set"), {"classes.json": b'{"zero": "black"}'})
     with pytest.raises(ValueError, match=r"classes\.json in .* does not for masks"):
         read_masked(str(root))
+
+
+OBJECTS = (
+    b"Idx\tRatio\tTrain\tVal\tName\n"
+    b"1\t0.1576\t11664\t1172\twall\n2 \t0.1\t1\t1\tbed \n3\t0.1\t1\t1\twindowpane, window \n"
+)
+
+
+def ade20k_files(wrapper=""):
+    """As distributed: 0 is no class, classes count from 1."""
+    files = {"objectInfo150.txt": OBJECTS, "sceneCategories.txt": b"ADE_train_000 attic\n"}
+    for split, name, count in (("training", "train", 6), ("validation", "val", 3)):
+        for k in range(count):
+            mask = regions(k, (20, 18))
+            files[f"images/{split}/ADE_{name}_{k:08}.jpg"] = jpeg(COLOURS[mask])
+            stored = mask + 1
+            stored[:2], stored[2, :5] = 0, 255
+            files[f"annotations/{split}/ADE_{name}_{k:08}.png"] = encoded(stored)
+    return {wrapper + name: data for name, data in files.items()}
+
+
+def jpeg(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["folder", "wrapped folder", "zip"])
+def test_ade20k_as_distributed(tmp_path, kind):
+    files, spec = ade20k_files("" if kind == "folder" else "ADEChallengeData2016/"), tmp_path / "ade"
+    if kind == "zip":
+        spec = tmp_path / "ade.zip"
+        with zipfile.ZipFile(spec, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+            archive.writestr("__MACOSX/ADEChallengeData2016/._images", b"")
+    else:
+        fill(spec, files)
+    for split, count in (("train", 6), ("val", 3)):
+        dataset, masks = opened(spec, split)
+        assert len(dataset) == count
+        assert masks.survey(dataset).ids == (0, 1, 2)
+        mask = masks.read(dataset.names[1])
+        assert (mask[:2] == 255).all()
+        assert (mask[2, :5] == 255).all(), "255 in the file is no class either"
+        assert (mask[3:] == regions(1, (20, 18))[3:]).all()
+        assert (masks.stored(masks.numbered(dataset.names[1], (20, 18)))[3:] == regions(1, (20, 18))[3:] + 1).all()
+        assert (masks.stored(masks.numbered(dataset.names[1], (20, 18)))[:2] == 0).all()
+    assert dataset.name == "ade"
+    assert (masks.name, masks.reduce_zero) == ("annotations", True)
+    assert masks.names == {0: "wall", 1: "bed", 2: "windowpane, window"}
+    _, kept = opened(spec, reduce_zero=False)
+    assert kept.names == {1: "wall", 2: "bed", 3: "windowpane, window"}
+
+
+def test_a_table_of_classes_that_cannot_be_read(tmp_path):
+    root = fill(tmp_path / "ade", ade20k_files() | {"objectInfo150.txt": b"wall,bed\nwall,bed\n"})
+    with pytest.raises(ValueError, match=r"Masks.names must be the last column of objectInfo150.txt"):
+        read_masked(str(root))
+
+
+def test_zero_may_be_no_class_anywhere(tmp_path):
+    root = masked_folder(tmp_path / "set")
+    dataset, masks = opened(root, reduce_zero=True)
+    assert masks.names == {0: "red", 1: "green"}
+    plain = opened(root)[1].read(dataset.names[0])
+    assert (masks.read(dataset.names[0]) == np.where(plain == 0, 255, plain - 1)).all()
+    assert (masks.numbered(dataset.names[0], plain.shape) == masks.read(dataset.names[0])).all()
+    for ignore in (0, 1):
+        with pytest.raises(ValueError, match=rf"Masks.ignore must be a value that is no class.*got {ignore} in masks"):
+            read_masked(str(root), ignore=ignore, reduce_zero=True)
+
+
+def test_class_numbers_count_the_listed_classes(tmp_path):
+    mask = np.array([[3, 7, 7], [200, 3, 9]], np.int32)
+    np.savez(tmp_path / "a.npz", images=np.zeros((1, 2, 3, 3), np.uint8), masks=mask[None])
+    dataset, masks = opened(tmp_path / "a.npz", "all", ignore=200)
+    listed = dataclasses.replace(masks, names={9: "nine", 3: "three", 7: "seven"})
+    numbers = listed.numbered(dataset.names[0], (2, 3))
+    assert numbers.tolist() == [[0, 1, 1], [255, 0, 2]]
+    assert (listed.stored(numbers) == mask).all()
+    for names in ({3: "", 7: ""}, {3: "", 7: "", 1000: ""}):
+        with pytest.raises(BrokenImageError, match="with class 9, neither in the list"):
+            dataclasses.replace(masks, names=names).numbered(dataset.names[0], (2, 3))
+    with pytest.raises(BrokenImageError, match="of 2x3 pixels, itself 3x2"):
+        listed.numbered(dataset.names[0], (3, 2))
+    with pytest.raises(ValueError, match="at most 255; got 256"):
+        dataclasses.replace(masks, names=dict.fromkeys(range(256), "")).class_ids()
+
+
+def test_masks_with_classes_that_are_not_listed_are_broken(tmp_path):
+    files = masked_files({"train": 200}, (10, 8)) | {"classes.json": b'["black", "red", "green"]'}
+    files["masks/train/005.png"] = encoded(np.full((12, 9), 7, np.uint8))
+    dataset, masks = opened(fill(tmp_path / "set", files))
+    assert masks.survey(dataset).ids == (0, 1, 2)
+    ((name, reason),) = ((broken.name, broken.reason) for broken in dataset.broken)
+    assert name == "train/005.png"
+    assert reason == "has a mask in masks with class 7, neither in the list of classes nor ignored"
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the image sets")

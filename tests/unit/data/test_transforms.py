@@ -5,7 +5,17 @@ from scipy import stats as scipy_stats
 from torchvision.transforms import RandomResizedCrop, v2
 
 from pantomim.data.scales import Scale, scale_of
-from pantomim.data.transforms import Crop, centred_boxes, crop_boxes, draw_uniforms, resize_one, resized_crop, scaled
+from pantomim.data.transforms import (
+    Crop,
+    centred_boxes,
+    crop_boxes,
+    draw_uniforms,
+    fitted_size,
+    nearest_pixels,
+    resize_one,
+    resized_crop,
+    scaled,
+)
 
 
 @pytest.mark.parametrize("image_size", [(16, 16), (24, 40), (9, 5), (64, 48)])
@@ -132,3 +142,30 @@ def test_scaling_clips_nothing():
     torch.testing.assert_close(scaled(torch.tensor([2.0]), Scale(4.0)), torch.tensor([0.5]))
     with pytest.raises(ValueError, match=r"Scale.divisor must be above 0"):
         Scale(0.0)
+
+
+@pytest.mark.parametrize(
+    ("size", "sides", "fitted"),
+    [
+        ((683, 512), (2048, 512), (683, 512)),  # these are mmcv's, for segmentation
+        ((683, 512), (1024, 256), (342, 256)),
+        ((512, 683), (2805, 701), (701, 935)),
+        ((1080, 1920), (2048, 512), (512, 910)),
+        ((1080, 1920), (1333, 800), (750, 1333)),  # and for detection
+        ((300, 1300), (1024, 256), (236, 1024)),  # longer than four to one
+        ((1, 500), (50, 50), (1, 50)),
+    ],
+)
+def test_the_longer_and_the_shorter_side_both_allow_a_size(size, sides, fitted):
+    assert fitted_size(size, *sides) == fitted
+    assert fitted_size(size[::-1], *sides) == fitted[::-1]
+
+
+def test_nearest_pixels_are_those_at_the_same_centres():
+    assert nearest_pixels(4, 4).tolist() == [0, 1, 2, 3]
+    assert nearest_pixels(4, 8).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert nearest_pixels(6, 2).tolist() == [1, 4]
+    line = torch.arange(37.0)[None, None]
+    for count in range(1, 90):
+        exact = torch.nn.functional.interpolate(line, size=count, mode="nearest-exact")
+        assert nearest_pixels(37, count).tolist() == exact.flatten().tolist()

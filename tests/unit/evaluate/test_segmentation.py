@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 from masked_images import COLOURS, masked_folder, regions
-from sklearn.metrics import accuracy_score, jaccard_score
 
+from pantomim.core.scores import intersection_over_union, tally
 from pantomim.evaluate import segmentation
 from pantomim.evaluate.features import pixel_patches, resized_encoder
 from pantomim.evaluate.linear import train_probes
@@ -12,10 +12,8 @@ from pantomim.evaluate.segmentation import (
     Pictures,
     Segmentation,
     class_shares,
-    intersection_over_union,
     patch_table,
     standard_error,
-    tally,
 )
 from pantomim.formats.timm import load_timm
 from pantomim.nn.vit import EncoderConfig
@@ -84,7 +82,7 @@ def test_pixels_without_a_class_are_neither_learned_from_nor_scored(tmp_path, ma
     assert pictures(spec, ignore=ignore).source.masks.ignore == ignore
 
 
-def test_the_mean_is_over_classes_that_test_has(tmp_path, masks):
+def test_the_mean_is_over_classes_in_masks_or_predictions(tmp_path, masks):
     masks = masks.copy()
     masks[:12][masks[:12] == 0] = 3  # only in train
     masks[-12:][masks[-12:] == 1] = 9  # only in test, unknown to train
@@ -94,9 +92,9 @@ def test_the_mean_is_over_classes_that_test_has(tmp_path, masks):
     source = pictures(spec)
     assert source.source.about(encoder())["classes_unknown_to_train"] == ["class 0", "class 9"]
     found = QUICK.score({"one": by_colour}, source)["one"]
-    assert found["iou"].keys() == {"class 0", "class 2", "class 9"}
-    assert found["iou"]["class 9"] == 0.0
-    assert found["miou"] == pytest.approx(sum(found["iou"].values()) / 3)
+    assert found["iou"].keys() == {"class 0", "class 1", "class 2", "class 3", "class 9"}
+    assert [found["iou"][f"class {k}"] for k in (1, 3, 9)] == [0, 0, 0], "two only predicted, one never"
+    assert found["miou"] == pytest.approx(sum(found["iou"].values()) / 5)
 
 
 def test_the_same_scores_twice_and_whatever_the_batch(tmp_path, masks):
@@ -124,26 +122,6 @@ def test_without_a_val_part_whole_training_images_are_held_out(tmp_path, masks, 
     assert lengths == [12]
 
 
-def test_counts_by_hand_and_by_scikit_learn():
-    guesses = torch.tensor([[[0, 0], [1, 2]], [[1, 1], [1, 0]]])
-    truth = torch.tensor([[[0, 1], [1, -1]], [[1, 1], [0, 0]]])
-    counted = tally(guesses, truth, 4)
-    assert counted[0].tolist() == [[1, 1, 0, 0], [2, 1, 0, 0], [1, 2, 0, 0]], "right, guessed, true"
-    assert counted[1].tolist() == [[1, 2, 0, 0], [1, 3, 0, 0], [2, 2, 0, 0]]
-    iou = intersection_over_union(counted.sum(dim=0))
-    assert iou[:2].tolist() == pytest.approx([2 / 4, 3 / 5])
-    assert iou[2:].isnan().all(), "classes that no mask has"
-
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.randint(-1, 5, (6, 9, 7), generator=generator)
-    guesses = torch.where(torch.rand(truth.shape, generator=generator) < 0.6, truth.clamp(min=0), 4)
-    counted, kept = tally(guesses, truth, 5).sum(dim=0), truth >= 0
-    reference = jaccard_score(truth[kept], guesses[kept], average=None)
-    torch.testing.assert_close(intersection_over_union(counted), torch.from_numpy(reference))
-    accuracy = counted[0].sum() / counted[2].sum()
-    assert accuracy.item() == pytest.approx(accuracy_score(truth[kept], guesses[kept]))
-
-
 def test_the_standard_error_is_that_of_other_draws_of_images():
     rng = np.random.default_rng(0)
 
@@ -154,11 +132,6 @@ def test_the_standard_error_is_that_of_other_draws_of_images():
 
     spread = np.std([intersection_over_union(drawn(50).sum(dim=0)).mean().item() for _ in range(300)])
     assert np.mean([standard_error(drawn(50), 0) for _ in range(10)]) == pytest.approx(spread, rel=0.2)
-
-
-def test_intersection_over_union_of_a_class_never_guessed():
-    found = intersection_over_union(torch.tensor([[0.0, 2.0], [0.0, 5.0], [3.0, 2.0]]))
-    assert found.tolist() == [0.0, 0.4]
 
 
 @pytest.mark.parametrize(("size", "grid"), [((8, 12), (2, 3)), ((7, 10), (3, 4))])
@@ -291,6 +264,11 @@ def test_fewer_images(tmp_path):
     assert {part: len(dataset) for part, dataset in source.parts.items()} == {"train": 4, "test": 2, "val": 3}
     assert source.name_of(1) == "red"
     assert source.name_of(4) == "class 4"
+
+
+def test_the_classes_that_occur_are_the_list_where_there_is_none(tmp_path, masks):
+    masks[3::4][masks[3::4] == 2] = 9  # in test alone
+    assert pictures(write(tmp_path / "a.npz", masks)).source.masks.names == {k: f"class {k}" for k in (0, 1, 2, 9)}
 
 
 @pytest.mark.parametrize("wrong", [{"lrs": ()}, {"lrs": (0.0,)}, {"steps": 0}, {"batch_size": 0}])

@@ -36,17 +36,20 @@ def test_the_loss_is_the_cross_entropy_with_what_was_mixed() -> None:
     method, batch = build(), batch_of()
     draws = draws_of(method, batch)
     outputs = method(batch, draws)
-    logits = method.head(method.encoder(draws.images).prefix[:, 0])
+    logits = method.model.head(method.encoder(draws.images).prefix[:, 0])
     expected = -(draws.targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
     torch.testing.assert_close(outputs["loss"], expected)
     assert 0 <= outputs["accuracy"] <= 1
 
 
 def test_without_mixing_it_is_label_smoothing() -> None:
-    method, batch = build(mixup=0.0, cutmix=0.0, pool="mean"), batch_of(7)  # an odd number is fine without partners
+    method, batch = (
+        build(mixup=0.0, cutmix=0.0, pool="normed_mean"),
+        batch_of(7),
+    )  # an odd number is fine without partners
     draws = draws_of(method, batch)
     assert torch.equal(draws.images, batch.images)
-    logits = method.head(method.encoder(batch.images).patches.mean(dim=1))
+    logits = method.model.head(method.encoder(batch.images).patches.mean(dim=1))
     outputs = method(batch, draws)
     torch.testing.assert_close(outputs["loss"], F.cross_entropy(logits, batch.labels, label_smoothing=0.1))
     assert outputs["accuracy"] == (logits.argmax(dim=1) == batch.labels).float().mean()
@@ -88,17 +91,17 @@ def test_an_odd_batch_cannot_be_mixed() -> None:
 
 
 def test_gradients_reach_every_weight() -> None:
-    for pool in ("class", "mean"):
+    for pool in ("class", "mean", "normed_mean"):
         method, batch = build(pool=pool), batch_of()
         method(batch, draws_of(method, batch))["loss"].backward()
         named = {name: weight for name, weight in method.named_parameters() if weight.requires_grad}
-        assert {"head.weight", "head.bias", "encoder.norm.weight"} <= set(named)
+        assert {"model.head.weight", "model.head.bias"} <= set(named)
         assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in named.values()), pool
 
 
 def test_accuracy_counts_the_larger_share() -> None:
     method, batch = build(mixup=0.0, cutmix=0.0), batch_of()
-    guess = method.classify(batch.images).argmax(dim=1)
+    guess = method.model(batch.images).argmax(dim=1)
     other = (guess + 1) % 4
     share = torch.where(torch.arange(8) < 6, 0.8, 0.3)
     targets = share[:, None] * F.one_hot(guess, 4) + (1 - share[:, None]) * F.one_hot(other, 4)
@@ -109,8 +112,11 @@ def test_it_says_which_images_and_labels_it_takes_and_what_it_leaves() -> None:
     method = build()
     takes = method.requirements
     assert (takes.num_classes, takes.views, takes.in_chans, takes.image_size) == (4, 1, 3, (16, 16))
-    assert set(method.exports()["predictor"]) == {"head.weight", "head.bias"}
-    assert method.exports()["encoder"] is method.encoder
+    parts = method.exports()
+    assert parts["classifier"] is method.model
+    assert parts["about"]["chosen"] == {"weights": "last"}
+    for name, weight in parts["encoder"].state_dict().items():
+        assert torch.equal(weight, method.encoder.state_dict()[name]), name
 
 
 def test_float64_stays_float64() -> None:

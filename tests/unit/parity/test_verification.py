@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from pantomim.parity import mae
 from pantomim.parity.item import Computed, Item
 from pantomim.parity.verification import differences, format_results, verify, verify_item
 
@@ -34,6 +36,21 @@ def test_an_item_never_seen_passes(tmp_path):
     result = verify_item(lars_item(tmp_path))
     assert result.status == "PASS"
     assert result.compared == 1
+
+
+def test_what_the_package_does_not_do_is_left_out_and_named(tmp_path, monkeypatch):
+    def lars(item):
+        computed = mae.mae_lars(item)
+        return replace(
+            computed, unbuilt=("numbers/epoch*", "param_0*") if item.numbers.get("epochs") else ("numbers/*",)
+        )
+
+    monkeypatch.setattr(mae, "ITEMS", (lars,))
+    result = verify_item(lars_item(tmp_path, "lars", edit=unknown_number))
+    assert (result.status, result.compared, result.unbuilt) == ("PASS", 1, ("numbers/*",))
+    assert str(result).endswith("not built here: numbers/*")
+    everything = verify_item(lars_item(tmp_path, "lars", edit=lambda spec, _: spec.update(numbers={"epochs": 3})))
+    assert (everything.status, everything.worst) == ("FAIL", "nothing to compare")
 
 
 def test_an_item_of_another_method_is_counted_as_unknown(tmp_path):

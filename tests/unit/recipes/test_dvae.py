@@ -140,7 +140,7 @@ def test_a_file_keeps_its_schedules_unless_the_length_changes(tmp_path) -> None:
 
 def test_a_file_of_another_run(tmp_path) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(prepare("mae_micro_mnist").config))
-    with pytest.raises(ValueError, match=r"must be of a run that trains tokenizers; got .* a run of mae_micro_mnist"):
+    with pytest.raises(ValueError, match=r"must be of a run that trains a tokenizer; got .* a run of mae_micro_mnist"):
         prepare_tokenizer(None, data=None, config=tmp_path / "config.yaml")
 
 

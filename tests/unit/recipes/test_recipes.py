@@ -10,12 +10,12 @@ from pantomim.config import Pretrain, from_dict, leaves, to_dict
 from pantomim.explain import explain
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.noise import Noise
-from pantomim.recipes import BARE_METHODS, FAMILIES, RECIPES, TOKENIZER_RECIPES, prepare
+from pantomim.recipes import BARE_METHODS, FAMILIES, RECIPES, RECIPES_OF, prepare
 from pantomim.recipes.colormae import COLORS
 from pantomim.recipes.recipe import differences
 from pantomim.teachers.choice import TeacherConfig
 
-BY_NAME = {recipe.name: recipe for recipe in (*RECIPES, *TOKENIZER_RECIPES)}
+BY_NAME = {recipe.name: recipe for recipes in RECIPES_OF.values() for recipe in recipes}
 SMALL = ["mae", *(f"colormae_{color}" for color in COLORS), "beit", "cae", "dbot", "cmt_mae", "mocov3", "supervised"]
 
 
@@ -51,8 +51,8 @@ def test_every_recipe_builds_its_method(recipe) -> None:
 
 
 def test_the_list_of_families_is_the_only_one() -> None:
-    assert len(BY_NAME) == len(RECIPES) + len(TOKENIZER_RECIPES)  # no name twice
-    assert set(BARE_METHODS) == {family.bare for family in FAMILIES if family.bare and not family.tokenizer}
+    assert len(BY_NAME) == sum(map(len, RECIPES_OF.values()))  # no name twice
+    assert set(BARE_METHODS) == {family.bare for family in FAMILIES if family.bare and family.trains == "encoder"}
     assert all(f"{name}_{size}_cifar10" in BY_NAME for name in SMALL for size in ("micro", "tiny"))
 
 

@@ -1,0 +1,313 @@
+"""Semantic segmentation: backbones, pyramid, UPerNet, sliding windows, scores, groups and rates, sizes.
+
+Official: lxtGH/CAE, liuxingbin/dbot, microsoft/unilm, open-mmlab/mmsegmentation 1.2.2 and 0.11.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pantomim.core.scores import class_accuracy, intersection_over_union, pixel_accuracy, tally
+from pantomim.core.sizes import fitted_size
+from pantomim.nn.blocks import drop_path_rates
+from pantomim.nn.pyramid import Pyramid
+from pantomim.nn.resize import resample, resample_stretched
+from pantomim.nn.segmenter import AUXILIARY_LEVEL, Segmenter, UPerNetConfig, pixel_loss
+from pantomim.nn.tokens import enlarge
+from pantomim.nn.upernet import ConvNorm, FCNHead, UPerHead, score_layer
+from pantomim.nn.vit import Encoder, EncoderConfig, Features
+from pantomim.nn.windows import sliding_logits, window_starts
+from pantomim.optim import layer_decay_groups, mmcv_poly_schedule, poly_schedule
+from pantomim.parity import networks
+from pantomim.parity.beit import compare_indices, without_index
+from pantomim.parity.item import Computed, Item, distance
+from pantomim.parity.mae import FLOAT32
+
+STEPS, WARMUP, START = 160_000, 1_500, 1e-6  # of the recipes for ADE20K; the first rate as a share of the peak
+SCHEDULES = {"segmentation_poly_old": mmcv_poly_schedule, "segmentation_poly_new": poly_schedule}
+
+
+def downstream_seg_backbone(item: Item) -> Computed:
+    """Taps and the maps made of them by running statistics, those of the batch, and every gradient."""
+    weights, images = without_index(item), item.input("images")
+    encoder = _encoder(item, weights)
+    found = Computed()
+    if encoder.config.position == "sincos_rows_first":
+        found.errors["state/pos_embed"] = networks.off_table(encoder.pos_embed, weights["pos_embed"])
+    norm, model = encoder.norm, Segmenter(encoder, 1, UPerNetConfig())
+    model.taps, model.head, model.auxiliary = tuple(item.config["out_indices"]), nn.Identity(), None
+    if item.config.get("out_with_norm"):
+        encoder.norm = norm
+    networks.filled(item, model, _backbone_name, weights).eval()
+    found.errors |= compare_indices(encoder, item)
+    taps = model.tap(images)
+    for number, (tap, level) in enumerate(zip(taps, model.neck(taps), strict=True)):
+        found.outputs |= {f"tap_{number}": networks.joined(tap), f"eval/level_{number}": level}
+    levels = model.neck(model.train().tap(images))
+    loss = sum((level * item.input(f"cotangent_{number}")).sum() for number, level in enumerate(levels))
+    assert isinstance(loss, Tensor)
+    step = networks.backward(loss, model, _backbone_name)
+    found.outputs |= step.outputs | {f"train/level_{number}": level for number, level in enumerate(levels)}
+    found.outputs |= {"train/loss": loss} | _statistics(model, _backbone_name)
+    found.numbers, found.config = step.numbers, step.config
+    return found
+
+
+def downstream_pyramid(item: Item) -> Computed:
+    """The pyramid of every patch size that the item has, from four given maps."""
+    found, given = Computed(), item.spec["inputs"]["tensors"]
+    for patch in sorted({name.partition("/")[0] for name in given}):
+        taps = [item.input(f"{patch}/tap_{number}") for number in range(4)]
+        _, width, *grid = taps[0].shape
+        pyramid = Pyramid(width, int(patch.removeprefix("patch")), (grid[0], grid[1]))
+        networks.filled(item, pyramid, partial(neck_name, pyramid), item.weights(f"state/{patch}/"))
+        levels = pyramid.eval()([Features(tap.new_zeros(len(tap), 0, width), tap.flatten(2).mT) for tap in taps])
+        found.outputs |= {f"{patch}/level_{number}": level for number, level in enumerate(levels)}
+    return found
+
+
+def downstream_upernet(item: Item) -> Computed:
+    """Both heads on given maps: logits, losses in which ignored pixels count, accuracy, gradients, statistics."""
+    config, labels, ignore = item.config, item.input("labels"), item.config["ignore_index"]
+    width, classes, dropout = config["in_channels"], config["num_classes"], float(config["dropout"])
+    head = UPerHead(width, config["channels"], classes, tuple(config["pool_scales"]), dropout)
+    heads = nn.ModuleDict({"head": head, "aux": FCNHead(width, config["aux_channels"], classes, dropout)})
+    parts = {f"{part}/{name}": tensor for part in heads for name, tensor in item.weights(f"{part}/").items()}
+    networks.filled(item, heads, _by_part, parts)
+    maps = [item.input(f"feature_{number}").requires_grad_() for number in range(4)]
+    found = Computed()
+    for mode in ("eval", "train"):
+        heads.train(mode == "train")
+        logits = {"": heads["head"](maps), "aux_": heads["aux"](maps[AUXILIARY_LEVEL])}
+        found.outputs |= {f"{mode}/{name}logits": tensor for name, tensor in logits.items()}
+    losses = {name: pixel_loss(tensor, labels, ignore) for name, tensor in logits.items()}
+    weighted = {"loss": losses[""], "aux_loss": config["aux_weight"] * losses["aux_"]}
+    total = weighted["loss"] + weighted["aux_loss"]
+    step = networks.backward(total, heads, _by_part)
+    found.outputs |= {name.replace("grad/", "grad_"): tensor for name, tensor in step.outputs.items()}
+    found.outputs |= {
+        f"grad_feature/{number}": level.grad for number, level in enumerate(maps) if level.grad is not None
+    }
+    share = (labels != ignore).double().mean()
+    found.outputs |= weighted | {"total": total, "loss_mean_over_counted_pixels": losses[""] / share}
+    found.outputs |= _statistics(heads, _by_part)
+    for name, tensor in logits.items():
+        counts = tally(enlarge(tensor, labels.shape[1:]).argmax(dim=1), labels, classes, ignore=ignore).sum(dim=0)
+        if (stated := item.output(f"{name}accuracy")) is not None:  # per cent, in float32
+            off = distance(100 * pixel_accuracy(counts).reshape(stated.shape), stated.double())
+            found.errors[f"{name}accuracy"] = off / (FLOAT32 * 100)
+    found.numbers, found.config = step.numbers, step.config | {"align_corners": False}
+    return found
+
+
+@torch.no_grad()
+def downstream_sliding_window(item: Item) -> Computed:
+    """A small convolutional model over windows of images of any size, or on whole ones; labels at another size."""
+    config, found, seen = item.config, Computed(numbers={"windows": []}), list[list[int]]()
+    weights = item.weights("backbone/")
+    kernel = next(tensor for tensor in weights.values() if tensor.ndim == 4)
+    reader = nn.Conv2d(kernel.shape[1], config["width"], kernel.shape[2], config["stride_of_features"], padding=1)
+    networks.filled(item, reader, lambda name: next(each for each in weights if each.endswith(name)), weights)
+    of_head = item.weights("head/")
+    head = FCNHead(config["width"], len(of_head["convs.0.conv.weight"]), config["num_classes"])
+    networks.filled(item, head, str, of_head).eval()
+
+    def model(images: Tensor) -> Tensor:
+        seen.append(list(images.shape[2:]))
+        return head(reader(images).tanh())
+
+    for number, case in enumerate(config["cases"]):
+        images, windows = item.input(f"image_{number}"), dict[str, Any]()
+        sides, crop, stride = tuple(images.shape[2:]), case["crop"], case["stride"]
+        seen.clear()
+        if crop is None:
+            logits = enlarge(model(images), sides)
+            seen.clear()
+        else:
+            logits = sliding_logits(model, images, config["num_classes"], tuple(crop), tuple(stride), fill=None)
+            starts = [window_starts(*given) for given in zip(sides, crop, stride, strict=True)]
+            ends = [
+                [min(start + side, end) for start in each] for each, side, end in zip(starts, crop, sides, strict=True)
+            ]
+            corners = zip(product(*starts), product(*ends), strict=True)
+            windows["windows_top_left_bottom_right"] = [[*start, *end] for start, end in corners]
+        found.numbers["windows"].append({"case": number, "window_shapes_in_order": list(seen), **windows})
+        probabilities = enlarge(logits, tuple(case["original"])).softmax(dim=1)
+        if case["flip"]:
+            probabilities = probabilities.flip(3)
+        found.outputs |= {f"logits_{number}": logits, f"probabilities_{number}": probabilities}
+        found.outputs[f"labels_{number}"] = probabilities.argmax(dim=1)
+    return found
+
+
+def downstream_mean_iou(item: Item) -> Computed:
+    """Counts over all images, IoU and accuracies; and the mean over images that is not the score."""
+    average = "mean_of_image_means (NOT the score)"
+    found, config, by_image = Computed(relative={average: FLOAT32}), item.config, list[Tensor]()
+    for number in range(len(config["sizes"])):
+        labels = item.input(f"label_file_{number}").long()
+        if config["reduce_zero_label"]:  # 0 has no class, and the others move down
+            labels = torch.where((labels == 0) | (labels == 255), 255, labels - 1)
+        found.outputs[f"label_used_{number}"] = labels
+        guesses, settings = item.input(f"prediction_{number}").long(), {"ignore": config["ignore_index"]}
+        by_image.append(tally(guesses[None], labels[None], config["num_classes"], **settings))
+    each = torch.cat(by_image)
+    hits, predicted, labelled = counts = each.sum(dim=0)
+    iou, accuracy = intersection_over_union(counts), class_accuracy(counts)
+    found.outputs |= {"intersection": hits, "predicted": predicted, "labelled": labelled}
+    found.outputs |= {"union": predicted + labelled - hits, "iou": iou.nan_to_num(-1)}
+    found.outputs["accuracy_per_class"] = accuracy.nan_to_num(-1)
+    found.numbers = {
+        "pixel_accuracy": pixel_accuracy(counts).item(),
+        "mean_iou": iou.nanmean().item(),
+        "mean_accuracy": accuracy.nanmean().item(),
+        average: intersection_over_union(each).nanmean(dim=1).mean().item(),
+        "classes_without_union": iou.isnan().nonzero().flatten().tolist(),
+    }
+    return found
+
+
+def downstream_optimizer_groups(item: Item) -> Computed:
+    """Rate scale and decay of every parameter of an encoder with neck and heads, both rates, stochastic depth."""
+    config, found = item.config, Computed(relative={"drop_path_rates": FLOAT32})
+    shapes = item.numbers["segmentation"]["shapes"]
+    model = _skeleton(shapes, config)
+    names = {name: _group_name(name) for name, _ in model.named_parameters()}
+    groups = layer_decay_groups(model, config["weight_decay"], config["layer_decay"], decay_tokens=True)
+    found.numbers["segmentation"] = {
+        "groups_by_parameter": {
+            names[name]: {"lr_scale": group["lr_scale"], "weight_decay": group["weight_decay"]}
+            for group in groups
+            for name in group["param_names"]
+        },
+        "shapes": {names[name]: list(parameter.shape) for name, parameter in model.named_parameters()},
+    }
+    settings = {"base": config["lr"], "minimum": 0.0, "warmup": WARMUP, "total": STEPS, "start": START * config["lr"]}
+    found.numbers["schedules"] = {
+        key: [[step, SCHEDULES[key.partition(" ")[0]](step, **settings)] for step, _ in stated]
+        for key, stated in item.numbers["schedules"].items()
+        if key.partition(" ")[0] in SCHEDULES
+    }
+    rates = {rate: drop_path_rates(float(rate), config["depth"]) for rate in item.numbers["drop_path_rates"]}
+    found.numbers["drop_path_rates"] = rates
+    found.outputs["none"] = torch.zeros(1)
+    found.unbuilt = ("numbers/vitdet*", "numbers/schedules/vitdet*")  # detection
+    return found
+
+
+def downstream_sizes_and_positions(item: Item) -> Computed:
+    """Sizes of scaled images, and a position table for other grids in two ways."""
+    rows, columns = item.config["position_grid"]
+    table, found = item.input("position_table"), Computed(numbers={"sizes": []})
+    for name in item.expected():
+        if (to := re.fullmatch(r"positions_(by_size_)?(\d+)x(\d+)", name)) is not None:
+            resized = resample if to[1] else resample_stretched
+            num_prefix = table.shape[1] - rows * columns
+            found.outputs[name] = resized(table, (rows, columns), (int(to[2]), int(to[3])), num_prefix)
+    for stated in item.numbers["sizes"]:
+        size = tuple(stated["image_h_w"])
+        boxes = {key: box for key in stated if (box := _box(key)) is not None}
+        scaled = {key: list(fitted_size(size, *box)) for key, box in boxes.items()}
+        found.numbers["sizes"].append({"image_h_w": list(size), **scaled})
+    # video object segmentation, and detection
+    found.unbuilt = ("numbers/sizes/*/video frames*", "boxes_*", "kept_*", "numbers/large_scale_jitter*")
+    return found
+
+
+def neck_name(neck: Pyramid, name: str) -> str:
+    """The name of one of a pyramid's parameters in mmsegmentation, which counts how far a level is enlarged."""
+    _, level, rest = name.split(".", 2)
+    doublings = sum(isinstance(layer, nn.ConvTranspose2d) for layer in neck.levels[int(level)].modules())
+    return f"upsample_{2**doublings}x.{rest}"
+
+
+def _encoder(item: Item, weights: Mapping[str, Tensor]) -> Encoder:
+    """The encoder that the names of the weights tell of."""
+    fixed = "sincos_rows_first" if "pos_embed" in weights else "none"  # CAE's stays as it is
+    own = any(name.startswith("blocks.") and name.endswith("relative_position_bias_table") for name in weights)
+    shared = any(name.startswith("rel_pos_bias.") for name in weights)
+    return networks.encoder_config(
+        item,
+        position="learned" if item.config["use_abs_pos_emb"] else fixed,
+        relative_position="blocks" if own else "shared" if shared else "none",
+        attention_bias="qv" if any(name.endswith("q_bias") for name in weights) else "qkv",
+        layer_scale=item.config["init_values"] or None,
+    ).build()
+
+
+def _skeleton(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> nn.Module:
+    """An encoder with a pyramid and small heads, of the shapes that an item states."""
+    patch, tokens = shapes["backbone.patch_embed.proj.weight"][2], shapes["backbone.pos_embed"][1]
+    side = round((tokens - 1) ** 0.5)
+    encoder = EncoderConfig(
+        image_size=(side * patch, side * patch),
+        patch_size=patch,
+        width=config["width"],
+        depth=config["depth"],
+        heads=config["heads"],
+        position="learned",
+        relative_position="blocks",
+        attention_bias="qv",
+        layer_scale=1.0,
+    ).build()
+    encoder.norm = nn.Identity()
+    channels, width, *kernel = shapes["decode_head.bottleneck.conv.weight"]
+    scores, of_auxiliary = (shapes[f"{name}.conv_seg.weight"][:2] for name in ("decode_head", "auxiliary_head"))
+    head = {"bottleneck": ConvNorm(width, channels, kernel[0]), "conv_seg": score_layer(scores[1], scores[0])}
+    auxiliary = {"conv_seg": score_layer(of_auxiliary[1], of_auxiliary[0])}
+    neck = Pyramid(config["width"], 16, (side, side))  # the neck of 16, whatever the patches of so small an encoder
+    parts = {"encoder": encoder, "neck": neck, "head": nn.ModuleDict(head), "auxiliary": nn.ModuleDict(auxiliary)}
+    return nn.ModuleDict(parts)
+
+
+def _group_name(name: str) -> str:
+    """The name of one of a skeleton's parameters in BEiT's, CAE's and dBOT's code, where the neck is in the encoder."""
+    part, rest = name.split(".", 1)
+    if part in ("encoder", "neck"):
+        return f"backbone.{_backbone_name(name)}"
+    return {"head": "decode_head", "auxiliary": "auxiliary_head"}[part] + "." + rest
+
+
+def _backbone_name(name: str) -> str:
+    """The authors' name of a parameter of encoder or neck."""
+    if name.startswith("neck.levels."):
+        level, rest = name.removeprefix("neck.levels.").split(".", 1)
+        return f"fpn{int(level) + 1}.{rest}"
+    return name.removeprefix("encoder.")
+
+
+def _by_part(name: str) -> str:
+    return name.replace(".", "/", 1)
+
+
+def _statistics(model: nn.Module, names: networks.Names) -> dict[str, Tensor]:
+    """Running statistics, after a pass in training mode."""
+    return {f"after/{names(name)}": tensor for name, tensor in model.named_buffers() if ".running_" in name}
+
+
+def _box(rule: str) -> tuple[int, int] | None:
+    """Longer and shorter side of the box that a rule's name tells of; None: another kind of rule."""
+    kind, numbers = rule.rstrip("(0123456789.,) ").removesuffix(" ratio"), re.findall(r"[\d.]+", rule)
+    if kind in ("segmentation test", "detection test"):
+        return int(numbers[0]), int(numbers[1])
+    if kind == "segmentation train":
+        return int(2048 * float(numbers[0])), int(512 * float(numbers[0]))
+    if kind in ("detection train", "crop branch"):
+        return 1333, int(numbers[0])
+    return (int(numbers[0]), int(numbers[0])) if kind == "vitdet test" else None
+
+
+ITEMS = (
+    downstream_seg_backbone,
+    downstream_pyramid,
+    downstream_upernet,
+    downstream_sliding_window,
+    downstream_mean_iou,
+    downstream_optimizer_groups,
+    downstream_sizes_and_positions,
+)

@@ -1,0 +1,267 @@
+"""Recipes of fine-tuning: how each paper trains its encoder with labels, and what we make of that for other images.
+
+Whose numbers: `Row`s name their source. Where paper and code of MAE disagree, the numbers are those of the code, which
+the released weights belong to.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain, Stages, Validation, read_plan
+from pantomim.data.transforms import Crop
+from pantomim.methods.supervised import SupervisedConfig
+from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
+from pantomim.recipes.recipe import BASE_WIDTH, Family, Scale
+from pantomim.recipes.supervised import AUGMENT
+
+PARTS = {  # what differs between the authors' classifiers beside the numbers of training
+    "mae": {"pool": "mean", "head_init": "mae", "learn_positions": True},  # models_vit.py, main_finetune.py
+    "dbot": {"pool": "mean", "head_init": "dbot", "learn_positions": True},  # main_finetune.py
+    "beit": {"pool": "mean", "head_init": "beit"},  # modeling_finetune.py; the final norm is dropped
+    "cae": {"pool": "mean", "head_init": "beit", "norm_init": "pretrained"},  # run_class_finetuning.py: norm -> fc_norm
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The numbers of one size on ImageNet-1K at 224x224; the rate is the peak at that batch."""
+
+    epochs: int
+    warmup: int
+    batch: int
+    lr: float
+    layer_decay: float
+    drop_path: float
+    clip: float | None = None
+    repeats: int = 1
+
+
+MAE_ROWS = {  # FINETUNE.md: 5e-4, 1e-3 and 1e-3 per 256 images
+    "base": Row(100, 5, 1024, 2e-3, 0.65, 0.1),
+    "large": Row(50, 5, 1024, 4e-3, 0.75, 0.2),
+    "huge": Row(50, 5, 1024, 4e-3, 0.75, 0.3),
+}
+BEIT_ROWS = {  # Table 13; the rate was searched in 2e-3 ... 5e-3: the middle is ours
+    "base": Row(100, 20, 1024, 4e-3, 0.65, 0.1, repeats=3),
+    "large": Row(50, 5, 1024, 4e-3, 0.75, 0.1),
+}
+CAE_ROWS = {  # scripts/cae_*_finetune.sh
+    "base": Row(100, 5, 4096, 8e-3, 0.65, 0.1),
+    "large": Row(50, 5, 4096, 2e-3, 0.75, 0.2),
+}
+DBOT_ROWS = {  # FINETUNE.md: 3e-4 per 256 images
+    "base": Row(100, 5, 1024, 1.2e-3, 0.65, 0.1),
+    "large": Row(50, 5, 1024, 1.2e-3, 0.75, 0.25, clip=1.0),
+    "huge": Row(50, 5, 1024, 1.2e-3, 0.75, 0.3),
+}
+COLOR_ROWS = {"base": Row(100, 5, 1024, 2e-3, 0.65, 0.1)}  # vit-base-p16_8xb128-coslr-100e_in1k.py
+CMT_ROWS = {"base": Row(100, 5, 1024, 4e-4, 0.65, 0.1)}  # not stated by its authors: MILAN's
+
+
+def in1k(rows: Mapping[str, Row], parts: Mapping[str, Any], encoder: Mapping[str, Any], size: str) -> Pretrain:
+    """A paper's recipe of one size."""
+    row = rows[size]
+    method: Any = SupervisedConfig(
+        encoder=EncoderConfig(
+            (224, 224), 14 if size == "huge" else 16, drop_path=row.drop_path, **ENCODER_SIZES[size], **encoder
+        ),
+        label_smoothing=0.1,
+        mixup=0.8,
+        cutmix=1.0,
+        **parts,
+    )
+    return Pretrain(
+        recipe="finetune",
+        data=DataConfig(crop=Crop(scale=(0.08, 1.0), flip=True), augment=AUGMENT, repeats=row.repeats),
+        method=method,
+        optim=OptimConfig(
+            base_lr=row.lr * 256 / row.batch,
+            min_lr=1e-6,
+            warmup=Duration(epochs=row.warmup),
+            weight_decay=0.05,
+            betas=(0.9, 0.999),
+            layer_decay=row.layer_decay,
+            decay_tokens=False,
+            clip_norm=row.clip,
+        ),
+        batch_size=row.batch,
+        duration=Duration(epochs=row.epochs),
+        validation=Validation(),
+    )
+
+
+# Ours, for other images than ImageNet's: a set of so many images counts as large, and takes the paper's numbers.
+LARGE = 100_000
+FEW = 3_000  # images, below which nothing is mixed nor erased
+SMALL_SIDE = 96  # pixels, up to which crops and RandAugment are milder and a test image is looked at whole
+SEEN = 200_000  # images that a run on a small set sees, within 20 and 60 passes
+PEAK_LR = 1e-3  # of encoders narrower than ViT-B
+
+
+def rescale(paper: Pretrain, to: Scale) -> Pretrain:
+    """A paper's recipe for other images, labels and encoders: one rule for all presets, and ours.
+
+    The encoder is the pre-trained one at its own image size, with the preset's tables of relative positions. Small sets
+    see 200,000 images within 20 and 60 epochs, in batches of a 32nd of the set, 32 to 128; narrow encoders get a peak
+    rate of 1e-3 and a layer decay of 0.75. Mixing and erasing need 3,000 images and 30 epochs.
+    """
+    facts, method = to.facts, paper.method
+    assert isinstance(method, SupervisedConfig)
+    if facts.num_classes is None:
+        raise ValueError(
+            "finetune must have labels to learn from; got images without them. Put the images of each class into a "
+            "folder of its own, or give labels in an .npz or a list; pantomim pretrain learns without labels."
+        )
+    encoder = encoder_for(method.encoder, to)
+    narrow, large = encoder.width < BASE_WIDTH, facts.num_images >= LARGE
+    small_images = max(encoder.image_size) <= SMALL_SIDE
+    num_images = facts.num_images
+    epochs = paper.duration.epochs if large else max(20, min(60, round(SEEN / num_images)))
+    batch_size = paper.batch_size if large else max(32, min(128, 1 << ((num_images // 32) | 1).bit_length() - 1))
+    mixes = large or (num_images >= FEW and (epochs or 0) >= 30)
+    share = (paper.optim.warmup.epochs or 0) / (paper.duration.epochs or 1)
+    augment = replace(
+        AUGMENT,
+        rand_augment=2 if to.in_colour else 0,
+        rand_magnitude=5.0 if small_images else 9.0,
+        erasing=AUGMENT.erasing if mixes else 0.0,
+        mean=encoder.mean,
+        std=encoder.std,
+    )
+    crop = replace(paper.data.crop, scale=(0.4, 1.0)) if small_images else paper.data.crop
+    optim = replace(
+        paper.optim,
+        base_lr=PEAK_LR * 256 / batch_size if narrow else paper.optim.base_lr,
+        layer_decay=0.75 if narrow else paper.optim.layer_decay,
+        warmup=Duration(epochs=share * (epochs or 0)),
+    )
+    return replace(
+        paper,
+        data=replace(to.data, crop=crop, augment=augment, repeats=paper.data.repeats if large else 1),
+        method=replace(
+            method,
+            encoder=encoder,
+            num_classes=facts.num_classes,
+            pool=method.pool,
+            mixup=method.mixup if mixes else 0.0,
+            cutmix=method.cutmix if mixes else 0.0,
+            test_margin=1.0 if small_images else method.test_margin,
+        ),
+        optim=optim,
+        batch_size=batch_size,
+        duration=Duration(epochs=epochs),
+    )
+
+
+def encoder_for(published: EncoderConfig, to: Scale) -> EncoderConfig:
+    """The pre-trained encoder at its own image size, with the preset's drop path and tables of relative positions."""
+    start = to.start
+    if start is None:
+        return replace(to.encoder_like(published), drop_path=published.drop_path)
+    relative = start.relative_position
+    if published.relative_position == "blocks" and not start.registers:
+        relative = "blocks"
+    return replace(start, drop_path=published.drop_path, relative_position=relative)
+
+
+def from_scratch(run: Pretrain) -> Pretrain:
+    """The same run without pre-trained weights: all layers learn at one rate, as none has anything to keep."""
+    return replace(run, init=None, optim=replace(run.optim, layer_decay=1.0))
+
+
+def _family(
+    name: str,
+    title: str,
+    rows: Mapping[str, Row],
+    parts: Mapping[str, Any],
+    scores: Mapping[str, tuple[str, str]],
+    note: str,
+    **encoder: Any,
+) -> Family:
+    return Family(
+        f"finetune_{name}",
+        f"Fine-tuning as {title}",
+        lambda size: in1k(rows, parts, encoder, size),
+        scores,
+        rescale=rescale,
+        bare=f"finetune_{name}",
+        notes=(note, "partners in mixing are neighbours in the global batch; the authors mix in reverse order"),
+        trains="classifier",
+    )
+
+
+_COST = "not measured by us"
+MAE = _family(
+    "mae",
+    "MAE",
+    MAE_ROWS,
+    PARTS["mae"],
+    {"base": (_COST, "83.6"), "large": (_COST, "85.9"), "huge": (_COST, "86.9")},
+    "the authors print the best epoch on the validation set",
+)
+BEIT = _family(
+    "beit",
+    "BEiT",
+    BEIT_ROWS,
+    PARTS["beit"],
+    {"base": (_COST, "83.2 (800 epochs)"), "large": (_COST, "85.2")},
+    "rate: searched in 2e-3 ... 5e-3 by the authors, who do not say which",
+    position="none",
+    relative_position="blocks",
+    attention_bias="qv",
+    layer_scale=0.1,
+    initialisation="beit",
+)
+CAE = _family(
+    "cae",
+    "CAE",
+    CAE_ROWS,
+    PARTS["cae"],
+    {"base": (_COST, "83.9 (1600 epochs)"), "large": (_COST, "86.2")},
+    "positions: fixed, those of the formula for the image size, beside new tables of relative positions",
+    position="sincos_rows_first",
+    relative_position="blocks",
+    attention_bias="qv",
+    layer_scale=0.1,
+    initialisation="cae",
+)
+DBOT = _family(
+    "dbot",
+    "dBOT",
+    DBOT_ROWS,
+    PARTS["dbot"],
+    {"base": (_COST, "84.5"), "large": (_COST, "86.6"), "huge": (_COST, "87.4")},
+    "ViT-H: the authors accumulate two micro-batches",
+)
+COLORMAE = _family(
+    "colormae",
+    "ColorMAE",
+    COLOR_ROWS,
+    PARTS["mae"],
+    {"base": (_COST, "83.8 (1600 epochs, best epoch)")},
+    "ViT-L: not stated by the authors",
+)
+CMT_MAE = _family(
+    "cmt_mae",
+    "CMT-MAE (a default of ours: MILAN's)",
+    CMT_ROWS,
+    PARTS["mae"],
+    {"base": (_COST, "85.7 (whose recipe is not stated)")},
+    "CMT-MAE's authors state no recipe: all numbers are MILAN's",
+)
+FINETUNING = (MAE, BEIT, CAE, DBOT, COLORMAE, CMT_MAE)
+
+
+def preset_of(encoder: str | None) -> str:
+    """The preset for a run's encoder, by the recipe that the run names: whose method it is; else MAE's."""
+    path = Path(encoder or "") / "config.yaml"
+    if not path.is_file():
+        return "mae"
+    config = read_plan(path)
+    run = config.run if isinstance(config, Stages) else config
+    known = {family.name.removeprefix("finetune_") for family in FINETUNING}
+    if run.recipe.startswith("colormae"):
+        return "colormae"
+    return run.method.kind if run.method.kind in known else "mae"

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+from image_files import png
+from masked_images import regions
+from PIL import Image
+
+from pantomim.data.decoding import decode, decode_ids
+from pantomim.data.mask_files import overlaid, palette, write_mask, write_overlay
+
+
+def test_the_palette_is_pascals():
+    colours = palette().tolist()
+    assert colours[0] == [0, 0, 0]
+    assert colours[1] == [128, 0, 0]
+    assert colours[2] == [0, 128, 0]
+    assert colours[8] == [64, 0, 0]
+    assert colours[15] == [192, 128, 128]
+    assert colours[255] == [224, 224, 192]
+    assert len({tuple(colour) for colour in colours}) == 256
+
+
+@pytest.mark.parametrize("colours", [None, np.array([[9, 9, 9], [8, 8, 8]], np.uint8)])
+def test_a_written_mask_is_read_as_it_was(tmp_path, colours):
+    ids = regions(0, (20, 30)).astype(np.int64)
+    ids[0, :3] = [200, 254, 255]
+    file = write_mask(tmp_path / "below" / "a.png", ids, colours)
+    assert (decode_ids(file, ".png") == ids).all()
+    shown = np.asarray(Image.open(file).convert("RGB"))
+    known = palette() if colours is None else colours
+    assert (shown[ids < len(known)] == known[ids[ids < len(known)]]).all()
+
+
+@pytest.mark.parametrize("wrong", [-1, 256])
+def test_ids_that_no_palette_has(tmp_path, wrong):
+    with pytest.raises(ValueError, match=r"write_mask.ids must be in \[0, 255\].*a\.png"):
+        write_mask(tmp_path / "a.png", np.full((2, 2), wrong))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_overlay_is_half_photo_half_classes(tmp_path):
+    photo = decode(png(0, (8, 10)), ".png")
+    ids = np.zeros((8, 10), int)
+    ids[:, 5:], ids[:, :2] = 1, 255
+    laid = overlaid(photo, ids, ignore=255)
+    assert (laid[:, :2] == photo.transpose(1, 2, 0)[:, :2]).all()
+    mixed = 0.5 * photo[:, :, 5:] + np.array([64, 0, 0])[:, None, None]
+    assert np.abs(laid[:, 5:].transpose(2, 0, 1) - mixed).max() <= 0.5
+    assert (decode(write_overlay(tmp_path / "o.png", photo, ids, ignore=255), ".png") == laid.transpose(2, 0, 1)).all()
