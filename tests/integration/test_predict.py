@@ -86,7 +86,7 @@ def test_scores_robustness_and_the_page(run: Path, tmp_path: Path, capsys: pytes
     (run / "config.yaml").write_text("recipe: finetune_test\ndata: {source: set.npz}\n")
     said_by(capsys, "report", str(run))
     page = (run / "report.html").read_text(encoding="utf-8")
-    for text in ("Fine-tuned: set", "The hardest images", "Corrupted and shifted images", f"Against {other}"):
+    for text in ("Classifier on set", "The hardest images", "Corrupted and shifted images", f"Against {other}"):
         assert text in page
 
 

@@ -21,6 +21,7 @@ from pantomim.report.scores import CONTENDERS, Result, points, read_results, sco
 
 CURVES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loss": ("Loss", "loss", {"smooth": True, "cut_start": True}),
+    "val_top1": ("Top-1 on held-out training images", "share", {}),
     "lr": ("Learning rate", "learning rate", {"from_zero": True}),
     "images_per_s": ("Speed", "images/s", {"from_zero": True, "smooth": True}),
     "entropy_teacher": ("Entropy of the teacher's map", "share of the largest", {"smooth": True}),
@@ -157,7 +158,8 @@ def charts(folder: RunFolder) -> Iterator[Chart]:
     metrics = folder.metrics
     for name, (heading, y_label, options) in CURVES.items():
         if metrics.has(name):
-            curve = Curve(heading, y_label, metrics.steps, metrics.columns[name], **options)
+            there = np.isfinite(metrics.columns[name]) if name.startswith("val_") else slice(None)  # now and then
+            curve = Curve(heading, y_label, metrics.steps[there], metrics.columns[name][there], **options)
             yield curve_chart(heading, curve, large=name == "loss")
 
 

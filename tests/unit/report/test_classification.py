@@ -18,6 +18,8 @@ def page_of(run):
 
 def test_scores_with_their_interval_come_first(tmp_path):
     run = write_finetuned(tmp_path / "run")
+    config = (run / "config.yaml").read_text().replace("mae_demo", "finetune_mae")
+    (run / "config.yaml").write_text(config)
     _, words = page_of(run)
     shown = json.loads((run / "eval" / "finetune-photos.json").read_text())["trained"]
     assert shown["top1"] == 1 - 45 / 200
@@ -26,6 +28,7 @@ def test_scores_with_their_interval_come_first(tmp_path):
     assert f"{100 * shown['top1_interval'][0]:.1f} to {100 * shown['top1_interval'][1]:.1f} %" in words
     for text in ("not measured", "Pre-training report", "encoder was frozen", "Nothing to compare", "pantomim.load("):
         assert text not in words, text
+    assert f"pantomim finetune --config {run}/config.yaml --out NEW_RUN" in words
     assert f"pantomim predict {run} my_photos/ --out predictions.csv" in words
 
 
@@ -84,7 +87,7 @@ def test_several_sets_and_other_results_on_one_page(tmp_path):
     result = {"protocol": "robustness", "dataset": "photos", "trained": scores}
     write_json(run / "eval" / "robustness-photos.json", result)
     text, words = page_of(run)
-    assert words.count("Fine-tuned:") == 2
+    assert words.count("Classifier on") == 2
     assert "noise 10.0 % 20.0 % 30.0 % 40.0 % 50.0 % +50.0 %" in words
     assert "blur 10.0 % 20.0 % 30.0 % 40.0 % 50.0 % –" in words
     assert "not ImageNet-C" in words
