@@ -27,12 +27,27 @@ from pantomim.engine.runtime import (
     read_means,
     start_accelerator,
 )
-from pantomim.engine.setup import check_fit, describe_start, hold_out, in_steps, training_images
+from pantomim.engine.setup import (
+    check_fit,
+    describe_masks,
+    describe_start,
+    hold_out,
+    in_steps,
+    training_images,
+    training_masks,
+)
 from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory, save_failure
 from pantomim.engine.training import Training
 from pantomim.engine.validation import Judge
 from pantomim.formats.files import frozen_hashes
-from pantomim.formats.native import save_classifier, save_decoder, save_encoder, save_predictor, save_tokenizer
+from pantomim.formats.native import (
+    save_classifier,
+    save_decoder,
+    save_encoder,
+    save_predictor,
+    save_segmenter,
+    save_tokenizer,
+)
 
 NUM_LOOKED_AT = 256  # training images that `Method.check_data` sees
 
@@ -58,18 +73,19 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             return finished
 
         # ---------------------------------------------------------------------------------------------- Data, length
-        dataset, held_out = hold_out(training_images(config.data), config)
+        dataset, masks = training_images(config.data), training_masks(config.data)
+        dataset, held_out = hold_out(dataset, config)
         total, warmup = in_steps(config, max(1, len(dataset) // config.batch_size))
 
         # --------------------------------------------------------------------------------------------------- Method
         torch.manual_seed(random_seed(seed, 0, Purpose.WEIGHTS))
         method = config.method.build(total if config.optim.stretch == 1 else config.optim.stretch * total)
-        check_fit(config, dataset, method.requirements, world)
+        check_fit(config, dataset, method.requirements, world, masks)
         stream = Stream(
             dataset,
             batch_size=config.batch_size,
             image_size=method.requirements.image_size,
-            crop=config.data.crop,
+            crop=config.data.crop if config.data.masks is None else config.data.masks.crop,
             seed=seed,
             device=device,
             rank=rank,
@@ -77,13 +93,14 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             micro=accumulation,
             workers=config.data.workers,
             memory_gib=config.data.memory_gib,
-            augment=config.data.augment,
+            augment=config.data.augment if masks is None else None,
+            masks=masks,
             second=config.data.second,
             repeats=config.data.repeats,
         )
         judge = None
         if held_out is not None:
-            judge = Judge(method, held_out, stream.steps_per_epoch, total, config, accelerator)
+            judge = Judge(method, held_out, masks, stream.steps_per_epoch, total, config, accelerator)
 
         # -------------------------------------------------------------------------------------- Optimiser, schedule
         method.to(device)
@@ -183,6 +200,9 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
                 if "classifier" in parts:
                     about = parts["about"] | {"classes": dataset.classes}
                     save_classifier(out, parts["classifier"], scale=dataset.scale, recipe=config.recipe, **about)
+                if "segmenter" in parts:
+                    about = parts["about"] | describe_masks(config.data, masks)
+                    save_segmenter(out, parts["segmenter"], scale=dataset.scale, recipe=config.recipe, **about)
                 if "predictor" in parts:
                     frozen = frozen_hashes(method)
                     save_predictor(out, parts["predictor"], method=config.method.kind, frozen=frozen)

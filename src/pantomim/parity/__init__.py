@@ -14,12 +14,13 @@ from pantomim.parity import (
     mocov3,
     segmentation,
     segmentation_data,
+    segmenting,
     targets,
 )
 from pantomim.parity.verification import ItemResult, format_results, verify
 
 # Each has ITEMS, functions that bear the names of the items they rebuild: `mae_pretrain` serves mae_pretrain_a, _b ...
 PARITY = (mae, beit, cae, dbot, milan, colormae, mocov3, ijepa, masks, targets, finetuning)
-PARITY += (finetune, segmentation, segmentation_data)
+PARITY += (finetune, segmentation, segmentation_data, segmenting)
 
 __all__ = ["PARITY", "ItemResult", "format_results", "verify"]

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from pantomim import recipes
-from pantomim.config import Duration, Pretrain, Reinit, Stages, read_plan, with_duration, with_kind
+from pantomim.config import Duration, MaskConfig, Pretrain, Reinit, Stages, read_plan, with_duration, with_kind
 from pantomim.core.names import did_you_mean
 from pantomim.data.dataset import Facts
+from pantomim.data.masks import open_masked
 from pantomim.data.sources import open_source
-from pantomim.data.stats import channel_stats
+from pantomim.data.stats import Stats, channel_stats
 from pantomim.formats import load_encoder
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.guides import teacher_of, with_teacher
@@ -185,7 +186,12 @@ def _from_data(
             f"prepare.data must be given for the bare method {family.bare}, which asks the images for their size and "
             f"channels; got None."
         )
-    dataset, start = open_source(data, "train").part(**subset), None
+    subset, masks, start = dict(subset), subset.get("masks"), None
+    if masks is None:
+        dataset = open_source(data, "train").part(**subset)
+        facts, stats = dataset.facts, channel_stats(dataset)
+    else:
+        facts, stats, subset["masks"] = _of_masks(data, **subset)
     if init is not None and size is None:
         encoder = load_encoder(init)
         if not isinstance(encoder, Encoder):
@@ -193,8 +199,10 @@ def _from_data(
                 f"prepare.init must be a plain vision transformer; got {init}, which the method cannot train."
             )
         start = encoder.config
-    size, facts = size or family.default_size, dataset.facts
-    config: Any = family.fit(size, facts, channel_stats(dataset), start)
+    size = size or family.default_size
+    config: Any = family.fit(size, facts, stats, start)
+    if masks is not None:
+        subset["masks"] = replace(subset["masks"], crop=config.data.masks.crop)
     config = replace(config, data=replace(config.data, **subset))
     return Prepared(
         config,
@@ -208,6 +216,14 @@ def _from_data(
         else _decided(config, facts, f"as in {init}" if start else f"size {size}"),
         num_images=facts.num_images,
     )
+
+
+def _of_masks(data: str, masks: MaskConfig, **subset: Any) -> tuple[Facts, Stats, MaskConfig]:
+    """Of images with masks: facts with the classes of the masks, statistics, and the masks as they are."""
+    opened = open_masked(data, masks.name, masks.ignore, reduce_zero=masks.reduce_zero)
+    dataset = opened.parts["train"].part(**subset)
+    facts = replace(dataset.facts, num_classes=len(opened.masks.names))
+    return facts, channel_stats(dataset), replace(masks, name=opened.masks.name, reduce_zero=opened.masks.reduce_zero)
 
 
 def _decided(config: Any, facts: Facts, sizes: str) -> tuple[tuple[str, str], ...]:
