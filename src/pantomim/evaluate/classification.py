@@ -76,6 +76,14 @@ class TrainedClassifier:
         margin = self.about["test_margin"] if margin is None else margin
         return evaluation_batches(dataset, self.module.encoder.image_size, chunk, self.device, margin=margin)
 
+    def labelled(
+        self, dataset: Dataset, chunk: int, margin: float | None = None
+    ) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"], Int[np.ndarray, " n"]]:
+        """Logits of all readable images, their true classes (see `positions`), and their indices."""
+        labels = self.positions(dataset)
+        logits, indices = zip(*self.logits(dataset, chunk, margin), strict=True)
+        return torch.cat(logits), labels[rows := np.concatenate(indices)], rows
+
     def positions(self, dataset: Dataset) -> Int[Tensor, " n"]:
         """The true class of each image, by its name, as a position among our classes."""
         if dataset.labels is None or dataset.classes is None:
@@ -128,6 +136,7 @@ class ClassifierEvaluation(ABC):
         classifier: The folder of a fine-tuned run, or its classifier.safetensors.
         data: As for training, with labels.
         out: FILE.json; by default in the folder eval of the run, named after the data.
+        split: Of the data; without a test split, "test" is val, or the fifth that training leaves out.
         test_images: Use only this many images: a fixed draw, balanced over the classes.
         chunk: Images at once.
         device: "auto" takes a GPU if there is one.
@@ -136,6 +145,7 @@ class ClassifierEvaluation(ABC):
     classifier: str
     data: str
     out: Path | None = None
+    split: Literal["test", "val", "train", "all"] = "test"
     test_images: AtLeastOne | None = None
     chunk: AtLeastOne = 256
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -144,30 +154,25 @@ class ClassifierEvaluation(ABC):
     stem: ClassVar[str]  # what the file of the result is named after, before the data
 
     @abstractmethod
-    def score(self, trained: TrainedClassifier, dataset: Dataset, about: Mapping[str, Any]) -> dict[str, Any]:
+    def score(self, trained: TrainedClassifier, dataset: Dataset, name: str, key: Mapping[str, Any]) -> dict[str, Any]:
         """Scores under "trained", where other results have those of the encoder, and what else is to be written.
 
-        `about`: of the images, as the result has it under "data".
+        `name` is that of the result's file in a run folder, `key` what identifies the data.
         """
 
     @abstractmethod
     def headline(self, result: Mapping[str, Any]) -> str:
         """The result in one line."""
 
-    def open(self) -> Dataset:
-        """The images to score, before any are drawn."""
-        return open_part(self.data, "test")
-
-    def file_name(self, dataset: Dataset) -> str:
-        """Of the result."""
-        return f"{self.stem}-{dataset.name}.json"
-
     def to_file(self) -> tuple[Path, dict[str, Any]]:
         """Score, and write the result; a file about other images of the same name is left alone."""
         begin = time.perf_counter()
         trained = open_classifier(self.classifier, usable_device(type(self).__name__, self.device))
-        whole = self.open()
-        path, key = self.out or trained.folder / "eval" / self.file_name(whole), whole.key()
+        contents = read_contents(self.data)
+        split = part_names(contents.splits)["test"] if self.split == "test" else self.split
+        whole = open_split(contents, self.data, split)
+        name = f"{self.stem}-{whole.name}{'' if self.split == 'test' else f'-{self.split}'}.json"
+        path, key = self.out or trained.folder / "eval" / name, whole.key()
         check_out(f"{type(self).__name__}.out", path, [".json"])
         if self.out is None and path.is_file() and key != (before := _read_result(path)["data"]).get("key"):
             raise ValueError(
@@ -184,7 +189,7 @@ class ClassifierEvaluation(ABC):
             "image_size": list(trained.module.encoder.image_size),
             "key": key,
         }
-        scores = self.score(trained, dataset, about)
+        scores = self.score(trained, dataset, name, key)
         broken = [asdict(image) for image in dataset.broken]
         result = {
             "protocol": self.stem,
@@ -209,31 +214,20 @@ class Classification(ClassifierEvaluation):
     """A fine-tuned classifier on labelled images: top-1, each class, what is confused, the hardest images.
 
     Args:
-        split: Of the data; without a test split, "test" is val, or the fifth that training leaves out.
         against: Another fine-tuned run that was scored on the same images: is the difference to it chance?
     """
 
-    split: Literal["test", "val", "train", "all"] = "test"
     against: str | None = None
     protocol: tyro.conf.Suppress[Literal["classifier"]] = "classifier"
 
     stem = "finetune"
 
-    def open(self) -> Dataset:
-        """The images of the split."""
-        return open_part(self.data, self.split)
-
-    def file_name(self, dataset: Dataset) -> str:
-        """Of the result; of another part than test it says which."""
-        return f"{self.stem}-{dataset.name}{'' if self.split == 'test' else f'-{self.split}'}.json"
-
-    def score(self, trained: TrainedClassifier, dataset: Dataset, about: Mapping[str, Any]) -> dict[str, Any]:
+    def score(self, trained: TrainedClassifier, dataset: Dataset, name: str, key: Mapping[str, Any]) -> dict[str, Any]:
         """The scores of `class_scores`, and how they differ from another run's."""
-        theirs = None if self.against is None else self._hits_of_other(self.file_name(dataset), about["key"])
-        labels, names = trained.positions(dataset), dataset.names
-        logits, indices = zip(*trained.logits(dataset, self.chunk), strict=True)
-        rows = np.concatenate(indices)
-        scores = class_scores(torch.cat(logits), labels[rows], trained.classes, [names[row] for row in rows])
+        theirs = None if self.against is None else self._hits_of_other(name, key)
+        logits, labels, rows = trained.labelled(dataset, self.chunk)
+        names = dataset.names
+        scores = class_scores(logits, labels, trained.classes, [names[row] for row in rows])
         if theirs is None:
             return {"trained": scores}
         difference = paired_difference(hits_of(scores), theirs)
@@ -251,8 +245,8 @@ class Classification(ClassifierEvaluation):
             words += [f"{100 * other['difference']:+.1f} points against {self.against} ({low} to {high})"]
         return f"{result['protocol']} on {result['dataset']}: {', '.join(words)}{left_out(result)}"
 
-    def _hits_of_other(self, file_name: str, key: Mapping[str, Any]) -> Bool[np.ndarray, " n"]:
-        path = find_head(str(self.against))[0] / "eval" / file_name
+    def _hits_of_other(self, name: str, key: Mapping[str, Any]) -> Bool[np.ndarray, " n"]:
+        path = find_head(str(self.against))[0] / "eval" / name
         result = _read_result(path) if path.is_file() else {}
         drawn = result.get("settings", {}).get("test_images")
         if not result or result["data"].get("key") != key or drawn != self.test_images:
@@ -265,14 +259,7 @@ class Classification(ClassifierEvaluation):
 
 def _read_result(path: Path) -> dict[str, Any]:
     """A result of `to_file`; of a file of another kind what is there."""
-    result = json.loads(path.read_text(encoding="utf-8"))
-    return {"data": {}, **result}
-
-
-def open_part(spec: str, split: str) -> Dataset:
-    """A split of a source; "test" as in all evaluations (see `part_names`)."""
-    contents = read_contents(spec)
-    return open_split(contents, spec, part_names(contents.splits)["test"] if split == "test" else split)
+    return {"data": {}, **json.loads(path.read_text(encoding="utf-8"))}
 
 
 def left_out(result: Mapping[str, Any]) -> str:

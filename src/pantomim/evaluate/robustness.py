@@ -9,7 +9,7 @@ Papers: Hendrycks & Dietterich 2019, arXiv:1903.12261 (ImageNet-C); Hendrycks et
 
 import io
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -66,16 +66,16 @@ class Robustness(ClassifierEvaluation):
 
     stem = "robustness"
 
-    def score(self, trained: TrainedClassifier, dataset: Dataset, about: Mapping[str, Any]) -> dict[str, Any]:
+    def score(self, trained: TrainedClassifier, dataset: Dataset, name: str, key: Mapping[str, Any]) -> dict[str, Any]:
         """Clean top-1, corruptions of our own, and the sets that are given."""
         scores, shifted = self._own(trained, dataset), dict[str, float]()
         if self.imagenet_c is not None:
             found = scores["imagenet_c"] = self._imagenet_c(trained, self.imagenet_c)
             shifted |= {} if found["mce"] is None else {"ImageNet-C mCE": found["mce"]}
-        for name in ("imagenet_a", "imagenet_r", "imagenet_sketch"):
-            if (spec := getattr(self, name)) is not None:
-                scores[name] = self._shifted(trained, name, spec)
-                shifted[f"ImageNet-{name[9:].capitalize()} top-1"] = scores[name]["top1"]
+        for kind in ("imagenet_a", "imagenet_r", "imagenet_sketch"):
+            if (spec := getattr(self, kind)) is not None:
+                scores[kind] = self._shifted(trained, kind, spec)
+                shifted[f"ImageNet-{kind[9:].capitalize()} top-1"] = scores[kind]["top1"]
         return {"trained": {**scores, "shifted": shifted}}
 
     def headline(self, result: Mapping[str, Any]) -> str:
@@ -125,7 +125,7 @@ class Robustness(ClassifierEvaluation):
         num_broken = 0
         for name, severity in itertools.product(there, range(1, SEVERITIES + 1)):
             dataset = open_source(f"{spec}/{name}/{severity}", "all")
-            logits, labels = self._logits(trained, dataset, 1.0)
+            logits, labels, _ = trained.labelled(dataset, self.chunk, 1.0)
             errors[name].append(1 - top1(logits.argmax(dim=1), labels))
             num_broken += len(dataset.broken)
         missing, relative = [name for name in ALEXNET_ERRORS if name not in there], corruption_errors(errors)
@@ -140,7 +140,7 @@ class Robustness(ClassifierEvaluation):
     def _shifted(self, trained: TrainedClassifier, name: str, spec: str) -> dict[str, Any]:
         dataset = open_source(spec, "all")
         subset = torch.arange(len(trained.classes)) if name == "imagenet_sketch" else _subset(trained, name)
-        logits, labels = self._logits(trained, dataset)
+        logits, labels, _ = trained.labelled(dataset, self.chunk)
         if (outside := labels[~torch.isin(labels, subset)]).numel():
             raise ValueError(
                 f"Robustness.{name} must have the classes of that set alone; got {trained.classes[outside[0]]} in "
@@ -148,13 +148,6 @@ class Robustness(ClassifierEvaluation):
             )
         share = subset_top1(logits, subset, torch.searchsorted(subset, labels))
         return {"top1": share, "num_test": len(labels), "num_broken": len(dataset.broken)}
-
-    def _logits(
-        self, trained: TrainedClassifier, dataset: Dataset, margin: float | None = None
-    ) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"]]:
-        labels = trained.positions(dataset)
-        logits, indices = zip(*trained.logits(dataset, self.chunk, margin), strict=True)
-        return torch.cat(logits), labels[np.concatenate(indices)]
 
 
 def corruption_errors(errors: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -171,38 +164,31 @@ def corrupted(
     images: Float[Tensor, "B C H W"], kind: str, severity: int, noise: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B C H W"]:
     """Images (values in [0, 1]) with a corruption of ours, `severity` from 0 to 4; the noise is standard normal."""
-    return _CORRUPTIONS[kind](images, STRENGTHS[kind][severity], noise).clamp(0, 1)
+    strength = STRENGTHS[kind][severity]
+    if kind == "noise":
+        made = images + strength * noise
+    elif kind == "blur":
+        made = blurred(images, images.new_full((len(images),), strength * min(images.shape[2:]) / 224))
+    elif kind == "contrast":
+        mean = images.mean(dim=(2, 3), keepdim=True)
+        made = mean + strength * (images - mean)
+    else:
+        made = _jpeg(images, int(strength))
+    return made.clamp(0, 1)
 
 
-def _blur(images: Tensor, strength: float, noise: Tensor) -> Tensor:
-    return blurred(images, images.new_full((len(images),), strength * min(images.shape[2:]) / 224))
-
-
-def _contrast(images: Tensor, strength: float, noise: Tensor) -> Tensor:
-    mean = images.mean(dim=(2, 3), keepdim=True)
-    return mean + strength * (images - mean)
-
-
-def _jpeg(images: Tensor, strength: float, noise: Tensor) -> Tensor:
+def _jpeg(images: Tensor, quality: int) -> Tensor:
     """Colour images as such, any other number of channels each for itself."""
     pictures = (images * 255).round().byte().cpu()
     together = pictures.shape[1] == 3
     flat = pictures.permute(0, 2, 3, 1) if together else pictures.flatten(0, 1)
     made = []
     for picture in flat.numpy():
-        Image.fromarray(picture).save(buffer := io.BytesIO(), "JPEG", quality=int(strength))
+        Image.fromarray(picture).save(buffer := io.BytesIO(), "JPEG", quality=quality)
         made.append(torch.from_numpy(np.array(Image.open(buffer))))
     decoded = torch.stack(made)
     decoded = decoded.permute(0, 3, 1, 2) if together else decoded.view(pictures.shape)
     return decoded.to(images) / 255
-
-
-_CORRUPTIONS: dict[str, Callable[[Tensor, float, Tensor], Tensor]] = {
-    "noise": lambda images, strength, noise: images + strength * noise,
-    "blur": _blur,
-    "contrast": _contrast,
-    "jpeg": _jpeg,
-}
 
 
 def _subset(trained: TrainedClassifier, name: str) -> Int[Tensor, " K"]:
