@@ -359,7 +359,7 @@ def of_today(values: Any, where: str) -> Any:
     if kind == "cmt_mae" and isinstance(method, dict):
         _move_target(method)
     if kind == "supervised" and isinstance(method, dict) and "head_init" not in method:
-        method |= {"head_init": "deit", "pool": {"mean": "normed_mean"}.get(method.get("pool"), method.get("pool"))}
+        method |= {"head_init": "deit", "pool": "normed_mean" if method.get("pool") == "mean" else method.get("pool")}
     return values
 
 

@@ -163,9 +163,7 @@ def layer_scale(depth: int, decay: float) -> Callable[[str], float]:
     return scale
 
 
-def layer_decay_groups(
-    model: nn.Module, weight_decay: float, decay: float, *, decay_tokens: bool = False
-) -> list[Group]:
+def layer_decay_groups(model: Any, weight_decay: float, decay: float, *, decay_tokens: bool = False) -> list[Group]:
     """The trainable parameters of a model with an `encoder` by layer, see `layer_scale`.
 
     Tokens and absolute positions are not decayed, unless asked for: the segmentation code of BEiT, CAE and dBOT does.

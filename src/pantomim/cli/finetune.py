@@ -73,6 +73,7 @@ class TaskOptions(Choices):
             trains=self.trains,
             subset=self.subset,
             scratch=self.scratch,
+            balanced=getattr(self, "balanced", False),
         )
 
 
@@ -83,10 +84,12 @@ class FinetuneOptions(TaskOptions):
     Args:
         fraction: Use only this share of the training images of every class, rounded up.
         labels_per_class: Use only so many training images of every class.
+        balanced: Weigh the loss so that rare classes count as much as frequent ones.
     """
 
     fraction: float | None = None
     labels_per_class: int | None = None
+    balanced: bool = False
 
 
 def finetune(line: CommandLine) -> None:

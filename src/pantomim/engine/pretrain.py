@@ -128,7 +128,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=config.batch_size)
         with recorder, signals.deferred():
             where = f"{device.type} in {str(dtype).removeprefix('torch.')}"
-            recorder.say(describe_start(config, dataset, where, world, start, total))
+            recorder.say(describe_start(config, dataset, len(held_out or ()), where, world, start, total))
             if origin is not None:
                 recorder.say(origin)
             if data_warning is not None:

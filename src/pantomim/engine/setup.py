@@ -166,7 +166,7 @@ def describe_masks(config: DataConfig, masks: Masks | None) -> dict[str, Any]:
 
 def optimiser(config: OptimConfig, method: nn.Module, lr: float) -> torch.optim.Optimizer:
     """The optimiser of a method's parameters, in groups by weight decay and rate; frozen blocks are in none."""
-    encoder = getattr(method, "encoder", None)
+    encoder: Any = getattr(method, "encoder", None)
     if config.layer_decay != 1 and not isinstance(encoder, Encoder):
         raise ValueError(
             f"OptimConfig.layer_decay must be 1 for a method without an encoder, which has no such layers; got "
@@ -206,7 +206,8 @@ def freeze_blocks(encoder: nn.Module | None, count: int) -> None:
         owner, _, rest = name.partition(".")
         if owner not in ("blocks", "norm", "rel_pos_bias") or (owner == "blocks" and int(rest.split(".")[0]) < count):
             parameter.requires_grad_(False)
-    for block in encoder.blocks[:count]:
+    blocks: Any = encoder.blocks
+    for block in blocks[:count]:
         block.drop_path.rate = 0.0
 
 
@@ -225,8 +226,13 @@ def in_steps(config: Pretrain, steps_per_epoch: int) -> tuple[int, int]:
     return total, warmup
 
 
-def describe_start(config: Pretrain, dataset: Dataset, where: str, num_processes: int, start: int, total: int) -> str:
+def describe_start(
+    config: Pretrain, dataset: Dataset, held_out: int, where: str, num_processes: int, start: int, total: int
+) -> str:
     """What is about to happen, in one line."""
     where += f", {num_processes} processes" if num_processes > 1 else ""
-    doing = f"Resuming {config.recipe} from step {start}" if start else f"Pre-training {config.recipe}"
-    return f"{doing}: {total} steps of {config.batch_size} images out of {len(dataset)} ({dataset.name}), on {where}."
+    begin = "Training" if held_out else "Pre-training"
+    doing = f"Resuming {config.recipe} from step {start}" if start else f"{begin} {config.recipe}"
+    images = f"{config.batch_size} images out of {len(dataset)} ({dataset.name})"
+    judged = f", judged by {held_out} held-out images" if held_out else ""
+    return f"{doing}: {total} steps of {images}{judged}, on {where}."

@@ -1,6 +1,7 @@
 """Held-out images, by which the best step of a task is found; the test split has no part in it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ class Judge:
             for image, mask, index in whole_images(self.dataset, self.masks, self.base, device, mine):
                 yield Batch(image, torch.tensor([index]), masks=mask[None].to(device))
             return
-        margin = {"margin": needs.test_margin, "memory_gib": self.memory_gib}
+        margin: dict[str, Any] = {"margin": needs.test_margin, "memory_gib": self.memory_gib}
         for images, ids in evaluation_batches(self.dataset, size, CHUNK, device, mine, **margin):
             labels = None if self.dataset.labels is None else torch.from_numpy(self.dataset.labels[ids]).to(device)
             yield Batch(images, torch.from_numpy(ids), labels)

@@ -20,7 +20,9 @@ from pantomim.parity import (
 from pantomim.parity.verification import ItemResult, format_results, verify
 
 # Each has ITEMS, functions that bear the names of the items they rebuild: `mae_pretrain` serves mae_pretrain_a, _b ...
-PARITY = (mae, beit, cae, dbot, milan, colormae, mocov3, ijepa, masks, targets, finetuning)
-PARITY += (finetune, segmentation, segmentation_data, segmenting)
+PARITY = (
+    *(mae, beit, cae, dbot, milan, colormae, mocov3, ijepa, masks, targets),
+    *(finetune, finetuning, segmentation, segmentation_data, segmenting),
+)
 
 __all__ = ["PARITY", "ItemResult", "format_results", "verify"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from pantomim.config import Duration, Pretrain
 from pantomim.core.scores import class_accuracy, intersection_over_union, pixel_accuracy, tally
 from pantomim.methods.segment import Segment, SegmentConfig
+from pantomim.nn.pyramid import Pyramid
 from pantomim.nn.segmenter import UPerNetConfig
 from pantomim.nn.tokens import enlarge
 from pantomim.nn.windows import sliding_logits
@@ -107,6 +108,7 @@ def _name(model: Segment, name: str) -> str:
     """Mmsegmentation's name of a parameter, buffer or module of a segmenter."""
     part, rest = name.removeprefix("model.").split(".", 1)
     if part == "neck":
+        assert isinstance(model.model.neck, Pyramid)
         return f"neck.{neck_name(model.model.neck, rest)}"
     if part != "encoder":
         return {"head": "decode_head", "auxiliary": "auxiliary_head"}.get(part, part) + f".{rest}"

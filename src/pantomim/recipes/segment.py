@@ -150,8 +150,8 @@ def _family(
 
 
 _COST = "not measured by us"
-_BEIT = {"position": "none", "attention_bias": "qv", "initialisation": "beit"}
-_CAE = {"position": "sincos_rows_first", "attention_bias": "qv", "initialisation": "cae"}
+_BEIT: dict[str, Any] = {"position": "none", "attention_bias": "qv", "initialisation": "beit"}
+_CAE: dict[str, Any] = {"position": "sincos_rows_first", "attention_bias": "qv", "initialisation": "cae"}
 MAE = _family(
     "mae",
     "MAE",
