@@ -19,6 +19,7 @@ from pantomim.optim import (
     parameter_groups,
     poly_schedule,
     scaled_lr,
+    transfer_schedule,
 )
 
 TINY = EncoderConfig(
@@ -252,3 +253,14 @@ def test_lars_resumes_from_its_state():
     for _ in range(2):
         advance(second, resumed)
     assert torch.equal(straight, resumed)
+
+
+def test_the_transfer_schedule_goes_by_epochs_an_epoch_late():
+    def rate(epoch):
+        return transfer_schedule(epoch, base=1.0, minimum=0.2, warmup=4, total=20, start=0.1)
+
+    assert rate(0) == rate(0.9) == rate(1) == rate(1.5) == 0.1
+    assert [rate(epoch) for epoch in (2, 3, 4)] == pytest.approx([0.325, 0.55, 0.775])
+    assert rate(5) == pytest.approx(0.6 + 0.4 * math.cos(math.pi * 4 / 20)), "no new cosine after the warm-up"
+    assert all(a >= b for a, b in pairwise(map(rate, range(5, 30))))
+    assert rate(21) == rate(40) == 0.2 < rate(20)

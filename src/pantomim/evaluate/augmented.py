@@ -115,13 +115,10 @@ def predict(
 ) -> tuple[dict[str, Int[Tensor, " n"]], Int[Tensor, " n"]]:
     """Predictions of heads in evaluation mode on the centre of each test image, a little magnified; and the labels."""
     assert bench.test.labels is not None
-    height, width = bench.reference.image_size
-    larger = (round(height * TEST_MARGIN), round(width * TEST_MARGIN))
-    top, left = (larger[0] - height) // 2, (larger[1] - width) // 2
     guesses: dict[str, list[Tensor]] = {name: [] for name in candidates}
     labels: list[Tensor] = []
-    for images, indices in evaluation_batches(bench.test, larger, bench.evaluation.chunk, bench.device):
-        images = images[:, :, top : top + height, left : left + width]
+    size, chunk = bench.reference.image_size, bench.evaluation.chunk
+    for images, indices in evaluation_batches(bench.test, size, chunk, bench.device, margin=TEST_MARGIN):
         for name, candidate in candidates.items():
             logits = heads[name].eval()(candidate.features(images).float())
             guesses[name].append(logits.argmax(dim=1).cpu())

@@ -5,6 +5,7 @@ from pantomim.parity import (
     cae,
     colormae,
     dbot,
+    finetune,
     finetuning,
     ijepa,
     mae,
@@ -21,7 +22,7 @@ from pantomim.parity.verification import ItemResult, format_results, verify
 # Each has ITEMS, functions that bear the names of the items they rebuild: `mae_pretrain` serves mae_pretrain_a, _b ...
 PARITY = (
     *(mae, beit, cae, dbot, milan, colormae, mocov3, ijepa, masks, targets),
-    *(finetuning, segmentation, segmentation_data, segmenting),
+    *(finetune, finetuning, segmentation, segmentation_data, segmenting),
 )
 
 __all__ = ["PARITY", "ItemResult", "format_results", "verify"]
