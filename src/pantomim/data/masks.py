@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -68,6 +69,14 @@ class Masks:
         except BrokenImageError as error:
             dataset.mark_broken({index: str(error)})
             raise
+
+    def key(self) -> dict[str, Any]:
+        """What identifies these masks among those of the same images."""
+        return {"masks": self.name, "ignore": self.ignore, "reduce_zero": self.reduce_zero}
+
+    def listed(self, ids: Iterable[int]) -> "Masks":
+        """With a list of classes: where the source has none, of these ids."""
+        return replace(self, names=self.names or {class_id: f"class {class_id}" for class_id in ids})
 
     def class_ids(self) -> tuple[int, ...]:
         """The id of each class, by its number in a batch: those of the list of classes, rising."""
@@ -197,8 +206,7 @@ def open_masked(
                 f"{ignore} counts as none. Check Segmentation.ignore and Segmentation.masks."
             )
     ids = sorted({class_id for survey in surveys.values() for class_id in survey.ids})
-    listed = replace(found, names=found.names or {class_id: f"class {class_id}" for class_id in ids})
-    return MaskedSource(parts, listed, tuple(ids), known, surveys["train"].size)
+    return MaskedSource(parts, found.listed(ids), tuple(ids), known, surveys["train"].size)
 
 
 def zero_reduced(mask: Int[np.ndarray, "H W"], ignore: int) -> Int[np.ndarray, "H W"]:

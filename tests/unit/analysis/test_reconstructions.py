@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny import tiny_images, tiny_run
 
-from pantomim.analysis.pictures import shown_bands, to_picture
 from pantomim.analysis.reconstructions import reconstruct, write_reconstructions
 from pantomim.analysis.runs import choose, held_out, load_run
 from pantomim.config import to_yaml
+from pantomim.data.pictures import shown_bands, to_picture
 from pantomim.data.scales import Scale
 from pantomim.data.sources import open_source
 from pantomim.formats.native import save_decoder, save_encoder
