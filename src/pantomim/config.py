@@ -430,7 +430,8 @@ def with_kind(config: T, path: str, kind: str, within: str = "") -> T:
     if part.kind == kind:
         return config
     hints, other = get_type_hints(choices[kind]), get_type_hints(type(part))
-    shared = {item for item in hints.keys() & other.keys() - {"kind"} if hints[item] == other[item]}
+    settings = {item.name for item in fields(choices[kind])} - {"kind"}  # without what is the class's
+    shared = {item for item in settings & other.keys() if hints[item] == other[item]}
     values = {item: getattr(part, item) for item in shared if not is_dataclass(getattr(part, item))}
     return replace(config, **{name: choices[kind](**values)})  # type: ignore[type-var]
 

@@ -19,7 +19,7 @@ from pantomim.data.transforms import fitted_size, nearest_pixels, resize_one
 from pantomim.evaluate.segmenter import open_segmenter
 
 SIDE = 320  # pixels of a picture, at most
-OPACITY = 0.7  # of the colours over the image
+OPACITY = 0.6  # of the colours over the image
 
 
 def write_segmentations(run: str | Path, *, count: int = 6, seed: int = 0) -> Path:

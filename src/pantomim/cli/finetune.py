@@ -137,7 +137,8 @@ def train_and_score(line: CommandLine, kind: type[TaskOptions]) -> None:
     try:
         for folder in reversed(runs):  # the run itself last: it is compared with the other
             against = out / FROM_SCRATCH if chosen.compare and folder == out else None
-            say(_scored(chosen.evaluation(config, folder, against), again=not already[folder]))
+            words = _scored(chosen.evaluation(config, folder, against), again=not already[folder])
+            say(words if folder == out else f"From scratch: {words}")
     except ValueError as error:  # a source may have no labelled test part: the run is whole without
         warn(line.in_options(str(error)), "no score")
 

@@ -182,17 +182,25 @@ def open_masked(
     images: int | None = None,
     test_images: int | None = None,
     reduce_zero: bool | None = None,
+    *,
+    tested: bool = True,
 ) -> MaskedSource:
     """Open a source of images with masks and look at every mask once; arguments as of `read_masked`.
 
     Train and test may be cut down to so many images by a fixed draw. Where the source has no list of its classes, those
-    that occur are it.
+    that occur are it. Unless it is to be `tested`, a test part whose masks cannot be used is left out.
     """
     contents, found = read_masked(spec, masks, ignore=ignore, reduce_zero=reduce_zero)
-    parts = {part: open_split(contents, spec, split) for part, split in part_names(contents.splits).items()}
-    counts = {"train": images, "test": test_images}
-    parts = {part: dataset.drawn(count) if (count := counts.get(part)) else dataset for part, dataset in parts.items()}
-    surveys = {part: found.survey(dataset) for part, dataset in parts.items()}
+    parts: dict[str, Dataset] = {}
+    surveys: dict[str, Survey] = {}
+    for part, split in part_names(contents.splits).items():
+        try:
+            whole, count = open_split(contents, spec, split), {"train": images, "test": test_images}.get(part)
+            dataset = whole.drawn(count) if count else whole
+            surveys[part], parts[part] = found.survey(dataset), dataset
+        except ValueError:
+            if tested or part != "test":
+                raise
     known = surveys["train"].ids
     if len(known) < 2:
         raise ValueError(

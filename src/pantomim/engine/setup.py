@@ -20,9 +20,9 @@ def training_masks(config: DataConfig) -> Masks | None:
 
     Classes that no list names are those of the ids that occur in any of its masks.
     """
-    if config.masks is None:
+    if (how := config.masks) is None:
         return None
-    return open_masked(config.source, config.masks.name, config.masks.ignore, config.masks.reduce_zero).masks
+    return open_masked(config.source, how.name, how.ignore, reduce_zero=how.reduce_zero, tested=False).masks
 
 
 def training_images(config: DataConfig) -> Dataset:
@@ -195,6 +195,8 @@ def optimiser(config: OptimConfig, method: nn.Module, lr: float) -> torch.optim.
 def freeze_blocks(encoder: nn.Module | None, count: int) -> None:
     """Train no more the first blocks of an encoder nor what lies before them; they drop no path (partial fine-tuning).
 
+    With all blocks its final norm is frozen, too: a head alone is trained.
+
     Paper: He et al. 2022, section 4.3. Deviation: without stochastic depth in frozen blocks, of which it says nothing.
     """
     if not isinstance(encoder, Encoder) or count > encoder.depth:
@@ -205,7 +207,8 @@ def freeze_blocks(encoder: nn.Module | None, count: int) -> None:
         )
     for name, parameter in encoder.named_parameters():
         owner, _, rest = name.partition(".")
-        if owner not in ("blocks", "norm", "rel_pos_bias") or (owner == "blocks" and int(rest.split(".")[0]) < count):
+        later = owner in ("norm", "rel_pos_bias") or (owner == "blocks" and int(rest.split(".")[0]) >= count)
+        if count == encoder.depth or not later:
             parameter.requires_grad_(False)
     blocks: Any = encoder.blocks
     for block in blocks[:count]:

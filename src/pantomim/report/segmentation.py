@@ -35,7 +35,7 @@ class Segmented(Scored):
     def classes(self) -> list[tuple[str, float, str]]:
         """Name, IoU and share of the pixels, the lowest first."""
         shares = self.scores["labelled"]
-        found = [(name, iou, f"of {percent(shares[name])}") for name, iou in self.scores["iou"].items()]
+        found = [(name, iou, percent(shares[name])) for name, iou in self.scores["iou"].items()]
         return sorted(found, key=lambda entry: entry[1])
 
 
