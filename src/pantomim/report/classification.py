@@ -48,7 +48,10 @@ class Scored:
         if (other := self.values.get("against")) is None:
             return ""
         apart, low, high = map(points, (other["difference"], *other["interval"]))
-        interval, chance = f"paired 95 % interval {low} to {high}", other["interval"][0] <= 0 <= other["interval"][1]
+        interval, chance = (
+            f"paired 95\N{NO-BREAK SPACE}% interval {low} to {high}",
+            other["interval"][0] <= 0 <= other["interval"][1],
+        )
         if self.from_scratch is not None:
             verdict = "which can be chance" if chance else "which is beyond chance"
             return (
