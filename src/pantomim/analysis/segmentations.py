@@ -35,12 +35,12 @@ def write_segmentations(run: str | Path, *, count: int = 6, seed: int = 0) -> Pa
     dataset = open_split(contents, config.source, part_names(contents.splits)["test"])
     masks = masks.listed(class_id - masks.reduce_zero for class_id in trained.about["class_ids"])
     arrays: dict[str, np.ndarray] = {}
-    items, occur, none = [], set[int](), trained.about["no_class"] % 256
-    for image, truth, index in whole_images(
-        dataset, masks, trained.base, "cpu", choose(dataset, count, seed), workers=0
-    ):
-        photo, side = to_photo(dataset.read(index), dataset.scale), min(SIDE, max(truth.shape))
-        size, whole = fitted_size(truth.shape, side, side), np.array([0, 0, *truth.shape])
+    items, occur, none = list[str](), set[int](), trained.about["no_class"] % 256
+    chosen = choose(dataset, count, seed)
+    for image, truth, index in whole_images(dataset, masks, trained.base, "cpu", chosen, workers=0):
+        photo, (height, width) = to_photo(dataset.read(index), dataset.scale), truth.shape
+        side, whole = min(SIDE, max(height, width)), np.array([0, 0, height, width])
+        size = fitted_size((height, width), side, side)
         small = resize_one(photo, whole, size, flip=False, interpolation="bilinear").numpy()
         rows, columns = (nearest_pixels(*sides) for sides in zip(truth.shape, size, strict=True))
         number = len(items)
