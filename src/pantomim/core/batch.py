@@ -1,7 +1,9 @@
 """The images of one step, as a method gets them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -30,3 +32,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Batch"]) -> "Batch":
+        """Consecutive rows as one."""
+        if len(parts) == 1:
+            return parts[0]
+        names = [field.name for field in fields(cls) if isinstance(getattr(parts[0], field.name), Tensor)]
+        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})

@@ -171,5 +171,5 @@ def in_steps(config: Pretrain, steps_per_epoch: int) -> tuple[int, int]:
 def describe_start(config: Pretrain, dataset: Dataset, where: str, num_processes: int, start: int, total: int) -> str:
     """What is about to happen, in one line."""
     where += f", {num_processes} processes" if num_processes > 1 else ""
-    doing = f"Resuming {config.recipe} from step {start}" if start else f"Pre-training {config.recipe}"
+    doing = f"Resuming {config.recipe} from step {start}" if start else f"Training {config.recipe}"
     return f"{doing}: {total} steps of {config.batch_size} images out of {len(dataset)} ({dataset.name}), on {where}."

@@ -142,14 +142,21 @@ class Task(Method):
         found: Scores = {}
         models = {"": self.model} | ({} if self.ema is None else {"_ema": self.ema.copy})
         for whose, model in models.items():
-            was_training = model.training
-            model.eval()
-            tally = sum((self.tally(model, batch) for batch in batches()), start=torch.zeros((), dtype=torch.float64))
-            model.train(was_training)
-            scores = self.scores(add(tally))
+            scores = self.judge(model, batches(), add)
             self.best.see(model, scores[self.metric], step, averaged=bool(whose))
             found |= {f"val_{name}{whose}": value for name, value in scores.items()}
         return found
+
+    @torch.no_grad()
+    def judge(
+        self, model: nn.Module, batches: Iterable[Batch], add: Callable[[Tensor], Tensor] = lambda tally: tally
+    ) -> Scores:
+        """Scores of a model, in evaluation mode, on held-out images; `add` sums over processes."""
+        was_training = model.training
+        model.eval()
+        tally = sum((self.tally(model, batch) for batch in batches), start=torch.zeros((), dtype=torch.float64))
+        model.train(was_training)
+        return self.scores(add(tally))
 
     @property
     def chosen(self) -> nn.Module:
