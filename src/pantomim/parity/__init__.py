@@ -11,6 +11,7 @@ from pantomim.parity import (
     masks,
     milan,
     mocov3,
+    probing,
     segmentation,
     segmentation_data,
     targets,
@@ -19,6 +20,6 @@ from pantomim.parity.verification import ItemResult, format_results, verify
 
 # Each has ITEMS, functions that bear the names of the items they rebuild: `mae_pretrain` serves mae_pretrain_a, _b ...
 PARITY = (mae, beit, cae, dbot, milan, colormae, mocov3, ijepa, masks, targets, finetuning)
-PARITY += (segmentation, segmentation_data)
+PARITY += (segmentation, segmentation_data, probing)
 
 __all__ = ["PARITY", "ItemResult", "format_results", "verify"]

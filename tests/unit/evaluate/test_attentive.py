@@ -85,7 +85,8 @@ def test_it_is_nesterov_sgd_over_all_chunks_of_a_batch(data, tmp_path, monkeypat
     parameters, momenta = list(ours.train().parameters()), [torch.zeros_like(p) for p in ours.parameters()]
     base = 0.5 * 72 / 256
     for step, lr in enumerate((0.0, base, 1e-6 + (base - 1e-6) * 0.5)):
-        losses = [torch.nn.functional.cross_entropy(ours(tokens), labels) / 2 for tokens, labels in seen[2 * step :][:2]]
+        chunks = seen[2 * step : 2 * step + 2]
+        losses = [torch.nn.functional.cross_entropy(ours(tokens), labels) / 2 for tokens, labels in chunks]
         slopes = torch.autograd.grad(sum(losses), parameters)
         with torch.no_grad():
             for parameter, momentum, slope in zip(parameters, momenta, slopes, strict=True):
@@ -127,7 +128,8 @@ def test_as_a_protocol(data, run, tmp_path, batch_wise):
 
 def test_batch_statistics_reach_the_heads():
     for batch_wise in (False, True):
-        assert QUICK("run", "data", batch_statistics=batch_wise).head(2).build(16, 3).test_batch_statistics is batch_wise
+        head = QUICK("run", "data", batch_statistics=batch_wise).head(2).build(16, 3)
+        assert head.test_batch_statistics is batch_wise
 
 
 def test_pixels_are_read_patch_by_patch(data, run, monkeypatch):
