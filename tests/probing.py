@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from pantomim.data.sources import open_source
 from pantomim.evaluate.augmented import AugmentedProbe, Candidate, train_heads
 from pantomim.evaluate.base import Scores
-from pantomim.methods.probe import Frozen, HeadConfig
+from pantomim.methods.probe import Frozen, ProbeConfig
 
 
 def scores_of(
-    readers: dict[str, Callable[[Tensor], Tensor]], probe: AugmentedProbe, head: HeadConfig, work: Path
+    readers: dict[str, Callable[[Tensor], Tensor]], probe: AugmentedProbe, head: ProbeConfig, work: Path
 ) -> dict[str, Scores]:
     """Scores of heads on what each reader makes of images of 8 x 8 pixels."""
     parts = {part: open_source(probe.data, part) for part in ("train", "test")}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -38,5 +39,7 @@ class Batch:
         """Consecutive rows as one."""
         if len(parts) == 1:
             return parts[0]
-        names = [field.name for field in fields(cls) if isinstance(getattr(parts[0], field.name), Tensor)]
-        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+        tensors: dict[str, Any] = {}
+        for name in (field.name for field in fields(cls) if isinstance(getattr(parts[0], field.name), Tensor)):
+            tensors[name] = torch.cat([getattr(part, name) for part in parts])
+        return replace(parts[0], **tensors)

@@ -34,7 +34,7 @@ from pantomim.engine.training import Training
 from pantomim.engine.validation import Judge
 from pantomim.formats.files import frozen_hashes
 from pantomim.formats.native import save_classifier, save_decoder, save_encoder, save_predictor, save_tokenizer
-from pantomim.methods.base import Method
+from pantomim.methods.base import Method, Task
 
 NUM_LOOKED_AT = 256  # training images that `Method.check_data` sees
 
@@ -88,6 +88,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         )
         judge = None
         if held_out is not None:
+            assert isinstance(method, Task), "a config with a validation has a task"
             judge = Judge(method, held_out, stream.steps_per_epoch, total, config, accelerator)
 
         # -------------------------------------------------------------------------------------- Optimiser, schedule

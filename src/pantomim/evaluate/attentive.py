@@ -16,7 +16,7 @@ from pantomim.core.ranges import AtLeastOne, AtLeastTwo, NotNegative, Positive
 from pantomim.evaluate.augmented import AugmentedProbe, Candidate, train_heads
 from pantomim.evaluate.base import Bench, Scores
 from pantomim.evaluate.features import AnyEncoder, pixel_patches
-from pantomim.methods.probe import AttentiveHeadConfig, Frozen
+from pantomim.methods.probe import Frozen, ProbeConfig
 from pantomim.nn.vit import Encoder
 
 
@@ -83,9 +83,9 @@ class Attentive(AugmentedProbe):
             candidates["pixels"] = Candidate(pixels, self.head(math.gcd(heads, width)))
         return train_heads(self, candidates, bench)
 
-    def head(self, heads: int) -> AttentiveHeadConfig:
+    def head(self, heads: int) -> ProbeConfig:
         """With so many attention heads."""
-        return AttentiveHeadConfig(heads=heads, batch_statistics=self.batch_statistics)
+        return ProbeConfig(head="attentive", heads=heads, batch_statistics=self.batch_statistics)
 
     def heads_for(self, encoder: AnyEncoder) -> int:
         """Attention heads of the probe on an encoder; they must divide its width."""

@@ -5,7 +5,7 @@ Each contender is a run of the engine in a folder of its own, so that an evaluat
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -24,7 +24,7 @@ from pantomim.evaluate.base import Bench, Evaluation, Scores
 from pantomim.evaluate.parts import held_out_rows, known_classes, renumber
 from pantomim.formats.files import frozen_hashes
 from pantomim.formats.native import load_predictor
-from pantomim.methods.probe import Frozen, HeadConfig, Probe, ProbeConfig
+from pantomim.methods.probe import Frozen, Probe, ProbeConfig
 
 CROP = Crop(kind="single_draw", scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3), flip=True)
 
@@ -38,10 +38,10 @@ class ProbeRun(Pretrain):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One contender: its frozen features of images, and the head that reads them."""
+    """One contender: its frozen features of images, and what reads them."""
 
     features: Frozen
-    head: HeadConfig
+    probe: ProbeConfig
 
 
 @frozen
@@ -66,6 +66,7 @@ class AugmentedProbe(Evaluation):
     chunk: AtLeastOne = 256
     hold_out: bool = True
 
+    version: ClassVar[int] = 2  # the first trained on all training images, and told no score but that of the test
     chosen_by_hand: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -107,11 +108,11 @@ def _trained(
 ) -> Probe:
     """A contender's probe after its last step; the run of an earlier start is resumed."""
     batch_size = min(probe.batch_size, len(train))
-    micro = 1 if candidate.head.whole_batch else math.ceil(batch_size / probe.chunk)
+    micro = 1 if candidate.probe.head == "linear" else math.ceil(batch_size / probe.chunk)
     config = ProbeRun(
         recipe=f"{probe.name} ({name})",
         data=DataConfig(source=probe.data, images=probe.images, crop=CROP),
-        method=ProbeConfig(head=candidate.head, num_classes=num_classes, chunk=probe.chunk),
+        method=replace(candidate.probe, num_classes=num_classes, chunk=probe.chunk),
         optim=probe.optim,
         batch_size=batch_size // micro * micro,
         duration=Duration(epochs=probe.epochs),
@@ -126,16 +127,14 @@ def _trained(
         folder = bench.work / f"{name}-{encoder[:8]}"
         try:
             pretrain(config, folder, method=method, dataset=train)
-        except NonFiniteError as error:
-            raise NonFiniteError(
-                f"{type(probe).__name__}.base_lr must keep the loss finite; got {probe.base_lr:g}, and a step of "
-                f"{config.recipe} did not: see {folder}. Give a lower rate."
-            ) from error
-        except MemoryFullError as error:
-            raise MemoryFullError(
-                f"{type(probe).__name__}.chunk must let a step fit in memory; got {probe.chunk} images at once of "
-                f"{config.batch_size}. Give a smaller chunk, or a smaller batch size."
-            ) from error
+        except (NonFiniteError, MemoryFullError) as error:  # in the words of the evaluation's own settings
+            rule, value, smaller = (
+                ("base_lr must keep the loss finite", probe.base_lr, "lower rate")
+                if isinstance(error, NonFiniteError)
+                else ("chunk must let a step fit in memory", probe.chunk, "smaller chunk, or batch size")
+            )
+            owner = type(probe).__name__
+            raise type(error)(f"{owner}.{rule}; got {value} for {config.recipe}. Give a {smaller}.") from error
     method.model.load_state_dict(load_predictor(folder))  # a run that was complete before has trained nothing now
     return method.to(bench.device)
 

@@ -16,7 +16,7 @@ from pantomim.data.stats import Stats, channel_stats
 from pantomim.evaluate.augmented import AugmentedProbe, Candidate, train_heads
 from pantomim.evaluate.base import Bench, Scores
 from pantomim.evaluate.features import AnyEncoder, pixel_size, pixel_vector, views
-from pantomim.methods.probe import Frozen, LinearHeadConfig
+from pantomim.methods.probe import Frozen, ProbeConfig
 
 
 @frozen
@@ -43,7 +43,7 @@ class LinearMAE(AugmentedProbe):
         if bench.pixels:
             read = partial(_pixels, size=bench.reference.image_size, stats=channel_stats(bench.train))
             features["pixels"] = Frozen(nn.Identity(), read)
-        candidates = {name: Candidate(of_images, LinearHeadConfig()) for name, of_images in features.items()}
+        candidates = {name: Candidate(of_images, ProbeConfig(head="linear")) for name, of_images in features.items()}
         return train_heads(self, candidates, bench)
 
 

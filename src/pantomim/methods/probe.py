@@ -9,8 +9,7 @@ Papers: He et al. 2022, arXiv:2111.06377, appendix A.1 and Table 10; Chen et al.
 """
 
 from collections.abc import Callable
-from dataclasses import field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,48 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
-from pantomim.core.frozen import KIND, frozen
+from pantomim.core.frozen import frozen
 from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import AtLeastOne, AtLeastTwo, Positive, ShareBelowOne
-from pantomim.methods.base import Requirements
-from pantomim.methods.classification import Classification
+from pantomim.methods.base import Classification, Requirements
 from pantomim.nn.heads import AttentiveHead, LinearHead
-
-
-@frozen
-class LinearHeadConfig:
-    """It normalises over all images of a step, which therefore come at once."""
-
-    kind: Literal["linear"] = "linear"
-
-    whole_batch: ClassVar[bool] = True
-
-    def build(self, width: int, num_classes: int) -> LinearHead:
-        """The head, initialised from torch's global generator."""
-        return LinearHead(width, num_classes)
-
-
-@frozen
-class AttentiveHeadConfig:
-    """It normalises over each micro-batch, as over the images of each of the authors' devices.
-
-    Args:
-        heads: Of the attention.
-        batch_statistics: Normalise test images by the batch that they are in, too.
-    """
-
-    kind: Literal["attentive"] = "attentive"
-    heads: AtLeastOne = 12
-    batch_statistics: bool = False
-
-    whole_batch: ClassVar[bool] = False
-
-    def build(self, width: int, num_classes: int) -> AttentiveHead:
-        """The head, initialised from torch's global generator."""
-        return AttentiveHead(width, self.heads, num_classes, self.batch_statistics)
-
-
-HeadConfig = Annotated[LinearHeadConfig | AttentiveHeadConfig, KIND]
 
 
 @frozen
@@ -67,16 +29,21 @@ class ProbeConfig:
     """What decides a probe, but for the frozen encoder.
 
     Args:
-        head: What is trained.
+        head: Linear, normalised over all images of a step, which come at once; or attentive, normalised over each
+            micro-batch, as over the images of each of CAE's devices.
         num_classes: Classes of the labels.
+        heads: Of an attentive head's attention.
+        batch_statistics: An attentive head normalises test images by the batch that they are in, too.
         label_smoothing: Share of the probability that is spread evenly over all classes; the papers have none.
         chunk: Images that the encoder sees at once.
         test_margin: The shorter side of a test image over that of its centre, which is looked at.
     """
 
     kind: Literal["probe"] = "probe"
-    head: HeadConfig = field(default_factory=LinearHeadConfig)
+    head: Literal["linear", "attentive"] = "linear"
     num_classes: AtLeastTwo = 1000
+    heads: AtLeastOne = 12
+    batch_statistics: bool = False
     label_smoothing: ShareBelowOne = 0.0
     chunk: AtLeastOne = 256
     test_margin: Positive = 256 / 224
@@ -119,10 +86,13 @@ class Probe(Classification):
         self.config, self.num_classes, self.features = config, config.num_classes, features
         blank = torch.zeros(1, in_chans, *image_size)
         width = features(blank.to(next(features.parameters(), blank))).shape[-1]
-        self.model = config.head.build(width, config.num_classes)
-        self.requirements = Requirements(
-            in_chans, image_size, 1, whole_batch=config.head.whole_batch, test_margin=config.test_margin
+        linear = config.head == "linear"
+        self.model = (
+            LinearHead(width, config.num_classes)
+            if linear
+            else AttentiveHead(width, config.heads, config.num_classes, config.batch_statistics)
         )
+        self.requirements = Requirements(in_chans, image_size, 1, whole_batch=linear, test_margin=config.test_margin)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> None:
         """Nothing but the crops is random, and these are the stream's."""

@@ -22,8 +22,7 @@ from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.host import host_seed
 from pantomim.core.ranges import AtLeastTwo, NotNegative, Positive, ShareBelowOne
-from pantomim.methods.base import Requirements
-from pantomim.methods.classification import Classification
+from pantomim.methods.base import Classification, Requirements
 from pantomim.nn.heads import Classifier, HeadInit, Pool
 from pantomim.nn.mixing import Mixing, draw_mixing, mix_images, mix_targets, swap_neighbours
 from pantomim.nn.momentum import EMA, Momentum

@@ -1,5 +1,7 @@
 """Golden numbers of the methods' official code, and whether our modules compute the same."""
 
+from types import ModuleType
+
 from pantomim.parity import (
     beit,
     cae,
@@ -19,7 +21,7 @@ from pantomim.parity import (
 from pantomim.parity.verification import ItemResult, format_results, verify
 
 # Each has ITEMS, functions that bear the names of the items they rebuild: `mae_pretrain` serves mae_pretrain_a, _b ...
-PARITY = (mae, beit, cae, dbot, milan, colormae, mocov3, ijepa, masks, targets, finetuning)
+PARITY: tuple[ModuleType, ...] = (mae, beit, cae, dbot, milan, colormae, mocov3, ijepa, masks, targets, finetuning)
 PARITY += (segmentation, segmentation_data, probing)
 
 __all__ = ["PARITY", "ItemResult", "format_results", "verify"]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from pantomim.formats.mae import official_name as encoder_name
-from pantomim.methods.probe import AttentiveHeadConfig, Frozen, HeadConfig, LinearHeadConfig, Probe, ProbeConfig
+from pantomim.methods.probe import Frozen, Probe, ProbeConfig
 from pantomim.nn.heads import AttentiveHead, Classifier
 from pantomim.nn.resize import adapt_encoder_weights
 from pantomim.nn.vit import EncoderConfig
@@ -43,9 +43,8 @@ def trajectory_linear_cae(item: Item) -> Computed:
 def trajectory_attentive_cae(item: Item) -> Computed:
     """A run of CAE's `run_attentive.py`, which keeps the position table of the new grid."""
     encoder, config = _cae_encoder(item), item.config
-    head, features = AttentiveHeadConfig(heads=config["num_heads"]), Frozen(encoder.build(), _tokens)
-    decay = config.get("weight_decay_end")
-    run = _Probing(item, head, features, optimiser="sgd", schedule="beit", weight_decay_end=decay)
+    optim = {"optimiser": "sgd", "schedule": "beit", "weight_decay_end": config.get("weight_decay_end")}
+    run = _Probing(item, "attentive", Frozen(encoder.build(), _tokens), **optim)
     run.carry_out()
     assert isinstance(run.method.model, AttentiveHead)
     run.method.model.test_batch_statistics = True
@@ -59,7 +58,7 @@ def _linear(item: Item, encoder: EncoderConfig, pool: Literal["mean", "class"]) 
     network = Classifier(encoder.build(), item.config["num_classes"], pool)
     network.head = nn.Identity()  # type: ignore[assignment]
     optim = {"optimiser": "lars", "decay_vectors": True, "trust_coefficient": item.config["trust_coefficient"]}
-    return _Probing(item, LinearHeadConfig(), Frozen(network, Classifier.features), **optim).carry_out().computed()
+    return _Probing(item, "linear", Frozen(network, Classifier.features), **optim).carry_out().computed()
 
 
 class _Probing(TestedRun):
@@ -67,13 +66,14 @@ class _Probing(TestedRun):
 
     method: Probe
 
-    def __init__(self, item: Item, head: HeadConfig, features: Frozen, **optim: Any) -> None:
+    def __init__(self, item: Item, head: Literal["linear", "attentive"], features: Frozen, **optim: Any) -> None:
         config, (_, channels, height, width) = item.config, item.input("images").shape
         # Of the first release, a layer norm that nothing reads.
         self.unused = {name: tensor for name, tensor in item.weights().items() if name.startswith(UNUSED_NORM)}
-        self.linear = isinstance(head, LinearHeadConfig)
+        self.linear = head == "linear"
         self.second_release = f"{BLOCK}norm_q.weight" in item.weights()
-        method = ProbeConfig(head=head, num_classes=config["num_classes"], label_smoothing=config.get("smoothing", 0.0))
+        classes, smoothing = config["num_classes"], config.get("smoothing", 0.0)
+        method = ProbeConfig(head=head, num_classes=classes, heads=config["num_heads"], label_smoothing=smoothing)
         weights = {name: tensor for name, tensor in without_index(item).items() if name not in self.unused}
         model = networks.filled(item, method.build(features, (height, width), channels), self.official_name, weights)
         settings = run_config(item, method, momentum=config["momentum"], **optim)

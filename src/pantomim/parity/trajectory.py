@@ -16,8 +16,7 @@ from pantomim.core.mask import Mask
 from pantomim.engine.runtime import start_accelerator
 from pantomim.engine.setup import in_steps
 from pantomim.engine.training import Training
-from pantomim.methods.base import Draws, Method
-from pantomim.methods.classification import Classification
+from pantomim.methods.base import Classification, Draws, Method
 from pantomim.nn.blocks import DropPath
 from pantomim.parity.item import RELATIVE, Computed, Item, exact
 from pantomim.parity.networks import Names, norm_eps

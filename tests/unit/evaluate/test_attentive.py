@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from probing import scores_of
+from torch import nn
 
 from pantomim.evaluate import evaluate, evaluate_to_file
 from pantomim.evaluate.attentive import Attentive, all_tokens
 from pantomim.formats import load_encoder
 from pantomim.formats.native import save_encoder
 from pantomim.formats.timm import load_timm
-from pantomim.methods.probe import Probe
+from pantomim.methods.probe import Frozen, Probe
 from pantomim.nn.vit import EncoderConfig
 from pantomim.optim import scaled_lr
 
@@ -128,8 +129,9 @@ def test_as_a_protocol(data, run, tmp_path, batch_wise):
 
 def test_batch_statistics_reach_the_heads():
     for batch_wise in (False, True):
-        head = QUICK("run", "data", batch_statistics=batch_wise).head(2).build(16, 3)
-        assert head.test_batch_statistics is batch_wise
+        config = QUICK("run", "data", batch_statistics=batch_wise).head(2)
+        probe = config.build(Frozen(nn.Identity(), lambda _, images: images.flatten(2).mT), (2, 2), 4)
+        assert probe.model.test_batch_statistics is batch_wise
 
 
 def test_pixels_are_read_patch_by_patch(data, run, monkeypatch):
@@ -139,7 +141,7 @@ def test_pixels_are_read_patch_by_patch(data, run, monkeypatch):
     )
     evaluate(QUICK(run, data))
     assert found["pixels"].features(torch.rand(2, 3, 8, 8)).shape == (2, 4, 48)
-    assert found["pixels"].head.heads == 2
+    assert found["pixels"].probe.heads == 2
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ import pytest
 import torch
 from probing import scores_of
 
-from pantomim.engine.stops import Interrupted, NonFiniteError
-from pantomim.evaluate import evaluate, evaluate_to_file, headline
+from pantomim.engine.stops import Interrupted, MemoryFullError, NonFiniteError
+from pantomim.evaluate import base, evaluate, evaluate_to_file, headline
 from pantomim.evaluate.attentive import Attentive
 from pantomim.evaluate.linear_mae import LinearMAE
 from pantomim.formats.native import load_predictor, save_encoder
-from pantomim.methods.probe import AttentiveHeadConfig, LinearHeadConfig, Probe
+from pantomim.formats.timm import load_timm
+from pantomim.methods.probe import Probe, ProbeConfig
 from pantomim.nn.vit import EncoderConfig
 
 NUM_IMAGES = 90
@@ -74,8 +75,19 @@ def test_held_out_images_are_not_trained_on_and_their_score_is_told(kind, run, d
     assert len(seen["train"]) == (57 if hold_out else 72)
     assert len(seen["judge"]) == (33 if hold_out else 18)
     assert ("held-out images" in headline(evaluation, result)) is hold_out
+    assert result["data"]["num_val"] == ("a fifth of train" if hold_out else 0)
     if hold_out:
         assert 0 <= scores["validation"]["top1"] <= 1
+
+
+@either
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_networks_of_other_libraries_are_probed(kind, name, data, monkeypatch):
+    monkeypatch.setattr(base, "load_encoder", lambda source: load_timm(name, pretrained=False))
+    size = (32, 32) if name == "test_resnet" else None
+    options = {"epochs": 2, "image_size": size, "heads": 2} if kind is ATTENTIVE else {"epochs": 2, "image_size": size}
+    result = evaluate(kind("timm:x", data, contenders=("trained", "untrained"), **options))
+    assert result["trained"].keys() == result["untrained"].keys() == {"top1", "top1_per_class", "validation"}
 
 
 @either
@@ -151,13 +163,21 @@ def test_another_encoder_of_the_same_name_is_trained_anew(run, data, tmp_path):
     assert len(list(work.iterdir())) == 2
 
 
-@pytest.mark.parametrize("head", [LinearHeadConfig(), AttentiveHeadConfig(heads=1)], ids=lambda head: head.kind)
+@pytest.mark.parametrize("head", ["linear", "attentive"])
 def test_a_loss_that_is_not_finite_names_what_to_lower(data, tmp_path, head):
-    kind = LINEAR if head.kind == "linear" else ATTENTIVE
-    shape = (1, 12) if head.kind == "linear" else (1, 4, 3)
+    kind, shape = {"linear": (LINEAR, (1, 12)), "attentive": (ATTENTIVE, (1, 4, 3))}[head]
     readers = {"x": lambda images: torch.full(shape, torch.nan).expand(len(images), *shape[1:])}
-    with pytest.raises(NonFiniteError, match=r"\.base_lr must keep the loss finite"):
-        scores_of(readers, kind("run", data), head, tmp_path)
+    with pytest.raises(NonFiniteError, match=r"\.base_lr must keep the loss finite; got .* Give a lower rate"):
+        scores_of(readers, kind("run", data), ProbeConfig(head=head, heads=1), tmp_path)
+
+
+def test_a_step_that_does_not_fit_names_what_to_lower(run, data, monkeypatch):
+    def full(*given):
+        raise MemoryError
+
+    monkeypatch.setattr(Probe, "forward", full)
+    with pytest.raises(MemoryFullError, match=r"LinearMAE\.chunk must let a step fit in memory; got 256 for"):
+        evaluate(LINEAR(run, data))
 
 
 def test_nobody_elses_draws_change(run, data):
