@@ -25,6 +25,7 @@ from pantomim.core.ranges import (
     ShareBelowOne,
 )
 from pantomim.data.augment import Augment
+from pantomim.data.mask_crops import MaskCrop
 from pantomim.data.transforms import Crop, View
 from pantomim.methods import MethodConfig
 from pantomim.methods.mae import MAEConfig
@@ -56,6 +57,23 @@ class Duration:
 
 
 @frozen
+class MaskConfig:
+    """The masks that a run learns from.
+
+    Args:
+        name: Of their folder or array; None: the only one.
+        ignore: The value in masks of pixels that have no class.
+        reduce_zero: 0 is no class either, and the others count from 1; None: so it is in ADE20K alone.
+        crop: How an image and its mask are cut, in the place of `DataConfig.crop`; its base is the size of a test, too.
+    """
+
+    name: str | None = None
+    ignore: int = 255
+    reduce_zero: bool | None = None
+    crop: MaskCrop = field(default_factory=MaskCrop)
+
+
+@frozen
 class DataConfig:
     """Which images, and how training images are made of them.
 
@@ -70,6 +88,7 @@ class DataConfig:
         fraction: Use only this share of every class, rounded up: a draw by `draw`.
         labels_per_class: Use only so many images of every class, as far as there are: a draw by `draw`.
         draw: Which draw, with `fraction` or `labels_per_class`.
+        masks: Where the class of every pixel is, for a method that learns it.
         repeats: How often an image comes in a row, each time cut and changed anew; an epoch then shows that much fewer
             images (repeated augmentation, arXiv:1901.09335).
     """
@@ -85,6 +104,7 @@ class DataConfig:
     labels_per_class: AtLeastOne | None = None
     draw: AtLeastZero = 0
     repeats: AtLeastOne = 1
+    masks: MaskConfig | None = None
 
     def __post_init__(self) -> None:
         asked = {"images": self.images, "fraction": self.fraction, "labels_per_class": self.labels_per_class}
@@ -125,7 +145,7 @@ class OptimConfig:
         weight_decay: For matrices and tokens.
         weight_decay_end: Weight decay at the end, reached along half a cosine; None: it is constant.
         schedule: Peak in the step after the warm-up ("mae"), or in its last step ("beit", and CAE's); "drop": the
-            peak, then min_lr (SimMIM's).
+            peak, then min_lr (SimMIM's); "poly" and "mmcv": linearly to min_lr, as in mmsegmentation 1.x and 0.x.
         drop_at: Of schedule drop: the share of the run after which the rate is min_lr.
         lead: Rate and weight decay are those of so many steps later: -1 in SimMIM's loop, 1 in I-JEPA's.
         stretch: Length of schedules over that of the run; above 1 the run ends before they do (I-JEPA's ipe_scale).
@@ -149,7 +169,7 @@ class OptimConfig:
     warmup: Duration = field(default_factory=lambda: Duration(epochs=40))
     weight_decay: NotNegative = 0.05
     weight_decay_end: NotNegative | None = None
-    schedule: Literal["mae", "beit", "drop"] = "mae"
+    schedule: Literal["mae", "beit", "drop", "poly", "mmcv"] = "mae"
     drop_at: Share = 7 / 8
     lead: Literal[-1, 0, 1] = 0
     stretch: Annotated[float, Range(least=1)] = 1.0
@@ -339,7 +359,7 @@ def of_today(values: Any, where: str) -> Any:
     if kind == "cmt_mae" and isinstance(method, dict):
         _move_target(method)
     if kind == "supervised" and isinstance(method, dict) and "head_init" not in method:
-        method |= {"head_init": "deit", "pool": {"mean": "normed_mean"}.get(method.get("pool"), method.get("pool"))}
+        method |= {"head_init": "deit", "pool": "normed_mean" if method.get("pool") == "mean" else method.get("pool")}
     return values
 
 

@@ -1,5 +1,6 @@
 """How weights are updated: groups with their decay and rate, LARS, and schedules as functions of the step."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,22 @@ def drop_schedule(
         return cosine_schedule(step, base=base, minimum=minimum, warmup=warmup, total=total, start=start)
     # a step that the share falls on exactly is the first with the minimum, whatever the product is rounded to
     return base if step < at * total - 1e-9 * total else minimum
+
+
+def transfer_schedule(
+    epoch: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
+) -> float:
+    """By whole epochs, an epoch late: linear from `start` to `base`, then the rest of a half-cosine over all epochs.
+
+    The cosine does not begin anew after the warm-up; from epoch `total` + 1 on (cool-down) the rate is `minimum`.
+
+    Source: dBOT's `evaluation/eval_cls.py` with timm's scheduler, which is told the number of the epoch that is over:
+        epochs 0 and 1 share a rate.
+    """
+    over = max(math.floor(epoch) - 1, 0)
+    if over < warmup:
+        return start + (base - start) * over / warmup
+    return half_cosine(base, minimum, min(over / total, 1.0))
 
 
 def poly_schedule(
@@ -146,9 +163,7 @@ def layer_scale(depth: int, decay: float) -> Callable[[str], float]:
     return scale
 
 
-def layer_decay_groups(
-    model: nn.Module, weight_decay: float, decay: float, *, decay_tokens: bool = False
-) -> list[Group]:
+def layer_decay_groups(model: Any, weight_decay: float, decay: float, *, decay_tokens: bool = False) -> list[Group]:
     """The trainable parameters of a model with an `encoder` by layer, see `layer_scale`.
 
     Tokens and absolute positions are not decayed, unless asked for: the segmentation code of BEiT, CAE and dBOT does.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from run_folder import write_pictures, write_run
+from run_folder import write_finetuned, write_pictures, write_run
 
 from pantomim.report import make_report
 
@@ -112,6 +112,13 @@ def test_a_narrow_page_does_not_run_over(tmp_path, width, size):
     assert page["overflow"] == 0
     assert len(page["charts"]) == 3
     assert max(page["shown"]) <= width
+
+
+@pytest.mark.parametrize(("width", "num_classes"), [(360, 10), (360, 101), (None, 20), (None, 101)])
+def test_the_page_of_a_classifier_does_not_run_over(tmp_path, width, num_classes):
+    page = measure(tmp_path, make_report(write_finetuned(tmp_path / "run", num_classes, name="a" * 80)), width)
+    assert page["overflow"] == 0
+    assert page["loaded"] == []
 
 
 def test_dark_mode_turns_page_and_ink_around(tmp_path, report):

@@ -21,6 +21,7 @@ ITEMS = {
     *("ijepa_pretrain_a", "ijepa_masks_a", "trajectory_ijepa_a"),
     *("dbot_pretrain_a", "dbot_pretrain_b", "dbot_schedule", "dbot_full_sequence_a", "dbot_full_sequence_b"),
     *(f"trajectory_{name}_a" for name in TRAJECTORIES),
+    "downstream_finetune_extras_a",
     *(f"downstream_seg_backbone_{name}_a" for name in ("beit", "cae", "mae")),
     *("downstream_pyramid_a", "downstream_upernet_a", "downstream_sliding_window_a", "downstream_mean_iou_a"),
     *("downstream_optimizer_groups_a", "downstream_sizes_and_positions_a"),

@@ -71,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config",
         "recipes",
         "engine",
+        "evaluate",
         "analysis",
     },
 }

@@ -14,10 +14,12 @@ from pantomim.optim import (
     cosine_schedule,
     drop_schedule,
     layer_decay_groups,
+    layer_scale,
     mmcv_poly_schedule,
     parameter_groups,
     poly_schedule,
     scaled_lr,
+    transfer_schedule,
 )
 
 TINY = EncoderConfig(
@@ -117,19 +119,12 @@ def test_vit_base_layer_scales_match_the_paper_recipe():
 
 def test_layers_are_found_at_any_depth_and_tokens_decay_if_asked_for():
     owner = nn.ModuleDict({"task": nn.ModuleDict({"encoder": TINY.build(), "neck": nn.Linear(3, 3)})})
-    groups = layer_decay_groups(owner, 0.05, 0.5, decay_tokens=True)
+    groups = parameter_groups(owner, 0.05, lr_scale=layer_scale(2, 0.5))
     scale = {name: group["lr_scale"] for group in groups for name in group["param_names"]}
     assert scale["task.encoder.cls_token"] == 0.5**3
     assert scale["task.encoder.blocks.1.attn.qkv.weight"] == 0.5
     assert scale["task.encoder.norm.weight"] == scale["task.neck.weight"] == 1.0
     assert {"task.encoder.cls_token", "task.encoder.reg_token"} <= names(groups, 0.05)
-
-
-@pytest.mark.parametrize("encoders", [(), ("one", "two")])
-def test_layers_need_one_encoder(encoders):
-    owner = nn.ModuleDict({name: nn.ModuleDict({"encoder": TINY.build()}) for name in encoders})
-    with pytest.raises(ValueError, match=f"must own one Encoder, as `encoder`; got {len(encoders)}"):
-        layer_decay_groups(owner, 0.05, 0.5)
 
 
 def test_layer_decay_refuses_a_percentage():
@@ -258,3 +253,14 @@ def test_lars_resumes_from_its_state():
     for _ in range(2):
         advance(second, resumed)
     assert torch.equal(straight, resumed)
+
+
+def test_the_transfer_schedule_goes_by_epochs_an_epoch_late():
+    def rate(epoch):
+        return transfer_schedule(epoch, base=1.0, minimum=0.2, warmup=4, total=20, start=0.1)
+
+    assert rate(0) == rate(0.9) == rate(1) == rate(1.5) == 0.1
+    assert [rate(epoch) for epoch in (2, 3, 4)] == pytest.approx([0.325, 0.55, 0.775])
+    assert rate(5) == pytest.approx(0.6 + 0.4 * math.cos(math.pi * 4 / 20)), "no new cosine after the warm-up"
+    assert all(a >= b for a, b in pairwise(map(rate, range(5, 30))))
+    assert rate(21) == rate(40) == 0.2 < rate(20)

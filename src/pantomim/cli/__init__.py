@@ -13,10 +13,12 @@ from pantomim.cli.import_ import import_
 from pantomim.cli.inspect_ import inspect_
 from pantomim.cli.masks import masks
 from pantomim.cli.noise import noise
+from pantomim.cli.predict import predict
 from pantomim.cli.pretrain import pretrain
 from pantomim.cli.recipes import recipes
 from pantomim.cli.renamed import check_renamed
 from pantomim.cli.report import report
+from pantomim.cli.segment import segment
 from pantomim.cli.stats import stats
 from pantomim.cli.study import study
 from pantomim.cli.tokenizer import tokenizer
@@ -25,20 +27,8 @@ from pantomim.core.names import did_you_mean
 
 # The only list, in the order of `pantomim --help`. A command imports what it works with when it is called, so that help
 # waits for no model library.
-_ALL: tuple[Command, ...] = (
-    pretrain,
-    finetune,
-    evaluate,
-    features,
-    report,
-    recipes,
-    explain,
-    tokenizer,
-    stats,
-    noise,
-    masks,
-)
-_ALL += (inspect_, study, import_, verify)
+_ALL: tuple[Command, ...] = (pretrain, finetune, segment, evaluate, predict, features, report, recipes, explain)
+_ALL += (tokenizer, stats, noise, masks, inspect_, study, import_, verify)
 COMMANDS: dict[str, Command] = {command.__name__.rstrip("_"): command for command in _ALL}
 
 

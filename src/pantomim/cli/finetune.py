@@ -1,5 +1,5 @@
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -22,10 +22,8 @@ class TaskOptions(Choices):
         preset: Whose recipe; by default that of the method which the encoder was pre-trained with, else MAE's.
         scratch: Train the same network without the encoder's weights.
         size: Of the network, where no encoder is named: from micro to huge.
-        fraction: Use only this share of the training images of every class, rounded up.
-        labels_per_class: Use only so many training images of every class.
         images: Use only so many training images, as even over the classes as these allow.
-        draw: Which draw of these images.
+        draw: Which draw of the images, and of those that are held out.
     """
 
     data: Positional[str | None] = None
@@ -33,12 +31,11 @@ class TaskOptions(Choices):
     preset: str | None = None
     scratch: bool = False
     size: str | None = None
-    fraction: float | None = None
-    labels_per_class: int | None = None
     images: int | None = None
     draw: int = 0
 
     trains: ClassVar[Literal["classifier", "segmenter"]] = "classifier"
+    recipes: ClassVar[str] = "finetune"
 
     @property
     def name(self) -> str | None:
@@ -47,13 +44,13 @@ class TaskOptions(Choices):
             return None
         from pantomim.recipes.finetune import preset_of
 
-        return f"finetune_{self.preset or preset_of(self.encoder)}"
+        return f"{self.recipes}_{self.preset or preset_of(self.encoder)}"
 
     @property
-    def subset(self) -> dict[str, int | float]:
+    def subset(self) -> dict[str, Any]:
         """Settings of the data, where not all of them are used."""
         names = ("fraction", "labels_per_class", "images", "draw")
-        return {name: value for name in names if (value := getattr(self, name)) not in (None, 0)}
+        return {name: value for name in names if (value := getattr(self, name, None)) not in (None, 0)}
 
     def prepare(self) -> "Prepared":
         """Of a recipe for the task."""
@@ -76,12 +73,28 @@ class TaskOptions(Choices):
             trains=self.trains,
             subset=self.subset,
             scratch=self.scratch,
+            balanced=getattr(self, "balanced", False),
         )
+
+
+@dataclass(frozen=True)
+class FinetuneOptions(TaskOptions):
+    """What decides the training of a classifier from an encoder; each setting of its config is a further option.
+
+    Args:
+        fraction: Use only this share of the training images of every class, rounded up.
+        labels_per_class: Use only so many training images of every class.
+        balanced: Weigh the loss so that rare classes count as much as frequent ones.
+    """
+
+    fraction: float | None = None
+    labels_per_class: int | None = None
+    balanced: bool = False
 
 
 def finetune(line: CommandLine) -> None:
     """Train a classifier from an encoder: pantomim finetune DATA --encoder X --out RUN [--any.setting value]."""
-    chosen, prepared, _ = read_run(line, TaskOptions)
+    chosen, prepared, _ = read_run(line, FinetuneOptions)
     out = chosen.folder
     from pantomim.engine.pretrain import pretrain as run
 

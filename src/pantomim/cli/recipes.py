@@ -1,15 +1,21 @@
 from pantomim.cli.command_line import typed
 from pantomim.cli.console import grid, say
 
+FOR = {
+    "tokenizer": "Tokenizers, for pantomim tokenizer train",
+    "classifier": "Classifiers, for pantomim finetune: the preset is the middle of the name",
+    "segmenter": "Segmenters, for pantomim segment: the preset is the middle of the name",
+}
+
 
 @typed()
 def recipes() -> None:
     """List the recipes with their cost and expected score."""
-    from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, RECIPES, TOKENIZER_RECIPES
+    from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, RECIPES_OF
 
-    for listed in (RECIPES, TOKENIZER_RECIPES):
-        if listed is TOKENIZER_RECIPES:
-            say("Tokenizers, for pantomim tokenizer train\n")
+    for trained, listed in RECIPES_OF.items():
+        if trained in FOR:
+            say(f"{FOR[trained]}\n")
         rows = [(recipe.name, recipe.summary, recipe.cost, recipe.expected) for recipe in listed]
         grid(("recipe", "what", "cost", "expected score"), rows, gap=1)
     say(

@@ -47,7 +47,7 @@ class Broken:
 
 
 class TooManyBrokenError(ValueError):
-    """More than 1 % of the images of a split are broken."""
+    """More images of a split are broken than may be: 1 % of them, or all where some are expected to be."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,19 @@ class Dataset:
     """One split (train, val, test or all) of a source, opened for reading; `open_source` makes it.
 
     `positions` are those of the source's images that belong to the split. `labels` are class ids, int64, or None.
+    Not all images may be broken, and no larger share than `max_broken`.
     """
 
-    def __init__(self, spec: str, split: str, contents: Contents, positions: np.ndarray) -> None:
+    def __init__(
+        self,
+        spec: str,
+        split: str,
+        contents: Contents,
+        positions: np.ndarray,
+        *,
+        max_broken: float = MAX_BROKEN_SHARE,
+    ) -> None:
+        self._max_broken = max_broken
         self.spec = spec
         self.split = split
         self.name = contents.name
@@ -205,10 +215,10 @@ class Dataset:
         raise self._too_many_broken()
 
     def mark_broken(self, reasons: dict[int, str]) -> None:
-        """Count images as broken, by index; raises `TooManyBrokenError` if they are more than 1 % now."""
+        """Count images as broken, by index; raises `TooManyBrokenError` if they are too many now."""
         for index, reason in reasons.items():
             self._broken.setdefault(index, Broken(self.name_of(index), reason))
-        if len(self._broken) > MAX_BROKEN_SHARE * len(self):
+        if len(self._broken) > self._max_broken * len(self) or 0 < len(self._broken) == len(self):
             raise self._too_many_broken()
 
     def broken_reasons(self) -> dict[int, str]:
@@ -296,9 +306,12 @@ class Dataset:
         broken = self.broken
         listed = "".join(f"\n  {item.name}: {item.reason}" for item in broken[:50])
         listed += f"\n  and {len(broken) - 50} more" if len(broken) > 50 else ""
+        rule = (
+            "be fewer than all" if self._max_broken == 1 else f"stay within {100 * self._max_broken:g} % of the images"
+        )
         return TooManyBrokenError(
-            f"Dataset.broken must stay within 1 % of the images; got {len(broken)} of {len(self)} in {self.spec} "
-            f"({self.split}). Repair or remove these files:{listed}"
+            f"Dataset.broken must {rule}; got {len(broken)} of {len(self)} in {self.spec} ({self.split}). "
+            f"Repair or remove these files:{listed}"
         )
 
 

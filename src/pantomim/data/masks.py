@@ -16,7 +16,8 @@ from torch import Tensor
 from pantomim.core.batch import IGNORE
 from pantomim.data.dataset import Contents, Dataset, num_threads
 from pantomim.data.decoding import BrokenImageError
-from pantomim.data.sources import browse, read_arrays, read_contents
+from pantomim.data.layout import part_names
+from pantomim.data.sources import browse, open_split, read_arrays, read_contents
 from pantomim.data.stores import ArrayStore, Store
 from pantomim.data.transforms import centred_boxes, nearest_pixels
 
@@ -148,6 +149,56 @@ class Survey:
 
     ids: tuple[int, ...]
     size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class MaskedSource:
+    """Images with masks, divided."""
+
+    parts: dict[str, Dataset]  # "train", "test" and perhaps "val"; images whose masks cannot be used count as broken
+    masks: Masks
+    ids: tuple[int, ...]  # the classes that occur in any part, rising
+    known: tuple[int, ...]  # those of them that occur in train
+    size: tuple[int, int]  # median height and width of the training images
+
+    def name_of(self, class_id: int) -> str:
+        """Of a class."""
+        return self.masks.names.get(class_id, f"class {class_id}")
+
+
+def open_masked(
+    spec: str,
+    masks: str | None = None,
+    ignore: int = 255,
+    images: int | None = None,
+    test_images: int | None = None,
+    reduce_zero: bool | None = None,
+) -> MaskedSource:
+    """Open a source of images with masks and look at every mask once; arguments as of `read_masked`.
+
+    Train and test may be cut down to so many images by a fixed draw. Where the source has no list of its classes, those
+    that occur are it.
+    """
+    contents, found = read_masked(spec, masks, ignore=ignore, reduce_zero=reduce_zero)
+    parts = {part: open_split(contents, spec, split) for part, split in part_names(contents.splits).items()}
+    counts = {"train": images, "test": test_images}
+    parts = {part: dataset.drawn(count) if (count := counts.get(part)) else dataset for part, dataset in parts.items()}
+    surveys = {part: found.survey(dataset) for part, dataset in parts.items()}
+    known = surveys["train"].ids
+    if len(known) < 2:
+        raise ValueError(
+            f"Masks of train must have at least two classes; got {len(known)} in {found.name} of {spec}. Scores need "
+            f"classes to tell apart: name other masks by Segmentation.masks."
+        )
+    for part, survey in surveys.items():
+        if not survey.ids:
+            raise ValueError(
+                f"Masks must have pixels with a class in each part; got none in {part} ({found.name} of {spec}), where "
+                f"{ignore} counts as none. Check Segmentation.ignore and Segmentation.masks."
+            )
+    ids = sorted({class_id for survey in surveys.values() for class_id in survey.ids})
+    listed = replace(found, names=found.names or {class_id: f"class {class_id}" for class_id in ids})
+    return MaskedSource(parts, listed, tuple(ids), known, surveys["train"].size)
 
 
 def zero_reduced(mask: Int[np.ndarray, "H W"], ignore: int) -> Int[np.ndarray, "H W"]:

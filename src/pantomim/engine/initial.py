@@ -66,6 +66,7 @@ def start_from(spec: str, method: Method) -> str:
     weights, remarks = adapt_encoder_weights(source.state_dict(), source.config, encoder.config)
     table = describe_positions(source)
     if task:
+        assert isinstance(method, Task)
         weights, more = method.take_encoder(weights, table)
         remarks += more
     elif table not in ("none", TABLES["sincos"]):

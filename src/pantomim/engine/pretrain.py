@@ -28,12 +28,27 @@ from pantomim.engine.runtime import (
     read_means,
     start_accelerator,
 )
-from pantomim.engine.setup import check_fit, describe_start, hold_out, in_steps, training_images
+from pantomim.engine.setup import (
+    check_fit,
+    describe_masks,
+    describe_start,
+    hold_out,
+    in_steps,
+    training_images,
+    training_masks,
+)
 from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory, save_failure
 from pantomim.engine.training import Training
 from pantomim.engine.validation import Judge
 from pantomim.formats.files import frozen_hashes
-from pantomim.formats.native import save_classifier, save_decoder, save_encoder, save_predictor, save_tokenizer
+from pantomim.formats.native import (
+    save_classifier,
+    save_decoder,
+    save_encoder,
+    save_predictor,
+    save_segmenter,
+    save_tokenizer,
+)
 from pantomim.methods.base import Method, Task
 
 NUM_LOOKED_AT = 256  # training images that `Method.check_data` sees
@@ -62,19 +77,20 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             return finished
 
         # ---------------------------------------------------------------------------------------------- Data, length
-        dataset, held_out = hold_out(training_images(config.data) if dataset is None else dataset, config)
+        dataset, masks = training_images(config.data) if dataset is None else dataset, training_masks(config.data)
+        dataset, held_out = hold_out(dataset, config)
         total, warmup = in_steps(config, max(1, len(dataset) // config.batch_size))
 
         # --------------------------------------------------------------------------------------------------- Method
         torch.manual_seed(random_seed(seed, 0, Purpose.WEIGHTS))
         if method is None:
             method = config.method.build(total if config.optim.stretch == 1 else config.optim.stretch * total)
-        check_fit(config, dataset, method.requirements, world)
+        check_fit(config, dataset, method.requirements, world, masks)
         stream = Stream(
             dataset,
             batch_size=config.batch_size,
             image_size=method.requirements.image_size,
-            crop=config.data.crop,
+            crop=config.data.crop if config.data.masks is None else config.data.masks.crop,
             seed=seed,
             device=device,
             rank=rank,
@@ -82,14 +98,15 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             micro=accumulation,
             workers=config.data.workers,
             memory_gib=config.data.memory_gib,
-            augment=config.data.augment,
+            augment=config.data.augment if masks is None else None,
+            masks=masks,
             second=config.data.second,
             repeats=config.data.repeats,
         )
         judge = None
         if held_out is not None:
             assert isinstance(method, Task), "a config with a validation has a task"
-            judge = Judge(method, held_out, stream.steps_per_epoch, total, config, accelerator)
+            judge = Judge(method, held_out, masks, stream.steps_per_epoch, total, config, accelerator)
 
         # -------------------------------------------------------------------------------------- Optimiser, schedule
         method.to(device)
@@ -117,7 +134,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=config.batch_size)
         with recorder, signals.deferred():
             where = f"{device.type} in {str(dtype).removeprefix('torch.')}"
-            recorder.say(describe_start(config, dataset, where, world, start, total))
+            recorder.say(describe_start(config, dataset, len(held_out or ()), where, world, start, total))
             if origin is not None:
                 recorder.say(origin)
             if data_warning is not None:
@@ -189,6 +206,9 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                 if "classifier" in parts:
                     about = parts["about"] | {"classes": dataset.classes}
                     save_classifier(out, parts["classifier"], scale=dataset.scale, recipe=config.recipe, **about)
+                if "segmenter" in parts:
+                    about = parts["about"] | describe_masks(config.data, masks)
+                    save_segmenter(out, parts["segmenter"], scale=dataset.scale, recipe=config.recipe, **about)
                 if "predictor" in parts:
                     frozen = frozen_hashes(method)
                     save_predictor(out, parts["predictor"], method=config.method.kind, frozen=frozen)

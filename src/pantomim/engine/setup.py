@@ -1,22 +1,39 @@
 """What is looked at before the first step, so that a run that cannot work never begins."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from pantomim.config import DataConfig, OptimConfig, Pretrain
 from pantomim.data.dataset import Dataset
 from pantomim.data.layout import divide, part_names
-from pantomim.data.sources import open_source, splits
+from pantomim.data.masks import Masks, open_masked, read_masked
+from pantomim.data.sources import open_source, open_split, read_contents
 from pantomim.methods.base import Requirements
 from pantomim.nn.vit import Encoder
 from pantomim.optim import LARS, layer_scale, parameter_groups
+
+
+def training_masks(config: DataConfig) -> Masks | None:
+    """The masks of the source with the list of their classes, where the run learns from masks.
+
+    Classes that no list names are those of the ids that occur in any of its masks.
+    """
+    if config.masks is None:
+        return None
+    return open_masked(config.source, config.masks.name, config.masks.ignore, config.masks.reduce_zero).masks
 
 
 def training_images(config: DataConfig) -> Dataset:
     """The split train, or a fixed part of it that is balanced over the classes."""
     if not config.source:
         raise ValueError("DataConfig.source must name the images; got none. Give a folder, say.")
-    dataset = open_source(config.source, "train")
+    if config.masks is None:
+        dataset = open_source(config.source, "train")
+    else:
+        contents, _ = read_masked(config.source, config.masks.name, ignore=config.masks.ignore)
+        dataset = open_split(contents, config.source, "train")
     return dataset.part(config.images, config.fraction, config.labels_per_class, config.draw)
 
 
@@ -28,8 +45,11 @@ def hold_out(dataset: Dataset, config: Pretrain) -> tuple[Dataset, Dataset | Non
     """
     if config.validation is None:
         return dataset, None
-    if not config.data.partial and "val" in part_names(splits(config.data.source)):
-        return dataset, open_source(config.data.source, "val")
+    contents = read_contents(config.data.source)
+    if config.data.masks is not None:
+        contents, _ = read_masked(config.data.source, config.data.masks.name, ignore=config.data.masks.ignore)
+    if not config.data.partial and "val" in part_names(contents.splits):
+        return dataset, open_split(contents, config.data.source, "val")
     rows = divide(len(dataset), dataset.labels, seed=config.data.draw, share=config.validation.share)
     if not len(rows["test"]):
         raise ValueError(
@@ -39,7 +59,9 @@ def hold_out(dataset: Dataset, config: Pretrain) -> tuple[Dataset, Dataset | Non
     return dataset.subset(rows["train"]), dataset.subset(rows["test"])
 
 
-def check_fit(config: Pretrain, dataset: Dataset, needs: Requirements, num_processes: int) -> None:
+def check_fit(
+    config: Pretrain, dataset: Dataset, needs: Requirements, num_processes: int, masks: Masks | None = None
+) -> None:
     """Refuse images that the method cannot use, and a batch that cannot be shared out; names every problem."""
     problems = []
     facts, source, accumulation = dataset.facts, config.data.source, config.runtime.accumulation
@@ -65,7 +87,9 @@ def check_fit(config: Pretrain, dataset: Dataset, needs: Requirements, num_proce
             f"DataConfig.second must be left out, as {config.method.kind} looks at one view of an image; got "
             f"{config.data.second}. Remove it."
         )
-    if needs.num_classes is not None:
+    if needs.masks:
+        problems += _mask_problems(config, masks, needs.num_classes)
+    elif needs.num_classes is not None:
         problems += _label_problems(config, dataset, needs.num_classes)
     problems += config.data.augment.problems(dataset.channels, facts.dtype)
     if config.data.second is not None:
@@ -112,9 +136,42 @@ def _label_problems(config: Pretrain, dataset: Dataset, num_classes: int) -> lis
     return []
 
 
+def _mask_problems(config: Pretrain, masks: Masks | None, num_classes: int | None) -> list[str]:
+    """Why a method that learns the classes of pixels cannot learn from these masks."""
+    if masks is None:
+        return [
+            f"DataConfig.masks must say where the class of every pixel is, as {config.method.kind} learns it; got "
+            f"none. pantomim segment sets it."
+        ]
+    if len(masks.names) != num_classes:
+        return [
+            f"method.num_classes must be the classes of the masks; got {num_classes}, and {config.data.source} has "
+            f"{len(masks.names)}. Set it to {len(masks.names)}."
+        ]
+    return []
+
+
+def describe_masks(config: DataConfig, masks: Masks | None) -> dict[str, Any]:
+    """What is recorded of the masks that a model learned from."""
+    assert masks is not None
+    assert config.masks is not None
+    ids = masks.class_ids()
+    return {
+        "classes": [masks.names[class_id] for class_id in ids],
+        "class_ids": [class_id + masks.reduce_zero for class_id in ids],
+        "no_class": 0 if masks.reduce_zero else masks.ignore,
+        "test_size": list(config.masks.crop.base),
+    }
+
+
 def optimiser(config: OptimConfig, method: nn.Module, lr: float) -> torch.optim.Optimizer:
     """The optimiser of a method's parameters, in groups by weight decay and rate; frozen blocks are in none."""
-    encoder = getattr(method, "encoder", None)
+    encoder: Any = getattr(method, "encoder", None)
+    if config.layer_decay != 1 and not isinstance(encoder, Encoder):
+        raise ValueError(
+            f"OptimConfig.layer_decay must be 1 for a method without an encoder, which has no such layers; got "
+            f"{config.layer_decay}. Leave it out."
+        )
     if config.freeze_blocks:
         freeze_blocks(encoder, config.freeze_blocks)
     spared = () if config.decay_relative else ("relative_position_bias_table",)
@@ -149,7 +206,8 @@ def freeze_blocks(encoder: nn.Module | None, count: int) -> None:
         owner, _, rest = name.partition(".")
         if owner not in ("blocks", "norm", "rel_pos_bias") or (owner == "blocks" and int(rest.split(".")[0]) < count):
             parameter.requires_grad_(False)
-    for block in encoder.blocks[:count]:
+    blocks: Any = encoder.blocks
+    for block in blocks[:count]:
         block.drop_path.rate = 0.0
 
 
@@ -168,8 +226,12 @@ def in_steps(config: Pretrain, steps_per_epoch: int) -> tuple[int, int]:
     return total, warmup
 
 
-def describe_start(config: Pretrain, dataset: Dataset, where: str, num_processes: int, start: int, total: int) -> str:
+def describe_start(
+    config: Pretrain, dataset: Dataset, held_out: int, where: str, num_processes: int, start: int, total: int
+) -> str:
     """What is about to happen, in one line."""
     where += f", {num_processes} processes" if num_processes > 1 else ""
     doing = f"Resuming {config.recipe} from step {start}" if start else f"Training {config.recipe}"
-    return f"{doing}: {total} steps of {config.batch_size} images out of {len(dataset)} ({dataset.name}), on {where}."
+    images = f"{config.batch_size} images out of {len(dataset)} ({dataset.name})"
+    judged = f", judged by {held_out} held-out images" if held_out else ""
+    return f"{doing}: {total} steps of {images}{judged}, on {where}."

@@ -26,7 +26,14 @@ from pantomim.engine.runtime import (
 )
 from pantomim.engine.setup import optimiser
 from pantomim.methods.base import Method
-from pantomim.optim import beit_schedule, cosine_schedule, drop_schedule, scaled_lr
+from pantomim.optim import (
+    beit_schedule,
+    cosine_schedule,
+    drop_schedule,
+    mmcv_poly_schedule,
+    poly_schedule,
+    scaled_lr,
+)
 
 
 class Training:
@@ -46,6 +53,8 @@ class Training:
             "mae": cosine_schedule,
             "beit": beit_schedule,
             "drop": partial(drop_schedule, at=optim.drop_at),
+            "poly": poly_schedule,
+            "mmcv": mmcv_poly_schedule,
         }
         self._schedule = partial(
             schedules[optim.schedule],
@@ -60,6 +69,8 @@ class Training:
 
     def share_out(self) -> None:
         """Compile the forward pass, if the config says so, and share it out among the processes."""
+        if self.accelerator.num_processes > 1 and self.device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.method)  # statistics of the whole step
         if self.config.runtime.compile:
             compile_whole(self.method)
         self._model = self.accelerator.prepare_model(self.method.train())

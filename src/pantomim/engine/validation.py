@@ -1,6 +1,7 @@
 """Held-out images, by which the best step of a task is found; the test split has no part in it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from pantomim.config import Pretrain
 from pantomim.core.batch import Batch
 from pantomim.data.dataset import Dataset
-from pantomim.data.stream import evaluation_batches
+from pantomim.data.masks import Masks
+from pantomim.data.stream import evaluation_batches, whole_images
 from pantomim.engine.runtime import autocast, compute_dtype
 from pantomim.methods.base import Task
 
@@ -22,9 +24,17 @@ class Judge:
     """Scores a task on held-out images now and then, and has it keep the best weights."""
 
     def __init__(
-        self, task: Task, dataset: Dataset, epoch: int, total: int, config: Pretrain, accelerator: Accelerator
+        self,
+        task: Task,
+        dataset: Dataset,
+        masks: Masks | None,
+        epoch: int,
+        total: int,
+        config: Pretrain,
+        accelerator: Accelerator,
     ) -> None:
         assert config.validation is not None
+        self.masks, self.base = masks, (0, 0) if config.data.masks is None else config.data.masks.crop.base
         self.task, self.dataset, self.total, self.accelerator = task, dataset, total, accelerator
         self.every = config.validation.every or max(epoch, -(-total // NUM_TIMES))
         self.memory_gib, self.runtime = config.data.memory_gib, config.runtime
@@ -44,7 +54,11 @@ class Judge:
         accelerator, needs = self.accelerator, self.task.requirements
         mine = np.arange(accelerator.process_index, len(self.dataset), accelerator.num_processes)
         size, device = needs.image_size, accelerator.device
-        margin = {"margin": needs.test_margin, "memory_gib": self.memory_gib}
+        if self.masks is not None:
+            for image, mask, index in whole_images(self.dataset, self.masks, self.base, device, mine):
+                yield Batch(image, torch.tensor([index]), masks=mask[None].to(device))
+            return
+        margin: dict[str, Any] = {"margin": needs.test_margin, "memory_gib": self.memory_gib}
         for images, ids in evaluation_batches(self.dataset, size, CHUNK, device, mine, **margin):
             labels = None if self.dataset.labels is None else torch.from_numpy(self.dataset.labels[ids]).to(device)
             yield Batch(images, torch.from_numpy(ids), labels)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pantomim.data.dataset import Dataset
 from pantomim.data.layout import divide, part_names
-from pantomim.data.masks import Masks, read_masked
-from pantomim.data.sources import open_source, open_split, splits
+from pantomim.data.masks import MaskedSource, open_masked
+from pantomim.data.sources import open_source, splits
 from pantomim.evaluate.features import AnyEncoder, FeatureTable, pixel_size
 from pantomim.formats.wrapped import WrappedEncoder
 
@@ -62,18 +62,8 @@ def open_labelled(spec: str, images: int | None = None, test_images: int | None 
 
 
 @dataclass(frozen=True)
-class MaskedParts:
-    """Images with masks, divided."""
-
-    parts: dict[str, Dataset]  # "train", "test" and perhaps "val"; images whose masks cannot be used count as broken
-    masks: Masks
-    ids: tuple[int, ...]  # the classes that occur in any part, rising
-    known: tuple[int, ...]  # those of them that occur in train
-    size: tuple[int, int]  # median height and width of the training images
-
-    def name_of(self, class_id: int) -> str:
-        """Of a class."""
-        return self.masks.names.get(class_id, f"class {class_id}")
+class MaskedParts(MaskedSource):
+    """Images with masks, divided, as an encoder is scored on them."""
 
     def size_for(self, encoder: AnyEncoder) -> tuple[int, int]:
         """As large as the encoder can take the images, in whole patches, where the user leaves it open.
@@ -103,37 +93,9 @@ class MaskedParts:
         }
 
 
-def open_masked_parts(
-    spec: str,
-    masks: str | None,
-    ignore: int,
-    images: int | None = None,
-    test_images: int | None = None,
-    reduce_zero: bool | None = None,
-) -> MaskedParts:
-    """Open a source of images with masks (see `data.masks`) and look at every mask once.
-
-    Where the source has no list of its classes, those that occur are it.
-    """
-    contents, found = read_masked(spec, masks, ignore=ignore, reduce_zero=reduce_zero)
-    parts = {part: open_split(contents, spec, split) for part, split in part_names(contents.splits).items()}
-    parts = drawn(parts, images, test_images)
-    surveys = {part: found.survey(dataset) for part, dataset in parts.items()}
-    known = surveys["train"].ids
-    if len(known) < 2:
-        raise ValueError(
-            f"Evaluation.data must have at least two classes in the masks of train; got {len(known)} in {found.name} "
-            f"of {spec}. Scores need classes to tell apart: name other masks by Segmentation.masks."
-        )
-    for part, survey in surveys.items():
-        if not survey.ids:
-            raise ValueError(
-                f"Evaluation.data must have pixels with a class in each part; got none in {part} ({found.name} of "
-                f"{spec}), where {ignore} counts as none. Check Segmentation.ignore and Segmentation.masks."
-            )
-    ids = sorted({class_id for survey in surveys.values() for class_id in survey.ids})
-    listed = replace(found, names=found.names or {class_id: f"class {class_id}" for class_id in ids})
-    return MaskedParts(parts, listed, tuple(ids), known, surveys["train"].size)
+def open_masked_parts(*asked: Any, **also: Any) -> MaskedParts:
+    """As `open_masked`, whose arguments these are."""
+    return MaskedParts(**vars(open_masked(*asked, **also)))
 
 
 def drawn(parts: dict[str, Dataset], images: int | None, test_images: int | None) -> dict[str, Dataset]:

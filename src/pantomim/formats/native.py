@@ -28,6 +28,7 @@ from pantomim.nn.decoder import DecoderConfig, MAEDecoder
 from pantomim.nn.dvae import DVAENetworks, DVAESizes
 from pantomim.nn.heads import Classifier, Pool
 from pantomim.nn.position import TableName, name_table
+from pantomim.nn.segmenter import HeadConfig, Segmenter
 from pantomim.nn.vit import Encoder, EncoderConfig
 from pantomim.nn.vqkd import VQKDNetworks, VQKDSizes, vqkd_networks
 
@@ -117,6 +118,25 @@ def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, r
 def load_classifier(path: str | Path) -> Classifier:
     """The classifier of a folder, in evaluation mode."""
     return fill_pair(path, CLASSIFIER, lambda about: Classifier(_build_encoder(about), **about["classifier"]))
+
+
+def save_segmenter(
+    folder: str | Path, segmenter: Segmenter, *, head: HeadConfig, scale: Any, recipe: str, **about: Any
+) -> None:
+    """Write `segmenter.safetensors` and `segmenter.json` into a folder; arguments as for `save_classifier`."""
+    stated = {"segmenter": {"num_classes": segmenter.num_classes, "head": asdict(head)}}
+    stated |= {**_describe(segmenter.encoder, scale, recipe), **about}
+    write_pair(folder, SEGMENTER, _without_owner(segmenter), stated)
+
+
+def load_segmenter(path: str | Path) -> Segmenter:
+    """The segmenter of a folder, in evaluation mode."""
+
+    def build(about: Mapping[str, Any]) -> Segmenter:
+        head = TypeAdapter(HeadConfig).validate_python(about["segmenter"]["head"])
+        return Segmenter(_build_encoder(about), about["segmenter"]["num_classes"], head)
+
+    return fill_pair(path, SEGMENTER, build)
 
 
 def _without_owner(model: nn.Module) -> dict[str, Tensor]:

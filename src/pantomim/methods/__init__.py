@@ -12,6 +12,7 @@ from pantomim.methods.ijepa import IJEPAConfig
 from pantomim.methods.mae import MAEConfig
 from pantomim.methods.milan import MILANConfig
 from pantomim.methods.mocov3 import MoCoV3Config
+from pantomim.methods.segment import SegmentConfig
 from pantomim.methods.supervised import SupervisedConfig
 from pantomim.methods.vqkd import VQKDConfig
 
@@ -25,6 +26,7 @@ METHODS = (  # the only list
     DVAEConfig,
     IJEPAConfig,
     MoCoV3Config,
+    SegmentConfig,
     SupervisedConfig,
     VQKDConfig,
 )

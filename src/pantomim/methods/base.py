@@ -14,7 +14,8 @@ from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.masking.base import Masker
 from pantomim.nn.momentum import EMA, Best, EMACopy
-from pantomim.nn.vit import EncoderConfig
+from pantomim.nn.position import TABLES
+from pantomim.nn.vit import Encoder, EncoderConfig
 from pantomim.teachers.base import Guidance
 
 Scores = dict[str, float]
@@ -44,6 +45,7 @@ class Requirements:
     num_classes: int | None = None  # that labels must have; None: it needs no labels
     even: bool = False  # images are mixed in pairs, so that each process and micro-batch needs an even number
     test_margin: float = 1.0  # the shorter side of a held-out image over that of its centre, which is looked at
+    masks: bool = False  # a class for every pixel is learned; held-out images come whole
 
     @classmethod
     def of(cls, encoder: EncoderConfig, **others: Any) -> "Requirements":
@@ -122,6 +124,13 @@ class Task(Method):
         super().__init__()
         self.ema = self.best = None  # no attributes of the class, which would hide the modules
 
+    @property
+    def encoder(self) -> Encoder:
+        """What pre-trained weights are copied into."""
+        encoder = self.model.encoder
+        assert isinstance(encoder, Encoder)
+        return encoder
+
     @abstractmethod
     def tally(self, model: nn.Module, batch: Batch) -> Tensor:
         """What `model` makes of held-out images, as float64 counts that add up over batches and processes."""
@@ -131,8 +140,21 @@ class Task(Method):
         """Shares and means by name, `metric` among them, from counts."""
 
     def take_encoder(self, weights: dict[str, Tensor], table: str) -> tuple[dict[str, Tensor], list[str]]:
-        """An encoder's weights as ours takes them, and what was done with them; `table` names its position table."""
-        return weights, []
+        """An encoder's weights as ours takes them, and what was done with them; `table` names its position table.
+
+        A final norm is left out where ours has none. A fixed table that stays fixed is that of its formula, not
+        resampled: as CAE's authors do.
+        """
+        found, remarks = dict(weights), []
+        if isinstance(self.encoder.norm, nn.Identity):
+            found = {name: weight for name, weight in found.items() if not name.startswith("norm.")}
+            remarks.append("the final norm is left out")
+        own = self.encoder.pos_embed
+        if own is not None and not own.requires_grad and table == TABLES.get(self.encoder.config.position):
+            if not torch.equal(own, found["pos_embed"]):
+                remarks.append("the fixed position table is that of its formula for the new size")
+            found["pos_embed"] = own.detach()
+        return found, remarks
 
     def watch(self) -> None:
         """Keep the best weights from now on."""
@@ -178,7 +200,7 @@ class Task(Method):
         }
 
 
-class Classification(Task):
+class ClassTask(Task):
     """A task whose answer is one of `num_classes`."""
 
     metric: ClassVar[str] = "top1"

@@ -20,7 +20,7 @@ from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import AtLeastOne, AtLeastTwo, Positive, ShareBelowOne
-from pantomim.methods.base import Classification, Requirements
+from pantomim.methods.base import ClassTask, Requirements
 from pantomim.nn.heads import AttentiveHead, LinearHead
 
 
@@ -76,7 +76,7 @@ class Frozen(nn.Module):
         return at_least_float32(self.read(self.network, images))
 
 
-class Probe(Classification):
+class Probe(ClassTask):
     """A head on frozen features."""
 
     model: LinearHead | AttentiveHead

@@ -22,11 +22,10 @@ from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.host import host_seed
 from pantomim.core.ranges import AtLeastTwo, NotNegative, Positive, ShareBelowOne
-from pantomim.methods.base import Classification, Requirements
+from pantomim.methods.base import ClassTask, Requirements
 from pantomim.nn.heads import Classifier, HeadInit, Pool
 from pantomim.nn.mixing import Mixing, draw_mixing, mix_images, mix_targets, swap_neighbours
 from pantomim.nn.momentum import EMA, Momentum
-from pantomim.nn.position import TABLES
 from pantomim.nn.vit import EncoderConfig
 
 
@@ -93,7 +92,7 @@ class SupervisedDraws:
     targets: Float[Tensor, "B classes"]
 
 
-class Supervised(Classification):
+class Supervised(ClassTask):
     """A classifier, trained whole.
 
     Deviation: partners in mixing are neighbours in the global batch, and one coin and one share hold for all of it, so
@@ -139,32 +138,17 @@ class Supervised(Classification):
         accuracy = (logits.argmax(dim=1) == draws.targets.argmax(dim=1)).float().mean()
         return {"loss": loss, "accuracy": accuracy}
 
-    @property
-    def encoder(self) -> nn.Module:
-        """What pre-trained weights are copied into."""
-        return self.model.encoder
-
     def logits(self, model: nn.Module, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
         """By the classifier, or by a copy of it."""
         return model(images)  # type: ignore[no-any-return]
 
     def take_encoder(self, weights: dict[str, Tensor], table: str) -> tuple[dict[str, Tensor], list[str]]:
-        """An encoder's weights as ours takes them, and what was done with them; `table` names its position table."""
-        weights, remarks = dict(weights), []
-        config = self.config
-        if config.pool == "mean":
-            norm = {name: weights.pop(f"norm.{name}") for name in ("weight", "bias")}
-            if config.norm_init == "pretrained":
-                self.model.fc_norm.load_state_dict(norm)
-                remarks.append("the norm after pooling starts as the final norm")
-            else:
-                remarks.append("the final norm is left out, a new one follows the pooling")
-        own = self.model.encoder.pos_embed
-        if own is not None and not own.requires_grad and table == TABLES.get(config.encoder.position):
-            if not torch.equal(own, weights["pos_embed"]):
-                remarks.append("the fixed position table is that of its formula for the new size")
-            weights["pos_embed"] = own.detach()
-        return weights, remarks
+        """As of every task; the norm after pooling may start as the final norm, which has no other place then."""
+        found, remarks = super().take_encoder(weights, table)
+        if self.config.norm_init == "pretrained":
+            self.model.fc_norm.load_state_dict({name: weights[f"norm.{name}"] for name in ("weight", "bias")})
+            remarks.append("the norm after pooling starts as it")
+        return found, remarks
 
     def exports(self) -> dict[str, Any]:
         """The classifier, and the encoder in it."""

@@ -5,15 +5,18 @@
 Source: the segmentation code of BEiT, CAE and dBOT (mmsegmentation 0.11) and of ColorMAE (1.x), which agree.
 """
 
+import copy
 import math
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.frozen import KIND, frozen
 from pantomim.core.ranges import AtLeastOne, NotNegative, ShareBelowOne
+from pantomim.nn.blocks import NORM_EPS
 from pantomim.nn.pyramid import Pyramid, tapped_blocks
 from pantomim.nn.tokens import as_map, enlarge
 from pantomim.nn.upernet import FCNHead, UPerHead, score_layer
@@ -134,24 +137,37 @@ class Segmenter(nn.Module):
     def losses(
         self, images: Float[Tensor, "B C H W"], labels: Int[Tensor, "B H W"], ignore: int = 255
     ) -> dict[str, Float[Tensor, ""]]:
-        """`loss`, and where there is an auxiliary head the two that it is made of, without their weights."""
+        """`loss` and `accuracy`; with an auxiliary head also `loss_head`, and `loss_auxiliary` with its weight."""
         logits, auxiliary = self.with_auxiliary(images)
-        loss = pixel_loss(logits, labels, ignore)
+        loss, accuracy = pixel_loss(logits, labels, ignore)
         if auxiliary is None:
-            return {"loss": loss}
-        of_auxiliary = pixel_loss(auxiliary, labels, ignore)
-        total = loss + self.auxiliary_weight * of_auxiliary
-        return {"loss": total, "loss_head": loss, "loss_auxiliary": of_auxiliary}
+            return {"loss": loss, "accuracy": accuracy}
+        of_auxiliary, its_accuracy = pixel_loss(auxiliary, labels, ignore)
+        weighted = self.auxiliary_weight * of_auxiliary
+        apart = {"loss_head": loss, "loss_auxiliary": weighted, "accuracy_auxiliary": its_accuracy}
+        return {"loss": loss + weighted, "accuracy": accuracy, **apart}
+
+    def plain_encoder(self) -> Encoder:
+        """A copy of the encoder alone; where the head dropped the final norm, with one that has no weights yet."""
+        encoder = copy.deepcopy(self.encoder)
+        if isinstance(encoder.norm, nn.Identity):
+            encoder.norm = nn.LayerNorm(encoder.width, eps=NORM_EPS).to(encoder.mean)
+        return encoder
 
 
-def pixel_loss(logits: Float[Tensor, "B K h w"], labels: Int[Tensor, "B H W"], ignore: int = 255) -> Float[Tensor, ""]:
-    """Cross-entropy at the labels' size: the sum over pixels that count, divided by *all* pixels.
+def pixel_loss(
+    logits: Float[Tensor, "B K h w"], labels: Int[Tensor, "B H W"], ignore: int = 255
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Cross-entropy at the labels' size: the sum over pixels that count, divided by *all* pixels; and the accuracy.
 
     Source: mmsegmentation's `cross_entropy_loss.py` with `avg_non_ignore` off, as in every recipe; where much is
-        ignored, the loss is smaller than torch's mean.
+        ignored, the loss is smaller than torch's mean. The accuracy is that of pixels that count.
     """
-    scores = enlarge(logits, labels.shape[1:])
-    return F.cross_entropy(scores, labels, ignore_index=ignore, reduction="sum") / labels.numel()
+    scores, counted = enlarge(logits, labels.shape[1:]), labels != ignore
+    loss = F.cross_entropy(scores, labels, ignore_index=ignore, reduction="sum") / labels.numel()
+    hits = ((scores.argmax(dim=1) == labels) & counted).sum()
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    return loss, hits.to(dtype) / counted.sum().clamp(min=1)
 
 
 class LastMapHead(nn.Module):

@@ -7,6 +7,7 @@ from pantomim.parity import (
     cae,
     colormae,
     dbot,
+    finetune,
     finetuning,
     ijepa,
     mae,
@@ -16,12 +17,15 @@ from pantomim.parity import (
     probing,
     segmentation,
     segmentation_data,
+    segmenting,
     targets,
 )
 from pantomim.parity.verification import ItemResult, format_results, verify
 
 # Each has ITEMS, functions that bear the names of the items they rebuild: `mae_pretrain` serves mae_pretrain_a, _b ...
-PARITY: tuple[ModuleType, ...] = (mae, beit, cae, dbot, milan, colormae, mocov3, ijepa, masks, targets, finetuning)
-PARITY += (segmentation, segmentation_data, probing)
+PARITY: tuple[ModuleType, ...] = (
+    *(mae, beit, cae, dbot, milan, colormae, mocov3, ijepa, masks, targets),
+    *(finetune, finetuning, segmentation, segmentation_data, segmenting, probing),
+)
 
 __all__ = ["PARITY", "ItemResult", "format_results", "verify"]

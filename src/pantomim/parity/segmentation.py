@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pantomim.core.scores import class_accuracy, intersection_over_union, pixel_accuracy, tally
-from pantomim.core.sizes import fitted_size
+from pantomim.data.transforms import fitted_size
 from pantomim.nn.blocks import drop_path_rates
 from pantomim.nn.pyramid import Pyramid
 from pantomim.nn.resize import resample, resample_stretched
@@ -85,7 +85,7 @@ def downstream_upernet(item: Item) -> Computed:
         heads.train(mode == "train")
         logits = {"": heads["head"](maps), "aux_": heads["aux"](maps[AUXILIARY_LEVEL])}
         found.outputs |= {f"{mode}/{name}logits": tensor for name, tensor in logits.items()}
-    losses = {name: pixel_loss(tensor, labels, ignore) for name, tensor in logits.items()}
+    losses = {name: pixel_loss(tensor, labels, ignore)[0] for name, tensor in logits.items()}
     weighted = {"loss": losses[""], "aux_loss": config["aux_weight"] * losses["aux_"]}
     total = weighted["loss"] + weighted["aux_loss"]
     step = networks.backward(total, heads, _by_part)

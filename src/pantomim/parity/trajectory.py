@@ -16,7 +16,7 @@ from pantomim.core.mask import Mask
 from pantomim.engine.runtime import start_accelerator
 from pantomim.engine.setup import in_steps
 from pantomim.engine.training import Training
-from pantomim.methods.base import Classification, Draws, Method
+from pantomim.methods.base import ClassTask, Draws, Method
 from pantomim.nn.blocks import DropPath
 from pantomim.parity.item import RELATIVE, Computed, Item, exact
 from pantomim.parity.networks import Names, norm_eps
@@ -36,15 +36,16 @@ class Tape:
         """The micro-batches of one of the run's steps, as a stream gives them."""
         ids = self.item.input("image_ids")[self.first + step]
         views = [self.item.input(name) for name in ("images", "second_images") if self.item.has(name)]
-        labels = self.item.input("labels") if self.item.has("labels") else None
+        known = {"labels": self.item.input("labels").long()} if self.item.has("labels") else {}
+        known = {"labels" if ids.ndim == 1 else "masks": ids for ids in known.values()}  # of images, or of pixels
         return [
             Batch(
                 views[0][rows],
                 rows,
-                None if labels is None else labels[rows],
-                part * len(rows),
-                len(ids),
+                start=part * len(rows),
+                total=len(ids),
                 second=views[1][rows] if views[1:] else None,
+                **{name: of_all[rows] for name, of_all in known.items()},
             )
             for part, rows in enumerate(ids.chunk(micro))
         ]
@@ -117,7 +118,7 @@ class Run:
         self.tape = Tape(item, first)
         self._replace_drop_paths()
         self._logged: dict[str, list[Tensor]] = {}
-        self.total, warmup = in_steps(settings, item.config["steps_per_epoch"])
+        self.total, warmup = in_steps(settings, item.config.get("steps_per_epoch", 1))
         # The item's draws in the place of the method's; all else stays.
         setattr(method, "draw", lambda batch, step, generator: draws(self.tape.seek(step, batch)))  # noqa: B010
         self.training = Training(settings, method, self.total, warmup, start_accelerator(settings.runtime, Path()))
@@ -131,7 +132,7 @@ class Run:
             rates |= {"group_lr": [group["lr"] for group in groups]}
             rates |= {"group_weight_decay": [group["weight_decay"] for group in groups]}
             logged |= {name: torch.tensor(value, dtype=torch.float64) for name, value in rates.items()}
-            if (step + 1) % self.item.config["steps_per_epoch"] == 0:
+            if (step + 1) % self.item.config.get("steps_per_epoch", self.total) == 0:
                 self.at_epochs_end()
             for name, value in logged.items():
                 self._logged.setdefault(name, []).append(value)
@@ -207,7 +208,7 @@ class Run:
 class TestedRun(Run):
     """A run that learns classes, and is tested after every epoch."""
 
-    method: Classification
+    method: ClassTask
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -245,10 +246,11 @@ def _accuracy(logits: Tensor, labels: Tensor, top: int) -> float:
 def run_config(item: Item, method: Any, **optim: Any) -> Pretrain:
     """The run that an item states; `optim` says what its authors have by their nature."""
     config, rows = item.config, item.input("image_ids").shape[1]
+    warmup = config.get("warmup_epochs", config.get("warmup", 0))  # a word where `optim` has the steps
     settings = {
         "base_lr": config["lr"] * 256 / rows,
         "min_lr": config.get("min_lr", 0.0),
-        "warmup": Duration(epochs=config.get("warmup_epochs", config.get("warmup", 0))),
+        "warmup": Duration(epochs=0 if isinstance(warmup, str) else warmup),
         "weight_decay": config["weight_decay"],
         "betas": tuple(config.get("betas", (0.9, 0.999))),
         "eps": config.get("eps", 1e-8),

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from pantomim.parity.item import RELATIVE, Computed, Item, distance, exact, read_item
 
-NOTES = frozenset({"in_float32"})  # entries of `numbers` that tell how far the official code moves in float32
+# Entries of `numbers` that tell how the official code behaves in float32, and how sure its predictions are.
+NOTES = frozenset({"in_float32", "float32", "float64_noise", "smallest_margin_of_predictions"})
+NOTES |= {"final_l2_norms_float32", "metrics_float32"}
 NEGLIGIBLE = 1e-12  # of an entry's largest value: rounding noise where the true value is zero
 
 

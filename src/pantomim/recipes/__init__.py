@@ -18,6 +18,7 @@ from pantomim.recipes.milan import MILAN
 from pantomim.recipes.mocov3 import MOCO_V3
 from pantomim.recipes.prepare import Prepared, prepare
 from pantomim.recipes.recipe import Trained
+from pantomim.recipes.segment import SEGMENTING
 from pantomim.recipes.simmim import SIMMIM
 from pantomim.recipes.supervised import SUPERVISED
 from pantomim.recipes.vqkd import VQKD
@@ -51,6 +52,7 @@ FAMILIES = (  # the only list; one line a paper
     DVAE,
     VQKD,
     *FINETUNING,
+    *SEGMENTING,
 )
 RECIPES_OF = {
     trained: tuple(recipe for family in FAMILIES if family.trains == trained for recipe in family.recipes)

@@ -16,7 +16,7 @@ from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.recipes.recipe import BASE_WIDTH, Family, Scale
 from pantomim.recipes.supervised import AUGMENT
 
-PARTS = {  # what differs between the authors' classifiers beside the numbers of training
+PARTS: dict[str, dict[str, Any]] = {  # what differs between the authors' classifiers beside the numbers of training
     "mae": {"pool": "mean", "head_init": "mae", "learn_positions": True},  # models_vit.py, main_finetune.py
     "dbot": {"pool": "mean", "head_init": "dbot", "learn_positions": True},  # main_finetune.py
     "beit": {"pool": "mean", "head_init": "beit"},  # modeling_finetune.py; the final norm is dropped

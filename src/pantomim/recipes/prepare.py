@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import numpy as np
+
 from pantomim import recipes
-from pantomim.config import Duration, Pretrain, Reinit, Stages, read_plan, with_duration, with_kind
+from pantomim.config import Duration, MaskConfig, Pretrain, Reinit, Stages, read_plan, with_duration, with_kind
 from pantomim.core.names import did_you_mean
 from pantomim.data.dataset import Facts
+from pantomim.data.masks import open_masked
 from pantomim.data.sources import open_source
-from pantomim.data.stats import channel_stats
+from pantomim.data.stats import Stats, channel_stats
 from pantomim.formats import load_encoder
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.guides import teacher_of, with_teacher
@@ -56,6 +59,7 @@ def prepare(
     trains: Trained = "encoder",
     subset: Mapping[str, Any] | None = None,
     scratch: bool = False,
+    balanced: bool = False,
 ) -> Prepared:
     """The config of a recipe's full name, of a bare method, or of another run's config.yaml.
 
@@ -64,13 +68,13 @@ def prepare(
     `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the file of a run, instead of a name. To train
     a tokenizer, no name means `dvae`, or with a teacher `vqkd`; `num_images` is then known unless the schedules are
     those of a file. A task may be trained on a `subset` of the data (settings of `DataConfig`), and from `scratch`: the
-    sizes are then those of `init`, the weights not. The ValueError of a choice that does not exist or contradicts
-    another names it `prepare.ARGUMENT`.
+    sizes are then those of `init`, the weights not; in a `balanced` loss all classes weigh the same. The ValueError of
+    a choice that does not exist or contradicts another names it `prepare.ARGUMENT`.
     """
     resized = steps is not None or epochs is not None
     if trains == "tokenizer" and name is None and config is None:
         name = "dvae" if teacher is None else "vqkd"
-    prepared = _start(name, config, size, data, init, trains, subset or {})
+    prepared = _start(name, config, size, data, init, trains, subset or {}, balanced)
     run = prepared.config
     if subset and config is not None:
         run = replace(run, data=replace(run.data, **subset))
@@ -118,6 +122,7 @@ def _start(
     init: str | None,
     trains: Trained,
     subset: Mapping[str, Any],
+    balanced: bool,
 ) -> Prepared:
     """What a name or a file gives, before any other choice."""
     bare, named = recipes.BARE_OF[trains], {recipe.name: recipe for recipe in recipes.RECIPES_OF[trains]}
@@ -134,7 +139,7 @@ def _start(
     if config is not None:
         return _from_file(config, bare, named, trains)
     if name in bare:
-        return _from_data(bare[name], data, size, init, subset)
+        return _from_data(bare[name], data, size, init, subset, balanced)
     if name not in named:
         advice = did_you_mean(str(name), [*named, *bare], "`pantomim recipes` lists them all.")
         raise ValueError(f"There is no recipe {name}.{advice}")
@@ -177,7 +182,12 @@ def _from_file(path: Path, bare: Mapping[str, Family], named: Mapping[str, Recip
 
 
 def _from_data(
-    family: Family, data: str | None, size: str | None, init: str | None, subset: Mapping[str, Any]
+    family: Family,
+    data: str | None,
+    size: str | None,
+    init: str | None,
+    subset: Mapping[str, Any],
+    balanced: bool,
 ) -> Prepared:
     """A bare method with what the data, and the weights to start from, decide."""
     if data is None:
@@ -185,7 +195,12 @@ def _from_data(
             f"prepare.data must be given for the bare method {family.bare}, which asks the images for their size and "
             f"channels; got None."
         )
-    dataset, start = open_source(data, "train").part(**subset), None
+    subset, masks, start = dict(subset), subset.get("masks"), None
+    if masks is None:
+        dataset = open_source(data, "train").part(**subset)
+        facts, stats = dataset.facts, channel_stats(dataset)
+    else:
+        facts, stats, subset["masks"] = _of_masks(data, **subset)
     if init is not None and size is None:
         encoder = load_encoder(init)
         if not isinstance(encoder, Encoder):
@@ -193,8 +208,12 @@ def _from_data(
                 f"prepare.init must be a plain vision transformer; got {init}, which the method cannot train."
             )
         start = encoder.config
-    size, facts = size or family.default_size, dataset.facts
-    config: Any = family.fit(size, facts, channel_stats(dataset), start)
+    size = size or family.default_size
+    config: Any = family.fit(size, facts, stats, start)
+    if balanced and dataset.labels is not None:
+        config = replace(config, method=replace(config.method, class_weights=_weights(dataset.labels)))
+    if masks is not None:
+        subset["masks"] = replace(subset["masks"], crop=config.data.masks.crop)
     config = replace(config, data=replace(config.data, **subset))
     return Prepared(
         config,
@@ -208,6 +227,20 @@ def _from_data(
         else _decided(config, facts, f"as in {init}" if start else f"size {size}"),
         num_images=facts.num_images,
     )
+
+
+def _weights(labels: np.ndarray) -> tuple[float, ...]:
+    """Of each class in the loss, so that all weigh the same, and an image 1 on average."""
+    counts = np.bincount(labels)
+    return tuple(float(len(labels) / (np.count_nonzero(counts) * max(count, 1))) for count in counts)
+
+
+def _of_masks(data: str, masks: MaskConfig, **subset: Any) -> tuple[Facts, Stats, MaskConfig]:
+    """Of images with masks: facts with the classes of the masks, statistics, and the masks as they are."""
+    opened = open_masked(data, masks.name, masks.ignore, reduce_zero=masks.reduce_zero)
+    dataset = opened.parts["train"].part(**subset)
+    facts = replace(dataset.facts, num_classes=len(opened.masks.names))
+    return facts, channel_stats(dataset), replace(masks, name=opened.masks.name, reduce_zero=opened.masks.reduce_zero)
 
 
 def _decided(config: Any, facts: Facts, sizes: str) -> tuple[tuple[str, str], ...]:

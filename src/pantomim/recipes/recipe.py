@@ -194,6 +194,7 @@ class Family:
     sizes: tuple[str, ...] = tuple(ENCODER_SIZES)  # of the bare method
     default_size: str = "tiny"
     trains: Trained = "encoder"
+    data: str = "ImageNet-1K"  # of the published recipes
 
     @property
     def recipes(self) -> Iterator[Recipe]:
@@ -202,7 +203,7 @@ class Family:
             run: Any = self._of_size(size)
             vit = f"ViT-{size[0].upper()}/{run.method.encoder.patch_size}"
             tail = " each" if self.stages else ": a starting point" if self.origins else ""
-            yield self._recipe(run, run, f"{vit}, ImageNet-1K, {run.duration}{tail}", row)
+            yield self._recipe(run, run, f"{vit}, {self.data}, {run.duration}{tail}", row)
         yield from self.others
         for size, row in self.small.items():
             paper = self.paper(ENCODER_SIZES[size]["width"])
@@ -227,7 +228,8 @@ class Family:
         return replace(self.rescale(self.paper(width), Scale(size, facts, stats, start)), recipe=self.bare or self.name)
 
     def _of_size(self, size: str) -> Pretrain:
-        return replace(self.published(size), recipe=f"{self.name}_vit_{size}_in1k")
+        ending = "in1k" if self.data == "ImageNet-1K" else self.data.lower()
+        return replace(self.published(size), recipe=f"{self.name}_vit_{size}_{ending}")
 
     def _recipe(self, config: Pretrain, paper: Pretrain, what: str, row: Row) -> Recipe:
         cost, expected, *notes = row

@@ -46,6 +46,7 @@ class RunFolder:
     environment: dict[str, Any]  # environment.json
     finished: dict[str, Any]  # finished.json, there once training is complete
     encoder: dict[str, Any]  # encoder.json
+    classifier: dict[str, Any]  # classifier.json, of a fine-tuned run
     num_parameters: int | None  # learned numbers in encoder.safetensors, without its position table
     metrics: Metrics  # metrics.jsonl
     evaluations: dict[str, dict[str, Any]]  # eval/*.json by file name, without the ending
@@ -84,6 +85,7 @@ def read_run(run: str | Path) -> RunFolder:
         environment=attempt("environment.json", _read_mapping, {}),
         finished=attempt("finished.json", _read_mapping, {}),
         encoder=attempt("encoder.json", _read_mapping, {}),
+        classifier=attempt("classifier.json", _read_mapping, {}),
         num_parameters=attempt("encoder.safetensors", _count_parameters),
         metrics=attempt("metrics.jsonl", _read_metrics, Metrics(np.empty(0, dtype=np.int64), {})),
         evaluations={stem: result for stem, result in found.items() if result},

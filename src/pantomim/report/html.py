@@ -99,6 +99,11 @@ def plus_minus(mean: float, std: float | None, digits: str, scale: float = 1.0) 
     return f"{scale * mean:{digits}}" + ("" if std is None else f" ± {scale * std:{digits.lstrip('+')}}")
 
 
+def percent(share: float, digits: int = 1) -> str:
+    """A share for reading."""
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
 def surroundings(environment: Mapping[str, Any]) -> dict[str, str]:
     """Versions and hardware of an environment.json, as far as it has them."""
     packages = environment.get("packages", {})
@@ -114,4 +119,4 @@ def surroundings(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 TEMPLATES.globals |= {"version": metadata.version("pantomim")}
-TEMPLATES.filters |= {"duration": duration, "quote": shlex.quote, "python": repr, "png": png}
+TEMPLATES.filters |= {"duration": duration, "quote": shlex.quote, "percent": percent, "python": repr, "png": png}

@@ -13,6 +13,7 @@ from pantomim.config import leaves
 from pantomim.core.files import replace_file
 from pantomim.masking import Masker, MaskerConfig
 from pantomim.report.charts import Chart, Curve, curve_chart
+from pantomim.report.classification import NUM_LOWEST, read_classified, read_robustness
 from pantomim.report.folder import RunFolder, look_up, read_run
 from pantomim.report.html import duration, fill_template, length, surroundings, text_of, triplets
 from pantomim.report.inspection import block_charts
@@ -20,6 +21,7 @@ from pantomim.report.scores import CONTENDERS, Result, points, read_results, sco
 
 CURVES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loss": ("Loss", "loss", {"smooth": True, "cut_start": True}),
+    "val_top1": ("Top-1 on held-out training images", "share", {}),
     "lr": ("Learning rate", "learning rate", {"from_zero": True}),
     "images_per_s": ("Speed", "images/s", {"from_zero": True, "smooth": True}),
     "entropy_teacher": ("Entropy of the teacher's map", "share of the largest", {"smooth": True}),
@@ -49,18 +51,25 @@ def make_report(run: str | Path, headline: str | None = None) -> Path:
         )
     results.sort(key=lambda result: result.stem != headline)
     path = folder.path / "report.html"
-    replace_file(path, render(folder, results).encode())
+    replace_file(path, render(folder, results).encode(errors="replace"))  # names of files may be no UTF-8
     return path
 
 
 def render(run: RunFolder, results: list[Result]) -> str:
     """The page as HTML."""
+    notes, classified = list(warnings(run, results)), read_classified(run.evaluations) if run.classifier else []
+    if run.classifier:
+        results = [result for result in results if not result.stem.startswith(("finetune", "robustness"))]
     scores = [score for result in results for row in result.rows for score in row.found.values()]
     return fill_template(
         "page.html",
+        ("page.css", "classification.css") if run.classifier else ("page.css",),
         title=title(run),
-        lead=summary(results) if results else "",
-        notes=list(warnings(run, results)),
+        lead=summary(results) if results and not run.classifier else "",
+        notes=notes,
+        classified=classified,
+        lowest=NUM_LOWEST,
+        robustness=list(read_robustness(run.evaluations)) if run.classifier else [],
         run=run,
         folder=str(run.path),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -99,7 +108,7 @@ def source_name(folder: RunFolder) -> str:
 def facts(folder: RunFolder) -> Iterator[tuple[str, str, str]]:
     """The run at a glance: name, value, remark."""
     config, environment = folder.config, folder.environment
-    encoder = look_up(config, "method.encoder", {})
+    encoder = look_up(config, "method.encoder") or folder.classifier.get("encoder", {})
     if {"image_size", "patch_size", "width", "depth"} <= set(encoder):
         (height, width), patch, channels = encoder["image_size"], encoder["patch_size"], encoder.get("in_chans", 3)
         size = f"{folder.num_parameters / 1e6:.2f} M parameters" if folder.num_parameters else ""
@@ -134,10 +143,11 @@ def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
     yield from (f"{problem}. What it would show is left out here." for problem in folder.problems)
     told = folder.finished.get("warnings", folder.finished.get("alarms", []))
     yield from (f"While training: {warning}" for warning in told)
-    if sha256 := folder.encoder.get("sha256"):
-        for result in results:
-            if result.details.get("encoder_sha256", sha256) != sha256:
+    for name, about in (("encoder", folder.encoder), ("classifier", folder.classifier)):
+        for result in results if "sha256" in about else []:
+            if result.details.get(f"{name}_sha256", about["sha256"]) != about["sha256"]:
                 yield f"eval/{result.stem}.json was measured with other weights than this run has now. Evaluate again."
+    if sha256 := folder.encoder.get("sha256"):
         for found in folder.inside:
             if sha256 not in [encoder.get("sha256") for encoder in found.about["encoders"]]:
                 yield f"analysis/{found.kind}.npz was measured with other weights than this run has now. Inspect again."
@@ -148,7 +158,8 @@ def charts(folder: RunFolder) -> Iterator[Chart]:
     metrics = folder.metrics
     for name, (heading, y_label, options) in CURVES.items():
         if metrics.has(name):
-            curve = Curve(heading, y_label, metrics.steps, metrics.columns[name], **options)
+            there = np.isfinite(metrics.columns[name]) if name.startswith("val_") else slice(None)  # now and then
+            curve = Curve(heading, y_label, metrics.steps[there], metrics.columns[name][there], **options)
             yield curve_chart(heading, curve, large=name == "loss")
 
 

@@ -203,7 +203,7 @@ def _hand_over(before: Pretrain, run: Pretrain, out: Path, number: int) -> None:
     save_checkpoint(checkpoints, new, new_optimizer, step=0, seed=run.runtime.seed, progress=Clock().progress(), keep=1)
 
 
-def _built(run: Pretrain) -> tuple[Method, torch.optim.AdamW]:
+def _built(run: Pretrain) -> tuple[Method, torch.optim.Optimizer]:
     """A method as `pretrain` starts with it, and its optimiser."""
     torch.manual_seed(random_seed(run.runtime.seed, 0, Purpose.WEIGHTS))
     method = run.method.build()

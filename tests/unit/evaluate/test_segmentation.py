@@ -249,7 +249,7 @@ def test_raw_pixels_of_patches():
 
 
 def test_one_class_is_refused(tmp_path, masks):
-    with pytest.raises(ValueError, match="at least two classes in the masks of train; got 1"):
+    with pytest.raises(ValueError, match="Masks of train must have at least two classes; got 1"):
         pictures(write(tmp_path / "a.npz", np.zeros_like(masks)))
 
 

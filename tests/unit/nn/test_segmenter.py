@@ -86,20 +86,21 @@ def test_the_auxiliary_head_adds_its_share_of_the_loss_and_nothing_else():
     images, labels = scenes(2)
     model = segmenter(UPERNET).eval()
     found = model.losses(images, labels)
-    torch.testing.assert_close(found["loss"], found["loss_head"] + 0.4 * found["loss_auxiliary"])
+    torch.testing.assert_close(found["loss"], found["loss_head"] + found["loss_auxiliary"])
+    assert 0 <= found["accuracy"] <= 1
     logits, auxiliary = model.with_auxiliary(images)
     assert torch.equal(logits, model(images))
     assert auxiliary.shape == (2, 3, 2, 2), "stride 16"
     alone = segmenter(replace(UPERNET, auxiliary_weight=0.0)).eval()
     assert alone.with_auxiliary(images)[1] is None
-    assert alone.losses(images, labels).keys() == {"loss"}
+    assert alone.losses(images, labels).keys() == {"loss", "accuracy"}
 
 
 def test_the_loss_is_divided_by_all_pixels():
     logits, (_, labels) = torch.randn(8, 3, 8, 8), scenes()
     mean = F.cross_entropy(enlarge(logits, (32, 32)), labels, ignore_index=255)
-    torch.testing.assert_close(pixel_loss(logits, labels), mean * 31 / 32)
-    assert pixel_loss(logits, torch.full_like(labels, 7), ignore=7) == 0, "torch's mean would be NaN"
+    torch.testing.assert_close(pixel_loss(logits, labels)[0], mean * 31 / 32)
+    assert pixel_loss(logits, torch.full_like(labels, 7), ignore=7) == (0, 0), "torch's mean would be NaN"
 
 
 def test_vit_base_has_as_many_parameters_as_beit_v2_states():

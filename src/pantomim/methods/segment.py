@@ -1,0 +1,101 @@
+"""Semantic segmentation: an encoder, a head and an auxiliary head learn the class of every pixel.
+
+    loss = sum over pixels with a class of -log softmax(logits)[class] / number of all pixels   (head)
+         + 0.4 * the same of the auxiliary head
+
+Logits are enlarged to the pixels' size first. An image is tested whole, by windows of the encoder's size that overlap.
+
+Source: UPerNet on plain ViTs as BEiT, CAE, dBOT (mmsegmentation 0.11) and ColorMAE (1.x) train it; UPerNet: Xiao et al.
+    2018, arXiv:1807.10221.
+"""
+
+from dataclasses import field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pantomim.core.batch import IGNORE, Batch
+from pantomim.core.frozen import frozen
+from pantomim.core.ranges import AtLeastTwo, PositiveShare
+from pantomim.core.scores import class_accuracy, intersection_over_union, pixel_accuracy, tally
+from pantomim.methods.base import Requirements, Task
+from pantomim.nn.segmenter import HeadConfig, Segmenter, UPerNetConfig
+from pantomim.nn.tokens import enlarge
+from pantomim.nn.vit import EncoderConfig
+from pantomim.nn.windows import sliding_logits
+
+
+@frozen
+class SegmentConfig:
+    """The parts of a segmenter.
+
+    Args:
+        encoder: Sizes of the encoder; its image size is that of training crops and of the windows of a test.
+        num_classes: Classes of the masks.
+        head: What stands on the encoder: "linear", "upernet" or "dpt".
+        learn_positions: Train a fixed position table, too (MAE, dBOT; not CAE).
+        stride: Of the windows of a test, as a share of their size.
+    """
+
+    kind: Literal["segment"] = "segment"
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    num_classes: AtLeastTwo = 150
+    head: HeadConfig = field(default_factory=UPerNetConfig)
+    learn_positions: bool = True
+    stride: PositiveShare = 2 / 3
+
+    def build(self, steps: int | None = None) -> "Segment":
+        """The method, initialised from torch's global generator."""
+        return Segment(self)
+
+
+class Segment(Task):
+    """A segmenter, trained whole; `OptimConfig.freeze_blocks` leaves the encoder as it is."""
+
+    metric: ClassVar[str] = "miou"
+    model: Segmenter
+
+    def __init__(self, config: SegmentConfig) -> None:
+        super().__init__()
+        self.config, encoder = config, config.encoder.build()
+        if encoder.pos_embed is not None:
+            encoder.pos_embed.requires_grad_(config.learn_positions or config.encoder.position == "learned")
+        self.model = Segmenter(encoder, config.num_classes, config.head)
+        self.requirements = Requirements.of(config.encoder, num_classes=config.num_classes, masks=True)
+
+    def draw(self, batch: Batch, step: int, generator: torch.Generator) -> None:
+        """Nothing: the batch is cut and changed already."""
+
+    def forward(self, batch: Batch, draws: None) -> dict[str, Tensor]:
+        """Both losses, their sum, and the accuracies of pixels."""
+        assert batch.masks is not None, "checked before the first step"
+        return self.model.losses(batch.images, batch.masks, IGNORE)
+
+    def tally(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Pixels by class, over all images: rightly predicted, predicted and labelled."""
+        assert batch.masks is not None
+        guesses = segmented(model, batch.images, batch.masks.shape[1:], self.config.stride)
+        return tally(guesses, batch.masks, self.config.num_classes, ignore=IGNORE).sum(dim=0).double()
+
+    def scores(self, tally: Tensor) -> dict[str, float]:
+        """Mean IoU, mean accuracy of classes, and accuracy of pixels."""
+        means = intersection_over_union(tally).nanmean(), class_accuracy(tally).nanmean(), pixel_accuracy(tally)
+        return dict(zip(("miou", "mean_accuracy", "pixel_accuracy"), map(float, means), strict=True))
+
+    def exports(self) -> dict[str, Any]:
+        """The segmenter, and the encoder in it."""
+        chosen = self.chosen
+        assert isinstance(chosen, Segmenter)
+        about = {"head": self.config.head, "stride": self.config.stride, "chosen": self.how_chosen()}
+        return {"encoder": chosen.plain_encoder(), "segmenter": chosen, "about": about}
+
+
+def segmented(model: nn.Module, images: Tensor, size: tuple[int, ...], stride: float) -> Tensor:
+    """The class number of every pixel of whole images, at another size than theirs: that of their masks."""
+    assert isinstance(model, Segmenter)
+    crop = model.encoder.image_size
+    strides = (max(1, int(crop[0] * stride)), max(1, int(crop[1] * stride)))
+    fill = model.encoder.mean.flatten()
+    logits = sliding_logits(model, images, model.num_classes, crop, strides, fill)
+    return enlarge(logits, size).argmax(dim=1)

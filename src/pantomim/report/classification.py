@@ -1,0 +1,125 @@
+"""What the page of a fine-tuned run shows of its classifier: accuracy, each class, what is confused, hard images."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pantomim.report.html import percent
+
+MATRIX_CLASSES = 20  # with more, a matrix cannot be read, and the most frequent confusions are listed
+NUM_ROWS = 12  # of tables
+NUM_LOWEST = 24  # classes that are shown at once
+DEEPEST = 60  # percent of colour in a cell of the matrix, so that its number stays readable
+INCREASE = "relative_error_increase"
+Table = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Classified:
+    """One file eval/finetune-*.json."""
+
+    stem: str
+    values: Mapping[str, Any]
+
+    @property
+    def data(self) -> str:
+        """Of what; another part than test is named."""
+        split = self.values["data"]["test_split"]
+        return self.values["dataset"] + ("" if split == "test" else f" ({split})")
+
+    @property
+    def scores(self) -> Mapping[str, Any]:
+        """Of the classifier."""
+        return self.values["trained"]
+
+    @property
+    def bars(self) -> list[tuple[str, float]]:
+        """The scores that stand on their own."""
+        names = {"top1": "Top-1", "top5": "Top-5", "top1_per_class": "Mean over classes"}
+        return [(words, self.scores[name]) for name, words in names.items() if name in self.scores]
+
+    @property
+    def interval(self) -> str:
+        """Of top-1."""
+        low, high = self.scores["top1_interval"]
+        return f"{100 * low:.1f} to {percent(high)}"
+
+    @property
+    def classes(self) -> list[tuple[str, float, int]]:
+        """Name, accuracy and number of images, the lowest first."""
+        counts = {name: sum(row.values()) for name, row in self.scores["confusion"].items()}
+        found = [(name, share, counts[name]) for name, share in self.scores["by_class"].items()]
+        return sorted(found, key=lambda entry: entry[1])
+
+    @property
+    def names(self) -> list[str]:
+        """Classes that occur or are predicted; all of them in the order of the true ones."""
+        confusion = self.scores["confusion"]
+        return list(dict.fromkeys([*confusion, *(name for row in confusion.values() for name in row)]))
+
+    @property
+    def matrix(self) -> list[tuple[str, list[tuple[int, float]]]] | None:
+        """For each true class the number of predictions of each class, and how deep its colour is, in percent."""
+        if len(self.names) > MATRIX_CLASSES:
+            return None
+        return [
+            (true, [(row.get(name, 0), DEEPEST * row.get(name, 0) / sum(row.values())) for name in self.names])
+            for true, row in self.scores["confusion"].items()
+        ]
+
+    @property
+    def pairs(self) -> Table:
+        """The most frequent confusions: true class, prediction, images, share of the true class."""
+        confusion = self.scores["confusion"].items()
+        wrong = [
+            (count, count / sum(row.values()), true, name)
+            for true, row in confusion
+            for name, count in row.items()
+            if name != true
+        ]
+        wrong.sort(key=lambda entry: entry[:2], reverse=True)
+        return [[true, name, str(count), percent(share, 0)] for count, share, true, name in wrong[:NUM_ROWS]]
+
+    @property
+    def hardest(self) -> Table:
+        """The images of the highest loss."""
+        return [
+            [hard["name"], hard["true"], hard["predicted"], percent(hard["probability"], 0)]
+            for hard in self.scores["hardest"][:NUM_ROWS]
+        ]
+
+    @property
+    def against(self) -> str:
+        """How it differs from another run, in a sentence; empty where none was named."""
+        if (other := self.values.get("against")) is None:
+            return ""
+        apart, low, high = map(points, (other["difference"], *other["interval"]))
+        verdict = "It can be chance." if other["interval"][0] <= 0 <= other["interval"][1] else "It is beyond chance."
+        return (
+            f"Against {other['classifier']} on the same images: {apart} points of top-1 (paired 95 % interval {low} to "
+            f"{high}). {other['only_this']} images are right here alone, {other['only_other']} there alone. {verdict}"
+        )
+
+
+def read_classified(evaluations: Mapping[str, Mapping[str, Any]]) -> list[Classified]:
+    """The results of a classifier in a run folder."""
+    return [Classified(stem, values) for stem, values in evaluations.items() if "hits" in values.get("trained", ())]
+
+
+def read_robustness(evaluations: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Table, str]]:
+    """Of each file eval/robustness-*.json the data; errors by corruption and how much they grow; ImageNet's sets."""
+    for values in evaluations.values():
+        if values.get("protocol") != "robustness":
+            continue
+        scores = values["trained"]
+        rows = [
+            [kind, *map(percent, row["errors"]), "–" if (more := row[INCREASE]) is None else f"{points(more)} %"]
+            for kind, row in scores["own_corruptions"].items()
+        ]
+        shifted = ", ".join(f"{name} {percent(share)}" for name, share in scores["shifted"].items())
+        yield values["dataset"], rows, shifted
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")

@@ -1,0 +1,64 @@
+"""The item of fine-tuning's small pieces notices: one thing is wrong at a time, and it must fail."""
+
+import numpy as np
+import pytest
+import torch
+from golden_items import edited, failing, mutations, outcome
+
+from pantomim.parity import finetune
+
+ITEM = "downstream_finetune_extras_a"
+order, schedule, relative, top1 = (
+    finetune.repeated_order,
+    finetune.transfer_schedule,
+    finetune.corruption_errors,
+    finetune.subset_top1,
+)
+
+
+def over_all_classes(logits, subset, labels):
+    return top1(logits, torch.arange(logits.shape[1]), subset[labels])
+
+
+@mutations(
+    average_of_before=(ITEM, finetune, "follow", lambda copied, module, momentum: None),
+    momentum_for_the_new=(ITEM, finetune, "follow", lambda a, b, m, follow=finetune.follow: follow(a, b, 1 - m)),
+    whole_epoch=(ITEM, finetune, "repeated_order", lambda p, ranks, rank: np.repeat(p, 3)[rank::ranks]),
+    one_after_the_other=(ITEM, finetune, "repeated_order", lambda p, **where: order(np.tile(p, 3), repeats=1, **where)),
+    twice=(ITEM, finetune, "repeated_order", lambda p, **where: order(p, repeats=2, **where)),
+    next_epoch=(ITEM, finetune, "transfer_schedule", lambda epoch, **given: schedule(epoch + 1, **given)),
+    a_new_cosine=(
+        ITEM,
+        finetune,
+        "transfer_schedule",
+        lambda epoch, warmup, total, **given: schedule(epoch, warmup=warmup, total=total - warmup, **given),
+    ),
+    worst_severity=(ITEM, finetune, "corruption_errors", lambda e: relative({k: [max(v)] for k, v in e.items()})),
+    other_networks_errors=(ITEM, finetune, "ALEXNET_ERRORS", dict.fromkeys(finetune.ALEXNET_ERRORS, 0.8)),
+    all_classes=(ITEM, finetune, "subset_top1", over_all_classes),
+)
+def test_one_thing_wrong(monkeypatch, item, owner, name, wrong):
+    monkeypatch.setattr(owner, name, wrong)
+    failing(item)
+
+
+def test_as_it_is():
+    assert outcome(ITEM).status == "PASS"
+
+
+@pytest.mark.parametrize("severities", [1, 3])
+def test_other_numbers_of_severities_and_epochs(tmp_path, severities):
+    def edit(spec, tensors):
+        errors = tensors["in/errors"][:, :severities].contiguous()
+        weights = tensors["in/weights"][:3].contiguous()
+        alexnet = np.array(spec["numbers"]["alexnet_errors"])
+        stated = 100 * errors.double().mean(1).numpy() / alexnet
+        tensors |= {"in/errors": errors, "in/weights": weights, "out/averaged": tensors["out/averaged"][:2].clone()}
+        tensors["out/corruption_error"][:] = tensors["out/corruption_error"].new_tensor(stated)
+        tensors["out/mce"][:] = stated.mean()
+        spec["outputs"]["tensors"]["averaged"]["shape"][0] = 2
+        spec["config"]["steps"] = 2
+        rows = spec["numbers"]["transfer_schedule (epoch, rate)"]
+        del rows[20:]
+
+    assert edited(tmp_path, ITEM, edit).status == "PASS"
