@@ -39,6 +39,7 @@ from pantomim.evaluate.parts import Labelled, MaskedParts, Parts, make_parts, op
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
 
+PROTOCOL_VERSION = 1
 SHOWN = {"trained": "trained", "untrained": "random-init encoder", "pixels": "raw pixels"}
 Contender = Literal["trained", "untrained", "pixels"]
 Scores = dict[str, Any]
@@ -86,7 +87,7 @@ class Evaluation(ABC):
     protocol: tyro.conf.Suppress[str] = ""  # each protocol has one value: a field, so that files name it
 
     metric: ClassVar[tuple[str, str]] = ("top1", "top-1")  # the score that stands for the result, and what it is called
-    version: ClassVar[int] = 1  # of the protocol: scores of two versions are not compared
+    version: ClassVar[int] = PROTOCOL_VERSION  # of the protocol: scores of two versions are not compared
     chosen_by_hand: ClassVar[bool] = False  # whether the user chooses settings, by the score on held-out images
 
     def __post_init__(self) -> None:
