@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"core", "nn", "formats"},
     "recipes": {"core", "nn", "masking", "teachers", "targets", "methods", "data", "config", "formats"},
     "engine": {"core", "nn", "methods", "config", "optim", "checkpoint", "data", "formats"},
-    "evaluate": {"core", "nn", "data", "optim", "checkpoint", "formats", "config", "engine"},
+    "evaluate": {"core", "nn", "methods", "data", "optim", "checkpoint", "formats", "config", "engine"},
     "analysis": {
         *(
             "core",

@@ -96,7 +96,7 @@ class RunFolder:
     def _open(self, config: Pretrain) -> None:
         take_folder("Pretrain", "run", self.path, "config.yaml", self._lock)
         written = self.path / "config.yaml"
-        theirs = from_yaml(Pretrain, written) if written.is_file() else None
+        theirs = from_yaml(type(config), written) if written.is_file() else None
         if theirs is not None and self._has_steps():
             if is_of_earlier_version(written):
                 raise ValueError(

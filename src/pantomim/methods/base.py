@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
@@ -17,6 +19,7 @@ from pantomim.nn.vit import Encoder, EncoderConfig
 from pantomim.teachers.base import Guidance
 
 Scores = dict[str, float]
+NUM_TOP = 5
 
 
 @dataclass(frozen=True)
@@ -164,14 +167,21 @@ class Task(Method):
         found: Scores = {}
         models = {"": self.model} | ({} if self.ema is None else {"_ema": self.ema.copy})
         for whose, model in models.items():
-            was_training = model.training
-            model.eval()
-            tally = sum((self.tally(model, batch) for batch in batches()), start=torch.zeros((), dtype=torch.float64))
-            model.train(was_training)
-            scores = self.scores(add(tally))
+            scores = self.judge(model, batches(), add)
             self.best.see(model, scores[self.metric], step, averaged=bool(whose))
             found |= {f"val_{name}{whose}": value for name, value in scores.items()}
         return found
+
+    @torch.no_grad()
+    def judge(
+        self, model: nn.Module, batches: Iterable[Batch], add: Callable[[Tensor], Tensor] = lambda tally: tally
+    ) -> Scores:
+        """Scores of a model, in evaluation mode, on held-out images; `add` sums over processes."""
+        was_training = model.training
+        model.eval()
+        tally = sum((self.tally(model, batch) for batch in batches), start=torch.zeros((), dtype=torch.float64))
+        model.train(was_training)
+        return self.scores(add(tally))
 
     @property
     def chosen(self) -> nn.Module:
@@ -188,6 +198,34 @@ class Task(Method):
         return {"step": int(self.best.step), "weights": whose, "metric": self.metric} | {
             "validation": float(self.best.score)
         }
+
+
+class ClassTask(Task):
+    """A task whose answer is one of `num_classes`."""
+
+    metric: ClassVar[str] = "top1"
+    num_classes: int
+
+    @abstractmethod
+    def logits(self, model: nn.Module, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
+        """By the model, or by a copy of it."""
+
+    def tally(self, model: nn.Module, batch: Batch) -> Tensor:
+        """By class: images, those whose best guess is right, those with the right class among five; then the loss."""
+        assert batch.labels is not None
+        logits = self.logits(model, batch.images).double()
+        right = logits.topk(min(NUM_TOP, logits.shape[1])).indices == batch.labels[:, None]
+        ones, loss = torch.ones_like(right[:, 0]), F.cross_entropy(logits, batch.labels, reduction="none")
+        columns = torch.stack([ones, right[:, 0], right.any(dim=1), loss]).double()
+        return columns.new_zeros(4, self.num_classes).index_add_(1, batch.labels, columns).cpu()
+
+    def scores(self, tally: Tensor) -> dict[str, float]:
+        """Top-1, top-5, top-1 averaged over classes, and cross-entropy without smoothing."""
+        number, top1, top5, loss = tally
+        total, seen = number.sum(), number > 0
+        shares = {"top1": top1.sum() / total, "top1_per_class": (top1[seen] / number[seen]).mean()}
+        shares |= {"loss": loss.sum() / total} | ({"top5": top5.sum() / total} if len(number) > NUM_TOP else {})
+        return {name: float(value) for name, value in shares.items()}
 
 
 def check_masker(owner: str, masker: Masker, encoder: EncoderConfig) -> None:
