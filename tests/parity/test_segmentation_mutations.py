@@ -17,7 +17,13 @@ from pantomim.parity.segmentation import layer_decay_groups, mmcv_poly_schedule,
 BACKBONES = [f"downstream_seg_backbone_{name}_a" for name in ("beit", "cae", "mae")]
 PYRAMID, UPERNET, WINDOWS = "downstream_pyramid_a", "downstream_upernet_a", "downstream_sliding_window_a"
 IOU, GROUPS, SIZES = "downstream_mean_iou_a", "downstream_optimizer_groups_a", "downstream_sizes_and_positions_a"
-as_map, starts, iou, layer_scale = pyramid.as_map, windows.window_starts, scores.intersection_over_union, optim.layer_scale
+as_map, starts, iou = pyramid.as_map, windows.window_starts, scores.intersection_over_union
+layer_scale = optim.layer_scale
+    pyramid.as_map,
+    windows.window_starts,
+    scores.intersection_over_union,
+    optim.layer_scale,
+)
 
 
 def corners(maps, size):
