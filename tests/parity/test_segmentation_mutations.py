@@ -19,11 +19,6 @@ PYRAMID, UPERNET, WINDOWS = "downstream_pyramid_a", "downstream_upernet_a", "dow
 IOU, GROUPS, SIZES = "downstream_mean_iou_a", "downstream_optimizer_groups_a", "downstream_sizes_and_positions_a"
 as_map, starts, iou = pyramid.as_map, windows.window_starts, scores.intersection_over_union
 layer_scale = optim.layer_scale
-    pyramid.as_map,
-    windows.window_starts,
-    scores.intersection_over_union,
-    optim.layer_scale,
-)
 
 
 def corners(maps, size):
