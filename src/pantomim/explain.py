@@ -24,8 +24,9 @@ from pantomim.core.mask import Mask
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods import MethodConfig
-from pantomim.methods.base import Method, Task
+from pantomim.methods.base import Method
 from pantomim.methods.guides import GuideConfig, teacher_of
+from pantomim.methods.task import Task
 from pantomim.optim import scaled_lr
 from pantomim.recipes.recipe import differences
 from pantomim.targets.features import FeatureTarget

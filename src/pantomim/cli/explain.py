@@ -8,6 +8,7 @@ from pantomim.cli.run_options import read_run
 
 if TYPE_CHECKING:
     from pantomim.recipes import Prepared
+    from pantomim.recipes.recipe import Trained
 
 
 class ExplainOptions(PretrainOptions):
@@ -19,7 +20,11 @@ class ExplainOptions(PretrainOptions):
         from pantomim.recipes import BARE_OF, RECIPES_OF, prepare
 
         names = {task: {*BARE_OF[task], *(recipe.name for recipe in RECIPES_OF[task])} for task in BARE_OF}
-        trains = next((task for task in ("classifier", "segmenter") if self.name in names[task]), "encoder")
+        trains: Trained = "encoder"
+        if self.name in names["classifier"]:
+            trains = "classifier"
+        elif self.name in names["segmenter"]:
+            trains = "segmenter"
         masks = {"masks": MaskConfig()} if trains == "segmenter" else {}
         return prepare(self.name, trains=trains, subset=masks, **self.choices)
 

@@ -49,7 +49,8 @@ from pantomim.formats.native import (
     save_segmenter,
     save_tokenizer,
 )
-from pantomim.methods.base import Method, Task
+from pantomim.methods.base import Method
+from pantomim.methods.task import Task
 
 NUM_LOOKED_AT = 256  # training images that `Method.check_data` sees
 

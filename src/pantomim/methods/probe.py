@@ -20,7 +20,8 @@ from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import AtLeastOne, AtLeastTwo, Positive, ShareBelowOne
-from pantomim.methods.base import ClassTask, Requirements
+from pantomim.methods.base import Requirements
+from pantomim.methods.task import ClassTask
 from pantomim.nn.heads import AttentiveHead, LinearHead
 
 

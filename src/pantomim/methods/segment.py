@@ -19,7 +19,8 @@ from pantomim.core.batch import IGNORE, Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastTwo, PositiveShare
 from pantomim.core.scores import class_accuracy, intersection_over_union, pixel_accuracy, tally
-from pantomim.methods.base import Requirements, Task
+from pantomim.methods.base import Requirements
+from pantomim.methods.task import Task
 from pantomim.nn.segmenter import HeadConfig, Segmenter, UPerNetConfig
 from pantomim.nn.tokens import enlarge
 from pantomim.nn.vit import EncoderConfig

@@ -22,7 +22,8 @@ from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.host import host_seed
 from pantomim.core.ranges import AtLeastTwo, NotNegative, Positive, ShareBelowOne
-from pantomim.methods.base import ClassTask, Requirements
+from pantomim.methods.base import Requirements
+from pantomim.methods.task import ClassTask
 from pantomim.nn.heads import Classifier, HeadInit, Pool
 from pantomim.nn.mixing import Mixing, draw_mixing, mix_images, mix_targets, swap_neighbours
 from pantomim.nn.momentum import EMA, Momentum

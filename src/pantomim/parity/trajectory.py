@@ -16,7 +16,8 @@ from pantomim.core.mask import Mask
 from pantomim.engine.runtime import start_accelerator
 from pantomim.engine.setup import in_steps
 from pantomim.engine.training import Training
-from pantomim.methods.base import ClassTask, Draws, Method
+from pantomim.methods.base import Draws, Method
+from pantomim.methods.task import ClassTask
 from pantomim.nn.blocks import DropPath
 from pantomim.parity.item import RELATIVE, Computed, Item, exact
 from pantomim.parity.networks import Names, norm_eps
