@@ -124,6 +124,8 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         elif config.init is not None:
             origin = start_from(config.init, method)
         on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start))
+        if config.data.partial:
+            on_main(accelerator, lambda: run.list_images(dataset.names))
         data_warning = None
         if start == 0 and accelerator.is_main_process:
             with explain_memory(config, world), autocast(device, dtype):
