@@ -26,6 +26,7 @@ from pantomim.masking.random import RandomMasker
 from pantomim.methods import MethodConfig
 from pantomim.methods.base import Method
 from pantomim.methods.guides import GuideConfig, teacher_of
+from pantomim.methods.task import Task
 from pantomim.optim import scaled_lr
 from pantomim.recipes.recipe import differences
 from pantomim.targets.features import FeatureTarget
@@ -62,7 +63,8 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
         with _recorded(method) as shapes:
             kept = _kept_bytes(method, few, precision, fake)
         more = (_kept_bytes(method, many, precision, fake) - kept) // (many - few)  # of one more image
-        parameters = {name: size for name, part in method.named_children() if (size := _count(part))}
+        owners = method.model if isinstance(method, Task) else method
+        parameters = {name: size for name, part in owners.named_children() if (size := _count(part))}
         parameters["all"] = _count(method)
         trainable = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
         method.requires_grad_(False)  # the counter's hooks know no views of parameters
@@ -119,7 +121,8 @@ def _step(method: Method, images: int) -> tuple[Batch, Any]:
     needs = method.requirements
     views = [torch.zeros(images, needs.in_chans, *needs.image_size) for _ in range(needs.views)]
     labels = None if needs.num_classes is None else torch.zeros(images, dtype=torch.long)
-    batch = Batch(views[0], labels=labels, total=images, second=views[1] if needs.views > 1 else None)
+    masks = torch.zeros(images, *needs.image_size, dtype=torch.long) if needs.masks else None
+    batch = Batch(views[0], labels=labels, total=images, second=views[1] if needs.views > 1 else None, masks=masks)
     method.eval()  # in which no method changes by drawing
     draws = method.draw(batch, LATE, torch.Generator().manual_seed(0))
     method.train()
@@ -149,7 +152,10 @@ def _recorded(method: Method) -> Iterator[Rows]:
     """The calls of each part of a method and of each teacher within, as rows that are filled while this lasts."""
     rows: Rows = []
     parts: dict[str, nn.Module] = {name: part for name, part in method.named_modules() if isinstance(part, Teacher)}
-    parts |= {name: part for name, part in method.named_children() if type(part).forward is not nn.Module.forward}
+    children = {name: part for name, part in method.named_children() if type(part).forward is not nn.Module.forward}
+    model = children.pop("model", None)  # of a task: its parts say more
+    children |= {} if model is None else dict(model.named_children())
+    parts |= {name: part for name, part in children.items() if not isinstance(part, nn.Identity)}
 
     def record(name: str) -> Any:
         def hook(part: nn.Module, given: tuple[Any, ...], named: dict[str, Any], found: Any) -> None:
@@ -170,6 +176,8 @@ def _shape(value: Any) -> str:
     """What a part is given or gives, in words; empty for what is no tensor."""
     if isinstance(value, Mask):
         return f"mask of {value.ids_keep.shape[1]} visible and {value.ids_mask.shape[1]} masked"
+    if isinstance(value, list):
+        return "; ".join(map(_shape, value))
     if isinstance(value, Tensor):
         kind = "ids " if value.dtype == torch.int64 else ""
         return kind + " x ".join(["B", *map(str, value.shape[1:])]) if value.ndim else "a number"

@@ -170,7 +170,8 @@ def test_a_few_labels_of_every_class_are_all_that_is_used(source, tmp_path, capf
     config = finetuning(source, encoder_at(tmp_path), batch_size=8, steps=4)
     few = replace(config, data=replace(config.data, labels_per_class=4))
     pretrain(few, tmp_path / "run")
-    assert "out of 12 (images)" in capfd.readouterr().err, "one of four is held out"
+    assert "out of 12 (images), judged by 4 held-out images" in capfd.readouterr().err
+    assert len((tmp_path / "run" / "training_images.txt").read_text().split()) == 12
     with pytest.raises(ValueError, match="at most one of images, fraction and labels_per_class"):
         replace(config.data, images=4, fraction=0.5)
 
@@ -224,3 +225,12 @@ def test_from_the_command_line(source, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["finetune", str(source), "--out", str(tmp_path / "none")])
     assert "--encoder must name pre-trained weights" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_an_encoder_of_other_channels_is_refused_before_anything(tmp_path, capsys):
+    bands = tiny_images(tmp_path / "bands.npz", channels=7)
+    with pytest.raises(SystemExit):
+        main(["finetune", str(bands), "--encoder", encoder_at(tmp_path), "--out", str(tmp_path / "run")])
+    told = " ".join(capsys.readouterr().err.split())
+    assert "--encoder must have as many channels as the images; got 3" in told
+    assert not (tmp_path / "run").exists()

@@ -343,7 +343,7 @@ def test_a_run_starts_from_another_runs_weights(
     larger = replace(config.method, encoder=replace(ENCODER, image_size=(24, 24)))
     pretrain(replace(config, method=larger), tmp_path / "larger")
     told = capfd.readouterr().err
-    assert "(positions resampled from (4, 4) to (6, 6)); its decoder is taken too." in told
+    assert "(positions are resampled from (4, 4) to (6, 6)); its decoder is taken too." in told
 
 
 def test_weights_of_another_size_are_refused_with_both(source: Path, uninterrupted: Path, tmp_path: Path) -> None:

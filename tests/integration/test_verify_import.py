@@ -120,7 +120,7 @@ def test_going_on_from_an_mmpretrain_file_keeps_its_tables(
         assert all(torch.equal(first, second) for first, second in zip(before, after, strict=True))
         assert about == ["sincos, rows first"] * 2
     else:
-        assert "positions resampled from (4, 4) to (6, 6)" in told
+        assert "positions are resampled from (4, 4) to (6, 6)" in told
         assert about == ["other"] * 2
         for first, second in zip(before, after, strict=True):
             assert torch.equal(second, resample(first, (4, 4), (6, 6), 1))

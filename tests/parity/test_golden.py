@@ -6,6 +6,7 @@ from golden_items import GOLDEN, SHARED, needs_all
 from pantomim.parity.verification import verify, verify_item
 
 TRAJECTORIES = {"mae", "beit", "cae", "cae_lagging", "dbot", "colormae", "mocov3", "simmim", "data2vec"}
+TRAJECTORIES |= {"linprobe_mae", "linear_cae", "attentive_cae"}
 ITEMS = {
     *("finetune_losses", "mae_finetune_a", "mae_lars", "mae_positions", "mae_pretrain_a", "mae_pretrain_b"),
     *("block_mask_stats", "block_mask_trace", "simmim_mask_stats"),

@@ -17,7 +17,8 @@ from pantomim.parity.segmentation import layer_decay_groups, mmcv_poly_schedule,
 BACKBONES = [f"downstream_seg_backbone_{name}_a" for name in ("beit", "cae", "mae")]
 PYRAMID, UPERNET, WINDOWS = "downstream_pyramid_a", "downstream_upernet_a", "downstream_sliding_window_a"
 IOU, GROUPS, SIZES = "downstream_mean_iou_a", "downstream_optimizer_groups_a", "downstream_sizes_and_positions_a"
-as_map, starts, iou, layer = pyramid.as_map, windows.window_starts, scores.intersection_over_union, optim._layer
+as_map, starts, iou = pyramid.as_map, windows.window_starts, scores.intersection_over_union
+layer_scale = optim.layer_scale
 
 
 def corners(maps, size):
@@ -43,8 +44,9 @@ class Slow(nn.BatchNorm2d):
         super().__init__(width, momentum=0.01)
 
 
-def neck_in_the_encoder(name, last):
-    return 0 if name.startswith("neck") else layer(name, last)
+def neck_in_the_encoder(depth, decay):
+    scale = layer_scale(depth, decay)
+    return lambda name: scale(name.replace("neck.", "encoder.neck."))
 
 
 @mutations(
@@ -59,8 +61,8 @@ def neck_in_the_encoder(name, last):
     first_window_moved=(WINDOWS, windows, "window_starts", lambda *given: [max(k - 1, 0) for k in starts(*given)]),
     probabilities=(WINDOWS, windows, "enlarge", lambda maps, size: upernet.enlarge(maps, size).softmax(dim=1)),
     only_labelled_classes=(IOU, segmentation, "intersection_over_union", labelled_classes),
-    neck_in_the_encoder=(GROUPS, optim, "_layer", neck_in_the_encoder),
-    one_layer_more=(GROUPS, optim, "_layer", lambda name, last: layer(name, last) - 1),
+    neck_in_the_encoder=(GROUPS, optim, "layer_scale", neck_in_the_encoder),
+    one_layer_more=(GROUPS, optim, "layer_scale", lambda depth, decay: layer_scale(depth + 1, decay)),
     rounded_down=(SIZES, segmentation, "fitted_size", lambda size, *box: (size[0] // 2, size[1] // 2)),
     positions_by_size=(SIZES, segmentation, "resample_stretched", segmentation.resample),
 )

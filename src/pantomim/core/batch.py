@@ -1,7 +1,10 @@
 """The images of one step, as a method gets them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -30,3 +33,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Batch"]) -> "Batch":
+        """Consecutive rows as one."""
+        if len(parts) == 1:
+            return parts[0]
+        tensors: dict[str, Any] = {}
+        for name in (field.name for field in fields(cls) if isinstance(getattr(parts[0], field.name), Tensor)):
+            tensors[name] = torch.cat([getattr(part, name) for part in parts])
+        return replace(parts[0], **tensors)

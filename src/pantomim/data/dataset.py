@@ -116,6 +116,12 @@ class Dataset:
         part.facts = replace(self.facts, num_images=len(indices))
         return part
 
+    def relabelled(self, labels: np.ndarray) -> "Dataset":
+        """The same images under other class ids; an image found broken in one of the two is broken in both."""
+        other = copy.copy(self)
+        other.labels = labels
+        return other
+
     def drawn(self, count: int) -> "Dataset":
         """A fixed draw of `count` images, as even over the classes as these allow; the same for every seed of a run."""
         return self.subset(draw_images(len(self), self.labels, count, seed=0))

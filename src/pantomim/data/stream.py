@@ -37,6 +37,7 @@ from pantomim.data.transforms import (
 )
 
 _PURPOSE = 1  # keeps the order apart from other draws of the same seed
+AT_ONCE = 512  # images, at most, that a worker reads or that are cropped together: a step may have many thousand
 
 
 class Stream:
@@ -101,6 +102,8 @@ class Stream:
         self.wait_s = 0.0  # spent so far on waiting for batches or on making them
         self._rank, self._world = rank, world
         self._rows = batch_size // (micro * world)
+        self._cuts = -(-self._rows // AT_ONCE)
+        self._pieces = micro * self._cuts  # of a step: micro-batches, cut
         self._workers = max(1, (num_threads() - 1) // world) if workers is None else workers
         array = dataset.array(memory_gib) if self.views else None
         self._images: Tensor | None = None
@@ -117,9 +120,10 @@ class Stream:
         items = self._from_workers(start_step, stop_step) if self._images is None else None
         for step in range(start_step, stop_step):
             begin = time.perf_counter()
-            rows = [self._from_memory(step, part) if items is None else next(items) for part in range(self.micro)]
+            pieces = [self._from_memory(step, part) if items is None else next(items) for part in range(self._pieces)]
+            batches = [Batch.joined(pieces[first:][: self._cuts]) for first in range(0, self._pieces, self._cuts)]
             self.wait_s += time.perf_counter() - begin
-            yield rows
+            yield batches
 
     def first_images(self, least: int) -> Iterator[Tensor]:
         """This process's images of the first steps, at least so many, to look at; training gets the same ones again."""
@@ -141,12 +145,13 @@ class Stream:
         return np.concatenate(epochs).repeat(self.repeats)[places - places[0] // length * length]
 
     def rows(self, part: int) -> slice:
-        """The rows of the global batch that are this process's micro-batch number `part`."""
-        first = (part * self._world + self._rank) * self._rows
-        return slice(first, first + self._rows)
+        """The rows of the global batch that are this process's piece number `part` of a step."""
+        micro, cut = divmod(part, self._cuts)
+        first = (micro * self._world + self._rank) * self._rows
+        return slice(first + cut * AT_ONCE, first + min((cut + 1) * AT_ONCE, self._rows))
 
     def uniforms(self, step: int, part: int, view: int) -> np.ndarray:
-        """Crop draws of this process's rows in one micro-batch, for one view."""
+        """Crop draws of this process's rows in one piece, for one view."""
         return draw_uniforms(self.batch_size, self.seed, step, view)[self.rows(part)]
 
     def _from_memory(self, step: int, part: int) -> Batch:
@@ -166,20 +171,20 @@ class Stream:
         return _without_overshoot(cut, self.dataset)
 
     def _from_workers(self, start_step: int, stop_step: int) -> Iterator[Batch]:
-        items = range(start_step * self.micro, stop_step * self.micro)
+        items = range(start_step * self._pieces, stop_step * self._pieces)
         read = self._read if self.views else self._read_pairs
         decoded = _decoded(self.dataset, read, items, self._workers, self.device)
         for item, (images, ids, masks) in zip(items, decoded, strict=True):
             on_device = ids.to(self.device, non_blocking=True)
-            step, part = divmod(item, self.micro)
+            step, part = divmod(item, self._pieces)
             if masks is None:
                 yield self._batch(images.split(len(ids)), on_device, ids.numpy(), step, part)
             else:
                 yield self._pair_batch(images, masks, on_device, self.rows(part).start)
 
     def _read(self, item: int) -> "_Read":
-        """Micro-batch number step x micro + a from files: all rows of the first view, then of the second; their ids."""
-        step, part = divmod(item, self.micro)
+        """Piece number `item` since the first step from files: all rows of each view in turn; their ids."""
+        step, part = divmod(item, self._pieces)
         uniforms = [self.uniforms(step, part, view) for view in range(len(self.views))]
         images: list[list[Tensor]] = [[] for _ in self.views]
         healthy = []
@@ -197,7 +202,7 @@ class Stream:
         """The same where there are masks."""
         assert isinstance(self._crop, MaskCrop)
         assert self._masks is not None
-        step, part = divmod(item, self.micro)
+        step, part = divmod(item, self._pieces)
         rows, divisor, pairs, healthy = self.rows(part), self.dataset.scale.divisor, [], []
         for row, index in zip(range(rows.start, rows.stop), self.ids(step)[rows], strict=True):
             index, pair = self.dataset.first_healthy(int(index), partial(self._masks.read_pair, self.dataset))

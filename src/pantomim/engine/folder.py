@@ -93,10 +93,14 @@ class RunFolder:
             now = {**first, "resumed": [*first.get("resumed", []), {"step": step, **now}]}
         self._write(path.name, json.dumps(now, indent=2) + "\n")
 
+    def list_images(self, names: Sequence[str]) -> None:
+        """Write which images are trained on, where these are not all of the source."""
+        self._write("training_images.txt", "".join(f"{name}\n" for name in names))
+
     def _open(self, config: Pretrain) -> None:
         take_folder("Pretrain", "run", self.path, "config.yaml", self._lock)
         written = self.path / "config.yaml"
-        theirs = from_yaml(Pretrain, written) if written.is_file() else None
+        theirs = from_yaml(type(config), written) if written.is_file() else None
         if theirs is not None and self._has_steps():
             if is_of_earlier_version(written):
                 raise ValueError(

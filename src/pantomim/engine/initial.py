@@ -17,7 +17,8 @@ from pantomim.formats.native import (
     read_frozen,
     read_pair,
 )
-from pantomim.methods.base import Method, Task
+from pantomim.methods.base import Method
+from pantomim.methods.task import Task
 from pantomim.nn.decoder import MAEDecoder
 from pantomim.nn.position import TABLES
 from pantomim.nn.resize import adapt_encoder_weights, resample

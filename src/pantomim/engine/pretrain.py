@@ -11,6 +11,7 @@ import torch
 
 from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Pretrain
+from pantomim.data.dataset import Dataset
 from pantomim.data.stream import Stream
 from pantomim.engine.folder import Finished, RunFolder
 from pantomim.engine.initial import start_from
@@ -48,12 +49,16 @@ from pantomim.formats.native import (
     save_segmenter,
     save_tokenizer,
 )
+from pantomim.methods.base import Method
+from pantomim.methods.task import Task
 
 NUM_LOOKED_AT = 256  # training images that `Method.check_data` sees
 
 
-def pretrain(config: Pretrain, out: Path) -> Finished:
+def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, dataset: Dataset | None = None) -> Finished:
     """Carry out a run in the folder `out`, resume it if it was stopped, or leave it if it is complete.
+
+    Who has the method and the training images in hand gives them; else they are those that the config names.
 
     Raises:
         ValueError: if config, data and folder do not fit each other; before any training.
@@ -73,13 +78,14 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
             return finished
 
         # ---------------------------------------------------------------------------------------------- Data, length
-        dataset, masks = training_images(config.data), training_masks(config.data)
+        dataset, masks = training_images(config.data) if dataset is None else dataset, training_masks(config.data)
         dataset, held_out = hold_out(dataset, config)
         total, warmup = in_steps(config, max(1, len(dataset) // config.batch_size))
 
         # --------------------------------------------------------------------------------------------------- Method
         torch.manual_seed(random_seed(seed, 0, Purpose.WEIGHTS))
-        method = config.method.build(total if config.optim.stretch == 1 else config.optim.stretch * total)
+        if method is None:
+            method = config.method.build(total if config.optim.stretch == 1 else config.optim.stretch * total)
         check_fit(config, dataset, method.requirements, world, masks)
         stream = Stream(
             dataset,
@@ -100,6 +106,7 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         )
         judge = None
         if held_out is not None:
+            assert isinstance(method, Task), "a config with a validation has a task"
             judge = Judge(method, held_out, masks, stream.steps_per_epoch, total, config, accelerator)
 
         # -------------------------------------------------------------------------------------- Optimiser, schedule
@@ -117,6 +124,8 @@ def pretrain(config: Pretrain, out: Path) -> Finished:
         elif config.init is not None:
             origin = start_from(config.init, method)
         on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start))
+        if config.data.partial:
+            on_main(accelerator, lambda: run.list_images(dataset.names))
         data_warning = None
         if start == 0 and accelerator.is_main_process:
             with explain_memory(config, world), autocast(device, dtype):

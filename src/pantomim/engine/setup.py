@@ -235,8 +235,7 @@ def describe_start(
 ) -> str:
     """What is about to happen, in one line."""
     where += f", {num_processes} processes" if num_processes > 1 else ""
-    begin = "Training" if held_out else "Pre-training"
-    doing = f"Resuming {config.recipe} from step {start}" if start else f"{begin} {config.recipe}"
+    doing = f"Resuming {config.recipe} from step {start}" if start else f"Training {config.recipe}"
     images = f"{config.batch_size} images out of {len(dataset)} ({dataset.name})"
     judged = f", judged by {held_out} held-out images" if held_out else ""
     return f"{doing}: {total} steps of {images}{judged}, on {where}."

@@ -14,7 +14,7 @@ from pantomim.data.dataset import Dataset
 from pantomim.data.masks import Masks
 from pantomim.data.stream import evaluation_batches, whole_images
 from pantomim.engine.runtime import autocast, compute_dtype
-from pantomim.methods.base import Task
+from pantomim.methods.task import Task
 
 NUM_TIMES = 20  # at most, unless the config says how often
 CHUNK = 256  # images at once

@@ -1,40 +1,52 @@
-"""Heads on frozen encoders, trained on augmented images as MAE's and CAE's authors do it: what these two share."""
+"""Heads on frozen encoders, trained on augmented images as MAE's and CAE's authors do it: what these two share.
+
+Each contender is a run of the engine in a folder of its own, so that an evaluation that was interrupted is resumed.
+"""
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain, RuntimeConfig
+from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, AtLeastTwo, AtLeastZero, Positive
-from pantomim.data.stream import Stream, evaluation_batches
+from pantomim.data.dataset import Dataset
+from pantomim.data.stream import evaluation_batches
 from pantomim.data.transforms import Crop
+from pantomim.engine.pretrain import pretrain
+from pantomim.engine.stops import MemoryFullError, NonFiniteError
 from pantomim.evaluate.base import Bench, Evaluation, Scores
-from pantomim.evaluate.parts import accuracy, known_classes, renumber
+from pantomim.evaluate.parts import held_out_rows, known_classes, renumber
+from pantomim.formats.files import frozen_hashes
+from pantomim.formats.native import load_predictor
+from pantomim.methods.probe import Frozen, Probe, ProbeConfig
 
 CROP = Crop(kind="single_draw", scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3), flip=True)
-TEST_MARGIN = 256 / 224  # the test image's shorter side over the crop's
+
+
+@frozen
+class ProbeRun(Pretrain):
+    """The training of one contender's head; it is no recipe that a user may start."""
+
+    method: ProbeConfig = field(default_factory=ProbeConfig)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One contender: its frozen features of images, and a head made from their width and the number of classes."""
+    """One contender: its frozen features of images, and what reads them."""
 
-    features: Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B ... D"]]
-    head: Callable[[int, int], nn.Module]
+    features: Frozen
+    probe: ProbeConfig
 
 
 @frozen
 class AugmentedProbe(Evaluation):
-    """A head on frozen features of augmented images.
-
-    On sets far smaller than ImageNet, raise `base_lr`: there are fewer steps to learn in.
+    """A head on frozen features of augmented images; it is scored after the last step.
 
     Args:
         epochs: Passes over the training images.
@@ -42,6 +54,9 @@ class AugmentedProbe(Evaluation):
         base_lr: Per 256 images.
         batch_size: At most; a smaller set is one batch.
         chunk: Images that the encoder sees at once.
+        hold_out: Choose rate and length by the score on held-out images: those of a split val beside a test split, else
+            a fifth of the training images, which are then not trained on. False: train on all of these, for the last
+            number, once all is chosen.
     """
 
     epochs: AtLeastOne = 90
@@ -49,8 +64,10 @@ class AugmentedProbe(Evaluation):
     base_lr: Positive = 0.1
     batch_size: AtLeastTwo = 16384
     chunk: AtLeastOne = 256
+    hold_out: bool = True
 
-    by_chunk: ClassVar[bool]  # the head sees, and normalises over, a chunk; else the whole batch
+    version: ClassVar[int] = 2  # the first trained on all training images, and told no score but that of the test
+    chosen_by_hand: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,67 +77,77 @@ class AugmentedProbe(Evaluation):
                 f"Train longer, or warm up shorter."
             )
 
+    @property
     @abstractmethod
-    def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Of a head; its rate is set before each step."""
-
-    @abstractmethod
-    def lr(self, step: int, steps_per_epoch: int, batch_size: int) -> float:
-        """Rate of a step."""
+    def optim(self) -> OptimConfig:
+        """Optimiser and schedule."""
 
 
 def train_heads(probe: AugmentedProbe, candidates: dict[str, Candidate], bench: Bench) -> dict[str, Scores]:
     """Scores by name; all contenders see the same augmented batches, and the seed also decides the heads."""
-    train, device, size = bench.train, bench.device, bench.reference.image_size
+    train, parts = bench.train, dict(bench.opened.parts)
     assert train.labels is not None
+    rows = held_out_rows(train.labels, probe.seed) if probe.hold_out and "val" not in parts else None
+    if rows is not None:
+        parts |= {"train": train.subset(rows["train"]), "val": train.subset(rows["test"])}
     classes = known_classes(torch.from_numpy(train.labels))
+    parts = {part: _renumbered(dataset, classes, part) for part, dataset in parts.items()}
+    scores: dict[str, Scores] = {}
+    for name, candidate in candidates.items():
+        trained = _trained(probe, name, candidate, parts["train"], len(classes), bench)
+        found = {part: score(trained, parts[part], probe.chunk, bench.device) for part in parts if part != "train"}
+        scores[name] = found["test"] | ({"validation": found["val"]} if "val" in found else {})
+    if rows is not None:
+        for part, places in (("train", rows["train"]), ("val", rows["test"])):
+            train.mark_broken({int(places[row]): why for row, why in parts[part].broken_reasons().items()})
+    return scores
+
+
+def _trained(
+    probe: AugmentedProbe, name: str, candidate: Candidate, train: Dataset, num_classes: int, bench: Bench
+) -> Probe:
+    """A contender's probe after its last step; the run of an earlier start is resumed."""
     batch_size = min(probe.batch_size, len(train))
-    micro = math.ceil(batch_size / probe.chunk) if probe.by_chunk else max(1, batch_size // probe.chunk)
-    batch_size = batch_size // micro * micro
-    stream = Stream(
-        train, batch_size=batch_size, image_size=size, crop=CROP, seed=probe.seed, device=device, micro=micro
+    micro = 1 if candidate.probe.head == "linear" else math.ceil(batch_size / probe.chunk)
+    config = ProbeRun(
+        recipe=f"{probe.name} ({name})",
+        data=DataConfig(source=probe.data, images=probe.images, crop=CROP),
+        method=replace(candidate.probe, num_classes=num_classes, chunk=probe.chunk),
+        optim=probe.optim,
+        batch_size=batch_size // micro * micro,
+        duration=Duration(epochs=probe.epochs),
+        runtime=RuntimeConfig(
+            seed=probe.seed, device=probe.device, precision="float32", accumulation=micro, tracker="none"
+        ),
     )
-    heads: dict[str, nn.Module] = {}
-    optimisers: dict[str, torch.optim.Optimizer] = {}
-    for step, batches in enumerate(stream.batches(0, probe.epochs * stream.steps_per_epoch)):
-        groups = [[batch] for batch in batches] if probe.by_chunk else [batches]
-        targets = [torch.cat([batch.labels for batch in group if batch.labels is not None]).cpu() for group in groups]
-        targets = [renumber(labels, classes, "train").to(device) for labels in targets]
-        for name, candidate in candidates.items():
-            for group, target in zip(groups, targets, strict=True):
-                with torch.no_grad():
-                    features = torch.cat([candidate.features(batch.images).float() for batch in group])
-                if name not in heads:
-                    heads[name] = seeded_head(candidate, features.shape[-1], len(classes), probe.seed).to(device)
-                    optimisers[name] = probe.optimiser(heads[name].train().parameters())
-                (F.cross_entropy(heads[name](features), target) / len(groups)).backward()
-            for settings in optimisers[name].param_groups:
-                settings["lr"] = probe.lr(step, stream.steps_per_epoch, batch_size)
-            optimisers[name].step()
-            optimisers[name].zero_grad()
-    guesses, labels = predict(candidates, heads, bench)
-    return {name: accuracy(guess, renumber(labels, classes, "test")) for name, guess in guesses.items()}
+    with torch.random.fork_rng(devices=[]):  # the same head for all, and nobody else's draws change
+        torch.manual_seed(probe.seed)
+        method = config.method.build(candidate.features, bench.reference.image_size, train.channels).to(bench.device)
+        (encoder,) = frozen_hashes(method).values()
+        folder = bench.work / f"{name}-{encoder[:8]}"
+        try:
+            pretrain(config, folder, method=method, dataset=train)
+        except (NonFiniteError, MemoryFullError) as error:  # in the words of the evaluation's own settings
+            rule, value, smaller = (
+                ("base_lr must keep the loss finite", probe.base_lr, "lower rate")
+                if isinstance(error, NonFiniteError)
+                else ("chunk must let a step fit in memory", probe.chunk, "smaller chunk, or batch size")
+            )
+            owner = type(probe).__name__
+            raise type(error)(f"{owner}.{rule}; got {value} for {config.recipe}. Give a {smaller}.") from error
+    method.model.load_state_dict(load_predictor(folder))  # a run that was complete before has trained nothing now
+    return method.to(bench.device)
 
 
-def seeded_head(candidate: Candidate, width: int, num_classes: int, seed: int) -> nn.Module:
-    """A head whose weights depend on the seed alone, not on which contenders came before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return candidate.head(width, num_classes)
+def score(probe: Probe, dataset: Dataset, chunk: int, device: torch.device) -> Scores:
+    """On the centre of each image, a little magnified."""
+    assert dataset.labels is not None
+    needs, labels = probe.requirements, torch.from_numpy(dataset.labels)
+    images = evaluation_batches(dataset, needs.image_size, chunk, device, margin=needs.test_margin)
+    scores = probe.judge(probe.model, (Batch(batch, labels=labels[ids].to(device)) for batch, ids in images))
+    return {name: scores[name] for name in ("top1", "top1_per_class")}
 
 
-@torch.inference_mode()
-def predict(
-    candidates: dict[str, Candidate], heads: dict[str, nn.Module], bench: Bench
-) -> tuple[dict[str, Int[Tensor, " n"]], Int[Tensor, " n"]]:
-    """Predictions of heads in evaluation mode on the centre of each test image, a little magnified; and the labels."""
-    assert bench.test.labels is not None
-    guesses: dict[str, list[Tensor]] = {name: [] for name in candidates}
-    labels: list[Tensor] = []
-    size, chunk = bench.reference.image_size, bench.evaluation.chunk
-    for images, indices in evaluation_batches(bench.test, size, chunk, bench.device, margin=TEST_MARGIN):
-        for name, candidate in candidates.items():
-            logits = heads[name].eval()(candidate.features(images).float())
-            guesses[name].append(logits.argmax(dim=1).cpu())
-        labels.append(torch.from_numpy(bench.test.labels[indices]))
-    return {name: torch.cat(parts) for name, parts in guesses.items()}, torch.cat(labels)
+def _renumbered(dataset: Dataset, classes: Tensor, part: str) -> Dataset:
+    assert dataset.labels is not None
+    return dataset.relabelled(renumber(torch.from_numpy(dataset.labels), classes, part).numpy())

@@ -3,10 +3,14 @@
 `evaluate(Linear(encoder="runs/a", data="mnist"))` gives what `pantomim evaluate linear` writes.
 """
 
+import hashlib
 import json
+import shutil
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -83,6 +87,8 @@ class Evaluation(ABC):
     protocol: tyro.conf.Suppress[str] = ""  # each protocol has one value: a field, so that files name it
 
     metric: ClassVar[tuple[str, str]] = ("top1", "top-1")  # the score that stands for the result, and what it is called
+    version: ClassVar[int] = PROTOCOL_VERSION  # of the protocol: scores of two versions are not compared
+    chosen_by_hand: ClassVar[bool] = False  # whether the user chooses settings, by the score on held-out images
 
     def __post_init__(self) -> None:
         if not self.contenders or len(set(self.contenders)) < len(self.contenders):
@@ -129,6 +135,7 @@ class Bench:
     encoders: dict[str, AnyEncoder]  # those among the contenders: frozen, in evaluation mode, on the device
     device: torch.device
     memo: Memo
+    work: Path  # where what is trained keeps its steps; it need not exist
 
     @property
     def pixels(self) -> bool:
@@ -152,8 +159,10 @@ class Bench:
             yield "pixels", divided("pixels", lambda dataset: pixel_table(dataset, size, stats))
 
 
-def evaluate(evaluation: Evaluation, memo: Memo | None = None) -> dict[str, Any]:
-    """Score the encoder and its baselines; writes nothing.
+def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None = None) -> dict[str, Any]:
+    """Score the encoder and its baselines; writes nothing but the steps of what is trained, into `work` if it is given.
+
+    Where an earlier evaluation of the same settings was interrupted, it is resumed from `work`.
 
     Returns: the protocol, data, seed and hash of the encoder, and for each contender the scores as shares: `top1` (of
         the class token or the mean of patches, whichever is better on held-out training images), `top1_per_class`,
@@ -173,19 +182,21 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None) -> dict[str, Any]
     if "untrained" in evaluation.contenders:
         encoders["untrained"] = resized_encoder(random_init_encoder(loaded, evaluation.seed), size).to(device)
     before = {name: hash_weights(encoder.state_dict()) for name, encoder in encoders.items()}
-    scores = evaluation.run(Bench(evaluation, opened, train, test, reference, own_grid, encoders, device, memo))
+    with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
+        bench = Bench(evaluation, opened, train, test, reference, own_grid, encoders, device, memo, Path(folder))
+        scores = evaluation.run(bench)
     for name, encoder in encoders.items():
         assert not encoder.training, "a frozen encoder must stay in evaluation mode"
         assert hash_weights(encoder.state_dict()) == before[name], "a frozen encoder has changed"
     healthy = {part: len(dataset) - len(dataset.broken) for part, dataset in opened.parts.items()}
     return {
         "protocol": evaluation.name,
-        "protocol_version": PROTOCOL_VERSION,
+        "protocol_version": evaluation.version,
         "dataset": train.name,
         "data": {
             "spec": evaluation.data,
             "num_train": healthy["train"],
-            "num_val": healthy.get("val", "a fifth of train"),
+            "num_val": healthy.get("val", "a fifth of train" if getattr(evaluation, "hold_out", True) else 0),
             "num_test": healthy["test"],
             "test_split": test.split,
             "channels": train.channels,
@@ -208,17 +219,29 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None) -> dict[str, Any]
 
 
 def evaluate_to_file(evaluation: Evaluation, memo: Memo | None = None) -> tuple[Path, dict[str, Any]]:
-    """Score as `evaluate` does and write the result to `out`; without it into the run folder of the encoder."""
+    """Score as `evaluate` does and write the result to `out`; without it into the run folder of the encoder.
+
+    What is trained is kept beside the result until that is written, so that the same command resumes it.
+    """
     folder = Path(evaluation.encoder)
     if evaluation.out is None and not folder.is_dir():
         raise ValueError(
             f"Evaluation.out must be given for an encoder outside a run folder; got {evaluation.encoder}. Name one."
         )
     check_out("Evaluation.out", evaluation.out or folder / "eval" / "result.json", [".json"])
-    result = evaluate(evaluation, memo)
+    beside = folder / "eval" / evaluation.stem if evaluation.out is None else evaluation.out.with_suffix("")
+    work = beside.with_name(f"{beside.name}-{_digest(evaluation)}.partial")
+    result = evaluate(evaluation, memo, work)
     path = evaluation.out or folder / "eval" / f"{evaluation.stem}-{result['dataset']}.json"
     replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
+    shutil.rmtree(work, ignore_errors=True)  # of no use any more, and as large as some heads
     return path, result
+
+
+def _digest(evaluation: Evaluation) -> str:
+    """Of all that decides the scores: another evaluation has another folder to work in."""
+    deciding = {name: value for name, value in to_dict(evaluation).items() if name not in ("out", "contenders")}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def headline(evaluation: Evaluation, result: dict[str, Any]) -> str:
@@ -228,7 +251,9 @@ def headline(evaluation: Evaluation, result: dict[str, Any]) -> str:
     scores = []
     for name in [name for name in SHOWN if name in result]:
         spread = f" ± {100 * result[name]['top1_std']:.1f}" if "top1_std" in result[name] else ""
-        scores.append(f"{SHOWN[name]} {100 * result[name][metric]:.1f}{spread} %")
+        held_out = result[name].get("validation", {}).get(metric) if evaluation.chosen_by_hand else None
+        beside = "" if held_out is None else f" (held-out images {100 * held_out:.1f} %)"
+        scores.append(f"{SHOWN[name]} {100 * result[name][metric]:.1f}{spread} %{beside}")
     num_broken = len(result["data"]["broken"])
     left_out = f"; {num_broken} broken image{'s' if num_broken > 1 else ''} left out" if num_broken else ""
     return f"{result['protocol']} on {result['dataset']}{few}, {called}: {', '.join(scores)}{left_out}"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -124,13 +125,19 @@ def make_parts(train: FeatureTable, validation: FeatureTable | None, test: Featu
     train, test = renumbered(train, "train"), renumbered(test, "test")
     if validation is not None:
         return Parts(train, train, renumbered(validation, "val"), test, len(classes))
-    rows = divide(len(train), train.known_labels.numpy(), seed=seed)
+    rows = held_out_rows(train.known_labels.numpy(), seed)
+    return Parts(train, train.rows(rows["train"]), train.rows(rows["test"]), test, len(classes))
+
+
+def held_out_rows(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Where a source has no part to choose by: the rows of train to fit on, and a fifth of every class, as "test"."""
+    rows = divide(len(labels), labels, seed=seed)
     if not len(rows["test"]):
         raise ValueError(
-            f"Evaluation.data must have at least two images of some class in train; got {len(train)} images of "
-            f"{len(classes)} classes. Add images, or a val part."
+            f"Evaluation.data must have at least two images of some class in train; got {len(labels)} images of "
+            f"{len(np.unique(labels))} classes. Add images, or a val part."
         )
-    return Parts(train, train.rows(rows["train"]), train.rows(rows["test"]), test, len(classes))
+    return rows
 
 
 def known_classes(labels: Int[Tensor, " n"]) -> Int[Tensor, " classes"]:

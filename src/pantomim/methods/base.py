@@ -1,9 +1,9 @@
 """What the engine knows of a method: five verbs that each has, and three that most leave as they are."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,9 @@ from torch import Tensor, nn
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
 from pantomim.masking.base import Masker
-from pantomim.nn.momentum import EMA, Best, EMACopy
-from pantomim.nn.position import TABLES
-from pantomim.nn.vit import Encoder, EncoderConfig
+from pantomim.nn.momentum import EMACopy
+from pantomim.nn.vit import EncoderConfig
 from pantomim.teachers.base import Guidance
-
-Scores = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -103,91 +100,6 @@ class Method(nn.Module, ABC):
     def warning(self, logged: Mapping[str, float | None]) -> str | None:
         """What is wrong with a run, judged by a logged step; it is printed once. None: nothing is."""
         return None
-
-
-class Task(Method):
-    """A method that learns from labels: its `model` answers a question, and is judged by held-out images.
-
-    The weights that answer best are kept in `best`, once `watch` has been called; where there is an `ema` of the
-    weights, it is judged beside them. What is exported is the best.
-    """
-
-    metric: ClassVar[str]  # the score that decides; higher is better
-    model: nn.Module
-    ema: EMA | None
-    best: Best | None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ema = self.best = None  # no attributes of the class, which would hide the modules
-
-    @property
-    def encoder(self) -> Encoder:
-        """What pre-trained weights are copied into."""
-        encoder = self.model.encoder
-        assert isinstance(encoder, Encoder)
-        return encoder
-
-    @abstractmethod
-    def tally(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What `model` makes of held-out images, as float64 counts that add up over batches and processes."""
-
-    @abstractmethod
-    def scores(self, tally: Tensor) -> dict[str, float]:
-        """Shares and means by name, `metric` among them, from counts."""
-
-    def take_encoder(self, weights: dict[str, Tensor], table: str) -> tuple[dict[str, Tensor], list[str]]:
-        """An encoder's weights as ours takes them, and what was done with them; `table` names its position table.
-
-        A final norm is left out where ours has none. A fixed table that stays fixed is that of its formula, not
-        resampled: as CAE's authors do.
-        """
-        found, remarks = dict(weights), []
-        if isinstance(self.encoder.norm, nn.Identity):
-            found = {name: weight for name, weight in found.items() if not name.startswith("norm.")}
-            remarks.append("the final norm is left out")
-        own = self.encoder.pos_embed
-        if own is not None and not own.requires_grad and table == TABLES.get(self.encoder.config.position):
-            if not torch.equal(own, found["pos_embed"]):
-                remarks.append("the fixed position table is that of its formula for the new size")
-            found["pos_embed"] = own.detach()
-        return found, remarks
-
-    def watch(self) -> None:
-        """Keep the best weights from now on."""
-        self.best = Best(self.model)
-
-    @torch.no_grad()
-    def validate(self, step: int, batches: Callable[[], Iterable[Batch]], add: Callable[[Tensor], Tensor]) -> Scores:
-        """Score the weights after `step` steps, and their average; `add` sums over processes. Keeps the best."""
-        assert self.best is not None
-        found: Scores = {}
-        models = {"": self.model} | ({} if self.ema is None else {"_ema": self.ema.copy})
-        for whose, model in models.items():
-            was_training = model.training
-            model.eval()
-            tally = sum((self.tally(model, batch) for batch in batches()), start=torch.zeros((), dtype=torch.float64))
-            model.train(was_training)
-            scores = self.scores(add(tally))
-            self.best.see(model, scores[self.metric], step, averaged=bool(whose))
-            found |= {f"val_{name}{whose}": value for name, value in scores.items()}
-        return found
-
-    @property
-    def chosen(self) -> nn.Module:
-        """The weights that are exported: the best, else their average, else the last."""
-        if self.best is not None and self.best.step > 0:
-            return self.best.copy
-        return self.model if self.ema is None else self.ema.copy
-
-    def how_chosen(self) -> dict[str, Any]:
-        """Which weights these are, for the record."""
-        if self.best is None or self.best.step == 0:
-            return {"weights": "last" if self.ema is None else "ema"}
-        whose = "ema" if self.best.averaged else "weights"
-        return {"step": int(self.best.step), "weights": whose, "metric": self.metric} | {
-            "validation": float(self.best.score)
-        }
 
 
 def check_masker(owner: str, masker: Masker, encoder: EncoderConfig) -> None:

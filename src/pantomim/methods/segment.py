@@ -19,7 +19,8 @@ from pantomim.core.batch import IGNORE, Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastTwo, PositiveShare
 from pantomim.core.scores import means, tally
-from pantomim.methods.base import Requirements, Task
+from pantomim.methods.base import Requirements
+from pantomim.methods.task import Task
 from pantomim.nn.segmenter import HeadConfig, Segmenter, UPerNetConfig, segmented
 from pantomim.nn.vit import EncoderConfig
 

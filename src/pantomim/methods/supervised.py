@@ -10,7 +10,7 @@ Paper: Touvron et al. 2021, *Training data-efficient image transformers & distil
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,13 +22,12 @@ from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.host import host_seed
 from pantomim.core.ranges import AtLeastTwo, NotNegative, Positive, ShareBelowOne
-from pantomim.methods.base import Requirements, Task
+from pantomim.methods.base import Requirements
+from pantomim.methods.task import ClassTask
 from pantomim.nn.heads import Classifier, HeadInit, Pool
 from pantomim.nn.mixing import Mixing, draw_mixing, mix_images, mix_targets, swap_neighbours
 from pantomim.nn.momentum import EMA, Momentum
 from pantomim.nn.vit import EncoderConfig
-
-NUM_TOP = 5
 
 
 @frozen
@@ -94,20 +93,19 @@ class SupervisedDraws:
     targets: Float[Tensor, "B classes"]
 
 
-class Supervised(Task):
+class Supervised(ClassTask):
     """A classifier, trained whole.
 
     Deviation: partners in mixing are neighbours in the global batch, and one coin and one share hold for all of it, so
         that the number of processes changes nothing; in timm each process mixes its images in reverse order.
     """
 
-    metric: ClassVar[str] = "top1"
     model: Classifier
     class_weights: Tensor | None
 
     def __init__(self, config: SupervisedConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.num_classes = config, config.num_classes
         self.model = Classifier(
             config.encoder.build(),
             config.num_classes,
@@ -141,22 +139,9 @@ class Supervised(Task):
         accuracy = (logits.argmax(dim=1) == draws.targets.argmax(dim=1)).float().mean()
         return {"loss": loss, "accuracy": accuracy}
 
-    def tally(self, model: nn.Module, batch: Batch) -> Tensor:
-        """By class: images, those whose best guess is right, those with the right class among five; then the loss."""
-        assert batch.labels is not None
-        logits = model(batch.images).double()
-        right = logits.topk(min(NUM_TOP, logits.shape[1])).indices == batch.labels[:, None]
-        ones, loss = torch.ones_like(right[:, 0]), F.cross_entropy(logits, batch.labels, reduction="none")
-        columns = torch.stack([ones, right[:, 0], right.any(dim=1), loss]).double()
-        return columns.new_zeros(4, self.config.num_classes).index_add_(1, batch.labels, columns).cpu()
-
-    def scores(self, tally: Tensor) -> dict[str, float]:
-        """Top-1, top-5, top-1 averaged over classes, and cross-entropy without smoothing."""
-        number, top1, top5, loss = tally
-        total, seen = number.sum(), number > 0
-        shares = {"top1": top1.sum() / total, "top1_per_class": (top1[seen] / number[seen]).mean()}
-        shares |= {"loss": loss.sum() / total} | ({"top5": top5.sum() / total} if len(number) > NUM_TOP else {})
-        return {name: float(value) for name, value in shares.items()}
+    def logits(self, model: nn.Module, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
+        """By the classifier, or by a copy of it."""
+        return model(images)  # type: ignore[no-any-return]
 
     def take_encoder(self, weights: dict[str, Tensor], table: str) -> tuple[dict[str, Tensor], list[str]]:
         """As of every task; the norm after pooling may start as the final norm, which has no other place then."""

@@ -1,5 +1,7 @@
 """Golden numbers of the methods' official code, and whether our modules compute the same."""
 
+from types import ModuleType
+
 from pantomim.parity import (
     beit,
     cae,
@@ -12,6 +14,7 @@ from pantomim.parity import (
     masks,
     milan,
     mocov3,
+    probing,
     segmentation,
     segmentation_data,
     segmenting,
@@ -20,9 +23,9 @@ from pantomim.parity import (
 from pantomim.parity.verification import ItemResult, format_results, verify
 
 # Each has ITEMS, functions that bear the names of the items they rebuild: `mae_pretrain` serves mae_pretrain_a, _b ...
-PARITY = (
+PARITY: tuple[ModuleType, ...] = (
     *(mae, beit, cae, dbot, milan, colormae, mocov3, ijepa, masks, targets),
-    *(finetune, finetuning, segmentation, segmentation_data, segmenting),
+    *(finetune, finetuning, segmentation, segmentation_data, segmenting, probing),
 )
 
 __all__ = ["PARITY", "ItemResult", "format_results", "verify"]

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pantomim.config import Pretrain
 from pantomim.formats.mae import official_name as classifier_name
@@ -21,7 +20,7 @@ from pantomim.parity import networks
 from pantomim.parity.beit import beit_encoder, without_index
 from pantomim.parity.cae import cae_encoder
 from pantomim.parity.item import Computed, Item, distance
-from pantomim.parity.trajectory import Run, Tape, run_config
+from pantomim.parity.trajectory import Tape, TestedRun, run_config
 
 ROUNDED = 1e-6  # tolerance of what the scripts load, resize and mix in float32
 
@@ -32,11 +31,7 @@ def trajectory_finetune_mae(item: Item) -> Computed:
     method = _config(item, networks.encoder_config(item), pool=pool, head_init="mae", learn_positions=True)
     run = _Finetuning(item, method, "mae")
     found = run.carry_out().computed()
-    if item.has("checkpoint_pos_embed"):
-        table, encoder = item.input("checkpoint_pos_embed"), method.encoder
-        side = item.config["pretrain_img_size"] // encoder.patch_size
-        resized = resample(table, (side, side), encoder.grid, encoder.num_prefix)
-        found.errors["state/pos_embed"] = distance(resized, item.weights()["pos_embed"]) / ROUNDED
+    found.errors |= off_resized_table(item, method.encoder)
     return found
 
 
@@ -82,8 +77,17 @@ def trajectory_finetune_cae(item: Item) -> Computed:
     return found
 
 
-class _Finetuning(Run):
-    """A run that learns from labels, and is tested after every epoch."""
+def off_resized_table(item: Item, encoder: EncoderConfig) -> dict[str, float]:
+    """How far MAE's position table is from what our interpolation makes of the checkpoint's."""
+    if not item.has("checkpoint_pos_embed"):
+        return {}
+    side = item.config["pretrain_img_size"] // encoder.patch_size
+    resized = resample(item.input("checkpoint_pos_embed"), (side, side), encoder.grid, encoder.num_prefix)
+    return {"state/pos_embed": distance(resized, item.weights()["pos_embed"]) / ROUNDED}
+
+
+class _Finetuning(TestedRun):
+    """A run of the supervised method."""
 
     method: Supervised
 
@@ -92,7 +96,6 @@ class _Finetuning(Run):
         networks.filled(item, model.model, classifier_name, without_index(item))
         model.reset()
         super().__init__(item, _settings(item, config, schedule), model, _name, self._draws)
-        self.tests: list[Tensor] = []
 
     def _draws(self, tape: Tape) -> SupervisedDraws:
         """Mixed images as given, or images and smoothed labels."""
@@ -103,39 +106,16 @@ class _Finetuning(Run):
         targets = mix_targets(labels, config["num_classes"], 1.0, config["smoothing"], torch.float64)
         return SupervisedDraws(self.item.input("images")[ids], targets)
 
-    def at_epochs_end(self) -> None:
-        """Logits of the images for evaluation."""
-        self.tests.append(self._logits(self.method.model))
-
-    @torch.no_grad()
-    def _logits(self, model: torch.nn.Module) -> Tensor:
-        was_training = model.training
-        logits: Tensor = model.eval()(self.item.input("eval_images"))
-        model.train(was_training)
-        return logits
-
     def computed(self, outputs: Mapping[str, Tensor] | None = None) -> Computed:
-        """With logits, and the loss and accuracies of each test."""
-        labels, more = self.item.input("eval_labels"), dict(outputs or {})
-        losses = torch.stack([F.cross_entropy(logits, labels) for logits in self.tests])
-        more |= {"eval_logits": self.tests[-1], "eval_loss": losses}
+        """With the moving average and its logits, where there is one."""
+        more = dict(outputs or {})
         if self.method.ema is not None:
             average = self.method.ema.copy
             trained = {name for name, weight in self.method.model.named_parameters() if weight.requires_grad}
             named = average.named_parameters()
             more |= {f"final_ema/{classifier_name(name)}": weight for name, weight in named if name in trained}
-            more |= {"eval_logits_ema": self._logits(average)}
-        found = super().computed(more)
-        tops = {"acc1": 1, "acc5": 5}
-        found.numbers["tests"] = [
-            {"loss": loss.item()}
-            | {
-                name: 100.0 * (logits.topk(top).indices == labels[:, None]).any(dim=1).double().mean().item()
-                for name, top in tops.items()
-            }
-            for logits, loss in zip(self.tests, losses, strict=True)
-        ]
-        return found
+            more |= {"eval_logits_ema": self.logits(average)}
+        return super().computed(more)
 
 
 def _config(item: Item, encoder: EncoderConfig, **parts: Any) -> SupervisedConfig:

@@ -96,7 +96,7 @@ def backward(loss: Tensor, model: nn.Module, names: Names, suffix: str = "") -> 
 def norm_eps(model: nn.Module) -> dict[str, float]:
     """The constants of layer and batch norms, fixed in our modules: files for timm could not tell others."""
     found: dict[str, float] = {}
-    layer, batch = (nn.LayerNorm, "layer_norm"), (nn.BatchNorm2d, "batch_norm")
+    layer, batch = (nn.LayerNorm, "layer_norm"), (nn.modules.batchnorm._BatchNorm, "batch_norm")
     for (kind, name), constant in ((layer, "eps"), (batch, "eps"), (batch, "momentum")):
         values = {getattr(module, constant) for module in model.modules() if isinstance(module, kind)}
         if values:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pantomim.config import Duration, OptimConfig, Pretrain, RuntimeConfig
 from pantomim.core.batch import Batch
@@ -16,6 +17,7 @@ from pantomim.engine.runtime import start_accelerator
 from pantomim.engine.setup import in_steps
 from pantomim.engine.training import Training
 from pantomim.methods.base import Draws, Method
+from pantomim.methods.task import ClassTask
 from pantomim.nn.blocks import DropPath
 from pantomim.parity.item import RELATIVE, Computed, Item, exact
 from pantomim.parity.networks import Names, norm_eps
@@ -204,6 +206,44 @@ class Run:
             )
 
 
+class TestedRun(Run):
+    """A run that learns classes, and is tested after every epoch."""
+
+    method: ClassTask
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.tests: list[Tensor] = []
+
+    def at_epochs_end(self) -> None:
+        """Logits of the images for evaluation."""
+        self.tests.append(self.logits(self.method.model))
+
+    @torch.no_grad()
+    def logits(self, model: nn.Module) -> Tensor:
+        """Of the images for evaluation, by the model in evaluation mode."""
+        was_training = model.training
+        logits = self.method.logits(model.eval(), self.item.input("eval_images"))
+        model.train(was_training)
+        return logits
+
+    def computed(self, outputs: Mapping[str, Tensor] | None = None) -> Computed:
+        """With logits, and the loss and accuracies of each test."""
+        labels = self.item.input("eval_labels")
+        losses = torch.stack([F.cross_entropy(logits, labels) for logits in self.tests])
+        found = super().computed({"eval_logits": self.tests[-1], "eval_loss": losses} | dict(outputs or {}))
+        found.numbers["tests"] = [
+            {"loss": loss.item()} | {f"acc{top}": 100.0 * _accuracy(logits, labels, top) for top in (1, 5)}
+            for logits, loss in zip(self.tests, losses, strict=True)
+        ]
+        return found
+
+
+def _accuracy(logits: Tensor, labels: Tensor, top: int) -> float:
+    best = logits.topk(min(top, logits.shape[1])).indices
+    return (best == labels[:, None]).any(dim=1).double().mean().item()
+
+
 def run_config(item: Item, method: Any, **optim: Any) -> Pretrain:
     """The run that an item states; `optim` says what its authors have by their nature."""
     config, rows = item.config, item.input("image_ids").shape[1]
@@ -213,8 +253,8 @@ def run_config(item: Item, method: Any, **optim: Any) -> Pretrain:
         "min_lr": config.get("min_lr", 0.0),
         "warmup": Duration(epochs=0 if isinstance(warmup, str) else warmup),
         "weight_decay": config["weight_decay"],
-        "betas": tuple(config["betas"]),
-        "eps": config["eps"],
+        "betas": tuple(config.get("betas", (0.9, 0.999))),
+        "eps": config.get("eps", 1e-8),
         "clip_norm": config.get("clip_grad"),
     }
     return Pretrain(

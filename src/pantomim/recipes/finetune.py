@@ -173,8 +173,12 @@ def encoder_for(published: EncoderConfig, to: Scale) -> EncoderConfig:
 
 
 def from_scratch(run: Pretrain) -> Pretrain:
-    """The same run without pre-trained weights: all layers learn at one rate, as none has anything to keep."""
-    return replace(run, init=None, optim=replace(run.optim, layer_decay=1.0))
+    """The same run without pre-trained weights: one rate for all layers, as none has anything to keep, and DeiT's head.
+
+    A head that starts near zero, as beside pre-trained weights, would only hold the others back.
+    """
+    method = replace(run.method, head_init="deit") if isinstance(run.method, SupervisedConfig) else run.method
+    return replace(run, init=None, method=method, optim=replace(run.optim, layer_decay=1.0))
 
 
 def _family(

@@ -208,6 +208,11 @@ def _from_data(
                 f"prepare.init must be a plain vision transformer; got {init}, which the method cannot train."
             )
         start = encoder.config
+        if start.in_chans != facts.channels:
+            raise ValueError(
+                f"prepare.init must have as many channels as the images; got {start.in_chans} in {init} and "
+                f"{facts.channels} in {data}. Pre-train on images of {facts.channels} channel(s), or convert these."
+            )
     size = size or family.default_size
     config: Any = family.fit(size, facts, stats, start)
     if balanced and dataset.labels is not None:

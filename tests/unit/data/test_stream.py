@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,22 @@ def test_rows_of_ranks_and_micro_batches_are_those_of_one_process(source, world,
         assert [part.start for part in parts] == [k * 8 // (world * micro) for k in range(world * micro)]
         assert torch.equal(torch.cat([part.images for part in parts]), whole[step][1])
         assert torch.equal(torch.cat([part.ids for part in parts]), whole[step][2])
+
+
+@pytest.mark.parametrize("source", ["uniform", "mixed"])
+@pytest.mark.parametrize(("world", "micro"), [(1, 1), (2, 2)])
+def test_how_many_images_are_made_at_once_changes_nothing(source, world, micro, request, monkeypatch):
+    options = {"batch_size": 20, "second": View(CROP, AUGMENT), "world": world, "micro": micro}
+    make = partial(stream, request.getfixturevalue(source), rank=world - 1, **options)
+    whole = list(make().batches(1, 3))
+    monkeypatch.setattr("pantomim.data.stream.AT_ONCE", 3)
+    parts = make()
+    assert max(parts.rows(part).stop - parts.rows(part).start for part in range(7 * micro)) == 3
+    cut = list(parts.batches(1, 3))
+    assert_same(whole, cut)
+    for (one, *_), (other, *_) in zip(whole, cut, strict=True):
+        torch.testing.assert_close(one.second, other.second)
+        assert len(one) == 20 // (world * micro)
 
 
 @pytest.mark.parametrize("source", ["uniform", "mixed"])

@@ -1,20 +1,21 @@
 """The attentive probe: what it reads, how it is trained, how it is asked for."""
 
+import copy
 import json
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from probing import scores_of
+from torch import nn
 
-from pantomim.data.sources import open_source
-from pantomim.evaluate import augmented, evaluate, evaluate_to_file
+from pantomim.evaluate import evaluate, evaluate_to_file
 from pantomim.evaluate.attentive import Attentive, all_tokens
-from pantomim.evaluate.augmented import Candidate, train_heads
 from pantomim.formats import load_encoder
 from pantomim.formats.native import save_encoder
 from pantomim.formats.timm import load_timm
+from pantomim.methods.probe import Frozen, Probe
 from pantomim.nn.vit import EncoderConfig
 from pantomim.optim import scaled_lr
 
@@ -51,21 +52,13 @@ def blind(images):
     return images.new_zeros(len(images), 4, 3)
 
 
-def score(readers, data, **changes):
+def score(readers, data, work, **changes):
     probe = Attentive("run", data, **({"epochs": 60, "warmup_epochs": 5, "base_lr": 1.0} | changes))
-    bench = SimpleNamespace(
-        evaluation=probe,
-        train=open_source(data, "train"),
-        test=open_source(data, "test"),
-        reference=SimpleNamespace(image_size=(8, 8)),
-        device=torch.device("cpu"),
-    )
-    candidates = {name: Candidate(reader, partial(probe.head, 1)) for name, reader in readers.items()}
-    return train_heads(probe, candidates, bench)
+    return scores_of(readers, probe, probe.head(1), work)
 
 
-def test_it_learns_what_the_tokens_hold(data):
-    scores = score({"seeing": colours, "blind": blind}, data)
+def test_it_learns_what_the_tokens_hold(data, tmp_path):
+    scores = score({"seeing": colours, "blind": blind}, data, tmp_path)
     assert scores["seeing"]["top1"] > 0.85
     assert scores["blind"]["top1"] <= 0.6
 
@@ -76,33 +69,25 @@ def test_the_authors_values():
     assert (probe.epochs, probe.warmup_epochs, probe.min_lr) == (90, 10, 1e-6)
 
 
-def test_it_is_nesterov_sgd_over_all_chunks_of_a_batch(data, monkeypatch):
+def test_it_is_nesterov_sgd_over_all_chunks_of_a_batch(data, tmp_path, monkeypatch):
     """Three steps by hand, on the chunks that the encoder saw; only the head's own parameters."""
-    seen, heads = [], []
-    original = augmented.seeded_head
+    seen, heads, forward = [], [], Probe.forward
 
-    def remember(*arguments):
-        heads.append(original(*arguments))
-        heads.append(original(*arguments))
-        return heads[0]
+    def remember(self, batch, draws=None):
+        if not heads:
+            heads.extend([self.model, copy.deepcopy(self.model)])
+        seen.append((colours(batch.images), batch.labels))
+        return forward(self, batch, draws)
 
-    def reader(images):
-        if torch.is_inference_mode_enabled():
-            return colours(images)
-        seen.append(colours(images))
-        return seen[-1]
-
-    labels = []
-    renumber = augmented.renumber
-    monkeypatch.setattr(augmented, "seeded_head", remember)
-    monkeypatch.setattr(augmented, "renumber", lambda *found: labels.append(renumber(*found)) or labels[-1])
-    score({"x": reader}, data, epochs=3, warmup_epochs=1, base_lr=0.5, chunk=40)
+    monkeypatch.setattr(Probe, "forward", remember)
+    score({"x": colours}, data, tmp_path, epochs=3, warmup_epochs=1, base_lr=0.5, chunk=40, hold_out=False)
     trained, ours = heads
-    assert [len(tokens) for tokens in seen] == [36] * 6
+    assert [len(tokens) for tokens, _ in seen] == [36] * 6
     parameters, momenta = list(ours.train().parameters()), [torch.zeros_like(p) for p in ours.parameters()]
     base = 0.5 * 72 / 256
     for step, lr in enumerate((0.0, base, 1e-6 + (base - 1e-6) * 0.5)):
-        losses = [torch.nn.functional.cross_entropy(ours(seen[k]), labels[k]) / 2 for k in (2 * step, 2 * step + 1)]
+        chunks = seen[2 * step : 2 * step + 2]
+        losses = [torch.nn.functional.cross_entropy(ours(tokens), labels) / 2 for tokens, labels in chunks]
         slopes = torch.autograd.grad(sum(losses), parameters)
         with torch.no_grad():
             for parameter, momentum, slope in zip(parameters, momenta, slopes, strict=True):
@@ -144,7 +129,9 @@ def test_as_a_protocol(data, run, tmp_path, batch_wise):
 
 def test_batch_statistics_reach_the_heads():
     for batch_wise in (False, True):
-        assert QUICK("run", "data", batch_statistics=batch_wise).head(2, 16, 3).test_batch_statistics is batch_wise
+        config = QUICK("run", "data", batch_statistics=batch_wise).head(2)
+        probe = config.build(Frozen(nn.Identity(), lambda _, images: images.flatten(2).mT), (2, 2), 4)
+        assert probe.model.test_batch_statistics is batch_wise
 
 
 def test_pixels_are_read_patch_by_patch(data, run, monkeypatch):
@@ -154,7 +141,7 @@ def test_pixels_are_read_patch_by_patch(data, run, monkeypatch):
     )
     evaluate(QUICK(run, data))
     assert found["pixels"].features(torch.rand(2, 3, 8, 8)).shape == (2, 4, 48)
-    assert found["pixels"].head(48, 3).attn.heads == 2
+    assert found["pixels"].probe.heads == 2
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,27 @@
 import json
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from image_files import fill, png
-from torch import nn
+from probing import scores_of
 
 from pantomim.data.sources import open_source
 from pantomim.data.transforms import crop_boxes, draw_uniforms
 from pantomim.evaluate import PROTOCOLS, Memo, base, evaluate, evaluate_to_file, headline, protocol_named
 from pantomim.evaluate.attentive import Attentive
-from pantomim.evaluate.augmented import CROP, Candidate, train_heads
+from pantomim.evaluate.augmented import CROP
 from pantomim.evaluate.features import random_init_encoder
 from pantomim.evaluate.few_labels import FewLabels
 from pantomim.evaluate.knn import KNN
 from pantomim.evaluate.linear import Linear
-from pantomim.evaluate.linear_mae import Head, LinearMAE
+from pantomim.evaluate.linear_mae import LinearMAE
 from pantomim.evaluate.parts import open_labelled
 from pantomim.formats.files import hash_weights
 from pantomim.formats.native import read_description, save_encoder
 from pantomim.formats.timm import load_timm
+from pantomim.methods.probe import ProbeConfig
 from pantomim.nn.vit import EncoderConfig
 
 
@@ -66,7 +66,7 @@ def test_every_protocol_beside_its_baselines(kind, data, run, tmp_path):
     assert path == tmp_path / "run" / "eval" / f"{stem}-halves.json"
     assert json.loads(path.read_text()) == result
     assert result["protocol"] == name
-    assert result["protocol_version"] == 1
+    assert result["protocol_version"] == (2 if kind == "mae" else 1)
     assert result["seed"] == 0
     assert result["encoder_sha256"] == read_description(run)["sha256"]
     assert result["data"]["num_train"] == 72
@@ -90,12 +90,12 @@ def test_the_same_scores_twice(kind, data, run, tmp_path):
 
 @pytest.mark.parametrize("kind", ["knn", "mae"])
 def test_broken_images_are_told_and_not_counted(kind, run, tmp_path):
-    files = {f"train/{c}/{k:03}.png": png(k, (8, 8)) for c in "ab" for k in range(60)}
+    files = {f"train/{c}/{k:03}.png": png(k, (8, 8)) for c in "ab" for k in range(70)}
     files |= {f"test/{c}/{k:03}.png": png(k, (8, 8)) for c in "ab" for k in range(50)}
     files["train/a/007.png"] = files["train/a/007.png"][:-60]  # whole header, cut pixels
     files["test/b/003.png"] = files["test/b/003.png"][:-60]
     result = evaluate(QUICK[kind](run, str(fill(tmp_path / "cut", files))))
-    assert (result["data"]["num_train"], result["data"]["num_test"]) == (119, 99)
+    assert (result["data"]["num_train"], result["data"]["num_test"]) == (139, 99)
     told = [(broken["split"], broken["name"]) for broken in result["data"]["broken"]]
     assert told == [("train", "train/a/007.png"), ("test", "test/b/003.png")]
     assert all(broken["reason"] for broken in result["data"]["broken"])
@@ -244,37 +244,13 @@ def test_a_single_draw_is_cut_to_the_image_and_never_replaced():
     assert (boxes[:, 1] + boxes[:, 3] <= 30).all()
 
 
-def test_the_mae_head_normalises_without_affine_and_keeps_running_statistics():
-    torch.manual_seed(0)
-    head = Head(1000, 10)
-    assert [name for name, _ in head.named_parameters()] == ["head.weight", "head.bias"]
-    assert head.norm.eps == 1e-6
-    assert head.head.weight.std().item() == pytest.approx(0.01, rel=0.05)
-    assert not head.head.bias.any()
-    features = 3 + 2 * torch.randn(50, 1000)
-    head.train()(features)
-    torch.testing.assert_close(head.norm.running_mean, 0.1 * features.mean(dim=0))
-
-
-def test_the_mae_probe_learns_what_its_features_hold(data):
-    class Oracle(nn.Module):
-        def forward(self, images):
-            return torch.stack([images[:, :, :4].mean((1, 2, 3)), images[:, :, 4:].mean((1, 2, 3))], dim=1)
-
-    class Blind(nn.Module):
-        def forward(self, images):
-            return images.new_zeros(len(images), 2)
+def test_the_mae_probe_learns_what_its_features_hold(data, tmp_path):
+    def halves(images):
+        return torch.stack([images[:, :, :4].mean((1, 2, 3)), images[:, :, 4:].mean((1, 2, 3))], dim=1)
 
     probe = LinearMAE("run", data, epochs=40, warmup_epochs=5, base_lr=20.0)
-    bench = SimpleNamespace(
-        evaluation=probe,
-        train=open_source(data, "train"),
-        test=open_source(data, "test"),
-        reference=SimpleNamespace(image_size=(8, 8)),
-        device=torch.device("cpu"),
-    )
-    candidates = {"oracle": Candidate(Oracle(), Head), "blind": Candidate(Blind(), Head)}
-    scores = train_heads(probe, candidates, bench)
+    readers = {"oracle": halves, "blind": lambda images: images.new_zeros(len(images), 2)}
+    scores = scores_of(readers, probe, ProbeConfig(), tmp_path)
     assert scores["oracle"]["top1"] > 0.85
     assert scores["blind"]["top1"] == pytest.approx(1 / 3)
 
@@ -328,8 +304,7 @@ def test_only_those_asked_for_are_scored(kind, data, run, monkeypatch):
     assert "random-init" not in headline(QUICK[kind](run, data), one)
     twin = evaluate(QUICK[kind](run, data, contenders=("untrained",)))
     assert "trained" not in twin
-    if kind != "mae":  # there all heads are drawn in turn
-        assert twin["untrained"] == everyone["untrained"]
+    assert twin["untrained"] == everyone["untrained"]
 
 
 def test_few_test_images_are_a_balanced_draw(data, run):

@@ -120,6 +120,7 @@ def test_a_size_that_there_is_not() -> None:
 def test_a_run_is_compared_with_the_nearest_size(family) -> None:
     widths = {size: ENCODER_SIZES[size]["width"] for size in family.rows}
     for size, width in widths.items():
-        assert family.paper(width).recipe == f"{family.name}_vit_{size}_in1k"
+        data = "ade20k" if family.trains == "segmenter" else "in1k"
+        assert family.paper(width).recipe == f"{family.name}_vit_{size}_{data}"
     assert family.paper(1).method.encoder.width == min(widths.values())
     assert family.paper(10_000).method.encoder.width == max(widths.values())
