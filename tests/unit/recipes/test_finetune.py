@@ -1,5 +1,7 @@
 """Recipes of fine-tuning: the papers' numbers, and our rule for other images."""
 
+from dataclasses import replace
+
 import pytest
 
 from pantomim.data.dataset import Facts
@@ -110,8 +112,9 @@ def test_without_labels_there_is_no_recipe() -> None:
         fit(4_000, num_classes=None)
 
 
-def test_from_scratch_one_rate_for_all_layers_and_all_else_the_same() -> None:
-    run = fit(4_000, TINY)
+def test_from_scratch_one_rate_for_all_layers_an_ordinary_head_and_all_else_the_same() -> None:
+    run = replace(fit(4_000, TINY), init="runs/pre")
     scratch = from_scratch(run)
-    assert (scratch.init, scratch.optim.layer_decay) == (None, 1.0)
-    assert (scratch.method, scratch.data, scratch.duration) == (run.method, run.data, run.duration)
+    assert (scratch.init, scratch.optim.layer_decay, scratch.method.head_init) == (None, 1.0, "deit")
+    optim, method = replace(scratch.optim, layer_decay=0.75), replace(scratch.method, head_init="mae")
+    assert replace(scratch, init=run.init, optim=optim, method=method) == run
