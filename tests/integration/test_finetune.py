@@ -132,7 +132,7 @@ def test_every_adaptation_is_told(source, tmp_path, capfd):
     for words in (
         "positions are resampled from (6, 6) to (4, 4)",
         "relative positions are new, zero at first",
-        "the fixed position table is that of its formula",
+        "but the fixed position table, which is that of its formula",
         "the norm after pooling starts as it",
     ):
         assert words in told, words

@@ -78,10 +78,15 @@ class RunFolder:
         del values["already"]
         self._write("finished.json", json.dumps(values, indent=2) + "\n")
 
-    def describe(self, config: Pretrain, accelerator: Accelerator, dtype: torch.dtype, step: int) -> None:
-        """Write `environment.json` at the first start; later ones, of the same precision, go to its list `resumed`."""
+    def describe(
+        self, config: Pretrain, accelerator: Accelerator, dtype: torch.dtype, step: int, origin: str | None = None
+    ) -> None:
+        """Write `environment.json` at the first start; later ones, of the same precision, go to its list `resumed`.
+
+        `origin` tells of the weights that the run starts from, and how they were adapted.
+        """
         path = self.path / "environment.json"
-        now = environment(config.runtime.seed, accelerator, dtype)
+        now = environment(config.runtime.seed, accelerator, dtype) | ({} if origin is None else {"init": origin})
         if step > 0 and path.is_file():
             first = json.loads(path.read_text(encoding="utf-8"))
             if (before := first.get("precision", now["precision"])) != now["precision"]:

@@ -122,8 +122,9 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             load_checkpoint(checkpoint, method, optimizer)
             start, clock = checkpoint.step, Clock(**checkpoint.progress)
         elif config.init is not None:
-            origin = start_from(config.init, method)
-        on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start))
+            names = dataset.classes if masks is None else [masks.names[class_id] for class_id in masks.class_ids()]
+            origin = start_from(config.init, method, names or ())
+        on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start, origin))
         if config.data.partial:
             on_main(accelerator, lambda: run.list_images(dataset.names))
         data_warning = None

@@ -10,7 +10,7 @@ Source: UPerNet on plain ViTs as BEiT, CAE, dBOT (mmsegmentation 0.11) and Color
 """
 
 from dataclasses import field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class SegmentConfig:
 class Segment(Task):
     """A segmenter, trained whole; `OptimConfig.freeze_blocks` leaves the encoder as it is."""
 
-    metric: ClassVar[str] = "miou"
+    metric: str = "miou"
     model: Segmenter
 
     def __init__(self, config: SegmentConfig) -> None:
@@ -72,6 +72,11 @@ class Segment(Task):
         """Both losses, their sum, and the accuracies of pixels."""
         assert batch.masks is not None, "checked before the first step"
         return self.model.losses(batch.images, batch.masks, IGNORE)
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """See `tally`."""
+        return 3, self.config.num_classes
 
     def tally(self, model: nn.Module, batch: Batch) -> Tensor:
         """Pixels by class, over all images: rightly predicted, predicted and labelled."""

@@ -9,12 +9,12 @@ import copy
 import math
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.frozen import KIND, frozen
+from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import AtLeastOne, NotNegative, ShareBelowOne
 from pantomim.nn.blocks import NORM_EPS
 from pantomim.nn.pyramid import Pyramid, tapped_blocks
@@ -163,11 +163,10 @@ def pixel_loss(
     Source: mmsegmentation's `cross_entropy_loss.py` with `avg_non_ignore` off, as in every recipe; where much is
         ignored, the loss is smaller than torch's mean. The accuracy is that of pixels that count.
     """
-    scores, counted = enlarge(logits, labels.shape[1:]), labels != ignore
+    scores, counted = enlarge(at_least_float32(logits), labels.shape[1:]), labels != ignore
     loss = F.cross_entropy(scores, labels, ignore_index=ignore, reduction="sum") / labels.numel()
     hits = ((scores.argmax(dim=1) == labels) & counted).sum()
-    dtype = torch.promote_types(scores.dtype, torch.float32)
-    return loss, hits.to(dtype) / counted.sum().clamp(min=1)
+    return loss, hits.to(scores.dtype) / counted.sum().clamp(min=1)
 
 
 class LastMapHead(nn.Module):
