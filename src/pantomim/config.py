@@ -271,9 +271,13 @@ class Stages:
 def with_duration(config: Pretrain, duration: Duration) -> Pretrain:
     """The same run at another length; the warm-up keeps its share of it where both are given in one unit.
 
-    With 500 steps of a recipe of 800 epochs, 40 of them warm-up, the warm-up becomes 25 steps.
+    With 500 steps of a recipe of 800 epochs, 40 of them warm-up, the warm-up becomes 25 steps. So do steps between two
+    looks at held-out images.
     """
-    old, warmup = config.duration, config.optim.warmup
+    old, warmup, judged = config.duration, config.optim.warmup, config.validation
+    if judged is not None and judged.every and old.steps and duration.steps:
+        every = max(1, round(judged.every * duration.steps / old.steps))
+        config = replace(config, validation=replace(judged, every=every))
     length = duration.steps if duration.steps is not None else duration.epochs
     if old.steps is not None and warmup.steps is not None:
         share = warmup.steps / max(old.steps, 1)
@@ -426,7 +430,8 @@ def with_kind(config: T, path: str, kind: str, within: str = "") -> T:
     if part.kind == kind:
         return config
     hints, other = get_type_hints(choices[kind]), get_type_hints(type(part))
-    shared = {item for item in hints.keys() & other.keys() - {"kind"} if hints[item] == other[item]}
+    settings = {item.name for item in fields(choices[kind])} - {"kind"}  # without what is the class's
+    shared = {item for item in settings & other.keys() if hints[item] == other[item]}
     values = {item: getattr(part, item) for item in shared if not is_dataclass(getattr(part, item))}
     return replace(config, **{name: choices[kind](**values)})  # type: ignore[type-var]
 

@@ -11,6 +11,7 @@ from pantomim.config import (
     OptimConfig,
     Pretrain,
     RuntimeConfig,
+    Validation,
     from_dict,
     from_yaml,
     leaf_owners,
@@ -27,6 +28,8 @@ from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.dvae import DVAEConfig
 from pantomim.methods.mae import MAEConfig
+from pantomim.methods.segment import SegmentConfig
+from pantomim.nn.segmenter import LinearHeadConfig, UPerNetConfig
 from pantomim.recipes import RECIPES
 from pantomim.targets.pixels import PixelTargetConfig
 
@@ -155,3 +158,17 @@ def test_a_second_view_reads_back_and_has_names(tmp_path: Path) -> None:
     assert from_yaml(Pretrain, tmp_path / "config.yaml") == config
     assert set(leaves(to_dict(config))) <= set(leaf_owners(Pretrain))
     assert from_dict(Pretrain, {"recipe": "x", "data": {"source": "mnist"}}, "x").data.second is None
+
+
+def test_looks_at_held_out_images_keep_their_number() -> None:
+    config = Pretrain(recipe="x", duration=Duration(steps=1500), validation=Validation(every=150))
+    assert with_duration(config, Duration(steps=60)).validation == Validation(every=6)
+    assert with_duration(config, Duration(steps=3)).validation == Validation(every=1)
+    assert with_duration(config, Duration(epochs=3)).validation == config.validation
+
+
+def test_what_belongs_to_a_kind_of_head_is_no_setting() -> None:
+    config = Pretrain(recipe="x", method=SegmentConfig(head=UPerNetConfig(channels=8)))
+    linear = with_kind(config, "method.head", "linear")
+    assert linear.method.head == LinearHeadConfig()
+    assert with_kind(linear, "method.head", "upernet").method.head == UPerNetConfig()

@@ -10,10 +10,12 @@ from pantomim.analysis.guidance import Guidance, write_guidance_arrays
 from pantomim.analysis.inspection import Inspection, LayerAnalysis
 from pantomim.analysis.reconstructions import write_reconstructions
 from pantomim.analysis.runs import run_config
+from pantomim.analysis.segmentations import write_segmentations
 from pantomim.analysis.spectrum import Spectrum
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.cmt_mae import CMTMAEConfig
 from pantomim.methods.mae import MAEConfig
+from pantomim.methods.segment import SegmentConfig
 
 ANALYSES: tuple[type[Inspection], ...] = (AttentionDistance, Spectrum, CKA, Alignment, Guidance)
 LAYERS: dict[str, type[LayerAnalysis]] = {kind.name: kind for kind in ANALYSES if issubclass(kind, LayerAnalysis)}
@@ -21,6 +23,7 @@ PICTURES: dict[type, Callable[..., Path]] = {  # what the report of a run shows,
     MAEConfig: write_reconstructions,
     CAEConfig: write_alignment_arrays,
     CMTMAEConfig: write_guidance_arrays,
+    SegmentConfig: write_segmentations,
 }
 
 

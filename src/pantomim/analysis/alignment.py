@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.analysis.inspection import Inspection
-from pantomim.analysis.pictures import PictureRows, Row, read_images, to_picture, write_rows
+from pantomim.analysis.pictures import PictureRows, Row, read_images, write_rows
 from pantomim.analysis.runs import choose, held_out, load_run, run_config
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.modes import evaluating
 from pantomim.core.ranges import AtLeastOne
+from pantomim.data.pictures import to_picture
 from pantomim.data.sources import open_source
 from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.features import check_channels

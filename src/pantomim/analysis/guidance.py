@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pantomim.analysis.inspection import Inspection
-from pantomim.analysis.pictures import PictureRows, Row, read_images, to_picture, write_rows
+from pantomim.analysis.pictures import PictureRows, Row, read_images, write_rows
 from pantomim.analysis.runs import choose, held_out, run_config
 from pantomim.checkpoint import WEIGHTS, Checkpoint, kept_checkpoints
 from pantomim.config import from_dict, of_today
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
+from pantomim.data.pictures import to_picture
 from pantomim.formats.files import frozen_hashes, load_exactly, other_parts
 from pantomim.methods.cmt_mae import CMTMAE, CMTMAEConfig
 from pantomim.methods.guides import ask, draw_mask

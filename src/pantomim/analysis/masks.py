@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 from scipy import ndimage
 from torch import Tensor
 
-from pantomim.analysis.pictures import shown_bands, to_picture
 from pantomim.core.mask import Mask
 from pantomim.core.names import did_you_mean
 from pantomim.data.decoding import BrokenImageError, decode
+from pantomim.data.pictures import shown_bands, to_picture
 from pantomim.data.scales import scale_of
 from pantomim.data.transforms import centred_boxes, resize_one
 from pantomim.masking import STRATEGIES, Masker

@@ -1,4 +1,4 @@
-"""Images of any number and range of bands as 8-bit pictures, and rows of such pictures in a file."""
+"""Rows of 8-bit pictures in a file, and the images that they are made of."""
 
 import json
 from dataclasses import dataclass
@@ -11,10 +11,7 @@ from torch import Tensor
 
 from pantomim.core.files import write_npz
 from pantomim.data.dataset import Dataset
-from pantomim.data.scales import Scale
 from pantomim.data.stream import evaluation_batches
-
-STRETCH = (2.0, 98.0)  # percentiles of the originals that become black and white where values are not 8-bit
 
 
 @dataclass(frozen=True)
@@ -54,24 +51,3 @@ def read_images(
     batches = evaluation_batches(dataset, image_size, len(indices), "cpu", indices)
     images, found = zip(*batches, strict=True)
     return torch.cat(images), tuple(dataset.names[int(index)] for ids in found for index in ids)
-
-
-def shown_bands(channels: int) -> list[int]:
-    """The bands to show: the first three as red, green and blue, or the first as gray."""
-    return [0, 1, 2] if channels >= 3 else [0]
-
-
-def to_picture(
-    values: Float[np.ndarray, "B C H W"], originals: Float[np.ndarray, "n C H W"], scale: Scale
-) -> UInt8[np.ndarray, "B H W c"]:
-    """8-bit pictures; what lies outside the range becomes black or white.
-
-    The range is 0 to 1 for 8-bit images, else robust ends of the originals, band by band.
-    """
-    bands = shown_bands(values.shape[1])
-    low, high = np.zeros(len(bands)), np.ones(len(bands))
-    if scale.divisor != 255.0:
-        low, high = np.percentile(originals[:, bands], STRETCH, axis=(0, 2, 3))
-        high = np.where(high > low, high, low + 1.0)
-    stretched = (values[:, bands] - low[:, None, None]) / (high - low)[:, None, None]
-    return (stretched.clip(0.0, 1.0) * 255.0).round().astype(np.uint8).transpose(0, 2, 3, 1)

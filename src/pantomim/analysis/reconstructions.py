@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pantomim.analysis.pictures import STRETCH, read_images, shown_bands, to_picture
+from pantomim.analysis.pictures import read_images
 from pantomim.analysis.runs import choose, held_out, load_run, run_config
 from pantomim.core.batch import Batch
 from pantomim.core.files import write_npz
 from pantomim.core.modes import evaluating
+from pantomim.data.pictures import STRETCH, shown_bands, to_picture
 from pantomim.data.sources import splits
 from pantomim.methods.mae import MAE
 from pantomim.nn.tokens import channel_values, put_back, take

@@ -5,11 +5,11 @@ from pantomim.cli.console import say
 
 
 def evaluate(line: CommandLine) -> None:
-    """Score an encoder or a classifier: pantomim evaluate PROTOCOL --data SRC ...; PROTOCOL --help has its options."""
-    from pantomim.evaluate import CLASSIFIER_PROTOCOLS, PROTOCOLS, Evaluation, evaluate_to_file, headline
+    """Score an encoder or a fine-tuned network: pantomim evaluate PROTOCOL --data SRC ...; PROTOCOL --help has more."""
+    from pantomim.evaluate import PROTOCOLS, TASK_PROTOCOLS, Evaluation, evaluate_to_file, headline
 
-    line.options["Classifier.run"] = "--classifier"
-    kinds: tuple[Any, ...] = (*PROTOCOLS, *CLASSIFIER_PROTOCOLS)
+    line.options |= {f"{kind.trained_kind.capitalize()}.run": f"--{kind.trained_kind}" for kind in TASK_PROTOCOLS}
+    kinds: tuple[Any, ...] = (*PROTOCOLS, *TASK_PROTOCOLS)
     protocol = line.read(line.choose({kind.protocol: kind for kind in kinds}))
     if isinstance(protocol, Evaluation):
         path, result = evaluate_to_file(protocol)

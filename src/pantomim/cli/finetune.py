@@ -1,14 +1,17 @@
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
 from pantomim.cli.command_line import CommandLine
-from pantomim.cli.console import is_main_process, say
+from pantomim.cli.console import is_main_process, say, warn
 from pantomim.cli.pretrain import in_words, say_complete
 from pantomim.cli.run_options import Choices, read_run
 
 if TYPE_CHECKING:
+    from pantomim.config import Pretrain
+    from pantomim.evaluate.trained import TaskEvaluation
     from pantomim.recipes import Prepared
 
 
@@ -24,6 +27,7 @@ class TaskOptions(Choices):
         size: Of the network, where no encoder is named: from micro to huge.
         images: Use only so many training images, as even over the classes as these allow.
         draw: Which draw of the images, and of those that are held out.
+        compare: Then train the same network without the encoder's weights, in OUT/scratch, and compare the scores.
     """
 
     data: Positional[str | None] = None
@@ -33,6 +37,7 @@ class TaskOptions(Choices):
     size: str | None = None
     images: int | None = None
     draw: int = 0
+    compare: bool = False
 
     trains: ClassVar[Literal["classifier", "segmenter"]] = "classifier"
     recipes: ClassVar[str] = "finetune"
@@ -76,6 +81,13 @@ class TaskOptions(Choices):
             balanced=getattr(self, "balanced", False),
         )
 
+    def evaluation(self, config: "Pretrain", out: Path, against: Path | None) -> "TaskEvaluation":
+        """How a run of this config in the folder `out` is scored on the test part of its data."""
+        from pantomim.evaluate import Classification
+
+        other = None if against is None else str(against)
+        return Classification(str(out), config.data.source, device=config.runtime.device, against=other)
+
 
 @dataclass(frozen=True)
 class FinetuneOptions(TaskOptions):
@@ -94,12 +106,49 @@ class FinetuneOptions(TaskOptions):
 
 def finetune(line: CommandLine) -> None:
     """Train a classifier from an encoder: pantomim finetune DATA --encoder X --out RUN [--any.setting value]."""
-    chosen, prepared, _ = read_run(line, FinetuneOptions)
-    out = chosen.folder
-    from pantomim.engine.pretrain import pretrain as run
+    train_and_score(line, FinetuneOptions)
 
-    finished = run(prepared.config, out)
+
+def train_and_score(line: CommandLine, kind: type[TaskOptions]) -> None:
+    """Train for a task, score on the test part of the data, and do the same without pre-training where asked to."""
+    chosen, prepared, _ = read_run(line, kind)
+    out, config = chosen.folder, prepared.config
+    from pantomim.engine.pretrain import pretrain as run
+    from pantomim.evaluate.trained import FROM_SCRATCH
+    from pantomim.recipes.finetune import from_scratch
+
+    runs = {out: config}
+    if chosen.compare:
+        if config.init is None:
+            raise ValueError(
+                f"prepare.compare must be left out for a run from scratch, which has nothing to compare; got it for "
+                f"{out}. Leave it out, or start from an encoder."
+            )
+        runs[out / FROM_SCRATCH] = from_scratch(config)
+    already = {}
+    for folder, each in runs.items():
+        finished = run(each, folder)
+        already[folder] = finished.already
+        if is_main_process():
+            say_complete(folder, finished.already)
+            say(f"{in_words(finished)}.\n{kind.trains.capitalize()}: {folder / f'{kind.trains}.safetensors'}")
     if not is_main_process():
         return
-    say_complete(out, finished.already)
-    say(f"{in_words(finished)}.\nClassifier: {out / 'classifier.safetensors'}")
+    try:
+        for folder in reversed(runs):  # the run itself last: it is compared with the other
+            against = out / FROM_SCRATCH if chosen.compare and folder == out else None
+            words = _scored(chosen.evaluation(config, folder, against), again=not already[folder])
+            say(words if folder == out else f"From scratch: {words}")
+    except ValueError as error:  # a source may have no labelled test part: the run is whole without
+        warn(line.in_options(str(error)), "no score")
+
+
+def _scored(evaluation: "TaskEvaluation", again: bool) -> str:
+    """The score in a line; one that is there already is taken, unless there is a new network or a new comparison."""
+    from pantomim.evaluate.trained import read_scored
+
+    result = read_scored(evaluation.path) if not again and evaluation.path.is_file() else {}
+    compared = getattr(evaluation, "against", None) is None or result.get("against", {}).get("from_scratch")
+    if "trained" not in result or not compared:
+        _, result = evaluation.to_file()
+    return evaluation.headline(result)

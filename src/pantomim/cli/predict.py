@@ -7,38 +7,52 @@ from pantomim.cli.command_line import typed
 from pantomim.cli.console import say, warn
 
 
-@typed("Classifier", config=())
+@typed("Classifier", "Segmenter", config=())
 def predict(
     run: Positional[str],
     images: Positional[str],
     out: Path,
-    top: int = 3,
+    top: int | None = None,
     all: Annotated[bool, FlagCreatePairsOff] = False,
+    overlays: Annotated[bool, FlagCreatePairsOff] = False,
     overwrite: Annotated[bool, FlagCreatePairsOff] = False,
-    chunk: int = 256,
+    chunk: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
-    """Classify new images: pantomim predict RUN IMAGES --out FILE.csv [--top K | --all].
+    """Classify or segment new images: pantomim predict RUN IMAGES --out FILE.csv or, of a segmenter, FOLDER.
 
     Args:
-        run: The folder of a fine-tuned run, or its classifier.safetensors.
+        run: The folder of a fine-tuned run, or the weights of its classifier or segmenter.
         images: An image, or what `pretrain --data` takes; labels are not needed.
-        out: FILE.csv, a row an image.
-        top: So many classes for each image, the likeliest first.
+        out: Of a classifier FILE.csv, a row an image; of a segmenter a folder, a mask an image.
+        top: Of a classifier: so many classes for each image, the likeliest first (3).
         all: The probability of every class instead, one column each.
-        overwrite: Replace the file if it exists.
-        chunk: Images at once.
+        overlays: Of a segmenter: also write each image with the colours of its classes over it.
+        overwrite: Replace what is there of the same names.
+        chunk: Of a classifier: images at once (256).
         device: "auto" takes a GPU if there is one.
     """
     from pantomim.engine.runtime import usable_device
+    from pantomim.evaluate.predict import ERRORS
     from pantomim.evaluate.predict import predict as write
 
     for name, value in (("top", top), ("chunk", chunk)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"predict.{name} must be at least 1; got {value}.")
     where = usable_device("predict", device)
-    found = write(run, images, out, top=top, every_class=all, overwrite=overwrite, chunk=chunk, device=where)
+    found = write(
+        run,
+        images,
+        out,
+        top=top,
+        every_class=all,
+        overlays=overlays,
+        overwrite=overwrite,
+        chunk=chunk,
+        device=where,
+    )
     say(f"{found.num_predicted:,} images predicted in {out}.")
     if found.unreadable:
         first = f"{found.unreadable[0].name}: {found.unreadable[0].reason}"
-        warn(f"{len(found.unreadable):,} images cannot be read; the column error says why. The first: {first}")
+        reasons = "the column error" if out.is_file() else out / ERRORS
+        warn(f"{len(found.unreadable):,} images cannot be read; {reasons} says why. The first: {first}")

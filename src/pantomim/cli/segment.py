@@ -1,11 +1,13 @@
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pantomim.cli.command_line import CommandLine
-from pantomim.cli.console import is_main_process, say
-from pantomim.cli.finetune import TaskOptions
-from pantomim.cli.pretrain import in_words, say_complete
-from pantomim.cli.run_options import read_run
+from pantomim.cli.finetune import TaskOptions, train_and_score
+
+if TYPE_CHECKING:
+    from pantomim.config import Pretrain
+    from pantomim.evaluate.trained import TaskEvaluation
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,18 @@ class SegmentOptions(TaskOptions):
 
     @property
     def subset(self) -> dict[str, Any]:
-        """Settings of the data: which masks."""
+        """Settings of the data: which masks; of a file's run those of the file."""
         from pantomim.config import MaskConfig
 
-        return super().subset | {"masks": MaskConfig(self.masks, self.ignore, self.reduce_zero)}
+        masks = MaskConfig(self.masks, self.ignore, self.reduce_zero)
+        if self.config is None:
+            return super().subset | {"masks": masks}
+        if masks != MaskConfig():
+            raise ValueError(
+                f"prepare.masks, prepare.ignore and prepare.reduce_zero must be left out beside prepare.config, which "
+                f"has its own; got {masks.name}, {masks.ignore} and {masks.reduce_zero}. Set data.masks.name ..."
+            )
+        return super().subset
 
     def prepare(self) -> Any:
         """Of a recipe for segmentation, with the head that is asked for."""
@@ -49,15 +59,23 @@ class SegmentOptions(TaskOptions):
             config = replace(config, optim=replace(config.optim, freeze_blocks=depth))
         return replace(prepared, config=config)
 
+    def evaluation(self, config: "Pretrain", out: Path, against: Path | None) -> "TaskEvaluation":
+        """How a run of this config in the folder `out` is scored on the test part of its data."""
+        from pantomim.evaluate import SegmenterEvaluation
+
+        masks = config.data.masks
+        assert masks is not None, "refused before training"
+        return SegmenterEvaluation(
+            str(out),
+            config.data.source,
+            device=config.runtime.device,
+            masks=masks.name,
+            ignore=masks.ignore,
+            reduce_zero=masks.reduce_zero,
+            against=None if against is None else str(against),
+        )
+
 
 def segment(line: CommandLine) -> None:
     """Train a segmenter from an encoder: pantomim segment DATA --encoder X --out RUN [--any.setting value]."""
-    chosen, prepared, _ = read_run(line, SegmentOptions)
-    out = chosen.folder
-    from pantomim.engine.pretrain import pretrain as run
-
-    finished = run(prepared.config, out)
-    if not is_main_process():
-        return
-    say_complete(out, finished.already)
-    say(f"{in_words(finished)}.\nSegmenter: {out / 'segmenter.safetensors'}")
+    train_and_score(line, SegmentOptions)

@@ -50,3 +50,9 @@ def pixel_accuracy(counts: Shaped[Tensor, "*any 3 K"]) -> Float[Tensor, "*any"]:
     """Share of all labelled pixels that are rightly predicted."""
     hits, _, labelled = counts.double().sum(dim=-1).unbind(dim=-1)
     return hits / labelled
+
+
+def means(counts: Shaped[Tensor, "3 K"]) -> dict[str, float]:
+    """`miou`, `mean_accuracy` over the labelled classes, and `pixel_accuracy`."""
+    iou, accuracy = intersection_over_union(counts).nanmean(), class_accuracy(counts).nanmean()
+    return {"miou": float(iou), "mean_accuracy": float(accuracy), "pixel_accuracy": float(pixel_accuracy(counts))}

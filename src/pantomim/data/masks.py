@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -68,6 +69,14 @@ class Masks:
         except BrokenImageError as error:
             dataset.mark_broken({index: str(error)})
             raise
+
+    def key(self) -> dict[str, Any]:
+        """What identifies these masks among those of the same images."""
+        return {"masks": self.name, "ignore": self.ignore, "reduce_zero": self.reduce_zero}
+
+    def listed(self, ids: Iterable[int]) -> "Masks":
+        """With a list of classes: where the source has none, of these ids."""
+        return replace(self, names=self.names or {class_id: f"class {class_id}" for class_id in ids})
 
     def class_ids(self) -> tuple[int, ...]:
         """The id of each class, by its number in a batch: those of the list of classes, rising."""
@@ -173,17 +182,25 @@ def open_masked(
     images: int | None = None,
     test_images: int | None = None,
     reduce_zero: bool | None = None,
+    *,
+    tested: bool = True,
 ) -> MaskedSource:
     """Open a source of images with masks and look at every mask once; arguments as of `read_masked`.
 
     Train and test may be cut down to so many images by a fixed draw. Where the source has no list of its classes, those
-    that occur are it.
+    that occur are it. Unless it is to be `tested`, a test part whose masks cannot be used is left out.
     """
     contents, found = read_masked(spec, masks, ignore=ignore, reduce_zero=reduce_zero)
-    parts = {part: open_split(contents, spec, split) for part, split in part_names(contents.splits).items()}
-    counts = {"train": images, "test": test_images}
-    parts = {part: dataset.drawn(count) if (count := counts.get(part)) else dataset for part, dataset in parts.items()}
-    surveys = {part: found.survey(dataset) for part, dataset in parts.items()}
+    parts: dict[str, Dataset] = {}
+    surveys: dict[str, Survey] = {}
+    for part, split in part_names(contents.splits).items():
+        try:
+            whole, count = open_split(contents, spec, split), {"train": images, "test": test_images}.get(part)
+            dataset = whole.drawn(count) if count else whole
+            surveys[part], parts[part] = found.survey(dataset), dataset
+        except ValueError:
+            if tested or part != "test":
+                raise
     known = surveys["train"].ids
     if len(known) < 2:
         raise ValueError(
@@ -197,8 +214,7 @@ def open_masked(
                 f"{ignore} counts as none. Check Segmentation.ignore and Segmentation.masks."
             )
     ids = sorted({class_id for survey in surveys.values() for class_id in survey.ids})
-    listed = replace(found, names=found.names or {class_id: f"class {class_id}" for class_id in ids})
-    return MaskedSource(parts, listed, tuple(ids), known, surveys["train"].size)
+    return MaskedSource(parts, found.listed(ids), tuple(ids), known, surveys["train"].size)
 
 
 def zero_reduced(mask: Int[np.ndarray, "H W"], ignore: int) -> Int[np.ndarray, "H W"]:

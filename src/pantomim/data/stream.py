@@ -30,7 +30,7 @@ from pantomim.data.transforms import (
     centred_boxes,
     crop_boxes,
     draw_uniforms,
-    fitted_size,
+    fitted,
     resize_one,
     resized_crop,
     scaled,
@@ -316,9 +316,7 @@ def _read_whole(dataset: Dataset, masks: Masks, base: tuple[int, int], indices: 
         image, mask = masks.read_pair(dataset, index)
     except BrokenImageError:
         return _stacked()
-    size, box = fitted_size(mask.shape, *base), np.array([0, 0, *mask.shape])
-    resized = resize_one(image, box, size, flip=False, interpolation="bilinear", antialias=False)
-    return _stacked([resized], [index], [torch.from_numpy(mask)])
+    return _stacked([fitted(image, base)], [index], [torch.from_numpy(mask)])
 
 
 def _check_pairs(dataset: Dataset, masks: Masks | None, crop: Crop | MaskCrop, *, alone: bool) -> None:

@@ -185,6 +185,13 @@ def resize_one(
     return (part.flip(2) if flip else part).contiguous()
 
 
+def fitted(image: np.ndarray, base: tuple[int, int]) -> Tensor:
+    """A whole image (C, h, w) as segmentation tests it: as large as the longest and shortest side of `base` allow."""
+    whole = np.array([0, 0, *image.shape[1:]])
+    size = fitted_size(image.shape[1:], *base)
+    return resize_one(image, whole, size, flip=False, interpolation="bilinear", antialias=False)
+
+
 def _resize_matrix(
     start: Float[Tensor, " B"], length: Float[Tensor, " B"], size_in: int, size_out: int, kernel: Kernel
 ) -> Float[Tensor, "B out in"]:

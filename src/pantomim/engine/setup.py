@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from pantomim.config import DataConfig, OptimConfig, Pretrain
-from pantomim.data.dataset import Dataset
+from pantomim.data.dataset import Contents, Dataset
 from pantomim.data.layout import divide, part_names
 from pantomim.data.masks import Masks, open_masked, read_masked
-from pantomim.data.sources import open_source, open_split, read_contents
+from pantomim.data.sources import open_split, read_contents
 from pantomim.methods.base import Requirements
 from pantomim.nn.vit import Encoder
 from pantomim.optim import LARS, layer_scale, parameter_groups
@@ -20,21 +20,24 @@ def training_masks(config: DataConfig) -> Masks | None:
 
     Classes that no list names are those of the ids that occur in any of its masks.
     """
-    if config.masks is None:
+    if (how := config.masks) is None:
         return None
-    return open_masked(config.source, config.masks.name, config.masks.ignore, config.masks.reduce_zero).masks
+    return open_masked(config.source, how.name, how.ignore, reduce_zero=how.reduce_zero, tested=False).masks
 
 
 def training_images(config: DataConfig) -> Dataset:
     """The split train, or a fixed part of it that is balanced over the classes."""
     if not config.source:
         raise ValueError("DataConfig.source must name the images; got none. Give a folder, say.")
-    if config.masks is None:
-        dataset = open_source(config.source, "train")
-    else:
-        contents, _ = read_masked(config.source, config.masks.name, ignore=config.masks.ignore)
-        dataset = open_split(contents, config.source, "train")
+    dataset = open_split(source_contents(config), config.source, "train")
     return dataset.part(config.images, config.fraction, config.labels_per_class, config.draw)
+
+
+def source_contents(config: DataConfig) -> Contents:
+    """All that the source holds; of one with masks its images."""
+    if (masks := config.masks) is None:
+        return read_contents(config.source)
+    return read_masked(config.source, masks.name, ignore=masks.ignore, reduce_zero=masks.reduce_zero)[0]
 
 
 def hold_out(dataset: Dataset, config: Pretrain) -> tuple[Dataset, Dataset | None]:
@@ -45,9 +48,7 @@ def hold_out(dataset: Dataset, config: Pretrain) -> tuple[Dataset, Dataset | Non
     """
     if config.validation is None:
         return dataset, None
-    contents = read_contents(config.data.source)
-    if config.data.masks is not None:
-        contents, _ = read_masked(config.data.source, config.data.masks.name, ignore=config.data.masks.ignore)
+    contents = source_contents(config.data)
     if not config.data.partial and "val" in part_names(contents.splits):
         return dataset, open_split(contents, config.data.source, "val")
     rows = divide(len(dataset), dataset.labels, seed=config.data.draw, share=config.validation.share)
@@ -194,6 +195,8 @@ def optimiser(config: OptimConfig, method: nn.Module, lr: float) -> torch.optim.
 def freeze_blocks(encoder: nn.Module | None, count: int) -> None:
     """Train no more the first blocks of an encoder nor what lies before them; they drop no path (partial fine-tuning).
 
+    With all blocks its final norm is frozen, too: a head alone is trained.
+
     Paper: He et al. 2022, section 4.3. Deviation: without stochastic depth in frozen blocks, of which it says nothing.
     """
     if not isinstance(encoder, Encoder) or count > encoder.depth:
@@ -204,7 +207,8 @@ def freeze_blocks(encoder: nn.Module | None, count: int) -> None:
         )
     for name, parameter in encoder.named_parameters():
         owner, _, rest = name.partition(".")
-        if owner not in ("blocks", "norm", "rel_pos_bias") or (owner == "blocks" and int(rest.split(".")[0]) < count):
+        later = owner in ("norm", "rel_pos_bias") or (owner == "blocks" and int(rest.split(".")[0]) >= count)
+        if count == encoder.depth or not later:
             parameter.requires_grad_(False)
     blocks: Any = encoder.blocks
     for block in blocks[:count]:

@@ -1,21 +1,23 @@
 """What a frozen encoder is worth: one protocol a file, scored beside a random-init encoder and raw pixels.
 
-And what a fine-tuned classifier is worth, which is scored alone.
+And what a network is worth that was trained for a task, which is scored alone.
 """
 
 from pantomim.core.names import did_you_mean
 from pantomim.evaluate.attentive import Attentive
 from pantomim.evaluate.base import Evaluation, Memo, evaluate, evaluate_to_file, headline
-from pantomim.evaluate.classification import Classification, ClassifierEvaluation
+from pantomim.evaluate.classification import Classification
 from pantomim.evaluate.few_labels import FewLabels
 from pantomim.evaluate.knn import KNN
 from pantomim.evaluate.linear import Linear
 from pantomim.evaluate.linear_mae import LinearMAE
 from pantomim.evaluate.robustness import Robustness
 from pantomim.evaluate.segmentation import Segmentation
+from pantomim.evaluate.segmenter import SegmenterEvaluation
+from pantomim.evaluate.trained import TaskEvaluation
 
 PROTOCOLS: tuple[type[Evaluation], ...] = (KNN, Linear, FewLabels, LinearMAE, Attentive, Segmentation)
-CLASSIFIER_PROTOCOLS: tuple[type[ClassifierEvaluation], ...] = (Classification, Robustness)
+TASK_PROTOCOLS: tuple[type[TaskEvaluation], ...] = (Classification, Robustness, SegmenterEvaluation)
 
 
 def protocol_named(name: str) -> type[Evaluation]:
@@ -27,10 +29,12 @@ def protocol_named(name: str) -> type[Evaluation]:
 
 
 __all__ = [
-    "CLASSIFIER_PROTOCOLS",
     "PROTOCOLS",
+    "TASK_PROTOCOLS",
+    "Classification",
     "Evaluation",
     "Memo",
+    "SegmenterEvaluation",
     "evaluate",
     "evaluate_to_file",
     "headline",

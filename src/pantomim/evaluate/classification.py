@@ -1,15 +1,9 @@
-"""A fine-tuned classifier on labelled images: how often it is right, on which classes, and where it errs most.
+"""A fine-tuned classifier on labelled images: how often it is right, on which classes, and where it errs most."""
 
-Nothing is learned or chosen here. Classes are matched by name: the ids of a data set mean nothing outside it.
-"""
-
-import json
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,38 +12,25 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
-from pantomim.config import to_dict
-from pantomim.core.files import check_out, replace_file
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.dataset import Dataset
-from pantomim.data.layout import part_names
-from pantomim.data.sources import open_split, read_contents
 from pantomim.data.stream import evaluation_batches
-from pantomim.engine.runtime import usable_device
-from pantomim.evaluate.base import PROTOCOL_VERSION, Scores
+from pantomim.evaluate.base import Scores
 from pantomim.evaluate.parts import accuracy
+from pantomim.evaluate.trained import TaskEvaluation, Trained, against_words, find_head, left_out
 from pantomim.formats.native import CLASSIFIER, damaged, load_classifier, read_description
 from pantomim.nn.heads import Classifier
 
 CONFIDENCE = 0.95
 NUM_HARDEST = 24
-RUN_WIDE = ("classifier", "data", "out", "chunk", "device", "protocol")  # options that are no settings of a result
 
 
 @dataclass(frozen=True)
-class TrainedClassifier:
+class TrainedClassifier(Trained):
     """The classifier of a fine-tuned run, in evaluation mode."""
 
-    folder: Path
     module: Classifier
-    about: Mapping[str, Any]  # classifier.json
-    device: torch.device
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Their names, in the order of the logits."""
-        return tuple(self.about["classes"])
 
     @torch.inference_mode()
     def logits(
@@ -65,14 +46,8 @@ class TrainedClassifier:
     def crops(
         self, dataset: Dataset, chunk: int, margin: float | None = None
     ) -> Iterator[tuple[Float[Tensor, "B C H W"], Int[np.ndarray, " B"]]]:
-        """What `logits` are of. Refuses images unlike those of the training: in channels, or in their scale."""
-        trained = (self.module.encoder.in_chans, self.about["scale"]["divisor"])
-        if trained != (dataset.channels, dataset.scale.divisor):
-            raise ValueError(
-                f"Classifier.images must be like those of its training, {trained[0]} channel(s) of values divided by "
-                f"{trained[1]:g}; got {dataset.channels} channel(s) of {dataset.facts.dtype}, divided by "
-                f"{dataset.scale.divisor:g}, in {dataset.spec}. Convert them."
-            )
+        """What `logits` are of; images unlike those of the training are refused."""
+        self.check_images(dataset)
         margin = self.about["test_margin"] if margin is None else margin
         return evaluation_batches(dataset, self.module.encoder.image_size, chunk, self.device, margin=margin)
 
@@ -91,14 +66,8 @@ class TrainedClassifier:
                 f"Classifier.images must have labels to be scored; got none in {dataset.spec} ({dataset.split}). Sort "
                 f"them into one folder a class, or write the classes behind the names in a .txt."
             )
-        places = {name: place for place, name in enumerate(self.classes)}
         present = [dataset.classes[class_id] for class_id in np.unique(dataset.labels)]
-        if unknown := [name for name in present if name not in places]:
-            raise ValueError(
-                f"Classifier.classes must include those of the images; got {', '.join(unknown[:10])} in {dataset.spec} "
-                f"({dataset.split}), unknown to it. It was trained on {', '.join(self.classes[:10])}"
-                f"{' ...' if len(places) > 10 else ''}: rename or remove the others."
-            )
+        places = self.places(present, f"{dataset.spec} ({dataset.split})")
         table = torch.tensor([places.get(name, -1) for name in dataset.classes])
         return table[torch.from_numpy(dataset.labels)]
 
@@ -113,100 +82,23 @@ def open_classifier(run: str | Path, device: torch.device) -> TrainedClassifier:
     return TrainedClassifier(folder, module.to(device), about, device)
 
 
-def find_head(run: str | Path, kinds: Sequence[str] = (CLASSIFIER,)) -> tuple[Path, str]:
-    """The folder of a fine-tuned run, given that or its weights, and the first of these pairs of files in it."""
-    path = Path(run)
-    folder, named = (path.parent, (path.stem,)) if path.suffix == ".safetensors" else (path, kinds)
-    for kind in kinds:
-        if kind in named and (folder / f"{kind}.json").is_file():
-            return folder, kind
-    has = "an encoder alone" if (folder / "encoder.json").is_file() else "none"
-    weights = " or ".join(f"{kind}.safetensors" for kind in kinds)
-    raise ValueError(
-        f"Classifier.run must be the folder of a fine-tuned run, or its {weights}; got {run}, which has {has}. "
-        f"`pantomim finetune` makes a classifier from an encoder and labelled images."
-    )
-
-
 @frozen
-class ClassifierEvaluation(ABC):
-    """A question to a fine-tuned classifier, with the options that all of them have.
+class ClassifierEvaluation(TaskEvaluation):
+    """A question to a fine-tuned classifier.
 
     Args:
-        classifier: The folder of a fine-tuned run, or its classifier.safetensors.
-        data: As for training, with labels.
-        out: FILE.json; by default in the folder eval of the run, named after the data.
-        split: Of the data; without a test split, "test" is val, or the fifth that training leaves out.
-        test_images: Use only this many images: a fixed draw, balanced over the classes.
         chunk: Images at once.
-        device: "auto" takes a GPU if there is one.
     """
 
-    classifier: str
-    data: str
-    out: Path | None = None
-    split: Literal["test", "val", "train", "all"] = "test"
-    test_images: AtLeastOne | None = None
+    run: Annotated[str, tyro.conf.arg(name=CLASSIFIER)]
     chunk: AtLeastOne = 256
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    protocol: tyro.conf.Suppress[str] = ""
 
-    stem: ClassVar[str]  # what the file of the result is named after, before the data
+    trained_kind = CLASSIFIER
+    told = ("test_margin",)
 
-    @abstractmethod
-    def score(self, trained: TrainedClassifier, dataset: Dataset, name: str, key: Mapping[str, Any]) -> dict[str, Any]:
-        """Scores under "trained", where other results have those of the encoder, and what else is to be written.
-
-        `name` is that of the result's file in a run folder, `key` what identifies the data.
-        """
-
-    @abstractmethod
-    def headline(self, result: Mapping[str, Any]) -> str:
-        """The result in one line."""
-
-    def to_file(self) -> tuple[Path, dict[str, Any]]:
-        """Score, and write the result; a file about other images of the same name is left alone."""
-        begin = time.perf_counter()
-        trained = open_classifier(self.classifier, usable_device(type(self).__name__, self.device))
-        contents = read_contents(self.data)
-        split = part_names(contents.splits)["test"] if self.split == "test" else self.split
-        whole = open_split(contents, self.data, split)
-        name = f"{self.stem}-{whole.name}{'' if self.split == 'test' else f'-{self.split}'}.json"
-        path, key = self.out or trained.folder / "eval" / name, whole.key()
-        check_out(f"{type(self).__name__}.out", path, [".json"])
-        if self.out is None and path.is_file() and key != (before := _read_result(path)["data"]).get("key"):
-            raise ValueError(
-                f"{type(self).__name__}.out must be given for {self.data}: {path} is about other images of the same "
-                f"name, from {before.get('spec')}. Name another file, or remove that one."
-            )
-        dataset = whole if self.test_images is None else whole.drawn(self.test_images)
-        about = {
-            "spec": self.data,
-            "test_split": dataset.split,
-            "channels": dataset.channels,
-            "scale": asdict(dataset.scale),
-            "num_classes": len(trained.classes),
-            "image_size": list(trained.module.encoder.image_size),
-            "key": key,
-        }
-        scores = self.score(trained, dataset, name, key)
-        broken = [asdict(image) for image in dataset.broken]
-        result = {
-            "protocol": self.stem,
-            "protocol_version": PROTOCOL_VERSION,
-            "dataset": dataset.name,
-            "data": {**about, "num_test": len(dataset) - len(broken), "broken": broken},
-            "labels_per_class": None,
-            "settings": {name: value for name, value in to_dict(self).items() if name not in RUN_WIDE},
-            "classifier": self.classifier,
-            "classifier_sha256": trained.about["sha256"],
-            "test_margin": trained.about["test_margin"],
-            "chosen": trained.about.get("chosen"),
-            **scores,
-            "wall_s": round(time.perf_counter() - begin, 2),
-        }
-        replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
-        return path, result
+    def open(self, device: torch.device) -> TrainedClassifier:
+        """The classifier."""
+        return open_classifier(self.run, device)
 
 
 @frozen
@@ -222,16 +114,16 @@ class Classification(ClassifierEvaluation):
 
     stem = "finetune"
 
-    def score(self, trained: TrainedClassifier, dataset: Dataset, name: str, key: Mapping[str, Any]) -> dict[str, Any]:
+    def score(self, trained: TrainedClassifier, dataset: Dataset, key: Mapping[str, Any]) -> dict[str, Any]:
         """The scores of `class_scores`, and how they differ from another run's."""
-        theirs = None if self.against is None else self._hits_of_other(name, key)
+        theirs = None if self.against is None else self.scores_of(self.against, key)
         logits, labels, rows = trained.labelled(dataset, self.chunk)
         names = dataset.names
         scores = class_scores(logits, labels, trained.classes, [names[row] for row in rows])
-        if theirs is None:
+        if self.against is None or theirs is None:
             return {"trained": scores}
-        difference = paired_difference(hits_of(scores), theirs)
-        return {"trained": scores, "against": {"classifier": self.against, **difference}}
+        difference = paired_difference(hits_of(scores), hits_of(theirs))
+        return {"trained": scores, "against": {**self.named(self.against), "top1": theirs["top1"], **difference}}
 
     def headline(self, result: Mapping[str, Any]) -> str:
         """Top-1, how sure that is, and how it differs from another run's."""
@@ -240,32 +132,8 @@ class Classification(ClassifierEvaluation):
         words = [f"top-1 {percent(100 * scores['top1'])} % (95 % interval {low} to {high})"]
         words += [f"top-5 {percent(100 * scores['top5'])} %"] if "top5" in scores else []
         words += [f"mean over classes {percent(100 * scores['top1_per_class'])} %"]
-        if other := result.get("against"):
-            low, high = (f"{100 * end:+.1f}" for end in other["interval"])
-            words += [f"{100 * other['difference']:+.1f} points against {self.against} ({low} to {high})"]
+        words += against_words(result, CLASSIFIER)
         return f"{result['protocol']} on {result['dataset']}: {', '.join(words)}{left_out(result)}"
-
-    def _hits_of_other(self, name: str, key: Mapping[str, Any]) -> Bool[np.ndarray, " n"]:
-        path = find_head(str(self.against))[0] / "eval" / name
-        result = _read_result(path) if path.is_file() else {}
-        drawn = result.get("settings", {}).get("test_images")
-        if not result or result["data"].get("key") != key or drawn != self.test_images:
-            raise ValueError(
-                f"Classification.against must be a run that was scored on the same images; got {self.against}, which "
-                f"has {'other images in' if result else 'no'} {path}. Score it on {self.data} in the same way first."
-            )
-        return hits_of(result["trained"])
-
-
-def _read_result(path: Path) -> dict[str, Any]:
-    """A result of `to_file`; of a file of another kind what is there."""
-    return {"data": {}, **json.loads(path.read_text(encoding="utf-8"))}
-
-
-def left_out(result: Mapping[str, Any]) -> str:
-    """How many images were broken, for the end of a headline."""
-    count = len(result["data"]["broken"])
-    return f"; {count} broken image{'s' if count > 1 else ''} left out" if count else ""
 
 
 def class_scores(

@@ -24,8 +24,9 @@ from pantomim.core.frozen import frozen
 from pantomim.data.colours import blurred
 from pantomim.data.dataset import Dataset
 from pantomim.data.sources import browse, open_source
-from pantomim.evaluate.classification import ClassifierEvaluation, TrainedClassifier, left_out
+from pantomim.evaluate.classification import ClassifierEvaluation, TrainedClassifier
 from pantomim.evaluate.parts import top1
+from pantomim.evaluate.trained import left_out
 
 SEVERITIES = 5
 # Of AlexNet, by the fifteen types of ImageNet-C in their order. Source: google-research/augmix, imagenet.py.
@@ -66,7 +67,7 @@ class Robustness(ClassifierEvaluation):
 
     stem = "robustness"
 
-    def score(self, trained: TrainedClassifier, dataset: Dataset, name: str, key: Mapping[str, Any]) -> dict[str, Any]:
+    def score(self, trained: TrainedClassifier, dataset: Dataset, key: Mapping[str, Any]) -> dict[str, Any]:
         """Clean top-1, corruptions of our own, and the sets that are given."""
         scores, shifted = self._own(trained, dataset), dict[str, float]()
         if self.imagenet_c is not None:

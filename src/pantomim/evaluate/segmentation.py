@@ -207,11 +207,16 @@ def class_shares(classes: Int[Tensor, "B H W"], grid: tuple[int, int], num_class
 
 def standard_error(counts: Int[Tensor, "n 3 K"], seed: int) -> float:
     """Std of the mean IoU over test parts drawn from this one with replacement."""
+    return float(resampled_miou(counts, seed).std())
+
+
+def resampled_miou(counts: Int[Tensor, "n 3 K"], seed: int) -> Float[Tensor, " draws"]:
+    """The mean IoU of test parts drawn from this one with replacement: the same draws for as many images."""
     num_images = len(counts)
     rng = np.random.default_rng(np.random.SeedSequence([seed, RESAMPLING, num_images]))
     times = torch.from_numpy(rng.multinomial(num_images, np.full(num_images, 1 / num_images), NUM_RESAMPLES))
     drawn = (times.double() @ counts.flatten(1).double()).unflatten(1, counts.shape[1:])
-    return float(intersection_over_union(drawn).nanmean(dim=1).std())
+    return intersection_over_union(drawn).nanmean(dim=1)
 
 
 def _patches(encoder: AnyEncoder, images: Tensor) -> Tensor:

@@ -18,13 +18,11 @@ from torch import Tensor, nn
 from pantomim.core.batch import IGNORE, Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastTwo, PositiveShare
-from pantomim.core.scores import class_accuracy, intersection_over_union, pixel_accuracy, tally
+from pantomim.core.scores import means, tally
 from pantomim.methods.base import Requirements
 from pantomim.methods.task import Task
-from pantomim.nn.segmenter import HeadConfig, Segmenter, UPerNetConfig
-from pantomim.nn.tokens import enlarge
+from pantomim.nn.segmenter import HeadConfig, Segmenter, UPerNetConfig, segmented
 from pantomim.nn.vit import EncoderConfig
-from pantomim.nn.windows import sliding_logits
 
 
 @frozen
@@ -81,13 +79,13 @@ class Segment(Task):
     def tally(self, model: nn.Module, batch: Batch) -> Tensor:
         """Pixels by class, over all images: rightly predicted, predicted and labelled."""
         assert batch.masks is not None
+        assert isinstance(model, Segmenter)
         guesses = segmented(model, batch.images, batch.masks.shape[1:], self.config.stride)
         return tally(guesses, batch.masks, self.config.num_classes, ignore=IGNORE).sum(dim=0).double()
 
     def scores(self, tally: Tensor) -> dict[str, float]:
         """Mean IoU, mean accuracy of classes, and accuracy of pixels."""
-        means = intersection_over_union(tally).nanmean(), class_accuracy(tally).nanmean(), pixel_accuracy(tally)
-        return dict(zip(("miou", "mean_accuracy", "pixel_accuracy"), map(float, means), strict=True))
+        return means(tally)
 
     def exports(self) -> dict[str, Any]:
         """The segmenter, and the encoder in it."""
@@ -95,13 +93,3 @@ class Segment(Task):
         assert isinstance(chosen, Segmenter)
         about = {"head": self.config.head, "stride": self.config.stride, "chosen": self.how_chosen()}
         return {"encoder": chosen.plain_encoder(), "segmenter": chosen, "about": about}
-
-
-def segmented(model: nn.Module, images: Tensor, size: tuple[int, ...], stride: float) -> Tensor:
-    """The class number of every pixel of whole images, at another size than theirs: that of their masks."""
-    assert isinstance(model, Segmenter)
-    crop = model.encoder.image_size
-    strides = (max(1, int(crop[0] * stride)), max(1, int(crop[1] * stride)))
-    fill = model.encoder.mean.flatten()
-    logits = sliding_logits(model, images, model.num_classes, crop, strides, fill)
-    return enlarge(logits, size).argmax(dim=1)

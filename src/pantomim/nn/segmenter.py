@@ -7,6 +7,7 @@ Source: the segmentation code of BEiT, CAE and dBOT (mmsegmentation 0.11) and of
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Float, Int
@@ -21,8 +22,10 @@ from pantomim.nn.pyramid import Pyramid, tapped_blocks
 from pantomim.nn.tokens import as_map, enlarge
 from pantomim.nn.upernet import FCNHead, UPerHead, score_layer
 from pantomim.nn.vit import Encoder, Features
+from pantomim.nn.windows import sliding_logits
 
 AUXILIARY_LEVEL = 2  # of the pyramid: stride 16
+MAX_LOGITS = 2**27  # at the size of the masks, held at once: 512 MiB
 
 
 class Parts(NamedTuple):
@@ -167,6 +170,26 @@ def pixel_loss(
     loss = F.cross_entropy(scores, labels, ignore_index=ignore, reduction="sum") / labels.numel()
     hits = ((scores.argmax(dim=1) == labels) & counted).sum()
     return loss, hits.to(scores.dtype) / counted.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def segmented(
+    model: Segmenter, images: Float[Tensor, "B C H W"], size: Sequence[int], stride: float
+) -> Int[Tensor, "B h w"]:
+    """The class number of every pixel of whole images, at another size than theirs: that of their masks.
+
+    By windows of the encoder's size, `stride` of it apart. As many classes are enlarged at once as memory allows.
+    """
+    crop = model.encoder.image_size
+    strides = (max(1, int(crop[0] * stride)), max(1, int(crop[1] * stride)))
+    logits = sliding_logits(model, images, model.num_classes, crop, strides, model.encoder.mean.flatten())
+    first, *others = logits.split(step := max(1, MAX_LOGITS // (len(images) * math.prod(size))), dim=1)
+    best, numbers = enlarge(first, size).max(dim=1)
+    for place, part in enumerate(others, 1):
+        found, places = enlarge(part, size).max(dim=1)
+        numbers = torch.where(found > best, places + place * step, numbers)
+        best = torch.maximum(best, found)
+    return numbers
 
 
 class LastMapHead(nn.Module):

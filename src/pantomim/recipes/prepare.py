@@ -242,7 +242,7 @@ def _weights(labels: np.ndarray) -> tuple[float, ...]:
 
 def _of_masks(data: str, masks: MaskConfig, **subset: Any) -> tuple[Facts, Stats, MaskConfig]:
     """Of images with masks: facts with the classes of the masks, statistics, and the masks as they are."""
-    opened = open_masked(data, masks.name, masks.ignore, reduce_zero=masks.reduce_zero)
+    opened = open_masked(data, masks.name, masks.ignore, reduce_zero=masks.reduce_zero, tested=False)
     dataset = opened.parts["train"].part(**subset)
     facts = replace(dataset.facts, num_classes=len(opened.masks.names))
     return facts, channel_stats(dataset), replace(masks, name=opened.masks.name, reduce_zero=opened.masks.reduce_zero)

@@ -88,7 +88,7 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     Small sets train for 1,500 steps of 8 crops. A crop is as large as the images' shorter side, in whole patches, up to
     512 (192 for narrow encoders, whose heads are 64 wide and whose rate is 5e-4 with a layer decay of 0.75); images are
     resized to 0.75 to 1.5 times that side first. Colours are distorted only where there are three of 8 or 16 bits; of
-    others brightness and contrast, a quarter as much. Drop path is 0.1 at most.
+    others brightness, a quarter as much, and contrast, half as much. Drop path is 0.1 at most.
     """
     facts, method, masks = to.facts, paper.method, paper.data.masks
     assert isinstance(method, SegmentConfig)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pantomim.report.html import percent
 
@@ -15,11 +15,15 @@ Table = list[list[str]]
 
 
 @dataclass(frozen=True)
-class Classified:
-    """One file eval/finetune-*.json."""
+class Scored:
+    """One file of eval/ about the network of a fine-tuned run."""
 
     stem: str
     values: Mapping[str, Any]
+
+    metric: ClassVar[str]
+    called: ClassVar[str]
+    kind: ClassVar[str]
 
     @property
     def data(self) -> str:
@@ -29,14 +33,55 @@ class Classified:
 
     @property
     def scores(self) -> Mapping[str, Any]:
-        """Of the classifier."""
+        """Of the network."""
         return self.values["trained"]
+
+    @property
+    def from_scratch(self) -> float | None:
+        """What the same training scores without pre-trained weights, where that is known."""
+        other = self.values.get("against") or {}
+        return other[self.metric] if other.get("from_scratch") else None
+
+    @property
+    def against(self) -> str:
+        """How it differs from another run, in a sentence; empty where none was named."""
+        if (other := self.values.get("against")) is None:
+            return ""
+        apart, low, high = map(points, (other["difference"], *other["interval"]))
+        interval, chance = (
+            f"paired 95\N{NO-BREAK SPACE}% interval {low} to {high}",
+            other["interval"][0] <= 0 <= other["interval"][1],
+        )
+        if self.from_scratch is not None:
+            verdict = "which can be chance" if chance else "which is beyond chance"
+            return (
+                f"Pre-training changes {self.called} by {apart} points, {verdict} ({interval}): the same training from "
+                f"scratch, in {other[self.kind]}, reaches {percent(self.from_scratch)}."
+            )
+        only = (
+            "only_this" in other
+            and f"{other['only_this']} images are right here alone, {other['only_other']} there alone. "
+        )
+        return (
+            f"Against {other[self.kind]} on the same images: {apart} points of {self.called} ({interval}). {only or ''}"
+            f"{'It can be chance.' if chance else 'It is beyond chance.'}"
+        )
+
+
+@dataclass(frozen=True)
+class Classified(Scored):
+    """One file eval/finetune-*.json."""
+
+    metric = "top1"
+    called = "top-1"
+    kind = "classifier"
 
     @property
     def bars(self) -> list[tuple[str, float]]:
         """The scores that stand on their own."""
         names = {"top1": "Top-1", "top5": "Top-5", "top1_per_class": "Mean over classes"}
-        return [(words, self.scores[name]) for name, words in names.items() if name in self.scores]
+        found = [(words, self.scores[name]) for name, words in names.items() if name in self.scores]
+        return found if self.from_scratch is None else [*found, ("Top-1 from scratch", self.from_scratch)]
 
     @property
     def interval(self) -> str:
@@ -45,10 +90,10 @@ class Classified:
         return f"{100 * low:.1f} to {percent(high)}"
 
     @property
-    def classes(self) -> list[tuple[str, float, int]]:
+    def classes(self) -> list[tuple[str, float, str]]:
         """Name, accuracy and number of images, the lowest first."""
         counts = {name: sum(row.values()) for name, row in self.scores["confusion"].items()}
-        found = [(name, share, counts[name]) for name, share in self.scores["by_class"].items()]
+        found = [(name, share, f"of {counts[name]}") for name, share in self.scores["by_class"].items()]
         return sorted(found, key=lambda entry: entry[1])
 
     @property
@@ -87,18 +132,6 @@ class Classified:
             [hard["name"], hard["true"], hard["predicted"], percent(hard["probability"], 0)]
             for hard in self.scores["hardest"][:NUM_ROWS]
         ]
-
-    @property
-    def against(self) -> str:
-        """How it differs from another run, in a sentence; empty where none was named."""
-        if (other := self.values.get("against")) is None:
-            return ""
-        apart, low, high = map(points, (other["difference"], *other["interval"]))
-        verdict = "It can be chance." if other["interval"][0] <= 0 <= other["interval"][1] else "It is beyond chance."
-        return (
-            f"Against {other['classifier']} on the same images: {apart} points of top-1 (paired 95 % interval {low} to "
-            f"{high}). {other['only_this']} images are right here alone, {other['only_other']} there alone. {verdict}"
-        )
 
 
 def read_classified(evaluations: Mapping[str, Mapping[str, Any]]) -> list[Classified]:

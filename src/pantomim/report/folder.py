@@ -38,6 +38,14 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Segmentations:
+    """Names of images and 8-bit pictures (H, W, 3): as they are, with their true and with their predicted classes."""
+
+    triples: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """Everything in a run folder that a report shows; None or empty where there is nothing."""
 
@@ -47,14 +55,21 @@ class RunFolder:
     finished: dict[str, Any]  # finished.json, there once training is complete
     encoder: dict[str, Any]  # encoder.json
     classifier: dict[str, Any]  # classifier.json, of a fine-tuned run
+    segmenter: dict[str, Any]  # segmenter.json, of a run of segmentation
     num_parameters: int | None  # learned numbers in encoder.safetensors, without its position table
     metrics: Metrics  # metrics.jsonl
     evaluations: dict[str, dict[str, Any]]  # eval/*.json by file name, without the ending
     pictures: Pictures | None  # analysis/reconstructions.npz
     alignment: PictureRows | None  # analysis/alignment.npz, of a run of CAE
     guidance: PictureRows | None  # analysis/guidance.npz, of a run of CMT-MAE
+    segmentations: Segmentations | None  # analysis/segmentations.npz, of a run of segmentation
     inside: list[BlockFacts]  # analysis/attention-distance.npz, spectrum.npz, cka.npz
     problems: list[str]  # files that cannot be read, and why
+
+    @property
+    def task(self) -> str:
+        """What a fine-tuned run leaves: "classifier" or "segmenter"; empty where it is an encoder alone."""
+        return "classifier" if self.classifier else "segmenter" if self.segmenter else ""
 
 
 def read_run(run: str | Path) -> RunFolder:
@@ -86,12 +101,14 @@ def read_run(run: str | Path) -> RunFolder:
         finished=attempt("finished.json", _read_mapping, {}),
         encoder=attempt("encoder.json", _read_mapping, {}),
         classifier=attempt("classifier.json", _read_mapping, {}),
+        segmenter=attempt("segmenter.json", _read_mapping, {}),
         num_parameters=attempt("encoder.safetensors", _count_parameters),
         metrics=attempt("metrics.jsonl", _read_metrics, Metrics(np.empty(0, dtype=np.int64), {})),
         evaluations={stem: result for stem, result in found.items() if result},
         pictures=attempt("analysis/reconstructions.npz", _read_pictures),
         alignment=attempt("analysis/alignment.npz", _read_rows),
         guidance=attempt("analysis/guidance.npz", _read_rows),
+        segmentations=attempt("analysis/segmentations.npz", _read_segmentations),
         inside=[facts for facts in inside if facts is not None],
         problems=problems,
     )
@@ -152,3 +169,13 @@ def _read_rows(file: Path) -> PictureRows:
         texts = enumerate(zip(about["titles"], about["texts"], strict=True))
         rows = tuple(Row(title, text, content[f"row_{number}"]) for number, (title, text) in texts)
     return PictureRows(tuple(about["items"]), rows, about["caption"])
+
+
+_KINDS = ("image", "truth", "prediction")
+
+
+def _read_segmentations(file: Path) -> Segmentations:
+    with np.load(file, allow_pickle=False) as content:
+        about = json.loads(str(content["about"]))
+        image, truth, predicted = ([content[f"{kind}_{k}"] for k in range(len(about["items"]))] for kind in _KINDS)
+        return Segmentations(list(zip(about["items"], image, truth, predicted, strict=True)), about)

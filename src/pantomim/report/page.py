@@ -13,15 +13,17 @@ from pantomim.config import leaves
 from pantomim.core.files import replace_file
 from pantomim.masking import Masker, MaskerConfig
 from pantomim.report.charts import Chart, Curve, curve_chart
-from pantomim.report.classification import NUM_LOWEST, read_classified, read_robustness
+from pantomim.report.classification import NUM_LOWEST, Scored, read_classified, read_robustness
 from pantomim.report.folder import RunFolder, look_up, read_run
 from pantomim.report.html import duration, fill_template, length, surroundings, text_of, triplets
 from pantomim.report.inspection import block_charts
 from pantomim.report.scores import CONTENDERS, Result, points, read_results, score_table, summary, verdict
+from pantomim.report.segmentation import read_segmented
 
 CURVES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loss": ("Loss", "loss", {"smooth": True, "cut_start": True}),
     "val_top1": ("Top-1 on held-out training images", "share", {}),
+    "val_miou": ("Mean IoU on held-out images", "share", {}),
     "lr": ("Learning rate", "learning rate", {"from_zero": True}),
     "images_per_s": ("Speed", "images/s", {"from_zero": True, "smooth": True}),
     "entropy_teacher": ("Entropy of the teacher's map", "share of the largest", {"smooth": True}),
@@ -57,17 +59,18 @@ def make_report(run: str | Path, headline: str | None = None) -> Path:
 
 def render(run: RunFolder, results: list[Result]) -> str:
     """The page as HTML."""
-    notes, classified = list(warnings(run, results)), read_classified(run.evaluations) if run.classifier else []
-    if run.classifier:
-        results = [result for result in results if not result.stem.startswith(("finetune", "robustness"))]
+    notes, scored = list(warnings(run, results)), list[Scored]()
+    if run.task:
+        scored += (read_classified if run.classifier else read_segmented)(run.evaluations)
+        results = [result for result in results if not result.stem.startswith(("finetune", "robustness", "segment-"))]
     scores = [score for result in results for row in result.rows for score in row.found.values()]
     return fill_template(
         "page.html",
-        ("page.css", "classification.css") if run.classifier else ("page.css",),
+        ("page.css", "classification.css") if run.task else ("page.css",),
         title=title(run),
-        lead=summary(results) if results and not run.classifier else "",
+        lead=summary(results) if results and not run.task else "",
         notes=notes,
-        classified=classified,
+        scored=scored,
         lowest=NUM_LOWEST,
         robustness=list(read_robustness(run.evaluations)) if run.classifier else [],
         run=run,
@@ -143,7 +146,8 @@ def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
     yield from (f"{problem}. What it would show is left out here." for problem in folder.problems)
     told = folder.finished.get("warnings", folder.finished.get("alarms", []))
     yield from (f"While training: {warning}" for warning in told)
-    for name, about in (("encoder", folder.encoder), ("classifier", folder.classifier)):
+    pairs = {"encoder": folder.encoder, "classifier": folder.classifier, "segmenter": folder.segmenter}
+    for name, about in pairs.items():
         for result in results if "sha256" in about else []:
             if result.details.get(f"{name}_sha256", about["sha256"]) != about["sha256"]:
                 yield f"eval/{result.stem}.json was measured with other weights than this run has now. Evaluate again."

@@ -6,11 +6,9 @@ import pytest
 import torch
 from tiny import tiny_images, tiny_run
 
-from pantomim.analysis.pictures import shown_bands, to_picture
 from pantomim.analysis.reconstructions import reconstruct, write_reconstructions
 from pantomim.analysis.runs import choose, held_out, load_run
 from pantomim.config import to_yaml
-from pantomim.data.scales import Scale
 from pantomim.data.sources import open_source
 from pantomim.formats.native import save_decoder, save_encoder
 from pantomim.targets.pixels import PixelTargetConfig
@@ -141,22 +139,6 @@ def test_reflectances_are_stretched_and_bands_named(tmp_path):
     assert shown.max() == 255
     assert "Bands 1, 2, 3 of 5 shown" in about["caption"]
     assert "Contrast stretched" in about["caption"]
-
-
-@pytest.mark.parametrize(("channels", "expected"), [(1, [0]), (2, [0]), (3, [0, 1, 2]), (12, [0, 1, 2])])
-def test_bands_by_default(channels, expected):
-    assert shown_bands(channels) == expected
-
-
-def test_the_range_of_pictures_is_robust_and_never_empty():
-    values = np.linspace(0.0, 1.0, 10_000).reshape(1, 1, 100, 100)
-    values[0, 0, 0, 0], values[0, 0, 99, 99] = -1000.0, 1000.0
-    stretched = to_picture(np.array([0.0, 0.05, 0.5, 0.95, 1.0]).reshape(5, 1, 1, 1), values, Scale(10_000.0)).ravel()
-    assert stretched[[0, 4]].tolist() == [0, 255]
-    assert (np.diff(stretched.astype(int)) > 0).all()
-    assert abs(to_picture(values, values, Scale(255.0))[0, 50, 0, 0] - 255 * 0.5) < 1
-    constant = np.full((1, 1, 2, 2), 0.3)
-    assert to_picture(constant, constant, Scale(1.0)).max() == 0
 
 
 def test_the_choice_takes_classes_in_turn(tmp_path):

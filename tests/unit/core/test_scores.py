@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 
-from pantomim.core.scores import class_accuracy, intersection_over_union, pixel_accuracy, tally
+from pantomim.core.scores import class_accuracy, intersection_over_union, means, pixel_accuracy, tally
 
 
 def drawn(num_classes=5, ignore=255):
@@ -33,6 +33,8 @@ def test_scores_are_those_of_scikit_learn():
     assert pixel_accuracy(counts).item() == pytest.approx(accuracy_score(labels[kept], guesses[kept]))
     recall = balanced_accuracy_score(labels[kept], guesses[kept])
     assert class_accuracy(counts).nanmean().item() == pytest.approx(recall)
+    found = {"miou": reference.mean(), "mean_accuracy": recall, "pixel_accuracy": pixel_accuracy(counts).item()}
+    assert means(counts) == pytest.approx(found)
 
 
 def test_a_class_that_is_only_predicted_counts_as_nothing_and_one_that_is_neither_is_left_out():

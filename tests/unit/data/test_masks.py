@@ -1,5 +1,4 @@
 import dataclasses
-import io
 import json
 import zipfile
 from pathlib import Path
@@ -8,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from image_files import fill, png
-from masked_images import COLOURS, encoded, masked_files, masked_folder, regions
-from PIL import Image
+from masked_images import COLOURS, ade20k_files, encoded, masked_files, masked_folder, regions
 
 from pantomim.data.decoding import BrokenImageError, decode_ids
 from pantomim.data.masks import read_masked
@@ -155,31 +153,6 @@ def test_classes_that_cannot_be_read(tmp_path):
     root = fill(masked_folder(tmp_path / "set"), {"classes.json": b'{"zero": "black"}'})
     with pytest.raises(ValueError, match=r"classes\.json in .* does not for masks"):
         read_masked(str(root))
-
-
-OBJECTS = (
-    b"Idx\tRatio\tTrain\tVal\tName\n"
-    b"1\t0.1576\t11664\t1172\twall\n2 \t0.1\t1\t1\tbed \n3\t0.1\t1\t1\twindowpane, window \n"
-)
-
-
-def ade20k_files(wrapper=""):
-    """As distributed: 0 is no class, classes count from 1."""
-    files = {"objectInfo150.txt": OBJECTS, "sceneCategories.txt": b"ADE_train_000 attic\n"}
-    for split, name, count in (("training", "train", 6), ("validation", "val", 3)):
-        for k in range(count):
-            mask = regions(k, (20, 18))
-            files[f"images/{split}/ADE_{name}_{k:08}.jpg"] = jpeg(COLOURS[mask])
-            stored = mask + 1
-            stored[:2], stored[2, :5] = 0, 255
-            files[f"annotations/{split}/ADE_{name}_{k:08}.png"] = encoded(stored)
-    return {wrapper + name: data for name, data in files.items()}
-
-
-def jpeg(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["folder", "wrapped folder", "zip"])

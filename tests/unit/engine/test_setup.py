@@ -1,15 +1,26 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_images, tiny_run
+from image_files import fill
+from masked_images import ade20k_files, masked_folder
+from tiny import ENCODER, tiny_images, tiny_run
 
-from pantomim.config import Duration
+from pantomim.config import DataConfig, Duration, MaskConfig, Validation
 from pantomim.data.augment import Augment
 from pantomim.data.layout import draw_images
 from pantomim.data.transforms import View
-from pantomim.engine.setup import check_fit, in_steps, training_images
+from pantomim.engine.setup import (
+    check_fit,
+    describe_masks,
+    freeze_blocks,
+    hold_out,
+    in_steps,
+    training_images,
+    training_masks,
+)
 from pantomim.methods.base import Requirements
 
 
@@ -120,3 +131,40 @@ def test_images_that_cannot_be_augmented_are_refused(tmp_path: Path) -> None:
     config = replace(config, data=replace(config.data, augment=Augment(grayscale=0.2)))
     with pytest.raises(ValueError, match=r"Augment\.grayscale must be left out .* 1 channel"):
         check_fit(config, training_images(config.data), Requirements(1, (16, 16), 4), 1)
+
+
+def test_masks_that_are_trained_on_are_those_that_the_settings_name(tmp_path: Path) -> None:
+    data = fill(tmp_path / "ade", ade20k_files(counts=(8, 4)))
+    config = replace(tiny_run(data), data=DataConfig(str(data), masks=MaskConfig()), validation=Validation(0.25))
+    masks, images = training_masks(config.data), training_images(config.data)
+    assert masks is not None
+    assert (masks.reduce_zero, masks.class_ids(), len(images)) == (True, (0, 1, 2), 8)
+    train, held_out = hold_out(images, config)
+    assert held_out is not None
+    assert (len(train), len(held_out)) == (6, 2), "val is the test part here"
+    about = describe_masks(config.data, masks)
+    assert (about["class_ids"], about["no_class"]) == ([1, 2, 3], 0)
+    plain = DataConfig(str(masked_folder(tmp_path / "set")), masks=MaskConfig(ignore=1))
+    about = describe_masks(plain, training_masks(plain))
+    assert (about["class_ids"], about["no_class"]) == ([0, 2], 1)
+
+
+def test_a_test_part_without_masks_does_not_keep_from_training(tmp_path: Path) -> None:
+    data = masked_folder(tmp_path / "set", {"train": 6, "val": 2, "test": 2})
+    shutil.rmtree(data / "masks" / "test")
+    (data / "classes.json").unlink()
+    masks = training_masks(DataConfig(str(data), masks=MaskConfig()))
+    assert masks is not None
+    assert list(masks.names.values()) == ["class 0", "class 1", "class 2"]
+    shutil.rmtree(data / "masks" / "val")
+    with pytest.raises(ValueError, match="has no mask in masks"):
+        training_masks(DataConfig(str(data), masks=MaskConfig()))
+
+
+def test_with_all_blocks_the_whole_encoder_is_frozen() -> None:
+    some, whole = ENCODER.build(), ENCODER.build()
+    freeze_blocks(some, 1)
+    freeze_blocks(whole, 2)
+    trained = {name.split(".")[0] for name, parameter in some.named_parameters() if parameter.requires_grad}
+    assert trained == {"blocks", "norm"}
+    assert not any(parameter.requires_grad for parameter in whole.parameters())

@@ -7,10 +7,13 @@ import torch
 from classifier_folder import write_classifier
 from image_files import fill, png
 from PIL import Image
+from segmenter_folder import write_segmenter
 
+from pantomim.data.mask_files import overlaid, palette
 from pantomim.evaluate import predict as module
-from pantomim.evaluate.predict import predict
-from pantomim.formats.native import load_classifier
+from pantomim.evaluate.predict import mask_places, predict
+from pantomim.formats.native import load_classifier, load_segmenter
+from pantomim.nn.segmenter import segmented
 
 CLASSES = ("ant", 'bee, "wild"', "Käfer", "dragon fly")
 
@@ -148,3 +151,33 @@ def test_what_is_no_classifier_is_told_apart(tmp_path, run, photos):
     with pytest.raises(ValueError, match=r"must end in \.csv"):
         predict(run, str(photos), tmp_path / "p.txt")
     assert predict(run / "classifier.safetensors", str(photos), tmp_path / "p.csv").num_predicted == 4
+
+
+def test_masks_lie_inside_the_folder_one_for_each_image():
+    names = ["a/x.jpg", "a/x.png", "a/y.jpg", "y.tar.png", "7", "/root/z.png", "../up/z.png"]
+    places = ["a/x.jpg", "a/x.png", "a/y", "y.tar", "7", "root/z", "__/up/z"]
+    assert mask_places(names) == places
+
+
+def test_a_mask_has_the_colours_and_ids_of_the_training(tmp_path, photos):
+    run = write_segmenter(tmp_path / "segmenter", class_ids=[3, 7, 200])
+    found = predict(run, str(photos), tmp_path / "masks", overlays=True)
+    assert (found.num_predicted, [broken.name for broken in found.unreadable]) == (4, ["cut.png", "text.jpg"])
+    mask = Image.open(tmp_path / "masks" / "b.png")
+    ids = np.asarray(mask)
+    assert set(np.unique(ids).tolist()) <= {3, 7, 200}
+    assert (np.asarray(mask.convert("RGB")) == palette()[ids]).all()
+    photo = np.array(Image.open(photos / "b.png"))
+    overlay = np.asarray(Image.open(tmp_path / "masks" / "b.overlay.png"))
+    assert (overlay == overlaid(photo.transpose(2, 0, 1), ids)).all()
+    assert json.loads((tmp_path / "masks" / "classes.json").read_text()) == {"3": "black", "7": "red", "200": "green"}
+    image = torch.from_numpy(photo).permute(2, 0, 1)[None] / 255
+    expected = segmented(load_segmenter(run), image, (16, 16), 0.5)[0].numpy()
+    assert (ids == np.array([3, 7, 200])[expected]).all()
+
+
+def test_ids_that_a_png_cannot_hold_are_refused(tmp_path, photos):
+    run = write_segmenter(tmp_path / "segmenter", class_ids=[3, 7, 1000])
+    with pytest.raises(ValueError, match=r"Segmenter.class_ids must be at most 255 to be written as PNG; got 1000"):
+        predict(run, str(photos), tmp_path / "masks")
+    assert not (tmp_path / "masks").exists()

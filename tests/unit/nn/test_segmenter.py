@@ -7,9 +7,19 @@ from pydantic import TypeAdapter, ValidationError
 from torch.nn import functional as F
 
 from pantomim.core.scores import intersection_over_union, tally
-from pantomim.nn.segmenter import DPTConfig, HeadConfig, LinearHeadConfig, Segmenter, UPerNetConfig, pixel_loss
+from pantomim.nn import segmenter as module
+from pantomim.nn.segmenter import (
+    DPTConfig,
+    HeadConfig,
+    LinearHeadConfig,
+    Segmenter,
+    UPerNetConfig,
+    pixel_loss,
+    segmented,
+)
 from pantomim.nn.tokens import enlarge
 from pantomim.nn.vit import EncoderConfig
+from pantomim.nn.windows import sliding_logits
 
 ENCODER = EncoderConfig(image_size=(32, 32), patch_size=4, width=24, depth=4, heads=2, relative_position="blocks")
 LINEAR, UPERNET, DPT = LinearHeadConfig(), UPerNetConfig(channels=16, auxiliary_channels=8), DPTConfig(channels=8)
@@ -126,3 +136,15 @@ def test_a_head_is_read_by_its_kind():
     for wrong in ({"kind": "unet"}, {"kind": "linear", "channels": 3}, {"kind": "dpt", "channels": 0}):
         with pytest.raises(ValidationError):
             read(wrong)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_whole_images_are_segmented_by_windows_at_the_size_of_their_masks(monkeypatch, at_once):
+    model, images = segmenter(LINEAR, num_classes=5).eval(), torch.rand(2, 3, 40, 50)
+    torch.nn.init.normal_(model.head.conv_seg.weight)
+    monkeypatch.setattr(module, "MAX_LOGITS", at_once * 2 * 70 * 90)
+    with torch.no_grad():
+        logits = sliding_logits(model, images, 5, (32, 32), (21, 21), model.encoder.mean.flatten())
+    found = segmented(model, images, (70, 90), stride=2 / 3)
+    assert torch.equal(found, enlarge(logits, (70, 90)).argmax(dim=1))
+    assert len(found.unique()) > 2

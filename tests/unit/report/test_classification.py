@@ -122,3 +122,21 @@ def test_results_of_an_encoder_are_shown_as_before(tmp_path):
     _, words = page_of(run)
     assert "Pre-training report" in words
     assert "Fine-tuning on mnist" in words
+
+
+def test_the_same_training_from_scratch(tmp_path):
+    against = {"classifier": "runs/a/scratch", "from_scratch": True, "top1": 0.755, "difference": 0.02}
+    against |= {"interval": [-0.01, 0.05], "only_this": 5, "only_other": 1}
+    _, words = page_of(write_finetuned(tmp_path / "run", against=against))
+    assert "Top-1 from scratch 75.5 %" in words
+    assert "Pre-training changes top-1 by +2.0 points, which can be chance (paired 95 % interval −1.0 to +5.0)" in words
+    assert "the same training from scratch, in runs/a/scratch, reaches 75.5 %." in words
+    assert "--compare" not in words
+
+
+def test_how_much_pre_training_helped_is_there_to_be_asked(tmp_path):
+    run = write_finetuned(tmp_path / "run")
+    text = (run / "config.yaml").read_text().replace("mae_demo", "finetune_mae").replace("init: null", "init: runs/pre")
+    (run / "config.yaml").write_text(text)
+    _, words = page_of(run)
+    assert f"pantomim finetune --config {run}/config.yaml --out {run} --compare" in words

@@ -1,0 +1,196 @@
+"""A trained segmenter on images with masks: the mean IoU of their pixels, each class, and how sure that is.
+
+Images are tested whole, by windows, and scored at the size of their masks in the files, by mmsegmentation's counts.
+"""
+
+import base64
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pantomim.core.batch import IGNORE
+from pantomim.core.frozen import frozen
+from pantomim.core.scores import class_accuracy, intersection_over_union, means, tally
+from pantomim.data.dataset import Contents, Dataset
+from pantomim.data.masks import Masks, read_masked
+from pantomim.data.stream import whole_images
+from pantomim.evaluate.base import Scores
+from pantomim.evaluate.segmentation import resampled_miou
+from pantomim.evaluate.trained import TaskEvaluation, Trained, against_words, find_head, left_out
+from pantomim.formats.native import SEGMENTER, damaged, load_segmenter, read_description
+from pantomim.nn.segmenter import Segmenter, segmented
+
+ENDS = (0.025, 0.975)  # of a 95 % interval
+DESCRIBED = ("classes", "class_ids", "no_class", "test_size", "stride")
+
+
+@dataclass(frozen=True)
+class TrainedSegmenter(Trained):
+    """The segmenter of a run, in evaluation mode."""
+
+    module: Segmenter
+
+    @property
+    def base(self) -> tuple[int, int]:
+        """Longest and shortest side of an image in a test."""
+        long_side, short_side = self.about["test_size"]
+        return long_side, short_side
+
+    def predicted(self, image: Float[Tensor, "1 C h w"], size: tuple[int, ...]) -> Int[Tensor, "1 H W"]:
+        """The class number of every pixel of an image of `base`, at its own size."""
+        return segmented(self.module, image.to(self.device), size, self.about["stride"])
+
+    def stored(self, numbers: Int[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
+        """Class numbers as the ids that the masks of the training have in their files."""
+        table = np.full(IGNORE + 1, self.about["no_class"], dtype=np.int64)
+        table[: len(self.classes)] = self.about["class_ids"]
+        return table[numbers]
+
+    def counts(self, dataset: Dataset, masks: Masks) -> Int[Tensor, "n 3 classes"]:
+        """The `tally` of every readable image, in order; the classes of the masks are matched by name."""
+        self.check_images(dataset)
+        survey, where = masks.survey(dataset), f"{masks.name} of {dataset.spec} ({dataset.split})"
+        if not survey.ids:
+            raise ValueError(f"Segmenter.masks must have pixels with a class; got none in {where}. Check ignore.")
+        masks = masks.listed(survey.ids)
+        places = self.places([masks.names[class_id] for class_id in survey.ids], where)
+        table = torch.full((IGNORE + 1,), IGNORE)
+        ours = [places.get(masks.names[class_id], IGNORE) for class_id in masks.class_ids()]
+        table[: len(ours)] = torch.tensor(ours)
+        found = []
+        for image, numbers, _ in whole_images(dataset, masks, self.base, self.device):
+            guesses = self.predicted(image, numbers.shape)
+            labels = table.to(self.device)[numbers[None]]
+            found.append(tally(guesses, labels, len(self.classes), ignore=IGNORE))
+        return torch.cat(found)
+
+
+def open_segmenter(run: str | Path, device: torch.device) -> TrainedSegmenter:
+    """The segmenter of a run, by the run's folder or its segmenter.safetensors."""
+    folder, _ = find_head(run, (SEGMENTER,))
+    module, about = load_segmenter(folder), read_description(folder, SEGMENTER)
+    missing = [name for name in DESCRIBED if name not in about]
+    if missing or not len(about["classes"]) == len(about["class_ids"]) == module.num_classes:
+        what = f"no {missing[0]}" if missing else f"not the names and ids of all {module.num_classes} classes"
+        raise damaged(folder / f"{SEGMENTER}.json", what)
+    return TrainedSegmenter(folder, module.to(device), about, device)
+
+
+@frozen
+class SegmenterEvaluation(TaskEvaluation):
+    """A trained segmenter on images with masks: mean IoU of pixels with its standard error, and each class.
+
+    Args:
+        masks: Which masks: a folder beside the images, or an array of the .npz; None: the only one.
+        ignore: The value in masks of pixels that have no class.
+        reduce_zero: Whether 0 is no class either, and the others count from 1; None: in ADE20K alone.
+        against: Another run that was scored on the same images: is the difference to it chance?
+    """
+
+    run: Annotated[str, tyro.conf.arg(name=SEGMENTER)]
+    masks: str | None = None
+    ignore: int = 255
+    reduce_zero: bool | None = None
+    against: str | None = None
+    protocol: tyro.conf.Suppress[Literal["segmenter"]] = "segmenter"
+
+    trained_kind = SEGMENTER
+    stem = "segment"
+    told = ("test_size", "stride")
+
+    def open(self, device: torch.device) -> TrainedSegmenter:
+        """The segmenter."""
+        return open_segmenter(self.run, device)
+
+    @cached_property
+    def source(self) -> tuple[Contents, Masks]:
+        """What the data hold."""
+        return read_masked(self.data, self.masks, ignore=self.ignore, reduce_zero=self.reduce_zero)
+
+    def score(self, trained: TrainedSegmenter, dataset: Dataset, key: Mapping[str, Any]) -> dict[str, Any]:
+        """The scores of `pixel_scores`, those of one class everywhere, and how they differ from another run's."""
+        theirs = None if self.against is None else self.scores_of(self.against, key)
+        counts = trained.counts(dataset, self.source[1])
+        scores = {
+            "trained": pixel_scores(counts, trained.classes),
+            "most_frequent": most_frequent(counts, trained.classes),
+        }
+        if self.against is None or theirs is None:
+            return scores
+        difference = paired_difference(counts, unpacked(theirs["counts"]))
+        return {**scores, "against": {**self.named(self.against), "miou": theirs["miou"], **difference}}
+
+    def headline(self, result: Mapping[str, Any]) -> str:
+        """Mean IoU, how sure that is, and how it differs from the baseline's and from another run's."""
+        scores, one, percent = result["trained"], result["most_frequent"], "{:.1f}".format
+        words = [f"mean IoU {percent(100 * scores['miou'])} ± {percent(100 * scores['miou_error'])} %"]
+        words += [f"{one['class']} everywhere {percent(100 * one['miou'])} %"]
+        words += [f"pixel accuracy {percent(100 * scores['pixel_accuracy'])} %", *against_words(result, SEGMENTER)]
+        return f"{result['protocol']} on {result['dataset']}: {', '.join(words)}{left_out(result)}"
+
+
+def pixel_scores(counts: Int[Tensor, "n 3 K"], classes: Sequence[str]) -> Scores:
+    """All that a segmenter's counts tell, as shares; of the `classes` those that are labelled or predicted.
+
+    `miou_error` is the standard error of `miou` over draws of the images; `iou`, `accuracy` and `labelled`, the share
+    of all pixels, are by class; `counts` are those of each image (see `packed`).
+    """
+    whole = counts.sum(dim=0)
+    by_class = {
+        "iou": intersection_over_union(whole),
+        "accuracy": class_accuracy(whole),
+        "labelled": whole[2].double() / whole[2].sum(),
+    }
+    occurs = (whole[1] + whole[2] > 0).tolist()
+    return {
+        **means(whole),
+        "miou_error": float(resampled_miou(counts, 0).std()),
+        **{
+            name: {
+                label: value
+                for label, value, there in zip(classes, values.tolist(), occurs, strict=True)
+                if there and value == value  # a class that is only predicted has no accuracy
+            }
+            for name, values in by_class.items()
+        },
+        "counts": packed(counts),
+    }
+
+
+def most_frequent(counts: Int[Tensor, "n 3 K"], classes: Sequence[str]) -> Scores:
+    """What the class that is most frequent in the masks scores if every pixel is given it."""
+    labelled = counts.sum(dim=0)[2]
+    place = int(labelled.argmax())
+    predicted = torch.zeros_like(labelled)
+    predicted[place] = labelled.sum()
+    return {"class": classes[place], **means(torch.stack([predicted.minimum(labelled), predicted, labelled]))}
+
+
+def paired_difference(ours: Int[Tensor, "n 3 K"], theirs: Int[Tensor, "n 3 _"]) -> dict[str, Any]:
+    """Mean IoU of one run minus another's on the same images, with a 95 % interval over draws of these images."""
+    if len(ours) != len(theirs):
+        raise ValueError(f"paired_difference must get the same images twice; got {len(ours)} and {len(theirs)}.")
+    difference = means(ours.sum(dim=0))["miou"] - means(theirs.sum(dim=0))["miou"]
+    drawn = resampled_miou(ours, 0) - resampled_miou(theirs, 0)  # the same draws
+    return {"difference": difference, "interval": drawn.quantile(torch.tensor(ENDS, dtype=drawn.dtype)).tolist()}
+
+
+def packed(counts: Int[Tensor, "n 3 K"]) -> dict[str, Any]:
+    """Counts for a JSON file: their shape, and their numbers as 32-bit integers, compressed."""
+    numbers = np.ascontiguousarray(counts.numpy().astype("<i4"))
+    return {"shape": list(counts.shape), "zlib": base64.b64encode(zlib.compress(numbers.tobytes(), 9)).decode()}
+
+
+def unpacked(found: Mapping[str, Any]) -> Int[Tensor, "n 3 K"]:
+    """What `packed` gave."""
+    numbers = np.frombuffer(zlib.decompress(base64.b64decode(found["zlib"])), dtype="<i4")
+    return torch.from_numpy(numbers.astype(np.int64)).view(*found["shape"])

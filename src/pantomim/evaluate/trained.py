@@ -1,0 +1,229 @@
+"""What every question to a network of a fine-tuned run shares: the network, images, and the file that scores go to.
+
+Nothing is learned or chosen here. Classes are matched by name: the ids of a data set mean nothing outside it.
+"""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+import tyro
+
+from pantomim.config import to_dict
+from pantomim.core.files import check_out, replace_file
+from pantomim.core.frozen import frozen
+from pantomim.core.ranges import AtLeastOne
+from pantomim.data.dataset import Contents, Dataset
+from pantomim.data.layout import part_names
+from pantomim.data.masks import Masks
+from pantomim.data.sources import open_split, read_contents
+from pantomim.engine.runtime import usable_device
+from pantomim.evaluate.base import PROTOCOL_VERSION, Scores
+from pantomim.formats.native import CLASSIFIER, SEGMENTER
+
+RUN_WIDE = ("run", "data", "out", "chunk", "device", "protocol")  # options that are no settings of a result
+FROM_SCRATCH = "scratch"  # the folder, in that of a run, of the same training without pre-trained weights
+MAKERS = {
+    CLASSIFIER: "`pantomim finetune` makes a classifier from an encoder and labelled images.",
+    SEGMENTER: "`pantomim segment` makes a segmenter from an encoder and images with masks.",
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The network of a run that was trained for a task, in evaluation mode."""
+
+    folder: Path
+    module: Any
+    about: Mapping[str, Any]  # classifier.json, or segmenter.json
+    device: torch.device
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names, in the order of the logits."""
+        return tuple(self.about["classes"])
+
+    def check_images(self, dataset: Dataset) -> None:
+        """Refuse images unlike those of the training: in channels, or in their scale."""
+        trained = (self.module.encoder.in_chans, self.about["scale"]["divisor"])
+        if trained != (dataset.channels, dataset.scale.divisor):
+            raise ValueError(
+                f"{type(self.module).__name__}.images must be like those of its training, {trained[0]} channel(s) of "
+                f"values divided by {trained[1]:g}; got {dataset.channels} channel(s) of {dataset.facts.dtype}, "
+                f"divided by {dataset.scale.divisor:g}, in {dataset.spec}. Convert them."
+            )
+
+    def places(self, present: Sequence[str], where: str) -> dict[str, int]:
+        """The place of each class by its name; refuses `present` ones that are not among them."""
+        owner, places = type(self.module).__name__, {name: place for place, name in enumerate(self.classes)}
+        if len(places) < len(self.classes):
+            raise ValueError(
+                f"{owner}.classes must have different names; got {', '.join(self.classes[:10])}. Rename those of the "
+                f"training, and train again."
+            )
+        if unknown := [name for name in present if name not in places]:
+            raise ValueError(
+                f"{owner}.classes must include those of the images; got {', '.join(unknown[:10])} in {where}, unknown "
+                f"to it. It was trained on {', '.join(self.classes[:10])}"
+                f"{' ...' if len(places) > 10 else ''}: rename or remove the others."
+            )
+        return places
+
+
+def find_head(run: str | Path, kinds: Sequence[str] = (CLASSIFIER,)) -> tuple[Path, str]:
+    """The folder of a fine-tuned run, given that or its weights, and the first of these pairs of files in it."""
+    path = Path(run)
+    folder, named = (path.parent, (path.stem,)) if path.suffix == ".safetensors" else (path, kinds)
+    for kind in kinds:
+        if kind in named and (folder / f"{kind}.json").is_file():
+            return folder, kind
+    there = ["another name"] if path.suffix == ".safetensors" else []
+    there += [f"a {kind}" for kind in MAKERS if (folder / f"{kind}.json").is_file()]
+    there += ["an encoder alone"] if (folder / "encoder.json").is_file() else ["none"]
+    raise ValueError(
+        f"{kinds[0].capitalize()}.run must be the folder of a fine-tuned run, or its "
+        f"{' or '.join(f'{kind}.safetensors' for kind in kinds)}; got {run}, which has {there[0]}. "
+        f"{' '.join(MAKERS[kind] for kind in kinds)}"
+    )
+
+
+@frozen
+class TaskEvaluation(ABC):
+    """A question to the network of a fine-tuned run, with the options that all of them have.
+
+    Args:
+        run: The folder of a fine-tuned run, or the weights in it.
+        data: As for training, with labels or masks.
+        out: FILE.json; by default in the folder eval of the run, named after the data.
+        split: Of the data; without a test split, "test" is val, or the fifth that training leaves out.
+        test_images: Use only this many images: a fixed draw, balanced over the classes.
+        device: "auto" takes a GPU if there is one.
+    """
+
+    run: str
+    data: str
+    out: Path | None = None
+    split: Literal["test", "val", "train", "all"] = "test"
+    test_images: AtLeastOne | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    protocol: tyro.conf.Suppress[str] = ""
+
+    trained_kind: ClassVar[str]  # which pair of files of the run
+    stem: ClassVar[str]  # what the file of the result is named after, before the data
+    told: ClassVar[tuple[str, ...]]  # what of the network's description stands in the result
+
+    @abstractmethod
+    def open(self, device: torch.device) -> Any:
+        """The network."""
+
+    @abstractmethod
+    def score(self, trained: Any, dataset: Dataset, key: Mapping[str, Any]) -> dict[str, Any]:
+        """Scores under "trained", where other results have those of the encoder, and what else is to be written.
+
+        `key` is what identifies the data.
+        """
+
+    @abstractmethod
+    def headline(self, result: Mapping[str, Any]) -> str:
+        """The result in one line."""
+
+    @cached_property
+    def source(self) -> tuple[Contents, Masks | None]:
+        """What the data hold."""
+        return read_contents(self.data), None
+
+    @property
+    def name(self) -> str:
+        """Of the result's file in a run folder."""
+        return f"{self.stem}-{self.source[0].name}{'' if self.split == 'test' else f'-{self.split}'}.json"
+
+    @property
+    def path(self) -> Path:
+        """Of the result's file."""
+        return self.out or find_head(self.run, (self.trained_kind,))[0] / "eval" / self.name
+
+    def to_file(self) -> tuple[Path, dict[str, Any]]:
+        """Score, and write the result; a file about other images of the same name is left alone."""
+        begin = time.perf_counter()
+        trained = self.open(usable_device(type(self).__name__, self.device))
+        contents, masks = self.source
+        split = part_names(contents.splits)["test"] if self.split == "test" else self.split
+        whole, path = open_split(contents, self.data, split), self.path
+        key = whole.key() | ({} if masks is None else masks.key())
+        check_out(f"{type(self).__name__}.out", path, [".json"])
+        if self.out is None and path.is_file() and key != (before := read_scored(path)["data"]).get("key"):
+            raise ValueError(
+                f"{type(self).__name__}.out must be given for {self.data}: {path} is about other images of the same "
+                f"name, from {before.get('spec')}. Name another file, or remove that one."
+            )
+        dataset = whole if self.test_images is None else whole.drawn(self.test_images)
+        about = {
+            "spec": self.data,
+            "test_split": dataset.split,
+            "channels": dataset.channels,
+            "scale": asdict(dataset.scale),
+            "num_classes": len(trained.classes),
+            "image_size": list(trained.module.encoder.image_size),
+            "key": key,
+        }
+        scores = self.score(trained, dataset, key)
+        broken = [asdict(image) for image in dataset.broken]
+        result = {
+            "protocol": self.stem,
+            "protocol_version": PROTOCOL_VERSION,
+            "dataset": dataset.name,
+            "data": {**about, "num_test": len(dataset) - len(broken), "broken": broken},
+            "labels_per_class": None,
+            "settings": {name: value for name, value in to_dict(self).items() if name not in RUN_WIDE},
+            self.trained_kind: self.run,
+            f"{self.trained_kind}_sha256": trained.about["sha256"],
+            **{name: trained.about[name] for name in self.told},
+            "chosen": trained.about.get("chosen"),
+            **scores,
+            "wall_s": round(time.perf_counter() - begin, 2),
+        }
+        replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
+        return path, result
+
+    def scores_of(self, other: str, key: Mapping[str, Any]) -> Scores:
+        """What another run scored on the same images."""
+        path = find_head(other, (self.trained_kind,))[0] / "eval" / self.name
+        result = read_scored(path) if path.is_file() else {}
+        drawn = result.get("settings", {}).get("test_images")
+        if not result or result["data"].get("key") != key or drawn != self.test_images:
+            raise ValueError(
+                f"{type(self).__name__}.against must be a run that was scored on the same images; got {other}, which "
+                f"has {'other images in' if result else 'no'} {path}. Score it on {self.data} in the same way first."
+            )
+        return dict(result["trained"])
+
+    def named(self, other: str) -> dict[str, Any]:
+        """Which run a result is compared with, and whether that is the same training from scratch."""
+        ours, theirs = (find_head(run, (self.trained_kind,))[0].resolve() for run in (self.run, other))
+        return {self.trained_kind: other, "from_scratch": theirs == ours / FROM_SCRATCH}
+
+
+def read_scored(path: Path) -> dict[str, Any]:
+    """A result of `to_file`; of a file of another kind what is there."""
+    return {"data": {}, **json.loads(path.read_text(encoding="utf-8"))}
+
+
+def against_words(result: Mapping[str, Any], kind: str) -> list[str]:
+    """How a result differs from another run's, for a headline; nothing where it was not compared."""
+    if (other := result.get("against")) is None:
+        return []
+    low, high = (f"{100 * end:+.1f}" for end in other["interval"])
+    than = "the same training from scratch" if other["from_scratch"] else other[kind]
+    return [f"{100 * other['difference']:+.1f} points against {than} ({low} to {high})"]
+
+
+def left_out(result: Mapping[str, Any]) -> str:
+    """How many images were broken, for the end of a headline."""
+    count = len(result["data"]["broken"])
+    return f"; {count} broken image{'s' if count > 1 else ''} left out" if count else ""
