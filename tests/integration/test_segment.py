@@ -274,7 +274,7 @@ def masks_with(change):
         (masks_with(lambda file: file.write_bytes(encoded(regions(0, (40, 30)) + 7))), "with class 7, 8, 9, neither"),
         (masks_with(lambda file: file.write_bytes(encoded(regions(0, (9, 9))))), "has a mask of 9x9 pixels, itself"),
         (masks_with(lambda file: file.unlink()), "has no mask in masks"),
-        (lambda at: masked_arrays(at / "bands.npz", 7), "in_chans must be the channels of the images; got 3"),
+        (lambda at: masked_arrays(at / "bands.npz", 7), "--encoder must have as many channels as the images; got 3"),
         (lambda at: tiny_images(at / "images.npz"), "must be an array (N, H, W) of class ids; got none of that name"),
     ],
     ids=["ids beyond the list", "another size", "no mask", "other channels", "no masks at all"],

@@ -98,9 +98,9 @@ class RunFolder:
             now = {**first, "resumed": [*first.get("resumed", []), {"step": step, **now}]}
         self._write(path.name, json.dumps(now, indent=2) + "\n")
 
-    def list_images(self, names: Sequence[str]) -> None:
-        """Write which images are trained on, where these are not all of the source."""
-        self._write("training_images.txt", "".join(f"{name}\n" for name in names))
+    def list_images(self, name: str, names: Sequence[str]) -> None:
+        """Write which images something is done with, one a line."""
+        self._write(name, "".join(f"{name}\n" for name in names))
 
     def _open(self, config: Pretrain) -> None:
         take_folder("Pretrain", "run", self.path, "config.yaml", self._lock)

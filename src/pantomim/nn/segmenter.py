@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -150,11 +151,12 @@ class Segmenter(nn.Module):
         apart = {"loss_head": loss, "loss_auxiliary": weighted, "accuracy_auxiliary": its_accuracy}
         return {"loss": loss + weighted, "accuracy": accuracy, **apart}
 
-    def plain_encoder(self) -> Encoder:
-        """A copy of the encoder alone; where the head dropped the final norm, with one that has no weights yet."""
+    def plain_encoder(self, norm: Float[Tensor, "2 D"]) -> Encoder:
+        """A copy of the encoder alone; where the head dropped the final norm, with one of this weight and bias."""
         encoder = copy.deepcopy(self.encoder)
         if isinstance(encoder.norm, nn.Identity):
             encoder.norm = nn.LayerNorm(encoder.width, eps=NORM_EPS).to(encoder.mean)
+            encoder.norm.load_state_dict({"weight": norm[0], "bias": norm[1]})
         return encoder
 
 

@@ -91,6 +91,7 @@ def in1k(rows: Mapping[str, Row], parts: Mapping[str, Any], encoder: Mapping[str
             layer_decay=row.layer_decay,
             decay_tokens=False,
             clip_norm=row.clip,
+            schedule="beit" if parts["head_init"] == "beit" else "mae",  # BEiT's scripts, and CAE's, count steps
         ),
         batch_size=row.batch,
         duration=Duration(epochs=row.epochs),
@@ -111,7 +112,9 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
 
     The encoder is the pre-trained one at its own image size, with the preset's tables of relative positions. Small sets
     see 200,000 images within 20 and 60 epochs, in batches of a 32nd of the set, 32 to 128; narrow encoders get a peak
-    rate of 1e-3 and a layer decay of 0.75. Mixing and erasing need 3,000 images and 30 epochs.
+    rate of 1e-3 and a layer decay of 0.75. Mixing and erasing need 3,000 images and 30 epochs, by the preset's own
+    length. A part of a large set gets a fifth of the steps of the whole, a tenth of them warm-up, and a layer decay one
+    step stronger.
     """
     facts, method = to.facts, paper.method
     assert isinstance(method, SupervisedConfig)
@@ -121,13 +124,20 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
             "folder of its own, or give labels in an .npz or a list; pantomim pretrain learns without labels."
         )
     encoder = encoder_for(method.encoder, to)
-    narrow, large = encoder.width < BASE_WIDTH, facts.num_images >= LARGE
-    small_images = max(encoder.image_size) <= SMALL_SIDE
-    num_images = facts.num_images
-    epochs = paper.duration.epochs if large else max(20, min(60, round(SEEN / num_images)))
-    batch_size = paper.batch_size if large else max(32, min(128, 1 << ((num_images // 32) | 1).bit_length() - 1))
-    mixes = large or (num_images >= FEW and (epochs or 0) >= 30)
-    share = (paper.optim.warmup.epochs or 0) / (paper.duration.epochs or 1)
+    num_images, small_images = facts.num_images, max(encoder.image_size) <= SMALL_SIDE
+    narrow, large = encoder.width < BASE_WIDTH, num_images >= LARGE
+    epochs, share = paper.duration.epochs or 0, (paper.optim.warmup.epochs or 0) / (paper.duration.epochs or 1)
+    decay, batch_size, length = paper.optim.layer_decay, paper.batch_size, Duration(epochs=epochs)
+    if few := to.whole is not None and num_images < to.whole >= LARGE:
+        batch_size = min(batch_size, 1 << num_images.bit_length() - 1)
+        share, decay, large = 0.1, decay - 0.1, True
+        length = Duration(steps=round(epochs * to.whole / paper.batch_size / 5))
+    elif not large:
+        epochs = max(20, min(60, round(SEEN / num_images)))
+        batch_size = max(32, min(128, 1 << ((num_images // 32) | 1).bit_length() - 1))
+        length = Duration(epochs=epochs)
+    warmup = Duration(epochs=share * epochs) if length.steps is None else Duration(steps=round(share * length.steps))
+    mixes = large or (num_images >= FEW and epochs >= 30)
     augment = replace(
         AUGMENT,
         rand_augment=2 if to.in_colour else 0,
@@ -140,12 +150,12 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     optim = replace(
         paper.optim,
         base_lr=PEAK_LR * 256 / batch_size if narrow else paper.optim.base_lr,
-        layer_decay=0.75 if narrow else paper.optim.layer_decay,
-        warmup=Duration(epochs=share * (epochs or 0)),
+        layer_decay=0.75 if narrow else decay,
+        warmup=warmup,
     )
     return replace(
         paper,
-        data=replace(to.data, crop=crop, augment=augment, repeats=paper.data.repeats if large else 1),
+        data=replace(to.data, crop=crop, augment=augment, repeats=paper.data.repeats if large and not few else 1),
         method=replace(
             method,
             encoder=encoder,
@@ -153,11 +163,11 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
             pool=method.pool,
             mixup=method.mixup if mixes else 0.0,
             cutmix=method.cutmix if mixes else 0.0,
-            test_margin=1.0 if small_images else method.test_margin,
+            test_margin=1.0 if small_images or max(encoder.image_size) > 224 else method.test_margin,
         ),
         optim=optim,
         batch_size=batch_size,
-        duration=Duration(epochs=epochs),
+        duration=length,
     )
 
 
@@ -264,12 +274,16 @@ FINETUNING = (MAE, BEIT, CAE, DBOT, COLORMAE, CMT_MAE)
 
 def preset_of(encoder: str | None) -> str:
     """The preset for a run's encoder, by the recipe that the run names: whose method it is; else MAE's."""
-    path = Path(encoder or "") / "config.yaml"
+    path = Path(encoder or "")
+    path = (path.parent if path.suffix else path) / "config.yaml"
     if not path.is_file():
         return "mae"
     config = read_plan(path)
     run = config.run if isinstance(config, Stages) else config
     known = {family.name.removeprefix("finetune_") for family in FINETUNING}
+    task, _, preset = run.recipe.partition("_")
+    if task in ("finetune", "segment"):
+        return next((name for name in known if preset.startswith(name)), "mae")
     if run.recipe.startswith("colormae"):
         return "colormae"
     return run.method.kind if run.method.kind in known else "mae"

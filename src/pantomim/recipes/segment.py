@@ -88,7 +88,8 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     Small sets train for 1,500 steps of 8 crops. A crop is as large as the images' shorter side, in whole patches, up to
     512 (192 for narrow encoders, whose heads are 64 wide and whose rate is 5e-4 with a layer decay of 0.75); images are
     resized to 0.75 to 1.5 times that side first. Colours are distorted only where there are three of 8 or 16 bits; of
-    others brightness, a quarter as much, and contrast, half as much. Drop path is 0.1 at most.
+    others brightness, a quarter as much, and contrast, half as much. Drop path is 0.1 at most. Layer scales that an
+    encoder lacks are new and 1, with which it computes what it did.
     """
     facts, method, masks = to.facts, paper.method, paper.data.masks
     assert isinstance(method, SegmentConfig)
@@ -102,8 +103,8 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     shorter = facts.median_shorter_side
     patch = encoder.patch_size if to.start is not None else choose_patch((shorter, shorter))
     side = max(min(shorter, MAX_CROP if narrow else 512) // patch, 2) * patch
-    scales = method.encoder.layer_scale if encoder.layer_scale is None else encoder.layer_scale
-    encoder = replace(encoder, image_size=(side, side), layer_scale=scales, drop_path=min(encoder.drop_path, 0.1))
+    drop_path = encoder.drop_path if large else min(encoder.drop_path, 0.1)
+    encoder = replace(encoder, image_size=(side, side), layer_scale=encoder.layer_scale or 1.0, drop_path=drop_path)
     distortion = Distortion() if to.in_colour else Distortion(brightness=8, contrast=(0.75, 1.25))
     crop = masks.crop if large else MaskCrop(base=(4 * side, side), ratio=(0.75, 1.5))
     crop = replace(crop, distortion=distortion, fill=encoder.mean)
