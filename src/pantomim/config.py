@@ -124,12 +124,13 @@ class Validation:
     """By which images the best step of a task is found.
 
     Args:
-        share: Of every class of the training images, held out; where the source has a split val beside a test split,
+        share: Of every class of the training images, held out, but no more than 10,000 images; 0: none is, and the last
+            step is taken; where the source has a split val beside a test split,
             and all training images are used, that split is taken instead.
         every: Steps between two looks; None: an epoch, but at most twenty times.
     """
 
-    share: PositiveShare = 0.1
+    share: ShareBelowOne = 0.1
     every: AtLeastOne | None = None
 
 

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from killed import Killed, kill_after
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import BEIT_ENCODER, CAE_ENCODER, ENCODER, tiny_images, tiny_run
 
@@ -132,7 +133,7 @@ def test_every_adaptation_is_told(source, tmp_path, capfd):
     for words in (
         "positions are resampled from (6, 6) to (4, 4)",
         "relative positions are new, zero at first",
-        "the fixed position table is that of its formula",
+        "but the fixed position table, which is that of its formula",
         "the norm after pooling starts as it",
     ):
         assert words in told, words
@@ -234,3 +235,22 @@ def test_an_encoder_of_other_channels_is_refused_before_anything(tmp_path, capsy
     told = " ".join(capsys.readouterr().err.split())
     assert "--encoder must have as many channels as the images; got 3" in told
     assert not (tmp_path / "run").exists()
+
+
+def test_without_held_out_images_the_last_step_is_taken(source, tmp_path):
+    config = replace(finetuning(source, encoder_at(tmp_path), steps=4), validation=Validation(0.0))
+    pretrain(config, tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "classifier.json").read_text())
+    assert about["chosen"] == {"weights": "ema"}
+    assert "val_top1" not in read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+
+
+def test_images_for_validation_need_labels(tmp_path):
+    for name in ("train/a/{}.png", "train/b/{}.png", "test/a/{}.png", "test/b/{}.png", "val/{}.png"):
+        for number in range(20):
+            path = tmp_path / "set" / name.format(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((16, 16, 3), number, dtype=np.uint8)).save(path)
+    config = finetuning(tmp_path / "set", encoder_at(tmp_path))
+    with pytest.raises(ValueError, match=r"Source\.val must have labels"):
+        pretrain(replace(config, method=replace(METHOD, num_classes=2)), tmp_path / "run")

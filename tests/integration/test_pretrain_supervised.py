@@ -43,7 +43,8 @@ def test_a_run_resumes_to_the_same_bits_and_is_scored(tmp_path, monkeypatch):
     _, result = evaluate_to_file(KNN(encoder=str(whole), data=str(source)))
     assert 0 <= result["trained"]["top1"] <= 1
     method = METHOD.build()
-    assert "its classifier's head is taken too" in start_from(str(whole), method)
+    assert "its classifier's head is taken too" in start_from(str(whole), method, ["0", "1", "2", "3"])
+    assert "its classifier knows other classes" in start_from(str(whole), METHOD.build(), ["3", "2", "1", "0"])
 
 
 def test_images_without_labels_or_with_other_classes_are_refused(tmp_path):

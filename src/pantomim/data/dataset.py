@@ -135,7 +135,7 @@ class Dataset:
     ) -> "Dataset":
         """All images, or the part that settings of a run ask for; at most one of three is given."""
         if images is not None:
-            return self.drawn(images)
+            return self.subset(draw_images(len(self), self.labels, images, seed=draw))
         if fraction is None and labels_per_class is None:
             return self
         return self._drawn_by_class(fraction, labels_per_class, draw)

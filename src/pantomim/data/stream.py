@@ -138,11 +138,15 @@ class Stream:
         if num_images >= self.batch_size:
             epoch, place = divmod(step, self.steps_per_epoch)
             order = _permutation(num_images, self.seed, epoch).repeat(self.repeats)
-            return order[place * self.batch_size : (place + 1) * self.batch_size]
+            return self._apart(order[place * self.batch_size : (place + 1) * self.batch_size])
         places = step * self.batch_size + np.arange(self.batch_size)
         length = num_images * self.repeats
         epochs = [_permutation(num_images, self.seed, int(epoch)) for epoch in np.unique(places // length)]
-        return np.concatenate(epochs).repeat(self.repeats)[places - places[0] // length * length]
+        return self._apart(np.concatenate(epochs).repeat(self.repeats)[places - places[0] // length * length])
+
+    def _apart(self, ids: np.ndarray) -> np.ndarray:
+        """A repeated image's copies half a batch away from each other, as mixing pairs neighbours."""
+        return ids.reshape(2, -1).T.reshape(-1) if self.repeats > 1 and len(ids) % 2 == 0 else ids
 
     def rows(self, part: int) -> slice:
         """The rows of the global batch that are this process's piece number `part` of a step."""

@@ -78,10 +78,15 @@ class RunFolder:
         del values["already"]
         self._write("finished.json", json.dumps(values, indent=2) + "\n")
 
-    def describe(self, config: Pretrain, accelerator: Accelerator, dtype: torch.dtype, step: int) -> None:
-        """Write `environment.json` at the first start; later ones, of the same precision, go to its list `resumed`."""
+    def describe(
+        self, config: Pretrain, accelerator: Accelerator, dtype: torch.dtype, step: int, origin: str | None = None
+    ) -> None:
+        """Write `environment.json` at the first start; later ones, of the same precision, go to its list `resumed`.
+
+        `origin` tells of the weights that the run starts from, and how they were adapted.
+        """
         path = self.path / "environment.json"
-        now = environment(config.runtime.seed, accelerator, dtype)
+        now = environment(config.runtime.seed, accelerator, dtype) | ({} if origin is None else {"init": origin})
         if step > 0 and path.is_file():
             first = json.loads(path.read_text(encoding="utf-8"))
             if (before := first.get("precision", now["precision"])) != now["precision"]:
@@ -93,9 +98,9 @@ class RunFolder:
             now = {**first, "resumed": [*first.get("resumed", []), {"step": step, **now}]}
         self._write(path.name, json.dumps(now, indent=2) + "\n")
 
-    def list_images(self, names: Sequence[str]) -> None:
-        """Write which images are trained on, where these are not all of the source."""
-        self._write("training_images.txt", "".join(f"{name}\n" for name in names))
+    def list_images(self, name: str, names: Sequence[str]) -> None:
+        """Write which images something is done with, one a line."""
+        self._write(name, "".join(f"{name}\n" for name in names))
 
     def _open(self, config: Pretrain) -> None:
         take_folder("Pretrain", "run", self.path, "config.yaml", self._lock)

@@ -1,5 +1,6 @@
 """Weights to start from: those of another run, of a file, or of timm."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from pantomim.formats.native import (
     describe_positions,
     load_decoder,
     load_predictor,
+    read_description,
     read_frozen,
     read_pair,
 )
@@ -29,7 +31,7 @@ INITIAL = ("relative_position_bias_table", "gamma_1", "gamma_2")  # what may kee
 FITTING = {"relative_position": {("shared", "blocks"), ("none", "shared"), ("none", "blocks")}}
 
 
-def start_from(spec: str, method: Method) -> str:
+def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
     """Copy an existing encoder's weights into a method, and what lies behind the encoder where there is one that fits.
 
     What a method predicts with is copied where it was learned beside the same teacher or tokenizer. Where the weights'
@@ -38,6 +40,8 @@ def start_from(spec: str, method: Method) -> str:
 
     Positions come along, fixed tables too: weights mean what they meant only with the table that they were trained
     with. They are resampled where the grid differs. Mean and std stay the method's.
+
+    A head comes along only where it was trained for the same task and the same `classes`, in their order.
 
     Returns: What was copied, and every adaptation, in words.
     """
@@ -74,7 +78,7 @@ def start_from(spec: str, method: Method) -> str:
         remarks.insert(0, f"its position table is kept: {table}")
     new = {name: weight for name, weight in encoder.state_dict().items() if name.endswith(INITIAL)}
     load_exactly(encoder, new | weights, spec)
-    rest = _take_rest(spec, method)
+    rest = _take_answer(spec, method, classes) if isinstance(method, Task) else _take_rest(spec, method)
     method.reset()
     done = f" ({'; '.join(remarks)})" if remarks else ""
     return f"Starting from the encoder of {spec}{done}; {rest}."
@@ -107,8 +111,6 @@ def carry_over(old: Method, old_optimizer: Optimizer, new: Method, new_optimizer
 
 def _take_rest(spec: str, method: Method) -> str:
     """The decoder of MAE, or whatever else a method predicts with, where it is there and fits; in words."""
-    if isinstance(method, Task):
-        return _take_answer(spec, method)
     decoder, stated = method.exports().get("decoder"), None
     if (Path(spec) / "predictor.json").is_file():
         what, source, ours = "what it predicts with", load_predictor(spec), method.exports().get("predictor", {})
@@ -130,13 +132,15 @@ def _take_rest(spec: str, method: Method) -> str:
     return f"{what} is taken too" + (f", but for {', '.join(sorted(misfits))}, of other sizes" if misfits else "")
 
 
-def _take_answer(spec: str, method: Task) -> str:
+def _take_answer(spec: str, method: Task, classes: Sequence[str]) -> str:
     """What follows the encoder of a model that was trained for the same task, if it has the same sizes; in words."""
     new = "everything else is drawn from the seed"
     for name in (CLASSIFIER, SEGMENTER):
         if name not in method.exports() or not (Path(spec) / f"{name}.json").is_file():
             continue
         ours = {key: weight for key, weight in method.model.state_dict().items() if not key.startswith("encoder.")}
+        if read_description(spec, name).get("classes") != list(classes):
+            return f"its {name} knows other classes, and {new}"
         theirs = read_pair(spec, name)
         if any(key not in theirs or theirs[key].shape != weight.shape for key, weight in ours.items()):
             return f"its {name} has other sizes, and {new}"

@@ -122,10 +122,13 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             load_checkpoint(checkpoint, method, optimizer)
             start, clock = checkpoint.step, Clock(**checkpoint.progress)
         elif config.init is not None:
-            origin = start_from(config.init, method)
-        on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start))
+            names = dataset.classes if masks is None else [masks.names[class_id] for class_id in masks.class_ids()]
+            origin = start_from(config.init, method, names or ())
+        on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start, origin))
         if config.data.partial:
-            on_main(accelerator, lambda: run.list_images(dataset.names))
+            on_main(accelerator, lambda: run.list_images("training_images.txt", dataset.names))
+        if held_out is not None:
+            on_main(accelerator, lambda: run.list_images("held_out_images.txt", held_out.names))
         data_warning = None
         if start == 0 and accelerator.is_main_process:
             with explain_memory(config, world), autocast(device, dtype):
@@ -192,6 +195,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                     )
 
             broken = gather_broken(accelerator, dataset)
+            broken += [] if held_out is None else gather_broken(accelerator, held_out)
             recorder.say_broken(broken)
 
         # ------------------------------------------------------------------------------------------------------- End

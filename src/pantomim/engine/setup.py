@@ -14,6 +14,8 @@ from pantomim.methods.base import Requirements
 from pantomim.nn.vit import Encoder
 from pantomim.optim import LARS, layer_scale, parameter_groups
 
+MOST_HELD_OUT = 10_000  # images, out of training ones
+
 
 def training_masks(config: DataConfig) -> Masks | None:
     """The masks of the source with the list of their classes, where the run learns from masks.
@@ -46,16 +48,23 @@ def hold_out(dataset: Dataset, config: Pretrain) -> tuple[Dataset, Dataset | Non
     Where all training images are used and the source has a split val beside its test split, that is held out; else a
     share of every class of the training images.
     """
-    if config.validation is None:
+    if config.validation is None or config.validation.share == 0:
         return dataset, None
     contents = source_contents(config.data)
     if not config.data.partial and "val" in part_names(contents.splits):
-        return dataset, open_split(contents, config.data.source, "val")
-    rows = divide(len(dataset), dataset.labels, seed=config.data.draw, share=config.validation.share)
+        held_out = open_split(contents, config.data.source, "val")
+        if config.data.masks is None and held_out.labels is None:
+            raise ValueError(
+                f"Source.val must have labels, as training images have; got none in {config.data.source}. Sort them "
+                f"into folders of classes, too, or take the part away: images are held out of train then."
+            )
+        return dataset, held_out
+    share = min(config.validation.share, MOST_HELD_OUT / len(dataset))
+    rows = divide(len(dataset), dataset.labels, seed=config.data.draw, share=share)
     if not len(rows["test"]):
         raise ValueError(
             f"Validation.share must leave an image to hold out; got {len(dataset)} images of {config.data.source}, no "
-            f"class of which has two. Add images, or leave Pretrain.validation out: the last step is then taken."
+            f"class of which has two. Add images, or set validation.share to 0: the last step is then taken."
         )
     return dataset.subset(rows["train"]), dataset.subset(rows["test"])
 
@@ -99,6 +108,11 @@ def check_fit(
         problems.append(
             f"Pretrain.batch_size must be a multiple of processes x accumulation = {num_processes} x {accumulation}; "
             f"got {config.batch_size}. Change one of the three."
+        )
+    if needs.masks and needs.gathers and config.batch_size // (num_processes * accumulation) < 2:
+        problems.append(
+            f"Pretrain.batch_size must give each process and micro-batch at least two images, over which batch norm "
+            f"has its statistics; got {config.batch_size} for {num_processes} x {accumulation}. Raise it."
         )
     if needs.whole_batch and accumulation > 1:
         problems.append(

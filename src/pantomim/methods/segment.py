@@ -10,7 +10,7 @@ Source: UPerNet on plain ViTs as BEiT, CAE, dBOT (mmsegmentation 0.11) and Color
 """
 
 from dataclasses import field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,9 @@ class SegmentConfig:
 class Segment(Task):
     """A segmenter, trained whole; `OptimConfig.freeze_blocks` leaves the encoder as it is."""
 
-    metric: ClassVar[str] = "miou"
+    metric: str = "miou"
     model: Segmenter
+    final_norm: Tensor
 
     def __init__(self, config: SegmentConfig) -> None:
         super().__init__()
@@ -61,7 +62,10 @@ class Segment(Task):
         if encoder.pos_embed is not None:
             encoder.pos_embed.requires_grad_(config.learn_positions or config.encoder.position == "learned")
         self.model = Segmenter(encoder, config.num_classes, config.head)
-        self.requirements = Requirements.of(config.encoder, num_classes=config.num_classes, masks=True)
+        # Weight and bias of the final norm that weights to start from had, and the head has no use for.
+        self.register_buffer("final_norm", torch.stack([torch.ones(encoder.width), torch.zeros(encoder.width)]))
+        norms = any(isinstance(part, nn.BatchNorm2d) for part in self.model.modules())
+        self.requirements = Requirements.of(config.encoder, num_classes=config.num_classes, masks=True, gathers=norms)
 
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> None:
         """Nothing: the batch is cut and changed already."""
@@ -71,12 +75,22 @@ class Segment(Task):
         assert batch.masks is not None, "checked before the first step"
         return self.model.losses(batch.images, batch.masks, IGNORE)
 
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """See `tally`."""
+        return 3, self.config.num_classes
+
     def tally(self, model: nn.Module, batch: Batch) -> Tensor:
         """Pixels by class, over all images: rightly predicted, predicted and labelled."""
         assert batch.masks is not None
         assert isinstance(model, Segmenter)
         guesses = segmented(model, batch.images, batch.masks.shape[1:], self.config.stride)
         return tally(guesses, batch.masks, self.config.num_classes, ignore=IGNORE).sum(dim=0).double()
+
+    def take_encoder(self, weights: dict[str, Tensor], table: str) -> tuple[dict[str, Tensor], list[str]]:
+        """As of every task; a final norm that is left out is kept for the encoder that is exported."""
+        self.final_norm.copy_(torch.stack([weights["norm.weight"], weights["norm.bias"]]))
+        return super().take_encoder(weights, table)
 
     def scores(self, tally: Tensor) -> dict[str, float]:
         """Mean IoU, mean accuracy of classes, and accuracy of pixels."""
@@ -87,4 +101,4 @@ class Segment(Task):
         chosen = self.chosen
         assert isinstance(chosen, Segmenter)
         about = {"head": self.config.head, "stride": self.config.stride, "chosen": self.how_chosen()}
-        return {"encoder": chosen.plain_encoder(), "segmenter": chosen, "about": about}
+        return {"encoder": chosen.plain_encoder(self.final_norm), "segmenter": chosen, "about": about}

@@ -27,6 +27,7 @@ from pantomim.methods.task import ClassTask
 from pantomim.nn.heads import Classifier, HeadInit, Pool
 from pantomim.nn.mixing import Mixing, draw_mixing, mix_images, mix_targets, swap_neighbours
 from pantomim.nn.momentum import EMA, Momentum
+from pantomim.nn.position import TABLES
 from pantomim.nn.vit import EncoderConfig
 
 
@@ -46,7 +47,8 @@ class SupervisedConfig:
         label_smoothing: Share of the probability that is spread evenly over all classes.
         mixup: Parameter of mixup's beta distribution; 0: none.
         cutmix: The same of CutMix. Where both are used, a coin chooses for each step.
-        class_weights: Weight of each class in the loss, for uneven classes; None: all the same.
+        class_weights: Weight of an image of each class in the loss, for uneven classes; the best step is then that with
+            the best mean over classes. None: all the same.
         ema: What an average of the weights keeps of itself at each step; None: there is no average.
         test_margin: The shorter side of a test image over that of its centre, which is looked at.
 
@@ -91,6 +93,7 @@ class SupervisedDraws:
 
     images: Float[Tensor, "B C H W"]
     targets: Float[Tensor, "B classes"]
+    weights: Float[Tensor, " B"] | None = None  # of the images, by their classes; None: all the same
 
 
 class Supervised(ClassTask):
@@ -116,6 +119,7 @@ class Supervised(ClassTask):
         self.ema = None if config.ema is None else EMA(self.model, "model", Momentum(config.ema), evaluating=True)
         weights = None if config.class_weights is None else torch.tensor(config.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
+        self.metric = "top1" if weights is None else "top1_per_class"
         mixes = config.mixup > 0 or config.cutmix > 0
         self.requirements = Requirements.of(
             config.encoder, num_classes=config.num_classes, even=mixes, test_margin=config.test_margin
@@ -130,12 +134,16 @@ class Supervised(ClassTask):
             mixing = draw_mixing(draws, config.encoder.image_size, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix)
             images, labels = swap_neighbours(images), swap_neighbours(labels)
         targets = mix_targets(batch.labels, config.num_classes, mixing.lam, config.label_smoothing, partners=labels)
-        return SupervisedDraws(mix_images(batch.images, mixing, images), targets)
+        weights = self.class_weights
+        if weights is not None:
+            weights = mixing.lam * weights[batch.labels] + (1 - mixing.lam) * weights[labels]
+        return SupervisedDraws(mix_images(batch.images, mixing, images), targets, weights)
 
     def forward(self, batch: Batch, draws: SupervisedDraws) -> dict[str, Tensor]:
         """Cross-entropy with the mixed classes; accuracy counts the one with the largest share as right."""
         logits = self.model(draws.images)  # (B, classes)
-        loss = F.cross_entropy(logits, draws.targets, self.class_weights)
+        losses = F.cross_entropy(logits, draws.targets, reduction="none")  # (B,)
+        loss = losses.mean() if draws.weights is None else (draws.weights * losses).mean()
         accuracy = (logits.argmax(dim=1) == draws.targets.argmax(dim=1)).float().mean()
         return {"loss": loss, "accuracy": accuracy}
 
@@ -144,8 +152,16 @@ class Supervised(ClassTask):
         return model(images)  # type: ignore[no-any-return]
 
     def take_encoder(self, weights: dict[str, Tensor], table: str) -> tuple[dict[str, Tensor], list[str]]:
-        """As of every task; the norm after pooling may start as the final norm, which has no other place then."""
+        """As of every task; the norm after pooling may start as the final norm, which has no other place then.
+
+        A fixed table that stays fixed is that of its formula for the new size, not resampled, as CAE's authors do.
+        """
         found, remarks = super().take_encoder(weights, table)
+        own = self.encoder.pos_embed
+        if own is not None and not own.requires_grad and table == TABLES.get(self.encoder.config.position):
+            if not torch.equal(own, found["pos_embed"]):
+                remarks.append("but the fixed position table, which is that of its formula for the new size")
+            found["pos_embed"] = own.detach()
         if self.config.norm_init == "pretrained":
             self.model.fc_norm.load_state_dict({name: weights[f"norm.{name}"] for name in ("weight", "bias")})
             remarks.append("the norm after pooling starts as it")

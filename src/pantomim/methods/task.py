@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from pantomim.core.batch import Batch
 from pantomim.methods.base import Method
 from pantomim.nn.momentum import EMA, Best
-from pantomim.nn.position import TABLES
 from pantomim.nn.vit import Encoder
 
 NUM_TOP = 5
@@ -26,7 +25,7 @@ class Task(Method):
     weights, it is judged beside them. What is exported is the best.
     """
 
-    metric: ClassVar[str]  # the score that decides; higher is better
+    metric: str  # the score that decides; higher is better
     model: nn.Module
     ema: EMA | None
     best: Best | None
@@ -42,6 +41,11 @@ class Task(Method):
         assert isinstance(encoder, Encoder)
         return encoder
 
+    @property
+    @abstractmethod
+    def counted(self) -> tuple[int, ...]:
+        """Shape of what `tally` gives, also of a process that has no image to judge."""
+
     @abstractmethod
     def tally(self, model: nn.Module, batch: Batch) -> Tensor:
         """What `model` makes of held-out images, as float64 counts that add up over batches and processes."""
@@ -53,18 +57,12 @@ class Task(Method):
     def take_encoder(self, weights: dict[str, Tensor], table: str) -> tuple[dict[str, Tensor], list[str]]:
         """An encoder's weights as ours takes them, and what was done with them; `table` names its position table.
 
-        A final norm is left out where ours has none. A fixed table that stays fixed is that of its formula, not
-        resampled: as CAE's authors do.
+        A final norm is left out where ours has none.
         """
         found, remarks = dict(weights), []
         if isinstance(self.encoder.norm, nn.Identity):
             found = {name: weight for name, weight in found.items() if not name.startswith("norm.")}
             remarks.append("the final norm is left out")
-        own = self.encoder.pos_embed
-        if own is not None and not own.requires_grad and table == TABLES.get(self.encoder.config.position):
-            if not torch.equal(own, found["pos_embed"]):
-                remarks.append("the fixed position table is that of its formula for the new size")
-            found["pos_embed"] = own.detach()
         return found, remarks
 
     def watch(self) -> None:
@@ -90,7 +88,9 @@ class Task(Method):
         """Scores of a model, in evaluation mode, on held-out images; `add` sums over processes."""
         was_training = model.training
         model.eval()
-        tally = sum((self.tally(model, batch) for batch in batches), start=torch.zeros((), dtype=torch.float64))
+        tally = sum(
+            (self.tally(model, batch) for batch in batches), start=torch.zeros(self.counted, dtype=torch.float64)
+        )
         model.train(was_training)
         return self.scores(add(tally))
 
@@ -114,8 +114,13 @@ class Task(Method):
 class ClassTask(Task):
     """A task whose answer is one of `num_classes`."""
 
-    metric: ClassVar[str] = "top1"
+    metric: str = "top1"
     num_classes: int
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """See `tally`."""
+        return 4, self.num_classes
 
     @abstractmethod
     def logits(self, model: nn.Module, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:

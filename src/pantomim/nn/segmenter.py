@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.frozen import KIND, frozen
+from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import AtLeastOne, NotNegative, ShareBelowOne
 from pantomim.nn.blocks import NORM_EPS
 from pantomim.nn.pyramid import Pyramid, tapped_blocks
@@ -150,11 +151,12 @@ class Segmenter(nn.Module):
         apart = {"loss_head": loss, "loss_auxiliary": weighted, "accuracy_auxiliary": its_accuracy}
         return {"loss": loss + weighted, "accuracy": accuracy, **apart}
 
-    def plain_encoder(self) -> Encoder:
-        """A copy of the encoder alone; where the head dropped the final norm, with one that has no weights yet."""
+    def plain_encoder(self, norm: Float[Tensor, "2 D"]) -> Encoder:
+        """A copy of the encoder alone; where the head dropped the final norm, with one of this weight and bias."""
         encoder = copy.deepcopy(self.encoder)
         if isinstance(encoder.norm, nn.Identity):
             encoder.norm = nn.LayerNorm(encoder.width, eps=NORM_EPS).to(encoder.mean)
+            encoder.norm.load_state_dict({"weight": norm[0], "bias": norm[1]})
         return encoder
 
 
@@ -166,11 +168,10 @@ def pixel_loss(
     Source: mmsegmentation's `cross_entropy_loss.py` with `avg_non_ignore` off, as in every recipe; where much is
         ignored, the loss is smaller than torch's mean. The accuracy is that of pixels that count.
     """
-    scores, counted = enlarge(logits, labels.shape[1:]), labels != ignore
+    scores, counted = enlarge(at_least_float32(logits), labels.shape[1:]), labels != ignore
     loss = F.cross_entropy(scores, labels, ignore_index=ignore, reduction="sum") / labels.numel()
     hits = ((scores.argmax(dim=1) == labels) & counted).sum()
-    dtype = torch.promote_types(scores.dtype, torch.float32)
-    return loss, hits.to(dtype) / counted.sum().clamp(min=1)
+    return loss, hits.to(scores.dtype) / counted.sum().clamp(min=1)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from itertools import product
 from jaxtyping import Float
 from torch import Tensor
 
+from pantomim.core.precision import at_least_float32
 from pantomim.nn.tokens import enlarge
 
 
@@ -49,6 +50,6 @@ def sliding_logits(
     for top, left in product(*(window_starts(*given) for given in sides)):
         window = (..., slice(top, top + crop[0]), slice(left, left + crop[1]))
         seen = images[window]
-        total[window] += enlarge(model(seen), seen.shape[2:])
+        total[window] += enlarge(at_least_float32(model(seen)), seen.shape[2:])
         count[window] += 1
     return (total / count)[:, :, :height, :width]

@@ -195,9 +195,11 @@ def _from_data(
             f"prepare.data must be given for the bare method {family.bare}, which asks the images for their size and "
             f"channels; got None."
         )
-    subset, masks, start = dict(subset), subset.get("masks"), None
+    subset, masks, start, whole = dict(subset), subset.get("masks"), None, None
     if masks is None:
-        dataset = open_source(data, "train").part(**subset)
+        dataset = open_source(data, "train")
+        whole = len(dataset)
+        dataset = dataset.part(**subset)
         facts, stats = dataset.facts, channel_stats(dataset)
     else:
         facts, stats, subset["masks"] = _of_masks(data, **subset)
@@ -214,7 +216,7 @@ def _from_data(
                 f"{facts.channels} in {data}. Pre-train on images of {facts.channels} channel(s), or convert these."
             )
     size = size or family.default_size
-    config: Any = family.fit(size, facts, stats, start)
+    config: Any = family.fit(size, facts, stats, start, whole)
     if balanced and dataset.labels is not None:
         config = replace(config, method=replace(config.method, class_weights=_weights(dataset.labels)))
     if masks is not None:

@@ -40,6 +40,7 @@ class Scale:
     optim: OptimConfig | None = None  # None: the paper's, with 20 epochs of warm-up and, below base, a rate of ours
     most: int = 256  # images in a batch, halved where there are fewer
     duration: Duration = field(default_factory=lambda: Duration(epochs=400))
+    whole: int | None = None  # images of the training set that these are a part of
 
     @property
     def encoder(self) -> EncoderConfig:
@@ -220,12 +221,17 @@ class Family:
         """The published config nearest to an encoder's width: what a run is compared with."""
         return self._of_size(nearest_size(width, self.rows)) if self.rows else self.published()
 
-    def fit(self, size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = None) -> Pretrain:
+    def fit(
+        self, size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = None, whole: int | None = None
+    ) -> Pretrain:
         """The bare method for such images; of `start`, an encoder to continue, all but the image size is kept."""
         if size not in self.sizes:
             raise ValueError(f"prepare.size must be one of {', '.join(self.sizes)} for {self.bare}; got {size}.")
         width = start.width if start is not None else ENCODER_SIZES.get(size, {"width": 0})["width"]
-        return replace(self.rescale(self.paper(width), Scale(size, facts, stats, start)), recipe=self.bare or self.name)
+        return replace(
+            self.rescale(self.paper(width), Scale(size, facts, stats, start, whole=whole)),
+            recipe=self.bare or self.name,
+        )
 
     def _of_size(self, size: str) -> Pretrain:
         ending = "in1k" if self.data == "ImageNet-1K" else self.data.lower()

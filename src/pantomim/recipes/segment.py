@@ -7,8 +7,8 @@ encoders at two rates each, or say that one was used.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from pantomim.config import DataConfig, Duration, MaskConfig, OptimConfig, Pretrain, Validation
 from pantomim.data.distortion import Distortion
@@ -17,61 +17,110 @@ from pantomim.methods.segment import SegmentConfig
 from pantomim.nn.segmenter import UPerNetConfig
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.recipes.finetune import encoder_for
-from pantomim.recipes.recipe import BASE_WIDTH, Family, Scale, choose_patch
+from pantomim.recipes.recipe import BASE_WIDTH, NOT_MEASURED, Family, Scale, choose_patch
 
 
 @dataclass(frozen=True)
-class Row:
-    """The numbers of one size on ADE20K; the rate is the peak at a batch of 16."""
+class Numbers:
+    """Of one size on ADE20K; the rate is the peak at a batch of 16, the score the published mIoU."""
 
     lr: float
     layer_decay: float
     drop_path: float
+    score: str
     layer_scale: float = 1.0
-    schedule: str = "mmcv"
 
 
-# BEiT: upernet_beit_base_12_512_slide_160k_ade20k_pt.py; its ViT-L is only given after fine-tuning on ImageNet-22K.
-BEIT_ROWS = {"base": Row(7e-4, 0.65, 0.1, 0.1), "large": Row(2e-5, 0.95, 0.2, 1e-6)}
-CAE_ROWS = {"base": Row(1e-4, 0.65, 0.1, 0.1), "large": Row(4e-5, 0.95, 0.15, 1e-5)}  # after 1600 epochs
-DBOT_ROWS = {"base": Row(1e-4, 0.65, 0.2), "large": Row(3e-5, 0.95, 0.2)}
-COLOR_ROWS = {"base": Row(1e-4, 0.65, 0.1, schedule="poly"), "large": Row(9e-5, 0.75, 0.2, schedule="poly")}
-MAE_ROWS = {"base": Row(1e-4, 0.65, 0.1, schedule="poly")}  # searched by its authors, who do not say: mmsegmentation's
+@dataclass(frozen=True)
+class Preset:
+    """How the authors of a paper train a segmenter."""
 
+    title: str
+    sizes: Mapping[str, Numbers]
+    note: str
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+    learn_positions: bool = True
+    schedule: Literal["mmcv", "poly"] = "mmcv"
 
-def ade20k(rows: Mapping[str, Row], encoder: Mapping[str, Any], learn_positions: bool, size: str) -> Pretrain:
-    """A paper's recipe of one size."""
-    row, sizes = rows[size], ENCODER_SIZES[size]
-    schedule: Any = row.schedule
-    return Pretrain(
-        recipe="segment",
-        data=DataConfig(masks=MaskConfig()),
-        method=SegmentConfig(
-            encoder=EncoderConfig(
-                (512, 512),
-                relative_position="blocks",
-                layer_scale=row.layer_scale,
-                drop_path=row.drop_path,
-                **sizes,
-                **encoder,
+    def ade20k(self, size: str) -> Pretrain:
+        """The recipe of one size."""
+        row = self.sizes[size]
+        encoder: Any = {
+            "drop_path": row.drop_path,
+            "layer_scale": row.layer_scale,
+            **ENCODER_SIZES[size],
+            **self.encoder,
+        }
+        return Pretrain(
+            recipe="segment",
+            data=DataConfig(masks=MaskConfig()),
+            method=SegmentConfig(
+                encoder=EncoderConfig((512, 512), relative_position="blocks", **encoder),
+                head=UPerNetConfig(),
+                learn_positions=self.learn_positions,
             ),
-            head=UPerNetConfig(),
-            learn_positions=learn_positions,
-        ),
-        optim=OptimConfig(
-            base_lr=row.lr * 256 / 16,
-            start_lr=1e-6 * row.lr,
-            warmup=Duration(steps=1500),
-            schedule=schedule,
-            weight_decay=0.05,
-            betas=(0.9, 0.999),
-            layer_decay=row.layer_decay,
-            decay_tokens=True,
-        ),
-        batch_size=16,
-        duration=Duration(steps=160_000),
-        validation=Validation(every=16_000),
-    )
+            optim=OptimConfig(
+                base_lr=row.lr * 256 / 16,
+                start_lr=1e-6 * row.lr,
+                warmup=Duration(steps=1500),
+                schedule=self.schedule,
+                weight_decay=0.05,
+                betas=(0.9, 0.999),
+                layer_decay=row.layer_decay,
+                decay_tokens=True,
+            ),
+            batch_size=16,
+            duration=Duration(steps=160_000),
+            validation=Validation(every=16_000),
+        )
+
+
+DBOT = {
+    "base": Numbers(1e-4, 0.65, 0.2, "49.5 mIoU (teacher ViT-B)"),
+    "large": Numbers(3e-5, 0.95, 0.2, "54.5 mIoU (teacher ViT-L)"),
+}
+PRESETS = {
+    "mae": Preset(
+        "MAE",
+        {"base": Numbers(1e-4, 0.65, 0.1, "48.1 mIoU (the paper's, whose rate is not stated)")},
+        "rate, layer decay and drop path: mmsegmentation's, as the authors state none",
+        schedule="poly",
+    ),
+    "beit": Preset(  # upernet_beit_base_12_512_slide_160k_ade20k_pt.py
+        "BEiT",
+        {
+            "base": Numbers(7e-4, 0.65, 0.1, "45.6 mIoU (the paper's, with another head)", 0.1),
+            "large": Numbers(2e-5, 0.95, 0.2, "not stated", 1e-6),
+        },
+        "ViT-L: the authors give numbers only after fine-tuning on ImageNet-22K, and these are they",
+        {"position": "none", "attention_bias": "qv", "initialisation": "beit"},
+    ),
+    "cae": Preset(
+        "CAE",
+        {
+            "base": Numbers(1e-4, 0.65, 0.1, "50.3 mIoU (1600 epochs)", 0.1),
+            "large": Numbers(4e-5, 0.95, 0.15, "54.9 mIoU (1600 epochs)", 1e-5),
+        },
+        "rate of ViT-B: 3e-4 after 300 epochs of pre-training, 2e-4 after 800, 1e-4 after 1600",
+        {"position": "sincos_rows_first", "attention_bias": "qv", "initialisation": "cae"},
+        learn_positions=False,
+    ),
+    "dbot": Preset("dBOT", DBOT, "with a teacher of CLIP's: other numbers (see the paper's branch beit)"),
+    "colormae": Preset(
+        "ColorMAE",
+        {
+            "base": Numbers(1e-4, 0.65, 0.1, "49.3 mIoU (1600 epochs)"),
+            "large": Numbers(9e-5, 0.75, 0.2, "51.5 mIoU (800 epochs)"),
+        },
+        "the authors train in float32",
+        schedule="poly",
+    ),
+    "cmt_mae": Preset(
+        "CMT-MAE (a default of ours: dBOT's)",
+        {"base": replace(DBOT["base"], score="not stated")},
+        "CMT-MAE's authors state no recipe: all numbers are dBOT's of ViT-B",
+    ),
+}
 
 
 # Ours, for other sets than ADE20K.
@@ -88,7 +137,8 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     Small sets train for 1,500 steps of 8 crops. A crop is as large as the images' shorter side, in whole patches, up to
     512 (192 for narrow encoders, whose heads are 64 wide and whose rate is 5e-4 with a layer decay of 0.75); images are
     resized to 0.75 to 1.5 times that side first. Colours are distorted only where there are three of 8 or 16 bits; of
-    others brightness, a quarter as much, and contrast, half as much. Drop path is 0.1 at most.
+    others brightness, a quarter as much, and contrast, half as much. Drop path is 0.1 at most. Layer scales that an
+    encoder lacks are new and 1, with which it computes what it did.
     """
     facts, method, masks = to.facts, paper.method, paper.data.masks
     assert isinstance(method, SegmentConfig)
@@ -102,8 +152,8 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     shorter = facts.median_shorter_side
     patch = encoder.patch_size if to.start is not None else choose_patch((shorter, shorter))
     side = max(min(shorter, MAX_CROP if narrow else 512) // patch, 2) * patch
-    scales = method.encoder.layer_scale if encoder.layer_scale is None else encoder.layer_scale
-    encoder = replace(encoder, image_size=(side, side), layer_scale=scales, drop_path=min(encoder.drop_path, 0.1))
+    drop_path = encoder.drop_path if large else min(encoder.drop_path, 0.1)
+    encoder = replace(encoder, image_size=(side, side), layer_scale=encoder.layer_scale or 1.0, drop_path=drop_path)
     distortion = Distortion() if to.in_colour else Distortion(brightness=8, contrast=(0.75, 1.25))
     crop = masks.crop if large else MaskCrop(base=(4 * side, side), ratio=(0.75, 1.5))
     crop = replace(crop, distortion=distortion, fill=encoder.mean)
@@ -127,74 +177,17 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     )
 
 
-def _family(
-    name: str,
-    title: str,
-    rows: Mapping[str, Row],
-    scores: Mapping[str, tuple[str, str]],
-    note: str,
-    learn_positions: bool = True,
-    **encoder: Any,
-) -> Family:
-    return Family(
+SEGMENTING = tuple(
+    Family(
         f"segment_{name}",
-        f"Segmentation as {title}",
-        lambda size: ade20k(rows, encoder, learn_positions, size),
-        scores,
+        f"Segmentation as {preset.title}",
+        preset.ade20k,
+        {size: (NOT_MEASURED, numbers.score) for size, numbers in preset.sizes.items()},
         rescale=rescale,
         bare=f"segment_{name}",
-        notes=(note,),
+        notes=(preset.note,),
         trains="segmenter",
         data="ADE20K",
     )
-
-
-_COST = "not measured by us"
-_BEIT: dict[str, Any] = {"position": "none", "attention_bias": "qv", "initialisation": "beit"}
-_CAE: dict[str, Any] = {"position": "sincos_rows_first", "attention_bias": "qv", "initialisation": "cae"}
-MAE = _family(
-    "mae",
-    "MAE",
-    MAE_ROWS,
-    {"base": (_COST, "48.1 mIoU (the paper's, whose rate is not stated)")},
-    "rate, layer decay and drop path: mmsegmentation's, as the authors state none",
+    for name, preset in PRESETS.items()
 )
-BEIT = _family(
-    "beit",
-    "BEiT",
-    BEIT_ROWS,
-    {"base": (_COST, "45.6 mIoU (the paper's, with another head)"), "large": (_COST, "not stated")},
-    "ViT-L: the authors give numbers only after fine-tuning on ImageNet-22K, and these are they",
-    **_BEIT,
-)
-CAE = _family(
-    "cae",
-    "CAE",
-    CAE_ROWS,
-    {"base": (_COST, "50.3 mIoU (1600 epochs)"), "large": (_COST, "54.9 mIoU (1600 epochs)")},
-    "rate of ViT-B: 3e-4 after 300 epochs of pre-training, 2e-4 after 800, 1e-4 after 1600",
-    learn_positions=False,
-    **_CAE,
-)
-DBOT = _family(
-    "dbot",
-    "dBOT",
-    DBOT_ROWS,
-    {"base": (_COST, "49.5 mIoU (teacher ViT-B)"), "large": (_COST, "54.5 mIoU (teacher ViT-L)")},
-    "with a teacher of CLIP's: other numbers (see the paper's branch beit)",
-)
-COLORMAE = _family(
-    "colormae",
-    "ColorMAE",
-    COLOR_ROWS,
-    {"base": (_COST, "49.3 mIoU (1600 epochs)"), "large": (_COST, "51.5 mIoU (800 epochs)")},
-    "the authors train in float32",
-)
-CMT_MAE = _family(
-    "cmt_mae",
-    "CMT-MAE (a default of ours: dBOT's)",
-    {"base": DBOT_ROWS["base"]},
-    {"base": (_COST, "not stated")},
-    "CMT-MAE's authors state no recipe: all numbers are dBOT's of ViT-B",
-)
-SEGMENTING = (MAE, BEIT, CAE, DBOT, COLORMAE, CMT_MAE)

@@ -311,3 +311,15 @@ def test_batches_on_the_gpu_equal_those_on_the_cpu_without_a_wait(uniform, augme
     for (cpu,), (gpu,) in zip(on_cpu, on_gpu, strict=True):
         torch.testing.assert_close(gpu.images.cpu(), cpu.images, rtol=0, atol=1e-5)
         assert torch.equal(gpu.ids.cpu(), cpu.ids)
+
+
+def test_repeated_images_come_in_turn_and_are_no_neighbours(uniform):
+    made = stream(uniform, batch_size=12, repeats=3)
+    steps = [made.ids(step) for step in range(made.steps_per_epoch)]
+    for ids in steps:
+        assert sorted(np.bincount(ids)[np.unique(ids)]) == [3] * 4
+        assert (ids[0::2] != ids[1::2]).all(), "mixing would mix an image with itself"
+    assert len({int(image) for ids in steps for image in ids}) == 12, "an epoch shows a third of the images"
+    (batch,) = next(iter(made.batches(0, 1)))
+    first, second = np.flatnonzero(batch.ids.numpy() == batch.ids[0].item())[:2]
+    assert not torch.equal(batch.images[first], batch.images[second]), "each is cut anew"

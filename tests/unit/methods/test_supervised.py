@@ -150,3 +150,24 @@ def test_it_learns_the_classes_of_a_handful_of_images() -> None:
         optimizer.zero_grad()
     assert outputs["accuracy"] == 1.0
     assert outputs["loss"] < 0.2
+
+
+def test_class_weights_weigh_images_not_what_smoothing_spreads() -> None:
+    """Else a sure image of a frequent class would be taught the rare one."""
+    method = build(mixup=0.0, cutmix=0.0, num_classes=2, class_weights=(0.52, 10.0))
+    images, labels = torch.rand(4, 3, 16, 16), torch.zeros(4, dtype=torch.long)
+    batch = Batch(images, None, labels, 0, 4)
+    draws = draws_of(method, batch)
+    loss = method(batch, draws)["loss"]
+    expected = 0.52 * F.cross_entropy(method.model(images), labels, label_smoothing=0.1)
+    torch.testing.assert_close(loss, expected)
+    assert method.metric == "top1_per_class"
+    assert build().metric == "top1"
+
+
+def test_weights_of_mixed_images_are_mixed() -> None:
+    method, batch = build(class_weights=(1.0, 2.0, 3.0, 4.0)), batch_of()
+    draws = draws_of(method, batch)
+    lam = draw_mixing(np.random.default_rng(host_seed(torch.Generator().manual_seed(1000))), (16, 16)).lam
+    weights, partners = torch.arange(1.0, 5.0)[batch.labels], [1, 0, 3, 2, 5, 4, 7, 6]
+    torch.testing.assert_close(draws.weights, lam * weights + (1 - lam) * weights[partners])

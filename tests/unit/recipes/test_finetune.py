@@ -8,7 +8,7 @@ from pantomim.data.dataset import Facts
 from pantomim.data.stats import Stats
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.recipes import BARE_OF, RECIPES_OF
-from pantomim.recipes.finetune import from_scratch
+from pantomim.recipes.finetune import from_scratch, preset_of
 
 PUBLISHED = {  # epochs, warm-up, batch, peak rate, layer decay, drop path, layer scale, clipping, repeats
     "mae_vit_base": (100, 5, 1024, 2e-3, 0.65, 0.1, None, None, 1),
@@ -118,3 +118,29 @@ def test_from_scratch_one_rate_for_all_layers_an_ordinary_head_and_all_else_the_
     assert (scratch.init, scratch.optim.layer_decay, scratch.method.head_init) == (None, 1.0, "deit")
     optim, method = replace(scratch.optim, layer_decay=0.75), replace(scratch.method, head_init="mae")
     assert replace(scratch, init=run.init, optim=optim, method=method) == run
+
+
+@pytest.mark.parametrize("images", [12_812, 128_117])
+def test_few_labels_of_a_large_set(images) -> None:
+    """A fifth of the whole run's steps, a tenth of them warm-up, a stronger decay, no repeats (finetune.md, 4)."""
+    facts, stats = Facts(images, 3, None, 400, "uint8", 1000), Stats((0.5,) * 3, (0.2,) * 3)
+    run = BARE_OF["classifier"]["finetune_beit"].fit("base", facts, stats, EncoderConfig(), 1_281_167)
+    steps = round(100 * 1_281_167 / 1024 / 5)
+    assert (run.duration.steps, run.optim.warmup.steps) == (steps, round(steps / 10))
+    assert (run.optim.layer_decay, run.data.repeats, run.batch_size) == (pytest.approx(0.55), 1, 1024)
+
+
+def test_an_image_above_224_is_tested_whole() -> None:
+    assert fit(4_000, EncoderConfig((384, 384))).method.test_margin == 1.0
+    assert fit(4_000, EncoderConfig((224, 224))).method.test_margin == 256 / 224
+
+
+def test_the_preset_is_that_of_the_encoders_method(tmp_path) -> None:
+    assert preset_of(None) == preset_of("timm:vit_small_patch16_224") == preset_of(str(tmp_path)) == "mae"
+    for recipe, preset in (
+        ("colormae_green_micro_cifar10", "colormae"),
+        ("finetune_cae", "cae"),
+        ("segment_cmt_mae", "cmt_mae"),
+    ):
+        (tmp_path / "config.yaml").write_text(f"recipe: {recipe}\n")
+        assert preset_of(str(tmp_path)) == preset_of(str(tmp_path / "encoder.safetensors")) == preset
