@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -89,10 +89,8 @@ class Masks:
 
     def stored(self, numbers: Int[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
         """Class numbers as ids of the files, to write predictions; where there is no class, what the files have."""
-        none = 0 if self.reduce_zero else self.ignore
-        table = np.full(IGNORE + 1, none, dtype=np.int64)
-        table[: len(self.names)] = np.asarray(self.class_ids()) + self.reduce_zero
-        return table[numbers]
+        ids = [class_id + self.reduce_zero for class_id in self.class_ids()]
+        return stored_ids(numbers, ids, 0 if self.reduce_zero else self.ignore)
 
     def resized(
         self, dataset: Dataset, indices: np.ndarray, image_size: tuple[int, int]
@@ -215,6 +213,11 @@ def open_masked(
             )
     ids = sorted({class_id for survey in surveys.values() for class_id in survey.ids})
     return MaskedSource(parts, found.listed(ids), tuple(ids), known, surveys["train"].size)
+
+
+def stored_ids(numbers: Int[np.ndarray, "H W"], ids: Sequence[int], none: int) -> Int[np.ndarray, "H W"]:
+    """The id of each class number, and `none` for `IGNORE`."""
+    return np.array([*ids, *[none] * (IGNORE + 1 - len(ids))])[numbers]
 
 
 def zero_reduced(mask: Int[np.ndarray, "H W"], ignore: int) -> Int[np.ndarray, "H W"]:

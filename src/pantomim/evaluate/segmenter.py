@@ -21,10 +21,10 @@ from pantomim.core.batch import IGNORE
 from pantomim.core.frozen import frozen
 from pantomim.core.scores import class_accuracy, intersection_over_union, means, tally
 from pantomim.data.dataset import Contents, Dataset
-from pantomim.data.masks import Masks, read_masked
+from pantomim.data.masks import Masks, read_masked, stored_ids
 from pantomim.data.stream import whole_images
 from pantomim.evaluate.base import Scores
-from pantomim.evaluate.segmentation import resampled_miou
+from pantomim.evaluate.segmentation import resampled_miou, standard_error
 from pantomim.evaluate.trained import TaskEvaluation, Trained, against_words, find_head, left_out
 from pantomim.formats.native import SEGMENTER, damaged, load_segmenter, read_description
 from pantomim.nn.segmenter import Segmenter, segmented
@@ -51,9 +51,7 @@ class TrainedSegmenter(Trained):
 
     def stored(self, numbers: Int[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
         """Class numbers as the ids that the masks of the training have in their files."""
-        table = np.full(IGNORE + 1, self.about["no_class"], dtype=np.int64)
-        table[: len(self.classes)] = self.about["class_ids"]
-        return table[numbers]
+        return stored_ids(numbers, self.about["class_ids"], self.about["no_class"])
 
     def counts(self, dataset: Dataset, masks: Masks) -> Int[Tensor, "n 3 classes"]:
         """The `tally` of every readable image, in order; the classes of the masks are matched by name."""
@@ -145,23 +143,18 @@ def pixel_scores(counts: Int[Tensor, "n 3 K"], classes: Sequence[str]) -> Scores
     of all pixels, are by class; `counts` are those of each image (see `packed`).
     """
     whole = counts.sum(dim=0)
-    by_class = {
-        "iou": intersection_over_union(whole),
-        "accuracy": class_accuracy(whole),
-        "labelled": whole[2].double() / whole[2].sum(),
-    }
-    occurs = (whole[1] + whole[2] > 0).tolist()
+    iou = intersection_over_union(whole)
+    labelled = torch.where(iou.isnan(), iou, whole[2].double() / whole[2].sum())
+
+    def named(values: Float[Tensor, " K"]) -> dict[str, float]:
+        return {label: value for label, value in zip(classes, values.tolist(), strict=True) if value == value}
+
     return {
         **means(whole),
-        "miou_error": float(resampled_miou(counts, 0).std()),
-        **{
-            name: {
-                label: value
-                for label, value, there in zip(classes, values.tolist(), occurs, strict=True)
-                if there and value == value  # a class that is only predicted has no accuracy
-            }
-            for name, values in by_class.items()
-        },
+        "miou_error": standard_error(counts, 0),
+        "iou": named(iou),
+        "accuracy": named(class_accuracy(whole)),
+        "labelled": named(labelled),
         "counts": packed(counts),
     }
 

@@ -13,6 +13,7 @@ from scipy.optimize import isotonic_regression
 
 Values = Sequence[float] | np.ndarray
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 42  # room around the plot: numbers and labels of the axes
+DIGIT = 9  # pixels
 LINE = 15  # height of a name beside the end of a line
 
 
@@ -49,7 +50,8 @@ class Plot:
     ) -> None:
         width, height = size
         self.x_axis, self.y_axis, self.inset = x, y, inset
-        self.left, self.right, self.top, self.bottom = LEFT, width - right, TOP, height - BOTTOM
+        self.left = LEFT + DIGIT * max(0, max(map(len, y.texts)) - 4)  # beside longer numbers
+        self.right, self.top, self.bottom = width - right, TOP, height - BOTTOM
         self.parts = [
             f'<svg class="chart" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(words)}">'
         ]

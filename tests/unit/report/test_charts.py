@@ -64,6 +64,12 @@ def test_odd_curves_stay_within_the_chart(values):
     assert all(0 <= number <= 430 for number in numbers)
 
 
+def test_long_numbers_keep_off_the_name_of_the_axis():
+    chart = line_chart(curve([0.712, 0.805, 0.718]), (430, 220))
+    tick = re.search(r'<text class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="end">0\.\d{3}</text>', chart)
+    assert float(tick[1]) - 5 * 7 > 16
+
+
 def test_no_finite_value_is_refused():
     with pytest.raises(ValueError, match=r"Curve\.values must have a finite value"):
         line_chart(curve([np.nan]), (430, 220))
