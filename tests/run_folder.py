@@ -8,9 +8,13 @@ import numpy as np
 import torch
 import yaml
 
+from pantomim.core.files import write_npz
 from pantomim.evaluate.classification import class_scores
+from pantomim.evaluate.segmenter import most_frequent, pixel_scores
 
 NUM_STEPS, BATCH = 60, 32
+CLASSES = ("sky", "<b>sea</b>", "sand")
+COUNTS = torch.tensor([[[50, 20, 0], [60, 30, 10], [70, 25, 5]], [[40, 10, 0], [60, 30, 10], [75, 15, 10]]])
 
 
 def write_run(path: Path, *, source: str = "mnist", recipe: str = "mae_demo", seed: int = 7) -> Path:
@@ -100,6 +104,30 @@ def write_finetuned(path: Path, num_classes: int = 10, *, images: int = 20, name
         run / "classifier.json", {"sha256": sha256, "encoder": {"image_size": [8, 12]}, "scale": {"divisor": 255}}
     )
     return run
+
+
+def write_segmented(path: Path, *, name: str = "beach", classes: tuple[str, ...] = CLASSES, **more: Any) -> Path:
+    """A run folder with a segmenter that was scored on two images, by `COUNTS`."""
+    run, sha256 = path if path.exists() else write_run(path, recipe="segment_mae"), "cd" * 32
+    result = {"protocol": "segment", "dataset": name, "segmenter_sha256": sha256}
+    result["data"] = {"spec": f"{name}.zip", "num_test": len(COUNTS), "test_split": "test"}
+    scores = {"trained": pixel_scores(COUNTS, classes), "most_frequent": most_frequent(COUNTS, classes)}
+    write_json(run / "eval" / f"segment-{name}.json", {**result, **scores, **more})
+    write_json(run / "segmenter.json", {"sha256": sha256, "encoder": {"image_size": [8, 12]}, "stride": 2 / 3})
+    return run
+
+
+def write_segmentations(run: Path, sizes: list[tuple[int, int]]) -> None:
+    """Random images, true and predicted classes, of these sizes."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{kind}_{k}": rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        for k, size in enumerate(sizes)
+        for kind in ("image", "truth", "prediction")
+    }
+    about = {"items": [f"{k}.png" for k in range(len(sizes))], "colours": {"sky": "#800000", "<b>sea</b>": "#008000"}}
+    about["caption"] = "Two images."
+    write_npz(run / "analysis" / "segmentations.npz", arrays | {"about": np.array(json.dumps(about))})
 
 
 def write_pictures(path: Path, *, channels: int = 1, size: tuple[int, int] = (8, 12), count: int = 4) -> None:

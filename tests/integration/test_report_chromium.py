@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from run_folder import write_finetuned, write_pictures, write_run
+from run_folder import write_finetuned, write_pictures, write_run, write_segmentations, write_segmented
 
 from pantomim.report import make_report
 
@@ -117,6 +117,15 @@ def test_a_narrow_page_does_not_run_over(tmp_path, width, size):
 @pytest.mark.parametrize(("width", "num_classes"), [(360, 10), (360, 101), (None, 20), (None, 101)])
 def test_the_page_of_a_classifier_does_not_run_over(tmp_path, width, num_classes):
     page = measure(tmp_path, make_report(write_finetuned(tmp_path / "run", num_classes, name="a" * 80)), width)
+    assert page["overflow"] == 0
+    assert page["loaded"] == []
+
+
+@pytest.mark.parametrize("width", [360, None])
+def test_the_page_of_a_segmenter_does_not_run_over(tmp_path, width):
+    run = write_segmented(tmp_path / "run", name="a" * 80, classes=("sky", "w" * 60, "a class of several long words"))
+    write_segmentations(run, [(300, 200), (200, 300), (20, 30)])
+    page = measure(tmp_path, make_report(run), width)
     assert page["overflow"] == 0
     assert page["loaded"] == []
 

@@ -274,10 +274,23 @@ def masks_with(change):
         (masks_with(lambda file: file.write_bytes(encoded(regions(0, (40, 30)) + 7))), "with class 7, 8, 9, neither"),
         (masks_with(lambda file: file.write_bytes(encoded(regions(0, (9, 9))))), "has a mask of 9x9 pixels, itself"),
         (masks_with(lambda file: file.unlink()), "has no mask in masks"),
+        (
+            lambda at: masked_folder(at / "two", folder="masks_a") and masked_folder(at / "two"),
+            "--masks must say which",
+        ),
+        (lambda at: fill(at / "photos", {"1.png": png(1, (40, 40))}), "DATA must have masks beside its images"),
         (lambda at: masked_arrays(at / "bands.npz", 7), "--encoder must have as many channels as the images; got 3"),
         (lambda at: tiny_images(at / "images.npz"), "must be an array (N, H, W) of class ids; got none of that name"),
     ],
-    ids=["ids beyond the list", "another size", "no mask", "other channels", "no masks at all"],
+    ids=[
+        "beyond the list",
+        "another size",
+        "no mask",
+        "which masks",
+        "no masks",
+        "other channels",
+        "no array of masks",
+    ],
 )
 def test_data_that_cannot_work_are_refused_by_name(tmp_path, capsys, make, message):
     command = ["segment", make(tmp_path), "--encoder", encoder_at(tmp_path / "encoder"), "--head", "linear", *QUICK]
@@ -308,6 +321,7 @@ def test_a_network_of_another_kind_is_refused_by_name(run, source, tmp_path, cap
 def test_two_runs_on_the_same_images(run, source, tmp_path, capsys):
     pretrain(segmenting(source, head=LinearHeadConfig(), steps=4), tmp_path / "other")
     score = ["evaluate", "segmenter", "--data", source, "--segmenter"]
+    assert "--masks must be an array (N, H, W)" in fails(capsys, *score, run, "--masks", "other")
     message = fails(capsys, *score, run, "--against", tmp_path / "other")
     assert "--against must be a run that was scored on the same images" in message
     said_by(capsys, *score, tmp_path / "other")

@@ -10,7 +10,7 @@ def evaluate(line: CommandLine) -> None:
 
     line.options |= {f"{kind.trained_kind.capitalize()}.run": f"--{kind.trained_kind}" for kind in TASK_PROTOCOLS}
     kinds: tuple[Any, ...] = (*PROTOCOLS, *TASK_PROTOCOLS)
-    protocol = line.read(line.choose({kind.protocol: kind for kind in kinds}))
+    protocol = line.read(line.choose({kind.protocol: kind for kind in kinds}), "Evaluation", "Segmentation")
     if isinstance(protocol, Evaluation):
         path, result = evaluate_to_file(protocol)
         words = headline(protocol, result)

@@ -20,7 +20,8 @@ class TaskOptions(Choices):
     """What decides the training of an encoder for a task; each setting of its config is a further option.
 
     Args:
-        data: Images with labels: a folder with one folder a class, a zip, an .npz, a list of files with labels ...
+        data: Images with labels (a folder with one folder a class, a zip, an .npz, a list of files with labels ...), or
+            with masks.
         encoder: A run folder, a file of weights, timm:NAME or open_clip:NAME:TAG; a plain vision transformer.
         preset: Whose recipe; by default that of the method which the encoder was pre-trained with, else MAE's.
         scratch: Train the same network without the encoder's weights.
@@ -125,10 +126,10 @@ def train_and_score(line: CommandLine, kind: type[TaskOptions]) -> None:
                 f"{out}. Leave it out, or start from an encoder."
             )
         runs[out / FROM_SCRATCH] = from_scratch(config)
-    already = {}
+    trained = False
     for folder, each in runs.items():
         finished = run(each, folder)
-        already[folder] = finished.already
+        trained |= not finished.already
         if is_main_process():
             say_complete(folder, finished.already)
             say(f"{in_words(finished)}.\n{kind.trains.capitalize()}: {folder / f'{kind.trains}.safetensors'}")
@@ -137,7 +138,7 @@ def train_and_score(line: CommandLine, kind: type[TaskOptions]) -> None:
     try:
         for folder in reversed(runs):  # the run itself last: it is compared with the other
             against = out / FROM_SCRATCH if chosen.compare and folder == out else None
-            words = _scored(chosen.evaluation(config, folder, against), again=not already[folder])
+            words = _scored(chosen.evaluation(config, folder, against), again=trained)
             say(words if folder == out else f"From scratch: {words}")
     except ValueError as error:  # a source may have no labelled test part: the run is whole without
         warn(line.in_options(str(error)), "no score")

@@ -42,7 +42,7 @@ class SegmentOptions(TaskOptions):
         if masks != MaskConfig():
             raise ValueError(
                 f"prepare.masks, prepare.ignore and prepare.reduce_zero must be left out beside prepare.config, which "
-                f"has its own; got {masks.name}, {masks.ignore} and {masks.reduce_zero}. Set data.masks.name ..."
+                f"has its own; got {masks.name}, {masks.ignore} and {masks.reduce_zero}. Set data.masks.name, say."
             )
         return super().subset
 
@@ -78,4 +78,5 @@ class SegmentOptions(TaskOptions):
 
 def segment(line: CommandLine) -> None:
     """Train a segmenter from an encoder: pantomim segment DATA --encoder X --out RUN [--any.setting value]."""
+    line.options |= {"Evaluation.data": "DATA", "Segmentation.masks": "--masks", "Segmentation.ignore": "--ignore"}
     train_and_score(line, SegmentOptions)

@@ -219,7 +219,7 @@ def against_words(result: Mapping[str, Any], kind: str) -> list[str]:
     if (other := result.get("against")) is None:
         return []
     low, high = (f"{100 * end:+.1f}" for end in other["interval"])
-    than = "the same training from scratch" if other["from_scratch"] else other[kind]
+    than = "the same training from scratch" if other.get("from_scratch") else other[kind]
     return [f"{100 * other['difference']:+.1f} points against {than} ({low} to {high})"]
 
 

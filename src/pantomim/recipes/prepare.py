@@ -259,7 +259,7 @@ def _decided(config: Any, facts: Facts, sizes: str) -> tuple[tuple[str, str], ..
         ("images", f"{facts.num_images:,} for training, {seen}, {facts.channels} channel(s) of {facts.dtype}"),
         ("image size", "{}x{}".format(*encoder.image_size) + large),
         ("patch size", "{}, grid {}x{}".format(encoder.patch_size, *encoder.grid)),
-        ("encoder", sizes if sizes.startswith("size ") else f"as in {sizes}"),
+        ("encoder", sizes),
         ("mean, std", ", ".join(f"{mean:.4g} ± {std:.3g}" for mean, std in channels)),
         ("batch size", str(config.batch_size)),
         *([("classes", str(facts.num_classes))] * hasattr(config.method, "num_classes")),

@@ -112,12 +112,12 @@ def test_without_labels_there_is_no_recipe() -> None:
         fit(4_000, num_classes=None)
 
 
-def test_from_scratch_one_rate_for_all_layers_and_all_else_the_same() -> None:
-    run = fit(4_000, TINY)
+def test_from_scratch_one_rate_for_all_layers_an_ordinary_head_and_all_else_the_same() -> None:
+    run = replace(fit(4_000, TINY), init="runs/pre")
     scratch = from_scratch(run)
-    assert (scratch.init, scratch.optim.layer_decay) == (None, 1.0)
-    assert scratch.method == replace(run.method, head_init="deit")
-    assert (scratch.data, scratch.duration) == (run.data, run.duration)
+    assert (scratch.init, scratch.optim.layer_decay, scratch.method.head_init) == (None, 1.0, "deit")
+    optim, method = replace(scratch.optim, layer_decay=0.75), replace(scratch.method, head_init="mae")
+    assert replace(scratch, init=run.init, optim=optim, method=method) == run
 
 
 @pytest.mark.parametrize("images", [12_812, 128_117])

@@ -1,46 +1,12 @@
 """The page of a run of segmentation: mean IoU beside what it is to be compared with, each class, pictures."""
 
-import json
 import re
 
-import numpy as np
 import pytest
-import torch
-from run_folder import write_json, write_run
+from run_folder import CLASSES, COUNTS, write_segmentations, write_segmented
 
-from pantomim.core.files import write_npz
-from pantomim.evaluate.segmenter import most_frequent, pixel_scores
+from pantomim.evaluate.segmenter import pixel_scores
 from pantomim.report import make_report
-
-CLASSES = ("sky", "<b>sea</b>", "sand")
-COUNTS = torch.tensor([[[50, 20, 0], [60, 30, 10], [70, 25, 5]], [[40, 10, 0], [60, 30, 10], [75, 15, 10]]])
-
-
-def write_segmented(path, **more):
-    run = path if path.exists() else write_run(path, recipe="segment_mae")
-    result = {
-        "protocol": "segment",
-        "dataset": "beach",
-        "data": {"spec": "beach.zip", "num_test": 2, "test_split": "test"},
-        "segmenter_sha256": "cd" * 32,
-        "trained": pixel_scores(COUNTS, CLASSES),
-        "most_frequent": most_frequent(COUNTS, CLASSES),
-    }
-    write_json(run / "eval" / "segment-beach.json", result | more)
-    write_json(run / "segmenter.json", {"sha256": "cd" * 32, "encoder": {"image_size": [8, 12]}, "stride": 2 / 3})
-    return run
-
-
-def write_pictures(run, sizes):
-    rng = np.random.default_rng(0)
-    arrays = {
-        f"{kind}_{k}": rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-        for k, size in enumerate(sizes)
-        for kind in ("image", "truth", "prediction")
-    }
-    about = {"items": [f"{k}.png" for k in range(len(sizes))], "colours": {"sky": "#800000", "<b>sea</b>": "#008000"}}
-    about["caption"] = "Two images."
-    write_npz(run / "analysis" / "segmentations.npz", arrays | {"about": np.array(json.dumps(about))})
 
 
 def page_of(run):
@@ -76,7 +42,7 @@ def test_classes_from_the_lowest_iou_on_with_their_share_and_escaped(tmp_path):
 
 def test_images_true_classes_and_predictions_in_any_size(tmp_path):
     run = write_segmented(tmp_path / "run")
-    write_pictures(run, [(30, 40), (50, 20)])
+    write_segmentations(run, [(30, 40), (50, 20)])
     text, words = page_of(run)
     images = re.findall(
         r'<img src="data:image/png;base64,[^"]+" alt="([^"]*)">', text.partition("images that it has not seen")[2]
