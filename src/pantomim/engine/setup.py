@@ -24,6 +24,9 @@ def training_masks(config: DataConfig) -> Masks | None:
     """
     if (how := config.masks) is None:
         return None
+    masks = read_masked(config.source, how.name, ignore=how.ignore, reduce_zero=how.reduce_zero)[1]
+    if masks.names:
+        return masks
     return open_masked(config.source, how.name, how.ignore, reduce_zero=how.reduce_zero, tested=False).masks
 
 
