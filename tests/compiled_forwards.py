@@ -25,6 +25,7 @@ from pantomim.methods.ijepa import IJEPAConfig, PredictorConfig
 from pantomim.methods.mae import MAEConfig
 from pantomim.methods.milan import MILANConfig
 from pantomim.methods.mocov3 import MoCoV3Config, moco_encoder
+from pantomim.methods.segment import SegmentConfig
 from pantomim.methods.supervised import SupervisedConfig
 from pantomim.methods.vqkd import VQKDConfig
 from pantomim.nn.decoder import LatentDecoderConfig
@@ -91,6 +92,7 @@ CASES = {
     "mocov3": MoCoV3Config(encoder=replace(moco_encoder("base"), **SIZES), hidden=16, dim=8),
     "supervised": supervised,
     "supervised, mean": replace(supervised, pool="mean"),
+    "segment": SegmentConfig(encoder=replace(ENCODER, image_size=(32, 32), drop_path=0.5), num_classes=5),
     "dvae": DVAEConfig(
         sizes=DVAESizes(vocabulary=12, width=8, code_width=6, blocks=1, stride=4), image_size=(16, 16)
     ).annealed_over(20),
@@ -115,7 +117,8 @@ def check(name: str) -> None:
         for start in parts:
             images, second = torch.rand(2, 4, needs.in_chans, *needs.image_size)
             labels = torch.randint(5, (4,))
-            batch = Batch(images, torch.arange(4), labels, start=start, total=4 * len(parts), second=second)
+            masks = torch.randint(5, (4, *needs.image_size))
+            batch = Batch(images, torch.arange(4), labels, start, 4 * len(parts), second, masks)
             draws = method.draw(batch, step, generator(0, step, CPU))
             losses = []
             for forward in (method, method.forward):

@@ -47,7 +47,7 @@ def trajectory_segment(item: Item) -> Computed:
     )
     model = method.build()
     names = partial(_name, model)
-    networks.filled(item, model, names, weights)
+    networks.filled(item, model, names, weights, kept=("final_norm",))
     model.model.taps = tuple(config["out_indices"])
     run = Run(item, _settings(item, method), model, names, lambda tape: None).carry_out()
     logged = {
@@ -106,7 +106,7 @@ def _settings(item: Item, method: SegmentConfig) -> Pretrain:
 
 def _name(model: Segment, name: str) -> str:
     """Mmsegmentation's name of a parameter, buffer or module of a segmenter."""
-    part, rest = name.removeprefix("model.").split(".", 1)
+    part, _, rest = name.removeprefix("model.").partition(".")
     if part == "neck":
         assert isinstance(model.model.neck, Pyramid)
         return f"neck.{neck_name(model.model.neck, rest)}"
