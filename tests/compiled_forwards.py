@@ -92,7 +92,7 @@ CASES = {
     "mocov3": MoCoV3Config(encoder=replace(moco_encoder("base"), **SIZES), hidden=16, dim=8),
     "supervised": supervised,
     "supervised, mean": replace(supervised, pool="mean"),
-    "segment": SegmentConfig(encoder=replace(ENCODER, image_size=(32, 32), drop_path=0.5), num_classes=5),
+    "segment": SegmentConfig(encoder=replace(ENCODER, image_size=(32, 32), depth=4, drop_path=0.5), num_classes=5),
     "dvae": DVAEConfig(
         sizes=DVAESizes(vocabulary=12, width=8, code_width=6, blocks=1, stride=4), image_size=(16, 16)
     ).annealed_over(20),
