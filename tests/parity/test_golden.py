@@ -6,7 +6,8 @@ from golden_items import GOLDEN, SHARED, needs_all
 from pantomim.parity.verification import verify, verify_item
 
 TRAJECTORIES = {"mae", "beit", "cae", "cae_lagging", "dbot", "colormae", "mocov3", "simmim", "data2vec"}
-TRAJECTORIES |= {"linprobe_mae", "linear_cae", "attentive_cae"}
+TRAJECTORIES |= {"linprobe_mae", "linear_cae", "attentive_cae", "segment_mae", "segment_beit"}
+TRAJECTORIES |= {"finetune_mae", "finetune_mixup_mae", "finetune_beit", "finetune_cae"}
 ITEMS = {
     *("finetune_losses", "mae_finetune_a", "mae_lars", "mae_positions", "mae_pretrain_a", "mae_pretrain_b"),
     *("block_mask_stats", "block_mask_trace", "simmim_mask_stats"),
