@@ -91,6 +91,8 @@ class DataConfig:
         masks: Where the class of every pixel is, for a method that learns it.
         repeats: How often an image comes in a row, each time cut and changed anew; an epoch then shows that much fewer
             images (repeated augmentation, arXiv:1901.09335).
+        holdout: Share that is held back for tests where the source has no test images of its own; 0: all are trained on,
+            and a score on the same source is that of images seen. `evaluate` tests on a fifth whatever it is.
     """
 
     source: str = ""
@@ -105,6 +107,7 @@ class DataConfig:
     draw: AtLeastZero = 0
     repeats: AtLeastOne = 1
     masks: MaskConfig | None = None
+    holdout: ShareBelowOne = 0.2
 
     def __post_init__(self) -> None:
         asked = {"images": self.images, "fraction": self.fraction, "labels_per_class": self.labels_per_class}

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+OWN_FOLDER = ".pantomim"  # an empty file in a folder of pictures that we wrote: they are no data
+
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, force it to disk and rename it: there is the old file or the new, whole."""

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, TypeVar
 
@@ -59,17 +59,22 @@ class Contents:
     splits: dict[str, np.ndarray]
     classes: tuple[str, ...] | None = None
     labels: np.ndarray | None = None
-    num_ignored: int = 0  # files of other types beside the images
+    left_out: Counter[str] = field(default_factory=Counter)  # files that are no images of it, by reason
+    problem: str = ""  # why the labels cannot be used, although some are there
+    by_name: bool = False  # the classes are names, which are divided in the order of their letters
 
-    def everything(self) -> np.ndarray:
-        """Positions of all images, but for those outside the splits where there are splits."""
-        return np.sort(np.concatenate(list(self.splits.values()))) if self.splits else np.arange(len(self.store))
+    def strata(self) -> np.ndarray | None:
+        """Class ids in the order in which a source without splits is divided; it never changes."""
+        if self.labels is None or self.classes is None or not self.by_name:
+            return self.labels
+        return np.append(np.argsort(np.argsort(self.classes)), -1)[self.labels]
 
 
 class Dataset:
     """One split (train, val, test or all) of a source, opened for reading; `open_source` makes it.
 
-    `positions` are those of the source's images that belong to the split. `labels` are class ids, int64, or None.
+    `positions` are those of the source's images that belong to the split. `labels` are class ids, int64, -1 for an
+    image without one (see `labelled`), or None.
     Not all images may be broken, and no larger share than `max_broken`.
     """
 
@@ -86,14 +91,15 @@ class Dataset:
         self.spec = spec
         self.split = split
         self.name = contents.name
-        self.num_ignored = contents.num_ignored
+        self.left_out = contents.left_out
+        self._problem = contents.problem
         self._store = contents.store
         self._positions = positions
         self._array: np.ndarray | None = None
         self._encoded: BytesStore | None = None
         self._broken: dict[int, Broken] = {}
         labels = None if contents.labels is None else contents.labels[positions]
-        self.labels: np.ndarray | None = None if labels is None or (labels < 0).any() else labels
+        self.labels: np.ndarray | None = None if labels is None or (labels < 0).all() else labels
         self.classes = contents.classes if self.labels is not None else None
         self.facts = self._probe(contents)
         self._dtype = np.dtype(self.facts.dtype)
@@ -121,6 +127,17 @@ class Dataset:
         other = copy.copy(self)
         other.labels = labels
         return other
+
+    def labelled(self) -> "Dataset":
+        """Without the images that have no label; all of them where none has one. For whoever learns from labels.
+
+        Raises `ValueError` where the source has labels that cannot be used.
+        """
+        if self._problem:
+            raise ValueError(self._problem)
+        if self.labels is None or (self.labels >= 0).all():
+            return self
+        return self.subset(np.flatnonzero(self.labels >= 0))
 
     def drawn(self, count: int) -> "Dataset":
         """A fixed draw of `count` images, as even over the classes as these allow; the same for every seed of a run."""
@@ -283,7 +300,8 @@ class Dataset:
         """Facts of the split; channels and number type are those of the whole source, so that splits cannot differ."""
         headers: dict[int, Header] = {}
         reasons: dict[int, str] = {}
-        probed = (part[evenly_spaced(len(part), MAX_PROBED)] for part in (contents.everything(), self._positions))
+        whole = np.arange(len(contents.store))
+        probed = (part[evenly_spaced(len(part), MAX_PROBED)] for part in (whole, self._positions))
         for position in dict.fromkeys(np.concatenate(list(probed)).tolist()):
             try:
                 headers[position] = contents.store.header(position)

@@ -20,10 +20,19 @@ try:
 except ImportError:
     simplejpeg = None
 
+try:
+    import pillow_heif
+except ImportError:
+    pillow_heif = None
+else:
+    pillow_heif.register_heif_opener()
+
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 PICTURE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .webp".split()  # noqa: SIM905
 )
+EXTRAS = {} if pillow_heif else dict.fromkeys((".heic", ".heif"), "pantomim[heic]")  # what reads them, and is not here
+PICTURE_SUFFIXES |= frozenset({".heic", ".heif"} - EXTRAS.keys())
 SUFFIXES = PICTURE_SUFFIXES | TIFF_SUFFIXES | {".npy"}
 DTYPES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")
 MAX_BANDS = 64

@@ -1,71 +1,101 @@
 """What the folders of a source mean: which are splits, which are classes; the rules are in `docs/data.md`."""
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
 
-SPLITS = ("train", "val", "test")
-_CANONICAL = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-_CANONICAL |= {"test": "test", "testing": "test"}
+from pantomim.data.names import LOG, SPLITS, UNLABELLED, is_no_label, name_splits, number_classes
 
 Parts = tuple[str, ...]
+Rows = dict[str, list[int]]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Positions of the images of each split (empty if there are none), class names, class ids (-1 for none)."""
+    """Which of the names are images of the source, in order, and by positions among these: splits and class ids."""
 
-    splits: dict[str, np.ndarray]
+    rows: np.ndarray
+    splits: dict[str, np.ndarray]  # empty if there are none
     classes: tuple[str, ...] | None
-    labels: np.ndarray | None
-    num_outside: int = 0
+    labels: np.ndarray | None  # -1 for none
+    unknown: list[str]  # folders beside those of classes that train does not have
+    left_out: Counter[str]
 
 
-def canonical_split(name: str) -> str | None:
-    """train, val or test for a folder or array value of that meaning, else None."""
-    return _CANONICAL.get(name.lower())
+def read_layout(
+    names: Sequence[str], spec: str, same: Mapping[int, tuple[bool, Hashable]] | None = None, *, keep: bool = False
+) -> Layout:
+    """Find splits and classes in names, slash-separated, relative to the source, in one form (`names.readable`).
 
-
-def read_layout(names: Sequence[str], spec: str) -> Layout:
-    """Find splits and classes in slash-separated names relative to the source."""
+    `same` has what a name leads to, and whether it is a link, of names that lead to the same file as others: one of
+    them is an image. With `keep` no image is outside the splits: else there are none.
+    """
     paths = [tuple(name.split("/")) for name in names]
-    depth = _wrapper_depth(paths)
-    splits = _splits_at(paths, range(len(paths)), depth)
-    if not splits and (below := _splits_one_level_down(paths, depth, spec)):
-        splits, depth = below, depth + 1
-    parts = splits or {"": list(range(len(paths)))}
-    depth += bool(splits)
-    classes, labels = _classes(paths, parts, depth, spec)
-    num_outside = len(paths) - sum(map(len, parts.values()))
-    return Layout({s: np.asarray(splits[s]) for s in SPLITS if s in splits}, classes, labels, num_outside)
+    depth = _wrapper_depth(paths, range(len(paths)))
+    parts = _splits_at(paths, range(len(paths)), depth)
+    if not parts and (below := _splits_one_level_down(paths, depth, spec)):
+        parts, depth = below, depth + 1
+    if not parts or (keep and sum(map(len, parts.values())) < len(paths)):
+        _warn_of_folders_like_splits(paths, depth, spec)
+        parts = {}
+    depth += bool(parts)
+    parts = parts or {"": list(range(len(paths)))}
+    left_out = Counter({"outside the splits": len(paths) - sum(map(len, parts.values()))})
+    if same:
+        parts, left_out["links to images that are read already"] = _once_each(parts, names, same)
+    rows = np.sort(np.concatenate([np.asarray(of_part, dtype=np.int64) for of_part in parts.values()]))
+    classes, labels, unknown = _classes(paths, parts, depth)
+    parts["train"] = parts.get("train", []) + parts.pop(UNLABELLED, [])
+    splits = {split: np.searchsorted(rows, np.sort(parts[split])) for split in SPLITS if parts.get(split)}
+    return Layout(rows, splits, classes, None if labels is None else labels[rows], unknown, +left_out)
 
 
-def _wrapper_depth(paths: list[Parts]) -> int:
-    depth = 0
-    while True:
-        first = paths[0][depth] if len(paths[0]) > depth + 1 else None
-        if first is None or canonical_split(first) or any(p[depth] != first or len(p) < depth + 2 for p in paths):
-            return depth
+def _wrapper_depth(paths: list[Parts], rows: Sequence[int], depth: int = 0, kept: Collection[str] | None = None) -> int:
+    """How many folders merely wrap all of these; none of `kept`, nor the last but one where that is given."""
+    below = 2 if kept is None else 3
+    while rows:
+        first = paths[rows[0]][depth] if len(paths[rows[0]]) >= depth + below else None
+        stops = first is None or (name_splits([first]) if kept is None else first in kept)
+        if stops or any(paths[row][depth] != first or len(paths[row]) < depth + below for row in rows):
+            break
         depth += 1
+    return depth
 
 
-def _splits_at(paths: list[Parts], rows: Sequence[int], depth: int) -> dict[str, list[int]]:
-    found: dict[str | None, list[int]] = {}
+def _folders_at(paths: list[Parts], rows: Sequence[int], depth: int) -> Rows:
+    """Rows by the folder in which they lie at this depth; those without a folder there by an empty name."""
+    found: Rows = {}
     for row in rows:
-        split = canonical_split(paths[row][depth]) if len(paths[row]) > depth + 1 else None
-        found.setdefault(split, []).append(row)
-    others = found.pop(None, None)
-    beside = "train" in found and len(found) > 1
-    return {split: of_split for split, of_split in found.items() if split} if beside or not others else {}
+        found.setdefault(paths[row][depth] if len(paths[row]) > depth + 1 else "", []).append(row)
+    return found
 
 
-def _splits_one_level_down(paths: list[Parts], depth: int, spec: str) -> dict[str, list[int]]:
-    parents: dict[str, list[int]] = {}
-    for row, path in enumerate(paths):
-        if len(path) > depth + 2:
-            parents.setdefault(path[depth], []).append(row)
+def _splits_at(paths: list[Parts], rows: Sequence[int], depth: int) -> Rows:
+    """Rows by split, where train is beside val or test, or where nothing else holds images.
+
+    Splits by a word in a name count beside at most as many other folders.
+    """
+    folders = _folders_at(paths, rows, depth)
+    named = name_splits(folders)
+    if len(folders.keys() - named.keys() - {""}) > len(named):
+        named = {name: split for name, split in named.items() if name_splits([name])}
+    beside = "train" in named.values() and not {"val", "test"}.isdisjoint(named.values())
+    if not beside and folders.keys() - named.keys():
+        return {}
+    found: Rows = {}
+    for name, split in named.items():
+        found.setdefault(split, []).extend(folders[name])
+        if not name_splits([name]):
+            LOG.info("The folder %s is read as %s.", name, "images without labels" if split == UNLABELLED else split)
+    return found
+
+
+def _splits_one_level_down(paths: list[Parts], depth: int, spec: str) -> Rows:
+    deep = [row for row, path in enumerate(paths) if len(path) > depth + 2]
+    parents = _folders_at(paths, deep, depth)
     holding = {parent: found for parent, rows in parents.items() if (found := _splits_at(paths, rows, depth + 1))}
     if len(holding) > 1:
         folders = ", ".join(sorted(holding)[:10])
@@ -76,27 +106,49 @@ def _splits_one_level_down(paths: list[Parts], depth: int, spec: str) -> dict[st
     return next(iter(holding.values()), {})
 
 
+def _warn_of_folders_like_splits(paths: list[Parts], depth: int, spec: str) -> None:
+    folders = _folders_at(paths, range(len(paths)), depth)
+    if like := sorted(name_splits(folders)):
+        others = sorted(folders.keys() - set(like) - {""}) or ["images"]
+        LOG.warning(
+            "%s of %s is named like a split and is not read as one, as %s lies beside it. Have nothing else beside train, "
+            "val and test.",
+            *(", ".join(like[:5]), spec, ", ".join(others[:5])),
+        )
+
+
+def _once_each(parts: Rows, names: Sequence[str], same: Mapping[int, tuple[bool, Hashable]]) -> tuple[Rows, int]:
+    """Without the rows that lead to an image that another one of these parts is or leads to; and how many."""
+    owners: dict[Hashable, int] = {}
+    mine = [row for rows in parts.values() for row in rows if row in same]
+    for row in sorted(mine, key=lambda row: (same[row][0], names[row])):
+        owners.setdefault(same[row][1], row)
+    again = set(mine) - set(owners.values())
+    return {part: [row for row in rows if row not in again] for part, rows in parts.items()}, len(again)
+
+
 def _classes(
-    paths: list[Parts], parts: dict[str, list[int]], depth: int, spec: str
-) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
-    """Class names by the folders of train, and class ids; a part with images elsewhere has none."""
-    every_row = [row for rows in parts.values() for row in rows]
-    train = [paths[row] for row in parts.get("train") or every_row]
-    folders = {path[depth] for path in train if len(path) == depth + 2}
-    if len(folders) < 2 or any(len(path) != depth + 2 for path in train):
-        return None, None
-    classes = tuple(sorted(folders))
-    ids = {name: number for number, name in enumerate(classes)}
-    labels = np.full(len(paths), -1, dtype=np.int64)
-    for rows in parts.values():
-        if all(len(paths[row]) == depth + 2 for row in rows):
-            if unknown := sorted({paths[row][depth] for row in rows} - folders):
-                raise ValueError(
-                    f"Source.classes must be those of train; got {', '.join(unknown[:10])} in {spec}, unknown to "
-                    f"train. Rename or remove these folders."
-                )
-            labels[rows] = [ids[paths[row][depth]] for row in rows]
-    return classes, labels
+    paths: list[Parts], parts: Rows, depth: int
+) -> tuple[tuple[str, ...] | None, np.ndarray | None, list[str]]:
+    """Class names by the folders of train, class ids, and other folders; images that lie elsewhere have no label.
+
+    There are classes where most images of train lie exactly one folder below its root, and in at least two folders.
+    """
+    folders = [""] * len(paths)
+    train = parts.get("train") or [row for rows in parts.values() for row in rows]
+    kept: set[str] = set()
+    for part, rows in sorted(parts.items(), key=lambda part: part[0] != "train"):
+        if part == UNLABELLED:
+            continue
+        root = _wrapper_depth(paths, rows, depth, kept)
+        for row in rows:
+            if len(paths[row]) == root + 2:
+                folders[row] = paths[row][root]
+        kept = kept or {folders[row] for row in rows}
+    inside = [row for row in train if folders[row]]
+    if len({folders[row] for row in inside if not is_no_label(folders[row])}) < 2 or 2 * len(inside) <= len(train):
+        return None, None, []
+    return number_classes(folders, train)
 
 
 def part_names(own: Collection[str]) -> dict[str, str]:
@@ -112,13 +164,15 @@ def part_names(own: Collection[str]) -> dict[str, str]:
 def divide(num_images: int, labels: np.ndarray | None, *, seed: int, share: float = 0.2) -> dict[str, np.ndarray]:
     """A fixed division into train and test for a source without splits, stratified by class where there are classes.
 
-    The test part has this share of every class, and at least one image of each class of two or more.
+    The test part has this share of every class, and at least one image of each class of two or more, but none without a
+    label beside labelled ones.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, 8020]))
     groups = [np.arange(num_images)] if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
     test = []
     for rows in groups:
-        count = max(round(len(rows) * share), 1) if len(rows) > 1 else 0
+        unlabelled = labels is not None and labels[rows[0]] < 0
+        count = max(round(len(rows) * share), 1) if len(rows) > 1 and share and not unlabelled else 0
         test.append(rng.permutation(rows)[:count])
     is_test = np.zeros(num_images, dtype=bool)
     is_test[np.concatenate(test)] = True

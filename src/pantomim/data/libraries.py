@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from pantomim.data.dataset import Contents
-from pantomim.data.layout import SPLITS, canonical_split, divide
+from pantomim.data.layout import divide
+from pantomim.data.names import LOG, SPLITS, UNLABELLED, name_splits
 from pantomim.data.stores import ArrayStore, PictureStore, Store
 
 
@@ -56,21 +57,21 @@ def torchvision_set(spec: str) -> Contents:
         variants = {"train": {"split": "train"}, "test": {"split": "test"}}
     common = {"download": False} if "download" in parameters else {}
     try:
-        parts = {split: build(root, **common, **arguments) for split, arguments in variants.items()}
+        parts = [(split, build(root, **common, **arguments)) for split, arguments in variants.items()]
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"Source.spec must be a data set that torchvision finds in {root}; got {spec!r}: {error} Fetch it with "
             f'python -c "import torchvision; torchvision.datasets.{name}({str(root)!r}, download=True)", '
             f"or set PANTOMIM_DATA to the folder that holds it."
         ) from error
-    labels = [_torchvision_labels(part) for part in parts.values()]
-    classes = getattr(next(iter(parts.values())), "classes", None)
-    arrays = [getattr(part, "data", None) for part in parts.values()]
+    labels = [_torchvision_labels(part) for _, part in parts]
+    classes = getattr(parts[0][1], "classes", None)
+    arrays = [getattr(part, "data", None) for _, part in parts]
     store: Store
     if all(isinstance(array, np.ndarray) or hasattr(array, "numpy") for array in arrays):
         store = ArrayStore(np.concatenate([np.asarray(array) for array in arrays]), spec=spec)
     else:
-        store = _one_after_the_other(list(parts.values()), 0)
+        store = _one_after_the_other([part for _, part in parts], 0)
     return _contents(name.lower(), store, parts, labels, classes)
 
 
@@ -83,27 +84,40 @@ def hugging_face(spec: str) -> Contents:
             f"Source.spec must be readable here; got {spec!r}. Run `pip install pantomim[hf]` first."
         ) from error
     loaded = datasets.load_dataset(spec.partition(":")[2])
-    by_split = {split: loaded[key] for key in loaded if (split := canonical_split(key))}
-    parts = {split: by_split[split] for split in SPLITS if split in by_split} or {"": next(iter(loaded.values()))}
-    features = next(iter(parts.values())).features
-    image_column, label_column = (
-        next((key for key, value in features.items() if isinstance(value, kind)), None)
+    named = name_splits(loaded)
+    order = [*SPLITS, UNLABELLED]
+    parts = [(named[key], loaded[key]) for key in sorted(named, key=lambda key: order.index(named[key]))]
+    parts = parts or [("", next(iter(loaded.values())))]
+    if other := sorted(set(loaded) - named.keys()) if named else list(loaded)[1:]:
+        LOG.info("Of %s these parts are left out: %s.", spec, ", ".join(other))
+    features = parts[0][1].features
+    columns = {
+        kind: [key for key, value in features.items() if isinstance(value, kind)]
         for kind in (datasets.Image, datasets.ClassLabel)
-    )
+    }
+    image_column, label_column = (next(iter(keys), None) for keys in columns.values())
     if image_column is None:
         raise ValueError(
             f"Source.images must be a column of images; got {', '.join(features)} in {spec}. Use another set."
         )
-    labels = [None if label_column is None else np.asarray(part[label_column]) for part in parts.values()]
+    for kind, keys in columns.items():
+        if len(keys) > 1:
+            LOG.info("Of %s the %s column %s is read, not %s.", spec, kind.__name__, keys[0], ", ".join(keys[1:]))
+    labels = [None if label_column is None else _ids(part[label_column]) for _, part in parts]
     classes = None if label_column is None else features[label_column].names
-    store = _one_after_the_other(list(parts.values()), image_column)
+    store = _one_after_the_other([part for _, part in parts], image_column)
     return _contents(spec.rpartition("/")[2].removeprefix("hf:"), store, parts, labels, classes)
+
+
+def _ids(values: Any) -> np.ndarray:
+    """Class ids, -1 for none."""
+    return np.asarray([-1 if value is None else value for value in np.asarray(values).tolist()], dtype=np.int64)
 
 
 def _torchvision_labels(part: Any) -> np.ndarray | None:
     for attribute in ("targets", "labels", "_labels"):
         if (values := getattr(part, attribute, None)) is not None and len(values) == len(part):
-            return np.asarray(values)
+            return _ids(values)
     return None
 
 
@@ -119,14 +133,25 @@ def _one_after_the_other(parts: list[Any], key: int | str) -> PictureStore:
 
 
 def _contents(
-    name: str, store: Store, parts: dict[str, Any], labels: list[np.ndarray | None], classes: Sequence[str] | None
+    name: str,
+    store: Store,
+    parts: Sequence[tuple[str, Any]],
+    labels: Sequence[np.ndarray | None],
+    classes: Sequence[str] | None,
 ) -> Contents:
-    lengths = [len(part) for part in parts.values()]
-    positions = np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])
-    splits = {split: rows for split, rows in zip(parts, positions, strict=True) if split}
-    if all(values is None for values in labels):
+    """Parts one after the other, by split; several may be of one."""
+    splits: dict[str, np.ndarray] = {}
+    ids: list[np.ndarray] = []
+    begin = 0
+    for (split, part), values in zip(parts, labels, strict=True):
+        rows, begin = np.arange(begin, begin + len(part)), begin + len(part)
+        bare = values is None or split == UNLABELLED
+        ids.append(np.full(len(part), -1) if values is None or bare else values)
+        if split:
+            split = "train" if split == UNLABELLED else split
+            splits[split] = np.append(splits.get(split, rows[:0]), rows)
+    joined = np.concatenate(ids).clip(min=-1)
+    if (joined < 0).all():
         return Contents(name, store, splits)
-    ids = [np.full(n, -1) if values is None else values for n, values in zip(lengths, labels, strict=True)]
-    joined = np.concatenate(ids).astype(np.int64)
     known = tuple(classes) if classes else tuple(str(number) for number in range(joined.max() + 1))
     return Contents(name, store, splits, known, joined)

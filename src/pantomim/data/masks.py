@@ -18,6 +18,7 @@ from pantomim.core.batch import IGNORE
 from pantomim.data.dataset import Contents, Dataset, num_threads
 from pantomim.data.decoding import BrokenImageError
 from pantomim.data.layout import part_names
+from pantomim.data.names import is_system
 from pantomim.data.sources import browse, open_split, read_arrays, read_contents
 from pantomim.data.stores import ArrayStore, Store
 from pantomim.data.transforms import centred_boxes, nearest_pixels
@@ -276,7 +277,7 @@ def read_masked(
 def _folders(root: Path | zipfile.Path) -> list[str]:
     """The names of the folders in a folder, but for hidden ones."""
     names = [entry.name for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
-    return sorted(name for name in names if not name.startswith(".") and name != "__MACOSX")
+    return sorted(name for name in names if not is_system(name))
 
 
 def _folder_of_masks(spec: str, below: list[str], name: str | None) -> str:

@@ -1,6 +1,7 @@
 """Where the images of a source lie: files, members of a zip, bytes in memory, an array, or another library's set."""
 
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -25,6 +26,7 @@ from pantomim.data.decoding import (
     from_picture,
     plain,
 )
+from pantomim.data.names import LOG
 
 
 class Store(ABC):
@@ -47,6 +49,10 @@ class Store(ABC):
     def header(self, position: int) -> Header:
         """What is known of that image without decoding it; raises `BrokenImageError`."""
 
+    def sizes(self) -> np.ndarray | None:
+        """The bytes of each file, or None if they are no files."""
+        return None
+
     def held(self, positions: np.ndarray, limit: int) -> "BytesStore | None":
         """These files in memory as they are, or None if they are no files or exceed `limit` bytes."""
         return None
@@ -62,6 +68,10 @@ class EncodedStore(Store):
     @abstractmethod
     def num_bytes(self, position: int) -> int:
         """Their number, without reading them."""
+
+    def sizes(self) -> np.ndarray | None:
+        """The bytes of each file; of files on disk each is asked for."""
+        return np.fromiter(map(self.num_bytes, range(len(self))), dtype=np.int64, count=len(self))
 
     def decode(self, position: int) -> np.ndarray:
         """One image, decoded from its file."""
@@ -102,26 +112,35 @@ class EncodedStore(Store):
 
 
 class FileStore(EncodedStore):
-    """Files on disk, by slash-separated names relative to a folder."""
+    """Files on disk, by slash-separated names relative to a folder; `paths` are these as the disk has them."""
 
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
-        self.root, self.names = root, names
+    def __init__(self, root: Path, names: Sequence[str], paths: Sequence[str] | None = None) -> None:
+        self.root, self.names, self._paths = root, names, names if paths is None else paths
 
     def read(self, position: int) -> bytes:
         """The bytes of one file."""
-        return (self.root / self.names[position]).read_bytes()
+        path = self._path(position)
+        if path.exists() and not path.is_file():
+            raise BrokenImageError("is no regular file")
+        return path.read_bytes()
 
     def num_bytes(self, position: int) -> int:
         """Their number, from the file system; 0 where there is no such file."""
-        path = self.root / self.names[position]
-        return path.stat().st_size if path.is_file() else 0
+        try:
+            found = os.stat(self._path(position))
+        except (OSError, ValueError):
+            return 0
+        return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
     def header(self, position: int) -> Header:
         """The header of one file, of which only the beginning is read."""
         if not self.num_bytes(position):
             self._bytes(position)  # raises, with the reason
-        path = self.root / self.names[position]
+        path = self._path(position)
         return decode_header(path, path.suffix)
+
+    def _path(self, position: int) -> Path:
+        return self.root / self._paths[position]
 
 
 class ZipStore(EncodedStore):
@@ -197,11 +216,14 @@ class ArrayStore(Store):
     """Images of one size in one array: (N, H, W), (N, C, H, W) or (N, H, W, C), the bands by the rule of `decoding`."""
 
     def __init__(self, images: np.ndarray, *, spec: str) -> None:
-        if images.ndim not in (3, 4) or not len(images):
+        one = images.ndim == 3 and images.shape[2] <= 4 < min(images.shape[:2])  # no gray images of four columns
+        if images.ndim not in (3, 4) or not len(images) or one:
             raise ValueError(
                 f"Source.images must have the shape (N, H, W), (N, C, H, W) or (N, H, W, C) with N > 0; "
-                f"got {images.shape} in {spec}. Stack the images along the first axis."
+                f"got {images.shape}{' (one image?)' * one} in {spec}. Stack the images along the first axis."
             )
+        if images.ndim == 3 and len(images) <= 4:
+            LOG.info("%s of %s is read as %d gray image(s).", images.shape, spec, len(images))
         try:
             images = images[:, None] if images.ndim == 3 else np.moveaxis(images, band_axis(images.shape[1:]) + 1, 1)
             self.array = plain(images)

@@ -78,7 +78,9 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             return finished
 
         # ---------------------------------------------------------------------------------------------- Data, length
-        dataset, masks = training_images(config.data) if dataset is None else dataset, training_masks(config.data)
+        if dataset is None:
+            dataset = training_images(config.data, labelled=hasattr(config.method, "num_classes"))
+        masks = training_masks(config.data)
         dataset, held_out = hold_out(dataset, config)
         total, warmup = in_steps(config, max(1, len(dataset) // config.batch_size))
 

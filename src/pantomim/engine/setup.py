@@ -30,11 +30,12 @@ def training_masks(config: DataConfig) -> Masks | None:
     return open_masked(config.source, how.name, how.ignore, reduce_zero=how.reduce_zero, tested=False).masks
 
 
-def training_images(config: DataConfig) -> Dataset:
-    """The split train, or a fixed part of it that is balanced over the classes."""
+def training_images(config: DataConfig, *, labelled: bool = False) -> Dataset:
+    """The split train, or a fixed part of it that is balanced over the classes; if need be of its `labelled` images."""
     if not config.source:
         raise ValueError("DataConfig.source must name the images; got none. Give a folder, say.")
-    dataset = open_split(source_contents(config), config.source, "train")
+    dataset = open_split(source_contents(config), config.source, "train", held_back=config.holdout)
+    dataset = dataset.labelled() if labelled and config.masks is None else dataset
     return dataset.part(config.images, config.fraction, config.labels_per_class, config.draw)
 
 
@@ -56,6 +57,7 @@ def hold_out(dataset: Dataset, config: Pretrain) -> tuple[Dataset, Dataset | Non
     contents = source_contents(config.data)
     if not config.data.partial and "val" in part_names(contents.splits):
         held_out = open_split(contents, config.data.source, "val")
+        held_out = held_out.labelled() if config.data.masks is None else held_out
         if config.data.masks is None and held_out.labels is None:
             raise ValueError(
                 f"Source.val must have labels, as training images have; got none in {config.data.source}. Sort them "

@@ -36,6 +36,7 @@ class FeatureTable:
     views: dict[str, Float[Tensor, "n D"]]  # "class" and "mean" of an encoder, or "pixels"
     labels: Int[Tensor, " n"] | None
     names: tuple[str, ...]
+    classes: tuple[str, ...] | None = None  # their names, by class id
 
     def __len__(self) -> int:
         return len(self.names)
@@ -51,7 +52,7 @@ class FeatureTable:
         chosen = torch.from_numpy(indices)
         labels = None if self.labels is None else self.labels[chosen]
         views = {name: values[chosen] for name, values in self.views.items()}
-        return FeatureTable(views, labels, tuple(self.names[index] for index in indices))
+        return FeatureTable(views, labels, tuple(self.names[index] for index in indices), self.classes)
 
 
 def extract(encoder: AnyEncoder, dataset: Dataset, *, batch_size: int = 256) -> FeatureTable:
@@ -159,12 +160,16 @@ def check_features_path(path: str | Path) -> None:
 
 
 def save_features(table: FeatureTable, path: str | Path) -> None:
-    """Write a table as FILE.npz or FILE.parquet, with arrays or columns `names`, `class`, `mean`, `labels`."""
+    """Write a table as FILE.npz or FILE.parquet, with arrays or columns `names`, `class`, `mean`, `labels`.
+
+    `label_names` are the names of the classes; empty, as the label is -1, for an image without one.
+    """
     path = Path(path)
     check_features_path(path)
     columns = {"names": np.array(table.names, dtype=str)} | {name: found.numpy() for name, found in table.views.items()}
     if table.labels is not None:
         columns["labels"] = table.labels.numpy()
+        columns["label_names"] = np.array([*(table.classes or ()), ""])[columns["labels"]]
     if path.suffix == ".npz":
         write_npz(path, columns)
         return
@@ -184,4 +189,4 @@ def _table(dataset: Dataset, batches: Iterable[tuple[dict[str, Tensor], np.ndarr
     labels = None if dataset.labels is None else torch.from_numpy(dataset.labels[indices])
     columns = {name: torch.cat([of_batch[name] for of_batch, _ in found]).float() for name in found[0][0]}
     names = dataset.names
-    return FeatureTable(columns, labels, tuple(names[index] for index in indices))
+    return FeatureTable(columns, labels, tuple(names[index] for index in indices), dataset.classes)

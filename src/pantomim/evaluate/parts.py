@@ -44,7 +44,7 @@ def open_labelled(spec: str, images: int | None = None, test_images: int | None 
     Raises:
         ValueError: if labels are missing, there is only one class, or a class of val or test is unknown to train.
     """
-    parts = {part: open_source(spec, split) for part, split in part_names(splits(spec)).items()}
+    parts = {part: open_source(spec, split).labelled() for part, split in part_names(splits(spec)).items()}
     parts = drawn(parts, images, test_images)
     labels = {}
     for part, dataset in parts.items():

@@ -125,7 +125,7 @@ class Robustness(ClassifierEvaluation):
         errors: dict[str, list[float]] = {name: [] for name in there}
         num_broken = 0
         for name, severity in itertools.product(there, range(1, SEVERITIES + 1)):
-            dataset = open_source(f"{spec}/{name}/{severity}", "all")
+            dataset = open_source(f"{spec}/{name}/{severity}", "all").labelled()
             logits, labels, _ = trained.labelled(dataset, self.chunk, 1.0)
             errors[name].append(1 - top1(logits.argmax(dim=1), labels))
             num_broken += len(dataset.broken)
@@ -139,7 +139,7 @@ class Robustness(ClassifierEvaluation):
         }
 
     def _shifted(self, trained: TrainedClassifier, name: str, spec: str) -> dict[str, Any]:
-        dataset = open_source(spec, "all")
+        dataset = open_source(spec, "all").labelled()
         subset = torch.arange(len(trained.classes)) if name == "imagenet_sketch" else _subset(trained, name)
         logits, labels, _ = trained.labelled(dataset, self.chunk)
         if (outside := labels[~torch.isin(labels, subset)]).numel():

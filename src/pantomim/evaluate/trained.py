@@ -155,6 +155,7 @@ class TaskEvaluation(ABC):
         contents, masks = self.source
         split = part_names(contents.splits)["test"] if self.split == "test" else self.split
         whole, path = open_split(contents, self.data, split), self.path
+        whole = whole.labelled() if masks is None else whole
         key = whole.key() | ({} if masks is None else masks.key())
         check_out(f"{type(self).__name__}.out", path, [".json"])
         if self.out is None and path.is_file() and key != (before := read_scored(path)["data"]).get("key"):

@@ -198,6 +198,7 @@ def _from_data(
     subset, masks, start, whole = dict(subset), subset.get("masks"), None, None
     if masks is None:
         dataset = open_source(data, "train")
+        dataset = dataset.labelled() if family.trains == "classifier" else dataset
         whole = len(dataset)
         dataset = dataset.part(**subset)
         facts, stats = dataset.facts, channel_stats(dataset)
