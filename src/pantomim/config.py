@@ -91,8 +91,8 @@ class DataConfig:
         masks: Where the class of every pixel is, for a method that learns it.
         repeats: How often an image comes in a row, each time cut and changed anew; an epoch then shows that much fewer
             images (repeated augmentation, arXiv:1901.09335).
-        holdout: Share that is held back for tests where the source has no test images of its own; 0: all are trained on,
-            and a score on the same source is that of images seen. `evaluate` tests on a fifth whatever it is.
+        holdout: Share held back for tests where the source has no test images of its own; 0: all are trained on. Scores
+            on the same source are of a fifth in any case: with less than 0.2 partly of images seen.
     """
 
     source: str = ""

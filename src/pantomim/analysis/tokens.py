@@ -75,8 +75,8 @@ def write_ids(
 ) -> Ids:
     """Compute the ids of every readable image and write them to FILE.npz; if it holds them already, leave it.
 
-    The file has `ids`, `names`, `labels` and `label_names` (where there are any) and `key`, which is JSON. The tokenizer is moved to the
-    device; without an `image_size` it sees the images as they are, if all have one size.
+    The file has `ids`, `names`, `labels` and `label_names` (where there are any) and `key`, which is JSON. The
+    tokenizer is moved to the device; without an `image_size` it sees the images as they are, if all have one size.
     """
     check_out("ids", path, [".npz"])
     size = image_size or dataset.facts.size

@@ -5,7 +5,7 @@ import copy
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -15,7 +15,8 @@ import numpy as np
 
 from pantomim.core.frozen import frozen
 from pantomim.data.decoding import BrokenImageError, Header
-from pantomim.data.layout import draw_images
+from pantomim.data.layout import draw_images, read_layout
+from pantomim.data.names import common_folder, count_left_out, readable, sift
 from pantomim.data.scales import Scale, scale_of
 from pantomim.data.stores import ArrayStore, BytesStore, Store
 
@@ -62,6 +63,50 @@ class Contents:
     left_out: Counter[str] = field(default_factory=Counter)  # files that are no images of it, by reason
     problem: str = ""  # why the labels cannot be used, although some are there
     by_name: bool = False  # the classes are names, which are divided in the order of their letters
+
+    @classmethod
+    def arranged(
+        cls,
+        name: str,
+        spec: str,
+        raw: Sequence[str],
+        open_store: Callable[[list[int], list[str]], Store],
+        columns: Mapping[str, Sequence[str]] | None = None,
+        *,
+        classes: tuple[str, ...] | None = None,
+        left_out: Counter[str] | None = None,
+        same: Mapping[int, tuple[bool, Hashable]] | None = None,
+        listed: bool = False,
+        by_name: bool = True,
+    ) -> "Contents":
+        """What names are and mean, whatever the source; `open_store` takes the rows of images and their names.
+
+        `columns`, "splits" and "labels", and the others are as for `read_layout`, by row.
+        """
+        names = [readable(each) for each in raw]
+        common = len(common_folder(names)) if listed else 0
+        inside = [each[common:] for each in names]
+        rows, others = sift(inside, listed=listed)
+        left_out = others + (left_out or Counter())
+        if not rows:
+            raise ValueError(
+                f"Source.spec must hold images; got {spec} with none, and {count_left_out(left_out)}. "
+                f"Give a folder of JPEG, PNG, TIFF, WebP, BMP, GIF, PNM or .npy files."
+            )
+        chosen = {kind: [column[row] for row in rows] for kind, column in (columns or {}).items()}
+        twins = {place: same[row] for place, row in enumerate(rows) if row in same} if same else None
+        layout = read_layout([inside[row] for row in rows], spec, chosen, classes=classes, same=twins)
+        used = [rows[place] for place in layout.rows]
+        return cls(
+            readable(name),
+            open_store(used, [names[row] for row in used]),
+            layout.splits,
+            layout.classes,
+            layout.labels,
+            left_out + layout.left_out,
+            layout.problem,
+            by_name,
+        )
 
     def strata(self) -> np.ndarray | None:
         """Class ids in the order in which a source without splits is divided; it never changes."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from pantomim.data.names import LOG, SPLITS, UNLABELLED, is_no_label, name_splits, number_classes
+from pantomim.data.names import LOG, SPLITS, UNLABELLED, is_no_label, name_splits, sort_classes
 
 Parts = tuple[str, ...]
 Rows = dict[str, list[int]]
@@ -21,36 +21,70 @@ class Layout:
     splits: dict[str, np.ndarray]  # empty if there are none
     classes: tuple[str, ...] | None
     labels: np.ndarray | None  # -1 for none
-    unknown: list[str]  # folders beside those of classes that train does not have
+    problem: str  # why the labels cannot be used, although some are there
     left_out: Counter[str]
 
 
 def read_layout(
-    names: Sequence[str], spec: str, same: Mapping[int, tuple[bool, Hashable]] | None = None, *, keep: bool = False
+    names: Sequence[str],
+    spec: str,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    *,
+    classes: tuple[str, ...] | None = None,
+    same: Mapping[int, tuple[bool, Hashable]] | None = None,
 ) -> Layout:
     """Find splits and classes in names, slash-separated, relative to the source, in one form (`names.readable`).
 
-    `same` has what a name leads to, and whether it is a link, of names that lead to the same file as others: one of
-    them is an image. With `keep` no image is outside the splits: else there are none.
+    Splits, labels and the classes of these are taken as they are where they are given. `same` has what a name leads to,
+    and whether it is a link, of names that lead to the same file as others: one of them is an image.
     """
+    splits, labels = (columns or {}).get("splits"), (columns or {}).get("labels")
     paths = [tuple(name.split("/")) for name in names]
     depth = _wrapper_depth(paths, range(len(paths)))
-    parts = _splits_at(paths, range(len(paths)), depth)
+    parts = _written_splits(splits, spec) if splits is not None else _splits_at(paths, range(len(paths)), depth)
     if not parts and (below := _splits_one_level_down(paths, depth, spec)):
         parts, depth = below, depth + 1
-    if not parts or (keep and sum(map(len, parts.values())) < len(paths)):
+    if not parts:
         _warn_of_folders_like_splits(paths, depth, spec)
-        parts = {}
-    depth += bool(parts)
-    parts = parts or {"": list(range(len(paths)))}
+        parts = {"": list(range(len(paths)))}
     left_out = Counter({"outside the splits": len(paths) - sum(map(len, parts.values()))})
     if same:
         parts, left_out["links to images that are read already"] = _once_each(parts, names, same)
+    texts = (
+        list(labels)
+        if labels is not None
+        else _class_folders(paths, parts, depth + (splits is None and "" not in parts))
+    )
+    bare = parts.pop(UNLABELLED, [])
+    for row in bare:
+        texts[row] = ""
+    train = parts.get("train") or [row for rows in parts.values() for row in rows]
+    classes = classes or sort_classes(texts[row] for row in train)
+    ids = {name: number for number, name in enumerate(classes)}
+    parts["train"] = parts.get("train", []) + bare
     rows = np.sort(np.concatenate([np.asarray(of_part, dtype=np.int64) for of_part in parts.values()]))
-    classes, labels, unknown = _classes(paths, parts, depth)
-    parts["train"] = parts.get("train", []) + parts.pop(UNLABELLED, [])
-    splits = {split: np.searchsorted(rows, np.sort(parts[split])) for split in SPLITS if parts.get(split)}
-    return Layout(rows, splits, classes, None if labels is None else labels[rows], unknown, +left_out)
+    splits_of_rows = {split: np.searchsorted(rows, np.sort(parts[split])) for split in SPLITS if parts.get(split)}
+    if not classes:
+        return Layout(rows, splits_of_rows, None, None, "", +left_out)
+    unknown = sorted(text for text in {texts[row] for row in rows} - ids.keys() if not is_no_label(text))
+    problem = (
+        f"Source.classes must be those of train; got {', '.join(unknown[:10])} in {spec}, unknown to train. Rename or "
+        f"remove them."
+    )
+    numbers = np.asarray([ids.get(texts[row], -1) for row in rows])
+    return Layout(rows, splits_of_rows, classes, numbers, problem if unknown else "", +left_out)
+
+
+def _written_splits(values: Sequence[str], spec: str) -> Rows:
+    named = name_splits(set(values))
+    if unknown := sorted(set(values) - named.keys()):
+        raise ValueError(
+            f"Source.split must hold train, val and test; got {', '.join(unknown[:5])} in {spec}. Rename them."
+        )
+    found: Rows = {}
+    for row, value in enumerate(values):
+        found.setdefault(named[value], []).append(row)
+    return found
 
 
 def _wrapper_depth(paths: list[Parts], rows: Sequence[int], depth: int = 0, kept: Collection[str] | None = None) -> int:
@@ -111,7 +145,7 @@ def _warn_of_folders_like_splits(paths: list[Parts], depth: int, spec: str) -> N
     if like := sorted(name_splits(folders)):
         others = sorted(folders.keys() - set(like) - {""}) or ["images"]
         LOG.warning(
-            "%s of %s is named like a split and is not read as one, as %s lies beside it. Have nothing else beside train, "
+            "%s of %s is named like a split and is not read as one, as %s lies beside it. Have nothing beside train, "
             "val and test.",
             *(", ".join(like[:5]), spec, ", ".join(others[:5])),
         )
@@ -127,28 +161,20 @@ def _once_each(parts: Rows, names: Sequence[str], same: Mapping[int, tuple[bool,
     return {part: [row for row in rows if row not in again] for part, rows in parts.items()}, len(again)
 
 
-def _classes(
-    paths: list[Parts], parts: Rows, depth: int
-) -> tuple[tuple[str, ...] | None, np.ndarray | None, list[str]]:
-    """Class names by the folders of train, class ids, and other folders; images that lie elsewhere have no label.
+def _class_folders(paths: list[Parts], parts: Rows, depth: int) -> list[str]:
+    """The folder of its class for each image, empty for one that lies elsewhere.
 
     There are classes where most images of train lie exactly one folder below its root, and in at least two folders.
     """
     folders = [""] * len(paths)
-    train = parts.get("train") or [row for rows in parts.values() for row in rows]
-    kept: set[str] = set()
-    for part, rows in sorted(parts.items(), key=lambda part: part[0] != "train"):
-        if part == UNLABELLED:
-            continue
-        root = _wrapper_depth(paths, rows, depth, kept)
+    known: set[str] = set()
+    for _, rows in sorted(parts.items(), key=lambda part: part[0] != "train"):
+        root = _wrapper_depth(paths, rows, depth, known)
         for row in rows:
-            if len(paths[row]) == root + 2:
-                folders[row] = paths[row][root]
-        kept = kept or {folders[row] for row in rows}
-    inside = [row for row in train if folders[row]]
-    if len({folders[row] for row in inside if not is_no_label(folders[row])}) < 2 or 2 * len(inside) <= len(train):
-        return None, None, []
-    return number_classes(folders, train)
+            folders[row] = paths[row][root] if len(paths[row]) == root + 2 else ""
+        known = known or {folders[row] for row in rows}
+    train = [folders[row] for row in parts.get("train") or [row for rows in parts.values() for row in rows]]
+    return folders if len(sort_classes(train)) > 1 and 2 * train.count("") < len(train) else [""] * len(paths)
 
 
 def part_names(own: Collection[str]) -> dict[str, str]:

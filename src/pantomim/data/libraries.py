@@ -7,6 +7,7 @@ gives `Contents`, and name it in `EMBEDDED`.
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from pantomim.data.dataset import Contents
 from pantomim.data.layout import divide
-from pantomim.data.names import LOG, SPLITS, UNLABELLED, name_splits
+from pantomim.data.names import LOG, as_labels, name_splits
 from pantomim.data.stores import ArrayStore, PictureStore, Store
 
 
@@ -72,7 +73,7 @@ def torchvision_set(spec: str) -> Contents:
         store = ArrayStore(np.concatenate([np.asarray(array) for array in arrays]), spec=spec)
     else:
         store = _one_after_the_other([part for _, part in parts], 0)
-    return _contents(name.lower(), store, parts, labels, classes)
+    return _contents(spec, name.lower(), store, parts, labels, classes)
 
 
 def hugging_face(spec: str) -> Contents:
@@ -85,10 +86,8 @@ def hugging_face(spec: str) -> Contents:
         ) from error
     loaded = datasets.load_dataset(spec.partition(":")[2])
     named = name_splits(loaded)
-    order = [*SPLITS, UNLABELLED]
-    parts = [(named[key], loaded[key]) for key in sorted(named, key=lambda key: order.index(named[key]))]
-    parts = parts or [("", next(iter(loaded.values())))]
-    if other := sorted(set(loaded) - named.keys()) if named else list(loaded)[1:]:
+    parts = [(key, loaded[key]) for key in named] or [("", next(iter(loaded.values())))]
+    if other := list(loaded)[len(parts) :] if not named else sorted(set(loaded) - named.keys()):
         LOG.info("Of %s these parts are left out: %s.", spec, ", ".join(other))
     features = parts[0][1].features
     columns = {
@@ -103,21 +102,16 @@ def hugging_face(spec: str) -> Contents:
     for kind, keys in columns.items():
         if len(keys) > 1:
             LOG.info("Of %s the %s column %s is read, not %s.", spec, kind.__name__, keys[0], ", ".join(keys[1:]))
-    labels = [None if label_column is None else _ids(part[label_column]) for _, part in parts]
+    labels = [None if label_column is None else part[label_column] for _, part in parts]
     classes = None if label_column is None else features[label_column].names
     store = _one_after_the_other([part for _, part in parts], image_column)
-    return _contents(spec.rpartition("/")[2].removeprefix("hf:"), store, parts, labels, classes)
+    return _contents(spec, spec.rpartition("/")[2].removeprefix("hf:"), store, parts, labels, classes)
 
 
-def _ids(values: Any) -> np.ndarray:
-    """Class ids, -1 for none."""
-    return np.asarray([-1 if value is None else value for value in np.asarray(values).tolist()], dtype=np.int64)
-
-
-def _torchvision_labels(part: Any) -> np.ndarray | None:
+def _torchvision_labels(part: Any) -> Any:
     for attribute in ("targets", "labels", "_labels"):
         if (values := getattr(part, attribute, None)) is not None and len(values) == len(part):
-            return _ids(values)
+            return values
     return None
 
 
@@ -133,25 +127,21 @@ def _one_after_the_other(parts: list[Any], key: int | str) -> PictureStore:
 
 
 def _contents(
-    name: str,
-    store: Store,
-    parts: Sequence[tuple[str, Any]],
-    labels: Sequence[np.ndarray | None],
-    classes: Sequence[str] | None,
+    spec: str, name: str, store: Store, parts: Sequence[tuple[str, Any]], ids: Sequence[Any], classes: Any
 ) -> Contents:
-    """Parts one after the other, by split; several may be of one."""
-    splits: dict[str, np.ndarray] = {}
-    ids: list[np.ndarray] = []
-    begin = 0
-    for (split, part), values in zip(parts, labels, strict=True):
-        rows, begin = np.arange(begin, begin + len(part)), begin + len(part)
-        bare = values is None or split == UNLABELLED
-        ids.append(np.full(len(part), -1) if values is None or bare else values)
-        if split:
-            split = "train" if split == UNLABELLED else split
-            splits[split] = np.append(splits.get(split, rows[:0]), rows)
-    joined = np.concatenate(ids).clip(min=-1)
-    if (joined < 0).all():
-        return Contents(name, store, splits)
-    known = tuple(classes) if classes else tuple(str(number) for number in range(joined.max() + 1))
-    return Contents(name, store, splits, known, joined)
+    """Parts one after the other, each with its class ids, or None for none."""
+    columns = {"splits": [split for split, part in parts for _ in range(len(part))]} if parts[0][0] else {}
+    given = [value for (_, part), of_part in zip(parts, ids, strict=True) for value in _filled(of_part, len(part))]
+    known = tuple(map(str, classes or range(max(given) + 1))) if max(given) >= 0 else ()
+    if known:
+        columns["labels"] = as_labels(np.asarray(given))
+    numbers = tuple(map(str, range(len(known))))
+    found = Contents.arranged(
+        name, spec, store.names, lambda *_: store, columns, classes=numbers, listed=True, by_name=False
+    )
+    return replace(found, classes=known or None)
+
+
+def _filled(ids: Any, count: int) -> list[int]:
+    """Class ids, -1 for none."""
+    return [-1] * count if ids is None else [-1 if value is None else int(value) for value in ids]

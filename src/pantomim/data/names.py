@@ -55,67 +55,58 @@ def is_system(part: str) -> bool:
     return part.lower() in _SYSTEM or (part.startswith(".") and part not in (".", ".."))
 
 
-def sift(raw: Sequence[str], *, listed: bool = False) -> tuple[dict[str, int], Counter[str]]:
-    """The images among names, by name in one form with their rows, and how many others there are, by reason.
+def sift(names: Sequence[str], *, listed: bool = False) -> tuple[list[int], Counter[str]]:
+    """The rows of images among names in one form, sorted by these, and how many others there are, by reason.
 
-    A name that ends in / is a folder; of two equal ones the last counts. Who `listed` names has chosen them whatever
-    their ending, and wherever they lie in common.
+    A name that ends in / is a folder; of two equal ones the last counts. Who `listed` names chose any ending and order.
     """
-    names = [readable(name) for name in raw]
-    common = common_folder(names) if listed else ""
-    places = [name[len(common) :].rpartition("/") for name in names]
     pages = {name[: -len(".html")] for name in names if name.endswith(".html")}
-    marks = {(folder, file) for folder, _, file in places if folder and (file == OWN_FOLDER or file in _RUN)}
-    own = {folder for folder, _ in marks if (folder, OWN_FOLDER) in marks or all((folder, f) in marks for f in _RUN)}
-    around: dict[str, str] = {}  # by folder: the folder at or above it that is left out
-    kept: dict[str, int] = {}
+    marks = {place[::2] for name in names if (place := name.rpartition("/"))[2] in (OWN_FOLDER, *_RUN) and place[0]}
+    own = {
+        folder for folder, _ in marks if (folder, OWN_FOLDER) in marks or all((folder, file) in marks for file in _RUN)
+    }
+    above: dict[str, str] = {}  # by folder: itself or the one above it that is left out
+    kept: dict[str | int, int] = {}
     left_out: Counter[str] = Counter()
-    for row, (name, (folder, _, file)) in enumerate(zip(names, places, strict=True)):
-        if folder not in around:
-            around[folder] = _left_out_around(folder, own)
-        if around[folder] or not file:
+    for row, name in enumerate(names):
+        folder, _, file = name.rpartition("/")
+        if folder not in above:
+            parts = folder.split("/")
+            system = next((count for count, part in enumerate(parts, 1) if is_system(part)), 0)
+            above[folder] = "/".join(parts[:system]) or next((o for o in own if f"{folder}/".startswith(f"{o}/")), "")
+        if above[folder] or not file:
             continue
-        if reason := _why_left_out(name, file, pages, listed):
-            left_out[reason] += 1
-            continue
-        left_out["of a name that comes twice"] += name in kept
-        kept[name] = row
-    for folder in filter(None, set(around.values())):
-        left_out["of pantomim's own folders/" if folder in own else f"{folder.rpartition('/')[2]}/"] += 1
-    return kept, +left_out
+        suffix = PurePosixPath(file).suffix.lower()
+        if is_system(file):
+            left_out["hidden or of the system"] += 1
+        elif suffix == ".png" and name[: -len(suffix)] in pages:
+            left_out["beside a page of the same name"] += 1
+        elif suffix in EXTRAS:
+            left_out[f"{suffix} (pip install '{EXTRAS[suffix]}')"] += 1
+        elif not listed and not is_image(file):
+            left_out[suffix[:12] or "without an ending"] += 1
+        else:
+            left_out["of a name that comes twice"] += name in kept
+            kept[row if listed else name] = row
+    for folder in set(above.values()) - {""}:
+        left_out["folders of runs and predictions/" if folder in own else f"{folder.rpartition('/')[2]}/"] += 1
+    return list(kept.values()) if listed else sorted(kept.values(), key=names.__getitem__), +left_out
 
 
 def common_folder(names: Iterable[str]) -> str:
     """The folder, with its slash, in which all names lie; empty if there is none."""
     folders = [folder.split("/") for folder in {name.rpartition("/")[0] for name in names}]
     shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))]
-    return "/".join([*shared, ""]) if shared != [""] else ""
-
-
-def _left_out_around(folder: str, own: set[str]) -> str:
-    parts = folder.split("/")
-    system = next((count for count, part in enumerate(parts, 1) if is_system(part)), 0)
-    return "/".join(parts[:system]) or min((o for o in own if f"{folder}/".startswith(f"{o}/")), default="")
-
-
-def _why_left_out(name: str, file: str, pages: set[str], listed: bool) -> str:
-    if is_system(file):
-        return "hidden or of the system"
-    suffix = PurePosixPath(file).suffix.lower()
-    if suffix == ".png" and name[: -len(suffix)] in pages:
-        return "beside a page of the same name"
-    if is_image(file) or (listed and suffix not in EXTRAS):
-        return ""
-    return f"{suffix[:12]} (pip install '{EXTRAS[suffix]}')" if suffix in EXTRAS else suffix[:12] or "without an ending"
+    return "/".join([*shared, ""]) if any(shared) else ""
 
 
 def count_left_out(left_out: Counter[str]) -> str:
     """What was left out, in words: "62 files left out: 60 .txt, 2 without an ending"."""
     total, most = left_out.total(), left_out.most_common(6)
-    what = ("file" if total == 1 else "files") if not any("/" in reason for reason in left_out) else "files and folders"
-    reasons = [f"{count:,} {reason}" for reason, count in most]
-    reasons += [f"{rest:,} of other kinds"] if (rest := total - sum(count for _, count in most)) else []
-    return f"{total:,} {what} left out: {', '.join(reasons)}" if total else "no file left out"
+    what = "" if total == 1 else " files and folders" if any("/" in reason for reason in left_out) else " files"
+    rest = [("of other kinds", total - sum(count for _, count in most))] * (len(left_out) > len(most))
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in most + rest)
+    return f"{total:,}{what} left out: {reasons}" if total else "no file left out"
 
 
 def name_splits(names: Iterable[str]) -> dict[str, str]:
@@ -150,21 +141,14 @@ def is_no_label(text: str) -> bool:
 
 def as_labels(values: np.ndarray) -> list[str]:
     """An array of labels as words; negative numbers and NaN are none."""
-    if values.dtype.kind == "S":
-        values = np.char.decode(values, "utf-8", "replace")
+    values = np.char.decode(values, "utf-8", "replace") if values.dtype.kind == "S" else values
     unique, places = np.unique(values, return_inverse=True)
     texts = [str(value) if isinstance(value, str) or value >= 0 else "" for value in unique.tolist()]
     return [texts[place] for place in places.tolist()]
 
 
-def number_classes(values: Sequence[str], train: Iterable[int]) -> tuple[tuple[str, ...], np.ndarray, list[str]]:
-    """Class names, the class id of each label (-1: none), and the labels that occur, but not in the rows of train.
-
-    Names that are plain numbers are in the order of these, others in that of their letters.
-    """
-    known = {label for row in train if not is_no_label(label := values[row])}
+def sort_classes(labels: Iterable[str]) -> tuple[str, ...]:
+    """Class names in order: plain numbers in theirs, others in that of their letters."""
+    known = {label for label in labels if not is_no_label(label)}
     plain = all(re.fullmatch(r"[0-9]+(\.[0-9]+)?", name) for name in known)
-    classes = tuple(sorted(known, key=lambda name: (float(name) if plain else 0.0, name)))
-    ids = {name: number for number, name in enumerate(classes)}
-    labels = np.fromiter((ids.get(label, -1) for label in values), dtype=np.int64, count=len(values))
-    return classes, labels, sorted(label for label in set(values) - known if not is_no_label(label))
+    return tuple(sorted(known, key=lambda name: (float(name) if plain else 0.0, name)))

@@ -12,10 +12,11 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from heapq import heappop, heappush
+from itertools import zip_longest
 from pathlib import Path
 from unicodedata import normalize
 
@@ -23,20 +24,14 @@ import numpy as np
 
 from pantomim.data.dataset import Contents, Dataset
 from pantomim.data.decoding import is_image
-from pantomim.data.layout import divide, read_layout
+from pantomim.data.layout import divide
 from pantomim.data.libraries import EMBEDDED, hugging_face, torchvision_set
 from pantomim.data.names import (
     LOG,
-    SPLITS,
-    UNLABELLED,
     as_labels,
-    common_folder,
     count_left_out,
     is_system,
-    name_splits,
-    number_classes,
     readable,
-    sift,
 )
 from pantomim.data.stores import ArrayStore, FileStore, Store, ZipStore
 
@@ -44,8 +39,6 @@ LIST_SUFFIXES = (".txt", ".lst", ".tsv", ".csv")
 NPZ_ARRAYS = ("images", "labels", "split")
 DIVISION_SEED = 0  # of sources without splits; another one would test on images of pre-training
 HELD_BACK = 0.2  # of these
-_LABEL_TITLES = ("label", "labels", "class", "class_name", "category", "target")
-_SPLIT_TITLES = ("split", "set", "subset", "partition")
 
 
 def open_source(spec: str, split: str = "train") -> Dataset:
@@ -138,51 +131,13 @@ def browse(spec: str) -> Path | zipfile.Path:
     return zipfile.Path(_archive(found[0]), found[1])
 
 
-def _listed(
-    name: str,
-    spec: str,
-    raw: Sequence[str],
-    store: Callable[[list[int], list[str]], Store],
-    left_out: Counter[str],
-    same: Mapping[int, tuple[bool, Hashable]] | None = None,
-) -> Contents:
-    """What names are and mean; `store` opens the images of these rows, by names in one form."""
-    found, others = sift(raw)
-    names = sorted(found)
-    left_out += others
-    if not names:
-        raise ValueError(
-            f"Source.spec must hold images; got {spec} with none, and {count_left_out(left_out)}. "
-            f"Give a folder of JPEG, PNG, TIFF, WebP, BMP, GIF, PNM or .npy files."
-        )
-    twins = {row: same[found[name]] for row, name in enumerate(names) if found[name] in same} if same else {}
-    layout = read_layout(names, spec, twins)
-    used = [names[row] for row in layout.rows]
-    return Contents(
-        *(name, store([found[name] for name in used], used), layout.splits, layout.classes, layout.labels),
-        left_out=left_out + layout.left_out,
-        problem=_unknown_classes(layout.unknown, spec),
-        by_name=True,
-    )
-
-
-def _unknown_classes(unknown: Sequence[str], spec: str) -> str:
-    return (
-        f"Source.classes must be those of train; got {', '.join(unknown[:10])} in {spec}, unknown to train. Rename or "
-        f"remove them."
-        if unknown
-        else ""
-    )
-
-
 def _folder(root: Path, spec: str) -> Contents:
     raw, left_out, same = _walk(root)
 
     def store(rows: list[int], names: list[str]) -> Store:
-        paths = [raw[row] for row in rows]
-        return FileStore(root, names, None if paths == names else paths)
+        return FileStore(root, names, [raw[row] for row in rows])
 
-    return _listed(readable(root.resolve().name), spec, raw, store, left_out, same)
+    return Contents.arranged(root.resolve().name, spec, raw, store, left_out=left_out, same=same)
 
 
 def _walk(root: Path) -> tuple[list[str], Counter[str], dict[int, tuple[bool, Hashable]]]:
@@ -192,22 +147,19 @@ def _walk(root: Path) -> tuple[list[str], Counter[str], dict[int, tuple[bool, Ha
     their names end in /.
     """
     names: list[str] = []
-    inodes: list[int] = []
-    links: dict[int, tuple[int, int]] = {}
+    keys: list[tuple[int, int]] = []  # of the files that names lead to
+    links: set[int] = set()
     left_out: Counter[str] = Counter()
     pending, linked = [(os.path.realpath(root), "")], list[tuple[str, str]]()
-    visited = {pending[0][0]}
+    visited: set[str] = set()
     while pending or linked:
-        if pending:
-            folder, prefix = pending.pop()
-        else:
-            prefix, folder = heappop(linked)
-            if folder in visited:
-                left_out["links to folders that are read already/"] += 1
-                continue
-            visited.add(folder)
+        folder, prefix = pending.pop() if pending else heappop(linked)[::-1]
+        if folder in visited:
+            left_out["links to folders that are read already/"] += 1
+            continue
+        visited.add(folder)
         try:
-            entries = list(os.scandir(folder))
+            entries, device = list(os.scandir(folder)), os.stat(folder).st_dev
         except OSError:
             left_out["that cannot be opened/"] += 1
             continue
@@ -217,30 +169,19 @@ def _walk(root: Path) -> tuple[list[str], Counter[str], dict[int, tuple[bool, Ha
                 is_folder, is_file = entry.is_dir(), entry.is_file()
             except OSError:  # a link to itself
                 is_folder = is_file = False
-            if is_folder and is_system(entry.name):
-                names.append(f"{name}/")
-                inodes.append(0)
-            elif is_folder:
-                real = os.path.realpath(entry.path) if is_link else entry.path
+            if is_folder and not is_system(entry.name):
                 if is_link:
-                    heappush(linked, (f"{name}/", real))
-                elif real not in visited:
-                    visited.add(real)
-                    pending.append((real, f"{name}/"))
-            elif is_file:
-                if is_link:
-                    links[len(names)] = (entry.stat().st_dev, entry.stat().st_ino)
-                inodes.append(links[len(names)][1] if is_link else entry.inode())
-                names.append(name)
+                    heappush(linked, (f"{name}/", os.path.realpath(entry.path)))
+                elif entry.path not in visited:
+                    pending.append((entry.path, f"{name}/"))
+            elif is_folder or is_file:
+                links |= {len(names)} if is_link else set()
+                keys.append((entry.stat().st_dev, entry.stat().st_ino) if is_link else (device, entry.inode()))
+                names.append(f"{name}/" if is_folder else name)
             else:
                 left_out["no regular file"] += 1
-    same: dict[int, tuple[bool, Hashable]] = {row: (True, target) for row, target in links.items()}
-    targets = {inode for _, inode in links.values()}
-    for row, inode in enumerate(inodes):
-        if inode in targets and row not in links:
-            found = os.stat(root / names[row])
-            same[row] = (False, (found.st_dev, found.st_ino))
-    return names, left_out, same
+    targets = {keys[row] for row in links}
+    return names, left_out, {row: (row in links, key) for row, key in enumerate(keys) if key in targets}
 
 
 def _inside_zip(path: Path) -> tuple[Path, str] | None:
@@ -270,42 +211,26 @@ def _zip(path: Path, inner: str, spec: str) -> Contents:
     with _archive(path) as archive:
         members = [member for member in archive.infolist() if member.filename.startswith(inner)]
     files = [member for member in members if not stat.S_ISLNK(member.external_attr >> 16)]
-    return _listed(
-        readable(inner.rstrip("/").rsplit("/", 1)[-1] if inner else path.stem),
-        spec,
-        [member.filename[len(inner) :] for member in files],
-        lambda rows, names: ZipStore(path, [files[row] for row in rows], names),
-        Counter({"links": len(members) - len(files)}) if len(files) < len(members) else Counter(),
-    )
+
+    def store(rows: list[int], names: list[str]) -> Store:
+        return ZipStore(path, [files[row] for row in rows], names)
+
+    name, raw = inner.rstrip("/").rsplit("/", 1)[-1] or path.stem, [member.filename[len(inner) :] for member in files]
+    return Contents.arranged(name, spec, raw, store, left_out=+Counter({"links": len(members) - len(files)}))
 
 
 def _list(path: Path, spec: str) -> Contents:
     columns = _list_columns(path, spec)
-    raw = columns["image"]
-    found, left_out = sift(raw, listed=True)
-    if not found:
-        raise ValueError(f"Source.spec must list at least one image; got none in {spec}. Write one file a line.")
-    names, rows = list(found), list(found.values())
-    folder = common_folder(names)
-    layout = read_layout([name[len(folder) :] for name in names], spec, keep=True)
-    parts, classes, ids, unknown = layout.splits, layout.classes, layout.labels, layout.unknown
-    if (splits := columns.get("split")) is not None:
-        parts, bare = _named_parts([splits[row] for row in rows], spec)
-    if (labels := columns.get("label")) is not None:
-        _check_one_label_each(raw, labels, spec)
-        chosen = [labels[row] for row in rows]
-        for row in bare if splits is not None else ():
-            chosen[row] = ""
-        classes, ids, unknown = number_classes(
-            chosen, parts["train"].tolist() if "train" in parts else range(len(rows))
-        )
-    store = FileStore(path.parent, names, [_on_disk(path.parent, raw[row]) for row in rows])
-    problem = _unknown_classes(unknown, spec)
-    return Contents(path.stem, store, parts, classes, ids, left_out, problem, by_name=True)
+    raw = columns.pop("names")
+
+    def store(rows: list[int], names: list[str]) -> Store:
+        return FileStore(path.parent, names, [_on_disk(path.parent, raw[row]) for row in rows])
+
+    return Contents.arranged(path.stem, spec, raw, store, columns, listed=True)
 
 
 def _list_columns(path: Path, spec: str) -> dict[str, list[str]]:
-    """Names of images, and labels and splits where there are any, of lines or of a table with a line of titles."""
+    """Names of images, labels and splits where there are any, of lines or of a table below a line of titles."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -314,22 +239,22 @@ def _list_columns(path: Path, spec: str) -> dict[str, list[str]]:
         raise ValueError(f"Source.spec must be a list in UTF-8; got {spec} in another encoding. Save it as UTF-8.")
     lines = [line.strip() for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
     delimiter = next((mark for mark in "\t,;" if lines and mark in lines[0]), "\t")
-    head, first = ([*csv.reader(lines[row : row + 1], delimiter=delimiter)] for row in (0, 1))
-    titles = [title.strip().lower() for title in head[0]] if first and not any(map(is_image, head[0])) else []
-    places = [place for place, cell in enumerate(first[0]) if is_image(cell.strip())] if titles else []
-    if not places or not (len(titles) > 1 or titles[0] in ("file", "filename", "file_name", "image", "name", "path")):
-        entries = [_list_entry(line) for line in lines]
-        columns = {"image": [name for name, _ in entries], "label": [label for _, label in entries]}
-        return columns if any(columns["label"]) else {"image": columns["image"]}
-    chosen = {"image": places[0]}
-    for kind, known in (("split", _SPLIT_TITLES), ("label", _LABEL_TITLES)):
-        if found := [place for place, title in enumerate(titles) if title in known]:
-            chosen[kind] = found[0]
-    if len(titles) == 2 and len(chosen) == 1:
-        chosen["label"] = 1 - places[0]
-    LOG.info("Of %s: %s.", spec, ", ".join(f"{kind} is the column {titles[place]}" for kind, place in chosen.items()))
-    table = [[*cells, *[""] * len(titles)] for cells in csv.reader(lines[1:], delimiter=delimiter)]
-    return {kind: [cells[place].strip() for cells in table] for kind, place in chosen.items()}
+    titles, *cells = [[cell.strip() for cell in line] for line in csv.reader(lines, delimiter=delimiter)] or [[]]
+    table = dict(zip(map(str.lower, titles), zip_longest(*cells, fillvalue=""), strict=False))
+    images = next((title for title, column in table.items() if is_image(column[0])), None)
+    if images is None or any(map(is_image, titles)):
+        names, labels = zip(*map(_list_entry, lines), strict=True) if lines else ((), ())
+        return {"names": list(names)} | ({"labels": list(labels)} if any(labels) else {})
+    others = {
+        "splits": [title for title in table if title in ("split", "set", "subset", "partition")],
+        "labels": [
+            title for title in table if title in ("label", "labels", "class", "class_name", "category", "target")
+        ]
+        or [title for title in table if len(table) == 2 and title != images],
+    }
+    chosen = {"names": images} | {kind: found[0] for kind, found in others.items() if found}
+    LOG.info("Columns of %s: %s.", spec, ", ".join(f"{kind} {title}" for kind, title in chosen.items()))
+    return {kind: list(table[title]) for kind, title in chosen.items()}
 
 
 def _list_entry(line: str) -> tuple[str, str]:
@@ -339,15 +264,6 @@ def _list_entry(line: str) -> tuple[str, str]:
         if found and is_image(name := name.strip(' "')):
             return name, label.strip(' "')
     return line.strip('"'), ""
-
-
-def _check_one_label_each(names: Sequence[str], labels: Sequence[str], spec: str) -> None:
-    seen: dict[str, str] = {}
-    for name, label in zip(map(readable, names), labels, strict=True):
-        if seen.setdefault(name, label) != label:
-            raise ValueError(
-                f"Source.labels must be one an image; got {seen[name]} and {label} for {name} in {spec}. Keep one line."
-            )
 
 
 def _on_disk(root: Path, name: str) -> str:
@@ -375,15 +291,9 @@ def _npz(path: Path, spec: str) -> Contents:
                 f"Source.{name} must have one value an image; got shape {values.shape} for {len(store)} images "
                 f"in {spec}. Give an array of shape ({len(store)},)."
             )
-    parts, bare = _named_parts(as_labels(arrays["split"]), spec) if "split" in arrays else ({}, [])
-    if "labels" not in arrays:
-        return Contents(path.stem, store, parts)
-    labels = as_labels(arrays["labels"])
-    for row in bare:
-        labels[row] = ""
-    classes, ids, unknown = number_classes(labels, parts["train"].tolist() if "train" in parts else range(len(store)))
-    by_name = arrays["labels"].dtype.kind in "SU"
-    return Contents(path.stem, store, parts, classes, ids, problem=_unknown_classes(unknown, spec), by_name=by_name)
+    columns = {f"{name.rstrip('s')}s": as_labels(values) for name, values in arrays.items()}
+    by_name = "labels" in arrays and arrays["labels"].dtype.kind in "SU"
+    return Contents.arranged(path.stem, spec, store.names, lambda *_: store, columns, listed=True, by_name=by_name)
 
 
 def read_arrays(path: Path, spec: str, names: Sequence[str] = NPZ_ARRAYS) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -404,15 +314,3 @@ def read_arrays(path: Path, spec: str, names: Sequence[str] = NPZ_ARRAYS) -> tup
             f"damaged or holds Python objects. Save it again."
         ) from error
     return arrays, [name for name in members if name not in arrays]
-
-
-def _named_parts(values: Sequence[str], spec: str) -> tuple[dict[str, np.ndarray], list[int]]:
-    """Positions by the split that is written to each image, and those that have no label by it."""
-    named = name_splits(set(values))
-    if unknown := sorted(set(values) - named.keys()):
-        raise ValueError(
-            f"Source.split must hold train, val and test; got {', '.join(unknown[:5])} in {spec}. Rename them."
-        )
-    bare = [row for row, value in enumerate(values) if named[value] == UNLABELLED]
-    splits = np.asarray(["train" if named[value] == UNLABELLED else named[value] for value in values])
-    return {split: np.flatnonzero(splits == split) for split in SPLITS if (splits == split).any()}, bare

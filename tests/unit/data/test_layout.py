@@ -24,7 +24,7 @@ def test_classes_are_folders_right_below_the_root():
     [
         ("1.jpg", "2.jpg"),
         ("cat/1.jpg", "cat/2.jpg"),  # one folder only
-        ("cat/1.jpg", "dog/2.jpg", "3.jpg"),
+        ("cat/1.jpg", "dog/2.jpg", "3.jpg", "4.jpg"),  # most lie in folders of classes, or there are none
         ("cat/1.jpg", "dog/a/2.jpg"),
     ],
 )
@@ -51,7 +51,7 @@ def test_splits_at_the_top_and_one_level_down(prefix):
 def test_images_beside_the_splits_are_left_out_and_counted():
     found = layout("train/1.jpg", "test/2.jpg", "instances/train/1.png", "instances/test/2.png")
     assert {split: len(rows) for split, rows in found.splits.items()} == {"train": 1, "test": 1}
-    assert found.num_outside == 2
+    assert found.left_out == {"outside the splits": 2}
 
 
 def test_several_folders_with_splits_are_refused():
@@ -69,8 +69,9 @@ def test_class_ids_come_from_train():
     found = layout("train/b/1.jpg", "train/c/1.jpg", "test/c/1.jpg")
     assert found.classes == ("b", "c")
     assert found.labels[found.splits["test"]].tolist() == [1]
-    with pytest.raises(ValueError, match="unknown to train"):
-        layout("train/b/1.jpg", "train/c/1.jpg", "test/a/1.jpg")
+    unknown = layout("train/b/1.jpg", "train/c/1.jpg", "test/a/1.jpg")
+    assert "got a in SRC, unknown to train" in unknown.problem
+    assert unknown.labels.tolist() == [-1, 0, 1]
 
 
 def test_a_test_part_without_class_folders_has_no_labels():

@@ -82,7 +82,7 @@ def test_a_source_without_masks(tmp_path, spec, monkeypatch):
 
 
 def test_images_without_a_mask_that_fits_are_broken(tmp_path):
-    files = masked_files({"train": 400}, (10, 8))
+    files = masked_files({"train": 400, "test": 1}, (10, 8))
     del files["masks/train/007.png"]
     files["masks/train/019.png"] = files["masks/train/019.png"][:-60]
     files["masks/train/300.png"] = encoded(regions(0, (9, 9)))

@@ -39,7 +39,8 @@ def test_folder_with_splits_and_classes(tmp_path):
     files = {**class_files(), "notes.txt": b"x", "train/cat/readme.md": b"x", "train/dog/._0.png": b"x"}
     train = open_source(str(fill(tmp_path / "pets", files)))
     assert train.facts == Facts(8, 3, (8, 10), 8, "uint8", 2)
-    assert (train.name, train.classes, train.num_ignored) == ("pets", ("cat", "dog"), 3)
+    assert (train.name, train.classes) == ("pets", ("cat", "dog"))
+    assert train.left_out == {".txt": 1, ".md": 1, "hidden or of the system": 1}
     assert train.labels.tolist() == [0] * 4 + [1] * 4
     assert train.names[0] == "train/cat/0.png"
     assert splits(str(tmp_path / "pets")) == ("train", "test")
@@ -143,8 +144,8 @@ def test_npz_labels_may_be_words_and_follow_train(tmp_path):
     assert open_source(str(tmp_path / "a.npz"), "test").labels.tolist() == [1]
     assert open_source(str(tmp_path / "a.npz"), "val").classes == ("ant", "owl")
     np.savez(tmp_path / "b.npz", labels=np.array([3, 7, 5, 7]), **arrays)
-    with pytest.raises(ValueError, match=r"Source.labels must be classes of train; got \[5\]"):
-        open_source(str(tmp_path / "b.npz"))
+    with pytest.raises(ValueError, match=r"Source.classes must be those of train; got 5"):
+        open_source(str(tmp_path / "b.npz")).labelled()
 
 
 @pytest.mark.parametrize(
@@ -180,8 +181,8 @@ def test_list_of_files_with_classes(tmp_path):
     (tmp_path / "l.txt").write_text("pics/a 0.png\npics/a 1.png\n")
     assert open_source(str(tmp_path / "l.txt"), "all").labels is None
     (tmp_path / "l.txt").write_text("pics/a 0.png\npics/a 1.png\towl\n")
-    with pytest.raises(ValueError, match=r"Source.labels must be given for all or none"):
-        open_source(str(tmp_path / "l.txt"))
+    part = open_source(str(tmp_path / "l.txt"), "all")
+    assert (part.labels.tolist(), part.labelled().names) == ([-1, 0], ["pics/a 1.png"])
 
 
 def test_embedded_digits():
@@ -298,7 +299,7 @@ def test_a_missing_file_of_a_list_is_named(tmp_path):
 
 def test_sources_without_images_are_refused(tmp_path):
     fill(tmp_path / "a", {"notes.txt": b"x"})
-    with pytest.raises(ValueError, match=r"Source.spec must hold images; got .* with none, and 1 other files"):
+    with pytest.raises(ValueError, match=r"Source.spec must hold images; got .* with none, and 1 left out: 1 .txt"):
         open_source(str(tmp_path / "a"))
     packed(tmp_path / "a.zip", {"notes.md": b"x"})
     with pytest.raises(ValueError, match=r"Source.spec must hold images"):
