@@ -170,7 +170,7 @@ def test_predicted_masks_lie_as_the_images_do(run, tmp_path, capsys):
     assert "2 images cannot be read" in said
     there = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
     shown = {"a/one.png.png", "a/one.png.overlay.png", "b/two.png", "b/two.overlay.png"}
-    assert there == {*shown, "classes.json", "errors.csv"}
+    assert there == {*shown, "classes.json", "errors.csv", ".pantomim"}
     assert np.asarray(Image.open(out / "b/two.png")).shape == (40, 18)
     assert np.asarray(Image.open(out / "b/two.overlay.png")).shape == (40, 18, 3)
     rows = csv.DictReader((out / "errors.csv").read_text().splitlines())

@@ -97,16 +97,9 @@ class Contents:
         twins = {place: same[row] for place, row in enumerate(rows) if row in same} if same else None
         layout = read_layout([inside[row] for row in rows], spec, chosen, classes=classes, same=twins)
         used = [rows[place] for place in layout.rows]
-        return cls(
-            readable(name),
-            open_store(used, [names[row] for row in used]),
-            layout.splits,
-            layout.classes,
-            layout.labels,
-            left_out + layout.left_out,
-            layout.problem,
-            by_name,
-        )
+        store, left_out = open_store(used, [names[row] for row in used]), left_out + layout.left_out
+        found = cls(readable(name), store, layout.splits, layout.classes, layout.labels, left_out, layout.problem)
+        return replace(found, by_name=by_name)
 
     def strata(self) -> np.ndarray | None:
         """Class ids in the order in which a source without splits is divided; it never changes."""

@@ -50,11 +50,8 @@ def read_layout(
     left_out = Counter({"outside the splits": len(paths) - sum(map(len, parts.values()))})
     if same:
         parts, left_out["links to images that are read already"] = _once_each(parts, names, same)
-    texts = (
-        list(labels)
-        if labels is not None
-        else _class_folders(paths, parts, depth + (splits is None and "" not in parts))
-    )
+    inside = depth + (splits is None and "" not in parts)
+    texts = list(labels) if labels is not None else _class_folders(paths, parts, inside)
     bare = parts.pop(UNLABELLED, [])
     for row in bare:
         texts[row] = ""

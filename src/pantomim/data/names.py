@@ -8,13 +8,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from pathlib import PurePosixPath
+from posixpath import splitext
 from unicodedata import normalize
 
 import numpy as np
 
 from pantomim.core.files import OWN_FOLDER
-from pantomim.data.decoding import EXTRAS, is_image
+from pantomim.data.decoding import EXTRAS, SUFFIXES
 
 LOG = logging.getLogger(__name__)  # what a user should know of a source; the command line shows it
 
@@ -76,14 +76,14 @@ def sift(names: Sequence[str], *, listed: bool = False) -> tuple[list[int], Coun
             above[folder] = "/".join(parts[:system]) or next((o for o in own if f"{folder}/".startswith(f"{o}/")), "")
         if above[folder] or not file:
             continue
-        suffix = PurePosixPath(file).suffix.lower()
+        suffix = splitext(file)[1].lower()
         if is_system(file):
             left_out["hidden or of the system"] += 1
         elif suffix == ".png" and name[: -len(suffix)] in pages:
             left_out["beside a page of the same name"] += 1
         elif suffix in EXTRAS:
             left_out[f"{suffix} (pip install '{EXTRAS[suffix]}')"] += 1
-        elif not listed and not is_image(file):
+        elif not listed and suffix not in SUFFIXES:
             left_out[suffix[:12] or "without an ending"] += 1
         else:
             left_out["of a name that comes twice"] += name in kept
@@ -149,6 +149,6 @@ def as_labels(values: np.ndarray) -> list[str]:
 
 def sort_classes(labels: Iterable[str]) -> tuple[str, ...]:
     """Class names in order: plain numbers in theirs, others in that of their letters."""
-    known = {label for label in labels if not is_no_label(label)}
+    known = {label for label in set(labels) if not is_no_label(label)}
     plain = all(re.fullmatch(r"[0-9]+(\.[0-9]+)?", name) for name in known)
     return tuple(sorted(known, key=lambda name: (float(name) if plain else 0.0, name)))

@@ -2,6 +2,7 @@ import pickle
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -240,6 +241,47 @@ def test_hugging_face_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install pantomim\[hf\]"):
         open_source("hf:cifar10")
+
+
+class FakeHubPart(dict):
+    """A split of a set of the hub: columns, and pictures by row."""
+
+    def __init__(self, images, labels):
+        super().__init__(image=images, fine=labels, coarse=[0] * len(images))
+        self.features = {"fine": FakeLabel(), "coarse": FakeLabel(), "image": FakeImage()}
+
+    def __len__(self):
+        return len(self["image"])
+
+    def __getitem__(self, key):
+        return super().__getitem__(key) if isinstance(key, str) else {"image": self["image"][key]}
+
+
+class FakeImage: ...
+
+
+class FakeLabel:
+    names = ("owl", "ant")
+
+
+def test_a_set_of_the_hub_follows_the_rules_of_names(monkeypatch, caplog):
+    pictures = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in range(8)]
+    parts = {
+        "train_full": FakeHubPart(pictures[:4], [0, 1, None, 1]),
+        "validation": FakeHubPart(pictures[4:6], [1, 0]),
+        "unlabeled": FakeHubPart(pictures[6:7], [-1]),
+        "other": FakeHubPart(pictures[7:], [0]),
+    }
+    hub = ModuleType("datasets")
+    hub.Image, hub.ClassLabel, hub.load_dataset = FakeImage, FakeLabel, lambda name: parts
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    with caplog.at_level("INFO"):
+        train, val = open_source("hf:me/birds"), open_source("hf:me/birds", "val")
+    assert (train.name, train.classes, train.labels.tolist()) == ("birds", ("owl", "ant"), [0, 1, -1, 1, -1])
+    assert [int(train.read(index)[0, 0, 0]) for index in range(5)] == [0, 1, 2, 3, 6]
+    assert val.labels.tolist() == [1, 0]
+    assert "FakeLabel column fine is read, not coarse" in caplog.text
+    assert "these parts are left out: other" in caplog.text
 
 
 def test_gray_images_in_a_colour_set_are_replicated(tmp_path):
