@@ -19,10 +19,12 @@ import tempfile
 import time
 import traceback
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+
+import yaml
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # tests/tiny.py and tests/masked_images.py
@@ -243,11 +245,18 @@ class Process:
 
     @property
     def last_words(self) -> str:
-        """From its last error or traceback on, in one line."""
-        lines = [line.strip() for line in self.said.splitlines() if line.strip()]
-        marked = [i for i, line in enumerate(lines) if line.startswith(("error:", "Traceback"))]
-        words = " | ".join(lines[marked[-1] :] if marked else lines[-3:])
-        return words if len(words) < 700 else f"{words[:300]} ... {words[-350:]}"
+        """Its last error, or the last line of its traceback, in one line."""
+        said = self.said
+        if "Traceback (most recent call last)" in said:
+            return "traceback: " + said.rstrip().rpartition("\n")[2]
+        message = error_in(said) or "; ".join(said.split("\n")[-3:])
+        return " | ".join(line.strip() for line in message.splitlines())[:800]
+
+
+def error_in(said: str) -> str | None:
+    """The last message of the command line."""
+    messages = re.split(r"^error: ", said, flags=re.MULTILINE)
+    return messages[-1].strip() if len(messages) > 1 else None
 
 
 def _child(
@@ -283,7 +292,7 @@ def _child(
 
 
 # ------------------------------------------------------------------------------------------------------------ Comparing
-MEASURED = re.compile(r"_s$|^time|seconds|images_per_s|started|command|environment|wall|memory|cost")
+MEASURED = re.compile(r"_s$|_per_s|^s_per_|^time|seconds|started|command|environment|memory|cost")
 
 
 RUN_FOLDER = re.compile(re.escape(os.environb.get(b"STRESS_WORK", b"-")) + rb"/[\w/-]*/run\b")
@@ -310,6 +319,8 @@ def content(path: Path) -> Any:
         return rows
     if path.suffix == ".json":
         return plain(json.loads(data))
+    if path.suffix == ".yaml":  # lines break elsewhere if a path is longer
+        return yaml.safe_load(data)
     if path.suffix in (".html", ".md"):  # pages tell times
         if path.suffix == ".html" and not data.rstrip().endswith(b"</html>"):
             raise ValueError(f"{path.name} is cut")
@@ -318,8 +329,15 @@ def content(path: Path) -> Any:
         import numpy as np
 
         with np.load(path) as arrays:
-            return {name: [str(arrays[name].dtype), arrays[name].shape, sha(arrays[name].tobytes())] for name in arrays}
+            return {name: described(arrays[name]) for name in arrays}
     return sha(data)
+
+
+def described(array: Any) -> Any:
+    """An array by its hash; what is told beside arrays, as JSON, by its values."""
+    if array.dtype.kind == "U" and array.shape == ():
+        return plain(json.loads(RUN_FOLDER.sub(b"RUN", str(array).encode())))
+    return [str(array.dtype), array.shape, sha(array.tobytes())]
 
 
 def result(out: Path) -> dict[str, Any]:
@@ -379,24 +397,20 @@ REMEDIES = (
     "add cause choose copy free give install leave lower make mount pass put raise remove rename repair restore run "
     "save set sort start try turn use wait write"
 )
-REMEDY = re.compile(
-    rf"(^|[.:;] )(Then )?({'|'.join(REMEDIES.title().split())})\b|, or ({'|'.join(REMEDIES.split())})\b"
-)
+REMEDY = re.compile(rf"(?m:^|[.:;] )({'|'.join(REMEDIES.title().split())})\b|, or ({'|'.join(REMEDIES.split())})\b")
 
 
-def improper(status: int | None, process: Process, names: Iterable[str]) -> str | None:
+def improper(status: int | None, said: str, names: Sequence[str]) -> str | None:
     """Why an end with that status is none with a message that names what is at fault and what to do; None if it is."""
-    said = process.said
     if status is None:
         return "it hangs"
     if "Traceback (most recent call last)" in said:
         return f"exit {status} with a traceback"
-    if status != 2 or "error:" not in said:
-        return f"exit {status} without an error"
-    message = said.rpartition("error:")[2]
+    if status != 2 or (message := error_in(said)) is None:
+        return f"exit {status} without an error message"
     if not any(name in message for name in names):
         return f"the message does not name {' or '.join(names)}"
-    return None if REMEDY.search(message.replace("\n", " ")) else "the message does not say what to do"
+    return None if REMEDY.search(message) else "the message does not say what to do"
 
 
 # ---------------------------------------------------------------------------------------------------------------- Bench
@@ -442,7 +456,7 @@ class Bench:
         return folder / "run"
 
     def start(self, case: str, out: Path, **how: Any) -> Process:
-        return Process(self.words(case, out), out.parent / "log", **how)
+        return Process(self.words(case, out), self.work / f"{out.parent.name}.log", **how)
 
     def reference(self, case: str) -> Reference:
         """The undisturbed run of a case, carried out once; those that it needs come first."""
@@ -463,10 +477,20 @@ class Bench:
             self._references[case] = Reference(out, result(out), time.monotonic() - began, counts)
         return self._references[case]
 
-    def unequal(self, case: str, out: Path) -> list[str]:
-        """Why what a command left is not what the undisturbed run left; nothing if it is, bit for bit."""
+    def keep(self, out: Path) -> None:
+        """Put away what went wrong, with what was said."""
+        folder = self.work / f"wrong-{len(list(self.work.glob('wrong-*'))):03}"
+        shutil.move(out.parent, folder)
+        shutil.copy(self.work / f"{out.parent.name}.log", folder)
+
+    def unequal(self, case: str, out: Path, *, finished: bool = False) -> list[str]:
+        """Why what a command left is not what the undisturbed run left; nothing if it is, bit for bit.
+
+        Of a run that was `finished` before, what it hands back counts: nobody reads its checkpoints.
+        """
         try:
-            return torn(out) + differences(self.reference(case).values, result(out))
+            found = differences(self.reference(case).values, result(out))
+            return [text for text in found if "checkpoints/" not in text] if finished else torn(out) + found
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             return [repr(error)]
 
@@ -503,6 +527,19 @@ class Bench:
             if not self.unequal("finetune", out):
                 sys.exit(f"The comparison must notice {name}, and does not.")
         shutil.rmtree(folder)
+        right, advice = "run/a.json must be whole; got ''.", "Remove it."
+        for status, said, proper in (
+            (2, f"error: {right} {advice}", True),
+            (2, f"error: {right}\n{advice}", True),
+            (1, f"error: {right} {advice}", False),
+            (None, f"error: {right} {advice}", False),
+            (2, f"error: {right}", False),
+            (2, f"error: something must be whole. {advice}", False),
+            (2, f"{right} {advice}", False),
+            (2, f"Traceback (most recent call last):\nerror: {right} {advice}", False),
+        ):
+            if (improper(status, said, ["a.json"]) is None) != proper:
+                sys.exit(f"Exit {status} with {said!r} must be {'proper' if proper else 'improper'}, and is not.")
         print(f"The comparison notices {len(ways)} of {len(ways)} damages: {', '.join(ways)}.", flush=True)
 
 

@@ -90,12 +90,13 @@ class Chains:
             status = process.wait(self.bench.patience)
             why += self.bench.unequal(case, out) if status == 0 else [f"status {status}: {process.last_words}"]
             process.end()
-        words = shlex.join(self.bench.words(case, Path("OUT")))
+        left, outcome = len(litter(out)), "wrong" if why else "same"
+        if why:
+            self.bench.keep(out)
+        command = shlex.join(self.bench.words(case, Path("OUT")))
+        group = f"kills of `{COMMANDS[case].split()[0]}`"
         stopped = f"{killed} stops: {' '.join(how)}"
-        outcome = "wrong" if why else "same"
-        return Trial(
-            "a command killed, and run again", case, stopped, outcome, "; ".join(why), words, killed, len(litter(out))
-        )
+        return Trial(group, case, stopped, outcome, "; ".join(why), command, killed, left)
 
     def check_resume(self) -> None:
         """A run that forgets the optimiser's moments when it is resumed must be found wrong; else end the script."""
