@@ -40,7 +40,7 @@ GROUPS = {
     "finished": "a damaged file of a finished run",
 }
 MORE = {
-    "wide": "pretrain mae --data {wide} --out {out} --size micro --steps 12 --batch_size 64 --data.workers 12 "
+    "wide": "pretrain mae --data {wide} --out {out} --size micro --steps 8 --batch_size 64 --data.workers 12 "
     "--runtime.device cpu --runtime.threads 1",
     "bare": f"pretrain mae --data {{own}}/var --out {{out}} {FEW}",
     "config": "pretrain --config {config} --out {out}",
@@ -88,7 +88,7 @@ class Faults:
     def resumed(self, group: str, case: str, fault: str, out: Path, problem: str | None) -> Trial:
         """The fault is over: the same command must end bit-equal; `problem` is what was wrong while it lasted."""
         process = self.bench.start(case, out)
-        status = process.wait(self.bench.patience)
+        status = process.finish(self.bench.patience)
         found = [problem] if problem else []
         found += self.bench.unequal(case, out) if status == 0 else [f"run again: {status}: {process.last_words}"]
         process.end()
@@ -97,7 +97,7 @@ class Faults:
     def settled(self, group: str, case: str, fault: str, out: Path, names: list[str]) -> Trial:
         """The fault stays: the command must end bit-equal, or be refused in a message with one of the names."""
         process = self.bench.start(case, out)
-        status = process.wait(self.bench.patience)
+        status = process.finish(self.bench.patience)
         if status == 0:
             why = "; ".join(self.bench.unequal(case, out, finished=group == "finished"))
             outcome = "wrong" if why else "same"
@@ -109,7 +109,7 @@ class Faults:
 
     def met(self, process: Process, names: list[str]) -> str | None:
         """What was wrong with how a command ended that met a fault."""
-        status = process.wait(self.bench.patience)
+        status = process.finish(self.bench.patience)
         problem = None if status == 0 else improper(status, process.said, names)
         words = f"{problem}: {process.last_words}" if problem else None
         process.end()
@@ -210,7 +210,7 @@ class Faults:
 
     def interrupted(self, process: Process, words: str = "") -> str | None:
         """What was wrong with how a command ended that was signalled, and has to say those words."""
-        status, said = process.wait(self.bench.patience), process.said
+        status, said = process.finish(self.bench.patience), process.said
         process.end()
         if status is None:
             return "it hangs"

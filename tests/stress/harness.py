@@ -4,6 +4,7 @@ import argparse
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import hashlib
 import importlib
 import json
@@ -216,6 +217,13 @@ class Process:
                 time.sleep(0.002)
         return self.status
 
+    def finish(self, seconds: float) -> int | None:
+        """As `wait`; a command that hangs then tells in its log where its threads stand, and is over."""
+        if (status := self.wait(seconds)) is None:
+            self.send(signal.SIGABRT)
+            self.wait(10)
+        return status
+
     def send(self, number: int, *, group: bool = False) -> None:
         with contextlib.suppress(ProcessLookupError):
             (os.killpg if group else os.kill)(self.pid, number)
@@ -270,6 +278,7 @@ def _child(
         os.dup2(handle, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        faulthandler.enable(2)
         sys.argv = ["pantomim", *words]
         if before is not None:
             before()
@@ -470,7 +479,7 @@ class Bench:
             if can("STRESS_LIBRARY"):
                 before, after = lambda: arm(out, "any", -1, 0), lambda: counted.write_text(json.dumps(operations()))
             process = self.start(case, out, before=before, after=after)
-            if (status := process.wait(self.patience)) != 0:
+            if (status := process.finish(5 * self.patience)) != 0:
                 process.end()
                 sys.exit(f"{case}: the undisturbed run ended with {status}: {process.last_words}")
             counts = json.loads(counted.read_text()) if counted.exists() else {}

@@ -41,7 +41,7 @@ class Chains:
         """How long a cold command takes before it does anything."""
         began = time.monotonic()
         process = Process(["report", "nowhere"], self.bench.work / "cold.log", cold=True)
-        process.wait(self.bench.patience)
+        process.finish(self.bench.patience)
         return time.monotonic() - began
 
     def stop_once(self, case: str, out: Path, reference: Reference) -> tuple[str, int | None, Process]:
@@ -64,7 +64,7 @@ class Chains:
             process.wait(self.rng.uniform(0, limit + self.cold_s * (kind == "cold")))
         if kind != "point":
             process.send(number)
-        return f"{kind}-{number.name}", process.wait(self.bench.patience), process
+        return f"{kind}-{number.name}", process.finish(self.bench.patience), process
 
     def chain(self, case: str, stops: int, resumed: Callable[[], None] | None = None) -> Trial:
         """So many stops, then to the end; `resumed` is called in the last start only."""
@@ -87,7 +87,7 @@ class Chains:
             why += [f"after {kind}: {text}" for text in torn(out)]
         if not why:
             process = self.bench.start(case, out, before=resumed)
-            status = process.wait(self.bench.patience)
+            status = process.finish(self.bench.patience)
             why += self.bench.unequal(case, out) if status == 0 else [f"status {status}: {process.last_words}"]
             process.end()
         left, outcome = len(litter(out)), "wrong" if why else "same"
@@ -107,7 +107,7 @@ class Chains:
             pass
         process.end()
         process = self.bench.start("mae", out, before=_forget_moments)
-        status = process.wait(self.bench.patience)
+        status = process.finish(self.bench.patience)
         found = self.bench.unequal("mae", out)
         if status != 0 or "encoder.safetensors differs" not in found or not _saved(reference.out):
             sys.exit(f"A run resumed without its moments must end, with other weights; got status {status}, {found}.")
