@@ -393,7 +393,7 @@ def torn(out: Path) -> list[str]:
             else:
                 content(path)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            found.append(f"{name} is not whole: {error!r}")
+            found.append(f"{name} is not whole: {repr(error)[:300]}")
     return found
 
 
@@ -501,7 +501,7 @@ class Bench:
             found = differences(self.reference(case).values, result(out))
             return [text for text in found if "checkpoints/" not in text] if finished else torn(out) + found
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            return [repr(error)]
+            return [repr(error)[:300]]
 
     def check_comparison(self) -> None:
         """Damage copies of a finished run in all ways that must be noticed; ends the script if one is not."""
