@@ -11,6 +11,7 @@ import json
 import os
 import pkgutil
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -126,6 +127,7 @@ def begin(work: Path | None, *, mounts: bool = False) -> Path:  # noqa: RET503 -
     """
     if "STRESS_WORK" in os.environ:
         os.nice(max(0, 10 - os.nice(0)))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         return Path(os.environ["STRESS_WORK"])
     folder = (work or Path(tempfile.mkdtemp(prefix="stress-"))).absolute()
     folder.mkdir(parents=True, exist_ok=True)
