@@ -1,19 +1,28 @@
 """From the bytes of one image file to an array (channels, height, width), with nothing clipped or rescaled.
 
-The rules are those of docs/data.md, "From file to number". simplejpeg gives the same bits as Pillow in a fifth of the
-time on small images; Pillow reads a JPEG where it is not installed, and one with EXIF or other than gray or YCbCr.
+The rules are those of docs/data.md, "From file to number". What a file is, its content tells, not its name; what it
+claims to be is compared with its size and with a limit before memory is taken. simplejpeg gives the same bits as Pillow
+in a fifth of the time on small images; Pillow reads a JPEG where it is not installed, and one with EXIF or other than
+gray or YCbCr.
 """
 
+import contextlib
 import io
+import math
+import os
+import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import tifffile
 from jaxtyping import Int
 from PIL import Image, ImageOps
+
+from pantomim.core.foreign import reason
 
 try:
     import simplejpeg
@@ -25,10 +34,19 @@ PICTURE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .webp".split()  # noqa: SIM905
 )
 SUFFIXES = PICTURE_SUFFIXES | TIFF_SUFFIXES | {".npy"}
+# Pillow's names of what it may read; it knows more, and starts Ghostscript for one of them. TGA has no mark: the last.
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
 DTYPES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")
 MAX_BANDS = 64
+MAX_MEGAPIXELS = 250.0
+LIMIT = "PANTOMIM_MAX_MEGAPIXELS"  # the environment's word for another limit
 
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "La": 1, "I": 1, "F": 1, "I;16": 1, "I;16B": 1, "I;16L": 1, "I;16N": 1}
+_MODES = {"1": "bool", "F": "float32", **dict.fromkeys(("L", "P", "RGB", "YCbCr", "CMYK"), "uint8")}
+_MODES |= dict.fromkeys(("I;16", "I;16B"), "uint16")  # number types of Pillow's modes
+_TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF_COLOURS = ("SEPARATED", "YCBCR", "CIELAB", "ICCLAB", "ITULAB", "LOGL", "LOGLUV")  # samples that are no bands
+_PNM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})" * 3 + rb"\s")  # gray, colour; as text, or not
 
 
 class BrokenImageError(ValueError):
@@ -45,30 +63,35 @@ class Header:
     dtype: str
 
 
+class StoredMask(NamedTuple):
+    """A mask as its file has it."""
+
+    ids: Int[np.ndarray, "H W"]
+    palette: bytes = b""  # red, green and blue of each id, where the file says
+
+
 def is_image(name: str) -> bool:
     """Whether a file of this name is read as an image (hidden files are not)."""
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def decode(data: bytes | Path, suffix: str) -> np.ndarray:
-    """Decode one image file, given by its bytes or its path, to (C, H, W); the suffix chooses the reader.
+def decode(data: bytes | Path) -> np.ndarray:
+    """Decode one image file, given by its bytes or its path, to (C, H, W).
 
     Raises `BrokenImageError` if the file cannot be read by the rules above.
     """
     if isinstance(data, bytes) and (image := _plain_jpeg(data)) is not None:
         return image
-    return _guarded(_reader(suffix)[0], data)
+    return _guarded(_decode, data)
 
 
-def decode_ids(data: bytes | Path, suffix: str) -> Int[np.ndarray, "H W"]:
+def decode_mask(data: bytes | Path) -> StoredMask:
     """Decode one mask: class ids as they are stored; of a palette the indices, of one bit 0 and 1.
 
     Raises `BrokenImageError` if the file cannot be read, or holds anything but one whole number a pixel.
     """
-    if suffix.lower() in PICTURE_SUFFIXES:
-        return _guarded(_picture_ids, data)
-    return as_ids(decode(data, suffix))
+    return _guarded(_decode_mask, data)
 
 
 def as_ids(image: np.ndarray) -> Int[np.ndarray, "H W"]:
@@ -80,9 +103,51 @@ def as_ids(image: np.ndarray) -> Int[np.ndarray, "H W"]:
     return image[0].astype(np.int32)
 
 
-def decode_header(data: bytes | Path, suffix: str) -> Header:
+def decode_header(data: bytes | Path) -> Header:
     """Size, channels and number type of one image file, without decoding its pixels."""
-    return _guarded(_reader(suffix)[1], data)
+    return _guarded(_decode_header, data)
+
+
+def open_picture(file: IO[bytes]) -> Image.Image:
+    """A picture of one of `FORMATS` within the limit of size; every picture is opened here.
+
+    As `Image.open` does, whose limit holds for a whole process, and cannot be set for one file.
+    """
+    Image.init()
+    file.seek(0)
+    prefix = file.read(16)
+    for name in FORMATS:
+        factory, accepts = Image.OPEN.get(name, (None, None))
+        if factory is None or (accepts and accepts(prefix) is not True):
+            continue
+        file.seek(0)
+        try:
+            image = factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # Pillow's ways to say that it is another format
+            continue
+        check_memory(4 * image.width * image.height)
+        return image
+    raise BrokenImageError("is no picture that can be read, or its beginning is damaged")
+
+
+def check_memory(num_bytes: int, file_bytes: int = 0) -> None:
+    """Refuse an image that claims more than the limit; one whose file is as large itself may."""
+    text = os.environ.get(LIMIT, str(MAX_MEGAPIXELS))
+    limit = float(text) if re.fullmatch(r"\d+(\.\d*)?", text) else 0
+    if not limit:
+        raise BrokenImageError(f"cannot be read while {LIMIT} is no number above 0; got {text!r}")
+    if num_bytes > max(4e6 * limit, file_bytes):
+        raise BrokenImageError(
+            f"takes as much memory as {num_bytes / 4e6:,.0f} megapixels, and {limit:g} are the limit, against attacks; "
+            f"if it is none, raise it: {LIMIT}={math.ceil(num_bytes / 4e6)}"
+        )
+
+
+def read_npy(file: IO[bytes], num_bytes: int) -> np.ndarray:
+    """The array of a .npy of so many bytes, which must be as long as it claims to be; nothing is unpickled."""
+    _npy_shape(file, num_bytes)
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def bands_first(array: np.ndarray, axes: str = "") -> np.ndarray:
@@ -109,8 +174,7 @@ def band_axis(shape: tuple[int, ...], axes: str = "") -> int:
 def from_picture(image: Image.Image) -> np.ndarray:
     """A Pillow image as an array (C, H, W), by the rule of docs/data.md."""
     image.load()
-    may_be_rotated = any(key in image.info for key in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
-    return plain(_pixels(ImageOps.exif_transpose(image) if may_be_rotated else image))
+    return plain(_pixels(ImageOps.exif_transpose(image) if _orientation(image) != 1 else image))
 
 
 def plain(array: np.ndarray) -> np.ndarray:
@@ -126,27 +190,102 @@ def plain(array: np.ndarray) -> np.ndarray:
 
 def _check_dtype(dtype: np.dtype) -> None:
     if dtype.name not in DTYPES:
-        raise BrokenImageError(f"holds {dtype.name} numbers; supported are {', '.join(DTYPES)}")
+        held = "Python objects" if dtype.hasobject else f"{dtype.name} numbers"
+        raise BrokenImageError(f"holds {held}; supported are {', '.join(DTYPES)}")
 
 
-def _reader(suffix: str) -> tuple[Callable[[Any], np.ndarray], Callable[[Any], Header]]:
-    suffix = suffix.lower()
-    if suffix in TIFF_SUFFIXES:
-        return _decode_tiff, _tiff_header
-    if suffix == ".npy":
-        return _decode_npy, _npy_header
-    return _decode_picture, _picture_header
-
-
-def _guarded(read: Callable[[Any], Any], data: bytes | Path) -> Any:
-    """Any failure of a decoder on a user's file is a broken image; what our own code raises is passed on."""
+def _guarded(read: Callable[[IO[bytes], bytes], Any], data: bytes | Path) -> Any:
+    """What `read` makes of an open file and its first bytes; any failure of a decoder on it is a broken image."""
     try:
-        return read(io.BytesIO(data) if isinstance(data, bytes) else data)
+        with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as file:
+            mark = file.read(6)
+            file.seek(0)
+            return read(file, mark)
     except (BrokenImageError, MemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BrokenImageError(reason[:200]) from error
+        raise BrokenImageError(reason(error)) from error
+
+
+def _decode(file: IO[bytes], mark: bytes) -> np.ndarray:
+    if mark.startswith(_TIFF_MARKS):
+        array, axes, _ = _tiff_samples(file, as_stored=False)
+        return plain(bands_first(array, axes))
+    if mark == np.lib.format.MAGIC_PREFIX:
+        return plain(bands_first(read_npy(file, _size(file))))
+    if pnm := _pnm_header(file):
+        return plain(_pnm_values(file, *pnm, as_stored=False).transpose(2, 0, 1))
+    with open_picture(file) as image:
+        return _deep_png(file, image) if _is_deep(image) else from_picture(image)
+
+
+def _decode_mask(file: IO[bytes], mark: bytes) -> StoredMask:
+    if mark.startswith(_TIFF_MARKS):
+        array, axes, palette = _tiff_samples(file, as_stored=True)
+        return StoredMask(as_ids(bands_first(array.view(np.uint8) if array.dtype == np.bool_ else array, axes)), palette)
+    if mark == np.lib.format.MAGIC_PREFIX:
+        return StoredMask(as_ids(_decode(file, mark)))
+    if pnm := _pnm_header(file):
+        return StoredMask(as_ids(_pnm_values(file, *pnm, as_stored=True).transpose(2, 0, 1)))
+    with open_picture(file) as image:
+        if image.format == "JPEG":
+            raise BrokenImageError("is a JPEG, which does not keep class ids; save masks as PNG")
+        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
+            raise BrokenImageError(f"is {image.mode}; a mask has one class id a pixel")
+        return StoredMask(np.asarray(image).astype(np.int32), bytes(image.getpalette("RGB") or ()))
+
+
+def _decode_header(file: IO[bytes], mark: bytes) -> Header:
+    if mark.startswith(_TIFF_MARKS):
+        size = _size(file)
+        with tifffile.TiffFile(file) as tiff:
+            page: Any = tiff.pages[0]
+            shape, axes, dtype = _tiff_layout(tiff, size)
+            _tiff_picture(file, page, shape, dtype)
+        if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+            shape, axes, dtype = (3, *shape), "S" + axes, np.dtype(np.uint8)
+        return _array_header(shape, axes, dtype)
+    if mark == np.lib.format.MAGIC_PREFIX:
+        return _array_header(*_npy_shape(file, _size(file)))
+    if pnm := _pnm_header(file):
+        height, width, channels, top, _ = pnm
+        return Header(channels, height, width, "uint16" if top > 255 else "uint8")
+    with open_picture(file) as image:
+        width, height = image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
+        mode, deep = image.mode, _is_deep(image) or image.mode.startswith("I;16")
+        dtype = "uint16" if deep else {"I": "int32", "F": "float32"}.get(mode, "uint8")
+        return Header(_CHANNELS.get(mode, 3), height, width, dtype)
+
+
+def _size(file: IO[bytes]) -> int:
+    """Bytes of an open file, which is then at its beginning."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size
+
+
+def _array_header(shape: tuple[int, ...], axes: str, dtype: np.dtype) -> Header:
+    dtype = np.dtype(np.uint8) if dtype == np.bool_ else dtype
+    _check_dtype(dtype)
+    whole = np.broadcast_to(np.empty((), dtype), shape)  # of this shape, without memory
+    channels, height, width = bands_first(whole, axes).shape
+    return Header(channels, height, width, dtype.name)
+
+
+def _npy_shape(file: IO[bytes], num_bytes: int) -> tuple[tuple[int, ...], str, np.dtype]:
+    """Shape, no names of axes, and number type of a .npy that is as long as its header claims."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except ValueError as error:  # NumPy's own words may advise to load it unsafely
+        raise BrokenImageError("has a damaged header") from error
+    if dtype.hasobject:
+        _check_dtype(dtype)
+    claimed, found = math.prod(shape) * dtype.itemsize, num_bytes - file.tell()
+    if claimed > found or any(length < 0 for length in shape):
+        raise BrokenImageError(f"claims an array of {claimed:,} bytes, and has {found:,}")
+    return shape, "", dtype
 
 
 def _plain_jpeg(data: bytes) -> np.ndarray | None:
@@ -154,33 +293,23 @@ def _plain_jpeg(data: bytes) -> np.ndarray | None:
     if simplejpeg is None or data[:2] != b"\xff\xd8" or b"Exif\0\0" in data or b"ns.adobe.com" in data:
         return None
     try:
-        space = {"Gray": "GRAY", "YCbCr": "RGB"}.get(simplejpeg.decode_jpeg_header(data)[2])
+        height, width, found, _ = simplejpeg.decode_jpeg_header(data)
+        space = {"Gray": "GRAY", "YCbCr": "RGB"}.get(found)
         if space is None:
             return None
+        check_memory(4 * height * width)
         return np.ascontiguousarray(simplejpeg.decode_jpeg(data, space).transpose(2, 0, 1))
+    except BrokenImageError:
+        raise
     except ValueError:
         return None
 
 
-def _refuse_lossy(image: Any) -> None:
-    colour_png = image.format == "PNG" and image.mode in ("RGB", "RGBA", "LA")
-    if colour_png and any(";16B" in str(tile[3]) for tile in image.tile):
-        raise BrokenImageError("is a 16-bit colour PNG, which would be cut to 8 bits; save it as TIFF or .npy")
-
-
-def _decode_picture(file: Any) -> np.ndarray:
-    with Image.open(file) as image:
-        _refuse_lossy(image)
-        return from_picture(image)
-
-
-def _picture_ids(file: Any) -> np.ndarray:
-    with Image.open(file) as image:
-        if image.format == "JPEG":
-            raise BrokenImageError("is a JPEG, which does not keep class ids; save masks as PNG")
-        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
-            raise BrokenImageError(f"is {image.mode}; a mask has one class id a pixel")
-        return np.asarray(image).astype(np.int32)
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 where there is none or another."""
+    keys = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+    found = image.getexif().get(0x0112, 1) if any(key in image.info for key in keys) else 1
+    return found if found in range(2, 9) else 1
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -201,75 +330,138 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _picture_header(file: Any) -> Header:
-    with Image.open(file) as image:
-        _refuse_lossy(image)
-        width, height = image.size
-        if "exif" in image.info and image.getexif().get(0x0112, 1) >= 5:
-            width, height = height, width
-        mode = image.mode
-        dtype = {"I": "int32", "F": "float32"}.get(mode, "uint16" if mode.startswith("I;16") else "uint8")
-        return Header(_CHANNELS.get(mode, 3), height, width, dtype)
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an opened picture is a PNG of 16 bits of which Pillow keeps 8."""
+    raw = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""  # type: ignore[attr-defined]
+    if not raw.endswith(";16B") or raw.startswith("I"):
+        return False
+    if raw.startswith("LA") or "transparency" in image.info or _orientation(image) != 1:
+        raise BrokenImageError("is a 16-bit PNG with a rotation, a transparent colour or gray; save it without")
+    return True
 
 
-def _decode_tiff(file: Any) -> np.ndarray:
-    try:
-        with tifffile.TiffFile(file) as tiff:
-            series = tiff.series[0]
-            array, axes, page = series.asarray(), series.axes, tiff.pages[0]
-            if page.photometric == tifffile.PHOTOMETRIC.PALETTE:  # type: ignore[union-attr]
-                colors = (np.asarray(page.colormap) >> 8).astype(np.uint8)  # type: ignore[union-attr]
-                array, axes = colors[:, array], "S" + axes
-            if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype == np.bool_:  # type: ignore[union-attr]
-                array = ~array
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
-            raise
-        return _decode_compressed_tiff(file)
-    shape, axes = _squeezed(array.shape, axes)
-    return plain(bands_first(array.reshape(shape), axes))
+def _deep_png(file: IO[bytes], image: Image.Image) -> np.ndarray:
+    """A PNG of 16 bits, whose samples Pillow cuts to their first byte; transparency on white."""
+    first = np.asarray(image).transpose(2, 0, 1).astype(np.uint16)
+    with open_picture(file) as again:
+        again.tile = [tile._replace(args=tile.args.replace("16B", "16L")) for tile in again.tile]  # type: ignore
+        samples = first << 8 | np.asarray(again).transpose(2, 0, 1)
+    if len(samples) == 3:
+        return plain(samples)
+    share = samples[3:] / 65535
+    return plain(np.rint(samples[:3] * share + 65535 * (1 - share)).astype(np.uint16))
 
 
-def _decode_compressed_tiff(file: Any) -> np.ndarray:
-    """Pillow reads the compressions for which tifffile wants the package imagecodecs, in plain gray and RGB only."""
-    if isinstance(file, io.BytesIO):
-        file.seek(0)
-    try:
-        with Image.open(file) as image:
-            if image.mode in ("1", "L", "RGB", "I;16", "I;16B", "F"):
-                return plain(_pixels(image))
-    except OSError:
-        pass
-    raise BrokenImageError("is a TIFF whose compression needs `pip install imagecodecs`")
+def _pnm_header(file: IO[bytes]) -> tuple[int, int, int, int, int] | None:
+    """Height, width, channels, largest value, and place of the pixels, of a PGM or PPM; None: it is none."""
+    found = _PNM.match(file.read(4096))
+    file.seek(0)
+    if found is None:
+        return None
+    width, height, top = (int(found[number]) for number in (2, 3, 4))
+    channels = 3 if found[1] in b"36" else 1
+    if not 0 < top < 2**16:
+        raise BrokenImageError(f"has {top} as its largest value, which must be from 1 to 65535")
+    check_memory(4 * height * width)
+    return height, width, channels, top, found.end() if found[1] in b"56" else -found.end()
 
 
-def _squeezed(shape: tuple[int, ...], axes: str) -> tuple[tuple[int, ...], str]:
-    """Without axes of length one, rows, columns and samples apart."""
-    kept = [axis for axis, length in enumerate(shape) if length > 1 or axes[axis] in "YXS"]
-    return tuple(shape[axis] for axis in kept), "".join(axes[axis] for axis in kept)
+def _pnm_values(
+    file: IO[bytes], height: int, width: int, channels: int, top: int, place: int, *, as_stored: bool
+) -> np.ndarray:
+    """Its pixels (H, W, C), scaled to 8 or 16 bits by the largest value; Pillow would cut those to 8 bits."""
+    file.seek(abs(place))
+    count, dtype = height * width * channels, np.dtype(np.uint16 if top > 255 else np.uint8)
+    if place > 0:
+        values = np.frombuffer(file.read(count * dtype.itemsize), dtype.newbyteorder(">"))
+    else:
+        values = np.array(file.read(6 * count + 2**16).split()[:count]).astype(np.int64)
+    if len(values) < count or values.max(initial=0) > top:
+        raise BrokenImageError("is cut, or has values above the largest that it states")
+    whole = np.iinfo(dtype).max
+    if not as_stored and top != whole:
+        values = np.rint(values * (whole / top))
+    return values.reshape(height, width, channels).astype(dtype)
 
 
-def _tiff_header(file: Any) -> Header:
+def _tiff_samples(file: IO[bytes], *, as_stored: bool) -> tuple[np.ndarray, str, bytes]:
+    """The samples of a TIFF, which axes they have, and its palette.
+
+    Not `as_stored`: with the palette's colours, white-is-zero inverted, and scaled where they have fewer bits.
+    """
+    size = _size(file)
     with tifffile.TiffFile(file) as tiff:
-        series, page = tiff.series[0], tiff.pages[0]
-        shape, axes = _squeezed(series.shape, series.axes)
-        if page.photometric == tifffile.PHOTOMETRIC.PALETTE:  # type: ignore[union-attr]
-            return _array_header((3, *shape), "S" + axes, np.dtype(np.uint8))
-        return _array_header(shape, axes, np.dtype(series.dtype))
+        page: Any = tiff.pages[0]
+        shape, axes, dtype = _tiff_layout(tiff, size)
+        if (image := _tiff_picture(file, page, shape, dtype)) is None:
+            array = tiff.series[0].asarray().reshape(shape)
+        else:
+            array = _picture_samples(image, page, axes)
+        kind, bits = page.photometric, page.bitspersample
+        colours = (np.asarray(page.colormap) >> 8).astype(np.uint8) if kind == tifffile.PHOTOMETRIC.PALETTE else None
+    if as_stored or colours is not None:
+        palette = b"" if colours is None else colours.T.tobytes()
+        return (array, axes, palette) if as_stored or colours is None else (colours[:, array], "S" + axes, palette)
+    if kind == tifffile.PHOTOMETRIC.MINISWHITE:
+        if array.dtype.kind == "f":
+            raise BrokenImageError("has floats of which 0 is white, and no other is black; invert them")
+        array = ~array
+    if array.dtype.kind == "u" and bits < 8 * dtype.itemsize:
+        full, top = np.iinfo(dtype).max, 2**bits - 1
+        array = np.rint((array & top) * (full / top)).astype(dtype)
+    return array, axes, b""
 
 
-def _decode_npy(file: Any) -> np.ndarray:
-    return plain(bands_first(np.load(file, allow_pickle=False)))
+def _tiff_layout(tiff: tifffile.TiffFile, file_bytes: int) -> tuple[tuple[int, ...], str, np.dtype]:
+    """Shape, axes and number type of the samples, without axes of length one, rows, columns and samples apart."""
+    series, page = tiff.series[0], tiff.pages[0]
+    if series.dtype is None:
+        raise BrokenImageError("holds numbers of a type that is not supported")
+    dtype = np.dtype(series.dtype)
+    check_memory(math.prod(series.shape) * dtype.itemsize, file_bytes)
+    if _tiff_colours(page):
+        return (page.imagelength, page.imagewidth, 3), "YXS", dtype  # type: ignore[union-attr]
+    kept = [axis for axis, length in enumerate(series.shape) if length > 1 or series.axes[axis] in "YXS"]
+    return tuple(series.shape[axis] for axis in kept), "".join(series.axes[axis] for axis in kept), dtype
 
 
-def _npy_header(file: Any) -> Header:
-    array = np.load(file, allow_pickle=False, mmap_mode=None if isinstance(file, io.BytesIO) else "r")
-    return _array_header(array.shape, "", array.dtype)
+def _tiff_colours(page: Any) -> str:
+    """The colour space of a TIFF whose samples are no bands; empty if they are."""
+    name = getattr(page.photometric, "name", "")
+    return name if name in _TIFF_COLOURS else ""
 
 
-def _array_header(shape: tuple[int, ...], axes: str, dtype: np.dtype) -> Header:
-    dtype = np.dtype(np.uint8) if dtype == np.bool_ else dtype
-    _check_dtype(dtype)
-    whole = np.broadcast_to(np.empty((), dtype), shape)  # of this shape, without memory
-    channels, height, width = bands_first(whole, axes).shape
-    return Header(channels, height, width, dtype.name)
+def _tiff_picture(file: IO[bytes], page: Any, shape: tuple[int, ...], dtype: np.dtype) -> Image.Image | None:
+    """Opened by Pillow, where tifffile cannot read it; refused if Pillow would give other numbers. None: it can."""
+    colours, tables, missing = _tiff_colours(page), tifffile.TIFF, ""
+    try:
+        _ = page.compression == 1 or tables.DECOMPRESSORS[page.compression]
+        _ = page.predictor == 1 or tables.UNPREDICTORS[page.predictor]
+    except KeyError:
+        missing = getattr(page.compression, "name", str(page.compression))
+    if not colours and not missing:
+        return None
+    image = None
+    with contextlib.suppress(BrokenImageError, OSError):
+        image = open_picture(file)
+        same = image.size == (page.imagewidth, page.imagelength) and _MODES.get(image.mode) == dtype.name
+        bands = 3 if image.mode in ("RGB", "YCbCr", "CMYK") else 1
+        same &= math.prod(shape) == page.imagewidth * page.imagelength * bands and page.bitspersample not in (2, 4)
+        if same and (colours or image.mode not in ("YCbCr", "CMYK")):
+            return image
+    if missing:
+        raise BrokenImageError(f"is a TIFF compressed by {missing}, which needs `pip install imagecodecs`")
+    raise BrokenImageError(f"is a TIFF of {dtype.name} in {colours}; save it in gray, RGB, or as bands")
+
+
+def _picture_samples(image: Image.Image, page: Any, axes: str) -> np.ndarray:
+    """The samples of a TIFF that Pillow reads, as they are stored."""
+    tile = image.tile[0][3]  # type: ignore[attr-defined]
+    raw = tile[0] if isinstance(tile, tuple) else tile
+    try:
+        array = np.asarray(image.convert("RGB") if image.mode in ("YCbCr", "CMYK") else image)
+    except OSError as error:
+        raise BrokenImageError(f"is a TIFF of compression {page.compression!r} that cannot be read") from error
+    if re.match("[1L];I", str(raw)):  # Pillow has inverted white-is-zero
+        array = ~array
+    return np.moveaxis(array, 2, axes.index("S")) if array.ndim == 3 else array

@@ -9,7 +9,7 @@ import torch
 from image_files import fill, png
 from masked_images import COLOURS, ade20k_files, encoded, masked_files, masked_folder, regions
 
-from pantomim.data.decoding import BrokenImageError, decode_ids
+from pantomim.data.decoding import BrokenImageError, decode_mask
 from pantomim.data.masks import read_masked
 from pantomim.data.sources import open_split
 from pantomim.data.stream import evaluation_batches
@@ -139,14 +139,14 @@ def test_masks_lie_where_their_images_do(tmp_path, image_size, kind):
 
 def test_ids_are_read_as_stored(tmp_path):
     ids = regions(0, (5, 7))
-    assert (decode_ids(encoded(ids), ".png") == ids).all()
-    assert (decode_ids(encoded(ids, "P"), ".png") == ids).all(), "a palette's colours do not matter"
-    assert (decode_ids(encoded(ids > 0), ".png") == (ids > 0)).all(), "one bit is 0 and 1, not 255"
+    assert (decode_mask(encoded(ids)).ids == ids).all()
+    assert (decode_mask(encoded(ids, "P")).ids == ids).all(), "a palette's colours do not matter"
+    assert (decode_mask(encoded(ids > 0)).ids == (ids > 0)).all(), "one bit is 0 and 1, not 255"
     np.save(tmp_path / "ids.npy", ids.astype(np.int16) - 1)
-    assert (decode_ids(tmp_path / "ids.npy", ".npy") == ids.astype(int) - 1).all()
+    assert (decode_mask(tmp_path / "ids.npy").ids == ids.astype(int) - 1).all()
     np.save(tmp_path / "float.npy", ids.astype(np.float32))
     with pytest.raises(BrokenImageError, match="whole"):
-        decode_ids(tmp_path / "float.npy", ".npy")
+        decode_mask(tmp_path / "float.npy")
 
 
 def test_classes_that_cannot_be_read(tmp_path):
