@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import tifffile
@@ -28,6 +28,8 @@ try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
+
+T = TypeVar("T")
 
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 PICTURE_SUFFIXES = frozenset(
@@ -70,6 +72,14 @@ class StoredMask(NamedTuple):
     palette: bytes = b""  # red, green and blue of each id, where the file says
 
 
+class _Opened(NamedTuple):
+    """An image file whose beginning was read."""
+
+    header: Header
+    values: Callable[[], np.ndarray]  # (C, H, W); of a mask as they are stored, else as pictures show them
+    palette: bytes = b""
+
+
 def is_image(name: str) -> bool:
     """Whether a file of this name is read as an image (hidden files are not)."""
     path = PurePosixPath(name)
@@ -83,7 +93,7 @@ def decode(data: bytes | Path) -> np.ndarray:
     """
     if isinstance(data, bytes) and (image := _plain_jpeg(data)) is not None:
         return image
-    return _guarded(_decode, data)
+    return _guarded(data, lambda file: plain(_opened(file).values()))
 
 
 def decode_mask(data: bytes | Path) -> StoredMask:
@@ -91,21 +101,26 @@ def decode_mask(data: bytes | Path) -> StoredMask:
 
     Raises `BrokenImageError` if the file cannot be read, or holds anything but one whole number a pixel.
     """
-    return _guarded(_decode_mask, data)
+
+    def read(file: IO[bytes]) -> StoredMask:
+        opened = _opened(file, as_stored=True)
+        return StoredMask(as_ids(opened.values()), opened.palette)
+
+    return _guarded(data, read)
 
 
 def as_ids(image: np.ndarray) -> Int[np.ndarray, "H W"]:
     """A decoded image (1, H, W) of whole numbers as a mask."""
     if len(image) != 1:
         raise BrokenImageError(f"has {len(image)} bands; a mask has one class id a pixel")
-    if image.dtype.kind not in "iu":
+    if image.dtype.kind not in "biu":
         raise BrokenImageError(f"holds {image.dtype.name} numbers; a mask holds whole ones")
     return image[0].astype(np.int32)
 
 
 def decode_header(data: bytes | Path) -> Header:
     """Size, channels and number type of one image file, without decoding its pixels."""
-    return _guarded(_decode_header, data)
+    return _guarded(data, lambda file: _opened(file).header)
 
 
 def open_picture(file: IO[bytes]) -> Image.Image:
@@ -145,7 +160,7 @@ def check_memory(num_bytes: int, file_bytes: int = 0) -> None:
 
 def read_npy(file: IO[bytes], num_bytes: int) -> np.ndarray:
     """The array of a .npy of so many bytes, which must be as long as it claims to be; nothing is unpickled."""
-    _npy_shape(file, num_bytes)
+    _npy_layout(file, num_bytes)
     file.seek(0)
     return np.lib.format.read_array(file, allow_pickle=False)
 
@@ -194,67 +209,27 @@ def _check_dtype(dtype: np.dtype) -> None:
         raise BrokenImageError(f"holds {held}; supported are {', '.join(DTYPES)}")
 
 
-def _guarded(read: Callable[[IO[bytes], bytes], Any], data: bytes | Path) -> Any:
-    """What `read` makes of an open file and its first bytes; any failure of a decoder on it is a broken image."""
+def _guarded(data: bytes | Path, read: Callable[[IO[bytes]], T]) -> T:
+    """What `read` makes of an open file; any failure of a decoder on it is a broken image."""
     try:
         with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as file:
-            mark = file.read(6)
-            file.seek(0)
-            return read(file, mark)
+            return read(file)
     except (BrokenImageError, MemoryError):
         raise
     except Exception as error:
         raise BrokenImageError(reason(error)) from error
 
 
-def _decode(file: IO[bytes], mark: bytes) -> np.ndarray:
-    if mark.startswith(_TIFF_MARKS):
-        array, axes, _ = _tiff_samples(file, as_stored=False)
-        return plain(bands_first(array, axes))
-    if mark == np.lib.format.MAGIC_PREFIX:
-        return plain(bands_first(read_npy(file, _size(file))))
-    if pnm := _pnm_header(file):
-        return plain(_pnm_values(file, *pnm, as_stored=False).transpose(2, 0, 1))
-    with open_picture(file) as image:
-        return _deep_png(file, image) if _is_deep(image) else from_picture(image)
-
-
-def _decode_mask(file: IO[bytes], mark: bytes) -> StoredMask:
-    if mark.startswith(_TIFF_MARKS):
-        array, axes, palette = _tiff_samples(file, as_stored=True)
-        return StoredMask(as_ids(bands_first(array.view(np.uint8) if array.dtype == np.bool_ else array, axes)), palette)
-    if mark == np.lib.format.MAGIC_PREFIX:
-        return StoredMask(as_ids(_decode(file, mark)))
-    if pnm := _pnm_header(file):
-        return StoredMask(as_ids(_pnm_values(file, *pnm, as_stored=True).transpose(2, 0, 1)))
-    with open_picture(file) as image:
-        if image.format == "JPEG":
-            raise BrokenImageError("is a JPEG, which does not keep class ids; save masks as PNG")
-        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
-            raise BrokenImageError(f"is {image.mode}; a mask has one class id a pixel")
-        return StoredMask(np.asarray(image).astype(np.int32), bytes(image.getpalette("RGB") or ()))
-
-
-def _decode_header(file: IO[bytes], mark: bytes) -> Header:
-    if mark.startswith(_TIFF_MARKS):
-        size = _size(file)
-        with tifffile.TiffFile(file) as tiff:
-            page: Any = tiff.pages[0]
-            shape, axes, dtype = _tiff_layout(tiff, size)
-            _tiff_picture(file, page, shape, dtype)
-        if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-            shape, axes, dtype = (3, *shape), "S" + axes, np.dtype(np.uint8)
-        return _array_header(shape, axes, dtype)
-    if mark == np.lib.format.MAGIC_PREFIX:
-        return _array_header(*_npy_shape(file, _size(file)))
-    if pnm := _pnm_header(file):
-        height, width, channels, top, _ = pnm
-        return Header(channels, height, width, "uint16" if top > 255 else "uint8")
-    with open_picture(file) as image:
-        width, height = image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
-        mode, deep = image.mode, _is_deep(image) or image.mode.startswith("I;16")
-        dtype = "uint16" if deep else {"I": "int32", "F": "float32"}.get(mode, "uint8")
-        return Header(_CHANNELS.get(mode, 3), height, width, dtype)
+def _opened(file: IO[bytes], as_stored: bool = False) -> _Opened:
+    mark = file.read(6)
+    for marks, read in (
+        (_TIFF_MARKS, _tiff),
+        ((np.lib.format.MAGIC_PREFIX,), _npy),
+        ((b"P2", b"P3", b"P5", b"P6"), _pnm),
+    ):
+        if mark.startswith(marks):
+            return read(file, as_stored)
+    return _picture(file, as_stored)
 
 
 def _size(file: IO[bytes]) -> int:
@@ -264,16 +239,21 @@ def _size(file: IO[bytes]) -> int:
     return size
 
 
-def _array_header(shape: tuple[int, ...], axes: str, dtype: np.dtype) -> Header:
+def _header_of(shape: tuple[int, ...], axes: str, dtype: np.dtype) -> Header:
     dtype = np.dtype(np.uint8) if dtype == np.bool_ else dtype
     _check_dtype(dtype)
     whole = np.broadcast_to(np.empty((), dtype), shape)  # of this shape, without memory
-    channels, height, width = bands_first(whole, axes).shape
-    return Header(channels, height, width, dtype.name)
+    return Header(*bands_first(whole, axes).shape, dtype.name)
 
 
-def _npy_shape(file: IO[bytes], num_bytes: int) -> tuple[tuple[int, ...], str, np.dtype]:
+def _npy(file: IO[bytes], as_stored: bool) -> _Opened:
+    size = _size(file)
+    return _Opened(_header_of(*_npy_layout(file, size)), lambda: bands_first(read_npy(file, size)))
+
+
+def _npy_layout(file: IO[bytes], num_bytes: int) -> tuple[tuple[int, ...], str, np.dtype]:
     """Shape, no names of axes, and number type of a .npy that is as long as its header claims."""
+    file.seek(0)
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -330,138 +310,127 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _is_deep(image: Image.Image) -> bool:
-    """Whether an opened picture is a PNG of 16 bits of which Pillow keeps 8."""
+def _picture(file: IO[bytes], as_stored: bool) -> _Opened:
+    image = open_picture(file)
+    mode, turn = image.mode, _orientation(image)
+    width, height = image.size[::-1] if turn in (5, 6, 7, 8) else image.size
     raw = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""  # type: ignore[attr-defined]
-    if not raw.endswith(";16B") or raw.startswith("I"):
-        return False
-    if raw.startswith("LA") or "transparency" in image.info or _orientation(image) != 1:
-        raise BrokenImageError("is a 16-bit PNG with a rotation, a transparent colour or gray; save it without")
-    return True
+    if as_stored:
+        if image.format == "JPEG":
+            raise BrokenImageError("is a JPEG, which does not keep class ids; save masks as PNG")
+        if mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
+            raise BrokenImageError(f"is {mode}; a mask has one class id a pixel")
+        palette = bytes(image.getpalette("RGB") or ())
+        return _Opened(Header(1, height, width, "int32"), lambda: np.asarray(image)[None], palette)
+    if raw in ("LA;16B", "RGB;16B", "RGBA;16B"):
+        if raw == "LA;16B" or "transparency" in image.info or turn != 1:
+            raise BrokenImageError("is a 16-bit PNG with a rotation, a transparent colour or gray; save it without")
+        return _Opened(Header(3, height, width, "uint16"), lambda: _deep_png(file, image))
+    dtype = "uint16" if mode.startswith("I;16") else {"I": "int32", "F": "float32"}.get(mode, "uint8")
+    return _Opened(Header(_CHANNELS.get(mode, 3), height, width, dtype), lambda: from_picture(image))
 
 
 def _deep_png(file: IO[bytes], image: Image.Image) -> np.ndarray:
     """A PNG of 16 bits, whose samples Pillow cuts to their first byte; transparency on white."""
     first = np.asarray(image).transpose(2, 0, 1).astype(np.uint16)
-    with open_picture(file) as again:
-        again.tile = [tile._replace(args=tile.args.replace("16B", "16L")) for tile in again.tile]  # type: ignore
-        samples = first << 8 | np.asarray(again).transpose(2, 0, 1)
-    if len(samples) == 3:
-        return plain(samples)
-    share = samples[3:] / 65535
-    return plain(np.rint(samples[:3] * share + 65535 * (1 - share)).astype(np.uint16))
+    again: Any = open_picture(file)
+    again.tile = [tile._replace(args=tile.args.replace("16B", "16L")) for tile in again.tile]  # to their second
+    samples = first << 8 | np.asarray(again).transpose(2, 0, 1)
+    share = samples[3:] / 65535 if len(samples) > 3 else np.ones(1)
+    return np.rint(samples[:3] * share + 65535 * (1 - share)).astype(np.uint16)
 
 
-def _pnm_header(file: IO[bytes]) -> tuple[int, int, int, int, int] | None:
-    """Height, width, channels, largest value, and place of the pixels, of a PGM or PPM; None: it is none."""
-    found = _PNM.match(file.read(4096))
+def _pnm(file: IO[bytes], as_stored: bool) -> _Opened:
+    """A PGM or PPM, scaled to 8 or 16 bits by the largest value that it states; Pillow would cut those to 8 bits."""
     file.seek(0)
-    if found is None:
-        return None
+    if (found := _PNM.match(file.read(4096))) is None:
+        raise BrokenImageError("has a damaged header")
     width, height, top = (int(found[number]) for number in (2, 3, 4))
-    channels = 3 if found[1] in b"36" else 1
+    channels, text = 3 if found[1] in b"36" else 1, found[1] in b"23"
     if not 0 < top < 2**16:
         raise BrokenImageError(f"has {top} as its largest value, which must be from 1 to 65535")
     check_memory(4 * height * width)
-    return height, width, channels, top, found.end() if found[1] in b"56" else -found.end()
+    dtype: np.dtype[Any] = np.dtype(np.uint16 if top > 255 else np.uint8)
+    count, whole = height * width * channels, 65535 if top > 255 else 255
 
-
-def _pnm_values(
-    file: IO[bytes], height: int, width: int, channels: int, top: int, place: int, *, as_stored: bool
-) -> np.ndarray:
-    """Its pixels (H, W, C), scaled to 8 or 16 bits by the largest value; Pillow would cut those to 8 bits."""
-    file.seek(abs(place))
-    count, dtype = height * width * channels, np.dtype(np.uint16 if top > 255 else np.uint8)
-    if place > 0:
-        values = np.frombuffer(file.read(count * dtype.itemsize), dtype.newbyteorder(">"))
-    else:
-        values = np.array(file.read(6 * count + 2**16).split()[:count]).astype(np.int64)
-    if len(values) < count or values.max(initial=0) > top:
-        raise BrokenImageError("is cut, or has values above the largest that it states")
-    whole = np.iinfo(dtype).max
-    if not as_stored and top != whole:
-        values = np.rint(values * (whole / top))
-    return values.reshape(height, width, channels).astype(dtype)
-
-
-def _tiff_samples(file: IO[bytes], *, as_stored: bool) -> tuple[np.ndarray, str, bytes]:
-    """The samples of a TIFF, which axes they have, and its palette.
-
-    Not `as_stored`: with the palette's colours, white-is-zero inverted, and scaled where they have fewer bits.
-    """
-    size = _size(file)
-    with tifffile.TiffFile(file) as tiff:
-        page: Any = tiff.pages[0]
-        shape, axes, dtype = _tiff_layout(tiff, size)
-        if (image := _tiff_picture(file, page, shape, dtype)) is None:
-            array = tiff.series[0].asarray().reshape(shape)
+    def values() -> np.ndarray:
+        file.seek(found.end())
+        if text:
+            stored = np.array(file.read(6 * count + 2**16).split()[:count]).astype(np.int64)
         else:
-            array = _picture_samples(image, page, axes)
-        kind, bits = page.photometric, page.bitspersample
-        colours = (np.asarray(page.colormap) >> 8).astype(np.uint8) if kind == tifffile.PHOTOMETRIC.PALETTE else None
-    if as_stored or colours is not None:
-        palette = b"" if colours is None else colours.T.tobytes()
-        return (array, axes, palette) if as_stored or colours is None else (colours[:, array], "S" + axes, palette)
-    if kind == tifffile.PHOTOMETRIC.MINISWHITE:
-        if array.dtype.kind == "f":
-            raise BrokenImageError("has floats of which 0 is white, and no other is black; invert them")
-        array = ~array
-    if array.dtype.kind == "u" and bits < 8 * dtype.itemsize:
-        full, top = np.iinfo(dtype).max, 2**bits - 1
-        array = np.rint((array & top) * (full / top)).astype(dtype)
-    return array, axes, b""
+            stored = np.frombuffer(file.read(count * dtype.itemsize), dtype.newbyteorder(">"))
+        if len(stored) < count or stored.max(initial=0) > top:
+            raise BrokenImageError("is cut, or has values above the largest that it states")
+        stored = stored if as_stored or top == whole else np.rint(stored * (whole / top))
+        return stored.reshape(height, width, channels).astype(dtype).transpose(2, 0, 1)
+
+    return _Opened(Header(channels, height, width, dtype.name), values)
 
 
-def _tiff_layout(tiff: tifffile.TiffFile, file_bytes: int) -> tuple[tuple[int, ...], str, np.dtype]:
-    """Shape, axes and number type of the samples, without axes of length one, rows, columns and samples apart."""
-    series, page = tiff.series[0], tiff.pages[0]
+def _tiff(file: IO[bytes], as_stored: bool) -> _Opened:
+    """A TIFF; not `as_stored`: in the colours of its palette, white-is-zero inverted, fewer bits scaled to whole bytes."""
+    size = _size(file)
+    tiff = tifffile.TiffFile(file)
+    series, page = tiff.series[0], cast(Any, tiff.pages[0])
     if series.dtype is None:
         raise BrokenImageError("holds numbers of a type that is not supported")
-    dtype = np.dtype(series.dtype)
-    check_memory(math.prod(series.shape) * dtype.itemsize, file_bytes)
-    if _tiff_colours(page):
-        return (page.imagelength, page.imagewidth, 3), "YXS", dtype  # type: ignore[union-attr]
+    dtype, kind, bits = np.dtype(series.dtype), getattr(page.photometric, "name", ""), page.bitspersample
+    check_memory(math.prod(series.shape) * dtype.itemsize, size)
     kept = [axis for axis, length in enumerate(series.shape) if length > 1 or series.axes[axis] in "YXS"]
-    return tuple(series.shape[axis] for axis in kept), "".join(series.axes[axis] for axis in kept), dtype
+    shape, axes = tuple(series.shape[axis] for axis in kept), "".join(series.axes[axis] for axis in kept)
+    if kind in _TIFF_COLOURS:
+        shape, axes = (page.imagelength, page.imagewidth, 3), "YXS"
+    image = _tiff_picture(file, page, shape, dtype, kind)
+    colours = (np.asarray(page.colormap) >> 8).astype(np.uint8) if kind == "PALETTE" else None
+    if kind == "MINISWHITE" and dtype.kind == "f":
+        raise BrokenImageError("has floats of which 0 is white, and no other is black; invert them")
+
+    def values() -> np.ndarray:
+        array = series.asarray().reshape(shape) if image is None else _picture_samples(image, axes)
+        if as_stored:
+            return bands_first(array, axes)
+        if colours is not None:
+            return bands_first(colours[:, array], "S" + axes)
+        array = ~array if kind == "MINISWHITE" else array
+        if dtype.kind == "u" and bits < 8 * dtype.itemsize:
+            top = 2**bits - 1
+            array = np.rint((array & top) * (np.iinfo(dtype.name).max / top)).astype(dtype)
+        return bands_first(array, axes)
+
+    if colours is None or as_stored:
+        return _Opened(_header_of(shape, axes, dtype), values, b"" if colours is None else colours.T.tobytes())
+    return _Opened(_header_of((3, *shape), "S" + axes, np.dtype(np.uint8)), values)
 
 
-def _tiff_colours(page: Any) -> str:
-    """The colour space of a TIFF whose samples are no bands; empty if they are."""
-    name = getattr(page.photometric, "name", "")
-    return name if name in _TIFF_COLOURS else ""
-
-
-def _tiff_picture(file: IO[bytes], page: Any, shape: tuple[int, ...], dtype: np.dtype) -> Image.Image | None:
+def _tiff_picture(file: IO[bytes], page: Any, shape: tuple[int, ...], dtype: np.dtype, kind: str) -> Image.Image | None:
     """Opened by Pillow, where tifffile cannot read it; refused if Pillow would give other numbers. None: it can."""
-    colours, tables, missing = _tiff_colours(page), tifffile.TIFF, ""
+    tables, missing = tifffile.TIFF, ""
     try:
         _ = page.compression == 1 or tables.DECOMPRESSORS[page.compression]
         _ = page.predictor == 1 or tables.UNPREDICTORS[page.predictor]
     except KeyError:
         missing = getattr(page.compression, "name", str(page.compression))
-    if not colours and not missing:
+    if not missing and kind not in _TIFF_COLOURS:
         return None
-    image = None
     with contextlib.suppress(BrokenImageError, OSError):
         image = open_picture(file)
-        same = image.size == (page.imagewidth, page.imagelength) and _MODES.get(image.mode) == dtype.name
-        bands = 3 if image.mode in ("RGB", "YCbCr", "CMYK") else 1
-        same &= math.prod(shape) == page.imagewidth * page.imagelength * bands and page.bitspersample not in (2, 4)
-        if same and (colours or image.mode not in ("YCbCr", "CMYK")):
+        converted, place = image.mode in ("YCbCr", "CMYK"), (page.imagewidth, page.imagelength)
+        pixels = math.prod(place) * (3 if converted or image.mode == "RGB" else 1)
+        if (
+            (image.size, _MODES.get(image.mode), pixels) == (place, dtype.name, math.prod(shape))
+            and page.bitspersample not in (2, 4)
+            and converted <= (kind in _TIFF_COLOURS)
+        ):
             return image
     if missing:
         raise BrokenImageError(f"is a TIFF compressed by {missing}, which needs `pip install imagecodecs`")
-    raise BrokenImageError(f"is a TIFF of {dtype.name} in {colours}; save it in gray, RGB, or as bands")
+    raise BrokenImageError(f"is a TIFF of {dtype.name} in {kind}; save it in gray, RGB, or as bands")
 
 
-def _picture_samples(image: Image.Image, page: Any, axes: str) -> np.ndarray:
+def _picture_samples(image: Any, axes: str) -> np.ndarray:
     """The samples of a TIFF that Pillow reads, as they are stored."""
-    tile = image.tile[0][3]  # type: ignore[attr-defined]
-    raw = tile[0] if isinstance(tile, tuple) else tile
-    try:
-        array = np.asarray(image.convert("RGB") if image.mode in ("YCbCr", "CMYK") else image)
-    except OSError as error:
-        raise BrokenImageError(f"is a TIFF of compression {page.compression!r} that cannot be read") from error
-    if re.match("[1L];I", str(raw)):  # Pillow has inverted white-is-zero
+    raw = image.tile[0][3]
+    array = np.asarray(image.convert("RGB") if image.mode in ("YCbCr", "CMYK") else image)
+    if re.match("[1L];I", raw if isinstance(raw, str) else raw[0]):  # Pillow has inverted white-is-zero
         array = ~array
     return np.moveaxis(array, 2, axes.index("S")) if array.ndim == 3 else array

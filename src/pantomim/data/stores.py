@@ -5,13 +5,13 @@ import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from pantomim.core.foreign import reason
 from pantomim.data.decoding import (
@@ -224,9 +224,10 @@ class ArrayStore(Store):
 
 
 class PictureStore(Store):
-    """Pictures that another library hands out one by one."""
+    """Pictures that another library hands out one by one, or (as a mapping with `bytes` or `path`) their files."""
 
-    def __init__(self, fetch: Callable[[int], Image.Image | np.ndarray], num_images: int) -> None:
+    def __init__(self, fetch: Callable[[int], Image.Image | np.ndarray | Mapping[str, Any]], num_images: int) -> None:
+        EpsImagePlugin.gs_binary = False  # that library may open what Pillow starts Ghostscript for
         self._fetch = fetch
         self.names = [str(number) for number in range(num_images)]
 
@@ -236,6 +237,8 @@ class PictureStore(Store):
             picture = self._fetch(position)
         except Exception as error:  # whatever the other library's decoder raises
             raise BrokenImageError(reason(error)) from error
+        if isinstance(picture, Mapping):
+            return decode(picture["bytes"] or Path(picture["path"]))
         return from_picture(picture) if isinstance(picture, Image.Image) else plain(bands_first(np.asarray(picture)))
 
     def header(self, position: int) -> Header:

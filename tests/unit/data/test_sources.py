@@ -285,7 +285,7 @@ def test_more_than_one_percent_broken_stops_with_the_list(tmp_path):
 
 def test_unreadable_headers_stop_at_opening(tmp_path):
     spec = str(fill(tmp_path, {"0.png": png(0), "1.png": b"", "2.jpg": b"no image"}))
-    with pytest.raises(ValueError, match=r"got 2 of 3 .*\n  1.png: is an empty file\n  2.jpg: cannot identify"):
+    with pytest.raises(ValueError, match=r"got 2 of 3 .*\n  1.png: is an empty file\n  2.jpg: is no picture"):
         open_source(spec, "all")
 
 
