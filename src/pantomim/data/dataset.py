@@ -286,7 +286,7 @@ class Dataset:
         raise BrokenImageError(f"has {len(image)} channels in a set of {self.channels}")
 
     def _probe(self, contents: Contents) -> tuple[Facts, dict[int, str]]:
-        """Facts of the split, and what is broken; kind of image as in the whole source, so that splits cannot differ."""
+        """Facts of the split, and what is broken; channels and number type are those of the whole source."""
         headers: dict[int, Header] = {}
         reasons: dict[int, str] = {}
         probed = (part[evenly_spaced(len(part), MAX_PROBED)] for part in (contents.everything(), self._positions))
@@ -373,9 +373,8 @@ def _common_kind(
     headers: dict[int, Header], names: Sequence[str], spec: str, max_broken: float
 ) -> tuple[int, str, dict[int, str]]:
     """The number of channels and the number type of most images, and what is wrong with each of the few others."""
-    colour = any((header.channels, header.dtype) == (3, "uint8") for header in headers.values())
     kinds = {position: (header.channels, header.dtype) for position, header in headers.items()}
-    if colour:  # in such a set gray images are replicated
+    if (3, "uint8") in kinds.values():  # in such a set gray images are replicated
         kinds = {position: (3, "uint8") if kind == (1, "uint8") else kind for position, kind in kinds.items()}
     counts = Counter(kinds.values())
     common = counts.most_common(1)[0][0]

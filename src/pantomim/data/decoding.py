@@ -43,7 +43,7 @@ MAX_BANDS = 64
 MAX_MEGAPIXELS = 250.0
 LIMIT = "PANTOMIM_MAX_MEGAPIXELS"  # the environment's word for another limit
 
-_CHANNELS = {"1": 1, "L": 1, "LA": 1, "La": 1, "I": 1, "F": 1, "I;16": 1, "I;16B": 1, "I;16L": 1, "I;16N": 1}
+_GRAY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _MODES = {"1": "bool", "F": "float32", **dict.fromkeys(("L", "P", "RGB", "YCbCr", "CMYK"), "uint8")}
 _MODES |= dict.fromkeys(("I;16", "I;16B"), "uint16")  # number types of Pillow's modes
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -222,14 +222,9 @@ def _guarded(data: bytes | Path, read: Callable[[IO[bytes]], T]) -> T:
 
 def _opened(file: IO[bytes], as_stored: bool = False) -> _Opened:
     mark = file.read(6)
-    for marks, read in (
-        (_TIFF_MARKS, _tiff),
-        ((np.lib.format.MAGIC_PREFIX,), _npy),
-        ((b"P2", b"P3", b"P5", b"P6"), _pnm),
-    ):
-        if mark.startswith(marks):
-            return read(file, as_stored)
-    return _picture(file, as_stored)
+    kinds = {_TIFF_MARKS: _tiff, (np.lib.format.MAGIC_PREFIX,): _npy, (b"P2", b"P3", b"P5", b"P6"): _pnm}
+    read = next((read for marks, read in kinds.items() if mark.startswith(marks)), _picture)
+    return read(file, as_stored)
 
 
 def _size(file: IO[bytes]) -> int:
@@ -243,7 +238,8 @@ def _header_of(shape: tuple[int, ...], axes: str, dtype: np.dtype) -> Header:
     dtype = np.dtype(np.uint8) if dtype == np.bool_ else dtype
     _check_dtype(dtype)
     whole = np.broadcast_to(np.empty((), dtype), shape)  # of this shape, without memory
-    return Header(*bands_first(whole, axes).shape, dtype.name)
+    channels, height, width = bands_first(whole, axes).shape
+    return Header(channels, height, width, dtype.name)
 
 
 def _npy(file: IO[bytes], as_stored: bool) -> _Opened:
@@ -263,7 +259,7 @@ def _npy_layout(file: IO[bytes], num_bytes: int) -> tuple[tuple[int, ...], str, 
     if dtype.hasobject:
         _check_dtype(dtype)
     claimed, found = math.prod(shape) * dtype.itemsize, num_bytes - file.tell()
-    if claimed > found or any(length < 0 for length in shape):
+    if claimed > found or min(shape, default=0) < 0:
         raise BrokenImageError(f"claims an array of {claimed:,} bytes, and has {found:,}")
     return shape, "", dtype
 
@@ -279,8 +275,6 @@ def _plain_jpeg(data: bytes) -> np.ndarray | None:
             return None
         check_memory(4 * height * width)
         return np.ascontiguousarray(simplejpeg.decode_jpeg(data, space).transpose(2, 0, 1))
-    except BrokenImageError:
-        raise
     except ValueError:
         return None
 
@@ -327,7 +321,7 @@ def _picture(file: IO[bytes], as_stored: bool) -> _Opened:
             raise BrokenImageError("is a 16-bit PNG with a rotation, a transparent colour or gray; save it without")
         return _Opened(Header(3, height, width, "uint16"), lambda: _deep_png(file, image))
     dtype = "uint16" if mode.startswith("I;16") else {"I": "int32", "F": "float32"}.get(mode, "uint8")
-    return _Opened(Header(_CHANNELS.get(mode, 3), height, width, dtype), lambda: from_picture(image))
+    return _Opened(Header(1 if mode in _GRAY else 3, height, width, dtype), lambda: from_picture(image))
 
 
 def _deep_png(file: IO[bytes], image: Image.Image) -> np.ndarray:
@@ -368,7 +362,7 @@ def _pnm(file: IO[bytes], as_stored: bool) -> _Opened:
 
 
 def _tiff(file: IO[bytes], as_stored: bool) -> _Opened:
-    """A TIFF; not `as_stored`: in the colours of its palette, white-is-zero inverted, fewer bits scaled to whole bytes."""
+    """A TIFF; not `as_stored`: in its palette's colours, white-is-zero inverted, fewer bits scaled to whole bytes."""
     size = _size(file)
     tiff = tifffile.TiffFile(file)
     series, page = tiff.series[0], cast(Any, tiff.pages[0])

@@ -118,7 +118,7 @@ class Masks:
             except BrokenImageError as error:
                 return str(error)
             ids = _distinct(mask)
-            return self._misfit(mask.shape, size, ids) or (ids, size, np.count_nonzero(mask == self.ignore))
+            return self._misfit(mask.shape, size, ids) or (ids, size, int((mask == self.ignore).sum()))
 
         indices = [index for index in range(len(dataset)) if index not in known]
         with ThreadPoolExecutor(num_threads()) as threads:
@@ -132,8 +132,8 @@ class Masks:
                 f"{self.ignore}, and {ids[0]} in {self.name} of {dataset.spec}. Set ignore to {ids[0]}."
             )
         height, width = np.median(sizes, axis=0)
-        share = sum(ignored) / max(1, np.prod(sizes, axis=1).sum())
-        return Survey(tuple(ids.tolist()), (int(height), int(width)), int(sum(ignored)), float(share))
+        none = {"pixels": sum(ignored), "share": sum(ignored) / int(np.prod(sizes, axis=1).sum())}
+        return Survey(tuple(ids.tolist()), (int(height), int(width)), none)
 
     @cached_property
     def _numbers(self) -> UInt8[np.ndarray, " ids"]:
@@ -146,7 +146,7 @@ class Masks:
     def _check_colours(self, mask: Int[np.ndarray, "H W"], palette: bytes) -> None:
         """Refuse a mask in whose file an id has another colour than in the first: it numbers other things."""
         theirs, ours = (np.frombuffer(table, np.uint8).reshape(-1, 3) for table in (palette, self.palette))
-        ids = np.array([k for k in _distinct(mask) if k != self.ignore and 0 <= k < min(len(theirs), len(ours))], int)
+        ids = np.intersect1d(np.setdiff1d(_distinct(mask), self.ignore), np.arange(min(len(theirs), len(ours))))
         if len(other := ids[(theirs[ids] != ours[ids]).any(axis=1)]):
             raise BrokenImageError(
                 f"has another palette than the first: id {other[0]} is {theirs[other[0]].tolist()} instead of "
@@ -170,13 +170,7 @@ class Survey:
 
     ids: tuple[int, ...]
     size: tuple[int, int]
-    ignored_pixels: int  # those without a class
-    ignored_share: float  # the same, of all pixels
-
-    @property
-    def ignored(self) -> dict[str, float]:
-        """For the record: how many pixels no score counts."""
-        return {"pixels": self.ignored_pixels, "share": self.ignored_share}
+    ignored: dict[str, float]  # how many "pixels" have no class, and which "share" of all these are
 
 
 @dataclass(frozen=True)
@@ -226,9 +220,9 @@ def open_masked(
         if len(survey.ids) < (2 if part == "train" else 1):
             raise ValueError(
                 f"Masks must have pixels of a class in each part, and two classes in train; got {len(survey.ids)} in "
-                f"{part} ({found.name} of {spec}), where the value {ignore} counts as no class: "
-                f"{survey.ignored_share:.0%} of the pixels. If it is a class, set Segmentation.ignore to a value that no "
-                f"mask has, such as {254 if ignore == 255 else 255}; else name other masks by Segmentation.masks."
+                f"{part} ({found.name} of {spec}), where the value {ignore}, of {survey.ignored['share']:.0%} of the "
+                f"pixels, counts as no class. If it is one, set Segmentation.ignore to a value that no mask has, such "
+                f"as {254 if ignore == 255 else 255}; else name other masks by Segmentation.masks."
             )
     ignored = {part: survey.ignored for part, survey in surveys.items()}
     ids = sorted({class_id for survey in surveys.values() for class_id in survey.ids})

@@ -136,8 +136,9 @@ class ZipStore(EncodedStore):
         fields = [
             (m.header_offset, m.compress_size, m.file_size, m.compress_type, m.CRC, m.flag_bits & 1) for m in members
         ]
-        fields = [tuple(min(value, 2**62) for value in row) for row in fields]  # a damaged zip may claim anything
-        self._fields = np.asarray(fields, dtype=np.int64).reshape(-1, 6)
+        whole = np.minimum(np.asarray(fields, dtype=object), 2**62)  # a damaged zip may claim anything
+        self._fields = whole.astype(np.int64).reshape(-1, 6)
+        self._num_bytes = path.stat().st_size
         self._descriptor: tuple[int, int] | None = (os.getpid(), os.open(path, os.O_RDONLY))  # one handle a process
 
     def __getstate__(self) -> dict[str, Any]:
@@ -157,8 +158,8 @@ class ZipStore(EncodedStore):
         if header[:4] != b"PK\x03\x04":
             raise BrokenImageError("is not where the zip says")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
-        check_memory(max(packed, size), self.path.stat().st_size)
-        data = self._read_at(packed, offset + 30 + name_length + extra_length)
+        check_memory(size, packed if packed <= self._num_bytes else 0)
+        data = self._read_at(min(packed, self._num_bytes), offset + 30 + name_length + extra_length)
         if method == zipfile.ZIP_DEFLATED:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
         elif method != zipfile.ZIP_STORED:
@@ -234,11 +235,10 @@ class PictureStore(Store):
     def decode(self, position: int) -> np.ndarray:
         """One image, by the rules of `decoding`."""
         try:
-            picture = self._fetch(position)
+            if isinstance(picture := self._fetch(position), Mapping):
+                return decode(picture["bytes"] or Path(picture["path"]))
         except Exception as error:  # whatever the other library's decoder raises
             raise BrokenImageError(reason(error)) from error
-        if isinstance(picture, Mapping):
-            return decode(picture["bytes"] or Path(picture["path"]))
         return from_picture(picture) if isinstance(picture, Image.Image) else plain(bands_first(np.asarray(picture)))
 
     def header(self, position: int) -> Header:

@@ -255,7 +255,7 @@ def test_one_class_is_refused(tmp_path, masks):
 
 def test_a_part_without_any_class_is_refused(tmp_path, masks):
     masks[3::4] = 255
-    with pytest.raises(ValueError, match=r"got 0 in test.*100% of the pixels.*set Segmentation.ignore"):
+    with pytest.raises(ValueError, match=r"got 0 in test.*of 100% of the pixels.*set Segmentation.ignore"):
         pictures(write(tmp_path / "a.npz", masks))
 
 
