@@ -84,10 +84,6 @@ RIGHT = {
         picture(COLOUR, "TIFF", "CMYK"),
         np.asarray(Image.fromarray(COLOUR).convert("CMYK").convert("RGB")),
     ),
-    "tiff in ycbcr": (
-        picture(COLOUR, "TIFF", "YCbCr"),
-        np.asarray(Image.fromarray(COLOUR).convert("YCbCr").convert("RGB")),
-    ),
 }
 
 

@@ -1,11 +1,13 @@
 import pickle
 import sys
+import types
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from image_files import broken_folder, fill, png
 from PIL import Image
 from synthetic import write_synthetic
@@ -233,6 +235,39 @@ def test_a_missing_torchvision_set_says_how_to_get_it(tmp_path, monkeypatch):
         open_source("torchvision:CIFAR10")
     with pytest.raises(ValueError, match=r"must name a class of torchvision.datasets"):
         open_source("torchvision:Nothing")
+
+
+class Call:
+    """Unpickled, it would write a file."""
+
+    def __reduce__(self):
+        return exec, ("open('executed', 'w')",)
+
+
+@pytest.mark.parametrize("name", ["FakeData", "VisionDataset", "ImageNet", "ImageFolder", "DatasetFolder", "Kinetics"])
+def test_classes_of_torchvision_that_are_no_sets_here(tmp_path, monkeypatch, name):
+    torch.save({"a": Call()}, tmp_path / "meta.bin")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PANTOMIM_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=f"that torchvision finds in .*; got 'torchvision:{name}'") as error:
+        open_source(f"torchvision:{name}")
+    assert "weights_only" not in str(error.value)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("set trust_remote_code=True"), FileNotFoundError("nothing there")])
+def test_hugging_face_runs_no_code(monkeypatch, error):
+    asked = {}
+
+    def load_dataset(name, **options):
+        asked.update(options, name=name)
+        raise error
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(ValueError, match=r"without running its code; got 'hf:some/set'") as refused:
+        open_source("hf:some/set")
+    assert asked == {"name": "some/set", "trust_remote_code": False}
+    assert "trust_remote_code" not in str(refused.value)
 
 
 def test_hugging_face_names_its_extra(monkeypatch):
