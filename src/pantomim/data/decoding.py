@@ -37,7 +37,7 @@ PICTURE_SUFFIXES = frozenset(
 )
 SUFFIXES = PICTURE_SUFFIXES | TIFF_SUFFIXES | {".npy"}
 # Pillow's names of what it may read; it knows more, and starts Ghostscript for one of them. TGA has no mark: the last.
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA")
 DTYPES = ("uint8", "uint16", "int16", "int32", "float16", "float32", "float64")
 MAX_BANDS = 64
 MAX_MEGAPIXELS = 250.0
@@ -133,7 +133,8 @@ def open_picture(file: IO[bytes]) -> Image.Image:
     prefix = file.read(16)
     for name in FORMATS:
         factory, accepts = Image.OPEN.get(name, (None, None))
-        if factory is None or (accepts and accepts(prefix) is not True):
+        accepted = accepts is None or accepts(prefix)
+        if factory is None or not accepted or isinstance(accepted, str):  # words: it was built without that format
             continue
         file.seek(0)
         try:
