@@ -115,7 +115,7 @@ def test_each_head_learns_and_what_is_exported_scores_as_it_did(tmp_path, head, 
     pretrain(replace(config, validation=Validation(0.25, every=20)), tmp_path / "run")
     trained, masks = open_segmenter(tmp_path / "run", torch.device("cpu")), training_masks(config.data)
     _, held_out = hold_out(training_images(config.data), config)
-    counts = trained.counts(held_out, masks)
+    counts, _ = trained.counts(held_out, masks)
     found = means(counts.sum(dim=0))["miou"]
     assert found == trained.about["chosen"]["validation"]
     assert found > 2 * most_frequent(counts, trained.classes)["miou"], "colours are classes"

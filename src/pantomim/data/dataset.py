@@ -3,9 +3,11 @@
 import contextlib
 import copy
 import math
+import multiprocessing
 import os
+import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pantomim.core.files import cache_folder, replace_file
 from pantomim.core.frozen import frozen
 from pantomim.data.decoding import BrokenImageError, Header
 from pantomim.data.layout import draw_images, read_layout
@@ -24,6 +27,8 @@ T = TypeVar("T")
 
 MAX_PROBED = 2_000
 MAX_BROKEN_SHARE = 0.01
+MAX_LISTED = 50  # broken images in a message; more are listed in a file
+MAX_LOOK_S = 60
 NUM_HASHED = 64  # images whose pixels stand for all in `Dataset.key`
 
 
@@ -139,7 +144,8 @@ class Dataset:
         labels = None if contents.labels is None else contents.labels[positions]
         self.labels: np.ndarray | None = None if labels is None or (labels < 0).all() else labels
         self.classes = contents.classes if self.labels is not None else None
-        self.facts = self._probe(contents)
+        self.facts, reasons = self._probe(contents)
+        self.mark_broken(reasons)
         self._dtype = np.dtype(self.facts.dtype)
         self.scale: Scale = scale_of(self.facts.dtype)
 
@@ -334,8 +340,8 @@ class Dataset:
             return np.repeat(image, 3, axis=0)
         raise BrokenImageError(f"has {len(image)} channels in a set of {self.channels}")
 
-    def _probe(self, contents: Contents) -> Facts:
-        """Facts of the split; channels and number type are those of the whole source, so that splits cannot differ."""
+    def _probe(self, contents: Contents) -> tuple[Facts, dict[int, str]]:
+        """Facts of the split, and what is broken; channels and number type are those of the whole source."""
         headers: dict[int, Header] = {}
         reasons: dict[int, str] = {}
         whole = np.arange(len(contents.store))
@@ -346,10 +352,12 @@ class Dataset:
             except BrokenImageError as error:
                 reasons[position] = str(error)
         mine = {int(position): index for index, position in enumerate(self._positions)}
-        self.mark_broken({mine[position]: reason for position, reason in reasons.items() if position in mine})
-        channels, dtype = _common_kind(headers.values(), self.spec)
-        sides = [(header.height, header.width) for position, header in headers.items() if position in mine]
-        return Facts(
+        if not any(position in mine for position in headers):
+            self.mark_broken({mine[position]: reason for position, reason in reasons.items() if position in mine})
+        channels, dtype, odd = _common_kind(headers, contents.store.names, self.spec, self._max_broken)
+        reasons |= odd
+        sides = [(header.height, header.width) for position, header in headers.items() if position in mine.keys() - odd]
+        facts = Facts(
             num_images=len(self),
             channels=channels,
             size=sides[0] if len(set(sides)) == 1 else None,
@@ -357,18 +365,54 @@ class Dataset:
             dtype=dtype,
             num_classes=None if self.classes is None else len(self.classes),
         )
+        return facts, {mine[position]: reason for position, reason in reasons.items() if position in mine}
 
     def _too_many_broken(self) -> TooManyBrokenError:
-        broken = self.broken
-        listed = "".join(f"\n  {item.name}: {item.reason}" for item in broken[:50])
-        listed += f"\n  and {len(broken) - 50} more" if len(broken) > 50 else ""
+        beyond, place = self._look_for_broken(), ""
+        broken = [*self.broken, *beyond]
+        if len(broken) > MAX_LISTED:
+            lines = "".join(f"{item.name}\t{item.reason}\n" for item in broken).encode("utf-8", "surrogateescape")
+            file = cache_folder() / "broken" / f"{sha256(lines).hexdigest()[:12]}.txt"
+            with contextlib.suppress(OSError):
+                replace_file(file, lines)
+                place = f"; all of them are listed in {file}"
+        listed = "".join(f"\n  {item.name}: {item.reason}" for item in broken[:MAX_LISTED])
+        listed += f"\n  and {len(broken) - MAX_LISTED} more{place}" if len(broken) > MAX_LISTED else ""
         rule = (
             "be fewer than all" if self._max_broken == 1 else f"stay within {100 * self._max_broken:g} % of the images"
         )
+        more = f", and {len(beyond)} beyond these" if beyond else ""
         return TooManyBrokenError(
-            f"Dataset.broken must {rule}; got {len(broken)} of {len(self)} in {self.spec} ({self.split}). "
+            f"Dataset.broken must {rule}; got {len(self._broken)} of {len(self)} in {self.spec} ({self.split}){more}. "
             f"Repair or remove these files:{listed}"
         )
+
+    def _look_for_broken(self) -> list[Broken]:
+        """Decode what nobody has met yet, for a minute at most, so that all broken images are named at once.
+
+        Gives those of the source that are not of this split. Not in a worker: the process that made it looks.
+        """
+        if multiprocessing.parent_process() is not None:
+            return []
+        until, beyond = time.monotonic() + MAX_LOOK_S, []
+        mine = {int(position): index for index, position in enumerate(self._positions)}
+
+        def look(positions: np.ndarray) -> None:
+            for position in positions.tolist():
+                index = mine.get(position)
+                if time.monotonic() > until or index in self._broken:
+                    continue
+                try:
+                    self._store.decode(position)
+                except BrokenImageError as error:
+                    found = Broken(self._store.names[position], str(error))
+                    beyond.append(found) if index is None else self._broken.setdefault(index, found)
+
+        others = np.setdiff1d(np.arange(len(self._store)), self._positions)
+        order = np.concatenate([self._positions, others])
+        with ThreadPoolExecutor(num_threads()) as threads:
+            list(threads.map(look, np.array_split(order, len(order) // 64 + 1)))
+        return sorted(beyond, key=lambda item: item.name)
 
 
 def num_threads() -> int:
@@ -381,15 +425,24 @@ def evenly_spaced(length: int, most: int) -> np.ndarray:
     return np.linspace(0, length - 1, min(length, most)).round().astype(np.int64)
 
 
-def _common_kind(headers: Iterable[Header], spec: str) -> tuple[int, str]:
-    """The number of channels and the number type that all images share."""
-    kinds = Counter((header.channels, header.dtype) for header in headers)
-    if set(kinds) == {(1, "uint8"), (3, "uint8")}:
-        return 3, "uint8"
-    if len(kinds) == 1:
-        return next(iter(kinds))
-    counts = ", ".join(f"{count} of {channels} x {dtype}" for (channels, dtype), count in sorted(kinds.items()))
-    raise ValueError(
-        f"Source.images must share one number of channels and one number type; got {counts} in {spec}. "
-        f"Name a sub folder that holds images of one kind, or list the right files in a .txt."
-    )
+def _common_kind(
+    headers: dict[int, Header], names: Sequence[str], spec: str, max_broken: float
+) -> tuple[int, str, dict[int, str]]:
+    """The number of channels and the number type of most images, and what is wrong with each of the few others."""
+    kinds = {position: (header.channels, header.dtype) for position, header in headers.items()}
+    if (3, "uint8") in kinds.values():  # in such a set gray images are replicated
+        kinds = {position: (3, "uint8") if kind == (1, "uint8") else kind for position, kind in kinds.items()}
+    counts = Counter(kinds.values())
+    common = counts.most_common(1)[0][0]
+    odd = {position: kind for position, kind in kinds.items() if kind != common}
+    if len(odd) > max_broken * len(headers):
+        told = ", ".join(f"{count} of {channels} x {dtype}" for (channels, dtype), count in sorted(counts.items()))
+        raise ValueError(
+            f"Source.images must share one number of channels and one number type; got {told} in {spec}, the rarer "
+            f"ones among them {', '.join(names[position] for position in list(odd)[:5])}. Name a sub folder that holds "
+            f"images of one kind, or list the right files in a .txt."
+        )
+    return *common, {
+        position: f"is {channels} x {dtype} in a set of {common[0]} x {common[1]}"
+        for position, (channels, dtype) in odd.items()
+    }

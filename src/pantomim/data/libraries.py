@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pantomim.core.foreign import reason
 from pantomim.data.dataset import Contents
 from pantomim.data.layout import divide
 from pantomim.data.names import LOG, as_labels, name_splits
@@ -59,10 +60,12 @@ def torchvision_set(spec: str) -> Contents:
     common = {"download": False} if "download" in parameters else {}
     try:
         parts = [(split, build(root, **common, **arguments)) for split, arguments in variants.items()]
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        if not all(len(part) for _, part in parts):
+            raise ValueError("a set without images")
+    except Exception as error:  # some of its classes are no sets, some read pickles
         raise ValueError(
-            f"Source.spec must be a data set that torchvision finds in {root}; got {spec!r}: {error} Fetch it with "
-            f'python -c "import torchvision; torchvision.datasets.{name}({str(root)!r}, download=True)", '
+            f"Source.spec must be a data set that torchvision finds in {root}; got {spec!r}: {reason(error)}. Fetch it "
+            f'with python -c "import torchvision; torchvision.datasets.{name}({str(root)!r}, download=True)", '
             f"or set PANTOMIM_DATA to the folder that holds it."
         ) from error
     labels = [_torchvision_labels(part) for _, part in parts]
@@ -84,7 +87,13 @@ def hugging_face(spec: str) -> Contents:
         raise ValueError(
             f"Source.spec must be readable here; got {spec!r}. Run `pip install pantomim[hf]` first."
         ) from error
-    loaded = datasets.load_dataset(spec.partition(":")[2])
+    try:
+        loaded = datasets.load_dataset(spec.partition(":")[2], trust_remote_code=False)
+    except Exception as error:  # of the network, of the file system, of a reader of some format
+        raise ValueError(
+            f"Source.spec must be a set that the datasets library can load without running its code; got {spec!r}: "
+            f"{type(error).__name__} {reason(error)}. Check the name and the network."
+        ) from error
     named = name_splits(loaded)
     parts = [(key, loaded[key]) for key in named] or [("", next(iter(loaded.values())))]
     if other := list(loaded)[len(parts) :] if not named else sorted(set(loaded) - named.keys()):
@@ -104,7 +113,8 @@ def hugging_face(spec: str) -> Contents:
             LOG.info("Of %s the %s column %s is read, not %s.", spec, kind.__name__, keys[0], ", ".join(keys[1:]))
     labels = [None if label_column is None else part[label_column] for _, part in parts]
     classes = None if label_column is None else features[label_column].names
-    store = _one_after_the_other([part for _, part in parts], image_column)
+    stored = datasets.Image(decode=False)  # files as they are, for `decoding` to read
+    store = _one_after_the_other([part.cast_column(image_column, stored) for _, part in parts], image_column)
     return _contents(spec, spec.rpartition("/")[2].removeprefix("hf:"), store, parts, labels, classes)
 
 

@@ -8,9 +8,7 @@ import csv
 import os
 import re
 import stat
-import struct
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
@@ -22,8 +20,9 @@ from unicodedata import normalize
 
 import numpy as np
 
+from pantomim.core.foreign import reason
 from pantomim.data.dataset import Contents, Dataset
-from pantomim.data.decoding import is_image
+from pantomim.data.decoding import BrokenImageError, is_image, read_npy
 from pantomim.data.layout import divide
 from pantomim.data.libraries import EMBEDDED, hugging_face, torchvision_set
 from pantomim.data.names import (
@@ -37,6 +36,7 @@ from pantomim.data.stores import ArrayStore, FileStore, Store, ZipStore
 
 LIST_SUFFIXES = (".txt", ".lst", ".tsv", ".csv")
 NPZ_ARRAYS = ("images", "labels", "split")
+MAX_DEFLATED = 1032  # bytes that a byte of a zip can become
 DIVISION_SEED = 0  # of sources without splits; another one would test on images of pre-training
 HELD_BACK = 0.2  # of these
 
@@ -196,8 +196,10 @@ def _archive(path: Path) -> zipfile.ZipFile:
     """A zip whose members have names in one form."""
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, IndexError, struct.error, ValueError) as error:
-        raise ValueError(f"Source.spec must be a readable zip; got {path}: {error}. Fetch or pack it again.") from error
+    except Exception as error:  # a damaged list of members can raise anything
+        raise ValueError(
+            f"Source.spec must be a readable zip; got {path}: {reason(error)}. Fetch or pack it again."
+        ) from error
     for member in archive.infolist():
         if not member.filename.isascii() and not member.flag_bits & 0x800:  # no encoding is stated
             with suppress(UnicodeError):
@@ -304,13 +306,13 @@ def read_arrays(path: Path, spec: str, names: Sequence[str] = NPZ_ARRAYS) -> tup
             arrays = {}
             for name in names:
                 if name in members:
-                    with archive.open(members[name]) as file:
-                        arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
-        raise ValueError(f"Source.spec must be a readable .npz; got {spec}: {error}. Save it again.") from error
-    except ValueError as error:  # NumPy's own words may advise to load it unsafely
+                    with archive.open(member := archive.getinfo(members[name])) as file:
+                        arrays[name] = read_npy(file, min(member.file_size, MAX_DEFLATED * member.compress_size))
+    except BrokenImageError as error:
         raise ValueError(
-            f"Source.spec must be a readable .npz of plain numbers and words; got {spec}, whose array {name} is "
-            f"damaged or holds Python objects. Save it again."
+            f"Source.spec must be a readable .npz of plain numbers and words; got {spec}, whose array {name} {error}. "
+            f"Save it again."
         ) from error
+    except Exception as error:  # a damaged archive can raise anything
+        raise ValueError(f"Source.spec must be a readable .npz; got {spec}: {reason(error)}. Save it again.") from error
     return arrays, [name for name in members if name not in arrays]

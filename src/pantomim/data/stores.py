@@ -6,23 +6,26 @@ import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
+from pantomim.core.foreign import reason
 from pantomim.data.decoding import (
     BrokenImageError,
     Header,
+    StoredMask,
     as_ids,
     band_axis,
     bands_first,
+    check_memory,
     decode,
     decode_header,
-    decode_ids,
+    decode_mask,
     from_picture,
     plain,
 )
@@ -41,9 +44,9 @@ class Store(ABC):
     def decode(self, position: int) -> np.ndarray:
         """One image, (C, H, W), in the number type of the source; raises `BrokenImageError`."""
 
-    def decode_ids(self, position: int) -> np.ndarray:
-        """One mask, (H, W), class ids as they are stored; raises `BrokenImageError`."""
-        return as_ids(self.decode(position))
+    def decode_mask(self, position: int) -> StoredMask:
+        """One mask, class ids as they are stored; raises `BrokenImageError`."""
+        return StoredMask(as_ids(self.decode(position)))
 
     @abstractmethod
     def header(self, position: int) -> Header:
@@ -75,15 +78,15 @@ class EncodedStore(Store):
 
     def decode(self, position: int) -> np.ndarray:
         """One image, decoded from its file."""
-        return decode(self._bytes(position), self._suffix(position))
+        return decode(self._bytes(position))
 
-    def decode_ids(self, position: int) -> np.ndarray:
+    def decode_mask(self, position: int) -> StoredMask:
         """One mask, decoded from its file."""
-        return decode_ids(self._bytes(position), self._suffix(position))
+        return decode_mask(self._bytes(position))
 
     def header(self, position: int) -> Header:
         """The header of one file."""
-        return decode_header(self._bytes(position), self._suffix(position))
+        return decode_header(self._bytes(position))
 
     def held(self, positions: np.ndarray, limit: int) -> "BytesStore | None":
         """These files in memory, if they take at most `limit` bytes; a file that cannot be read is held empty."""
@@ -98,14 +101,11 @@ class EncodedStore(Store):
                 files.append(b"")
         return BytesStore(files, [self.names[position] for position in places])
 
-    def _suffix(self, position: int) -> str:
-        return PurePosixPath(self.names[position]).suffix
-
     def _bytes(self, position: int) -> bytes:
         try:
             data = self.read(position)
         except (OSError, zlib.error, struct.error) as error:
-            raise BrokenImageError(f"cannot be read: {error}") from error
+            raise BrokenImageError(f"cannot be read: {reason(error)}") from error
         if not data:
             raise BrokenImageError("is an empty file")
         return data
@@ -136,8 +136,7 @@ class FileStore(EncodedStore):
         """The header of one file, of which only the beginning is read."""
         if not self.num_bytes(position):
             self._bytes(position)  # raises, with the reason
-        path = self._path(position)
-        return decode_header(path, path.suffix)
+        return decode_header(self._path(position))
 
     def _path(self, position: int) -> Path:
         return self.root / self._paths[position]
@@ -155,7 +154,9 @@ class ZipStore(EncodedStore):
         fields = [
             (m.header_offset, m.compress_size, m.file_size, m.compress_type, m.CRC, m.flag_bits & 1) for m in members
         ]
-        self._fields = np.asarray(fields, dtype=np.int64).reshape(-1, 6)
+        whole = np.minimum(np.asarray(fields, dtype=object), 2**62)  # a damaged zip may claim anything
+        self._fields = whole.astype(np.int64).reshape(-1, 6)
+        self._num_bytes = path.stat().st_size
         self._descriptor: tuple[int, int] | None = (os.getpid(), os.open(path, os.O_RDONLY))  # one handle a process
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,9 +176,10 @@ class ZipStore(EncodedStore):
         if header[:4] != b"PK\x03\x04":
             raise BrokenImageError("is not where the zip says")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
-        data = self._read_at(packed, offset + 30 + name_length + extra_length)
+        check_memory(size, packed if packed <= self._num_bytes else 0)
+        data = self._read_at(min(packed, self._num_bytes), offset + 30 + name_length + extra_length)
         if method == zipfile.ZIP_DEFLATED:
-            data = zlib.decompress(data, -zlib.MAX_WBITS, max(size, 1))
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
         elif method != zipfile.ZIP_STORED:
             raise BrokenImageError("is compressed by another method than deflate; repack the zip")
         if len(data) != size or zlib.crc32(data) != checksum:
@@ -244,18 +246,20 @@ class ArrayStore(Store):
 
 
 class PictureStore(Store):
-    """Pictures that another library hands out one by one."""
+    """Pictures that another library hands out one by one, or (as a mapping with `bytes` or `path`) their files."""
 
-    def __init__(self, fetch: Callable[[int], Image.Image | np.ndarray], num_images: int) -> None:
+    def __init__(self, fetch: Callable[[int], Image.Image | np.ndarray | Mapping[str, Any]], num_images: int) -> None:
+        EpsImagePlugin.gs_binary = False  # that library may open what Pillow starts Ghostscript for
         self._fetch = fetch
         self.names = [str(number) for number in range(num_images)]
 
     def decode(self, position: int) -> np.ndarray:
         """One image, by the rules of `decoding`."""
         try:
-            picture = self._fetch(position)
+            if isinstance(picture := self._fetch(position), Mapping):
+                return decode(picture["bytes"] or Path(picture["path"]))
         except Exception as error:  # whatever the other library's decoder raises
-            raise BrokenImageError(str(error)[:200]) from error
+            raise BrokenImageError(reason(error)) from error
         return from_picture(picture) if isinstance(picture, Image.Image) else plain(bands_first(np.asarray(picture)))
 
     def header(self, position: int) -> Header:

@@ -87,6 +87,7 @@ class MaskedParts(MaskedSource):
             "classes_unknown_to_train": [self.name_of(class_id) for class_id in unknown],
             "masks": self.masks.name,
             "ignore": self.masks.ignore,
+            "ignored": self.ignored,
             "reduce_zero": self.masks.reduce_zero,
             "image_size": list(encoder.image_size),
             "grid": list(encoder.grid),

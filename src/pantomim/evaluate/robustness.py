@@ -23,6 +23,7 @@ from torch import Tensor
 from pantomim.core.frozen import frozen
 from pantomim.data.colours import blurred
 from pantomim.data.dataset import Dataset
+from pantomim.data.decoding import open_picture
 from pantomim.data.sources import browse, open_source
 from pantomim.evaluate.classification import ClassifierEvaluation, TrainedClassifier
 from pantomim.evaluate.parts import top1
@@ -186,7 +187,7 @@ def _jpeg(images: Tensor, quality: int) -> Tensor:
     made = []
     for picture in flat.numpy():
         Image.fromarray(picture).save(buffer := io.BytesIO(), "JPEG", quality=quality)
-        made.append(torch.from_numpy(np.array(Image.open(buffer))))
+        made.append(torch.from_numpy(np.array(open_picture(buffer))))
     decoded = torch.stack(made)
     decoded = decoded.permute(0, 3, 1, 2) if together else decoded.view(pictures.shape)
     return decoded.to(images) / 255

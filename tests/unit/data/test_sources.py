@@ -1,5 +1,7 @@
+import io
 import pickle
 import sys
+import types
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -7,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import tifffile
+import torch
 from image_files import broken_folder, fill, png
 from PIL import Image
 from synthetic import write_synthetic
@@ -237,6 +240,39 @@ def test_a_missing_torchvision_set_says_how_to_get_it(tmp_path, monkeypatch):
         open_source("torchvision:Nothing")
 
 
+class Call:
+    """Unpickled, it would write a file."""
+
+    def __reduce__(self):
+        return exec, ("open('executed', 'w')",)
+
+
+@pytest.mark.parametrize("name", ["FakeData", "VisionDataset", "ImageNet", "ImageFolder", "DatasetFolder", "Kinetics"])
+def test_classes_of_torchvision_that_are_no_sets_here(tmp_path, monkeypatch, name):
+    torch.save({"a": Call()}, tmp_path / "meta.bin")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PANTOMIM_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=f"that torchvision finds in .*; got 'torchvision:{name}'") as error:
+        open_source(f"torchvision:{name}")
+    assert "weights_only" not in str(error.value)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("set trust_remote_code=True"), FileNotFoundError("nothing there")])
+def test_hugging_face_runs_no_code(monkeypatch, error):
+    asked = {}
+
+    def load_dataset(name, **options):
+        asked.update(options, name=name)
+        raise error
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(ValueError, match=r"without running its code; got 'hf:some/set'") as refused:
+        open_source("hf:some/set")
+    assert asked == {"name": "some/set", "trust_remote_code": False}
+    assert "trust_remote_code" not in str(refused.value)
+
+
 def test_hugging_face_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install pantomim\[hf\]"):
@@ -256,8 +292,19 @@ class FakeHubPart(dict):
     def __getitem__(self, key):
         return super().__getitem__(key) if isinstance(key, str) else {"image": self["image"][key]}
 
+    def cast_column(self, column, feature):
+        """Files in the place of pictures."""
+        assert column == "image"
+        assert feature.decode is False
+        files = [io.BytesIO() for _ in self["image"]]
+        for file, picture in zip(files, self["image"], strict=True):
+            picture.save(file, "png")
+        return FakeHubPart([{"bytes": file.getvalue(), "path": None} for file in files], self["fine"])
 
-class FakeImage: ...
+
+class FakeImage:
+    def __init__(self, decode=True):
+        self.decode = decode
 
 
 class FakeLabel:
@@ -273,7 +320,7 @@ def test_a_set_of_the_hub_follows_the_rules_of_names(monkeypatch, caplog):
         "other": FakeHubPart(pictures[7:], [0]),
     }
     hub = ModuleType("datasets")
-    hub.Image, hub.ClassLabel, hub.load_dataset = FakeImage, FakeLabel, lambda name: parts
+    hub.Image, hub.ClassLabel, hub.load_dataset = FakeImage, FakeLabel, lambda name, **_: parts
     monkeypatch.setitem(sys.modules, "datasets", hub)
     with caplog.at_level("INFO"):
         train, val = open_source("hf:me/birds"), open_source("hf:me/birds", "val")
@@ -328,7 +375,7 @@ def test_more_than_one_percent_broken_stops_with_the_list(tmp_path):
 
 def test_unreadable_headers_stop_at_opening(tmp_path):
     spec = str(fill(tmp_path, {"0.png": png(0), "1.png": b"", "2.jpg": b"no image"}))
-    with pytest.raises(ValueError, match=r"got 2 of 3 .*\n  1.png: is an empty file\n  2.jpg: cannot identify"):
+    with pytest.raises(ValueError, match=r"got 2 of 3 .*\n  1.png: is an empty file\n  2.jpg: is no picture"):
         open_source(spec, "all")
 
 
