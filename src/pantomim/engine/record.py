@@ -18,7 +18,9 @@ from accelerate.utils import LoggerType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pantomim.checkpoint import Checkpoint
 from pantomim.core.files import replace_file
+from pantomim.core.reading import as_kind
 from pantomim.data.dataset import Broken
 from pantomim.engine.stops import explain_disk
 
@@ -82,6 +84,37 @@ class Clock:
         return {"time_s": self.total_s, "timed_images": self.timed_images, "timed_s": self.timed_s}
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What a checkpoint keeps beside weights and steps: what the next start needs to know of those before it."""
+
+    time_s: float = 0.0
+    timed_images: int = 0
+    timed_s: float = 0.0
+    loss: float | None = None  # of the last logged step
+    logged: int = 0  # steps in `metrics.jsonl`
+    broken: list[Broken] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # of the method
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint | None) -> "Earlier":
+        """That of a run which is resumed, or is not."""
+        try:
+            found: Earlier = as_kind({} if checkpoint is None else checkpoint.progress, cls)
+        except ValueError as error:
+            assert checkpoint is not None
+            raise ValueError(
+                f"{checkpoint.path} must state the progress of its run; got {error}. Remove it to resume from the "
+                f"checkpoint before, or from the first step."
+            ) from None
+        return found
+
+    @property
+    def clock(self) -> Clock:
+        """Of this start."""
+        return Clock(self.time_s, self.timed_images, self.timed_s)
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The logged steps of a run, in order; a last line that was cut by a kill is left out."""
     if not path.is_file():
@@ -90,8 +123,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     steps = []
     for number, line in enumerate(lines, 1):
         try:
-            steps.append(json.loads(line))
-        except ValueError as error:
+            found = json.loads(line)
+            if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+                raise ValueError("no step")
+            if not all(isinstance(value, int | float | None) for value in found.values()):
+                raise ValueError("no numbers")
+            steps.append(found)
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise ValueError(
                     f"{path} must hold one logged step a line; got something else in line {number} of {len(lines)} "
@@ -111,7 +149,8 @@ def peak_memory_gib(device: torch.device) -> float:
 class Recorder:
     """Logs a run, on the main process only; a context, so that the bar and the files are closed.
 
-    Lines of steps after `start` are dropped from the metrics file `path`, so that no step is there twice.
+    Lines of steps after `start` are dropped from the metrics file `path`, so that no step is there twice. Should some
+    of the `logged` ones before be missing, it says so.
     """
 
     def __init__(
@@ -122,6 +161,7 @@ class Recorder:
         start: int,
         total: int,
         batch_size: int,
+        logged: int = 0,
         console: Console | None = None,
     ) -> None:
         self._accelerator, self._path = accelerator, path
@@ -130,6 +170,7 @@ class Recorder:
         self._main = accelerator.is_main_process
         self._bar: Progress | None = None
         self._next_line = start
+        self.logged = logged
 
     def __enter__(self) -> "Recorder":
         if not self._main:
@@ -138,6 +179,9 @@ class Recorder:
         with explain_disk(self._path.parent):
             replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
             self._file = self._path.open("a", encoding="utf-8")
+        if (missing := self.logged - len(kept)) > 0:
+            self.say(f"Warning: {self._path} lacks {missing} of the {self.logged} steps that were logged before.")
+        self.logged = len(kept)
         self._start_tracker()
         if self._console.is_terminal:
             self._start_bar()
@@ -172,6 +216,7 @@ class Recorder:
         with explain_disk(self._path.parent):
             self._file.write(json.dumps({"step": step} | finite) + "\n")
             self._file.flush()
+        self.logged += 1
         numbers = {key: value for key, value in values.items() if value is not None}
         self._accelerator.log(numbers, step=step)
         state = _state(numbers)
