@@ -53,9 +53,8 @@ class Identity:
 
     def changes(self, before: "Identity") -> dict[str, list[str]]:
         """The names of images that differ from what was written down before, by what became of them."""
-        now, then = (
-            dict(zip(one.names, zip(one.sizes, one.labels, strict=True), strict=True)) for one in (self, before)
-        )
+        rows = ((one.names, zip(one.sizes, one.labels, strict=True)) for one in (self, before))
+        now, then = (dict(zip(names, rest, strict=True)) for names, rest in rows)
         both = [name for name in then if name in now]
         kinds = {
             "gone": [name for name in then if name not in now],

@@ -158,9 +158,7 @@ class RunFolder:
             changes = {} if before is None else images.identity.changes(before)
             changed = {*changes.get("changed", ())} - {image.name for image in skipped}
             if before is None or changes.keys() != {"changed"} or not images.are_broken(changed):
-                counts = (
-                    f"{record.images:,} there, {len(images.identity.names):,} here, in another order or of other kinds"
-                )
+                counts = f"{record.images:,} there, {len(images.identity.names):,} here, or another order"
                 different += in_words(changes) or [counts]
         if different:
             raise ValueError(
@@ -226,9 +224,8 @@ def identity_of(config: Pretrain, total: int) -> dict[str, Any]:
     Places are left out, which may move: images, tokenizers and teachers are known by hashes.
     """
     ours = leaves(to_dict(config)) | {"steps": total}
-    return {
-        key: value for key, value in ours.items() if key not in FREE and not (isinstance(value, str) and "/" in value)
-    }
+    places = {key for key, value in ours.items() if isinstance(value, str) and "/" in value}
+    return {key: value for key, value in ours.items() if key not in FREE | places}
 
 
 def same(there: Any, here: Any) -> bool:

@@ -17,7 +17,7 @@ from pantomim.data.dataset import Dataset
 from pantomim.data.stream import Stream
 from pantomim.engine.folder import Finished, RunFolder, identity_of
 from pantomim.engine.initial import start_from
-from pantomim.engine.record import Progress, Recorder, peak_memory_gib
+from pantomim.engine.record import Earlier, Recorder, peak_memory_gib
 from pantomim.engine.runtime import (
     Purpose,
     agree,
@@ -78,7 +78,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             end_training(accelerator)
             return finished
         checkpoint = find_checkpoint(run.checkpoints)
-        before = Progress.of(checkpoint)
+        before = Earlier.of(checkpoint)
 
         # ---------------------------------------------------------------------------------------------- Data, length
         begun = on_main(accelerator, run.record)
@@ -195,11 +195,9 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                 if to_save:
                     with clock.paused():
                         recorder.sync()
-                        broken, logged = gather_broken(accelerator, *images.parts), recorder.logged
-                        progress = Progress(
-                            **clock.progress(), loss=loss, logged=logged, broken=broken, warnings=warnings
-                        )
-                        on_main(accelerator, partial(save, step=done, progress=asdict(progress)))
+                        told = {"loss": loss, "logged": recorder.logged, "warnings": warnings}
+                        so_far = Earlier(**clock.progress(), **told, broken=gather_broken(accelerator, *images.parts))
+                        on_main(accelerator, partial(save, step=done, progress=asdict(so_far)))
                 if stop and done < total:
                     recorder.say_broken(gather_broken(accelerator, *images.parts))
                     raise Interrupted(

@@ -80,8 +80,9 @@ def prepare(
     `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the file of a run, instead of a name. To train
     a tokenizer, no name means `dvae`, or with a teacher `vqkd`; `num_images` is then known unless the schedules are
     those of a file. A task may be trained on a `subset` of the data (settings of `DataConfig`), and from `scratch`: the
-    sizes are then those of `init`, the weights not; in a `balanced` loss all classes weigh the same. What the run in the
-    folder `begun` found of its data, if it has begun, is not asked of them again. The ValueError of a choice that does not exist or contradicts another names it `prepare.ARGUMENT`.
+    sizes are then those of `init`, the weights not; in a `balanced` loss all classes weigh the same. What the run
+    in the folder `begun` found of its data, if it has begun, is not asked of them again. The ValueError of a choice
+    that does not exist or contradicts another names it `prepare.ARGUMENT`.
     """
     resized = steps is not None or epochs is not None
     if trains == "tokenizer" and name is None and config is None:
