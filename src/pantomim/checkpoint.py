@@ -17,7 +17,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pantomim.core.files import sync_folder
-from pantomim.core.reading import read_json
+from pantomim.core.reading import as_kind, read_json
 from pantomim.formats.files import frozen_hashes, frozen_parts, key_report, other_parts
 
 FORMAT_VERSION = 2
@@ -39,29 +39,29 @@ class CheckpointError(OSError):
 
 
 @dataclass(frozen=True)
-class Version:
-    """The first thing to know of a `checkpoint.json`."""
+class Progress:
+    """What the next start needs to know of those before it."""
 
-    format_version: int
+    time_s: float = 0.0  # these three are a `Clock`'s
+    timed_images: int = 0
+    timed_s: float = 0.0
+    loss: float | None = None  # of the last logged step
+    logged: int = 0  # steps in `metrics.jsonl`
+    broken: dict[str, str] = field(default_factory=dict)  # why each image was skipped, by name
+    warnings: list[str] = field(default_factory=list)  # of the method
 
 
 @dataclass(frozen=True)
-class Stated(Version):
-    """What `checkpoint.json` says."""
+class Checkpoint:
+    """What the `checkpoint.json` of a whole checkpoint states."""
 
     step: int
     files: dict[str, dict[str, int | str]]
-    progress: dict[str, Any]  # plain values that the run keeps
+    progress: Progress
     random: dict[str, int] = field(default_factory=dict)
     frozen: dict[str, str] = field(default_factory=dict)  # the hash of each frozen part
-    run: dict[str, Any] = field(default_factory=dict)  # whose it is: settings of its run; empty in those of old
-
-
-@dataclass(frozen=True)
-class Checkpoint(Stated):
-    """A whole checkpoint."""
-
-    path: Path = Path()
+    run: dict[str, Any] = field(default_factory=dict)  # whose it is: settings; empty in those of earlier versions
+    path: Path = Path()  # its folder
 
 
 def save_checkpoint(
@@ -71,7 +71,7 @@ def save_checkpoint(
     *,
     step: int,
     seed: int,
-    progress: Mapping[str, Any],
+    progress: Progress,
     keep: int,
     run: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -93,7 +93,7 @@ def save_checkpoint(
             on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             save_file(on_cpu, temporary / name)
         description = {"format_version": FORMAT_VERSION, "step": step, "random": {"seed": seed, "step": step}}
-        description |= {"progress": dict(progress), "frozen": frozen_hashes(method), "run": dict(run or {})}
+        description |= {"progress": asdict(progress), "frozen": frozen_hashes(method), "run": dict(run or {})}
         description["files"] = {name: _fingerprint(temporary / name) for name in (WEIGHTS, OPTIMIZER)}
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         for name in (WEIGHTS, OPTIMIZER, DESCRIPTION):
@@ -179,11 +179,11 @@ def load_checkpoint(checkpoint: Checkpoint, method: nn.Module, optimizer: Optimi
 def _validate(path: Path) -> Checkpoint:
     """Read the description and compare both files with it."""
     try:
-        version = read_json(path / DESCRIPTION, Version, "").format_version
-        if version != FORMAT_VERSION:
+        about = read_json(path / DESCRIPTION, dict[str, Any], "")
+        if (version := as_kind(about.get("format_version"), int)) != FORMAT_VERSION:
             age = "a newer" if version > FORMAT_VERSION else "an older"
             raise CheckpointError(f"{path}: format_version must be {FORMAT_VERSION}; got {version}, of {age} pantomim.")
-        stated = read_json(path / DESCRIPTION, Stated, "")
+        stated: Checkpoint = as_kind(about, Checkpoint)
         if stated.step != int(path.name[5:]):
             raise CheckpointError(f"{path / DESCRIPTION} must be of the step in its name; got step {stated.step}.")
         for name in (WEIGHTS, OPTIMIZER):
@@ -194,7 +194,7 @@ def _validate(path: Path) -> Checkpoint:
         raise
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} must be whole; got {error}.") from error
-    return Checkpoint(**vars(stated), path=path)
+    return replace(stated, path=path)
 
 
 def _changing(method: nn.Module) -> dict[str, Tensor]:

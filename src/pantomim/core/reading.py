@@ -1,6 +1,7 @@
 """Files that the package wrote, read back: whatever happened to them, one message says what is wrong and what to do."""
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 MOST_VALUES = 100_000  # in a YAML file, those of aliases counted as often as they are named
 
-adapter = cache(TypeAdapter)  # of a type: pydantic needs a tenth of a second to make that of a run
+# Of a type, such as that of a run, which takes pydantic a tenth of a second.
+adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def read_json(path: Path, kind: Any, advice: str) -> Any:
@@ -39,7 +41,7 @@ def as_kind(values: Any, kind: Any) -> Any:
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is given twice, where PyYAML takes the last."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode | None:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set[str]()
         for key, _ in node.value:

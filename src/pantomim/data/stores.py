@@ -126,11 +126,20 @@ class FileStore(EncodedStore):
         return path.stat().st_size if path.is_file() else 0
 
     def sizes(self, positions: Sequence[int]) -> list[int]:
-        """The bytes of each file, asked for by several threads: a file system may be far away."""
+        """The bytes of each file, asked for by several threads, and with them a checksum of some sixty of the files.
+
+        Which ones, their names say: where a file is gone or new, the others keep their numbers.
+        """
+        share = 1 << (len(positions) // 64).bit_length()
 
         def size(position: int) -> int:
+            name = self.names[position]
             try:
-                return os.stat(os.path.join(self.root, self.names[position])).st_size
+                found = os.stat(path := os.path.join(self.root, name)).st_size
+                if zlib.crc32(os.fsencode(name)) % share == 0:
+                    with open(path, "rb") as file:
+                        found |= zlib.crc32(file.read(2**20)) << 48
+                return found
             except (OSError, ValueError):  # a name may hold what no name can
                 return 0
 
@@ -243,7 +252,7 @@ class ArrayStore(Store):
 
     def sizes(self, positions: Sequence[int]) -> list[int]:
         """A checksum of each image, whose shape all share: they are in memory."""
-        return [zlib.crc32(np.ascontiguousarray(self.array[position])) for position in positions]
+        return [zlib.crc32(self.array[position].tobytes()) for position in positions]
 
     def header(self, position: int) -> Header:
         """The same for all."""

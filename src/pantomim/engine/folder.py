@@ -23,7 +23,6 @@ from pantomim.checkpoint import remove_leftovers as remove_leftover_checkpoints
 from pantomim.config import Pretrain, RuntimeConfig, from_yaml, is_of_earlier_version, leaves, to_dict, to_yaml
 from pantomim.core.files import remove_leftovers, replace_file
 from pantomim.core.reading import read_json
-from pantomim.data.dataset import Broken
 from pantomim.data.identity import in_words
 from pantomim.data.record import LIST, RECORD, DataRecord, has_steps, read_list, read_record
 from pantomim.data.sources import place
@@ -97,7 +96,8 @@ class RunFolder:
 
     def _lost(self, found: Finished) -> str:
         """Why what the run wrote cannot be used; empty if it can."""
-        stated = found.files or {file.stem: None for file in self.path.glob("*.safetensors")}  # runs of old state none
+        stated: dict[str, str | None] = {**found.files}
+        stated = stated or {file.stem: None for file in self.path.glob("*.safetensors")}  # earlier versions stated none
         for name, sha256 in stated.items():
             try:
                 read_pair(self.path, name)
@@ -142,7 +142,7 @@ class RunFolder:
         """Which images the run began with, if it has begun."""
         return read_record(self.path)
 
-    def keep_images(self, images: Images, source: str, skipped: Collection[Broken]) -> None:
+    def keep_images(self, images: Images, source: str, skipped: Collection[str]) -> None:
         """Write down which images a run begins with; one that is resumed must have the same.
 
         Those that can no longer be read may differ, and those that were `skipped` before.
@@ -153,36 +153,31 @@ class RunFolder:
             self._write(RECORD, json.dumps(asdict(found), indent=2) + "\n")
             return
         different = [] if images.masks is None or images.masks.names == record.mask_classes else ["classes of masks"]
-        if images.identity.sha256 != record.sha256:
-            before = read_list(self.path)
-            changes = {} if before is None else images.identity.changes(before)
-            changed = {*changes.get("changed", ())} - {image.name for image in skipped}
-            if before is None or changes.keys() != {"changed"} or not images.are_broken(changed):
-                counts = f"{record.images:,} there, {len(images.identity.names):,} here, or another order"
+        ours, before = images.identity, None
+        if ours.sha256 != record.sha256 and ((before := read_list(self.path)) is None or before.sha256 != ours.sha256):
+            changes = {} if before is None else ours.changes(before)
+            changed = {*changes.get("changed", ())} - {*skipped}
+            if changes.keys() != {"changed"} or not images.are_broken(changed):
+                counts = f"{record.images:,} there, {len(ours.names):,} here, or another order"
                 different += in_words(changes) or [counts]
         if different:
+            lines = "".join(f"\n  {line}" for line in different)
             raise ValueError(
-                f"DataConfig.source must hold the images that a run began with; got {source} for {self.path}, in which "
-                f"differ:{''.join(f'{chr(10)}  {line}' for line in different)}\n"
-                f"Put them back as they were, or choose another folder."
+                f"DataConfig.source must hold the images that a run began with; got {source} for {self.path}, which "
+                f"differs in:{lines}\nPut them back as they were, or choose another folder."
             )
 
     def check_checkpoint(self, checkpoint: Checkpoint, config: Pretrain, total: int) -> None:
-        """Refuse a checkpoint of another run, by its seed, settings and length."""
-        ours, theirs = identity_of(config, total), checkpoint.run
-        theirs = {"runtime.seed": checkpoint.random.get("seed"), **theirs}
-        different = [
-            f"\n  {key}: {there} there, {ours[key]} here"
-            for key, there in theirs.items()
-            if key in ours and there is not None and not same(there, ours[key])
-        ]
-        if checkpoint.step > total:
-            different.append(f"\n  steps done: {checkpoint.step}, of {total} here")
-        if different:
-            raise ValueError(
-                f"{checkpoint.path} must be of the run in its folder; got one that differs in:{''.join(different)}\n"
-                f"Put the run's own checkpoints back, or remove {self.checkpoints} to start from the first step."
-            )
+        """Refuse a checkpoint of another run, by its seed, settings and length.
+
+        Settings that only one of both has are passed over, and places, which may move: images, tokenizers and teachers
+        are known by hashes.
+        """
+        ours, theirs = identity_of(config, total), {"runtime.seed": checkpoint.random.get("seed"), **checkpoint.run}
+        compared = {key for key in ours.keys() & theirs.keys() if "/" not in f"{ours[key]}{theirs[key]}"}
+        late = [f"step: {checkpoint.step} there, at most {total} here"] if checkpoint.step > total else []
+        stated = checkpoint.path / "checkpoint.json"
+        refuse_changes("Pretrain", "checkpoint", stated, theirs, ours, lambda key: key not in compared, late)
 
     def _open(self, config: Pretrain) -> None:
         take_folder("Pretrain", "run", self.path, "config.yaml", self._lock)
@@ -219,13 +214,8 @@ class _Started:
 
 
 def identity_of(config: Pretrain, total: int) -> dict[str, Any]:
-    """What a checkpoint is known by as one of a run: the settings that decide it, and its length in steps.
-
-    Places are left out, which may move: images, tokenizers and teachers are known by hashes.
-    """
-    ours = leaves(to_dict(config)) | {"steps": total}
-    places = {key for key, value in ours.items() if isinstance(value, str) and "/" in value}
-    return {key: value for key, value in ours.items() if key not in FREE | places}
+    """What a checkpoint is known by as one of a run: all settings that decide it, and its length in steps."""
+    return {key: value for key, value in leaves(to_dict(config)).items() if key not in FREE} | {"steps": total}
 
 
 def same(there: Any, here: Any) -> bool:

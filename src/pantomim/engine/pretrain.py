@@ -5,19 +5,20 @@ stopped, or killed, and is started again gives the same losses as one never stop
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from pantomim.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Pretrain
 from pantomim.data.dataset import Dataset
 from pantomim.data.stream import Stream
 from pantomim.engine.folder import Finished, RunFolder, identity_of
 from pantomim.engine.initial import start_from
-from pantomim.engine.record import Earlier, Recorder, peak_memory_gib
+from pantomim.engine.record import Clock, Recorder, peak_memory_gib
 from pantomim.engine.runtime import (
     Purpose,
     agree,
@@ -78,7 +79,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             end_training(accelerator)
             return finished
         checkpoint = find_checkpoint(run.checkpoints)
-        before = Earlier.of(checkpoint)
+        before = Progress() if checkpoint is None else checkpoint.progress
 
         # ---------------------------------------------------------------------------------------------- Data, length
         begun = on_main(accelerator, run.record)
@@ -123,7 +124,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         save_every = config.runtime.save_every or min(max(total // 20, 50), 1000)
 
         # ------------------------------------------------------------------------------------------ Start or resume
-        start, clock, origin = 0, before.clock, None
+        start, clock, origin = 0, Clock(before.time_s, before.timed_images, before.timed_s), None
         if checkpoint is not None:
             run.check_checkpoint(checkpoint, config, total)
             load_checkpoint(checkpoint, method, optimizer)
@@ -143,8 +144,8 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
 
         training.share_out()
         watch = FiniteWatch(device)
-        loss, warnings, sizes = before.loss, [*before.warnings], {"total": total, "batch_size": config.batch_size}
-        recorder = Recorder(accelerator, run.metrics, start=start, logged=before.logged, **sizes)
+        loss, warnings, size = before.loss, [*before.warnings], config.batch_size
+        recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=size, logged=before.logged)
         with recorder, signals.deferred():
             where = f"{device.type} in {str(dtype).removeprefix('torch.')}"
             recorder.say(describe_start(config, dataset, len(held_out or ()), where, world, start, total))
@@ -155,8 +156,8 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
 
             # ------------------------------------------------------------------------------------------------- Loop
             waited = stream.wait_s
-            known = {"seed": seed, "run": identity_of(config, total), "keep": config.runtime.keep}
-            save = partial(save_checkpoint, run.checkpoints, method, optimizer, **known)
+            keep, own = config.runtime.keep, identity_of(config, total)
+            save = partial(save_checkpoint, run.checkpoints, method, optimizer, seed=seed, keep=keep, run=own)
             for step, batches in enumerate(stream.batches(start, total), start):
                 with explain_memory(config, world):
                     means = training.step(step, batches)
@@ -195,9 +196,9 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                 if to_save:
                     with clock.paused():
                         recorder.sync()
-                        told = {"loss": loss, "logged": recorder.logged, "warnings": warnings}
-                        so_far = Earlier(**clock.progress(), **told, broken=gather_broken(accelerator, *images.parts))
-                        on_main(accelerator, partial(save, step=done, progress=asdict(so_far)))
+                        skipped = {image.name: image.reason for image in gather_broken(accelerator, *images.parts)}
+                        progress = Progress(*clock.progress(), loss, recorder.logged, skipped, warnings)
+                        on_main(accelerator, partial(save, step=done, progress=progress))
                 if stop and done < total:
                     recorder.say_broken(gather_broken(accelerator, *images.parts))
                     raise Interrupted(
@@ -212,8 +213,8 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         names = [image.name for image in broken]
         finished = Finished(total, clock.total_s, clock.images_per_s, loss, names, warnings)
 
-        def export() -> Finished:
-            parts, told = method.exports(), {"scale": dataset.scale, "recipe": config.recipe}
+        def export(finished: Finished) -> Finished:
+            parts, told = method.exports(), dict[str, Any](scale=dataset.scale, recipe=config.recipe)
             about = told | parts.pop("about", {})
             writers: dict[str, Callable[..., None]] = {  # of what a method may leave
                 "encoder": partial(save_encoder, **told),
@@ -227,9 +228,9 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                 for name, part in parts.items():
                     writers[name](out, part)
             files = {name: read_description(out, name)["sha256"] for name in parts}
-            run.finish(written := replace(finished, files=files))
-            return written
+            run.finish(finished := replace(finished, files=files))
+            return finished
 
-        finished = on_main(accelerator, export)
+        finished = on_main(accelerator, partial(export, finished))
     end_training(accelerator)
     return finished

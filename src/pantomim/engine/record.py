@@ -18,9 +18,7 @@ from accelerate.utils import LoggerType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pantomim.checkpoint import Checkpoint
 from pantomim.core.files import replace_file
-from pantomim.core.reading import as_kind
 from pantomim.data.dataset import Broken
 from pantomim.engine.stops import explain_disk
 
@@ -79,40 +77,9 @@ class Clock:
         """Mean speed over all laps."""
         return self.timed_images / self.timed_s if self.timed_s else None
 
-    def progress(self) -> dict[str, float]:
+    def progress(self) -> tuple[float, int, float]:
         """Arguments for the clock of the next start."""
-        return {"time_s": self.total_s, "timed_images": self.timed_images, "timed_s": self.timed_s}
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """What a checkpoint keeps beside weights and steps: what the next start needs to know of those before it."""
-
-    time_s: float = 0.0
-    timed_images: int = 0
-    timed_s: float = 0.0
-    loss: float | None = None  # of the last logged step
-    logged: int = 0  # steps in `metrics.jsonl`
-    broken: list[Broken] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)  # of the method
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint | None) -> "Earlier":
-        """That of a run which is resumed, or is not."""
-        try:
-            found: Earlier = as_kind({} if checkpoint is None else checkpoint.progress, cls)
-        except ValueError as error:
-            assert checkpoint is not None
-            raise ValueError(
-                f"{checkpoint.path} must state the progress of its run; got {error}. Remove it to resume from the "
-                f"checkpoint before, or from the first step."
-            ) from None
-        return found
-
-    @property
-    def clock(self) -> Clock:
-        """Of this start."""
-        return Clock(self.time_s, self.timed_images, self.timed_s)
+        return self.total_s, self.timed_images, self.timed_s
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -1,6 +1,6 @@
 """What is looked at before the first step, so that a run that cannot work never begins."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pantomim.config import DataConfig, OptimConfig, Pretrain
-from pantomim.data.dataset import Broken, Contents, Dataset, Facts
+from pantomim.data.dataset import Contents, Dataset, Facts
 from pantomim.data.decoding import BrokenImageError
 from pantomim.data.identity import Identity
 from pantomim.data.layout import divide, part_names
@@ -49,9 +49,8 @@ class Images:
         classes = None if self.masks is None else self.masks.names
         return DataRecord(place(source), len(self.identity.names), self.identity.sha256, self.facts, classes)
 
-    def mark_broken(self, broken: Iterable[Broken]) -> None:
-        """Skip what an earlier start has found broken."""
-        reasons = {image.name: image.reason for image in broken}
+    def mark_broken(self, reasons: Mapping[str, str]) -> None:
+        """Skip what an earlier start has found broken, by name."""
         for part in self.parts if reasons else []:
             part.mark_broken({k: reasons[name] for k, name in enumerate(part.names) if name in reasons})
 
@@ -87,12 +86,12 @@ def open_images(
         if how.masks is None:
             contents = read_contents(how.source)
         else:
-            asked = {"ignore": how.masks.ignore, "reduce_zero": how.masks.reduce_zero}
-            contents, masks = read_masked(how.source, how.masks.name, **asked)
+            name, ignore, zero = how.masks.name, how.masks.ignore, how.masks.reduce_zero
+            contents, masks = read_masked(how.source, name, ignore=ignore, reduce_zero=zero)
             if not masks.names and mask_classes:
                 masks = replace(masks, names=dict(mask_classes))
             elif not masks.names:
-                masks = open_masked(how.source, how.masks.name, **asked, tested=False).masks
+                masks = open_masked(how.source, name, ignore, reduce_zero=zero, tested=False).masks
         dataset = open_split(contents, how.source, "train")
         dataset = dataset.part(how.images, how.fraction, how.labels_per_class, how.draw)
     return Images(*_hold_out(dataset, contents, config), masks, dataset.facts)

@@ -10,12 +10,11 @@ import torch
 from filelock import FileLock
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from pantomim.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Pretrain, Stages, from_dict, from_yaml, leaves, to_dict, to_yaml
 from pantomim.core.files import replace_file
 from pantomim.engine.folder import FREE, Finished, refuse_changes, take_folder
 from pantomim.engine.initial import carry_over
-from pantomim.engine.record import Clock
 from pantomim.engine.runtime import Purpose, random_seed
 from pantomim.engine.setup import optimiser
 from pantomim.engine.stops import explain_disk
@@ -200,7 +199,7 @@ def _hand_over(before: Pretrain, run: Pretrain, out: Path, number: int) -> None:
     carry_over(old, old_optimizer, new, new_optimizer, str(from_folder))
     with explain_disk(folder):
         replace_file(folder / "config.yaml", to_yaml(run).encode())
-    save_checkpoint(checkpoints, new, new_optimizer, step=0, seed=run.runtime.seed, progress=Clock().progress(), keep=1)
+    save_checkpoint(checkpoints, new, new_optimizer, step=0, seed=run.runtime.seed, progress=Progress(), keep=1)
 
 
 def _built(run: Pretrain) -> tuple[Method, torch.optim.Optimizer]:
