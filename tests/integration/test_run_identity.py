@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from image_files import fill, png
 from killed import Killed, kill_after
 from masked_images import encoded, masked_folder, regions
+from study_plan import tiny_study
 from tiny import tiny_images, tiny_run
 
 from pantomim.checkpoint import find_checkpoint
@@ -25,6 +26,9 @@ from pantomim.engine.folder import RunFolder
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
 from pantomim.engine.setup import open_images
+from pantomim.evaluate import evaluate_to_file
+from pantomim.evaluate.knn import KNN
+from pantomim.study.run import open_study
 
 COUNT, STEPS = 120, 6
 DAMAGED = [
@@ -121,6 +125,30 @@ def test_arrays_are_known_by_their_values_and_classes(tmp_path: Path) -> None:
     np.savez(source, **arrays)
     with pytest.raises(ValueError, match=r"1 changed \(2\)\n  2 of another class \(0, 1\)"):
         pretrain(config_of(source), tmp_path / "run")
+
+
+def test_scores_of_other_images_are_not_overwritten(tmp_path: Path) -> None:
+    source, run = tiny_images(tmp_path / "images.npz"), tmp_path / "run"
+    pretrain(replace(config_of(source), duration=Duration(steps=3)), run)
+    knn = KNN(encoder=str(run), data=str(source), contenders=("trained",), device="cpu")
+    path, result = evaluate_to_file(knn)
+    assert evaluate_to_file(knn)[1]["data"]["key"] == result["data"]["key"]
+    with np.load(source) as found:
+        np.savez(source, **{**found, "labels": np.roll(found["labels"], 1)})
+    with pytest.raises(ValueError, match=r"Evaluation\.out must be given for .*knn-images\.json is about other images"):
+        evaluate_to_file(knn)
+    pretrain(replace(config_of(source), duration=Duration(steps=3)), run)  # it is complete: nothing is trained
+    assert evaluate_to_file(replace(knn, out=tmp_path / "other.json"))[0] != path
+
+
+def test_a_study_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    source = tiny_images(tmp_path / "images.npz")
+    study = tiny_study(tmp_path, source)
+    open_study(study, tmp_path / "study")
+    open_study(study, tmp_path / "study")
+    tiny_images(source, num_images=60)
+    with pytest.raises(ValueError, match=r"Study\.data must hold .*\n  .*images\.npz: 80 files there, 60 now"):
+        open_study(study, tmp_path / "study")
 
 
 def test_masks_belong_to_the_images(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from pantomim.data.sources import place
 from pantomim.engine.runtime import on_main
 from pantomim.engine.setup import Images
 from pantomim.engine.stops import explain_disk
-from pantomim.formats.native import read_description, read_pair
+from pantomim.formats.native import NAMES, SEGMENTER, TOKENIZER, read_description, read_pair
 
 # What may change between two starts of a run: how it is carried out, not what is learned (but for rounding). What
 # `runtime.precision` comes to on this device is compared all the same: see `RunFolder.describe`.
@@ -96,14 +96,16 @@ class RunFolder:
 
     def _lost(self, found: Finished) -> str:
         """Why what the run wrote cannot be used; empty if it can."""
-        stated: dict[str, str | None] = {**found.files}
-        stated = stated or {file.stem: None for file in self.path.glob("*.safetensors")}  # earlier versions stated none
+        there = {file.stem for file in self.path.glob("*.*") if file.suffix in (".json", ".safetensors")}
+        stated = found.files or dict.fromkeys(
+            there & {*NAMES, SEGMENTER, TOKENIZER}, ""
+        )  # earlier versions stated none
         for name, sha256 in stated.items():
             try:
                 read_pair(self.path, name)
             except ValueError as error:
                 return str(error)
-            if sha256 not in (None, read_description(self.path, name)["sha256"]):
+            if sha256 not in ("", read_description(self.path, name)["sha256"]):
                 return f"{name} has another hash than finished.json states"
         return "" if stated else "there are no weights"
 
@@ -138,22 +140,19 @@ class RunFolder:
         """Write which images something is done with, one a line."""
         self._write(name, "".join(f"{name}\n" for name in names))
 
-    def record(self) -> DataRecord | None:
-        """Which images the run began with, if it has begun."""
-        return read_record(self.path)
-
     def keep_images(self, images: Images, source: str, skipped: Collection[str]) -> None:
         """Write down which images a run begins with; one that is resumed must have the same.
 
         Those that can no longer be read may differ, and those that were `skipped` before.
         """
-        if (record := self.record()) is None:
-            found = images.record(source)
-            self._replace(LIST, gzip.compress(images.identity.text, 3, mtime=0))
+        ours, before = images.identity(), None
+        classes = None if images.masks is None else images.masks.names
+        if (record := read_record(self.path)) is None:
+            found = DataRecord(place(source), len(ours.names), ours.sha256, images.facts, classes)
+            self._replace(LIST, gzip.compress(ours.text, 3, mtime=0))
             self._write(RECORD, json.dumps(asdict(found), indent=2) + "\n")
             return
-        different = [] if images.masks is None or images.masks.names == record.mask_classes else ["classes of masks"]
-        ours, before = images.identity, None
+        different = [] if classes == record.mask_classes else ["classes of masks"]
         if ours.sha256 != record.sha256 and ((before := read_list(self.path)) is None or before.sha256 != ours.sha256):
             changes = {} if before is None else ours.changes(before)
             changed = {*changes.get("changed", ())} - {*skipped}
@@ -191,7 +190,7 @@ class RunFolder:
                     f"Choose another folder."
                 )
             ours, there = leaves(to_dict(config)), leaves(to_dict(theirs))
-            if (record := self.record()) is not None and record.source == place(config.data.source):
+            if (record := read_record(self.path)) is not None and record.source == place(config.data.source):
                 there["data.source"] = config.data.source
             refuse_changes("Pretrain", "run", written, there, ours, FREE.__contains__)
         else:

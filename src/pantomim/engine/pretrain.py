@@ -15,6 +15,7 @@ import torch
 from pantomim.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Pretrain
 from pantomim.data.dataset import Dataset
+from pantomim.data.record import read_record
 from pantomim.data.stream import Stream
 from pantomim.engine.folder import Finished, RunFolder, identity_of
 from pantomim.engine.initial import start_from
@@ -82,7 +83,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         before = Progress() if checkpoint is None else checkpoint.progress
 
         # ---------------------------------------------------------------------------------------------- Data, length
-        begun = on_main(accelerator, run.record)
+        begun = on_main(accelerator, partial(read_record, out))
         images = open_images(config, dataset, None if begun is None else begun.mask_classes)
         on_main(accelerator, lambda: run.keep_images(images, config.data.source, before.broken))
         images.mark_broken(before.broken)

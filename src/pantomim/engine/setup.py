@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,8 +13,7 @@ from pantomim.data.decoding import BrokenImageError
 from pantomim.data.identity import Identity
 from pantomim.data.layout import divide, part_names
 from pantomim.data.masks import Masks, open_masked, read_masked
-from pantomim.data.record import DataRecord
-from pantomim.data.sources import open_split, place, read_contents
+from pantomim.data.sources import open_split, read_contents
 from pantomim.methods.base import Requirements
 from pantomim.nn.vit import Encoder
 from pantomim.optim import LARS, layer_scale, parameter_groups
@@ -37,17 +35,11 @@ class Images:
         """Those there are."""
         return [self.train] if self.held_out is None else [self.train, self.held_out]
 
-    @cached_property
     def identity(self) -> Identity:
         """Of all images and their masks."""
         names = [name for part in self.parts for name in part.names]
         masks = [] if self.masks is None else [self.masks.identity(names)]
         return Identity.joined([*(part.identity() for part in self.parts), *masks])
-
-    def record(self, source: str) -> DataRecord:
-        """To be written down when the run begins."""
-        classes = None if self.masks is None else self.masks.names
-        return DataRecord(place(source), len(self.identity.names), self.identity.sha256, self.facts, classes)
 
     def mark_broken(self, reasons: Mapping[str, str]) -> None:
         """Skip what an earlier start has found broken, by name."""
