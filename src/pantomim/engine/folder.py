@@ -97,9 +97,7 @@ class RunFolder:
     def _lost(self, found: Finished) -> str:
         """Why what the run wrote cannot be used; empty if it can."""
         there = {file.stem for file in self.path.glob("*.*") if file.suffix in (".json", ".safetensors")}
-        stated = found.files or dict.fromkeys(
-            there & {*NAMES, SEGMENTER, TOKENIZER}, ""
-        )  # earlier versions stated none
+        stated = found.files or dict.fromkeys(there & {*NAMES, SEGMENTER, TOKENIZER}, "")  # of old, none stated
         for name, sha256 in stated.items():
             try:
                 read_pair(self.path, name)
