@@ -80,6 +80,7 @@ class TaskOptions(Choices):
             subset=self.subset,
             scratch=self.scratch,
             balanced=getattr(self, "balanced", False),
+            begun=self.out,
         )
 
     def evaluation(self, config: "Pretrain", out: Path, against: Path | None) -> "TaskEvaluation":
@@ -146,7 +147,7 @@ def train_and_score(line: CommandLine, kind: type[TaskOptions]) -> None:
 
 def _scored(evaluation: "TaskEvaluation", again: bool) -> str:
     """The score in a line; one that is there already is taken, unless there is a new network or a new comparison."""
-    from pantomim.evaluate.trained import read_scored
+    from pantomim.evaluate.base import read_scored
 
     result = read_scored(evaluation.path) if not again and evaluation.path.is_file() else {}
     compared = getattr(evaluation, "against", None) is None or result.get("against", {}).get("from_scratch")

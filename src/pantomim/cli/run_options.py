@@ -78,7 +78,8 @@ class RunOptions(Choices):
     @property
     def choices(self) -> dict[str, Any]:
         """What decides the config beside the name."""
-        return {key: value for key, value in vars(self).items() if key not in ("recipe", "out", "keep")}
+        own = {key: value for key, value in vars(self).items() if key not in ("recipe", "out", "keep")}
+        return own | {"begun": self.out}
 
 
 Options = TypeVar("Options", bound=Choices)

@@ -18,6 +18,7 @@ import numpy as np
 from pantomim.core.files import cache_folder, replace_file
 from pantomim.core.frozen import frozen
 from pantomim.data.decoding import BrokenImageError, Header
+from pantomim.data.identity import Identity
 from pantomim.data.layout import draw_images, read_layout
 from pantomim.data.names import common_folder, count_left_out, readable, sift
 from pantomim.data.scales import Scale, scale_of
@@ -29,7 +30,6 @@ MAX_PROBED = 2_000
 MAX_BROKEN_SHARE = 0.01
 MAX_LISTED = 50  # broken images in a message; more are listed in a file
 MAX_LOOK_S = 60
-NUM_HASHED = 64  # images whose pixels stand for all in `Dataset.key`
 
 
 @frozen
@@ -68,6 +68,10 @@ class Contents:
     left_out: Counter[str] = field(default_factory=Counter)  # files that are no images of it, by reason
     problem: str = ""  # why the labels cannot be used, although some are there
     by_name: bool = False  # the classes are names, which are divided in the order of their letters
+
+    def identity(self) -> Identity:
+        """Name, size and class of each image."""
+        return Identity.of(self.store, np.arange(len(self.store)), self.classes, self.labels)
 
     @classmethod
     def arranged(
@@ -215,13 +219,13 @@ class Dataset:
             kept.append(rows[: math.ceil(fraction * len(rows) - 1e-9) if fraction is not None else number])
         return self.subset(np.sort(np.concatenate(kept)))
 
+    def identity(self) -> Identity:
+        """Name, size and class of each image."""
+        return Identity.of(self._store, self._positions, self.classes, self.labels)
+
     def key(self) -> dict[str, Any]:
-        """What identifies these images: split, count, and a hash of all names and of 64 images, evenly spaced."""
-        digest = sha256("\n".join(self.names).encode())
-        for index in np.unique(np.linspace(0, len(self) - 1, NUM_HASHED).astype(int)):
-            found, image = self.read_healthy(int(index))
-            digest.update(f"{found} {image.shape} {image.dtype};".encode() + image.tobytes())
-        return {"split": self.split, "images": len(self), "sha256": digest.hexdigest()}
+        """What identifies these images: split, count, and a hash of the name, size and class of each."""
+        return {"split": self.split, **self.identity().key}
 
     @property
     def channels(self) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from pantomim.core.batch import IGNORE
 from pantomim.data.dataset import Contents, Dataset, num_threads
 from pantomim.data.decoding import BrokenImageError
+from pantomim.data.identity import Identity
 from pantomim.data.layout import part_names
 from pantomim.data.names import is_system
 from pantomim.data.sources import browse, open_split, read_arrays, read_contents
@@ -74,9 +75,20 @@ class Masks:
             dataset.mark_broken({index: str(error)})
             raise
 
-    def key(self) -> dict[str, Any]:
+    def stem(self, name: str) -> str:
+        """What an image and the file of its mask have in common."""
+        return _stem(name.removeprefix(f"{self.name}/"))
+
+    def identity(self, images: Iterable[str]) -> Identity:
+        """Name and size of the mask of each of these images that has one."""
+        places = [self.positions[stem] for image in images if (stem := _stem(image)) in self.positions]
+        found = Identity.of(self.store, np.asarray(places, dtype=np.int64), None, None)
+        return replace(found, names=[f"{self.name}/{name}" for name in found.names])
+
+    def key(self, images: Iterable[str]) -> dict[str, Any]:
         """What identifies these masks among those of the same images."""
-        return {"masks": self.name, "ignore": self.ignore, "reduce_zero": self.reduce_zero}
+        settings = {"masks": self.name, "ignore": self.ignore, "reduce_zero": self.reduce_zero}
+        return {**settings, "mask_files": self.identity(images).sha256}
 
     def listed(self, ids: Iterable[int]) -> "Masks":
         """With a list of classes: where the source has none, of these ids."""
@@ -184,6 +196,10 @@ class MaskedSource:
     known: tuple[int, ...]  # those of them that occur in train
     size: tuple[int, int]  # median height and width of the training images
     ignored: dict[str, dict[str, float]] = field(default_factory=dict)  # of each part, the pixels without a class
+
+    def key(self) -> dict[str, Any]:
+        """What identifies images and masks of each part."""
+        return {part: dataset.key() | self.masks.key(dataset.names) for part, dataset in self.parts.items()}
 
     def name_of(self, class_id: int) -> str:
         """Of a class."""

@@ -123,6 +123,12 @@ def _read(spec: str) -> Contents:
     )
 
 
+def place(spec: str) -> str:
+    """A source's name as it means the same from every folder."""
+    named = spec in EMBEDDED or spec.startswith(("torchvision:", "hf:"))
+    return spec if named else os.path.realpath(os.path.expanduser(spec))
+
+
 def browse(spec: str) -> Path | zipfile.Path:
     """A folder, a zip or a folder of a zip, to list and to read from; of any other source the path as it is."""
     path = Path(spec).expanduser()

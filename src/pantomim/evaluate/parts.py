@@ -25,6 +25,10 @@ class Labelled:
     parts: dict[str, Dataset]  # the splits "train", "test" and perhaps "val"
     classes: Int[Tensor, " classes"]  # the ids that occur in train, rising
 
+    def key(self) -> dict[str, Any]:
+        """What identifies the images of each part."""
+        return {part: dataset.key() for part, dataset in self.parts.items()}
+
     def size_for(self, encoder: AnyEncoder) -> tuple[int, int]:
         """Height and width at which an encoder sees the images, where the user leaves it open: its own."""
         return encoder.image_size

@@ -24,7 +24,7 @@ from pantomim.data.layout import part_names
 from pantomim.data.masks import Masks
 from pantomim.data.sources import open_split, read_contents
 from pantomim.engine.runtime import usable_device
-from pantomim.evaluate.base import PROTOCOL_VERSION, Scores
+from pantomim.evaluate.base import PROTOCOL_VERSION, Scores, read_scored, refuse_other_images
 from pantomim.formats.native import CLASSIFIER, SEGMENTER
 
 RUN_WIDE = ("run", "data", "out", "chunk", "device", "protocol")  # options that are no settings of a result
@@ -156,13 +156,10 @@ class TaskEvaluation(ABC):
         split = part_names(contents.splits)["test"] if self.split == "test" else self.split
         whole, path = open_split(contents, self.data, split), self.path
         whole = whole.labelled() if masks is None else whole
-        key = whole.key() | ({} if masks is None else masks.key())
+        key = whole.key() | ({} if masks is None else masks.key(whole.names))
         check_out(f"{type(self).__name__}.out", path, [".json"])
-        if self.out is None and path.is_file() and key != (before := read_scored(path)["data"]).get("key"):
-            raise ValueError(
-                f"{type(self).__name__}.out must be given for {self.data}: {path} is about other images of the same "
-                f"name, from {before.get('spec')}. Name another file, or remove that one."
-            )
+        if self.out is None:
+            refuse_other_images(type(self).__name__, path, key, self.data)
         dataset = whole if self.test_images is None else whole.drawn(self.test_images)
         about = {
             "spec": self.data,
@@ -208,11 +205,6 @@ class TaskEvaluation(ABC):
         """Which run a result is compared with, and whether that is the same training from scratch."""
         ours, theirs = (find_head(run, (self.trained_kind,))[0].resolve() for run in (self.run, other))
         return {self.trained_kind: other, "from_scratch": theirs == ours / FROM_SCRATCH}
-
-
-def read_scored(path: Path) -> dict[str, Any]:
-    """A result of `to_file`; of a file of another kind what is there."""
-    return {"data": {}, **json.loads(path.read_text(encoding="utf-8"))}
 
 
 def against_words(result: Mapping[str, Any], kind: str) -> list[str]:

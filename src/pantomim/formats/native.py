@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pantomim.core.files import replace_file
 from pantomim.core.foreign import reason
+from pantomim.core.reading import as_kind, read_json
 from pantomim.formats.files import hash_weights, load_exactly
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
 from pantomim.nn.dvae import DVAENetworks, DVAESizes
@@ -184,10 +185,10 @@ def read_description(folder: str | Path, name: str = ENCODER) -> dict[str, Any]:
             f"Give the folder of a finished run, which writes these files at its end."
         )
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        version = int(description["format_version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(path, f"{type(error).__name__} {error}") from error
+        description: dict[str, Any] = read_json(path, dict[str, Any], "")
+        version = as_kind(description.get("format_version"), int)
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path}: format_version must be at most {FORMAT_VERSION}; got {version}. "

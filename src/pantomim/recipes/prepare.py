@@ -8,10 +8,21 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from pantomim import recipes
-from pantomim.config import Duration, MaskConfig, Pretrain, Reinit, Stages, read_plan, with_duration, with_kind
+from pantomim.config import (
+    Duration,
+    MaskConfig,
+    Pretrain,
+    Reinit,
+    Stages,
+    from_yaml,
+    read_plan,
+    with_duration,
+    with_kind,
+)
 from pantomim.core.names import did_you_mean
 from pantomim.data.dataset import Facts
-from pantomim.data.masks import open_masked
+from pantomim.data.masks import open_masked, read_masked
+from pantomim.data.record import DataRecord, read_record
 from pantomim.data.sources import open_source
 from pantomim.data.stats import Stats, channel_stats
 from pantomim.formats import load_encoder
@@ -60,6 +71,7 @@ def prepare(
     subset: Mapping[str, Any] | None = None,
     scratch: bool = False,
     balanced: bool = False,
+    begun: Path | None = None,
 ) -> Prepared:
     """The config of a recipe's full name, of a bare method, or of another run's config.yaml.
 
@@ -68,13 +80,14 @@ def prepare(
     `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the file of a run, instead of a name. To train
     a tokenizer, no name means `dvae`, or with a teacher `vqkd`; `num_images` is then known unless the schedules are
     those of a file. A task may be trained on a `subset` of the data (settings of `DataConfig`), and from `scratch`: the
-    sizes are then those of `init`, the weights not; in a `balanced` loss all classes weigh the same. The ValueError of
-    a choice that does not exist or contradicts another names it `prepare.ARGUMENT`.
+    sizes are then those of `init`, the weights not; in a `balanced` loss all classes weigh the same. What the run
+    in the folder `begun` found of its data, if it has begun, is not asked of them again. The ValueError of a choice
+    that does not exist or contradicts another names it `prepare.ARGUMENT`.
     """
     resized = steps is not None or epochs is not None
     if trains == "tokenizer" and name is None and config is None:
         name = "dvae" if teacher is None else "vqkd"
-    prepared = _start(name, config, size, data, init, trains, subset or {}, balanced)
+    prepared = _start(name, config, size, data, init, trains, subset or {}, balanced, begun)
     run = prepared.config
     if subset and config is not None:
         run = replace(run, data=replace(run.data, **subset))
@@ -123,6 +136,7 @@ def _start(
     trains: Trained,
     subset: Mapping[str, Any],
     balanced: bool,
+    begun: Path | None,
 ) -> Prepared:
     """What a name or a file gives, before any other choice."""
     bare, named = recipes.BARE_OF[trains], {recipe.name: recipe for recipe in recipes.RECIPES_OF[trains]}
@@ -139,7 +153,7 @@ def _start(
     if config is not None:
         return _from_file(config, bare, named, trains)
     if name in bare:
-        return _from_data(bare[name], data, size, init, subset, balanced)
+        return _from_data(bare[name], data, size, init, subset, balanced, _found(begun))
     if name not in named:
         advice = did_you_mean(str(name), [*named, *bare], "`pantomim recipes` lists them all.")
         raise ValueError(f"There is no recipe {name}.{advice}")
@@ -188,6 +202,7 @@ def _from_data(
     init: str | None,
     subset: Mapping[str, Any],
     balanced: bool,
+    found: "Found | None",
 ) -> Prepared:
     """A bare method with what the data, and the weights to start from, decide."""
     if data is None:
@@ -201,9 +216,10 @@ def _from_data(
         dataset = dataset.labelled() if family.trains == "classifier" else dataset
         whole = len(dataset)
         dataset = dataset.part(**subset)
-        facts, stats = dataset.facts, channel_stats(dataset)
+        facts = dataset.facts if found is None else found[0].facts
+        stats = (found and found[1]) or channel_stats(dataset)
     else:
-        facts, stats, subset["masks"] = _of_masks(data, **subset)
+        facts, stats, subset["masks"] = _of_masks(data, found, **subset)
     if init is not None and size is None:
         encoder = load_encoder(init)
         if not isinstance(encoder, Encoder):
@@ -243,8 +259,25 @@ def _weights(labels: np.ndarray) -> tuple[float, ...]:
     return tuple(float(len(labels) / (np.count_nonzero(counts) * max(count, 1))) for count in counts)
 
 
-def _of_masks(data: str, masks: MaskConfig, **subset: Any) -> tuple[Facts, Stats, MaskConfig]:
+# What a run found of its data, and the mean and std of its encoder, where it has one.
+Found = tuple[DataRecord, Stats | None]
+
+
+def _found(begun: Path | None) -> Found | None:
+    """By the run in a folder, or by the first of the chain there; None where none has begun."""
+    for folder in () if begun is None else (begun, begun / "stage-0"):
+        if (record := read_record(folder)) is not None:
+            encoder = getattr(from_yaml(Pretrain, folder / "config.yaml").method, "encoder", None)
+            return record, None if encoder is None else Stats(encoder.mean, encoder.std)
+    return None
+
+
+def _of_masks(data: str, found: Found | None, masks: MaskConfig, **subset: Any) -> tuple[Facts, Stats, MaskConfig]:
     """Of images with masks: facts with the classes of the masks, statistics, and the masks as they are."""
+    if found is not None and found[0].mask_classes and found[1] is not None:
+        _, there = read_masked(data, masks.name, ignore=masks.ignore, reduce_zero=masks.reduce_zero)
+        facts = replace(found[0].facts, num_classes=len(found[0].mask_classes))
+        return facts, found[1], replace(masks, name=there.name, reduce_zero=there.reduce_zero)
     opened = open_masked(data, masks.name, masks.ignore, reduce_zero=masks.reduce_zero, tested=False)
     dataset = opened.parts["train"].part(**subset)
     facts = replace(dataset.facts, num_classes=len(opened.masks.names))
