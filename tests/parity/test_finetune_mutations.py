@@ -8,9 +8,9 @@ from golden_items import edited, failing, mutations, outcome
 from pantomim.parity import finetune
 
 ITEM = "downstream_finetune_extras_a"
-order, schedule, relative, top1 = (
-    finetune.repeated_order,
-    finetune.transfer_schedule,
+dealt, rate, relative, top1 = (
+    finetune._dealt,
+    finetune._transfer_rate,
     finetune.corruption_errors,
     finetune.subset_top1,
 )
@@ -23,16 +23,10 @@ def over_all_classes(logits, subset, labels):
 @mutations(
     average_of_before=(ITEM, finetune, "follow", lambda copied, module, momentum: None),
     momentum_for_the_new=(ITEM, finetune, "follow", lambda a, b, m, follow=finetune.follow: follow(a, b, 1 - m)),
-    whole_epoch=(ITEM, finetune, "repeated_order", lambda p, ranks, rank: np.repeat(p, 3)[rank::ranks]),
-    one_after_the_other=(ITEM, finetune, "repeated_order", lambda p, **where: order(np.tile(p, 3), repeats=1, **where)),
-    twice=(ITEM, finetune, "repeated_order", lambda p, **where: order(p, repeats=2, **where)),
-    next_epoch=(ITEM, finetune, "transfer_schedule", lambda epoch, **given: schedule(epoch + 1, **given)),
-    a_new_cosine=(
-        ITEM,
-        finetune,
-        "transfer_schedule",
-        lambda epoch, warmup, total, **given: schedule(epoch, warmup=warmup, total=total - warmup, **given),
-    ),
+    whole_epoch=(ITEM, finetune, "_dealt", lambda p, ranks, rank: p.repeat_interleave(3)[rank::ranks]),
+    next_process=(ITEM, finetune, "_dealt", lambda p, ranks, rank: dealt(p, ranks, (rank + 1) % ranks)),
+    next_epoch=(ITEM, finetune, "_transfer_rate", lambda schedule, epoch: rate(schedule, epoch + 1)),
+    a_new_cosine=(ITEM, finetune, "_transfer_rate", lambda schedule, epoch: schedule.mae(max(epoch - 1, 0))),
     worst_severity=(ITEM, finetune, "corruption_errors", lambda e: relative({k: [max(v)] for k, v in e.items()})),
     other_networks_errors=(ITEM, finetune, "ALEXNET_ERRORS", dict.fromkeys(finetune.ALEXNET_ERRORS, 0.8)),
     all_classes=(ITEM, finetune, "subset_top1", over_all_classes),

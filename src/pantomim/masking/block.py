@@ -10,7 +10,7 @@ from pantomim.core.frozen import frozen
 from pantomim.core.host import host_seed, to_device
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import AtLeastOne, Range
-from pantomim.masking.base import Grid, Ratio, Scores, Strategy, check_count
+from pantomim.masking.base import Attended, Grid, Ratio, Strategy, check_count
 from pantomim.masking.rectangles import TRIES, Covered, FromGenerator, Rule, Source, cover, fill
 
 REFERENCE_MIN_AREA, REFERENCE_PATCHES = 16, 14 * 14  # BEiT's smallest rectangle, and the grid that it belongs to
@@ -105,7 +105,7 @@ class BlockMasker:
         """Place the rectangles; an exact count may still be short of the last patches, see `FRUITLESS_ROUNDS`."""
         return cover(batch_size, grid, self.rule(grid), source, ahead)
 
-    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Attended = None) -> Mask:
         """See `Masker.__call__`; drawn on the CPU, and copied to the device without waiting for it."""
         numbers = np.random.default_rng(host_seed(generator))
         total = self.num_masked(grid)

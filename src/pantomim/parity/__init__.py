@@ -14,7 +14,6 @@ from pantomim.parity import (
     masks,
     milan,
     mocov3,
-    probing,
     segmentation,
     segmentation_data,
     segmenting,
@@ -25,7 +24,7 @@ from pantomim.parity.verification import ItemResult, format_results, verify
 # Each has ITEMS, functions that bear the names of the items they rebuild: `mae_pretrain` serves mae_pretrain_a, _b ...
 PARITY: tuple[ModuleType, ...] = (
     *(mae, beit, cae, dbot, milan, colormae, mocov3, ijepa, masks, targets),
-    *(finetune, finetuning, segmentation, segmentation_data, segmenting, probing),
+    *(finetune, finetuning, segmentation, segmentation_data, segmenting),
 )
 
 __all__ = ["PARITY", "ItemResult", "format_results", "verify"]

@@ -16,7 +16,6 @@ from pantomim.parity.item import Computed, Item, exact
 from pantomim.parity.mae import mae_config, masked_pixels
 from pantomim.parity.networks import in_order
 from pantomim.parity.statistics import SIGMAS
-from pantomim.parity.trajectory import run_config
 
 FIELDS, WINDOWS = 32, 160  # of each preset: patterns drawn by us, and windows cut from each of them
 SHAPE = {  # the items' statistics of a mask, and ours
@@ -32,8 +31,8 @@ def trajectory_colormae(item: Item) -> Computed:
     """A run by mmengine's Runner, with the config of the authors' logs."""
     config = item.config
     method = mae_config(item, ColorNoiseMasker, normalise=config["norm_pix_loss"])
-    run = run_config(item, method, schedule="beit", start_lr=config["start_factor"] * config["lr"], decay_tokens=False)
-    return masked_pixels(item, method, run, lambda name: mmpretrain_name(official_name(name)))
+    optim = {"schedule": "beit", "start_lr": config["start_factor"] * config["lr"], "decay_tokens": False}
+    return masked_pixels(item, method, lambda name: mmpretrain_name(official_name(name)), **optim)
 
 
 def colormae_filters(item: Item) -> Computed:

@@ -4,15 +4,16 @@ Official: liuxingbin/dbot (`evaluation/eval_cls.py`), timm, google-research/augm
 """
 
 import copy
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from pantomim.data.layout import repeated_order
 from pantomim.evaluate.robustness import ALEXNET_ERRORS, corruption_errors, subset_top1
 from pantomim.nn.momentum import follow
-from pantomim.optim import transfer_schedule
+from pantomim.optim import Schedule
 from pantomim.parity.item import Computed, Item
 
 SCHEDULE = "transfer_schedule (epoch, rate)"
@@ -34,16 +35,33 @@ def downstream_finetune_extras(item: Item) -> Computed:
         ),
     }
     for number, sampler in enumerate(item.config["samplers"]):
-        permutation, ranks = item.input(f"permutation_{number}").numpy(), sampler["replicas"]
+        ranks = sampler["replicas"]
         for rank in range(ranks):
-            order = repeated_order(permutation, ranks=ranks, rank=rank)
-            found[f"repeated_{number}/rank_{rank}"] = torch.from_numpy(order)
+            found[f"repeated_{number}/rank_{rank}"] = _dealt(item.input(f"permutation_{number}"), ranks, rank)
     stated = item.config["schedule"]
-    rates = {"base": stated["lr"], "minimum": stated["min_lr"], "start": stated["warmup_lr"]}
-    length = {"warmup": stated["warmup"], "total": stated["epochs"]}
-    rows = [[epoch, transfer_schedule(epoch, **rates, **length)] for epoch, _ in item.numbers[SCHEDULE]]
+    schedule = Schedule(stated["lr"], stated["min_lr"], stated["warmup"], stated["epochs"], stated["warmup_lr"])
+    rows = [[epoch, _transfer_rate(schedule, epoch)] for epoch, _ in item.numbers[SCHEDULE]]
     known = {"corruptions": list(ALEXNET_ERRORS), "alexnet_errors": [ALEXNET_ERRORS[name] for name in names]}
     return Computed(found, {SCHEDULE: rows, **known})
+
+
+def _dealt(permutation: Tensor, ranks: int, rank: int) -> Tensor:
+    """What one process sees of images that come three times in a row, in an epoch as long as one without repeats.
+
+    Source: DeiT's sampler, which dBOT's transfer runs use; it cuts an epoch down to a multiple of 256 images.
+    """
+    order = permutation.repeat_interleave(3)
+    padded = torch.cat([order, order[: -len(order) % ranks]])  # the same number for all processes
+    return padded[rank::ranks][: len(permutation) // 256 * 256 // ranks]
+
+
+def _transfer_rate(schedule: Schedule, epoch: float) -> float:
+    """By whole epochs, an epoch late, as timm's scheduler is told the epoch that is over; one cosine over all epochs.
+
+    Source: dBOT's `evaluation/eval_cls.py`.
+    """
+    over = max(math.floor(epoch) - 1, 0)
+    return schedule.mae(over) if over < schedule.warmup else replace(schedule, warmup=0).mae(over)
 
 
 def _averages(weights: Tensor, decay: float) -> Iterator[Tensor]:

@@ -9,23 +9,21 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pantomim.config import Duration, Pretrain
-from pantomim.core.scores import class_accuracy, intersection_over_union, pixel_accuracy, tally
+from pantomim.config import Duration
+from pantomim.core.scores import means, tally
 from pantomim.methods.segment import Segment, SegmentConfig
-from pantomim.nn.pyramid import Pyramid
 from pantomim.nn.segmenter import UPerNetConfig
 from pantomim.nn.tokens import enlarge
 from pantomim.nn.windows import sliding_logits
 from pantomim.parity import networks
-from pantomim.parity.beit import compare_indices, without_index
 from pantomim.parity.item import Computed, Item
-from pantomim.parity.segmentation import neck_name
-from pantomim.parity.trajectory import Run, run_config
+from pantomim.parity.segmentation import PARTS, counted, neck_name
+from pantomim.parity.trajectory import Run
 
 
 def trajectory_segment(item: Item) -> Computed:
     """A run of UPerNet on MAE's or BEiT's backbone, whichever the item's weights are of."""
-    config, weights = item.config, without_index(item)
+    config, weights = item.config, item.weights()
     absolute, qkv = "backbone.pos_embed" in weights, "backbone.layers.0.attn.qkv.bias" in weights
     method = SegmentConfig(
         encoder=networks.encoder_config(
@@ -47,9 +45,19 @@ def trajectory_segment(item: Item) -> Computed:
     )
     model = method.build()
     names = partial(_name, model)
-    networks.filled(item, model, names, weights, kept=("final_norm",))
     model.model.taps = tuple(config["out_indices"])
-    run = Run(item, _settings(item, method), model, names, lambda tape: None).carry_out()
+    run = Run(
+        item,
+        method,
+        model,
+        names,
+        kept=("final_norm",),
+        warmup=Duration(steps=config["warmup_steps"]),
+        start_lr=config["start_factor"] * config["lr"],
+        layer_decay=config["layer_decay"],
+        decay_tokens=True,
+        schedule="poly",
+    ).carry_out()
     logged = {
         "loss_decode": run.curve("loss_head"),
         "loss_auxiliary_weighted": run.curve("loss_auxiliary"),
@@ -59,21 +67,21 @@ def trajectory_segment(item: Item) -> Computed:
         "weight_decay_groups": run.curve("group_weight_decay"),
     }
     buffers = {f"final_buffers/{names(name)}": tensor for name, tensor in model.named_buffers()}
-    found, counts = run.computed(logged | buffers), _test(item, model)
-    found.outputs |= counts.outputs
-    found.numbers |= counts.numbers
+    tested, counts = _test(item, model)
+    scores = {"aAcc": "pixel_accuracy", "mIoU": "miou", "mAcc": "mean_accuracy"}
+    found = run.computed(logged | buffers | tested | counted(counts))
+    found.numbers["metrics"] = {name: round(100 * means(counts)[ours], 2) for name, ours in scores.items()}
     found.numbers["ignored_share"] = {"labels": float((item.input("labels") == config["ignore_index"]).double().mean())}
-    found.errors |= compare_indices(model.encoder, item)
     return found
 
 
 @torch.no_grad()
-def _test(item: Item, model: Segment) -> Computed:
+def _test(item: Item, model: Segment) -> tuple[dict[str, Tensor], Tensor]:
     """Logits and predictions of whole images at their labels' size, and the pixels counted over all."""
     config, segmenter = item.config, model.model.eval()
     crop, stride = (config["img_size"],) * 2, (config["stride"],) * 2
     found: dict[str, Tensor] = {}
-    counts = torch.zeros(3, config["num_classes"])
+    counts = torch.zeros(3, config["num_classes"], dtype=torch.long)
     for number in range(len(config["test_sizes"])):
         images, labels = item.input(f"test_image_{number}")[None], item.input(f"test_label_{number}").long()[None]
         fill = segmenter.encoder.mean.flatten()
@@ -83,35 +91,16 @@ def _test(item: Item, model: Segment) -> Computed:
         found[f"test_logits_{number}"] = logits[0, :, -corner:, -corner:]
         found[f"test_prediction_{number}"] = guesses[0]
         counts += tally(guesses, labels, config["num_classes"], ignore=config["ignore_index"]).sum(dim=0)
-    hits, predicted, labelled = counts.long()
-    iou = intersection_over_union(counts)
-    found |= {"intersection": hits, "union": predicted + labelled - hits, "predicted": predicted, "labelled": labelled}
-    shares = {"aAcc": pixel_accuracy(counts), "mIoU": iou.nanmean(), "mAcc": class_accuracy(counts).nanmean()}
-    metrics = {name: round(100 * share.item(), 2) for name, share in shares.items()}
-    return Computed(found | {"iou": iou.nan_to_num(-1)}, {"metrics": metrics})
-
-
-def _settings(item: Item, method: SegmentConfig) -> Pretrain:
-    config = item.config
-    return run_config(
-        item,
-        method,
-        warmup=Duration(steps=config["warmup_steps"]),
-        start_lr=config["start_factor"] * config["lr"],
-        layer_decay=config["layer_decay"],
-        decay_tokens=True,
-        schedule="poly",
-    )
+    return found, counts
 
 
 def _name(model: Segment, name: str) -> str:
     """Mmsegmentation's name of a parameter, buffer or module of a segmenter."""
     part, _, rest = name.removeprefix("model.").partition(".")
     if part == "neck":
-        assert isinstance(model.model.neck, Pyramid)
         return f"neck.{neck_name(model.model.neck, rest)}"
     if part != "encoder":
-        return {"head": "decode_head", "auxiliary": "auxiliary_head"}.get(part, part) + f".{rest}"
+        return f"{PARTS.get(part, part)}.{rest}"
     for ours, theirs in (
         (r"^blocks\.", "layers."),
         (r"\.norm(\d)\.", r".ln\1."),
@@ -120,7 +109,7 @@ def _name(model: Segment, name: str) -> str:
         (r"^patch_embed\.proj\.", "patch_embed.projection."),
     ):
         rest = re.sub(ours, theirs, rest)
-    return f"backbone.{rest}"
+    return f"{PARTS[part]}.{rest}"
 
 
 ITEMS = (trajectory_segment,)

@@ -66,7 +66,7 @@ class EncoderTeacher(Teacher):
         self.num_prefix = encoder.num_prefix if class_token else 0
         if attends:
             self.queries = ("class", "mean") if class_token else ("mean",)
-        self._freeze()
+        self.requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"], query: Query | None = None) -> Guidance:
