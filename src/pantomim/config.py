@@ -31,9 +31,8 @@ from pantomim.methods import MethodConfig
 from pantomim.methods.mae import MAEConfig
 
 T = TypeVar("T")
-ADAPTER_OF: Callable[[Any], TypeAdapter[Any]] = cache(
-    TypeAdapter
-)  # pydantic needs a tenth of a second to make that of a run
+# pydantic needs a tenth of a second to make that of a run
+ADAPTER_OF: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 Reinit = Literal["full", "reference", "none"]
 
 

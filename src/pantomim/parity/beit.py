@@ -264,15 +264,3 @@ def _count(key: str) -> int:
     size, patch, ratio = re.findall(r"[\d.]+", key)
     side = int(size) // int(patch)
     return GridMasker(ratio=float(ratio), cell=1).num_masked((side, side))
-
-
-ITEMS = (
-    beit_pretrain,
-    beit_finetune,
-    beit_relative_index,
-    beit_relative_resize,
-    simmim_pretrain,
-    trajectory_beit,
-    trajectory_data2vec,
-    trajectory_simmim,
-)

@@ -215,6 +215,3 @@ def _placed(model: CAE, item: Item, release: Release = "lxtGH/CAE") -> tuple[dic
     there = {names(name) for name in model.state_dict()}
     fixed = {name: tensor for name, tensor in weights.items() if name.endswith(UNUSED) and name not in there}
     return fixed, {name: tensor for name, tensor in weights.items() if name not in {*fixed, TABLE}}
-
-
-ITEMS = (cae_pretrain, cae_finetune, cae_attentive_probe, trajectory_cae)

@@ -148,6 +148,3 @@ def _error(values: np.ndarray, draws: int, fields: int) -> np.ndarray:
     within = groups.var(axis=0, ddof=1).mean(axis=0)
     between = np.maximum(groups.mean(axis=0).var(axis=0, ddof=1) - within / per_field, 0)
     return np.sqrt(within * (1 / len(values) + 1 / draws) + between * (1 / FIELDS + 1 / fields))
-
-
-ITEMS = (colormae_filters, colormae_masking, colormae_spectra, trajectory_colormae)

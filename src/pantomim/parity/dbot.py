@@ -215,6 +215,3 @@ def _rate(epoch: float, entry: dict[str, Any]) -> float:
     begin = max(start for start in entry["stage_epochs"][:-1] if start <= epoch)
     end = min(start for start in entry["stage_epochs"] if start > epoch)
     return Schedule(entry["lr"], entry["min_lr"], entry["warmup_epochs"], end - begin).mae(epoch - begin)
-
-
-ITEMS = (dbot_pretrain, dbot_full_sequence, dbot_schedule, dbot_analysis, trajectory_dbot)

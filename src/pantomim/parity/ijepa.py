@@ -41,11 +41,9 @@ def ijepa_pretrain(item: Item) -> Computed:
 
 def ijepa_masks(item: Item) -> Computed:
     """The lists that recorded numbers give; how often each patch is in a context and in a target of our own draws."""
-    settings, found = item.config["settings"], Computed(numbers={"traces": []})
+    settings, found = item.config["settings"], Computed(numbers={"traces": item.numbers["traces"]})
     for trace in item.numbers["traces"]:
-        replay = _Replay(trace["draws"])
-        lists = _drawn(settings[trace["setting"]], replay)
-        found.numbers["traces"].append({**trace, "draws": replay.recorded.asked})
+        lists = _drawn(settings[trace["setting"]], _Replay(trace["draws"]))
         for name, ids in zip(("masks_enc", "masks_pred"), lists, strict=True):
             found.outputs[f"setting_{trace['setting']}/trace_{trace['index']}/{name}"] = torch.from_numpy(ids)
     for stated in item.numbers.get("statistics", []):
@@ -84,7 +82,7 @@ class _Replay(random.Random):
     """Recorded random numbers, one by one."""
 
     def __init__(self, draws: list[list[Any]]) -> None:
-        self.recorded = Recorded(draws)
+        self.recorded = Recorded(draws, exact=True)
 
     def random(self) -> float:
         return float(self.recorded.next("uniform"))
@@ -125,6 +123,3 @@ def _draws(tape: Tape) -> Blocks:
     """The lists of this micro-batch's rows, without what fills them up."""
     lists = (tape.item.input(name)[tape.step][:, tape.rows] for name in ("masks_enc", "masks_pred"))
     return Blocks(*(ids[..., : int((ids >= 0).sum(dim=-1).min())] for ids in lists))
-
-
-ITEMS = (ijepa_pretrain, ijepa_masks, trajectory_ijepa)

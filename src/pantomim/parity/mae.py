@@ -190,6 +190,3 @@ def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
     given = entry["arguments"]
     schedule = Schedule(given["lr"], given["min_lr"], given["warmup_epochs"], given["epochs"])
     return {**entry, "values": [[epoch, schedule.mae(epoch)] for epoch, _ in entry["values"]]}
-
-
-ITEMS = (mae_pretrain, mae_finetune, mae_lars, mae_positions, finetune_losses, trajectory_mae)

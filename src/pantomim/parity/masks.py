@@ -123,6 +123,3 @@ def _off_map(item: Item, index: int, masked: np.ndarray) -> dict[str, float]:
     if (stored := item.output(name)) is None:
         return {}
     return {name: off_shares(stored.numpy(), item.config["draws"], masked.mean(axis=0), len(masked))}
-
-
-ITEMS = (block_mask_trace, block_mask_stats, simmim_mask_stats)

@@ -91,6 +91,3 @@ def attmask(item: Item) -> Computed:
         off = off_shares(probability.double().numpy(), stated["draws"], ours, DRAWS)
         found.errors = {"hint_mask_probability": off, "hint/masked": exact(kept)}
     return found
-
-
-ITEMS = (milan_pretrain, milan_sampling, attmask)

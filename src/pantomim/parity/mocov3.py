@@ -58,6 +58,3 @@ def _official(name: str) -> str:
         return PARTS[part] + rest
     kind, number, parameter = rest.split(".")
     return f"{PARTS[part]}{3 * int(number) + (kind == 'norms')}.{parameter}"
-
-
-ITEMS = (trajectory_mocov3,)

@@ -4,17 +4,22 @@ from typing import Any
 
 
 class Recorded:
-    """Numbers, (kind, ..., value) each, given out one after the other; and what was asked for, in the same layout."""
+    """Numbers, (kind, ..., value) each, given out one after the other; and what was asked for, in the same layout.
 
-    def __init__(self, draws: list[list[Any]]) -> None:
-        self._rest = iter(draws)
+    If `exact`, asking for another kind or range is an error at once.
+    """
+
+    def __init__(self, draws: list[list[Any]], *, exact: bool = False) -> None:
+        self._rest, self.exact = iter(draws), exact
         self.asked: list[list[Any]] = []
 
     def next(self, kind: str, *limits: float) -> Any:
-        """The next value, whatever its kind and limits are: `asked` tells whether they are these."""
+        """The next value."""
         drawn = next(self._rest, None)
         if drawn is None:
             raise ValueError(f"Recorded.draws must not end here; one more {kind} is asked for.")
+        if self.exact and drawn[:-1] != [kind, *limits]:
+            raise ValueError(f"Recorded.draws must go on with {drawn[:-1]}; {[kind, *limits]} is asked for.")
         self.asked.append([kind, *limits, drawn[-1]])
         return drawn[-1]
 

@@ -1,6 +1,7 @@
-"""Semantic segmentation: backbones, pyramid, UPerNet, sliding windows, scores, groups and rates, sizes.
+"""Semantic segmentation: backbones, pyramid, UPerNet, windows, scores, groups and rates, sizes; whole runs and tests.
 
-Official: lxtGH/CAE, liuxingbin/dbot, microsoft/unilm, open-mmlab/mmsegmentation 1.2.2 and 0.11.
+Official: lxtGH/CAE, liuxingbin/dbot, microsoft/unilm, open-mmlab/mmsegmentation 1.2.2 (also its Runner, with the
+configs of MAE and BEiT) and 0.11.
 """
 
 import re
@@ -12,20 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pantomim.config import Duration
 from pantomim.core.scores import class_accuracy, intersection_over_union, means, pixel_accuracy, tally
 from pantomim.data.transforms import fitted_size
+from pantomim.methods.segment import Segment, SegmentConfig
 from pantomim.nn.blocks import drop_path_rates
 from pantomim.nn.pyramid import Pyramid
 from pantomim.nn.resize import resample, resample_stretched
 from pantomim.nn.segmenter import AUXILIARY_LEVEL, Segmenter, UPerNetConfig, pixel_loss
 from pantomim.nn.tokens import enlarge
 from pantomim.nn.upernet import ConvNorm, FCNHead, UPerHead, score_layer
-from pantomim.nn.vit import Encoder, EncoderConfig, Features
+from pantomim.nn.vit import EncoderConfig, Features
 from pantomim.nn.windows import sliding_logits, window_starts
 from pantomim.optim import Schedule, layer_scale, parameter_groups
 from pantomim.parity import networks
 from pantomim.parity.item import Computed, Item, distance
 from pantomim.parity.mae import FLOAT32
+from pantomim.parity.trajectory import Run
 
 STEPS, WARMUP, START = 160_000, 1_500, 1e-6  # of the recipes for ADE20K; the first rate as a share of the peak
 PARTS = {"encoder": "backbone", "neck": "backbone", "head": "decode_head", "auxiliary": "auxiliary_head"}
@@ -35,10 +39,11 @@ SCHEDULES = {"segmentation_poly_old": Schedule.mmcv, "segmentation_poly_new": Sc
 def downstream_seg_backbone(item: Item) -> Computed:
     """Taps and the maps made of them by running statistics, those of the batch, and every gradient."""
     weights, images, outputs = item.weights(), item.input("images"), dict[str, Tensor]()
-    encoder = _encoder(item, weights)
-    built, norm, model = encoder.pos_embed, encoder.norm, Segmenter(encoder, 1, UPerNetConfig())
-    fixed = encoder.config.position == "sincos_rows_first"
-    errors = {"state/pos_embed": networks.off_table(built, weights["pos_embed"])} if fixed else {}
+    fixed = "pos_embed" in weights and not item.config["use_abs_pos_emb"]  # CAE's stays as it is
+    position = "sincos_rows_first" if fixed else "learned" if item.config["use_abs_pos_emb"] else "none"
+    encoder = _encoder(item, position).build()
+    norm, model = encoder.norm, Segmenter(encoder, 1, UPerNetConfig())
+    errors = {"state/pos_embed": networks.off_table(encoder.pos_embed, weights["pos_embed"])} if fixed else {}
     model.taps, model.head, model.auxiliary = tuple(item.config["out_indices"]), nn.Identity(), None
     if item.config.get("out_with_norm"):
         encoder.norm = norm
@@ -62,7 +67,7 @@ def downstream_pyramid(item: Item) -> Computed:
         taps = [item.input(f"{patch}/tap_{number}") for number in range(4)]
         _, width, *grid = taps[0].shape
         pyramid = Pyramid(width, int(patch.removeprefix("patch")), (grid[0], grid[1]))
-        networks.filled(item, pyramid, partial(neck_name, pyramid), item.weights(f"state/{patch}/"))
+        networks.filled(item, pyramid, partial(_neck_name, pyramid), item.weights(f"state/{patch}/"))
         levels = pyramid.eval()([Features(tap.new_zeros(len(tap), 0, width), tap.flatten(2).mT) for tap in taps])
         found.outputs |= {f"{patch}/level_{number}": level for number, level in enumerate(levels)}
     return found
@@ -152,7 +157,7 @@ def downstream_mean_iou(item: Item) -> Computed:
         by_image.append(tally(guesses[None], labels[None], config["num_classes"], **settings))
     each = torch.cat(by_image)
     counts = each.sum(dim=0)
-    found.outputs |= counted(counts) | {"accuracy_per_class": class_accuracy(counts).nan_to_num(-1)}
+    found.outputs |= _counted(counts) | {"accuracy_per_class": class_accuracy(counts).nan_to_num(-1)}
     scores = means(counts)
     found.numbers = scores | {
         "mean_iou": scores["miou"],
@@ -162,7 +167,7 @@ def downstream_mean_iou(item: Item) -> Computed:
     return found
 
 
-def counted(counts: Tensor) -> dict[str, Tensor]:
+def _counted(counts: Tensor) -> dict[str, Tensor]:
     """Pixels by class, and the IoU of each: -1 where it is neither labelled nor predicted."""
     hits, predicted, labelled = counts
     outputs = {"intersection": hits, "predicted": predicted, "labelled": labelled}
@@ -220,7 +225,7 @@ def downstream_sizes_and_positions(item: Item) -> Computed:
     return found
 
 
-def neck_name(neck: nn.Module, name: str) -> str:
+def _neck_name(neck: nn.Module, name: str) -> str:
     """The name of one of a pyramid's parameters in mmsegmentation, which counts how far a level is enlarged."""
     assert isinstance(neck, Pyramid)
     _, level, rest = name.split(".", 2)
@@ -228,18 +233,19 @@ def neck_name(neck: nn.Module, name: str) -> str:
     return f"upsample_{2**doublings}x.{rest}"
 
 
-def _encoder(item: Item, weights: Mapping[str, Tensor]) -> Encoder:
+def _encoder(item: Item, position: str, **settings: Any) -> EncoderConfig:
     """The encoder that the names of the weights tell of."""
-    fixed = "sincos_rows_first" if "pos_embed" in weights else "none"  # CAE's stays as it is
-    own = any(name.startswith("blocks.") and name.endswith("relative_position_bias_table") for name in weights)
-    shared = any(name.startswith("rel_pos_bias.") for name in weights)
+    names = [*item.weights()]
+    own = any(name.endswith(".attn.relative_position_bias_table") for name in names)
+    shared = any(name.startswith("rel_pos_bias.") for name in names)
     return networks.encoder_config(
         item,
-        position="learned" if item.config["use_abs_pos_emb"] else fixed,
+        position=position,
         relative_position="blocks" if own else "shared" if shared else "none",
-        attention_bias="qv" if any(name.endswith("q_bias") for name in weights) else "qkv",
+        attention_bias="qv" if any(name.endswith("q_bias") for name in names) else "qkv",
         layer_scale=item.config["init_values"] or None,
-    ).build()
+        **settings,
+    )
 
 
 def _skeleton(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> nn.Module:
@@ -302,12 +308,84 @@ def _box(rule: str) -> tuple[int, int] | None:
     return (int(numbers[0]), int(numbers[0])) if kind == "vitdet test" else None
 
 
-ITEMS = (
-    downstream_seg_backbone,
-    downstream_pyramid,
-    downstream_upernet,
-    downstream_sliding_window,
-    downstream_mean_iou,
-    downstream_optimizer_groups,
-    downstream_sizes_and_positions,
-)
+def trajectory_segment(item: Item) -> Computed:
+    """A run of UPerNet on MAE's or BEiT's backbone, whichever the item's weights are of."""
+    config, position = item.config, "learned" if "backbone.pos_embed" in item.weights() else "none"
+    method = SegmentConfig(
+        encoder=_encoder(item, position, image_size=(config["img_size"], config["img_size"])),
+        num_classes=config["num_classes"],
+        head=UPerNetConfig(
+            channels=config["channels"],
+            pool_scales=tuple(config["pool_scales"]),
+            auxiliary_channels=config["auxiliary_channels"],
+            auxiliary_weight=config["auxiliary_weight"],
+            dropout=config["dropout_ratio"],
+        ),
+    )
+    model = method.build()
+    names = partial(_name, model)
+    model.model.taps = tuple(config["out_indices"])
+    run = Run(
+        item,
+        method,
+        model,
+        names,
+        kept=("final_norm",),
+        warmup=Duration(steps=config["warmup_steps"]),
+        start_lr=config["start_factor"] * config["lr"],
+        layer_decay=config["layer_decay"],
+        decay_tokens=True,
+        schedule="poly",
+    ).carry_out()
+    logged = {
+        "loss_decode": run.curve("loss_head"),
+        "loss_auxiliary_weighted": run.curve("loss_auxiliary"),
+        "accuracy_decode": 100 * run.curve("accuracy"),
+        "accuracy_auxiliary": 100 * run.curve("accuracy_auxiliary"),
+        "lr_groups": run.curve("group_lr"),
+        "weight_decay_groups": run.curve("group_weight_decay"),
+    }
+    buffers = {f"final_buffers/{names(name)}": tensor for name, tensor in model.named_buffers()}
+    tested, counts = _test(item, model)
+    scores = {"aAcc": "pixel_accuracy", "mIoU": "miou", "mAcc": "mean_accuracy"}
+    found = run.computed(logged | buffers | tested | _counted(counts))
+    found.numbers["metrics"] = {name: round(100 * means(counts)[ours], 2) for name, ours in scores.items()}
+    found.numbers["ignored_share"] = {"labels": float((item.input("labels") == config["ignore_index"]).double().mean())}
+    return found
+
+
+@torch.no_grad()
+def _test(item: Item, model: Segment) -> tuple[dict[str, Tensor], Tensor]:
+    """Logits and predictions of whole images at their labels' size, and the pixels counted over all."""
+    config, segmenter = item.config, model.model.eval()
+    crop, stride = (config["img_size"],) * 2, (config["stride"],) * 2
+    found: dict[str, Tensor] = {}
+    counts = torch.zeros(3, config["num_classes"], dtype=torch.long)
+    for number in range(len(config["test_sizes"])):
+        images, labels = item.input(f"test_image_{number}")[None], item.input(f"test_label_{number}").long()[None]
+        fill = segmenter.encoder.mean.flatten()
+        logits = sliding_logits(segmenter, images, config["num_classes"], crop, stride, fill)
+        logits = enlarge(logits, labels.shape[1:])
+        guesses, corner = logits.argmax(dim=1), config["corner"]
+        found[f"test_logits_{number}"] = logits[0, :, -corner:, -corner:]
+        found[f"test_prediction_{number}"] = guesses[0]
+        counts += tally(guesses, labels, config["num_classes"], ignore=config["ignore_index"]).sum(dim=0)
+    return found, counts
+
+
+def _name(model: Segment, name: str) -> str:
+    """Mmsegmentation's name of a parameter, buffer or module of a segmenter."""
+    part, _, rest = name.removeprefix("model.").partition(".")
+    if part == "neck":
+        return f"neck.{_neck_name(model.model.neck, rest)}"
+    if part != "encoder":
+        return f"{PARTS.get(part, part)}.{rest}"
+    for ours, theirs in (
+        (r"^blocks\.", "layers."),
+        (r"\.norm(\d)\.", r".ln\1."),
+        (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
+        (r"\.mlp\.fc2\.", ".ffn.layers.1."),
+        (r"^patch_embed\.proj\.", "patch_embed.projection."),
+    ):
+        rest = re.sub(ours, theirs, rest)
+    return f"{PARTS[part]}.{rest}"

@@ -57,6 +57,3 @@ def downstream_photometric(item: Item) -> Computed:
         traces.append({"image": trace["image"], "draws": replay.asked})
     computed.numbers["traces"] = traces
     return computed
-
-
-ITEMS = (downstream_class_share_crop, downstream_photometric)

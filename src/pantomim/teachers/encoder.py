@@ -31,8 +31,7 @@ class EncoderTeacher(Teacher):
         output: Which of its outputs.
         blocks: Mean over the outputs of so many last blocks, each token of each standardised before; 1: the last alone.
 
-    Raises:
-        ValueError: if there are fewer blocks, or there is no such output.
+    A ValueError, if there are fewer blocks, or there is no such output.
 
     Paper: Liu et al., *Exploring Target Representations for Masked Autoencoders*, arXiv:2209.03917: the last block
         before its norm, as in the authors' `models_mae.py`; Baevski et al., *data2vec*, arXiv:2202.03555, section 3.3:
