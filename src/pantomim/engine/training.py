@@ -43,13 +43,14 @@ class Training:
         self.length = int(optim.stretch * total)  # of the schedules
         peak_lr = scaled_lr(optim.base_lr, config.batch_size)
         schedule = Schedule(peak_lr, optim.min_lr, warmup, self.length, optim.start_lr)
-        self._rate: Callable[[float], float] = {
+        rates: dict[str, Callable[[float], float]] = {
             "mae": schedule.mae,
             "beit": schedule.beit,
             "drop": partial(schedule.drop, at=optim.drop_at),
             "poly": schedule.poly,
             "mmcv": schedule.mmcv,
-        }[optim.schedule]
+        }
+        self._rate = rates[optim.schedule]
         self.optimizer = optimiser(optim, method, peak_lr)
         self._model: nn.Module = method.train()
 

@@ -139,14 +139,14 @@ def trajectory_simmim(item: Item) -> Computed:
     config, (method, model) = item.config, _simmim(item)
     drop = {"schedule": "drop", "drop_at": min(config["milestone"] / config["epochs"], 1.0), "lead": -1}
     rates = {"start_lr": config["start_lr"], "min_lr": config["gamma"] * config["lr"]}
-    optim = {"decay_tokens": False, "decay_mask_token": True, **drop, **rates}
+    optim: dict[str, Any] = {"decay_tokens": False, "decay_mask_token": True, **drop, **rates}
     run = Run(item, method, model, simmim_name, weights=_ours(item), **optim).carry_out()
     return run.computed(_theirs(item, run.weights("final/")))
 
 
 def _run(item: Item, method: BEiTConfig, target: Target) -> Run:
     """A finished run of an encoder over mask tokens, whatever it predicts."""
-    optim = {"schedule": "beit", "decay_tokens": False, "decay_mask_token": True}
+    optim: dict[str, Any] = {"schedule": "beit", "decay_tokens": False, "decay_mask_token": True}
     return Run(item, method, method.build(target=target), official_name, kept=("target.",), **optim).carry_out()
 
 

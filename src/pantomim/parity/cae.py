@@ -88,10 +88,10 @@ def cae_pretrain(item: Item) -> Computed:
         "accuracy": result["accuracy"],
     }
     trained = found.numbers["gradient_l2_norms"]
-    fixed = [name for name in weights if name not in trained and not name.startswith("teacher.")]
+    untrained = [name for name in weights if name not in trained and not name.startswith("teacher.")]
     decay = networks.decay_used(item.numbers.get("pretraining_parameter_groups", []))
     groups = networks.described(parameter_groups(model, decay), official_name)
-    found.numbers |= {"parameters_without_gradient": fixed, "pretraining_parameter_groups": groups}
+    found.numbers |= {"parameters_without_gradient": untrained, "pretraining_parameter_groups": groups}
     model.update_ema(0)
     after = model.get_submodule("aligner.copy").named_parameters()
     found.outputs |= {f"teacher_after/{name}": tensor for name, tensor in after}

@@ -13,9 +13,10 @@ from pantomim.formats.mmpretrain import mmpretrain_name
 from pantomim.masking.color_noise import ColorNoiseMasker, cut_windows, round_windows
 from pantomim.masking.noise import Noise, color_filter, equalise, make_bank
 from pantomim.parity.item import Computed, Item, exact
-from pantomim.parity.mae import mae_config, masked_pixels
+from pantomim.parity.mae import mae_config
 from pantomim.parity.networks import in_order
 from pantomim.parity.statistics import SIGMAS
+from pantomim.parity.trajectory import Run
 
 FIELDS, WINDOWS = 32, 160  # of each preset: patterns drawn by us, and windows cut from each of them
 SHAPE = {  # the items' statistics of a mask, and ours
@@ -32,7 +33,8 @@ def trajectory_colormae(item: Item) -> Computed:
     config = item.config
     method = mae_config(item, ColorNoiseMasker, normalise=config["norm_pix_loss"])
     optim = {"schedule": "beit", "start_lr": config["start_factor"] * config["lr"], "decay_tokens": False}
-    return masked_pixels(item, method, lambda name: mmpretrain_name(official_name(name)), **optim)
+    run = Run(item, method, method.build(), lambda name: mmpretrain_name(official_name(name)), **optim)
+    return run.carry_out().computed()
 
 
 def colormae_filters(item: Item) -> Computed:

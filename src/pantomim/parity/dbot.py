@@ -28,7 +28,7 @@ from pantomim.optim import Schedule
 from pantomim.parity import beit, networks
 from pantomim.parity.item import Computed, Item
 from pantomim.parity.statistics import initialisation
-from pantomim.parity.trajectory import Run, Tape
+from pantomim.parity.trajectory import Run
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
 from pantomim.teachers.base import Guidance, Query, Teacher
@@ -83,20 +83,16 @@ def trajectory_dbot(item: Item) -> Computed:
     output: Output = "norm" if config["tlayernorm"] else "block"
     teaching = TeacherConfig(source="random", depth=config["init_teacher_encoder_depth"], output=output)
     method = replace(_config(item, normalise=config["norm_feature_loss"]), teacher=teaching)
-    num_masked, weights = method.masker.num_masked(method.encoder.grid), item.weights()
-    student = method.encoder.build()
+    weights, student = item.weights(), method.encoder.build()
     own = {name: weights[dbot_name(f"encoder.{name}")] for name in student.state_dict()}
     teacher, runs = teaching.build(networks.filled(item, student, str, own)), list[Run]()
     outputs, errors = dict[str, Tensor](), dict[str, float]()
-
-    def draws(tape: Tape) -> Draws:
-        return Draws(Mask.from_scores(tape.now("noise"), num_masked))
 
     for stage, (begin, end) in enumerate(itertools.pairwise(config["stage_epochs"])):
         given = weights | item.weights(f"stage{stage}/")
         model = method.build(teacher=teacher)
         place = {"first": begin * config["steps_per_epoch"], "duration": Duration(epochs=end - begin)}
-        run = Run(item, method, model, dbot_name, draws, weights=given, kept=TEACHER, **place)
+        run = Run(item, method, model, dbot_name, weights=given, kept=TEACHER, **place)
         if runs:
             before = runs[-1]
             carry_over(before.method, before.training.optimizer, model, run.training.optimizer, item.name)

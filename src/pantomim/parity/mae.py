@@ -25,7 +25,7 @@ from pantomim.optim import LARS, Schedule, layer_scale, parameter_groups
 from pantomim.parity import networks
 from pantomim.parity.item import Computed, Item
 from pantomim.parity.statistics import initialisation
-from pantomim.parity.trajectory import Run, Tape
+from pantomim.parity.trajectory import Run
 from pantomim.targets.pixels import PixelTargetConfig
 
 FLOAT32 = 2.0**-22  # where the official code rounds to float32, twice its spacing
@@ -70,18 +70,7 @@ def mae_pretrain(item: Item) -> Computed:
 def trajectory_mae(item: Item) -> Computed:
     """A run of the authors' `main_pretrain.py`."""
     method = mae_config(item, RandomMasker, normalise=item.config["norm_pix_loss"])
-    return masked_pixels(item, method, official_name)
-
-
-def masked_pixels(item: Item, method: MAEConfig, names: networks.Names, **optim: Any) -> Computed:
-    """A run whose masks are given by noise, of MAE or of ColorMAE, where the largest values stay visible."""
-    num_masked = method.masker.num_masked(method.encoder.grid)
-
-    def draws(tape: Tape) -> Draws:
-        scores = -tape.now("windows").flatten(1) if item.has("windows") else tape.now("noise")
-        return Draws(Mask.from_scores(scores, num_masked))
-
-    return Run(item, method, method.build(), names, draws, **optim).carry_out().computed()
+    return Run(item, method, method.build(), official_name).carry_out().computed()
 
 
 def mae_finetune(item: Item) -> Computed:

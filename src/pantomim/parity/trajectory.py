@@ -61,10 +61,13 @@ class Tape:
         """This micro-batch's rows of a draw."""
         return self.item.input(name)[self.step, self.rows]
 
-    def mask(self) -> Mask:
-        """The given mask, whose count may vary from image to image."""
-        counts = self.item.input("masked").sum(dim=-1)
-        return Mask.from_masked(self.now("masked"), int(counts.max()), varies=bool(counts.min() < counts.max()))
+    def mask(self, num_masked: int) -> Mask:
+        """The given mask, whose count may vary from image to image, or that of noise; large `windows` stay visible."""
+        if self.item.has("masked"):
+            counts = self.item.input("masked").sum(dim=-1)
+            return Mask.from_masked(self.now("masked"), int(counts.max()), varies=bool(counts.min() < counts.max()))
+        scores = self.now("noise") if self.item.has("noise") else -self.now("windows").flatten(1)
+        return Mask.from_scores(scores, num_masked)
 
 
 class GivenIds:
@@ -135,13 +138,15 @@ class Run:
         self._replace_drop_paths()
         self._logged: dict[str, list[Tensor]] = {}
         self.total, warmup = in_steps(self.config, item.config.get("steps_per_epoch", 1))
-        if draws is None and item.has("masked"):
-            draws = lambda tape: Draws(tape.mask())  # noqa: E731
-        own = method.draw
+        own, masked = method.draw, any(map(item.has, ("masked", "noise", "windows")))
 
         def draw(batch: Batch, step: int, generator: torch.Generator) -> Any:
             tape = self.tape.seek(step, batch)
-            return own(batch, step, generator) if draws is None else draws(tape)
+            if draws is not None:
+                return draws(tape)
+            if not masked:
+                return own(batch, step, generator)
+            return Draws(tape.mask(config.masker.num_masked(config.encoder.grid)))
 
         setattr(method, "draw", draw)  # noqa: B010  (all else stays)
         runtime = start_accelerator(self.config.runtime, Path())
