@@ -31,6 +31,7 @@ from pantomim.parity.cae import BLOCK, UNUSED_NORM, cae_encoder, head_name
 from pantomim.parity.item import Computed, Item, distance
 from pantomim.parity.trajectory import TestedRun
 
+SCHEDULE = "transfer_schedule (epoch, rate)"
 ROUNDED = 1e-6  # tolerance of what the scripts load, resize and mix in float32
 
 
@@ -204,9 +205,6 @@ def _off_loaded(item: Item, ours: Mapping[str, Tensor]) -> dict[str, float]:
     return {f"state/{name}": distance(weight, state[name]) / ROUNDED for name, weight in ours.items()}
 
 
-SCHEDULE = "transfer_schedule (epoch, rate)"
-
-
 def downstream_finetune_extras(item: Item) -> Computed:
     """Each piece on its own numbers; AlexNet's errors are ours."""
     names, subset = item.numbers["corruptions"], item.input("subset")
@@ -217,15 +215,12 @@ def downstream_finetune_extras(item: Item) -> Computed:
         "averaged": torch.stack(list(_averages(item.input("weights"), item.config["ema_decay"]))),
         "corruption_error": 100 * errors,
         "mce": 100 * errors.mean(),
-        "subset_top1": torch.tensor(subset_top1(logits, subset, labels), dtype=torch.float64),
-        "wrong_top1_over_all_classes": torch.tensor(
-            subset_top1(logits, everything, subset[labels]), dtype=torch.float64
-        ),
+        "subset_top1": errors.new_tensor(subset_top1(logits, subset, labels)),
+        "wrong_top1_over_all_classes": errors.new_tensor(subset_top1(logits, everything, subset[labels])),
     }
     for number, sampler in enumerate(item.config["samplers"]):
-        ranks = sampler["replicas"]
-        for rank in range(ranks):
-            found[f"repeated_{number}/rank_{rank}"] = _dealt(item.input(f"permutation_{number}"), ranks, rank)
+        permutation, ranks = item.input(f"permutation_{number}"), sampler["replicas"]
+        found |= {f"repeated_{number}/rank_{rank}": _dealt(permutation, ranks, rank) for rank in range(ranks)}
     stated = item.config["schedule"]
     schedule = Schedule(stated["lr"], stated["min_lr"], stated["warmup"], stated["epochs"], stated["warmup_lr"])
     rows = [[epoch, _transfer_rate(schedule, epoch)] for epoch, _ in item.numbers[SCHEDULE]]
