@@ -106,8 +106,7 @@ class WithoutRegressor:
 def without_regressor(method: CAE, images: Float[Tensor, "B C H W"]) -> WithoutRegressor:
     """All patches through the encoder, and its output into the decoder; images as in training.
 
-    Raises:
-        ValueError: if the target is nothing of which a picture can be made.
+    A ValueError, if the target is nothing of which a picture can be made.
     """
     kernel = method.encoder.patch_embed.proj.weight
     images = images.to(kernel.device, kernel.dtype)

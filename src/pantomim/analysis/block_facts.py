@@ -70,8 +70,7 @@ def _write(found: BlockFacts, path: Path) -> Path:
 def read_block_facts(path: Path) -> BlockFacts:
     """What `write_block_facts` wrote.
 
-    Raises:
-        ValueError: if the file is damaged or none of these.
+    A ValueError, if the file is damaged or none of these.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

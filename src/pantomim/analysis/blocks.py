@@ -20,8 +20,7 @@ def block_features(
 
     The encoder must be in evaluation mode, the images scaled and of its size.
 
-    Raises:
-        ValueError: if a network of another library gives only its last features, or no attention.
+    A ValueError, if a network of another library gives only its last features, or no attention.
     """
     if isinstance(encoder, Encoder):
         yield from encoder.each_block(images, need_attention=need_attention)

@@ -121,8 +121,7 @@ def _look(
 def who_decides(method: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The teacher's weights in a run of CMT-MAE, and how the student's average moves, from the `method` of its config.
 
-    Raises:
-        ValueError: if it is no config of CMT-MAE.
+    A ValueError, if it is no config of CMT-MAE.
     """
     config = from_dict(CMTMAEConfig, of_today({"method": method}, "config.yaml")["method"], "method")
     rows = [("Teacher's weight in the mask", config.mixing.in_words())] * config.masker.guided

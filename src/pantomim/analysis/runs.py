@@ -30,8 +30,7 @@ def load_run(run: str | Path, kind: str | None = None) -> Any:
 
     Any of the three, if no `kind` is asked for.
 
-    Raises:
-        ValueError: if the run is of another method, is not finished, its files are damaged or others are missing.
+    A ValueError, if the run is of another method, is not finished, its files are damaged or others are missing.
     """
     run = Path(run)
     config = run_config(run).method

@@ -24,6 +24,7 @@ class Spectrum(LayerMeans):
     name: ClassVar[str] = "spectrum"
     title: ClassVar[str] = "How few directions the tokens lie in"
     chart: ClassVar[str] = "shares"
+    drawn: ClassVar[tuple[str, ...]] = ("shares",)
 
     def sums(self, encoder: AnyEncoder, images: Tensor) -> dict[str, Tensor]:
         """Of the shares."""
@@ -37,13 +38,6 @@ class Spectrum(LayerMeans):
             "The share of the k largest singular values in the sum of all, of an image's patch tokens after each "
             f"block, each divided by its length; 1 where all tokens point one way. {images}"
         )
-
-    @staticmethod
-    def panels(found: BlockFacts) -> list[tuple[str, tuple[Any, ...]]]:
-        """Shares, the largest of all, and the title."""
-        shares = [found.of("shares", number) for number in range(len(found.names))]
-        highest = max(float(values.max()) for values in shares)
-        return [(name, (values, highest, name)) for name, values in zip(found.names, shares, strict=True)]
 
     @staticmethod
     def cell(found: BlockFacts, number: int, layer: int) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
 
 from pantomim.data.names import LOG, SPLITS, UNLABELLED, is_no_label, name_splits, sort_classes
 
@@ -218,20 +217,3 @@ def draw_images(num_images: int, labels: np.ndarray | None, count: int, *, seed:
     for group in np.unique(groups):
         turn[groups == group] = np.arange((groups == group).sum())
     return np.sort(order[np.argsort(turn, kind="stable")[:count]])
-
-
-def repeated_order(
-    permutation: Int[np.ndarray, " n"], *, repeats: int = 3, ranks: int = 1, rank: int = 0
-) -> Int[np.ndarray, " m"]:
-    """One process's images in an epoch of repeated augmentation, each of them `repeats` times in a row over all.
-
-    An epoch is as long as one without, cut down to a multiple of 256 images: it sees a part of them, each several
-    times. Fewer than 256 images are not cut down, where the authors' epoch would be empty.
-
-    Paper: Hoffer et al. 2020, arXiv:1901.09335; as DeiT's sampler, which dBOT's transfer runs use.
-    """
-    num_images = len(permutation)
-    length = num_images // 256 * 256 or num_images
-    order = np.repeat(permutation, repeats)
-    order = np.append(order, order[: -len(order) % ranks])  # the same number for all processes
-    return order[rank::ranks][: length // ranks]

@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ from pantomim.core.modes import evaluating
 from pantomim.data.dataset import Dataset
 from pantomim.data.stats import Stats
 from pantomim.data.stream import evaluation_batches
-from pantomim.formats.files import hash_weights, load_exactly
+from pantomim.formats.files import hash_weights
 from pantomim.formats.wrapped import WrappedEncoder
-from pantomim.nn.resize import resize_encoder_weights
+from pantomim.nn.resize import adapted_encoder
 from pantomim.nn.tokens import patchify
 from pantomim.nn.vit import Encoder, Features
 
@@ -98,11 +98,7 @@ def resized_encoder(encoder: AnyEncoder, image_size: tuple[int, int]) -> AnyEnco
                 f"{fitting[0]} {fitting[1]}: images are then resized."
             )
         return encoder.resized(image_size).to(device).eval()
-    weights, config = resize_encoder_weights(encoder.state_dict(), encoder.config, image_size)
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
-        resized = Encoder(config)
-    load_exactly(resized, weights, "resized encoder")
-    return resized.to(device).eval()
+    return adapted_encoder(encoder, replace(encoder.config, image_size=image_size))
 
 
 def check_channels(encoder: AnyEncoder, dataset: Dataset) -> None:

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import io
 import json
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 
-from pantomim.core.files import cache_folder, replace_file
+from pantomim.core.files import cache_folder, write_npz
 from pantomim.core.foreign import reason
 from pantomim.masking.noise import Noise, make_bank
 
@@ -46,17 +45,9 @@ def cached_bank(noise: Noise) -> Float[Tensor, "L M N"]:
     return bank
 
 
-def check_bank_path(path: Path) -> None:
-    """Refuse a file that a bank should not be written to; to be called before the bank is made."""
-    if path.suffix != ".npz" or path.is_dir():
-        raise ValueError(f"noise.out must be a file with the ending .npz; got {path}. Give another file.")
-
-
 def write_bank(path: Path, bank: Float[Tensor, "L M N"]) -> None:
     """Write a bank as the only array of an .npz file, as the authors do."""
-    buffer = io.BytesIO()
-    np.savez(buffer, noise=bank.numpy())
-    replace_file(path, buffer.getvalue())
+    write_npz(path, {"noise": bank.numpy()})
 
 
 def read_bank(path: Path) -> Float[Tensor, "L M N"]:

@@ -181,15 +181,9 @@ class Encoder(nn.Module):
             attention = attention if weights is None else weights
         return self._features(self.norm(tokens), attention)
 
-    def each_block(
-        self,
-        images: Float[Tensor, "B C H W"],
-        ids_keep: Int[Tensor, "B V"] | None = None,
-        mask_tokens: MaskTokens | None = None,
-        need_attention: bool = False,
-    ) -> Iterator[Features]:
-        """The output of each block in turn, before the final norm; with its attention if asked for."""
-        tokens, bias, index = self.enter(images, ids_keep, mask_tokens)
+    def each_block(self, images: Float[Tensor, "B C H W"], need_attention: bool = False) -> Iterator[Features]:
+        """The output of each block on all patches, before the final norm; with its attention if asked for."""
+        tokens, bias, index = self.enter(images)
         for block in self.blocks:
             tokens, weights = block(tokens, need_weights=need_attention, bias=bias, index=index)
             yield self._features(tokens, weights)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pantomim.data.layout import divide, read_layout, repeated_order
+from pantomim.data.layout import divide, read_layout
 
 
 def layout(*names: str):
@@ -88,18 +88,3 @@ def test_division_is_fixed_disjoint_complete_and_stratified():
     assert parts["test"].tolist() != divide(62, labels, seed=1)["test"].tolist()
     assert len(divide(10, None, seed=0)["test"]) == 2
     assert len(divide(1, None, seed=0)["train"]) == 1
-
-
-@pytest.mark.parametrize(("num_images", "ranks", "length"), [(600, 2, 256), (530, 3, 170), (256, 1, 256), (20, 3, 6)])
-def test_repeated_augmentation_deals_each_image_three_times_in_a_row(num_images, ranks, length):
-    permutation = np.random.default_rng(0).permutation(num_images)
-    dealt = [repeated_order(permutation, ranks=ranks, rank=rank) for rank in range(ranks)]
-    assert {len(part) for part in dealt} == {length}, "an epoch is never empty, and the same for all processes"
-    together = np.stack(dealt, axis=1).ravel()
-    assert (together == permutation[np.arange(len(together)) // 3]).all()
-
-
-def test_repeated_augmentation_pads_from_the_front():
-    assert repeated_order(np.array([4, 7]), repeats=2, ranks=3, rank=1).tolist() == []
-    order = [repeated_order(np.arange(5), repeats=1, ranks=2, rank=rank).tolist() for rank in range(2)]
-    assert order == [[0, 2], [1, 3]]
