@@ -64,13 +64,13 @@ def load_run(run: str | Path, kind: str | None = None) -> Any:
     return method.eval()
 
 
-def held_out(source: str) -> Dataset:
+def held_out(source: str, scale: float | None = None) -> Dataset:
     """Images that pre-training did not see: test, else val, else the fixed 20 % of a source without splits.
 
     A source whose only split is train has none: then training images are shown, and the caption says so.
     """
     own = splits(source)
-    return open_source(source, next((split for split in ("test", "val", "train") if split in own), "test"))
+    return open_source(source, next((split for split in ("test", "val", "train") if split in own), "test"), scale)
 
 
 def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:

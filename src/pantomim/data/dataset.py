@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pantomim.core.frozen import frozen
+from pantomim.core.scales import Scale, scale_of
 from pantomim.data.decoding import BrokenImageError, Header
 from pantomim.data.layout import draw_images
-from pantomim.data.scales import Scale, scale_of
 from pantomim.data.stores import ArrayStore, BytesStore, Store
 
 T = TypeVar("T")
@@ -60,6 +60,7 @@ class Contents:
     classes: tuple[str, ...] | None = None
     labels: np.ndarray | None = None
     num_ignored: int = 0  # files of other types beside the images
+    scale: float | None = None  # the stored value that becomes 1, where the user says it
 
     def everything(self) -> np.ndarray:
         """Positions of all images, but for those outside the splits where there are splits."""
@@ -97,7 +98,7 @@ class Dataset:
         self.classes = contents.classes if self.labels is not None else None
         self.facts = self._probe(contents)
         self._dtype = np.dtype(self.facts.dtype)
-        self.scale: Scale = scale_of(self.facts.dtype)
+        self.scale: Scale = scale_of(self.facts.dtype, contents.scale)
 
     def __len__(self) -> int:
         return len(self._positions)

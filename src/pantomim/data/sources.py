@@ -8,6 +8,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,13 @@ NPZ_ARRAYS = ("images", "labels", "split")
 DIVISION_SEED = 0  # of sources without splits; another one would test on images of pre-training
 
 
-def open_source(spec: str, split: str = "train") -> Dataset:
-    """Open one split of a source (the table above): train, val, test, or all.
+def open_source(spec: str, split: str = "train", scale: float | None = None) -> Dataset:
+    """Open one split of a source (the table above): train, val, test, or all; `scale` is the value that becomes 1.
 
     Raises `ValueError` if there is no such source or split, if it holds no images, if its images differ in channels or
     number type, or if more than 1 % of them are found broken.
     """
-    return open_split(read_contents(spec), spec, split)
+    return open_split(replace(read_contents(spec), scale=scale), spec, split)
 
 
 def open_split(contents: Contents, spec: str, split: str) -> Dataset:
@@ -209,6 +210,7 @@ def _split_array(values: np.ndarray, spec: str) -> dict[str, np.ndarray]:
 
 def _class_ids(values: np.ndarray, train: np.ndarray | None, spec: str) -> tuple[tuple[str, ...], np.ndarray]:
     """Class names in order, and class ids; the classes are those that occur in train."""
+    values = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
     known = np.unique(values if train is None else values[train])
     ids = np.searchsorted(known, values).clip(max=len(known) - 1)
     if (unknown := np.unique(values[known[ids] != values])).size:

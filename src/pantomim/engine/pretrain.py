@@ -12,6 +12,7 @@ import torch
 from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Pretrain
 from pantomim.data.dataset import Dataset
+from pantomim.data.stats import check_normalised, check_scale
 from pantomim.data.stream import Stream
 from pantomim.engine.folder import Finished, RunFolder
 from pantomim.engine.initial import start_from
@@ -51,6 +52,7 @@ from pantomim.formats.native import (
 )
 from pantomim.methods.base import Method
 from pantomim.methods.task import Task
+from pantomim.nn.vit import Encoder
 
 NUM_LOOKED_AT = 256  # training images that `Method.check_data` sees
 
@@ -124,6 +126,9 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         elif config.init is not None:
             names = dataset.classes if masks is None else [masks.names[class_id] for class_id in masks.class_ids()]
             origin = start_from(config.init, method, names or ())
+        check_scale(method, dataset)
+        if checkpoint is None and isinstance(encoder := getattr(method, "encoder", None), Encoder):
+            check_normalised(encoder, dataset)
         on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start, origin))
         if config.data.partial:
             on_main(accelerator, lambda: run.list_images("training_images.txt", dataset.names))

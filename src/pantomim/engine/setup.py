@@ -1,5 +1,6 @@
 """What is looked at before the first step, so that a run that cannot work never begins."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,8 +42,9 @@ def training_images(config: DataConfig) -> Dataset:
 def source_contents(config: DataConfig) -> Contents:
     """All that the source holds; of one with masks its images."""
     if (masks := config.masks) is None:
-        return read_contents(config.source)
-    return read_masked(config.source, masks.name, ignore=masks.ignore, reduce_zero=masks.reduce_zero)[0]
+        return replace(read_contents(config.source), scale=config.scale)
+    contents = read_masked(config.source, masks.name, ignore=masks.ignore, reduce_zero=masks.reduce_zero)[0]
+    return replace(contents, scale=config.scale)
 
 
 def hold_out(dataset: Dataset, config: Pretrain) -> tuple[Dataset, Dataset | None]:
@@ -255,4 +257,4 @@ def describe_start(
     doing = f"Resuming {config.recipe} from step {start}" if start else f"Training {config.recipe}"
     images = f"{config.batch_size} images out of {len(dataset)} ({dataset.name})"
     judged = f", judged by {held_out} held-out images" if held_out else ""
-    return f"{doing}: {total} steps of {images}{judged}, on {where}."
+    return f"{doing}: {total} steps of {images}{judged}, on {where}. Values: {dataset.scale.rule}."

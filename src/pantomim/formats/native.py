@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pantomim.core.files import replace_file
-from pantomim.formats.files import hash_weights, load_exactly
+from pantomim.core.scales import Scale
+from pantomim.formats.files import check_finite, hash_weights, load_exactly
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
 from pantomim.nn.dvae import DVAENetworks, DVAESizes
 from pantomim.nn.heads import Classifier, Pool
@@ -203,6 +204,7 @@ def read_pair(folder: str | Path, name: str) -> dict[str, Tensor]:
         raise damaged(path, str(error)) from error
     if hash_weights(weights) != stated:
         raise damaged(path, f"another hash than {name}.json states")
+    check_finite(weights, str(path))
     return weights
 
 
@@ -212,6 +214,8 @@ def fill_pair(folder: str | Path, name: str, build: Callable[[dict[str, Any]], M
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; nobody else's draws may change
             module = build(about)
+        if "scale" in about:
+            module.scale = getattr(module, "encoder", module).scale = Scale(**about["scale"])
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(Path(folder) / f"{name}.json", f"{type(error).__name__}: {error}") from error
     weights = read_pair(folder, name)

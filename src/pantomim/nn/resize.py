@@ -27,7 +27,8 @@ def adapt_encoder_weights(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The weights of an encoder for another one of the same sizes, and what was done, in words.
 
-    Another grid: position tables are resampled; another patch size: the projection of patches is. A table of relative
+    Another grid: position tables are resampled; another patch size: the projection of patches is; other channels: see
+    `adapt_channels`. A table of relative
     positions that all blocks shared is copied into each where each has its own. Tables of relative positions and layer
     scales that the weights lack are left out of what is returned: they keep their initial values (zero, or `to`'s).
 
@@ -46,6 +47,10 @@ def adapt_encoder_weights(
             found[name] = resize_relative_table(table, config.grid, to.grid)
     if config.grid != to.grid and (config.position != "none" or config.relative_position != "none"):
         remarks.append(f"positions are resampled from {config.grid} to {to.grid}")
+    if config.in_chans != to.in_chans:
+        found["patch_embed.proj.weight"] = adapt_channels(found["patch_embed.proj.weight"], to.in_chans)
+        how = "summed over" if to.in_chans == 1 else f"repeated for {to.in_chans} channels out of"
+        remarks.append(f"the projection of patches is {how} {config.in_chans}")
     if config.patch_size != to.patch_size:
         side = (to.patch_size, to.patch_size)
         projection = found["patch_embed.proj.weight"]
@@ -56,6 +61,22 @@ def adapt_encoder_weights(
     if config.layer_scale is None and to.layer_scale is not None:
         remarks.append(f"layer scales are new, {to.layer_scale:g} at first")
     return found, remarks
+
+
+def adapt_channels(kernel: Float[Tensor, "D C P P"], channels: int) -> Float[Tensor, "D {channels} P P"]:
+    """A projection of patches for other channels: summed for one; gray or RGB repeated in turn for many, their sum kept.
+
+    Source: timm's `adapt_input_conv`.
+    """
+    there = kernel.shape[1]
+    if channels != 1 and there not in (1, 3):
+        raise ValueError(
+            f"Pretrain.init must have as many channels as the images, or be of gray or RGB ones; got {there} for images "
+            f"of {channels}. Pre-train on images of {channels} channels, or convert these."
+        )
+    if channels == 1:
+        return kernel.sum(dim=1, keepdim=True)
+    return kernel.repeat(1, -(-channels // there), 1, 1)[:, :channels] * (there / channels)
 
 
 def resample(

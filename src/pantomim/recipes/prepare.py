@@ -10,13 +10,14 @@ import numpy as np
 from pantomim import recipes
 from pantomim.config import Duration, MaskConfig, Pretrain, Reinit, Stages, read_plan, with_duration, with_kind
 from pantomim.core.names import did_you_mean
-from pantomim.data.dataset import Facts
+from pantomim.data.dataset import Dataset, Facts
 from pantomim.data.masks import open_masked
 from pantomim.data.sources import open_source
-from pantomim.data.stats import Stats, channel_stats
+from pantomim.data.stats import Stats, channel_stats, check_scale
 from pantomim.formats import load_encoder
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.guides import teacher_of, with_teacher
+from pantomim.nn.resize import adapt_channels
 from pantomim.nn.vit import Encoder
 from pantomim.recipes.data2vec import momentum_for
 from pantomim.recipes.dvae import check_range
@@ -45,6 +46,7 @@ def prepare(
     name: str | None,
     *,
     data: str | None = None,
+    scale: float | None = None,
     size: str | None = None,
     init: str | None = None,
     steps: int | None = None,
@@ -63,7 +65,7 @@ def prepare(
 ) -> Prepared:
     """The config of a recipe's full name, of a bare method, or of another run's config.yaml.
 
-    A bare method asks `data` what it leaves open; with `init` and no `size`, its sizes are those of that encoder. The
+    A bare method asks `data`, whose value `scale` becomes 1, what it leaves open; with `init` and no `size`, its sizes are those of that encoder. The
     target is what `target`, `tokenizer` (as `load_tokenizer` takes it) or `teacher` (as `TeacherConfig.source`) say.
     `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the file of a run, instead of a name. To train
     a tokenizer, no name means `dvae`, or with a teacher `vqkd`; `num_images` is then known unless the schedules are
@@ -74,12 +76,14 @@ def prepare(
     resized = steps is not None or epochs is not None
     if trains == "tokenizer" and name is None and config is None:
         name = "dvae" if teacher is None else "vqkd"
-    prepared = _start(name, config, size, data, init, trains, subset or {}, balanced)
+    prepared = _start(name, config, size, data, scale, init, trains, subset or {}, balanced)
     run = prepared.config
     if subset and config is not None:
         run = replace(run, data=replace(run.data, **subset))
     if data is not None:
         run = replace(run, data=replace(run.data, source=data))
+    if scale is not None:
+        run = replace(run, data=replace(run.data, scale=scale))
     if resized:
         run = with_duration(run, Duration(steps=steps, epochs=epochs))
     if init is not None:
@@ -119,6 +123,7 @@ def _start(
     config: Path | None,
     size: str | None,
     data: str | None,
+    scale: float | None,
     init: str | None,
     trains: Trained,
     subset: Mapping[str, Any],
@@ -139,7 +144,7 @@ def _start(
     if config is not None:
         return _from_file(config, bare, named, trains)
     if name in bare:
-        return _from_data(bare[name], data, size, init, subset, balanced)
+        return _from_data(bare[name], data, scale, size, init, subset, balanced)
     if name not in named:
         advice = did_you_mean(str(name), [*named, *bare], "`pantomim recipes` lists them all.")
         raise ValueError(f"There is no recipe {name}.{advice}")
@@ -184,6 +189,7 @@ def _from_file(path: Path, bare: Mapping[str, Family], named: Mapping[str, Recip
 def _from_data(
     family: Family,
     data: str | None,
+    scale: float | None,
     size: str | None,
     init: str | None,
     subset: Mapping[str, Any],
@@ -197,24 +203,24 @@ def _from_data(
         )
     subset, masks, start, whole = dict(subset), subset.get("masks"), None, None
     if masks is None:
-        dataset = open_source(data, "train")
+        dataset = open_source(data, "train", scale)
         whole = len(dataset)
         dataset = dataset.part(**subset)
-        facts, stats = dataset.facts, channel_stats(dataset)
+        facts = dataset.facts
     else:
-        facts, stats, subset["masks"] = _of_masks(data, **subset)
+        dataset, facts, subset["masks"] = _of_masks(data, scale, **subset)
+    stats = channel_stats(dataset)
     if init is not None and size is None:
         encoder = load_encoder(init)
         if not isinstance(encoder, Encoder):
             raise ValueError(
                 f"prepare.init must be a plain vision transformer; got {init}, which the method cannot train."
             )
+        check_scale(encoder, dataset)
         start = encoder.config
         if start.in_chans != facts.channels:
-            raise ValueError(
-                f"prepare.init must have as many channels as the images; got {start.in_chans} in {init} and "
-                f"{facts.channels} in {data}. Pre-train on images of {facts.channels} channel(s), or convert these."
-            )
+            adapt_channels(encoder.patch_embed.proj.weight, facts.channels)  # refused here, before a run begins
+            start = replace(start, in_chans=facts.channels, mean=stats.mean, std=stats.std)
     size = size or family.default_size
     config: Any = family.fit(size, facts, stats, start, whole)
     if balanced and dataset.labels is not None:
@@ -231,7 +237,7 @@ def _from_data(
         origins=family.origins,
         decided=()
         if family.trains == "tokenizer"
-        else _decided(config, facts, f"as in {init}" if start else f"size {size}"),
+        else _decided(config, dataset, facts, stats.constant, f"as in {init}" if start else f"size {size}"),
         num_images=facts.num_images,
     )
 
@@ -242,25 +248,27 @@ def _weights(labels: np.ndarray) -> tuple[float, ...]:
     return tuple(float(len(labels) / (np.count_nonzero(counts) * max(count, 1))) for count in counts)
 
 
-def _of_masks(data: str, masks: MaskConfig, **subset: Any) -> tuple[Facts, Stats, MaskConfig]:
-    """Of images with masks: facts with the classes of the masks, statistics, and the masks as they are."""
-    opened = open_masked(data, masks.name, masks.ignore, reduce_zero=masks.reduce_zero, tested=False)
+def _of_masks(data: str, scale: float | None, masks: MaskConfig, **subset: Any) -> tuple[Dataset, Facts, MaskConfig]:
+    """Images with masks, facts with the classes of the masks, and the masks as they are."""
+    opened = open_masked(data, masks.name, masks.ignore, reduce_zero=masks.reduce_zero, tested=False, scale=scale)
     dataset = opened.parts["train"].part(**subset)
     facts = replace(dataset.facts, num_classes=len(opened.masks.names))
-    return facts, channel_stats(dataset), replace(masks, name=opened.masks.name, reduce_zero=opened.masks.reduce_zero)
+    return dataset, facts, replace(masks, name=opened.masks.name, reduce_zero=opened.masks.reduce_zero)
 
 
-def _decided(config: Any, facts: Facts, sizes: str) -> tuple[tuple[str, str], ...]:
+def _decided(
+    config: Any, dataset: Dataset, facts: Facts, constant: tuple[int, ...], sizes: str
+) -> tuple[tuple[str, str], ...]:
     encoder = config.method.encoder
     seen = "all {}x{}".format(*facts.size) if facts.size else f"median shorter side {facts.median_shorter_side}"
     large = f", as {MAX_SIDE} is the largest side taken as it is" * (max(facts.size or (0,)) > MAX_SIDE)
-    channels = zip(encoder.mean, encoder.std, strict=True)
     return (
         ("images", f"{facts.num_images:,} for training, {seen}, {facts.channels} channel(s) of {facts.dtype}"),
         ("image size", "{}x{}".format(*encoder.image_size) + large),
         ("patch size", "{}, grid {}x{}".format(encoder.patch_size, *encoder.grid)),
         ("encoder", sizes),
-        ("mean, std", ", ".join(f"{mean:.4g} ± {std:.3g}" for mean, std in channels)),
+        ("values", dataset.scale.rule),
+        ("mean, std", str(Stats(encoder.mean, encoder.std, constant))),
         ("batch size", str(config.batch_size)),
         *([("classes", str(facts.num_classes))] * hasattr(config.method, "num_classes")),
     )

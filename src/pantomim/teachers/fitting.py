@@ -24,6 +24,7 @@ def fit_encoder(encoder: Encoder, student: EncoderConfig, name: str, *, students
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
         fitted = config.build().to(next(encoder.parameters()))
     fitted.load_state_dict(weights)
+    fitted.scale = encoder.scale
     return fitted.eval()
 
 
