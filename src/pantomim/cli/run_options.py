@@ -96,6 +96,7 @@ def read_run(line: CommandLine, kind: type[Options]) -> tuple[Options, "Prepared
     owners = ("prepare", "Pretrain", "Stages")
     answer: Any = line.read(kind, *owners, config=(), return_unknown_args=True, add_help=False)
     chosen, words = answer
+    line.options |= dict.fromkeys(("Dataset.scale", "prepare.scale"), "--data.scale")
     if hasattr(chosen, "encoder"):  # what a task starts from has this name there
         line.options["prepare.init"] = "--encoder"
     from pantomim.config import Pretrain, with_kind

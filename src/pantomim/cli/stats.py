@@ -26,10 +26,7 @@ def stats(source: Positional[str], scale: float | None = None) -> None:
         ("scale", dataset.scale.rule),
         ("mean", " ".join(f"{value:.4f}" for value in values.mean)),
         ("std", " ".join(f"{value:.4f}" for value in values.std)),
-        *(
-            [("constant", f"channel {', '.join(map(str, values.constant))}: std 0, which is taken as 1")]
-            * bool(values.constant)
-        ),
+        *(("constant", f"channel {channel}: its std is 0, and 1 is taken") for channel in values.constant),
         ("skipped", f"{dataset.num_ignored} files of other types, {len(dataset.broken)} broken images"),
     ]
     section(source, rows + [("broken", f"{item.name}: {item.reason}") for item in dataset.broken])

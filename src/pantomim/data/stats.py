@@ -66,28 +66,31 @@ def check_scale(network: nn.Module, dataset: Dataset) -> None:
                 f"Dataset.scale must be the rule by which the images of {name or 'the network'} were scaled in its "
                 f"training ({trained.rule}); got another ({own.rule}) for {dataset.spec}. {REMEDY}"
             )
-        if dataset.facts.dtype != "uint8" and hasattr(part, "mean"):
+        if dataset.facts.dtype != "uint8" and hasattr(part, "mean") and part.in_chans == dataset.channels:
             check_normalised(part, dataset)
 
 
-def check_normalised(encoder: Any, dataset: Dataset) -> None:
-    """Refuse images that an encoder's mean and std bring nowhere near mean 0 and std 1.
+def check_normalised(encoder: Any, dataset: Dataset) -> str | None:
+    """Refuse images that an encoder's mean and std bring nowhere near mean 0 and std 1; warns of constant channels.
 
     Some are measured and, before they are refused, many: where most images are empty, a few say little.
     """
     for limit in (FEW, MANY):
-        if (found := _misfit(encoder, dataset, limit)) is None:
-            return
+        stats = channel_stats(dataset, limit)
+        if (found := _misfit(encoder, stats)) is None:
+            named = ", ".join(map(str, stats.constant))
+            return (
+                f"channel {named} of {dataset.spec} is constant: there is nothing to learn from it." if named else None
+            )
     raise ValueError(
         f"Images must have about mean 0 and std 1 once the encoder's mean and std have normalised them; got {found} "
-        f"for {dataset.spec}, scaled by {dataset.scale.rule}. {REMEDY} Or give mean and std of these images "
+        f"for {dataset.spec} ({dataset.scale.rule}). {REMEDY} Or give mean and std of these images "
         f"(method.encoder.mean, method.encoder.std); `pantomim stats {dataset.spec}` prints them."
     )
 
 
-def _misfit(encoder: Any, dataset: Dataset, limit: int) -> str | None:
+def _misfit(encoder: Any, stats: Stats) -> str | None:
     """Mean and std of normalised images, all channels together, where they are far from what they should be."""
-    stats = channel_stats(dataset, limit)
     varying = [channel for channel in range(len(stats.std)) if channel not in stats.constant]
     mean, std = (np.asarray(values.tolist()) for values in (encoder.mean, encoder.std))
     centre = ((np.asarray(stats.mean) - mean) / std).mean()

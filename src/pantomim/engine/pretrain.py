@@ -50,7 +50,7 @@ from pantomim.formats.native import (
     save_segmenter,
     save_tokenizer,
 )
-from pantomim.methods.base import Method
+from pantomim.methods.base import Method, few_patches
 from pantomim.methods.task import Task
 from pantomim.nn.vit import Encoder
 
@@ -127,29 +127,29 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             names = dataset.classes if masks is None else [masks.names[class_id] for class_id in masks.class_ids()]
             origin = start_from(config.init, method, names or ())
         check_scale(method, dataset)
+        warnings = [few_patches(config.method)]
         if checkpoint is None and isinstance(encoder := getattr(method, "encoder", None), Encoder):
-            check_normalised(encoder, dataset)
+            warnings.append(check_normalised(encoder, dataset))
         on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start, origin))
         if config.data.partial:
             on_main(accelerator, lambda: run.list_images("training_images.txt", dataset.names))
         if held_out is not None:
             on_main(accelerator, lambda: run.list_images("held_out_images.txt", held_out.names))
-        data_warning = None
         if start == 0 and accelerator.is_main_process:
             with explain_memory(config, world), autocast(device, dtype):
-                data_warning = method.check_data(stream.first_images(NUM_LOOKED_AT))
+                warnings.append(method.check_data(stream.first_images(NUM_LOOKED_AT)))
 
         training.share_out()
         watch = FiniteWatch(device)
-        warnings: list[str] = []
+        told = [warning for warning in warnings if warning is not None]
         recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=config.batch_size)
         with recorder, signals.deferred():
             where = f"{device.type} in {str(dtype).removeprefix('torch.')}"
             recorder.say(describe_start(config, dataset, len(held_out or ()), where, world, start, total))
             if origin is not None:
                 recorder.say(origin)
-            if data_warning is not None:
-                recorder.say(f"Warning: {data_warning}")
+            for warning in told:
+                recorder.say(f"Warning: {warning}")
 
             # ------------------------------------------------------------------------------------------------- Loop
             waited = stream.wait_s
@@ -183,8 +183,8 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                         with clock.paused():
                             values |= judge(done)
                     recorder.log(done, values)
-                    if (warning := method.warning(values)) is not None and warning not in warnings:
-                        warnings.append(warning)
+                    if (warning := method.warning(values)) is not None and warning not in told:
+                        told.append(warning)
                         recorder.say(f"Warning, at step {done}: {warning}")
 
                 # save
@@ -206,7 +206,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         # ------------------------------------------------------------------------------------------------------- End
         logged, names = read_metrics(run.metrics), [image.name for image in broken]
         loss = logged[-1]["loss"] if logged else None
-        finished = Finished(total, clock.total_s, clock.images_per_s, loss, names, warnings)
+        finished = Finished(total, clock.total_s, clock.images_per_s, loss, names, told)
 
         def export() -> None:
             parts = method.exports()

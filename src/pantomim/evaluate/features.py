@@ -28,7 +28,7 @@ AnyEncoder = Encoder | WrappedEncoder
 MAX_PIXEL_VALUES = 3072  # of an image among raw pixels: 32 x 32 x 3; larger ones are shrunk
 MAX_PIXEL_SIDE = 16  # of a patch among them
 NUM_LOOKED_AT = 64  # images, for `collapse_warning`
-COLLAPSED = 1e-3  # std of features from image to image, over their size
+COLLAPSED = 0.01  # std of features from image to image, over their size
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def collapse_warning(encoder: AnyEncoder, dataset: Dataset) -> str | None:
         batches = evaluation_batches(dataset, encoder.image_size, 16, device, chosen)
         views_of = _table(dataset, ((views(encoder, encoder(images)), indices) for images, indices in batches)).views
     spreads = {name: (values.var(dim=0).mean() / values.square().mean()).sqrt() for name, values in views_of.items()}
-    if len(next(iter(views_of.values()))) < 2 or max(spreads.values()) > COLLAPSED:
+    if len(next(iter(views_of.values()))) < 2 or any(spread > COLLAPSED for spread in spreads.values()):
         return None
     return (
         f"the encoder has collapsed, unless the images are all alike: its features of {len(chosen)} images of "

@@ -75,7 +75,7 @@ class HFEncoder(WrappedEncoder):
         numbers = list(range(self.num_blocks + 1 - count, self.num_blocks + 1))
         return self.model(**given, output_hidden_states=numbers, output_attentions=attention)
 
-    def last_blocks(self, images: Float[Tensor, "B C H W"], count: int = 1, query: Query | None = None) -> LastBlocks:
+    def last_blocks(self, images: AnyImages, count: int = 1, query: Query | None = None) -> LastBlocks:
         """See `WrappedEncoder.last_blocks`."""
         output = self._run(self.standardised(images), count, attention=query is not None)
         tokens, weights = list(output.hidden_states[-count:]), _attention(output)

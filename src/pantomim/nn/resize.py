@@ -49,8 +49,8 @@ def adapt_encoder_weights(
         remarks.append(f"positions are resampled from {config.grid} to {to.grid}")
     if config.in_chans != to.in_chans:
         found["patch_embed.proj.weight"] = adapt_channels(found["patch_embed.proj.weight"], to.in_chans)
-        how = "summed over" if to.in_chans == 1 else f"repeated for {to.in_chans} channels out of"
-        remarks.append(f"the projection of patches is {how} {config.in_chans}")
+        how = "summed: 1 channel of" if to.in_chans == 1 else f"repeated and rescaled: {to.in_chans} channels of"
+        remarks.append(f"the projection of patches is {how} {config.in_chans}, as timm does")
     if config.patch_size != to.patch_size:
         side = (to.patch_size, to.patch_size)
         projection = found["patch_embed.proj.weight"]
@@ -64,15 +64,15 @@ def adapt_encoder_weights(
 
 
 def adapt_channels(kernel: Float[Tensor, "D C P P"], channels: int) -> Float[Tensor, "D {channels} P P"]:
-    """A projection of patches for other channels: summed for one; gray or RGB repeated in turn for many, their sum kept.
+    """A projection of patches for other channels: summed for one; gray or RGB repeated in turn for many, rescaled.
 
     Source: timm's `adapt_input_conv`.
     """
     there = kernel.shape[1]
     if channels != 1 and there not in (1, 3):
         raise ValueError(
-            f"Pretrain.init must have as many channels as the images, or be of gray or RGB ones; got {there} for images "
-            f"of {channels}. Pre-train on images of {channels} channels, or convert these."
+            f"Pretrain.init must have as many channels as the images, or be of gray or RGB ones; got {there} for "
+            f"images of {channels}. Pre-train on images of {channels} channels, or convert these."
         )
     if channels == 1:
         return kernel.sum(dim=1, keepdim=True)

@@ -147,8 +147,8 @@ def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
     told = folder.finished.get("warnings", folder.finished.get("alarms", []))
     yield from (f"While training: {warning}" for warning in told)
     for result in results:
-        if found := result.details.get("warnings"):
-            yield f"eval/{result.stem}.json: {found}"
+        if warning := result.details.get("warnings"):
+            yield f"eval/{result.stem}.json: {warning}"
     for found in folder.inside:
         yield from (f"analysis/{found.kind}.npz: {warning}" for warning in found.about.get("warnings", ()))
     pairs = {"encoder": folder.encoder, "classifier": folder.classifier, "segmenter": folder.segmenter}
