@@ -148,8 +148,8 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             recorder.say(describe_start(config, dataset, len(held_out or ()), where, world, start, total))
             if origin is not None:
                 recorder.say(origin)
-            for warning in told:
-                recorder.say(f"Warning: {warning}")
+            for text in told:
+                recorder.say(f"Warning: {text}")
 
             # ------------------------------------------------------------------------------------------------- Loop
             waited = stream.wait_s

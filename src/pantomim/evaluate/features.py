@@ -127,8 +127,8 @@ def collapse_warning(encoder: AnyEncoder, dataset: Dataset) -> str | None:
     with evaluating(encoder), torch.inference_mode():
         batches = evaluation_batches(dataset, encoder.image_size, 16, device, chosen)
         views_of = _table(dataset, ((views(encoder, encoder(images)), indices) for images, indices in batches)).views
-    spreads = {name: (values.var(dim=0).mean() / values.square().mean()).sqrt() for name, values in views_of.items()}
-    if len(next(iter(views_of.values()))) < 2 or any(spread > COLLAPSED for spread in spreads.values()):
+    spreads = [(values.var(dim=0).mean() / values.square().mean()).sqrt() for values in views_of.values()]
+    if len(chosen) < 2 or any(spread > COLLAPSED for spread in spreads):
         return None
     return (
         f"the encoder has collapsed, unless the images are all alike: its features of {len(chosen)} images of "

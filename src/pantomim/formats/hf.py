@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pantomim.formats.wrapped import LastBlocks, Query, WrappedEncoder, missing_extra, one_size
+from pantomim.nn.tokens import AnyImages
 
 BLOCKS = ("layers", "layer", "encoder.layers", "encoder.layer", "model.layers", "model.layer")  # names of the blocks
 NORMS = ("layernorm", "post_layernorm", "norm")  # and of the final norm

@@ -214,8 +214,9 @@ def fill_pair(folder: str | Path, name: str, build: Callable[[dict[str, Any]], M
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; nobody else's draws may change
             module = build(about)
-        if "scale" in about:
-            module.scale = getattr(module, "encoder", module).scale = Scale(**about["scale"])
+        if about.get("scale"):
+            owner: Any = getattr(module, "encoder", module)
+            owner.scale = Scale(**about["scale"])
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(Path(folder) / f"{name}.json", f"{type(error).__name__}: {error}") from error
     weights = read_pair(folder, name)

@@ -129,8 +129,8 @@ def few_patches(config: Any) -> str | None:
     return (
         f"the encoder has few patches: {rows} x {cols} of {side} pixels, of which {rows * cols - masked} are visible. "
         f"Choose larger images (method.encoder.image_size {8 * side} {8 * side}: small ones are enlarged), smaller "
-        f"patches (method.encoder.patch_size {max(side // 4, 1)}: the projection of weights to start from is resampled) "
-        f"or mask less."
+        f"patches (method.encoder.patch_size {max(side // 4, 1)}: that of weights to start from is resampled) or mask "
+        f"less."
     )
 
 

@@ -82,23 +82,22 @@ def normalised(network: Any, images: AnyImages, dtype: torch.dtype) -> Float[Ten
     number type. Values of more digits than the weights are cut after that.
     """
     owner, expected = type(network).__name__, (network.in_chans, *network.image_size)
-    if not isinstance(images, Tensor):
-        images = torch.as_tensor(images, device=network.mean.device)
-    if images.shape[1:] != expected or images.ndim != 4:
+    values = images if isinstance(images, Tensor) else torch.as_tensor(images, device=network.mean.device)
+    if values.shape[1:] != expected:
         raise ValueError(
             f"{owner}.images must be (B, {', '.join(map(str, expected))}), channels first; got "
-            f"{tuple(images.shape)}. Resize the images, or build the encoder for this size and these channels."
+            f"{tuple(values.shape)}. Resize the images, or build the encoder for this size and these channels."
         )
-    if not images.is_floating_point():
-        stored = scale_of(str(images.dtype).removeprefix("torch."))
+    if not values.is_floating_point():
+        stored = scale_of(str(values.dtype).removeprefix("torch."))
         if network.scale is None or (network.scale.divisor != stored.divisor and not network.scale.given):
             trained = "is not known" if network.scale is None else f"is {network.scale.rule}"
             raise ValueError(
                 f"{owner}.images must be scaled as in training, whose rule {trained}; got whole numbers of another "
                 f"({stored.rule}). Divide them by the value that is to become 1."
             )
-        images = images.to(network.mean.dtype) / network.scale.divisor
-    return standardise(images, network.mean, network.std).to(dtype)
+        values = values.to(network.mean.dtype) / network.scale.divisor
+    return standardise(values, network.mean, network.std).to(dtype)
 
 
 def token_statistics(

@@ -67,11 +67,12 @@ def prepare(
 
     A bare method asks `data`, whose stored value `scale` becomes 1, what it leaves open; with `init` and no `size`, its
     sizes are those of that encoder. The target is what `target`, `tokenizer` (as `load_tokenizer` takes it) or
-    `teacher` (as `TeacherConfig.source`) say. `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the file of a run, instead of a name. To train
-    a tokenizer, no name means `dvae`, or with a teacher `vqkd`; `num_images` is then known unless the schedules are
-    those of a file. A task may be trained on a `subset` of the data (settings of `DataConfig`), and from `scratch`: the
-    sizes are then those of `init`, the weights not; in a `balanced` loss all classes weigh the same. The ValueError of
-    a choice that does not exist or contradicts another names it `prepare.ARGUMENT`.
+    `teacher` (as `TeacherConfig.source`) say. `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the
+    file of a run, instead of a name. To train a tokenizer, no name means `dvae`, or with a teacher `vqkd`; `num_images`
+    is then known unless the schedules are those of a file. A task may be trained on a `subset` of the data (settings of
+    `DataConfig`), and from `scratch`: the sizes are then those of `init`, the weights not; in a `balanced` loss all
+    classes weigh the same. The ValueError of a choice that does not exist or contradicts another names it
+    `prepare.ARGUMENT`.
     """
     resized = steps is not None or epochs is not None
     if trains == "tokenizer" and name is None and config is None:

@@ -83,7 +83,7 @@ class FeatureTarget(Target):
 
 @torch.no_grad()
 def feature_std(features: Float[Tensor, "B N K"]) -> Float[Tensor, ""]:
-    """Std of a channel over patches and images, mean over the channels, over the size of the features: 0 is collapse."""
+    """Std over patches and images, mean over channels, as a share of the features' size: 0 is collapse."""
     return features.flatten(0, 1).std(dim=0).mean() / features.square().mean().sqrt()
 
 
