@@ -24,22 +24,15 @@ def features(
         image_size: Height and width at which images are encoded, positions resampled; by default the encoder's own.
     """
     from pantomim.data.sources import open_source
-    from pantomim.evaluate.features import (
-        check_features_path,
-        collapse_warning,
-        extract,
-        resized_encoder,
-        save_features,
-    )
+    from pantomim.evaluate import features as made
     from pantomim.formats import load_encoder
 
-    check_features_path(out)
-    dataset = open_source(data, split, scale)
-    loaded = load_encoder(encoder)
-    loaded = resized_encoder(loaded, image_size or loaded.image_size)
-    table = extract(loaded, dataset)
-    if (warning := collapse_warning(loaded, dataset)) is not None:
+    made.check_features_path(out)
+    dataset, loaded = open_source(data, split, scale), load_encoder(encoder)
+    loaded = made.resized_encoder(loaded, image_size or loaded.image_size)
+    table = made.extract(loaded, dataset)
+    if (warning := made.collapse_warning(loaded, dataset)) is not None:
         warn(warning)
-    save_features(table, out)
+    made.save_features(table, out)
     say(f"{len(table.names):,} rows written to {out}. Values: {dataset.scale.rule}.")
     say_broken(dataset.broken)

@@ -6,15 +6,10 @@ from pantomim.core.ranges import Positive
 
 @frozen
 class Scale:
-    """`value / divisor`; nothing is clipped, except that resized 8-bit images stay in [0, 1].
+    """`value / divisor`; nothing is clipped, except that resized 8-bit images stay in [0, 1]."""
 
-    Args:
-        divisor: The stored value that becomes 1.
-        rule: Where the divisor comes from, in words.
-    """
-
-    divisor: Positive
-    rule: str = "given"
+    divisor: Positive  # the stored value that becomes 1
+    rule: str = "given"  # where that comes from, in words
 
     @property
     def given(self) -> bool:
@@ -31,10 +26,7 @@ _SCALES = {
 
 
 def scale_of(dtype: str, given: float | None = None) -> Scale:
-    """The scale that is given, else that of a number type.
-
-    That is the range of unsigned ones, reflectance x 10000 for int16, none for the others.
-    """
+    """The given one, else that of a number type: the range of unsigned ones, reflectance x 10000 for int16."""
     if given is not None:
         return Scale(given, rule=f"given: {given:g} becomes 1")
     return _SCALES.get(dtype, Scale(1.0, rule=f"{dtype}: as it is"))

@@ -27,12 +27,6 @@ class Stats:
     std: tuple[float, ...]
     constant: tuple[int, ...] = ()  # the channels that have one value everywhere
 
-    def __str__(self) -> str:
-        stds = [f"{std:.3g}" for std in self.std]
-        for channel in self.constant:
-            stds[channel] = "0 (constant: 1 is taken)"
-        return ", ".join(f"{mean:.4g} ± {std}" for mean, std in zip(self.mean, stds, strict=True))
-
 
 def channel_stats(dataset: Dataset, limit: int = MANY) -> Stats:
     """Measure the channels of a split, on at most `limit` images, evenly spaced, in float64."""
@@ -79,9 +73,7 @@ def check_normalised(encoder: Any, dataset: Dataset) -> str | None:
         stats = channel_stats(dataset, limit)
         if (found := _misfit(encoder, stats)) is None:
             named = ", ".join(map(str, stats.constant))
-            return (
-                f"channel {named} of {dataset.spec} is constant: there is nothing to learn from it." if named else None
-            )
+            return f"channel {named} of {dataset.spec} is constant: its std is 0, and 1 is taken." if named else None
     raise ValueError(
         f"Images must have about mean 0 and std 1 once the encoder's mean and std have normalised them; got {found} "
         f"for {dataset.spec} ({dataset.scale.rule}). {REMEDY} Or give mean and std of these images "

@@ -126,12 +126,12 @@ def collapse_warning(encoder: AnyEncoder, dataset: Dataset) -> str | None:
     chosen, device = evenly_spaced(len(dataset), NUM_LOOKED_AT), next(encoder.parameters()).device
     with evaluating(encoder), torch.inference_mode():
         batches = evaluation_batches(dataset, encoder.image_size, 16, device, chosen)
-        views_of = _table(dataset, ((views(encoder, encoder(images)), indices) for images, indices in batches)).views
-    spreads = [(values.var(dim=0).mean() / values.square().mean()).sqrt() for values in views_of.values()]
-    if len(chosen) < 2 or any(spread > COLLAPSED for spread in spreads):
+        table = _table(dataset, ((views(encoder, encoder(images)), indices) for images, indices in batches))
+    spreads = [(values.var(dim=0).mean() / values.square().mean()).sqrt() for values in table.views.values()]
+    if len(table) < 2 or any(spread > COLLAPSED for spread in spreads):
         return None
     return (
-        f"the encoder has collapsed, unless the images are all alike: its features of {len(chosen)} images of "
+        f"the encoder has collapsed, unless the images are all alike: its features of {len(table)} images of "
         f"{dataset.spec} differ by less than {COLLAPSED:g} of their size. Scores say nothing of it."
     )
 

@@ -16,10 +16,7 @@ from pantomim.nn.vit import EncoderConfig
 from pantomim.teachers.base import Guidance
 
 FEW_PATCHES, FEW_VISIBLE = 16, 4  # fewer than these in an image are warned of
-COLLAPSED = {
-    "target_std": 0.1,
-    "feature_std": 0.02,
-}  # logged values, and the least; the first is fairseq's for data2vec
+COLLAPSED = {"target_std": 0.1, "feature_std": 0.02}  # the least of logged values; the first as in fairseq's data2vec
 
 
 @dataclass(frozen=True)

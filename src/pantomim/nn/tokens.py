@@ -78,8 +78,7 @@ def standardise(
 def normalised(network: Any, images: AnyImages, dtype: torch.dtype) -> Float[Tensor, "B C H W"]:
     """Images as the first layer of a network takes them, whose weights have this type.
 
-    Whole numbers are scaled by the rule of its training; a ValueError, where that is not known or not the one of their
-    number type. Values of more digits than the weights are cut after that.
+    Whole numbers are scaled by the rule of its training; a ValueError where that is not the one of their number type.
     """
     owner, expected = type(network).__name__, (network.in_chans, *network.image_size)
     values = images if isinstance(images, Tensor) else torch.as_tensor(images, device=network.mean.device)

@@ -13,7 +13,7 @@ from pantomim.core.names import did_you_mean
 from pantomim.data.dataset import Dataset, Facts
 from pantomim.data.masks import open_masked
 from pantomim.data.sources import open_source
-from pantomim.data.stats import Stats, channel_stats, check_scale
+from pantomim.data.stats import channel_stats, check_scale
 from pantomim.formats import load_encoder
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.guides import teacher_of, with_teacher
@@ -238,7 +238,7 @@ def _from_data(
         origins=family.origins,
         decided=()
         if family.trains == "tokenizer"
-        else _decided(config, dataset, facts, stats.constant, f"as in {init}" if start else f"size {size}"),
+        else _decided(config, facts, dataset.scale.rule, f"as in {init}" if start else f"size {size}"),
         num_images=facts.num_images,
     )
 
@@ -257,19 +257,18 @@ def _of_masks(data: str, scale: float | None, masks: MaskConfig, **subset: Any) 
     return dataset, facts, replace(masks, name=opened.masks.name, reduce_zero=opened.masks.reduce_zero)
 
 
-def _decided(
-    config: Any, dataset: Dataset, facts: Facts, constant: tuple[int, ...], sizes: str
-) -> tuple[tuple[str, str], ...]:
+def _decided(config: Any, facts: Facts, rule: str, sizes: str) -> tuple[tuple[str, str], ...]:
     encoder = config.method.encoder
     seen = "all {}x{}".format(*facts.size) if facts.size else f"median shorter side {facts.median_shorter_side}"
     large = f", as {MAX_SIDE} is the largest side taken as it is" * (max(facts.size or (0,)) > MAX_SIDE)
+    channels = zip(encoder.mean, encoder.std, strict=True)
     return (
         ("images", f"{facts.num_images:,} for training, {seen}, {facts.channels} channel(s) of {facts.dtype}"),
         ("image size", "{}x{}".format(*encoder.image_size) + large),
         ("patch size", "{}, grid {}x{}".format(encoder.patch_size, *encoder.grid)),
         ("encoder", sizes),
-        ("values", dataset.scale.rule),
-        ("mean, std", str(Stats(encoder.mean, encoder.std, constant))),
+        ("values", rule),
+        ("mean, std", ", ".join(f"{mean:.4g} ± {std:.3g}" for mean, std in channels)),
         ("batch size", str(config.batch_size)),
         *([("classes", str(facts.num_classes))] * hasattr(config.method, "num_classes")),
     )
