@@ -219,16 +219,20 @@ def test_few_patches_are_told_with_the_choices(world, tmp_path, capsys, command)
         assert "few patches" in json.loads((tmp_path / "run" / "finished.json").read_text())["alarms"][0]
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-def test_an_encoder_of_rgb_goes_on_with_other_channels(world, tmp_path, channels) -> None:
+@pytest.mark.parametrize(("there", "channels"), [(3, 1), (1, 4)])
+def test_an_encoder_goes_on_with_other_channels(world, tmp_path, there, channels) -> None:
+    start, out = str(world / "run"), tmp_path / "run"
+    if there == 1:
+        gray = tiny_images(tmp_path / "gray.npz", 40, channels=1)
+        main(["pretrain", "mae", "--size", "micro", "--data", str(gray), "--out", str(tmp_path / "gray"), *QUIET])
+        start = str(tmp_path / "gray")
     source = tiny_images(tmp_path / "other.npz", 40, channels=channels)
-    out = tmp_path / "run"
-    main(["pretrain", "mae", "--init", str(world / "run"), "--data", str(source), "--out", str(out), *QUIET])
+    main(["pretrain", "mae", "--init", start, "--data", str(source), "--out", str(out), *QUIET])
     weights = load_file(out / "encoder.safetensors")["patch_embed.proj.weight"]
     assert weights.shape[1] == channels
     about = json.loads((out / "encoder.json").read_text())
     assert len(about["mean"]) == channels
-    how = "summed: 1 channel of 3" if channels == 1 else "repeated and rescaled: 4 channels of 3"
+    how = "summed: 1 channel(s) of 3" if channels == 1 else "repeated and rescaled: 4 channel(s) of 1"
     assert how in (out / "environment.json").read_text()
 
 

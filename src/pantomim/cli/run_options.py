@@ -98,7 +98,7 @@ def read_run(line: CommandLine, kind: type[Options]) -> tuple[Options, "Prepared
     chosen, words = answer
     line.options |= dict.fromkeys(("Dataset.scale", "prepare.scale"), "--data.scale")
     if hasattr(chosen, "encoder"):  # what a task starts from has this name there
-        line.options["prepare.init"] = "--encoder"
+        line.options |= dict.fromkeys(("prepare.init", "Pretrain.init"), "--encoder")
     from pantomim.config import Pretrain, with_kind
 
     words = _checked(line, words, kind)

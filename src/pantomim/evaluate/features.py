@@ -127,7 +127,9 @@ def collapse_warning(encoder: AnyEncoder, dataset: Dataset) -> str | None:
     with evaluating(encoder), torch.inference_mode():
         batches = evaluation_batches(dataset, encoder.image_size, 16, device, chosen)
         table = _table(dataset, ((views(encoder, encoder(images)), indices) for images, indices in batches))
-    spreads = [(values.var(dim=0).mean() / values.square().mean()).sqrt() for values in table.views.values()]
+    spreads = [
+        (values.var(dim=0, correction=0).mean() / values.square().mean()).sqrt() for values in table.views.values()
+    ]
     if len(table) < 2 or any(spread > COLLAPSED for spread in spreads):
         return None
     return (

@@ -49,8 +49,8 @@ def adapt_encoder_weights(
         remarks.append(f"positions are resampled from {config.grid} to {to.grid}")
     if config.in_chans != to.in_chans:
         found["patch_embed.proj.weight"] = adapt_channels(found["patch_embed.proj.weight"], to.in_chans)
-        how = "summed: 1 channel of" if to.in_chans == 1 else f"repeated and rescaled: {to.in_chans} channels of"
-        remarks.append(f"the projection of patches is {how} {config.in_chans}, as timm does")
+        how = "summed" if to.in_chans == 1 else "repeated and rescaled"
+        remarks.append(f"the projection of patches is {how}: {to.in_chans} channel(s) of {config.in_chans}")
     if config.patch_size != to.patch_size:
         side = (to.patch_size, to.patch_size)
         projection = found["patch_embed.proj.weight"]
@@ -64,19 +64,16 @@ def adapt_encoder_weights(
 
 
 def adapt_channels(kernel: Float[Tensor, "D C P P"], channels: int) -> Float[Tensor, "D {channels} P P"]:
-    """A projection of patches for other channels: summed for one; gray or RGB repeated in turn for many, rescaled.
+    """A projection of patches for other channels: summed for one; that of gray images repeated for many, and rescaled.
 
-    Source: timm's `adapt_input_conv`.
+    Source: timm's `adapt_input_conv`, which also repeats red, green and blue: other bands are none of these.
     """
-    there = kernel.shape[1]
-    if channels != 1 and there not in (1, 3):
+    if 1 not in (channels, there := kernel.shape[1]):
         raise ValueError(
-            f"Pretrain.init must have as many channels as the images, or be of gray or RGB ones; got {there} for "
-            f"images of {channels}. Pre-train on images of {channels} channels, or convert these."
+            f"Pretrain.init must have as many channels as the images; got {there} for images of {channels}. Pre-train "
+            f"on images of {channels} channels, or convert these."
         )
-    if channels == 1:
-        return kernel.sum(dim=1, keepdim=True)
-    return kernel.repeat(1, -(-channels // there), 1, 1)[:, :channels] * (there / channels)
+    return kernel.sum(dim=1, keepdim=True) if channels == 1 else kernel.repeat(1, channels, 1, 1) / channels
 
 
 def resample(

@@ -217,11 +217,11 @@ def _from_data(
             raise ValueError(
                 f"prepare.init must be a plain vision transformer; got {init}, which the method cannot train."
             )
-        check_scale(encoder, dataset)
         start = encoder.config
         if start.in_chans != facts.channels:
             adapt_channels(encoder.patch_embed.proj.weight, facts.channels)  # refused here, before a run begins
             start = replace(start, in_chans=facts.channels, mean=stats.mean, std=stats.std)
+        check_scale(encoder, dataset)
     size = size or family.default_size
     config: Any = family.fit(size, facts, stats, start, whole)
     if balanced and dataset.labels is not None:

@@ -220,6 +220,7 @@ def _score(plan: Stages, data: str, out: Path, number: int, memo: Memo, say: Say
     for protocol in (KNN, Linear):
         if (protocol.protocol, data, sha256) not in done:
             settings: dict[str, Any] = {"contenders": contenders, "seed": runtime.seed, "device": runtime.device}
+            settings["scale"] = plan.run.data.scale if data == plan.run.data.source else None
             evaluation = protocol(encoder=str(folder), data=data, **settings)
             _, result = evaluate_to_file(evaluation, memo)
             say(f"Stage {number}, {headline(evaluation, result)}")
