@@ -97,11 +97,11 @@ def read_run(line: CommandLine, kind: type[Options]) -> tuple[Options, "Prepared
     answer: Any = line.read(kind, *owners, config=(), return_unknown_args=True, add_help=False)
     chosen, words = answer
     line.options |= dict.fromkeys(("Dataset.scale", "prepare.scale"), "--data.scale")
-    if hasattr(chosen, "encoder"):  # what a task starts from has this name there
-        line.options |= dict.fromkeys(("prepare.init", "Pretrain.init"), "--encoder")
     from pantomim.config import Pretrain, with_kind
 
     words = _checked(line, words, kind)
+    if hasattr(chosen, "encoder"):  # what a task starts from has this name there
+        line.options |= dict.fromkeys(("prepare.init", "Pretrain.init"), "--encoder")
     prepared = chosen.prepare()
     config = prepared.config
     for option, value in pairwise(part for word in words for part in word.split("=", 1)):
