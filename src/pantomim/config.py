@@ -85,6 +85,7 @@ class DataConfig:
         labels_per_class: Use only so many images of every class, as far as there are: a draw by `draw`.
         draw: Which draw, with `fraction` or `labels_per_class`.
         masks: Where the class of every pixel is, for a method that learns it.
+        scale: The stored value that becomes 1; None: by the number type, 255 for 8-bit images (docs/data.md).
         repeats: How often an image comes in a row, each time cut and changed anew; an epoch then shows that much fewer
             images (repeated augmentation, arXiv:1901.09335).
         holdout: Share held back for tests where the source has no test images of its own; 0: all are trained on. Scores
@@ -104,6 +105,7 @@ class DataConfig:
     repeats: AtLeastOne = 1
     masks: MaskConfig | None = None
     holdout: ShareBelowOne = 0.2
+    scale: Positive | None = None
 
     def __post_init__(self) -> None:
         asked = {"images": self.images, "fraction": self.fraction, "labels_per_class": self.labels_per_class}

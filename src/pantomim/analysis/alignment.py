@@ -27,7 +27,7 @@ from pantomim.core.ranges import AtLeastOne
 from pantomim.data.pictures import to_picture
 from pantomim.data.sources import open_source
 from pantomim.data.stream import evaluation_batches
-from pantomim.evaluate.features import check_channels
+from pantomim.evaluate.features import check_images
 from pantomim.methods.cae import CAE
 from pantomim.nn.tokens import take
 from pantomim.targets.pixels import PixelTarget
@@ -58,8 +58,9 @@ class Alignment(Inspection):
                     f"{first.in_chans} in {runs[0]}, {method.encoder.image_size} and {method.encoder.in_chans} in "
                     f"{run}."
                 )
-        dataset = open_source(self.images, "all") if self.images else held_out(run_config(runs[0]).data.source)
-        check_channels(first, dataset)
+        dataset = open_source(self.images, "all", self.scale) if self.images else self.dataset()
+        for method in methods:
+            check_images(method.encoder, dataset)
         images, items = read_images(dataset, first.image_size, choose(dataset, self.count, self.seed))
         picture = partial(to_picture, originals=images.numpy(), scale=dataset.scale)
         rows = [Row("images", "", picture(images.numpy()))]
@@ -148,7 +149,8 @@ def measure_agreement(run: str | Path) -> dict[str, float]:
     """
     method: CAE = load_run(run, "cae")
     encoder = method.encoder
-    dataset = held_out(run_config(run).data.source)
+    data = run_config(run).data
+    dataset = held_out(data.source, data.scale)
     indices = choose(dataset, COUNT, seed=0)
     generator = torch.Generator().manual_seed(0)
     found: list[dict[str, Tensor]] = []

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pantomim.analysis.inspection import Inspection
 from pantomim.analysis.pictures import PictureRows, Row, read_images, write_rows
-from pantomim.analysis.runs import choose, held_out, run_config
+from pantomim.analysis.runs import choose, run_config
 from pantomim.checkpoint import WEIGHTS, Checkpoint, kept_checkpoints
 from pantomim.config import from_dict, of_today
 from pantomim.core.batch import Batch
@@ -24,6 +24,7 @@ from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
 from pantomim.core.reading import as_kind, read_json
 from pantomim.data.pictures import to_picture
+from pantomim.data.stats import check_scale
 from pantomim.formats.files import frozen_hashes, load_exactly, other_parts
 from pantomim.methods.cmt_mae import CMTMAE, CMTMAEConfig
 from pantomim.methods.guides import ask, draw_mask
@@ -74,7 +75,8 @@ class Guidance(Inspection):
             method = config.method.build(total).eval()
         if different := other_parts(frozen_hashes(method), kept[-1].frozen):
             raise ValueError(f"{run} must be looked at with the teacher of its training; got another {different}.")
-        dataset = held_out(self.images or config.data.source)
+        dataset = self.dataset()
+        check_scale(method, dataset)
         images, items = read_images(dataset, method.encoder.image_size, choose(dataset, self.count, self.seed))
         shown = to_picture(images.numpy(), images.numpy(), dataset.scale)
         looks = _look(method, images, shown, kept, total, self.seed)

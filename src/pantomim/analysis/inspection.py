@@ -18,10 +18,10 @@ from torch import Tensor
 from pantomim.analysis.block_facts import BlockFacts
 from pantomim.analysis.runs import choose, held_out, run_config
 from pantomim.core.frozen import frozen
-from pantomim.core.ranges import AtLeastOne
+from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.data.dataset import Dataset
 from pantomim.data.stream import evaluation_batches
-from pantomim.evaluate.features import AnyEncoder, check_channels
+from pantomim.evaluate.features import AnyEncoder, check_images, collapse_warning
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
 from pantomim.nn.vit import Encoder
@@ -39,12 +39,14 @@ class Inspection(ABC):
         images: As for pre-training; None: held-out images of the first run's data.
         out: The page, FILE.html; files of the same name are put beside it. None: in the folder analysis of the first
             run.
+        scale: The stored value that becomes 1; None: as in the first run, and for other images by the number type.
         count: How many images, a seeded draw; all, where there are fewer.
         seed: Of the draw.
     """
 
     encoders: tyro.conf.Positional[tuple[str, ...]]
     images: str | None = None
+    scale: Positive | None = None
     out: Path | None = None
     count: AtLeastOne = 128
     seed: int = 0
@@ -62,6 +64,13 @@ class Inspection(ABC):
     @abstractmethod
     def run(self) -> Any:
         """What was found: `BlockFacts`, or `PictureRows`."""
+
+    def dataset(self) -> Dataset:
+        """Of all images that may be shown, those which the first run has not seen, scaled as there."""
+        if self.images is not None:
+            return held_out(self.images, self.scale)
+        data = run_config(self.encoders[0]).data
+        return held_out(data.source, self.scale or data.scale)
 
     @property
     def page(self) -> Path:
@@ -125,12 +134,12 @@ class LayerAnalysis(Inspection):
             raise ValueError(
                 f"Inspection.images must be given where the first encoder is no run folder; got none, and {first}."
             )
-        source = self.images or run_config(first).data.source
-        dataset = held_out(source)
+        dataset = self.dataset()
         images = Images(dataset, np.sort(choose(dataset, self.count, self.seed)))
         encoders = [load_encoder(spec).eval() for spec in self.encoders]
         for encoder in encoders:
-            check_channels(encoder, dataset)
+            check_images(encoder, dataset)
+        told = dict(zip(self.encoders, (collapse_warning(encoder, dataset) for encoder in encoders), strict=True))
         with torch.inference_mode():
             arrays, facts = self.measure(encoders, images)
         names = [spec if ":" in spec else Path(spec).name or spec for spec in self.encoders]
@@ -148,11 +157,12 @@ class LayerAnalysis(Inspection):
                 }
                 for name, spec, encoder in zip(names, self.encoders, encoders, strict=True)
             ],
-            "source": source,
+            "source": dataset.spec,
             "dataset": dataset.name,
             "split": dataset.split,
             "images": images.healthy,
             "seed": self.seed,
+            "warnings": [f"{spec}: {warning}" for spec, warning in told.items() if warning is not None],
             **facts,
         }
         return BlockFacts(self.name, arrays, about)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pantomim.core.mask import Mask
 from pantomim.core.names import did_you_mean
+from pantomim.core.scales import scale_of
 from pantomim.data.decoding import BrokenImageError, decode
 from pantomim.data.pictures import shown_bands, to_picture
-from pantomim.data.scales import scale_of
 from pantomim.data.transforms import centred_boxes, resize_one
 from pantomim.masking import STRATEGIES, Masker
 from pantomim.masking.bank import bank_on

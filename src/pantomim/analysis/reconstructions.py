@@ -21,6 +21,7 @@ from pantomim.core.files import write_npz
 from pantomim.core.modes import evaluating
 from pantomim.data.pictures import STRETCH, shown_bands, to_picture
 from pantomim.data.sources import HELD_BACK, splits
+from pantomim.evaluate.features import check_images, collapse_warning
 from pantomim.methods.mae import MAE
 from pantomim.nn.tokens import channel_values, put_back, take
 from pantomim.targets.pixels import PixelTarget, PixelTargetConfig
@@ -90,7 +91,8 @@ def write_reconstructions(run: str | Path, *, count: int | None = None, seed: in
         raise ValueError(f"reconstructions.run must predict pixels; got {run}, which predicts {target}: no picture.")
     method: MAE = load_run(run, "mae")
     encoder, source = method.encoder, config.data.source
-    dataset = held_out(source)
+    dataset = held_out(source, config.data.scale)
+    check_images(encoder, dataset)
     count = count or (12 if max(encoder.image_size) < LARGE else 6)
     images, items = read_images(dataset, encoder.image_size, choose(dataset, count, seed))
     result = reconstruct(method, images, seed)
@@ -110,7 +112,8 @@ def write_reconstructions(run: str | Path, *, count: int | None = None, seed: in
         "normalized_target": isinstance(method.target, PixelTarget) and method.target.normalise != "none",
         "explained": result.explained,
     }
-    about["caption"] = caption(about)
+    warning = collapse_warning(encoder, dataset)
+    about["caption"] = caption(about) + ("" if warning is None else f" Warning: {warning}")
     arrays = {
         name: to_picture(getattr(result, name), result.original, dataset.scale)
         for name in ("original", "masked", "reconstruction", "pasted")

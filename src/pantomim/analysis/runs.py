@@ -64,9 +64,9 @@ def load_run(run: str | Path, kind: str | None = None) -> Any:
     return method.eval()
 
 
-def held_out(source: str) -> Dataset:
+def held_out(source: str, scale: float | None = None) -> Dataset:
     """Images that pre-training did not see: test, else val, else the fixed 20 % of a source without either."""
-    return open_source(source, part_names(splits(source))["test"])
+    return open_source(source, part_names(splits(source))["test"], scale)
 
 
 def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What a segmenter makes of images that it has not seen: the image, its true classes, and the predicted ones."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pantomim.data.pictures import shown_bands, to_photo
 from pantomim.data.sources import open_split
 from pantomim.data.stream import whole_images
 from pantomim.data.transforms import fitted_size, nearest_pixels, resize_one
+from pantomim.evaluate.features import check_images
 from pantomim.evaluate.segmenter import open_segmenter
 
 SIDE = 320  # pixels of a picture, at most
@@ -32,7 +34,8 @@ def write_segmentations(run: str | Path, *, count: int = 6, seed: int = 0) -> Pa
     assert config.masks is not None, "it learned from masks"
     how = config.masks
     contents, masks = read_masked(config.source, how.name, ignore=how.ignore, reduce_zero=how.reduce_zero)
-    dataset = open_split(contents, config.source, part_names(contents.splits)["test"])
+    dataset = open_split(replace(contents, scale=config.scale), config.source, part_names(contents.splits)["test"])
+    check_images(trained.module.encoder, dataset)
     masks = masks.listed(class_id - masks.reduce_zero for class_id in trained.about["class_ids"])
     arrays: dict[str, np.ndarray] = {}
     items, occur, none = list[str](), set[int](), trained.about["no_class"] % 256

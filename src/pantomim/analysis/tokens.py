@@ -21,6 +21,7 @@ from pantomim.analysis.runs import held_out
 from pantomim.config import Pretrain, from_yaml
 from pantomim.core.files import check_out, replace_file, write_npz
 from pantomim.data.dataset import Dataset
+from pantomim.data.stats import check_scale
 from pantomim.data.stream import evaluation_batches
 from pantomim.formats.files import hash_weights
 from pantomim.methods.dvae import DVAEConfig
@@ -91,10 +92,11 @@ def write_ids(
             f"tokenizer must take the channels of the images; got one for {channels}, and {dataset.spec} has "
             f"{dataset.channels}. Train one on such images: `pantomim tokenizer train`."
         )
+    assert isinstance(tokenizer, nn.Module)
+    check_scale(tokenizer, dataset)
     key = ids_key(tokenizer, dataset, size)
     if path.exists():
         return _found(path, key)
-    assert isinstance(tokenizer, nn.Module)
     tokenizer.to(device).eval()
     rows, cols = tokenizer.grid_of(size)
     dtype = np.uint16 if tokenizer.vocabulary <= 2**16 else np.int32
@@ -147,7 +149,7 @@ def write_tokenizer_report(run: Path, *, max_images: int = 2000) -> TokenizerRep
         )
     tokenizer = load_tokenizer(run)
     assert isinstance(tokenizer, DVAETokenizer | VQKDTokenizer)
-    method, dataset = config.method, held_out(config.data.source)
+    method, dataset = config.method, held_out(config.data.source, config.data.scale)
     size = method.image_size if isinstance(method, DVAEConfig) else method.encoder.image_size
     indices = np.unique(np.linspace(0, len(dataset) - 1, max_images).astype(int))
     report = measure_tokenizer(

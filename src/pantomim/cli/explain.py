@@ -2,7 +2,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pantomim.cli.command_line import CommandLine
-from pantomim.cli.console import CONSOLE, section
+from pantomim.cli.console import CONSOLE, section, warn
 from pantomim.cli.pretrain import PretrainOptions
 from pantomim.cli.run_options import read_run
 
@@ -37,11 +37,14 @@ def explain(line: CommandLine) -> None:
 
     from pantomim import explain as explanation
     from pantomim.engine.runtime import compute_dtype
+    from pantomim.methods.base import few_patches
 
     config = prepared.config
     on_gpu = config.runtime.device == "cuda" or (config.runtime.device == "auto" and torch.cuda.is_available())
     dtype = compute_dtype(config.runtime, torch.device("cuda" if on_gpu else "cpu"))
     CONSOLE.print(Text.assemble((config.recipe, "bold"), ": ", prepared.summary))
+    if (few := few_patches(config.method)) is not None:
+        warn(line.in_options(few))
     if prepared.decided:
         section("Decided from the data", prepared.decided)
     if prepared.chain is not None:

@@ -1,11 +1,18 @@
 from pathlib import Path
 
 from pantomim.cli.command_line import typed
-from pantomim.cli.console import say, say_broken
+from pantomim.cli.console import say, say_broken, warn
 
 
 @typed()
-def features(encoder: str, data: str, out: Path, split: str = "all", image_size: tuple[int, int] | None = None) -> None:
+def features(
+    encoder: str,
+    data: str,
+    out: Path,
+    split: str = "all",
+    scale: float | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> None:
     """Write the features of every image to a table.
 
     Args:
@@ -13,16 +20,19 @@ def features(encoder: str, data: str, out: Path, split: str = "all", image_size:
         data: What `pretrain --data` takes.
         out: FILE.npz or FILE.parquet.
         split: train, val, test or all.
+        scale: The stored value that becomes 1; by default by the number type, 255 for 8-bit images.
         image_size: Height and width at which images are encoded, positions resampled; by default the encoder's own.
     """
     from pantomim.data.sources import open_source
-    from pantomim.evaluate.features import check_features_path, extract, resized_encoder, save_features
+    from pantomim.evaluate import features as made
     from pantomim.formats import load_encoder
 
-    check_features_path(out)
-    dataset = open_source(data, split)
-    loaded = load_encoder(encoder)
-    table = extract(resized_encoder(loaded, image_size or loaded.image_size), dataset)
-    save_features(table, out)
-    say(f"{len(table.names):,} rows written to {out}.")
+    made.check_features_path(out)
+    dataset, loaded = open_source(data, split, scale), load_encoder(encoder)
+    loaded = made.resized_encoder(loaded, image_size or loaded.image_size)
+    table = made.extract(loaded, dataset)
+    if (warning := made.collapse_warning(loaded, dataset)) is not None:
+        warn(warning)
+    made.save_features(table, out)
+    say(f"{len(table.names):,} rows written to {out}. Values: {dataset.scale.rule}.")
     say_broken(dataset.broken)

@@ -71,6 +71,7 @@ class TaskOptions(Choices):
         return prepare(
             self.name,
             data=data,
+            scale=self.scale,
             init=self.encoder,
             size=self.size,
             steps=self.steps,
@@ -88,7 +89,9 @@ class TaskOptions(Choices):
         from pantomim.evaluate import Classification
 
         other = None if against is None else str(against)
-        return Classification(str(out), config.data.source, device=config.runtime.device, against=other)
+        return Classification(
+            str(out), config.data.source, scale=config.data.scale, device=config.runtime.device, against=other
+        )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 from pantomim.cli.command_line import CommandLine
-from pantomim.cli.console import grid, say, section
+from pantomim.cli.console import grid, say, section, warn
 
 
 def inspect_(line: CommandLine) -> None:
@@ -30,6 +30,8 @@ def inspect_(line: CommandLine) -> None:
 
     assert isinstance(analysis, LayerAnalysis)
     facts = analysis.run()
+    for warning in facts.about["warnings"]:
+        warn(warning)
     written = write_block_facts(facts, analysis.page)
     page = write_inspection(facts, analysis.page)
     headings, rows = analysis.table(facts)

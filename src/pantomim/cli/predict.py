@@ -17,6 +17,7 @@ def predict(
     overlays: Annotated[bool, FlagCreatePairsOff] = False,
     overwrite: Annotated[bool, FlagCreatePairsOff] = False,
     chunk: int | None = None,
+    scale: float | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Classify or segment new images: pantomim predict RUN IMAGES --out FILE.csv or, of a segmenter, FOLDER.
@@ -30,6 +31,7 @@ def predict(
         overlays: Of a segmenter: also write each image with the colours of its classes over it.
         overwrite: Replace what is there of the same names.
         chunk: Of a classifier: images at once (256).
+        scale: The stored value that becomes 1; by default by the number type, 255 for 8-bit images.
         device: "auto" takes a GPU if there is one.
     """
     from pantomim.engine.runtime import usable_device
@@ -49,6 +51,7 @@ def predict(
         overlays=overlays,
         overwrite=overwrite,
         chunk=chunk,
+        scale=scale,
         device=where,
     )
     say(f"{found.num_predicted:,} images predicted in {out}.")

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -28,6 +28,7 @@ class Choices(ABC):
         epochs: Length in passes over the data.
         keep: Checkpoints to keep.
         config: Repeat the run of this config.yaml.
+        scale: The stored value that becomes 1; by default by the number type, 255 for 8-bit images.
     """
 
     out: Path | None = None
@@ -35,6 +36,7 @@ class Choices(ABC):
     epochs: float | None = None
     keep: int | None = None
     config: Path | None = None
+    scale: Annotated[float | None, tyro.conf.arg(name="data.scale")] = None
 
     @abstractmethod
     def prepare(self) -> "Prepared":
@@ -95,11 +97,12 @@ def read_run(line: CommandLine, kind: type[Options]) -> tuple[Options, "Prepared
     owners = ("prepare", "Pretrain", "Stages")
     answer: Any = line.read(kind, *owners, config=(), return_unknown_args=True, add_help=False)
     chosen, words = answer
-    if hasattr(chosen, "encoder"):  # what a task starts from has this name there
-        line.options["prepare.init"] = "--encoder"
+    line.options |= dict.fromkeys(("Dataset.scale", "prepare.scale"), "--data.scale")
     from pantomim.config import Pretrain, with_kind
 
     words = _checked(line, words, kind)
+    if hasattr(chosen, "encoder"):  # what a task starts from has this name there
+        line.options |= dict.fromkeys(("prepare.init", "Pretrain.init"), "--encoder")
     prepared = chosen.prepare()
     config = prepared.config
     for option, value in pairwise(part for word in words for part in word.split("=", 1)):

@@ -68,6 +68,7 @@ class SegmentOptions(TaskOptions):
         return SegmenterEvaluation(
             str(out),
             config.data.source,
+            scale=config.data.scale,
             device=config.runtime.device,
             masks=masks.name,
             ignore=masks.ignore,

@@ -5,17 +5,18 @@ from pantomim.cli.console import section
 
 
 @typed()
-def stats(source: Positional[str]) -> None:
+def stats(source: Positional[str], scale: float | None = None) -> None:
     """Print size, channels, classes, mean and standard deviation of a data set.
 
     Args:
         source: What `pretrain --data` takes.
+        scale: The stored value that becomes 1; by default by the number type, 255 for 8-bit images.
     """
     from pantomim.data.names import count_left_out
     from pantomim.data.sources import open_source
     from pantomim.data.stats import channel_stats
 
-    dataset = open_source(source, "train")
+    dataset = open_source(source, "train", scale)
     values, facts = channel_stats(dataset), dataset.facts
     sizes = "{}x{}".format(*facts.size) if facts.size else f"mixed, median shorter side {facts.median_shorter_side}"
     rows = [
@@ -26,6 +27,7 @@ def stats(source: Positional[str]) -> None:
         ("scale", dataset.scale.rule),
         ("mean", " ".join(f"{value:.4f}" for value in values.mean)),
         ("std", " ".join(f"{value:.4f}" for value in values.std)),
+        *(("constant", f"channel {channel}: its std is 0, and 1 is taken") for channel in values.constant),
         ("skipped", f"{count_left_out(dataset.left_out)}; {len(dataset.broken)} broken images"),
     ]
     section(source, rows + [("broken", f"{item.name}: {item.reason}") for item in dataset.broken])

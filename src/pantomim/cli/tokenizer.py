@@ -60,6 +60,7 @@ def _encode(
     out: Path,
     tokenizer: str = "",
     split: str = "all",
+    scale: float | None = None,
     image_size: tuple[int, int] | None = None,
     patch_size: int | None = None,
     vocabulary: int | None = None,
@@ -73,6 +74,7 @@ def _encode(
         out: FILE.npz; ids that are there already are kept if tokenizer, data and transform are the same.
         tokenizer: RUN, dalle:FILE, dalle:FOLDER, random-projection or random-projection-standardised (both also :SEED).
         split: train, val, test or all.
+        scale: The stored value that becomes 1; by default by the number type, 255 for 8-bit images.
         image_size: Height and width that the tokenizer sees; by default the images', if it is the same for all.
         patch_size: Of a random projection.
         vocabulary: Of a random projection; 8192 unless given.
@@ -93,7 +95,7 @@ def _encode(
             raise ValueError(f"tokenizer.{option} goes with random-projection; {tokenizer} fixes it. Leave it out.")
     if projection and patch_size is None:
         raise ValueError(f"tokenizer.patch_size must be given for {tokenizer}: the size of its cells in pixels.")
-    dataset = open_source(data, split)
+    dataset = open_source(data, split, scale)
     found = load_tokenizer(
         tokenizer, patch_size=patch_size or 16, in_chans=dataset.channels, vocabulary=vocabulary or 8192
     )

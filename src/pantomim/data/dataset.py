@@ -17,11 +17,11 @@ import numpy as np
 
 from pantomim.core.files import cache_folder, replace_file
 from pantomim.core.frozen import frozen
+from pantomim.core.scales import Scale, scale_of
 from pantomim.data.decoding import BrokenImageError, Header
 from pantomim.data.identity import Identity
 from pantomim.data.layout import draw_images, read_layout
 from pantomim.data.names import common_folder, count_left_out, readable, sift
-from pantomim.data.scales import Scale, scale_of
 from pantomim.data.stores import ArrayStore, BytesStore, Store
 
 T = TypeVar("T")
@@ -68,6 +68,7 @@ class Contents:
     left_out: Counter[str] = field(default_factory=Counter)  # files that are no images of it, by reason
     problem: str = ""  # why the labels cannot be used, although some are there
     by_name: bool = False  # the classes are names, which are divided in the order of their letters
+    scale: float | None = None  # the stored value that becomes 1, where the user says it
 
     def identity(self) -> Identity:
         """Name, size and class of each image."""
@@ -151,7 +152,7 @@ class Dataset:
         self.facts, reasons = self._probe(contents)
         self.mark_broken(reasons)
         self._dtype = np.dtype(self.facts.dtype)
-        self.scale: Scale = scale_of(self.facts.dtype)
+        self.scale: Scale = scale_of(self.facts.dtype, contents.scale)
 
     def __len__(self) -> int:
         return len(self._positions)

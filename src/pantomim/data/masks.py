@@ -215,13 +215,16 @@ def open_masked(
     reduce_zero: bool | None = None,
     *,
     tested: bool = True,
+    scale: float | None = None,
 ) -> MaskedSource:
     """Open a source of images with masks and look at every mask once; arguments as of `read_masked`.
 
     Train and test may be cut down to so many images by a fixed draw. Where the source has no list of its classes, those
-    that occur are it. Unless it is to be `tested`, a test part whose masks cannot be used is left out.
+    that occur are it. Unless it is to be `tested`, a test part whose masks cannot be used is left out. `scale`: see
+    `open_source`.
     """
     contents, found = read_masked(spec, masks, ignore=ignore, reduce_zero=reduce_zero)
+    contents = replace(contents, scale=scale)
     parts: dict[str, Dataset] = {}
     surveys: dict[str, Survey] = {}
     for part, split in part_names(contents.splits).items():

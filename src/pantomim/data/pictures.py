@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from pantomim.data.scales import Scale
+from pantomim.core.scales import Scale
 
 STRETCH = (2.0, 98.0)  # percentiles of the originals that become black and white where values are not 8-bit
 

@@ -41,13 +41,13 @@ DIVISION_SEED = 0  # of sources without splits; another one would test on images
 HELD_BACK = 0.2  # of these
 
 
-def open_source(spec: str, split: str = "train") -> Dataset:
-    """Open one split of a source (the table above): train, val, test, or all.
+def open_source(spec: str, split: str = "train", scale: float | None = None) -> Dataset:
+    """Open one split of a source (the table above): train, val, test, or all; `scale` is the value that becomes 1.
 
     Raises `ValueError` if there is no such source or split, if it holds no images, if its images differ in channels or
     number type, or if more than 1 % of them are found broken.
     """
-    return open_split(read_contents(spec), spec, split)
+    return open_split(replace(read_contents(spec), scale=scale), spec, split)
 
 
 def open_split(contents: Contents, spec: str, split: str, *, held_back: float = HELD_BACK) -> Dataset:

@@ -1,12 +1,22 @@
-"""Mean and std of each channel, by which encoders normalise their images."""
+"""Mean and std of each channel, by which encoders normalise their images, and whether images are what they expect."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+from torch import nn
 
 from pantomim.core.frozen import frozen
+from pantomim.core.scales import Scale
 from pantomim.data.dataset import Dataset, evenly_spaced, num_threads
 from pantomim.data.decoding import BrokenImageError
+
+FAR = 5.0  # most that the mean of normalised images is from 0, and their std from 1, as a factor
+FEW, MANY = 64, 4_000  # images that are measured
+REMEDY = (
+    "Set Dataset.scale to the stored value that becomes 1 (255 for 8-bit values kept as floats, 4095 for 12-bit ones), "
+    "or convert the images."
+)
 
 
 @frozen
@@ -15,9 +25,10 @@ class Stats:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    constant: tuple[int, ...] = ()  # the channels that have one value everywhere
 
 
-def channel_stats(dataset: Dataset, limit: int = 4_000) -> Stats:
+def channel_stats(dataset: Dataset, limit: int = MANY) -> Stats:
     """Measure the channels of a split, on at most `limit` images, evenly spaced, in float64."""
     indices = evenly_spaced(len(dataset), limit)
     _, first = dataset.read_healthy(int(indices[0]))
@@ -29,8 +40,56 @@ def channel_stats(dataset: Dataset, limit: int = 4_000) -> Stats:
     shift = total / num_pixels
     std = np.sqrt(np.maximum(square / num_pixels - shift**2, 0)) / dataset.scale.divisor
     mean = (centre + shift) / dataset.scale.divisor
-    std[std <= 1e-12 * np.maximum(1, np.abs(mean))] = 1.0
-    return Stats(tuple(mean.tolist()), tuple(std.tolist()))
+    constant = std <= 1e-12 * np.maximum(1, np.abs(mean))
+    std[constant] = 1.0
+    return Stats(tuple(mean.tolist()), tuple(std.tolist()), tuple(np.flatnonzero(constant).tolist()))
+
+
+def check_scale(network: nn.Module, dataset: Dataset) -> None:
+    """Refuse images that are scaled by another rule than those which a network, or any part of it, was trained on.
+
+    The scale that a user gave is taken at its word. Where the number type tells no range, some images are measured.
+    """
+    own = dataset.scale
+    for name, part in network.named_modules():
+        trained = getattr(part, "scale", None)
+        if not isinstance(trained, Scale) or own.given:
+            continue
+        if trained.divisor != own.divisor:
+            raise ValueError(
+                f"Dataset.scale must be the rule by which the images of {name or 'the network'} were scaled in its "
+                f"training ({trained.rule}); got another ({own.rule}) for {dataset.spec}. {REMEDY}"
+            )
+        if dataset.facts.dtype != "uint8" and hasattr(part, "mean") and part.in_chans == dataset.channels:
+            check_normalised(part, dataset)
+
+
+def check_normalised(encoder: Any, dataset: Dataset) -> str | None:
+    """Refuse images that an encoder's mean and std bring nowhere near mean 0 and std 1; warns of constant channels.
+
+    Some are measured and, before they are refused, many: where most images are empty, a few say little.
+    """
+    for limit in (FEW, MANY):
+        stats = channel_stats(dataset, limit)
+        if (found := _misfit(encoder, stats)) is None:
+            named = ", ".join(map(str, stats.constant))
+            return f"channel {named} of {dataset.spec} is constant: its std is 0, and 1 is taken." if named else None
+    raise ValueError(
+        f"Images must have about mean 0 and std 1 once the encoder's mean and std have normalised them; got {found} "
+        f"for {dataset.spec} ({dataset.scale.rule}). {REMEDY} Or give mean and std of these images "
+        f"(method.encoder.mean, method.encoder.std); `pantomim stats {dataset.spec}` prints them."
+    )
+
+
+def _misfit(encoder: Any, stats: Stats) -> str | None:
+    """Mean and std of normalised images, all channels together, where they are far from what they should be."""
+    varying = [channel for channel in range(len(stats.std)) if channel not in stats.constant]
+    mean, std = (np.asarray(values.tolist()) for values in (encoder.mean, encoder.std))
+    centre = ((np.asarray(stats.mean) - mean) / std).mean()
+    spread = np.sqrt(np.square(np.asarray(stats.std) / std)[varying].mean()) if varying else 1.0
+    if abs(centre) <= FAR and 1 / FAR <= spread <= FAR:
+        return None
+    return f"mean {centre:.3g} and std {spread:.3g}"
 
 
 def _sums(dataset: Dataset, indices: np.ndarray, centre: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pantomim.core.frozen import frozen
+from pantomim.core.scales import Scale
 from pantomim.data.augment import Augment
-from pantomim.data.scales import Scale
 
 _TRIES = 10  # of a random box, before the centred one; as in torchvision
 _COLUMNS = 2 * _TRIES + 3  # areas, proportions, top, left, flip

@@ -26,7 +26,7 @@ from pantomim.nn.position import TABLES
 from pantomim.nn.resize import adapt_encoder_weights, resample
 from pantomim.nn.vit import Encoder
 
-MUST_AGREE = ("width", "depth", "heads", "mlp_ratio", "in_chans", "class_token", "registers", "attention_bias")
+MUST_AGREE = ("width", "depth", "heads", "mlp_ratio", "class_token", "registers", "attention_bias")
 INITIAL = ("relative_position_bias_table", "gamma_1", "gamma_2")  # what may keep its initial values
 FITTING = {"relative_position": {("shared", "blocks"), ("none", "shared"), ("none", "blocks")}}
 
@@ -57,7 +57,7 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
     task = isinstance(method, Task)
     different = [
         f"\n  {name}: {there} there, {here} here"
-        for name in (*MUST_AGREE, "relative_position", *(() if task else ("patch_size",)))
+        for name in (*MUST_AGREE, "relative_position")
         if (there := getattr(source.config, name)) != (here := getattr(encoder.config, name))
         and not (task and (there, here) in FITTING.get(name, set()))
     ]
@@ -78,6 +78,7 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
         remarks.insert(0, f"its position table is kept: {table}")
     new = {name: weight for name, weight in encoder.state_dict().items() if name.endswith(INITIAL)}
     load_exactly(encoder, new | weights, spec)
+    encoder.scale = source.scale
     rest = _take_answer(spec, method, classes) if isinstance(method, Task) else _take_rest(spec, method)
     method.reset()
     done = f" ({'; '.join(remarks)})" if remarks else ""

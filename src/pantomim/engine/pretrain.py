@@ -16,6 +16,7 @@ from pantomim.checkpoint import Progress, find_checkpoint, load_checkpoint, save
 from pantomim.config import Pretrain
 from pantomim.data.dataset import Dataset
 from pantomim.data.record import read_record
+from pantomim.data.stats import check_normalised, check_scale
 from pantomim.data.stream import Stream
 from pantomim.engine.folder import Finished, RunFolder, identity_of
 from pantomim.engine.initial import start_from
@@ -52,8 +53,9 @@ from pantomim.formats.native import (
     save_segmenter,
     save_tokenizer,
 )
-from pantomim.methods.base import Method
+from pantomim.methods.base import Method, few_patches
 from pantomim.methods.task import Task
+from pantomim.nn.vit import Encoder
 
 NUM_LOOKED_AT = 256  # training images that `Method.check_data` sees
 
@@ -133,27 +135,31 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         elif config.init is not None:
             names = dataset.classes if masks is None else [masks.names[class_id] for class_id in masks.class_ids()]
             origin = start_from(config.init, method, names or ())
+        check_scale(method, dataset)
+        warnings = [few_patches(config.method)]
+        if checkpoint is None and isinstance(encoder := getattr(method, "encoder", None), Encoder):
+            warnings.append(check_normalised(encoder, dataset))
         on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start, origin))
         if config.data.partial:
             on_main(accelerator, lambda: run.list_images("training_images.txt", dataset.names))
         if held_out is not None:
             on_main(accelerator, lambda: run.list_images("held_out_images.txt", held_out.names))
-        data_warning = None
         if start == 0 and accelerator.is_main_process:
             with explain_memory(config, world), autocast(device, dtype):
-                data_warning = method.check_data(stream.first_images(NUM_LOOKED_AT))
+                warnings.append(method.check_data(stream.first_images(NUM_LOOKED_AT)))
 
         training.share_out()
         watch = FiniteWatch(device)
-        loss, warnings, size = before.loss, [*before.warnings], config.batch_size
+        told = list(dict.fromkeys([*before.warnings, *(warning for warning in warnings if warning is not None)]))
+        loss, size = before.loss, config.batch_size
         recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=size, logged=before.logged)
         with recorder, signals.deferred():
             where = f"{device.type} in {str(dtype).removeprefix('torch.')}"
             recorder.say(describe_start(config, dataset, len(held_out or ()), where, world, start, total))
             if origin is not None:
                 recorder.say(origin)
-            if data_warning is not None:
-                recorder.say(f"Warning: {data_warning}")
+            for text in told:
+                recorder.say(f"Warning: {text}")
 
             # ------------------------------------------------------------------------------------------------- Loop
             waited = stream.wait_s
@@ -189,8 +195,8 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                             values |= judge(done)
                     recorder.log(done, values)
                     loss = values["loss"]
-                    if (warning := method.warning(values)) is not None and warning not in warnings:
-                        warnings.append(warning)
+                    if (warning := method.warning(values)) is not None and warning not in told:
+                        told.append(warning)
                         recorder.say(f"Warning, at step {done}: {warning}")
 
                 # save
@@ -198,7 +204,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                     with clock.paused():
                         recorder.sync()
                         skipped = {image.name: image.reason for image in gather_broken(accelerator, *images.parts)}
-                        progress = Progress(*clock.progress(), loss, recorder.logged, skipped, warnings)
+                        progress = Progress(*clock.progress(), loss, recorder.logged, skipped, told)
                         on_main(accelerator, partial(save, step=done, progress=progress))
                 if stop and done < total:
                     recorder.say_broken(gather_broken(accelerator, *images.parts))
@@ -212,7 +218,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
 
         # ------------------------------------------------------------------------------------------------------- End
         names = [image.name for image in broken]
-        finished = Finished(total, clock.total_s, clock.images_per_s, loss, names, warnings)
+        finished = Finished(total, clock.total_s, clock.images_per_s, loss, names, told)
 
         def export(finished: Finished) -> Finished:
             parts, told = method.exports(), dict[str, Any](scale=dataset.scale, recipe=config.recipe)

@@ -84,6 +84,7 @@ def open_images(
                 masks = replace(masks, names=dict(mask_classes))
             elif not masks.names:
                 masks = open_masked(how.source, name, ignore, reduce_zero=zero, tested=False).masks
+        contents = replace(contents, scale=how.scale)
         dataset = open_split(contents, how.source, "train", held_back=how.holdout)
         if masks is None and hasattr(config.method, "num_classes"):
             dataset = dataset.labelled()
@@ -297,4 +298,4 @@ def describe_start(
     doing = f"Resuming {config.recipe} from step {start}" if start else f"Training {config.recipe}"
     images = f"{config.batch_size} images out of {len(dataset)} ({dataset.name})"
     judged = f", judged by {held_out} held-out images" if held_out else ""
-    return f"{doing}: {total} steps of {images}{judged}, on {where}."
+    return f"{doing}: {total} steps of {images}{judged}, on {where}. Values: {dataset.scale.rule}."

@@ -22,7 +22,7 @@ import tyro
 from pantomim.config import to_dict
 from pantomim.core.files import check_out, replace_file
 from pantomim.core.frozen import frozen
-from pantomim.core.ranges import AtLeastOne
+from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.core.reading import read_json
 from pantomim.data.dataset import Dataset
 from pantomim.data.stats import channel_stats
@@ -30,7 +30,8 @@ from pantomim.engine.runtime import usable_device
 from pantomim.evaluate.features import (
     AnyEncoder,
     FeatureTable,
-    check_channels,
+    check_images,
+    collapse_warning,
     extract,
     pixel_table,
     random_init_encoder,
@@ -67,6 +68,7 @@ class Evaluation(ABC):
         out: FILE.json; by default eval/PROTOCOL-DATA.json in the run folder.
         images: Use only this many training images: the draw that pre-training with `data.images` makes.
         test_images: Score only this many test images: a fixed draw, balanced over the classes.
+        scale: The stored value that becomes 1; None: by the number type, 255 for 8-bit images.
         image_size: Height and width at which images are encoded, positions resampled; None: the encoder's own, and for
             segmentation those of the images, with at most twice the encoder's own patches along the shorter side.
         contenders: Whom to score: the trained encoder, the same with random initial weights, raw pixels.
@@ -80,6 +82,7 @@ class Evaluation(ABC):
     out: Path | None = None
     images: AtLeastOne | None = None
     test_images: AtLeastOne | None = None
+    scale: Positive | None = None
     image_size: tuple[AtLeastOne, AtLeastOne] | None = None
     contenders: tuple[Contender, ...] = ("trained", "untrained", "pixels")
     seed: int = 0
@@ -102,8 +105,8 @@ class Evaluation(ABC):
 
     def open(self, memo: Memo) -> Labelled | MaskedParts:
         """The images and what they are scored by."""
-        key = (self.data, self.images, self.test_images)
-        return memo.once(key, lambda: open_labelled(self.data, self.images, self.test_images))
+        asked = (self.data, self.images, self.test_images, self.scale)
+        return memo.once(asked, lambda: open_labelled(*asked))
 
     @property
     def name(self) -> str:
@@ -148,8 +151,8 @@ class Bench:
         size, chunk, seed = self.reference.image_size, self.evaluation.chunk, self.evaluation.seed
 
         def divided(who: Hashable, make: Callable[[Dataset], FeatureTable]) -> Parts:
-            key = (who, size, self.evaluation.data, self.evaluation.images, self.evaluation.test_images)
-            parts = self.opened.parts
+            asked, parts = self.evaluation, self.opened.parts
+            key = (who, size, asked.data, asked.images, asked.test_images, asked.scale)
             tables = self.memo.once(key, lambda: {part: make(dataset) for part, dataset in parts.items()})
             return make_parts(tables["train"], tables.get("val"), tables["test"], seed=seed)
 
@@ -175,10 +178,11 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
     loaded = load_encoder(evaluation.encoder)
     opened = evaluation.open(memo)
     train, test = opened.parts["train"], opened.parts["test"]
-    check_channels(loaded, train)
+    check_images(loaded, train)
     device = usable_device("Evaluation", evaluation.device)
     size = evaluation.image_size or opened.size_for(loaded)
     own_grid, reference = loaded.grid, resized_encoder(loaded, size).to(device)
+    warning = collapse_warning(reference, train)
     encoders = {"trained": reference} if "trained" in evaluation.contenders else {}
     if "untrained" in evaluation.contenders:
         encoders["untrained"] = resized_encoder(random_init_encoder(loaded, evaluation.seed), size).to(device)
@@ -216,6 +220,7 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
         "encoder": evaluation.encoder,
         "encoder_sha256": hash_weights(loaded.state_dict()),
         **scores,
+        "warnings": [] if warning is None else [warning],
         "wall_s": round(time.perf_counter() - begin, 2),
     }
 
@@ -277,6 +282,11 @@ def headline(evaluation: Evaluation, result: dict[str, Any]) -> str:
         held_out = result[name].get("validation", {}).get(metric) if evaluation.chosen_by_hand else None
         beside = "" if held_out is None else f" (held-out images {100 * held_out:.1f} %)"
         scores.append(f"{SHOWN[name]} {100 * result[name][metric]:.1f}{spread} %{beside}")
-    num_broken = len(result["data"]["broken"])
-    left_out = f"; {num_broken} broken image{'s' if num_broken > 1 else ''} left out" if num_broken else ""
-    return f"{result['protocol']} on {result['dataset']}{few}, {called}: {', '.join(scores)}{left_out}"
+    return f"{result['protocol']} on {result['dataset']}{few}, {called}: {', '.join(scores)}{left_out(result)}"
+
+
+def left_out(result: Mapping[str, Any]) -> str:
+    """How many images were broken, and what is wrong with the network, for the end of a headline."""
+    count = len(result["data"]["broken"])
+    broken = f"; {count} broken image{'s' if count > 1 else ''} left out" if count else ""
+    return broken + "".join(f".\nWarning: {warning}" for warning in result.get("warnings", ()))

@@ -16,9 +16,10 @@ from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.dataset import Dataset
 from pantomim.data.stream import evaluation_batches
-from pantomim.evaluate.base import Scores
+from pantomim.evaluate.base import Scores, left_out
+from pantomim.evaluate.features import check_finite, check_images
 from pantomim.evaluate.parts import accuracy
-from pantomim.evaluate.trained import TaskEvaluation, Trained, against_words, find_head, left_out
+from pantomim.evaluate.trained import TaskEvaluation, Trained, against_words, find_head
 from pantomim.formats.native import CLASSIFIER, damaged, load_classifier, read_description
 from pantomim.nn.heads import Classifier
 
@@ -41,13 +42,13 @@ class TrainedClassifier(Trained):
         `margin`: the resized image's shorter side over the crop's; by default as the run recorded it.
         """
         for images, indices in self.crops(dataset, chunk, margin):
-            yield self.module(images).float().cpu(), indices
+            yield check_finite(self.module(images).float().cpu(), dataset.spec), indices
 
     def crops(
         self, dataset: Dataset, chunk: int, margin: float | None = None
     ) -> Iterator[tuple[Float[Tensor, "B C H W"], Int[np.ndarray, " B"]]]:
         """What `logits` are of; images unlike those of the training are refused."""
-        self.check_images(dataset)
+        check_images(self.module.encoder, dataset)
         margin = self.about["test_margin"] if margin is None else margin
         return evaluation_batches(dataset, self.module.encoder.image_size, chunk, self.device, margin=margin)
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from pantomim.core.files import check_out, replace_file, write_npz
 from pantomim.core.modes import evaluating
-from pantomim.data.dataset import Dataset
-from pantomim.data.stats import Stats
+from pantomim.data.dataset import Dataset, evenly_spaced
+from pantomim.data.stats import Stats, check_scale
 from pantomim.data.stream import evaluation_batches
 from pantomim.formats.files import hash_weights
 from pantomim.formats.wrapped import WrappedEncoder
@@ -27,6 +27,8 @@ AnyEncoder = Encoder | WrappedEncoder
 
 MAX_PIXEL_VALUES = 3072  # of an image among raw pixels: 32 x 32 x 3; larger ones are shrunk
 MAX_PIXEL_SIDE = 16  # of a patch among them
+NUM_LOOKED_AT = 64  # images, for `collapse_warning`
+COLLAPSED = 0.01  # std of features from image to image, over their size
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def extract(encoder: AnyEncoder, dataset: Dataset, *, batch_size: int = 256) -> 
 
     Float32 throughout, so that the same call gives the same table. That no weight of the encoder changes is checked.
     """
-    check_channels(encoder, dataset)
+    check_images(encoder, dataset)
     before, device = hash_weights(encoder.state_dict()), next(encoder.parameters()).device
     with evaluating(encoder), torch.inference_mode():
         batches = evaluation_batches(dataset, encoder.image_size, batch_size, device)
@@ -101,14 +103,45 @@ def resized_encoder(encoder: AnyEncoder, image_size: tuple[int, int]) -> AnyEnco
     return adapted_encoder(encoder, replace(encoder.config, image_size=image_size))
 
 
-def check_channels(encoder: AnyEncoder, dataset: Dataset) -> None:
-    """Refuse images that the encoder cannot take."""
+def check_images(encoder: AnyEncoder, dataset: Dataset) -> None:
+    """Refuse images that the encoder cannot take, or that are scaled by another rule than those of its training."""
     if encoder.in_chans != dataset.channels:
         raise ValueError(
             f"encoder must have as many channels as the images; got an encoder of {encoder.in_chans} and "
             f"{dataset.spec} of {dataset.channels}. Pre-train on images of {dataset.channels} channel(s), or convert "
             f"these."
         )
+    check_scale(encoder, dataset)
+
+
+def collapse_warning(encoder: AnyEncoder, dataset: Dataset) -> str | None:
+    """What is to be said where an encoder gives nearly the same features for all of some images; None: it does not.
+
+    Raises `ValueError` where features are not finite.
+    """
+    chosen, device = evenly_spaced(len(dataset), NUM_LOOKED_AT), next(encoder.parameters()).device
+    with evaluating(encoder), torch.inference_mode():
+        batches = evaluation_batches(dataset, encoder.image_size, 16, device, chosen)
+        table = _table(dataset, ((views(encoder, encoder(images)), indices) for images, indices in batches))
+    spreads = [
+        (values.var(dim=0, correction=0).mean() / values.square().mean()).sqrt() for values in table.views.values()
+    ]
+    if len(table) < 2 or any(spread > COLLAPSED for spread in spreads):
+        return None
+    return (
+        f"the encoder has collapsed, unless the images are all alike: its features of {len(table)} images of "
+        f"{dataset.spec} differ by less than {COLLAPSED:g} of their size. Scores say nothing of it."
+    )
+
+
+def check_finite(values: Tensor, whose: str) -> Tensor:
+    """The values; a ValueError, where one is NaN or infinite: a score of it would be made of nothing."""
+    if not values.isfinite().all():
+        raise ValueError(
+            f"Features must be finite; got NaN or infinity for {whose}. Take another checkpoint of the encoder, and "
+            f"look at the images."
+        )
+    return values
 
 
 def pixel_table(dataset: Dataset, image_size: tuple[int, int], stats: Stats) -> FeatureTable:
@@ -184,5 +217,7 @@ def _table(dataset: Dataset, batches: Iterable[tuple[dict[str, Tensor], np.ndarr
     indices = np.concatenate([chosen for _, chosen in found])
     labels = None if dataset.labels is None else torch.from_numpy(dataset.labels[indices])
     columns = {name: torch.cat([of_batch[name] for of_batch, _ in found]).float() for name in found[0][0]}
+    for values in columns.values():
+        check_finite(values, dataset.spec)
     names = dataset.names
     return FeatureTable(columns, labels, tuple(names[index] for index in indices), dataset.classes)

@@ -42,13 +42,15 @@ class Labelled:
         }
 
 
-def open_labelled(spec: str, images: int | None = None, test_images: int | None = None) -> Labelled:
+def open_labelled(
+    spec: str, images: int | None = None, test_images: int | None = None, scale: float | None = None
+) -> Labelled:
     """The labelled splits of a source, as `part_names` divides them; train and test may be cut down (see `drawn`).
 
     Raises:
         ValueError: if labels are missing, there is only one class, or a class of val or test is unknown to train.
     """
-    parts = {part: open_source(spec, split).labelled() for part, split in part_names(splits(spec)).items()}
+    parts = {part: open_source(spec, split, scale).labelled() for part, split in part_names(splits(spec)).items()}
     parts = drawn(parts, images, test_images)
     labels = {}
     for part, dataset in parts.items():

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -23,6 +23,7 @@ from pantomim.data.sources import read_contents
 from pantomim.data.stores import FileStore
 from pantomim.data.transforms import fitted, scaled
 from pantomim.evaluate.classification import open_classifier
+from pantomim.evaluate.features import check_images
 from pantomim.evaluate.segmenter import open_segmenter
 from pantomim.evaluate.trained import find_head
 from pantomim.formats.native import CLASSIFIER, SEGMENTER
@@ -48,6 +49,7 @@ def predict(
     overlays: bool = False,
     overwrite: bool = False,
     chunk: int | None = None,
+    scale: float | None = None,
     device: torch.device | None = None,
 ) -> Predicted:
     """Write what the network of a fine-tuned run predicts for each image of a source: `classify`, or `segment`.
@@ -67,15 +69,16 @@ def predict(
     if not overwrite and (any(out.iterdir()) if out.is_dir() and kind == SEGMENTER else out.exists()):
         rule = "a new or an empty folder" if kind == SEGMENTER else "a new file"
         raise ValueError(f"predict.out must be {rule}; got {out}, which exists. Name another, or set overwrite.")
-    dataset = open_images(images)
+    dataset = open_images(images, scale)
     return write(folder, dataset, out, device or torch.device("cpu"), **given)
 
 
-def open_images(spec: str) -> Dataset:
+def open_images(spec: str, scale: float | None = None) -> Dataset:
     """All images of a source, or one image file, in order; as long as one can be read, the others may be broken."""
     path = Path(spec).expanduser()
     is_picture = path.is_file() and is_image(path.name)
     contents = Contents(path.stem, FileStore(path.parent, [path.name]), {}) if is_picture else read_contents(spec)
+    contents = replace(contents, scale=scale)
     return Dataset(spec, "all", contents, np.arange(len(contents.store)), max_broken=1.0)
 
 
@@ -121,7 +124,7 @@ def segment(folder: Path, dataset: Dataset, out: Path, device: torch.device, *, 
     `errors.csv` the images that cannot be read and why, if there are any.
     """
     trained = open_segmenter(folder, device)
-    trained.check_images(dataset)
+    check_images(trained.module.encoder, dataset)
     source = Path(dataset.spec).expanduser().resolve()
     if (
         out.is_file()

@@ -25,9 +25,9 @@ from pantomim.data.colours import blurred
 from pantomim.data.dataset import Dataset
 from pantomim.data.decoding import open_picture
 from pantomim.data.sources import browse, open_source
+from pantomim.evaluate.base import left_out
 from pantomim.evaluate.classification import ClassifierEvaluation, TrainedClassifier
 from pantomim.evaluate.parts import top1
-from pantomim.evaluate.trained import left_out
 
 SEVERITIES = 5
 # Of AlexNet, by the fifteen types of ImageNet-C in their order. Source: google-research/augmix, imagenet.py.
@@ -126,7 +126,7 @@ class Robustness(ClassifierEvaluation):
         errors: dict[str, list[float]] = {name: [] for name in there}
         num_broken = 0
         for name, severity in itertools.product(there, range(1, SEVERITIES + 1)):
-            dataset = open_source(f"{spec}/{name}/{severity}", "all").labelled()
+            dataset = open_source(f"{spec}/{name}/{severity}", "all", self.scale).labelled()
             logits, labels, _ = trained.labelled(dataset, self.chunk, 1.0)
             errors[name].append(1 - top1(logits.argmax(dim=1), labels))
             num_broken += len(dataset.broken)
@@ -140,7 +140,7 @@ class Robustness(ClassifierEvaluation):
         }
 
     def _shifted(self, trained: TrainedClassifier, name: str, spec: str) -> dict[str, Any]:
-        dataset = open_source(spec, "all").labelled()
+        dataset = open_source(spec, "all", self.scale).labelled()
         subset = torch.arange(len(trained.classes)) if name == "imagenet_sketch" else _subset(trained, name)
         logits, labels, _ = trained.labelled(dataset, self.chunk)
         if (outside := labels[~torch.isin(labels, subset)]).numel():

@@ -23,7 +23,7 @@ from pantomim.core.scores import intersection_over_union, pixel_accuracy, tally
 from pantomim.data.layout import divide
 from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.base import Bench, Evaluation, Memo, Scores
-from pantomim.evaluate.features import AnyEncoder, pixel_patches
+from pantomim.evaluate.features import AnyEncoder, check_finite, pixel_patches
 from pantomim.evaluate.linear import Probes, check_rates, train_probes
 from pantomim.evaluate.parts import MaskedParts, open_masked_parts
 from pantomim.nn.tokens import enlarge, take
@@ -63,7 +63,7 @@ class Segmentation(Evaluation):
     def open(self, memo: Memo) -> MaskedParts:
         """Images with masks."""
         asked = (self.data, self.masks, self.ignore, self.images, self.test_images)
-        return memo.once(asked, lambda: open_masked_parts(*asked))
+        return memo.once((*asked, self.scale), lambda: open_masked_parts(*asked, scale=self.scale))
 
     def run(self, bench: Bench) -> dict[str, Scores]:
         """Scores by name: `miou`, its standard error, `pixel_accuracy`, and `iou` by the name of the class."""
@@ -179,7 +179,7 @@ def patch_table(extractors: Mapping[str, PatchExtractor], pictures: Pictures, pa
     num_kept: int | None = None
     for images, classes in pictures.batches(part):
         with torch.inference_mode():
-            dense = {name: extractor(images).float() for name, extractor in extractors.items()}
+            dense = {name: check_finite(extractor(images).float(), name) for name, extractor in extractors.items()}
         if num_kept is None:
             width = max(values.shape[2] for values in dense.values()) + num_classes
             num_kept = min(num_patches, max(1, MAX_VALUES // (num_images * width)))

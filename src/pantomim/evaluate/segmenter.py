@@ -23,9 +23,10 @@ from pantomim.core.scores import class_accuracy, intersection_over_union, means,
 from pantomim.data.dataset import Contents, Dataset
 from pantomim.data.masks import Masks, Survey, read_masked, stored_ids
 from pantomim.data.stream import whole_images
-from pantomim.evaluate.base import Scores
+from pantomim.evaluate.base import Scores, left_out
+from pantomim.evaluate.features import check_images
 from pantomim.evaluate.segmentation import resampled_miou, standard_error
-from pantomim.evaluate.trained import TaskEvaluation, Trained, against_words, find_head, left_out
+from pantomim.evaluate.trained import TaskEvaluation, Trained, against_words, find_head
 from pantomim.formats.native import SEGMENTER, damaged, load_segmenter, read_description
 from pantomim.nn.segmenter import Segmenter, segmented
 
@@ -55,7 +56,7 @@ class TrainedSegmenter(Trained):
 
     def counts(self, dataset: Dataset, masks: Masks) -> tuple[Int[Tensor, "n 3 classes"], Survey]:
         """The `tally` of every readable image, in order, classes matched by name; and what their masks hold."""
-        self.check_images(dataset)
+        check_images(self.module.encoder, dataset)
         survey, where = masks.survey(dataset), f"{masks.name} of {dataset.spec} ({dataset.split})"
         if not survey.ids:
             raise ValueError(f"Segmenter.masks must have pixels with a class; got none in {where}. Check ignore.")

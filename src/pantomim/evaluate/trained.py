@@ -7,7 +7,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,13 +18,14 @@ import tyro
 from pantomim.config import to_dict
 from pantomim.core.files import check_out, replace_file
 from pantomim.core.frozen import frozen
-from pantomim.core.ranges import AtLeastOne
+from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.data.dataset import Contents, Dataset
 from pantomim.data.layout import part_names
 from pantomim.data.masks import Masks
 from pantomim.data.sources import open_split, read_contents
 from pantomim.engine.runtime import usable_device
 from pantomim.evaluate.base import PROTOCOL_VERSION, Scores, read_scored, refuse_other_images
+from pantomim.evaluate.features import check_images, collapse_warning
 from pantomim.formats.native import CLASSIFIER, SEGMENTER
 
 RUN_WIDE = ("run", "data", "out", "chunk", "device", "protocol")  # options that are no settings of a result
@@ -48,16 +49,6 @@ class Trained:
     def classes(self) -> tuple[str, ...]:
         """Their names, in the order of the logits."""
         return tuple(self.about["classes"])
-
-    def check_images(self, dataset: Dataset) -> None:
-        """Refuse images unlike those of the training: in channels, or in their scale."""
-        trained = (self.module.encoder.in_chans, self.about["scale"]["divisor"])
-        if trained != (dataset.channels, dataset.scale.divisor):
-            raise ValueError(
-                f"{type(self.module).__name__}.images must be like those of its training, {trained[0]} channel(s) of "
-                f"values divided by {trained[1]:g}; got {dataset.channels} channel(s) of {dataset.facts.dtype}, "
-                f"divided by {dataset.scale.divisor:g}, in {dataset.spec}. Convert them."
-            )
 
     def places(self, present: Sequence[str], where: str) -> dict[str, int]:
         """The place of each class by its name; refuses `present` ones that are not among them."""
@@ -103,6 +94,7 @@ class TaskEvaluation(ABC):
         out: FILE.json; by default in the folder eval of the run, named after the data.
         split: Of the data; without a test split, "test" is val, or the fifth that training leaves out.
         test_images: Use only this many images: a fixed draw, balanced over the classes.
+        scale: The stored value that becomes 1; None: by the number type, 255 for 8-bit images.
         device: "auto" takes a GPU if there is one.
     """
 
@@ -111,6 +103,7 @@ class TaskEvaluation(ABC):
     out: Path | None = None
     split: Literal["test", "val", "train", "all"] = "test"
     test_images: AtLeastOne | None = None
+    scale: Positive | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     protocol: tyro.conf.Suppress[str] = ""
 
@@ -154,7 +147,7 @@ class TaskEvaluation(ABC):
         trained = self.open(usable_device(type(self).__name__, self.device))
         contents, masks = self.source
         split = part_names(contents.splits)["test"] if self.split == "test" else self.split
-        whole, path = open_split(contents, self.data, split), self.path
+        whole, path = open_split(replace(contents, scale=self.scale), self.data, split), self.path
         whole = whole.labelled() if masks is None else whole
         key = whole.key() | ({} if masks is None else masks.key(whole.names))
         check_out(f"{type(self).__name__}.out", path, [".json"])
@@ -170,6 +163,8 @@ class TaskEvaluation(ABC):
             "image_size": list(trained.module.encoder.image_size),
             "key": key,
         }
+        check_images(trained.module.encoder, dataset)
+        warning = collapse_warning(trained.module.encoder, dataset)
         scores = self.score(trained, dataset, key)
         broken = [asdict(image) for image in dataset.broken]
         result = {
@@ -184,6 +179,7 @@ class TaskEvaluation(ABC):
             **{name: trained.about[name] for name in self.told},
             "chosen": trained.about.get("chosen"),
             **scores,
+            "warnings": [] if warning is None else [warning],
             "wall_s": round(time.perf_counter() - begin, 2),
         }
         replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
@@ -214,9 +210,3 @@ def against_words(result: Mapping[str, Any], kind: str) -> list[str]:
     low, high = (f"{100 * end:+.1f}" for end in other["interval"])
     than = "the same training from scratch" if other.get("from_scratch") else other[kind]
     return [f"{100 * other['difference']:+.1f} points against {than} ({low} to {high})"]
-
-
-def left_out(result: Mapping[str, Any]) -> str:
-    """How many images were broken, for the end of a headline."""
-    count = len(result["data"]["broken"])
-    return f"; {count} broken image{'s' if count > 1 else ''} left out" if count else ""

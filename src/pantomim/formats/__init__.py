@@ -5,9 +5,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pantomim.core.scales import BYTES
 from pantomim.formats.beit import BEiTFormat
 from pantomim.formats.cae import CAEFormat
 from pantomim.formats.clip import load_clip
+from pantomim.formats.files import check_finite
 from pantomim.formats.hf import load_hf
 from pantomim.formats.importing import ImportReport, write_found
 from pantomim.formats.layout import AS_PUBLISHED, Format, Found, Given, first_names
@@ -31,7 +33,7 @@ PREFIXES = tuple(f"{library}:" for library in LIBRARIES)  # what the names of ot
 
 
 def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:
-    """An encoder, in evaluation mode, ready to call on scaled images; it gives `Features`.
+    """An encoder, in evaluation mode, ready to call on scaled images, or on whole numbers; it gives `Features`.
 
     Args:
         spec: "RUN", a run folder; "FILE", an encoder.safetensors with its encoder.json beside it, or a checkpoint in
@@ -43,21 +45,28 @@ def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:
         ValueError: if there is no such thing, it is damaged, or its library is not installed.
         ConnectionError: if weights are to be downloaded and cannot be had.
     """
-    name = str(spec)
+    path = Path(name := str(spec))
+    if not name.startswith(PREFIXES) and path.is_dir():
+        return load_encoder_folder(path)
+    if path.name == "encoder.safetensors" and path.with_suffix(".json").is_file():
+        return load_encoder_folder(path.parent)
+    encoder = _of_others(name)
+    check_finite(encoder.state_dict(), name)
+    encoder.scale = BYTES
+    return encoder
+
+
+def _of_others(name: str) -> Encoder | WrappedEncoder:
+    """An encoder that another project wrote."""
     if name.startswith(PREFIXES):
         library, _, rest = name.partition(":")
         return LIBRARIES[library](rest)
-    path = Path(name)
-    if path.is_dir():
-        return load_encoder_folder(path)
-    if not path.is_file():
+    if not Path(name).is_file():
         raise ValueError(
             f"encoder must be a run folder, a file of weights, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE; "
             f"got {name}, which does not exist. Check the path."
         )
-    if path.name == "encoder.safetensors" and path.with_suffix(".json").is_file():
-        return load_encoder_folder(path.parent)
-    found, weights, given = _opened(path, None, AS_PUBLISHED)
+    found, weights, given = _opened(name, None, AS_PUBLISHED)
     return found.to_encoder(weights, name, given)
 
 
@@ -101,6 +110,6 @@ def format_of(weights: Mapping[str, Tensor], source: str, format: str | None = N
 
 def _opened(path: str | Path, format: str | None, given: Given) -> tuple[Format, dict[str, Tensor], Given]:
     content = read_content(path)
-    weights = weights_of(path, content)
+    check_finite(weights := weights_of(path, content), str(path))
     layout = format_of(weights, str(path), format)
     return layout, weights, layout.complete(given, content)

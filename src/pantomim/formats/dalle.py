@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pantomim.formats.files import key_report
+from pantomim.formats.files import check_finite, key_report
 from pantomim.formats.reader import read_weights
 from pantomim.nn.dvae import DVAEDecoder, DVAEEncoder, DVAESizes
 
@@ -45,6 +45,7 @@ def load_dalle(kind: type[Network], path: str | Path) -> Network:
         raise _refused(path, f"other sizes: {error}") from error
     if report := key_report(module.state_dict(), weights):
         raise _refused(path, f"{report} (for {module.sizes})")
+    check_finite(weights, str(path))
     module.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     return module.requires_grad_(False).eval()
 

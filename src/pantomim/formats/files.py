@@ -1,4 +1,4 @@
-"""Weights by name: their hash, and whether they fit a module."""
+"""Weights by name: their hash, whether they are finite, and whether they fit a module."""
 
 import hashlib
 from collections.abc import Mapping
@@ -62,11 +62,23 @@ def key_report(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> s
     return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
 
 
+def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights with NaN or infinity: whatever they compute looks like a result and is none."""
+    bad = [name for name, weight in weights.items() if weight.is_floating_point() and not weight.isfinite().all()]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise ValueError(
+            f"{source} must hold finite weights; got NaN or infinity in {', '.join(bad[:3])}{more}. Training "
+            f"went wrong before they were written, or the file is damaged: take an earlier checkpoint."
+        )
+
+
 def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy weights into a module; a ValueError lists all names and shapes that disagree."""
+    """Copy weights into a module; a ValueError lists all names and shapes that disagree, or what is not finite."""
     if report := key_report(module.state_dict(), weights):
         raise ValueError(
             f"{source} must hold the weights of {type(module).__name__}; got {report}. "
             f"Check that the weights and the description beside them come from the same run."
         )
+    check_finite(weights, source)
     module.load_state_dict(dict(weights))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pantomim.core.foreign import reason
 from pantomim.formats.wrapped import LastBlocks, Query, WrappedEncoder, missing_extra, one_size
+from pantomim.nn.tokens import AnyImages
 
 BLOCKS = ("layers", "layer", "encoder.layers", "encoder.layer", "model.layers", "model.layer")  # names of the blocks
 NORMS = ("layernorm", "post_layernorm", "norm")  # and of the final norm
@@ -76,7 +77,7 @@ class HFEncoder(WrappedEncoder):
         numbers = list(range(self.num_blocks + 1 - count, self.num_blocks + 1))
         return self.model(**given, output_hidden_states=numbers, output_attentions=attention)
 
-    def last_blocks(self, images: Float[Tensor, "B C H W"], count: int = 1, query: Query | None = None) -> LastBlocks:
+    def last_blocks(self, images: AnyImages, count: int = 1, query: Query | None = None) -> LastBlocks:
         """See `WrappedEncoder.last_blocks`."""
         output = self._run(self.standardised(images), count, attention=query is not None)
         tokens, weights = list(output.hidden_states[-count:]), _attention(output)

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pantomim.core.scales import BYTES
 from pantomim.formats.layout import Found
 from pantomim.formats.native import describe_positions, save_classifier, save_decoder, save_encoder, save_predictor
 from pantomim.nn.vit import Encoder
-
-SCALE = {"divisor": 255.0, "rule": "uint8: 255 becomes 1"}  # of all projects, whether they divide before or with `std`
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def write_found(found: Found, source: Path, folder: Path) -> ImportReport:
     """Write our files: encoder, decoder or predictor, classifier, as far as a checkpoint holds them."""
     recipe, files = f"{found.format.name}, imported from {source.name}", []
     if found.classifier is None or found.classifier.pool == "class":  # mean pooling leaves it no final norm
-        save_encoder(folder, found.encoder, scale=SCALE, recipe=recipe)
+        save_encoder(folder, found.encoder, scale=BYTES, recipe=recipe)
         files.append("encoder")
     if found.decoder is not None:
         save_decoder(folder, found.decoder)
@@ -61,7 +60,7 @@ def write_found(found: Found, source: Path, folder: Path) -> ImportReport:
         save_predictor(folder, found.predictor, method=found.format.name)
         files.append("predictor")
     if found.classifier is not None:
-        save_classifier(folder, found.classifier, scale=SCALE, recipe=recipe)
+        save_classifier(folder, found.classifier, scale=BYTES, recipe=recipe)
         files.append("classifier")
     names = tuple(f"{name}.{ending}" for name in files for ending in ("safetensors", "json"))
     return ImportReport(source, folder, found, names)

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from pantomim.core.files import replace_file
 from pantomim.core.foreign import reason
 from pantomim.core.reading import as_kind, read_json
-from pantomim.formats.files import hash_weights, load_exactly
+from pantomim.core.scales import Scale
+from pantomim.formats.files import check_finite, hash_weights, load_exactly
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
 from pantomim.nn.dvae import DVAENetworks, DVAESizes
 from pantomim.nn.heads import Classifier, Pool
@@ -206,6 +207,7 @@ def read_pair(folder: str | Path, name: str) -> dict[str, Tensor]:
         raise damaged(path, str(error)) from error
     if hash_weights(weights) != stated:
         raise damaged(path, f"another hash than {name}.json states")
+    check_finite(weights, str(path))
     return weights
 
 
@@ -216,7 +218,11 @@ def fill_pair(folder: str | Path, name: str, build: Callable[[dict[str, Any]], M
     def built(device: str) -> Module:
         try:  # initial weights are overwritten; nobody else's draws may change
             with torch.random.fork_rng(devices=[]), torch.device(device):
-                return build(about)
+                module = build(about)
+            if about.get("scale"):
+                owner: Any = getattr(module, "encoder", module)
+                owner.scale = Scale(**about["scale"])
+            return module
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise damaged(Path(folder) / f"{name}.json", f"{type(error).__name__}: {reason(error)}") from error
 

@@ -21,6 +21,7 @@ from pantomim.formats.native import exact_ratio, timm_arguments
 from pantomim.formats.reader import read_weights
 from pantomim.formats.wrapped import LastBlocks, Query, WrappedEncoder
 from pantomim.nn.resize import resample_stretched
+from pantomim.nn.tokens import AnyImages
 from pantomim.nn.vit import Encoder, EncoderConfig
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order: averaged weights come first
@@ -92,7 +93,7 @@ class TimmEncoder(WrappedEncoder):
             f'`timm.list_models("vit_*")` names vision transformers.'
         )
 
-    def last_blocks(self, images: Float[Tensor, "B C H W"], count: int = 1, query: Query | None = None) -> LastBlocks:
+    def last_blocks(self, images: AnyImages, count: int = 1, query: Query | None = None) -> LastBlocks:
         """Outputs of the last `count` blocks; of a network without known blocks, its output before pooling."""
         given = self.standardised(images)
         if not self.has_blocks:

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pantomim.nn.tokens import channel_values, standardise
+from pantomim.core.scales import BYTES, Scale
+from pantomim.nn.tokens import AnyImages, channel_values, normalised
 from pantomim.nn.vit import Features
 
 End = Literal["block", "norm", "projection"]
@@ -37,6 +38,7 @@ class WrappedEncoder(nn.Module, ABC):
     num_blocks: int  # whose outputs can be had
     has_blocks: bool = True
     has_attention: bool = False
+    scale: Scale | None = BYTES  # of the images that its weights were trained on
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class WrappedEncoder(nn.Module, ABC):
         self.projected = None if projection is None else projection.shape[1]
 
     @abstractmethod
-    def last_blocks(self, images: Float[Tensor, "B C H W"], count: int = 1, query: Query | None = None) -> LastBlocks:
+    def last_blocks(self, images: AnyImages, count: int = 1, query: Query | None = None) -> LastBlocks:
         """Outputs of the last `count` blocks for scaled images; attention only where `has_attention`."""
 
     @abstractmethod
@@ -107,19 +109,13 @@ class WrappedEncoder(nn.Module, ABC):
             buffer = channel_values(f"{type(self).__name__}.{name}", values, self.in_chans)
             self.register_buffer(name, buffer, persistent=False)
 
-    def standardised(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def standardised(self, images: AnyImages) -> Float[Tensor, "B C H W"]:
         """Scaled images as the network takes them."""
-        expected = (self.in_chans, *self.image_size)
-        if images.shape[1:] != expected:
-            raise ValueError(
-                f"{type(self).__name__}.images must be (B, {', '.join(map(str, expected))}), channels first; got "
-                f"{tuple(images.shape)}. Resize the images."
-            )
-        return standardise(images, self.mean, self.std)
+        return normalised(self, images, next(self.model.parameters()).dtype)
 
     def forward(
         self,
-        images: Float[Tensor, "B C H W"],
+        images: AnyImages,
         ids_keep: Int[Tensor, "B V"] | None = None,
         attention_layer: int | None = None,
     ) -> Features:

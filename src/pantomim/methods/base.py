@@ -15,6 +15,9 @@ from pantomim.nn.momentum import EMACopy
 from pantomim.nn.vit import EncoderConfig
 from pantomim.teachers.base import Guidance
 
+FEW_PATCHES, FEW_VISIBLE = 16, 4  # fewer than these in an image are warned of
+COLLAPSED = {"target_std": 0.1, "feature_std": 0.02}  # the least of logged values; the first as in fairseq's data2vec
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -98,8 +101,34 @@ class Method(nn.Module, ABC):
         return None if check is None else check(batches)
 
     def warning(self, logged: Mapping[str, float | None]) -> str | None:
-        """What is wrong with a run, judged by a logged step; it is printed once. None: nothing is."""
+        """What is wrong with a run, judged by a logged step; it is printed once. None: nothing is.
+
+        Here: that the features to be predicted, or those of an image, are nearly the same everywhere.
+        """
+        for name, least in COLLAPSED.items():
+            if (value := logged.get(name)) is not None and value < least:
+                return (
+                    f"features have collapsed: they differ by less than {least:g} of their size ({name}). Lower "
+                    f"optim.base_lr, lengthen the warm-up, or choose another teacher or a momentum nearer to 1."
+                )
         return None
+
+
+def few_patches(config: Any) -> str | None:
+    """A warning where the encoder of a method's config has too few patches to learn from; None: it has enough."""
+    encoder, masker = getattr(config, "encoder", None), getattr(config, "masker", None)
+    if not isinstance(encoder, EncoderConfig):
+        return None
+    (rows, cols), side = encoder.grid, encoder.patch_size
+    masked = 0 if masker is None or masker.varies else masker.num_masked(encoder.grid)
+    if rows * cols >= FEW_PATCHES and rows * cols - masked >= FEW_VISIBLE:
+        return None
+    return (
+        f"the encoder has few patches: {rows} x {cols} of {side} pixels, of which {rows * cols - masked} are visible. "
+        f"Choose larger images (method.encoder.image_size {8 * side} {8 * side}: small ones are enlarged), smaller "
+        f"patches (method.encoder.patch_size {max(side // 4, 1)}: that of weights to start from is resampled) or mask "
+        f"less."
+    )
 
 
 def check_masker(owner: str, masker: Masker, encoder: EncoderConfig) -> None:

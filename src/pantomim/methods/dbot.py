@@ -25,7 +25,7 @@ from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import EncoderConfig
 from pantomim.targets.distance import Distance
-from pantomim.targets.features import FeatureNormalisation, normalise_features
+from pantomim.targets.features import FeatureNormalisation, feature_std, normalise_features
 from pantomim.teachers.base import Guidance, Query, Teacher
 from pantomim.teachers.choice import TeacherConfig
 
@@ -103,7 +103,7 @@ class DBOT(Method):
         latent = self.encoder(batch.images, mask.ids_keep)  # visible patches only
         prediction = self.decoder(latent, mask, with_class=self.predict_class)  # (B, 1 + M, K)
         target = self.target(draws.guidance or self.teacher(batch.images), mask.ids_mask)  # (B, 1 + M, K)
-        return {"loss": self.distance(prediction, target)}
+        return {"loss": self.distance(prediction, target), "target_std": feature_std(target)}
 
     @torch.no_grad()
     def target(self, features: Guidance, ids: Int[Tensor, "B M"]) -> Float[Tensor, "B T K"]:

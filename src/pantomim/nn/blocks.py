@@ -23,9 +23,10 @@ class PatchEmbed(nn.Module):
         """Project the patches `ids_keep`, or all of them."""
         batch, channels, height, width = images.shape
         size = self.patch_size
-        cells = images.reshape(batch, channels, height // size, size, width // size, size)
+        rows, columns = height // size, width // size
+        cells = images.reshape(batch, channels, rows, size, columns, size)
         # Channels first within a patch, as in the kernel; `patchify` has them last, as MAE's targets do.
-        pixels = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * size * size)
+        pixels = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * size * size)
         if ids_keep is not None:
             pixels = take(pixels, ids_keep)
         return F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from pantomim.core.frozen import frozen
 from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import AtLeastOne, AtLeastTwo
+from pantomim.core.scales import BYTES, Scale
 from pantomim.nn.tokens import patch_grid
 
 MARGIN = 0.1  # distance of mapped pixels from 0 and 1, where the density has no mass (appendix A.3)
@@ -119,6 +120,8 @@ class DVAESizes:
 
 class DVAEEncoder(nn.Module):
     """Mapped pixels to a score of each code in each cell."""
+
+    scale: Scale | None = BYTES  # of the images that its weights were trained on
 
     def __init__(self, sizes: DVAESizes) -> None:
         super().__init__()

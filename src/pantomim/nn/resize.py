@@ -17,6 +17,7 @@ def adapted_encoder(encoder: Encoder, to: EncoderConfig) -> Encoder:
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
         adapted = to.build().to(next(encoder.parameters()))
     adapted.load_state_dict(adapt_encoder_weights(encoder.state_dict(), encoder.config, to)[0])
+    adapted.scale = encoder.scale
     return adapted.eval()
 
 
@@ -25,7 +26,8 @@ def adapt_encoder_weights(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The weights of an encoder for another one of the same sizes, and what was done, in words.
 
-    Another grid: position tables are resampled; another patch size: the projection of patches is. A table of relative
+    Another grid: position tables are resampled; another patch size: the projection of patches is; other channels: see
+    `adapt_channels`. A table of relative
     positions that all blocks shared is copied into each where each has its own. Tables of relative positions and layer
     scales that the weights lack are left out of what is returned: they keep their initial values (zero, or `to`'s).
 
@@ -44,6 +46,10 @@ def adapt_encoder_weights(
             found[name] = resize_relative_table(table, config.grid, to.grid)
     if config.grid != to.grid and (config.position != "none" or config.relative_position != "none"):
         remarks.append(f"positions are resampled from {config.grid} to {to.grid}")
+    if config.in_chans != to.in_chans:
+        found["patch_embed.proj.weight"] = adapt_channels(found["patch_embed.proj.weight"], to.in_chans)
+        how = "summed" if to.in_chans == 1 else "repeated and rescaled"
+        remarks.append(f"the projection of patches is {how}: {to.in_chans} channel(s) of {config.in_chans}")
     if config.patch_size != to.patch_size:
         side = (to.patch_size, to.patch_size)
         projection = found["patch_embed.proj.weight"]
@@ -54,6 +60,19 @@ def adapt_encoder_weights(
     if config.layer_scale is None and to.layer_scale is not None:
         remarks.append(f"layer scales are new, {to.layer_scale:g} at first")
     return found, remarks
+
+
+def adapt_channels(kernel: Float[Tensor, "D C P P"], channels: int) -> Float[Tensor, "D {channels} P P"]:
+    """A projection of patches for other channels: summed for one; that of gray images repeated for many, and rescaled.
+
+    Source: timm's `adapt_input_conv`, which also repeats red, green and blue: other bands are none of these.
+    """
+    if 1 not in (channels, there := kernel.shape[1]):
+        raise ValueError(
+            f"Pretrain.init must have as many channels as the images; got {there} for images of {channels}. Pre-train "
+            f"on images of {channels} channels, or convert these."
+        )
+    return kernel.sum(dim=1, keepdim=True) if channels == 1 else kernel.repeat(1, channels, 1, 1) / channels
 
 
 def resample(

@@ -1,11 +1,17 @@
 """Pure functions between images, patches and tokens."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
+
+from pantomim.core.scales import scale_of
+
+AnyImages = Shaped[Tensor, "B C H W"] | Shaped[np.ndarray, "B C H W"]  # images: scaled, or whole numbers as stored
 
 
 def take(tokens: Shaped[Tensor, "B N *D"], ids: Int[Tensor, "B K"]) -> Shaped[Tensor, "B K *D"]:
@@ -67,6 +73,30 @@ def standardise(
 ) -> Float[Tensor, "B C H W"]:
     """Subtract the mean and divide by the std, channel by channel."""
     return (images - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+
+
+def normalised(network: Any, images: AnyImages, dtype: torch.dtype) -> Float[Tensor, "B C H W"]:
+    """Images as the first layer of a network takes them, whose weights have this type.
+
+    Whole numbers are scaled by the rule of its training; a ValueError where that is not the one of their number type.
+    """
+    owner, expected = type(network).__name__, (network.in_chans, *network.image_size)
+    values = images if isinstance(images, Tensor) else torch.as_tensor(images, device=network.mean.device)
+    if values.shape[1:] != expected:
+        raise ValueError(
+            f"{owner}.images must be (B, {', '.join(map(str, expected))}), channels first; got "
+            f"{tuple(values.shape)}. Resize the images, or build the encoder for this size and these channels."
+        )
+    if not values.is_floating_point():
+        stored = scale_of(str(values.dtype).removeprefix("torch."))
+        if network.scale is None or (network.scale.divisor != stored.divisor and not network.scale.given):
+            trained = "is not known" if network.scale is None else f"is {network.scale.rule}"
+            raise ValueError(
+                f"{owner}.images must be scaled as in training, whose rule {trained}; got whole numbers of another "
+                f"({stored.rule}). Divide them by the value that is to become 1."
+            )
+        values = values.to(network.mean.dtype) / network.scale.divisor
+    return standardise(values, network.mean, network.std).to(dtype)
 
 
 def token_statistics(

@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import Depth, Positive, Range, ShareBelowOne, Size
+from pantomim.core.scales import Scale
 from pantomim.nn.attention import AttentionBias
 from pantomim.nn.blocks import NORM_EPS, Block, PatchEmbed, drop_path_rates
 from pantomim.nn.init import SCHEMES, Initialisation, initialise
 from pantomim.nn.position import sincos_2d, sincos_2d_rows_first
 from pantomim.nn.relative import RelativeBias, index_of, num_relative_rows, relative_index
-from pantomim.nn.tokens import channel_values, patch_grid, standardise
+from pantomim.nn.tokens import AnyImages, channel_values, normalised, patch_grid
 
 Position = Literal["sincos", "sincos_rows_first", "learned", "none"]
 RelativePosition = Literal["none", "shared", "blocks"]
@@ -111,6 +112,7 @@ class Encoder(nn.Module):
     mean: Tensor
     std: Tensor
     relative_index: Tensor | None
+    scale: Scale | None = None  # of the images that its weights were trained on, where that is known
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -163,15 +165,16 @@ class Encoder(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "B C H W"],
+        images: AnyImages,
         ids_keep: Int[Tensor, "B V"] | None = None,
         attention_layer: int | None = None,
         mask_tokens: MaskTokens | None = None,
     ) -> Features:
         """Encode the patches `ids_keep` (all, if None); other patches are never touched.
 
-        Images are scaled, not normalised: the encoder subtracts its mean and divides by its std. `attention_layer` also
-        returns the attention of that block (negative: from the last); `mask_tokens` stand in the place of some patches.
+        Images are scaled, not normalised: the encoder subtracts its mean and divides by its std. Whole numbers, as
+        they are stored, are scaled first. `attention_layer` also returns the attention of that block (negative: from
+        the last); `mask_tokens` stand in the place of some patches.
         """
         tokens, bias, index = self.enter(images, ids_keep, mask_tokens)
         shown = None if attention_layer is None else range(self.depth)[attention_layer]
@@ -181,7 +184,7 @@ class Encoder(nn.Module):
             attention = attention if weights is None else weights
         return self._features(self.norm(tokens), attention)
 
-    def each_block(self, images: Float[Tensor, "B C H W"], need_attention: bool = False) -> Iterator[Features]:
+    def each_block(self, images: AnyImages, need_attention: bool = False) -> Iterator[Features]:
         """The output of each block on all patches, before the final norm; with its attention if asked for."""
         tokens, bias, index = self.enter(images)
         for block in self.blocks:
@@ -190,7 +193,7 @@ class Encoder(nn.Module):
 
     def enter(
         self,
-        images: Float[Tensor, "B C H W"],
+        images: AnyImages,
         ids_keep: Int[Tensor, "B V"] | None = None,
         mask_tokens: MaskTokens | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "b heads T T"] | None, Int[Tensor, "b T T"] | None]:
@@ -216,18 +219,13 @@ class Encoder(nn.Module):
 
     def embed(
         self,
-        images: Float[Tensor, "B C H W"],
+        images: AnyImages,
         ids_keep: Int[Tensor, "B V"] | None = None,
         mask_tokens: MaskTokens | None = None,
     ) -> Float[Tensor, "B V D"]:
         """Projected patches with their positions, before the first block."""
-        expected = (self.in_chans, *self.image_size)
-        if images.shape[1:] != expected:
-            raise ValueError(
-                f"Encoder.images must be (B, {', '.join(map(str, expected))}), channels first; got "
-                f"{tuple(images.shape)}. Resize the images, or build the encoder for this size and these channels."
-            )
-        patches = self.patch_embed(standardise(images, self.mean, self.std), ids_keep)
+        given = normalised(self, images, self.patch_embed.proj.weight.dtype)
+        patches = self.patch_embed(given, ids_keep)
         if mask_tokens is not None:
             if ids_keep is not None:
                 raise ValueError("Encoder.mask_tokens must be None where ids_keep is given; got both. Choose one.")

@@ -20,14 +20,15 @@ from pantomim.config import (
     with_kind,
 )
 from pantomim.core.names import did_you_mean
-from pantomim.data.dataset import Facts
+from pantomim.data.dataset import Dataset, Facts
 from pantomim.data.masks import open_masked, read_masked
 from pantomim.data.record import DataRecord, read_record
-from pantomim.data.sources import open_source
-from pantomim.data.stats import Stats, channel_stats
+from pantomim.data.sources import open_source, open_split
+from pantomim.data.stats import Stats, channel_stats, check_scale
 from pantomim.formats import load_encoder
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.guides import teacher_of, with_teacher
+from pantomim.nn.resize import adapt_channels
 from pantomim.nn.vit import Encoder
 from pantomim.recipes.data2vec import momentum_for
 from pantomim.recipes.dvae import check_range
@@ -56,6 +57,7 @@ def prepare(
     name: str | None,
     *,
     data: str | None = None,
+    scale: float | None = None,
     size: str | None = None,
     init: str | None = None,
     steps: int | None = None,
@@ -75,24 +77,26 @@ def prepare(
 ) -> Prepared:
     """The config of a recipe's full name, of a bare method, or of another run's config.yaml.
 
-    A bare method asks `data` what it leaves open; with `init` and no `size`, its sizes are those of that encoder. The
-    target is what `target`, `tokenizer` (as `load_tokenizer` takes it) or `teacher` (as `TeacherConfig.source`) say.
-    `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the file of a run, instead of a name. To train
-    a tokenizer, no name means `dvae`, or with a teacher `vqkd`; `num_images` is then known unless the schedules are
-    those of a file. A task may be trained on a `subset` of the data (settings of `DataConfig`), and from `scratch`: the
-    sizes are then those of `init`, the weights not; in a `balanced` loss all classes weigh the same. What the run
-    in the folder `begun` found of its data, if it has begun, is not asked of them again. The ValueError of a choice
-    that does not exist or contradicts another names it `prepare.ARGUMENT`.
+    A bare method asks `data`, whose stored value `scale` becomes 1, what it leaves open; with `init` and no `size`, its
+    sizes are those of that encoder. The target is what `target`, `tokenizer` (as `load_tokenizer` takes it) or
+    `teacher` (as `TeacherConfig.source`) say. `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the
+    file of a run, instead of a name. To train a tokenizer, no name means `dvae`, or with a teacher `vqkd`; `num_images`
+    is then known unless the schedules are those of a file. A task may be trained on a `subset` of the data (settings of
+    `DataConfig`), and from `scratch`: the sizes are then those of `init`, the weights not; in a `balanced` loss all
+    classes weigh the same. What the run in the folder `begun` found of its data, if it has begun, is not asked of them
+    again. The ValueError of a choice that does not exist or contradicts another names it `prepare.ARGUMENT`.
     """
     resized = steps is not None or epochs is not None
     if trains == "tokenizer" and name is None and config is None:
         name = "dvae" if teacher is None else "vqkd"
-    prepared = _start(name, config, size, data, init, trains, subset or {}, balanced, begun)
+    prepared = _start(name, config, size, data, scale, init, trains, subset or {}, balanced, begun)
     run = prepared.config
     if subset and config is not None:
         run = replace(run, data=replace(run.data, **subset))
     if data is not None:
         run = replace(run, data=replace(run.data, source=data))
+    if scale is not None:
+        run = replace(run, data=replace(run.data, scale=scale))
     if resized:
         run = with_duration(run, Duration(steps=steps, epochs=epochs))
     if init is not None:
@@ -132,6 +136,7 @@ def _start(
     config: Path | None,
     size: str | None,
     data: str | None,
+    scale: float | None,
     init: str | None,
     trains: Trained,
     subset: Mapping[str, Any],
@@ -153,7 +158,7 @@ def _start(
     if config is not None:
         return _from_file(config, bare, named, trains)
     if name in bare:
-        return _from_data(bare[name], data, size, init, subset, balanced, _found(begun))
+        return _from_data(bare[name], data, scale, size, init, subset, balanced, _found(begun))
     if name not in named:
         advice = did_you_mean(str(name), [*named, *bare], "`pantomim recipes` lists them all.")
         raise ValueError(f"There is no recipe {name}.{advice}")
@@ -198,6 +203,7 @@ def _from_file(path: Path, bare: Mapping[str, Family], named: Mapping[str, Recip
 def _from_data(
     family: Family,
     data: str | None,
+    scale: float | None,
     size: str | None,
     init: str | None,
     subset: Mapping[str, Any],
@@ -212,14 +218,14 @@ def _from_data(
         )
     subset, masks, start, whole = dict(subset), subset.get("masks"), None, None
     if masks is None:
-        dataset = open_source(data, "train")
+        dataset = open_source(data, "train", scale)
         dataset = dataset.labelled() if family.trains == "classifier" else dataset
         whole = len(dataset)
         dataset = dataset.part(**subset)
         facts = dataset.facts if found is None else found[0].facts
-        stats = (found and found[1]) or channel_stats(dataset)
     else:
-        facts, stats, subset["masks"] = _of_masks(data, found, **subset)
+        dataset, facts, subset["masks"] = _of_masks(data, scale, found, **subset)
+    stats = (found and found[1]) or channel_stats(dataset)
     if init is not None and size is None:
         encoder = load_encoder(init)
         if not isinstance(encoder, Encoder):
@@ -228,10 +234,9 @@ def _from_data(
             )
         start = encoder.config
         if start.in_chans != facts.channels:
-            raise ValueError(
-                f"prepare.init must have as many channels as the images; got {start.in_chans} in {init} and "
-                f"{facts.channels} in {data}. Pre-train on images of {facts.channels} channel(s), or convert these."
-            )
+            adapt_channels(encoder.patch_embed.proj.weight, facts.channels)  # refused here, before a run begins
+            start = replace(start, in_chans=facts.channels, mean=stats.mean, std=stats.std)
+        check_scale(encoder, dataset)
     size = size or family.default_size
     config: Any = family.fit(size, facts, stats, start, whole)
     if balanced and dataset.labels is not None:
@@ -248,7 +253,7 @@ def _from_data(
         origins=family.origins,
         decided=()
         if family.trains == "tokenizer"
-        else _decided(config, facts, f"as in {init}" if start else f"size {size}"),
+        else _decided(config, facts, dataset.scale.rule, f"as in {init}" if start else f"size {size}"),
         num_images=facts.num_images,
     )
 
@@ -272,19 +277,22 @@ def _found(begun: Path | None) -> Found | None:
     return None
 
 
-def _of_masks(data: str, found: Found | None, masks: MaskConfig, **subset: Any) -> tuple[Facts, Stats, MaskConfig]:
-    """Of images with masks: facts with the classes of the masks, statistics, and the masks as they are."""
-    if found is not None and found[0].mask_classes and found[1] is not None:
-        _, there = read_masked(data, masks.name, ignore=masks.ignore, reduce_zero=masks.reduce_zero)
+def _of_masks(
+    data: str, scale: float | None, found: Found | None, masks: MaskConfig, **subset: Any
+) -> tuple[Dataset, Facts, MaskConfig]:
+    """Images with masks, facts with the classes of the masks, and the masks as they are."""
+    if found is not None and found[0].mask_classes:
+        contents, there = read_masked(data, masks.name, ignore=masks.ignore, reduce_zero=masks.reduce_zero)
+        dataset = open_split(replace(contents, scale=scale), data, "train").part(**subset)
         facts = replace(found[0].facts, num_classes=len(found[0].mask_classes))
-        return facts, found[1], replace(masks, name=there.name, reduce_zero=there.reduce_zero)
-    opened = open_masked(data, masks.name, masks.ignore, reduce_zero=masks.reduce_zero, tested=False)
+        return dataset, facts, replace(masks, name=there.name, reduce_zero=there.reduce_zero)
+    opened = open_masked(data, masks.name, masks.ignore, reduce_zero=masks.reduce_zero, tested=False, scale=scale)
     dataset = opened.parts["train"].part(**subset)
     facts = replace(dataset.facts, num_classes=len(opened.masks.names))
-    return facts, channel_stats(dataset), replace(masks, name=opened.masks.name, reduce_zero=opened.masks.reduce_zero)
+    return dataset, facts, replace(masks, name=opened.masks.name, reduce_zero=opened.masks.reduce_zero)
 
 
-def _decided(config: Any, facts: Facts, sizes: str) -> tuple[tuple[str, str], ...]:
+def _decided(config: Any, facts: Facts, rule: str, sizes: str) -> tuple[tuple[str, str], ...]:
     encoder = config.method.encoder
     seen = "all {}x{}".format(*facts.size) if facts.size else f"median shorter side {facts.median_shorter_side}"
     large = f", as {MAX_SIDE} is the largest side taken as it is" * (max(facts.size or (0,)) > MAX_SIDE)
@@ -294,6 +302,7 @@ def _decided(config: Any, facts: Facts, sizes: str) -> tuple[tuple[str, str], ..
         ("image size", "{}x{}".format(*encoder.image_size) + large),
         ("patch size", "{}, grid {}x{}".format(encoder.patch_size, *encoder.grid)),
         ("encoder", sizes),
+        ("values", rule),
         ("mean, std", ", ".join(f"{mean:.4g} ± {std:.3g}" for mean, std in channels)),
         ("batch size", str(config.batch_size)),
         *([("classes", str(facts.num_classes))] * hasattr(config.method, "num_classes")),

@@ -254,7 +254,7 @@ def differences(config: Pretrain, paper: Pretrain) -> list[tuple[str, object, ob
     Where the images come from, how the run is carried out and what it is called are no differences.
     """
     ours, theirs = leaves(to_dict(config)), leaves(to_dict(paper))
-    apart = ("recipe", "init", "runtime.", "data.source", "data.workers", "data.memory_gib")
+    apart = ("recipe", "init", "runtime.", "data.source", "data.scale", "data.workers", "data.memory_gib")
     return [
         (name, ours.get(name), theirs.get(name))
         for name in dict.fromkeys([*theirs, *ours])

@@ -25,6 +25,7 @@ def write_inspection(found: BlockFacts, out: Path) -> Path:
     """Write the page; it needs no other file."""
     analysis = LAYERS[found.kind]
     shown: dict[str, Any] = {"title": analysis.title, "lead": caption(found), "charts": panels(found)}
+    shown["notes"] = found.about.get("warnings", [])
     replace_file(out, fill_template("inspection.html", table=analysis.table(found), **shown).encode())
     return out
 

@@ -153,6 +153,11 @@ def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
     yield from (f"{problem}. What it would show is left out here." for problem in folder.problems)
     told = folder.finished.get("warnings", folder.finished.get("alarms", []))
     yield from (f"While training: {warning}" for warning in told)
+    for result in results:
+        if warning := result.details.get("warnings"):
+            yield f"eval/{result.stem}.json: {warning}"
+    for found in folder.inside:
+        yield from (f"analysis/{found.kind}.npz: {warning}" for warning in found.about.get("warnings", ()))
     pairs = {"encoder": folder.encoder, "classifier": folder.classifier, "segmenter": folder.segmenter}
     for name, about in pairs.items():
         for result in results if "sha256" in about else []:

@@ -217,6 +217,7 @@ def _score(plan: Stages, data: str, out: Path, number: int, memo: Memo, say: Say
     results = [read_scored(file) for file in (folder / "eval").glob("*.json")]
     for protocol in (KNN, Linear):
         settings: dict[str, Any] = {"contenders": contenders, "seed": runtime.seed, "device": runtime.device}
+        settings["scale"] = plan.run.data.scale if data == plan.run.data.source else None
         evaluation = protocol(encoder=str(folder), data=data, **settings)
         key, wanted = evaluation.open(memo).key(), (protocol.protocol, data, sha256)
         if not any(

@@ -76,8 +76,14 @@ class FeatureTarget(Target):
     def metrics(
         self, prediction: Float[Tensor, "B M K"], target: Tensor, weight: Float[Tensor, "B M"] | None = None
     ) -> dict[str, Tensor]:
-        """Std of a channel over the patches, mean over the channels: 0 where a teacher that is an EMA has collapsed."""
-        return {"target_std": target.flatten(0, 1).std(dim=0).mean()}
+        """See `feature_std`."""
+        return {"target_std": feature_std(target)}
+
+
+@torch.no_grad()
+def feature_std(features: Float[Tensor, "B N K"]) -> Float[Tensor, ""]:
+    """Std over patches and images, mean over channels, as a share of the features' size: 0 is collapse."""
+    return features.flatten(0, 1).std(dim=0).mean() / features.square().mean().sqrt()
 
 
 def normalise_features(features: Float[Tensor, "*B K"], how: FeatureNormalisation) -> Float[Tensor, "*B K"]:

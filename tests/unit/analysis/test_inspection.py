@@ -16,7 +16,7 @@ from pantomim.analysis.runs import held_out
 from pantomim.analysis.spectrum import concentration
 from pantomim.cli import main
 from pantomim.config import to_yaml
-from pantomim.data.scales import scale_of
+from pantomim.core.scales import scale_of
 from pantomim.data.stream import evaluation_batches
 from pantomim.formats.hf import HFEncoder
 from pantomim.formats.native import load_encoder_folder, save_encoder

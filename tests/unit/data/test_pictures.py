@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from pantomim.core.scales import Scale, scale_of
 from pantomim.data.pictures import shown_bands, to_photo, to_picture
-from pantomim.data.scales import Scale, scale_of
 
 
 @pytest.mark.parametrize(("channels", "expected"), [(1, [0]), (2, [0]), (3, [0, 1, 2]), (12, [0, 1, 2])])

@@ -14,9 +14,9 @@ from image_files import broken_folder, fill, png
 from PIL import Image
 from synthetic import write_synthetic
 
+from pantomim.core.scales import scale_of
 from pantomim.data.dataset import Facts
 from pantomim.data.decoding import BrokenImageError
-from pantomim.data.scales import scale_of
 from pantomim.data.sources import open_source, splits
 from pantomim.data.stats import channel_stats
 from pantomim.data.stores import FileStore, ZipStore

@@ -4,7 +4,7 @@ import torch
 from scipy import stats as scipy_stats
 from torchvision.transforms import RandomResizedCrop, v2
 
-from pantomim.data.scales import Scale, scale_of
+from pantomim.core.scales import Scale, scale_of
 from pantomim.data.transforms import (
     Crop,
     centred_boxes,
