@@ -1,19 +1,57 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and why one cannot be read or written."""
 
 import contextlib
+import errno
 import io
+import json
 import os
+import re
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+_REMEDIES = {
+    errno.ENOSPC: "Make room",
+    errno.EDQUOT: "Make room",
+    errno.EACCES: "Get the permission to read and write it",
+    errno.EPERM: "Get the permission to read and write it",
+    errno.EROFS: "Make its disk writable",
+    errno.ENOENT: "Check the path",
+    errno.ENOTDIR: "Check the path",
+    errno.EISDIR: "Name a file",
+    errno.ENAMETOOLONG: "Shorten the name",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "Raise the limit of open files (ulimit -n)",
+    errno.EAGAIN: "Raise the limit of processes (ulimit -u)",
+    errno.ENOMEM: "Free memory",
+}
+
+
+def remedy(error: Exception) -> str:
+    """What to do about a file that cannot be read or written, as the beginning of a sentence."""
+    found = re.search(r"os error (\d+)", str(error))  # safetensors has it in its text alone
+    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    return _REMEDIES.get(number or 0, "Check the disk")
+
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, force it to disk and rename it: there is the old file or the new, whole."""
+    """Write a file under a temporary name, force it to disk and rename it: there is the old file or the new, whole.
+
+    An `OSError` names this file, whatever failed.
+    """
+    try:
+        _replace_file(path, data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _replace_file(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -26,6 +64,14 @@ def replace_file(path: Path, data: bytes) -> None:
             os.unlink(temporary)
         raise
     sync_folder(path.parent)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; `ValueError` with its name if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must hold JSON; got something else ({error}). Put back a whole copy of it.") from error
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> Path:
@@ -48,7 +94,9 @@ def check_out(field: str, path: Path, suffixes: Sequence[str]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's list of names to disk, so that a rename survives a power cut."""
+    """Force a folder's list of names to disk, so that a rename survives a power cut; Windows has no such call."""
+    if sys.platform == "win32":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

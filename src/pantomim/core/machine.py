@@ -1,0 +1,33 @@
+"""What this machine allows a process: memory, open files, shared memory."""
+
+import os
+import sys
+from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None  # type: ignore[assignment]
+
+SHARED = Path("/dev/shm")  # noqa: S108 - where Linux has shared memory
+FEW_FILES = 512  # open files: every batch in shared memory is one, and every worker has six
+
+
+def peak_memory_bytes() -> float:
+    """The most resident memory so far; on Windows what is resident now."""
+    if resource is None:
+        import psutil  # comes with accelerate
+
+        return float(psutil.Process().memory_info().rss)
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+
+
+def can_share(num_bytes: int) -> bool:
+    """Whether so much may be put into shared memory: at most half of what is free, as others want some, too."""
+    if resource is not None and 0 <= resource.getrlimit(resource.RLIMIT_NOFILE)[0] < FEW_FILES:
+        return False
+    try:
+        free = os.statvfs(SHARED)
+    except (AttributeError, OSError):  # another system has its shared memory elsewhere
+        return sys.platform != "linux"
+    return 2 * num_bytes <= free.f_bavail * free.f_frsize
