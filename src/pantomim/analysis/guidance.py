@@ -4,7 +4,6 @@ The weights of each are put into the method, and both networks are asked about t
 says how many checkpoints a run keeps.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +20,7 @@ from pantomim.analysis.runs import choose, held_out, run_config
 from pantomim.checkpoint import WEIGHTS, Checkpoint, kept_checkpoints
 from pantomim.config import from_dict, of_today
 from pantomim.core.batch import Batch
+from pantomim.core.files import read_json
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.pictures import to_picture
@@ -68,7 +68,7 @@ class Guidance(Inspection):
             raise ValueError(
                 f"guidance.run must be finished and have a checkpoint; got {run}. Train it to its end first."
             )
-        total = json.loads((run / "finished.json").read_text(encoding="utf-8"))["steps"]
+        total = read_json(run / "finished.json")["steps"]
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn here only to be overwritten
             method = config.method.build(total).eval()
         if different := other_parts(frozen_hashes(method), kept[-1].frozen):

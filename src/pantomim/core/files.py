@@ -71,7 +71,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} must hold JSON; got something else ({error}). Put back a whole copy of it.") from error
+        raise ValueError(f"{path} must hold JSON; got something else ({error}). Put back a whole copy.") from error
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> Path:

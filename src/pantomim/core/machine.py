@@ -9,7 +9,7 @@ try:
 except ImportError:  # Windows has no such module
     resource = None  # type: ignore[assignment]
 
-SHARED = Path("/dev/shm")  # noqa: S108 - where Linux has shared memory
+SHARED = Path("/dev/shm")
 FEW_FILES = 512  # open files: every batch in shared memory is one, and every worker has six
 
 

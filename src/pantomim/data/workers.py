@@ -36,6 +36,7 @@ def read_ahead(
         pin_memory=pin and (workers == 0 or can_share(2**28)),
         generator=torch.Generator(),  # else starting the loader would draw from the global one
         worker_init_fn=_serve,
+        collate_fn=_as_it_is,  # the default would make tensors of arrays
         # forked workers share the files held in memory
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
@@ -44,15 +45,8 @@ def read_ahead(
         return
     done, trouble = 0, None
     with _Processes() as processes:
-        try:
-            batches = processes.start(loader)
-        except (OSError, RuntimeError) as error:
-            batches = None
-            warnings.warn(
-                f"No worker can be started ({error}); shared memory (/dev/shm), open files or processes are limited. "
-                f"Images are read without any, which is slower; data.workers 0 asks for that.",
-                stacklevel=2,
-            )
+        if (batches := processes.start(loader)) is None:
+            processes.kill()
         while batches is not None and done < len(items):
             try:
                 made = processes.wait(batches)
@@ -99,6 +93,10 @@ def take_over(read: Parts) -> Parts:
     return type(read)(*(torch.from_numpy(part) for part in read if part is not None))
 
 
+def _as_it_is(read: T) -> T:
+    return read
+
+
 class _Processes:
     """The workers of a loader.
 
@@ -120,19 +118,24 @@ class _Processes:
         if self._handles:
             signal.signal(signal.SIGCHLD, self._before)
 
-    def start(self, loader: "torch.utils.data.DataLoader[T]") -> Iterator[T]:
-        """Start them; if not all can be, none is left."""
+    def start(self, loader: "torch.utils.data.DataLoader[T]") -> Iterator[T] | None:
+        """Start them; None, with a warning, if not all can be: then there is none."""
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # what is half made complains when it goes
         try:
             with _no_stops():
-                batches = iter(loader)
-        except BaseException:
+                return iter(loader)
+        except (OSError, RuntimeError) as error:
+            warnings.warn(
+                f"No worker can be started ({error}): shared memory (/dev/shm), open files or processes are limited. "
+                f"Images are read without any, which is slower; data.workers 0 asks for that.",
+                stacklevel=3,
+            )
+            return None
+        finally:
+            sys.unraisablehook = hook
             self._processes = set(multiprocessing.active_children()) - self._others
-            self.kill()
-            raise
-        self._processes = set(multiprocessing.active_children()) - self._others
-        if self._handles:
-            signal.signal(signal.SIGCHLD, self._notice)
-        return batches
+            if self._handles:
+                signal.signal(signal.SIGCHLD, self._notice)
 
     def wait(self, batches: Iterator[T]) -> T:
         """The next batch."""

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from pantomim.config import Pretrain, RuntimeConfig, from_yaml, is_of_earlier_version, leaves, to_dict, to_yaml
-from pantomim.core.files import replace_file
+from pantomim.core.files import read_json, replace_file
 from pantomim.engine.runtime import on_main
 from pantomim.engine.stops import explain_disk
 
@@ -68,7 +68,7 @@ class RunFolder:
     def finished(self) -> Finished | None:
         """The summary of the run, if it is complete."""
         try:
-            return Finished(**json.loads((self.path / "finished.json").read_text(encoding="utf-8")), already=True)
+            return Finished(**read_json(self.path / "finished.json"), already=True)
         except FileNotFoundError:
             return None
 
@@ -88,7 +88,7 @@ class RunFolder:
         path = self.path / "environment.json"
         now = environment(config.runtime.seed, accelerator, dtype) | ({} if origin is None else {"init": origin})
         if step > 0 and path.is_file():
-            first = json.loads(path.read_text(encoding="utf-8"))
+            first = read_json(path)
             if (before := first.get("precision", now["precision"])) != now["precision"]:
                 raise ValueError(
                     f"RuntimeConfig.precision must stay that of the first {step} steps, {before}; got "

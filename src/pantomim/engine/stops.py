@@ -159,14 +159,18 @@ def _named_tensors(value: Any, name: str) -> dict[str, Tensor]:
     }
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Of whatever device."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def explain_memory(config: Pretrain, num_processes: int) -> Iterator[None]:
     """Turn running out of memory, on whatever device, into a `MemoryFullError` with advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        on_cpu = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-        if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
+        if not is_out_of_memory(error):
             raise
         raise MemoryFullError(_advice(config, num_processes)) from error
 

@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from pantomim.config import to_dict
-from pantomim.core.files import check_out, replace_file
+from pantomim.core.files import check_out, read_json, replace_file
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.dataset import Contents, Dataset
@@ -211,7 +211,7 @@ class TaskEvaluation(ABC):
 
 def read_scored(path: Path) -> dict[str, Any]:
     """A result of `to_file`; of a file of another kind what is there."""
-    return {"data": {}, **json.loads(path.read_text(encoding="utf-8"))}
+    return {"data": {}, **read_json(path)}
 
 
 def against_words(result: Mapping[str, Any], kind: str) -> list[str]:

@@ -20,7 +20,7 @@ from pantomim.analysis.alignment import measure_agreement
 from pantomim.analysis.block_facts import write_block_facts
 from pantomim.analysis.masks import visible_statistics
 from pantomim.config import Pretrain, from_dict, leaves, to_dict, to_yaml
-from pantomim.core.files import replace_file
+from pantomim.core.files import read_json, replace_file
 from pantomim.engine.folder import FREE, Finished, RunInUseError, refuse_changes, take_folder
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.stops import Interrupted
@@ -204,7 +204,7 @@ def state(cell: Cell, out: Path) -> State:
 def read_record(cell: Cell, out: Path) -> Record | None:
     """How a cell ended, if it has."""
     try:
-        return Record(**json.loads((out / "cells" / f"{cell.name}.json").read_text(encoding="utf-8")))
+        return Record(**read_json(out / "cells" / f"{cell.name}.json"))
     except FileNotFoundError:
         return None
 
@@ -252,7 +252,7 @@ def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
     memo = Memo()
     for name, path in result_paths(cell, out).items():
         if path.is_file():
-            result = json.loads(path.read_text(encoding="utf-8"))
+            result = read_json(path)
         else:
             say(f"{cell.name}: evaluation {name}.")
             config = replace(cell.evaluations[name], encoder=str(folder), out=path)

@@ -1,6 +1,5 @@
 """A chain of runs in one folder: the student of each stage is the teacher of the next; files: `docs/stages.md`."""
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Pretrain, Stages, from_dict, from_yaml, leaves, to_dict, to_yaml
-from pantomim.core.files import replace_file
+from pantomim.core.files import read_json, replace_file
 from pantomim.engine.folder import FREE, Finished, refuse_changes, take_folder
 from pantomim.engine.initial import carry_over
 from pantomim.engine.record import Clock
@@ -214,8 +213,8 @@ def _score(plan: Stages, data: str, out: Path, number: int, memo: Memo, say: Say
     """k-NN and a linear classifier on a stage's encoder; beside the first, the same one untrained and raw pixels."""
     folder, runtime = stage_folder(out, number), plan.run.runtime
     contenders: tuple[Contender, ...] = ("trained", "untrained", "pixels") if number == 0 else ("trained",)
-    sha256 = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))["sha256"]
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in (folder / "eval").glob("*.json")]
+    sha256 = read_json(folder / "encoder.json")["sha256"]
+    results = [read_json(file) for file in (folder / "eval").glob("*.json")]
     done = {(result["protocol"], result["data"].get("spec"), result["encoder_sha256"]) for result in results}
     for protocol in (KNN, Linear):
         if (protocol.protocol, data, sha256) not in done:
