@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch.utils.data
 from pantomim.core.machine import can_share
 
 T = TypeVar("T")
-Parts = TypeVar("Parts", bound=NamedTuple)  # of tensors, the last of which may be None
+Parts = TypeVar("Parts", bound=NamedTuple)  # of tensors, or None
 
 
 def read_ahead(
@@ -43,16 +44,17 @@ def read_ahead(
     if workers == 0:
         yield from loader
         return
-    done, trouble = 0, None
+    done = 0
     with _Processes() as processes:
         if (batches := processes.start(loader)) is None:
             processes.kill()
         while batches is not None and done < len(items):
             try:
-                made = processes.wait(batches)
-            except (OSError, RuntimeError, EOFError):
-                if (trouble := processes.death) is None:
-                    raise  # what reading raises
+                made = processes.next_of(batches)
+            except (OSError, RuntimeError, EOFError) as error:
+                if "in DataLoader worker process" in str(error):  # what reading raises
+                    raise
+                trouble = processes.death(patience_s=1.0) or f"can no longer be reached ({error})"
                 processes.kill()
                 batches = None
                 tell(
@@ -74,11 +76,10 @@ def hand_over(read: Parts) -> Parts:
     """
     if torch.utils.data.get_worker_info() is None:
         return read
-    parts = [part for part in read if part is not None]
-    if can_share(sum(part.nbytes for part in parts)):
+    if can_share(sum(part.nbytes for part in read if part is not None)):
         with suppress(OSError, RuntimeError):  # others were quicker
-            return type(read)(*(part.share_memory_() for part in parts))
-    return type(read)(*(part.numpy() for part in parts))
+            return _each(torch.Tensor.share_memory_, read)
+    return _each(torch.Tensor.numpy, read)
 
 
 def take_over(read: Parts) -> Parts:
@@ -90,7 +91,11 @@ def take_over(read: Parts) -> Parts:
         "goes through pipes, which is slower. Raise it (shm-size of a container), or set data.workers to 0.",
         stacklevel=2,
     )
-    return type(read)(*(torch.from_numpy(part) for part in read if part is not None))
+    return _each(torch.from_numpy, read)
+
+
+def _each(change: Callable[[Any], Any], read: Parts) -> Parts:
+    return type(read)(*(None if part is None else change(part) for part in read))
 
 
 def _as_it_is(read: T) -> T:
@@ -137,7 +142,7 @@ class _Processes:
             if self._handles:
                 signal.signal(signal.SIGCHLD, self._notice)
 
-    def wait(self, batches: Iterator[T]) -> T:
+    def next_of(self, batches: Iterator[T]) -> T:
         """The next batch."""
         self._waiting = True
         try:
@@ -146,9 +151,9 @@ class _Processes:
         finally:
             self._waiting = False
 
-    @property
-    def death(self) -> str | None:
-        """How one of them ended that was not asked to."""
+    def death(self, patience_s: float = 0.0) -> str | None:
+        """How one of them ended that was not asked to; who is about to end takes a moment."""
+        wait([process.sentinel for process in self._processes], patience_s)
         status = next((process.exitcode for process in self._processes if process.exitcode), None)
         if status is None:
             return None
@@ -160,7 +165,7 @@ class _Processes:
             process.kill()
 
     def _notice(self, *_: object) -> None:
-        if self._waiting and self.death is not None:
+        if self._waiting and self.death() is not None:
             raise ChildProcessError
 
 
