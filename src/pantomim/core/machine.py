@@ -13,13 +13,11 @@ SHARED = Path("/dev/shm")
 FEW_FILES = 512  # open files: every batch in shared memory is one, and every worker has six
 
 
-def peak_memory_bytes() -> float:
-    """The most resident memory so far; on Windows what is resident now."""
+def peak_memory_gib() -> float | None:
+    """The most resident memory so far; None where the system does not tell (Windows)."""
     if resource is None:
-        import psutil  # comes with accelerate
-
-        return float(psutil.Process().memory_info().rss)
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+        return None
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def can_share(num_bytes: int) -> bool:

@@ -95,7 +95,7 @@ def take_over(read: Parts) -> Parts:
 
 
 def _each(change: Callable[[Any], Any], read: Parts) -> Parts:
-    return type(read)(*(None if part is None else change(part) for part in read))
+    return type(read)(*(None if part is None else change(part) for part in read))  # type: ignore[arg-type]
 
 
 def _as_it_is(read: T) -> T:

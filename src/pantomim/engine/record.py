@@ -16,8 +16,8 @@ from accelerate.utils import LoggerType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pantomim.core import machine
 from pantomim.core.files import replace_file
-from pantomim.core.machine import peak_memory_bytes
 from pantomim.data.dataset import Broken
 from pantomim.engine.stops import explain_disk
 
@@ -99,11 +99,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return steps
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """The most memory so far: allocated on a GPU, resident on a CPU."""
+def peak_memory_gib(device: torch.device) -> float | None:
+    """The most memory so far: allocated on a GPU, resident on a CPU; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return peak_memory_bytes() / 2**30
+    return machine.peak_memory_gib()
 
 
 class Recorder:
@@ -226,7 +226,8 @@ class Recorder:
 
 def _state(values: Mapping[str, float]) -> str:
     speed = f"{values['images_per_s']:.0f} images/s  " if "images_per_s" in values else ""
-    return f"loss {values['loss']:.4f}  lr {values['lr']:.1e}  {speed}{values['memory_gib']:.1f} GiB"
+    memory = f"{values['memory_gib']:.1f} GiB" if "memory_gib" in values else ""
+    return f"loss {values['loss']:.4f}  lr {values['lr']:.1e}  {speed}{memory}"
 
 
 def _duration(seconds: float) -> str:
