@@ -6,8 +6,7 @@ Words are printed as they are, without rich's markup: names of files may hold br
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -91,10 +90,3 @@ def say_broken(broken: Iterable[Any]) -> None:
     """Which images were left out, and why."""
     for item in broken:
         say(f"Left out as broken: {item.name}: {item.reason}")
-
-
-@contextmanager
-def working() -> Iterator[Callable[[str], None]]:
-    """While something takes its time: tells what."""
-    with CONSOLE.status("", spinner="line") as status:
-        yield lambda text: status.update(Text(text))

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import yaml
@@ -54,9 +54,7 @@ def in_words(error: Exception) -> str | None:
 def write_report(error: Exception, words: Sequence[str]) -> Path | None:
     """A file for whoever is to find the fault, in the current folder or that for temporary files; None if neither."""
     lines = [f"pantomim {shlex.join(words)}", f"Python {platform.python_version()} on {platform.platform()}"]
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            lines.append(f"{name} {version(name)}")
+    lines += [f"{found.name} {found.version}" for found in distributions() if found.name in PACKAGES]
     lines += ["", *traceback.format_exception(error)]
     for folder in (Path(), Path(tempfile.gettempdir())):
         path = folder / f"pantomim-error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
@@ -67,22 +65,19 @@ def write_report(error: Exception, words: Sequence[str]) -> Path | None:
 
 
 def _of_files(error: OSError) -> str:
-    file = _file_of(error)
-    if file is not None and Path(file).is_relative_to(cache_folder()):
-        place = "set PANTOMIM_CACHE to another folder"
-    else:
-        place = "choose another place"
-    cause = (error.strerror or str(error)).rstrip(".")
-    return f"{file or 'A file'} cannot be read or written: {cause}. {remedy(error)}, or {place}."
+    file = _file_of(error) or "A file"
+    in_cache = Path(file).is_relative_to(cache_folder())
+    place = "set PANTOMIM_CACHE to another folder" if in_cache else "choose another place"
+    return f"{file} cannot be read or written: {error.strerror}. {remedy(error)}, or {place}."
 
 
 def _file_of(error: Exception) -> str | None:
-    """The file that an error is about, which the innermost call has whose argument is one."""
+    """The file that an error is about: its own word, or the argument of the innermost call that has one."""
     if isinstance(error, OSError) and error.filename is not None:
         return os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        for name in ("self", "filename", "path", "file"):
-            if isinstance(value := frame.f_locals.get(name), Path) or (name != "self" and isinstance(value, str)):
+        for value in map(frame.f_locals.get, ("self", "filename", "path", "file")):
+            if isinstance(value, Path):
                 return str(value)
     return None
 

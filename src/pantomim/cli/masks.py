@@ -1,10 +1,11 @@
 import shlex
 from pathlib import Path
 
+from rich.text import Text
 from tyro.conf import Positional
 
 from pantomim.cli.command_line import typed
-from pantomim.cli.console import say, working
+from pantomim.cli.console import CONSOLE, say
 
 SHOWN = ("random", "red", "green", "blue", "purple", "block")  # unless others are named
 
@@ -52,11 +53,11 @@ def masks(
     maskers = choose_maskers(names, ratio, bank)
     photos = [load_photo(path, size) for path in image]
     surveys = []
-    with working() as now:  # the first time, a colour's patterns take ten seconds
+    with CONSOLE.status("", spinner="line") as status:  # the first time, a colour's patterns take ten seconds
         for name, masker in maskers.items():
-            now(f"masks of {name}")
+            status.update(Text(f"masks of {name}"))
             surveys.append(survey(name, masker, size, num=draws, seed=seed))
-        now("drawing")
+        status.update("drawing")
         words = ["pantomim", "masks", *names, "--grid", grid, "--ratio", f"{ratio:g}"]
         words += ["--draws", str(draws), "--samples", str(samples), "--seed", str(seed)]
         words += (["--bank", str(bank)] if bank else []) + (["--image", *map(str, image)] if image else [])

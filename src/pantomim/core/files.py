@@ -15,19 +15,11 @@ from typing import Any
 import numpy as np
 
 _REMEDIES = {
-    errno.ENOSPC: "Make room",
-    errno.EDQUOT: "Make room",
-    errno.EACCES: "Get the permission to read and write it",
-    errno.EPERM: "Get the permission to read and write it",
-    errno.EROFS: "Make its disk writable",
-    errno.ENOENT: "Check the path",
-    errno.ENOTDIR: "Check the path",
-    errno.EISDIR: "Name a file",
-    errno.ENAMETOOLONG: "Shorten the name",
-    errno.EMFILE: "Raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "Raise the limit of open files (ulimit -n)",
-    errno.EAGAIN: "Raise the limit of processes (ulimit -u)",
-    errno.ENOMEM: "Free memory",
+    "Make room": (errno.ENOSPC, errno.EDQUOT),
+    "Get the permission to read and write it": (errno.EACCES, errno.EPERM, errno.EROFS),
+    "Check the path": (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    "Raise the limit of open files (ulimit -n)": (errno.EMFILE, errno.ENFILE),
+    "Free memory, or raise the limit of processes (ulimit -u)": (errno.EAGAIN, errno.ENOMEM),
 }
 
 
@@ -35,7 +27,7 @@ def remedy(error: Exception) -> str:
     """What to do about a file that cannot be read or written, as the beginning of a sentence."""
     found = re.search(r"os error (\d+)", str(error))  # safetensors has it in its text alone
     number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
-    return _REMEDIES.get(number or 0, "Check the disk")
+    return next((words for words, numbers in _REMEDIES.items() if number in numbers), "Check the disk")
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -43,27 +35,24 @@ def replace_file(path: Path, data: bytes) -> None:
 
     An `OSError` names this file, whatever failed.
     """
+    temporary = None
     try:
-        _replace_file(path, data)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-
-
-def _replace_file(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".tmp")
-    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        sync_folder(path.parent)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
-    sync_folder(path.parent)
 
 
 def read_json(path: Path) -> Any:

@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,13 +22,14 @@ from pantomim.core.machine import can_share
 
 T = TypeVar("T")
 Parts = TypeVar("Parts", bound=NamedTuple)  # of tensors, or None
+CAN_ASK = hasattr(signal, "sigtimedwait")  # else (macOS, Windows) workers that ignored SIGTERM could not be ended
 
 
 def read_ahead(
     source: torch.utils.data.Dataset[T], items: range, workers: int, *, pin: bool, tell: Callable[[str], None]
 ) -> Iterator[T]:
     """What the source gives for the items, in order. If a worker dies, `tell` is told how."""
-    loader = torch.utils.data.DataLoader(
+    loader: Any = torch.utils.data.DataLoader(
         source,
         sampler=items,
         batch_size=None,
@@ -44,29 +45,48 @@ def read_ahead(
     if workers == 0:
         yield from loader
         return
-    done = 0
-    with _Processes() as processes:
-        if (batches := processes.start(loader)) is None:
-            processes.kill()
+    done, waiting, others = 0, False, set(multiprocessing.active_children())
+    processes: set[Any] = set()
+
+    def notice(*_: object) -> None:
+        # torch's handler raises wherever a death meets this process, be it in the middle of an optimiser's step
+        if waiting and any(process.exitcode for process in processes):
+            raise ChildProcessError
+
+    in_main = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if in_main else None
+    try:
+        batches = _start(loader)
+        processes = set(multiprocessing.active_children()) - others
+        if in_main:
+            signal.signal(signal.SIGCHLD, notice)
         while batches is not None and done < len(items):
+            waiting = True
             try:
-                made = processes.next_of(batches)
+                notice()
+                made = next(batches)
             except (OSError, RuntimeError, EOFError) as error:
                 if "in DataLoader worker process" in str(error):  # what reading raises
                     raise
-                trouble = processes.death(patience_s=1.0) or f"can no longer be reached ({error})"
-                processes.kill()
-                batches = None
+                wait([process.sentinel for process in processes], 1.0)  # who is about to end takes a moment
+                status: Any = next((process.exitcode for process in processes if process.exitcode), error)
+                how = f"was killed (signal {-status})" if status in range(-64, 0) else f"ended ({status})"
                 tell(
-                    f"A worker that reads images {trouble}, as happens where memory runs out. Lower data.workers (0: "
-                    f"none) or data.memory_gib."
+                    f"A worker that reads images {how}, as happens where memory runs out. Lower data.workers (0: none) "
+                    f"or data.memory_gib."
                 )
-            else:
-                yield made
-                done += 1
-        del batches  # ends them
-    if done < len(items):
-        yield from read_ahead(source, items[done:], 0, pin=pin, tell=tell)
+                break
+            finally:
+                waiting = False
+            yield made
+            done += 1
+        for process in processes if done < len(items) else ():
+            process.kill()
+        batches = None  # ends the others
+    finally:
+        if in_main:
+            signal.signal(signal.SIGCHLD, before)
+    yield from read_ahead(source, items[done:], 0, pin=pin, tell=tell)
 
 
 def hand_over(read: Parts) -> Parts:
@@ -102,91 +122,29 @@ def _as_it_is(read: T) -> T:
     return read
 
 
-class _Processes:
-    """The workers of a loader.
-
-    A signal to the whole process group passes them by. The death of one is an error only where a batch is waited for:
-    torch's own handler raises it wherever it meets this process, be it in the middle of an optimiser's step.
-    """
-
-    def __init__(self) -> None:
-        self._processes: set[Any] = set()
-        self._waiting = False
-        self._others = set(multiprocessing.active_children())
-
-    def __enter__(self) -> "_Processes":
-        self._handles = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-        self._before = signal.getsignal(signal.SIGCHLD) if self._handles else None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._handles:
-            signal.signal(signal.SIGCHLD, self._before)
-
-    def start(self, loader: "torch.utils.data.DataLoader[T]") -> Iterator[T] | None:
-        """Start them; None, with a warning, if not all can be: then there is none."""
-        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # what is half made complains when it goes
-        try:
-            with _no_stops():
-                return iter(loader)
-        except (OSError, RuntimeError) as error:
-            warnings.warn(
-                f"No worker can be started ({error}): shared memory (/dev/shm), open files or processes are limited. "
-                f"Images are read without any, which is slower; data.workers 0 asks for that.",
-                stacklevel=3,
-            )
-            return None
-        finally:
-            sys.unraisablehook = hook
-            self._processes = set(multiprocessing.active_children()) - self._others
-            if self._handles:
-                signal.signal(signal.SIGCHLD, self._notice)
-
-    def next_of(self, batches: Iterator[T]) -> T:
-        """The next batch."""
-        self._waiting = True
-        try:
-            self._notice()
-            return next(batches)
-        finally:
-            self._waiting = False
-
-    def death(self, patience_s: float = 0.0) -> str | None:
-        """How one of them ended that was not asked to; who is about to end takes a moment."""
-        wait([process.sentinel for process in self._processes], patience_s)
-        status = next((process.exitcode for process in self._processes if process.exitcode), None)
-        if status is None:
-            return None
-        return f"was killed (signal {-status})" if status < 0 else f"ended (status {status})"
-
-    def kill(self) -> None:
-        """End them at once."""
-        for process in self._processes:
-            process.kill()
-
-    def _notice(self, *_: object) -> None:
-        if self._waiting and self.death() is not None:
-            raise ChildProcessError
-
-
-@contextmanager
-def _no_stops() -> Iterator[None]:
-    """Where SIGTERM and SIGINT wait; who is forked in it keeps them waiting."""
-    if not hasattr(signal, "sigtimedwait"):  # workers could not be asked to end (macOS)
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+def _start(loader: Any) -> Any:
+    """Start the workers, with SIGTERM and SIGINT blocked, which stays so in them; None if not all can be started."""
+    stops = {signal.SIGINT, signal.SIGTERM}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, stops) if CAN_ASK else None
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # what is half made complains when it goes
     try:
-        yield
+        return iter(loader)
+    except (OSError, RuntimeError) as error:
+        warnings.warn(
+            f"No worker can be started ({error}): shared memory (/dev/shm), open files or processes are limited. "
+            f"Images are read without any, which is slower; data.workers 0 asks for that.",
+            stacklevel=3,
+        )
+        return None
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        sys.unraisablehook = hook
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _serve(worker: int) -> None:
     """In a worker: end with the process that reads, or when that one asks; no other signal counts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "sigtimedwait"):
-        return
     parent = os.getppid()
 
     def watch() -> None:
@@ -195,4 +153,5 @@ def _serve(worker: int) -> None:
             asked = signal.sigtimedwait({signal.SIGTERM}, 1.0)
         os._exit(0)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if CAN_ASK:
+        threading.Thread(target=watch, daemon=True).start()

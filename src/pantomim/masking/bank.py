@@ -47,12 +47,6 @@ def cached_bank(noise: Noise) -> Float[Tensor, "L M N"]:
     return bank
 
 
-def check_bank_path(path: Path) -> None:
-    """Refuse a file that a bank should not be written to; to be called before the bank is made."""
-    if path.suffix != ".npz" or path.is_dir():
-        raise ValueError(f"noise.out must be a file with the ending .npz; got {path}. Give another file.")
-
-
 def write_bank(path: Path, bank: Float[Tensor, "L M N"]) -> None:
     """Write a bank as the only array of an .npz file, as the authors do."""
     buffer = io.BytesIO()

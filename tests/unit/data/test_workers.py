@@ -86,7 +86,7 @@ def test_signals_to_the_whole_group_pass_workers_by():
 
 @pytest.mark.parametrize(
     ("end", "how"),
-    [(lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed (signal 9)"), (lambda: os._exit(3), "status 3")],
+    [(lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed (signal 9)"), (lambda: os._exit(3), "ended (3)")],
     ids=["killed", "exited"],
 )
 def test_the_rest_is_read_where_a_worker_dies(end, how):
