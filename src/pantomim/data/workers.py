@@ -66,6 +66,7 @@ def read_ahead(
                 notice()
                 made = next(batches)
             except (OSError, RuntimeError, EOFError) as error:
+                waiting = False  # or the notice of a death would meet this
                 if "in DataLoader worker process" in str(error):  # what reading raises
                     raise
                 wait([process.sentinel for process in processes], 1.0)  # who is about to end takes a moment
