@@ -69,7 +69,9 @@ def read_ahead(
                 waiting = False  # or the notice of a death would meet this
                 if "in DataLoader worker process" in str(error):  # what reading raises
                     raise
-                wait([process.sentinel for process in processes], 1.0)  # who is about to end takes a moment
+                ending = wait([process.sentinel for process in processes], 1.0)
+                for process in processes:
+                    process.join(1.0 if process.sentinel in ending else 0.0)  # its status comes a moment later
                 status: Any = next((process.exitcode for process in processes if process.exitcode), error)
                 how = f"was killed (signal {-status})" if status in range(-64, 0) else f"ended ({status})"
                 tell(
