@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pantomim.core.files import sync_folder
+from pantomim.core.files import remedy, sync_folder
 from pantomim.core.reading import as_kind, read_json
 from pantomim.formats.files import frozen_hashes, frozen_parts, key_report, other_parts
 
@@ -109,7 +109,7 @@ def save_checkpoint(
         earlier = f"That of step {max(steps)} is untouched" if (steps := _steps(folder)) else "There is no earlier one"
         raise CheckpointError(
             f"The checkpoint of step {step} could not be written to {folder}: {error}. {earlier}. "
-            f"Make room (or lower runtime.keep), then run the same command to resume."
+            f"{remedy(error)} (or lower runtime.keep), then run the same command to resume."
         ) from error
     steps = _steps(folder)
     for old in steps.keys() - set(sorted(s for s in steps if s <= step)[-keep:]):

@@ -421,6 +421,8 @@ def with_kind(config: T, path: str, kind: str, within: str = "") -> T:
     if rest:
         return replace(config, **{name: with_kind(part, rest, kind, f"{within}{name}.")})  # type: ignore[type-var]
     choices = {member.kind: member for member in _members(hints[name]) if hasattr(member, "kind")}
+    if len(choices) == 1:  # one class, whose kind is a setting like others
+        return config
     if kind not in choices:
         raise ValueError(f"{within}{path}.kind must be one of {', '.join(choices)}; got {kind}.")
     if part.kind == kind:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from pantomim.cli.command_line import CommandLine
 from pantomim.cli.pretrain import PretrainOptions
 from pantomim.cli.renamed import RENAMED, RUN, Renamed, check_renamed
 from pantomim.cli.run_options import read_run
-from pantomim.config import Pretrain, leaf_owners
+from pantomim.config import Pretrain, from_yaml, leaf_owners
+from pantomim.data.transforms import Crop
+from pantomim.engine.record import read_metrics
 from pantomim.evaluate import PROTOCOLS
 from pantomim.formats import FORMATS
 from pantomim.masking import STRATEGIES
@@ -280,6 +283,18 @@ def test_another_unit_of_a_duration_replaces_the_recipes(capsys: pytest.CaptureF
     assert re.search(r"duration +90 steps", said)
 
 
+@pytest.mark.parametrize("kind", get_args(get_type_hints(Crop)["kind"]))
+@pytest.mark.parametrize("command", ["explain mae", "pretrain mae", "tokenizer train dvae", "explain finetune_mae"])
+def test_every_kind_of_crop_can_be_given(command: str, kind: str, tmp_path: Path) -> None:
+    source = tiny_images(tmp_path / "tiny.npz", side=32)
+    words = [*command.split(), "--data", str(source), "--data.crop.kind", kind, "--size", "micro"]
+    if command.startswith("explain"):
+        main(words)
+        return
+    main([*words, "--steps", "0", "--out", str(tmp_path / "run"), "--batch-size", "16", *QUIET])
+    assert from_yaml(Pretrain, tmp_path / "run" / "config.yaml").data.crop.kind == kind
+
+
 def write_sources(folder: Path) -> dict[str, Path]:
     """The kinds of data that the main job must take, as small as they come."""
     rng = np.random.default_rng(0)
@@ -310,6 +325,20 @@ def test_the_main_job_takes_every_kind_of_data(source: str, channels: int, tmp_p
     assert about["scale"]["divisor"] == (255 if channels == 3 else 10_000)
     main(["report", str(tmp_path / "run")])
     assert "data:image/png" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_system_without_the_calls_of_unix(tmp_path: Path) -> None:
+    """As on Windows: no module `resource`, no `os.pread`, no signals to wait for."""
+    source = write_sources(tmp_path)["zipped.zip"]
+    words = ["pretrain", "mae", "--data", str(source), "--steps", "1", "--out", str(tmp_path / "run"), *TINY, *QUIET]
+    code = (
+        "import os, signal, sys\nsys.modules['resource'] = None\n"
+        "for owner, name in ((os, 'pread'), (os, 'sched_getaffinity'), (os, 'statvfs'), (signal, 'pthread_sigmask'),\n"
+        "                    (signal, 'sigtimedwait'), (signal, 'SIGCHLD')):\n    delattr(owner, name)\n"
+        f"from pantomim.cli import main\nmain({[*words, '--data.workers', '0']})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["memory_gib"] is None
 
 
 def test_no_recipe_lacks_its_cost(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Whole runs on the smallest data: stopped, killed, resumed, shared out, and gone wrong."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -24,10 +25,11 @@ import pantomim.engine.pretrain as engine
 import pantomim.engine.stops as stops
 from pantomim.checkpoint import WEIGHTS, find_checkpoint
 from pantomim.config import Duration, Pretrain, to_yaml
+from pantomim.data.stream import Stream
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
 from pantomim.engine.setup import open_images
-from pantomim.engine.stops import DiskError, Interrupted, NonFiniteError
+from pantomim.engine.stops import DiskError, Interrupted, NonFiniteError, WorkerError
 from pantomim.engine.training import Training
 from pantomim.formats import load_encoder
 
@@ -71,11 +73,9 @@ def command(config: Pretrain, folder: Path, out: Path) -> list[str]:
     return ["-m", "pantomim", "pretrain", "--config", str(file), "--out", str(out)]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+def start(arguments: list[str], **how: Any) -> subprocess.Popen[str]:
+    how |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    return subprocess.Popen([sys.executable, *arguments], text=True, **how)
 
 
 def wait_for_checkpoint(run: Path, process: subprocess.Popen[str]) -> None:
@@ -84,6 +84,17 @@ def wait_for_checkpoint(run: Path, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < limit
         time.sleep(0.005)
+
+
+def mixed_images(folder: Path) -> Path:
+    """Images of many sizes, which workers decode."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(24):
+        height, width = rng.integers(16, 40, 2)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image.save(folder / f"{number:02d}.png")
+    return folder
 
 
 class Killed(BaseException):
@@ -162,13 +173,9 @@ def test_killed_and_started_again_it_is_the_same_run(source: Path, uninterrupted
 def test_a_resumed_run_is_the_same_where_workers_decode_images_of_mixed_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng = np.random.default_rng(0)
-    (tmp_path / "images").mkdir()
-    for number in range(24):
-        height, width = rng.integers(16, 40, 2)
-        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        image.save(tmp_path / "images" / f"{number:02d}.png")
-    config = tiny_run(tmp_path / "images", steps=8, batch_size=8, runtime={"save_every": 4, "accumulation": 2})
+    config = tiny_run(
+        mixed_images(tmp_path / "images"), steps=8, batch_size=8, runtime={"save_every": 4, "accumulation": 2}
+    )
     config = replace(config, data=replace(config.data, workers=1))
     pretrain(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -225,7 +232,8 @@ def test_a_damaged_checkpoint_costs_steps_but_not_the_run(source: Path, uninterr
 
 @pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one(source: Path, tmp_path: Path) -> None:
-    config = tiny_run(source, steps=6, runtime={"accumulation": 2})
+    on = {} if torch.cuda.is_available() else {"device": "auto"}  # the README's line names no device
+    config = tiny_run(source, steps=6, runtime={"accumulation": 2} | on)
     pretrain(config, tmp_path / "one")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = start([*launcher, *command(config, tmp_path, tmp_path / "two")])
@@ -238,6 +246,49 @@ def test_two_processes_end_with_the_weights_of_one(source: Path, tmp_path: Path)
     assert any((value - initial[name]).abs().max() > 1e-3 for name, value in one.items() if name in initial)
     for (_, loss), (_, other) in zip(curve(tmp_path / "one", "loss"), curve(tmp_path / "two", "loss"), strict=True):
         assert other == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]])
+def test_a_signal_to_the_whole_group_saves_the_step(tmp_path: Path, launcher: list[str]) -> None:
+    """As `timeout`, a scheduler and Ctrl-C send it: to the workers that read images, too."""
+    config = tiny_run(mixed_images(tmp_path / "images"), steps=3000, batch_size=8)
+    config = replace(config, data=replace(config.data, workers=2))
+    out = tmp_path / "run"
+    process = start([*launcher, *command(config, tmp_path, out)], start_new_session=True)
+    limit = time.monotonic() + 200
+    while not read_metrics(out / "metrics.jsonl"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    saved = find_checkpoint(out / "checkpoints")
+    assert saved is not None
+    assert f"Stopped after step {saved.step} of 3000" in " ".join(errors.split())
+    assert "DataLoader worker" not in errors.replace("DataLoader will create", "")
+
+
+def test_a_killed_worker_ends_the_run_with_the_step_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(self: Stream, item: int) -> Any:
+        if item == 5 and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, item)
+
+    read = Stream._read
+    config = tiny_run(mixed_images(tmp_path / "images"), steps=12, batch_size=8)
+    config = replace(config, data=replace(config.data, workers=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, "_read", killed)
+        with pytest.raises(
+            WorkerError, match=r"killed \(signal 9\).*memory.*data\.workers.*Stopped after step (\d+) of 12"
+        ):
+            pretrain(config, tmp_path / "run")
+    assert find_checkpoint(tmp_path / "run" / "checkpoints") is not None
+    pretrain(replace(config, data=replace(config.data, workers=0)), tmp_path / "run")
+    pretrain(config, tmp_path / "whole")
+    assert curve(tmp_path / "run", "loss", "grad_norm") == curve(tmp_path / "whole", "loss", "grad_norm")
 
 
 def test_micro_batches_change_nothing_but_rounding(source: Path, tmp_path: Path) -> None:

@@ -1,12 +1,25 @@
 """The command line: every option comes from a typed signature or from the config; the only place that prints."""
 
 import os
+import signal
 import sys
+import threading
+import warnings
 
 from pantomim.cli.command_line import Command, CommandLine, summary
-from pantomim.cli.console import fail, is_main_process, notes_shown, progress, say, section
+from pantomim.cli.console import (
+    fail,
+    is_main_process,
+    notes_shown,
+    print_whatever_happens,
+    progress,
+    say,
+    section,
+    warn,
+)
 from pantomim.cli.evaluate import evaluate
 from pantomim.cli.explain import explain
+from pantomim.cli.failures import in_words, write_report
 from pantomim.cli.features import features
 from pantomim.cli.finetune import finetune
 from pantomim.cli.import_ import import_
@@ -35,42 +48,49 @@ COMMANDS: dict[str, Command] = {command.__name__.rstrip("_"): command for comman
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; what a user can mend ends in one message and exit status 2, an interruption in 130."""
     words = sys.argv[1:] if arguments is None else arguments
-    if not words or words[0] in ("-h", "--help"):
+    name, *rest = words or ["--help"]
+    line = CommandLine(name, rest)
+    if arguments is None:  # this is the whole process
+        print_whatever_happens()
+        warnings.showwarning = lambda message, *_: warn(line.in_options(str(message)))
+        threading.excepthook = lambda ended: warn(f"{ended.thread and ended.thread.name} ended: {ended.exc_value}")
+    if name in ("-h", "--help"):
         _print_overview()
         return
-    if words[0] == "--version":
+    if name == "--version":
         from importlib.metadata import version
 
         say(f"pantomim {version('pantomim')}")
         return
-    name, *rest = words
     if name not in COMMANDS:
         fail(f"There is no command {name}.{did_you_mean(name, COMMANDS, 'See pantomim --help.')}", 2)
-    line = CommandLine(name, rest)
     try:
         check_renamed(words)
         with notes_shown(line.in_options):
             COMMANDS[name](line)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process
         progress("Interrupted.")
         sys.exit(130)
     except Exception as error:
-        _end(line, error)
+        _end(line, words, error)
 
 
-def _end(line: CommandLine, error: Exception) -> None:
+def _end(line: CommandLine, words: list[str], error: Exception) -> None:
     if not isinstance(error, ValueError | OSError):
-        from pantomim.engine.stops import Interrupted, MemoryFullError, NonFiniteError
+        from pantomim.engine.stops import Interrupted
 
         if isinstance(error, Interrupted):
             if is_main_process():  # all processes stop together, and one says so
                 progress(str(error))
             sys.exit(130)
-        if not isinstance(error, NonFiniteError | MemoryFullError):
-            raise error
     if os.environ.get("PANTOMIM_TRACEBACK"):
         raise error
-    fail(line.in_options(str(error)), 2)
+    if (message := in_words(error)) is not None:
+        fail(line.in_options(message), 2)
+    if (report := write_report(error, words)) is None:
+        raise error
+    fail(f"{type(error).__name__}: {error}. This should not happen; {report} has what is needed to find out why.", 1)
 
 
 def _print_overview() -> None:

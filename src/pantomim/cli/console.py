@@ -1,5 +1,9 @@
-"""What all commands print with; nothing below the command line prints."""
+"""What all commands print with; nothing below the command line prints.
 
+Words are printed as they are, without rich's markup: names of files may hold brackets and colons.
+"""
+
+import io
 import logging
 import os
 import sys
@@ -8,10 +12,34 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-CONSOLE, ERRORS = Console(highlight=False), Console(stderr=True, highlight=False)
+AS_THEY_ARE: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+CONSOLE, ERRORS = Console(**AS_THEY_ARE), Console(stderr=True, **AS_THEY_ARE)
+
+
+class _Outlet(io.FileIO):
+    """Standard output; what cannot be written, as nobody reads it any more, is dropped."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def print_whatever_happens() -> None:
+    """From here on printing ends no command: letters that the terminal lacks are escaped, a closed pipe is no error."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed from the beginning
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+        elif sys.platform == "win32":  # whose terminals are no files
+            stream.reconfigure(errors="backslashreplace")
+        else:
+            raw = io.BufferedWriter(_Outlet(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=True))
 
 
 def is_main_process() -> bool:
@@ -21,17 +49,17 @@ def is_main_process() -> bool:
 
 def say(text: str) -> None:
     """A line of the result; long ones are left to the terminal, so that paths can be copied."""
-    CONSOLE.print(text, markup=False, soft_wrap=True)
+    CONSOLE.print(text, soft_wrap=True)
 
 
 def progress(text: str) -> None:
     """A line on what is being done, apart from the result."""
-    ERRORS.print(text, markup=False, soft_wrap=True)
+    ERRORS.print(text, soft_wrap=True)
 
 
 def warn(text: str, label: str = "warning") -> None:
     """A line that wants attention but stops nothing."""
-    ERRORS.print(f"[bold yellow]{label}:[/bold yellow] {escape(text)}", soft_wrap=True)
+    ERRORS.print(Text.assemble((f"{label}:", "bold yellow"), " ", text), soft_wrap=True)
 
 
 class _Notes(logging.Handler):
@@ -62,7 +90,7 @@ def notes_shown(worded: Callable[[str], str]) -> Iterator[None]:
 
 def fail(message: str, status: int) -> NoReturn:
     """One message, and the end."""
-    ERRORS.print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
+    ERRORS.print(Text.assemble(("error:", "bold red"), " ", message), soft_wrap=True)
     sys.exit(status)
 
 
@@ -71,8 +99,8 @@ def section(heading: str, rows: Iterable[tuple[str, str]]) -> None:
     table = Table.grid(padding=(0, 2, 0, 2))
     table.add_column(no_wrap=True, style="cyan")
     for row in rows:
-        table.add_row(*map(escape, row))
-    CONSOLE.print(f"\n[bold]{escape(heading)}[/bold]")
+        table.add_row(*row)
+    CONSOLE.print(Text(f"\n{heading}", "bold"))
     CONSOLE.print(table)
 
 
@@ -80,9 +108,9 @@ def grid(headings: Sequence[str], rows: Iterable[Sequence[str]], *, gap: int = 0
     """A table without lines, its first column unbroken; `gap` rows between two, other options as rich's."""
     table = Table(box=None, padding=(0, 2, gap, 0), show_edge=False, **options)
     for number, heading in enumerate(headings):
-        table.add_column(escape(heading), no_wrap=number == 0)
+        table.add_column(heading, no_wrap=number == 0)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     CONSOLE.print(table)
 
 

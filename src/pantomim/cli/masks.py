@@ -1,6 +1,7 @@
 import shlex
 from pathlib import Path
 
+from rich.text import Text
 from tyro.conf import Positional
 
 from pantomim.cli.command_line import typed
@@ -54,7 +55,7 @@ def masks(
     surveys = []
     with CONSOLE.status("", spinner="line") as status:  # the first time, a colour's patterns take ten seconds
         for name, masker in maskers.items():
-            status.update(f"masks of {name}")
+            status.update(Text(f"masks of {name}"))
             surveys.append(survey(name, masker, size, num=draws, seed=seed))
         status.update("drawing")
         words = ["pantomim", "masks", *names, "--grid", grid, "--ratio", f"{ratio:g}"]

@@ -1,33 +1,54 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and why one cannot be read or written."""
 
 import contextlib
+import errno
 import io
 import os
 import re
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 OWN_FOLDER = ".pantomim"  # an empty file in a folder of pictures that we wrote: they are no data
+_REMEDIES = {
+    "Make room": (errno.ENOSPC, errno.EDQUOT),
+    "Get the permission to read and write it": (errno.EACCES, errno.EPERM, errno.EROFS),
+    "Check the path": (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    "Raise the limit of open files (ulimit -n)": (errno.EMFILE, errno.ENFILE),
+    "Free memory, or raise the limit of processes (ulimit -u)": (errno.EAGAIN, errno.ENOMEM),
+}
+
+
+def remedy(error: Exception) -> str:
+    """What to do about a file that cannot be read or written, as the beginning of a sentence."""
+    found = re.search(r"os error (\d+)", str(error))  # safetensors has it in its text alone
+    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    return next((words for words, numbers in _REMEDIES.items() if number in numbers), "Check the disk")
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, force it to disk and rename it: there is the old file or the new, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file under a temporary name, force it to disk and rename it: there is the old file or the new, whole.
+
+    An `OSError` names this file, whatever failed.
+    """
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
-    sync_folder(path.parent)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -57,7 +78,9 @@ def check_out(field: str, path: Path, suffixes: Sequence[str]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's list of names to disk, so that a rename survives a power cut."""
+    """Force a folder's list of names to disk, so that a rename survives a power cut; Windows has no such call."""
+    if sys.platform == "win32":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

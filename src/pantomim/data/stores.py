@@ -219,6 +219,10 @@ class ZipStore(EncodedStore):
 
     def _read_at(self, count: int, offset: int) -> bytes:
         process = os.getpid()
+        if not hasattr(os, "pread"):  # Windows: a file of its own for each read
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                return file.read(count)
         if self._descriptor is None or self._descriptor[0] != process:
             self._descriptor = (process, os.open(self.path, os.O_RDONLY))
         return os.pread(self._descriptor[1], count, offset)

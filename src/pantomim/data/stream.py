@@ -5,9 +5,9 @@ A set of one image size that fits in memory lies there decoded, on the device th
 batches; any other is decoded by workers, from its files held in memory if those fit.
 """
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from pantomim.data.transforms import (
     resized_crop,
     scaled,
 )
+from pantomim.data.workers import hand_over, read_ahead, take_over
 
 _PURPOSE = 1  # keeps the order apart from other draws of the same seed
 AT_ONCE = 512  # images, at most, that a worker reads or that are cropped together: a step may have many thousand
@@ -100,6 +101,7 @@ class Stream:
         self.micro = micro
         self.steps_per_epoch = max(1, len(dataset) // batch_size)
         self.wait_s = 0.0  # spent so far on waiting for batches or on making them
+        self.trouble: list[str] = []  # how workers died: batches still come, but slower
         self._rank, self._world = rank, world
         self._rows = batch_size // (micro * world)
         self._cuts = -(-self._rows // AT_ONCE)
@@ -115,7 +117,7 @@ class Stream:
             for index in dataset.broken_reasons():
                 self._healthy_ids[index] = dataset.read_healthy(index)[0]
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[list[Batch]]:
+    def batches(self, start_step: int, stop_step: int) -> Generator[list[Batch], None, None]:
         """For each step from `start_step` up to `stop_step` a list of `micro` batches, this process's rows only."""
         items = self._from_workers(start_step, stop_step) if self._images is None else None
         for step in range(start_step, stop_step):
@@ -177,7 +179,7 @@ class Stream:
     def _from_workers(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         items = range(start_step * self._pieces, stop_step * self._pieces)
         read = self._read if self.views else self._read_pairs
-        decoded = _decoded(self.dataset, read, items, self._workers, self.device)
+        decoded = _decoded(self.dataset, read, items, self._workers, self.device, self.trouble.append)
         for item, (images, ids, masks) in zip(items, decoded, strict=True):
             on_device = ids.to(self.device, non_blocking=True)
             step, part = divmod(item, self._pieces)
@@ -381,7 +383,7 @@ class _Items(torch.utils.data.Dataset[tuple[_Read, dict[int, str]]]):
             read = self._read(item)
         except TooManyBrokenError:
             read = _stacked()
-        return read, self._dataset.broken_reasons()
+        return hand_over(read), self._dataset.broken_reasons()
 
 
 def _decoded(
@@ -390,22 +392,13 @@ def _decoded(
     items: range,
     workers: int,
     device: torch.device,
+    tell: Callable[[str], None] = warnings.warn,
 ) -> Iterator[_Read]:
     """The items in order, read by workers ahead of time: on the device, images scaled; the indices on the host."""
-    options: dict[str, Any] = {}
-    if workers and sys.platform == "linux":
-        options["multiprocessing_context"] = "fork"  # workers share the files held in memory
-    loader = torch.utils.data.DataLoader(
-        _Items(dataset, read),
-        sampler=items,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # else starting the loader would draw from the global one
-        **options,
-    )
-    for (images, ids, masks), broken in loader:
+    pin = device.type == "cuda"
+    for made, broken in read_ahead(_Items(dataset, read), items, workers, pin=pin, tell=tell):
         dataset.mark_broken(broken)
+        images, ids, masks = take_over(made)
         masks = None if masks is None else masks.to(device, non_blocking=True)
         yield _Read(scaled(images.to(device, non_blocking=True), dataset.scale), ids, masks)
 

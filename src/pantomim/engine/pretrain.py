@@ -5,6 +5,7 @@ stopped, or killed, and is started again gives the same losses as one never stop
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,15 @@ from pantomim.engine.setup import (
     in_steps,
     open_images,
 )
-from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory, save_failure
+from pantomim.engine.stops import (
+    FiniteWatch,
+    Interrupted,
+    StopSignals,
+    WorkerError,
+    explain_disk,
+    explain_memory,
+    save_failure,
+)
 from pantomim.engine.training import Training
 from pantomim.engine.validation import Judge
 from pantomim.formats.files import frozen_hashes
@@ -153,7 +162,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         told = list(dict.fromkeys([*before.warnings, *(warning for warning in warnings if warning is not None)]))
         loss, size = before.loss, config.batch_size
         recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=size, logged=before.logged)
-        with recorder, signals.deferred():
+        with signals.deferred(), recorder, closing(stream.batches(start, total)) as steps:
             where = f"{device.type} in {str(dtype).removeprefix('torch.')}"
             recorder.say(describe_start(config, dataset, len(held_out or ()), where, world, start, total))
             if origin is not None:
@@ -165,7 +174,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             waited = stream.wait_s
             keep, own = config.runtime.keep, identity_of(config, total)
             save = partial(save_checkpoint, run.checkpoints, method, optimizer, seed=seed, keep=keep, run=own)
-            for step, batches in enumerate(stream.batches(start, total), start):
+            for step, batches in enumerate(steps, start):
                 with explain_memory(config, world):
                     means = training.step(step, batches)
                 watch.see(step, means["loss"], means["grad_norm"])
@@ -175,7 +184,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                 # what is due; several processes agree on stopping only where they meet anyway
                 to_judge = judge is not None and judge.due(done)
                 to_log = done % log_every == 0 or done == total or to_judge
-                stop = (to_log or world == 1) and agree(accelerator, signals.requested)
+                stop = (to_log or world == 1) and agree(accelerator, signals.requested or bool(stream.trouble))
                 to_save = done % save_every == 0 or done == total or stop
                 if (to_log or to_save) and (bad_step := watch.first_bad_step(accelerator)) is not None:
                     raise save_failure(out, stream, method, config, bad_step, rank)
@@ -208,10 +217,10 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                         on_main(accelerator, partial(save, step=done, progress=progress))
                 if stop and done < total:
                     recorder.say_broken(gather_broken(accelerator, *images.parts))
-                    raise Interrupted(
-                        f"Stopped after step {done} of {total}, which is saved in {run.checkpoints}. "
-                        f"Run the same command to resume."
-                    )
+                    saved = f"Stopped after step {done} of {total}, which is saved in {run.checkpoints}."
+                    if stream.trouble:
+                        raise WorkerError(f"{stream.trouble[0]} {saved} Run the same command, so changed, to resume.")
+                    raise Interrupted(f"{saved} Run the same command to resume.")
 
             broken = gather_broken(accelerator, *images.parts)
             recorder.say_broken(broken)

@@ -3,10 +3,8 @@
 import json
 import math
 import os
-import resource
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from accelerate.utils import LoggerType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pantomim.core import machine
 from pantomim.core.files import replace_file
 from pantomim.data.dataset import Broken
 from pantomim.engine.stops import explain_disk
@@ -105,12 +104,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return steps
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """The most memory so far: allocated on a GPU, resident on a CPU."""
+def peak_memory_gib(device: torch.device) -> float | None:
+    """The most memory so far: allocated on a GPU, resident on a CPU; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+    return machine.peak_memory_gib()
 
 
 class Recorder:
@@ -133,7 +131,7 @@ class Recorder:
     ) -> None:
         self._accelerator, self._path = accelerator, path
         self._start, self._total, self._batch_size = start, total, batch_size
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, markup=False, emoji=False)
         self._main = accelerator.is_main_process
         self._bar: Progress | None = None
         self._next_line = start
@@ -159,8 +157,7 @@ class Recorder:
             return
         if self._bar is not None:
             self._bar.stop()
-        for tracker in self._accelerator.trackers:
-            tracker.finish()
+        self._track(lambda: [tracker.finish() for tracker in self._accelerator.trackers])
         with explain_disk(self._path.parent):
             self._file.close()
 
@@ -185,7 +182,7 @@ class Recorder:
             self._file.flush()
         self.logged += 1
         numbers = {key: value for key, value in values.items() if value is not None}
-        self._accelerator.log(numbers, step=step)
+        self._track(lambda: self._accelerator.log(numbers, step=step))
         state = _state(numbers)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, state=state)
@@ -210,7 +207,19 @@ class Recorder:
             "trackio": {"name": out.name},
         }
         is_folder = LoggerType.TENSORBOARD in self._accelerator.log_with  # there the name is that of a folder
-        self._accelerator.init_trackers("tensorboard" if is_folder else "pantomim", init_kwargs=options)
+        name = "tensorboard" if is_folder else "pantomim"
+        self._track(lambda: self._accelerator.init_trackers(name, init_kwargs=options))
+
+    def _track(self, action: Callable[[], object]) -> None:
+        """What fails in a tracker, of whatever kind, ends the tracker and no run: `metrics.jsonl` is what counts."""
+        try:
+            action()
+        except Exception as error:
+            self._accelerator.trackers = []
+            self.say(
+                f"Warning: the curves no longer go to {', '.join(map(str, self._accelerator.log_with))}, which failed "
+                f"({error}); metrics.jsonl has every logged step."
+            )
 
     def _start_bar(self) -> None:
         self._bar = Progress(
@@ -229,7 +238,8 @@ class Recorder:
 
 def _state(values: Mapping[str, float]) -> str:
     speed = f"{values['images_per_s']:.0f} images/s  " if "images_per_s" in values else ""
-    return f"loss {values['loss']:.4f}  lr {values['lr']:.1e}  {speed}{values['memory_gib']:.1f} GiB"
+    memory = f"{values['memory_gib']:.1f} GiB" if "memory_gib" in values else ""
+    return f"loss {values['loss']:.4f}  lr {values['lr']:.1e}  {speed}{memory}"
 
 
 def _duration(seconds: float) -> str:

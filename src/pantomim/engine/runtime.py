@@ -46,13 +46,14 @@ def start_accelerator(config: RuntimeConfig, out: Path) -> Accelerator:
     forward stays one graph.
     """
     usable_device("RuntimeConfig", config.device)
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
     if config.tracker in ("wandb", "trackio") and importlib.util.find_spec(config.tracker) is None:
         raise ValueError(
             f"RuntimeConfig.tracker must be installed; got {config.tracker}. "
             f"Run `pip install 'pantomim[{config.tracker}]'`, or use tensorboard."
         )
     log_with = None if config.tracker == "none" else config.tracker
-    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no", log_with=log_with, project_dir=out)
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", log_with=log_with, project_dir=out)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     atexit.unregister(_dissolve_group)  # once, however many runs there are

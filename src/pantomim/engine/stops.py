@@ -1,12 +1,16 @@
 """Why a run stops before its end: a signal, a non-finite loss, a full memory or disk; and how to resume."""
 
+import multiprocessing
+import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +20,7 @@ from torch import Tensor
 
 from pantomim.checkpoint import find_checkpoint
 from pantomim.config import Pretrain
+from pantomim.core.files import remedy
 from pantomim.data.stream import Stream
 from pantomim.engine.runtime import generator
 from pantomim.methods.base import Method
@@ -33,6 +38,10 @@ class MemoryFullError(RuntimeError):
     """A step did not fit in memory; its text names accumulation and batch size to try."""
 
 
+class WorkerError(RuntimeError):
+    """A process that reads images died; the last step is saved, and its text says what to change."""
+
+
 class DiskError(OSError):
     """The run folder can no longer be written to; its text says why, and that the run can be resumed."""
 
@@ -40,11 +49,15 @@ class DiskError(OSError):
 class StopSignals:
     """Within this context SIGINT and SIGTERM end a run with `Interrupted`: at once, wherever they meet it.
 
-    Within `deferred` the first signal only asks (`requested`), and the second stops at once.
+    Within `deferred` the first signal only asks (`requested`). A later one ends the process there and then. One signal
+    may come by two ways (`timeout` and `torchrun` send it to the process and to its group): within a second it is one.
     """
+
+    SAME_S = 1.0
 
     def __init__(self) -> None:
         self.requested = False
+        self._first_s: float | None = None
         self._deferring = False
         self._before: dict[int, object] = {}
 
@@ -71,9 +84,24 @@ class StopSignals:
             self._deferring = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.requested or not self._deferring:
+        now = time.monotonic()
+        if self._first_s is not None:
+            if now - self._first_s > self.SAME_S:
+                _end_here(128 + number)
+            return
+        self._first_s = now
+        if not self._deferring:
             raise KeyboardInterrupt  # no Exception: nobody on the way takes it for a failure
         self.requested = True
+
+
+def _end_here(status: int) -> NoReturn:
+    """End this process and its workers, whatever they are doing, as `kill -9` would; the lock goes with it."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    if sys.stderr is not None and sys.stderr.isatty():
+        os.write(2, b"\x1b[?25h\n")  # the bar has hidden the cursor
+    os._exit(status)
 
 
 class FiniteWatch:
@@ -131,14 +159,18 @@ def _named_tensors(value: Any, name: str) -> dict[str, Tensor]:
     }
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Of whatever device."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def explain_memory(config: Pretrain, num_processes: int) -> Iterator[None]:
     """Turn running out of memory, on whatever device, into a `MemoryFullError` with advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        on_cpu = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-        if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
+        if not is_out_of_memory(error):
             raise
         raise MemoryFullError(_advice(config, num_processes)) from error
 
@@ -151,7 +183,7 @@ def explain_disk(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise DiskError(
             f"Pretrain.out must stay a folder that can be written to; got {folder} ({error.strerror or error}). "
-            f"Make room, then run the same command to resume."
+            f"{remedy(error)}, then run the same command to resume."
         ) from error
 
 

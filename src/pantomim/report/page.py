@@ -35,8 +35,8 @@ CURVES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def make_report(run: str | Path, headline: str | None = None) -> Path:
-    """Write `RUN/report.html` from what the run folder holds; what is missing is named with the command that makes it.
+def make_report(run: str | Path, headline: str | None = None, out: Path | None = None) -> Path:
+    """Write `RUN/report.html`, or `out`, from what the run folder holds; what is missing is named with its command.
 
     `headline` names the evaluation shown first, by its file without `.json`; None: the linear probe with all labels,
     else the next in a fixed order that does not look at the scores.
@@ -52,7 +52,7 @@ def make_report(run: str | Path, headline: str | None = None) -> Path:
             f"report.headline must name a file of {folder.path / 'eval'}; got {headline!r}. It has {known}."
         )
     results.sort(key=lambda result: result.stem != headline)
-    path = folder.path / "report.html"
+    path = out or folder.path / "report.html"
     try:
         page = render(folder, results)
     except (TypeError, AttributeError, KeyError) as error:

@@ -32,8 +32,8 @@ def is_chain(run: str | Path) -> bool:
     return (Path(run) / PLAN).is_file()
 
 
-def make_stages_report(run: str | Path) -> Path:
-    """Write `RUN/report.html` about all stages, and the page of each stage in its own folder.
+def make_stages_report(run: str | Path, out: Path | None = None) -> Path:
+    """Write `RUN/report.html` about all stages, and the page of each stage in its own folder; or `out` alone.
 
     Raises `ValueError` if the folder has no stage yet.
     """
@@ -42,9 +42,9 @@ def make_stages_report(run: str | Path) -> Path:
     stages = [read_run(folder) for folder in folders if (folder / "config.yaml").is_file()]
     if not stages:
         raise ValueError(f"report.run must have a stage; got {path}, which has none yet. Run `pantomim pretrain` on.")
-    for stage in stages:
+    for stage in stages if out is None else ():
         make_report(stage.path)
-    page = path / "report.html"
+    page = out or path / "report.html"
     replace_file(page, render(path, stages).encode())
     return page
 

@@ -1,6 +1,8 @@
 import contextlib
+import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -35,14 +37,25 @@ def test_a_deferred_signal_asks_and_is_answered_later(number: signal.Signals) ->
     assert signal.getsignal(number) is before
 
 
-def test_a_second_signal_stops_at_once() -> None:
-    def signal_twice(signals: StopSignals) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.requested
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Interrupted, match="Stopped at once"), StopSignals() as signals, signals.deferred():
-        signal_twice(signals)
+@pytest.mark.parametrize("deferring", [True, False])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_later_signal_ends_the_process_and_its_workers(
+    number: signal.Signals, deferring: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with contextlib.suppress(Interrupted), StopSignals() as signals:
+        with contextlib.suppress(KeyboardInterrupt), signals.deferred() if deferring else contextlib.nullcontext():
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert not ended, "the same signal by another way"
+        monkeypatch.setattr(StopSignals, "SAME_S", 0.0)
+        os.kill(os.getpid(), number)
+    assert ended == [128 + number]
+    worker.join(5)
+    assert worker.exitcode == -signal.SIGKILL
 
 
 def test_the_first_bad_step_is_remembered() -> None:
