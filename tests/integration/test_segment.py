@@ -24,7 +24,7 @@ from pantomim.data.mask_crops import MaskCrop
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
 from pantomim.engine.setup import hold_out, training_images, training_masks
-from pantomim.evaluate.segmenter import most_frequent, open_segmenter, unpacked
+from pantomim.evaluate.segmenter import TrainedSegmenter, most_frequent, unpacked
 from pantomim.formats import load_encoder
 from pantomim.formats.native import load_segmenter, save_encoder
 from pantomim.methods.segment import SegmentConfig
@@ -113,7 +113,7 @@ def test_each_head_learns_and_what_is_exported_scores_as_it_did(tmp_path, head, 
     source, start = masked_arrays(tmp_path / "arrays.npz", channels), encoder_at(tmp_path / "encoder", channels)
     config = segmenting(source, start, channels=channels, head=head, steps=40)
     pretrain(replace(config, validation=Validation(0.25, every=20)), tmp_path / "run")
-    trained, masks = open_segmenter(tmp_path / "run", torch.device("cpu")), training_masks(config.data)
+    trained, masks = TrainedSegmenter.open(tmp_path / "run", torch.device("cpu")), training_masks(config.data)
     _, held_out = hold_out(training_images(config.data), config)
     counts = trained.counts(held_out, masks)
     found = means(counts.sum(dim=0))["miou"]

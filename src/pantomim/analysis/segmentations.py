@@ -16,7 +16,7 @@ from pantomim.data.pictures import shown_bands, to_photo
 from pantomim.data.sources import open_split
 from pantomim.data.stream import whole_images
 from pantomim.data.transforms import fitted_size, nearest_pixels, resize_one
-from pantomim.evaluate.segmenter import open_segmenter
+from pantomim.evaluate.segmenter import TrainedSegmenter
 
 SIDE = 320  # pixels of a picture, at most
 OPACITY = 0.6  # of the colours over the image
@@ -28,7 +28,7 @@ def write_segmentations(run: str | Path, *, count: int = 6, seed: int = 0) -> Pa
     The file holds for each image k `image_k`, `truth_k` and `prediction_k`, 8-bit pictures (H, W, 3), and as JSON in
     `about` the names of the images, a caption, and the colours of the classes that occur in them.
     """
-    trained, config = open_segmenter(run, torch.device("cpu")), run_config(run).data
+    trained, config = TrainedSegmenter.open(run, torch.device("cpu")), run_config(run).data
     assert config.masks is not None, "it learned from masks"
     how = config.masks
     contents, masks = read_masked(config.source, how.name, ignore=how.ignore, reduce_zero=how.reduce_zero)

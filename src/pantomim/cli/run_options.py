@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -36,14 +36,23 @@ class Choices(ABC):
     keep: int | None = None
     config: Path | None = None
 
-    @abstractmethod
-    def prepare(self) -> "Prepared":
-        """The run that these options give."""
+    trains: ClassVar[str] = "encoder"
 
     @property
     @abstractmethod
     def name(self) -> str | None:
         """Of the recipe, if one is named."""
+
+    @property
+    @abstractmethod
+    def choices(self) -> dict[str, Any]:
+        """What decides the config beside the name, as `recipes.prepare` takes it."""
+
+    def prepare(self) -> "Prepared":
+        """The run that these options give."""
+        from pantomim.recipes import prepare
+
+        return prepare(self.name, **{"trains": self.trains, **self.choices})
 
     @property
     def folder(self) -> Path:
@@ -77,7 +86,7 @@ class RunOptions(Choices):
 
     @property
     def choices(self) -> dict[str, Any]:
-        """What decides the config beside the name."""
+        """All but how the run is carried out."""
         return {key: value for key, value in vars(self).items() if key not in ("recipe", "out", "keep")}
 
 

@@ -121,6 +121,54 @@ class Evaluation(ABC):
         own = {name for kind in below for name in kind.__annotations__} - {"protocol"}
         return {name: value for name, value in to_dict(self).items() if name in own}
 
+    def to_file(self, memo: Memo | None = None) -> tuple[Path, dict[str, Any]]:
+        """Score as `evaluate` does and write the result to `out`; without it into the run folder of the encoder.
+
+        What is trained is kept beside the result until that is written, so that the same command resumes it.
+        """
+        folder = Path(self.encoder)
+        if self.out is None and not folder.is_dir():
+            raise ValueError(
+                f"Evaluation.out must be given for an encoder outside a run folder; got {self.encoder}. Name one."
+            )
+        check_out("Evaluation.out", self.out or folder / "eval" / "result.json", [".json"])
+        beside = folder / "eval" / self.stem if self.out is None else self.out.with_suffix("")
+        work = beside.with_name(f"{beside.name}-{self._digest()}.partial")
+        result = evaluate(self, memo, work)
+        path = self.out or folder / "eval" / f"{self.stem}-{result['dataset']}.json"
+        write_result(path, result)
+        shutil.rmtree(work, ignore_errors=True)  # of no use any more, and as large as some heads
+        return path, result
+
+    def _digest(self) -> str:
+        """Of all that decides the scores: another evaluation has another folder to work in."""
+        deciding = {name: value for name, value in to_dict(self).items() if name not in ("out", "contenders")}
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
+
+    def headline(self, result: dict[str, Any]) -> str:
+        """The result in one line."""
+        few = f", {result['labels_per_class']} labels a class" if result["labels_per_class"] else ""
+        metric, called = self.metric
+        scores = []
+        for name in [name for name in SHOWN if name in result]:
+            spread = f" ± {100 * result[name]['top1_std']:.1f}" if "top1_std" in result[name] else ""
+            held_out = result[name].get("validation", {}).get(metric) if self.chosen_by_hand else None
+            beside = "" if held_out is None else f" (held-out images {100 * held_out:.1f} %)"
+            scores.append(f"{SHOWN[name]} {100 * result[name][metric]:.1f}{spread} %{beside}")
+        protocol, dataset = result["protocol"], result["dataset"]
+        return f"{protocol} on {dataset}{few}, {called}: {', '.join(scores)}{left_out(result)}"
+
+
+def left_out(result: dict[str, Any]) -> str:
+    """How many images were broken, for the end of a headline."""
+    count = len(result["data"]["broken"])
+    return f"; {count} broken image{'s' if count > 1 else ''} left out" if count else ""
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write the file of a result."""
+    replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -216,44 +264,3 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
         **scores,
         "wall_s": round(time.perf_counter() - begin, 2),
     }
-
-
-def evaluate_to_file(evaluation: Evaluation, memo: Memo | None = None) -> tuple[Path, dict[str, Any]]:
-    """Score as `evaluate` does and write the result to `out`; without it into the run folder of the encoder.
-
-    What is trained is kept beside the result until that is written, so that the same command resumes it.
-    """
-    folder = Path(evaluation.encoder)
-    if evaluation.out is None and not folder.is_dir():
-        raise ValueError(
-            f"Evaluation.out must be given for an encoder outside a run folder; got {evaluation.encoder}. Name one."
-        )
-    check_out("Evaluation.out", evaluation.out or folder / "eval" / "result.json", [".json"])
-    beside = folder / "eval" / evaluation.stem if evaluation.out is None else evaluation.out.with_suffix("")
-    work = beside.with_name(f"{beside.name}-{_digest(evaluation)}.partial")
-    result = evaluate(evaluation, memo, work)
-    path = evaluation.out or folder / "eval" / f"{evaluation.stem}-{result['dataset']}.json"
-    replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
-    shutil.rmtree(work, ignore_errors=True)  # of no use any more, and as large as some heads
-    return path, result
-
-
-def _digest(evaluation: Evaluation) -> str:
-    """Of all that decides the scores: another evaluation has another folder to work in."""
-    deciding = {name: value for name, value in to_dict(evaluation).items() if name not in ("out", "contenders")}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def headline(evaluation: Evaluation, result: dict[str, Any]) -> str:
-    """The result in one line."""
-    few = f", {result['labels_per_class']} labels a class" if result["labels_per_class"] else ""
-    metric, called = evaluation.metric
-    scores = []
-    for name in [name for name in SHOWN if name in result]:
-        spread = f" ± {100 * result[name]['top1_std']:.1f}" if "top1_std" in result[name] else ""
-        held_out = result[name].get("validation", {}).get(metric) if evaluation.chosen_by_hand else None
-        beside = "" if held_out is None else f" (held-out images {100 * held_out:.1f} %)"
-        scores.append(f"{SHOWN[name]} {100 * result[name][metric]:.1f}{spread} %{beside}")
-    num_broken = len(result["data"]["broken"])
-    left_out = f"; {num_broken} broken image{'s' if num_broken > 1 else ''} left out" if num_broken else ""
-    return f"{result['protocol']} on {result['dataset']}{few}, {called}: {', '.join(scores)}{left_out}"

@@ -22,8 +22,8 @@ from pantomim.data.pictures import to_photo
 from pantomim.data.sources import read_contents
 from pantomim.data.stores import FileStore
 from pantomim.data.transforms import fitted, scaled
-from pantomim.evaluate.classification import open_classifier
-from pantomim.evaluate.segmenter import open_segmenter
+from pantomim.evaluate.classification import TrainedClassifier
+from pantomim.evaluate.segmenter import TrainedSegmenter
 from pantomim.evaluate.trained import find_head
 from pantomim.formats.native import CLASSIFIER, SEGMENTER
 
@@ -95,7 +95,7 @@ def classify(
     the reason why an image cannot be read; the others are empty then.
     """
     check_out("predict.out", out, [".csv"])
-    trained = open_classifier(folder, device)
+    trained = TrainedClassifier.open(folder, device)
     classes, top = trained.classes, min(top, len(trained.classes))
     more = [name for place in range(2, top + 1) for name in (f"class_{place}", f"probability_{place}")]
     header = ["file", "class", "probability", *(classes if all else more), "error"]
@@ -120,7 +120,7 @@ def segment(folder: Path, dataset: Dataset, out: Path, device: torch.device, *, 
     By `overlays` a NAME.overlay.png beside it has the classes over the image. `classes.json` names the ids, and
     `errors.csv` the images that cannot be read and why, if there are any.
     """
-    trained = open_segmenter(folder, device)
+    trained = TrainedSegmenter.open(folder, device)
     trained.check_images(dataset)
     source = Path(dataset.spec).expanduser().resolve()
     if (

@@ -6,17 +6,18 @@ Nothing is learned or chosen here. Classes are matched by name: the ids of a dat
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import tyro
+from torch import nn
 
 from pantomim.config import to_dict
-from pantomim.core.files import check_out, replace_file
+from pantomim.core.files import check_out
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.dataset import Contents, Dataset
@@ -24,8 +25,8 @@ from pantomim.data.layout import part_names
 from pantomim.data.masks import Masks
 from pantomim.data.sources import open_split, read_contents
 from pantomim.engine.runtime import usable_device
-from pantomim.evaluate.base import PROTOCOL_VERSION, Scores
-from pantomim.formats.native import CLASSIFIER, SEGMENTER
+from pantomim.evaluate.base import PROTOCOL_VERSION, Scores, left_out, write_result
+from pantomim.formats.native import CLASSIFIER, SEGMENTER, damaged, read_description
 
 RUN_WIDE = ("run", "data", "out", "chunk", "device", "protocol")  # options that are no settings of a result
 FROM_SCRATCH = "scratch"  # the folder, in that of a run, of the same training without pre-trained weights
@@ -44,6 +45,24 @@ class Trained:
     about: Mapping[str, Any]  # classifier.json, or segmenter.json
     device: torch.device
 
+    kind: ClassVar[str]  # which pair of files of the run
+    load: ClassVar[Callable[[Path], nn.Module]]
+    by_class: ClassVar[dict[str, str]]  # what the description must have of every class, and what that is called
+    told: ClassVar[tuple[str, ...]]  # what else; it stands in results, too
+    more: ClassVar[tuple[str, ...]] = ()  # and what does not
+
+    @classmethod
+    def open(cls, run: str | Path, device: torch.device) -> Self:
+        """The network of a run, by the run's folder or the weights in it."""
+        folder, _ = find_head(run, (cls.kind,))
+        module, about = cls.load(folder), read_description(folder, cls.kind)
+        count, missing = about[cls.kind]["num_classes"], [name for name in (*cls.told, *cls.more) if name not in about]
+        if missing or any(len(about.get(name, ())) != count for name in cls.by_class):
+            called = " and ".join(cls.by_class.values())
+            lacks = f"no {', '.join(missing or cls.told)}, or not the {called} of all {count} classes"
+            raise damaged(folder / f"{cls.kind}.json", lacks)
+        return cls(folder, module.to(device), about, device)
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Their names, in the order of the logits."""
@@ -54,24 +73,23 @@ class Trained:
         trained = (self.module.encoder.in_chans, self.about["scale"]["divisor"])
         if trained != (dataset.channels, dataset.scale.divisor):
             raise ValueError(
-                f"{type(self.module).__name__}.images must be like those of its training, {trained[0]} channel(s) of "
+                f"{self.kind.capitalize()}.images must be like those of its training, {trained[0]} channel(s) of "
                 f"values divided by {trained[1]:g}; got {dataset.channels} channel(s) of {dataset.facts.dtype}, "
                 f"divided by {dataset.scale.divisor:g}, in {dataset.spec}. Convert them."
             )
 
     def places(self, present: Sequence[str], where: str) -> dict[str, int]:
         """The place of each class by its name; refuses `present` ones that are not among them."""
-        owner, places = type(self.module).__name__, {name: place for place, name in enumerate(self.classes)}
+        places = {name: place for place, name in enumerate(self.classes)}
+        owner, ours = self.kind.capitalize(), ", ".join(self.classes[:10]) + " ..." * (len(self.classes) > 10)
         if len(places) < len(self.classes):
             raise ValueError(
-                f"{owner}.classes must have different names; got {', '.join(self.classes[:10])}. Rename those of the "
-                f"training, and train again."
+                f"{owner}.classes must have different names; got {ours}. Rename those of the training, and train again."
             )
         if unknown := [name for name in present if name not in places]:
             raise ValueError(
                 f"{owner}.classes must include those of the images; got {', '.join(unknown[:10])} in {where}, unknown "
-                f"to it. It was trained on {', '.join(self.classes[:10])}"
-                f"{' ...' if len(places) > 10 else ''}: rename or remove the others."
+                f"to it. It was trained on {ours}: rename or remove the others."
             )
         return places
 
@@ -114,24 +132,26 @@ class TaskEvaluation(ABC):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     protocol: tyro.conf.Suppress[str] = ""
 
-    trained_kind: ClassVar[str]  # which pair of files of the run
+    network: ClassVar[type[Trained]]
     stem: ClassVar[str]  # what the file of the result is named after, before the data
-    told: ClassVar[tuple[str, ...]]  # what of the network's description stands in the result
+    metric: ClassVar[str] = "top1"  # by which two runs are compared
+
+    @property
+    def against(self) -> str | None:
+        """Another run that was scored on the same images: is the difference to it chance?"""
+        return None
 
     @abstractmethod
-    def open(self, device: torch.device) -> Any:
-        """The network."""
+    def score(self, trained: Any, dataset: Dataset) -> dict[str, Any]:
+        """Scores under "trained", where other results have those of the encoder, and what else is to be written."""
 
     @abstractmethod
-    def score(self, trained: Any, dataset: Dataset, key: Mapping[str, Any]) -> dict[str, Any]:
-        """Scores under "trained", where other results have those of the encoder, and what else is to be written.
+    def words(self, result: Mapping[str, Any]) -> list[str]:
+        """The scores, for the headline."""
 
-        `key` is what identifies the data.
-        """
-
-    @abstractmethod
-    def headline(self, result: Mapping[str, Any]) -> str:
-        """The result in one line."""
+    def difference(self, ours: Scores, theirs: Scores) -> dict[str, Any]:
+        """How the metric differs on the same images, with its 95 % `interval`, where `against` can be given."""
+        raise NotImplementedError
 
     @cached_property
     def source(self) -> tuple[Contents, Masks | None]:
@@ -139,28 +159,28 @@ class TaskEvaluation(ABC):
         return read_contents(self.data), None
 
     @property
-    def name(self) -> str:
-        """Of the result's file in a run folder."""
-        return f"{self.stem}-{self.source[0].name}{'' if self.split == 'test' else f'-{self.split}'}.json"
-
-    @property
     def path(self) -> Path:
         """Of the result's file."""
-        return self.out or find_head(self.run, (self.trained_kind,))[0] / "eval" / self.name
+        return self.out or self.path_of(self.run)
+
+    def path_of(self, run: str) -> Path:
+        """Of the file in the folder of a run."""
+        name = f"{self.stem}-{self.source[0].name}{'' if self.split == 'test' else f'-{self.split}'}.json"
+        return find_head(run, (self.network.kind,))[0] / "eval" / name
 
     def to_file(self) -> tuple[Path, dict[str, Any]]:
         """Score, and write the result; a file about other images of the same name is left alone."""
-        begin = time.perf_counter()
-        trained = self.open(usable_device(type(self).__name__, self.device))
+        begin, owner, kind = time.perf_counter(), type(self).__name__, self.network.kind
+        trained = self.network.open(self.run, usable_device(owner, self.device))
         contents, masks = self.source
         split = part_names(contents.splits)["test"] if self.split == "test" else self.split
         whole, path = open_split(contents, self.data, split), self.path
         key = whole.key() | ({} if masks is None else masks.key())
-        check_out(f"{type(self).__name__}.out", path, [".json"])
+        check_out(f"{owner}.out", path, [".json"])
         if self.out is None and path.is_file() and key != (before := read_scored(path)["data"]).get("key"):
             raise ValueError(
-                f"{type(self).__name__}.out must be given for {self.data}: {path} is about other images of the same "
-                f"name, from {before.get('spec')}. Name another file, or remove that one."
+                f"{owner}.out must be given for {self.data}: {path} is about other images of the same name, from "
+                f"{before.get('spec')}. Name another file, or remove that one."
             )
         dataset = whole if self.test_images is None else whole.drawn(self.test_images)
         about = {
@@ -172,7 +192,16 @@ class TaskEvaluation(ABC):
             "image_size": list(trained.module.encoder.image_size),
             "key": key,
         }
-        scores = self.score(trained, dataset, key)
+        theirs = None if self.against is None else self.scores_of(self.against, key)
+        scores = self.score(trained, dataset)
+        if theirs is not None:
+            runs = [find_head(each, (kind,))[0].resolve() for each in (self.run, self.against)]
+            named = {kind: self.against, "from_scratch": runs[1] == runs[0] / FROM_SCRATCH}
+            scores["against"] = {
+                **named,
+                self.metric: theirs[self.metric],
+                **self.difference(scores["trained"], theirs),
+            }
         broken = [asdict(image) for image in dataset.broken]
         result = {
             "protocol": self.stem,
@@ -181,19 +210,19 @@ class TaskEvaluation(ABC):
             "data": {**about, "num_test": len(dataset) - len(broken), "broken": broken},
             "labels_per_class": None,
             "settings": {name: value for name, value in to_dict(self).items() if name not in RUN_WIDE},
-            self.trained_kind: self.run,
-            f"{self.trained_kind}_sha256": trained.about["sha256"],
-            **{name: trained.about[name] for name in self.told},
+            kind: self.run,
+            f"{kind}_sha256": trained.about["sha256"],
+            **{name: trained.about[name] for name in trained.told},
             "chosen": trained.about.get("chosen"),
             **scores,
             "wall_s": round(time.perf_counter() - begin, 2),
         }
-        replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
+        write_result(path, result)
         return path, result
 
     def scores_of(self, other: str, key: Mapping[str, Any]) -> Scores:
-        """What another run scored on the same images."""
-        path = find_head(other, (self.trained_kind,))[0] / "eval" / self.name
+        """What another run scored on the same images, which the key identifies."""
+        path = self.path_of(other)
         result = read_scored(path) if path.is_file() else {}
         drawn = result.get("settings", {}).get("test_images")
         if not result or result["data"].get("key") != key or drawn != self.test_images:
@@ -203,27 +232,16 @@ class TaskEvaluation(ABC):
             )
         return dict(result["trained"])
 
-    def named(self, other: str) -> dict[str, Any]:
-        """Which run a result is compared with, and whether that is the same training from scratch."""
-        ours, theirs = (find_head(run, (self.trained_kind,))[0].resolve() for run in (self.run, other))
-        return {self.trained_kind: other, "from_scratch": theirs == ours / FROM_SCRATCH}
+    def headline(self, result: dict[str, Any]) -> str:
+        """The result in one line, and how it differs from another run's."""
+        words = self.words(result)
+        if other := result.get("against"):
+            low, high = (f"{100 * end:+.1f}" for end in other["interval"])
+            than = "the same training from scratch" if other.get("from_scratch") else other[self.network.kind]
+            words.append(f"{100 * other['difference']:+.1f} points against {than} ({low} to {high})")
+        return f"{result['protocol']} on {result['dataset']}: {', '.join(words)}{left_out(result)}"
 
 
 def read_scored(path: Path) -> dict[str, Any]:
     """A result of `to_file`; of a file of another kind what is there."""
     return {"data": {}, **json.loads(path.read_text(encoding="utf-8"))}
-
-
-def against_words(result: Mapping[str, Any], kind: str) -> list[str]:
-    """How a result differs from another run's, for a headline; nothing where it was not compared."""
-    if (other := result.get("against")) is None:
-        return []
-    low, high = (f"{100 * end:+.1f}" for end in other["interval"])
-    than = "the same training from scratch" if other.get("from_scratch") else other[kind]
-    return [f"{100 * other['difference']:+.1f} points against {than} ({low} to {high})"]
-
-
-def left_out(result: Mapping[str, Any]) -> str:
-    """How many images were broken, for the end of a headline."""
-    count = len(result["data"]["broken"])
-    return f"; {count} broken image{'s' if count > 1 else ''} left out" if count else ""

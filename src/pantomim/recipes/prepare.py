@@ -160,12 +160,7 @@ def _from_file(path: Path, bare: Mapping[str, Family], named: Mapping[str, Recip
     plan = read_plan(path)
     config = plan.run if isinstance(plan, Stages) else plan
     method: Any = config.method
-    trained = next(
-        trained
-        for trained, families in recipes.BARE_OF.items()
-        if config.recipe in {*families, *(recipe.name for recipe in recipes.RECIPES_OF[trained])}
-        or (trained in ("encoder", "tokenizer") and method.kind in families)
-    )
+    trained = recipes.trained_by(config.recipe) or recipes.trained_by(method.kind)
     if trained != trains:
         raise ValueError(
             f"prepare.config must be of a run that trains {_A[trains]}; got {path}, a run of {config.recipe}. "

@@ -8,7 +8,7 @@ from typing import Any
 
 from pantomim.config import Pretrain, from_dict, to_dict, with_duration
 from pantomim.evaluate import Evaluation, protocol_named
-from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, TOKENIZER_RECIPES, prepare
+from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, prepare, trained_by
 from pantomim.recipes.dvae import fitted
 from pantomim.study.placeholders import check_needs, fill, input_problems, missing, needed_arms, placeholders
 from pantomim.study.plan import MINUS, Analysis, Arm, Plan, Scale, merge, refuse, unknown
@@ -242,7 +242,7 @@ def _run(plan: Plan, name: str, arm: Arm, inputs: Mapping[str, str]) -> dict[str
     """The values of an arm's runs; a wrong key is told in the name of that arm."""
     assert arm.base is not None
     data = inputs.get("data")
-    if arm.base in {*BARE_TOKENIZERS, *(recipe.name for recipe in TOKENIZER_RECIPES)}:
+    if trained_by(arm.base) == "tokenizer":
         length = {} if arm.duration is None else to_dict(arm.duration)
         tokenizer = prepare(arm.base, data=data, size=arm.size, trains="tokenizer", **length)
         config = fitted(tokenizer.config, tokenizer.num_images or 0)

@@ -24,7 +24,7 @@ from pantomim.core.files import replace_file
 from pantomim.engine.folder import FREE, Finished, RunInUseError, refuse_changes, take_folder
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.stops import Interrupted
-from pantomim.evaluate import Memo, evaluate_to_file
+from pantomim.evaluate import Memo
 from pantomim.study.cells import Cell, Study
 from pantomim.study.placeholders import moved, with_runs
 from pantomim.study.plan import Analysis
@@ -256,7 +256,7 @@ def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
         else:
             say(f"{cell.name}: evaluation {name}.")
             config = replace(cell.evaluations[name], encoder=str(folder), out=path)
-            result = evaluate_to_file(config, memo)[1]
+            result = config.to_file(memo)[1]
         evaluate_s[name] = float(result["wall_s"])
     for analysis, path in analysis_paths(cell, out).items():
         if path.is_file():

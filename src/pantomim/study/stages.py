@@ -20,7 +20,7 @@ from pantomim.engine.record import Clock
 from pantomim.engine.runtime import Purpose, random_seed
 from pantomim.engine.setup import optimiser
 from pantomim.engine.stops import explain_disk
-from pantomim.evaluate import Memo, evaluate_to_file, headline
+from pantomim.evaluate import Memo
 from pantomim.evaluate.base import Contender
 from pantomim.evaluate.knn import KNN
 from pantomim.evaluate.linear import Linear
@@ -221,8 +221,8 @@ def _score(plan: Stages, data: str, out: Path, number: int, memo: Memo, say: Say
         if (protocol.protocol, data, sha256) not in done:
             settings: dict[str, Any] = {"contenders": contenders, "seed": runtime.seed, "device": runtime.device}
             evaluation = protocol(encoder=str(folder), data=data, **settings)
-            _, result = evaluate_to_file(evaluation, memo)
-            say(f"Stage {number}, {headline(evaluation, result)}")
+            _, result = evaluation.to_file(memo)
+            say(f"Stage {number}, {evaluation.headline(result)}")
 
 
 def _publish(last: Path, out: Path) -> None:
