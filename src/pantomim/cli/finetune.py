@@ -133,7 +133,7 @@ def _scored(evaluation: "TaskEvaluation", again: bool) -> str:
     from pantomim.evaluate.trained import read_scored
 
     result = read_scored(evaluation.path) if not again and evaluation.path.is_file() else {}
-    compared = getattr(evaluation, "against", None) is None or result.get("against", {}).get("from_scratch")
+    compared = evaluation.against is None or result.get("against", {}).get("from_scratch")
     if "trained" not in result or not compared:
         _, result = evaluation.to_file()
     return evaluation.headline(result)

@@ -36,21 +36,8 @@ def predict(
     from pantomim.evaluate.predict import ERRORS
     from pantomim.evaluate.predict import predict as write
 
-    for name, value in (("top", top), ("chunk", chunk)):
-        if value is not None and value < 1:
-            raise ValueError(f"predict.{name} must be at least 1; got {value}.")
-    where = usable_device("predict", device)
-    found = write(
-        run,
-        images,
-        out,
-        top=top,
-        every_class=all,
-        overlays=overlays,
-        overwrite=overwrite,
-        chunk=chunk,
-        device=where,
-    )
+    options = {"top": top, "all": all, "overlays": overlays, "chunk": chunk}
+    found = write(run, images, out, overwrite=overwrite, device=usable_device("predict", device), **options)
     say(f"{found.num_predicted:,} images predicted in {out}.")
     if found.unreadable:
         first = f"{found.unreadable[0].name}: {found.unreadable[0].reason}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,22 +44,25 @@ def predict(
     images: str,
     out: Path,
     *,
-    top: int | None = None,
-    every_class: bool = False,
-    overlays: bool = False,
     overwrite: bool = False,
-    chunk: int | None = None,
     device: torch.device | None = None,
+    **options: Any,
 ) -> Predicted:
     """Write what the network of a fine-tuned run predicts for each image of a source: `classify`, or `segment`.
 
+    `options` are those of these two; None and False are as if they were left out.
+
     Raises `ValueError` before the work if there is something at `out` that is not to be overwritten, or an option is
-    for another kind of network.
+    for another kind of network, or a number of none.
     """
     folder, kind = find_head(run, tuple(PREDICTORS))
-    write = PREDICTORS[kind]
-    options = {"top": top, "all": every_class, "overlays": overlays, "chunk": chunk}
-    given = {name: value for name, value in options.items() if value}
+    write, given = (
+        PREDICTORS[kind],
+        {name: value for name, value in options.items() if value is not None and value is not False},
+    )
+    for name, value in given.items():
+        if value < 1:
+            raise ValueError(f"predict.{name} must be at least 1; got {value}.")
     if other := [name for name in given if name not in inspect.signature(write).parameters]:
         raise ValueError(
             f"predict.{other[0]} must be left out for a {kind}, which has no use for it; got {given[other[0]]} for "

@@ -74,7 +74,23 @@ def prepare(
     resized = steps is not None or epochs is not None
     if trains == "tokenizer" and name is None and config is None:
         name = "dvae" if teacher is None else "vqkd"
-    prepared = _start(name, config, size, data, init, trains, subset or {}, balanced)
+    family = recipes.BARE_OF[trains].get(name)
+    if (name is None) == (config is None):
+        raise ValueError(
+            f"prepare needs either a recipe or prepare.config; got {name} and {config}. `pantomim recipes` lists "
+            f"recipes."
+        )
+    if size is not None and family is None:
+        raise ValueError(
+            f"prepare.size goes with a bare method ({', '.join(recipes.BARE_OF[trains])}); {name or config} fixes its "
+            f"size. Leave it out, or name another recipe."
+        )
+    if config is not None:
+        prepared = _from_file(config, trains)
+    elif family is not None:
+        prepared = _from_data(family, data, size, init, subset or {}, balanced)
+    else:
+        prepared = Prepared(**vars(_named(name, trains)))
     run = prepared.config
     if subset and config is not None:
         run = replace(run, data=replace(run.data, **subset))
@@ -114,36 +130,15 @@ def prepare(
     return replace(prepared, reinit=cast(Reinit, reinit or prepared.reinit), evaluate=evaluate or prepared.evaluate)
 
 
-def _start(
-    name: str | None,
-    config: Path | None,
-    size: str | None,
-    data: str | None,
-    init: str | None,
-    trains: Trained,
-    subset: Mapping[str, Any],
-    balanced: bool,
-) -> Prepared:
-    """What a name or a file gives, before any other choice."""
-    bare, named = recipes.BARE_OF[trains], {recipe.name: recipe for recipe in recipes.RECIPES_OF[trains]}
-    if (name is None) == (config is None):
-        raise ValueError(
-            f"prepare needs either a recipe or prepare.config; got {name} and {config}. `pantomim recipes` lists "
-            f"recipes."
-        )
-    if size is not None and name not in bare:
-        raise ValueError(
-            f"prepare.size goes with a bare method ({', '.join(bare)}); {name or config} fixes its size. Leave it out, "
-            f"or name another recipe."
-        )
-    if config is not None:
-        return _from_file(config, bare, named, trains)
-    if name in bare:
-        return _from_data(bare[name], data, size, init, subset, balanced)
+def _named(name: str | None, trains: Trained) -> Recipe:
+    """The recipe of a full name."""
+    named = {recipe.name: recipe for recipe in recipes.RECIPES_OF[trains]}
     if name not in named:
-        advice = did_you_mean(str(name), [*named, *bare], "`pantomim recipes` lists them all.")
-        raise ValueError(f"There is no recipe {name}.{advice}")
-    return Prepared(**vars(named[name]))
+        known = [*named, *recipes.BARE_OF[trains]]
+        raise ValueError(
+            f"There is no recipe {name}.{did_you_mean(str(name), known, '`pantomim recipes` lists them all.')}"
+        )
+    return named[name]
 
 
 _COMMANDS = {
@@ -155,7 +150,7 @@ _COMMANDS = {
 _A = {trained: f"{'an' if trained == 'encoder' else 'a'} {trained}" for trained in _COMMANDS}
 
 
-def _from_file(path: Path, bare: Mapping[str, Family], named: Mapping[str, Recipe], trains: Trained) -> Prepared:
+def _from_file(path: Path, trains: Trained) -> Prepared:
     """The run of a file, compared with the paper of its recipe, or of its method."""
     plan = read_plan(path)
     config = plan.run if isinstance(plan, Stages) else plan
@@ -166,8 +161,9 @@ def _from_file(path: Path, bare: Mapping[str, Family], named: Mapping[str, Recip
             f"prepare.config must be of a run that trains {_A[trains]}; got {path}, a run of {config.recipe}. "
             f"`pantomim {_COMMANDS[trained]}` repeats it."
         )
+    bare = recipes.BARE_OF[trains]
     family = bare.get(config.recipe) or bare.get(method.kind) or next(iter(bare.values()))
-    known = named.get(config.recipe)
+    known = next((recipe for recipe in recipes.RECIPES_OF[trains] if recipe.name == config.recipe), None)
     paper = known.paper if known else family.paper(method.encoder.width if hasattr(method, "encoder") else 0)
     source = known or family
     prepared = Prepared(config, paper, f"the run of {path}", notes=source.notes, origins=source.origins)
