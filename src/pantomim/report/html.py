@@ -8,14 +8,12 @@ import io
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib import metadata, resources
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
-
-from pantomim.report.folder import Pictures
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("pantomim.report", "."),
@@ -31,29 +29,6 @@ def fill_template(template: str, styles: Sequence[str] = ("page.css",), /, **val
     sheets = resources.files("pantomim.report")
     style = "".join(sheets.joinpath(name).read_text(encoding="utf-8") for name in styles)
     return TEMPLATES.get_template(template).render(style=Markup(style), **values)  # ours, without user strings
-
-
-class Triplet(NamedTuple):
-    """One held-out image three times, as 8-bit pictures; masked patches of `masked` are transparent."""
-
-    item: str
-    original: np.ndarray
-    masked: np.ndarray
-    reconstruction: np.ndarray
-
-
-def triplets(pictures: Pictures) -> list[Triplet]:
-    """Every picture of a file of reconstructions."""
-    found = []
-    items = dict(enumerate(map(str, pictures.about.get("items", []))))
-    for index, (original, pasted, mask) in enumerate(
-        zip(pictures.original, pictures.pasted, pictures.mask, strict=True)
-    ):
-        cell = [side // num for side, num in zip(original.shape, mask.shape, strict=False)]
-        opaque = np.kron(~mask, np.ones(cell, dtype=bool))
-        masked = np.dstack([original, np.where(opaque, 255, 0).astype(np.uint8)])
-        found.append(Triplet(items.get(index, str(index + 1)), original, masked, pasted))
-    return found
 
 
 def png(picture: np.ndarray) -> str:

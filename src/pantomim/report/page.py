@@ -14,7 +14,7 @@ from pantomim.core.files import replace_file
 from pantomim.masking import Masker, MaskerConfig
 from pantomim.report.charts import Chart, Curve, curve_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
-from pantomim.report.html import duration, fill_template, length, surroundings, text_of, triplets
+from pantomim.report.html import duration, fill_template, length, surroundings, text_of
 from pantomim.report.inspection import block_charts
 from pantomim.report.scores import CONTENDERS, Result, points, read_results, score_table, summary, verdict
 from pantomim.report.tasks import NUM_LOWEST, read_robustness, read_scored
@@ -82,7 +82,6 @@ def render(run: RunFolder, results: list[Result]) -> str:
         same_source=any(source_name(run) in (result.data, Path(result.data).name) for result in results),
         shows=[verdict(result) for result in results],
         charts=list(charts(run)),
-        triplets=triplets(run.pictures) if run.pictures else [],
         inside=block_charts(run.inside),
         time=time_parts(run),
         total=total_seconds(run),
