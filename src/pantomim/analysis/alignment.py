@@ -104,11 +104,7 @@ class WithoutRegressor:
 
 @torch.no_grad()
 def without_regressor(method: CAE, images: Float[Tensor, "B C H W"]) -> WithoutRegressor:
-    """All patches through the encoder, and its output into the decoder; images as in training.
-
-    Raises:
-        ValueError: if the target is nothing of which a picture can be made.
-    """
+    """All patches through the encoder, and its output into the decoder; images as in training."""
     kernel = method.encoder.patch_embed.proj.weight
     images = images.to(kernel.device, kernel.dtype)
     target = method.target

@@ -25,6 +25,10 @@ class AttentionDistance(LayerMeans):
     name: ClassVar[str] = "attention-distance"
     title: ClassVar[str] = "How far the heads look"
     chart: ClassVar[str] = "heads"
+    explained: ClassVar[str] = (
+        "A dot is a head: the mean distance in pixels between a patch and the patches that it attends to. Line: mean "
+        "over heads. Dashed: attention alike to all tokens. Attention to prefix tokens counts as distance 0. {images}"
+    )
 
     def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
         """Means over images, and what attention that is alike to all tokens would give."""
@@ -47,15 +51,6 @@ class AttentionDistance(LayerMeans):
             name: torch.stack([getattr(reach, name).sum(dim=0) for reach in reaches])
             for name in ("distance", "prefix_share")
         }
-
-    @staticmethod
-    def caption(about: dict[str, Any], images: str) -> str:
-        """What one must know to read the charts."""
-        return (
-            "A dot is a head: the mean distance in pixels between a patch and the patches that it attends to. Line: "
-            "mean over heads. Dashed: attention alike to all tokens. Attention to prefix tokens counts as distance 0. "
-            f"{images}"
-        )
 
     @staticmethod
     def panels(found: BlockFacts) -> list[tuple[str, tuple[Any, ...]]]:

@@ -98,15 +98,16 @@ class LayerAnalysis(Inspection):
     """Numbers of every block; `chart` is how the report draws what `panels` gives."""
 
     chart: ClassVar[str]  # heads: a dot a head; shares: a line a singular value; map: a matrix of layers
+    explained: ClassVar[str]  # what one must know to read the charts; {images} tells which were looked at
 
     @abstractmethod
     def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
         """Arrays as `BlockFacts` has them, and what else is to be known of them."""
 
-    @staticmethod
-    @abstractmethod
-    def caption(about: dict[str, Any], images: str) -> str:
-        """What one must know to read the charts; `images` tells which were looked at."""
+    @classmethod
+    def caption(cls, about: dict[str, Any], images: str) -> str:
+        """`explained`, of what was found."""
+        return cls.explained.format_map(about | {"images": images})
 
     @staticmethod
     @abstractmethod

@@ -35,7 +35,7 @@ from pantomim.evaluate.features import (
     random_init_encoder,
     resized_encoder,
 )
-from pantomim.evaluate.parts import Labelled, MaskedParts, Parts, make_parts, open_labelled
+from pantomim.evaluate.parts import Labelled, MaskedParts, Tables, make_parts, open_labelled
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
 
@@ -133,17 +133,15 @@ class Evaluation(ABC):
             )
         check_out("Evaluation.out", self.out or folder / "eval" / "result.json", [".json"])
         beside = folder / "eval" / self.stem if self.out is None else self.out.with_suffix("")
-        work = beside.with_name(f"{beside.name}-{self._digest()}.partial")
+        # Of all that decides the scores: another evaluation has another folder to work in.
+        deciding = {name: value for name, value in to_dict(self).items() if name not in ("out", "contenders")}
+        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
+        work = beside.with_name(f"{beside.name}-{digest}.partial")
         result = evaluate(self, memo, work)
         path = self.out or folder / "eval" / f"{self.stem}-{result['dataset']}.json"
         write_result(path, result)
         shutil.rmtree(work, ignore_errors=True)  # of no use any more, and as large as some heads
         return path, result
-
-    def _digest(self) -> str:
-        """Of all that decides the scores: another evaluation has another folder to work in."""
-        deciding = {name: value for name, value in to_dict(self).items() if name not in ("out", "contenders")}
-        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
 
     def headline(self, result: dict[str, Any]) -> str:
         """The result in one line."""
@@ -190,11 +188,11 @@ class Bench:
         """Whether raw pixels are a contender."""
         return "pixels" in self.evaluation.contenders
 
-    def tables(self) -> Iterator[tuple[str, Parts]]:
+    def tables(self) -> Iterator[tuple[str, Tables]]:
         """The contenders, each with its features of all images, divided."""
         size, chunk, seed = self.reference.image_size, self.evaluation.chunk, self.evaluation.seed
 
-        def divided(who: Hashable, make: Callable[[Dataset], FeatureTable]) -> Parts:
+        def divided(who: Hashable, make: Callable[[Dataset], FeatureTable]) -> Tables:
             key = (who, size, self.evaluation.data, self.evaluation.images, self.evaluation.test_images)
             parts = self.opened.parts
             tables = self.memo.once(key, lambda: {part: make(dataset) for part, dataset in parts.items()})

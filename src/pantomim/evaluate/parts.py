@@ -39,11 +39,7 @@ class Labelled:
 
 
 def open_labelled(spec: str, images: int | None = None, test_images: int | None = None) -> Labelled:
-    """The labelled splits of a source, as `part_names` divides them; train and test may be cut down (see `drawn`).
-
-    Raises:
-        ValueError: if labels are missing, there is only one class, or a class of val or test is unknown to train.
-    """
+    """The labelled splits of a source, as `part_names` divides them; train and test may be cut down (see `drawn`)."""
     parts = {part: open_source(spec, split) for part, split in part_names(splits(spec)).items()}
     parts = drawn(parts, images, test_images)
     labels = {}
@@ -105,7 +101,7 @@ def drawn(parts: dict[str, Dataset], images: int | None, test_images: int | None
 
 
 @dataclass(frozen=True)
-class Parts:
+class Tables:
     """The tables of one contender, labels counted from 0 in all."""
 
     train: FeatureTable  # all images that may be learned from
@@ -115,7 +111,7 @@ class Parts:
     num_classes: int
 
 
-def make_parts(train: FeatureTable, validation: FeatureTable | None, test: FeatureTable, *, seed: int) -> Parts:
+def make_parts(train: FeatureTable, validation: FeatureTable | None, test: FeatureTable, *, seed: int) -> Tables:
     """Divide the tables; without a validation part, a seeded fifth of train is held out for choices."""
     classes = known_classes(train.known_labels)
 
@@ -124,9 +120,9 @@ def make_parts(train: FeatureTable, validation: FeatureTable | None, test: Featu
 
     train, test = renumbered(train, "train"), renumbered(test, "test")
     if validation is not None:
-        return Parts(train, train, renumbered(validation, "val"), test, len(classes))
+        return Tables(train, train, renumbered(validation, "val"), test, len(classes))
     rows = held_out_rows(train.known_labels.numpy(), seed)
-    return Parts(train, train.rows(rows["train"]), train.rows(rows["test"]), test, len(classes))
+    return Tables(train, train.rows(rows["train"]), train.rows(rows["test"]), test, len(classes))
 
 
 def held_out_rows(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ Nothing is learned or chosen here. Classes are matched by name: the ids of a dat
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 import tyro
-from torch import nn
 
 from pantomim.config import to_dict
 from pantomim.core.files import check_out
@@ -46,7 +45,7 @@ class Trained:
     device: torch.device
 
     kind: ClassVar[str]  # which pair of files of the run
-    load: ClassVar[Callable[[Path], nn.Module]]
+    load: ClassVar[Any]  # from the folder
     by_class: ClassVar[dict[str, str]]  # what the description must have of every class, and what that is called
     told: ClassVar[tuple[str, ...]]  # what else; it stands in results, too
     more: ClassVar[tuple[str, ...]] = ()  # and what does not
@@ -194,7 +193,7 @@ class TaskEvaluation(ABC):
         }
         theirs = None if self.against is None else self.scores_of(self.against, key)
         scores = self.score(trained, dataset)
-        if theirs is not None:
+        if theirs is not None and self.against is not None:
             runs = [find_head(each, (kind,))[0].resolve() for each in (self.run, self.against)]
             named = {kind: self.against, "from_scratch": runs[1] == runs[0] / FROM_SCRATCH}
             scores["against"] = {

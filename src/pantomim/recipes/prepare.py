@@ -74,7 +74,7 @@ def prepare(
     resized = steps is not None or epochs is not None
     if trains == "tokenizer" and name is None and config is None:
         name = "dvae" if teacher is None else "vqkd"
-    family = recipes.BARE_OF[trains].get(name)
+    family = recipes.BARE_OF[trains].get(name or "")
     if (name is None) == (config is None):
         raise ValueError(
             f"prepare needs either a recipe or prepare.config; got {name} and {config}. `pantomim recipes` lists "
@@ -155,7 +155,7 @@ def _from_file(path: Path, trains: Trained) -> Prepared:
     plan = read_plan(path)
     config = plan.run if isinstance(plan, Stages) else plan
     method: Any = config.method
-    trained = recipes.trained_by(config.recipe) or recipes.trained_by(method.kind)
+    trained = recipes.trained_by(config.recipe) or recipes.trained_by(method.kind) or trains
     if trained != trains:
         raise ValueError(
             f"prepare.config must be of a run that trains {_A[trains]}; got {path}, a run of {config.recipe}. "

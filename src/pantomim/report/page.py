@@ -39,8 +39,6 @@ def make_report(run: str | Path, headline: str | None = None) -> Path:
 
     `headline` names the evaluation shown first, by its file without `.json`; None: the linear probe with all labels,
     else the next in a fixed order that does not look at the scores.
-
-    Raises `ValueError` if this is no run folder, or it has no such evaluation.
     """
     folder = read_run(run)
     results = read_results(folder.evaluations)

@@ -122,9 +122,6 @@ def expand(
     `inputs` are what "{NAME}" stands for; "data" are the images to train on. `source` is what the user called the plan.
     Without a `scale` it is the first of the plan, if there are any. Evaluations in `without`, and those whose inputs
     are not given, are left out; the study says so (`Study.warnings`).
-
-    Raises `ValueError` if a scale, evaluation or input is unknown, an input is missing that the arms or all evaluations
-    need, or a config is not valid.
     """
     refuse(unknown([("Study.scale", scale)] if scale else [], "scales", plan.scales))
     refuse(unknown([("Study.without", name) for name in without], "evaluations", plan.evaluations))

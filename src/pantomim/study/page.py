@@ -58,10 +58,7 @@ class Section:
 
 
 def write_tables(study: Study, out: Path) -> list[Path]:
-    """Write table.json, table.md and table.html from what there is so far.
-
-    Raises `ValueError` if a column names no metric of its evaluation.
-    """
+    """Write table.json, table.md and table.html from what there is so far."""
     table = make_table(study, out)
     page: dict[str, Any] = {
         "title": f"Study {table.study}" + (f", scale {table.scale}" if table.scale else ""),

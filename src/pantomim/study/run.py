@@ -154,8 +154,6 @@ def check_study(study: Study, out: Path) -> dict[str, Any]:
     """See that a study in the folder, if there is one, is this one; returns its settings, nothing is written.
 
     Evaluations may be added, for they change no other number; none may be missing, for they are in the table.
-
-    Raises `ValueError` if it holds the study with other settings; those are named.
     """
     if not (out / PLAN).is_file():
         return {}

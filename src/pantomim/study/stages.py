@@ -91,8 +91,6 @@ def stage_run(plan: Stages, number: int, out: Path) -> Pretrain:
     A later stage's teacher is the encoder before: the output of its last block, or of its norm if that of the first
     teacher was used, whose depth and projection are its own. Every stage has another seed, for weights, order of the
     data, crops and masks. Weights to start from (`init`) are those of the first stage.
-
-    Raises `ValueError` if the method has no teacher, or an EMA teacher has a second stage.
     """
     teacher = teacher_of(plan.run.method)
     if teacher is None:
@@ -127,8 +125,6 @@ def first_width(plan: Stages) -> int | None:
     """Width of the first teacher's features, for which it is read; None: none is named yet.
 
     AdamW's moments can be kept (`reinit` reference) only where the decoder keeps its size.
-
-    Raises `ValueError` if there is no such teacher, it does not go with the student, or they are to be kept and cannot.
     """
     method: Any = plan.run.method
     teacher = teacher_of(method)
