@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.analysis.inspection import Inspection
-from pantomim.analysis.pictures import PictureRows, Row, read_images, write_rows
+from pantomim.analysis.pictures import PictureRows, Row, read_images
 from pantomim.analysis.runs import choose, held_out, load_run, run_config
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
@@ -79,12 +79,6 @@ class Alignment(Inspection):
             f"two agree. Negative shares are worse than the mean alone."
         )
         return PictureRows(items, tuple(rows), caption)
-
-
-def write_alignment_arrays(run: str | Path, *, count: int = 8, seed: int = 0) -> Path:
-    """The pictures of one run on held-out images of its data, in `RUN/analysis/alignment.npz`, for its report."""
-    found = Alignment((str(run),), count=count, seed=seed).run()
-    return write_rows(found, Path(run) / "analysis" / "alignment.npz")
 
 
 @dataclass(frozen=True)

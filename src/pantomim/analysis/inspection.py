@@ -16,6 +16,7 @@ import tyro
 from torch import Tensor
 
 from pantomim.analysis.block_facts import BlockFacts
+from pantomim.analysis.pictures import write_rows
 from pantomim.analysis.runs import choose, held_out, run_config
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
@@ -74,6 +75,11 @@ class Inspection(ABC):
                 f"Inspection.out must be given where the first encoder is no run folder; got {folder}. Name one."
             )
         return folder / "analysis" / (f"{self.name}.html" if len(self.encoders) == 1 else f"{self.name}-compared.html")
+
+
+def write_rows_of(kind: type[Inspection], run: str | Path, **options: Any) -> Path:
+    """The pictures of a run in `RUN/analysis/NAME.npz`, for its report."""
+    return write_rows(kind((str(run),), **options).run(), Path(run) / "analysis" / f"{kind.name}.npz")
 
 
 @dataclass(frozen=True)

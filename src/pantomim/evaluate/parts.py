@@ -39,9 +39,9 @@ class Labelled:
 
 
 def open_labelled(spec: str, images: int | None = None, test_images: int | None = None) -> Labelled:
-    """The labelled splits of a source, as `part_names` divides them; train and test may be cut down (see `drawn`)."""
-    parts = {part: open_source(spec, split) for part, split in part_names(splits(spec)).items()}
-    parts = drawn(parts, images, test_images)
+    """The labelled splits of a source, as `part_names` divides them; train and test may be drawn from."""
+    names, counts = part_names(splits(spec)), {"train": images, "test": test_images}
+    parts = {part: open_source(spec, split).drawn(counts.get(part)) for part, split in names.items()}
     labels = {}
     for part, dataset in parts.items():
         if dataset.labels is None:
@@ -92,12 +92,6 @@ class MaskedParts(MaskedSource):
 def open_masked_parts(*asked: Any, **also: Any) -> MaskedParts:
     """As `open_masked`, whose arguments these are."""
     return MaskedParts(**vars(open_masked(*asked, **also)))
-
-
-def drawn(parts: dict[str, Dataset], images: int | None, test_images: int | None) -> dict[str, Dataset]:
-    """Train and test cut down to so many images, by a fixed draw that is balanced over the classes."""
-    counts = {"train": images, "test": test_images}
-    return {part: dataset.drawn(count) if (count := counts.get(part)) else dataset for part, dataset in parts.items()}
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ class TaskEvaluation(ABC):
                 f"{owner}.out must be given for {self.data}: {path} is about other images of the same name, from "
                 f"{before.get('spec')}. Name another file, or remove that one."
             )
-        dataset = whole if self.test_images is None else whole.drawn(self.test_images)
+        dataset = whole.drawn(self.test_images)
         about = {
             "spec": self.data,
             "test_split": dataset.split,

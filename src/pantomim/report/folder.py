@@ -82,16 +82,13 @@ def read_run(run: str | Path) -> RunFolder:
             problems.append(f"{name} cannot be read ({type(error).__name__}: {error})")
             return otherwise
 
+    described = ("environment", "finished", "encoder", "classifier", "segmenter")
     inside = [attempt(f"analysis/{kind}.npz", read_block_facts) for kind in LAYERS]
     found = {file.stem: attempt(f"eval/{file.name}", _read_mapping) for file in sorted((path / "eval").glob("*.json"))}
     return RunFolder(
         path=path,
         config=attempt("config.yaml", _read_mapping, {}),
-        environment=attempt("environment.json", _read_mapping, {}),
-        finished=attempt("finished.json", _read_mapping, {}),
-        encoder=attempt("encoder.json", _read_mapping, {}),
-        classifier=attempt("classifier.json", _read_mapping, {}),
-        segmenter=attempt("segmenter.json", _read_mapping, {}),
+        **{name: attempt(f"{name}.json", _read_mapping, {}) for name in described},
         num_parameters=attempt("encoder.safetensors", _count_parameters),
         metrics=attempt("metrics.jsonl", _read_metrics, Metrics(np.empty(0, dtype=np.int64), {})),
         evaluations={stem: result for stem, result in found.items() if result},
