@@ -19,7 +19,7 @@ from pantomim.checkpoint import find_checkpoint
 from pantomim.cli import main
 from pantomim.config import DataConfig, MaskConfig, Validation
 from pantomim.core.batch import IGNORE
-from pantomim.core.scores import means, tally
+from pantomim.core.scores import count_pixels, means
 from pantomim.data.mask_crops import MaskCrop
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
@@ -157,7 +157,7 @@ def test_a_folder_like_ade20k_from_the_command_line(tmp_path, capsys):
     counts = torch.zeros(3, 3, dtype=torch.int64)
     for guess, ids in zip(guesses, truth, strict=True):
         labels = torch.from_numpy(np.where((ids == 0) | (ids == 255), IGNORE, ids - 1).astype(np.int64))
-        counts += tally(torch.from_numpy(guess.astype(np.int64) - 1)[None], labels[None], 3)[0]
+        counts += count_pixels(torch.from_numpy(guess.astype(np.int64) - 1)[None], labels[None], 3)[0]
     assert means(counts)["miou"] == pytest.approx(result["trained"]["miou"]), "written masks are what was scored"
 
 

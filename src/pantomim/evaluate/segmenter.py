@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pantomim.core.batch import IGNORE
 from pantomim.core.frozen import frozen
-from pantomim.core.scores import class_accuracy, intersection_over_union, means, tally
+from pantomim.core.scores import class_accuracy, count_pixels, intersection_over_union, means
 from pantomim.data.dataset import Contents, Dataset
 from pantomim.data.masks import Masks, read_masked, stored_ids
 from pantomim.data.stream import whole_images
@@ -58,7 +58,7 @@ class TrainedSegmenter(Trained):
         return stored_ids(numbers, self.about["class_ids"], self.about["no_class"])
 
     def counts(self, dataset: Dataset, masks: Masks) -> Int[Tensor, "n 3 classes"]:
-        """The `tally` of every readable image, in order; the classes of the masks are matched by name."""
+        """The `count_pixels` of every readable image, in order; the classes of the masks are matched by name."""
         self.check_images(dataset)
         survey, where = masks.survey(dataset), f"{masks.name} of {dataset.spec} ({dataset.split})"
         if not survey.ids:
@@ -72,7 +72,7 @@ class TrainedSegmenter(Trained):
         for image, numbers, _ in whole_images(dataset, masks, self.base, self.device):
             guesses = self.predicted(image, numbers.shape)
             labels = table.to(self.device)[numbers[None]]
-            found.append(tally(guesses, labels, len(self.classes), ignore=IGNORE))
+            found.append(count_pixels(guesses, labels, len(self.classes), ignore=IGNORE))
         return torch.cat(found)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pantomim.core.scores import class_accuracy, intersection_over_union, pixel_accuracy, tally
+from pantomim.core.scores import class_accuracy, count_pixels, intersection_over_union, pixel_accuracy
 from pantomim.data.transforms import fitted_size
 from pantomim.nn.blocks import drop_path_rates
 from pantomim.nn.pyramid import Pyramid
@@ -97,7 +97,9 @@ def downstream_upernet(item: Item) -> Computed:
     found.outputs |= weighted | {"total": total, "loss_mean_over_counted_pixels": losses[""] / share}
     found.outputs |= _statistics(heads, _by_part)
     for name, tensor in logits.items():
-        counts = tally(enlarge(tensor, labels.shape[1:]).argmax(dim=1), labels, classes, ignore=ignore).sum(dim=0)
+        counts = count_pixels(enlarge(tensor, labels.shape[1:]).argmax(dim=1), labels, classes, ignore=ignore).sum(
+            dim=0
+        )
         if (stated := item.output(f"{name}accuracy")) is not None:  # per cent, in float32
             off = distance(100 * pixel_accuracy(counts).reshape(stated.shape), stated.double())
             found.errors[f"{name}accuracy"] = off / (FLOAT32 * 100)
@@ -155,7 +157,7 @@ def downstream_mean_iou(item: Item) -> Computed:
             labels = torch.where((labels == 0) | (labels == 255), 255, labels - 1)
         found.outputs[f"label_used_{number}"] = labels
         guesses, settings = item.input(f"prediction_{number}").long(), {"ignore": config["ignore_index"]}
-        by_image.append(tally(guesses[None], labels[None], config["num_classes"], **settings))
+        by_image.append(count_pixels(guesses[None], labels[None], config["num_classes"], **settings))
     each = torch.cat(by_image)
     hits, predicted, labelled = counts = each.sum(dim=0)
     iou, accuracy = intersection_over_union(counts), class_accuracy(counts)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pantomim.config import Duration, Pretrain
-from pantomim.core.scores import class_accuracy, intersection_over_union, pixel_accuracy, tally
+from pantomim.core.scores import class_accuracy, count_pixels, intersection_over_union, pixel_accuracy
 from pantomim.methods.segment import Segment, SegmentConfig
 from pantomim.nn.pyramid import Pyramid
 from pantomim.nn.segmenter import UPerNetConfig
@@ -82,7 +82,7 @@ def _test(item: Item, model: Segment) -> Computed:
         guesses, corner = logits.argmax(dim=1), config["corner"]
         found[f"test_logits_{number}"] = logits[0, :, -corner:, -corner:]
         found[f"test_prediction_{number}"] = guesses[0]
-        counts += tally(guesses, labels, config["num_classes"], ignore=config["ignore_index"]).sum(dim=0)
+        counts += count_pixels(guesses, labels, config["num_classes"], ignore=config["ignore_index"]).sum(dim=0)
     hits, predicted, labelled = counts.long()
     iou = intersection_over_union(counts)
     found |= {"intersection": hits, "union": predicted + labelled - hits, "predicted": predicted, "labelled": labelled}
