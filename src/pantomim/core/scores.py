@@ -22,8 +22,8 @@ def count_pixels(
     for name, values in (("guesses", guesses), ("labels", labels)):
         if wrong := values[known & ((values < 0) | (values >= num_classes))].unique().tolist():
             raise ValueError(
-                f"count_pixels.{name} must be classes from 0 to {num_classes - 1}, or `ignore`; got {wrong[:10]}. Check "
-                f"the masks, the number of classes and the id of pixels that have none."
+                f"count_pixels.{name} must be classes from 0 to {num_classes - 1}, or `ignore`; got {wrong[:10]}. "
+                f"Check the masks, the number of classes and the id of pixels that have none."
             )
 
     def count(values: Tensor, where: Tensor) -> Tensor:
