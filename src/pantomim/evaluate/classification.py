@@ -103,15 +103,15 @@ class Classification(ClassifierEvaluation):
 
     stem = "finetune"
 
-    def score(self, trained: TrainedClassifier, dataset: Dataset) -> dict[str, Any]:
-        """The scores of `class_scores`."""
+    def score(self, trained: TrainedClassifier, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
+        """The scores of `class_scores`, and how top-1 differs."""
         logits, labels, rows = trained.labelled(dataset, self.chunk)
         names = dataset.names
-        return {"trained": class_scores(logits, labels, trained.classes, [names[row] for row in rows])}
-
-    def difference(self, ours: Scores, theirs: Scores) -> dict[str, Any]:
-        """Of top-1."""
-        return paired_difference(hits_of(ours), hits_of(theirs))
+        scores = class_scores(logits, labels, trained.classes, [names[row] for row in rows])
+        if theirs is None:
+            return {"trained": scores}
+        difference = paired_difference(hits_of(scores), hits_of(theirs))
+        return {"trained": scores, "against": {"top1": theirs["top1"], **difference}}
 
     def words(self, result: Mapping[str, Any]) -> list[str]:
         """Top-1, how sure that is, and the mean over classes."""

@@ -24,6 +24,7 @@ from pantomim.core.frozen import frozen
 from pantomim.data.colours import blurred
 from pantomim.data.dataset import Dataset
 from pantomim.data.sources import browse, open_source
+from pantomim.evaluate.base import Scores
 from pantomim.evaluate.classification import ClassifierEvaluation, TrainedClassifier
 from pantomim.evaluate.parts import top1
 
@@ -66,7 +67,7 @@ class Robustness(ClassifierEvaluation):
 
     stem = "robustness"
 
-    def score(self, trained: TrainedClassifier, dataset: Dataset) -> dict[str, Any]:
+    def score(self, trained: TrainedClassifier, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
         """Clean top-1, corruptions of our own, and the sets that are given."""
         scores, shifted = self._own(trained, dataset), dict[str, float]()
         if self.imagenet_c is not None:

@@ -96,22 +96,21 @@ class SegmenterEvaluation(TaskEvaluation):
 
     network = TrainedSegmenter
     stem = "segment"
-    metric = "miou"
 
     @cached_property
     def source(self) -> tuple[Contents, Masks]:
         """What the data hold."""
         return read_masked(self.data, self.masks, ignore=self.ignore, reduce_zero=self.reduce_zero)
 
-    def score(self, trained: TrainedSegmenter, dataset: Dataset) -> dict[str, Any]:
-        """The scores of `pixel_scores`, and those of one class everywhere."""
+    def score(self, trained: TrainedSegmenter, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
+        """The scores of `pixel_scores`, those of one class everywhere, and how the mean IoU differs."""
         counts = trained.counts(dataset, self.source[1])
         baseline = most_frequent(counts, trained.classes)
-        return {"trained": pixel_scores(counts, trained.classes), "most_frequent": baseline}
-
-    def difference(self, ours: Scores, theirs: Scores) -> dict[str, Any]:
-        """Of the mean IoU."""
-        return paired_difference(unpacked(ours["counts"]), unpacked(theirs["counts"]))
+        scores = {"trained": pixel_scores(counts, trained.classes), "most_frequent": baseline}
+        if theirs is None:
+            return scores
+        difference = paired_difference(counts, unpacked(theirs["counts"]))
+        return scores | {"against": {"miou": theirs["miou"], **difference}}
 
     def words(self, result: Mapping[str, Any]) -> list[str]:
         """Mean IoU, how sure that is, and the baseline's."""

@@ -133,7 +133,6 @@ class TaskEvaluation(ABC):
 
     network: ClassVar[type[Trained]]
     stem: ClassVar[str]  # what the file of the result is named after, before the data
-    metric: ClassVar[str] = "top1"  # by which two runs are compared
 
     @property
     def against(self) -> str | None:
@@ -141,16 +140,15 @@ class TaskEvaluation(ABC):
         return None
 
     @abstractmethod
-    def score(self, trained: Any, dataset: Dataset) -> dict[str, Any]:
-        """Scores under "trained", where other results have those of the encoder, and what else is to be written."""
+    def score(self, trained: Any, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
+        """Scores under "trained", where other results have those of the encoder, and what else is to be written.
+
+        Under "against" how they differ from `theirs`, if these are given: the scores of the run `against`.
+        """
 
     @abstractmethod
     def words(self, result: Mapping[str, Any]) -> list[str]:
         """The scores, for the headline."""
-
-    def difference(self, ours: Scores, theirs: Scores) -> dict[str, Any]:
-        """How the metric differs on the same images, with its 95 % `interval`, where `against` can be given."""
-        raise NotImplementedError
 
     @cached_property
     def source(self) -> tuple[Contents, Masks | None]:
@@ -191,16 +189,10 @@ class TaskEvaluation(ABC):
             "image_size": list(trained.module.encoder.image_size),
             "key": key,
         }
-        theirs = None if self.against is None else self.scores_of(self.against, key)
-        scores = self.score(trained, dataset)
-        if theirs is not None and self.against is not None:
-            runs = [find_head(each, (kind,))[0].resolve() for each in (self.run, self.against)]
-            named = {kind: self.against, "from_scratch": runs[1] == runs[0] / FROM_SCRATCH}
-            scores["against"] = {
-                **named,
-                self.metric: theirs[self.metric],
-                **self.difference(scores["trained"], theirs),
-            }
+        scores = self.score(trained, dataset, None if self.against is None else self.scores_of(self.against, key))
+        if self.against is not None:
+            ours, other = (find_head(run, (kind,))[0].resolve() for run in (self.run, self.against))
+            scores["against"] |= {kind: self.against, "from_scratch": other == ours / FROM_SCRATCH}
         broken = [asdict(image) for image in dataset.broken]
         result = {
             "protocol": self.stem,
