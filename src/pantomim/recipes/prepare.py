@@ -13,7 +13,7 @@ from pantomim.core.names import did_you_mean
 from pantomim.data.dataset import Facts
 from pantomim.data.masks import open_masked
 from pantomim.data.sources import open_source
-from pantomim.data.stats import Stats, channel_stats
+from pantomim.data.stats import channel_stats
 from pantomim.formats import load_encoder
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.guides import teacher_of, with_teacher
@@ -186,14 +186,18 @@ def _from_data(
             f"prepare.data must be given for the bare method {family.bare}, which asks the images for their size and "
             f"channels; got None."
         )
-    subset, masks, start, whole = dict(subset), subset.get("masks"), None, None
+    used, start = dict(subset), None
+    masks: MaskConfig | None = used.pop("masks", None)
     if masks is None:
-        dataset = open_source(data, "train")
-        whole = len(dataset)
-        dataset = dataset.part(**subset)
-        facts, stats = dataset.facts, channel_stats(dataset)
+        whole = open_source(data, "train")
+        dataset = whole.part(**used)
+        facts = dataset.facts
     else:
-        facts, stats, subset["masks"] = _of_masks(data, **subset)
+        opened = open_masked(data, masks.name, masks.ignore, reduce_zero=masks.reduce_zero, tested=False)
+        whole = opened.parts["train"]
+        dataset = whole.part(**used)
+        facts = replace(dataset.facts, num_classes=len(opened.masks.names))
+        masks = replace(masks, name=opened.masks.name, reduce_zero=opened.masks.reduce_zero)
     if init is not None and size is None:
         encoder = load_encoder(init)
         if not isinstance(encoder, Encoder):
@@ -207,12 +211,12 @@ def _from_data(
                 f"{facts.channels} in {data}. Pre-train on images of {facts.channels} channel(s), or convert these."
             )
     size = size or family.default_size
-    config: Any = family.fit(size, facts, stats, start, whole)
+    config: Any = family.fit(size, facts, channel_stats(dataset), start, len(whole))
     if balanced and dataset.labels is not None:
         config = replace(config, method=replace(config.method, class_weights=_weights(dataset.labels)))
     if masks is not None:
-        subset["masks"] = replace(subset["masks"], crop=config.data.masks.crop)
-    config = replace(config, data=replace(config.data, **subset))
+        used["masks"] = replace(masks, crop=config.data.masks.crop)
+    config = replace(config, data=replace(config.data, **used))
     return Prepared(
         config,
         family.paper(0 if family.trains == "tokenizer" else config.method.encoder.width),
@@ -231,14 +235,6 @@ def _weights(labels: np.ndarray) -> tuple[float, ...]:
     """Of each class in the loss, so that all weigh the same, and an image 1 on average."""
     counts = np.bincount(labels)
     return tuple(float(len(labels) / (np.count_nonzero(counts) * max(count, 1))) for count in counts)
-
-
-def _of_masks(data: str, masks: MaskConfig, **subset: Any) -> tuple[Facts, Stats, MaskConfig]:
-    """Of images with masks: facts with the classes of the masks, statistics, and the masks as they are."""
-    opened = open_masked(data, masks.name, masks.ignore, reduce_zero=masks.reduce_zero, tested=False)
-    dataset = opened.parts["train"].part(**subset)
-    facts = replace(dataset.facts, num_classes=len(opened.masks.names))
-    return facts, channel_stats(dataset), replace(masks, name=opened.masks.name, reduce_zero=opened.masks.reduce_zero)
 
 
 def _decided(config: Any, facts: Facts, sizes: str) -> tuple[tuple[str, str], ...]:
