@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := runs/demo
 DEMO_DATA := mnist
 
-.PHONY: demo test check lock benchmark clean
+.PHONY: demo test check stress faults lock benchmark clean
 
 demo: .venv/installed
 	@echo "== 1/3  Pre-training on $(DEMO_DATA), real images that come with a package: no label is used."
@@ -23,6 +23,14 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+stress: .venv/installed
+	@echo "== Killing every command at random moments, and resuming it (5 to 20 minutes on two cores)."
+	$(BIN)/python tests/stress/kill_resume.py 60
+
+faults: .venv/installed
+	@echo "== Full disks, failing files, signals, changed images and more (about half an hour on two cores)."
+	$(BIN)/python tests/stress/faults.py
 
 benchmark: .venv/installed
 	$(BIN)/pip install --quiet --editable ".[benchmark]"

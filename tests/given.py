@@ -16,7 +16,7 @@ class Given(Teacher):
         self.tokens = torch.randn(3, num_prefix + 16, width, generator=generator) * 3 + 1
         self.attention = torch.rand(3, 16, generator=generator) / 20
         self.num_prefix, self.width, self.grid, self.asked = num_prefix, width, (4, 4), []
-        self._freeze()
+        self.requires_grad_(False).eval()
 
     def forward(self, images, query=None):
         self.asked.append(query)

@@ -3,7 +3,7 @@
     checkpoints/step-00000100/weights.safetensors      every parameter and buffer of the method, by name
                               optimizer.safetensors    the optimiser's state, as PARAMETER/KEY
                               checkpoint.json          step, random state, progress; size and SHA-256 of the other two;
-                                                       SHA-256 of the frozen parts, which lie in no file
+                                                       SHA-256 of the frozen parts, which lie in no file; whose it is
 
 Frozen parts (tokenizers, teachers: their attribute `frozen` is True) are loaded again from their source; a run resumes
 only with the same. The random state is (seed, step), from which each step seeds all generators (`engine.runtime`).
@@ -17,7 +17,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pantomim.core.files import sync_folder
+from pantomim.core.reading import as_kind, read_json
 from pantomim.formats.files import frozen_hashes, frozen_parts, key_report, other_parts
 
 FORMAT_VERSION = 2
@@ -38,13 +39,29 @@ class CheckpointError(OSError):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint: the steps done, plain values that the run keeps, and the hash of each frozen part."""
+class Progress:
+    """What the next start needs to know of those before it."""
 
-    path: Path
+    time_s: float = 0.0  # these three are a `Clock`'s
+    timed_images: int = 0
+    timed_s: float = 0.0
+    loss: float | None = None  # of the last logged step
+    logged: int = 0  # steps in `metrics.jsonl`
+    broken: dict[str, str] = field(default_factory=dict)  # why each image was skipped, by name
+    warnings: list[str] = field(default_factory=list)  # of the method
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the `checkpoint.json` of a whole checkpoint states."""
+
     step: int
-    progress: dict[str, Any]
-    frozen: dict[str, str]
+    files: dict[str, dict[str, int | str]]
+    progress: Progress
+    random: dict[str, int] = field(default_factory=dict)
+    frozen: dict[str, str] = field(default_factory=dict)  # the hash of each frozen part
+    run: dict[str, Any] = field(default_factory=dict)  # whose it is: settings; empty in those of earlier versions
+    path: Path = Path()  # its folder
 
 
 def save_checkpoint(
@@ -54,13 +71,14 @@ def save_checkpoint(
     *,
     step: int,
     seed: int,
-    progress: Mapping[str, Any],
+    progress: Progress,
     keep: int,
+    run: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `folder/step-XXXXXXXX` whole or not at all, then remove all but the newest `keep`.
 
     Checkpoints of later steps are removed too: they belong to a continuation that was abandoned. The optimiser's groups
-    must name their parameters (`param_names`).
+    must name their parameters (`param_names`). `run` are plain values by which its run knows it again.
 
     Raises:
         CheckpointError: if the disk is full or the folder cannot be written to; earlier checkpoints are untouched.
@@ -69,17 +87,17 @@ def save_checkpoint(
     temporary = folder / f".{path.name}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".step-*"):  # of a save that was killed
-            shutil.rmtree(leftover)
+        remove_leftovers(folder)
         temporary.mkdir()
         for name, tensors in ((WEIGHTS, _changing(method)), (OPTIMIZER, _flatten(optimizer))):
             on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             save_file(on_cpu, temporary / name)
         description = {"format_version": FORMAT_VERSION, "step": step, "random": {"seed": seed, "step": step}}
-        description |= {"progress": dict(progress), "frozen": frozen_hashes(method)}
+        description |= {"progress": asdict(progress), "frozen": frozen_hashes(method), "run": dict(run or {})}
         description["files"] = {name: _fingerprint(temporary / name) for name in (WEIGHTS, OPTIMIZER)}
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         for name in (WEIGHTS, OPTIMIZER, DESCRIPTION):
+            (temporary / name).chmod((temporary / DESCRIPTION).stat().st_mode)  # safetensors lets in the owner alone
             with (temporary / name).open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(temporary)
@@ -97,6 +115,12 @@ def save_checkpoint(
     for old in steps.keys() - set(sorted(s for s in steps if s <= step)[-keep:]):
         _remove(steps[old])
     return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a save that was killed has left."""
+    for leftover in folder.glob(".step-*"):
+        _delete(leftover)
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:
@@ -155,19 +179,22 @@ def load_checkpoint(checkpoint: Checkpoint, method: nn.Module, optimizer: Optimi
 def _validate(path: Path) -> Checkpoint:
     """Read the description and compare both files with it."""
     try:
-        about = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-        version, stated = about["format_version"], {name: about["files"][name] for name in (WEIGHTS, OPTIMIZER)}
-        found = Checkpoint(path, about["step"], about["progress"], about.get("frozen", {}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / DESCRIPTION} must be whole; got {error!r}.") from error
-    if version != FORMAT_VERSION:
-        age = "a newer" if version > FORMAT_VERSION else "an older"
-        raise CheckpointError(f"{path}: format_version must be {FORMAT_VERSION}; got {version}, of {age} pantomim.")
-    for name, expected in stated.items():
-        file = path / name
-        if (got := _fingerprint(file) if file.is_file() else "no file") != expected:
-            raise CheckpointError(f"{file} must have the size and hash {expected} of {DESCRIPTION}; got {got}.")
-    return found
+        about = read_json(path / DESCRIPTION, dict[str, Any], "")
+        if (version := as_kind(about.get("format_version"), int)) != FORMAT_VERSION:
+            age = "a newer" if version > FORMAT_VERSION else "an older"
+            raise CheckpointError(f"{path}: format_version must be {FORMAT_VERSION}; got {version}, of {age} pantomim.")
+        stated: Checkpoint = as_kind(about, Checkpoint)
+        if stated.step != int(path.name[5:]):
+            raise CheckpointError(f"{path / DESCRIPTION} must be of the step in its name; got step {stated.step}.")
+        for name in (WEIGHTS, OPTIMIZER):
+            file, expected = path / name, stated.files.get(name, "no file")
+            if (got := _fingerprint(file) if file.is_file() else "no file") != expected:
+                raise CheckpointError(f"{file} must have the size and hash {expected} of {DESCRIPTION}; got {got}.")
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} must be whole; got {error}.") from error
+    return replace(stated, path=path)
 
 
 def _changing(method: nn.Module) -> dict[str, Tensor]:
@@ -218,4 +245,12 @@ def _fingerprint(file: Path) -> dict[str, Any]:
 def _remove(path: Path) -> None:
     """Remove a folder, if it is there; out of the way first, so that a kill leaves no half of it under its name."""
     if path.exists():
-        shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
+        _delete(path.rename(path.with_name(f".{path.name}.old")))
+
+
+def _delete(path: Path) -> None:
+    """Remove a folder, or the file or link that somebody put in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

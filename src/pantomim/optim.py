@@ -1,7 +1,7 @@
 """How weights are updated: groups with their decay and rate, LARS, and schedules as functions of the step."""
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,89 +22,75 @@ def scaled_lr(base_lr: float, batch_size: int) -> float:
     return base_lr * batch_size / 256
 
 
-def cosine_schedule(
-    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
-) -> float:
-    """Linear warm-up from `start` to `base`, then half a cosine down to `minimum`, where it stays.
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rates as functions of the step: a warm-up from `start` to `base`, then a way down to `minimum`.
 
     Steps, warm-up and total share a unit: optimizer steps, or epochs with their fractions.
-
-    Source: the MAE authors' `util/lr_sched.py`.
     """
-    if not 0 <= warmup < total:
-        raise ValueError(
-            f"cosine_schedule.warmup must be in [0, total); got {warmup} of {total}. Train longer, or warm up shorter."
-        )
-    if step < warmup:
-        return start + (base - start) * step / warmup
-    progress = min((step - warmup) / (total - warmup), 1.0)
-    return half_cosine(base, minimum, progress)
 
+    base: float
+    minimum: float
+    warmup: float
+    total: float
+    start: float = 0.0
 
-def beit_schedule(
-    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
-) -> float:
-    """`cosine_schedule` from a first rate `start`, and with the base rate in the last step of the warm-up already.
+    def mae(self, step: float) -> float:
+        """Linear warm-up, whose next step has the base rate; then half a cosine down to the minimum, where it stays.
 
-    Source: BEiT's `utils.py` (and CAE's); steps are optimizer steps.
-    """
-    if step < warmup:
-        return start + (base - start) * step / max(warmup - 1, 1)
-    return cosine_schedule(step, base=base, minimum=minimum, warmup=warmup, total=total)
+        Source: the MAE authors' `util/lr_sched.py`.
+        """
+        if not 0 <= self.warmup < self.total:
+            raise ValueError(
+                f"Schedule.warmup must be in [0, total); got {self.warmup} of {self.total}. Train longer, or warm up "
+                f"shorter."
+            )
+        if step < self.warmup:
+            return self._warming(step, self.warmup)
+        return half_cosine(self.base, self.minimum, min((step - self.warmup) / (self.total - self.warmup), 1.0))
 
+    def beit(self, step: float) -> float:
+        """As `mae`, with the base rate in the last step of the warm-up already.
 
-def drop_schedule(
-    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0, at: float = 7 / 8
-) -> float:
-    """Linear warm-up from `start` to `base`, where it stays; `minimum` once the share `at` of the total is over.
+        Source: BEiT's `utils.py` (and CAE's); steps are optimizer steps.
+        """
+        return self._warming(step, max(self.warmup - 1, 1)) if step < self.warmup else self.mae(step)
 
-    Source: SimMIM's `configs/vit_base__800ep`: a tenth from epoch 700 of 800 on.
-    """
-    if step < warmup:
-        return cosine_schedule(step, base=base, minimum=minimum, warmup=warmup, total=total, start=start)
-    # a step that the share falls on exactly is the first with the minimum, whatever the product is rounded to
-    return base if step < at * total - 1e-9 * total else minimum
+    def drop(self, step: float, at: float = 7 / 8) -> float:
+        """Warm-up as in `mae`, then the base rate; the minimum once the share `at` of the total is over.
 
+        Source: SimMIM's `configs/vit_base__800ep`: a tenth from epoch 700 of 800 on.
+        """
+        if step < self.warmup:
+            return self.mae(step)
+        # a step that the share falls on exactly is the first with the minimum, whatever the product is rounded to
+        return self.base if step < at * self.total - 1e-9 * self.total else self.minimum
 
-def transfer_schedule(
-    epoch: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
-) -> float:
-    """By whole epochs, an epoch late: linear from `start` to `base`, then the rest of a half-cosine over all epochs.
+    def poly(self, step: float) -> float:
+        """Linear warm-up whose last step has the base rate, as has the next; then linearly to the minimum at the end.
 
-    The cosine does not begin anew after the warm-up; from epoch `total` + 1 on (cool-down) the rate is `minimum`.
+        Source: mmengine's LinearLR and PolyLR of power 1, as in mmsegmentation 1.x (ColorMAE); steps are optimizer
+            steps.
+        """
+        if step < self.warmup:
+            return self.beit(step)
+        left = 1.0 - (step - self.warmup) / max(self.total - self.warmup - 1, 1)
+        return self.minimum + (self.base - self.minimum) * max(left, 0.0)
 
-    Source: dBOT's `evaluation/eval_cls.py` with timm's scheduler, which is told the number of the epoch that is over:
-        epochs 0 and 1 share a rate.
-    """
-    over = max(math.floor(epoch) - 1, 0)
-    if over < warmup:
-        return start + (base - start) * over / warmup
-    return half_cosine(base, minimum, min(over / total, 1.0))
+    def mmcv(self, step: float) -> float:
+        """Linearly from base to minimum, which only a step after the last would have; a share of it in the warm-up.
 
+        In the warm-up the share rises linearly from `start / base` to 1.
 
-def poly_schedule(
-    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
-) -> float:
-    """Linear warm-up whose last step has the base rate, as has the next; then linearly to `minimum` in the last step.
+        Source: mmcv 1.x's PolyLrUpdaterHook of power 1 with linear warm-up (segmentation of BEiT, CAE and dBOT).
+        """
+        rate = self.minimum + (self.base - self.minimum) * max(1.0 - step / self.total, 0.0)
+        if step >= self.warmup:
+            return rate
+        return rate * (1.0 - (1.0 - step / self.warmup) * (1.0 - self.start / self.base))
 
-    Source: mmengine's LinearLR and PolyLR of power 1, as in mmsegmentation 1.x (ColorMAE); steps are optimizer steps.
-    """
-    if step < warmup:
-        return beit_schedule(step, base=base, minimum=minimum, warmup=warmup, total=total, start=start)
-    return minimum + (base - minimum) * max(1.0 - (step - warmup) / max(total - warmup - 1, 1), 0.0)
-
-
-def mmcv_poly_schedule(
-    step: float, *, base: float, minimum: float, warmup: float, total: float, start: float = 0.0
-) -> float:
-    """Linearly from `base` to `minimum`, which only a step after the last would have; a share of it in the warm-up.
-
-    In the warm-up the share rises linearly from `start / base` to 1.
-
-    Source: mmcv 1.x's PolyLrUpdaterHook of power 1 with linear warm-up (segmentation of BEiT, CAE and dBOT).
-    """
-    rate = minimum + (base - minimum) * max(1.0 - step / total, 0.0)
-    return rate if step >= warmup else rate * (1.0 - (1.0 - step / warmup) * (1.0 - start / base))
+    def _warming(self, step: float, last: float) -> float:
+        return self.start + (self.base - self.start) * step / last
 
 
 def parameter_groups(
@@ -161,18 +147,6 @@ def layer_scale(depth: int, decay: float) -> Callable[[str], float]:
         return float(decay ** (depth + 1 - layer))
 
     return scale
-
-
-def layer_decay_groups(model: Any, weight_decay: float, decay: float, *, decay_tokens: bool = False) -> list[Group]:
-    """The trainable parameters of a model with an `encoder` by layer, see `layer_scale`.
-
-    Tokens and absolute positions are not decayed, unless asked for: the segmentation code of BEiT, CAE and dBOT does.
-    """
-    if not 0.0 < decay <= 1.0:
-        raise ValueError(f"layer_decay_groups.decay must be in (0, 1]; got {decay}. 1 means no decay.")
-    return parameter_groups(
-        model, weight_decay, decay_tokens=decay_tokens, lr_scale=layer_scale(model.encoder.depth, decay)
-    )
 
 
 class LARS(Optimizer):

@@ -15,10 +15,10 @@ from tiny import BEIT_ENCODER, CAE_ENCODER, ENCODER, tiny_images, tiny_run
 from pantomim.checkpoint import find_checkpoint
 from pantomim.cli import main
 from pantomim.config import Validation
-from pantomim.data.sources import open_source
 from pantomim.data.stream import evaluation_batches
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
+from pantomim.engine.setup import open_images
 from pantomim.evaluate.knn import KNN
 from pantomim.formats import load_encoder
 from pantomim.formats.native import load_classifier, save_encoder
@@ -84,10 +84,8 @@ def test_what_is_exported_scores_as_it_did_on_the_held_out_images(source, tmp_pa
     about = json.loads((tmp_path / "run" / "classifier.json").read_text())
     checkpoint = find_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None
-    classifier, dataset = load_classifier(tmp_path / "run"), open_source(str(source), "train")
-    from pantomim.engine.setup import hold_out
-
-    train, held_out = hold_out(dataset, config)
+    classifier, images = load_classifier(tmp_path / "run"), open_images(config)
+    train, held_out = images.train, images.held_out
     assert not set(train.names) & set(held_out.names)
     assert len(held_out) == 16, "a quarter of 64, evenly over four classes"
     (images, ids), *_ = evaluation_batches(held_out, (16, 16), 64, "cpu")

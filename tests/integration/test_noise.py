@@ -39,7 +39,7 @@ def test_a_single_pass_can_be_asked_for_and_written_elsewhere(tmp_path, capsys) 
     ("arguments", "words"),
     [
         (["purple", "--sigma", "1"], "Noise.sigma must be 2 number(s) for purple"),
-        (["red", "--out", "red.txt"], "--out must be a file with the ending .npz"),
+        (["red", "--out", "red.txt"], "--out must end in .npz"),
     ],
 )
 def test_what_cannot_be_made_is_refused(arguments, words, capsys) -> None:

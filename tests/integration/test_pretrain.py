@@ -26,7 +26,7 @@ from pantomim.checkpoint import WEIGHTS, find_checkpoint
 from pantomim.config import Duration, Pretrain, to_yaml
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
-from pantomim.engine.setup import training_images
+from pantomim.engine.setup import open_images
 from pantomim.engine.stops import DiskError, Interrupted, NonFiniteError
 from pantomim.engine.training import Training
 from pantomim.formats import load_encoder
@@ -106,7 +106,8 @@ def kill_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_run_folder_holds_what_it_should(uninterrupted: Path) -> None:
     names = {path.name for path in uninterrupted.iterdir() if not path.name.startswith(".")}
     files = {f"{part}.{kind}" for part in ("encoder", "decoder") for kind in ("safetensors", "json")}
-    assert names == files | {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "finished.json"}
+    more = {"config.yaml", "data.json", "images.json.gz", "environment.json", "metrics.jsonl", "checkpoints"}
+    assert names == files | more | {"finished.json"}
     assert sorted(path.name for path in (uninterrupted / "checkpoints").iterdir()) == ["step-00000072", "step-00000080"]
     lines = read_metrics(uninterrupted / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 81))
@@ -197,7 +198,7 @@ def test_sigterm_saves_the_step_and_says_how_to_resume(source: Path, uninterrupt
     assert weights_hash(out) == weights_hash(uninterrupted)
 
 
-@pytest.mark.parametrize("part", ["training_images", "find_checkpoint", "save_encoder"])
+@pytest.mark.parametrize("part", ["open_images", "find_checkpoint", "save_encoder"])
 def test_a_signal_before_or_after_training_stops_at_once(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
@@ -377,7 +378,7 @@ def test_broken_images_are_told_when_stopped_and_recorded_at_the_end(
         Image.new("RGB", (side, 16), (number, 90, 30)).save(tmp_path / "images" / f"{number:03d}.png")
     config = tiny_run(tmp_path / "images", steps=26)  # more than one pass on either side of the stop
     config = replace(config, data=replace(config.data, workers=0))
-    name = training_images(config.data).names[3]
+    name = open_images(config).train.names[3]
     file = tmp_path / "images" / name
     file.write_bytes(file.read_bytes()[:50])
 

@@ -23,7 +23,7 @@ from pantomim.core.scores import count_pixels, means
 from pantomim.data.mask_crops import MaskCrop
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
-from pantomim.engine.setup import hold_out, training_images, training_masks
+from pantomim.engine.setup import open_images
 from pantomim.evaluate.segmenter import TrainedSegmenter, most_frequent, unpacked
 from pantomim.formats import load_encoder
 from pantomim.formats.native import load_segmenter, save_encoder
@@ -113,9 +113,9 @@ def test_each_head_learns_and_what_is_exported_scores_as_it_did(tmp_path, head, 
     source, start = masked_arrays(tmp_path / "arrays.npz", channels), encoder_at(tmp_path / "encoder", channels)
     config = segmenting(source, start, channels=channels, head=head, steps=40)
     pretrain(replace(config, validation=Validation(0.25, every=20)), tmp_path / "run")
-    trained, masks = TrainedSegmenter.open(tmp_path / "run", torch.device("cpu")), training_masks(config.data)
-    _, held_out = hold_out(training_images(config.data), config)
-    counts = trained.counts(held_out, masks)
+    trained, masks = TrainedSegmenter.open(tmp_path / "run", torch.device("cpu")), open_images(config).masks
+    held_out = open_images(config).held_out
+    counts, _ = trained.counts(held_out, masks)
     found = means(counts.sum(dim=0))["miou"]
     assert found == trained.about["chosen"]["validation"]
     assert found > 2 * most_frequent(counts, trained.classes)["miou"], "colours are classes"
@@ -170,7 +170,7 @@ def test_predicted_masks_lie_as_the_images_do(run, tmp_path, capsys):
     assert "2 images cannot be read" in said
     there = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
     shown = {"a/one.png.png", "a/one.png.overlay.png", "b/two.png", "b/two.overlay.png"}
-    assert there == {*shown, "classes.json", "errors.csv"}
+    assert there == {*shown, "classes.json", "errors.csv", ".pantomim"}
     assert np.asarray(Image.open(out / "b/two.png")).shape == (40, 18)
     assert np.asarray(Image.open(out / "b/two.overlay.png")).shape == (40, 18, 3)
     rows = csv.DictReader((out / "errors.csv").read_text().splitlines())

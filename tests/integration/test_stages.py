@@ -131,8 +131,12 @@ def test_a_resumed_stage_takes_no_other_teacher(source, whole, tmp_path, monkeyp
     from pantomim.formats.native import save_encoder
 
     save_encoder(out / "stage-0", other, scale={"rule": "", "divisor": 1.0}, recipe="other")
+    summary = json.loads((out / "stage-0" / "finished.json").read_text())
+    (out / "stage-0" / "finished.json").write_text(json.dumps(summary | {"files": {}}))  # as of earlier versions
     with pytest.raises(ValueError, match="teacher"):
         run_stages(plan, out)
+    (out / "stage-0" / "finished.json").write_text(json.dumps(summary))  # knows its encoder, and writes it anew
+    assert [stage.steps for stage in run_stages(plan, out)] == [STEPS, STEPS]
 
 
 def test_a_finished_chain_is_left_as_it_is(source, whole):

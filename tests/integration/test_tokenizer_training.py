@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_images, tiny_run
 
-from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from pantomim.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Duration
 from pantomim.core.batch import Batch
 from pantomim.engine.pretrain import pretrain
@@ -81,7 +81,7 @@ def test_going_on_from_a_checkpoint_is_bitwise_the_same(tmp_path):
     whole, other = begin(0), begin(0)
     losses = go_on(*whole, 0, 6)
     go_on(*other, 0, 3)
-    save_checkpoint(tmp_path, *other, step=3, seed=0, progress={}, keep=1)
+    save_checkpoint(tmp_path, *other, step=3, seed=0, progress=Progress(), keep=1)
     resumed = begin(1)
     load_checkpoint(find_checkpoint(tmp_path), *resumed)
     assert go_on(*resumed, 3, 6) == losses[3:]

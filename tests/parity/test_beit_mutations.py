@@ -1,6 +1,7 @@
 """BEiT's items notice: one thing is wrong at a time, and an item must fail."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,13 +9,14 @@ from golden_items import edited, failing, mutations, with_config
 
 from pantomim.nn import attention, blocks, init, resize, vit
 from pantomim.nn.relative import num_relative_rows, relative_index
+from pantomim.optim import Schedule
 from pantomim.parity import beit
 from pantomim.targets import tokens
 
 PRETRAIN, FINETUNE, INDEX, RESIZE = "beit_pretrain_b", "beit_finetune_a", "beit_relative_index", "beit_relative_resize"
 SHARED_TABLE = "beit_pretrain_a"
 spline, table_of, embed = resize.make_interp_spline, beit.resize_relative_table, vit.Encoder.embed
-weighted_mean, groups, schedule = tokens.weighted_mean, beit.parameter_groups, beit.beit_schedule
+weighted_mean, groups, schedule = tokens.weighted_mean, beit.parameter_groups, Schedule.beit
 project, block_forward = attention.Attention._project, blocks.Block.forward
 
 
@@ -98,8 +100,8 @@ def unscaled(self, *given, **named):
         return block_forward(self, *given, **named)
 
 
-def warmer(step, *, start, **named):
-    return schedule(step, **named | {"warmup": named["warmup"] + 1}, start=start)
+def warmer(self, step):
+    return schedule(replace(self, warmup=self.warmup + 1), step)
 
 
 @mutations(
@@ -141,7 +143,7 @@ def test_another_initialisation(monkeypatch, change):
 
 
 def test_warm_up_of_another_length(monkeypatch):
-    monkeypatch.setattr(beit, "beit_schedule", warmer)
+    monkeypatch.setattr(Schedule, "beit", warmer)
     assert "lr_schedules" in failing(FINETUNE).worst
 
 

@@ -18,7 +18,7 @@ from pantomim.teachers.encoder import EncoderTeacher
 PRETRAIN, SYMMETRIC, WITH_CLASS = "dbot_pretrain_b", "dbot_full_sequence_a", "dbot_full_sequence_b"
 SCHEDULE, ANALYSIS = "dbot_schedule", "dbot_analysis"
 build, forward, enter, distance_of = DBOT.__init__, DBOT.forward, vit.Encoder.enter, Distance.__call__
-cosine, concentration, blocks_of = dbot.cosine_schedule, dbot.concentration, dbot.block_features
+cosine, concentration, blocks_of = dbot.Schedule.mae, dbot.concentration, dbot.block_features
 attention_distance, patch_distances = dbot.attention_distance, dbot.patch_distances
 
 
@@ -106,11 +106,11 @@ def normed(encoder, images, need_attention):
     padding=(SYMMETRIC, Distance, "__call__", lambda self, ours, target, weight=None: distance_of(self, ours, target)),
     one_cosine=(
         SCHEDULE,
-        dbot,
-        "cosine_schedule",
-        lambda step, *, total, **rest: cosine(step, total=2 * total, **rest),
+        dbot.Schedule,
+        "mae",
+        lambda self, step: cosine(replace(self, total=2 * self.total), step),
     ),
-    no_warmup=(SCHEDULE, dbot, "cosine_schedule", lambda step, *, warmup, **rest: cosine(step, warmup=0, **rest)),
+    no_warmup=(SCHEDULE, dbot.Schedule, "mae", lambda self, step: cosine(replace(self, warmup=0), step)),
     rows_that_sum_to_one=(ANALYSIS, dbot, "attention_distance", renormalised),
     distances_in_patches=(ANALYSIS, dbot, "patch_distances", lambda grid, patch: patch_distances(grid, (1, 1))),
     squared_values=(

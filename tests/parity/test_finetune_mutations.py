@@ -5,14 +5,14 @@ import pytest
 import torch
 from golden_items import edited, failing, mutations, outcome
 
-from pantomim.parity import finetune
+from pantomim.parity import finetuning
 
 ITEM = "downstream_finetune_extras_a"
-order, schedule, relative, top1 = (
-    finetune.repeated_order,
-    finetune.transfer_schedule,
-    finetune.corruption_errors,
-    finetune.subset_top1,
+dealt, rate, relative, top1 = (
+    finetuning._dealt,
+    finetuning._transfer_rate,
+    finetuning.corruption_errors,
+    finetuning.subset_top1,
 )
 
 
@@ -21,21 +21,15 @@ def over_all_classes(logits, subset, labels):
 
 
 @mutations(
-    average_of_before=(ITEM, finetune, "follow", lambda copied, module, momentum: None),
-    momentum_for_the_new=(ITEM, finetune, "follow", lambda a, b, m, follow=finetune.follow: follow(a, b, 1 - m)),
-    whole_epoch=(ITEM, finetune, "repeated_order", lambda p, ranks, rank: np.repeat(p, 3)[rank::ranks]),
-    one_after_the_other=(ITEM, finetune, "repeated_order", lambda p, **where: order(np.tile(p, 3), repeats=1, **where)),
-    twice=(ITEM, finetune, "repeated_order", lambda p, **where: order(p, repeats=2, **where)),
-    next_epoch=(ITEM, finetune, "transfer_schedule", lambda epoch, **given: schedule(epoch + 1, **given)),
-    a_new_cosine=(
-        ITEM,
-        finetune,
-        "transfer_schedule",
-        lambda epoch, warmup, total, **given: schedule(epoch, warmup=warmup, total=total - warmup, **given),
-    ),
-    worst_severity=(ITEM, finetune, "corruption_errors", lambda e: relative({k: [max(v)] for k, v in e.items()})),
-    other_networks_errors=(ITEM, finetune, "ALEXNET_ERRORS", dict.fromkeys(finetune.ALEXNET_ERRORS, 0.8)),
-    all_classes=(ITEM, finetune, "subset_top1", over_all_classes),
+    average_of_before=(ITEM, finetuning, "follow", lambda copied, module, momentum: None),
+    momentum_for_the_new=(ITEM, finetuning, "follow", lambda a, b, m, follow=finetuning.follow: follow(a, b, 1 - m)),
+    whole_epoch=(ITEM, finetuning, "_dealt", lambda p, ranks, rank: p.repeat_interleave(3)[rank::ranks]),
+    next_process=(ITEM, finetuning, "_dealt", lambda p, ranks, rank: dealt(p, ranks, (rank + 1) % ranks)),
+    next_epoch=(ITEM, finetuning, "_transfer_rate", lambda schedule, epoch: rate(schedule, epoch + 1)),
+    a_new_cosine=(ITEM, finetuning, "_transfer_rate", lambda schedule, epoch: schedule.mae(max(epoch - 1, 0))),
+    worst_severity=(ITEM, finetuning, "corruption_errors", lambda e: relative({k: [max(v)] for k, v in e.items()})),
+    other_networks_errors=(ITEM, finetuning, "ALEXNET_ERRORS", dict.fromkeys(finetuning.ALEXNET_ERRORS, 0.8)),
+    all_classes=(ITEM, finetuning, "subset_top1", over_all_classes),
 )
 def test_one_thing_wrong(monkeypatch, item, owner, name, wrong):
     monkeypatch.setattr(owner, name, wrong)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,12 +21,8 @@ from pantomim.parity.item import read_item
 from pantomim.targets import pixels
 
 PRETRAIN, FINETUNE = "mae_pretrain_b", "mae_finetune_a"
-from_scores, schedule, statistics, groups = (
-    Mask.from_scores,
-    mae.cosine_schedule,
-    pixels.token_statistics,
-    mae.layer_decay_groups,
-)
+from_scores, schedule, statistics = Mask.from_scores, optim.Schedule.mae, pixels.token_statistics
+layer_scale = mae.layer_scale
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +79,9 @@ def test_drop_path_is_off_unless_stated(tmp_path):
     assert result.off == 2  # of three blocks: the first never drops
 
 
-def shifted(classifier, weight_decay, decay):
-    return [{**group, "lr_scale": group["lr_scale"] * decay} for group in groups(classifier, weight_decay, decay)]
+def shifted(depth, decay):
+    scale = layer_scale(depth, decay)
+    return lambda name: scale(name) * decay
 
 
 @mutations(
@@ -113,12 +111,12 @@ def test_one_thing_wrong(monkeypatch, item, owner, name, wrong):
             functools.partial(mae.parameter_groups, decay_tokens=False),
             "pretraining_weight_decay_groups",
         ),
-        (FINETUNE, mae, "layer_decay_groups", shifted, "layer_decay_groups"),
+        (FINETUNE, mae, "layer_scale", shifted, "layer_decay_groups"),
         (
             FINETUNE,
-            mae,
-            "cosine_schedule",
-            lambda step, **named: schedule(step, **named | {"minimum": 0.0}),
+            optim.Schedule,
+            "mae",
+            lambda self, step: schedule(replace(self, minimum=0.0), step),
             "lr_schedules",
         ),
         ("finetune_losses", mae, "mix_images", lambda images, mixing: images.roll(1, dims=0), "images"),

@@ -11,7 +11,7 @@ from pantomim.methods.mae import MAEConfig
 from pantomim.nn.heads import Classifier
 from pantomim.nn.regressor import RegressorConfig
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
-from pantomim.optim import layer_decay_groups, parameter_groups
+from pantomim.optim import layer_scale, parameter_groups
 from pantomim.recipes.cae import preset
 from pantomim.targets.tokens import TokenTarget
 
@@ -72,7 +72,8 @@ def test_mae(size, patch_size):
     counts = count(method.encoder), count(method), trained(method), count(classifier)
     assert counts == MAE[size, patch_size]
     assert grouped(parameter_groups(method, 0.05)) == trained(method)
-    assert grouped(layer_decay_groups(classifier, 0.05, 0.75)) == trained(classifier) == count(classifier)
+    by_layer = parameter_groups(classifier, 0.05, lr_scale=layer_scale(classifier.encoder.depth, 0.75))
+    assert grouped(by_layer) == trained(classifier) == count(classifier)
 
 
 @pytest.mark.parametrize(("size", "expected"), sized(BEIT.items()))

@@ -8,12 +8,11 @@ from golden_items import edited, failing, mutations, outcome, with_config
 from torch import nn
 
 from pantomim import optim
-from pantomim.engine import training
 from pantomim.methods.probe import Frozen
 from pantomim.nn import heads
 
 MAE, LINEAR, ATTENTIVE = "trajectory_linprobe_mae_a", "trajectory_linear_cae_a", "trajectory_attentive_cae_a"
-batch_norm, sgd, schedule = nn.BatchNorm1d, torch.optim.SGD, training.beit_schedule
+batch_norm, sgd, schedule = nn.BatchNorm1d, torch.optim.SGD, optim.Schedule.beit
 
 
 @pytest.mark.parametrize("name", [MAE, LINEAR, ATTENTIVE])
@@ -42,7 +41,7 @@ def trained(self, network, read):
     no_nesterov=(ATTENTIVE, torch.optim, "SGD", plain_momentum),
     no_trust_ratio=(MAE, optim, "_trust_ratio", lambda weight, update, coefficient: torch.ones(())),
     mean_of_patches=(LINEAR, heads.Classifier, "features", mean_of_patches),
-    a_rate_one_step_late=(ATTENTIVE, training, "beit_schedule", lambda step, **how: schedule(max(step - 1, 0), **how)),
+    a_rate_one_step_late=(ATTENTIVE, optim.Schedule, "beit", lambda self, step: schedule(self, max(step - 1, 0))),
     a_trained_encoder=(MAE, Frozen, "__init__", trained),
 )
 def test_one_thing_wrong(monkeypatch, item, owner, name, wrong):

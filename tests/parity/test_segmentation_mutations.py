@@ -12,13 +12,12 @@ from pantomim import optim
 from pantomim.core import scores
 from pantomim.nn import pyramid, segmenter, upernet, windows
 from pantomim.parity import segmentation
-from pantomim.parity.segmentation import layer_decay_groups, mmcv_poly_schedule, poly_schedule
 
 BACKBONES = [f"downstream_seg_backbone_{name}_a" for name in ("beit", "cae", "mae")]
 PYRAMID, UPERNET, WINDOWS = "downstream_pyramid_a", "downstream_upernet_a", "downstream_sliding_window_a"
 IOU, GROUPS, SIZES = "downstream_mean_iou_a", "downstream_optimizer_groups_a", "downstream_sizes_and_positions_a"
 as_map, starts, iou = pyramid.as_map, windows.window_starts, scores.intersection_over_union
-layer_scale = optim.layer_scale
+layer_scale, parameter_groups = optim.layer_scale, optim.parameter_groups
 
 
 def corners(maps, size):
@@ -61,8 +60,8 @@ def neck_in_the_encoder(depth, decay):
     first_window_moved=(WINDOWS, windows, "window_starts", lambda *given: [max(k - 1, 0) for k in starts(*given)]),
     probabilities=(WINDOWS, windows, "enlarge", lambda maps, size: upernet.enlarge(maps, size).softmax(dim=1)),
     only_labelled_classes=(IOU, segmentation, "intersection_over_union", labelled_classes),
-    neck_in_the_encoder=(GROUPS, optim, "layer_scale", neck_in_the_encoder),
-    one_layer_more=(GROUPS, optim, "layer_scale", lambda depth, decay: layer_scale(depth + 1, decay)),
+    neck_in_the_encoder=(GROUPS, segmentation, "layer_scale", neck_in_the_encoder),
+    one_layer_more=(GROUPS, segmentation, "layer_scale", lambda depth, decay: layer_scale(depth + 1, decay)),
     rounded_down=(SIZES, segmentation, "fitted_size", lambda size, *box: (size[0] // 2, size[1] // 2)),
     positions_by_size=(SIZES, segmentation, "resample_stretched", segmentation.resample),
 )
@@ -85,7 +84,10 @@ def test_taps_with_a_norm(monkeypatch, item):
 
 
 def test_tokens_and_positions_are_decayed(monkeypatch):
-    monkeypatch.setattr(segmentation, "layer_decay_groups", lambda *given, decay_tokens: layer_decay_groups(*given))
+    def spared(*given, decay_tokens, **named):
+        return parameter_groups(*given, decay_tokens=False, **named)
+
+    monkeypatch.setattr(segmentation, "parameter_groups", spared)
     result = failing(GROUPS)
     assert "weight_decay" in result.worst
     assert result.off == 2
@@ -93,7 +95,7 @@ def test_tokens_and_positions_are_decayed(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "other"),
-    [("segmentation_poly_old", poly_schedule), ("segmentation_poly_new", mmcv_poly_schedule)],
+    [("segmentation_poly_old", optim.Schedule.poly), ("segmentation_poly_new", optim.Schedule.mmcv)],
 )
 def test_a_rate_of_the_other_generation(monkeypatch, name, other):
     monkeypatch.setitem(segmentation.SCHEDULES, name, other)

@@ -1,5 +1,7 @@
 """Our encoder against timm's vision transformer on copied weights, trained values included."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from timm.models.beit import Beit
@@ -7,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from pantomim.formats.native import timm_arguments, timm_entry
 from pantomim.nn.heads import Classifier
-from pantomim.nn.resize import resample, resize_encoder_weights
+from pantomim.nn.resize import adapted_encoder, resample
 from pantomim.nn.vit import EncoderConfig
 
 SMALL = {"width": 24, "depth": 3, "heads": 3}
@@ -105,9 +107,7 @@ def test_gradients_are_timms():
 def test_another_image_size_keeps_the_prefix_and_resamples_patches():
     config = VARIANTS["registers"]
     encoder = randomised(config.build())
-    weights, resized = resize_encoder_weights(encoder.state_dict(), config, (24, 20))
-    twin = resized.build().double()
-    twin.load_state_dict(weights)
+    twin = adapted_encoder(encoder, replace(config, image_size=(24, 20)))
     table = twin.pos_embed.detach()
     assert torch.equal(table[:, :4], encoder.pos_embed[:, :4])
     assert table.shape == (1, 4 + 30, 24)

@@ -12,6 +12,7 @@ from pantomim.checkpoint import (
     OPTIMIZER,
     WEIGHTS,
     CheckpointError,
+    Progress,
     find_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -35,7 +36,7 @@ def trained(steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def save(folder: Path, step: int) -> Path:
-    return save_checkpoint(folder, *trained(step), step=step, seed=7, progress={"time_s": 1.5}, keep=2)
+    return save_checkpoint(folder, *trained(step), step=step, seed=7, progress=Progress(1.5), keep=2)
 
 
 def names(folder: Path) -> list[str]:
@@ -45,7 +46,7 @@ def names(folder: Path) -> list[str]:
 def test_resumed_training_equals_uninterrupted_training(tmp_path: Path) -> None:
     save(tmp_path, 3)
     found = find_checkpoint(tmp_path)
-    assert (found.step, found.progress) == (3, {"time_s": 1.5})
+    assert (found.step, found.progress) == (3, Progress(1.5))
     module, optimizer = trained(0)
     load_checkpoint(found, module, optimizer)
     expected, expected_optimizer = trained(3)
@@ -172,7 +173,7 @@ def guided(value: float = 1.0) -> tuple[Guided, torch.optim.Optimizer]:
 
 def test_what_never_changes_is_kept_as_a_hash_alone(tmp_path: Path) -> None:
     module, optimizer = guided()
-    path = save_checkpoint(tmp_path, module, optimizer, step=1, seed=0, progress={}, keep=1)
+    path = save_checkpoint(tmp_path, module, optimizer, step=1, seed=0, progress=Progress(), keep=1)
     assert set(load_file(path / WEIGHTS)) == {"learned.weight", "learned.bias"}
     found = find_checkpoint(tmp_path)
     assert list(found.frozen) == ["guide"]
@@ -185,7 +186,7 @@ def test_what_never_changes_is_kept_as_a_hash_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["table", "weight", "gone"])
 def test_a_checkpoint_is_refused_beside_another_guide(tmp_path: Path, change: str) -> None:
-    save_checkpoint(tmp_path, *guided(), step=1, seed=0, progress={}, keep=1)
+    save_checkpoint(tmp_path, *guided(), step=1, seed=0, progress=Progress(), keep=1)
     found = find_checkpoint(tmp_path)
     other, optimizer = guided(2.0 if change == "table" else 1.0)
     if change == "weight":
@@ -201,5 +202,5 @@ def test_a_moving_average_is_kept_whatever_it_is_made_of(tmp_path: Path) -> None
     average = nn.Sequential(nn.Linear(2, 2).requires_grad_(False))
     average.frozen, average[0].frozen = False, True
     module.average = average
-    path = save_checkpoint(tmp_path, module, optimizer, step=1, seed=0, progress={}, keep=1)
+    path = save_checkpoint(tmp_path, module, optimizer, step=1, seed=0, progress=Progress(), keep=1)
     assert {"average.0.weight", "average.0.bias"} < set(load_file(path / WEIGHTS))

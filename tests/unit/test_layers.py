@@ -49,6 +49,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "nn",
         "teachers",
         "methods",
+        "data",
+        "formats",
         "config",
         "checkpoint",
         "recipes",

@@ -8,19 +8,7 @@ from torch import nn
 
 from pantomim.nn.heads import Classifier
 from pantomim.nn.vit import EncoderConfig
-from pantomim.optim import (
-    LARS,
-    beit_schedule,
-    cosine_schedule,
-    drop_schedule,
-    layer_decay_groups,
-    layer_scale,
-    mmcv_poly_schedule,
-    parameter_groups,
-    poly_schedule,
-    scaled_lr,
-    transfer_schedule,
-)
+from pantomim.optim import LARS, Schedule, layer_scale, parameter_groups, scaled_lr
 
 TINY = EncoderConfig(
     image_size=(8, 12), patch_size=4, in_chans=1, width=8, depth=2, heads=2, registers=1, mean=(0.5,), std=(1.0,)
@@ -28,6 +16,11 @@ TINY = EncoderConfig(
 
 
 TABLE = "relative_position_bias_table"
+
+
+def by_layer(classifier, decay):
+    scale = layer_scale(classifier.encoder.depth, decay)
+    return parameter_groups(classifier, 0.05, decay_tokens=False, lr_scale=scale)
 
 
 def names(groups, weight_decay):
@@ -78,7 +71,7 @@ def test_the_mask_token_can_be_decayed_apart(tokens, mask_token):
 @pytest.mark.parametrize(("relative", "scale"), [("shared", 1.0), ("blocks", 0.25)])
 def test_a_shared_table_learns_like_the_head_and_a_block_s_own_like_the_block(relative, scale):
     encoder = replace(TINY, registers=0, relative_position=relative).build()
-    groups = layer_decay_groups(Classifier(encoder, 3), 0.05, 0.5)
+    groups = by_layer(Classifier(encoder, 3), 0.5)
     (first,) = {
         group["lr_scale"]
         for group in groups
@@ -97,7 +90,7 @@ def test_torch_optimizers_take_the_groups_and_keep_the_names():
 @pytest.mark.parametrize("pool", ["mean", "class"])
 def test_layer_decay_follows_the_distance_from_the_head(pool):
     classifier = Classifier(TINY.build(), num_classes=3, pool=pool)
-    groups = layer_decay_groups(classifier, 0.05, 0.5)
+    groups = by_layer(classifier, 0.5)
     scale = {name: group["lr_scale"] for group in groups for name in group["param_names"]}
     assert set(scale) == {name for name, _ in classifier.named_parameters()}
     assert scale["encoder.cls_token"] == scale["encoder.pos_embed"] == scale["encoder.reg_token"] == 0.5**3
@@ -111,7 +104,7 @@ def test_layer_decay_follows_the_distance_from_the_head(pool):
 
 def test_vit_base_layer_scales_match_the_paper_recipe():
     encoder = EncoderConfig(image_size=(16, 16), patch_size=16, width=8, depth=12, heads=2).build()
-    groups = layer_decay_groups(Classifier(encoder, 2), 0.05, 0.65)
+    groups = by_layer(Classifier(encoder, 2), 0.65)
     scales = [group["lr_scale"] for group in groups]
     assert min(scales) == pytest.approx(0.65**13)
     assert max(scales) == 1.0
@@ -127,13 +120,8 @@ def test_layers_are_found_at_any_depth_and_tokens_decay_if_asked_for():
     assert {"task.encoder.cls_token", "task.encoder.reg_token"} <= names(groups, 0.05)
 
 
-def test_layer_decay_refuses_a_percentage():
-    with pytest.raises(ValueError, match=r"decay must be in \(0, 1\]; got 65"):
-        layer_decay_groups(Classifier(TINY.build(), 2), 0.05, 65)
-
-
 def test_schedule_rises_from_zero_and_ends_at_the_minimum():
-    values = [cosine_schedule(s, base=1.0, minimum=0.1, warmup=10, total=110) for s in range(121)]
+    values = [Schedule(1.0, 0.1, warmup=10, total=110).mae(step) for step in range(121)]
     assert values[0] == 0.0
     assert values[5] == pytest.approx(0.5)
     assert values[10] == 1.0
@@ -143,19 +131,19 @@ def test_schedule_rises_from_zero_and_ends_at_the_minimum():
 
 
 def test_schedule_does_not_depend_on_the_unit():
-    in_steps = cosine_schedule(333, base=2e-3, minimum=1e-6, warmup=50, total=1000)
-    in_epochs = cosine_schedule(33.3, base=2e-3, minimum=1e-6, warmup=5, total=100)
+    in_steps = Schedule(2e-3, 1e-6, warmup=50, total=1000).mae(333)
+    in_epochs = Schedule(2e-3, 1e-6, warmup=5, total=100).mae(33.3)
     assert in_steps == pytest.approx(in_epochs, rel=1e-12)
 
 
 def test_a_warmup_may_start_above_zero():
-    found = [cosine_schedule(step, base=1.0, minimum=0.0, warmup=4, total=20, start=0.2) for step in range(5)]
+    found = [Schedule(1.0, 0.0, warmup=4, total=20, start=0.2).mae(step) for step in range(5)]
     assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
 def test_simmims_rate_drops_in_the_last_eighth():
     """Epoch 700 of 800."""
-    found = [drop_schedule(e, base=4e-4, minimum=4e-5, warmup=10, total=800, start=2e-6) for e in range(800)]
+    found = [Schedule(4e-4, 4e-5, warmup=10, total=800, start=2e-6).drop(epoch) for epoch in range(800)]
     assert found[0] == 2e-6
     assert found[5] == pytest.approx(2e-6 + (4e-4 - 2e-6) / 2)
     assert set(found[10:700]) == {4e-4}
@@ -163,30 +151,28 @@ def test_simmims_rate_drops_in_the_last_eighth():
 
 
 def test_schedule_without_warmup_starts_at_the_base():
-    assert cosine_schedule(0, base=3.0, minimum=0.0, warmup=0, total=4) == 3.0
+    assert Schedule(3.0, 0.0, warmup=0, total=4).mae(0) == 3.0
 
 
 def test_beit_warms_up_in_one_step_less():
-    settings = {"base": 1.0, "minimum": 0.1, "warmup": 5, "total": 25}
-    assert [beit_schedule(step, start=0.2, **settings) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
-    after = range(5, 26)
-    assert [beit_schedule(s, **settings) for s in after] == [cosine_schedule(s, **settings) for s in after]
-    assert beit_schedule(0, base=1.0, minimum=0.0, warmup=1, total=9, start=0.3) == 0.3
+    schedule = Schedule(1.0, 0.1, warmup=5, total=25, start=0.2)
+    assert [schedule.beit(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
+    assert [schedule.beit(step) for step in range(5, 26)] == [schedule.mae(step) for step in range(5, 26)]
+    assert Schedule(1.0, 0.0, warmup=1, total=9, start=0.3).beit(0) == 0.3
 
 
 def test_mmengines_rate_is_the_base_twice_and_ends_at_the_minimum():
-    settings = {"base": 1.0, "minimum": 0.1, "warmup": 5, "total": 15, "start": 0.2}
-    found = [poly_schedule(step, **settings) for step in range(16)]
+    schedule = Schedule(1.0, 0.1, warmup=5, total=15, start=0.2)
+    found = [schedule.poly(step) for step in range(16)]
     assert found[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
     assert found[5:15] == pytest.approx([1.0 - 0.1 * step for step in range(10)])
     assert found[15] == pytest.approx(0.1)
 
 
 def test_mmcvs_rate_falls_from_the_first_step_on():
-    settings = {"base": 2.0, "minimum": 0.0, "total": 20}
-    bare = [mmcv_poly_schedule(step, warmup=0, **settings) for step in range(21)]
+    bare = [Schedule(2.0, 0.0, warmup=0, total=20).mmcv(step) for step in range(21)]
     assert bare == pytest.approx([2.0 - 0.1 * step for step in range(21)])
-    found = [mmcv_poly_schedule(step, warmup=4, start=0.5, **settings) for step in range(21)]
+    found = [Schedule(2.0, 0.0, warmup=4, total=20, start=0.5).mmcv(step) for step in range(21)]
     assert found[:4] == pytest.approx([bare[step] * (0.25 + 0.75 * step / 4) for step in range(4)])
     assert found[4:] == bare[4:]
 
@@ -194,7 +180,7 @@ def test_mmcvs_rate_falls_from_the_first_step_on():
 @pytest.mark.parametrize("warmup", [-1, 10, 11])
 def test_schedule_refuses_a_warmup_that_does_not_fit(warmup):
     with pytest.raises(ValueError, match=r"warmup must be in \[0, total\)"):
-        cosine_schedule(0, base=1.0, minimum=0.0, warmup=warmup, total=10)
+        Schedule(1.0, 0.0, warmup=warmup, total=10).mae(0)
 
 
 def test_learning_rate_is_per_256_images():
@@ -253,14 +239,3 @@ def test_lars_resumes_from_its_state():
     for _ in range(2):
         advance(second, resumed)
     assert torch.equal(straight, resumed)
-
-
-def test_the_transfer_schedule_goes_by_epochs_an_epoch_late():
-    def rate(epoch):
-        return transfer_schedule(epoch, base=1.0, minimum=0.2, warmup=4, total=20, start=0.1)
-
-    assert rate(0) == rate(0.9) == rate(1) == rate(1.5) == 0.1
-    assert [rate(epoch) for epoch in (2, 3, 4)] == pytest.approx([0.325, 0.55, 0.775])
-    assert rate(5) == pytest.approx(0.6 + 0.4 * math.cos(math.pi * 4 / 20)), "no new cosine after the warm-up"
-    assert all(a >= b for a, b in pairwise(map(rate, range(5, 30))))
-    assert rate(21) == rate(40) == 0.2 < rate(20)

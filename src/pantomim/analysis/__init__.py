@@ -31,8 +31,7 @@ PICTURES: dict[type, Callable[..., Path]] = {  # what the report of a run shows,
 def write_pictures(run: Path, **options: int) -> Path | None:
     """The file of pictures for the report of a finished run; None if its method has none.
 
-    Raises:
-        ValueError: if none can be made: its data have moved, or what it predicts is no picture.
+    A ValueError, if none can be made: its data have moved, or what it predicts is no picture.
     """
     method = run_config(run).method
     if isinstance(method, CMTMAEConfig) and not method.masker.guided:  # nothing guides the masks

@@ -1,7 +1,6 @@
 """How far each head looks: the mean distance, in pixels, between a patch and what it attends to."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from pantomim.analysis.block_facts import BlockFacts
 from pantomim.analysis.blocks import block_features
-from pantomim.analysis.inspection import Arrays, Images, LayerMeans
+from pantomim.analysis.inspection import LayerMeans
 from pantomim.core.frozen import frozen
 from pantomim.evaluate.features import AnyEncoder
 
@@ -25,43 +24,26 @@ class AttentionDistance(LayerMeans):
     name: ClassVar[str] = "attention-distance"
     title: ClassVar[str] = "How far the heads look"
     chart: ClassVar[str] = "heads"
+    drawn: ClassVar[tuple[str, ...]] = ("distance", "uniform")
     explained: ClassVar[str] = (
         "A dot is a head: the mean distance in pixels between a patch and the patches that it attends to. Line: mean "
         "over heads. Dashed: attention alike to all tokens. Attention to prefix tokens counts as distance 0. {images}"
     )
 
-    def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
-        """Means over images, and what attention that is alike to all tokens would give."""
-        arrays, facts = super().measure(encoders, images)
-        for number, encoder in enumerate(encoders):
-            distances = _distances(encoder)
-            uniform = distances.sum(dim=1).mean() / (encoder.num_prefix + len(distances))
-            arrays[f"uniform_{number}"] = uniform.numpy()
-        return arrays, facts
-
     def sums(self, encoder: AnyEncoder, images: Tensor) -> dict[str, Tensor]:
-        """Of each head's reach."""
+        """Of each head's reach, and of what attention that is alike to all tokens would give."""
         distances = _distances(encoder)
+        uniform = distances.sum(dim=1).mean() / (encoder.num_prefix + len(distances))
         reaches = [
             attention_distance(block.attention, distances, encoder.num_prefix)
             for block in block_features(encoder, images, need_attention=True)
             if block.attention is not None
         ]
         return {
-            name: torch.stack([getattr(reach, name).sum(dim=0) for reach in reaches])
-            for name in ("distance", "prefix_share")
+            "distance": torch.stack([reach.distance.sum(dim=0) for reach in reaches]),
+            "prefix_share": torch.stack([reach.prefix_share.sum(dim=0) for reach in reaches]),
+            "uniform": len(images) * uniform,
         }
-
-    @staticmethod
-    def panels(found: BlockFacts) -> list[tuple[str, tuple[Any, ...]]]:
-        """Distances, that of uniform attention, the largest of all, and the title."""
-        distances = [found.of("distance", number) for number in range(len(found.names))]
-        uniform = [float(found.of("uniform", number)) for number in range(len(found.names))]
-        highest = max(*(float(values.max()) for values in distances), *uniform)
-        return [
-            (name, (values, even, highest, name))
-            for name, values, even in zip(found.names, distances, uniform, strict=True)
-        ]
 
     @staticmethod
     def cell(found: BlockFacts, number: int, layer: int) -> str:

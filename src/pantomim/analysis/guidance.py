@@ -4,7 +4,6 @@ The weights of each are put into the method, and both networks are asked about t
 says how many checkpoints a run keeps.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +22,7 @@ from pantomim.config import from_dict, of_today
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
+from pantomim.core.reading import as_kind, read_json
 from pantomim.data.pictures import to_picture
 from pantomim.formats.files import frozen_hashes, load_exactly, other_parts
 from pantomim.methods.cmt_mae import CMTMAE, CMTMAEConfig
@@ -68,7 +68,8 @@ class Guidance(Inspection):
             raise ValueError(
                 f"guidance.run must be finished and have a checkpoint; got {run}. Train it to its end first."
             )
-        total = json.loads((run / "finished.json").read_text(encoding="utf-8"))["steps"]
+        advice = "Run the command of its training again, which mends it."
+        total = as_kind(read_json(run / "finished.json", dict[str, Any], advice).get("steps"), int)
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn here only to be overwritten
             method = config.method.build(total).eval()
         if different := other_parts(frozen_hashes(method), kept[-1].frozen):
@@ -115,8 +116,7 @@ def _look(
 def who_decides(method: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The teacher's weights in a run of CMT-MAE, and how the student's average moves, from the `method` of its config.
 
-    Raises:
-        ValueError: if it is no config of CMT-MAE.
+    A ValueError, if it is no config of CMT-MAE.
     """
     config = from_dict(CMTMAEConfig, of_today({"method": method}, "config.yaml")["method"], "method")
     rows = [("Teacher's weight in the mask", config.mixing.in_words())] * config.masker.guided

@@ -166,7 +166,9 @@ class LayerAnalysis(Inspection):
 
 
 class LayerMeans(LayerAnalysis):
-    """Means over images of numbers of each block, encoder by encoder."""
+    """Means over images of numbers of each block, encoder by encoder; the arrays that are `drawn`, by their names."""
+
+    drawn: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def sums(self, encoder: AnyEncoder, images: Tensor) -> dict[str, Tensor]:
@@ -189,6 +191,13 @@ class LayerMeans(LayerAnalysis):
                 count += len(batch)
             arrays |= {f"{name}_{number}": (total / count).numpy() for name, total in totals.items()}
         return arrays, {}
+
+    @classmethod
+    def panels(cls, found: BlockFacts) -> list[tuple[str, tuple[Any, ...]]]:
+        """What is drawn of each encoder, the largest value of all, and the title."""
+        drawn = [[found.of(array, number) for array in cls.drawn] for number in range(len(found.names))]
+        highest = max(float(values.max()) for of_encoder in drawn for values in of_encoder)
+        return [(name, (*values, highest, name)) for name, values in zip(found.names, drawn, strict=True)]
 
     @classmethod
     def table(cls, found: BlockFacts) -> tuple[list[str], list[list[str]]]:

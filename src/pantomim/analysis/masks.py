@@ -230,7 +230,7 @@ def load_photo(path: Path, grid: tuple[int, int]) -> Photo:
     The first three bands are shown, or the first; numbers other than 8-bit ones are stretched.
     """
     try:
-        image = decode(path.read_bytes(), path.suffix)
+        image = decode(path.read_bytes())
     except (OSError, BrokenImageError) as error:
         raise ValueError(f"masks.image must be a readable picture; got {path}: {error}. Give another file.") from None
     bands, scale = image[shown_bands(len(image))], scale_of(image.dtype.name)

@@ -20,7 +20,7 @@ from pantomim.core.batch import Batch
 from pantomim.core.files import write_npz
 from pantomim.core.modes import evaluating
 from pantomim.data.pictures import STRETCH, shown_bands, to_picture
-from pantomim.data.sources import splits
+from pantomim.data.sources import HELD_BACK, splits
 from pantomim.methods.mae import MAE
 from pantomim.nn.tokens import channel_values, put_back, take
 from pantomim.targets.pixels import PixelTarget, PixelTargetConfig
@@ -99,6 +99,7 @@ def write_reconstructions(run: str | Path, *, count: int | None = None, seed: in
         "dataset": dataset.name,
         "split": dataset.split,
         "divided": not splits(source),
+        "holdout": config.data.holdout,
         "items": list(items),
         "seed": seed,
         "patch_size": encoder.patch_size,
@@ -126,9 +127,8 @@ def caption(about: dict[str, Any]) -> str:
     """What one must know to read the pictures, in full sentences."""
     where = f"of the {about['split']} split"
     if about["divided"]:
-        where = "of the fixed 20 % that pre-training did not see"
-    elif about["split"] == "train":
-        where = "that pre-training has seen (there is no other split)"
+        seen = "saw as well" if about["holdout"] < HELD_BACK else "did not see"
+        where = f"of the fixed {100 * HELD_BACK:.0f} % that pre-training {seen}"
     sentences = [
         f"{len(about['items'])} images of {about['dataset']} {where}, drawn with seed {about['seed']}.",
         f"{100 * about['masked_share']:.0f} % of the patches are masked. Visible patches are pasted into the "

@@ -8,6 +8,7 @@ import torch
 
 from pantomim.config import Pretrain, from_yaml
 from pantomim.data.dataset import Dataset
+from pantomim.data.layout import part_names
 from pantomim.data.sources import open_source, splits
 from pantomim.formats.files import frozen_hashes, key_report, other_parts
 from pantomim.formats.native import load_decoder, load_encoder_folder, load_predictor, read_frozen
@@ -62,12 +63,8 @@ def load_run(run: str | Path, kind: str | None = None) -> Any:
 
 
 def held_out(source: str) -> Dataset:
-    """Images that pre-training did not see: test, else val, else the fixed 20 % of a source without splits.
-
-    A source whose only split is train has none: then training images are shown, and the caption says so.
-    """
-    own = splits(source)
-    return open_source(source, next((split for split in ("test", "val", "train") if split in own), "test"))
+    """Images that pre-training did not see: test, else val, else the fixed 20 % of a source without either."""
+    return open_source(source, part_names(splits(source))["test"])
 
 
 def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:

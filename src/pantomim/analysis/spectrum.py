@@ -1,6 +1,6 @@
 """How few directions an image's patch tokens lie in: the share of the largest singular values, block by block."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ class Spectrum(LayerMeans):
     name: ClassVar[str] = "spectrum"
     title: ClassVar[str] = "How few directions the tokens lie in"
     chart: ClassVar[str] = "shares"
+    drawn: ClassVar[tuple[str, ...]] = ("shares",)
     explained: ClassVar[str] = (
         "The share of the k largest singular values in the sum of all, of an image's patch tokens after each block, "
         "each divided by its length; 1 where all tokens point one way. {images}"
@@ -33,13 +34,6 @@ class Spectrum(LayerMeans):
         """Of the shares."""
         blocks = block_features(encoder, images)
         return {"shares": torch.stack([concentration(block.patches).sum(dim=0) for block in blocks])}
-
-    @staticmethod
-    def panels(found: BlockFacts) -> list[tuple[str, tuple[Any, ...]]]:
-        """Shares, the largest of all, and the title."""
-        shares = [found.of("shares", number) for number in range(len(found.names))]
-        highest = max(float(values.max()) for values in shares)
-        return [(name, (values, highest, name)) for name, values in zip(found.names, shares, strict=True)]
 
     @staticmethod
     def cell(found: BlockFacts, number: int, layer: int) -> str:

@@ -75,8 +75,8 @@ def write_ids(
 ) -> Ids:
     """Compute the ids of every readable image and write them to FILE.npz; if it holds them already, leave it.
 
-    The file has `ids`, `names`, `labels` (where there are any) and `key`, which is JSON. The tokenizer is moved to the
-    device; without an `image_size` it sees the images as they are, if all have one size.
+    The file has `ids`, `names`, `labels` and `label_names` (where there are any) and `key`, which is JSON. The
+    tokenizer is moved to the device; without an `image_size` it sees the images as they are, if all have one size.
     """
     check_out("ids", path, [".npz"])
     size = image_size or dataset.facts.size
@@ -104,8 +104,11 @@ def write_ids(
         indices.append(chosen)
     ids, kept = np.concatenate(parts), np.concatenate(indices)
     names = np.array(dataset.names, dtype=str)[kept]
-    labels = {} if dataset.labels is None else {"labels": dataset.labels[kept]}
-    write_npz(path, {"ids": ids, "names": names, "key": np.array(json.dumps(key)), **labels})
+    columns = {"ids": ids, "names": names, "key": np.array(json.dumps(key))}
+    if dataset.labels is not None:
+        labels = dataset.labels[kept]
+        columns |= {"labels": labels, "label_names": np.array([*(dataset.classes or ()), ""])[labels]}
+    write_npz(path, columns)
     return Ids(ids, _usage(ids, tokenizer.vocabulary), fresh=True)
 
 

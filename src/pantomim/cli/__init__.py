@@ -4,7 +4,7 @@ import os
 import sys
 
 from pantomim.cli.command_line import Command, CommandLine, summary
-from pantomim.cli.console import fail, is_main_process, progress, say, section
+from pantomim.cli.console import fail, is_main_process, notes_shown, progress, say, section
 from pantomim.cli.evaluate import evaluate
 from pantomim.cli.explain import explain
 from pantomim.cli.features import features
@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     line = CommandLine(name, rest)
     try:
         check_renamed(words)
-        COMMANDS[name](line)
+        with notes_shown(line.in_options):
+            COMMANDS[name](line)
     except KeyboardInterrupt:
         progress("Interrupted.")
         sys.exit(130)

@@ -1,8 +1,10 @@
 """What all commands print with; nothing below the command line prints."""
 
+import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -30,6 +32,32 @@ def progress(text: str) -> None:
 def warn(text: str, label: str = "warning") -> None:
     """A line that wants attention but stops nothing."""
     ERRORS.print(f"[bold yellow]{label}:[/bold yellow] {escape(text)}", soft_wrap=True)
+
+
+class _Notes(logging.Handler):
+    """Shows what is logged below the command line, each line once."""
+
+    def __init__(self, worded: Callable[[str], str]) -> None:
+        super().__init__()
+        self._worded, self._shown = worded, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A line on what is being done, or a warning."""
+        if (text := self._worded(record.getMessage())) not in self._shown and is_main_process():
+            self._shown.add(text)
+            (warn if record.levelno >= logging.WARNING else progress)(text)
+
+
+@contextmanager
+def notes_shown(worded: Callable[[str], str]) -> Iterator[None]:
+    """What the package logs within is shown, in these words."""
+    logger, notes = logging.getLogger("pantomim"), _Notes(worded)
+    logger.addHandler(notes)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(notes)
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -64,8 +64,8 @@ class TaskOptions(Choices):
                 "any, set prepare.scratch and prepare.size."
             )
         same = ("size", "steps", "epochs", "config", "subset", "scratch")
-        data = None if self.data == "[]" else self.data
-        return {"data": data, "init": self.encoder, **{name: getattr(self, name) for name in same}}
+        own = {name: getattr(self, name) for name in same}
+        return {"data": None if self.data == "[]" else self.data, "init": self.encoder, "begun": self.out, **own}
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def train_and_score(line: CommandLine, kind: type[TaskOptions]) -> None:
 
 def _scored(evaluation: "TaskEvaluation", again: bool) -> str:
     """The score in a line; one that is there already is taken, unless there is a new network or a new comparison."""
-    from pantomim.evaluate.trained import read_scored
+    from pantomim.evaluate.base import read_scored
 
     result = read_scored(evaluation.path) if not again and evaluation.path.is_file() else {}
     compared = evaluation.against is None or result.get("against", {}).get("from_scratch")

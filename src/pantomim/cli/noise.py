@@ -36,12 +36,13 @@ def noise(
 
     from pantomim.analysis.masks import BAND_EDGES, field_bands
     from pantomim.config import from_dict
-    from pantomim.masking.bank import bank_path, cached_bank, check_bank_path, write_bank
+    from pantomim.core.files import check_out
+    from pantomim.masking.bank import bank_path, cached_bank, write_bank
     from pantomim.masking.noise import Noise
 
     made = from_dict(Noise, settings, "noise")
     if out is not None:
-        check_bank_path(out)
+        check_out("noise.out", out, [".npz"])
     bank = cached_bank(made)
     if out is not None:
         write_bank(out, bank)

@@ -86,8 +86,9 @@ class RunOptions(Choices):
 
     @property
     def choices(self) -> dict[str, Any]:
-        """All but how the run is carried out."""
-        return {key: value for key, value in vars(self).items() if key not in ("recipe", "out", "keep")}
+        """All but how the run is carried out; what one that has begun there found is not asked again."""
+        own = {key: value for key, value in vars(self).items() if key not in ("recipe", "out", "keep")}
+        return own | {"begun": self.out}
 
 
 Options = TypeVar("Options", bound=Choices)

@@ -11,6 +11,7 @@ def stats(source: Positional[str]) -> None:
     Args:
         source: What `pretrain --data` takes.
     """
+    from pantomim.data.names import count_left_out
     from pantomim.data.sources import open_source
     from pantomim.data.stats import channel_stats
 
@@ -25,6 +26,6 @@ def stats(source: Positional[str]) -> None:
         ("scale", dataset.scale.rule),
         ("mean", " ".join(f"{value:.4f}" for value in values.mean)),
         ("std", " ".join(f"{value:.4f}" for value in values.std)),
-        ("skipped", f"{dataset.num_ignored} files of other types, {len(dataset.broken)} broken images"),
+        ("skipped", f"{count_left_out(dataset.left_out)}; {len(dataset.broken)} broken images"),
     ]
     section(source, rows + [("broken", f"{item.name}: {item.reason}") for item in dataset.broken])

@@ -46,7 +46,7 @@ def study(
         say("\npantomim study PLAN --data SRC carries one out; FILE.yaml is a plan of your own.")
         return
     inputs = read_inputs(data, input)
-    planned = expand(load_plan(plan), inputs, source=plan, scale=scale, without=without)
+    planned = expand(load_plan(plan), inputs, source=plan, scale=scale, without=without, out=out)
     out = out or Path("runs", "-".join(filter(None, ["study", planned.plan.name, planned.scale])))
     cells = planned.cells
     for warning in planned.warnings:

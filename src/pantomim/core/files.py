@@ -3,29 +3,38 @@
 import contextlib
 import io
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+OWN_FOLDER = ".pantomim"  # an empty file in a folder of pictures that we wrote: they are no data
+
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, force it to disk and rename it: there is the old file or the new, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
     sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed calls of `replace_file` left in a folder, but of pages: who writes those holds no lock."""
+    for file in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.(json|jsonl|yaml|txt|gz|safetensors)\.[0-9a-z_]{8}\.tmp", file.name):
+            file.unlink(missing_ok=True)
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> Path:

@@ -37,6 +37,8 @@ Share = Annotated[float, Range(least=0, most=1)]
 PositiveShare = Annotated[float, Range(above=0, most=1)]
 ShareBelowOne = Annotated[float, Range(least=0, below=1)]
 AtLeastOne = Annotated[int, Range(least=1)]
+Size = Annotated[int, Range(least=1, most=2**16)]  # of a part of a network; more is a mistake, or an attack on memory
+Depth = Annotated[int, Range(least=1, most=2**10)]
 AtLeastTwo = Annotated[int, Range(least=2)]
 AtLeastZero = Annotated[int, Range(least=0)]
 

@@ -3,19 +3,24 @@
 import contextlib
 import copy
 import math
+import multiprocessing
 import os
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, TypeVar
 
 import numpy as np
 
+from pantomim.core.files import cache_folder, replace_file
 from pantomim.core.frozen import frozen
 from pantomim.data.decoding import BrokenImageError, Header
-from pantomim.data.layout import draw_images
+from pantomim.data.identity import Identity
+from pantomim.data.layout import draw_images, read_layout
+from pantomim.data.names import common_folder, count_left_out, readable, sift
 from pantomim.data.scales import Scale, scale_of
 from pantomim.data.stores import ArrayStore, BytesStore, Store
 
@@ -23,7 +28,8 @@ T = TypeVar("T")
 
 MAX_PROBED = 2_000
 MAX_BROKEN_SHARE = 0.01
-NUM_HASHED = 64  # images whose pixels stand for all in `Dataset.key`
+MAX_LISTED = 50  # broken images in a message; more are listed in a file
+MAX_LOOK_S = 60
 
 
 @frozen
@@ -59,17 +65,63 @@ class Contents:
     splits: dict[str, np.ndarray]
     classes: tuple[str, ...] | None = None
     labels: np.ndarray | None = None
-    num_ignored: int = 0  # files of other types beside the images
+    left_out: Counter[str] = field(default_factory=Counter)  # files that are no images of it, by reason
+    problem: str = ""  # why the labels cannot be used, although some are there
+    by_name: bool = False  # the classes are names, which are divided in the order of their letters
 
-    def everything(self) -> np.ndarray:
-        """Positions of all images, but for those outside the splits where there are splits."""
-        return np.sort(np.concatenate(list(self.splits.values()))) if self.splits else np.arange(len(self.store))
+    def identity(self) -> Identity:
+        """Name, size and class of each image."""
+        return Identity.of(self.store, np.arange(len(self.store)), self.classes, self.labels)
+
+    @classmethod
+    def arranged(
+        cls,
+        name: str,
+        spec: str,
+        raw: Sequence[str],
+        open_store: Callable[[list[int], list[str]], Store],
+        columns: Mapping[str, Sequence[str]] | None = None,
+        *,
+        classes: tuple[str, ...] | None = None,
+        left_out: Counter[str] | None = None,
+        same: Mapping[int, tuple[bool, Hashable]] | None = None,
+        listed: bool = False,
+        by_name: bool = True,
+    ) -> "Contents":
+        """What names are and mean, whatever the source; `open_store` takes the rows of images and their names.
+
+        `columns`, "splits" and "labels", and the others are as for `read_layout`, by row.
+        """
+        names = [readable(each) for each in raw]
+        common = len(common_folder(names)) if listed else 0
+        inside = [each[common:] for each in names]
+        rows, others = sift(inside, listed=listed)
+        left_out = others + (left_out or Counter())
+        if not rows:
+            raise ValueError(
+                f"Source.spec must hold images; got {spec} with none, and {count_left_out(left_out)}. "
+                f"Give a folder of JPEG, PNG, TIFF, WebP, BMP, GIF, PNM or .npy files."
+            )
+        chosen = {kind: [column[row] for row in rows] for kind, column in (columns or {}).items()}
+        twins = {place: same[row] for place, row in enumerate(rows) if row in same} if same else None
+        layout = read_layout([inside[row] for row in rows], spec, chosen, classes=classes, same=twins)
+        used = [rows[place] for place in layout.rows]
+        store, left_out = open_store(used, [names[row] for row in used]), left_out + layout.left_out
+        found = cls(readable(name), store, layout.splits, layout.classes, layout.labels, left_out, layout.problem)
+        return replace(found, by_name=by_name)
+
+    def strata(self) -> np.ndarray | None:
+        """Class ids in the order in which a source without splits is divided; it never changes."""
+        if self.labels is None or self.classes is None or not self.by_name:
+            return self.labels
+        return np.append(np.argsort(np.argsort(self.classes)), -1)[self.labels]
 
 
 class Dataset:
     """One split (train, val, test or all) of a source, opened for reading; `open_source` makes it.
 
-    `positions` are those of the source's images that belong to the split. `labels` are class ids, int64, or None.
+    `positions` are those of the source's images that belong to the split. `labels` are class ids, int64, -1 for an
+    image without one (see `labelled`), or None.
     Not all images may be broken, and no larger share than `max_broken`.
     """
 
@@ -86,16 +138,18 @@ class Dataset:
         self.spec = spec
         self.split = split
         self.name = contents.name
-        self.num_ignored = contents.num_ignored
+        self.left_out = contents.left_out
+        self._problem = contents.problem
         self._store = contents.store
         self._positions = positions
         self._array: np.ndarray | None = None
         self._encoded: BytesStore | None = None
         self._broken: dict[int, Broken] = {}
         labels = None if contents.labels is None else contents.labels[positions]
-        self.labels: np.ndarray | None = None if labels is None or (labels < 0).any() else labels
+        self.labels: np.ndarray | None = None if labels is None or (labels < 0).all() else labels
         self.classes = contents.classes if self.labels is not None else None
-        self.facts = self._probe(contents)
+        self.facts, reasons = self._probe(contents)
+        self.mark_broken(reasons)
         self._dtype = np.dtype(self.facts.dtype)
         self.scale: Scale = scale_of(self.facts.dtype)
 
@@ -121,6 +175,17 @@ class Dataset:
         other = copy.copy(self)
         other.labels = labels
         return other
+
+    def labelled(self) -> "Dataset":
+        """Without the images that have no label; all of them where none has one. For whoever learns from labels.
+
+        Raises `ValueError` where the source has labels that cannot be used.
+        """
+        if self._problem:
+            raise ValueError(self._problem)
+        if self.labels is None or (self.labels >= 0).all():
+            return self
+        return self.subset(np.flatnonzero(self.labels >= 0))
 
     def drawn(self, count: int | None) -> "Dataset":
         """A fixed draw of `count` images, as even over the classes as these allow; the same for every seed of a run."""
@@ -154,13 +219,13 @@ class Dataset:
             kept.append(rows[: math.ceil(fraction * len(rows) - 1e-9) if fraction is not None else number])
         return self.subset(np.sort(np.concatenate(kept)))
 
+    def identity(self) -> Identity:
+        """Name, size and class of each image."""
+        return Identity.of(self._store, self._positions, self.classes, self.labels)
+
     def key(self) -> dict[str, Any]:
-        """What identifies these images: split, count, and a hash of all names and of 64 images, evenly spaced."""
-        digest = sha256("\n".join(self.names).encode())
-        for index in np.unique(np.linspace(0, len(self) - 1, NUM_HASHED).astype(int)):
-            found, image = self.read_healthy(int(index))
-            digest.update(f"{found} {image.shape} {image.dtype};".encode() + image.tobytes())
-        return {"split": self.split, "images": len(self), "sha256": digest.hexdigest()}
+        """What identifies these images: split, count, and a hash of the name, size and class of each."""
+        return {"split": self.split, **self.identity().key}
 
     @property
     def channels(self) -> int:
@@ -279,21 +344,24 @@ class Dataset:
             return np.repeat(image, 3, axis=0)
         raise BrokenImageError(f"has {len(image)} channels in a set of {self.channels}")
 
-    def _probe(self, contents: Contents) -> Facts:
-        """Facts of the split; channels and number type are those of the whole source, so that splits cannot differ."""
+    def _probe(self, contents: Contents) -> tuple[Facts, dict[int, str]]:
+        """Facts of the split, and what is broken; channels and number type are those of the whole source."""
         headers: dict[int, Header] = {}
         reasons: dict[int, str] = {}
-        probed = (part[evenly_spaced(len(part), MAX_PROBED)] for part in (contents.everything(), self._positions))
+        whole = np.arange(len(contents.store))
+        probed = (part[evenly_spaced(len(part), MAX_PROBED)] for part in (whole, self._positions))
         for position in dict.fromkeys(np.concatenate(list(probed)).tolist()):
             try:
                 headers[position] = contents.store.header(position)
             except BrokenImageError as error:
                 reasons[position] = str(error)
         mine = {int(position): index for index, position in enumerate(self._positions)}
-        self.mark_broken({mine[position]: reason for position, reason in reasons.items() if position in mine})
-        channels, dtype = _common_kind(headers.values(), self.spec)
-        sides = [(header.height, header.width) for position, header in headers.items() if position in mine]
-        return Facts(
+        if not any(position in mine for position in headers):
+            self.mark_broken({mine[position]: reason for position, reason in reasons.items() if position in mine})
+        channels, dtype, odd = _common_kind(headers, contents.store.names, self.spec, self._max_broken)
+        reasons |= odd
+        sides = [(header.height, header.width) for position, header in headers.items() if position in mine.keys() - odd]
+        facts = Facts(
             num_images=len(self),
             channels=channels,
             size=sides[0] if len(set(sides)) == 1 else None,
@@ -301,18 +369,54 @@ class Dataset:
             dtype=dtype,
             num_classes=None if self.classes is None else len(self.classes),
         )
+        return facts, {mine[position]: reason for position, reason in reasons.items() if position in mine}
 
     def _too_many_broken(self) -> TooManyBrokenError:
-        broken = self.broken
-        listed = "".join(f"\n  {item.name}: {item.reason}" for item in broken[:50])
-        listed += f"\n  and {len(broken) - 50} more" if len(broken) > 50 else ""
+        beyond, place = self._look_for_broken(), ""
+        broken = [*self.broken, *beyond]
+        if len(broken) > MAX_LISTED:
+            lines = "".join(f"{item.name}\t{item.reason}\n" for item in broken).encode("utf-8", "surrogateescape")
+            file = cache_folder() / "broken" / f"{sha256(lines).hexdigest()[:12]}.txt"
+            with contextlib.suppress(OSError):
+                replace_file(file, lines)
+                place = f"; all of them are listed in {file}"
+        listed = "".join(f"\n  {item.name}: {item.reason}" for item in broken[:MAX_LISTED])
+        listed += f"\n  and {len(broken) - MAX_LISTED} more{place}" if len(broken) > MAX_LISTED else ""
         rule = (
             "be fewer than all" if self._max_broken == 1 else f"stay within {100 * self._max_broken:g} % of the images"
         )
+        more = f", and {len(beyond)} beyond these" if beyond else ""
         return TooManyBrokenError(
-            f"Dataset.broken must {rule}; got {len(broken)} of {len(self)} in {self.spec} ({self.split}). "
+            f"Dataset.broken must {rule}; got {len(self._broken)} of {len(self)} in {self.spec} ({self.split}){more}. "
             f"Repair or remove these files:{listed}"
         )
+
+    def _look_for_broken(self) -> list[Broken]:
+        """Decode what nobody has met yet, for a minute at most, so that all broken images are named at once.
+
+        Gives those of the source that are not of this split. Not in a worker: the process that made it looks.
+        """
+        if multiprocessing.parent_process() is not None:
+            return []
+        until, beyond = time.monotonic() + MAX_LOOK_S, []
+        mine = {int(position): index for index, position in enumerate(self._positions)}
+
+        def look(positions: np.ndarray) -> None:
+            for position in positions.tolist():
+                index = mine.get(position)
+                if time.monotonic() > until or index in self._broken:
+                    continue
+                try:
+                    self._store.decode(position)
+                except BrokenImageError as error:
+                    found = Broken(self._store.names[position], str(error))
+                    beyond.append(found) if index is None else self._broken.setdefault(index, found)
+
+        others = np.setdiff1d(np.arange(len(self._store)), self._positions)
+        order = np.concatenate([self._positions, others])
+        with ThreadPoolExecutor(num_threads()) as threads:
+            list(threads.map(look, np.array_split(order, len(order) // 64 + 1)))
+        return sorted(beyond, key=lambda item: item.name)
 
 
 def num_threads() -> int:
@@ -325,15 +429,24 @@ def evenly_spaced(length: int, most: int) -> np.ndarray:
     return np.linspace(0, length - 1, min(length, most)).round().astype(np.int64)
 
 
-def _common_kind(headers: Iterable[Header], spec: str) -> tuple[int, str]:
-    """The number of channels and the number type that all images share."""
-    kinds = Counter((header.channels, header.dtype) for header in headers)
-    if set(kinds) == {(1, "uint8"), (3, "uint8")}:
-        return 3, "uint8"
-    if len(kinds) == 1:
-        return next(iter(kinds))
-    counts = ", ".join(f"{count} of {channels} x {dtype}" for (channels, dtype), count in sorted(kinds.items()))
-    raise ValueError(
-        f"Source.images must share one number of channels and one number type; got {counts} in {spec}. "
-        f"Name a sub folder that holds images of one kind, or list the right files in a .txt."
-    )
+def _common_kind(
+    headers: dict[int, Header], names: Sequence[str], spec: str, max_broken: float
+) -> tuple[int, str, dict[int, str]]:
+    """The number of channels and the number type of most images, and what is wrong with each of the few others."""
+    kinds = {position: (header.channels, header.dtype) for position, header in headers.items()}
+    if (3, "uint8") in kinds.values():  # in such a set gray images are replicated
+        kinds = {position: (3, "uint8") if kind == (1, "uint8") else kind for position, kind in kinds.items()}
+    counts = Counter(kinds.values())
+    common = counts.most_common(1)[0][0]
+    odd = {position: kind for position, kind in kinds.items() if kind != common}
+    if len(odd) > max_broken * len(headers):
+        told = ", ".join(f"{count} of {channels} x {dtype}" for (channels, dtype), count in sorted(counts.items()))
+        raise ValueError(
+            f"Source.images must share one number of channels and one number type; got {told} in {spec}, the rarer "
+            f"ones among them {', '.join(names[position] for position in list(odd)[:5])}. Name a sub folder that holds "
+            f"images of one kind, or list the right files in a .txt."
+        )
+    return *common, {
+        position: f"is {channels} x {dtype} in a set of {common[0]} x {common[1]}"
+        for position, (channels, dtype) in odd.items()
+    }

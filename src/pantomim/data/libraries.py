@@ -7,6 +7,7 @@ gives `Contents`, and name it in `EMBEDDED`.
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from pantomim.core.foreign import reason
 from pantomim.data.dataset import Contents
-from pantomim.data.layout import SPLITS, canonical_split, divide
+from pantomim.data.layout import divide
+from pantomim.data.names import LOG, as_labels, name_splits
 from pantomim.data.stores import ArrayStore, PictureStore, Store
 
 
@@ -56,22 +59,24 @@ def torchvision_set(spec: str) -> Contents:
         variants = {"train": {"split": "train"}, "test": {"split": "test"}}
     common = {"download": False} if "download" in parameters else {}
     try:
-        parts = {split: build(root, **common, **arguments) for split, arguments in variants.items()}
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        parts = [(split, build(root, **common, **arguments)) for split, arguments in variants.items()]
+        if not all(len(part) for _, part in parts):
+            raise ValueError("a set without images")
+    except Exception as error:  # some of its classes are no sets, some read pickles
         raise ValueError(
-            f"Source.spec must be a data set that torchvision finds in {root}; got {spec!r}: {error} Fetch it with "
-            f'python -c "import torchvision; torchvision.datasets.{name}({str(root)!r}, download=True)", '
+            f"Source.spec must be a data set that torchvision finds in {root}; got {spec!r}: {reason(error)}. Fetch it "
+            f'with python -c "import torchvision; torchvision.datasets.{name}({str(root)!r}, download=True)", '
             f"or set PANTOMIM_DATA to the folder that holds it."
         ) from error
-    labels = [_torchvision_labels(part) for part in parts.values()]
-    classes = getattr(next(iter(parts.values())), "classes", None)
-    arrays = [getattr(part, "data", None) for part in parts.values()]
+    labels = [_torchvision_labels(part) for _, part in parts]
+    classes = getattr(parts[0][1], "classes", None)
+    arrays = [getattr(part, "data", None) for _, part in parts]
     store: Store
     if all(isinstance(array, np.ndarray) or hasattr(array, "numpy") for array in arrays):
         store = ArrayStore(np.concatenate([np.asarray(array) for array in arrays]), spec=spec)
     else:
-        store = _one_after_the_other(list(parts.values()), 0)
-    return _contents(name.lower(), store, parts, labels, classes)
+        store = _one_after_the_other([part for _, part in parts], 0)
+    return _contents(spec, name.lower(), store, parts, labels, classes)
 
 
 def hugging_face(spec: str) -> Contents:
@@ -82,28 +87,41 @@ def hugging_face(spec: str) -> Contents:
         raise ValueError(
             f"Source.spec must be readable here; got {spec!r}. Run `pip install pantomim[hf]` first."
         ) from error
-    loaded = datasets.load_dataset(spec.partition(":")[2])
-    by_split = {split: loaded[key] for key in loaded if (split := canonical_split(key))}
-    parts = {split: by_split[split] for split in SPLITS if split in by_split} or {"": next(iter(loaded.values()))}
-    features = next(iter(parts.values())).features
-    image_column, label_column = (
-        next((key for key, value in features.items() if isinstance(value, kind)), None)
+    try:
+        loaded = datasets.load_dataset(spec.partition(":")[2], trust_remote_code=False)
+    except Exception as error:  # of the network, of the file system, of a reader of some format
+        raise ValueError(
+            f"Source.spec must be a set that the datasets library can load without running its code; got {spec!r}: "
+            f"{type(error).__name__} {reason(error)}. Check the name and the network."
+        ) from error
+    named = name_splits(loaded)
+    parts = [(key, loaded[key]) for key in named] or [("", next(iter(loaded.values())))]
+    if other := list(loaded)[len(parts) :] if not named else sorted(set(loaded) - named.keys()):
+        LOG.info("Of %s these parts are left out: %s.", spec, ", ".join(other))
+    features = parts[0][1].features
+    columns = {
+        kind: [key for key, value in features.items() if isinstance(value, kind)]
         for kind in (datasets.Image, datasets.ClassLabel)
-    )
+    }
+    image_column, label_column = (next(iter(keys), None) for keys in columns.values())
     if image_column is None:
         raise ValueError(
             f"Source.images must be a column of images; got {', '.join(features)} in {spec}. Use another set."
         )
-    labels = [None if label_column is None else np.asarray(part[label_column]) for part in parts.values()]
+    for kind, keys in columns.items():
+        if len(keys) > 1:
+            LOG.info("Of %s the %s column %s is read, not %s.", spec, kind.__name__, keys[0], ", ".join(keys[1:]))
+    labels = [None if label_column is None else part[label_column] for _, part in parts]
     classes = None if label_column is None else features[label_column].names
-    store = _one_after_the_other(list(parts.values()), image_column)
-    return _contents(spec.rpartition("/")[2].removeprefix("hf:"), store, parts, labels, classes)
+    stored = datasets.Image(decode=False)  # files as they are, for `decoding` to read
+    store = _one_after_the_other([part.cast_column(image_column, stored) for _, part in parts], image_column)
+    return _contents(spec, spec.rpartition("/")[2].removeprefix("hf:"), store, parts, labels, classes)
 
 
-def _torchvision_labels(part: Any) -> np.ndarray | None:
+def _torchvision_labels(part: Any) -> Any:
     for attribute in ("targets", "labels", "_labels"):
         if (values := getattr(part, attribute, None)) is not None and len(values) == len(part):
-            return np.asarray(values)
+            return values
     return None
 
 
@@ -119,14 +137,21 @@ def _one_after_the_other(parts: list[Any], key: int | str) -> PictureStore:
 
 
 def _contents(
-    name: str, store: Store, parts: dict[str, Any], labels: list[np.ndarray | None], classes: Sequence[str] | None
+    spec: str, name: str, store: Store, parts: Sequence[tuple[str, Any]], ids: Sequence[Any], classes: Any
 ) -> Contents:
-    lengths = [len(part) for part in parts.values()]
-    positions = np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])
-    splits = {split: rows for split, rows in zip(parts, positions, strict=True) if split}
-    if all(values is None for values in labels):
-        return Contents(name, store, splits)
-    ids = [np.full(n, -1) if values is None else values for n, values in zip(lengths, labels, strict=True)]
-    joined = np.concatenate(ids).astype(np.int64)
-    known = tuple(classes) if classes else tuple(str(number) for number in range(joined.max() + 1))
-    return Contents(name, store, splits, known, joined)
+    """Parts one after the other, each with its class ids, or None for none."""
+    columns = {"splits": [split for split, part in parts for _ in range(len(part))]} if parts[0][0] else {}
+    given = [value for (_, part), of_part in zip(parts, ids, strict=True) for value in _filled(of_part, len(part))]
+    known = tuple(map(str, classes or range(max(given) + 1))) if max(given) >= 0 else ()
+    if known:
+        columns["labels"] = as_labels(np.asarray(given))
+    numbers = tuple(map(str, range(len(known))))
+    found = Contents.arranged(
+        name, spec, store.names, lambda *_: store, columns, classes=numbers, listed=True, by_name=False
+    )
+    return replace(found, classes=known or None)
+
+
+def _filled(ids: Any, count: int) -> list[int]:
+    """Class ids, -1 for none."""
+    return [-1] * count if ids is None else [-1 if value is None else int(value) for value in ids]

@@ -4,7 +4,8 @@ import json
 import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from torch import Tensor
 from pantomim.core.batch import IGNORE
 from pantomim.data.dataset import Contents, Dataset, num_threads
 from pantomim.data.decoding import BrokenImageError
+from pantomim.data.identity import Identity
 from pantomim.data.layout import part_names
+from pantomim.data.names import is_system
 from pantomim.data.sources import browse, open_split, read_arrays, read_contents
 from pantomim.data.stores import ArrayStore, Store
 from pantomim.data.transforms import centred_boxes, nearest_pixels
@@ -38,6 +41,7 @@ class Masks:
     store: Store
     positions: dict[str, int]  # in the store, by the name of an image without its ending
     reduce_zero: bool = False  # 0 in the files is no class, as in ADE20K
+    palette: bytes = b""  # red, green and blue of each id in the files, where the first one says
 
     def read(self, image: str) -> Int[np.ndarray, "H W"]:
         """The mask of the image of this name; raises `BrokenImageError`, also where there is none."""
@@ -45,7 +49,8 @@ class Masks:
         if position is None:
             raise BrokenImageError(f"has no mask in {self.name}")
         try:
-            mask = self.store.decode_ids(position)
+            mask, palette = self.store.decode_mask(position)
+            self._check_colours(mask, palette)
         except BrokenImageError as error:
             raise BrokenImageError(f"has a mask in {self.name} that {error}") from error
         return zero_reduced(mask, self.ignore) if self.reduce_zero else mask
@@ -70,9 +75,20 @@ class Masks:
             dataset.mark_broken({index: str(error)})
             raise
 
-    def key(self) -> dict[str, Any]:
+    def stem(self, name: str) -> str:
+        """What an image and the file of its mask have in common."""
+        return _stem(name.removeprefix(f"{self.name}/"))
+
+    def identity(self, images: Iterable[str]) -> Identity:
+        """Name and size of the mask of each of these images that has one."""
+        places = [self.positions[stem] for image in images if (stem := _stem(image)) in self.positions]
+        found = Identity.of(self.store, np.asarray(places, dtype=np.int64), None, None)
+        return replace(found, names=[f"{self.name}/{name}" for name in found.names])
+
+    def key(self, images: Iterable[str]) -> dict[str, Any]:
         """What identifies these masks among those of the same images."""
-        return {"masks": self.name, "ignore": self.ignore, "reduce_zero": self.reduce_zero}
+        settings = {"masks": self.name, "ignore": self.ignore, "reduce_zero": self.reduce_zero}
+        return {**settings, "mask_files": self.identity(images).sha256}
 
     def listed(self, ids: Iterable[int]) -> "Masks":
         """With a list of classes: where the source has none, of these ids."""
@@ -109,19 +125,19 @@ class Masks:
         """Look at every mask of a split once; images whose masks do not fit them or the classes are broken then."""
         names, known = dataset.names, dataset.broken_reasons()
 
-        def look(index: int) -> tuple[np.ndarray, tuple[int, int]] | str:
+        def look(index: int) -> tuple[np.ndarray, tuple[int, int], int] | str:
             try:
                 mask, size = self.read(names[index]), dataset.size(index)
             except BrokenImageError as error:
                 return str(error)
             ids = _distinct(mask)
-            return self._misfit(mask.shape, size, ids) or (ids, size)
+            return self._misfit(mask.shape, size, ids) or (ids, size, int((mask == self.ignore).sum()))
 
         indices = [index for index in range(len(dataset)) if index not in known]
         with ThreadPoolExecutor(num_threads()) as threads:
             seen = list(threads.map(look, indices))
         dataset.mark_broken({k: reason for k, reason in zip(indices, seen, strict=True) if isinstance(reason, str)})
-        found, sizes = zip(*(mask for mask in seen if not isinstance(mask, str)), strict=True)
+        found, sizes, ignored = zip(*(mask for mask in seen if not isinstance(mask, str)), strict=True)
         ids = np.setdiff1d(np.concatenate(found), [self.ignore])
         if len(ids) and ids[0] < 0:
             raise ValueError(
@@ -129,7 +145,8 @@ class Masks:
                 f"{self.ignore}, and {ids[0]} in {self.name} of {dataset.spec}. Set ignore to {ids[0]}."
             )
         height, width = np.median(sizes, axis=0)
-        return Survey(tuple(ids.tolist()), (int(height), int(width)))
+        none = {"pixels": sum(ignored), "share": sum(ignored) / int(np.prod(sizes, axis=1).sum())}
+        return Survey(tuple(ids.tolist()), (int(height), int(width)), none)
 
     @cached_property
     def _numbers(self) -> UInt8[np.ndarray, " ids"]:
@@ -138,6 +155,16 @@ class Masks:
         numbers = np.full(ids[-1] + 2, IGNORE, dtype=np.uint8)
         numbers[ids] = np.arange(len(ids))
         return numbers
+
+    def _check_colours(self, mask: Int[np.ndarray, "H W"], palette: bytes) -> None:
+        """Refuse a mask in whose file an id has another colour than in the first: it numbers other things."""
+        theirs, ours = (np.frombuffer(table, np.uint8).reshape(-1, 3) for table in (palette, self.palette))
+        ids = np.intersect1d(np.setdiff1d(_distinct(mask), self.ignore), np.arange(min(len(theirs), len(ours))))
+        if len(other := ids[(theirs[ids] != ours[ids]).any(axis=1)]):
+            raise BrokenImageError(
+                f"has another palette than the first: id {other[0]} is {theirs[other[0]].tolist()} instead of "
+                f"{ours[other[0]].tolist()}; save all with one palette, or in gray"
+            )
 
     def _misfit(self, shape: tuple[int, ...], size: tuple[int, ...], ids: Int[np.ndarray, " ids"]) -> str:
         """What is wrong with a mask of this shape that holds these ids; empty if nothing is."""
@@ -156,6 +183,7 @@ class Survey:
 
     ids: tuple[int, ...]
     size: tuple[int, int]
+    ignored: dict[str, float]  # how many "pixels" have no class, and which "share" of all these are
 
 
 @dataclass(frozen=True)
@@ -167,6 +195,11 @@ class MaskedSource:
     ids: tuple[int, ...]  # the classes that occur in any part, rising
     known: tuple[int, ...]  # those of them that occur in train
     size: tuple[int, int]  # median height and width of the training images
+    ignored: dict[str, dict[str, float]] = field(default_factory=dict)  # of each part, the pixels without a class
+
+    def key(self) -> dict[str, Any]:
+        """What identifies images and masks of each part."""
+        return {part: dataset.key() | self.masks.key(dataset.names) for part, dataset in self.parts.items()}
 
     def name_of(self, class_id: int) -> str:
         """Of a class."""
@@ -199,19 +232,17 @@ def open_masked(
             if tested or part != "test":
                 raise
     known = surveys["train"].ids
-    if len(known) < 2:
-        raise ValueError(
-            f"Masks of train must have at least two classes; got {len(known)} in {found.name} of {spec}. Scores need "
-            f"classes to tell apart: name other masks by Segmentation.masks."
-        )
     for part, survey in surveys.items():
-        if not survey.ids:
+        if len(survey.ids) < (2 if part == "train" else 1):
             raise ValueError(
-                f"Masks must have pixels with a class in each part; got none in {part} ({found.name} of {spec}), where "
-                f"{ignore} counts as none. Check Segmentation.ignore and Segmentation.masks."
+                f"Masks must have pixels of a class in each part, and two classes in train; got {len(survey.ids)} in "
+                f"{part} ({found.name} of {spec}), where the value {ignore}, of {survey.ignored['share']:.0%} of the "
+                f"pixels, counts as no class. If it is one, set Segmentation.ignore to a value that no mask has, such "
+                f"as {254 if ignore == 255 else 255}; else name other masks by Segmentation.masks."
             )
+    ignored = {part: survey.ignored for part, survey in surveys.items()}
     ids = sorted({class_id for survey in surveys.values() for class_id in survey.ids})
-    return MaskedSource(parts, found.listed(ids), tuple(ids), known, surveys["train"].size)
+    return MaskedSource(parts, found.listed(ids), tuple(ids), known, surveys["train"].size, ignored)
 
 
 def stored_ids(numbers: Int[np.ndarray, "H W"], ids: Sequence[int], none: int) -> Int[np.ndarray, "H W"]:
@@ -227,7 +258,7 @@ def zero_reduced(mask: Int[np.ndarray, "H W"], ignore: int) -> Int[np.ndarray, "
 def read_masked(
     spec: str, name: str | None = None, *, ignore: int = 255, reduce_zero: bool | None = None
 ) -> tuple[Contents, Masks]:
-    """List a source of images with masks (the table above); reads none of them.
+    """List a source of images with masks (the table above); reads only the palette.
 
     `name` is that of the folder or array of masks. None: the only folder whose name begins with "masks" or is
     "annotations", or the array `masks`. `ignore` is the id of pixels that have no class; with `reduce_zero` 0 is
@@ -269,13 +300,23 @@ def read_masked(
             )
         names = {class_id - 1: text for class_id, text in names.items() if class_id > 0}
     names.pop(ignore, None)
-    return contents, Masks(name, ignore, names, store, _positions(store, spec), reduce_zero)
+    positions = _positions(store, spec)
+    return contents, Masks(name, ignore, names, store, positions, reduce_zero, _first_palette(store))
+
+
+def _first_palette(store: Store) -> bytes:
+    """That of the first mask that has one, of the first few."""
+    for position in range(min(8, len(store))):
+        with suppress(BrokenImageError):
+            if palette := store.decode_mask(position).palette:
+                return palette
+    return b""
 
 
 def _folders(root: Path | zipfile.Path) -> list[str]:
     """The names of the folders in a folder, but for hidden ones."""
     names = [entry.name for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
-    return sorted(name for name in names if not name.startswith(".") and name != "__MACOSX")
+    return sorted(name for name in names if not is_system(name))
 
 
 def _folder_of_masks(spec: str, below: list[str], name: str | None) -> str:

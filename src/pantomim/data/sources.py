@@ -4,23 +4,41 @@ What a name may be, splits and classes: docs/data.md. A source without splits is
 seed: pre-training sees 80 % (stratified by class), so that an evaluation on the same source stays honest.
 """
 
+import csv
 import os
+import re
+import stat
 import zipfile
-import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from heapq import heappop, heappush
+from itertools import zip_longest
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
+from pantomim.core.foreign import reason
 from pantomim.data.dataset import Contents, Dataset
-from pantomim.data.decoding import is_image
-from pantomim.data.layout import SPLITS, canonical_split, divide, read_layout
+from pantomim.data.decoding import BrokenImageError, is_image, read_npy
+from pantomim.data.layout import divide
 from pantomim.data.libraries import EMBEDDED, hugging_face, torchvision_set
+from pantomim.data.names import (
+    LOG,
+    as_labels,
+    count_left_out,
+    is_system,
+    readable,
+)
 from pantomim.data.stores import ArrayStore, FileStore, Store, ZipStore
 
-LIST_SUFFIXES = (".txt", ".lst", ".tsv")
+LIST_SUFFIXES = (".txt", ".lst", ".tsv", ".csv")
 NPZ_ARRAYS = ("images", "labels", "split")
+MAX_DEFLATED = 1032  # bytes that a byte of a zip can become
 DIVISION_SEED = 0  # of sources without splits; another one would test on images of pre-training
+HELD_BACK = 0.2  # of these
 
 
 def open_source(spec: str, split: str = "train") -> Dataset:
@@ -32,11 +50,20 @@ def open_source(spec: str, split: str = "train") -> Dataset:
     return open_split(read_contents(spec), spec, split)
 
 
-def open_split(contents: Contents, spec: str, split: str) -> Dataset:
-    """Open one split of a source that has been listed; arguments and errors as for `open_source`."""
+def open_split(contents: Contents, spec: str, split: str, *, held_back: float = HELD_BACK) -> Dataset:
+    """Open one split of a source that has been listed; arguments and errors as for `open_source`.
+
+    `held_back` is the share for tests of a source that has no such split.
+    """
     if split == "all":
-        return Dataset(spec, split, contents, contents.everything())
-    parts = contents.splits or divide(len(contents.store), contents.labels, seed=DIVISION_SEED)
+        return Dataset(spec, split, contents, np.arange(len(contents.store)))
+    parts = contents.splits
+    if not parts:
+        parts = divide(len(contents.store), contents.strata(), seed=DIVISION_SEED, share=held_back)
+        LOG.info(
+            "%s has no test images of its own: %d of its %d images are held back for tests (data.holdout).",
+            *(spec, len(parts["test"]), len(contents.store)),
+        )
     if split not in parts or not len(parts[split]):
         have = ", ".join(name for name, rows in parts.items() if len(rows))
         raise ValueError(
@@ -51,9 +78,30 @@ def splits(spec: str) -> tuple[str, ...]:
 
 
 def read_contents(spec: str) -> Contents:
-    """List what a source holds; reads no images."""
+    """List what a source holds; reads no images. What was left out is logged."""
     if not spec.strip():
         raise ValueError(f"Source.spec must name a source; got {spec!r}. Write . for the current folder.")
+    if not spec.isascii() and re.search("[\ud800-\udfff]", spec):
+        raise ValueError(f"Source.spec must be UTF-8, to be recorded; got {spec!r}. Rename the folder.")
+    contents = _read(spec)
+    if contents.left_out:
+        LOG.info("%s: %s.", spec, count_left_out(contents.left_out))
+    if contents.problem:
+        LOG.warning("No labels of %s can be used: %s", spec, contents.problem)
+    if contents.splits.keys() == {"train"}:
+        contents = replace(contents, splits={})
+    if contents.labels is None or not len(bare := np.flatnonzero(contents.labels < 0)):
+        return contents
+    if len(bare) == len(contents.labels):
+        return replace(contents, labels=None, classes=None)
+    LOG.info(
+        "%d of %d images of %s have no label: they are not scored, such as %s.",
+        *(len(bare), len(contents.labels), spec, ", ".join(contents.store.names[row] for row in bare[:3])),
+    )
+    return contents
+
+
+def _read(spec: str) -> Contents:
     if spec in EMBEDDED:
         return EMBEDDED[spec]()
     if spec.startswith("torchvision:"):
@@ -75,86 +123,166 @@ def read_contents(spec: str) -> Contents:
     )
 
 
+def place(spec: str) -> str:
+    """A source's name as it means the same from every folder."""
+    named = spec in EMBEDDED or spec.startswith(("torchvision:", "hf:"))
+    return spec if named else os.path.realpath(os.path.expanduser(spec))
+
+
 def browse(spec: str) -> Path | zipfile.Path:
     """A folder, a zip or a folder of a zip, to list and to read from; of any other source the path as it is."""
     path = Path(spec).expanduser()
     if path.is_dir() or (found := _inside_zip(path)) is None:
         return path
-    _members(*found)  # names a zip that cannot be read
-    return zipfile.Path(*found)
-
-
-def _named_contents(name: str, spec: str, store: Store, num_ignored: int) -> Contents:
-    if not len(store):
-        raise ValueError(
-            f"Source.spec must hold images; got {spec} with none, and {num_ignored} other files. "
-            f"Give a folder of JPEG, PNG, TIFF, WebP, BMP, GIF, PNM or .npy files."
-        )
-    layout = read_layout(store.names, spec)
-    return Contents(name, store, layout.splits, layout.classes, layout.labels, num_ignored + layout.num_outside)
+    return zipfile.Path(_archive(found[0]), found[1])
 
 
 def _folder(root: Path, spec: str) -> Contents:
-    names, num_ignored = [], 0
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        inner = Path(folder).relative_to(root)
-        images = [(inner / file).as_posix() for file in files if is_image(file)]
-        names += images
-        num_ignored += len(files) - len(images)
-    names.sort()
-    return _named_contents(root.resolve().name, spec, FileStore(root, names), num_ignored)
+    raw, left_out, same = _walk(root)
+
+    def store(rows: list[int], names: list[str]) -> Store:
+        return FileStore(root, names, [raw[row] for row in rows])
+
+    return Contents.arranged(root.resolve().name, spec, raw, store, left_out=left_out, same=same)
+
+
+def _walk(root: Path) -> tuple[list[str], Counter[str], dict[int, tuple[bool, Hashable]]]:
+    """Names of all files below a folder, what was left out, and which of the names lead to the same file as others.
+
+    Every folder is entered once, by its own name rather than through a link. Folders of the system are not entered:
+    their names end in /.
+    """
+    names: list[str] = []
+    keys: list[tuple[int, int]] = []  # of the files that names lead to
+    links: set[int] = set()
+    left_out: Counter[str] = Counter()
+    pending, linked = [(os.path.realpath(root), "")], list[tuple[str, str]]()
+    visited: set[str] = set()
+    while pending or linked:
+        folder, prefix = pending.pop() if pending else heappop(linked)[::-1]
+        if folder in visited:
+            left_out["links to folders that are read already/"] += 1
+            continue
+        visited.add(folder)
+        try:
+            entries, device = list(os.scandir(folder)), os.stat(folder).st_dev
+        except OSError:
+            left_out["that cannot be opened/"] += 1
+            continue
+        for entry in entries:
+            name, is_link = prefix + entry.name, entry.is_symlink()
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself
+                is_folder = is_file = False
+            if is_folder and not is_system(entry.name):
+                if is_link:
+                    heappush(linked, (f"{name}/", os.path.realpath(entry.path)))
+                elif entry.path not in visited:
+                    pending.append((entry.path, f"{name}/"))
+            elif is_folder or is_file:
+                links |= {len(names)} if is_link else set()
+                keys.append((entry.stat().st_dev, entry.stat().st_ino) if is_link else (device, entry.inode()))
+                names.append(f"{name}/" if is_folder else name)
+            else:
+                left_out["no regular file"] += 1
+    targets = {keys[row] for row in links}
+    return names, left_out, {row: (row in links, key) for row, key in enumerate(keys) if key in targets}
 
 
 def _inside_zip(path: Path) -> tuple[Path, str] | None:
     """The zip that a path names or leads into, and the folder in it as a prefix of its members' names."""
     for parent in (path, *path.parents):
         if parent.suffix.lower() == ".zip" and parent.is_file():
-            return parent, "" if parent == path else path.relative_to(parent).as_posix() + "/"
+            return parent, "" if parent == path else readable(path.relative_to(parent).as_posix()) + "/"
     return None
 
 
-def _members(path: Path, inner: str) -> list[zipfile.ZipInfo]:
+def _archive(path: Path) -> zipfile.ZipFile:
+    """A zip whose members have names in one form."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return [m for m in archive.infolist() if not m.is_dir() and m.filename.startswith(inner)]
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"Source.spec must be a readable zip; got {path}: {error}. Fetch or pack it again.") from error
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # a damaged list of members can raise anything
+        raise ValueError(
+            f"Source.spec must be a readable zip; got {path}: {reason(error)}. Fetch or pack it again."
+        ) from error
+    for member in archive.infolist():
+        if not member.filename.isascii() and not member.flag_bits & 0x800:  # no encoding is stated
+            with suppress(UnicodeError):
+                member.filename = member.filename.encode("cp437").decode()
+        member.filename = readable(member.filename)
+    archive.NameToInfo = {member.filename: member for member in archive.infolist()}
+    return archive
 
 
 def _zip(path: Path, inner: str, spec: str) -> Contents:
-    members = _members(path, inner)
-    kept = [m for m in members if is_image(m.filename) and not m.filename.startswith("__MACOSX/")]
-    kept.sort(key=lambda member: member.filename)
-    names = [member.filename[len(inner) :] for member in kept]
-    name = inner.rstrip("/").rsplit("/", 1)[-1] if inner else path.stem
-    return _named_contents(name, spec, ZipStore(path, kept, names), len(members) - len(kept))
+    with _archive(path) as archive:
+        members = [member for member in archive.infolist() if member.filename.startswith(inner)]
+    files = [member for member in members if not stat.S_ISLNK(member.external_attr >> 16)]
+
+    def store(rows: list[int], names: list[str]) -> Store:
+        return ZipStore(path, [files[row] for row in rows], names)
+
+    name, raw = inner.rstrip("/").rsplit("/", 1)[-1] or path.stem, [member.filename[len(inner) :] for member in files]
+    return Contents.arranged(name, spec, raw, store, left_out=+Counter({"links": len(members) - len(files)}))
 
 
 def _list(path: Path, spec: str) -> Contents:
-    entries = [entry for line in path.read_text().splitlines() if (entry := _list_entry(line))]
-    names = [name for name, _ in entries]
-    labels = [label for _, label in entries]
-    if not names:
-        raise ValueError(f"Source.spec must list at least one image; got none in {spec}. Write one file a line.")
-    if any(labels) and not all(labels):
-        bare = names[labels.index(None)]
-        raise ValueError(
-            f"Source.labels must be given for all or none; got none for {bare} in {spec}. Complete the list."
-        )
-    classes, ids = _class_ids(np.asarray(labels, dtype=str), None, spec) if all(labels) else (None, None)
-    return Contents(path.stem, FileStore(path.parent, names), {}, classes, ids)
+    columns = _list_columns(path, spec)
+    raw = columns.pop("names")
+
+    def store(rows: list[int], names: list[str]) -> Store:
+        return FileStore(path.parent, names, [_on_disk(path.parent, raw[row]) for row in rows])
+
+    return Contents.arranged(path.stem, spec, raw, store, columns, listed=True)
 
 
-def _list_entry(line: str) -> tuple[str, str | None] | None:
-    line = line.strip()
-    if not line or line.startswith("#"):
-        return None
-    for separator in ("\t", " "):
+def _list_columns(path: Path, spec: str) -> dict[str, list[str]]:
+    """Names of images, labels and splits where there are any, of lines or of a table below a line of titles."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise ValueError(f"Source.spec must be a list in UTF-8; got {spec} in another encoding. Save it as UTF-8.")
+    lines = [line.strip() for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
+    delimiter = next((mark for mark in "\t,;" if lines and mark in lines[0]), "\t")
+    titles, *cells = [[cell.strip() for cell in line] for line in csv.reader(lines, delimiter=delimiter)] or [[]]
+    table = dict(zip(map(str.lower, titles), zip_longest(*cells, fillvalue=""), strict=False))
+    images = next((title for title, column in table.items() if is_image(column[0])), None)
+    if images is None or any(map(is_image, titles)):
+        names, labels = zip(*map(_list_entry, lines), strict=True) if lines else ((), ())
+        return {"names": list(names)} | ({"labels": list(labels)} if any(labels) else {})
+    others = {
+        "splits": [title for title in table if title in ("split", "set", "subset", "partition")],
+        "labels": [
+            title for title in table if title in ("label", "labels", "class", "class_name", "category", "target")
+        ]
+        or [title for title in table if len(table) == 2 and title != images],
+    }
+    chosen = {"names": images} | {kind: found[0] for kind, found in others.items() if found}
+    LOG.info("Columns of %s: %s.", spec, ", ".join(f"{kind} {title}" for kind, title in chosen.items()))
+    return {kind: list(table[title]) for kind, title in chosen.items()}
+
+
+def _list_entry(line: str) -> tuple[str, str]:
+    """The name and the label of a line; the label is empty if there is none."""
+    for separator in "\t,; ":
         name, found, label = line.rpartition(separator)
-        if found and is_image(name.strip()):
-            return name.strip(), label.strip()
-    return line, None
+        if found and is_image(name := name.strip(' "')):
+            return name, label.strip(' "')
+    return line.strip('"'), ""
+
+
+def _on_disk(root: Path, name: str) -> str:
+    """How a name of a list is written on disk: with other separators, or in another form of Unicode."""
+    if (name.isascii() and "\\" not in name) or os.path.exists(root / name):
+        return name
+    path = ""
+    for part in name.replace("\\", "/").split("/"):
+        forms = (part, normalize("NFC", part), normalize("NFD", part))
+        path += next((form for form in forms if os.path.lexists(root / (path + form))), part) + "/"
+    return path[:-1]
 
 
 def _npz(path: Path, spec: str) -> Contents:
@@ -171,9 +299,9 @@ def _npz(path: Path, spec: str) -> Contents:
                 f"Source.{name} must have one value an image; got shape {values.shape} for {len(store)} images "
                 f"in {spec}. Give an array of shape ({len(store)},)."
             )
-    parts = _split_array(arrays["split"], spec) if "split" in arrays else {}
-    classes, ids = _class_ids(arrays["labels"], parts.get("train"), spec) if "labels" in arrays else (None, None)
-    return Contents(path.stem, store, parts, classes, ids)
+    columns = {f"{name.rstrip('s')}s": as_labels(values) for name, values in arrays.items()}
+    by_name = "labels" in arrays and arrays["labels"].dtype.kind in "SU"
+    return Contents.arranged(path.stem, spec, store.names, lambda *_: store, columns, listed=True, by_name=by_name)
 
 
 def read_arrays(path: Path, spec: str, names: Sequence[str] = NPZ_ARRAYS) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -184,35 +312,13 @@ def read_arrays(path: Path, spec: str, names: Sequence[str] = NPZ_ARRAYS) -> tup
             arrays = {}
             for name in names:
                 if name in members:
-                    with archive.open(members[name]) as file:
-                        arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
-        raise ValueError(f"Source.spec must be a readable .npz; got {spec}: {error}. Save it again.") from error
-    except ValueError as error:  # NumPy's own words may advise to load it unsafely
+                    with archive.open(member := archive.getinfo(members[name])) as file:
+                        arrays[name] = read_npy(file, min(member.file_size, MAX_DEFLATED * member.compress_size))
+    except BrokenImageError as error:
         raise ValueError(
-            f"Source.spec must be a readable .npz of plain numbers and words; got {spec}, whose array {name} is "
-            f"damaged or holds Python objects. Save it again."
+            f"Source.spec must be a readable .npz of plain numbers and words; got {spec}, whose array {name} {error}. "
+            f"Save it again."
         ) from error
+    except Exception as error:  # a damaged archive can raise anything
+        raise ValueError(f"Source.spec must be a readable .npz; got {spec}: {reason(error)}. Save it again.") from error
     return arrays, [name for name in members if name not in arrays]
-
-
-def _split_array(values: np.ndarray, spec: str) -> dict[str, np.ndarray]:
-    names = {name: canonical_split(name) for name in np.unique(values.astype(str)).tolist()}
-    unknown = [name for name, split in names.items() if split is None]
-    if unknown:
-        raise ValueError(
-            f"Source.split must hold train, val and test; got {', '.join(unknown[:5])} in {spec}. Rename them."
-        )
-    canonical = np.asarray([names[value] for value in values.astype(str).tolist()])
-    return {split: np.flatnonzero(canonical == split) for split in SPLITS if (canonical == split).any()}
-
-
-def _class_ids(values: np.ndarray, train: np.ndarray | None, spec: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Class names in order, and class ids; the classes are those that occur in train."""
-    known = np.unique(values if train is None else values[train])
-    ids = np.searchsorted(known, values).clip(max=len(known) - 1)
-    if (unknown := np.unique(values[known[ids] != values])).size:
-        raise ValueError(
-            f"Source.labels must be classes of train; got {unknown[:10].tolist()} in {spec}. Remove those images."
-        )
-    return tuple(str(value) for value in known.tolist()), ids.astype(np.int64)

@@ -1,30 +1,36 @@
 """Where the images of a source lie: files, members of a zip, bytes in memory, an array, or another library's set."""
 
 import os
+import stat
 import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
+from pantomim.core.foreign import reason
 from pantomim.data.decoding import (
     BrokenImageError,
     Header,
+    StoredMask,
     as_ids,
     band_axis,
     bands_first,
+    check_memory,
     decode,
     decode_header,
-    decode_ids,
+    decode_mask,
     from_picture,
     plain,
 )
+from pantomim.data.names import LOG
 
 
 class Store(ABC):
@@ -39,13 +45,17 @@ class Store(ABC):
     def decode(self, position: int) -> np.ndarray:
         """One image, (C, H, W), in the number type of the source; raises `BrokenImageError`."""
 
-    def decode_ids(self, position: int) -> np.ndarray:
-        """One mask, (H, W), class ids as they are stored; raises `BrokenImageError`."""
-        return as_ids(self.decode(position))
+    def decode_mask(self, position: int) -> StoredMask:
+        """One mask, class ids as they are stored; raises `BrokenImageError`."""
+        return StoredMask(as_ids(self.decode(position)))
 
     @abstractmethod
     def header(self, position: int) -> Header:
         """What is known of that image without decoding it; raises `BrokenImageError`."""
+
+    def sizes(self, positions: Sequence[int]) -> list[int]:
+        """A number by which each image is known to be what it was, without reading files; 0 where there is none."""
+        return [0] * len(positions)
 
     def held(self, positions: np.ndarray, limit: int) -> "BytesStore | None":
         """These files in memory as they are, or None if they are no files or exceed `limit` bytes."""
@@ -65,15 +75,15 @@ class EncodedStore(Store):
 
     def decode(self, position: int) -> np.ndarray:
         """One image, decoded from its file."""
-        return decode(self._bytes(position), self._suffix(position))
+        return decode(self._bytes(position))
 
-    def decode_ids(self, position: int) -> np.ndarray:
+    def decode_mask(self, position: int) -> StoredMask:
         """One mask, decoded from its file."""
-        return decode_ids(self._bytes(position), self._suffix(position))
+        return decode_mask(self._bytes(position))
 
     def header(self, position: int) -> Header:
         """The header of one file."""
-        return decode_header(self._bytes(position), self._suffix(position))
+        return decode_header(self._bytes(position))
 
     def held(self, positions: np.ndarray, limit: int) -> "BytesStore | None":
         """These files in memory, if they take at most `limit` bytes; a file that cannot be read is held empty."""
@@ -88,40 +98,71 @@ class EncodedStore(Store):
                 files.append(b"")
         return BytesStore(files, [self.names[position] for position in places])
 
-    def _suffix(self, position: int) -> str:
-        return PurePosixPath(self.names[position]).suffix
+    def sizes(self, positions: Sequence[int]) -> list[int]:
+        """The bytes of each file."""
+        return [self.num_bytes(position) for position in positions]
 
     def _bytes(self, position: int) -> bytes:
         try:
             data = self.read(position)
         except (OSError, zlib.error, struct.error) as error:
-            raise BrokenImageError(f"cannot be read: {error}") from error
+            raise BrokenImageError(f"cannot be read: {reason(error)}") from error
         if not data:
             raise BrokenImageError("is an empty file")
         return data
 
 
 class FileStore(EncodedStore):
-    """Files on disk, by slash-separated names relative to a folder."""
+    """Files on disk, by slash-separated names relative to a folder; `paths` are these as the disk has them."""
 
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
-        self.root, self.names = root, names
+    def __init__(self, root: Path, names: Sequence[str], paths: Sequence[str] | None = None) -> None:
+        self.root, self.names, self._paths = root, names, names if paths is None else paths
 
     def read(self, position: int) -> bytes:
         """The bytes of one file."""
-        return (self.root / self.names[position]).read_bytes()
+        path = self._path(position)
+        if path.exists() and not path.is_file():
+            raise BrokenImageError("is no regular file")
+        return path.read_bytes()
 
     def num_bytes(self, position: int) -> int:
         """Their number, from the file system; 0 where there is no such file."""
-        path = self.root / self.names[position]
-        return path.stat().st_size if path.is_file() else 0
+        try:
+            found = os.stat(self._path(position))
+        except (OSError, ValueError):
+            return 0
+        return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+    def sizes(self, positions: Sequence[int]) -> list[int]:
+        """The bytes of each file, asked for by several threads, and with them a checksum of some sixty of the files.
+
+        Which ones, their names say: where a file is gone or new, the others keep their numbers.
+        """
+        share = 1 << (len(positions) // 64).bit_length()
+
+        def size(position: int) -> int:
+            name = self.names[position]
+            try:
+                found = os.stat(path := self._path(position)).st_size
+                if zlib.crc32(os.fsencode(name)) % share == 0:
+                    with open(path, "rb") as file:
+                        found |= zlib.crc32(file.read(2**20)) << 48
+                return found
+            except (OSError, ValueError):  # a name may hold what no name can
+                return 0
+
+        chunks = [positions[start : start + 1024] for start in range(0, len(positions), 1024)]
+        with ThreadPoolExecutor(16) as threads:
+            return list(chain.from_iterable(threads.map(lambda chunk: list(map(size, chunk)), chunks)))
 
     def header(self, position: int) -> Header:
         """The header of one file, of which only the beginning is read."""
         if not self.num_bytes(position):
             self._bytes(position)  # raises, with the reason
-        path = self.root / self.names[position]
-        return decode_header(path, path.suffix)
+        return decode_header(self._path(position))
+
+    def _path(self, position: int) -> Path:
+        return self.root / self._paths[position]
 
 
 class ZipStore(EncodedStore):
@@ -136,7 +177,9 @@ class ZipStore(EncodedStore):
         fields = [
             (m.header_offset, m.compress_size, m.file_size, m.compress_type, m.CRC, m.flag_bits & 1) for m in members
         ]
-        self._fields = np.asarray(fields, dtype=np.int64).reshape(-1, 6)
+        whole = np.minimum(np.asarray(fields, dtype=object), 2**62)  # a damaged zip may claim anything
+        self._fields = whole.astype(np.int64).reshape(-1, 6)
+        self._num_bytes = path.stat().st_size
         self._descriptor: tuple[int, int] | None = (os.getpid(), os.open(path, os.O_RDONLY))  # one handle a process
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,9 +199,10 @@ class ZipStore(EncodedStore):
         if header[:4] != b"PK\x03\x04":
             raise BrokenImageError("is not where the zip says")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
-        data = self._read_at(packed, offset + 30 + name_length + extra_length)
+        check_memory(size, packed if packed <= self._num_bytes else 0)
+        data = self._read_at(min(packed, self._num_bytes), offset + 30 + name_length + extra_length)
         if method == zipfile.ZIP_DEFLATED:
-            data = zlib.decompress(data, -zlib.MAX_WBITS, max(size, 1))
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
         elif method != zipfile.ZIP_STORED:
             raise BrokenImageError("is compressed by another method than deflate; repack the zip")
         if len(data) != size or zlib.crc32(data) != checksum:
@@ -168,6 +212,10 @@ class ZipStore(EncodedStore):
     def num_bytes(self, position: int) -> int:
         """Size of one member, unpacked."""
         return int(self._fields[position, 2])
+
+    def sizes(self, positions: Sequence[int]) -> list[int]:
+        """Size and checksum of each member, as one number."""
+        return [int(self._fields[position, 2]) << 32 | int(self._fields[position, 4]) for position in positions]
 
     def _read_at(self, count: int, offset: int) -> bytes:
         process = os.getpid()
@@ -197,11 +245,14 @@ class ArrayStore(Store):
     """Images of one size in one array: (N, H, W), (N, C, H, W) or (N, H, W, C), the bands by the rule of `decoding`."""
 
     def __init__(self, images: np.ndarray, *, spec: str) -> None:
-        if images.ndim not in (3, 4) or not len(images):
+        one = images.ndim == 3 and images.shape[2] <= 4 < min(images.shape[:2])  # no gray images of four columns
+        if images.ndim not in (3, 4) or not len(images) or one:
             raise ValueError(
                 f"Source.images must have the shape (N, H, W), (N, C, H, W) or (N, H, W, C) with N > 0; "
-                f"got {images.shape} in {spec}. Stack the images along the first axis."
+                f"got {images.shape}{' (one image?)' * one} in {spec}. Stack the images along the first axis."
             )
+        if images.ndim == 3 and len(images) <= 4:
+            LOG.info("%s of %s is read as %d gray image(s).", images.shape, spec, len(images))
         try:
             images = images[:, None] if images.ndim == 3 else np.moveaxis(images, band_axis(images.shape[1:]) + 1, 1)
             self.array = plain(images)
@@ -215,6 +266,10 @@ class ArrayStore(Store):
         """One image."""
         return self.array[position]
 
+    def sizes(self, positions: Sequence[int]) -> list[int]:
+        """A checksum of each image, whose shape all share: they are in memory."""
+        return [zlib.crc32(self.array[position].tobytes()) for position in positions]
+
     def header(self, position: int) -> Header:
         """The same for all."""
         _, channels, height, width = self.array.shape
@@ -222,18 +277,20 @@ class ArrayStore(Store):
 
 
 class PictureStore(Store):
-    """Pictures that another library hands out one by one."""
+    """Pictures that another library hands out one by one, or (as a mapping with `bytes` or `path`) their files."""
 
-    def __init__(self, fetch: Callable[[int], Image.Image | np.ndarray], num_images: int) -> None:
+    def __init__(self, fetch: Callable[[int], Image.Image | np.ndarray | Mapping[str, Any]], num_images: int) -> None:
+        EpsImagePlugin.gs_binary = False  # that library may open what Pillow starts Ghostscript for
         self._fetch = fetch
         self.names = [str(number) for number in range(num_images)]
 
     def decode(self, position: int) -> np.ndarray:
         """One image, by the rules of `decoding`."""
         try:
-            picture = self._fetch(position)
+            if isinstance(picture := self._fetch(position), Mapping):
+                return decode(picture["bytes"] or Path(picture["path"]))
         except Exception as error:  # whatever the other library's decoder raises
-            raise BrokenImageError(str(error)[:200]) from error
+            raise BrokenImageError(reason(error)) from error
         return from_picture(picture) if isinstance(picture, Image.Image) else plain(bands_first(np.asarray(picture)))
 
     def header(self, position: int) -> Header:

@@ -1,13 +1,14 @@
 """The run folder: one run, one config, one process group at a time; an unfinished one is resumed."""
 
+import gzip
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,10 +18,18 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
+from pantomim.checkpoint import Checkpoint
+from pantomim.checkpoint import remove_leftovers as remove_leftover_checkpoints
 from pantomim.config import Pretrain, RuntimeConfig, from_yaml, is_of_earlier_version, leaves, to_dict, to_yaml
-from pantomim.core.files import replace_file
+from pantomim.core.files import remove_leftovers, replace_file
+from pantomim.core.reading import read_json
+from pantomim.data.identity import in_words
+from pantomim.data.record import LIST, RECORD, DataRecord, has_steps, read_list, read_record
+from pantomim.data.sources import place
 from pantomim.engine.runtime import on_main
+from pantomim.engine.setup import Images
 from pantomim.engine.stops import explain_disk
+from pantomim.formats.native import NAMES, SEGMENTER, TOKENIZER, read_description, read_pair
 
 # What may change between two starts of a run: how it is carried out, not what is learned (but for rounding). What
 # `runtime.precision` comes to on this device is compared all the same: see `RunFolder.describe`.
@@ -42,8 +51,9 @@ class Finished:
     wall_s: float  # training time over all starts of the run, without work that was lost
     images_per_s: float | None  # without the first step after each start; None in runs of one step
     loss: float | None  # of the last step; None in a run of none
-    broken: list[str] = field(default_factory=list)  # images that were skipped since the last start
-    alarms: list[str] = field(default_factory=list)  # warnings of the method since the last start
+    broken: list[str] = field(default_factory=list)  # images that were skipped
+    alarms: list[str] = field(default_factory=list)  # warnings of the method
+    files: dict[str, str] = field(default_factory=dict)  # the hash of the weights of each pair that was written
     already: bool = False  # the run was complete before, and has been left as it was
 
 
@@ -66,11 +76,36 @@ class RunFolder:
             self._lock.release()
 
     def finished(self) -> Finished | None:
-        """The summary of the run, if it is complete."""
+        """The summary of the run, if it is complete and what it wrote is whole; else it can be written anew.
+
+        Raises `ValueError` where there is nothing left to write it from.
+        """
+        file = self.path / "finished.json"
         try:
-            return Finished(**json.loads((self.path / "finished.json").read_text(encoding="utf-8")), already=True)
+            found: Finished = read_json(file, Finished, "Remove it, and run the same command: no step is lost.")
         except FileNotFoundError:
             return None
+        if not (lost := self._lost(found)):
+            return replace(found, already=True)
+        if any(self.checkpoints.glob("step-*")):
+            return None
+        raise ValueError(
+            f"Pretrain.out must hold what its finished run wrote, or a checkpoint to write it from; got {self.path} "
+            f"without either ({lost}). Remove {file} to train again from the first step, or choose another folder."
+        )
+
+    def _lost(self, found: Finished) -> str:
+        """Why what the run wrote cannot be used; empty if it can."""
+        there = {file.stem for file in self.path.glob("*.*") if file.suffix in (".json", ".safetensors")}
+        stated = found.files or dict.fromkeys(there & {*NAMES, SEGMENTER, TOKENIZER}, "")  # of old, none stated
+        for name, sha256 in stated.items():
+            try:
+                read_pair(self.path, name)
+            except ValueError as error:
+                return str(error)
+            if sha256 not in ("", read_description(self.path, name)["sha256"]):
+                return f"{name} has another hash than finished.json states"
+        return "" if stated else "there are no weights"
 
     def finish(self, finished: Finished) -> None:
         """Write `finished.json`: the run is complete."""
@@ -88,44 +123,103 @@ class RunFolder:
         path = self.path / "environment.json"
         now = environment(config.runtime.seed, accelerator, dtype) | ({} if origin is None else {"init": origin})
         if step > 0 and path.is_file():
-            first = json.loads(path.read_text(encoding="utf-8"))
-            if (before := first.get("precision", now["precision"])) != now["precision"]:
+            advice = "Remove it: it only tells of machine and versions."
+            first, known = read_json(path, dict[str, Any], advice), read_json(path, _Started, advice)
+            if (before := known.precision or now["precision"]) != now["precision"]:
                 raise ValueError(
                     f"RuntimeConfig.precision must stay that of the first {step} steps, {before}; got "
                     f"{config.runtime.precision}, which is {now['precision']} on {now['device']}. "
                     f"Set it to {before}, or choose another folder."
                 )
-            now = {**first, "resumed": [*first.get("resumed", []), {"step": step, **now}]}
+            now = {**first, "resumed": [*known.resumed, {"step": step, **now}]}
         self._write(path.name, json.dumps(now, indent=2) + "\n")
 
     def list_images(self, name: str, names: Sequence[str]) -> None:
         """Write which images something is done with, one a line."""
         self._write(name, "".join(f"{name}\n" for name in names))
 
+    def keep_images(self, images: Images, source: str, skipped: Collection[str]) -> None:
+        """Write down which images a run begins with; one that is resumed must have the same.
+
+        Those that can no longer be read may differ, and those that were `skipped` before.
+        """
+        ours, before = images.identity(), None
+        classes = None if images.masks is None else images.masks.names
+        if (record := read_record(self.path)) is None:
+            found = DataRecord(place(source), len(ours.names), ours.sha256, images.facts, classes)
+            self._replace(LIST, gzip.compress(ours.text, 3, mtime=0))
+            self._write(RECORD, json.dumps(asdict(found), indent=2) + "\n")
+            return
+        different = [] if classes == record.mask_classes else ["classes of masks"]
+        if ours.sha256 != record.sha256 and ((before := read_list(self.path)) is None or before.sha256 != ours.sha256):
+            changes = {} if before is None else ours.changes(before)
+            changed = {*changes.get("changed", ())} - {*skipped}
+            if changes.keys() != {"changed"} or not images.are_broken(changed):
+                counts = f"{record.images:,} there, {len(ours.names):,} here, or another order"
+                different += in_words(changes) or [counts]
+        if different:
+            lines = "".join(f"\n  {line}" for line in different)
+            raise ValueError(
+                f"DataConfig.source must hold the images that a run began with; got {source} for {self.path}, which "
+                f"differs in:{lines}\nPut them back as they were, or choose another folder."
+            )
+
+    def check_checkpoint(self, checkpoint: Checkpoint, config: Pretrain, total: int) -> None:
+        """Refuse a checkpoint of another run, by its seed, settings and length.
+
+        Settings that only one of both has are passed over, and places, which may move: images, tokenizers and teachers
+        are known by hashes.
+        """
+        ours, theirs = identity_of(config, total), {"runtime.seed": checkpoint.random.get("seed"), **checkpoint.run}
+        compared = {key for key in ours.keys() & theirs.keys() if "/" not in f"{ours[key]}{theirs[key]}"}
+        late = [f"step: {checkpoint.step} there, at most {total} here"] if checkpoint.step > total else []
+        stated = checkpoint.path / "checkpoint.json"
+        refuse_changes("Pretrain", "checkpoint", stated, theirs, ours, lambda key: key not in compared, late)
+
     def _open(self, config: Pretrain) -> None:
         take_folder("Pretrain", "run", self.path, "config.yaml", self._lock)
+        remove_leftover_checkpoints(self.checkpoints)
         written = self.path / "config.yaml"
         theirs = from_yaml(type(config), written) if written.is_file() else None
-        if theirs is not None and self._has_steps():
+        if theirs is not None and has_steps(self.path):
             if is_of_earlier_version(written):
                 raise ValueError(
                     f"Pretrain.out must hold no run of an earlier version, which cannot be resumed; got {self.path}. "
                     f"Choose another folder."
                 )
             ours, there = leaves(to_dict(config)), leaves(to_dict(theirs))
+            if (record := read_record(self.path)) is not None and record.source == place(config.data.source):
+                there["data.source"] = config.data.source
             refuse_changes("Pretrain", "run", written, there, ours, FREE.__contains__)
         else:
             self._write(written.name, to_yaml(config))
 
-    def _has_steps(self) -> bool:
-        """Whether there is a step to keep; a run that failed before its first step may start with another config."""
-        logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
-        saved = any(self.checkpoints.glob("step-*"))
-        return logged or saved or (self.path / "finished.json").is_file()
-
     def _write(self, name: str, text: str) -> None:
+        self._replace(name, text.encode(errors="surrogateescape"))
+
+    def _replace(self, name: str, data: bytes) -> None:
         with explain_disk(self.path):
-            replace_file(self.path / name, text.encode())
+            replace_file(self.path / name, data)
+
+
+@dataclass(frozen=True)
+class _Started:
+    """What is read of an `environment.json`."""
+
+    precision: str | None = None
+    resumed: list[Any] = field(default_factory=list)
+
+
+def identity_of(config: Pretrain, total: int) -> dict[str, Any]:
+    """What a checkpoint is known by as one of a run: all settings that decide it, and its length in steps."""
+    return {key: value for key, value in leaves(to_dict(config)).items() if key not in FREE} | {"steps": total}
+
+
+def same(there: Any, here: Any) -> bool:
+    """Whether two settings are equal, or names of one place."""
+    if isinstance(there, str) and isinstance(here, str):
+        return there == here or place(there) == place(here)
+    return bool(there == here)
 
 
 def take_folder(owner: str, what: str, path: Path, plan: str, lock: FileLock) -> None:
@@ -143,6 +237,7 @@ def take_folder(owner: str, what: str, path: Path, plan: str, lock: FileLock) ->
                 f"{', '.join(others[:5])} and no {plan}. Choose another folder."
             )
         lock.acquire()
+        remove_leftovers(path)
     except Timeout:
         raise RunInUseError(
             f"{owner}.out must not be in use; got {path}, which another pantomim process is working on. Wait for it, "
@@ -171,7 +266,7 @@ def refuse_changes(
     different = [
         f"{key}: {theirs.get(key)} there, {ours.get(key)} here"
         for key in dict.fromkeys([*theirs, *ours])
-        if not is_free(key) and theirs.get(key) != ours.get(key)
+        if not is_free(key) and not same(theirs.get(key), ours.get(key))
     ]
     if different := [*more, *different]:
         more = [f"and {len(different) - 20} more"] if len(different) > 20 else []

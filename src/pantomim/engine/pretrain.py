@@ -4,18 +4,22 @@ A step is a function of (seed, step) alone: batch, crops, masks and whatever the
 stopped, or killed, and is started again gives the same losses as one never stopped.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from pantomim.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Pretrain
 from pantomim.data.dataset import Dataset
+from pantomim.data.record import read_record
 from pantomim.data.stream import Stream
-from pantomim.engine.folder import Finished, RunFolder
+from pantomim.engine.folder import Finished, RunFolder, identity_of
 from pantomim.engine.initial import start_from
-from pantomim.engine.record import Clock, Recorder, peak_memory_gib, read_metrics
+from pantomim.engine.record import Clock, Recorder, peak_memory_gib
 from pantomim.engine.runtime import (
     Purpose,
     agree,
@@ -32,16 +36,15 @@ from pantomim.engine.setup import (
     check_fit,
     describe_masks,
     describe_start,
-    hold_out,
     in_steps,
-    training_images,
-    training_masks,
+    open_images,
 )
 from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, explain_disk, explain_memory, save_failure
 from pantomim.engine.training import Training
 from pantomim.engine.validation import Judge
 from pantomim.formats.files import frozen_hashes
 from pantomim.formats.native import (
+    read_description,
     save_classifier,
     save_decoder,
     save_encoder,
@@ -73,13 +76,18 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
     seed, accumulation = config.runtime.seed, config.runtime.accumulation
     run = RunFolder(out)
     with run.hold(accelerator, config), StopSignals() as signals:
-        if (finished := run.finished()) is not None:
+        if (finished := on_main(accelerator, run.finished)) is not None:
             end_training(accelerator)
             return finished
+        checkpoint = find_checkpoint(run.checkpoints)
+        before = Progress() if checkpoint is None else checkpoint.progress
 
         # ---------------------------------------------------------------------------------------------- Data, length
-        dataset, masks = training_images(config.data) if dataset is None else dataset, training_masks(config.data)
-        dataset, held_out = hold_out(dataset, config)
+        begun = on_main(accelerator, partial(read_record, out))
+        images = open_images(config, dataset, None if begun is None else begun.mask_classes)
+        on_main(accelerator, lambda: run.keep_images(images, config.data.source, before.broken))
+        images.mark_broken(before.broken)
+        dataset, held_out, masks = images.train, images.held_out, images.masks
         total, warmup = in_steps(config, max(1, len(dataset) // config.batch_size))
 
         # --------------------------------------------------------------------------------------------------- Method
@@ -117,10 +125,11 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         save_every = config.runtime.save_every or min(max(total // 20, 50), 1000)
 
         # ------------------------------------------------------------------------------------------ Start or resume
-        start, clock, origin = 0, Clock(), None
-        if (checkpoint := find_checkpoint(run.checkpoints)) is not None:
+        start, clock, origin = 0, Clock(before.time_s, before.timed_images, before.timed_s), None
+        if checkpoint is not None:
+            run.check_checkpoint(checkpoint, config, total)
             load_checkpoint(checkpoint, method, optimizer)
-            start, clock = checkpoint.step, Clock(**checkpoint.progress)
+            start = checkpoint.step
         elif config.init is not None:
             names = dataset.classes if masks is None else [masks.names[class_id] for class_id in masks.class_ids()]
             origin = start_from(config.init, method, names or ())
@@ -136,8 +145,8 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
 
         training.share_out()
         watch = FiniteWatch(device)
-        warnings: list[str] = []
-        recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=config.batch_size)
+        loss, warnings, size = before.loss, [*before.warnings], config.batch_size
+        recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=size, logged=before.logged)
         with recorder, signals.deferred():
             where = f"{device.type} in {str(dtype).removeprefix('torch.')}"
             recorder.say(describe_start(config, dataset, len(held_out or ()), where, world, start, total))
@@ -148,7 +157,8 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
 
             # ------------------------------------------------------------------------------------------------- Loop
             waited = stream.wait_s
-            save = partial(save_checkpoint, run.checkpoints, method, optimizer, seed=seed, keep=config.runtime.keep)
+            keep, own = config.runtime.keep, identity_of(config, total)
+            save = partial(save_checkpoint, run.checkpoints, method, optimizer, seed=seed, keep=keep, run=own)
             for step, batches in enumerate(stream.batches(start, total), start):
                 with explain_memory(config, world):
                     means = training.step(step, batches)
@@ -178,6 +188,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                         with clock.paused():
                             values |= judge(done)
                     recorder.log(done, values)
+                    loss = values["loss"]
                     if (warning := method.warning(values)) is not None and warning not in warnings:
                         warnings.append(warning)
                         recorder.say(f"Warning, at step {done}: {warning}")
@@ -186,43 +197,41 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                 if to_save:
                     with clock.paused():
                         recorder.sync()
-                        on_main(accelerator, partial(save, step=done, progress=clock.progress()))
+                        skipped = {image.name: image.reason for image in gather_broken(accelerator, *images.parts)}
+                        progress = Progress(*clock.progress(), loss, recorder.logged, skipped, warnings)
+                        on_main(accelerator, partial(save, step=done, progress=progress))
                 if stop and done < total:
-                    recorder.say_broken(gather_broken(accelerator, dataset))
+                    recorder.say_broken(gather_broken(accelerator, *images.parts))
                     raise Interrupted(
                         f"Stopped after step {done} of {total}, which is saved in {run.checkpoints}. "
                         f"Run the same command to resume."
                     )
 
-            broken = gather_broken(accelerator, dataset)
-            broken += [] if held_out is None else gather_broken(accelerator, held_out)
+            broken = gather_broken(accelerator, *images.parts)
             recorder.say_broken(broken)
 
         # ------------------------------------------------------------------------------------------------------- End
-        logged, names = read_metrics(run.metrics), [image.name for image in broken]
-        loss = logged[-1]["loss"] if logged else None
+        names = [image.name for image in broken]
         finished = Finished(total, clock.total_s, clock.images_per_s, loss, names, warnings)
 
-        def export() -> None:
-            parts = method.exports()
+        def export(finished: Finished) -> Finished:
+            parts, told = method.exports(), dict[str, Any](scale=dataset.scale, recipe=config.recipe)
+            about = told | parts.pop("about", {})
+            writers: dict[str, Callable[..., None]] = {  # of what a method may leave
+                "encoder": partial(save_encoder, **told),
+                "decoder": save_decoder,
+                "classifier": partial(save_classifier, **about, classes=dataset.classes),
+                "segmenter": partial(save_segmenter, **about, **describe_masks(config.data, masks)),
+                "predictor": partial(save_predictor, method=config.method.kind, frozen=frozen_hashes(method)),
+                "tokenizer": partial(save_tokenizer, **told),
+            }
             with explain_disk(out):
-                if "encoder" in parts:
-                    save_encoder(out, parts["encoder"], scale=dataset.scale, recipe=config.recipe)
-                if "decoder" in parts:
-                    save_decoder(out, parts["decoder"])
-                if "classifier" in parts:
-                    about = parts["about"] | {"classes": dataset.classes}
-                    save_classifier(out, parts["classifier"], scale=dataset.scale, recipe=config.recipe, **about)
-                if "segmenter" in parts:
-                    about = parts["about"] | describe_masks(config.data, masks)
-                    save_segmenter(out, parts["segmenter"], scale=dataset.scale, recipe=config.recipe, **about)
-                if "predictor" in parts:
-                    frozen = frozen_hashes(method)
-                    save_predictor(out, parts["predictor"], method=config.method.kind, frozen=frozen)
-                if "tokenizer" in parts:
-                    save_tokenizer(out, parts["tokenizer"], scale=dataset.scale, recipe=config.recipe)
-            run.finish(finished)
+                for name, part in parts.items():
+                    writers[name](out, part)
+            files = {name: read_description(out, name)["sha256"] for name in parts}
+            run.finish(finished := replace(finished, files=files))
+            return finished
 
-        on_main(accelerator, export)
+        finished = on_main(accelerator, partial(export, finished))
     end_training(accelerator)
     return finished

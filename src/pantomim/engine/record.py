@@ -77,9 +77,9 @@ class Clock:
         """Mean speed over all laps."""
         return self.timed_images / self.timed_s if self.timed_s else None
 
-    def progress(self) -> dict[str, float]:
+    def progress(self) -> tuple[float, int, float]:
         """Arguments for the clock of the next start."""
-        return {"time_s": self.total_s, "timed_images": self.timed_images, "timed_s": self.timed_s}
+        return self.total_s, self.timed_images, self.timed_s
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -90,8 +90,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     steps = []
     for number, line in enumerate(lines, 1):
         try:
-            steps.append(json.loads(line))
-        except ValueError as error:
+            found = json.loads(line)
+            if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+                raise ValueError("no step")
+            if not all(isinstance(value, int | float | None) for value in found.values()):
+                raise ValueError("no numbers")
+            steps.append(found)
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise ValueError(
                     f"{path} must hold one logged step a line; got something else in line {number} of {len(lines)} "
@@ -111,7 +116,8 @@ def peak_memory_gib(device: torch.device) -> float:
 class Recorder:
     """Logs a run, on the main process only; a context, so that the bar and the files are closed.
 
-    Lines of steps after `start` are dropped from the metrics file `path`, so that no step is there twice.
+    Lines of steps after `start` are dropped from the metrics file `path`, so that no step is there twice. Should some
+    of the `logged` ones before be missing, it says so.
     """
 
     def __init__(
@@ -122,6 +128,7 @@ class Recorder:
         start: int,
         total: int,
         batch_size: int,
+        logged: int = 0,
         console: Console | None = None,
     ) -> None:
         self._accelerator, self._path = accelerator, path
@@ -130,6 +137,7 @@ class Recorder:
         self._main = accelerator.is_main_process
         self._bar: Progress | None = None
         self._next_line = start
+        self.logged = logged
 
     def __enter__(self) -> "Recorder":
         if not self._main:
@@ -138,6 +146,9 @@ class Recorder:
         with explain_disk(self._path.parent):
             replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
             self._file = self._path.open("a", encoding="utf-8")
+        if (missing := self.logged - len(kept)) > 0:
+            self.say(f"Warning: {self._path} lacks {missing} of the {self.logged} steps that were logged before.")
+        self.logged = len(kept)
         self._start_tracker()
         if self._console.is_terminal:
             self._start_bar()
@@ -172,6 +183,7 @@ class Recorder:
         with explain_disk(self._path.parent):
             self._file.write(json.dumps({"step": step} | finite) + "\n")
             self._file.flush()
+        self.logged += 1
         numbers = {key: value for key, value in values.items() if value is not None}
         self._accelerator.log(numbers, step=step)
         state = _state(numbers)

@@ -134,9 +134,9 @@ def read_means(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[s
     return dict(zip(values, stacked.tolist(), strict=True))
 
 
-def gather_broken(accelerator: Accelerator, dataset: Dataset) -> list[Broken]:
+def gather_broken(accelerator: Accelerator, *datasets: Dataset) -> list[Broken]:
     """The images that any process has skipped, each once."""
-    here = {broken.name: broken for broken in dataset.broken}
+    here = {broken.name: broken for dataset in datasets for broken in dataset.broken}
     if accelerator.num_processes == 1:
         return list(here.values())
     everywhere = {broken.name: broken for broken in gather_object(list(here.values()))}

@@ -1,12 +1,16 @@
 """What is looked at before the first step, so that a run that cannot work never begins."""
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from pantomim.config import DataConfig, OptimConfig, Pretrain
-from pantomim.data.dataset import Contents, Dataset
+from pantomim.data.dataset import Contents, Dataset, Facts
+from pantomim.data.decoding import BrokenImageError
+from pantomim.data.identity import Identity
 from pantomim.data.layout import divide, part_names
 from pantomim.data.masks import Masks, open_masked, read_masked
 from pantomim.data.sources import open_split, read_contents
@@ -17,45 +21,83 @@ from pantomim.optim import LARS, layer_scale, parameter_groups
 MOST_HELD_OUT = 10_000  # images, out of training ones
 
 
-def training_masks(config: DataConfig) -> Masks | None:
-    """The masks of the source with the list of their classes, where the run learns from masks.
+@dataclass(frozen=True)
+class Images:
+    """What a run learns from, and those images that a task is judged by while it trains, if it is."""
 
-    Classes that no list names are those of the ids that occur in any of its masks.
-    """
-    if (how := config.masks) is None:
-        return None
-    masks = read_masked(config.source, how.name, ignore=how.ignore, reduce_zero=how.reduce_zero)[1]
-    if masks.names:
-        return masks
-    return open_masked(config.source, how.name, how.ignore, reduce_zero=how.reduce_zero, tested=False).masks
+    train: Dataset
+    held_out: Dataset | None
+    masks: Masks | None  # with the list of their classes
+    facts: Facts  # of all training images, before some were held out
+
+    @property
+    def parts(self) -> list[Dataset]:
+        """Those there are."""
+        return [self.train] if self.held_out is None else [self.train, self.held_out]
+
+    def identity(self) -> Identity:
+        """Of all images and their masks."""
+        names = [name for part in self.parts for name in part.names]
+        masks = [] if self.masks is None else [self.masks.identity(names)]
+        return Identity.joined([*(part.identity() for part in self.parts), *masks])
+
+    def mark_broken(self, reasons: Mapping[str, str]) -> None:
+        """Skip what an earlier start has found broken, by name."""
+        for part in self.parts if reasons else []:
+            part.mark_broken({k: reasons[name] for k, name in enumerate(part.names) if name in reasons})
+
+    def are_broken(self, names: Collection[str]) -> bool:
+        """Whether none of these images, or masks, can be read any more, and they are few enough to be skipped."""
+        key = str if self.masks is None else self.masks.stem
+        wanted = {key(name) for name in names}
+        for part in self.parts:
+            for index, image in enumerate(part.names):
+                if key(image) not in wanted:
+                    continue
+                try:
+                    _ = part.read(index) if self.masks is None else self.masks.read_pair(part, index)
+                except BrokenImageError:
+                    continue
+                return False
+        return True
 
 
-def training_images(config: DataConfig) -> Dataset:
-    """The split train, or a fixed part of it that is balanced over the classes."""
-    if not config.source:
-        raise ValueError("DataConfig.source must name the images; got none. Give a folder, say.")
-    dataset = open_split(source_contents(config), config.source, "train")
-    return dataset.part(config.images, config.fraction, config.labels_per_class, config.draw)
-
-
-def source_contents(config: DataConfig) -> Contents:
-    """All that the source holds; of one with masks its images."""
-    if (masks := config.masks) is None:
-        return read_contents(config.source)
-    return read_masked(config.source, masks.name, ignore=masks.ignore, reduce_zero=masks.reduce_zero)[0]
-
-
-def hold_out(dataset: Dataset, config: Pretrain) -> tuple[Dataset, Dataset | None]:
-    """Training images, and those that a task is judged by while it trains, if it is.
+def open_images(
+    config: Pretrain, dataset: Dataset | None = None, mask_classes: Mapping[int, str] | None = None
+) -> Images:
+    """The split train, or the part of it that the settings ask for, divided; or so much of a `dataset` in hand.
 
     Where all training images are used and the source has a split val beside its test split, that is held out; else a
-    share of every class of the training images.
+    share of every class of the training images. The classes of masks that no list names are `mask_classes`, which an
+    earlier start has found, else the ids that occur in any mask.
     """
+    how, contents, masks = config.data, None, None
+    if dataset is None:
+        if not how.source:
+            raise ValueError("DataConfig.source must name the images; got none. Give a folder, say.")
+        if how.masks is None:
+            contents = read_contents(how.source)
+        else:
+            name, ignore, zero = how.masks.name, how.masks.ignore, how.masks.reduce_zero
+            contents, masks = read_masked(how.source, name, ignore=ignore, reduce_zero=zero)
+            if not masks.names and mask_classes:
+                masks = replace(masks, names=dict(mask_classes))
+            elif not masks.names:
+                masks = open_masked(how.source, name, ignore, reduce_zero=zero, tested=False).masks
+        dataset = open_split(contents, how.source, "train", held_back=how.holdout)
+        if masks is None and hasattr(config.method, "num_classes"):
+            dataset = dataset.labelled()
+        dataset = dataset.part(how.images, how.fraction, how.labels_per_class, how.draw)
+    return Images(*_hold_out(dataset, contents, config), masks, dataset.facts)
+
+
+def _hold_out(dataset: Dataset, contents: Contents | None, config: Pretrain) -> tuple[Dataset, Dataset | None]:
+    """Training images, and those that are held out, if any are."""
     if config.validation is None or config.validation.share == 0:
         return dataset, None
-    contents = source_contents(config.data)
-    if not config.data.partial and "val" in part_names(contents.splits):
+    if contents is not None and not config.data.partial and "val" in part_names(contents.splits):
         held_out = open_split(contents, config.data.source, "val")
+        held_out = held_out.labelled() if config.data.masks is None else held_out
         if config.data.masks is None and held_out.labels is None:
             raise ValueError(
                 f"Source.val must have labels, as training images have; got none in {config.data.source}. Sort them "
@@ -170,9 +212,9 @@ def _mask_problems(config: Pretrain, masks: Masks | None, num_classes: int | Non
 
 
 def describe_masks(config: DataConfig, masks: Masks | None) -> dict[str, Any]:
-    """What is recorded of the masks that a model learned from."""
-    assert masks is not None
-    assert config.masks is not None
+    """What is recorded of the masks that a model learned from; nothing where it learned from none."""
+    if masks is None or config.masks is None:
+        return {}
     ids = masks.class_ids()
     return {
         "classes": [masks.names[class_id] for class_id in ids],

@@ -26,14 +26,7 @@ from pantomim.engine.runtime import (
 )
 from pantomim.engine.setup import optimiser
 from pantomim.methods.base import Method
-from pantomim.optim import (
-    beit_schedule,
-    cosine_schedule,
-    drop_schedule,
-    mmcv_poly_schedule,
-    poly_schedule,
-    scaled_lr,
-)
+from pantomim.optim import Schedule, scaled_lr
 
 
 class Training:
@@ -49,21 +42,15 @@ class Training:
         self.dtype = compute_dtype(config.runtime, self.device)
         self.length = int(optim.stretch * total)  # of the schedules
         peak_lr = scaled_lr(optim.base_lr, config.batch_size)
-        schedules: dict[str, Callable[..., float]] = {
-            "mae": cosine_schedule,
-            "beit": beit_schedule,
-            "drop": partial(drop_schedule, at=optim.drop_at),
-            "poly": poly_schedule,
-            "mmcv": mmcv_poly_schedule,
+        schedule = Schedule(peak_lr, optim.min_lr, warmup, self.length, optim.start_lr)
+        rates: dict[str, Callable[[float], float]] = {
+            "mae": schedule.mae,
+            "beit": schedule.beit,
+            "drop": partial(schedule.drop, at=optim.drop_at),
+            "poly": schedule.poly,
+            "mmcv": schedule.mmcv,
         }
-        self._schedule = partial(
-            schedules[optim.schedule],
-            base=peak_lr,
-            minimum=optim.min_lr,
-            warmup=warmup,
-            total=self.length,
-            start=optim.start_lr,
-        )
+        self._rate = rates[optim.schedule]
         self.optimizer = optimiser(optim, method, peak_lr)
         self._model: nn.Module = method.train()
 
@@ -77,7 +64,7 @@ class Training:
 
     def lr(self, step: int) -> float:
         """The learning rate of a step's update."""
-        return self._schedule(self._place(step))
+        return self._rate(self._place(step))
 
     def weight_decay(self, step: int) -> float:
         """The weight decay of a step's update, for those parameters that have any."""

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from pantomim.config import to_dict
 from pantomim.core.files import check_out, replace_file
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
+from pantomim.core.reading import read_json
 from pantomim.data.dataset import Dataset
 from pantomim.data.stats import channel_stats
 from pantomim.engine.runtime import usable_device
@@ -132,6 +133,11 @@ class Evaluation(ABC):
                 f"Evaluation.out must be given for an encoder outside a run folder; got {self.encoder}. Name one."
             )
         check_out("Evaluation.out", self.out or folder / "eval" / "result.json", [".json"])
+        memo = Memo() if memo is None else memo
+        if self.out is None:
+            opened = self.open(memo)
+            path = folder / "eval" / f"{self.stem}-{opened.parts['train'].name}.json"
+            refuse_other_images("Evaluation", path, opened.key(), self.data)
         beside = folder / "eval" / self.stem if self.out is None else self.out.with_suffix("")
         # Of all that decides the scores: another evaluation has another folder to work in.
         deciding = {name: value for name, value in to_dict(self).items() if name not in ("out", "contenders")}
@@ -247,6 +253,7 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
             "test_split": test.split,
             "channels": train.channels,
             "scale": asdict(train.scale),
+            "key": opened.key(),
             **opened.about(reference),
             "broken": [
                 {"split": dataset.split, "name": broken.name, "reason": broken.reason}
@@ -262,3 +269,19 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
         **scores,
         "wall_s": round(time.perf_counter() - begin, 2),
     }
+
+
+def read_scored(path: Path) -> dict[str, Any]:
+    """A result that was written; of a file of another kind what is there."""
+    return {"data": {}, **read_json(path, dict[str, Any], "Remove it, and score again.")}
+
+
+def refuse_other_images(owner: str, path: Path, key: Mapping[str, Any], spec: str) -> None:
+    """Leave a result alone that is about other images of the same name; earlier versions did not say which."""
+    before = read_scored(path)["data"] if path.is_file() else {}
+    stated = before.get("key") or {}
+    if stated and "sha256" not in stated and stated != key:
+        raise ValueError(
+            f"{owner}.out must be given for {spec}: {path} is about other images of the same name, from "
+            f"{before.get('spec')}. Name another file, or remove that one."
+        )

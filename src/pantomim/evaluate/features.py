@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ from pantomim.core.modes import evaluating
 from pantomim.data.dataset import Dataset
 from pantomim.data.stats import Stats
 from pantomim.data.stream import evaluation_batches
-from pantomim.formats.files import hash_weights, load_exactly
+from pantomim.formats.files import hash_weights
 from pantomim.formats.wrapped import WrappedEncoder
-from pantomim.nn.resize import resize_encoder_weights
+from pantomim.nn.resize import adapted_encoder
 from pantomim.nn.tokens import patchify
 from pantomim.nn.vit import Encoder, Features
 
@@ -36,6 +36,7 @@ class FeatureTable:
     views: dict[str, Float[Tensor, "n D"]]  # "class" and "mean" of an encoder, or "pixels"
     labels: Int[Tensor, " n"] | None
     names: tuple[str, ...]
+    classes: tuple[str, ...] | None = None  # their names, by class id
 
     def __len__(self) -> int:
         return len(self.names)
@@ -51,7 +52,7 @@ class FeatureTable:
         chosen = torch.from_numpy(indices)
         labels = None if self.labels is None else self.labels[chosen]
         views = {name: values[chosen] for name, values in self.views.items()}
-        return FeatureTable(views, labels, tuple(self.names[index] for index in indices))
+        return FeatureTable(views, labels, tuple(self.names[index] for index in indices), self.classes)
 
 
 def extract(encoder: AnyEncoder, dataset: Dataset, *, batch_size: int = 256) -> FeatureTable:
@@ -97,11 +98,7 @@ def resized_encoder(encoder: AnyEncoder, image_size: tuple[int, int]) -> AnyEnco
                 f"{fitting[0]} {fitting[1]}: images are then resized."
             )
         return encoder.resized(image_size).to(device).eval()
-    weights, config = resize_encoder_weights(encoder.state_dict(), encoder.config, image_size)
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
-        resized = Encoder(config)
-    load_exactly(resized, weights, "resized encoder")
-    return resized.to(device).eval()
+    return adapted_encoder(encoder, replace(encoder.config, image_size=image_size))
 
 
 def check_channels(encoder: AnyEncoder, dataset: Dataset) -> None:
@@ -159,12 +156,16 @@ def check_features_path(path: str | Path) -> None:
 
 
 def save_features(table: FeatureTable, path: str | Path) -> None:
-    """Write a table as FILE.npz or FILE.parquet, with arrays or columns `names`, `class`, `mean`, `labels`."""
+    """Write a table as FILE.npz or FILE.parquet, with arrays or columns `names`, `class`, `mean`, `labels`.
+
+    `label_names` are the names of the classes; empty, as the label is -1, for an image without one.
+    """
     path = Path(path)
     check_features_path(path)
     columns = {"names": np.array(table.names, dtype=str)} | {name: found.numpy() for name, found in table.views.items()}
     if table.labels is not None:
         columns["labels"] = table.labels.numpy()
+        columns["label_names"] = np.array([*(table.classes or ()), ""])[columns["labels"]]
     if path.suffix == ".npz":
         write_npz(path, columns)
         return
@@ -184,4 +185,4 @@ def _table(dataset: Dataset, batches: Iterable[tuple[dict[str, Tensor], np.ndarr
     labels = None if dataset.labels is None else torch.from_numpy(dataset.labels[indices])
     columns = {name: torch.cat([of_batch[name] for of_batch, _ in found]).float() for name in found[0][0]}
     names = dataset.names
-    return FeatureTable(columns, labels, tuple(names[index] for index in indices))
+    return FeatureTable(columns, labels, tuple(names[index] for index in indices), dataset.classes)

@@ -25,6 +25,10 @@ class Labelled:
     parts: dict[str, Dataset]  # the splits "train", "test" and perhaps "val"
     classes: Int[Tensor, " classes"]  # the ids that occur in train, rising
 
+    def key(self) -> dict[str, Any]:
+        """What identifies the images of each part."""
+        return {part: dataset.key() for part, dataset in self.parts.items()}
+
     def size_for(self, encoder: AnyEncoder) -> tuple[int, int]:
         """Height and width at which an encoder sees the images, where the user leaves it open: its own."""
         return encoder.image_size
@@ -41,7 +45,7 @@ class Labelled:
 def open_labelled(spec: str, images: int | None = None, test_images: int | None = None) -> Labelled:
     """The labelled splits of a source, as `part_names` divides them; train and test may be drawn from."""
     names, counts = part_names(splits(spec)), {"train": images, "test": test_images}
-    parts = {part: open_source(spec, split).drawn(counts.get(part)) for part, split in names.items()}
+    parts = {part: open_source(spec, split).labelled().drawn(counts.get(part)) for part, split in names.items()}
     labels = {}
     for part, dataset in parts.items():
         if dataset.labels is None:
@@ -83,6 +87,7 @@ class MaskedParts(MaskedSource):
             "classes_unknown_to_train": [self.name_of(class_id) for class_id in unknown],
             "masks": self.masks.name,
             "ignore": self.masks.ignore,
+            "ignored": self.ignored,
             "reduce_zero": self.masks.reduce_zero,
             "image_size": list(encoder.image_size),
             "grid": list(encoder.grid),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from pantomim.core.files import check_out, replace_file
+from pantomim.core.files import OWN_FOLDER, check_out, replace_file
 from pantomim.data.dataset import Broken, Contents, Dataset
 from pantomim.data.decoding import BrokenImageError, is_image
 from pantomim.data.mask_files import write_mask, write_overlay
@@ -141,6 +141,7 @@ def segment(folder: Path, dataset: Dataset, out: Path, device: torch.device, *, 
             f"Segmenter.class_ids must be at most 255 to be written as PNG; got {largest} in {folder}. Train on masks "
             f"with smaller ids."
         )
+    replace_file(out / OWN_FOLDER, b"")
     names = dataset.names
     for index, place in enumerate(mask_places(names)):
         with suppress(BrokenImageError):  # it is in `dataset.broken` then

@@ -23,6 +23,7 @@ from torch import Tensor
 from pantomim.core.frozen import frozen
 from pantomim.data.colours import blurred
 from pantomim.data.dataset import Dataset
+from pantomim.data.decoding import open_picture
 from pantomim.data.sources import browse, open_source
 from pantomim.evaluate.base import Scores
 from pantomim.evaluate.classification import ClassifierEvaluation, TrainedClassifier
@@ -125,7 +126,7 @@ class Robustness(ClassifierEvaluation):
         errors: dict[str, list[float]] = {name: [] for name in there}
         num_broken = 0
         for name, severity in itertools.product(there, range(1, SEVERITIES + 1)):
-            dataset = open_source(f"{spec}/{name}/{severity}", "all")
+            dataset = open_source(f"{spec}/{name}/{severity}", "all").labelled()
             logits, labels, _ = trained.labelled(dataset, self.chunk, 1.0)
             errors[name].append(1 - top1(logits.argmax(dim=1), labels))
             num_broken += len(dataset.broken)
@@ -139,7 +140,7 @@ class Robustness(ClassifierEvaluation):
         }
 
     def _shifted(self, trained: TrainedClassifier, name: str, spec: str) -> dict[str, Any]:
-        dataset = open_source(spec, "all")
+        dataset = open_source(spec, "all").labelled()
         subset = torch.arange(len(trained.classes)) if name == "imagenet_sketch" else _subset(trained, name)
         logits, labels, _ = trained.labelled(dataset, self.chunk)
         if (outside := labels[~torch.isin(labels, subset)]).numel():
@@ -186,7 +187,7 @@ def _jpeg(images: Tensor, quality: int) -> Tensor:
     made = []
     for picture in flat.numpy():
         Image.fromarray(picture).save(buffer := io.BytesIO(), "JPEG", quality=quality)
-        made.append(torch.from_numpy(np.array(Image.open(buffer))))
+        made.append(torch.from_numpy(np.array(open_picture(buffer))))
     decoded = torch.stack(made)
     decoded = decoded.permute(0, 3, 1, 2) if together else decoded.view(pictures.shape)
     return decoded.to(images) / 255

@@ -20,7 +20,7 @@ from pantomim.core.batch import IGNORE
 from pantomim.core.frozen import frozen
 from pantomim.core.scores import class_accuracy, count_pixels, intersection_over_union, means
 from pantomim.data.dataset import Contents, Dataset
-from pantomim.data.masks import Masks, read_masked, stored_ids
+from pantomim.data.masks import Masks, Survey, read_masked, stored_ids
 from pantomim.data.stream import whole_images
 from pantomim.evaluate.base import Scores
 from pantomim.evaluate.segmentation import resampled_miou, standard_error
@@ -57,8 +57,8 @@ class TrainedSegmenter(Trained):
         """Class numbers as the ids that the masks of the training have in their files."""
         return stored_ids(numbers, self.about["class_ids"], self.about["no_class"])
 
-    def counts(self, dataset: Dataset, masks: Masks) -> Int[Tensor, "n 3 classes"]:
-        """The `count_pixels` of every readable image, in order; the classes of the masks are matched by name."""
+    def counts(self, dataset: Dataset, masks: Masks) -> tuple[Int[Tensor, "n 3 classes"], Survey]:
+        """The `count_pixels` of every readable image, in order, classes matched by name; and what their masks hold."""
         self.check_images(dataset)
         survey, where = masks.survey(dataset), f"{masks.name} of {dataset.spec} ({dataset.split})"
         if not survey.ids:
@@ -73,7 +73,7 @@ class TrainedSegmenter(Trained):
             guesses = self.predicted(image, numbers.shape)
             labels = table.to(self.device)[numbers[None]]
             found.append(count_pixels(guesses, labels, len(self.classes), ignore=IGNORE))
-        return torch.cat(found)
+        return torch.cat(found), survey
 
 
 @frozen
@@ -104,9 +104,12 @@ class SegmenterEvaluation(TaskEvaluation):
 
     def score(self, trained: TrainedSegmenter, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
         """The scores of `pixel_scores`, those of one class everywhere, and how the mean IoU differs."""
-        counts = trained.counts(dataset, self.source[1])
-        baseline = most_frequent(counts, trained.classes)
-        scores = {"trained": pixel_scores(counts, trained.classes), "most_frequent": baseline}
+        counts, survey = trained.counts(dataset, self.source[1])
+        scores = {
+            "trained": pixel_scores(counts, trained.classes),
+            "most_frequent": most_frequent(counts, trained.classes),
+            "ignored": survey.ignored,
+        }
         if theirs is None:
             return scores
         difference = paired_difference(counts, unpacked(theirs["counts"]))

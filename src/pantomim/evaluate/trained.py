@@ -3,7 +3,6 @@
 Nothing is learned or chosen here. Classes are matched by name: the ids of a data set mean nothing outside it.
 """
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,14 @@ from pantomim.data.layout import part_names
 from pantomim.data.masks import Masks
 from pantomim.data.sources import open_split, read_contents
 from pantomim.engine.runtime import usable_device
-from pantomim.evaluate.base import PROTOCOL_VERSION, Scores, left_out, write_result
+from pantomim.evaluate.base import (
+    PROTOCOL_VERSION,
+    Scores,
+    left_out,
+    read_scored,
+    refuse_other_images,
+    write_result,
+)
 from pantomim.formats.native import CLASSIFIER, SEGMENTER, damaged, read_description
 
 RUN_WIDE = ("run", "data", "out", "chunk", "device", "protocol")  # options that are no settings of a result
@@ -172,13 +178,11 @@ class TaskEvaluation(ABC):
         contents, masks = self.source
         split = part_names(contents.splits)["test"] if self.split == "test" else self.split
         whole, path = open_split(contents, self.data, split), self.path
-        key = whole.key() | ({} if masks is None else masks.key())
+        whole = whole.labelled() if masks is None else whole
+        key = whole.key() | ({} if masks is None else masks.key(whole.names))
         check_out(f"{owner}.out", path, [".json"])
-        if self.out is None and path.is_file() and key != (before := read_scored(path)["data"]).get("key"):
-            raise ValueError(
-                f"{owner}.out must be given for {self.data}: {path} is about other images of the same name, from "
-                f"{before.get('spec')}. Name another file, or remove that one."
-            )
+        if self.out is None:
+            refuse_other_images(owner, path, key, self.data)
         dataset = whole.drawn(self.test_images)
         about = {
             "spec": self.data,
@@ -231,8 +235,3 @@ class TaskEvaluation(ABC):
             than = "the same training from scratch" if other.get("from_scratch") else other[self.network.kind]
             words.append(f"{100 * other['difference']:+.1f} points against {than} ({low} to {high})")
         return f"{result['protocol']} on {result['dataset']}: {', '.join(words)}{left_out(result)}"
-
-
-def read_scored(path: Path) -> dict[str, Any]:
-    """A result of `to_file`; of a file of another kind what is there."""
-    return {"data": {}, **json.loads(path.read_text(encoding="utf-8"))}

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pantomim.core.foreign import reason
 from pantomim.formats.wrapped import LastBlocks, Query, WrappedEncoder, missing_extra, one_size
 
 BLOCKS = ("layers", "layer", "encoder.layers", "encoder.layer", "model.layers", "model.layer")  # names of the blocks
@@ -113,17 +114,18 @@ def load_hf(name: str) -> HFEncoder:
     verbosity, bar = messages.get_verbosity(), messages.is_progress_bar_enabled()
     messages.set_verbosity_error()  # what it would warn of is an error below
     messages.disable_progress_bar()
+    safe: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     try:
-        config = transformers.AutoConfig.from_pretrained(name, local_files_only=local)
+        config = transformers.AutoConfig.from_pretrained(name, **safe)
         tower = transformers.CLIPVisionModelWithProjection  # where it is alone AutoModel leaves out the projection
         loader: Any = tower if tower.__name__ in (config.architectures or ()) else transformers.AutoModel
-        options = {"dtype": torch.float32, "local_files_only": local, "output_loading_info": True}
+        options = {"dtype": torch.float32, "output_loading_info": True, **safe}
         model, report = loader.from_pretrained(name, **options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # damaged files and foreign code end in errors of many libraries
         offline = isinstance(error, OSError) and not local
         raise (ConnectionError if offline else ValueError)(
             f"{source} must be a folder with a model of transformers, or its name in the cache or on the hub; got "
-            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}. Write the folder with save_pretrained, of "
+            f"{type(error).__name__}: {reason(error)}. Write the folder with save_pretrained, of "
             f"the model and of its image processor; or check the name, connect to the network once, or set HF_HOME to "
             f"a cache that has it."
         ) from error

@@ -23,6 +23,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pantomim.core.files import replace_file
+from pantomim.core.foreign import reason
+from pantomim.core.reading import as_kind, read_json
 from pantomim.formats.files import hash_weights, load_exactly
 from pantomim.nn.decoder import DecoderConfig, MAEDecoder
 from pantomim.nn.dvae import DVAENetworks, DVAESizes
@@ -33,6 +35,7 @@ from pantomim.nn.vit import Encoder, EncoderConfig
 from pantomim.nn.vqkd import VQKDNetworks, VQKDSizes, vqkd_networks
 
 FORMAT_VERSION = 1
+MAX_CLAIM = 2**26  # bytes that a description may ask for beyond what its weights explain
 ENCODER, DECODER, PREDICTOR, CLASSIFIER = NAMES = ("encoder", "decoder", "predictor", "classifier")
 SEGMENTER = "segmenter"
 DECODER_SIZES = ("width", "depth", "heads", "mlp_ratio")
@@ -182,10 +185,10 @@ def read_description(folder: str | Path, name: str = ENCODER) -> dict[str, Any]:
             f"Give the folder of a finished run, which writes these files at its end."
         )
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        version = int(description["format_version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(path, f"{type(error).__name__} {error}") from error
+        description: dict[str, Any] = read_json(path, dict[str, Any], "")
+        version = as_kind(description.get("format_version"), int)
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path}: format_version must be at most {FORMAT_VERSION}; got {version}. "
@@ -209,12 +212,20 @@ def read_pair(folder: str | Path, name: str) -> dict[str, Tensor]:
 def fill_pair(folder: str | Path, name: str, build: Callable[[dict[str, Any]], Module]) -> Module:
     """The module that a pair describes, with its weights, in evaluation mode; float64 weights stay float64."""
     about = read_description(folder, name)
-    try:
-        with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; nobody else's draws may change
-            module = build(about)
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(Path(folder) / f"{name}.json", f"{type(error).__name__}: {error}") from error
+
+    def built(device: str) -> Module:
+        try:  # initial weights are overwritten; nobody else's draws may change
+            with torch.random.fork_rng(devices=[]), torch.device(device):
+                return build(about)
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise damaged(Path(folder) / f"{name}.json", f"{type(error).__name__}: {reason(error)}") from error
+
+    empty = built("meta")  # takes no memory, whatever the sizes
     weights = read_pair(folder, name)
+    claimed = sum(tensor.nbytes for tensor in (*empty.parameters(), *empty.buffers()))
+    if claimed > MAX_CLAIM + 4 * sum(tensor.nbytes for tensor in weights.values()):
+        raise damaged(Path(folder) / f"{name}.json", f"sizes of a network of {claimed:,} bytes, beside smaller weights")
+    module = built("cpu")
     if owned := {name for name in module.state_dict() if name.startswith("encoder.")}:  # timm has one level less
         weights = {f"encoder.{name}" if f"encoder.{name}" in owned else name: w for name, w in weights.items()}
     if any(tensor.dtype == torch.float64 for tensor in weights.values()):

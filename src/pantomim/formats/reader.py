@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pantomim.core.foreign import reason
+
 WRAPPERS = ("model", "module", "state_dict")  # what training scripts, and DeepSpeed, call their weights
 PROGRAM = "__torch__."  # what the classes of a TorchScript program begin with
 DEEPEST = 16  # modules within modules; CLIP's have seven
@@ -112,7 +114,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return storage.as_strided(tuple(size), tuple(stride), offset)  # refuses what lies outside
         except (RuntimeError, TypeError) as error:
-            raise ValueError(f"a tensor that reaches beyond its values ({_first_line(error)})") from error
+            raise ValueError(f"a tensor that reaches beyond its values ({reason(error)})") from error
 
     def _first(self, value: Any, *rest: Any) -> Any:
         return value
@@ -148,13 +150,12 @@ def read_content(path: str | Path) -> Any:
     except _ForeignError as error:
         raise ValueError(
             f"{path} must hold weights and plain values only; got a pickle that calls {error}. It was not executed. "
-            f"If you trust its maker, read it with torch.load(FILE, weights_only=False) where that is safe, and save "
-            f"its tensors alone as safetensors."
+            f"Ask its maker for the tensors alone, as safetensors."
         ) from None
     except Exception as error:  # a damaged pickle can raise anything
         kind = "" if isinstance(error, SafetensorError) else f"{type(error).__name__} "
         raise ValueError(
-            f"{path} must be a whole safetensors file or torch checkpoint; got {kind}{_first_line(error)}. Copy or "
+            f"{path} must be a whole safetensors file or torch checkpoint; got {kind}{reason(error)}. Copy or "
             f"download it again."
         ) from error
 
@@ -242,7 +243,3 @@ def _module_weights(module: Inert, prefix: str, source: str, depth: int = 0) -> 
 
 def _values(raw: bytes, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -10,7 +10,7 @@ from torch import Tensor
 from pantomim.core.frozen import frozen, in_words
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import NotNegative
-from pantomim.masking.base import Grid, Ratio, Scores, check_count, count_masked
+from pantomim.masking.base import Attended, Grid, Ratio, check_count, count_masked
 
 Rule = Literal["topk_masked", "topk_visible", "topk_hint", "sample_masked", "sample_visible"]
 Preset = Literal["milan", "attmask_high", "attmask_low", "attmask_hint"]
@@ -126,7 +126,7 @@ class AttentionMasker:
             )
         return masked, shown, among
 
-    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Attended = None) -> Mask:
         """See `Masker.__call__`; attention of any scale, as long as it is not negative."""
         if self.preset is not None:
             return self.explicit(batch_size, grid, generator, attention)

@@ -2,10 +2,7 @@
 
 import functools
 import hashlib
-import io
 import json
-import zipfile
-import zlib
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +13,8 @@ from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 
-from pantomim.core.files import cache_folder, replace_file
+from pantomim.core.files import cache_folder, write_npz
+from pantomim.core.foreign import reason
 from pantomim.masking.noise import Noise, make_bank
 
 ADVICE = "Give an .npz whose first array is patterns x rows x columns, as `pantomim noise` writes it."
@@ -47,17 +45,9 @@ def cached_bank(noise: Noise) -> Float[Tensor, "L M N"]:
     return bank
 
 
-def check_bank_path(path: Path) -> None:
-    """Refuse a file that a bank should not be written to; to be called before the bank is made."""
-    if path.suffix != ".npz" or path.is_dir():
-        raise ValueError(f"noise.out must be a file with the ending .npz; got {path}. Give another file.")
-
-
 def write_bank(path: Path, bank: Float[Tensor, "L M N"]) -> None:
     """Write a bank as the only array of an .npz file, as the authors do."""
-    buffer = io.BytesIO()
-    np.savez(buffer, noise=bank.numpy())
-    replace_file(path, buffer.getvalue())
+    write_npz(path, {"noise": bank.numpy()})
 
 
 def read_bank(path: Path) -> Float[Tensor, "L M N"]:
@@ -68,9 +58,9 @@ def read_bank(path: Path) -> Float[Tensor, "L M N"]:
         if not isinstance(values, np.ndarray) or values.ndim != 3 or not values.size or values.dtype.kind not in "fiu":
             held = f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else values
             raise ValueError(f"it must hold numbers in three dimensions, and holds {held}")
-    # A damaged archive may claim compressions, passwords and versions that there are not.
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"ColorNoiseMasker.bank must be readable; got {path}: {error}. {ADVICE}") from None
+    # A damaged archive may claim sizes, compressions, passwords and versions that there are not.
+    except Exception as error:
+        raise ValueError(f"ColorNoiseMasker.bank must be readable; got {path}: {reason(error)}. {ADVICE}") from None
     bank = torch.from_numpy(values.astype(np.float32))
     if not bank.isfinite().all():
         raise ValueError(f"ColorNoiseMasker.bank must hold finite numbers; got nan or infinity in {path}. {ADVICE}")

@@ -12,7 +12,7 @@ from pantomim.core.mask import Mask
 from pantomim.core.ranges import Range
 
 Grid = tuple[int, int]  # rows and columns of patches
-Scores = Float[Tensor, "B N"] | None  # of every patch of a batch
+Attended = Float[Tensor, "B N"] | None  # of every patch of a batch
 Ratio = Annotated[float, Range(above=0, below=1)]  # of masked patches: a share, no percentage
 
 
@@ -43,7 +43,7 @@ class Masker(Protocol):
     def num_masked(self, grid: Grid) -> int:
         """How many patches of a grid of (rows, columns) are masked (at most), known without reading a tensor."""
 
-    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Attended = None) -> Mask:
         """Draw the masks of a whole global batch on the device of `generator`, without waiting for that device."""
 
 

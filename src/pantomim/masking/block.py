@@ -10,8 +10,8 @@ from pantomim.core.frozen import frozen
 from pantomim.core.host import host_seed, to_device
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import AtLeastOne, Range
-from pantomim.masking.base import Grid, Ratio, Scores, Strategy, check_count
-from pantomim.masking.rectangles import TRIES, Covered, FromGenerator, Rule, Source, cover, fill
+from pantomim.masking.base import Attended, Grid, Ratio, Strategy, check_count
+from pantomim.masking.rectangles import TRIES, Covered, FromGenerator, Limits, Source, cover, fill
 
 REFERENCE_MIN_AREA, REFERENCE_PATCHES = 16, 14 * 14  # BEiT's smallest rectangle, and the grid that it belongs to
 BY_RECTANGLES = "No pattern: rectangles are drawn until enough is masked."
@@ -74,7 +74,7 @@ class BlockMasker:
         """See `Masker.num_masked`."""
         return self.rule(grid).total
 
-    def rule(self, grid: Grid) -> Rule:
+    def rule(self, grid: Grid) -> Limits:
         """What a rectangle must be on this grid."""
         if min(grid) < 2:
             raise ValueError(
@@ -99,13 +99,13 @@ class BlockMasker:
                 f"rectangle fits; got {min_area}. Lower it, or leave it out."
             )
         patience = TRIES * (FRUITLESS_ROUNDS if self.exact else 1)
-        return Rule(total, min_area, max_area, -math.log(self.min_aspect), patience)
+        return Limits(total, min_area, max_area, -math.log(self.min_aspect), patience)
 
     def cover(self, batch_size: int, grid: Grid, source: Source, ahead: int | None = None) -> Covered:
         """Place the rectangles; an exact count may still be short of the last patches, see `FRUITLESS_ROUNDS`."""
         return cover(batch_size, grid, self.rule(grid), source, ahead)
 
-    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Attended = None) -> Mask:
         """See `Masker.__call__`; drawn on the CPU, and copied to the device without waiting for it."""
         numbers = np.random.default_rng(host_seed(generator))
         total = self.num_masked(grid)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
 from pantomim.masking.bank import bank_on, bank_shape
-from pantomim.masking.base import Grid, Ratio, Scores, Strategy, count_masked
+from pantomim.masking.base import Attended, Grid, Ratio, Strategy, count_masked
 from pantomim.masking.noise import Color, Noise
 
 # Of each colour as in the authors' picture, and the words of section 2.2 of the specification.
@@ -81,7 +81,7 @@ class ColorNoiseMasker:
             )
         return count_masked("ColorNoiseMasker", self.ratio, grid[0] * grid[1])
 
-    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Attended = None) -> Mask:
         """See `Masker.__call__`."""
         num_masked = self.num_masked(grid)
         return Mask.from_scores(-self.windows(batch_size, grid, generator).flatten(1), num_masked)

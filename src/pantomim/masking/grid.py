@@ -8,7 +8,7 @@ import torch
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import AtLeastOne
-from pantomim.masking.base import Grid, Ratio, Scores, Strategy
+from pantomim.masking.base import Attended, Grid, Ratio, Strategy
 
 
 @frozen
@@ -60,7 +60,7 @@ class GridMasker:
         """Rows and columns of cells, those that are cut off included."""
         return math.ceil(grid[0] / self.cell), math.ceil(grid[1] / self.cell)
 
-    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Attended = None) -> Mask:
         """See `Masker.__call__`."""
         rows, columns = self.cells(grid)
         device = generator.device

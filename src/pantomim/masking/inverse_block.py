@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import AtLeastOne, Share
-from pantomim.masking.base import Grid, Ratio, Scores, Strategy, count_masked
+from pantomim.masking.base import Attended, Grid, Ratio, Strategy, count_masked
 
 
 @frozen
@@ -64,7 +64,7 @@ class InverseBlockMasker:
             )
         return max(1, int(grid[0] * grid[1] * ((1 - self.ratio) + self.adjust) / self.block**2))
 
-    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Attended = None) -> Mask:
         """See `Masker.__call__`."""
         num_masked, num_patches = self.num_masked(grid), grid[0] * grid[1]
         size, device = (batch_size, self.num_blocks(grid)), generator.device

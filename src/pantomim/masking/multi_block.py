@@ -18,7 +18,7 @@ from pantomim.core.frozen import frozen
 from pantomim.core.host import host_seed, to_device
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import AtLeastOne, AtLeastZero, Range
-from pantomim.masking.base import Scores
+from pantomim.masking.base import Attended
 
 PATIENCE = 20  # failed context blocks before one more target may overlap with the context
 Area = Annotated[float, Range(above=0, most=1)]
@@ -113,7 +113,7 @@ class MultiBlockMasker:
                 return block
         raise AssertionError("unreachable: without targets every block is large enough, see num_masked")
 
-    def __call__(self, batch_size: int, grid: Size, generator: torch.Generator, attention: Scores = None) -> Mask:
+    def __call__(self, batch_size: int, grid: Size, generator: torch.Generator, attention: Attended = None) -> Mask:
         """See `Masker.__call__`: all but the first context block, for pictures and for encoders with mask tokens."""
         context = self.blocks(batch_size, grid, generator).context[0]
         masked = torch.ones(batch_size, grid[0] * grid[1], dtype=torch.bool, device=context.device)

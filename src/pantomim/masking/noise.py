@@ -24,7 +24,7 @@ Color = Literal["red", "green", "blue", "purple", "white"]
 Blur = Literal["sampled_kernel", "transfer_function"]
 
 
-class Preset(NamedTuple):
+class Filtering(NamedTuple):
     """How a colour is made where nothing else is set: our reading, not a statement of the paper."""
 
     sigma: tuple[float, ...]  # of the Gaussian, in patches; two for a band
@@ -33,12 +33,12 @@ class Preset(NamedTuple):
 
 # Fitted to the masks and spectra in the picture of the authors' repository (assets/proposed.png). The flanks there are
 # too steep for one pass of the equations, and match "filter, equalise, repeat" five times.
-PRESETS: dict[Color, Preset] = {
-    "red": Preset((4.7,), 1),  # fits the printed spectrum; passes do not matter for a Gaussian
-    "blue": Preset((1.0,), 5),  # fits the printed mask
-    "green": Preset((0.8, 1.6), 5),  # fits ring and printed mask
-    "purple": Preset((0.5, 2.75), 5),  # fits the printed spectrum
-    "white": Preset((), 0),  # the control: MAE's random masks
+PRESETS: dict[Color, Filtering] = {
+    "red": Filtering((4.7,), 1),  # fits the printed spectrum; passes do not matter for a Gaussian
+    "blue": Filtering((1.0,), 5),  # fits the printed mask
+    "green": Filtering((0.8, 1.6), 5),  # fits ring and printed mask
+    "purple": Filtering((0.5, 2.75), 5),  # fits the printed spectrum
+    "white": Filtering((), 0),  # the control: MAE's random masks
 }
 MIN_SIGMA = 0.1  # a narrower Gaussian leaves white noise as it is
 MAX_BYTES = 4 << 30  # of a bank
@@ -90,11 +90,11 @@ class Noise:
             )
 
     @property
-    def resolved(self) -> Preset:
+    def resolved(self) -> Filtering:
         """Sigma and passes, presets filled in."""
         preset = PRESETS[self.color]
         sigma = preset.sigma if self.sigma is None else self.sigma
-        return Preset(tuple(sigma), preset.passes if self.passes is None else self.passes)
+        return Filtering(tuple(sigma), preset.passes if self.passes is None else self.passes)
 
     @property
     def explicit(self) -> "Noise":

@@ -6,7 +6,7 @@ import torch
 
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
-from pantomim.masking.base import Grid, Ratio, Scores, Strategy, count_masked
+from pantomim.masking.base import Attended, Grid, Ratio, Strategy, count_masked
 
 
 @frozen
@@ -40,7 +40,7 @@ class RandomMasker:
         """See `Masker.num_masked`."""
         return count_masked("RandomMasker", self.ratio, grid[0] * grid[1])
 
-    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Scores = None) -> Mask:
+    def __call__(self, batch_size: int, grid: Grid, generator: torch.Generator, attention: Attended = None) -> Mask:
         """See `Masker.__call__`."""
         noise = torch.rand(batch_size, grid[0] * grid[1], generator=generator, device=generator.device)
         return Mask.from_scores(noise, self.num_masked(grid))

@@ -46,7 +46,7 @@ class FromGenerator:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Limits:
     """What makes a rectangle acceptable, and when an image is finished."""
 
     total: int  # patches to cover
@@ -65,7 +65,7 @@ class Covered:
     first: Int[np.ndarray, " B"]  # patches of the first one
 
 
-def cover(batch_size: int, grid: tuple[int, int], rule: Rule, source: Source, ahead: int | None = None) -> Covered:
+def cover(batch_size: int, grid: tuple[int, int], rule: Limits, source: Source, ahead: int | None = None) -> Covered:
     """Draw rectangles on every image until `rule.total` patches are covered or patience ends.
 
     A proposal depends only on what was accepted before it; so several (`ahead`; None: the fewer images are unfinished,

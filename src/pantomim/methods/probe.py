@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
+from pantomim.core.modes import Evaluated
 from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import AtLeastOne, AtLeastTwo, Positive, ShareBelowOne
 from pantomim.methods.base import Requirements
@@ -54,7 +55,7 @@ class ProbeConfig:
         return Probe(self, features, image_size, in_chans)
 
 
-class Frozen(nn.Module):
+class Frozen(Evaluated):
     """What `read` takes from a network that is never trained: in evaluation mode, without gradient.
 
     The network is taken over, not copied.
@@ -66,10 +67,6 @@ class Frozen(nn.Module):
         super().__init__()
         self.network, self.read = network.requires_grad_(False), read
         self.eval()
-
-    def train(self, mode: bool = True) -> "Frozen":
-        """Always in evaluation mode."""
-        return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B *tokens D"]:

@@ -21,7 +21,7 @@ from pantomim.core.ranges import AtLeastTwo, PositiveShare
 from pantomim.core.scores import count_pixels, means
 from pantomim.methods.base import Requirements
 from pantomim.methods.task import Task
-from pantomim.nn.segmenter import HeadConfig, Segmenter, UPerNetConfig, segmented
+from pantomim.nn.segmenter import AUXILIARY_LEVEL, HeadConfig, Segmenter, UPerNetConfig, pixel_loss, segmented
 from pantomim.nn.vit import EncoderConfig
 
 
@@ -71,16 +71,24 @@ class Segment(Task):
         """Nothing: the batch is cut and changed already."""
 
     def forward(self, batch: Batch, draws: None) -> dict[str, Tensor]:
-        """Both losses, their sum, and the accuracies of pixels."""
-        assert batch.masks is not None, "checked before the first step"
-        return self.model.losses(batch.images, batch.masks, IGNORE)
+        """Both losses, their sum, and the accuracies of pixels; one loss where there is no auxiliary head."""
+        model, labels = self.model, batch.masks  # (B, H, W)
+        assert labels is not None, "checked before the first step"
+        maps = model.neck(model.tap(batch.images))  # (B, D, _, _) each
+        loss, accuracy = pixel_loss(model.head(maps), labels, IGNORE)
+        if model.auxiliary is None:
+            return {"loss": loss, "accuracy": accuracy}
+        of_auxiliary, its_accuracy = pixel_loss(model.auxiliary(maps[AUXILIARY_LEVEL]), labels, IGNORE)
+        weighted = model.auxiliary_weight * of_auxiliary
+        apart = {"loss_head": loss, "loss_auxiliary": weighted, "accuracy_auxiliary": its_accuracy}
+        return {"loss": loss + weighted, "accuracy": accuracy, **apart}
 
     @property
-    def counted(self) -> tuple[int, ...]:
-        """See `tally`."""
+    def counts_shape(self) -> tuple[int, ...]:
+        """See `count`."""
         return 3, self.config.num_classes
 
-    def tally(self, model: nn.Module, batch: Batch) -> Tensor:
+    def count(self, model: nn.Module, batch: Batch) -> Tensor:
         """Pixels by class, over all images: rightly predicted, predicted and labelled."""
         assert batch.masks is not None
         assert isinstance(model, Segmenter)
@@ -92,9 +100,9 @@ class Segment(Task):
         self.final_norm.copy_(torch.stack([weights["norm.weight"], weights["norm.bias"]]))
         return super().take_encoder(weights, table)
 
-    def scores(self, tally: Tensor) -> dict[str, float]:
+    def scores(self, counts: Tensor) -> dict[str, float]:
         """Mean IoU, mean accuracy of classes, and accuracy of pixels."""
-        return means(tally)
+        return means(counts)
 
     def exports(self) -> dict[str, Any]:
         """The segmenter, and the encoder in it."""

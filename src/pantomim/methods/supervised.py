@@ -133,7 +133,8 @@ class Supervised(ClassTask):
             draws = np.random.default_rng(host_seed(generator))
             mixing = draw_mixing(draws, config.encoder.image_size, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix)
             images, labels = swap_neighbours(images), swap_neighbours(labels)
-        targets = mix_targets(batch.labels, config.num_classes, mixing.lam, config.label_smoothing, partners=labels)
+        smoothing, dtype = config.label_smoothing, batch.images.dtype
+        targets = mix_targets(batch.labels, config.num_classes, mixing.lam, smoothing, dtype, partners=labels)
         weights = self.class_weights
         if weights is not None:
             weights = mixing.lam * weights[batch.labels] + (1 - mixing.lam) * weights[labels]

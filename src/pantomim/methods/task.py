@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.batch import Batch
+from pantomim.core.modes import evaluating
 from pantomim.methods.base import Method
 from pantomim.nn.momentum import EMA, Best
 from pantomim.nn.vit import Encoder
 
 NUM_TOP = 5
-Scores = dict[str, float]
 
 
 class Task(Method):
@@ -43,15 +43,15 @@ class Task(Method):
 
     @property
     @abstractmethod
-    def counted(self) -> tuple[int, ...]:
-        """Shape of what `tally` gives, also of a process that has no image to judge."""
+    def counts_shape(self) -> tuple[int, ...]:
+        """Of what `count` gives, also of a process that has no image to judge."""
 
     @abstractmethod
-    def tally(self, model: nn.Module, batch: Batch) -> Tensor:
+    def count(self, model: nn.Module, batch: Batch) -> Tensor:
         """What `model` makes of held-out images, as float64 counts that add up over batches and processes."""
 
     @abstractmethod
-    def scores(self, tally: Tensor) -> dict[str, float]:
+    def scores(self, counts: Tensor) -> dict[str, float]:
         """Shares and means by name, `metric` among them, from counts."""
 
     def take_encoder(self, weights: dict[str, Tensor], table: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -70,10 +70,12 @@ class Task(Method):
         self.best = Best(self.model)
 
     @torch.no_grad()
-    def validate(self, step: int, batches: Callable[[], Iterable[Batch]], add: Callable[[Tensor], Tensor]) -> Scores:
+    def validate(
+        self, step: int, batches: Callable[[], Iterable[Batch]], add: Callable[[Tensor], Tensor]
+    ) -> dict[str, float]:
         """Score the weights after `step` steps, and their average; `add` sums over processes. Keeps the best."""
         assert self.best is not None
-        found: Scores = {}
+        found: dict[str, float] = {}
         models = {"": self.model} | ({} if self.ema is None else {"_ema": self.ema.copy})
         for whose, model in models.items():
             scores = self.judge(model, batches(), add)
@@ -83,16 +85,14 @@ class Task(Method):
 
     @torch.no_grad()
     def judge(
-        self, model: nn.Module, batches: Iterable[Batch], add: Callable[[Tensor], Tensor] = lambda tally: tally
-    ) -> Scores:
+        self, model: nn.Module, batches: Iterable[Batch], add: Callable[[Tensor], Tensor] = lambda counts: counts
+    ) -> dict[str, float]:
         """Scores of a model, in evaluation mode, on held-out images; `add` sums over processes."""
-        was_training = model.training
-        model.eval()
-        tally = sum(
-            (self.tally(model, batch) for batch in batches), start=torch.zeros(self.counted, dtype=torch.float64)
-        )
-        model.train(was_training)
-        return self.scores(add(tally))
+        counts = torch.zeros(self.counts_shape, dtype=torch.float64)
+        with evaluating(model):
+            for batch in batches:
+                counts = counts + self.count(model, batch)
+        return self.scores(add(counts))
 
     @property
     def chosen(self) -> nn.Module:
@@ -118,15 +118,15 @@ class ClassTask(Task):
     num_classes: int
 
     @property
-    def counted(self) -> tuple[int, ...]:
-        """See `tally`."""
+    def counts_shape(self) -> tuple[int, ...]:
+        """See `count`."""
         return 4, self.num_classes
 
     @abstractmethod
     def logits(self, model: nn.Module, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
         """By the model, or by a copy of it."""
 
-    def tally(self, model: nn.Module, batch: Batch) -> Tensor:
+    def count(self, model: nn.Module, batch: Batch) -> Tensor:
         """By class: images, those whose best guess is right, those with the right class among five; then the loss."""
         assert batch.labels is not None
         logits = self.logits(model, batch.images).double()
@@ -135,9 +135,9 @@ class ClassTask(Task):
         columns = torch.stack([ones, right[:, 0], right.any(dim=1), loss]).double()
         return columns.new_zeros(4, self.num_classes).index_add_(1, batch.labels, columns).cpu()
 
-    def scores(self, tally: Tensor) -> dict[str, float]:
+    def scores(self, counts: Tensor) -> dict[str, float]:
         """Top-1, top-5, top-1 averaged over classes, and cross-entropy without smoothing."""
-        number, top1, top5, loss = tally
+        number, top1, top5, loss = counts
         total, seen = number.sum(), number > 0
         shares = {"top1": top1.sum() / total, "top1_per_class": (top1[seen] / number[seen]).mean()}
         shares |= {"loss": loss.sum() / total} | ({"top5": top5.sum() / total} if len(number) > NUM_TOP else {})

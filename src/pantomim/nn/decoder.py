@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
-from pantomim.core.ranges import AtLeastOne, AtLeastZero, Positive, ShareBelowOne
+from pantomim.core.ranges import AtLeastOne, AtLeastZero, Depth, Positive, ShareBelowOne
 from pantomim.nn.attention import PromptedAttention
 from pantomim.nn.blocks import NORM_EPS, Block, DropPath, Mlp, drop_path_rates
 from pantomim.nn.init import Initialisation, initialise
@@ -26,7 +26,7 @@ class DecoderConfig:
     """
 
     width: AtLeastOne = 512
-    depth: AtLeastOne = 8
+    depth: Depth = 8
     heads: AtLeastOne = 16
     mlp_ratio: float = 4.0
     drop_path: ShareBelowOne = 0.0

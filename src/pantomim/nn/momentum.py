@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pantomim.core.frozen import frozen
+from pantomim.core.modes import Evaluated
 from pantomim.core.ranges import AtLeastOne, Share
 from pantomim.core.schedule import half_cosine
 
@@ -125,7 +126,7 @@ class EMA(nn.Module, EMACopy):
                 follow(part, student.get_submodule(self.of), 0.0)
 
 
-class Best(nn.Module):
+class Best(Evaluated):
     """The weights that scored best on held-out images so far: a copy, and when, how well and whose they were.
 
     All of it lies in parameters and buffers, so that a checkpoint has it.
@@ -150,10 +151,6 @@ class Best(nn.Module):
             self.score.fill_(score)
             self.step.fill_(step)
             self.averaged.fill_(averaged)
-
-    def train(self, mode: bool = True) -> "Best":
-        """Always in evaluation mode."""
-        return super().train(False)
 
 
 @torch.no_grad()

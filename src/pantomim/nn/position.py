@@ -53,10 +53,9 @@ def name_table(table: Float[Tensor, "1 T D"], grid: tuple[int, int], num_prefix:
     width = table.shape[-1]
     if width % 4:
         return "other"
-    columns_first = sincos_2d(width, grid, num_prefix)
-    rows_first = sincos_2d_rows_first(width, grid, num_prefix)
     rounding = max(1e-4, torch.finfo(table.dtype).eps)  # of the stored number type, and of a table made in float32
     found = table[0].detach().cpu().double()
-    if torch.allclose(found, columns_first, rtol=0, atol=rounding):
-        return "sincos, columns first"
-    return "sincos, rows first" if torch.allclose(found, rows_first, rtol=0, atol=rounding) else "other"
+    for position, build in (("sincos", sincos_2d), ("sincos_rows_first", sincos_2d_rows_first)):
+        if torch.allclose(found, build(width, grid, num_prefix), rtol=0, atol=rounding):
+            return TABLES[position]
+    return "other"

@@ -1,7 +1,5 @@
 """What several processes that share a batch tell each other: sums with gradients, and rows without."""
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
@@ -18,23 +16,13 @@ def first_row(rows: int) -> int:
     return dist.get_rank() * rows if num_processes() > 1 else 0
 
 
-class _Total(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        value = value.clone()
-        dist.all_reduce(value)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)  # every process's loss depends on this process's summand
-        return gradient
-
-
 def total(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The sum over all processes; the gradient is that of the sum of their losses."""
-    return value if num_processes() == 1 else _Total.apply(value)
+    if num_processes() == 1:
+        return value
+    from torch.distributed.nn.functional import all_reduce  # late: not every build of torch has it
+
+    return all_reduce(value)
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """Weights for images of another size: tables of positions are resampled, everything else stays."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -11,15 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.nn.relative import CLASS_ROWS
-from pantomim.nn.vit import EncoderConfig
+from pantomim.nn.vit import Encoder, EncoderConfig
 
 
-def resize_encoder_weights(
-    weights: dict[str, Tensor], config: EncoderConfig, image_size: tuple[int, int]
-) -> tuple[dict[str, Tensor], EncoderConfig]:
-    """Weights and config of the same encoder for images of another size."""
-    resized = replace(config, image_size=image_size)
-    return adapt_encoder_weights(weights, config, resized)[0], resized
+def adapted_encoder(encoder: Encoder, to: EncoderConfig) -> Encoder:
+    """An encoder for images of another size, or which it standardises otherwise; in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
+        adapted = to.build().to(next(encoder.parameters()))
+    adapted.load_state_dict(adapt_encoder_weights(encoder.state_dict(), encoder.config, to)[0])
+    return adapted.eval()
 
 
 def adapt_encoder_weights(

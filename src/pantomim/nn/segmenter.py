@@ -1,7 +1,5 @@
 """A plain ViT that segments: taps of its blocks, maps made of them, and a head that gives every pixel a class.
 
-    loss = cross-entropy(head) + weight * cross-entropy(auxiliary head)
-
 Source: the segmentation code of BEiT, CAE and dBOT (mmsegmentation 0.11) and of ColorMAE (1.x), which agree.
 """
 
@@ -29,7 +27,7 @@ AUXILIARY_LEVEL = 2  # of the pyramid: stride 16
 MAX_LOGITS = 2**27  # at the size of the masks, held at once: 512 MiB
 
 
-class Parts(NamedTuple):
+class HeadParts(NamedTuple):
     """What stands on an encoder: the blocks that are read, a neck that makes maps of them, and heads."""
 
     taps: tuple[int, ...]  # from 0; the last block is among them
@@ -47,9 +45,9 @@ class LinearHeadConfig:
 
     keeps_norm: ClassVar[bool] = True
 
-    def build(self, encoder: Encoder, num_classes: int) -> Parts:
+    def build(self, encoder: Encoder, num_classes: int) -> HeadParts:
         """Fresh, with initial weights drawn from torch's global generator."""
-        return Parts((encoder.depth - 1,), _Maps(encoder.grid), LastMapHead(encoder.width, num_classes))
+        return HeadParts((encoder.depth - 1,), _Maps(encoder.grid), LastMapHead(encoder.width, num_classes))
 
 
 @frozen
@@ -72,7 +70,7 @@ class UPerNetConfig:
 
     keeps_norm: ClassVar[bool] = False
 
-    def build(self, encoder: Encoder, num_classes: int) -> Parts:
+    def build(self, encoder: Encoder, num_classes: int) -> HeadParts:
         """Fresh, with initial weights drawn from torch's global generator."""
         width = encoder.width
         neck = Pyramid(width, encoder.patch_size, encoder.grid)
@@ -80,7 +78,7 @@ class UPerNetConfig:
         auxiliary = (
             FCNHead(width, self.auxiliary_channels, num_classes, self.dropout) if self.auxiliary_weight else None
         )
-        return Parts(tapped_blocks(encoder.depth), neck, head, auxiliary, self.auxiliary_weight)
+        return HeadParts(tapped_blocks(encoder.depth), neck, head, auxiliary, self.auxiliary_weight)
 
 
 @frozen
@@ -98,9 +96,9 @@ class DPTConfig:
 
     keeps_norm: ClassVar[bool] = False
 
-    def build(self, encoder: Encoder, num_classes: int) -> Parts:
+    def build(self, encoder: Encoder, num_classes: int) -> HeadParts:
         """Fresh, with initial weights drawn from torch's global generator."""
-        return Parts(
+        return HeadParts(
             tapped_blocks(encoder.depth), _DPT(encoder, self.channels), LastMapHead(self.channels, num_classes)
         )
 
@@ -130,26 +128,6 @@ class Segmenter(nn.Module):
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K h w"]:
         """Logits at the resolution of the head."""
         return self.head(self.neck(self.tap(images)))
-
-    def with_auxiliary(
-        self, images: Float[Tensor, "B C H W"]
-    ) -> tuple[Float[Tensor, "B K h w"], Float[Tensor, "B K _ _"] | None]:
-        """Logits of the head, and of the auxiliary head where there is one."""
-        maps = self.neck(self.tap(images))
-        return self.head(maps), None if self.auxiliary is None else self.auxiliary(maps[AUXILIARY_LEVEL])
-
-    def losses(
-        self, images: Float[Tensor, "B C H W"], labels: Int[Tensor, "B H W"], ignore: int = 255
-    ) -> dict[str, Float[Tensor, ""]]:
-        """`loss` and `accuracy`; with an auxiliary head also `loss_head`, and `loss_auxiliary` with its weight."""
-        logits, auxiliary = self.with_auxiliary(images)
-        loss, accuracy = pixel_loss(logits, labels, ignore)
-        if auxiliary is None:
-            return {"loss": loss, "accuracy": accuracy}
-        of_auxiliary, its_accuracy = pixel_loss(auxiliary, labels, ignore)
-        weighted = self.auxiliary_weight * of_auxiliary
-        apart = {"loss_head": loss, "loss_auxiliary": weighted, "accuracy_auxiliary": its_accuracy}
-        return {"loss": loss + weighted, "accuracy": accuracy, **apart}
 
     def plain_encoder(self, norm: Float[Tensor, "2 D"]) -> Encoder:
         """A copy of the encoder alone; where the head dropped the final norm, with one of this weight and bias."""

@@ -1,7 +1,7 @@
 """The vision transformer that every method trains: it runs on the patches it is given and on no others."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
-from pantomim.core.ranges import AtLeastOne, AtLeastZero, Positive, ShareBelowOne
+from pantomim.core.ranges import Depth, Positive, Range, ShareBelowOne, Size
 from pantomim.nn.attention import AttentionBias
 from pantomim.nn.blocks import NORM_EPS, Block, PatchEmbed, drop_path_rates
 from pantomim.nn.init import SCHEMES, Initialisation, initialise
@@ -58,14 +58,14 @@ class EncoderConfig:
         std: Standard deviation of each channel.
     """
 
-    image_size: tuple[int, int] = (224, 224)
-    patch_size: AtLeastOne = 16
-    in_chans: AtLeastOne = 3
-    width: AtLeastOne = 768
-    depth: AtLeastOne = 12
-    heads: AtLeastOne = 12
-    mlp_ratio: float = 4.0
-    registers: AtLeastZero = 0
+    image_size: tuple[Size, Size] = (224, 224)
+    patch_size: Size = 16
+    in_chans: Size = 3
+    width: Size = 768
+    depth: Depth = 12
+    heads: Size = 12
+    mlp_ratio: Annotated[float, Range(above=0, most=256)] = 4.0
+    registers: Annotated[int, Range(least=0, most=2**16)] = 0
     class_token: bool = True
     position: Position = "sincos"
     relative_position: RelativePosition = "none"
@@ -181,15 +181,9 @@ class Encoder(nn.Module):
             attention = attention if weights is None else weights
         return self._features(self.norm(tokens), attention)
 
-    def each_block(
-        self,
-        images: Float[Tensor, "B C H W"],
-        ids_keep: Int[Tensor, "B V"] | None = None,
-        mask_tokens: MaskTokens | None = None,
-        need_attention: bool = False,
-    ) -> Iterator[Features]:
-        """The output of each block in turn, before the final norm; with its attention if asked for."""
-        tokens, bias, index = self.enter(images, ids_keep, mask_tokens)
+    def each_block(self, images: Float[Tensor, "B C H W"], need_attention: bool = False) -> Iterator[Features]:
+        """The output of each block on all patches, before the final norm; with its attention if asked for."""
+        tokens, bias, index = self.enter(images)
         for block in self.blocks:
             tokens, weights = block(tokens, need_weights=need_attention, bias=bias, index=index)
             yield self._features(tokens, weights)

@@ -21,12 +21,12 @@ from pantomim.nn.relative import num_relative_rows, relative_bias, relative_inde
 from pantomim.nn.resize import growing_offsets, resize_relative_table
 from pantomim.nn.tokens import normalise_tokens, unpatchify
 from pantomim.nn.vit import Encoder, EncoderConfig, Features, MaskTokens
-from pantomim.optim import beit_schedule, parameter_groups
+from pantomim.optim import Schedule, parameter_groups
 from pantomim.parity import networks
-from pantomim.parity.item import Computed, Item, exact
+from pantomim.parity.item import Computed, Item
 from pantomim.parity.mae import classified
 from pantomim.parity.statistics import initialisation
-from pantomim.parity.trajectory import GivenIds, Run, run_config
+from pantomim.parity.trajectory import GivenIds, Run
 from pantomim.targets.base import Target
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
@@ -35,8 +35,6 @@ from pantomim.targets.tokens import TokenTarget
 from pantomim.teachers.base import Guidance, Query
 from pantomim.teachers.encoder import EMATeacher
 
-INDEX = "relative_position_index"  # stored beside the weights; ours is made from the grid
-
 
 def beit_pretrain(item: Item) -> Computed:
     """Tokens, scores, loss and every gradient, with another number of masked patches in each image."""
@@ -44,7 +42,7 @@ def beit_pretrain(item: Item) -> Computed:
     counts, labels = masked.sum(dim=1), torch.zeros_like(masked, dtype=torch.long)
     labels[masked] = item.input("labels")  # image by image, in raster order
     target = TokenTarget(GivenIds(item, labels, method.encoder.grid))
-    model = networks.filled(item, method.build(target=target), official_name, without_index(item))
+    model = networks.filled(item, method.build(target=target), official_name)
     mask = Mask.from_masked(masked, int(counts.max()), varies=True)
     decay = networks.decay_used(item.numbers.get("pretraining_parameter_groups", []))
     found, result, latent = _step(item, model, mask, official_name, decay)
@@ -65,6 +63,7 @@ def beit_pretrain(item: Item) -> Computed:
 def simmim_pretrain(item: Item) -> Computed:
     """Features, the picture that is predicted, the loss and every gradient; the head's rows are in another order."""
     config, (method, model) = item.config, _simmim(item)
+    networks.filled(item, model, simmim_name, _ours(item))
     counted = GridMasker(ratio=config["mask_ratio"], cell=config["mask_patch_size"] // config["patch_size"])
     mask = Mask.from_masked(item.input("mask").flatten(1).bool(), counted.num_masked(method.encoder.grid))
     found, _, latent = _step(item, model, mask, simmim_name)
@@ -84,11 +83,10 @@ def _step(
 ) -> tuple[Computed, dict[str, Tensor], Features]:
     """Loss, gradients and the optimiser's groups; what the model returned; and the encoder's output."""
     result = model(networks.batch(item), Draws(mask))
-    found = networks.backward(result["loss"], model, names)
+    found = networks.backward(item, result["loss"], model, names)
     found.outputs["loss"] = result["loss"]
     groups = parameter_groups(model, decay, decay_tokens=False, decay_mask_token=True)
     found.numbers["pretraining_parameter_groups"] = networks.described(groups, names)
-    found.errors = compare_indices(model.encoder, item)
     return found, result, model.encoder(item.input("images"), mask_tokens=MaskTokens(mask.masked, model.mask_token))
 
 
@@ -109,10 +107,9 @@ def block_classifier(
     encoder = sizes(item, relative_position="blocks" if config["per_block_relative_bias"] else "none").build()
     pool: Literal["mean", "class"] = "mean" if config["mean_pooling"] else "class"
     classifier = Classifier(encoder, config["num_classes"], pool, learn_positions=learn_positions)
-    found = classified(item, classifier, without_index(item))
+    found = classified(item, classifier, item.weights())
     trained = [classifier_name(name) for name, weight in classifier.named_parameters() if weight.requires_grad]
     found.numbers["trained_parameters"] = trained
-    found.errors = compare_indices(encoder, item)
     return found, encoder
 
 
@@ -142,17 +139,15 @@ def trajectory_simmim(item: Item) -> Computed:
     config, (method, model) = item.config, _simmim(item)
     drop = {"schedule": "drop", "drop_at": min(config["milestone"] / config["epochs"], 1.0), "lead": -1}
     rates = {"start_lr": config["start_lr"], "min_lr": config["gamma"] * config["lr"]}
-    settings = run_config(item, method, decay_tokens=False, decay_mask_token=True, **drop, **rates)
-    run = Run(item, settings, model, simmim_name).carry_out()
+    optim: dict[str, Any] = {"decay_tokens": False, "decay_mask_token": True, **drop, **rates}
+    run = Run(item, method, model, simmim_name, weights=_ours(item), **optim).carry_out()
     return run.computed(_theirs(item, run.weights("final/")))
 
 
 def _run(item: Item, method: BEiTConfig, target: Target) -> Run:
     """A finished run of an encoder over mask tokens, whatever it predicts."""
-    model = networks.filled(item, method.build(target=target), official_name, without_index(item), kept=("target.",))
-    model.reset()
-    settings = run_config(item, method, schedule="beit", decay_tokens=False, decay_mask_token=True)
-    return Run(item, settings, model, official_name).carry_out()
+    optim: dict[str, Any] = {"schedule": "beit", "decay_tokens": False, "decay_mask_token": True}
+    return Run(item, method, method.build(target=target), official_name, kept=("target.",), **optim).carry_out()
 
 
 class _Layers(EMATeacher):
@@ -228,38 +223,28 @@ def simmim_name(name: str) -> str:
     return "encoder.mask_token" if name == "mask_token" else name.replace("head.", "decoder.0.")
 
 
-def without_index(item: Item) -> dict[str, Tensor]:
-    """Parameters alone, without the matrices of relative positions that are stored beside them."""
-    return {name: tensor for name, tensor in item.weights().items() if not name.endswith(INDEX)}
-
-
-def compare_indices(encoder: Encoder, item: Item) -> dict[str, float]:
-    """Stored matrices of relative positions against ours."""
-    ours, stored = encoder.relative_index, item.weights()
-    return {
-        f"state/{name}": exact(ours is not None and torch.equal(ours, tensor))
-        for name, tensor in stored.items()
-        if name.endswith(INDEX)
-    }
-
-
 def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An item's schedule, its rates replaced by ours."""
     given = entry["arguments"]
     each = given["iterations_per_epoch"]
-    settings = {"base": given["base"], "minimum": given["final"], "start": given.get("start", 0.0)}
-    settings |= {"total": given["epochs"] * each, "warmup": given.get("warmup_steps", given["warmup_epochs"] * each)}
-    rates = [[step, beit_schedule(step, **settings)] for step, _ in entry["values"]]
-    return {**entry, "length": settings["total"], "values": rates}
+    warmup, total = given.get("warmup_steps", given["warmup_epochs"] * each), given["epochs"] * each
+    schedule = Schedule(given["base"], given["final"], warmup, total, given.get("start", 0.0))
+    return {**entry, "length": total, "values": [[step, schedule.beit(step)] for step, _ in entry["values"]]}
 
 
 def _simmim(item: Item) -> tuple[BEiTConfig, BEiT]:
-    """SimMIM with the item's weights; its head is a convolution there, with one row for each of a patch's pixels."""
+    """SimMIM of the sizes that an item states."""
     target = PixelTargetConfig(normalise="none", distance=Distance("l1"))
-    method, weights = BEiTConfig(encoder=beit_encoder(item), target=target, initialise_head=False), without_index(item)
+    method = BEiTConfig(encoder=beit_encoder(item), target=target, initialise_head=False)
+    return method, method.build()
+
+
+def _ours(item: Item) -> dict[str, Tensor]:
+    """SimMIM's weights; its head is a convolution, with one row for each of a patch's pixels."""
+    weights = item.weights()
     for name in [name for name in weights if "decoder.0." in name]:
         weights[name] = _regrouped(weights[name].squeeze(), item.input("images").shape[1])
-    return method, networks.filled(item, method.build(), simmim_name, weights)
+    return weights
 
 
 def _theirs(item: Item, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -279,15 +264,3 @@ def _count(key: str) -> int:
     size, patch, ratio = re.findall(r"[\d.]+", key)
     side = int(size) // int(patch)
     return GridMasker(ratio=float(ratio), cell=1).num_masked((side, side))
-
-
-ITEMS = (
-    beit_pretrain,
-    beit_finetune,
-    beit_relative_index,
-    beit_relative_resize,
-    simmim_pretrain,
-    trajectory_beit,
-    trajectory_data2vec,
-    trajectory_simmim,
-)

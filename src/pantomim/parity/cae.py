@@ -21,7 +21,7 @@ from pantomim.parity import networks
 from pantomim.parity.beit import block_classifier
 from pantomim.parity.item import RELATIVE, Computed, Item, distance, exact
 from pantomim.parity.statistics import initialisation
-from pantomim.parity.trajectory import GivenIds, Run, run_config
+from pantomim.parity.trajectory import GivenIds, Run
 from pantomim.targets.tokens import TokenTarget
 
 UNUSED = ("gamma_1_cross", "gamma_2_cross")  # official parameters that stay 1 where there are no scales
@@ -52,7 +52,10 @@ def cae_pretrain(item: Item) -> Computed:
         "state/encoder.pos_embed": networks.off_table(model.encoder.pos_embed, weights["encoder.pos_embed"]),
         "the decoder's table": networks.off_table(decoder.position, regressor.position),
     }
-    errors |= _fill(model, item) | initialisation(item, lambda: method.build(target=target), official_name)
+    fixed, ours = _placed(model, item)
+    networks.filled(item, model, _names(), ours)
+    errors |= {f"state/{name}": exact(bool((tensor == 1).all())) for name, tensor in fixed.items()}
+    errors |= initialisation(item, lambda: method.build(target=target), official_name)
     chosen = {"positions_masked": mask.ids_mask, "positions_visible": mask.ids_keep}
     outputs = {name: F.embedding(ids, regressor.position) for name, ids in chosen.items()}
     stored = [table[0].double() for name in chosen if (table := item.output(name)) is not None]
@@ -67,7 +70,7 @@ def cae_pretrain(item: Item) -> Computed:
     seen = networks.watch(watched)
     result = model(networks.batch(item), Draws(mask))
     loss = result["loss"] if weight else result["loss_target"]
-    found = networks.backward(loss, model, official_name)
+    found = networks.backward(item, loss, model, official_name)
     aligned = model.alignment_target(images, mask)
     found.outputs |= outputs | seen
     found.outputs |= {
@@ -85,10 +88,10 @@ def cae_pretrain(item: Item) -> Computed:
         "accuracy": result["accuracy"],
     }
     trained = found.numbers["gradient_l2_norms"]
-    fixed = [name for name in weights if name not in trained and not name.startswith("teacher.")]
+    untrained = [name for name in weights if name not in trained and not name.startswith("teacher.")]
     decay = networks.decay_used(item.numbers.get("pretraining_parameter_groups", []))
     groups = networks.described(parameter_groups(model, decay), official_name)
-    found.numbers |= {"parameters_without_gradient": fixed, "pretraining_parameter_groups": groups}
+    found.numbers |= {"parameters_without_gradient": untrained, "pretraining_parameter_groups": groups}
     model.update_ema(0)
     after = model.get_submodule("aligner.copy").named_parameters()
     found.outputs |= {f"teacher_after/{name}": tensor for name, tensor in after}
@@ -117,10 +120,9 @@ def trajectory_cae(item: Item) -> Computed:
     method = replace(_config(item), align_weight=weight, align_momentum=momentum, align_lagging=lagging)
     tokens = GivenIds(item, item.input("token_ids"), method.encoder.grid)
     model = method.build(target=TokenTarget(tokens))
-    _fill(model, item, release, kept=("aligner.",))
     model.regressor.position = model.decoder.position = weights[TABLE][0, 1:]
-    model.reset()
-    run = Run(item, run_config(item, method, schedule="beit"), model, _names(release)).carry_out()
+    _, ours = _placed(model, item, release)
+    run = Run(item, method, model, _names(release), weights=ours, kept=("aligner.",), schedule="beit").carry_out()
     aligned = weight * run.curve("loss_align")
     return run.computed({"loss_main": run.curve("loss_target"), "loss_align_weighted": aligned})
 
@@ -149,7 +151,7 @@ def cae_attentive_probe(item: Item) -> Computed:
         evaluated, official = head.eval()(tokens), batch_wise.eval()(tokens)
     trained = head.train()(tokens)
     loss = F.cross_entropy(trained, item.input("labels"))
-    found = networks.backward(loss, head, head_name)
+    found = networks.backward(item, loss, head, head_name)
     found.outputs |= {
         "logits_eval": evaluated,
         "logits_train": trained,
@@ -202,18 +204,14 @@ def _config(item: Item) -> CAEConfig:
     )
 
 
-def _names(release: Release) -> networks.Names:
+def _names(release: Release = "lxtGH/CAE") -> networks.Names:
     """A release's name of each parameter and module; what no release has keeps ours."""
     return lambda name: name if name.startswith("aligner.ahead.") else official_name(name, release)
 
 
-def _fill(model: CAE, item: Item, release: Release = "lxtGH/CAE", kept: tuple[str, ...] = ()) -> dict[str, float]:
-    """Load an item's weights; what has no place in our model must be 1, as in the authors' code without scales."""
+def _placed(model: CAE, item: Item, release: Release = "lxtGH/CAE") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights without a place in our model, which must be 1, as in the authors' code without scales; and the others."""
     weights, names = item.weights(), _names(release)
     there = {names(name) for name in model.state_dict()}
     fixed = {name: tensor for name, tensor in weights.items() if name.endswith(UNUSED) and name not in there}
-    networks.filled(item, model, names, {n: t for n, t in weights.items() if n not in {*fixed, TABLE}}, kept)
-    return {f"state/{name}": exact(bool((tensor == 1).all())) for name, tensor in fixed.items()}
-
-
-ITEMS = (cae_pretrain, cae_finetune, cae_attentive_probe, trajectory_cae)
+    return fixed, {name: tensor for name, tensor in weights.items() if name not in {*fixed, TABLE}}

@@ -13,10 +13,10 @@ from pantomim.formats.mmpretrain import mmpretrain_name
 from pantomim.masking.color_noise import ColorNoiseMasker, cut_windows, round_windows
 from pantomim.masking.noise import Noise, color_filter, equalise, make_bank
 from pantomim.parity.item import Computed, Item, exact
-from pantomim.parity.mae import mae_config, masked_pixels
+from pantomim.parity.mae import mae_config
 from pantomim.parity.networks import in_order
 from pantomim.parity.statistics import SIGMAS
-from pantomim.parity.trajectory import run_config
+from pantomim.parity.trajectory import Run
 
 FIELDS, WINDOWS = 32, 160  # of each preset: patterns drawn by us, and windows cut from each of them
 SHAPE = {  # the items' statistics of a mask, and ours
@@ -32,8 +32,9 @@ def trajectory_colormae(item: Item) -> Computed:
     """A run by mmengine's Runner, with the config of the authors' logs."""
     config = item.config
     method = mae_config(item, ColorNoiseMasker, normalise=config["norm_pix_loss"])
-    run = run_config(item, method, schedule="beit", start_lr=config["start_factor"] * config["lr"], decay_tokens=False)
-    return masked_pixels(item, method, run, lambda name: mmpretrain_name(official_name(name)))
+    optim = {"schedule": "beit", "start_lr": config["start_factor"] * config["lr"], "decay_tokens": False}
+    run = Run(item, method, method.build(), lambda name: mmpretrain_name(official_name(name)), **optim)
+    return run.carry_out().computed()
 
 
 def colormae_filters(item: Item) -> Computed:
@@ -149,6 +150,3 @@ def _error(values: np.ndarray, draws: int, fields: int) -> np.ndarray:
     within = groups.var(axis=0, ddof=1).mean(axis=0)
     between = np.maximum(groups.mean(axis=0).var(axis=0, ddof=1) - within / per_field, 0)
     return np.sqrt(within * (1 / len(values) + 1 / draws) + between * (1 / FIELDS + 1 / fields))
-
-
-ITEMS = (colormae_filters, colormae_masking, colormae_spectra, trajectory_colormae)

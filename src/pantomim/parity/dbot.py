@@ -24,11 +24,11 @@ from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.nn.tokens import patch_grid
 from pantomim.nn.vit import MaskTokens
-from pantomim.optim import cosine_schedule
+from pantomim.optim import Schedule
 from pantomim.parity import beit, networks
 from pantomim.parity.item import Computed, Item
 from pantomim.parity.statistics import initialisation
-from pantomim.parity.trajectory import Run, Tape, run_config
+from pantomim.parity.trajectory import Run
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTarget, FeatureTargetConfig
 from pantomim.teachers.base import Guidance, Query, Teacher
@@ -55,7 +55,7 @@ def dbot_pretrain(item: Item) -> Computed:
         features = f"target_{name}" if normalise else f"teacher_features_layernorm{int(norm)}"
         outputs |= {f"loss_{name}": loss, features: model.target(model.teacher(images), every)}
         if [norm, normalise] == [bool(flag) for flag in config["gradient_case"]]:
-            step = networks.backward(loss, model, dbot_name)
+            step = networks.backward(item, loss, model, dbot_name)
             outputs |= step.outputs
             norms[name] = step.numbers["gradient_l2_norms"]
     kept, masking = networks.in_order(mask, noise)
@@ -83,20 +83,16 @@ def trajectory_dbot(item: Item) -> Computed:
     output: Output = "norm" if config["tlayernorm"] else "block"
     teaching = TeacherConfig(source="random", depth=config["init_teacher_encoder_depth"], output=output)
     method = replace(_config(item, normalise=config["norm_feature_loss"]), teacher=teaching)
-    num_masked, weights = method.masker.num_masked(method.encoder.grid), item.weights()
-    student = method.encoder.build()
+    weights, student = item.weights(), method.encoder.build()
     own = {name: weights[dbot_name(f"encoder.{name}")] for name in student.state_dict()}
     teacher, runs = teaching.build(networks.filled(item, student, str, own)), list[Run]()
     outputs, errors = dict[str, Tensor](), dict[str, float]()
 
-    def draws(tape: Tape) -> Draws:
-        return Draws(Mask.from_scores(tape.now("noise"), num_masked))
-
     for stage, (begin, end) in enumerate(itertools.pairwise(config["stage_epochs"])):
         given = weights | item.weights(f"stage{stage}/")
-        model = networks.filled(item, method.build(teacher=teacher), dbot_name, given, kept=TEACHER)
-        settings = replace(run_config(item, method), duration=Duration(epochs=end - begin))
-        run = Run(item, settings, model, dbot_name, draws, first=begin * config["steps_per_epoch"])
+        model = method.build(teacher=teacher)
+        place = {"first": begin * config["steps_per_epoch"], "duration": Duration(epochs=end - begin)}
+        run = Run(item, method, model, dbot_name, weights=given, kept=TEACHER, **place)
         if runs:
             before = runs[-1]
             carry_over(before.method, before.training.optimizer, model, run.training.optimizer, item.name)
@@ -106,9 +102,7 @@ def trajectory_dbot(item: Item) -> Computed:
         errors |= run.compare_norms(f"final_stage{stage}", ended)
         teacher = EncoderTeacher(copy.deepcopy(model.encoder), "the student before", output=output)
     curves = {name: torch.cat([run.curve(name) for run in runs]) for name in ("loss", "grad_norm", "lr")}
-    found = runs[-1].computed(outputs | curves)
-    found.errors |= errors
-    return found
+    return runs[-1].computed(outputs | curves, errors)
 
 
 def dbot_full_sequence(item: Item) -> Computed:
@@ -121,7 +115,7 @@ def dbot_full_sequence(item: Item) -> Computed:
     mask = Mask.from_masked(masked, int(counts.max()), varies=True)
     teacher = GivenTeacher(item.input("teacher_tokens"), method.encoder.grid)
     target = FeatureTarget(FeatureTargetConfig(normalise="none", distance=Distance("cosine")), teacher, teacher.grid)
-    model = networks.filled(item, method.build(target=target), beit.official_name, beit.without_index(item))
+    model = networks.filled(item, method.build(target=target), beit.official_name)
 
     latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
     chosen = torch.cat([torch.full_like(masked[:, :1], with_class), masked], dim=1)
@@ -135,11 +129,10 @@ def dbot_full_sequence(item: Item) -> Computed:
     losses = {name: distance(predictions[None], targets[None]) for name, distance in distances.items()}
     if not with_class:
         losses["negcosine"] = model(networks.batch(item), Draws(mask))["loss"]
-    found = networks.backward(losses["negcosine"], model, beit.official_name, "_negcosine")
+    found = networks.backward(item, losses["negcosine"], model, beit.official_name, "_negcosine")
     found.outputs |= {f"loss_{name}": loss for name, loss in losses.items()}
     found.outputs |= {"predictions": predictions, "targets": targets}
     found.config["masked_counts"] = counts.tolist()
-    found.errors = beit.compare_indices(model.encoder, item)
     return found
 
 
@@ -188,7 +181,7 @@ class GivenTeacher(Teacher):
         super().__init__()
         self.tokens, self.attention, self.grid, self.width = tokens, attention, grid, tokens.shape[2]
         self.num_prefix, self.queries = 1, () if attention is None else ("class",)
-        self._freeze()
+        self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, query: Query | None = None) -> Guidance:
         """The stored tokens, and the class token's row of the stored attention."""
@@ -217,8 +210,4 @@ def _config(item: Item, *, normalise: bool, **settings: Any) -> DBOTConfig:
 def _rate(epoch: float, entry: dict[str, Any]) -> float:
     begin = max(start for start in entry["stage_epochs"][:-1] if start <= epoch)
     end = min(start for start in entry["stage_epochs"] if start > epoch)
-    settings = {"base": entry["lr"], "minimum": entry["min_lr"], "warmup": entry["warmup_epochs"]}
-    return cosine_schedule(epoch - begin, total=end - begin, **settings)
-
-
-ITEMS = (dbot_pretrain, dbot_full_sequence, dbot_schedule, dbot_analysis, trajectory_dbot)
+    return Schedule(entry["lr"], entry["min_lr"], entry["warmup_epochs"], end - begin).mae(epoch - begin)

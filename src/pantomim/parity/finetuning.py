@@ -1,38 +1,46 @@
-"""Whole runs of the authors' fine-tuning scripts, from a pre-training checkpoint through our engine.
+"""Fine-tuning and probing: whole runs of the authors' scripts from a checkpoint through our engine, and small pieces.
 
-Official: facebookresearch/mae (`main_finetune.py`), microsoft/unilm beit and lxtGH/CAE (`run_class_finetuning.py`).
+Official: facebookresearch/mae (`main_finetune.py`, `main_linprobe.py`), microsoft/unilm beit and CAE in either release
+(`run_class_finetuning.py`; CAE's `run_linear.py`, `run_attentive.py`), liuxingbin/dbot (`evaluation/eval_cls.py`),
+timm, google-research/augmix.
 """
 
-from collections.abc import Mapping
+import copy
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pantomim.config import Pretrain
-from pantomim.formats.mae import official_name as classifier_name
-from pantomim.methods.supervised import Supervised, SupervisedConfig, SupervisedDraws
+from pantomim.evaluate.robustness import ALEXNET_ERRORS, corruption_errors, subset_top1
+from pantomim.formats.mae import official_name as encoder_name
+from pantomim.methods.probe import Frozen, ProbeConfig
+from pantomim.methods.supervised import SupervisedConfig, SupervisedDraws
+from pantomim.nn.heads import AttentiveHead, Classifier
 from pantomim.nn.mixing import Mixing, mix_images, mix_targets
+from pantomim.nn.momentum import follow
+from pantomim.nn.position import TABLES
 from pantomim.nn.resize import adapt_encoder_weights, resample
 from pantomim.nn.vit import EncoderConfig
+from pantomim.optim import Schedule
 from pantomim.parity import networks
-from pantomim.parity.beit import beit_encoder, without_index
-from pantomim.parity.cae import cae_encoder
+from pantomim.parity.beit import beit_encoder
+from pantomim.parity.cae import BLOCK, UNUSED_NORM, cae_encoder, head_name
 from pantomim.parity.item import Computed, Item, distance
-from pantomim.parity.trajectory import Tape, TestedRun, run_config
+from pantomim.parity.trajectory import TestedRun
 
+SCHEDULE = "transfer_schedule (epoch, rate)"
 ROUNDED = 1e-6  # tolerance of what the scripts load, resize and mix in float32
 
 
 def trajectory_finetune_mae(item: Item) -> Computed:
     """A run of MAE's `main_finetune.py`, with class token or mean pooling."""
     pool = "mean" if item.config.get("global_pool", True) else "class"
-    method = _config(item, networks.encoder_config(item), pool=pool, head_init="mae", learn_positions=True)
-    run = _Finetuning(item, method, "mae")
-    found = run.carry_out().computed()
-    found.errors |= off_resized_table(item, method.encoder)
-    return found
+    encoder = networks.encoder_config(item)
+    run = _finetuned(item, encoder, schedule="mae", pool=pool, head_init="mae", learn_positions=True)
+    return run.computed(errors=_off_resized_table(item, encoder))
 
 
 def trajectory_finetune_mixup_mae(item: Item) -> Computed:
@@ -44,7 +52,7 @@ def trajectory_finetune_mixup_mae(item: Item) -> Computed:
     given = {name: item.input(name).flatten(0, 1).split(rows) for name in worst}
     for number, (ids, drawn) in enumerate(zip(parts, item.numbers["mixing"], strict=True)):
         mixing = Mixing(drawn.get("lam", 1.0), tuple(drawn["box"]) if drawn.get("box") else None)
-        targets = mix_targets(labels[ids], config["num_classes"], mixing.lam, config["smoothing"], torch.float64)
+        targets = mix_targets(labels[ids], config["num_classes"], mixing.lam, config["smoothing"], images.dtype)
         ours = {"mixed_images": mix_images(images[ids], mixing), "soft_targets": targets}
         for name, tensor in ours.items():
             worst[name] = max(worst[name], distance(tensor, given[name][number]))
@@ -56,71 +64,47 @@ def trajectory_finetune_beit(item: Item) -> Computed:
     """A run of BEiT's `run_class_finetuning.py`."""
     position = "learned" if item.config.get("absolute_positions") else "none"
     encoder = beit_encoder(item, relative_position="blocks", position=position)
-    method = _config(item, encoder, pool="mean", head_init="beit")
-    run = _Finetuning(item, method, "beit")
-    shared = replace(encoder, relative_position="shared", image_size=_pretrained_size(item))
-    found = run.carry_out().computed()
-    found.errors |= _loaded(item, method, shared, item.weights("pretrained/"), "other")
-    return found
+    run = _finetuned(item, encoder, schedule="beit", pool="mean", head_init="beit")
+    return run.computed(errors=_off_classifier(run, "", "shared"))
 
 
 def trajectory_finetune_cae(item: Item) -> Computed:
     """A run of CAE's `run_class_finetuning.py`."""
-    tables = "blocks" if item.config.get("relative_tables", True) else "none"
-    encoder = cae_encoder(item, relative_position=tables)
-    method = _config(item, encoder, pool="mean", head_init="beit", norm_init="pretrained")
-    run = _Finetuning(item, method, "beit")
-    pretrained = item.weights("pretrained/encoder.")
-    start = replace(encoder, relative_position="none", image_size=_pretrained_size(item))
-    found = run.carry_out().computed()
-    found.errors |= _loaded(item, method, start, pretrained, "sincos, rows first")
+    encoder = _cae_encoder(item, otherwise=True)
+    run = _finetuned(item, encoder, schedule="beit", pool="mean", head_init="beit", norm_init="pretrained")
+    return run.computed(errors=_off_classifier(run, "encoder.", "none"))
+
+
+def trajectory_linprobe_mae(item: Item) -> Computed:
+    """A run of MAE's `main_linprobe.py`, with class token or mean pooling."""
+    encoder = networks.encoder_config(item)
+    run = _linear(item, encoder, "mean" if item.config.get("global_pool") else "class")
+    return run.computed(errors=_off_resized_table(item, encoder))
+
+
+def trajectory_linear_cae(item: Item) -> Computed:
+    """A run of CAE's `run_linear.py`, which resamples the checkpoint's positions."""
+    encoder = _cae_encoder(item)
+    return _linear(item, encoder, "class").computed(errors=_off_encoder(item, encoder))
+
+
+def trajectory_attentive_cae(item: Item) -> Computed:
+    """A run of CAE's `run_attentive.py`, which keeps the position table of the new grid."""
+    encoder, decay = _cae_encoder(item), item.config.get("weight_decay_end")
+    features = Frozen(encoder.build(), lambda network, images: networks.joined(network(images)))
+    run = _probed(item, "attentive", features, optimiser="sgd", schedule="beit", weight_decay_end=decay)
+    head, errors = run.method.model, _off_encoder(item, encoder, kept=("pos_embed",))
+    found = run.computed(errors=errors)
+    assert isinstance(head, AttentiveHead)
+    head.test_batch_statistics = True
+    found.outputs["eval_logits_batch_statistics"] = run.logits(head)
     return found
 
 
-def off_resized_table(item: Item, encoder: EncoderConfig) -> dict[str, float]:
-    """How far MAE's position table is from what our interpolation makes of the checkpoint's."""
-    if not item.has("checkpoint_pos_embed"):
-        return {}
-    side = item.config["pretrain_img_size"] // encoder.patch_size
-    resized = resample(item.input("checkpoint_pos_embed"), (side, side), encoder.grid, encoder.num_prefix)
-    return {"state/pos_embed": distance(resized, item.weights()["pos_embed"]) / ROUNDED}
-
-
-class _Finetuning(TestedRun):
-    """A run of the supervised method."""
-
-    method: Supervised
-
-    def __init__(self, item: Item, config: SupervisedConfig, schedule: str) -> None:
-        model = config.build()
-        networks.filled(item, model.model, classifier_name, without_index(item))
-        model.reset()
-        super().__init__(item, _settings(item, config, schedule), model, _name, self._draws)
-
-    def _draws(self, tape: Tape) -> SupervisedDraws:
-        """Mixed images as given, or images and smoothed labels."""
-        if self.item.has("mixed_images"):
-            return SupervisedDraws(tape.now("mixed_images"), tape.now("soft_targets"))
-        ids, config = tape.now("image_ids"), self.item.config
-        labels = self.item.input("labels")[ids]
-        targets = mix_targets(labels, config["num_classes"], 1.0, config["smoothing"], torch.float64)
-        return SupervisedDraws(self.item.input("images")[ids], targets)
-
-    def computed(self, outputs: Mapping[str, Tensor] | None = None) -> Computed:
-        """With the moving average and its logits, where there is one."""
-        more = dict(outputs or {})
-        if self.method.ema is not None:
-            average = self.method.ema.copy
-            trained = {name for name, weight in self.method.model.named_parameters() if weight.requires_grad}
-            named = average.named_parameters()
-            more |= {f"final_ema/{classifier_name(name)}": weight for name, weight in named if name in trained}
-            more |= {"eval_logits_ema": self.logits(average)}
-        return super().computed(more)
-
-
-def _config(item: Item, encoder: EncoderConfig, **parts: Any) -> SupervisedConfig:
+def _finetuned(item: Item, encoder: EncoderConfig, schedule: str, **parts: Any) -> TestedRun:
+    """A finished run of the supervised method; mixed images are as given, all others as our own draw gives them."""
     config = item.config
-    return SupervisedConfig(
+    method = SupervisedConfig(
         encoder=encoder,
         num_classes=config["num_classes"],
         label_smoothing=config["smoothing"],
@@ -129,46 +113,145 @@ def _config(item: Item, encoder: EncoderConfig, **parts: Any) -> SupervisedConfi
         ema=config.get("ema_decay"),
         **parts,
     )
-
-
-def _settings(item: Item, method: SupervisedConfig, schedule: str) -> Pretrain:
-    config = item.config
-    optim: dict[str, Any] = {
+    optim = {
         "layer_decay": config["layer_decay"],
         "decay_tokens": False,
         "weight_decay_end": config.get("weight_decay_end"),
         "decay_relative": config.get("decay_relative_tables", True),
         "schedule": schedule,
     }
-    return run_config(item, method, **optim)
+    mixed = item.has("mixed_images")
+    return TestedRun(
+        item,
+        method,
+        method.build(),
+        lambda name: encoder_name(name.removeprefix("model.")),
+        (lambda tape: SupervisedDraws(tape.now("mixed_images"), tape.now("soft_targets"))) if mixed else None,
+        kept=("ema.",),
+        **optim,
+    ).carry_out()
 
 
-def _pretrained_size(item: Item) -> tuple[int, int]:
-    side = item.config["pretrain_img_size"]
-    return side, side
+def _linear(item: Item, encoder: EncoderConfig, pool: Literal["mean", "class"]) -> TestedRun:
+    """On one vector an image; vectors are in the group that decays, as the authors' LARS itself spares them."""
+    network = Classifier(encoder.build(), item.config["num_classes"], pool)
+    network.head = nn.Identity()  # type: ignore[assignment]
+    optim = {"optimiser": "lars", "decay_vectors": True, "trust_coefficient": item.config["trust_coefficient"]}
+    return _probed(item, "linear", Frozen(network, Classifier.features), **optim)
 
 
-def _loaded(
-    item: Item, config: SupervisedConfig, start: EncoderConfig, weights: Mapping[str, Tensor], table: str
-) -> dict[str, float]:
+def _probed(item: Item, head: Literal["linear", "attentive"], features: Frozen, **optim: Any) -> TestedRun:
+    """A finished run that trained a head alone."""
+    config, (_, channels, height, width) = item.config, item.input("images").shape
+    second_release = f"{BLOCK}norm_q.weight" in item.weights()
+
+    def official_name(name: str) -> str:
+        part, _, rest = name.partition(".")
+        if part == "features":
+            return encoder_name(rest.removeprefix("network."))
+        if head == "linear":
+            return rest.replace("head.", "head.1.").replace("norm.", "head.0.")
+        theirs = head_name(rest)
+        return theirs.replace(f"{BLOCK}norm1_", f"{BLOCK}norm_") if second_release else theirs
+
+    classes, smoothing = config["num_classes"], config.get("smoothing", 0.0)
+    method = ProbeConfig(head=head, num_classes=classes, heads=config["num_heads"], label_smoothing=smoothing)
+    model = method.build(features, (height, width), channels)
+    optim |= {"momentum": config["momentum"]}
+    return TestedRun(item, method, model, official_name, unused=(UNUSED_NORM,), **optim).carry_out()
+
+
+def _cae_encoder(item: Item, otherwise: bool = False) -> EncoderConfig:
+    """With tables of relative positions, where the item has them or, if it does not say, `otherwise`."""
+    return cae_encoder(item, relative_position="blocks" if item.config.get("relative_tables", otherwise) else "none")
+
+
+def _off_resized_table(item: Item, encoder: EncoderConfig) -> dict[str, float]:
+    """How far MAE's position table is from what our interpolation makes of the checkpoint's."""
+    if not item.has("checkpoint_pos_embed"):
+        return {}
+    side = item.config["pretrain_img_size"] // encoder.patch_size
+    resized = resample(item.input("checkpoint_pos_embed"), (side, side), encoder.grid, encoder.num_prefix)
+    return _off_loaded(item, {"pos_embed": resized})
+
+
+def _off_classifier(run: TestedRun, prefix: str, relative: Literal["shared", "none"]) -> dict[str, float]:
+    """Of a classifier from the checkpoint, but for its head, which the checkpoint does not have."""
+    method, item = run.config.method, run.item
+    model = method.build().double()
+    table = TABLES.get(method.encoder.position, "other")
+    adapted, _ = model.take_encoder(_adapted(item, method.encoder, prefix, relative), table)
+    norm = {f"fc_norm.{name}": weight for name, weight in model.model.fc_norm.state_dict().items()}
+    return _off_loaded(item, model.encoder.state_dict() | adapted | norm)
+
+
+def _off_encoder(item: Item, encoder: EncoderConfig, kept: tuple[str, ...] = ()) -> dict[str, float]:
+    """Of a frozen encoder from the checkpoint; what is `kept` is as we build it."""
+    adapted = _adapted(item, encoder, "encoder.", "none")
+    ours = {name: weight for name, weight in adapted.items() if name not in kept}
+    return _off_loaded(item, encoder.build().double().state_dict() | ours)
+
+
+def _adapted(item: Item, to: EncoderConfig, prefix: str, relative: Literal["shared", "none"]) -> dict[str, Tensor]:
+    """The checkpoint's encoder of the pre-trained size and relative positions, as we load it for another size."""
+    side, weights = item.config["pretrain_img_size"], item.weights(f"pretrained/{prefix}")
+    start = replace(to, relative_position=relative, image_size=(side, side))
+    return adapt_encoder_weights({name: weights[name] for name in start.build().state_dict()}, start, to)[0]
+
+
+def _off_loaded(item: Item, ours: Mapping[str, Tensor]) -> dict[str, float]:
     """How far what we make of the checkpoint is from what the script made of it, by the name of each weight."""
-    model, state = config.build().double(), without_index(item)
-    ours = {name: tensor for name, tensor in weights.items() if name in start.build().state_dict()}
-    adapted, _ = model.take_encoder(adapt_encoder_weights(ours, start, config.encoder)[0], table)
-    found = model.encoder.state_dict() | adapted
-    found |= {f"fc_norm.{name}": weight for name, weight in model.model.fc_norm.state_dict().items()}
-    compared = {name: distance(found[name], state[name]) for name in state if not name.startswith("head.")}
-    return {f"state/{name}": off / ROUNDED for name, off in compared.items()}
+    state = item.weights()
+    return {f"state/{name}": distance(weight, state[name]) / ROUNDED for name, weight in ours.items()}
 
 
-def _name(name: str) -> str:
-    """The authors' name of a parameter or module of `Supervised`."""
-    return classifier_name(name.removeprefix("model."))
+def downstream_finetune_extras(item: Item) -> Computed:
+    """Each piece on its own numbers; AlexNet's errors are ours."""
+    names, subset = item.numbers["corruptions"], item.input("subset")
+    relative = corruption_errors(dict(zip(names, item.input("errors").tolist(), strict=True)))
+    errors, logits = torch.tensor(list(relative.values()), dtype=torch.float64), item.input("logits")
+    labels, everything = item.input("subset_labels"), torch.arange(logits.shape[1])
+    found = {
+        "averaged": torch.stack(list(_averages(item.input("weights"), item.config["ema_decay"]))),
+        "corruption_error": 100 * errors,
+        "mce": 100 * errors.mean(),
+        "subset_top1": errors.new_tensor(subset_top1(logits, subset, labels)),
+        "wrong_top1_over_all_classes": errors.new_tensor(subset_top1(logits, everything, subset[labels])),
+    }
+    for number, sampler in enumerate(item.config["samplers"]):
+        permutation, ranks = item.input(f"permutation_{number}"), sampler["replicas"]
+        found |= {f"repeated_{number}/rank_{rank}": _dealt(permutation, ranks, rank) for rank in range(ranks)}
+    stated = item.config["schedule"]
+    schedule = Schedule(stated["lr"], stated["min_lr"], stated["warmup"], stated["epochs"], stated["warmup_lr"])
+    rows = [[epoch, _transfer_rate(schedule, epoch)] for epoch, _ in item.numbers[SCHEDULE]]
+    known = {"corruptions": list(ALEXNET_ERRORS), "alexnet_errors": [ALEXNET_ERRORS[name] for name in names]}
+    return Computed(found, {SCHEDULE: rows, **known})
 
 
-ITEMS = (
-    trajectory_finetune_mae,
-    trajectory_finetune_mixup_mae,
-    trajectory_finetune_beit,
-    trajectory_finetune_cae,
-)
+def _dealt(permutation: Tensor, ranks: int, rank: int) -> Tensor:
+    """What one process sees of images that come three times in a row, in an epoch as long as one without repeats.
+
+    Source: DeiT's sampler, which dBOT's transfer runs use; it cuts an epoch down to a multiple of 256 images.
+    """
+    order = permutation.repeat_interleave(3)
+    padded = torch.cat([order, order[: -len(order) % ranks]])  # the same number for all processes
+    return padded[rank::ranks][: len(permutation) // 256 * 256 // ranks]
+
+
+def _transfer_rate(schedule: Schedule, epoch: float) -> float:
+    """By whole epochs, an epoch late, as timm's scheduler is told the epoch that is over; one cosine over all epochs.
+
+    Source: dBOT's `evaluation/eval_cls.py`.
+    """
+    over = max(math.floor(epoch) - 1, 0)
+    return schedule.mae(over) if over < schedule.warmup else replace(schedule, warmup=0).mae(over)
+
+
+def _averages(weights: Tensor, decay: float) -> Iterator[Tensor]:
+    """The moving average after each step, from the weights of all steps; it begins as the first."""
+    module = nn.ParameterList([weights[0].clone()])
+    average = copy.deepcopy(module)
+    for step in weights[1:]:
+        module[0].data = step
+        follow(average, module, decay)
+        yield average[0].detach().clone()

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from pantomim.masking.multi_block import Blocks, MultiBlockMasker
-from pantomim.methods.ijepa import IJEPA, IJEPAConfig, PredictorConfig
+from pantomim.methods.ijepa import IJEPAConfig, PredictorConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.optim import parameter_groups
 from pantomim.parity.item import Computed, Item
 from pantomim.parity.networks import backward, batch, encoder_config, filled, watch
+from pantomim.parity.recorded import Recorded
 from pantomim.parity.statistics import off_mean
-from pantomim.parity.trajectory import Run, Tape, run_config
+from pantomim.parity.trajectory import Run, Tape
 
 BATCHES = 1_000  # of our own, which the tolerances of the statistics are stated for
 
@@ -24,10 +25,10 @@ def ijepa_pretrain(item: Item) -> Computed:
     """Context, predictions, targets, loss and gradients; weights after one AdamW step and one moving average."""
     config = item.config
     blocks = Blocks(item.input("masks_enc"), item.input("masks_pred"))
-    model = _filled(item, _method(item, Momentum(config["momentum"])), item.weights("target/"))
+    model = filled(item, _method(item, Momentum(config["momentum"])).build(), str, _weights(item, "target/"))
     seen = watch({"context": model.encoder, "prediction": model.predictor})
     loss = model(batch(item), blocks)["loss"]
-    found = backward(loss, model, str)
+    found = backward(item, loss, model, str)
     target = model.target(item.input("images"), blocks.targets).unsqueeze(1).expand(-1, len(blocks.context), -1, -1, -1)
     found.outputs |= seen | {"context": seen["context"].patches, "loss": loss, "target": target.flatten(0, 2)}
     groups = parameter_groups(model, config["weight_decay"])
@@ -67,10 +68,10 @@ def trajectory_ijepa(item: Item) -> Computed:
     momentum = Momentum(config["ema"][0], config["ema"][1], shape="linear")
     method = _method(item, momentum)
     length = config["ipe_scale"] * config["epochs"] * config["steps_per_epoch"]
-    model = _filled(item, method, item.weights("encoder/"), length)
+    model = method.build(length)
     rates = {"start_lr": config["start_lr"], "min_lr": config["final_lr"], "stretch": config["ipe_scale"], "lead": 1}
-    settings = run_config(item, method, weight_decay_end=config["final_weight_decay"], **rates)
-    run = Run(item, settings, model, str, _draws).carry_out()
+    rates |= {"weight_decay_end": config["final_weight_decay"]}
+    run = Run(item, method, model, str, _draws, weights=_weights(item, "encoder/"), **rates).carry_out()
     momenta = [momentum.at(step, length) for step in range(run.total)]
     networks = {"final": model.encoder, "final_predictor": model.predictor, "final_target": model.target_encoder.copy}
     outputs = {f"{name}/{n}": p for name, network in networks.items() for n, p in network.named_parameters()}
@@ -78,20 +79,16 @@ def trajectory_ijepa(item: Item) -> Computed:
 
 
 class _Replay(random.Random):
-    """Recorded random numbers, one by one; a draw from another range than the recorded one is an error."""
+    """Recorded random numbers, one by one."""
 
     def __init__(self, draws: list[list[Any]]) -> None:
-        self.draws = iter(draws)
+        self.recorded = Recorded(draws, exact=True)
 
     def random(self) -> float:
-        kind, value = next(self.draws)
-        assert kind == "uniform", f"a uniform number is asked for, {kind} was recorded"
-        return value
+        return float(self.recorded.next("uniform"))
 
     def randrange(self, high: int) -> int:  # type: ignore[override]
-        kind, low, end, value = next(self.draws)
-        assert (kind, low, end) == ("randint", 0, high), f"0 to {high} is asked for, {kind} {low} to {end} was recorded"
-        return value
+        return self.recorded.integers(0, high)
 
 
 def _method(item: Item, momentum: Momentum) -> IJEPAConfig:
@@ -102,10 +99,10 @@ def _method(item: Item, momentum: Momentum) -> IJEPAConfig:
     return IJEPAConfig(encoder=encoder, predictor=sizes, masker=masker, momentum=momentum)
 
 
-def _filled(item: Item, config: IJEPAConfig, target: Mapping[str, Tensor], steps: float | None = None) -> IJEPA:
-    parts = {name: item.weights(f"{name}/") for name in ("encoder", "predictor")} | {"target_encoder.copy": target}
-    named = {f"{part}.{name}": tensor for part, weights in parts.items() for name, tensor in weights.items()}
-    return filled(item, config.build(steps), str, named)
+def _weights(item: Item, target: str) -> dict[str, Tensor]:
+    """Of all three networks; the target encoder's are stored under a prefix of their own, or begin as the encoder's."""
+    parts = {"encoder": "encoder/", "predictor": "predictor/", "target_encoder.copy": target}
+    return {f"{part}.{name}": tensor for part in parts for name, tensor in item.weights(parts[part]).items()}
 
 
 def _drawn(setting: Mapping[str, Any], numbers: random.Random) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +123,3 @@ def _draws(tape: Tape) -> Blocks:
     """The lists of this micro-batch's rows, without what fills them up."""
     lists = (tape.item.input(name)[tape.step][:, tape.rows] for name in ("masks_enc", "masks_pred"))
     return Blocks(*(ids[..., : int((ids >= 0).sum(dim=-1).min())] for ids in lists))
-
-
-ITEMS = (ijepa_pretrain, ijepa_masks, trajectory_ijepa)

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+INDEX = "relative_position_index"  # stored beside the weights; ours is made from the grid
 RELATIVE = 1e-9  # where an item states no tolerance: the share of the largest value that stated ones come to
 
 
@@ -40,9 +41,13 @@ class Item:
         return _promoted(self.tensors[self.spec["inputs"]["prefix"] + name])
 
     def weights(self, prefix: str = "state/") -> dict[str, Tensor]:
-        """The tensors stored under a prefix, which is left out."""
-        stored = self.tensors.items()
-        return {name.removeprefix(prefix): _promoted(tensor) for name, tensor in stored if name.startswith(prefix)}
+        """The tensors stored under a prefix, which is left out; without `indices`."""
+        stored = {name: tensor for name, tensor in self.tensors.items() if not name.endswith(INDEX)}
+        return {name.removeprefix(prefix): _promoted(stored[name]) for name in stored if name.startswith(prefix)}
+
+    def indices(self) -> dict[str, Tensor]:
+        """The matrices of relative positions that are stored with the weights."""
+        return {name: self.tensors[name] for name in self.tensors if name.startswith("state/") and name.endswith(INDEX)}
 
     def output(self, name: str) -> Tensor | None:
         """An expected tensor, where it is stored."""

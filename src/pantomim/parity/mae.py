@@ -9,7 +9,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.config import Pretrain
 from pantomim.core.mask import Mask
 from pantomim.formats.mae import official_name
 from pantomim.masking.color_noise import ColorNoiseMasker
@@ -22,11 +21,11 @@ from pantomim.nn.mixing import Mixing, cutmix_lam, mix_images, mix_targets
 from pantomim.nn.position import sincos_2d
 from pantomim.nn.resize import resample
 from pantomim.nn.tokens import patchify
-from pantomim.optim import LARS, cosine_schedule, layer_decay_groups, parameter_groups
+from pantomim.optim import LARS, Schedule, layer_scale, parameter_groups
 from pantomim.parity import networks
 from pantomim.parity.item import Computed, Item
 from pantomim.parity.statistics import initialisation
-from pantomim.parity.trajectory import Run, Tape, run_config
+from pantomim.parity.trajectory import Run
 from pantomim.targets.pixels import PixelTargetConfig
 
 FLOAT32 = 2.0**-22  # where the official code rounds to float32, twice its spacing
@@ -44,7 +43,7 @@ def mae_pretrain(item: Item) -> Computed:
         networks.filled(item, model, official_name)
         mask = Mask.from_scores(noise, method.masker.num_masked(method.encoder.grid))
         loss = model(networks.batch(item), Draws(mask))["loss"]
-        step = networks.backward(loss, model, official_name, f"_{variant}")
+        step = networks.backward(item, loss, model, official_name, f"_{variant}")
         norms[variant] = step.numbers[f"gradient_l2_norms_{variant}"]
         found.outputs |= step.outputs | {f"loss_{variant}": loss, f"target_{variant}": model.target(images)}
     kept, masking = networks.in_order(mask, noise)
@@ -71,18 +70,7 @@ def mae_pretrain(item: Item) -> Computed:
 def trajectory_mae(item: Item) -> Computed:
     """A run of the authors' `main_pretrain.py`."""
     method = mae_config(item, RandomMasker, normalise=item.config["norm_pix_loss"])
-    return masked_pixels(item, method, run_config(item, method), official_name)
-
-
-def masked_pixels(item: Item, method: MAEConfig, config: Pretrain, names: networks.Names) -> Computed:
-    """A run whose masks are given by noise, of MAE or of ColorMAE, where the largest values stay visible."""
-    model, num_masked = networks.filled(item, method.build(), names), method.masker.num_masked(method.encoder.grid)
-
-    def draws(tape: Tape) -> Draws:
-        scores = -tape.now("windows").flatten(1) if item.has("windows") else tape.now("noise")
-        return Draws(Mask.from_scores(scores, num_masked))
-
-    return Run(item, config, model, names, draws).carry_out().computed()
+    return Run(item, method, method.build(), official_name).carry_out().computed()
 
 
 def mae_finetune(item: Item) -> Computed:
@@ -110,12 +98,13 @@ def classified(item: Item, classifier: Classifier, weights: Mapping[str, Tensor]
     images, groups = item.input("images"), f"layer_decay_groups{suffix}"
     logits = networks.filled(item, classifier.eval(), official_name, weights)(images)
     loss = F.cross_entropy(logits, item.input("labels"))
-    found = networks.backward(loss, classifier, official_name, suffix)
+    found = networks.backward(item, loss, classifier, official_name, suffix)
     outputs = {"features": classifier.features(images), "logits": logits, "cross_entropy": loss}
     found.outputs |= {f"{name}{suffix}": tensor for name, tensor in outputs.items()}
     found.numbers[groups] = {}
     for decay, stated in item.numbers.get(groups, {}).items():
-        scaled = layer_decay_groups(classifier, networks.decay_used(stated), float(decay))
+        scale = layer_scale(classifier.encoder.depth, float(decay))
+        scaled = parameter_groups(classifier, networks.decay_used(stated), decay_tokens=False, lr_scale=scale)
         found.numbers[groups][decay] = networks.described(scaled, official_name)
     return found
 
@@ -188,9 +177,5 @@ def mae_config(item: Item, masker: type[RandomMasker | ColorNoiseMasker], *, nor
 def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An item's schedule, its rates replaced by ours."""
     given = entry["arguments"]
-    settings = {"base": given["lr"], "minimum": given["min_lr"]}
-    settings |= {"warmup": given["warmup_epochs"], "total": given["epochs"]}
-    return {**entry, "values": [[epoch, cosine_schedule(epoch, **settings)] for epoch, _ in entry["values"]]}
-
-
-ITEMS = (mae_pretrain, mae_finetune, mae_lars, mae_positions, finetune_losses, trajectory_mae)
+    schedule = Schedule(given["lr"], given["min_lr"], given["warmup_epochs"], given["epochs"])
+    return {**entry, "values": [[epoch, schedule.mae(epoch)] for epoch, _ in entry["values"]]}

@@ -12,6 +12,7 @@ from pantomim.masking.block import BlockMasker
 from pantomim.masking.grid import GridMasker
 from pantomim.masking.rectangles import Covered, FromGenerator, Ids, Reals
 from pantomim.parity.item import Computed, Item, exact
+from pantomim.parity.recorded import Recorded
 from pantomim.parity.statistics import off_entry, off_shares
 
 DRAWS = 20_000  # own masks of each setting
@@ -27,8 +28,8 @@ def block_mask_trace(item: Item) -> Computed:
         masks[f"masks_{index}"] = torch.from_numpy(covered.reshape(-1, *setting["grid"])).to(torch.uint8)
         counts = covered.sum(axis=1).tolist()
         traces += [
-            {"setting": index, "index": trace["index"], "draws": asked, "masked": count}
-            for trace, asked, count in zip(recorded, replay.asked, counts, strict=True)
+            {"setting": index, "index": trace["index"], "draws": of_image.asked, "masked": count}
+            for trace, of_image, count in zip(recorded, replay.images, counts, strict=True)
         ]
     return Computed(masks, {"traces": traces})
 
@@ -71,27 +72,18 @@ def simmim_mask_stats(item: Item) -> Computed:
 
 
 class _Replay:
-    """Recorded random numbers, each image's own sequence of (kind, low, high, value), and what was asked for."""
+    """A source of recorded numbers, of which each image has its own."""
 
     def __init__(self, sequences: list[list[list[Any]]]) -> None:
-        self._rest = [iter(sequence) for sequence in sequences]
-        self.asked: list[list[list[Any]]] = [[] for _ in sequences]
+        self.images = [Recorded(sequence) for sequence in sequences]
 
     def uniform(self, images: Ids, low: float, high: Reals | float) -> Reals:
-        return self._next("uniform", images, low, np.broadcast_to(high, images.shape))
+        asked = zip(images, np.broadcast_to(high, images.shape).tolist(), strict=True)
+        return np.array([self.images[image].uniform(low, most) for image, most in asked])
 
     def integers(self, images: Ids, high: Reals) -> Reals:
-        return self._next("randint", images, 0, high)
-
-    def _next(self, kind: str, images: Ids, low: float, highs: np.ndarray) -> Reals:
-        values = []
-        for image, high in zip(images.tolist(), highs.tolist(), strict=True):
-            drawn = next(self._rest[image], None)
-            if drawn is None:
-                raise ValueError(f"Replay.sequences[{image}] must not end here; our sampler asks for a {kind} more.")
-            self.asked[image].append([kind, low, high, drawn[-1]])
-            values.append(drawn[-1])
-        return np.array(values, np.float64)
+        asked = zip(images, high.tolist(), strict=True)
+        return np.array([self.images[image].integers(0, most) for image, most in asked], np.float64)
 
 
 def block_masker(setting: Mapping[str, Any]) -> BlockMasker:
@@ -131,6 +123,3 @@ def _off_map(item: Item, index: int, masked: np.ndarray) -> dict[str, float]:
     if (stored := item.output(name)) is None:
         return {}
     return {name: off_shares(stored.numpy(), item.config["draws"], masked.mean(axis=0), len(masked))}
-
-
-ITEMS = (block_mask_trace, block_mask_stats, simmim_mask_stats)

@@ -33,7 +33,7 @@ def milan_pretrain(item: Item) -> Computed:
     batch = networks.batch(item)
     draws = replace(model.draw(batch, 0, torch.Generator().manual_seed(0)), mask=mask)
     loss = model(batch, draws)["loss"]
-    found, latent = networks.backward(loss, model, official_name), model.encoder(batch.images, mask.ids_keep)
+    found, latent = networks.backward(item, loss, model, official_name), model.encoder(batch.images, mask.ids_keep)
     kept, masking = networks.in_order(mask, late)
     found.outputs |= masking | {
         "latent": networks.joined(latent, kept),
@@ -91,6 +91,3 @@ def attmask(item: Item) -> Computed:
         off = off_shares(probability.double().numpy(), stated["draws"], ours, DRAWS)
         found.errors = {"hint_mask_probability": off, "hint/masked": exact(kept)}
     return found
-
-
-ITEMS = (milan_pretrain, milan_sampling, attmask)

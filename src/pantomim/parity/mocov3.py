@@ -7,8 +7,8 @@ from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.projector import BATCH_NORM_EPS
 from pantomim.parity.item import Computed, Item
-from pantomim.parity.networks import encoder_config, filled
-from pantomim.parity.trajectory import Run, run_config
+from pantomim.parity.networks import encoder_config
+from pantomim.parity.trajectory import Run
 
 PARTS = {  # ours and the authors'
     "encoder": "base_encoder.",
@@ -36,8 +36,7 @@ def trajectory_mocov3(item: Item) -> Computed:
     )
     model = method.build(total)
     teacher = {name: t for name, t in model.state_dict().items() if name.startswith("teacher_") or "running_" in name}
-    filled(item, model, _official, item.weights() | {_official(name): tensor for name, tensor in teacher.items()})
-    model.reset()
+    weights = item.weights() | {_official(name): tensor for name, tensor in teacher.items()}
     outputs: dict[str, Tensor] = {}
 
     def remember(module: nn.Module, *_: object) -> None:  # the last forward pass remains
@@ -45,7 +44,7 @@ def trajectory_mocov3(item: Item) -> Computed:
             outputs[f"final_{_official(name).replace('.', '/', 1)}"] = parameter.detach().clone()
 
     model.register_forward_hook(remember)
-    run = Run(item, run_config(item, method, decay_vectors=True), model, _official, lambda tape: None).carry_out()
+    run = Run(item, method, model, _official, weights=weights, decay_vectors=True).carry_out()
     momenta = [method.momentum.at(step, total) for step in range(total)]
     found = run.computed(outputs | {"momentum": torch.tensor(momenta, dtype=torch.float64)})
     found.config["batch_norm_eps"] = BATCH_NORM_EPS
@@ -59,6 +58,3 @@ def _official(name: str) -> str:
         return PARTS[part] + rest
     kind, number, parameter = rest.split(".")
     return f"{PARTS[part]}{3 * int(number) + (kind == 'norms')}.{parameter}"
-
-
-ITEMS = (trajectory_mocov3,)

@@ -11,9 +11,9 @@ from pantomim.core.mask import Mask
 from pantomim.formats.files import load_exactly
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take
-from pantomim.nn.vit import EncoderConfig, Features
+from pantomim.nn.vit import Encoder, EncoderConfig, Features
 from pantomim.optim import Group
-from pantomim.parity.item import Computed, Item, distance
+from pantomim.parity.item import Computed, Item, distance, exact
 from pantomim.teachers.base import Guidance
 
 M = TypeVar("M", bound=nn.Module)
@@ -82,15 +82,25 @@ def off_table(built: Tensor | None, stored: Tensor) -> float:
     return distance(built, stored) / STORED_TABLE
 
 
-def backward(loss: Tensor, model: nn.Module, names: Names, suffix: str = "") -> Computed:
-    """The gradients of all parameters that have one, their L2 norms, and the constants of the model's norms."""
+def backward(item: Item, loss: Tensor, model: nn.Module, names: Names, suffix: str = "") -> Computed:
+    """The gradients of all parameters that have one, their L2 norms, and what is fixed in the model."""
     loss.backward()
     gradients = {names(name): p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return Computed(
         {f"grad{suffix}/{name}": gradient for name, gradient in gradients.items()},
         {f"gradient_l2_norms{suffix}": {name: gradient.norm().item() for name, gradient in gradients.items()}},
         config=norm_eps(model),
+        errors=off_indices(item, model),
     )
+
+
+def off_indices(item: Item, model: nn.Module) -> dict[str, float]:
+    """Stored matrices of relative positions against those of the model's encoders."""
+    ours = [part.relative_index for part in model.modules() if isinstance(part, Encoder)]
+    return {
+        name: exact(bool(ours) and all(index is not None and torch.equal(index, stored) for index in ours))
+        for name, stored in item.indices().items()
+    }
 
 
 def norm_eps(model: nn.Module) -> dict[str, float]:

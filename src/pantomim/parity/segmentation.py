@@ -1,6 +1,7 @@
-"""Semantic segmentation: backbones, pyramid, UPerNet, sliding windows, scores, groups and rates, sizes.
+"""Semantic segmentation: backbones, pyramid, UPerNet, windows, scores, groups and rates, sizes; whole runs and tests.
 
-Official: lxtGH/CAE, liuxingbin/dbot, microsoft/unilm, open-mmlab/mmsegmentation 1.2.2 and 0.11.
+Official: lxtGH/CAE, liuxingbin/dbot, microsoft/unilm, open-mmlab/mmsegmentation 1.2.2 (also its Runner, with the
+configs of MAE and BEiT) and 0.11.
 """
 
 import re
@@ -12,49 +13,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pantomim.core.scores import class_accuracy, count_pixels, intersection_over_union, pixel_accuracy
+from pantomim.config import Duration
+from pantomim.core.scores import class_accuracy, count_pixels, intersection_over_union, means, pixel_accuracy
 from pantomim.data.transforms import fitted_size
+from pantomim.methods.segment import Segment, SegmentConfig
 from pantomim.nn.blocks import drop_path_rates
 from pantomim.nn.pyramid import Pyramid
 from pantomim.nn.resize import resample, resample_stretched
 from pantomim.nn.segmenter import AUXILIARY_LEVEL, Segmenter, UPerNetConfig, pixel_loss
 from pantomim.nn.tokens import enlarge
 from pantomim.nn.upernet import ConvNorm, FCNHead, UPerHead, score_layer
-from pantomim.nn.vit import Encoder, EncoderConfig, Features
+from pantomim.nn.vit import EncoderConfig, Features
 from pantomim.nn.windows import sliding_logits, window_starts
-from pantomim.optim import layer_decay_groups, mmcv_poly_schedule, poly_schedule
+from pantomim.optim import Schedule, layer_scale, parameter_groups
 from pantomim.parity import networks
-from pantomim.parity.beit import compare_indices, without_index
 from pantomim.parity.item import Computed, Item, distance
 from pantomim.parity.mae import FLOAT32
+from pantomim.parity.trajectory import Run
 
 STEPS, WARMUP, START = 160_000, 1_500, 1e-6  # of the recipes for ADE20K; the first rate as a share of the peak
-SCHEDULES = {"segmentation_poly_old": mmcv_poly_schedule, "segmentation_poly_new": poly_schedule}
+PARTS = {"encoder": "backbone", "neck": "backbone", "head": "decode_head", "auxiliary": "auxiliary_head"}
+SCHEDULES = {"segmentation_poly_old": Schedule.mmcv, "segmentation_poly_new": Schedule.poly}
 
 
 def downstream_seg_backbone(item: Item) -> Computed:
     """Taps and the maps made of them by running statistics, those of the batch, and every gradient."""
-    weights, images = without_index(item), item.input("images")
-    encoder = _encoder(item, weights)
-    found = Computed()
-    if encoder.config.position == "sincos_rows_first":
-        found.errors["state/pos_embed"] = networks.off_table(encoder.pos_embed, weights["pos_embed"])
+    weights, images, outputs = item.weights(), item.input("images"), dict[str, Tensor]()
+    fixed = "pos_embed" in weights and not item.config["use_abs_pos_emb"]  # CAE's stays as it is
+    position = "sincos_rows_first" if fixed else "learned" if item.config["use_abs_pos_emb"] else "none"
+    encoder = _encoder(item, position).build()
     norm, model = encoder.norm, Segmenter(encoder, 1, UPerNetConfig())
+    errors = {"state/pos_embed": networks.off_table(encoder.pos_embed, weights["pos_embed"])} if fixed else {}
     model.taps, model.head, model.auxiliary = tuple(item.config["out_indices"]), nn.Identity(), None
     if item.config.get("out_with_norm"):
         encoder.norm = norm
-    networks.filled(item, model, _backbone_name, weights).eval()
-    found.errors |= compare_indices(encoder, item)
+    networks.filled(item, model, _backbone_name).eval()
     taps = model.tap(images)
     for number, (tap, level) in enumerate(zip(taps, model.neck(taps), strict=True)):
-        found.outputs |= {f"tap_{number}": networks.joined(tap), f"eval/level_{number}": level}
+        outputs |= {f"tap_{number}": networks.joined(tap), f"eval/level_{number}": level}
     levels = model.neck(model.train().tap(images))
-    loss = sum((level * item.input(f"cotangent_{number}")).sum() for number, level in enumerate(levels))
-    assert isinstance(loss, Tensor)
-    step = networks.backward(loss, model, _backbone_name)
-    found.outputs |= step.outputs | {f"train/level_{number}": level for number, level in enumerate(levels)}
+    loss = torch.stack([(level * item.input(f"cotangent_{k}")).sum() for k, level in enumerate(levels)]).sum()
+    found = networks.backward(item, loss, model, _backbone_name)
+    found.outputs |= outputs | {f"train/level_{number}": level for number, level in enumerate(levels)}
     found.outputs |= {"train/loss": loss} | _statistics(model, _backbone_name)
-    found.numbers, found.config = step.numbers, step.config
+    found.errors |= errors
     return found
 
 
@@ -65,7 +67,7 @@ def downstream_pyramid(item: Item) -> Computed:
         taps = [item.input(f"{patch}/tap_{number}") for number in range(4)]
         _, width, *grid = taps[0].shape
         pyramid = Pyramid(width, int(patch.removeprefix("patch")), (grid[0], grid[1]))
-        networks.filled(item, pyramid, partial(neck_name, pyramid), item.weights(f"state/{patch}/"))
+        networks.filled(item, pyramid, partial(_neck_name, pyramid), item.weights(f"state/{patch}/"))
         levels = pyramid.eval()([Features(tap.new_zeros(len(tap), 0, width), tap.flatten(2).mT) for tap in taps])
         found.outputs |= {f"{patch}/level_{number}": level for number, level in enumerate(levels)}
     return found
@@ -80,31 +82,28 @@ def downstream_upernet(item: Item) -> Computed:
     parts = {f"{part}/{name}": tensor for part in heads for name, tensor in item.weights(f"{part}/").items()}
     networks.filled(item, heads, _by_part, parts)
     maps = [item.input(f"feature_{number}").requires_grad_() for number in range(4)]
-    found = Computed()
+    outputs, errors = dict[str, Tensor](), dict[str, float]()
     for mode in ("eval", "train"):
         heads.train(mode == "train")
         logits = {"": heads["head"](maps), "aux_": heads["aux"](maps[AUXILIARY_LEVEL])}
-        found.outputs |= {f"{mode}/{name}logits": tensor for name, tensor in logits.items()}
+        outputs |= {f"{mode}/{name}logits": tensor for name, tensor in logits.items()}
     losses = {name: pixel_loss(tensor, labels, ignore)[0] for name, tensor in logits.items()}
     weighted = {"loss": losses[""], "aux_loss": config["aux_weight"] * losses["aux_"]}
     total = weighted["loss"] + weighted["aux_loss"]
-    step = networks.backward(total, heads, _by_part)
-    found.outputs |= {name.replace("grad/", "grad_"): tensor for name, tensor in step.outputs.items()}
-    found.outputs |= {
-        f"grad_feature/{number}": level.grad for number, level in enumerate(maps) if level.grad is not None
-    }
+    step = networks.backward(item, total, heads, _by_part)
+    outputs |= {name.replace("grad/", "grad_"): tensor for name, tensor in step.outputs.items()}
+    outputs |= {f"grad_feature/{number}": level.grad for number, level in enumerate(maps) if level.grad is not None}
     share = (labels != ignore).double().mean()
-    found.outputs |= weighted | {"total": total, "loss_mean_over_counted_pixels": losses[""] / share}
-    found.outputs |= _statistics(heads, _by_part)
+    outputs |= weighted | {"total": total, "loss_mean_over_counted_pixels": losses[""] / share}
     for name, tensor in logits.items():
         counts = count_pixels(enlarge(tensor, labels.shape[1:]).argmax(dim=1), labels, classes, ignore=ignore).sum(
             dim=0
         )
         if (stated := item.output(f"{name}accuracy")) is not None:  # per cent, in float32
             off = distance(100 * pixel_accuracy(counts).reshape(stated.shape), stated.double())
-            found.errors[f"{name}accuracy"] = off / (FLOAT32 * 100)
-    found.numbers, found.config = step.numbers, step.config | {"align_corners": False}
-    return found
+            errors[f"{name}accuracy"] = off / (FLOAT32 * 100)
+    config_of_ours = step.config | {"align_corners": False}
+    return Computed(outputs | _statistics(heads, _by_part), step.numbers, config=config_of_ours, errors=errors)
 
 
 @torch.no_grad()
@@ -159,19 +158,25 @@ def downstream_mean_iou(item: Item) -> Computed:
         guesses, settings = item.input(f"prediction_{number}").long(), {"ignore": config["ignore_index"]}
         by_image.append(count_pixels(guesses[None], labels[None], config["num_classes"], **settings))
     each = torch.cat(by_image)
-    hits, predicted, labelled = counts = each.sum(dim=0)
-    iou, accuracy = intersection_over_union(counts), class_accuracy(counts)
-    found.outputs |= {"intersection": hits, "predicted": predicted, "labelled": labelled}
-    found.outputs |= {"union": predicted + labelled - hits, "iou": iou.nan_to_num(-1)}
-    found.outputs["accuracy_per_class"] = accuracy.nan_to_num(-1)
-    found.numbers = {
-        "pixel_accuracy": pixel_accuracy(counts).item(),
-        "mean_iou": iou.nanmean().item(),
-        "mean_accuracy": accuracy.nanmean().item(),
+    counts = each.sum(dim=0)
+    found.outputs |= _counted(counts) | {"accuracy_per_class": class_accuracy(counts).nan_to_num(-1)}
+    scores = means(counts)
+    found.numbers = scores | {
+        "mean_iou": scores["miou"],
         average: intersection_over_union(each).nanmean(dim=1).mean().item(),
-        "classes_without_union": iou.isnan().nonzero().flatten().tolist(),
+        "classes_without_union": intersection_over_union(counts).isnan().nonzero().flatten().tolist(),
     }
     return found
+
+
+def _counted(counts: Tensor) -> dict[str, Tensor]:
+    """Pixels by class, and the IoU of each: -1 where it is neither labelled nor predicted."""
+    hits, predicted, labelled = counts
+    outputs = {"intersection": hits, "predicted": predicted, "labelled": labelled}
+    return outputs | {
+        "union": predicted + labelled - hits,
+        "iou": intersection_over_union(counts).nan_to_num(-1),
+    }
 
 
 def downstream_optimizer_groups(item: Item) -> Computed:
@@ -179,8 +184,9 @@ def downstream_optimizer_groups(item: Item) -> Computed:
     config, found = item.config, Computed(relative={"drop_path_rates": FLOAT32})
     shapes = item.numbers["segmentation"]["shapes"]
     model = _skeleton(shapes, config)
-    names = {name: _group_name(name) for name, _ in model.named_parameters()}
-    groups = layer_decay_groups(model, config["weight_decay"], config["layer_decay"], decay_tokens=True)
+    names = {name: _official_name(name) for name, _ in model.named_parameters()}
+    scale = layer_scale(config["depth"], config["layer_decay"])
+    groups = parameter_groups(model, config["weight_decay"], decay_tokens=True, lr_scale=scale)
     found.numbers["segmentation"] = {
         "groups_by_parameter": {
             names[name]: {"lr_scale": group["lr_scale"], "weight_decay": group["weight_decay"]}
@@ -189,9 +195,9 @@ def downstream_optimizer_groups(item: Item) -> Computed:
         },
         "shapes": {names[name]: list(parameter.shape) for name, parameter in model.named_parameters()},
     }
-    settings = {"base": config["lr"], "minimum": 0.0, "warmup": WARMUP, "total": STEPS, "start": START * config["lr"]}
+    schedule = Schedule(config["lr"], 0.0, WARMUP, STEPS, START * config["lr"])
     found.numbers["schedules"] = {
-        key: [[step, SCHEDULES[key.partition(" ")[0]](step, **settings)] for step, _ in stated]
+        key: [[step, SCHEDULES[key.partition(" ")[0]](schedule, step)] for step, _ in stated]
         for key, stated in item.numbers["schedules"].items()
         if key.partition(" ")[0] in SCHEDULES
     }
@@ -221,25 +227,27 @@ def downstream_sizes_and_positions(item: Item) -> Computed:
     return found
 
 
-def neck_name(neck: Pyramid, name: str) -> str:
+def _neck_name(neck: nn.Module, name: str) -> str:
     """The name of one of a pyramid's parameters in mmsegmentation, which counts how far a level is enlarged."""
+    assert isinstance(neck, Pyramid)
     _, level, rest = name.split(".", 2)
     doublings = sum(isinstance(layer, nn.ConvTranspose2d) for layer in neck.levels[int(level)].modules())
     return f"upsample_{2**doublings}x.{rest}"
 
 
-def _encoder(item: Item, weights: Mapping[str, Tensor]) -> Encoder:
+def _encoder(item: Item, position: str, **settings: Any) -> EncoderConfig:
     """The encoder that the names of the weights tell of."""
-    fixed = "sincos_rows_first" if "pos_embed" in weights else "none"  # CAE's stays as it is
-    own = any(name.startswith("blocks.") and name.endswith("relative_position_bias_table") for name in weights)
-    shared = any(name.startswith("rel_pos_bias.") for name in weights)
+    names = [*item.weights()]
+    own = any(name.endswith(".attn.relative_position_bias_table") for name in names)
+    shared = any(name.startswith("rel_pos_bias.") for name in names)
     return networks.encoder_config(
         item,
-        position="learned" if item.config["use_abs_pos_emb"] else fixed,
+        position=position,
         relative_position="blocks" if own else "shared" if shared else "none",
-        attention_bias="qv" if any(name.endswith("q_bias") for name in weights) else "qkv",
+        attention_bias="qv" if any(name.endswith("q_bias") for name in names) else "qkv",
         layer_scale=item.config["init_values"] or None,
-    ).build()
+        **settings,
+    )
 
 
 def _skeleton(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> nn.Module:
@@ -267,20 +275,18 @@ def _skeleton(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> nn.
     return nn.ModuleDict(parts)
 
 
-def _group_name(name: str) -> str:
-    """The name of one of a skeleton's parameters in BEiT's, CAE's and dBOT's code, where the neck is in the encoder."""
+def _official_name(name: str) -> str:
+    """The name of a segmenter's parameter in BEiT's, CAE's and dBOT's code, where the neck is in the encoder."""
     part, rest = name.split(".", 1)
-    if part in ("encoder", "neck"):
-        return f"backbone.{_backbone_name(name)}"
-    return {"head": "decode_head", "auxiliary": "auxiliary_head"}[part] + "." + rest
+    if part == "neck":
+        _, level, rest = rest.split(".", 2)
+        rest = f"fpn{int(level) + 1}.{rest}"
+    return f"{PARTS[part]}.{rest}"
 
 
 def _backbone_name(name: str) -> str:
     """The authors' name of a parameter of encoder or neck."""
-    if name.startswith("neck.levels."):
-        level, rest = name.removeprefix("neck.levels.").split(".", 1)
-        return f"fpn{int(level) + 1}.{rest}"
-    return name.removeprefix("encoder.")
+    return _official_name(name).removeprefix("backbone.")
 
 
 def _by_part(name: str) -> str:
@@ -304,12 +310,84 @@ def _box(rule: str) -> tuple[int, int] | None:
     return (int(numbers[0]), int(numbers[0])) if kind == "vitdet test" else None
 
 
-ITEMS = (
-    downstream_seg_backbone,
-    downstream_pyramid,
-    downstream_upernet,
-    downstream_sliding_window,
-    downstream_mean_iou,
-    downstream_optimizer_groups,
-    downstream_sizes_and_positions,
-)
+def trajectory_segment(item: Item) -> Computed:
+    """A run of UPerNet on MAE's or BEiT's backbone, whichever the item's weights are of."""
+    config, position = item.config, "learned" if "backbone.pos_embed" in item.weights() else "none"
+    method = SegmentConfig(
+        encoder=_encoder(item, position, image_size=(config["img_size"], config["img_size"])),
+        num_classes=config["num_classes"],
+        head=UPerNetConfig(
+            channels=config["channels"],
+            pool_scales=tuple(config["pool_scales"]),
+            auxiliary_channels=config["auxiliary_channels"],
+            auxiliary_weight=config["auxiliary_weight"],
+            dropout=config["dropout_ratio"],
+        ),
+    )
+    model = method.build()
+    names = partial(_name, model)
+    model.model.taps = tuple(config["out_indices"])
+    run = Run(
+        item,
+        method,
+        model,
+        names,
+        kept=("final_norm",),
+        warmup=Duration(steps=config["warmup_steps"]),
+        start_lr=config["start_factor"] * config["lr"],
+        layer_decay=config["layer_decay"],
+        decay_tokens=True,
+        schedule="poly",
+    ).carry_out()
+    logged = {
+        "loss_decode": run.curve("loss_head"),
+        "loss_auxiliary_weighted": run.curve("loss_auxiliary"),
+        "accuracy_decode": 100 * run.curve("accuracy"),
+        "accuracy_auxiliary": 100 * run.curve("accuracy_auxiliary"),
+        "lr_groups": run.curve("group_lr"),
+        "weight_decay_groups": run.curve("group_weight_decay"),
+    }
+    buffers = {f"final_buffers/{names(name)}": tensor for name, tensor in model.named_buffers()}
+    tested, counts = _test(item, model)
+    scores = {"aAcc": "pixel_accuracy", "mIoU": "miou", "mAcc": "mean_accuracy"}
+    found = run.computed(logged | buffers | tested | _counted(counts))
+    found.numbers["metrics"] = {name: round(100 * means(counts)[ours], 2) for name, ours in scores.items()}
+    found.numbers["ignored_share"] = {"labels": float((item.input("labels") == config["ignore_index"]).double().mean())}
+    return found
+
+
+@torch.no_grad()
+def _test(item: Item, model: Segment) -> tuple[dict[str, Tensor], Tensor]:
+    """Logits and predictions of whole images at their labels' size, and the pixels counted over all."""
+    config, segmenter = item.config, model.model.eval()
+    crop, stride = (config["img_size"],) * 2, (config["stride"],) * 2
+    found: dict[str, Tensor] = {}
+    counts = torch.zeros(3, config["num_classes"], dtype=torch.long)
+    for number in range(len(config["test_sizes"])):
+        images, labels = item.input(f"test_image_{number}")[None], item.input(f"test_label_{number}").long()[None]
+        fill = segmenter.encoder.mean.flatten()
+        logits = sliding_logits(segmenter, images, config["num_classes"], crop, stride, fill)
+        logits = enlarge(logits, labels.shape[1:])
+        guesses, corner = logits.argmax(dim=1), config["corner"]
+        found[f"test_logits_{number}"] = logits[0, :, -corner:, -corner:]
+        found[f"test_prediction_{number}"] = guesses[0]
+        counts += count_pixels(guesses, labels, config["num_classes"], ignore=config["ignore_index"]).sum(dim=0)
+    return found, counts
+
+
+def _name(model: Segment, name: str) -> str:
+    """Mmsegmentation's name of a parameter, buffer or module of a segmenter."""
+    part, _, rest = name.removeprefix("model.").partition(".")
+    if part == "neck":
+        return f"neck.{_neck_name(model.model.neck, rest)}"
+    if part != "encoder":
+        return f"{PARTS.get(part, part)}.{rest}"
+    for ours, theirs in (
+        (r"^blocks\.", "layers."),
+        (r"\.norm(\d)\.", r".ln\1."),
+        (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
+        (r"\.mlp\.fc2\.", ".ffn.layers.1."),
+        (r"^patch_embed\.proj\.", "patch_embed.projection."),
+    ):
+        rest = re.sub(ours, theirs, rest)
+    return f"{PARTS[part]}.{rest}"

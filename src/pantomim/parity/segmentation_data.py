@@ -1,12 +1,11 @@
 """Training crops for segmentation: recorded random numbers give recorded boxes and colours."""
 
-from typing import Any
-
 import torch
 
 from pantomim.data.distortion import Distortion, distorted
 from pantomim.data.mask_crops import class_counts, crop_place
 from pantomim.parity.item import Computed, Item
+from pantomim.parity.recorded import Recorded
 
 LEVELS = 3  # of 255: what OpenCV's vector code may differ by, as the items note
 SHORT_ROW = 16  # below so many pixels a row, OpenCV's code is the scalar one, which rounds as we do
@@ -18,7 +17,7 @@ def downstream_class_share_crop(item: Item) -> Computed:
     boxes, traces = [], []
     for trace in item.numbers["traces"]:
         labels = item.input(f"labels_{trace['map']}").numpy()
-        replay = _Replay([["randint", *drawn] for drawn in trace["draws"]])
+        replay = Recorded([["randint", *drawn] for drawn in trace["draws"]])
         top, left = crop_place(labels, size, item.config["cat_max_ratio"], ignore, replay)
         boxes.append([top, top + size[0], left, left + size[1]])
         crop = labels[top : top + size[0], left : left + size[1]]
@@ -48,7 +47,7 @@ def downstream_photometric(item: Item) -> Computed:
     )
     computed, traces = Computed(), []
     for trace in item.numbers["traces"]:
-        name, replay = f"image_bgr_{trace['image']}", _Replay(trace["draws"])
+        name, replay = f"image_bgr_{trace['image']}", Recorded(trace["draws"])
         image = item.input(name).flip(2).permute(2, 0, 1).numpy()
         ours = torch.from_numpy(distorted(image, distortion, replay)).permute(1, 2, 0).flip(2)
         target = item.output(name)
@@ -58,27 +57,3 @@ def downstream_photometric(item: Item) -> Computed:
         traces.append({"image": trace["image"], "draws": replay.asked})
     computed.numbers["traces"] = traces
     return computed
-
-
-class _Replay:
-    """Recorded random numbers, (kind, low, high, value) each, and what was asked for."""
-
-    def __init__(self, recorded: list[list[Any]]) -> None:
-        self._rest = iter(recorded)
-        self.asked: list[list[Any]] = []
-
-    def integers(self, low: int, high: int) -> int:
-        return self._next("randint", low, high)
-
-    def uniform(self, low: float, high: float) -> float:
-        return self._next("uniform", low, high)
-
-    def _next(self, kind: str, low: float, high: float) -> Any:
-        drawn = next(self._rest, None)
-        if drawn is None:
-            raise ValueError(f"Replay.recorded must not end here; we ask for a {kind} more.")
-        self.asked.append([kind, low, high, drawn[-1]])
-        return drawn[-1]
-
-
-ITEMS = (downstream_class_share_crop, downstream_photometric)

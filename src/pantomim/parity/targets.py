@@ -151,6 +151,3 @@ def _left_out(item: Item, name: str, whole: Tensor, columns: int) -> int:
     stored = item.output(name)
     kept = columns - 2 if stored is None else columns * stored.numel() // whole.numel()
     return (columns - kept) // 2
-
-
-ITEMS = (clip_visual, dalle, maskfeat_hog)

@@ -4,15 +4,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pantomim.config import Duration, OptimConfig, Pretrain, RuntimeConfig
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
+from pantomim.core.modes import evaluating
 from pantomim.engine.runtime import start_accelerator
 from pantomim.engine.setup import in_steps
 from pantomim.engine.training import Training
@@ -20,7 +20,7 @@ from pantomim.methods.base import Draws, Method
 from pantomim.methods.task import ClassTask
 from pantomim.nn.blocks import DropPath
 from pantomim.parity.item import RELATIVE, Computed, Item, exact
-from pantomim.parity.networks import Names, norm_eps
+from pantomim.parity.networks import Names, filled, norm_eps, off_indices
 
 CURVES = ("loss", "grad_norm", "lr", "weight_decay", "group_lr", "group_weight_decay")
 
@@ -61,10 +61,13 @@ class Tape:
         """This micro-batch's rows of a draw."""
         return self.item.input(name)[self.step, self.rows]
 
-    def mask(self) -> Mask:
-        """The given mask, whose count may vary from image to image."""
-        counts = self.item.input("masked").sum(dim=-1)
-        return Mask.from_masked(self.now("masked"), int(counts.max()), varies=bool(counts.min() < counts.max()))
+    def mask(self, num_masked: int) -> Mask:
+        """The given mask, whose count may vary from image to image, or that of noise; large `windows` stay visible."""
+        if self.item.has("masked"):
+            counts = self.item.input("masked").sum(dim=-1)
+            return Mask.from_masked(self.now("masked"), int(counts.max()), varies=bool(counts.min() < counts.max()))
+        scores = self.now("noise") if self.item.has("noise") else -self.now("windows").flatten(1)
+        return Mask.from_scores(scores, num_masked)
 
 
 class GivenIds:
@@ -102,29 +105,54 @@ class _GivenDropPath(DropPath):
 class Run:
     """The run of an item through the engine, and what came of it.
 
-    `method` has the item's weights, in float64; `names` gives the authors' name of each of its parameters and modules;
-    `draws` makes of the tape what it calls its draws; the run's first step is the item's step `first`.
+    Args:
+        config: The method's, and `method` what was built of it; `optim` says what its authors have by their nature.
+        names: The authors' name of each of its parameters and modules.
+        draws: Makes of the tape what the method calls its draws; None: the item's masks or, without any, its own draw.
+        weights: Those to begin with, by default the item's; what begins with `kept` stays as it is.
+        unused: How names begin that the item has for what nothing reads.
+        first: The item's step that is the run's first one.
     """
 
     def __init__(
         self,
         item: Item,
-        settings: Pretrain,
+        config: Any,
         method: Method,
         names: Names,
-        draws: Callable[[Tape], Any] = lambda tape: Draws(tape.mask()),
+        draws: Callable[[Tape], Any] | None = None,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        kept: tuple[str, ...] = (),
+        unused: tuple[str, ...] = (),
         first: int = 0,
+        duration: Duration | None = None,
+        **optim: Any,
     ) -> None:
-        self.item, self.config, self.method, self.names = item, settings, method, names
-        self.tape = Tape(item, first)
+        given = item.weights() if weights is None else weights
+        self.unused = {name: tensor for name, tensor in given.items() if name.startswith(unused)} if unused else {}
+        filled(item, method, names, {name: given[name] for name in given if name not in self.unused}, kept)
+        method.reset()
+        self.config = run_config(item, config, duration or Duration(steps=item.config["steps"]), **optim)
+        self.item, self.method, self.names, self.tape = item, method, names, Tape(item, first)
         self._replace_drop_paths()
         self._logged: dict[str, list[Tensor]] = {}
-        self.total, warmup = in_steps(settings, item.config.get("steps_per_epoch", 1))
-        # The item's draws in the place of the method's; all else stays.
-        setattr(method, "draw", lambda batch, step, generator: draws(self.tape.seek(step, batch)))  # noqa: B010
-        self.training = Training(settings, method, self.total, warmup, start_accelerator(settings.runtime, Path()))
+        self.total, warmup = in_steps(self.config, item.config.get("steps_per_epoch", 1))
+        own, masked = method.draw, any(map(item.has, ("masked", "noise", "windows")))
 
-    def carry_out(self) -> "Run":
+        def draw(batch: Batch, step: int, generator: torch.Generator) -> Any:
+            tape = self.tape.seek(step, batch)
+            if draws is not None:
+                return draws(tape)
+            if not masked:
+                return own(batch, step, generator)
+            return Draws(tape.mask(config.masker.num_masked(config.encoder.grid)))
+
+        setattr(method, "draw", draw)  # noqa: B010  (all else stays)
+        runtime = start_accelerator(self.config.runtime, Path())
+        self.training = Training(self.config, method, self.total, warmup, runtime)
+
+    def carry_out(self) -> Self:
         """Train, and remember what each step logged."""
         for step in range(self.total):
             rates: dict[str, Any] = {"lr": self.training.lr(step), "weight_decay": self.training.weight_decay(step)}
@@ -159,12 +187,15 @@ class Run:
         named = self.method.named_parameters()
         return {f"{prefix}{self.names(name)}": p.detach().clone() for name, p in named if p.requires_grad}
 
-    def computed(self, outputs: Mapping[str, Tensor] | None = None) -> Computed:
+    def computed(
+        self, outputs: Mapping[str, Tensor] | None = None, errors: Mapping[str, float] | None = None
+    ) -> Computed:
         """Curves, weights at the end and their norms, the optimiser's groups; and whatever else the item asks for."""
         curves = {name: self.curve(name) for name in CURVES}
-        final = self.weights("final/") | dict(outputs or {})
-        errors = self._compare_groups() | self.compare_norms("final", final)
-        return Computed(curves | final, config=norm_eps(self.method), errors=errors)
+        final = self.weights("final/") | {f"final/{name}": tensor for name, tensor in self.unused.items()}
+        final |= dict(outputs or {})
+        found = self._compare_groups() | self.compare_norms("final", final) | off_indices(self.item, self.method)
+        return Computed(curves | final, config=norm_eps(self.method), errors=found | dict(errors or {}))
 
     def compare_norms(self, entry: str, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """Norms of the parameters in `numbers.ENTRY_l2_norms`, as exactly as the parameters themselves are compared."""
@@ -186,7 +217,7 @@ class Run:
         for group in self.training.optimizer.param_groups:
             decay = "schedule" if follows and group["weight_decay"] else group["weight_decay"]
             ours |= {self.names(name): (decay, group["lr_scale"]) for name in group["param_names"]}
-        names = {*theirs, *ours} if stated else ()
+        names = {*theirs, *ours} - {*self.unused} if stated else ()
         return {f"numbers/parameter_groups/{name}": exact(ours.get(name) == theirs.get(name)) for name in names}
 
     def _replace_drop_paths(self) -> None:
@@ -211,40 +242,41 @@ class TestedRun(Run):
 
     method: ClassTask
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.tests: list[Tensor] = []
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.tests: list[dict[str, float]] = []
 
     def at_epochs_end(self) -> None:
-        """Logits of the images for evaluation."""
-        self.tests.append(self.logits(self.method.model))
+        """Scores of the images for evaluation."""
+        test = Batch(self.item.input("eval_images"), labels=self.item.input("eval_labels"))
+        self.tests.append(self.method.judge(self.method.model, [test]))
 
     @torch.no_grad()
     def logits(self, model: nn.Module) -> Tensor:
         """Of the images for evaluation, by the model in evaluation mode."""
-        was_training = model.training
-        logits = self.method.logits(model.eval(), self.item.input("eval_images"))
-        model.train(was_training)
-        return logits
+        with evaluating(model):
+            return self.method.logits(model, self.item.input("eval_images"))
 
-    def computed(self, outputs: Mapping[str, Tensor] | None = None) -> Computed:
-        """With logits, and the loss and accuracies of each test."""
-        labels = self.item.input("eval_labels")
-        losses = torch.stack([F.cross_entropy(logits, labels) for logits in self.tests])
-        found = super().computed({"eval_logits": self.tests[-1], "eval_loss": losses} | dict(outputs or {}))
+    def computed(
+        self, outputs: Mapping[str, Tensor] | None = None, errors: Mapping[str, float] | None = None
+    ) -> Computed:
+        """With logits, statistics of batch norms, the moving average of the weights, and the scores of each test."""
+        model, losses = self.method.model, [test["loss"] for test in self.tests]
+        more = {"eval_logits": self.logits(model), "eval_loss": torch.tensor(losses, dtype=torch.float64)}
+        more |= {f"final_statistics/{self.names(name)}": buffer for name, buffer in model.named_buffers("model")}
+        if self.method.ema is not None:
+            average = self.method.ema.copy
+            more |= {f"final_ema/{self.names(name)}": weight for name, weight in average.named_parameters("model")}
+            more |= {"eval_logits_ema": self.logits(average)}
+        found = super().computed(more | dict(outputs or {}), errors)
         found.numbers["tests"] = [
-            {"loss": loss.item()} | {f"acc{top}": 100.0 * _accuracy(logits, labels, top) for top in (1, 5)}
-            for logits, loss in zip(self.tests, losses, strict=True)
+            {"loss": test["loss"], "acc1": 100 * test["top1"], "acc5": 100 * test.get("top5", 1.0)}
+            for test in self.tests
         ]
         return found
 
 
-def _accuracy(logits: Tensor, labels: Tensor, top: int) -> float:
-    best = logits.topk(min(top, logits.shape[1])).indices
-    return (best == labels[:, None]).any(dim=1).double().mean().item()
-
-
-def run_config(item: Item, method: Any, **optim: Any) -> Pretrain:
+def run_config(item: Item, method: Any, duration: Duration, **optim: Any) -> Pretrain:
     """The run that an item states; `optim` says what its authors have by their nature."""
     config, rows = item.config, item.input("image_ids").shape[1]
     warmup = config.get("warmup_epochs", config.get("warmup", 0))  # a word where `optim` has the steps
@@ -262,6 +294,6 @@ def run_config(item: Item, method: Any, **optim: Any) -> Pretrain:
         method=method,
         optim=OptimConfig(**(settings | optim)),
         batch_size=rows,
-        duration=Duration(steps=config["steps"]),
+        duration=duration,
         runtime=RuntimeConfig(accumulation=config.get("accum_iter") or 1, precision="float32", tracker="none"),
     )

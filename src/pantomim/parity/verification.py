@@ -47,8 +47,7 @@ class ItemResult:
 def verify(folder: str | Path) -> list[ItemResult]:
     """Rebuild every item of a folder (`NAME.json` + `NAME.safetensors`) in float64 and compare all it expects.
 
-    Raises:
-        ValueError: if the folder holds no item.
+    A ValueError, if the folder holds no item.
     """
     folder = Path(folder)
     names = sorted({path.stem for ending in ("json", "safetensors") for path in folder.glob(f"*.{ending}")})
@@ -97,9 +96,14 @@ def _family(item: Item) -> Callable[[Item], Computed] | None:
 
     stated = item.spec.get("item")
     title = stated if isinstance(stated, str) else item.name
-    families = [function for module in PARITY for function in module.ITEMS]
-    fitting = [function for function in families if f"{title}_".startswith(f"{function.__name__}_")]
-    return max(fitting, key=lambda function: len(function.__name__), default=None)
+    public = {name: value for module in PARITY for name, value in vars(module).items() if not name.startswith("_")}
+    fitting = [name for name in public if f"{title}_".startswith(f"{name}_") and _rebuilds(public[name])]
+    return public[max(fitting, key=len)] if fitting else None
+
+
+def _rebuilds(value: Any) -> bool:
+    """Whether this is a function from an item alone to what we compute."""
+    return getattr(value, "__annotations__", None) == {"item": Item, "return": Computed}
 
 
 class Difference(NamedTuple):

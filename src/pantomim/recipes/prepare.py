@@ -8,12 +8,23 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from pantomim import recipes
-from pantomim.config import Duration, MaskConfig, Pretrain, Reinit, Stages, read_plan, with_duration, with_kind
+from pantomim.config import (
+    Duration,
+    MaskConfig,
+    Pretrain,
+    Reinit,
+    Stages,
+    from_yaml,
+    read_plan,
+    with_duration,
+    with_kind,
+)
 from pantomim.core.names import did_you_mean
 from pantomim.data.dataset import Facts
-from pantomim.data.masks import open_masked
+from pantomim.data.masks import open_masked, read_masked
+from pantomim.data.record import DataRecord, read_record
 from pantomim.data.sources import open_source
-from pantomim.data.stats import channel_stats
+from pantomim.data.stats import Stats, channel_stats
 from pantomim.formats import load_encoder
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.guides import teacher_of, with_teacher
@@ -60,6 +71,7 @@ def prepare(
     subset: Mapping[str, Any] | None = None,
     scratch: bool = False,
     balanced: bool = False,
+    begun: Path | None = None,
 ) -> Prepared:
     """The config of a recipe's full name, of a bare method, or of another run's config.yaml.
 
@@ -68,8 +80,9 @@ def prepare(
     `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the file of a run, instead of a name. To train
     a tokenizer, no name means `dvae`, or with a teacher `vqkd`; `num_images` is then known unless the schedules are
     those of a file. A task may be trained on a `subset` of the data (settings of `DataConfig`), and from `scratch`: the
-    sizes are then those of `init`, the weights not; in a `balanced` loss all classes weigh the same. The ValueError of
-    a choice that does not exist or contradicts another names it `prepare.ARGUMENT`.
+    sizes are then those of `init`, the weights not; in a `balanced` loss all classes weigh the same. What the run
+    in the folder `begun` found of its data, if it has begun, is not asked of them again. The ValueError of a choice
+    that does not exist or contradicts another names it `prepare.ARGUMENT`.
     """
     resized = steps is not None or epochs is not None
     if trains == "tokenizer" and name is None and config is None:
@@ -88,7 +101,7 @@ def prepare(
     if config is not None:
         prepared = _from_file(config, trains)
     elif family is not None:
-        prepared = _from_data(family, data, size, init, subset or {}, balanced)
+        prepared = _from_data(family, data, size, init, subset or {}, balanced, _found(begun))
     else:
         prepared = Prepared(**vars(_named(name, trains)))
     run = prepared.config
@@ -155,7 +168,14 @@ def _from_file(path: Path, trains: Trained) -> Prepared:
     plan = read_plan(path)
     config = plan.run if isinstance(plan, Stages) else plan
     method: Any = config.method
-    trained = recipes.trained_by(config.recipe) or recipes.trained_by(method.kind) or trains
+    trained = recipes.trained_by(config.recipe) or recipes.trained_by(method.kind)
+    if trained is None:
+        names = [*recipes.BARE_OF[trains], *(recipe.name for recipe in recipes.RECIPES_OF[trains])]
+        raise ValueError(
+            f"prepare.config must have the name of a recipe in its `recipe`, or a method that is one; got {path}, a "
+            f"run of {config.recipe} with the method {method.kind}."
+            f"{did_you_mean(config.recipe, names, '`pantomim recipes` lists them all.')}"
+        )
     if trained != trains:
         raise ValueError(
             f"prepare.config must be of a run that trains {_A[trains]}; got {path}, a run of {config.recipe}. "
@@ -179,6 +199,7 @@ def _from_data(
     init: str | None,
     subset: Mapping[str, Any],
     balanced: bool,
+    found: "Found | None",
 ) -> Prepared:
     """A bare method with what the data, and the weights to start from, decide."""
     if data is None:
@@ -186,18 +207,17 @@ def _from_data(
             f"prepare.data must be given for the bare method {family.bare}, which asks the images for their size and "
             f"channels; got None."
         )
-    used, start = dict(subset), None
+    used, start, num_whole, labels = dict(subset), None, None, None
     masks: MaskConfig | None = used.pop("masks", None)
     if masks is None:
         whole = open_source(data, "train")
+        whole = whole.labelled() if family.trains == "classifier" else whole
         dataset = whole.part(**used)
-        facts = dataset.facts
+        num_whole, labels = len(whole), dataset.labels
+        facts = dataset.facts if found is None else found[0].facts
+        stats = (found and found[1]) or channel_stats(dataset)
     else:
-        opened = open_masked(data, masks.name, masks.ignore, reduce_zero=masks.reduce_zero, tested=False)
-        whole = opened.parts["train"]
-        dataset = whole.part(**used)
-        facts = replace(dataset.facts, num_classes=len(opened.masks.names))
-        masks = replace(masks, name=opened.masks.name, reduce_zero=opened.masks.reduce_zero)
+        facts, stats, masks = _of_masks(data, found, masks, **used)
     if init is not None and size is None:
         encoder = load_encoder(init)
         if not isinstance(encoder, Encoder):
@@ -211,9 +231,9 @@ def _from_data(
                 f"{facts.channels} in {data}. Pre-train on images of {facts.channels} channel(s), or convert these."
             )
     size = size or family.default_size
-    config: Any = family.fit(size, facts, channel_stats(dataset), start, len(whole))
-    if balanced and dataset.labels is not None:
-        config = replace(config, method=replace(config.method, class_weights=_weights(dataset.labels)))
+    config: Any = family.fit(size, facts, stats, start, num_whole)
+    if balanced and labels is not None:
+        config = replace(config, method=replace(config.method, class_weights=_weights(labels)))
     if masks is not None:
         used["masks"] = replace(masks, crop=config.data.masks.crop)
     config = replace(config, data=replace(config.data, **used))
@@ -235,6 +255,31 @@ def _weights(labels: np.ndarray) -> tuple[float, ...]:
     """Of each class in the loss, so that all weigh the same, and an image 1 on average."""
     counts = np.bincount(labels)
     return tuple(float(len(labels) / (np.count_nonzero(counts) * max(count, 1))) for count in counts)
+
+
+# What a run found of its data, and the mean and std of its encoder, where it has one.
+Found = tuple[DataRecord, Stats | None]
+
+
+def _found(begun: Path | None) -> Found | None:
+    """By the run in a folder, or by the first of the chain there; None where none has begun."""
+    for folder in () if begun is None else (begun, begun / "stage-0"):
+        if (record := read_record(folder)) is not None:
+            encoder = getattr(from_yaml(Pretrain, folder / "config.yaml").method, "encoder", None)
+            return record, None if encoder is None else Stats(encoder.mean, encoder.std)
+    return None
+
+
+def _of_masks(data: str, found: Found | None, masks: MaskConfig, **subset: Any) -> tuple[Facts, Stats, MaskConfig]:
+    """Of images with masks: facts with the classes of the masks, statistics, and the masks as they are."""
+    if found is not None and found[0].mask_classes and found[1] is not None:
+        _, there = read_masked(data, masks.name, ignore=masks.ignore, reduce_zero=masks.reduce_zero)
+        facts = replace(found[0].facts, num_classes=len(found[0].mask_classes))
+        return facts, found[1], replace(masks, name=there.name, reduce_zero=there.reduce_zero)
+    opened = open_masked(data, masks.name, masks.ignore, reduce_zero=masks.reduce_zero, tested=False)
+    dataset = opened.parts["train"].part(**subset)
+    facts = replace(dataset.facts, num_classes=len(opened.masks.names))
+    return facts, channel_stats(dataset), replace(masks, name=opened.masks.name, reduce_zero=opened.masks.reduce_zero)
 
 
 def _decided(config: Any, facts: Facts, sizes: str) -> tuple[tuple[str, str], ...]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pantomim.analysis import LAYERS
 from pantomim.analysis.block_facts import BlockFacts, read_block_facts
 from pantomim.analysis.pictures import PictureRows, Row
+from pantomim.core.reading import read_json, read_yaml
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,7 @@ def look_up(tree: Any, dotted: str, otherwise: Any = None) -> Any:
 
 
 def _read_mapping(file: Path) -> dict[str, Any]:
-    text = file.read_text(encoding="utf-8")
-    value = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    value = read_json(file, Any, "") if file.suffix == ".json" else read_yaml(file, "")
     if not isinstance(value, dict):
         raise ValueError(f"an object of names and values is expected, not {type(value).__name__}")
     return value

@@ -50,7 +50,14 @@ def make_report(run: str | Path, headline: str | None = None) -> Path:
         )
     results.sort(key=lambda result: result.stem != headline)
     path = folder.path / "report.html"
-    replace_file(path, render(folder, results).encode(errors="replace"))  # names of files may be no UTF-8
+    try:
+        page = render(folder, results)
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"report.run must hold files as they were written; got {folder.path}, where a value is of another kind "
+            f"({error}). Put config.yaml, environment.json or finished.json back as they were."
+        ) from error
+    replace_file(path, page.encode(errors="replace"))  # names of files may be no UTF-8
     return path
 
 

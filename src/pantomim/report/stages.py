@@ -4,12 +4,12 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import yaml
 from markupsafe import Markup
 
 from pantomim.analysis import LAYERS
 from pantomim.analysis.block_facts import BlockFacts
 from pantomim.core.files import replace_file
+from pantomim.core.reading import read_yaml
 from pantomim.report.charts import Chart, Curve, curve_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
 from pantomim.report.html import duration, fill_template
@@ -48,7 +48,7 @@ def make_stages_report(run: str | Path) -> Path:
 
 def render(path: Path, stages: list[RunFolder]) -> str:
     """The page as HTML."""
-    plan = yaml.safe_load((path / PLAN).read_text(encoding="utf-8"))
+    plan = read_yaml(path / PLAN)
     # What lies in the chain's own folder is of the last stage's encoder.
     whole = read_run(path) if (path / "config.yaml").is_file() else None
     evaluations = [stage.evaluations for stage in stages]

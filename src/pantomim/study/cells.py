@@ -116,8 +116,11 @@ def expand(
     source: str | None = None,
     scale: str | None = None,
     without: Collection[str] = (),
+    out: Path | None = None,
 ) -> Study:
     """All cells of a plan, every config checked; nothing is read but what a bare method asks of the data.
+
+    What cells in the folder `out` that have begun found of their data is not asked again.
 
     `inputs` are what "{NAME}" stands for; "data" are the images to train on. `source` is what the user called the plan.
     Without a `scale` it is the first of the plan, if there are any. Evaluations in `without`, and those whose inputs
@@ -142,7 +145,7 @@ def expand(
     used = {name: inputs[name] for name in inputs if name in {"data", *placeholders([evaluations, overrides])}}
     evaluations = fill(evaluations, used)
     arms = {name: replace(arm, overrides=fill(arm.overrides, used)) for name, arm in arms.items()}
-    runs = {name: _run(plan, name, arm, used) for name, arm in arms.items()}
+    runs = {name: _run(plan, name, arm, used, out) for name, arm in arms.items()}
     check_needs(runs)
     seeds = at.seeds or plan.seeds
     encoders = {name: values for name, values in runs.items() if values["method"]["kind"] not in WITHOUT_ENCODER}
@@ -235,16 +238,17 @@ def _arm(plan: Plan, at: Scale, name: str) -> Arm:
     )
 
 
-def _run(plan: Plan, name: str, arm: Arm, inputs: Mapping[str, str]) -> dict[str, Any]:
+def _run(plan: Plan, name: str, arm: Arm, inputs: Mapping[str, str], out: Path | None) -> dict[str, Any]:
     """The values of an arm's runs; a wrong key is told in the name of that arm."""
     assert arm.base is not None
-    data = inputs.get("data")
+    data, begun = inputs.get("data"), [] if out is None else sorted(out.glob(f"cells/*-{name}-seed*/data.json"))
+    given: dict[str, Any] = {"data": data, "size": arm.size, "begun": begun[0].parent if begun else None}
     if trained_by(arm.base) == "tokenizer":
         length = {} if arm.duration is None else to_dict(arm.duration)
-        tokenizer = prepare(arm.base, data=data, size=arm.size, trains="tokenizer", **length)
+        tokenizer = prepare(arm.base, trains="tokenizer", **given, **length)
         config = fitted(tokenizer.config, tokenizer.num_images or 0)
     else:
-        config = prepare(arm.base, data=data, size=arm.size).config
+        config = prepare(arm.base, **given).config
         config = config if arm.duration is None else with_duration(config, arm.duration)
     run = from_dict(Pretrain, merge(to_dict(config), arm.overrides), f"arm {name} of study {plan.name}")
     if not run.data.source:

@@ -8,12 +8,12 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field
 
 from pantomim.config import Duration, from_dict
 from pantomim.core.frozen import frozen
 from pantomim.core.names import did_you_mean
+from pantomim.core.reading import read_yaml
 
 SET_BY_THE_STUDY = ("encoder", "out", "seed", "contenders")  # of evaluations
 LOG = "log"  # the evaluation that is none: what the runs logged, such as log.loss
@@ -200,11 +200,7 @@ def refuse(problems: Iterable[str]) -> None:
 
 
 def _read(path: Path) -> Plan:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"Study.plan must be a YAML file that can be read; got {path} ({error}).") from None
-    return from_dict(Plan, values, str(path))
+    return from_dict(Plan, read_yaml(path, "Give a plan for Study.plan."), str(path))
 
 
 def _replaces(old: Overrides, new: Overrides) -> bool:

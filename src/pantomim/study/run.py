@@ -7,6 +7,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,17 +22,20 @@ from pantomim.analysis.block_facts import write_block_facts
 from pantomim.analysis.masks import visible_statistics
 from pantomim.config import Pretrain, from_dict, leaves, to_dict, to_yaml
 from pantomim.core.files import replace_file
+from pantomim.core.reading import as_kind, read_json, read_yaml
+from pantomim.data.sources import place, read_contents
 from pantomim.engine.folder import FREE, Finished, RunInUseError, refuse_changes, take_folder
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.stops import Interrupted
 from pantomim.evaluate import Memo
+from pantomim.evaluate.base import read_scored
 from pantomim.study.cells import Cell, Study
 from pantomim.study.placeholders import moved, with_runs
 from pantomim.study.plan import Analysis
 
 State = Literal["finished", "failed", "started", "not started"]
 Say = Callable[[str], None]
-PLAN = "study.yaml"
+PLAN, DATA = "study.yaml", "data.json"
 NUM_MASKS = 512  # drawn to describe what an arm masks
 POLL_S = 2.0  # between two looks at what another process does
 ANALYSES: dict[Analysis, str] = {  # and the file of each
@@ -146,8 +150,32 @@ def open_study(study: Study, out: Path) -> None:
             text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
             replace_file(out / PLAN, text.encode())
         (out / "cells").mkdir(exist_ok=True)
+        _keep_data(study, out / DATA)
     finally:
         lock.release()
+
+
+def _keep_data(study: Study, path: Path) -> None:
+    """Write down what the sources of a study hold; later cells must find the same, or they could not be compared."""
+    sources = {cell.run.data.source for cell in study.cells}
+    sources |= {evaluation.data for cell in study.cells for evaluation in cell.evaluations.values()}
+    kind, advice = dict[str, dict[str, Any]], "Put it back, or choose another folder."
+    before = read_json(path, kind, advice) if path.is_file() else {}
+    now = dict[str, Any]()
+    for source in sorted(sources):
+        with suppress(ValueError):  # the cells tell what is wrong with it
+            now[place(source)] = read_contents(source).identity().key
+    if different := [
+        f"\n  {source}: {before[source].get('images')} files there, {now[source]['images']} now"
+        for source in now.keys() & before.keys()
+        if before[source] != now[source]
+    ]:
+        raise ValueError(
+            f"Study.data must hold the files that the study began with, by name, size and class; got others for "
+            f"{path.parent}:{''.join(sorted(different))}\nPut them back, or choose another folder."
+        )
+    if before.keys() < before.keys() | now.keys():
+        replace_file(path, (json.dumps(before | now, indent=2) + "\n").encode())
 
 
 def check_study(study: Study, out: Path) -> dict[str, Any]:
@@ -158,7 +186,7 @@ def check_study(study: Study, out: Path) -> dict[str, Any]:
     if not (out / PLAN).is_file():
         return {}
     ours = study.settings()
-    theirs: dict[str, Any] = yaml.safe_load((out / PLAN).read_text(encoding="utf-8"))
+    theirs = as_kind(read_yaml(out / PLAN, "Put it back, or choose another folder."), dict[str, Any])
     here, there = _evaluations(ours), _evaluations(theirs)
     fewer = [] if {*there} <= {*here} else [f"evaluations: {', '.join(there)} there, {', '.join(here)} here"]
     shared = {*here} & {*there}
@@ -202,7 +230,9 @@ def state(cell: Cell, out: Path) -> State:
 def read_record(cell: Cell, out: Path) -> Record | None:
     """How a cell ended, if it has."""
     try:
-        return Record(**json.loads((out / "cells" / f"{cell.name}.json").read_text(encoding="utf-8")))
+        advice = "Remove it, and run the same command: what is finished stays."
+        found: Record = read_json(out / "cells" / f"{cell.name}.json", Record, advice)
+        return found
     except FileNotFoundError:
         return None
 
@@ -230,7 +260,7 @@ def train(planned: Pretrain, folder: Path, uses: Mapping[str, Path]) -> Finished
     """
     values, written = to_dict(planned), folder / "config.yaml"
     if uses and written.is_file() and os.environ.get("RANK", "0") == "0":
-        theirs = yaml.safe_load(written.read_text(encoding="utf-8"))
+        theirs = read_yaml(written)
         if (put_right := moved(theirs, values, uses)) != theirs:
             replace_file(written, to_yaml(from_dict(Pretrain, put_right, str(folder))).encode())
     return pretrain(from_dict(Pretrain, with_runs(values, uses), folder.name), folder)
@@ -250,7 +280,7 @@ def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
     memo = Memo()
     for name, path in result_paths(cell, out).items():
         if path.is_file():
-            result = json.loads(path.read_text(encoding="utf-8"))
+            result = read_scored(path)
         else:
             say(f"{cell.name}: evaluation {name}.")
             config = replace(cell.evaluations[name], encoder=str(folder), out=path)

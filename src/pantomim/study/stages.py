@@ -1,6 +1,5 @@
 """A chain of runs in one folder: the student of each stage is the teacher of the next; files: `docs/stages.md`."""
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,20 +10,20 @@ import torch
 from filelock import FileLock
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pantomim.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from pantomim.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Pretrain, Stages, from_dict, from_yaml, leaves, to_dict, to_yaml
 from pantomim.core.files import replace_file
 from pantomim.engine.folder import FREE, Finished, refuse_changes, take_folder
 from pantomim.engine.initial import carry_over
-from pantomim.engine.record import Clock
 from pantomim.engine.runtime import Purpose, random_seed
 from pantomim.engine.setup import optimiser
 from pantomim.engine.stops import explain_disk
 from pantomim.evaluate import Memo
-from pantomim.evaluate.base import Contender
+from pantomim.evaluate.base import Contender, read_scored
 from pantomim.evaluate.knn import KNN
 from pantomim.evaluate.linear import Linear
 from pantomim.evaluate.parts import open_labelled
+from pantomim.formats.native import read_description
 from pantomim.methods.base import Method
 from pantomim.methods.guides import teacher_of, with_teacher
 from pantomim.study.placeholders import with_runs
@@ -196,7 +195,7 @@ def _hand_over(before: Pretrain, run: Pretrain, out: Path, number: int) -> None:
     carry_over(old, old_optimizer, new, new_optimizer, str(from_folder))
     with explain_disk(folder):
         replace_file(folder / "config.yaml", to_yaml(run).encode())
-    save_checkpoint(checkpoints, new, new_optimizer, step=0, seed=run.runtime.seed, progress=Clock().progress(), keep=1)
+    save_checkpoint(checkpoints, new, new_optimizer, step=0, seed=run.runtime.seed, progress=Progress(), keep=1)
 
 
 def _built(run: Pretrain) -> tuple[Method, torch.optim.Optimizer]:
@@ -210,13 +209,17 @@ def _score(plan: Stages, data: str, out: Path, number: int, memo: Memo, say: Say
     """k-NN and a linear classifier on a stage's encoder; beside the first, the same one untrained and raw pixels."""
     folder, runtime = stage_folder(out, number), plan.run.runtime
     contenders: tuple[Contender, ...] = ("trained", "untrained", "pixels") if number == 0 else ("trained",)
-    sha256 = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))["sha256"]
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in (folder / "eval").glob("*.json")]
-    done = {(result["protocol"], result["data"].get("spec"), result["encoder_sha256"]) for result in results}
+    sha256 = read_description(folder)["sha256"]
+    results = [read_scored(file) for file in (folder / "eval").glob("*.json")]
     for protocol in (KNN, Linear):
-        if (protocol.protocol, data, sha256) not in done:
-            settings: dict[str, Any] = {"contenders": contenders, "seed": runtime.seed, "device": runtime.device}
-            evaluation = protocol(encoder=str(folder), data=data, **settings)
+        settings: dict[str, Any] = {"contenders": contenders, "seed": runtime.seed, "device": runtime.device}
+        evaluation = protocol(encoder=str(folder), data=data, **settings)
+        key, wanted = evaluation.open(memo).key(), (protocol.protocol, data, sha256)
+        if not any(
+            (found.get("protocol"), found["data"].get("spec"), found.get("encoder_sha256")) == wanted
+            and found["data"].get("key", key) == key
+            for found in results
+        ):
             _, result = evaluation.to_file(memo)
             say(f"Stage {number}, {evaluation.headline(result)}")
 

@@ -1,6 +1,5 @@
 """The numbers of a study: mean and std over seeds, differences to the reference seed by seed, cost."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping
@@ -9,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pantomim.config import leaves
+from pantomim.core.reading import read_json
 from pantomim.engine.record import read_metrics
+from pantomim.evaluate.base import read_scored
 from pantomim.report.folder import read_run
 from pantomim.report.scores import CONTENDERS
 from pantomim.study.cells import Cell, Study
@@ -264,10 +265,10 @@ def _cell_row(cell: Cell, record: Record | None, states: dict[str, State]) -> Ce
 def _read_results(cell: Cell, out: Path) -> dict[str, dict[str, Any]]:
     """Of its evaluations and analyses, and what its run logged at its end."""
     paths = {name: path for name, path in result_paths(cell, out).items() if path.is_file()}
-    found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+    found = {name: read_scored(path) for name, path in paths.items()}
     agreement = analysis_paths(cell, out).get("alignment")  # the only analysis with numbers for a table
     if agreement is not None and agreement.is_file():
-        found["alignment"] = {"trained": json.loads(agreement.read_text(encoding="utf-8"))}
+        found["alignment"] = {"trained": read_json(agreement, dict[str, Any], "Remove it, and resume the study.")}
     if has_run(cell, out) and (log := read_metrics(cell_folder(cell, out) / "metrics.jsonl")):
         found[LOG] = {"trained": _last_tenth(log)}
     return found

@@ -4,12 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from pantomim.core.modes import Evaluated
 from pantomim.targets.distance import Distance
 
 
-class Target(nn.Module, ABC):
+class Target(Evaluated, ABC):
     """What a masked patch is to be predicted as; always in evaluation mode, never a gradient."""
 
     dim: int  # width of the prediction of a patch: pixel values, feature width, or size of a vocabulary
@@ -37,7 +38,3 @@ class Target(nn.Module, ABC):
     def check_data(self, batches: Iterable[Float[Tensor, "B C H W"]]) -> str | None:
         """A warning about the targets of the training images; None: nothing is wrong, images are not read."""
         return None
-
-    def train(self, mode: bool = True) -> "Target":
-        """Stay in evaluation mode, whatever the method does."""
-        return super().train(False)

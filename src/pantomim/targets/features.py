@@ -66,8 +66,7 @@ class FeatureTarget(Target):
             )
         self.teacher, self.normalise, self.distance = teacher, config.normalise, config.distance
         self.dim = teacher.width
-        self.requires_grad_(False)
-        self.train()
+        self.requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:

@@ -27,7 +27,7 @@ from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureNormalisation
 from pantomim.teachers.mixing import NETWORKS, Mixing, Network
 
-Features = Mapping[Network, Float[Tensor, "B M _"]]  # normalised, of the networks that are predicted, the teacher first
+FeaturesOf = Mapping[Network, Float[Tensor, "B M _"]]  # normalised, of those that are predicted, the teacher first
 
 
 @frozen
@@ -65,7 +65,7 @@ class Weighted(_Mixed):
         return list(widths.values())
 
     def loss(
-        self, prediction: Float[Tensor, "B M K"], features: Features, weight: Float[Tensor, ""]
+        self, prediction: Float[Tensor, "B M K"], features: FeaturesOf, weight: Float[Tensor, ""]
     ) -> dict[str, Tensor]:
         """The loss, and the distance from each of two networks, NaN where it has no weight now."""
         heads = prediction.split([each.shape[-1] for each in features.values()], dim=-1)
@@ -92,7 +92,7 @@ class Blend(_Mixed):
         return list(widths.values())[:1]
 
     def loss(
-        self, prediction: Float[Tensor, "B M K"], features: Features, weight: Float[Tensor, ""]
+        self, prediction: Float[Tensor, "B M K"], features: FeaturesOf, weight: Float[Tensor, ""]
     ) -> dict[str, Tensor]:
         """The distance from the weighted mean."""
         target, *others = features.values()
@@ -127,7 +127,7 @@ class Concat:
         return [sum(widths.values())]
 
     def loss(
-        self, prediction: Float[Tensor, "B M K"], features: Features, weight: Float[Tensor, ""]
+        self, prediction: Float[Tensor, "B M K"], features: FeaturesOf, weight: Float[Tensor, ""]
     ) -> dict[str, Tensor]:
         """The distance from both."""
         return {"loss": self.distance(prediction, torch.cat([*features.values()], dim=-1))}

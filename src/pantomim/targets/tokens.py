@@ -34,8 +34,7 @@ class TokenTarget(Target):
         super().__init__()
         self.tokenizer = tokenizer
         self.dim = tokenizer.vocabulary
-        self.requires_grad_(False)
-        self.train()
+        self.requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:

@@ -4,7 +4,9 @@ from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
+
+from pantomim.core.modes import Evaluated
 
 Query = Literal["class", "mean"]  # whose attention: the class token's, or the mean over all patches'
 
@@ -21,7 +23,7 @@ class Guidance(NamedTuple):
     attention: Float[Tensor, "B N"] | None = None
 
 
-class Teacher(nn.Module, ABC):
+class Teacher(Evaluated, ABC):
     """A network with features of every patch of a whole image: always in evaluation mode, never a gradient.
 
     One whose weights change, an EMA of the student, has `frozen` off and is an `EMACopy`.
@@ -55,12 +57,3 @@ class Teacher(nn.Module, ABC):
             f"The query whose attention guides must be {' or '.join(self.queries)} for {self.name}; got {query}. It "
             f"has no class token: set method.scores.teacher_query (student_query, guide_query, guide.query) to mean."
         )
-
-    def train(self, mode: bool = True) -> "Teacher":
-        """Stay in evaluation mode, whatever the method does."""
-        return super().train(False)
-
-    def _freeze(self) -> None:
-        """For subclasses, at the end of their construction."""
-        self.requires_grad_(False)
-        super().train(False)

@@ -1,6 +1,7 @@
 """How a teacher is named, and which of its outputs are taken."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,12 +29,15 @@ WAYS = (
 OF_STUDENT = ("random", "ema")  # whose weights are the student's own
 TOKENIZERS = ("tokenizer:", "dalle:")  # what the names of tokenizers begin with
 MOMENTUM = 0.9998  # data2vec's ViT-B as launched; it forgets half of itself in some 3500 steps
-# Settings that go with some sources alone, by what they are refused with elsewhere.
-PARTIAL = {
-    "depth": "A trained network runs as deep as it is",
-    "momentum": "It is that of ema; all others are frozen",
-    "statistics": "A copy of the student standardises as the student does, a tokenizer maps pixels its own way",
-    "precision": "A tokenizer has its own",
+# Settings that go with some sources alone: with which, and why not with others.
+PARTIAL: dict[str, tuple[Callable[[str], bool], str]] = {
+    "depth": (lambda source: source == "random", "A trained network runs as deep as it is"),
+    "momentum": (lambda source: source == "ema", "It is that of ema; all others are frozen"),
+    "statistics": (
+        lambda source: source not in OF_STUDENT and not source.startswith(TOKENIZERS),
+        "A copy of the student standardises as the student does, a tokenizer maps pixels its own way",
+    ),
+    "precision": (lambda source: not source.startswith(TOKENIZERS), "A tokenizer has its own"),
 }
 
 
@@ -72,15 +76,15 @@ class TeacherConfig:
                 f"TeacherConfig.output must be block for a mean over {self.blocks} blocks, which stand before the "
                 f"final norm; got {self.output}. Set output to block, or blocks to 1."
             )
-        for name, why in PARTIAL.items():
-            if (value := getattr(self, name)) is not None and not _goes_with(name, self.source):
+        for name, (goes_with, why) in PARTIAL.items():
+            if (value := getattr(self, name)) is not None and not goes_with(self.source):
                 raise ValueError(
                     f"TeacherConfig.{name} must be left out for {self.source or '(none)'}; got {value}. {why}."
                 )
 
     def of(self, source: str) -> "TeacherConfig":
         """The same of another network, without the settings that do not go with it."""
-        settings: dict[str, Any] = {name: None for name in PARTIAL if not _goes_with(name, source)}
+        settings: dict[str, Any] = {name: None for name in PARTIAL if not PARTIAL[name][0](source)}
         if source.startswith(TOKENIZERS):
             settings |= {"output": "block", "blocks": 1}
         return replace(self, source=source, **settings)
@@ -142,13 +146,3 @@ class TeacherConfig:
         else:
             fitted = fit_encoder(encoder, student.config, self.source, students_statistics=students)
         return EncoderTeacher(fitted, self.source, output=self.output, blocks=self.blocks)
-
-
-def _goes_with(setting: str, source: str) -> bool:
-    """Whether a setting of `PARTIAL` has a meaning for a source."""
-    return {
-        "depth": source == "random",
-        "momentum": source == "ema",
-        "statistics": source not in OF_STUDENT and not source.startswith(TOKENIZERS),
-        "precision": not source.startswith(TOKENIZERS),
-    }[setting]

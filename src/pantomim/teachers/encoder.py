@@ -31,8 +31,7 @@ class EncoderTeacher(Teacher):
         output: Which of its outputs.
         blocks: Mean over the outputs of so many last blocks, each token of each standardised before; 1: the last alone.
 
-    Raises:
-        ValueError: if there are fewer blocks, or there is no such output.
+    A ValueError, if there are fewer blocks, or there is no such output.
 
     Paper: Liu et al., *Exploring Target Representations for Masked Autoencoders*, arXiv:2209.03917: the last block
         before its norm, as in the authors' `models_mae.py`; Baevski et al., *data2vec*, arXiv:2202.03555, section 3.3:
@@ -66,7 +65,7 @@ class EncoderTeacher(Teacher):
         self.num_prefix = encoder.num_prefix if class_token else 0
         if attends:
             self.queries = ("class", "mean") if class_token else ("mean",)
-        self._freeze()
+        self.requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"], query: Query | None = None) -> Guidance:

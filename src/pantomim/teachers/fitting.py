@@ -2,10 +2,8 @@
 
 from dataclasses import replace
 
-import torch
-
 from pantomim.formats.wrapped import WrappedEncoder
-from pantomim.nn.resize import resize_encoder_weights
+from pantomim.nn.resize import adapted_encoder
 from pantomim.nn.vit import Encoder, EncoderConfig
 
 
@@ -16,15 +14,10 @@ def fit_encoder(encoder: Encoder, student: EncoderConfig, name: str, *, students
     """
     check_channels(name, encoder.in_chans, student)
     image_size = (student.grid[0] * encoder.patch_size, student.grid[1] * encoder.patch_size)
-    weights, config = resize_encoder_weights(encoder.state_dict(), encoder.config, image_size)
+    config = replace(encoder.config, image_size=image_size)
     if students_statistics:
         config = replace(config, mean=student.mean, std=student.std)
-    if config == encoder.config:
-        return encoder
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
-        fitted = config.build().to(next(encoder.parameters()))
-    fitted.load_state_dict(weights)
-    return fitted.eval()
+    return encoder if config == encoder.config else adapted_encoder(encoder, config)
 
 
 def fit_wrapped(

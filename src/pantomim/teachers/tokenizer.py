@@ -21,7 +21,7 @@ class TokenizerTeacher(Teacher):
         super().__init__()
         self.encoder, self.name, self.width, self.grid = tokenizer.encoder, name, tokenizer.encoder.width, grid
         self.image_size = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)
-        self._freeze()
+        self.requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"], query: Query | None = None) -> Guidance:

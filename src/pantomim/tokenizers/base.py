@@ -14,11 +14,9 @@ class Tokenizer(Protocol):
 
     def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of ids for images of a height and width; a ValueError, where they do not fit."""
-        ...
 
     def __call__(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
         """The ids in raster order, without gradient; a ValueError, where channels or sides do not fit."""
-        ...
 
 
 @runtime_checkable
@@ -27,4 +25,3 @@ class Picturing(Tokenizer, Protocol):
 
     def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
         """The image of a grid of ids, in [0, 1]; a ValueError, where there is no decoder."""
-        ...

@@ -48,8 +48,7 @@ def on_grid(tokenizer: Any, image_size: tuple[int, int], grid: tuple[int, int]) 
     A stride of 8 and a grid of 14 x 14 make it see 112 x 112 pixels, whatever the size of the images; one that was
     learned from a teacher sees the size that it was trained at; a projection is never resized.
 
-    Raises:
-        ValueError: if its grid is another one.
+    A ValueError, if its grid is another one.
     """
     if isinstance(tokenizer, VQKDTokenizer):
         seen, advice = tokenizer.image_size, "Train one for this grid, or choose another patch_size"

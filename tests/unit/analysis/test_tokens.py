@@ -62,7 +62,7 @@ def test_other_pixels_under_the_same_names_are_other_data(source, tmp_path):
     content = dict(np.load(source))
     content["images"][3, 0, 0, 0] ^= 1
     np.savez(source, **content)
-    assert ids_key(projection(), open_source(source, "all"), (16, 16))["data"]["sha256"] != before["sha256"]
+    assert ids_key(projection(), open_source(source, "all"), (16, 16))["data"]["identity"] != before["identity"]
 
 
 def test_weights_of_a_discrete_auto_encoder_are_in_the_key(source):

@@ -28,34 +28,34 @@ def values(*shape: int, dtype: str = "uint8") -> np.ndarray:
     return RNG.integers(info.min, info.max, shape, endpoint=True).astype(dtype)
 
 
-def check(data: bytes, suffix: str, expected: np.ndarray) -> None:
-    image = decode(data, suffix)
+def check(data: bytes, expected: np.ndarray) -> None:
+    image = decode(data)
     assert image.dtype == expected.dtype
     np.testing.assert_array_equal(image, expected)
-    assert decode_header(data, suffix) == Header(*expected.shape, expected.dtype.name)
+    assert decode_header(data) == Header(*expected.shape, expected.dtype.name)
 
 
 def test_rgb_and_gray_pictures_are_kept_as_they_are():
     colour, gray = values(5, 7, 3), values(5, 7)
-    check(encoded(Image.fromarray(colour), "PNG"), ".png", colour.transpose(2, 0, 1))
-    check(encoded(Image.fromarray(gray), "PNG"), ".PNG", gray[None])
+    check(encoded(Image.fromarray(colour), "PNG"), colour.transpose(2, 0, 1))
+    check(encoded(Image.fromarray(gray), "PNG"), gray[None])
 
 
 def test_sixteen_bit_gray_png_keeps_its_bits():
     deep = values(5, 7, dtype="uint16")
-    check(encoded(Image.fromarray(deep), "PNG"), ".png", deep[None])
+    check(encoded(Image.fromarray(deep), "PNG"), deep[None])
 
 
 def test_one_bit_becomes_gray():
     bits = values(4, 6) > 127
-    check(encoded(Image.fromarray(bits), "PNG"), ".png", bits[None].astype(np.uint8) * np.uint8(255))
+    check(encoded(Image.fromarray(bits), "PNG"), bits[None].astype(np.uint8) * np.uint8(255))
 
 
 def test_alpha_is_composited_on_white():
     pixels = np.zeros((2, 3, 4), dtype=np.uint8)
     pixels[..., 0] = 200
     pixels[0, :, 3] = 255
-    image = decode(encoded(Image.fromarray(pixels), "PNG"), ".png")
+    image = decode(encoded(Image.fromarray(pixels), "PNG"))
     assert image.shape == (3, 2, 3)
     assert (image[:, 0] == np.array([[200], [0], [0]])).all()
     assert (image[:, 1] == 255).all()
@@ -63,7 +63,7 @@ def test_alpha_is_composited_on_white():
 
 def test_gray_with_alpha_stays_gray():
     clear = Image.new("LA", (3, 2), (90, 0))
-    image = decode(encoded(clear, "PNG"), ".png")
+    image = decode(encoded(clear, "PNG"))
     assert image.shape == (1, 2, 3)
     assert (image == 255).all()
 
@@ -74,16 +74,16 @@ def test_gray_with_alpha_stays_gray():
 def test_both_jpeg_decoders_give_the_same_bits(mode, options, monkeypatch):
     smooth = Image.fromarray(values(9, 11, 3)).resize((37, 50)).convert(mode)
     data = encoded(smooth, "JPEG", **options)
-    fast = decode(data, ".jpg")
+    fast = decode(data)
     monkeypatch.setattr(decoding, "simplejpeg", None)
-    np.testing.assert_array_equal(fast, decode(data, ".jpg"))
+    np.testing.assert_array_equal(fast, decode(data))
 
 
 def test_palette_and_cmyk_become_rgb():
     colour = Image.fromarray(values(6, 6, 3))
     palette = colour.quantize(16)
-    check(encoded(palette, "PNG"), ".png", np.asarray(palette.convert("RGB")).transpose(2, 0, 1))
-    assert decode(encoded(colour.convert("CMYK"), "JPEG"), ".jpg").shape == (3, 6, 6)
+    check(encoded(palette, "PNG"), np.asarray(palette.convert("RGB")).transpose(2, 0, 1))
+    assert decode(encoded(colour.convert("CMYK"), "JPEG")).shape == (3, 6, 6)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -93,49 +93,49 @@ def test_exif_rotation_is_applied_to_pixels_and_header(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(Image.fromarray(pixels), "JPEG", exif=exif)
-    image = decode(data, ".jpg")
+    image = decode(data)
     turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
     assert image.shape[1:] == np.rot90(pixels, turns).shape[:2]
     assert np.abs(image.astype(int) - np.rot90(pixels, turns).transpose(2, 0, 1)).max() < 60
-    header = decode_header(data, ".jpg")
+    header = decode_header(data)
     assert (header.height, header.width) == image.shape[1:]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
 def test_tiff_bands_first_and_last_are_the_same_image(dtype):
     bands = values(12, 16, 20, dtype=dtype)
-    check(tiff(bands.transpose(1, 2, 0), photometric="minisblack", planarconfig="contig"), ".tif", bands)
-    check(tiff(bands, photometric="minisblack", planarconfig="separate"), ".tif", bands)
-    check(tiff(bands, photometric="minisblack"), ".tiff", bands)  # one page a band
+    check(tiff(bands.transpose(1, 2, 0), photometric="minisblack", planarconfig="contig"), bands)
+    check(tiff(bands, photometric="minisblack", planarconfig="separate"), bands)
+    check(tiff(bands, photometric="minisblack"), bands)  # one page a band
 
 
 def test_tiff_samples_win_over_the_smallest_axis():
     narrow = values(12, 20, 5, dtype="int16")  # narrower than it has bands
-    check(tiff(narrow.transpose(1, 2, 0), photometric="minisblack", planarconfig="contig"), ".tif", narrow)
+    check(tiff(narrow.transpose(1, 2, 0), photometric="minisblack", planarconfig="contig"), narrow)
 
 
 def test_tiff_floats_and_gray():
     gray = RNG.normal(size=(6, 9)).astype(np.float32)
-    check(tiff(gray), ".tif", gray[None])
+    check(tiff(gray), gray[None])
 
 
 def test_tiff_with_a_palette_becomes_rgb():
     index = values(4, 5)
     table = values(3, 256, dtype="uint16")
-    check(tiff(index, photometric="palette", colormap=table), ".tif", (table >> 8).astype(np.uint8)[:, index])
+    check(tiff(index, photometric="palette", colormap=table), (table >> 8).astype(np.uint8)[:, index])
 
 
 def test_lzw_tiff_is_read_without_imagecodecs():
     colour = values(8, 9, 3)
     data = encoded(Image.fromarray(colour), "TIFF", compression="tiff_lzw")
-    np.testing.assert_array_equal(decode(data, ".tif"), colour.transpose(2, 0, 1))
+    np.testing.assert_array_equal(decode(data), colour.transpose(2, 0, 1))
 
 
 def test_npy_with_bands_last():
     array = RNG.normal(size=(8, 9, 4))
     buffer = io.BytesIO()
     np.save(buffer, array)
-    check(buffer.getvalue(), ".npy", array.transpose(2, 0, 1))
+    check(buffer.getvalue(), array.transpose(2, 0, 1))
 
 
 def test_big_endian_numbers_become_native():
@@ -161,41 +161,27 @@ def test_bands_are_the_smaller_of_first_and_last_axis(shape, expected):
 
 
 @pytest.mark.parametrize(
-    ("data", "suffix"),
+    "data",
     [
-        (b"not an image", ".jpg"),
-        (b"not a tiff", ".tif"),
-        (b"not an array", ".npy"),
-        (encoded(Image.fromarray(values(64, 64, 3)), "JPEG")[:900], ".jpg"),
-        (encoded(Image.fromarray(values(64, 64, 3)), "PNG")[:2000], ".png"),
-        (tiff(np.full((4, 4), np.nan, np.float32)), ".tif"),
-        (tiff(values(70, 80, 90)), ".tif"),
+        b"not an image",
+        b"not a tiff",
+        b"not an array",
+        encoded(Image.fromarray(values(64, 64, 3)), "JPEG")[:900],
+        encoded(Image.fromarray(values(64, 64, 3)), "PNG")[:2000],
+        tiff(np.full((4, 4), np.nan, np.float32)),
+        tiff(values(70, 80, 90)),
     ],
 )
-def test_unreadable_files_are_broken_images(data, suffix):
+def test_unreadable_files_are_broken_images(data):
     with pytest.raises(BrokenImageError):
-        decode(data, suffix)
+        decode(data)
 
 
 def test_pickled_arrays_are_refused():
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(BrokenImageError, match="allow_pickle"):
-        decode(buffer.getvalue(), ".npy")
-
-
-def test_sixteen_bit_colour_png_is_refused_rather_than_cut():
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = b"".join(b"\0" + values(6, 3, dtype="uint16").astype(">u2").tobytes() for _ in range(5))
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 5, 16, 2, 0, 0, 0))
-    data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    with pytest.raises(BrokenImageError, match="16-bit colour PNG"):
-        decode(data, ".png")
+    with pytest.raises(BrokenImageError, match="Python objects"):
+        decode(buffer.getvalue())
 
 
 def test_hidden_and_other_files_are_no_images():

@@ -177,7 +177,7 @@ def test_whole_images_keep_the_size_of_their_masks(folder):
 
 
 def test_images_without_a_mask_that_fits_are_replaced_in_training_and_left_out_in_tests(tmp_path):
-    files = masked_files({"train": 200}, (10, 8)) | {"classes.json": b'["black", "red", "green"]'}
+    files = masked_files({"train": 200, "test": 1}, (10, 8)) | {"classes.json": b'["black", "red", "green"]'}
     files["masks/train/005.png"] = encoded(np.full((12, 9), 7, np.uint8))
     del files["masks/train/011.png"]
     made = stream(fill(tmp_path / "set", files), MaskCrop((10, 8), fill=(0.0,)), batch_size=100, image_size=(8, 8))

@@ -4,7 +4,7 @@ from image_files import png
 from masked_images import regions
 from PIL import Image
 
-from pantomim.data.decoding import decode, decode_ids
+from pantomim.data.decoding import decode, decode_mask
 from pantomim.data.mask_files import overlaid, palette, write_mask, write_overlay
 
 
@@ -24,7 +24,7 @@ def test_a_written_mask_is_read_as_it_was(tmp_path, colours):
     ids = regions(0, (20, 30)).astype(np.int64)
     ids[0, :3] = [200, 254, 255]
     file = write_mask(tmp_path / "below" / "a.png", ids, colours)
-    assert (decode_ids(file, ".png") == ids).all()
+    assert (decode_mask(file).ids == ids).all()
     shown = np.asarray(Image.open(file).convert("RGB"))
     known = palette() if colours is None else colours
     assert (shown[ids < len(known)] == known[ids[ids < len(known)]]).all()
@@ -38,11 +38,11 @@ def test_ids_that_no_palette_has(tmp_path, wrong):
 
 
 def test_an_overlay_is_half_photo_half_classes(tmp_path):
-    photo = decode(png(0, (8, 10)), ".png")
+    photo = decode(png(0, (8, 10)))
     ids = np.zeros((8, 10), int)
     ids[:, 5:], ids[:, :2] = 1, 255
     laid = overlaid(photo, ids, ignore=255)
     assert (laid[:, :2] == photo.transpose(1, 2, 0)[:, :2]).all()
     mixed = 0.5 * photo[:, :, 5:] + np.array([64, 0, 0])[:, None, None]
     assert np.abs(laid[:, 5:].transpose(2, 0, 1) - mixed).max() <= 0.5
-    assert (decode(write_overlay(tmp_path / "o.png", photo, ids, ignore=255), ".png") == laid.transpose(2, 0, 1)).all()
+    assert (decode(write_overlay(tmp_path / "o.png", photo, ids, ignore=255)) == laid.transpose(2, 0, 1)).all()

@@ -1,5 +1,7 @@
 import dataclasses
+import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import pytest
 import torch
 from image_files import fill, png
 from masked_images import COLOURS, ade20k_files, encoded, masked_files, masked_folder, regions
+from PIL import Image
 
-from pantomim.data.decoding import BrokenImageError, decode_ids
-from pantomim.data.masks import read_masked
+from pantomim.data.decoding import BrokenImageError, decode_mask
+from pantomim.data.masks import open_masked, read_masked
 from pantomim.data.sources import open_split
 from pantomim.data.stream import evaluation_batches
 
@@ -82,7 +85,7 @@ def test_a_source_without_masks(tmp_path, spec, monkeypatch):
 
 
 def test_images_without_a_mask_that_fits_are_broken(tmp_path):
-    files = masked_files({"train": 400}, (10, 8))
+    files = masked_files({"train": 400, "test": 1}, (10, 8))
     del files["masks/train/007.png"]
     files["masks/train/019.png"] = files["masks/train/019.png"][:-60]
     files["masks/train/300.png"] = encoded(regions(0, (9, 9)))
@@ -139,14 +142,58 @@ def test_masks_lie_where_their_images_do(tmp_path, image_size, kind):
 
 def test_ids_are_read_as_stored(tmp_path):
     ids = regions(0, (5, 7))
-    assert (decode_ids(encoded(ids), ".png") == ids).all()
-    assert (decode_ids(encoded(ids, "P"), ".png") == ids).all(), "a palette's colours do not matter"
-    assert (decode_ids(encoded(ids > 0), ".png") == (ids > 0)).all(), "one bit is 0 and 1, not 255"
+    assert (decode_mask(encoded(ids)).ids == ids).all()
+    assert (decode_mask(encoded(ids, "P")).ids == ids).all(), "a palette's colours do not matter"
+    assert (decode_mask(encoded(ids > 0)).ids == (ids > 0)).all(), "one bit is 0 and 1, not 255"
     np.save(tmp_path / "ids.npy", ids.astype(np.int16) - 1)
-    assert (decode_ids(tmp_path / "ids.npy", ".npy") == ids.astype(int) - 1).all()
+    assert (decode_mask(tmp_path / "ids.npy").ids == ids.astype(int) - 1).all()
     np.save(tmp_path / "float.npy", ids.astype(np.float32))
     with pytest.raises(BrokenImageError, match="whole"):
-        decode_ids(tmp_path / "float.npy", ".npy")
+        decode_mask(tmp_path / "float.npy")
+
+
+def with_palette(mask, *colours):
+    picture = Image.fromarray(mask)
+    picture.putpalette(np.asarray(colours, np.uint8).tobytes())
+    picture.save(buffer := io.BytesIO(), "PNG")
+    return buffer.getvalue()
+
+
+def test_palettes_that_differ_number_other_things(tmp_path):
+    black, red, green = (0, 0, 0), (250, 0, 0), (0, 250, 0)
+    files = masked_files({"train": 200, "test": 1}, (10, 8))
+    names = sorted(name for name in files if name.startswith("masks/train"))
+    masks = {name: regions(k, (10 + k % 3, 8 + k % 2)) for k, name in enumerate(names)}
+    files |= {name: with_palette(mask, black, red, green) for name, mask in masks.items()}
+    fill(tmp_path / "one", files)
+    dataset, found = opened(tmp_path / "one")
+    assert found.survey(dataset).ids == (0, 1, 2)
+    files |= {name: with_palette(mask, red, black, green) for name, mask in list(masks.items())[7:9]}
+    dataset, found = opened(fill(tmp_path / "two", files))
+    found.survey(dataset)
+    assert [item.name for item in dataset.broken] == ["train/007.png", "train/008.png"]
+    assert re.search(r"id 1 is \[0, 0, 0\] instead of \[250, 0, 0\]", dataset.broken[0].reason)
+    files |= {name: with_palette(mask, red, black, green) for name, mask in list(masks.items())[:100]}
+    dataset, found = opened(fill(tmp_path / "half", files))
+    with pytest.raises(ValueError, match=r"(?s)got \d+ of 200.*another palette than the first"):
+        found.survey(dataset)
+
+
+def test_what_is_ignored_is_counted_and_told(tmp_path):
+    mask = np.zeros((10, 10), np.uint8)
+    mask[:3] = 255
+    files = {
+        f"{kind}/{s}/{k}.png": png(k, (10, 10)) for kind in ("images",) for s in ("train", "test") for k in range(3)
+    }
+    files |= {f"masks/{s}/{k}.png": encoded(mask) for s in ("train", "test") for k in range(3)}
+    root = str(fill(tmp_path / "set", files))
+    with pytest.raises(ValueError, match=r"value 255, of 30% of the pixels, counts as no class.*such as 254"):
+        open_masked(root)
+    opened_whole = open_masked(root, ignore=254)
+    assert opened_whole.ids == (0, 255)
+    assert opened_whole.ignored == {part: {"pixels": 0, "share": 0.0} for part in ("train", "test")}
+    dataset, masks = opened(root)
+    assert masks.survey(dataset).ignored == {"pixels": 90, "share": 0.3}
 
 
 def test_classes_that_cannot_be_read(tmp_path):

@@ -1,11 +1,15 @@
+import io
 import pickle
 import sys
+import types
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from image_files import broken_folder, fill, png
 from PIL import Image
 from synthetic import write_synthetic
@@ -39,7 +43,8 @@ def test_folder_with_splits_and_classes(tmp_path):
     files = {**class_files(), "notes.txt": b"x", "train/cat/readme.md": b"x", "train/dog/._0.png": b"x"}
     train = open_source(str(fill(tmp_path / "pets", files)))
     assert train.facts == Facts(8, 3, (8, 10), 8, "uint8", 2)
-    assert (train.name, train.classes, train.num_ignored) == ("pets", ("cat", "dog"), 3)
+    assert (train.name, train.classes) == ("pets", ("cat", "dog"))
+    assert train.left_out == {".txt": 1, ".md": 1, "hidden or of the system": 1}
     assert train.labels.tolist() == [0] * 4 + [1] * 4
     assert train.names[0] == "train/cat/0.png"
     assert splits(str(tmp_path / "pets")) == ("train", "test")
@@ -143,8 +148,8 @@ def test_npz_labels_may_be_words_and_follow_train(tmp_path):
     assert open_source(str(tmp_path / "a.npz"), "test").labels.tolist() == [1]
     assert open_source(str(tmp_path / "a.npz"), "val").classes == ("ant", "owl")
     np.savez(tmp_path / "b.npz", labels=np.array([3, 7, 5, 7]), **arrays)
-    with pytest.raises(ValueError, match=r"Source.labels must be classes of train; got \[5\]"):
-        open_source(str(tmp_path / "b.npz"))
+    with pytest.raises(ValueError, match=r"Source.classes must be those of train; got 5"):
+        open_source(str(tmp_path / "b.npz")).labelled()
 
 
 @pytest.mark.parametrize(
@@ -180,8 +185,8 @@ def test_list_of_files_with_classes(tmp_path):
     (tmp_path / "l.txt").write_text("pics/a 0.png\npics/a 1.png\n")
     assert open_source(str(tmp_path / "l.txt"), "all").labels is None
     (tmp_path / "l.txt").write_text("pics/a 0.png\npics/a 1.png\towl\n")
-    with pytest.raises(ValueError, match=r"Source.labels must be given for all or none"):
-        open_source(str(tmp_path / "l.txt"))
+    part = open_source(str(tmp_path / "l.txt"), "all")
+    assert (part.labels.tolist(), part.labelled().names) == ([-1, 0], ["pics/a 1.png"])
 
 
 def test_embedded_digits():
@@ -235,10 +240,95 @@ def test_a_missing_torchvision_set_says_how_to_get_it(tmp_path, monkeypatch):
         open_source("torchvision:Nothing")
 
 
+class Call:
+    """Unpickled, it would write a file."""
+
+    def __reduce__(self):
+        return exec, ("open('executed', 'w')",)
+
+
+@pytest.mark.parametrize("name", ["FakeData", "VisionDataset", "ImageNet", "ImageFolder", "DatasetFolder", "Kinetics"])
+def test_classes_of_torchvision_that_are_no_sets_here(tmp_path, monkeypatch, name):
+    torch.save({"a": Call()}, tmp_path / "meta.bin")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PANTOMIM_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=f"that torchvision finds in .*; got 'torchvision:{name}'") as error:
+        open_source(f"torchvision:{name}")
+    assert "weights_only" not in str(error.value)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("set trust_remote_code=True"), FileNotFoundError("nothing there")])
+def test_hugging_face_runs_no_code(monkeypatch, error):
+    asked = {}
+
+    def load_dataset(name, **options):
+        asked.update(options, name=name)
+        raise error
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(ValueError, match=r"without running its code; got 'hf:some/set'") as refused:
+        open_source("hf:some/set")
+    assert asked == {"name": "some/set", "trust_remote_code": False}
+    assert "trust_remote_code" not in str(refused.value)
+
+
 def test_hugging_face_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install pantomim\[hf\]"):
         open_source("hf:cifar10")
+
+
+class FakeHubPart(dict):
+    """A split of a set of the hub: columns, and pictures by row."""
+
+    def __init__(self, images, labels):
+        super().__init__(image=images, fine=labels, coarse=[0] * len(images))
+        self.features = {"fine": FakeLabel(), "coarse": FakeLabel(), "image": FakeImage()}
+
+    def __len__(self):
+        return len(self["image"])
+
+    def __getitem__(self, key):
+        return super().__getitem__(key) if isinstance(key, str) else {"image": self["image"][key]}
+
+    def cast_column(self, column, feature):
+        """Files in the place of pictures."""
+        assert column == "image"
+        assert feature.decode is False
+        files = [io.BytesIO() for _ in self["image"]]
+        for file, picture in zip(files, self["image"], strict=True):
+            picture.save(file, "png")
+        return FakeHubPart([{"bytes": file.getvalue(), "path": None} for file in files], self["fine"])
+
+
+class FakeImage:
+    def __init__(self, decode=True):
+        self.decode = decode
+
+
+class FakeLabel:
+    names = ("owl", "ant")
+
+
+def test_a_set_of_the_hub_follows_the_rules_of_names(monkeypatch, caplog):
+    pictures = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in range(8)]
+    parts = {
+        "train_full": FakeHubPart(pictures[:4], [0, 1, None, 1]),
+        "validation": FakeHubPart(pictures[4:6], [1, 0]),
+        "unlabeled": FakeHubPart(pictures[6:7], [-1]),
+        "other": FakeHubPart(pictures[7:], [0]),
+    }
+    hub = ModuleType("datasets")
+    hub.Image, hub.ClassLabel, hub.load_dataset = FakeImage, FakeLabel, lambda name, **_: parts
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    with caplog.at_level("INFO"):
+        train, val = open_source("hf:me/birds"), open_source("hf:me/birds", "val")
+    assert (train.name, train.classes, train.labels.tolist()) == ("birds", ("owl", "ant"), [0, 1, -1, 1, -1])
+    assert [int(train.read(index)[0, 0, 0]) for index in range(5)] == [0, 1, 2, 3, 6]
+    assert val.labels.tolist() == [1, 0]
+    assert "FakeLabel column fine is read, not coarse" in caplog.text
+    assert "these parts are left out: other" in caplog.text
 
 
 def test_gray_images_in_a_colour_set_are_replicated(tmp_path):
@@ -285,7 +375,7 @@ def test_more_than_one_percent_broken_stops_with_the_list(tmp_path):
 
 def test_unreadable_headers_stop_at_opening(tmp_path):
     spec = str(fill(tmp_path, {"0.png": png(0), "1.png": b"", "2.jpg": b"no image"}))
-    with pytest.raises(ValueError, match=r"got 2 of 3 .*\n  1.png: is an empty file\n  2.jpg: cannot identify"):
+    with pytest.raises(ValueError, match=r"got 2 of 3 .*\n  1.png: is an empty file\n  2.jpg: is no picture"):
         open_source(spec, "all")
 
 
@@ -298,7 +388,7 @@ def test_a_missing_file_of_a_list_is_named(tmp_path):
 
 def test_sources_without_images_are_refused(tmp_path):
     fill(tmp_path / "a", {"notes.txt": b"x"})
-    with pytest.raises(ValueError, match=r"Source.spec must hold images; got .* with none, and 1 other files"):
+    with pytest.raises(ValueError, match=r"Source.spec must hold images; got .* with none, and 1 left out: 1 .txt"):
         open_source(str(tmp_path / "a"))
     packed(tmp_path / "a.zip", {"notes.md": b"x"})
     with pytest.raises(ValueError, match=r"Source.spec must hold images"):

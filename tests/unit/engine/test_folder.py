@@ -115,8 +115,8 @@ def test_a_finished_run_says_so(tmp_path: Path) -> None:
     assert folder.finished() is None
     folder.finish(Finished(steps=3, wall_s=1.0, images_per_s=None, loss=0.5, broken=["a.png"]))
     written = json.loads((tmp_path / "finished.json").read_text())
-    assert written == {"steps": 3, "wall_s": 1.0, "images_per_s": None, "loss": 0.5, "broken": ["a.png"], "alarms": []}
-    assert folder.finished() == Finished(**written, already=True)
+    numbers = {"steps": 3, "wall_s": 1.0, "images_per_s": None, "loss": 0.5}
+    assert written == numbers | {"broken": ["a.png"], "alarms": [], "files": {}}
 
 
 def test_the_environment_of_every_start_is_kept(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_the_clock_continues_at_the_next_start() -> None:
     clock = Clock(time_s=100.0, timed_images=50, timed_s=2.0)
     assert clock.images_per_s == 25.0
     assert clock.total_s >= 100.0
-    assert Clock(**clock.progress()).images_per_s == 25.0
+    assert Clock(*clock.progress()).images_per_s == 25.0
 
 
 def test_memory_is_that_of_this_process() -> None:

@@ -16,10 +16,8 @@ from pantomim.engine.setup import (
     check_fit,
     describe_masks,
     freeze_blocks,
-    hold_out,
     in_steps,
-    training_images,
-    training_masks,
+    open_images,
 )
 from pantomim.methods.base import Requirements
 
@@ -30,13 +28,14 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_training_images_are_those_of_the_split_train(source: Path) -> None:
-    dataset = training_images(tiny_run(source).data)
+    dataset = open_images(tiny_run(source)).train
     assert (len(dataset), dataset.split) == (64, "train")
 
 
 def test_a_part_is_the_same_for_all_and_balanced(source: Path) -> None:
-    config = replace(tiny_run(source).data, images=20)
-    whole, part, again = training_images(tiny_run(source).data), training_images(config), training_images(config)
+    run = tiny_run(source)
+    few = replace(run, data=replace(run.data, images=20))
+    whole, part, again = (open_images(config).train for config in (run, few, few))
     assert part.names == again.names
     assert len(part) == len(set(part.names)) == part.facts.num_images == 20
     assert set(part.names) <= set(whole.names)
@@ -59,23 +58,23 @@ def test_a_smaller_part_lies_within_a_larger_one() -> None:
 
 def test_more_images_than_there_are_is_refused(source: Path) -> None:
     with pytest.raises(ValueError, match=r"images must be at least 1 and at most .* 64; got 65"):
-        training_images(replace(tiny_run(source).data, images=65))
+        open_images(replace(tiny_run(source), data=DataConfig(str(source), images=65)))
 
 
 def test_no_source_is_refused() -> None:
     with pytest.raises(ValueError, match="must name the images; got none"):
-        training_images(replace(tiny_run(Path("x")).data, source=""))
+        open_images(replace(tiny_run(Path("x")), data=DataConfig()))
 
 
 def test_a_source_without_training_images_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "only_test.npz"
     np.savez(path, images=np.zeros((6, 16, 16, 3), dtype=np.uint8), split=np.array(["test"] * 6))
     with pytest.raises(ValueError, match=r"got 'train'.*test"):
-        training_images(tiny_run(path).data)
+        open_images(tiny_run(path))
 
 
 def test_all_misfits_are_told_together(source: Path) -> None:
-    dataset = training_images(tiny_run(source).data)
+    dataset = open_images(tiny_run(source)).train
     with pytest.raises(ValueError, match="must be") as refusal:
         check_fit(tiny_run(source), dataset, Requirements(7, (32, 32), 32), num_processes=3)
     channels, patch, batch = str(refusal.value).splitlines()
@@ -101,7 +100,7 @@ def test_a_run_must_have_steps_and_be_longer_than_its_warmup() -> None:
 
 def test_a_second_view_and_a_method_that_compares_two_need_each_other(source: Path) -> None:
     config = tiny_run(source)
-    dataset, takes = training_images(config.data), Requirements(3, (16, 16), 4)
+    dataset, takes = open_images(config).train, Requirements(3, (16, 16), 4)
     with pytest.raises(ValueError, match=r"DataConfig\.second must say how the other view .* got none"):
         check_fit(config, dataset, replace(takes, views=2), 1)
     two = replace(config, data=replace(config.data, second=View()))
@@ -111,7 +110,7 @@ def test_a_second_view_and_a_method_that_compares_two_need_each_other(source: Pa
 
 
 def test_a_method_that_compares_images_gets_its_whole_batch_at_once(source: Path) -> None:
-    config, dataset = tiny_run(source), training_images(tiny_run(source).data)
+    config, dataset = tiny_run(source), open_images(tiny_run(source)).train
     takes = Requirements(3, (16, 16), 4, whole_batch=True, gathers=True)
     check_fit(config, dataset, takes, num_processes=2)
     compiled, cut = (
@@ -130,22 +129,21 @@ def test_images_that_cannot_be_augmented_are_refused(tmp_path: Path) -> None:
     config = tiny_run(tiny_images(tmp_path / "gray.npz", channels=1))
     config = replace(config, data=replace(config.data, augment=Augment(grayscale=0.2)))
     with pytest.raises(ValueError, match=r"Augment\.grayscale must be left out .* 1 channel"):
-        check_fit(config, training_images(config.data), Requirements(1, (16, 16), 4), 1)
+        check_fit(config, open_images(config).train, Requirements(1, (16, 16), 4), 1)
 
 
 def test_masks_that_are_trained_on_are_those_that_the_settings_name(tmp_path: Path) -> None:
     data = fill(tmp_path / "ade", ade20k_files(counts=(8, 4)))
     config = replace(tiny_run(data), data=DataConfig(str(data), masks=MaskConfig()), validation=Validation(0.25))
-    masks, images = training_masks(config.data), training_images(config.data)
-    assert masks is not None
-    assert (masks.reduce_zero, masks.class_ids(), len(images)) == (True, (0, 1, 2), 8)
-    train, held_out = hold_out(images, config)
-    assert held_out is not None
-    assert (len(train), len(held_out)) == (6, 2), "val is the test part here"
-    about = describe_masks(config.data, masks)
+    images = open_images(config)
+    assert images.masks is not None
+    assert images.held_out is not None
+    assert (images.masks.reduce_zero, images.masks.class_ids(), images.facts.num_images) == (True, (0, 1, 2), 8)
+    assert (len(images.train), len(images.held_out)) == (6, 2), "val is the test part here"
+    about = describe_masks(config.data, images.masks)
     assert (about["class_ids"], about["no_class"]) == ([1, 2, 3], 0)
     plain = DataConfig(str(masked_folder(tmp_path / "set")), masks=MaskConfig(ignore=1))
-    about = describe_masks(plain, training_masks(plain))
+    about = describe_masks(plain, open_images(replace(tiny_run(data), data=plain)).masks)
     assert (about["class_ids"], about["no_class"]) == ([0, 2], 1)
 
 
@@ -153,12 +151,13 @@ def test_a_test_part_without_masks_does_not_keep_from_training(tmp_path: Path) -
     data = masked_folder(tmp_path / "set", {"train": 6, "val": 2, "test": 2})
     shutil.rmtree(data / "masks" / "test")
     (data / "classes.json").unlink()
-    masks = training_masks(DataConfig(str(data), masks=MaskConfig()))
+    config = replace(tiny_run(data), data=DataConfig(str(data), masks=MaskConfig()))
+    masks = open_images(config).masks
     assert masks is not None
     assert list(masks.names.values()) == ["class 0", "class 1", "class 2"]
     shutil.rmtree(data / "masks" / "val")
     with pytest.raises(ValueError, match="has no mask in masks"):
-        training_masks(DataConfig(str(data), masks=MaskConfig()))
+        open_images(config)
 
 
 def test_with_all_blocks_the_whole_encoder_is_frozen() -> None:

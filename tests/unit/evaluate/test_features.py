@@ -117,7 +117,8 @@ def test_saved_tables_read_back(data, tmp_path, suffix):
 
         columns = pyarrow.parquet.read_table(path).to_pydict()
         read = {name: np.array(values) for name, values in columns.items()}
-    assert read.keys() == {"names", "labels", "class", "mean"}
+    assert read.keys() == {"names", "labels", "label_names", "class", "mean"}
+    assert read["label_names"].tolist() == [table.classes[label] for label in read["labels"]]
     assert read["names"].tolist() == list(table.names)
     np.testing.assert_array_equal(read["labels"], table.labels.numpy())
     np.testing.assert_allclose(read["class"], table.views["class"].numpy(), rtol=1e-6)

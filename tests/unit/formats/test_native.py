@@ -199,6 +199,27 @@ def test_a_damaged_description_is_refused(saved, damage):
         load_encoder_folder(folder)
 
 
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ({"width": 10**9}, r"width must be in \[1, 65536\]; got 1000000000"),
+        ({"depth": 10**6}, r"depth must be in \[1, 1024\]"),
+        ({"registers": 10**7}, r"registers must be in"),
+        ({"mlp_ratio": 1e9}, r"mlp_ratio must be in"),
+        ({"image_size": [10**6, 10**6]}, r"image_size must be in"),
+        ({"width": 65_536, "heads": 4}, r"sizes of a network of [\d,]+ bytes, beside smaller weights"),
+        ({"image_size": [65_536, 65_536], "relative_position": "blocks"}, r"sizes of a network of [\d,]+ bytes"),
+    ],
+    ids=str,
+)
+def test_sizes_that_no_weights_explain_take_no_memory(saved, size, message):
+    folder, _ = saved
+    description = json.loads((folder / "encoder.json").read_text())
+    (folder / "encoder.json").write_text(json.dumps(description | {"encoder": description["encoder"] | size}))
+    with pytest.raises(ValueError, match=rf"encoder\.json must be a whole file.*{message}"):
+        load_encoder_folder(folder)
+
+
 def test_decoder_round_trip(tmp_path):
     torch.manual_seed(0)
     decoder = DecoderConfig(width=16, depth=2, heads=4, mlp_ratio=2.0).build(24, 2, (3, 4), 12).eval()

@@ -23,7 +23,7 @@ class Given(Teacher):
         self.tokens, self.num_prefix = tokens, num_prefix
         self.width, self.grid = tokens.shape[2], (4, 4)
         self.seen = []
-        self._freeze()
+        self.requires_grad_(False).eval()
 
     def forward(self, images, query=None):
         self.seen.append(images)

@@ -127,7 +127,7 @@ class Counting(Teacher):
     def __init__(self):
         super().__init__()
         self.name, self.width, self.grid, self.num_prefix, self.asked = "Counting", 16, (4, 4), 1, []
-        self._freeze()
+        self.requires_grad_(False).eval()
 
     def forward(self, images, query=None):
         self.asked.append(query)

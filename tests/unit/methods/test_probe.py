@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from tiny import CAE_ENCODER, ENCODER, tiny_run
 
-from pantomim.checkpoint import find_checkpoint, save_checkpoint
+from pantomim.checkpoint import Progress, find_checkpoint, save_checkpoint
 from pantomim.config import Duration
 from pantomim.core.batch import Batch
 from pantomim.engine.setup import check_fit
@@ -69,7 +69,7 @@ def test_the_head_alone_is_trained_and_kept(head, tmp_path) -> None:
     names = {name for group in training.optimizer.param_groups for name in group["param_names"]}
     assert names == {f"model.{name}" for name, _ in method.model.named_parameters()}
     assert method.exports()["predictor"].keys() == method.model.state_dict().keys()
-    save_checkpoint(tmp_path, method, training.optimizer, step=3, seed=0, progress={}, keep=1)
+    save_checkpoint(tmp_path, method, training.optimizer, step=3, seed=0, progress=Progress(), keep=1)
     assert find_checkpoint(tmp_path).frozen == frozen_hashes(method) == {"features": frozen_hashes(method)["features"]}
 
 

@@ -88,7 +88,7 @@ def test_positions_are_fixed() -> None:
 
 @pytest.mark.parametrize("field", ["width", "depth", "heads"])
 def test_sizes_below_one_are_refused(field: str) -> None:
-    with pytest.raises(ValueError, match=f"DecoderConfig.{field} must be at least 1; got 0"):
+    with pytest.raises(ValueError, match=rf"DecoderConfig.{field} must be (at least 1|in \[1, 1024\]); got 0"):
         DecoderConfig(**{field: 0})
 
 

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pantomim.nn.relative import num_relative_rows
-from pantomim.nn.resize import growing_offsets, resample, resize_encoder_weights, resize_relative_table
+from pantomim.nn.resize import adapted_encoder, growing_offsets, resample, resize_relative_table
 from pantomim.nn.vit import EncoderConfig
 
 
@@ -13,12 +15,10 @@ def test_another_image_size_resizes_every_table(relative: str) -> None:
     encoder = EncoderConfig(**size, position="learned", relative_position=relative).build().double()
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter)
-    weights, config = resize_encoder_weights(encoder.state_dict(), encoder.config, (24, 24))
-    resized = config.build().double()
-    resized.load_state_dict(weights)
+    resized = adapted_encoder(encoder, replace(encoder.config, image_size=(24, 24)))
     assert resized(torch.rand(1, 3, 24, 24, dtype=torch.float64)).patches.shape == (1, 36, 16)
-    back, _ = resize_encoder_weights(encoder.state_dict(), encoder.config, (12, 20))
-    assert all(torch.equal(tensor, encoder.state_dict()[name]) for name, tensor in back.items())
+    same = adapted_encoder(encoder, encoder.config).state_dict()
+    assert all(torch.equal(tensor, same[name]) for name, tensor in encoder.state_dict().items())
 
 
 def test_resample_keeps_prefix_and_the_same_grid() -> None:

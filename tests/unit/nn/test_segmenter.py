@@ -52,7 +52,7 @@ def test_every_head_learns_a_few_images_by_heart(head, steps):
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(steps):
         optimizer.zero_grad()
-        model.losses(images, labels)["loss"].backward()
+        pixel_loss(model(images), labels)[0].backward()
         optimizer.step()
     with torch.no_grad():
         guesses = enlarge(model.eval()(images), labels.shape[1:]).argmax(dim=1)
@@ -90,20 +90,6 @@ def test_dpt_reads_the_class_token_where_there_is_one(class_token, reads):
     moved = [tap._replace(prefix=tap.prefix + 1) for tap in taps]
     before, after = (model.head(model.neck(each)) for each in (taps, moved))
     assert torch.equal(before, after) != reads
-
-
-def test_the_auxiliary_head_adds_its_share_of_the_loss_and_nothing_else():
-    images, labels = scenes(2)
-    model = segmenter(UPERNET).eval()
-    found = model.losses(images, labels)
-    torch.testing.assert_close(found["loss"], found["loss_head"] + found["loss_auxiliary"])
-    assert 0 <= found["accuracy"] <= 1
-    logits, auxiliary = model.with_auxiliary(images)
-    assert torch.equal(logits, model(images))
-    assert auxiliary.shape == (2, 3, 2, 2), "stride 16"
-    alone = segmenter(replace(UPERNET, auxiliary_weight=0.0)).eval()
-    assert alone.with_auxiliary(images)[1] is None
-    assert alone.losses(images, labels).keys() == {"loss", "accuracy"}
 
 
 def test_the_loss_is_divided_by_all_pixels():

@@ -72,10 +72,10 @@ def test_what_is_wrong_with_a_plan_is_told(changes, message):
 
 def test_a_plan_of_ones_own(tmp_path: Path):
     assert load_plan(str(write_plan(tmp_path / "mine.yaml"))) == make()
-    with pytest.raises(ValueError, match=r"must be a YAML file that can be read; got .*none\.yaml"):
+    with pytest.raises(ValueError, match=r"none\.yaml cannot be read as YAML: .* Study\.plan"):
         load_plan(str(tmp_path / "none.yaml"))
     (tmp_path / "bad.yaml").write_text("name: [")
-    with pytest.raises(ValueError, match=r"must be a YAML file that can be read; got .*bad\.yaml"):
+    with pytest.raises(ValueError, match=r"(?s)bad\.yaml cannot be read as YAML: .* Study\.plan"):
         load_plan(str(tmp_path / "bad.yaml"))
 
 

@@ -19,7 +19,7 @@ class Colours(Teacher):
     def __init__(self, grid=(2, 3)) -> None:
         super().__init__()
         self.width, self.grid, self.gain = 6, grid, nn.Parameter(torch.tensor(3.0))
-        self._freeze()
+        self.requires_grad_(False).eval()
 
     def forward(self, images, query=None):
         assert not self.training

@@ -317,6 +317,34 @@ def test_transformers_at_another_size(tmp_path):
     assert teacher.image_size == (12, 24)
 
 
+class Call:
+    """Unpickled, it would write a file."""
+
+    def __reduce__(self):
+        return exec, ("open('executed', 'w')",)
+
+
+@pytest.mark.parametrize("kind", ["code", "pickle", "torch file called safetensors"])
+def test_transformers_run_nothing_of_a_folder(tmp_path, monkeypatch, kind):
+    hf_folder(tmp_path, "vit")
+    monkeypatch.chdir(tmp_path)
+    if kind == "code":
+        config = {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "code.py").write_text("open('executed', 'w')")
+    elif kind == "pickle":
+        (tmp_path / "model.safetensors").unlink()
+        torch.save({"a": Call()}, tmp_path / "pytorch_model.bin")
+    else:
+        torch.save({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    expected = "SafetensorError" if kind.startswith("torch") else "it would have to run code to be read"
+    with pytest.raises(ValueError, match=f"must be a folder with a model of transformers.*{expected}") as error:
+        TeacherConfig(f"hf:{tmp_path}").build(STUDENT.build())
+    assert "weights_only" not in str(error.value)
+    assert "trust_remote_code" not in str(error.value)
+    assert not (tmp_path / "executed").exists()
+
+
 def test_transformers_without_statistics(tmp_path):
     hf_folder(tmp_path, "vit", processor=False)
     with pytest.raises(ValueError, match="must have a preprocessor_config"):
