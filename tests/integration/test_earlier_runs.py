@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pantomim.analysis.guidance import write_guidance_arrays
+from pantomim.analysis.guidance import Guidance
+from pantomim.analysis.inspection import write_rows_of
 from pantomim.cli import main
 from pantomim.config import Pretrain, from_yaml
 from pantomim.engine.pretrain import pretrain
@@ -65,6 +66,6 @@ def test_guidance_of_another_teacher_is_refused(runs):
     shutil.copy(runs / "cmt_mae" / "encoder.safetensors", runs / "mae" / "encoder.safetensors")
     shutil.copy(runs / "cmt_mae" / "encoder.json", runs / "mae" / "encoder.json")
     with pytest.raises(ValueError, match="must be looked at with the teacher of its training; got another teacher"):
-        write_guidance_arrays(runs / "cmt_mae")
+        write_rows_of(Guidance, runs / "cmt_mae")
     with pytest.raises(ValueError, match="must be a run of CMT-MAE"):
-        write_guidance_arrays(runs / "mae")
+        write_rows_of(Guidance, runs / "mae")

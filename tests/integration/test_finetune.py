@@ -19,7 +19,6 @@ from pantomim.data.stream import evaluation_batches
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
 from pantomim.engine.setup import open_images
-from pantomim.evaluate import evaluate_to_file
 from pantomim.evaluate.knn import KNN
 from pantomim.formats import load_encoder
 from pantomim.formats.native import load_classifier, save_encoder
@@ -114,7 +113,7 @@ def test_timm_loads_the_classifier(source, tmp_path, encoder):
 
 def test_a_fine_tuned_run_serves_where_an_encoder_is_wanted(source, tmp_path):
     pretrain(finetuning(source, encoder_at(tmp_path)), tmp_path / "run")
-    _, result = evaluate_to_file(KNN(encoder=str(tmp_path / "run"), data=str(source)))
+    _, result = KNN(encoder=str(tmp_path / "run"), data=str(source)).to_file()
     assert 0 <= result["trained"]["top1"] <= 1
     encoder, classifier = load_encoder(str(tmp_path / "run")), load_classifier(tmp_path / "run")
     for name, weight in encoder.state_dict().items():

@@ -16,7 +16,6 @@ from pantomim.core.batch import Batch
 from pantomim.engine.initial import start_from
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
-from pantomim.evaluate import evaluate_to_file
 from pantomim.evaluate.knn import KNN
 from pantomim.formats import load_encoder
 from pantomim.formats.native import save_tokenizer
@@ -70,7 +69,7 @@ def test_a_run_resumes_to_the_same_bits_and_is_scored(kind, tmp_path, monkeypatc
         file = f"{name}.safetensors"
         assert (whole / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
 
-    _, result = evaluate_to_file(KNN(encoder=str(whole), data=str(source)))
+    _, result = KNN(encoder=str(whole), data=str(source)).to_file()
     assert 0 <= result["trained"]["top1"] <= 1
 
     again = load_run(whole)

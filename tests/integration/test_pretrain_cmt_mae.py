@@ -21,7 +21,6 @@ from pantomim.config import to_yaml
 from pantomim.engine.initial import start_from
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
-from pantomim.evaluate import evaluate_to_file
 from pantomim.evaluate.knn import KNN
 from pantomim.formats import load_encoder
 from pantomim.masking.attention import AttentionMasker
@@ -90,7 +89,7 @@ def test_a_resumed_run_ends_in_the_same_bits_and_is_scored(source, tmp_path, mon
     assert not torch.equal(ours, average)
     assert not torch.equal(average, torch.ones_like(average))
     assert (whole / "encoder.safetensors").read_bytes() == (cut / "encoder.safetensors").read_bytes()
-    _, result = evaluate_to_file(KNN(encoder=str(whole), data=str(source)))
+    _, result = KNN(encoder=str(whole), data=str(source)).to_file()
     assert 0 <= result["trained"]["top1"] <= 1
 
 

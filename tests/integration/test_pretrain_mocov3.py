@@ -19,7 +19,6 @@ from pantomim.data.transforms import View
 from pantomim.engine.initial import start_from
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
-from pantomim.evaluate import evaluate_to_file
 from pantomim.evaluate.knn import KNN
 from pantomim.formats import load_encoder
 from pantomim.methods.mocov3 import MoCoV3Config
@@ -82,7 +81,7 @@ def test_a_run_resumes_to_the_same_bits_and_is_scored(source, tmp_path, monkeypa
 
     frozen = load_encoder(whole)
     assert all(parameter.requires_grad for parameter in frozen.patch_embed.parameters())  # for fine-tuning
-    _, result = evaluate_to_file(KNN(encoder=str(whole), data=str(source)))
+    _, result = KNN(encoder=str(whole), data=str(source)).to_file()
     assert 0 <= result["trained"]["top1"] <= 1
 
 

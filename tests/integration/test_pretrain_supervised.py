@@ -12,7 +12,6 @@ from pantomim.data.augment import Augment
 from pantomim.engine.initial import start_from
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
-from pantomim.evaluate import evaluate_to_file
 from pantomim.evaluate.knn import KNN
 from pantomim.methods.supervised import SupervisedConfig
 
@@ -40,7 +39,7 @@ def test_a_run_resumes_to_the_same_bits_and_is_scored(tmp_path, monkeypatch):
     assert [row["loss"] for row in read_metrics(cut / "metrics.jsonl")] == [row["loss"] for row in metrics]
     for name in ("encoder", "classifier"):
         assert (whole / f"{name}.safetensors").read_bytes() == (cut / f"{name}.safetensors").read_bytes()
-    _, result = evaluate_to_file(KNN(encoder=str(whole), data=str(source)))
+    _, result = KNN(encoder=str(whole), data=str(source)).to_file()
     assert 0 <= result["trained"]["top1"] <= 1
     method = METHOD.build()
     assert "its classifier's head is taken too" in start_from(str(whole), method, ["0", "1", "2", "3"])

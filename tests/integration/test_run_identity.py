@@ -26,7 +26,6 @@ from pantomim.engine.folder import RunFolder
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
 from pantomim.engine.setup import open_images
-from pantomim.evaluate import evaluate_to_file
 from pantomim.evaluate.knn import KNN
 from pantomim.study.run import open_study
 
@@ -132,14 +131,14 @@ def test_scores_of_other_images_are_not_overwritten(tmp_path: Path) -> None:
     source, run = tiny_images(tmp_path / "images.npz"), tmp_path / "run"
     pretrain(replace(config_of(source), duration=Duration(steps=3)), run)
     knn = KNN(encoder=str(run), data=str(source), contenders=("trained",), device="cpu")
-    path, result = evaluate_to_file(knn)
-    assert evaluate_to_file(knn)[1]["data"]["key"] == result["data"]["key"]
+    path, result = knn.to_file()
+    assert knn.to_file()[1]["data"]["key"] == result["data"]["key"]
     with np.load(source) as found:
         np.savez(source, **{**found, "labels": np.roll(found["labels"], 1)})
     with pytest.raises(ValueError, match=r"Evaluation\.out must be given for .*knn-images\.json is about other images"):
-        evaluate_to_file(knn)
+        knn.to_file()
     pretrain(replace(config_of(source), duration=Duration(steps=3)), run)  # it is complete: nothing is trained
-    assert evaluate_to_file(replace(knn, out=tmp_path / "other.json"))[0] != path
+    assert replace(knn, out=tmp_path / "other.json").to_file()[0] != path
 
 
 def test_a_study_does_not_go_on_with_other_data(tmp_path: Path) -> None:

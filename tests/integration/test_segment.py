@@ -19,12 +19,12 @@ from pantomim.checkpoint import find_checkpoint
 from pantomim.cli import main
 from pantomim.config import DataConfig, MaskConfig, Validation
 from pantomim.core.batch import IGNORE
-from pantomim.core.scores import means, tally
+from pantomim.core.scores import count_pixels, means
 from pantomim.data.mask_crops import MaskCrop
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
 from pantomim.engine.setup import open_images
-from pantomim.evaluate.segmenter import most_frequent, open_segmenter, unpacked
+from pantomim.evaluate.segmenter import TrainedSegmenter, most_frequent, unpacked
 from pantomim.formats import load_encoder
 from pantomim.formats.native import load_segmenter, save_encoder
 from pantomim.methods.segment import SegmentConfig
@@ -113,7 +113,7 @@ def test_each_head_learns_and_what_is_exported_scores_as_it_did(tmp_path, head, 
     source, start = masked_arrays(tmp_path / "arrays.npz", channels), encoder_at(tmp_path / "encoder", channels)
     config = segmenting(source, start, channels=channels, head=head, steps=40)
     pretrain(replace(config, validation=Validation(0.25, every=20)), tmp_path / "run")
-    trained, masks = open_segmenter(tmp_path / "run", torch.device("cpu")), open_images(config).masks
+    trained, masks = TrainedSegmenter.open(tmp_path / "run", torch.device("cpu")), open_images(config).masks
     held_out = open_images(config).held_out
     counts, _ = trained.counts(held_out, masks)
     found = means(counts.sum(dim=0))["miou"]
@@ -157,7 +157,7 @@ def test_a_folder_like_ade20k_from_the_command_line(tmp_path, capsys):
     counts = torch.zeros(3, 3, dtype=torch.int64)
     for guess, ids in zip(guesses, truth, strict=True):
         labels = torch.from_numpy(np.where((ids == 0) | (ids == 255), IGNORE, ids - 1).astype(np.int64))
-        counts += tally(torch.from_numpy(guess.astype(np.int64) - 1)[None], labels[None], 3)[0]
+        counts += count_pixels(torch.from_numpy(guess.astype(np.int64) - 1)[None], labels[None], 3)[0]
     assert means(counts)["miou"] == pytest.approx(result["trained"]["miou"]), "written masks are what was scored"
 
 

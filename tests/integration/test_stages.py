@@ -17,7 +17,6 @@ from pantomim.cli import main
 from pantomim.config import Pretrain, Stages, from_yaml, to_yaml
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
-from pantomim.evaluate import evaluate_to_file
 from pantomim.evaluate.knn import KNN
 from pantomim.formats import load_encoder
 from pantomim.methods.dbot import DBOTConfig
@@ -240,7 +239,7 @@ def test_every_stage_is_scored_once(source, tmp_path, monkeypatch):
     said.clear()
     run_stages(plan, tmp_path, said.append)
     assert not any("top-1" in line for line in said)
-    _, result = evaluate_to_file(KNN(encoder=str(tmp_path), data=str(source)))
+    _, result = KNN(encoder=str(tmp_path), data=str(source)).to_file()
     second = json.loads((tmp_path / "stage-1" / "eval" / "knn-images.json").read_text())
     assert result["trained"] == second["trained"]
 

@@ -12,6 +12,7 @@ from tiny import tiny_images
 
 from pantomim.cli import main
 from pantomim.engine.stops import Interrupted
+from pantomim.evaluate import Evaluation
 from pantomim.study import run as running
 from pantomim.study.cells import Study
 from pantomim.study.columns import Spread, show
@@ -60,7 +61,7 @@ def test_a_finished_cell_is_never_run_again(done, monkeypatch):
     study, out = done
     before = stamps(out)
     monkeypatch.setattr(running, "pretrain", lambda *a: pytest.fail("trained again"))
-    monkeypatch.setattr(running, "evaluate_to_file", lambda *a: pytest.fail("evaluated again"))
+    monkeypatch.setattr(Evaluation, "to_file", lambda *a: pytest.fail("evaluated again"))
     said = []
     assert run_study(study, out, say=said.append) == []
     assert stamps(out) == before
@@ -122,7 +123,7 @@ def test_the_pages_say_what_was_run(done):
 def test_a_stopped_study_is_resumed(done, source, tmp_path, monkeypatch):
     """A stop between two evaluations, one while training: nothing is done twice, and the numbers are the same."""
     study, out = tiny_study(tmp_path, source), tmp_path / "out"
-    real_pretrain, real_evaluate = running.pretrain, running.evaluate_to_file
+    real_pretrain, real_evaluate = running.pretrain, Evaluation.to_file
     count = {"pretrain": 0, "evaluate": 0}
 
     def pretrain(config, folder):
@@ -138,7 +139,7 @@ def test_a_stopped_study_is_resumed(done, source, tmp_path, monkeypatch):
         return real_evaluate(config, memo)
 
     monkeypatch.setattr(running, "pretrain", pretrain)
-    monkeypatch.setattr(running, "evaluate_to_file", evaluate)
+    monkeypatch.setattr(Evaluation, "to_file", evaluate)
     with pytest.raises(KeyboardInterrupt):
         run_study(study, out)
     assert state(study.cells[0], out) == "started"
@@ -253,13 +254,13 @@ def test_an_evaluation_may_be_added_later_and_only_it_is_carried_out(source, tmp
     assert capsys.readouterr().out.count("started") == 2, "the evaluation is not there yet"
     assert (out / "study.yaml").read_text() == written, "a list changes nothing"
     evaluated = []
-    real = running.evaluate_to_file
+    real = Evaluation.to_file
 
     def evaluate(config, memo):
         evaluated.append(config.out.name)
         return real(config, memo)
 
-    monkeypatch.setattr(running, "evaluate_to_file", evaluate)
+    monkeypatch.setattr(Evaluation, "to_file", evaluate)
     main(more)
     assert evaluated == ["probe.json"] * 2
     assert before

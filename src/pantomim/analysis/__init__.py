@@ -1,13 +1,14 @@
 """Looking into runs and encoders: model in, arrays out; one analysis a file."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from pantomim.analysis.alignment import Alignment, write_alignment_arrays
+from pantomim.analysis.alignment import Alignment
 from pantomim.analysis.attention_distance import AttentionDistance
 from pantomim.analysis.cka import CKA
-from pantomim.analysis.guidance import Guidance, write_guidance_arrays
-from pantomim.analysis.inspection import Inspection, LayerAnalysis
+from pantomim.analysis.guidance import Guidance
+from pantomim.analysis.inspection import Inspection, LayerAnalysis, write_rows_of
 from pantomim.analysis.reconstructions import write_reconstructions
 from pantomim.analysis.runs import run_config
 from pantomim.analysis.segmentations import write_segmentations
@@ -21,8 +22,8 @@ ANALYSES: tuple[type[Inspection], ...] = (AttentionDistance, Spectrum, CKA, Alig
 LAYERS: dict[str, type[LayerAnalysis]] = {kind.name: kind for kind in ANALYSES if issubclass(kind, LayerAnalysis)}
 PICTURES: dict[type, Callable[..., Path]] = {  # what the report of a run shows, by the config of its method
     MAEConfig: write_reconstructions,
-    CAEConfig: write_alignment_arrays,
-    CMTMAEConfig: write_guidance_arrays,
+    CAEConfig: partial(write_rows_of, Alignment),
+    CMTMAEConfig: partial(write_rows_of, Guidance),
     SegmentConfig: write_segmentations,
 }
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.analysis.inspection import Inspection
-from pantomim.analysis.pictures import PictureRows, Row, read_images, write_rows
+from pantomim.analysis.pictures import PictureRows, Row, read_images
 from pantomim.analysis.runs import choose, held_out, load_run, run_config
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
@@ -82,12 +82,6 @@ class Alignment(Inspection):
         return PictureRows(items, tuple(rows), caption)
 
 
-def write_alignment_arrays(run: str | Path, *, count: int = 8, seed: int = 0) -> Path:
-    """The pictures of one run on held-out images of its data, in `RUN/analysis/alignment.npz`, for its report."""
-    found = Alignment((str(run),), count=count, seed=seed).run()
-    return write_rows(found, Path(run) / "analysis" / "alignment.npz")
-
-
 @dataclass(frozen=True)
 class WithoutRegressor:
     """Images that went from the encoder straight into the decoder, in the scale of the images.
@@ -105,10 +99,7 @@ class WithoutRegressor:
 
 @torch.no_grad()
 def without_regressor(method: CAE, images: Float[Tensor, "B C H W"]) -> WithoutRegressor:
-    """All patches through the encoder, and its output into the decoder; images as in training.
-
-    A ValueError, if the target is nothing of which a picture can be made.
-    """
+    """All patches through the encoder, and its output into the decoder; images as in training."""
     kernel = method.encoder.patch_embed.proj.weight
     images = images.to(kernel.device, kernel.dtype)
     target = method.target

@@ -1,6 +1,6 @@
 """How far each head looks: the mean distance, in pixels, between a patch and what it attends to."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,10 @@ class AttentionDistance(LayerMeans):
     title: ClassVar[str] = "How far the heads look"
     chart: ClassVar[str] = "heads"
     drawn: ClassVar[tuple[str, ...]] = ("distance", "uniform")
+    explained: ClassVar[str] = (
+        "A dot is a head: the mean distance in pixels between a patch and the patches that it attends to. Line: mean "
+        "over heads. Dashed: attention alike to all tokens. Attention to prefix tokens counts as distance 0. {images}"
+    )
 
     def sums(self, encoder: AnyEncoder, images: Tensor) -> dict[str, Tensor]:
         """Of each head's reach, and of what attention that is alike to all tokens would give."""
@@ -40,15 +44,6 @@ class AttentionDistance(LayerMeans):
             "prefix_share": torch.stack([reach.prefix_share.sum(dim=0) for reach in reaches]),
             "uniform": len(images) * uniform,
         }
-
-    @staticmethod
-    def caption(about: dict[str, Any], images: str) -> str:
-        """What one must know to read the charts."""
-        return (
-            "A dot is a head: the mean distance in pixels between a patch and the patches that it attends to. Line: "
-            "mean over heads. Dashed: attention alike to all tokens. Attention to prefix tokens counts as distance 0. "
-            f"{images}"
-        )
 
     @staticmethod
     def cell(found: BlockFacts, number: int, layer: int) -> str:

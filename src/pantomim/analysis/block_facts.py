@@ -68,10 +68,7 @@ def _write(found: BlockFacts, path: Path) -> Path:
 
 
 def read_block_facts(path: Path) -> BlockFacts:
-    """What `write_block_facts` wrote.
-
-    A ValueError, if the file is damaged or none of these.
-    """
+    """What `write_block_facts` wrote."""
     try:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))

@@ -19,8 +19,6 @@ def block_features(
     """Prefix tokens and patches after each block and, if asked for, its softmaxed attention, prefix tokens first.
 
     The encoder must be in evaluation mode, the images scaled and of its size.
-
-    A ValueError, if a network of another library gives only its last features, or no attention.
     """
     if isinstance(encoder, Encoder):
         yield from encoder.each_block(images, need_attention=need_attention)

@@ -28,6 +28,11 @@ class CKA(LayerAnalysis):
     name: ClassVar[str] = "cka"
     title: ClassVar[str] = "Which layers are alike"
     chart: ClassVar[str] = "map"
+    explained: ClassVar[str] = (
+        "Linear CKA of the patch tokens after each block: 1 (yellow) where two layers tell images apart in the same "
+        "way up to rotation and scale, about 0 (violet) where they have nothing in common. Mean over whole batches of "
+        "{batch_size}, {images}"
+    )
 
     def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
         """The patches of an image in a row, as in Raghu et al. 2021, arXiv:2108.08810; prefix tokens are left out."""
@@ -43,16 +48,11 @@ class CKA(LayerAnalysis):
         seen = replace(images, indices=used).healthy
         return found, {"images": seen, "batch_size": size, "left_out": images.healthy - seen}
 
-    @staticmethod
-    def caption(about: dict[str, Any], images: str) -> str:
-        """What one must know to read the charts."""
+    @classmethod
+    def caption(cls, about: dict[str, Any], images: str) -> str:
+        """Also how many images fill no batch."""
         rest = about.get("left_out", 0)
-        left_out = f" {rest:,} more fill no batch and are left out." if rest else ""
-        return (
-            "Linear CKA of the patch tokens after each block: 1 (yellow) where two layers tell images apart in the "
-            "same way up to rotation and scale, about 0 (violet) where they have nothing in common. Mean over whole "
-            f"batches of {about['batch_size']}, {images}{left_out}"
-        )
+        return super().caption(about, images) + (f" {rest:,} more fill no batch and are left out." if rest else "")
 
     @staticmethod
     def panels(found: BlockFacts) -> list[tuple[str, tuple[Any, ...]]]:

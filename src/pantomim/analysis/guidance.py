@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pantomim.analysis.inspection import Inspection
-from pantomim.analysis.pictures import PictureRows, Row, read_images, write_rows
+from pantomim.analysis.pictures import PictureRows, Row, read_images
 from pantomim.analysis.runs import choose, run_config
 from pantomim.checkpoint import WEIGHTS, Checkpoint, kept_checkpoints
 from pantomim.config import from_dict, of_today
@@ -86,11 +86,6 @@ class Guidance(Inspection):
             f"score alike."
         )
         return PictureRows(items, (Row("images", "", shown), *(Row(*look) for look in looks)), caption)
-
-
-def write_guidance_arrays(run: str | Path, **options: Any) -> Path:
-    """The pictures of a run in `RUN/analysis/guidance.npz`, for its report; options as `Guidance` has them."""
-    return write_rows(Guidance((str(run),), **options).run(), Path(run) / "analysis" / "guidance.npz")
 
 
 @torch.no_grad()

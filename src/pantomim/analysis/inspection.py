@@ -16,6 +16,7 @@ import tyro
 from torch import Tensor
 
 from pantomim.analysis.block_facts import BlockFacts
+from pantomim.analysis.pictures import write_rows
 from pantomim.analysis.runs import choose, held_out, run_config
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, Positive
@@ -85,6 +86,11 @@ class Inspection(ABC):
         return folder / "analysis" / (f"{self.name}.html" if len(self.encoders) == 1 else f"{self.name}-compared.html")
 
 
+def write_rows_of(kind: type[Inspection], run: str | Path, **options: Any) -> Path:
+    """The pictures of a run in `RUN/analysis/NAME.npz`, for its report."""
+    return write_rows(kind((str(run),), **options).run(), Path(run) / "analysis" / f"{kind.name}.npz")
+
+
 @dataclass(frozen=True)
 class Images:
     """The images that all encoders are shown, each at its own size."""
@@ -107,15 +113,16 @@ class LayerAnalysis(Inspection):
     """Numbers of every block; `chart` is how the report draws what `panels` gives."""
 
     chart: ClassVar[str]  # heads: a dot a head; shares: a line a singular value; map: a matrix of layers
+    explained: ClassVar[str]  # what one must know to read the charts; {images} tells which were looked at
 
     @abstractmethod
     def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
         """Arrays as `BlockFacts` has them, and what else is to be known of them."""
 
-    @staticmethod
-    @abstractmethod
-    def caption(about: dict[str, Any], images: str) -> str:
-        """What one must know to read the charts; `images` tells which were looked at."""
+    @classmethod
+    def caption(cls, about: dict[str, Any], images: str) -> str:
+        """`explained`, of what was found."""
+        return cls.explained.format_map(about | {"images": images})
 
     @staticmethod
     @abstractmethod

@@ -29,8 +29,6 @@ def load_run(run: str | Path, kind: str | None = None) -> Any:
     """The method of a finished run of MAE, BEiT or CAE, in evaluation mode; tokenizer and guide from where it had them.
 
     Any of the three, if no `kind` is asked for.
-
-    A ValueError, if the run is of another method, is not finished, its files are damaged or others are missing.
     """
     run = Path(run)
     config = run_config(run).method

@@ -12,13 +12,13 @@ from pantomim.analysis.runs import choose, run_config
 from pantomim.core.files import write_npz
 from pantomim.data.layout import part_names
 from pantomim.data.mask_files import overlaid, palette
-from pantomim.data.masks import read_masked
 from pantomim.data.pictures import shown_bands, to_photo
 from pantomim.data.sources import open_split
 from pantomim.data.stream import whole_images
 from pantomim.data.transforms import fitted_size, nearest_pixels, resize_one
+from pantomim.evaluate import evaluation_of
 from pantomim.evaluate.features import check_images
-from pantomim.evaluate.segmenter import open_segmenter
+from pantomim.evaluate.segmenter import SegmenterEvaluation, TrainedSegmenter
 
 SIDE = 320  # pixels of a picture, at most
 OPACITY = 0.6  # of the colours over the image
@@ -30,11 +30,11 @@ def write_segmentations(run: str | Path, *, count: int = 6, seed: int = 0) -> Pa
     The file holds for each image k `image_k`, `truth_k` and `prediction_k`, 8-bit pictures (H, W, 3), and as JSON in
     `about` the names of the images, a caption, and the colours of the classes that occur in them.
     """
-    trained, config = open_segmenter(run, torch.device("cpu")), run_config(run).data
-    assert config.masks is not None, "it learned from masks"
-    how = config.masks
-    contents, masks = read_masked(config.source, how.name, ignore=how.ignore, reduce_zero=how.reduce_zero)
-    dataset = open_split(replace(contents, scale=config.scale), config.source, part_names(contents.splits)["test"])
+    trained, evaluation = TrainedSegmenter.open(run, torch.device("cpu")), evaluation_of(run_config(run), Path(run))
+    assert isinstance(evaluation, SegmenterEvaluation)
+    contents, masks = evaluation.source
+    contents = replace(contents, scale=evaluation.scale)
+    dataset = open_split(contents, evaluation.data, part_names(contents.splits)["test"])
     check_images(trained.module.encoder, dataset)
     masks = masks.listed(class_id - masks.reduce_zero for class_id in trained.about["class_ids"])
     arrays: dict[str, np.ndarray] = {}

@@ -1,6 +1,6 @@
 """How few directions an image's patch tokens lie in: the share of the largest singular values, block by block."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -25,19 +25,15 @@ class Spectrum(LayerMeans):
     title: ClassVar[str] = "How few directions the tokens lie in"
     chart: ClassVar[str] = "shares"
     drawn: ClassVar[tuple[str, ...]] = ("shares",)
+    explained: ClassVar[str] = (
+        "The share of the k largest singular values in the sum of all, of an image's patch tokens after each block, "
+        "each divided by its length; 1 where all tokens point one way. {images}"
+    )
 
     def sums(self, encoder: AnyEncoder, images: Tensor) -> dict[str, Tensor]:
         """Of the shares."""
         blocks = block_features(encoder, images)
         return {"shares": torch.stack([concentration(block.patches).sum(dim=0) for block in blocks])}
-
-    @staticmethod
-    def caption(about: dict[str, Any], images: str) -> str:
-        """What one must know to read the charts."""
-        return (
-            "The share of the k largest singular values in the sum of all, of an image's patch tokens after each "
-            f"block, each divided by its length; 1 where all tokens point one way. {images}"
-        )
 
     @staticmethod
     def cell(found: BlockFacts, number: int, layer: int) -> str:

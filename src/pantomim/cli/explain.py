@@ -1,32 +1,25 @@
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pantomim.cli.command_line import CommandLine
 from pantomim.cli.console import CONSOLE, section, warn
 from pantomim.cli.pretrain import PretrainOptions
 from pantomim.cli.run_options import read_run
 
-if TYPE_CHECKING:
-    from pantomim.recipes import Prepared
-    from pantomim.recipes.recipe import Trained
-
 
 class ExplainOptions(PretrainOptions):
     """What decides a run, of pre-training or of a task; each setting of its config is a further option."""
 
-    def prepare(self) -> "Prepared":
-        """Of a recipe of any kind but a tokenizer's; `init` is what a task starts from."""
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Also what a recipe trains, of any kind but a tokenizer; `init` is what a task starts from."""
         from pantomim.config import MaskConfig
-        from pantomim.recipes import BARE_OF, RECIPES_OF, prepare
+        from pantomim.recipes import trained_by
 
-        names = {task: {*BARE_OF[task], *(recipe.name for recipe in RECIPES_OF[task])} for task in BARE_OF}
-        trains: Trained = "encoder"
-        if self.name in names["classifier"]:
-            trains = "classifier"
-        elif self.name in names["segmenter"]:
-            trains = "segmenter"
-        masks = {"masks": MaskConfig()} if trains == "segmenter" else {}
-        return prepare(self.name, trains=trains, subset=masks, **self.choices)
+        found = trained_by(self.name)
+        masks = {"masks": MaskConfig()} if found == "segmenter" else {}
+        trains = found if found in ("classifier", "segmenter") else "encoder"
+        return super().choices | {"trains": trains, "subset": masks}
 
 
 def explain(line: CommandLine) -> None:

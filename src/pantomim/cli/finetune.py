@@ -1,6 +1,5 @@
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tyro.conf import Positional
 
@@ -10,9 +9,7 @@ from pantomim.cli.pretrain import in_words, say_complete
 from pantomim.cli.run_options import Choices, read_run
 
 if TYPE_CHECKING:
-    from pantomim.config import Pretrain
     from pantomim.evaluate.trained import TaskEvaluation
-    from pantomim.recipes import Prepared
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,8 @@ class TaskOptions(Choices):
     draw: int = 0
     compare: bool = False
 
-    trains: ClassVar[Literal["classifier", "segmenter"]] = "classifier"
-    recipes: ClassVar[str] = "finetune"
+    trains = "classifier"
+    task: ClassVar[str] = "finetune"
 
     @property
     def name(self) -> str | None:
@@ -50,7 +47,7 @@ class TaskOptions(Choices):
             return None
         from pantomim.recipes.finetune import preset_of
 
-        return f"{self.recipes}_{self.preset or preset_of(self.encoder)}"
+        return f"{self.task}_{self.preset or preset_of(self.encoder)}"
 
     @property
     def subset(self) -> dict[str, Any]:
@@ -58,40 +55,17 @@ class TaskOptions(Choices):
         names = ("fraction", "labels_per_class", "images", "draw")
         return {name: value for name in names if (value := getattr(self, name, None)) not in (None, 0)}
 
-    def prepare(self) -> "Prepared":
-        """Of a recipe for the task."""
-        from pantomim.recipes import prepare
-
-        data = None if self.data == "[]" else self.data
+    @property
+    def choices(self) -> dict[str, Any]:
+        """As a task names them: `init` is the encoder."""
         if self.config is None and self.encoder is None and not (self.scratch and self.size):
             raise ValueError(
                 "prepare.encoder must name pre-trained weights, such as a run folder or timm:NAME; got none. Without "
                 "any, set prepare.scratch and prepare.size."
             )
-        return prepare(
-            self.name,
-            data=data,
-            scale=self.scale,
-            init=self.encoder,
-            size=self.size,
-            steps=self.steps,
-            epochs=self.epochs,
-            config=self.config,
-            trains=self.trains,
-            subset=self.subset,
-            scratch=self.scratch,
-            balanced=getattr(self, "balanced", False),
-            begun=self.out,
-        )
-
-    def evaluation(self, config: "Pretrain", out: Path, against: Path | None) -> "TaskEvaluation":
-        """How a run of this config in the folder `out` is scored on the test part of its data."""
-        from pantomim.evaluate import Classification
-
-        other = None if against is None else str(against)
-        return Classification(
-            str(out), config.data.source, scale=config.data.scale, device=config.runtime.device, against=other
-        )
+        same = ("size", "steps", "epochs", "config", "subset", "scratch", "scale")
+        own = {name: getattr(self, name) for name in same}
+        return {"data": None if self.data == "[]" else self.data, "init": self.encoder, "begun": self.out, **own}
 
 
 @dataclass(frozen=True)
@@ -108,6 +82,11 @@ class FinetuneOptions(TaskOptions):
     labels_per_class: int | None = None
     balanced: bool = False
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Also how the loss is weighed."""
+        return super().choices | {"balanced": self.balanced}
+
 
 def finetune(line: CommandLine) -> None:
     """Train a classifier from an encoder: pantomim finetune DATA --encoder X --out RUN [--any.setting value]."""
@@ -119,6 +98,7 @@ def train_and_score(line: CommandLine, kind: type[TaskOptions]) -> None:
     chosen, prepared, _ = read_run(line, kind)
     out, config = chosen.folder, prepared.config
     from pantomim.engine.pretrain import pretrain as run
+    from pantomim.evaluate import evaluation_of
     from pantomim.evaluate.trained import FROM_SCRATCH
     from pantomim.recipes.finetune import from_scratch
 
@@ -142,7 +122,7 @@ def train_and_score(line: CommandLine, kind: type[TaskOptions]) -> None:
     try:
         for folder in reversed(runs):  # the run itself last: it is compared with the other
             against = out / FROM_SCRATCH if chosen.compare and folder == out else None
-            words = _scored(chosen.evaluation(config, folder, against), again=trained)
+            words = _scored(evaluation_of(config, folder, against), again=trained)
             say(words if folder == out else f"From scratch: {words}")
     except ValueError as error:  # a source may have no labelled test part: the run is whole without
         warn(line.in_options(str(error)), "no score")
@@ -153,7 +133,7 @@ def _scored(evaluation: "TaskEvaluation", again: bool) -> str:
     from pantomim.evaluate.base import read_scored
 
     result = read_scored(evaluation.path) if not again and evaluation.path.is_file() else {}
-    compared = getattr(evaluation, "against", None) is None or result.get("against", {}).get("from_scratch")
+    compared = evaluation.against is None or result.get("against", {}).get("from_scratch")
     if "trained" not in result or not compared:
         _, result = evaluation.to_file()
     return evaluation.headline(result)

@@ -6,14 +6,14 @@ def inspect_(line: CommandLine) -> None:
     """Look into runs and encoders, side by side: pantomim inspect ANALYSIS RUN [RUN ...]."""
     from pantomim.analysis import ANALYSES
     from pantomim.analysis.alignment import Alignment
-    from pantomim.analysis.guidance import Guidance, write_guidance_arrays
-    from pantomim.analysis.inspection import LayerAnalysis
+    from pantomim.analysis.guidance import Guidance
+    from pantomim.analysis.inspection import LayerAnalysis, write_rows_of
     from pantomim.core.files import check_out
 
     analysis = line.read(line.choose({kind.name: kind for kind in ANALYSES}))
     if isinstance(analysis, Guidance):
         (run,) = analysis.encoders
-        path = write_guidance_arrays(run, images=analysis.images, count=analysis.count, seed=analysis.seed)
+        path = write_rows_of(Guidance, run, images=analysis.images, count=analysis.count, seed=analysis.seed)
         say(f"Pictures: {path}; `pantomim report {run}` shows them.")
         return
     check_out("inspect.out", analysis.page, (".html", ".htm"))

@@ -38,22 +38,9 @@ def predict(
     from pantomim.evaluate.predict import ERRORS
     from pantomim.evaluate.predict import predict as write
 
-    for name, value in (("top", top), ("chunk", chunk)):
-        if value is not None and value < 1:
-            raise ValueError(f"predict.{name} must be at least 1; got {value}.")
+    options = {"top": top, "all": all, "overlays": overlays, "chunk": chunk}
     where = usable_device("predict", device)
-    found = write(
-        run,
-        images,
-        out,
-        top=top,
-        every_class=all,
-        overlays=overlays,
-        overwrite=overwrite,
-        chunk=chunk,
-        scale=scale,
-        device=where,
-    )
+    found = write(run, images, out, overwrite=overwrite, scale=scale, device=where, **options)
     say(f"{found.num_predicted:,} images predicted in {out}.")
     if found.unreadable:
         first = f"{found.unreadable[0].name}: {found.unreadable[0].reason}"

@@ -10,7 +10,6 @@ from pantomim.cli.run_options import RunOptions, read_run
 if TYPE_CHECKING:
     from pantomim.config import Stages
     from pantomim.engine.folder import Finished
-    from pantomim.recipes import Prepared
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,6 @@ class PretrainOptions(RunOptions):
     stages: int | None = None
     reinit: str | None = None
     evaluate: str | None = None
-
-    def prepare(self) -> "Prepared":
-        """Of a recipe for encoders."""
-        from pantomim.recipes import prepare
-
-        return prepare(self.name, **self.choices)
 
 
 def pretrain(line: CommandLine) -> None:

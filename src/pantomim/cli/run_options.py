@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -38,14 +38,23 @@ class Choices(ABC):
     config: Path | None = None
     scale: Annotated[float | None, tyro.conf.arg(name="data.scale")] = None
 
-    @abstractmethod
-    def prepare(self) -> "Prepared":
-        """The run that these options give."""
+    trains: ClassVar[str] = "encoder"
 
     @property
     @abstractmethod
     def name(self) -> str | None:
         """Of the recipe, if one is named."""
+
+    @property
+    @abstractmethod
+    def choices(self) -> dict[str, Any]:
+        """What decides the config beside the name, as `recipes.prepare` takes it."""
+
+    def prepare(self) -> "Prepared":
+        """The run that these options give."""
+        from pantomim.recipes import prepare
+
+        return prepare(self.name, **{"trains": self.trains, **self.choices})
 
     @property
     def folder(self) -> Path:
@@ -79,7 +88,7 @@ class RunOptions(Choices):
 
     @property
     def choices(self) -> dict[str, Any]:
-        """What decides the config beside the name."""
+        """All but how the run is carried out; what one that has begun there found is not asked again."""
         own = {key: value for key, value in vars(self).items() if key not in ("recipe", "out", "keep")}
         return own | {"begun": self.out}
 

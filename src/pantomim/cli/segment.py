@@ -1,13 +1,8 @@
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pantomim.cli.command_line import CommandLine
 from pantomim.cli.finetune import TaskOptions, train_and_score
-
-if TYPE_CHECKING:
-    from pantomim.config import Pretrain
-    from pantomim.evaluate.trained import TaskEvaluation
 
 
 @dataclass(frozen=True)
@@ -28,8 +23,8 @@ class SegmentOptions(TaskOptions):
     head: Literal["upernet", "linear", "dpt"] | None = None
     frozen: bool = False
 
-    trains: ClassVar[Literal["classifier", "segmenter"]] = "segmenter"
-    recipes: ClassVar[str] = "segment"
+    trains = "segmenter"
+    task = "segment"
 
     @property
     def subset(self) -> dict[str, Any]:
@@ -58,23 +53,6 @@ class SegmentOptions(TaskOptions):
             depth = config.method.encoder.depth
             config = replace(config, optim=replace(config.optim, freeze_blocks=depth))
         return replace(prepared, config=config)
-
-    def evaluation(self, config: "Pretrain", out: Path, against: Path | None) -> "TaskEvaluation":
-        """How a run of this config in the folder `out` is scored on the test part of its data."""
-        from pantomim.evaluate import SegmenterEvaluation
-
-        masks = config.data.masks
-        assert masks is not None, "refused before training"
-        return SegmenterEvaluation(
-            str(out),
-            config.data.source,
-            scale=config.data.scale,
-            device=config.runtime.device,
-            masks=masks.name,
-            ignore=masks.ignore,
-            reduce_zero=masks.reduce_zero,
-            against=None if against is None else str(against),
-        )
 
 
 def segment(line: CommandLine) -> None:

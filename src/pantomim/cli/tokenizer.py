@@ -10,7 +10,6 @@ from pantomim.cli.pretrain import in_words, say_complete
 from pantomim.cli.run_options import RunOptions, read_run
 
 if TYPE_CHECKING:
-    from pantomim.recipes import Prepared
     from pantomim.tokenizers.usage import CodeUsage
 
 
@@ -23,11 +22,7 @@ def tokenizer(line: CommandLine) -> None:
 class TokenizerOptions(RunOptions):
     """What decides the training of a tokenizer: dvae for any images, or vqkd, learned from a teacher."""
 
-    def prepare(self) -> "Prepared":
-        """Of a recipe for tokenizers; the number of images is for schedules that are still to be fitted."""
-        from pantomim.recipes import prepare
-
-        return prepare(self.name, trains="tokenizer", **self.choices)
+    trains = "tokenizer"
 
 
 def _train(line: CommandLine) -> None:
@@ -38,7 +33,7 @@ def _train(line: CommandLine) -> None:
     from pantomim.engine.pretrain import pretrain as run
     from pantomim.recipes.dvae import fitted
 
-    if prepared.num_images is not None:
+    if prepared.num_images is not None:  # schedules are still to be fitted
         config = fitted(config, prepared.num_images, settings)
     finished = run(config, out)
     if not is_main_process():

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
-def tally(
+def count_pixels(
     guesses: Int[Tensor, "B H W"], labels: Int[Tensor, "B H W"], num_classes: int, *, ignore: int = 255
 ) -> Int[Tensor, "B 3 K"]:
     """Pixels by image and class: rightly predicted, predicted, labelled; without those labelled `ignore`. On the CPU.
@@ -22,8 +22,8 @@ def tally(
     for name, values in (("guesses", guesses), ("labels", labels)):
         if wrong := values[known & ((values < 0) | (values >= num_classes))].unique().tolist():
             raise ValueError(
-                f"tally.{name} must be classes from 0 to {num_classes - 1}, or `ignore`; got {wrong[:10]}. Check the "
-                f"masks, the number of classes and the id of pixels that have none."
+                f"count_pixels.{name} must be classes from 0 to {num_classes - 1}, or `ignore`; got {wrong[:10]}. "
+                f"Check the masks, the number of classes and the id of pixels that have none."
             )
 
     def count(values: Tensor, where: Tensor) -> Tensor:

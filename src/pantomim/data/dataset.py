@@ -188,9 +188,9 @@ class Dataset:
             return self
         return self.subset(np.flatnonzero(self.labels >= 0))
 
-    def drawn(self, count: int) -> "Dataset":
+    def drawn(self, count: int | None) -> "Dataset":
         """A fixed draw of `count` images, as even over the classes as these allow; the same for every seed of a run."""
-        return self.subset(draw_images(len(self), self.labels, count, seed=0))
+        return self if count is None else self.subset(draw_images(len(self), self.labels, count, seed=0))
 
     def part(
         self,

@@ -3,9 +3,13 @@
 And what a network is worth that was trained for a task, which is scored alone.
 """
 
+from pathlib import Path
+from typing import Any
+
+from pantomim.config import Pretrain
 from pantomim.core.names import did_you_mean
 from pantomim.evaluate.attentive import Attentive
-from pantomim.evaluate.base import Evaluation, Memo, evaluate, evaluate_to_file, headline
+from pantomim.evaluate.base import Evaluation, Memo, evaluate
 from pantomim.evaluate.classification import Classification
 from pantomim.evaluate.few_labels import FewLabels
 from pantomim.evaluate.knn import KNN
@@ -28,6 +32,16 @@ def protocol_named(name: str) -> type[Evaluation]:
     raise ValueError(f"Evaluation.protocol must be one of {', '.join(known)}; got {name}.{did_you_mean(name, known)}")
 
 
+def evaluation_of(config: Pretrain, out: Path, against: Path | None = None) -> TaskEvaluation:
+    """How a run for a task in the folder `out` is scored on the test part of its data, maybe against another run."""
+    other = None if against is None else str(against)
+    how: dict[str, Any] = {"device": config.runtime.device, "against": other, "scale": config.data.scale}
+    if (masks := config.data.masks) is None:
+        return Classification(str(out), config.data.source, **how)
+    how |= {"masks": masks.name, "ignore": masks.ignore, "reduce_zero": masks.reduce_zero}
+    return SegmenterEvaluation(str(out), config.data.source, **how)
+
+
 __all__ = [
     "PROTOCOLS",
     "TASK_PROTOCOLS",
@@ -36,7 +50,6 @@ __all__ = [
     "Memo",
     "SegmenterEvaluation",
     "evaluate",
-    "evaluate_to_file",
-    "headline",
+    "evaluation_of",
     "protocol_named",
 ]

@@ -37,7 +37,7 @@ from pantomim.evaluate.features import (
     random_init_encoder,
     resized_encoder,
 )
-from pantomim.evaluate.parts import Labelled, MaskedParts, Parts, make_parts, open_labelled
+from pantomim.evaluate.parts import Labelled, MaskedParts, Tables, make_parts, open_labelled
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
 
@@ -125,6 +125,58 @@ class Evaluation(ABC):
         own = {name for kind in below for name in kind.__annotations__} - {"protocol"}
         return {name: value for name, value in to_dict(self).items() if name in own}
 
+    def to_file(self, memo: Memo | None = None) -> tuple[Path, dict[str, Any]]:
+        """Score as `evaluate` does and write the result to `out`; without it into the run folder of the encoder.
+
+        What is trained is kept beside the result until that is written, so that the same command resumes it.
+        """
+        folder = Path(self.encoder)
+        if self.out is None and not folder.is_dir():
+            raise ValueError(
+                f"Evaluation.out must be given for an encoder outside a run folder; got {self.encoder}. Name one."
+            )
+        check_out("Evaluation.out", self.out or folder / "eval" / "result.json", [".json"])
+        memo = Memo() if memo is None else memo
+        if self.out is None:
+            opened = self.open(memo)
+            path = folder / "eval" / f"{self.stem}-{opened.parts['train'].name}.json"
+            refuse_other_images("Evaluation", path, opened.key(), self.data)
+        beside = folder / "eval" / self.stem if self.out is None else self.out.with_suffix("")
+        # Of all that decides the scores: another evaluation has another folder to work in.
+        deciding = {name: value for name, value in to_dict(self).items() if name not in ("out", "contenders")}
+        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
+        work = beside.with_name(f"{beside.name}-{digest}.partial")
+        result = evaluate(self, memo, work)
+        path = self.out or folder / "eval" / f"{self.stem}-{result['dataset']}.json"
+        write_result(path, result)
+        shutil.rmtree(work, ignore_errors=True)  # of no use any more, and as large as some heads
+        return path, result
+
+    def headline(self, result: dict[str, Any]) -> str:
+        """The result in one line."""
+        few = f", {result['labels_per_class']} labels a class" if result["labels_per_class"] else ""
+        metric, called = self.metric
+        scores = []
+        for name in [name for name in SHOWN if name in result]:
+            spread = f" ± {100 * result[name]['top1_std']:.1f}" if "top1_std" in result[name] else ""
+            held_out = result[name].get("validation", {}).get(metric) if self.chosen_by_hand else None
+            beside = "" if held_out is None else f" (held-out images {100 * held_out:.1f} %)"
+            scores.append(f"{SHOWN[name]} {100 * result[name][metric]:.1f}{spread} %{beside}")
+        protocol, dataset = result["protocol"], result["dataset"]
+        return f"{protocol} on {dataset}{few}, {called}: {', '.join(scores)}{left_out(result)}"
+
+
+def left_out(result: dict[str, Any]) -> str:
+    """How many images were broken, and what is wrong with the network, for the end of a headline."""
+    count = len(result["data"]["broken"])
+    broken = f"; {count} broken image{'s' if count > 1 else ''} left out" if count else ""
+    return broken + "".join(f".\nWarning: {warning}" for warning in result.get("warnings", ()))
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write the file of a result."""
+    replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -146,11 +198,11 @@ class Bench:
         """Whether raw pixels are a contender."""
         return "pixels" in self.evaluation.contenders
 
-    def tables(self) -> Iterator[tuple[str, Parts]]:
+    def tables(self) -> Iterator[tuple[str, Tables]]:
         """The contenders, each with its features of all images, divided."""
         size, chunk, seed = self.reference.image_size, self.evaluation.chunk, self.evaluation.seed
 
-        def divided(who: Hashable, make: Callable[[Dataset], FeatureTable]) -> Parts:
+        def divided(who: Hashable, make: Callable[[Dataset], FeatureTable]) -> Tables:
             asked, parts = self.evaluation, self.opened.parts
             key = (who, size, asked.data, asked.images, asked.test_images, asked.scale)
             tables = self.memo.once(key, lambda: {part: make(dataset) for part, dataset in parts.items()})
@@ -225,31 +277,6 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
     }
 
 
-def evaluate_to_file(evaluation: Evaluation, memo: Memo | None = None) -> tuple[Path, dict[str, Any]]:
-    """Score as `evaluate` does and write the result to `out`; without it into the run folder of the encoder.
-
-    What is trained is kept beside the result until that is written, so that the same command resumes it.
-    """
-    folder = Path(evaluation.encoder)
-    if evaluation.out is None and not folder.is_dir():
-        raise ValueError(
-            f"Evaluation.out must be given for an encoder outside a run folder; got {evaluation.encoder}. Name one."
-        )
-    check_out("Evaluation.out", evaluation.out or folder / "eval" / "result.json", [".json"])
-    memo = Memo() if memo is None else memo
-    if evaluation.out is None:
-        opened = evaluation.open(memo)
-        path = folder / "eval" / f"{evaluation.stem}-{opened.parts['train'].name}.json"
-        refuse_other_images("Evaluation", path, opened.key(), evaluation.data)
-    beside = folder / "eval" / evaluation.stem if evaluation.out is None else evaluation.out.with_suffix("")
-    work = beside.with_name(f"{beside.name}-{_digest(evaluation)}.partial")
-    result = evaluate(evaluation, memo, work)
-    path = evaluation.out or folder / "eval" / f"{evaluation.stem}-{result['dataset']}.json"
-    replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
-    shutil.rmtree(work, ignore_errors=True)  # of no use any more, and as large as some heads
-    return path, result
-
-
 def read_scored(path: Path) -> dict[str, Any]:
     """A result that was written; of a file of another kind what is there."""
     return {"data": {}, **read_json(path, dict[str, Any], "Remove it, and score again.")}
@@ -264,29 +291,3 @@ def refuse_other_images(owner: str, path: Path, key: Mapping[str, Any], spec: st
             f"{owner}.out must be given for {spec}: {path} is about other images of the same name, from "
             f"{before.get('spec')}. Name another file, or remove that one."
         )
-
-
-def _digest(evaluation: Evaluation) -> str:
-    """Of all that decides the scores: another evaluation has another folder to work in."""
-    deciding = {name: value for name, value in to_dict(evaluation).items() if name not in ("out", "contenders")}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def headline(evaluation: Evaluation, result: dict[str, Any]) -> str:
-    """The result in one line."""
-    few = f", {result['labels_per_class']} labels a class" if result["labels_per_class"] else ""
-    metric, called = evaluation.metric
-    scores = []
-    for name in [name for name in SHOWN if name in result]:
-        spread = f" ± {100 * result[name]['top1_std']:.1f}" if "top1_std" in result[name] else ""
-        held_out = result[name].get("validation", {}).get(metric) if evaluation.chosen_by_hand else None
-        beside = "" if held_out is None else f" (held-out images {100 * held_out:.1f} %)"
-        scores.append(f"{SHOWN[name]} {100 * result[name][metric]:.1f}{spread} %{beside}")
-    return f"{result['protocol']} on {result['dataset']}{few}, {called}: {', '.join(scores)}{left_out(result)}"
-
-
-def left_out(result: Mapping[str, Any]) -> str:
-    """How many images were broken, and what is wrong with the network, for the end of a headline."""
-    count = len(result["data"]["broken"])
-    broken = f"; {count} broken image{'s' if count > 1 else ''} left out" if count else ""
-    return broken + "".join(f".\nWarning: {warning}" for warning in result.get("warnings", ()))

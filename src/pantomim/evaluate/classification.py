@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,11 +15,11 @@ from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.dataset import Dataset
 from pantomim.data.stream import evaluation_batches
-from pantomim.evaluate.base import Scores, left_out
+from pantomim.evaluate.base import Scores
 from pantomim.evaluate.features import check_finite, check_images
 from pantomim.evaluate.parts import accuracy
-from pantomim.evaluate.trained import TaskEvaluation, Trained, against_words, find_head
-from pantomim.formats.native import CLASSIFIER, damaged, load_classifier, read_description
+from pantomim.evaluate.trained import TaskEvaluation, Trained
+from pantomim.formats.native import CLASSIFIER, load_classifier
 from pantomim.nn.heads import Classifier
 
 CONFIDENCE = 0.95
@@ -32,6 +31,11 @@ class TrainedClassifier(Trained):
     """The classifier of a fine-tuned run, in evaluation mode."""
 
     module: Classifier
+
+    kind = CLASSIFIER
+    load = staticmethod(load_classifier)
+    by_class: ClassVar = {"classes": "names"}
+    told = ("test_margin",)
 
     @torch.inference_mode()
     def logits(
@@ -73,16 +77,6 @@ class TrainedClassifier(Trained):
         return table[torch.from_numpy(dataset.labels)]
 
 
-def open_classifier(run: str | Path, device: torch.device) -> TrainedClassifier:
-    """The classifier of a fine-tuned run, by the run's folder or its classifier.safetensors."""
-    folder, _ = find_head(run)
-    module, about = load_classifier(folder), read_description(folder, CLASSIFIER)
-    if len(about.get("classes", ())) != module.head.out_features or "test_margin" not in about:
-        missing = f"no test_margin, or not the names of all {module.head.out_features} classes"
-        raise damaged(folder / f"{CLASSIFIER}.json", missing)
-    return TrainedClassifier(folder, module.to(device), about, device)
-
-
 @frozen
 class ClassifierEvaluation(TaskEvaluation):
     """A question to a fine-tuned classifier.
@@ -94,12 +88,7 @@ class ClassifierEvaluation(TaskEvaluation):
     run: Annotated[str, tyro.conf.arg(name=CLASSIFIER)]
     chunk: AtLeastOne = 256
 
-    trained_kind = CLASSIFIER
-    told = ("test_margin",)
-
-    def open(self, device: torch.device) -> TrainedClassifier:
-        """The classifier."""
-        return open_classifier(self.run, device)
+    network = TrainedClassifier
 
 
 @frozen
@@ -115,26 +104,25 @@ class Classification(ClassifierEvaluation):
 
     stem = "finetune"
 
-    def score(self, trained: TrainedClassifier, dataset: Dataset, key: Mapping[str, Any]) -> dict[str, Any]:
-        """The scores of `class_scores`, and how they differ from another run's."""
-        theirs = None if self.against is None else self.scores_of(self.against, key)
+    def score(self, trained: TrainedClassifier, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
+        """The scores of `class_scores`, and how top-1 differs."""
         logits, labels, rows = trained.labelled(dataset, self.chunk)
         names = dataset.names
         scores = class_scores(logits, labels, trained.classes, [names[row] for row in rows])
-        if self.against is None or theirs is None:
+        if theirs is None:
             return {"trained": scores}
         difference = paired_difference(hits_of(scores), hits_of(theirs))
-        return {"trained": scores, "against": {**self.named(self.against), "top1": theirs["top1"], **difference}}
+        return {"trained": scores, "against": {"top1": theirs["top1"], **difference}}
 
-    def headline(self, result: Mapping[str, Any]) -> str:
-        """Top-1, how sure that is, and how it differs from another run's."""
+    def words(self, result: Mapping[str, Any]) -> list[str]:
+        """Top-1, how sure that is, and the mean over classes."""
         scores, percent = result["trained"], "{:.1f}".format
         low, high = (percent(100 * end) for end in scores["top1_interval"])
-        words = [f"top-1 {percent(100 * scores['top1'])} % (95 % interval {low} to {high})"]
-        words += [f"top-5 {percent(100 * scores['top5'])} %"] if "top5" in scores else []
-        words += [f"mean over classes {percent(100 * scores['top1_per_class'])} %"]
-        words += against_words(result, CLASSIFIER)
-        return f"{result['protocol']} on {result['dataset']}: {', '.join(words)}{left_out(result)}"
+        return [
+            f"top-1 {percent(100 * scores['top1'])} % (95 % interval {low} to {high})",
+            *([f"top-5 {percent(100 * scores['top5'])} %"] if "top5" in scores else []),
+            f"mean over classes {percent(100 * scores['top1_per_class'])} %",
+        ]
 
 
 def class_scores(

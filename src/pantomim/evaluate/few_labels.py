@@ -14,7 +14,7 @@ from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
 from pantomim.evaluate.base import Bench, Evaluation, Scores
 from pantomim.evaluate.linear import Standardiser
-from pantomim.evaluate.parts import Parts, accuracy, top1
+from pantomim.evaluate.parts import Tables, accuracy, top1
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, on standardised features
 FOLDS = 3
@@ -47,7 +47,7 @@ class FewLabels(Evaluation):
         """Mean and std over the draws."""
         return {name: self.score(parts) for name, parts in bench.tables()}
 
-    def score(self, parts: Parts) -> Scores:
+    def score(self, parts: Tables) -> Scores:
         """Scores of one contender; strength and view are chosen by cross-validation within the labelled images alone.
 
         The features are standardised over all training images, which needs no label. With one label a class there is

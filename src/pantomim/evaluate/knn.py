@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pantomim.core.frozen import frozen
 from pantomim.evaluate.base import Bench, Evaluation, Scores
 from pantomim.evaluate.features import FeatureTable
-from pantomim.evaluate.parts import Outcome, Parts, best_view, top1
+from pantomim.evaluate.parts import Outcome, Tables, best_view, top1
 
 TEMPERATURE = 0.07
 NUM_NEIGHBOURS = (5, 10, 20, 50, 100)
@@ -32,7 +32,7 @@ class KNN(Evaluation):
         return {name: knn(parts) for name, parts in bench.tables()}
 
 
-def knn(parts: Parts) -> Scores:
+def knn(parts: Tables) -> Scores:
     """Scores of one contender; k and the view are chosen on the validation part, then all of train votes on test."""
 
     def votes(view: str, bank: FeatureTable, queries: FeatureTable, ks: tuple[int, ...]) -> dict[int, Tensor]:

@@ -16,7 +16,7 @@ from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.core.schedule import half_cosine
 from pantomim.evaluate.base import Bench, Evaluation, Scores
-from pantomim.evaluate.parts import Outcome, Parts, best_view, top1
+from pantomim.evaluate.parts import Outcome, Tables, best_view, top1
 
 MOMENTUM = 0.9
 
@@ -44,7 +44,7 @@ class Linear(Evaluation):
         """Of every contender on its own."""
         return {name: self.score(parts, bench.device) for name, parts in bench.tables()}
 
-    def score(self, parts: Parts, device: torch.device) -> Scores:
+    def score(self, parts: Tables, device: torch.device) -> Scores:
         """Scores of one contender; rate and view are chosen on the validation part, then all of train is used."""
         length = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": self.seed}
         outcomes = {}

@@ -45,13 +45,9 @@ class Labelled:
 def open_labelled(
     spec: str, images: int | None = None, test_images: int | None = None, scale: float | None = None
 ) -> Labelled:
-    """The labelled splits of a source, as `part_names` divides them; train and test may be cut down (see `drawn`).
-
-    Raises:
-        ValueError: if labels are missing, there is only one class, or a class of val or test is unknown to train.
-    """
-    parts = {part: open_source(spec, split, scale).labelled() for part, split in part_names(splits(spec)).items()}
-    parts = drawn(parts, images, test_images)
+    """The labelled splits of a source, as `part_names` divides them; train and test may be drawn from."""
+    names, counts = part_names(splits(spec)), {"train": images, "test": test_images}
+    parts = {part: open_source(spec, split, scale).labelled().drawn(counts.get(part)) for part, split in names.items()}
     labels = {}
     for part, dataset in parts.items():
         if dataset.labels is None:
@@ -105,14 +101,8 @@ def open_masked_parts(*asked: Any, **also: Any) -> MaskedParts:
     return MaskedParts(**vars(open_masked(*asked, **also)))
 
 
-def drawn(parts: dict[str, Dataset], images: int | None, test_images: int | None) -> dict[str, Dataset]:
-    """Train and test cut down to so many images, by a fixed draw that is balanced over the classes."""
-    counts = {"train": images, "test": test_images}
-    return {part: dataset.drawn(count) if (count := counts.get(part)) else dataset for part, dataset in parts.items()}
-
-
 @dataclass(frozen=True)
-class Parts:
+class Tables:
     """The tables of one contender, labels counted from 0 in all."""
 
     train: FeatureTable  # all images that may be learned from
@@ -122,7 +112,7 @@ class Parts:
     num_classes: int
 
 
-def make_parts(train: FeatureTable, validation: FeatureTable | None, test: FeatureTable, *, seed: int) -> Parts:
+def make_parts(train: FeatureTable, validation: FeatureTable | None, test: FeatureTable, *, seed: int) -> Tables:
     """Divide the tables; without a validation part, a seeded fifth of train is held out for choices."""
     classes = known_classes(train.known_labels)
 
@@ -131,9 +121,9 @@ def make_parts(train: FeatureTable, validation: FeatureTable | None, test: Featu
 
     train, test = renumbered(train, "train"), renumbered(test, "test")
     if validation is not None:
-        return Parts(train, train, renumbered(validation, "val"), test, len(classes))
+        return Tables(train, train, renumbered(validation, "val"), test, len(classes))
     rows = held_out_rows(train.known_labels.numpy(), seed)
-    return Parts(train, train.rows(rows["train"]), train.rows(rows["test"]), test, len(classes))
+    return Tables(train, train.rows(rows["train"]), train.rows(rows["test"]), test, len(classes))
 
 
 def held_out_rows(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from pantomim.data.pictures import to_photo
 from pantomim.data.sources import read_contents
 from pantomim.data.stores import FileStore
 from pantomim.data.transforms import fitted, scaled
-from pantomim.evaluate.classification import open_classifier
+from pantomim.evaluate.classification import TrainedClassifier
 from pantomim.evaluate.features import check_images
-from pantomim.evaluate.segmenter import open_segmenter
+from pantomim.evaluate.segmenter import TrainedSegmenter
 from pantomim.evaluate.trained import find_head
 from pantomim.formats.native import CLASSIFIER, SEGMENTER
 
@@ -44,23 +45,24 @@ def predict(
     images: str,
     out: Path,
     *,
-    top: int | None = None,
-    every_class: bool = False,
-    overlays: bool = False,
     overwrite: bool = False,
-    chunk: int | None = None,
     scale: float | None = None,
     device: torch.device | None = None,
+    **options: Any,
 ) -> Predicted:
     """Write what the network of a fine-tuned run predicts for each image of a source: `classify`, or `segment`.
 
+    `options` are those of these two; None and False are as if they were left out.
+
     Raises `ValueError` before the work if there is something at `out` that is not to be overwritten, or an option is
-    for another kind of network.
+    for another kind of network, or a number of none.
     """
     folder, kind = find_head(run, tuple(PREDICTORS))
     write = PREDICTORS[kind]
-    options = {"top": top, "all": every_class, "overlays": overlays, "chunk": chunk}
-    given = {name: value for name, value in options.items() if value}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    for name, value in given.items():
+        if value < 1:
+            raise ValueError(f"predict.{name} must be at least 1; got {value}.")
     if other := [name for name in given if name not in inspect.signature(write).parameters]:
         raise ValueError(
             f"predict.{other[0]} must be left out for a {kind}, which has no use for it; got {given[other[0]]} for "
@@ -98,7 +100,7 @@ def classify(
     the reason why an image cannot be read; the others are empty then.
     """
     check_out("predict.out", out, [".csv"])
-    trained = open_classifier(folder, device)
+    trained = TrainedClassifier.open(folder, device)
     classes, top = trained.classes, min(top, len(trained.classes))
     more = [name for place in range(2, top + 1) for name in (f"class_{place}", f"probability_{place}")]
     header = ["file", "class", "probability", *(classes if all else more), "error"]
@@ -123,7 +125,7 @@ def segment(folder: Path, dataset: Dataset, out: Path, device: torch.device, *, 
     By `overlays` a NAME.overlay.png beside it has the classes over the image. `classes.json` names the ids, and
     `errors.csv` the images that cannot be read and why, if there are any.
     """
-    trained = open_segmenter(folder, device)
+    trained = TrainedSegmenter.open(folder, device)
     check_images(trained.module.encoder, dataset)
     source = Path(dataset.spec).expanduser().resolve()
     if (

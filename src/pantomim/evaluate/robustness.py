@@ -25,7 +25,7 @@ from pantomim.data.colours import blurred
 from pantomim.data.dataset import Dataset
 from pantomim.data.decoding import open_picture
 from pantomim.data.sources import browse, open_source
-from pantomim.evaluate.base import left_out
+from pantomim.evaluate.base import Scores
 from pantomim.evaluate.classification import ClassifierEvaluation, TrainedClassifier
 from pantomim.evaluate.parts import top1
 
@@ -68,7 +68,7 @@ class Robustness(ClassifierEvaluation):
 
     stem = "robustness"
 
-    def score(self, trained: TrainedClassifier, dataset: Dataset, key: Mapping[str, Any]) -> dict[str, Any]:
+    def score(self, trained: TrainedClassifier, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
         """Clean top-1, corruptions of our own, and the sets that are given."""
         scores, shifted = self._own(trained, dataset), dict[str, float]()
         if self.imagenet_c is not None:
@@ -80,7 +80,7 @@ class Robustness(ClassifierEvaluation):
                 shifted[f"ImageNet-{kind[9:].capitalize()} top-1"] = scores[kind]["top1"]
         return {"trained": {**scores, "shifted": shifted}}
 
-    def headline(self, result: Mapping[str, Any]) -> str:
+    def words(self, result: Mapping[str, Any]) -> list[str]:
         """Clean top-1 and what the corruptions make of it."""
         scores = result["trained"]
         words = [f"clean top-1 {100 * scores['top1']:.1f} %"]
@@ -89,7 +89,7 @@ class Robustness(ClassifierEvaluation):
         words += [f"{name} {100 * share:.1f} %" for name, share in scores["shifted"].items()]
         if missing := scores.get("imagenet_c", {}).get("missing"):
             words += [f"no ImageNet-C mCE, as there is no {', '.join(missing)}"]
-        return f"robustness on {result['dataset']}: {', '.join(words)}{left_out(result)}"
+        return words
 
     def _own(self, trained: TrainedClassifier, dataset: Dataset) -> dict[str, Any]:
         if dataset.facts.dtype not in ("uint8", "uint16"):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, Positive
-from pantomim.core.scores import intersection_over_union, pixel_accuracy, tally
+from pantomim.core.scores import count_pixels, intersection_over_union, pixel_accuracy
 from pantomim.data.layout import divide
 from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.base import Bench, Evaluation, Memo, Scores
@@ -93,7 +93,9 @@ class Segmentation(Evaluation):
                     dense = extractor(images).float()
                     logits = learned[name].probe(dense.flatten(0, 1))[0].unflatten(0, (len(images), *pictures.grid))
                     upsampled = enlarge(logits.permute(0, 3, 1, 2), pictures.image_size)
-                tallies[name].append(tally(upsampled.argmax(dim=1), classes, len(pictures.source.ids), ignore=-1))
+                tallies[name].append(
+                    count_pixels(upsampled.argmax(dim=1), classes, len(pictures.source.ids), ignore=-1)
+                )
         labels = [pictures.source.name_of(class_id) for class_id in pictures.source.ids]
         scores = {}
         for name, chosen in learned.items():

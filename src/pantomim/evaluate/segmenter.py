@@ -8,8 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,19 +18,18 @@ from torch import Tensor
 
 from pantomim.core.batch import IGNORE
 from pantomim.core.frozen import frozen
-from pantomim.core.scores import class_accuracy, intersection_over_union, means, tally
+from pantomim.core.scores import class_accuracy, count_pixels, intersection_over_union, means
 from pantomim.data.dataset import Contents, Dataset
 from pantomim.data.masks import Masks, Survey, read_masked, stored_ids
 from pantomim.data.stream import whole_images
-from pantomim.evaluate.base import Scores, left_out
+from pantomim.evaluate.base import Scores
 from pantomim.evaluate.features import check_images
 from pantomim.evaluate.segmentation import resampled_miou, standard_error
-from pantomim.evaluate.trained import TaskEvaluation, Trained, against_words, find_head
-from pantomim.formats.native import SEGMENTER, damaged, load_segmenter, read_description
+from pantomim.evaluate.trained import TaskEvaluation, Trained
+from pantomim.formats.native import SEGMENTER, load_segmenter
 from pantomim.nn.segmenter import Segmenter, segmented
 
 ENDS = (0.025, 0.975)  # of a 95 % interval
-DESCRIBED = ("classes", "class_ids", "no_class", "test_size", "stride")
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,12 @@ class TrainedSegmenter(Trained):
     """The segmenter of a run, in evaluation mode."""
 
     module: Segmenter
+
+    kind = SEGMENTER
+    load = staticmethod(load_segmenter)
+    by_class: ClassVar = {"classes": "names", "class_ids": "ids"}
+    told = ("test_size", "stride")
+    more = ("no_class",)
 
     @property
     def base(self) -> tuple[int, int]:
@@ -55,7 +59,7 @@ class TrainedSegmenter(Trained):
         return stored_ids(numbers, self.about["class_ids"], self.about["no_class"])
 
     def counts(self, dataset: Dataset, masks: Masks) -> tuple[Int[Tensor, "n 3 classes"], Survey]:
-        """The `tally` of every readable image, in order, classes matched by name; and what their masks hold."""
+        """The `count_pixels` of every readable image, in order, classes matched by name; and what their masks hold."""
         check_images(self.module.encoder, dataset)
         survey, where = masks.survey(dataset), f"{masks.name} of {dataset.spec} ({dataset.split})"
         if not survey.ids:
@@ -69,19 +73,8 @@ class TrainedSegmenter(Trained):
         for image, numbers, _ in whole_images(dataset, masks, self.base, self.device):
             guesses = self.predicted(image, numbers.shape)
             labels = table.to(self.device)[numbers[None]]
-            found.append(tally(guesses, labels, len(self.classes), ignore=IGNORE))
+            found.append(count_pixels(guesses, labels, len(self.classes), ignore=IGNORE))
         return torch.cat(found), survey
-
-
-def open_segmenter(run: str | Path, device: torch.device) -> TrainedSegmenter:
-    """The segmenter of a run, by the run's folder or its segmenter.safetensors."""
-    folder, _ = find_head(run, (SEGMENTER,))
-    module, about = load_segmenter(folder), read_description(folder, SEGMENTER)
-    missing = [name for name in DESCRIBED if name not in about]
-    if missing or not len(about["classes"]) == len(about["class_ids"]) == module.num_classes:
-        what = f"no {missing[0]}" if missing else f"not the names and ids of all {module.num_classes} classes"
-        raise damaged(folder / f"{SEGMENTER}.json", what)
-    return TrainedSegmenter(folder, module.to(device), about, device)
 
 
 @frozen
@@ -102,40 +95,35 @@ class SegmenterEvaluation(TaskEvaluation):
     against: str | None = None
     protocol: tyro.conf.Suppress[Literal["segmenter"]] = "segmenter"
 
-    trained_kind = SEGMENTER
+    network = TrainedSegmenter
     stem = "segment"
-    told = ("test_size", "stride")
-
-    def open(self, device: torch.device) -> TrainedSegmenter:
-        """The segmenter."""
-        return open_segmenter(self.run, device)
 
     @cached_property
     def source(self) -> tuple[Contents, Masks]:
         """What the data hold."""
         return read_masked(self.data, self.masks, ignore=self.ignore, reduce_zero=self.reduce_zero)
 
-    def score(self, trained: TrainedSegmenter, dataset: Dataset, key: Mapping[str, Any]) -> dict[str, Any]:
-        """The scores of `pixel_scores`, those of one class everywhere, and how they differ from another run's."""
-        theirs = None if self.against is None else self.scores_of(self.against, key)
+    def score(self, trained: TrainedSegmenter, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
+        """The scores of `pixel_scores`, those of one class everywhere, and how the mean IoU differs."""
         counts, survey = trained.counts(dataset, self.source[1])
         scores = {
             "trained": pixel_scores(counts, trained.classes),
             "most_frequent": most_frequent(counts, trained.classes),
             "ignored": survey.ignored,
         }
-        if self.against is None or theirs is None:
+        if theirs is None:
             return scores
         difference = paired_difference(counts, unpacked(theirs["counts"]))
-        return {**scores, "against": {**self.named(self.against), "miou": theirs["miou"], **difference}}
+        return scores | {"against": {"miou": theirs["miou"], **difference}}
 
-    def headline(self, result: Mapping[str, Any]) -> str:
-        """Mean IoU, how sure that is, and how it differs from the baseline's and from another run's."""
+    def words(self, result: Mapping[str, Any]) -> list[str]:
+        """Mean IoU, how sure that is, and the baseline's."""
         scores, one, percent = result["trained"], result["most_frequent"], "{:.1f}".format
-        words = [f"mean IoU {percent(100 * scores['miou'])} ± {percent(100 * scores['miou_error'])} %"]
-        words += [f"{one['class']} everywhere {percent(100 * one['miou'])} %"]
-        words += [f"pixel accuracy {percent(100 * scores['pixel_accuracy'])} %", *against_words(result, SEGMENTER)]
-        return f"{result['protocol']} on {result['dataset']}: {', '.join(words)}{left_out(result)}"
+        return [
+            f"mean IoU {percent(100 * scores['miou'])} ± {percent(100 * scores['miou_error'])} %",
+            f"{one['class']} everywhere {percent(100 * one['miou'])} %",
+            f"pixel accuracy {percent(100 * scores['pixel_accuracy'])} %",
+        ]
 
 
 def pixel_scores(counts: Int[Tensor, "n 3 K"], classes: Sequence[str]) -> Scores:

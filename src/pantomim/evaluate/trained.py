@@ -3,20 +3,19 @@
 Nothing is learned or chosen here. Classes are matched by name: the ids of a data set mean nothing outside it.
 """
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import tyro
 
 from pantomim.config import to_dict
-from pantomim.core.files import check_out, replace_file
+from pantomim.core.files import check_out
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.data.dataset import Contents, Dataset
@@ -24,9 +23,16 @@ from pantomim.data.layout import part_names
 from pantomim.data.masks import Masks
 from pantomim.data.sources import open_split, read_contents
 from pantomim.engine.runtime import usable_device
-from pantomim.evaluate.base import PROTOCOL_VERSION, Scores, read_scored, refuse_other_images
+from pantomim.evaluate.base import (
+    PROTOCOL_VERSION,
+    Scores,
+    left_out,
+    read_scored,
+    refuse_other_images,
+    write_result,
+)
 from pantomim.evaluate.features import check_images, collapse_warning
-from pantomim.formats.native import CLASSIFIER, SEGMENTER
+from pantomim.formats.native import CLASSIFIER, SEGMENTER, damaged, read_description
 
 RUN_WIDE = ("run", "data", "out", "chunk", "device", "protocol")  # options that are no settings of a result
 FROM_SCRATCH = "scratch"  # the folder, in that of a run, of the same training without pre-trained weights
@@ -45,6 +51,24 @@ class Trained:
     about: Mapping[str, Any]  # classifier.json, or segmenter.json
     device: torch.device
 
+    kind: ClassVar[str]  # which pair of files of the run
+    load: ClassVar[Any]  # from the folder
+    by_class: ClassVar[dict[str, str]]  # what the description must have of every class, and what that is called
+    told: ClassVar[tuple[str, ...]]  # what else; it stands in results, too
+    more: ClassVar[tuple[str, ...]] = ()  # and what does not
+
+    @classmethod
+    def open(cls, run: str | Path, device: torch.device) -> Self:
+        """The network of a run, by the run's folder or the weights in it."""
+        folder, _ = find_head(run, (cls.kind,))
+        module, about = cls.load(folder), read_description(folder, cls.kind)
+        count, missing = about[cls.kind]["num_classes"], [name for name in (*cls.told, *cls.more) if name not in about]
+        if missing or any(len(about.get(name, ())) != count for name in cls.by_class):
+            called = " and ".join(cls.by_class.values())
+            lacks = f"no {', '.join(missing or cls.told)}, or not the {called} of all {count} classes"
+            raise damaged(folder / f"{cls.kind}.json", lacks)
+        return cls(folder, module.to(device), about, device)
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Their names, in the order of the logits."""
@@ -52,17 +76,16 @@ class Trained:
 
     def places(self, present: Sequence[str], where: str) -> dict[str, int]:
         """The place of each class by its name; refuses `present` ones that are not among them."""
-        owner, places = type(self.module).__name__, {name: place for place, name in enumerate(self.classes)}
+        places = {name: place for place, name in enumerate(self.classes)}
+        owner, ours = self.kind.capitalize(), ", ".join(self.classes[:10]) + " ..." * (len(self.classes) > 10)
         if len(places) < len(self.classes):
             raise ValueError(
-                f"{owner}.classes must have different names; got {', '.join(self.classes[:10])}. Rename those of the "
-                f"training, and train again."
+                f"{owner}.classes must have different names; got {ours}. Rename those of the training, and train again."
             )
         if unknown := [name for name in present if name not in places]:
             raise ValueError(
                 f"{owner}.classes must include those of the images; got {', '.join(unknown[:10])} in {where}, unknown "
-                f"to it. It was trained on {', '.join(self.classes[:10])}"
-                f"{' ...' if len(places) > 10 else ''}: rename or remove the others."
+                f"to it. It was trained on {ours}: rename or remove the others."
             )
         return places
 
@@ -107,24 +130,24 @@ class TaskEvaluation(ABC):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     protocol: tyro.conf.Suppress[str] = ""
 
-    trained_kind: ClassVar[str]  # which pair of files of the run
+    network: ClassVar[type[Trained]]
     stem: ClassVar[str]  # what the file of the result is named after, before the data
-    told: ClassVar[tuple[str, ...]]  # what of the network's description stands in the result
+
+    @property
+    def against(self) -> str | None:
+        """Another run that was scored on the same images: is the difference to it chance?"""
+        return None
 
     @abstractmethod
-    def open(self, device: torch.device) -> Any:
-        """The network."""
-
-    @abstractmethod
-    def score(self, trained: Any, dataset: Dataset, key: Mapping[str, Any]) -> dict[str, Any]:
+    def score(self, trained: Any, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
         """Scores under "trained", where other results have those of the encoder, and what else is to be written.
 
-        `key` is what identifies the data.
+        Under "against" how they differ from `theirs`, if these are given: the scores of the run `against`.
         """
 
     @abstractmethod
-    def headline(self, result: Mapping[str, Any]) -> str:
-        """The result in one line."""
+    def words(self, result: Mapping[str, Any]) -> list[str]:
+        """The scores, for the headline."""
 
     @cached_property
     def source(self) -> tuple[Contents, Masks | None]:
@@ -132,28 +155,28 @@ class TaskEvaluation(ABC):
         return read_contents(self.data), None
 
     @property
-    def name(self) -> str:
-        """Of the result's file in a run folder."""
-        return f"{self.stem}-{self.source[0].name}{'' if self.split == 'test' else f'-{self.split}'}.json"
-
-    @property
     def path(self) -> Path:
         """Of the result's file."""
-        return self.out or find_head(self.run, (self.trained_kind,))[0] / "eval" / self.name
+        return self.out or self.path_of(self.run)
+
+    def path_of(self, run: str) -> Path:
+        """Of the file in the folder of a run."""
+        name = f"{self.stem}-{self.source[0].name}{'' if self.split == 'test' else f'-{self.split}'}.json"
+        return find_head(run, (self.network.kind,))[0] / "eval" / name
 
     def to_file(self) -> tuple[Path, dict[str, Any]]:
         """Score, and write the result; a file about other images of the same name is left alone."""
-        begin = time.perf_counter()
-        trained = self.open(usable_device(type(self).__name__, self.device))
+        begin, owner, kind = time.perf_counter(), type(self).__name__, self.network.kind
+        trained = self.network.open(self.run, usable_device(owner, self.device))
         contents, masks = self.source
         split = part_names(contents.splits)["test"] if self.split == "test" else self.split
         whole, path = open_split(replace(contents, scale=self.scale), self.data, split), self.path
         whole = whole.labelled() if masks is None else whole
         key = whole.key() | ({} if masks is None else masks.key(whole.names))
-        check_out(f"{type(self).__name__}.out", path, [".json"])
+        check_out(f"{owner}.out", path, [".json"])
         if self.out is None:
-            refuse_other_images(type(self).__name__, path, key, self.data)
-        dataset = whole if self.test_images is None else whole.drawn(self.test_images)
+            refuse_other_images(owner, path, key, self.data)
+        dataset = whole.drawn(self.test_images)
         about = {
             "spec": self.data,
             "test_split": dataset.split,
@@ -165,7 +188,10 @@ class TaskEvaluation(ABC):
         }
         check_images(trained.module.encoder, dataset)
         warning = collapse_warning(trained.module.encoder, dataset)
-        scores = self.score(trained, dataset, key)
+        scores = self.score(trained, dataset, None if self.against is None else self.scores_of(self.against, key))
+        if self.against is not None:
+            ours, other = (find_head(run, (kind,))[0].resolve() for run in (self.run, self.against))
+            scores["against"] |= {kind: self.against, "from_scratch": other == ours / FROM_SCRATCH}
         broken = [asdict(image) for image in dataset.broken]
         result = {
             "protocol": self.stem,
@@ -174,20 +200,20 @@ class TaskEvaluation(ABC):
             "data": {**about, "num_test": len(dataset) - len(broken), "broken": broken},
             "labels_per_class": None,
             "settings": {name: value for name, value in to_dict(self).items() if name not in RUN_WIDE},
-            self.trained_kind: self.run,
-            f"{self.trained_kind}_sha256": trained.about["sha256"],
-            **{name: trained.about[name] for name in self.told},
+            kind: self.run,
+            f"{kind}_sha256": trained.about["sha256"],
+            **{name: trained.about[name] for name in trained.told},
             "chosen": trained.about.get("chosen"),
             **scores,
             "warnings": [] if warning is None else [warning],
             "wall_s": round(time.perf_counter() - begin, 2),
         }
-        replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
+        write_result(path, result)
         return path, result
 
     def scores_of(self, other: str, key: Mapping[str, Any]) -> Scores:
-        """What another run scored on the same images."""
-        path = find_head(other, (self.trained_kind,))[0] / "eval" / self.name
+        """What another run scored on the same images, which the key identifies."""
+        path = self.path_of(other)
         result = read_scored(path) if path.is_file() else {}
         drawn = result.get("settings", {}).get("test_images")
         if not result or result["data"].get("key") != key or drawn != self.test_images:
@@ -197,16 +223,11 @@ class TaskEvaluation(ABC):
             )
         return dict(result["trained"])
 
-    def named(self, other: str) -> dict[str, Any]:
-        """Which run a result is compared with, and whether that is the same training from scratch."""
-        ours, theirs = (find_head(run, (self.trained_kind,))[0].resolve() for run in (self.run, other))
-        return {self.trained_kind: other, "from_scratch": theirs == ours / FROM_SCRATCH}
-
-
-def against_words(result: Mapping[str, Any], kind: str) -> list[str]:
-    """How a result differs from another run's, for a headline; nothing where it was not compared."""
-    if (other := result.get("against")) is None:
-        return []
-    low, high = (f"{100 * end:+.1f}" for end in other["interval"])
-    than = "the same training from scratch" if other.get("from_scratch") else other[kind]
-    return [f"{100 * other['difference']:+.1f} points against {than} ({low} to {high})"]
+    def headline(self, result: dict[str, Any]) -> str:
+        """The result in one line, and how it differs from another run's."""
+        words = self.words(result)
+        if other := result.get("against"):
+            low, high = (f"{100 * end:+.1f}" for end in other["interval"])
+            than = "the same training from scratch" if other.get("from_scratch") else other[self.network.kind]
+            words.append(f"{100 * other['difference']:+.1f} points against {than} ({low} to {high})")
+        return f"{result['protocol']} on {result['dataset']}: {', '.join(words)}{left_out(result)}"

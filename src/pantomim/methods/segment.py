@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pantomim.core.batch import IGNORE, Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastTwo, PositiveShare
-from pantomim.core.scores import means, tally
+from pantomim.core.scores import count_pixels, means
 from pantomim.methods.base import Requirements
 from pantomim.methods.task import Task
 from pantomim.nn.segmenter import AUXILIARY_LEVEL, HeadConfig, Segmenter, UPerNetConfig, pixel_loss, segmented
@@ -93,7 +93,7 @@ class Segment(Task):
         assert batch.masks is not None
         assert isinstance(model, Segmenter)
         guesses = segmented(model, batch.images, batch.masks.shape[1:], self.config.stride)
-        return tally(guesses, batch.masks, self.config.num_classes, ignore=IGNORE).sum(dim=0).double()
+        return count_pixels(guesses, batch.masks, self.config.num_classes, ignore=IGNORE).sum(dim=0).double()
 
     def take_encoder(self, weights: dict[str, Tensor], table: str) -> tuple[dict[str, Tensor], list[str]]:
         """As of every task; a final norm that is left out is kept for the encoder that is exported."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pantomim.config import Duration
-from pantomim.core.scores import class_accuracy, intersection_over_union, means, pixel_accuracy, tally
+from pantomim.core.scores import class_accuracy, count_pixels, intersection_over_union, means, pixel_accuracy
 from pantomim.data.transforms import fitted_size
 from pantomim.methods.segment import Segment, SegmentConfig
 from pantomim.nn.blocks import drop_path_rates
@@ -96,7 +96,9 @@ def downstream_upernet(item: Item) -> Computed:
     share = (labels != ignore).double().mean()
     outputs |= weighted | {"total": total, "loss_mean_over_counted_pixels": losses[""] / share}
     for name, tensor in logits.items():
-        counts = tally(enlarge(tensor, labels.shape[1:]).argmax(dim=1), labels, classes, ignore=ignore).sum(dim=0)
+        counts = count_pixels(enlarge(tensor, labels.shape[1:]).argmax(dim=1), labels, classes, ignore=ignore).sum(
+            dim=0
+        )
         if (stated := item.output(f"{name}accuracy")) is not None:  # per cent, in float32
             off = distance(100 * pixel_accuracy(counts).reshape(stated.shape), stated.double())
             errors[f"{name}accuracy"] = off / (FLOAT32 * 100)
@@ -154,7 +156,7 @@ def downstream_mean_iou(item: Item) -> Computed:
             labels = torch.where((labels == 0) | (labels == 255), 255, labels - 1)
         found.outputs[f"label_used_{number}"] = labels
         guesses, settings = item.input(f"prediction_{number}").long(), {"ignore": config["ignore_index"]}
-        by_image.append(tally(guesses[None], labels[None], config["num_classes"], **settings))
+        by_image.append(count_pixels(guesses[None], labels[None], config["num_classes"], **settings))
     each = torch.cat(by_image)
     counts = each.sum(dim=0)
     found.outputs |= _counted(counts) | {"accuracy_per_class": class_accuracy(counts).nan_to_num(-1)}
@@ -369,7 +371,7 @@ def _test(item: Item, model: Segment) -> tuple[dict[str, Tensor], Tensor]:
         guesses, corner = logits.argmax(dim=1), config["corner"]
         found[f"test_logits_{number}"] = logits[0, :, -corner:, -corner:]
         found[f"test_prediction_{number}"] = guesses[0]
-        counts += tally(guesses, labels, config["num_classes"], ignore=config["ignore_index"]).sum(dim=0)
+        counts += count_pixels(guesses, labels, config["num_classes"], ignore=config["ignore_index"]).sum(dim=0)
     return found, counts
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "TOKENIZER_RECIPES",
     "Prepared",
     "prepare",
+    "trained_by",
 ]
 
 FAMILIES = (  # the only list; one line a paper
@@ -62,5 +63,13 @@ BARE_OF = {
     trained: {family.bare: family for family in FAMILIES if family.bare and family.trains == trained}
     for trained in get_args(Trained)
 }
+
+
+def trained_by(name: str | None) -> Trained | None:
+    """What a recipe, or a bare method, of this name trains; None: there is none."""
+    names = {kind: [*BARE_OF[kind], *(recipe.name for recipe in RECIPES_OF[kind])] for kind in BARE_OF}
+    return next((kind for kind in names if name in names[kind]), None)
+
+
 RECIPES, TOKENIZER_RECIPES = RECIPES_OF["encoder"], RECIPES_OF["tokenizer"]
 BARE_METHODS, BARE_TOKENIZERS = BARE_OF["encoder"], BARE_OF["tokenizer"]

@@ -4,135 +4,90 @@ Where paper and code of MAE disagree, the numbers are those of the code, which
 the released weights belong to.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain, Stages, Validation, read_plan
+from pantomim.config import DataConfig, Duration, Pretrain, Stages, Validation, read_plan
 from pantomim.data.transforms import Crop
 from pantomim.methods.supervised import SupervisedConfig
-from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
-from pantomim.recipes.recipe import BASE_WIDTH, NOT_MEASURED, Family, Scale
+from pantomim.nn.vit import EncoderConfig
+from pantomim.recipes.recipe import BASE_WIDTH, BEIT_ENCODER, CAE_ENCODER, Numbers, Preset, Scale
 from pantomim.recipes.supervised import AUGMENT
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """Of one size on ImageNet-1K at 224x224; the rate is the peak at that batch, the score the published top-1."""
-
-    epochs: int
-    warmup: int
-    batch: int
-    lr: float
-    layer_decay: float
-    drop_path: float
-    score: str
-    clip: float | None = None
-    repeats: int = 1
-    layer_scale: float | None = None  # of pre-training
-
-
-@dataclass(frozen=True)
-class Preset:
-    """How the authors of a paper fine-tune."""
-
-    title: str
-    sizes: Mapping[str, Numbers]
-    parts: Mapping[str, Any]  # of the classifier
-    note: str
-    encoder: Mapping[str, Any] = field(default_factory=dict)
-
-    def in1k(self, size: str) -> Pretrain:
-        """The recipe of one size."""
-        row = self.sizes[size]
-        encoder: Any = {
-            "drop_path": row.drop_path,
-            "layer_scale": row.layer_scale,
-            **ENCODER_SIZES[size],
-            **self.encoder,
-        }
-        return Pretrain(
-            recipe="finetune",
-            data=DataConfig(crop=Crop(scale=(0.08, 1.0), flip=True), augment=AUGMENT, repeats=row.repeats),
-            method=SupervisedConfig(  # smoothing 0.1, mixup 0.8, CutMix 1.0 in all, as in its defaults
-                encoder=EncoderConfig((224, 224), 14 if size == "huge" else 16, **encoder), pool="mean", **self.parts
-            ),
-            optim=OptimConfig(
-                base_lr=row.lr * 256 / row.batch,
-                min_lr=1e-6,
-                warmup=Duration(epochs=row.warmup),
-                weight_decay=0.05,
-                betas=(0.9, 0.999),
-                layer_decay=row.layer_decay,
-                decay_tokens=False,
-                clip_norm=row.clip,
-                schedule="beit" if self.parts["head_init"] == "beit" else "mae",  # of BEiT's scripts, and CAE's
-            ),
-            batch_size=row.batch,
-            duration=Duration(epochs=row.epochs),
-            validation=Validation(),
-        )
+def in1k(preset: Preset, size: str) -> Pretrain:
+    """A preset's recipe of one size on ImageNet-1K at 224x224; scores are top-1."""
+    row = preset.sizes[size]
+    return Pretrain(
+        recipe="finetune",
+        data=DataConfig(crop=Crop(scale=(0.08, 1.0), flip=True), augment=AUGMENT, repeats=row.repeats),
+        # smoothing 0.1, mixup 0.8, CutMix 1.0 in all, as in its defaults
+        method=SupervisedConfig(encoder=preset.encoder_of(size, (224, 224)), pool="mean", **preset.parts),
+        optim=preset.optim_of(
+            size, min_lr=1e-6, warmup=Duration(epochs=row.warmup), decay_tokens=False, clip_norm=row.clip
+        ),
+        batch_size=row.batch,
+        duration=Duration(epochs=row.epochs),
+        validation=Validation(),
+    )
 
 
 MAES = {"head_init": "mae", "learn_positions": True}  # models_vit.py, main_finetune.py
+TABLES = {"relative_position": "blocks"}
 PRESETS = {
     "mae": Preset(  # FINETUNE.md: 5e-4, 1e-3 and 1e-3 per 256 images
         "MAE",
         {
-            "base": Numbers(100, 5, 1024, 2e-3, 0.65, 0.1, "83.6"),
-            "large": Numbers(50, 5, 1024, 4e-3, 0.75, 0.2, "85.9"),
-            "huge": Numbers(50, 5, 1024, 4e-3, 0.75, 0.3, "86.9"),
+            "base": Numbers(2e-3, 0.65, 0.1, "83.6", epochs=100),
+            "large": Numbers(4e-3, 0.75, 0.2, "85.9"),
+            "huge": Numbers(4e-3, 0.75, 0.3, "86.9"),
         },
-        MAES,
         "the authors print the best epoch on the validation set",
+        MAES,
     ),
     "beit": Preset(  # Table 13, modeling_finetune.py
         "BEiT",
         {
-            "base": Numbers(100, 20, 1024, 4e-3, 0.65, 0.1, "83.2 (800 epochs)", repeats=3, layer_scale=0.1),
-            "large": Numbers(50, 5, 1024, 4e-3, 0.75, 0.1, "85.2", layer_scale=1e-5),
+            "base": Numbers(4e-3, 0.65, 0.1, "83.2 (800 epochs)", 0.1, epochs=100, warmup=20, repeats=3),
+            "large": Numbers(4e-3, 0.75, 0.1, "85.2", 1e-5),
         },
-        {"head_init": "beit"},
         "rate: searched in 2e-3 ... 5e-3 by the authors, who do not say which; the middle is ours",
-        {"position": "none", "relative_position": "blocks", "attention_bias": "qv", "initialisation": "beit"},
+        {"head_init": "beit"},
+        BEIT_ENCODER | TABLES,
+        schedule="beit",
     ),
     "cae": Preset(  # scripts/cae_*_finetune.sh; run_class_finetuning.py: norm becomes fc_norm
         "CAE",
         {
-            "base": Numbers(100, 5, 4096, 8e-3, 0.65, 0.1, "83.9 (1600 epochs)", layer_scale=0.1),
-            "large": Numbers(50, 5, 4096, 2e-3, 0.75, 0.2, "86.2", layer_scale=1e-5),
+            "base": Numbers(8e-3, 0.65, 0.1, "83.9 (1600 epochs)", 0.1, batch=4096, epochs=100),
+            "large": Numbers(2e-3, 0.75, 0.2, "86.2", 1e-5, batch=4096),
         },
-        {"head_init": "beit", "norm_init": "pretrained"},
         "positions: fixed, those of the formula for the image size, beside new tables of relative positions",
-        {
-            "position": "sincos_rows_first",
-            "relative_position": "blocks",
-            "attention_bias": "qv",
-            "initialisation": "cae",
-        },
+        {"head_init": "beit", "norm_init": "pretrained"},
+        CAE_ENCODER | TABLES,
+        schedule="beit",
     ),
     "dbot": Preset(  # FINETUNE.md: 3e-4 per 256 images; main_finetune.py
         "dBOT",
         {
-            "base": Numbers(100, 5, 1024, 1.2e-3, 0.65, 0.1, "84.5"),
-            "large": Numbers(50, 5, 1024, 1.2e-3, 0.75, 0.25, "86.6", clip=1.0),
-            "huge": Numbers(50, 5, 1024, 1.2e-3, 0.75, 0.3, "87.4"),
+            "base": Numbers(1.2e-3, 0.65, 0.1, "84.5", epochs=100),
+            "large": Numbers(1.2e-3, 0.75, 0.25, "86.6", clip=1.0),
+            "huge": Numbers(1.2e-3, 0.75, 0.3, "87.4"),
         },
-        MAES | {"head_init": "dbot"},
         "ViT-H: the authors accumulate two micro-batches",
+        MAES | {"head_init": "dbot"},
     ),
     "colormae": Preset(  # vit-base-p16_8xb128-coslr-100e_in1k.py
         "ColorMAE",
-        {"base": Numbers(100, 5, 1024, 2e-3, 0.65, 0.1, "83.8 (1600 epochs, best epoch)")},
-        MAES,
+        {"base": Numbers(2e-3, 0.65, 0.1, "83.8 (1600 epochs, best epoch)", epochs=100)},
         "ViT-L: not stated by the authors",
+        MAES,
     ),
     "cmt_mae": Preset(
         "CMT-MAE (a default of ours: MILAN's)",
-        {"base": Numbers(100, 5, 1024, 4e-4, 0.65, 0.1, "85.7 (whose recipe is not stated)")},
-        MAES,
+        {"base": Numbers(4e-4, 0.65, 0.1, "85.7 (whose recipe is not stated)", epochs=100)},
         "CMT-MAE's authors state no recipe: all numbers are MILAN's",
+        MAES,
     ),
 }
 
@@ -229,15 +184,14 @@ def from_scratch(run: Pretrain) -> Pretrain:
     return replace(run, init=None, method=method, optim=replace(run.optim, layer_decay=1.0))
 
 
+MIXING_NOTE = "partners in mixing are neighbours in the global batch; the authors mix in reverse order"
 FINETUNING = tuple(
-    Family(
+    preset.family(
         f"finetune_{name}",
-        f"Fine-tuning as {preset.title}",
-        preset.in1k,
-        {size: (NOT_MEASURED, numbers.score) for size, numbers in preset.sizes.items()},
+        "Fine-tuning",
+        in1k,
         rescale=rescale,
-        bare=f"finetune_{name}",
-        notes=(preset.note, "partners in mixing are neighbours in the global batch; the authors mix in reverse order"),
+        notes=(preset.note, MIXING_NOTE),
         trains="classifier",
     )
     for name, preset in PRESETS.items()

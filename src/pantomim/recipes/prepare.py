@@ -89,7 +89,23 @@ def prepare(
     resized = steps is not None or epochs is not None
     if trains == "tokenizer" and name is None and config is None:
         name = "dvae" if teacher is None else "vqkd"
-    prepared = _start(name, config, size, data, scale, init, trains, subset or {}, balanced, begun)
+    family = recipes.BARE_OF[trains].get(name or "")
+    if (name is None) == (config is None):
+        raise ValueError(
+            f"prepare needs either a recipe or prepare.config; got {name} and {config}. `pantomim recipes` lists "
+            f"recipes."
+        )
+    if size is not None and family is None:
+        raise ValueError(
+            f"prepare.size goes with a bare method ({', '.join(recipes.BARE_OF[trains])}); {name or config} fixes its "
+            f"size. Leave it out, or name another recipe."
+        )
+    if config is not None:
+        prepared = _from_file(config, trains)
+    elif family is not None:
+        prepared = _from_data(family, data, scale, size, init, subset or {}, balanced, _found(begun))
+    else:
+        prepared = Prepared(**vars(_named(name, trains)))
     run = prepared.config
     if subset and config is not None:
         run = replace(run, data=replace(run.data, **subset))
@@ -131,38 +147,15 @@ def prepare(
     return replace(prepared, reinit=cast(Reinit, reinit or prepared.reinit), evaluate=evaluate or prepared.evaluate)
 
 
-def _start(
-    name: str | None,
-    config: Path | None,
-    size: str | None,
-    data: str | None,
-    scale: float | None,
-    init: str | None,
-    trains: Trained,
-    subset: Mapping[str, Any],
-    balanced: bool,
-    begun: Path | None,
-) -> Prepared:
-    """What a name or a file gives, before any other choice."""
-    bare, named = recipes.BARE_OF[trains], {recipe.name: recipe for recipe in recipes.RECIPES_OF[trains]}
-    if (name is None) == (config is None):
-        raise ValueError(
-            f"prepare needs either a recipe or prepare.config; got {name} and {config}. `pantomim recipes` lists "
-            f"recipes."
-        )
-    if size is not None and name not in bare:
-        raise ValueError(
-            f"prepare.size goes with a bare method ({', '.join(bare)}); {name or config} fixes its size. Leave it out, "
-            f"or name another recipe."
-        )
-    if config is not None:
-        return _from_file(config, bare, named, trains)
-    if name in bare:
-        return _from_data(bare[name], data, scale, size, init, subset, balanced, _found(begun))
+def _named(name: str | None, trains: Trained) -> Recipe:
+    """The recipe of a full name."""
+    named = {recipe.name: recipe for recipe in recipes.RECIPES_OF[trains]}
     if name not in named:
-        advice = did_you_mean(str(name), [*named, *bare], "`pantomim recipes` lists them all.")
-        raise ValueError(f"There is no recipe {name}.{advice}")
-    return Prepared(**vars(named[name]))
+        known = [*named, *recipes.BARE_OF[trains]]
+        raise ValueError(
+            f"There is no recipe {name}.{did_you_mean(str(name), known, '`pantomim recipes` lists them all.')}"
+        )
+    return named[name]
 
 
 _COMMANDS = {
@@ -174,24 +167,27 @@ _COMMANDS = {
 _A = {trained: f"{'an' if trained == 'encoder' else 'a'} {trained}" for trained in _COMMANDS}
 
 
-def _from_file(path: Path, bare: Mapping[str, Family], named: Mapping[str, Recipe], trains: Trained) -> Prepared:
+def _from_file(path: Path, trains: Trained) -> Prepared:
     """The run of a file, compared with the paper of its recipe, or of its method."""
     plan = read_plan(path)
     config = plan.run if isinstance(plan, Stages) else plan
     method: Any = config.method
-    trained = next(
-        trained
-        for trained, families in recipes.BARE_OF.items()
-        if config.recipe in {*families, *(recipe.name for recipe in recipes.RECIPES_OF[trained])}
-        or (trained in ("encoder", "tokenizer") and method.kind in families)
-    )
+    trained = recipes.trained_by(config.recipe) or recipes.trained_by(method.kind)
+    if trained is None:
+        names = [*recipes.BARE_OF[trains], *(recipe.name for recipe in recipes.RECIPES_OF[trains])]
+        raise ValueError(
+            f"prepare.config must have the name of a recipe in its `recipe`, or a method that is one; got {path}, a "
+            f"run of {config.recipe} with the method {method.kind}."
+            f"{did_you_mean(config.recipe, names, '`pantomim recipes` lists them all.')}"
+        )
     if trained != trains:
         raise ValueError(
             f"prepare.config must be of a run that trains {_A[trains]}; got {path}, a run of {config.recipe}. "
             f"`pantomim {_COMMANDS[trained]}` repeats it."
         )
+    bare = recipes.BARE_OF[trains]
     family = bare.get(config.recipe) or bare.get(method.kind) or next(iter(bare.values()))
-    known = named.get(config.recipe)
+    known = next((recipe for recipe in recipes.RECIPES_OF[trains] if recipe.name == config.recipe), None)
     paper = known.paper if known else family.paper(method.encoder.width if hasattr(method, "encoder") else 0)
     source = known or family
     prepared = Prepared(config, paper, f"the run of {path}", notes=source.notes, origins=source.origins)
@@ -216,15 +212,16 @@ def _from_data(
             f"prepare.data must be given for the bare method {family.bare}, which asks the images for their size and "
             f"channels; got None."
         )
-    subset, masks, start, whole = dict(subset), subset.get("masks"), None, None
+    used, start, num_whole, labels = dict(subset), None, None, None
+    masks: MaskConfig | None = used.pop("masks", None)
     if masks is None:
-        dataset = open_source(data, "train", scale)
-        dataset = dataset.labelled() if family.trains == "classifier" else dataset
-        whole = len(dataset)
-        dataset = dataset.part(**subset)
+        complete = open_source(data, "train", scale)
+        complete = complete.labelled() if family.trains == "classifier" else complete
+        dataset = complete.part(**used)
+        num_whole, labels = len(complete), dataset.labels
         facts = dataset.facts if found is None else found[0].facts
     else:
-        dataset, facts, subset["masks"] = _of_masks(data, scale, found, **subset)
+        dataset, facts, masks = _of_masks(data, scale, found, masks, **used)
     stats = (found and found[1]) or channel_stats(dataset)
     if init is not None and size is None:
         encoder = load_encoder(init)
@@ -238,12 +235,12 @@ def _from_data(
             start = replace(start, in_chans=facts.channels, mean=stats.mean, std=stats.std)
         check_scale(encoder, dataset)
     size = size or family.default_size
-    config: Any = family.fit(size, facts, stats, start, whole)
-    if balanced and dataset.labels is not None:
-        config = replace(config, method=replace(config.method, class_weights=_weights(dataset.labels)))
+    config: Any = family.fit(size, facts, stats, start, num_whole)
+    if balanced and labels is not None:
+        config = replace(config, method=replace(config.method, class_weights=_weights(labels)))
     if masks is not None:
-        subset["masks"] = replace(subset["masks"], crop=config.data.masks.crop)
-    config = replace(config, data=replace(config.data, **subset))
+        used["masks"] = replace(masks, crop=config.data.masks.crop)
+    config = replace(config, data=replace(config.data, **used))
     return Prepared(
         config,
         family.paper(0 if family.trains == "tokenizer" else config.method.encoder.width),

@@ -6,6 +6,7 @@ from a smaller budget is decided here (`scale`), once for all methods, and is ou
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain, leaves, to_dict
@@ -167,9 +168,7 @@ class Recipe:
     expected: str = ""  # score, and who measured it
     notes: tuple[str, ...] = ()  # what differs from the paper and is no field of the config
     stages: int | None = None  # how many runs a chain has; None: a single run
-    origins: Mapping[str, str] | None = (
-        None  # where values that the paper does not state come from, by name's beginning
-    )
+    origins: Mapping[str, str] | None = None  # of values that the paper does not state, by their names' beginnings
 
     @property
     def name(self) -> str:
@@ -241,6 +240,62 @@ class Family:
         cost, expected, *notes = row
         summary = f"{self.title}, {what}."
         return Recipe(config, paper, summary, cost, expected, (*notes, *self.notes), self.stages, self.origins)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Of one size in training for a task; the rate is the peak at that batch, the score the published one."""
+
+    lr: float
+    layer_decay: float
+    drop_path: float
+    score: str
+    layer_scale: float | None = None  # of pre-training
+    batch: int = 1024
+    epochs: int = 50
+    warmup: int = 5  # epochs
+    clip: float | None = None
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How the authors of a paper train for a task."""
+
+    title: str
+    sizes: Mapping[str, Numbers]
+    note: str
+    parts: Mapping[str, Any] = field(default_factory=dict)  # of the method
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Literal["mae", "beit", "mmcv", "poly"] = "mae"
+
+    def encoder_of(self, size: str, image_size: tuple[int, int], **more: Any) -> EncoderConfig:
+        """The encoder of one size."""
+        row, patch = self.sizes[size], 14 if size == "huge" else 16
+        sizes: Any = {**ENCODER_SIZES[size], **self.encoder, **more}
+        return EncoderConfig(image_size, patch, drop_path=row.drop_path, layer_scale=row.layer_scale, **sizes)
+
+    def optim_of(self, size: str, **more: Any) -> OptimConfig:
+        """Optimiser and schedule of one size."""
+        row = self.sizes[size]
+        return OptimConfig(
+            base_lr=row.lr * 256 / row.batch,
+            weight_decay=0.05,
+            betas=(0.9, 0.999),
+            layer_decay=row.layer_decay,
+            schedule=self.schedule,
+            **more,
+        )
+
+    def family(self, name: str, title: str, published: Callable[["Preset", str], Pretrain], **more: Any) -> Family:
+        """The recipes of a task that follow this paper; `published` makes the config of a size."""
+        rows = {size: (NOT_MEASURED, row.score) for size, row in self.sizes.items()}
+        return Family(name, f"{title} as {self.title}", partial(published, self), rows, bare=name, **more)
+
+
+# Of pre-training, beside what `ENCODER_SIZES` has.
+BEIT_ENCODER = {"position": "none", "attention_bias": "qv", "initialisation": "beit"}
+CAE_ENCODER = {"position": "sincos_rows_first", "attention_bias": "qv", "initialisation": "cae"}
 
 
 def with_parts(run: Pretrain, **parts: Any) -> Pretrain:

@@ -6,111 +6,77 @@ windows of 512 every 341 pixels in the test. The best rate falls as pre-training
 encoders at two rates each, or say that one was used.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from functools import partial
 
-from pantomim.config import DataConfig, Duration, MaskConfig, OptimConfig, Pretrain, Validation
+from pantomim.config import DataConfig, Duration, MaskConfig, Pretrain, Validation
 from pantomim.data.distortion import Distortion
 from pantomim.data.mask_crops import MaskCrop
 from pantomim.methods.segment import SegmentConfig
 from pantomim.nn.segmenter import UPerNetConfig
-from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.recipes.finetune import encoder_for
-from pantomim.recipes.recipe import BASE_WIDTH, NOT_MEASURED, Family, Scale, choose_patch
+from pantomim.recipes.recipe import BASE_WIDTH, BEIT_ENCODER, CAE_ENCODER, Numbers, Preset, Scale, choose_patch
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """Of one size on ADE20K; the rate is the peak at a batch of 16, the score the published mIoU."""
-
-    lr: float
-    layer_decay: float
-    drop_path: float
-    score: str
-    layer_scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Preset:
-    """How the authors of a paper train a segmenter."""
-
-    title: str
-    sizes: Mapping[str, Numbers]
-    note: str
-    encoder: Mapping[str, Any] = field(default_factory=dict)
-    learn_positions: bool = True
-    schedule: Literal["mmcv", "poly"] = "mmcv"
-
-    def ade20k(self, size: str) -> Pretrain:
-        """The recipe of one size."""
-        row = self.sizes[size]
-        encoder: Any = {
-            "drop_path": row.drop_path,
-            "layer_scale": row.layer_scale,
-            **ENCODER_SIZES[size],
-            **self.encoder,
-        }
-        return Pretrain(
-            recipe="segment",
-            data=DataConfig(masks=MaskConfig()),
-            method=SegmentConfig(
-                encoder=EncoderConfig((512, 512), relative_position="blocks", **encoder),
-                head=UPerNetConfig(),
-                learn_positions=self.learn_positions,
-            ),
-            optim=OptimConfig(
-                base_lr=row.lr * 256 / 16,
-                start_lr=1e-6 * row.lr,
-                warmup=Duration(steps=1500),
-                schedule=self.schedule,
-                weight_decay=0.05,
-                betas=(0.9, 0.999),
-                layer_decay=row.layer_decay,
-                decay_tokens=True,
-            ),
-            batch_size=16,
-            duration=Duration(steps=160_000),
-            validation=Validation(every=16_000),
-        )
+def ade20k(preset: Preset, size: str) -> Pretrain:
+    """A preset's recipe of one size on ADE20K; scores are mIoU."""
+    row = preset.sizes[size]
+    return Pretrain(
+        recipe="segment",
+        data=DataConfig(masks=MaskConfig()),
+        method=SegmentConfig(
+            encoder=preset.encoder_of(size, (512, 512), relative_position="blocks"),
+            head=UPerNetConfig(),
+            **preset.parts,
+        ),
+        optim=preset.optim_of(size, start_lr=1e-6 * row.lr, warmup=Duration(steps=1500), decay_tokens=True),
+        batch_size=row.batch,
+        duration=Duration(steps=160_000),
+        validation=Validation(every=16_000),
+    )
 
 
+numbers = partial(Numbers, batch=16, layer_scale=1.0)
 DBOT = {
-    "base": Numbers(1e-4, 0.65, 0.2, "49.5 mIoU (teacher ViT-B)"),
-    "large": Numbers(3e-5, 0.95, 0.2, "54.5 mIoU (teacher ViT-L)"),
+    "base": numbers(1e-4, 0.65, 0.2, "49.5 mIoU (teacher ViT-B)"),
+    "large": numbers(3e-5, 0.95, 0.2, "54.5 mIoU (teacher ViT-L)"),
 }
 PRESETS = {
     "mae": Preset(
         "MAE",
-        {"base": Numbers(1e-4, 0.65, 0.1, "48.1 mIoU (the paper's, whose rate is not stated)")},
+        {"base": numbers(1e-4, 0.65, 0.1, "48.1 mIoU (the paper's, whose rate is not stated)")},
         "rate, layer decay and drop path: mmsegmentation's, as the authors state none",
         schedule="poly",
     ),
     "beit": Preset(  # upernet_beit_base_12_512_slide_160k_ade20k_pt.py
         "BEiT",
         {
-            "base": Numbers(7e-4, 0.65, 0.1, "45.6 mIoU (the paper's, with another head)", 0.1),
-            "large": Numbers(2e-5, 0.95, 0.2, "not stated", 1e-6),
+            "base": numbers(7e-4, 0.65, 0.1, "45.6 mIoU (the paper's, with another head)", layer_scale=0.1),
+            "large": numbers(2e-5, 0.95, 0.2, "not stated", layer_scale=1e-6),
         },
         "ViT-L: the authors give numbers only after fine-tuning on ImageNet-22K, and these are they",
-        {"position": "none", "attention_bias": "qv", "initialisation": "beit"},
+        encoder=BEIT_ENCODER,
+        schedule="mmcv",
     ),
     "cae": Preset(
         "CAE",
         {
-            "base": Numbers(1e-4, 0.65, 0.1, "50.3 mIoU (1600 epochs)", 0.1),
-            "large": Numbers(4e-5, 0.95, 0.15, "54.9 mIoU (1600 epochs)", 1e-5),
+            "base": numbers(1e-4, 0.65, 0.1, "50.3 mIoU (1600 epochs)", layer_scale=0.1),
+            "large": numbers(4e-5, 0.95, 0.15, "54.9 mIoU (1600 epochs)", layer_scale=1e-5),
         },
         "rate of ViT-B: 3e-4 after 300 epochs of pre-training, 2e-4 after 800, 1e-4 after 1600",
-        {"position": "sincos_rows_first", "attention_bias": "qv", "initialisation": "cae"},
-        learn_positions=False,
+        {"learn_positions": False},
+        CAE_ENCODER,
+        schedule="mmcv",
     ),
-    "dbot": Preset("dBOT", DBOT, "with a teacher of CLIP's: other numbers (see the paper's branch beit)"),
+    "dbot": Preset(
+        "dBOT", DBOT, "with a teacher of CLIP's: other numbers (see the paper's branch beit)", schedule="mmcv"
+    ),
     "colormae": Preset(
         "ColorMAE",
         {
-            "base": Numbers(1e-4, 0.65, 0.1, "49.3 mIoU (1600 epochs)"),
-            "large": Numbers(9e-5, 0.75, 0.2, "51.5 mIoU (800 epochs)"),
+            "base": numbers(1e-4, 0.65, 0.1, "49.3 mIoU (1600 epochs)"),
+            "large": numbers(9e-5, 0.75, 0.2, "51.5 mIoU (800 epochs)"),
         },
         "the authors train in float32",
         schedule="poly",
@@ -119,6 +85,7 @@ PRESETS = {
         "CMT-MAE (a default of ours: dBOT's)",
         {"base": replace(DBOT["base"], score="not stated")},
         "CMT-MAE's authors state no recipe: all numbers are dBOT's of ViT-B",
+        schedule="mmcv",
     ),
 }
 
@@ -178,13 +145,11 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
 
 
 SEGMENTING = tuple(
-    Family(
+    preset.family(
         f"segment_{name}",
-        f"Segmentation as {preset.title}",
-        preset.ade20k,
-        {size: (NOT_MEASURED, numbers.score) for size, numbers in preset.sizes.items()},
+        "Segmentation",
+        ade20k,
         rescale=rescale,
-        bare=f"segment_{name}",
         notes=(preset.note,),
         trains="segmenter",
         data="ADE20K",

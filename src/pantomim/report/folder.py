@@ -28,20 +28,10 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Reconstructions as 8-bit pictures (n, H, W, 1 or 3), where a patch was masked, and what is known of them."""
+class Triplets:
+    """Images in three ways, as 8-bit pictures (H, W, C) behind an image's name, and what is known of them."""
 
-    original: np.ndarray
-    pasted: np.ndarray
-    mask: np.ndarray
-    about: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Segmentations:
-    """Names of images and 8-bit pictures (H, W, 3): as they are, with their true and with their predicted classes."""
-
-    triples: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
+    entries: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
     about: dict[str, Any]
 
 
@@ -59,10 +49,10 @@ class RunFolder:
     num_parameters: int | None  # learned numbers in encoder.safetensors, without its position table
     metrics: Metrics  # metrics.jsonl
     evaluations: dict[str, dict[str, Any]]  # eval/*.json by file name, without the ending
-    pictures: Pictures | None  # analysis/reconstructions.npz
+    pictures: Triplets | None  # analysis/reconstructions.npz: original, masked, reconstruction
     alignment: PictureRows | None  # analysis/alignment.npz, of a run of CAE
     guidance: PictureRows | None  # analysis/guidance.npz, of a run of CMT-MAE
-    segmentations: Segmentations | None  # analysis/segmentations.npz, of a run of segmentation
+    segmentations: Triplets | None  # analysis/segmentations.npz: image, true and predicted classes
     inside: list[BlockFacts]  # analysis/attention-distance.npz, spectrum.npz, cka.npz
     problems: list[str]  # files that cannot be read, and why
 
@@ -92,16 +82,13 @@ def read_run(run: str | Path) -> RunFolder:
             problems.append(f"{name} cannot be read ({type(error).__name__}: {error})")
             return otherwise
 
+    described = ("environment", "finished", "encoder", "classifier", "segmenter")
     inside = [attempt(f"analysis/{kind}.npz", read_block_facts) for kind in LAYERS]
     found = {file.stem: attempt(f"eval/{file.name}", _read_mapping) for file in sorted((path / "eval").glob("*.json"))}
     return RunFolder(
         path=path,
         config=attempt("config.yaml", _read_mapping, {}),
-        environment=attempt("environment.json", _read_mapping, {}),
-        finished=attempt("finished.json", _read_mapping, {}),
-        encoder=attempt("encoder.json", _read_mapping, {}),
-        classifier=attempt("classifier.json", _read_mapping, {}),
-        segmenter=attempt("segmenter.json", _read_mapping, {}),
+        **{name: attempt(f"{name}.json", _read_mapping, {}) for name in described},
         num_parameters=attempt("encoder.safetensors", _count_parameters),
         metrics=attempt("metrics.jsonl", _read_metrics, Metrics(np.empty(0, dtype=np.int64), {})),
         evaluations={stem: result for stem, result in found.items() if result},
@@ -156,10 +143,17 @@ def _count_parameters(file: Path) -> int:
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name not in ("__metadata__", "pos_embed"))
 
 
-def _read_pictures(file: Path) -> Pictures:
+def _read_pictures(file: Path) -> Triplets:
+    """Masked patches are transparent in the second picture of each."""
     with np.load(file, allow_pickle=False) as arrays:
         about = json.loads(str(arrays["about"])) if "about" in arrays.files else {}
-        return Pictures(arrays["original"], arrays["pasted"], arrays["mask"], about)
+        original, pasted, visible = arrays["original"], arrays["pasted"], ~arrays["mask"]
+    height, width = (side // count for side, count in zip(original.shape[1:3], visible.shape[1:], strict=True))
+    opacity = np.uint8(255) * visible.repeat(height, axis=1).repeat(width, axis=2)
+    masked = np.concatenate([original, opacity[..., None]], axis=3)
+    names = [str(name) for name in about.get("items", ())]
+    names += [str(number + 1) for number in range(len(names), len(original))]
+    return Triplets(list(zip(names, original, masked, pasted, strict=True)), about)
 
 
 def _read_rows(file: Path) -> PictureRows:
@@ -170,11 +164,9 @@ def _read_rows(file: Path) -> PictureRows:
     return PictureRows(tuple(about["items"]), rows, about["caption"])
 
 
-_KINDS = ("image", "truth", "prediction")
-
-
-def _read_segmentations(file: Path) -> Segmentations:
+def _read_segmentations(file: Path) -> Triplets:
     with np.load(file, allow_pickle=False) as content:
         about = json.loads(str(content["about"]))
-        image, truth, predicted = ([content[f"{kind}_{k}"] for k in range(len(about["items"]))] for kind in _KINDS)
-        return Segmentations(list(zip(about["items"], image, truth, predicted, strict=True)), about)
+        kinds = ("image", "truth", "prediction")
+        entries = [(name, *(content[f"{kind}_{k}"] for kind in kinds)) for k, name in enumerate(about["items"])]
+    return Triplets(entries, about)

@@ -8,14 +8,12 @@ import io
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib import metadata, resources
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
-
-from pantomim.report.folder import Pictures
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("pantomim.report", "."),
@@ -33,43 +31,11 @@ def fill_template(template: str, styles: Sequence[str] = ("page.css",), /, **val
     return TEMPLATES.get_template(template).render(style=Markup(style), **values)  # ours, without user strings
 
 
-class Triplet(NamedTuple):
-    """One held-out image three times, as 8-bit pictures; masked patches of `masked` are transparent."""
-
-    item: str
-    original: np.ndarray
-    masked: np.ndarray
-    reconstruction: np.ndarray
-
-
-def triplets(pictures: Pictures) -> list[Triplet]:
-    """Every picture of a file of reconstructions."""
-    found = []
-    items = dict(enumerate(map(str, pictures.about.get("items", []))))
-    for index, (original, pasted, mask) in enumerate(
-        zip(pictures.original, pictures.pasted, pictures.mask, strict=True)
-    ):
-        cell = [side // num for side, num in zip(original.shape, mask.shape, strict=False)]
-        opaque = np.kron(~mask, np.ones(cell, dtype=bool))
-        masked = np.dstack([original, np.where(opaque, 255, 0).astype(np.uint8)])
-        found.append(Triplet(items.get(index, str(index + 1)), original, masked, pasted))
-    return found
-
-
-def png(picture: np.ndarray) -> str:
-    """A data URI of an 8-bit picture (H, W, C): gray, gray and opacity, RGB, or RGB and opacity."""
-    return _data_uri(picture, "PNG", optimize=True)
-
-
-def jpeg(picture: np.ndarray) -> str:
-    """A data URI of an 8-bit picture (H, W, C), gray or RGB, slightly lossy and much smaller."""
-    return _data_uri(picture, "JPEG", quality=88)
-
-
-def _data_uri(picture: np.ndarray, kind: str, **options: Any) -> str:
+def data_uri(picture: np.ndarray, kind: Literal["PNG", "JPEG"] = "PNG") -> str:
+    """A data URI of an 8-bit picture (H, W, C): gray, RGB, each maybe with opacity; as JPEG without, and smaller."""
     buffer = io.BytesIO()
     shown = picture[:, :, 0] if picture.shape[2] == 1 else picture
-    Image.fromarray(np.ascontiguousarray(shown)).save(buffer, kind, **options)
+    Image.fromarray(np.ascontiguousarray(shown)).save(buffer, kind, optimize=kind == "PNG", quality=88)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
@@ -119,4 +85,4 @@ def surroundings(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 TEMPLATES.globals |= {"version": metadata.version("pantomim")}
-TEMPLATES.filters |= {"duration": duration, "quote": shlex.quote, "percent": percent, "python": repr, "png": png}
+TEMPLATES.filters |= {"duration": duration, "quote": shlex.quote, "percent": percent, "python": repr, "png": data_uri}

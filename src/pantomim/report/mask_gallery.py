@@ -12,7 +12,7 @@ from pantomim.analysis.masks import MaskSurvey, Photo
 from pantomim.core.files import replace_file
 from pantomim.masking import strategy_of
 from pantomim.report.charts import spectrum_chart
-from pantomim.report.html import fill_template, jpeg
+from pantomim.report.html import data_uri, fill_template
 from pantomim.report.mask_poster import RULED, draw_poster, usual_counts
 
 PER_ROW = 6  # strategies
@@ -77,7 +77,7 @@ def render(gallery: Gallery) -> str:
         photo_width=PHOTO * math.sqrt(columns / rows),
         draws=len(gallery.surveys[0].visible),
         per_row=math.ceil(len(gallery.surveys) / math.ceil(len(gallery.surveys) / PER_ROW)),
-        photos=[(photo.name, Markup(jpeg(photo.pixels))) for photo in gallery.photos],  # a data URI, base64
+        photos=[(photo.name, Markup(data_uri(photo.pixels, "JPEG"))) for photo in gallery.photos],
         headings=[heading for heading, _, _ in COLUMNS],
         charts={kind: spectrum_chart(spectra, max(rows, columns), size) for kind, size in SIZES.items()},
         **{tool.__name__: tool for tool in (strategy_of, numbers, mask_svg, veil_svg, gray, heat)},

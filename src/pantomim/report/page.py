@@ -13,12 +13,11 @@ from pantomim.config import leaves
 from pantomim.core.files import replace_file
 from pantomim.masking import Masker, MaskerConfig
 from pantomim.report.charts import Chart, Curve, curve_chart
-from pantomim.report.classification import NUM_LOWEST, Scored, read_classified, read_robustness
 from pantomim.report.folder import RunFolder, look_up, read_run
-from pantomim.report.html import duration, fill_template, length, surroundings, text_of, triplets
+from pantomim.report.html import duration, fill_template, length, surroundings, text_of
 from pantomim.report.inspection import block_charts
 from pantomim.report.scores import CONTENDERS, Result, points, read_results, score_table, summary, verdict
-from pantomim.report.segmentation import read_segmented
+from pantomim.report.tasks import NUM_LOWEST, read_robustness, read_scored
 
 CURVES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loss": ("Loss", "loss", {"smooth": True, "cut_start": True}),
@@ -40,8 +39,6 @@ def make_report(run: str | Path, headline: str | None = None, out: Path | None =
 
     `headline` names the evaluation shown first, by its file without `.json`; None: the linear probe with all labels,
     else the next in a fixed order that does not look at the scores.
-
-    Raises `ValueError` if this is no run folder, or it has no such evaluation.
     """
     folder = read_run(run)
     results = read_results(folder.evaluations)
@@ -66,14 +63,13 @@ def make_report(run: str | Path, headline: str | None = None, out: Path | None =
 
 def render(run: RunFolder, results: list[Result]) -> str:
     """The page as HTML."""
-    notes, scored = list(warnings(run, results)), list[Scored]()
+    notes, scored = list(warnings(run, results)), read_scored(run.evaluations) if run.task else []
     if run.task:
-        scored += (read_classified if run.classifier else read_segmented)(run.evaluations)
         results = [result for result in results if not result.stem.startswith(("finetune", "robustness", "segment-"))]
     scores = [score for result in results for row in result.rows for score in row.found.values()]
     return fill_template(
         "page.html",
-        ("page.css", "classification.css") if run.task else ("page.css",),
+        ("page.css", "tasks.css") if run.task else ("page.css",),
         title=title(run),
         lead=summary(results) if results and not run.task else "",
         notes=notes,
@@ -91,7 +87,6 @@ def render(run: RunFolder, results: list[Result]) -> str:
         same_source=any(source_name(run) in (result.data, Path(result.data).name) for result in results),
         shows=[verdict(result) for result in results],
         charts=list(charts(run)),
-        triplets=triplets(run.pictures) if run.pictures else [],
         inside=block_charts(run.inside),
         time=time_parts(run),
         total=total_seconds(run),

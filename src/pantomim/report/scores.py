@@ -23,7 +23,6 @@ PROTOCOLS = {
     "attentive-batch-statistics": "Attentive probe (test images normalised batch by batch)",
     "finetune": "Fine-tuning",
     "segmentation": "Linear segmentation",
-    "detection": "Detection",
 }
 METRICS = {
     "top1": "top-1 accuracy",
@@ -33,19 +32,16 @@ METRICS = {
     "miou": "mean IoU",
     "iou": "IoU",
     "pixel_accuracy": "pixel accuracy",
-    "map_box": "box AP",
-    "map_mask": "mask AP",
     "class": "class token",
     "cls": "class token",
     "mean": "mean of patches",
 }
-SHARE = re.compile(r"(?:top\d+|miou|iou|map_box|map_mask|accuracy|pixel_accuracy)(?:_.+)?|k\d+")
+SHARE = re.compile(r"(?:top\d+|miou|iou|accuracy|pixel_accuracy)(?:_.+)?|k\d+")
 CHOICES = ("chosen", "validation")  # how a result came about: no score of its own
 STD = re.compile(r"(.+)_(?:std|deviation)")
 ERROR = re.compile(r"(.+)_error")  # standard error over test images, where the evaluation measured it
 NUM_IMAGES = ("num_test", "num_test_images", "num_val", "num_images", "test_images")
 NOISE_STDS = 2.0
-NO_SHARES_OF_IMAGES = ("miou", "map_box", "map_mask")
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 
@@ -148,7 +144,7 @@ class Result:
         variances = []
         if ours.error is not None and theirs.error is not None:
             variances.append(ours.error**2 + theirs.error**2)
-        elif self.num_images and self.headline.metric not in NO_SHARES_OF_IMAGES:
+        elif self.num_images and self.headline.metric != "miou":
             shares = [min(max(score.value, 0.0), 1.0) for score in (ours, theirs)]
             variances.append(sum(share * (1 - share) for share in shares) / self.num_images)
         if len(ours.draws) == len(theirs.draws) > 1:

@@ -24,7 +24,7 @@ REINIT = {
     "are kept, as in the authors' code.",
     "none": "The student keeps its weights from stage to stage; the optimiser is a new one.",
 }
-Scores = dict[str, Result]  # of a stage, by file
+ByFile = dict[str, Result]  # of a stage
 
 
 def is_chain(run: str | Path) -> bool:
@@ -33,10 +33,7 @@ def is_chain(run: str | Path) -> bool:
 
 
 def make_stages_report(run: str | Path, out: Path | None = None) -> Path:
-    """Write `RUN/report.html` about all stages, and the page of each stage in its own folder; or `out` alone.
-
-    Raises `ValueError` if the folder has no stage yet.
-    """
+    """Write `RUN/report.html` about all stages, and the page of each stage in its own folder; or `out` alone."""
     path = Path(run)
     folders = [path / f"stage-{number}" for number in range(len(list(path.glob("stage-*"))))]
     stages = [read_run(folder) for folder in folders if (folder / "config.yaml").is_file()]
@@ -127,7 +124,7 @@ def _curves(stages: list[RunFolder]) -> Iterator[Chart]:
             yield curve_chart(f"{heading}, all stages", curve, large=name == "loss")
 
 
-def _scores(keys: Mapping[str, str], results: list[Scores]) -> Iterator[Chart]:
+def _scores(keys: Mapping[str, str], results: list[ByFile]) -> Iterator[Chart]:
     """The trained encoder's score over the stages, in percent; where there is more than one stage to compare."""
     for key, heading in keys.items():
         found = [result[key].headline.found.get("trained") if key in result else None for result in results]
@@ -136,7 +133,7 @@ def _scores(keys: Mapping[str, str], results: list[Scores]) -> Iterator[Chart]:
             yield curve_chart(heading, Curve(heading, "%", np.arange(len(shares)), 100 * shares, x_label="stage"))
 
 
-def _row(number: int, stage: RunFolder, found: Scores, keys: Collection[str]) -> list[str]:
+def _row(number: int, stage: RunFolder, found: ByFile, keys: Collection[str]) -> list[str]:
     """A stage in the table: its page, its teacher, its length, its last loss, its scores."""
     method, finished = look_up(stage.config, "method", {}), stage.finished
     teacher = look_up(method, "teacher.source") or look_up(method, "target.teacher.source", "?")
@@ -152,7 +149,7 @@ def _row(number: int, stage: RunFolder, found: Scores, keys: Collection[str]) ->
     ]
 
 
-def _baselines(keys: Collection[str], results: list[Scores]) -> Iterator[list[str]]:
+def _baselines(keys: Collection[str], results: list[ByFile]) -> Iterator[list[str]]:
     """The untrained encoder and raw pixels, which are the same for all stages: measured beside one of them."""
     for who in RIVALS:
         found = [[result[key].headline.scores[who] for result in results if key in result] for key in keys]

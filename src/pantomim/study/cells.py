@@ -8,7 +8,7 @@ from typing import Any
 
 from pantomim.config import Pretrain, from_dict, to_dict, with_duration
 from pantomim.evaluate import Evaluation, protocol_named
-from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, TOKENIZER_RECIPES, prepare
+from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, prepare, trained_by
 from pantomim.recipes.dvae import fitted
 from pantomim.study.placeholders import check_needs, fill, input_problems, missing, needed_arms, placeholders
 from pantomim.study.plan import MINUS, Analysis, Arm, Plan, Scale, merge, refuse, unknown
@@ -125,9 +125,6 @@ def expand(
     `inputs` are what "{NAME}" stands for; "data" are the images to train on. `source` is what the user called the plan.
     Without a `scale` it is the first of the plan, if there are any. Evaluations in `without`, and those whose inputs
     are not given, are left out; the study says so (`Study.warnings`).
-
-    Raises `ValueError` if a scale, evaluation or input is unknown, an input is missing that the arms or all evaluations
-    need, or a config is not valid.
     """
     refuse(unknown([("Study.scale", scale)] if scale else [], "scales", plan.scales))
     refuse(unknown([("Study.without", name) for name in without], "evaluations", plan.evaluations))
@@ -246,7 +243,7 @@ def _run(plan: Plan, name: str, arm: Arm, inputs: Mapping[str, str], out: Path |
     assert arm.base is not None
     data, begun = inputs.get("data"), [] if out is None else sorted(out.glob(f"cells/*-{name}-seed*/data.json"))
     given: dict[str, Any] = {"data": data, "size": arm.size, "begun": begun[0].parent if begun else None}
-    if arm.base in {*BARE_TOKENIZERS, *(recipe.name for recipe in TOKENIZER_RECIPES)}:
+    if trained_by(arm.base) == "tokenizer":
         length = {} if arm.duration is None else to_dict(arm.duration)
         tokenizer = prepare(arm.base, trains="tokenizer", **given, **length)
         config = fitted(tokenizer.config, tokenizer.num_images or 0)

@@ -15,7 +15,7 @@ from pantomim.analysis.pictures import PictureRows, Row
 from pantomim.core.files import replace_file
 from pantomim.report.charts import Chart, arms_chart
 from pantomim.report.folder import read_run
-from pantomim.report.html import duration, fill_template, length, surroundings, triplets
+from pantomim.report.html import duration, fill_template, length, surroundings
 from pantomim.study.cells import Study
 from pantomim.study.columns import ABSENT, Spread, heading, is_share, parts, show, show_difference, show_plain
 from pantomim.study.plan import Analysis, merge
@@ -58,10 +58,7 @@ class Section:
 
 
 def write_tables(study: Study, out: Path) -> list[Path]:
-    """Write table.json, table.md and table.html from what there is so far.
-
-    Raises `ValueError` if a column names no metric of its evaluation.
-    """
+    """Write table.json, table.md and table.html from what there is so far."""
     table = make_table(study, out)
     page: dict[str, Any] = {
         "title": f"Study {table.study}" + (f", scale {table.scale}" if table.scale else ""),
@@ -96,7 +93,7 @@ def pictures(study: Study, out: Path) -> dict[str, Any]:
     return {
         "aligned": _aligned({arm: run.alignment for arm, run in runs.items() if run.alignment is not None}),
         "blocks": list(block_charts(study, out)),
-        "pictures": {arm: triplets(found) for arm, found in shown.items()},
+        "pictures": {arm: found.entries for arm, found in shown.items()},
         "picture_caption": f"Runs of seed {study.seeds[0]}. {' '.join(told)}",
         "arms": {arm: yaml.safe_dump(own, sort_keys=False).strip() if own else "" for arm, own in arms.items()},
         "folder": str(out),

@@ -13,10 +13,7 @@ RUN_OF = re.compile(r"\{run:(?P<arm>[^{}]*)\}")
 
 
 def read_inputs(data: str | None, named: Collection[str]) -> dict[str, str]:
-    """The inputs by name: the data, and what is given as NAME=SRC.
-
-    Raises `ValueError` if an input has no name, or a name is given twice.
-    """
+    """The inputs by name: the data, and what is given as NAME=SRC."""
     inputs = {} if data is None else {"data": data}
     for text in named:
         name, equals, value = text.partition("=")
@@ -73,10 +70,7 @@ def needed_arms(settings: Any) -> tuple[str, ...]:
 
 
 def check_needs(arms: Mapping[str, Any]) -> None:
-    """See that every arm that is used exists, and that none needs itself in the end; all settings are given by arm.
-
-    Raises `ValueError` naming the arms that there are not, or the circle.
-    """
+    """See that every arm that is used exists, and that none needs itself in the end; all settings are given by arm."""
     needs = {arm: needed_arms(settings) for arm, settings in arms.items()}
     used = [(f"{{run:ARM}} in Plan.arms.{arm}", other) for arm, others in needs.items() for other in others]
     refuse(unknown(used, "arms", arms))

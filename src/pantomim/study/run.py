@@ -27,7 +27,7 @@ from pantomim.data.sources import place, read_contents
 from pantomim.engine.folder import FREE, Finished, RunInUseError, refuse_changes, take_folder
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.stops import Interrupted
-from pantomim.evaluate import Memo, evaluate_to_file
+from pantomim.evaluate import Memo
 from pantomim.evaluate.base import read_scored
 from pantomim.study.cells import Cell, Study
 from pantomim.study.placeholders import moved, with_runs
@@ -182,8 +182,6 @@ def check_study(study: Study, out: Path) -> dict[str, Any]:
     """See that a study in the folder, if there is one, is this one; returns its settings, nothing is written.
 
     Evaluations may be added, for they change no other number; none may be missing, for they are in the table.
-
-    Raises `ValueError` if it holds the study with other settings; those are named.
     """
     if not (out / PLAN).is_file():
         return {}
@@ -286,7 +284,7 @@ def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
         else:
             say(f"{cell.name}: evaluation {name}.")
             config = replace(cell.evaluations[name], encoder=str(folder), out=path)
-            result = evaluate_to_file(config, memo)[1]
+            result = config.to_file(memo)[1]
         evaluate_s[name] = float(result["wall_s"])
     for analysis, path in analysis_paths(cell, out).items():
         if path.is_file():

@@ -18,7 +18,7 @@ from pantomim.engine.initial import carry_over
 from pantomim.engine.runtime import Purpose, random_seed
 from pantomim.engine.setup import optimiser
 from pantomim.engine.stops import explain_disk
-from pantomim.evaluate import Memo, evaluate_to_file, headline
+from pantomim.evaluate import Memo
 from pantomim.evaluate.base import Contender, read_scored
 from pantomim.evaluate.knn import KNN
 from pantomim.evaluate.linear import Linear
@@ -90,8 +90,6 @@ def stage_run(plan: Stages, number: int, out: Path) -> Pretrain:
     A later stage's teacher is the encoder before: the output of its last block, or of its norm if that of the first
     teacher was used, whose depth and projection are its own. Every stage has another seed, for weights, order of the
     data, crops and masks. Weights to start from (`init`) are those of the first stage.
-
-    Raises `ValueError` if the method has no teacher, or an EMA teacher has a second stage.
     """
     teacher = teacher_of(plan.run.method)
     if teacher is None:
@@ -126,8 +124,6 @@ def first_width(plan: Stages) -> int | None:
     """Width of the first teacher's features, for which it is read; None: none is named yet.
 
     AdamW's moments can be kept (`reinit` reference) only where the decoder keeps its size.
-
-    Raises `ValueError` if there is no such teacher, it does not go with the student, or they are to be kept and cannot.
     """
     method: Any = plan.run.method
     teacher = teacher_of(method)
@@ -225,8 +221,8 @@ def _score(plan: Stages, data: str, out: Path, number: int, memo: Memo, say: Say
             and found["data"].get("key", key) == key
             for found in results
         ):
-            _, result = evaluate_to_file(evaluation, memo)
-            say(f"Stage {number}, {headline(evaluation, result)}")
+            _, result = evaluation.to_file(memo)
+            say(f"Stage {number}, {evaluation.headline(result)}")
 
 
 def _publish(last: Path, out: Path) -> None:

@@ -107,10 +107,7 @@ class Table:
 
 
 def make_table(study: Study, out: Path) -> Table:
-    """What there is so far; a number counts from the moment its own evaluation is there.
-
-    Raises `ValueError` if a column names no metric of its evaluation.
-    """
+    """What there is so far; a number counts from the moment its own evaluation is there."""
     results = {cell.name: _read_results(cell, out) for cell in study.cells}
     records = {cell.name: read_record(cell, out) for cell in study.cells}
     states = {cell.name: state(cell, out) for cell in study.cells}

@@ -17,7 +17,8 @@ from tiny import ENCODER, tiny_images, tiny_run
 
 import pantomim.cli
 from pantomim.cli import main
-from pantomim.core.files import read_json, replace_file
+from pantomim.core.files import replace_file
+from pantomim.core.reading import read_json
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.stops import MemoryFullError, NonFiniteError, WorkerError
 
@@ -95,7 +96,7 @@ def test_the_cache_has_a_way_out(monkeypatch, capsys, tmp_path):
 
 def read_cut_json(folder):
     (folder / "finished.json").touch()
-    read_json(folder / "finished.json")
+    read_json(folder / "finished.json", dict, "Put it back.")
 
 
 def read_latin1(folder):
@@ -113,7 +114,7 @@ def raising(error):
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (read_cut_json, ["finished.json must hold JSON", "Put back"]),
+        (read_cut_json, ["finished.json must hold what was written", "Put it back"]),
         (read_latin1, ["list.txt must be text in UTF-8", "Save it as UTF-8"]),
         (lambda folder: zipfile.ZipFile(Path(__file__)), ["must be whole", "get it again"]),
         (lambda folder: zlib.decompress(b"x"), ["must be whole", "get it again"]),

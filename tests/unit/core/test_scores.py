@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 
-from pantomim.core.scores import class_accuracy, intersection_over_union, means, pixel_accuracy, tally
+from pantomim.core.scores import class_accuracy, count_pixels, intersection_over_union, means, pixel_accuracy
 
 
 def drawn(num_classes=5, ignore=255):
@@ -17,7 +17,7 @@ def drawn(num_classes=5, ignore=255):
 def test_counts_by_hand():
     guesses = torch.tensor([[[0, 0], [1, 2]], [[1, 1], [1, 0]]])
     labels = torch.tensor([[[0, 1], [1, 255]], [[1, 1], [0, 0]]])
-    counts = tally(guesses, labels, 4)
+    counts = count_pixels(guesses, labels, 4)
     assert counts[0].tolist() == [[1, 1, 0, 0], [2, 1, 0, 0], [1, 2, 0, 0]], "right, predicted, labelled"
     assert counts[1].tolist() == [[1, 2, 0, 0], [1, 3, 0, 0], [2, 2, 0, 0]]
     iou = intersection_over_union(counts.sum(dim=0))
@@ -27,7 +27,7 @@ def test_counts_by_hand():
 
 def test_scores_are_those_of_scikit_learn():
     guesses, labels = drawn()
-    counts, kept = tally(guesses, labels, 5).sum(dim=0), labels != 255
+    counts, kept = count_pixels(guesses, labels, 5).sum(dim=0), labels != 255
     reference = jaccard_score(labels[kept], guesses[kept], average=None)
     torch.testing.assert_close(intersection_over_union(counts), torch.from_numpy(reference))
     assert pixel_accuracy(counts).item() == pytest.approx(accuracy_score(labels[kept], guesses[kept]))
@@ -48,8 +48,10 @@ def test_a_class_that_is_only_predicted_counts_as_nothing_and_one_that_is_neithe
 
 def test_images_are_counted_together_and_not_averaged():
     guesses, labels = drawn()
-    counts = tally(guesses, labels, 5)
-    torch.testing.assert_close(counts.sum(dim=0), tally(guesses.flatten(0, 1)[None], labels.flatten(0, 1)[None], 5)[0])
+    counts = count_pixels(guesses, labels, 5)
+    torch.testing.assert_close(
+        counts.sum(dim=0), count_pixels(guesses.flatten(0, 1)[None], labels.flatten(0, 1)[None], 5)[0]
+    )
     whole, image_by_image = (intersection_over_union(each).nanmean() for each in (counts.sum(dim=0), counts))
     assert abs(whole - image_by_image) > 1e-4
 
@@ -58,5 +60,5 @@ def test_images_are_counted_together_and_not_averaged():
 def test_classes_that_there_are_not(part):
     values = {"guesses": torch.zeros(2, 3, 3, dtype=torch.long), "labels": torch.zeros(2, 3, 3, dtype=torch.long)}
     values[part][0, 1, 1] = 4  # uncaught, it would count as class 0 of the next image
-    with pytest.raises(ValueError, match=rf"tally.{part} must be classes from 0 to 3, or `ignore`; got \[4\]"):
-        tally(**values, num_classes=4)
+    with pytest.raises(ValueError, match=rf"count_pixels.{part} must be classes from 0 to 3, or `ignore`; got \[4\]"):
+        count_pixels(**values, num_classes=4)

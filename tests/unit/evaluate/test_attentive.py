@@ -10,7 +10,7 @@ import torch
 from probing import scores_of
 from torch import nn
 
-from pantomim.evaluate import evaluate, evaluate_to_file
+from pantomim.evaluate import evaluate
 from pantomim.evaluate.attentive import Attentive, all_tokens
 from pantomim.formats import load_encoder
 from pantomim.formats.native import save_encoder
@@ -114,7 +114,7 @@ QUICK = partial(Attentive, epochs=4, warmup_epochs=1, base_lr=1.0)
 @pytest.mark.parametrize("batch_wise", [False, True])
 def test_as_a_protocol(data, run, tmp_path, batch_wise):
     evaluation = QUICK(run, data, batch_statistics=batch_wise)
-    path, result = evaluate_to_file(evaluation)
+    path, result = evaluation.to_file()
     name = "attentive-batch-statistics" if batch_wise else "attentive"
     assert path == tmp_path / "run" / "eval" / f"{name}-spots.json"
     assert json.loads(path.read_text()) == result

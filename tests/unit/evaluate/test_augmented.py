@@ -10,7 +10,7 @@ import torch
 from probing import scores_of
 
 from pantomim.engine.stops import Interrupted, MemoryFullError, NonFiniteError
-from pantomim.evaluate import base, evaluate, evaluate_to_file, headline
+from pantomim.evaluate import base, evaluate
 from pantomim.evaluate.attentive import Attentive
 from pantomim.evaluate.linear_mae import LinearMAE
 from pantomim.formats.native import load_predictor, save_encoder
@@ -74,7 +74,7 @@ def test_held_out_images_are_not_trained_on_and_their_score_is_told(kind, run, d
     assert not seen["train"] & seen["judge"]
     assert len(seen["train"]) == (57 if hold_out else 72)
     assert len(seen["judge"]) == (33 if hold_out else 18)
-    assert ("held-out images" in headline(evaluation, result)) is hold_out
+    assert ("held-out images" in evaluation.headline(result)) is hold_out
     assert result["data"]["num_val"] == ("a fifth of train" if hold_out else 0)
     if hold_out:
         assert 0 <= scores["validation"]["top1"] <= 1
@@ -137,19 +137,19 @@ def test_an_evaluation_works_beside_its_result_until_that_is_written(run, data, 
     with monkeypatch.context() as patch:
         Stopped(patch, 2)
         with pytest.raises(Interrupted):
-            evaluate_to_file(LINEAR(run, data))
+            LINEAR(run, data).to_file()
         (work,) = folder.iterdir()
         assert work.name.startswith("linear-mae-")
         assert work.suffix == ".partial"
     steps = []
     monkeypatch.setattr(Probe, "forward", lambda *given: (steps.append(1), forward(*given))[1])
-    evaluate_to_file(LINEAR(run, data, base_lr=1.0, contenders=("trained",)))  # other settings are another evaluation
+    LINEAR(run, data, base_lr=1.0, contenders=("trained",)).to_file()  # other settings are another evaluation
     assert len(steps) == 4
     assert {path.name for path in folder.iterdir()} == {work.name, "linear-mae-noise.json"}
-    evaluate_to_file(LINEAR(run, data))
+    LINEAR(run, data).to_file()
     assert len(steps) == 4 + 10
     assert [path.name for path in folder.iterdir()] == ["linear-mae-noise.json"]
-    evaluate_to_file(LINEAR(run, data, out=tmp_path / "other" / "scores.json"))
+    LINEAR(run, data, out=tmp_path / "other" / "scores.json").to_file()
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["scores.json"]
 
 

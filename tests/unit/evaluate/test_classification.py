@@ -9,9 +9,9 @@ from sklearn.metrics import confusion_matrix, f1_score, log_loss, top_k_accuracy
 
 from pantomim.evaluate.classification import (
     Classification,
+    TrainedClassifier,
     class_scores,
     hits_of,
-    open_classifier,
     paired_difference,
 )
 from pantomim.formats.native import load_classifier, write_pair
@@ -94,7 +94,7 @@ def test_weights_may_be_named_instead_of_the_folder(run, data):
 
 def test_classes_are_matched_by_name_not_by_place(tmp_path, run, data):
     """The same network with its outputs in another order scores the same; so does it on data with fewer classes."""
-    classifier = open_classifier(run, torch.device("cpu"))
+    classifier = TrainedClassifier.open(run, torch.device("cpu"))
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
     shuffled = write_classifier(tmp_path / "shuffled", tuple(CLASSES[place] for place in order))
     head = classifier.module.head

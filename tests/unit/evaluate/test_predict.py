@@ -61,7 +61,7 @@ def test_a_row_an_image_in_order_and_errors_where_they_belong(tmp_path, run, pho
 
 
 def test_a_column_for_every_class(tmp_path, run, photos):
-    predict(run, str(photos), tmp_path / "p.csv", every_class=True)
+    predict(run, str(photos), tmp_path / "p.csv", all=True)
     with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as file:
         rows = {row["file"]: row for row in csv.DictReader(file)}
     assert list(rows["b.png"]) == ["file", "class", "probability", *CLASSES, "error"]

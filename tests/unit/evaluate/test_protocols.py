@@ -9,7 +9,7 @@ from probing import scores_of
 
 from pantomim.data.sources import open_source
 from pantomim.data.transforms import crop_boxes, draw_uniforms
-from pantomim.evaluate import PROTOCOLS, Memo, base, evaluate, evaluate_to_file, headline, protocol_named
+from pantomim.evaluate import PROTOCOLS, Memo, base, evaluate, protocol_named
 from pantomim.evaluate.attentive import Attentive
 from pantomim.evaluate.augmented import CROP
 from pantomim.evaluate.features import random_init_encoder
@@ -61,7 +61,7 @@ every_kind = pytest.mark.parametrize("kind", QUICK)
 
 @every_kind
 def test_every_protocol_beside_its_baselines(kind, data, run, tmp_path):
-    path, result = evaluate_to_file(QUICK[kind](run, data))
+    path, result = QUICK[kind](run, data).to_file()
     name, stem = {"few": ("linear", "linear-5"), "mae": ("linear-mae",) * 2}.get(kind, (kind, kind))
     assert path == tmp_path / "run" / "eval" / f"{stem}-halves.json"
     assert json.loads(path.read_text()) == result
@@ -72,14 +72,14 @@ def test_every_protocol_beside_its_baselines(kind, data, run, tmp_path):
     assert result["data"]["num_train"] == 72
     assert result["data"]["num_test"] == 18
     assert result["data"]["broken"] == []
-    assert "broken" not in headline(QUICK[kind](run, data), result)
+    assert "broken" not in QUICK[kind](run, data).headline(result)
     for contender in ("trained", "untrained", "pixels"):
         assert 0 <= result[contender]["top1"] <= 1
         assert 0 <= result[contender]["top1_per_class"] <= 1
     if kind != "mae":
         assert {"top1_class", "top1_mean"} <= result["trained"].keys() & result["untrained"].keys()
         assert result["pixels"]["top1"] > 0.8, "pixels tell bright halves apart"
-    assert "raw pixels" in headline(QUICK[kind](run, data), result)
+    assert "raw pixels" in QUICK[kind](run, data).headline(result)
 
 
 @every_kind
@@ -99,19 +99,19 @@ def test_broken_images_are_told_and_not_counted(kind, run, tmp_path):
     told = [(broken["split"], broken["name"]) for broken in result["data"]["broken"]]
     assert told == [("train", "train/a/007.png"), ("test", "test/b/003.png")]
     assert all(broken["reason"] for broken in result["data"]["broken"])
-    assert "2 broken images left out" in headline(QUICK[kind](run, "cut"), result)
+    assert "2 broken images left out" in QUICK[kind](run, "cut").headline(result)
 
 
 def test_out_is_written(data, run, tmp_path):
     out = tmp_path / "deep" / "scores.json"
-    path, result = evaluate_to_file(KNN(run, data, out=out))
+    path, result = KNN(run, data, out=out).to_file()
     assert path == out
     assert json.loads(out.read_text()) == result
 
 
 def test_an_encoder_outside_a_run_needs_out(data):
     with pytest.raises(ValueError, match=r"Evaluation\.out must be given"):
-        evaluate_to_file(KNN("timm:test_vit", data))
+        KNN("timm:test_vit", data).to_file()
 
 
 @pytest.mark.parametrize(("out", "message"), [("k.csv", r"must end in \.json"), ("taken.json", "must be a file")])
@@ -119,14 +119,14 @@ def test_out_is_checked_before_the_work(data, run, tmp_path, monkeypatch, out, m
     (tmp_path / "taken.json").mkdir()
     monkeypatch.setattr(base, "evaluate", lambda config: pytest.fail("worked first"))
     with pytest.raises(ValueError, match=rf"Evaluation\.out {message}"):
-        evaluate_to_file(KNN(run, data, out=tmp_path / out))
+        KNN(run, data, out=tmp_path / out).to_file()
 
 
 def test_the_run_folder_is_checked_before_the_work(data, run, tmp_path, monkeypatch):
     (tmp_path / "run" / "eval").write_text("no folder")
     monkeypatch.setattr(base, "evaluate", lambda config: pytest.fail("worked first"))
     with pytest.raises(ValueError, match=r"Evaluation\.out must lie in a folder"):
-        evaluate_to_file(KNN(run, data))
+        KNN(run, data).to_file()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -301,7 +301,7 @@ def test_only_those_asked_for_are_scored(kind, data, run, monkeypatch):
     one = evaluate(QUICK[kind](run, data, contenders=("trained",)))
     assert one["trained"] == everyone["trained"]
     assert not {"untrained", "pixels"} & set(one)
-    assert "random-init" not in headline(QUICK[kind](run, data), one)
+    assert "random-init" not in QUICK[kind](run, data).headline(one)
     twin = evaluate(QUICK[kind](run, data, contenders=("untrained",)))
     assert "trained" not in twin
     assert twin["untrained"] == everyone["untrained"]

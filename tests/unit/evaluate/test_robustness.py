@@ -10,7 +10,7 @@ from image_files import fill, png
 from PIL import Image
 
 from pantomim.data.sources import open_source
-from pantomim.evaluate.classification import Classification, open_classifier
+from pantomim.evaluate.classification import Classification, TrainedClassifier
 from pantomim.evaluate.robustness import ALEXNET_ERRORS, STRENGTHS, Robustness, corrupted, subset_top1
 
 CLASSES = tuple("abc")
@@ -83,7 +83,7 @@ def test_a_classifier_without_errors_has_no_relative_increase(tmp_path):
     run = write_classifier(tmp_path / "run", CLASSES)
     source = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "bare.npz", images=source)
-    classifier = open_classifier(run, torch.device("cpu"))
+    classifier = TrainedClassifier.open(run, torch.device("cpu"))
     ((logits, _),) = classifier.logits(open_source(str(tmp_path / "bare.npz"), "all"), 100)
     labels, split = np.array(CLASSES)[logits.argmax(1)], np.repeat(["train", "test"], 30)
     np.savez(tmp_path / "own.npz", images=np.tile(source, (2, 1, 1, 1)), labels=np.tile(labels, 2), split=split)
@@ -99,7 +99,7 @@ def synset_folder(root, synsets, size=(16, 16), count=2):
 
 
 def guesses(run, folder, names):
-    module = open_classifier(run, torch.device("cpu")).module
+    module = TrainedClassifier.open(run, torch.device("cpu")).module
     pictures = [np.array(Image.open(folder / name)) for name in names]
     return module(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255).detach()
 
@@ -147,7 +147,7 @@ def test_the_answer_is_among_the_200_classes(tmp_path, data, name):
     evaluation = Robustness(str(run), data, **{name: str(folder)})
     result = evaluation.to_file()[1]
     names = [f"{synset}/{k}.png" for synset in synsets[5:9] for k in range(2)]
-    logits, classes = guesses(run, folder, names), open_classifier(run, torch.device("cpu")).classes
+    logits, classes = guesses(run, folder, names), TrainedClassifier.open(run, torch.device("cpu")).classes
     subset = [classes.index(synset) for synset in synsets]
     best = [synsets[place] for place in logits[:, subset].argmax(1)]
     expected = np.mean([guess == file.partition("/")[0] for guess, file in zip(best, names, strict=True)])

@@ -3,7 +3,7 @@ import pytest
 import torch
 from masked_images import COLOURS, masked_folder, regions
 
-from pantomim.core.scores import intersection_over_union, tally
+from pantomim.core.scores import count_pixels, intersection_over_union
 from pantomim.evaluate import segmentation
 from pantomim.evaluate.features import pixel_patches, resized_encoder
 from pantomim.evaluate.linear import train_probes
@@ -128,7 +128,7 @@ def test_the_standard_error_is_that_of_other_draws_of_images():
     def drawn(count):
         truth = torch.from_numpy(rng.integers(0, 3, (count, 4, 4)))
         right = torch.from_numpy(rng.random((count, 1, 1)) < 0.7)
-        return tally(torch.where(right, truth, (truth + 1) % 3), truth, 3)
+        return count_pixels(torch.where(right, truth, (truth + 1) % 3), truth, 3)
 
     spread = np.std([intersection_over_union(drawn(50).sum(dim=0)).mean().item() for _ in range(300)])
     assert np.mean([standard_error(drawn(50), 0) for _ in range(10)]) == pytest.approx(spread, rel=0.2)

@@ -12,8 +12,8 @@ from pantomim.core.scores import intersection_over_union, means
 from pantomim.evaluate.segmentation import standard_error
 from pantomim.evaluate.segmenter import (
     SegmenterEvaluation,
+    TrainedSegmenter,
     most_frequent,
-    open_segmenter,
     packed,
     paired_difference,
     pixel_scores,
@@ -221,7 +221,7 @@ def test_masks_without_a_class_are_refused(tmp_path, run):
 
 def test_ids_of_predictions_are_those_of_the_files(tmp_path):
     run = write_segmenter(tmp_path / "run", class_ids=[3, 7, 200], no_class=0)
-    stored = open_segmenter(run, torch.device("cpu")).stored(np.array([[0, 1], [2, 255]]))
+    stored = TrainedSegmenter.open(run, torch.device("cpu")).stored(np.array([[0, 1], [2, 255]]))
     assert stored.tolist() == [[3, 7], [200, 0]]
 
 

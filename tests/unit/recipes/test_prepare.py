@@ -1,11 +1,13 @@
 """From a name, a file and choices to a config."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny import tiny_images
 
 from pantomim.config import to_yaml, with_kind
-from pantomim.recipes import prepare
+from pantomim.recipes import RECIPES_OF, prepare
 from pantomim.study.stages import stage_run
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTargetConfig
@@ -120,6 +122,13 @@ def test_the_file_of_a_run_is_compared_with_its_paper(source, tmp_path) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(prepare("mae_micro_mnist").config).replace("kind: mae", "kind: dvae"))
     with pytest.raises(ValueError, match="is not a valid Pretrain"):
         prepare(None, config=tmp_path / "config.yaml")
+
+
+def test_the_file_of_no_recipe_is_refused(tmp_path) -> None:
+    given = next(recipe.config for recipe in RECIPES_OF["segmenter"] if recipe.name == "segment_mae_vit_base_ade20k")
+    (tmp_path / "config.yaml").write_text(to_yaml(replace(given, recipe="segment_mea")))
+    with pytest.raises(ValueError, match=r"must have the name of a recipe .* with the method segment\. Did you mean"):
+        prepare(None, config=tmp_path / "config.yaml", trains="segmenter")
 
 
 def test_an_ema_teacher_is_one_run_and_moves_by_its_length(source, tmp_path) -> None:

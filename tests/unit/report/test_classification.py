@@ -7,7 +7,7 @@ import pytest
 from run_folder import write_finetuned, write_json, write_result, write_run
 
 from pantomim.report import make_report
-from pantomim.report.classification import Classified
+from pantomim.report.tasks import Classified
 
 
 def page_of(run):
@@ -113,7 +113,7 @@ def test_without_an_evaluation_the_page_names_the_command(tmp_path):
 
 def test_a_split_is_named_unless_it_is_test(tmp_path):
     values = {"dataset": "photos", "data": {"test_split": "val"}}
-    assert Classified("finetune-photos-val", values).data == "photos (val)"
+    assert Classified(values).data == "photos (val)"
 
 
 def test_results_of_an_encoder_are_shown_as_before(tmp_path):

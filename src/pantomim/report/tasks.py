@@ -1,4 +1,4 @@
-"""What the page of a fine-tuned run shows of its classifier: accuracy, each class, what is confused, hard images."""
+"""What the page of a run for a task shows of its network: scores, each class, what is confused, hard images."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,12 +18,13 @@ Table = list[list[str]]
 class Scored:
     """One file of eval/ about the network of a fine-tuned run."""
 
-    stem: str
     values: Mapping[str, Any]
 
+    kind: ClassVar[str]
+    mark: ClassVar[str]  # a score that no other file has
     metric: ClassVar[str]
     called: ClassVar[str]
-    kind: ClassVar[str]
+    heading: ClassVar[str]  # of the section about classes
 
     @property
     def data(self) -> str:
@@ -48,33 +49,36 @@ class Scored:
         if (other := self.values.get("against")) is None:
             return ""
         apart, low, high = map(points, (other["difference"], *other["interval"]))
-        interval, chance = (
-            f"paired 95\N{NO-BREAK SPACE}% interval {low} to {high}",
-            other["interval"][0] <= 0 <= other["interval"][1],
-        )
+        interval = f"paired 95\N{NO-BREAK SPACE}% interval {low} to {high}"
+        verdict = "can be chance" if other["interval"][0] <= 0 <= other["interval"][1] else "is beyond chance"
         if self.from_scratch is not None:
-            verdict = "which can be chance" if chance else "which is beyond chance"
             return (
-                f"Pre-training changes {self.called} by {apart} points, {verdict} ({interval}): the same training from "
-                f"scratch, in {other[self.kind]}, reaches {percent(self.from_scratch)}."
+                f"Pre-training changes {self.called} by {apart} points, which {verdict} ({interval}): the same "
+                f"training from scratch, in {other[self.kind]}, reaches {percent(self.from_scratch)}."
             )
-        only = (
-            "only_this" in other
-            and f"{other['only_this']} images are right here alone, {other['only_other']} there alone. "
-        )
+        only = ""
+        if "only_this" in other:
+            only = f"{other['only_this']} images are right here alone, {other['only_other']} there alone. "
         return (
-            f"Against {other[self.kind]} on the same images: {apart} points of {self.called} ({interval}). {only or ''}"
-            f"{'It can be chance.' if chance else 'It is beyond chance.'}"
+            f"Against {other[self.kind]} on the same images: {apart} points of {self.called} ({interval}). {only}"
+            f"It {verdict}."
         )
+
+    def lowest_first(self, shares: Mapping[str, float], notes: Mapping[str, str]) -> list[tuple[str, float, str]]:
+        """Classes with their shares and notes."""
+        return sorted(((name, share, notes[name]) for name, share in shares.items()), key=lambda entry: entry[1])
 
 
 @dataclass(frozen=True)
 class Classified(Scored):
     """One file eval/finetune-*.json."""
 
+    kind = "classifier"
+    mark = "hits"
     metric = "top1"
     called = "top-1"
-    kind = "classifier"
+    heading = "Where it errs"
+    error = ""
 
     @property
     def bars(self) -> list[tuple[str, float]]:
@@ -84,17 +88,20 @@ class Classified(Scored):
         return found if self.from_scratch is None else [*found, ("Top-1 from scratch", self.from_scratch)]
 
     @property
-    def interval(self) -> str:
-        """Of top-1."""
+    def caption(self) -> str:
+        """What is to be known of the bars, and scores that have none."""
         low, high = self.scores["top1_interval"]
-        return f"{100 * low:.1f} to {percent(high)}"
+        return (
+            f"; the bars start at zero. 95 % interval of top-1 (Wilson), for the chance in the choice of these images: "
+            f"{100 * low:.1f} to {percent(high)}. Macro F1 {percent(self.scores['f1'])}, mean negative log-likelihood "
+            f"{self.scores['nll']:.3f}."
+        )
 
     @property
     def classes(self) -> list[tuple[str, float, str]]:
         """Name, accuracy and number of images, the lowest first."""
-        counts = {name: sum(row.values()) for name, row in self.scores["confusion"].items()}
-        found = [(name, share, f"of {counts[name]}") for name, share in self.scores["by_class"].items()]
-        return sorted(found, key=lambda entry: entry[1])
+        counts = {name: f"of {sum(row.values())}" for name, row in self.scores["confusion"].items()}
+        return self.lowest_first(self.scores["by_class"], counts)
 
     @property
     def names(self) -> list[str]:
@@ -134,9 +141,48 @@ class Classified(Scored):
         ]
 
 
-def read_classified(evaluations: Mapping[str, Mapping[str, Any]]) -> list[Classified]:
-    """The results of a classifier in a run folder."""
-    return [Classified(stem, values) for stem, values in evaluations.items() if "hits" in values.get("trained", ())]
+@dataclass(frozen=True)
+class Segmented(Scored):
+    """One file eval/segment-*.json."""
+
+    kind = "segmenter"
+    mark = "counts"
+    metric = "miou"
+    called = "mean IoU"
+    heading = "IoU, class by class"
+
+    @property
+    def bars(self) -> list[tuple[str, float]]:
+        """Mean IoU, and what it is to be compared with."""
+        scratch = [] if self.from_scratch is None else [("From scratch", self.from_scratch)]
+        baseline = self.values["most_frequent"]["miou"]
+        return [("Mean IoU", self.scores["miou"]), *scratch, ("One class everywhere", baseline)]
+
+    @property
+    def error(self) -> str:
+        """The standard error of the mean IoU."""
+        return f" ± {100 * self.scores['miou_error']:.1f}"
+
+    @property
+    def caption(self) -> str:
+        """What is to be known of the bars, and scores that have none."""
+        return (
+            f", at the size of their masks; the bars start at zero. ±: standard error, for the chance in the choice of "
+            f"these images. The last bar: every pixel is “{self.values['most_frequent']['class']}”, the most frequent "
+            f"class. Mean accuracy of classes {percent(self.scores['mean_accuracy'])}, pixel accuracy "
+            f"{percent(self.scores['pixel_accuracy'])}."
+        )
+
+    @property
+    def classes(self) -> list[tuple[str, float, str]]:
+        """Name, IoU and share of the pixels, the lowest first."""
+        return self.lowest_first(self.scores["iou"], {k: percent(v) for k, v in self.scores["labelled"].items()})
+
+
+def read_scored(evaluations: Mapping[str, Mapping[str, Any]]) -> list[Scored]:
+    """The results of the network in a run folder."""
+    kinds, found = (Classified, Segmented), evaluations.values()
+    return [kind(values) for values in found for kind in kinds if kind.mark in values.get("trained", ())]
 
 
 def read_robustness(evaluations: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Table, str]]:
