@@ -39,7 +39,8 @@ def adapt_encoder_weights(
         remarks.append("the shared table of relative positions is copied into every block")
     for name, table in found.items():
         if name == "pos_embed" and config.grid != to.grid:
-            found[name] = resample(table, config.grid, to.grid, config.num_prefix)
+            antialias = to.resampling == "antialiased"
+            found[name] = resample(table, config.grid, to.grid, config.num_prefix, antialias=antialias)
         elif name.endswith("relative_position_bias_table"):
             found[name] = resize_relative_table(table, config.grid, to.grid)
     if config.grid != to.grid and (config.position != "none" or config.relative_position != "none"):
@@ -57,13 +58,14 @@ def adapt_encoder_weights(
 
 
 def resample(
-    table: Float[Tensor, "1 T D"], grid: tuple[int, int], to: tuple[int, int], num_prefix: int
+    table: Float[Tensor, "1 T D"], grid: tuple[int, int], to: tuple[int, int], num_prefix: int, *, antialias: bool = False
 ) -> Float[Tensor, "1 U D"]:
     """The patch rows of a position table for another grid (bicubic); prefix rows are kept.
 
-    Source: the MAE authors' `util/pos_embed.py` (align_corners off, no antialiasing), any grid instead of a square.
+    Source: the MAE authors' `util/pos_embed.py` (align_corners off, no antialiasing), any grid instead of a square;
+        with antialiasing timm's `resample_abs_pos_embed`.
     """
-    return _resample(table, grid, to, num_prefix, size=to)
+    return _resample(table, grid, to, num_prefix, size=to, antialias=antialias)
 
 
 def resample_stretched(
