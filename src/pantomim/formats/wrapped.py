@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pantomim.nn.tokens import channel_values, standardise
-from pantomim.nn.vit import Features
+from pantomim.nn.vit import Encoder, Features, Interpolation
 
 End = Literal["block", "norm", "projection"]
 Query = Literal["class", "mean"]
@@ -37,6 +37,7 @@ class WrappedEncoder(nn.Module, ABC):
     num_blocks: int  # whose outputs can be had
     has_blocks: bool = True
     has_attention: bool = False
+    interpolation: Interpolation | None = None  # how the images that it was trained on were resized, if known
 
     def __init__(
         self,
@@ -65,6 +66,10 @@ class WrappedEncoder(nn.Module, ABC):
     @abstractmethod
     def untrained(self) -> "WrappedEncoder":
         """The same network with initial weights, drawn from torch's global generator."""
+
+    @abstractmethod
+    def trainable(self) -> Encoder:
+        """Our encoder of the same features, without a projection; a ValueError says what is in the way."""
 
     @abstractmethod
     def _resize(self, image_size: tuple[int, int]) -> Self: ...

@@ -21,7 +21,7 @@ from pantomim.nn.tokens import channel_values, patch_grid, standardise
 
 Position = Literal["sincos", "sincos_rows_first", "learned", "none"]
 RelativePosition = Literal["none", "shared", "blocks"]
-Resampling = Literal["plain", "antialiased"]
+Resampling = Literal["authors", "timm"]
 Interpolation = Literal["bicubic", "bilinear"]
 
 
@@ -69,8 +69,8 @@ class EncoderConfig:
         relative_position: Learned biases for how far apart two patches are: "none", "shared" (one table for all blocks)
             or "blocks" (each block's own).
         rope: Rotary positions of the patches; None: none.
-        resampling: How a table of positions is made for another grid: "plain" (bicubic, as MAE's authors do) or
-            "antialiased" (as timm does).
+        resampling: How tables of positions are made for another grid: "authors" (bicubic as MAE's, relative ones by
+            BEiT's cubic spline) or "timm" (bicubic with antialiasing, linear).
         attention_bias: What has a bias in attention: "qkv" queries, keys and values, "qv" queries and values, "none".
         mlp: What lies within the MLPs of the blocks.
         layer_scale: Initial value of a learned scale of each channel of both branches of a block; None: no scales.
@@ -79,7 +79,7 @@ class EncoderConfig:
         drop_path: Stochastic depth of the last block; blocks before it have linearly less.
         mean: Mean of each channel, in the scale of the images.
         std: Standard deviation of each channel.
-        interpolation: How the images that it was trained on were resized: a record, which changes nothing.
+        interpolation: How the images that it was trained on were resized, where that is known: a record.
     """
 
     image_size: tuple[Size, Size] = (224, 224)
@@ -94,7 +94,7 @@ class EncoderConfig:
     position: Position = "sincos"
     relative_position: RelativePosition = "none"
     rope: Rope | None = None
-    resampling: Resampling = "plain"
+    resampling: Resampling = "authors"
     attention_bias: AttentionBias = "qkv"
     mlp: MlpConfig = PLAIN_MLP
     norms: Norms = Norms()
@@ -103,7 +103,7 @@ class EncoderConfig:
     drop_path: ShareBelowOne = 0.0
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[Positive, ...] = (0.229, 0.224, 0.225)  # a constant channel has nothing to teach: drop it
-    interpolation: Interpolation = "bicubic"
+    interpolation: Interpolation | None = None
 
     def __post_init__(self) -> None:
         patch_grid(self.image_size, self.patch_size)

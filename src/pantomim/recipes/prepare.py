@@ -25,10 +25,9 @@ from pantomim.data.masks import open_masked, read_masked
 from pantomim.data.record import DataRecord, read_record
 from pantomim.data.sources import open_source
 from pantomim.data.stats import Stats, channel_stats
-from pantomim.formats import load_encoder
+from pantomim.formats import load_trainable
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.guides import teacher_of, with_teacher
-from pantomim.nn.vit import Encoder
 from pantomim.recipes.data2vec import momentum_for
 from pantomim.recipes.dvae import check_range
 from pantomim.recipes.finetune import from_scratch
@@ -221,12 +220,7 @@ def _from_data(
     else:
         facts, stats, subset["masks"] = _of_masks(data, found, **subset)
     if init is not None and size is None:
-        encoder = load_encoder(init)
-        if not isinstance(encoder, Encoder):
-            raise ValueError(
-                f"prepare.init must be a plain vision transformer; got {init}, which the method cannot train."
-            )
-        start = encoder.config
+        start = load_trainable(init).config
         if start.in_chans != facts.channels:
             raise ValueError(
                 f"prepare.init must have as many channels as the images; got {start.in_chans} in {init} and "
