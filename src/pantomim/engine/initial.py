@@ -42,7 +42,8 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
     layers of other sizes.
 
     Positions come along, fixed tables too: weights mean what they meant only with the table that they were trained
-    with. They are resampled where the grid differs. Mean and std stay the method's.
+    with. They are resampled where the grid differs. Mean and std stay the method's, which `recipes.prepare` takes from
+    the weights.
 
     A head comes along only where it was trained for the same task and the same `classes`, in their order.
 

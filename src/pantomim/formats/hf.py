@@ -30,7 +30,7 @@ TRAINABLE = (
     (r"^embeddings\.register_tokens$", "reg_token"),
     (r"^embeddings\.position_embeddings?(\.weight)?$", "pos_embed"),
     (r"^embeddings\.patch_embeddings?\.(projection\.)?", "patch_embed.proj."),
-    (r"^(encoder\.)?relative_position_bias\.", "rel_pos_bias."),
+    (r"^shared_position_bias\.", "rel_pos_bias."),
     (r"^(encoder\.|model\.)?layers?\.", "blocks."),
     (r"\.(layernorm_before|layer_norm1)\.", ".norm1."),
     (r"\.(layernorm_after|layer_norm2)\.", ".norm2."),

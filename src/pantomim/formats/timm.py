@@ -26,7 +26,10 @@ from pantomim.nn.rope import Rope
 from pantomim.nn.vit import Encoder, EncoderConfig, Interpolation
 
 # timm's names and ours, for `renamed`; what stands behind the blocks, but for the norm, is left out.
-TRAINABLE = ((r"^(head|fc_norm|attn_pool|head_drop)\..*|.*relative_position_index$", ""), (r"\.ls([12])\.gamma$", r".gamma_\1"))
+TRAINABLE = (
+    (r"^(head|fc_norm|attn_pool|head_drop)\..*|.*relative_position_index$", ""),
+    (r"\.ls([12])\.gamma$", r".gamma_\1"),
+)
 KERNELS = get_args(Interpolation)
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order: averaged weights come first
 

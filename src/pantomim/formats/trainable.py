@@ -67,12 +67,16 @@ def as_trainable(wrapped: Any, model: nn.Module, weights: Mapping[str, Tensor], 
     config = _config(found, untold, epsilons.pop(), activations.pop() or "gelu")
     if (table := found.get("pos_embed")) is not None:
         rows = config.num_prefix + config.grid[0] * config.grid[1] - table.shape[1]
-        place = 0 if rows == config.num_prefix else int(config.class_token)  # where the tokens are that have no position
-        absent_rows = table.new_zeros(1, max(rows, 0), table.shape[2])
-        found["pos_embed"] = torch.cat([table[:, :place], absent_rows, table[:, place:]], dim=1)
+        place = 0 if rows == config.num_prefix else int(config.class_token)  # of the tokens without a position
+        zeros = table.new_zeros(1, max(rows, 0), table.shape[2])
+        found["pos_embed"] = torch.cat([table[:, :place], zeros, table[:, place:]], dim=1)
     with initial_weights_unused():
         encoder = config.build().to(found["patch_embed.proj.weight"].dtype)
-    if report := key_report(encoder.state_dict(), found):
+    shown, named = (
+        {name: tensor for name, tensor in each.items() if not re.match(r"blocks\.[1-9]", name)}
+        for each in (encoder.state_dict(), found)
+    )  # what differs in one block differs in all: the first is named alone
+    if report := key_report(shown, named) or key_report(encoder.state_dict(), found):
         raise not_trainable(source, model, report)
     encoder.load_state_dict(found)
     encoder.eval()
@@ -122,14 +126,14 @@ def same_rope(rope: Rope, sines: Tensor, cosines: Tensor, grid: tuple[int, int])
 def not_trainable(source: str, model: nn.Module, why: str) -> ValueError:
     """The error of a network that is no encoder of ours."""
     return ValueError(
-        f"{source} must be a vision transformer such as ViT, DeiT III, DINOv2, DINOv3, BEiT, EVA-02, CLIP or SigLIP for "
-        f"its training to be continued; got {type(model).__name__}, which no encoder of ours is: {why}. Train a network "
-        f"of ours with it as prepare.teacher, or choose another one."
+        f"{source} must be a vision transformer such as ViT, DeiT III, DINOv2, DINOv3, BEiT, EVA-02, CLIP or SigLIP "
+        f"for its training to be continued; got {type(model).__name__}, which no encoder of ours is: {why}. Train "
+        f"a network of ours with it as prepare.teacher, or choose another one."
     )
 
 
 def _joined(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same with one projection of queries, keys and values, two layers in a gated MLP, and a bias of the patches."""
+    """The same with one projection of queries, keys and values, two layers before a gate, and a bias of patches."""
     found = {}
     for name, tensor in weights.items():
         owner, _, rest = name.rpartition(".attn.")

@@ -22,7 +22,7 @@ class Places(NamedTuple):
 
     bias: Float[Tensor, "b heads T T"] | None = None  # added before the softmax
     index: Int[Tensor, "b T T"] | None = None  # or the rows of the block's own table, whose values are added
-    rope: Float[Tensor, "b T 2E"] | None = None  # turns queries and keys: see `nn.rope`
+    rope: Float[Tensor, "b T R"] | None = None  # turns queries and keys: see `nn.rope`
 
 
 NOWHERE = Places()
@@ -65,8 +65,8 @@ def check_heads(module: nn.Module, width: int, heads: int) -> int:
 class Attention(nn.Module):
     """Self-attention; the attention weights are computed only when they are asked for. Names as in timm and BEiT.
 
-    Keys have no `bias` with "qv" (BEiT's and CAE's), and none of the three has with "none"; `relative_rows` are those of
-    the block's own table of relative positions, which it has if there are any.
+    Keys have no `bias` with "qv" (BEiT's and CAE's), nor have queries and values with "none"; `relative_rows` are those
+    of the block's own table of relative positions, which it has if there are any.
     """
 
     def __init__(self, width: int, heads: int, bias: AttentionBias = "qkv", relative_rows: int = 0) -> None:

@@ -58,7 +58,12 @@ def adapt_encoder_weights(
 
 
 def resample(
-    table: Float[Tensor, "1 T D"], grid: tuple[int, int], to: tuple[int, int], num_prefix: int, *, antialias: bool = False
+    table: Float[Tensor, "1 T D"],
+    grid: tuple[int, int],
+    to: tuple[int, int],
+    num_prefix: int,
+    *,
+    antialias: bool = False,
 ) -> Float[Tensor, "1 U D"]:
     """The patch rows of a position table for another grid (bicubic); prefix rows are kept.
 

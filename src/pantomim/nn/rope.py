@@ -30,7 +30,7 @@ class Rope:
     """Rotary positions of patches.
 
     Args:
-        temperature: How much slower the last point of a head turns than the first would: 100 in DINOv3, 10000 in EVA-02.
+        temperature: Of the frequencies, in the formula above: 100 in DINOv3, 10000 in EVA-02.
         coordinates: "centred": a patch's centre, from -1 to 1 along each side, times 2 pi (DINOv3); "patches": its row
             and column, from 0 (EVA-02).
         reference: Rows and columns that "patches" are scaled to, whatever the grid: those of pre-training; None: the
@@ -49,7 +49,7 @@ class Rope:
             )
 
 
-def rope_table(rope: Rope, grid: tuple[int, int], head_width: int, num_prefix: int) -> Float[Tensor, "T 2E"]:
+def rope_table(rope: Rope, grid: tuple[int, int], head_width: int, num_prefix: int) -> Float[Tensor, "T R"]:
     """Cosines, then sines of the angles of every token, in float64; prefix tokens come first and stay as they are."""
     if head_width % 4:
         raise ValueError(
@@ -68,8 +68,8 @@ def rope_table(rope: Rope, grid: tuple[int, int], head_width: int, num_prefix: i
 
 
 def rope_of(
-    table: Float[Tensor, "T 2E"], ids_keep: Int[Tensor, "B V"] | None, num_prefix: int
-) -> Float[Tensor, "b S 2E"]:
+    table: Float[Tensor, "T R"], ids_keep: Int[Tensor, "B V"] | None, num_prefix: int
+) -> Float[Tensor, "b S R"]:
     """The rows of the prefix tokens and of the patches `ids_keep` (all, if None: one table for all images)."""
     if ids_keep is None:
         return table.unsqueeze(0)
@@ -77,7 +77,7 @@ def rope_of(
     return torch.cat([prefix, F.embedding(ids_keep, table[num_prefix:])], dim=1)
 
 
-def rotate(heads: Float[Tensor, "B heads T E"], rope: Float[Tensor, "b T 2E"]) -> Float[Tensor, "B heads T E"]:
+def rotate(heads: Float[Tensor, "B heads T E"], rope: Float[Tensor, "b T R"]) -> Float[Tensor, "B heads T E"]:
     """Queries or keys, turned in float32 or better."""
     cos, sin = rope.unsqueeze(1).chunk(2, dim=-1)
     values = at_least_float32(heads)

@@ -1,5 +1,6 @@
 """From what a user typed to a config: a full name, a bare method that the data complete, or the file of another run."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,12 +29,15 @@ from pantomim.data.stats import Stats, channel_stats
 from pantomim.formats import load_trainable
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.guides import teacher_of, with_teacher
+from pantomim.nn.vit import EncoderConfig
 from pantomim.recipes.data2vec import momentum_for
 from pantomim.recipes.dvae import check_range
 from pantomim.recipes.finetune import from_scratch
 from pantomim.recipes.recipe import MAX_SIDE, Family, Recipe, Trained
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.teachers.choice import MOMENTUM, TeacherConfig
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,8 @@ def _from_data(
     if masks is not None:
         subset["masks"] = replace(subset["masks"], crop=config.data.masks.crop)
     config = replace(config, data=replace(config.data, **subset))
+    if start is not None:
+        _warn(start, str(init), data, stats, config.data.crop.interpolation)
     return Prepared(
         config,
         family.paper(0 if family.trains == "tokenizer" else config.method.encoder.width),
@@ -245,6 +251,24 @@ def _from_data(
         else _decided(config, facts, f"as in {init}" if start else f"size {size}"),
         num_images=facts.num_images,
     )
+
+
+def _warn(start: EncoderConfig, init: str, data: str, stats: Stats, interpolation: str) -> None:
+    """Say where images are other ones than weights were trained on; they are standardised as the weights expect."""
+    channels = list(zip(start.mean, start.std, stats.mean, stats.std, strict=True))
+    if any(abs(here - mean) > std / 2 or not std / 2 <= spread <= 2 * std for mean, std, here, spread in channels):
+        pairs = (f"{here:.3g} ± {spread:.3g} instead of {mean:.3g} ± {std:.3g}" for mean, std, here, spread in channels)
+        LOG.warning(
+            "The images of %s have another mean and std than those that %s was trained on: %s. They are standardised "
+            "as its weights expect. Check that both are scaled alike.",
+            *(data, init, ", ".join(pairs)),
+        )
+    if start.interpolation not in (None, interpolation):
+        LOG.warning(
+            "%s was trained on images that were resized by %s interpolation; these are by %s. data.crop.interpolation "
+            "sets it.",
+            *(init, start.interpolation, interpolation),
+        )
 
 
 def _weights(labels: np.ndarray) -> tuple[float, ...]:
