@@ -206,7 +206,7 @@ def _preprocessing(name: str, source: str) -> tuple[tuple[float, ...], tuple[flo
     try:
         settings = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
         mean, std = (tuple(map(float, settings[key])) for key in ("image_mean", "image_std"))
-        return mean, std, RESAMPLE.get(settings.get("resample"))
+        return mean, std, RESAMPLE.get(settings.get("resample", 0))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{source} must have a {PREPROCESSING} that states image_mean and image_std; got none. Write it beside the "

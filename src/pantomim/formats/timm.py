@@ -235,9 +235,9 @@ def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
         image_size = tuple(about["input_size"][1:])
         name = named.removeprefix("timm:").partition("@")[0]
         fresh = partial(timm.create_model, name, pretrained=False, num_classes=0)
-        encoder = TimmEncoder(model, named, image_size, mean, std, fresh).eval()
-        encoder.interpolation = _interpolation(model)
-        return encoder
+        wrapped = TimmEncoder(model, named, image_size, mean, std, fresh).eval()
+        wrapped.interpolation = _interpolation(model)
+        return wrapped
     with torch.random.fork_rng(devices=[]):
         encoder = config.build()
     weights = {key: value for key, value in model.state_dict().items() if key in encoder.state_dict()}

@@ -21,7 +21,7 @@ class Places(NamedTuple):
     """Where tokens stand, as attention takes it; b is 1 where it is the same for all images."""
 
     bias: Float[Tensor, "b heads T T"] | None = None  # added before the softmax
-    index: Int[Tensor, "b T T"] | None = None  # or the rows of the block's own table, whose values are added
+    rows: Int[Tensor, "b T T"] | None = None  # or the rows of the block's own table, whose values are added
     rope: Float[Tensor, "b T R"] | None = None  # turns queries and keys: see `nn.rope`
 
 
@@ -92,7 +92,7 @@ class Attention(nn.Module):
         query, key, value = (split_heads(part, self.heads) for part in self._project(tokens, queries))
         if places.rope is not None:
             query, key = rotate(query, places.rope), rotate(key, places.rope)
-        bias = self._relative(places.bias, places.index)
+        bias = self._relative(places.bias, places.rows)
         if need_weights:
             weights = softmax_scores(query, key, bias)
             return self.proj(merge_heads(weights @ value)), weights
@@ -109,7 +109,7 @@ class Attention(nn.Module):
         if places.rope is not None:
             query, key = rotate(query, places.rope[:, rows]), rotate(key, places.rope)
         bias = None if places.bias is None else places.bias[:, :, rows]
-        index = None if places.index is None else places.index[:, rows]
+        index = None if places.rows is None else places.rows[:, rows]
         return softmax_scores(query, key, self._relative(bias, index))
 
     def _project(

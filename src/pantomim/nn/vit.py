@@ -250,7 +250,7 @@ class Encoder(nn.Module):
             index = index_of(self.relative_index, ids_keep, self.num_prefix)
         if self.rel_pos_bias is not None:
             return tokens, Places(self.rel_pos_bias(index), rope=rope)  # one table: looked up once
-        return tokens, Places(index=index, rope=rope)
+        return tokens, Places(rows=index, rope=rope)
 
     def embed(
         self,
