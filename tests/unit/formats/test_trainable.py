@@ -78,7 +78,7 @@ def perturbed(model):
 
 def of_timm(name, patch_size, **variant):
     sizes = {"img_size": 4 * patch_size, "embed_dim": 48, "depth": 2, "num_heads": 3} if patch_size else {}
-    model = perturbed(timm.create_model(name, pretrained=False, num_classes=0, **sizes, **variant))
+    model = perturbed(timm.create_model(name, pretrained=False, num_classes=0, **(sizes | variant)))
     side = 4 * patch_size or 224
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, side, side), "mean": HALF}
     return as_encoder(model, f"timm:{name}")
@@ -192,7 +192,7 @@ def test_products_depend_on_how_far_apart_patches_are(down, right, reference):
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_plus_patch16_dinov3", "beit_base_patch16_224"])
 def test_training_continues_from_it(tmp_path, caplog, monkeypatch, name):
-    encoder = of_timm(name, 16)  # of a plain one already ours, but for how it is resampled
+    encoder = of_timm(name, 16, depth=4)  # of a plain one already ours, but for how it is resampled
     monkeypatch.setattr("pantomim.formats.LIBRARIES", {"timm": lambda name: encoder})
     images = np.full((20, 80, 80, 3), 40, np.uint8)
     images[:, ::2] = 60
