@@ -30,7 +30,10 @@ from pantomim.methods.supervised import SupervisedConfig
 from pantomim.methods.vqkd import VQKDConfig
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.dvae import DVAESizes
+from pantomim.nn.mlp import MlpConfig
 from pantomim.nn.regressor import RegressorConfig
+from pantomim.nn.rope import Rope
+from pantomim.nn.vit import Norms
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.targets.hog import HOGTargetConfig
@@ -64,6 +67,19 @@ CASES = {
     "mae": mae,
     "mae, hog": replace(mae, target=HOGTargetConfig()),
     "mae, tokens": replace(mae, target=TokenTargetConfig(tokenizer="random-projection", vocabulary=8)),
+    "mae, rotary and gated": replace(
+        mae,
+        encoder=replace(
+            ENCODER,
+            position="none",
+            registers=1,
+            rope=Rope(),
+            mlp=MlpConfig("silu", gated=True, norm=True),
+            norms=Norms(first=True, final=False),
+            attention_bias="none",
+            layer_scale=0.1,
+        ),
+    ),
     "beit": beit,
     "beit, tables of each block": replace(
         beit, encoder=replace(_beit_encoder, relative_position="blocks", position="learned")

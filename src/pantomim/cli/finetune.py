@@ -19,7 +19,7 @@ class TaskOptions(Choices):
     Args:
         data: Images with labels (a folder with one folder a class, a zip, an .npz, a list of files with labels ...), or
             with masks.
-        encoder: A run folder, a file of weights, timm:NAME or open_clip:NAME:TAG; a plain vision transformer.
+        encoder: A run folder, a file of weights, timm:NAME, hf:NAME or open_clip:NAME:TAG; docs/import.md has all.
         preset: Whose recipe; by default that of the method which the encoder was pre-trained with, else MAE's.
         scratch: Train the same network without the encoder's weights.
         size: Of the network, where no encoder is named: from micro to huge.

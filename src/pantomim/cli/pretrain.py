@@ -17,7 +17,7 @@ class PretrainOptions(RunOptions):
     """What decides a run of pre-training; each setting of its config is a further option.
 
     Args:
-        init: Start from these weights: a run folder, a file, or timm:NAME.
+        init: Start from these weights: a run folder, a file, timm:NAME or hf:NAME; docs/import.md has all.
         target: What is predicted, where the method leaves the choice, such as tokens, pixels or features.
         tokenizer: What gives the tokens: a run of `pantomim tokenizer train`, its tokenizer.safetensors, dalle:FILE,
             dalle:FOLDER, random-projection or random-projection-standardised (also :SEED).

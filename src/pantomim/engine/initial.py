@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pantomim.formats import load_encoder
+from pantomim.formats import load_trainable
 from pantomim.formats.files import frozen_hashes, frozen_parts, load_exactly, other_parts
 from pantomim.formats.native import (
     CLASSIFIER,
@@ -26,7 +26,10 @@ from pantomim.nn.position import TABLES
 from pantomim.nn.resize import adapt_encoder_weights, resample
 from pantomim.nn.vit import Encoder
 
-MUST_AGREE = ("width", "depth", "heads", "mlp_ratio", "class_token", "registers", "attention_bias")
+MUST_AGREE = (
+    *("width", "depth", "heads", "mlp_ratio", "class_token", "registers", "attention_bias"),
+    *("mlp", "norms", "rope"),
+)
 INITIAL = ("relative_position_bias_table", "gamma_1", "gamma_2")  # what may keep its initial values
 FITTING = {"relative_position": {("shared", "blocks"), ("none", "shared"), ("none", "blocks")}}
 
@@ -39,7 +42,8 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
     layers of other sizes.
 
     Positions come along, fixed tables too: weights mean what they meant only with the table that they were trained
-    with. They are resampled where the grid differs. Mean and std stay the method's.
+    with. They are resampled where the grid differs. Mean and std stay the method's, which `recipes.prepare` takes from
+    the weights.
 
     A head comes along only where it was trained for the same task and the same `classes`, in their order.
 
@@ -48,12 +52,7 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
     encoder = getattr(method, "encoder", None)  # the trained one; what is exported may be its EMA copy
     if not isinstance(encoder, Encoder):
         raise ValueError(f"Pretrain.init must be left out for a method without an encoder; got {spec}.")
-    source = load_encoder(spec)
-    if not isinstance(source, Encoder):
-        raise ValueError(
-            f"Pretrain.init must be a plain vision transformer; got {spec}, whose weights fit no encoder of ours. "
-            f"Choose another one, or leave it out."
-        )
+    source = load_trainable(spec)
     task = isinstance(method, Task)
     different = [
         f"\n  {name}: {there} there, {here} here"

@@ -1,6 +1,7 @@
 """Reading and writing weights: our own files, and the layouts of others, each in one file and in one tuple."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -68,6 +69,22 @@ def _of_others(name: str) -> Encoder | WrappedEncoder:
         )
     found, weights, given = _opened(name, None, AS_PUBLISHED)
     return found.to_encoder(weights, name, given)
+
+
+def load_trainable(spec: str | Path) -> Encoder:
+    """As `load_encoder`, but our `Encoder`, which runs on parts of images, also with the weights of other libraries.
+
+    Its tables of positions are made for another grid as their library makes them. A ValueError names what is in the way
+    of a network that no encoder of ours is.
+    """
+    encoder = load_encoder(spec)
+    if not isinstance(encoder, Encoder):
+        trained = encoder.trainable()
+        trained.scale = encoder.scale
+        return trained
+    if str(spec).startswith("timm:"):  # as a teacher it is resampled as it always was, for runs that are resumed
+        encoder.config = replace(encoder.config, resampling="timm")
+    return encoder
 
 
 def read_checkpoint(path: str | Path, format: str | None = None, given: Given = AS_PUBLISHED) -> Found:

@@ -14,12 +14,36 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pantomim.core.foreign import reason
+from pantomim.formats.trainable import Untold, as_trainable, renamed
 from pantomim.formats.wrapped import LastBlocks, Query, WrappedEncoder, missing_extra, one_size
+from pantomim.nn.rope import Rope
 from pantomim.nn.tokens import AnyImages
+from pantomim.nn.vit import Encoder, Interpolation, Resampling
 
 BLOCKS = ("layers", "layer", "encoder.layers", "encoder.layer", "model.layers", "model.layer")  # names of the blocks
 NORMS = ("layernorm", "post_layernorm", "norm")  # and of the final norm
 PREPROCESSING = "preprocessor_config.json"
+RESAMPLE: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+# The library's names and ours, for `renamed`; what stands behind the blocks, but for the norm, is left out.
+TRAINABLE = (
+    (r"^(pooler|head|decoder)\..*|^embeddings\.mask_token$|.*position_ids$|.*relative_position_index$", ""),
+    (r"^embeddings\.(cls_token|class_embedding)$", "cls_token"),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.position_embeddings?(\.weight)?$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings?\.(projection\.)?", "patch_embed.proj."),
+    (r"^shared_position_bias\.", "rel_pos_bias."),
+    (r"^(encoder\.|model\.)?layers?\.", "blocks."),
+    (r"\.(layernorm_before|layer_norm1)\.", ".norm1."),
+    (r"\.(layernorm_after|layer_norm2)\.", ".norm2."),
+    (r"\.(attention|self_attn)\.(o|out)_proj\.", ".attn.proj."),
+    (r"\.(attention|self_attn|relative_position_bias)\.", ".attn."),
+    (r"\.mlp\.gate_proj\.", ".mlp.fc1_g."),
+    (r"\.mlp\.up_proj\.", ".mlp.fc1."),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+    (r"\.(layer_scale|lambda_)([12])(\.lambda1)?$", r".gamma_\2"),
+    (r"^(layernorm|post_layernorm)\.", "norm."),
+    (r"^pre_layrnorm\.", "norm_pre."),
+)
 
 
 class HFEncoder(WrappedEncoder):
@@ -89,6 +113,21 @@ class HFEncoder(WrappedEncoder):
         """See `WrappedEncoder.norm`."""
         return self.model.get_submodule(self.norm_name)(tokens)
 
+    def trainable(self) -> Encoder:
+        """See `WrappedEncoder.trainable`."""
+        about, weights = self.model.config, renamed(self.model.state_dict(), TRAINABLE)
+        if (token := weights.get("cls_token")) is not None:
+            weights["cls_token"] = token.view(1, 1, -1)
+        if (table := weights.get("pos_embed")) is not None:
+            weights["pos_embed"] = table.view(1, *table.shape[-2:])
+        if not weights.get("reg_token", torch.empty(0)).numel():
+            weights.pop("reg_token", None)
+        rope = Rope(about.rope_theta) if hasattr(about, "rope_theta") else None
+        how: Resampling = "timm" if about.model_type == "dinov2_with_registers" else "authors"
+        heads = getattr(about, "num_attention_heads", 1)
+        untold = Untold(self.image_size, heads, rope, how, *self.statistics, self.interpolation)
+        return as_trainable(self, self.model, weights, untold)
+
     def _resize(self, image_size: tuple[int, int]) -> "HFEncoder":
         """The same network, which resamples its positions as it runs."""
         model = copy.deepcopy(self.model)
@@ -147,7 +186,10 @@ def load_hf(name: str) -> HFEncoder:
         raise ValueError(f"{source} must state an image_size; got {type(vision).__name__} without. Choose a ViT.")
     image_size = (size, size) if isinstance(size, int) else tuple(size)
     table = None if projection is None else projection.weight.detach().T.contiguous()
-    return HFEncoder(vision, source, image_size, *_statistics(name, source), projection=table).eval()
+    mean, std, interpolation = _preprocessing(name, source)
+    encoder = HFEncoder(vision, source, image_size, mean, std, projection=table).eval()
+    encoder.interpolation = interpolation
+    return encoder
 
 
 def _no_transformer(source: str, model: Any) -> ValueError:
@@ -157,14 +199,15 @@ def _no_transformer(source: str, model: Any) -> ValueError:
     )
 
 
-def _statistics(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the network's image processor."""
+def _preprocessing(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...], Interpolation | None]:
+    """Mean, std and resizing of the network's image processor."""
     from transformers.utils import cached_file
 
     path = cached_file(name, PREPROCESSING, _raise_exceptions_for_missing_entries=False)
     try:
         settings = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-        return tuple(map(float, settings["image_mean"])), tuple(map(float, settings["image_std"]))
+        mean, std = (tuple(map(float, settings[key])) for key in ("image_mean", "image_std"))
+        return mean, std, RESAMPLE.get(settings.get("resample", 0))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{source} must have a {PREPROCESSING} that states image_mean and image_std; got none. Write it beside the "

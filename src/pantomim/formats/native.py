@@ -272,11 +272,13 @@ def describe_positions(module: Encoder | MAEDecoder) -> TableName | Literal["non
 
 
 def timm_entry(config: EncoderConfig, pool: Pool | None = None, num_classes: int = 0) -> dict[str, Any]:
-    """What a description states of timm's network with the same names and features; empty if timm has none.
+    """What a description states of timm's network with the same names and features; empty if it is not MAE's or BEiT's.
 
     `pool` is a classifier's; None: of an encoder alone.
     """
-    if config.position == "none" or config.attention_bias == "qv" or config.relative_position != "none":
+    if any(getattr(config, part) != getattr(EncoderConfig, part) for part in ("mlp", "norms", "rope")):
+        return {}
+    if config.position == "none" or config.attention_bias != "qkv" or config.relative_position != "none":
         # timm's Beit has a class token and no bias of keys, and no norm before a mean
         fits = config.attention_bias == "qv" and config.class_token and not config.registers and pool != "normed_mean"
         own = {

@@ -10,7 +10,7 @@ import inspect
 import zipfile
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -19,11 +19,19 @@ from torch import Tensor, nn
 from pantomim.formats.files import load_exactly
 from pantomim.formats.native import exact_ratio, timm_arguments
 from pantomim.formats.reader import read_weights
+from pantomim.formats.trainable import Untold, as_trainable, half_apart, not_trainable, renamed, same_rope
 from pantomim.formats.wrapped import LastBlocks, Query, WrappedEncoder
 from pantomim.nn.resize import resample_stretched
+from pantomim.nn.rope import Rope
 from pantomim.nn.tokens import AnyImages
-from pantomim.nn.vit import Encoder, EncoderConfig
+from pantomim.nn.vit import Encoder, EncoderConfig, Interpolation
 
+# timm's names and ours, for `renamed`; what stands behind the blocks, but for the norm, is left out.
+TRAINABLE = (
+    (r"^(head|fc_norm|attn_pool|head_drop)\..*|.*relative_position_index$", ""),
+    (r"\.ls([12])\.gamma$", r".gamma_\1"),
+)
+KERNELS = get_args(Interpolation)
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order: averaged weights come first
 
 
@@ -141,10 +149,39 @@ class TimmEncoder(WrappedEncoder):
         """The same network with initial weights."""
         return self._with(self.fresh(), self.image_size)
 
+    def trainable(self) -> Encoder:
+        """See `WrappedEncoder.trainable`."""
+        model, weights = self.model, renamed(self.model.state_dict(), TRAINABLE)
+        heads = getattr(getattr(next(iter(getattr(model, "blocks", ())), None), "attn", None), "num_heads", 1)
+        theirs, rope = getattr(model, "rope", None), None
+        if theirs is not None:
+            rope = _rope(theirs, self.grid)
+            if rope is None:
+                raise not_trainable(self.source, model, f"it has rotary positions of another kind, {theirs}")
+            if not theirs.rotate_half:
+                weights = half_apart(weights, heads)
+        untold = Untold(self.image_size, heads, rope, "timm", *self.statistics, self.interpolation)
+        return as_trainable(self, model, weights, untold)
+
     def _with(self, model: nn.Module, image_size: tuple[int, int], projection: Tensor | None = None) -> "TimmEncoder":
         return TimmEncoder(
             model, self.source, image_size, *self.statistics, self.fresh, projection=projection, stretch=self.stretch
         )
+
+
+def _rope(theirs: Any, grid: tuple[int, int]) -> Rope | None:
+    """Our rotary positions that are the same as timm's; None if there are none."""
+    from timm.layers import RotaryEmbeddingCat, RotaryEmbeddingDinoV3
+
+    if type(theirs) not in (RotaryEmbeddingCat, RotaryEmbeddingDinoV3) or theirs.temperature is None:
+        return None
+    reference = getattr(theirs, "ref_feat_shape", None)
+    kind: Any = "patches" if type(theirs) is RotaryEmbeddingCat else "centred"
+    rope = Rope(theirs.temperature, kind, reference and tuple(reference))
+    sines, cosines = theirs.get_embed(list(grid)).chunk(2, dim=-1)
+    if not theirs.rotate_half:
+        sines, cosines = sines[:, ::2].repeat(1, 2), cosines[:, ::2].repeat(1, 2)
+    return rope if same_rope(rope, sines, cosines, grid) else None
 
 
 def attention_rows(block: Any, tokens: Float[Tensor, "B T D"], rows: slice) -> Float[Tensor, "B heads Q T"]:
@@ -199,7 +236,9 @@ def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
         image_size = tuple(about["input_size"][1:])
         name = named.removeprefix("timm:").partition("@")[0]
         fresh = partial(timm.create_model, name, pretrained=False, num_classes=0)
-        return TimmEncoder(model, named, image_size, mean, std, fresh).eval()
+        wrapped = TimmEncoder(model, named, image_size, mean, std, fresh).eval()
+        wrapped.interpolation = _interpolation(model)
+        return wrapped
     with torch.random.fork_rng(devices=[]):
         encoder = config.build()
     weights = {key: value for key, value in model.state_dict().items() if key in encoder.state_dict()}
@@ -238,6 +277,7 @@ def _matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]
         position="learned",
         mean=mean,
         std=std,
+        interpolation=_interpolation(model),
     )
     with torch.device("meta"):
         ours: Any = VisionTransformer(**timm_arguments(config), weight_init="skip")
@@ -246,6 +286,12 @@ def _matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]
         return None
     rows = ours.pos_embed.shape[1] - (ours.num_prefix_tokens if model.no_embed_class else 0)
     return config if model.pos_embed.shape[1] == rows else None
+
+
+def _interpolation(model: Any) -> Interpolation | None:
+    """How the images of its training were resized, if in a way of ours."""
+    found = model.pretrained_cfg.get("interpolation")
+    return found if found in KERNELS else None
 
 
 def _from_file(name: str, file: str) -> dict[str, Any]:

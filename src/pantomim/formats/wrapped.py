@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pantomim.core.scales import BYTES, Scale
 from pantomim.nn.tokens import AnyImages, channel_values, normalised
-from pantomim.nn.vit import Features
+from pantomim.nn.vit import Encoder, Features, Interpolation
 
 End = Literal["block", "norm", "projection"]
 Query = Literal["class", "mean"]
@@ -39,6 +39,7 @@ class WrappedEncoder(nn.Module, ABC):
     has_blocks: bool = True
     has_attention: bool = False
     scale: Scale | None = BYTES  # of the images that its weights were trained on
+    interpolation: Interpolation | None = None  # how the images that it was trained on were resized, if known
 
     def __init__(
         self,
@@ -67,6 +68,10 @@ class WrappedEncoder(nn.Module, ABC):
     @abstractmethod
     def untrained(self) -> "WrappedEncoder":
         """The same network with initial weights, drawn from torch's global generator."""
+
+    @abstractmethod
+    def trainable(self) -> Encoder:
+        """Our encoder of the same features, without a projection; a ValueError says what is in the way."""
 
     @abstractmethod
     def _resize(self, image_size: tuple[int, int]) -> Self: ...

@@ -97,7 +97,8 @@ class Segment(Task):
 
     def take_encoder(self, weights: dict[str, Tensor], table: str) -> tuple[dict[str, Tensor], list[str]]:
         """As of every task; a final norm that is left out is kept for the encoder that is exported."""
-        self.final_norm.copy_(torch.stack([weights["norm.weight"], weights["norm.bias"]]))
+        if self.config.encoder.norms.final:
+            self.final_norm.copy_(torch.stack([weights["norm.weight"], weights["norm.bias"]]))
         return super().take_encoder(weights, table)
 
     def scores(self, counts: Tensor) -> dict[str, float]:

@@ -163,7 +163,7 @@ class Supervised(ClassTask):
             if not torch.equal(own, found["pos_embed"]):
                 remarks.append("but the fixed position table, which is that of its formula for the new size")
             found["pos_embed"] = own.detach()
-        if self.config.norm_init == "pretrained":
+        if self.config.norm_init == "pretrained" and self.config.encoder.norms.final:
             self.model.fc_norm.load_state_dict({name: weights[f"norm.{name}"] for name in ("weight", "bias")})
             remarks.append("the norm after pooling starts as it")
         return found, remarks

@@ -60,7 +60,7 @@ class Task(Method):
         A final norm is left out where ours has none.
         """
         found, remarks = dict(weights), []
-        if isinstance(self.encoder.norm, nn.Identity):
+        if isinstance(self.encoder.norm, nn.Identity) and "norm.weight" in found:
             found = {name: weight for name, weight in found.items() if not name.startswith("norm.")}
             remarks.append("the final norm is left out")
         return found, remarks

@@ -4,7 +4,7 @@ attention = softmax(query key^T / sqrt(E) + bias),  output = proj(attention valu
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -12,8 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.nn.relative import relative_bias
+from pantomim.nn.rope import rotate
 
-AttentionBias = Literal["qkv", "qv"]
+AttentionBias = Literal["qkv", "qv", "none"]
+
+
+class Places(NamedTuple):
+    """Where tokens stand, as attention takes it; b is 1 where it is the same for all images."""
+
+    bias: Float[Tensor, "b heads T T"] | None = None  # added before the softmax
+    rows: Int[Tensor, "b T T"] | None = None  # or the rows of the block's own table, whose values are added
+    rope: Float[Tensor, "b T R"] | None = None  # turns queries and keys: see `nn.rope`
+
+
+NOWHERE = Places()
 
 
 def split_heads(tokens: Float[Tensor, "B T D"], heads: int) -> Float[Tensor, "B heads T E"]:
@@ -53,8 +65,8 @@ def check_heads(module: nn.Module, width: int, heads: int) -> int:
 class Attention(nn.Module):
     """Self-attention; the attention weights are computed only when they are asked for. Names as in timm and BEiT.
 
-    Keys have no `bias` with "qv" (BEiT's and CAE's); `relative_rows` are those of the block's own table of relative
-    positions, which it has if there are any.
+    Keys have no `bias` with "qv" (BEiT's and CAE's), nor have queries and values with "none"; `relative_rows` are those
+    of the block's own table of relative positions, which it has if there are any.
     """
 
     def __init__(self, width: int, heads: int, bias: AttentionBias = "qkv", relative_rows: int = 0) -> None:
@@ -71,16 +83,16 @@ class Attention(nn.Module):
         tokens: Float[Tensor, "B T D"],
         need_weights: bool = False,
         queries: Float[Tensor, "B Q D"] | None = None,
-        bias: Float[Tensor, "b heads Q T"] | None = None,
-        index: Int[Tensor, "b Q T"] | None = None,
+        places: Places = NOWHERE,
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B heads Q T"] | None]:
         """Output for the `queries` (by default the tokens) and, if asked for, the attention.
 
-        Before the softmax `bias` is added, the same for all images (b = 1) or each image's own, or the rows `index` of
-        the block's own table.
+        Tokens that have `places` are all queries.
         """
         query, key, value = (split_heads(part, self.heads) for part in self._project(tokens, queries))
-        bias = self._relative(bias, index)
+        if places.rope is not None:
+            query, key = rotate(query, places.rope), rotate(key, places.rope)
+        bias = self._relative(places.bias, places.rows)
         if need_weights:
             weights = softmax_scores(query, key, bias)
             return self.proj(merge_heads(weights @ value)), weights
@@ -88,32 +100,35 @@ class Attention(nn.Module):
         return self.proj(merge_heads(F.scaled_dot_product_attention(query, key, value, bias))), None
 
     def attend(
-        self,
-        tokens: Float[Tensor, "B T D"],
-        queries: Float[Tensor, "B Q D"],
-        bias: Float[Tensor, "b heads Q T"] | None = None,
-        index: Int[Tensor, "b Q T"] | None = None,
+        self, tokens: Float[Tensor, "B T D"], rows: slice, places: Places = NOWHERE
     ) -> Float[Tensor, "B heads Q T"]:
-        """The attention of `queries` alone; no value is computed. Arguments as of `forward`."""
-        weight, offset, width = self.qkv.weight, self._joined_bias(), queries.shape[-1]
-        of_keys = slice(width, 2 * width)
-        query = split_heads(F.linear(queries, weight[:width], offset[:width]), self.heads)
-        key = split_heads(F.linear(tokens, weight[of_keys], offset[of_keys]), self.heads)
+        """The attention of the tokens `rows` alone; no value is computed."""
+        width = tokens.shape[-1]
+        query = split_heads(self._linear(tokens[:, rows], slice(0, width)), self.heads)
+        key = split_heads(self._linear(tokens, slice(width, 2 * width)), self.heads)
+        if places.rope is not None:
+            query, key = rotate(query, places.rope[:, rows]), rotate(key, places.rope)
+        bias = None if places.bias is None else places.bias[:, :, rows]
+        index = None if places.rows is None else places.rows[:, rows]
         return softmax_scores(query, key, self._relative(bias, index))
 
     def _project(
         self, tokens: Float[Tensor, "B T D"], queries: Float[Tensor, "B Q D"] | None
     ) -> tuple[Float[Tensor, "B _ D"], ...]:
         """Query, key and value."""
-        weight, bias = self.qkv.weight, self._joined_bias()
         if queries is None:
-            joined = self.qkv(tokens) if self.q_bias is None else F.linear(tokens, weight, bias)
+            joined = self.qkv(tokens) if self.q_bias is None else self._linear(tokens, slice(None))
             return joined.chunk(3, dim=-1)  # gradients come back with a single copy
         width = queries.shape[-1]
-        query = F.linear(queries, weight[:width], bias[:width])
-        return (query, *F.linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1))
+        query = self._linear(queries, slice(0, width))
+        return (query, *self._linear(tokens, slice(width, None)).chunk(2, dim=-1))
 
-    def _joined_bias(self) -> Tensor:
+    def _linear(self, tokens: Float[Tensor, "B T D"], outputs: slice) -> Float[Tensor, "B T _"]:
+        """Some of the outputs of the joint projection."""
+        bias = self._joined_bias()
+        return F.linear(tokens, self.qkv.weight[outputs], None if bias is None else bias[outputs])
+
+    def _joined_bias(self) -> Tensor | None:
         """Of queries, keys and values, one after the other; the keys' are zeros where they have none."""
         if self.q_bias is not None and self.v_bias is not None:
             return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])

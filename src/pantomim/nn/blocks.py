@@ -1,11 +1,12 @@
-"""What transformers are made of: patch projection, MLP, stochastic depth, and the pre-norm block."""
+"""What transformers are made of: patch projection, stochastic depth, and the pre-norm block."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pantomim.nn.attention import Attention, AttentionBias
+from pantomim.nn.attention import NOWHERE, Attention, AttentionBias, Places
+from pantomim.nn.mlp import PLAIN_MLP, Mlp, MlpConfig
 from pantomim.nn.tokens import take
 
 NORM_EPS = 1e-6  # every layer norm of the MAE family; torch's default is 1e-5
@@ -30,19 +31,6 @@ class PatchEmbed(nn.Module):
         if ids_keep is not None:
             pixels = take(pixels, ids_keep)
         return F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)
-
-
-class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between them."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, tokens: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """Token by token."""
-        return self.fc2(F.gelu(self.fc1(tokens)))
 
 
 class DropPath(nn.Module):
@@ -88,12 +76,14 @@ class Block(nn.Module):
         bias: AttentionBias = "qkv",
         layer_scale: float | None = None,
         relative_rows: int = 0,
+        mlp: MlpConfig = PLAIN_MLP,
+        norm_eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, heads, bias, relative_rows)
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, int(width * mlp_ratio), mlp, norm_eps)
         self.gamma_1, self.gamma_2 = new_scale(width, layer_scale), new_scale(width, layer_scale)
         self.drop_path = DropPath(drop_path)
 
@@ -102,17 +92,15 @@ class Block(nn.Module):
         tokens: Float[Tensor, "B T D"],
         need_weights: bool = False,
         only: Int[Tensor, "B Q"] | None = None,
-        bias: Float[Tensor, "b heads Q T"] | None = None,
-        index: Int[Tensor, "b Q T"] | None = None,
+        places: Places = NOWHERE,
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B heads Q T"] | None]:
-        """New tokens (all, or `only` those at these places) and, if asked for, the attention.
+        """New tokens (all, or `only` some of those without `places`) and, if asked for, the attention.
 
         A last block of which only some tokens are read need not compute the others: they serve as keys and values.
-        `bias` and `index` (see `Attention`) have a row for each token that is computed.
         """
         normed, queries = self.norm1(tokens), None
         if only is not None:
             tokens, queries = take(tokens, only), take(normed, only)
-        branch, weights = self.attn(normed, need_weights, queries, bias, index)
+        branch, weights = self.attn(normed, need_weights, queries, places)
         tokens = tokens + self.drop_path(scaled(branch, self.gamma_1))
         return tokens + self.drop_path(scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), weights

@@ -9,8 +9,9 @@ from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import AtLeastOne, AtLeastZero, Depth, Positive, ShareBelowOne
 from pantomim.nn.attention import PromptedAttention
-from pantomim.nn.blocks import NORM_EPS, Block, DropPath, Mlp, drop_path_rates
+from pantomim.nn.blocks import NORM_EPS, Block, DropPath, drop_path_rates
 from pantomim.nn.init import Initialisation, initialise
+from pantomim.nn.mlp import Mlp
 from pantomim.nn.position import sincos_2d, sincos_2d_rows_first
 from pantomim.nn.tokens import put_back, take
 from pantomim.nn.vit import Features

@@ -1,6 +1,7 @@
 """Heads that turn an encoder into something that answers a question."""
 
 import copy
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -50,7 +51,8 @@ class Classifier(nn.Module):
             encoder.pos_embed.requires_grad_(learn_positions or encoder.config.position == "learned")
         if pool == "mean":
             self.encoder.norm = nn.Identity()
-        self.fc_norm = nn.LayerNorm(encoder.width, eps=NORM_EPS) if pool == "mean" else nn.Identity()
+        eps = encoder.config.norms.eps
+        self.fc_norm = nn.LayerNorm(encoder.width, eps=eps) if pool == "mean" else nn.Identity()
         self.head = nn.Linear(encoder.width, num_classes)
         initialise_head(self.head, head_init or _HEAD_INITS[encoder.config.initialisation])
 
@@ -74,6 +76,7 @@ class Classifier(nn.Module):
         encoder = copy.deepcopy(self.encoder)
         if self.pool == "mean":
             encoder.norm = copy.deepcopy(self.fc_norm)
+            encoder.config = replace(encoder.config, norms=replace(encoder.config.norms, final=True))
         return encoder
 
 

@@ -11,8 +11,9 @@ from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import AtLeastOne, Positive, ShareBelowOne
 from pantomim.nn.attention import CrossAttention
-from pantomim.nn.blocks import NORM_EPS, DropPath, Mlp, drop_path_rates, new_scale, scaled
+from pantomim.nn.blocks import NORM_EPS, DropPath, drop_path_rates, new_scale, scaled
 from pantomim.nn.init import initialise, narrow_normal
+from pantomim.nn.mlp import Mlp
 from pantomim.nn.position import sincos_2d_rows_first
 from pantomim.nn.vit import EncoderConfig
 

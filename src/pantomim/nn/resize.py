@@ -41,9 +41,10 @@ def adapt_encoder_weights(
         remarks.append("the shared table of relative positions is copied into every block")
     for name, table in found.items():
         if name == "pos_embed" and config.grid != to.grid:
-            found[name] = resample(table, config.grid, to.grid, config.num_prefix)
+            found[name] = resample(table, config.grid, to.grid, config.num_prefix, antialias=to.resampling == "timm")
         elif name.endswith("relative_position_bias_table"):
-            found[name] = resize_relative_table(table, config.grid, to.grid)
+            degree = 1 if to.resampling == "timm" else 3
+            found[name] = resize_relative_table(table, config.grid, to.grid, degree)
     if config.grid != to.grid and (config.position != "none" or config.relative_position != "none"):
         remarks.append(f"positions are resampled from {config.grid} to {to.grid}")
     if config.in_chans != to.in_chans:
@@ -76,13 +77,19 @@ def adapt_channels(kernel: Float[Tensor, "D C P P"], channels: int) -> Float[Ten
 
 
 def resample(
-    table: Float[Tensor, "1 T D"], grid: tuple[int, int], to: tuple[int, int], num_prefix: int
+    table: Float[Tensor, "1 T D"],
+    grid: tuple[int, int],
+    to: tuple[int, int],
+    num_prefix: int,
+    *,
+    antialias: bool = False,
 ) -> Float[Tensor, "1 U D"]:
     """The patch rows of a position table for another grid (bicubic); prefix rows are kept.
 
-    Source: the MAE authors' `util/pos_embed.py` (align_corners off, no antialiasing), any grid instead of a square.
+    Source: the MAE authors' `util/pos_embed.py` (align_corners off, no antialiasing), any grid instead of a square;
+        with antialiasing timm's `resample_abs_pos_embed`.
     """
-    return _resample(table, grid, to, num_prefix, size=to)
+    return _resample(table, grid, to, num_prefix, size=to, antialias=antialias)
 
 
 def resample_stretched(
@@ -106,14 +113,14 @@ def _resample(table: Tensor, grid: tuple[int, int], to: tuple[int, int], num_pre
 
 
 def resize_relative_table(
-    table: Float[Tensor, "R heads"], grid: tuple[int, int], to: tuple[int, int]
+    table: Float[Tensor, "R heads"], grid: tuple[int, int], to: tuple[int, int], degree: int = 3
 ) -> Float[Tensor, "S heads"]:
     """A table of relative positions for another grid; near offsets keep their values, far ones are stretched.
 
-    Along each axis the known offsets are laid out at growing distances, and a cubic spline through them is read at the
-    whole numbers; beyond the last one its value holds. Rows of the class token are kept.
+    Along each axis the known offsets are laid out at growing distances, and a spline through them is read at the whole
+    numbers; beyond the last one its value holds. Rows of the class token are kept.
 
-    Source: BEiT's `run_class_finetuning.py`.
+    Source: BEiT's `run_class_finetuning.py`; linear in timm's `resize_rel_pos_bias_table`.
     Deviation: axis by axis, so for any grid, where theirs is square; fewer than four offsets are joined by a spline of
         lower degree; computed in float64, where theirs rounds to float32.
     """
@@ -133,7 +140,7 @@ def resize_relative_table(
         places = growing_offsets(side, new_side)
         if side == 1:  # a single offset has one value everywhere; a spline needs two points
             places, patches = np.array([-1.0, 1.0]), np.repeat(patches, 2, axis)
-        spline = make_interp_spline(places, patches, min(3, len(places) - 1), axis=axis)
+        spline = make_interp_spline(places, patches, min(degree, len(places) - 1), axis=axis)
         offsets = np.arange(new_side) - new_side // 2
         patches = spline(offsets.clip(places[0], places[-1]))
     resized = torch.from_numpy(np.ascontiguousarray(patches)).flatten(0, 1).to(table)

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from pantomim.core.frozen import KIND, frozen
 from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import AtLeastOne, NotNegative, ShareBelowOne
-from pantomim.nn.blocks import NORM_EPS
 from pantomim.nn.pyramid import Pyramid, tapped_blocks
 from pantomim.nn.tokens import as_map, enlarge
 from pantomim.nn.upernet import FCNHead, UPerHead, score_layer
@@ -132,8 +131,8 @@ class Segmenter(nn.Module):
     def plain_encoder(self, norm: Float[Tensor, "2 D"]) -> Encoder:
         """A copy of the encoder alone; where the head dropped the final norm, with one of this weight and bias."""
         encoder = copy.deepcopy(self.encoder)
-        if isinstance(encoder.norm, nn.Identity):
-            encoder.norm = nn.LayerNorm(encoder.width, eps=NORM_EPS).to(encoder.mean)
+        if isinstance(encoder.norm, nn.Identity) and encoder.config.norms.final:
+            encoder.norm = nn.LayerNorm(encoder.width, eps=encoder.config.norms.eps).to(encoder.mean)
             encoder.norm.load_state_dict({"weight": norm[0], "bias": norm[1]})
         return encoder
 

@@ -11,15 +11,19 @@ from torch.nn import functional as F
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import Depth, Positive, Range, ShareBelowOne, Size
 from pantomim.core.scales import Scale
-from pantomim.nn.attention import AttentionBias
+from pantomim.nn.attention import AttentionBias, Places
 from pantomim.nn.blocks import NORM_EPS, Block, PatchEmbed, drop_path_rates
 from pantomim.nn.init import SCHEMES, Initialisation, initialise
+from pantomim.nn.mlp import PLAIN_MLP, MlpConfig
 from pantomim.nn.position import sincos_2d, sincos_2d_rows_first
 from pantomim.nn.relative import RelativeBias, index_of, num_relative_rows, relative_index
+from pantomim.nn.rope import Rope, rope_of, rope_table
 from pantomim.nn.tokens import AnyImages, channel_values, normalised, patch_grid
 
 Position = Literal["sincos", "sincos_rows_first", "learned", "none"]
 RelativePosition = Literal["none", "shared", "blocks"]
+Resampling = Literal["authors", "timm"]
+Interpolation = Literal["bicubic", "bilinear"]
 
 
 class Features(NamedTuple):
@@ -38,6 +42,21 @@ class MaskTokens(NamedTuple):
 
 
 @frozen
+class Norms:
+    """The layer norms of an `Encoder`.
+
+    Args:
+        eps: Added to the variance, in all of them.
+        first: A norm of the tokens before the first block, as in CLIP.
+        final: A norm of the tokens after the last block.
+    """
+
+    eps: Positive = NORM_EPS
+    first: bool = False
+    final: bool = True
+
+
+@frozen
 class EncoderConfig:
     """Sizes of an `Encoder`.
 
@@ -50,13 +69,18 @@ class EncoderConfig:
             same with the row in the first half of the channels, as in CAE), "learned" or "none".
         relative_position: Learned biases for how far apart two patches are: "none", "shared" (one table for all blocks)
             or "blocks" (each block's own).
-        attention_bias: What has a bias in attention: "qkv" queries, keys and values, "qv" queries and values.
+        rope: Rotary positions of the patches; None: none.
+        resampling: How tables of positions are made for another grid: "authors" (bicubic as MAE's, relative ones by
+            BEiT's cubic spline) or "timm" (bicubic with antialiasing, linear).
+        attention_bias: What has a bias in attention: "qkv" queries, keys and values, "qv" queries and values, "none".
+        mlp: What lies within the MLPs of the blocks.
         layer_scale: Initial value of a learned scale of each channel of both branches of a block; None: no scales.
         initialisation: Whose initial weights: "mae"; "beit", also of CAE's ViT-L; "cae", of its ViT-S and ViT-B;
             "mocov3"; "normal", MaskFeat's.
         drop_path: Stochastic depth of the last block; blocks before it have linearly less.
         mean: Mean of each channel, in the scale of the images.
         std: Standard deviation of each channel.
+        interpolation: How the images that it was trained on were resized, where that is known: a record.
     """
 
     image_size: tuple[Size, Size] = (224, 224)
@@ -70,12 +94,17 @@ class EncoderConfig:
     class_token: bool = True
     position: Position = "sincos"
     relative_position: RelativePosition = "none"
+    rope: Rope | None = None
+    resampling: Resampling = "authors"
     attention_bias: AttentionBias = "qkv"
+    mlp: MlpConfig = PLAIN_MLP
+    norms: Norms = Norms()
     layer_scale: Positive | None = None
     initialisation: Initialisation = "mae"
     drop_path: ShareBelowOne = 0.0
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[Positive, ...] = (0.229, 0.224, 0.225)  # a constant channel has nothing to teach: drop it
+    interpolation: Interpolation | None = None
 
     def __post_init__(self) -> None:
         patch_grid(self.image_size, self.patch_size)
@@ -113,6 +142,7 @@ class Encoder(nn.Module):
     std: Tensor
     relative_index: Tensor | None
     scale: Scale | None = None  # of the images that its weights were trained on, where that is known
+    rope: Tensor | None
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -134,6 +164,13 @@ class Encoder(nn.Module):
         self.rel_pos_bias = RelativeBias(rows, config.heads) if config.relative_position == "shared" else None
         index = relative_index(self.grid, config.class_token) if rows else None
         self.register_buffer("relative_index", index, persistent=False)
+        rope = None
+        if config.rope is not None:
+            head_width = self.width // config.heads
+            rope = rope_table(config.rope, self.grid, head_width, self.num_prefix).to(torch.get_default_dtype())
+        self.register_buffer("rope", rope, persistent=False)
+        eps, norms = config.norms.eps, config.norms
+        self.norm_pre = nn.LayerNorm(self.width, eps=eps) if norms.first else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(
                 self.width,
@@ -143,10 +180,12 @@ class Encoder(nn.Module):
                 bias=config.attention_bias,
                 layer_scale=config.layer_scale,
                 relative_rows=rows if config.relative_position == "blocks" else 0,
+                mlp=config.mlp,
+                norm_eps=eps,
             )
             for rate in drop_path_rates(config.drop_path, self.depth)
         )
-        self.norm: nn.Module = nn.LayerNorm(self.width, eps=NORM_EPS)
+        self.norm: nn.Module = nn.LayerNorm(self.width, eps=eps) if norms.final else nn.Identity()
         self._initialise()
 
     @torch.no_grad()
@@ -176,19 +215,19 @@ class Encoder(nn.Module):
         they are stored, are scaled first. `attention_layer` also returns the attention of that block (negative: from
         the last); `mask_tokens` stand in the place of some patches.
         """
-        tokens, bias, index = self.enter(images, ids_keep, mask_tokens)
+        tokens, places = self.enter(images, ids_keep, mask_tokens)
         shown = None if attention_layer is None else range(self.depth)[attention_layer]
         attention = None
         for number, block in enumerate(self.blocks):
-            tokens, weights = block(tokens, need_weights=number == shown, bias=bias, index=index)
+            tokens, weights = block(tokens, need_weights=number == shown, places=places)
             attention = attention if weights is None else weights
         return self._features(self.norm(tokens), attention)
 
     def each_block(self, images: AnyImages, need_attention: bool = False) -> Iterator[Features]:
         """The output of each block on all patches, before the final norm; with its attention if asked for."""
-        tokens, bias, index = self.enter(images)
+        tokens, places = self.enter(images)
         for block in self.blocks:
-            tokens, weights = block(tokens, need_weights=need_attention, bias=bias, index=index)
+            tokens, weights = block(tokens, need_weights=need_attention, places=places)
             yield self._features(tokens, weights)
 
     def enter(
@@ -196,11 +235,8 @@ class Encoder(nn.Module):
         images: AnyImages,
         ids_keep: Int[Tensor, "B V"] | None = None,
         mask_tokens: MaskTokens | None = None,
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "b heads T T"] | None, Int[Tensor, "b T T"] | None]:
-        """What the first block gets: prefix tokens and patches with their positions, and what its attention adds.
-
-        Returns: tokens; a bias that all blocks share, or None; the rows of the blocks' own tables, or None.
-        """
+    ) -> tuple[Float[Tensor, "B T D"], Places]:
+        """What the first block gets: prefix tokens and patches with their positions, and where they stand."""
         tokens = self.embed(images, ids_keep, mask_tokens)  # (B, V, D)
         prefix: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if prefix:
@@ -208,14 +244,16 @@ class Encoder(nn.Module):
             if self.pos_embed is not None:
                 start = start + self.pos_embed[:, : self.num_prefix]
             tokens = torch.cat([start.expand(len(images), -1, -1), tokens], dim=1)  # (B, P + V, D)
+        tokens = self.norm_pre(tokens)
+        rope = None if self.rope is None else rope_of(self.rope, ids_keep, self.num_prefix)
         if self.relative_index is None:
-            return tokens, None, None
+            return tokens, Places(rope=rope)
         index = self.relative_index.unsqueeze(0)  # one matrix where all images have all patches
         if ids_keep is not None:
             index = index_of(self.relative_index, ids_keep, self.num_prefix)
         if self.rel_pos_bias is not None:
-            return tokens, self.rel_pos_bias(index), None  # one table: looked up once
-        return tokens, None, index
+            return tokens, Places(self.rel_pos_bias(index), rope=rope)  # one table: looked up once
+        return tokens, Places(rows=index, rope=rope)
 
     def embed(
         self,

@@ -1,5 +1,6 @@
 """From what a user typed to a config: a full name, a bare method that the data complete, or the file of another run."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,17 +26,19 @@ from pantomim.data.masks import open_masked, read_masked
 from pantomim.data.record import DataRecord, read_record
 from pantomim.data.sources import open_source, open_split
 from pantomim.data.stats import Stats, channel_stats, check_scale
-from pantomim.formats import load_encoder
+from pantomim.formats import load_trainable
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.guides import teacher_of, with_teacher
 from pantomim.nn.resize import adapt_channels
-from pantomim.nn.vit import Encoder
+from pantomim.nn.vit import EncoderConfig
 from pantomim.recipes.data2vec import momentum_for
 from pantomim.recipes.dvae import check_range
 from pantomim.recipes.finetune import from_scratch
 from pantomim.recipes.recipe import MAX_SIDE, Family, Recipe, Trained
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.teachers.choice import MOMENTUM, TeacherConfig
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -224,11 +227,7 @@ def _from_data(
         dataset, facts, masks = _of_masks(data, scale, found, masks, **used)
     stats = (found and found[1]) or channel_stats(dataset)
     if init is not None and size is None:
-        encoder = load_encoder(init)
-        if not isinstance(encoder, Encoder):
-            raise ValueError(
-                f"prepare.init must be a plain vision transformer; got {init}, which the method cannot train."
-            )
+        encoder = load_trainable(init)
         start = encoder.config
         if start.in_chans != facts.channels:
             adapt_channels(encoder.patch_embed.proj.weight, facts.channels)  # refused here, before a run begins
@@ -241,6 +240,8 @@ def _from_data(
     if masks is not None:
         used["masks"] = replace(masks, crop=config.data.masks.crop)
     config = replace(config, data=replace(config.data, **used))
+    if start is not None:
+        _warn(start, str(init), data, stats, config.data.crop.interpolation)
     return Prepared(
         config,
         family.paper(0 if family.trains == "tokenizer" else config.method.encoder.width),
@@ -253,6 +254,24 @@ def _from_data(
         else _decided(config, facts, dataset.scale.rule, f"as in {init}" if start else f"size {size}"),
         num_images=facts.num_images,
     )
+
+
+def _warn(start: EncoderConfig, init: str, data: str, stats: Stats, interpolation: str) -> None:
+    """Say where images are other ones than weights were trained on; they are standardised as the weights expect."""
+    channels = list(zip(start.mean, start.std, stats.mean, stats.std, strict=True))
+    if any(abs(here - mean) > std / 2 or not std / 2 <= spread <= 2 * std for mean, std, here, spread in channels):
+        pairs = (f"{here:.3g} ± {spread:.3g} instead of {mean:.3g} ± {std:.3g}" for mean, std, here, spread in channels)
+        LOG.warning(
+            "The images of %s have another mean and std than those that %s was trained on: %s. They are standardised "
+            "as its weights expect. Check that both are scaled alike.",
+            *(data, init, ", ".join(pairs)),
+        )
+    if start.interpolation not in (None, interpolation):
+        LOG.warning(
+            "%s was trained on images that were resized by %s interpolation; these are by %s. data.crop.interpolation "
+            "sets it.",
+            *(init, start.interpolation, interpolation),
+        )
 
 
 def _weights(labels: np.ndarray) -> tuple[float, ...]:

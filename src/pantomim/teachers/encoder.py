@@ -6,12 +6,13 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pantomim.core.precision import at_least_float32
 from pantomim.formats.wrapped import LastBlocks, WrappedEncoder
+from pantomim.nn.attention import Places
 from pantomim.nn.blocks import Block
 from pantomim.nn.momentum import EMACopy, Momentum, follow
 from pantomim.nn.tokens import normalise_tokens
@@ -119,32 +120,25 @@ class EMATeacher(EncoderTeacher, EMACopy):
 def last_blocks(encoder: Any, images: Float[Tensor, "B C h w"], count: int, query: Query | None) -> LastBlocks:
     """Outputs of the last blocks of an `Encoder`, and the last one's attention, as `WrappedEncoder.last_blocks`."""
     attention = None
-    tokens, bias, index = encoder.enter(images)  # (B, P + N, D)
+    tokens, places = encoder.enter(images)  # (B, P + N, D)
     outputs = deque([tokens], maxlen=count)
     for block in encoder.blocks:
         if query is not None and block is encoder.blocks[-1]:
-            attention = attention_of(block, tokens, encoder.num_prefix, query, bias, index)
-        tokens, _ = block(tokens, bias=bias, index=index)
+            attention = attention_of(block, tokens, encoder.num_prefix, query, places)
+        tokens, _ = block(tokens, places=places)
         outputs.append(tokens)
     return LastBlocks([*outputs], attention)
 
 
 def attention_of(
-    block: Block,
-    tokens: Float[Tensor, "B T D"],
-    num_prefix: int,
-    query: Query,
-    bias: Float[Tensor, "b heads T T"] | None = None,
-    index: Int[Tensor, "b T T"] | None = None,
+    block: Block, tokens: Float[Tensor, "B T D"], num_prefix: int, query: Query, places: Places
 ) -> Float[Tensor, "B N"]:
     """How much the query attends to each patch in a block, mean over its heads; `tokens` are what the block gets.
 
     Only the rows that are asked for are computed: one for the class token; those of the patches for their mean.
     """
     rows = slice(0, 1) if query == "class" else slice(num_prefix, None)
-    normed = block.norm1(tokens)
-    bias, index = None if bias is None else bias[:, :, rows], None if index is None else index[:, rows]
-    return block.attn.attend(normed, normed[:, rows], bias, index).mean(dim=(1, 2))[:, num_prefix:]
+    return block.attn.attend(block.norm1(tokens), rows, places).mean(dim=(1, 2))[:, num_prefix:]
 
 
 def mean_of_blocks(outputs: list[Float[Tensor, "B T D"]]) -> Float[Tensor, "B T D"]:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pantomim.nn.attention import Attention, CrossAttention, PromptedAttention
+from pantomim.nn.attention import Attention, CrossAttention, Places, PromptedAttention
 
 
 def test_attention_weights_are_the_softmax_formula() -> None:
@@ -43,10 +43,10 @@ def test_the_bias_is_added_before_the_softmax() -> None:
     bias = attention.relative_position_bias_table[index].permute(0, 3, 1, 2)
     _, plain = attention(tokens, need_weights=True)
     expected = (plain.log() + bias).softmax(dim=-1)
-    mixed, weights = attention(tokens, need_weights=True, index=index)
+    mixed, weights = attention(tokens, need_weights=True, places=Places(rows=index))
     torch.testing.assert_close(weights, expected)
-    torch.testing.assert_close(attention(tokens, index=index)[0], mixed)
-    torch.testing.assert_close(attention(tokens, bias=bias)[0], mixed)
+    torch.testing.assert_close(attention(tokens, places=Places(rows=index))[0], mixed)
+    torch.testing.assert_close(attention(tokens, places=Places(bias))[0], mixed)
 
 
 def test_the_attention_alone_is_that_of_the_call() -> None:
@@ -54,8 +54,8 @@ def test_the_attention_alone_is_that_of_the_call() -> None:
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter)
     tokens, index = torch.rand(3, 2, 8, dtype=torch.float64), torch.tensor([[[0, 1], [2, 3]]])
-    _, weights = attention(tokens, need_weights=True, index=index)
-    torch.testing.assert_close(attention.attend(tokens, tokens[:, 1:], index=index[:, 1:]), weights[:, :, 1:])
+    _, weights = attention(tokens, need_weights=True, places=Places(rows=index))
+    torch.testing.assert_close(attention.attend(tokens, slice(1, None), Places(rows=index)), weights[:, :, 1:])
 
 
 def test_cross_attention_is_the_formula() -> None:
