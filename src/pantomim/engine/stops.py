@@ -20,7 +20,6 @@ from torch import Tensor
 
 from pantomim.checkpoint import find_checkpoint
 from pantomim.config import Pretrain
-from pantomim.core.files import remedy
 from pantomim.data.stream import Stream
 from pantomim.engine.runtime import generator
 from pantomim.methods.base import Method
@@ -40,10 +39,6 @@ class MemoryFullError(RuntimeError):
 
 class WorkerError(RuntimeError):
     """A process that reads images died; the last step is saved, and its text says what to change."""
-
-
-class DiskError(OSError):
-    """The run folder can no longer be written to; its text says why, and that the run can be resumed."""
 
 
 class StopSignals:
@@ -173,18 +168,6 @@ def explain_memory(config: Pretrain, num_processes: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise MemoryFullError(_advice(config, num_processes)) from error
-
-
-@contextmanager
-def explain_disk(folder: Path) -> Iterator[None]:
-    """Turn a write into the run folder that failed into a `DiskError` with the reason and advice."""
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(
-            f"Pretrain.out must stay a folder that can be written to; got {folder} ({error.strerror or error}). "
-            f"{remedy(error)}, then run the same command to resume."
-        ) from error
 
 
 def _advice(config: Pretrain, num_processes: int) -> str:
