@@ -118,13 +118,7 @@ class Dataset:
     """
 
     def __init__(
-        self,
-        spec: str,
-        split: str,
-        contents: Contents,
-        positions: np.ndarray,
-        *,
-        max_broken: float = MAX_BROKEN_SHARE,
+        self, spec: str, split: str, contents: Contents, positions: np.ndarray, *, max_broken: float = MAX_BROKEN_SHARE
     ) -> None:
         self._max_broken = max_broken
         self.spec = spec
@@ -179,10 +173,6 @@ class Dataset:
             return self
         return self.subset(np.flatnonzero(self.labels >= 0))
 
-    def drawn(self, count: int | None) -> "Dataset":
-        """A fixed draw of `count` images, as even over the classes as these allow; the same for every seed of a run."""
-        return self if count is None else self.subset(draw_images(len(self), self.labels, count, seed=0))
-
     def part(
         self,
         images: int | None = None,
@@ -190,15 +180,15 @@ class Dataset:
         labels_per_class: int | None = None,
         draw: int = 0,
     ) -> "Dataset":
-        """All images, or the part that settings of a run ask for; at most one of three is given."""
+        """All images, or a fixed draw of them; at most one of three is given.
+
+        So many `images`, as even over the classes as these allow; or a share of every class, rounded up; or so many of
+        every class, as far as it has them.
+        """
         if images is not None:
             return self.subset(draw_images(len(self), self.labels, images, seed=draw))
         if fraction is None and labels_per_class is None:
             return self
-        return self._drawn_by_class(fraction, labels_per_class, draw)
-
-    def _drawn_by_class(self, fraction: float | None, number: int | None, draw: int) -> "Dataset":
-        """A share of every class, rounded up, or so many images of every class as far as it has them."""
         if self.labels is None:
             raise ValueError(
                 f"DataConfig.fraction and labels_per_class must be left out for images without labels; got them for "
@@ -208,7 +198,7 @@ class Dataset:
         kept = []
         for label in np.unique(self.labels):
             rows = order[self.labels[order] == label]
-            kept.append(rows[: math.ceil(fraction * len(rows) - 1e-9) if fraction is not None else number])
+            kept.append(rows[: labels_per_class if fraction is None else math.ceil(fraction * len(rows) - 1e-9)])
         return self.subset(np.sort(np.concatenate(kept)))
 
     def identity(self) -> Identity:

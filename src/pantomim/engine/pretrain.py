@@ -34,21 +34,8 @@ from pantomim.engine.runtime import (
     read_means,
     start_accelerator,
 )
-from pantomim.engine.setup import (
-    check_fit,
-    describe_masks,
-    describe_start,
-    in_steps,
-    open_images,
-)
-from pantomim.engine.stops import (
-    FiniteWatch,
-    Interrupted,
-    StopSignals,
-    WorkerError,
-    explain_memory,
-    save_failure,
-)
+from pantomim.engine.setup import check_fit, describe_masks, describe_start, in_steps, open_images
+from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, WorkerError, explain_memory, save_failure
 from pantomim.engine.training import Training
 from pantomim.engine.validation import Judge
 from pantomim.formats.files import frozen_hashes

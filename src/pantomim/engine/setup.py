@@ -147,9 +147,8 @@ def check_fit(
         problems += _mask_problems(config, masks, needs.num_classes)
     elif needs.num_classes is not None:
         problems += _label_problems(config, dataset, needs.num_classes)
-    problems += config.data.augment.problems(dataset.channels, facts.dtype)
-    if config.data.second is not None:
-        problems += config.data.second.augment.problems(dataset.channels, facts.dtype)
+    for view in (config.data, config.data.second):
+        problems += [] if view is None else view.augment.problems(dataset.channels, facts.dtype)
     if config.batch_size % (num_processes * accumulation):
         problems.append(
             f"Pretrain.batch_size must be a multiple of processes x accumulation = {num_processes} x {accumulation}; "

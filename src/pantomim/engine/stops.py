@@ -167,21 +167,17 @@ def explain_memory(config: Pretrain, num_processes: int) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryFullError(_advice(config, num_processes)) from error
-
-
-def _advice(config: Pretrain, num_processes: int) -> str:
-    accumulation, per_process = config.runtime.accumulation, config.batch_size // num_processes
-    found = next((a for a in range(accumulation + 1, per_process + 1) if per_process % a == 0), None)
-    if found is None:
-        tries = "Not even one image at a time fits: choose a smaller model, larger patches or smaller images."
-    else:
-        smaller = max(num_processes * accumulation, config.batch_size // 2 // num_processes * num_processes)
-        tries = (
-            f"Run the same command with runtime.accumulation {found} ({per_process // found} images at once, equal up "
-            f"to rounding), or start another run with batch_size {smaller}."
-        )
-    return (
-        f"Pretrain.batch_size must fit in memory; got {config.batch_size}, which is {per_process // accumulation} "
-        f"images at once on each of {num_processes} device(s) with accumulation {accumulation}. {tries}"
-    )
+        accumulation, per_process = config.runtime.accumulation, config.batch_size // num_processes
+        found = next((a for a in range(accumulation + 1, per_process + 1) if per_process % a == 0), None)
+        if found is None:
+            tries = "Not even one image at a time fits: choose a smaller model, larger patches or smaller images."
+        else:
+            smaller = max(num_processes * accumulation, config.batch_size // 2 // num_processes * num_processes)
+            tries = (
+                f"Run the same command with runtime.accumulation {found} ({per_process // found} images at once, equal "
+                f"up to rounding), or start another run with batch_size {smaller}."
+            )
+        raise MemoryFullError(
+            f"Pretrain.batch_size must fit in memory; got {config.batch_size}, which is {per_process // accumulation} "
+            f"images at once on each of {num_processes} device(s) with accumulation {accumulation}. {tries}"
+        ) from error
