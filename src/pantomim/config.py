@@ -54,57 +54,41 @@ class Duration:
 
 @frozen
 class MaskConfig:
-    """The masks that a run learns from.
+    """The masks that a run learns from."""
 
-    Args:
-        name: Of their folder or array; None: the only one.
-        ignore: The value in masks of pixels that have no class.
-        reduce_zero: 0 is no class either, and the others count from 1; None: so it is in ADE20K alone.
-        crop: How an image and its mask are cut, in the place of `DataConfig.crop`; its base is the size of a test, too.
-    """
-
-    name: str | None = None
-    ignore: int = 255
-    reduce_zero: bool | None = None
+    name: str | None = None  # Of their folder or array; None: the only one
+    ignore: int = 255  # The value in masks of pixels that have no class
+    reduce_zero: bool | None = None  # 0 is no class either, and the others count from 1; None: so it is in ADE20K alone
+    # How an image and its mask are cut, in the place of `DataConfig.crop`; its base is the size of a test, too
     crop: MaskCrop = field(default_factory=MaskCrop)
 
 
 @frozen
 class DataConfig:
-    """Which images, and how training images are made of them.
+    """Which images, and how training images are made of them."""
 
-    Args:
-        source: An embedded set, a folder, a zip, an .npz, a list of files, torchvision:NAME or hf:NAME.
-        images: Use only this many of the training images, a fixed draw (balanced over classes, if any).
-        crop: How a training image is cut and flipped.
-        augment: What is done to it then: colour jitter, blur, RandAugment, erasing ...
-        workers: Processes that read and decode; None: chosen by the kind of data and the number of cores.
-        memory_gib: A set that fits in this much memory is held there.
-        second: How another view of the same images is made, for a method that compares two.
-        fraction: Use only this share of every class, rounded up: a draw by `draw`.
-        labels_per_class: Use only so many images of every class, as far as there are: a draw by `draw`.
-        draw: Which draw, with `fraction` or `labels_per_class`.
-        masks: Where the class of every pixel is, for a method that learns it.
-        scale: The stored value that becomes 1; None: by the number type, 255 for 8-bit images (docs/data.md).
-        repeats: How often an image comes in a row, each time cut and changed anew; an epoch then shows that much fewer
-            images (repeated augmentation, arXiv:1901.09335).
-        holdout: Share held back for tests where the source has no test images of its own; 0: all are trained on. Scores
-            on the same source are of a fifth in any case: with less than 0.2 partly of images seen.
-    """
-
-    source: str = ""
+    source: str = ""  # An embedded set, a folder, a zip, an .npz, a list of files, torchvision:NAME or hf:NAME
+    # Use only this many of the training images, a fixed draw (balanced over classes, if any)
     images: AtLeastOne | None = None
-    crop: Crop = field(default_factory=Crop)
+    crop: Crop = field(default_factory=Crop)  # How a training image is cut and flipped
+    # What is done to it then: colour jitter, blur, RandAugment, erasing ...
     augment: Augment = field(default_factory=Augment)
+    # Processes that read and decode; None: chosen by the kind of data and the number of cores
     workers: AtLeastZero | None = None
-    memory_gib: Positive = 4.0
-    second: View | None = None
-    fraction: PositiveShare | None = None
+    memory_gib: Positive = 4.0  # A set that fits in this much memory is held there
+    second: View | None = None  # How another view of the same images is made, for a method that compares two
+    fraction: PositiveShare | None = None  # Use only this share of every class, rounded up: a draw by `draw`
+    # Use only so many images of every class, as far as there are: a draw by `draw`
     labels_per_class: AtLeastOne | None = None
-    draw: AtLeastZero = 0
+    draw: AtLeastZero = 0  # Which draw, with `fraction` or `labels_per_class`
+    # How often an image comes in a row, each time cut and changed anew; an epoch then shows that much fewer images
+    # (repeated augmentation, arXiv:1901.09335)
     repeats: AtLeastOne = 1
-    masks: MaskConfig | None = None
+    masks: MaskConfig | None = None  # Where the class of every pixel is, for a method that learns it
+    # Share held back for tests where the source has no test images of its own; 0: all are trained on. Scores on the
+    # same source are of a fifth in any case: with less than 0.2 partly of images seen
     holdout: ShareBelowOne = 0.2
+    # The stored value that becomes 1; None: by the number type, 255 for 8-bit images (docs/data.md)
     scale: Positive | None = None
 
     def __post_init__(self) -> None:
@@ -122,126 +106,84 @@ class DataConfig:
 
 @frozen
 class Validation:
-    """By which images the best step of a task is found.
+    """By which images the best step of a task is found."""
 
-    Args:
-        share: Of every class of the training images, held out, but no more than 10,000 images; 0: none is, and the last
-            step is taken; where the source has a split val beside a test split,
-            and all training images are used, that split is taken instead.
-        every: Steps between two looks; None: an epoch, but at most twenty times.
-    """
-
+    # Of every class of the training images, held out, but no more than 10,000 images; 0: none is, and the last step is
+    # taken; where the source has a split val beside a test split, and all training images are used, that split is taken
+    # instead
     share: ShareBelowOne = 0.1
-    every: AtLeastOne | None = None
+    every: AtLeastOne | None = None  # Steps between two looks; None: an epoch, but at most twenty times
 
 
 @frozen
 class OptimConfig:
-    """AdamW, or another optimiser, with linear warm-up and half-cosine decay, both in steps.
+    """AdamW, or another optimiser, with linear warm-up and half-cosine decay, both in steps."""
 
-    Args:
-        base_lr: Learning rate per 256 images; the rate in use is base_lr * batch_size / 256.
-        min_lr: Rate at the end.
-        start_lr: Rate at the beginning of the warm-up.
-        warmup: Length of the linear warm-up.
-        weight_decay: For matrices and tokens.
-        weight_decay_end: Weight decay at the end, reached along half a cosine; None: it is constant.
-        schedule: Peak in the step after the warm-up ("mae"), or in its last step ("beit", and CAE's); "drop": the
-            peak, then min_lr (SimMIM's); "poly" and "mmcv": linearly to min_lr, as in mmsegmentation 1.x and 0.x.
-        drop_at: Of schedule drop: the share of the run after which the rate is min_lr.
-        lead: Rate and weight decay are those of so many steps later: -1 in SimMIM's loop, 1 in I-JEPA's.
-        stretch: Length of schedules over that of the run; above 1 the run ends before they do (I-JEPA's ipe_scale).
-        decay_tokens: Also decay class, register and mask tokens, as the authors' code does.
-        decay_mask_token: The same of the mask token apart; None: like the other tokens. BEiT's authors decay it alone.
-        decay_vectors: Also decay biases and norms, as MoCo v3's authors do.
-        betas: AdamW's two decay rates.
-        eps: What AdamW adds to the root of the second moment.
-        clip_norm: Largest gradient norm; None: not clipped, as in the paper.
-        layer_decay: Factor of the rate from each block of the encoder to the one before it; 1: one rate for all.
-        freeze_blocks: So many first blocks of the encoder, and what lies before them, are not trained.
-        decay_relative: Also decay tables of relative positions, as BEiT's authors do unless told otherwise.
-        optimiser: AdamW, momentum SGD with Nesterov's step, or LARS (You et al. 2017).
-        momentum: Of SGD and LARS.
-        trust_coefficient: Of LARS: step over weight norm, before the rate.
-    """
-
-    base_lr: Positive = 1.5e-4
-    min_lr: NotNegative = 0.0
-    start_lr: NotNegative = 0.0
-    warmup: Duration = field(default_factory=lambda: Duration(epochs=40))
-    weight_decay: NotNegative = 0.05
+    base_lr: Positive = 1.5e-4  # Learning rate per 256 images; the rate in use is base_lr * batch_size / 256
+    min_lr: NotNegative = 0.0  # Rate at the end
+    start_lr: NotNegative = 0.0  # Rate at the beginning of the warm-up
+    warmup: Duration = field(default_factory=lambda: Duration(epochs=40))  # Length of the linear warm-up
+    weight_decay: NotNegative = 0.05  # For matrices and tokens
+    # Weight decay at the end, reached along half a cosine; None: it is constant
     weight_decay_end: NotNegative | None = None
+    # Peak in the step after the warm-up ("mae"), or in its last step ("beit", and CAE's); "drop": the peak, then min_lr
+    # (SimMIM's); "poly" and "mmcv": linearly to min_lr, as in mmsegmentation 1.x and 0.x
     schedule: Literal["mae", "beit", "drop", "poly", "mmcv"] = "mae"
-    drop_at: Share = 7 / 8
+    drop_at: Share = 7 / 8  # Of schedule drop: the share of the run after which the rate is min_lr
+    # Rate and weight decay are those of so many steps later: -1 in SimMIM's loop, 1 in I-JEPA's
     lead: Literal[-1, 0, 1] = 0
+    # Length of schedules over that of the run; above 1 the run ends before they do (I-JEPA's ipe_scale)
     stretch: Annotated[float, Range(least=1)] = 1.0
-    decay_tokens: bool = True
+    decay_tokens: bool = True  # Also decay class, register and mask tokens, as the authors' code does
+    # The same of the mask token apart; None: like the other tokens. BEiT's authors decay it alone
     decay_mask_token: bool | None = None
-    decay_vectors: bool = False
-    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.95)
-    eps: Positive = 1e-8
-    clip_norm: Positive | None = None
+    decay_vectors: bool = False  # Also decay biases and norms, as MoCo v3's authors do
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.95)  # AdamW's two decay rates
+    eps: Positive = 1e-8  # What AdamW adds to the root of the second moment
+    clip_norm: Positive | None = None  # Largest gradient norm; None: not clipped, as in the paper
+    # Factor of the rate from each block of the encoder to the one before it; 1: one rate for all
     layer_decay: PositiveShare = 1.0
-    freeze_blocks: AtLeastZero = 0
-    decay_relative: bool = True
+    freeze_blocks: AtLeastZero = 0  # So many first blocks of the encoder, and what lies before them, are not trained
+    decay_relative: bool = True  # Also decay tables of relative positions, as BEiT's authors do unless told otherwise
+    # AdamW, momentum SGD with Nesterov's step, or LARS (You et al. 2017)
     optimiser: Literal["adamw", "sgd", "lars"] = "adamw"
-    momentum: ShareBelowOne = 0.9
-    trust_coefficient: Positive = 0.001
+    momentum: ShareBelowOne = 0.9  # Of SGD and LARS
+    trust_coefficient: Positive = 0.001  # Of LARS: step over weight norm, before the rate
 
 
 @frozen
 class RuntimeConfig:
-    """How a run is carried out; nothing here changes what is learned, but for rounding and the seed.
+    """How a run is carried out; nothing here changes what is learned, but for rounding and the seed."""
 
-    Args:
-        seed: Of weights, data order, crops and masks.
-        device: "auto" takes a GPU if there is one.
-        precision: "auto" is bfloat16 on a GPU and float32 on a CPU.
-        compile: Compile the whole forward pass with static shapes (the first step then takes a minute or so).
-        accumulation: Micro-batches a step; the batch size stays what it is.
-        log_every: Steps between two logged ones; None: every step in runs under 200 steps, else every 10th.
-        save_every: Steps between two checkpoints; None: a twentieth of the run, at least 50 and at most 1,000.
-        keep: Checkpoints that are kept; the newest is always among them.
-        tracker: Where the curves also go; the run folder has them in any case.
-        threads: CPU threads of torch; None: torch's choice.
-    """
-
-    seed: AtLeastZero = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: AtLeastZero = 0  # Of weights, data order, crops and masks
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto" takes a GPU if there is one
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # "auto" is bfloat16 on a GPU and float32 on a CPU
+    # Compile the whole forward pass with static shapes (the first step then takes a minute or so)
     compile: bool = False
-    accumulation: AtLeastOne = 1
+    accumulation: AtLeastOne = 1  # Micro-batches a step; the batch size stays what it is
+    # Steps between two logged ones; None: every step in runs under 200 steps, else every 10th
     log_every: AtLeastOne | None = None
+    # Steps between two checkpoints; None: a twentieth of the run, at least 50 and at most 1,000
     save_every: AtLeastOne | None = None
-    keep: AtLeastOne = 2
+    keep: AtLeastOne = 2  # Checkpoints that are kept; the newest is always among them
+    # Where the curves also go; the run folder has them in any case
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
-    threads: AtLeastOne | None = None
+    threads: AtLeastOne | None = None  # CPU threads of torch; None: torch's choice
 
 
 @frozen
 class Pretrain:
-    """Everything that decides a pre-training run.
+    """Everything that decides a pre-training run."""
 
-    Args:
-        recipe: Name of the recipe that it started from.
-        data: Which images, and how they are cut.
-        method: The method and its parts.
-        optim: Optimiser and schedule.
-        batch_size: Images per step, over all devices and micro-batches.
-        duration: Length of the run.
-        runtime: Seed, device, precision, logging and saving.
-        init: Weights to start from: a run folder, a file, or timm:NAME; None: drawn from the seed.
-        validation: How the best step is found, for a method that learns from labels; None: the last step is taken.
-    """
-
-    recipe: str
-    data: DataConfig = field(default_factory=DataConfig)
-    method: MethodConfig = field(default_factory=MAEConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    batch_size: AtLeastOne = 4096
-    duration: Duration = field(default_factory=lambda: Duration(epochs=800))
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    init: str | None = None
+    recipe: str  # Name of the recipe that it started from
+    data: DataConfig = field(default_factory=DataConfig)  # Which images, and how they are cut
+    method: MethodConfig = field(default_factory=MAEConfig)  # The method and its parts
+    optim: OptimConfig = field(default_factory=OptimConfig)  # Optimiser and schedule
+    batch_size: AtLeastOne = 4096  # Images per step, over all devices and micro-batches
+    duration: Duration = field(default_factory=lambda: Duration(epochs=800))  # Length of the run
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)  # Seed, device, precision, logging and saving
+    init: str | None = None  # Weights to start from: a run folder, a file, or timm:NAME; None: drawn from the seed
+    # How the best step is found, for a method that learns from labels; None: the last step is taken
     validation: Validation | None = None
 
     def __post_init__(self) -> None:
@@ -254,20 +196,14 @@ class Pretrain:
 
 @frozen
 class Stages:
-    """A chain of runs, each of which has the encoder of the one before as its teacher.
+    """A chain of runs, each of which has the encoder of the one before as its teacher."""
 
-    Args:
-        run: The first stage, whose teacher is the first one; the others have its settings, but for teacher and seed.
-        stages: How many.
-        reinit: How a stage starts. "full": new student (another seed) and optimiser; "reference": new student, but the
-            bias of the patch projection and AdamW's state are kept, as in the authors' code; "none": new optimiser.
-        evaluate: Labelled images on which every stage is scored; None: none is.
-    """
-
-    run: Pretrain
-    stages: AtLeastOne = 2  # dBOT has 2, or 3 for dense tasks
+    run: Pretrain  # The first stage, whose teacher is the first one; the others differ in teacher and seed
+    stages: AtLeastOne = 2  # How many; dBOT has 2, or 3 for dense tasks
+    # How a stage starts. "full": new student (another seed) and optimiser; "reference": new student, but the bias of
+    # the patch projection and AdamW's state are kept, as in the authors' code; "none": new optimiser
     reinit: Reinit = "full"
-    evaluate: str | None = None
+    evaluate: str | None = None  # Labelled images on which every stage is scored; None: none is
 
 
 def with_duration(config: Pretrain, duration: Duration) -> Pretrain:

@@ -19,9 +19,8 @@ from pantomim.analysis import ANALYSES
 from pantomim.cli import COMMANDS, main
 from pantomim.cli.command_line import CommandLine
 from pantomim.cli.pretrain import PretrainOptions
-from pantomim.cli.renamed import RENAMED, RUN, Renamed, check_renamed
 from pantomim.cli.run_options import read_run
-from pantomim.config import Pretrain, from_yaml, leaf_owners
+from pantomim.config import Pretrain, from_yaml
 from pantomim.data.transforms import Crop
 from pantomim.engine.record import read_metrics
 from pantomim.evaluate import PROTOCOLS
@@ -149,32 +148,6 @@ def test_what_is_mistyped_is_explained(
     assert message in fails(capsys, *arguments)
 
 
-@pytest.mark.parametrize("old", RENAMED, ids=lambda old: f"{old.commands[0]} {old.option}")
-def test_what_was_renamed_says_its_new_name(old: Renamed, capsys: pytest.CaptureFixture[str]) -> None:
-    option, *value = old.option.split()
-    option = f"{option}epochs" if option.endswith(".") else option
-    for command in old.commands:
-        words = [f"{value[0]}FILE" if value and value[0].endswith(":") else word for word in (value or ["1"])]
-        message = fails(capsys, *command.split(), option, *words)
-        assert message.startswith(f"error: {command.split()[0]} {old.option}")
-        now = old.now if old.now.startswith("removed") else f"now {old.now}"
-        assert f" is {now}" in message
-        assert len(message) < 160
-        assert (
-            fails(capsys, *command.split(), "=".join([option.replace("-", "_").replace("__", "--"), *words])) == message
-        )
-
-
-def test_nothing_that_exists_counts_as_renamed() -> None:
-    leaves = set(leaf_owners(Pretrain))
-    for old in RENAMED:
-        name = old.option.removeprefix("--").partition(" ")[0].replace("-", "_").rstrip(".")
-        if old.commands == RUN and " " not in old.option:
-            assert not any(leaf == name or leaf.startswith(f"{name}.") for leaf in leaves), old
-    check_renamed(["evaluate", "linear", "--batch-size", "9", "--epochs=3"])
-    check_renamed(["pretrain", "dbot", "--method.predict-class", "True", "--tokenizer", "dalle:FILE"])
-
-
 @pytest.mark.parametrize(
     ("message", "shown"),
     [
@@ -234,7 +207,6 @@ def test_commands_on_our_pages_exist() -> None:
     for line in lines:
         words = line.split()
         assert words[0] in COMMANDS, line
-        check_renamed(words)
 
 
 def test_other_channels_than_the_encoders(

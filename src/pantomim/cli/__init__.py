@@ -29,7 +29,6 @@ from pantomim.cli.noise import noise
 from pantomim.cli.predict import predict
 from pantomim.cli.pretrain import pretrain
 from pantomim.cli.recipes import recipes
-from pantomim.cli.renamed import check_renamed
 from pantomim.cli.report import report
 from pantomim.cli.segment import segment
 from pantomim.cli.stats import stats
@@ -65,7 +64,6 @@ def main(arguments: list[str] | None = None) -> None:
     if name not in COMMANDS:
         fail(f"There is no command {name}.{did_you_mean(name, COMMANDS, 'See pantomim --help.')}", 2)
     try:
-        check_renamed(words)
         with notes_shown(line.in_options):
             COMMANDS[name](line)
     except KeyboardInterrupt:

@@ -68,7 +68,7 @@ def _of_files(error: OSError) -> str:
     file = _file_of(error) or "A file"
     in_cache = Path(file).is_relative_to(cache_folder())
     place = "set PANTOMIM_CACHE to another folder" if in_cache else "choose another place"
-    return f"{file} cannot be read or written: {error.strerror}. {remedy(error)}, or {place}."
+    return f"{file} cannot be read or written: {error.strerror}. {remedy(error)}, or {place}, and run it again."
 
 
 def _file_of(error: Exception) -> str | None:

@@ -14,27 +14,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskOptions(Choices):
-    """What decides the training of an encoder for a task; each setting of its config is a further option.
+    """What decides the training of an encoder for a task; each setting of its config is a further option."""
 
-    Args:
-        data: Images with labels (a folder with one folder a class, a zip, an .npz, a list of files with labels ...), or
-            with masks.
-        encoder: A run folder, a file of weights, timm:NAME, hf:NAME or open_clip:NAME:TAG; docs/import.md has all.
-        preset: Whose recipe; by default that of the method which the encoder was pre-trained with, else MAE's.
-        scratch: Train the same network without the encoder's weights.
-        size: Of the network, where no encoder is named: from micro to huge.
-        images: Use only so many training images, as even over the classes as these allow.
-        draw: Which draw of the images, and of those that are held out.
-        compare: Then train the same network without the encoder's weights, in OUT/scratch, and compare the scores.
-    """
-
+    # Images with labels (a folder with one folder a class, a zip, an .npz, a list of files with labels ...), or with
+    # masks
     data: Positional[str | None] = None
+    # A run folder, a file of weights, timm:NAME, hf:NAME or open_clip:NAME:TAG; docs/import.md has all
     encoder: str | None = None
+    # Whose recipe; by default that of the method which the encoder was pre-trained with, else MAE's
     preset: str | None = None
-    scratch: bool = False
-    size: str | None = None
-    images: int | None = None
-    draw: int = 0
+    scratch: bool = False  # Train the same network without the encoder's weights
+    size: str | None = None  # Of the network, where no encoder is named: from micro to huge
+    images: int | None = None  # Use only so many training images, as even over the classes as these allow
+    draw: int = 0  # Which draw of the images, and of those that are held out
+    # Then train the same network without the encoder's weights, in OUT/scratch, and compare the scores
     compare: bool = False
 
     trains = "classifier"
@@ -70,17 +63,11 @@ class TaskOptions(Choices):
 
 @dataclass(frozen=True)
 class FinetuneOptions(TaskOptions):
-    """What decides the training of a classifier from an encoder; each setting of its config is a further option.
+    """What decides the training of a classifier from an encoder; each setting of its config is a further option."""
 
-    Args:
-        fraction: Use only this share of the training images of every class, rounded up.
-        labels_per_class: Use only so many training images of every class.
-        balanced: Weigh the loss so that rare classes count as much as frequent ones.
-    """
-
-    fraction: float | None = None
-    labels_per_class: int | None = None
-    balanced: bool = False
+    fraction: float | None = None  # Use only this share of the training images of every class, rounded up
+    labels_per_class: int | None = None  # Use only so many training images of every class
+    balanced: bool = False  # Weigh the loss so that rare classes count as much as frequent ones
 
     @property
     def choices(self) -> dict[str, Any]:

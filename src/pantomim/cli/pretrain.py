@@ -14,26 +14,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PretrainOptions(RunOptions):
-    """What decides a run of pre-training; each setting of its config is a further option.
+    """What decides a run of pre-training; each setting of its config is a further option."""
 
-    Args:
-        init: Start from these weights: a run folder, a file, timm:NAME or hf:NAME; docs/import.md has all.
-        target: What is predicted, where the method leaves the choice, such as tokens, pixels or features.
-        tokenizer: What gives the tokens: a run of `pantomim tokenizer train`, its tokenizer.safetensors, dalle:FILE,
-            dalle:FOLDER, random-projection or random-projection-standardised (also :SEED).
-        stages: A chain of so many runs in one folder, each the teacher of the next; steps and epochs are those of one.
-        reinit: How each stage but the first begins: full (a new student and optimiser), reference (as dBOT's authors'
-            code, which keeps the bias of the patch projection and AdamW's moments), none (the student keeps its
-            weights).
-        evaluate: Labelled images on which each stage is scored, with k-NN and a linear classifier.
-    """
-
+    # Start from these weights: a run folder, a file, timm:NAME or hf:NAME; docs/import.md has all
     init: str | None = None
+    # What is predicted, where the method leaves the choice, such as tokens, pixels or features
     target: str | None = None
+    # What gives the tokens: a run of `pantomim tokenizer train`, its tokenizer.safetensors, dalle:FILE, dalle:FOLDER,
+    # random-projection or random-projection-standardised (also :SEED)
     tokenizer: str | None = None
+    # A chain of so many runs in one folder, each the teacher of the next; steps and epochs are those of one
     stages: int | None = None
+    # How each stage but the first begins: full (a new student and optimiser), reference (as dBOT's authors' code, which
+    # keeps the bias of the patch projection and AdamW's moments), none (the student keeps its weights)
     reinit: str | None = None
-    evaluate: str | None = None
+    evaluate: str | None = None  # Labelled images on which each stage is scored, with k-NN and a linear classifier
 
 
 def pretrain(line: CommandLine) -> None:

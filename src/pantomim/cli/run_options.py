@@ -20,22 +20,14 @@ if TYPE_CHECKING:  # imported where used: `pantomim pretrain --help` waits for n
 
 @dataclass(frozen=True)
 class Choices(ABC):
-    """What decides any run; each setting of its config is a further option.
+    """What decides any run; each setting of its config is a further option."""
 
-    Args:
-        out: The run folder; an unfinished run of the same config in it is resumed.
-        steps: Length in optimiser steps.
-        epochs: Length in passes over the data.
-        keep: Checkpoints to keep.
-        config: Repeat the run of this config.yaml.
-        scale: The stored value that becomes 1; by default by the number type, 255 for 8-bit images.
-    """
-
-    out: Path | None = None
-    steps: int | None = None
-    epochs: float | None = None
-    keep: int | None = None
-    config: Path | None = None
+    out: Path | None = None  # The run folder; an unfinished run of the same config in it is resumed
+    steps: int | None = None  # Length in optimiser steps
+    epochs: float | None = None  # Length in passes over the data
+    keep: int | None = None  # Checkpoints to keep
+    config: Path | None = None  # Repeat the run of this config.yaml
+    # The stored value that becomes 1; by default by the number type, 255 for 8-bit images
     scale: Annotated[float | None, tyro.conf.arg(name="data.scale")] = None
 
     trains: ClassVar[str] = "encoder"
@@ -66,19 +58,14 @@ class Choices(ABC):
 
 @dataclass(frozen=True)
 class RunOptions(Choices):
-    """What decides a run; each setting of its config is a further option.
+    """What decides a run; each setting of its config is a further option."""
 
-    Args:
-        recipe: A full name, such as mae_vit_base_in1k, or a bare one, such as mae, for any images. See
-            `pantomim recipes`.
-        data: An embedded set (mnist), a folder, a zip, an .npz, a text list of files, torchvision:NAME or hf:NAME.
-        size: Size of the networks, for a bare name: from micro to huge.
-        teacher: Whose features are predicted: random, ema, RUN, FILE, timm:NAME ...; docs/teachers.md has all.
-    """
-
+    # A full name, such as mae_vit_base_in1k, or a bare one, such as mae, for any images. See `pantomim recipes`
     recipe: Positional[str | None] = None
+    # An embedded set (mnist), a folder, a zip, an .npz, a text list of files, torchvision:NAME or hf:NAME
     data: str | None = None
-    size: str | None = None
+    size: str | None = None  # Size of the networks, for a bare name: from micro to huge
+    # Whose features are predicted: random, ema, RUN, FILE, timm:NAME ...; docs/teachers.md has all
     teacher: str | None = None
 
     @property

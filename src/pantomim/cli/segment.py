@@ -7,21 +7,15 @@ from pantomim.cli.finetune import TaskOptions, train_and_score
 
 @dataclass(frozen=True)
 class SegmentOptions(TaskOptions):
-    """What decides the training of a segmenter from an encoder; each setting of its config is a further option.
+    """What decides the training of a segmenter from an encoder; each setting of its config is a further option."""
 
-    Args:
-        masks: Which masks: a folder beside the images, or an array of the .npz; by default the only one.
-        ignore: The value in masks of pixels that have no class.
-        reduce_zero: Whether 0 is no class either, and the others count from 1; by default in ADE20K alone.
-        head: What stands on the encoder: upernet, linear, or dpt.
-        frozen: Train the head alone.
-    """
-
+    # Which masks: a folder beside the images, or an array of the .npz; by default the only one
     masks: str | None = None
-    ignore: int = 255
+    ignore: int = 255  # The value in masks of pixels that have no class
+    # Whether 0 is no class either, and the others count from 1; by default in ADE20K alone
     reduce_zero: bool | None = None
-    head: Literal["upernet", "linear", "dpt"] | None = None
-    frozen: bool = False
+    head: Literal["upernet", "linear", "dpt"] | None = None  # What stands on the encoder: upernet, linear, or dpt
+    frozen: bool = False  # Train the head alone
 
     trains = "segmenter"
     task = "segment"

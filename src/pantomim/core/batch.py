@@ -13,23 +13,15 @@ IGNORE = 255  # in `Batch.masks`: a pixel that has no class
 
 @dataclass(frozen=True)
 class Batch:
-    """The images that one process sees at once: rows `start : start + B` of a global batch of `total` images.
+    """The images that one process sees at once: rows `start : start + B` of a global batch of `total` images."""
 
-    Args:
-        images: Scaled as the data set says (8 bit: to [0, 1]), not normalised.
-        ids: Position of each image in the data set.
-        labels: Class ids, or None.
-        second: Another view of the same images, where the data give one.
-        masks: Class number of every pixel, or `IGNORE`, where the data have masks.
-    """
-
-    images: Float[Tensor, "B C H W"]
-    ids: Int[Tensor, " B"] | None = None
-    labels: Int[Tensor, " B"] | None = None
+    images: Float[Tensor, "B C H W"]  # Scaled as the data set says (8 bit: to [0, 1]), not normalised
+    ids: Int[Tensor, " B"] | None = None  # Position of each image in the data set
+    labels: Int[Tensor, " B"] | None = None  # Class ids, or None
     start: int = 0
     total: int = 0
-    second: Float[Tensor, "B C H W"] | None = None
-    masks: Int[Tensor, "B H W"] | None = None
+    second: Float[Tensor, "B C H W"] | None = None  # Another view of the same images, where the data give one
+    masks: Int[Tensor, "B H W"] | None = None  # Class number of every pixel, or `IGNORE`, where the data have masks
 
     def __len__(self) -> int:
         return len(self.images)

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,26 +29,31 @@ def remedy(error: Exception) -> str:
     return next((words for words, numbers in _REMEDIES.items() if number in numbers), "Check the disk")
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, force it to disk and rename it: there is the old file or the new, whole.
-
-    An `OSError` names this file, whatever failed.
-    """
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within this an `OSError` names the file, whatever failed."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-        raise
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, force it to disk and rename it: there is the old file or the new, whole."""
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    with naming(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -13,19 +13,14 @@ class Mask:
     """The only way to say which patches of a batch are masked.
 
     `ids_keep` and `ids_mask` together hold every patch of an image once.
-
-    Args:
-        masked: True where a patch is masked.
-        ids_keep: Visible patches, in raster order.
-        ids_mask: Masked patches, in raster order; where a sampler's count varies between images, followed by visible
-            ones as padding.
-        weight: 0 for padding in `ids_mask`, else 1; None where nothing is padded.
     """
 
-    masked: Bool[Tensor, "B N"]
-    ids_keep: Int[Tensor, "B V"]
+    masked: Bool[Tensor, "B N"]  # True where a patch is masked
+    ids_keep: Int[Tensor, "B V"]  # Visible patches, in raster order
+    # Masked patches, in raster order; where a sampler's count varies between images, followed by visible ones as
+    # padding
     ids_mask: Int[Tensor, "B M"]
-    weight: Float[Tensor, "B M"] | None = None
+    weight: Float[Tensor, "B M"] | None = None  # 0 for padding in `ids_mask`, else 1; None where nothing is padded
 
     @classmethod
     def from_scores(cls, scores: Float[Tensor, "B N"], num_masked: int) -> "Mask":

@@ -33,21 +33,6 @@ class Augment:
 
     The order is that of the fields. Values stay in [0, 1], but for erased parts.
 
-    Args:
-        jitter: Of brightness, contrast, saturation (factors from 1 - value to 1 + value) and hue (a share of the
-            circle, at most 0.5), in an order drawn for each image.
-        jitter_probability: Share of the images whose colours are jittered.
-        grayscale: Share of the images that lose their colours.
-        blur: Share of the images that are blurred.
-        blur_sigma: Smallest and largest std of the blur, in pixels.
-        solarise: Share of the images whose bright values (from 0.5 on) are inverted.
-        rand_augment: RandAugment's operations an image; 0: none.
-        rand_magnitude: Their strength, in [0, 10].
-        rand_std: Std of the strength, drawn for each operation.
-        erasing: Share of the images of which a part becomes noise.
-        mean: Mean of the noise, and what RandAugment's gaps are filled with; a value a channel.
-        std: Std of the noise; a value a channel.
-
     Paper: jitter, grayscale and blur: Chen et al. 2020, arXiv:2002.05709, appendix A; solarise: Grill et al. 2020,
         arXiv:2006.07733, appendix B; RandAugment: Cubuk et al. 2020, arXiv:1909.13719; erasing: Zhong et al. 2020,
         arXiv:1708.04896. RandAugment and erasing are timm's (`rand-m9-mstd0.5-inc1`, mode "pixel").
@@ -56,18 +41,21 @@ class Augment:
         whole image, here of the part.
     """
 
+    # Of brightness, contrast, saturation (factors from 1 - value to 1 + value) and hue (a share of the circle, at most
+    # 0.5), in an order drawn for each image
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    jitter_probability: Share = 1.0
-    grayscale: Share = 0.0
-    blur: Share = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarise: Share = 0.0
-    rand_augment: AtLeastZero = 0
-    rand_magnitude: Annotated[float, Range(least=0, most=10)] = 9.0
-    rand_std: NotNegative = 0.5
-    erasing: Share = 0.0
+    jitter_probability: Share = 1.0  # Share of the images whose colours are jittered
+    grayscale: Share = 0.0  # Share of the images that lose their colours
+    blur: Share = 0.0  # Share of the images that are blurred
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # Smallest and largest std of the blur, in pixels
+    solarise: Share = 0.0  # Share of the images whose bright values (from 0.5 on) are inverted
+    rand_augment: AtLeastZero = 0  # RandAugment's operations an image; 0: none
+    rand_magnitude: Annotated[float, Range(least=0, most=10)] = 9.0  # Their strength, in [0, 10]
+    rand_std: NotNegative = 0.5  # Std of the strength, drawn for each operation
+    erasing: Share = 0.0  # Share of the images of which a part becomes noise
+    # Mean of the noise, and what RandAugment's gaps are filled with; a value a channel
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)  # Std of the noise; a value a channel
 
     def __post_init__(self) -> None:
         if not all(0 <= value <= most for value, most in zip(self.jitter, (1, 1, 1, 0.5), strict=True)):

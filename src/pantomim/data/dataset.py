@@ -67,7 +67,6 @@ class Contents:
     labels: np.ndarray | None = None
     left_out: Counter[str] = field(default_factory=Counter)  # files that are no images of it, by reason
     problem: str = ""  # why the labels cannot be used, although some are there
-    by_name: bool = False  # the classes are names, which are divided in the order of their letters
     scale: float | None = None  # the stored value that becomes 1, where the user says it
 
     def identity(self) -> Identity:
@@ -87,7 +86,6 @@ class Contents:
         left_out: Counter[str] | None = None,
         same: Mapping[int, tuple[bool, Hashable]] | None = None,
         listed: bool = False,
-        by_name: bool = True,
     ) -> "Contents":
         """What names are and mean, whatever the source; `open_store` takes the rows of images and their names.
 
@@ -108,14 +106,7 @@ class Contents:
         layout = read_layout([inside[row] for row in rows], spec, chosen, classes=classes, same=twins)
         used = [rows[place] for place in layout.rows]
         store, left_out = open_store(used, [names[row] for row in used]), left_out + layout.left_out
-        found = cls(readable(name), store, layout.splits, layout.classes, layout.labels, left_out, layout.problem)
-        return replace(found, by_name=by_name)
-
-    def strata(self) -> np.ndarray | None:
-        """Class ids in the order in which a source without splits is divided; it never changes."""
-        if self.labels is None or self.classes is None or not self.by_name:
-            return self.labels
-        return np.append(np.argsort(np.argsort(self.classes)), -1)[self.labels]
+        return cls(readable(name), store, layout.splits, layout.classes, layout.labels, left_out, layout.problem)
 
 
 class Dataset:
@@ -127,13 +118,7 @@ class Dataset:
     """
 
     def __init__(
-        self,
-        spec: str,
-        split: str,
-        contents: Contents,
-        positions: np.ndarray,
-        *,
-        max_broken: float = MAX_BROKEN_SHARE,
+        self, spec: str, split: str, contents: Contents, positions: np.ndarray, *, max_broken: float = MAX_BROKEN_SHARE
     ) -> None:
         self._max_broken = max_broken
         self.spec = spec
@@ -188,10 +173,6 @@ class Dataset:
             return self
         return self.subset(np.flatnonzero(self.labels >= 0))
 
-    def drawn(self, count: int | None) -> "Dataset":
-        """A fixed draw of `count` images, as even over the classes as these allow; the same for every seed of a run."""
-        return self if count is None else self.subset(draw_images(len(self), self.labels, count, seed=0))
-
     def part(
         self,
         images: int | None = None,
@@ -199,15 +180,15 @@ class Dataset:
         labels_per_class: int | None = None,
         draw: int = 0,
     ) -> "Dataset":
-        """All images, or the part that settings of a run ask for; at most one of three is given."""
+        """All images, or a fixed draw of them; at most one of three is given.
+
+        So many `images`, as even over the classes as these allow; or a share of every class, rounded up; or so many of
+        every class, as far as it has them.
+        """
         if images is not None:
             return self.subset(draw_images(len(self), self.labels, images, seed=draw))
         if fraction is None and labels_per_class is None:
             return self
-        return self._drawn_by_class(fraction, labels_per_class, draw)
-
-    def _drawn_by_class(self, fraction: float | None, number: int | None, draw: int) -> "Dataset":
-        """A share of every class, rounded up, or so many images of every class as far as it has them."""
         if self.labels is None:
             raise ValueError(
                 f"DataConfig.fraction and labels_per_class must be left out for images without labels; got them for "
@@ -217,7 +198,7 @@ class Dataset:
         kept = []
         for label in np.unique(self.labels):
             rows = order[self.labels[order] == label]
-            kept.append(rows[: math.ceil(fraction * len(rows) - 1e-9) if fraction is not None else number])
+            kept.append(rows[: labels_per_class if fraction is None else math.ceil(fraction * len(rows) - 1e-9)])
         return self.subset(np.sort(np.concatenate(kept)))
 
     def identity(self) -> Identity:
@@ -373,8 +354,8 @@ class Dataset:
         return facts, {mine[position]: reason for position, reason in reasons.items() if position in mine}
 
     def _too_many_broken(self) -> TooManyBrokenError:
-        beyond, place = self._look_for_broken(), ""
-        broken = [*self.broken, *beyond]
+        found, own, place = self._look_for_broken(), set(self._positions.tolist()), ""
+        broken, ours = [found[position] for position in sorted(found)], len(found.keys() & own)
         if len(broken) > MAX_LISTED:
             lines = "".join(f"{item.name}\t{item.reason}\n" for item in broken).encode("utf-8", "surrogateescape")
             file = cache_folder() / "broken" / f"{sha256(lines).hexdigest()[:12]}.txt"
@@ -386,38 +367,28 @@ class Dataset:
         rule = (
             "be fewer than all" if self._max_broken == 1 else f"stay within {100 * self._max_broken:g} % of the images"
         )
-        more = f", and {len(beyond)} beyond these" if beyond else ""
+        more = f", and {len(broken) - ours} beyond these" if len(broken) > ours else ""
         return TooManyBrokenError(
-            f"Dataset.broken must {rule}; got {len(self._broken)} of {len(self)} in {self.spec} ({self.split}){more}. "
+            f"Dataset.broken must {rule}; got {ours} of {len(self)} in {self.spec} ({self.split}){more}. "
             f"Repair or remove these files:{listed}"
         )
 
-    def _look_for_broken(self) -> list[Broken]:
-        """Decode what nobody has met yet, for a minute at most, so that all broken images are named at once.
+    def _look_for_broken(self) -> dict[int, Broken]:
+        """What is broken in the source by position, other splits too, as far as a minute goes; no worker looks."""
+        until = time.monotonic() + (MAX_LOOK_S if multiprocessing.parent_process() is None else 0)
+        found = {int(self._positions[index]): broken for index, broken in self._broken.items()}
 
-        Gives those of the source that are not of this split. Not in a worker: the process that made it looks.
-        """
-        if multiprocessing.parent_process() is not None:
-            return []
-        until, beyond = time.monotonic() + MAX_LOOK_S, []
-        mine = {int(position): index for index, position in enumerate(self._positions)}
-
-        def look(positions: np.ndarray) -> None:
-            for position in positions.tolist():
-                index = mine.get(position)
-                if time.monotonic() > until or index in self._broken:
-                    continue
+        def look(position: int) -> None:
+            if position not in found and time.monotonic() < until:
                 try:
                     self._store.decode(position)
                 except BrokenImageError as error:
-                    found = Broken(self._store.names[position], str(error))
-                    beyond.append(found) if index is None else self._broken.setdefault(index, found)
+                    found[position] = Broken(self._store.names[position], str(error))
 
-        others = np.setdiff1d(np.arange(len(self._store)), self._positions)
-        order = np.concatenate([self._positions, others])
+        own_first = dict.fromkeys([*self._positions.tolist(), *range(len(self._store))])
         with ThreadPoolExecutor(num_threads()) as threads:
-            list(threads.map(look, np.array_split(order, len(order) // 64 + 1)))
-        return sorted(beyond, key=lambda item: item.name)
+            list(threads.map(look, own_first))
+        return found
 
 
 def num_threads() -> int:

@@ -33,20 +33,14 @@ class Random(Protocol):
 class Distortion:
     """Other colours: each step with probability one half, contrast before or after saturation and hue.
 
-    Args:
-        brightness: Most that is added or taken, in levels of 255.
-        contrast: Smallest and largest factor of the values.
-        saturation: Smallest and largest factor of the saturation.
-        hue: Most that the hue is turned, in steps of two degrees.
-
     Paper: Liu et al. 2016, arXiv:1512.02325, section 2.2, as in mmsegmentation 1.2.2.
     Deviation: only what has three channels of 8 bits goes through saturation and hue, and is cut to whole levels.
     """
 
-    brightness: NotNegative = 32.0
-    contrast: tuple[NotNegative, NotNegative] = (0.5, 1.5)
-    saturation: tuple[NotNegative, NotNegative] = (0.5, 1.5)
-    hue: AtLeastZero = 18
+    brightness: NotNegative = 32.0  # Most that is added or taken, in levels of 255
+    contrast: tuple[NotNegative, NotNegative] = (0.5, 1.5)  # Smallest and largest factor of the values
+    saturation: tuple[NotNegative, NotNegative] = (0.5, 1.5)  # Smallest and largest factor of the saturation
+    hue: AtLeastZero = 18  # Most that the hue is turned, in steps of two degrees
 
     def __post_init__(self) -> None:
         for name in ("contrast", "saturation"):

@@ -11,8 +11,6 @@ import numpy as np
 
 from pantomim.data.stores import Store
 
-SHOWN = 3  # names of each kind of difference
-
 
 @dataclass(frozen=True)
 class Identity:
@@ -63,11 +61,3 @@ class Identity:
             "of another class": [name for name in both if then[name][1] != now[name][1]],
         }
         return {kind: names for kind, names in kinds.items() if names}
-
-
-def in_words(changes: dict[str, list[str]]) -> list[str]:
-    """How many images there are of each kind of difference, and the first of them."""
-    return [
-        f"{len(names):,} {kind} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
-        for kind, names in changes.items()
-    ]

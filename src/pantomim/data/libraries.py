@@ -146,9 +146,7 @@ def _contents(
     if known:
         columns["labels"] = as_labels(np.asarray(given))
     numbers = tuple(map(str, range(len(known))))
-    found = Contents.arranged(
-        name, spec, store.names, lambda *_: store, columns, classes=numbers, listed=True, by_name=False
-    )
+    found = Contents.arranged(name, spec, store.names, lambda *_: store, columns, classes=numbers, listed=True)
     return replace(found, classes=known or None)
 
 

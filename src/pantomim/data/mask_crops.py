@@ -26,25 +26,20 @@ class MaskCrop:
 
     In this order: resize, crop, mirror, distort the colours, fill up at the right and the bottom.
 
-    Args:
-        base: Longest and shortest side, in pixels, that an image is resized to at ratio 1, its proportions kept.
-        ratio: Smallest and largest ratio; drawn uniformly.
-        max_share: A crop must have two classes at least, and less than this share of its pixels of one of them; else
-            another is drawn, ten times at most. 1: any crop will do.
-        flip: Mirror half of the images, left to right.
-        distortion: Of the colours; None: they stay as they are.
-        fill: What stands beside images that are smaller than the crop: the encoder's mean; one value, or one a channel.
-
     Paper: Xiao et al. 2018, arXiv:1807.10221, as in mmsegmentation 1.2.2 (BEiT's, CAE's and dBOT's configs).
     Deviation: a mask's pixels are the nearest to the same centres as the image's; OpenCV's nearest ones lie up to half
         a pixel further up and left.
     """
 
+    # Longest and shortest side, in pixels, that an image is resized to at ratio 1, its proportions kept
     base: tuple[AtLeastOne, AtLeastOne] = (2048, 512)
-    ratio: tuple[Positive, Positive] = (0.5, 2.0)
+    ratio: tuple[Positive, Positive] = (0.5, 2.0)  # Smallest and largest ratio; drawn uniformly
+    # A crop must have two classes at least, and less than this share of its pixels of one of them; else another is
+    # drawn, ten times at most. 1: any crop will do
     max_share: Share = 0.75
-    flip: bool = True
-    distortion: Distortion | None = Distortion()
+    flip: bool = True  # Mirror half of the images, left to right
+    distortion: Distortion | None = Distortion()  # Of the colours; None: they stay as they are
+    # What stands beside images that are smaller than the crop: the encoder's mean; one value, or one a channel
     fill: tuple[float, ...] = (0.485, 0.456, 0.406)
 
     def __post_init__(self) -> None:

@@ -35,10 +35,7 @@ def write_mask(path: Path, ids: Int[np.ndarray, "H W"], colours: UInt8[np.ndarra
 
 
 def overlaid(
-    photo: UInt8[np.ndarray, "3 H W"],
-    ids: Int[np.ndarray, "H W"],
-    ignore: int | None = None,
-    opacity: float = 0.5,
+    photo: UInt8[np.ndarray, "3 H W"], ids: Int[np.ndarray, "H W"], ignore: int | None = None, opacity: float = 0.5
 ) -> UInt8[np.ndarray, "H W 3"]:
     """A photo under the half-transparent colours of its classes; pixels of the id `ignore` stay as they are."""
     flat = photo.transpose(1, 2, 0)

@@ -229,7 +229,7 @@ def open_masked(
     surveys: dict[str, Survey] = {}
     for part, split in part_names(contents.splits).items():
         try:
-            dataset = open_split(contents, spec, split).drawn({"train": images, "test": test_images}.get(part))
+            dataset = open_split(contents, spec, split).part({"train": images, "test": test_images}.get(part))
             surveys[part], parts[part] = found.survey(dataset), dataset
         except ValueError:
             if tested or part != "test":

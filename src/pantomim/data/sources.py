@@ -25,13 +25,7 @@ from pantomim.data.dataset import Contents, Dataset
 from pantomim.data.decoding import BrokenImageError, is_image, read_npy
 from pantomim.data.layout import divide
 from pantomim.data.libraries import EMBEDDED, hugging_face, torchvision_set
-from pantomim.data.names import (
-    LOG,
-    as_labels,
-    count_left_out,
-    is_system,
-    readable,
-)
+from pantomim.data.names import LOG, as_labels, count_left_out, is_system, readable
 from pantomim.data.stores import ArrayStore, FileStore, Store, ZipStore
 
 LIST_SUFFIXES = (".txt", ".lst", ".tsv", ".csv")
@@ -59,7 +53,7 @@ def open_split(contents: Contents, spec: str, split: str, *, held_back: float = 
         return Dataset(spec, split, contents, np.arange(len(contents.store)))
     parts = contents.splits
     if not parts:
-        parts = divide(len(contents.store), contents.strata(), seed=DIVISION_SEED, share=held_back)
+        parts = divide(len(contents.store), contents.labels, seed=DIVISION_SEED, share=held_back)
         LOG.info(
             "%s has no test images of its own: %d of its %d images are held back for tests (data.holdout).",
             *(spec, len(parts["test"]), len(contents.store)),
@@ -276,13 +270,9 @@ def _list_entry(line: str) -> tuple[str, str]:
 
 def _on_disk(root: Path, name: str) -> str:
     """How a name of a list is written on disk: with other separators, or in another form of Unicode."""
-    if (name.isascii() and "\\" not in name) or os.path.exists(root / name):
-        return name
-    path = ""
-    for part in name.replace("\\", "/").split("/"):
-        forms = (part, normalize("NFC", part), normalize("NFD", part))
-        path += next((form for form in forms if os.path.lexists(root / (path + form))), part) + "/"
-    return path[:-1]
+    plain = name.replace("\\", "/")
+    forms = (name, plain, normalize("NFC", plain), normalize("NFD", plain))
+    return name if name == plain and name.isascii() else next((f for f in forms if os.path.exists(root / f)), name)
 
 
 def _npz(path: Path, spec: str) -> Contents:
@@ -300,8 +290,7 @@ def _npz(path: Path, spec: str) -> Contents:
                 f"in {spec}. Give an array of shape ({len(store)},)."
             )
     columns = {f"{name.rstrip('s')}s": as_labels(values) for name, values in arrays.items()}
-    by_name = "labels" in arrays and arrays["labels"].dtype.kind in "SU"
-    return Contents.arranged(path.stem, spec, store.names, lambda *_: store, columns, listed=True, by_name=by_name)
+    return Contents.arranged(path.stem, spec, store.names, lambda *_: store, columns, listed=True)
 
 
 def read_arrays(path: Path, spec: str, names: Sequence[str] = NPZ_ARRAYS) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -74,15 +74,12 @@ class EncodedStore(Store):
         """Their number, without reading them."""
 
     def decode(self, position: int) -> np.ndarray:
-        """One image, decoded from its file."""
         return decode(self._bytes(position))
 
     def decode_mask(self, position: int) -> StoredMask:
-        """One mask, decoded from its file."""
         return decode_mask(self._bytes(position))
 
     def header(self, position: int) -> Header:
-        """The header of one file."""
         return decode_header(self._bytes(position))
 
     def held(self, positions: np.ndarray, limit: int) -> "BytesStore | None":
@@ -99,7 +96,6 @@ class EncodedStore(Store):
         return BytesStore(files, [self.names[position] for position in places])
 
     def sizes(self, positions: Sequence[int]) -> list[int]:
-        """The bytes of each file."""
         return [self.num_bytes(position) for position in positions]
 
     def _bytes(self, position: int) -> bytes:
@@ -119,7 +115,6 @@ class FileStore(EncodedStore):
         self.root, self.names, self._paths = root, names, names if paths is None else paths
 
     def read(self, position: int) -> bytes:
-        """The bytes of one file."""
         path = self._path(position)
         if path.exists() and not path.is_file():
             raise BrokenImageError("is no regular file")
@@ -210,7 +205,6 @@ class ZipStore(EncodedStore):
         return data
 
     def num_bytes(self, position: int) -> int:
-        """Size of one member, unpacked."""
         return int(self._fields[position, 2])
 
     def sizes(self, positions: Sequence[int]) -> list[int]:
@@ -237,11 +231,9 @@ class BytesStore(EncodedStore):
         self._block = np.frombuffer(b"".join(files), dtype=np.uint8)
 
     def read(self, position: int) -> bytes:
-        """The bytes of one file."""
         return self._block[slice(*self._bounds[position : position + 2])].tobytes()
 
     def num_bytes(self, position: int) -> int:
-        """Their number."""
         return int(self._bounds[position + 1] - self._bounds[position])
 
 
@@ -267,7 +259,6 @@ class ArrayStore(Store):
         self.names = [str(number) for number in range(len(images))]
 
     def decode(self, position: int) -> np.ndarray:
-        """One image."""
         return self.array[position]
 
     def sizes(self, positions: Sequence[int]) -> list[int]:
@@ -275,7 +266,6 @@ class ArrayStore(Store):
         return [zlib.crc32(self.array[position].tobytes()) for position in positions]
 
     def header(self, position: int) -> Header:
-        """The same for all."""
         _, channels, height, width = self.array.shape
         return Header(channels, height, width, self.array.dtype.name)
 

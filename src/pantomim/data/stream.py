@@ -46,40 +46,26 @@ class Stream:
 
     Each epoch is a new permutation of the images; a last incomplete batch is left out. A set smaller than one batch is
     passed as often as a batch needs. A broken image is replaced by the next healthy one.
-
-    Args:
-        batch_size: Images a step, over all processes and accumulation steps.
-        image_size: (height, width) of the batches.
-        crop: How an image becomes one of that size; a `MaskCrop` with masks.
-        seed: Of order and crops, 0 or more.
-        device: Where batches go, and where images are augmented.
-        micro: Accumulation steps; micro-batch a of rank r holds the rows from (a * world + r) * b on, of b each.
-        workers: Decoding processes; None chooses. Unused where the set lies in memory decoded.
-        memory_gib: Most memory to hold images in, on the device or as files.
-        augment: What is done to an image after the crop.
-        second: How another view of the same images is made, if there is one; its draws differ.
-        repeats: How often each image comes in a row.
-        masks: Of the images, with a list of classes, to give `Batch.masks`; images without one that fits are broken.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         *,
-        batch_size: int,
+        batch_size: int,  # images a step, over all processes and accumulation steps
         image_size: tuple[int, int],
-        crop: Crop | MaskCrop,
-        seed: int,
-        device: torch.device | str,
+        crop: Crop | MaskCrop,  # a `MaskCrop` with masks
+        seed: int,  # of order and crops, 0 or more
+        device: torch.device | str,  # where batches go, and where images are augmented
         rank: int = 0,
         world: int = 1,
-        micro: int = 1,
-        workers: int | None = None,
-        memory_gib: float = 4.0,
+        micro: int = 1,  # accumulation steps; number a of rank r has the rows from (a * world + r) * b on, of b each
+        workers: int | None = None,  # that decode, where the set does not lie in memory decoded; None chooses
+        memory_gib: float = 4.0,  # most to hold images in, on the device or as files
         augment: Augment | None = None,
-        second: View | None = None,
-        repeats: int = 1,
-        masks: Masks | None = None,
+        second: View | None = None,  # how another view of the same images is made; its draws differ
+        repeats: int = 1,  # how often each image comes in a row
+        masks: Masks | None = None,  # with a list of classes; images without a mask that fits are broken
     ) -> None:
         if batch_size < 1 or batch_size % (micro * world):
             raise ValueError(

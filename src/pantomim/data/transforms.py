@@ -31,22 +31,16 @@ Kernel = Callable[[Tensor], Tensor]
 class Crop:
     """How an image becomes a training image of the given size.
 
-    Args:
-        kind: "random_resized" takes a random part; "single_draw" the same with one draw, cut to the image where it is
-            too large (MAE's linear probe); "none" the largest centred part of the right proportions.
-        scale: Smallest and largest share of the image's area in that part, in (0, 1].
-        aspect: Smallest and largest width / height of that part.
-        flip: Mirror half of the images, left to right.
-        interpolation: Of the resizing, antialiased in both ways.
-
     Paper: He et al. 2022, arXiv:2111.06377, Table 8: random resized crop (area from 0.2 on in the authors' code), flip.
     """
 
+    # "random_resized" takes a random part; "single_draw" the same with one draw, cut to the image where it is too large
+    # (MAE's linear probe); "none" the largest centred part of the right proportions
     kind: Literal["random_resized", "single_draw", "none"] = "random_resized"
-    scale: tuple[float, float] = (0.2, 1.0)
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: bool = True
-    interpolation: Interpolation = "bicubic"
+    scale: tuple[float, float] = (0.2, 1.0)  # Smallest and largest share of the image's area in that part, in (0, 1]
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)  # Smallest and largest width / height of that part
+    flip: bool = True  # Mirror half of the images, left to right
+    interpolation: Interpolation = "bicubic"  # Of the resizing, antialiased in both ways
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -59,15 +53,10 @@ class Crop:
 
 @frozen
 class View:
-    """How a view of an image is made.
+    """How a view of an image is made."""
 
-    Args:
-        crop: How the image is cut and flipped.
-        augment: What is done to it then.
-    """
-
-    crop: Crop = field(default_factory=Crop)
-    augment: Augment = field(default_factory=Augment)
+    crop: Crop = field(default_factory=Crop)  # How the image is cut and flipped
+    augment: Augment = field(default_factory=Augment)  # What is done to it then
 
 
 def draw_uniforms(total: int, seed: int, step: int, view: int = 0) -> Float[np.ndarray, "B 23"]:

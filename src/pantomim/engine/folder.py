@@ -23,12 +23,10 @@ from pantomim.checkpoint import remove_leftovers as remove_leftover_checkpoints
 from pantomim.config import Pretrain, RuntimeConfig, from_yaml, is_of_earlier_version, leaves, to_dict, to_yaml
 from pantomim.core.files import remove_leftovers, replace_file
 from pantomim.core.reading import read_json
-from pantomim.data.identity import in_words
 from pantomim.data.record import LIST, RECORD, DataRecord, has_steps, read_list, read_record
 from pantomim.data.sources import place
 from pantomim.engine.runtime import on_main
 from pantomim.engine.setup import Images
-from pantomim.engine.stops import explain_disk
 from pantomim.formats.native import NAMES, SEGMENTER, TOKENIZER, read_description, read_pair
 
 # What may change between two starts of a run: how it is carried out, not what is learned (but for rounding). What
@@ -36,6 +34,7 @@ from pantomim.formats.native import NAMES, SEGMENTER, TOKENIZER, read_descriptio
 FREE = frozenset({"data.workers", "data.memory_gib"} | {f"runtime.{item.name}" for item in fields(RuntimeConfig)}) - {
     "runtime.seed"
 }
+SHOWN = 3  # names of each kind of difference
 PACKAGES = ("pantomim", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors", "timm")
 
 
@@ -147,16 +146,18 @@ class RunFolder:
         classes = None if images.masks is None else images.masks.names
         if (record := read_record(self.path)) is None:
             found = DataRecord(place(source), len(ours.names), ours.sha256, images.facts, classes)
-            self._replace(LIST, gzip.compress(ours.text, 3, mtime=0))
+            replace_file(self.path / LIST, gzip.compress(ours.text, 3, mtime=0))
             self._write(RECORD, json.dumps(asdict(found), indent=2) + "\n")
             return
         different = [] if classes == record.mask_classes else ["classes of masks"]
         if ours.sha256 != record.sha256 and ((before := read_list(self.path)) is None or before.sha256 != ours.sha256):
             changes = {} if before is None else ours.changes(before)
-            changed = {*changes.get("changed", ())} - {*skipped}
-            if changes.keys() != {"changed"} or not images.are_broken(changed):
+            if changes.keys() != {"changed"} or not images.are_broken({*changes["changed"]} - {*skipped}):
                 counts = f"{record.images:,} there, {len(ours.names):,} here, or another order"
-                different += in_words(changes) or [counts]
+                different += [
+                    f"{len(names):,} {kind} ({', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)})"
+                    for kind, names in changes.items()
+                ] or [counts]
         if different:
             lines = "".join(f"\n  {line}" for line in different)
             raise ValueError(
@@ -195,11 +196,7 @@ class RunFolder:
             self._write(written.name, to_yaml(config))
 
     def _write(self, name: str, text: str) -> None:
-        self._replace(name, text.encode(errors="surrogateescape"))
-
-    def _replace(self, name: str, data: bytes) -> None:
-        with explain_disk(self.path):
-            replace_file(self.path / name, data)
+        replace_file(self.path / name, text.encode(errors="surrogateescape"))
 
 
 @dataclass(frozen=True)

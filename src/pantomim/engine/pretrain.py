@@ -34,22 +34,8 @@ from pantomim.engine.runtime import (
     read_means,
     start_accelerator,
 )
-from pantomim.engine.setup import (
-    check_fit,
-    describe_masks,
-    describe_start,
-    in_steps,
-    open_images,
-)
-from pantomim.engine.stops import (
-    FiniteWatch,
-    Interrupted,
-    StopSignals,
-    WorkerError,
-    explain_disk,
-    explain_memory,
-    save_failure,
-)
+from pantomim.engine.setup import check_fit, describe_masks, describe_start, in_steps, open_images
+from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, WorkerError, explain_memory, save_failure
 from pantomim.engine.training import Training
 from pantomim.engine.validation import Judge
 from pantomim.formats.files import frozen_hashes
@@ -78,7 +64,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         ValueError: if config, data and folder do not fit each other; before any training.
         RunInUseError: if another process works in the folder.
         Interrupted: after SIGINT or SIGTERM; while training, the last step is saved first.
-        NonFiniteError, MemoryFullError, DiskError, CheckpointError: what they say (`stops`, `checkpoint`).
+        NonFiniteError, MemoryFullError, CheckpointError, OSError: what they say (`stops`, `checkpoint`).
     """
     # ------------------------------------------------------------------------------------------------------ Machine
     accelerator = start_accelerator(config.runtime, out)
@@ -240,9 +226,8 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                 "predictor": partial(save_predictor, method=config.method.kind, frozen=frozen_hashes(method)),
                 "tokenizer": partial(save_tokenizer, **told),
             }
-            with explain_disk(out):
-                for name, part in parts.items():
-                    writers[name](out, part)
+            for name, part in parts.items():
+                writers[name](out, part)
             files = {name: read_description(out, name)["sha256"] for name in parts}
             run.finish(finished := replace(finished, files=files))
             return finished

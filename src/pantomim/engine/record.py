@@ -17,9 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pantomim.core import machine
-from pantomim.core.files import replace_file
+from pantomim.core.files import naming, replace_file
 from pantomim.data.dataset import Broken
-from pantomim.engine.stops import explain_disk
 
 NUM_PLAIN_LINES = 20
 
@@ -141,9 +140,8 @@ class Recorder:
         if not self._main:
             return self
         kept = [line for line in read_metrics(self._path) if line["step"] <= self._start]
-        with explain_disk(self._path.parent):
-            replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-            self._file = self._path.open("a", encoding="utf-8")
+        replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = self._path.open("a", encoding="utf-8")
         if (missing := self.logged - len(kept)) > 0:
             self.say(f"Warning: {self._path} lacks {missing} of the {self.logged} steps that were logged before.")
         self.logged = len(kept)
@@ -158,7 +156,7 @@ class Recorder:
         if self._bar is not None:
             self._bar.stop()
         self._track(lambda: [tracker.finish() for tracker in self._accelerator.trackers])
-        with explain_disk(self._path.parent):
+        with naming(self._path):
             self._file.close()
 
     def say(self, text: str) -> None:
@@ -177,7 +175,7 @@ class Recorder:
         if not self._main:
             return
         finite = {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
-        with explain_disk(self._path.parent):
+        with naming(self._path):
             self._file.write(json.dumps({"step": step} | finite) + "\n")
             self._file.flush()
         self.logged += 1
@@ -196,7 +194,7 @@ class Recorder:
     def sync(self) -> None:
         """Force what was logged to disk, before a checkpoint that relies on it."""
         if self._main:
-            with explain_disk(self._path.parent):
+            with naming(self._path):
                 os.fsync(self._file.fileno())
 
     def _start_tracker(self) -> None:

@@ -143,13 +143,26 @@ def check_fit(
             f"DataConfig.second must be left out, as {config.method.kind} looks at one view of an image; got "
             f"{config.data.second}. Remove it."
         )
-    if needs.masks:
-        problems += _mask_problems(config, masks, needs.num_classes)
+    if needs.masks and masks is None:
+        problems.append(
+            f"DataConfig.masks must say where the class of every pixel is, as {config.method.kind} learns it; got "
+            f"none. pantomim segment sets it."
+        )
+    elif needs.num_classes is not None and masks is None and dataset.labels is None:
+        problems.append(
+            f"DataConfig.source must have a label for every image, as {config.method.kind} learns from them; got "
+            f"{source}, which has none. Put the images of each class into one folder, give labels in an "
+            f".npz or a list, or train without labels: pantomim pretrain mae."
+        )
     elif needs.num_classes is not None:
-        problems += _label_problems(config, dataset, needs.num_classes)
-    problems += config.data.augment.problems(dataset.channels, facts.dtype)
-    if config.data.second is not None:
-        problems += config.data.second.augment.problems(dataset.channels, facts.dtype)
+        what, found = ("images", facts.num_classes) if masks is None else ("masks", len(masks.names))
+        if found != needs.num_classes:
+            problems.append(
+                f"method.num_classes must be the classes of the {what}; got {needs.num_classes}, and {source} has "
+                f"{found}. Set it to {found}."
+            )
+    for view in (config.data, config.data.second):
+        problems += [] if view is None else view.augment.problems(dataset.channels, facts.dtype)
     if config.batch_size % (num_processes * accumulation):
         problems.append(
             f"Pretrain.batch_size must be a multiple of processes x accumulation = {num_processes} x {accumulation}; "
@@ -178,38 +191,6 @@ def check_fit(
         )
     if problems:
         raise ValueError("\n".join(problems))
-
-
-def _label_problems(config: Pretrain, dataset: Dataset, num_classes: int) -> list[str]:
-    """Why a method that learns from labels cannot learn from these."""
-    source, found = config.data.source, dataset.facts.num_classes
-    if dataset.labels is None or found is None:
-        return [
-            f"DataConfig.source must have a label for every image, as {config.method.kind} learns from them; got "
-            f"{source}, which has none. Put the images of each class into one folder, give labels in an "
-            f".npz or a list, or train without labels: pantomim pretrain mae."
-        ]
-    if found != num_classes:
-        return [
-            f"method.num_classes must be the classes of the images; got {num_classes}, and {source} has {found}. Set "
-            f"it to {found}."
-        ]
-    return []
-
-
-def _mask_problems(config: Pretrain, masks: Masks | None, num_classes: int | None) -> list[str]:
-    """Why a method that learns the classes of pixels cannot learn from these masks."""
-    if masks is None:
-        return [
-            f"DataConfig.masks must say where the class of every pixel is, as {config.method.kind} learns it; got "
-            f"none. pantomim segment sets it."
-        ]
-    if len(masks.names) != num_classes:
-        return [
-            f"method.num_classes must be the classes of the masks; got {num_classes}, and {config.data.source} has "
-            f"{len(masks.names)}. Set it to {len(masks.names)}."
-        ]
-    return []
 
 
 def describe_masks(config: DataConfig, masks: Masks | None) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from pantomim.checkpoint import find_checkpoint
 from pantomim.config import Pretrain
-from pantomim.core.files import remedy
 from pantomim.data.stream import Stream
 from pantomim.engine.runtime import generator
 from pantomim.methods.base import Method
@@ -40,10 +39,6 @@ class MemoryFullError(RuntimeError):
 
 class WorkerError(RuntimeError):
     """A process that reads images died; the last step is saved, and its text says what to change."""
-
-
-class DiskError(OSError):
-    """The run folder can no longer be written to; its text says why, and that the run can be resumed."""
 
 
 class StopSignals:
@@ -172,33 +167,17 @@ def explain_memory(config: Pretrain, num_processes: int) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryFullError(_advice(config, num_processes)) from error
-
-
-@contextmanager
-def explain_disk(folder: Path) -> Iterator[None]:
-    """Turn a write into the run folder that failed into a `DiskError` with the reason and advice."""
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(
-            f"Pretrain.out must stay a folder that can be written to; got {folder} ({error.strerror or error}). "
-            f"{remedy(error)}, then run the same command to resume."
+        accumulation, per_process = config.runtime.accumulation, config.batch_size // num_processes
+        found = next((a for a in range(accumulation + 1, per_process + 1) if per_process % a == 0), None)
+        if found is None:
+            tries = "Not even one image at a time fits: choose a smaller model, larger patches or smaller images."
+        else:
+            smaller = max(num_processes * accumulation, config.batch_size // 2 // num_processes * num_processes)
+            tries = (
+                f"Run the same command with runtime.accumulation {found} ({per_process // found} images at once, equal "
+                f"up to rounding), or start another run with batch_size {smaller}."
+            )
+        raise MemoryFullError(
+            f"Pretrain.batch_size must fit in memory; got {config.batch_size}, which is {per_process // accumulation} "
+            f"images at once on each of {num_processes} device(s) with accumulation {accumulation}. {tries}"
         ) from error
-
-
-def _advice(config: Pretrain, num_processes: int) -> str:
-    accumulation, per_process = config.runtime.accumulation, config.batch_size // num_processes
-    found = next((a for a in range(accumulation + 1, per_process + 1) if per_process % a == 0), None)
-    if found is None:
-        tries = "Not even one image at a time fits: choose a smaller model, larger patches or smaller images."
-    else:
-        smaller = max(num_processes * accumulation, config.batch_size // 2 // num_processes * num_processes)
-        tries = (
-            f"Run the same command with runtime.accumulation {found} ({per_process // found} images at once, equal up "
-            f"to rounding), or start another run with batch_size {smaller}."
-        )
-    return (
-        f"Pretrain.batch_size must fit in memory; got {config.batch_size}, which is {per_process // accumulation} "
-        f"images at once on each of {num_processes} device(s) with accumulation {accumulation}. {tries}"
-    )

@@ -47,7 +47,7 @@ def open_labelled(
 ) -> Labelled:
     """The labelled splits of a source, as `part_names` divides them; train and test may be drawn from."""
     names, counts = part_names(splits(spec)), {"train": images, "test": test_images}
-    parts = {part: open_source(spec, split, scale).labelled().drawn(counts.get(part)) for part, split in names.items()}
+    parts = {part: open_source(spec, split, scale).labelled().part(counts.get(part)) for part, split in names.items()}
     labels = {}
     for part, dataset in parts.items():
         if dataset.labels is None:

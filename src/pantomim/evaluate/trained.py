@@ -176,7 +176,7 @@ class TaskEvaluation(ABC):
         check_out(f"{owner}.out", path, [".json"])
         if self.out is None:
             refuse_other_images(owner, path, key, self.data)
-        dataset = whole.drawn(self.test_images)
+        dataset = whole.part(self.test_images)
         about = {
             "spec": self.data,
             "test_split": dataset.split,

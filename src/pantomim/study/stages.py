@@ -17,7 +17,6 @@ from pantomim.engine.folder import FREE, Finished, refuse_changes, take_folder
 from pantomim.engine.initial import carry_over
 from pantomim.engine.runtime import Purpose, random_seed
 from pantomim.engine.setup import optimiser
-from pantomim.engine.stops import explain_disk
 from pantomim.evaluate import Memo
 from pantomim.evaluate.base import Contender, read_scored
 from pantomim.evaluate.knn import KNN
@@ -172,11 +171,10 @@ def _write_plan(plan: Stages, out: Path) -> None:
         more = [fewer] if plan.stages < there.stages else []
         theirs, ours = leaves(to_dict(there)), leaves(to_dict(plan))
         refuse_changes("Stages", "chain", written, theirs, ours, CHAIN_FREE.__contains__, more)
-    with explain_disk(out):
-        if there != plan:
-            replace_file(written, to_yaml(plan).encode())
-        if not (stage_folder(out, plan.stages - 1) / "finished.json").is_file():
-            (out / "finished.json").unlink(missing_ok=True)  # of a chain that grows
+    if there != plan:
+        replace_file(written, to_yaml(plan).encode())
+    if not (stage_folder(out, plan.stages - 1) / "finished.json").is_file():
+        (out / "finished.json").unlink(missing_ok=True)  # of a chain that grows
 
 
 def _hand_over(before: Pretrain, run: Pretrain, out: Path, number: int) -> None:
@@ -193,8 +191,7 @@ def _hand_over(before: Pretrain, run: Pretrain, out: Path, number: int) -> None:
         new, new_optimizer = _built(run)
     load_checkpoint(last, old, old_optimizer)
     carry_over(old, old_optimizer, new, new_optimizer, str(from_folder))
-    with explain_disk(folder):
-        replace_file(folder / "config.yaml", to_yaml(run).encode())
+    replace_file(folder / "config.yaml", to_yaml(run).encode())
     save_checkpoint(checkpoints, new, new_optimizer, step=0, seed=run.runtime.seed, progress=Progress(), keep=1)
 
 
@@ -227,11 +224,10 @@ def _score(plan: Stages, data: str, out: Path, number: int, memo: Memo, say: Say
 
 def _publish(last: Path, out: Path) -> None:
     """Put the last stage's encoder, and what belongs to it, beside the plan; nothing is written anew that is there."""
-    with explain_disk(out):
-        files = [f"{part}.{kind}" for part in PARTS for kind in ("safetensors", "json")]
-        for name in (*files, "config.yaml", "finished.json"):
-            source, copied = last / name, out / name
-            if not source.is_file():
-                copied.unlink(missing_ok=True)
-            elif not copied.is_file() or copied.read_bytes() != source.read_bytes():
-                replace_file(copied, source.read_bytes())
+    files = [f"{part}.{kind}" for part in PARTS for kind in ("safetensors", "json")]
+    for name in (*files, "config.yaml", "finished.json"):
+        source, copied = last / name, out / name
+        if not source.is_file():
+            copied.unlink(missing_ok=True)
+        elif not copied.is_file() or copied.read_bytes() != source.read_bytes():
+            replace_file(copied, source.read_bytes())

@@ -35,7 +35,7 @@ def test_masks_are_found_by_the_names_of_images(tmp_path):
     assert dataset.name == "set"
     assert masks.name == "masks"
     assert masks.names == {0: "black", 1: "red", 2: "green"}
-    drawn = dataset.drawn(2)
+    drawn = dataset.part(2)
     assert masks.read(drawn.names[1]).shape == drawn.read(1).shape[1:]
 
 

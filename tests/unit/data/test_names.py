@@ -248,14 +248,6 @@ def test_one_image_is_no_stack_of_gray_ones(tmp_path, caplog):
     assert "is read as 3 gray image(s)" in caplog.text
 
 
-def test_numbered_folders_are_divided_as_before_they_were_sorted(tmp_path):
-    names = tree(*map(str, range(12)), each=10)
-    numbered = read_contents(str(fill(tmp_path / "a", dict.fromkeys(names, b"x"))))
-    assert numbered.classes == tuple(map(str, range(12)))
-    before = np.searchsorted(sorted(map(str, range(12))), [name.split("/")[0] for name in sorted(names)])
-    np.testing.assert_array_equal(numbered.strata(), before)
-
-
 def test_the_command_line_tells_what_was_left_out(tmp_path, capsys):
     files = {**dict.fromkeys(tree("a", "b", each=5), png(0)), "x.heic": b"x", "y.HEIC": b"x"}
     main(["stats", str(fill(tmp_path / "set", files))])
