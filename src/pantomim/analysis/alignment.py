@@ -44,7 +44,7 @@ class Alignment(Inspection):
 
     name: ClassVar[str] = "alignment"
     title: ClassVar[str] = "Without the regressor"
-    count: AtLeastOne = 8
+    count: AtLeastOne = 8  # How many images, a seeded draw; all, where there are fewer
 
     def run(self) -> PictureRows:
         """Pictures of the runs on the same images: the images first, then each run's."""

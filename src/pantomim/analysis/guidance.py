@@ -45,7 +45,7 @@ class Guidance(Inspection):
 
     name: ClassVar[str] = "guidance"
     title: ClassVar[str] = "What guides the masks"
-    count: AtLeastOne = 8
+    count: AtLeastOne = 8  # How many images, a seeded draw; all, where there are fewer
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,24 +33,17 @@ BATCH = 16  # images at once; attention of a block is (B, heads, T, T)
 
 @frozen
 class Inspection(ABC):
-    """One way to look into runs and encoders, side by side.
+    """One way to look into runs and encoders, side by side."""
 
-    Args:
-        encoders: Run folders, files, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE.
-        images: As for pre-training; None: held-out images of the first run's data.
-        out: The page, FILE.html; files of the same name are put beside it. None: in the folder analysis of the first
-            run.
-        scale: The stored value that becomes 1; None: as in the first run, and for other images by the number type.
-        count: How many images, a seeded draw; all, where there are fewer.
-        seed: Of the draw.
-    """
-
+    # Run folders, files, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE
     encoders: tyro.conf.Positional[tuple[str, ...]]
-    images: str | None = None
+    images: str | None = None  # As for pre-training; None: held-out images of the first run's data
+    # The stored value that becomes 1; None: as in the first run, and for other images by the number type
     scale: Positive | None = None
+    # The page, FILE.html; files of the same name are put beside it. None: in the folder analysis of the first run
     out: Path | None = None
-    count: AtLeastOne = 128
-    seed: int = 0
+    count: AtLeastOne = 128  # How many images, a seeded draw; all, where there are fewer
+    seed: int = 0  # Of the draw
 
     name: ClassVar[str]  # of the command and of the files
     title: ClassVar[str]  # of pages

@@ -28,23 +28,17 @@ class Attentive(AugmentedProbe):
     held-out images.
 
     Deviation: at another image size, positions are resampled; the authors take a fixed table's formula for that size.
-
-    Args:
-        base_lr: Per 256 images; the authors' 0.4 at 8192.
-        min_lr: At the end.
-        chunk: Images that the encoder sees at once, over which the head normalises; the authors' devices have 256 each.
-        heads: Of the probe's attention; None: as many as the encoder has.
-        batch_statistics: Normalise test images by the chunk that they are in, as the authors' code does, rather than by
-            running statistics. A chunk holds neighbours in the order of the files: where that is the order of classes,
-            it gives labels away.
     """
 
     protocol: tyro.conf.Suppress[Literal["attentive"]] = "attentive"
-    base_lr: Positive = 0.0125
-    min_lr: NotNegative = 1e-6
-    batch_size: AtLeastTwo = 8192
+    base_lr: Positive = 0.0125  # Per 256 images; the authors' 0.4 at 8192
+    min_lr: NotNegative = 1e-6  # At the end
+    batch_size: AtLeastTwo = 8192  # At most; a smaller set is one batch
+    # Images that the encoder sees at once, over which the head normalises; the authors' devices have 256 each
     chunk: AtLeastTwo = 256
-    heads: AtLeastOne | None = None
+    heads: AtLeastOne | None = None  # Of the probe's attention; None: as many as the encoder has
+    # Normalise test images by the chunk that they are in, as the authors' code does, rather than by running statistics.
+    # A chunk holds neighbours in the order of the files: where that is the order of classes, it gives labels away
     batch_statistics: bool = False
 
     def __post_init__(self) -> None:

@@ -46,24 +46,16 @@ class Candidate:
 
 @frozen
 class AugmentedProbe(Evaluation):
-    """A head on frozen features of augmented images; it is scored after the last step.
+    """A head on frozen features of augmented images; it is scored after the last step."""
 
-    Args:
-        epochs: Passes over the training images.
-        warmup_epochs: Of these, with a rate that rises from 0.
-        base_lr: Per 256 images.
-        batch_size: At most; a smaller set is one batch.
-        chunk: Images that the encoder sees at once.
-        hold_out: Choose rate and length by the score on held-out images: those of a split val beside a test split, else
-            a fifth of the training images, which are then not trained on. False: train on all of these, for the last
-            number, once all is chosen.
-    """
-
-    epochs: AtLeastOne = 90
-    warmup_epochs: AtLeastZero = 10
-    base_lr: Positive = 0.1
-    batch_size: AtLeastTwo = 16384
-    chunk: AtLeastOne = 256
+    epochs: AtLeastOne = 90  # Passes over the training images
+    warmup_epochs: AtLeastZero = 10  # Of these, with a rate that rises from 0
+    base_lr: Positive = 0.1  # Per 256 images
+    batch_size: AtLeastTwo = 16384  # At most; a smaller set is one batch
+    chunk: AtLeastOne = 256  # Images that the encoder sees at once
+    # Choose rate and length by the score on held-out images: those of a split val beside a test split, else a fifth of
+    # the training images, which are then not trained on. False: train on all of these, for the last number, once all is
+    # chosen
     hold_out: bool = True
 
     version: ClassVar[int] = 2  # the first trained on all training images, and told no score but that of the test

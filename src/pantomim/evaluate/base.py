@@ -60,34 +60,23 @@ class Memo(dict[Hashable, Any]):
 
 @frozen
 class Evaluation(ABC):
-    """One protocol, with the options that all of them have; each adds its own and how it scores.
+    """One protocol, with the options that all of them have; each adds its own and how it scores."""
 
-    Args:
-        encoder: A run folder, a file of weights, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE.
-        data: As for pre-training, with labels; for segmentation, with masks.
-        out: FILE.json; by default eval/PROTOCOL-DATA.json in the run folder.
-        images: Use only this many training images: the draw that pre-training with `data.images` makes.
-        test_images: Score only this many test images: a fixed draw, balanced over the classes.
-        scale: The stored value that becomes 1; None: by the number type, 255 for 8-bit images.
-        image_size: Height and width at which images are encoded, positions resampled; None: the encoder's own, and for
-            segmentation those of the images, with at most twice the encoder's own patches along the shorter side.
-        contenders: Whom to score: the trained encoder, the same with random initial weights, raw pixels.
-        seed: Of every random choice, the initial weights of the baseline among them.
-        chunk: Images that the encoder sees at once.
-        device: "auto" takes a GPU if there is one.
-    """
-
-    encoder: str
-    data: str
-    out: Path | None = None
+    encoder: str  # A run folder, a file of weights, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE
+    data: str  # As for pre-training, with labels; for segmentation, with masks
+    out: Path | None = None  # FILE.json; by default eval/PROTOCOL-DATA.json in the run folder
+    # Use only this many training images: the draw that pre-training with `data.images` makes
     images: AtLeastOne | None = None
-    test_images: AtLeastOne | None = None
-    scale: Positive | None = None
+    test_images: AtLeastOne | None = None  # Score only this many test images: a fixed draw, balanced over the classes
+    scale: Positive | None = None  # The stored value that becomes 1; None: by the number type, 255 for 8-bit images
+    # Height and width at which images are encoded, positions resampled; None: the encoder's own, and for segmentation
+    # those of the images, with at most twice the encoder's own patches along the shorter side
     image_size: tuple[AtLeastOne, AtLeastOne] | None = None
+    # Whom to score: the trained encoder, the same with random initial weights, raw pixels
     contenders: tuple[Contender, ...] = ("trained", "untrained", "pixels")
-    seed: int = 0
-    chunk: AtLeastOne = 256
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0  # Of every random choice, the initial weights of the baseline among them
+    chunk: AtLeastOne = 256  # Images that the encoder sees at once
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto" takes a GPU if there is one
     protocol: tyro.conf.Suppress[str] = ""  # each protocol has one value: a field, so that files name it
 
     metric: ClassVar[tuple[str, str]] = ("top1", "top-1")  # the score that stands for the result, and what it is called

@@ -79,14 +79,11 @@ class TrainedClassifier(Trained):
 
 @frozen
 class ClassifierEvaluation(TaskEvaluation):
-    """A question to a fine-tuned classifier.
+    """A question to a fine-tuned classifier."""
 
-    Args:
-        chunk: Images at once.
-    """
-
+    # The folder of a fine-tuned run, or the weights in it
     run: Annotated[str, tyro.conf.arg(name=CLASSIFIER)]
-    chunk: AtLeastOne = 256
+    chunk: AtLeastOne = 256  # Images at once
 
     network = TrainedClassifier
 

@@ -22,16 +22,11 @@ FOLDS = 3
 
 @frozen
 class FewLabels(Evaluation):
-    """A linear classifier from a few labels a class: the mean over several draws of the labelled images.
-
-    Args:
-        labels_per_class: Images of each class whose labels are used.
-        draws: Of the labelled images.
-    """
+    """A linear classifier from a few labels a class: the mean over several draws of the labelled images."""
 
     protocol: tyro.conf.Suppress[Literal["few_labels"]] = "few_labels"
-    labels_per_class: AtLeastOne = 10
-    draws: AtLeastOne = 5
+    labels_per_class: AtLeastOne = 10  # Images of each class whose labels are used
+    draws: AtLeastOne = 5  # Of the labelled images
 
     @property
     def name(self) -> str:

@@ -23,18 +23,12 @@ MOMENTUM = 0.9
 
 @frozen
 class Linear(Evaluation):
-    """A linear classifier on cached features: many learning rates at once, the best on held-out images is taken.
-
-    Args:
-        lrs: Learning rates to choose from.
-        epochs: Passes over the training images.
-        batch_size: Images a step.
-    """
+    """A linear classifier on cached features: many learning rates at once, the best on held-out images is taken."""
 
     protocol: tyro.conf.Suppress[Literal["linear"]] = "linear"
-    lrs: tuple[Positive, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
-    epochs: AtLeastOne = 100
-    batch_size: AtLeastOne = 512
+    lrs: tuple[Positive, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)  # Learning rates to choose from
+    epochs: AtLeastOne = 100  # Passes over the training images
+    batch_size: AtLeastOne = 512  # Images a step
 
     def __post_init__(self) -> None:
         super().__post_init__()

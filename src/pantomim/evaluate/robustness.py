@@ -48,22 +48,15 @@ STRENGTHS: dict[str, tuple[float, ...]] = {
 
 @frozen
 class Robustness(ClassifierEvaluation):
-    """A fine-tuned classifier on corrupted and on shifted images: by how much does its error grow?
+    """A fine-tuned classifier on corrupted and on shifted images: by how much does its error grow?"""
 
-    Args:
-        imagenet_c: Its folder, with CORRUPTION/SEVERITY/SYNSET/*.JPEG as distributed. Images of the classifier's own
-            size are taken as they are.
-        imagenet_a: Its folder, with SYNSET/*.jpg. The answer is the likeliest of the set's 200 classes.
-        imagenet_r: The same of ImageNet-R.
-        imagenet_sketch: Its folder, with SYNSET/*.JPEG.
-        seed: Of the noise.
-    """
-
+    # Its folder, with CORRUPTION/SEVERITY/SYNSET/*.JPEG as distributed. Images of the classifier's own size are taken
+    # as they are
     imagenet_c: str | None = None
-    imagenet_a: str | None = None
-    imagenet_r: str | None = None
-    imagenet_sketch: str | None = None
-    seed: int = 0
+    imagenet_a: str | None = None  # Its folder, with SYNSET/*.jpg. The answer is the likeliest of the set's 200 classes
+    imagenet_r: str | None = None  # The same of ImageNet-R
+    imagenet_sketch: str | None = None  # Its folder, with SYNSET/*.JPEG
+    seed: int = 0  # Of the noise
     protocol: tyro.conf.Suppress[Literal["robustness"]] = "robustness"
 
     stem = "robustness"

@@ -37,22 +37,14 @@ PatchExtractor = Callable[[Float[Tensor, "B C H W"]], Float[Tensor, "B N D"]]
 
 @frozen
 class Segmentation(Evaluation):
-    """A linear classifier on the patches of a frozen encoder, scored by the mean IoU of pixels.
-
-    Args:
-        masks: Which masks: a folder beside the images, or an array of the .npz; None: the only one.
-        ignore: The value in masks of pixels that have no class.
-        lrs: Learning rates to choose from.
-        steps: At least so many, in whole passes over the patches.
-        batch_size: Patches a step.
-    """
+    """A linear classifier on the patches of a frozen encoder, scored by the mean IoU of pixels."""
 
     protocol: tyro.conf.Suppress[Literal["segmentation"]] = "segmentation"
-    masks: str | None = None
-    ignore: int = 255
-    lrs: tuple[Positive, ...] = (1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
-    steps: AtLeastOne = 1000
-    batch_size: AtLeastOne = 1024
+    masks: str | None = None  # Which masks: a folder beside the images, or an array of the .npz; None: the only one
+    ignore: int = 255  # The value in masks of pixels that have no class
+    lrs: tuple[Positive, ...] = (1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)  # Learning rates to choose from
+    steps: AtLeastOne = 1000  # At least so many, in whole passes over the patches
+    batch_size: AtLeastOne = 1024  # Patches a step
 
     metric: ClassVar[tuple[str, str]] = ("miou", "mean IoU")
 

@@ -79,20 +79,14 @@ class TrainedSegmenter(Trained):
 
 @frozen
 class SegmenterEvaluation(TaskEvaluation):
-    """A trained segmenter on images with masks: mean IoU of pixels with its standard error, and each class.
+    """A trained segmenter on images with masks: mean IoU of pixels with its standard error, and each class."""
 
-    Args:
-        masks: Which masks: a folder beside the images, or an array of the .npz; None: the only one.
-        ignore: The value in masks of pixels that have no class.
-        reduce_zero: Whether 0 is no class either, and the others count from 1; None: in ADE20K alone.
-        against: Another run that was scored on the same images: is the difference to it chance?
-    """
-
+    # The folder of a fine-tuned run, or the weights in it
     run: Annotated[str, tyro.conf.arg(name=SEGMENTER)]
-    masks: str | None = None
-    ignore: int = 255
-    reduce_zero: bool | None = None
-    against: str | None = None
+    masks: str | None = None  # Which masks: a folder beside the images, or an array of the .npz; None: the only one
+    ignore: int = 255  # The value in masks of pixels that have no class
+    reduce_zero: bool | None = None  # Whether 0 is no class either, and the others count from 1; None: in ADE20K alone
+    against: str | None = None  # Another run that was scored on the same images: is the difference to it chance?
     protocol: tyro.conf.Suppress[Literal["segmenter"]] = "segmenter"
 
     network = TrainedSegmenter

@@ -109,25 +109,16 @@ def find_head(run: str | Path, kinds: Sequence[str] = (CLASSIFIER,)) -> tuple[Pa
 
 @frozen
 class TaskEvaluation(ABC):
-    """A question to the network of a fine-tuned run, with the options that all of them have.
+    """A question to the network of a fine-tuned run, with the options that all of them have."""
 
-    Args:
-        run: The folder of a fine-tuned run, or the weights in it.
-        data: As for training, with labels or masks.
-        out: FILE.json; by default in the folder eval of the run, named after the data.
-        split: Of the data; without a test split, "test" is val, or the fifth that training leaves out.
-        test_images: Use only this many images: a fixed draw, balanced over the classes.
-        scale: The stored value that becomes 1; None: by the number type, 255 for 8-bit images.
-        device: "auto" takes a GPU if there is one.
-    """
-
-    run: str
-    data: str
-    out: Path | None = None
+    run: str  # The folder of a fine-tuned run, or the weights in it
+    data: str  # As for training, with labels or masks
+    out: Path | None = None  # FILE.json; by default in the folder eval of the run, named after the data
+    # Of the data; without a test split, "test" is val, or the fifth that training leaves out
     split: Literal["test", "val", "train", "all"] = "test"
-    test_images: AtLeastOne | None = None
-    scale: Positive | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    test_images: AtLeastOne | None = None  # Use only this many images: a fixed draw, balanced over the classes
+    scale: Positive | None = None  # The stored value that becomes 1; None: by the number type, 255 for 8-bit images
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto" takes a GPU if there is one
     protocol: tyro.conf.Suppress[str] = ""
 
     network: ClassVar[type[Trained]]

@@ -23,34 +23,29 @@ HINT_SHOW, HINT_AMONG = 0.1, 0.2  # the authors' attmask.py, where half of the p
 class AttentionMasker:
     """Attention decides; the method asks a network for it and hands it on.
 
-    Args:
-        rule: "topk_masked" masks the most attended patches, "topk_visible" the least attended; "topk_hint" the most
-            attended but for some that are drawn. "sample_masked" draws the masked ones without replacement, each with a
-            probability in proportion to its attention; "sample_visible" draws the visible ones so. What is equally
-            attended is chosen by chance.
-        ratio: Share of masked patches, in (0, 1).
-        whole: Which of the two counts is the share, rounded down: that of the visible patches, as in MAE's code, or
-            of the masked ones, as in AttMask's.
-        eps: Sampling adds this share of the mean attention to every patch's; 0: patches without attention come last.
-        hint_show: Of topk_hint alone: share of all patches that is shown again; None: 0.1, AttMask's.
-        hint_among: Of topk_hint alone: share of most attended patches from which these are drawn; None: 0.2, AttMask's.
-        hint_refill: Of topk_hint alone: the next in rank are masked in their place; None: they are. AttMask does not.
-        preset: A published way in place of all of these but the ratio, see `PUBLISHED`.
-
     Paper: Hou et al. 2022, *MILAN*, arXiv:2208.06049, samples the visible patches; Kakogeorgiou et al. 2022, *What to
         Hide from Your Students* (AttMask), arXiv:2203.12719, masks the most attended; CMT-MAE, arXiv:2412.17566, masks
         what its map finds most informative.
     """
 
     kind: Literal["attention"] = "attention"
+    # "topk_masked" masks the most attended patches, "topk_visible" the least attended; "topk_hint" the most attended
+    # but for some that are drawn. "sample_masked" draws the masked ones without replacement, each with a probability in
+    # proportion to its attention; "sample_visible" draws the visible ones so. What is equally attended is chosen by
+    # chance
     rule: Rule = "topk_masked"
-    ratio: Ratio = 0.75
+    ratio: Ratio = 0.75  # Share of masked patches, in (0, 1)
+    # Which of the two counts is the share, rounded down: that of the visible patches, as in MAE's code, or of the
+    # masked ones, as in AttMask's
     whole: Literal["visible", "masked"] = "visible"
+    # Sampling adds this share of the mean attention to every patch's; 0: patches without attention come last
     eps: NotNegative = 0.0
-    hint_show: float | None = None
+    hint_show: float | None = None  # Of topk_hint alone: share of all patches that is shown again; None: 0.1, AttMask's
+    # Of topk_hint alone: share of most attended patches from which these are drawn; None: 0.2, AttMask's
     hint_among: float | None = None
+    # Of topk_hint alone: the next in rank are masked in their place; None: they are. AttMask does not
     hint_refill: bool | None = None
-    preset: Preset | None = None
+    preset: Preset | None = None  # A published way in place of all of these but the ratio, see `PUBLISHED`
 
     varies = False
     guided = True

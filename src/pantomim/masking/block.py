@@ -25,14 +25,6 @@ class BlockMasker:
     Of N patches `round(N * ratio)` are masked: of 196, 75 at BEiT's 0.383, 78 at MaskFeat's 0.4, 98 at CAE's 0.5; any
     count k is `ratio=k / N`. They gather in the middle of the image: few rectangles reach a corner.
 
-    Args:
-        ratio: Share of masked patches, in (0, 1).
-        exact: Continue until the count is exact (CAE), rather than stop after ten rectangles in a row that do not fit
-            (BEiT, MaskFeat, dBOT). Those stay short of the count in some images, and their masks are padded.
-        min_area: Smallest rectangle, in patches; None: 16 on 14x14, on other grids in proportion, if these allow it.
-        max_area: Largest rectangle, in patches that it newly masks; None: as many as are to be masked.
-        min_aspect: Height over width lies between this and its inverse, uniform in its logarithm.
-
     Paper: Bao et al. 2022, arXiv:2106.08254, section 2.3, Algorithm 1; the exact count as in the code of CAE,
         arXiv:2202.03026.
     Deviation: another random generator; its numbers recorded from the authors' code give their masks, patch by patch.
@@ -40,10 +32,15 @@ class BlockMasker:
     """
 
     kind: Literal["block"] = "block"
-    ratio: Ratio = 0.383
+    ratio: Ratio = 0.383  # Share of masked patches, in (0, 1)
+    # Continue until the count is exact (CAE), rather than stop after ten rectangles in a row that do not fit (BEiT,
+    # MaskFeat, dBOT). Those stay short of the count in some images, and their masks are padded
     exact: bool = True
+    # Smallest rectangle, in patches; None: 16 on 14x14, on other grids in proportion, if these allow it
     min_area: AtLeastOne | None = None
+    # Largest rectangle, in patches that it newly masks; None: as many as are to be masked
     max_area: AtLeastOne | None = None
+    # Height over width lies between this and its inverse, uniform in its logarithm
     min_aspect: Annotated[float, Range(above=0, most=1)] = 0.3
 
     guided = False

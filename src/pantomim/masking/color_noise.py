@@ -37,13 +37,6 @@ class ColorNoiseMasker:
     By default each image has its own pattern, place and flips, so that the whole bank is used and no two images of a
     batch share a mask.
 
-    Args:
-        noise: How the bank is made, where no file is given.
-        ratio: Share of masked patches, in (0, 1).
-        bank: An .npz of patterns, such as the authors' green_noise_data_3072.npz; None: ours, made once and cached.
-        shared_crop: Draw as the authors' code does: image i has pattern i (the batch goes through the bank in rounds),
-            images of a round share place and flips, and windows are divided by their maximum, be it negative.
-
     Paper: Hinojosa et al. 2024, arXiv:2407.13036; the authors' sampler is models/utils/masking_generator.py of
         github.com/carlosh93/ColorMAE. They mask 0.75 in every released model.
     Deviation: the default sampler (see above); the distribution of a single mask is the same. With `shared_crop` the
@@ -52,9 +45,12 @@ class ColorNoiseMasker:
     """
 
     kind: Literal["color_noise"] = "color_noise"
-    noise: Noise = field(default_factory=Noise)
-    ratio: Ratio = 0.75
+    noise: Noise = field(default_factory=Noise)  # How the bank is made, where no file is given
+    ratio: Ratio = 0.75  # Share of masked patches, in (0, 1)
+    # An .npz of patterns, such as the authors' green_noise_data_3072.npz; None: ours, made once and cached
     bank: str | None = None
+    # Draw as the authors' code does: image i has pattern i (the batch goes through the bank in rounds), images of a
+    # round share place and flips, and windows are divided by their maximum, be it negative
     shared_crop: bool = False
 
     varies = False

@@ -19,17 +19,13 @@ class GridMasker:
     are cut off; then the same share of patches is masked, rounded: whole cells, and a random part of one more. So the
     count is the same in every image, on every grid.
 
-    Args:
-        ratio: Share of masked cells, in (0, 1).
-        cell: Side of a cell, in patches; SimMIM's 32 pixels are 2 patches of 16.
-
     Paper: Xie et al. 2022, arXiv:2111.09886, section "Masking Strategy"; rounding as in its code, data/data_simmim.py.
     Deviation: none where the cells divide the grid; the authors' code refuses other grids.
     """
 
     kind: Literal["grid"] = "grid"
-    ratio: Ratio = 0.6
-    cell: AtLeastOne = 2
+    ratio: Ratio = 0.6  # Share of masked cells, in (0, 1)
+    cell: AtLeastOne = 2  # Side of a cell, in patches; SimMIM's 32 pixels are 2 patches of 16
 
     varies = False
     guided = False

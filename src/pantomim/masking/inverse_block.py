@@ -20,11 +20,6 @@ class InverseBlockMasker:
     On N patches there are `N * ((1 - ratio) + adjust) / block**2` blocks, at least one. They overlap and are cut off at
     the border; `adjust` makes up for it, so that few single patches are needed.
 
-    Args:
-        ratio: Share of masked patches, in (0, 1).
-        block: Side of a block, in patches. An even one reaches one patch further up and left than down and right.
-        adjust: Added to the share of visible patches when blocks are counted.
-
     Paper: Baevski et al. 2023, arXiv:2212.07525, section "Inverse block masking"; 0.8, 3 and 0.07 as in its code for
         images (fairseq, examples/data2vec).
     Deviation: the grid need not be square; at least one block, where the authors' count is none on tiny grids. The
@@ -32,9 +27,10 @@ class InverseBlockMasker:
     """
 
     kind: Literal["inverse_block"] = "inverse_block"
-    ratio: Ratio = 0.8
+    ratio: Ratio = 0.8  # Share of masked patches, in (0, 1)
+    # Side of a block, in patches. An even one reaches one patch further up and left than down and right
     block: AtLeastOne = 3
-    adjust: Share = 0.07
+    adjust: Share = 0.07  # Added to the share of visible patches when blocks are counted
 
     varies = False
     guided = False

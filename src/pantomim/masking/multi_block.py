@@ -42,25 +42,18 @@ class MultiBlockMasker:
 
     All lists of a batch are cut to the shortest, and as ids rise, the bottom rows lose the most: the authors' quirk.
     They cut within a process; here the global batch is cut, so that the number of processes changes nothing.
-
-    Args:
-        num_targets: T, blocks to predict.
-        num_contexts: E, blocks to encode.
-        context_scale: Smallest and largest share of the grid in a context block, before targets are taken out of it.
-        target_scale: The same of a target block.
-        target_aspect: Smallest and largest height over width of a target block.
-        min_keep: A block must have more patches than this.
-        allow_overlap: Leave targets within the context.
     """
 
     kind: Literal["multi_block"] = "multi_block"
-    num_targets: AtLeastOne = 4
-    num_contexts: AtLeastOne = 1
+    num_targets: AtLeastOne = 4  # T, blocks to predict
+    num_contexts: AtLeastOne = 1  # E, blocks to encode
+    # Smallest and largest share of the grid in a context block, before targets are taken out of it
     context_scale: tuple[Area, Area] = (0.85, 1.0)
-    target_scale: tuple[Area, Area] = (0.15, 0.2)
+    target_scale: tuple[Area, Area] = (0.15, 0.2)  # The same of a target block
+    # Smallest and largest height over width of a target block
     target_aspect: tuple[Annotated[float, Range(above=0)], Annotated[float, Range(above=0)]] = (0.75, 1.5)
-    min_keep: AtLeastZero = 10
-    allow_overlap: bool = False
+    min_keep: AtLeastZero = 10  # A block must have more patches than this
+    allow_overlap: bool = False  # Leave targets within the context
 
     varies = True
     guided = False

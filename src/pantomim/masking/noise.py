@@ -49,27 +49,20 @@ CUT = 6  # a sampled kernel ends here, in sigmas
 class Noise:
     """How a bank of patterns is made.
 
-    Args:
-        color: Which filter.
-        sigma: Of the Gaussian, in patches: one number for red and blue, two rising ones for green and purple.
-        passes: How often filter and equalisation are repeated; 1 is the paper's equation to the letter.
-        equalise: Replace values by their ranks after each pass. A single pass gives the same masks without it.
-        blur: The Gaussian as a kernel sampled at whole patches, or by its transfer function; they differ below 0.8.
-        patterns: How many.
-        side: Height and width of a pattern, in patches.
-        seed: Of the white noise.
-
     Where sigma and passes are None, they are the color's in `PRESETS`.
     """
 
-    color: Color = "green"
+    color: Color = "green"  # Which filter
+    # Of the Gaussian, in patches: one number for red and blue, two rising ones for green and purple
     sigma: tuple[float, ...] | None = None
-    passes: int | None = None
+    passes: int | None = None  # How often filter and equalisation are repeated; 1 is the paper's equation to the letter
+    # Replace values by their ranks after each pass. A single pass gives the same masks without it
     equalise: bool = True
+    # The Gaussian as a kernel sampled at whole patches, or by its transfer function; they differ below 0.8
     blur: Blur = "sampled_kernel"
-    patterns: AtLeastOne = 256
-    side: AtLeastTwo = 256
-    seed: int = 0
+    patterns: AtLeastOne = 256  # How many
+    side: AtLeastTwo = 256  # Height and width of a pattern, in patches
+    seed: int = 0  # Of the white noise
 
     def __post_init__(self) -> None:
         sigma, passes = self.resolved

@@ -13,15 +13,12 @@ from pantomim.masking.base import Attended, Grid, Ratio, Strategy, count_masked
 class RandomMasker:
     """Uniform noise per patch; the patches with the highest values are masked.
 
-    Args:
-        ratio: Share of masked patches, in (0, 1).
-
     Paper: He et al. 2022, arXiv:2111.06377, section 3 "Masking"; ratio 0.75 in Table 8's recipe.
     Deviation: visible patches stay in raster order, not in the order of the noise; no block sees the difference.
     """
 
     kind: Literal["random"] = "random"
-    ratio: Ratio = 0.75
+    ratio: Ratio = 0.75  # Share of masked patches, in (0, 1)
 
     varies = False
     guided = False

@@ -44,22 +44,17 @@ def beit_encoder(size: Literal["base", "large"], drop_path: float = 0.1) -> Enco
 
 @frozen
 class BEiTConfig:
-    """The parts of BEiT, with the values of the paper's ViT-B.
-
-    Args:
-        encoder: As `beit_encoder` makes it.
-        masker: Blocks, 75 of 196 patches at most; a count that varies is fine.
-        guide: Whose attention decides what is masked, where the masker asks for it.
-        target: Tokens, or another; pixels are the ablation of Table 4, whose loss the paper does not state.
-        initialise_head: As the encoder's linear layers; off: as torch does by itself, which is SimMIM's way.
-    """
+    """The parts of BEiT, with the values of the paper's ViT-B."""
 
     kind: Literal["beit"] = "beit"
-    encoder: EncoderConfig = field(default_factory=lambda: beit_encoder("base"))
+    encoder: EncoderConfig = field(default_factory=lambda: beit_encoder("base"))  # As `beit_encoder` makes it
+    # Blocks, 75 of 196 patches at most; a count that varies is fine
     masker: MaskerConfig = field(default_factory=lambda: BlockMasker(ratio=75 / 196, exact=False))
+    # Whose attention decides what is masked, where the masker asks for it
     guide: GuideConfig = field(default_factory=GuideConfig)
+    # Tokens, or another; pixels are the ablation of Table 4, whose loss the paper does not state
     target: TargetConfig = field(default_factory=TokenTargetConfig)
-    initialise_head: bool = True
+    initialise_head: bool = True  # As the encoder's linear layers; off: as torch does by itself, which is SimMIM's way
 
     def __post_init__(self) -> None:
         self.masker.num_masked(self.encoder.grid)  # refuses a grid that it cannot mask

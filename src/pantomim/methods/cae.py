@@ -61,33 +61,28 @@ class CAEConfig:
     """The parts of CAE, with the values of the paper's ViT-B and 75 masked patches; `recipes.cae` has others.
 
     The authors' first release (lxtGH/CAE) has `align_momentum` 0 and `align_lagging`.
-
-    Args:
-        encoder: As `cae_encoder` makes it; its rule initialises regressor and decoder, layer scales apart.
-        regressor: Its width is also the decoder's, by default the encoder's (in the authors' code 768 for every size);
-            another one than the encoder's brings a projection.
-        decoder: Depth 0: the head sits on the regressor, the paper's ablation without a decoder.
-        masker: The same number of patches in every image; the authors mask blocks.
-        guide: Whose attention decides what is masked, where the masker asks for it.
-        target: What the decoder predicts; the authors normalise pixels by "layer".
-        align_weight: Weight of the alignment loss (lambda); 0: no alignment, the paper's ablation.
-        align_momentum: The alignment target comes from an EMA copy of the encoder with this momentum, which moves after
-            the optimiser's step; None: from the encoder itself.
-        align_lagging: The copy moves before the optimiser's step, and so is one step late.
-        align_drop_path: Stochastic depth is active in the alignment target too, as in the authors' code.
     """
 
     kind: Literal["cae"] = "cae"
+    # As `cae_encoder` makes it; its rule initialises regressor and decoder, layer scales apart
     encoder: EncoderConfig = field(default_factory=lambda: cae_encoder("base"))
+    # Its width is also the decoder's, by default the encoder's (in the authors' code 768 for every size); another one
+    # than the encoder's brings a projection
     regressor: RegressorConfig = field(default_factory=RegressorConfig)
+    # Depth 0: the head sits on the regressor, the paper's ablation without a decoder
     decoder: LatentDecoderConfig = field(default_factory=LatentDecoderConfig)
+    # The same number of patches in every image; the authors mask blocks
     masker: MaskerConfig = field(default_factory=lambda: BlockMasker(ratio=75 / 196))
+    # Whose attention decides what is masked, where the masker asks for it
     guide: GuideConfig = field(default_factory=GuideConfig)
+    # What the decoder predicts; the authors normalise pixels by "layer"
     target: TargetConfig = field(default_factory=TokenTargetConfig)
-    align_weight: NotNegative = 2.0
+    align_weight: NotNegative = 2.0  # Weight of the alignment loss (lambda); 0: no alignment, the paper's ablation
+    # The alignment target comes from an EMA copy of the encoder with this momentum, which moves after the optimiser's
+    # step; None: from the encoder itself
     align_momentum: Share | None = None
-    align_lagging: bool = False
-    align_drop_path: bool = True
+    align_lagging: bool = False  # The copy moves before the optimiser's step, and so is one step late
+    align_drop_path: bool = True  # Stochastic depth is active in the alignment target too, as in the authors' code
 
     def __post_init__(self) -> None:
         check_masker("CAEConfig", self.masker, self.encoder)

@@ -52,39 +52,29 @@ COLLAPSED = 0.05  # `student_std` below which the moving average has collapsed. 
 class CMTMAEConfig:
     """The parts of CMT-MAE, and how much each counts.
 
-    Args:
-        encoder: The student's.
-        decoder: MAE's.
-        masker: What is masked; an `AttentionMasker` gets the mixed scores.
-        teacher: The frozen network; no default. CLIP's features: output "norm", or after its "projection".
-        mixing: The teacher's weight in the mask, and in the target unless that has its own.
-        scores: From attention to scores.
-        target: How the features of both networks are predicted.
-        feature_weight: Of that in the loss; 0: the two networks guide the mask alone.
-        pixel_weight: In the loss, of the pixels, which have another head; 0: they are not predicted.
-        pixels: Which pixels, and their distance.
-        student_output: Features of the moving average: after its final norm, or as its last block gives them.
-        momentum: What the moving average keeps of itself at each step, unless there is a half-life.
-        half_life: Share of the run's steps in which the average forgets half of itself; 0.02 for short runs.
-        guide_precision: Of both networks on a GPU; scores and features are float32 in any case.
-
     Paper: abstract and introduction; ViT-B on ImageNet-1K. Precedent: MAE (encoder, decoder, masked patches, ratio).
     """
 
     kind: Literal["cmt_mae"] = "cmt_mae"
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)  # The student's
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)  # MAE's
+    # What is masked; an `AttentionMasker` gets the mixed scores
     masker: MaskerConfig = field(default_factory=AttentionMasker)
+    # The frozen network; no default. CLIP's features: output "norm", or after its "projection"
     teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig(output="norm"))
+    # The teacher's weight in the mask, and in the target unless that has its own
     mixing: Mixing = field(default_factory=Mixing)
-    scores: Scores = field(default_factory=Scores)
-    target: PairConfig = field(default_factory=Weighted)
-    feature_weight: NotNegative = 1.0
-    pixel_weight: NotNegative = 0.0
-    pixels: PixelTargetConfig = field(default_factory=PixelTargetConfig)
+    scores: Scores = field(default_factory=Scores)  # From attention to scores
+    target: PairConfig = field(default_factory=Weighted)  # How the features of both networks are predicted
+    feature_weight: NotNegative = 1.0  # Of that in the loss; 0: the two networks guide the mask alone
+    pixel_weight: NotNegative = 0.0  # In the loss, of the pixels, which have another head; 0: they are not predicted
+    pixels: PixelTargetConfig = field(default_factory=PixelTargetConfig)  # Which pixels, and their distance
+    # Features of the moving average: after its final norm, or as its last block gives them
     student_output: Literal["norm", "block"] = "norm"
-    momentum: Momentum = MOMENTUM
+    momentum: Momentum = MOMENTUM  # What the moving average keeps of itself at each step, unless there is a half-life
+    # Share of the run's steps in which the average forgets half of itself; 0.02 for short runs
     half_life: Annotated[float, Range(above=0, most=1)] | None = None
+    # Of both networks on a GPU; scores and features are float32 in any case
     guide_precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:

@@ -37,27 +37,23 @@ class DBOTConfig:
     The random teacher has all blocks for ViT-B, and `depth` 0 in the authors' ViT-L and ViT-H; "ema" moves with the
     student at every step, which the authors compare with. The class token counts like a masked patch.
 
-    Args:
-        encoder: The student's; stochastic depth of 0.2 (ViT-H: 0.3).
-        decoder: MAE's, with the encoder's stochastic depth; it predicts vectors of the teacher's width.
-        masker: The same number of patches in every image; an `AttentionMasker` gets the teacher's attention.
-        guide_query: Whose attention that is: the class token's, or the mean over all patches'.
-        teacher: Which network, and which of its outputs.
-        normalise: As of `FeatureTargetConfig`: each token of the teacher over its channels.
-        distance: Between prediction and target.
-        predict_class: The class token is predicted too; None: where student and each stage's teacher have one.
-
     Source: the authors' `models_mae.py` and `PRETRAIN.md` (github.com/liuxingbin/dbot).
     """
 
     kind: Literal["dbot"] = "dbot"
+    # The student's; stochastic depth of 0.2 (ViT-H: 0.3)
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(drop_path=0.2))
+    # MAE's, with the encoder's stochastic depth; it predicts vectors of the teacher's width
     decoder: DecoderConfig = field(default_factory=lambda: DecoderConfig(drop_path=0.2))
+    # The same number of patches in every image; an `AttentionMasker` gets the teacher's attention
     masker: MaskerConfig = field(default_factory=RandomMasker)
-    guide_query: Query = "class"
+    guide_query: Query = "class"  # Whose attention that is: the class token's, or the mean over all patches'
+    # Which network, and which of its outputs
     teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig(source="random"))
+    # As of `FeatureTargetConfig`: each token of the teacher over its channels
     normalise: FeatureNormalisation = "unbiased"
-    distance: Distance = field(default_factory=lambda: Distance("smooth_l1", beta=2.0))
+    distance: Distance = field(default_factory=lambda: Distance("smooth_l1", beta=2.0))  # Between prediction and target
+    # The class token is predicted too; None: where student and each stage's teacher have one
     predict_class: bool | None = True
 
     def __post_init__(self) -> None:

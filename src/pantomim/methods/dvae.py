@@ -44,22 +44,18 @@ class Annealing:
 class DVAEConfig:
     """Sizes of the networks, and how relaxation and regularisation change while they are trained.
 
-    Args:
-        sizes: Of encoder and decoder.
-        image_size: Height and width of the training images; ids can be had of any other size.
-        temperature: Of the relaxation of codes.
-        kl_weight: Of the distance from the uniform use of all codes, in the paper's unit (beta).
-        momentum: What the EMA of the weights, which is exported, keeps of itself at each step.
-
     Paper: appendix A.2: 1 to 1/16 over 150,000 steps, 0 to 6.6 over 5,000, 0.999.
     """
 
     kind: Literal["dvae"] = "dvae"
-    sizes: DVAESizes = field(default_factory=DVAESizes)
+    sizes: DVAESizes = field(default_factory=DVAESizes)  # Of encoder and decoder
+    # Height and width of the training images; ids can be had of any other size
     image_size: tuple[int, int] = (256, 256)
+    # Of the relaxation of codes
     temperature: Annealing = field(default_factory=lambda: Annealing(1.0, 1 / 16, 150_000))
+    # Of the distance from the uniform use of all codes, in the paper's unit (beta)
     kl_weight: Annealing = field(default_factory=lambda: Annealing(0.0, 6.6, 5_000))
-    momentum: ShareBelowOne = 0.999
+    momentum: ShareBelowOne = 0.999  # What the EMA of the weights, which is exported, keeps of itself at each step
 
     def __post_init__(self) -> None:
         code_grid(self.image_size, self.sizes.stride)

@@ -34,19 +34,13 @@ def with_teacher(method: Any, teacher: TeacherConfig) -> Any:
 class GuideConfig:
     """The network whose attention an `AttentionMasker` gets, in methods that need it for nothing else.
 
-    Args:
-        source: As `TeacherConfig.source`; empty: there is none.
-        query: Whose attention in its last block: the class token's, or the mean over all patches'.
-        momentum: Of ema alone, as `TeacherConfig.momentum`.
-        statistics: As `TeacherConfig.statistics`.
-
     Source: MILAN (CLIP ViT-B/16) and AttMask (an EMA of the student) take the class token's.
     """
 
-    source: str = ""
-    query: Query = "class"
-    momentum: Share | None = None
-    statistics: Literal["own", "student"] | None = None
+    source: str = ""  # As `TeacherConfig.source`; empty: there is none
+    query: Query = "class"  # Whose attention in its last block: the class token's, or the mean over all patches'
+    momentum: Share | None = None  # Of ema alone, as `TeacherConfig.momentum`
+    statistics: Literal["own", "student"] | None = None  # As `TeacherConfig.statistics`
 
     def check_kept(self, run: Path) -> None:
         """Raise a ValueError if a finished run's guide was a copy of the student, which a run does not export."""

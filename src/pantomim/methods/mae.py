@@ -27,22 +27,14 @@ from pantomim.targets.pixels import PixelTargetConfig
 
 @frozen
 class MAEConfig:
-    """The parts of MAE: encoder, decoder, what is masked, what is predicted.
-
-    Args:
-        encoder: It sees the visible patches.
-        decoder: It sees all positions.
-        masker: The same number of patches in every image.
-        guide: Whose attention decides, where the masker asks for it.
-        target: What is predicted of the masked patches.
-    """
+    """The parts of MAE: encoder, decoder, what is masked, what is predicted."""
 
     kind: Literal["mae"] = "mae"
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    masker: MaskerConfig = field(default_factory=RandomMasker)
-    guide: GuideConfig = field(default_factory=GuideConfig)
-    target: TargetConfig = field(default_factory=PixelTargetConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)  # It sees the visible patches
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)  # It sees all positions
+    masker: MaskerConfig = field(default_factory=RandomMasker)  # The same number of patches in every image
+    guide: GuideConfig = field(default_factory=GuideConfig)  # Whose attention decides, where the masker asks for it
+    target: TargetConfig = field(default_factory=PixelTargetConfig)  # What is predicted of the masked patches
 
     def __post_init__(self) -> None:
         check_masker("MAEConfig", self.masker, self.encoder)

@@ -33,19 +33,14 @@ DISTANCE = Distance("unit_l2")  # forward_loss: 2 - 2 cos
 
 @frozen
 class MILANConfig:
-    """The parts of MILAN.
-
-    Args:
-        encoder: The student's, which sees the visible patches.
-        decoder: Sizes of the prompting decoder.
-        masker: What is masked; an `AttentionMasker` gets the teacher's attention, its preset "milan" samples by it.
-        teacher: The frozen network, with a class token; the authors have CLIP's ViT-B/16, output "projection".
-    """
+    """The parts of MILAN."""
 
     kind: Literal["milan"] = "milan"
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)  # The student's, which sees the visible patches
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)  # Sizes of the prompting decoder
+    # What is masked; an `AttentionMasker` gets the teacher's attention, its preset "milan" samples by it
     masker: MaskerConfig = field(default_factory=lambda: published("milan"))
+    # The frozen network, with a class token; the authors have CLIP's ViT-B/16, output "projection"
     teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig(output="norm"))
 
     def __post_init__(self) -> None:

@@ -40,24 +40,18 @@ def moco_encoder(size: Literal["small", "base"]) -> EncoderConfig:
 class MoCoV3Config:
     """The parts of MoCo v3, with the values of the paper's ViT-B.
 
-    Args:
-        encoder: With a class token, which is the feature of an image.
-        hidden: Width between the layers of projector and predictor.
-        dim: Width in which views are compared.
-        temperature: Similarities are divided by it; the loss is multiplied by twice as much.
-        momentum: What the EMA teacher keeps of itself at each step.
-        freeze_patches: The patch projection stays as it was drawn, the paper's trick for stable training.
-
     Paper: section 4 and 4.3 (frozen patch projection); sizes and momentum as in the authors' `CONFIG.md`.
     """
 
     kind: Literal["mocov3"] = "mocov3"
+    # With a class token, which is the feature of an image
     encoder: EncoderConfig = field(default_factory=lambda: moco_encoder("base"))
-    hidden: AtLeastOne = 4096
-    dim: AtLeastOne = 256
-    temperature: Positive = 0.2
+    hidden: AtLeastOne = 4096  # Width between the layers of projector and predictor
+    dim: AtLeastOne = 256  # Width in which views are compared
+    temperature: Positive = 0.2  # Similarities are divided by it; the loss is multiplied by twice as much
+    # What the EMA teacher keeps of itself at each step
     momentum: Momentum = field(default_factory=lambda: Momentum(0.99, 1.0))
-    freeze_patches: bool = True
+    freeze_patches: bool = True  # The patch projection stays as it was drawn, the paper's trick for stable training
 
     def __post_init__(self) -> None:
         if not self.encoder.class_token:

@@ -28,27 +28,19 @@ from pantomim.nn.heads import AttentiveHead, LinearHead
 
 @frozen
 class ProbeConfig:
-    """What decides a probe, but for the frozen encoder.
-
-    Args:
-        head: Linear, normalised over all images of a step, which come at once; or attentive, normalised over each
-            micro-batch, as over the images of each of CAE's devices.
-        num_classes: Classes of the labels.
-        heads: Of an attentive head's attention.
-        batch_statistics: An attentive head normalises test images by the batch that they are in, too.
-        label_smoothing: Share of the probability that is spread evenly over all classes; the papers have none.
-        chunk: Images that the encoder sees at once.
-        test_margin: The shorter side of a test image over that of its centre, which is looked at.
-    """
+    """What decides a probe, but for the frozen encoder."""
 
     kind: Literal["probe"] = "probe"
+    # Linear, normalised over all images of a step, which come at once; or attentive, normalised over each micro-batch,
+    # as over the images of each of CAE's devices
     head: Literal["linear", "attentive"] = "linear"
-    num_classes: AtLeastTwo = 1000
-    heads: AtLeastOne = 12
-    batch_statistics: bool = False
+    num_classes: AtLeastTwo = 1000  # Classes of the labels
+    heads: AtLeastOne = 12  # Of an attentive head's attention
+    batch_statistics: bool = False  # An attentive head normalises test images by the batch that they are in, too
+    # Share of the probability that is spread evenly over all classes; the papers have none
     label_smoothing: ShareBelowOne = 0.0
-    chunk: AtLeastOne = 256
-    test_margin: Positive = 256 / 224
+    chunk: AtLeastOne = 256  # Images that the encoder sees at once
+    test_margin: Positive = 256 / 224  # The shorter side of a test image over that of its centre, which is looked at
 
     def build(self, features: "Frozen", image_size: tuple[int, int], in_chans: int = 3) -> "Probe":
         """The probe of a frozen encoder; its head is initialised from torch's global generator."""

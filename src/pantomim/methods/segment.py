@@ -27,22 +27,15 @@ from pantomim.nn.vit import EncoderConfig
 
 @frozen
 class SegmentConfig:
-    """The parts of a segmenter.
-
-    Args:
-        encoder: Sizes of the encoder; its image size is that of training crops and of the windows of a test.
-        num_classes: Classes of the masks.
-        head: What stands on the encoder: "linear", "upernet" or "dpt".
-        learn_positions: Train a fixed position table, too (MAE, dBOT; not CAE).
-        stride: Of the windows of a test, as a share of their size.
-    """
+    """The parts of a segmenter."""
 
     kind: Literal["segment"] = "segment"
+    # Sizes of the encoder; its image size is that of training crops and of the windows of a test
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    num_classes: AtLeastTwo = 150
-    head: HeadConfig = field(default_factory=UPerNetConfig)
-    learn_positions: bool = True
-    stride: PositiveShare = 2 / 3
+    num_classes: AtLeastTwo = 150  # Classes of the masks
+    head: HeadConfig = field(default_factory=UPerNetConfig)  # What stands on the encoder: "linear", "upernet" or "dpt"
+    learn_positions: bool = True  # Train a fixed position table, too (MAE, dBOT; not CAE)
+    stride: PositiveShare = 2 / 3  # Of the windows of a test, as a share of their size
 
     def build(self, steps: int | None = None) -> "Segment":
         """The method, initialised from torch's global generator."""

@@ -35,39 +35,31 @@ from pantomim.nn.vit import EncoderConfig
 class SupervisedConfig:
     """The parts of supervised training, with DeiT's values.
 
-    Args:
-        encoder: Sizes of the encoder.
-        num_classes: Classes of the labels; a bare method takes them from the data.
-        pool: What the head sees: the class token after the final norm ("class"), the mean of all patches after it
-            ("normed_mean"), or that mean before it, with a norm of its own ("mean": MAE, BEiT, CAE).
-        head_init: Initial weights of the head: a truncated normal of 2e-5 ("mae") or 0.01 ("dbot"), a narrow normal
-            times 0.001 ("beit", also CAE's), a normal of 0.02 ("deit").
-        norm_init: Of pool mean: the norm is "new", or starts as the "pretrained" final norm (CAE).
-        learn_positions: Train a fixed position table, too (MAE); else it is that of its formula for the image size.
-        label_smoothing: Share of the probability that is spread evenly over all classes.
-        mixup: Parameter of mixup's beta distribution; 0: none.
-        cutmix: The same of CutMix. Where both are used, a coin chooses for each step.
-        class_weights: Weight of an image of each class in the loss, for uneven classes; the best step is then that with
-            the best mean over classes. None: all the same.
-        ema: What an average of the weights keeps of itself at each step; None: there is no average.
-        test_margin: The shorter side of a test image over that of its centre, which is looked at.
-
     Paper: Table 9 (label smoothing, mixup, CutMix); class token: the authors' `models.py`.
     """
 
     kind: Literal["supervised"] = "supervised"
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    num_classes: AtLeastTwo = 1000
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)  # Sizes of the encoder
+    num_classes: AtLeastTwo = 1000  # Classes of the labels; a bare method takes them from the data
+    # What the head sees: the class token after the final norm ("class"), the mean of all patches after it
+    # ("normed_mean"), or that mean before it, with a norm of its own ("mean": MAE, BEiT, CAE)
     pool: Pool = "class"
+    # Initial weights of the head: a truncated normal of 2e-5 ("mae") or 0.01 ("dbot"), a narrow normal times 0.001
+    # ("beit", also CAE's), a normal of 0.02 ("deit")
     head_init: HeadInit = "deit"
+    # Of pool mean: the norm is "new", or starts as the "pretrained" final norm (CAE)
     norm_init: Literal["new", "pretrained"] = "new"
+    # Train a fixed position table, too (MAE); else it is that of its formula for the image size
     learn_positions: bool = False
-    label_smoothing: ShareBelowOne = 0.1
-    mixup: NotNegative = 0.8
-    cutmix: NotNegative = 1.0
+    label_smoothing: ShareBelowOne = 0.1  # Share of the probability that is spread evenly over all classes
+    mixup: NotNegative = 0.8  # Parameter of mixup's beta distribution; 0: none
+    cutmix: NotNegative = 1.0  # The same of CutMix. Where both are used, a coin chooses for each step
+    # Weight of an image of each class in the loss, for uneven classes; the best step is then that with the best mean
+    # over classes. None: all the same
     class_weights: tuple[Positive, ...] | None = None
+    # What an average of the weights keeps of itself at each step; None: there is no average
     ema: ShareBelowOne | None = None
-    test_margin: Positive = 256 / 224
+    test_margin: Positive = 256 / 224  # The shorter side of a test image over that of its centre, which is looked at
 
     def __post_init__(self) -> None:
         if self.pool == "class" and not self.encoder.class_token:

@@ -43,30 +43,20 @@ def vqkd_encoder(size: Literal["base", "large"] = "base") -> EncoderConfig:
 class VQKDConfig:
     """The parts of VQ-KD, with the values of the paper's ViT-B.
 
-    Args:
-        encoder: Of the tokenizer; its patches are the cells.
-        decoder_depth: Blocks of the decoder, which is as wide as the encoder and sees the codes alone.
-        vocabulary: Number of codes.
-        code_width: Width of a code.
-        teacher: Whose features are predicted; there is no default.
-        commitment: Weight of the distance between the encoder's output and its code.
-        decay: What a code keeps of itself at each step.
-        dead_below: Members a batch (averaged) below which a code is drawn anew from the batch; 0: never, as published.
-        clustering: Rounds of k-means on the first batch, which initialises the codes.
-
     Paper: section 2.2, appendix; the authors' `norm_ema_quantizer.py`.
     """
 
     kind: Literal["vqkd"] = "vqkd"
-    encoder: EncoderConfig = field(default_factory=vqkd_encoder)
-    decoder_depth: AtLeastOne = 3
-    vocabulary: AtLeastTwo = 8192
-    code_width: AtLeastTwo = 32
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    commitment: NotNegative = 1.0
-    decay: ShareBelowOne = 0.99
+    encoder: EncoderConfig = field(default_factory=vqkd_encoder)  # Of the tokenizer; its patches are the cells
+    decoder_depth: AtLeastOne = 3  # Blocks of the decoder, which is as wide as the encoder and sees the codes alone
+    vocabulary: AtLeastTwo = 8192  # Number of codes
+    code_width: AtLeastTwo = 32  # Width of a code
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)  # Whose features are predicted; there is no default
+    commitment: NotNegative = 1.0  # Weight of the distance between the encoder's output and its code
+    decay: ShareBelowOne = 0.99  # What a code keeps of itself at each step
+    # Members a batch (averaged) below which a code is drawn anew from the batch; 0: never, as published
     dead_below: NotNegative = 0.0
-    clustering: AtLeastOne = 10
+    clustering: AtLeastOne = 10  # Rounds of k-means on the first batch, which initialises the codes
 
     def __post_init__(self) -> None:
         if self.teacher.source == "ema":

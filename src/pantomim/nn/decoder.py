@@ -19,17 +19,13 @@ from pantomim.nn.vit import Features
 
 @frozen
 class DecoderConfig:
-    """Sizes of a `MAEDecoder` or `PromptingDecoder`. Paper: He et al. 2022, Table 1a, 1b, whose default this is.
-
-    Args:
-        mlp_ratio: Hidden width of the MLP over the width.
-        drop_path: Stochastic depth of the last block; earlier ones have linearly less. MAE has none, dBOT has.
-    """
+    """Sizes of a `MAEDecoder` or `PromptingDecoder`. Paper: He et al. 2022, Table 1a, 1b, whose default this is."""
 
     width: AtLeastOne = 512
     depth: Depth = 8
     heads: AtLeastOne = 16
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = 4.0  # Hidden width of the MLP over the width
+    # Stochastic depth of the last block; earlier ones have linearly less. MAE has none, dBOT has
     drop_path: ShareBelowOne = 0.0
 
     def build(self, encoder_width: int, num_prefix: int, grid: tuple[int, int], out_dim: int) -> "MAEDecoder":
@@ -151,19 +147,12 @@ class PromptingDecoder(_FeatureDecoder):
 
 @frozen
 class LatentDecoderConfig:
-    """Sizes of a `LatentDecoder`; its width and heads are the regressor's.
+    """Sizes of a `LatentDecoder`; its width and heads are the regressor's."""
 
-    Args:
-        depth: Number of blocks; 0: the head reads the latents as they come, without positions and norm.
-        mlp_ratio: Hidden width of the MLP over the width.
-        layer_scale: Initial value of the branches' scales; None: no scales.
-        drop_path: Stochastic depth of the last block; earlier ones have linearly less.
-    """
-
-    depth: AtLeastZero = 4
-    mlp_ratio: float = 4.0
-    layer_scale: Positive | None = 0.1
-    drop_path: ShareBelowOne = 0.0
+    depth: AtLeastZero = 4  # Number of blocks; 0: the head reads the latents as they come, without positions and norm
+    mlp_ratio: float = 4.0  # Hidden width of the MLP over the width
+    layer_scale: Positive | None = 0.1  # Initial value of the branches' scales; None: no scales
+    drop_path: ShareBelowOne = 0.0  # Stochastic depth of the last block; earlier ones have linearly less
 
 
 class LatentDecoder(nn.Module):

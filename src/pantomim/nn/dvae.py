@@ -78,23 +78,16 @@ class ResidualBlock(nn.Module):
 class DVAESizes:
     """The sizes of encoder and decoder; the default is the published DALL-E tokenizer.
 
-    Args:
-        in_chans: Channels of the images.
-        vocabulary: Number of codes.
-        width: Channels of the first group of the encoder and the last of the decoder; each group doubles them.
-        code_width: Channels into which the decoder projects the codes; the weight of that projection is the codebook.
-        blocks: Residual blocks of each group.
-        stride: Pixels per code, along each side: a power of two. There is one group more than halvings (8: four).
-
     Deviation: strides other than 8, widths under 64 and other numbers of channels are ours.
     """
 
-    in_chans: AtLeastOne = 3
-    vocabulary: AtLeastTwo = 8192
-    width: int = 256
+    in_chans: AtLeastOne = 3  # Channels of the images
+    vocabulary: AtLeastTwo = 8192  # Number of codes
+    width: int = 256  # Channels of the first group of the encoder and the last of the decoder; each group doubles them
+    # Channels into which the decoder projects the codes; the weight of that projection is the codebook
     code_width: AtLeastOne = 128
-    blocks: AtLeastOne = 2
-    stride: int = 8
+    blocks: AtLeastOne = 2  # Residual blocks of each group
+    stride: int = 8  # Pixels per code, along each side: a power of two. There is one group more than halvings (8: four)
 
     def __post_init__(self) -> None:
         if self.width < 4 or self.width % 4:

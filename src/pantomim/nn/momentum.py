@@ -21,19 +21,13 @@ class Momentum:
     The average after optimiser step t (from 0) of T keeps `at(t + 1, T)`: a schedule begins at `start` before the first
     step, when the copy still equals what it follows, and ends at `end` after the last.
 
-    Args:
-        start: First share; 0 copies, 1 never moves.
-        end: Last share; None: always the first.
-        shape: How it gets from one to the other: along half a cosine, or evenly.
-        steps: Optimiser steps that this takes, after which it stays; None: the whole run.
-
     Paper: the half cosine to 1 is that of MoCo v3 (arXiv:2104.02057, section 4) and of BYOL (arXiv:2006.07733).
     """
 
-    start: Share = 0.996
-    end: Share | None = None
-    shape: Literal["cosine", "linear"] = "cosine"
-    steps: AtLeastOne | None = None
+    start: Share = 0.996  # First share; 0 copies, 1 never moves
+    end: Share | None = None  # Last share; None: always the first
+    shape: Literal["cosine", "linear"] = "cosine"  # How it gets from one to the other: along half a cosine, or evenly
+    steps: AtLeastOne | None = None  # Optimiser steps that this takes, after which it stays; None: the whole run
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.end is None:

@@ -22,23 +22,15 @@ Keys = Literal["all", "visible"]
 
 @frozen
 class RegressorConfig:
-    """Sizes of a `Regressor`.
+    """Sizes of a `Regressor`."""
 
-    Args:
-        width: Width of a token, and of the decoder's; None: the encoder's.
-        heads: Attention heads, and the decoder's; None: the encoder's.
-        mlp_ratio: Hidden width of the MLP over the width.
-        layer_scale: Initial value of the branches' scales; None: no scales.
-        drop_path: Stochastic depth of the last block; earlier ones have linearly less.
-        keys: Queries read visible patches and themselves ("all", the authors' code) or the former (the paper's).
-    """
-
-    width: AtLeastOne | None = None
+    width: AtLeastOne | None = None  # Width of a token, and of the decoder's; None: the encoder's
     depth: AtLeastOne = 4
-    heads: AtLeastOne | None = None
-    mlp_ratio: float = 4.0
-    layer_scale: Positive | None = 0.1
-    drop_path: ShareBelowOne = 0.0
+    heads: AtLeastOne | None = None  # Attention heads, and the decoder's; None: the encoder's
+    mlp_ratio: float = 4.0  # Hidden width of the MLP over the width
+    layer_scale: Positive | None = 0.1  # Initial value of the branches' scales; None: no scales
+    drop_path: ShareBelowOne = 0.0  # Stochastic depth of the last block; earlier ones have linearly less
+    # Queries read visible patches and themselves ("all", the authors' code) or the former (the paper's)
     keys: Keys = "all"
 
 

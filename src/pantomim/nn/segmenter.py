@@ -51,21 +51,14 @@ class LinearHeadConfig:
 
 @frozen
 class UPerNetConfig:
-    """The pyramid with UPerNet's head, and an auxiliary head in training; the taps have no norm.
-
-    Args:
-        channels: Width of the head; None: the encoder's, as in the papers.
-        pool_scales: Sides of the grids that the coarsest map is pooled to.
-        auxiliary_weight: Of the auxiliary head's loss; 0: there is no such head.
-        dropout: Share of channels that are dropped before the logits of both heads.
-    """
+    """The pyramid with UPerNet's head, and an auxiliary head in training; the taps have no norm."""
 
     kind: Literal["upernet"] = "upernet"
-    channels: AtLeastOne | None = None
-    pool_scales: tuple[AtLeastOne, ...] = (1, 2, 3, 6)
+    channels: AtLeastOne | None = None  # Width of the head; None: the encoder's, as in the papers
+    pool_scales: tuple[AtLeastOne, ...] = (1, 2, 3, 6)  # Sides of the grids that the coarsest map is pooled to
     auxiliary_channels: AtLeastOne = 256
-    auxiliary_weight: NotNegative = 0.4
-    dropout: ShareBelowOne = 0.1
+    auxiliary_weight: NotNegative = 0.4  # Of the auxiliary head's loss; 0: there is no such head
+    dropout: ShareBelowOne = 0.1  # Share of channels that are dropped before the logits of both heads
 
     keeps_norm: ClassVar[bool] = False
 
@@ -84,14 +77,11 @@ class UPerNetConfig:
 class DPTConfig:
     """DPT's decoder, which also reads the class token, and a linear layer; the taps have no norm.
 
-    Args:
-        channels: Width of the decoder where its maps are joined.
-
     Paper: Ranftl et al. 2021, arXiv:2103.13413; the decoder is that of segmentation_models_pytorch.
     """
 
     kind: Literal["dpt"] = "dpt"
-    channels: AtLeastOne = 256
+    channels: AtLeastOne = 256  # Width of the decoder where its maps are joined
 
     keeps_norm: ClassVar[bool] = False
 

@@ -66,23 +66,18 @@ class Item:
 
 @dataclass
 class Computed:
-    """What our modules make of an item; more than it asks for is fine.
+    """What our modules make of an item; more than it asks for is fine."""
 
-    Args:
-        outputs: Tensors under the names of the item's outputs.
-        numbers: Values in the layout of the item's `numbers`.
-        relative: Relative tolerance of an entry of `numbers` that the official code computes in float32.
-        config: What our modules have by their nature, under the names of the item's `config`: there it must be equal.
-        errors: Values compared otherwise, as multiples of their tolerance: outputs by their names, entries of numbers
-            as numbers/NAME/..., and further ones. What is named here is judged here alone.
-        unbuilt: Patterns of keys that stand for what this package does not do: not compared, and named in the result.
-    """
-
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    numbers: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)  # Tensors under the names of the item's outputs
+    numbers: dict[str, Any] = field(default_factory=dict)  # Values in the layout of the item's `numbers`
+    # Relative tolerance of an entry of `numbers` that the official code computes in float32
     relative: dict[str, float] = field(default_factory=dict)
+    # What our modules have by their nature, under the names of the item's `config`: there it must be equal
     config: dict[str, Any] = field(default_factory=dict)
+    # Values compared otherwise, as multiples of their tolerance: outputs by their names, entries of numbers as
+    # numbers/NAME/..., and further ones. What is named here is judged here alone
     errors: dict[str, float] = field(default_factory=dict)
+    # Patterns of keys that stand for what this package does not do: not compared, and named in the result
     unbuilt: tuple[str, ...] = ()
 
 

@@ -18,14 +18,10 @@ class Distance:
     "l2" is the square of the difference, "l1" its absolute value, "smooth_l1" the square over twice `beta` below `beta`
     and the absolute value less `beta` / 2 above it: means over the channels. "cosine" is 1 - the cosine of the angle,
     "unit_l2" the squared distance of the two at length 1, which is twice that (MILAN's).
-
-    Args:
-        form: Which.
-        beta: Of smooth_l1, and of it alone.
     """
 
-    form: Literal["l2", "l1", "smooth_l1", "cosine", "unit_l2"] = "l2"
-    beta: Positive | None = None
+    form: Literal["l2", "l1", "smooth_l1", "cosine", "unit_l2"] = "l2"  # Which
+    beta: Positive | None = None  # Of smooth_l1, and of it alone
 
     def __post_init__(self) -> None:
         if (self.beta is not None) != (self.form == "smooth_l1"):

@@ -32,16 +32,13 @@ class FeatureTargetConfig:
 
     "layernorm" is a layer norm without weights (eps 1e-5), as data2vec has it; "biased" the same with eps 1e-6;
     "unbiased" with the unbiased variance and eps 1e-6, as dBOT; "l2" gives length 1.
-
-    Args:
-        teacher: Which network, and which of its outputs; there is no default.
-        normalise: How each feature is.
-        distance: data2vec and dBOT have smooth_l1 with 2, CLIP's features cosine.
     """
 
     kind: Literal["features"] = "features"
+    # Which network, and which of its outputs; there is no default
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    normalise: FeatureNormalisation = "layernorm"
+    normalise: FeatureNormalisation = "layernorm"  # How each feature is
+    # data2vec and dBOT have smooth_l1 with 2, CLIP's features cosine
     distance: Distance = Distance("smooth_l1", beta=2.0)
 
     def build(self, encoder: Encoder) -> "FeatureTarget":

@@ -32,21 +32,17 @@ class HOGTargetConfig:
     A gradient and its opposite share a bin; it goes into one bin only. Each histogram has length 1. What is added to
     all pixels, or multiplied with them, channel by channel, changes nothing: so images come as they are.
 
-    Args:
-        bins: Directions, over half a turn.
-        cell: Side of a cell, in pixels; None: half the patch's, 8 of 16, or the whole patch where that is below 4.
-        window: Side of a Gaussian with half as large a std that weighs gradients tile by tile; None: none.
-        distance: Of a prediction.
-
     Deviation: a gradient that is exactly vertical lies on the border of two bins, and in the authors' code rounding
         decides; here it is always bin 0, as with exact arithmetic.
     """
 
     kind: Literal["hog"] = "hog"
-    bins: AtLeastOne = 9
+    bins: AtLeastOne = 9  # Directions, over half a turn
+    # Side of a cell, in pixels; None: half the patch's, 8 of 16, or the whole patch where that is below 4
     cell: AtLeastOne | None = None
+    # Side of a Gaussian with half as large a std that weighs gradients tile by tile; None: none
     window: AtLeastOne | None = None
-    distance: Distance = Distance("l2")
+    distance: Distance = Distance("l2")  # Of a prediction
 
     def build(self, encoder: Encoder) -> "HOGTarget":
         """The target for an encoder's patches and channels."""

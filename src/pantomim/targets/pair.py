@@ -32,18 +32,12 @@ FeaturesOf = Mapping[Network, Float[Tensor, "B M _"]]  # normalised, of those th
 
 @frozen
 class _Mixed:
-    """What `Weighted` and `Blend` share.
-
-    Args:
-        teacher_weight: In the target; None: `Mixing.teacher_weight`, in mask and target alike.
-        normalise: As of `FeatureTargetConfig`; "biased" is a layer norm without weights.
-        distance: Between prediction and target.
-    """
+    """What `Weighted` and `Blend` share."""
 
     kind: str
-    teacher_weight: Share | None = None
-    normalise: FeatureNormalisation = "biased"
-    distance: Distance = Distance("l2")
+    teacher_weight: Share | None = None  # In the target; None: `Mixing.teacher_weight`, in mask and target alike
+    normalise: FeatureNormalisation = "biased"  # As of `FeatureTargetConfig`; "biased" is a layer norm without weights
+    distance: Distance = Distance("l2")  # Between prediction and target
 
     def networks(self, mixing: Mixing) -> tuple[Network, ...]:
         """Whose features are predicted at some step of the run."""
@@ -103,16 +97,11 @@ class Blend(_Mixed):
 
 @frozen
 class Concat:
-    """One head for both features side by side, which count alike from the first step on, whatever the mask's mixing.
-
-    Args:
-        normalise: As of `Weighted`.
-        distance: As of `Weighted`.
-    """
+    """One head for both features side by side, which count alike from the first step on, whatever the mask's mixing."""
 
     kind: Literal["concat"] = "concat"
-    normalise: FeatureNormalisation = "biased"
-    distance: Distance = Distance("l2")
+    normalise: FeatureNormalisation = "biased"  # As of `Weighted`
+    distance: Distance = Distance("l2")  # As of `Weighted`
 
     def networks(self, mixing: Mixing) -> tuple[Network, ...]:
         """Both."""

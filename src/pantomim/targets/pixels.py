@@ -30,19 +30,14 @@ class PixelTargetConfig:
     same with the biased variance, as a layer norm without weights, CAE's; "channel" each channel of a patch by its own
     mean and std (unbiased, eps outside the root). eps is 1e-6.
 
-    Args:
-        normalise: How each patch is.
-        standardised: Subtract the channels' mean and divide by their std first; off: values as they come.
-        distance: Of a prediction: MAE has l2, SimMIM l1.
-
     Deviation: "channel" keeps the order of the other three, where the Paddle release asks for a permutation that cannot
         run.
     """
 
     kind: Literal["pixels"] = "pixels"
-    normalise: Normalisation = "patch"
-    standardised: bool = True
-    distance: Distance = Distance("l2")
+    normalise: Normalisation = "patch"  # How each patch is
+    standardised: bool = True  # Subtract the channels' mean and divide by their std first; off: values as they come
+    distance: Distance = Distance("l2")  # Of a prediction: MAE has l2, SimMIM l1
 
     def build(self, encoder: Encoder) -> "PixelTarget":
         """The target for an encoder's patches and channels."""

@@ -64,15 +64,11 @@ class TokenTarget(Target):
 
 @frozen
 class TokenTargetConfig:
-    """Which tokenizer; there is no default.
-
-    Args:
-        tokenizer: As `load_tokenizer` takes it: RUN, FILE, dalle:FILE, random-projection ...
-        vocabulary: How many ids there are; None: as the tokenizer has, or 8192 of a random projection.
-    """
+    """Which tokenizer; there is no default."""
 
     kind: Literal["tokens"] = "tokens"
-    tokenizer: str = ""
+    tokenizer: str = ""  # As `load_tokenizer` takes it: RUN, FILE, dalle:FILE, random-projection ...
+    # How many ids there are; None: as the tokenizer has, or 8192 of a random projection
     vocabulary: AtLeastTwo | None = None
 
     def build(self, encoder: Encoder) -> TokenTarget:

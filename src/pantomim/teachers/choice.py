@@ -48,26 +48,22 @@ class TeacherConfig:
     The teacher's input is resized so that its grid is the student's. "ema" begins as the student does; "random" is the
     student as it is drawn from the seed, and stays that where it begins with other weights.
 
-    Args:
-        source: See `WAYS`.
-        depth: Blocks of a random teacher, from its first on; 0: projected patches with positions; None: all.
-        output: The last block's output ("block"), after the final norm, or after CLIP's projection too.
-        blocks: Mean over the outputs of so many last blocks, each token standardised before (data2vec: 6 of 12).
-        momentum: Of ema alone: the share of itself that it keeps in a step; None: `MOMENTUM`, for long runs.
-        statistics: Of a network trained elsewhere: whose mean and std standardise what it sees; None: its own.
-        precision: What it computes in; None: what the run does. data2vec's authors have float32.
-
     Paper: Liu et al., arXiv:2209.03917, and the authors' recipes, which have depth 0 for ViT-L and ViT-H.
     Deviation: a moving average moves at every step and with one momentum; it cannot move once an epoch, nor with
         data2vec's ramp, which the authors' launch does not use.
     """
 
-    source: str = ""
+    source: str = ""  # See `WAYS`
+    # Blocks of a random teacher, from its first on; 0: projected patches with positions; None: all
     depth: AtLeastZero | None = None
-    output: Output = "block"
+    output: Output = "block"  # The last block's output ("block"), after the final norm, or after CLIP's projection too
+    # Mean over the outputs of so many last blocks, each token standardised before (data2vec: 6 of 12)
     blocks: AtLeastOne = 1
+    # Of ema alone: the share of itself that it keeps in a step; None: `MOMENTUM`, for long runs
     momentum: Share | None = None
+    # Of a network trained elsewhere: whose mean and std standardise what it sees; None: its own
     statistics: Literal["own", "student"] | None = None
+    # What it computes in; None: what the run does. data2vec's authors have float32
     precision: Literal["float32"] | None = None
 
     def __post_init__(self) -> None:

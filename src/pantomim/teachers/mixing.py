@@ -27,20 +27,15 @@ NETWORKS: tuple[Network, ...] = ("teacher", "student")
 class Mixing:
     """The teacher's weight over a run: 1 is the teacher alone, 0 the student's moving average alone.
 
-    Args:
-        teacher_weight: At the end of the schedule; in the mask, and in the target unless that has its own.
-        warmup_share: Share of the run's steps in which the teacher is alone at first.
-        schedule: After that: constant, or from `start` to `teacher_weight` in the last step.
-        start: Where a schedule begins; None for a constant weight.
-
     Paper: that there is such a weight is stated; not its value, nor whether mask and target share it, nor a schedule.
         A digest says "two stages": phases of training, or the two halves of a step, is not stated.
     """
 
-    teacher_weight: Share = 0.5
-    warmup_share: Share = 0.1
+    teacher_weight: Share = 0.5  # At the end of the schedule; in the mask, and in the target unless that has its own
+    warmup_share: Share = 0.1  # Share of the run's steps in which the teacher is alone at first
+    # After that: constant, or from `start` to `teacher_weight` in the last step
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    start: Share | None = None
+    start: Share | None = None  # Where a schedule begins; None for a constant weight
 
     def __post_init__(self) -> None:
         if (self.start is None) != (self.schedule == "constant"):
@@ -92,20 +87,15 @@ class Mixing:
 class Scores:
     """From a network's attention to a score of each patch.
 
-    Args:
-        teacher_query: Whose attention: the class token's, or the mean over all patches'.
-        student_query: The same of the student's average: a class token that no loss reads may attend evenly.
-        renormalise: Divide by the sum over the patches, as networks differ in what stays on the class token.
-        temperature: Attention is raised to the power of one over it first; below 1 it is more peaked.
-
     Paper: none of this is stated. MILAN and AttMask have the class token's attention in the last block, the mean over
         its heads.
     """
 
-    teacher_query: Query = "class"
+    teacher_query: Query = "class"  # Whose attention: the class token's, or the mean over all patches'
+    # The same of the student's average: a class token that no loss reads may attend evenly
     student_query: Query = "class"
-    renormalise: bool = True
-    temperature: Positive = 1.0
+    renormalise: bool = True  # Divide by the sum over the patches, as networks differ in what stays on the class token
+    temperature: Positive = 1.0  # Attention is raised to the power of one over it first; below 1 it is more peaked
 
     def __call__(self, attention: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
         """Scores, float32 at least."""
