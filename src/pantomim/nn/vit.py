@@ -207,7 +207,7 @@ class Encoder(nn.Module):
             start = torch.cat(prefix, dim=1)
             if self.pos_embed is not None:
                 start = start + self.pos_embed[:, : self.num_prefix]
-            tokens = torch.cat([start.expand(len(images), -1, -1), tokens], dim=1)  # (B, P + V, D)
+            tokens = torch.cat([start.expand(images.shape[0], -1, -1), tokens], dim=1)  # `len` would fix B in exports
         if self.relative_index is None:
             return tokens, None, None
         index = self.relative_index.unsqueeze(0)  # one matrix where all images have all patches
