@@ -140,6 +140,10 @@ def test_scores_of_other_images_are_not_overwritten(tmp_path: Path) -> None:
     assert path not in others
     assert len(others) == 3
     assert json.loads(path.read_text()) == result
+    for damaged in ("[1]", '{"data": 5}', '{"settings": [1]}', ""):
+        path.write_text(damaged)
+        assert knn.to_file()[0] in others
+        assert path.read_text() == damaged
     pretrain(replace(config_of(source), duration=Duration(steps=3)), run)  # it is complete: nothing is trained
     assert replace(knn, out=tmp_path / "other.json").to_file()[0] != path
 

@@ -3,6 +3,7 @@
 `evaluate(Linear(encoder="runs/a", data="mnist"))` gives what `pantomim evaluate linear` writes.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -279,7 +280,10 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
 
 def read_scored(path: Path) -> dict[str, Any]:
     """A result that was written; of a file of another kind what is there."""
-    return {"data": {}, **read_json(path, dict[str, Any], "Remove it, and score again.")}
+    found = {"data": {}, "settings": {}, **read_json(path, dict[str, Any], advice := "Remove it, and score again.")}
+    if not isinstance(found["data"], dict) or not isinstance(found["settings"], dict):
+        raise ValueError(f"{path} must hold data and settings by name; got other values. {advice}")
+    return found
 
 
 def free_path(path: Path, result: Mapping[str, Any]) -> Path:
@@ -288,10 +292,12 @@ def free_path(path: Path, result: Mapping[str, Any]) -> Path:
     Evaluations are the same if their data lie in the same place and hold the same images, and all settings are equal:
     the later takes the place of the earlier. A comparison with another run may be added. Nothing else is overwritten.
     """
-    before, asked = read_scored(path) if path.is_file() else {}, _asked(result)
-    alone = {**result, "settings": {**result["settings"], "against": None}}
-    if not before or _asked(before) in (asked, _asked(alone)):
+    if not path.exists():
         return path
+    asked, alone = _asked(result), _asked({**result, "settings": {**result["settings"], "against": None}})
+    with contextlib.suppress(ValueError):  # a damaged one is left alone, too
+        if _asked(read_scored(path)) in (asked, alone):
+            return path
     return path.with_name(f"{path.stem}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}{path.suffix}")
 
 
