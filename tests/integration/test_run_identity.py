@@ -131,12 +131,19 @@ def test_scores_of_other_images_are_not_overwritten(tmp_path: Path) -> None:
     source, run = tiny_images(tmp_path / "images.npz"), tmp_path / "run"
     pretrain(replace(config_of(source), duration=Duration(steps=3)), run)
     knn = KNN(encoder=str(run), data=str(source), contenders=("trained",), device="cpu")
-    path, result = knn.to_file()
-    assert knn.to_file()[1]["data"]["key"] == result["data"]["key"]
+    path, before = knn.to_file()
+    again, result = knn.to_file()
+    assert (again, result["data"]["key"]) == (path, before["data"]["key"])
     with np.load(source) as found:
         np.savez(source, **{**found, "labels": np.roll(found["labels"], 1)})
-    with pytest.raises(ValueError, match=r"Evaluation\.out must be given for .*knn-images\.json is about other images"):
-        knn.to_file()
+    others = {knn.to_file()[0], replace(knn, seed=1).to_file()[0], replace(knn, image_size=(16, 16)).to_file()[0]}
+    assert path not in others
+    assert len(others) == 3
+    assert json.loads(path.read_text()) == result
+    for damaged in ("[1]", '{"data": 5}', '{"settings": [1]}', ""):
+        path.write_text(damaged)
+        assert knn.to_file()[0] in others
+        assert path.read_text() == damaged
     pretrain(replace(config_of(source), duration=Duration(steps=3)), run)  # it is complete: nothing is trained
     assert replace(knn, out=tmp_path / "other.json").to_file()[0] != path
 

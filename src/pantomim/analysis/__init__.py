@@ -28,13 +28,14 @@ PICTURES: dict[type, Callable[..., Path]] = {  # what the report of a run shows,
 }
 
 
-def write_pictures(run: Path, **options: int) -> Path | None:
+def write_pictures(run: Path, source: str | None = None, **options: int) -> Path | None:
     """The file of pictures for the report of a finished run; None if its method has none.
 
-    A ValueError, if none can be made: its data have moved, or what it predicts is no picture.
+    A ValueError, if none can be made: its data have moved (then `source` is where they lie now), or what it predicts
+    is no picture.
     """
     method = run_config(run).method
     if isinstance(method, CMTMAEConfig) and not method.masker.guided:  # nothing guides the masks
         return None
     write = PICTURES.get(type(method))
-    return None if write is None else write(run, **options)
+    return None if write is None else write(run, source=source, **options)

@@ -79,9 +79,11 @@ class Inspection(ABC):
         return folder / "analysis" / (f"{self.name}.html" if len(self.encoders) == 1 else f"{self.name}-compared.html")
 
 
-def write_rows_of(kind: type[Inspection], run: str | Path, **options: Any) -> Path:
-    """The pictures of a run in `RUN/analysis/NAME.npz`, for its report."""
-    return write_rows(kind((str(run),), **options).run(), Path(run) / "analysis" / f"{kind.name}.npz")
+def write_rows_of(kind: type[Inspection], run: str | Path, source: str | None = None, **options: Any) -> Path:
+    """The pictures of a run in `RUN/analysis/NAME.npz`, for its report; of its data, which lie at `source` now."""
+    return write_rows(
+        kind((str(run),), **{"images": source, **options}).run(), Path(run) / "analysis" / f"{kind.name}.npz"
+    )
 
 
 @dataclass(frozen=True)

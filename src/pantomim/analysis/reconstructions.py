@@ -76,7 +76,9 @@ def reconstruct(method: MAE, images: Float[Tensor, "B C H W"], seed: int) -> Rec
     )
 
 
-def write_reconstructions(run: str | Path, *, count: int | None = None, seed: int = 0) -> Path:
+def write_reconstructions(
+    run: str | Path, *, source: str | None = None, count: int | None = None, seed: int = 0
+) -> Path:
     """Reconstruct held-out images of a finished run; writes `RUN/analysis/reconstructions.npz`.
 
     The file holds `original`, `masked`, `reconstruction` and `pasted` as 8-bit pictures (n, H, W, 1 or 3) and `mask`;
@@ -90,7 +92,7 @@ def write_reconstructions(run: str | Path, *, count: int | None = None, seed: in
         target = config.method.target.kind
         raise ValueError(f"reconstructions.run must predict pixels; got {run}, which predicts {target}: no picture.")
     method: MAE = load_run(run, "mae")
-    encoder, source = method.encoder, config.data.source
+    encoder, source = method.encoder, source or config.data.source
     dataset = held_out(source, config.data.scale)
     check_images(encoder, dataset)
     count = count or (12 if max(encoder.image_size) < LARGE else 6)

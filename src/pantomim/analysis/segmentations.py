@@ -24,7 +24,7 @@ SIDE = 320  # pixels of a picture, at most
 OPACITY = 0.6  # of the colours over the image
 
 
-def write_segmentations(run: str | Path, *, count: int = 6, seed: int = 0) -> Path:
+def write_segmentations(run: str | Path, *, source: str | None = None, count: int = 6, seed: int = 0) -> Path:
     """Segment test images of a finished run's own data; writes `RUN/analysis/segmentations.npz`.
 
     The file holds for each image k `image_k`, `truth_k` and `prediction_k`, 8-bit pictures (H, W, 3), and as JSON in
@@ -32,6 +32,7 @@ def write_segmentations(run: str | Path, *, count: int = 6, seed: int = 0) -> Pa
     """
     trained, evaluation = TrainedSegmenter.open(run, torch.device("cpu")), evaluation_of(run_config(run), Path(run))
     assert isinstance(evaluation, SegmenterEvaluation)
+    evaluation = replace(evaluation, data=source or evaluation.data)
     contents, masks = evaluation.source
     contents = replace(contents, scale=evaluation.scale)
     dataset = open_split(contents, evaluation.data, part_names(contents.splits)["test"])

@@ -90,7 +90,7 @@ class _Opened(NamedTuple):
 
 def is_image(name: str) -> bool:
     """Whether a file of this name is read as an image (hidden files are not)."""
-    path = PurePosixPath(name)
+    path = PurePosixPath(name.replace("\\", "/"))
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 

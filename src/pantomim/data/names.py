@@ -26,7 +26,8 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_WORDS = _SPLITS | {f"{word}set": split for word, split in _SPLITS.items()} | {"trainval": "train"}
+_WORDS = _SPLITS | {f"{word}set": split for word, split in _SPLITS.items()}
+_WORDS |= {"trainval": "train", "tr": "train", "ts": "test", "eval": "val", "evaluation": "val"}
 _UNLABELLED = frozenset({"unlabeled", "unlabelled", "unsupervised"})
 _NO_LABEL = frozenset({"", "-1", "None", "nan"})
 _SYSTEM = frozenset(

@@ -14,8 +14,8 @@ from pantomim.data.decoding import BrokenImageError
 FAR = 5.0  # most that the mean of normalised images is from 0, and their std from 1, as a factor
 FEW, MANY = 64, 4_000  # images that are measured
 REMEDY = (
-    "Set Dataset.scale to the stored value that becomes 1 (255 for 8-bit values kept as floats, 4095 for 12-bit ones), "
-    "or convert the images."
+    "Set Dataset.scale to the stored value that becomes 1 (1 for floats from 0 to 1, 255 for 8-bit values kept as "
+    "floats, 4095 for 12-bit ones), or convert the images."
 )
 
 

@@ -3,6 +3,7 @@
 `evaluate(Linear(encoder="runs/a", data="mnist"))` gives what `pantomim evaluate linear` writes.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -42,6 +43,7 @@ from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
 
 PROTOCOL_VERSION = 1
+IMAGE_OPTIONS = ("images", "test_images", "scale", "image_size")
 SHOWN = {"trained": "trained", "untrained": "random-init encoder", "pixels": "raw pixels"}
 Contender = Literal["trained", "untrained", "pixels"]
 Scores = dict[str, Any]
@@ -64,7 +66,8 @@ class Evaluation(ABC):
 
     encoder: str  # A run folder, a file of weights, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE
     data: str  # As for pre-training, with labels; for segmentation, with masks
-    out: Path | None = None  # FILE.json; by default eval/PROTOCOL-DATA.json in the run folder
+    # FILE.json; by default in the run folder, where each evaluation has a file of its own (see `free_path`)
+    out: Path | None = None
     # Use only this many training images: the draw that pre-training with `data.images` makes
     images: AtLeastOne | None = None
     test_images: AtLeastOne | None = None  # Score only this many test images: a fixed draw, balanced over the classes
@@ -109,10 +112,12 @@ class Evaluation(ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options that not every protocol has, or has another default of, for the record."""
+        """The options that not every protocol has, or has another default of, and those of all that were changed."""
         below = type(self).__mro__[: type(self).__mro__.index(Evaluation)]
         own = {name for kind in below for name in kind.__annotations__} - {"protocol"}
-        return {name: value for name, value in to_dict(self).items() if name in own}
+        values, plain = to_dict(self), {name: getattr(Evaluation, name) for name in IMAGE_OPTIONS}
+        changed = {name for name, value in plain.items() if values[name] != value}
+        return {name: value for name, value in values.items() if name in own | changed}
 
     def to_file(self, memo: Memo | None = None) -> tuple[Path, dict[str, Any]]:
         """Score as `evaluate` does and write the result to `out`; without it into the run folder of the encoder.
@@ -126,17 +131,13 @@ class Evaluation(ABC):
             )
         check_out("Evaluation.out", self.out or folder / "eval" / "result.json", [".json"])
         memo = Memo() if memo is None else memo
-        if self.out is None:
-            opened = self.open(memo)
-            path = folder / "eval" / f"{self.stem}-{opened.parts['train'].name}.json"
-            refuse_other_images("Evaluation", path, opened.key(), self.data)
         beside = folder / "eval" / self.stem if self.out is None else self.out.with_suffix("")
         # Of all that decides the scores: another evaluation has another folder to work in.
         deciding = {name: value for name, value in to_dict(self).items() if name not in ("out", "contenders")}
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
         work = beside.with_name(f"{beside.name}-{digest}.partial")
         result = evaluate(self, memo, work)
-        path = self.out or folder / "eval" / f"{self.stem}-{result['dataset']}.json"
+        path = self.out or free_path(folder / "eval" / f"{self.stem}-{result['dataset']}.json", result)
         write_result(path, result)
         shutil.rmtree(work, ignore_errors=True)  # of no use any more, and as large as some heads
         return path, result
@@ -241,6 +242,7 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
         "dataset": train.name,
         "data": {
             "spec": evaluation.data,
+            "place": place_of(evaluation.data),
             "num_train": healthy["train"],
             "num_val": healthy.get("val", "a fifth of train" if getattr(evaluation, "hold_out", True) else 0),
             "num_test": healthy["test"],
@@ -268,15 +270,36 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
 
 def read_scored(path: Path) -> dict[str, Any]:
     """A result that was written; of a file of another kind what is there."""
-    return {"data": {}, **read_json(path, dict[str, Any], "Remove it, and score again.")}
+    found = {"data": {}, "settings": {}, **read_json(path, dict[str, Any], advice := "Remove it, and score again.")}
+    if not isinstance(found["data"], dict) or not isinstance(found["settings"], dict):
+        raise ValueError(f"{path} must hold data and settings by name; got other values. {advice}")
+    return found
 
 
-def refuse_other_images(owner: str, path: Path, key: Mapping[str, Any], spec: str) -> None:
-    """Leave a result alone that is about other images of the same name; earlier versions did not say which."""
-    before = read_scored(path)["data"] if path.is_file() else {}
-    stated = before.get("key") or {}
-    if stated and "sha256" not in stated and stated != key:
-        raise ValueError(
-            f"{owner}.out must be given for {spec}: {path} is about other images of the same name, from "
-            f"{before.get('spec')}. Name another file, or remove that one."
-        )
+def free_path(path: Path, result: Mapping[str, Any]) -> Path:
+    """Where a result is written: the path, unless it holds another evaluation; then the name has a hash of this one.
+
+    Evaluations are the same if their data lie in the same place and hold the same images, and all settings are equal:
+    the later takes the place of the earlier. A comparison with another run may be added. Nothing else is overwritten.
+    """
+    if not path.exists():
+        return path
+    asked, alone = _asked(result), _asked({**result, "settings": {**result["settings"], "against": None}})
+    with contextlib.suppress(ValueError):  # a damaged one is left alone, too
+        if _asked(read_scored(path)) in (asked, alone):
+            return path
+    return path.with_name(f"{path.stem}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}{path.suffix}")
+
+
+def _asked(result: Mapping[str, Any]) -> str:
+    """What was scored, on what and how; the weights and the scores aside."""
+    data, in_key = result.get("data", {}), ("masks", "ignore", "reduce_zero")  # there as what they turned out to be
+    settings = {name: value for name, value in result.get("settings", {}).items() if name not in in_key}
+    of = [data.get(name) for name in ("place", "key", "test_split")], [name for name in SHOWN if name in result]
+    return json.dumps([*of, result.get("protocol"), settings, result.get("seed")], sort_keys=True)
+
+
+def place_of(spec: str) -> str:
+    """Where data lie, however they were named."""
+    path = Path(spec).expanduser()
+    return str(path.resolve()) if path.exists() else spec

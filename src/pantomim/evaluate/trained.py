@@ -3,6 +3,7 @@
 Nothing is learned or chosen here. Classes are matched by name: the ids of a data set mean nothing outside it.
 """
 
+import glob
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -26,9 +27,10 @@ from pantomim.engine.runtime import usable_device
 from pantomim.evaluate.base import (
     PROTOCOL_VERSION,
     Scores,
+    free_path,
     left_out,
+    place_of,
     read_scored,
-    refuse_other_images,
     write_result,
 )
 from pantomim.evaluate.features import check_images, collapse_warning
@@ -113,7 +115,8 @@ class TaskEvaluation(ABC):
 
     run: str  # The folder of a fine-tuned run, or the weights in it
     data: str  # As for training, with labels or masks
-    out: Path | None = None  # FILE.json; by default in the folder eval of the run, named after the data
+    # FILE.json; by default in the folder eval of the run, where each evaluation has a file of its own
+    out: Path | None = None
     # Of the data; without a test split, "test" is val, or the fifth that training leaves out
     split: Literal["test", "val", "train", "all"] = "test"
     test_images: AtLeastOne | None = None  # Use only this many images: a fixed draw, balanced over the classes
@@ -156,7 +159,7 @@ class TaskEvaluation(ABC):
         return find_head(run, (self.network.kind,))[0] / "eval" / name
 
     def to_file(self) -> tuple[Path, dict[str, Any]]:
-        """Score, and write the result; a file about other images of the same name is left alone."""
+        """Score, and write the result; a file about other images or settings is left alone (see `free_path`)."""
         begin, owner, kind = time.perf_counter(), type(self).__name__, self.network.kind
         trained = self.network.open(self.run, usable_device(owner, self.device))
         contents, masks = self.source
@@ -165,11 +168,10 @@ class TaskEvaluation(ABC):
         whole = whole.labelled() if masks is None else whole
         key = whole.key() | ({} if masks is None else masks.key(whole.names))
         check_out(f"{owner}.out", path, [".json"])
-        if self.out is None:
-            refuse_other_images(owner, path, key, self.data)
         dataset = whole.part(self.test_images)
         about = {
             "spec": self.data,
+            "place": place_of(self.data),
             "test_split": dataset.split,
             "channels": dataset.channels,
             "scale": asdict(dataset.scale),
@@ -199,18 +201,20 @@ class TaskEvaluation(ABC):
             "warnings": [] if warning is None else [warning],
             "wall_s": round(time.perf_counter() - begin, 2),
         }
+        path = self.out or free_path(path, result)
         write_result(path, result)
         return path, result
 
     def scores_of(self, other: str, key: Mapping[str, Any]) -> Scores:
         """What another run scored on the same images, which the key identifies."""
         path = self.path_of(other)
-        result = read_scored(path) if path.is_file() else {}
-        drawn = result.get("settings", {}).get("test_images")
-        if not result or result["data"].get("key") != key or drawn != self.test_images:
+        found = [read_scored(file) for file in sorted(path.parent.glob(f"{glob.escape(path.stem)}*.json"))]
+        drawn = [each for each in found if each.get("settings", {}).get("test_images") == self.test_images]
+        result = next((each for each in drawn if each["data"].get("key") == key), None)
+        if result is None:
             raise ValueError(
                 f"{type(self).__name__}.against must be a run that was scored on the same images; got {other}, which "
-                f"has {'other images in' if result else 'no'} {path}. Score it on {self.data} in the same way first."
+                f"has {'other images in' if found else 'no'} {path}. Score it on {self.data} in the same way first."
             )
         return dict(result["trained"])
 

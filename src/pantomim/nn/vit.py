@@ -243,7 +243,8 @@ class Encoder(nn.Module):
             start = torch.cat(prefix, dim=1)
             if self.pos_embed is not None:
                 start = start + self.pos_embed[:, : self.num_prefix]
-            tokens = torch.cat([start.expand(len(images), -1, -1), tokens], dim=1)  # (B, P + V, D)
+            # `len` would fix B in exports
+            tokens = torch.cat([start.expand(images.shape[0], -1, -1), tokens], dim=1)  # (B, P + V, D)
         tokens = self.norm_pre(tokens)
         rope = None if self.rope is None else rope_of(self.rope, ids_keep, self.num_prefix)
         if self.relative_index is None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from pantomim.analysis import LAYERS
 from pantomim.analysis.block_facts import BlockFacts, read_block_facts
 from pantomim.analysis.pictures import PictureRows, Row
+from pantomim.config import leaves
 from pantomim.core.reading import read_json, read_yaml
 
 
@@ -84,14 +86,15 @@ def read_run(run: str | Path) -> RunFolder:
 
     described = ("environment", "finished", "encoder", "classifier", "segmenter")
     inside = [attempt(f"analysis/{kind}.npz", read_block_facts) for kind in LAYERS]
-    found = {file.stem: attempt(f"eval/{file.name}", _read_mapping) for file in sorted((path / "eval").glob("*.json"))}
+    results = sorted((path / "eval").glob("*.json"), key=lambda file: file.stem)
+    found = {file.stem: attempt(f"eval/{file.name}", _read_mapping) for file in results}
     return RunFolder(
         path=path,
         config=attempt("config.yaml", _read_mapping, {}),
         **{name: attempt(f"{name}.json", _read_mapping, {}) for name in described},
         num_parameters=attempt("encoder.safetensors", _count_parameters),
         metrics=attempt("metrics.jsonl", _read_metrics, Metrics(np.empty(0, dtype=np.int64), {})),
-        evaluations={stem: result for stem, result in found.items() if result},
+        evaluations=_told_apart({stem: result for stem, result in found.items() if result}),
         pictures=attempt("analysis/reconstructions.npz", _read_pictures),
         alignment=attempt("analysis/alignment.npz", _read_rows),
         guidance=attempt("analysis/guidance.npz", _read_rows),
@@ -99,6 +102,23 @@ def read_run(run: str | Path) -> RunFolder:
         inside=[facts for facts in inside if facts is not None],
         problems=problems,
     )
+
+
+def _told_apart(evaluations: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Evaluations of one protocol on data of one name say in that name where their data or settings differ."""
+    alike: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
+    for stem, values in evaluations.items():
+        made = {name: look_up(values, name) for name in ("data.spec", "data.test_split", "settings", "seed")}
+        flat = {name: str(value)[-80:] for name, value in leaves(made).items() if value is not None}
+        alike[str(values.get("protocol")), str(values.get("dataset"))][stem] = flat
+    for same in alike.values():
+        names = dict.fromkeys(name for flat in same.values() for name in flat)
+        apart = [name for name in names if len({flat.get(name) for flat in same.values()}) > 1]
+        for stem in same if len(same) > 1 else ():
+            words = [f"{name.rpartition('.')[2]} {same[stem][name]}" for name in apart if name in same[stem]]
+            name = evaluations[stem].get("dataset", stem)
+            evaluations[stem] |= {"name": name, "dataset": f"{name} ({', '.join(words) or stem})"}
+    return evaluations
 
 
 def look_up(tree: Any, dotted: str, otherwise: Any = None) -> Any:

@@ -66,6 +66,7 @@ def render(run: RunFolder, results: list[Result]) -> str:
     notes, scored = list(warnings(run, results)), read_scored(run.evaluations) if run.task else []
     if run.task:
         results = [result for result in results if not result.stem.startswith(("finetune", "robustness", "segment-"))]
+    scored_on = [result.details.get("name", result.data) for result in results]
     scores = [score for result in results for row in result.rows for score in row.found.values()]
     return fill_template(
         "page.html",
@@ -84,7 +85,7 @@ def render(run: RunFolder, results: list[Result]) -> str:
         contenders=CONTENDERS,
         repeated=any(score.std for score in scores),
         finetuned=any(result.stem.startswith("finetune") for result in results),
-        same_source=any(source_name(run) in (result.data, Path(result.data).name) for result in results),
+        same_source=any(source_name(run) in (name, Path(name).name) for name in scored_on),
         shows=[verdict(result) for result in results],
         charts=list(charts(run)),
         inside=block_charts(run.inside),

@@ -113,6 +113,8 @@ def test_what_looks_like_splits_and_is_none_is_told(names, caplog):
 def test_names_of_splits():
     assert name_splits(["train", "dev"]) == {"train": "train"}
     assert name_splits(["test_drive"]) == {}
+    assert name_splits(["imagesTr", "imagesTs"]) == {"imagesTr": "train", "imagesTs": "test"}
+    assert name_splits(["DS_train_2", "DS_eval_2"]) == {"DS_train_2": "train", "DS_eval_2": "val"}
 
 
 @pytest.mark.parametrize("links", [{"self": "."}, {"a/up": "..", "b/up": ".."}, {"c": "a"}, {"a/9.png": "../b/0.png"}])
@@ -178,6 +180,13 @@ def test_lists_of_many_programs(tmp_path, text, labels, splits):
     assert [label for _, _, label in sorted(meaning(found))] == labels
     assert {split: rows.tolist() for split, rows in found.splits.items()} == splits
     assert [size & 0xFFFF for size in found.store.sizes([0, 1])] == [len(png(0))] * 2
+
+
+def test_a_list_may_lead_out_of_its_folder_with_windows_separators(tmp_path):
+    root = fill(tmp_path, {"a/0.png": png(0), "lists/l.txt": b"..\\a\\0.png\tx\n"})
+    found = read_contents(str(root / "lists/l.txt"))
+    assert (found.store.names, found.classes) == (["../a/0.png"], ("x",))
+    assert found.store.read(0) == png(0)
 
 
 @pytest.mark.parametrize("data", ["a.png\n".encode("utf-16"), b"caf\xe9.png\n", b"a.png\0\n"])

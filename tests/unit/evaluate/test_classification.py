@@ -1,4 +1,6 @@
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from pantomim.evaluate.classification import (
     paired_difference,
 )
 from pantomim.formats.native import load_classifier, write_pair
+from pantomim.report.folder import read_run
+from pantomim.report.tasks import read_scored
 
 CLASSES = tuple("abcdefg")
 
@@ -127,16 +131,24 @@ def test_other_images_of_the_same_name_are_not_overwritten(tmp_path, run, data, 
     path, first = Classification(str(run), data).to_file()
     (tmp_path / "elsewhere").mkdir()
     other = str(labelled(tmp_path / "elsewhere" / "set.npz", CLASSES, 20, seed=5))
-    for spec in (other, "set.npz"):  # also where another folder gives it the same spec
-        monkeypatch.chdir(tmp_path / "elsewhere")
-        with pytest.raises(ValueError, match=r"Classification\.out must be given for .*about other images"):
-            Classification(str(run), spec).to_file()
+    fewer = replace(Classification(str(run), data), test_images=14)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for spec in (other, "set.npz"):  # also under another name of the same place
+        written, result = Classification(str(run), spec).to_file()
+        assert re.fullmatch(r"finetune-set-[0-9a-f]{8}", written.stem)
+        assert json.loads(written.read_text()) == result
+    assert fewer.to_file()[0] not in (path, written)
+    assert fewer.to_file()[0] == fewer.to_file()[0], "the same evaluation has the same file"
     assert json.loads(path.read_text()) == first
-    Classification(str(run), other, out=tmp_path / "other.json").to_file()
-    (tmp_path / "elsewhere" / "set.npz").write_bytes((tmp_path / "set.npz").read_bytes())
-    assert Classification(str(run), other, test_images=14).to_file()[0] == path, "the same images, fewer, elsewhere"
-    path.write_text("{}")  # says nothing of its images, like results of earlier versions
-    assert Classification(str(run), data).to_file()[0] == path
+    assert len(list((run / "eval").glob("*.json"))) == 3
+    compared = replace(Classification(str(run), data), against=str(run))
+    assert compared.to_file()[0] == path, "a comparison is added"
+    assert Classification(str(run), data).to_file()[0] != path, "and stays"
+    (run / "config.yaml").write_text("{}")
+    titles = [found.data for found in read_scored(read_run(run).evaluations)]
+    assert len(set(titles)) == len(titles) == 4
+    assert any("spec set.npz" in title for title in titles)
+    assert any(title.endswith("test_images 14)") for title in titles)
 
 
 def test_broken_images_are_left_out_and_told(tmp_path):

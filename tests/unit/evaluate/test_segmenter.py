@@ -144,9 +144,11 @@ def test_other_masks_of_the_same_images_are_not_overwritten(tmp_path, run):
             for file in data.rglob("masks_a/*/*")
         },
     )
-    path, first = SegmenterEvaluation(str(run), str(data), masks="masks_a").to_file()
-    with pytest.raises(ValueError, match=r"SegmenterEvaluation\.out must be given"):
-        SegmenterEvaluation(str(run), str(data), masks="masks_b").to_file()
+    path, _ = SegmenterEvaluation(str(run), str(data), masks="masks_a").to_file()
+    assert SegmenterEvaluation(str(run), str(data), masks="masks_b").to_file()[0] != path
+    assert SegmenterEvaluation(str(run), str(data), masks="masks_a").to_file()[0] == path
+    first = json.loads(path.read_text())
+    SegmenterEvaluation(str(run), str(data), masks="masks_a", ignore=1).to_file()
     assert json.loads(path.read_text()) == first
     _, drawn = SegmenterEvaluation(str(run), str(data), masks="masks_a", test_images=2, ignore=255).to_file()
     assert drawn["data"]["num_test"] == 2

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -171,3 +172,21 @@ def test_rows_first_is_columns_first_with_the_halves_exchanged() -> None:
     assert torch.equal(rows, cols.roll(8, dims=2))
     assert not torch.equal(rows, cols)
     assert not rows.requires_grad
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"class_token": False, "registers": 2},
+        {"relative_position": "shared", "attention_bias": "qv", "layer_scale": 0.1, "position": "none"},
+        {"relative_position": "blocks"},
+    ],
+    ids=str,
+)
+def test_an_export_takes_batches_of_any_size(changes: dict[str, Any]) -> None:
+    encoder = EncoderConfig(image_size=(8, 8), patch_size=4, width=12, depth=1, heads=2, **changes).build().eval()
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    exported = torch.export.export(encoder, (torch.rand(2, 3, 8, 8),), dynamic_shapes=shapes, strict=False).module()
+    images = torch.rand(5, 3, 8, 8)
+    assert torch.equal(exported(images)[1], encoder(images).patches)

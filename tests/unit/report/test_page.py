@@ -1,4 +1,5 @@
 import base64
+import html
 import io
 import json
 import math
@@ -7,13 +8,17 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from run_folder import row, write_json, write_metrics, write_pictures, write_result, write_run
 
 from pantomim.config import to_dict
+from pantomim.core.scales import scale_of
+from pantomim.formats.native import save_encoder
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.noise import Noise
 from pantomim.masking.random import RandomMasker
+from pantomim.nn.vit import EncoderConfig
 from pantomim.report import make_report
 from pantomim.report.page import masking
 
@@ -273,3 +278,26 @@ def test_how_patches_were_masked_is_said(masker, words):
 
 def test_without_a_masker_nothing_is_masked():
     assert masking({}) == ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"position": "none", "relative_position": "shared", "attention_bias": "qv", "layer_scale": 0.1},  # BEiT's
+        {"position": "sincos_rows_first", "attention_bias": "qv", "layer_scale": 0.1},  # CAE's
+        {"relative_position": "blocks", "attention_bias": "qv"},  # SimMIM's, data2vec's
+        {"layer_scale": 0.1},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_lines_for_timm_work_or_are_left_out(run, changes):
+    encoder = EncoderConfig(image_size=(8, 8), patch_size=4, width=12, depth=1, heads=2, **changes).build().eval()
+    save_encoder(run, encoder, scale=scale_of("uint8"), recipe="x")
+    found = re.search("timm alone:</p>\\s*<pre><code>(.*?)</code>", make_report(run).read_text(), re.DOTALL)
+    assert (found is None) == (changes == {"layer_scale": 0.1}), "timm has no such network"
+    if found:
+        names = {"images": torch.rand(2, 3, 8, 8)}
+        exec(html.unescape(found[1]), names)
+        torch.testing.assert_close(names["features"][:, 1:], encoder(names["images"]).patches, atol=2e-5, rtol=1e-4)
