@@ -145,7 +145,14 @@ def test_scores_of_other_images_are_not_overwritten(tmp_path: Path) -> None:
         assert knn.to_file()[0] in others
         assert path.read_text() == damaged
     pretrain(replace(config_of(source), duration=Duration(steps=3)), run)  # it is complete: nothing is trained
-    assert replace(knn, out=tmp_path / "other.json").to_file()[0] != path
+    named = replace(knn, out=tmp_path / "other.json")
+    for _ in range(2):
+        assert named.to_file()[0] == tmp_path / "other.json"
+    before = named.out.read_bytes()
+    for change, what in (({"seed": 1}, "seed"), ({"image_size": (16, 16)}, "settings"), ({"data": "mnist"}, "data")):
+        with pytest.raises(ValueError, match=rf"Evaluation\.out must be a new file.*another {what}\. Name another"):
+            replace(named, **change).to_file()
+    assert named.out.read_bytes() == before
 
 
 def test_a_study_does_not_go_on_with_other_data(tmp_path: Path) -> None:

@@ -130,6 +130,8 @@ class Evaluation(ABC):
                 f"Evaluation.out must be given for an encoder outside a run folder; got {self.encoder}. Name one."
             )
         check_out("Evaluation.out", self.out or folder / "eval" / "result.json", [".json"])
+        who = {"protocol": self.name, "encoder": self.encoder, "seed": self.seed}
+        refuse_other_scores("Evaluation", self.out, self.settings, self.data, **who)
         memo = Memo() if memo is None else memo
         beside = folder / "eval" / self.stem if self.out is None else self.out.with_suffix("")
         # Of all that decides the scores: another evaluation has another folder to work in.
@@ -289,6 +291,20 @@ def free_path(path: Path, result: Mapping[str, Any]) -> Path:
         if _asked(read_scored(path)) in (asked, alone):
             return path
     return path.with_name(f"{path.stem}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}{path.suffix}")
+
+
+def refuse_other_scores(owner: str, out: Path | None, settings: Mapping[str, Any], data: str, **who: Any) -> None:
+    """Refuse a named file that holds the scores of others, on other data or by other settings; before the work."""
+    if out is None or not out.exists():
+        return
+    found = read_scored(out)
+    there = {**found, "data": found["data"].get("place"), "settings": found["settings"] | {"against": None}}
+    asked = {**who, "data": place_of(data), "settings": json.loads(json.dumps({**settings, "against": None}))}
+    if different := [name for name, value in asked.items() if there.get(name) != value]:
+        raise ValueError(
+            f"{owner}.out must be a new file, or one with scores of the same kind; got {out}, which has another "
+            f"{', '.join(different)}. Name another file, or remove it."
+        )
 
 
 def _asked(result: Mapping[str, Any]) -> str:

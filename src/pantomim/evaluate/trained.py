@@ -31,6 +31,7 @@ from pantomim.evaluate.base import (
     left_out,
     place_of,
     read_scored,
+    refuse_other_scores,
     write_result,
 )
 from pantomim.evaluate.features import check_images, collapse_warning
@@ -168,6 +169,8 @@ class TaskEvaluation(ABC):
         whole = whole.labelled() if masks is None else whole
         key = whole.key() | ({} if masks is None else masks.key(whole.names))
         check_out(f"{owner}.out", path, [".json"])
+        settings = {name: value for name, value in to_dict(self).items() if name not in RUN_WIDE}
+        refuse_other_scores(owner, self.out, settings, self.data, protocol=self.stem, **{kind: self.run})
         dataset = whole.part(self.test_images)
         about = {
             "spec": self.data,
@@ -192,7 +195,7 @@ class TaskEvaluation(ABC):
             "dataset": dataset.name,
             "data": {**about, "num_test": len(dataset) - len(broken), "broken": broken},
             "labels_per_class": None,
-            "settings": {name: value for name, value in to_dict(self).items() if name not in RUN_WIDE},
+            "settings": settings,
             kind: self.run,
             f"{kind}_sha256": trained.about["sha256"],
             **{name: trained.about[name] for name in trained.told},
