@@ -70,12 +70,12 @@ def by_parts(
     """What an `EncoderTeacher` says after its final norm, put together from its parts, in chosen precisions."""
     device = images.device.type
     with SoftmaxInFloat32(), torch.autocast(device, torch.bfloat16, enabled=trunk_half):
-        tokens, bias, index = encoder.enter(images)
+        tokens, places = encoder.enter(images)
         for block in encoder.blocks[:-1]:
-            tokens, _ = block(tokens, bias=bias, index=index)
+            tokens, _ = block(tokens, places=places)
         with torch.autocast(device, torch.bfloat16, enabled=row_half):
-            attention = attention_of(encoder.blocks[-1], tokens, encoder.num_prefix, query, bias, index)
-        tokens, _ = encoder.blocks[-1](tokens, bias=bias, index=index)
+            attention = attention_of(encoder.blocks[-1], tokens, encoder.num_prefix, query, places)
+        tokens, _ = encoder.blocks[-1](tokens, places=places)
         tokens = encoder.norm(tokens)
     return Guidance(tokens[:, : encoder.num_prefix], tokens[:, encoder.num_prefix :], attention)
 

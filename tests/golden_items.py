@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from pantomim.parity.verification import ItemResult, verify_item
 
@@ -34,6 +35,16 @@ def failing(name: str) -> ItemResult:
     assert result.status == "FAIL"
     assert result.compared > 0, result.worst
     return result
+
+
+def other_norm_eps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer norm of a vision transformer adds 1e-5 to the variance, not 1e-6."""
+    made = nn.LayerNorm.__init__
+
+    def make(norm: nn.LayerNorm, *sizes: Any, eps: float = 1e-5, **options: Any) -> None:
+        made(norm, *sizes, eps=1e-5 if eps == 1e-6 else eps, **options)
+
+    monkeypatch.setattr(nn.LayerNorm, "__init__", make)
 
 
 def mutations(**table: tuple[Any, ...]) -> pytest.MarkDecorator:

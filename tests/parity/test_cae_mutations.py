@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from golden_items import failing, mutations, outcome, with_config
+from golden_items import failing, mutations, other_norm_eps, outcome, with_config
 from torch.nn import functional as F
 
 from pantomim.methods.cae import CAE
-from pantomim.nn import blocks, decoder, heads, regressor, vit
+from pantomim.nn import decoder, heads, mlp, regressor, vit
 from pantomim.nn.position import sincos_2d
 from pantomim.nn.tokens import take
 from pantomim.parity import beit, cae
@@ -33,8 +33,7 @@ def test_unbroken(name):
 
 
 def test_layer_norm_eps(monkeypatch, tmp_path):
-    for module in (blocks, vit, decoder, regressor):
-        monkeypatch.setattr(module, "NORM_EPS", 1e-5)
+    other_norm_eps(monkeypatch)
     result = with_config(tmp_path, PRETRAIN, layer_norm_eps=None)  # the numbers alone must tell
     assert result.status == "FAIL"
     assert 100 < result.error < math.inf
@@ -87,7 +86,7 @@ def one_norm(self, tokens):
 
 
 @mutations(
-    tanh_gelu=(PRETRAIN, vit.F, "gelu", functools.partial(F.gelu, approximate="tanh")),
+    tanh_gelu=(PRETRAIN, mlp, "ACTIVATIONS", {"gelu": functools.partial(F.gelu, approximate="tanh")}),
     keys_of_the_visible=(PRETRAIN, cae, "RegressorConfig", functools.partial(cae.RegressorConfig, keys="visible")),
     no_positions=(PRETRAIN, decoder.LatentDecoder, "forward", without_positions),
     target_after_the_copy_moves=(WITH_COPY, CAE, "alignment_target", of_the_encoder),

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden_items import GOLDEN, edited, failing, mutations, with_config
+from golden_items import GOLDEN, edited, failing, mutations, other_norm_eps, with_config
 from torch.nn import functional as F
 
 from pantomim import optim
 from pantomim.core.mask import Mask
 from pantomim.masking import noise
 from pantomim.masking.color_noise import round_windows
-from pantomim.nn import blocks, decoder, heads, vit
+from pantomim.nn import decoder, mlp, vit
 from pantomim.nn.init import initialise
 from pantomim.nn.position import sincos_2d
 from pantomim.parity import colormae, mae
@@ -34,8 +34,7 @@ def _one_draw(request, monkeypatch):
 
 @pytest.mark.parametrize("name", [PRETRAIN, FINETUNE])
 def test_layer_norm_eps(monkeypatch, tmp_path, name):
-    for module in (blocks, vit, decoder, heads):
-        monkeypatch.setattr(module, "NORM_EPS", 1e-5)
+    other_norm_eps(monkeypatch)
     result = with_config(tmp_path, name, layer_norm_eps=None)  # the numbers alone must tell
     assert result.status == "FAIL"
     assert 100 < result.error < math.inf
@@ -85,7 +84,7 @@ def shifted(depth, decay):
 
 
 @mutations(
-    tanh_gelu=(PRETRAIN, vit.F, "gelu", functools.partial(F.gelu, approximate="tanh")),
+    tanh_gelu=(PRETRAIN, mlp, "ACTIVATIONS", {"gelu": functools.partial(F.gelu, approximate="tanh")}),
     wrong_patches=(PRETRAIN, Mask, "from_scores", lambda scores, count: from_scores(-scores, count)),
     lowest_values=("colormae_masking", Mask, "from_scores", lambda scores, count: from_scores(-scores, count)),
 )
