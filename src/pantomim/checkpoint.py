@@ -107,9 +107,11 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         earlier = f"That of step {max(steps)} is untouched" if (steps := _steps(folder)) else "There is no earlier one"
+        advice = remedy(error)
+        advice += " (or lower runtime.keep)" if advice == "Make room" else ""
         raise CheckpointError(
             f"The checkpoint of step {step} could not be written to {folder}: {error}. {earlier}. "
-            f"{remedy(error)} (or lower runtime.keep), then run the same command to resume."
+            f"{advice}, then run the same command to resume."
         ) from error
     steps = _steps(folder)
     for old in steps.keys() - set(sorted(s for s in steps if s <= step)[-keep:]):
