@@ -292,6 +292,24 @@ def test_what_a_finished_run_lost_is_written_anew(here: Path, change: Callable[[
     assert json.loads((run / "finished.json").read_text())["files"] == finished["files"]
 
 
+def test_the_list_of_images_is_written_again_where_the_images_are_the_same(here: Path) -> None:
+    file = here / "run" / "images.json.gz"
+    before = file.read_bytes()
+    file.unlink()
+    pretrain(config_of("photos"), here / "run")
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.0])
+def test_the_log_of_a_finished_run_must_be_whole_or_gone(here: Path, keep: float) -> None:
+    log = here / "whole" / "metrics.jsonl"
+    log.write_bytes(log.read_bytes()[: int(keep * log.stat().st_size)])
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl must hold the log of all {STEPS} steps.*or remove it"):
+        pretrain(config_of("photos"), here / "whole")
+    log.unlink()
+    assert pretrain(config_of("photos"), here / "whole").already
+
+
 def test_without_a_checkpoint_the_advice_works(here: Path) -> None:
     run = here / "whole"
     expected = weights(run)

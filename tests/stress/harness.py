@@ -405,8 +405,8 @@ def litter(out: Path) -> list[str]:
 
 
 REMEDIES = (
-    "check get add cause choose copy free give install leave lower make mount pass put raise remove rename repair restore run "
-    "save set sort start try turn use wait write"
+    "add cause check choose copy free get give install leave lower make mount pass put raise remove rename repair "
+    "restore run save set sort start try turn use wait write"
 )
 REMEDY = re.compile(rf"(?m:^|[.:;] )({'|'.join(REMEDIES.title().split())})\b|, or ({'|'.join(REMEDIES.split())})\b")
 

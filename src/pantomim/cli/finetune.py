@@ -86,6 +86,7 @@ def train_and_score(line: CommandLine, kind: type[TaskOptions]) -> None:
     out, config = chosen.folder, prepared.config
     from pantomim.engine.pretrain import pretrain as run
     from pantomim.evaluate import evaluation_of
+    from pantomim.evaluate.base import ScoresError
     from pantomim.evaluate.trained import FROM_SCRATCH
     from pantomim.recipes.finetune import from_scratch
 
@@ -111,6 +112,8 @@ def train_and_score(line: CommandLine, kind: type[TaskOptions]) -> None:
             against = out / FROM_SCRATCH if chosen.compare and folder == out else None
             words = _scored(evaluation_of(config, folder, against), again=trained)
             say(words if folder == out else f"From scratch: {words}")
+    except ScoresError:
+        raise
     except ValueError as error:  # a source may have no labelled test part: the run is whole without
         warn(line.in_options(str(error)), "no score")
 

@@ -25,6 +25,7 @@ from pantomim.core.files import remove_leftovers, replace_file
 from pantomim.core.reading import read_json
 from pantomim.data.record import LIST, RECORD, DataRecord, has_steps, read_list, read_record
 from pantomim.data.sources import place
+from pantomim.engine.record import read_metrics
 from pantomim.engine.runtime import on_main
 from pantomim.engine.setup import Images
 from pantomim.formats.native import NAMES, SEGMENTER, TOKENIZER, read_description, read_pair
@@ -85,6 +86,12 @@ class RunFolder:
         except FileNotFoundError:
             return None
         if not (lost := self._lost(found)):
+            logged = [0, *(int(values["step"]) for values in read_metrics(self.metrics))]
+            if self.metrics.is_file() and logged[-1] != found.steps:
+                raise ValueError(
+                    f"{self.metrics} must hold the log of all {found.steps} steps; got one that ends with step "
+                    f"{logged[-1]}. Put it back as it was, or remove it: the weights are whole."
+                )
             return replace(found, already=True)
         if any(self.checkpoints.glob("step-*")):
             return None
@@ -150,6 +157,8 @@ class RunFolder:
             self._write(RECORD, json.dumps(asdict(found), indent=2) + "\n")
             return
         different = [] if classes == record.mask_classes else ["classes of masks"]
+        if ours.sha256 == record.sha256 and read_list(self.path) is None:
+            replace_file(self.path / LIST, gzip.compress(ours.text, 3, mtime=0))
         if ours.sha256 != record.sha256 and ((before := read_list(self.path)) is None or before.sha256 != ours.sha256):
             changes = {} if before is None else ours.changes(before)
             if changes.keys() != {"changed"} or not images.are_broken({*changes["changed"]} - {*skipped}):

@@ -270,11 +270,19 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
     }
 
 
+class ScoresError(ValueError):
+    """A file of scores that cannot be read; the message says what to do."""
+
+
 def read_scored(path: Path) -> dict[str, Any]:
-    """A result that was written; of a file of another kind what is there."""
-    found = {"data": {}, "settings": {}, **read_json(path, dict[str, Any], advice := "Remove it, and score again.")}
+    """A result that was written; of a file of another kind what is there. Raises `ScoresError` if it is damaged."""
+    advice = "Remove it, and score again."
+    try:
+        found = {"data": {}, "settings": {}, **read_json(path, dict[str, Any], advice)}
+    except ValueError as error:
+        raise ScoresError(str(error)) from error
     if not isinstance(found["data"], dict) or not isinstance(found["settings"], dict):
-        raise ValueError(f"{path} must hold data and settings by name; got other values. {advice}")
+        raise ScoresError(f"{path} must hold data and settings by name; got other values. {advice}")
     return found
 
 
@@ -311,6 +319,8 @@ def _asked(result: Mapping[str, Any]) -> str:
     """What was scored, on what and how; the weights and the scores aside."""
     data, in_key = result.get("data", {}), ("masks", "ignore", "reduce_zero")  # there as what they turned out to be
     settings = {name: value for name, value in result.get("settings", {}).items() if name not in in_key}
+    if isinstance(other := result.get("against"), dict) and other.get("from_scratch"):
+        settings["against"] = "scratch"  # which lies in the run folder, wherever that is now
     of = [data.get(name) for name in ("place", "key", "test_split")], [name for name in SHOWN if name in result]
     return json.dumps([*of, result.get("protocol"), settings, result.get("seed")], sort_keys=True)
 
