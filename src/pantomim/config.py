@@ -330,7 +330,11 @@ def _move_target(method: dict[str, Any]) -> None:
 
 def from_yaml(cls: type[T], path: Path) -> T:
     """A validated config from a YAML file."""
-    return from_dict(cls, of_today(read_yaml(path), str(path)), str(path))
+    if not isinstance(values := read_yaml(path), dict):
+        raise ValueError(
+            f"{path} must hold the settings of a {cls.__name__} by name; got {values!r}. Put it back whole."
+        )
+    return from_dict(cls, of_today(values, str(path)), str(path))
 
 
 def read_plan(path: Path) -> Pretrain | Stages:

@@ -320,8 +320,10 @@ class Faults:
         files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
         for file in files:
             for name, change in DAMAGES.items():
-                if name == "gone" and file.name in NOT_RESTORED and (group == "finished" or file.suffix == ".jsonl"):
-                    continue  # the run is whole without it
+                if (file.name, name) == ("metrics.jsonl", "gone"):
+                    continue  # its steps cannot be written again
+                if group == "finished" and file.name in LISTS:
+                    continue  # which say what was used, and are not read any more
                 if (folder / file).stat().st_size > 1 or name == "gone":
                     yield lambda file=file, name=name, change=change: self.damaged(
                         group, case, folder, file, name, change
@@ -347,7 +349,7 @@ def turn_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-NOT_RESTORED = ("metrics.jsonl", "training_images.txt", "held_out_images.txt")  # a log's steps cannot be written again
+LISTS = ("images.json.gz", "training_images.txt", "held_out_images.txt")
 DAMAGES: dict[str, Change] = {
     "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "empty": lambda path: path.write_bytes(b""),
