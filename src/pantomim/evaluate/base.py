@@ -294,7 +294,8 @@ def free_path(path: Path, result: Mapping[str, Any]) -> Path:
     """
     if not path.exists():
         return path
-    asked, alone = _asked(result), _asked({**result, "settings": {**result["settings"], "against": None}})
+    alone = _asked({**result, "against": None, "settings": {**result["settings"], "against": None}})
+    asked = _asked(result)
     with contextlib.suppress(ValueError):  # a damaged one is left alone, too
         if _asked(read_scored(path)) in (asked, alone):
             return path
