@@ -6,7 +6,7 @@
 Each trial ends as one of
     same     what is left equals, bit for bit, what the undisturbed run left; on the way the command may have ended
              in a message that names file and remedy, or been interrupted, and the same command has then resumed it
-    refused  the command does not go on: exit status 2, and a message that names what is at fault and what to do
+    refused  the command stops: exit status 2, and a message that names what is at fault and what to do
     wrong    anything else: a traceback, a hang, other weights, success with something missing
     skipped  what the machine does not allow, such as mounting a small disk
 Exit status 1 on anything wrong.

@@ -159,7 +159,7 @@ def check_memory(num_bytes: int, file_bytes: int = 0) -> None:
     text = os.environ.get(LIMIT, str(MAX_MEGAPIXELS))
     limit = float(text) if re.fullmatch(r"\d+(\.\d*)?", text) else 0
     if not limit:
-        raise BrokenImageError(f"cannot be read while {LIMIT} is no number above 0; got {text!r}")
+        raise BrokenImageError(f"cannot be read while {LIMIT} is not a number above 0; got {text!r}")
     if num_bytes > max(4e6 * limit, file_bytes):
         raise BrokenImageError(
             f"takes as much memory as {num_bytes / 4e6:,.0f} megapixels, and {limit:g} are the limit, against attacks; "

@@ -19,7 +19,7 @@ class Recorded:
         if drawn is None:
             raise ValueError(f"Recorded.draws must not end here; one more {kind} is asked for.")
         if self.exact and drawn[:-1] != [kind, *limits]:
-            raise ValueError(f"Recorded.draws must go on with {drawn[:-1]}; {[kind, *limits]} is asked for.")
+            raise ValueError(f"Recorded.draws must continue with {drawn[:-1]}; {[kind, *limits]} is asked for.")
         self.asked.append([kind, *limits, drawn[-1]])
         return drawn[-1]
 

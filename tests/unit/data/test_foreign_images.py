@@ -174,7 +174,7 @@ def test_the_limit_can_be_moved(monkeypatch):
     with pytest.raises(BrokenImageError, match=f"are the limit.*{LIMIT}=1$"):
         decode(picture(GRAY, "PNG"))
     monkeypatch.setenv(LIMIT, "all")
-    with pytest.raises(BrokenImageError, match=f"{LIMIT} is no number above 0; got 'all'"):
+    with pytest.raises(BrokenImageError, match=f"{LIMIT} is not a number above 0; got 'all'"):
         decode(picture(GRAY, "PNG"))
     monkeypatch.setenv(LIMIT, "1")
     assert decode(picture(GRAY, "PNG")).shape == (1, 6, 10)
