@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/guide_precision.py --teacher RUN --data cifar10.zip --images 512
     .venv/bin/python benchmarks/guide_precision.py --teacher RUN --data photos/ --device cuda
 
-On a GPU this is what `guide_precision` chooses between, through the method's own call, and both are timed in turns. On
+On a GPU this is what `guide_precision` chooses between, and both are timed in turns. On
 a CPU a teacher always computes in float32; there its parts are put through the CPU's autocast, with the softmax in
 float32 as a GPU's autocast has it. Beside it, on both: the trunk in bfloat16 and the attention row alone in float32.
 The same parts in float32 must say exactly what the teacher says, or nothing is compared.
@@ -31,7 +31,6 @@ from pantomim.data.sources import open_source
 from pantomim.data.transforms import centred_boxes, resize_one, scaled
 from pantomim.formats import load_encoder
 from pantomim.masking.attention import AttentionMasker, ranks_of
-from pantomim.methods.guides import ask
 from pantomim.nn.vit import Encoder
 from pantomim.targets.features import normalise_features
 from pantomim.teachers.base import Guidance, Query
@@ -85,10 +84,15 @@ def ways_of(encoder: Encoder, device: torch.device, images: Float[Tensor, "B C H
     teacher = EncoderTeacher(encoder, "the teacher", output="norm").to(device)
     exact = partial(by_parts, encoder, trunk_half=False, row_half=False)
     half = partial(by_parts, encoder, trunk_half=True, row_half=True)
-    ways: dict[str, Ask] = {"float32": partial(ask, teacher), BFLOAT16: half}
+    ways: dict[str, Ask] = {"float32": teacher, BFLOAT16: half}
     pairs = [(ways["float32"], exact)]
     if device.type == "cuda":
-        ways[BFLOAT16] = partial(ask, teacher, half=True)
+
+        def as_in_training(images: Float[Tensor, "B C H W"], query: Query) -> Guidance:
+            with torch.autocast(device.type, torch.bfloat16):
+                return teacher(images, query)
+
+        ways[BFLOAT16] = as_in_training
         pairs.append((ways[BFLOAT16], half))
     for ours, parts in pairs:
         for query in teacher.queries:

@@ -121,11 +121,12 @@ FEW_GRAPHS = {"ijepa": 3}  # its lists have other lengths in each step: one grap
 
 
 def check(name: str) -> None:
-    """One graph, no break in it, and the eager loss to the bit, over steps and micro-batches."""
+    """One graph, at most two of each guide, no break, the eager loss to the bit, over steps and micro-batches."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    torch._dynamo.config.error_on_recompile = name not in FEW_GRAPHS
     method = CASES[name].build(STEPS).train()
+    # one function of torch calls all guides: a recompilation for each
+    torch._dynamo.config.error_on_recompile = name not in FEW_GRAPHS and len(method.asked) < 2
     names, needs = list(method.state_dict()), method.requirements
     compile_whole(method, backend="eager")
     parts = (0,) if needs.whole_batch else (0, 4)
@@ -150,7 +151,7 @@ def check(name: str) -> None:
         method.update_ema(step)
     assert list(method.state_dict()) == names
     counts = torch._dynamo.utils.counters
-    assert counts["stats"]["unique_graphs"] <= FEW_GRAPHS.get(name, 1), counts
+    assert counts["stats"]["unique_graphs"] <= FEW_GRAPHS.get(name, 1) + 2 * len(method.asked), counts
     assert not counts["graph_break"], counts
 
 

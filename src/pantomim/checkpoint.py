@@ -49,6 +49,7 @@ class Progress:
     logged: int = 0  # steps in `metrics.jsonl`
     broken: dict[str, str] = field(default_factory=dict)  # why each image was skipped, by name
     warnings: list[str] = field(default_factory=list)  # of the method
+    scaler: dict[str, float | int] = field(default_factory=dict)  # of the loss in float16
 
 
 @dataclass(frozen=True)

@@ -157,9 +157,11 @@ class RuntimeConfig:
 
     seed: AtLeastZero = 0  # Of weights, data order, crops and masks
     device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto" takes a GPU if there is one
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # "auto" is bfloat16 on a GPU and float32 on a CPU
-    # Compile the whole forward pass with static shapes (the first step then takes a minute or so)
-    compile: bool = False
+    # "auto" is float32 on a CPU, bfloat16 on a GPU, float16 with a scaled loss on one without bfloat16 (T4, V100)
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # Compile the whole forward pass with static shapes (the first step then takes a minute or so); "auto": on a GPU, in
+    # runs of at least 500 steps
+    compile: bool | Literal["auto"] = "auto"
     accumulation: AtLeastOne = 1  # Micro-batches a step; the batch size stays what it is
     # Steps between two logged ones; None: every step in runs under 200 steps, else every 10th
     log_every: AtLeastOne | None = None

@@ -32,6 +32,7 @@ from pantomim.engine.setup import open_images
 from pantomim.engine.stops import Interrupted, NonFiniteError, WorkerError
 from pantomim.engine.training import Training
 from pantomim.formats import load_encoder
+from pantomim.methods.mae import MAE
 
 LONG = {"steps": 80, "runtime": {"save_every": 8}}
 
@@ -315,6 +316,40 @@ def test_bfloat16_on_request(source: Path, tmp_path: Path) -> None:
     assert {value.dtype for value in load_file(tmp_path / "bfloat16" / "encoder.safetensors").values()} == {
         torch.float32
     }
+
+
+def test_float16_scales_its_loss_skips_what_overflows_and_resumes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaler, initial = torch.amp.GradScaler, {"init_scale": 2.0**26, "growth_interval": 9}  # overflows at first
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **kwargs: scaler(*args, **initial, **kwargs))
+    config = tiny_run(source, steps=40, runtime={"precision": "float16", "save_every": 20})
+    full = replace(config, runtime=replace(config.runtime, precision="float32"))
+    pretrain(full, tmp_path / "full")
+    pretrain(config, tmp_path / "whole")
+    assert find_checkpoint(tmp_path / "whole" / "checkpoints").progress.scaler["scale"] < 2.0**26
+    losses = [dict(curve(tmp_path / run, "loss")) for run in ("whole", "full")]
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=0.01)
+    assert losses[0][40] == pytest.approx(losses[1][40], rel=0.1), "it learns nearly as in float32"
+    with monkeypatch.context() as patch:
+        kill_after(20, patch)
+        with pytest.raises(Killed):
+            pretrain(config, tmp_path / "killed")
+    pretrain(config, tmp_path / "killed")
+    assert curve(tmp_path / "killed", "loss") == curve(tmp_path / "whole", "loss")
+
+
+def test_guides_have_the_precision_of_the_run(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, draw = [], MAE.draw
+
+    def watched(method: MAE, *arguments: Any) -> Any:
+        seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        return draw(method, *arguments)
+
+    monkeypatch.setattr(MAE, "draw", watched)
+    for precision in ("bfloat16", "float32"):
+        pretrain(tiny_run(source, steps=4, runtime={"precision": precision}), tmp_path / precision)
+    assert seen == [torch.bfloat16] * 4 + [torch.float32] * 4
 
 
 def test_a_run_is_resumed_in_the_precision_it_started_with(

@@ -27,7 +27,7 @@ from pantomim.data.pictures import to_picture
 from pantomim.data.stats import check_scale
 from pantomim.formats.files import frozen_hashes, load_exactly, other_parts
 from pantomim.methods.cmt_mae import CMTMAE, CMTMAEConfig
-from pantomim.methods.guides import ask, draw_mask
+from pantomim.methods.guides import draw_mask
 from pantomim.targets.pair import Concat
 from pantomim.teachers.mixing import evenness
 
@@ -99,7 +99,7 @@ def _look(
         _load_guides(method, kept[index])
         step, generator = kept[index].step, torch.Generator().manual_seed(seed)
         scores, networks = method.config.scores, method.networks()
-        attention = {name: ask(networks[name], images, scores.query(name)).attention for name in method.config.attended}
+        attention = {name: networks[name](images, scores.query(name)).attention for name in method.config.attended}
         maps = scores.maps(attention, method.config.mixing.at(step - 1, total))
         for name, found in maps.items():
             if name != "teacher" or not torch.equal(found, earlier.get(name, found.new_empty(0))):

@@ -26,6 +26,8 @@ class Mask:
     def from_scores(cls, scores: Float[Tensor, "B N"], num_masked: int) -> "Mask":
         """Mask the `num_masked` patches with the highest scores, the same number in every image."""
         num_visible = scores.shape[1] - num_masked
+        if scores.device.type == "cpu":
+            return cls.from_masked(torch.from_numpy(_highest(scores.numpy(), num_visible)), num_masked)
         order = scores.argsort(dim=1, stable=True)  # of equal scores the first is visible, on every device
         ids_keep = order[:, :num_visible].sort(dim=1).values
         ids_mask = order[:, num_visible:].sort(dim=1).values
@@ -47,6 +49,16 @@ class Mask:
         part = slice(start, start + count)
         weight = None if self.weight is None else self.weight[part]
         return Mask(self.masked[part], self.ids_keep[part], self.ids_mask[part], weight)
+
+
+def _highest(scores: np.ndarray, first: int) -> np.ndarray:
+    """True at all scores of each row but the `first` smallest; of equal ones the first count as smaller."""
+    masked = scores >= np.partition(scores, first, axis=1)[:, first : first + 1]
+    tied = np.flatnonzero(masked.sum(axis=1) > scores.shape[1] - first)  # at the border: one row in some thousands
+    order = np.argsort(scores[tied], axis=1, kind="stable")
+    np.put_along_axis(ranked := np.empty_like(order), order, np.arange(scores.shape[1]), axis=1)
+    masked[tied] = ranked >= first
+    return masked
 
 
 def _true_first(values: Bool[Tensor, "B N"]) -> Int[Tensor, "B N"]:

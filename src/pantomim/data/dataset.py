@@ -392,8 +392,9 @@ class Dataset:
 
 
 def num_threads() -> int:
-    """Threads for decoding: those that this process may use, at most 16."""
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """Threads for decoding: this process's share of those that it may use beside others of its run, at most 16."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, here // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))))  # set by torchrun
 
 
 def evenly_spaced(length: int, most: int) -> np.ndarray:

@@ -92,7 +92,7 @@ class Stream:
         self._rows = batch_size // (micro * world)
         self._cuts = -(-self._rows // AT_ONCE)
         self._pieces = micro * self._cuts  # of a step: micro-batches, cut
-        self._workers = max(1, (num_threads() - 1) // world) if workers is None else workers
+        self._workers = max(1, num_threads() - 1) if workers is None else workers
         array = dataset.array(memory_gib) if self.views else None
         self._images: Tensor | None = None
         if array is None:

@@ -126,6 +126,8 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         if checkpoint is not None:
             run.check_checkpoint(checkpoint, config, total)
             load_checkpoint(checkpoint, method, optimizer)
+            if before.scaler:
+                training.scaler.load_state_dict(before.scaler)
             start = checkpoint.step
         elif config.init is not None:
             names = dataset.classes if masks is None else [masks.names[class_id] for class_id in masks.class_ids()]
@@ -163,7 +165,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             for step, batches in enumerate(steps, start):
                 with explain_memory(config, world):
                     means = training.step(step, batches)
-                watch.see(step, means["loss"], means["grad_norm"])
+                watch.see(step, *training.watched(means))
                 done = step + 1
                 clock.step(config.batch_size, device)
 
@@ -199,7 +201,9 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                     with clock.paused():
                         recorder.sync()
                         skipped = {image.name: image.reason for image in gather_broken(accelerator, *images.parts)}
-                        progress = Progress(*clock.progress(), loss, recorder.logged, skipped, told)
+                        progress = Progress(
+                            *clock.progress(), loss, recorder.logged, skipped, told, training.scaler.state_dict()
+                        )
                         on_main(accelerator, partial(save, step=done, progress=progress))
                 if stop and done < total:
                     recorder.say_broken(gather_broken(accelerator, *images.parts))

@@ -3,6 +3,7 @@
 import atexit
 import enum
 import importlib.util
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,9 +17,13 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from pantomim.config import RuntimeConfig
+from pantomim.core.machine import keep_heap
 from pantomim.data.dataset import Broken, Dataset
+from pantomim.methods.base import Method
 
 T = TypeVar("T")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPILED_FROM = 500  # steps, with compile "auto": compiling takes as long as some hundred steps of ViT-B on a GPU
 
 
 class Purpose(enum.IntEnum):
@@ -56,6 +61,8 @@ def start_accelerator(config: RuntimeConfig, out: Path) -> Accelerator:
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", log_with=log_with, project_dir=out)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if on_cpu:
+        keep_heap()
     atexit.unregister(_dissolve_group)  # once, however many runs there are
     atexit.register(_dissolve_group)
     return accelerator
@@ -77,10 +84,13 @@ def _dissolve_group() -> None:
 
 
 def compute_dtype(config: RuntimeConfig, device: torch.device) -> torch.dtype:
-    """The number type of the matrix products: bfloat16 on a GPU and float32 on a CPU, unless the config says."""
-    if config.precision == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    """The number type of the matrix products; float16 has a scaled loss."""
+    if config.precision != "auto":
+        return PRECISIONS[config.precision]
+    if device.type == "cpu":
+        return torch.float32
+    old = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float16 if old else torch.bfloat16
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
@@ -88,12 +98,21 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def compile_whole(method: nn.Module, backend: str = "inductor") -> None:
-    """Compile the whole forward, in place: one graph, an error rather than a graph break.
+def compiles(config: RuntimeConfig, device: torch.device, total: int, gathers: bool) -> bool:
+    """Whether a run of `total` steps is compiled; a method that `gathers` talks to other processes in its forward."""
+    if config.compile != "auto":
+        return config.compile
+    can = importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+    return device.type == "cuda" and total >= COMPILED_FROM and can and not gathers
+
+
+def compile_whole(method: Method, backend: str = "inductor") -> None:
+    """Compile the whole forward, and networks that draws ask, in place: one graph each, an error rather than a break.
 
     Shapes are static until one changes, as the lengths of I-JEPA's lists do from step to step.
     """
-    method.compile(fullgraph=True, backend=backend)
+    for part in (method, *method.asked):
+        part.compile(fullgraph=True, backend=backend)
 
 
 def random_seed(seed: int, step: int, purpose: Purpose, rank: int = 0) -> int:

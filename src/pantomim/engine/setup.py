@@ -178,7 +178,7 @@ def check_fit(
             f"RuntimeConfig.accumulation must be 1 for {config.method.kind}, whose loss of an image depends on "
             f"all others of its step; got {accumulation}. Use a smaller batch size, or more processes."
         )
-    if needs.gathers and num_processes > 1 and config.runtime.compile:
+    if needs.gathers and num_processes > 1 and config.runtime.compile is True:
         problems.append(
             f"RuntimeConfig.compile must be off for {config.method.kind} in several processes, which talk to each "
             f"other within a forward pass; got {num_processes} processes. Turn runtime.compile off."

@@ -20,6 +20,7 @@ from pantomim.engine.runtime import (
     autocast,
     clip_gradients,
     compile_whole,
+    compiles,
     compute_dtype,
     generator,
     random_seed,
@@ -40,7 +41,7 @@ class Training:
         self.config, self.method, self.accelerator = config, method, accelerator
         self.device = next(method.parameters()).device
         self.dtype = compute_dtype(config.runtime, self.device)
-        self.length = int(optim.stretch * total)  # of the schedules
+        self.total, self.length = total, int(optim.stretch * total)  # of the run, and of the schedules
         peak_lr = scaled_lr(optim.base_lr, config.batch_size)
         schedule = Schedule(peak_lr, optim.min_lr, warmup, self.length, optim.start_lr)
         rates: dict[str, Callable[[float], float]] = {
@@ -51,6 +52,8 @@ class Training:
             "mmcv": schedule.mmcv,
         }
         self._rate = rates[optim.schedule]
+        # of the loss in float16, whose small gradients would be zero; a step whose gradients overflow is left out
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.optimizer = optimiser(optim, method, peak_lr)
         self._model: nn.Module = method.train()
 
@@ -58,9 +61,15 @@ class Training:
         """Compile the forward pass, if the config says so, and share it out among the processes."""
         if self.accelerator.num_processes > 1 and self.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(self.method)  # statistics of the whole step
-        if self.config.runtime.compile:
+        gathers = self.accelerator.num_processes > 1 and self.method.requirements.gathers
+        if compiles(self.config.runtime, self.device, self.total, gathers):
             compile_whole(self.method)
         self._model = self.accelerator.prepare_model(self.method.train())
+
+    def watched(self, means: dict[str, Tensor]) -> list[Tensor]:
+        """What must be finite after a step; a scaled loss may make gradients overflow, but not for ever."""
+        gradients = means["loss"] / self.scaler.get_scale() if self.scaler.is_enabled() else means["grad_norm"]
+        return [means["loss"], gradients]
 
     def lr(self, step: int) -> float:
         """The learning rate of a step's update."""
@@ -95,19 +104,21 @@ class Training:
         torch.manual_seed(random_seed(seed, step, Purpose.FORWARD, self.accelerator.process_index))
         means: dict[str, Tensor] = {}
         for number, batch in enumerate(batches, 1):
-            draws = method.draw(batch, step, generator(seed, step, self.device))
             with nullcontext() if number == len(batches) else self.accelerator.no_sync(self._model):
-                with autocast(self.device, self.dtype):
+                with autocast(self.device, self.dtype):  # of what guides the draws, too
+                    draws = method.draw(batch, step, generator(seed, step, self.device))
                     outputs = self._model(batch, draws)
-                self.accelerator.backward(outputs["loss"] / len(batches))
+                self.accelerator.backward(self.scaler.scale(outputs["loss"] / len(batches)))
             for name, value in outputs.items():
                 means[name] = means.get(name, 0.0) + at_least_float32(value.detach()) / len(batches)
 
         # clip
+        self.scaler.unscale_(optimizer)
         means["grad_norm"] = clip_gradients(method.parameters(), self.config.optim.clip_norm)
 
         # optimizer.step
-        optimizer.step()
+        self.scaler.step(optimizer)
+        self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
         # method.update_ema

@@ -72,6 +72,12 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
         """Tensors in, tensors out: "loss" is minimised, everything else is logged."""
 
+    @property
+    def asked(self) -> tuple[nn.Module, ...]:
+        """Networks that `draw` asks, which are compiled as `forward` is; here the guide of the masks, if any."""
+        guide = getattr(getattr(self, "guide", None), "teacher", None)
+        return () if guide is None else (guide,)
+
     def update_ema(self, step: int) -> None:
         """Called once after each optimiser step: every EMA copy in the method moves towards what it copies."""
         for part in self.modules():

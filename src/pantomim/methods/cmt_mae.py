@@ -31,7 +31,7 @@ from pantomim.core.ranges import NotNegative, Range
 from pantomim.masking import MaskerConfig
 from pantomim.masking.attention import AttentionMasker
 from pantomim.methods.base import Method, Requirements, check_masker
-from pantomim.methods.guides import ask, draw_mask
+from pantomim.methods.guides import draw_mask
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.momentum import Momentum, momentum_of_half_life
 from pantomim.nn.tokens import take
@@ -74,8 +74,8 @@ class CMTMAEConfig:
     momentum: Momentum = MOMENTUM  # What the moving average keeps of itself at each step, unless there is a half-life
     # Share of the run's steps in which the average forgets half of itself; 0.02 for short runs
     half_life: Annotated[float, Range(above=0, most=1)] | None = None
-    # Of both networks on a GPU; scores and features are float32 in any case
-    guide_precision: Literal["float32", "bfloat16"] = "float32"
+    # Of both networks; auto: that of the run, bfloat16 on a GPU. Targets are float32 in any case
+    guide_precision: Literal["auto", "float32"] = "auto"
 
     def __post_init__(self) -> None:
         check_masker("CMTMAEConfig", self.masker, self.encoder)
@@ -152,12 +152,18 @@ class CMTMAE(Method):
             for rows in self.decoder.decoder_pred.weight.detach().split(shared):  # each head as it would be alone
                 nn.init.xavier_uniform_(rows)
         for name, network in self.networks().items():
+            network.float32 |= config.guide_precision == "float32"
             network.check_query(config.scores.query(name) if name in config.attended else None)
 
     def networks(self) -> dict[Network, Teacher]:
         """The guiding networks that there are, the teacher first."""
         both = zip(NETWORKS, (self.teacher, self.ema_student), strict=True)
         return {name: network for name, network in both if network is not None}
+
+    @property
+    def asked(self) -> tuple[nn.Module, ...]:
+        """The guiding networks."""
+        return (*self.networks().values(),)
 
     @torch.no_grad()
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> CMTMAEDraws:
@@ -169,7 +175,7 @@ class CMTMAE(Method):
             attends = name in config.attended and weight_of(name, in_mask) > 0
             if attends or (name in config.predicted and weight_of(name, in_target) > 0):
                 query = config.scores.query(name) if attends else None
-                answers[name] = ask(network, batch.images, query, config.guide_precision == "bfloat16")
+                answers[name] = network(batch.images, query)
 
         maps = config.scores.maps({name: answer.attention for name, answer in answers.items()}, in_mask)
         mask = draw_mask(self.masker, batch, self.encoder.grid, generator, maps.get("mask"))

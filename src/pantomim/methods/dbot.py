@@ -13,14 +13,14 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.masking import MaskerConfig
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws, Method, Requirements, check_masker
-from pantomim.methods.guides import ask, draw_mask
+from pantomim.methods.guides import draw_mask
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import EncoderConfig
@@ -87,9 +87,14 @@ class DBOT(Method):
         self.predict_class = both and config.predict_class is not False
         self.requirements = Requirements.of(config.encoder)
 
+    @property
+    def asked(self) -> tuple[nn.Module, ...]:
+        """The teacher, where its attention decides what is masked."""
+        return () if self.guide_query is None else (self.teacher,)
+
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Draws:
         """One mask an image; by the teacher's attention, where the masker asks for it."""
-        guidance = None if self.guide_query is None else ask(self.teacher, batch.images, self.guide_query)
+        guidance = None if self.guide_query is None else self.teacher(batch.images, self.guide_query)
         attention = None if guidance is None else guidance.attention
         return Draws(draw_mask(self.masker, batch, self.encoder.grid, generator, attention), guidance)
 

@@ -14,7 +14,7 @@ from pantomim.core.mask import Mask
 from pantomim.core.ranges import Share
 from pantomim.masking.base import Masker
 from pantomim.nn.vit import Encoder
-from pantomim.teachers.base import Guidance, Query, Teacher
+from pantomim.teachers.base import Query, Teacher
 from pantomim.teachers.choice import OF_STUDENT, TeacherConfig
 
 
@@ -79,16 +79,7 @@ class MaskGuide(nn.Module):
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N"] | None:
         """How much each patch of whole images is attended to."""
-        return None if self.teacher is None else ask(self.teacher, images, self.query).attention
-
-
-def ask(guide: Teacher, images: Float[Tensor, "B C H W"], query: Query | None, half: bool = False) -> Guidance:
-    """What a guiding network gives for whole images, as tensors that training may use; `half`: bfloat16 on a GPU."""
-    device = images.device.type
-    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=half and device != "cpu"):
-        found = guide(images, query)
-    attention = None if found.attention is None else found.attention.clone()  # a clone is no inference tensor
-    return Guidance(found.prefix.clone(), found.patches.clone(), attention)
+        return None if self.teacher is None else self.teacher(images, self.query).attention
 
 
 def draw_mask(

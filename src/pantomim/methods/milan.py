@@ -14,14 +14,14 @@ from dataclasses import field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.masking import MaskerConfig
 from pantomim.masking.attention import published
 from pantomim.methods.base import Draws, Method, Requirements, check_masker
-from pantomim.methods.guides import ask, draw_mask
+from pantomim.methods.guides import draw_mask
 from pantomim.nn.decoder import DecoderConfig, PromptingDecoder
 from pantomim.nn.vit import EncoderConfig
 from pantomim.targets.distance import Distance
@@ -66,9 +66,14 @@ class MILAN(Method):
         self.query: Query | None = "class" if config.masker.guided else None
         teacher.check_query(self.query)
 
+    @property
+    def asked(self) -> tuple[nn.Module, ...]:
+        """The teacher."""
+        return (self.teacher,)
+
     def draw(self, batch: Batch, step: int, generator: torch.Generator) -> Draws:
         """The teacher's attention decides the mask; its features are the target."""
-        guidance = ask(self.teacher, batch.images, self.query)
+        guidance = self.teacher(batch.images, self.query)
         return Draws(draw_mask(self.masker, batch, self.encoder.grid, generator, guidance.attention), guidance)
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:

@@ -10,10 +10,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pantomim.nn.relative import relative_bias
 from pantomim.nn.rope import rotate
 
+SHORT = 64  # tokens; up to so many the memory-efficient kernel is the fastest of a GPU's (docs/results/gpu.md)
+SHORT_ORDER = (
+    *(SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION),
+    *(SDPBackend.FLASH_ATTENTION, SDPBackend.MATH),
+)
 AttentionBias = Literal["qkv", "qv", "none"]
 
 
@@ -46,12 +52,26 @@ def softmax_scores(
     return (scores if bias is None else scores + bias.to(scores.dtype)).softmax(dim=-1)
 
 
+def attend_to(
+    query: Float[Tensor, "B heads Q E"],
+    key: Float[Tensor, "B heads T E"],
+    value: Float[Tensor, "B heads T E"],
+    bias: Float[Tensor, "b heads Q T"] | None = None,
+) -> Float[Tensor, "B heads Q E"]:
+    """Values mixed for the queries, by a fused kernel where there is one."""
+    bias = None if bias is None else bias.to(query.dtype)
+    if query.is_cuda and bias is None and key.shape[-2] <= SHORT:
+        with sdpa_kernel([*SHORT_ORDER], set_priority=True):
+            return F.scaled_dot_product_attention(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value, bias)
+
+
 def mix(
     query: Float[Tensor, "B Q D"], key: Float[Tensor, "B T D"], value: Float[Tensor, "B T D"], heads: int
 ) -> Float[Tensor, "B Q D"]:
     """Values mixed for the queries."""
     query, key, value = (split_heads(part, heads) for part in (query, key, value))
-    return merge_heads(F.scaled_dot_product_attention(query, key, value))
+    return merge_heads(attend_to(query, key, value))
 
 
 def check_heads(module: nn.Module, width: int, heads: int) -> int:
@@ -96,8 +116,7 @@ class Attention(nn.Module):
         if need_weights:
             weights = softmax_scores(query, key, bias)
             return self.proj(merge_heads(weights @ value)), weights
-        bias = None if bias is None else bias.to(query.dtype)
-        return self.proj(merge_heads(F.scaled_dot_product_attention(query, key, value, bias))), None
+        return self.proj(merge_heads(attend_to(query, key, value, bias))), None
 
     def attend(
         self, tokens: Float[Tensor, "B T D"], rows: slice, places: Places = NOWHERE

@@ -46,7 +46,8 @@ def index_of(index: Int[Tensor, "T T"], ids_keep: Int[Tensor, "B V"], num_prefix
 
 def relative_bias(table: Float[Tensor, "R heads"], index: Int[Tensor, "*B Q T"]) -> Float[Tensor, "*B heads Q T"]:
     """What is added to the scaled products of queries and keys, before the softmax."""
-    return nn.functional.embedding(index, table).movedim(-1, -3)
+    # contiguous: fused attention kernels refuse a bias whose last dimension is strided
+    return nn.functional.embedding(index, table).movedim(-1, -3).contiguous()
 
 
 class RelativeBias(nn.Module):

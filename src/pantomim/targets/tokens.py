@@ -70,6 +70,8 @@ class TokenTargetConfig:
     tokenizer: str = ""  # As `load_tokenizer` takes it: RUN, FILE, dalle:FILE, random-projection ...
     # How many ids there are; None: as the tokenizer has, or 8192 of a random projection
     vocabulary: AtLeastTwo | None = None
+    # Of the tokenizer; auto: float16 on a GPU, but for its last layer, as the published code
+    precision: Literal["auto", "float32"] = "auto"
 
     def build(self, encoder: Encoder) -> TokenTarget:
         """The target for an encoder's patches and channels."""
@@ -79,7 +81,8 @@ class TokenTargetConfig:
                 f"another target, such as pixels. {WAYS}."
             )
         vocabulary, channels = self.vocabulary or USUAL_VOCABULARY, encoder.in_chans
-        found = load_tokenizer(self.tokenizer, patch_size=encoder.patch_size, in_chans=channels, vocabulary=vocabulary)
+        sizes = {"patch_size": encoder.patch_size, "in_chans": channels, "vocabulary": vocabulary}
+        found = load_tokenizer(self.tokenizer, **sizes, float16=self.precision == "auto")
         tokenizer = on_grid(found, encoder.image_size, encoder.grid)
         if self.vocabulary not in (None, tokenizer.vocabulary):
             raise ValueError(

@@ -13,13 +13,13 @@ class DVAETokenizer(nn.Module):
     """The most likely code of each cell, without noise; frozen, and with ids only where there is no decoder.
 
     Paper: Ramesh et al. 2021, arXiv:2102.12092, section 2.1; used as by Bao et al. 2021, arXiv:2106.08254, section 2.1.
-    Deviation: in the weights' precision on every device and under autocast, so that ids are the same everywhere; the
-        published code convolves in float16 on a GPU, which changes ids whose scores nearly tie.
+    `float16` is the published code's way: convolutions in float16 on a GPU, but for the last one; ids whose scores
+    nearly tie then change (0.1 %). Else ids are the same everywhere, in the weights' precision, under autocast too.
     """
 
     frozen = True
 
-    def __init__(self, encoder: DVAEEncoder, decoder: DVAEDecoder | None = None) -> None:
+    def __init__(self, encoder: DVAEEncoder, decoder: DVAEDecoder | None = None, *, float16: bool = False) -> None:
         super().__init__()
         sizes = encoder.sizes
         of_decoder = sizes if decoder is None else decoder.sizes
@@ -29,7 +29,7 @@ class DVAETokenizer(nn.Module):
                     f"DVAETokenizer.decoder must have the encoder's {name}, {ours}; got {theirs}. Take both from the "
                     f"same training."
                 )
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.float16 = encoder, decoder, float16
         self.vocabulary, self.stride, self.in_chans = sizes.vocabulary, sizes.stride, sizes.in_chans
         self.requires_grad_(False)
 
@@ -44,8 +44,10 @@ class DVAETokenizer(nn.Module):
     @torch.no_grad()
     def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K h w"]:
         """The score of each code in each cell."""
-        with torch.autocast(images.device.type, enabled=False):
-            return self.encoder(map_pixels(images))
+        half = self.float16 and images.is_cuda
+        with torch.autocast(images.device.type, torch.float16, enabled=half):
+            mapped = map_pixels(images)
+            return self.encoder(mapped.contiguous(memory_format=torch.channels_last) if half else mapped)
 
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:

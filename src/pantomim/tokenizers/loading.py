@@ -20,7 +20,7 @@ PROJECTIONS = {"random-projection": False, "random-projection-standardised": Tru
 
 
 def load_tokenizer(
-    spec: str | Path | None, *, patch_size: int = 16, in_chans: int = 3, vocabulary: int = 8192
+    spec: str | Path | None, *, patch_size: int = 16, in_chans: int = 3, vocabulary: int = 8192, float16: bool = False
 ) -> Tokenizer:
     """A frozen tokenizer, in evaluation mode; see `resized.on_grid` for one id a patch.
 
@@ -31,12 +31,13 @@ def load_tokenizer(
         patch_size: Of a random projection, as what follows.
         in_chans: Channels.
         vocabulary: Number of ids.
+        float16: On a GPU in float16, but for the last layer; a random projection has no other.
     """
     name = str(spec or "")
     if not name:
         raise ValueError(f"tokenizer must be given, as there is no default; got none. {WAYS}.")
     if name.startswith("dalle:"):
-        return _dalle(Path(name.removeprefix("dalle:"))).eval()
+        return _dalle(Path(name.removeprefix("dalle:")), float16).eval()
     if name.startswith("random-projection"):
         kind, _, seed = name.partition(":")
         if kind not in PROJECTIONS or (seed and not seed.isdecimal()):
@@ -51,14 +52,14 @@ def load_tokenizer(
         raise ValueError(f"tokenizer must be something that there is; got {name}. {WAYS}.")
     networks = load_networks(path)
     if isinstance(networks, VQKDNetworks):
-        return VQKDTokenizer(networks).eval()
-    return DVAETokenizer(networks.encoder, networks.decoder).eval()
+        return VQKDTokenizer(networks, float16=float16).eval()
+    return DVAETokenizer(networks.encoder, networks.decoder, float16=float16).eval()
 
 
-def _dalle(path: Path) -> DVAETokenizer:
+def _dalle(path: Path, float16: bool) -> DVAETokenizer:
     """The published networks: one file has the encoder alone, a folder may have both."""
     if not path.is_dir():
-        return DVAETokenizer(load_dalle(DVAEEncoder, path))
+        return DVAETokenizer(load_dalle(DVAEEncoder, path), float16=float16)
     found: dict[str, Path] = {}
     for name in ("encoder", "decoder"):
         files = [path / f"{name}.{ending}" for ending in ("pkl", "safetensors", "pth")]
@@ -73,4 +74,4 @@ def _dalle(path: Path) -> DVAETokenizer:
     if "encoder" not in found:
         raise ValueError(f"dalle:FOLDER must hold encoder.pkl (or .safetensors, .pth); got {path} without. {WAYS}.")
     decoder = load_dalle(DVAEDecoder, found["decoder"]) if "decoder" in found else None
-    return DVAETokenizer(load_dalle(DVAEEncoder, found["encoder"]), decoder)
+    return DVAETokenizer(load_dalle(DVAEEncoder, found["encoder"]), decoder, float16=float16)

@@ -15,9 +15,9 @@ class VQKDTokenizer(nn.Module):
 
     frozen = True
 
-    def __init__(self, networks: VQKDNetworks) -> None:
+    def __init__(self, networks: VQKDNetworks, *, float16: bool = False) -> None:
         super().__init__()
-        self.networks = networks
+        self.networks, self.float16 = networks, float16
         self.vocabulary, self.in_chans = networks.sizes.vocabulary, networks.encoder.in_chans
         self.image_size, self.grid = networks.encoder.image_size, networks.encoder.grid
         self.requires_grad_(False)
@@ -34,8 +34,8 @@ class VQKDTokenizer(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
-        """Ids of images in [0, 1], in raster order; in the weights' own precision, whatever autocast says."""
-        with torch.autocast(images.device.type, enabled=False):
+        """Ids of images in [0, 1], in raster order; the precision is `float16`'s, whatever autocast says."""
+        with torch.autocast(images.device.type, torch.float16, enabled=self.float16 and images.is_cuda):
             return self.networks(images)
 
     def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:

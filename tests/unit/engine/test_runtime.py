@@ -1,15 +1,20 @@
 import importlib.util
 import itertools
+import resource
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from pantomim.config import RuntimeConfig
+from pantomim.core.machine import keep_heap
 from pantomim.engine.runtime import (
     Purpose,
     clip_gradients,
+    compiles,
     compute_dtype,
     generator,
     on_main,
@@ -42,10 +47,48 @@ def test_the_generator_of_a_step_can_be_made_again() -> None:
         ("auto", "cuda", torch.bfloat16),
         ("float32", "cuda", torch.float32),
         ("bfloat16", "cpu", torch.bfloat16),
+        ("float16", "cpu", torch.float16),
     ],
 )
 def test_precision_by_device_unless_asked_for(precision: str, device: str, dtype: torch.dtype) -> None:
     assert compute_dtype(RuntimeConfig(precision=precision), torch.device(device)) == dtype
+
+
+def test_a_gpu_without_bfloat16_gets_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has_bfloat16, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bfloat16: has)
+        assert compute_dtype(RuntimeConfig(), torch.device("cuda")) == dtype
+
+
+@pytest.mark.parametrize(
+    ("compile", "device", "total", "tool", "gathers", "expected"),
+    [
+        ("auto", "cuda", 500, "gcc", False, True),
+        ("auto", "cuda", 499, "gcc", False, False),
+        ("auto", "cuda", 500, None, False, False),
+        ("auto", "cuda", 500, "gcc", True, False),
+        ("auto", "cpu", 500, "gcc", False, False),
+        (True, "cpu", 1, None, True, True),
+        (False, "cuda", 10**6, "gcc", False, False),
+    ],
+)
+def test_long_runs_on_a_gpu_are_compiled(
+    compile: Any, device: str, total: int, tool: str | None, gathers: bool, expected: bool, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(shutil, "which", lambda name: tool)
+    assert compiles(RuntimeConfig(compile=compile), torch.device(device), total, gathers) == expected
+
+
+@pytest.mark.skipif(not keep_heap(), reason="another C library than glibc")
+def test_the_heap_is_kept() -> None:
+    for _ in range(3):
+        torch.ones(20 * 2**18)  # 20 MiB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(20 * 2**18)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 20 * 5120 / 4  # pages of 4 KiB
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

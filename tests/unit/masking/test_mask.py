@@ -48,3 +48,13 @@ def test_where_counts_vary_visible_patches_fill_up() -> None:
     assert mask.ids_mask.tolist() == [[1, 2], [3, 0]]
     assert mask.ids_keep.tolist() == [[0, 3], [1, 2]]
     assert mask.weight.tolist() == [[1, 1], [1, 0]]
+
+
+def test_ties_at_the_border_are_broken_in_their_own_rows_alone() -> None:
+    scores = torch.randint(0, 5, (40, 37), generator=torch.Generator().manual_seed(1)).float()
+    scores[::2] = torch.rand(20, 37, generator=torch.Generator().manual_seed(2))
+    for num_masked in (1, 18, 36):
+        mask = Mask.from_scores(scores, num_masked)
+        order = scores.argsort(dim=1, stable=True)  # as on other devices
+        assert torch.equal(mask.ids_mask, order[:, 37 - num_masked :].sort(dim=1).values)
+        assert torch.equal(mask.ids_keep, order[:, : 37 - num_masked].sort(dim=1).values)

@@ -14,7 +14,6 @@ from pantomim.masking.block import BlockMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods.cmt_mae import COLLAPSED, CMTMAEConfig
 from pantomim.methods.dbot import DBOTConfig
-from pantomim.methods.guides import ask
 from pantomim.methods.mae import MAEConfig
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.tokens import take
@@ -138,7 +137,7 @@ def test_every_weight_gets_a_gradient_in_the_first_phase_too():
 
 # ------------------------------------------------------------------------------------------------------------ the mask
 def maps_of(method, given, weight=0.5):
-    attention = {name: ask(network, given.images, "class").attention for name, network in method.networks().items()}
+    attention = {name: network(given.images, "class").attention for name, network in method.networks().items()}
     return method.config.scores.maps(attention, weight)
 
 

@@ -12,7 +12,7 @@ from pantomim.masking.random import RandomMasker
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.dbot import DBOTConfig
-from pantomim.methods.guides import GuideConfig, MaskGuide, ask, draw_mask
+from pantomim.methods.guides import GuideConfig, MaskGuide, draw_mask
 from pantomim.methods.mae import MAEConfig
 from pantomim.nn.regressor import RegressorConfig
 from pantomim.targets.pixels import PixelTargetConfig
@@ -160,10 +160,3 @@ def test_rows_of_another_process_do_not_matter():
     for start in (0, 3):
         part = Batch(whole.images[start : start + 3], start=start, total=6)
         assert torch.equal(masks(part), together[start : start + 3])
-
-
-def test_what_was_asked_may_be_used_in_training():
-    answer = ask(Counting(), batch().images, "class")
-    for tensor in answer:
-        assert not tensor.is_inference()
-        assert not tensor.requires_grad
