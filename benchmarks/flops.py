@@ -147,6 +147,12 @@ def cae(size: str = "B", masked: int = 75) -> Work:
 METHODS: dict[str, Callable[..., Work]] = {"mae": mae, "beit": beit, "cae": cae, "dbot": dbot, "cmt_mae": cmt_mae}
 
 
+def work_of(what: str) -> Work | None:
+    """Of a method and size as `mae-B` (whatever follows), as the GPU pages name them; None of others."""
+    method, _, size = what.partition(",")[0].rpartition("-")
+    return METHODS[method](size) if method in METHODS and size in SIZES else None
+
+
 class MatrixProducts(TorchDispatchMode):
     """Counts the matrix products (and attentions, as products) that run inside it, by operands and number type.
 
