@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := runs/demo
 DEMO_DATA := mnist
 
-.PHONY: demo test check stress faults lock benchmark clean
+.PHONY: demo test check stress faults lock benchmark gpu gpu-dry clean
 
 demo: .venv/installed
 	@echo "== 1/3  Pre-training on $(DEMO_DATA), real images that come with a package: no label is used."
@@ -37,6 +37,15 @@ benchmark: .venv/installed
 	$(BIN)/python -m pytest -q tests/parity/test_transformers_mae.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/data.py
+
+gpu: .venv/installed
+	@echo "== Measuring the training step on this machine's GPU: nine minutes at most."
+	$(BIN)/python benchmarks/gpu.py --out runs/gpu
+	$(BIN)/python benchmarks/gpu_page.py --add runs/gpu/result.json
+
+gpu-dry: .venv/installed
+	@echo "== The same at micro sizes on the CPU, compiled to code (some fifteen minutes on two cores)."
+	$(BIN)/python benchmarks/gpu.py --out runs/gpu-dry --dry --inductor --budget 1800
 
 lock: .venv/installed
 	$(BIN)/pip install --quiet uv

@@ -1,11 +1,12 @@
-"""MAE as transformers and lightly have it, with our weights: what `step.py` times and the parity tests compare with."""
+"""MAE as transformers and lightly have it, with our weights: what `step.py` times and the parity tests compare with.
+
+Lightly is imported where it is used, so that `gpu.py` does without it.
+"""
 
 from functools import partial
 from typing import Any
 
 import torch
-from lightly.models import utils
-from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
@@ -81,7 +82,11 @@ class LightlyMAE(nn.Module):
     """MAE put together from lightly's parts as its documentation does, with normalised targets."""
 
     def __init__(self, config: MAEConfig) -> None:
+        from lightly.models import utils
+        from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
+
         super().__init__()
+        self.utils: Any = utils
         encoder, decoder = config.encoder, config.decoder
         norm_layer: Any = partial(nn.LayerNorm, eps=NORM_EPS)
         vit = VisionTransformer(
@@ -113,18 +118,18 @@ class LightlyMAE(nn.Module):
     def draw(self, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Ids to keep (the class token is id 0) and to hide."""
         size = (batch_size, self.backbone.sequence_length)
-        return utils.random_token_mask(size=size, mask_ratio=self.ratio, device=device)
+        return self.utils.random_token_mask(size=size, mask_ratio=self.ratio, device=device)
 
     def forward(self, images: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
         """Mean squared error on hidden patches."""
         latent = self.decoder_embed(self.backbone.encode(images=images, idx_keep=ids_keep))
         size = (len(images), self.decoder.sequence_length)
-        tokens = utils.repeat_token(self.decoder.mask_token, size)
-        tokens = utils.set_at_index(tokens, ids_keep, latent.type_as(tokens))
-        prediction = self.decoder_pred(utils.get_at_index(self.decoder(tokens), ids_mask))
-        target = utils.get_at_index(utils.patchify(images, self.patch_size), ids_mask - 1)
+        tokens = self.utils.repeat_token(self.decoder.mask_token, size)
+        tokens = self.utils.set_at_index(tokens, ids_keep, latent.type_as(tokens))
+        prediction = self.decoder_pred(self.utils.get_at_index(self.decoder(tokens), ids_mask))
+        target = self.utils.get_at_index(self.utils.patchify(images, self.patch_size), ids_mask - 1)
         if self.normalize:
-            target = utils.normalize_mean_var(target)
+            target = self.utils.normalize_mean_var(target)
         return nn.functional.mse_loss(prediction, target)
 
 

@@ -19,21 +19,19 @@ has its guides in bfloat16 (`guide_precision`); on a CPU guides are always float
 
 import argparse
 import json
-import math
 import platform
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from flops import MatrixProducts
 from rivals import lightly_ids, lightly_mae, transformers_mae
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
@@ -71,7 +69,6 @@ SIZES = {
 }
 CEILING = "matrix products"
 STEP, RUN_STEPS = 1, 100_000  # the step that a guided method is told it takes: none in which it looks at its guides
-Operand = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
 
 
 @dataclass
@@ -133,79 +130,6 @@ def training_step(
             after()
 
     return step
-
-
-class MatrixProducts(TorchDispatchMode):
-    """Counts the matrix products (and attentions, as products) that run inside it, by operands and number type.
-
-    torch's own `FlopCounterMode` would not do: it knows no operands to replay, and not the CPU's attention.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[tuple[Operand, Operand, torch.dtype]] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Note the operands, then run as ever."""
-        name = func.overloadpacket.__name__
-        if name in ("mm", "bmm"):
-            self._note(*args[:2])
-        elif name in ("addmm", "baddbmm"):
-            self._note(*args[1:3])
-        elif "scaled_dot_product" in name:
-            backward = name.endswith("backward")
-            query, key = args[1:3] if backward else args[:2]
-            self._attention(query, key, backward)
-        elif torch.is_inference_mode_enabled():  # there linear layers arrive whole
-            with self:
-                result = func.decompose(*args, **(kwargs or {}))
-            if result is not NotImplemented:
-                return result
-        return func(*args, **(kwargs or {}))
-
-    def _note(self, left: Tensor, right: Tensor) -> None:
-        of_left, of_right = ((tuple(t.shape), tuple(t.stride())) for t in (left, right))
-        self.found[of_left, of_right, left.dtype] += 1
-
-    def _attention(self, query: Tensor, key: Tensor, backward: bool) -> None:
-        """Two products forward, four backward; what a kernel computes again is not counted."""
-        groups, (queries, width), keys = query.shape[0] * query.shape[1], query.shape[2:], key.shape[2]
-        ours, others, scores = (
-            torch.empty(groups, *shape, device="meta", dtype=query.dtype)
-            for shape in ((queries, width), (keys, width), (queries, keys))
-        )
-        self._note(ours, others.mT)  # the scores; backward, the gradient of the weights
-        self._note(scores, others)  # the mixture; backward, the gradient of the queries
-        if backward:
-            self._note(scores.mT, ours)  # the gradient of the keys
-            self._note(scores.mT, ours)  # the gradient of the values
-
-    def replay(self, device: torch.device) -> Callable[[], None]:
-        """The same products on tensors of their own, and nothing else."""
-        products = []
-        for (*operands, dtype), count in self.found.items():
-            left, right = (random_strided(*o, dtype, device) for o in operands)
-            out = left @ right
-            products.append((torch.mm if left.dim() == 2 else torch.bmm, left, right, out, count))
-
-        def run() -> None:
-            for product, left, right, out, count in products:
-                for _ in range(count):
-                    product(left, right, out=out)
-
-        return run
-
-    def flops(self) -> int:
-        """Multiplications and additions of all of them."""
-        return sum(2 * n * math.prod(left[0]) * right[0][-1] for (left, right, _), n in self.found.items())
-
-
-def random_strided(
-    shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Random numbers that lie in memory as they are told to, also on top of each other."""
-    reach = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    return torch.empty(reach, dtype=dtype, device=device).normal_().as_strided(shape, strides)
 
 
 def contenders(config: MAEConfig, batch_size: int, setting: Setting, seed: int) -> list[Contender]:

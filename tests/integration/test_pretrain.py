@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tiny import ENCODER, tiny_images, tiny_run
+from tiny import DECODER, ENCODER, tiny_images, tiny_run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pantomim.engine.pretrain as engine
@@ -32,7 +32,7 @@ from pantomim.engine.setup import open_images
 from pantomim.engine.stops import Interrupted, NonFiniteError, WorkerError
 from pantomim.engine.training import Training
 from pantomim.formats import load_encoder
-from pantomim.methods.mae import MAE
+from pantomim.methods.mae import MAE, MAEConfig
 
 LONG = {"steps": 80, "runtime": {"save_every": 8}}
 
@@ -234,7 +234,9 @@ def test_a_damaged_checkpoint_costs_steps_but_not_the_run(source: Path, uninterr
 @pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one(source: Path, tmp_path: Path) -> None:
     on = {} if torch.cuda.is_available() else {"device": "auto"}  # the README's line names no device
-    config = tiny_run(source, steps=6, runtime={"accumulation": 2} | on)
+    wide = replace(ENCODER, width=128, depth=4)  # over 1 MiB of gradients, which is the first of DDP's buckets
+    method = MAEConfig(encoder=wide, decoder=DECODER)
+    config = tiny_run(source, steps=6, method=method, runtime={"accumulation": 2} | on)
     pretrain(config, tmp_path / "one")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = start([*launcher, *command(config, tmp_path, tmp_path / "two")])

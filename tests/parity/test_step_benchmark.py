@@ -7,7 +7,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("transformers")
-pytest.importorskip("lightly.models.modules")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from pantomim.nn.vit import EncoderConfig
 from pantomim.targets.pixels import PixelTargetConfig
 
 pytest.importorskip("transformers")
-pytest.importorskip("lightly.models.modules")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +68,7 @@ def test_transformers(rivals, config: MAEConfig) -> None:
 
 
 def test_lightly(rivals, config: MAEConfig) -> None:
+    pytest.importorskip("lightly.models.modules")
     ours = randomised(config)
     theirs = rivals.lightly_mae(ours, config).double()
     images, normalised, _, mask = inputs(ours.double(), config)

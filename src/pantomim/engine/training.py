@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from pantomim.config import Pretrain
@@ -64,6 +64,10 @@ class Training:
         gathers = self.accelerator.num_processes > 1 and self.method.requirements.gathers
         if compiles(self.config.runtime, self.device, self.total, gathers):
             compile_whole(self.method)
+        # Buffers are the same everywhere, but for the statistics of a process's own batch norm: the first's count.
+        own = any(isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) for part in self.method.modules())
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=own, gradient_as_bucket_view=True)
+        self.accelerator.ddp_handler = ddp
         self._model = self.accelerator.prepare_model(self.method.train())
 
     def watched(self, means: dict[str, Tensor]) -> list[Tensor]:
