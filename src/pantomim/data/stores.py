@@ -8,6 +8,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,22 @@ from pantomim.data.decoding import (
 from pantomim.data.names import LOG
 
 
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The parts of a source that are read as a whole: that of each image, and of how many images are mixed in training.
+
+    A process that reads keeps so many in memory.
+    """
+
+    of_image: np.ndarray
+    at_once: int
+
+
 class Store(ABC):
     """Images by position."""
 
     names: Sequence[str]
+    parts: Parts | None = None  # where an image is not read alone
 
     def __len__(self) -> int:
         return len(self.names)

@@ -1,0 +1,287 @@
+"""Shards, read in place: tars as WebDataset has them, and parquet files as the Hugging Face hub has them.
+
+A tar's members are read by offset, in any order; an index of these is made once. Of a parquet file whole row groups are
+read, so training takes the images of some of them at once (`Parts`).
+"""
+
+import json
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pantomim.core.files import cache_folder, replace_file
+from pantomim.core.foreign import reason
+from pantomim.core.reading import read_json
+from pantomim.data.dataset import Contents, num_threads
+from pantomim.data.decoding import BrokenImageError, is_image
+from pantomim.data.names import LABEL_TITLES, LOG, is_system, name_splits
+from pantomim.data.stores import EncodedStore, Parts, Store
+
+SUFFIXES = (".tar", ".parquet")
+LABELS, MAX_LABEL = (".cls", ".json", ".txt"), 2**20  # bytes of a member that may hold one
+AT_ONCE = 2**28  # bytes of row groups that are mixed in training, and that each process which reads keeps
+
+
+def named_shards(path: Path) -> list[str]:
+    """The names of the shards in its folder that a path means: its own, or those of shard-{000..099}.tar."""
+    if path.suffix.lower() not in SUFFIXES:
+        return []
+    if (found := re.search(r"\{(\d+)\.\.(\d+)\}", path.name)) is None:
+        return [path.name] * path.is_file()
+    first, last, width = int(found[1]), int(found[2]), len(found[1])
+    return [path.name.replace(found[0], f"{number:0{width}}") for number in range(first, last + 1)]
+
+
+def shards_among(names: Iterable[str]) -> list[str]:
+    """Those of the files of a folder that are shards; none where there are images beside them."""
+    names = list(names)
+    found = [name for name in names if name.lower().endswith(SUFFIXES) and not is_system(name.rpartition("/")[2])]
+    return [] if found and any(map(is_image, names)) else sorted(found)
+
+
+def read_shards(root: Path, shards: Sequence[str], spec: str) -> Contents:
+    """List what shards of one kind hold, by their names in a folder: splits by these names, classes by labels.
+
+    Raises `ValueError` if one is damaged, naming it.
+    """
+    kinds = {Path(shard).suffix.lower() for shard in shards}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"Source.spec must hold tar or parquet shards; got both in {spec}. Name the folder of one kind."
+        )
+    splits = name_splits(shard.rpartition(".")[0] for shard in shards)
+    folders = [f"{splits[stem]}/" if (stem := shard.rpartition(".")[0]) in splits else "" for shard in shards]
+    name = root.resolve().name if len(shards) > 1 else Path(shards[0]).stem
+    paths = [root / shard for shard in shards]
+    return (_tars if kinds == {".tar"} else _parquets)(name, paths, folders, spec)
+
+
+def _names(paths: Sequence[Path], folders: Sequence[str], inside: Sequence[Sequence[str]]) -> tuple[list[str], bool]:
+    """Names of images below the folder of their split; if those do not tell all apart, below their shard's, too."""
+    plain = [folder + name for folder, names in zip(folders, inside, strict=True) for name in names]
+    if len(set(plain)) == len(plain) and "" not in plain:
+        return plain, False
+    rows = zip(paths, folders, inside, strict=True)
+    return [
+        f"{folder}{path.stem}/{name or row}" for path, folder, names in rows for row, name in enumerate(names)
+    ], True
+
+
+@dataclass(frozen=True)
+class _Tar:
+    """The index of a tar: what is known of its members but those that hold labels."""
+
+    stamp: tuple[int, int]  # bytes and time of change of the tar that it was made of
+    names: list[str]
+    fields: list[tuple[int, int, int]]  # offset, bytes, checksum of the header
+    labels: list[str]  # of .cls and .json; empty for none
+    texts: list[str]  # of .txt
+    masks: int  # beside an image of the same key, left out: KEY.seg.png
+
+
+class TarStore(EncodedStore):
+    """Members of tars, each with its header, whose checksum says whether it is the member that the index means."""
+
+    def __init__(self, paths: Sequence[Path], fields: np.ndarray, names: Sequence[str]) -> None:
+        self._paths, self._fields, self.names = paths, fields, names
+
+    def read(self, position: int) -> bytes:
+        shard, offset, size, checksum = self._fields[position].tolist()
+        with open(path := self._paths[shard], "rb", buffering=0) as file:
+            file.seek(offset - tarfile.BLOCKSIZE)
+            data = file.read(tarfile.BLOCKSIZE + size)
+        if len(data) < tarfile.BLOCKSIZE + size:
+            raise BrokenImageError(f"lies beyond the end of {path.name}, which was cut")
+        if data[148:156].strip(b"\0 ") != b"%06o" % checksum:
+            raise BrokenImageError(f"is not where it was in {path.name}, which has changed; start again")
+        return data[tarfile.BLOCKSIZE :]
+
+    def num_bytes(self, position: int) -> int:
+        return int(self._fields[position, 2])
+
+
+def _tars(name: str, paths: list[Path], folders: list[str], spec: str) -> Contents:
+    with ThreadPoolExecutor(num_threads()) as threads:
+        tars = list(threads.map(_tar, paths))
+    raw, numbered = _names(paths, folders, [tar.names for tar in tars])
+    fields = np.asarray([(shard, *row) for shard, tar in enumerate(tars) for row in tar.fields]).reshape(-1, 4)
+    labels, texts = ([value for tar in tars for value in getattr(tar, kind)] for kind in ("labels", "texts"))
+    if not any(labels) and 2 * len(set(texts)) <= len(texts):  # else they are captions
+        labels = texts
+
+    def store(rows: list[int], names: list[str]) -> Store:
+        return TarStore(paths, fields[rows], names)
+
+    columns = {"labels": labels} if any(labels) or numbered else {}
+    left_out = +Counter({"beside an image of the same key": sum(tar.masks for tar in tars)})
+    return Contents.arranged(name, spec, raw, store, columns, left_out=left_out)
+
+
+def _tar(path: Path) -> _Tar:
+    """The index of a tar as it is now, kept beside it, or where that cannot be written, in the cache."""
+    status, key = path.stat(), sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    stamp = (status.st_size, status.st_mtime_ns)
+    places = (path.with_name(f".{path.name}.index"), cache_folder() / "shards" / f"{key}.index")
+    for place in places:
+        with suppress(OSError, ValueError):  # it is made again
+            found: _Tar = read_json(place, _Tar, "")
+            if found.stamp == stamp:
+                return found
+            LOG.info("%s has changed since its index %s was made: it is made again.", path.name, place)
+    made = _index(path, stamp)
+    data = json.dumps(asdict(made)).encode()
+    for place in places:
+        with suppress(OSError):
+            replace_file(place, data)
+            break
+    return made
+
+
+def _index(path: Path, stamp: tuple[int, int]) -> _Tar:
+    members: dict[str, tuple[int, int, int]] = {}
+    told: dict[str, dict[str, str]] = {suffix: {} for suffix in LABELS}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                suffix = Path(member.name).suffix.lower()
+                if not member.isreg() or member.issparse():
+                    continue
+                if suffix in LABELS:
+                    file: Any = archive.extractfile(member)
+                    told[suffix][_key(member.name)] = _label(file.read(MAX_LABEL), suffix)
+                else:
+                    members[member.name] = (member.offset_data, member.size, member.chksum)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged archive can raise anything
+        raise ValueError(
+            f"Source.spec must be whole tars; got {path}: {reason(error)}. Fetch or pack it again."
+        ) from error
+    simple = {name: name == f"{_key(name)}{Path(name).suffix}" for name in members}
+    alone = {_key(name) for name, one in simple.items() if one and is_image(name)}
+    names = [name for name, one in simple.items() if one or _key(name) not in alone]
+    keys = [_key(name) for name in names]
+    labels = [told[".cls"].get(key) or told[".json"].get(key, "") for key in keys]
+    texts = [told[".txt"].get(key, "") for key in keys]
+    return _Tar(stamp, names, [members[name] for name in names], labels, texts, len(members) - len(names))
+
+
+def _key(name: str) -> str:
+    """A member's name up to the first point of its last part."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _label(data: bytes, suffix: str) -> str:
+    """The label that a member holds, empty for none."""
+    text = data.decode("utf-8", "replace").strip()
+    if suffix != ".json":
+        return text if len(text) < 200 and "\n" not in text else ""
+    value: Any = None
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text)
+    if isinstance(value, dict):
+        value = next((value[title] for title in LABEL_TITLES if title in value), None)
+    return str(value) if isinstance(value, str | int | float) else ""
+
+
+class ParquetStore(EncodedStore):
+    """Images in a column of parquet files; the row groups that were read last are kept."""
+
+    def __init__(
+        self, column: str, groups: Sequence[tuple[Path, int]], sizes: np.ndarray, rows: np.ndarray, names: Sequence[str]
+    ) -> None:
+        """Of row groups: file and number; images, bytes, stored bytes. Of each image: its group, and its row in it."""
+        self.names, self._of_column, self._groups, self._sizes, self._rows = names, column, groups, sizes, rows
+        self.parts = Parts(rows[:, 0], max(1, AT_ONCE // max(1, int(sizes[:, 1].max()))))
+        self._column = lru_cache(self.parts.at_once)(self._read_column)
+
+    def __reduce__(self) -> Any:
+        return ParquetStore, (self._of_column, self._groups, self._sizes, self._rows, self.names)
+
+    def read(self, position: int) -> bytes:
+        group, row = self._rows[position].tolist()
+        try:
+            return self._column(group)[row].as_py()["bytes"] or b""
+        except Exception as error:  # of the file system, of a damaged file
+            raise BrokenImageError(f"cannot be read from {self._groups[group][0].name}: {reason(error)}") from error
+
+    def num_bytes(self, position: int) -> int:
+        """The mean of the images of its row group."""
+        images, size, _ = self._sizes[self._rows[position, 0]].tolist()
+        return int(size // images)
+
+    def sizes(self, positions: Sequence[int]) -> list[int]:
+        """Bytes of the row group of each image, as it is stored."""
+        found: list[int] = self._sizes[self._rows[positions, 0], 2].tolist()
+        return found
+
+    def _read_column(self, group: int) -> Any:
+        path, number = self._groups[group]
+        columns = [f"{self._of_column}.bytes"]
+        return _parquet(path).read_row_group(number, columns=columns, use_threads=False)[self._of_column]
+
+
+def _parquet(path: Path) -> Any:
+    """A parquet file, opened."""
+    try:
+        from pyarrow.parquet import ParquetFile
+
+        return ParquetFile(path)
+    except ImportError as error:
+        advice = "Run `pip install 'pantomim[parquet]'` first."
+        raise ValueError(f"Source.spec must be readable here; got {path}. {advice}") from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        told = reason(error)
+        raise ValueError(f"Source.spec must be whole parquet files; got {path}: {told}. Fetch it again.") from error
+
+
+def _parquets(name: str, paths: list[Path], folders: list[str], spec: str) -> Contents:
+    groups, inside, labels = list[tuple[Path, int]](), list[list[str]](), list[str]()
+    sizes, rows, image, label, features = list[tuple[int, ...]](), list[tuple[int, int]](), "", "", dict[str, Any]()
+    for path in paths:
+        file = _parquet(path)
+        meta, leaves = file.metadata, [file.metadata.schema.column(k).path for k in range(file.metadata.num_columns)]
+        if not inside:
+            told = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+            features = told.get("info", {}).get("features", {})
+            kinds = [title for title, kind in features.items() if kind.get("_type") == "ClassLabel"]
+            image = next((leaf.removesuffix(".bytes") for leaf in leaves if leaf.endswith(".bytes")), "")
+            label = next((title for title in (*kinds, *LABEL_TITLES) if title in leaves), "")
+            LOG.info("Columns of %s: images %s, labels %s.", spec, image or "none", label or "none")
+        if f"{image}.bytes" not in leaves or label not in (*leaves, ""):
+            raise ValueError(
+                f"Source.spec must be parquet files with the same columns, images as bytes and path; got "
+                f"{', '.join(leaves)} in {path}. Write them with the datasets library, or make tars."
+            )
+        for number in range(meta.num_row_groups):
+            group, stored = meta.row_group(number), meta.row_group(number).column(leaves.index(f"{image}.bytes"))
+            rows += [(len(groups), row) for row in range(group.num_rows)]
+            groups.append((path, number))
+            sizes.append((max(1, group.num_rows), stored.total_uncompressed_size, stored.total_compressed_size))
+        table = file.read(columns=[leaf for leaf in (f"{image}.path", label) if leaf in leaves], use_threads=False)
+        columns = {title: table[title].to_pylist() for title in table.column_names}
+        inside.append([(value or {}).get("path") or "" for value in columns.get(image, [{}] * meta.num_rows)])
+        labels += ["" if value is None else str(value) for value in columns.get(label, [""] * meta.num_rows)]
+    raw, numbered = _names(paths, folders, inside)
+
+    def store(chosen: list[int], names: list[str]) -> Store:
+        return ParquetStore(image, groups, np.asarray(sizes), np.asarray(rows)[chosen], names)
+
+    known = tuple(features[label].get("names", ())) if label in features else ()
+    numbers = tuple(map(str, range(len(known)))) or None
+    given = {"labels": labels} if label or numbered else {}
+    found = Contents.arranged(name, spec, raw, store, given, classes=numbers, listed=True)
+    return replace(found, classes=known) if known and found.classes else found
