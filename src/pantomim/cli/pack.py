@@ -13,7 +13,7 @@ def pack(source: Positional[str], out: Positional[Path], size: int | None = None
     Args:
         source: What `pretrain --data` takes.
         out: FILE.pack, then to be given as --data.
-        size: Store pixels, the shorter side brought down to so many (256); by default files stay as they are.
+        size: Store pixels, 256 or so along the shorter side (never enlarged); by default files stay as they are.
         quality: Store these pixels as JPEG of this quality (1 to 95): smaller, and slower to read.
     """
     from pantomim.data.pack import write_pack
@@ -22,4 +22,4 @@ def pack(source: Positional[str], out: Positional[Path], size: int | None = None
     contents = read_contents(source)
     broken = write_pack(contents, source, out, size=size, quality=quality)
     say_broken(broken)
-    say(f"{len(contents.store) - len(broken):,} images packed into {out}: {out.stat().st_size / 2**30:.2f} GiB.")
+    say(f"{len(contents.store) - len(broken):,} images packed into {out}: {out.stat().st_size / 2**20:,.1f} MiB.")

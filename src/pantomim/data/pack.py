@@ -103,6 +103,8 @@ def write_pack(
     check_out("pack.out", path, [SUFFIX])
     if path.exists():
         raise ValueError(f"pack.out must be a new file; got {path}. Remove it, or choose another name.")
+    if size is not None and size < 1:
+        raise ValueError(f"pack.size must be at least 1; got {size}. Give pixels, such as 256.")
     store, count = contents.store, len(contents.store)
     dataset = Dataset(spec, "all", contents, np.arange(count))
     if quality is not None and (size is None or dataset.facts.dtype != "uint8" or dataset.channels not in (1, 3)):
@@ -144,7 +146,7 @@ def write_pack(
                 file.write(data + b"\0" * (-len(data) % 8))
             if time.monotonic() - told > _TELL_S:
                 told = time.monotonic()
-                LOG.info("%s of %s images packed, %.2f GiB.", f"{len(rows):,}", f"{count:,}", file.tell() / 2**30)
+                LOG.info("%d of %d images packed, %.0f MiB.", len(rows), count, file.tell() / 2**20)
         about = {"names": list(store.names), "classes": contents.classes, "problem": contents.problem}
         text = json.dumps(about | {"dtype": dataset.facts.dtype}).encode()
         index = {"rows": np.asarray(rows), "about": np.frombuffer(text, np.uint8), **contents.splits}

@@ -8,14 +8,14 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -42,39 +42,31 @@ def named_shards(path: Path) -> list[str]:
     return [path.name.replace(found[0], f"{number:0{width}}") for number in range(first, last + 1)]
 
 
-def shards_among(names: Iterable[str]) -> list[str]:
+def shards_among(names: Sequence[str]) -> list[str]:
     """Those of the files of a folder that are shards; none where there are images beside them."""
-    names = list(names)
     found = [name for name in names if name.lower().endswith(SUFFIXES) and not is_system(name.rpartition("/")[2])]
     return [] if found and any(map(is_image, names)) else sorted(found)
 
 
 def read_shards(root: Path, shards: Sequence[str], spec: str) -> Contents:
-    """List what shards of one kind hold, by their names in a folder: splits by these names, classes by labels.
+    """List what shards of one kind hold; the splits are told by their names in the folder.
 
     Raises `ValueError` if one is damaged, naming it.
     """
-    kinds = {Path(shard).suffix.lower() for shard in shards}
+    stems, kinds = [shard.rpartition(".")[0] for shard in shards], {Path(shard).suffix.lower() for shard in shards}
     if len(kinds) > 1:
-        raise ValueError(
-            f"Source.spec must hold tar or parquet shards; got both in {spec}. Name the folder of one kind."
-        )
-    splits = name_splits(shard.rpartition(".")[0] for shard in shards)
-    folders = [f"{splits[stem]}/" if (stem := shard.rpartition(".")[0]) in splits else "" for shard in shards]
-    name = root.resolve().name if len(shards) > 1 else Path(shards[0]).stem
-    paths = [root / shard for shard in shards]
-    return (_tars if kinds == {".tar"} else _parquets)(name, paths, folders, spec)
+        raise ValueError(f"Source.spec must hold tar or parquet shards; got both in {spec}. Name the folder of one.")
+    named = name_splits(stems)
+    folders = [(f"{named[stem]}/" if stem in named else "", f"{stem.replace('/', '-')}/") for stem in stems]
+    name = root.resolve().name if len(shards) > 1 else stems[0].rpartition("/")[2]
+    return (_tars if kinds == {".tar"} else _parquets)(name, [root / shard for shard in shards], folders, spec)
 
 
-def _names(paths: Sequence[Path], folders: Sequence[str], inside: Sequence[Sequence[str]]) -> tuple[list[str], bool]:
-    """Names of images below the folder of their split; if those do not tell all apart, below their shard's, too."""
-    plain = [folder + name for folder, names in zip(folders, inside, strict=True) for name in names]
-    if len(set(plain)) == len(plain) and "" not in plain:
-        return plain, False
-    rows = zip(paths, folders, inside, strict=True)
-    return [
-        f"{folder}{path.stem}/{name or row}" for path, folder, names in rows for row, name in enumerate(names)
-    ], True
+def _names(folders: Sequence[tuple[str, str]], inside: Sequence[Sequence[str]]) -> tuple[list[str], bool]:
+    """Names of images below the folder of their split; if those do not tell all apart, below that of their shard."""
+    rows = [(*where, name) for where, names in zip(folders, inside, strict=True) for name in names]
+    plain = [split + name for split, _, name in rows]
+    return (plain, False) if len(set(plain)) == len(plain) else (list(map("".join, rows)), True)
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,7 @@ class TarStore(EncodedStore):
             data = file.read(tarfile.BLOCKSIZE + size)
         if len(data) < tarfile.BLOCKSIZE + size:
             raise BrokenImageError(f"lies beyond the end of {path.name}, which was cut")
-        if data[148:156].strip(b"\0 ") != b"%06o" % checksum:
+        if data[148:156].strip(b"\0 ").lstrip(b"0") != b"%o" % checksum:
             raise BrokenImageError(f"is not where it was in {path.name}, which has changed; start again")
         return data[tarfile.BLOCKSIZE :]
 
@@ -110,10 +102,10 @@ class TarStore(EncodedStore):
         return int(self._fields[position, 2])
 
 
-def _tars(name: str, paths: list[Path], folders: list[str], spec: str) -> Contents:
+def _tars(name: str, paths: list[Path], folders: list[tuple[str, str]], spec: str) -> Contents:
     with ThreadPoolExecutor(num_threads()) as threads:
         tars = list(threads.map(_tar, paths))
-    raw, numbered = _names(paths, folders, [tar.names for tar in tars])
+    raw, numbered = _names(folders, [tar.names for tar in tars])
     fields = np.asarray([(shard, *row) for shard, tar in enumerate(tars) for row in tar.fields]).reshape(-1, 4)
     labels, texts = ([value for tar in tars for value in getattr(tar, kind)] for kind in ("labels", "texts"))
     if not any(labels) and 2 * len(set(texts)) <= len(texts):  # else they are captions
@@ -148,32 +140,29 @@ def _tar(path: Path) -> _Tar:
 
 
 def _index(path: Path, stamp: tuple[int, int]) -> _Tar:
-    members: dict[str, tuple[int, int, int]] = {}
-    told: dict[str, dict[str, str]] = {suffix: {} for suffix in LABELS}
+    members, told = dict[str, tuple[int, int, int]](), dict[tuple[str, str], str]()
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 suffix = Path(member.name).suffix.lower()
-                if not member.isreg() or member.issparse():
-                    continue
-                if suffix in LABELS:
-                    file: Any = archive.extractfile(member)
-                    told[suffix][_key(member.name)] = _label(file.read(MAX_LABEL), suffix)
-                else:
+                if suffix in LABELS and (file := archive.extractfile(member)) is not None:
+                    told[suffix, _key(member.name)] = _label(file.read(MAX_LABEL), suffix)
+                elif member.isreg() and not member.issparse():
                     members[member.name] = (member.offset_data, member.size, member.chksum)
-    except OSError:
-        raise
+            file = cast(Any, archive.fileobj)
+            file.seek(archive.offset)  # where tarfile ended, be it at what is no header
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"it is cut or damaged after {archive.offset:,} bytes")
     except Exception as error:  # a damaged archive can raise anything
-        raise ValueError(
-            f"Source.spec must be whole tars; got {path}: {reason(error)}. Fetch or pack it again."
-        ) from error
-    simple = {name: name == f"{_key(name)}{Path(name).suffix}" for name in members}
+        if isinstance(error, OSError):
+            raise
+        raise ValueError(f"Source.spec must be whole tars; got {path}: {reason(error)}. Fetch it again.") from error
+    simple = {name: name == _key(name) + Path(name).suffix for name in members}
     alone = {_key(name) for name, one in simple.items() if one and is_image(name)}
     names = [name for name, one in simple.items() if one or _key(name) not in alone]
-    keys = [_key(name) for name in names]
-    labels = [told[".cls"].get(key) or told[".json"].get(key, "") for key in keys]
-    texts = [told[".txt"].get(key, "") for key in keys]
-    return _Tar(stamp, names, [members[name] for name in names], labels, texts, len(members) - len(names))
+    cls, json_, txt = ([told.get((suffix, _key(name)), "") for name in names] for suffix in LABELS)
+    labels = [first or second for first, second in zip(cls, json_, strict=True)]
+    return _Tar(stamp, names, [members[name] for name in names], labels, txt, len(members) - len(names))
 
 
 def _key(name: str) -> str:
@@ -212,7 +201,7 @@ class ParquetStore(EncodedStore):
     def read(self, position: int) -> bytes:
         group, row = self._rows[position].tolist()
         try:
-            return self._column(group)[row].as_py()["bytes"] or b""
+            return (self._column(group)[row].as_py() or {}).get("bytes") or b""
         except Exception as error:  # of the file system, of a damaged file
             raise BrokenImageError(f"cannot be read from {self._groups[group][0].name}: {reason(error)}") from error
 
@@ -238,27 +227,24 @@ def _parquet(path: Path) -> Any:
         from pyarrow.parquet import ParquetFile
 
         return ParquetFile(path)
-    except ImportError as error:
-        advice = "Run `pip install 'pantomim[parquet]'` first."
-        raise ValueError(f"Source.spec must be readable here; got {path}. {advice}") from error
-    except OSError:
-        raise
     except Exception as error:  # a damaged file can raise anything
-        told = reason(error)
-        raise ValueError(f"Source.spec must be whole parquet files; got {path}: {told}. Fetch it again.") from error
+        if isinstance(error, OSError) and error.errno:
+            raise
+        advice = "Fetch it again, or run `pip install 'pantomim[parquet]'` where pyarrow is missing."
+        raise ValueError(f"Source.spec must be whole parquet files; got {path}: {reason(error)}. {advice}") from error
 
 
-def _parquets(name: str, paths: list[Path], folders: list[str], spec: str) -> Contents:
-    groups, inside, labels = list[tuple[Path, int]](), list[list[str]](), list[str]()
+def _parquets(name: str, paths: list[Path], folders: list[tuple[str, str]], spec: str) -> Contents:
+    groups, inside, labels, kinds = list[tuple[Path, int]](), list[list[str]](), list[str](), list[str]()
     sizes, rows, image, label, features = list[tuple[int, ...]](), list[tuple[int, int]](), "", "", dict[str, Any]()
     for path in paths:
         file = _parquet(path)
         meta, leaves = file.metadata, [file.metadata.schema.column(k).path for k in range(file.metadata.num_columns)]
-        if not inside:
+        if not inside:  # the first one tells
             told = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
             features = told.get("info", {}).get("features", {})
-            kinds = [title for title, kind in features.items() if kind.get("_type") == "ClassLabel"]
-            image = next((leaf.removesuffix(".bytes") for leaf in leaves if leaf.endswith(".bytes")), "")
+            kinds = [title for title, kind in features.items() if "names" in kind]
+            image = next((leaf.removesuffix(".bytes") for leaf in leaves if re.fullmatch(r"[^.]+\.bytes", leaf)), "")
             label = next((title for title in (*kinds, *LABEL_TITLES) if title in leaves), "")
             LOG.info("Columns of %s: images %s, labels %s.", spec, image or "none", label or "none")
         if f"{image}.bytes" not in leaves or label not in (*leaves, ""):
@@ -273,15 +259,16 @@ def _parquets(name: str, paths: list[Path], folders: list[str], spec: str) -> Co
             sizes.append((max(1, group.num_rows), stored.total_uncompressed_size, stored.total_compressed_size))
         table = file.read(columns=[leaf for leaf in (f"{image}.path", label) if leaf in leaves], use_threads=False)
         columns = {title: table[title].to_pylist() for title in table.column_names}
-        inside.append([(value or {}).get("path") or "" for value in columns.get(image, [{}] * meta.num_rows)])
+        found = enumerate(columns.get(image, [{}] * meta.num_rows))
+        inside.append([(value or {}).get("path") or str(row) for row, value in found])
         labels += ["" if value is None else str(value) for value in columns.get(label, [""] * meta.num_rows)]
-    raw, numbered = _names(paths, folders, inside)
+    raw, numbered = _names(folders, inside)
 
     def store(chosen: list[int], names: list[str]) -> Store:
         return ParquetStore(image, groups, np.asarray(sizes), np.asarray(rows)[chosen], names)
 
-    known = tuple(features[label].get("names", ())) if label in features else ()
+    known = tuple(features[label]["names"]) if label in kinds else ()
     numbers = tuple(map(str, range(len(known)))) or None
     given = {"labels": labels} if label or numbered else {}
-    found = Contents.arranged(name, spec, raw, store, given, classes=numbers, listed=True)
-    return replace(found, classes=known) if known and found.classes else found
+    made = Contents.arranged(name, spec, raw, store, given, classes=numbers, listed=True)
+    return replace(made, classes=known) if known and made.classes else made

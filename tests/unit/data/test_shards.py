@@ -1,5 +1,4 @@
 import io
-import os
 import pickle
 import sys
 
@@ -135,9 +134,11 @@ def test_damaged_and_missing_shards_are_named(tmp_path, end, monkeypatch):
         else:
             write_parquet(each, images, [0, 1, 0, 1], ["a", "b"])
     opened = open_source(str(tmp_path), "all")
-    os.truncate(path, 900)
-    with pytest.raises(ValueError, match=rf"Source.spec must be whole .*; got .*s-1{end}"):
-        open_source(str(tmp_path), "all")
+    whole = path.read_bytes()
+    for damaged in (whole[:2000], whole[:1024] + b"x" * (len(whole) - 1024), whole[:900]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"Source.spec must be whole .*; got .*s-1{end}"):
+            open_source(str(tmp_path), "all")
     if end == ".parquet":
         opened._store._column.cache_clear()
     with pytest.raises(ValueError, match=rf"(lies beyond the end of|cannot be read from) s-1{end}"):
