@@ -5,6 +5,7 @@ The file: `MARK`; the images, each a file as it was or its pixels (height, width
 that was broken takes no bytes and stays broken: so order and division of a pack are those of its source.
 """
 
+import errno
 import io
 import json
 import shutil
@@ -116,12 +117,9 @@ def write_pack(
     for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):  # by a process that was killed
         left.unlink(missing_ok=True)
     files = store if isinstance(store, EncodedStore) and size is None else None
-    free, least = shutil.disk_usage(path.parent).free, sum(map(files.num_bytes, range(count))) if files else 0
-    if least > free:
-        raise ValueError(
-            f"pack.out must lie where there is room for {least / 2**30:.1f} GiB; got {path}, with {free / 2**30:.1f} "
-            f"GiB free. Choose another place, or a size."
-        )
+    wanted = sum(map(files.num_bytes, range(count))) if files else 0
+    if wanted > shutil.disk_usage(path.parent).free:
+        raise OSError(errno.ENOSPC, f"{wanted / 2**30:.1f} GiB are more than is free", str(path))
 
     def packed(position: int) -> tuple[bytes, tuple[int, ...]]:
         try:

@@ -25,7 +25,7 @@ from pantomim.core.reading import read_json
 from pantomim.data.dataset import Contents, num_threads
 from pantomim.data.decoding import BrokenImageError, is_image
 from pantomim.data.names import LABEL_TITLES, LOG, is_system, name_splits
-from pantomim.data.stores import EncodedStore, Parts, Store
+from pantomim.data.stores import EncodedStore, OpenFiles, Parts, Store
 
 SUFFIXES = (".tar", ".parquet")
 LABELS, MAX_LABEL = (".cls", ".json", ".txt"), 2**20  # bytes of a member that may hold one
@@ -85,13 +85,12 @@ class TarStore(EncodedStore):
     """Members of tars, each with its header, whose checksum says whether it is the member that the index means."""
 
     def __init__(self, paths: Sequence[Path], fields: np.ndarray, names: Sequence[str]) -> None:
-        self._paths, self._fields, self.names = paths, fields, names
+        self._paths, self._fields, self.names, self._files = paths, fields, names, OpenFiles()
 
     def read(self, position: int) -> bytes:
         shard, offset, size, checksum = self._fields[position].tolist()
-        with open(path := self._paths[shard], "rb", buffering=0) as file:
-            file.seek(offset - tarfile.BLOCKSIZE)
-            data = file.read(tarfile.BLOCKSIZE + size)
+        path = self._paths[shard]
+        data = self._files.read(path, tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
         if len(data) < tarfile.BLOCKSIZE + size:
             raise BrokenImageError(f"lies beyond the end of {path.name}, which was cut")
         if data[148:156].strip(b"\0 ").lstrip(b"0") != b"%o" % checksum:

@@ -87,7 +87,7 @@ def test_a_pack_is_whole_or_not_there(tmp_path, monkeypatch):
     assert not list(out.iterdir())
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
-        with pytest.raises(ValueError, match="where there is room"):
+        with pytest.raises(OSError, match="more than is free"):
             packed(spec, out / "a.pack")
     packed(spec, out / "a.pack")
     with pytest.raises(ValueError, match="must be a new file"):
