@@ -3,10 +3,14 @@
     .venv/bin/python benchmarks/data.py --data mnist
     .venv/bin/python benchmarks/data.py --data cifar10.zip --threads 2 --json out.json
     .venv/bin/python benchmarks/data.py --data photos.zip --image-size 96 --patch-size 8 --workers 1
+    .venv/bin/python benchmarks/data.py --beside photos/ photos.pack tars/ parquets/ --image-size 224
 
 The three take turns, round by round, so that a busy machine hurts them alike; medians are printed. "Waiting" is how
 much of the time of the joint run went into waiting for batches or making them. A set of one size lies in memory and is
 cropped in batches by the training process itself; any other is decoded by workers.
+
+With `--beside` sources of the same images take turns, read, decoded and cropped in one process from where they lie:
+images a CPU second, lowest to highest beside the median.
 """
 
 import argparse
@@ -32,6 +36,9 @@ from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 def main() -> None:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
+    if arguments.beside:
+        compare_sources(arguments)
+        return
     device = torch.device(arguments.device)
     began = time.perf_counter()
     dataset = open_source(arguments.data)
@@ -119,6 +126,35 @@ def main() -> None:
         Path(arguments.json).write_text(json.dumps({**result, "hold_s": hold_s}, indent=1))
 
 
+def compare_sources(arguments: argparse.Namespace) -> None:
+    side, rates = arguments.image_size or 224, {source: list[float]() for source in arguments.beside}
+    streams = {
+        source: Stream(
+            open_source(source),
+            batch_size=arguments.batch_size,
+            image_size=(side, side),
+            crop=Crop(),
+            seed=0,
+            device="cpu",
+            workers=0,
+            memory_gib=1e-9,
+        )
+        for source in rates
+    }
+    for turn in range(arguments.rounds + 1):
+        for source, stream in streams.items():
+            began = time.process_time()
+            for _ in stream.batches(turn * arguments.steps, (turn + 1) * arguments.steps):
+                pass
+            rates[source].append(arguments.steps * arguments.batch_size / (time.process_time() - began))
+    print(f"torch {torch.__version__}, {arguments.threads} threads, {platform.machine()}, {side} x {side}")
+    for source, values in rates.items():
+        kept = values[1:]  # the first one fetches from the disk
+        print(f"{source:>40}: {statistics.median(kept):7.0f} images/CPU s ({min(kept):.0f} to {max(kept):.0f})")
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps({"arguments": vars(arguments), "images_per_cpu_s": rates}, indent=1))
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -127,6 +163,7 @@ def synchronize(device: torch.device) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist")
+    parser.add_argument("--beside", nargs="+", metavar="SRC", help="only read these sources, to compare them")
     parser.add_argument("--size", default="tiny", choices=list(ENCODER_SIZES))
     parser.add_argument("--image-size", type=int, help="side; the median shorter side if not given")
     parser.add_argument("--patch-size", type=int, default=4)

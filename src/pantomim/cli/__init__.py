@@ -26,6 +26,7 @@ from pantomim.cli.import_ import import_
 from pantomim.cli.inspect_ import inspect_
 from pantomim.cli.masks import masks
 from pantomim.cli.noise import noise
+from pantomim.cli.pack import pack
 from pantomim.cli.predict import predict
 from pantomim.cli.pretrain import pretrain
 from pantomim.cli.recipes import recipes
@@ -40,7 +41,7 @@ from pantomim.core.names import did_you_mean
 # The only list, in the order of `pantomim --help`. A command imports what it works with when it is called, so that help
 # waits for no model library.
 _ALL: tuple[Command, ...] = (pretrain, finetune, segment, evaluate, predict, features, report, recipes, explain)
-_ALL += (tokenizer, stats, noise, masks, inspect_, study, import_, verify)
+_ALL += (tokenizer, stats, pack, noise, masks, inspect_, study, import_, verify)
 COMMANDS: dict[str, Command] = {command.__name__.rstrip("_"): command for command in _ALL}
 
 

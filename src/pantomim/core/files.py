@@ -9,6 +9,7 @@ import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -39,13 +40,20 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, force it to disk and rename it: there is the old file or the new, whole."""
+    """Write a file: afterwards there is the old file or the new one, whole."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to under a temporary name: in the end forced to disk and renamed, on an error removed."""
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     with naming(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

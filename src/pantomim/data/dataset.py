@@ -22,11 +22,12 @@ from pantomim.data.decoding import BrokenImageError, Header
 from pantomim.data.identity import Identity
 from pantomim.data.layout import draw_images, read_layout
 from pantomim.data.names import common_folder, count_left_out, readable, sift
-from pantomim.data.stores import ArrayStore, BytesStore, Store
+from pantomim.data.stores import ArrayStore, BytesStore, Parts, Store
 
 T = TypeVar("T")
 
 MAX_PROBED = 2_000
+MAX_PARTS = 32  # that are read for a look at a source
 MAX_BROKEN_SHARE = 0.01
 MAX_LISTED = 50  # broken images in a message; more are listed in a file
 MAX_LOOK_S = 60
@@ -214,6 +215,16 @@ class Dataset:
         """Channels of every image."""
         return self.facts.channels
 
+    @property
+    def parts(self) -> Parts | None:
+        """Those of the source's parts in which these images lie, by index."""
+        parts = self._store.parts
+        return None if parts is None else Parts(parts.of_image[self._positions], parts.at_once)
+
+    def spread(self, most: int) -> np.ndarray:
+        """At most so many indices, evenly spaced, to look at."""
+        return evenly_spaced(len(self), most, self.parts)
+
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of one image, from its header; raises `BrokenImageError`."""
         header = self._store.header(int(self._positions[index]))
@@ -331,8 +342,11 @@ class Dataset:
         headers: dict[int, Header] = {}
         reasons: dict[int, str] = {}
         whole = np.arange(len(contents.store))
-        probed = (part[evenly_spaced(len(part), MAX_PROBED)] for part in (whole, self._positions))
-        for position in dict.fromkeys(np.concatenate(list(probed)).tolist()):
+        probed = (
+            whole[evenly_spaced(len(whole), MAX_PROBED, contents.store.parts)],
+            self._positions[self.spread(MAX_PROBED)],
+        )
+        for position in dict.fromkeys(np.concatenate(probed).tolist()):
             try:
                 headers[position] = contents.store.header(position)
             except BrokenImageError as error:
@@ -397,8 +411,12 @@ def num_threads() -> int:
     return max(1, min(16, here // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))))  # set by torchrun
 
 
-def evenly_spaced(length: int, most: int) -> np.ndarray:
-    """At most so many indices of a sequence, evenly spaced, the first and the last among them."""
+def evenly_spaced(length: int, most: int, parts: Parts | None = None) -> np.ndarray:
+    """At most so many indices of a sequence, evenly spaced, the first and the last among them; in few of its parts."""
+    if parts is not None:
+        known = np.unique(parts.of_image)
+        inside = np.flatnonzero(np.isin(parts.of_image, known[evenly_spaced(len(known), MAX_PARTS)]))
+        return inside[evenly_spaced(len(inside), most)]
     return np.linspace(0, length - 1, min(length, most)).round().astype(np.int64)
 
 

@@ -283,7 +283,7 @@ def _plain_jpeg(data: bytes) -> np.ndarray | None:
         if space is None:
             return None
         check_memory(4 * height * width)
-        return np.ascontiguousarray(simplejpeg.decode_jpeg(data, space).transpose(2, 0, 1))
+        return simplejpeg.decode_jpeg(data, space).transpose(2, 0, 1)  # bands last in memory, as is resized fastest
     except ValueError:
         return None
 

@@ -21,6 +21,8 @@ LOG = logging.getLogger(__name__)  # what a user should know of a source; the co
 SPLITS = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # beside the splits: images that are trained on without labels
 
+LABEL_TITLES = ("label", "labels", "class", "class_name", "category", "target", "cls")  # of a column with classes
+
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),

@@ -1,4 +1,4 @@
-"""Opening images by name: a folder, a zip, an .npz, a list of files, an embedded set, or another library's set.
+"""Opening images by name: a folder, a zip, a pack, an .npz, a list, shards, an embedded or another library's set.
 
 What a name may be, splits and classes: docs/data.md. A source without splits is divided once and for all, whatever the
 seed: pre-training sees 80 % (stratified by class), so that an evaluation on the same source stays honest.
@@ -25,7 +25,9 @@ from pantomim.data.dataset import Contents, Dataset
 from pantomim.data.decoding import BrokenImageError, is_image, read_npy
 from pantomim.data.layout import divide
 from pantomim.data.libraries import EMBEDDED, hugging_face, torchvision_set
-from pantomim.data.names import LOG, as_labels, count_left_out, is_system, readable
+from pantomim.data.names import LABEL_TITLES, LOG, as_labels, count_left_out, is_system, readable
+from pantomim.data.pack import SUFFIX, read_pack
+from pantomim.data.shards import named_shards, read_shards, shards_among
 from pantomim.data.stores import ArrayStore, FileStore, Store, ZipStore
 
 LIST_SUFFIXES = (".txt", ".lst", ".tsv", ".csv")
@@ -109,11 +111,15 @@ def _read(spec: str) -> Contents:
         return _npz(path, spec)
     if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
         return _list(path, spec)
+    if path.is_file() and path.suffix.lower() == SUFFIX:
+        return read_pack(path)
+    if shards := named_shards(path):
+        return read_shards(path.parent, shards, spec)
     if found := _inside_zip(path):
         return _zip(*found, spec)
     raise ValueError(
-        f"Source.spec must be a folder, a .zip, an .npz, a list of files (.txt), {', '.join(EMBEDDED)}, "
-        f"torchvision:NAME or hf:NAME; got {spec!r}, which is none of these. Check the path."
+        f"Source.spec must be a folder, a .zip, a .pack, an .npz, a list of files (.txt), shards (.tar, .parquet), "
+        f"{', '.join(EMBEDDED)}, torchvision:NAME or hf:NAME; got {spec!r}, which is none of these. Check the path."
     )
 
 
@@ -133,6 +139,8 @@ def browse(spec: str) -> Path | zipfile.Path:
 
 def _folder(root: Path, spec: str) -> Contents:
     raw, left_out, same = _walk(root)
+    if shards := shards_among(raw):
+        return read_shards(root, shards, spec)
 
     def store(rows: list[int], names: list[str]) -> Store:
         return FileStore(root, names, [raw[row] for row in rows])
@@ -249,9 +257,7 @@ def _list_columns(path: Path, spec: str) -> dict[str, list[str]]:
         return {"names": list(names)} | ({"labels": list(labels)} if any(labels) else {})
     others = {
         "splits": [title for title in table if title in ("split", "set", "subset", "partition")],
-        "labels": [
-            title for title in table if title in ("label", "labels", "class", "class_name", "category", "target")
-        ]
+        "labels": [title for title in table if title in LABEL_TITLES]
         or [title for title in table if len(table) == 2 and title != images],
     }
     chosen = {"names": images} | {kind: found[0] for kind, found in others.items() if found}

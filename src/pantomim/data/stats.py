@@ -8,7 +8,7 @@ from torch import nn
 
 from pantomim.core.frozen import frozen
 from pantomim.core.scales import Scale
-from pantomim.data.dataset import Dataset, evenly_spaced, num_threads
+from pantomim.data.dataset import Dataset, num_threads
 from pantomim.data.decoding import BrokenImageError
 
 FAR = 5.0  # most that the mean of normalised images is from 0, and their std from 1, as a factor
@@ -30,7 +30,7 @@ class Stats:
 
 def channel_stats(dataset: Dataset, limit: int = MANY) -> Stats:
     """Measure the channels of a split, on at most `limit` images, evenly spaced, in float64."""
-    indices = evenly_spaced(len(dataset), limit)
+    indices = dataset.spread(limit)
     _, first = dataset.read_healthy(int(indices[0]))
     centre = first.mean(axis=(1, 2), dtype=np.float64)  # near the mean, so that squares lose no digits
     chunks = np.array_split(indices, max(1, len(indices) // 64))

@@ -8,6 +8,8 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,22 @@ from pantomim.data.decoding import (
 from pantomim.data.names import LOG
 
 
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The parts of a source that are read as a whole: that of each image, and of how many images are mixed in training.
+
+    A process that reads keeps so many in memory.
+    """
+
+    of_image: np.ndarray
+    at_once: int
+
+
 class Store(ABC):
     """Images by position."""
 
     names: Sequence[str]
+    parts: Parts | None = None  # where an image is not read alone
 
     def __len__(self) -> int:
         return len(self.names)
@@ -160,11 +174,38 @@ class FileStore(EncodedStore):
         return self.root / self._paths[position]
 
 
+class OpenFiles:
+    """Files that are read by offset and stay open; without a position, reads are safe from many threads and forks."""
+
+    def __init__(self) -> None:
+        self._opened = lru_cache(64)(_Handle)
+
+    def __reduce__(self) -> Any:
+        return OpenFiles, ()
+
+    def read(self, path: Path, count: int, offset: int) -> bytes:
+        if not hasattr(os, "pread"):  # Windows: opened for each read
+            with path.open("rb") as file:
+                file.seek(offset)
+                return file.read(count)
+        handle = self._opened(path)
+        return os.pread(handle.number, count, offset)
+
+
+class _Handle:
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if "number" in self.__dict__:
+            os.close(self.number)
+
+
 class ZipStore(EncodedStore):
     """Members of a zip, read in place.
 
-    Members are read by offset instead of through `zipfile`: reads without a file position are safe from many threads,
-    and a worker need not parse the list of members again (60,000 take half a second).
+    By offset instead of through `zipfile`, so that a worker need not parse the list of members again (60,000 take half
+    a second).
     """
 
     def __init__(self, path: Path, members: Sequence[zipfile.ZipInfo], names: Sequence[str]) -> None:
@@ -174,28 +215,20 @@ class ZipStore(EncodedStore):
         ]
         whole = np.minimum(np.asarray(fields, dtype=object), 2**62)  # a damaged zip may claim anything
         self._fields = whole.astype(np.int64).reshape(-1, 6)
-        self._num_bytes = path.stat().st_size
-        self._descriptor: tuple[int, int] | None = (os.getpid(), os.open(path, os.O_RDONLY))  # one handle a process
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_descriptor": None}
-
-    def __del__(self) -> None:
-        descriptor = self.__dict__.get("_descriptor")
-        if descriptor is not None and descriptor[0] == os.getpid():
-            os.close(descriptor[1])
+        self._num_bytes, self._files = path.stat().st_size, OpenFiles()
 
     def read(self, position: int) -> bytes:
         """The bytes of one member, its checksum verified."""
         offset, packed, size, method, checksum, encrypted = self._fields[position].tolist()
         if encrypted:
             raise BrokenImageError("is encrypted in the zip")
-        header = self._read_at(30, offset)
+        header = self._files.read(self.path, 30, offset)
         if header[:4] != b"PK\x03\x04":
             raise BrokenImageError("is not where the zip says")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         check_memory(size, packed if packed <= self._num_bytes else 0)
-        data = self._read_at(min(packed, self._num_bytes), offset + 30 + name_length + extra_length)
+        start = offset + 30 + name_length + extra_length
+        data = self._files.read(self.path, min(packed, self._num_bytes), start)
         if method == zipfile.ZIP_DEFLATED:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
         elif method != zipfile.ZIP_STORED:
@@ -210,16 +243,6 @@ class ZipStore(EncodedStore):
     def sizes(self, positions: Sequence[int]) -> list[int]:
         """Size and checksum of each member, as one number."""
         return [int(self._fields[position, 2]) << 32 | int(self._fields[position, 4]) for position in positions]
-
-    def _read_at(self, count: int, offset: int) -> bytes:
-        process = os.getpid()
-        if not hasattr(os, "pread"):  # Windows: a file of its own for each read
-            with self.path.open("rb") as file:
-                file.seek(offset)
-                return file.read(count)
-        if self._descriptor is None or self._descriptor[0] != process:
-            self._descriptor = (process, os.open(self.path, os.O_RDONLY))
-        return os.pread(self._descriptor[1], count, offset)
 
 
 class BytesStore(EncodedStore):

@@ -24,6 +24,7 @@ from pantomim.data.dataset import Dataset, TooManyBrokenError, num_threads
 from pantomim.data.decoding import BrokenImageError
 from pantomim.data.mask_crops import PADDING, MaskCrop, cropped_pair, row_random
 from pantomim.data.masks import Masks
+from pantomim.data.stores import Parts
 from pantomim.data.transforms import (
     Crop,
     View,
@@ -73,6 +74,7 @@ class Stream:
                 f"{batch_size}. Choose another batch size or number of accumulation steps."
             )
         self.dataset = dataset
+        self._parts = dataset.parts
         self.batch_size = batch_size
         self.image_size = image_size
         self._crop, self._masks = crop, masks
@@ -125,11 +127,11 @@ class Stream:
         num_images = len(self.dataset)
         if num_images >= self.batch_size:
             epoch, place = divmod(step, self.steps_per_epoch)
-            order = _permutation(num_images, self.seed, epoch).repeat(self.repeats)
+            order = _permutation(num_images, self.seed, epoch, self._parts).repeat(self.repeats)
             return self._apart(order[place * self.batch_size : (place + 1) * self.batch_size])
         places = step * self.batch_size + np.arange(self.batch_size)
         length = num_images * self.repeats
-        epochs = [_permutation(num_images, self.seed, int(epoch)) for epoch in np.unique(places // length)]
+        epochs = [_permutation(num_images, self.seed, int(epoch), self._parts) for epoch in np.unique(places // length)]
         return self._apart(np.concatenate(epochs).repeat(self.repeats)[places - places[0] // length * length])
 
     def _apart(self, ids: np.ndarray) -> np.ndarray:
@@ -390,5 +392,11 @@ def _decoded(
 
 
 @lru_cache(maxsize=4)
-def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng(np.random.SeedSequence([seed, epoch, _PURPOSE])).permutation(num_images)
+def _permutation(num_images: int, seed: int, epoch: int, parts: Parts | None = None) -> np.ndarray:
+    """The order of an epoch; where images are read in parts, these come in random order, so many at once, mixed."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, epoch, _PURPOSE]))
+    order = rng.permutation(num_images)
+    if parts is None:
+        return order
+    turns = rng.permutation(int(parts.of_image.max()) + 1) // parts.at_once
+    return order[np.argsort(turns[parts.of_image[order]], kind="stable")]

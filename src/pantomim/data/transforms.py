@@ -167,7 +167,8 @@ def resize_one(
 ) -> Tensor:
     """One image's part (C, h, w), resized as `resized_crop` does; uint8 stays uint8 (rounded), all else is float32."""
     top, left, height, width = (int(value) for value in box)
-    part = torch.from_numpy(np.ascontiguousarray(image[:, top : top + height, left : left + width]))
+    cut = image[:, top : top + height, left : left + width]
+    part = torch.from_numpy(cut if cut.flags.writeable else cut.copy())
     part = part if part.dtype == torch.uint8 else part.to(torch.float32)
     if (height, width) != tuple(image_size):
         part = F.interpolate(part[None], size=tuple(image_size), mode=interpolation, antialias=antialias)[0]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pantomim.core.files import check_out, replace_file, write_npz
 from pantomim.core.modes import evaluating
-from pantomim.data.dataset import Dataset, evenly_spaced
+from pantomim.data.dataset import Dataset
 from pantomim.data.stats import Stats, check_scale
 from pantomim.data.stream import evaluation_batches
 from pantomim.formats.files import hash_weights
@@ -119,7 +119,7 @@ def collapse_warning(encoder: AnyEncoder, dataset: Dataset) -> str | None:
 
     Raises `ValueError` where features are not finite.
     """
-    chosen, device = evenly_spaced(len(dataset), NUM_LOOKED_AT), next(encoder.parameters()).device
+    chosen, device = dataset.spread(NUM_LOOKED_AT), next(encoder.parameters()).device
     with evaluating(encoder), torch.inference_mode():
         batches = evaluation_batches(dataset, encoder.image_size, 16, device, chosen)
         table = _table(dataset, ((views(encoder, encoder(images)), indices) for images, indices in batches))
