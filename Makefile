@@ -44,8 +44,8 @@ gpu: .venv/installed
 	$(BIN)/python benchmarks/gpu_page.py --add runs/gpu/result.json
 
 gpu-dry: .venv/installed
-	@echo "== The same at micro sizes on the CPU, compiled to code (some fifteen minutes on two cores)."
-	$(BIN)/python benchmarks/gpu.py --out runs/gpu-dry --dry --inductor --budget 1800
+	@echo "== The same at micro sizes on the CPU, compiled to code (half an hour on two cores)."
+	$(BIN)/python benchmarks/gpu.py --out runs/gpu-dry --dry --inductor --budget 3600
 
 lock: .venv/installed
 	$(BIN)/pip install --quiet uv

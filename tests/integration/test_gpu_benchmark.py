@@ -46,6 +46,7 @@ def test_a_run_that_is_cut_off_leaves_what_it_has(tmp_path: Path) -> None:
 
 
 def test_the_kept_figures_make_the_page() -> None:
+    benchmark("flops")  # which the page imports late
     page = benchmark("gpu_page")
     text = page.PAGE.read_text()
     for file in sorted(page.FOLDER.glob("*.json")):
