@@ -1,15 +1,17 @@
 """`pantomim tokenizer train` and `encode`: learn to turn images into ids, and do it."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from pantomim import verbs
 from pantomim.cli.command_line import CommandLine, typed
-from pantomim.cli.console import is_main_process, say, say_broken, section, warn
+from pantomim.cli.console import say, say_broken, section, warn
 from pantomim.cli.pretrain import in_words, say_complete
-from pantomim.cli.run_options import RunOptions, read_run
+from pantomim.cli.run_options import read_run
+from pantomim.core.machine import is_main_process
 
 if TYPE_CHECKING:
+    from pantomim.recipes import Prepared
     from pantomim.tokenizers.usage import CodeUsage
 
 
@@ -18,17 +20,49 @@ def tokenizer(line: CommandLine) -> None:
     line.choose({"train": _train, "encode": _encode})(line)
 
 
-@dataclass(frozen=True)
-class TokenizerOptions(RunOptions):
-    """What decides the training of a tokenizer: dvae for any images, or vqkd, learned from a teacher."""
+def _planned(
+    recipe: str | None = None,
+    *,
+    data: str | None = None,
+    out: Path | None = None,
+    size: str | None = None,
+    teacher: str | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    keep: int | None = None,
+    config: Path | None = None,
+    scale: float | None = None,
+    settings: Any = None,
+) -> "Prepared":
+    """What decides the training of a tokenizer: dvae for any images, or vqkd, learned from a teacher.
 
-    trains = "tokenizer"
+    Each setting of its config is a further option.
+
+    Args:
+        recipe: A full name, such as dvae_micro_mnist, or dvae or vqkd, for any images. See `pantomim recipes`.
+        data: An embedded set (mnist), a folder, a zip, an .npz, a text list of files, torchvision:NAME or hf:NAME.
+        out: The run folder; an unfinished run of the same config in it is resumed.
+        size: Size of the networks, for a bare name: from micro to huge.
+        teacher: Whose features are predicted: random, ema, RUN, FILE, timm:NAME ...; docs/teachers.md has all.
+        steps: Length in optimiser steps.
+        epochs: Length in passes over the data.
+        keep: Checkpoints to keep.
+        config: Repeat the run of this config.yaml.
+        scale: The stored value that becomes 1; by default by the number type, 255 for 8-bit images.
+        settings: What makes of the config another one.
+    """
+    from pantomim.recipes import prepare
+
+    choices: dict[str, Any] = {"data": data, "size": size, "teacher": teacher, "steps": steps, "epochs": epochs}
+    prepared = prepare(recipe, config=config, scale=scale, begun=out, trains="tokenizer", **choices)
+    return verbs.planned(prepared, keep, settings)
 
 
 def _train(line: CommandLine) -> None:
     """Train a tokenizer: pantomim tokenizer train [RECIPE] --data SRC --out RUN [--steps N] [--any.setting value]."""
-    chosen, prepared, settings = read_run(line, TokenizerOptions)
-    out, config = chosen.folder, prepared.config
+    arguments, settings = read_run(line, _planned)
+    prepared, out = _planned(**arguments), verbs.folder_of(arguments["out"])
+    config = prepared.config
     from pantomim.analysis.tokens import PICTURE, write_tokenizer_report
     from pantomim.engine.pretrain import pretrain as run
     from pantomim.recipes.dvae import fitted

@@ -1,4 +1,4 @@
-"""What this machine allows a process: memory, open files, shared memory."""
+"""What this machine allows a process: memory, open files, shared memory; and which of several it is."""
 
 import os
 import sys
@@ -11,6 +11,11 @@ except ImportError:  # Windows has no such module
 
 SHARED = Path("/dev/shm")
 FEW_FILES = 512  # open files: every batch in shared memory is one, and every worker has six
+
+
+def is_main_process() -> bool:
+    """Whether this one of several processes is the one that prints results."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def peak_memory_gib() -> float | None:
