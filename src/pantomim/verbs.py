@@ -132,7 +132,7 @@ def pretrain(
         settings: Values by dotted names, such as {"optim.base_lr": 1e-3}.
     """
     given = locals()
-    prepared, folder = _prepared(recipe, given), folder_of(out)
+    prepared, folder = planned(recipe, given), folder_of(out)
     if prepared.chain is not None:
         from pantomim.study.stages import run_stages
 
@@ -179,7 +179,7 @@ def explain(
     from pantomim.study.stages import describe_stages
 
     trains = found if (found := trained_by(recipe)) in ("classifier", "segmenter") else "encoder"
-    prepared = _prepared(recipe, given, trains=trains, subset={"masks": MaskConfig()} if trains == "segmenter" else {})
+    prepared = planned(recipe, given, trains=trains, subset={"masks": MaskConfig()} if trains == "segmenter" else {})
     run, chain = prepared.config, prepared.chain
     on_gpu = run.runtime.device == "cuda" or (run.runtime.device == "auto" and torch.cuda.is_available())
     dtype = compute_dtype(run.runtime, torch.device("cuda" if on_gpu else "cpu"))
@@ -330,7 +330,7 @@ def evaluate(
         classifier: The folder of a fine-tuned run, or the weights in it.
         segmenter: The folder of a run of segmentation, or the weights in it.
         out: FILE.json; by default in the run folder, where each evaluation has a file of its own.
-        options: Those of the protocol, such as labels_per_class; `pantomim evaluate PROTOCOL --help` lists them.
+        options: Those of the protocol, such as labels_per_class, and of all: images, image_size, contenders, seed ...
     """
     from pantomim.config import from_dict
     from pantomim.evaluate import PROTOCOLS, TASK_PROTOCOLS
@@ -427,18 +427,6 @@ def score(evaluation: "Evaluation | TaskEvaluation") -> Scored:
     return Scored(evaluation.headline(result), path, result)
 
 
-def planned(prepared: "Prepared", keep: int | None, settings: "Settings | None") -> "Prepared":
-    """The same run with settings of a user's."""
-    from pantomim.config import with_settings
-
-    config = prepared.config
-    if settings is not None:
-        config = settings(config) if callable(settings) else with_settings(config, settings)
-    if keep is not None:
-        config = replace(config, runtime=replace(config.runtime, keep=keep))
-    return replace(prepared, config=config)
-
-
 def folder_of(out: Place | None) -> Path:
     """The run folder, which has no default."""
     if out is None:
@@ -446,20 +434,29 @@ def folder_of(out: Place | None) -> Path:
     return Path(out)
 
 
-_DECIDING = ("data", "scale", "size", "init", "steps", "epochs", "target", "tokenizer", "teacher", "stages", "reinit")
-_DECIDING += ("evaluate", "scratch")
+DECIDING = (
+    *("data", "scale", "size", "init", "steps", "epochs", "target", "tokenizer", "teacher", "stages", "reinit"),
+    *("evaluate", "scratch"),
+)
 
 
-def _prepared(recipe: str | None, given: Mapping[str, Any], fit: Any = None, **more: Any) -> "Prepared":
-    """The run that a verb's arguments give; `fit` changes its config before the settings do."""
+def planned(
+    recipe: str | None, given: Mapping[str, Any], fit: "Callable[[Pretrain], Pretrain] | None" = None, **more: Any
+) -> "Prepared":
+    """The run that a verb's arguments give, of which `settings` have the last word; `fit` comes before them."""
+    from pantomim.config import with_settings
     from pantomim.recipes import prepare
 
-    choices = {name: given[name] for name in _DECIDING if name in given}
+    choices = {name: given[name] for name in DECIDING if name in given}
     choices = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in choices.items()}
-    config, begun = (None if given[name] is None else Path(given[name]) for name in ("config", "out"))
-    prepared = prepare(recipe, config=config, begun=begun, **choices | more)
-    prepared = prepared if fit is None else replace(prepared, config=fit(prepared.config))
-    return planned(prepared, given["keep"], given["settings"])
+    file, begun = (None if given[name] is None else Path(given[name]) for name in ("config", "out"))
+    prepared, settings = prepare(recipe, config=file, begun=begun, **choices | more), given["settings"]
+    config = prepared.config if fit is None else fit(prepared.config)
+    if settings is not None:
+        config = settings(config) if callable(settings) else with_settings(config, settings)
+    if given["keep"] is not None:
+        config = replace(config, runtime=replace(config.runtime, keep=given["keep"]))
+    return replace(prepared, config=config)
 
 
 def _part(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -483,7 +480,7 @@ def _task(verb: str, given: Mapping[str, Any], fit: Any = None, **more: Any) -> 
             "any, set prepare.scratch and prepare.size."
         )
     recipe = None if given["config"] is not None else f"{verb}_{given['preset'] or preset_of(encoder)}"
-    config, out = _prepared(recipe, {**given, "init": encoder}, fit, **more).config, folder_of(given["out"])
+    config, out = planned(recipe, {**given, "init": encoder}, fit, **more).config, folder_of(given["out"])
     runs, without = {out: config}, out / FROM_SCRATCH
     if given["compare"]:
         if config.init is None:

@@ -71,7 +71,7 @@ class CommandLine:
         return SETTING.sub(lambda found: self.options.get(found[0], found[0]), message)
 
 
-def options_of(verb: Callable[..., Any], **marks: Any) -> Callable[..., dict[str, Any]]:
+def options_of(verb: Callable[..., Any], without: Iterable[str] = (), **marks: Any) -> Callable[..., dict[str, Any]]:
     """A function whose arguments are those of a verb, and which returns them; `marks` are tyro's, by name.
 
     What may be given by its place has no option's name; what takes a path takes words here; a config's settings are
@@ -79,7 +79,7 @@ def options_of(verb: Callable[..., Any], **marks: Any) -> Callable[..., dict[str
     """
     parameters, words = [], {Place: str, Place | None: str | None}
     for name, each in inspect.signature(verb).parameters.items():
-        if name != "settings":
+        if name not in ("settings", *without):
             kind = words.get(each.annotation, each.annotation)
             mark = marks.get(name, tyro.conf.Positional if each.kind is each.POSITIONAL_OR_KEYWORD else None)
             parameters.append(each.replace(annotation=kind if mark is None else Annotated[kind, mark]))

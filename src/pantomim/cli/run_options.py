@@ -1,6 +1,6 @@
 """Options that decide a run, and the settings of its config, which are options too."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -12,12 +12,14 @@ from pantomim.cli.console import say
 from pantomim.core.names import did_you_mean
 
 
-def read_run(line: CommandLine, verb: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:
+def read_run(
+    line: CommandLine, verb: Callable[..., Any], without: Collection[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
     """The arguments of a verb, read in two rounds: the options that decide the recipe; the settings of its config.
 
     The latter are read once the verb has the config that they change; their names come last.
     """
-    options = options_of(verb, scale=tyro.conf.arg(name="data.scale"))
+    options = options_of(verb, without, scale=tyro.conf.arg(name="data.scale"))
     if line.asks_for_help:
         _print_help(line, options)
     answer: Any = line.read(

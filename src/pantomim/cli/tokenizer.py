@@ -1,7 +1,7 @@
 """`pantomim tokenizer train` and `encode`: learn to turn images into ids, and do it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pantomim import verbs
 from pantomim.cli.command_line import CommandLine, typed
@@ -11,7 +11,6 @@ from pantomim.cli.run_options import read_run
 from pantomim.core.machine import is_main_process
 
 if TYPE_CHECKING:
-    from pantomim.recipes import Prepared
     from pantomim.tokenizers.usage import CodeUsage
 
 
@@ -20,48 +19,12 @@ def tokenizer(line: CommandLine) -> None:
     line.choose({"train": _train, "encode": _encode})(line)
 
 
-def _planned(
-    recipe: str | None = None,
-    *,
-    data: str | None = None,
-    out: Path | None = None,
-    size: str | None = None,
-    teacher: str | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    keep: int | None = None,
-    config: Path | None = None,
-    scale: float | None = None,
-    settings: Any = None,
-) -> "Prepared":
-    """What decides the training of a tokenizer: dvae for any images, or vqkd, learned from a teacher.
-
-    Each setting of its config is a further option.
-
-    Args:
-        recipe: A full name, such as dvae_micro_mnist, or dvae or vqkd, for any images. See `pantomim recipes`.
-        data: An embedded set (mnist), a folder, a zip, an .npz, a text list of files, torchvision:NAME or hf:NAME.
-        out: The run folder; an unfinished run of the same config in it is resumed.
-        size: Size of the networks, for a bare name: from micro to huge.
-        teacher: Whose features are predicted: random, ema, RUN, FILE, timm:NAME ...; docs/teachers.md has all.
-        steps: Length in optimiser steps.
-        epochs: Length in passes over the data.
-        keep: Checkpoints to keep.
-        config: Repeat the run of this config.yaml.
-        scale: The stored value that becomes 1; by default by the number type, 255 for 8-bit images.
-        settings: What makes of the config another one.
-    """
-    from pantomim.recipes import prepare
-
-    choices: dict[str, Any] = {"data": data, "size": size, "teacher": teacher, "steps": steps, "epochs": epochs}
-    prepared = prepare(recipe, config=config, scale=scale, begun=out, trains="tokenizer", **choices)
-    return verbs.planned(prepared, keep, settings)
-
-
 def _train(line: CommandLine) -> None:
     """Train a tokenizer: pantomim tokenizer train [RECIPE] --data SRC --out RUN [--steps N] [--any.setting value]."""
-    arguments, settings = read_run(line, _planned)
-    prepared, out = _planned(**arguments), verbs.folder_of(arguments["out"])
+    without = ("init", "target", "tokenizer", "stages", "reinit", "evaluate")
+    arguments, settings = read_run(line, verbs.pretrain, without)
+    prepared = verbs.planned(arguments["recipe"], arguments, trains="tokenizer")
+    out = verbs.folder_of(arguments["out"])
     config = prepared.config
     from pantomim.analysis.tokens import PICTURE, write_tokenizer_report
     from pantomim.engine.pretrain import pretrain as run

@@ -10,8 +10,8 @@ import torch
 from probing import scores_of
 from torch import nn
 
-from pantomim.evaluate import evaluate
 from pantomim.evaluate import attentive as module
+from pantomim.evaluate import evaluate
 from pantomim.evaluate.attentive import Attentive, all_tokens
 from pantomim.formats import load_encoder
 from pantomim.formats.native import save_encoder
