@@ -335,10 +335,8 @@ def evaluate(
     from pantomim.config import from_dict
     from pantomim.evaluate import PROTOCOLS, TASK_PROTOCOLS
 
-    owners = {kind.protocol: "encoder" for kind in PROTOCOLS} | {
-        kind.protocol: kind.network.kind for kind in TASK_PROTOCOLS
-    }
-    kinds = {kind.protocol: kind for kind in (*PROTOCOLS, *TASK_PROTOCOLS)}
+    every: tuple[Any, ...] = (*PROTOCOLS, *TASK_PROTOCOLS)
+    kinds = {kind.protocol: kind for kind in every}
     if protocol not in kinds:
         raise ValueError(
             f"evaluate.protocol must be one of {', '.join(kinds)}; got {protocol}.{did_you_mean(protocol, kinds)}"

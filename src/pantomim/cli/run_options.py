@@ -13,15 +13,16 @@ from pantomim.core.names import did_you_mean
 
 
 def read_run(
-    line: CommandLine, verb: Callable[..., Any], without: Collection[str] = ()
+    line: CommandLine, verb: Callable[..., Any], without: Collection[str] = (), about: str | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """The arguments of a verb, read in two rounds: the options that decide the recipe; the settings of its config.
 
-    The latter are read once the verb has the config that they change; their names come last.
+    The latter are read once the verb has the config that they change; their names come last. Help begins with what
+    the options are `about`, else with the verb's own line.
     """
     options = options_of(verb, without, scale=tyro.conf.arg(name="data.scale"))
     if line.asks_for_help:
-        _print_help(line, options)
+        _print_help(line, options, about)
     answer: Any = line.read(
         options, "prepare", "Pretrain", "Stages", config=(), return_unknown_args=True, add_help=False
     )
@@ -61,12 +62,12 @@ def _checked(line: CommandLine, words: list[str], options: list[str]) -> list[st
     return [*words, *(word for name in other_units(names) for word in (f"--{name}", "None"))]
 
 
-def _print_help(line: CommandLine, options: Callable[..., Any]) -> NoReturn:
+def _print_help(line: CommandLine, options: Callable[..., Any], about: str | None) -> NoReturn:
     """The options and, of a recipe, the settings; a bare name asks for no data here."""
     prog = f"pantomim {line.command}"
     name = next((word for word in line.arguments if not word.startswith("-")), None)
     with suppress(SystemExit):
-        tyro.cli(options, args=["--help"], prog=prog)
+        tyro.cli(options, args=["--help"], prog=prog, description=about)
     if name is None:
         say(f"{prog} RECIPE --help also lists every setting of the config.")
     else:

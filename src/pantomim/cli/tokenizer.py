@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pantomim import verbs
-from pantomim.cli.command_line import CommandLine, typed
+from pantomim.cli.command_line import CommandLine, summary, typed
 from pantomim.cli.console import say, say_broken, section, warn
 from pantomim.cli.pretrain import in_words, say_complete
 from pantomim.cli.run_options import read_run
@@ -22,7 +22,7 @@ def tokenizer(line: CommandLine) -> None:
 def _train(line: CommandLine) -> None:
     """Train a tokenizer: pantomim tokenizer train [RECIPE] --data SRC --out RUN [--steps N] [--any.setting value]."""
     without = ("init", "target", "tokenizer", "stages", "reinit", "evaluate")
-    arguments, settings = read_run(line, verbs.pretrain, without)
+    arguments, settings = read_run(line, verbs.pretrain, without, summary(_train))
     prepared = verbs.planned(arguments["recipe"], arguments, trains="tokenizer")
     out = verbs.folder_of(arguments["out"])
     config = prepared.config
