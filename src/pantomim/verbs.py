@@ -185,7 +185,7 @@ def explain(
     dtype = compute_dtype(run.runtime, torch.device("cuda" if on_gpu else "cpu"))
     if (few := few_patches(run.method)) is not None:
         LOG.warning(few)
-    sections: list[Section] = [("Decided from the data", [*prepared.decided])] if prepared.decided else []
+    sections: list[Section] = [("Decided from the data, unless set", [*prepared.decided])] if prepared.decided else []
     if chain is not None:
         sections.append(("Stages", describe_stages(chain, Path("RUN" if out is None else out))))
     sections += sections_of(run, prepared.paper, dtype, prepared.notes, prepared.origins)
