@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -374,6 +375,39 @@ def with_kind(config: T, path: str, kind: str, within: str = "") -> T:
     shared = {item for item in settings & other.keys() if hints[item] == other[item]}
     values = {item: getattr(part, item) for item in shared if not is_dataclass(getattr(part, item))}
     return replace(config, **{name: choices[kind](**values)})  # type: ignore[type-var]
+
+
+def with_settings(config: Pretrain, settings: Mapping[str, Any]) -> Pretrain:
+    """The same run with other values of settings, by their dotted names, or nested as in a file.
+
+    Another kind of part comes first, as in `with_kind`; one unit of a duration takes the place of the other.
+    """
+    given, known = leaves(dict(settings)), leaf_owners(Pretrain)
+    for name in given:
+        if name not in known:
+            raise ValueError(f"There is no setting {name}.{did_you_mean(name, known, 'config.yaml of a run has all.')}")
+    for name, value in given.items():
+        if name.endswith(".kind"):
+            config = with_kind(config, name.removesuffix(".kind"), value)
+    values = to_dict(config)
+    for name, value in {**given, **dict.fromkeys(other_units(given))}.items():
+        *path, last = name.split(".")
+        part = values
+        for key in path:
+            part[key] = part = part.get(key) or {}
+        part[last] = value
+    return from_dict(Pretrain, values, "The run with these settings")
+
+
+def other_units(names: Collection[str]) -> list[str]:
+    """The settings of durations that are to be unset where those of the other unit are given."""
+    pairs = [("steps", "epochs"), ("epochs", "steps")]
+    return [
+        f"{duration}.{other}"
+        for duration in ("duration", "optim.warmup")
+        for unit, other in pairs
+        if f"{duration}.{unit}" in names and f"{duration}.{other}" not in names
+    ]
 
 
 def leaf_owners(cls: Any, prefix: str = "") -> dict[str, set[str]]:

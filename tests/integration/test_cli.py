@@ -15,10 +15,10 @@ from image_files import broken_folder
 from PIL import Image
 from tiny import tiny_images
 
+from pantomim import verbs
 from pantomim.analysis import ANALYSES
 from pantomim.cli import COMMANDS, main
 from pantomim.cli.command_line import CommandLine
-from pantomim.cli.pretrain import PretrainOptions
 from pantomim.cli.run_options import read_run
 from pantomim.config import Pretrain, from_yaml
 from pantomim.data.transforms import Crop
@@ -166,9 +166,9 @@ def test_what_is_mistyped_is_explained(
 def test_messages_speak_of_options(message: str, shown: str) -> None:
     line = CommandLine("pretrain", ["mae", "--optim.base_lr", "0"])
     with pytest.raises(ValueError, match=r"There is no option --optim\.base_lrr"):
-        read_run(CommandLine("pretrain", ["mae", "--optim.base_lrr", "0"]), PretrainOptions)
-    with pytest.raises(ValueError, match=r"prepare\.data must be given"):
-        read_run(line, PretrainOptions)
+        read_run(CommandLine("pretrain", ["mae", "--optim.base_lrr", "0"]), verbs.pretrain)
+    with pytest.raises(ValueError, match=r"pretrain\.data must be given"):
+        verbs.pretrain(**read_run(line, verbs.pretrain)[0])
     assert line.in_options(message) == shown
 
 

@@ -77,6 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "analysis",
     },
 }
+MAY_IMPORT["verbs"] = set(MAY_IMPORT) - {"parity"}  # only the command line lies above them
 TOP = {"cli", "__main__", "__init__"}
 
 

@@ -9,7 +9,6 @@ import warnings
 from pantomim.cli.command_line import Command, CommandLine, summary
 from pantomim.cli.console import (
     fail,
-    is_main_process,
     notes_shown,
     print_whatever_happens,
     progress,
@@ -36,6 +35,7 @@ from pantomim.cli.stats import stats
 from pantomim.cli.study import study
 from pantomim.cli.tokenizer import tokenizer
 from pantomim.cli.verify import verify
+from pantomim.core.machine import is_main_process
 from pantomim.core.names import did_you_mean
 
 # The only list, in the order of `pantomim --help`. A command imports what it works with when it is called, so that help

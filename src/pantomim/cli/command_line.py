@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from pantomim.cli.console import say, section
 from pantomim.core.names import did_you_mean
+from pantomim.verbs import Place
 
 T = TypeVar("T")
 LEAVES = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
@@ -68,6 +69,32 @@ class CommandLine:
     def in_options(self, message: str) -> str:
         """A message from below, in which settings have the names of this command's options."""
         return SETTING.sub(lambda found: self.options.get(found[0], found[0]), message)
+
+
+def options_of(verb: Callable[..., Any], without: Iterable[str] = (), **marks: Any) -> Callable[..., dict[str, Any]]:
+    """A function whose arguments are those of a verb, and which returns them; `marks` are tyro's, by name.
+
+    What may be given by its place has no option's name; what takes a path takes words here; a config's settings are
+    read apart.
+    """
+    parameters, words = [], {Place: str, Place | None: str | None}
+    for name, each in inspect.signature(verb).parameters.items():
+        if name not in ("settings", *without):
+            kind = words.get(each.annotation, each.annotation)
+            mark = marks.get(name, tyro.conf.Positional if each.kind is each.POSITIONAL_OR_KEYWORD else None)
+            parameters.append(each.replace(annotation=kind if mark is None else Annotated[kind, mark]))
+    shown = inspect.Signature(parameters)
+
+    def options(*places: Any, **named: Any) -> dict[str, Any]:
+        bound = shown.bind(*places, **named)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+    options.__name__ = verb.__name__
+    options.__doc__ = (inspect.getdoc(verb) or "").replace("\n        ", " ")  # where a line of an argument goes on
+    options.__signature__ = shown  # type: ignore[attr-defined]
+    options.__annotations__ = {each.name: each.annotation for each in parameters}
+    return options
 
 
 Command = Callable[[CommandLine], None]

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pantomim.core.machine import is_main_process
+
 AS_THEY_ARE: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 CONSOLE, ERRORS = Console(**AS_THEY_ARE), Console(stderr=True, **AS_THEY_ARE)
 
@@ -40,11 +42,6 @@ def print_whatever_happens() -> None:
         else:
             raw = io.BufferedWriter(_Outlet(stream.fileno(), "w", closefd=False))
             setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=True))
-
-
-def is_main_process() -> bool:
-    """Whether this one of several processes is the one that prints results."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def say(text: str) -> None:

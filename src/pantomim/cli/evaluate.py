@@ -1,5 +1,6 @@
 from typing import Any
 
+from pantomim import verbs
 from pantomim.cli.command_line import CommandLine
 from pantomim.cli.console import say
 
@@ -11,5 +12,5 @@ def evaluate(line: CommandLine) -> None:
     line.options |= {f"{kind.network.kind.capitalize()}.run": f"--{kind.network.kind}" for kind in TASK_PROTOCOLS}
     kinds: tuple[Any, ...] = (*PROTOCOLS, *TASK_PROTOCOLS)
     protocol = line.read(line.choose({kind.protocol: kind for kind in kinds}), "Evaluation", "Segmentation")
-    path, result = protocol.to_file()
-    say(f"{protocol.headline(result)}\nWritten to {path}.")
+    scored = verbs.score(protocol)
+    say(f"{scored}\nWritten to {scored.path}.")

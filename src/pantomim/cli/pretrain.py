@@ -1,52 +1,34 @@
 import shlex
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pantomim import verbs
 from pantomim.cli.command_line import CommandLine
-from pantomim.cli.console import is_main_process, progress, say, section
-from pantomim.cli.run_options import RunOptions, read_run
+from pantomim.cli.console import say, section
+from pantomim.cli.run_options import read_run
+from pantomim.core.machine import is_main_process
 
 if TYPE_CHECKING:
-    from pantomim.config import Stages
+    from pathlib import Path
+
     from pantomim.engine.folder import Finished
-
-
-@dataclass(frozen=True)
-class PretrainOptions(RunOptions):
-    """What decides a run of pre-training; each setting of its config is a further option."""
-
-    # Start from these weights: a run folder, a file, timm:NAME or hf:NAME; docs/import.md has all
-    init: str | None = None
-    # What is predicted, where the method leaves the choice, such as tokens, pixels or features
-    target: str | None = None
-    # What gives the tokens: a run of `pantomim tokenizer train`, its tokenizer.safetensors, dalle:FILE, dalle:FOLDER,
-    # random-projection or random-projection-standardised (also :SEED)
-    tokenizer: str | None = None
-    # A chain of so many runs in one folder, each the teacher of the next; steps and epochs are those of one
-    stages: int | None = None
-    # How each stage but the first begins: full (a new student and optimiser), reference (as dBOT's authors' code, which
-    # keeps the bias of the patch projection and AdamW's moments), none (the student keeps its weights)
-    reinit: str | None = None
-    evaluate: str | None = None  # Labelled images on which each stage is scored, with k-NN and a linear classifier
 
 
 def pretrain(line: CommandLine) -> None:
     """Pre-train an encoder: pantomim pretrain RECIPE --data SRC --out RUN [--steps N] [--any.setting value]."""
-    chosen, prepared, _ = read_run(line, PretrainOptions)
-    out = chosen.folder
-    if prepared.chain is not None:
-        _pretrain_stages(prepared.chain, out)
+    run = verbs.pretrain(**read_run(line, verbs.pretrain)[0])
+    if not is_main_process():
         return
-    from pantomim.engine.pretrain import pretrain as run
+    say_complete(run.out, all(stage.already for stage in run.stages or (run.finished,)))
+    encoder = run.out / "encoder.safetensors"
+    if run.stages:
+        section("Stages", [(f"stage {number}", in_words(stage)) for number, stage in enumerate(run.stages)])
+        page = f"`pantomim report {shlex.quote(str(run.out))}` makes one page of all stages."
+        say(f"\nEncoder of the last stage: {encoder}. {page}")
+    else:
+        say(f"{in_words(run.finished)}.\nEncoder: {encoder}")
 
-    finished = run(prepared.config, out)
-    if is_main_process():
-        say_complete(out, finished.already)
-        say(f"{in_words(finished)}.\nEncoder: {out / 'encoder.safetensors'}")
 
-
-def say_complete(out: Path, already: bool) -> None:
+def say_complete(out: "Path", already: bool) -> None:
     """Say that nothing was trained, where that is so."""
     if already:
         say(f"{out} is complete and was left as it is. Another --out starts afresh.")
@@ -57,14 +39,3 @@ def in_words(finished: "Finished") -> str:
     speed = f" at {finished.images_per_s:,.0f} images/s" if finished.images_per_s else ""
     loss = "" if finished.loss is None else f", last loss {finished.loss:.4f}"
     return f"{finished.steps:,} steps in {finished.wall_s:,.0f} s{speed}{loss}"
-
-
-def _pretrain_stages(chain: "Stages", out: Path) -> None:
-    from pantomim.study.stages import run_stages
-
-    finished = run_stages(chain, out, progress if is_main_process() else lambda text: None)
-    if is_main_process():
-        say_complete(out, all(stage.already for stage in finished))
-        section("Stages", [(f"stage {number}", in_words(stage)) for number, stage in enumerate(finished)])
-        page = f"`pantomim report {shlex.quote(str(out))}` makes one page of all stages."
-        say(f"\nEncoder of the last stage: {out / 'encoder.safetensors'}. {page}")

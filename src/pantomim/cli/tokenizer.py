@@ -1,13 +1,14 @@
 """`pantomim tokenizer train` and `encode`: learn to turn images into ids, and do it."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pantomim.cli.command_line import CommandLine, typed
-from pantomim.cli.console import is_main_process, say, say_broken, section, warn
+from pantomim import verbs
+from pantomim.cli.command_line import CommandLine, summary, typed
+from pantomim.cli.console import say, say_broken, section, warn
 from pantomim.cli.pretrain import in_words, say_complete
-from pantomim.cli.run_options import RunOptions, read_run
+from pantomim.cli.run_options import read_run
+from pantomim.core.machine import is_main_process
 
 if TYPE_CHECKING:
     from pantomim.tokenizers.usage import CodeUsage
@@ -18,17 +19,13 @@ def tokenizer(line: CommandLine) -> None:
     line.choose({"train": _train, "encode": _encode})(line)
 
 
-@dataclass(frozen=True)
-class TokenizerOptions(RunOptions):
-    """What decides the training of a tokenizer: dvae for any images, or vqkd, learned from a teacher."""
-
-    trains = "tokenizer"
-
-
 def _train(line: CommandLine) -> None:
     """Train a tokenizer: pantomim tokenizer train [RECIPE] --data SRC --out RUN [--steps N] [--any.setting value]."""
-    chosen, prepared, settings = read_run(line, TokenizerOptions)
-    out, config = chosen.folder, prepared.config
+    without = ("init", "target", "tokenizer", "stages", "reinit", "evaluate")
+    arguments, settings = read_run(line, verbs.pretrain, without, summary(_train))
+    prepared = verbs.planned(arguments["recipe"], arguments, trains="tokenizer")
+    out = verbs.folder_of(arguments["out"])
+    config = prepared.config
     from pantomim.analysis.tokens import PICTURE, write_tokenizer_report
     from pantomim.engine.pretrain import pretrain as run
     from pantomim.recipes.dvae import fitted

@@ -1,4 +1,4 @@
-"""What this machine allows a process: memory, open files, shared memory."""
+"""What this machine allows a process: memory, open files, shared memory; and which of several it is."""
 
 import ctypes
 import os
@@ -14,6 +14,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MOST_MMAP_THRESHOLD = 32 * 2**20  # bytes that glibc takes; larger tensors come from the kernel one by one
 SHARED = Path("/dev/shm")
 FEW_FILES = 512  # open files: every batch in shared memory is one, and every worker has six
+
+
+def is_main_process() -> bool:
+    """Whether this one of several processes is the one that prints results."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def peak_memory_gib() -> float | None:

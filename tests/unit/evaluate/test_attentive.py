@@ -10,6 +10,7 @@ import torch
 from probing import scores_of
 from torch import nn
 
+from pantomim.evaluate import attentive as module
 from pantomim.evaluate import evaluate
 from pantomim.evaluate.attentive import Attentive, all_tokens
 from pantomim.formats import load_encoder
@@ -136,9 +137,7 @@ def test_batch_statistics_reach_the_heads():
 
 def test_pixels_are_read_patch_by_patch(data, run, monkeypatch):
     found = {}
-    monkeypatch.setattr(
-        "pantomim.evaluate.attentive.train_heads", lambda probe, candidates, bench: found.update(candidates) or {}
-    )
+    monkeypatch.setattr(module, "train_heads", lambda probe, candidates, bench: found.update(candidates) or {})
     evaluate(QUICK(run, data))
     assert found["pixels"].features(torch.rand(2, 3, 8, 8)).shape == (2, 4, 48)
     assert found["pixels"].probe.heads == 2

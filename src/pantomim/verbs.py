@@ -1,0 +1,511 @@
+"""The verbs of the package, in Python what the command line is in a shell: its options are the arguments of these.
+
+Light to import: what a verb works with is imported when it is called.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pantomim.core.machine import is_main_process
+from pantomim.core.names import did_you_mean
+
+if TYPE_CHECKING:
+    from pantomim.config import Pretrain
+    from pantomim.engine.folder import Finished
+    from pantomim.evaluate import Evaluation
+    from pantomim.evaluate.predict import Predicted
+    from pantomim.evaluate.trained import TaskEvaluation
+    from pantomim.explain import Section
+    from pantomim.recipes import Prepared
+
+    # Values by dotted names, such as {"optim.base_lr": 1e-3}, or what makes of a config another one
+    Settings = Mapping[str, Any] | Callable[[Pretrain], Pretrain]
+
+LOG = logging.getLogger(__name__)
+Place = str | os.PathLike[str]  # a path, or a name such as timm:NAME
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The result of an evaluation."""
+
+    headline: str  # in one line
+    path: Path  # its file
+    scores: dict[str, Any] = field(repr=False)  # what is in the file: of each contender, as shares, and how they came
+
+    def __str__(self) -> str:
+        return self.headline
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is complete."""
+
+    out: Path  # its folder
+    finished: "Finished"  # of a chain the last stage's
+    stages: tuple["Finished", ...] = ()  # of a chain
+    scored: Scored | None = None  # of a task, on the test part of its data; None where this has no labels
+    scratch: "Run | None" = None  # the same without pre-trained weights, if it was to be compared
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a run would be, section by section; as text it is a page."""
+
+    recipe: str
+    summary: str
+    sections: list["Section"]  # a title, and rows of what and value
+
+    def __str__(self) -> str:
+        width = max(len(what) for _, rows in self.sections for what, _ in rows)
+        parts = [
+            "\n".join([title, *(f"  {what:{width}}  {value}" for what, value in rows)]) for title, rows in self.sections
+        ]
+        return "\n\n".join([f"{self.recipe}: {self.summary}", *parts])
+
+    __repr__ = __str__
+
+
+@contextmanager
+def _speaking(verb: str, **others: str) -> Iterator[None]:
+    """Messages from below name the arguments of a verb, some of which have other names there."""
+    try:
+        yield
+    except ValueError as error:
+        if error.args and isinstance(text := error.args[0], str):
+            named = r"\b(?:prepare\.|Pretrain\.(?=(?:init|out)\b))(\w+)"
+            said = re.sub(named, lambda found: f"{verb}.{others.get(found[1], found[1])}", text)
+            error.args = (said, *error.args[1:])
+        raise
+
+
+@_speaking("pretrain")
+def pretrain(
+    recipe: str | None = None,
+    *,
+    data: Place | None = None,
+    out: Place | None = None,
+    init: Place | None = None,
+    size: str | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    target: str | None = None,
+    teacher: Place | None = None,
+    tokenizer: Place | None = None,
+    stages: int | None = None,
+    reinit: str | None = None,
+    evaluate: Place | None = None,
+    keep: int | None = None,
+    config: Place | None = None,
+    scale: float | None = None,
+    settings: "Settings | None" = None,
+) -> Run:
+    """Pre-train an encoder; each setting of the config can be set, too.
+
+    Args:
+        recipe: A full name, such as mae_vit_base_in1k, or a bare one, such as mae, for any images. See `pantomim
+            recipes`.
+        data: An embedded set (mnist), a folder, a zip, an .npz, a text list of files, torchvision:NAME or hf:NAME.
+        out: The run folder; an unfinished run of the same config in it is resumed.
+        init: Start from these weights: a run folder, a file, timm:NAME or hf:NAME; docs/import.md has all.
+        size: Size of the networks, for a bare name: from micro to huge.
+        steps: Length in optimiser steps.
+        epochs: Length in passes over the data.
+        target: What is predicted, where the method leaves the choice, such as tokens, pixels or features.
+        teacher: Whose features are predicted: random, ema, RUN, FILE, timm:NAME ...; docs/teachers.md has all.
+        tokenizer: What gives the tokens: a run of `pantomim tokenizer train`, its tokenizer.safetensors, dalle:FILE,
+            dalle:FOLDER, random-projection or random-projection-standardised (also :SEED).
+        stages: A chain of so many runs in one folder, each the teacher of the next; steps and epochs are those of one.
+        reinit: How each stage but the first begins: full (a new student and optimiser), reference (as dBOT's authors'
+            code, which keeps the bias of the patch projection and AdamW's moments), none (the student keeps its
+            weights).
+        evaluate: Labelled images on which each stage is scored, with k-NN and a linear classifier.
+        keep: Checkpoints to keep.
+        config: Repeat the run of this config.yaml.
+        scale: The stored value that becomes 1; by default by the number type, 255 for 8-bit images.
+        settings: Values by dotted names, such as {"optim.base_lr": 1e-3}.
+    """
+    given = locals()
+    prepared, folder = planned(recipe, given), folder_of(out)
+    if prepared.chain is not None:
+        from pantomim.study.stages import run_stages
+
+        stages_run = run_stages(prepared.chain, folder, LOG.info)
+        return Run(folder, stages_run[-1], tuple(stages_run))
+    from pantomim.engine.pretrain import pretrain as run
+
+    return Run(folder, run(prepared.config, folder))
+
+
+@_speaking("explain")
+def explain(
+    recipe: str | None = None,
+    *,
+    data: Place | None = None,
+    out: Place | None = None,
+    init: Place | None = None,
+    size: str | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    target: str | None = None,
+    teacher: Place | None = None,
+    tokenizer: Place | None = None,
+    stages: int | None = None,
+    reinit: str | None = None,
+    evaluate: Place | None = None,
+    keep: int | None = None,
+    config: Place | None = None,
+    scale: float | None = None,
+    settings: "Settings | None" = None,
+) -> Explanation:
+    """What a run would be, with the arguments of `pretrain`; costs nothing.
+
+    The recipe may also be that of a task, such as finetune_mae, with what it starts from as `init`.
+    """
+    given = locals()
+    import torch
+
+    from pantomim.config import MaskConfig
+    from pantomim.engine.runtime import compute_dtype
+    from pantomim.explain import explain as sections_of
+    from pantomim.methods.base import few_patches
+    from pantomim.recipes import trained_by
+    from pantomim.study.stages import describe_stages
+
+    trains = found if (found := trained_by(recipe)) in ("classifier", "segmenter") else "encoder"
+    prepared = planned(recipe, given, trains=trains, subset={"masks": MaskConfig()} if trains == "segmenter" else {})
+    run, chain = prepared.config, prepared.chain
+    on_gpu = run.runtime.device == "cuda" or (run.runtime.device == "auto" and torch.cuda.is_available())
+    dtype = compute_dtype(run.runtime, torch.device("cuda" if on_gpu else "cpu"))
+    if (few := few_patches(run.method)) is not None:
+        LOG.warning(few)
+    sections: list[Section] = [("Decided from the data, unless set", [*prepared.decided])] if prepared.decided else []
+    if chain is not None:
+        sections.append(("Stages", describe_stages(chain, Path("RUN" if out is None else out))))
+    sections += sections_of(run, prepared.paper, dtype, prepared.notes, prepared.origins)
+    return Explanation(run.recipe, prepared.summary, sections)
+
+
+explain.__doc__ = f"{explain.__doc__}\n    Args:{(pretrain.__doc__ or '').partition('Args:')[2]}"
+
+
+@_speaking("finetune", init="encoder")
+def finetune(
+    data: Place | None = None,
+    *,
+    encoder: Place | None = None,
+    out: Place | None = None,
+    preset: str | None = None,
+    fraction: float | None = None,
+    labels_per_class: int | None = None,
+    images: int | None = None,
+    draw: int = 0,
+    balanced: bool = False,
+    compare: bool = False,
+    scratch: bool = False,
+    size: str | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    keep: int | None = None,
+    config: Place | None = None,
+    scale: float | None = None,
+    settings: "Settings | None" = None,
+) -> Run:
+    """Train a classifier from an encoder, and score it; each setting of the config can be set, too.
+
+    Args:
+        data: Images with labels: a folder with one folder a class, a zip, an .npz, a list of files with labels ...
+        encoder: A run folder, a file of weights, timm:NAME, hf:NAME or open_clip:NAME:TAG; docs/import.md has all.
+        out: The run folder; an unfinished run of the same config in it is resumed.
+        preset: Whose recipe; by default that of the method which the encoder was pre-trained with, else MAE's.
+        fraction: Use only this share of the training images of every class, rounded up.
+        labels_per_class: Use only so many training images of every class.
+        images: Use only so many training images, as even over the classes as these allow.
+        draw: Which draw of the images, and of those that are held out.
+        balanced: Weigh the loss so that rare classes count as much as frequent ones.
+        compare: Then train the same network without the encoder's weights, in OUT/scratch, and compare the scores.
+        scratch: Train the same network without the encoder's weights.
+        size: Of the network, where no encoder is named: from micro to huge.
+        steps: Length in optimiser steps.
+        epochs: Length in passes over the data.
+        keep: Checkpoints to keep.
+        config: Repeat the run of this config.yaml.
+        scale: The stored value that becomes 1; by default by the number type, 255 for 8-bit images.
+        settings: Values by dotted names, such as {"optim.base_lr": 1e-3}.
+    """
+    given = locals()
+    return _task("finetune", given, trains="classifier", subset=_part(given), balanced=balanced)
+
+
+@_speaking("segment", init="encoder")
+def segment(
+    data: Place | None = None,
+    *,
+    encoder: Place | None = None,
+    out: Place | None = None,
+    preset: str | None = None,
+    masks: str | None = None,
+    ignore: int = 255,
+    reduce_zero: bool | None = None,
+    head: Literal["upernet", "linear", "dpt"] | None = None,
+    frozen: bool = False,
+    images: int | None = None,
+    draw: int = 0,
+    compare: bool = False,
+    scratch: bool = False,
+    size: str | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    keep: int | None = None,
+    config: Place | None = None,
+    scale: float | None = None,
+    settings: "Settings | None" = None,
+) -> Run:
+    """Train a segmenter from an encoder, and score it; each setting of the config can be set, too.
+
+    Args:
+        data: Images with masks: folders, a zip, an .npz ...; docs/segmentation.md has all.
+        encoder: A run folder, a file of weights, timm:NAME, hf:NAME or open_clip:NAME:TAG; docs/import.md has all.
+        out: The run folder; an unfinished run of the same config in it is resumed.
+        preset: Whose recipe; by default that of the method which the encoder was pre-trained with, else MAE's.
+        masks: Which masks: a folder beside the images, or an array of the .npz; by default the only one.
+        ignore: The value in masks of pixels that have no class.
+        reduce_zero: Whether 0 is no class either, and the others count from 1; by default in ADE20K alone.
+        head: What stands on the encoder: upernet, linear, or dpt.
+        frozen: Train the head alone.
+        images: Use only so many training images.
+        draw: Which draw of the images, and of those that are held out.
+        compare: Then train the same network without the encoder's weights, in OUT/scratch, and compare the scores.
+        scratch: Train the same network without the encoder's weights.
+        size: Of the network, where no encoder is named: from micro to huge.
+        steps: Length in optimiser steps.
+        epochs: Length in passes over the data.
+        keep: Checkpoints to keep.
+        config: Repeat the run of this config.yaml.
+        scale: The stored value that becomes 1; by default by the number type, 255 for 8-bit images.
+        settings: Values by dotted names, such as {"optim.base_lr": 1e-3}.
+    """
+    given = locals()
+    from pantomim.config import MaskConfig, with_kind
+
+    asked = MaskConfig(masks, ignore, reduce_zero)
+    if config is not None and asked != MaskConfig():
+        raise ValueError(
+            f"prepare.masks, prepare.ignore and prepare.reduce_zero must be left out beside prepare.config, which "
+            f"has its own; got {masks}, {ignore} and {reduce_zero}. Set data.masks.name, say."
+        )
+
+    def fit(run: "Pretrain") -> "Pretrain":
+        run = run if head is None else with_kind(run, "method.head", head)
+        method: Any = run.method
+        return replace(run, optim=replace(run.optim, freeze_blocks=method.encoder.depth)) if frozen else run
+
+    subset = _part(given) | ({"masks": asked} if config is None else {})
+    return _task("segment", given, fit, trains="segmenter", subset=subset)
+
+
+def evaluate(
+    protocol: str,
+    *,
+    data: Place,
+    encoder: Place | None = None,
+    classifier: Place | None = None,
+    segmenter: Place | None = None,
+    out: Place | None = None,
+    **options: Any,
+) -> Scored:
+    """Score an encoder, beside the same untrained and raw pixels, or a network that was trained for a task.
+
+    Args:
+        protocol: Of an encoder knn, linear, few_labels, linear_mae, attentive or segmentation; of a classifier
+            classifier or robustness; of a segmenter segmenter.
+        data: As for training, with labels or masks.
+        encoder: A run folder, a file of weights, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE.
+        classifier: The folder of a fine-tuned run, or the weights in it.
+        segmenter: The folder of a run of segmentation, or the weights in it.
+        out: FILE.json; by default in the run folder, where each evaluation has a file of its own.
+        options: Those of the protocol, such as labels_per_class, and of all: images, image_size, contenders, seed ...
+    """
+    from pantomim.config import from_dict
+    from pantomim.evaluate import PROTOCOLS, TASK_PROTOCOLS
+
+    every: tuple[Any, ...] = (*PROTOCOLS, *TASK_PROTOCOLS)
+    kinds = {kind.protocol: kind for kind in every}
+    if protocol not in kinds:
+        raise ValueError(
+            f"evaluate.protocol must be one of {', '.join(kinds)}; got {protocol}.{did_you_mean(protocol, kinds)}"
+        )
+    kind = kinds[protocol]
+    owner, argument = (kind.network.kind, "run") if kind in TASK_PROTOCOLS else ("encoder", "encoder")
+    asked = {"encoder": encoder, "classifier": classifier, "segmenter": segmenter}
+    networks = {name: os.fspath(network) for name, network in asked.items() if network is not None}
+    if [*networks] != [owner]:
+        raise ValueError(f"evaluate.{owner} alone must name what {protocol} scores; got {networks or 'none'}.")
+    named = {argument: networks[owner], "data": os.fspath(data), "out": out}
+    return score(from_dict(kind, named | options, f"evaluate {protocol}"))
+
+
+def predict(
+    run: Place,
+    images: Place,
+    *,
+    out: Place,
+    top: int | None = None,
+    all: bool = False,
+    overlays: bool = False,
+    overwrite: bool = False,
+    chunk: int | None = None,
+    scale: float | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> "Predicted":
+    """Classify or segment new images, into a table or a folder of masks.
+
+    Args:
+        run: The folder of a fine-tuned run, or the weights of its classifier or segmenter.
+        images: An image, or what `pretrain` takes as data; labels are not needed.
+        out: Of a classifier FILE.csv, a row an image; of a segmenter a folder, a mask an image.
+        top: Of a classifier: so many classes for each image, the likeliest first (3).
+        all: The probability of every class instead, one column each.
+        overlays: Of a segmenter: also write each image with the colours of its classes over it.
+        overwrite: Replace what is there of the same names.
+        chunk: Of a classifier: images at once (256).
+        scale: The stored value that becomes 1; by default by the number type, 255 for 8-bit images.
+        device: "auto" takes a GPU if there is one.
+    """
+    from pantomim.engine.runtime import usable_device
+    from pantomim.evaluate.predict import predict as write
+
+    options = {"top": top, "all": all, "overlays": overlays, "chunk": chunk}
+    where = usable_device("predict", device)
+    return write(
+        os.fspath(run), os.fspath(images), Path(out), overwrite=overwrite, scale=scale, device=where, **options
+    )
+
+
+def report(run: Place, *, headline: str | None = None, out: Place | None = None, data: Place | None = None) -> Path:
+    """Make the page of a run, RUN/report.html: what was run, curves, pictures, scores.
+
+    Args:
+        run: A run folder, or that of a chain of runs.
+        headline: The evaluation in RUN/eval whose score stands at the top, such as linear-10-mnist.
+        out: FILE.html; by default RUN/report.html. Needed for a run that you may read but not write to.
+        data: Where the images of the run lie now, if they have moved.
+    """
+    from pantomim.analysis import write_pictures
+    from pantomim.core.files import check_out
+    from pantomim.report import is_chain, make_report, make_stages_report
+
+    folder, page, source = Path(run), None if out is None else Path(out), None if data is None else os.fspath(data)
+    if folder.is_dir():
+        check_out("report.out", page or folder / "report.html", (".html", ".htm"))
+    if is_chain(folder):
+        if headline is not None:
+            raise ValueError(
+                f"report.headline must be left out for a chain of runs; got {headline} for {folder}. Leave it out."
+            )
+        return make_stages_report(folder, page)
+    if (folder / "encoder.safetensors").exists():
+        try:
+            write_pictures(folder, source=source)
+        except (ValueError, OSError) as error:  # the data have moved, say: the rest of the page needs only the folder
+            moved = " If the images have moved, name their place by report.data." * str(error).startswith("Source.")
+            LOG.warning("no new pictures: %s%s", error, moved)
+    return make_report(folder, headline, page)
+
+
+def score(evaluation: "Evaluation | TaskEvaluation") -> Scored:
+    """Score, and write the result."""
+    path, result = evaluation.to_file()
+    return Scored(evaluation.headline(result), path, result)
+
+
+def folder_of(out: Place | None) -> Path:
+    """The run folder, which has no default."""
+    if out is None:
+        raise ValueError("Pretrain.out must name a run folder; got none. Add one, such as runs/first.")
+    return Path(out)
+
+
+DECIDING = (
+    *("data", "scale", "size", "init", "steps", "epochs", "target", "tokenizer", "teacher", "stages", "reinit"),
+    *("evaluate", "scratch"),
+)
+
+
+def planned(
+    recipe: str | None, given: Mapping[str, Any], fit: "Callable[[Pretrain], Pretrain] | None" = None, **more: Any
+) -> "Prepared":
+    """The run that a verb's arguments give, of which `settings` have the last word; `fit` comes before them."""
+    from pantomim.config import with_settings
+    from pantomim.recipes import prepare
+
+    choices = {name: given[name] for name in DECIDING if name in given}
+    choices = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in choices.items()}
+    file, begun = (None if given[name] is None else Path(given[name]) for name in ("config", "out"))
+    prepared, settings = prepare(recipe, config=file, begun=begun, **choices | more), given["settings"]
+    config = prepared.config if fit is None else fit(prepared.config)
+    if settings is not None:
+        config = settings(config) if callable(settings) else with_settings(config, settings)
+    if given["keep"] is not None:
+        config = replace(config, runtime=replace(config.runtime, keep=given["keep"]))
+    return replace(prepared, config=config)
+
+
+def _part(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the data, where not all of them are used."""
+    names = ("fraction", "labels_per_class", "images", "draw")
+    return {name: value for name in names if (value := given.get(name)) not in (None, 0)}
+
+
+def _task(verb: str, given: Mapping[str, Any], fit: Any = None, **more: Any) -> Run:
+    """Train for a task, score on the test part of the data, and do the same without pre-training where asked to."""
+    from pantomim.engine.pretrain import pretrain as train
+    from pantomim.evaluate import evaluation_of
+    from pantomim.evaluate.base import ScoresError
+    from pantomim.evaluate.trained import FROM_SCRATCH
+    from pantomim.recipes.finetune import from_scratch, preset_of
+
+    encoder = None if given["encoder"] is None else os.fspath(given["encoder"])
+    if given["config"] is None and encoder is None and not (given["scratch"] and given["size"]):
+        raise ValueError(
+            "prepare.encoder must name pre-trained weights, such as a run folder or timm:NAME; got none. Without "
+            "any, set prepare.scratch and prepare.size."
+        )
+    recipe = None if given["config"] is not None else f"{verb}_{given['preset'] or preset_of(encoder)}"
+    config, out = planned(recipe, {**given, "init": encoder}, fit, **more).config, folder_of(given["out"])
+    runs, without = {out: config}, out / FROM_SCRATCH
+    if given["compare"]:
+        if config.init is None:
+            raise ValueError(
+                f"prepare.compare must be left out for a run from scratch, which has nothing to compare; got it for "
+                f"{out}. Leave it out, or start from an encoder."
+            )
+        runs[without] = from_scratch(config)
+    finished, scored = {folder: train(each, folder) for folder, each in runs.items()}, dict[Path, Scored]()
+    again = not all(each.already for each in finished.values())
+    try:
+        for folder in reversed(runs) if is_main_process() else ():  # the run itself last: it is compared with the other
+            against = without if given["compare"] and folder == out else None
+            scored[folder] = _scored(evaluation_of(config, folder, against), again)
+    except ScoresError:
+        raise
+    except ValueError as error:  # a source may have no labelled test part: the run is whole without
+        LOG.warning("no score: %s", error)
+    done = {folder: Run(folder, each, scored=scored.get(folder)) for folder, each in finished.items()}
+    return replace(done[out], scratch=done.get(without))
+
+
+def _scored(evaluation: "TaskEvaluation", again: bool) -> Scored:
+    """The score; one that is there already is taken, unless there is a new network or a new comparison."""
+    from pantomim.evaluate.base import read_scored
+
+    path = evaluation.path
+    result = read_scored(path) if not again and path.is_file() else {}
+    compared = evaluation.against is None or result.get("against", {}).get("from_scratch")
+    return Scored(evaluation.headline(result), path, result) if "trained" in result and compared else score(evaluation)

@@ -1,0 +1,135 @@
+"""The verbs in Python: what they give, what they refuse and how, and that they are the command line's."""
+
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from tiny import tiny_images
+
+import pantomim
+from pantomim import verbs
+from pantomim.cli import COMMANDS, main
+from pantomim.config import Pretrain, from_yaml, to_dict, with_settings
+from pantomim.evaluate import PROTOCOLS, TASK_PROTOCOLS
+from pantomim.recipes import RECIPES
+
+VERBS = [name for name in pantomim.__all__ if name not in ("__version__", "load")]
+SMALL = {"method.encoder.depth": 1, "method.decoder.depth": 1, "batch_size": 16}
+SMALL |= {"runtime": {"tracker": "none", "device": "cpu"}}
+PAPER = next(recipe for recipe in RECIPES if recipe.name == "mae_vit_base_in1k").config
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, verbs.Run]:
+    folder = tmp_path_factory.mktemp("verbs")
+    source = tiny_images(folder / "tiny.npz")
+    return source, pantomim.pretrain("mae", data=source, out=folder / "run", size="micro", steps=4, settings=SMALL)
+
+
+def test_the_main_job(job: tuple[Path, verbs.Run]) -> None:
+    source, run = job
+    assert run.finished.steps == 4
+    scored = pantomim.evaluate("knn", encoder=run.out, data=source, contenders=["trained"])
+    assert str(scored).startswith("knn on tiny, top-1: trained ")
+    assert scored.path == run.out / "eval" / "knn-tiny.json"
+    assert "untrained" not in scored.scores
+    assert "knn" in pantomim.report(run.out).read_text()
+    assert pantomim.load(run.out).depth == 1
+
+
+def test_a_run_is_that_of_the_command(job: tuple[Path, verbs.Run], tmp_path: Path) -> None:
+    source, run = job
+    words = ["--size", "micro", "--steps", "4", "--method.encoder.depth", "1", "--method.decoder.depth", "1"]
+    words += ["--batch-size", "16", "--runtime.tracker", "none", "--runtime.device", "cpu"]
+    main(["pretrain", "mae", "--data", str(source), "--out", str(tmp_path), *words])
+    assert from_yaml(Pretrain, tmp_path / "config.yaml") == from_yaml(Pretrain, run.out / "config.yaml")
+    assert (tmp_path / "encoder.safetensors").read_bytes() == (run.out / "encoder.safetensors").read_bytes()
+
+
+def test_a_task_from_an_encoder_to_predictions(job: tuple[Path, verbs.Run], tmp_path: Path) -> None:
+    source, run = job
+    small = {"runtime": SMALL["runtime"]}
+    tuned = pantomim.finetune(source, encoder=run.out, out=tmp_path, steps=2, compare=True, settings=small)
+    assert tuned.scratch is not None
+    assert tuned.scratch.out == tmp_path / "scratch"
+    assert tuned.scored is not None
+    assert tuned.scored.scores["against"]["from_scratch"]
+    again = pantomim.evaluate("classifier", classifier=tuned.out, data=source)
+    assert again.scores["trained"]["top1"] == tuned.scored.scores["trained"]["top1"]
+    assert pantomim.predict(tuned.out, source, out=tmp_path / "p.csv").num_predicted == 80
+
+
+def test_an_explanation_is_a_page() -> None:
+    found = pantomim.explain("mae_vit_base_in1k", settings={"optim.base_lr": 1e-3})
+    assert re.search(r"base_lr +0\.001", str(found))
+    assert ("Cost", dict(found.sections)["Cost"]) in found.sections
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: pantomim.pretrain("mae", out="x"), r"^pretrain\.data must be given for the bare method mae"),
+        (lambda: pantomim.pretrain("mae_vit_base_in1k"), r"^pretrain\.out must name a run folder"),
+        (lambda: pantomim.pretrain("mae_tiny_cifar1", out="x"), "Did you mean mae_tiny_cifar10"),
+        (lambda: pantomim.finetune("mnist", out="x"), r"^finetune\.encoder must name .* set finetune\.scratch"),
+        (lambda: pantomim.finetune("mnist", encoder="no", out="x"), "got no, which does not exist"),
+        (lambda: pantomim.explain("mae_vit_base_in1k", settings={"optim.base_lrr": 1}), "Did you mean optim.base_lr?"),
+        (
+            lambda: pantomim.explain("mae_vit_base_in1k", settings={"optim.base_lr": -1}),
+            r"OptimConfig\.base_lr must be above 0; got -1",
+        ),
+        (
+            lambda: pantomim.explain("mae_vit_base_in1k", settings={"method.masker.noise.color": "red"}),
+            "method.masker.noise: no such key",
+        ),
+        (lambda: pantomim.evaluate("kn", encoder="x", data="mnist"), "Did you mean knn?"),
+        (lambda: pantomim.evaluate("knn", data="mnist"), r"^evaluate\.encoder alone must name"),
+        (
+            lambda: pantomim.evaluate("knn", encoder="x", data="mnist", image=3),
+            "image: no such key. Did you mean images",
+        ),
+    ],
+)
+def test_errors_name_arguments(wrong: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        wrong()
+    assert "--" not in str(caught.value)
+    assert "prepare." not in str(caught.value)
+
+
+def test_settings_are_those_of_the_config() -> None:
+    other = {"method.masker.kind": "color_noise", "method.masker.noise.color": "red", "duration.steps": 9}
+    changed = to_dict(with_settings(PAPER, other))
+    assert changed["method"]["masker"]["noise"]["color"] == "red"
+    assert changed["method"]["masker"]["ratio"] == PAPER.method.masker.ratio
+    assert changed["duration"] == {"steps": 9, "epochs": None}
+    assert with_settings(PAPER, {}) == PAPER
+
+
+def test_the_verbs_are_commands_and_alike() -> None:
+    assert set(VERBS) <= set(COMMANDS)
+    assert inspect.signature(pantomim.explain).parameters == inspect.signature(pantomim.pretrain).parameters
+    told = inspect.getdoc(pantomim.evaluate) or ""
+    assert not [kind.protocol for kind in (*PROTOCOLS, *TASK_PROTOCOLS) if kind.protocol not in told]
+    for name in VERBS:
+        told = inspect.getdoc(getattr(pantomim, name)) or ""
+        for argument in inspect.signature(getattr(pantomim, name)).parameters:
+            assert f"\n    {argument}: " in told, (name, argument)
+
+
+def test_the_package_is_light_and_its_verbs_stay() -> None:
+    code = (
+        "import sys, pantomim\n"
+        "assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)\n"
+        "from pantomim.evaluate import KNN\nimport pantomim.report\nimport pantomim.explain\n"
+        "assert callable(pantomim.evaluate) and callable(pantomim.report) and callable(pantomim.explain)\n"
+        "assert set(dir(pantomim)) == set(pantomim.__all__) and pantomim.__version__[0].isdigit()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert not isinstance(pantomim.evaluate, ModuleType)
