@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pantomim.formats import load_encoder as load
+    from pantomim.formats import load
 
 __all__ = ["load"]
 
@@ -11,7 +11,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> object:
     """`pantomim.load`, imported on first use, so that `import pantomim` stays light."""
     if name == "load":
-        from pantomim.formats import load_encoder
+        from pantomim.formats import load
 
-        return load_encoder
+        return load
     raise AttributeError(f"module 'pantomim' has no attribute {name!r}")

@@ -121,7 +121,12 @@ def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, r
 
 def load_classifier(path: str | Path) -> Classifier:
     """The classifier of a folder, in evaluation mode."""
-    return fill_pair(path, CLASSIFIER, lambda about: Classifier(_build_encoder(about), **about["classifier"]))
+    return fill_pair(path, CLASSIFIER, build_classifier)
+
+
+def build_classifier(about: Mapping[str, Any]) -> Classifier:
+    """The classifier that a description states, with initial weights."""
+    return Classifier(_build_encoder(about), **about["classifier"])
 
 
 def save_segmenter(
@@ -135,12 +140,13 @@ def save_segmenter(
 
 def load_segmenter(path: str | Path) -> Segmenter:
     """The segmenter of a folder, in evaluation mode."""
+    return fill_pair(path, SEGMENTER, build_segmenter)
 
-    def build(about: Mapping[str, Any]) -> Segmenter:
-        head = TypeAdapter(HeadConfig).validate_python(about["segmenter"]["head"])
-        return Segmenter(_build_encoder(about), about["segmenter"]["num_classes"], head)
 
-    return fill_pair(path, SEGMENTER, build)
+def build_segmenter(about: Mapping[str, Any]) -> Segmenter:
+    """The segmenter that a description states, with initial weights."""
+    head = TypeAdapter(HeadConfig).validate_python(about["segmenter"]["head"])
+    return Segmenter(_build_encoder(about), about["segmenter"]["num_classes"], head)
 
 
 def _without_owner(model: nn.Module) -> dict[str, Tensor]:

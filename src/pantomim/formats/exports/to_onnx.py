@@ -1,0 +1,58 @@
+"""One file of ONNX: model.onnx, with a free batch; what stands in it about itself is in its metadata."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pantomim.formats.exports.destination import Destination, Loaded
+from pantomim.formats.exports.fitting import quiet
+from pantomim.formats.exports.network import Network, Outputs, facts
+from pantomim.formats.exports.to_program import program
+
+FILE = "model.onnx"
+CODE = """import onnxruntime
+
+session = onnxruntime.InferenceSession("{file}")
+print(session.get_modelmeta().custom_metadata_map)
+{outputs} = session.run(None, {{"images": images}})  # {images}, as a NumPy array"""
+
+
+class ToONNX(Destination):
+    """`onnxruntime.InferenceSession(FILE)`, for every network."""
+
+    name = "onnx"
+
+    def write(self, network: Network, folder: Path) -> str:
+        """See `Destination.write`."""
+        try:
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise self.missing("onnx") from error
+        names = list(Outputs(network.module).names)
+        with quiet():
+            made: Any = torch.onnx.export(
+                program(network), dynamo=True, verbose=False, input_names=["images"], output_names=names
+            )
+        made.model.metadata_props.update({name: json.dumps(value) for name, value in facts(network).items()})
+        made.save(folder / FILE)
+        return f"an ONNX graph (opset {made.model.opset_imports['']}), whose batch is free"
+
+    def read(self, network: Network, folder: Path) -> Loaded:
+        """See `Destination.read`."""
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+
+        def run(images: Tensor) -> tuple[Tensor, ...]:
+            return tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
+
+        return run
+
+    def code(self, network: Network) -> str:
+        """See `Destination.code`."""
+        names = ", ".join(Outputs(network.module).names)
+        return CODE.format(file=FILE, outputs=f"({names},)", images=facts(network)["images"])
