@@ -71,11 +71,7 @@ def as_trainable(wrapped: Any, model: nn.Module, weights: Mapping[str, Tensor], 
     found = _placed(found, config)
     with initial_weights_unused():
         encoder = config.build().to(found["patch_embed.proj.weight"].dtype)
-    shown, named = (
-        {name: tensor for name, tensor in each.items() if not re.match(r"blocks\.[1-9]", name)}
-        for each in (encoder.state_dict(), found)
-    )  # what differs in one block differs in all: the first is named alone
-    if report := key_report(shown, named) or key_report(encoder.state_dict(), found):
+    if report := _first_report(encoder.state_dict(), found):
         raise not_trainable(source, model, report)
     encoder.load_state_dict(found)
     encoder.eval()
@@ -138,8 +134,9 @@ def fill_as(model: nn.Module, named: Naming, weights: Mapping[str, Tensor], conf
     for name in places.keys() - ours.keys():  # what changes nothing
         if re.search(r"\.gamma_[12]$", name):
             ours[name] = torch.ones(places[name].shape)
-    if report := key_report(places, ours):
+    if report := _first_report(places, ours):
         return report
+    _move(ours, places, config)
     values = torch.zeros(ends[-1], dtype=torch.float64)
     filled = torch.zeros(ends[-1], dtype=torch.bool)
     for name, numbers_of in places.items():
@@ -155,6 +152,30 @@ def fill_as(model: nn.Module, named: Naming, weights: Mapping[str, Tensor], conf
         with torch.no_grad():
             tensor.copy_(torch.where(filled[span], values[span], tensor.flatten().double()).view(tensor.shape))
     return ""
+
+
+def _move(ours: dict[str, Tensor], places: Mapping[str, Tensor], config: EncoderConfig) -> None:
+    """Add up what is added anyway, where theirs has fewer places: positions of tokens, the bias of patches."""
+    if (table := ours.get("pos_embed")) is None:
+        return
+    ours["pos_embed"] = table = table.clone()
+    spans = {"cls_token": slice(0, int(config.class_token)), "reg_token": slice(int(config.class_token), config.num_prefix)}
+    for token, rows in spans.items():
+        if token in ours and not places["pos_embed"][:, rows].any():
+            ours[token] = ours[token] + table[:, rows]
+            table[:, rows] = 0
+    if not places["patch_embed.proj.bias"].any():
+        table[:, config.num_prefix :] += ours["patch_embed.proj.bias"]
+        ours["patch_embed.proj.bias"] = torch.zeros_like(ours["patch_embed.proj.bias"])
+
+
+def _first_report(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """As `key_report`; what differs in one block differs in all: the first is named alone."""
+    shown, named = (
+        {name: tensor for name, tensor in each.items() if not re.match(r"blocks\.[1-9]", name)}
+        for each in (expected, found)
+    )
+    return key_report(shown, named) or key_report(expected, found)
 
 
 def _placed(weights: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:

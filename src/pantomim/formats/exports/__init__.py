@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from pantomim.core.files import new_folder
-from pantomim.formats.exports.card import upload, write_card
+from pantomim.formats.exports.card import CARD, upload, write_card
 from pantomim.formats.exports.destination import Destination
 from pantomim.formats.exports.fitting import largest_difference, quiet
 from pantomim.formats.exports.network import Outputs, images_to_try, open_network
@@ -33,10 +33,12 @@ class Exported:
     code: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.out}: {self.what}, read back by its own library.\n"
-            f"Largest difference {self.difference:.1e} (at most {LIMIT:g}) on {self.images}.\n\n{self.code}"
-        )
+        return f"{self.out}: {self.what}.\n{self.checked}\n\n{self.code}"
+
+    @property
+    def checked(self) -> str:
+        """How far it is from ours, in a sentence."""
+        return f"Read back by its own library, it differs by {self.difference:.1e} at most on {self.images}."
 
 
 def export(
@@ -87,7 +89,10 @@ def export(
                 f"of {what} on {words}, more than {LIMIT:g}. Nothing was written: use onnx or exported_program."
             )
         found = Exported(folder, what, difference, words, place.code(network))
-        write_card(temporary, network, place.name, str(found), found.code)
+        write_card(temporary, network, place.name, f"{what}. {found.checked}", found.code)
+        mode = (temporary / CARD).stat().st_mode
+        for file in temporary.iterdir():  # safetensors lets in the owner alone
+            file.chmod(mode)
     if push is not None:
         upload(folder, push)
     return found

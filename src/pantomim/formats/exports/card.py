@@ -9,6 +9,7 @@ from pantomim.core.reading import read_json, read_yaml
 from pantomim.formats.exports.network import Network, facts
 from pantomim.formats.native import ENCODER
 
+CARD = "README.md"
 TASKS = {"encoder": "image-feature-extraction", "classifier": "image-classification", "segmenter": "image-segmentation"}
 LIBRARIES = {"timm": "timm", "hf": "transformers"}
 METRICS = {"top1": "top-1", "miou": "mean IoU"}
@@ -22,7 +23,7 @@ def write_card(folder: Path, network: Network, to: str, check: str, code: str) -
     head += [f"pipeline_tag: {TASKS[network.kind]}", "tags:", "- pantomim", "- masked-image-modelling"]
     name = network.folder.resolve().name if network.folder else network.spec
     lines = ["---", *head, "---", "", f"# {name}", "", f"A vision transformer ({network.kind}) made with pantomim."]
-    lines += ["", check.partition("\n\n")[0], "", "```python", code, "```", ""]
+    lines += ["", f"Here as {check}", "", "```python", code, "```", ""]
     lines += ["## Images", "", f"- {about['images']}", f"- mean {about['mean']}, std {about['std']} of these"]
     if to not in LIBRARIES:
         lines += [f"- normalisation {about['normalisation']}"]
@@ -34,7 +35,7 @@ def write_card(folder: Path, network: Network, to: str, check: str, code: str) -
     lines += ["", "## Training", "", *_training(network)]
     lines += ["", "## Scores", "", *_scores(network)]
     lines += ["", "## Limits", "", *_limits(network, to)]
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _training(network: Network) -> Iterator[str]:
@@ -42,17 +43,18 @@ def _training(network: Network) -> Iterator[str]:
         yield f"Weights of {network.spec}; pantomim did not train them."
         return
     yield f"- recipe: {network.about.get('recipe', 'not recorded')}"
-    path, end = network.folder / "config.yaml", network.folder / "finished.json"
-    if path.is_file():
-        config = read_yaml(path)
-        yield f"- method: {config['method']['kind']}"
-        yield f"- data: {Path(config['data']['source']).name}"
-        yield f"- batch size {config['batch_size']}, seed {config['seed']}"
-        if (start := config.get("init")) is not None:
-            yield f"- initial weights: {start if ':' in str(start) else Path(start).name}"
-    if end.is_file():
-        done = read_json(end, dict[str, Any], "Run the same command again.")
-        yield f"- {done.get('step', done.get('steps')):,} steps"
+    config, done = network.folder / "config.yaml", network.folder / "finished.json"
+    told: dict[str, Any] = read_yaml(config) if config.is_file() else {}
+    init, seed = told.get("init"), told.get("runtime", {}).get("seed", told.get("seed"))
+    facts_told = {
+        "method": told.get("method", {}).get("kind"),
+        "data": Path(told["data"]["source"]).name if "data" in told else None,  # a path is nobody's business
+        "batch size": told.get("batch_size"),
+        "steps": read_json(done, dict[str, Any], "Remove it.").get("steps") if done.is_file() else None,
+        "seed": seed,
+        "initial weights": init if init is None or ":" in str(init) else Path(init).name,
+    }
+    yield from (f"- {name}: {value}" for name, value in facts_told.items() if value is not None)
 
 
 def _scores(network: Network) -> Iterator[str]:

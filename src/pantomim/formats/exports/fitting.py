@@ -49,7 +49,7 @@ def fitting(network: Network, candidates: Iterable[Candidate], named: Naming) ->
             report = reason(error)
         if not report:
             return candidate, model.float()
-        problems.append(f"{candidate.name}: {report[:300]}")
+        problems.append(f"{candidate.name}: {report[:200]}")
     return "; ".join(problems) or "it has no network of this kind"
 
 

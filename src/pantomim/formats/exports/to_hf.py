@@ -54,7 +54,7 @@ def _beit(config: EncoderConfig) -> Settings:
         "use_relative_position_bias": config.relative_position == "blocks",
         "use_shared_relative_position_bias": config.relative_position == "shared",
         "layer_scale_init_value": config.layer_scale or 0.0,
-        "use_mean_pooling": False,
+        "use_mean_pooling": not config.norms.final,  # it has no final norm then
     }
 
 
@@ -194,7 +194,7 @@ def _build(network: Network, kind: str, settings: Settings) -> nn.Module:
         return model
     if kind == "Beit":
         settings = settings | {"use_mean_pooling": pool_of(network) == "mean"}
-    task = f"{kind.removesuffix('Vision')}ForImageClassification"
+    task = f"{kind}ForImageClassification"
     if not hasattr(transformers, task):
         raise ValueError(f"there is no {task}")
     classifier: Any = getattr(transformers, task)(about(**settings, num_labels=len(network.classes)))
@@ -220,7 +220,7 @@ def _named(pool: str | None, model: Any, weights: Mapping[str, Tensor]) -> dict[
         for prefix in (f"{model.base_model_prefix}.", "vision_model."):
             name = name.removeprefix(prefix)
         inner[name] = tensor
-    head = head_apart(inner, {"classifier.": "head.", "pooler.layernorm.": "fc_norm."})
+    head = {} if pool is None else head_apart(inner, {"classifier.": "head.", "pooler.layernorm.": "fc_norm."})
     found = our_names(model, {name: tensor for name, tensor in inner.items() if not name.startswith("classifier.")})
     width = found["patch_embed.proj.weight"].shape[0]
     if pool is not None and head["head.weight"].shape[1] == 2 * width:  # class token and mean of patches

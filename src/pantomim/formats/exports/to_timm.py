@@ -37,7 +37,7 @@ class ToTimm(Destination):
         networks = dict(_networks(network))
         run = partial(_run, network)
         tried = (Candidate(name, partial(_create, name, how), run) for name, how in networks.items())
-        found = fitting(network, tried, _named)
+        found = fitting(network, tried, our_names if network.kind == ENCODER else _named)
         if isinstance(found, str):
             raise self.refuse(network, found)
         candidate, model = found
