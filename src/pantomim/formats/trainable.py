@@ -147,7 +147,7 @@ def fill_as(model: nn.Module, named: Naming, weights: Mapping[str, Tensor], conf
             return f"no place for {name}"
         values[numbers_of] = ours[name].double()
         filled[numbers_of] = True
-    for (name, tensor), end in zip(theirs.items(), ends[1:], strict=True):
+    for tensor, end in zip(theirs.values(), ends[1:], strict=True):
         span = slice(end - tensor.numel(), end)
         with torch.no_grad():
             tensor.copy_(torch.where(filled[span], values[span], tensor.flatten().double()).view(tensor.shape))
@@ -159,7 +159,10 @@ def _move(ours: dict[str, Tensor], places: Mapping[str, Tensor], config: Encoder
     if (table := ours.get("pos_embed")) is None:
         return
     ours["pos_embed"] = table = table.clone()
-    spans = {"cls_token": slice(0, int(config.class_token)), "reg_token": slice(int(config.class_token), config.num_prefix)}
+    spans = {
+        "cls_token": slice(0, int(config.class_token)),
+        "reg_token": slice(int(config.class_token), config.num_prefix),
+    }
     for token, rows in spans.items():
         if token in ours and not places["pos_embed"][:, rows].any():
             ours[token] = ours[token] + table[:, rows]

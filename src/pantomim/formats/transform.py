@@ -50,7 +50,8 @@ class Transform:
 
     def _one(self, picture: Picture) -> Float[Tensor, "C h w"]:
         if isinstance(picture, Image.Image):
-            image = from_picture(picture.convert("L") if self.channels == 1 and picture.mode in ("RGB", "P") else picture)
+            gray = self.channels == 1 and picture.mode in ("RGB", "P")
+            image = np.require(from_picture(picture.convert("L") if gray else picture), requirements="W")
         else:
             image = picture
         if len(image) == 1 and self.channels == 3:
@@ -64,7 +65,8 @@ class Transform:
         scale = self.scale or stored
         if image.dtype.kind in "iu" and scale.divisor != stored.divisor and not scale.given:
             raise ValueError(
-                f"Transform.pictures must be stored as in training ({scale.rule}); got {image.dtype.name}. Convert them."
+                f"Transform.pictures must be stored as in training ({scale.rule}); got {image.dtype.name}. Convert "
+                f"them."
             )
         box = centred_boxes(np.asarray([image.shape[1:]]), self.image_size)[0]
         whole = scaled(resize_one(image, box, self.resized, flip=False, interpolation=self.interpolation), scale)

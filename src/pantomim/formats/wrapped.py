@@ -41,6 +41,7 @@ class WrappedEncoder(nn.Module, ABC):
     has_blocks: bool = True
     has_attention: bool = False
     scale: Scale | None = BYTES  # of the images that its weights were trained on
+    transform: Any = None  # from pictures to its images, of one that `pantomim.load` gave
     interpolation: Interpolation | None = None  # how the images that it was trained on were resized, if known
 
     def __init__(

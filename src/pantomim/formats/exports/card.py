@@ -1,6 +1,5 @@
 """The page of a network that leaves, README.md as hubs show it, and its upload."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -107,7 +107,7 @@ class Network:
 def open_network(
     spec: str | Path, load_encoder: Callable[[str | Path], Any], image_size: tuple[int, int] | None = None
 ) -> Network:
-    """The network of a run, its classifier or segmenter if it has one; of a file of our weights; or an encoder of others.
+    """The network of a run, its classifier or segmenter if it has one; of a file of ours; or an encoder of others.
 
     Encoders of other libraries become ours where they can.
     """
@@ -182,9 +182,7 @@ def images_to_try(network: Network, images: str | None) -> tuple[Float[Tensor, "
             )
         check_scale(network.module, dataset)
         chosen = evenly_spaced(len(dataset), NUM_IMAGES)
-        batches = evaluation_batches(
-            dataset, transform.image_size, NUM_IMAGES, "cpu", chosen, margin=transform.margin
-        )
+        batches = evaluation_batches(dataset, transform.image_size, NUM_IMAGES, "cpu", chosen, margin=transform.margin)
         found, _ = next(iter(batches))
         return found.contiguous(), f"{len(found)} images of {dataset.name}"
     except (ValueError, OSError) as error:

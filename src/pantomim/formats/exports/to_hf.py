@@ -74,11 +74,10 @@ def _vit(config: EncoderConfig) -> Settings:
     return _hidden(config) | {"qkv_bias": config.attention_bias != "none"}
 
 
-KINDS = (  # the only list; the first that fits
+KINDS = (  # the only list, in the order in which they are tried
     Kind("ViT", lambda c: _plain(c) and c.class_token and not c.registers and c.layer_scale is None, _vit),
     Kind("IJepa", lambda c: _plain(c) and not c.class_token and c.mlp.activation == "gelu", _vit),
     Kind("SiglipVision", lambda c: _plain(c) and not c.class_token, lambda c: _hidden(c) | {"vision_use_head": False}),
-    Kind("Beit", lambda c: c.class_token and not c.registers and c.rope is None and not c.norms.first, _beit),
     Kind("Dinov2", lambda c: _plain(c) and c.class_token and not c.registers, _dino),
     Kind(
         "Dinov2WithRegisters",
@@ -87,6 +86,7 @@ KINDS = (  # the only list; the first that fits
     ),
     Kind("DINOv3ViT", lambda c: c.class_token and c.rope is not None and c.position == "none", _dinov3),
     Kind("CLIPVision", lambda c: c.norms.first and c.class_token and not c.registers, _hidden),
+    Kind("Beit", lambda c: c.class_token and not c.registers and c.rope is None and not c.norms.first, _beit),
 )
 
 
@@ -167,7 +167,8 @@ def _candidates(network: Network) -> Iterator[Candidate]:
     assert isinstance(network.encoder, Encoder)
     config = network.encoder.config
     square = config.image_size[0] == config.image_size[1]
-    for kind in KINDS:
+    own_bias = config.attention_bias == "qv"  # BEiT's: that class is the first to try then, else the last
+    for kind in sorted(KINDS, key=lambda kind: own_bias and kind.name != "Beit"):
         if kind.fits(config):
             settings = {
                 "hidden_size": config.width,

@@ -107,32 +107,38 @@ def _networks(network: Network) -> Iterator[tuple[str, dict[str, Any]]]:
     if config.layer_scale is not None:
         plain["init_values"] = config.layer_scale
     if config.class_token and (config.relative_position != "none" or config.attention_bias == "qv"):
-        yield "beit_base_patch16_224", {
-            **{name: value for name, value in plain.items() if name != "class_token"},
-            **gated,
-            "qkv_bias": biased,
-            "use_fc_norm": normed,
-            "use_abs_pos_emb": config.position != "none",
-            "use_shared_rel_pos_bias": config.relative_position == "shared",
-            "use_rel_pos_bias": config.relative_position == "blocks",
-        }
+        yield (
+            "beit_base_patch16_224",
+            {
+                **{name: value for name, value in plain.items() if name != "class_token"},
+                **gated,
+                "qkv_bias": biased,
+                "use_fc_norm": normed,
+                "use_abs_pos_emb": config.position != "none",
+                "use_shared_rel_pos_bias": config.relative_position == "shared",
+                "use_rel_pos_bias": config.relative_position == "blocks",
+            },
+        )
     if (rope := config.rope) is not None:
         centred = rope.coordinates == "centred"
-        yield "vit_small_patch16_dinov3" if large_eps else "eva02_tiny_patch14_224", {
-            **plain,
-            **gated,
-            "swiglu_align_to": 0,
-            "qkv_bias": biased,
-            "qkv_fused": not config.mlp.norm,
-            "num_reg_tokens": registers,
-            "use_fc_norm": normed,
-            "use_post_transformer_norm": config.norms.final and not normed,
-            "use_abs_pos_emb": config.position != "none",
-            "rope_type": "dinov3" if centred else "cat",
-            "rope_rotate_half": centred,
-            "rope_temperature": rope.temperature,
-            "ref_feat_shape": rope.reference or config.grid,
-        }
+        yield (
+            "vit_small_patch16_dinov3" if large_eps else "eva02_tiny_patch14_224",
+            {
+                **plain,
+                **gated,
+                "swiglu_align_to": 0,
+                "qkv_bias": biased,
+                "qkv_fused": not config.mlp.norm,
+                "num_reg_tokens": registers,
+                "use_fc_norm": normed,
+                "use_post_transformer_norm": config.norms.final and not normed,
+                "use_abs_pos_emb": config.position != "none",
+                "rope_type": "dinov3" if centred else "cat",
+                "rope_rotate_half": centred,
+                "rope_temperature": rope.temperature,
+                "ref_feat_shape": rope.reference or config.grid,
+            },
+        )
     vit = {
         **plain,
         "reg_tokens": registers,
