@@ -45,8 +45,8 @@ class Transform:
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Float[Tensor, "B C h w"]:
         """Of one picture a batch of one."""
-        single = isinstance(pictures, Image.Image | np.ndarray)
-        return torch.stack([self._one(picture) for picture in ([pictures] if single else pictures)])  # type: ignore[list-item]
+        several = [pictures] if isinstance(pictures, Image.Image | np.ndarray) else pictures
+        return torch.stack([self._one(picture) for picture in several])
 
     def _one(self, picture: Picture) -> Float[Tensor, "C h w"]:
         if isinstance(picture, Image.Image):

@@ -241,7 +241,7 @@ class Encoder(nn.Module):
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Outputs of some blocks, as timm gives them: maps ("NCHW") or tokens ("NLC") of the last so many, these, or all.
+        """Outputs of some blocks, as timm gives them: maps ("NCHW") or tokens ("NLC") of the last n, these, or all.
 
         Beside them all tokens at the end, prefix first, after the final norm; by `intermediates_only` nothing else.
         With prefix tokens each output is a pair (patches, prefix). `norm` also normalises the outputs. By `stop_early`

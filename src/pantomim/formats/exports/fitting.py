@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -13,7 +13,8 @@ from pantomim.core.foreign import reason
 from pantomim.formats.exports.network import Network, Outputs
 from pantomim.formats.layout import initial_weights_unused
 from pantomim.formats.trainable import Naming, fill_as
-from pantomim.nn.heads import Classifier
+from pantomim.nn.heads import Classifier, Pool
+from pantomim.nn.vit import Encoder
 
 SAME = 1e-5  # at most, of outputs in float64, relative to the largest
 
@@ -29,6 +30,7 @@ class Candidate(NamedTuple):
 def fitting(network: Network, candidates: Iterable[Candidate], named: Naming) -> tuple[Candidate, nn.Module] | str:
     """The first candidate that computes the same, filled, in float32; or what was in the way of each, in words."""
     encoder, problems = network.encoder, []
+    assert isinstance(encoder, Encoder)
     weights = {name.removeprefix("encoder."): value for name, value in network.module.state_dict().items()}
     ours = Outputs(copy.deepcopy(network.module).double())
     shape = (2, encoder.in_chans, *encoder.image_size)
@@ -67,15 +69,15 @@ def largest_difference(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) 
     return largest if largest == largest else float("inf")
 
 
-def head_apart(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+def head_apart(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """The weights of a classifier's head and norm by our names, from those of a library's (which begin so)."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for theirs, ours in names.items():
         found |= {ours + name.removeprefix(theirs): value for name, value in weights.items() if name.startswith(theirs)}
     return found
 
 
-def pool_of(network: Network) -> str | None:
+def pool_of(network: Network) -> Pool | None:
     """How a classifier pools; None: of an encoder."""
     return network.module.pool if isinstance(network.module, Classifier) else None
 

@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pantomim.core.reading import read_yaml
-from pantomim.data.dataset import evenly_spaced
+from pantomim.data.dataset import Dataset, evenly_spaced
+from pantomim.data.masks import read_masked
 from pantomim.data.record import RECORD, read_record
-from pantomim.data.sources import open_source
+from pantomim.data.sources import open_source, open_split, read_contents
 from pantomim.data.stats import check_scale
 from pantomim.data.stream import evaluation_batches
 from pantomim.formats.layout import initial_weights_unused
@@ -170,34 +171,36 @@ def images_to_try(network: Network, images: str | None) -> tuple[Float[Tensor, "
 
     Where there are none, or they cannot be read, images are drawn.
     """
-    source, scale, transform = images, None, network.transform
+    transform = network.transform
     try:
-        if source is None:
-            source, scale = _data_of(network.folder)
-        dataset = open_source(source, "all", scale)
+        dataset = _data_of(network.folder) if images is None else open_source(images, "all")
         if dataset.channels != transform.channels:
             raise ValueError(
                 f"export.images must have {transform.channels} channel(s), as the network takes; got "
-                f"{dataset.channels} in {source}. Name others."
+                f"{dataset.channels} in {dataset.spec}. Name others."
             )
         check_scale(network.module, dataset)
         chosen = evenly_spaced(len(dataset), NUM_IMAGES)
-        batches = evaluation_batches(dataset, transform.image_size, NUM_IMAGES, "cpu", chosen, margin=transform.margin)
-        found, _ = next(iter(batches))
+        found, _ = next(
+            evaluation_batches(dataset, transform.image_size, NUM_IMAGES, "cpu", chosen, margin=transform.margin)
+        )
         return found.contiguous(), f"{len(found)} images of {dataset.name}"
     except (ValueError, OSError) as error:
         if images is not None:
             raise
-        return _drawn(transform), f"{NUM_IMAGES} drawn images, no photographs: {error}"
+        return _drawn(transform), f"{NUM_IMAGES} drawn images, which are no photographs: {str(error).rstrip('.')}"
 
 
-def _data_of(folder: Path | None) -> tuple[str, float | None]:
-    """What a run was trained on, and the value that becomes 1 if it was given."""
+def _data_of(folder: Path | None) -> Dataset:
+    """All images of a run's data."""
     if folder is None or not (folder / "config.yaml").is_file():
-        raise ValueError("there is no run whose images could be read; name some as export.images.")
+        raise ValueError("there is no run whose images could be read; name some as export.images")
     data = read_yaml(folder / "config.yaml")["data"]
     record = read_record(folder) if (folder / RECORD).is_file() else None
-    return (data["source"] if record is None else record.source), data.get("scale")
+    source = data["source"] if record is None else record.source
+    masks = data.get("masks")
+    contents = read_contents(source) if masks is None else read_masked(source, masks["name"])[0]
+    return open_split(replace(contents, scale=data.get("scale")), source, "all")
 
 
 def _drawn(transform: Transform) -> Float[Tensor, "B C h w"]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pantomim.formats.exports.destination import Destination, Loaded
 from pantomim.formats.exports.fitting import quiet
 from pantomim.formats.exports.network import Network, Outputs, facts
-from pantomim.formats.exports.to_program import program
+from pantomim.formats.exports.to_program import graph_of
 
 FILE = "model.onnx"
 CODE = """import onnxruntime
@@ -32,12 +32,14 @@ class ToONNX(Destination):
             import onnxscript  # noqa: F401
         except ImportError as error:
             raise self.missing("onnx") from error
-        names = list(Outputs(network.module).names)
-        with quiet():
-            made: Any = torch.onnx.export(
-                program(network), dynamo=True, verbose=False, input_names=["images"], output_names=names
-            )
-        made.model.metadata_props.update({name: json.dumps(value) for name, value in facts(network).items()})
+        outputs = Outputs(network.module).eval()
+        how = {"dynamo": True, "verbose": False, "input_names": ["images"], "output_names": list(outputs.names)}
+        with quiet(), torch.no_grad():
+            made: Any = torch.onnx.export(outputs, **graph_of(network), **how)
+        told = facts(network).items()
+        made.model.metadata_props.update(
+            {name: value if isinstance(value, str) else json.dumps(value) for name, value in told}
+        )
         made.save(folder / FILE)
         return f"an ONNX graph (opset {made.model.opset_imports['']}), whose batch is free"
 

@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from pantomim.formats.exports.destination import Destination, Loaded
 from pantomim.formats.exports.network import Network, Outputs, facts
@@ -25,7 +25,9 @@ class ToExportedProgram(Destination):
 
     def write(self, network: Network, folder: Path) -> str:
         """See `Destination.write`."""
-        torch.export.save(program(network), folder / FILE, extra_files={EXTRA: json.dumps(facts(network))})
+        with torch.no_grad():
+            program = torch.export.export(Outputs(network.module).eval(), **graph_of(network))
+        torch.export.save(program, folder / FILE, extra_files={EXTRA: json.dumps(facts(network))})
         return "a program of torch.export, whose batch is free"
 
     def read(self, network: Network, folder: Path) -> Loaded:
@@ -39,9 +41,8 @@ class ToExportedProgram(Destination):
         return CODE.format(extra=EXTRA, file=FILE, outputs=f"({names},)", images=facts(network)["images"])
 
 
-def program(network: Network) -> torch.export.ExportedProgram:
-    """The graph of a network, images of any number in."""
-    outputs = Outputs(network.module).eval()
-    images: Tensor = torch.rand(2, network.encoder.in_chans, *network.encoder.image_size)
-    with torch.no_grad():
-        return torch.export.export(outputs, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+def graph_of(network: Network) -> dict[str, Any]:
+    """What torch makes a graph of, by the names of its arguments: images of any number in."""
+    images = torch.rand(2, network.encoder.in_chans, *network.encoder.image_size)
+    free = ({0: torch.export.Dim("batch")},)
+    return {"args": (images,), "dynamic_shapes": free}
