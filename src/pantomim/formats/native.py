@@ -60,10 +60,11 @@ def save_encoder(folder: str | Path, encoder: Encoder, *, scale: Any, recipe: st
 
 def load_encoder_folder(path: str | Path) -> Encoder:
     """The encoder of a run folder, in evaluation mode; damaged files and pairs that do not belong together raise."""
-    return fill_pair(path, ENCODER, _build_encoder)
+    return fill_pair(path, ENCODER, build_encoder)
 
 
-def _build_encoder(about: Mapping[str, Any]) -> Encoder:
+def build_encoder(about: Mapping[str, Any]) -> Encoder:
+    """The encoder that a description states, with initial weights."""
     return TypeAdapter(EncoderConfig).validate_python(about["encoder"]).build()
 
 
@@ -126,7 +127,7 @@ def load_classifier(path: str | Path) -> Classifier:
 
 def build_classifier(about: Mapping[str, Any]) -> Classifier:
     """The classifier that a description states, with initial weights."""
-    return Classifier(_build_encoder(about), **about["classifier"])
+    return Classifier(build_encoder(about), **about["classifier"])
 
 
 def save_segmenter(
@@ -146,7 +147,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
 def build_segmenter(about: Mapping[str, Any]) -> Segmenter:
     """The segmenter that a description states, with initial weights."""
     head = TypeAdapter(HeadConfig).validate_python(about["segmenter"]["head"])
-    return Segmenter(_build_encoder(about), about["segmenter"]["num_classes"], head)
+    return Segmenter(build_encoder(about), about["segmenter"]["num_classes"], head)
 
 
 def _without_owner(model: nn.Module) -> dict[str, Tensor]:

@@ -43,6 +43,11 @@ class Transform:
         """Height and width before the centre is taken."""
         return int(self.image_size[0] * self.margin + 1e-6), int(self.image_size[1] * self.margin + 1e-6)
 
+    @property
+    def divisor(self) -> float:
+        """The stored value that becomes 1."""
+        return 1.0 if self.scale is None else self.scale.divisor
+
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Float[Tensor, "B C h w"]:
         """Of one picture a batch of one."""
         several = [pictures] if isinstance(pictures, Image.Image | np.ndarray) else pictures

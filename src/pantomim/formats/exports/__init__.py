@@ -8,8 +8,7 @@ import torch
 
 from pantomim.core.files import new_folder
 from pantomim.formats.exports.card import CARD, upload, write_card
-from pantomim.formats.exports.destination import Destination
-from pantomim.formats.exports.fitting import largest_difference, quiet
+from pantomim.formats.exports.destination import Destination, largest_difference, quiet
 from pantomim.formats.exports.network import Outputs, images_to_try, open_network
 from pantomim.formats.exports.to_hf import ToHF
 from pantomim.formats.exports.to_onnx import ToONNX
@@ -77,7 +76,7 @@ def export(
     with new_folder("export.out", folder) as temporary:
         network, place = open_network(run, load_encoder, image_size), places[to]
         tried, words = images_to_try(network, images)
-        what = place.write(network, temporary)
+        what, code = place.write(network, temporary)
         ours, difference, allowed = Outputs(network.module).eval(), 0.0, LIMIT
         with torch.no_grad(), quiet():
             loaded = place.read(network, temporary)
@@ -89,7 +88,7 @@ def export(
                 f"export.to must be a library that computes the same; got {difference:.1e} as the largest difference "
                 f"of {what} on {words}, where {allowed:.1e} is rounding. Nothing was written: choose another place."
             )
-        found = Exported(folder, what, difference, words, place.code(network))
+        found = Exported(folder, what, difference, words, code)
         write_card(temporary, network, place.name, f"{what}. {found.checked}", found.code)
         mode = (temporary / CARD).stat().st_mode
         for file in temporary.iterdir():  # safetensors lets in the owner alone

@@ -6,54 +6,91 @@ from typing import Any
 
 from pantomim.core.reading import read_json, read_yaml
 from pantomim.formats.exports.network import Network, facts
-from pantomim.formats.native import ENCODER
 
 CARD = "README.md"
 TASKS = {"encoder": "image-feature-extraction", "classifier": "image-classification", "segmenter": "image-segmentation"}
 LIBRARIES = {"timm": "timm", "hf": "transformers"}
 METRICS = {"top1": "top-1", "miou": "mean IoU"}
 CONTENDERS = {"trained": "this network", "untrained": "same encoder, untrained", "pixels": "raw pixels"}
+LIMITS = """- It takes images of {height} x {width} pixels; of those of another kind than its training's it has seen none.
+- What it is worth on images other than those scored above is not known: score it on your own first.
+- `pooler_output` of transformers is not trained where it warns so: read `last_hidden_state`.
+- The licence is not stated: it is for you to choose, and may hang on the images and on the initial weights."""
+TEXT = """---
+{head}
+tags:
+- pantomim
+- masked-image-modelling
+---
+
+# {name}
+
+A vision transformer ({kind}) made with pantomim, here as {check}
+
+```python
+{code}
+```
+
+## What it takes and gives
+
+{facts}
+
+## Training
+
+{training}
+
+## Scores
+
+{scores}
+
+## Limits
+
+{limits}
+"""
 
 
 def write_card(folder: Path, network: Network, to: str, check: str, code: str) -> None:
     """README.md: what it is, how to load it, data, recipe, scores and limits."""
-    about = facts(network)
-    head = [f"library_name: {LIBRARIES[to]}"] if to in LIBRARIES else []
-    head += [f"pipeline_tag: {TASKS[network.kind]}", "tags:", "- pantomim", "- masked-image-modelling"]
-    name = network.folder.resolve().name if network.folder else network.spec
-    lines = ["---", *head, "---", "", f"# {name}", "", f"A vision transformer ({network.kind}) made with pantomim."]
-    lines += ["", f"Here as {check}", "", "```python", code, "```", ""]
-    lines += ["## Images", "", f"- {about['images']}", f"- mean {about['mean']}, std {about['std']} of these"]
-    if to not in LIBRARIES:
-        lines += [f"- normalisation {about['normalisation']}"]
-    lines += [f"- resizing: {about['resizing']}"]
-    if to == "hf" and network.transform.image_size[0] != network.transform.image_size[1]:
-        lines += ["- the image processor resizes whole images: cut them to these proportions first"]
-    if network.classes:
-        lines += ["", "## Classes", "", ", ".join(network.classes)]
-    lines += ["", "## Training", "", *_training(network)]
-    lines += ["", "## Scores", "", *_scores(network)]
-    lines += ["", "## Limits", "", *_limits(network, to)]
-    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    told = facts(network)
+    if to in LIBRARIES:
+        told["images"], told["normalisation"] = (
+            f"pictures, or {told['images']}",
+            "with mean and std below, by the library",
+        )
+    height, width = network.transform.image_size
+    library = [f"library_name: {LIBRARIES[to]}"] if to in LIBRARIES else []
+    text = TEXT.format(
+        head="\n".join([*library, f"pipeline_tag: {TASKS[network.kind]}"]),
+        name=network.folder.resolve().name if network.folder else Path(network.spec).name,
+        kind=network.kind,
+        check=check,
+        code=code,
+        facts="\n".join(f"- {name}: {value}" for name, value in told.items()),
+        training="\n".join(_training(network)),
+        scores="\n".join(_scores(network)),
+        limits=LIMITS.format(height=height, width=width),
+    )
+    (folder / CARD).write_text(text, encoding="utf-8")
 
 
 def _training(network: Network) -> Iterator[str]:
+    """What a run states of itself; places on the disk are nobody's business."""
     if network.folder is None:
-        yield f"Weights of {network.spec}; pantomim did not train them."
+        yield "Not by pantomim."
         return
-    yield f"- recipe: {network.about.get('recipe', 'not recorded')}"
-    config, done = network.folder / "config.yaml", network.folder / "finished.json"
+    config, end = network.folder / "config.yaml", network.folder / "finished.json"
     told: dict[str, Any] = read_yaml(config) if config.is_file() else {}
-    init, seed = told.get("init"), told.get("runtime", {}).get("seed", told.get("seed"))
-    facts_told = {
+    done = read_json(end, dict[str, Any], "Remove it.") if end.is_file() else {}
+    init = str(told.get("init") or "drawn")
+    found = {
+        "recipe": network.about.get("recipe"),
         "method": told.get("method", {}).get("kind"),
-        "data": Path(told["data"]["source"]).name if "data" in told else None,  # a path is nobody's business
+        "data": Path(told.get("data", {}).get("source", "not recorded")).name,
         "batch size": told.get("batch_size"),
-        "steps": read_json(done, dict[str, Any], "Remove it.").get("steps") if done.is_file() else None,
-        "seed": seed,
-        "initial weights": init if init is None or ":" in str(init) else Path(init).name,
+        "steps": done.get("steps"),
+        "initial weights": init if ":" in init else Path(init).name,
     }
-    yield from (f"- {name}: {value}" for name, value in facts_told.items() if value is not None)
+    yield from (f"- {name}: {value}" for name, value in found.items() if value is not None)
 
 
 def _scores(network: Network) -> Iterator[str]:
@@ -63,30 +100,18 @@ def _scores(network: Network) -> Iterator[str]:
         try:
             result = read_json(path, dict[str, Any], "")
             metric = next(name for name in METRICS if name in result["trained"])
-            values = {name: result[name][metric] for name in CONTENDERS if metric in result.get(name, {})}
-            cells = [f"{100 * values[name]:.1f} %" if name in values else "" for name in CONTENDERS]
+            values = [result.get(name, {}).get(metric) for name in CONTENDERS]
+            shown = ["" if value is None else f"{100 * value:.1f} %" for value in values]
             images = f"{result['data']['num_test']:,}"
-            rows.append([result["protocol"], result["dataset"], images, METRICS[metric], *cells])
+            rows.append([result["protocol"], result["dataset"], images, METRICS[metric], *shown])
         except (ValueError, KeyError, TypeError, StopIteration):
             damaged.append(path.name)
-    if rows:
-        for row in (["protocol", "data", "images", "score", *CONTENDERS.values()], ["---"] * 7, *rows):
-            yield f"| {' | '.join(row)} |"
-    else:
+    table = [["protocol", "data", "images", "score", *CONTENDERS.values()], ["---"] * 7, *rows] if rows else []
+    yield from (f"| {' | '.join(row)} |" for row in table)
+    if not rows:
         yield "None: it was not evaluated."
     if damaged:
         yield f"\nNot read: {', '.join(damaged)}."
-
-
-def _limits(network: Network, to: str) -> Iterator[str]:
-    height, width = network.transform.image_size
-    yield f"- Images of {height} x {width} pixels alone, unless the library resamples positions."
-    yield "- What it is worth on other images than those above is not known: score it on your own first."
-    if network.kind == ENCODER:
-        yield "- It gives features, no decisions. Which read best, class token or mean of patches, differs by task."
-    if to == "hf" and network.kind == ENCODER:
-        yield "- `pooler_output` is not trained where transformers warns so: use `last_hidden_state`."
-    yield "- The licence is not stated here: it is for you to choose, and may hang on the data and on initial weights."
 
 
 def upload(folder: Path, name: str) -> None:
@@ -95,8 +120,7 @@ def upload(folder: Path, name: str) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        api = HfApi()
-        api.create_repo(name, private=True)
+        (api := HfApi()).create_repo(name, private=True)
         api.upload_folder(folder_path=folder, repo_id=name)
     except (HfHubHTTPError, OSError) as error:
         raise ConnectionError(

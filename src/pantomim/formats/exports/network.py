@@ -24,28 +24,25 @@ from pantomim.formats.native import (
     ENCODER,
     SEGMENTER,
     build_classifier,
+    build_encoder,
     build_segmenter,
-    load_classifier,
-    load_encoder_folder,
-    load_segmenter,
+    fill_pair,
     read_description,
 )
 from pantomim.formats.transform import Transform
 from pantomim.formats.wrapped import WrappedEncoder, check_cells, resized_encoder
-from pantomim.nn.heads import Classifier
+from pantomim.nn.heads import Classifier, Pool
 from pantomim.nn.resize import adapt_encoder_weights
 from pantomim.nn.segmenter import Segmenter
 from pantomim.nn.tokens import enlarge
 from pantomim.nn.vit import Encoder, Interpolation
 
 NUM_IMAGES = 12
-KINDS: dict[str, Callable[[Path], Any]] = {  # the network of a folder is the first that is there
-    CLASSIFIER: load_classifier,
-    SEGMENTER: load_segmenter,
-    ENCODER: load_encoder_folder,
+KINDS: dict[str, Callable[[Mapping[str, Any]], Any]] = {  # the network of a folder is the first that is there
+    CLASSIFIER: build_classifier,
+    SEGMENTER: build_segmenter,
+    ENCODER: build_encoder,
 }
-BUILDERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {CLASSIFIER: build_classifier, SEGMENTER: build_segmenter}
-
 TESTED: dict[str, Interpolation] = {CLASSIFIER: "bicubic", SEGMENTER: "bilinear"}
 
 
@@ -99,6 +96,16 @@ class Network:
         return self.encoder.mean.flatten().tolist(), self.encoder.std.flatten().tolist()
 
     @property
+    def pool(self) -> Pool | None:
+        """How a classifier pools; None: of another network."""
+        return self.module.pool if isinstance(self.module, Classifier) else None
+
+    def split(self, tokens: Float[Tensor, "B T D"]) -> tuple[Tensor, ...]:
+        """An encoder's tokens as `Outputs` gives them."""
+        prefix = self.encoder.num_prefix
+        return (tokens[:, :prefix], tokens[:, prefix:]) if prefix else (tokens,)
+
+    @property
     def classes(self) -> list[str]:
         """Names of the classes, in the order of the logits; their numbers where they have none."""
         count = self.about.get(self.kind, {}).get("num_classes", 0)
@@ -124,7 +131,7 @@ def open_network(
                 encoder.scale = scale
         network = Network(str(spec), ENCODER, encoder)
     else:
-        network = Network(str(spec), kind, KINDS[kind](folder), folder, read_description(folder, kind))
+        network = Network(str(spec), kind, fill_pair(folder, kind, KINDS[kind]), folder, read_description(folder, kind))
     if image_size is not None:
         network = replace(network, module=_resized(network, image_size))
     return replace(network, module=network.module.float().eval())
@@ -138,7 +145,7 @@ def _resized(network: Network, image_size: tuple[int, int]) -> Any:
     check_cells(encoder, image_size)
     config = replace(encoder.config, image_size=image_size)
     with initial_weights_unused():
-        resized = BUILDERS[network.kind]({**network.about, "encoder": asdict(config)})
+        resized = KINDS[network.kind]({**network.about, "encoder": asdict(config)})
     adapted, _ = adapt_encoder_weights(encoder.state_dict(), encoder.config, config)
     weights = network.module.state_dict() | {f"encoder.{name}": weight for name, weight in adapted.items()}
     resized.to(encoder.mean.dtype).load_state_dict(weights)

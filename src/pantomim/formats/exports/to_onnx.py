@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pantomim.formats.exports.destination import Destination, Loaded
-from pantomim.formats.exports.fitting import quiet
+from pantomim.formats.exports.destination import Destination, Loaded, quiet
 from pantomim.formats.exports.network import Network, Outputs, facts
 from pantomim.formats.exports.to_program import graph_of
 
@@ -17,7 +16,7 @@ CODE = """import onnxruntime
 
 session = onnxruntime.InferenceSession("{file}")
 print(session.get_modelmeta().custom_metadata_map)
-{outputs} = session.run(None, {{"images": images}})  # {images}, as a NumPy array"""
+({outputs},) = session.run(None, {{"images": images}})  # {images}, as a NumPy array"""
 
 
 class ToONNX(Destination):
@@ -25,15 +24,19 @@ class ToONNX(Destination):
 
     name = "onnx"
 
-    def write(self, network: Network, folder: Path) -> str:
-        """See `Destination.write`."""
+    def write(self, network: Network, folder: Path) -> tuple[str, str]:
         try:
             import onnxruntime  # noqa: F401
             import onnxscript  # noqa: F401
         except ImportError as error:
             raise self.missing("onnx") from error
         outputs = Outputs(network.module).eval()
-        how = {"dynamo": True, "verbose": False, "input_names": ["images"], "output_names": list(outputs.names)}
+        how: dict[str, Any] = {
+            "dynamo": True,
+            "verbose": False,
+            "input_names": ["images"],
+            "output_names": list(outputs.names),
+        }
         with quiet(), torch.no_grad():
             made: Any = torch.onnx.export(outputs, **graph_of(network), **how)
         told = facts(network).items()
@@ -41,10 +44,10 @@ class ToONNX(Destination):
             {name: value if isinstance(value, str) else json.dumps(value) for name, value in told}
         )
         made.save(folder / FILE)
-        return f"an ONNX graph (opset {made.model.opset_imports['']}), whose batch is free"
+        code = CODE.format(file=FILE, outputs=", ".join(outputs.names), images=facts(network)["images"])
+        return f"an ONNX graph (opset {made.model.opset_imports['']}), whose batch is free", code
 
     def read(self, network: Network, folder: Path) -> Loaded:
-        """See `Destination.read`."""
         import onnxruntime
 
         session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
@@ -53,8 +56,3 @@ class ToONNX(Destination):
             return tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
 
         return run
-
-    def code(self, network: Network) -> str:
-        """See `Destination.code`."""
-        names = ", ".join(Outputs(network.module).names)
-        return CODE.format(file=FILE, outputs=f"({names},)", images=facts(network)["images"])

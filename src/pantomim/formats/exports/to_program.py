@@ -14,7 +14,7 @@ CODE = """import json, torch
 
 about = {{"{extra}": ""}}
 model = torch.export.load("{file}", extra_files=about).module()
-{outputs} = model(images)  # {images}
+({outputs},) = model(images)  # {images}
 print(json.loads(about["{extra}"]))"""
 
 
@@ -23,22 +23,17 @@ class ToExportedProgram(Destination):
 
     name = "exported_program"
 
-    def write(self, network: Network, folder: Path) -> str:
-        """See `Destination.write`."""
+    def write(self, network: Network, folder: Path) -> tuple[str, str]:
+        outputs, told = Outputs(network.module).eval(), facts(network)
         with torch.no_grad():
-            program = torch.export.export(Outputs(network.module).eval(), **graph_of(network))
-        torch.export.save(program, folder / FILE, extra_files={EXTRA: json.dumps(facts(network))})
-        return "a program of torch.export, whose batch is free"
+            program = torch.export.export(outputs, **graph_of(network))
+        torch.export.save(program, folder / FILE, extra_files={EXTRA: json.dumps(told)})
+        code = CODE.format(extra=EXTRA, file=FILE, outputs=", ".join(outputs.names), images=told["images"])
+        return "a program of torch.export, whose batch is free", code
 
     def read(self, network: Network, folder: Path) -> Loaded:
-        """See `Destination.read`."""
         model = torch.export.load(folder / FILE).module()
         return lambda images: tuple(model(images))
-
-    def code(self, network: Network) -> str:
-        """See `Destination.code`."""
-        names = ", ".join(Outputs(network.module).names)
-        return CODE.format(extra=EXTRA, file=FILE, outputs=f"({names},)", images=facts(network)["images"])
 
 
 def graph_of(network: Network) -> dict[str, Any]:

@@ -9,10 +9,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pantomim.formats.exports.destination import Destination, Loaded
-from pantomim.formats.exports.fitting import Candidate, fitting, head_apart, pool_of, quiet, standardised
+from pantomim.formats.exports.destination import Candidate, Destination, Loaded, head_apart, quiet, standardised
 from pantomim.formats.exports.network import Network
-from pantomim.formats.native import ENCODER, SEGMENTER, timm_arguments
+from pantomim.formats.native import ENCODER, timm_arguments
 from pantomim.formats.timm import our_names
 from pantomim.nn.vit import Encoder
 
@@ -30,22 +29,15 @@ class ToTimm(Destination):
 
     name = "timm"
 
-    def write(self, network: Network, folder: Path) -> str:
-        """See `Destination.write`."""
-        if network.kind == SEGMENTER or not isinstance(network.encoder, Encoder):
-            raise self.refuse(network, "timm has no segmenters, and keeps its own networks itself")
-        networks = dict(_networks(network))
+    def write(self, network: Network, folder: Path) -> tuple[str, str]:
+        networks = dict(_networks(network)) if isinstance(network.encoder, Encoder) else {}
         run = partial(_run, network)
         tried = (Candidate(name, partial(_create, name, how), run) for name, how in networks.items())
-        found = fitting(network, tried, our_names if network.kind == ENCODER else _named)
-        if isinstance(found, str):
-            raise self.refuse(network, found)
-        candidate, model = found
+        candidate, model = self.fitting(network, tried, our_names if network.kind == ENCODER else _named)
         transform, (mean, std) = network.transform, network.statistics
         about = {
             "architecture": candidate.name,
             "num_classes": len(network.classes),
-            "num_features": network.encoder.width,
             "model_args": networks[candidate.name],
             "pretrained_cfg": {
                 "custom_load": False,
@@ -53,7 +45,6 @@ class ToTimm(Destination):
                 "fixed_input_size": True,
                 "interpolation": transform.interpolation,
                 "crop_pct": 1 / transform.margin,
-                "crop_mode": "center",
                 "mean": mean,
                 "std": std,
                 "num_classes": len(network.classes),
@@ -63,17 +54,13 @@ class ToTimm(Destination):
         } | ({"label_names": network.classes} if network.classes else {})
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        return f"timm's {type(model).__name__} ({candidate.name} with other sizes)"
+        code = CODE.format(use="model.forward_features" if network.kind == ENCODER else "model")
+        return f"timm's {type(model).__name__} ({candidate.name} with other sizes)", code
 
     def read(self, network: Network, folder: Path) -> Loaded:
-        """See `Destination.read`."""
         about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         model = _create(about["architecture"], {**about["model_args"], "checkpoint_path": str(folder / WEIGHTS)}).eval()
         return lambda images: _run(network, model, standardised(network, images))
-
-    def code(self, network: Network) -> str:
-        """See `Destination.code`."""
-        return CODE.format(use="model.forward_features" if network.kind == ENCODER else "model")
 
 
 def _create(name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -85,11 +72,7 @@ def _create(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def _run(network: Network, model: Any, images: Tensor) -> tuple[Tensor, ...]:
-    """What `Outputs` gives, of images that are standardised."""
-    if network.kind != ENCODER:
-        return (model(images),)
-    tokens, prefix = model.forward_features(images), network.encoder.num_prefix
-    return (tokens[:, :prefix], tokens[:, prefix:]) if prefix else (tokens,)
+    return network.split(model.forward_features(images)) if network.kind == ENCODER else (model(images),)
 
 
 def _named(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,7 +82,7 @@ def _named(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _networks(network: Network) -> Iterator[tuple[str, dict[str, Any]]]:
     """Networks of timm that could be the same, by name and arguments: first those that are made for it."""
     assert isinstance(network.encoder, Encoder)
-    config, pool = network.encoder.config, pool_of(network)
+    config, pool = network.encoder.config, network.pool
     plain = timm_arguments(config, pool, len(network.classes))
     registers, normed = plain.pop("reg_tokens"), plain.pop("fc_norm") or not config.norms.final
     biased, large_eps = config.attention_bias != "none", config.norms.eps > 3e-6
