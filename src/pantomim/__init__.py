@@ -9,13 +9,19 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pantomim.formats import load_encoder as load
+    from pantomim.formats import load
+    from pantomim.formats.exports import export
     from pantomim.verbs import evaluate, explain, finetune, predict, pretrain, report, segment
 
     __version__: str
 
-__all__ = ["__version__", "evaluate", "explain", "finetune", "load", "predict", "pretrain", "report", "segment"]
-_ELSEWHERE = {"load": ("pantomim.formats", "load_encoder")}  # than in `pantomim.verbs`
+__all__ = [
+    *("__version__", "evaluate", "explain", "export", "finetune", "load", "predict", "pretrain", "report", "segment")
+]
+_ELSEWHERE = {  # than in `pantomim.verbs`
+    "load": ("pantomim.formats", "load"),
+    "export": ("pantomim.formats.exports", "export"),
+}
 
 
 class _Package(ModuleType):

@@ -69,7 +69,7 @@ def test_choices_are_kept_and_a_second_time_gives_the_same(run: Path, tmp_path: 
     ("arguments", "message"),
     [
         (["segmentation", "--data", "mnist"], "must have masks beside its images"),
-        (["segmentation", "--data", "{data}", "--image-size", "18", "16"], "a multiple of patch_size"),
+        (["segmentation", "--data", "{data}", "--image-size", "18", "16"], "a multiple of the patches"),
         (["segmentation", "--data", "{data}", "--masks", "clouds"], "--masks must be a folder of"),
         (["segmentation", "--data", "{data}", "--labels-per-class", "5"], "Unrecognized options"),
         (["knn", "--data", "mnist", "--masks", "masks"], "Unrecognized options"),

@@ -154,3 +154,14 @@ def test_beit_s_features_and_gradients_are_timms(config):
         found = encoder.get_parameter(name)
         if found.requires_grad:
             torch.testing.assert_close(found.grad, parameter.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize("how", [{}, {"indices": 1, "norm": True, "output_fmt": "NLC"}, {"indices": [-1, 0]}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"return_prefix_tokens": True}, {"intermediates_only": True, "stop_early": True}])
+def test_intermediates_are_timms(config, how, more):
+    encoder = randomised(config.build())
+    images, normalised = inputs(encoder)
+    found = encoder.forward_intermediates(images, **how, **more)
+    expected = timms(config, encoder.state_dict()).forward_intermediates(normalised, **how, **more)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)

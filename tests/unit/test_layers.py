@@ -14,7 +14,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "nn": {"core"},
     "masking": {"core"},
-    "formats": {"core", "nn"},
+    "formats": {"core", "nn", "data"},
     "tokenizers": {"core", "nn", "formats"},
     "teachers": {"core", "nn", "tokenizers", "formats"},
     "targets": {"core", "nn", "tokenizers", "teachers"},

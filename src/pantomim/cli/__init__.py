@@ -18,6 +18,7 @@ from pantomim.cli.console import (
 )
 from pantomim.cli.evaluate import evaluate
 from pantomim.cli.explain import explain
+from pantomim.cli.export import export
 from pantomim.cli.failures import in_words, write_report
 from pantomim.cli.features import features
 from pantomim.cli.finetune import finetune
@@ -41,7 +42,7 @@ from pantomim.core.names import did_you_mean
 # The only list, in the order of `pantomim --help`. A command imports what it works with when it is called, so that help
 # waits for no model library.
 _ALL: tuple[Command, ...] = (pretrain, finetune, segment, evaluate, predict, features, report, recipes, explain)
-_ALL += (tokenizer, stats, pack, noise, masks, inspect_, study, import_, verify)
+_ALL += (export, tokenizer, stats, pack, noise, masks, inspect_, study, import_, verify)
 COMMANDS: dict[str, Command] = {command.__name__.rstrip("_"): command for command in _ALL}
 
 

@@ -45,7 +45,7 @@ class CommandLine:
         Messages speak of the arguments as those of `kind`, of what it inherits from, of the command, or of `owners`.
         """
         classes = inspect.getmro(kind) if isinstance(kind, type) else (kind,)
-        names = [self.command.split()[0], "Dataset", *owners, *(each.__name__ for each in classes)]
+        names = [self.command.split()[0], "Dataset", "Encoder", *owners, *(each.__name__ for each in classes)]
         for name, parameter in inspect.signature(kind).parameters.items():
             positional = tyro.conf.Positional in getattr(parameter.annotation, "__metadata__", ())
             option = name.upper() if positional else f"--{name.replace('_', '-')}"

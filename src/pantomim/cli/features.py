@@ -25,11 +25,11 @@ def features(
     """
     from pantomim.data.sources import open_source
     from pantomim.evaluate import features as made
-    from pantomim.formats import load_encoder
+    from pantomim.formats import load_encoder, resized_encoder
 
     made.check_features_path(out)
     dataset, loaded = open_source(data, split, scale), load_encoder(encoder)
-    loaded = made.resized_encoder(loaded, image_size or loaded.image_size)
+    loaded = resized_encoder(loaded, image_size or loaded.image_size)
     table = made.extract(loaded, dataset)
     if (warning := made.collapse_warning(loaded, dataset)) is not None:
         warn(warning)

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -62,6 +63,33 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+
+
+@contextlib.contextmanager
+def new_folder(field: str, path: Path) -> Iterator[Path]:
+    """A folder to fill under a temporary name, which takes its own at the end: all of it is there, or nothing.
+
+    Refused in the name of a field, before the work, if there is something of that name.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{field} must be a new or an empty folder; got {path}, which exists. Name another.")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+    try:
+        yield temporary
+        with naming(path):
+            for file in (file for file in temporary.rglob("*") if file.is_file()):
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+            if path.exists():
+                path.rmdir()
+            temporary.rename(path)
+            sync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -36,11 +36,11 @@ from pantomim.evaluate.features import (
     extract,
     pixel_table,
     random_init_encoder,
-    resized_encoder,
 )
 from pantomim.evaluate.parts import Labelled, MaskedParts, Tables, make_parts, open_labelled
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
+from pantomim.formats.wrapped import resized_encoder
 
 PROTOCOL_VERSION = 1
 IMAGE_OPTIONS = ("images", "test_images", "scale", "image_size")

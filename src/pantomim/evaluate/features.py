@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from pantomim.data.stats import Stats, check_scale
 from pantomim.data.stream import evaluation_batches
 from pantomim.formats.files import hash_weights
 from pantomim.formats.wrapped import WrappedEncoder
-from pantomim.nn.resize import adapted_encoder
 from pantomim.nn.tokens import patchify
 from pantomim.nn.vit import Encoder, Features
 
@@ -83,24 +82,6 @@ def random_init_encoder(encoder: AnyEncoder, seed: int) -> AnyEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return (encoder.untrained() if isinstance(encoder, WrappedEncoder) else Encoder(encoder.config)).eval()
-
-
-def resized_encoder(encoder: AnyEncoder, image_size: tuple[int, int]) -> AnyEncoder:
-    """The same encoder for images of another size, its tables of positions resampled; evaluation mode."""
-    if image_size == encoder.image_size:
-        return encoder.eval()
-    device = next(encoder.parameters()).device
-    if isinstance(encoder, WrappedEncoder):
-        # Half a patch at the border would be cut off in silence by some networks and refused by others.
-        if any(side % cell for side, cell in zip(image_size, encoder.stride, strict=True)):
-            fitting = [max(round(side / cell), 1) * cell for side, cell in zip(image_size, encoder.stride, strict=True)]
-            raise ValueError(
-                f"Evaluation.image_size must be a multiple of the patches of {encoder.source}, "
-                f"{encoder.stride[0]} x {encoder.stride[1]} pixels; got {image_size[0]} x {image_size[1]}. Choose "
-                f"{fitting[0]} {fitting[1]}: images are then resized."
-            )
-        return encoder.resized(image_size).to(device).eval()
-    return adapted_encoder(encoder, replace(encoder.config, image_size=image_size))
 
 
 def check_images(encoder: AnyEncoder, dataset: Dataset) -> None:

@@ -1,5 +1,6 @@
 """Reading and writing weights: our own files, and the layouts of others, each in one file and in one tuple."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,11 @@ from pantomim.formats.native import NAMES, load_encoder_folder
 from pantomim.formats.open_clip import load_open_clip
 from pantomim.formats.reader import read_content, weights_of
 from pantomim.formats.timm import load_timm
-from pantomim.formats.wrapped import WrappedEncoder
+from pantomim.formats.transform import Transform
+from pantomim.formats.wrapped import WrappedEncoder, resized_encoder
 from pantomim.nn.vit import Encoder
 
+LOG = logging.getLogger(__name__)
 FORMATS: tuple[Format, ...] = (MAEFormat(), MMPretrainFormat(), BEiTFormat(), CAEFormat())
 LIBRARIES: dict[str, Callable[[str], Encoder | WrappedEncoder]] = {
     "timm": load_timm,
@@ -31,6 +34,19 @@ LIBRARIES: dict[str, Callable[[str], Encoder | WrappedEncoder]] = {
     "clip": load_clip,
 }
 PREFIXES = tuple(f"{library}:" for library in LIBRARIES)  # what the names of other libraries' networks begin with
+
+
+def load(spec: str | Path, image_size: tuple[int, int] | None = None) -> Encoder | WrappedEncoder:
+    """As `load_encoder`, for images of another size if one is given, with the `transform` from pictures to its images.
+
+    What was done to positions is logged.
+    """
+    encoder = load_encoder(spec)
+    if image_size is not None and image_size != encoder.image_size:
+        own, encoder = encoder.image_size, resized_encoder(encoder, image_size)
+        LOG.info("%s: positions of %d x %d pixels are resampled to %d x %d", spec, *own, *image_size)
+    encoder.transform = Transform.of(encoder)
+    return encoder
 
 
 def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:

@@ -6,6 +6,7 @@ They are run as they are; the library hands out the output of each block and the
 import copy
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +116,7 @@ class HFEncoder(WrappedEncoder):
 
     def trainable(self) -> Encoder:
         """See `WrappedEncoder.trainable`."""
-        about, weights = self.model.config, renamed(self.model.state_dict(), TRAINABLE)
-        if (token := weights.get("cls_token")) is not None:
-            weights["cls_token"] = token.view(1, 1, -1)
-        if (table := weights.get("pos_embed")) is not None:
-            weights["pos_embed"] = table.view(1, *table.shape[-2:])
-        if not weights.get("reg_token", torch.empty(0)).numel():
-            weights.pop("reg_token", None)
+        about, weights = self.model.config, our_names(self.model, self.model.state_dict())
         rope = Rope(about.rope_theta) if hasattr(about, "rope_theta") else None
         how: Resampling = "timm" if about.model_type == "dinov2_with_registers" else "authors"
         heads = getattr(about, "num_attention_heads", 1)
@@ -137,6 +132,18 @@ class HFEncoder(WrappedEncoder):
         """The same network with initial weights."""
         model = type(self.model)(copy.deepcopy(self.model.config))
         return HFEncoder(model, self.source, self.image_size, *self.statistics)
+
+
+def our_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of transformers' network by our names."""
+    found = renamed(weights, TRAINABLE)
+    if (token := found.get("cls_token")) is not None:
+        found["cls_token"] = token.view(1, 1, -1)
+    if (table := found.get("pos_embed")) is not None:
+        found["pos_embed"] = table.view(1, *table.shape[-2:])
+    if not found.get("reg_token", torch.empty(0)).numel():
+        found.pop("reg_token", None)
+    return found
 
 
 def load_hf(name: str) -> HFEncoder:

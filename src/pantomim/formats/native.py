@@ -60,10 +60,11 @@ def save_encoder(folder: str | Path, encoder: Encoder, *, scale: Any, recipe: st
 
 def load_encoder_folder(path: str | Path) -> Encoder:
     """The encoder of a run folder, in evaluation mode; damaged files and pairs that do not belong together raise."""
-    return fill_pair(path, ENCODER, _build_encoder)
+    return fill_pair(path, ENCODER, build_encoder)
 
 
-def _build_encoder(about: Mapping[str, Any]) -> Encoder:
+def build_encoder(about: Mapping[str, Any]) -> Encoder:
+    """The encoder that a description states, with initial weights."""
     return TypeAdapter(EncoderConfig).validate_python(about["encoder"]).build()
 
 
@@ -121,7 +122,12 @@ def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, r
 
 def load_classifier(path: str | Path) -> Classifier:
     """The classifier of a folder, in evaluation mode."""
-    return fill_pair(path, CLASSIFIER, lambda about: Classifier(_build_encoder(about), **about["classifier"]))
+    return fill_pair(path, CLASSIFIER, build_classifier)
+
+
+def build_classifier(about: Mapping[str, Any]) -> Classifier:
+    """The classifier that a description states, with initial weights."""
+    return Classifier(build_encoder(about), **about["classifier"])
 
 
 def save_segmenter(
@@ -135,12 +141,13 @@ def save_segmenter(
 
 def load_segmenter(path: str | Path) -> Segmenter:
     """The segmenter of a folder, in evaluation mode."""
+    return fill_pair(path, SEGMENTER, build_segmenter)
 
-    def build(about: Mapping[str, Any]) -> Segmenter:
-        head = TypeAdapter(HeadConfig).validate_python(about["segmenter"]["head"])
-        return Segmenter(_build_encoder(about), about["segmenter"]["num_classes"], head)
 
-    return fill_pair(path, SEGMENTER, build)
+def build_segmenter(about: Mapping[str, Any]) -> Segmenter:
+    """The segmenter that a description states, with initial weights."""
+    head = TypeAdapter(HeadConfig).validate_python(about["segmenter"]["head"])
+    return Segmenter(build_encoder(about), about["segmenter"]["num_classes"], head)
 
 
 def _without_owner(model: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import copy
 import difflib
 import inspect
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, get_args
 
@@ -151,22 +151,27 @@ class TimmEncoder(WrappedEncoder):
 
     def trainable(self) -> Encoder:
         """See `WrappedEncoder.trainable`."""
-        model, weights = self.model, renamed(self.model.state_dict(), TRAINABLE)
-        heads = getattr(getattr(next(iter(getattr(model, "blocks", ())), None), "attn", None), "num_heads", 1)
+        model = self.model
         theirs, rope = getattr(model, "rope", None), None
-        if theirs is not None:
-            rope = _rope(theirs, self.grid)
-            if rope is None:
-                raise not_trainable(self.source, model, f"it has rotary positions of another kind, {theirs}")
-            if not theirs.rotate_half:
-                weights = half_apart(weights, heads)
-        untold = Untold(self.image_size, heads, rope, "timm", *self.statistics, self.interpolation)
-        return as_trainable(self, model, weights, untold)
+        if theirs is not None and (rope := _rope(theirs, self.grid)) is None:
+            raise not_trainable(self.source, model, f"it has rotary positions of another kind, {theirs}")
+        untold = Untold(self.image_size, _heads(model), rope, "timm", *self.statistics, self.interpolation)
+        return as_trainable(self, model, our_names(model, model.state_dict()), untold)
 
     def _with(self, model: nn.Module, image_size: tuple[int, int], projection: Tensor | None = None) -> "TimmEncoder":
         return TimmEncoder(
             model, self.source, image_size, *self.statistics, self.fresh, projection=projection, stretch=self.stretch
         )
+
+
+def our_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of timm's network by our names, rotated channels in our order."""
+    found, rope = renamed(weights, TRAINABLE), getattr(model, "rope", None)
+    return found if rope is None or rope.rotate_half else half_apart(found, _heads(model))
+
+
+def _heads(model: Any) -> int:
+    return getattr(getattr(next(iter(getattr(model, "blocks", ())), None), "attn", None), "num_heads", 1)
 
 
 def _rope(theirs: Any, grid: tuple[int, int]) -> Rope | None:

@@ -1,12 +1,14 @@
 """Networks of other libraries as our `Encoder`, so that their training can be continued on parts of images.
 
 Their weights are renamed, cut and joined until they have our names; names and shapes then tell the config, but for what
-the network itself must say (`Untold`). Whether the two compute the same is not believed but tried, on one image.
+the network itself must say (`Untold`). Whether the two compute the same is not believed but tried, on one image. The
+same renaming, read backwards, fills a network of theirs with our weights (`fill_as`).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ ACTIVATIONS: dict[str, Activation] = {  # by what the libraries call their modul
 }
 FIRST_BLOCK = re.compile(r"(^|\.)(blocks|layers?)\.0\.")
 POOLING = re.compile(r"^(head|pooler|attn_pool|fc_norm)\b")  # parts that are left out
+Naming = Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]  # weights of a library's network by our names
 DIFFERENCE = 1e-3  # at most, of features that are the same, relative to the largest; sums in another order make 1e-5
 
 
@@ -65,18 +68,10 @@ def as_trainable(wrapped: Any, model: nn.Module, weights: Mapping[str, Tensor], 
         raise not_trainable(source, model, f"it has {what}, where ours has one of each")
     found = _joined(found)
     config = _config(found, untold, epsilons.pop(), activations.pop() or "gelu")
-    if (table := found.get("pos_embed")) is not None:
-        rows = config.num_prefix + config.grid[0] * config.grid[1] - table.shape[1]
-        place = 0 if rows == config.num_prefix else int(config.class_token)  # of the tokens without a position
-        zeros = table.new_zeros(1, max(rows, 0), table.shape[2])
-        found["pos_embed"] = torch.cat([table[:, :place], zeros, table[:, place:]], dim=1)
+    found = _placed(found, config)
     with initial_weights_unused():
         encoder = config.build().to(found["patch_embed.proj.weight"].dtype)
-    shown, named = (
-        {name: tensor for name, tensor in each.items() if not re.match(r"blocks\.[1-9]", name)}
-        for each in (encoder.state_dict(), found)
-    )  # what differs in one block differs in all: the first is named alone
-    if report := key_report(shown, named) or key_report(encoder.state_dict(), found):
+    if report := _first_report(encoder.state_dict(), found):
         raise not_trainable(source, model, report)
     encoder.load_state_dict(found)
     encoder.eval()
@@ -121,6 +116,92 @@ def same_rope(rope: Rope, sines: Tensor, cosines: Tensor, grid: tuple[int, int])
     ours = rope_table(rope, grid, cosines.shape[-1], 0)
     theirs = torch.cat([cosines, sines], dim=-1).to(ours)
     return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+def fill_as(model: nn.Module, named: Naming, weights: Mapping[str, Tensor], config: EncoderConfig) -> str:
+    """Fill a network of another library with our weights; what is in the way, or "": nothing.
+
+    `named` is the way in, from its names to ours. It is run on the numbers of the places of its weights instead of
+    their values, and read backwards: where it puts a number, our value belongs into that place; where it puts a zero,
+    ours must be zero.
+    """
+    theirs = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    ends = list(accumulate((tensor.numel() for tensor in theirs.values()), initial=1))
+    numbers = (torch.arange(end - tensor.numel(), end) for end, tensor in zip(ends[1:], theirs.values(), strict=True))
+    places = {name: each.view(tensor.shape) for each, (name, tensor) in zip(numbers, theirs.items(), strict=True)}
+    places = _with_biases(_placed(_joined(named(model, places)), config))
+    ours = _with_biases(weights)
+    for name in places.keys() - ours.keys():  # what changes nothing
+        if re.search(r"\.gamma_[12]$", name):
+            ours[name] = torch.ones(places[name].shape)
+    if report := _first_report(places, ours):
+        return report
+    _move(ours, places, config)
+    values = torch.zeros(ends[-1], dtype=torch.float64)
+    filled = torch.zeros(ends[-1], dtype=torch.bool)
+    for name, numbers_of in places.items():
+        known = numbers_of > 0
+        if name.endswith("attn.qkv.bias") and config.rope is None:  # a bias of keys adds the same to all products
+            known |= (torch.arange(len(known)) // (len(known) // 3)) == 1
+        if ours[name][~known].any():
+            return f"no place for {name}"
+        values[numbers_of] = ours[name].double()
+        filled[numbers_of] = True
+    for tensor, end in zip(theirs.values(), ends[1:], strict=True):
+        span = slice(end - tensor.numel(), end)
+        with torch.no_grad():
+            tensor.copy_(torch.where(filled[span], values[span], tensor.flatten().double()).view(tensor.shape))
+    return ""
+
+
+def _move(ours: dict[str, Tensor], places: Mapping[str, Tensor], config: EncoderConfig) -> None:
+    """Add up what is added anyway, where theirs has fewer places: positions of tokens, the bias of patches."""
+    if (table := ours.get("pos_embed")) is None:
+        return
+    ours["pos_embed"] = table = table.clone()
+    spans = {
+        "cls_token": slice(0, int(config.class_token)),
+        "reg_token": slice(int(config.class_token), config.num_prefix),
+    }
+    for token, rows in spans.items():
+        if token in ours and not places["pos_embed"][:, rows].any():
+            ours[token] = ours[token] + table[:, rows]
+            table[:, rows] = 0
+    if not places["patch_embed.proj.bias"].any():
+        table[:, config.num_prefix :] += ours["patch_embed.proj.bias"]
+        ours["patch_embed.proj.bias"] = torch.zeros_like(ours["patch_embed.proj.bias"])
+
+
+def _first_report(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """As `key_report`; what differs in one block differs in all: the first is named alone."""
+    shown, named = (
+        {name: tensor for name, tensor in each.items() if not re.match(r"blocks\.[1-9]", name)}
+        for each in (expected, found)
+    )
+    return key_report(shown, named) or key_report(expected, found)
+
+
+def _placed(weights: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
+    """The same with rows of zeros in a table of positions for the tokens that have none in it."""
+    found = dict(weights)
+    if (table := found.get("pos_embed")) is not None:
+        rows = config.num_prefix + config.grid[0] * config.grid[1] - table.shape[1]
+        place = 0 if rows == config.num_prefix else int(config.class_token)  # of the tokens without a position
+        zeros = table.new_zeros(1, max(rows, 0), table.shape[2])
+        found["pos_embed"] = torch.cat([table[:, :place], zeros, table[:, place:]], dim=1)
+    return found
+
+
+def _with_biases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same with one bias of queries, keys and values in each block, zeros where they have none."""
+    found = dict(weights)
+    for name in [name for name in weights if name.endswith(".attn.qkv.weight")]:
+        owner, zeros = name.removesuffix("qkv.weight"), weights[name].new_zeros(len(weights[name]))
+        parts = [found.pop(f"{owner}{part}_bias", None) for part in "qv"]
+        if parts[0] is not None and parts[1] is not None:
+            found[f"{owner}qkv.bias"] = torch.cat([parts[0], zeros[: len(parts[0])], parts[1]])
+        found.setdefault(f"{owner}qkv.bias", zeros)
+    return found
 
 
 def not_trainable(source: str, model: nn.Module, why: str) -> ValueError:

@@ -1,6 +1,7 @@
 """Networks of other libraries behind an encoder's interface; they run on whole images only."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pantomim.core.scales import BYTES, Scale
+from pantomim.nn.resize import adapted_encoder
 from pantomim.nn.tokens import AnyImages, channel_values, normalised
 from pantomim.nn.vit import Encoder, Features, Interpolation
 
@@ -39,6 +41,7 @@ class WrappedEncoder(nn.Module, ABC):
     has_blocks: bool = True
     has_attention: bool = False
     scale: Scale | None = BYTES  # of the images that its weights were trained on
+    transform: Any = None  # from pictures to its images, of one that `pantomim.load` gave
     interpolation: Interpolation | None = None  # how the images that it was trained on were resized, if known
 
     def __init__(
@@ -145,6 +148,29 @@ class WrappedEncoder(nn.Module, ABC):
     def _rows(self, query: Query) -> slice:
         """The tokens that attend: the class token, or all patches."""
         return slice(0, 1) if query == "class" else slice(self.num_prefix, None)
+
+
+def resized_encoder(encoder: Encoder | WrappedEncoder, image_size: tuple[int, int]) -> Encoder | WrappedEncoder:
+    """The same encoder for images of another size, its tables of positions resampled; evaluation mode."""
+    if image_size == encoder.image_size:
+        return encoder.eval()
+    check_cells(encoder, image_size)
+    if isinstance(encoder, WrappedEncoder):
+        return encoder.resized(image_size).to(next(encoder.parameters()).device).eval()
+    return adapted_encoder(encoder, replace(encoder.config, image_size=image_size))
+
+
+def check_cells(encoder: Encoder | WrappedEncoder, image_size: tuple[int, int]) -> None:
+    """Refuse a size with half a patch at the border, which some networks would cut off in silence."""
+    wrapped = isinstance(encoder, WrappedEncoder)
+    cells = encoder.stride if isinstance(encoder, WrappedEncoder) else (encoder.patch_size,) * 2
+    fitting = [max(round(side / cell), 1) * cell for side, cell in zip(image_size, cells, strict=True)]
+    if any(side < 1 or side % cell for side, cell in zip(image_size, cells, strict=True)):
+        raise ValueError(
+            f"Encoder.image_size must be a multiple of the patches of {encoder.source if wrapped else 'the encoder'}, "
+            f"{cells[0]} x {cells[1]} pixels; got {image_size[0]} x {image_size[1]}. Choose {fitting[0]} {fitting[1]}: "
+            f"images are then resized."
+        )
 
 
 def one_size(source: str, image_size: tuple[int, int], asked: tuple[int, int]) -> ValueError:

@@ -1,6 +1,6 @@
 """The vision transformer that every method trains: it runs on the patches it is given and on no others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from pantomim.nn.mlp import PLAIN_MLP, MlpConfig
 from pantomim.nn.position import sincos_2d, sincos_2d_rows_first
 from pantomim.nn.relative import RelativeBias, index_of, num_relative_rows, relative_index
 from pantomim.nn.rope import Rope, rope_of, rope_table
-from pantomim.nn.tokens import AnyImages, channel_values, normalised, patch_grid
+from pantomim.nn.tokens import AnyImages, as_map, channel_values, normalised, patch_grid
 
 Position = Literal["sincos", "sincos_rows_first", "learned", "none"]
 RelativePosition = Literal["none", "shared", "blocks"]
@@ -143,6 +143,7 @@ class Encoder(nn.Module):
     relative_index: Tensor | None
     scale: Scale | None = None  # of the images that its weights were trained on, where that is known
     rope: Tensor | None
+    transform: Any = None  # from pictures to its images, of one that `pantomim.load` gave
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -229,6 +230,36 @@ class Encoder(nn.Module):
         for block in self.blocks:
             tokens, weights = block(tokens, need_weights=need_attention, places=places)
             yield self._features(tokens, weights)
+
+    def forward_intermediates(
+        self,
+        images: AnyImages,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Outputs of some blocks, as timm gives them: maps ("NCHW") or tokens ("NLC") of the last n, these, or all.
+
+        Beside them all tokens at the end, prefix first, after the final norm; by `intermediates_only` nothing else.
+        With prefix tokens each output is a pair (patches, prefix). `norm` also normalises the outputs. By `stop_early`
+        the end is the last block that is asked for.
+        """
+        every = range(self.depth)
+        if isinstance(indices, int):
+            indices = range(self.depth - indices, self.depth)
+        chosen = [every[index] for index in (every if indices is None else indices)]
+        blocks = range(max(chosen) + 1) if stop_early else every
+        last, found = None, list[Any]()
+        for number, last in zip(blocks, self.each_block(images), strict=False):
+            if number in chosen:
+                prefix, patches = (self.norm(part) if norm else part for part in (last.prefix, last.patches))
+                patches = as_map(patches, self.grid) if output_fmt == "NCHW" else patches
+                found.append((patches, prefix) if return_prefix_tokens and self.num_prefix else patches)
+        assert last is not None
+        return found if intermediates_only else (self.norm(torch.cat([last.prefix, last.patches], dim=1)), found)
 
     def enter(
         self,

@@ -5,7 +5,7 @@ from masked_images import COLOURS, masked_folder, regions
 
 from pantomim.core.scores import count_pixels, intersection_over_union
 from pantomim.evaluate import segmentation
-from pantomim.evaluate.features import pixel_patches, resized_encoder
+from pantomim.evaluate.features import pixel_patches
 from pantomim.evaluate.linear import train_probes
 from pantomim.evaluate.parts import MaskedParts, open_masked_parts
 from pantomim.evaluate.segmentation import (
@@ -16,6 +16,7 @@ from pantomim.evaluate.segmentation import (
     standard_error,
 )
 from pantomim.formats.timm import load_timm
+from pantomim.formats.wrapped import resized_encoder
 from pantomim.nn.vit import EncoderConfig
 
 CPU = torch.device("cpu")
@@ -224,7 +225,7 @@ def test_an_encoder_of_another_size_has_its_positions_resampled(position):
     assert torch.equal(resized.blocks[0].attn.qkv.weight, ours.blocks[0].attn.qkv.weight)
     assert resized(torch.rand(2, 3, 96, 64)).patches.shape == (2, 384, 16)
     assert resized_encoder(ours, (32, 32)) is ours
-    with pytest.raises(ValueError, match="multiple of patch_size"):
+    with pytest.raises(ValueError, match="multiple of the patches of the encoder"):
         resized_encoder(ours, (90, 64))
 
 
