@@ -94,13 +94,15 @@ def read_run(line: CommandLine, kind: type[Options]) -> tuple[Options, "Prepared
     answer: Any = line.read(kind, *owners, config=(), return_unknown_args=True, add_help=False)
     chosen, words = answer
     line.options |= dict.fromkeys(("Dataset.scale", "prepare.scale"), "--data.scale")
-    from pantomim.config import Pretrain, with_kind
+    from pantomim.config import Pretrain, Validation, with_kind
 
     words = _checked(line, words, kind)
     if hasattr(chosen, "encoder"):  # what a task starts from has this name there
         line.options |= dict.fromkeys(("prepare.init", "Pretrain.init"), "--encoder")
     prepared = chosen.prepare()
     config = prepared.config
+    if config.validation is None and any(name.startswith("validation.") for name in given(words)):
+        config = replace(config, validation=Validation())
     for option, value in pairwise(part for word in words for part in word.split("=", 1)):
         if option.startswith("--") and option.endswith(".kind"):  # another kind of part has other settings
             config = with_kind(config, option[2:].removesuffix(".kind").replace("-", "_"), value)
