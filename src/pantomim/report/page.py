@@ -238,7 +238,7 @@ def label_free(folder: RunFolder) -> Iterator[tuple[str, list[str], list[list[st
         if found.get("protocol") == "label-free" and who:
             shown = {"": "mean of patches", "class": "class token"}
             rows = [
-                [f"{FIGURES[figure]}, {words}", *(f"{value:.3g}" for value in values)]
+                [f"{FIGURES[figure]}, {words}", *(f"{value:.3g}".replace("-", "−") for value in values)]
                 for view, words in shown.items()
                 for figure in FIGURES
                 if None not in (values := [look_up(found[name], f"{view}.{figure}".lstrip(".")) for name in who])
