@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,9 +12,13 @@ from tiny import tiny_images, tiny_run
 
 import pantomim.engine.pretrain as engine
 from pantomim.config import DataConfig, Validation
-from pantomim.data.transforms import View
+from pantomim.data.stream import Stream
+from pantomim.data.transforms import Crop, View
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
+from pantomim.engine.runtime import start_accelerator
+from pantomim.engine.setup import open_images
+from pantomim.engine.validation import Judge, judged_by
 from pantomim.methods.mae import MAE
 from pantomim.report.page import make_report
 
@@ -80,7 +85,7 @@ def test_which_images_are_held_out(source, tmp_path, capfd):
     cases = {
         "held back": (run(source), "with the loss on 16 held-out images", 16),
         "none": (replace(run(source), data=DataConfig(str(source), holdout=0)), "data.holdout is 0", None),
-        "test part": (run(divided), "the test part is left alone", None),
+        "test part": (run(divided), "no val part; validation.share 0.1 takes some of train", None),
         "val part": (run(tmp_path / "three.npz"), "with the loss on 16 held-out images", 16),
         "asked for": (replace(run(divided), validation=Validation(share=0.25)), "on 16 held-out images", 16),
         "too few": (replace(run(source), data=DataConfig(str(source), holdout=0.05)), "4 images are held back", None),
@@ -92,6 +97,17 @@ def test_which_images_are_held_out(source, tmp_path, capfd):
         listed = out / "held_out_images.txt"
         assert count == (len(listed.read_text().splitlines()) if listed.exists() else None)
     assert json.loads((tmp_path / "held back" / "data.json").read_text())["held_back"] == 16
+
+
+@pytest.mark.parametrize(("kind", "rows", "batches"), [("mocov3", 12, 1), ("mae", 8, 2)])
+def test_a_loss_that_compares_images_is_taken_on_batches_as_in_training(kind, rows, batches, source, tmp_path):
+    config = run(source, kind, batch_size=12)
+    images, method = open_images(config), config.method.build(6)
+    dataset, _ = judged_by(method, images, config, 6, 1)
+    accelerator = start_accelerator(config.runtime, tmp_path)
+    how = {"image_size": (16, 16), "crop": Crop(), "seed": 0, "device": "cpu", "second": config.data.second}
+    judge = Judge(method, dataset, None, partial(Stream, **how), 1, 6, config, accelerator, 1)
+    assert (judge.stream.batch_size, judge.num_batches) == (rows, batches)
 
 
 def test_broken_images_among_them_are_no_matter(source, tmp_path):

@@ -95,9 +95,10 @@ def open_images(
     train, held_out = _hold_out(dataset, contents, config)
     held_back = None
     if contents is not None and held_out is None and not hasattr(config.method, "num_classes"):
-        rows = whole.splits.get("val" if contents.splits else "test", ())
+        rows = whole.splits.get("val" if contents.splits else "test")
         with suppress(TooManyBrokenError):  # which is no reason not to train on the others
-            held_back = Dataset(how.source, "held back", whole, rows, max_broken=1.0) if len(rows) else None
+            if rows is not None and len(rows):
+                held_back = Dataset(how.source, "held back", whole, rows, max_broken=1.0)
     return Images(train, held_out, masks, dataset.facts, held_back)
 
 

@@ -41,7 +41,7 @@ def judged_by(method: Method, images: Images, config: Pretrain, total: int, worl
         return images.held_out, f", judged by {len(images.held_out)} held-out images" if images.held_out else ""
     if found is None:
         why = (
-            "data.holdout is 0" if config.data.holdout == 0 else "the test part is left alone, and there is no val part"
+            "data.holdout is 0" if config.data.holdout == 0 else "no val part; validation.share 0.1 takes some of train"
         )
         return None, f", without a held-out loss ({why})" if config.data.source else ""
     least = config.batch_size if method.requirements.gathers else max(LEAST, world)  # else its loss has another scale
@@ -77,11 +77,9 @@ class Judge:
             return
         times = max(LEAST_TIMES, min(NUM_TIMES, int(SHARE * total * config.batch_size / len(dataset))))
         self.every = asked or max(1, -(-total // (times * log_every))) * log_every  # so that no more steps are logged
-        most = config.batch_size // config.runtime.accumulation
-        most = most if method.requirements.gathers else min(most, CHUNK * accelerator.num_processes)
-        rows = min(
-            most, len(dataset) // -(-len(dataset) // most) // accelerator.num_processes * accelerator.num_processes
-        )
+        rows, world = config.batch_size // config.runtime.accumulation, accelerator.num_processes
+        if not method.requirements.gathers:
+            rows = len(dataset) // -(-len(dataset) // min(rows, CHUNK * world)) // world * world
         self.num_batches, self.stream = len(dataset) // rows, open_stream(dataset, batch_size=rows)
 
     def due(self, done: int) -> bool:

@@ -166,9 +166,9 @@ def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
     for result in results:
         if warning := result.details.get("warnings"):
             yield f"eval/{result.stem}.json: {warning}"
-    for stem, found in folder.evaluations.items():
-        if found.get("protocol") == "label-free":
-            yield from (f"eval/{stem}.json: {warning}" for warning in found.get("warnings", ()))
+    for stem, scores in folder.evaluations.items():
+        if scores.get("protocol") == "label-free":
+            yield from (f"eval/{stem}.json: {warning}" for warning in scores.get("warnings", ()))
     for found in folder.inside:
         yield from (f"analysis/{found.kind}.npz: {warning}" for warning in found.about.get("warnings", ()))
     pairs = {"encoder": folder.encoder, "classifier": folder.classifier, "segmenter": folder.segmenter}
