@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    *("__version__", "evaluate", "explain", "export", "finetune", "load", "predict", "pretrain", "report", "segment")
+    "__version__",
+    "evaluate",
+    "explain",
+    "export",
+    "finetune",
+    "load",
+    "predict",
+    "pretrain",
+    "report",
+    "segment",
 ]
 _ELSEWHERE = {  # than in `pantomim.verbs`
     "load": ("pantomim.formats", "load"),

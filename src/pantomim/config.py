@@ -107,13 +107,14 @@ class DataConfig:
 
 @frozen
 class Validation:
-    """By which images the best step of a task is found."""
+    """By which training images the best step of a task is found, or the loss of another method is watched."""
 
     # Of every class of the training images, held out, but no more than 10,000 images; 0: none is, and the last step is
     # taken; where the source has a split val beside a test split, and all training images are used, that split is taken
     # instead
     share: ShareBelowOne = 0.1
-    every: AtLeastOne | None = None  # Steps between two looks; None: an epoch, but at most twenty times
+    # Steps between two looks; None: an epoch, but at most twenty times; of a method's own loss by `engine.validation`
+    every: AtLeastOne | None = None
 
 
 @frozen
@@ -186,7 +187,8 @@ class Pretrain:
     duration: Duration = field(default_factory=lambda: Duration(epochs=800))  # Length of the run
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)  # Seed, device, precision, logging and saving
     init: str | None = None  # Weights to start from: a run folder, a file, or timm:NAME; None: drawn from the seed
-    # How the best step is found, for a method that learns from labels; None: the last step is taken
+    # How the best step is found, for a method that learns from labels; None: the last step is taken. Of another one the
+    # loss is taken: None: on images that are held back anyway, if there are any (docs/data.md)
     validation: Validation | None = None
 
     def __post_init__(self) -> None:

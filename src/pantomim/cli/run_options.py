@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -29,7 +30,7 @@ def read_run(
     chosen, words = answer
     chosen = {name: None if value == "[]" else value for name, value in chosen.items()}  # tyro 1.0, without a first one
     line.options |= dict.fromkeys(("Dataset.scale", "prepare.scale", f"{line.command}.scale"), "--data.scale")
-    from pantomim.config import Pretrain, with_kind
+    from pantomim.config import Pretrain, Validation, with_kind
 
     words = _checked(line, words, [*chosen])
     if "encoder" in chosen:  # what a task starts from has this name there
@@ -37,6 +38,8 @@ def read_run(
     prog = f"pantomim {line.command} {chosen.get('recipe') or chosen.get('preset') or ''}".rstrip()
 
     def settings(config: Pretrain) -> Pretrain:
+        if config.validation is None and any(name.startswith("validation.") for name in given(words)):
+            config = replace(config, validation=Validation())
         for option, value in pairwise(part for word in words for part in word.split("=", 1)):
             if option.startswith("--") and option.endswith(".kind"):  # another kind of part has other settings
                 config = with_kind(config, option[2:].removesuffix(".kind").replace("-", "_"), value)

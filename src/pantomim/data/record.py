@@ -21,6 +21,7 @@ class DataRecord:
     sha256: str
     facts: Facts  # of the training images, those held out of them among them
     mask_classes: dict[int, str] | None = None
+    held_back: int = 0  # images for a method's own loss, which are in none of the counts
 
 
 def read_record(run: Path) -> DataRecord | None:

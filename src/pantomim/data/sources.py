@@ -53,19 +53,26 @@ def open_split(contents: Contents, spec: str, split: str, *, held_back: float = 
     """
     if split == "all":
         return Dataset(spec, split, contents, np.arange(len(contents.store)))
-    parts = contents.splits
-    if not parts:
-        parts = divide(len(contents.store), contents.labels, seed=DIVISION_SEED, share=held_back)
-        LOG.info(
-            "%s has no test images of its own: %d of its %d images are held back for tests (data.holdout).",
-            *(spec, len(parts["test"]), len(contents.store)),
-        )
+    parts = divided(contents, spec, held_back).splits
     if split not in parts or not len(parts[split]):
         have = ", ".join(name for name, rows in parts.items() if len(rows))
         raise ValueError(
             f"Source.split must be one that {spec} has; got {split!r}. It has {have}, and all for everything."
         )
     return Dataset(spec, split, contents, parts[split])
+
+
+def divided(contents: Contents, spec: str, held_back: float = HELD_BACK) -> Contents:
+    """With the splits of a source that has none, which are the same once and for all."""
+    if contents.splits:
+        return contents
+    parts = divide(len(contents.store), contents.labels, seed=DIVISION_SEED, share=held_back)
+    if held_back:
+        LOG.info(
+            "%s has no test images of its own: %d of %d images are trained on, %d held back (data.holdout 0: none).",
+            *(spec, len(parts["train"]), len(contents.store), len(parts["test"])),
+        )
+    return replace(contents, splits=parts)
 
 
 def splits(spec: str) -> tuple[str, ...]:

@@ -152,7 +152,9 @@ class RunFolder:
         ours, before = images.identity(), None
         classes = None if images.masks is None else images.masks.names
         if (record := read_record(self.path)) is None:
-            found = DataRecord(place(source), len(ours.names), ours.sha256, images.facts, classes)
+            found = DataRecord(
+                place(source), len(ours.names), ours.sha256, images.facts, classes, len(images.held_back or ())
+            )
             replace_file(self.path / LIST, gzip.compress(ours.text, 3, mtime=0))
             self._write(RECORD, json.dumps(asdict(found), indent=2) + "\n")
             return

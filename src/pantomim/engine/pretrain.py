@@ -37,7 +37,7 @@ from pantomim.engine.runtime import (
 from pantomim.engine.setup import check_fit, describe_masks, describe_start, in_steps, open_images
 from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, WorkerError, explain_memory, save_failure
 from pantomim.engine.training import Training
-from pantomim.engine.validation import Judge
+from pantomim.engine.validation import Judge, judged_by
 from pantomim.formats.files import frozen_hashes
 from pantomim.formats.native import (
     read_description,
@@ -49,7 +49,6 @@ from pantomim.formats.native import (
     save_tokenizer,
 )
 from pantomim.methods.base import Method, few_patches
-from pantomim.methods.task import Task
 from pantomim.nn.vit import Encoder
 
 NUM_LOOKED_AT = 256  # training images that `Method.check_data` sees
@@ -84,7 +83,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         images = open_images(config, dataset, None if begun is None else begun.mask_classes)
         on_main(accelerator, lambda: run.keep_images(images, config.data.source, before.broken))
         images.mark_broken(before.broken)
-        dataset, held_out, masks = images.train, images.held_out, images.masks
+        dataset, masks = images.train, images.masks
         total, warmup = in_steps(config, max(1, len(dataset) // config.batch_size))
 
         # --------------------------------------------------------------------------------------------------- Method
@@ -92,33 +91,31 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         if method is None:
             method = config.method.build(total if config.optim.stretch == 1 else config.optim.stretch * total)
         check_fit(config, dataset, method.requirements, world, masks)
-        stream = Stream(
-            dataset,
-            batch_size=config.batch_size,
+        open_stream = partial(
+            Stream,
             image_size=method.requirements.image_size,
             crop=config.data.crop if config.data.masks is None else config.data.masks.crop,
             seed=seed,
             device=device,
             rank=rank,
             world=world,
-            micro=accumulation,
             workers=config.data.workers,
             memory_gib=config.data.memory_gib,
             augment=config.data.augment if masks is None else None,
             masks=masks,
             second=config.data.second,
-            repeats=config.data.repeats,
         )
-        judge = None
+        stream = open_stream(dataset, batch_size=config.batch_size, micro=accumulation, repeats=config.data.repeats)
+        log_every = config.runtime.log_every or (1 if total < 200 else 10)
+        held_out, judged = judged_by(method, images, config, total, world)
+        judge, epoch = None, stream.steps_per_epoch
         if held_out is not None:
-            assert isinstance(method, Task), "a config with a validation has a task"
-            judge = Judge(method, held_out, masks, stream.steps_per_epoch, total, config, accelerator)
+            judge = Judge(method, held_out, masks, open_stream, epoch, total, config, accelerator, log_every)
 
         # -------------------------------------------------------------------------------------- Optimiser, schedule
         method.to(device)
         training = Training(config, method, total, warmup, accelerator)
         optimizer = training.optimizer
-        log_every = config.runtime.log_every or (1 if total < 200 else 10)
         save_every = config.runtime.save_every or min(max(total // 20, 50), 1000)
 
         # ------------------------------------------------------------------------------------------ Start or resume
@@ -152,7 +149,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         recorder = Recorder(accelerator, run.metrics, start=start, total=total, batch_size=size, logged=before.logged)
         with signals.deferred(), recorder, closing(stream.batches(start, total)) as steps:
             where = f"{device.type} in {str(dtype).removeprefix('torch.')}"
-            recorder.say(describe_start(config, dataset, len(held_out or ()), where, world, start, total))
+            recorder.say(describe_start(config, dataset, judged, where, world, start, total))
             if origin is not None:
                 recorder.say(origin)
             for text in told:

@@ -133,7 +133,7 @@ class Recorder:
         self._console = console or Console(stderr=True, markup=False, emoji=False)
         self._main = accelerator.is_main_process
         self._bar: Progress | None = None
-        self._next_line = start
+        self._next_line, self._held_out = start, ""
         self.logged = logged
 
     def __enter__(self) -> "Recorder":
@@ -181,7 +181,9 @@ class Recorder:
         self.logged += 1
         numbers = {key: value for key, value in values.items() if value is not None}
         self._track(lambda: self._accelerator.log(numbers, step=step))
-        state = _state(numbers)
+        if "held_out_loss" in numbers:
+            self._held_out = f" (held-out {numbers['held_out_loss']:.4f})"
+        state = _state(numbers, self._held_out)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, state=state)
         elif step >= self._next_line or step == self._total:
@@ -234,10 +236,10 @@ class Recorder:
         self._bar.start()
 
 
-def _state(values: Mapping[str, float]) -> str:
+def _state(values: Mapping[str, float], held_out: str) -> str:
     speed = f"{values['images_per_s']:.0f} images/s  " if "images_per_s" in values else ""
     memory = f"{values['memory_gib']:.1f} GiB" if "memory_gib" in values else ""
-    return f"loss {values['loss']:.4f}  lr {values['lr']:.1e}  {speed}{memory}"
+    return f"loss {values['loss']:.4f}{held_out}  lr {values['lr']:.1e}  {speed}{memory}"
 
 
 def _duration(seconds: float) -> str:

@@ -32,6 +32,7 @@ class Purpose(enum.IntEnum):
     WEIGHTS = 0
     DRAW = 1
     FORWARD = 2
+    HELD_OUT = 3
 
 
 def usable_device(owner: str, device: str) -> torch.device:
@@ -120,9 +121,9 @@ def random_seed(seed: int, step: int, purpose: Purpose, rank: int = 0) -> int:
     return int(np.random.SeedSequence([seed, step, purpose, rank]).generate_state(1, np.uint64)[0])
 
 
-def generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+def generator(seed: int, step: int, device: torch.device, purpose: Purpose = Purpose.DRAW) -> torch.Generator:
     """The generator of a step's draws; the same for every process and micro-batch."""
-    return torch.Generator(device).manual_seed(random_seed(seed, step, Purpose.DRAW))
+    return torch.Generator(device).manual_seed(random_seed(seed, step, purpose))
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:

@@ -1,6 +1,7 @@
 """What is looked at before the first step, so that a run that cannot work never begins."""
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,12 +9,12 @@ import torch
 from torch import nn
 
 from pantomim.config import DataConfig, OptimConfig, Pretrain
-from pantomim.data.dataset import Contents, Dataset, Facts
+from pantomim.data.dataset import Contents, Dataset, Facts, TooManyBrokenError
 from pantomim.data.decoding import BrokenImageError
 from pantomim.data.identity import Identity
 from pantomim.data.layout import divide, part_names
 from pantomim.data.masks import Masks, open_masked, read_masked
-from pantomim.data.sources import open_split, read_contents
+from pantomim.data.sources import divided, open_split, read_contents
 from pantomim.methods.base import Requirements
 from pantomim.nn.vit import Encoder
 from pantomim.optim import LARS, layer_scale, parameter_groups
@@ -23,12 +24,13 @@ MOST_HELD_OUT = 10_000  # images, out of training ones
 
 @dataclass(frozen=True)
 class Images:
-    """What a run learns from, and those images that a task is judged by while it trains, if it is."""
+    """What a run learns from, and those images that it is judged by while it trains, if it is."""
 
     train: Dataset
     held_out: Dataset | None
     masks: Masks | None  # with the list of their classes
     facts: Facts  # of all training images, before some were held out
+    held_back: Dataset | None = None  # no training images in any case, nor part of what a run is known by
 
     @property
     def parts(self) -> list[Dataset]:
@@ -85,11 +87,19 @@ def open_images(
             elif not masks.names:
                 masks = open_masked(how.source, name, ignore, reduce_zero=zero, tested=False).masks
         contents = replace(contents, scale=how.scale)
-        dataset = open_split(contents, how.source, "train", held_back=how.holdout)
+        whole = divided(contents, how.source, how.holdout)
+        dataset = open_split(whole, how.source, "train")
         if masks is None and hasattr(config.method, "num_classes"):
             dataset = dataset.labelled()
         dataset = dataset.part(how.images, how.fraction, how.labels_per_class, how.draw)
-    return Images(*_hold_out(dataset, contents, config), masks, dataset.facts)
+    train, held_out = _hold_out(dataset, contents, config)
+    held_back = None
+    if contents is not None and held_out is None and not hasattr(config.method, "num_classes"):
+        rows = whole.splits.get("val" if contents.splits else "test")
+        with suppress(TooManyBrokenError):  # which is no reason not to train on the others
+            if rows is not None and len(rows):
+                held_back = Dataset(how.source, "held back", whole, rows, max_broken=1.0)
+    return Images(train, held_out, masks, dataset.facts, held_back)
 
 
 def _hold_out(dataset: Dataset, contents: Contents | None, config: Pretrain) -> tuple[Dataset, Dataset | None]:
@@ -98,8 +108,9 @@ def _hold_out(dataset: Dataset, contents: Contents | None, config: Pretrain) -> 
         return dataset, None
     if contents is not None and not config.data.partial and "val" in part_names(contents.splits):
         held_out = open_split(contents, config.data.source, "val")
-        held_out = held_out.labelled() if config.data.masks is None else held_out
-        if config.data.masks is None and held_out.labels is None:
+        if config.data.masks is not None or not hasattr(config.method, "num_classes"):
+            return dataset, held_out
+        if (held_out := held_out.labelled()).labels is None:
             raise ValueError(
                 f"Source.val must have labels, as training images have; got none in {config.data.source}. Sort them "
                 f"into folders of classes, too, or take the part away: images are held out of train then."
@@ -272,11 +283,10 @@ def in_steps(config: Pretrain, steps_per_epoch: int) -> tuple[int, int]:
 
 
 def describe_start(
-    config: Pretrain, dataset: Dataset, held_out: int, where: str, num_processes: int, start: int, total: int
+    config: Pretrain, dataset: Dataset, judged: str, where: str, num_processes: int, start: int, total: int
 ) -> str:
-    """What is about to happen, in one line."""
+    """What is about to happen, in one line; how it is `judged` goes before the machine."""
     where += f", {num_processes} processes" if num_processes > 1 else ""
     doing = f"Resuming {config.recipe} from step {start}" if start else f"Training {config.recipe}"
     images = f"{config.batch_size} images out of {len(dataset)} ({dataset.name})"
-    judged = f", judged by {held_out} held-out images" if held_out else ""
     return f"{doing}: {total} steps of {images}{judged}, on {where}. Values: {dataset.scale.rule}."

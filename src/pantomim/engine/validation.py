@@ -1,6 +1,11 @@
-"""Held-out images, by which the best step of a task is found; the test split has no part in it."""
+"""Held-out images, looked at now and then while training; the test split has no part in it.
 
-from collections.abc import Iterator
+By them the best step of a task is found. Of any other method its own loss is taken, with crops and masks drawn once and
+for all from the seed, and how far the features of the encoder that it exports spread.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -10,48 +15,114 @@ from torch import Tensor
 
 from pantomim.config import Pretrain
 from pantomim.core.batch import Batch
-from pantomim.data.dataset import Dataset
+from pantomim.core.modes import evaluating
+from pantomim.core.precision import at_least_float32
+from pantomim.core.spread import effective_rank, relative_std
+from pantomim.data.dataset import Dataset, evenly_spaced
 from pantomim.data.masks import Masks
-from pantomim.data.stream import evaluation_batches, whole_images
-from pantomim.engine.runtime import autocast, compute_dtype
+from pantomim.data.stream import Stream, evaluation_batches, whole_images
+from pantomim.engine.runtime import Purpose, autocast, compute_dtype, generator, random_seed, read_means
+from pantomim.engine.setup import Images
+from pantomim.methods.base import Method
 from pantomim.methods.task import Task
+from pantomim.nn.vit import Encoder
 
 NUM_TIMES = 20  # at most, unless the config says how often
 CHUNK = 256  # images at once
+# Of a method's own loss: images at most, and at least; so many, as far as they are there, and five looks in any case;
+# more images and looks only while all looks together see no more than a tenth of the images that training sees.
+MOST, LEAST, FEW, LEAST_TIMES, SHARE = 1024, 8, 64, 5, 0.1
+
+
+def judged_by(method: Method, images: Images, config: Pretrain, total: int, world: int) -> tuple[Dataset | None, str]:
+    """The held-out images that a run is judged by, if it is, and words about it for the line on what begins."""
+    found = images.held_out or images.held_back
+    if isinstance(method, Task):
+        return images.held_out, f", judged by {len(images.held_out)} held-out images" if images.held_out else ""
+    if found is None:
+        why = (
+            "data.holdout is 0" if config.data.holdout == 0 else "no val part; validation.share 0.1 takes some of train"
+        )
+        return None, f", without a held-out loss ({why})" if config.data.source else ""
+    least = config.batch_size if method.requirements.gathers else max(LEAST, world)  # else its loss has another scale
+    if len(found) < least:
+        return None, f", without a held-out loss ({len(found)} images are held back, and it needs {least})"
+    affordable = int(SHARE * total * config.batch_size / LEAST_TIMES)
+    found = found.subset(evenly_spaced(len(found), max(min(MOST, max(FEW, affordable)), least)))
+    return found, f", with the loss on {len(found)} held-out images"
 
 
 class Judge:
-    """Scores a task on held-out images now and then, and has it keep the best weights."""
+    """Looks at held-out images now and then; has a task keep the best weights."""
 
     def __init__(
         self,
-        task: Task,
+        method: Method,
         dataset: Dataset,
         masks: Masks | None,
+        open_stream: Callable[..., Stream],  # crops and views as in training
         epoch: int,
         total: int,
         config: Pretrain,
         accelerator: Accelerator,
+        log_every: int,
     ) -> None:
-        assert config.validation is not None
         self.masks, self.base = masks, (0, 0) if config.data.masks is None else config.data.masks.crop.base
-        self.task, self.dataset, self.total, self.accelerator = task, dataset, total, accelerator
-        self.every = config.validation.every or max(epoch, -(-total // NUM_TIMES))
+        self.method, self.dataset, self.total, self.accelerator = method, dataset, total, accelerator
         self.memory_gib, self.runtime = config.data.memory_gib, config.runtime
-        task.watch()
+        asked = None if config.validation is None else config.validation.every
+        if isinstance(method, Task):
+            self.every = asked or max(epoch, -(-total // NUM_TIMES))
+            method.watch()
+            return
+        times = max(LEAST_TIMES, min(NUM_TIMES, int(SHARE * total * config.batch_size / len(dataset))))
+        self.every = asked or max(1, -(-total // (times * log_every))) * log_every  # so that no more steps are logged
+        rows, world = config.batch_size // config.runtime.accumulation, accelerator.num_processes
+        if not method.requirements.gathers:
+            rows = len(dataset) // -(-len(dataset) // min(rows, CHUNK * world)) // world * world
+        self.num_batches, self.stream = len(dataset) // rows, open_stream(dataset, batch_size=rows)
 
     def due(self, done: int) -> bool:
-        """Whether to score after so many steps."""
+        """Whether to look after so many steps."""
         return done % self.every == 0 or done == self.total
 
     def __call__(self, done: int) -> dict[str, float | None]:
-        """Scores of the weights, and of their average if there is one, after so many steps."""
+        """After so many steps: a task's scores of the weights, and of their average; else loss and spread."""
         with autocast(self.accelerator.device, compute_dtype(self.runtime, self.accelerator.device)):
-            return {**self.task.validate(done, self.batches, self._sum)}
+            if isinstance(self.method, Task):
+                return {**self.method.validate(done, self.batches, self._sum)}
+            return self.own_loss(done)
+
+    @torch.no_grad()
+    def own_loss(self, done: int) -> dict[str, float | None]:
+        """The method's loss, as in the step just made but in evaluation mode; and the mean patch features' spread.
+
+        Nothing that training reads changes: neither weights and averages nor random states.
+        """
+        method, device, seed = self.method, self.accelerator.device, self.runtime.seed
+        encoder, losses, features = method.exports().get("encoder"), [], []
+        devices = [] if device.type == "cpu" else [device]
+        with (
+            evaluating(method),
+            torch.random.fork_rng(devices),
+            closing(self.stream.batches(0, self.num_batches)) as steps,
+        ):
+            for number, (batch,) in enumerate(steps):
+                torch.manual_seed(random_seed(seed, number, Purpose.HELD_OUT, self.accelerator.process_index))
+                draws = method.draw(batch, done - 1, generator(seed, number, device, Purpose.HELD_OUT))
+                losses.append(method.forward(batch, draws)["loss"])  # not compiled anew for other batches
+                if isinstance(encoder, Encoder):
+                    features.append(at_least_float32(encoder(batch.images).patches).mean(dim=1))
+        found = read_means(self.accelerator, {"held_out_loss": torch.stack(losses).mean()})
+        if features:
+            everywhere: Tensor = self.accelerator.gather(torch.cat(features)).cpu()
+            if everywhere.isfinite().all():
+                found |= {"held_out_rankme": effective_rank(everywhere), "held_out_std": relative_std(everywhere)}
+        return found
 
     def batches(self) -> Iterator[Batch]:
-        """This process's held-out images."""
-        accelerator, needs = self.accelerator, self.task.requirements
+        """This process's held-out images, for a task."""
+        accelerator, needs = self.accelerator, self.method.requirements
         mine = np.arange(accelerator.process_index, len(self.dataset), accelerator.num_processes)
         size, device = needs.image_size, accelerator.device
         if self.masks is not None:

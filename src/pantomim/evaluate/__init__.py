@@ -13,6 +13,7 @@ from pantomim.evaluate.base import Evaluation, Memo, evaluate
 from pantomim.evaluate.classification import Classification
 from pantomim.evaluate.few_labels import FewLabels
 from pantomim.evaluate.knn import KNN
+from pantomim.evaluate.label_free import LabelFree
 from pantomim.evaluate.linear import Linear
 from pantomim.evaluate.linear_mae import LinearMAE
 from pantomim.evaluate.robustness import Robustness
@@ -20,7 +21,7 @@ from pantomim.evaluate.segmentation import Segmentation
 from pantomim.evaluate.segmenter import SegmenterEvaluation
 from pantomim.evaluate.trained import TaskEvaluation
 
-PROTOCOLS: tuple[type[Evaluation], ...] = (KNN, Linear, FewLabels, LinearMAE, Attentive, Segmentation)
+PROTOCOLS: tuple[type[Evaluation], ...] = (KNN, Linear, FewLabels, LinearMAE, Attentive, Segmentation, LabelFree)
 TASK_PROTOCOLS: tuple[type[TaskEvaluation], ...] = (Classification, Robustness, SegmenterEvaluation)
 
 

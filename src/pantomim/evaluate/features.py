@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pantomim.core.files import check_out, replace_file, write_npz
 from pantomim.core.modes import evaluating
+from pantomim.core.spread import COLLAPSED, relative_std
 from pantomim.data.dataset import Dataset
 from pantomim.data.stats import Stats, check_scale
 from pantomim.data.stream import evaluation_batches
@@ -27,7 +28,6 @@ AnyEncoder = Encoder | WrappedEncoder
 MAX_PIXEL_VALUES = 3072  # of an image among raw pixels: 32 x 32 x 3; larger ones are shrunk
 MAX_PIXEL_SIDE = 16  # of a patch among them
 NUM_LOOKED_AT = 64  # images, for `collapse_warning`
-COLLAPSED = 0.01  # std of features from image to image, over their size
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,7 @@ def collapse_warning(encoder: AnyEncoder, dataset: Dataset) -> str | None:
     with evaluating(encoder), torch.inference_mode():
         batches = evaluation_batches(dataset, encoder.image_size, 16, device, chosen)
         table = _table(dataset, ((views(encoder, encoder(images)), indices) for images, indices in batches))
-    spreads = [
-        (values.var(dim=0, correction=0).mean() / values.square().mean()).sqrt() for values in table.views.values()
-    ]
-    if len(table) < 2 or any(spread > COLLAPSED for spread in spreads):
+    if len(table) < 2 or any(relative_std(values) > COLLAPSED for values in table.views.values()):
         return None
     return (
         f"the encoder has collapsed, unless the images are all alike: its features of {len(table)} images of "

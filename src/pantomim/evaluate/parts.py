@@ -54,7 +54,8 @@ def open_labelled(
             raise ValueError(
                 f"Evaluation.data must have labels; got none for {spec} ({part}). Sort the images into one folder a "
                 f"class (DATA/train/CLASS/*.jpg, DATA/test/CLASS/*.jpg), write them behind the file names in a .txt "
-                f"list, or put an array `labels` into the .npz."
+                f"list, or put an array `labels` into the .npz. Ten a class are a start (`evaluate few_labels`). "
+                f"Without labels: `evaluate label_free`, and `inspect neighbours`, pca, attention, map or reconstruct."
             )
         labels[part] = torch.from_numpy(dataset.labels)
     classes = known_classes(labels["train"])

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
+from pantomim.core.spread import COLLAPSED as NO_SPREAD
 from pantomim.masking.base import Masker
 from pantomim.nn.momentum import EMACopy
 from pantomim.nn.vit import EncoderConfig
 from pantomim.teachers.base import Guidance
 
 FEW_PATCHES, FEW_VISIBLE = 16, 4  # fewer than these in an image are warned of
-COLLAPSED = {"target_std": 0.1, "feature_std": 0.02}  # the least of logged values; the first as in fairseq's data2vec
+# The least of logged values; the first as in fairseq's data2vec, the others ours
+COLLAPSED = {"target_std": 0.1, "feature_std": 0.02, "student_std": 0.05, "held_out_std": NO_SPREAD}
+COLLAPSED_RANK = 1.5  # of `held_out_rankme`: nearly all is one direction. Ours
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,14 @@ class Method(nn.Module, ABC):
 
         Here: that the features to be predicted, or those of an image, are nearly the same everywhere.
         """
+        collapsed = None
         for name, least in COLLAPSED.items():
             if (value := logged.get(name)) is not None and value < least:
-                return (
-                    f"features have collapsed: they differ by less than {least:g} of their size ({name}). Lower "
-                    f"optim.base_lr, lengthen the warm-up, or choose another teacher or a momentum nearer to 1."
-                )
-        return None
+                collapsed = f"they differ by less than {least:g} of their size ({name})"
+        if (rank := logged.get("held_out_rankme")) is not None and rank < COLLAPSED_RANK and collapsed is None:
+            collapsed = f"their effective rank is below {COLLAPSED_RANK} (held_out_rankme)"
+        advice = "Lower optim.base_lr, lengthen the warm-up, or choose another teacher or a momentum nearer to 1."
+        return None if collapsed is None else f"features have collapsed: {collapsed}. {advice}"
 
 
 def few_patches(config: Any) -> str | None:

@@ -30,7 +30,7 @@ from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import NotNegative, Range
 from pantomim.masking import MaskerConfig
 from pantomim.masking.attention import AttentionMasker
-from pantomim.methods.base import Method, Requirements, check_masker
+from pantomim.methods.base import COLLAPSED, Method, Requirements, check_masker
 from pantomim.methods.guides import draw_mask
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.momentum import Momentum, momentum_of_half_life
@@ -45,7 +45,6 @@ from pantomim.teachers.encoder import EMATeacher
 from pantomim.teachers.mixing import NETWORKS, Mixing, Network, Scores, evenness, spread, weight_of
 
 MOMENTUM = Momentum(0.996, 1.0)  # usual for momentum encoders
-COLLAPSED = 0.05  # `student_std` below which the moving average has collapsed. Ours
 
 
 @frozen
@@ -212,11 +211,11 @@ class CMTMAE(Method):
 
     def warning(self, logged: Mapping[str, float | None]) -> str | None:
         """Of a moving average with nearly the same features for all images: places alone then predict them."""
-        student_std = logged.get("student_std")
-        if student_std is None or not student_std < COLLAPSED:
-            return None
+        student_std, least = logged.get("student_std"), COLLAPSED["student_std"]
+        if student_std is None or not student_std < least:
+            return super().warning(logged)
         slower = "method.momentum.start" if self.config.half_life is None else "method.half_life"
         return (
-            f"the features of the student's moving average have collapsed: a patch's differ by less than {COLLAPSED} "
+            f"the features of the student's moving average have collapsed: a patch's differ by less than {least} "
             f"of their size from image to image (student_std). Raise method.mixing.teacher_weight or {slower}."
         )

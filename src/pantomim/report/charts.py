@@ -42,14 +42,16 @@ class Curve:
     smooth: bool = False  # draw a running mean over the thin line of the values
     cut_start: bool = False  # let the first steps run out of the chart if they would flatten all the rest
     x_label: str = "step"
+    beside: "Curve | None" = None  # drawn with it, on the same axes and named by its title; measured now and then
 
     def __str__(self) -> str:
         finite = np.flatnonzero(np.isfinite(self.values))
         first, last = finite[0], finite[-1]
+        more = "" if self.beside is None else f" {self.beside}"
         return (
             f"{self.title}: {self.values[first]:.3g} at {self.x_label} {self.steps[first]:,}, "
             f"{self.values[last]:.3g} at {self.x_label} {self.steps[last]:,}; lowest {self.values[finite].min():.3g}, "
-            f"highest {self.values[finite].max():.3g}."
+            f"highest {self.values[finite].max():.3g}.{more}"
         )
 
 
@@ -67,7 +69,8 @@ def line_chart(curve: Curve, size: tuple[int, int]) -> Markup:
     # Ten to this power is taken out of the axis's numbers, but for everyday sizes.
     exponent = 0 if largest == 0.0 or 0.01 <= largest < 1e6 else math.floor(math.log10(largest))
     values = np.where(finite, curve.values, np.nan) / 10.0**exponent
-    low, highest = float(np.nanmin(values)), float(np.nanmax(values))
+    other = values[:0] if curve.beside is None else curve.beside.values / 10.0**exponent
+    low, highest = float(np.nanmin([*values, *other])), float(np.nanmax(values))
     top = _settled_top(values) if curve.cut_start else highest
     y_ticks = ticks(0.0 if curve.from_zero else low, top, 4)
     first, last = float(curve.steps[0]), float(curve.steps[-1])
@@ -84,6 +87,14 @@ def line_chart(curve: Curve, size: tuple[int, int]) -> Markup:
     )
     for kind, drawn in lines:
         plot.line(kind, *thin(curve.steps, drawn))
+    if curve.beside is not None:
+        plot.line("beside", curve.beside.steps, other)
+        for step, value in zip(curve.beside.steps, other, strict=True):
+            plot.dot("beside", float(step), float(value), 3)
+        plot.dot(
+            "beside", first + 0.72 * (last - first), plot.y_axis.high - 0.05 * (plot.y_axis.high - plot.y_axis.low), 3
+        )
+        plot.text("tick", plot.x(first + 0.72 * (last - first)) + 8, plot.top + 14, curve.beside.title)
     plot.parts.append("</svg>")
     drawn = lines[-1][1]
     if top < highest:

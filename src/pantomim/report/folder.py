@@ -43,6 +43,8 @@ class RunFolder:
 
     path: Path
     config: dict[str, Any]  # config.yaml
+    data: dict[str, Any]  # data.json
+    held_out: int  # images of held_out_images.txt, which training was judged by
     environment: dict[str, Any]  # environment.json
     finished: dict[str, Any]  # finished.json, there once training is complete
     encoder: dict[str, Any]  # encoder.json
@@ -84,7 +86,7 @@ def read_run(run: str | Path) -> RunFolder:
             problems.append(f"{name} cannot be read ({type(error).__name__}: {error})")
             return otherwise
 
-    described = ("environment", "finished", "encoder", "classifier", "segmenter")
+    described = ("data", "environment", "finished", "encoder", "classifier", "segmenter")
     inside = [attempt(f"analysis/{kind}.npz", read_block_facts) for kind in LAYERS]
     results = sorted((path / "eval").glob("*.json"), key=lambda file: file.stem)
     found = {file.stem: attempt(f"eval/{file.name}", _read_mapping) for file in results}
@@ -92,6 +94,7 @@ def read_run(run: str | Path) -> RunFolder:
         path=path,
         config=attempt("config.yaml", _read_mapping, {}),
         **{name: attempt(f"{name}.json", _read_mapping, {}) for name in described},
+        held_out=attempt("held_out_images.txt", lambda file: file.read_bytes().count(b"\n"), 0),
         num_parameters=attempt("encoder.safetensors", _count_parameters),
         metrics=attempt("metrics.jsonl", _read_metrics, Metrics(np.empty(0, dtype=np.int64), {})),
         evaluations=_told_apart({stem: result for stem, result in found.items() if result}),

@@ -1,6 +1,7 @@
 """The page about a run, made from its folder alone."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,22 @@ from pantomim.config import leaves
 from pantomim.core.files import replace_file
 from pantomim.masking import Masker, MaskerConfig
 from pantomim.report.charts import Chart, Curve, curve_chart
-from pantomim.report.folder import RunFolder, look_up, read_run
+from pantomim.report.folder import Metrics, RunFolder, look_up, read_run
 from pantomim.report.html import duration, fill_template, length, surroundings, text_of
 from pantomim.report.inspection import block_charts
 from pantomim.report.scores import CONTENDERS, Result, points, read_results, score_table, summary, verdict
 from pantomim.report.tasks import NUM_LOWEST, read_robustness, read_scored
 
+FIGURES = {
+    "rankme": "Effective rank (RankMe)",
+    "std": "Std, of their size",
+    "alignment": "Alignment of two crops (lower: nearer)",
+    "uniformity": "Uniformity (lower: more even)",
+}
 CURVES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loss": ("Loss", "loss", {"smooth": True, "cut_start": True}),
+    "held_out_rankme": ("Effective rank of features of held-out images (RankMe)", "rank", {"from_zero": True}),
+    "held_out_std": ("Std of features over held-out images", "share of their size", {"from_zero": True}),
     "val_top1": ("Top-1 on held-out training images", "share", {}),
     "val_miou": ("Mean IoU on held-out images", "share", {}),
     "lr": ("Learning rate", "learning rate", {"from_zero": True}),
@@ -81,6 +90,9 @@ def render(run: RunFolder, results: list[Result]) -> str:
         folder=str(run.path),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         facts=list(facts(run)),
+        unlabelled=is_unlabelled(run),
+        without_labels=list(without_labels(run)),
+        label_free=list(label_free(run)),
         results=results,
         contenders=CONTENDERS,
         repeated=any(score.std for score in scores),
@@ -126,6 +138,8 @@ def facts(folder: RunFolder) -> Iterator[tuple[str, str, str]]:
     steps = folder.finished.get("steps") or (int(folder.metrics.steps[-1]) if len(folder.metrics.steps) else 0)
     if batch := config.get("batch_size"):
         yield "Training", f"{steps:,} steps", f"{batch:,} images each, seed {look_up(config, 'runtime.seed', '?')}"
+    if held_back := folder.data.get("held_back"):
+        yield "Trained on", f"{folder.data['images']:,} images", f"{held_back:,} held back"
     if (total := total_seconds(folder)) is not None:
         gpu, cores = environment.get("gpu"), environment.get("cores")
         hardware = [gpu] if gpu else [f"{cores} cores" if cores else "", environment.get("cpu")]
@@ -152,6 +166,9 @@ def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
     for result in results:
         if warning := result.details.get("warnings"):
             yield f"eval/{result.stem}.json: {warning}"
+    for stem, scores in folder.evaluations.items():
+        if scores.get("protocol") == "label-free":
+            yield from (f"eval/{stem}.json: {warning}" for warning in scores.get("warnings", ()))
     for found in folder.inside:
         yield from (f"analysis/{found.kind}.npz: {warning}" for warning in found.about.get("warnings", ()))
     pairs = {"encoder": folder.encoder, "classifier": folder.classifier, "segmenter": folder.segmenter}
@@ -170,9 +187,64 @@ def charts(folder: RunFolder) -> Iterator[Chart]:
     metrics = folder.metrics
     for name, (heading, y_label, options) in CURVES.items():
         if metrics.has(name):
-            there = np.isfinite(metrics.columns[name]) if name.startswith("val_") else slice(None)  # now and then
-            curve = Curve(heading, y_label, metrics.steps[there], metrics.columns[name][there], **options)
+            curve = Curve(heading, y_label, *_logged(metrics, name), **options)
+            if name == "loss" and metrics.has("held_out_loss"):
+                held_out = Curve("on held-out images", "loss", *_logged(metrics, "held_out_loss"))
+                curve, heading = replace(curve, beside=held_out), "Loss, in training and on held-out images"
             yield curve_chart(heading, curve, large=name == "loss")
+
+
+def _logged(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values; of what is measured now and then, those steps alone."""
+    seldom = name.startswith(("val_", "held_out_"))
+    there = np.isfinite(metrics.columns[name]) if seldom else slice(None)
+    return metrics.steps[there], metrics.columns[name][there]
+
+
+def is_unlabelled(folder: RunFolder) -> bool:
+    """Whether the run is known to have begun with images without labels."""
+    return "facts" in folder.data and look_up(folder.data, "facts.num_classes") is None
+
+
+def without_labels(folder: RunFolder) -> Iterator[str]:
+    """What held-out images tell of a run, in sentences that follow from the numbers."""
+    metrics = folder.metrics
+    if metrics.has("held_out_loss"):
+        steps, losses = _logged(metrics, "held_out_loss")
+        trained = float(np.nanmean(metrics.columns["loss"][-max(1, len(metrics.steps) // 20) :]))
+        yield (
+            f"The loss on {folder.held_out:,} held-out images went from {losses[0]:.3g} (step {steps[0]:,}) to "
+            f"{losses[-1]:.3g}; on training images it is {trained:.3g} at the end."
+        )
+        if losses[-1] > losses.min() + 0.02 * abs(losses.min()):
+            yield (
+                f"It was lowest, {losses.min():.3g}, at step {steps[losses.argmin()]:,}: what came later fits the "
+                f"training images alone. Train for fewer steps, or on more images."
+            )
+    if metrics.has("held_out_rankme"):
+        ranks, stds = (_logged(metrics, f"held_out_{name}")[1] for name in ("rankme", "std"))
+        width = look_up(folder.config, "method.encoder.width", folder.held_out)
+        yield (
+            f"The effective rank of their features went from {ranks[0]:.3g} to {ranks[-1]:.3g} (at most "
+            f"{min(width, folder.held_out)}), their std from {stds[0]:.2g} to {stds[-1]:.2g} of their size; near 1 and "
+            f"near 0, the encoder has collapsed."
+        )
+
+
+def label_free(folder: RunFolder) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Figures of features that needed no labels: of which images, headings, rows."""
+    for stem, found in folder.evaluations.items():
+        who = [name for name in CONTENDERS if isinstance(found.get(name), dict)]
+        if found.get("protocol") == "label-free" and who:
+            shown = {"": "mean of patches", "class": "class token"}
+            rows = [
+                [f"{FIGURES[figure]}, {words}", *(f"{value:.3g}".replace("-", "−") for value in values)]
+                for view, words in shown.items()
+                for figure in FIGURES
+                if None not in (values := [look_up(found[name], f"{view}.{figure}".lstrip(".")) for name in who])
+            ]
+            count = look_up(found, "data.num_test", "?")
+            yield f"{count} images of {found.get('dataset', stem)}", ["", *(CONTENDERS[name] for name in who)], rows
 
 
 def time_parts(folder: RunFolder) -> list[tuple[str, str, float, float]]:
@@ -193,7 +265,7 @@ def time_parts(folder: RunFolder) -> list[tuple[str, str, float, float]]:
     parts = [
         ("Waiting for data", "wait", waiting),
         ("Computing steps", "step", max(stepping - waiting, 0.0)),
-        ("Starting, first step, saving", "rest", max(total - stepping, 0.0)),
+        ("Starting, first step, saving, held-out images", "rest", max(total - stepping, 0.0)),
     ]
     return [(name, kind, seconds, seconds / total) for name, kind, seconds in parts]
 

@@ -203,6 +203,7 @@ def test_protocols_are_named_once_and_each_has_its_own_options():
         "linear_mae",
         "attentive",
         "segmentation",
+        "label_free",
     ]
     assert protocol_named("linear_mae") is LinearMAE
     with pytest.raises(ValueError, match=r"Evaluation\.protocol must be one of knn, .*Did you mean linear_mae\?"):

@@ -261,7 +261,7 @@ def test_where_the_time_went_adds_up(run):
     # 60 steps logged, the first one not timed: 59 of half a second, a tenth of it waiting; 50 s in all
     assert "Waiting for data 3 s, 6 %" in text
     assert "Computing steps 26 s, 53 %" in text
-    assert "Starting, first step, saving 20 s, 41 %" in text
+    assert "Starting, first step, saving, held-out images 20 s, 41 %" in text
 
 
 @pytest.mark.parametrize(
