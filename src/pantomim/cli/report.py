@@ -18,7 +18,7 @@ def report(
         out: FILE.html; by default RUN/report.html. Needed for a run that you may read but not write to.
         data: Where the images of the run lie now, if they have moved.
     """
-    from pantomim.analysis import write_pictures
+    from pantomim.analysis import write_all_pictures
     from pantomim.core.files import check_out
     from pantomim.report import is_chain, make_report, make_stages_report
 
@@ -33,7 +33,7 @@ def report(
         return
     if (run / "encoder.safetensors").exists():
         try:
-            write_pictures(run, source=data)
+            write_all_pictures(run, source=data)
         except (ValueError, OSError) as error:  # the data have moved, say: the rest of the page needs only the folder
             moved = " If the images have moved, name their place by --data." if str(error).startswith("Source.") else ""
             warn(f"{error}{moved}", "no new pictures")
