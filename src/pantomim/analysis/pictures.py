@@ -82,7 +82,7 @@ def read_rows(path: Path) -> PictureRows:
     with np.load(path, allow_pickle=False) as content:
         about = json.loads(str(content["about"]))
         named = zip(about["titles"], about["texts"], about.get("labels", repeat(())), strict=False)
-        rows = tuple(Row(*words, content[f"row_{k}"], tuple(below)) for k, (*words, below) in enumerate(named))
+        rows = tuple(Row(title, text, content[f"row_{k}"], tuple(of)) for k, (title, text, of) in enumerate(named))
     return PictureRows(tuple(about["items"]), rows, **{name: about[name] for name in PLAIN if name in about})
 
 

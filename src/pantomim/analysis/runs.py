@@ -69,12 +69,12 @@ def held_out(source: str, scale: float | None = None) -> Dataset:
     return open_source(source, part_names(splits(source))["test"], scale)
 
 
-def shown_images(run: str | Path, source: str | None = None, scale: float | None = None) -> Dataset:
-    """What pictures of a run are made of: images held out of its data (now at `source`), or all where these are few."""
+def shown_images(run: str | Path, source: str | None, scale: float | None, least: int) -> Dataset:
+    """Images held out of a run's data, which may lie at `source` now; all, where fewer than `least` are held out."""
     data = run_config(run).data
     source, scale = source or data.source, scale or data.scale
     dataset = held_out(source, scale)
-    return dataset if len(dataset) >= NUM_PHOTOS else open_source(source, "all", scale)
+    return dataset if len(dataset) >= least else open_source(source, "all", scale)
 
 
 def place(dataset: Dataset, run: str | Path | None) -> str:

@@ -40,12 +40,13 @@ class PictureAnalysis(Inspection):
     """An analysis whose result is pictures."""
 
     endings: ClassVar[tuple[str, ...]] = (".html", ".htm", ".png", ".svg")
+    held_out: ClassVar[int] = 0  # images that a run must hold out; all are shown where these are fewer
 
     def run(self) -> list[PictureRows]:
         """What there is to see in the images that are named: all of them, and of a run's own those held out."""
         if self.images is not None:
             return self.looks(open_source(self.images, "all", self.scale))
-        return self.looks(shown_images(self.first_run, scale=self.scale))
+        return self.looks(shown_images(self.first_run, None, self.scale, self.held_out))
 
     @abstractmethod
     def looks(self, dataset: Dataset) -> list[PictureRows]:
@@ -60,7 +61,7 @@ class PictureAnalysis(Inspection):
 
 def write_rows_of(kind: type[PictureAnalysis], run: str | Path, source: str | None = None, **options: Any) -> Path:
     """The pictures of a run in RUN/analysis, for its report; of its data, which lie at `source` now."""
-    (found,) = kind((str(run),), **options).looks(shown_images(run, source))
+    (found,) = kind((str(run),), **options).looks(shown_images(run, source, None, kind.held_out))
     return write_rows(found, Path(run) / "analysis" / f"{kind.stem or kind.name}.npz")[0]
 
 
@@ -118,6 +119,7 @@ class EncoderPictures(PictureAnalysis):
     image_size: tuple[AtLeastOne, AtLeastOne] | None = None
 
     usual: ClassVar[int] = NUM_PHOTOS
+    held_out: ClassVar[int] = NUM_PHOTOS
     least: ClassVar[int] = 1  # images
 
     @abstractmethod
@@ -151,6 +153,6 @@ def write_views(kinds: Iterable[type[EncoderPictures]], run: Path, source: str |
     missing = [kind for kind, path in paths.items() if not path.is_file() or read_rows(path).sha256 != sha256]
     if not missing:
         return
-    shown = Shown(encoder, shown_images(run, source))
+    shown = Shown(encoder, shown_images(run, source, None, NUM_PHOTOS))
     for kind in missing:
         write_rows(kind((str(run),)).of(shown, str(run)), paths[kind])

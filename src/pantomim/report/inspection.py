@@ -46,10 +46,8 @@ def draw(found: Sequence[PictureRows], title: str, kind: str) -> bytes:
     """The pictures with their titles and labels as PNG or SVG: a line or more for each row."""
     lines: list[tuple[str, float, Sequence[tuple[np.ndarray, str]], int]] = []  # title, height, pictures, columns
     for seen in found:
-        words = textwrap.fill(
-            " ".join(filter(None, (title, seen.encoder and f"({seen.encoder}).", seen.lead, *seen.warnings))), 170
-        )
-        lines.append((words, 0.5, (), 1))
+        told = filter(None, (title, seen.encoder and f"({seen.encoder}).", seen.lead, *seen.warnings))
+        lines.append((textwrap.fill(" ".join(told), 170), 0.5, (), 1))
         for row in seen.rows:
             height, width = row.pictures.shape[1:3]
             columns = max(seen.across // max(round(width / height), 1), 1) if seen.across > 1 else 1
@@ -57,19 +55,19 @@ def draw(found: Sequence[PictureRows], title: str, kind: str) -> bytes:
             for start in range(0, len(pairs), columns):
                 name = ": ".join(filter(None, (row.title, row.text))) if start == 0 else ""
                 tall = min(WIDTH / columns, MOST) * height / width if columns > 1 else WIDTH * height / width
-                lines.append((name, tall + (0.75 if row.labels else 0.3), pairs[start : start + columns], columns))
+                lines.append((name, tall + (0.95 if row.labels else 0.3), pairs[start : start + columns], columns))
     with matplotlib.rc_context({"font.size": 7, "svg.hashsalt": title}):
         figure = Figure((WIDTH, sum(line[1] for line in lines)), facecolor="white", layout="constrained")
         parts = figure.subfigures(len(lines), 1, squeeze=False, height_ratios=[line[1] for line in lines])[:, 0]
-        for part, (name, _, pairs, columns) in zip(parts, lines, strict=True):
-            part.suptitle(name, x=0.005, ha="left", fontsize=8 if pairs else 9)
-            for axes, (picture, label) in zip(
-                part.subplots(1, columns, squeeze=False)[0] if pairs else (), pairs, strict=False
-            ):
+        for part, (name, _, shown, columns) in zip(parts, lines, strict=True):
+            part.suptitle(name, x=0.005, ha="left", fontsize=8 if shown else 9)
+            cells = part.subplots(1, columns, squeeze=False)[0] if shown else ()
+            for axes, (picture, label) in zip(cells, shown, strict=False):
                 axes.imshow(np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture)
-                axes.set_xlabel("\n".join(textwrap.fill(each, 170 // columns) for each in label.split(" · ")))
+                words = "\n".join(textwrap.fill(each, 170 // columns) for each in label.split(" · "))
+                axes.set_xlabel(words, loc="left")
         for axes in figure.axes:
-            axes.set(xticks=[], yticks=[])
+            axes.set(xticks=[], yticks=[], anchor="W")
             axes.spines[:].set_visible(False)
         plain = {"Software": None} if kind == "png" else {"Date": None}
         figure.savefig(buffer := io.BytesIO(), format=kind, dpi=150, metadata=plain)
