@@ -397,7 +397,7 @@ def report(run: Place, *, headline: str | None = None, out: Place | None = None,
         out: FILE.html; by default RUN/report.html. Needed for a run that you may read but not write to.
         data: Where the images of the run lie now, if they have moved.
     """
-    from pantomim.analysis import write_pictures
+    from pantomim.analysis import write_all_pictures
     from pantomim.core.files import check_out
     from pantomim.report import is_chain, make_report, make_stages_report
 
@@ -412,7 +412,7 @@ def report(run: Place, *, headline: str | None = None, out: Place | None = None,
         return make_stages_report(folder, page)
     if (folder / "encoder.safetensors").exists():
         try:
-            write_pictures(folder, source=source)
+            write_all_pictures(folder, source=source)
         except (ValueError, OSError) as error:  # the data have moved, say: the rest of the page needs only the folder
             moved = " If the images have moved, name their place by report.data." * str(error).startswith("Source.")
             LOG.warning("no new pictures: %s%s", error, moved)

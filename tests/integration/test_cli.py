@@ -129,7 +129,7 @@ def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: P
         (["explain", "dbot_vit_base_in1k", "--reinit", "some"], "--reinit must be one of full, reference, none"),
         (["explain", "mae_vit_base_in1k", "--method.masker.kind", "spiral"], "--method.masker.kind must be one of"),
         (["evaluate", "knn", "--encoder", "timm:x", "--data", "mnist"], "timm"),
-        (["inspect", "guidance", "runs/a", "runs/b"], "Guidance.encoders must be one run"),
+        (["inspect", "map", "timm:x", "--out", "a.png"], "--images must be given where the first encoder is no run"),
         (["report", "nowhere"], "RUN must be a run folder; got nowhere"),
         (["verify", "nowhere"], "FOLDER must hold golden items"),
         (["noise", "pink"], "color: Input should be 'red',"),

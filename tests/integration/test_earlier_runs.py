@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pantomim.analysis.guidance import Guidance
-from pantomim.analysis.inspection import write_rows_of
+from pantomim.analysis.views import write_rows_of
 from pantomim.cli import main
 from pantomim.config import Pretrain, from_yaml
 from pantomim.engine.pretrain import pretrain

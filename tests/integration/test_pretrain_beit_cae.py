@@ -214,6 +214,7 @@ def test_the_report_of_a_cae_run_shows_the_alignment(tmp_path, target, capsys):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "What the decoder reads without the regressor" in page
     assert "alignment weight 2" in page
-    assert page.count('<div class="strip">') == 3  # images; what is there in any case, or at best; the run's
-    assert page.count("<img") >= 24
+    section = page.partition('<section aria-labelledby="alignment">')[2].partition("</section>")[0]
+    assert section.count('<div class="view"') == 3  # images; what is there in any case, or at best; the run's
+    assert section.count("<img") >= 24
     assert "No reconstructions yet" not in page

@@ -73,7 +73,7 @@ def test_attention_weights_are_timms(layer):
     config = VARIANTS["registers"]
     encoder = randomised(config.build())
     images, normalised = inputs(encoder)
-    attention = encoder(images, attention_layer=layer).attention
+    attention = list(encoder.each_block(images, need_attention=True))[layer].attention
     model, seen = timms(config, encoder.state_dict()), []
     block = model.blocks[layer]
     block.attn.fused_attn = False

@@ -17,15 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pantomim.analysis.inspection import Inspection
 from pantomim.analysis.pictures import PictureRows, Row, read_images
 from pantomim.analysis.runs import choose, held_out, load_run, run_config
+from pantomim.analysis.views import PictureAnalysis
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
 from pantomim.core.modes import evaluating
-from pantomim.core.ranges import AtLeastOne
+from pantomim.data.dataset import Dataset
 from pantomim.data.pictures import to_picture
-from pantomim.data.sources import open_source
 from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.features import check_images
 from pantomim.methods.cae import CAE
@@ -34,19 +33,20 @@ from pantomim.targets.pixels import PixelTarget
 from pantomim.targets.tokens import TokenTarget
 from pantomim.tokenizers.base import Picturing
 
+LEAD = "The better a decoder draws the images here, the closer its regressor's predictions are to the encoder's output."
 COUNT = 512  # images on which agreement is measured
 BATCH = 64  # of these at once
 
 
 @frozen
-class Alignment(Inspection):
+class Alignment(PictureAnalysis):
     """What CAE's decoder makes of all patches when the regressor is left out."""
 
     name: ClassVar[str] = "alignment"
-    title: ClassVar[str] = "Without the regressor"
-    count: AtLeastOne = 8  # How many images, a seeded draw; all, where there are fewer
+    title: ClassVar[str] = "What the decoder reads without the regressor"
+    usual: ClassVar[int] = 8
 
-    def run(self) -> PictureRows:
+    def looks(self, dataset: Dataset) -> list[PictureRows]:
         """Pictures of the runs on the same images: the images first, then each run's."""
         runs = self.encoders
         methods: list[CAE] = [load_run(run, "cae") for run in runs]
@@ -58,10 +58,9 @@ class Alignment(Inspection):
                     f"{first.in_chans} in {runs[0]}, {method.encoder.image_size} and {method.encoder.in_chans} in "
                     f"{run}."
                 )
-        dataset = open_source(self.images, "all", self.scale) if self.images else self.dataset()
         for method in methods:
             check_images(method.encoder, dataset)
-        images, items = read_images(dataset, first.image_size, choose(dataset, self.count, self.seed))
+        images, items = read_images(dataset, first.image_size, choose(dataset, self.count or self.usual, self.seed))
         picture = partial(to_picture, originals=images.numpy(), scale=dataset.scale)
         rows = [Row("images", "", picture(images.numpy()))]
         for run, method in zip(runs, methods, strict=True):
@@ -74,12 +73,12 @@ class Alignment(Inspection):
             share = "of the ids are right" if result.measure == "accuracy" else "of the target's variation explained"
             rows.append(Row(Path(run).name, f"{weight}; {100 * result.score:.1f} % {share}", picture(result.shown)))
         caption = (
-            f"{len(items)} images of {dataset.name}, drawn with seed {self.seed}. All patches go through the encoder, "
+            f"{self.drawn(dataset, len(items))} All patches go through the encoder, "
             f"and its output straight into the decoder, without the regressor. The decoder was trained on the "
             f"regressor's predictions of masked patches only: it can read the encoder's own output only as far as the "
             f"two agree. Negative shares are worse than the mean alone."
         )
-        return PictureRows(items, tuple(rows), caption)
+        return [PictureRows(items, tuple(rows), caption, LEAD)]
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pantomim.analysis.inspection import Inspection
 from pantomim.analysis.pictures import PictureRows, Row, read_images
 from pantomim.analysis.runs import choose, run_config
+from pantomim.analysis.views import PictureAnalysis
 from pantomim.checkpoint import WEIGHTS, Checkpoint, kept_checkpoints
 from pantomim.config import from_dict, of_today
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
-from pantomim.core.ranges import AtLeastOne
 from pantomim.core.reading import as_kind, read_json
+from pantomim.data.dataset import Dataset
 from pantomim.data.pictures import to_picture
 from pantomim.data.stats import check_scale
 from pantomim.formats.files import frozen_hashes, load_exactly, other_parts
@@ -40,24 +40,18 @@ TITLES = {"teacher": "teacher", "student": "student's moving average", "mask": "
 
 
 @frozen
-class Guidance(Inspection):
-    """What guided the masks in a run of CMT-MAE, at each checkpoint that it kept; the report shows the pictures."""
+class Guidance(PictureAnalysis):
+    """What guided the masks in a run of CMT-MAE, at each checkpoint that it kept."""
 
     name: ClassVar[str] = "guidance"
-    title: ClassVar[str] = "What guides the masks"
-    count: AtLeastOne = 8  # How many images, a seeded draw; all, where there are fewer
+    title: ClassVar[str] = "What guided the masks"
+    usual: ClassVar[int] = 8
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.encoders) > 1 or self.out is not None:
-            raise ValueError(
-                f"Guidance.encoders must be one run, whose report shows the pictures; got {', '.join(self.encoders)}"
-                f"{'' if self.out is None else f' and out {self.out}'}. Look at one after another, without out."
-            )
+    def looks(self, dataset: Dataset) -> list[PictureRows]:
+        """Of each run the images, then the maps and masks of each checkpoint; maps are white where they are largest."""
+        return [self._look_at(Path(run), dataset) for run in self.encoders]
 
-    def run(self) -> PictureRows:
-        """The images, then the maps and the masks of each checkpoint; maps are white where they are largest."""
-        run = Path(self.encoders[0])
+    def _look_at(self, run: Path, dataset: Dataset) -> PictureRows:
         config = run_config(run)
         if not isinstance(config.method, CMTMAEConfig) or not config.method.masker.guided:
             raise ValueError(
@@ -75,17 +69,19 @@ class Guidance(Inspection):
             method = config.method.build(total).eval()
         if different := other_parts(frozen_hashes(method), kept[-1].frozen):
             raise ValueError(f"{run} must be looked at with the teacher of its training; got another {different}.")
-        dataset = self.dataset()
         check_scale(method, dataset)
-        images, items = read_images(dataset, method.encoder.image_size, choose(dataset, self.count, self.seed))
+        images, items = read_images(
+            dataset, method.encoder.image_size, choose(dataset, self.count or self.usual, self.seed)
+        )
         shown = to_picture(images.numpy(), images.numpy(), dataset.scale)
         looks = _look(method, images, shown, kept, total, self.seed)
         caption = (
-            f"{len(items)} images of {dataset.name} ({dataset.split}), drawn with seed {self.seed}, at the checkpoints "
-            f"that the run kept. White: where an image's score is largest. An entropy of 1 means that all patches "
-            f"score alike."
+            f"{self.drawn(dataset, len(items))} At the checkpoints that the run kept. White: where an image's score is "
+            f"largest. An entropy of 1 means that all patches score alike."
         )
-        return PictureRows(items, (Row("images", "", shown), *(Row(*look) for look in looks)), caption)
+        lead = "Where teacher and student attend to, and which patches are masked for it, while the run goes on."
+        rows = (Row("images", "", shown), *(Row(*look) for look in looks))
+        return PictureRows(items, rows, caption, lead, encoder=str(run))
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ import tyro
 from torch import Tensor
 
 from pantomim.analysis.block_facts import BlockFacts
-from pantomim.analysis.pictures import write_rows
 from pantomim.analysis.runs import choose, held_out, run_config
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, Positive
@@ -40,13 +39,19 @@ class Inspection(ABC):
     images: str | None = None  # As for pre-training; None: held-out images of the first run's data
     # The stored value that becomes 1; None: as in the first run, and for other images by the number type
     scale: Positive | None = None
-    # The page, FILE.html; files of the same name are put beside it. None: in the folder analysis of the first run
+    # The page, FILE.html, or FILE.png or FILE.svg where it is of pictures; other files of that name are put beside it.
+    # None: in the folder analysis of the first run
     out: Path | None = None
-    count: AtLeastOne = 128  # How many images, a seeded draw; all, where there are fewer
+    # How many images, a seeded draw; all, where there are fewer. None: 128 for numbers, 6 to 12 that are shown one by
+    # one, and up to 1,000 that are compared with each other, fewer for large encoders
+    count: AtLeastOne | None = None
     seed: int = 0  # Of the draw
 
     name: ClassVar[str]  # of the command and of the files
     title: ClassVar[str]  # of pages
+    stem: ClassVar[str] = ""  # of files, where it is another
+    usual: ClassVar[int] = 128  # number of images
+    endings: ClassVar[tuple[str, ...]] = (".html", ".htm")  # of the page
 
     def __post_init__(self) -> None:
         if not self.encoders:
@@ -57,14 +62,24 @@ class Inspection(ABC):
 
     @abstractmethod
     def run(self) -> Any:
-        """What was found: `BlockFacts`, or `PictureRows`."""
+        """What was found: `BlockFacts`, or one or several `PictureRows`."""
 
     def dataset(self) -> Dataset:
         """Of all images that may be shown, those which the first run has not seen, scaled as there."""
         if self.images is not None:
             return held_out(self.images, self.scale)
-        data = run_config(self.encoders[0]).data
+        data = run_config(self.first_run).data
         return held_out(data.source, self.scale or data.scale)
+
+    @property
+    def first_run(self) -> Path:
+        """Whose images are shown where no others are named."""
+        first = Path(self.encoders[0])
+        if not (first / "config.yaml").is_file():
+            raise ValueError(
+                f"Inspection.images must be given where the first encoder is no run folder; got none, and {first}."
+            )
+        return first
 
     @property
     def page(self) -> Path:
@@ -76,14 +91,8 @@ class Inspection(ABC):
             raise ValueError(
                 f"Inspection.out must be given where the first encoder is no run folder; got {folder}. Name one."
             )
-        return folder / "analysis" / (f"{self.name}.html" if len(self.encoders) == 1 else f"{self.name}-compared.html")
-
-
-def write_rows_of(kind: type[Inspection], run: str | Path, source: str | None = None, **options: Any) -> Path:
-    """The pictures of a run in `RUN/analysis/NAME.npz`, for its report; of its data, which lie at `source` now."""
-    return write_rows(
-        kind((str(run),), **{"images": source, **options}).run(), Path(run) / "analysis" / f"{kind.name}.npz"
-    )
+        stem = self.stem or self.name
+        return folder / "analysis" / (f"{stem}.html" if len(self.encoders) == 1 else f"{stem}-compared.html")
 
 
 @dataclass(frozen=True)
@@ -131,13 +140,8 @@ class LayerAnalysis(Inspection):
 
     def run(self) -> BlockFacts:
         """Measure the encoders on the same images."""
-        first = Path(self.encoders[0])
-        if self.images is None and not (first / "config.yaml").is_file():
-            raise ValueError(
-                f"Inspection.images must be given where the first encoder is no run folder; got none, and {first}."
-            )
         dataset = self.dataset()
-        images = Images(dataset, np.sort(choose(dataset, self.count, self.seed)))
+        images = Images(dataset, np.sort(choose(dataset, self.count or self.usual, self.seed)))
         encoders = [load_encoder(spec).eval() for spec in self.encoders]
         for encoder in encoders:
             check_images(encoder, dataset)

@@ -1,26 +1,29 @@
 """What the decoder makes of images it was not trained on: mask patches, predict them, put them back in place.
 
-`reconstruct(load_run("RUN", "mae"), images, seed=0)` gives arrays; `write_reconstructions("RUN")` does it with held-out
-images of the run's own data and leaves a file that the report shows.
+`reconstruct(load_run("RUN", "mae"), images, seed=0)` gives arrays; `write_rows_of(Reconstruct, "RUN")` does it with
+held-out images of the run's own data and leaves a file that the report shows.
 """
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pantomim.analysis.pictures import read_images
-from pantomim.analysis.runs import choose, held_out, load_run, run_config
+from pantomim.analysis.pictures import PictureRows, Row, read_images
+from pantomim.analysis.runs import choose, load_run, run_config
+from pantomim.analysis.views import PictureAnalysis
 from pantomim.core.batch import Batch
-from pantomim.core.files import write_npz
+from pantomim.core.frozen import frozen
 from pantomim.core.modes import evaluating
-from pantomim.data.pictures import STRETCH, shown_bands, to_picture
-from pantomim.data.sources import HELD_BACK, splits
+from pantomim.data.dataset import Dataset
+from pantomim.data.pictures import to_picture
 from pantomim.evaluate.features import check_images, collapse_warning
 from pantomim.methods.mae import MAE
 from pantomim.nn.tokens import channel_values, put_back, take
@@ -76,78 +79,90 @@ def reconstruct(method: MAE, images: Float[Tensor, "B C H W"], seed: int) -> Rec
     )
 
 
-def write_reconstructions(
-    run: str | Path, *, source: str | None = None, count: int | None = None, seed: int = 0
-) -> Path:
-    """Reconstruct held-out images of a finished run; writes `RUN/analysis/reconstructions.npz`.
+@frozen
+class Reconstruct(PictureAnalysis):
+    """What the decoder of a run makes of masked patches."""
 
-    The file holds `original`, `masked`, `reconstruction` and `pasted` as 8-bit pictures (n, H, W, 1 or 3) and `mask`;
-    the same values unrounded, in the scale of the encoder's input and with every band, as `original_values` and
-    `reconstruction_values`; and what there is to say about them as JSON in `about`.
+    name: ClassVar[str] = "reconstruct"
+    title: ClassVar[str] = "What it makes of masked patches"
+    stem: ClassVar[str] = "reconstructions"
+    usual: ClassVar[int] = 12  # or half of it, where images are large
 
-    Without a `count`, twelve images, or six where they are large; the seed chooses images and masks.
-    """
-    config = run_config(run)
-    if config.method.kind == "mae" and not isinstance(config.method.target, PixelTargetConfig):
-        target = config.method.target.kind
-        raise ValueError(f"reconstructions.run must predict pixels; got {run}, which predicts {target}: no picture.")
-    method: MAE = load_run(run, "mae")
-    encoder, source = method.encoder, source or config.data.source
-    dataset = held_out(source, config.data.scale)
-    check_images(encoder, dataset)
-    count = count or (12 if max(encoder.image_size) < LARGE else 6)
-    images, items = read_images(dataset, encoder.image_size, choose(dataset, count, seed))
-    result = reconstruct(method, images, seed)
-    about = {
-        "source": source,
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "divided": not splits(source),
-        "holdout": config.data.holdout,
-        "items": list(items),
-        "seed": seed,
-        "patch_size": encoder.patch_size,
-        "channels": dataset.channels,
-        "bands": shown_bands(dataset.channels),
-        "stretched": bool(dataset.scale.divisor != 255.0),
-        "masked_share": float(result.mask.mean()),
-        "normalized_target": isinstance(method.target, PixelTarget) and method.target.normalise != "none",
-        "explained": result.explained,
-    }
-    warning = collapse_warning(encoder, dataset)
-    about["caption"] = caption(about) + ("" if warning is None else f" Warning: {warning}")
-    arrays = {
-        name: to_picture(getattr(result, name), result.original, dataset.scale)
-        for name in ("original", "masked", "reconstruction", "pasted")
-    } | {
-        "mask": result.mask,
-        "original_values": result.original.astype(np.float32),
-        "reconstruction_values": result.reconstruction.astype(np.float32),
-        "about": np.array(json.dumps(about)),
-    }
-    return write_npz(Path(run) / "analysis" / "reconstructions.npz", arrays, compressed=True)
+    def looks(self, dataset: Dataset) -> list[PictureRows]:
+        """Of each run a row an image: the original, what is left of it, and the reconstruction.
+
+        The file holds `original`, `masked`, `reconstruction` and `pasted` as 8-bit pictures (n, H, W, 1 or 3) and
+        `mask`; the same values unrounded, in the scale of the encoder's input and with every band, as `original_values`
+        and `reconstruction_values`; and what there is to say about them as JSON in `about`.
+        """
+        return [self._look_at(Path(run), dataset) for run in self.encoders]
+
+    def _look_at(self, run: Path, dataset: Dataset) -> PictureRows:
+        config = run_config(run)
+        if config.method.kind == "mae" and not isinstance(config.method.target, PixelTargetConfig):
+            target = config.method.target.kind
+            raise ValueError(
+                f"reconstructions.run must predict pixels; got {run}, which predicts {target}: no picture."
+            )
+        method: MAE = load_run(run, "mae")
+        encoder = method.encoder
+        check_images(encoder, dataset)
+        count = self.count or self.usual // (1 if max(encoder.image_size) < LARGE else 2)
+        images, items = read_images(dataset, encoder.image_size, choose(dataset, count, self.seed))
+        result = reconstruct(method, images, self.seed)
+        warning = collapse_warning(encoder, dataset)
+        about = {
+            "items": list(items),
+            "split": dataset.split,
+            "masked_share": float(result.mask.mean()),
+            "normalized_target": isinstance(method.target, PixelTarget) and method.target.normalise != "none",
+            "channels": dataset.channels,
+            "explained": result.explained,
+        }
+        text = f"{self.drawn(dataset, len(items))} {caption(about)}" + (
+            "" if warning is None else f" Warning: {warning}"
+        )
+        shown = {
+            name: to_picture(getattr(result, name), result.original, dataset.scale)
+            for name in ("original", "masked", "reconstruction", "pasted")
+        }
+        arrays = shown | {
+            "mask": result.mask,
+            "original_values": result.original.astype(np.float32),
+            "reconstruction_values": result.reconstruction.astype(np.float32),
+            "about": np.array(json.dumps(about | {"caption": text})),
+        }
+        ways = ("original", "masked", "reconstruction")
+        rows = [
+            Row(name, "", np.stack(pictures), ways)
+            for name, *pictures in zip(items, shown["original"], shown["masked"], shown["pasted"], strict=True)
+        ]
+        return PictureRows(ways, tuple(rows), text, finding(about), encoder=str(run), arrays=arrays)
 
 
-def caption(about: dict[str, Any]) -> str:
+def finding(about: Mapping[str, Any]) -> str:
+    """How much the prediction explains, in a sentence; empty where that is not known."""
+    explained = about.get("explained")
+    if not isinstance(explained, float) or not math.isfinite(explained):
+        return ""
+    if explained < 0:
+        return "On these images the prediction is no better than a flat guess."
+    around = "around their true means" if about.get("normalized_target") else "around the mean of the data"
+    return (
+        f"On these images the prediction explains {100 * explained:.0f} % of the variation in masked patches {around}."
+    )
+
+
+def caption(about: Mapping[str, Any]) -> str:
     """What one must know to read the pictures, in full sentences."""
-    where = f"of the {about['split']} split"
-    if about["divided"]:
-        seen = "saw as well" if about["holdout"] < HELD_BACK else "did not see"
-        where = f"of the fixed {100 * HELD_BACK:.0f} % that pre-training {seen}"
-    sentences = [
-        f"{len(about['items'])} images of {about['dataset']} {where}, drawn with seed {about['seed']}.",
+    text = (
         f"{100 * about['masked_share']:.0f} % of the patches are masked. Visible patches are pasted into the "
-        f"reconstruction.",
-    ]
+        f"reconstruction."
+    )
     if about["normalized_target"]:
         given = "brightness" if about["channels"] == 1 else "brightness and colour"
-        sentences.append(
-            f"The model predicts each patch up to its mean and contrast. Those are taken from the true patch here, "
+        text += (
+            f" The model predicts each patch up to its mean and contrast. Those are taken from the true patch here, "
             f"so the average {given} of a masked patch and its contrast are given, not predicted."
         )
-    if about["bands"] != list(range(about["channels"])):
-        shown = "Band 1" if about["bands"] == [0] else "Bands 1, 2, 3"
-        sentences.append(f"{shown} of {about['channels']} shown.")
-    if about["stretched"]:
-        sentences.append(f"Contrast stretched to the {STRETCH[0]:g} to {STRETCH[1]:g} % range of the originals.")
-    return " ".join(sentences)
+    return text

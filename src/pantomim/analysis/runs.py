@@ -9,12 +9,14 @@ import torch
 from pantomim.config import Pretrain, from_yaml
 from pantomim.data.dataset import Dataset
 from pantomim.data.layout import part_names
-from pantomim.data.sources import open_source, splits
+from pantomim.data.sources import HELD_BACK, open_source, splits
 from pantomim.formats.files import frozen_hashes, key_report, other_parts
 from pantomim.formats.native import load_decoder, load_encoder_folder, load_predictor, read_frozen
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.mae import MAEConfig
+
+NUM_PHOTOS = 12  # that are shown one by one
 
 
 def run_config(run: str | Path) -> Pretrain:
@@ -65,6 +67,25 @@ def load_run(run: str | Path, kind: str | None = None) -> Any:
 def held_out(source: str, scale: float | None = None) -> Dataset:
     """Images that pre-training did not see: test, else val, else the fixed 20 % of a source without either."""
     return open_source(source, part_names(splits(source))["test"], scale)
+
+
+def shown_images(run: str | Path, source: str | None, scale: float | None, least: int) -> Dataset:
+    """Images held out of a run's data, which may lie at `source` now; all, where fewer than `least` are held out."""
+    data = run_config(run).data
+    source, scale = source or data.source, scale or data.scale
+    dataset = held_out(source, scale)
+    return dataset if len(dataset) >= least else open_source(source, "all", scale)
+
+
+def place(dataset: Dataset, run: str | Path | None) -> str:
+    """Which images of a source these are, to stand behind its name; `run` is whose data they are, if any."""
+    if dataset.split == "all":
+        few = f"fewer than {NUM_PHOTOS} are held out, so those of training are among them"
+        return "" if run is None else f" ({few})"
+    if splits(dataset.spec):
+        return f" of the {dataset.split} split"
+    seen = "saw as well" if run is not None and run_config(run).data.holdout < HELD_BACK else "did not see"
+    return f" of the fixed {100 * HELD_BACK:.0f} % that pre-training {seen}"
 
 
 def choose(dataset: Dataset, count: int, seed: int) -> np.ndarray:

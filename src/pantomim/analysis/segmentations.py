@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from matplotlib.colors import to_hex
 
+from pantomim.analysis.pictures import shown_words
 from pantomim.analysis.runs import choose, run_config
 from pantomim.core.files import write_npz
 from pantomim.data.layout import part_names
 from pantomim.data.mask_files import overlaid, palette
-from pantomim.data.pictures import shown_bands, to_photo
+from pantomim.data.pictures import to_photo
 from pantomim.data.sources import open_split
 from pantomim.data.stream import whole_images
 from pantomim.data.transforms import fitted_size, nearest_pixels, resize_one
@@ -56,13 +57,12 @@ def write_segmentations(run: str | Path, *, source: str | None = None, count: in
         items.append(dataset.name_of(index))
     named = zip(trained.about["class_ids"], trained.classes, strict=True)
     caption = f"{len(items)} images of the {dataset.split} part of {dataset.name}, drawn with seed {seed}."
-    if (bands := len(shown_bands(dataset.channels))) < dataset.channels:
-        caption += f" {'Band 1' if bands == 1 else 'Bands 1, 2, 3'} of {dataset.channels} shown."
+    caption += shown_words(dataset)
     about = {
         "items": items,
         "colours": {
             name: to_hex(palette()[class_id % 256] / 255) for class_id, name in named if class_id % 256 in occur
         },
-        "caption": caption + (" Contrast stretched, image by image." if dataset.scale.divisor != 255 else ""),
+        "caption": caption,
     }
     return write_npz(Path(run) / "analysis" / "segmentations.npz", arrays | {"about": np.array(json.dumps(about))})

@@ -73,8 +73,12 @@ def extract(encoder: AnyEncoder, dataset: Dataset, *, batch_size: int = 256) -> 
 def views(encoder: AnyEncoder, features: Features) -> dict[str, Float[Tensor, "B D"]]:
     """One vector an image, in the ways a protocol may choose from."""
     mean = features.patches.mean(dim=1)
-    has_class = encoder.has_class_token if isinstance(encoder, WrappedEncoder) else encoder.config.class_token
-    return {"class": features.prefix[:, 0], "mean": mean} if has_class else {"mean": mean}
+    return {"class": features.prefix[:, 0], "mean": mean} if has_class_token(encoder) else {"mean": mean}
+
+
+def has_class_token(encoder: AnyEncoder) -> bool:
+    """Whether the first prefix token is one."""
+    return encoder.has_class_token if isinstance(encoder, WrappedEncoder) else encoder.config.class_token
 
 
 def random_init_encoder(encoder: AnyEncoder, seed: int) -> AnyEncoder:

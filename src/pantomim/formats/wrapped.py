@@ -125,14 +125,12 @@ class WrappedEncoder(nn.Module, ABC):
         self,
         images: AnyImages,
         ids_keep: Int[Tensor, "B V"] | None = None,
-        attention_layer: int | None = None,
     ) -> Features:
         """Encode whole images, scaled but not normalised; after the final norm."""
-        if ids_keep is not None or attention_layer is not None:
-            setting = "ids_keep" if ids_keep is not None else "attention_layer"
+        if ids_keep is not None:
             raise ValueError(
-                f"{type(self).__name__}.{setting} must be None; {self.source} runs on whole images and keeps its "
-                f"attention. Choose a plain vision transformer."
+                f"{type(self).__name__}.ids_keep must be None; {self.source} runs on whole images. Choose a plain "
+                f"vision transformer."
             )
         tokens = self.norm(self.last_blocks(images).tokens[-1])
         return Features(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :])

@@ -31,7 +31,7 @@ class Features(NamedTuple):
 
     prefix: Float[Tensor, "B P D"]  # class and register tokens
     patches: Float[Tensor, "B V D"]  # in the order of the ids that were asked for
-    attention: Float[Tensor, "B heads T T"] | None = None  # softmaxed, prefix tokens first, if a layer was asked for
+    attention: Float[Tensor, "B heads T T"] | None = None  # softmaxed, prefix tokens first, where asked for
 
 
 class MaskTokens(NamedTuple):
@@ -207,22 +207,17 @@ class Encoder(nn.Module):
         self,
         images: AnyImages,
         ids_keep: Int[Tensor, "B V"] | None = None,
-        attention_layer: int | None = None,
         mask_tokens: MaskTokens | None = None,
     ) -> Features:
         """Encode the patches `ids_keep` (all, if None); other patches are never touched.
 
         Images are scaled, not normalised: the encoder subtracts its mean and divides by its std. Whole numbers, as
-        they are stored, are scaled first. `attention_layer` also returns the attention of that block (negative: from
-        the last); `mask_tokens` stand in the place of some patches.
+        they are stored, are scaled first. `mask_tokens` stand in the place of some patches.
         """
         tokens, places = self.enter(images, ids_keep, mask_tokens)
-        shown = None if attention_layer is None else range(self.depth)[attention_layer]
-        attention = None
-        for number, block in enumerate(self.blocks):
-            tokens, weights = block(tokens, need_weights=number == shown, places=places)
-            attention = attention if weights is None else weights
-        return self._features(self.norm(tokens), attention)
+        for block in self.blocks:
+            tokens, _ = block(tokens, places=places)
+        return self._features(self.norm(tokens), None)
 
     def each_block(self, images: AnyImages, need_attention: bool = False) -> Iterator[Features]:
         """The output of each block on all patches, before the final norm; with its attention if asked for."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pantomim.analysis import LAYERS
+from pantomim.analysis import LAYERS, VIEWS
 from pantomim.analysis.block_facts import BlockFacts, read_block_facts
-from pantomim.analysis.pictures import PictureRows, Row
+from pantomim.analysis.pictures import PictureRows, read_rows
 from pantomim.config import leaves
 from pantomim.core.reading import read_json, read_yaml
 
@@ -54,8 +54,7 @@ class RunFolder:
     metrics: Metrics  # metrics.jsonl
     evaluations: dict[str, dict[str, Any]]  # eval/*.json by file name, without the ending
     pictures: Triplets | None  # analysis/reconstructions.npz: original, masked, reconstruction
-    alignment: PictureRows | None  # analysis/alignment.npz, of a run of CAE
-    guidance: PictureRows | None  # analysis/guidance.npz, of a run of CMT-MAE
+    views: dict[str, PictureRows]  # analysis/attention.npz, alignment.npz and so on, by the name of the analysis
     segmentations: Triplets | None  # analysis/segmentations.npz: image, true and predicted classes
     inside: list[BlockFacts]  # analysis/attention-distance.npz, spectrum.npz, cka.npz
     problems: list[str]  # files that cannot be read, and why
@@ -88,6 +87,7 @@ def read_run(run: str | Path) -> RunFolder:
 
     described = ("data", "environment", "finished", "encoder", "classifier", "segmenter")
     inside = [attempt(f"analysis/{kind}.npz", read_block_facts) for kind in LAYERS]
+    views = {name: attempt(f"analysis/{name}.npz", read_rows) for name, kind in VIEWS.items() if not kind.stem}
     results = sorted((path / "eval").glob("*.json"), key=lambda file: file.stem)
     found = {file.stem: attempt(f"eval/{file.name}", _read_mapping) for file in results}
     return RunFolder(
@@ -99,8 +99,7 @@ def read_run(run: str | Path) -> RunFolder:
         metrics=attempt("metrics.jsonl", _read_metrics, Metrics(np.empty(0, dtype=np.int64), {})),
         evaluations=_told_apart({stem: result for stem, result in found.items() if result}),
         pictures=attempt("analysis/reconstructions.npz", _read_pictures),
-        alignment=attempt("analysis/alignment.npz", _read_rows),
-        guidance=attempt("analysis/guidance.npz", _read_rows),
+        views={name: rows for name, rows in views.items() if rows is not None},
         segmentations=attempt("analysis/segmentations.npz", _read_segmentations),
         inside=[facts for facts in inside if facts is not None],
         problems=problems,
@@ -177,14 +176,6 @@ def _read_pictures(file: Path) -> Triplets:
     names = [str(name) for name in about.get("items", ())]
     names += [str(number + 1) for number in range(len(names), len(original))]
     return Triplets(list(zip(names, original, masked, pasted, strict=True)), about)
-
-
-def _read_rows(file: Path) -> PictureRows:
-    with np.load(file, allow_pickle=False) as content:
-        about = json.loads(str(content["about"]))
-        texts = enumerate(zip(about["titles"], about["texts"], strict=True))
-        rows = tuple(Row(title, text, content[f"row_{number}"]) for number, (title, text) in texts)
-    return PictureRows(tuple(about["items"]), rows, about["caption"])
 
 
 def _read_segmentations(file: Path) -> Triplets:

@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+CRISP = 96  # pixels: smaller pictures are enlarged without smoothing
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("pantomim.report", "."),
     autoescape=jinja2.select_autoescape(["html"]),
@@ -31,12 +32,20 @@ def fill_template(template: str, styles: Sequence[str] = ("page.css",), /, **val
     return TEMPLATES.get_template(template).render(style=Markup(style), **values)  # ours, without user strings
 
 
-def data_uri(picture: np.ndarray, kind: Literal["PNG", "JPEG"] = "PNG") -> str:
-    """A data URI of an 8-bit picture (H, W, C): gray, RGB, each maybe with opacity; as JPEG without, and smaller."""
+def data_uri(picture: np.ndarray, kind: Literal["PNG", "JPEG", "WEBP"] = "PNG") -> str:
+    """A data URI of an 8-bit picture (H, W, C): gray, RGB, each maybe with opacity, which JPEG has not.
+
+    JPEG and WebP are smaller, and not exact.
+    """
     buffer = io.BytesIO()
     shown = picture[:, :, 0] if picture.shape[2] == 1 else picture
     Image.fromarray(np.ascontiguousarray(shown)).save(buffer, kind, optimize=kind == "PNG", quality=88)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def photo_uri(picture: np.ndarray) -> str:
+    """A data URI of a picture of a photo: exact where it is so small that pages enlarge it."""
+    return data_uri(picture, "PNG" if max(picture.shape[:2]) < CRISP else "WEBP")
 
 
 def duration(seconds: float) -> str:
@@ -86,3 +95,4 @@ def surroundings(environment: Mapping[str, Any]) -> dict[str, str]:
 
 TEMPLATES.globals |= {"version": metadata.version("pantomim")}
 TEMPLATES.filters |= {"duration": duration, "quote": shlex.quote, "percent": percent, "python": repr, "png": data_uri}
+TEMPLATES.filters |= {"photo": photo_uri}

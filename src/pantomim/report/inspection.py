@@ -1,6 +1,7 @@
-"""What `pantomim inspect` found, as pages: the blocks of encoders, and pictures of what CAE's decoder reads."""
+"""What `pantomim inspect` found, as pages: the blocks of encoders, and pictures."""
 
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pantomim.report.charts import Chart, head_chart, map_chart, share_chart
 from pantomim.report.html import fill_template
 
 CHARTS: dict[str, Callable[..., Markup]] = {"heads": head_chart, "shares": share_chart, "map": map_chart}
-SIDE = 1.1  # inches of a picture in the PNG
+WIDTH, MOST = 12.0, 1.6  # inches: of a PNG or SVG, and of a picture of several
 
 
 def write_inspection(found: BlockFacts, out: Path) -> Path:
@@ -30,28 +31,46 @@ def write_inspection(found: BlockFacts, out: Path) -> Path:
     return out
 
 
-def write_alignment(found: PictureRows, out: Path) -> tuple[Path, Path]:
-    """Write the page and, beside it, a picture (PNG) of the same name; the page needs no other file."""
-    title, picture = "What the decoder reads without the regressor", out.with_suffix(".png")
-    replace_file(out, fill_template("alignment.html", title=title, alignment=found).encode())
-    replace_file(picture, draw(found))
-    return out, picture
+def write_views(found: Sequence[PictureRows], title: str, out: Path) -> Path:
+    """Write what was seen as a page that needs no other file or, by the ending, as PNG or SVG; gives the path."""
+    kind = out.suffix.lower().lstrip(".")
+    if kind in ("png", "svg"):
+        data = draw(found, title, kind)
+    else:
+        data = fill_template("views.html", title=title, found=found).encode(errors="replace")
+    replace_file(out, data)
+    return out
 
 
-def draw(found: PictureRows) -> bytes:
-    """The same as one PNG: a row a run, its title above it."""
-    rows, columns = len(found.rows), len(found.items)
-    height, width = found.rows[0].pictures.shape[1:3]
-    with matplotlib.rc_context({"font.size": 8}):
-        figure = Figure((max(columns * SIDE, 5.0), rows * (SIDE * height / width + 0.3)), layout="constrained")
-        parts = figure.subfigures(rows, 1, squeeze=False)
-        for part, row in zip(parts[:, 0], found.rows, strict=True):
-            part.suptitle(": ".join(filter(None, [row.title, row.text])), x=0.01, ha="left", fontsize=8)
-            for axes, picture in zip(part.subplots(1, columns, squeeze=False)[0], row.pictures, strict=True):
+def draw(found: Sequence[PictureRows], title: str, kind: str) -> bytes:
+    """The pictures with their titles and labels as PNG or SVG: a line or more for each row."""
+    lines: list[tuple[str, float, Sequence[tuple[np.ndarray, str]], int]] = []  # title, height, pictures, columns
+    for seen in found:
+        told = filter(None, (title, seen.encoder and f"({seen.encoder}).", seen.lead, *seen.warnings))
+        lines.append((textwrap.fill(" ".join(told), 170), 0.5, (), 1))
+        for row in seen.rows:
+            height, width = row.pictures.shape[1:3]
+            columns = max(seen.across // max(round(width / height), 1), 1) if seen.across > 1 else 1
+            pairs = list(zip(row.pictures, row.labels or [""] * len(row.pictures), strict=True))
+            for start in range(0, len(pairs), columns):
+                name = ": ".join(filter(None, (row.title, row.text))) if start == 0 else ""
+                tall = min(WIDTH / columns, MOST) * height / width if columns > 1 else WIDTH * height / width
+                lines.append((name, tall + (0.95 if row.labels else 0.3), pairs[start : start + columns], columns))
+    with matplotlib.rc_context({"font.size": 7, "svg.hashsalt": title}):
+        figure = Figure((WIDTH, sum(line[1] for line in lines)), facecolor="white", layout="constrained")
+        parts = figure.subfigures(len(lines), 1, squeeze=False, height_ratios=[line[1] for line in lines])[:, 0]
+        for part, (name, _, shown, columns) in zip(parts, lines, strict=True):
+            part.suptitle(name, x=0.005, ha="left", fontsize=8 if shown else 9)
+            cells = part.subplots(1, columns, squeeze=False)[0] if shown else ()
+            for axes, (picture, label) in zip(cells, shown, strict=False):
                 axes.imshow(np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture)
-                axes.set_axis_off()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+                words = "\n".join(textwrap.fill(each, 170 // columns) for each in label.split(" · "))
+                axes.set_xlabel(words, loc="left")
+        for axes in figure.axes:
+            axes.set(xticks=[], yticks=[], anchor="W")
+            axes.spines[:].set_visible(False)
+        plain = {"Software": None} if kind == "png" else {"Date": None}
+        figure.savefig(buffer := io.BytesIO(), format=kind, dpi=150, metadata=plain)
     return buffer.getvalue()
 
 

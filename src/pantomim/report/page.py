@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from pantomim.analysis import VIEWS
 from pantomim.analysis.guidance import who_decides
+from pantomim.analysis.reconstructions import finding
 from pantomim.config import leaves
 from pantomim.core.files import replace_file
 from pantomim.masking import Masker, MaskerConfig
@@ -99,6 +101,8 @@ def render(run: RunFolder, results: list[Result]) -> str:
         finetuned=any(result.stem.startswith("finetune") for result in results),
         same_source=any(source_name(run) in (name, Path(name).name) for name in scored_on),
         shows=[verdict(result) for result in results],
+        views=[(name, VIEWS[name].title, seen) for name, seen in run.views.items()],
+        finding=finding,
         charts=list(charts(run)),
         inside=block_charts(run.inside),
         time=time_parts(run),
@@ -177,6 +181,9 @@ def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
             if result.details.get(f"{name}_sha256", about["sha256"]) != about["sha256"]:
                 yield f"eval/{result.stem}.json was measured with other weights than this run has now. Evaluate again."
     if sha256 := folder.encoder.get("sha256"):
+        for name, seen in folder.views.items():
+            if seen.sha256 not in ("", sha256):
+                yield f"analysis/{name}.npz was made with other weights than this run has now. Make the report again."
         for found in folder.inside:
             if sha256 not in [encoder.get("sha256") for encoder in found.about["encoders"]]:
                 yield f"analysis/{found.kind}.npz was measured with other weights than this run has now. Inspect again."

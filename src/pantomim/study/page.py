@@ -91,7 +91,7 @@ def pictures(study: Study, out: Path) -> dict[str, Any]:
     at_scale = study.plan.scales[study.scale].arms if study.scale else {}
     arms = {arm: merge(own, at_scale.get(arm, {})) for arm, own in study.plan.arm_overrides.items()}
     return {
-        "aligned": _aligned({arm: run.alignment for arm, run in runs.items() if run.alignment is not None}),
+        "aligned": _aligned({arm: run.views["alignment"] for arm, run in runs.items() if "alignment" in run.views}),
         "blocks": list(block_charts(study, out)),
         "pictures": {arm: found.entries for arm, found in shown.items()},
         "picture_caption": f"Runs of seed {study.seeds[0]}. {' '.join(told)}",

@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny import tiny_images, tiny_run
 
-from pantomim.analysis.reconstructions import reconstruct, write_reconstructions
+from pantomim.analysis.reconstructions import Reconstruct, reconstruct
 from pantomim.analysis.runs import choose, held_out, load_run
+from pantomim.analysis.views import write_rows_of
 from pantomim.config import to_yaml
 from pantomim.data.sources import open_source
 from pantomim.formats.native import save_decoder, save_encoder
@@ -87,7 +88,7 @@ def test_the_same_seed_masks_the_same_patches_and_nothing_is_left_changed(run):
 
 
 def test_the_file_holds_pictures_values_and_what_they_are(run):
-    path = write_reconstructions(run, count=6)
+    path = write_rows_of(Reconstruct, run, count=6)
     assert path == run / "analysis" / "reconstructions.npz"
     assert [file.name for file in path.parent.iterdir()] == ["reconstructions.npz"]
     with np.load(path) as arrays:
@@ -111,7 +112,7 @@ def test_pictures_come_from_images_that_training_does_not_see(tmp_path):
     np.savez(tmp_path / "plain.npz", images=images)
     source = tmp_path / "plain.npz"
     run = finished_run(tmp_path / "run", source, in_chans=1, mean=(0.5,), std=(0.3,))
-    with np.load(write_reconstructions(run, count=100)) as arrays:
+    with np.load(write_rows_of(Reconstruct, run, count=100)) as arrays:
         shown = set(arrays["original"][:, 0, 0, 0].tolist())
         about = json.loads(str(arrays["about"]))
     train = open_source(str(source), "train")
@@ -131,7 +132,7 @@ def test_reflectances_are_stretched_and_bands_named(tmp_path):
     images = rng.integers(-50, 4000, (40, 5, 16, 16)).astype(np.int16)
     np.savez(tmp_path / "bands.npz", images=images)
     run = finished_run(tmp_path / "run", tmp_path / "bands.npz", in_chans=5, mean=(0.2,) * 5, std=(0.1,) * 5)
-    with np.load(write_reconstructions(run)) as arrays:
+    with np.load(write_rows_of(Reconstruct, run)) as arrays:
         about = json.loads(str(arrays["about"]))
         assert arrays["original_values"].shape[1] == 5
         shown = arrays["original"]
@@ -153,4 +154,4 @@ def test_the_choice_takes_classes_in_turn(tmp_path):
 def test_an_unfinished_run_is_refused(run):
     (run / "decoder.json").unlink()
     with pytest.raises(ValueError, match=r"no decoder\.json"):
-        write_reconstructions(run)
+        write_rows_of(Reconstruct, run)

@@ -121,8 +121,6 @@ def test_wrapped_models_refuse_parts_of_images():
     images = torch.rand(1, 3, 32, 32)
     with pytest.raises(ValueError, match=r"ids_keep must be None"):
         encoder(images, torch.zeros(1, 2, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"attention_layer must be None"):
-        encoder(images, attention_layer=0)
     with pytest.raises(ValueError, match=r"images must be \(B, 3, 32, 32\)"):
         encoder(images[:, :, :16])
 

@@ -52,18 +52,18 @@ def test_shapes_and_order_of_ids() -> None:
     torch.testing.assert_close(swapped.patches, features.patches.flip(1))
 
 
-@pytest.mark.parametrize("layer", [0, 1, -1])
-def test_attention_on_request(layer: int) -> None:
+def test_attention_on_request() -> None:
     encoder = build()
-    plain, asked = encoder(images(), IDS), encoder(images(), IDS, attention_layer=layer)
-    torch.testing.assert_close(asked.patches, plain.patches)
-    assert asked.attention.shape == (2, 2, 5, 5)
-    torch.testing.assert_close(asked.attention.sum(dim=-1), torch.ones(2, 2, 5))
+    for plain, asked in zip(encoder.each_block(images()), encoder.each_block(images(), True), strict=True):
+        torch.testing.assert_close(asked.patches, plain.patches)
+        assert plain.attention is None
+        assert asked.attention.shape == (2, 2, 16, 16)
+        torch.testing.assert_close(asked.attention.sum(dim=-1), torch.ones(2, 2, 16))
 
 
 def test_float64_stays_float64() -> None:
-    features = build().double()(images().double(), IDS, attention_layer=0)
-    assert {t.dtype for t in features} == {torch.float64}
+    for features in build().double().each_block(images().double(), need_attention=True):
+        assert {t.dtype for t in features} == {torch.float64}
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 20, 12), (2, 1, 12, 20), (2, 3, 12, 16)])
@@ -119,11 +119,11 @@ def scrambled(config: EncoderConfig) -> Encoder:
 def test_some_patches_have_the_relative_positions_of_all(relative: str) -> None:
     encoder = scrambled(replace(BEIT, relative_position=relative))
     order = torch.stack([torch.randperm(15) for _ in range(2)])
-    whole, shuffled = encoder(images().double()), encoder(images().double(), order, attention_layer=0)
+    whole, shuffled = encoder(images().double()), encoder(images().double(), order)
     torch.testing.assert_close(shuffled.prefix, whole.prefix)
     torch.testing.assert_close(shuffled.patches, whole.patches.take_along_dim(order.unsqueeze(-1), dim=1))
-    plain = encoder(images().double(), attention_layer=0)
-    torch.testing.assert_close(plain.patches, whole.patches)
+    *_, last = encoder.each_block(images().double(), need_attention=True)  # the unfused way
+    torch.testing.assert_close(encoder.norm(last.patches), whole.patches)
 
 
 def test_relative_positions_are_felt_and_learned() -> None:
