@@ -210,8 +210,8 @@ def _preprocessing(name: str, source: str) -> tuple[tuple[float, ...], tuple[flo
         return mean, std, RESAMPLE.get(settings.get("resample", 0))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{source} must have a {PREPROCESSING} that states image_mean and image_std; got none. Get the one that was "
-            f"published with the weights, or write it beside them: "
+            f"{source} must have a {PREPROCESSING} that states image_mean and image_std; got none. Get the one that "
+            f"was published with the weights, or write it beside them: "
             f'{{"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}} for DINO, DINOv2 and DINOv3, '
             f"0.5 in all six places for ViT and SigLIP."
         ) from error

@@ -73,7 +73,7 @@ def adapt_channels(kernel: Float[Tensor, "D C P P"], channels: int) -> Float[Ten
 
 def channels_in_words(there: int, here: int) -> str:
     """What `adapt_channels` does."""
-    how = " and ".join(["summed"] * (there > 1) + ["repeated and rescaled"] * (here > 1))
+    how = ", ".join(["summed"] * (there > 1) + ["repeated and rescaled"] * (here > 1))
     return f"the projection of patches is {how}: {here} channel(s) of {there}"
 
 

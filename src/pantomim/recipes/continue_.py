@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pantomim.config import Duration, Pretrain
-from pantomim.methods.base import FEW_PATCHES
 from pantomim.methods.guides import teacher_of, with_teacher
 from pantomim.recipes.beit import BEIT
 from pantomim.recipes.cae import CAE
@@ -23,7 +22,7 @@ from pantomim.recipes.mae import MAE
 from pantomim.recipes.recipe import Family, Recipe
 from pantomim.recipes.simmim import SIMMIM
 
-LR = 1.5e-4  # per 256 images, at any width: what MAE has from nothing (Table 8), a quarter of ours below ViT-B
+PEAK_LR = 1.5e-4  # of any batch and width: MAE's from nothing for 256 images (Table 8), a quarter of ours below ViT-B
 LAYER_DECAY = 0.75  # Table 9; what is new, such as a decoder, learns at the full rate
 WARMUP = 0.05  # of the run: 5 of 100 epochs (Table 9)
 SEEN, PASSES = 300_000, 100  # images that a run sees, in so many passes at most. Ours
@@ -32,7 +31,7 @@ MAX_BATCH = 256  # a 32nd of the images, but at least 32, so that a small set st
 
 @dataclass(frozen=True)
 class Continued(Family):
-    """A bare method that needs weights to start from; named recipes are those of the method itself."""
+    """A bare method that needs weights to start from, on 16 patches or more; its named recipes are the method's."""
 
     @property
     def recipes(self) -> Iterator[Recipe]:
@@ -67,26 +66,21 @@ class Continued(Family):
 def continued(run: Pretrain, init: str, num_images: int) -> Pretrain:
     """A bare method's run as a continuation of `init`, whose encoder it has.
 
-    An image has at least 16 patches. A teacher that is not named, or random, is the network as it is at the start.
+    A teacher that is not named, or random, is the network as it is at the start.
     """
     method: Any = run.method
-    encoder, parts = method.encoder, {}
-    if encoder.grid[0] * encoder.grid[1] < FEW_PATCHES:
-        rows, cols = (max(cells, 4) * encoder.patch_size for cells in encoder.grid)
-        parts["encoder"] = replace(encoder, image_size=(rows, cols))
     if hasattr(method, "predict_class"):
-        parts["predict_class"] = None  # SigLIP has no class token
-    method = replace(method, **parts)
+        method = replace(method, predict_class=None)  # SigLIP has no class token
     if (teacher := teacher_of(method)) is not None and teacher.source in ("", "random"):
         method = with_teacher(method, teacher.of(init))
     epochs = max(1, min(PASSES, round(SEEN / num_images)))
-    batch_size = max(32, min(MAX_BATCH, 1 << max(num_images // 32, 1).bit_length() - 1))
+    batch_size = min(run.batch_size, max(32, min(MAX_BATCH, 1 << max(num_images // 32, 1).bit_length() - 1)))
     return replace(
         run,
         method=method,
         optim=replace(
             run.optim,
-            base_lr=LR,
+            base_lr=PEAK_LR * 256 / batch_size,
             layer_decay=LAYER_DECAY,
             warmup=Duration(epochs=WARMUP * epochs),
             schedule="mae",  # half a cosine to zero, of all methods
@@ -94,7 +88,7 @@ def continued(run: Pretrain, init: str, num_images: int) -> Pretrain:
             min_lr=0.0,
             lead=0,
         ),
-        batch_size=min(run.batch_size, batch_size),
+        batch_size=batch_size,
         duration=Duration(epochs=epochs),
     )
 
@@ -102,7 +96,7 @@ def continued(run: Pretrain, init: str, num_images: int) -> Pretrain:
 def _continued(family: Family) -> Continued:
     given = {item.name: getattr(family, item.name) for item in fields(Family)}
     name = "continue" if family is MAE else f"continue_{family.bare}"
-    return Continued(**given | {"bare": name, "others": (), "small": {}, "stages": None})
+    return Continued(**given | {"bare": name, "others": (), "small": {}, "stages": None, "least": 4})
 
 
 CONTINUED = tuple(map(_continued, (MAE, COLOR_MAE[0], BEIT, CAE, DBOT, SIMMIM, DATA2VEC, CMT_MAE)))
