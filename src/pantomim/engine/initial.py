@@ -44,7 +44,7 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
 
     Positions come along, fixed tables too: weights mean what they meant only with the table that they were trained
     with. They are resampled where the grid differs. Mean and std stay the method's, which `recipes.prepare` takes from
-    the weights.
+    the weights, but for images of other channels.
 
     A head comes along only where it was trained for the same task and the same `classes`, in their order.
 
@@ -81,7 +81,7 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
         remarks.insert(0, f"its position table is kept: {table}")
     new = {name: weight for name, weight in encoder.state_dict().items() if name.endswith(INITIAL)}
     load_exactly(encoder, new | weights, spec)
-    encoder.scale = source.scale
+    encoder.scale = source.scale if len(own) == len(ours) else None  # other channels are standardised for themselves
     rest = _take_answer(spec, method, classes) if isinstance(method, Task) else _take_rest(spec, method)
     method.reset()
     done = f" ({'; '.join(remarks)})" if remarks else ""

@@ -187,7 +187,9 @@ def load_hf(name: str) -> HFEncoder:
     image_size = (size, size) if isinstance(size, int) else tuple(size)
     table = None if projection is None else projection.weight.detach().T.contiguous()
     mean, std, interpolation = _preprocessing(name, source)
+    messages.set_verbosity_error()  # it would tell that attention cannot be had, which it can: see `HFEncoder`
     encoder = HFEncoder(vision, source, image_size, mean, std, projection=table).eval()
+    messages.set_verbosity(verbosity)
     encoder.interpolation = interpolation
     return encoder
 

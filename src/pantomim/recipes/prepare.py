@@ -235,7 +235,8 @@ def _from_data(
         if start.in_chans != facts.channels:
             sizes += f"; {channels_in_words(start.in_chans, facts.channels)}"
             start = replace(start, in_chans=facts.channels, mean=stats.mean, std=stats.std)
-        check_scale(encoder, dataset)
+        else:
+            check_scale(encoder, dataset)
     size = size or family.default_size
     config: Any = family.fit(size, facts, stats, start, num_whole)
     if isinstance(family, Continued):
