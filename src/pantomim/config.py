@@ -118,6 +118,18 @@ class Validation:
 
 
 @frozen
+class Lora:
+    """Low-rank updates of the encoder's linear layers: with a rank, nothing else of it is trained (arXiv:2106.09685).
+
+    The defaults are those of RoBERTa base in the paper's Table 9, whose rank is 8.
+    """
+
+    rank: AtLeastZero = 0  # Of each update; 0: there are none, and the encoder is trained as it is
+    alpha: Positive = 8.0  # An update is multiplied by alpha / rank
+    mlp: bool = False  # Also update the MLPs, beside attention's two layers
+
+
+@frozen
 class OptimConfig:
     """AdamW, or another optimiser, with linear warm-up and half-cosine decay, both in steps."""
 
@@ -146,6 +158,7 @@ class OptimConfig:
     # Factor of the rate from each block of the encoder to the one before it; 1: one rate for all
     layer_decay: PositiveShare = 1.0
     freeze_blocks: AtLeastZero = 0  # So many first blocks of the encoder, and what lies before them, are not trained
+    lora: Lora = field(default_factory=Lora)  # What is trained of the encoder instead of its weights; merged at the end
     decay_relative: bool = True  # Also decay tables of relative positions, as BEiT's authors do unless told otherwise
     # AdamW, momentum SGD with Nesterov's step, or LARS (You et al. 2017)
     optimiser: Literal["adamw", "sgd", "lars"] = "adamw"
@@ -196,6 +209,11 @@ class Pretrain:
             raise ValueError(
                 f"Pretrain.batch_size must be a multiple of runtime.accumulation; got {self.batch_size} and "
                 f"{self.runtime.accumulation}. Change one of the two."
+            )
+        if self.optim.lora.rank and self.init is None:
+            raise ValueError(
+                f"Pretrain.init must name weights to start from where LoRA is all that is trained of the encoder; got "
+                f"none with optim.lora.rank {self.optim.lora.rank}. Name them, or set optim.lora.rank to 0."
             )
 
 

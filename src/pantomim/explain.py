@@ -7,7 +7,7 @@ knows no method by name.
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from pantomim.methods import MethodConfig
 from pantomim.methods.base import Method
 from pantomim.methods.guides import GuideConfig, teacher_of
 from pantomim.methods.task import Task
-from pantomim.optim import scaled_lr
+from pantomim.optim import limit_training, scaled_lr
 from pantomim.recipes.recipe import differences
 from pantomim.targets.features import FeatureTarget
 from pantomim.targets.tokens import USUAL_VOCABULARY, TokenTarget
@@ -59,6 +59,8 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # where a part is copied
         method = _build(config.method, fake)
+        with fake:
+            limit_training(getattr(method, "encoder", None), config.optim.freeze_blocks, **asdict(config.optim.lora))
         few, many = 2, 4  # images: one alone is compared and mixed with nothing
         with _recorded(method) as shapes:
             kept = _kept_bytes(method, few, precision, fake)
@@ -257,7 +259,8 @@ def _cost(cost: Cost, config: Pretrain, precision: torch.dtype) -> Rows:
     micro = config.batch_size // config.runtime.accumulation
     rows = [(f"parameters, {name}", f"{number:,}") for name, number in cost.parameters.items()]
     flops = f"{cost.flops / 1e9:.3f} G forward (a multiply-add is two), a step at most thrice that"
-    rows += [("parameters, trained", f"{cost.trainable:,}"), ("FLOPs per image", flops)]
+    share = cost.trainable / cost.parameters["all"]
+    rows += [("parameters, trained", f"{cost.trainable:,}, {share:.1%} of all"), ("FLOPs per image", flops)]
     if cost.draw_flops:
         rows.append(("FLOPs before", f"{cost.draw_flops / 1e9:.3f} G: networks that guide masks, without gradient"))
     kept = f"about {cost.activations_gib * 1024:.1f} MiB an image in {str(precision).removeprefix('torch.')}"

@@ -1,4 +1,4 @@
-"""How weights are updated: groups with their decay and rate, LARS, and schedules as functions of the step."""
+"""Which weights are updated, and how: groups with decay and rate, LARS, and schedules as functions of the step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pantomim.core.schedule import half_cosine
+from pantomim.nn.lora import add_lora
+from pantomim.nn.vit import Encoder
 
 # A group as torch.optim takes it: "params", "param_names", "weight_decay" and "lr_scale" (1 unless layers decay);
 # whoever sets the rate sets `group["lr"] = lr * group["lr_scale"]`.
@@ -147,6 +149,46 @@ def layer_scale(depth: int, decay: float) -> Callable[[str], float]:
         return float(decay ** (depth + 1 - layer))
 
     return scale
+
+
+def limit_training(
+    encoder: nn.Module | None, freeze_blocks: int, *, rank: int = 0, alpha: float = 8.0, mlp: bool = False
+) -> None:
+    """Freeze the first blocks of an encoder, and what lies before them; with a rank, train nothing of it but LoRA.
+
+    Frozen blocks drop no path (partial fine-tuning). With all blocks the final norm is frozen, too: a head alone is
+    trained. LoRA is of attention in the blocks that are not frozen, and of their MLPs if asked for.
+
+    Paper: He et al. 2022, section 4.3. Deviation: without stochastic depth in frozen blocks, of which it says nothing.
+    """
+    if not freeze_blocks and not rank:
+        return
+    if not isinstance(encoder, Encoder):
+        raise ValueError(
+            f"OptimConfig.freeze_blocks and optim.lora.rank must be 0 for a method without an encoder; got "
+            f"{freeze_blocks} and {rank}. Leave them out."
+        )
+    if freeze_blocks > encoder.depth:
+        raise ValueError(
+            f"OptimConfig.freeze_blocks must be at most the blocks of the encoder; got {freeze_blocks}, and it has "
+            f"{encoder.depth} blocks. Choose fewer."
+        )
+    if rank and freeze_blocks == encoder.depth:
+        raise ValueError(
+            f"optim.lora.rank must be 0 where every block is frozen, as it is of blocks that are trained; got {rank} "
+            f"with optim.freeze_blocks {freeze_blocks}. Freeze fewer, or leave one of the two out."
+        )
+    for name, parameter in encoder.named_parameters():
+        owner, _, rest = name.partition(".")
+        later = owner in ("norm", "rel_pos_bias") or (owner == "blocks" and int(rest.split(".")[0]) >= freeze_blocks)
+        if rank or freeze_blocks == encoder.depth or not later:
+            parameter.requires_grad_(False)
+    blocks: Any = encoder.blocks
+    for block in blocks[:freeze_blocks]:
+        block.drop_path.rate = 0.0
+    for block in blocks[freeze_blocks:] if rank else ():
+        for part in (block.attn, block.mlp) if mlp else (block.attn,):
+            add_lora(part, rank, alpha)
 
 
 class LARS(Optimizer):

@@ -219,7 +219,7 @@ def test_few_patches_are_told_with_the_choices(world, tmp_path, capsys, command)
         assert "few patches" in json.loads((tmp_path / "run" / "finished.json").read_text())["alarms"][0]
 
 
-@pytest.mark.parametrize(("there", "channels"), [(3, 1), (1, 4)])
+@pytest.mark.parametrize(("there", "channels"), [(3, 1), (1, 4), (3, 4)])
 def test_an_encoder_goes_on_with_other_channels(world, tmp_path, there, channels) -> None:
     start, out = str(world / "run"), tmp_path / "run"
     if there == 1:
@@ -232,7 +232,7 @@ def test_an_encoder_goes_on_with_other_channels(world, tmp_path, there, channels
     assert weights.shape[1] == channels
     about = json.loads((out / "encoder.json").read_text())
     assert len(about["mean"]) == channels
-    how = "summed: 1 channel(s) of 3" if channels == 1 else "repeated and rescaled: 4 channel(s) of 1"
+    how = "summed: 1 channel(s) of 3" if channels == 1 else f"repeated and rescaled: 4 channel(s) of {there}"
     assert how in (out / "environment.json").read_text()
 
 

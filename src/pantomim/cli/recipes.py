@@ -19,7 +19,8 @@ def recipes() -> None:
         rows = [(recipe.name, recipe.summary, recipe.cost, recipe.expected) for recipe in listed]
         grid(("recipe", "what", "cost", "expected score"), rows, gap=1)
     say(
-        f"Bare methods, for any images: {', '.join(BARE_METHODS)} (then --size and the data decide the rest); "
+        f"Bare methods, for any images: {', '.join(BARE_METHODS)} (then --size, or --init where it "
+        f"continues, and the data decide the rest); "
         f"tokenizers: {', '.join(BARE_TOKENIZERS)}.\n"
         "pantomim explain RECIPE tells what a run would be, but not of tokenizers."
     )

@@ -22,6 +22,7 @@ from pantomim.formats.native import (
 from pantomim.methods.base import Method
 from pantomim.methods.task import Task
 from pantomim.nn.decoder import MAEDecoder
+from pantomim.nn.lora import LORA
 from pantomim.nn.position import TABLES
 from pantomim.nn.resize import adapt_encoder_weights, resample
 from pantomim.nn.vit import Encoder
@@ -30,7 +31,7 @@ MUST_AGREE = (
     *("width", "depth", "heads", "mlp_ratio", "class_token", "registers", "attention_bias"),
     *("mlp", "norms", "rope"),
 )
-INITIAL = ("relative_position_bias_table", "gamma_1", "gamma_2")  # what may keep its initial values
+INITIAL = ("relative_position_bias_table", "gamma_1", "gamma_2", *LORA)  # what may keep its initial values
 FITTING = {"relative_position": {("shared", "blocks"), ("none", "shared"), ("none", "blocks")}}
 
 
@@ -43,7 +44,7 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
 
     Positions come along, fixed tables too: weights mean what they meant only with the table that they were trained
     with. They are resampled where the grid differs. Mean and std stay the method's, which `recipes.prepare` takes from
-    the weights.
+    the weights, but for images of other channels.
 
     A head comes along only where it was trained for the same task and the same `classes`, in their order.
 
@@ -68,6 +69,9 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
             f"Give method.encoder these values, or start from other weights."
         )
     weights, remarks = adapt_encoder_weights(source.state_dict(), source.config, encoder.config)
+    own, ours = ((*config.mean, *config.std) for config in (source.config, encoder.config))
+    if len(own) == len(ours) and any(abs(a - b) > 1e-4 for a, b in zip(own, ours, strict=True)):  # float32 was stored
+        remarks.append("images are standardised by this run's mean and std, not by its own")
     table = describe_positions(source)
     if task:
         assert isinstance(method, Task)
@@ -77,7 +81,7 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
         remarks.insert(0, f"its position table is kept: {table}")
     new = {name: weight for name, weight in encoder.state_dict().items() if name.endswith(INITIAL)}
     load_exactly(encoder, new | weights, spec)
-    encoder.scale = source.scale
+    encoder.scale = source.scale if len(own) == len(ours) else None  # other channels are standardised for themselves
     rest = _take_answer(spec, method, classes) if isinstance(method, Task) else _take_rest(spec, method)
     method.reset()
     done = f" ({'; '.join(remarks)})" if remarks else ""

@@ -49,6 +49,7 @@ from pantomim.formats.native import (
     save_tokenizer,
 )
 from pantomim.methods.base import Method, few_patches
+from pantomim.nn.lora import merge_lora
 from pantomim.nn.vit import Encoder
 
 NUM_LOOKED_AT = 256  # training images that `Method.check_data` sees
@@ -217,6 +218,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         finished = Finished(total, clock.total_s, clock.images_per_s, loss, names, told)
 
         def export(finished: Finished) -> Finished:
+            merge_lora(method)
             parts, told = method.exports(), dict[str, Any](scale=dataset.scale, recipe=config.recipe)
             about = told | parts.pop("about", {})
             writers: dict[str, Callable[..., None]] = {  # of what a method may leave

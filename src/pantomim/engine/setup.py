@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from pantomim.data.masks import Masks, open_masked, read_masked
 from pantomim.data.sources import divided, open_split, read_contents
 from pantomim.methods.base import Requirements
 from pantomim.nn.vit import Encoder
-from pantomim.optim import LARS, layer_scale, parameter_groups
+from pantomim.optim import LARS, layer_scale, limit_training, parameter_groups
 
 MOST_HELD_OUT = 10_000  # images, out of training ones
 
@@ -218,15 +218,14 @@ def describe_masks(config: DataConfig, masks: Masks | None) -> dict[str, Any]:
 
 
 def optimiser(config: OptimConfig, method: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """The optimiser of a method's parameters, in groups by weight decay and rate; frozen blocks are in none."""
+    """The optimiser of a method's parameters, in groups by weight decay and rate; what is frozen is in none."""
     encoder: Any = getattr(method, "encoder", None)
     if config.layer_decay != 1 and not isinstance(encoder, Encoder):
         raise ValueError(
             f"OptimConfig.layer_decay must be 1 for a method without an encoder, which has no such layers; got "
             f"{config.layer_decay}. Leave it out."
         )
-    if config.freeze_blocks:
-        freeze_blocks(encoder, config.freeze_blocks)
+    limit_training(encoder, config.freeze_blocks, **asdict(config.lora))
     spared = () if config.decay_relative else ("relative_position_bias_table",)
     groups = parameter_groups(
         method,
@@ -242,29 +241,6 @@ def optimiser(config: OptimConfig, method: nn.Module, lr: float) -> torch.optim.
     if config.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
-
-
-def freeze_blocks(encoder: nn.Module | None, count: int) -> None:
-    """Train no more the first blocks of an encoder nor what lies before them; they drop no path (partial fine-tuning).
-
-    With all blocks its final norm is frozen, too: a head alone is trained.
-
-    Paper: He et al. 2022, section 4.3. Deviation: without stochastic depth in frozen blocks, of which it says nothing.
-    """
-    if not isinstance(encoder, Encoder) or count > encoder.depth:
-        has = f"{encoder.depth} blocks" if isinstance(encoder, Encoder) else "no encoder"
-        raise ValueError(
-            f"OptimConfig.freeze_blocks must be at most the blocks of the encoder; got {count}, and it has {has}. "
-            f"Choose fewer."
-        )
-    for name, parameter in encoder.named_parameters():
-        owner, _, rest = name.partition(".")
-        later = owner in ("norm", "rel_pos_bias") or (owner == "blocks" and int(rest.split(".")[0]) >= count)
-        if count == encoder.depth or not later:
-            parameter.requires_grad_(False)
-    blocks: Any = encoder.blocks
-    for block in blocks[:count]:
-        block.drop_path.rate = 0.0
 
 
 def in_steps(config: Pretrain, steps_per_epoch: int) -> tuple[int, int]:

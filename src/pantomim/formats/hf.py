@@ -194,7 +194,9 @@ def load_hf(name: str) -> HFEncoder:
     image_size = (size, size) if isinstance(size, int) else tuple(size)
     table = None if projection is None else projection.weight.detach().T.contiguous()
     mean, std, interpolation = _preprocessing(name, source)
+    messages.set_verbosity_error()  # it would tell that attention cannot be had, which it can: see `HFEncoder`
     encoder = HFEncoder(vision, source, image_size, mean, std, projection=table).eval()
+    messages.set_verbosity(verbosity)
     encoder.interpolation = interpolation
     return encoder
 
@@ -217,8 +219,10 @@ def _preprocessing(name: str, source: str) -> tuple[tuple[float, ...], tuple[flo
         return mean, std, RESAMPLE.get(settings.get("resample", 0))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{source} must have a {PREPROCESSING} that states image_mean and image_std; got none. Write it beside the "
-            f"weights with the image processor's save_pretrained."
+            f"{source} must have a {PREPROCESSING} that states image_mean and image_std; got none. Get the one that "
+            f"was published with the weights, or write it beside them: "
+            f'{{"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}} for DINO, DINOv2 and DINOv3, '
+            f"0.5 in all six places for ViT and SigLIP."
         ) from error
 
 

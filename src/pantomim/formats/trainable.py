@@ -208,8 +208,8 @@ def not_trainable(source: str, model: nn.Module, why: str) -> ValueError:
     """The error of a network that is no encoder of ours."""
     return ValueError(
         f"{source} must be a vision transformer such as ViT, DeiT III, DINOv2, DINOv3, BEiT, EVA-02, CLIP or SigLIP "
-        f"for its training to be continued; got {type(model).__name__}, which no encoder of ours is: {why}. Train "
-        f"a network of ours with it as prepare.teacher, or choose another one."
+        f"for its training to be continued; got {type(model).__name__}, which no encoder of ours is: {why}. It can "
+        f"teach one of ours: leave prepare.init out, and name it as prepare.teacher of dbot. Or choose another one."
     )
 
 

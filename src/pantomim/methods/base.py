@@ -133,10 +133,12 @@ def few_patches(config: Any) -> str | None:
     masked = 0 if masker is None or masker.varies else masker.num_masked(encoder.grid)
     if rows * cols >= FEW_PATCHES and rows * cols - masked >= FEW_VISIBLE:
         return None
+    fitting = [size for size in range(1, side) if not any(length % size for length in config.encoder.image_size)]
+    smaller = max((size for size in fitting if rows * cols * (side / size) ** 2 >= FEW_PATCHES), default=1)
     return (
         f"the encoder has few patches: {rows} x {cols} of {side} pixels, of which {rows * cols - masked} are visible. "
         f"Choose larger images (method.encoder.image_size {8 * side} {8 * side}: small ones are enlarged), smaller "
-        f"patches (method.encoder.patch_size {max(side // 4, 1)}: that of weights to start from is resampled) or mask "
+        f"patches (method.encoder.patch_size {smaller}: that of weights to start from is resampled) or mask "
         f"less."
     )
 

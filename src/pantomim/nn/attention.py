@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pantomim.nn.lora import LoRALinear
 from pantomim.nn.relative import relative_bias
 from pantomim.nn.rope import rotate
 
@@ -145,8 +146,9 @@ class Attention(nn.Module):
 
     def _linear(self, tokens: Float[Tensor, "B T D"], outputs: slice) -> Float[Tensor, "B T _"]:
         """Some of the outputs of the joint projection."""
-        bias = self._joined_bias()
-        return F.linear(tokens, self.qkv.weight[outputs], None if bias is None else bias[outputs])
+        bias, qkv = self._joined_bias(), self.qkv
+        found = F.linear(tokens, qkv.weight[outputs], None if bias is None else bias[outputs])
+        return found + qkv.update(tokens, outputs) if isinstance(qkv, LoRALinear) else found
 
     def _joined_bias(self) -> Tensor | None:
         """Of queries, keys and values, one after the other; the keys' are zeros where they have none."""

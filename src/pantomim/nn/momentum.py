@@ -12,6 +12,7 @@ from pantomim.core.frozen import frozen
 from pantomim.core.modes import Evaluated
 from pantomim.core.ranges import AtLeastOne, Share
 from pantomim.core.schedule import half_cosine
+from pantomim.nn.lora import merged_parameters
 
 
 @frozen
@@ -151,12 +152,13 @@ class Best(Evaluated):
 def follow(copied: nn.Module, module: nn.Module, momentum: float, *, buffers: bool = False) -> None:
     """Move the parameters of a copy towards those of a module; it keeps the share `momentum` of itself.
 
-    Parameters without gradient, such as a table of positions, are copied, and so are buffers if asked for.
+    Parameters without gradient, such as a table of positions, are copied, and so are buffers if asked for. A copy has
+    no LoRA: it follows the merged weights, as an average of A and one of B are no average of their product.
     """
-    pairs = list(zip(copied.parameters(), module.parameters(), strict=True))
-    if learned := [(ours, theirs) for ours, theirs in pairs if theirs.requires_grad]:
+    pairs = list(zip(copied.parameters(), merged_parameters(module), strict=True))
+    if learned := [(ours, theirs) for ours, (theirs, trained) in pairs if trained]:
         torch._foreach_lerp_([ours for ours, _ in learned], [theirs for _, theirs in learned], 1 - momentum)
-    fixed = [(ours, theirs) for ours, theirs in pairs if not theirs.requires_grad]
+    fixed = [(ours, theirs) for ours, (theirs, trained) in pairs if not trained]
     stored = list(zip(copied.buffers(), module.buffers(), strict=True)) if buffers else []
     for ours, theirs in (*fixed, *stored):
         ours.copy_(theirs)

@@ -27,9 +27,9 @@ def adapt_encoder_weights(
     """The weights of an encoder for another one of the same sizes, and what was done, in words.
 
     Another grid: position tables are resampled; another patch size: the projection of patches is; other channels: see
-    `adapt_channels`. A table of relative
-    positions that all blocks shared is copied into each where each has its own. Tables of relative positions and layer
-    scales that the weights lack are left out of what is returned: they keep their initial values (zero, or `to`'s).
+    `adapt_channels`. A table of relative positions that all blocks shared is copied into each where each has its own.
+    Tables of relative positions and layer scales that the weights lack are left out of what is returned: they keep
+    their initial values (zero, or `to`'s).
 
     Source: BEiT's `run_class_finetuning.py` (copies); of patches FlexiViT's pseudo-inverse, arXiv:2212.08013, as in
         timm.
@@ -49,8 +49,7 @@ def adapt_encoder_weights(
         remarks.append(f"positions are resampled from {config.grid} to {to.grid}")
     if config.in_chans != to.in_chans:
         found["patch_embed.proj.weight"] = adapt_channels(found["patch_embed.proj.weight"], to.in_chans)
-        how = "summed" if to.in_chans == 1 else "repeated and rescaled"
-        remarks.append(f"the projection of patches is {how}: {to.in_chans} channel(s) of {config.in_chans}")
+        remarks.append(channels_in_words(config.in_chans, to.in_chans))
     if config.patch_size != to.patch_size:
         side = (to.patch_size, to.patch_size)
         projection = found["patch_embed.proj.weight"]
@@ -64,16 +63,18 @@ def adapt_encoder_weights(
 
 
 def adapt_channels(kernel: Float[Tensor, "D C P P"], channels: int) -> Float[Tensor, "D {channels} P P"]:
-    """A projection of patches for other channels: summed for one; that of gray images repeated for many, and rescaled.
+    """A projection of patches for other channels: summed for one, and that shared by all where there are several.
 
-    Source: timm's `adapt_input_conv`, which also repeats red, green and blue: other bands are none of these.
+    Equal channels keep their projection. Source: timm's `adapt_input_conv`, which for several repeats red, green and
+    blue; deviation: other bands are none of these, so each is taken for brightness.
     """
-    if 1 not in (channels, there := kernel.shape[1]):
-        raise ValueError(
-            f"Pretrain.init must have as many channels as the images; got {there} for images of {channels}. Pre-train "
-            f"on images of {channels} channels, or convert these."
-        )
-    return kernel.sum(dim=1, keepdim=True) if channels == 1 else kernel.repeat(1, channels, 1, 1) / channels
+    return kernel.sum(dim=1, keepdim=True).repeat(1, channels, 1, 1) / channels
+
+
+def channels_in_words(there: int, here: int) -> str:
+    """What `adapt_channels` does."""
+    how = ", ".join(["summed"] * (there > 1) + ["repeated and rescaled"] * (here > 1))
+    return f"the projection of patches is {how}: {here} channel(s) of {there}"
 
 
 def resample(

@@ -33,9 +33,10 @@ def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
     for side in image_size:
         if side < patch_size or side % patch_size:
             rule = "at least patch_size" if side < patch_size else "a multiple of patch_size"
+            rows, cols = (max(round(size / patch_size), 1) * patch_size for size in image_size)
             raise ValueError(
                 f"image_size must be {rule}; got {image_size[0]}x{image_size[1]} with patch_size {patch_size}. "
-                f"Use a patch_size that divides both sides, or let the images be resized with image_size."
+                f"Set image_size to {rows} {cols}, to which images are resized, or use a patch_size that divides both."
             )
     return image_size[0] // patch_size, image_size[1] // patch_size
 

@@ -7,6 +7,7 @@ from pantomim.recipes.cae import CAE, CAE_98
 from pantomim.recipes.clip import CLIP_MAE, CLIP_MIM
 from pantomim.recipes.cmt_mae import CMT_MAE
 from pantomim.recipes.colormae import COLOR_MAE
+from pantomim.recipes.continue_ import CONTINUED
 from pantomim.recipes.data2vec import DATA2VEC
 from pantomim.recipes.dbot import DBOT, DBOT_CLIP
 from pantomim.recipes.dvae import DVAE
@@ -50,6 +51,7 @@ FAMILIES = (  # the only list; one line a paper
     IJEPA,
     MOCO_V3,
     SUPERVISED,
+    *CONTINUED,
     DVAE,
     VQKD,
     *FINETUNING,

@@ -7,7 +7,7 @@ the released weights belong to.
 from dataclasses import replace
 from pathlib import Path
 
-from pantomim.config import DataConfig, Duration, Pretrain, Stages, Validation, read_plan
+from pantomim.config import DataConfig, Duration, Lora, Pretrain, Stages, Validation, read_plan
 from pantomim.data.transforms import Crop
 from pantomim.methods.supervised import SupervisedConfig
 from pantomim.nn.vit import EncoderConfig
@@ -176,12 +176,12 @@ def encoder_for(published: EncoderConfig, to: Scale) -> EncoderConfig:
 
 
 def from_scratch(run: Pretrain) -> Pretrain:
-    """The same run without pre-trained weights: one rate for all layers, as none has anything to keep, and DeiT's head.
+    """The same run without pre-trained weights: one rate for all layers and no LoRA, as none has anything to keep.
 
-    A head that starts near zero, as beside pre-trained weights, would only hold the others back.
+    The head is DeiT's: one that starts near zero, as beside pre-trained weights, would only hold the others back.
     """
     method = replace(run.method, head_init="deit") if isinstance(run.method, SupervisedConfig) else run.method
-    return replace(run, init=None, method=method, optim=replace(run.optim, layer_decay=1.0))
+    return replace(run, init=None, method=method, optim=replace(run.optim, layer_decay=1.0, lora=Lora()))
 
 
 MIXING_NOTE = "partners in mixing are neighbours in the global batch; the authors mix in reverse order"
@@ -209,6 +209,6 @@ def preset_of(encoder: str | None) -> str:
     task, _, preset = run.recipe.partition("_")
     if task in ("finetune", "segment"):
         return next((name for name in PRESETS if preset.startswith(name)), "mae")
-    if run.recipe.startswith("colormae"):
+    if "colormae" in run.recipe:
         return "colormae"
     return run.method.kind if run.method.kind in PRESETS else "mae"

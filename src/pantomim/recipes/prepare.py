@@ -29,8 +29,9 @@ from pantomim.data.stats import Stats, channel_stats, check_scale
 from pantomim.formats import load_trainable
 from pantomim.methods.cae import CAEConfig
 from pantomim.methods.guides import teacher_of, with_teacher
-from pantomim.nn.resize import adapt_channels
+from pantomim.nn.resize import channels_in_words
 from pantomim.nn.vit import EncoderConfig
+from pantomim.recipes.continue_ import Continued, continued
 from pantomim.recipes.data2vec import momentum_for
 from pantomim.recipes.dvae import check_range
 from pantomim.recipes.finetune import from_scratch
@@ -136,7 +137,7 @@ def prepare(
     if guide is not None and guide.source == "ema":
         if teacher == "ema" and stages is None:
             prepared = replace(prepared, stages=None)  # it moves at every step: there is nothing to hand on
-        if teacher == "ema" or (name in recipes.BARE_METHODS and resized):
+        if teacher == "ema" or (name in recipes.BARE_METHODS and (resized or isinstance(family, Continued))):
             prepared = _with_momentum(prepared, guide)
     if stages is not None:
         prepared = replace(prepared, stages=stages)
@@ -215,7 +216,9 @@ def _from_data(
             f"prepare.data must be given for the bare method {family.bare}, which asks the images for their size and "
             f"channels; got None."
         )
-    used, start, num_whole, labels = dict(subset), None, None, None
+    if isinstance(family, Continued):
+        family.check_start(init, size)
+    used, start, num_whole, labels, sizes = dict(subset), None, None, None, f"size {size or family.default_size}"
     masks: MaskConfig | None = used.pop("masks", None)
     if masks is None:
         complete = open_source(data, "train", scale)
@@ -228,19 +231,25 @@ def _from_data(
     stats = (found and found[1]) or channel_stats(dataset)
     if init is not None and size is None:
         encoder = load_trainable(init)
-        start = encoder.config
+        start, sizes = encoder.config, f"as in {init}"
         if start.in_chans != facts.channels:
-            adapt_channels(encoder.patch_embed.proj.weight, facts.channels)  # refused here, before a run begins
+            sizes += f"; {channels_in_words(start.in_chans, facts.channels)}"
             start = replace(start, in_chans=facts.channels, mean=stats.mean, std=stats.std)
-        check_scale(encoder, dataset)
+        else:
+            check_scale(encoder, dataset)
     size = size or family.default_size
     config: Any = family.fit(size, facts, stats, start, num_whole)
+    if isinstance(family, Continued):
+        config = continued(config, str(init), facts.num_images)
     if balanced and labels is not None:
         config = replace(config, method=replace(config.method, class_weights=_weights(labels)))
     if masks is not None:
         used["masks"] = replace(masks, crop=config.data.masks.crop)
     config = replace(config, data=replace(config.data, **used))
     if start is not None:
+        if family.trains == "encoder":  # mean and std lie in the encoder's own config
+            crop = replace(config.data.crop, interpolation=start.interpolation or config.data.crop.interpolation)
+            config = replace(config, data=replace(config.data, crop=crop))
         _warn(start, str(init), data, stats, config.data.crop.interpolation)
     return Prepared(
         config,
@@ -249,9 +258,7 @@ def _from_data(
         notes=family.notes,
         stages=family.stages,
         origins=family.origins,
-        decided=()
-        if family.trains == "tokenizer"
-        else _decided(config, facts, dataset.scale.rule, f"as in {init}" if start else f"size {size}"),
+        decided=() if family.trains == "tokenizer" else _decided(config, facts, dataset.scale.rule, sizes),
         num_images=facts.num_images,
     )
 

@@ -42,6 +42,7 @@ class Scale:
     most: int = 256  # images in a batch, halved where there are fewer
     duration: Duration = field(default_factory=lambda: Duration(epochs=400))
     whole: int | None = None  # images of the training set that these are a part of
+    least: int = 1  # patches of `start` along a side of an image
 
     @property
     def encoder(self) -> EncoderConfig:
@@ -53,7 +54,7 @@ class Scale:
         image_size = choose_image_size(self.facts)
         if self.start is not None:
             patch = self.start.patch_size
-            rows, cols = (max(side // patch, 1) for side in image_size)
+            rows, cols = (max(side // patch, self.least) for side in image_size)
             return replace(self.start, image_size=(rows * patch, cols * patch))
         return replace(
             published,
@@ -195,6 +196,7 @@ class Family:
     default_size: str = "tiny"
     trains: Trained = "encoder"
     data: str = "ImageNet-1K"  # of the published recipes
+    least: int = 1  # patches along a side of an image, where an encoder is continued
 
     @property
     def recipes(self) -> Iterator[Recipe]:
@@ -228,7 +230,7 @@ class Family:
             raise ValueError(f"prepare.size must be one of {', '.join(self.sizes)} for {self.bare}; got {size}.")
         width = start.width if start is not None else ENCODER_SIZES.get(size, {"width": 0})["width"]
         return replace(
-            self.rescale(self.paper(width), Scale(size, facts, stats, start, whole=whole)),
+            self.rescale(self.paper(width), Scale(size, facts, stats, start, whole=whole, least=self.least)),
             recipe=self.bare or self.name,
         )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from image_files import fill
 from masked_images import ade20k_files, masked_folder
-from tiny import ENCODER, tiny_images, tiny_run
+from tiny import tiny_images, tiny_run
 
 from pantomim.config import DataConfig, Duration, MaskConfig, Validation
 from pantomim.data.augment import Augment
@@ -15,7 +15,6 @@ from pantomim.data.transforms import View
 from pantomim.engine.setup import (
     check_fit,
     describe_masks,
-    freeze_blocks,
     in_steps,
     open_images,
 )
@@ -158,12 +157,3 @@ def test_a_test_part_without_masks_does_not_keep_from_training(tmp_path: Path) -
     shutil.rmtree(data / "masks" / "val")
     with pytest.raises(ValueError, match="has no mask in masks"):
         open_images(config)
-
-
-def test_with_all_blocks_the_whole_encoder_is_frozen() -> None:
-    some, whole = ENCODER.build(), ENCODER.build()
-    freeze_blocks(some, 1)
-    freeze_blocks(whole, 2)
-    trained = {name.split(".")[0] for name, parameter in some.named_parameters() if parameter.requires_grad}
-    assert trained == {"blocks", "norm"}
-    assert not any(parameter.requires_grad for parameter in whole.parameters())
