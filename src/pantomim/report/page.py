@@ -30,8 +30,8 @@ FIGURES = {
 }
 CURVES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loss": ("Loss", "loss", {"smooth": True, "cut_start": True}),
-    "held_out_rankme": ("Effective rank of features of held-out images (RankMe)", "rank", {"from_zero": True}),
-    "held_out_std": ("Std of features over held-out images", "share of their size", {"from_zero": True}),
+    "held_out_rankme": ("Effective rank (RankMe) on held-out images", "rank", {"from_zero": True}),
+    "held_out_std": ("Std of features on held-out images", "share of their size", {"from_zero": True}),
     "val_top1": ("Top-1 on held-out training images", "share", {}),
     "val_miou": ("Mean IoU on held-out images", "share", {}),
     "lr": ("Learning rate", "learning rate", {"from_zero": True}),
