@@ -323,9 +323,9 @@ def evaluate(
     """Score an encoder, beside the same untrained and raw pixels, or a network that was trained for a task.
 
     Args:
-        protocol: Of an encoder knn, linear, few_labels, linear_mae, attentive or segmentation; of a classifier
-            classifier or robustness; of a segmenter segmenter.
-        data: As for training, with labels or masks.
+        protocol: Of an encoder knn, linear, few_labels, linear_mae, attentive, segmentation or, where there are no
+            labels, label_free; of a classifier classifier or robustness; of a segmenter segmenter.
+        data: As for training, with labels or masks but for label_free.
         encoder: A run folder, a file of weights, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE.
         classifier: The folder of a fine-tuned run, or the weights in it.
         segmenter: The folder of a run of segmentation, or the weights in it.

@@ -26,9 +26,10 @@ from pantomim.data.pictures import to_picture
 from pantomim.data.sources import open_source
 from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.base import Memo
-from pantomim.evaluate.features import AnyEncoder, check_finite, check_images, collapse_warning, resized_encoder
+from pantomim.evaluate.features import AnyEncoder, check_finite, check_images, collapse_warning
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
+from pantomim.formats.wrapped import resized_encoder
 
 PHOTO, THUMB = 192, 128  # the longer side of pictures of photos, and of those of a large sample, at most
 BATCH = 32
