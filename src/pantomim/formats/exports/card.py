@@ -12,7 +12,7 @@ TASKS = {"encoder": "image-feature-extraction", "classifier": "image-classificat
 LIBRARIES = {"timm": "timm", "hf": "transformers"}
 METRICS = {"top1": "top-1", "miou": "mean IoU"}
 CONTENDERS = {"trained": "this network", "untrained": "same encoder, untrained", "pixels": "raw pixels"}
-LIMITS = """- It takes images of {height} x {width} pixels; of those of another kind than its training's it has seen none.
+LIMITS = """- It takes images of {height} x {width} pixels.
 - What it is worth on images other than those scored above is not known: score it on your own first.
 - `pooler_output` of transformers is not trained where it warns so: read `last_hidden_state`.
 - The licence is not stated: it is for you to choose, and may hang on the images and on the initial weights."""
@@ -53,10 +53,7 @@ def write_card(folder: Path, network: Network, to: str, check: str, code: str) -
     """README.md: what it is, how to load it, data, recipe, scores and limits."""
     told = facts(network)
     if to in LIBRARIES:
-        told["images"], told["normalisation"] = (
-            f"pictures, or {told['images']}",
-            "with mean and std below, by the library",
-        )
+        told["normalisation"] = "outside: by the library's own preprocessing, with this mean and std"
     height, width = network.transform.image_size
     library = [f"library_name: {LIBRARIES[to]}"] if to in LIBRARIES else []
     text = TEXT.format(
