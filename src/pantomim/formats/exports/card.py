@@ -8,11 +8,15 @@ from pantomim.core.reading import read_json, read_yaml
 from pantomim.formats.exports.network import Network, facts
 
 CARD = "README.md"
-TASKS = {"encoder": "image-feature-extraction", "classifier": "image-classification", "segmenter": "image-segmentation"}
+TASKS = {
+    "encoder": "image-feature-extraction",
+    "classifier": "image-classification",
+    "segmenter": "image-segmentation",
+}
 LIBRARIES = {"timm": "timm", "hf": "transformers"}
 METRICS = {"top1": "top-1", "miou": "mean IoU"}
 CONTENDERS = {"trained": "this network", "untrained": "same encoder, untrained", "pixels": "raw pixels"}
-LIMITS = """- It takes images of {height} x {width} pixels.
+LIMITS = """- It takes images of {height} x {width} pixels; it has seen none of another kind than its training's.
 - What it is worth on images other than those scored above is not known: score it on your own first.
 - `pooler_output` of transformers is not trained where it warns so: read `last_hidden_state`.
 - The licence is not stated: it is for you to choose, and may hang on the images and on the initial weights."""
