@@ -114,8 +114,8 @@ class Attention(nn.Module):
         if places.rope is not None:
             query, key = rotate(query, places.rope), rotate(key, places.rope)
         bias = self._relative(places.bias, places.rows)
-        # A graph would count on the memory layout of a fused kernel, which with a bias not all of them have
-        if need_weights or (bias is not None and torch.compiler.is_exporting()):
+        # The exporter to ONNX counts on the memory layout of a fused kernel, and with a bias loses it
+        if need_weights or (bias is not None and torch.onnx.is_in_onnx_export()):
             weights = softmax_scores(query, key, bias)
             return self.proj(merge_heads(weights @ value)), weights if need_weights else None
         return self.proj(merge_heads(attend_to(query, key, value, bias))), None

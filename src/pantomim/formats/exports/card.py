@@ -57,10 +57,7 @@ def write_card(folder: Path, network: Network, to: str, check: str, code: str) -
     """README.md: what it is, how to load it, data, recipe, scores and limits."""
     told = facts(network)
     if to in LIBRARIES:
-        told["images"], told["normalisation"] = (
-            f"pictures, or {told['images']}",
-            "with mean and std below, by the library",
-        )
+        told["normalisation"] = "outside: by the library's own preprocessing, with this mean and std"
     height, width = network.transform.image_size
     library = [f"library_name: {LIBRARIES[to]}"] if to in LIBRARIES else []
     text = TEXT.format(

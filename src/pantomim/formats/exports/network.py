@@ -188,9 +188,8 @@ def images_to_try(network: Network, images: str | None) -> tuple[Float[Tensor, "
             )
         check_scale(network.module, dataset)
         chosen = evenly_spaced(len(dataset), NUM_IMAGES)
-        found, _ = next(
-            evaluation_batches(dataset, transform.image_size, NUM_IMAGES, "cpu", chosen, margin=transform.margin)
-        )
+        how: dict[str, Any] = {"indices": chosen, "margin": transform.margin}
+        found = torch.cat([batch for batch, _ in evaluation_batches(dataset, transform.image_size, 12, "cpu", **how)])
         return found.contiguous(), f"{len(found)} images of {dataset.name}"
     except (ValueError, OSError) as error:
         if images is not None:
