@@ -12,7 +12,8 @@ from pantomim.analysis.pictures import PictureRows, Row, shrunk
 from pantomim.analysis.views import SAMPLE, EncoderPictures, Shown
 from pantomim.core.frozen import frozen
 
-WIDTH, HEIGHT = 1680, 1120  # of the map, in pixels
+WIDTH, HEIGHT = 1680, 1120  # of the map, in pixels, at most
+ROOM = 6  # area of the map over that of all thumbnails, at most
 LEAST_SPREAD = 10  # images, for t-SNE
 DOT = 3
 
@@ -63,8 +64,10 @@ def draw_map(
     side = int(np.sqrt(WIDTH * HEIGHT / len(points)).clip(64, max(thumbs.shape[1:3])))
     small = shrunk(torch.from_numpy(thumbs).movedim(3, 1).float(), side).round().byte().movedim(1, 3).numpy()
     height, width = small.shape[1:3]
-    corners = (points * (WIDTH - width, HEIGHT - height)).round().astype(np.int64)
-    canvas = np.zeros((HEIGHT, WIDTH, 4), dtype=np.uint8)
+    room = min(1.0, float(np.sqrt(ROOM * small[..., 0].size / (WIDTH * HEIGHT))))  # few need less
+    down, across = max(round(room * HEIGHT), 2 * height), max(round(room * WIDTH), 2 * width)
+    corners = (points * (across - width, down - height)).round().astype(np.int64)
+    canvas = np.zeros((down, across, 4), dtype=np.uint8)
     for x, y in corners + np.array([width // 2, height // 2]):
         canvas[max(y - DOT, 0) : y + DOT, max(x - DOT, 0) : x + DOT] = (128, 128, 128, 255)
     placed: list[int] = []
