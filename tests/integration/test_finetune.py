@@ -225,13 +225,12 @@ def test_from_the_command_line(source, tmp_path, capsys):
     assert "--encoder must name pre-trained weights" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_an_encoder_of_other_channels_is_refused_before_anything(tmp_path, capsys):
+def test_an_encoder_of_other_channels_is_adapted(tmp_path, capsys):
     bands = tiny_images(tmp_path / "bands.npz", channels=7)
-    with pytest.raises(SystemExit):
-        main(["finetune", str(bands), "--encoder", encoder_at(tmp_path), "--out", str(tmp_path / "run")])
-    told = " ".join(capsys.readouterr().err.split())
-    assert "--encoder must have as many channels as the images; got 3" in told
-    assert not (tmp_path / "run").exists()
+    options = ["--encoder", encoder_at(tmp_path), "--out", str(tmp_path / "run"), "--steps", "4"]
+    main(["finetune", str(bands), *options, "--runtime.tracker", "none", "--runtime.device", "cpu"])
+    assert "summed, repeated and rescaled: 7 channel(s) of 3" in " ".join(capsys.readouterr().err.split())
+    assert len(load_classifier(tmp_path / "run").encoder.config.mean) == 7
 
 
 def test_without_held_out_images_the_last_step_is_taken(source, tmp_path):

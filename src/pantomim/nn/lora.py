@@ -23,7 +23,8 @@ class LoRALinear(nn.Linear):
     def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.factor = linear.in_features, linear.out_features, alpha / rank
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight = linear.weight
+        self.register_parameter("bias", linear._parameters["bias"])
         self.lora_a = nn.Parameter(linear.weight.new_empty(rank, self.in_features))
         self.lora_b = nn.Parameter(linear.weight.new_zeros(self.out_features, rank))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
@@ -66,5 +67,5 @@ def merge_lora(module: nn.Module) -> None:
             if isinstance(part, LoRALinear):
                 plain = nn.Linear(part.in_features, part.out_features, device="meta")  # draws no initial weights
                 plain.weight = nn.Parameter(part.merged())
-                plain.register_parameter("bias", part.bias)
+                plain.register_parameter("bias", part._parameters["bias"])
                 setattr(owner, name, plain)

@@ -14,7 +14,7 @@ from pantomim.nn.momentum import follow
 from pantomim.optim import layer_scale, limit_training, parameter_groups
 from pantomim.teachers.encoder import last_blocks
 
-IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 KINDS = {"mae": ENCODER, "beit": BEIT_ENCODER, "gated": replace(ENCODER, mlp=MlpConfig("silu", gated=True))}
 
 
@@ -33,12 +33,13 @@ def moved(encoder):
 @pytest.mark.parametrize("mlp", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_update_is_nothing_at_first_and_the_same_once_merged(kind, mlp):
-    encoder = KINDS[kind].build()
+    torch.manual_seed(0)
+    encoder = KINDS[kind].build().double()
     names, before = encoder.state_dict().keys(), answers(encoder)
     limit_training(encoder, 0, rank=2, alpha=4.0, mlp=mlp)
-    assert torch.equal(answers(encoder), before)
+    torch.testing.assert_close(answers(encoder), before, rtol=0, atol=1e-12)
     apart = answers(moved(encoder))
-    assert (apart - before).abs().max() > 0.01
+    assert (apart - before).abs().max() > 1e-4
     merge_lora(encoder)
     assert (answers(encoder) - apart).abs().max() < 1e-6
     assert encoder.state_dict().keys() == names
