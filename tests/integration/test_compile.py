@@ -47,6 +47,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+pytestmark = pytest.mark.xdist_group("compile")  # one process makes what all look at
+
+
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, str]:
     done = run(str(TESTS / "compiled_forwards.py"))

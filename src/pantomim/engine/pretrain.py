@@ -48,7 +48,7 @@ from pantomim.formats.native import (
     save_segmenter,
     save_tokenizer,
 )
-from pantomim.methods.base import Method, few_patches
+from pantomim.methods.base import Method, few_images, few_patches
 from pantomim.nn.lora import merge_lora
 from pantomim.nn.vit import Encoder
 
@@ -131,7 +131,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             names = dataset.classes if masks is None else [masks.names[class_id] for class_id in masks.class_ids()]
             origin = start_from(config.init, method, names or ())
         check_scale(method, dataset)
-        warnings = [few_patches(config.method)]
+        warnings = [few_patches(config.method), few_images(len(dataset))]
         if checkpoint is None and isinstance(encoder := getattr(method, "encoder", None), Encoder):
             warnings.append(check_normalised(encoder, dataset))
         on_main(accelerator, lambda: run.describe(config, accelerator, dtype, start, origin))

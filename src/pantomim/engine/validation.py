@@ -46,7 +46,7 @@ def judged_by(method: Method, images: Images, config: Pretrain, total: int, worl
         return None, f", without a held-out loss ({why})" if config.data.source else ""
     least = config.batch_size if method.requirements.gathers else max(LEAST, world)  # else its loss has another scale
     if len(found) < least:
-        return None, f", without a held-out loss ({len(found)} images are held back, and it needs {least})"
+        return None, f", without a held-out loss (which needs {least} images; held back: {len(found)})"
     affordable = int(SHARE * total * config.batch_size / LEAST_TIMES)
     found = found.subset(evenly_spaced(len(found), max(min(MOST, max(FEW, affordable)), least)))
     return found, f", with the loss on {len(found)} held-out images"

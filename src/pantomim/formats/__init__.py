@@ -64,6 +64,10 @@ def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:
     """
     path = Path(name := str(spec))
     if not name.startswith(PREFIXES) and path.is_dir():
+        if (path / "config.json").is_file() and not (path / "encoder.json").is_file():
+            raise ValueError(
+                f"encoder must be hf:{name} for a folder of transformers; got {name}. Write hf: before it."
+            )
         return load_encoder_folder(path)
     if path.name == "encoder.safetensors" and path.with_suffix(".json").is_file():
         return load_encoder_folder(path.parent)

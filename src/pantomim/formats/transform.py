@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -50,6 +51,8 @@ class Transform:
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Float[Tensor, "B C h w"]:
         """Of one picture a batch of one."""
+        if isinstance(pictures, str | Path):
+            raise ValueError(f"Transform.pictures must be pictures; got a path, {pictures}. Open it: Image.open(path).")
         several = [pictures] if isinstance(pictures, Image.Image | np.ndarray) else pictures
         return torch.stack([self._one(picture) for picture in several])
 

@@ -17,6 +17,7 @@ from pantomim.nn.vit import EncoderConfig
 from pantomim.teachers.base import Guidance
 
 FEW_PATCHES, FEW_VISIBLE = 16, 4  # fewer than these in an image are warned of
+FEW_IMAGES = 12  # training images below which a run is warned of. Ours
 # The least of logged values; the first as in fairseq's data2vec, the others ours
 COLLAPSED = {"target_std": 0.1, "feature_std": 0.02, "student_std": 0.05, "held_out_std": NO_SPREAD}
 COLLAPSED_RANK = 1.5  # of `held_out_rankme`: nearly all is one direction. Ours
@@ -122,6 +123,13 @@ class Method(nn.Module, ABC):
             collapsed = f"their effective rank is below {COLLAPSED_RANK} (held_out_rankme)"
         advice = "Lower optim.base_lr, lengthen the warm-up, or choose another teacher or a momentum nearer to 1."
         return None if collapsed is None else f"features have collapsed: {collapsed}. {advice}"
+
+
+def few_images(count: int) -> str | None:
+    """A warning where there are too few images to learn anything of others; None: there are enough."""
+    if count >= FEW_IMAGES:
+        return None
+    return f"the run learns from {count} images alone, and will know little of others. Give more, without labels, too."
 
 
 def few_patches(config: Any) -> str | None:

@@ -270,7 +270,7 @@ def _warn(start: EncoderConfig, init: str, data: str, stats: Stats, interpolatio
         pairs = (f"{here:.3g} ± {spread:.3g} instead of {mean:.3g} ± {std:.3g}" for mean, std, here, spread in channels)
         LOG.warning(
             "The images of %s have another mean and std than those that %s was trained on: %s. They are standardised "
-            "as its weights expect. Check that both are scaled alike.",
+            "as its weights expect, which is right for photographs; for others check data.scale.",
             *(data, init, ", ".join(pairs)),
         )
     if start.interpolation not in (None, interpolation):

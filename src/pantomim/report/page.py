@@ -196,7 +196,7 @@ def charts(folder: RunFolder) -> Iterator[Chart]:
         if metrics.has(name):
             curve = Curve(heading, y_label, *_logged(metrics, name), **options)
             if name == "loss" and metrics.has("held_out_loss"):
-                held_out = Curve("on held-out images", "loss", *_logged(metrics, "held_out_loss"))
+                held_out = Curve("held-out", "loss", *_logged(metrics, "held_out_loss"))
                 curve, heading = replace(curve, beside=held_out), "Loss, in training and on held-out images"
             yield curve_chart(heading, curve, large=name == "loss")
 

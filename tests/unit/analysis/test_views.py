@@ -211,7 +211,8 @@ def test_the_report_shows_them_and_they_are_made_once(run, capsys):
     write_all_pictures(run)
     page = make_report(run).read_text()
     assert all(f'<h2 id="{kind.name}">' in page for kind in OF_ANY_ENCODER)
-    assert "There are no labels to score by" in page
+    assert "These images have no labels" in page
+    assert "Pictures of what the encoder sees" in page
     assert "fewer than 12 are held out" in page
     made = {path: path.stat().st_mtime_ns for path in (run / "analysis").glob("*.npz")}
     assert {path.stem for path in made} == {"reconstructions", *(kind.name for kind in OF_ANY_ENCODER)}

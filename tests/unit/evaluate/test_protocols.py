@@ -335,5 +335,5 @@ def test_another_image_size_is_used_and_recorded(data, run, kind):
     result = evaluate(QUICK[kind](run, data, image_size=(16, 12)))
     assert result["data"]["image_size"] == [16, 12]
     assert result["encoder_sha256"] == read_description(run)["sha256"], "of the encoder as it is in its file"
-    with pytest.raises(ValueError, match="multiple of patch_size"):
+    with pytest.raises(ValueError, match="multiple of the patches"):
         evaluate(QUICK[kind](run, data, image_size=(15, 12)))
