@@ -88,7 +88,7 @@ def test_which_images_are_held_out(source, tmp_path, capfd):
         "test part": (run(divided), "no val part; validation.share 0.1 takes some of train", None),
         "val part": (run(tmp_path / "three.npz"), "with the loss on 16 held-out images", 16),
         "asked for": (replace(run(divided), validation=Validation(share=0.25)), "on 16 held-out images", 16),
-        "too few": (replace(run(source), data=DataConfig(str(source), holdout=0.05)), "4 images are held back", None),
+        "too few": (replace(run(source), data=DataConfig(str(source), holdout=0.05)), "held back: 4", None),
     }
     for name, (config, words, count) in cases.items():
         pretrain(config, out := tmp_path / name)

@@ -157,6 +157,8 @@ def load_hf(name: str) -> HFEncoder:
     except ImportError as error:
         raise missing_extra(f"hf:{name}", "hf") from error
     source, local = f"hf:{name}", Path(name).is_dir()
+    if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):  # no name of a hub
+        raise ValueError(f"{source} must be a folder with a model of transformers; got none there. Check the path.")
     messages = transformers.utils.logging
     verbosity, bar = messages.get_verbosity(), messages.is_progress_bar_enabled()
     messages.set_verbosity_error()  # what it would warn of is an error below

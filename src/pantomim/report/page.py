@@ -209,8 +209,10 @@ def _logged(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_unlabelled(folder: RunFolder) -> bool:
-    """Whether the run is known to have begun with images without labels."""
-    return "facts" in folder.data and look_up(folder.data, "facts.num_classes") is None
+    """Whether the images that the run began with are known to have no labels, or those that pictures were made of."""
+    if "facts" in folder.data:
+        return look_up(folder.data, "facts.num_classes") is None
+    return bool(folder.views) and not any(seen.labelled for seen in folder.views.values())
 
 
 def without_labels(folder: RunFolder) -> Iterator[str]:

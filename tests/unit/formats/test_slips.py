@@ -11,12 +11,12 @@ from pantomim.methods.base import few_images
 
 def test_a_folder_of_transformers_is_known_as_one(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=rf"encoder must be hf:{tmp_path} .*Add hf:"):
+    with pytest.raises(ValueError, match=rf"encoder must be hf:{tmp_path} "):
         load_encoder(tmp_path)
 
 
 def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="got none there. Check the path"):
+    with pytest.raises(ValueError, match="got none there"):
         load_encoder(f"hf:{tmp_path / 'missing'}")
 
 

@@ -64,7 +64,7 @@ def test_each_method_continues_from_each_kind_of_network(name, kind, source, tmp
     size = (16, 16) if given.patch_size == 4 else (32, 32)  # at least 16 patches
     assert run.method.encoder == replace(given, image_size=size)
     assert run.data.crop.interpolation == (given.interpolation or run.data.crop.interpolation)
-    assert (run.optim.base_lr, run.optim.layer_decay, run.optim.warmup) == (4e-4, 0.75, Duration(epochs=5.0))
+    assert (run.optim.base_lr, run.optim.layer_decay, run.optim.warmup) == (8e-5, 0.75, Duration(epochs=5.0))
     assert (run.duration, run.batch_size, run.init) == (Duration(epochs=100), 32, init)
     teacher = teacher_of(run.method)
     assert teacher is None or teacher.source == ("ema" if name == "continue_data2vec" else init)
