@@ -16,7 +16,7 @@ demo: .venv/installed
 	@$(BIN)/pantomim report $(DEMO)
 
 test: .venv/installed
-	@echo "== Running the tests (under ten minutes on two cores)."
+	@echo "== Running the tests (about ten minutes on two cores)."
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: .venv/installed
