@@ -147,7 +147,7 @@ def parent(options: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     (out / "records.jsonl").write_text("")
     (out / "logs.txt").write_text("")
-    waiting, running, outcomes = processes(names, options.dry), [], dict.fromkeys(names, "not begun")
+    waiting, running, outcomes = processes(names, options.dry), [], dict.fromkeys(names, "not started")
     deadline, least = began + options.budget, 2.0 if options.dry else LEAST
     with tempfile.TemporaryDirectory(prefix="pantomim-gpu-") as work:
         try:

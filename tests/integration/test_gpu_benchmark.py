@@ -41,8 +41,8 @@ def test_every_section_runs(tmp_path: Path) -> None:
 def test_a_run_that_is_cut_off_leaves_what_it_has(tmp_path: Path) -> None:
     done, result = measure(tmp_path, "--budget", "3")
     assert done.returncode == 1
-    assert set(result["about"]["sections"].values()) <= {"out of time", "not begun", "done"}
-    assert "out of time" in done.stdout or "not begun" in result["about"]["sections"].values()
+    assert set(result["about"]["sections"].values()) <= {"out of time", "not started", "done"}
+    assert "out of time" in done.stdout or "not started" in result["about"]["sections"].values()
 
 
 def test_the_kept_figures_make_the_page() -> None:

@@ -79,7 +79,7 @@ class Guidance(PictureAnalysis):
             f"{self.drawn(dataset, len(items))} At the checkpoints that the run kept. White: where an image's score is "
             f"largest. An entropy of 1 means that all patches score alike."
         )
-        lead = "Where teacher and student attend to, and which patches are masked for it, while the run goes on."
+        lead = "Where teacher and student attend to, and which patches are masked for it, as training proceeds."
         rows = (Row("images", "", shown), *(Row(*look) for look in looks))
         return PictureRows(items, rows, caption, lead, encoder=str(run))
 

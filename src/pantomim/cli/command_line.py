@@ -91,7 +91,7 @@ def options_of(verb: Callable[..., Any], without: Iterable[str] = (), **marks: A
         return dict(bound.arguments)
 
     options.__name__ = verb.__name__
-    options.__doc__ = (inspect.getdoc(verb) or "").replace("\n        ", " ")  # where a line of an argument goes on
+    options.__doc__ = (inspect.getdoc(verb) or "").replace("\n        ", " ")  # where the text of an argument continues
     options.__signature__ = shown  # type: ignore[attr-defined]
     options.__annotations__ = {each.name: each.annotation for each in parameters}
     return options
