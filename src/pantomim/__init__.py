@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pantomim.formats import load
     from pantomim.formats.exports import export
-    from pantomim.verbs import evaluate, explain, finetune, predict, pretrain, report, segment
+    from pantomim.verbs import evaluate, explain, finetune, inspect, predict, pretrain, report, segment
 
     __version__: str
 
@@ -21,6 +21,7 @@ __all__ = [
     "explain",
     "export",
     "finetune",
+    "inspect",
     "load",
     "predict",
     "pretrain",

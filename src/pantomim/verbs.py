@@ -16,6 +16,9 @@ from pantomim.core.machine import is_main_process
 from pantomim.core.names import did_you_mean
 
 if TYPE_CHECKING:
+    from pantomim.analysis.block_facts import BlockFacts
+    from pantomim.analysis.inspection import Inspection
+    from pantomim.analysis.pictures import PictureRows
     from pantomim.config import Pretrain
     from pantomim.engine.folder import Finished
     from pantomim.evaluate import Evaluation
@@ -41,6 +44,22 @@ class Scored:
 
     def __str__(self) -> str:
         return self.headline
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What there is to see of encoders."""
+
+    page: Path
+    files: tuple[Path, ...]  # beside it
+    pictures: "list[PictureRows]" = field(repr=False)  # for each encoder, or of all
+    blocks: "BlockFacts | None" = field(default=None, repr=False)  # or numbers of every block
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with an encoder or with the images."""
+        of_blocks = [] if self.blocks is None else self.blocks.about["warnings"]
+        return [*of_blocks, *(warning for seen in self.pictures for warning in seen.warnings)]
 
 
 @dataclass(frozen=True)
@@ -351,6 +370,34 @@ def evaluate(
     return score(from_dict(kind, named | options, f"evaluate {protocol}"))
 
 
+def inspect(
+    analysis: str, *encoders: Place, images: Place | None = None, out: Place | None = None, **options: Any
+) -> Inspected:
+    """Look into runs and encoders, on the same images: a page, and the arrays beside it.
+
+    Args:
+        analysis: Pictures without labels: reconstruct, attention, pca, neighbours, map or duplicates; numbers of every
+            block: attention-distance, spectrum or cka; of a run's method: alignment or guidance.
+        encoders: Run folders, files of weights, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE.
+        images: As for pre-training; by default held-out images of the first run's data.
+        out: The page: FILE.html, or FILE.png or FILE.svg of pictures; by default in the first run's folder.
+        options: Those of the analysis, such as image_size, block or neighbours, and of all: scale, count, seed.
+    """
+    from pantomim.analysis import ANALYSES
+    from pantomim.config import from_dict
+
+    kinds = {kind.name: kind for kind in ANALYSES}
+    if analysis not in kinds:
+        raise ValueError(
+            f"inspect.analysis must be one of {', '.join(kinds)}; got {analysis}.{did_you_mean(analysis, kinds)}"
+        )
+    named = {
+        "encoders": [os.fspath(encoder) for encoder in encoders],
+        "images": None if images is None else os.fspath(images),
+    }
+    return look_into(from_dict(kinds[analysis], {**named, "out": out, **options}, f"inspect {analysis}"))
+
+
 def predict(
     run: Place,
     images: Place,
@@ -417,6 +464,22 @@ def report(run: Place, *, headline: str | None = None, out: Place | None = None,
             moved = " If the images have moved, name their place by report.data." * str(error).startswith("Source.")
             LOG.warning("no new pictures: %s%s", error, moved)
     return make_report(folder, headline, page)
+
+
+def look_into(analysis: "Inspection") -> Inspected:
+    """Look, and write what there is to see."""
+    from pantomim.analysis.block_facts import BlockFacts, write_block_facts
+    from pantomim.analysis.pictures import write_rows
+    from pantomim.core.files import check_out
+    from pantomim.report.inspection import write_inspection, write_views
+
+    check_out("inspect.out", page := analysis.page, analysis.endings)
+    found = analysis.run()
+    if isinstance(found, BlockFacts):
+        files = write_block_facts(found, page)
+        return Inspected(write_inspection(found, page), tuple(files), [], found)
+    files = write_rows(found[0], page.with_suffix(".npz")) if len(found) == 1 else []
+    return Inspected(write_views(found, analysis.title, page), tuple(files), found)
 
 
 def score(evaluation: "Evaluation | TaskEvaluation") -> Scored:

@@ -123,6 +123,21 @@ def test_the_verbs_are_commands_and_alike() -> None:
             assert f"\n    {argument}: " in told, (name, argument)
 
 
+@pytest.mark.parametrize(("analysis", "options"), [("neighbours", {"neighbours": 2}), ("spectrum", {})])
+def test_inspect_shows_what_its_command_does(job: tuple[Path, verbs.Run], tmp_path: Path, analysis, options) -> None:
+    source, run = job
+    seen = pantomim.inspect(analysis, run.out, images=source, out=tmp_path / "page.html", count=12, **options)
+    assert seen.page.read_text().startswith("<!doctype html>")
+    assert all(file.stat().st_size for file in seen.files)
+    assert bool(seen.pictures) != (seen.blocks is not None)
+    assert all(len(row.pictures) == 3 for shown in seen.pictures for row in shown.rows)
+    for wrong, message in (({"analysis": "neighbors"}, "Did you mean neighbours"), ({"near": 1}, "near")):
+        with pytest.raises(ValueError, match=message):
+            pantomim.inspect(wrong.pop("analysis", "spectrum"), run.out, images=source, **wrong)
+    with pytest.raises(ValueError, match="which does not exist"):
+        pantomim.inspect("pca", "runs/phots", out=tmp_path / "a.html")
+
+
 def test_the_package_is_light_and_its_verbs_stay() -> None:
     code = (
         "import sys, pantomim\n"

@@ -10,6 +10,7 @@ from pantomim.analysis.attention_maps import AttentionMaps
 from pantomim.analysis.cka import CKA
 from pantomim.analysis.duplicates import Duplicates
 from pantomim.analysis.guidance import Guidance
+from pantomim.analysis.hardest import write_hardest
 from pantomim.analysis.inspection import Inspection, LayerAnalysis
 from pantomim.analysis.map import Map
 from pantomim.analysis.neighbours import Neighbours
@@ -23,6 +24,7 @@ from pantomim.methods.cae import CAEConfig
 from pantomim.methods.cmt_mae import CMTMAEConfig
 from pantomim.methods.mae import MAEConfig
 from pantomim.methods.segment import SegmentConfig
+from pantomim.methods.supervised import SupervisedConfig
 
 ANALYSES: tuple[type[Inspection], ...] = (
     *(Reconstruct, AttentionMaps, PatchColours, Neighbours, Map, Duplicates),
@@ -31,11 +33,12 @@ ANALYSES: tuple[type[Inspection], ...] = (
 LAYERS: dict[str, type[LayerAnalysis]] = {kind.name: kind for kind in ANALYSES if issubclass(kind, LayerAnalysis)}
 VIEWS: dict[str, type[PictureAnalysis]] = {kind.name: kind for kind in ANALYSES if issubclass(kind, PictureAnalysis)}
 OF_ANY_ENCODER = tuple(kind for kind in VIEWS.values() if issubclass(kind, EncoderPictures))
-PICTURES: dict[type, Callable[..., Path]] = {  # what a run's own method gives to show, by its config
+PICTURES: dict[type, Callable[..., Path | None]] = {  # what a run's own method gives to show, by its config
     MAEConfig: partial(write_rows_of, Reconstruct),
     CAEConfig: partial(write_rows_of, Alignment),
     CMTMAEConfig: partial(write_rows_of, Guidance),
     SegmentConfig: write_segmentations,
+    SupervisedConfig: write_hardest,
 }
 
 

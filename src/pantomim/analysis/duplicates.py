@@ -53,8 +53,7 @@ class Duplicates(EncoderPictures):
             told = [f"{similarity[image, -1]:.2f} · {names[image]}" for image in few]
             rows.append(Row("Outliers", f"{len(few)} of {len(farthest)}", thumbs[few], tuple(told)))
         lead = (
-            f"What to look at before training: {len(closest)} pairs of photos that are nearly the same to this "
-            f"encoder, and {len(farthest)} photos that are unlike all others."
+            f"Pairs that this encoder finds nearly the same: {len(closest)}. Photos unlike all others: {len(farthest)}."
         )
         caption = (
             f"{self.drawn(shown.dataset, len(names))} Similarity: {ALIKE}; distance is 1 minus it. Near duplicates: a "

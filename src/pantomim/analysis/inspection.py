@@ -75,6 +75,8 @@ class Inspection(ABC):
     def first_run(self) -> Path:
         """Whose images are shown where no others are named."""
         first = Path(self.encoders[0])
+        if not first.exists() and ":" not in str(first):
+            raise ValueError(f"Inspection.encoders must name runs or encoders; got {first}, which does not exist.")
         if not (first / "config.yaml").is_file():
             raise ValueError(
                 f"Inspection.images must be given where the first encoder is no run folder; got none, and {first}."

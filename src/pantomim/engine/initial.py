@@ -78,7 +78,7 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
         weights, more = method.take_encoder(weights, table)
         remarks += more
     elif table not in ("none", TABLES["sincos"]):
-        remarks.insert(0, f"its position table is kept: {table}")
+        remarks.insert(0, "its position table is kept" + (f": {table}" if table != "other" else ""))
     new = {name: weight for name, weight in encoder.state_dict().items() if name.endswith(INITIAL)}
     load_exactly(encoder, new | weights, spec)
     encoder.scale = source.scale if len(own) == len(ours) else None  # other channels are standardised for themselves

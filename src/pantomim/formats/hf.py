@@ -7,6 +7,7 @@ import copy
 import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,9 @@ class HFEncoder(WrappedEncoder):
         how: Resampling = "timm" if about.model_type == "dinov2_with_registers" else "authors"
         heads = getattr(about, "num_attention_heads", 1)
         untold = Untold(self.image_size, heads, rope, how, *self.statistics, self.interpolation)
+        for name in ("layerscale_value", "layer_scale_init_value"):
+            if (scale := getattr(about, name, None)) is not None and scale > 0:
+                untold = replace(untold, layer_scale=float(scale))
         return as_trainable(self, self.model, weights, untold)
 
     def _resize(self, image_size: tuple[int, int]) -> "HFEncoder":

@@ -50,6 +50,7 @@ class Untold:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Interpolation | None
+    layer_scale: float = 1e-5  # of new blocks, where trained ones have scales: DINOv2's own, and timm's
 
 
 def as_trainable(wrapped: Any, model: nn.Module, weights: Mapping[str, Tensor], untold: Untold) -> Encoder:
@@ -269,7 +270,7 @@ def _config(weights: Mapping[str, Tensor], untold: Untold, eps: float, activatio
         attention_bias="qv" if "blocks.0.attn.q_bias" in weights else bias,
         mlp=MlpConfig(activation, gated, "blocks.0.mlp.norm.weight" in weights),
         norms=Norms(eps, first="norm_pre.weight" in weights, final="norm.weight" in weights),
-        layer_scale=None if gamma is None else 1e-5,  # of new blocks; trained weights no longer tell theirs
+        layer_scale=None if gamma is None else untold.layer_scale,
         mean=untold.mean,
         std=untold.std,
         interpolation=untold.interpolation,

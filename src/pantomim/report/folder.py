@@ -56,6 +56,7 @@ class RunFolder:
     pictures: Triplets | None  # analysis/reconstructions.npz: original, masked, reconstruction
     views: dict[str, PictureRows]  # analysis/attention.npz, alignment.npz and so on, by the name of the analysis
     segmentations: Triplets | None  # analysis/segmentations.npz: image, true and predicted classes
+    hardest: PictureRows | None  # analysis/hardest.npz, of a classifier: a row for each file of its scores
     inside: list[BlockFacts]  # analysis/attention-distance.npz, spectrum.npz, cka.npz
     problems: list[str]  # files that cannot be read, and why
 
@@ -101,6 +102,7 @@ def read_run(run: str | Path) -> RunFolder:
         pictures=attempt("analysis/reconstructions.npz", _read_pictures),
         views={name: rows for name, rows in views.items() if rows is not None},
         segmentations=attempt("analysis/segmentations.npz", _read_segmentations),
+        hardest=attempt("analysis/hardest.npz", read_rows),
         inside=[facts for facts in inside if facts is not None],
         problems=problems,
     )

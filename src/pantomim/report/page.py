@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pantomim.analysis import VIEWS
 from pantomim.analysis.guidance import who_decides
+from pantomim.analysis.pictures import PictureRows
 from pantomim.analysis.reconstructions import finding
 from pantomim.config import leaves
 from pantomim.core.files import replace_file
@@ -102,6 +103,7 @@ def render(run: RunFolder, results: list[Result]) -> str:
         same_source=any(source_name(run) in (name, Path(name).name) for name in scored_on),
         shows=[verdict(result) for result in results],
         views=[(name, VIEWS[name].title, seen) for name, seen in run.views.items()],
+        hardest=hardest(run),
         finding=finding,
         charts=list(charts(run)),
         inside=block_charts(run.inside),
@@ -114,6 +116,13 @@ def render(run: RunFolder, results: list[Result]) -> str:
         points=points,
         score_table=score_table,
     )
+
+
+def hardest(folder: RunFolder) -> dict[str, PictureRows]:
+    """Pictures of the hardest images of each file of scores."""
+    if (found := folder.hardest) is None:
+        return {}
+    return {row.title: replace(found, rows=(replace(row, title=""),), warnings=()) for row in found.rows}
 
 
 def title(folder: RunFolder) -> str:
@@ -173,6 +182,8 @@ def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
     for stem, scores in folder.evaluations.items():
         if scores.get("protocol") == "label-free":
             yield from (f"eval/{stem}.json: {warning}" for warning in scores.get("warnings", ()))
+    if folder.hardest is not None:
+        yield from folder.hardest.warnings
     for found in folder.inside:
         yield from (f"analysis/{found.kind}.npz: {warning}" for warning in found.about.get("warnings", ()))
     pairs = {"encoder": folder.encoder, "classifier": folder.classifier, "segmenter": folder.segmenter}

@@ -18,6 +18,7 @@ Table = list[list[str]]
 class Scored:
     """One file of eval/ about the network of a fine-tuned run."""
 
+    stem: str
     values: Mapping[str, Any]
 
     kind: ClassVar[str]
@@ -134,7 +135,7 @@ class Classified(Scored):
 
     @property
     def hardest(self) -> Table:
-        """The images of the highest loss."""
+        """The images of the highest loss, where there are no pictures of them."""
         return [
             [hard["name"], hard["true"], hard["predicted"], percent(hard["probability"], 0)]
             for hard in self.scores["hardest"][:NUM_ROWS]
@@ -181,8 +182,8 @@ class Segmented(Scored):
 
 def read_scored(evaluations: Mapping[str, Mapping[str, Any]]) -> list[Scored]:
     """The results of the network in a run folder."""
-    kinds, found = (Classified, Segmented), evaluations.values()
-    return [kind(values) for values in found for kind in kinds if kind.mark in values.get("trained", ())]
+    kinds, found = (Classified, Segmented), evaluations.items()
+    return [kind(stem, values) for stem, values in found for kind in kinds if kind.mark in values.get("trained", ())]
 
 
 def read_robustness(evaluations: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Table, str]]:

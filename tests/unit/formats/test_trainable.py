@@ -14,6 +14,7 @@ import transformers
 from pantomim.core.batch import Batch
 from pantomim.engine.initial import start_from
 from pantomim.formats import load_encoder, load_trainable
+from pantomim.formats.hf import our_names
 from pantomim.formats.native import load_classifier, load_encoder_folder, save_classifier, save_encoder
 from pantomim.formats.timm import as_encoder
 from pantomim.methods.segment import SegmentConfig
@@ -131,6 +132,9 @@ def test_a_network_of_transformers_is_our_encoder(tmp_path, name):
     encoder, wrapped = load_trainable(spec), load_encoder(spec)
     assert encoder.config.interpolation == "bilinear"
     assert difference(encoder, wrapped, (32, 32)) < 1e-5
+    twin = wrapped.untrained().model  # new blocks start as the library's
+    scales = our_names(twin, twin.state_dict()).get("blocks.0.gamma_1")
+    assert encoder.config.layer_scale == (None if scales is None else pytest.approx(float(scales[0])))
     if encoder.config.relative_position == "none":  # the library stretches BEiT's tables in its own way
         assert difference(encoder, wrapped, (40, 24)) < 1e-5
 
