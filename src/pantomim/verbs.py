@@ -141,7 +141,13 @@ def pretrain(
     if extend:
         prepared = _extended(recipe, given, folder)
     else:
-        prepared = planned(recipe, given if minutes is None else _in_minutes(recipe, given, minutes, folder))
+        given = given if minutes is None else _in_minutes(recipe, given, minutes, folder)
+        prepared = planned(recipe, given)
+        length = prepared.config.duration
+        if minutes is not None and (length.steps, length.epochs) != (given["steps"], given["epochs"]):
+            raise ValueError(
+                f"pretrain.minutes must be given without a length in the settings; got {length}. Drop one."
+            )
         _hint_at_hours(prepared, folder)
     if prepared.chain is not None:
         from pantomim.study.stages import run_stages
@@ -221,15 +227,18 @@ def _time_rows(prepared: "Prepared", cost: "Cost", device: Any, dtype: Any, time
     if steps is None and run.data.source:
         steps = in_steps(run, max(1, len(open_images(run).train) // run.batch_size))[0]
     each = f"{run.batch_size} images" + (f", {runs} times" if runs > 1 else "")
-    yield "length", f"{run.duration}; name the data to know the steps" if steps is None else f"{steps:,} steps of {each}"
+    yield (
+        "length",
+        f"{run.duration}; name the data to know the steps" if steps is None else f"{steps:,} steps of {each}",
+    )
     speed = matrix_flops_per_s(device, dtype)
     step_s = run.batch_size * cost.step_flops / (REACHED * speed)
     whole = "" if steps is None else f"about {about(runs * steps * step_s)}, "
-    yield (
-        "by FLOPs",
-        f"{whole}{step_s:.2g} s a step, if {REACHED:.0%} of the {speed / 1e9:,.0f} GFLOP/s is reached that a product of "
-        f"two {SIDE} x {SIDE} matrices had just now on this {'GPU' if device.type == 'cuda' else 'CPU'}; images not read",
+    where = "GPU" if device.type == "cuda" else "CPU"
+    product = (
+        f"{REACHED:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a {SIDE} x {SIDE} matrix product just now on this {where}"
     )
+    yield "by FLOPs", f"{whole}{step_s:.2g} s a step at {product}, without reading images"
     if timed:
         found = time_steps(run)
         yield "timed", str(found)

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
-Shown = Callable[[str, float, float | None], None]  # what is done, how much of it, and of how much; "" is shown elsewhere
+Shown = Callable[
+    [str, float, float | None], None
+]  # what is done, how much of it, and of how much; "" is shown elsewhere
 _watching: list[Shown] = []
 
 

@@ -9,7 +9,7 @@ from pantomim.core.progress import duration
 
 
 class Times(ProgressColumn):
-    """As "elapsed 0:17, left 0:03"; what is left goes by the field `due` (of `time.monotonic`), else by what is done."""
+    """As "elapsed 0:17, left 0:03"; what is left by the field `due` (of `time.monotonic`), else by what is done."""
 
     def render(self, task: Task) -> Text:
         """In words; nothing is said of what is left while nobody can know."""

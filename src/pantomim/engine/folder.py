@@ -188,7 +188,7 @@ class RunFolder:
             )
         if total <= since:
             raise ValueError(
-                f"Pretrain.duration must be longer than the {since} steps of the run in {self.path}; got {total} steps. "
+                f"Pretrain.duration must be longer than the {since} steps of the run in {self.path}; got {total}. "
                 f"Name the length of the whole run."
             )
         (self.path / "finished.json").unlink(missing_ok=True)

@@ -45,7 +45,8 @@ class Timing:
 
     def __str__(self) -> str:
         part = "" if self.share == 1 else f", each of {self.share:.3g} of the batch, and scaled up"
-        return f"{self.s_per_step:.3g} s a step: {self.steps} steps in {about(self.steps * self.s_per_step * self.share)}{part}"
+        took = about(self.steps * self.s_per_step * self.share)
+        return f"{self.s_per_step:.3g} s a step: {self.steps} steps in {took}{part}"
 
 
 def time_steps(config: Pretrain, seconds: float = MOST_S) -> Timing:

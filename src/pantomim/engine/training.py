@@ -29,8 +29,9 @@ from pantomim.engine.setup import optimiser
 from pantomim.methods.base import Method
 from pantomim.optim import Schedule, scaled_lr
 
-# Of the steps by which a run is extended: the rate rises so long, linearly, from the least to that of a run of the
-# whole length (Ibrahim et al. 2024, arXiv:2403.08763, re-warm to the peak, and find the warm-up's length to matter little).
+# Of the steps by which a run is extended: so long the rate rises linearly from the least to that of a run of the
+# whole length. Ours; Ibrahim et al. 2024, arXiv:2403.08763, re-warm to the peak, and find that the length of this
+# matters little
 REWARMING = 0.05
 
 
@@ -145,10 +146,8 @@ class Training:
 
 def describe_extension(training: Training) -> str:
     """The new shape of the schedule of a run that is extended, in one line."""
-    since, total = training.since, training.total
-    top = since + training.rewarming
+    since, total, rewarming, least = training.since, training.total, training.rewarming, training.config.optim.min_lr
     return (
         f"The run is extended from {since} to {total} steps with its optimiser: the learning rate rises from "
-        f"{training.config.optim.min_lr:.2g} to {training.lr(top):.2g} in {training.rewarming} steps, and then is as in "
-        f"a run of {total} steps."
+        f"{least:.2g} to {training.lr(since + rewarming):.2g} in {rewarming} steps, and then is as in a run of {total} steps."
     )

@@ -134,7 +134,11 @@ class IJEPA(Method):
         target = self.target(batch.images, ids_target)  # (T, B, K, D), no gradient
         target = target.unsqueeze(1).expand(-1, contexts, -1, -1, -1).flatten(0, 2)  # (T E B, K, D), as the prediction
         loss, baseline = F.smooth_l1_loss(at_least_float32(prediction), target), DISTANCE.baseline(target)
-        return {"loss": loss, "baseline": baseline, "target_std": target.flatten(0, 1).std(dim=0).mean()}  # a std near 0: collapsed
+        return {
+            "loss": loss,
+            "baseline": baseline,
+            "target_std": target.flatten(0, 1).std(dim=0).mean(),
+        }  # a std near 0: collapsed
 
     @torch.no_grad()
     def target(self, images: Float[Tensor, "B C H W"], ids: Int[Tensor, "T B K"]) -> Float[Tensor, "T B K D"]:

@@ -42,9 +42,7 @@ class Distance:
             return F.mse_loss(prediction, target)  # one mean over everything, as MAE has it
         return weighted_mean(self.each(prediction, target), weight)
 
-    def baseline(
-        self, target: Float[Tensor, "B M K"], weight: Float[Tensor, "B M"] | None = None
-    ) -> Float[Tensor, ""]:
+    def baseline(self, target: Float[Tensor, "B M K"], weight: Float[Tensor, "B M"] | None = None) -> Float[Tensor, ""]:
         """The distance of a prediction that knows nothing of the image: the mean target of the batch for every patch.
 
         With "l2" it is the variance of the target, about 1 of patches that are standardised one by one.
