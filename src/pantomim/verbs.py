@@ -235,10 +235,9 @@ def _time_rows(prepared: "Prepared", cost: "Cost", device: Any, dtype: Any, time
     step_s = run.batch_size * cost.step_flops / (REACHED * speed)
     whole = "" if steps is None else f"about {about(runs * steps * step_s)}, "
     where = "GPU" if device.type == "cuda" else "CPU"
-    product = (
-        f"{REACHED:.0%} of the {speed / 1e9:,.0f} GFLOP/s of a {SIDE} x {SIDE} matrix product just now on this {where}"
-    )
-    yield "by FLOPs", f"{whole}{step_s:.2g} s a step at {product}, without reading images"
+    product = f"{speed / 1e9:,.0f} GFLOP/s of a product of {SIDE} x {SIDE} matrices just now on this {where}"
+    step = f"{step_s:.2g} s" if step_s < 120 else about(step_s)
+    yield "by FLOPs", f"{whole}{step} a step at {REACHED:.0%} of the {product}, without reading images"
     if timed:
         found = time_steps(run)
         yield "timed", str(found)

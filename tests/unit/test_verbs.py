@@ -133,3 +133,17 @@ def test_the_package_is_light_and_its_verbs_stay() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert not isinstance(pantomim.evaluate, ModuleType)
+
+
+def test_how_long_a_run_takes_is_told_beforehand(tmp_path: Path, caplog) -> None:
+    data = tiny_images(tmp_path / "images.npz")
+    sections = dict(pantomim.explain("mae", data=data, size="micro", steps=3, time=True).sections)
+    rows = dict(sections["Time"])
+    assert rows["length"] == "3 steps of 64 images"
+    assert "GFLOP/s of a product" in rows["by FLOPs"]
+    assert rows["whole run"].endswith("GiB")
+    given: dict[str, Any] = {"data": data, **dict.fromkeys(("keep", "config", "out", "settings"))}
+    verbs._hint_at_hours(verbs.planned("mae", given | {"size": "micro", "steps": 3}), tmp_path)
+    assert not caplog.records
+    verbs._hint_at_hours(verbs.planned("mae", given | {"size": "large", "epochs": 10**7}), tmp_path)
+    assert "on this CPU, by its FLOPs; pretrain.size micro" in caplog.text

@@ -147,7 +147,8 @@ class Training:
 def describe_extension(training: Training) -> str:
     """The new shape of the schedule of a run that is extended, in one line."""
     since, total, rewarming, least = training.since, training.total, training.rewarming, training.config.optim.min_lr
+    reached = training.lr(since + rewarming)
     return (
-        f"The run is extended from {since} to {total} steps with its optimiser: the learning rate rises from "
-        f"{least:.2g} to {training.lr(since + rewarming):.2g} in {rewarming} steps, and then is as in a run of {total} steps."
+        f"The run is extended from {since} to {total} steps with its optimiser: the rate rises from {least:.2g} "
+        f"to {reached:.2g} in {rewarming} steps, and then is as in a run of {total} steps."
     )

@@ -141,7 +141,10 @@ def facts(folder: RunFolder) -> Iterator[tuple[str, str, str]]:
         yield "Images", f"{height} × {width}, {colours}", remark
     steps = folder.finished.get("steps") or (int(folder.metrics.steps[-1]) if len(folder.metrics.steps) else 0)
     if batch := config.get("batch_size"):
-        yield "Training", f"{steps:,} steps", f"{batch:,} images each, seed {look_up(config, 'runtime.seed', '?')}"
+        lengths = [f"{each[unit]:,} {unit}" for each in config.get("extended", []) for unit in each if each[unit]]
+        longer = f", extended after {' and '.join(lengths)}" if lengths else ""
+        seed = look_up(config, "runtime.seed", "?")
+        yield "Training", f"{steps:,} steps", f"{batch:,} images each, seed {seed}{longer}"
     if held_back := folder.data.get("held_back"):
         yield "Trained on", f"{folder.data['images']:,} images", f"{held_back:,} held back"
     if (total := total_seconds(folder)) is not None:
