@@ -213,7 +213,10 @@ def explain(
     return Explanation(run.recipe, prepared.summary, sections)
 
 
-explain.__doc__ = f"{explain.__doc__}\n    Args:{(pretrain.__doc__ or '').partition('Args:')[2]}"
+TIME = "        time: Make the first steps for 30 s at most, to tell how long the run takes.\n"
+explain.__doc__ = f"{explain.__doc__}\n    Args:" + re.sub(
+    r" +minutes: .*\n +extend: .*\n", TIME, (pretrain.__doc__ or "").partition("Args:")[2]
+)
 
 
 def _time_rows(prepared: "Prepared", cost: "Cost", device: Any, dtype: Any, timed: bool) -> Iterator[tuple[str, str]]:
