@@ -203,6 +203,9 @@ class Pretrain:
     # How the best step is found, for a method that learns from labels; None: the last step is taken. Of another one the
     # loss is taken: None: on images that are held back anyway, if there are any (docs/data.md)
     validation: Validation | None = None
+    # Lengths at which the run had ended before it was extended. From the last one on the rate rises again, for a
+    # twentieth of what follows, to where it would be in a run of the whole length, and then is as in that one
+    extended: tuple[Duration, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size % self.runtime.accumulation:

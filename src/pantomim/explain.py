@@ -51,6 +51,11 @@ class Cost:
     state_gib: float  # weights, gradients, AdamW's two moments in float32, and copies in a lower precision, if any
     activations_gib: float  # what backward keeps
 
+    @property
+    def step_flops(self) -> int:
+        """Of an image in a step, at most: backward costs twice what forward does, less where parts are frozen."""
+        return 3 * self.flops + self.draw_flops
+
 
 def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
     """Count parameters, FLOPs and memory on fake (meta) tensors: no weight is allocated, so ViT-H costs nothing."""
@@ -222,12 +227,14 @@ def explain(
     precision: torch.dtype,
     notes: tuple[str, ...] = (),
     origins: Mapping[str, str] | None = None,
+    cost: Cost | None = None,
 ) -> list[Section]:
     """What a run of this config is, section by section, beside the paper's.
 
     `notes` are differences that are no field of the config; `origins` says where values of `paper` that no paper states
-    come from, by the beginning of a setting's name.
+    come from, by the beginning of a setting's name. A `cost` that is counted already is not counted again.
     """
+    cost = cost or count_cost(config, precision)
     whose = "starting point" if origins else "paper"
     apart = [
         (name, f"{_short(ours)}   ({_origin(name, origins)}: {'none named' if theirs == '' else _short(theirs)})")
@@ -236,7 +243,7 @@ def explain(
     apart += [("note", note) for note in notes]
     sections = [
         ("Settings of the method", _as_yaml(config.method)),
-        ("Parts and shapes", (cost := count_cost(config, precision)).shapes),
+        ("Parts and shapes", cost.shapes),
         ("Cost", _not_counted(config.method) + _cost(cost, config, precision)),
         ("Training", _training(config)),
         (f"Differences from the {whose} ({paper.recipe})", apart or [("none", f"every setting is the {whose}'s")]),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from pantomim.core.machine import is_main_process
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
     from pantomim.evaluate import Evaluation
     from pantomim.evaluate.predict import Predicted
     from pantomim.evaluate.trained import TaskEvaluation
-    from pantomim.explain import Section
+    from pantomim.explain import Cost, Section
     from pantomim.recipes import Prepared
 
     # Values by dotted names, such as {"optim.base_lr": 1e-3}, or what makes of a config another one
     Settings = Mapping[str, Any] | Callable[[Pretrain], Pretrain]
 
 LOG = logging.getLogger(__name__)
+HOURS_S = 2 * 3600  # from which on a run is said to take hours
 Place = str | os.PathLike[str]  # a path, or a name such as timm:NAME
 
 
@@ -123,6 +125,8 @@ def pretrain(
     keep: int | None = None,
     config: Place | None = None,
     scale: float | None = None,
+    minutes: float | None = None,
+    extend: bool = False,
     settings: "Settings | None" = None,
 ) -> Run:
     """Pre-train an encoder; each setting of the config can be set, too.
@@ -148,10 +152,22 @@ def pretrain(
         keep: Checkpoints to keep.
         config: Repeat the run of this config.yaml.
         scale: The stored value that becomes 1; by default by the number type, 255 for 8-bit images.
+        minutes: Length in minutes on this machine: so many steps are made as fit, by the first ones, which are timed.
+        extend: Train the finished run in `out` on, to the length of steps or epochs, with its optimiser.
         settings: Values by dotted names, such as {"optim.base_lr": 1e-3}.
     """
-    given = locals()
-    prepared, folder = planned(recipe, given), folder_of(out)
+    given, folder = locals(), folder_of(out)
+    if extend:
+        prepared = _extended(recipe, given, folder)
+    else:
+        given = given if minutes is None else _in_minutes(recipe, given, minutes, folder)
+        prepared = planned(recipe, given)
+        length = prepared.config.duration
+        if minutes is not None and (length.steps, length.epochs) != (given["steps"], given["epochs"]):
+            raise ValueError(
+                f"pretrain.minutes must be given without a length in the settings; got {length}. Drop one."
+            )
+        _hint_at_hours(prepared, folder)
     if prepared.chain is not None:
         from pantomim.study.stages import run_stages
 
@@ -181,17 +197,20 @@ def explain(
     keep: int | None = None,
     config: Place | None = None,
     scale: float | None = None,
+    time: bool = False,
     settings: "Settings | None" = None,
 ) -> Explanation:
-    """What a run would be, with the arguments of `pretrain`; costs nothing.
+    """What a run would be, with the arguments of `pretrain`; costs nothing, but for half a minute with `time`.
 
-    The recipe may also be that of a task, such as finetune_mae, with what it starts from as `init`.
+    The recipe may also be that of a task, such as finetune_mae, with what it starts from as `init`. By `time` steps are
+    really made, to tell how long the run takes.
     """
     given = locals()
     import torch
 
     from pantomim.config import MaskConfig
     from pantomim.engine.runtime import compute_dtype
+    from pantomim.explain import count_cost
     from pantomim.explain import explain as sections_of
     from pantomim.methods.base import few_patches
     from pantomim.recipes import trained_by
@@ -207,11 +226,125 @@ def explain(
     sections: list[Section] = [("Decided from the data, unless set", [*prepared.decided])] if prepared.decided else []
     if chain is not None:
         sections.append(("Stages", describe_stages(chain, Path("RUN" if out is None else out))))
-    sections += sections_of(run, prepared.paper, dtype, prepared.notes, prepared.origins)
+    cost = count_cost(run, dtype)
+    sections.append(("Time", [*_time_rows(prepared, cost, torch.device("cuda" if on_gpu else "cpu"), dtype, time)]))
+    sections += sections_of(run, prepared.paper, dtype, prepared.notes, prepared.origins, cost)
     return Explanation(run.recipe, prepared.summary, sections)
 
 
-explain.__doc__ = f"{explain.__doc__}\n    Args:{(pretrain.__doc__ or '').partition('Args:')[2]}"
+TIME = "        time: Make the first steps for 30 s at most, to tell how long the run takes.\n"
+explain.__doc__ = f"{explain.__doc__}\n    Args:" + re.sub(
+    r" +minutes: .*\n +extend: .*\n", TIME, (pretrain.__doc__ or "").partition("Args:")[2]
+)
+
+
+def _time_rows(prepared: "Prepared", cost: "Cost", device: Any, dtype: Any, timed: bool) -> Iterator[tuple[str, str]]:
+    """How long a run has, by its FLOPs, and by steps that are made if they are to be `timed`."""
+    from pantomim.core.progress import about
+    from pantomim.engine.setup import in_steps, open_images
+    from pantomim.engine.timing import REACHED, SIDE, matrix_flops_per_s, time_steps
+
+    run, runs = prepared.config, prepared.stages or 1
+    steps = run.duration.steps
+    if steps is None and run.data.source:
+        steps = in_steps(run, max(1, len(open_images(run).train) // run.batch_size))[0]
+    each = f"{run.batch_size} images" + (f", {runs} times" if runs > 1 else "")
+    yield (
+        "length",
+        f"{run.duration}; name the data to know the steps" if steps is None else f"{steps:,} steps of {each}",
+    )
+    speed = matrix_flops_per_s(device, dtype)
+    step_s = run.batch_size * cost.step_flops / (REACHED * speed)
+    whole = "" if steps is None else f"about {about(runs * steps * step_s)}, "
+    where = "GPU" if device.type == "cuda" else "CPU"
+    product = f"{speed / 1e9:,.0f} GFLOP/s of a product of {SIDE} x {SIDE} matrices just now on this {where}"
+    step = f"{step_s:.2g} s" if step_s < 120 else about(step_s)
+    yield "by FLOPs", f"{whole}{step} a step at {REACHED:.0%} of the {product}, without reading images"
+    if timed:
+        found = time_steps(run)
+        yield "timed", str(found)
+        memory = "" if found.memory_gib is None else f"; memory {found.memory_gib:.1f} GiB"
+        yield "whole run", f"about {about(runs * found.run_s)} for {found.total:,} steps{memory}"
+
+
+def _in_minutes(recipe: str | None, given: Mapping[str, Any], minutes: float, folder: Path) -> dict[str, Any]:
+    """The arguments with as many steps as fit into some minutes; those of a run that has begun stay as they are."""
+    from pantomim.config import Stages, read_plan
+    from pantomim.data.record import has_steps
+    from pantomim.engine.timing import MOST_S, time_steps
+
+    if given["steps"] is not None or given["epochs"] is not None or minutes <= 0:
+        raise ValueError(
+            f"pretrain.minutes must be above 0, and given without pretrain.steps and pretrain.epochs; got {minutes:g} "
+            f"with {given['steps']} and {given['epochs']}. Keep one of the three."
+        )
+    file = next((folder / name for name in ("stages.yaml", "config.yaml") if (folder / name).is_file()), None)
+    if file is not None and (has_steps(folder) or has_steps(folder / "stage-0")):
+        plan = read_plan(file)
+        begun = plan.run.duration if isinstance(plan, Stages) else plan.duration
+        LOG.info("%s has begun with a length of %s, which it keeps.", folder, begun)
+        return {**given, "steps": begun.steps, "epochs": begun.epochs}
+    prepared, begin = planned(recipe, given), perf_counter()
+    runs, seconds = prepared.stages or 1, 60 * minutes
+    timing = time_steps(prepared.config, min(MOST_S, seconds / 10))
+    steps = timing.steps_within((seconds - (perf_counter() - begin)) / runs)
+    LOG.info("%d steps fit into %g minutes (%s).", steps * runs, minutes, timing)
+    return {**given, "steps": steps}
+
+
+def _hint_at_hours(prepared: "Prepared", folder: Path) -> None:
+    """Say so before a run begins that takes hours on a CPU."""
+    import torch
+
+    from pantomim.core.progress import about
+    from pantomim.data.record import has_steps
+
+    run, method = prepared.config, prepared.config.method
+    encoder: Any = getattr(method, "encoder", None)
+    if encoder is None or run.runtime.device == "cuda" or torch.accelerator.is_available() or has_steps(folder):
+        return
+    from pantomim.engine.runtime import compute_dtype
+    from pantomim.engine.setup import in_steps, open_images
+    from pantomim.engine.timing import REACHED, matrix_flops_per_s
+    from pantomim.explain import count_cost
+
+    device = torch.device("cpu")
+    steps = run.duration.steps or in_steps(run, max(1, len(open_images(run).train) // run.batch_size))[0]
+    images = run.batch_size * steps * (prepared.stages or 1)
+    dtype = compute_dtype(run.runtime, device)
+    speed = REACHED * matrix_flops_per_s(device, dtype)
+    # of all patches through the encoder's blocks: what takes minutes is not counted exactly, which takes seconds
+    if 72 * encoder.depth * encoder.width**2 * encoder.grid[0] * encoder.grid[1] * images / speed < 1800:
+        return
+    if (seconds := images * count_cost(run, dtype).step_flops / speed) > HOURS_S:
+        smaller = "pretrain.size micro and pretrain.minutes 30, or other minutes, make a run that fits"
+        LOG.warning("the run takes about %s on this CPU, by its FLOPs; %s.", about(seconds), smaller)
+
+
+def _extended(recipe: str | None, given: Mapping[str, Any], folder: Path) -> "Prepared":
+    """The finished run in a folder at another length; all else must be what it was."""
+    from pantomim.config import Duration, Pretrain, from_yaml
+
+    asked = given["steps"], given["epochs"]
+    if asked == (None, None) or given["minutes"] is not None or not (folder / "config.yaml").is_file():
+        raise ValueError(
+            f"pretrain.extend must go with the folder of a finished run, and with pretrain.steps or pretrain.epochs, "
+            f"the new length of all of it; got {folder} and {asked[0]} steps, {asked[1]} epochs. Name both."
+        )
+    there, length = from_yaml(Pretrain, folder / "config.yaml"), Duration(*asked)
+    first = [*there.extended, there.duration][0]
+    if recipe is None and given["config"] is None:
+        prepared = planned(None, {**given, "config": folder / "config.yaml", "steps": None, "epochs": None})
+    else:
+        prepared = planned(recipe, {**given, "steps": None, "epochs": None})
+        if prepared.config.duration != first:
+            prepared = planned(recipe, {**given, "steps": first.steps, "epochs": first.epochs})
+    if prepared.chain is not None or hasattr(prepared.config.method, "num_classes"):
+        raise ValueError(
+            f"pretrain.extend must be of a single run of pre-training; got {folder}. A chain grows by pretrain.stages."
+        )
+    earlier = there.extended if there.duration == length else (*there.extended, there.duration)
+    return replace(prepared, config=replace(prepared.config, duration=length, extended=earlier))
 
 
 @_speaking("finetune", init="encoder")

@@ -114,7 +114,9 @@ def test_settings_are_those_of_the_config() -> None:
 
 def test_the_verbs_are_commands_and_alike() -> None:
     assert set(VERBS) <= set(COMMANDS)
-    assert inspect.signature(pantomim.explain).parameters == inspect.signature(pantomim.pretrain).parameters
+    planned, run = (dict(inspect.signature(verb).parameters) for verb in (pantomim.explain, pantomim.pretrain))
+    assert planned.keys() ^ run.keys() == {"time", "minutes", "extend"}
+    assert all(planned[name] == run[name] for name in planned.keys() & run.keys())
     told = inspect.getdoc(pantomim.evaluate) or ""
     assert not [kind.protocol for kind in (*PROTOCOLS, *TASK_PROTOCOLS) if kind.protocol not in told]
     for name in VERBS:
@@ -148,3 +150,17 @@ def test_the_package_is_light_and_its_verbs_stay() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert not isinstance(pantomim.evaluate, ModuleType)
+
+
+def test_how_long_a_run_takes_is_told_beforehand(tmp_path: Path, caplog) -> None:
+    data = tiny_images(tmp_path / "images.npz")
+    sections = dict(pantomim.explain("mae", data=data, size="micro", steps=3, time=True).sections)
+    rows = dict(sections["Time"])
+    assert rows["length"] == "3 steps of 64 images"
+    assert "GFLOP/s of a product" in rows["by FLOPs"]
+    assert rows["whole run"].endswith("GiB")
+    given: dict[str, Any] = {"data": data, **dict.fromkeys(("keep", "config", "out", "settings"))}
+    verbs._hint_at_hours(verbs.planned("mae", given | {"size": "micro", "steps": 3}), tmp_path)
+    assert not caplog.records
+    verbs._hint_at_hours(verbs.planned("mae", given | {"size": "large", "epochs": 10**7}), tmp_path)
+    assert "on this CPU, by its FLOPs; pretrain.size micro" in caplog.text

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import warnings
+from contextlib import nullcontext
 
 from pantomim.cli.command_line import Command, CommandLine, summary
 from pantomim.cli.console import (
@@ -12,6 +13,7 @@ from pantomim.cli.console import (
     notes_shown,
     print_whatever_happens,
     progress,
+    progress_shown,
     say,
     section,
     warn,
@@ -66,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     if name not in COMMANDS:
         fail(f"There is no command {name}.{did_you_mean(name, COMMANDS, 'See pantomim --help.')}", 2)
     try:
-        with notes_shown(line.in_options):
+        with notes_shown(line.in_options), nullcontext() if line.asks_for_help else progress_shown(name):
             COMMANDS[name](line)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process

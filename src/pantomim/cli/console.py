@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from pantomim.core.machine import is_main_process
+from pantomim.core.progress import watched_by
+from pantomim.engine.bar import Times
 
 AS_THEY_ARE: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 CONSOLE, ERRORS = Console(**AS_THEY_ARE), Console(stderr=True, **AS_THEY_ARE)
@@ -44,9 +47,61 @@ def print_whatever_happens() -> None:
             setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=True))
 
 
+class _Display:
+    """What a command is doing, and how far it is: a line on a terminal's standard error, from the first second on.
+
+    It is gone as soon as there is a result to print; no line where there is no terminal.
+    """
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._what = ""
+
+    def __call__(self, what: str, done: float, total: float | None) -> None:
+        if not what or not ERRORS.is_terminal or not is_main_process():
+            self.hide()
+            return
+        if self._progress is None:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), Times())
+            self._progress = Progress(*columns, console=ERRORS, transient=True)
+            self._progress.start()
+        if what != self._what or self._task is None:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._what, self._task = what, self._progress.add_task(what, total=total)
+        self._progress.update(self._task, completed=done, total=total)
+
+    def hide(self) -> None:
+        """Until the next thing is told."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress = self._task = None
+
+
+DISPLAY = _Display()
+
+
+@contextmanager
+def progress_shown(command: str) -> Iterator[None]:
+    """What is told of progress within is shown; at first, the command alone."""
+    with watched_by(DISPLAY):
+        try:
+            DISPLAY(command, 0, None)
+            yield
+        finally:
+            DISPLAY.hide()
+
+
+def result() -> Console:
+    """Where the result is printed, nothing else being shown."""
+    DISPLAY.hide()
+    return CONSOLE
+
+
 def say(text: str) -> None:
     """A line of the result; long ones are left to the terminal, so that paths can be copied."""
-    CONSOLE.print(text, soft_wrap=True)
+    result().print(text, soft_wrap=True)
 
 
 def progress(text: str) -> None:
@@ -97,7 +152,7 @@ def section(heading: str, rows: Iterable[tuple[str, str]]) -> None:
     table.add_column(no_wrap=True, style="cyan")
     for row in rows:
         table.add_row(*row)
-    CONSOLE.print(Text(f"\n{heading}", "bold"))
+    result().print(Text(f"\n{heading}", "bold"))
     CONSOLE.print(table)
 
 
@@ -108,7 +163,7 @@ def grid(headings: Sequence[str], rows: Iterable[Sequence[str]], *, gap: int = 0
         table.add_column(heading, no_wrap=number == 0)
     for row in rows:
         table.add_row(*row)
-    CONSOLE.print(table)
+    result().print(table)
 
 
 def say_broken(broken: Iterable[Any]) -> None:

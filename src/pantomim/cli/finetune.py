@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pantomim import verbs
 from pantomim.cli.command_line import CommandLine
 from pantomim.cli.console import say
-from pantomim.cli.pretrain import in_words, say_complete
+from pantomim.cli.pretrain import in_words, say_complete, say_next
 from pantomim.cli.run_options import read_run
 from pantomim.core.machine import is_main_process
 
@@ -25,3 +25,4 @@ def train_and_score(line: CommandLine, verb: Callable[..., verbs.Run], trains: s
         say(f"From scratch: {run.scratch.scored}")
     if run.scored is not None:
         say(str(run.scored))
+    say_next(run.out)

@@ -1,11 +1,11 @@
 import shlex
 from pathlib import Path
 
-from rich.text import Text
 from tyro.conf import Positional
 
 from pantomim.cli.command_line import typed
-from pantomim.cli.console import CONSOLE, say
+from pantomim.cli.console import say
+from pantomim.core.progress import report, tracked
 
 SHOWN = ("random", "red", "green", "blue", "purple", "block")  # unless others are named
 
@@ -52,14 +52,11 @@ def masks(
     names = strategies or (() if bank else SHOWN)
     maskers = choose_maskers(names, ratio, bank)
     photos = [load_photo(path, size) for path in image]
-    surveys = []
-    with CONSOLE.status("", spinner="line") as status:  # the first time, a colour's patterns take ten seconds
-        for name, masker in maskers.items():
-            status.update(Text(f"masks of {name}"))
-            surveys.append(survey(name, masker, size, num=draws, seed=seed))
-        status.update("drawing")
-        words = ["pantomim", "masks", *names, "--grid", grid, "--ratio", f"{ratio:g}"]
-        words += ["--draws", str(draws), "--samples", str(samples), "--seed", str(seed)]
-        words += (["--bank", str(bank)] if bank else []) + (["--image", *map(str, image)] if image else [])
-        page, picture = write_gallery(Gallery(surveys, ratio, seed, samples, photos, shlex.join(words)), out)
+    drawn = tracked(maskers.items(), "masks: drawing", len(maskers))  # at first, a colour's patterns take ten seconds
+    surveys = [survey(name, masker, size, num=draws, seed=seed) for name, masker in drawn]
+    report("masks: writing the page")
+    words = ["pantomim", "masks", *names, "--grid", grid, "--ratio", f"{ratio:g}"]
+    words += ["--draws", str(draws), "--samples", str(samples), "--seed", str(seed)]
+    words += (["--bank", str(bank)] if bank else []) + (["--image", *map(str, image)] if image else [])
+    page, picture = write_gallery(Gallery(surveys, ratio, seed, samples, photos, shlex.join(words)), out)
     say(f"Gallery: {page}, and as a picture: {picture}")

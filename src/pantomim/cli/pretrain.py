@@ -22,16 +22,38 @@ def pretrain(line: CommandLine) -> None:
     encoder = run.out / "encoder.safetensors"
     if run.stages:
         section("Stages", [(f"stage {number}", in_words(stage)) for number, stage in enumerate(run.stages)])
-        page = f"`pantomim report {shlex.quote(str(run.out))}` makes one page of all stages."
-        say(f"\nEncoder of the last stage: {encoder}. {page}")
+        say(f"\nEncoder of the last stage: {encoder}")
     else:
         say(f"{in_words(run.finished)}.\nEncoder: {encoder}")
+    say_next(run.out)
 
 
 def say_complete(out: "Path", already: bool) -> None:
     """Say that nothing was trained, where that is so."""
     if already:
         say(f"{out} is complete and was left as it is. Another --out starts afresh.")
+
+
+def say_next(out: "Path") -> None:
+    """Three lines to copy: the page of a run, its score or its predictions, and its encoder in Python."""
+    from pantomim.config import Pretrain, from_yaml
+    from pantomim.data.record import read_record
+
+    config = from_yaml(Pretrain, out / "config.yaml")
+    record = read_record(out) or read_record(out / "stage-0")
+    if record is None or not config.data.source:  # of an earlier version
+        return
+    folder, data = shlex.quote(str(out)), shlex.quote(config.data.source)
+    data += "" if config.data.scale is None else f" --scale {config.data.scale:g}"
+    if (out / "classifier.json").is_file():
+        second = f"pantomim predict {folder} {data} --out {shlex.quote(str(out / 'predictions.csv'))}"
+    elif (out / "segmenter.json").is_file():
+        second = f"pantomim predict {folder} {data} --out {shlex.quote(str(out / 'predictions'))}"
+    else:
+        protocol = "label_free" if record.facts.num_classes is None else "knn"
+        second = f"pantomim evaluate {protocol} --encoder {folder} --data {data}"
+    third = f"import pantomim; encoder = pantomim.load({str(out)!r})  # in Python"
+    say("\n  ".join(["\nNext:", f"pantomim report {folder}", second, third]))
 
 
 def in_words(finished: "Finished") -> str:

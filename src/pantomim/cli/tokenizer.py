@@ -21,7 +21,7 @@ def tokenizer(line: CommandLine) -> None:
 
 def _train(line: CommandLine) -> None:
     """Train a tokenizer: pantomim tokenizer train [RECIPE] --data SRC --out RUN [--steps N] [--any.setting value]."""
-    without = ("init", "target", "tokenizer", "stages", "reinit", "evaluate")
+    without = ("init", "target", "tokenizer", "stages", "reinit", "evaluate", "minutes", "extend")
     arguments, settings = read_run(line, verbs.pretrain, without, summary(_train))
     prepared = verbs.planned(arguments["recipe"], arguments, trains="tokenizer")
     out = verbs.folder_of(arguments["out"])

@@ -7,6 +7,7 @@ import numpy as np
 from torch import nn
 
 from pantomim.core.frozen import frozen
+from pantomim.core.progress import tracked
 from pantomim.core.scales import Scale
 from pantomim.data.dataset import Dataset, num_threads
 from pantomim.data.decoding import BrokenImageError
@@ -35,7 +36,8 @@ def channel_stats(dataset: Dataset, limit: int = MANY) -> Stats:
     centre = first.mean(axis=(1, 2), dtype=np.float64)  # near the mean, so that squares lose no digits
     chunks = np.array_split(indices, max(1, len(indices) // 64))
     with ThreadPoolExecutor(num_threads()) as threads:
-        sums = list(threads.map(lambda chunk: _sums(dataset, chunk, centre), chunks))
+        measured = threads.map(lambda chunk: _sums(dataset, chunk, centre), chunks)
+        sums = list(tracked(measured, "mean and std of the images", len(chunks)))
     num_pixels, total, square = (sum(parts) for parts in zip(*sums, strict=True))
     shift = total / num_pixels
     std = np.sqrt(np.maximum(square / num_pixels - shift**2, 0)) / dataset.scale.divisor

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pantomim.core.batch import IGNORE, Batch
 from pantomim.core.host import to_device
+from pantomim.core.progress import tracked
 from pantomim.data.augment import Augment, augmented, draw_augment
 from pantomim.data.dataset import Dataset, TooManyBrokenError, num_threads
 from pantomim.data.decoding import BrokenImageError
@@ -257,16 +258,18 @@ def evaluation_batches(
     array = dataset.array(memory_gib) if 2 * len(indices) > len(dataset) else None  # of a few, decode those alone
     indices = indices[~np.isin(indices, list(dataset.broken_reasons()))]
     chunks = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
+    what = f"{dataset.name} ({dataset.split}): images"
     if array is None:
         workers = max(1, num_threads() - 1) if workers is None else workers
         workers = min(workers, len(chunks) // 4)  # a few batches are not worth a process
         read = partial(_read_centred, dataset, image_size, chunks)
-        for images, healthy, _ in _decoded(dataset, read, range(len(chunks)), workers, device):
+        decoded = _decoded(dataset, read, range(len(chunks)), workers, device)
+        for images, healthy, _ in tracked(decoded, what, len(chunks)):
             if len(healthy):
                 yield images, healthy.numpy()
         return
     box = torch.from_numpy(centred_boxes(np.asarray([array.shape[2:]]), image_size)).to(device)
-    for ids in chunks:
+    for ids in tracked(chunks, what, len(chunks)):
         images = scaled(torch.from_numpy(array[ids]).to(device), dataset.scale)
         if array.shape[2:] != tuple(image_size):
             images = _without_overshoot(resized_crop(images, box.expand(len(ids), 4), image_size), dataset)
@@ -294,7 +297,8 @@ def whole_images(
     indices = indices[~np.isin(indices, list(dataset.broken_reasons()))]
     workers = min(max(1, num_threads() - 1) if workers is None else workers, len(indices) // 16)
     read = partial(_read_whole, dataset, masks, base, indices)
-    for image, ids, found in _decoded(dataset, read, range(len(indices)), workers, device):
+    decoded = _decoded(dataset, read, range(len(indices)), workers, device)
+    for image, ids, found in tracked(decoded, f"{dataset.name} ({dataset.split}): images", len(indices)):
         if found is not None:
             yield image, found[0].long(), int(ids)
 

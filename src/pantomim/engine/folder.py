@@ -27,7 +27,7 @@ from pantomim.data.record import LIST, RECORD, DataRecord, has_steps, read_list,
 from pantomim.data.sources import place
 from pantomim.engine.record import read_metrics
 from pantomim.engine.runtime import on_main
-from pantomim.engine.setup import Images
+from pantomim.engine.setup import Images, shorter
 from pantomim.formats.native import NAMES, SEGMENTER, TOKENIZER, read_description, read_pair
 
 # What may change between two starts of a run: how it is carried out, not what is learned (but for rounding). What
@@ -67,11 +67,13 @@ class RunFolder:
         self._lock = FileLock(path / ".lock", timeout=0)
 
     @contextmanager
-    def hold(self, accelerator: Accelerator, config: Pretrain) -> Iterator[None]:
-        """Make the folder, or resume the run in it; nobody else can while the context lasts."""
+    def hold(self, accelerator: Accelerator, config: Pretrain) -> Iterator[bool]:
+        """Make the folder, or resume the run in it; nobody else can while the context lasts.
+
+        Gives whether the run there is the shorter one that this config is to extend (`extend` does).
+        """
         try:
-            on_main(accelerator, lambda: self._open(config))
-            yield
+            yield on_main(accelerator, lambda: self._open(config))
         finally:
             self._lock.release()
 
@@ -176,6 +178,22 @@ class RunFolder:
                 f"differs in:{lines}\nPut them back as they were, or choose another folder."
             )
 
+    def extend(self, config: Pretrain, checkpoint: Checkpoint | None, total: int, since: int) -> None:
+        """Turn the finished run of `since` steps into the unfinished one of `total`."""
+        if checkpoint is None or checkpoint.step != since:
+            there = "no checkpoint" if checkpoint is None else f"step {checkpoint.step}"
+            raise ValueError(
+                f"Pretrain.extended must be of a run that is finished and has its last checkpoint; got {self.path} "
+                f"with {there} of {since} steps. Resume it first, as it was begun."
+            )
+        if total <= since:
+            raise ValueError(
+                f"Pretrain.duration must be longer than the {since} steps of the run in {self.path}; got {total}. "
+                f"Name the length of the whole run."
+            )
+        (self.path / "finished.json").unlink(missing_ok=True)
+        self._write("config.yaml", to_yaml(config))
+
     def check_checkpoint(self, checkpoint: Checkpoint, config: Pretrain, total: int) -> None:
         """Refuse a checkpoint of another run, by its seed, settings and length.
 
@@ -188,7 +206,7 @@ class RunFolder:
         stated = checkpoint.path / "checkpoint.json"
         refuse_changes("Pretrain", "checkpoint", stated, theirs, ours, lambda key: key not in compared, late)
 
-    def _open(self, config: Pretrain) -> None:
+    def _open(self, config: Pretrain) -> bool:
         take_folder("Pretrain", "run", self.path, "config.yaml", self._lock)
         remove_leftover_checkpoints(self.checkpoints)
         written = self.path / "config.yaml"
@@ -199,12 +217,17 @@ class RunFolder:
                     f"Pretrain.out must hold no run of an earlier version, which cannot be resumed; got {self.path}. "
                     f"Choose another folder."
                 )
-            ours, there = leaves(to_dict(config)), leaves(to_dict(theirs))
+            extending = bool(config.extended) and theirs.extended == config.extended[:-1]
+            compared = shorter(config) if extending else config
+            ours, there = leaves(to_dict(compared)), leaves(to_dict(theirs))
             if (record := read_record(self.path)) is not None and record.source == place(config.data.source):
                 there["data.source"] = config.data.source
-            refuse_changes("Pretrain", "run", written, there, ours, FREE.__contains__)
-        else:
-            self._write(written.name, to_yaml(config))
+            longer = compared.duration != theirs.duration and not hasattr(config.method, "num_classes")
+            advice = " A finished run is trained longer with pretrain.extend." if longer else ""
+            refuse_changes("Pretrain", "run", written, there, ours, FREE.__contains__, advice=advice)
+            return extending
+        self._write(written.name, to_yaml(config))
+        return False
 
     def _write(self, name: str, text: str) -> None:
         replace_file(self.path / name, text.encode(errors="surrogateescape"))
@@ -266,6 +289,7 @@ def refuse_changes(
     ours: Mapping[str, Any],
     is_free: Callable[[str], bool],
     more: Sequence[str] = (),
+    advice: str = "",
 ) -> None:
     """Refuse to resume what is in a folder with other settings (by dotted name) than it was started with.
 
@@ -281,7 +305,7 @@ def refuse_changes(
         lines = "".join(f"\n  {line}" for line in [*different[:20], *more])
         raise ValueError(
             f"{owner}.out must hold no {what} of another config; got {written.parent}, which differs in:{lines}\n"
-            f"Choose another folder, or resume with the settings in {written}."
+            f"Choose another folder, or resume with the settings in {written}.{advice}"
         )
 
 

@@ -18,7 +18,6 @@ from pantomim.config import Pretrain
 from pantomim.data.dataset import Dataset
 from pantomim.data.record import read_record
 from pantomim.data.stats import check_normalised, check_scale
-from pantomim.data.stream import Stream
 from pantomim.engine.folder import Finished, RunFolder, identity_of
 from pantomim.engine.initial import start_from
 from pantomim.engine.record import Clock, Recorder, peak_memory_gib
@@ -34,9 +33,17 @@ from pantomim.engine.runtime import (
     read_means,
     start_accelerator,
 )
-from pantomim.engine.setup import check_fit, describe_masks, describe_start, in_steps, open_images
+from pantomim.engine.setup import (
+    check_fit,
+    describe_masks,
+    describe_start,
+    in_steps,
+    open_images,
+    shorter,
+    stream_opener,
+)
 from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, WorkerError, explain_memory, save_failure
-from pantomim.engine.training import Training
+from pantomim.engine.training import Training, describe_extension
 from pantomim.engine.validation import Judge, judged_by
 from pantomim.formats.files import frozen_hashes
 from pantomim.formats.native import (
@@ -72,8 +79,8 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
     dtype = compute_dtype(config.runtime, device)
     seed, accumulation = config.runtime.seed, config.runtime.accumulation
     run = RunFolder(out)
-    with run.hold(accelerator, config), StopSignals() as signals:
-        if (finished := on_main(accelerator, run.finished)) is not None:
+    with run.hold(accelerator, config) as extending, StopSignals() as signals:
+        if not extending and (finished := on_main(accelerator, run.finished)) is not None:
             end_training(accelerator)
             return finished
         checkpoint = find_checkpoint(run.checkpoints)
@@ -85,44 +92,35 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         on_main(accelerator, lambda: run.keep_images(images, config.data.source, before.broken))
         images.mark_broken(before.broken)
         dataset, masks = images.train, images.masks
-        total, warmup = in_steps(config, max(1, len(dataset) // config.batch_size))
+        total, warmup = in_steps(config, epoch := max(1, len(dataset) // config.batch_size))
+        since = config.extended[-1].in_steps(epoch) if config.extended else 0
+        if extending:
+            on_main(accelerator, lambda: run.extend(config, checkpoint, total, since))
 
         # --------------------------------------------------------------------------------------------------- Method
         torch.manual_seed(random_seed(seed, 0, Purpose.WEIGHTS))
         if method is None:
             method = config.method.build(total if config.optim.stretch == 1 else config.optim.stretch * total)
         check_fit(config, dataset, method.requirements, world, masks)
-        open_stream = partial(
-            Stream,
-            image_size=method.requirements.image_size,
-            crop=config.data.crop if config.data.masks is None else config.data.masks.crop,
-            seed=seed,
-            device=device,
-            rank=rank,
-            world=world,
-            workers=config.data.workers,
-            memory_gib=config.data.memory_gib,
-            augment=config.data.augment if masks is None else None,
-            masks=masks,
-            second=config.data.second,
-        )
+        open_stream = stream_opener(config, method.requirements, masks, device, rank, world)
         stream = open_stream(dataset, batch_size=config.batch_size, micro=accumulation, repeats=config.data.repeats)
         log_every = config.runtime.log_every or (1 if total < 200 else 10)
         held_out, judged = judged_by(method, images, config, total, world)
-        judge, epoch = None, stream.steps_per_epoch
+        judge = None
         if held_out is not None:
             judge = Judge(method, held_out, masks, open_stream, epoch, total, config, accelerator, log_every)
 
         # -------------------------------------------------------------------------------------- Optimiser, schedule
         method.to(device)
-        training = Training(config, method, total, warmup, accelerator)
+        training = Training(config, method, total, warmup, accelerator, since)
         optimizer = training.optimizer
         save_every = config.runtime.save_every or min(max(total // 20, 50), 1000)
 
         # ------------------------------------------------------------------------------------------ Start or resume
         start, clock, origin = 0, Clock(before.time_s, before.timed_images, before.timed_s), None
         if checkpoint is not None:
-            run.check_checkpoint(checkpoint, config, total)
+            old = bool(since) and checkpoint.step <= since  # of the run before it was extended
+            run.check_checkpoint(checkpoint, shorter(config) if old else config, since if old else total)
             load_checkpoint(checkpoint, method, optimizer)
             if before.scaler:
                 training.scaler.load_state_dict(before.scaler)
@@ -151,6 +149,8 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         with signals.deferred(), recorder, closing(stream.batches(start, total)) as steps:
             where = f"{device.type} in {str(dtype).removeprefix('torch.')}"
             recorder.say(describe_start(config, dataset, judged, where, world, start, total))
+            if 0 < since == start:
+                recorder.say(describe_extension(training))
             if origin is not None:
                 recorder.say(origin)
             for text in told:

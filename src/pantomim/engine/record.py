@@ -14,11 +14,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from pantomim.core import machine
+from pantomim.core import machine, progress
 from pantomim.core.files import naming, replace_file
 from pantomim.data.dataset import Broken
+from pantomim.engine.bar import Times
 
 NUM_PLAIN_LINES = 20
 
@@ -133,7 +134,7 @@ class Recorder:
         self._console = console or Console(stderr=True, markup=False, emoji=False)
         self._main = accelerator.is_main_process
         self._bar: Progress | None = None
-        self._next_line, self._held_out = start, ""
+        self._next_line = start
         self.logged = logged
 
     def __enter__(self) -> "Recorder":
@@ -146,6 +147,9 @@ class Recorder:
             self.say(f"Warning: {self._path} lacks {missing} of the {self.logged} steps that were logged before.")
         self.logged = len(kept)
         self._start_tracker()
+        progress.report("")  # it is shown here alone
+        self._alone = progress.watched_by(lambda *told: None)
+        self._alone.__enter__()
         if self._console.is_terminal:
             self._start_bar()
         return self
@@ -153,6 +157,7 @@ class Recorder:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._main:
             return
+        self._alone.__exit__(None, None, None)
         if self._bar is not None:
             self._bar.stop()
         self._track(lambda: [tracker.finish() for tracker in self._accelerator.trackers])
@@ -181,16 +186,15 @@ class Recorder:
         self.logged += 1
         numbers = {key: value for key, value in values.items() if value is not None}
         self._track(lambda: self._accelerator.log(numbers, step=step))
-        if "held_out_loss" in numbers:
-            self._held_out = f" (held-out {numbers['held_out_loss']:.4f})"
-        state = _state(numbers, self._held_out)
+        state, left = _state(numbers), None
+        if "images_per_s" in numbers:
+            left = (self._total - step) * self._batch_size / numbers["images_per_s"]
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, state=state)
-        elif step >= self._next_line or step == self._total:
+            due = None if left is None else time.monotonic() + left
+            self._bar.update(self._task, completed=step, state=state, due=due)
+        elif step >= self._next_line or step == self._total or "held_out_loss" in numbers:
             self._next_line = step + math.ceil(self._total / NUM_PLAIN_LINES)
-            if "images_per_s" in numbers:
-                left = (self._total - step) * self._batch_size / numbers["images_per_s"]
-                state = f"{state}  {_duration(left)} left"
+            state += "" if left is None else f"  left {progress.duration(left)}"
             self.say(f"step {step:>{len(str(self._total))}}/{self._total}  {state}")
 
     def sync(self) -> None:
@@ -227,22 +231,24 @@ class Recorder:
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            Times(),
             console=self._console,
         )
-        self._task = self._bar.add_task("pretrain", total=self._total, completed=self._start, state="starting")
+        state = {"state": "first step", "due": None}
+        self._task = self._bar.add_task("training", total=self._total, completed=self._start, **state)
         self._bar.start()
 
 
-def _state(values: Mapping[str, float], held_out: str) -> str:
+def _state(values: Mapping[str, float]) -> str:
+    """The loss, beside what it was on held-out images if that was measured now, and what knows nothing would have."""
+    loss = f"loss {values['loss']:.4f}"
+    if "held_out_loss" in values:
+        loss += f" (held-out {values['held_out_loss']:.4f})"
+    if baseline := values.get("baseline"):
+        below = 1 - values.get("loss_target", values["loss"]) / baseline
+        loss += (
+            f", {100 * below:.0f} % below the mean's {baseline:.4f}" if below > 0 else f", the mean's {baseline:.4f}"
+        )
     speed = f"{values['images_per_s']:.0f} images/s  " if "images_per_s" in values else ""
     memory = f"{values['memory_gib']:.1f} GiB" if "memory_gib" in values else ""
-    return f"loss {values['loss']:.4f}{held_out}  lr {values['lr']:.1e}  {speed}{memory}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{loss}  lr {values['lr']:.1e}  {speed}{memory}"

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from pantomim.data.identity import Identity
 from pantomim.data.layout import divide, part_names
 from pantomim.data.masks import Masks, open_masked, read_masked
 from pantomim.data.sources import divided, open_split, read_contents
+from pantomim.data.stream import Stream
 from pantomim.methods.base import Requirements
 from pantomim.nn.vit import Encoder
 from pantomim.optim import LARS, layer_scale, limit_training, parameter_groups
@@ -124,6 +126,26 @@ def _hold_out(dataset: Dataset, contents: Contents | None, config: Pretrain) -> 
             f"class of which has two. Add images, or set validation.share to 0: the last step is then taken."
         )
     return dataset.subset(rows["train"]), dataset.subset(rows["test"])
+
+
+def stream_opener(
+    config: Pretrain, needs: Requirements, masks: Masks | None, device: torch.device, rank: int, world: int
+) -> "partial[Stream]":
+    """Opens the stream of a data set, given it and a batch size."""
+    return partial(
+        Stream,
+        image_size=needs.image_size,
+        crop=config.data.crop if config.data.masks is None else config.data.masks.crop,
+        seed=config.runtime.seed,
+        device=device,
+        rank=rank,
+        world=world,
+        workers=config.data.workers,
+        memory_gib=config.data.memory_gib,
+        augment=config.data.augment if masks is None else None,
+        masks=masks,
+        second=config.data.second,
+    )
 
 
 def check_fit(
@@ -241,6 +263,11 @@ def optimiser(config: OptimConfig, method: nn.Module, lr: float) -> torch.optim.
     if config.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def shorter(config: Pretrain) -> Pretrain:
+    """The run before it was last extended."""
+    return replace(config, duration=config.extended[-1], extended=config.extended[:-1])
 
 
 def in_steps(config: Pretrain, steps_per_epoch: int) -> tuple[int, int]:

@@ -29,19 +29,29 @@ from pantomim.engine.setup import optimiser
 from pantomim.methods.base import Method
 from pantomim.optim import Schedule, scaled_lr
 
+# Of the steps by which a run is extended: so long the rate rises linearly from the least to that of a run of the
+# whole length. Ours; Ibrahim et al. 2024, arXiv:2403.08763, re-warm to the peak, and find that the length of this
+# matters little
+REWARMING = 0.05
+
 
 class Training:
     """A method, built and on its device, with its optimiser and learning rate; `total` and `warmup` are steps.
 
+    `since` is the step from which on the run is extended: there the rate rises once more (see `rewarming`).
+
     Precision float32 means that nothing is cast: a float64 method stays one.
     """
 
-    def __init__(self, config: Pretrain, method: Method, total: int, warmup: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self, config: Pretrain, method: Method, total: int, warmup: int, accelerator: Accelerator, since: int = 0
+    ) -> None:
         optim = config.optim
         self.config, self.method, self.accelerator = config, method, accelerator
         self.device = next(method.parameters()).device
         self.dtype = compute_dtype(config.runtime, self.device)
         self.total, self.length = total, int(optim.stretch * total)  # of the run, and of the schedules
+        self.since, self.rewarming = since, max(1, round(REWARMING * (total - since))) if since else 0
         peak_lr = scaled_lr(optim.base_lr, config.batch_size)
         schedule = Schedule(peak_lr, optim.min_lr, warmup, self.length, optim.start_lr)
         rates: dict[str, Callable[[float], float]] = {
@@ -78,7 +88,11 @@ class Training:
 
     def lr(self, step: int) -> float:
         """The learning rate of a step's update."""
-        return self._rate(self._place(step))
+        passed = step - self.since
+        if not 0 <= passed < self.rewarming:
+            return self._rate(self._place(step))
+        least, reached = self.config.optim.min_lr, self._rate(self._place(self.since + self.rewarming))
+        return least + (reached - least) * (passed + 1) / (self.rewarming + 1)
 
     def weight_decay(self, step: int) -> float:
         """The weight decay of a step's update, for those parameters that have any."""
@@ -129,3 +143,13 @@ class Training:
         # method.update_ema
         method.update_ema(step)
         return means
+
+
+def describe_extension(training: Training) -> str:
+    """The new shape of the schedule of a run that is extended, in one line."""
+    since, total, rewarming, least = training.since, training.total, training.rewarming, training.config.optim.min_lr
+    reached = training.lr(since + rewarming)
+    return (
+        f"The run is extended from {since} to {total} steps with its optimiser: the rate rises from {least:.2g} "
+        f"to {reached:.2g} in {rewarming} steps, and then is as in a run of {total} steps."
+    )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pantomim.core.frozen import frozen
+from pantomim.core.progress import tracked
 from pantomim.evaluate.base import Bench, Evaluation, Scores
 from pantomim.evaluate.features import FeatureTable
 from pantomim.evaluate.parts import Outcome, Tables, best_view, top1
@@ -61,7 +62,8 @@ def neighbour_votes(
     ks = tuple(k for k in ks if k <= len(bank)) or (len(bank),)
     bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
     predictions: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for part in queries.split(chunk):
+    parts = queries.split(chunk)
+    for part in tracked(parts, "nearest neighbours", len(parts)):
         similarity, neighbours = (part @ bank.T).topk(max(ks), dim=1)
         weight = ((similarity - 1) / TEMPERATURE).exp()  # a common factor, so that nothing overflows
         ballots = labels[neighbours]

@@ -12,6 +12,7 @@ import tyro
 
 from pantomim.core.frozen import frozen
 from pantomim.core.modes import evaluating
+from pantomim.core.progress import tracked
 from pantomim.core.spread import alignment, effective_rank, relative_std, uniformity
 from pantomim.data.dataset import Dataset
 from pantomim.data.layout import part_names
@@ -70,7 +71,7 @@ class LabelFree(Evaluation):
         )
         pairs: dict[str, list[list[torch.Tensor]]] = {name: [] for name in table.views}
         with evaluating(encoder), closing(stream.batches(0, count)) as batches:
-            for (batch,) in batches:
+            for (batch,) in tracked(batches, "two crops of each image", count):
                 assert batch.second is not None
                 both = [views(encoder, encoder(view)) for view in (batch.images, batch.second)]
                 for name, found in pairs.items():

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pantomim.core.frozen import frozen
+from pantomim.core.progress import tracked
 from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.core.schedule import half_cosine
 from pantomim.evaluate.base import Bench, Evaluation, Scores
@@ -131,7 +132,7 @@ def train_probes(
     batch_size = min(batch_size, len(features))
     steps_per_epoch = len(features) // batch_size
     total = epochs * steps_per_epoch
-    for step in range(total):
+    for step in tracked(range(total), "linear classifiers: steps", total):
         if step % steps_per_epoch == 0:
             order = torch.randperm(len(features), generator=generator).to(device)
         rows = order[step % steps_per_epoch * batch_size :][:batch_size]

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 
 from pantomim.core.files import OWN_FOLDER, check_out, replace_file
+from pantomim.core.progress import tracked
 from pantomim.data.dataset import Broken, Contents, Dataset
 from pantomim.data.decoding import BrokenImageError, is_image
 from pantomim.data.mask_files import write_mask, write_overlay
@@ -144,7 +145,7 @@ def segment(folder: Path, dataset: Dataset, out: Path, device: torch.device, *, 
         )
     replace_file(out / OWN_FOLDER, b"")
     names = dataset.names
-    for index, place in enumerate(mask_places(names)):
+    for index, place in enumerate(tracked(mask_places(names), "masks", len(names))):
         with suppress(BrokenImageError):  # it is in `dataset.broken` then
             image = dataset.read(index)
             whole = scaled(fitted(image, trained.base), dataset.scale)[None]

@@ -199,15 +199,16 @@ class CMTMAE(Method):
         latent = self.encoder(batch.images, mask.ids_keep)  # visible patches only
         prediction = self.decoder(latent, mask)  # (B, M, K): features, then pixels
         features, pixels = prediction.split(self.widths, dim=-1)
-        loss = draws.teacher_weight.new_zeros(())
+        loss = baseline = draws.teacher_weight.new_zeros(())
         if draws.features:
             losses |= self.target.loss(features, draws.features, draws.teacher_weight)
-            loss = self.config.feature_weight * losses["loss"]
+            loss, baseline = (self.config.feature_weight * losses[name] for name in ("loss", "baseline"))
         if self.pixels is not None:
             target = take(self.pixels(batch.images), mask.ids_mask)
             losses["loss_pixels"] = self.pixels.loss(pixels, target)
             loss = loss + self.config.pixel_weight * losses["loss_pixels"]
-        return losses | {"loss": loss}
+            baseline = baseline + self.config.pixel_weight * self.pixels.metrics(pixels, target)["baseline"]
+        return losses | {"loss": loss, "baseline": baseline}
 
     def warning(self, logged: Mapping[str, float | None]) -> str | None:
         """Of a moving average with nearly the same features for all images: places alone then predict them."""

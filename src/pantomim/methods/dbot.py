@@ -104,7 +104,8 @@ class DBOT(Method):
         latent = self.encoder(batch.images, mask.ids_keep)  # visible patches only
         prediction = self.decoder(latent, mask, with_class=self.predict_class)  # (B, 1 + M, K)
         target = self.target(draws.guidance or self.teacher(batch.images), mask.ids_mask)  # (B, 1 + M, K)
-        return {"loss": self.distance(prediction, target), "target_std": feature_std(target)}
+        loss, baseline = self.distance(prediction, target), self.distance.baseline(target)
+        return {"loss": loss, "baseline": baseline, "target_std": feature_std(target)}
 
     @torch.no_grad()
     def target(self, features: Guidance, ids: Int[Tensor, "B M"]) -> Float[Tensor, "B T K"]:

@@ -27,7 +27,9 @@ from pantomim.nn.momentum import EMA, Momentum
 from pantomim.nn.position import sincos_2d
 from pantomim.nn.tokens import take
 from pantomim.nn.vit import Encoder, EncoderConfig
+from pantomim.targets.distance import Distance
 
+DISTANCE = Distance("smooth_l1", beta=1.0)
 TARGET_EPS = 1e-5  # of the targets' layer norm; all others have 1e-6
 
 
@@ -131,8 +133,12 @@ class IJEPA(Method):
         prediction = self.predictor(latent.repeat(targets, 1, 1), ids_context.repeat(targets, 1), ids_asked)
         target = self.target(batch.images, ids_target)  # (T, B, K, D), no gradient
         target = target.unsqueeze(1).expand(-1, contexts, -1, -1, -1).flatten(0, 2)  # (T E B, K, D), as the prediction
-        loss = F.smooth_l1_loss(at_least_float32(prediction), target)
-        return {"loss": loss, "target_std": target.flatten(0, 1).std(dim=0).mean()}  # a std near 0: collapsed
+        loss, baseline = F.smooth_l1_loss(at_least_float32(prediction), target), DISTANCE.baseline(target)
+        return {
+            "loss": loss,
+            "baseline": baseline,
+            "target_std": target.flatten(0, 1).std(dim=0).mean(),
+        }  # a std near 0: collapsed
 
     @torch.no_grad()
     def target(self, images: Float[Tensor, "B C H W"], ids: Int[Tensor, "T B K"]) -> Float[Tensor, "T B K D"]:

@@ -82,4 +82,4 @@ class MILAN(Method):
         latent = self.encoder(batch.images, mask.ids_keep)  # visible patches only
         prediction = self.decoder(latent, mask, everywhere=True, with_class=True)  # (B, 1 + N, K)
         target = torch.cat([guidance.prefix[:, :1], guidance.patches], dim=1)  # (B, 1 + N, K), no gradient
-        return {"loss": DISTANCE(prediction, target)}
+        return {"loss": DISTANCE(prediction, target), "baseline": DISTANCE.baseline(target)}

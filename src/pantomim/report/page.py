@@ -150,7 +150,10 @@ def facts(folder: RunFolder) -> Iterator[tuple[str, str, str]]:
         yield "Images", f"{height} × {width}, {colours}", remark
     steps = folder.finished.get("steps") or (int(folder.metrics.steps[-1]) if len(folder.metrics.steps) else 0)
     if batch := config.get("batch_size"):
-        yield "Training", f"{steps:,} steps", f"{batch:,} images each, seed {look_up(config, 'runtime.seed', '?')}"
+        lengths = [f"{each[unit]:,} {unit}" for each in config.get("extended", []) for unit in each if each[unit]]
+        longer = f", extended after {' and '.join(lengths)}" if lengths else ""
+        seed = look_up(config, "runtime.seed", "?")
+        yield "Training", f"{steps:,} steps", f"{batch:,} images each, seed {seed}{longer}"
     if held_back := folder.data.get("held_back"):
         yield "Trained on", f"{folder.data['images']:,} images", f"{held_back:,} held back"
     if (total := total_seconds(folder)) is not None:
@@ -209,7 +212,29 @@ def charts(folder: RunFolder) -> Iterator[Chart]:
             if name == "loss" and metrics.has("held_out_loss"):
                 held_out = Curve("held-out", "loss", *_logged(metrics, "held_out_loss"))
                 curve, heading = replace(curve, beside=held_out), "Loss, in training and on held-out images"
+            heading += above_knowing_nothing(folder) if name == "loss" else ""
             yield curve_chart(heading, curve, large=name == "loss")
+
+
+def above_knowing_nothing(folder: RunFolder) -> str:
+    """What the loss at the end is worth, beside that of predicting the mean of the target; nothing where none is."""
+    columns = folder.metrics.columns
+    if "baseline" not in columns:
+        return ""
+    end = slice(-max(1, len(folder.metrics.steps) // 20), None)
+    loss, mean = (
+        float(np.nanmean(columns[name][end]))
+        for name in ("loss_target" if "loss_target" in columns else "loss", "baseline")
+    )
+    if not mean > 0:
+        return ""
+    what = (
+        "of its variance is explained"
+        if look_up(folder.config, "method.target.distance.form") == "l2"
+        else "less is left"
+    )
+    share = f"{100 * (1 - loss / mean):.0f} % {what} at the end" if loss < mean else "nothing is explained at the end"
+    return f" (predicting the target's mean: {mean:.3g}; {share})"
 
 
 def _logged(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:

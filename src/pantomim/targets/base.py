@@ -32,8 +32,8 @@ class Target(Evaluated, ABC):
     def metrics(
         self, prediction: Float[Tensor, "B M K"], target: Tensor, weight: Float[Tensor, "B M"] | None = None
     ) -> dict[str, Tensor]:
-        """What is worth a curve beside the loss; arguments as of `loss`."""
-        return {}
+        """What is worth a curve beside the loss, such as that of `Distance.baseline`; arguments as of `loss`."""
+        return {"baseline": self.distance.baseline(target, weight)}
 
     def check_data(self, batches: Iterable[Float[Tensor, "B C H W"]]) -> str | None:
         """A warning about the targets of the training images; None: nothing is wrong, images are not read."""

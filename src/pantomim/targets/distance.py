@@ -42,6 +42,16 @@ class Distance:
             return F.mse_loss(prediction, target)  # one mean over everything, as MAE has it
         return weighted_mean(self.each(prediction, target), weight)
 
+    def baseline(self, target: Float[Tensor, "B M K"], weight: Float[Tensor, "B M"] | None = None) -> Float[Tensor, ""]:
+        """The distance of a prediction that knows nothing of the image: the mean target of the batch for every patch.
+
+        With "l2" it is the variance of the target, about 1 of patches that are standardised one by one.
+        """
+        target = at_least_float32(target)
+        counts = target.new_ones(target.shape[:-1]) if weight is None else weight.to(target.dtype)
+        mean = (target * counts[..., None]).flatten(0, -2).sum(dim=0) / counts.sum()
+        return self(mean.expand_as(target), target, weight)
+
     def each(self, prediction: Float[Tensor, "*B K"], target: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
         """The distance of each vector."""
         if self.form == "cosine":

@@ -74,7 +74,7 @@ class FeatureTarget(Target):
         self, prediction: Float[Tensor, "B M K"], target: Tensor, weight: Float[Tensor, "B M"] | None = None
     ) -> dict[str, Tensor]:
         """See `feature_std`."""
-        return {"target_std": feature_std(target)}
+        return super().metrics(prediction, target, weight) | {"target_std": feature_std(target)}
 
 
 @torch.no_grad()

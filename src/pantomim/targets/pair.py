@@ -66,8 +66,10 @@ class Weighted(_Mixed):
         weights = {"teacher": weight, "student": 1 - weight}
         losses = {name: self.distance(head, features[name]) for name, head in zip(features, heads, strict=True)}
         loss = torch.stack([weights[name] * each for name, each in losses.items()]).sum()
+        baselines = [weights[name] * self.distance.baseline(each) for name, each in features.items()]
         parts = {f"loss_{name}": each.detach().where(weights[name] > 0, math.nan) for name, each in losses.items()}
-        return {"loss": loss, "target_teacher_weight": weight} | (parts if len(parts) > 1 else {})
+        found = {"loss": loss, "baseline": torch.stack(baselines).sum(), "target_teacher_weight": weight}
+        return found | (parts if len(parts) > 1 else {})
 
 
 @frozen
@@ -92,7 +94,8 @@ class Blend(_Mixed):
         target, *others = features.values()
         for student in others:
             target = weight * target + (1 - weight) * student
-        return {"loss": self.distance(prediction, target), "target_teacher_weight": weight}
+        loss, baseline = self.distance(prediction, target), self.distance.baseline(target)
+        return {"loss": loss, "baseline": baseline, "target_teacher_weight": weight}
 
 
 @frozen
@@ -119,7 +122,8 @@ class Concat:
         self, prediction: Float[Tensor, "B M K"], features: FeaturesOf, weight: Float[Tensor, ""]
     ) -> dict[str, Tensor]:
         """The distance from both."""
-        return {"loss": self.distance(prediction, torch.cat([*features.values()], dim=-1))}
+        target = torch.cat([*features.values()], dim=-1)
+        return {"loss": self.distance(prediction, target), "baseline": self.distance.baseline(target)}
 
 
 PairConfig = Annotated[Weighted | Blend | Concat, KIND]

@@ -93,8 +93,18 @@ def test_about_twenty_plain_lines_when_nobody_watches(tmp_path: Path) -> None:
             record.log(step, values(1.0))
     lines = screen.getvalue().splitlines()
     assert 18 <= len(lines) <= 22
-    assert lines[0] == "step   1/400  loss 1.0000  lr 1.0e-03  100 images/s  0.5 GiB  0:40 left"
+    assert lines[0] == "step   1/400  loss 1.0000  lr 1.0e-03  100 images/s  0.5 GiB  left 0:40"
     assert lines[-1].startswith("step 400/400")
+
+
+def test_what_is_measured_now_and_then_is_told_once_and_the_loss_beside_the_means(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    with recorder(tmp_path / "metrics.jsonl", screen) as record:
+        for step in range(1, 61):
+            record.log(step, values(0.75) | {"baseline": 1.0} | ({"held_out_loss": 0.5} if step == 30 else {}))
+    lines = screen.getvalue().splitlines()
+    assert [line[:12] for line in lines if "held-out 0.5000" in line] == ["step  30/400"]
+    assert all("25 % below the mean's 1.0000" in line for line in lines)
 
 
 def test_a_live_bar_on_a_terminal(tmp_path: Path) -> None:
@@ -102,6 +112,7 @@ def test_a_live_bar_on_a_terminal(tmp_path: Path) -> None:
     with recorder(tmp_path / "metrics.jsonl", screen, terminal=True) as record:
         record.log(200, values(0.125))
     assert "200/400" in screen.getvalue()
+    assert "left 0:20" in screen.getvalue()  # 200 steps of 10 images, at 100 a second
     assert "loss 0.1250" in screen.getvalue()
     assert "step 200/400" not in screen.getvalue()
 

@@ -61,3 +61,11 @@ def test_tokens_are_normalised_each_by_itself() -> None:
     torch.testing.assert_close(normalise_tokens(tokens, unbiased=False, eps=1e-5), F.layer_norm(tokens, (5,)))
     unbiased = normalise_tokens(tokens, unbiased=True, eps=0.0)
     torch.testing.assert_close(unbiased.std(dim=-1), torch.ones(2, 3).double())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_knows_nothing_predicts_the_mean_of_the_targets_that_count(weighted) -> None:
+    target = torch.randn(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    weight = (torch.arange(15).view(3, 5) % 3 > 0).double() if weighted else None
+    rows = target.flatten(0, 1) if weight is None else target[weight > 0]
+    assert Distance("l2").baseline(target, weight) == pytest.approx(rows.var(dim=0, unbiased=False).mean().item())

@@ -41,7 +41,7 @@ def test_one_network_alone(features, pair):
     prediction = torch.randn(2, 5, 8)
     for name, weight in (("teacher", 1.0), ("student", 0.0)):
         outputs = pair.loss(prediction, {name: features[name]}, torch.tensor(weight))
-        assert outputs.keys() == {"loss", "target_teacher_weight"}
+        assert outputs.keys() == {"loss", "baseline", "target_teacher_weight"}
         assert torch.equal(outputs["loss"], Distance("l2")(prediction, features[name]))
 
 
