@@ -25,13 +25,14 @@ from pantomim.data.dataset import Contents, Dataset
 from pantomim.data.decoding import BrokenImageError, is_image, read_npy
 from pantomim.data.layout import divide
 from pantomim.data.libraries import EMBEDDED, hugging_face, torchvision_set
-from pantomim.data.names import LABEL_TITLES, LOG, as_labels, count_left_out, is_system, readable
+from pantomim.data.names import LABEL_TITLES, LOG, SPLITS, as_labels, count_left_out, is_system, readable
 from pantomim.data.pack import SUFFIX, read_pack
 from pantomim.data.shards import named_shards, read_shards, shards_among
 from pantomim.data.stores import ArrayStore, FileStore, Store, ZipStore
 
 LIST_SUFFIXES = (".txt", ".lst", ".tsv", ".csv")
 NPZ_ARRAYS = ("images", "labels", "split")
+OF_SPLITS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))  # the same of each split, in MedMNIST's files and Keras's
 MAX_DEFLATED = 1032  # bytes that a byte of a zip can become
 DIVISION_SEED = 0  # of sources without splits; another one would test on images of pre-training
 HELD_BACK = 0.2  # of these
@@ -289,12 +290,14 @@ def _on_disk(root: Path, name: str) -> str:
 
 
 def _npz(path: Path, spec: str) -> Contents:
-    arrays, others = read_arrays(path, spec)
-    if "images" not in arrays:
+    of_splits = [name.format(split) for names in OF_SPLITS for name in names for split in SPLITS]
+    arrays, others = read_arrays(path, spec, [*NPZ_ARRAYS, *of_splits])
+    if "images" not in arrays and not any(name.format(split) in arrays for name, _ in OF_SPLITS for split in SPLITS):
         raise ValueError(
-            f"Source.images must be an array of the .npz; got {', '.join(others)} in {spec}. "
-            f"Save it as np.savez(file, images=..., labels=..., split=...)."
+            f"Source.images must be an array of the .npz; got {', '.join([*arrays, *others])} in {spec}. Save it as "
+            f"np.savez(file, images=..., labels=..., split=...), or with the names of MedMNIST or Keras."
         )
+    arrays, problem = _joined(arrays, spec)
     store = ArrayStore(arrays.pop("images"), spec=spec)
     for name, values in arrays.items():
         if values.shape != (len(store),):
@@ -303,7 +306,42 @@ def _npz(path: Path, spec: str) -> Contents:
                 f"in {spec}. Give an array of shape ({len(store)},)."
             )
     columns = {f"{name.rstrip('s')}s": as_labels(values) for name, values in arrays.items()}
-    return Contents.arranged(path.stem, spec, store.names, lambda *_: store, columns, listed=True)
+    contents = Contents.arranged(path.stem, spec, store.names, lambda *_: store, columns, listed=True)
+    return replace(contents, problem=problem or contents.problem)
+
+
+def _joined(arrays: dict[str, np.ndarray], spec: str) -> tuple[dict[str, np.ndarray], str]:
+    """Arrays of each split one after the other under our names, and why their labels cannot be used, if so."""
+    ways = [names for names in OF_SPLITS if any(names[0].format(split) in arrays for split in SPLITS)]
+    if len(ways) + ("images" in arrays) > 1:
+        raise ValueError(
+            f"Source.images must have their names in one way; got {', '.join(arrays)} in {spec}. Keep one kind: "
+            f"images, train_images or x_train."
+        )
+    if not ways:
+        return arrays, ""
+    (images, labels), problem = ways[0], ""
+    parts = {split: arrays[images.format(split)] for split in SPLITS if images.format(split) in arrays}
+    if len({(part.shape[1:], part.dtype) for part in parts.values()}) > 1:
+        each = ", ".join(f"{images.format(split)} {part.shape} {part.dtype}" for split, part in parts.items())
+        raise ValueError(f"Source.images must have one shape and number type; got {each} in {spec}. Save it again.")
+    joined = {
+        "images": np.concatenate([*parts.values()]),
+        "split": np.repeat([*parts], [len(part) for part in parts.values()]),
+    }
+    given = {split: arrays[labels.format(split)] for split in parts if labels.format(split) in arrays}
+    for split, values in given.items():
+        if values.ndim == 2 and values.shape[1] > 1:
+            problem = f"{labels.format(split)} has {values.shape[1]} values an image, and a class is one."
+        elif values.shape not in ((len(parts[split]),), (len(parts[split]), 1)):
+            raise ValueError(
+                f"Source.{labels.format(split)} must have one value an image; got shape {values.shape} for "
+                f"{len(parts[split])} images in {spec}. Save it again."
+            )
+    if given and not problem:
+        none = {split: np.full(len(part), -1) for split, part in parts.items()}
+        joined["labels"] = np.concatenate([given.get(split, none[split]).reshape(-1) for split in parts])
+    return joined, problem
 
 
 def read_arrays(path: Path, spec: str, names: Sequence[str] = NPZ_ARRAYS) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -56,8 +56,10 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
         optim = OptimConfig(base_lr=1e-3, warmup=Duration(steps=100))
         run = replace(run, data=data, optim=optim, batch_size=256, duration=Duration(steps=1000))
     elif to.optim is None:
-        optim = replace(run.optim, base_lr=1e-3 if small else paper.optim.base_lr)
-        run = replace(run, optim=optim, duration=paper.duration)
+        if to.micro:  # views are compared within a batch
+            run = replace(run, batch_size=min(2 * run.batch_size, max(to.facts.num_images, 8)))
+        base_lr = 1e-3 * (256 / run.batch_size) ** 0.5 if small else paper.optim.base_lr  # as measured: 1e-3 at 256
+        run = replace(run, optim=replace(run.optim, base_lr=base_lr), duration=paper.duration)
     augment = _COLOURS if to.in_colour else Augment()
     return replace(run, data=replace(run.data, augment=augment, second=View(run.data.crop, augment)))
 
