@@ -30,6 +30,7 @@ from pantomim.data.pack import SUFFIX, read_pack
 from pantomim.data.shards import named_shards, read_shards, shards_among
 from pantomim.data.stores import ArrayStore, FileStore, Store, ZipStore
 
+IMAGE_TITLES = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")  # of a column
 LIST_SUFFIXES = (".txt", ".lst", ".tsv", ".csv")
 NPZ_ARRAYS = ("images", "labels", "split")
 OF_SPLITS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))  # the same of each split, in MedMNIST's files and Keras's
@@ -259,15 +260,26 @@ def _list_columns(path: Path, spec: str) -> dict[str, list[str]]:
     delimiter = next((mark for mark in "\t,;" if lines and mark in lines[0]), "\t")
     titles, *cells = [[cell.strip() for cell in line] for line in csv.reader(lines, delimiter=delimiter)] or [[]]
     table = dict(zip(map(str.lower, titles), zip_longest(*cells, fillvalue=""), strict=False))
-    images = next((title for title, column in table.items() if is_image(column[0])), None)
+    files = [title for title, column in table.items() if is_image(column[0])]
+    named = [title for title in table if title in IMAGE_TITLES and (title in files or not files)]
+    images = next(iter([*named, *files]), None)
     if images is None or any(map(is_image, titles)):
         names, labels = zip(*map(_list_entry, lines), strict=True) if lines else ((), ())
         return {"names": list(names)} | ({"labels": list(labels)} if any(labels) else {})
+    if twice := [title for title, count in Counter(map(str.lower, titles)).items() if count > 1]:
+        raise ValueError(f"Source.spec must have a title once; got {twice[0]} twice in {spec}. Rename or drop a column.")
     others = {
         "splits": [title for title in table if title in ("split", "set", "subset", "partition")],
         "labels": [title for title in table if title in LABEL_TITLES]
         or [title for title in table if len(table) == 2 and title != images],
     }
+    for kind, found in others.items():
+        numbers = {len(set(zip(*(table[title] for title in titles), strict=True))) for titles in (*zip(found), found)}
+        if len(numbers) > 1:  # an id and a name of one class are alike, two groupings are not
+            raise ValueError(
+                f"Source.spec must have one column of {kind}; got {' and '.join(found)}, which differ, in {spec}. "
+                f"Rename or drop one."
+            )
     chosen = {"names": images} | {kind: found[0] for kind, found in others.items() if found}
     LOG.info("Columns of %s: %s.", spec, ", ".join(f"{kind} {title}" for kind, title in chosen.items()))
     return {kind: list(table[title]) for kind, title in chosen.items()}

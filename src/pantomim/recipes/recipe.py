@@ -130,9 +130,9 @@ def scale(paper: Pretrain, to: Scale) -> Pretrain:
     )
 
 
-def small_lr(width: int, batch_size: int) -> float:
-    """The rate per 256 images of encoders below base, 8e-3 at micro and a batch of 32."""
-    lr = SMALL_LR * ENCODER_SIZES["micro"]["width"] / width * (batch_size / SMALL_BATCH) ** 0.5
+def small_lr(width: int, batch_size: int, peak: float = SMALL_LR) -> float:
+    """The rate per 256 images of encoders below base; at micro and 32 images their rate is `peak`."""
+    lr = peak * ENCODER_SIZES["micro"]["width"] / width * (batch_size / SMALL_BATCH) ** 0.5
     return float(f"{lr * 256 / batch_size:.2g}")
 
 
