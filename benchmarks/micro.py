@@ -1,11 +1,11 @@
-"""Each bare method at size micro, trained for some steps: seconds a step, memory, loss, k-NN beside the encoder untrained.
+"""Each bare method at size micro, trained for some steps: seconds a step, memory, loss, k-NN beside it untrained.
 
     .venv/bin/python benchmarks/micro.py cifar10.zip --out runs/micro --steps 200
     .venv/bin/python benchmarks/micro.py cifar10.zip --out runs/micro-2000 --steps 2000 --seeds 0 1 2
 
-The same command again goes on where it stopped, and does nothing that is done; METHOD-seedS.json holds what was
-measured of a run, `table.md` all of it. Each run is a process of its own with one thread. Its seconds are the processor's,
-from the call to its end (start of the run and held-out images included, imports not), and its memory is the process's peak.
+The same command again resumes, and trains nothing that is done; METHOD-seedS.json holds what was measured of a run,
+`table.md` all of it. Each run is a process of its own with one thread. Its seconds are the processor's, from the call to
+its end (start of the run and held-out images included, imports not), and its memory is the process's peak.
 It is a smoke test: nothing is tuned, and a k-NN score after so few steps ranks no methods.
 """
 
@@ -68,8 +68,8 @@ def measure(name: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
     """Train one, and score it."""
     import yaml
 
-    import pantomim.engine.pretrain
-    import pantomim.methods  # noqa: F401  (imports are not part of what is timed)
+    import pantomim.engine.pretrain  # imports are not part of what is timed
+    import pantomim.recipes
 
     folder, images = options["out"] / f"{name}-seed{seed}", options["images"]
     settings = {"runtime.seed": seed, "runtime.threads": 1, "runtime.log_every": 1, "runtime.tracker": "none"}

@@ -31,6 +31,7 @@ from pantomim.data.shards import named_shards, read_shards, shards_among
 from pantomim.data.stores import ArrayStore, FileStore, Store, ZipStore
 
 IMAGE_TITLES = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")  # of a column
+SPLIT_TITLES = ("split", "set", "subset", "partition")
 LIST_SUFFIXES = (".txt", ".lst", ".tsv", ".csv")
 NPZ_ARRAYS = ("images", "labels", "split")
 OF_SPLITS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))  # the same of each split, in MedMNIST's files and Keras's
@@ -266,16 +267,17 @@ def _list_columns(path: Path, spec: str) -> dict[str, list[str]]:
     if images is None or any(map(is_image, titles)):
         names, labels = zip(*map(_list_entry, lines), strict=True) if lines else ((), ())
         return {"names": list(names)} | ({"labels": list(labels)} if any(labels) else {})
-    if twice := [title for title, count in Counter(map(str.lower, titles)).items() if count > 1]:
-        raise ValueError(f"Source.spec must have a title once; got {twice[0]} twice in {spec}. Rename or drop a column.")
+    known = {*IMAGE_TITLES, *SPLIT_TITLES, *LABEL_TITLES}
+    if twice := next((title for title in known if [*map(str.lower, titles)].count(title) > 1), None):
+        raise ValueError(f"Source.spec must have a title once; got {twice} twice in {spec}. Rename or drop a column.")
     others = {
-        "splits": [title for title in table if title in ("split", "set", "subset", "partition")],
+        "splits": [title for title in table if title in SPLIT_TITLES],
         "labels": [title for title in table if title in LABEL_TITLES]
         or [title for title in table if len(table) == 2 and title != images],
     }
-    for kind, found in others.items():
-        numbers = {len(set(zip(*(table[title] for title in titles), strict=True))) for titles in (*zip(found), found)}
-        if len(numbers) > 1:  # an id and a name of one class are alike, two groupings are not
+    for kind, found in others.items():  # an id and a name of one class are alike, two groupings are not
+        together = set(zip(*(table[title] for title in found), strict=True))
+        if any(len(set(table[title])) != len(together) for title in found):
             raise ValueError(
                 f"Source.spec must have one column of {kind}; got {' and '.join(found)}, which differ, in {spec}. "
                 f"Rename or drop one."

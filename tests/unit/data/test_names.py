@@ -272,7 +272,9 @@ def test_no_label_in_an_npz(tmp_path, labels, expected):
 NUMBERS = np.arange(6, dtype=np.uint8)[:, None, None].repeat(5, 1).repeat(5, 2)
 
 
-@pytest.mark.parametrize("images, labels", [("{}_images", "{}_labels"), ("x_{}", "y_{}")], ids=["MedMNIST", "Keras"])
+@pytest.mark.parametrize(
+    ("images", "labels"), [("{}_images", "{}_labels"), ("x_{}", "y_{}")], ids=["MedMNIST", "Keras"]
+)
 def test_an_npz_with_arrays_of_each_split(tmp_path, images, labels):
     rows = {"test": [4, 5], "train": [0, 1, 2], "val": [3]}
     arrays = {images.format(split): NUMBERS[part] for split, part in rows.items()}
@@ -290,7 +292,10 @@ def test_an_npz_with_arrays_of_each_split(tmp_path, images, labels):
     ("arrays", "message"),
     [
         ({"images": NUMBERS, "x_train": NUMBERS}, "their names in one way; got images, x_train"),
-        ({"x_train": NUMBERS, "x_test": NUMBERS[:, 1:]}, r"one shape and number type; got x_train \(6, 5, 5\) uint8, x_"),
+        (
+            {"x_train": NUMBERS, "x_test": NUMBERS[:, 1:]},
+            r"one shape and number type; got x_train \(6, 5, 5\) uint8",
+        ),
         ({"x_train": NUMBERS, "y_train": np.zeros(5)}, r"one value an image; got shape \(5,\) for 6 images"),
         ({"x": NUMBERS, "y_train": np.zeros(5)}, "an array of the .npz; got y_train, x in"),
     ],
