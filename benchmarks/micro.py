@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/micro.py cifar10.zip --out runs/micro-2000 --steps 2000 --seeds 0 1 2
 
 The same command again resumes, and trains nothing that is done; METHOD-seedS.json holds what was measured of a run,
-`table.md` all of it. Each run is a process of its own with one thread. Its seconds are the processor's, from the call to
-its end (start of the run and held-out images included, imports not), and its memory is the process's peak.
+`table.md` all of it. Each run is a process of its own with one thread. Its seconds are those of the CPU, from the call
+to its end (start of the run and held-out images included, imports not), and its memory is the process's peak.
 It is a smoke test: nothing is tuned, and a k-NN score after so few steps ranks no methods.
 """
 
