@@ -25,13 +25,16 @@ from pantomim.data.dataset import Contents, Dataset
 from pantomim.data.decoding import BrokenImageError, is_image, read_npy
 from pantomim.data.layout import divide
 from pantomim.data.libraries import EMBEDDED, hugging_face, torchvision_set
-from pantomim.data.names import LABEL_TITLES, LOG, as_labels, count_left_out, is_system, readable
+from pantomim.data.names import LABEL_TITLES, LOG, SPLITS, as_labels, count_left_out, is_system, readable
 from pantomim.data.pack import SUFFIX, read_pack
 from pantomim.data.shards import named_shards, read_shards, shards_among
 from pantomim.data.stores import ArrayStore, FileStore, Store, ZipStore
 
+IMAGE_TITLES = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")  # of a column
+SPLIT_TITLES = ("split", "set", "subset", "partition")
 LIST_SUFFIXES = (".txt", ".lst", ".tsv", ".csv")
 NPZ_ARRAYS = ("images", "labels", "split")
+OF_SPLITS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))  # the same of each split, in MedMNIST's files and Keras's
 MAX_DEFLATED = 1032  # bytes that a byte of a zip can become
 DIVISION_SEED = 0  # of sources without splits; another one would test on images of pre-training
 HELD_BACK = 0.2  # of these
@@ -258,15 +261,27 @@ def _list_columns(path: Path, spec: str) -> dict[str, list[str]]:
     delimiter = next((mark for mark in "\t,;" if lines and mark in lines[0]), "\t")
     titles, *cells = [[cell.strip() for cell in line] for line in csv.reader(lines, delimiter=delimiter)] or [[]]
     table = dict(zip(map(str.lower, titles), zip_longest(*cells, fillvalue=""), strict=False))
-    images = next((title for title, column in table.items() if is_image(column[0])), None)
+    files = [title for title, column in table.items() if is_image(column[0])]
+    named = [title for title in table if title in IMAGE_TITLES and (title in files or not files)]
+    images = next(iter([*named, *files]), None)
     if images is None or any(map(is_image, titles)):
         names, labels = zip(*map(_list_entry, lines), strict=True) if lines else ((), ())
         return {"names": list(names)} | ({"labels": list(labels)} if any(labels) else {})
+    known = {*IMAGE_TITLES, *SPLIT_TITLES, *LABEL_TITLES}
+    if twice := next((title for title in known if [*map(str.lower, titles)].count(title) > 1), None):
+        raise ValueError(f"Source.spec must have a title once; got {twice} twice in {spec}. Rename or drop a column.")
     others = {
-        "splits": [title for title in table if title in ("split", "set", "subset", "partition")],
+        "splits": [title for title in table if title in SPLIT_TITLES],
         "labels": [title for title in table if title in LABEL_TITLES]
         or [title for title in table if len(table) == 2 and title != images],
     }
+    for kind, found in others.items():  # an id and a name of one class are alike, two groupings are not
+        together = set(zip(*(table[title] for title in found), strict=True))
+        if any(len(set(table[title])) != len(together) for title in found):
+            raise ValueError(
+                f"Source.spec must have one column of {kind}; got {' and '.join(found)}, which differ, in {spec}. "
+                f"Rename or drop one."
+            )
     chosen = {"names": images} | {kind: found[0] for kind, found in others.items() if found}
     LOG.info("Columns of %s: %s.", spec, ", ".join(f"{kind} {title}" for kind, title in chosen.items()))
     return {kind: list(table[title]) for kind, title in chosen.items()}
@@ -289,12 +304,14 @@ def _on_disk(root: Path, name: str) -> str:
 
 
 def _npz(path: Path, spec: str) -> Contents:
-    arrays, others = read_arrays(path, spec)
-    if "images" not in arrays:
+    of_splits = [name.format(split) for names in OF_SPLITS for name in names for split in SPLITS]
+    arrays, others = read_arrays(path, spec, [*NPZ_ARRAYS, *of_splits])
+    if "images" not in arrays and not any(name.format(split) in arrays for name, _ in OF_SPLITS for split in SPLITS):
         raise ValueError(
-            f"Source.images must be an array of the .npz; got {', '.join(others)} in {spec}. "
-            f"Save it as np.savez(file, images=..., labels=..., split=...)."
+            f"Source.images must be an array of the .npz; got {', '.join([*arrays, *others])} in {spec}. Save it as "
+            f"np.savez(file, images=..., labels=..., split=...), or with the names of MedMNIST or Keras."
         )
+    arrays, problem = _joined(arrays, spec)
     store = ArrayStore(arrays.pop("images"), spec=spec)
     for name, values in arrays.items():
         if values.shape != (len(store),):
@@ -303,7 +320,42 @@ def _npz(path: Path, spec: str) -> Contents:
                 f"in {spec}. Give an array of shape ({len(store)},)."
             )
     columns = {f"{name.rstrip('s')}s": as_labels(values) for name, values in arrays.items()}
-    return Contents.arranged(path.stem, spec, store.names, lambda *_: store, columns, listed=True)
+    contents = Contents.arranged(path.stem, spec, store.names, lambda *_: store, columns, listed=True)
+    return replace(contents, problem=problem or contents.problem)
+
+
+def _joined(arrays: dict[str, np.ndarray], spec: str) -> tuple[dict[str, np.ndarray], str]:
+    """Arrays of each split one after the other under our names, and why their labels cannot be used, if so."""
+    ways = [names for names in OF_SPLITS if any(names[0].format(split) in arrays for split in SPLITS)]
+    if len(ways) + ("images" in arrays) > 1:
+        raise ValueError(
+            f"Source.images must have their names in one way; got {', '.join(arrays)} in {spec}. Keep one kind: "
+            f"images, train_images or x_train."
+        )
+    if not ways:
+        return arrays, ""
+    (images, labels), problem = ways[0], ""
+    parts = {split: arrays[images.format(split)] for split in SPLITS if images.format(split) in arrays}
+    if len({(part.shape[1:], part.dtype) for part in parts.values()}) > 1:
+        each = ", ".join(f"{images.format(split)} {part.shape} {part.dtype}" for split, part in parts.items())
+        raise ValueError(f"Source.images must have one shape and number type; got {each} in {spec}. Save it again.")
+    joined = {
+        "images": np.concatenate([*parts.values()]),
+        "split": np.repeat([*parts], [len(part) for part in parts.values()]),
+    }
+    given = {split: arrays[labels.format(split)] for split in parts if labels.format(split) in arrays}
+    for split, values in given.items():
+        if values.ndim == 2 and values.shape[1] > 1:
+            problem = f"{labels.format(split)} has {values.shape[1]} values an image, and a class is one."
+        elif values.shape not in ((len(parts[split]),), (len(parts[split]), 1)):
+            raise ValueError(
+                f"Source.{labels.format(split)} must have one value an image; got shape {values.shape} for "
+                f"{len(parts[split])} images in {spec}. Save it again."
+            )
+    if given and not problem:
+        none = {split: np.full(len(part), -1) for split, part in parts.items()}
+        joined["labels"] = np.concatenate([given.get(split, none[split]).reshape(-1) for split in parts])
+    return joined, problem
 
 
 def read_arrays(path: Path, spec: str, names: Sequence[str] = NPZ_ARRAYS) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -5,6 +5,7 @@ numbers are those of the authors' code (github.com/facebookresearch/moco-v3, `CO
 `main_moco.py`).
 """
 
+import math
 from dataclasses import replace
 from typing import Literal
 
@@ -15,8 +16,19 @@ from pantomim.methods.mocov3 import MoCoV3Config, moco_encoder
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.vit import ENCODER_SIZES
 from pantomim.recipes import mae
-from pantomim.recipes.recipe import CIFAR10, NOT_MEASURED, ON_CIFAR10, Family, Scale, scale, with_parts
+from pantomim.recipes.recipe import (
+    CIFAR10,
+    MICRO_PATCHES,
+    NOT_MEASURED,
+    ON_CIFAR10,
+    Family,
+    Scale,
+    scale,
+    small_lr,
+    with_parts,
+)
 
+SMALL_LR = 3.5e-4  # as `recipe.SMALL_LR`: 1e-3 at a batch of 256, the rate of `mocov3_micro_cifar10`
 # main_moco.py: the two kinds of views of BYOL, with weaker colours ("not strengthened").
 _COLOURS = Augment(jitter=(0.4, 0.4, 0.2, 0.1), jitter_probability=0.8, grayscale=0.2)
 _FIRST = replace(_COLOURS, blur=1.0, blur_sigma=(0.1, 2.0))
@@ -56,8 +68,11 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
         optim = OptimConfig(base_lr=1e-3, warmup=Duration(steps=100))
         run = replace(run, data=data, optim=optim, batch_size=256, duration=Duration(steps=1000))
     elif to.optim is None:
-        optim = replace(run.optim, base_lr=1e-3 if small else paper.optim.base_lr)
-        run = replace(run, optim=optim, duration=paper.duration)
+        twice = 2 * run.batch_size  # views are compared within a batch
+        if to.micro and twice <= min(max(to.facts.num_images, 8), MICRO_PATCHES // math.prod(to.encoder.grid)):
+            run = replace(run, batch_size=twice)
+        base_lr = small_lr(to.encoder.width, run.batch_size, SMALL_LR) if small else paper.optim.base_lr
+        run = replace(run, optim=replace(run.optim, base_lr=base_lr), duration=paper.duration)
     augment = _COLOURS if to.in_colour else Augment()
     return replace(run, data=replace(run.data, augment=augment, second=View(run.data.crop, augment)))
 

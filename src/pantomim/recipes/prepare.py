@@ -33,11 +33,12 @@ from pantomim.nn.resize import channels_in_words
 from pantomim.nn.vit import EncoderConfig
 from pantomim.recipes.continue_ import Continued, continued
 from pantomim.recipes.data2vec import momentum_for
-from pantomim.recipes.dvae import check_range
+from pantomim.recipes.dvae import check_range, choose_vocabulary
 from pantomim.recipes.finetune import from_scratch
-from pantomim.recipes.recipe import MAX_SIDE, Family, Recipe, Trained
+from pantomim.recipes.recipe import BASE_WIDTH, MAX_SIDE, MICRO_SIDE, Family, Recipe, Trained
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.teachers.choice import MOMENTUM, TeacherConfig
+from pantomim.tokenizers.loading import PROJECTIONS
 
 LOG = logging.getLogger(__name__)
 
@@ -124,7 +125,10 @@ def prepare(
     if scratch:
         run = from_scratch(run)
     if target is not None or tokenizer is not None or teacher is not None:
-        run = _with_target(run, target, tokenizer, teacher)
+        # Bare below base, a projection has the vocabulary of a tokenizer for so many images; ours.
+        small = family is not None and run.method.encoder.width < BASE_WIDTH
+        vocabulary = choose_vocabulary(prepared.num_images) if small and prepared.num_images else None
+        run = _with_target(run, target, tokenizer, teacher, vocabulary)
     prepared = replace(prepared, config=run)
     if trains == "tokenizer":
         if not run.data.source:
@@ -318,7 +322,8 @@ def _of_masks(
 def _decided(config: Any, facts: Facts, rule: str, sizes: str) -> tuple[tuple[str, str], ...]:
     encoder = config.method.encoder
     seen = "all {}x{}".format(*facts.size) if facts.size else f"median shorter side {facts.median_shorter_side}"
-    large = f", as {MAX_SIDE} is the largest side taken as it is" * (max(facts.size or (0,)) > MAX_SIDE)
+    most = MICRO_SIDE if sizes == "size micro" else MAX_SIDE
+    large = f", as {most} is the largest side taken as it is" * (max(facts.size or (0,)) > most)
     channels = zip(encoder.mean, encoder.std, strict=True)
     return (
         ("images", f"{facts.num_images:,} for training, {seen}, {facts.channels} channel(s) of {facts.dtype}"),
@@ -332,8 +337,10 @@ def _decided(config: Any, facts: Facts, rule: str, sizes: str) -> tuple[tuple[st
     )
 
 
-def _with_target(run: Pretrain, target: str | None, tokenizer: str | None, teacher: str | None) -> Pretrain:
-    """The same run with another target; what one of this kind has already, such as its vocabulary, is kept."""
+def _with_target(
+    run: Pretrain, target: str | None, tokenizer: str | None, teacher: str | None, vocabulary: int | None = None
+) -> Pretrain:
+    """The same run with another target; what one of this kind has already is kept, `vocabulary` is a projection's."""
     method: Any = run.method
     guide = getattr(method, "teacher", None)
     if isinstance(guide, TeacherConfig) and teacher is not None and target is None and tokenizer is None:
@@ -354,7 +361,8 @@ def _with_target(run: Pretrain, target: str | None, tokenizer: str | None, teach
     else:
         found = with_kind(run, "method.target", kind).method.target  # type: ignore[union-attr]
     if tokenizer is not None:
-        found = replace(found, tokenizer=tokenizer)
+        projected = vocabulary if tokenizer.partition(":")[0] in PROJECTIONS else None
+        found = replace(found, tokenizer=tokenizer, vocabulary=found.vocabulary or projected)
     if teacher is not None:
         found = replace(found, teacher=found.teacher.of(teacher))
     return replace(run, method=replace(method, target=found))

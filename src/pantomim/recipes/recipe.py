@@ -4,6 +4,7 @@ A paper states numbers for one data set and one or two sizes. What follows from 
 from a smaller budget is decided here (`scale`), once for all methods, and is ours.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,7 +26,10 @@ DECODER_SIZES: dict[str, DecoderConfig] = {
     **dict.fromkeys(("base", "large", "huge"), DecoderConfig(width=512, depth=8, heads=16)),
 }
 BASE_WIDTH = ENCODER_SIZES["base"]["width"]  # from here on rates are the paper's
-SMALL_LR = 6e-4  # per 256 images, below
+# Below, the peak of a batch is ours: as MAE was measured with at micro, and less for a wider encoder and more for a
+# larger batch, as usual with Adam (inverse to the width, by the root of the batch).
+SMALL_LR, SMALL_BATCH = 1e-3, 32
+MICRO_SIDE, MICRO_PATCHES = 224, 4096  # of images, and in a batch, so that a step of micro is less than a second's work
 MAX_SIDE = 512  # a larger common size is a camera's, not a model's: such images are treated like mixed ones
 
 
@@ -39,7 +43,7 @@ class Scale:
     start: EncoderConfig | None = None  # an encoder whose training is continued: all of it is kept but its image size
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig | None = None  # None: the paper's, with 20 epochs of warm-up and, below base, a rate of ours
-    most: int = 256  # images in a batch, halved where there are fewer
+    most: int | None = None  # images in a batch, halved where there are fewer; None: few for micro, on a CPU, else 256
     duration: Duration = field(default_factory=lambda: Duration(epochs=400))
     whole: int | None = None  # images of the training set that these are a part of
     least: int = 1  # patches of `start` along a side of an image
@@ -51,7 +55,7 @@ class Scale:
 
     def encoder_like(self, published: EncoderConfig) -> EncoderConfig:
         """The same for a method whose encoder has its own positions, biases and initial weights."""
-        image_size = choose_image_size(self.facts)
+        image_size = choose_image_size(self.facts, MICRO_SIDE if self.micro else MAX_SIDE)
         if self.start is not None:
             patch = self.start.patch_size
             rows, cols = (max(side // patch, self.least) for side in image_size)
@@ -68,10 +72,17 @@ class Scale:
         )
 
     @property
+    def micro(self) -> bool:
+        """Whether the encoder is of the size for a CPU."""
+        return (self.size if self.start is None else nearest_size(self.start.width)) == "micro"
+
+    @property
     def batch_size(self) -> int:
         """Images in a batch: no more than there are, nor fewer than eight if `most` allows."""
-        batch_size = self.most
-        while batch_size > max(self.facts.num_images, 8):
+        batch_size, limit = self.most or 256, max(self.facts.num_images, 8)
+        if self.most is None and self.micro:
+            batch_size, limit = SMALL_BATCH, min(limit, max(MICRO_PATCHES // math.prod(self.encoder.grid), 8))
+        while batch_size > limit:
             batch_size //= 2
         return batch_size
 
@@ -108,7 +119,7 @@ def scale(paper: Pretrain, to: Scale) -> Pretrain:
     width = parts["encoder"].width
     if isinstance(getattr(method, "decoder", None), DecoderConfig):
         parts["decoder"] = DECODER_SIZES[nearest_size(width)]
-    base_lr = paper.optim.base_lr if width >= BASE_WIDTH else SMALL_LR
+    base_lr = paper.optim.base_lr if width >= BASE_WIDTH else small_lr(width, to.batch_size)
     return replace(
         paper,
         data=replace(to.data, augment=paper.data.augment if to.in_colour else Augment()),
@@ -117,6 +128,12 @@ def scale(paper: Pretrain, to: Scale) -> Pretrain:
         batch_size=to.batch_size,
         duration=to.duration,
     )
+
+
+def small_lr(width: int, batch_size: int, peak: float = SMALL_LR) -> float:
+    """The rate per 256 images of encoders below base; at micro and 32 images their rate is `peak`."""
+    lr = peak * ENCODER_SIZES["micro"]["width"] / width * (batch_size / SMALL_BATCH) ** 0.5
+    return float(f"{lr * 256 / batch_size:.2g}")
 
 
 def choose_patch(image_size: tuple[int, int], sides: tuple[int, ...] = (16, 8, 4)) -> int:

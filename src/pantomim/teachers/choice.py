@@ -91,7 +91,10 @@ class TeacherConfig:
         Only random and ema read the student's weights. A ConnectionError, if weights cannot be downloaded.
         """
         if not self.source:
-            raise ValueError(f"TeacherConfig.source must be given, as there is no default; got none. Name one. {WAYS}.")
+            raise ValueError(
+                f"TeacherConfig.source must be given, as there is no default; got none. Name one; random will do for a "
+                f"first try. {WAYS}."
+            )
         teacher: Teacher
         if self.source == "random":
             teacher = EncoderTeacher(self._first_blocks(student), "random", output=self.output, blocks=self.blocks)

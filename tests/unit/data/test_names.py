@@ -13,7 +13,7 @@ from image_files import fill, png
 from pantomim.cli import main
 from pantomim.data.dataset import Contents
 from pantomim.data.names import name_splits, readable
-from pantomim.data.sources import open_source, read_contents
+from pantomim.data.sources import open_source, read_contents, splits
 
 SYSTEM = (".ipynb_checkpoints/0.png", "@eaDir/a.png", "__MACOSX/._0.png", "lost+found/1.png", "Thumbs.db", ".DS_Store")
 
@@ -170,6 +170,7 @@ def test_what_we_wrote_is_no_data(tmp_path, own):
         ("id,file,label,split\n7,a/0.png,x,train\n8,a/1.png,,test\n", ["x", ""], {"train": [0], "test": [1]}),
         ('species,path\n"x, y",a/0.png\nz,a/1.png\n', ["x, y", "z"], {}),
         ("filename\na/0.png\na/1.png\n", ["", ""], {}),
+        ("mask,image,label,class\nm/0.png,a/0.png,0,x\nm/1.png,a/1.png,1,y\n", ["0", "1"], {}),
     ],
 )
 def test_lists_of_many_programs(tmp_path, text, labels, splits):
@@ -180,6 +181,27 @@ def test_lists_of_many_programs(tmp_path, text, labels, splits):
     assert [label for _, _, label in sorted(meaning(found))] == labels
     assert {split: rows.tolist() for split, rows in found.splits.items()} == splits
     assert [size & 0xFFFF for size in found.store.sizes([0, 1])] == [len(png(0))] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label,class\na/0.png,0,x\na/1.png,0,y\n", "one column of labels; got label and class, which differ"),
+        ("path,split,set\na/0.png,train,train\na/1.png,train,test\n", "one column of splits; got split and set"),
+        ("path,label,Label\na/0.png,0,x\n", "a title once; got label twice"),
+    ],
+)
+def test_a_list_of_two_meanings_is_refused(tmp_path, text, message):
+    (tmp_path / "l.csv").write_text(text)
+    with pytest.raises(ValueError, match=f"Source.spec must have {message}"):
+        read_contents(str(tmp_path / "l.csv"))
+
+
+def test_a_title_tells_images_without_an_ending(tmp_path):
+    fill(tmp_path, {"a/0": png(0), "a/1": png(1)})
+    (tmp_path / "l.csv").write_text("path,label\na/0,x\na/1,y\n")
+    found = read_contents(str(tmp_path / "l.csv"))
+    assert (list(found.store.names), found.classes) == (["a/0", "a/1"], ("x", "y"))
 
 
 def test_a_list_may_lead_out_of_its_folder_with_windows_separators(tmp_path):
@@ -245,6 +267,50 @@ def test_no_label_in_an_npz(tmp_path, labels, expected):
     assert len(open_source(str(tmp_path / "a.npz"), "all").labelled()) == 4 - expected.count("")
     train, test = (open_source(str(tmp_path / "a.npz"), split).labels for split in ("train", "all"))
     assert (train < 0).sum() == (test < 0).sum(), "images without a label are no test images of a source without splits"
+
+
+NUMBERS = np.arange(6, dtype=np.uint8)[:, None, None].repeat(5, 1).repeat(5, 2)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"), [("{}_images", "{}_labels"), ("x_{}", "y_{}")], ids=["MedMNIST", "Keras"]
+)
+def test_an_npz_with_arrays_of_each_split(tmp_path, images, labels):
+    rows = {"test": [4, 5], "train": [0, 1, 2], "val": [3]}
+    arrays = {images.format(split): NUMBERS[part] for split, part in rows.items()}
+    arrays |= {labels.format(split): NUMBERS[part, 0, :1] % 3 for split, part in rows.items()}  # (n, 1) as in both
+    np.savez(tmp_path / "a.npz", **arrays)
+    for split, part in rows.items():
+        dataset = open_source(str(tmp_path / "a.npz"), split)
+        np.testing.assert_array_equal([dataset.read(row)[0, 0, 0] for row in range(len(dataset))], part)
+        np.testing.assert_array_equal(dataset.labels, np.array(part) % 3)
+    np.savez(tmp_path / "b.npz", **{images.format("train"): NUMBERS})
+    assert (splits(str(tmp_path / "b.npz")), len(open_source(str(tmp_path / "b.npz")))) == ((), 5)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": NUMBERS, "x_train": NUMBERS}, "their names in one way; got images, x_train"),
+        (
+            {"x_train": NUMBERS, "x_test": NUMBERS[:, 1:]},
+            r"one shape and number type; got x_train \(6, 5, 5\) uint8",
+        ),
+        ({"x_train": NUMBERS, "y_train": np.zeros(5)}, r"one value an image; got shape \(5,\) for 6 images"),
+        ({"x": NUMBERS, "y_train": np.zeros(5)}, "an array of the .npz; got y_train, x in"),
+    ],
+)
+def test_an_npz_of_unclear_names_is_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=f"Source.*must (be|have) {message}"):
+        read_contents(str(tmp_path / "a.npz"))
+
+
+def test_several_labels_an_image_are_no_classes(tmp_path, caplog):
+    np.savez(tmp_path / "a.npz", train_images=NUMBERS, train_labels=np.eye(6, dtype=np.uint8))
+    with caplog.at_level(logging.WARNING):
+        assert read_contents(str(tmp_path / "a.npz")).classes is None
+    assert "train_labels has 6 values an image, and a class is one" in caplog.text
 
 
 def test_one_image_is_no_stack_of_gray_ones(tmp_path, caplog):

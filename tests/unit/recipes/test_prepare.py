@@ -113,6 +113,21 @@ def test_a_chain(source, tmp_path) -> None:
         _ = prepare("dbot_micro_cifar10", stages=0).chain
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "vocabulary"),
+    [
+        ("beit", {"size": "micro", "tokenizer": "random-projection"}, 512),
+        ("cae", {"size": "tiny", "tokenizer": "random-projection-standardised:3"}, 512),
+        ("mae", {"size": "micro", "target": "tokens", "tokenizer": "random-projection"}, 512),
+        ("beit", {"size": "micro", "tokenizer": "runs/tokens"}, None),  # it has its own
+        ("beit", {"size": "base", "tokenizer": "random-projection"}, None),  # the published one
+        ("beit_micro_cifar10", {"tokenizer": "random-projection"}, None),
+    ],
+)
+def test_a_small_projection_has_a_small_vocabulary(source, name, more, vocabulary) -> None:
+    assert prepare(name, data=source, **more).config.method.target.vocabulary == vocabulary
+
+
 def test_the_file_of_a_run_is_compared_with_its_paper(source, tmp_path) -> None:
     for name, paper in (("mae_tiny_cifar10", "mae_vit_base_in1k"), ("cae", "cae_vit_small_in1k")):
         given = prepare(name, data=source, **({"size": "micro"} if name == "cae" else {}))

@@ -59,15 +59,43 @@ def test_bare_methods_take_any_images(name, size) -> None:
     assert config.recipe == name
     assert {key: getattr(encoder, key) for key in ENCODER_SIZES[size]} == ENCODER_SIZES[size]
     assert (encoder.image_size, encoder.patch_size, encoder.in_chans, encoder.mean) == ((64, 96), 8, 7, (0.1,) * 7)
-    assert config.batch_size == 64  # at most the number of images
+    assert config.batch_size == (32 if size == "micro" else 64)  # at most the number of images
     assert config.optim.warmup.epochs == 20
     assert config.data.augment.problems(7, "float32") == []  # no colours to change
     if size != "micro":
         assert config.optim.base_lr == paper.optim.base_lr
     if size == "micro":
-        assert config.optim.base_lr == (1e-3 if name == "mocov3" else 6e-4)
+        assert config.optim.base_lr == (2.8e-3 if name == "mocov3" else 8e-3)
     for key in ("attention_bias", "initialisation", "relative_position"):
         assert getattr(encoder, key) == getattr(paper.method.encoder, key)
+
+
+@pytest.mark.parametrize("name", BARE_METHODS)
+def test_rates_below_base_follow_width_and_batch(name) -> None:
+    def peak(size: str, num_images: int = 50_000) -> tuple[int, float]:
+        config = fit(name, size, facts(num_images=num_images))
+        return config.batch_size, config.optim.base_lr * config.batch_size / 256
+
+    (few, micro), (many, tiny), (part, least) = peak("micro"), peak("tiny"), peak("tiny", 64)
+    assert (many, part) == (256, 64)
+    assert tiny == pytest.approx(micro / 2 * (many / few) ** 0.5, rel=0.05)  # twice as wide
+    assert least == pytest.approx(tiny / 2, rel=0.05)  # a quarter of the batch
+
+
+@pytest.mark.parametrize(
+    ("known", "side", "batch_size"),
+    [
+        (facts(), 32, 32),
+        (facts((224, 224)), 224, 16),  # 196 patches
+        (facts((512, 512), 512), 224, 16),
+        (facts((96, 768), 96), 96, 16),  # above the largest side: a square, of 144 patches
+        (facts(num_images=20), 32, 16),
+    ],
+)
+def test_a_step_of_micro_is_small_on_any_images(known, side, batch_size) -> None:
+    config = fit("mae", "micro", known)
+    assert config.method.encoder.image_size[0] == side
+    assert config.batch_size == batch_size
 
 
 @pytest.mark.slow
