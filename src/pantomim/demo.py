@@ -53,6 +53,7 @@ FINETUNING: dict[str, Any] = {
 }
 # Photographs as they are: predicted colours, not those of each patch standardised.
 PHOTOS: dict[str, Any] = {
+    "batch_size": 32,
     "optim.base_lr": 8e-3,
     "method.target.normalise": "none",
     "data.crop.scale": (0.6, 1.0),
@@ -164,7 +165,7 @@ def few_labels(asked: Demo, encoder: Path, count: int) -> Contest:
 
 def classifiers(asked: Demo, encoder: Path, count: int, draw: int) -> dict[str, verbs.Run]:
     """The same network, with and without pre-trained weights; trained, unless that is done."""
-    steps = asked.finetune_steps or 250
+    steps = asked.finetune_steps or 400
     out = asked.out / f"labels-{count}" / f"draw-{draw}"
     run = verbs.finetune(
         "mnist",

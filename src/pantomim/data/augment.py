@@ -103,8 +103,8 @@ class Augment:
             )
         if (self.erasing > 0 or self.rotation > 0) and len(self.mean) != channels:
             found.append(
-                f"Augment.mean and std must have a value for each of the {channels} channel(s), as gaps are filled with "
-                f"them; got {len(self.mean)}. Give both that many values."
+                f"Augment.mean and std must have a value for each of the {channels} channel(s), which fill gaps; got "
+                f"{len(self.mean)}. Give both that many values."
             )
         return found
 

@@ -26,7 +26,7 @@ from pantomim.data.stores import ArrayStore, PictureStore, Store
 
 PHOTOS = (
     *(("sklearn.datasets.images", name) for name in ("china.jpg", "flower.jpg")),
-    *(("skimage.data", name) for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")),
+    *(("skimage.data", name) for name in ("astronaut.png", "chelsea.png", "coffee.png")),
 )
 SIDE, STEP = 64, 8  # of crops of them, and how far these are apart, in pixels
 
@@ -47,9 +47,9 @@ def mnist() -> Contents:
 
 @cache
 def photos() -> Contents:
-    """Crops, 64 x 64, of the photographs of scikit-learn and of scikit-image where it is there; by name.
+    """Crops, 64 x 64, of photographs of scikit-learn and, where it is there, scikit-image; the photograph is the class.
 
-    Photographs at half their size; the right three tenths of each are for tests, and no crop lies in both parts.
+    Of photographs at half their size; the middle three tenths of each are for tests, and no crop lies in both parts.
     """
     crops, labels, tested, classes = [], [], [], []
     for package, name in PHOTOS:
@@ -58,16 +58,16 @@ def photos() -> Contents:
         with as_file(files(package) / name) as path, Image.open(path) as opened:
             photo = np.asarray(opened.convert("RGB").reduce(2))
         height, width, _ = photo.shape
-        edge = round(0.7 * width)
-        lefts = [*range(0, edge - SIDE + 1, STEP), *range(edge, width - SIDE + 1, STEP)]
+        first, last = round(0.35 * width), round(0.65 * width)
+        parts = ((0, first), (first, last), (last, width))
+        lefts = [left for begin, end in parts for left in range(begin, end - SIDE + 1, STEP)]
         for top, left in itertools.product(range(0, height - SIDE + 1, STEP), lefts):
             crops.append(photo[top : top + SIDE, left : left + SIDE])
             labels.append(len(classes))
-            tested.append(left >= edge)
+            tested.append(first <= left < last)
         classes.append(name.partition(".")[0])
-    store, splits = ArrayStore(np.stack(crops), spec="photos"), np.array(tested)
-    rows = {"train": np.flatnonzero(~splits), "test": np.flatnonzero(splits)}
-    return Contents("photos", store, rows, tuple(classes), np.array(labels))
+    rows = {"train": np.flatnonzero(~np.array(tested)), "test": np.flatnonzero(tested)}
+    return Contents("photos", ArrayStore(np.stack(crops), spec="photos"), rows, tuple(classes), np.array(labels))
 
 
 EMBEDDED: dict[str, Callable[[], Contents]] = {"mnist": mnist, "photos": photos}
