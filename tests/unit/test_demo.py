@@ -83,5 +83,6 @@ def test_a_demo_of_own_images(tmp_path: Path, labelled: bool, capsys: pytest.Cap
     main(["demo", str(source), "--out", str(tmp_path / "demo"), "--steps", "2", "--finetune-steps", "1"])
     sentence = capsys.readouterr().out.splitlines()[-1]
     page = (tmp_path / "demo" / "report.html").read_text()
-    assert "Nearest neighbours" in page and "what it makes of masked patches" in page
+    assert "Nearest neighbours" in page
+    assert "what it makes of masked patches" in page
     assert ("errors in 100" in sentence) == labelled
