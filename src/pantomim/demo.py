@@ -110,6 +110,8 @@ class Contest:
             ahead, low, high = (100 * share for share in self.ahead_of(rival))
             won &= low > 0
             verdict = "" if low > 0 or high < 0 else ", which can be chance"
+            if ahead < 0:
+                low, high = -high, -low  # of how many more
             apart = f"{abs(ahead):.1f} points {'fewer' if ahead >= 0 else 'more'}{verdict}"
             interval = f"paired 95 % interval {low:.1f} to {high:.1f}".replace("-", "−")
             against.append(f"{errors} {CONTENDERS[rival]} ({apart}; {interval})")
