@@ -51,7 +51,7 @@ def photos() -> Contents:
 
     Of photographs at half their size; the middle three tenths of each are for tests, and no crop lies in both parts.
     """
-    crops, labels, tested, classes = [], [], [], []
+    crops, labels, tested, classes = [], [], [], list[str]()
     for package, name in PHOTOS:
         if find_spec(package.partition(".")[0]) is None:
             continue
