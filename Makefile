@@ -1,19 +1,14 @@
 # Two commands to begin with: `make demo` and `make test`. Each makes the environment .venv on first use.
+# `make demo DATA=my_photos/` is the demo with your own images.
 
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO := runs/demo
-DEMO_DATA := mnist
+DATA :=
 
 .PHONY: demo test check stress faults lock benchmark gpu gpu-dry clean
 
 demo: .venv/installed
-	@echo "== 1/3  Pre-training on $(DEMO_DATA), real images that come with a package: no label is used."
-	@$(BIN)/pantomim pretrain mae_micro_mnist --out $(DEMO)
-	@echo "== 2/3  Scoring the encoder beside a random-init encoder and raw pixels, with ten labels per class."
-	@$(BIN)/pantomim evaluate few_labels --labels-per-class 10 --encoder $(DEMO) --data $(DEMO_DATA)
-	@echo "== 3/3  Making the page."
-	@$(BIN)/pantomim report $(DEMO)
+	@$(BIN)/pantomim demo $(DATA)
 
 test: .venv/installed
 	@echo "== Running the tests (about ten minutes on two cores)."

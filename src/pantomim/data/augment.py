@@ -1,4 +1,4 @@
-"""What is done to a training image after it is cut: other colours, blur, RandAugment, an erased part.
+"""What is done to a training image after it is cut: other colours, blur, RandAugment, a rotation, an erased part.
 
 As with crops, all that is random is drawn on the host from (seed, step, view) for the global batch, of which each
 process takes its rows. Rows that share an operation go through it as one batch, on their device.
@@ -19,7 +19,7 @@ from pantomim.core.frozen import frozen
 from pantomim.core.host import to_device
 from pantomim.core.ranges import AtLeastZero, NotNegative, Range, Share
 from pantomim.data.colours import COLOUR_STEPS, blurred, gray, solarised
-from pantomim.data.rand_augment import OPERATIONS, rand_augmented
+from pantomim.data.rand_augment import OPERATIONS, rand_augmented, rotated
 
 _PURPOSE = 3  # keeps these draws apart from others of the same seed and step
 _TRIES = 10  # of a part to erase, before the image is left as it is; as in timm
@@ -52,8 +52,9 @@ class Augment:
     rand_augment: AtLeastZero = 0  # RandAugment's operations an image; 0: none
     rand_magnitude: Annotated[float, Range(least=0, most=10)] = 9.0  # Their strength, in [0, 10]
     rand_std: NotNegative = 0.5  # Std of the strength, drawn for each operation
+    rotation: Annotated[float, Range(least=0, most=180)] = 0.0  # Each image is turned by up to so many degrees
     erasing: Share = 0.0  # Share of the images of which a part becomes noise
-    # Mean of the noise, and what RandAugment's gaps are filled with; a value a channel
+    # Mean of the noise, and what gaps of RandAugment and of a rotation are filled with; a value a channel
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)  # Std of the noise; a value a channel
 
@@ -75,7 +76,7 @@ class Augment:
     @property
     def active(self) -> bool:
         """Whether anything is done."""
-        return bool(self._recolours or self.blur or self.erasing)
+        return bool(self._recolours or self.blur or self.rotation or self.erasing)
 
     @property
     def _recolours(self) -> bool:
@@ -100,10 +101,10 @@ class Augment:
                 f"Augment must leave the colours alone where values are not in [0, 1]; got {dtype} images, which keep "
                 f"their own scale. Set jitter, grayscale, solarise and rand_augment to 0."
             )
-        if self.erasing > 0 and len(self.mean) != channels:
+        if (self.erasing > 0 or self.rotation > 0) and len(self.mean) != channels:
             found.append(
-                f"Augment.mean and std must have a value for each of the {channels} channel(s), as erasing fills with "
-                f"them; got {len(self.mean)}. Give both that many values."
+                f"Augment.mean and std must have a value for each of the {channels} channel(s), which fill gaps; got "
+                f"{len(self.mean)}. Give both that many values."
             )
         return found
 
@@ -120,6 +121,7 @@ class AugmentDraws:
     operations: Int[np.ndarray, "B K"]  # RandAugment's, by number, in order; -1: none
     levels: Float[np.ndarray, "B K"]  # their strengths, in [0, 10]
     signs: Float[np.ndarray, "B K"]  # their directions, 1 or -1
+    rotation: Float[np.ndarray, " B"]  # in degrees, counter-clockwise; 0: none
     erased: Int[np.ndarray, "B 4"]  # parts as (top, left, height, width); no height: none
     noise: Int[np.ndarray, " B"]  # seeds of what they are filled with
 
@@ -144,6 +146,8 @@ def draw_augment(
     shape = (total, augment.rand_augment)  # last, so that its number moves no other draw
     operations = rng.integers(len(OPERATIONS), size=shape)
     operations = np.where(rng.random(shape) < 0.5, operations, -1)  # each is left out half of the time, as in timm
+    levels = np.clip(rng.normal(augment.rand_magnitude, augment.rand_std, shape), 0.0, 10.0)
+    signs = np.where(rng.random(shape) < 0.5, -1.0, 1.0)
     return AugmentDraws(
         jitter_order=np.where(used, order, -1),
         jitter=span * np.asarray(augment.jitter) + np.asarray([1.0, 1.0, 1.0, 0.0]),
@@ -151,8 +155,9 @@ def draw_augment(
         sigma=np.where(on[:, 2] < augment.blur, sigma, 0.0),
         solarise=on[:, 3] < augment.solarise,
         operations=operations,
-        levels=np.clip(rng.normal(augment.rand_magnitude, augment.rand_std, shape), 0.0, 10.0),
-        signs=np.where(rng.random(shape) < 0.5, -1.0, 1.0),
+        levels=levels,
+        signs=signs,
+        rotation=rng.uniform(-augment.rotation, augment.rotation, total),
         erased=erased,
         noise=noise,
     )
@@ -174,6 +179,7 @@ def augmented(images: Float[Tensor, "B C H W"], draws: AugmentDraws, augment: Au
     change(draws.solarise, solarised)
     for operations, levels, signs in zip(draws.operations.T, draws.levels.T, draws.signs.T, strict=True):
         rand_augmented(change, operations, levels, signs, mean)
+    change(draws.rotation != 0, lambda *of: rotated(*of, mean), draws.rotation)
     _erase(images, draws, mean, std)
     return images
 

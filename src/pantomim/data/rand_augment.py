@@ -27,8 +27,8 @@ def _equalize(images: Tensor, amount: Tensor, fill: Tensor) -> Tensor:
     return tv.equalize((images * 255).round().to(torch.uint8)).to(images.dtype) / 255
 
 
-def _rotate(images: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
-    """About the centre, counter-clockwise."""
+def rotated(images: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
+    """Turned about the centre, counter-clockwise."""
     height, width = images.shape[2:]
     angle = -torch.deg2rad(degrees)
     cos, sin = torch.cos(angle), torch.sin(angle)
@@ -70,7 +70,7 @@ OPERATIONS: tuple[tuple[Operation, Amount], ...] = (
     (lambda images, _, fill: tv.autocontrast(images), _signed(0)),
     (_equalize, _signed(0)),
     (lambda images, _, fill: 1 - images, _signed(0)),
-    (_rotate, _signed(30.0)),
+    (rotated, _signed(30.0)),
     (_posterize, lambda level, sign: 4.0 - np.floor(level / 10.0 * 4)),
     (_solarize, lambda level, sign: 256.0 - np.minimum(256, np.floor(level / 10.0 * 256))),
     (_solarize_add, lambda level, sign: np.minimum(128.0, np.floor(level / 10.0 * 110))),

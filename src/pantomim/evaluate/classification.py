@@ -187,3 +187,20 @@ def paired_difference(right_a: Bool[np.ndarray, " n"], right_b: Bool[np.ndarray,
         "only_this": int((differences > 0).sum()),
         "only_other": int((differences < 0).sum()),
     }
+
+
+def difference_over_draws(right_a: Bool[np.ndarray, "draws n"], right_b: Bool[np.ndarray, "draws n"]) -> dict[str, Any]:
+    """The same as a mean over draws of the labelled images, with a 95 % interval for other draws and other test images.
+
+    The variance is that among images, of their differences' means over draws, over the number of images, plus that
+    among draws over their number; degrees of freedom: Welch and Satterthwaite. Of one draw: `paired_difference`.
+    """
+    if len(right_a) == 1:
+        return paired_difference(right_a[0], right_b[0])
+    differences = right_a.astype(float) - right_b
+    sides = [differences.mean(axis=0), differences.mean(axis=1)]
+    parts = [float(side.var(ddof=1)) / len(side) for side in sides]
+    total, mean = sum(parts), float(differences.mean())
+    of = sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
+    reach = float(stats.t.isf((1 - CONFIDENCE) / 2, total**2 / of)) * np.sqrt(total) if of else 0.0
+    return {"difference": mean, "interval": [mean - reach, mean + reach]}

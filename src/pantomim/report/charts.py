@@ -138,6 +138,21 @@ def arms_chart(lines: Mapping[str, np.ndarray], highest: float, y_label: str, ti
     return _named_lines(plot, lines, list(dashes))
 
 
+def learning_chart(title: str, labels: Sequence[int], lines: Mapping[str, Sequence[float]]) -> Chart:
+    """A line for each contender over the labels a class, from few to many."""
+    y_ticks = ticks(0.0, max(map(max, lines.values())), 4)
+    words = "; ".join(f"{name} {', '.join(f'{value:.1f}' for value in values)}" for name, values in lines.items())
+    x_axis = Axis(labels[0], labels[-1], labels, "labels a class", log=True)
+    plot = Plot(
+        LAYERS, f"{title}: {words}.", x_axis, Axis(0.0, y_ticks[-1], y_ticks, "errors in 100"), right=110, inset=12
+    )
+    ends = plot.ends([values[-1] for values in lines.values()])
+    for number, ((name, values), end) in enumerate(zip(lines.items(), ends, strict=True)):
+        plot.line("line", labels, values, f"stroke-dasharray: {DASHES[number % len(DASHES)]}")
+        plot.text("tick", plot.right + 8, end + 4, _short(name))
+    return Chart(title, plot.svg())
+
+
 def map_chart(values: np.ndarray, rows: str, columns: str) -> Markup:
     """CKA (0, or a little below by chance, to 1; NaN: none) of the layers of `rows`, downwards, with `columns`'."""
     num_rows, num_columns = values.shape
