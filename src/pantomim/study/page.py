@@ -16,8 +16,9 @@ from pantomim.core.files import replace_file
 from pantomim.report.charts import Chart, arms_chart
 from pantomim.report.folder import read_run
 from pantomim.report.html import duration, fill_template, length, surroundings
+from pantomim.report.spread import ABSENT, Spread, show_plain
 from pantomim.study.cells import Study
-from pantomim.study.columns import ABSENT, Spread, heading, is_share, parts, show, show_difference, show_plain
+from pantomim.study.columns import heading, is_share, parts, show, show_difference
 from pantomim.study.plan import Analysis, merge
 from pantomim.study.run import analysis_paths, cell_folder
 from pantomim.study.table import Columns, Table, contrast_findings, findings, make_table
