@@ -32,18 +32,27 @@ def is_chain(run: str | Path) -> bool:
     return (Path(run) / PLAN).is_file()
 
 
+def stage_folders(run: str | Path) -> list[Path]:
+    """The folders of the stages that have begun, in order."""
+    folders = [Path(run) / f"stage-{number}" for number in range(len(list(Path(run).glob("stage-*"))))]
+    return [folder for folder in folders if (folder / "config.yaml").is_file()]
+
+
 def make_stages_report(run: str | Path, out: Path | None = None) -> Path:
     """Write `RUN/report.html` about all stages, and the page of each stage in its own folder; or `out` alone."""
-    path = Path(run)
-    folders = [path / f"stage-{number}" for number in range(len(list(path.glob("stage-*"))))]
-    stages = [read_run(folder) for folder in folders if (folder / "config.yaml").is_file()]
-    if not stages:
-        raise ValueError(f"report.run must have a stage; got {path}, which has none yet. Run `pantomim pretrain` on.")
-    for stage in stages if out is None else ():
-        make_report(stage.path)
-    page = out or path / "report.html"
-    replace_file(page, render(path, stages).encode())
+    page = out or Path(run) / "report.html"
+    text = stages_report_of(run)
+    for folder in stage_folders(run) if out is None else ():
+        make_report(folder)
+    replace_file(page, text.encode(errors="replace"))
     return page
+
+
+def stages_report_of(run: str | Path) -> str:
+    """The page of a chain of runs as HTML."""
+    if not (folders := stage_folders(run)):
+        raise ValueError(f"report.run must have a stage; got {run}, which has none yet. Run `pantomim pretrain` on.")
+    return render(Path(run), list(map(read_run, folders)))
 
 
 def render(path: Path, stages: list[RunFolder]) -> str:
