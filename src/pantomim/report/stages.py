@@ -1,6 +1,7 @@
 """The page about a chain of runs: the curves of all stages one after another, the scores stage by stage."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pantomim.report.charts import Chart, Curve, curve_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
 from pantomim.report.html import duration, fill_template
 from pantomim.report.inspection import block_charts
+from pantomim.report.measures import Arm, read_measures, score_chart
 from pantomim.report.page import CURVES, make_report, source_name, title, total_seconds
 from pantomim.report.scores import CONTENDERS, RIVALS, Result, read_results
 
@@ -71,12 +73,22 @@ def render(path: Path, stages: list[RunFolder]) -> str:
     keys: dict[str, str] = {}
     for key, result in (item for found in results for item in found.items()):
         keys.setdefault(key, f"{result.protocol}, {result.headline.label}, {result.data}")
+    arms = [
+        Arm(f"stage {number}", {0: replace(stage, evaluations=found)})
+        for number, (stage, found) in enumerate(zip(stages, evaluations, strict=True))
+    ]
+    measures = [measure for measure in read_measures(arms) if measure.main]
+    names = [arm.name for arm in arms]
+    findings = [measure.finding(names) for measure in measures if measure.better]
     return fill_template(
         "stages.html",
         title=f"{title(stages[0])}, in stages",
-        lead=f"{len(stages)} of {plan['stages']} stages on {source_name(stages[0])}; the student of each is the "
+        lead=findings[0] if findings else f"{len(stages)} of {plan['stages']} stages; none of them is scored yet.",
+        findings=findings[1:],
+        about=f"{len(stages)} of {plan['stages']} stages on {source_name(stages[0])}; the student of each is the "
         f"teacher of the next. {REINIT.get(plan['reinit'], '')}",
-        charts=[*_curves(stages), *_scores(keys, results)],
+        charts=list(_curves(stages)),
+        dots=[score_chart(measure, names) for measure in measures],
         inside=block_charts(side_by_side(inside), named=True),
         headings=["Stage", "Teacher", "Steps", "Time", "Last loss", *keys.values()],
         rows=[
@@ -131,15 +143,6 @@ def _curves(stages: list[RunFolder]) -> Iterator[Chart]:
             options = options | {"cut_start": False}  # every stage has a steep start
             curve = Curve(heading, y_label, np.array(steps[:-1]), np.array(values[:-1]), **options)
             yield curve_chart(f"{heading}, all stages", curve, large=name == "loss")
-
-
-def _scores(keys: Mapping[str, str], results: list[ByFile]) -> Iterator[Chart]:
-    """The trained encoder's score over the stages, in percent; where there is more than one stage to compare."""
-    for key, heading in keys.items():
-        found = [result[key].headline.found.get("trained") if key in result else None for result in results]
-        shares = np.array([score.value if score else np.nan for score in found])
-        if np.isfinite(shares).sum() > 1:
-            yield curve_chart(heading, Curve(heading, "%", np.arange(len(shares)), 100 * shares, x_label="stage"))
 
 
 def _row(number: int, stage: RunFolder, found: ByFile, keys: Collection[str]) -> list[str]:
