@@ -5,6 +5,7 @@ held-out images of the run's own data and leaves a file that the report shows.
 """
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from pantomim.methods.mae import MAE, MAEConfig
 from pantomim.nn.tokens import channel_values, put_back, take
 from pantomim.targets.pixels import PixelTarget, PixelTargetConfig
 
+LOG = logging.getLogger(__name__)
 LARGE = 200  # pixels: fewer, for a page that one can look through
 
 
@@ -154,6 +156,7 @@ def of_the_same_images(
         method = run_config(run).method
         if not isinstance(method, MAEConfig) or not isinstance(method.target, PixelTargetConfig):
             continue
+        LOG.info("Reconstructions of %s", run)
         try:
             dataset = dataset or shown_images(run, source, None, 0)
             drawn[run] = Reconstruct((str(run),), count=count).looks(dataset)[0].arrays

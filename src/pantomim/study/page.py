@@ -75,12 +75,11 @@ def write_tables(study: Study, out: Path) -> list[Path]:
         "cells": cell_table(study, table),
         "facts": list(facts(study, table)),
     }
+    dots = [score_chart(measure, names) for measure in measured]
     texts = {
         "table.json": json.dumps(asdict(table), indent=2) + "\n",
         "table.md": fill_template("study.md", **page),
-        "table.html": fill_template(
-            "study.html", **page, **pictures(study, out), dots=[score_chart(each, names) for each in measured]
-        ),
+        "table.html": fill_template("study.html", **page, **pictures(study, out), dots=dots),
     }
     for name, text in texts.items():
         replace_file(out / name, text.encode())
