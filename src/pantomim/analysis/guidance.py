@@ -112,7 +112,7 @@ def finding(entropy: float, alike: float, chance: float) -> tuple[str, str]:
 def _look(
     method: CMTMAE, images: Float[Tensor, "B C H W"], shown: np.ndarray, kept: list[Checkpoint], total: int, seed: int
 ) -> Iterator[tuple[Row, Tensor]]:
-    """Maps with their entropies, the mixed one last, then the masks, checkpoint by checkpoint; a frozen teacher once."""
+    """By checkpoint, maps with their entropies, the mixed one last, then the masks; a frozen teacher once."""
     earlier: dict[str, Tensor] = {}
     earlier_step = 0
     for index in np.unique(np.linspace(0, len(kept) - 1, min(len(kept), MOST)).round().astype(int)):
