@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.colors import to_hex
 
-from pantomim.report.svg import BOTTOM, LEFT, RIGHT, TOP, Axis, Plot, ticks
+from pantomim.report.svg import BOTTOM, LEFT, LINE, RIGHT, TOP, Axis, Plot, ticks
 
 MAX_POINTS = 400
 LARGE, SMALL, NARROW = (880, 290), (430, 220), (430, 240)
@@ -17,7 +17,7 @@ LAYERS = (430, 260)
 DASHES = ("none", "6 3", "2 3", "9 3 2 3", "1 2", "12 4")  # tell lines of one colour apart
 MAX_CELL = 44  # side of a cell of a map
 NUM_COLOURS = 6  # --c0, --c1 ... of the style sheet; lines beyond have another dash
-ROW, LETTER = 24, 6.8  # height of a row of dots, width of a letter beside it
+ROW, LETTER = 24, 7.4  # height of a row of dots, width of a letter beside it
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LOWEST = 0.02  # power below is drawn at the edge
 VIRIDIS = matplotlib.colormaps["viridis"]  # even in lightness and readable without colour
@@ -105,8 +105,10 @@ def runs_chart(curves: Sequence[tuple[int, Curve]], words: str) -> Markup:
             there = np.isfinite(values)
             plot.line("arm", *thin(curve.steps[there], values[there], MAX_POINTS // 3), arm_style(arm))
             ends.setdefault(arm, (float(curve.steps[there][-1]), float(values[there][-1])))
-    for (arm, (step, _)), place in zip(ends.items(), plot.ends([value for _, value in ends.values()]), strict=True):
-        plot.text("arm", min(plot.x(step) + 6, plot.right + 6), place + 4, str(arm + 1), style=arm_style(arm))
+    last = {arm: value for arm, (step, value) in ends.items() if plot.x(step) > plot.right - LINE}
+    places = dict(zip(last, plot.ends(list(last.values())), strict=True)) if last else {}
+    for arm, (step, value) in ends.items():
+        plot.text("arm", plot.x(step) + 6, places.get(arm, plot.y(value)) + 4, str(arm + 1), style=arm_colour(arm))
     return plot.svg()
 
 
@@ -131,9 +133,9 @@ class Dots:
 def dots_chart(rows: Sequence[Dots], x_label: str, title: str) -> Markup:
     """A row of dots for each arm or baseline, on one axis."""
     ends = [end for row in rows for end in (*row.values, row.mean - (row.half or 0.0), row.mean + (row.half or 0.0))]
-    names = [f"{'' if row.arm is None else f'{row.arm + 1} '}{_short(row.name, 24)}" for row in rows]
+    names = [f"{'' if row.arm is None else f'{row.arm + 1} '}{_short(row.name, 22)}" for row in rows]
     x_ticks = ticks(min(ends), max(ends), 4)
-    left = min(16 + LETTER * max(map(len, names)), 190.0)
+    left = min(16 + LETTER * max(map(len, names)), 200.0)
     y = Axis(len(rows) - 0.5, -0.5, (), "")
     x = Axis(x_ticks[0], x_ticks[-1], x_ticks, x_label)
     size = (SMALL[0], TOP + BOTTOM + ROW * len(rows))
@@ -141,7 +143,7 @@ def dots_chart(rows: Sequence[Dots], x_label: str, title: str) -> Markup:
     for tick in x_ticks:
         plot.vertical("grid", tick)
     for place, (row, name) in enumerate(zip(rows, names, strict=True)):
-        style = "--c: var(--soft)" if row.arm is None else arm_style(row.arm)
+        style = "--c: var(--soft)" if row.arm is None else arm_colour(row.arm)
         plot.text("name", plot.left - 10, plot.y(place) + 4, name, "end")
         if row.half is not None:
             plot.line("interval", (row.mean - row.half, row.mean + row.half), (place, place), style)
@@ -151,9 +153,14 @@ def dots_chart(rows: Sequence[Dots], x_label: str, title: str) -> Markup:
     return plot.svg()
 
 
+def arm_colour(arm: int) -> str:
+    """As a style."""
+    return f"--c: var(--c{arm % NUM_COLOURS})"
+
+
 def arm_style(arm: int) -> str:
-    """Colour and dash of an arm."""
-    return f"--c: var(--c{arm % NUM_COLOURS}); stroke-dasharray: {DASHES[arm // NUM_COLOURS % len(DASHES)]}"
+    """Colour and dash of an arm's line."""
+    return f"{arm_colour(arm)}; stroke-dasharray: {DASHES[arm // NUM_COLOURS % len(DASHES)]}"
 
 
 def _frame(

@@ -59,7 +59,7 @@ def svg_uri(chart: Markup) -> str:
     sheet = resources.files("pantomim.report").joinpath("page.css").read_text(encoding="utf-8")
     drawn = [sheet[: sheet.index("}") + 1], *(line for line in sheet.splitlines() if line.startswith(".chart"))]
     style = f"<style>{''.join(drawn)} svg {{ font-family: sans-serif; }}</style>"
-    head, end, rest = chart.partition(">")
+    head, end, rest = str(chart).partition(">")
     return file_uri(head.replace("<svg", f'<svg xmlns="{SVG}"', 1) + end + style + rest, "image/svg+xml")
 
 

@@ -96,7 +96,8 @@ def test_what_differs_and_nothing_else_is_listed(tmp_path):
     config["method"]["masker"]["ratio"] = 0.5
     (paths[1] / "config.yaml").write_text(yaml.safe_dump(config))
     rows = list(csv.reader(io.StringIO(saved(page_of(paths, tmp_path), "what-differs.csv"))))
-    assert rows == [["", "one-s0", "two-s0"], ["recipe", "one", "two"], ["method.masker.ratio", "0.75", "0.5"]]
+    assert rows[0] == ["", "one-s0", "two-s0"]
+    assert sorted(rows[1:]) == [["method.masker.ratio", "0.75", "0.5"], ["recipe", "one", "two"]]
     assert not same_task(read_arms(paths)[0])
     assert "the heights of their losses cannot be compared" in words_of(page_of(paths, tmp_path))
 
