@@ -17,10 +17,10 @@ from pantomim.core.files import replace_file
 from pantomim.masking import Masker, MaskerConfig
 from pantomim.report.charts import Chart, Curve, curve_chart
 from pantomim.report.folder import Metrics, RunFolder, look_up, read_run
-from pantomim.report.html import duration, fill_template, length, surroundings, text_of
+from pantomim.report.html import duration, fill_template, length, percent, surroundings, text_of
 from pantomim.report.inspection import block_charts
 from pantomim.report.scores import CONTENDERS, Result, points, read_results, score_table, summary, verdict
-from pantomim.report.tasks import NUM_LOWEST, read_robustness, read_scored
+from pantomim.report.tasks import NUM_LOWEST, Scored, read_robustness, read_scored
 
 FIGURES = {
     "rankme": "Effective rank (RankMe)",
@@ -87,7 +87,7 @@ def render(run: RunFolder, results: list[Result]) -> str:
         "page.html",
         ("page.css", "tasks.css") if run.task else ("page.css",),
         title=title(run),
-        lead=summary(results) if results and not run.task else "",
+        lead=opening(run, results, scored),
         notes=notes,
         scored=scored,
         lowest=NUM_LOWEST,
@@ -118,6 +118,21 @@ def render(run: RunFolder, results: list[Result]) -> str:
         points=points,
         score_table=score_table,
     )
+
+
+def opening(folder: RunFolder, results: list[Result], scored: list[Scored]) -> str:
+    """What the page has to say, in a sentence or two."""
+    if scored:
+        words, share = scored[0].bars[0]
+        return f"{words} of {percent(share)} on {scored[0].data}. {scored[0].against}".rstrip()
+    if results and not folder.task:
+        return summary(results)
+    told = [*without_labels(folder), finding(folder.pictures.about) if folder.pictures else ""]
+    if folder.metrics.has("loss") and not any(told):
+        losses = folder.metrics.columns["loss"]
+        first, last = losses[np.isfinite(losses)][[0, -1]]
+        told = [f"The loss went from {first:.3g} to {last:.3g}; no evaluation tells yet what has been learned."]
+    return next(filter(None, told), "Nothing has been logged yet.")
 
 
 def title(folder: RunFolder) -> str:
