@@ -18,10 +18,10 @@ from pantomim.core.files import replace_file
 from pantomim.report.charts import Chart, Curve, arm_style, runs_chart
 from pantomim.report.folder import RunFolder, Triplets, look_up, read_run
 from pantomim.report.html import fill_template, surroundings, text_of
-from pantomim.report.measures import Arm, Measure, listed, read_measures, score_chart
+from pantomim.report.measures import Arm, Measure, Rows, listed, read_measures, score_chart, score_rows
 from pantomim.report.page import CURVES, logged, measured, source_name, total_seconds, warnings
-from pantomim.report.scores import CONTENDERS, RIVALS, read_results, verdict
-from pantomim.report.spread import ABSENT, Spread, show_plain
+from pantomim.report.scores import read_results, verdict
+from pantomim.report.spread import ABSENT, show_plain
 from pantomim.report.stages import is_chain, stage_folders
 
 MOST_FIELDS = 20  # of the config that are shown at once
@@ -29,7 +29,6 @@ DRAWN = ("loss", "held_out_loss", "held_out_rankme")
 # Losses of runs that differ in nothing else are of one task.
 SAME_TASK = ("recipe", "method.decoder", "optim", "batch_size", "duration", "runtime", "init")
 SAME_TASK += ("method.encoder.width", "method.encoder.depth", "method.encoder.heads", "method.encoder.drop")
-Rows = list[list[str]]
 
 
 def make_comparison(arms: Sequence[Arm], out: Path, drawn: Mapping[Path, Triplets], notes: Sequence[str] = ()) -> Path:
@@ -82,7 +81,7 @@ def render(arms: Sequence[Arm], notes: Sequence[str], drawn: Mapping[Path, Tripl
         findings=[sentence for sentence in found if not first.startswith(sentence)],
         dots=[score_chart(measure, names) for measure in measures if measure.main],
         more=[score_chart(measure, names) for measure in measures if not measure.main],
-        scores=score_rows(arms, measures),
+        scores=score_rows(names, measures),
         every=[["arm", "run", "seed", "score", "value"], *every_score(arms, measures)],
         curves=[chart for name in DRAWN for chart in curves(arms, name)],
         same_task=same_task(arms),
@@ -169,24 +168,6 @@ def cost_rows(arms: Sequence[Arm]) -> Rows:
         rows.append([arm.name, *(show_plain(spread, digits) for spread, digits in told), "; ".join(hardware)])
     shared = {row[-1] for row in rows[1:]}
     return [row[:-1] for row in rows] if len(shared) == 1 else rows
-
-
-def score_rows(arms: Sequence[Arm], measures: Sequence[Measure]) -> tuple[Rows, list[tuple[int, int]]]:
-    """A row an arm or baseline, a column a score, the headings first; the places of the best means of each column."""
-    rows = [["", *(measure.heading for measure in measures)]]
-    rows += [[arm.name, *(m.text(m.spreads.get(number)) for m in measures)] for number, arm in enumerate(arms)]
-    best = []
-    means = [{number: spread.mean for number, spread in measure.spreads.items()} for measure in measures]
-    for place, who in enumerate(RIVALS, len(arms)):
-        of = [Spread.of(dict(enumerate(score.value for score in m.rivals.get(who, ())))) for m in measures]
-        if any(of):
-            rows.append([CONTENDERS[who], *(m.text(spread) for m, spread in zip(measures, of, strict=True))])
-            for column, spread in enumerate(of):
-                means[column] |= {place: spread.mean} if spread is not None else {}
-    for column, (measure, found) in enumerate(zip(measures, means, strict=True), 1):
-        if measure.better and len(found) > 1:
-            best.append((max(found, key=lambda row: measure.better * found[row]), column))
-    return rows, best
 
 
 def every_score(arms: Sequence[Arm], measures: Sequence[Measure]) -> Iterator[list[str]]:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from scipy.stats import ttest_ind
-
 from pantomim.report.charts import Chart, Dots, dots_chart
 from pantomim.report.folder import RunFolder, look_up
 from pantomim.report.page import FIGURES, logged
@@ -23,9 +21,10 @@ from pantomim.report.scores import (
     points,
     read_results,
 )
-from pantomim.report.spread import CONFIDENCE, Spread, difference, show_plain
+from pantomim.report.spread import Spread, difference, show_plain
 
 MOST_NAMED = 3  # arms in a sentence
+Rows = list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -88,19 +87,14 @@ class Measure:
         ours, theirs = self.spreads[one], self.spreads[other]
         if (paired := difference(ours, theirs)) is not None and paired.std is not None:
             return paired.mean, paired.half_width, f"paired over {len(paired.by_seed)} seeds"
-        apart = ours.mean - theirs.mean
-        few, many = sorted((ours, theirs), key=lambda spread: len(spread.by_seed))
-        count = len(many.by_seed)
-        if len(few.by_seed) > 1:
-            interval = ttest_ind(
-                list(ours.by_seed.values()), list(theirs.by_seed.values()), equal_var=False
-            ).confidence_interval(CONFIDENCE)
-            return apart, float(interval.high - interval.low) / 2, "over different seeds"
-        if many.half_width is not None:  # where a further run of several like it would land
-            return apart, many.half_width * math.sqrt(count + 1), f"one run against the spread of {count}"
-        pair = (next(iter(self.scores[one].values())), next(iter(self.scores[other].values())))
-        half = noise(pair, self.num_images) if self.share else None
-        return apart, half, "one run each: over test images, not over seeds"
+        apart, single = ours.mean - theirs.mean, len(ours.by_seed) == len(theirs.by_seed) == 1
+        if single and self.share:
+            pair = (next(iter(self.scores[one].values())), next(iter(self.scores[other].values())))
+            return apart, noise(pair, self.num_images), "one run each: over test images, not over seeds"
+        widths = [(spread.half_width, math.sqrt(len(spread.by_seed))) for spread in (ours, theirs)]
+        far = max((half * root for half, root in widths if half is not None), default=None)  # of a further seed
+        half = None if far is None else math.hypot(*(far if half is None else half for half, _ in widths))
+        return apart, half, "not the same seeds"
 
     def is_ahead(self, one: int, other: int) -> bool:
         """Whether an arm is better than another beyond chance."""
@@ -116,7 +110,7 @@ class Measure:
         beaten = [arm for arm in rest if self.is_ahead(best, arm)]
         if unsure := [arm for arm in rest if arm not in beaten]:
             apart, half, how = self.gap(best, unsure[0])
-            over = how if half is not None else "one run each, and nothing says what can be chance"
+            over = how if half is not None else "nothing says what can be chance"
             also = f" It is ahead of {listed([names[arm] for arm in beaten])}." if beaten else ""
             return (
                 f"{self.heading}: {name} is best with {score}, but cannot be told apart from "
@@ -216,6 +210,24 @@ def _how(result: Result) -> tuple[tuple[str, str], ...]:
 
 def _held_out_loss(run: RunFolder) -> float | None:
     return float(logged(run.metrics, "held_out_loss")[1][-1]) if run.metrics.has("held_out_loss") else None
+
+
+def score_rows(names: Sequence[str], measures: Sequence[Measure]) -> tuple[Rows, list[tuple[int, int]]]:
+    """A row an arm or baseline, a column a score, the headings first; the places of the best means of each column."""
+    rows = [["", *(measure.heading for measure in measures)]]
+    rows += [[name, *(m.text(m.spreads.get(number)) for m in measures)] for number, name in enumerate(names)]
+    best = []
+    means = [{number: spread.mean for number, spread in measure.spreads.items()} for measure in measures]
+    for place, who in enumerate(RIVALS, len(names)):
+        of = [Spread.of(dict(enumerate(score.value for score in m.rivals.get(who, ())))) for m in measures]
+        if any(of):
+            rows.append([CONTENDERS[who], *(m.text(spread) for m, spread in zip(measures, of, strict=True))])
+            for column, spread in enumerate(of):
+                means[column] |= {place: spread.mean} if spread is not None else {}
+    for column, (measure, found) in enumerate(zip(measures, means, strict=True), 1):
+        if measure.better and len(found) > 1:
+            best.append((max(found, key=lambda row: measure.better * found[row]), column))
+    return rows, best
 
 
 def listed(names: Sequence[str]) -> str:
