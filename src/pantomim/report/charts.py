@@ -130,10 +130,10 @@ class Dots:
         return f"{self.name}: {self.mean:.4g}" + ("" if self.half is None else f" ± {self.half:.2g}")
 
 
-def dots_chart(rows: Sequence[Dots], x_label: str, title: str) -> Markup:
-    """A row of dots for each arm or baseline, on one axis."""
+def dots_chart(rows: Sequence[Dots], x_label: str, title: str, *, numbered: bool = False) -> Markup:
+    """A row of dots for each arm, which may be `numbered` as in `runs_chart`, or baseline, on one axis."""
     ends = [end for row in rows for end in (*row.values, row.mean - (row.half or 0.0), row.mean + (row.half or 0.0))]
-    names = [f"{'' if row.arm is None else f'{row.arm + 1} '}{_short(row.name, 22)}" for row in rows]
+    names = [f"{row.arm + 1} " * (numbered and row.arm is not None) + _short(row.name, 24) for row in rows]
     x_ticks = ticks(min(ends), max(ends), 4)
     left = min(16 + LETTER * max(map(len, names)), 200.0)
     y = Axis(len(rows) - 0.5, -0.5, (), "")

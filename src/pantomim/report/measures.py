@@ -136,7 +136,7 @@ class Measure:
             for who, mean in means.items()
             if mean is not None and mean.mean >= self.spreads[best].mean
         ]
-        return f" No arm is above {' or '.join(above)}." if above else ""
+        return f" None is above {' or '.join(above)}." if above else ""
 
     def rows(self, names: Sequence[str]) -> list[Dots]:
         """Arms in the order of the page, then baselines."""
@@ -196,9 +196,10 @@ def _figures(arms: Sequence[Arm]) -> Iterator[Measure]:
     yield from found.values()
 
 
-def score_chart(measure: Measure, names: Sequence[str]) -> Chart:
+def score_chart(measure: Measure, names: Sequence[str], *, numbered: bool = False) -> Chart:
     """A row of dots an arm."""
-    return Chart(measure.heading, dots_chart(measure.rows(names), "%" if measure.share else "", measure.heading))
+    chart = dots_chart(measure.rows(names), "%" * measure.share, measure.heading, numbered=numbered)
+    return Chart(measure.heading, chart)
 
 
 def _how(result: Result) -> tuple[tuple[str, str], ...]:

@@ -62,7 +62,7 @@ def measure(*, better: int = 1, num_images: int | None = None, rivals=None, **ar
         (measure(a=[0.52], b=[0.5], num_images=100), r"a is best with 52.0 .* cannot be told apart from b"),
         (measure(a=[0.9], b=[0.5]), r"cannot be told apart from b .*nothing says what can be chance"),
         (measure(a=[0.70, 0.71, 0.72], b=[0.5]), r"a is ahead .*not the same seeds"),
-        (measure(a=[0.7], b=[], rivals={"pixels": 0.8}), r"only a has it, 70.0 %\. No arm is above raw pixels"),
+        (measure(a=[0.7], b=[], rivals={"pixels": 0.8}), r"only a has it, 70.0 %\. None is above raw pixels"),
         (measure(a=[0.3, 0.31, 0.3], b=[0.7, 0.71, 0.7], better=-1), r"a is ahead .* below b"),
     ],
 )  # fmt: skip

@@ -14,7 +14,7 @@ def test_a_number_that_a_baseline_beats_is_not_the_best():
     table = SimpleNamespace(metrics=("knn.top1",), rows=rows)
     assert best_rows(table) == [(2, 1)]
     (measure,) = measures(table)
-    assert "No arm is above raw pixels" in measure.finding([each.name for each in rows])
+    assert "None is above raw pixels" in measure.finding([each.name for each in rows])
 
 
 def test_what_was_not_logged_in_a_step_is_left_out_of_its_mean():
