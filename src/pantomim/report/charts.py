@@ -133,7 +133,8 @@ class Dots:
 def dots_chart(rows: Sequence[Dots], x_label: str, title: str, *, numbered: bool = False) -> Markup:
     """A row of dots for each arm, which may be `numbered` as in `runs_chart`, or baseline, on one axis."""
     ends = [end for row in rows for end in (*row.values, row.mean - (row.half or 0.0), row.mean + (row.half or 0.0))]
-    names = [f"{row.arm + 1} " * (numbered and row.arm is not None) + _short(row.name, 24) for row in rows]
+    numbers = [f"{row.arm + 1} " if numbered and row.arm is not None else "" for row in rows]
+    names = [number + _short(row.name, 24) for number, row in zip(numbers, rows, strict=True)]
     x_ticks = ticks(min(ends), max(ends), 4)
     left = min(16 + LETTER * max(map(len, names)), 200.0)
     y = Axis(len(rows) - 0.5, -0.5, (), "")
