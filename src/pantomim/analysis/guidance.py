@@ -34,7 +34,7 @@ from pantomim.teachers.mixing import evenness
 
 MOST = 3  # checkpoints, evenly spread, the first and the last among them
 EVEN = 0.99  # entropy of a map, of the largest, from which on all patches score nearly alike. Ours
-ALIKE = 0.5  # how far two images' masks agree beyond chance, from which on they hardly follow the image. Ours
+ALIKE = 0.5  # how far two masks agree beyond chance, 1 being wholly, from which on they have little variety. Ours
 PLACES = {  # of a network in a checkpoint: in those of earlier versions, and now
     "teacher": ("teacher.teacher.", "teacher."),
     "student": ("student.teacher.", "ema_student."),
@@ -87,24 +87,29 @@ class Guidance(PictureAnalysis):
         return PictureRows(items, (Row("images", "", shown), *rows), caption, lead, warnings, encoder=str(run))
 
 
-def likeness(masked: Bool[Tensor, "n N"]) -> tuple[float, float]:
-    """Share of an image's masked patches that are masked in another image, too, and what chance alone gives."""
-    masks, others = masked.double(), len(masked) - 1
+def likeness(draws: Bool[Tensor, "2 n N"]) -> tuple[float, float, float]:
+    """Of the patches masked in an image the share also masked in another, in another draw of it, and by chance."""
+    masks, again = draws.double()
     both = masks @ masks.T
-    same = (both.sum() - both.diagonal().sum()) / max(others, 1) / masks.sum()
-    return same.item(), masks.mean().item()
+    among = (both.sum() - both.diagonal().sum()) / max(len(masks) - 1, 1)
+    total = masks.sum()
+    return (among / total).item(), ((masks * again).sum() / total).item(), masks.mean().item()
 
 
-def finding(entropy: float, alike: float, chance: float) -> tuple[str, str]:
+def finding(entropy: float, among: float, again: float, chance: float) -> tuple[str, str]:
     """What guides the masks at the end of a run, and what is wrong with it, in a sentence each; "" for nothing."""
     lead = (
-        f"In the end the mixed map of an image has {100 * entropy:.1f} % of the largest entropy, and two images share "
-        f"{100 * alike:.0f} % of their masked patches ({100 * chance:.0f} % by chance)."
+        f"In the end the mixed map of an image has {100 * entropy:.1f} % of the largest entropy; two images share "
+        f"{100 * among:.0f} % of their masked patches, two draws of an image {100 * again:.0f} % ({100 * chance:.0f} % "
+        f"by chance)."
     )
-    if alike - chance >= ALIKE * (1.0 - chance):
+    far = chance + ALIKE * (1.0 - chance)
+    if among >= far:
         return lead, "The masks of different images are nearly the same: their variety has collapsed."
+    if again >= far:
+        return lead, "An image is masked nearly alike each time it is drawn: its masks have little variety."
     if entropy >= EVEN:
-        return lead, "All patches score nearly alike: what is in an image hardly decides what is masked of it."
+        return lead, "All patches score nearly alike: small differences decide what is masked."
     return lead, ""
 
 
@@ -127,13 +132,14 @@ def _look(
                 pictures = np.concatenate([laid_over(photo, part) for photo, part in zip(shown, parts, strict=True)])
                 yield Row(f"{TITLES[name]}, step {step:,}", f"entropy {entropy:.3f} of the largest", pictures), entropy
         batch = Batch(images, total=len(images))
-        masked = draw_mask(method.masker, batch, method.encoder.grid, generator, maps["mask"]).masked
+        draws = [draw_mask(method.masker, batch, method.encoder.grid, generator, maps["mask"]).masked for _ in range(2)]
+        masked = draws[0]
         text = ""
         if "masked" in earlier:
             text = f"{(earlier['masked'] & masked).sum() / masked.sum():.0%} of it masked at step {earlier_step:,} too"
         hidden = cells(masked.unflatten(1, method.encoder.grid).numpy(), shown.shape[1:3])[..., None]
         pictures = np.where(hidden, np.uint8(128), shown)
-        yield Row(f"masked, step {step:,}", text, pictures), masked
+        yield Row(f"masked, step {step:,}", text, pictures), torch.stack(draws)
         earlier, earlier_step = {**maps, "masked": masked}, step
 
 
