@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pantomim.formats import load
     from pantomim.formats.exports import export
-    from pantomim.verbs import evaluate, explain, finetune, inspect, predict, pretrain, report, segment
+    from pantomim.verbs import compare, evaluate, explain, finetune, inspect, predict, pretrain, report, segment
 
     __version__: str
 
 __all__ = [
     "__version__",
+    "compare",
     "evaluate",
     "explain",
     "export",

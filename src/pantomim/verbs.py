@@ -6,7 +6,7 @@ Light to import: what a verb works with is imported when it is called.
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -613,6 +613,28 @@ def look_into(analysis: "Inspection") -> Inspected:
         return Inspected(write_inspection(found, page), tuple(files), [], found)
     files = write_rows(found[0], page.with_suffix(".npz")) if len(found) == 1 else []
     return Inspected(write_views(found, analysis.title, page), tuple(files), found)
+
+
+def compare(runs: Sequence[Place], *, out: Place = "compare.html", data: Place | None = None, count: int = 6) -> Path:
+    """Make one page of several runs: who is ahead, curves, scores, reconstructions, what differs, cost.
+
+    Args:
+        runs: Run folders; those that differ in the seed alone are one arm. Of a chain of runs, its last stage.
+        out: FILE.html.
+        data: Where the images of the first run lie now, if they have moved; reconstructions are of these.
+        count: Images that are reconstructed, held out of the data of the first run that predicts pixels.
+    """
+    from pantomim.analysis.reconstructions import of_the_same_images
+    from pantomim.core.files import check_out
+    from pantomim.report.compare import make_comparison, read_arms
+    from pantomim.report.folder import as_triplets
+
+    page = Path(out)
+    check_out("compare.out", page, (".html", ".htm"))
+    arms, notes = read_arms([Path(run) for run in runs])
+    source = None if data is None else os.fspath(data)
+    drawn, told = of_the_same_images([arm.first.path for arm in arms], count, source)
+    return make_comparison(arms, page, {run: as_triplets(arrays) for run, arrays in drawn.items()}, [*notes, *told])
 
 
 def score(evaluation: "Evaluation | TaskEvaluation") -> Scored:

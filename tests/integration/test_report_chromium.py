@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from run_folder import write_finetuned, write_pictures, write_run, write_segmentations, write_segmented
+from run_folder import write_finetuned, write_pictures, write_result, write_run, write_segmentations, write_segmented
 
 from pantomim.report import make_report
+from pantomim.report.compare import make_comparison, read_arms
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt-get install chromium)")
@@ -28,6 +29,7 @@ addEventListener("load", () => {
     natural: images.map((image) => [image.naturalWidth, image.naturalHeight]),
     shown: images.map((image) => image.getBoundingClientRect().width),
     charts: charts.map((svg) => svg.getBoundingClientRect().width),
+    tracks: [...document.querySelectorAll(".bar .track")].map((track) => track.getBoundingClientRect().width),
     loaded: performance.getEntriesByType("resource").map((entry) => entry.name),
     background: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
   });
@@ -149,3 +151,23 @@ def test_a_run_that_has_just_begun_is_drawn_too(tmp_path):
     assert page["natural"] == []
     assert page["charts"] == []
     assert page["overflow"] == 0
+
+
+def test_bars_have_one_scale(tmp_path):
+    run = write_run(tmp_path / "run")
+    spread = {"top1": 0.785, "top1_std": 0.031}
+    write_result(run, "linear-mnist", trained=spread, untrained=0.3, pixels={"top1": 0.732, "top1_std": 0.0213})
+    tracks = measure(tmp_path, make_report(run))["tracks"]
+    assert len(tracks) == 3
+    assert max(tracks) - min(tracks) < 0.1
+
+
+@pytest.mark.parametrize("width", [360, None])
+def test_the_page_of_twelve_runs_does_not_run_over(tmp_path, width):
+    paths = [write_run(tmp_path / f"a_run_with_a_long_name_{n}", recipe=f"recipe{n}") for n in range(12)]
+    arms, notes = read_arms(paths)
+    drawn = {arm.first.path: arm.first.pictures for arm in arms}
+    page = measure(tmp_path, make_comparison(arms, tmp_path / "compare.html", drawn, notes), width)
+    assert page["overflow"] == 0
+    assert page["loaded"] == []
+    assert len(page["natural"]) == 4 + 12 * 2 * 4

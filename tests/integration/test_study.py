@@ -13,9 +13,10 @@ from tiny import tiny_images
 from pantomim.cli import main
 from pantomim.engine.stops import Interrupted
 from pantomim.evaluate import Evaluation
+from pantomim.report.spread import Spread
 from pantomim.study import run as running
 from pantomim.study.cells import Study
-from pantomim.study.columns import Spread, show
+from pantomim.study.columns import show
 from pantomim.study.page import write_tables
 from pantomim.study.run import cell_folder, read_record, result_paths, run_study, state
 from pantomim.study.table import findings, make_table

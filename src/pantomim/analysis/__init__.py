@@ -1,5 +1,6 @@
 """Looking into runs and encoders: model in, arrays out; one analysis a file."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from pantomim.methods.mae import MAEConfig
 from pantomim.methods.segment import SegmentConfig
 from pantomim.methods.supervised import SupervisedConfig
 
+LOG = logging.getLogger(__name__)
 ANALYSES: tuple[type[Inspection], ...] = (
     *(Reconstruct, AttentionMaps, PatchColours, Neighbours, Map, Duplicates),
     *(AttentionDistance, Spectrum, CKA, Alignment, Guidance),
@@ -51,8 +53,10 @@ def write_pictures(run: Path, source: str | None = None, **options: int) -> Path
     method = run_config(run).method
     if isinstance(method, CMTMAEConfig) and not method.masker.guided:  # nothing guides the masks
         return None
-    write = PICTURES.get(type(method))
-    return None if write is None else write(run, source=source, **options)
+    if (write := PICTURES.get(type(method))) is None:
+        return None
+    LOG.info("Pictures: what the method itself makes of images")
+    return write(run, source=source, **options)
 
 
 def write_all_pictures(run: Path, source: str | None = None) -> None:

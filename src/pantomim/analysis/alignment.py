@@ -32,7 +32,9 @@ from pantomim.nn.tokens import take
 from pantomim.targets.pixels import PixelTarget
 from pantomim.targets.tokens import TokenTarget
 from pantomim.tokenizers.base import Picturing
+from pantomim.tokenizers.usage import CodeUsage, code_usage, count_codes, usage_warning
 
+OF_IMAGES = "The tokenizer, on these images"
 LEAD = "The better a decoder draws the images here, the closer its regressor's predictions are to the encoder's output."
 COUNT = 512  # images on which agreement is measured
 BATCH = 64  # of these at once
@@ -63,12 +65,15 @@ class Alignment(PictureAnalysis):
         images, items = read_images(dataset, first.image_size, choose(dataset, self.count or self.usual, self.seed))
         picture = partial(to_picture, originals=images.numpy(), scale=dataset.scale)
         rows = [Row("images", "", picture(images.numpy()))]
+        warnings = dict[str, None]()
         for run, method in zip(runs, methods, strict=True):
             result = without_regressor(method, images)
             if result.reference is not None:
                 reference = Row(result.reference_name, "", picture(result.reference))
                 if not any(np.array_equal(row.pictures, reference.pictures) for row in rows):
                     rows.append(reference)
+            if result.usage is not None and (warning := usage_warning(result.usage, OF_IMAGES)) is not None:
+                warnings[warning] = None
             weight = f"alignment weight {method.align_weight:g}" if method.align_weight else "no alignment"
             share = "of the ids are right" if result.measure == "accuracy" else "of the target's variation explained"
             rows.append(Row(Path(run).name, f"{weight}; {100 * result.score:.1f} % {share}", picture(result.shown)))
@@ -78,7 +83,7 @@ class Alignment(PictureAnalysis):
             f"regressor's predictions of masked patches only: it can read the encoder's own output only as far as the "
             f"two agree. Negative shares are worse than the mean alone."
         )
-        return [PictureRows(items, tuple(rows), caption, LEAD)]
+        return [PictureRows(items, tuple(rows), caption, LEAD, tuple(warnings))]
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class WithoutRegressor:
     reference_name: str
     measure: Literal["explained", "accuracy"]  # what `score` is: see `_explained`, or the share of right ids
     score: float
+    usage: CodeUsage | None = None  # of the true ids
 
 
 @torch.no_grad()
@@ -127,7 +133,9 @@ def without_regressor(method: CAE, images: Float[Tensor, "B C H W"]) -> WithoutR
         F.interpolate(tokenizer.decode(ids, grid), images.shape[2:]).cpu().numpy()
         for ids in (output.argmax(dim=-1), truth)
     )
-    return WithoutRegressor(shown, best, "the true ids, decoded", "accuracy", _share_right(output, truth))
+    usage = code_usage(count_codes(truth, tokenizer.vocabulary).cpu())
+    name = f"the true ids, decoded ({usage.used} of {usage.vocabulary} codes occur)"
+    return WithoutRegressor(shown, best, name, "accuracy", _share_right(output, truth), usage)
 
 
 @torch.no_grad()

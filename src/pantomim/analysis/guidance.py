@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pantomim.analysis.pictures import PictureRows, Row, read_images
+from pantomim.analysis.attention_maps import laid_over
+from pantomim.analysis.pictures import PictureRows, Row, cells, read_images
 from pantomim.analysis.runs import choose, run_config
 from pantomim.analysis.views import PictureAnalysis
 from pantomim.checkpoint import WEIGHTS, Checkpoint, kept_checkpoints
@@ -31,7 +32,9 @@ from pantomim.methods.guides import draw_mask
 from pantomim.targets.pair import Concat
 from pantomim.teachers.mixing import evenness
 
-MOST = 6  # checkpoints, evenly spread, the first and the last among them
+MOST = 3  # checkpoints, evenly spread, the first and the last among them
+EVEN = 0.99  # entropy of a map, of the largest, from which on all patches score nearly alike. Ours
+ALIKE = 0.5  # how far two masks agree beyond chance, 1 being wholly, from which on they have little variety. Ours
 PLACES = {  # of a network in a checkpoint: in those of earlier versions, and now
     "teacher": ("teacher.teacher.", "teacher."),
     "student": ("student.teacher.", "ema_student."),
@@ -45,10 +48,10 @@ class Guidance(PictureAnalysis):
 
     name: ClassVar[str] = "guidance"
     title: ClassVar[str] = "What guided the masks"
-    usual: ClassVar[int] = 8
+    usual: ClassVar[int] = 6
 
     def looks(self, dataset: Dataset) -> list[PictureRows]:
-        """Of each run the images, then the maps and masks of each checkpoint; maps are white where they are largest."""
+        """Of each run the images, then the maps, laid over them, and masks of each checkpoint."""
         return [self._look_at(Path(run), dataset) for run in self.encoders]
 
     def _look_at(self, run: Path, dataset: Dataset) -> PictureRows:
@@ -74,21 +77,47 @@ class Guidance(PictureAnalysis):
             dataset, method.encoder.image_size, choose(dataset, self.count or self.usual, self.seed)
         )
         shown = to_picture(images.numpy(), images.numpy(), dataset.scale)
-        looks = _look(method, images, shown, kept, total, self.seed)
+        rows, facts = zip(*_look(method, images, shown, kept, total, self.seed), strict=True)
         caption = (
-            f"{self.drawn(dataset, len(items))} At the checkpoints that the run kept. White: where an image's score is "
-            f"largest. An entropy of 1 means that all patches score alike."
+            f"{self.drawn(dataset, len(items))} At checkpoints that the run kept. Bright: where a patch's score is "
+            f"near the largest of its image. An entropy of 1 means that all patches score alike."
         )
-        lead = "Where teacher and student attend to, and which patches are masked for it, as training proceeds."
-        rows = (Row("images", "", shown), *(Row(*look) for look in looks))
-        return PictureRows(items, rows, caption, lead, encoder=str(run))
+        lead, warning = finding(facts[-2].item(), *likeness(facts[-1]))
+        warnings = (warning,) if warning else ()
+        return PictureRows(items, (Row("images", "", shown), *rows), caption, lead, warnings, encoder=str(run))
+
+
+def likeness(draws: Bool[Tensor, "2 n N"]) -> tuple[float, float, float]:
+    """Of the patches masked in an image the share also masked in another, in another draw of it, and by chance."""
+    masks, again = draws.double()
+    both = masks @ masks.T
+    among = (both.sum() - both.diagonal().sum()) / max(len(masks) - 1, 1)
+    total = masks.sum()
+    return (among / total).item(), ((masks * again).sum() / total).item(), masks.mean().item()
+
+
+def finding(entropy: float, among: float, again: float, chance: float) -> tuple[str, str]:
+    """What guides the masks at the end of a run, and what is wrong with it, in a sentence each; "" for nothing."""
+    lead = (
+        f"In the end the mixed map of an image has {100 * entropy:.1f} % of the largest entropy; two images share "
+        f"{100 * among:.0f} % of their masked patches, two draws of an image {100 * again:.0f} % ({100 * chance:.0f} % "
+        f"by chance)."
+    )
+    far = chance + ALIKE * (1.0 - chance)
+    if among >= far:
+        return lead, "The masks of different images are nearly the same: their variety has collapsed."
+    if again >= far:
+        return lead, "An image is masked nearly alike each time it is drawn: its masks have little variety."
+    if entropy >= EVEN:
+        return lead, "All patches score nearly alike: small differences decide what is masked."
+    return lead, ""
 
 
 @torch.no_grad()
 def _look(
     method: CMTMAE, images: Float[Tensor, "B C H W"], shown: np.ndarray, kept: list[Checkpoint], total: int, seed: int
-) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Title, text and pictures of each map and mask, checkpoint by checkpoint; a frozen teacher is shown once."""
+) -> Iterator[tuple[Row, Tensor]]:
+    """By checkpoint, maps with their entropies, the mixed one last, then the masks; a frozen teacher once."""
     earlier: dict[str, Tensor] = {}
     earlier_step = 0
     for index in np.unique(np.linspace(0, len(kept) - 1, min(len(kept), MOST)).round().astype(int)):
@@ -99,15 +128,18 @@ def _look(
         maps = scores.maps(attention, method.config.mixing.at(step - 1, total))
         for name, found in maps.items():
             if name != "teacher" or not torch.equal(found, earlier.get(name, found.new_empty(0))):
-                shares = found / found.amax(dim=1, keepdim=True)
-                picture = (_cells(shares, method) * 255).round().astype(np.uint8)
-                yield f"{TITLES[name]}, step {step:,}", f"entropy {evenness(found).item():.3f} of the largest", picture
+                entropy, parts = evenness(found), found.unflatten(1, (1, *method.encoder.grid)).numpy()
+                pictures = np.concatenate([laid_over(photo, part) for photo, part in zip(shown, parts, strict=True)])
+                yield Row(f"{TITLES[name]}, step {step:,}", f"entropy {entropy:.3f} of the largest", pictures), entropy
         batch = Batch(images, total=len(images))
-        masked = draw_mask(method.masker, batch, method.encoder.grid, generator, maps["mask"]).masked
+        draws = [draw_mask(method.masker, batch, method.encoder.grid, generator, maps["mask"]).masked for _ in range(2)]
+        masked = draws[0]
         text = ""
         if "masked" in earlier:
             text = f"{(earlier['masked'] & masked).sum() / masked.sum():.0%} of it masked at step {earlier_step:,} too"
-        yield f"masked, step {step:,}", text, np.where(_cells(masked.float(), method) > 0, np.uint8(128), shown)
+        hidden = cells(masked.unflatten(1, method.encoder.grid).numpy(), shown.shape[1:3])[..., None]
+        pictures = np.where(hidden, np.uint8(128), shown)
+        yield Row(f"masked, step {step:,}", text, pictures), torch.stack(draws)
         earlier, earlier_step = {**maps, "masked": masked}, step
 
 
@@ -134,9 +166,3 @@ def _load_guides(method: CMTMAE, checkpoint: Checkpoint) -> None:
             if found := {key.removeprefix(place): value for key, value in weights.items() if key.startswith(place)}:
                 load_exactly(network, found, str(checkpoint.path))
                 break
-
-
-def _cells(values: Float[Tensor, "B N"], method: CMTMAE) -> Float[np.ndarray, "B H W 1"]:
-    """A value a patch, as often as the patch has pixels."""
-    size, cells = method.encoder.patch_size, values.unflatten(1, method.encoder.grid)
-    return cells.repeat_interleave(size, 1).repeat_interleave(size, 2).unsqueeze(-1).numpy()

@@ -5,8 +5,9 @@ held-out images of the run's own data and leaves a file that the report shows.
 """
 
 import json
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pantomim.analysis.pictures import PictureRows, Row, read_images
-from pantomim.analysis.runs import choose, load_run, run_config
+from pantomim.analysis.runs import choose, load_run, run_config, shown_images
 from pantomim.analysis.views import PictureAnalysis
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
@@ -25,10 +26,11 @@ from pantomim.core.modes import evaluating
 from pantomim.data.dataset import Dataset
 from pantomim.data.pictures import to_picture
 from pantomim.evaluate.features import check_images, collapse_warning
-from pantomim.methods.mae import MAE
+from pantomim.methods.mae import MAE, MAEConfig
 from pantomim.nn.tokens import channel_values, put_back, take
 from pantomim.targets.pixels import PixelTarget, PixelTargetConfig
 
+LOG = logging.getLogger(__name__)
 LARGE = 200  # pixels: fewer, for a page that one can look through
 
 
@@ -138,6 +140,29 @@ class Reconstruct(PictureAnalysis):
             for name, *pictures in zip(items, shown["original"], shown["masked"], shown["pasted"], strict=True)
         ]
         return PictureRows(ways, tuple(rows), text, finding(about), encoder=str(run), arrays=arrays)
+
+
+def of_the_same_images(
+    runs: Sequence[Path], count: int, source: str | None = None
+) -> tuple[dict[Path, Mapping[str, np.ndarray]], list[str]]:
+    """The arrays of `Reconstruct` of each run that is finished and predicts pixels, and why others have none.
+
+    Images are held out of the data of the first of these, which lie at `source` now.
+    """
+    drawn: dict[Path, Mapping[str, np.ndarray]] = {}
+    told: list[str] = []
+    dataset: Dataset | None = None
+    for run in runs:
+        method = run_config(run).method
+        if not isinstance(method, MAEConfig) or not isinstance(method.target, PixelTargetConfig):
+            continue
+        LOG.info("Reconstructions of %s", run)
+        try:
+            dataset = dataset or shown_images(run, source, None, 0)
+            drawn[run] = Reconstruct((str(run),), count=count).looks(dataset)[0].arrays
+        except (ValueError, OSError) as error:  # unfinished, other channels, data that have moved: scores need neither
+            told.append(f"{run.name}: no reconstructions ({error})")
+    return drawn, told
 
 
 def finding(about: Mapping[str, Any]) -> str:

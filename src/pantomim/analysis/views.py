@@ -4,6 +4,7 @@
 folder and the report draw them alike.
 """
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
 from pantomim.formats.wrapped import resized_encoder
 
+LOG = logging.getLogger(__name__)
 PHOTO, THUMB = 192, 128  # the longer side of pictures of photos, and of those of a large sample, at most
 BATCH = 32
 SAMPLE = 1_000  # images that are compared with each other, where their number is not given
@@ -155,5 +157,6 @@ def write_views(kinds: Iterable[type[EncoderPictures]], run: Path, source: str |
     if not missing:
         return
     shown = Shown(encoder, shown_images(run, source, None, NUM_PHOTOS))
-    for kind in missing:
+    for number, kind in enumerate(missing, 1):
+        LOG.info("Pictures %d of %d: %s", number, len(missing), kind.title)
         write_rows(kind((str(run),)).of(shown, str(run)), paths[kind])

@@ -8,6 +8,7 @@ import warnings
 from contextlib import nullcontext
 
 from pantomim.cli.command_line import Command, CommandLine, summary
+from pantomim.cli.compare import compare
 from pantomim.cli.console import (
     fail,
     notes_shown,
@@ -39,13 +40,14 @@ from pantomim.cli.stats import stats
 from pantomim.cli.study import study
 from pantomim.cli.tokenizer import tokenizer
 from pantomim.cli.verify import verify
+from pantomim.cli.watch import watch
 from pantomim.core.machine import is_main_process
 from pantomim.core.names import did_you_mean
 
 # The only list, in the order of `pantomim --help`. A command imports what it works with when it is called, so that help
 # waits for no model library.
-_ALL: tuple[Command, ...] = (pretrain, finetune, segment, evaluate, predict, features, report, recipes, explain)
-_ALL += (demo, export, tokenizer, stats, pack, noise, masks, inspect_, study, import_, verify)
+_ALL: tuple[Command, ...] = (pretrain, finetune, segment, evaluate, predict, features, report, compare, watch)
+_ALL += (recipes, explain, demo, export, tokenizer, stats, pack, noise, masks, inspect_, study, import_, verify)
 COMMANDS: dict[str, Command] = {command.__name__.rstrip("_"): command for command in _ALL}
 
 

@@ -3,7 +3,7 @@
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Annotated, Any, TypeVar
@@ -77,7 +77,8 @@ def options_of(verb: Callable[..., Any], without: Iterable[str] = (), **marks: A
     What may be given by its place has no option's name; what takes a path takes words here; a config's settings are
     read apart.
     """
-    parameters, words = [], {Place: str, Place | None: str | None}
+    parameters: list[inspect.Parameter] = []
+    words: dict[Any, Any] = {Place: str, Place | None: str | None, Sequence[Place]: tuple[str, ...]}
     for name, each in inspect.signature(verb).parameters.items():
         if name not in ("settings", *without):
             kind = words.get(each.annotation, each.annotation)

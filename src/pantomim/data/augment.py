@@ -179,7 +179,7 @@ def augmented(images: Float[Tensor, "B C H W"], draws: AugmentDraws, augment: Au
     change(draws.solarise, solarised)
     for operations, levels, signs in zip(draws.operations.T, draws.levels.T, draws.signs.T, strict=True):
         rand_augmented(change, operations, levels, signs, mean)
-    change(draws.rotation != 0, lambda *of: rotated(*of, mean), draws.rotation)
+    change(draws.rotation != 0, lambda chosen, degrees: rotated(chosen, degrees, mean), draws.rotation)
     _erase(images, draws, mean, std)
     return images
 

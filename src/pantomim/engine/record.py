@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -234,7 +235,7 @@ class Recorder:
             Times(),
             console=self._console,
         )
-        state = {"state": "first step", "due": None}
+        state: dict[str, Any] = {"state": "first step", "due": None}
         self._task = self._bar.add_task("training", total=self._total, completed=self._start, **state)
         self._bar.start()
 

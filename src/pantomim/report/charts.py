@@ -1,4 +1,4 @@
-"""The charts of all pages: a quantity over steps, over the layers of encoders, over frequencies, and maps of CKA."""
+"""The charts of all pages: quantities over steps, layers and frequencies, scores as dots, and maps of CKA."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,15 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.colors import to_hex
 
-from pantomim.report.svg import BOTTOM, LEFT, RIGHT, TOP, Axis, Plot, ticks
+from pantomim.report.svg import BOTTOM, LEFT, LINE, RIGHT, TOP, Axis, Plot, ticks
 
 MAX_POINTS = 400
 LARGE, SMALL, NARROW = (880, 290), (430, 220), (430, 240)
 LAYERS = (430, 260)
 DASHES = ("none", "6 3", "2 3", "9 3 2 3", "1 2", "12 4")  # tell lines of one colour apart
 MAX_CELL = 44  # side of a cell of a map
+NUM_COLOURS = 6  # --c0, --c1 ... of the style sheet; lines beyond have another dash
+ROW, LETTER = 24, 7.4  # height of a row of dots, width of a letter beside it
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LOWEST = 0.02  # power below is drawn at the edge
 VIRIDIS = matplotlib.colormaps["viridis"]  # even in lightness and readable without colour
@@ -65,44 +67,129 @@ def line_chart(curve: Curve, size: tuple[int, int]) -> Markup:
     finite = np.isfinite(curve.values)
     if not finite.any():
         raise ValueError(f"Curve.values must have a finite value; got none for {curve.title}. Leave the chart out.")
-    largest = float(np.abs(curve.values[finite]).max())
-    # Ten to this power is taken out of the axis's numbers, but for everyday sizes.
-    exponent = 0 if largest == 0.0 or 0.01 <= largest < 1e6 else math.floor(math.log10(largest))
-    values = np.where(finite, curve.values, np.nan) / 10.0**exponent
-    other = values[:0] if curve.beside is None else curve.beside.values / 10.0**exponent
-    low, highest = float(np.nanmin([*values, *other])), float(np.nanmax(values))
-    top = _settled_top(values) if curve.cut_start else highest
-    y_ticks = ticks(0.0 if curve.from_zero else low, top, 4)
-    first, last = float(curve.steps[0]), float(curve.steps[-1])
-    x_ticks = [tick for tick in ticks(first, last, 6 if size[0] > 600 else 4) if first <= tick <= last]
-    x_axis = Axis(first, max(last, first + 1), [tick for tick in x_ticks if tick.is_integer()], curve.x_label)
-    y_label = curve.y_label + (f" (×10{str(exponent).translate(SUPERSCRIPTS)})" if exponent else "")
-    plot = Plot(size, str(curve), x_axis, Axis(min(y_ticks[0], low), max(y_ticks[-1], top), y_ticks, y_label))
+    given = [curve.values] if curve.beside is None else [curve.values, curve.beside.values]
+    steps, highest = (float(curve.steps[0]), float(curve.steps[-1])), float(np.nanmax(curve.values[finite]))
+    top = _settled_top(np.where(finite, curve.values, np.nan)) if curve.cut_start else highest
+    plot, unit = _frame(size, str(curve), curve, given, steps, top)
+    values = np.where(finite, curve.values, np.nan) / unit
     lines = [("raw", values), ("line", running_mean(values))] if curve.smooth else [("line", values)]
-    # A nested svg cuts what runs out of its box.
-    width, height = plot.right - plot.left, plot.bottom - plot.top + 2
-    plot.parts.append(
-        f'<svg x="{plot.left}" y="{plot.top}" width="{width}" height="{height}" '
-        f'viewBox="{plot.left} {plot.top} {width} {height}">'
-    )
-    for kind, drawn in lines:
-        plot.line(kind, *thin(curve.steps, drawn))
-    if curve.beside is not None:
-        plot.line("beside", curve.beside.steps, other)
-        for step, value in zip(curve.beside.steps, other, strict=True):
-            plot.dot("beside", float(step), float(value), 3)
-        plot.dot(
-            "beside", first + 0.72 * (last - first), plot.y_axis.high - 0.05 * (plot.y_axis.high - plot.y_axis.low), 3
-        )
-        plot.text("tick", plot.x(first + 0.72 * (last - first)) + 8, plot.top + 14, curve.beside.title)
-    plot.parts.append("</svg>")
+    with plot.clipped():
+        for kind, drawn in lines:
+            plot.line(kind, *thin(curve.steps, drawn))
+        if curve.beside is not None:
+            other, at = curve.beside.values / unit, steps[0] + 0.72 * (steps[1] - steps[0])
+            plot.line("beside", curve.beside.steps, other)
+            for step, value in zip(curve.beside.steps, other, strict=True):
+                plot.dot("beside", float(step), float(value), 3)
+            plot.dot("beside", at, plot.y_axis.high - 0.05 * (plot.y_axis.high - plot.y_axis.low), 3)
+            plot.text("tick", plot.x(at) + 8, plot.top + 14, curve.beside.title)
     drawn = lines[-1][1]
     if top < highest:
         inside = float(curve.steps[np.flatnonzero(drawn <= plot.y_axis.high)[0]])  # where the line comes into the box
-        plot.text("tick", plot.x(inside) + 8, plot.top + 12, f"↑ up to {highest:.3g} at the start")
+        plot.text("tick", plot.x(inside) + 8, plot.top + 12, f"↑ up to {highest / unit:.3g} at the start")
     end = np.flatnonzero(finite)[-1]
     plot.dot("end", float(curve.steps[end]), float(drawn[end]), 3)
     return plot.svg()
+
+
+def runs_chart(curves: Sequence[tuple[int, Curve]], words: str) -> Markup:
+    """The curves of several runs, each with the number of its arm, which has a colour and stands at the line's end."""
+    shown = [(arm, curve, curve.values[np.isfinite(curve.values)]) for arm, curve in curves]
+    first, tops = shown[0][1], [_settled_top(values) if curve.cut_start else values.max() for _, curve, values in shown]
+    steps = (min(float(each.steps[0]) for _, each in curves), max(float(each.steps[-1]) for _, each in curves))
+    plot, unit = _frame(SMALL, words, first, [values for *_, values in shown], steps, float(max(tops)), 26)
+    ends: dict[int, tuple[float, float]] = {}
+    with plot.clipped():
+        for arm, curve, _ in shown:
+            values = running_mean(curve.values / unit) if curve.smooth else curve.values / unit
+            there = np.isfinite(values)
+            plot.line("arm", *thin(curve.steps[there], values[there], MAX_POINTS // 3), arm_style(arm))
+            ends.setdefault(arm, (float(curve.steps[there][-1]), float(values[there][-1])))
+    last = {arm: value for arm, (step, value) in ends.items() if plot.x(step) > plot.right - LINE}
+    places = dict(zip(last, plot.ends(list(last.values())), strict=True)) if last else {}
+    for arm, (step, value) in ends.items():
+        plot.text("arm", plot.x(step) + 6, places.get(arm, plot.y(value)) + 4, str(arm + 1), style=arm_colour(arm))
+    return plot.svg()
+
+
+@dataclass(frozen=True)
+class Dots:
+    """A row of a chart of scores: a dot for each run, their mean, and its interval where there is one."""
+
+    name: str
+    arm: int | None  # its number; None for a baseline
+    values: Sequence[float]
+    half: float | None = None  # of the interval's width
+
+    @property
+    def mean(self) -> float:
+        """Of the dots."""
+        return sum(self.values) / len(self.values)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.mean:.4g}" + ("" if self.half is None else f" ± {self.half:.2g}")
+
+
+def dots_chart(rows: Sequence[Dots], x_label: str, title: str, *, numbered: bool = False) -> Markup:
+    """A row of dots for each arm, which may be `numbered` as in `runs_chart`, or baseline, on one axis."""
+    ends = [end for row in rows for end in (*row.values, row.mean - (row.half or 0.0), row.mean + (row.half or 0.0))]
+    numbers = [f"{row.arm + 1} " if numbered and row.arm is not None else "" for row in rows]
+    names = [number + _short(row.name, 24) for number, row in zip(numbers, rows, strict=True)]
+    x_ticks = ticks(min(ends), max(ends), 4)
+    left = min(16 + LETTER * max(map(len, names)), 200.0)
+    y = Axis(len(rows) - 0.5, -0.5, (), "")
+    x = Axis(x_ticks[0], x_ticks[-1], x_ticks, x_label)
+    size = (SMALL[0], TOP + BOTTOM + ROW * len(rows))
+    plot = Plot(size, f"{title}: {'; '.join(map(str, rows))}.", x, y, left=left, right=22)
+    for tick in x_ticks:
+        plot.vertical("grid", tick)
+    for place, (row, name) in enumerate(zip(rows, names, strict=True)):
+        style = "--c: var(--soft)" if row.arm is None else arm_colour(row.arm)
+        plot.text("name", plot.left - 10, plot.y(place) + 4, name, "end")
+        if row.half is not None:
+            plot.line("interval", (row.mean - row.half, row.mean + row.half), (place, place), style)
+        for value in row.values:
+            plot.dot("seed", value, place, 3.2, style)
+        plot.dot("mean", row.mean, place, 4.6, style)
+    return plot.svg()
+
+
+def arm_colour(arm: int) -> str:
+    """As a style."""
+    return f"--c: var(--c{arm % NUM_COLOURS})"
+
+
+def arm_style(arm: int) -> str:
+    """Colour and dash of an arm's line."""
+    return f"{arm_colour(arm)}; stroke-dasharray: {DASHES[arm // NUM_COLOURS % len(DASHES)]}"
+
+
+def _frame(
+    size: tuple[int, int],
+    words: str,
+    curve: Curve,
+    given: Sequence[np.ndarray],
+    steps: tuple[float, float],
+    top: float,
+    right: float = RIGHT,
+) -> tuple[Plot, float]:
+    """Axes as a curve has them that hold all that is given up to `top`, and the power of ten that is taken out."""
+    values = np.concatenate(given)
+    values = values[np.isfinite(values)]
+    largest = float(np.abs(values).max())
+    # Ten to this power is taken out of the axis's numbers, but for everyday sizes.
+    exponent = 0 if largest == 0.0 or 0.01 <= largest < 1e6 else math.floor(math.log10(largest))
+    unit = 10.0**exponent
+    low, top = float(values.min()) / unit, top / unit
+    y_ticks = ticks(0.0 if curve.from_zero else low, top, 4)
+    first, last = steps
+    x_ticks = [tick for tick in ticks(first, last, 6 if size[0] > 600 else 4) if first <= tick <= last]
+    if curve.x_label in ("step", "stage"):
+        x_ticks = [tick for tick in x_ticks if tick.is_integer()]
+    x_axis = Axis(first, last if last > first else first + 1, x_ticks, curve.x_label)
+    y_label = curve.y_label + (f" (×10{str(exponent).translate(SUPERSCRIPTS)})" if exponent else "")
+    y_axis = Axis(min(y_ticks[0], low), max(y_ticks[-1], top), y_ticks, y_label)
+    return Plot(size, words, x_axis, y_axis, right=right), unit
 
 
 def head_chart(distance: np.ndarray, uniform: float, highest: float, title: str) -> Markup:
@@ -236,12 +323,12 @@ def running_mean(values: np.ndarray) -> np.ndarray:
     return np.where(finite, mean, np.nan)
 
 
-def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most about `MAX_POINTS` points: of each run of points the lowest and the highest, in order."""
-    if len(steps) <= MAX_POINTS:
+def thin(steps: np.ndarray, values: np.ndarray, most: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """At most about `most` points: of each run of points the lowest and the highest, in order."""
+    if len(steps) <= most:
         return steps, values
     keep = {0, len(steps) - 1}
-    for chunk in np.array_split(np.arange(len(steps)), MAX_POINTS // 2):
+    for chunk in np.array_split(np.arange(len(steps)), most // 2):
         inside = values[chunk]
         if np.isfinite(inside).any():
             keep |= {int(chunk[np.nanargmin(inside)]), int(chunk[np.nanargmax(inside)])}
@@ -280,6 +367,6 @@ def _layer_ticks(count: int) -> list[int]:
     return list(range(0, count, max(1, -(-count // 13))))
 
 
-def _short(name: str) -> str:
+def _short(name: str, most: int = 16) -> str:
     """A name beside an axis, its end left out where it is long."""
-    return name if len(name) <= 16 else name[:15] + "…"
+    return name if len(name) <= most else name[: most - 1] + "…"

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,10 +168,14 @@ def _count_parameters(file: Path) -> int:
 
 
 def _read_pictures(file: Path) -> Triplets:
-    """Masked patches are transparent in the second picture of each."""
     with np.load(file, allow_pickle=False) as arrays:
-        about = json.loads(str(arrays["about"])) if "about" in arrays.files else {}
-        original, pasted, visible = arrays["original"], arrays["pasted"], ~arrays["mask"]
+        return as_triplets(arrays)
+
+
+def as_triplets(arrays: Mapping[str, np.ndarray]) -> Triplets:
+    """Of reconstructions; masked patches are transparent in the second picture of each."""
+    about = json.loads(str(arrays["about"])) if "about" in arrays else {}
+    original, pasted, visible = arrays["original"], arrays["pasted"], ~arrays["mask"]
     height, width = (side // count for side, count in zip(original.shape[1:3], visible.shape[1:], strict=True))
     opacity = np.uint8(255) * visible.repeat(height, axis=1).repeat(width, axis=2)
     masked = np.concatenate([original, opacity[..., None]], axis=3)

@@ -4,9 +4,11 @@ A page is one file that needs nothing else: to be read offline, printed or maile
 """
 
 import base64
+import csv
 import io
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata, resources
 from typing import Any, Literal
 
@@ -15,6 +17,10 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+SVG = "http://www.w3.org/2000/svg"
+LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"}  # what a letter is in LaTeX
+LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$"}
+LATEX |= {"×": r"$\times$", "–": "--", "\N{NO-BREAK SPACE}": "~"}
 CRISP = 96  # pixels: smaller pictures are enlarged without smoothing
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("pantomim.report", "."),
@@ -41,6 +47,41 @@ def data_uri(picture: np.ndarray, kind: Literal["PNG", "JPEG", "WEBP"] = "PNG") 
     shown = picture[:, :, 0] if picture.shape[2] == 1 else picture
     Image.fromarray(np.ascontiguousarray(shown)).save(buffer, kind, optimize=kind == "PNG", quality=88)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def file_uri(text: str, kind: str) -> str:
+    """A data URI of a text file."""
+    return f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode()).decode('ascii')}"
+
+
+def svg_uri(chart: Markup) -> str:
+    """A data URI of a chart as a file of its own, in the colours of a light page."""
+    sheet = resources.files("pantomim.report").joinpath("page.css").read_text(encoding="utf-8")
+    drawn = [sheet[: sheet.index("}") + 1], *(line for line in sheet.splitlines() if line.startswith(".chart"))]
+    style = f"<style>{''.join(drawn)} svg {{ font-family: sans-serif; }}</style>"
+    head, end, rest = str(chart).partition(">")
+    return file_uri(head.replace("<svg", f'<svg xmlns="{SVG}"', 1) + end + style + rest, "image/svg+xml")
+
+
+def csv_uri(rows: Sequence[Sequence[str]]) -> str:
+    """A data URI of a table, its headings first, as CSV."""
+    csv.writer(text := io.StringIO()).writerows(rows)
+    return file_uri(text.getvalue(), "text/csv")
+
+
+def latex(rows: Sequence[Sequence[str]], best: Collection[tuple[int, int]] = ()) -> str:
+    """A table, its headings first, as LaTeX for the package booktabs; `best` places are bold, headings not counted."""
+
+    def cell(text: str, place: tuple[int, int]) -> str:
+        words = "".join(LATEX.get(letter, letter) for letter in str(text))
+        return rf"\textbf{{{words}}}" if place in best else words
+
+    lines = [
+        " & ".join(cell(text, (number, column)) for column, text in enumerate(row)) + r" \\"
+        for number, row in enumerate(rows, -1)
+    ]
+    begin, end = rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", end, ""])
 
 
 def photo_uri(picture: np.ndarray) -> str:
@@ -79,6 +120,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
+def slug(words: str) -> str:
+    """Words as the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
 def surroundings(environment: Mapping[str, Any]) -> dict[str, str]:
     """Versions and hardware of an environment.json, as far as it has them."""
     packages = environment.get("packages", {})
@@ -95,4 +141,5 @@ def surroundings(environment: Mapping[str, Any]) -> dict[str, str]:
 
 TEMPLATES.globals |= {"version": metadata.version("pantomim")}
 TEMPLATES.filters |= {"duration": duration, "quote": shlex.quote, "percent": percent, "python": repr, "png": data_uri}
-TEMPLATES.filters |= {"photo": photo_uri}
+TEMPLATES.filters |= {"photo": photo_uri, "svg": svg_uri, "csv": csv_uri, "slug": slug}
+TEMPLATES.filters |= {"latex": lambda rows, best: file_uri(latex(rows, best), "text/x-tex")}

@@ -18,10 +18,10 @@ from pantomim.core.files import replace_file
 from pantomim.masking import Masker, MaskerConfig
 from pantomim.report.charts import Chart, Curve, curve_chart
 from pantomim.report.folder import Metrics, RunFolder, look_up, read_run
-from pantomim.report.html import duration, fill_template, length, surroundings, text_of
+from pantomim.report.html import duration, fill_template, length, percent, surroundings, text_of
 from pantomim.report.inspection import block_charts
 from pantomim.report.scores import CONTENDERS, Result, points, read_results, score_table, summary, verdict
-from pantomim.report.tasks import NUM_LOWEST, read_robustness, read_scored
+from pantomim.report.tasks import NUM_LOWEST, Scored, read_robustness, read_scored
 
 FIGURES = {
     "rankme": "Effective rank (RankMe)",
@@ -47,7 +47,14 @@ CURVES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def make_report(run: str | Path, headline: str | None = None, out: Path | None = None) -> Path:
-    """Write `RUN/report.html`, or `out`, from what the run folder holds; what is missing is named with its command.
+    """Write `RUN/report.html`, or `out`, from what the run folder holds; what is missing is named with its command."""
+    path = out or Path(run) / "report.html"
+    replace_file(path, report_of(run, headline).encode(errors="replace"))  # names of files may be no UTF-8
+    return path
+
+
+def report_of(run: str | Path, headline: str | None = None) -> str:
+    """The page of a run folder as HTML.
 
     `headline` names the evaluation shown first, by its file without `.json`; None: the linear probe with all labels,
     else the next in a fixed order that does not look at the scores.
@@ -61,16 +68,13 @@ def make_report(run: str | Path, headline: str | None = None, out: Path | None =
             f"report.headline must name a file of {folder.path / 'eval'}; got {headline!r}. It has {known}."
         )
     results.sort(key=lambda result: result.stem != headline)
-    path = out or folder.path / "report.html"
     try:
-        page = render(folder, results)
+        return render(folder, results)
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(
             f"report.run must hold files as they were written; got {folder.path}, where a value is of another kind "
             f"({error}). Put config.yaml, environment.json or finished.json back as they were."
         ) from error
-    replace_file(path, page.encode(errors="replace"))  # names of files may be no UTF-8
-    return path
 
 
 def render(run: RunFolder, results: list[Result]) -> str:
@@ -84,7 +88,7 @@ def render(run: RunFolder, results: list[Result]) -> str:
         "page.html",
         ("page.css", "tasks.css") if run.task else ("page.css",),
         title=title(run),
-        lead=summary(results) if results and not run.task else "",
+        lead=opening(run, results, scored),
         notes=notes,
         scored=scored,
         lowest=NUM_LOWEST,
@@ -123,6 +127,21 @@ def hardest(folder: RunFolder) -> dict[str, PictureRows]:
     if (found := folder.hardest) is None:
         return {}
     return {row.title: replace(found, rows=(replace(row, title=""),), warnings=()) for row in found.rows}
+
+
+def opening(folder: RunFolder, results: list[Result], scored: list[Scored]) -> str:
+    """What the page has to say, in a sentence or two."""
+    if scored:
+        words, share = scored[0].bars[0]
+        return f"{words} of {percent(share)} on {scored[0].data}. {scored[0].against}".rstrip()
+    if results and not folder.task:
+        return summary(results)
+    told = [*without_labels(folder), finding(folder.pictures.about) if folder.pictures else ""]
+    if folder.metrics.has("loss") and not any(told):
+        losses = folder.metrics.columns["loss"]
+        first, last = losses[np.isfinite(losses)][[0, -1]]
+        told = [f"The loss went from {first:.3g} to {last:.3g}; no evaluation tells yet what has been learned."]
+    return next(filter(None, told), "Nothing has been logged yet.")
 
 
 def title(folder: RunFolder) -> str:
@@ -208,9 +227,9 @@ def charts(folder: RunFolder) -> Iterator[Chart]:
     metrics = folder.metrics
     for name, (heading, y_label, options) in CURVES.items():
         if metrics.has(name):
-            curve = Curve(heading, y_label, *_logged(metrics, name), **options)
+            curve = Curve(heading, y_label, *logged(metrics, name), **options)
             if name == "loss" and metrics.has("held_out_loss"):
-                held_out = Curve("held-out", "loss", *_logged(metrics, "held_out_loss"))
+                held_out = Curve("held-out", "loss", *logged(metrics, "held_out_loss"))
                 curve, heading = replace(curve, beside=held_out), "Loss, in training and on held-out images"
             heading += above_knowing_nothing(folder) if name == "loss" else ""
             yield curve_chart(heading, curve, large=name == "loss")
@@ -237,7 +256,7 @@ def above_knowing_nothing(folder: RunFolder) -> str:
     return f" (predicting the target's mean: {mean:.3g}; {share})"
 
 
-def _logged(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
+def logged(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values; of what is measured now and then, those steps alone."""
     seldom = name.startswith(("val_", "held_out_"))
     there = np.isfinite(metrics.columns[name]) if seldom else slice(None)
@@ -255,7 +274,7 @@ def without_labels(folder: RunFolder) -> Iterator[str]:
     """What held-out images tell of a run, in sentences that follow from the numbers."""
     metrics = folder.metrics
     if metrics.has("held_out_loss"):
-        steps, losses = _logged(metrics, "held_out_loss")
+        steps, losses = logged(metrics, "held_out_loss")
         trained = float(np.nanmean(metrics.columns["loss"][-max(1, len(metrics.steps) // 20) :]))
         yield (
             f"The loss on {folder.held_out:,} held-out images went from {losses[0]:.3g} (step {steps[0]:,}) to "
@@ -267,7 +286,7 @@ def without_labels(folder: RunFolder) -> Iterator[str]:
                 f"training images alone. Train for fewer steps, or on more images."
             )
     if metrics.has("held_out_rankme"):
-        ranks, stds = (_logged(metrics, f"held_out_{name}")[1] for name in ("rankme", "std"))
+        ranks, stds = (logged(metrics, f"held_out_{name}")[1] for name in ("rankme", "std"))
         width = look_up(folder.config, "method.encoder.width", folder.held_out)
         yield (
             f"The effective rank of their features went from {ranks[0]:.3g} to {ranks[-1]:.3g} (at most "

@@ -132,27 +132,13 @@ class Result:
         return [row for row in self.rows if row not in self.main_rows]
 
     def noise(self, rival: str) -> float | None:
-        """Differences of the headline to a rival up to this share can be chance; None if the file does not tell.
-
-        Two standard deviations of the difference, from the test images (by the standard errors that the file gives, or
-        by their number) and from the repetitions, paired where they can be. Scores on the same images vary together, so
-        the former errs on the side of caution. A number of images says nothing of a score that is no share of them.
-        """
+        """Differences of the headline to a rival up to this share can be chance; None if the file does not tell."""
         ours, theirs = self.headline.scores["trained"], self.headline.scores[rival]
-        if ours is None or theirs is None:
-            return None
-        variances = []
-        if ours.error is not None and theirs.error is not None:
-            variances.append(ours.error**2 + theirs.error**2)
-        elif self.num_images and self.headline.metric != "miou":
-            shares = [min(max(score.value, 0.0), 1.0) for score in (ours, theirs)]
-            variances.append(sum(share * (1 - share) for share in shares) / self.num_images)
-        if len(ours.draws) == len(theirs.draws) > 1:
-            differences = [a - b for a, b in zip(ours.draws, theirs.draws, strict=True)]
-            variances.append(statistics.variance(differences) / len(differences))
-        elif ours.std is not None or theirs.std is not None:
-            variances.append((ours.std or 0.0) ** 2 + (theirs.std or 0.0) ** 2)
-        return NOISE_STDS * math.sqrt(sum(variances)) if variances else None
+        return None if ours is None or theirs is None else noise((ours, theirs), self.images_of(self.headline))
+
+    def images_of(self, row: Row) -> int | None:
+        """Of how many images a score is a share; a mean IoU is none."""
+        return None if row.metric == "miou" else self.num_images
 
     @property
     def largest_noise(self) -> float | None:
@@ -175,6 +161,32 @@ class Result:
         lead, name = self.headline.ahead_of(rival), RIVALS[rival]
         apart = f"{points(lead)} {'above' if lead > 0 else 'below'}"
         return f"{apart} {name}" if round(abs(lead), 3) else f"level with {name}"
+
+
+def noise(pair: tuple[Score, Score], num_images: int | None) -> float | None:
+    """Differences of two scores of the same images up to this share can be chance; None if that is not known.
+
+    Two standard deviations of the difference, from the test images (by the standard errors that the file gives, or
+    by their number) and from the repetitions, paired where they can be. Scores on the same images vary together, so
+    the former errs on the side of caution.
+    """
+    ours, theirs = pair
+    sampled = [variance for score in pair if (variance := image_variance(score, num_images)) is not None]
+    variances = [sum(sampled)] if len(sampled) == len(pair) else []
+    if len(ours.draws) == len(theirs.draws) > 1:
+        differences = [a - b for a, b in zip(ours.draws, theirs.draws, strict=True)]
+        variances.append(statistics.variance(differences) / len(differences))
+    elif ours.std is not None or theirs.std is not None:
+        variances.append((ours.std or 0.0) ** 2 + (theirs.std or 0.0) ** 2)
+    return NOISE_STDS * math.sqrt(sum(variances)) if variances else None
+
+
+def image_variance(score: Score, num_images: int | None) -> float | None:
+    """Of a score over draws of the test images, from its standard error, else from their number."""
+    if score.error is not None:
+        return score.error**2
+    share = min(max(score.value, 0.0), 1.0)
+    return share * (1 - share) / num_images if num_images else None
 
 
 def read_results(evaluations: dict[str, dict[str, Any]]) -> list[Result]:

@@ -1,6 +1,7 @@
 """The page about a chain of runs: the curves of all stages one after another, the scores stage by stage."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from pantomim.report.charts import Chart, Curve, curve_chart
 from pantomim.report.folder import RunFolder, look_up, read_run
 from pantomim.report.html import duration, fill_template
 from pantomim.report.inspection import block_charts
+from pantomim.report.measures import Arm, read_measures, score_chart, score_rows
 from pantomim.report.page import CURVES, make_report, source_name, title, total_seconds
-from pantomim.report.scores import CONTENDERS, RIVALS, Result, read_results
 
 PLAN = "stages.yaml"
 REINIT = {
@@ -24,7 +25,6 @@ REINIT = {
     "are kept, as in the authors' code.",
     "none": "The student keeps its weights from stage to stage; the optimiser is a new one.",
 }
-ByFile = dict[str, Result]  # of a stage
 
 
 def is_chain(run: str | Path) -> bool:
@@ -32,18 +32,27 @@ def is_chain(run: str | Path) -> bool:
     return (Path(run) / PLAN).is_file()
 
 
+def stage_folders(run: str | Path) -> list[Path]:
+    """The folders of the stages that have begun, in order."""
+    folders = [Path(run) / f"stage-{number}" for number in range(len(list(Path(run).glob("stage-*"))))]
+    return [folder for folder in folders if (folder / "config.yaml").is_file()]
+
+
 def make_stages_report(run: str | Path, out: Path | None = None) -> Path:
     """Write `RUN/report.html` about all stages, and the page of each stage in its own folder; or `out` alone."""
-    path = Path(run)
-    folders = [path / f"stage-{number}" for number in range(len(list(path.glob("stage-*"))))]
-    stages = [read_run(folder) for folder in folders if (folder / "config.yaml").is_file()]
-    if not stages:
-        raise ValueError(f"report.run must have a stage; got {path}, which has none yet. Run `pantomim pretrain` on.")
-    for stage in stages if out is None else ():
-        make_report(stage.path)
-    page = out or path / "report.html"
-    replace_file(page, render(path, stages).encode())
+    page = out or Path(run) / "report.html"
+    text = stages_report_of(run)
+    for folder in stage_folders(run) if out is None else ():
+        make_report(folder)
+    replace_file(page, text.encode(errors="replace"))
     return page
+
+
+def stages_report_of(run: str | Path) -> str:
+    """The page of a chain of runs as HTML."""
+    if not (folders := stage_folders(run)):
+        raise ValueError(f"report.run must have a stage; got {run}, which has none yet. Run `pantomim pretrain` on.")
+    return render(Path(run), list(map(read_run, folders)))
 
 
 def render(path: Path, stages: list[RunFolder]) -> str:
@@ -58,23 +67,26 @@ def render(path: Path, stages: list[RunFolder]) -> str:
         kinds, sha256 = {facts.kind for facts in inside[-1]}, stages[-1].encoder.get("sha256")
         of_last = [facts for facts in whole.inside if sha256 in [it.get("sha256") for it in facts.about["encoders"]]]
         inside[-1] += [facts for facts in of_last if facts.kind not in kinds]
-    results = [{result.stem: result for result in read_results(found)} for found in evaluations]
-    keys: dict[str, str] = {}
-    for key, result in (item for found in results for item in found.items()):
-        keys.setdefault(key, f"{result.protocol}, {result.headline.label}, {result.data}")
+    arms = [
+        Arm(f"stage {number}", {0: replace(stage, evaluations=found)})
+        for number, (stage, found) in enumerate(zip(stages, evaluations, strict=True))
+    ]
+    measures = [measure for measure in read_measures(arms) if measure.main]
+    names = [arm.name for arm in arms]
+    findings = [measure.finding(names) for measure in measures if measure.better]
     return fill_template(
         "stages.html",
         title=f"{title(stages[0])}, in stages",
-        lead=f"{len(stages)} of {plan['stages']} stages on {source_name(stages[0])}; the student of each is the "
+        lead=findings[0] if findings else f"{len(stages)} of {plan['stages']} stages; none of them is scored yet.",
+        findings=findings[1:],
+        about=f"{len(stages)} of {plan['stages']} stages on {source_name(stages[0])}; the student of each is the "
         f"teacher of the next. {REINIT.get(plan['reinit'], '')}",
-        charts=[*_curves(stages), *_scores(keys, results)],
+        charts=list(_curves(stages)),
+        dots=[score_chart(measure, names) for measure in measures],
         inside=block_charts(side_by_side(inside), named=True),
-        headings=["Stage", "Teacher", "Steps", "Time", "Last loss", *keys.values()],
-        rows=[
-            *(_row(number, *both, keys) for number, both in enumerate(zip(stages, results, strict=True))),
-            *_baselines(keys, results),
-        ],
-        scored=bool(keys),
+        rows=[_row(number, stage) for number, stage in enumerate(stages)],
+        scores=score_rows(names, measures),
+        scored=bool(measures),
         command=f"pantomim pretrain --config {path / PLAN} --out {path} --evaluate LABELLED",
     )
 
@@ -124,35 +136,15 @@ def _curves(stages: list[RunFolder]) -> Iterator[Chart]:
             yield curve_chart(f"{heading}, all stages", curve, large=name == "loss")
 
 
-def _scores(keys: Mapping[str, str], results: list[ByFile]) -> Iterator[Chart]:
-    """The trained encoder's score over the stages, in percent; where there is more than one stage to compare."""
-    for key, heading in keys.items():
-        found = [result[key].headline.found.get("trained") if key in result else None for result in results]
-        shares = np.array([score.value if score else np.nan for score in found])
-        if np.isfinite(shares).sum() > 1:
-            yield curve_chart(heading, Curve(heading, "%", np.arange(len(shares)), 100 * shares, x_label="stage"))
-
-
-def _row(number: int, stage: RunFolder, found: ByFile, keys: Collection[str]) -> list[str]:
-    """A stage in the table: its page, its teacher, its length, its last loss, its scores."""
+def _row(number: int, stage: RunFolder) -> list[str]:
+    """A stage in the table: its page, its teacher, its length, its last loss."""
     method, finished = look_up(stage.config, "method", {}), stage.finished
     teacher = look_up(method, "teacher.source") or look_up(method, "target.teacher.source", "?")
     seconds, loss = total_seconds(stage), finished.get("loss")
-    scores = [found[key].headline.scores["trained"] if key in found else None for key in keys]
     return [
         Markup('<a href="{}/report.html">stage {}</a>').format(stage.path.name, number),
         f"stage {number - 1}" if number else str(teacher),
         f"{finished['steps']:,}" if "steps" in finished else "not finished",
         "" if seconds is None else duration(seconds),
         "" if loss is None else f"{loss:.4f}",
-        *(score.text if score else "" for score in scores),
     ]
-
-
-def _baselines(keys: Collection[str], results: list[ByFile]) -> Iterator[list[str]]:
-    """The untrained encoder and raw pixels, which are the same for all stages: measured beside one of them."""
-    for who in RIVALS:
-        found = [[result[key].headline.scores[who] for result in results if key in result] for key in keys]
-        texts = [next((score.text for score in scores if score), "") for scores in found]
-        if any(texts):
-            yield [CONTENDERS[who], "", "", "", "", *texts]

@@ -4,7 +4,8 @@ matplotlib's SVG of the same curve is three times as large, and its colours are 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,15 +43,24 @@ class Plot:
     """An SVG that fills its container's width; what is drawn is added to `parts`, every text in it escaped.
 
     `words` tell the chart to those who cannot see it. `right` is the room for names beside the plot, `inset` keeps
-    marks off the sides.
+    marks off the sides; `left` is the room for the y axis, by default as much as its numbers need.
     """
 
     def __init__(
-        self, size: tuple[float, float], words: str, x: Axis, y: Axis, *, right: float = RIGHT, inset: float = 0.0
+        self,
+        size: tuple[float, float],
+        words: str,
+        x: Axis,
+        y: Axis,
+        *,
+        left: float | None = None,
+        right: float = RIGHT,
+        inset: float = 0.0,
     ) -> None:
         width, height = size
         self.x_axis, self.y_axis, self.inset = x, y, inset
-        self.left = LEFT + DIGIT * max(0, max(map(len, y.texts)) - 4)  # beside longer numbers
+        beside = LEFT + DIGIT * max(0, max(map(len, y.texts), default=0) - 4)  # longer numbers
+        self.left = beside if left is None else left
         self.right, self.top, self.bottom = width - right, TOP, height - BOTTOM
         self.parts = [
             f'<svg class="chart" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(words)}">'
@@ -86,6 +96,22 @@ class Plot:
         y = f"{self.y(value):.1f}"
         self.parts.append(f'<line class="{kind}" x1="{self.left}" x2="{self.right}" y1="{y}" y2="{y}"/>')
 
+    def vertical(self, kind: str, value: float) -> None:
+        """The same from top to bottom."""
+        x = f"{self.x(value):.1f}"
+        self.parts.append(f'<line class="{kind}" x1="{x}" x2="{x}" y1="{self.top}" y2="{self.bottom}"/>')
+
+    @contextmanager
+    def clipped(self) -> Iterator[None]:
+        """What is drawn within is cut where it runs out of the box: by a nested svg."""
+        width, height = self.right - self.left, self.bottom - self.top + 2
+        self.parts.append(
+            f'<svg x="{self.left}" y="{self.top}" width="{width}" height="{height}" '
+            f'viewBox="{self.left} {self.top} {width} {height}">'
+        )
+        yield
+        self.parts.append("</svg>")
+
     def line(self, kind: str, xs: Values, ys: Values, style: str = "") -> None:
         """A line through the points, with gaps where one is not finite; a lone point becomes a dot."""
         commands, drawing = [], False
@@ -95,9 +121,10 @@ class Plot:
             drawing = math.isfinite(y)
         self.parts.append(f'<path class="{kind}" d="{"".join(commands)}"{_style(style)}/>')
 
-    def dot(self, kind: str, x: float, y: float, radius: float) -> None:
+    def dot(self, kind: str, x: float, y: float, radius: float, style: str = "") -> None:
         """A mark."""
-        self.parts.append(f'<circle class="{kind}" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius:g}"/>')
+        at = f'cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius:g}"{_style(style)}'
+        self.parts.append(f'<circle class="{kind}" {at}/>')
 
     def ends(self, values: Values) -> list[float]:
         """Where names of lines that end at these values stand, below each other."""

@@ -1,5 +1,6 @@
 """What the page of a run for a task shows of its network: scores, each class, what is confused, hard images."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ Table = list[list[str]]
 
 
 @dataclass(frozen=True)
-class Scored:
+class Scored(ABC):
     """One file of eval/ about the network of a fine-tuned run."""
 
     stem: str
@@ -26,6 +27,11 @@ class Scored:
     metric: ClassVar[str]
     called: ClassVar[str]
     heading: ClassVar[str]  # of the section about classes
+
+    @property
+    @abstractmethod
+    def bars(self) -> list[tuple[str, float]]:
+        """The scores that stand on their own, the main one first."""
 
     @property
     def data(self) -> str:

@@ -1,18 +1,13 @@
-"""The columns of a table: mean, std and interval over seeds, what a column is called, and how both are written."""
+"""The columns of a study's table: what each is called, how its numbers are written, and how far arms differ in it."""
 
-import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
-
 from pantomim.report import scores
-from pantomim.report.html import plus_minus
+from pantomim.report.spread import ABSENT, Spread, show_plain
 from pantomim.study.plan import LOG, MINUS
 
-CONFIDENCE = 0.95
-ABSENT = "–"
 AGREEMENT = {  # numbers of the analysis "alignment", and which of them are shares
     "loss": "alignment loss",
     "explained": "latents explained",
@@ -21,43 +16,6 @@ AGREEMENT = {  # numbers of the analysis "alignment", and which of them are shar
     "skipped": "target without regressor",
 }
 AGREEMENT_SHARES = ("explained", "predicted", "skipped")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A number at several seeds, its mean and its standard deviation (n - 1); None for a single one."""
-
-    by_seed: dict[int, float]
-    mean: float
-    std: float | None
-
-    @classmethod
-    def of(cls, by_seed: Mapping[int, float]) -> "Spread | None":
-        """Of these values; None if there are none."""
-        if not by_seed:
-            return None
-        values = list(by_seed.values())
-        return cls(dict(by_seed), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-    @property
-    def half_width(self) -> float | None:
-        """Half of the 95 % interval of the mean by Student's t; None for a single value."""
-        n = len(self.by_seed)
-        return None if self.std is None else float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * self.std / math.sqrt(n)
-
-    @property
-    def side(self) -> int:
-        """1 or -1 if the 95 % interval of the mean lies above or below zero, else 0."""
-        half = self.half_width
-        return 0 if half is None or abs(self.mean) <= half else (1 if self.mean > 0 else -1)
-
-
-def difference(ours: Spread | None, theirs: Spread | None) -> Spread | None:
-    """Ours minus theirs, over the seeds that both have; None if there are none."""
-    if ours is None or theirs is None:
-        return None
-    both = sorted(ours.by_seed.keys() & theirs.by_seed.keys())
-    return Spread.of({seed: ours.by_seed[seed] - theirs.by_seed[seed] for seed in both})
 
 
 @dataclass(frozen=True)
@@ -118,11 +76,6 @@ def show(spread: Spread | None, column: str, planned: int) -> str:
 def show_difference(spread: Spread | None, column: str) -> str:
     """The same of a difference, with its sign."""
     return show_plain(spread, *(("+.1f", 100.0) if is_share(column) else ("+.3g", 1.0))).replace("-", "−")
-
-
-def show_plain(spread: Spread | None, digits: str, scale: float = 1.0) -> str:
-    """Mean and std in these digits."""
-    return ABSENT if spread is None else plus_minus(spread.mean, spread.std, digits, scale)
 
 
 def _words(evaluation: str, number: str) -> tuple[str, str]:

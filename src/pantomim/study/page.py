@@ -16,8 +16,11 @@ from pantomim.core.files import replace_file
 from pantomim.report.charts import Chart, arms_chart
 from pantomim.report.folder import read_run
 from pantomim.report.html import duration, fill_template, length, surroundings
+from pantomim.report.measures import Measure, score_chart
+from pantomim.report.scores import Score
+from pantomim.report.spread import ABSENT, Spread, show_plain
 from pantomim.study.cells import Study
-from pantomim.study.columns import ABSENT, Spread, heading, is_share, parts, show, show_difference, show_plain
+from pantomim.study.columns import heading, is_share, parts, show, show_difference
 from pantomim.study.plan import Analysis, merge
 from pantomim.study.run import analysis_paths, cell_folder
 from pantomim.study.table import Columns, Table, contrast_findings, findings, make_table
@@ -60,9 +63,11 @@ class Section:
 def write_tables(study: Study, out: Path) -> list[Path]:
     """Write table.json, table.md and table.html from what there is so far."""
     table = make_table(study, out)
+    measured, names = measures(table), [row.name for row in table.rows]
     page: dict[str, Any] = {
         "title": f"Study {table.study}" + (f", scale {table.scale}" if table.scale else ""),
-        "lead": table.summary,
+        "lead": next((measure.finding(names) for measure in measured), "No score is there yet."),
+        "about": table.summary,
         "table": table,
         "notes": list(notes(table)),
         "sections": list(sections(table)),
@@ -70,14 +75,28 @@ def write_tables(study: Study, out: Path) -> list[Path]:
         "cells": cell_table(study, table),
         "facts": list(facts(study, table)),
     }
+    dots = [score_chart(measure, names) for measure in measured]
     texts = {
         "table.json": json.dumps(asdict(table), indent=2) + "\n",
         "table.md": fill_template("study.md", **page),
-        "table.html": fill_template("study.html", **page, **pictures(study, out)),
+        "table.html": fill_template("study.html", **page, **pictures(study, out), dots=dots),
     }
     for name, text in texts.items():
         replace_file(out / name, text.encode())
     return [out / name for name in texts]
+
+
+def measures(table: Table) -> list[Measure]:
+    """The scores among the columns, by the places of the rows."""
+    found = []
+    for metric in table.metrics:
+        spreads = {place: spread for place, row in enumerate(table.rows) if (spread := row.scores[metric]) is not None}
+        scores = {place: {seed: Score(value) for seed, value in of.by_seed.items()} for place, of in spreads.items()}
+        arms = {place: of for place, of in scores.items() if not table.rows[place].baseline}
+        rivals = {table.rows[place].name: list(of.values()) for place, of in scores.items() if place not in arms}
+        if arms and is_share(metric) and len(parts(metric)) == 1:
+            found.append(Measure(heading(metric).removesuffix(" (%)"), scores=arms, rivals=rivals))
+    return found
 
 
 def pictures(study: Study, out: Path) -> dict[str, Any]:
@@ -119,7 +138,7 @@ def sections(table: Table) -> Iterator[Section]:
     """Scores, differences, spread and cost."""
     headings = ["", *map(heading, table.metrics)]
     scores = [[row.name, *(show(row.scores[m], m, row.planned) for m in table.metrics)] for row in table.rows]
-    yield Section("scores", "Scores", [("", headings, scores)], best=best_arms(table))
+    yield Section("scores", "Scores", [("", headings, scores)], best=best_rows(table))
 
     def compared(name: str, differences: Columns) -> list[str]:
         return [name, *(show_difference(differences.get(metric), metric) for metric in table.metrics)]
@@ -138,15 +157,15 @@ def sections(table: Table) -> Iterator[Section]:
         yield Section("helpers", "Trained for others", [("", titles, helper_rows(table))])
 
 
-def best_arms(table: Table) -> list[tuple[int, int]]:
-    """The places of the best means among the arms, as (row, column); headings do not count, names do.
+def best_rows(table: Table) -> list[tuple[int, int]]:
+    """The places of the best means, baselines among them, as (row, column); headings do not count, names do.
 
     Only of scores: of losses, differences and the like no end is the best.
     """
     places = []
     for column, metric in enumerate(table.metrics, 1):
-        arms = [(place, row.scores[metric]) for place, row in enumerate(table.rows) if not row.baseline]
-        means = {place: spread.mean for place, spread in arms if spread is not None}
+        scored = ((place, row.scores[metric]) for place, row in enumerate(table.rows))
+        means = {place: spread.mean for place, spread in scored if spread is not None}
         if len(means) > 1 and is_share(metric) and len(parts(metric)) == 1:
             places.append((max(means, key=means.__getitem__), column))
     return places

@@ -13,8 +13,9 @@ from pantomim.engine.record import read_metrics
 from pantomim.evaluate.base import read_scored
 from pantomim.report.folder import read_run
 from pantomim.report.scores import CONTENDERS
+from pantomim.report.spread import Spread, difference
 from pantomim.study.cells import Cell, Study
-from pantomim.study.columns import AmongArms, Spread, difference, heading, parts, show_difference
+from pantomim.study.columns import AmongArms, heading, parts, show_difference
 from pantomim.study.plan import LOG, MINUS
 from pantomim.study.run import Record, State, analysis_paths, cell_folder, has_run, read_record, result_paths, state
 

@@ -101,6 +101,8 @@ def test_tokens_are_decoded_and_counted(monkeypatch):
     assert result.shown.shape == images.shape
     np.testing.assert_allclose(result.shown[:, :, 4:], result.reference[:, :, 4:])
     assert (result.shown[:, :, :4] != result.reference[:, :, :4]).all()
+    assert result.reference_name == f"the true ids, decoded ({len(truth.unique())} of 5 codes occur)"
+    assert result.usage.used == len(truth.unique())
 
 
 def test_tokens_without_a_decoder_are_refused():

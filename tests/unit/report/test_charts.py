@@ -3,7 +3,17 @@ import re
 import numpy as np
 import pytest
 
-from pantomim.report.charts import MAX_POINTS, Curve, line_chart, running_mean, thin
+from pantomim.report.charts import (
+    MAX_POINTS,
+    SMALL,
+    Curve,
+    Dots,
+    dots_chart,
+    line_chart,
+    running_mean,
+    runs_chart,
+    thin,
+)
 from pantomim.report.svg import tick_texts, ticks
 
 
@@ -80,3 +90,26 @@ def test_titles_are_escaped():
     assert "<b>" not in text
     assert "<i>" not in text
     assert 'aria-label="<' not in text
+
+
+def test_curves_of_twelve_runs_and_their_numbers_lie_in_the_chart():
+    steps = np.arange(1, 3001)
+    text = runs_chart([(arm, Curve("a", "loss", steps, 1 / (steps + arm), smooth=True)) for arm in range(12)], "words")
+    assert len(re.findall(r'class="arm" d=', text)) == 12
+    names = re.findall(r'<text class="arm" x="([\d.]+)" y="([\d.]+)"[^>]*>(\d+)</text>', text)
+    assert {name for *_, name in names} == {str(arm) for arm in range(1, 13)}
+    assert all(float(x) <= SMALL[0] - 12 and 0 <= float(y) <= SMALL[1] for x, y, _ in names)
+    heights = sorted(float(y) for _, y, _ in names)
+    assert min(np.diff(heights)) >= 12, "no number over another"
+
+
+def test_dots_and_intervals_lie_in_the_chart():
+    rows = [
+        Dots("a name of more than 24 letters", 0, [70.0, 71.0, 75.0], 6.6),
+        Dots("Raw pixels", None, [63.0]),
+    ]
+    text = dots_chart(rows, "%", "k-NN")
+    places = [float(x) for x in re.findall(r'cx="([\d.]+)"', text)]
+    assert len(places) == 3 + 1 + 1 + 1
+    ends = [float(x) for x in re.findall(r"[ML](-?[\d.]+) ", text)]
+    assert all(100 < x < SMALL[0] for x in places + ends)

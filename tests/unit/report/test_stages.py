@@ -1,8 +1,10 @@
 """The page of a chain shows what was measured in the blocks of each stage's encoder, side by side."""
 
+import re
+
 import numpy as np
 import yaml
-from run_folder import write_run
+from run_folder import write_result, write_run
 
 from pantomim.analysis.block_facts import BlockFacts, write_block_facts
 from pantomim.report.stages import make_stages_report, side_by_side
@@ -50,3 +52,14 @@ def test_the_page_shows_them(tmp_path):
     for number in (0, 1):
         assert f"How few directions the tokens lie in: stage {number}" in page
         assert f"How far the heads look: stage {number}" in page
+
+
+def test_it_opens_with_its_finding_and_has_a_dot_a_stage(tmp_path):
+    (tmp_path / "stages.yaml").write_text(yaml.safe_dump({"stages": 2, "reinit": "full"}))
+    for number, score in enumerate((0.71, 0.93)):
+        run = write_run(tmp_path / f"stage-{number}")
+        write_result(run, "knn-mnist", trained=score, untrained=0.6, pixels=0.9)
+    page = make_stages_report(tmp_path).read_text()
+    assert re.search(r'class="lead">[^<]*mnist: stage \d', page)
+    assert "k-nearest neighbours, top-1 accuracy, mnist: stage 1 is ahead" in page
+    assert re.findall(r'<text class="name"[^>]*>([^<]*)</text>', page)[:2] == ["stage 0", "stage 1"]

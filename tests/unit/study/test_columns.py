@@ -1,6 +1,7 @@
 import pytest
 
-from pantomim.study.columns import AmongArms, Spread, difference, heading, is_share, show
+from pantomim.report.spread import Spread, difference
+from pantomim.study.columns import AmongArms, heading, is_share, show
 
 
 def test_the_spread_among_arms_is_measured_seed_by_seed():
