@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := runs/demo
 DEMO_DATA := mnist
 
-.PHONY: demo test check stress faults lock benchmark gpu gpu-dry clean
+.PHONY: demo test check docs stress faults lock benchmark gpu gpu-dry clean
 
 demo: .venv/installed
 	@echo "== 1/3  Pre-training on $(DEMO_DATA), real images that come with a package: no label is used."
@@ -23,6 +23,10 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed
+	@echo "== Building the documentation site; site/index.html is its first page."
+	$(BIN)/mkdocs build --quiet --strict
 
 stress: .venv/installed
 	@echo "== Killing every command at random moments, and resuming it (5 to 20 minutes on two cores)."
@@ -50,7 +54,7 @@ gpu-dry: .venv/installed
 lock: .venv/installed
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 pyproject.toml \
-		--extra dev --extra parquet --no-annotate --no-header --output-file requirements.lock
+		--extra dev --extra docs --extra parquet --no-annotate --no-header --output-file requirements.lock
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -64,4 +68,4 @@ lock: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv runs build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv runs build dist site src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
