@@ -26,7 +26,7 @@ check: .venv/installed
 
 docs: .venv/installed
 	@echo "== Building the documentation site; site/index.html is its first page."
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 stress: .venv/installed
 	@echo "== Killing every command at random moments, and resuming it (5 to 20 minutes on two cores)."

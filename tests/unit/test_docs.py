@@ -31,7 +31,7 @@ def test_pages_of_methods_quote_the_code_that_runs(page: Path):
     source, quotes = "", 0
     for row in page.read_text().splitlines():
         cell = row.rstrip(" |").rpartition("| ")[2]
-        if row.startswith("| step |") or row.startswith("| colour |"):
+        if row.startswith(("| step |", "| colour |")):
             source = (page.parent / re.search(r"\]\((\S+\.py)\)", cell)[1]).read_text()  # type: ignore[index]
         elif not row.startswith("|"):
             source = ""
