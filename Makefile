@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA :=
 
-.PHONY: demo test check stress faults lock benchmark gpu gpu-dry clean
+.PHONY: demo test check docs stress faults lock benchmark gpu gpu-dry clean
 
 demo: .venv/installed
 	@$(BIN)/pantomim demo $(DATA)
@@ -18,6 +18,10 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed
+	@echo "== Building the documentation site; site/index.html is its first page."
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 stress: .venv/installed
 	@echo "== Killing every command at random moments, and resuming it (5 to 20 minutes on two cores)."
@@ -45,7 +49,7 @@ gpu-dry: .venv/installed
 lock: .venv/installed
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 pyproject.toml \
-		--extra dev --extra parquet --no-annotate --no-header --output-file requirements.lock
+		--extra dev --extra docs --extra parquet --no-annotate --no-header --output-file requirements.lock
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -59,4 +63,4 @@ lock: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv runs build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv runs build dist site src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
