@@ -6,13 +6,14 @@ import sys
 import threading
 import warnings
 
-from pantomim.cli.command_line import Command, CommandLine, summary
+from pantomim.cli.command_line import Command, CommandLine, about, summary
 from pantomim.cli.console import (
     fail,
     notes_shown,
     print_whatever_happens,
     progress,
     say,
+    say_loading,
     section,
     warn,
 )
@@ -22,6 +23,7 @@ from pantomim.cli.export import export
 from pantomim.cli.failures import in_words, write_report
 from pantomim.cli.features import features
 from pantomim.cli.finetune import finetune
+from pantomim.cli.help import examples_of
 from pantomim.cli.import_ import import_
 from pantomim.cli.inspect_ import inspect_
 from pantomim.cli.masks import masks
@@ -66,8 +68,12 @@ def main(arguments: list[str] | None = None) -> None:
     if name not in COMMANDS:
         fail(f"There is no command {name}.{did_you_mean(name, COMMANDS, 'See pantomim --help.')}", 2)
     try:
+        command = COMMANDS[name]
+        line.about, line.examples = about(command), examples_of(command)
+        if not line.asks_for_help:
+            say_loading(name)
         with notes_shown(line.in_options):
-            COMMANDS[name](line)
+            command(line)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process
         progress("Interrupted.")

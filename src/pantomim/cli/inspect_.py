@@ -3,7 +3,12 @@ from pantomim.cli.console import grid, say, section, warn
 
 
 def inspect_(line: CommandLine) -> None:
-    """Look into runs and encoders, side by side: pantomim inspect ANALYSIS RUN [RUN ...]."""
+    """Look into runs and encoders, side by side: pantomim inspect ANALYSIS RUN [RUN ...].
+
+    Examples:
+        pantomim inspect NAME runs/first
+        pantomim inspect NAME runs/first runs/second --images my_photos/ --out page.html
+    """
     from pantomim.analysis import ANALYSES
     from pantomim.analysis.block_facts import write_block_facts
     from pantomim.analysis.inspection import LayerAnalysis

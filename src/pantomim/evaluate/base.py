@@ -65,8 +65,9 @@ class Evaluation(ABC):
     """One protocol, with the options that all of them have; each adds its own and how it scores."""
 
     encoder: str  # A run folder, a file of weights, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE
-    data: str  # As for pre-training, with labels; for segmentation, with masks
-    # FILE.json; by default in the run folder, where each evaluation has a file of its own (see `free_path`)
+    # As for pre-training: for segmentation with masks, for label_free without anything, else with labels
+    data: str
+    # FILE.json; by default in the run folder, where each evaluation has a file of its own
     out: Path | None = None
     # Use only this many training images: the draw that pre-training with `data.images` makes
     images: AtLeastOne | None = None
