@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pantomim.core.machine import is_main_process
+from pantomim.core.machine import Device, is_main_process
 from pantomim.core.names import did_you_mean
 
 if TYPE_CHECKING:
@@ -362,7 +362,7 @@ def predict(
     overwrite: bool = False,
     chunk: int | None = None,
     scale: float | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
 ) -> "Predicted":
     """Classify or segment new images, into a table or a folder of masks.
 

@@ -7,6 +7,7 @@ import threading
 import warnings
 
 from pantomim.cli.command_line import Command, CommandLine, about, summary
+from pantomim.cli.completion import completion
 from pantomim.cli.console import (
     fail,
     notes_shown,
@@ -17,6 +18,7 @@ from pantomim.cli.console import (
     section,
     warn,
 )
+from pantomim.cli.docs import docs
 from pantomim.cli.evaluate import evaluate
 from pantomim.cli.explain import explain
 from pantomim.cli.export import export
@@ -44,7 +46,7 @@ from pantomim.core.names import did_you_mean
 # The only list, in the order of `pantomim --help`. A command imports what it works with when it is called, so that help
 # waits for no model library.
 _ALL: tuple[Command, ...] = (pretrain, finetune, segment, evaluate, predict, features, report, recipes, explain)
-_ALL += (export, tokenizer, stats, pack, noise, masks, inspect_, study, import_, verify)
+_ALL += (export, tokenizer, stats, pack, noise, masks, inspect_, study, import_, verify, docs, completion)
 COMMANDS: dict[str, Command] = {command.__name__.rstrip("_"): command for command in _ALL}
 
 

@@ -98,7 +98,9 @@ def show_help(
     few = everything or len(every) <= MOST
     named = {each.name: each for each in reversed(every)}
     required = [each for each in options if each.required or each.positional]
-    touched = [named[name] for name in dict.fromkeys([*needs, *TOUCHED]) if name in named and named[name] not in required]
+    touched = [
+        named[name] for name in dict.fromkeys([*needs, *TOUCHED]) if name in named and named[name] not in required
+    ]
     words = [each.typed for each in required]
     CONSOLE.print(Text(" ".join(["usage:", prog, *words, "[options]"])), soft_wrap=True)
     CONSOLE.print(Text("\n" + textwrap.fill(readable(line.about), CONSOLE.width)))

@@ -10,13 +10,14 @@ def inspect_(line: CommandLine) -> None:
         pantomim inspect NAME runs/first runs/second --images my_photos/ --out page.html
     """
     from pantomim.analysis import ANALYSES
+
+    analysis = line.read(line.choose({kind.name: kind for kind in ANALYSES}))
     from pantomim.analysis.block_facts import write_block_facts
     from pantomim.analysis.inspection import LayerAnalysis
     from pantomim.analysis.pictures import write_rows
     from pantomim.core.files import check_out
     from pantomim.report.inspection import write_inspection, write_views
 
-    analysis = line.read(line.choose({kind.name: kind for kind in ANALYSES}))
     check_out("inspect.out", analysis.page, analysis.endings)
     found = analysis.run()
     if isinstance(analysis, LayerAnalysis):

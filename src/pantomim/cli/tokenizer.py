@@ -1,14 +1,14 @@
 """`pantomim tokenizer train` and `encode`: learn to turn images into ids, and do it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pantomim import verbs
 from pantomim.cli.command_line import CommandLine, typed
 from pantomim.cli.console import say, say_broken, section, warn
 from pantomim.cli.pretrain import in_words, say_complete
 from pantomim.cli.run_options import read_run
-from pantomim.core.machine import is_main_process
+from pantomim.core.machine import Device, is_main_process
 
 if TYPE_CHECKING:
     from pantomim.tokenizers.usage import CodeUsage
@@ -62,7 +62,7 @@ def _encode(
     patch_size: int | None = None,
     vocabulary: int | None = None,
     batch_size: int = 128,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Write the id of every cell of every image: pantomim tokenizer encode --tokenizer T --data SRC --out FILE.npz.
 

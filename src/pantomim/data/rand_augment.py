@@ -24,7 +24,7 @@ Amount = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _tv() -> Any:
-    """torchvision's operations; it takes as long to import as torch."""
+    """The operations of torchvision, which takes as long to import as torch."""
     from torchvision.transforms.v2 import functional
 
     return functional

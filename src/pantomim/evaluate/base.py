@@ -23,6 +23,7 @@ import tyro
 from pantomim.config import to_dict
 from pantomim.core.files import check_out, replace_file
 from pantomim.core.frozen import frozen
+from pantomim.core.machine import Device
 from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.core.reading import read_json
 from pantomim.data.dataset import Dataset
@@ -80,7 +81,7 @@ class Evaluation(ABC):
     contenders: tuple[Contender, ...] = ("trained", "untrained", "pixels")
     seed: int = 0  # Of every random choice, the initial weights of the baseline among them
     chunk: AtLeastOne = 256  # Images that the encoder sees at once
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto" takes a GPU if there is one
+    device: Device = "auto"  # "auto" takes a GPU if there is one
     protocol: tyro.conf.Suppress[str] = ""  # each protocol has one value: a field, so that files name it
 
     metric: ClassVar[tuple[str, str]] = ("top1", "top-1")  # the score that stands for the result, and what it is called
