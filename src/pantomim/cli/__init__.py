@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command = COMMANDS[name]
         line.about, line.examples = about(command), examples_of(command)
-        if not line.asks_for_help:
+        if not line.asks_for_help and command is not docs:  # which needs none
             say_loading(name)
         with notes_shown(line.in_options):
             command(line)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from pantomim.cli.console import say, section
-from pantomim.cli.help import examples_of, options_in, show_help
+from pantomim.cli.help import examples_of, options_in, readable, show_help
 from pantomim.core.names import did_you_mean
 from pantomim.verbs import Place
 
@@ -75,7 +75,7 @@ class CommandLine:
 
     def in_options(self, message: str) -> str:
         """A message from below, in which settings have the names of this command's options."""
-        return SETTING.sub(lambda found: self.options.get(found[0], found[0]), message)
+        return readable(SETTING.sub(lambda found: self.options.get(found[0], found[0]), message))
 
 
 def options_of(verb: Callable[..., Any], without: Iterable[str] = (), **marks: Any) -> Callable[..., dict[str, Any]]:

@@ -126,7 +126,7 @@ def examples_of(command: Callable[..., Any]) -> list[str]:
 
 def readable(text: str) -> str:
     """Text of help, with pages of the documentation by how they are opened."""
-    return re.sub(r"`?docs/(?:results/)?(\w+)\.md`?", r"`pantomim docs \1`", text)
+    return re.sub(r"`?docs/([\w/-]+)\.md`?", r"`pantomim docs \1`", text)
 
 
 def _rows(heading: str, options: Iterable[Option]) -> None:
