@@ -61,7 +61,5 @@ def _shown(name: str, before: list[str]) -> list[str]:
 
     with CONSOLE.capture() as shown, suppress(SystemExit):
         COMMANDS[name](CommandLine(name, [*before, "--help-all"]))
-    return [
-        option or word
-        for option, word in re.findall(r"^ {0,2}(?:(--[\w.-]+)|([a-z][\w-]*)  )", shown.get(), re.MULTILINE)
-    ]
+    known = re.findall(r"^ {0,2}(?:(--[\w.-]+)|([a-z][\w-]*)  )", shown.get(), re.MULTILINE)
+    return [option or word for option, word in known]
