@@ -49,7 +49,7 @@ gpu-dry: .venv/installed
 lock: .venv/installed
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 pyproject.toml \
-		--extra dev --extra docs --extra parquet --no-annotate --no-header --output-file requirements.lock
+		--extra dev --extra docs --extra demo --extra parquet --no-annotate --no-header --output-file requirements.lock
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

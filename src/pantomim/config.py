@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from pantomim.core.frozen import frozen
+from pantomim.core.machine import Device
 from pantomim.core.names import did_you_mean
 from pantomim.core.ranges import (
     AtLeastOne,
@@ -171,7 +172,7 @@ class RuntimeConfig:
     """How a run is carried out; nothing here changes what is learned, but for rounding and the seed."""
 
     seed: AtLeastZero = 0  # Of weights, data order, crops and masks
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto" takes a GPU if there is one
+    device: Device = "auto"  # "auto" takes a GPU if there is one, Apple's ("mps") as well
     # "auto" is float32 on a CPU, bfloat16 on a GPU, float16 with a scaled loss on one without bfloat16 (T4, V100)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     # Compile the whole forward pass with static shapes (the first step then takes a minute or so); "auto": on a GPU, in
@@ -183,8 +184,8 @@ class RuntimeConfig:
     # Steps between two checkpoints; None: a twentieth of the run, at least 50 and at most 1,000
     save_every: AtLeastOne | None = None
     keep: AtLeastOne = 2  # Checkpoints that are kept; the newest is always among them
-    # Where the curves also go; the run folder has them in any case
-    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    # Where the curves also go, each with an extra of its name; the run folder has them in any case
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "none"
     threads: AtLeastOne | None = None  # CPU threads of torch; None: torch's choice
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from pantomim.core.machine import is_main_process
+from pantomim.core.machine import Device, is_main_process
 from pantomim.core.names import did_you_mean
 
 if TYPE_CHECKING:
@@ -542,7 +542,7 @@ def predict(
     overwrite: bool = False,
     chunk: int | None = None,
     scale: float | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
 ) -> "Predicted":
     """Classify or segment new images, into a table or a folder of masks.
 

@@ -21,6 +21,7 @@ from pantomim.cli import COMMANDS, main
 from pantomim.cli.command_line import CommandLine
 from pantomim.cli.run_options import read_run
 from pantomim.config import Pretrain, from_yaml
+from pantomim.data.libraries import mnist
 from pantomim.data.transforms import Crop
 from pantomim.engine.record import read_metrics
 from pantomim.evaluate import PROTOCOLS
@@ -326,8 +327,49 @@ def test_help_is_readable(recipe: str, capsys: pytest.CaptureFixture[str]) -> No
         main(["pretrain", recipe, "--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert "--keep" in said
     assert "--optim.base-lr" in said
+    assert "None}" not in said
+    with pytest.raises(SystemExit):
+        main(["pretrain", recipe, "--help-all"])
+    assert "--keep" in capsys.readouterr().out
+
+
+NAMED = [["pretrain", "mae"], ["pretrain", "beit"], ["pretrain", "continue"], ["explain", "dbot_vit_base_in1k"]]
+NAMED += [["finetune", "photos"], ["segment", "photos"], ["tokenizer", "train", "vqkd"], ["tokenizer", "encode"]]
+NAMED += [["evaluate", protocol.protocol] for protocol in PROTOCOLS] + [["inspect", kind.name] for kind in ANALYSES]
+
+
+@pytest.mark.parametrize("words", [*([name] for name in COMMANDS), *NAMED], ids=" ".join)
+def test_help_fits_a_screen(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) <= 60
+    assert "None" not in said
+    assert "docs/" not in said
+
+
+def test_a_bare_method_shows_no_defaults_that_it_does_not_use(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["pretrain", "continue", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "pantomim pretrain continue --init INIT --data my_photos/" in said
+    assert "micro-batches (default: by size and data)" in said.replace("micro- batches", "micro-batches")
+
+
+def test_digits_are_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pantomim.data.libraries.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'pantomim\[demo\]'"):
+        mnist.__wrapped__()
+
+
+@pytest.mark.parametrize("page", ["data", "results/gpu"])
+def test_documentation_comes_with_the_package(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["docs"])
+    assert f"\n{page} " in capsys.readouterr().out
+    main(["docs", page])
+    assert capsys.readouterr().out.startswith("# ")
 
 
 def test_a_folder_without_golden_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import matplotlib
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -70,6 +69,8 @@ def laid_over(
     """Maps in colours over the photo in gray, each scaled to its largest value."""
     heat = cells(maps / maps.max(axis=(1, 2), keepdims=True), photo.shape[:2])[..., None]  # (n, H, W, 1)
     gray = photo.mean(axis=2, keepdims=True)
+    import matplotlib  # takes long, so only where it is needed
+
     colours = 255.0 * matplotlib.colormaps["inferno"](heat[..., 0])[..., :3]
     weight = 0.2 + 0.6 * heat  # where nothing is attended to, the photo alone is seen, darker
     return ((1.0 - weight) * 0.8 * gray + weight * colours).round().astype(np.uint8)

@@ -5,8 +5,6 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from pantomim.analysis.pictures import PictureRows, Row, shrunk
 from pantomim.analysis.views import SAMPLE, EncoderPictures, Shown
@@ -49,9 +47,13 @@ class Map(EncoderPictures):
 def laid_out(unit: Float[np.ndarray, "n D"], layout: str, seed: int) -> Float[np.ndarray, "n 2"]:
     """A place for each vector, in [0, 1] from left to right and from top to bottom."""
     if layout == "tsne":
+        from sklearn.manifold import TSNE  # takes seconds, so only where it is needed
+
         spread = TSNE(perplexity=min(30.0, (len(unit) - 1) / 3), init="pca", random_state=seed, n_jobs=1)
         points = spread.fit_transform(unit.astype(np.float32)).astype(np.float64)
     else:
+        from sklearn.decomposition import PCA
+
         points = PCA(2, svd_solver="full").fit_transform(unit)
     span = np.ptp(points, axis=0)
     return (points - points.min(axis=0)) / np.where(span > 0, span, 1.0)

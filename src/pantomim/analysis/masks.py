@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from scipy import ndimage
 from torch import Tensor
 
 from pantomim.core.mask import Mask
@@ -50,6 +49,8 @@ def visible_statistics(visible: Bool[np.ndarray, "B h w"]) -> VisibleStatistics:
     clusters, largest = _clusters(visible)
     pairs = (visible[:, 1:] & visible[:, :-1]).sum(axis=(1, 2)) + (visible[:, :, 1:] & visible[:, :, :-1]).sum((1, 2))
     apart = float(sum(visible.shape[1:]))  # between masks: further than anything within one
+    from scipy import ndimage  # takes long, so only where it is needed
+
     distance = ndimage.distance_transform_edt(~visible, sampling=(apart, 1.0, 1.0))  # 0 where visible
     return VisibleStatistics(
         num_visible=num_visible,
@@ -123,6 +124,8 @@ def _binned(power: Float[np.ndarray, "B h w"], bins: list[np.ndarray]) -> Float[
 
 def _clusters(visible: Bool[np.ndarray, "B h w"]) -> tuple[np.ndarray, np.ndarray]:
     """Number of marked groups in each map, and patches in the largest."""
+    from scipy import ndimage
+
     touch = np.zeros((3, 3, 3), dtype=bool)
     touch[1] = ndimage.generate_binary_structure(2, 1)  # within a mask only
     labels, count = ndimage.label(visible, structure=touch)

@@ -4,7 +4,6 @@ from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.neighbors import NearestNeighbors
 
 from pantomim.analysis.pictures import PictureRows, Row
 from pantomim.analysis.runs import NUM_PHOTOS, choose
@@ -56,6 +55,8 @@ class Neighbours(EncoderPictures):
 
 def most_alike(unit: Float[np.ndarray, "n D"], count: int) -> tuple[Float[np.ndarray, "n k"], Int[np.ndarray, "n k"]]:
     """Cosine similarity of each vector of length 1 with its nearest, itself left out, and which these are."""
+    from sklearn.neighbors import NearestNeighbors  # takes a second, so only where it is needed
+
     search = NearestNeighbors(n_neighbors=min(count, len(unit) - 1), algorithm="brute", metric="cosine").fit(unit)
     distance, nearest = search.kneighbors()
     return 1.0 - distance, nearest

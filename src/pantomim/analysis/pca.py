@@ -5,7 +5,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from sklearn.decomposition import PCA
 
 from pantomim.analysis.pictures import PictureRows, Row, cells
 from pantomim.analysis.views import EncoderPictures, Shown
@@ -67,6 +66,8 @@ def principal(features: Float[np.ndarray, "*n D"]) -> tuple[Float[np.ndarray, "*
     Of fewer values than three, the missing ones are zero.
     """
     flat = features.reshape(-1, features.shape[-1])
+    from sklearn.decomposition import PCA  # takes a second, so only where it is needed
+
     fitted = PCA(min(3, *flat.shape), svd_solver="full" if len(flat) < 1_000 else "covariance_eigh")
     with np.errstate(invalid="ignore"):  # shares of no variance at all
         values = fitted.fit_transform(flat)

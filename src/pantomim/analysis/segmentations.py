@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.colors import to_hex
 
 from pantomim.analysis.pictures import shown_words
 from pantomim.analysis.runs import choose, run_config
@@ -55,6 +54,8 @@ def write_segmentations(run: str | Path, *, source: str | None = None, count: in
             arrays[f"{kind}_{number}"] = overlaid(small, ids, none, OPACITY)
             occur |= set(np.unique(ids).tolist())
         items.append(dataset.name_of(index))
+    from matplotlib.colors import to_hex  # takes long, so only where it is needed
+
     named = zip(trained.about["class_ids"], trained.classes, strict=True)
     caption = f"{len(items)} images of the {dataset.split} part of {dataset.name}, drawn with seed {seed}."
     caption += shown_words(dataset)

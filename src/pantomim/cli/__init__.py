@@ -7,8 +7,9 @@ import threading
 import warnings
 from contextlib import nullcontext
 
-from pantomim.cli.command_line import Command, CommandLine, summary
+from pantomim.cli.command_line import Command, CommandLine, about, summary
 from pantomim.cli.compare import compare
+from pantomim.cli.completion import completion
 from pantomim.cli.console import (
     fail,
     notes_shown,
@@ -16,16 +17,19 @@ from pantomim.cli.console import (
     progress,
     progress_shown,
     say,
+    say_loading,
     section,
     warn,
 )
 from pantomim.cli.demo import demo
+from pantomim.cli.docs import docs
 from pantomim.cli.evaluate import evaluate
 from pantomim.cli.explain import explain
 from pantomim.cli.export import export
 from pantomim.cli.failures import in_words, write_report
 from pantomim.cli.features import features
 from pantomim.cli.finetune import finetune
+from pantomim.cli.help import examples_of
 from pantomim.cli.import_ import import_
 from pantomim.cli.inspect_ import inspect_
 from pantomim.cli.masks import masks
@@ -48,6 +52,7 @@ from pantomim.core.names import did_you_mean
 # waits for no model library.
 _ALL: tuple[Command, ...] = (pretrain, finetune, segment, evaluate, predict, features, report, compare, watch)
 _ALL += (recipes, explain, demo, export, tokenizer, stats, pack, noise, masks, inspect_, study, import_, verify)
+_ALL += (docs, completion)
 COMMANDS: dict[str, Command] = {command.__name__.rstrip("_"): command for command in _ALL}
 
 
@@ -71,8 +76,12 @@ def main(arguments: list[str] | None = None) -> None:
     if name not in COMMANDS:
         fail(f"There is no command {name}.{did_you_mean(name, COMMANDS, 'See pantomim --help.')}", 2)
     try:
+        command = COMMANDS[name]
+        line.about, line.examples = about(command), examples_of(command)
+        if not line.asks_for_help and command is not docs:  # which needs none
+            say_loading(name)
         with notes_shown(line.in_options), nullcontext() if line.asks_for_help else progress_shown(name):
-            COMMANDS[name](line)
+            command(line)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process
         progress("Interrupted.")

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 
 from pantomim.cli.console import say, section
+from pantomim.cli.help import examples_of, options_in, readable, show_help
 from pantomim.core.names import did_you_mean
 from pantomim.verbs import Place
 
@@ -30,6 +31,8 @@ class CommandLine:
     command: str
     arguments: list[str]
     options: dict[str, str] = field(default_factory=dict)
+    about: str = ""  # what help begins with
+    examples: list[str] = field(default_factory=list)  # that help shows
 
     def __post_init__(self) -> None:
         self.arguments = [{"true": "True", "false": "False"}.get(word, word) for word in self.arguments]
@@ -37,7 +40,7 @@ class CommandLine:
     @property
     def asks_for_help(self) -> bool:
         """Whether anywhere."""
-        return "-h" in self.arguments or "--help" in self.arguments
+        return not {"-h", "--help", "--help-all"}.isdisjoint(self.arguments)
 
     def read(self, kind: Callable[..., T], *owners: str, **how: Any) -> T:
         """What a dataclass or a function, whose arguments are the options, makes of the words; `how` is for `tyro.cli`.
@@ -46,15 +49,18 @@ class CommandLine:
         """
         classes = inspect.getmro(kind) if isinstance(kind, type) else (kind,)
         names = [self.command.split()[0], "Dataset", "Encoder", *owners, *(each.__name__ for each in classes)]
+        how = {"config": LEAVES, **how}
+        if self.asks_for_help and how.get("add_help", True):
+            show_help(self, options_in(kind, flags=tyro.conf.FlagConversionOff not in how["config"]))
         for name, parameter in inspect.signature(kind).parameters.items():
             positional = tyro.conf.Positional in getattr(parameter.annotation, "__metadata__", ())
             option = name.upper() if positional else f"--{name.replace('_', '-')}"
             self.options |= {f"{owner}.{name}": option for owner in names}
-        return tyro.cli(kind, args=self.arguments, prog=f"pantomim {self.command}", **{"config": LEAVES, **how})
+        return tyro.cli(kind, args=self.arguments, prog=f"pantomim {self.command}", **how)
 
     def choose(self, kinds: Mapping[str, T]) -> T:
         """The alternative that the first word names; without one they are listed, and the command ends."""
-        if not self.arguments or self.arguments[0] in ("-h", "--help"):
+        if not self.arguments or self.arguments[0] in ("-h", "--help", "--help-all"):
             section(f"pantomim {self.command}", [(name, summary(kind)) for name, kind in kinds.items()])
             say(f"\npantomim {self.command} NAME --help lists the options of each.")
             sys.exit(0)
@@ -63,12 +69,13 @@ class CommandLine:
         if name is None:
             hint = did_you_mean(word, kinds, f"There are {', '.join(kinds)}.")
             raise ValueError(f"There is no {self.command} {word}.{hint}")
-        self.command, self.arguments = f"{self.command} {name}", rest
+        self.command, self.arguments, self.about = f"{self.command} {name}", rest, about(kinds[name])
+        self.examples = examples_of(cast(Any, kinds[name])) or [each.replace("NAME", name) for each in self.examples]
         return kinds[name]
 
     def in_options(self, message: str) -> str:
         """A message from below, in which settings have the names of this command's options."""
-        return SETTING.sub(lambda found: self.options.get(found[0], found[0]), message)
+        return readable(SETTING.sub(lambda found: self.options.get(found[0], found[0]), message))
 
 
 def options_of(verb: Callable[..., Any], without: Iterable[str] = (), **marks: Any) -> Callable[..., dict[str, Any]]:
@@ -107,8 +114,9 @@ def typed(*owners: str, also: Callable[[], str] | None = None, **how: Any) -> Ca
     def decorate(command: Callable[..., None]) -> Command:
         @wraps(command)
         def run(line: CommandLine) -> None:
-            more = f"{summary(command)}\n\n{also()}" if also is not None and line.asks_for_help else None
-            line.read(command, *owners, description=more, **how)
+            if also is not None and line.asks_for_help:
+                line.about = f"{line.about} {also()}"
+            line.read(command, *owners, **how)
 
         return run
 
@@ -118,6 +126,11 @@ def typed(*owners: str, also: Callable[[], str] | None = None, **how: Any) -> Ca
 def summary(kind: Any) -> str:
     """The first line of a docstring."""
     return (inspect.getdoc(kind) or "").partition("\n")[0]
+
+
+def about(kind: Any) -> str:
+    """What is said of a command at the beginning of its help; how it is typed follows there anyway."""
+    return summary(kind).partition(": pantomim")[0]
 
 
 def given(arguments: Iterable[str]) -> list[str]:

@@ -109,6 +109,12 @@ def progress(text: str) -> None:
     ERRORS.print(text, soft_wrap=True)
 
 
+def say_loading(command: str) -> None:
+    """A line for the seconds that libraries take, unless they are there already."""
+    if "torch" not in sys.modules and is_main_process():
+        progress(f"pantomim {command}: loading PyTorch ...")
+
+
 def warn(text: str, label: str = "warning") -> None:
     """A line that wants attention but stops nothing."""
     ERRORS.print(Text.assemble((f"{label}:", "bold yellow"), " ", text), soft_wrap=True)

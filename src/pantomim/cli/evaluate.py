@@ -11,6 +11,10 @@ def evaluate(line: CommandLine) -> None:
 
     line.options |= {f"{kind.network.kind.capitalize()}.run": f"--{kind.network.kind}" for kind in TASK_PROTOCOLS}
     kinds: tuple[Any, ...] = (*PROTOCOLS, *TASK_PROTOCOLS)
-    protocol = line.read(line.choose({kind.protocol: kind for kind in kinds}), "Evaluation", "Segmentation")
+    kind = line.choose({kind.protocol: kind for kind in kinds})
+    network = f"--{kind.network.kind}" if kind in TASK_PROTOCOLS else "--encoder"
+    begin = f"pantomim {line.command} {network}"
+    line.examples = [f"{begin} runs/first --data my_photos/", f"{begin} runs/first --data my_photos/ --out scores.json"]
+    protocol = line.read(kind, "Evaluation", "Segmentation")
     scored = verbs.score(protocol)
     say(f"{scored}\nWritten to {scored.path}.")

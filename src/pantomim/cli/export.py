@@ -18,6 +18,10 @@ def export(
 ) -> None:
     """Write an encoder, classifier or segmenter for timm, transformers, ONNX or torch.export, and compare it with ours.
 
+    Examples:
+        pantomim export runs/first --to timm
+        pantomim export runs/classes --to onnx --out classes_onnx
+
     Args:
         run: A run folder, whose classifier or segmenter is written if it has one; RUN/encoder.safetensors; a file,
             timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE.

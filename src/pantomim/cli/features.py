@@ -15,6 +15,9 @@ def features(
 ) -> None:
     """Write the features of every image to a table.
 
+    Examples:
+        pantomim features --encoder runs/first --data my_photos/ --out features.npz
+
     Args:
         encoder: A run folder, a file, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE.
         data: What `pretrain --data` takes.

@@ -9,7 +9,12 @@ from pantomim.core.machine import is_main_process
 
 
 def finetune(line: CommandLine) -> None:
-    """Train a classifier from an encoder: pantomim finetune DATA --encoder X --out RUN [--any.setting value]."""
+    """Train a classifier from an encoder: pantomim finetune DATA --encoder X --out RUN [--any.setting value].
+
+    Examples:
+        pantomim finetune my_photos/ --encoder runs/first --out runs/classes
+        pantomim finetune my_photos/ --encoder runs/first --out runs/few --labels-per-class 10 --compare
+    """
     train_and_score(line, verbs.finetune, "classifier")
 
 

@@ -25,6 +25,9 @@ def import_(
 ) -> None:
     """Turn a checkpoint of the methods' authors into our files; any other is refused.
 
+    Examples:
+        pantomim import mae_pretrain_vit_base.pth --out mae_base
+
     Args:
         file: The checkpoint.
         out: Folder for encoder.safetensors, encoder.json and what else the file holds.

@@ -4,7 +4,12 @@ from pantomim.cli.console import grid, say, section, warn
 
 
 def inspect_(line: CommandLine) -> None:
-    """Look into runs and encoders, side by side: pantomim inspect ANALYSIS RUN [RUN ...]."""
+    """Look into runs and encoders, side by side: pantomim inspect ANALYSIS RUN [RUN ...].
+
+    Examples:
+        pantomim inspect NAME runs/first
+        pantomim inspect NAME runs/first runs/second --images my_photos/ --out page.html
+    """
     from pantomim.analysis import ANALYSES, LAYERS
 
     analysis = line.read(line.choose({kind.name: kind for kind in ANALYSES}))

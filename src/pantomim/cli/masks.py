@@ -30,6 +30,10 @@ def masks(
 ) -> None:
     """Show what strategies mask, side by side: sample masks, their patterns, spectra and numbers.
 
+    Examples:
+        pantomim masks
+        pantomim masks random green block --image photo.jpg --out masks.html
+
     Args:
         strategies: Names; without any a selection, or only the bank if one is given.
         grid: Rows and columns of patches, as ROWSxCOLUMNS.

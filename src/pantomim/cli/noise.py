@@ -20,6 +20,10 @@ def noise(
 ) -> None:
     """Make a bank of noise patterns for ColorMAE's masks, and print its spectrum.
 
+    Examples:
+        pantomim noise green
+        pantomim noise red --out red.npz --patterns 64
+
     Args:
         color: Which filter: red low-pass, blue high-pass, green band-pass, purple band-stop, white none.
         out: FILE.npz; by default the cache, where training looks for it (and would have made it itself).

@@ -10,6 +10,9 @@ from pantomim.cli.console import say, say_broken
 def pack(source: Positional[str], out: Positional[Path], size: int | None = None, quality: int | None = None) -> None:
     """Pack the images of a source into one file, to be read faster and by several processes.
 
+    Examples:
+        pantomim pack my_photos/ photos.pack --size 256
+
     Args:
         source: What `pretrain --data` takes.
         out: FILE.pack, then to be given as --data.

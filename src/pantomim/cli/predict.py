@@ -3,14 +3,19 @@ from pathlib import Path
 import tyro
 
 from pantomim import verbs
-from pantomim.cli.command_line import CommandLine, options_of, summary
+from pantomim.cli.command_line import CommandLine, options_of
 from pantomim.cli.console import say, warn
 
 
 def predict(line: CommandLine) -> None:
-    """Classify or segment new images: pantomim predict RUN IMAGES --out FILE.csv or, of a segmenter, FOLDER."""
-    how = {"config": (tyro.conf.FlagCreatePairsOff,), "description": summary(predict)}
-    given = line.read(options_of(verbs.predict), "Classifier", "Segmenter", **how)
+    """Classify or segment new images: pantomim predict RUN IMAGES --out FILE.csv or, of a segmenter, FOLDER.
+
+    Examples:
+        pantomim predict runs/classes new_photos/ --out classes.csv
+        pantomim predict runs/masks new_photos/ --out masks/ --overlays
+    """
+    how = (tyro.conf.FlagCreatePairsOff,)
+    given = line.read(options_of(verbs.predict), "Classifier", "Segmenter", config=how)
     found, out = verbs.predict(**given), Path(given["out"])
     say(f"{found.num_predicted:,} images predicted in {out}.")
     if found.unreadable:

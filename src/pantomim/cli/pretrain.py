@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 def pretrain(line: CommandLine) -> None:
-    """Pre-train an encoder: pantomim pretrain RECIPE --data SRC --out RUN [--steps N] [--any.setting value]."""
+    """Pre-train an encoder: pantomim pretrain RECIPE --data SRC --out RUN [--steps N] [--any.setting value].
+
+    Examples:
+        pantomim pretrain RECIPE --data my_photos/ --out runs/first
+        pantomim pretrain RECIPE --data my_photos/ --out runs/quick --size micro --steps 500
+        pantomim pretrain RECIPE --data my_photos/ --out runs/slow --optim.base-lr 1e-4 --batch-size 64
+    """
     run = verbs.pretrain(**read_run(line, verbs.pretrain)[0])
     if not is_main_process():
         return

@@ -10,7 +10,11 @@ FOR = {
 
 @typed()
 def recipes() -> None:
-    """List the recipes with their cost and expected score."""
+    """List the recipes with their cost and expected score.
+
+    Examples:
+        pantomim recipes
+    """
     from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, RECIPES_OF
 
     for trained, listed in RECIPES_OF.items():

@@ -4,5 +4,10 @@ from pantomim.cli.console import say
 
 
 def report(line: CommandLine) -> None:
-    """Make RUN/report.html: what was run, curves, pictures, scores."""
+    """Make RUN/report.html: what was run, curves, pictures, scores.
+
+    Examples:
+        pantomim report runs/first
+        pantomim report runs/first --out page.html
+    """
     say(f"Report: {verbs.report(**line.read(options_of(verbs.report)))}")

@@ -1,7 +1,6 @@
 """Options that decide a run, and the settings of its config, which are options too."""
 
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -9,21 +8,20 @@ from typing import Any, NoReturn
 import tyro
 
 from pantomim.cli.command_line import LEAVES, CommandLine, given, options_of
-from pantomim.cli.console import say
+from pantomim.cli.help import options_in, settings_in, show_help
 from pantomim.core.names import did_you_mean
 
 
 def read_run(
-    line: CommandLine, verb: Callable[..., Any], without: Collection[str] = (), about: str | None = None
+    line: CommandLine, verb: Callable[..., Any], without: Collection[str] = ()
 ) -> tuple[dict[str, Any], list[str]]:
     """The arguments of a verb, read in two rounds: the options that decide the recipe; the settings of its config.
 
-    The latter are read once the verb has the config that they change; their names come last. Help begins with what
-    the options are `about`, else with the verb's own line.
+    The latter are read once the verb has the config that they change; their names come last.
     """
     options = options_of(verb, without, scale=tyro.conf.arg(name="data.scale"))
     if line.asks_for_help:
-        _print_help(line, options, about)
+        _print_help(line, options)
     answer: Any = line.read(
         options, "prepare", "Pretrain", "Stages", config=(), return_unknown_args=True, add_help=False
     )
@@ -65,22 +63,22 @@ def _checked(line: CommandLine, words: list[str], options: list[str]) -> list[st
     return [*words, *(word for name in other_units(names) for word in (f"--{name}", "None"))]
 
 
-def _print_help(line: CommandLine, options: Callable[..., Any], about: str | None) -> NoReturn:
-    """The options and, of a recipe, the settings; a bare name asks for no data here."""
-    prog = f"pantomim {line.command}"
-    name = next((word for word in line.arguments if not word.startswith("-")), None)
-    with suppress(SystemExit):
-        tyro.cli(options, args=["--help"], prog=prog, description=about)
-    if name is None:
-        say(f"{prog} RECIPE --help also lists every setting of the config.")
-    else:
-        from pantomim.config import Pretrain
-        from pantomim.recipes import BARE_OF, RECIPES_OF
+def _print_help(line: CommandLine, options: Callable[..., Any]) -> NoReturn:
+    """The options and, once a word names recipe or data, the settings; no data are asked."""
+    named, words = options_in(options, flags=True), [word for word in line.arguments if not word.startswith("-")]
+    task = line.command in ("finetune", "segment")
+    if not words and line.command != "tokenizer train":
+        line.examples = [each.replace("RECIPE", "mae") for each in line.examples]
+        more = f"pantomim {line.command} {'DATA' if task else 'RECIPE'} --help-all lists every setting of the run, too."
+        show_help(line, named, more=more)
+    from pantomim.recipes.outline import outline
 
-        built = {recipe.name: recipe.config for recipes in RECIPES_OF.values() for recipe in recipes}
-        bare = {name: family for families in BARE_OF.values() for name, family in families.items()}.get(name)
-        if bare is None and name not in built:
-            raise ValueError(f"There is no recipe {name}. `pantomim recipes` lists them all.")
-        default = built[name] if bare is None else bare.paper(768)
-        tyro.cli(Pretrain, default=default, args=["--help"], prog=f"{prog} {name}", config=LEAVES)
-    raise SystemExit(0)
+    preset = next((after for before, after in pairwise(line.arguments) if before == "--preset"), "mae")
+    name = f"{line.command}_{preset}" if task else words[0] if words else "dvae"
+    found = outline(name)
+    needs = "".join(f" --{need} {need.upper()}" for need in found.needs)
+    examples = (each.replace("RECIPE", f"{name}{needs}") for each in line.examples)
+    line.examples = [each if found.sized else each.replace(" --size micro", "") for each in examples]
+    line.command, line.about = line.command if task else f"{line.command} {name}", f"{line.about}. {found.summary}"
+    named = [each for each in named if each.name != "recipe"]
+    show_help(line, named, [*settings_in(found.config, found.fitted)], needs=found.needs)

@@ -4,6 +4,11 @@ from pantomim.cli.finetune import train_and_score
 
 
 def segment(line: CommandLine) -> None:
-    """Train a segmenter from an encoder: pantomim segment DATA --encoder X --out RUN [--any.setting value]."""
+    """Train a segmenter from an encoder: pantomim segment DATA --encoder X --out RUN [--any.setting value].
+
+    Examples:
+        pantomim segment my_photos/ --encoder runs/first --out runs/masks
+        pantomim segment my_photos/ --encoder runs/first --out runs/linear --head linear --frozen
+    """
     line.options |= {"Evaluation.data": "DATA", "Segmentation.masks": "--masks", "Segmentation.ignore": "--ignore"}
     train_and_score(line, verbs.segment, "segmenter")

@@ -8,6 +8,9 @@ from pantomim.cli.console import section
 def stats(source: Positional[str], scale: float | None = None) -> None:
     """Print size, channels, classes, mean and standard deviation of a data set.
 
+    Examples:
+        pantomim stats my_photos/
+
     Args:
         source: What `pretrain --data` takes.
         scale: The stored value that becomes 1; by default by the number type, 255 for 8-bit images.

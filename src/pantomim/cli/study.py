@@ -23,6 +23,10 @@ def study(
 ) -> None:
     """Compare runs over seeds: pantomim study PLAN --data SRC [--scale NAME] [--index I] [--table].
 
+    Examples:
+        pantomim study
+        pantomim study masks --data my_photos/ --list
+
     Args:
         plan: A shipped plan's name, or your own FILE.yaml.
         data: What the runs are trained on, and what "{data}" in the plan stands for.

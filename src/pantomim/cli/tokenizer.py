@@ -1,14 +1,14 @@
 """`pantomim tokenizer train` and `encode`: learn to turn images into ids, and do it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pantomim import verbs
-from pantomim.cli.command_line import CommandLine, summary, typed
+from pantomim.cli.command_line import CommandLine, typed
 from pantomim.cli.console import say, say_broken, section, warn
 from pantomim.cli.pretrain import in_words, say_complete
 from pantomim.cli.run_options import read_run
-from pantomim.core.machine import is_main_process
+from pantomim.core.machine import Device, is_main_process
 
 if TYPE_CHECKING:
     from pantomim.tokenizers.usage import CodeUsage
@@ -20,9 +20,14 @@ def tokenizer(line: CommandLine) -> None:
 
 
 def _train(line: CommandLine) -> None:
-    """Train a tokenizer: pantomim tokenizer train [RECIPE] --data SRC --out RUN [--steps N] [--any.setting value]."""
+    """Train a tokenizer: pantomim tokenizer train [RECIPE] --data SRC --out RUN [--steps N] [--any.setting value].
+
+    Examples:
+        pantomim tokenizer train --data my_photos/ --out runs/tokenizer
+        pantomim tokenizer train vqkd --teacher runs/first --data my_photos/ --out runs/codes --steps 500
+    """
     without = ("init", "target", "tokenizer", "stages", "reinit", "evaluate", "minutes", "extend")
-    arguments, settings = read_run(line, verbs.pretrain, without, summary(_train))
+    arguments, settings = read_run(line, verbs.pretrain, without)
     prepared = verbs.planned(arguments["recipe"], arguments, trains="tokenizer")
     out = verbs.folder_of(arguments["out"])
     config = prepared.config
@@ -57,9 +62,12 @@ def _encode(
     patch_size: int | None = None,
     vocabulary: int | None = None,
     batch_size: int = 128,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Write the id of every cell of every image: pantomim tokenizer encode --tokenizer T --data SRC --out FILE.npz.
+
+    Examples:
+        pantomim tokenizer encode --tokenizer runs/tokenizer --data my_photos/ --out ids.npz
 
     Args:
         data: What `pretrain --data` takes.

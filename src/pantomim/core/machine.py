@@ -4,12 +4,14 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 try:
     import resource
 except ImportError:  # Windows has no such module
     resource = None  # type: ignore[assignment]
 
+Device = Literal["auto", "cpu", "cuda", "mps"]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MOST_MMAP_THRESHOLD = 32 * 2**20  # bytes that glibc takes; larger tensors come from the kernel one by one
 SHARED = Path("/dev/shm")

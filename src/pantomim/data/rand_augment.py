@@ -7,13 +7,13 @@ Deviation: images stay floats, where Pillow rounds to 8 bits after each operatio
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as tv
 
 from pantomim.data.colours import blend, brightened, contrasted, saturated
 
@@ -23,8 +23,15 @@ Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
 Amount = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
+def _tv() -> Any:
+    """The operations of torchvision, which takes as long to import as torch."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
 def _equalize(images: Tensor, amount: Tensor, fill: Tensor) -> Tensor:
-    return tv.equalize((images * 255).round().to(torch.uint8)).to(images.dtype) / 255
+    return _tv().equalize((images * 255).round().to(torch.uint8)).to(images.dtype) / 255
 
 
 def rotated(images: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
@@ -67,7 +74,7 @@ def _factor(level: np.ndarray, sign: np.ndarray) -> np.ndarray:
 
 # What may be drawn, each as likely: the operation, and its amount.
 OPERATIONS: tuple[tuple[Operation, Amount], ...] = (
-    (lambda images, _, fill: tv.autocontrast(images), _signed(0)),
+    (lambda images, _, fill: _tv().autocontrast(images), _signed(0)),
     (_equalize, _signed(0)),
     (lambda images, _, fill: 1 - images, _signed(0)),
     (rotated, _signed(30.0)),
@@ -77,7 +84,7 @@ OPERATIONS: tuple[tuple[Operation, Amount], ...] = (
     (lambda images, factor, fill: saturated(images, factor), _factor),
     (lambda images, factor, fill: contrasted(images, factor), _factor),
     (lambda images, factor, fill: brightened(images, factor), _factor),
-    (lambda images, factor, fill: blend(images, tv.adjust_sharpness(images, 0.0), factor), _factor),
+    (lambda images, factor, fill: blend(images, _tv().adjust_sharpness(images, 0.0), factor), _factor),
     (lambda images, amount, fill: _moved(images, fill, b=amount), _signed(0.3)),  # shear along x, then along y
     (lambda images, amount, fill: _moved(images, fill, d=amount), _signed(0.3)),
     (lambda images, share, fill: _moved(images, fill, c=share * images.shape[3]), _signed(0.45)),  # shift, likewise

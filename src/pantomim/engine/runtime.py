@@ -37,12 +37,13 @@ class Purpose(enum.IntEnum):
 
 def usable_device(owner: str, device: str) -> torch.device:
     """The device of a name (auto: a GPU if there is one); `ValueError` in the owner's name where it is not there."""
-    if device == "cuda" and not torch.cuda.is_available():
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device != "auto" and not there[device]:
         raise ValueError(
-            f"{owner}.device must be a device of this machine; got cuda, and torch sees no GPU. "
+            f"{owner}.device must be a device of this machine; got {device}, and torch sees no such GPU. "
             f"Leave it out, or install a torch that supports the GPU."
         )
-    return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    return torch.device(next(name for name in there if there[name]) if device == "auto" else device)
 
 
 def start_accelerator(config: RuntimeConfig, out: Path) -> Accelerator:
@@ -51,12 +52,11 @@ def start_accelerator(config: RuntimeConfig, out: Path) -> Accelerator:
     Mixed precision is not Accelerate's part here but `autocast`'s: it surrounds the whole call, so that the compiled
     forward stays one graph.
     """
-    usable_device("RuntimeConfig", config.device)
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
-    if config.tracker in ("wandb", "trackio") and importlib.util.find_spec(config.tracker) is None:
+    on_cpu = usable_device("RuntimeConfig", config.device).type == "cpu"
+    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
         raise ValueError(
             f"RuntimeConfig.tracker must be installed; got {config.tracker}. "
-            f"Run `pip install 'pantomim[{config.tracker}]'`, or use tensorboard."
+            f"Run `pip install 'pantomim[{config.tracker}]'`, or use none: metrics.jsonl has the curves."
         )
     log_with = None if config.tracker == "none" else config.tracker
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", log_with=log_with, project_dir=out)
@@ -88,7 +88,7 @@ def compute_dtype(config: RuntimeConfig, device: torch.device) -> torch.dtype:
     """The number type of the matrix products; float16 has a scaled loss."""
     if config.precision != "auto":
         return PRECISIONS[config.precision]
-    if device.type == "cpu":
+    if device.type != "cuda":
         return torch.float32
     old = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.float16 if old else torch.bfloat16

@@ -23,6 +23,7 @@ import tyro
 from pantomim.config import to_dict
 from pantomim.core.files import check_out, replace_file
 from pantomim.core.frozen import frozen
+from pantomim.core.machine import Device
 from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.core.reading import read_json
 from pantomim.data.dataset import Dataset
@@ -65,8 +66,9 @@ class Evaluation(ABC):
     """One protocol, with the options that all of them have; each adds its own and how it scores."""
 
     encoder: str  # A run folder, a file of weights, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE
-    data: str  # As for pre-training, with labels; for segmentation, with masks
-    # FILE.json; by default in the run folder, where each evaluation has a file of its own (see `free_path`)
+    # As for pre-training: for segmentation with masks, for label_free without anything, else with labels
+    data: str
+    # FILE.json; by default in the run folder, where each evaluation has a file of its own
     out: Path | None = None
     # Use only this many training images: the draw that pre-training with `data.images` makes
     images: AtLeastOne | None = None
@@ -79,7 +81,7 @@ class Evaluation(ABC):
     contenders: tuple[Contender, ...] = ("trained", "untrained", "pixels")
     seed: int = 0  # Of every random choice, the initial weights of the baseline among them
     chunk: AtLeastOne = 256  # Images that the encoder sees at once
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto" takes a GPU if there is one
+    device: Device = "auto"  # "auto" takes a GPU if there is one
     protocol: tyro.conf.Suppress[str] = ""  # each protocol has one value: a field, so that files name it
 
     metric: ClassVar[tuple[str, str]] = ("top1", "top-1")  # the score that stands for the result, and what it is called

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import tyro
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 from torch import Tensor
 
 from pantomim.core.frozen import frozen
@@ -139,6 +138,8 @@ def class_scores(
     hits, true, guessed = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
     f1 = (2 * hits / (true + guessed))[true + guessed > 0].mean()
     within_5 = (logits.topk(min(5, num_classes)).indices == labels[:, None]).any(dim=1)
+    from scipy import stats  # takes a second, so only where it is needed
+
     interval = stats.binomtest(int(right.sum()), len(labels)).proportion_ci(CONFIDENCE, "wilson")
     return {
         **accuracy(guesses, labels),
@@ -180,6 +181,8 @@ def paired_difference(right_a: Bool[np.ndarray, " n"], right_b: Bool[np.ndarray,
         raise ValueError(f"paired_difference must get the same images twice; got {len(right_a)} and {len(right_b)}.")
     differences = right_a.astype(float) - right_b
     mean, error = float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))
+    from scipy import stats
+
     reach = float(stats.norm.isf((1 - CONFIDENCE) / 2)) * error
     return {
         "difference": mean,
@@ -200,6 +203,8 @@ def difference_over_draws(right_a: Bool[np.ndarray, "draws n"], right_b: Bool[np
     differences = right_a.astype(float) - right_b
     sides = [differences.mean(axis=0), differences.mean(axis=1)]
     parts = [float(side.var(ddof=1)) / len(side) for side in sides]
+    from scipy import stats
+
     total, mean = sum(parts), float(differences.mean())
     of = sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
     reach = float(stats.t.isf((1 - CONFIDENCE) / 2, total**2 / of)) * np.sqrt(total) if of else 0.0

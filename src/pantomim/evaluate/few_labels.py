@@ -1,13 +1,11 @@
 """A classifier from a few labels a class: logistic regression on cached features, over several draws of the labels."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 import tyro
 from jaxtyping import Int
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from threadpoolctl import threadpool_limits
 
 from pantomim.core.frozen import frozen
@@ -15,6 +13,9 @@ from pantomim.core.ranges import AtLeastOne
 from pantomim.evaluate.base import Bench, Evaluation, Scores
 from pantomim.evaluate.linear import Standardiser
 from pantomim.evaluate.parts import Tables, accuracy, top1
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, on standardised features
 FOLDS = 3
@@ -101,8 +102,11 @@ def reduced(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return train @ basis, test @ basis
 
 
-def choose(train: np.ndarray, labels: np.ndarray, *, seed: int) -> tuple[LogisticRegression, float]:
+def choose(train: np.ndarray, labels: np.ndarray, *, seed: int) -> tuple["LogisticRegression", float]:
     """A classifier with the strength that does best in cross-validation, and how well it did."""
+    from sklearn.linear_model import LogisticRegression  # takes a second, so only where it is needed
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
     model = LogisticRegression(C=1.0, max_iter=5000)
     folds = min(FOLDS, int(np.bincount(labels).min()))
     if folds < 2:

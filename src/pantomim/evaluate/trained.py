@@ -18,6 +18,7 @@ import tyro
 from pantomim.config import to_dict
 from pantomim.core.files import check_out
 from pantomim.core.frozen import frozen
+from pantomim.core.machine import Device
 from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.data.dataset import Contents, Dataset
 from pantomim.data.layout import part_names
@@ -122,7 +123,7 @@ class TaskEvaluation(ABC):
     split: Literal["test", "val", "train", "all"] = "test"
     test_images: AtLeastOne | None = None  # Use only this many images: a fixed draw, balanced over the classes
     scale: Positive | None = None  # The stored value that becomes 1; None: by the number type, 255 for 8-bit images
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto" takes a GPU if there is one
+    device: Device = "auto"  # "auto" takes a GPU if there is one
     protocol: tyro.conf.Suppress[str] = ""
 
     network: ClassVar[type[Trained]]

@@ -3,8 +3,6 @@
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.interpolate import make_interp_spline
-from timm.layers import resample_patch_embed
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,6 +49,8 @@ def adapt_encoder_weights(
         found["patch_embed.proj.weight"] = adapt_channels(found["patch_embed.proj.weight"], to.in_chans)
         remarks.append(channels_in_words(config.in_chans, to.in_chans))
     if config.patch_size != to.patch_size:
+        from timm.layers import resample_patch_embed  # takes seconds, so only where it is needed
+
         side = (to.patch_size, to.patch_size)
         projection = found["patch_embed.proj.weight"]
         found["patch_embed.proj.weight"] = resample_patch_embed(projection.detach(), list(side)).to(projection.dtype)
@@ -141,6 +141,8 @@ def resize_relative_table(
         places = growing_offsets(side, new_side)
         if side == 1:  # a single offset has one value everywhere; a spline needs two points
             places, patches = np.array([-1.0, 1.0]), np.repeat(patches, 2, axis)
+        from scipy.interpolate import make_interp_spline
+
         spline = make_interp_spline(places, patches, min(degree, len(places) - 1), axis=axis)
         offsets = np.arange(new_side) - new_side // 2
         patches = spline(offsets.clip(places[0], places[-1]))

@@ -54,7 +54,7 @@ def verify(folder: str | Path) -> list[ItemResult]:
     if not names:
         raise ValueError(
             f"verify.folder must hold golden items, pairs of NAME.json and NAME.safetensors; got {folder}, which holds "
-            f"none. A selection comes with the source, in tests/parity/golden."
+            f"none. Without a folder the selection is taken that comes with the package."
         )
     return [verify_item(folder / f"{name}.json") for name in names]
 
