@@ -141,3 +141,32 @@ def test_a_collapse_is_warned_of_and_stands_on_the_page(source, tmp_path, monkey
     assert "These images have no labels" in page
     assert "evaluate label_free" in page
     assert "evaluate linear" not in page
+
+
+@pytest.mark.parametrize("killed_after", [1, 3], ids=["before the first checkpoint", "after it"])
+def test_given_weights_are_looked_at_before_the_first_step(source, tmp_path, monkeypatch, capfd, killed_after):
+    given, whole, cut, lost = (tmp_path / name for name in ("given", "whole", "cut", "lost"))
+    pretrain(run(source), given)
+    config = run(source, init=str(given), runtime={"save_every": 2, "log_every": 1})
+    pretrain(config, whole)
+    with monkeypatch.context() as patch:
+        kill_after(killed_after, patch)
+        with pytest.raises(Killed):
+            pretrain(config, cut)
+    pretrain(config, cut)
+    first, *others = rows(whole)
+    assert (first["step"], first.keys()) == (0, FIGURES | {"step"})
+    assert [row["step"] for row in others] == [*range(1, 7)]
+    assert repr(rows(whole)) == repr(rows(cut))
+    told = capfd.readouterr().err
+    assert f"The given weights, on held-out images: loss {first['held_out_loss']:.3g}, rankme" in told
+    assert "the given weights had" not in told
+    assert f"to {others[-1]['held_out_rankme']:.3g}" in make_report(whole).read_text()
+
+    def flattened(self, *_, **__):
+        self.encoder.patch_embed.proj.weight.data.mul_(0.1)
+
+    monkeypatch.setattr(MAE, "update_ema", flattened)
+    monkeypatch.setattr("pantomim.engine.validation.KEPT", 0.9)
+    finished = pretrain(config, lost)
+    assert sum("what these knew may be getting lost" in warning for warning in finished.alarms) == 1

@@ -56,6 +56,7 @@ from pantomim.formats.native import (
     save_tokenizer,
 )
 from pantomim.methods.base import Method, few_images, few_patches
+from pantomim.methods.task import Task
 from pantomim.nn.lora import merge_lora
 from pantomim.nn.vit import Encoder
 
@@ -156,6 +157,11 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             for text in told:
                 recorder.say(f"Warning: {text}")
 
+            if judge is not None and config.init is not None and not isinstance(method, Task):
+                if start == 0:
+                    recorder.log(0, judge(0))
+                judge.given_rank = recorder.at_start.get("held_out_rankme")
+
             # ------------------------------------------------------------------------------------------------- Loop
             waited = stream.wait_s
             keep, own = config.runtime.keep, identity_of(config, total)
@@ -190,9 +196,10 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                             values |= judge(done)
                     recorder.log(done, values)
                     loss = values["loss"]
-                    if (warning := method.warning(values)) is not None and warning not in told:
-                        told.append(warning)
-                        recorder.say(f"Warning, at step {done}: {warning}")
+                    for warning in (method.warning(values), None if judge is None else judge.warning(values)):
+                        if warning is not None and warning not in told:
+                            told.append(warning)
+                            recorder.say(f"Warning, at step {done}: {warning}")
 
                 # save
                 if to_save:

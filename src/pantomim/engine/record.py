@@ -137,16 +137,18 @@ class Recorder:
         self._bar: Progress | None = None
         self._next_line = start
         self.logged = logged
+        self.at_start: dict[str, float] = {}  # what held-out images told before the first step, where they were asked
 
     def __enter__(self) -> "Recorder":
         if not self._main:
             return self
-        kept = [line for line in read_metrics(self._path) if line["step"] <= self._start]
+        kept = [line for line in read_metrics(self._path) if self._start and line["step"] <= self._start]
         replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = self._path.open("a", encoding="utf-8")
         if (missing := self.logged - len(kept)) > 0:
             self.say(f"Warning: {self._path} lacks {missing} of the {self.logged} steps that were logged before.")
         self.logged = len(kept)
+        self.at_start = kept[0] if kept and kept[0]["step"] == 0 else {}
         self._start_tracker()
         progress.report("")  # it is shown here alone
         self._alone = progress.watched_by(lambda *told: None)
@@ -187,6 +189,11 @@ class Recorder:
         self.logged += 1
         numbers = {key: value for key, value in values.items() if value is not None}
         self._track(lambda: self._accelerator.log(numbers, step=step))
+        if step == 0:
+            self.at_start = numbers
+            told = ", ".join(f"{name.removeprefix('held_out_')} {value:.3g}" for name, value in numbers.items())
+            self.say(f"The given weights, on held-out images: {told}.")
+            return
         state, left = _state(numbers), None
         if "images_per_s" in numbers:
             left = (self._total - step) * self._batch_size / numbers["images_per_s"]

@@ -4,7 +4,7 @@ By them the best step of a task is found. Of any other method its own loss is ta
 for all from the seed, and how far the features of the encoder that it exports spread.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -32,6 +32,7 @@ CHUNK = 256  # images at once
 # Of a method's own loss: images at most, and at least; so many, as far as they are there, and five looks in any case;
 # more images and looks only while all looks together see no more than a tenth of the images that training sees.
 MOST, LEAST, FEW, LEAST_TIMES, SHARE = 1024, 8, 64, 5, 0.1
+KEPT = 0.5  # of the effective rank that given weights had; below it a warning is due. Ours
 
 
 def judged_by(method: Method, images: Images, config: Pretrain, total: int, world: int) -> tuple[Dataset | None, str]:
@@ -54,6 +55,8 @@ def judged_by(method: Method, images: Images, config: Pretrain, total: int, worl
 
 class Judge:
     """Looks at held-out images now and then; has a task keep the best weights."""
+
+    given_rank: float | None = None  # effective rank of the features of the weights that the run started from
 
     def __init__(
         self,
@@ -86,6 +89,17 @@ class Judge:
         """Whether to look after so many steps."""
         return done % self.every == 0 or done == self.total
 
+    def warning(self, values: Mapping[str, float | None]) -> str | None:
+        """What a look tells of weights that were given; None: nothing."""
+        rank = values.get("held_out_rankme")
+        if rank is None or self.given_rank is None or rank >= KEPT * self.given_rank:
+            return None
+        return (
+            f"the effective rank of the features is less than half of the {self.given_rank:.3g} that the given weights "
+            f"had (held_out_rankme): what these knew may be getting lost. Lower optim.base_lr, or train fewer weights "
+            f"by optim.freeze_blocks or optim.lora.rank."
+        )
+
     def __call__(self, done: int) -> dict[str, float | None]:
         """After so many steps: a task's scores of the weights, and of their average; else loss and spread."""
         with autocast(self.accelerator.device, compute_dtype(self.runtime, self.accelerator.device)):
@@ -109,7 +123,7 @@ class Judge:
         ):
             for number, (batch,) in enumerate(steps):
                 torch.manual_seed(random_seed(seed, number, Purpose.HELD_OUT, self.accelerator.process_index))
-                draws = method.draw(batch, done - 1, generator(seed, number, device, Purpose.HELD_OUT))
+                draws = method.draw(batch, max(done - 1, 0), generator(seed, number, device, Purpose.HELD_OUT))
                 losses.append(method.forward(batch, draws)["loss"])  # not compiled anew for other batches
                 if isinstance(encoder, Encoder):
                     features.append(at_least_float32(encoder(batch.images).patches).mean(dim=1))

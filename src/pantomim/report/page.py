@@ -259,7 +259,7 @@ def above_knowing_nothing(folder: RunFolder) -> str:
 def logged(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values; of what is measured now and then, those steps alone."""
     seldom = name.startswith(("val_", "held_out_"))
-    there = np.isfinite(metrics.columns[name]) if seldom else slice(None)
+    there = np.isfinite(metrics.columns[name]) if seldom else metrics.steps > 0  # at 0: of given weights
     return metrics.steps[there], metrics.columns[name][there]
 
 
