@@ -104,7 +104,7 @@ class Contest:
     def sentence(self) -> str:
         """The result, by the numbers alone: where an interval is not above zero, that is said."""
         shares = [100 * self.errors(who) for who in ("pretrained", *self.rivals)]
-        digits = 0 if len({round(share) for share in shares}) == len(shares) and min(shares) >= 1 else 1
+        digits = 0 if min(shares) >= 1 and float(np.diff(sorted(shares)).min()) >= 1 else 1
         ours, *others = (f"{share:.{digits}f}" for share in shares)
         against, won = [], True
         for rival, errors in zip(self.rivals, others, strict=True):
@@ -131,7 +131,7 @@ def show(asked: Demo) -> tuple[Path, str]:
     contests = [few_labels(asked, digits, count) for count in asked.labels_per_class]
     LOG.info("3/4  Pre-training on crops of photographs, for pictures.")
     settings = asked.settings(asked.steps or 1000, PHOTOS)
-    photos = verbs.pretrain("mae", data="photos", out=asked.out / "photos", size="micro", settings=settings).out
+    photos = verbs.pretrain("mae", data="sample_photos", out=asked.out / "photos", size="micro", settings=settings).out
     LOG.info("4/4  Making the page.")
     return write_page(asked, contests, [photos, digits], {ALONE: only_pretrained(asked, contests[0])})
 

@@ -156,12 +156,12 @@ def pretrain(
         extend: Train the finished run in `out` on, to the length of steps or epochs, with its optimiser.
         settings: Values by dotted names, such as {"optim.base_lr": 1e-3}.
     """
-    given, folder = locals(), folder_of(out)
+    given = locals()
     if extend:
-        prepared = _extended(recipe, given, folder)
+        prepared = _extended(recipe, given, folder := folder_of(out))
     else:
-        given = given if minutes is None else _in_minutes(recipe, given, minutes, folder)
-        prepared = planned(recipe, given)
+        given = given if minutes is None else _in_minutes(recipe, given, minutes, folder_of(out))
+        prepared, folder = planned(recipe, given), folder_of(out)
         length = prepared.config.duration
         if minutes is not None and (length.steps, length.epochs) != (given["steps"], given["epochs"]):
             raise ValueError(

@@ -58,7 +58,7 @@ def test_the_learning_curve_goes_from_few_labels_to_many() -> None:
 
 
 def test_no_crop_of_a_photograph_is_seen_in_training_and_in_tests() -> None:
-    train, test = open_source("photos", "train"), open_source("photos", "test")
+    train, test = open_source("sample_photos", "train"), open_source("sample_photos", "test")
     assert train.facts.size == test.facts.size == (64, 64)
     seen = {train.read(index).tobytes() for index in range(len(train))}
     assert not any(test.read(index).tobytes() in seen for index in range(len(test)))

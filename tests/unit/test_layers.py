@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "optim": {"core", "nn"},
     "config": {"core", "methods", "data"},
     "checkpoint": {"core", "nn", "formats"},
-    "recipes": {"core", "nn", "masking", "teachers", "targets", "methods", "data", "config", "formats"},
+    "recipes": {"core", "nn", "masking", "tokenizers", "teachers", "targets", "methods", "data", "config", "formats"},
     "engine": {"core", "nn", "methods", "config", "optim", "checkpoint", "data", "formats"},
     "evaluate": {"core", "nn", "methods", "data", "optim", "checkpoint", "formats", "config", "engine"},
     "analysis": {

@@ -156,7 +156,7 @@ def test_how_long_a_run_takes_is_told_beforehand(tmp_path: Path, caplog) -> None
     data = tiny_images(tmp_path / "images.npz")
     sections = dict(pantomim.explain("mae", data=data, size="micro", steps=3, time=True).sections)
     rows = dict(sections["Time"])
-    assert rows["length"] == "3 steps of 64 images"
+    assert rows["length"] == "3 steps of 32 images"
     assert "GFLOP/s of a product" in rows["by FLOPs"]
     assert rows["whole run"].endswith("GiB")
     given: dict[str, Any] = {"data": data, **dict.fromkeys(("keep", "config", "out", "settings"))}

@@ -51,7 +51,7 @@ def mnist() -> Contents:
 
 
 @cache
-def photos() -> Contents:
+def sample_photos() -> Contents:
     """Crops, 64 x 64, of photographs of scikit-learn and, where it is there, scikit-image; the photograph is the class.
 
     Of photographs at half their size; the middle three tenths of each are for tests, and no crop lies in both parts.
@@ -72,10 +72,12 @@ def photos() -> Contents:
             tested.append(first <= left < last)
         classes.append(name.partition(".")[0])
     rows = {"train": np.flatnonzero(~np.array(tested)), "test": np.flatnonzero(tested)}
-    return Contents("photos", ArrayStore(np.stack(crops), spec="photos"), rows, tuple(classes), np.array(labels))
+    return Contents(
+        "sample_photos", ArrayStore(np.stack(crops), spec="sample_photos"), rows, tuple(classes), np.array(labels)
+    )
 
 
-EMBEDDED: dict[str, Callable[[], Contents]] = {"mnist": mnist, "photos": photos}
+EMBEDDED: dict[str, Callable[[], Contents]] = {"mnist": mnist, "sample_photos": sample_photos}
 
 
 def torchvision_set(spec: str) -> Contents:

@@ -126,7 +126,7 @@ def prepare(
         run = from_scratch(run)
     if target is not None or tokenizer is not None or teacher is not None:
         # Bare below base, a projection has the vocabulary of a tokenizer for so many images; ours.
-        small = family is not None and run.method.encoder.width < BASE_WIDTH
+        small = family is not None and hasattr(run.method, "encoder") and run.method.encoder.width < BASE_WIDTH
         vocabulary = choose_vocabulary(prepared.num_images) if small and prepared.num_images else None
         run = _with_target(run, target, tokenizer, teacher, vocabulary)
     prepared = replace(prepared, config=run)

@@ -113,7 +113,7 @@ def test_without_an_evaluation_the_page_names_the_command(tmp_path):
 
 def test_a_split_is_named_unless_it_is_test(tmp_path):
     values = {"dataset": "photos", "data": {"test_split": "val"}}
-    assert Classified(values).data == "photos (val)"
+    assert Classified("finetune-photos", values).data == "photos (val)"
 
 
 def test_results_of_an_encoder_are_shown_as_before(tmp_path):
