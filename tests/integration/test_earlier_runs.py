@@ -58,7 +58,7 @@ def test_pages_and_scores(runs, capsys):
     assert "0.5, 1 in the first 10 % of the steps" in page
     assert "What guided the masks" in page
     with np.load(runs / "cmt_mae" / "analysis" / "guidance.npz") as found:
-        assert found["row_1"].shape == (8, 16, 16, 1)
+        assert found["row_1"].shape == (6, 16, 16, 3)  # laid over the photos
     assert make_report(runs / "mae").exists()
 
 

@@ -123,7 +123,7 @@ def test_the_run_folder_holds_what_it_should(uninterrupted: Path) -> None:
     assert sorted(path.name for path in (uninterrupted / "checkpoints").iterdir()) == ["step-00000072", "step-00000080"]
     lines = read_metrics(uninterrupted / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 81))
-    keys = {"step", "loss", "lr", "images_per_s", "data_wait_s", "grad_norm", "memory_gib", "time_s"}
+    keys = {"step", "loss", "baseline", "lr", "images_per_s", "data_wait_s", "grad_norm", "memory_gib", "time_s"}
     assert all(line.keys() == keys for line in lines)
     finished = json.loads((uninterrupted / "finished.json").read_text())
     assert finished["steps"] == 80
