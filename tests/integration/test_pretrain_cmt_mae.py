@@ -150,8 +150,7 @@ def test_from_the_command_line_with_a_teacher_of_ones_own(source, tmp_path, caps
     with np.load(out / "analysis" / "guidance.npz") as found:
         titles = json.loads(str(found["about"]))["titles"]
         texts = json.loads(str(found["about"]))["texts"]
-        assert found["row_0"].shape == found["row_4"].shape == (8, 16, 16, 3)
-        assert found["row_1"].max() == 255
+        assert found["row_0"].shape == found["row_4"].shape == (6, 16, 16, 3)
         before, now = (
             (found[f"row_{n}"] == 128).all(axis=3) for n, title in enumerate(titles) if title.startswith("masked")
         )

@@ -148,7 +148,7 @@ def test_the_page_shows_them(done):
         assert "first" in text
     assert "alignment weight 2" in page
     assert "no alignment" in page
-    assert page.count('<svg class="chart"') == 2 * 2, "two analyses of two groups"
+    assert page.count('<svg class="chart"') == 2 + 2 * 2, "scores and two analyses, of two groups"
     assert "without the regressor" in page
     assert page.count("Original of") == 2, "MAE's pictures"
 

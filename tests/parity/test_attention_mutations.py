@@ -44,7 +44,11 @@ def most_attended(scores, shown, among, generator):
 
 
 def without_tokens(tokens):
-    return lambda ours, target: distance(ours[:, tokens], target[:, tokens])
+    class Part(Distance):
+        def __call__(self, ours, target, weight=None):
+            return distance(ours[:, tokens], target[:, tokens])
+
+    return Part(distance.form, distance.beta)
 
 
 def all_normed(self, masked, prompt):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from golden_items import edited, failing, mutations, with_config
+from scipy import interpolate
 
 from pantomim.nn import attention, blocks, init, resize, vit
 from pantomim.nn.relative import num_relative_rows, relative_index
@@ -15,7 +16,7 @@ from pantomim.targets import tokens
 
 PRETRAIN, FINETUNE, INDEX, RESIZE = "beit_pretrain_b", "beit_finetune_a", "beit_relative_index", "beit_relative_resize"
 SHARED_TABLE = "beit_pretrain_a"
-spline, table_of, embed = resize.make_interp_spline, beit.resize_relative_table, vit.Encoder.embed
+spline, table_of, embed = interpolate.make_interp_spline, beit.resize_relative_table, vit.Encoder.embed
 weighted_mean, groups, schedule = tokens.weighted_mean, beit.parameter_groups, Schedule.beit
 project, block_forward = attention.Attention._project, blocks.Block.forward
 
@@ -107,11 +108,11 @@ def warmer(self, step):
 @mutations(
     offsets_too_far_apart=(
         RESIZE,
-        resize,
+        interpolate,
         "make_interp_spline",
         lambda places, values, degree, axis: spline(places * 1.01, values, degree, axis=axis),
     ),
-    straight_line=(RESIZE, resize, "make_interp_spline", lambda x, y, degree, axis: spline(x, y, 1, axis=axis)),
+    straight_line=(RESIZE, interpolate, "make_interp_spline", lambda x, y, degree, axis: spline(x, y, 1, axis=axis)),
     class_rows_in_front=(RESIZE, beit, "resize_relative_table", lambda *given: table_of(*given).roll(3, dims=0)),
     late_mask_token=(PRETRAIN, vit.Encoder, "embed", late_mask_token),
     padding_counted=(PRETRAIN, tokens, "weighted_mean", lambda values, weight: values.mean()),
