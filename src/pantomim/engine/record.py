@@ -254,9 +254,7 @@ def _state(values: Mapping[str, float]) -> str:
         loss += f" (held-out {values['held_out_loss']:.4f})"
     if baseline := values.get("baseline"):
         below = 1 - values.get("loss_target", values["loss"]) / baseline
-        loss += (
-            f", {100 * below:.0f} % below the mean's {baseline:.4f}" if below > 0 else f", the mean's {baseline:.4f}"
-        )
+        loss += f", {f'{100 * below:.0f} % below' if below > 0 else 'not below'} predicting the mean"
     speed = f"{values['images_per_s']:.0f} images/s  " if "images_per_s" in values else ""
     memory = f"{values['memory_gib']:.1f} GiB" if "memory_gib" in values else ""
     return f"{loss}  lr {values['lr']:.1e}  {speed}{memory}"

@@ -104,7 +104,7 @@ def test_what_is_measured_now_and_then_is_told_once_and_the_loss_beside_the_mean
             record.log(step, values(0.75) | {"baseline": 1.0} | ({"held_out_loss": 0.5} if step == 30 else {}))
     lines = screen.getvalue().splitlines()
     assert [line[:12] for line in lines if "held-out 0.5000" in line] == ["step  30/400"]
-    assert all("25 % below the mean's 1.0000" in line for line in lines)
+    assert all("25 % below predicting the mean" in line for line in lines)
 
 
 def test_a_live_bar_on_a_terminal(tmp_path: Path) -> None:
