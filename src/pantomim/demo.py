@@ -104,7 +104,7 @@ class Contest:
     def sentence(self) -> str:
         """The result, by the numbers alone: where an interval is not above zero, that is said."""
         shares = [100 * self.errors(who) for who in ("pretrained", *self.rivals)]
-        digits = 0 if min(shares) >= 1 and float(np.diff(sorted(shares)).min()) >= 1 else 1
+        digits = 0 if min(shares) >= 10 and float(np.diff(sorted(shares)).min()) >= 1 else 1
         ours, *others = (f"{share:.{digits}f}" for share in shares)
         against, won = [], True
         for rival, errors in zip(self.rivals, others, strict=True):
