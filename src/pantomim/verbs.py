@@ -282,7 +282,7 @@ def _in_minutes(recipe: str | None, given: Mapping[str, Any], minutes: float, fo
     if file is not None and (has_steps(folder) or has_steps(folder / "stage-0")):
         plan = read_plan(file)
         begun = plan.run.duration if isinstance(plan, Stages) else plan.duration
-        LOG.info("%s has begun with a length of %s, which it keeps.", folder, begun)
+        LOG.info("%s was started with a length of %s, which it keeps.", folder, begun)
         return {**given, "steps": begun.steps, "epochs": begun.epochs}
     prepared, begin = planned(recipe, given), perf_counter()
     runs, seconds = prepared.stages or 1, 60 * minutes

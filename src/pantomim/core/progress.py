@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
-Shown = Callable[
-    [str, float, float | None], None
-]  # what is done, how much of it, and of how much; "" is shown elsewhere
+# What is done, how much of it, and of how much; "" is shown elsewhere
+Shown = Callable[[str, float, float | None], None]
 _watching: list[Shown] = []
 
 

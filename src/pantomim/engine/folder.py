@@ -184,7 +184,7 @@ class RunFolder:
             there = "no checkpoint" if checkpoint is None else f"step {checkpoint.step}"
             raise ValueError(
                 f"Pretrain.extended must be of a run that is finished and has its last checkpoint; got {self.path} "
-                f"with {there} of {since} steps. Resume it first, as it was begun."
+                f"with {there} of {since} steps. Resume it first, with the same command."
             )
         if total <= since:
             raise ValueError(

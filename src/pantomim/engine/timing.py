@@ -40,7 +40,7 @@ class Timing:
         return self.start_s + self.total * self.s_per_step * BESIDE
 
     def steps_within(self, seconds: float) -> int:
-        """So many fit into this time, which has begun with the timing's end: a run starts anew."""
+        """So many fit into this time, counted from the end of the timing: the run starts anew."""
         return max(1, int((seconds - self.start_s) / (self.s_per_step * BESIDE)))
 
     def __str__(self) -> str:

@@ -76,7 +76,7 @@ class Training:
             compile_whole(self.method)
         # Buffers are the same everywhere, but for the statistics of a process's own batch norm: the first's count.
         own = any(isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) for part in self.method.modules())
-        # Buckets of 100 MB: a compiled ViT-B is cut into five graphs by them, by those of 25 MB into 18
+        # Buckets of 100 MB: by counts they cut a compiled ViT-B into about 5 graphs, those of 25 MB into 18
         ddp = DistributedDataParallelKwargs(broadcast_buffers=own, gradient_as_bucket_view=True, bucket_cap_mb=100)
         self.accelerator.ddp_handler = ddp
         self._model = self.accelerator.prepare_model(self.method.train())
