@@ -46,6 +46,18 @@ class AttentionDistance(LayerMeans):
         }
 
     @staticmethod
+    def finding(found: BlockFacts) -> str:
+        """The reach of the first and of the last block."""
+        told = []
+        for number, name in enumerate(found.names):
+            reach, uniform = found.of("distance", number).mean(axis=1), float(found.of("uniform", number))
+            told.append(
+                f"Heads of {name} look {reach[0]:.1f} pixels far in the first block and {reach[-1]:.1f} in the last, "
+                f"on average; attention alike to all tokens would reach {uniform:.1f}."
+            )
+        return " ".join(told)
+
+    @staticmethod
     def cell(found: BlockFacts, number: int, layer: int) -> str:
         """Mean and range over heads."""
         heads = found.of("distance", number)[layer]

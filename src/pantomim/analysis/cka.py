@@ -63,6 +63,17 @@ class CKA(LayerAnalysis):
         return [(a if a == b else f"{a} and {b}", (values, a, b)) for a, b, values in named]
 
     @staticmethod
+    def finding(found: BlockFacts) -> str:
+        """How alike the last layers of each two encoders are; of one alone, its first layer and its last."""
+        pairs = list(itertools.combinations(range(len(found.names)), 2))
+        if not pairs:
+            return f"The first and the last block of {found.names[0]} have a CKA of {found.between(0, 0)[0, -1]:.2f}."
+        return " ".join(
+            f"The last blocks of {found.names[a]} and {found.names[b]} have a CKA of {found.between(a, b)[-1, -1]:.2f}."
+            for a, b in pairs
+        )
+
+    @staticmethod
     def table(found: BlockFacts) -> tuple[list[str], list[list[str]]]:
         """The most alike layer of the second encoder; of one alone its other layers."""
         first, second = 0, min(1, len(found.names) - 1)

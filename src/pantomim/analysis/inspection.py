@@ -137,6 +137,11 @@ class LayerAnalysis(Inspection):
 
     @staticmethod
     @abstractmethod
+    def finding(found: BlockFacts) -> str:
+        """What was found, in a sentence for each encoder, with its numbers."""
+
+    @staticmethod
+    @abstractmethod
     def table(found: BlockFacts) -> tuple[list[str], list[list[str]]]:
         """Headings and rows: the numbers behind the charts, a row a layer."""
 

@@ -36,6 +36,16 @@ class Spectrum(LayerMeans):
         return {"shares": torch.stack([concentration(block.patches).sum(dim=0) for block in blocks])}
 
     @staticmethod
+    def finding(found: BlockFacts) -> str:
+        """What the largest singular value has after the first block and after the last."""
+        shares = [found.of("shares", number)[:, 0] for number in range(len(found.names))]
+        return " ".join(
+            f"The largest singular value of the tokens of {name} has {100 * share[0]:.0f} % of the sum after the first "
+            f"block and {100 * share[-1]:.0f} % after the last."
+            for name, share in zip(found.names, shares, strict=True)
+        )
+
+    @staticmethod
     def cell(found: BlockFacts, number: int, layer: int) -> str:
         """P_1 ... P_5."""
         return "  ".join(f"{share:.3f}" for share in found.of("shares", number)[layer])

@@ -25,8 +25,8 @@ WIDTH, MOST = 12.0, 1.6  # inches: of a PNG or SVG, and of a picture of several
 def write_inspection(found: BlockFacts, out: Path) -> Path:
     """Write the page; it needs no other file."""
     analysis = LAYERS[found.kind]
-    shown: dict[str, Any] = {"title": analysis.title, "lead": caption(found), "charts": panels(found)}
-    shown["notes"] = found.about.get("warnings", [])
+    shown: dict[str, Any] = {"title": analysis.title, "lead": analysis.finding(found), "charts": panels(found)}
+    shown |= {"caption": caption(found), "notes": found.about.get("warnings", [])}
     replace_file(out, fill_template("inspection.html", table=analysis.table(found), **shown).encode())
     return out
 

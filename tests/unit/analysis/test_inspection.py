@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from markupsafe import escape
 from tiny import ENCODER, tiny_images, tiny_run
 
 from pantomim.analysis import LAYERS, cka
@@ -169,7 +170,8 @@ def test_the_command(runs, tmp_path, capsys, kind):
     assert (runs[0] / "analysis" / f"{kind}.html").read_text().count('<svg class="chart"') == 1
     main(["inspect", kind, *map(str, runs), "--count", "5", "--out", str(tmp_path / "both.html")])
     assert (tmp_path / "both.html").read_text().count('<svg class="chart"') == (3 if kind == "cka" else 2)
-    assert (tmp_path / "both.npz").is_file()
+    found = read_block_facts(tmp_path / "both.npz")
+    assert escape(LAYERS[kind].finding(found)) in (tmp_path / "both.html").read_text()
     assert "Page:" in capsys.readouterr().out
     assert make_report(runs[0]).read_text().count('<svg class="chart"') == 1
     assert not read_run(runs[0]).problems
