@@ -47,6 +47,7 @@ class RunFolder:
     held_out: int  # images of held_out_images.txt, which training was judged by
     environment: dict[str, Any]  # environment.json
     finished: dict[str, Any]  # finished.json, there once training is complete
+    saved: dict[str, Any]  # checkpoint.json of the last checkpoint
     encoder: dict[str, Any]  # encoder.json
     classifier: dict[str, Any]  # classifier.json, of a fine-tuned run
     segmenter: dict[str, Any]  # segmenter.json, of a run of segmentation
@@ -89,12 +90,14 @@ def read_run(run: str | Path) -> RunFolder:
     described = ("data", "environment", "finished", "encoder", "classifier", "segmenter")
     inside = [attempt(f"analysis/{kind}.npz", read_block_facts) for kind in LAYERS]
     views = {name: attempt(f"analysis/{name}.npz", read_rows) for name, kind in VIEWS.items() if not kind.stem}
+    saved = max(path.glob("checkpoints/step-*/checkpoint.json"), default=path / "checkpoint.json")
     results = sorted((path / "eval").glob("*.json"), key=lambda file: file.stem)
     found = {file.stem: attempt(f"eval/{file.name}", _read_mapping) for file in results}
     return RunFolder(
         path=path,
         config=attempt("config.yaml", _read_mapping, {}),
         **{name: attempt(f"{name}.json", _read_mapping, {}) for name in described},
+        saved=attempt(str(saved.relative_to(path)), _read_mapping, {}),
         held_out=attempt("held_out_images.txt", lambda file: file.read_bytes().count(b"\n"), 0),
         num_parameters=attempt("encoder.safetensors", _count_parameters),
         metrics=attempt("metrics.jsonl", _read_metrics, Metrics(np.empty(0, dtype=np.int64), {})),

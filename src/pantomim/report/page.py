@@ -196,7 +196,10 @@ def masking(masker: Mapping[str, Any]) -> str:
 def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
     """What is wrong with the folder's files, and what was with the run."""
     yield from (f"{problem}. What it would show is left out here." for problem in folder.problems)
-    told = folder.finished.get("warnings", folder.finished.get("alarms", []))
+    if folder.finished:
+        told = folder.finished.get("warnings", folder.finished.get("alarms", []))
+    else:
+        told = look_up(folder.saved, "progress.warnings", [])
     yield from (f"While training: {warning}" for warning in told)
     for result in results:
         if warning := result.details.get("warnings"):

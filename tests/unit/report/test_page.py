@@ -175,6 +175,18 @@ def test_a_run_that_has_just_started(tmp_path):
     assert f"pantomim report {run}" in text
 
 
+def test_warnings_of_a_run_that_is_not_complete_are_those_of_its_last_checkpoint(run):
+    for step, words in ((20, "early"), (40, "few codes used")):
+        path = run / "checkpoints" / f"step-{step:08d}" / "checkpoint.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"step": step, "progress": {"warnings": [words]}}))
+    assert "few codes used" not in make_report(run).read_text()
+    (run / "finished.json").unlink()
+    text = make_report(run).read_text()
+    assert "While training: few codes used" in text
+    assert "early" not in text
+
+
 def test_no_run_folder_at_all_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"report\.run must be a run folder; .* no config\.yaml"):
         make_report(tmp_path)
