@@ -4,11 +4,13 @@ All contenders get the same labels and the same test images, draw by draw, so th
 lies in run folders, so that a demo that was killed continues where it was.
 """
 
+import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from pantomim.analysis.reconstructions import Reconstruct, finding
 from pantomim.analysis.views import write_rows_of, write_views
 from pantomim.core.files import replace_file
 from pantomim.core.frozen import frozen
+from pantomim.core.processes import side_by_side
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.pictures import to_picture
 from pantomim.data.sources import open_source
@@ -59,6 +62,7 @@ PHOTOS: dict[str, Any] = {
     "method.masker.ratio": 0.5,  # at 0.75 so short a run predicts flat colours
     "data.crop.scale": (0.6, 1.0),
 }
+BESIDE: dict[str, Any] = {"runtime.threads": 1, "runtime.compile": False}  # of several short runs at once
 
 
 @frozen
@@ -124,16 +128,19 @@ class Contest:
 
 def show(asked: Demo) -> tuple[Path, str]:
     """Digits: what pre-training is worth with few labels; photographs: what it makes of masked patches."""
-    LOG.info("1/4  Pre-training on 4,000 digits; no label is used.")
+    LOG.info("1/3  Pre-training on 4,000 digits; no label is used.")
     steps = asked.steps or 4000
     digits = verbs.pretrain("mae_micro_mnist", out=asked.out / "digits", settings=asked.settings(steps, {})).out
-    LOG.info("2/4  Learning to classify digits from a few labels: pre-trained, from scratch, raw pixels.")
-    contests = [few_labels(asked, digits, count) for count in asked.labels_per_class]
-    LOG.info("3/4  Pre-training on crops of photographs, for pictures.")
-    settings = asked.settings(asked.steps or 1000, PHOTOS)
-    photos = verbs.pretrain("mae", data="sample_photos", out=asked.out / "photos", size="micro", settings=settings).out
-    LOG.info("4/4  Making the page.")
-    return write_page(asked, contests, [photos, digits], {ALONE: only_pretrained(asked, contests[0])})
+    log, folder = asked.out / "log.txt", asked.out / "photos"
+    LOG.info("2/3  Learning to classify digits from a few labels; pre-training on crops of photographs. Log: %s", log)
+    settings = asked.settings(asked.steps or 1000, PHOTOS | BESIDE)
+    photos = partial(verbs.pretrain, "mae", data="sample_photos", out=folder, size="micro", settings=settings)
+    trained = list(itertools.product(asked.labels_per_class, range(asked.draws), ("pretrained", "scratch")))
+    _, *runs = side_by_side([photos, *(classifier(asked, digits, *each) for each in trained)], "runs", log)
+    found = dict(zip(trained, runs, strict=True))
+    contests = [few_labels(asked, found, count) for count in asked.labels_per_class]
+    LOG.info("3/3  Making the page.")
+    return write_page(asked, contests, [folder, digits], {ALONE: only_pretrained(asked, contests[0])})
 
 
 def show_own(asked: Demo, images: str) -> tuple[Path, str]:
@@ -155,31 +162,30 @@ def show_own(asked: Demo, images: str) -> tuple[Path, str]:
     return write_page(asked, contests, [encoder], {Neighbours.title: read_run(encoder).views["neighbours"]})
 
 
-def few_labels(asked: Demo, encoder: Path, count: int) -> Contest:
-    """Ten or so digits of each class, drawn several times."""
+def few_labels(asked: Demo, runs: Mapping[tuple[int, int, str], verbs.Run], count: int) -> Contest:
+    """So many digits of each class, drawn several times."""
     hits: dict[str, list[np.ndarray]] = {who: [] for who in CONTENDERS}
     for draw in range(asked.draws):
-        for who, run in classifiers(asked, encoder, count, draw).items():
-            assert run.scored is not None, "digits have labels"
-            hits[who].append(hits_of(run.scored.scores["trained"]))
+        for who in ("pretrained", "scratch"):
+            scored = runs[count, draw, who].scored
+            assert scored is not None, "digits have labels"
+            hits[who].append(hits_of(scored.scores["trained"]))
         hits["pixels"].append(pixel_hits(count, draw))
     return Contest(10 * count, count, {who: np.stack(rows) for who, rows in hits.items()})
 
 
-def classifiers(asked: Demo, encoder: Path, count: int, draw: int) -> dict[str, verbs.Run]:
-    """The same network, trained in the same way, with and without pre-trained weights."""
-    settings, runs = asked.settings(asked.finetune_steps or 500, FINETUNING), {}
-    for who in ("pretrained", "scratch"):
-        runs[who] = verbs.finetune(
-            "mnist",
-            encoder=encoder,
-            scratch=who == "scratch",
-            out=asked.out / f"labels-{count}" / f"draw-{draw}" / who,
-            labels_per_class=count,
-            draw=draw,
-            settings=settings,
-        )
-    return runs
+def classifier(asked: Demo, encoder: Path, count: int, draw: int, who: str) -> Callable[[], verbs.Run]:
+    """The same network, to be trained in the same way, with and without pre-trained weights."""
+    return partial(
+        verbs.finetune,
+        "mnist",
+        encoder=encoder,
+        scratch=who == "scratch",
+        out=asked.out / f"labels-{count}" / f"draw-{draw}" / who,
+        labels_per_class=count,
+        draw=draw,
+        settings=asked.settings(asked.finetune_steps or 500, FINETUNING | BESIDE),
+    )
 
 
 def pixel_hits(count: int, draw: int) -> Bool[np.ndarray, " n"]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from pantomim.core.files import cache_folder, replace_file
 from pantomim.core.frozen import frozen
+from pantomim.core.machine import num_cores
 from pantomim.core.scales import Scale, scale_of
 from pantomim.data.decoding import BrokenImageError, Header
 from pantomim.data.identity import Identity
@@ -407,8 +408,7 @@ class Dataset:
 
 def num_threads() -> int:
     """Threads for decoding: this process's share of those that it may use beside others of its run, at most 16."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, here // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))))  # set by torchrun
+    return max(1, min(16, num_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))))  # set by torchrun
 
 
 def evenly_spaced(length: int, most: int, parts: Parts | None = None) -> np.ndarray:
