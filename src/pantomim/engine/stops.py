@@ -82,7 +82,7 @@ class StopSignals:
         now = time.monotonic()
         if self._first_s is not None:
             if now - self._first_s > self.SAME_S:
-                _end_here(128 + number)
+                end_here(128 + number)
             return
         self._first_s = now
         if not self._deferring:
@@ -90,12 +90,14 @@ class StopSignals:
         self.requested = True
 
 
-def _end_here(status: int) -> NoReturn:
-    """End this process and its workers, whatever they are doing, as `kill -9` would; the lock goes with it."""
+def end_here(status: int, words: str = "") -> NoReturn:
+    """End this process and its workers, whatever they are doing, as `kill -9` would; its locks go with it."""
     for worker in multiprocessing.active_children():
         worker.kill()
     if sys.stderr is not None and sys.stderr.isatty():
         os.write(2, b"\x1b[?25h\n")  # the bar has hidden the cursor
+    if words:
+        os.write(2, f"{words}\n".encode())
     os._exit(status)
 
 
