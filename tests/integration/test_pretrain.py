@@ -397,8 +397,49 @@ def test_nothing_is_read_from_the_device_between_logged_steps(source: Path, tmp_
     assert reads[0] == reads[1] > 0
 
 
+def test_steps_that_are_read_late_are_logged_the_same(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run(source, steps=23, runtime={"log_every": 5, "save_every": 7})
+    pretrain(config, tmp_path / "at once")
+    monkeypatch.setattr(engine, "LATE", {"cpu": 3})
+    pretrain(config, tmp_path / "late")
+    with monkeypatch.context() as patch:
+        kill_after(11, patch)
+        with pytest.raises(Killed):
+            pretrain(config, tmp_path / "killed")
+    assert curve(tmp_path / "killed") == [(5,)], "step 10 is read after 13"
+    with pytest.raises(Interrupted, match="Stopped after step 12 of 23"), monkeypatch.context() as patch:
+        patch.setattr(Training, "step", asked_after(Training.step, 5))
+        pretrain(config, tmp_path / "killed")
+    assert curve(tmp_path / "killed") == [(5,), (10,)], "read before what is saved"
+    pretrain(config, tmp_path / "killed")
+    whole = curve(tmp_path / "at once", "loss", "lr", "grad_norm")
+    assert [row[0] for row in whole] == [5, 10, 15, 20, 23]
+    for name in ("late", "killed"):
+        assert curve(tmp_path / name, "loss", "lr", "grad_norm") == whole
+        assert weights_hash(tmp_path / name) == weights_hash(tmp_path / "at once")
+
+
+def asked_after(step: Any, count: int) -> Any:
+    """A step that is asked to stop when it is made for the nth time."""
+    done: list[int] = []
+
+    def asked(self: Training, *arguments: Any) -> Any:
+        done.append(1)
+        if len(done) == count:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments)
+
+    return asked
+
+
+@pytest.mark.parametrize("late", [0, 3])
 @pytest.mark.parametrize("log_every", [1, 8])
-def test_a_non_finite_loss_stops_the_run(source: Path, tmp_path: Path, log_every: int) -> None:
+def test_a_non_finite_loss_stops_the_run(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int, late: int
+) -> None:
+    monkeypatch.setattr(engine, "LATE", {"cpu": late})
     optim = {"base_lr": 1e30, "warmup": Duration(steps=0)}
     runtime = {"log_every": log_every, "save_every": 1 if log_every == 1 else 4}
     with pytest.raises(

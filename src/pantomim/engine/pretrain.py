@@ -24,6 +24,7 @@ from pantomim.engine.record import Clock, Recorder, peak_memory_gib
 from pantomim.engine.runtime import (
     Purpose,
     autocast,
+    compiles,
     compute_dtype,
     end_training,
     gather_broken,
@@ -111,7 +112,9 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             method = config.method.build(total if config.optim.stretch == 1 else config.optim.stretch * total)
         check_fit(config, dataset, method.requirements, world, masks)
         open_stream = stream_opener(config, method.requirements, masks, device, rank, world)
-        stream = open_stream(dataset, batch_size=config.batch_size, micro=accumulation, repeats=config.data.repeats)
+        compiled = device.type == "cuda" and compiles(config.runtime, device, total, False)
+        how = {"batch_size": config.batch_size, "micro": accumulation, "repeats": config.data.repeats}
+        stream = open_stream(dataset, **how, compiled=compiled)
         log_every = config.runtime.log_every or (1 if total < 200 else 10)
         held_out, judged = judged_by(method, images, config, total, world)
         judge = None
