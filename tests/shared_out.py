@@ -104,7 +104,7 @@ def main(folder: Path) -> None:
         torch._dynamo.reset()
         compiled.clear()
         pretrain(replace(config, runtime=replace(config.runtime, compile=True)), folder / f"{name}-compiled")
-        print(name, len(compiled))
+        sys.stdout.write(f"{name} {len(compiled)}\n")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def done(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study,
 
 def stamps(out: Path) -> dict[Path, int]:
     """When each file of the cells was written."""
-    return {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*") if path.suffix not in (".lock", ".lease")}
+    return {
+        path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*") if path.suffix not in (".lock", ".lease")
+    }
 
 
 def test_all_cells_are_ordinary_runs_with_their_evaluations(done):

@@ -74,7 +74,12 @@ def test_an_explanation_is_a_page() -> None:
 
 @pytest.mark.parametrize(
     ("unit", "precision", "advised"),
-    [("avx512_bf16", "auto", True), ("amx_tile", "float32", True), ("amx_tile", "bfloat16", False), ("", "auto", False)],
+    [
+        ("avx512_bf16", "auto", True),
+        ("amx_tile", "float32", True),
+        ("amx_tile", "bfloat16", False),
+        ("", "auto", False),
+    ],
 )
 def test_bfloat16_is_advised_where_the_cpu_has_a_unit_for_it(unit, precision, advised, monkeypatch) -> None:
     for name in ("avx512_bf16", "amx_tile"):

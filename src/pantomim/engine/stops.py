@@ -139,7 +139,9 @@ class Outcome:
             accelerator.gather(signs).amin(dim=0),
         ]
         if watch.first_bad.device.type == "cuda":
-            told = [torch.empty_like(part, device="cpu", pin_memory=True).copy_(part, non_blocking=True) for part in told]
+            told = [
+                torch.empty_like(part, device="cpu", pin_memory=True).copy_(part, non_blocking=True) for part in told
+            ]
             self._event = torch.cuda.Event()
             self._event.record()
         self._told = told

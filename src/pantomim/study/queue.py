@@ -53,7 +53,8 @@ def queue_jobs(arguments: Sequence[str], jobs: int, folder: Path, options: Seque
         executor.update_parameters(**{"name": "pantomim", "timeout_min": 24 * 60, **values})
     except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"Study.job must be NAME=VALUE, options of submitit's executor; got {' '.join(options)} ({error}). Change them."
+            f"Study.job must be NAME=VALUE, options of submitit's executor; got {' '.join(options)} ({error}). "
+            f"Change them."
         ) from error
     job = Job([sys.executable, "-m", *arguments])
     with executor.batch():

@@ -288,7 +288,7 @@ def _lock_of(cell: Cell, out: Path) -> Path:
 def _lease(path: Path, timeout_s: float = 0) -> SoftFileLease:
     """A lock that holds on network file systems, where those of the system may not: a file that is made by one alone.
 
-    Its process touches it now and then; if that died, it is free at once for the same machine, for others after `LEASE_S`.
+    Its process touches it now and then; if that died, this machine has it at once, others after `LEASE_S`.
     """
     return SoftFileLease(path, lease_duration=LEASE_S, timeout=timeout_s, on_compromise=_end)
 
