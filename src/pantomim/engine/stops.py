@@ -150,8 +150,8 @@ class Outcome:
         """The means, the first bad step if there was one, and whether to stop."""
         if self._event is not None:
             self._event.synchronize()
-        means, (first_bad, asked) = (part.tolist() for part in self._told)
-        return dict(zip(self._names, means, strict=True)), self._watch.bad(first_bad), asked < 0
+        means, (first_bad, asked) = self._told
+        return dict(zip(self._names, means.tolist(), strict=True)), self._watch.bad(int(first_bad)), bool(asked < 0)
 
 
 def save_failure(out: Path, stream: Stream, method: Method, config: Pretrain, step: int, rank: int) -> NonFiniteError:
