@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -405,12 +406,12 @@ def test_steps_that_are_read_late_are_logged_the_same(
     monkeypatch.setattr(engine, "LATE", {"cpu": 3})
     pretrain(config, tmp_path / "late")
     with monkeypatch.context() as patch:
-        kill_after(11, patch)
+        at_step(12, die, patch)
         with pytest.raises(Killed):
             pretrain(config, tmp_path / "killed")
     assert curve(tmp_path / "killed") == [(5,)], "step 10 is read after 13"
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "step", asked_after(Training.step, 5))
+        at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
         with pytest.raises(Interrupted, match="Stopped after step 12 of 23"):
             pretrain(config, tmp_path / "killed")
     assert curve(tmp_path / "killed") == [(5,), (10,)], "read before what is saved"
@@ -422,17 +423,21 @@ def test_steps_that_are_read_late_are_logged_the_same(
         assert weights_hash(tmp_path / name) == weights_hash(tmp_path / "at once")
 
 
-def asked_after(step: Any, count: int) -> Any:
-    """A step that is asked to stop when it is made for the nth time."""
-    done: list[int] = []
+def at_step(count: int, action: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """Do something before the nth step is made."""
+    step, begun = Training.step, []
 
-    def asked(self: Training, *arguments: Any) -> Any:
-        done.append(1)
-        if len(done) == count:
-            os.kill(os.getpid(), signal.SIGTERM)
+    def watched(self: Training, *arguments: Any) -> Any:
+        begun.append(1)
+        if len(begun) == count:
+            action()
         return step(self, *arguments)
 
-    return asked
+    patch.setattr(Training, "step", watched)
+
+
+def die() -> None:
+    raise Killed
 
 
 @pytest.mark.parametrize("late", [0, 3])
