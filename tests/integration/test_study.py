@@ -209,16 +209,15 @@ running.run_study(tiny_study(Path(sys.argv[1]), Path(sys.argv[2]), seeds=[0]), P
 def test_the_cell_of_a_killed_process_of_another_machine_is_taken_over(source, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "LEASE_S", 2.0)
     monkeypatch.setattr(running, "POLL_S", 0.1)
-    study, out, said = tiny_study(tmp_path, source, seeds=[0]), tmp_path / "out", []
+    study, out = tiny_study(tmp_path, source, seeds=[0]), tmp_path / "out"
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     died = subprocess.run([sys.executable, "-c", ELSEWHERE, tmp_path, source], env=os.environ | {"PYTHONPATH": path})
     assert died.returncode == -signal.SIGKILL
     assert [state(cell, out) for cell in study.cells] == ["finished", "started"]
     assert run_study(study, out, index=1) == []
     assert state(study.cells[1], out) == "started", "it may be at work"
-    assert run_study(study, out, say=said.append) == []
+    assert run_study(study, out) == []
     assert [state(cell, out) for cell in study.cells] == ["finished", "finished"]
-    assert sum("another process" in text for text in said) == 1
 
 
 @pytest.mark.slow
