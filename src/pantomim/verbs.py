@@ -242,7 +242,7 @@ def _time_rows(prepared: "Prepared", cost: "Cost", device: Any, dtype: Any, time
     """How long a run has, by its FLOPs, and by steps that are made if they are to be `timed`."""
     from pantomim.core.progress import about
     from pantomim.engine.setup import in_steps, open_images
-    from pantomim.engine.timing import REACHED, SIDE, matrix_flops_per_s, time_steps
+    from pantomim.engine.timing import REACHED, SIDE, bfloat16_advice, matrix_flops_per_s, time_steps
 
     run, runs = prepared.config, prepared.stages or 1
     steps = run.duration.steps
@@ -260,6 +260,8 @@ def _time_rows(prepared: "Prepared", cost: "Cost", device: Any, dtype: Any, time
     product = f"{speed / 1e9:,.0f} GFLOP/s of a product of {SIDE} x {SIDE} matrices just now on this {where}"
     step = f"{step_s:.2g} s" if step_s < 120 else about(step_s)
     yield "by FLOPs", f"{whole}{step} a step at {REACHED:.0%} of the {product}, without reading images"
+    if (advice := bfloat16_advice(device, dtype)) is not None:
+        yield "faster by", advice
     if timed:
         found = time_steps(run)
         yield "timed", str(found)

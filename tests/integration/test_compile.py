@@ -39,6 +39,30 @@ for config in (*ours, TeacherConfig(f"timm:test_vit2@{folder}/timm.pth"), Teache
 print("one graph each")
 """
 
+CROPS = """
+import sys, torch
+from functools import partial
+from pathlib import Path
+from tiny import tiny_images
+from pantomim.data.augment import Augment
+from pantomim.data.sources import open_source
+from pantomim.data.stream import Stream
+from pantomim.data.transforms import Crop, View
+
+torch.set_num_threads(1)
+torch.compile = partial(torch.compile, backend="aot_eager")
+torch._dynamo.config.error_on_recompile = True
+dataset = open_source(str(tiny_images(Path(sys.argv[1], "set.npz"), side=20)), "train")
+how = dict(batch_size=16, image_size=(16, 16), crop=Crop(), seed=3, device="cpu", micro=2)
+second = View(augment=Augment(blur=0.5))
+batches = [list(Stream(dataset, **how, second=second, compiled=on).batches(0, 6)) for on in (False, True)]
+for eager, compiled in zip(*(sum(each, []) for each in batches), strict=True):
+    assert not torch.equal(eager.images, eager.second)
+    torch.testing.assert_close(compiled.images, eager.images)
+    torch.testing.assert_close(compiled.second, eager.second)
+print(torch._dynamo.utils.counters["stats"]["unique_graphs"], "graph")
+"""
+
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
@@ -71,3 +95,8 @@ def test_every_method_is_compiled() -> None:
 def test_teachers_in_one_graph(tmp_path: Path) -> None:
     done = run("-c", TEACHERS, str(tmp_path))
     assert done.stdout.strip() == "one graph each", done.stderr
+
+
+def test_compiled_crops_are_those_of_eager_ones(tmp_path: Path) -> None:
+    done = run("-c", CROPS, str(tmp_path))
+    assert done.stdout.strip() == "1 graph", done.stderr

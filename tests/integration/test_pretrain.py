@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -397,8 +398,54 @@ def test_nothing_is_read_from_the_device_between_logged_steps(source: Path, tmp_
     assert reads[0] == reads[1] > 0
 
 
+def test_steps_that_are_read_late_are_logged_the_same(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run(source, steps=23, runtime={"log_every": 5, "save_every": 7})
+    pretrain(config, tmp_path / "at once")
+    monkeypatch.setattr(engine, "LATE", {"cpu": 3})
+    pretrain(config, tmp_path / "late")
+    with monkeypatch.context() as patch:
+        at_step(12, die, patch)
+        with pytest.raises(Killed):
+            pretrain(config, tmp_path / "killed")
+    assert curve(tmp_path / "killed") == [(5,)], "step 10 is read after 13"
+    with monkeypatch.context() as patch:
+        at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
+        with pytest.raises(Interrupted, match="Stopped after step 12 of 23"):
+            pretrain(config, tmp_path / "killed")
+    assert curve(tmp_path / "killed") == [(5,), (10,)], "read before what is saved"
+    pretrain(config, tmp_path / "killed")
+    whole = curve(tmp_path / "at once", "loss", "lr", "grad_norm")
+    assert [row[0] for row in whole] == [5, 10, 15, 20, 23]
+    for name in ("late", "killed"):
+        assert curve(tmp_path / name, "loss", "lr", "grad_norm") == whole
+        assert weights_hash(tmp_path / name) == weights_hash(tmp_path / "at once")
+
+
+def at_step(count: int, action: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """Do something before the nth step is made."""
+    step, begun = Training.step, []
+
+    def watched(self: Training, *arguments: Any) -> Any:
+        begun.append(1)
+        if len(begun) == count:
+            action()
+        return step(self, *arguments)
+
+    patch.setattr(Training, "step", watched)
+
+
+def die() -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("late", [0, 3])
 @pytest.mark.parametrize("log_every", [1, 8])
-def test_a_non_finite_loss_stops_the_run(source: Path, tmp_path: Path, log_every: int) -> None:
+def test_a_non_finite_loss_stops_the_run(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int, late: int
+) -> None:
+    monkeypatch.setattr(engine, "LATE", {"cpu": late})
     optim = {"base_lr": 1e30, "warmup": Duration(steps=0)}
     runtime = {"log_every": log_every, "save_every": 1 if log_every == 1 else 4}
     with pytest.raises(

@@ -1,12 +1,18 @@
 """`pantomim study` on a tiny set: cells run once, stopped ones are resumed, failures are shown, the numbers add up."""
 
 import json
+import os
+import pickle
 import re
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from filelock import SoftFileLease
 from study_plan import tiny_study, write_plan
 from tiny import tiny_images
 
@@ -39,7 +45,9 @@ def done(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study,
 
 def stamps(out: Path) -> dict[Path, int]:
     """When each file of the cells was written."""
-    return {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*") if path.suffix != ".lock"}
+    return {
+        path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*") if path.suffix not in (".lock", ".lease")
+    }
 
 
 def test_all_cells_are_ordinary_runs_with_their_evaluations(done):
@@ -172,10 +180,67 @@ def test_a_cell_that_another_process_works_on_is_passed_over(source, tmp_path):
     study, out = tiny_study(tmp_path, source), tmp_path / "out"
     running.open_study(study, out)
     said = []
-    with FileLock(out / "cells" / f".{study.cells[1].name}.lock"):
+    with SoftFileLease(out / "cells" / f".{study.cells[1].name}.lease", lease_duration=running.LEASE_S):
         assert run_study(study, out, index=1, say=said.append) == []
     assert state(study.cells[1], out) == "not started"
     assert any("another process" in text for text in said)
+
+
+ELSEWHERE = """
+import os, signal, socket, sys, torch
+from pathlib import Path
+from study_plan import tiny_study
+from pantomim.study import run as running
+
+socket.gethostname = lambda: "elsewhere"  # nobody here can ask whether it still runs
+running.LEASE_S, backward, done = 2.0, torch.Tensor.backward, []
+
+def dying(*arguments, **named):
+    if len(done) == 6:  # two steps into the second cell
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(backward(*arguments, **named))
+
+torch.Tensor.backward = dying
+running.run_study(tiny_study(Path(sys.argv[1]), Path(sys.argv[2]), seeds=[0]), Path(sys.argv[1], "out"))
+"""
+
+
+@pytest.mark.slow
+def test_the_cell_of_a_killed_process_of_another_machine_is_taken_over(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "LEASE_S", 2.0)
+    monkeypatch.setattr(running, "POLL_S", 0.1)
+    study, out = tiny_study(tmp_path, source, seeds=[0]), tmp_path / "out"
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    died = subprocess.run([sys.executable, "-c", ELSEWHERE, tmp_path, source], env=os.environ | {"PYTHONPATH": path})
+    assert died.returncode == -signal.SIGKILL
+    assert [state(cell, out) for cell in study.cells] == ["finished", "started"]
+    assert run_study(study, out, index=1) == []
+    assert state(study.cells[1], out) == "started", "it may be at work"
+    assert run_study(study, out) == []
+    assert [state(cell, out) for cell in study.cells] == ["finished", "finished"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its jobs alone
+def test_jobs_are_queued_and_share_the_cells(source, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("submitit", reason="the extra submitit is not installed")
+    command = ["study", str(write_plan(tmp_path / "p.yaml", seeds=[0])), "--data", str(source), "--out"]
+    main([*command, str(tmp_path / "out"), "--minutes", "0", "--jobs", "2", "--job", "cluster=local"])
+    numbers = re.findall(r"\d+", capsys.readouterr().out.split(":")[-1].split(".")[0])
+    ends = [tmp_path / "out" / "jobs" / f"{number}_0_result.pkl" for number in numbers]
+    while not all(end.is_file() for end in ends):
+        time.sleep(0.1)
+    for number, end in zip(numbers, ends, strict=True):
+        assert pickle.loads(end.read_bytes()) == ("success", None)
+        assert "0 minutes are over" in end.with_name(f"{number}_0_log.err").read_text()
+    assert (tmp_path / "out" / "table.html").is_file()
+    with pytest.raises(SystemExit):
+        main([*command, str(tmp_path / "out"), "--jobs", "1", "--job", "no_such=1"])
+    assert "--job must be NAME=VALUE" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(SystemExit):
+        main([*command, str(tmp_path / "out"), "--jobs", "1"])
+    assert "pip install 'pantomim[submitit]'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_no_cell_is_started_after_the_time_is_over(source, tmp_path):

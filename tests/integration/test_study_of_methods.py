@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from filelock import FileLock
+from filelock import SoftFileLease
 from study_plan import tiny_study
 from tiny import DECODER, ENCODER, tiny_images
 
@@ -157,7 +157,8 @@ def test_a_cell_waits_for_what_another_process_does_and_takes_it_over_if_that_st
     monkeypatch.setattr(running, "POLL_S", 0.05)
     study, out = chain(tmp_path, source, on={"method": NETWORKS, "init": "{run:mae}"}), tmp_path / "out"
     running.open_study(study, out)
-    lock = FileLock(out / "cells" / f".{study.cells[0].name}.lock", thread_local=False)
+    path, lasts = out / "cells" / f".{study.cells[0].name}.lease", running.LEASE_S
+    lock = SoftFileLease(path, lease_duration=lasts, thread_local=False)
     lock.acquire()
     said: list[str] = []
     let_go = threading.Timer(0.5, lock.release)

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from tiny import tiny_images
 
 import pantomim
@@ -69,6 +70,23 @@ def test_an_explanation_is_a_page() -> None:
     found = pantomim.explain("mae_vit_base_in1k", settings={"optim.base_lr": 1e-3})
     assert re.search(r"base_lr +0\.001", str(found))
     assert ("Cost", dict(found.sections)["Cost"]) in found.sections
+
+
+@pytest.mark.parametrize(
+    ("unit", "precision", "advised"),
+    [
+        ("avx512_bf16", "auto", True),
+        ("amx_tile", "float32", True),
+        ("amx_tile", "bfloat16", False),
+        ("", "auto", False),
+    ],
+)
+def test_bfloat16_is_advised_where_the_cpu_has_a_unit_for_it(unit, precision, advised, monkeypatch) -> None:
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda there=name == unit: there)
+    settings = {"runtime.precision": precision, "runtime.device": "cpu"}
+    rows = dict(dict(pantomim.explain("mae_micro_cifar10", settings=settings).sections)["Time"])
+    assert ("runtime.precision bfloat16" in rows.get("faster by", "")) == advised
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,8 @@ def study(
     without: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     index: int | None = None,
     minutes: float | None = None,
+    jobs: int | None = None,
+    job: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     table: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
@@ -26,6 +29,7 @@ def study(
     Examples:
         pantomim study
         pantomim study masks --data my_photos/ --list
+        pantomim study masks --data my_photos/ --jobs 8 --job gpus_per_node=1 --job slurm_partition=gpu
 
     Args:
         plan: A shipped plan's name, or your own FILE.yaml.
@@ -36,6 +40,8 @@ def study(
         without: Leave out this evaluation. May be repeated.
         index: Carry out this cell only (for job arrays; see --list).
         minutes: Start no further cell after so many minutes.
+        jobs: Queue so many jobs on Slurm, which share the cells, and end (needs the extra submitit).
+        job: NAME=VALUE: an option of these jobs, such as timeout_min=600. May be repeated.
         list: Show the cells, and carry out none.
         table: Make the tables from what is there, and carry out none.
     """
@@ -43,6 +49,7 @@ def study(
     from pantomim.study.page import write_tables
     from pantomim.study.placeholders import read_inputs
     from pantomim.study.plan import load_plan, shipped_plans
+    from pantomim.study.queue import queue_jobs
     from pantomim.study.run import check_study, open_study, run_study, state
 
     if plan is None:
@@ -58,6 +65,12 @@ def study(
     if list:
         check_study(planned, out)
         section(f"{len(cells)} cells, --index 0 to {len(cells) - 1}", [(cell.name, state(cell, out)) for cell in cells])
+        return
+    if jobs is not None:
+        open_study(planned, out)
+        command = [*shlex.split(planned.command(out)), *([] if minutes is None else ["--minutes", f"{minutes}"])]
+        cluster, numbers = queue_jobs(command, jobs, out / "jobs", job)
+        say(f"Queued on {cluster}, logs in {out / 'jobs'}: {', '.join(numbers)}. Each makes the tables at its end.")
         return
     failed = []
     if table:

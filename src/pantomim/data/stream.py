@@ -20,6 +20,7 @@ from torch import Tensor
 from pantomim.core.batch import IGNORE, Batch
 from pantomim.core.host import to_device
 from pantomim.core.progress import tracked
+from pantomim.core.scales import Scale
 from pantomim.data.augment import Augment, augmented, draw_augment
 from pantomim.data.dataset import Dataset, TooManyBrokenError, num_threads
 from pantomim.data.decoding import BrokenImageError
@@ -28,6 +29,7 @@ from pantomim.data.masks import Masks
 from pantomim.data.stores import Parts
 from pantomim.data.transforms import (
     Crop,
+    Interpolation,
     View,
     centred_boxes,
     crop_boxes,
@@ -68,6 +70,7 @@ class Stream:
         second: View | None = None,  # how another view of the same images is made; its draws differ
         repeats: int = 1,  # how often each image comes in a row
         masks: Masks | None = None,  # with a list of classes; images without a mask that fits are broken
+        compiled: bool = False,  # crop images that lie on the device by compiled code, equal to rounding
     ) -> None:
         if batch_size < 1 or batch_size % (micro * world):
             raise ValueError(
@@ -96,6 +99,7 @@ class Stream:
         self._cuts = -(-self._rows // AT_ONCE)
         self._pieces = micro * self._cuts  # of a step: micro-batches, cut
         self._workers = max(1, num_threads() - 1) if workers is None else workers
+        self._cut = torch.compile(_cut, fullgraph=True, dynamic=False) if compiled else _cut
         array = dataset.array(memory_gib) if self.views else None
         self._images: Tensor | None = None
         if array is None:
@@ -153,17 +157,19 @@ class Stream:
         assert self._images is not None
         ids = self._healthy_ids[self.ids(step)[self.rows(part)]]
         on_device = self._put(ids)
-        images = scaled(self._images[on_device], self.dataset.scale)
-        views = [self._cropped(images, step, part, view) for view in range(len(self.views))]
+        stored = self._images[on_device]
+        views = [self._cropped(stored, step, part, view) for view in range(len(self.views))]
         return self._batch(views, on_device, ids, step, part)
 
-    def _cropped(self, images: Tensor, step: int, part: int, view: int) -> Tensor:
-        crop, sizes = self.views[view].crop, np.tile(images.shape[2:], (len(images), 1))
+    def _cropped(self, stored: Tensor, step: int, part: int, view: int) -> Tensor:
+        crop, sizes, scale = self.views[view].crop, np.tile(stored.shape[2:], (len(stored), 1)), self.dataset.scale
         boxes, flips = crop_boxes(sizes, self.uniforms(step, part, view), crop, self.image_size)
         if (boxes == [0, 0, *self.image_size]).all() and not flips.any():
-            return images
-        cut = resized_crop(images, self._put(boxes), self.image_size, self._put(flips), crop.interpolation)
-        return _without_overshoot(cut, self.dataset)
+            return scaled(stored, scale)
+        placed = self._put(boxes), self._put(flips)
+        bounded = self.dataset.facts.dtype == "uint8"  # see `_without_overshoot`
+        cut: Tensor = self._cut(stored, *placed, scale, self.image_size, crop.interpolation, bounded)
+        return cut
 
     def _from_workers(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         items = range(start_step * self._pieces, stop_step * self._pieces)
@@ -340,6 +346,20 @@ def _read_centred(dataset: Dataset, image_size: tuple[int, int], chunks: list[np
         images.append(resize_one(image, box, image_size, flip=False))
         healthy.append(int(index))
     return _stacked(images, healthy)
+
+
+def _cut(
+    stored: Tensor,
+    boxes: Tensor,
+    flips: Tensor,
+    scale: Scale,
+    image_size: tuple[int, int],
+    interpolation: Interpolation,
+    bounded: bool,
+) -> Tensor:
+    """`resized_crop` of images as they are stored."""
+    cut = resized_crop(scaled(stored, scale), boxes, image_size, flips, interpolation)
+    return cut.clamp_(0, 1) if bounded else cut
 
 
 def _without_overshoot(images: Tensor, dataset: Dataset) -> Tensor:

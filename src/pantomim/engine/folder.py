@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from pantomim.checkpoint import Checkpoint
 from pantomim.checkpoint import remove_leftovers as remove_leftover_checkpoints
@@ -253,7 +253,7 @@ def same(there: Any, here: Any) -> bool:
     return bool(there == here)
 
 
-def take_folder(owner: str, what: str, path: Path, plan: str, lock: FileLock) -> None:
+def take_folder(owner: str, what: str, path: Path, plan: str, lock: BaseFileLock) -> None:
     """Make a folder, or find the one that was made for the same purpose, and lock it.
 
     `plan` is the file that tells such a folder from others; messages name the `owner` of `out`, and `what` it holds.

@@ -23,14 +23,13 @@ from pantomim.engine.initial import start_from
 from pantomim.engine.record import Clock, Recorder, peak_memory_gib
 from pantomim.engine.runtime import (
     Purpose,
-    agree,
     autocast,
+    compiles,
     compute_dtype,
     end_training,
     gather_broken,
     on_main,
     random_seed,
-    read_means,
     start_accelerator,
 )
 from pantomim.engine.setup import (
@@ -42,7 +41,15 @@ from pantomim.engine.setup import (
     shorter,
     stream_opener,
 )
-from pantomim.engine.stops import FiniteWatch, Interrupted, StopSignals, WorkerError, explain_memory, save_failure
+from pantomim.engine.stops import (
+    FiniteWatch,
+    Interrupted,
+    Outcome,
+    StopSignals,
+    WorkerError,
+    explain_memory,
+    save_failure,
+)
 from pantomim.engine.training import Training, describe_extension
 from pantomim.engine.validation import Judge, judged_by
 from pantomim.formats.files import frozen_hashes
@@ -61,6 +68,7 @@ from pantomim.nn.lora import merge_lora
 from pantomim.nn.vit import Encoder
 
 NUM_LOOKED_AT = 256  # training images that `Method.check_data` sees
+LATE = {"cuda": 3}  # steps after which what is logged is read, on devices that work on while the host goes ahead
 
 
 def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, dataset: Dataset | None = None) -> Finished:
@@ -104,7 +112,9 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             method = config.method.build(total if config.optim.stretch == 1 else config.optim.stretch * total)
         check_fit(config, dataset, method.requirements, world, masks)
         open_stream = stream_opener(config, method.requirements, masks, device, rank, world)
-        stream = open_stream(dataset, batch_size=config.batch_size, micro=accumulation, repeats=config.data.repeats)
+        compiled = device.type == "cuda" and compiles(config.runtime, device, total, False)
+        how = {"batch_size": config.batch_size, "micro": accumulation, "repeats": config.data.repeats}
+        stream = open_stream(dataset, **how, compiled=compiled)
         log_every = config.runtime.log_every or (1 if total < 200 else 10)
         held_out, judged = judged_by(method, images, config, total, world)
         judge = None
@@ -163,7 +173,13 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                 judge.given_rank = recorder.at_start.get("held_out_rankme")
 
             # ------------------------------------------------------------------------------------------------- Loop
-            waited = stream.wait_s
+            def judges(done: int) -> bool:
+                return judge is not None and judge.due(done)
+
+            def logs(done: int) -> bool:
+                return done % log_every == 0 or done == total or judges(done)
+
+            waited, late, outcome = stream.wait_s, LATE.get(device.type, 0), None
             keep, own = config.runtime.keep, identity_of(config, total)
             save = partial(save_checkpoint, run.checkpoints, method, optimizer, seed=seed, keep=keep, run=own)
             for step, batches in enumerate(steps, start):
@@ -174,35 +190,44 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
                 clock.step(config.batch_size, device)
 
                 # what is due; several processes agree on stopping only where they meet anyway
-                to_judge = judge is not None and judge.due(done)
-                to_log = done % log_every == 0 or done == total or to_judge
-                stop = (to_log or world == 1) and agree(accelerator, signals.requested or bool(stream.trouble))
-                to_save = done % save_every == 0 or done == total or stop
-                if (to_log or to_save) and (bad_step := watch.first_bad_step(accelerator)) is not None:
-                    raise save_failure(out, stream, method, config, bad_step, rank)
+                asked = signals.requested or bool(stream.trouble)
+                to_save = done % save_every == 0 or done == total
+                stop = asked and world == 1
+                if logs(done):
+                    outcome = Outcome(done, means, watch, asked, accelerator)
+                    lr = training.lr(step)
 
-                # log
-                if to_log:
-                    values = read_means(accelerator, means) | {
-                        "lr": training.lr(step),
+                # log, before anything that relies on it
+                if outcome is not None and (
+                    to_save or stop or judges(done) or logs(done + 1) or done - outcome.done >= late
+                ):
+                    values, bad_step, agreed = outcome.read()
+                    stop = stop or agreed
+                    if bad_step is not None:
+                        raise save_failure(out, stream, method, config, bad_step, rank)
+                    values |= {
+                        "lr": lr,
                         "images_per_s": clock.lap(),
                         "data_wait_s": stream.wait_s - waited,
                         "memory_gib": peak_memory_gib(device),
                         "time_s": clock.total_s,
                     }
                     waited = stream.wait_s
-                    if judge is not None and to_judge:
+                    if judge is not None and judges(done):
                         with clock.paused():
                             values |= judge(done)
-                    recorder.log(done, values)
+                    recorder.log(outcome.done, values)
                     loss = values["loss"]
                     for warning in (method.warning(values), None if judge is None else judge.warning(values)):
                         if warning is not None and warning not in told:
                             told.append(warning)
-                            recorder.say(f"Warning, at step {done}: {warning}")
+                            recorder.say(f"Warning, at step {outcome.done}: {warning}")
+                    outcome = None
 
                 # save
-                if to_save:
+                if to_save or stop:
+                    if not logs(done) and (bad_step := watch.first_bad_step(accelerator)) is not None:
+                        raise save_failure(out, stream, method, config, bad_step, rank)
                     with clock.paused():
                         recorder.sync()
                         skipped = {image.name: image.reason for image in gather_broken(accelerator, *images.parts)}

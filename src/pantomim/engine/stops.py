@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -82,7 +82,7 @@ class StopSignals:
         now = time.monotonic()
         if self._first_s is not None:
             if now - self._first_s > self.SAME_S:
-                _end_here(128 + number)
+                end_here(128 + number)
             return
         self._first_s = now
         if not self._deferring:
@@ -90,12 +90,14 @@ class StopSignals:
         self.requested = True
 
 
-def _end_here(status: int) -> NoReturn:
-    """End this process and its workers, whatever they are doing, as `kill -9` would; the lock goes with it."""
+def end_here(status: int, words: str = "") -> NoReturn:
+    """End this process and its workers, whatever they are doing, as `kill -9` would; its locks go with it."""
     for worker in multiprocessing.active_children():
         worker.kill()
     if sys.stderr is not None and sys.stderr.isatty():
         os.write(2, b"\x1b[?25h\n")  # the bar has hidden the cursor
+    if words:
+        os.write(2, f"{words}\n".encode())
     os._exit(status)
 
 
@@ -114,8 +116,42 @@ class FiniteWatch:
 
     def first_bad_step(self, accelerator: Accelerator) -> int | None:
         """Read the first bad step of all processes; waits for the device."""
-        step = int(accelerator.gather(self.first_bad).min())
+        return self.bad(int(accelerator.gather(self.first_bad).min()))
+
+    def bad(self, step: int) -> int | None:
+        """A first bad step as it is read; None: there was none."""
         return None if step == self.NEVER else step
+
+
+class Outcome:
+    """What a logged step gave, on its way from the device: `read` waits for no step after it.
+
+    That is means over the processes, and whether any of them saw a bad step, or was `asked` to stop.
+    """
+
+    def __init__(
+        self, done: int, means: Mapping[str, Tensor], watch: FiniteWatch, asked: bool, accelerator: Accelerator
+    ) -> None:
+        self.done, self._names, self._watch, self._event = done, [*means], watch, None
+        signs = torch.stack([watch.first_bad, torch.full_like(watch.first_bad, -int(asked))])[None]
+        told = [
+            accelerator.reduce(torch.stack([*means.values()]), reduction="mean"),
+            accelerator.gather(signs).amin(dim=0),
+        ]
+        if watch.first_bad.device.type == "cuda":
+            told = [
+                torch.empty_like(part, device="cpu", pin_memory=True).copy_(part, non_blocking=True) for part in told
+            ]
+            self._event = torch.cuda.Event()
+            self._event.record()
+        self._told = told
+
+    def read(self) -> tuple[dict[str, float | None], int | None, bool]:
+        """The means, the first bad step if there was one, and whether to stop."""
+        if self._event is not None:
+            self._event.synchronize()
+        means, (first_bad, asked) = self._told
+        return dict(zip(self._names, means.tolist(), strict=True)), self._watch.bad(int(first_bad)), bool(asked < 0)
 
 
 def save_failure(out: Path, stream: Stream, method: Method, config: Pretrain, step: int, rank: int) -> NonFiniteError:

@@ -33,6 +33,7 @@ from pantomim.optim import Schedule, scaled_lr
 # whole length. Ours; Ibrahim et al. 2024, arXiv:2403.08763, re-warm to the peak, and find that the length of this
 # matters little
 REWARMING = 0.05
+BUCKET_MB = 100  # of gradients: by counts such cut a compiled ViT-B into about 5 graphs, those of 25 MB into 18
 
 
 class Training:
@@ -76,8 +77,9 @@ class Training:
             compile_whole(self.method)
         # Buffers are the same everywhere, but for the statistics of a process's own batch norm: the first's count.
         own = any(isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) for part in self.method.modules())
-        # Buckets of 100 MB: by counts they cut a compiled ViT-B into about 5 graphs, those of 25 MB into 18
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=own, gradient_as_bucket_view=True, bucket_cap_mb=100)
+        ddp = DistributedDataParallelKwargs(
+            broadcast_buffers=own, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
+        )
         self.accelerator.ddp_handler = ddp
         self._model = self.accelerator.prepare_model(self.method.train())
 

@@ -9,12 +9,13 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
+from filelock import LeaseCompromise, SoftFileLease, Timeout
 
 from pantomim.analysis import LAYERS, write_pictures
 from pantomim.analysis.alignment import measure_agreement
@@ -26,7 +27,7 @@ from pantomim.core.reading import as_kind, read_json, read_yaml
 from pantomim.data.sources import place, read_contents
 from pantomim.engine.folder import FREE, Finished, RunInUseError, refuse_changes, take_folder
 from pantomim.engine.pretrain import pretrain
-from pantomim.engine.stops import Interrupted
+from pantomim.engine.stops import Interrupted, end_here
 from pantomim.evaluate import Memo
 from pantomim.evaluate.base import read_scored
 from pantomim.study.cells import Cell, Study
@@ -37,7 +38,8 @@ State = Literal["finished", "failed", "started", "not started"]
 Say = Callable[[str], None]
 PLAN, DATA = "study.yaml", "data.json"
 NUM_MASKS = 512  # drawn to describe what an arm masks
-POLL_S = 2.0  # between two looks at what another process does
+POLL_S = 5.0  # between two looks at what other processes do
+LEASE_S = 120.0  # without a sign of life for so long, a process on another machine counts as dead
 ANALYSES: dict[Analysis, str] = {  # and the file of each
     "alignment": "agreement.json",
     "attention-distance": "attention-distance.npz",
@@ -64,8 +66,9 @@ def run_study(
 ) -> list[Cell]:
     """Carry out the cells that are not finished, or only that of an `index`; one that fails does not stop the others.
 
-    Several processes may work in the same folder at once: each cell is taken by one of them. No further cell is started
-    after so many `minutes`. `say` is told what happens.
+    Several processes, of several machines, may work in the same folder at once: each cell is taken by one of them, and
+    all stay until no cell is left, to take over those of processes that die; with an `index` nothing is waited for. No
+    further cell is started after so many `minutes`. `say` is told what happens.
 
     Returns: the cells that failed now, with the reason in their records, and those that lacked another's run.
 
@@ -82,13 +85,17 @@ def run_study(
     todo = [*study.cells] if index is None else [study.cells[index]]
     lost: list[Cell] = []
     elsewhere: set[str] = set()  # reported as another process's
+    failed = {cell.name: _failed_at(cell, out) for cell in todo}  # before: tried again, by one process
     while todo:
         # The first cell that can be carried out, or needs no waiting for; from the start again after each.
         for cell in todo:
             missing = [need for name in cell.needs.values() if not has_run(need := cells[name], out)]
             never = [need for need in missing if need not in todo and not in_use(need, out)]
             if is_finished(cell, out):
-                say(f"{cell.name}: finished before.")
+                say(f"{cell.name}: finished {'by another process' if cell.name in elsewhere else 'before'}.")
+            elif _failed_at(cell, out) not in (None, failed[cell.name]):
+                say(f"{cell.name}: failed in another process.")
+                lost.append(cell)
             elif never:
                 words = ", ".join(f"{need.name} ({state(need, out)})" for need in never)
                 say(f"{cell.name}: not started, for it needs the run of {words}.")
@@ -106,8 +113,8 @@ def run_study(
                 if cell.name not in elsewhere:
                     say(f"{cell.name}: another process works on it.")
                     elsewhere.add(cell.name)
-                if any(cell.name in other.needs.values() for other in todo):
-                    continue  # should that process stop, the cell is ours
+                if index is None:
+                    continue  # should that process die, the cell is ours
             todo.remove(cell)
             break
         else:
@@ -119,7 +126,7 @@ def run_cell(cell: Cell, out: Path, say: Say) -> Record | None:
     """Pre-train, evaluate and picture one cell, as far as that is not done; None: another process works on it."""
     path, trace = (out / "cells" / f"{cell.name}.{ending}" for ending in ("json", "traceback.txt"))
     try:
-        with _lock(cell, out):
+        with _lease(_lock_of(cell, out)):
             if is_finished(cell, out):  # by another process, since we looked
                 return read_record(cell, out)
             try:
@@ -142,7 +149,7 @@ def run_cell(cell: Cell, out: Path, say: Say) -> Record | None:
 
 def open_study(study: Study, out: Path) -> None:
     """Make the folder of the study, or resume the same study in it, maybe with evaluations added; else `ValueError`."""
-    lock = FileLock(out / ".lock")
+    lock = _lease(out / ".lease", 2 * LEASE_S)
     take_folder("Study", "study", out, PLAN, lock)
     try:
         settings = study.settings()
@@ -211,7 +218,7 @@ def has_run(cell: Cell, out: Path) -> bool:
 def in_use(cell: Cell, out: Path) -> bool:
     """Whether a process works on it."""
     try:
-        with _lock(cell, out):
+        with _lease(_lock_of(cell, out)):
             return False
     except Timeout:
         return True
@@ -266,8 +273,30 @@ def train(planned: Pretrain, folder: Path, uses: Mapping[str, Path]) -> Finished
     return pretrain(from_dict(Pretrain, with_runs(values, uses), folder.name), folder)
 
 
-def _lock(cell: Cell, out: Path) -> FileLock:
-    return FileLock(out / "cells" / f".{cell.name}.lock", timeout=0)
+def _failed_at(cell: Cell, out: Path) -> int | None:
+    """When a cell failed, to tell one failure from another; None: it has not."""
+    if (record := read_record(cell, out)) is None or record.state != "failed":
+        return None
+    return (out / "cells" / f"{cell.name}.json").stat().st_mtime_ns
+
+
+def _lock_of(cell: Cell, out: Path) -> Path:
+    return out / "cells" / f".{cell.name}.lease"
+
+
+@cache  # it remembers for how long it has seen no sign of life of another
+def _lease(path: Path, timeout_s: float = 0) -> SoftFileLease:
+    """A lock that holds on network file systems, where those of the system may not: a file that is made by one alone.
+
+    Its process touches it now and then; if that died, this machine has it at once, others after `LEASE_S`.
+    """
+    return SoftFileLease(path, lease_duration=LEASE_S, timeout=timeout_s, on_compromise=_end)
+
+
+def _end(lost: LeaseCompromise) -> None:
+    """Another process may have taken the cell over by now, so that this one must not write another byte."""
+    words = f"{lost.lock_file} is no longer this process's ({lost.reason}), which ends. Run the same command to resume."
+    end_here(75, words)  # EX_TEMPFAIL
 
 
 def _carry_out(cell: Cell, out: Path, say: Say) -> Record:
