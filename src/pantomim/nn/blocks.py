@@ -1,10 +1,14 @@
 """What transformers are made of: patch projection, stochastic depth, and the pre-norm block."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pantomim.core.batch import Batch
 from pantomim.nn.attention import NOWHERE, Attention, AttentionBias, Places
 from pantomim.nn.mlp import PLAIN_MLP, Mlp, MlpConfig
 from pantomim.nn.tokens import take
@@ -34,18 +38,53 @@ class PatchEmbed(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drops a branch for some images and scales the others by 1 / (1 - rate)."""
+    """Stochastic depth: in training, drops a branch for some images and scales the others by 1 / (1 - rate).
+
+    Drawn from torch's global generator; within `drawing_for` for the global batch, of which `rows` are here.
+    """
+
+    axes = 1  # that have draws of their own: images
+    total: int = 0  # images of the global batch
+    rows: Int[Tensor, " B"] | None = None  # which of them these are; None: all
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-
     def forward(self, branch: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         """Identity in evaluation mode and at rate 0."""
         if self.rate == 0.0 or not self.training:
             return branch
-        shape = (len(branch),) + (1,) * (branch.dim() - 1)
-        return branch * branch.new_empty(shape).bernoulli_(1 - self.rate).div_(1 - self.rate)
+        shape = branch.shape[: self.axes]
+        if self.rows is None:
+            stays = branch.new_empty(shape).bernoulli_(1 - self.rate)
+        else:  # a method may have its images several times, one copy after the other
+            every = (len(branch) // len(self.rows), self.total, *shape[1:])
+            stays = branch.new_empty(every).bernoulli_(1 - self.rate)[:, self.rows].flatten(0, 1)
+        return branch * stays.div_(1 - self.rate).view(*shape, *(1,) * (branch.dim() - self.axes))
+
+
+class DropChannels(DropPath):
+    """Drops channels of maps as `nn.Dropout2d` does, drawn as stochastic depth is."""
+
+    axes = 2
+
+
+@contextmanager
+def drawing_for(parts: Sequence[DropPath], batch: Batch) -> Iterator[None]:
+    """Each of these parts draws for the global batch of which this batch is some rows, so that all parts of it agree.
+
+    Whoever sees other rows must start from the same state of torch's global generator.
+    """
+    rows, total = None, batch.total
+    if len(batch) < total:
+        rows = torch.arange(batch.start, batch.start + len(batch), device=batch.images.device)
+    for part in parts:
+        part.total, part.rows = total, rows
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.rows = None
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:
