@@ -204,8 +204,9 @@ class _UnnamedTokenizer(nn.Module):
     def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
         return self.grid
 
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.zeros(len(images), self.grid[0] * self.grid[1], dtype=torch.long)
+    def forward(self, images: Tensor, only: Tensor | None = None) -> Tensor:
+        cells = self.grid[0] * self.grid[1] if only is None else only.shape[1]
+        return torch.zeros(len(images), cells, dtype=torch.long)
 
 
 class _UnnamedTeacher(Teacher):

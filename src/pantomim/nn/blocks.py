@@ -50,6 +50,7 @@ class DropPath(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+
     def forward(self, branch: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         """Identity in evaluation mode and at rate 0."""
         if self.rate == 0.0 or not self.training:
@@ -133,13 +134,11 @@ class Block(nn.Module):
         only: Int[Tensor, "B Q"] | None = None,
         places: Places = NOWHERE,
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B heads Q T"] | None]:
-        """New tokens (all, or `only` some of those without `places`) and, if asked for, the attention.
+        """New tokens (all, or `only` some) and, if asked for, the attention.
 
         A last block of which only some tokens are read need not compute the others: they serve as keys and values.
         """
-        normed, queries = self.norm1(tokens), None
-        if only is not None:
-            tokens, queries = take(tokens, only), take(normed, only)
-        branch, weights = self.attn(normed, need_weights, queries, places)
+        branch, weights = self.attn(self.norm1(tokens), need_weights, only, places)
+        tokens = tokens if only is None else take(tokens, only)
         tokens = tokens + self.drop_path(scaled(branch, self.gamma_1))
         return tokens + self.drop_path(scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), weights

@@ -31,7 +31,9 @@ DROPPED = {
 
 
 @pytest.mark.parametrize("name", DROPPED)
-def test_parts_of_a_batch_draw_the_depths_of_the_whole(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_a_batch_draw_the_depths_of_the_whole(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     method, size = DROPPED[name].build(10), 8
     config = replace(tiny_run(tmp_path, batch_size=size), method=DROPPED[name])
     training = Training(config, method, 10, 0, start_accelerator(config.runtime, tmp_path))

@@ -1,20 +1,34 @@
+import pytest
 import torch
+from torch import nn
 
+from pantomim.nn.attention import NOWHERE, Places
 from pantomim.nn.blocks import Block
 
 
-def test_a_block_can_compute_some_tokens_alone() -> None:
+@pytest.mark.parametrize("images", [1, 2])  # whose places are the same, or each image's own
+@pytest.mark.parametrize("kind", ["nowhere", "bias", "table", "rope"])
+def test_a_block_can_compute_some_tokens_alone(kind: str, images: int) -> None:
     torch.manual_seed(0)
-    block = Block(8, 2).double()
+    block = Block(8, 2, relative_rows=5 * (kind == "table")).double()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter)
     tokens = torch.rand(2, 6, 8, dtype=torch.float64, requires_grad=True)
+    bias, rope = (torch.randn(images, *shape, dtype=torch.float64) for shape in ((2, 6, 6), (6, 8)))
+    places = {
+        "nowhere": NOWHERE,
+        "bias": Places(bias.requires_grad_()),
+        "table": Places(rows=torch.randint(5, (images, 6, 6))),
+        "rope": Places(rope=rope),
+    }[kind]
     only = torch.tensor([[1, 4], [5, 0]])
-    some, some_weights = block(tokens, need_weights=True, only=only)
-    every, weights = block(tokens, need_weights=True)
+    some, some_weights = block(tokens, need_weights=True, only=only, places=places)
+    every, weights = block(tokens, need_weights=True, places=places)
     expected = torch.stack([every[i, ids] for i, ids in enumerate(only)])
     expected_weights = torch.stack([weights[i][:, ids] for i, ids in enumerate(only)])
     torch.testing.assert_close(some, expected)
     torch.testing.assert_close(some_weights, expected_weights)
-    inputs = [tokens, *block.parameters()]
+    inputs = [tokens, *block.parameters(), *([bias] if kind == "bias" else [])]
     weighting = torch.rand_like(some)
     got = torch.autograd.grad((some * weighting).sum(), inputs)
     for ours, theirs in zip(got, torch.autograd.grad((expected * weighting).sum(), inputs), strict=True):
