@@ -27,7 +27,7 @@ from pantomim.engine.runtime import (
 )
 from pantomim.engine.setup import optimiser
 from pantomim.methods.base import Method
-from pantomim.nn.blocks import DropPath, drawing_for
+from pantomim.nn.blocks import DropPath, drawing_for, stream_in_bfloat16
 from pantomim.optim import Schedule, scaled_lr
 
 # Of the steps by which a run is extended: so long the rate rises linearly from the least to that of a run of the
@@ -66,6 +66,8 @@ class Training:
         # of the loss in float16, whose small gradients would be zero; a step whose gradients overflow is left out
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.optimizer = optimiser(optim, method, peak_lr)
+        if config.runtime.precision == "bfloat16_residual":
+            stream_in_bfloat16(method)
         self._model: nn.Module = method.train()
         self._dropping = [part for part in method.modules() if isinstance(part, DropPath)]
 

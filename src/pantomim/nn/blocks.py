@@ -103,7 +103,25 @@ def scaled(branch: Float[Tensor, "B T D"], gamma: nn.Parameter | None) -> Float[
     return branch if gamma is None else gamma * branch
 
 
-class Block(nn.Module):
+class StreamBlock(nn.Module):
+    """A block of a residual stream, which stays in bfloat16 under autocast if asked for; norms add up in float32."""
+
+    in_bfloat16 = False  # see `stream_in_bfloat16`
+
+    def keep(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """The stream as it goes on."""
+        half = self.in_bfloat16 and torch.is_autocast_enabled(tokens.device.type)
+        return tokens.to(torch.bfloat16) if half else tokens
+
+
+def stream_in_bfloat16(module: nn.Module) -> None:
+    """Keep the residual stream in bfloat16 under autocast in all blocks that are trained; teachers stay as they are."""
+    for part in module.modules():
+        if isinstance(part, StreamBlock):
+            part.in_bfloat16 = any(parameter.requires_grad for parameter in part.parameters())
+
+
+class Block(StreamBlock):
     """Pre-norm transformer block; the unit for sharding. Arguments as of `Attention` and `EncoderConfig`."""
 
     def __init__(
@@ -138,7 +156,8 @@ class Block(nn.Module):
 
         A last block of which only some tokens are read need not compute the others: they serve as keys and values.
         """
+        tokens = self.keep(tokens)
         branch, weights = self.attn(self.norm1(tokens), need_weights, only, places)
         tokens = tokens if only is None else take(tokens, only)
-        tokens = tokens + self.drop_path(scaled(branch, self.gamma_1))
-        return tokens + self.drop_path(scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), weights
+        tokens = self.keep(tokens + self.drop_path(scaled(branch, self.gamma_1)))
+        return self.keep(tokens + self.drop_path(scaled(self.mlp(self.norm2(tokens)), self.gamma_2))), weights

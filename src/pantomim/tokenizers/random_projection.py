@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pantomim.core.precision import tf32
 from pantomim.nn.tokens import normalise_tokens, patch_grid, take
 
 
@@ -53,5 +54,5 @@ class RandomProjectionTokenizer(nn.Module):
         patches = patches if only is None else take(patches, only)
         if self.standardised:
             patches = normalise_tokens(patches, unbiased=True, eps=1e-6)
-        with torch.autocast(images.device.type, enabled=False):
+        with tf32(), torch.autocast(images.device.type, enabled=False):
             return (patches @ self.directions.to(patches.dtype)).argmax(dim=-1)
