@@ -1,9 +1,11 @@
 import pytest
 import torch
-from torch import nn
+from compiled_forwards import CASES
+from torch import Tensor, nn
 
+from pantomim.core.batch import Batch
 from pantomim.nn.attention import NOWHERE, Places
-from pantomim.nn.blocks import Block
+from pantomim.nn.blocks import Block, StreamBlock, stream_in_bfloat16
 
 
 @pytest.mark.parametrize("images", [1, 2])  # whose places are the same, or each image's own
@@ -52,3 +54,30 @@ def test_layer_scale_multiplies_both_branches() -> None:
     tokens = torch.rand(2, 3, 8, dtype=torch.float64)
     after = tokens + plain.attn(plain.norm1(tokens))[0] / 2
     torch.testing.assert_close(scaled(tokens)[0], after + plain.mlp(plain.norm2(after)) / 2)
+
+
+@pytest.mark.parametrize("name", ["mae", "beit", "cae", "milan"])
+def test_the_stream_stays_in_bfloat16_under_autocast_where_asked_for(name: str) -> None:
+    torch.manual_seed(0)
+    method = CASES[name].build(10).eval()
+    batch = Batch(torch.rand(4, 3, 16, 16), total=4)
+    draws = method.draw(batch, 0, torch.Generator().manual_seed(0))
+    seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+
+    def note(block: StreamBlock, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        tokens = output if isinstance(output, Tensor) else output[0]
+        seen[next(block.parameters()).requires_grad].add(tokens.dtype)
+
+    for block in (part for part in method.modules() if isinstance(part, StreamBlock)):
+        block.register_forward_hook(note)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = method(batch, draws)["loss"]
+        assert torch.float32 in seen[True]
+        stream_in_bfloat16(method)
+        seen[True].clear()
+        torch.testing.assert_close(method(batch, draws)["loss"], expected, rtol=0.02, atol=0)
+    assert seen[True] == {torch.bfloat16}
+    assert seen[False] <= {torch.float32}  # a teacher's
+    seen[True].clear()
+    method(batch, draws)
+    assert seen[True] == {torch.float32}
