@@ -19,7 +19,7 @@ def tf32() -> Iterator[None]:
     Around a frozen network, never within a compiled graph, which has the precision that it is called in.
     """
     products = torch.backends.cuda.matmul
-    if torch.compiler.is_compiling() or products.fp32_precision == "tf32":
+    if torch.compiler.is_compiling() or (before := products.fp32_precision) == "tf32":
         yield
         return
     products.allow_tf32 = True
@@ -27,3 +27,4 @@ def tf32() -> Iterator[None]:
         yield
     finally:
         products.allow_tf32 = False
+        products.fp32_precision = before  # "none" is not "ieee" to graphs that were compiled before

@@ -35,12 +35,13 @@ def before(request: pytest.FixtureRequest) -> Iterator[bool]:
 def test_frozen_parts_in_float32_may_round_to_tf32_and_nothing_else(
     name: str, before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    state = torch.backends.cuda.matmul.fp32_precision
     inside, linear, product = [], torch.nn.functional.linear, torch.Tensor.__matmul__
     monkeypatch.setattr(torch.nn.functional, "linear", lambda *x: inside.append(allowed()) or linear(*x))
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda *x: inside.append(allowed()) or product(*x))
     FROZEN[name](torch.rand(2, 3, 16, 16))
     assert set(inside) == {before or name != "teacher"}
-    assert allowed() == before
+    assert (allowed(), torch.backends.cuda.matmul.fp32_precision) == (before, state)
 
 
 def test_the_setting_comes_back_after_an_error(before: bool) -> None:
