@@ -108,8 +108,8 @@ def cmt_mae(size: str = "B") -> Work:
     return with_teacher(with_teacher(mae(size, 2 * SIZES[size][0]), size), size)
 
 
-def with_tokenizer(work: Work, side: int = 112, width: int = 256) -> Work:
-    """And the DALL-E encoder: a 7 x 7 stem, four groups of two blocks of four convolutions, 1 x 1 to the codes."""
+def with_tokenizer(work: Work, masked: int, side: int = 112, width: int = 256) -> Work:
+    """And the DALL-E encoder: a 7 x 7 stem, four groups of two blocks of four convolutions, 1 x 1 to masked codes."""
     macs, chans = side * side * 3 * width * 49, width
     for group, out in enumerate((width, 2 * width, 4 * width, 8 * width)):
         for _ in range(2):
@@ -117,18 +117,19 @@ def with_tokenizer(work: Work, side: int = 112, width: int = 256) -> Work:
             macs += side * side * (9 * chans * inner + 2 * 9 * inner * inner + inner * out + skip)
             chans = out
         side = side // 2 if group < 3 else side
-    work.add(macs + side * side * chans * VOCABULARY, 1)
+    work.add(macs + masked * chans * VOCABULARY, 1)
     work.moved += TOKENIZER_BYTES
     return work
 
 
 def beit(size: str = "B") -> Work:
-    """All patches through the encoder, the ids of 40 % predicted."""
-    work, (width, depth) = Work(), SIZES[size]
+    """All patches through the encoder, but for the last block's queries; the ids of 40 % predicted."""
+    work, (width, depth), masked = Work(), SIZES[size], int(0.4 * PATCHES)
     embed(work, width)
-    work.blocks(PATCHES + 1, width, depth)
-    work.add(int(0.4 * PATCHES) * width * VOCABULARY, 3)
-    return with_tokenizer(work)
+    work.blocks(PATCHES + 1, width, depth - 1)
+    work.blocks(masked, width, 1, context=PATCHES + 1)
+    work.add(masked * width * VOCABULARY, 3)
+    return with_tokenizer(work, masked)
 
 
 def cae(size: str = "B", masked: int = 75) -> Work:
@@ -141,7 +142,7 @@ def cae(size: str = "B", masked: int = 75) -> Work:
     work.add(masked * width * VOCABULARY, 3)
     embed(work, width, 1)
     work.blocks(masked + 1, width, depth, 1)
-    return with_tokenizer(work)
+    return with_tokenizer(work, masked)
 
 
 METHODS: dict[str, Callable[..., Work]] = {"mae": mae, "beit": beit, "cae": cae, "dbot": dbot, "cmt_mae": cmt_mae}

@@ -36,8 +36,8 @@ from pantomim.masking.grid import GridMasker
 from pantomim.masking.inverse_block import InverseBlockMasker
 from pantomim.masking.noise import Noise
 from pantomim.masking.random import RandomMasker
-from pantomim.methods.base import Draws, Method
-from pantomim.nn.blocks import Block
+from pantomim.methods.base import Draws
+from pantomim.nn.blocks import Block, stream_in_bfloat16
 from pantomim.nn.tokens import standardise
 from pantomim.teachers.base import Teacher
 
@@ -196,14 +196,8 @@ def mae_l(bench: Bench) -> None:
 
 
 def half(bench: Bench) -> None:
-    step = compiled(bench, "mae-B", 512, change=bfloat16_stream)
+    step = compiled(bench, "mae-B", 512, change=stream_in_bfloat16)
     bench.step(step, "mae-B, residual stream in bfloat16", "compiled", step.images)
-
-
-def bfloat16_stream(method: Method) -> None:
-    """Tokens are cast in front of the first block of encoder and decoder."""
-    for blocks in (method.encoder.blocks, method.decoder.decoder_blocks):  # type: ignore[union-attr]
-        blocks[0].register_forward_pre_hook(lambda _, tokens: (tokens[0].to(torch.bfloat16), *tokens[1:]))
 
 
 def batches(bench: Bench) -> None:

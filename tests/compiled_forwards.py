@@ -28,6 +28,7 @@ from pantomim.methods.mocov3 import MoCoV3Config, moco_encoder
 from pantomim.methods.segment import SegmentConfig
 from pantomim.methods.supervised import SupervisedConfig
 from pantomim.methods.vqkd import VQKDConfig
+from pantomim.nn.blocks import DropPath, drawing_for
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.dvae import DVAESizes
 from pantomim.nn.mlp import MlpConfig
@@ -128,6 +129,7 @@ def check(name: str) -> None:
     # one function of torch calls all guides: a recompilation for each
     torch._dynamo.config.error_on_recompile = name not in FEW_GRAPHS and len(method.asked) < 2
     names, needs = list(method.state_dict()), method.requirements
+    dropping = [part for part in method.modules() if isinstance(part, DropPath)]
     compile_whole(method, backend="eager")
     parts = (0,) if needs.whole_batch else (0, 4)
     for step in range(STEPS):
@@ -140,7 +142,7 @@ def check(name: str) -> None:
             losses = []
             for forward in (method, method.forward):
                 torch.manual_seed(step)  # for stochastic depth
-                with autocast(CPU, torch.bfloat16):
+                with autocast(CPU, torch.bfloat16), drawing_for(dropping, batch):
                     losses.append(forward(batch, draws)["loss"])
             if name in FEW_GRAPHS:
                 torch.testing.assert_close(*losses)

@@ -173,8 +173,9 @@ class RuntimeConfig:
 
     seed: AtLeastZero = 0  # Of weights, data order, crops and masks
     device: Device = "auto"  # "auto" takes a GPU if there is one, Apple's ("mps") as well
-    # "auto" is float32 on a CPU, bfloat16 on a GPU, float16 with a scaled loss on one without bfloat16 (T4, V100)
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # "auto" is float32 on a CPU, bfloat16 on a GPU, float16 with a scaled loss on one without bfloat16 (T4, V100);
+    # "bfloat16_residual" keeps the sums of the blocks in bfloat16, too: less memory, and faster where it is compiled
+    precision: Literal["auto", "float32", "bfloat16", "bfloat16_residual", "float16"] = "auto"
     # Compile the whole forward pass with static shapes (the first step then takes a minute or so); "auto": on a GPU, in
     # runs of at least 500 steps
     compile: bool | Literal["auto"] = "auto"

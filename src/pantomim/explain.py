@@ -27,6 +27,7 @@ from pantomim.methods import MethodConfig
 from pantomim.methods.base import Method
 from pantomim.methods.guides import GuideConfig, teacher_of
 from pantomim.methods.task import Task
+from pantomim.nn.blocks import stream_in_bfloat16
 from pantomim.optim import limit_training, scaled_lr
 from pantomim.recipes.recipe import differences
 from pantomim.targets.features import FeatureTarget
@@ -66,6 +67,8 @@ def count_cost(config: Pretrain, precision: torch.dtype) -> Cost:
         method = _build(config.method, fake)
         with fake:
             limit_training(getattr(method, "encoder", None), config.optim.freeze_blocks, **asdict(config.optim.lora))
+        if config.runtime.precision == "bfloat16_residual":
+            stream_in_bfloat16(method)
         few, many = 2, 4  # images: one alone is compared and mixed with nothing
         with _recorded(method) as shapes:
             kept = _kept_bytes(method, few, precision, fake)
@@ -204,8 +207,9 @@ class _UnnamedTokenizer(nn.Module):
     def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
         return self.grid
 
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.zeros(len(images), self.grid[0] * self.grid[1], dtype=torch.long)
+    def forward(self, images: Tensor, only: Tensor | None = None) -> Tensor:
+        cells = self.grid[0] * self.grid[1] if only is None else only.shape[1]
+        return torch.zeros(len(images), cells, dtype=torch.long)
 
 
 class _UnnamedTeacher(Teacher):

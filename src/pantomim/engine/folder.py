@@ -130,6 +130,8 @@ class RunFolder:
         """
         path = self.path / "environment.json"
         now = environment(config.runtime.seed, accelerator, dtype) | ({} if origin is None else {"init": origin})
+        if config.runtime.precision == "bfloat16_residual":
+            now["precision"] = config.runtime.precision
         if step > 0 and path.is_file():
             advice = "Remove it: it only tells of machine and versions."
             first, known = read_json(path, dict[str, Any], advice), read_json(path, _Started, advice)

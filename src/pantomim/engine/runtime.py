@@ -22,7 +22,12 @@ from pantomim.data.dataset import Broken, Dataset
 from pantomim.methods.base import Method
 
 T = TypeVar("T")
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bfloat16_residual": torch.bfloat16,
+    "float16": torch.float16,
+}
 COMPILED_FROM = 500  # steps, with compile "auto": compiling takes as long as some hundred steps of ViT-B on a GPU
 
 

@@ -27,6 +27,7 @@ from pantomim.engine.runtime import (
 )
 from pantomim.engine.setup import optimiser
 from pantomim.methods.base import Method
+from pantomim.nn.blocks import DropPath, drawing_for, stream_in_bfloat16
 from pantomim.optim import Schedule, scaled_lr
 
 # Of the steps by which a run is extended: so long the rate rises linearly from the least to that of a run of the
@@ -66,7 +67,10 @@ class Training:
         # of the loss in float16, whose small gradients would be zero; a step whose gradients overflow is left out
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.optimizer = optimiser(optim, method, peak_lr)
+        if config.runtime.precision == "bfloat16_residual":
+            stream_in_bfloat16(method)
         self._model: nn.Module = method.train()
+        self._dropping = [part for part in method.modules() if isinstance(part, DropPath)]
 
     def share_out(self) -> None:
         """Compile the forward pass, if the config says so, and share it out among the processes."""
@@ -122,10 +126,11 @@ class Training:
                 group["weight_decay"] = weight_decay
 
         # draw, forward, backward
-        torch.manual_seed(random_seed(seed, step, Purpose.FORWARD, self.accelerator.process_index))
         means: dict[str, Tensor] = {}
         for number, batch in enumerate(batches, 1):
-            with nullcontext() if number == len(batches) else self.accelerator.no_sync(self._model):
+            torch.manual_seed(random_seed(seed, step, Purpose.FORWARD))  # of stochastic depth
+            last = number == len(batches)
+            with nullcontext() if last else self.accelerator.no_sync(self._model), drawing_for(self._dropping, batch):
                 with autocast(self.device, self.dtype):  # of what guides the draws, too
                     draws = method.draw(batch, step, generator(seed, step, self.device))
                     outputs = self._model(batch, draws)

@@ -18,7 +18,6 @@ from pantomim.masking.block import BlockMasker
 from pantomim.methods.base import Draws, Method, Requirements
 from pantomim.methods.guides import GuideConfig, draw_mask
 from pantomim.nn.init import SCHEMES, initialise
-from pantomim.nn.tokens import take
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig, MaskTokens
 from pantomim.targets import TargetConfig
 from pantomim.targets.base import Target
@@ -86,8 +85,9 @@ class BEiT(Method):
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """The loss on the masked patches alone; where their number varies, padding has no weight."""
         mask = draws.mask
-        latent = self.encoder(batch.images, mask_tokens=MaskTokens(mask.masked, self.mask_token))  # all: (B, N, D)
-        prediction = self.head(take(latent.patches, mask.ids_mask))  # (B, M, K), scores of all ids at masked patches
-        target = take(self.target(batch.images), mask.ids_mask)  # (B, M), ids
+        tokens = MaskTokens(mask.masked, self.mask_token)
+        latent = self.encoder(batch.images, mask_tokens=tokens, only=mask.ids_mask)  # sees all, gives the masked ones
+        prediction = self.head(latent.patches)  # (B, M, K), scores of all ids
+        target = self.target.at(batch.images, mask.ids_mask)  # (B, M), ids
         loss = self.target.loss(prediction, target, mask.weight)  # cross-entropy
         return {"loss": loss} | self.target.metrics(prediction, target, mask.weight)

@@ -31,7 +31,6 @@ from pantomim.methods.guides import GuideConfig, draw_mask
 from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
 from pantomim.nn.momentum import EMA, Momentum
 from pantomim.nn.regressor import Projection, Regressor, RegressorConfig
-from pantomim.nn.tokens import take
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.targets import TargetConfig
 from pantomim.targets.base import Target
@@ -132,7 +131,7 @@ class CAE(Method):
         visible = self.latents(self.encoder, batch.images, mask.ids_keep)  # (B, V, D)
         regressed = self.regressor(visible, mask)  # (B, M, D), latents of the masked patches
         prediction = self.decoder(regressed, mask.ids_mask)  # (B, M, K), from latents and positions
-        target = take(self.target(batch.images), mask.ids_mask)  # (B, M) ids, or (B, M, K)
+        target = self.target.at(batch.images, mask.ids_mask)  # (B, M) ids, or (B, M, K)
         loss_target = self.target.loss(prediction, target)
         metrics = {"loss_target": loss_target} | self.target.metrics(prediction, target)
         if self.align_weight == 0:

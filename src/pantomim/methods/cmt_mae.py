@@ -204,7 +204,7 @@ class CMTMAE(Method):
             losses |= self.target.loss(features, draws.features, draws.teacher_weight)
             loss, baseline = (self.config.feature_weight * losses[name] for name in ("loss", "baseline"))
         if self.pixels is not None:
-            target = take(self.pixels(batch.images), mask.ids_mask)
+            target = self.pixels.at(batch.images, mask.ids_mask)
             losses["loss_pixels"] = self.pixels.loss(pixels, target)
             loss = loss + self.config.pixel_weight * losses["loss_pixels"]
             baseline = baseline + self.config.pixel_weight * self.pixels.metrics(pixels, target)["baseline"]

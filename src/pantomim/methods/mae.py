@@ -18,7 +18,6 @@ from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws, Method, Requirements, check_masker
 from pantomim.methods.guides import GuideConfig, draw_mask
 from pantomim.nn.decoder import DecoderConfig
-from pantomim.nn.tokens import take
 from pantomim.nn.vit import EncoderConfig
 from pantomim.targets import TargetConfig
 from pantomim.targets.base import Target
@@ -67,6 +66,6 @@ class MAE(Method):
         mask = draws.mask
         latent = self.encoder(batch.images, mask.ids_keep)  # (B, V, D) and the class token: visible patches only
         prediction = self.decoder(latent, mask)  # (B, M, K), masked patches only
-        target = take(self.target(batch.images), mask.ids_mask)  # (B, M, K), each patch's pixels, standardised
+        target = self.target.at(batch.images, mask.ids_mask)  # (B, M, K), each patch's pixels, standardised
         loss = self.target.loss(prediction, target)  # mean squared error
         return {"loss": loss} | self.target.metrics(prediction, target)

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pantomim.nn.lora import LoRALinear
 from pantomim.nn.relative import relative_bias
 from pantomim.nn.rope import rotate
+from pantomim.nn.tokens import take
 
 SHORT = 64  # tokens; up to so many the memory-efficient kernel is the fastest of a GPU's (docs/results/gpu.md)
 SHORT_ORDER = (
@@ -75,6 +76,11 @@ def mix(
     return merge_heads(attend_to(query, key, value))
 
 
+def _rows(of_tokens: Float[Tensor, "b T K"], only: Int[Tensor, "B Q"]) -> Float[Tensor, "B Q K"]:
+    """Rows of some tokens; where they are the same for all images, gradients are added up as they come."""
+    return F.embedding(only, of_tokens[0]) if len(of_tokens) == 1 else take(of_tokens, only)
+
+
 def check_heads(module: nn.Module, width: int, heads: int) -> int:
     """The heads, which must divide the width."""
     if width % heads:
@@ -103,17 +109,18 @@ class Attention(nn.Module):
         self,
         tokens: Float[Tensor, "B T D"],
         need_weights: bool = False,
-        queries: Float[Tensor, "B Q D"] | None = None,
+        only: Int[Tensor, "B Q"] | None = None,
         places: Places = NOWHERE,
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B heads Q T"] | None]:
-        """Output for the `queries` (by default the tokens) and, if asked for, the attention.
-
-        Tokens that have `places` are all queries.
-        """
+        """Output for all tokens, or `only` for some, which read all; and, if asked for, the attention."""
+        queries = None if only is None else take(tokens, only)
         query, key, value = (split_heads(part, self.heads) for part in self._project(tokens, queries))
         if places.rope is not None:
-            query, key = rotate(query, places.rope), rotate(key, places.rope)
+            turn = places.rope if only is None else _rows(places.rope, only)
+            query, key = rotate(query, turn), rotate(key, places.rope)
         bias = self._relative(places.bias, places.rows)
+        if bias is not None and only is not None:  # (B, heads, Q, T)
+            bias = _rows(bias.transpose(1, 2).flatten(2), only).unflatten(2, (self.heads, -1)).transpose(1, 2)
         # The exporter to ONNX counts on the memory layout of a fused kernel, and with a bias loses it
         if need_weights or (bias is not None and torch.onnx.is_in_onnx_export()):
             weights = softmax_scores(query, key, bias)

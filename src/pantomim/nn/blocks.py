@@ -1,10 +1,14 @@
 """What transformers are made of: patch projection, stochastic depth, and the pre-norm block."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pantomim.core.batch import Batch
 from pantomim.nn.attention import NOWHERE, Attention, AttentionBias, Places
 from pantomim.nn.mlp import PLAIN_MLP, Mlp, MlpConfig
 from pantomim.nn.tokens import take
@@ -34,7 +38,14 @@ class PatchEmbed(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drops a branch for some images and scales the others by 1 / (1 - rate)."""
+    """Stochastic depth: in training, drops a branch for some images and scales the others by 1 / (1 - rate).
+
+    Drawn from torch's global generator; within `drawing_for` for the global batch, of which `rows` are here.
+    """
+
+    axes = 1  # that have draws of their own: images
+    total: int = 0  # images of the global batch
+    rows: Int[Tensor, " B"] | None = None  # which of them these are; None: all
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -44,8 +55,37 @@ class DropPath(nn.Module):
         """Identity in evaluation mode and at rate 0."""
         if self.rate == 0.0 or not self.training:
             return branch
-        shape = (len(branch),) + (1,) * (branch.dim() - 1)
-        return branch * branch.new_empty(shape).bernoulli_(1 - self.rate).div_(1 - self.rate)
+        shape = branch.shape[: self.axes]
+        if self.rows is None:
+            stays = branch.new_empty(shape).bernoulli_(1 - self.rate)
+        else:  # a method may have its images several times, one copy after the other
+            every = (len(branch) // len(self.rows), self.total, *shape[1:])
+            stays = branch.new_empty(every).bernoulli_(1 - self.rate)[:, self.rows].flatten(0, 1)
+        return branch * stays.div_(1 - self.rate).view(*shape, *(1,) * (branch.dim() - self.axes))
+
+
+class DropChannels(DropPath):
+    """Drops channels of maps as `nn.Dropout2d` does, drawn as stochastic depth is."""
+
+    axes = 2
+
+
+@contextmanager
+def drawing_for(parts: Sequence[DropPath], batch: Batch) -> Iterator[None]:
+    """Each of these parts draws for the global batch of which this batch is some rows, so that all parts of it agree.
+
+    Whoever sees other rows must start from the same state of torch's global generator.
+    """
+    rows, total = None, batch.total
+    if len(batch) < total:
+        rows = torch.arange(batch.start, batch.start + len(batch), device=batch.images.device)
+    for part in parts:
+        part.total, part.rows = total, rows
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.rows = None
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:
@@ -63,7 +103,25 @@ def scaled(branch: Float[Tensor, "B T D"], gamma: nn.Parameter | None) -> Float[
     return branch if gamma is None else gamma * branch
 
 
-class Block(nn.Module):
+class StreamBlock(nn.Module):
+    """A block of a residual stream, which stays in bfloat16 under autocast if asked for; norms add up in float32."""
+
+    in_bfloat16 = False  # see `stream_in_bfloat16`
+
+    def keep(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """The stream as it goes on."""
+        half = self.in_bfloat16 and torch.is_autocast_enabled(tokens.device.type)
+        return tokens.to(torch.bfloat16) if half else tokens
+
+
+def stream_in_bfloat16(module: nn.Module) -> None:
+    """Keep the residual stream in bfloat16 under autocast in all blocks that are trained; teachers stay as they are."""
+    for part in module.modules():
+        if isinstance(part, StreamBlock):
+            part.in_bfloat16 = any(parameter.requires_grad for parameter in part.parameters())
+
+
+class Block(StreamBlock):
     """Pre-norm transformer block; the unit for sharding. Arguments as of `Attention` and `EncoderConfig`."""
 
     def __init__(
@@ -94,13 +152,12 @@ class Block(nn.Module):
         only: Int[Tensor, "B Q"] | None = None,
         places: Places = NOWHERE,
     ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B heads Q T"] | None]:
-        """New tokens (all, or `only` some of those without `places`) and, if asked for, the attention.
+        """New tokens (all, or `only` some) and, if asked for, the attention.
 
         A last block of which only some tokens are read need not compute the others: they serve as keys and values.
         """
-        normed, queries = self.norm1(tokens), None
-        if only is not None:
-            tokens, queries = take(tokens, only), take(normed, only)
-        branch, weights = self.attn(normed, need_weights, queries, places)
-        tokens = tokens + self.drop_path(scaled(branch, self.gamma_1))
-        return tokens + self.drop_path(scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), weights
+        tokens = self.keep(tokens)
+        branch, weights = self.attn(self.norm1(tokens), need_weights, only, places)
+        tokens = tokens if only is None else take(tokens, only)
+        tokens = self.keep(tokens + self.drop_path(scaled(branch, self.gamma_1)))
+        return self.keep(tokens + self.drop_path(scaled(self.mlp(self.norm2(tokens)), self.gamma_2))), weights

@@ -9,7 +9,7 @@ from pantomim.core.frozen import frozen
 from pantomim.core.mask import Mask
 from pantomim.core.ranges import AtLeastOne, AtLeastZero, Depth, Positive, ShareBelowOne
 from pantomim.nn.attention import PromptedAttention
-from pantomim.nn.blocks import NORM_EPS, Block, DropPath, drop_path_rates
+from pantomim.nn.blocks import NORM_EPS, Block, DropPath, StreamBlock, drop_path_rates
 from pantomim.nn.init import Initialisation, initialise
 from pantomim.nn.mlp import Mlp
 from pantomim.nn.position import sincos_2d, sincos_2d_rows_first
@@ -96,7 +96,7 @@ class MAEDecoder(_FeatureDecoder):
         return self.decoder_pred(self.decoder_norm(tokens))
 
 
-class PromptedBlock(nn.Module):
+class PromptedBlock(StreamBlock):
     """Masked tokens read all tokens, of which the visible ones never change. Names as in MILAN's code.
 
     The norm before the attention is the masked tokens'; visible ones are read as they are.
@@ -112,9 +112,10 @@ class PromptedBlock(nn.Module):
 
     def forward(self, masked: Float[Tensor, "B M W"], prompt: Float[Tensor, "B T W"]) -> Float[Tensor, "B M W"]:
         """New masked tokens."""
+        masked = self.keep(masked)
         normed = self.norm1(masked)
-        masked = masked + self.drop_path(self.attn(normed, torch.cat([prompt, normed], dim=1)))
-        return masked + self.drop_path(self.mlp(self.norm2(masked)))
+        masked = self.keep(masked + self.drop_path(self.attn(normed, torch.cat([prompt, normed], dim=1))))
+        return self.keep(masked + self.drop_path(self.mlp(self.norm2(masked))))
 
 
 class PromptingDecoder(_FeatureDecoder):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +20,7 @@ from pantomim.core.frozen import frozen
 from pantomim.core.precision import at_least_float32
 from pantomim.core.ranges import AtLeastOne, AtLeastTwo
 from pantomim.core.scales import BYTES, Scale
-from pantomim.nn.tokens import patch_grid
+from pantomim.nn.tokens import patch_grid, take
 
 MARGIN = 0.1  # distance of mapped pixels from 0 and 1, where the density has no mass (appendix A.3)
 
@@ -129,9 +129,14 @@ class DVAEEncoder(nn.Module):
         """Channels of the last group."""
         return self.sizes.width * 2 ** (self.sizes.groups - 1)
 
-    def forward(self, mapped: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K h w"]:
-        """Logits of the codes."""
-        return self.blocks[-1](self.features(mapped))
+    def forward(
+        self, mapped: Float[Tensor, "B C H W"], only: Int[Tensor, "B M"] | None = None
+    ) -> Float[Tensor, "B K h w"]:
+        """Logits of the codes; those of `only` some cells as one column, (B, K, M, 1)."""
+        maps = self.features(mapped)
+        if only is not None:  # the last layer takes each cell for itself
+            maps = take(maps.flatten(2).mT, only).mT.unsqueeze(-1)
+        return self.blocks[-1](maps)
 
     def features(self, mapped: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         """The last group's output in each cell, before the codes."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pantomim.nn.blocks import DropChannels
 from pantomim.nn.tokens import enlarge
 
 
@@ -58,7 +59,7 @@ class UPerHead(nn.Module):
         self.lateral_convs = nn.ModuleList(ConvNorm(width, channels, 1) for _ in range(3))
         self.fpn_convs = nn.ModuleList(ConvNorm(channels, channels, 3) for _ in range(3))
         self.fpn_bottleneck = ConvNorm(4 * channels, channels, 3)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = DropChannels(dropout)
         self.conv_seg = score_layer(channels, num_classes)
 
     def forward(self, levels: Sequence[Float[Tensor, "B D _ _"]]) -> Float[Tensor, "B K h w"]:
@@ -82,7 +83,7 @@ class FCNHead(nn.Module):
     def __init__(self, width: int, channels: int, num_classes: int, dropout: float = 0.1) -> None:
         super().__init__()
         self.convs = nn.Sequential(ConvNorm(width, channels, 3))
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = DropChannels(dropout)
         self.conv_seg = score_layer(channels, num_classes)
 
     def forward(self, level: Float[Tensor, "B D h w"]) -> Float[Tensor, "B K h w"]:

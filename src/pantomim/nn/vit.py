@@ -208,16 +208,20 @@ class Encoder(nn.Module):
         images: AnyImages,
         ids_keep: Int[Tensor, "B V"] | None = None,
         mask_tokens: MaskTokens | None = None,
+        only: Int[Tensor, "B M"] | None = None,
     ) -> Features:
         """Encode the patches `ids_keep` (all, if None); other patches are never touched.
 
         Images are scaled, not normalised: the encoder subtracts its mean and divides by its std. Whole numbers, as
-        they are stored, are scaled first. `mask_tokens` stand in the place of some patches.
+        they are stored, are scaled first. `mask_tokens` stand in the place of some patches. `only` are the places,
+        among the encoded patches, of those that are read afterwards: the last block computes no others, nor the prefix.
         """
         tokens, places = self.enter(images, ids_keep, mask_tokens)
+        read = None if only is None else only + self.num_prefix
         for block in self.blocks:
-            tokens, _ = block(tokens, places=places)
-        return self._features(self.norm(tokens), None)
+            tokens, _ = block(tokens, only=read if block is self.blocks[-1] else None, places=places)
+        tokens = self.norm(tokens)
+        return self._features(tokens, None) if only is None else Features(tokens[:, :0], tokens)
 
     def each_block(self, images: AnyImages, need_attention: bool = False) -> Iterator[Features]:
         """The output of each block on all patches, before the final norm; with its attention if asked for."""

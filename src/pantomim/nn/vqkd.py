@@ -58,9 +58,11 @@ class VQKDNetworks(nn.Module):
         vocabulary, code_width = self.codebook.shape
         return VQKDSizes(self.encoder.config, vocabulary, code_width)
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
-        """The code of each cell."""
-        return nearest(directions(self.encoder, self.to_code, images), self.codebook)
+    def forward(
+        self, images: Float[Tensor, "B C H W"], only: Int[Tensor, "B M"] | None = None
+    ) -> Int[Tensor, "B N"] | Int[Tensor, "B M"]:
+        """The code of each cell, or `only` of some."""
+        return nearest(directions(self.encoder, self.to_code, images, only), self.codebook)
 
 
 def vqkd_networks(sizes: VQKDSizes) -> VQKDNetworks:
@@ -70,9 +72,11 @@ def vqkd_networks(sizes: VQKDSizes) -> VQKDNetworks:
     return VQKDNetworks(encoder, TaskLayer(encoder.width, sizes.code_width), codebook)
 
 
-def directions(encoder: Encoder, to_code: TaskLayer, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N E"]:
-    """What is compared with the codes: one vector of length 1 a patch."""
-    return F.normalize(to_code(encoder(images).patches), dim=-1)
+def directions(
+    encoder: Encoder, to_code: TaskLayer, images: Float[Tensor, "B C H W"], only: Int[Tensor, "B M"] | None = None
+) -> Float[Tensor, "B _ E"]:
+    """What is compared with the codes: one vector of length 1 a patch, or `only` of some patches."""
+    return F.normalize(to_code(encoder(images, only=only).patches), dim=-1)
 
 
 def nearest(directions: Float[Tensor, "B N E"], codebook: Float[Tensor, "K E"]) -> Int[Tensor, "B N"]:

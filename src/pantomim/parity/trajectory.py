@@ -80,10 +80,11 @@ class GivenIds:
         """The grid of the item."""
         return self.grid
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, only: Tensor | None = None) -> Tensor:
         """The ids of those images that are equal."""
         equal = (images.unsqueeze(1) == self.images).flatten(2).all(dim=2)  # (B, images)
-        return self.ids[equal.int().argmax(dim=1)]
+        ids = self.ids[equal.int().argmax(dim=1)]
+        return ids if only is None else ids.gather(1, only)
 
 
 class _GivenDropPath(DropPath):

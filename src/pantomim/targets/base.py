@@ -3,10 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pantomim.core.modes import Evaluated
+from pantomim.nn.tokens import take
 from pantomim.targets.distance import Distance
 
 
@@ -19,6 +20,10 @@ class Target(Evaluated, ABC):
     @abstractmethod
     def forward(self, images: Float[Tensor, "B C H W"]) -> Tensor:
         """The target of every patch of whole, scaled images: (B, N, K), or (B, N) ids; no gradient."""
+
+    def at(self, images: Float[Tensor, "B C H W"], ids: Int[Tensor, "B M"]) -> Tensor:
+        """The targets of the patches `ids` alone: (B, M, K), or (B, M) ids."""
+        return take(self(images), ids)
 
     def loss(
         self, prediction: Float[Tensor, "B M K"], target: Tensor, weight: Float[Tensor, "B M"] | None = None

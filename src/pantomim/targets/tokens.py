@@ -41,6 +41,11 @@ class TokenTarget(Target):
         """The id of every patch, in raster order."""
         return self.tokenizer(images)
 
+    @torch.no_grad()
+    def at(self, images: Float[Tensor, "B C H W"], ids: Int[Tensor, "B M"]) -> Int[Tensor, "B M"]:
+        """The visual tokens of the patches `ids`; scores of codes are computed for no others."""
+        return self.tokenizer(images, ids)
+
     def loss(
         self, prediction: Float[Tensor, "B M K"], target: Int[Tensor, "B M"], weight: Float[Tensor, "B M"] | None = None
     ) -> Float[Tensor, ""]:

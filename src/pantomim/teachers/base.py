@@ -1,12 +1,14 @@
 """What everything that guides a student has in common: it sees the whole image, and nothing is learned in it."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from contextlib import nullcontext
+from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from pantomim.core.modes import Evaluated
+from pantomim.core.precision import tf32
 
 Query = Literal["class", "mean"]  # whose attention: the class token's, or the mean over all patches'
 
@@ -34,8 +36,13 @@ class Teacher(Evaluated, ABC):
     grid: tuple[int, int]  # the student's
     num_prefix: int = 0  # the class token first; 0 where there is no class token
     frozen: bool = True  # its weights never change, so that they are known by a hash and lie in no checkpoint
-    float32: bool = False  # whatever the run computes in
+    float32: bool = False  # whatever the run computes in; on a GPU products are TF32, unless compiled with the student
     queries: tuple[Query, ...] = ()  # whose attention can be asked for
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """As `forward`; around the compiled network, too."""
+        with tf32() if self.float32 else nullcontext():
+            return super().__call__(*given, **named)
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "B C H W"], query: Query | None = None) -> Guidance:

@@ -15,8 +15,13 @@ class Tokenizer(Protocol):
     def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of ids for images of a height and width; a ValueError, where they do not fit."""
 
-    def __call__(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
-        """The ids in raster order, without gradient; a ValueError, where channels or sides do not fit."""
+    def __call__(
+        self, images: Float[Tensor, "B C H W"], only: Int[Tensor, "B M"] | None = None
+    ) -> Int[Tensor, "B N"] | Int[Tensor, "B M"]:
+        """The ids in raster order, or `only` those of some cells, without gradient.
+
+        A ValueError, where channels or sides do not fit.
+        """
 
 
 @runtime_checkable

@@ -37,17 +37,21 @@ class DVAETokenizer(nn.Module):
         """Rows and columns of ids."""
         return code_grid(image_size, self.stride)
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
-        """Ids of images in [0, 1], in raster order."""
-        return self.logits(images).argmax(dim=1).flatten(1)
+    def forward(
+        self, images: Float[Tensor, "B C H W"], only: Int[Tensor, "B M"] | None = None
+    ) -> Int[Tensor, "B N"] | Int[Tensor, "B M"]:
+        """Ids of images in [0, 1], in raster order, or `only` of some cells."""
+        return self.logits(images, only).argmax(dim=1).flatten(1)
 
     @torch.no_grad()
-    def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K h w"]:
-        """The score of each code in each cell."""
+    def logits(
+        self, images: Float[Tensor, "B C H W"], only: Int[Tensor, "B M"] | None = None
+    ) -> Float[Tensor, "B K h w"]:
+        """The score of each code in each cell; in some cells, as one column."""
         half = self.float16 and images.is_cuda
         with torch.autocast(images.device.type, torch.float16, enabled=half):
             mapped = map_pixels(images)
-            return self.encoder(mapped.contiguous(memory_format=torch.channels_last) if half else mapped)
+            return self.encoder(mapped.contiguous(memory_format=torch.channels_last) if half else mapped, only)
 
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pantomim.nn.tokens import normalise_tokens, patch_grid
+from pantomim.core.precision import tf32
+from pantomim.nn.tokens import normalise_tokens, patch_grid, take
 
 
 class RandomProjectionTokenizer(nn.Module):
@@ -37,8 +38,10 @@ class RandomProjectionTokenizer(nn.Module):
         return patch_grid(image_size, self.patch_size)
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
-        """Ids of images in [0, 1], in raster order; in the pixels' own precision, whatever autocast says."""
+    def forward(
+        self, images: Float[Tensor, "B C H W"], only: Int[Tensor, "B M"] | None = None
+    ) -> Int[Tensor, "B N"] | Int[Tensor, "B M"]:
+        """Ids of images in [0, 1], in raster order, or `only` of some; in the pixels' precision, despite autocast."""
         batch, channels, height, width = images.shape
         if channels != self.in_chans:
             raise ValueError(
@@ -48,7 +51,8 @@ class RandomProjectionTokenizer(nn.Module):
         rows, cols = self.grid_of((height, width))
         cells = images.reshape(batch, channels, rows, self.patch_size, cols, self.patch_size)
         patches = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * cols, -1)
+        patches = patches if only is None else take(patches, only)
         if self.standardised:
             patches = normalise_tokens(patches, unbiased=True, eps=1e-6)
-        with torch.autocast(images.device.type, enabled=False):
+        with tf32(), torch.autocast(images.device.type, enabled=False):
             return (patches @ self.directions.to(patches.dtype)).argmax(dim=-1)

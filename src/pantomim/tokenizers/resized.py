@@ -31,11 +31,13 @@ class ResizedTokenizer(nn.Module):
         """Rows and columns of ids, which are the same for images of every size."""
         return self.tokenizer.grid_of(self.image_size)
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
-        """Ids of images in [0, 1], in raster order."""
+    def forward(
+        self, images: Float[Tensor, "B C H W"], only: Int[Tensor, "B M"] | None = None
+    ) -> Int[Tensor, "B N"] | Int[Tensor, "B M"]:
+        """Ids of images in [0, 1], in raster order, or `only` of some cells."""
         if images.shape[2:] != self.image_size:
             images = F.interpolate(images, self.image_size, mode="bicubic", antialias=True).clamp(0, 1)
-        return self.tokenizer(images)
+        return self.tokenizer(images, only)
 
     def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
         """The images of ids, at the size that the tokenizer sees."""

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pantomim.core.precision import tf32
 from pantomim.nn.vqkd import VQKDNetworks
 
 
@@ -33,10 +34,12 @@ class VQKDTokenizer(nn.Module):
         return self.grid
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
-        """Ids of images in [0, 1], in raster order; the precision is `float16`'s, whatever autocast says."""
-        with torch.autocast(images.device.type, torch.float16, enabled=self.float16 and images.is_cuda):
-            return self.networks(images)
+    def forward(
+        self, images: Float[Tensor, "B C H W"], only: Int[Tensor, "B M"] | None = None
+    ) -> Int[Tensor, "B N"] | Int[Tensor, "B M"]:
+        """Ids of images in [0, 1], in raster order, or `only` of some cells; in `float16`, whatever autocast says."""
+        with tf32(), torch.autocast(images.device.type, torch.float16, enabled=self.float16 and images.is_cuda):
+            return self.networks(images, only)
 
     def decode(self, ids: Int[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
         """Always a ValueError: codes stand for a teacher's features."""

@@ -80,9 +80,9 @@ def test_masked_pixels_reach_the_target_alone_and_visible_tokens_do_not_count() 
     assert not torch.equal(method.target(batch.images), method.target(changed.images))
     ids = method.target(batch.images)
     before = method(batch, draws)["loss"]
-    method.target.tokenizer.forward = lambda _: torch.where(masked, ids, 0)
+    method.target.tokenizer.forward = lambda _, only: torch.where(masked, ids, 0).gather(1, only)
     assert torch.equal(method(batch, draws)["loss"], before)
-    method.target.tokenizer.forward = lambda _: torch.where(masked, 0, ids)
+    method.target.tokenizer.forward = lambda _, only: torch.where(masked, 0, ids).gather(1, only)
     assert method(batch, draws)["loss"] != before
 
 

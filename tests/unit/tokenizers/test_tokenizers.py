@@ -5,11 +5,14 @@ from torch.nn import functional as F
 
 from pantomim.formats.native import load_networks, save_tokenizer
 from pantomim.nn.dvae import DVAENetworks, DVAESizes
+from pantomim.nn.vit import EncoderConfig
+from pantomim.nn.vqkd import VQKDSizes, vqkd_networks
 from pantomim.tokenizers import Picturing, Tokenizer, load_tokenizer
 from pantomim.tokenizers.dvae import DVAETokenizer
 from pantomim.tokenizers.random_projection import RandomProjectionTokenizer
 from pantomim.tokenizers.resized import ResizedTokenizer, on_grid
 from pantomim.tokenizers.usage import code_usage, count_codes, measure_tokenizer, usage_warning
+from pantomim.tokenizers.vqkd import VQKDTokenizer
 
 SIZES = DVAESizes(vocabulary=12, width=8, code_width=6, blocks=1, stride=4)
 SCALE = {"divisor": 255.0, "rule": "uint8"}
@@ -21,6 +24,24 @@ def tokenizer():
     networks = DVAENetworks(SIZES)
     torch.nn.init.normal_(networks.encoder.blocks.output.conv.w, std=3.0)
     return DVAETokenizer(networks.encoder, networks.decoder)
+
+
+@pytest.mark.parametrize("kind", ["dvae", "resized", "projection", "standardised projection", "vqkd"])
+def test_ids_of_some_cells_are_those_among_all(kind, tokenizer):
+    encoder = EncoderConfig((16, 16), 4, width=8, depth=2, heads=2)
+    networks = vqkd_networks(VQKDSizes(encoder, vocabulary=12, code_width=4))
+    torch.nn.init.normal_(networks.codebook)
+    asked = {
+        "dvae": tokenizer,
+        "resized": ResizedTokenizer(tokenizer, (16, 16)),
+        "projection": RandomProjectionTokenizer(4, vocabulary=12),
+        "standardised projection": RandomProjectionTokenizer(4, vocabulary=12, standardised=True),
+        "vqkd": VQKDTokenizer(networks),
+    }[kind]
+    images, only = torch.rand(3, 3, 16, 16), torch.stack([torch.randperm(16)[:6] for _ in range(3)])
+    ids = asked(images)
+    assert len(ids.unique()) > 2
+    assert torch.equal(asked(images, only), ids.gather(1, only))
 
 
 def test_ids_are_the_best_codes_in_raster_order(tokenizer):
