@@ -99,11 +99,7 @@ def mask_spectrum(visible: Bool[np.ndarray, "B h w"]) -> Float[np.ndarray, "B K"
 def field_bands(
     fields: Float[np.ndarray, "B m n"] | Bool[np.ndarray, "B m n"], edges: tuple[float, ...] = BAND_EDGES
 ) -> Float[np.ndarray, "B bands"]:
-    """Mean power of whole fields (or of thresholded ones) in bands of the radial frequency; white noise gives 1.
-
-    A pixel is a patch; a band has its lower edge and not its upper one, and frequency 0 is in none. NaN in a band that
-    so small a field has no frequency in.
-    """
+    """Mean power of fields in bands [low, high) of the radial frequency; white noise gives 1, an empty band NaN."""
     radius = frequencies(*fields.shape[1:])
     bands = [(radius >= low) & (radius < high) & (radius > 0) for low, high in pairwise(edges)]
     return np.concatenate([_binned(periodogram(field[None]), bands) for field in fields])  # one by one: they are large
@@ -228,10 +224,7 @@ def survey(name: str, masker: Masker, grid: tuple[int, int], *, num: int, seed: 
 
 
 def load_photo(path: Path, grid: tuple[int, int]) -> Photo:
-    """A picture cut in its middle to the proportions of the grid, and resized so that patches are whole pixels.
-
-    The first three bands are shown, or the first; numbers other than 8-bit ones are stretched.
-    """
+    """The middle of a picture in the grid's proportions, patches of whole pixels; other values than 8-bit stretched."""
     try:
         image = decode(path.read_bytes())
     except (OSError, BrokenImageError) as error:

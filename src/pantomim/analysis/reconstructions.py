@@ -145,10 +145,7 @@ class Reconstruct(PictureAnalysis):
 def of_the_same_images(
     runs: Sequence[Path], count: int, source: str | None = None
 ) -> tuple[dict[Path, Mapping[str, np.ndarray]], list[str]]:
-    """The arrays of `Reconstruct` of each run that is finished and predicts pixels, and why others have none.
-
-    Images are held out of the data of the first of these, which lie at `source` now.
-    """
+    """Arrays of each finished run that predicts pixels, of the first one's held-out images; why others have none."""
     drawn: dict[Path, Mapping[str, np.ndarray]] = {}
     told: list[str] = []
     dataset: Dataset | None = None

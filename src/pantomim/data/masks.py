@@ -30,10 +30,7 @@ ADE20K = ("annotations", "objectInfo150.txt")  # its folder of masks, and the na
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of a source; found by the names of its images, so that they serve any split and any draw of it.
-
-    Ids are those of the files or, with `reduce_zero`, one less; of the names here too.
-    """
+    """A source's masks, by the names of its images; ids are those of the files or, with `reduce_zero`, one less."""
 
     name: str  # of their folder or array
     ignore: int  # the id of pixels that have no class, in the files and here
@@ -56,10 +53,7 @@ class Masks:
         return zero_reduced(mask, self.ignore) if self.reduce_zero else mask
 
     def numbered(self, image: str, size: tuple[int, ...]) -> UInt8[np.ndarray, "H W"]:
-        """The mask of an image of this height and width as class numbers, `IGNORE` where there is none.
-
-        Raises `BrokenImageError` where it does not fit the image or the list of classes.
-        """
+        """An image's mask as class numbers, `IGNORE` where there is none; `BrokenImageError` if size or ids misfit."""
         mask = self.read(image)
         numbers = self._numbers[mask.clip(-1, len(self._numbers) - 1)]
         if reason := self._misfit(mask.shape, size, _distinct(mask[numbers == IGNORE])):

@@ -1,7 +1,4 @@
-"""What a name means, whichever source it comes from: a folder, a zip, a list, an array or another library's set.
-
-All that is read out of names is read here; the rules are in `docs/data.md`.
-"""
+"""What a name means, whichever source it comes from; the rules are in `docs/data.md`."""
 
 import logging
 import re

@@ -37,10 +37,7 @@ from pantomim.data.names import LOG
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The parts of a source that are read as a whole: that of each image, and of how many images are mixed in training.
-
-    A process that reads keeps so many in memory.
-    """
+    """What is read as a whole: the part of each image, and how many a process mixes in training and keeps in memory."""
 
     of_image: np.ndarray
     at_once: int
@@ -143,10 +140,7 @@ class FileStore(EncodedStore):
         return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
     def sizes(self, positions: Sequence[int]) -> list[int]:
-        """The bytes of each file, asked for by several threads, and with them a checksum of some sixty of the files.
-
-        Which ones, their names say: where a file is gone or new, the others keep their numbers.
-        """
+        """The bytes of each file, by several threads, and a checksum of some sixty files, which their names choose."""
         share = 1 << (len(positions) // 64).bit_length()
 
         def size(position: int) -> int:
@@ -202,11 +196,7 @@ class _Handle:
 
 
 class ZipStore(EncodedStore):
-    """Members of a zip, read in place.
-
-    By offset instead of through `zipfile`, so that a worker need not parse the list of members again (60,000 take half
-    a second).
-    """
+    """Members of a zip, read in place by offset: no worker parses the list again (half a second for 60,000)."""
 
     def __init__(self, path: Path, members: Sequence[zipfile.ZipInfo], names: Sequence[str]) -> None:
         self.path, self.names = path, names

@@ -92,10 +92,7 @@ def draw_labelled(
 
 
 def reduced(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same features in the space that the training images span, where that is smaller.
-
-    Logistic regression with a squared penalty has its weights in that space, so nothing changes but the time.
-    """
+    """The same features in the training images' span, where it is smaller: a squared penalty keeps weights there."""
     if train.shape[1] <= len(train):
         return train, test
     basis = np.linalg.svd(train, full_matrices=False)[2].T

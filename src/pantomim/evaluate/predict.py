@@ -162,10 +162,7 @@ def segment(folder: Path, dataset: Dataset, out: Path, device: torch.device, *, 
 
 
 def mask_places(names: Sequence[str]) -> list[str]:
-    """Where the masks of images lie below a folder, by the images' names without an ending, always inside it.
-
-    The ending stays where names differ in nothing else.
-    """
+    """Where masks lie below a folder, always inside it; an ending stays where names differ in nothing else."""
     parts = [[part for part in PurePosixPath(name).parts if part != "/"] for name in names]
     inside = ["/".join("__" if part == ".." else part for part in path) for path in parts]
     stems = {name: str(PurePosixPath(name).with_suffix("")) for name in inside}

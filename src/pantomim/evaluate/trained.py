@@ -136,10 +136,7 @@ class TaskEvaluation(ABC):
 
     @abstractmethod
     def score(self, trained: Any, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
-        """Scores under "trained", where other results have those of the encoder, and what else is to be written.
-
-        Under "against" how they differ from `theirs`, if these are given: the scores of the run `against`.
-        """
+        """Scores under "trained", what else is to be written, and under "against" how they differ from `theirs`."""
 
     @abstractmethod
     def words(self, result: Mapping[str, Any]) -> list[str]:

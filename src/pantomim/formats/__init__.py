@@ -37,10 +37,7 @@ PREFIXES = tuple(f"{library}:" for library in LIBRARIES)  # what the names of ot
 
 
 def load(spec: str | Path, image_size: tuple[int, int] | None = None) -> Encoder | WrappedEncoder:
-    """As `load_encoder`, for images of another size if one is given, with the `transform` from pictures to its images.
-
-    What was done to positions is logged.
-    """
+    """As `load_encoder`, resized if asked, with the `transform` from pictures; what positions underwent is logged."""
     encoder = load_encoder(spec)
     if image_size is not None and image_size != encoder.image_size:
         own, encoder = encoder.image_size, resized_encoder(encoder, image_size)

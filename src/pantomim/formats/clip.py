@@ -63,10 +63,7 @@ def clip_encoder(
     mean: tuple[float, ...] = MEAN,
     std: tuple[float, ...] = STD,
 ) -> TimmEncoder:
-    """The tower that weights under OpenAI's names make, in float32 or float64; every name and shape must be right.
-
-    Without `heads` they are 64 wide; `norm_eps` is that of every layer norm.
-    """
+    """The tower of weights under OpenAI's names, each of which must be right; without `heads` they are 64 wide."""
     from timm.models.vision_transformer import VisionTransformer
 
     absent = [name for name, dims in TELLING.items() if name not in weights or weights[name].dim() != dims]

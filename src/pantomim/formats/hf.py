@@ -1,7 +1,4 @@
-"""Vision transformers of the transformers library: `hf:NAME` downloads, `hf:FOLDER` reads what `save_pretrained` wrote.
-
-They are run as they are; the library hands out the output of each block and the attention of the last.
-"""
+"""Vision transformers of transformers, run as they are: `hf:NAME` downloads, `hf:FOLDER` reads a saved one."""
 
 import copy
 import inspect
@@ -151,11 +148,7 @@ def our_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_hf(name: str) -> HFEncoder:
-    """A vision transformer of this name or in this folder as an encoder, in evaluation mode, in float32.
-
-    Raises:
-        ConnectionError: if the weights are neither in the cache nor to be had.
-    """
+    """A vision transformer of this name or folder, in float32; `ConnectionError`: its weights cannot be had."""
     try:
         import transformers  # takes seconds, so only where it is needed
     except ImportError as error:

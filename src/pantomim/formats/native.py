@@ -50,10 +50,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def save_encoder(folder: str | Path, encoder: Encoder, *, scale: Any, recipe: str) -> None:
-    """Write `encoder.safetensors` and `encoder.json` into a folder; the weights keep their dtype.
-
-    `scale` is the data set's rule from stored values to the encoder's input: a dataclass or a mapping.
-    """
+    """Write `encoder.safetensors` and `encoder.json`; `scale` is the data's rule: a dataclass or a mapping."""
     about = timm_entry(encoder.config) | _describe(encoder, scale, recipe)
     write_pair(folder, ENCODER, encoder.state_dict(), about)
 
@@ -110,10 +107,7 @@ def read_frozen(path: str | Path) -> dict[str, str] | None:
 
 
 def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, recipe: str, **about: Any) -> None:
-    """Write `classifier.safetensors` and `classifier.json` into a folder; arguments as for `save_encoder`.
-
-    `about` is stated beside: the names of the classes, which step was chosen, how a test image is cut.
-    """
+    """Write `classifier.safetensors` and `classifier.json`; what is to be known `about` it is stated beside."""
     head = {"num_classes": classifier.head.out_features, "pool": classifier.pool}
     entry = timm_entry(classifier.encoder.config, classifier.pool, classifier.head.out_features)
     stated = {"classifier": head, **_describe(classifier.encoder, scale, recipe), **about}
@@ -279,10 +273,7 @@ def describe_positions(module: Encoder | MAEDecoder) -> TableName | Literal["non
 
 
 def timm_entry(config: EncoderConfig, pool: Pool | None = None, num_classes: int = 0) -> dict[str, Any]:
-    """What a description states of timm's network with the same names and features; empty if it is not MAE's or BEiT's.
-
-    `pool` is a classifier's; None: of an encoder alone.
-    """
+    """What a description states of timm's same network, of an encoder or a classifier's `pool`; {}: timm has none."""
     if any(getattr(config, part) != getattr(EncoderConfig, part) for part in ("mlp", "norms", "rope")):
         return {}
     if config.position == "none" or config.attention_bias != "qkv" or config.relative_position != "none":

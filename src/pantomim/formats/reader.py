@@ -121,11 +121,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_weights(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU: a state dict, an entry of a checkpoint, or a whole module's.
-
-    `wrappers` name the entries that may hold the weights, the preferred first. ValueError: it holds none, is damaged,
-    or would have to run code to be read.
-    """
+    """A file's tensors by name, on the CPU, under the first of `wrappers` that it has; `ValueError` if unreadable."""
     return weights_of(path, read_content(path), wrappers)
 
 

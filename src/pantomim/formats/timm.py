@@ -255,11 +255,7 @@ def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
 
 
 def _matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> EncoderConfig | None:
-    """The config of an `Encoder` that is the same network up to the final norm, or None.
-
-    The same network: timm's plain class, and module by module the structure (norms and their eps, activations, biases,
-    layer scale ...) that timm's ViT has for that config.
-    """
+    """The config of an `Encoder` that is, module by module, timm's plain network up to the final norm; else None."""
     from timm.layers import Mlp
     from timm.models.vision_transformer import Block, VisionTransformer
 

@@ -54,10 +54,7 @@ class Untold:
 
 
 def as_trainable(wrapped: Any, model: nn.Module, weights: Mapping[str, Tensor], untold: Untold) -> Encoder:
-    """The encoder that weights under our names make, in evaluation mode; `wrapped` is the network as it is run.
-
-    A ValueError says what is in the way, also if the two compute different features of an image.
-    """
+    """The encoder of weights under our names; a `ValueError` if its features of an image are not `wrapped`'s."""
     source, found = wrapped.source, dict(weights)
     if absent := [name for name, dims in TELLING.items() if name not in found or found[name].dim() != dims]:
         raise not_trainable(source, model, f"it has no {', '.join(absent)}, or of another shape")

@@ -25,10 +25,7 @@ class LastBlocks(NamedTuple):
 
 
 class WrappedEncoder(nn.Module, ABC):
-    """A network of another library, without its head; it standardises the scaled images for itself.
-
-    `source` is how the user names it (timm:NAME), `projection` what CLIP's tower has after its final norm.
-    """
+    """A network of another library without its head, named `source` by users; it standardises images itself."""
 
     mean: Tensor
     std: Tensor

@@ -106,10 +106,7 @@ def trajectory_dbot(item: Item) -> Computed:
 
 
 def dbot_full_sequence(item: Item) -> Computed:
-    """The symmetric variant, which is BEiT with a feature target: predictions, four distances, every gradient.
-
-    With the class token among what is predicted, as no recipe has it, the parts are put together here.
-    """
+    """The symmetric variant, BEiT with a feature target, from its parts: no recipe predicts the class token."""
     images, masked, with_class = item.input("images"), item.input("mask"), item.config["reconstruct_class_token"]
     method, counts = BEiTConfig(encoder=beit.beit_encoder(item)), masked.sum(dim=1)
     mask = Mask.from_masked(masked, int(counts.max()), varies=True)

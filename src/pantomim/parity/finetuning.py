@@ -229,20 +229,14 @@ def downstream_finetune_extras(item: Item) -> Computed:
 
 
 def _dealt(permutation: Tensor, ranks: int, rank: int) -> Tensor:
-    """What one process sees of images that come three times in a row, in an epoch as long as one without repeats.
-
-    Source: DeiT's sampler, which dBOT's transfer runs use; it cuts an epoch down to a multiple of 256 images.
-    """
+    """What one process sees of images three times in a row, an epoch cut to a multiple of 256: DeiT's sampler."""
     order = permutation.repeat_interleave(3)
     padded = torch.cat([order, order[: -len(order) % ranks]])  # the same number for all processes
     return padded[rank::ranks][: len(permutation) // 256 * 256 // ranks]
 
 
 def _transfer_rate(schedule: Schedule, epoch: float) -> float:
-    """By whole epochs, an epoch late, as timm's scheduler is told the epoch that is over; one cosine over all epochs.
-
-    Source: dBOT's `evaluation/eval_cls.py`.
-    """
+    """By whole epochs, an epoch late, one cosine over all: timm's scheduler in dBOT's `evaluation/eval_cls.py`."""
     over = max(math.floor(epoch) - 1, 0)
     return schedule.mae(over) if over < schedule.warmup else replace(schedule, warmup=0).mae(over)
 

@@ -132,10 +132,7 @@ def decay_used(groups: Iterable[Mapping[str, Any]]) -> float:
 
 
 def in_order(mask: Mask, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """A mask in the authors' order of patches, which is that of the noise, visible ones first.
-
-    Returns: where each of their visible patches is among ours, which are in raster order; the item's outputs.
-    """
+    """Where the authors' visible patches, in the noise's order, are among ours; and the item's outputs."""
     kept, masked = (noise.gather(1, ids).argsort(dim=1) for ids in (mask.ids_keep, mask.ids_mask))
     ids_keep, ids_dump = mask.ids_keep.gather(1, kept), mask.ids_mask.gather(1, masked)
     ids_shuffle = torch.cat([ids_keep, ids_dump], dim=1)

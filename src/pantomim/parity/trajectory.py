@@ -221,10 +221,7 @@ class Run:
         return {f"numbers/parameter_groups/{name}": exact(ours.get(name) == theirs.get(name)) for name in names}
 
     def _replace_drop_paths(self) -> None:
-        """Draw stochastic depth from the item: a module's own numbers first, then those of a second pass.
-
-        What is no module of ours is a copy of the encoder that shares its weights, and runs after it.
-        """
+        """Draw stochastic depth from the item; what is no module of ours is a copy of the encoder, run after it."""
         modules = {name: part for name, part in self.method.named_modules() if isinstance(part, DropPath)}
         ours = {self.names(name): name for name in modules}
         given: dict[str, list[Tensor]] = {}

@@ -45,10 +45,7 @@ class ItemResult:
 
 
 def verify(folder: str | Path) -> list[ItemResult]:
-    """Rebuild every item of a folder (`NAME.json` + `NAME.safetensors`) in float64 and compare all it expects.
-
-    A ValueError, if the folder holds no item.
-    """
+    """Rebuild each item (`NAME.json` + `NAME.safetensors`) in float64 and compare all; `ValueError` without any."""
     folder = Path(folder)
     names = sorted({path.stem for ending in ("json", "safetensors") for path in folder.glob(f"*.{ending}")})
     if not names:

@@ -64,10 +64,7 @@ class Continued(Family):
 
 
 def continued(run: Pretrain, init: str, num_images: int) -> Pretrain:
-    """A bare method's run as a continuation of `init`, whose encoder it has.
-
-    A teacher that is not named, or random, is the network as it is at the start.
-    """
+    """A bare method's run as a continuation of `init`; a teacher not named, or random, is that network at the start."""
     method: Any = run.method
     if hasattr(method, "predict_class"):
         method = replace(method, predict_class=None)  # SigLIP has no class token

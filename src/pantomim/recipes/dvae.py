@@ -110,10 +110,7 @@ def check_range(facts: Facts) -> None:
 
 
 def fitted(config: Pretrain, num_images: int, given: Collection[str] = ()) -> Pretrain:
-    """The same run with schedules of its length, and weights averaged over fewer steps where it is short.
-
-    Only for discrete auto-encoders; settings whose dotted names are `given` stay as they are.
-    """
+    """An auto-encoder's run with schedules of its length, but for `given` settings; any other run as it is."""
     method = config.method
     if not isinstance(method, DVAEConfig):
         return config

@@ -369,10 +369,7 @@ def _with_target(
 
 
 def _with_momentum(prepared: Prepared, guide: TeacherConfig) -> Prepared:
-    """The same with an EMA teacher's momentum for the length of the run, as bare data2vec has it.
-
-    The number of images decides how long a run is whose length is in epochs; without data the momentum stays.
-    """
+    """An EMA teacher's momentum for the length of the run, as bare data2vec's; where that is not known it stays."""
     run, num_images = prepared.config, prepared.num_images
     length = run.duration.steps
     if length is None:

@@ -110,10 +110,7 @@ CIFAR10 = {
 
 
 def scale(paper: Pretrain, to: Scale) -> Pretrain:
-    """A published recipe at another scale: its encoder gets the sizes of the scale, and MAE's decoder follows it.
-
-    Masks, targets and the rest of the method stay. Colours are changed as in the paper where images have any.
-    """
+    """A published recipe at another scale, MAE's decoder too; masks, targets and what is done to colours stay."""
     method: Any = paper.method
     parts: dict[str, Any] = {"encoder": to.encoder_like(method.encoder)}
     width = parts["encoder"].width
@@ -149,10 +146,7 @@ def choose_patch(image_size: tuple[int, int], sides: tuple[int, ...] = (16, 8, 4
 def choose_image_size(
     facts: Facts, largest: int = MAX_SIDE, square: int = 224, sides: tuple[int, ...] = (16, 8, 4)
 ) -> tuple[int, int]:
-    """The images' common size, rounded down to the patch.
-
-    Where they have none, or it is above `largest`: a square of their median shorter side, up to `square`.
-    """
+    """The images' common size in whole patches; without one up to `largest`, the median shorter side, to `square`."""
     height, width = facts.size or (0, 0)
     if facts.size is None or max(height, width) > largest:
         height = width = min(facts.median_shorter_side, square)

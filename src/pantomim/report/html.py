@@ -39,10 +39,7 @@ def fill_template(template: str, styles: Sequence[str] = ("page.css",), /, **val
 
 
 def data_uri(picture: np.ndarray, kind: Literal["PNG", "JPEG", "WEBP"] = "PNG") -> str:
-    """A data URI of an 8-bit picture (H, W, C): gray, RGB, each maybe with opacity, which JPEG has not.
-
-    JPEG and WebP are smaller, and not exact.
-    """
+    """A data URI of an 8-bit picture (H, W, C), gray or RGB, maybe with opacity; JPEG and WebP are not exact."""
     buffer = io.BytesIO()
     shown = picture[:, :, 0] if picture.shape[2] == 1 else picture
     Image.fromarray(np.ascontiguousarray(shown)).save(buffer, kind, optimize=kind == "PNG", quality=88)

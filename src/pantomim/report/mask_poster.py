@@ -24,11 +24,7 @@ RULED = 40  # patches: on larger grids no lines are drawn between them
 def draw_poster(
     surveys: Sequence[MaskSurvey], samples: int, overlays: Sequence[tuple[Photo, int]], brightest: float
 ) -> bytes:
-    """One column a strategy, the spectra below all of them; as a PNG.
-
-    At most two of the samples are shown, and two of the photos that lie under masks. Colour is full from a mean
-    visibility of `brightest` on.
-    """
+    """As a PNG: a column a strategy, up to two samples and photos, colour full from `brightest`; spectra below."""
     rows, columns = surveys[0].grid
     looks: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(_cells, (index,)) for index in range(min(samples, 2))]
     looks += [(_photo, overlay) for overlay in overlays[:2]]

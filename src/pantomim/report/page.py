@@ -54,11 +54,7 @@ def make_report(run: str | Path, headline: str | None = None, out: Path | None =
 
 
 def report_of(run: str | Path, headline: str | None = None) -> str:
-    """The page of a run folder as HTML.
-
-    `headline` names the evaluation shown first, by its file without `.json`; None: the linear probe with all labels,
-    else the next in a fixed order that does not look at the scores.
-    """
+    """The page of a run folder as HTML; `headline` names the evaluation shown first, by its file without `.json`."""
     folder = read_run(run)
     results = read_results(folder.evaluations)
     stems = [result.stem for result in results]

@@ -47,10 +47,7 @@ NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 @dataclass(frozen=True)
 class Score:
-    """A share; where the evaluation was repeated, with its std, and the share of each repetition if known.
-
-    `error` is its standard error over draws of the test images, if the evaluation says it.
-    """
+    """A share, its std and each repetition where repeated; `error`: its standard error over draws of test images."""
 
     value: float
     std: float | None = None

@@ -92,10 +92,7 @@ def render(path: Path, stages: list[RunFolder]) -> str:
 
 
 def side_by_side(found: list[list[BlockFacts]]) -> list[BlockFacts]:
-    """By analysis, all stages that were measured on the same images, to be drawn with the same axes.
-
-    Maps of CKA are each stage's own.
-    """
+    """By analysis, stages measured on the same images, to share axes; maps of CKA are each stage's own."""
     alike: dict[tuple[str, ...], list[tuple[int, BlockFacts]]] = {}
     for kind in LAYERS:
         for number, stage in enumerate(found):

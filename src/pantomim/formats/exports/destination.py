@@ -37,10 +37,7 @@ class Destination(ABC):
 
     @abstractmethod
     def write(self, network: Network, folder: Path) -> tuple[str, str]:
-        """Write the files; gives what it is there, in words, and lines of Python that load it from the current folder.
-
-        A ValueError says what is in the way.
-        """
+        """Write the files; gives what it is, in words, and Python that loads it. `ValueError`: what is in the way."""
 
     @abstractmethod
     def read(self, network: Network, folder: Path) -> Loaded:

@@ -47,10 +47,7 @@ TESTED: dict[str, Interpolation] = {CLASSIFIER: "bicubic", SEGMENTER: "bilinear"
 
 
 class Outputs(nn.Module):
-    """A network whose outputs have names: "prefix", where there are prefix tokens, and "patches"; or "logits".
-
-    A segmenter's logits are those of every pixel.
-    """
+    """A network whose outputs have names: "prefix" where there is one, and "patches"; or "logits", of a pixel each."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -115,10 +112,7 @@ class Network:
 def open_network(
     spec: str | Path, load_encoder: Callable[[str | Path], Any], image_size: tuple[int, int] | None = None
 ) -> Network:
-    """The network of a run, its classifier or segmenter if it has one; of a file of ours; or an encoder of others.
-
-    Encoders of other libraries become ours where they can.
-    """
+    """The network of a run (its head, if it has one), of a file of ours, or of others, as ours where it can be."""
     path = Path(spec)
     is_file = path.suffix == ".safetensors" and path.stem in KINDS and path.with_suffix(".json").is_file()
     folder, kinds = (path.parent, (path.stem,)) if is_file else (path, tuple(KINDS))
@@ -174,10 +168,7 @@ def facts(network: Network) -> dict[str, Any]:
 
 
 def images_to_try(network: Network, images: str | None) -> tuple[Float[Tensor, "B C h w"], str]:
-    """Images that the network takes, and what they are in words: of a source, or without one of the run's data.
-
-    Where there are none, or they cannot be read, images are drawn.
-    """
+    """Images that the network takes, and what they are: of a source, else of the run's data, else drawn."""
     transform = network.transform
     try:
         dataset = _data_of(network.folder) if images is None else open_source(images, "all")
