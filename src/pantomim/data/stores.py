@@ -18,20 +18,8 @@ import numpy as np
 from PIL import EpsImagePlugin, Image
 
 from pantomim.core.foreign import reason
-from pantomim.data.decoding import (
-    BrokenImageError,
-    Header,
-    StoredMask,
-    as_ids,
-    band_axis,
-    bands_first,
-    check_memory,
-    decode,
-    decode_header,
-    decode_mask,
-    from_picture,
-    plain,
-)
+from pantomim.data import decoding
+from pantomim.data.decoding import BrokenImageError, Header, StoredMask, band_axis, bands_first, decode, plain
 from pantomim.data.names import LOG
 
 
@@ -58,7 +46,7 @@ class Store(ABC):
 
     def decode_mask(self, position: int) -> StoredMask:
         """One mask, class ids as they are stored; raises `BrokenImageError`."""
-        return StoredMask(as_ids(self.decode(position)))
+        return StoredMask(decoding.as_ids(self.decode(position)))
 
     @abstractmethod
     def header(self, position: int) -> Header:
@@ -88,10 +76,10 @@ class EncodedStore(Store):
         return decode(self._bytes(position))
 
     def decode_mask(self, position: int) -> StoredMask:
-        return decode_mask(self._bytes(position))
+        return decoding.decode_mask(self._bytes(position))
 
     def header(self, position: int) -> Header:
-        return decode_header(self._bytes(position))
+        return decoding.decode_header(self._bytes(position))
 
     def held(self, positions: np.ndarray, limit: int) -> "BytesStore | None":
         """These files in memory, if they take at most `limit` bytes; a file that cannot be read is held empty."""
@@ -162,7 +150,7 @@ class FileStore(EncodedStore):
         """The header of one file, of which only the beginning is read."""
         if not self.num_bytes(position):
             self._bytes(position)  # raises, with the reason
-        return decode_header(self._path(position))
+        return decoding.decode_header(self._path(position))
 
     def _path(self, position: int) -> Path:
         return self.root / self._paths[position]
@@ -216,7 +204,7 @@ class ZipStore(EncodedStore):
         if header[:4] != b"PK\x03\x04":
             raise BrokenImageError("is not where the zip says")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
-        check_memory(size, packed if packed <= self._num_bytes else 0)
+        decoding.check_memory(size, packed if packed <= self._num_bytes else 0)
         start = offset + 30 + name_length + extra_length
         data = self._files.read(self.path, min(packed, self._num_bytes), start)
         if method == zipfile.ZIP_DEFLATED:
@@ -298,7 +286,9 @@ class PictureStore(Store):
                 return decode(picture["bytes"] or Path(picture["path"]))
         except Exception as error:  # whatever the other library's decoder raises
             raise BrokenImageError(reason(error)) from error
-        return from_picture(picture) if isinstance(picture, Image.Image) else plain(bands_first(np.asarray(picture)))
+        if isinstance(picture, Image.Image):
+            return decoding.from_picture(picture)
+        return plain(bands_first(np.asarray(picture)))
 
     def header(self, position: int) -> Header:
         """By decoding: the other library has no headers."""

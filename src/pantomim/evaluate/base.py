@@ -29,15 +29,8 @@ from pantomim.core.reading import read_json
 from pantomim.data.dataset import Dataset
 from pantomim.data.stats import channel_stats
 from pantomim.engine.runtime import usable_device
-from pantomim.evaluate.features import (
-    AnyEncoder,
-    FeatureTable,
-    check_images,
-    collapse_warning,
-    extract,
-    pixel_table,
-    random_init_encoder,
-)
+from pantomim.evaluate import features
+from pantomim.evaluate.features import AnyEncoder, FeatureTable, extract
 from pantomim.evaluate.parts import Labelled, MaskedParts, Tables, make_parts, open_labelled
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
@@ -206,7 +199,7 @@ class Bench:
             yield name, divided(hash_weights(encoder.state_dict()), partial(extract, encoder, batch_size=chunk))
         if self.pixels:
             stats = channel_stats(self.train)
-            yield "pixels", divided("pixels", lambda dataset: pixel_table(dataset, size, stats))
+            yield "pixels", divided("pixels", lambda dataset: features.pixel_table(dataset, size, stats))
 
 
 def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None = None) -> dict[str, Any]:
@@ -224,14 +217,14 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
     loaded = load_encoder(evaluation.encoder)
     opened = evaluation.open(memo)
     train, test = opened.parts["train"], opened.parts["test"]
-    check_images(loaded, train)
+    features.check_images(loaded, train)
     device = usable_device("Evaluation", evaluation.device)
     size = evaluation.image_size or opened.size_for(loaded)
     own_grid, reference = loaded.grid, resized_encoder(loaded, size).to(device)
-    warning = collapse_warning(reference, train)
+    warning = features.collapse_warning(reference, train)
     encoders = {"trained": reference} if "trained" in evaluation.contenders else {}
     if "untrained" in evaluation.contenders:
-        encoders["untrained"] = resized_encoder(random_init_encoder(loaded, evaluation.seed), size).to(device)
+        encoders["untrained"] = resized_encoder(features.random_init_encoder(loaded, evaluation.seed), size).to(device)
     before = {name: hash_weights(encoder.state_dict()) for name, encoder in encoders.items()}
     with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
         bench = Bench(evaluation, opened, train, test, reference, own_grid, encoders, device, memo, Path(folder))

@@ -25,16 +25,7 @@ from pantomim.data.layout import part_names
 from pantomim.data.masks import Masks
 from pantomim.data.sources import open_split, read_contents
 from pantomim.engine.runtime import usable_device
-from pantomim.evaluate.base import (
-    PROTOCOL_VERSION,
-    Scores,
-    free_path,
-    left_out,
-    place_of,
-    read_scored,
-    refuse_other_scores,
-    write_result,
-)
+from pantomim.evaluate import base
 from pantomim.evaluate.features import check_images, collapse_warning
 from pantomim.formats.native import CLASSIFIER, SEGMENTER, damaged, read_description
 
@@ -135,7 +126,7 @@ class TaskEvaluation(ABC):
         return None
 
     @abstractmethod
-    def score(self, trained: Any, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
+    def score(self, trained: Any, dataset: Dataset, theirs: base.Scores | None) -> dict[str, Any]:
         """Scores under "trained", what else is to be written, and under "against" how they differ from `theirs`."""
 
     @abstractmethod
@@ -168,11 +159,11 @@ class TaskEvaluation(ABC):
         key = whole.key() | ({} if masks is None else masks.key(whole.names))
         check_out(f"{owner}.out", path, [".json"])
         settings = {name: value for name, value in to_dict(self).items() if name not in RUN_WIDE}
-        refuse_other_scores(owner, self.out, settings, self.data, protocol=self.stem, **{kind: self.run})
+        base.refuse_other_scores(owner, self.out, settings, self.data, protocol=self.stem, **{kind: self.run})
         dataset = whole.part(self.test_images)
         about = {
             "spec": self.data,
-            "place": place_of(self.data),
+            "place": base.place_of(self.data),
             "test_split": dataset.split,
             "channels": dataset.channels,
             "scale": asdict(dataset.scale),
@@ -189,7 +180,7 @@ class TaskEvaluation(ABC):
         broken = [asdict(image) for image in dataset.broken]
         result = {
             "protocol": self.stem,
-            "protocol_version": PROTOCOL_VERSION,
+            "protocol_version": base.PROTOCOL_VERSION,
             "dataset": dataset.name,
             "data": {**about, "num_test": len(dataset) - len(broken), "broken": broken},
             "labels_per_class": None,
@@ -202,14 +193,14 @@ class TaskEvaluation(ABC):
             "warnings": [] if warning is None else [warning],
             "wall_s": round(time.perf_counter() - begin, 2),
         }
-        path = self.out or free_path(path, result)
-        write_result(path, result)
+        path = self.out or base.free_path(path, result)
+        base.write_result(path, result)
         return path, result
 
-    def scores_of(self, other: str, key: Mapping[str, Any]) -> Scores:
+    def scores_of(self, other: str, key: Mapping[str, Any]) -> base.Scores:
         """What another run scored on the same images, which the key identifies."""
         path = self.path_of(other)
-        found = [read_scored(file) for file in sorted(path.parent.glob(f"{glob.escape(path.stem)}*.json"))]
+        found = [base.read_scored(file) for file in sorted(path.parent.glob(f"{glob.escape(path.stem)}*.json"))]
         drawn = [each for each in found if each.get("settings", {}).get("test_images") == self.test_images]
         result = next((each for each in drawn if each["data"].get("key") == key), None)
         if result is None:
@@ -226,4 +217,4 @@ class TaskEvaluation(ABC):
             low, high = (f"{100 * end:+.1f}" for end in other["interval"])
             than = "the same training from scratch" if other.get("from_scratch") else other[self.network.kind]
             words.append(f"{100 * other['difference']:+.1f} points against {than} ({low} to {high})")
-        return f"{result['protocol']} on {result['dataset']}: {', '.join(words)}{left_out(result)}"
+        return f"{result['protocol']} on {result['dataset']}: {', '.join(words)}{base.left_out(result)}"

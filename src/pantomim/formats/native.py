@@ -41,10 +41,8 @@ ENCODER, DECODER, PREDICTOR, CLASSIFIER = NAMES = ("encoder", "decoder", "predic
 SEGMENTER = "segmenter"
 DECODER_SIZES = ("width", "depth", "heads", "mlp_ratio")
 TOKENIZER = "tokenizer"
-TOKENIZER_KINDS: dict[str, tuple[Any, Callable[..., DVAENetworks | VQKDNetworks]]] = {
-    "dvae": (DVAESizes, DVAENetworks),
-    "vqkd": (VQKDSizes, vqkd_networks),
-}
+TOKENIZER_KINDS: dict[str, tuple[Any, Callable[..., DVAENetworks | VQKDNetworks]]]
+TOKENIZER_KINDS = {"dvae": (DVAESizes, DVAENetworks), "vqkd": (VQKDSizes, vqkd_networks)}
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -18,17 +18,9 @@ from pantomim.data.record import RECORD, read_record
 from pantomim.data.sources import open_source, open_split, read_contents
 from pantomim.data.stats import check_scale
 from pantomim.data.stream import evaluation_batches
+from pantomim.formats import native
 from pantomim.formats.layout import initial_weights_unused
-from pantomim.formats.native import (
-    CLASSIFIER,
-    ENCODER,
-    SEGMENTER,
-    build_classifier,
-    build_encoder,
-    build_segmenter,
-    fill_pair,
-    read_description,
-)
+from pantomim.formats.native import CLASSIFIER, ENCODER, SEGMENTER, read_description
 from pantomim.formats.transform import Transform
 from pantomim.formats.wrapped import WrappedEncoder, check_cells, resized_encoder
 from pantomim.nn.heads import Classifier, Pool
@@ -39,9 +31,9 @@ from pantomim.nn.vit import Encoder, Interpolation
 
 NUM_IMAGES = 12
 KINDS: dict[str, Callable[[Mapping[str, Any]], Any]] = {  # the network of a folder is the first that is there
-    CLASSIFIER: build_classifier,
-    SEGMENTER: build_segmenter,
-    ENCODER: build_encoder,
+    CLASSIFIER: native.build_classifier,
+    SEGMENTER: native.build_segmenter,
+    ENCODER: native.build_encoder,
 }
 TESTED: dict[str, Interpolation] = {CLASSIFIER: "bicubic", SEGMENTER: "bilinear"}
 
@@ -125,7 +117,9 @@ def open_network(
                 encoder.scale = scale
         network = Network(str(spec), ENCODER, encoder)
     else:
-        network = Network(str(spec), kind, fill_pair(folder, kind, KINDS[kind]), folder, read_description(folder, kind))
+        network = Network(
+            str(spec), kind, native.fill_pair(folder, kind, KINDS[kind]), folder, read_description(folder, kind)
+        )
     if image_size is not None:
         network = replace(network, module=_resized(network, image_size))
     return replace(network, module=network.module.float().eval())
