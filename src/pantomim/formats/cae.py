@@ -34,15 +34,9 @@ PARTS = (
 )
 # Inside a block of the regressor, and of the attentive probe: there and here.
 CROSS = (
-    ("gamma_1_cross", "gamma_1"),
-    ("gamma_2_cross", "gamma_2"),
-    ("norm1_q.", "norm_q."),
-    ("norm1_k.", "norm_k."),
-    ("norm1_v.", "norm_v."),
-    ("norm2_cross.", "norm2."),
-    ("cross_attn.", "attn."),
-    ("mlp_cross.", "mlp."),
-)
+    ("gamma_1_cross", "gamma_1"), ("gamma_2_cross", "gamma_2"), ("norm1_q.", "norm_q."), ("norm1_k.", "norm_k."),
+    ("norm1_v.", "norm_v."), ("norm2_cross.", "norm2."), ("cross_attn.", "attn."), ("mlp_cross.", "mlp."),
+)  # fmt: skip
 HEADS = {192: 12, 384: 12, 768: 12, 1024: 16}  # of the published sizes, encoder and regressor alike
 NECKS = ("pretext_neck.", "regresser.")  # of the two releases
 COPIES = ("teacher.", "alignment_encoder.")  # of the encoder, by release; not needed

@@ -25,19 +25,11 @@ Activation = Literal["quick_gelu", "gelu"]
 
 # Theirs and timm's, in the order in which they are replaced.
 NAMES = (
-    ("conv1.", "patch_embed.proj."),
-    ("transformer.resblocks.", "blocks."),
-    ("ln_pre.", "norm_pre."),
-    ("ln_post.", "norm."),
-    ("ln_", "norm"),
-    ("attn.in_proj_", "attn.qkv."),
-    ("attn.out_proj.", "attn.proj."),
-    ("mlp.c_fc.", "mlp.fc1."),
-    ("mlp.c_proj.", "mlp.fc2."),
-    ("ls_", "ls"),
-    ("class_embedding", "cls_token"),
+    ("conv1.", "patch_embed.proj."), ("transformer.resblocks.", "blocks."), ("ln_pre.", "norm_pre."),
+    ("ln_post.", "norm."), ("ln_", "norm"), ("attn.in_proj_", "attn.qkv."), ("attn.out_proj.", "attn.proj."),
+    ("mlp.c_fc.", "mlp.fc1."), ("mlp.c_proj.", "mlp.fc2."), ("ls_", "ls"), ("class_embedding", "cls_token"),
     ("positional_embedding", "pos_embed"),
-)
+)  # fmt: skip
 FIRST_MLP = "transformer.resblocks.0.mlp.c_fc.weight"
 TELLING = {"conv1.weight": 4, "positional_embedding": 2, "class_embedding": 1, "proj": 2, FIRST_MLP: 2}
 

@@ -40,10 +40,7 @@ class ImportReport:
         return "\n".join([*lines, f"wrote {', '.join(self.files)} to {self.out}"])
 
 
-RELATIVE = {
-    "shared": "relative, one table shared by the blocks",
-    "blocks": "relative, a table in each of the blocks",
-}
+RELATIVE = {"shared": "relative, one table shared by the blocks", "blocks": "relative, a table in each of the blocks"}
 
 
 def write_found(found: Found, source: Path, folder: Path) -> ImportReport:

@@ -118,11 +118,7 @@ class WrappedEncoder(nn.Module, ABC):
         """Scaled images as the network takes them."""
         return normalised(self, images, next(self.model.parameters()).dtype)
 
-    def forward(
-        self,
-        images: AnyImages,
-        ids_keep: Int[Tensor, "B V"] | None = None,
-    ) -> Features:
+    def forward(self, images: AnyImages, ids_keep: Int[Tensor, "B V"] | None = None) -> Features:
         """Encode whole images, scaled but not normalised; after the final norm."""
         if ids_keep is not None:
             raise ValueError(

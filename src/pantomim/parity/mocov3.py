@@ -11,12 +11,9 @@ from pantomim.parity.networks import encoder_config
 from pantomim.parity.trajectory import Run
 
 PARTS = {  # ours and the authors'
-    "encoder": "base_encoder.",
-    "projector": "base_encoder.head.",
-    "predictor_head": "predictor.",
-    "teacher_encoder": "momentum_encoder.",
-    "teacher_projector": "momentum_encoder.head.",
-}
+    "encoder": "base_encoder.", "projector": "base_encoder.head.", "predictor_head": "predictor.",
+    "teacher_encoder": "momentum_encoder.", "teacher_projector": "momentum_encoder.head.",
+}  # fmt: skip
 
 
 def trajectory_mocov3(item: Item) -> Computed:

@@ -173,10 +173,7 @@ def _counted(counts: Tensor) -> dict[str, Tensor]:
     """Pixels by class, and the IoU of each: -1 where it is neither labelled nor predicted."""
     hits, predicted, labelled = counts
     outputs = {"intersection": hits, "predicted": predicted, "labelled": labelled}
-    return outputs | {
-        "union": predicted + labelled - hits,
-        "iou": intersection_over_union(counts).nan_to_num(-1),
-    }
+    return outputs | {"union": predicted + labelled - hits, "iou": intersection_over_union(counts).nan_to_num(-1)}
 
 
 def downstream_optimizer_groups(item: Item) -> Computed:

@@ -111,13 +111,9 @@ def prepare(
         prepared = _from_data(family, data, scale, size, init, subset or {}, balanced, _found(begun))
     else:
         prepared = Prepared(**vars(_named(name, trains)))
-    run = prepared.config
-    if subset and config is not None:
-        run = replace(run, data=replace(run.data, **subset))
-    if data is not None:
-        run = replace(run, data=replace(run.data, source=data))
-    if scale is not None:
-        run = replace(run, data=replace(run.data, scale=scale))
+    run, of_data = prepared.config, {"source": data, "scale": scale}
+    of_data = {name: value for name, value in of_data.items() if value is not None}
+    run = replace(run, data=replace(run.data, **(subset or {} if config is not None else {}), **of_data))
     if resized:
         run = with_duration(run, Duration(steps=steps, epochs=epochs))
     if init is not None:
@@ -166,12 +162,7 @@ def _named(name: str | None, trains: Trained) -> Recipe:
     return named[name]
 
 
-_COMMANDS = {
-    "encoder": "pretrain",
-    "tokenizer": "tokenizer train",
-    "classifier": "finetune",
-    "segmenter": "segment",
-}
+_COMMANDS = {"encoder": "pretrain", "tokenizer": "tokenizer train", "classifier": "finetune", "segmenter": "segment"}
 _A = {trained: f"{'an' if trained == 'encoder' else 'a'} {trained}" for trained in _COMMANDS}
 
 

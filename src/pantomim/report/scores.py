@@ -25,17 +25,10 @@ PROTOCOLS = {
     "segmentation": "Linear segmentation",
 }
 METRICS = {
-    "top1": "top-1 accuracy",
-    "top5": "top-5 accuracy",
-    "top1_per_class": "mean accuracy over classes",
-    "by_k": "top-1 accuracy",
-    "miou": "mean IoU",
-    "iou": "IoU",
-    "pixel_accuracy": "pixel accuracy",
-    "class": "class token",
-    "cls": "class token",
-    "mean": "mean of patches",
-}
+    "top1": "top-1 accuracy", "top5": "top-5 accuracy", "top1_per_class": "mean accuracy over classes",
+    "by_k": "top-1 accuracy", "miou": "mean IoU", "iou": "IoU", "pixel_accuracy": "pixel accuracy",
+    "class": "class token", "cls": "class token", "mean": "mean of patches",
+}  # fmt: skip
 SHARE = re.compile(r"(?:top\d+|miou|iou|accuracy|pixel_accuracy)(?:_.+)?|k\d+")
 CHOICES = ("chosen", "validation")  # how a result came about: no score of its own
 STD = re.compile(r"(.+)_(?:std|deviation)")
