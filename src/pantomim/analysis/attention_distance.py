@@ -32,7 +32,8 @@ class AttentionDistance(LayerMeans):
 
     def sums(self, encoder: AnyEncoder, images: Tensor) -> dict[str, Tensor]:
         """Of each head's reach, and of what attention that is alike to all tokens would give."""
-        distances = _distances(encoder)
+        (height, width), (rows, cols) = encoder.image_size, encoder.grid
+        distances = patch_distances(encoder.grid, (height / rows, width / cols))
         uniform = distances.sum(dim=1).mean() / (encoder.num_prefix + len(distances))
         reaches = [
             attention_distance(block.attention, distances, encoder.num_prefix)
@@ -89,9 +90,3 @@ def attention_distance(
     distance = (between * distances.to(attention.device)).sum(dim=-1).mean(dim=-1)
     to_prefix = attention[..., num_prefix:, :num_prefix].double().sum(dim=-1).mean(dim=-1)
     return Reach(distance, to_prefix)
-
-
-def _distances(encoder: AnyEncoder) -> Float[Tensor, "N N"]:
-    """Between patches, in pixels."""
-    (height, width), (rows, cols) = encoder.image_size, encoder.grid
-    return patch_distances(encoder.grid, (height / rows, width / cols))

@@ -121,9 +121,8 @@ class Reconstruct(PictureAnalysis):
             "channels": dataset.channels,
             "explained": result.explained,
         }
-        text = f"{self.drawn(dataset, len(items))} {caption(about)}" + (
-            "" if warning is None else f" Warning: {warning}"
-        )
+        text = f"{self.drawn(dataset, len(items))} {caption(about)}"
+        text += "" if warning is None else f" Warning: {warning}"
         shown = {
             name: to_picture(getattr(result, name), result.original, dataset.scale)
             for name in ("original", "masked", "reconstruction", "pasted")

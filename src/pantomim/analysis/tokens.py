@@ -148,9 +148,8 @@ def write_tokenizer_report(run: Path, *, max_images: int = 2000) -> TokenizerRep
     method, dataset = config.method, held_out(config.data.source, config.data.scale)
     size = method.image_size if isinstance(method, DVAEConfig) else method.encoder.image_size
     indices = np.unique(np.linspace(0, len(dataset) - 1, max_images).astype(int))
-    report = measure_tokenizer(
-        tokenizer, (images for images, _ in evaluation_batches(dataset, size, 64, "cpu", indices))
-    )
+    seen = (images for images, _ in evaluation_batches(dataset, size, 64, "cpu", indices))
+    report = measure_tokenizer(tokenizer, seen)
     values = {
         "data": config.data.source,
         "split": dataset.split,
@@ -176,6 +175,6 @@ def _two_rows(images: Tensor, decoded: Tensor) -> bytes:
     rows = shown.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # (2 H, B W, C)
     scale = max(1, 64 // images.shape[-1])
     pixels = (rows * 255).round().byte().repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", optimize=True)
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    picture.save(buffer := io.BytesIO(), "PNG", optimize=True)
     return buffer.getvalue()

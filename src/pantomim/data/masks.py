@@ -50,7 +50,9 @@ class Masks:
             self._check_colours(mask, palette)
         except BrokenImageError as error:
             raise BrokenImageError(f"has a mask in {self.name} that {error}") from error
-        return zero_reduced(mask, self.ignore) if self.reduce_zero else mask
+        if not self.reduce_zero:
+            return mask
+        return np.where((mask == 0) | (mask == self.ignore), self.ignore, mask.astype(np.int32) - 1)
 
     def numbered(self, image: str, size: tuple[int, ...]) -> UInt8[np.ndarray, "H W"]:
         """An image's mask as class numbers, `IGNORE` where there is none; `BrokenImageError` if size or ids misfit."""
@@ -245,11 +247,6 @@ def open_masked(
 def stored_ids(numbers: Int[np.ndarray, "H W"], ids: Sequence[int], none: int) -> Int[np.ndarray, "H W"]:
     """The id of each class number, and `none` for `IGNORE`."""
     return np.array([*ids, *[none] * (IGNORE + 1 - len(ids))])[numbers]
-
-
-def zero_reduced(mask: Int[np.ndarray, "H W"], ignore: int) -> Int[np.ndarray, "H W"]:
-    """Ids of files in which 0 is no class, counted from 0: 0 becomes `ignore`, `ignore` stays."""
-    return np.where((mask == 0) | (mask == ignore), ignore, mask.astype(np.int32) - 1)
 
 
 def read_masked(

@@ -23,7 +23,7 @@ from pantomim.core.scores import count_pixels, intersection_over_union, pixel_ac
 from pantomim.data.layout import divide
 from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.base import Bench, Evaluation, Memo, Scores
-from pantomim.evaluate.features import AnyEncoder, check_finite, pixel_patches
+from pantomim.evaluate.features import check_finite, pixel_patches
 from pantomim.evaluate.linear import Probes, check_rates, train_probes
 from pantomim.evaluate.parts import MaskedParts, open_masked_parts
 from pantomim.nn.tokens import enlarge, take
@@ -68,7 +68,9 @@ class Segmentation(Evaluation):
         # As many images at once as have the patches of `chunk` ones at the encoder's own size.
         batch_size = max(1, self.chunk * math.prod(bench.own_grid) // math.prod(grid))
         pictures = Pictures(self.open(bench.memo), bench.reference.image_size, grid, batch_size, bench.device)
-        extractors = {name: partial(_patches, encoder) for name, encoder in bench.encoders.items()}
+        extractors: dict[str, PatchExtractor] = {
+            name: lambda images, encoder=encoder: encoder(images).patches for name, encoder in bench.encoders.items()
+        }
         if bench.pixels:
             extractors["pixels"] = partial(pixel_patches, grid=grid)
         return self.score(extractors, pictures)
@@ -79,16 +81,14 @@ class Segmentation(Evaluation):
         tables = {part: patch_table(extractors, pictures, part, seed=self.seed) for part in learn_from}
         learned = {name: self.learn(tables, name, pictures.device) for name in extractors}
         tallies: dict[str, list[Tensor]] = {name: [] for name in extractors}
+        labels = [pictures.source.name_of(class_id) for class_id in pictures.source.ids]
         for images, classes in pictures.batches("test"):
             for name, extractor in extractors.items():
                 with torch.inference_mode():
                     dense = extractor(images).float()
                     logits = learned[name].probe(dense.flatten(0, 1))[0].unflatten(0, (len(images), *pictures.grid))
                     upsampled = enlarge(logits.permute(0, 3, 1, 2), pictures.image_size)
-                tallies[name].append(
-                    count_pixels(upsampled.argmax(dim=1), classes, len(pictures.source.ids), ignore=-1)
-                )
-        labels = [pictures.source.name_of(class_id) for class_id in pictures.source.ids]
+                tallies[name].append(count_pixels(upsampled.argmax(dim=1), classes, len(labels), ignore=-1))
         scores = {}
         for name, chosen in learned.items():
             counts = torch.cat(tallies[name])
@@ -211,10 +211,6 @@ def resampled_miou(counts: Int[Tensor, "n 3 K"], seed: int) -> Float[Tensor, " d
     times = torch.from_numpy(rng.multinomial(num_images, np.full(num_images, 1 / num_images), NUM_RESAMPLES))
     drawn = (times.double() @ counts.flatten(1).double()).unflatten(1, counts.shape[1:])
     return intersection_over_union(drawn).nanmean(dim=1)
-
-
-def _patches(encoder: AnyEncoder, images: Tensor) -> Tensor:
-    return encoder(images).patches
 
 
 def _patch_miou(guess: Int[Tensor, " n"], shares: Float[Tensor, "n K"]) -> float:

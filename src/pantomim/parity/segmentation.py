@@ -132,9 +132,8 @@ def downstream_sliding_window(item: Item) -> Computed:
         else:
             logits = sliding_logits(model, images, config["num_classes"], tuple(crop), tuple(stride), fill=None)
             starts = [window_starts(*given) for given in zip(sides, crop, stride, strict=True)]
-            ends = [
-                [min(start + side, end) for start in each] for each, side, end in zip(starts, crop, sides, strict=True)
-            ]
+            along = zip(starts, crop, sides, strict=True)
+            ends = [[min(start + side, end) for start in each] for each, side, end in along]
             corners = zip(product(*starts), product(*ends), strict=True)
             windows["windows_top_left_bottom_right"] = [[*start, *end] for start, end in corners]
         found.numbers["windows"].append({"case": number, "window_shapes_in_order": list(seen), **windows})

@@ -94,13 +94,10 @@ def _family(item: Item) -> Callable[[Item], Computed] | None:
     stated = item.spec.get("item")
     title = stated if isinstance(stated, str) else item.name
     public = {name: value for module in PARITY for name, value in vars(module).items() if not name.startswith("_")}
-    fitting = [name for name in public if f"{title}_".startswith(f"{name}_") and _rebuilds(public[name])]
+    rebuilds = {"item": Item, "return": Computed}  # from an item alone to what we compute
+    rebuilding = [name for name, value in public.items() if getattr(value, "__annotations__", None) == rebuilds]
+    fitting = [name for name in rebuilding if f"{title}_".startswith(f"{name}_")]
     return public[max(fitting, key=len)] if fitting else None
-
-
-def _rebuilds(value: Any) -> bool:
-    """Whether this is a function from an item alone to what we compute."""
-    return getattr(value, "__annotations__", None) == {"item": Item, "return": Computed}
 
 
 class Difference(NamedTuple):

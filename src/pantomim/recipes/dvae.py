@@ -132,7 +132,9 @@ DVAE = Family(
             "mean squared error 0.0098 from ids (cells' means: 0.0112), 100 codes used, perplexity 54; one run",
         ),
         Recipe(
-            replace(_ours(DVAEConfig(_SMALL, image_size=(32, 32)), 128, 20_000, 3e-4), recipe="dvae_small_cifar10"),
+            replace(
+                _ours(DVAEConfig(sizes=_SMALL, image_size=(32, 32)), 128, 20_000, 3e-4), recipe="dvae_small_cifar10"
+            ),
             dvae_paper(),
             "Discrete auto-encoder, 64 channels, 1,024 codes of 4x4 pixels, on CIFAR-10's 50,000 images; for one GPU.",
             *("not measured yet", "not measured yet"),

@@ -87,7 +87,7 @@ def render(arms: Sequence[Arm], notes: Sequence[str], drawn: Mapping[Path, Tripl
         same_task=same_task(arms),
         pictures=shown,
         picture_caption=" ".join(dict.fromkeys(str(found.about.get("caption", "")) for found in folders.values())),
-        differences=config_rows(arms),
+        differences=[["", *names], *([name, *map(text_of, values)] for name, *values in differing(arms))],
         most_fields=MOST_FIELDS,
         costs=cost_rows(arms),
         seeded=any(len(arm.runs) > 1 for arm in arms),
@@ -147,12 +147,6 @@ def differing(arms: Sequence[Arm]) -> list[list[Any]]:
     names = dict.fromkeys(name for each in flat for name in each)
     rows = [[name, *(each.get(name) for each in flat)] for name in names]
     return [row for row in rows if any(value != row[1] for value in row[2:])]
-
-
-def config_rows(arms: Sequence[Arm]) -> Rows:
-    """The same for reading: a row a field, a column an arm, the headings first."""
-    rows = [[name, *map(text_of, values)] for name, *values in differing(arms)]
-    return [["", *(arm.name for arm in arms)], *rows]
 
 
 def cost_rows(arms: Sequence[Arm]) -> Rows:

@@ -21,13 +21,10 @@ PHOTO = 160  # pixels: side of a square photo on the page
 SIZES = {"wide": (880, 380), "narrow": (430, 380)}
 # What the table has of each strategy: heading, statistic and decimals.
 COLUMNS = (
-    ("masked patches", "num_masked", 1),
-    ("visible clusters", "num_clusters", 1),
-    ("largest cluster", "largest_cluster", 1),
-    ("visible neighbours", "neighbours", 2),
-    ("mean distance", "mean_distance", 2),
-    ("largest distance", "max_distance", 1),
-)
+    ("masked patches", "num_masked", 1), ("visible clusters", "num_clusters", 1),
+    ("largest cluster", "largest_cluster", 1), ("visible neighbours", "neighbours", 2),
+    ("mean distance", "mean_distance", 2), ("largest distance", "max_distance", 1),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

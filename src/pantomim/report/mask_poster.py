@@ -49,8 +49,7 @@ def draw_poster(
             draw(axes, survey, color, *arguments)
         column[0].set_title(survey.name, loc="left", color=color, size=15, weight="bold")
     _spectra(bottom.subplots(), surveys)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer := io.BytesIO(), format="png")
     return buffer.getvalue()
 
 

@@ -236,18 +236,12 @@ def above_knowing_nothing(folder: RunFolder) -> str:
     columns = folder.metrics.columns
     if "baseline" not in columns:
         return ""
-    end = slice(-max(1, len(folder.metrics.steps) // 20), None)
-    loss, mean = (
-        float(np.nanmean(columns[name][end]))
-        for name in ("loss_target" if "loss_target" in columns else "loss", "baseline")
-    )
+    last, losses = -max(1, len(folder.metrics.steps) // 20), columns.get("loss_target", columns["loss"])
+    loss, mean = (float(np.nanmean(values[last:])) for values in (losses, columns["baseline"]))
     if not mean > 0:
         return ""
-    what = (
-        "of its variance is explained"
-        if look_up(folder.config, "method.target.distance.form") == "l2"
-        else "less is left"
-    )
+    squared = look_up(folder.config, "method.target.distance.form") == "l2"
+    what = "of its variance is explained" if squared else "less is left"
     share = f"{100 * (1 - loss / mean):.0f} % {what} at the end" if loss < mean else "nothing is explained at the end"
     return f" (predicting the target's mean: {mean:.3g}; {share})"
 

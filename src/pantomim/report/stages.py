@@ -103,15 +103,9 @@ def side_by_side(found: list[list[BlockFacts]]) -> list[BlockFacts]:
     for measured in alike.values():
         first = measured[0][1]
         encoders = [facts.about["encoders"][0] | {"name": f"stage {number}"} for number, facts in measured]
-        arrays = (
-            first.arrays
-            if first.kind == "cka"
-            else {
-                f"{name.removesuffix('_0')}_{place}": value
-                for place, (_, facts) in enumerate(measured)
-                for name, value in facts.arrays.items()
-            }
-        )
+        arrays = dict(first.arrays) if first.kind == "cka" else {}
+        for place, (_, facts) in enumerate(measured if first.kind != "cka" else ()):
+            arrays |= {f"{name.removesuffix('_0')}_{place}": value for name, value in facts.arrays.items()}
         joined.append(BlockFacts(first.kind, arrays, first.about | {"encoders": encoders}))
     return joined
 
