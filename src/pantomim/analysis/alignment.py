@@ -88,13 +88,11 @@ class Alignment(PictureAnalysis):
 
 @dataclass(frozen=True)
 class WithoutRegressor:
-    """Images that went from the encoder straight into the decoder, in the scale of the images.
-
-    The reference is what is in the picture whatever the decoder does (pixels, if targets are normalised patch by patch:
-    mean and std of each true patch), or at best (tokens: the true ids, decoded).
-    """
+    """Images that went from the encoder straight into the decoder, in the scale of the images."""
 
     shown: Float[np.ndarray, "B C H W"]
+    # What is in the picture whatever the decoder does (each true patch's mean and std, if pixels are normalised by
+    # these), or at best (the true ids, decoded)
     reference: Float[np.ndarray, "B C H W"] | None
     reference_name: str
     measure: Literal["explained", "accuracy"]  # what `score` is: see `_explained`, or the share of right ids

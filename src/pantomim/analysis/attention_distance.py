@@ -15,11 +15,7 @@ from pantomim.evaluate.features import AnyEncoder
 
 @frozen
 class AttentionDistance(LayerMeans):
-    """How far each head looks, in pixels.
-
-    Arrays: `distance` and `prefix_share` (layers, heads), and `uniform`, the distance of attention that is alike to all
-    tokens.
-    """
+    """How far each head looks, in pixels."""
 
     name: ClassVar[str] = "attention-distance"
     title: ClassVar[str] = "How far the heads look"
@@ -31,7 +27,7 @@ class AttentionDistance(LayerMeans):
     )
 
     def sums(self, encoder: AnyEncoder, images: Tensor) -> dict[str, Tensor]:
-        """Of each head's reach, and of what attention that is alike to all tokens would give."""
+        """`distance` and `prefix_share` (layers, heads), and `uniform`: the distance if all tokens were alike."""
         (height, width), (rows, cols) = encoder.image_size, encoder.grid
         distances = patch_distances(encoder.grid, (height / rows, width / cols))
         uniform = distances.sum(dim=1).mean() / (encoder.num_prefix + len(distances))

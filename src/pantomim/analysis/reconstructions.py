@@ -36,17 +36,15 @@ LARGE = 200  # pixels: fewer, for a page that one can look through
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Images, what was masked of them, and what was predicted; values in the scale of the images.
-
-    `explained` is the share of the variation in the masked patches that the prediction explains: 1 is perfect; 0 is
-    what the mean alone reaches (each patch's true mean if targets are normalised patch by patch, else the data's).
-    """
+    """Images, what was masked of them, and what was predicted; values in the scale of the images."""
 
     original: Float[np.ndarray, "B C H W"]
     masked: Float[np.ndarray, "B C H W"]  # masked patches filled with the mean of each channel
     reconstruction: Float[np.ndarray, "B C H W"]  # the prediction of every patch; it was trained on masked ones only
     mask: Bool[np.ndarray, "B rows cols"]  # True where a patch is masked
     pasted: Float[np.ndarray, "B C H W"]  # the prediction with the visible patches pasted in
+    # Share of the variation in masked patches: 0 is what the mean alone reaches (each patch's true one, if targets are
+    # normalised patch by patch, else the data's)
     explained: float
 
 

@@ -133,11 +133,7 @@ def _usage(ids: Int[np.ndarray, "n rows cols"], vocabulary: int) -> CodeUsage:
 
 
 def write_tokenizer_report(run: Path, *, max_images: int = 2000) -> TokenizerReport:
-    """Measure a finished run's tokenizer on held-out images; leave numbers and a picture in its folder.
-
-    At most `max_images`, evenly spaced over those that the run was not trained on. The picture has images in its upper
-    row, and below what their ids are decoded to; there is none where ids stand for features of a teacher.
-    """
+    """Measure a finished run's tokenizer on up to `max_images` held-out images; leave numbers and a picture."""
     config = from_yaml(Pretrain, run / "config.yaml")
     if not isinstance(config.method, DVAEConfig | VQKDConfig):
         raise ValueError(

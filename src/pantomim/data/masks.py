@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -98,11 +98,6 @@ class Masks:
                 f"{self.name}. Name those that occur, or merge rare ones."
             )
         return tuple(sorted(self.names))
-
-    def stored(self, numbers: Int[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
-        """Class numbers as ids of the files, to write predictions; where there is no class, what the files have."""
-        ids = [class_id + self.reduce_zero for class_id in self.class_ids()]
-        return stored_ids(numbers, ids, 0 if self.reduce_zero else self.ignore)
 
     def resized(
         self, dataset: Dataset, indices: np.ndarray, image_size: tuple[int, int]
@@ -242,11 +237,6 @@ def open_masked(
     ignored = {part: survey.ignored for part, survey in surveys.items()}
     ids = sorted({class_id for survey in surveys.values() for class_id in survey.ids})
     return MaskedSource(parts, found.listed(ids), tuple(ids), known, surveys["train"].size, ignored)
-
-
-def stored_ids(numbers: Int[np.ndarray, "H W"], ids: Sequence[int], none: int) -> Int[np.ndarray, "H W"]:
-    """The id of each class number, and `none` for `IGNORE`."""
-    return np.array([*ids, *[none] * (IGNORE + 1 - len(ids))])[numbers]
 
 
 def read_masked(

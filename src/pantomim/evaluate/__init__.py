@@ -9,7 +9,9 @@ from typing import Any
 from pantomim.config import Pretrain
 from pantomim.core.names import did_you_mean
 from pantomim.evaluate.attentive import Attentive
-from pantomim.evaluate.base import Evaluation, Memo, evaluate
+from pantomim.evaluate.base import Evaluation
+from pantomim.evaluate.base import Memo as Memo
+from pantomim.evaluate.base import evaluate as evaluate
 from pantomim.evaluate.classification import Classification
 from pantomim.evaluate.few_labels import FewLabels
 from pantomim.evaluate.knn import KNN
@@ -41,16 +43,3 @@ def evaluation_of(config: Pretrain, out: Path, against: Path | None = None) -> T
         return Classification(str(out), config.data.source, **how)
     how |= {"masks": masks.name, "ignore": masks.ignore, "reduce_zero": masks.reduce_zero}
     return SegmenterEvaluation(str(out), config.data.source, **how)
-
-
-__all__ = [
-    "PROTOCOLS",
-    "TASK_PROTOCOLS",
-    "Classification",
-    "Evaluation",
-    "Memo",
-    "SegmenterEvaluation",
-    "evaluate",
-    "evaluation_of",
-    "protocol_named",
-]

@@ -53,10 +53,7 @@ def predict(
 ) -> Predicted:
     """Write what the network of a fine-tuned run predicts for each image of a source: `classify`, or `segment`.
 
-    `options` are those of these two; None and False are as if they were left out.
-
-    Raises `ValueError` before the work if there is something at `out` that is not to be overwritten, or an option is
-    for another kind of network, or a number of none.
+    `options` are those of these two; None and False are as if they were left out. What cannot be is refused at first.
     """
     folder, kind = find_head(run, tuple(PREDICTORS))
     write = PREDICTORS[kind]

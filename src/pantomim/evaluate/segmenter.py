@@ -20,7 +20,7 @@ from pantomim.core.batch import IGNORE
 from pantomim.core.frozen import frozen
 from pantomim.core.scores import class_accuracy, count_pixels, intersection_over_union, means
 from pantomim.data.dataset import Contents, Dataset
-from pantomim.data.masks import Masks, Survey, read_masked, stored_ids
+from pantomim.data.masks import Masks, Survey, read_masked
 from pantomim.data.stream import whole_images
 from pantomim.evaluate.base import Scores
 from pantomim.evaluate.features import check_images
@@ -55,8 +55,9 @@ class TrainedSegmenter(Trained):
         return segmented(self.module, image.to(self.device), size, self.about["stride"])
 
     def stored(self, numbers: Int[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
-        """Class numbers as the ids that the masks of the training have in their files."""
-        return stored_ids(numbers, self.about["class_ids"], self.about["no_class"])
+        """Class numbers as the ids that the masks of the training have in their files; `no_class` for `IGNORE`."""
+        ids = self.about["class_ids"]
+        return np.array([*ids, *[self.about["no_class"]] * (IGNORE + 1 - len(ids))])[numbers]
 
     def counts(self, dataset: Dataset, masks: Masks) -> tuple[Int[Tensor, "n 3 classes"], Survey]:
         """The `count_pixels` of every readable image, in order, classes matched by name; and what their masks hold."""

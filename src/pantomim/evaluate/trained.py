@@ -4,6 +4,7 @@ Nothing is learned or chosen here. Classes are matched by name: the ids of a dat
 """
 
 import glob
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import torch
 import tyro
 
 from pantomim.config import to_dict
-from pantomim.core.files import check_out
+from pantomim.core.files import check_out, replace_file
 from pantomim.core.frozen import frozen
 from pantomim.core.machine import Device
 from pantomim.core.ranges import AtLeastOne, Positive
@@ -194,7 +195,7 @@ class TaskEvaluation(ABC):
             "wall_s": round(time.perf_counter() - begin, 2),
         }
         path = self.out or base.free_path(path, result)
-        base.write_result(path, result)
+        replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
         return path, result
 
     def scores_of(self, other: str, key: Mapping[str, Any]) -> base.Scores:

@@ -76,11 +76,7 @@ def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:
 
 
 def load_trainable(spec: str | Path) -> Encoder:
-    """As `load_encoder`, but our `Encoder`, which runs on parts of images, also with the weights of other libraries.
-
-    Its tables of positions are made for another grid as their library makes them. A ValueError names what is in the way
-    of a network that no encoder of ours is.
-    """
+    """As `load_encoder`, but our `Encoder`, which runs on parts of images; a `ValueError` where none of ours can."""
     encoder = load_encoder(spec)
     if not isinstance(encoder, Encoder):
         trained = encoder.trainable()

@@ -17,11 +17,7 @@ PARTS = {  # ours and the authors'
 
 
 def trajectory_mocov3(item: Item) -> Computed:
-    """Two views of each image, momentum encoder, batch norm in the heads.
-
-    The authors move the momentum encoder before it makes a step's keys, we after the step before: so it is looked at
-    before the last move.
-    """
+    """Two views of each image, momentum encoder, batch norm in the heads."""
     config, total = item.config, item.config["steps"]
     method = MoCoV3Config(
         encoder=encoder_config(item, position="sincos_rows_first", initialisation="mocov3"),
@@ -36,7 +32,9 @@ def trajectory_mocov3(item: Item) -> Computed:
     weights = item.weights() | {_official(name): tensor for name, tensor in teacher.items()}
     outputs: dict[str, Tensor] = {}
 
-    def remember(module: nn.Module, *_: object) -> None:  # the last forward pass remains
+    # The last forward pass remains, before the last move: the authors move the momentum encoder before it makes a
+    # step's keys, we after the step before.
+    def remember(module: nn.Module, *_: object) -> None:
         for name, parameter in module.named_parameters():
             outputs[f"final_{_official(name).replace('.', '/', 1)}"] = parameter.detach().clone()
 

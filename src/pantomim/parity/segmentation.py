@@ -1,4 +1,4 @@
-"""Semantic segmentation: backbones, pyramid, UPerNet, windows, scores, groups and rates, sizes; whole runs and tests.
+"""Semantic segmentation: backbones, pyramid, UPerNet, windows, scores, groups and rates, sizes, crops; whole runs.
 
 Official: lxtGH/CAE, liuxingbin/dbot, microsoft/unilm, open-mmlab/mmsegmentation 1.2.2 (also its Runner, with the
 configs of MAE and BEiT) and 0.11.
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from pantomim.config import Duration
 from pantomim.core.scores import class_accuracy, count_pixels, intersection_over_union, means, pixel_accuracy
+from pantomim.data.distortion import Distortion, distorted
+from pantomim.data.mask_crops import class_counts, crop_place
 from pantomim.data.transforms import fitted_size
 from pantomim.methods.segment import Segment, SegmentConfig
 from pantomim.nn.blocks import drop_path_rates
@@ -29,10 +31,13 @@ from pantomim.optim import Schedule, layer_scale, parameter_groups
 from pantomim.parity import networks
 from pantomim.parity.item import Computed, Item, distance
 from pantomim.parity.mae import FLOAT32
+from pantomim.parity.recorded import Recorded
 from pantomim.parity.trajectory import Run
 
 STEPS, WARMUP, START = 160_000, 1_500, 1e-6  # of the recipes for ADE20K; the first rate as a share of the peak
 PARTS = {"encoder": "backbone", "neck": "backbone", "head": "decode_head", "auxiliary": "auxiliary_head"}
+LEVELS = 3  # of 255: what OpenCV's vector code may differ by, as the items note
+SHORT_ROW = 16  # below so many pixels a row, OpenCV's code is the scalar one, which rounds as we do
 SCHEDULES = {"segmentation_poly_old": Schedule.mmcv, "segmentation_poly_new": Schedule.poly}
 
 
@@ -96,9 +101,8 @@ def downstream_upernet(item: Item) -> Computed:
     share = (labels != ignore).double().mean()
     outputs |= weighted | {"total": total, "loss_mean_over_counted_pixels": losses[""] / share}
     for name, tensor in logits.items():
-        counts = count_pixels(enlarge(tensor, labels.shape[1:]).argmax(dim=1), labels, classes, ignore=ignore).sum(
-            dim=0
-        )
+        guesses = enlarge(tensor, labels.shape[1:]).argmax(dim=1)
+        counts = count_pixels(guesses, labels, classes, ignore=ignore).sum(dim=0)
         if (stated := item.output(f"{name}accuracy")) is not None:  # per cent, in float32
             off = distance(100 * pixel_accuracy(counts).reshape(stated.shape), stated.double())
             errors[f"{name}accuracy"] = off / (FLOAT32 * 100)
@@ -221,6 +225,54 @@ def downstream_sizes_and_positions(item: Item) -> Computed:
     # video object segmentation, and detection
     found.unbuilt = ("numbers/sizes/*/video frames*", "boxes_*", "kept_*", "numbers/large_scale_jitter*")
     return found
+
+
+def downstream_class_share_crop(item: Item) -> Computed:
+    """The crops that recorded random numbers give, and those numbers as we ask for them."""
+    size, ignore = tuple(item.config["crop"]), item.config["ignore_index"]
+    boxes, traces = [], []
+    for trace in item.numbers["traces"]:
+        labels = item.input(f"labels_{trace['map']}").numpy()
+        replay = Recorded([["randint", *drawn] for drawn in trace["draws"]])
+        top, left = crop_place(labels, size, item.config["cat_max_ratio"], ignore, replay)
+        boxes.append([top, top + size[0], left, left + size[1]])
+        crop = labels[top : top + size[0], left : left + size[1]]
+        counts = class_counts(crop, ignore)
+        made = {
+            "map": trace["map"],
+            "index": trace["index"],
+            "draws": [drawn[1:] for drawn in replay.asked],
+            "box_top_bottom_left_right": boxes[-1],
+            "largest_share": float(counts.max(initial=0) / max(1, counts.sum())),
+            "classes_in_crop": len(counts),
+            "tries": len(replay.asked) // 2,
+            "cropped_shape": list(crop.shape),
+        }
+        traces.append(made)
+    return Computed({"boxes": torch.tensor(boxes)}, {"traces": traces})
+
+
+def downstream_photometric(item: Item) -> Computed:
+    """The colours that recorded random numbers give, and those numbers as we ask for them."""
+    config = item.config
+    distortion = Distortion(
+        brightness=config["brightness_delta"],
+        contrast=tuple(config["contrast_range"]),
+        saturation=tuple(config["saturation_range"]),
+        hue=config["hue_delta"],
+    )
+    computed, traces = Computed(), []
+    for trace in item.numbers["traces"]:
+        name, replay = f"image_bgr_{trace['image']}", Recorded(trace["draws"])
+        image = item.input(name).flip(2).permute(2, 0, 1).numpy()
+        ours = torch.from_numpy(distorted(image, distortion, replay)).permute(1, 2, 0).flip(2)
+        target = item.output(name)
+        if target is not None and ours.shape[1] >= SHORT_ROW:
+            computed.errors[name] = (ours.int() - target.int()).abs().max().item() / LEVELS
+        computed.outputs[name] = ours
+        traces.append({"image": trace["image"], "draws": replay.asked})
+    computed.numbers["traces"] = traces
+    return computed
 
 
 def _neck_name(neck: nn.Module, name: str) -> str:

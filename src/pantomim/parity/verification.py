@@ -21,20 +21,15 @@ NEGLIGIBLE = 1e-12  # of an entry's largest value: rounding noise where the true
 
 @dataclass(frozen=True)
 class ItemResult:
-    """What became of one item; its status is "UNKNOWN ITEM" where no function rebuilds it.
-
-    `error` is the largest, as a multiple of its tolerance, or None where nothing could be compared; `worst` is its key,
-    and why that cannot be compared, if so. Of `compared` keys, `off` are beyond their tolerance. Keys of the patterns
-    `unbuilt` are left out, because they stand for what this package does not do.
-    """
+    """What became of one item."""
 
     name: str
-    status: Literal["PASS", "FAIL", "UNKNOWN ITEM"]
-    error: float | None = None
-    worst: str = ""
-    compared: int = 0
-    off: int = 0
-    unbuilt: tuple[str, ...] = ()
+    status: Literal["PASS", "FAIL", "UNKNOWN ITEM"]  # the last: no function rebuilds it
+    error: float | None = None  # the largest, as a multiple of its tolerance; None: nothing could be compared
+    worst: str = ""  # the key of that, and why it cannot be compared, if so
+    compared: int = 0  # keys
+    off: int = 0  # of these, beyond their tolerance
+    unbuilt: tuple[str, ...] = ()  # patterns of keys left out, as this package does not do what they stand for
 
     def __str__(self) -> str:
         error = "-" if self.error is None else f"{self.error:.2g} x tolerance"

@@ -82,14 +82,11 @@ def prepare(
 ) -> Prepared:
     """The config of a recipe's full name, of a bare method, or of another run's config.yaml.
 
-    A bare method asks `data`, whose stored value `scale` becomes 1, what it leaves open; with `init` and no `size`, its
-    sizes are those of that encoder. The target is what `target`, `tokenizer` (as `load_tokenizer` takes it) or
-    `teacher` (as `TeacherConfig.source`) say. `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the
-    file of a run, instead of a name. To train a tokenizer, no name means `dvae`, or with a teacher `vqkd`; `num_images`
-    is then known unless the schedules are those of a file. A task may be trained on a `subset` of the data (settings of
-    `DataConfig`), and from `scratch`: the sizes are then those of `init`, the weights not; in a `balanced` loss all
-    classes weigh the same. What the run in the folder `begun` found of its data, if it has begun, is not asked of them
-    again. The ValueError of a choice that does not exist or contradicts another names it `prepare.ARGUMENT`.
+    A bare method asks `data`, and what the run in the folder `begun` found of these, what it leaves open; with `init`
+    and no `size`, its sizes are those of that encoder. To train a tokenizer, no name means `dvae`, or with a teacher
+    `vqkd`; `num_images` is then known unless the schedules are those of a file. A task may be trained on a `subset` of
+    the data (settings of `DataConfig`), and from `scratch`: with the sizes of `init`, not the weights. The ValueError
+    of a choice that does not exist or contradicts another names it `prepare.ARGUMENT`.
     """
     resized = steps is not None or epochs is not None
     if trains == "tokenizer" and name is None and config is None:

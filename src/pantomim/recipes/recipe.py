@@ -302,10 +302,7 @@ def with_parts(run: Pretrain, **parts: Any) -> Pretrain:
 
 
 def differences(config: Pretrain, paper: Pretrain) -> list[tuple[str, object, object]]:
-    """Every setting in which a config differs from the paper's: (dotted name, ours, the paper's).
-
-    Where the images come from, how the run is carried out and what it is called are no differences.
-    """
+    """Settings, but of place and manner, in which a config is not the paper's: (dotted name, ours, the paper's)."""
     ours, theirs = leaves(to_dict(config)), leaves(to_dict(paper))
     apart = ("recipe", "init", "runtime.", "data.source", "data.scale", "data.workers", "data.memory_gib")
     found = ((name, ours.get(name), theirs.get(name)) for name in (theirs | ours) if not name.startswith(apart))
