@@ -31,11 +31,8 @@ class AttentionDistance(LayerMeans):
         (height, width), (rows, cols) = encoder.image_size, encoder.grid
         distances = patch_distances(encoder.grid, (height / rows, width / cols))
         uniform = distances.sum(dim=1).mean() / (encoder.num_prefix + len(distances))
-        reaches = [
-            attention_distance(block.attention, distances, encoder.num_prefix)
-            for block in block_features(encoder, images, need_attention=True)
-            if block.attention is not None
-        ]
+        seen = (block.attention for block in block_features(encoder, images, need_attention=True))
+        reaches = [attention_distance(each, distances, encoder.num_prefix) for each in seen if each is not None]
         return {
             "distance": torch.stack([reach.distance.sum(dim=0) for reach in reaches]),
             "prefix_share": torch.stack([reach.prefix_share.sum(dim=0) for reach in reaches]),

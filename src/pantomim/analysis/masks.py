@@ -52,14 +52,8 @@ def visible_statistics(visible: Bool[np.ndarray, "B h w"]) -> VisibleStatistics:
     from scipy import ndimage  # takes long, so only where it is needed
 
     distance = ndimage.distance_transform_edt(~visible, sampling=(apart, 1.0, 1.0))  # 0 where visible
-    return VisibleStatistics(
-        num_visible=num_visible,
-        num_clusters=clusters,
-        largest_cluster=largest,
-        neighbours=2 * pairs / num_visible,
-        mean_distance=distance.sum(axis=(1, 2)) / (~visible).sum(axis=(1, 2)),
-        max_distance=distance.max(axis=(1, 2)),
-    )
+    mean, highest = distance.sum(axis=(1, 2)) / (~visible).sum(axis=(1, 2)), distance.max(axis=(1, 2))
+    return VisibleStatistics(num_visible, clusters, largest, 2 * pairs / num_visible, mean, highest)
 
 
 def num_clusters(marked: Bool[np.ndarray, "B h w"]) -> Int[np.ndarray, " B"]:

@@ -341,14 +341,9 @@ class Dataset:
         channels, dtype, odd = _common_kind(headers, contents.store.names, self.spec, self._max_broken)
         reasons |= odd
         sides = [(header.height, header.width) for position, header in headers.items() if position in mine.keys() - odd]
-        facts = Facts(
-            num_images=len(self),
-            channels=channels,
-            size=sides[0] if len(set(sides)) == 1 else None,
-            median_shorter_side=int(np.median([min(side) for side in sides])),
-            dtype=dtype,
-            num_classes=None if self.classes is None else len(self.classes),
-        )
+        size, shorter = sides[0] if len(set(sides)) == 1 else None, int(np.median([min(side) for side in sides]))
+        num_classes = None if self.classes is None else len(self.classes)
+        facts = Facts(len(self), channels, size, shorter, dtype, num_classes)
         return facts, {mine[position]: reason for position, reason in reasons.items() if position in mine}
 
     def _too_many_broken(self) -> TooManyBrokenError:

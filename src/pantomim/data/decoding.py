@@ -410,11 +410,8 @@ def _tiff_picture(file: IO[bytes], page: Any, shape: tuple[int, ...], dtype: np.
         image = open_picture(file)
         converted, place = image.mode in ("YCbCr", "CMYK"), (page.imagewidth, page.imagelength)
         pixels = math.prod(place) * (3 if converted or image.mode == "RGB" else 1)
-        if (
-            (image.size, _MODES.get(image.mode), pixels) == (place, dtype.name, math.prod(shape))
-            and page.bitspersample not in (2, 4)
-            and converted <= (kind in _TIFF_COLOURS)
-        ):
+        alike = (image.size, _MODES.get(image.mode), pixels) == (place, dtype.name, math.prod(shape))
+        if alike and page.bitspersample not in (2, 4) and converted <= (kind in _TIFF_COLOURS):
             return image
     if missing:
         raise BrokenImageError(f"is a TIFF compressed by {missing}, which needs `pip install imagecodecs`")

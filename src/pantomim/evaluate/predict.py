@@ -126,11 +126,8 @@ def segment(folder: Path, dataset: Dataset, out: Path, device: torch.device, *, 
     trained = TrainedSegmenter.open(folder, device)
     check_images(trained.module.encoder, dataset)
     source = Path(dataset.spec).expanduser().resolve()
-    if (
-        out.is_file()
-        or out.suffix == ".csv"
-        or out.resolve() in (source, source.parent if source.is_file() else source)
-    ):
+    taken = (source, source.parent if source.is_file() else source)
+    if out.is_file() or out.suffix == ".csv" or out.resolve() in taken:
         raise ValueError(
             f"predict.out must be a folder apart from the images, as a segmenter writes a mask for each; got {out}. "
             f"Name another."

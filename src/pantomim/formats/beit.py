@@ -75,14 +75,9 @@ def read_tables(
         raise file.refused("relative positions both shared and of each block")
     relative = tables[0] if tables else "none"
     width = len(file.telling("encoder.patch_embed.proj.weight", 4))
-    config = file.encoder_config(
-        known_heads,
-        position,
-        relative_position=relative,
-        attention_bias="qv",
-        layer_scale=scale_for(width) if file.has("encoder.blocks.0.gamma_1") else None,
-        initialisation=initialisation,
-    )
+    scale = scale_for(width) if file.has("encoder.blocks.0.gamma_1") else None
+    how = {"relative_position": relative, "attention_bias": "qv", "initialisation": initialisation}
+    config = file.encoder_config(known_heads, position, layer_scale=scale, **how)
     expected = (num_relative_rows(config.grid, True), config.heads)
     if tables and (shape := tuple(file.telling(kinds[relative], 2).shape)) != expected:
         raise ValueError(

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -112,11 +113,6 @@ def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, r
     write_pair(folder, CLASSIFIER, _without_owner(classifier), entry | stated)
 
 
-def load_classifier(path: str | Path) -> Classifier:
-    """The classifier of a folder, in evaluation mode."""
-    return fill_pair(path, CLASSIFIER, build_classifier)
-
-
 def build_classifier(about: Mapping[str, Any]) -> Classifier:
     """The classifier that a description states, with initial weights."""
     return Classifier(build_encoder(about), **about["classifier"])
@@ -129,11 +125,6 @@ def save_segmenter(
     stated = {"segmenter": {"num_classes": segmenter.num_classes, "head": asdict(head)}}
     stated |= {**_describe(segmenter.encoder, scale, recipe), **about}
     write_pair(folder, SEGMENTER, _without_owner(segmenter), stated)
-
-
-def load_segmenter(path: str | Path) -> Segmenter:
-    """The segmenter of a folder, in evaluation mode."""
-    return fill_pair(path, SEGMENTER, build_segmenter)
 
 
 def build_segmenter(about: Mapping[str, Any]) -> Segmenter:
@@ -237,6 +228,11 @@ def fill_pair(folder: str | Path, name: str, build: Callable[[dict[str, Any]], M
         module = module.double()
     load_exactly(module, weights, str(Path(folder) / f"{name}.safetensors"))
     return module.eval()
+
+
+# Those of a folder, in evaluation mode
+load_classifier: Callable[[str | Path], Classifier] = partial(fill_pair, name=CLASSIFIER, build=build_classifier)
+load_segmenter: Callable[[str | Path], Segmenter] = partial(fill_pair, name=SEGMENTER, build=build_segmenter)
 
 
 def damaged(path: Path, found: str) -> ValueError:

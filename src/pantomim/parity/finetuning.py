@@ -29,7 +29,7 @@ from pantomim.parity import networks
 from pantomim.parity.beit import beit_encoder
 from pantomim.parity.cae import BLOCK, UNUSED_NORM, cae_encoder, head_name
 from pantomim.parity.item import Computed, Item, distance
-from pantomim.parity.trajectory import TestedRun
+from pantomim.parity.trajectory import Tape, TestedRun
 
 SCHEDULE = "transfer_schedule (epoch, rate)"
 ROUNDED = 1e-6  # tolerance of what the scripts load, resize and mix in float32
@@ -104,15 +104,8 @@ def trajectory_attentive_cae(item: Item) -> Computed:
 def _finetuned(item: Item, encoder: EncoderConfig, schedule: str, **parts: Any) -> TestedRun:
     """A finished run of the supervised method; mixed images are as given, all others as our own draw gives them."""
     config = item.config
-    method = SupervisedConfig(
-        encoder=encoder,
-        num_classes=config["num_classes"],
-        label_smoothing=config["smoothing"],
-        mixup=0.0,
-        cutmix=0.0,
-        ema=config.get("ema_decay"),
-        **parts,
-    )
+    parts |= {"num_classes": config["num_classes"], "label_smoothing": config["smoothing"], "mixup": 0.0, "cutmix": 0.0}
+    method = SupervisedConfig(encoder=encoder, ema=config.get("ema_decay"), **parts)
     optim = {
         "layer_decay": config["layer_decay"],
         "decay_tokens": False,
@@ -120,16 +113,15 @@ def _finetuned(item: Item, encoder: EncoderConfig, schedule: str, **parts: Any) 
         "decay_relative": config.get("decay_relative_tables", True),
         "schedule": schedule,
     }
-    mixed = item.has("mixed_images")
-    return TestedRun(
-        item,
-        method,
-        method.build(),
-        lambda name: encoder_name(name.removeprefix("model.")),
-        (lambda tape: SupervisedDraws(tape.now("mixed_images"), tape.now("soft_targets"))) if mixed else None,
-        kept=("ema.",),
-        **optim,
-    ).carry_out()
+
+    def official_name(name: str) -> str:
+        return encoder_name(name.removeprefix("model."))
+
+    def mixed(tape: Tape) -> SupervisedDraws:
+        return SupervisedDraws(tape.now("mixed_images"), tape.now("soft_targets"))
+
+    draws = mixed if item.has("mixed_images") else None
+    return TestedRun(item, method, method.build(), official_name, draws, kept=("ema.",), **optim).carry_out()
 
 
 def _linear(item: Item, encoder: EncoderConfig, pool: Literal["mean", "class"]) -> TestedRun:

@@ -19,14 +19,10 @@ PARTS = {  # ours and the authors'
 def trajectory_mocov3(item: Item) -> Computed:
     """Two views of each image, momentum encoder, batch norm in the heads."""
     config, total = item.config, item.config["steps"]
-    method = MoCoV3Config(
-        encoder=encoder_config(item, position="sincos_rows_first", initialisation="mocov3"),
-        hidden=config["hidden"],
-        dim=config["dim"],
-        temperature=config["temperature"],
-        momentum=Momentum(config["momentum"], 1.0 if config["momentum_cosine"] else None),
-        freeze_patches=config["freeze_patches"],
-    )
+    encoder = encoder_config(item, position="sincos_rows_first", initialisation="mocov3")
+    momentum = Momentum(config["momentum"], 1.0 if config["momentum_cosine"] else None)
+    stated = {name: config[name] for name in ("hidden", "dim", "temperature", "freeze_patches")}
+    method = MoCoV3Config(encoder=encoder, momentum=momentum, **stated)
     model = method.build(total)
     teacher = {name: t for name, t in model.state_dict().items() if name.startswith("teacher_") or "running_" in name}
     weights = item.weights() | {_official(name): tensor for name, tensor in teacher.items()}

@@ -18,6 +18,7 @@ from pantomim.core.scores import class_accuracy, count_pixels, intersection_over
 from pantomim.data.distortion import Distortion, distorted
 from pantomim.data.mask_crops import class_counts, crop_place
 from pantomim.data.transforms import fitted_size
+from pantomim.formats.mmpretrain import mmpretrain_name
 from pantomim.methods.segment import Segment, SegmentConfig
 from pantomim.nn.blocks import drop_path_rates
 from pantomim.nn.pyramid import Pyramid
@@ -255,12 +256,8 @@ def downstream_class_share_crop(item: Item) -> Computed:
 def downstream_photometric(item: Item) -> Computed:
     """The colours that recorded random numbers give, and those numbers as we ask for them."""
     config = item.config
-    distortion = Distortion(
-        brightness=config["brightness_delta"],
-        contrast=tuple(config["contrast_range"]),
-        saturation=tuple(config["saturation_range"]),
-        hue=config["hue_delta"],
-    )
+    contrast, saturation = (tuple(config[f"{name}_range"]) for name in ("contrast", "saturation"))
+    distortion = Distortion(config["brightness_delta"], contrast, saturation, config["hue_delta"])
     computed, traces = Computed(), []
     for trace in item.numbers["traces"]:
         name, replay = f"image_bgr_{trace['image']}", Recorded(trace["draws"])
@@ -302,17 +299,9 @@ def _skeleton(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> nn.
     """An encoder with a pyramid and small heads, of the shapes that an item states."""
     patch, tokens = shapes["backbone.patch_embed.proj.weight"][2], shapes["backbone.pos_embed"][1]
     side = round((tokens - 1) ** 0.5)
-    encoder = EncoderConfig(
-        image_size=(side * patch, side * patch),
-        patch_size=patch,
-        width=config["width"],
-        depth=config["depth"],
-        heads=config["heads"],
-        position="learned",
-        relative_position="blocks",
-        attention_bias="qv",
-        layer_scale=1.0,
-    ).build()
+    how: Any = {"position": "learned", "relative_position": "blocks", "attention_bias": "qv", "layer_scale": 1.0}
+    how |= {name: config[name] for name in ("width", "depth", "heads")}
+    encoder = EncoderConfig((side * patch, side * patch), patch, **how).build()
     encoder.norm = nn.Identity()
     channels, width, *kernel = shapes["decode_head.bottleneck.conv.weight"]
     scores, of_auxiliary = (shapes[f"{name}.conv_seg.weight"][:2] for name in ("decode_head", "auxiliary_head"))
@@ -361,32 +350,16 @@ def _box(rule: str) -> tuple[int, int] | None:
 def trajectory_segment(item: Item) -> Computed:
     """A run of UPerNet on MAE's or BEiT's backbone, whichever the item's weights are of."""
     config, position = item.config, "learned" if "backbone.pos_embed" in item.weights() else "none"
-    method = SegmentConfig(
-        encoder=_encoder(item, position, image_size=(config["img_size"], config["img_size"])),
-        num_classes=config["num_classes"],
-        head=UPerNetConfig(
-            channels=config["channels"],
-            pool_scales=tuple(config["pool_scales"]),
-            auxiliary_channels=config["auxiliary_channels"],
-            auxiliary_weight=config["auxiliary_weight"],
-            dropout=config["dropout_ratio"],
-        ),
-    )
+    sizes = {name: config[name] for name in ("channels", "auxiliary_channels", "auxiliary_weight")}
+    head = UPerNetConfig(**sizes, pool_scales=tuple(config["pool_scales"]), dropout=config["dropout_ratio"])
+    encoder = _encoder(item, position, image_size=(config["img_size"], config["img_size"]))
+    method = SegmentConfig(encoder=encoder, num_classes=config["num_classes"], head=head)
     model = method.build()
     names = partial(_name, model)
     model.model.taps = tuple(config["out_indices"])
-    run = Run(
-        item,
-        method,
-        model,
-        names,
-        kept=("final_norm",),
-        warmup=Duration(steps=config["warmup_steps"]),
-        start_lr=config["start_factor"] * config["lr"],
-        layer_decay=config["layer_decay"],
-        decay_tokens=True,
-        schedule="poly",
-    ).carry_out()
+    optim = {"warmup": Duration(steps=config["warmup_steps"]), "start_lr": config["start_factor"] * config["lr"]}
+    optim |= {"layer_decay": config["layer_decay"], "decay_tokens": True, "schedule": "poly"}
+    run = Run(item, method, model, names, kept=("final_norm",), **optim).carry_out()
     logged = {
         "loss_decode": run.curve("loss_head"),
         "loss_auxiliary_weighted": run.curve("loss_auxiliary"),
@@ -428,14 +401,4 @@ def _name(model: Segment, name: str) -> str:
     part, _, rest = name.removeprefix("model.").partition(".")
     if part == "neck":
         return f"neck.{_neck_name(model.model.neck, rest)}"
-    if part != "encoder":
-        return f"{PARTS.get(part, part)}.{rest}"
-    for ours, theirs in (
-        (r"^blocks\.", "layers."),
-        (r"\.norm(\d)\.", r".ln\1."),
-        (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
-        (r"\.mlp\.fc2\.", ".ffn.layers.1."),
-        (r"^patch_embed\.proj\.", "patch_embed.projection."),
-    ):
-        rest = re.sub(ours, theirs, rest)
-    return f"{PARTS[part]}.{rest}"
+    return mmpretrain_name(rest) if part == "encoder" else f"{PARTS.get(part, part)}.{rest}"
