@@ -59,9 +59,9 @@ class LabelFree(Evaluation):
     def figures(self, encoder: AnyEncoder, images: Dataset) -> Scores:
         """Rank, std and uniformity of whole images; alignment of two random crops of each, those of pre-training."""
         table = extract(encoder, images, batch_size=self.chunk)
-        count, how = -(-len(images) // self.chunk), {"image_size": encoder.image_size, "seed": self.seed}
-        how |= {"device": next(encoder.parameters()).device, "crop": Crop(), "second": View()}
-        stream = Stream(images, batch_size=len(images) // count, **how)
+        device, count = next(encoder.parameters()).device, -(-len(images) // self.chunk)
+        how: Any = {"image_size": encoder.image_size, "seed": self.seed, "crop": Crop(), "second": View()}
+        stream = Stream(images, batch_size=len(images) // count, device=device, **how)
         pairs: dict[str, list[list[torch.Tensor]]] = {name: [] for name in table.views}
         with evaluating(encoder), closing(stream.batches(0, count)) as batches:
             for (batch,) in tracked(batches, "two crops of each image", count):

@@ -23,7 +23,7 @@ from pantomim.core.scores import count_pixels, intersection_over_union, pixel_ac
 from pantomim.data.layout import divide
 from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.base import Bench, Evaluation, Memo, Scores
-from pantomim.evaluate.features import check_finite, pixel_patches
+from pantomim.evaluate.features import AnyEncoder, check_finite, pixel_patches
 from pantomim.evaluate.linear import Probes, check_rates, train_probes
 from pantomim.evaluate.parts import MaskedParts, open_masked_parts
 from pantomim.nn.tokens import enlarge, take
@@ -68,9 +68,7 @@ class Segmentation(Evaluation):
         # As many images at once as have the patches of `chunk` ones at the encoder's own size.
         batch_size = max(1, self.chunk * math.prod(bench.own_grid) // math.prod(grid))
         pictures = Pictures(self.open(bench.memo), bench.reference.image_size, grid, batch_size, bench.device)
-        extractors: dict[str, PatchExtractor] = {
-            name: lambda images, encoder=encoder: encoder(images).patches for name, encoder in bench.encoders.items()
-        }
+        extractors = {name: partial(_patches, encoder) for name, encoder in bench.encoders.items()}
         if bench.pixels:
             extractors["pixels"] = partial(pixel_patches, grid=grid)
         return self.score(extractors, pictures)
@@ -203,6 +201,10 @@ def resampled_miou(counts: Int[Tensor, "n 3 K"], seed: int) -> Float[Tensor, " d
     times = torch.from_numpy(rng.multinomial(num_images, np.full(num_images, 1 / num_images), NUM_RESAMPLES))
     drawn = (times.double() @ counts.flatten(1).double()).unflatten(1, counts.shape[1:])
     return intersection_over_union(drawn).nanmean(dim=1)
+
+
+def _patches(encoder: AnyEncoder, images: Tensor) -> Tensor:
+    return encoder(images).patches
 
 
 def _patch_miou(guess: Int[Tensor, " n"], shares: Float[Tensor, "n K"]) -> float:

@@ -108,9 +108,10 @@ def prepare(
         prepared = _from_data(family, data, scale, size, init, subset or {}, balanced, _found(begun))
     else:
         prepared = Prepared(**vars(_named(name, trains)))
-    run, of_data = prepared.config, {"source": data, "scale": scale}
-    of_data = {name: value for name, value in of_data.items() if value is not None}
-    run = replace(run, data=replace(run.data, **(subset or {} if config is not None else {}), **of_data))
+    run, given = prepared.config, {"source": data, "scale": scale}
+    of_data: dict[str, Any] = dict(subset or {}) if config is not None else {}
+    of_data |= {name: value for name, value in given.items() if value is not None}
+    run = replace(run, data=replace(run.data, **of_data))
     if resized:
         run = with_duration(run, Duration(steps=steps, epochs=epochs))
     if init is not None:

@@ -60,7 +60,7 @@ class Scale:
             patch = self.start.patch_size
             rows, cols = (max(side // patch, self.least) for side in image_size)
             return replace(self.start, image_size=(rows * patch, cols * patch))
-        of_images = {"in_chans": self.facts.channels, "mean": self.stats.mean, "std": self.stats.std}
+        of_images: Any = {"in_chans": self.facts.channels, "mean": self.stats.mean, "std": self.stats.std}
         sizes: Any = {**ENCODER_SIZES[self.size], "image_size": image_size, "patch_size": choose_patch(image_size)}
         return replace(published, **sizes, **of_images, drop_path=0.0)
 
