@@ -30,7 +30,7 @@ from pantomim.data.dataset import Dataset
 from pantomim.data.stats import channel_stats
 from pantomim.engine.runtime import usable_device
 from pantomim.evaluate import features
-from pantomim.evaluate.features import AnyEncoder, FeatureTable, extract
+from pantomim.evaluate.features import AnyEncoder, FeatureTable, extract, pixel_table
 from pantomim.evaluate.parts import Labelled, MaskedParts, Tables, make_parts, open_labelled
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
@@ -191,7 +191,7 @@ class Bench:
             yield name, divided(hash_weights(encoder.state_dict()), partial(extract, encoder, batch_size=chunk))
         if self.pixels:
             stats = channel_stats(self.train)
-            yield "pixels", divided("pixels", lambda dataset: features.pixel_table(dataset, size, stats))
+            yield "pixels", divided("pixels", lambda dataset: pixel_table(dataset, size, stats))
 
 
 def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None = None) -> dict[str, Any]:

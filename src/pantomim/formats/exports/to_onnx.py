@@ -31,7 +31,7 @@ class ToONNX(Destination):
         except ImportError as error:
             raise self.missing("onnx") from error
         outputs = Outputs(network.module).eval()
-        named = {"input_names": ["images"], "output_names": list(outputs.names)}
+        named: Any = {"input_names": ["images"], "output_names": list(outputs.names)}
         with quiet(), torch.no_grad():
             made: Any = torch.onnx.export(outputs, **graph_of(network), **named, dynamo=True, verbose=False)
         for name, value in facts(network).items():
