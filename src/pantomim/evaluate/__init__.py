@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pantomim.config import Pretrain
-from pantomim.core.names import did_you_mean
+from pantomim.core.names import one_of
 from pantomim.evaluate.attentive import Attentive
 from pantomim.evaluate.base import Evaluation
 from pantomim.evaluate.base import Memo as Memo
@@ -29,10 +29,7 @@ TASK_PROTOCOLS: tuple[type[TaskEvaluation], ...] = (Classification, Robustness, 
 
 def protocol_named(name: str) -> type[Evaluation]:
     """The protocol of a name, as commands and plans write it."""
-    known = {protocol.protocol: protocol for protocol in PROTOCOLS}
-    if name in known:
-        return known[name]
-    raise ValueError(f"Evaluation.protocol must be one of {', '.join(known)}; got {name}.{did_you_mean(name, known)}")
+    return one_of("Evaluation.protocol", name, {protocol.protocol: protocol for protocol in PROTOCOLS})
 
 
 def evaluation_of(config: Pretrain, out: Path, against: Path | None = None) -> TaskEvaluation:

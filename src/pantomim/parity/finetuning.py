@@ -106,13 +106,9 @@ def _finetuned(item: Item, encoder: EncoderConfig, schedule: str, **parts: Any) 
     config = item.config
     parts |= {"num_classes": config["num_classes"], "label_smoothing": config["smoothing"], "mixup": 0.0, "cutmix": 0.0}
     method = SupervisedConfig(encoder=encoder, ema=config.get("ema_decay"), **parts)
-    optim = {
-        "layer_decay": config["layer_decay"],
-        "decay_tokens": False,
-        "weight_decay_end": config.get("weight_decay_end"),
-        "decay_relative": config.get("decay_relative_tables", True),
-        "schedule": schedule,
-    }
+    optim = {"schedule": schedule, "layer_decay": config["layer_decay"], "decay_tokens": False}
+    optim |= {"weight_decay_end": config.get("weight_decay_end")}
+    optim |= {"decay_relative": config.get("decay_relative_tables", True)}
 
     def official_name(name: str) -> str:
         return encoder_name(name.removeprefix("model."))

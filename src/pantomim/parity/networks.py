@@ -116,14 +116,8 @@ def norm_eps(model: nn.Module) -> dict[str, float]:
 
 def described(groups: Iterable[Group], names: Names) -> list[dict[str, Any]]:
     """Groups of an optimiser in the layout of the items."""
-    return [
-        {
-            "lr_scale": g["lr_scale"],
-            "weight_decay": g["weight_decay"],
-            "parameters": [names(n) for n in g["param_names"]],
-        }
-        for g in groups
-    ]
+    kept = ("lr_scale", "weight_decay")
+    return [{k: g[k] for k in kept} | {"parameters": list(map(names, g["param_names"]))} for g in groups]
 
 
 def decay_used(groups: Iterable[Mapping[str, Any]]) -> float:

@@ -188,14 +188,12 @@ def downstream_optimizer_groups(item: Item) -> Computed:
     names = {name: _official_name(name) for name, _ in model.named_parameters()}
     scale = layer_scale(config["depth"], config["layer_decay"])
     groups = parameter_groups(model, config["weight_decay"], decay_tokens=True, lr_scale=scale)
-    found.numbers["segmentation"] = {
-        "groups_by_parameter": {
-            names[name]: {"lr_scale": group["lr_scale"], "weight_decay": group["weight_decay"]}
-            for group in groups
-            for name in group["param_names"]
-        },
-        "shapes": {names[name]: list(parameter.shape) for name, parameter in model.named_parameters()},
-    }
+    by_name: dict[str, Any] = {}
+    for group in groups:
+        of_group = {"lr_scale": group["lr_scale"], "weight_decay": group["weight_decay"]}
+        by_name |= {names[name]: of_group for name in group["param_names"]}
+    shapes = {names[name]: list(parameter.shape) for name, parameter in model.named_parameters()}
+    found.numbers["segmentation"] = {"groups_by_parameter": by_name, "shapes": shapes}
     schedule = Schedule(config["lr"], 0.0, WARMUP, STEPS, START * config["lr"])
     found.numbers["schedules"] = {
         key: [[step, SCHEDULES[key.partition(" ")[0]](schedule, step)] for step, _ in stated]
@@ -285,14 +283,9 @@ def _encoder(item: Item, position: str, **settings: Any) -> EncoderConfig:
     names = [*item.weights()]
     own = any(name.endswith(".attn.relative_position_bias_table") for name in names)
     shared = any(name.startswith("rel_pos_bias.") for name in names)
-    return networks.encoder_config(
-        item,
-        position=position,
-        relative_position="blocks" if own else "shared" if shared else "none",
-        attention_bias="qv" if any(name.endswith("q_bias") for name in names) else "qkv",
-        layer_scale=item.config["init_values"] or None,
-        **settings,
-    )
+    settings |= {"position": position, "relative_position": "blocks" if own else "shared" if shared else "none"}
+    settings |= {"attention_bias": "qv" if any(name.endswith("q_bias") for name in names) else "qkv"}
+    return networks.encoder_config(item, layer_scale=item.config["init_values"] or None, **settings)
 
 
 def _skeleton(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> nn.Module:
