@@ -155,14 +155,9 @@ def measure_agreement(run: str | Path) -> dict[str, float]:
             mask = method.draw(Batch(images, total=len(images)), 0, generator).mask
             predicted = method.regressor(method.latents(encoder, images, mask.ids_keep), mask)
             truth = method.target(images)
-            of_batch = {
-                "predicted": predicted,
-                "latent": method.alignment_target(images, mask),
-                "with": method.decoder(predicted, mask.ids_mask),
-                "without": method.without_regressor(images),
-                "masked": take(truth, mask.ids_mask),
-                "all": truth,
-            }
+            of_batch = {"predicted": predicted, "latent": method.alignment_target(images, mask), "all": truth}
+            of_batch |= {"with": method.decoder(predicted, mask.ids_mask), "masked": take(truth, mask.ids_mask)}
+            of_batch["without"] = method.without_regressor(images)
             found.append({name: values.flatten(0, 1) for name, values in of_batch.items()})
     whole = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     score = _share_right if isinstance(method.target, TokenTarget) else _explained

@@ -111,31 +111,21 @@ class Reconstruct(PictureAnalysis):
         images, items = read_images(dataset, encoder.image_size, choose(dataset, count, self.seed))
         result = reconstruct(method, images, self.seed)
         warning = collapse_warning(encoder, dataset)
-        about = {
-            "items": list(items),
-            "split": dataset.split,
-            "masked_share": float(result.mask.mean()),
-            "normalized_target": isinstance(method.target, PixelTarget) and method.target.normalise != "none",
-            "channels": dataset.channels,
-            "explained": result.explained,
-        }
+        normalised = isinstance(method.target, PixelTarget) and method.target.normalise != "none"
+        about = {"items": list(items), "split": dataset.split, "masked_share": float(result.mask.mean())}
+        about |= {"normalized_target": normalised, "channels": dataset.channels, "explained": result.explained}
         text = f"{self.drawn(dataset, len(items))} {caption(about)}"
         text += "" if warning is None else f" Warning: {warning}"
-        shown = {
-            name: to_picture(getattr(result, name), result.original, dataset.scale)
-            for name in ("original", "masked", "reconstruction", "pasted")
-        }
+        names = ("original", "masked", "reconstruction", "pasted")
+        shown = {name: to_picture(getattr(result, name), result.original, dataset.scale) for name in names}
         arrays = shown | {
             "mask": result.mask,
             "original_values": result.original.astype(np.float32),
             "reconstruction_values": result.reconstruction.astype(np.float32),
             "about": np.array(json.dumps(about | {"caption": text})),
         }
-        ways = ("original", "masked", "reconstruction")
-        rows = [
-            Row(name, "", np.stack(pictures), ways)
-            for name, *pictures in zip(items, shown["original"], shown["masked"], shown["pasted"], strict=True)
-        ]
+        ways, pasted = names[:3], (shown["original"], shown["masked"], shown["pasted"])
+        rows = [Row(name, "", np.stack(three), ways) for name, *three in zip(items, *pasted, strict=True)]
         return PictureRows(ways, tuple(rows), text, finding(about), encoder=str(run), arrays=arrays)
 
 
@@ -166,10 +156,9 @@ def finding(about: Mapping[str, Any]) -> str:
         return ""
     if explained < 0:
         return "On these images the prediction is no better than a flat guess."
-    around = "around their true means" if about.get("normalized_target") else "around the mean of the data"
-    return (
-        f"On these images the prediction explains {100 * explained:.0f} % of the variation in masked patches {around}."
-    )
+    around = "their true means" if about.get("normalized_target") else "the mean of the data"
+    share = f"{100 * explained:.0f} % of the variation in masked patches"
+    return f"On these images the prediction explains {share} around {around}."
 
 
 def caption(about: Mapping[str, Any]) -> str:

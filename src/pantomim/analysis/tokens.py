@@ -146,16 +146,10 @@ def write_tokenizer_report(run: Path, *, max_images: int = 2000) -> TokenizerRep
     indices = np.unique(np.linspace(0, len(dataset) - 1, max_images).astype(int))
     seen = (images for images, _ in evaluation_batches(dataset, size, 64, "cpu", indices))
     report = measure_tokenizer(tokenizer, seen)
-    values = {
-        "data": config.data.source,
-        "split": dataset.split,
-        "images": report.usage.positions // int(np.prod(tokenizer.grid_of(size))),
-        "image_size": list(size),
-        "usage": asdict(report.usage),
-        "collapsed": report.usage.collapsed,
-        "mse": report.mse,
-        "mse_of_means": report.mse_of_means,
-    }
+    count = report.usage.positions // int(np.prod(tokenizer.grid_of(size)))
+    values = {"data": config.data.source, "split": dataset.split, "images": count, "image_size": list(size)}
+    values |= {"usage": asdict(report.usage), "collapsed": report.usage.collapsed}
+    values |= {"mse": report.mse, "mse_of_means": report.mse_of_means}
     replace_file(run / REPORT, (json.dumps(values, indent=2) + "\n").encode())
     if isinstance(tokenizer, DVAETokenizer):
         shown, _ = read_images(dataset, size, indices[:NUM_SHOWN])

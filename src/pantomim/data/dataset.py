@@ -118,14 +118,9 @@ class Dataset:
     def __init__(
         self, spec: str, split: str, contents: Contents, positions: np.ndarray, *, max_broken: float = MAX_BROKEN_SHARE
     ) -> None:
-        self._max_broken = max_broken
-        self.spec = spec
-        self.split = split
-        self.name = contents.name
-        self.left_out = contents.left_out
-        self._problem = contents.problem
-        self._store = contents.store
-        self._positions = positions
+        self.spec, self.split, self.name, self.left_out = spec, split, contents.name, contents.left_out
+        self._max_broken, self._problem = max_broken, contents.problem
+        self._store, self._positions = contents.store, positions
         self._array: np.ndarray | None = None
         self._encoded: BytesStore | None = None
         self._broken: dict[int, Broken] = {}

@@ -175,15 +175,12 @@ def _contents(
 ) -> Contents:
     """Parts one after the other, each with its class ids, or None for none."""
     columns = {"splits": [split for split, part in parts for _ in range(len(part))]} if parts[0][0] else {}
-    given = [value for (_, part), of_part in zip(parts, ids, strict=True) for value in _filled(of_part, len(part))]
+    given: list[int] = []  # -1 for none
+    for (_, part), of_part in zip(parts, ids, strict=True):
+        given += [-1] * len(part) if of_part is None else [-1 if each is None else int(each) for each in of_part]
     known = tuple(map(str, classes or range(max(given) + 1))) if max(given) >= 0 else ()
     if known:
         columns["labels"] = as_labels(np.asarray(given))
     numbers = tuple(map(str, range(len(known))))
     found = Contents.arranged(name, spec, store.names, lambda *_: store, columns, classes=numbers, listed=True)
     return replace(found, classes=known or None)
-
-
-def _filled(ids: Any, count: int) -> list[int]:
-    """Class ids, -1 for none."""
-    return [-1] * count if ids is None else [-1 if value is None else int(value) for value in ids]

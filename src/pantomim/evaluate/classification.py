@@ -86,13 +86,9 @@ class ClassifierEvaluation(TaskEvaluation):
 
 @frozen
 class Classification(ClassifierEvaluation):
-    """A fine-tuned classifier on labelled images: top-1, each class, what is confused, the hardest images.
+    """A fine-tuned classifier on labelled images: top-1, each class, what is confused, the hardest images."""
 
-    Args:
-        against: Another fine-tuned run that was scored on the same images: is the difference to it chance?
-    """
-
-    against: str | None = None
+    against: str | None = None  # Another run that was scored on the same images: is the difference to it chance?
     protocol: tyro.conf.Suppress[Literal["classifier"]] = "classifier"
 
     stem = "finetune"

@@ -35,11 +35,9 @@ class Labelled:
 
     def about(self, encoder: AnyEncoder) -> dict[str, Any]:
         """For the record, of the images as this encoder sees them."""
-        return {
-            "num_classes": len(self.classes),
-            "image_size": list(encoder.image_size),
-            "pixels_image_size": list(pixel_size(encoder.image_size, self.parts["train"].channels)),
-        }
+        pixels = list(pixel_size(encoder.image_size, self.parts["train"].channels))
+        sizes = {"image_size": list(encoder.image_size), "pixels_image_size": pixels}
+        return {"num_classes": len(self.classes), **sizes}
 
 
 def open_labelled(

@@ -101,11 +101,9 @@ class SegmenterEvaluation(TaskEvaluation):
     def score(self, trained: TrainedSegmenter, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
         """The scores of `pixel_scores`, those of one class everywhere, and how the mean IoU differs."""
         counts, survey = trained.counts(dataset, self.source[1])
-        scores = {
-            "trained": pixel_scores(counts, trained.classes),
-            "most_frequent": most_frequent(counts, trained.classes),
-            "ignored": survey.ignored,
-        }
+        classes = trained.classes
+        scores = {"trained": pixel_scores(counts, classes), "most_frequent": most_frequent(counts, classes)}
+        scores["ignored"] = survey.ignored
         if theirs is None:
             return scores
         difference = paired_difference(counts, unpacked(theirs["counts"]))
@@ -134,14 +132,8 @@ def pixel_scores(counts: Int[Tensor, "n 3 K"], classes: Sequence[str]) -> Scores
     def named(values: Float[Tensor, " K"]) -> dict[str, float]:
         return {label: value for label, value in zip(classes, values.tolist(), strict=True) if value == value}
 
-    return {
-        **means(whole),
-        "miou_error": standard_error(counts, 0),
-        "iou": named(iou),
-        "accuracy": named(class_accuracy(whole)),
-        "labelled": named(labelled),
-        "counts": packed(counts),
-    }
+    by_class = {"iou": named(iou), "accuracy": named(class_accuracy(whole)), "labelled": named(labelled)}
+    return {**means(whole), "miou_error": standard_error(counts, 0), **by_class, "counts": packed(counts)}
 
 
 def most_frequent(counts: Int[Tensor, "n 3 K"], classes: Sequence[str]) -> Scores:

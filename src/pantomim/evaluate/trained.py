@@ -162,16 +162,9 @@ class TaskEvaluation(ABC):
         settings = {name: value for name, value in to_dict(self).items() if name not in RUN_WIDE}
         base.refuse_other_scores(owner, self.out, settings, self.data, protocol=self.stem, **{kind: self.run})
         dataset = whole.part(self.test_images)
-        about = {
-            "spec": self.data,
-            "place": base.place_of(self.data),
-            "test_split": dataset.split,
-            "channels": dataset.channels,
-            "scale": asdict(dataset.scale),
-            "num_classes": len(trained.classes),
-            "image_size": list(trained.module.encoder.image_size),
-            "key": key,
-        }
+        about = {"spec": self.data, "place": base.place_of(self.data), "test_split": dataset.split}
+        about |= {"channels": dataset.channels, "scale": asdict(dataset.scale), "num_classes": len(trained.classes)}
+        about |= {"image_size": list(trained.module.encoder.image_size), "key": key}
         check_images(trained.module.encoder, dataset)
         warning = collapse_warning(trained.module.encoder, dataset)
         scores = self.score(trained, dataset, None if self.against is None else self.scores_of(self.against, key))

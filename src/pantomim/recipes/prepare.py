@@ -161,7 +161,6 @@ def _named(name: str | None, trains: Trained) -> Recipe:
 
 
 _COMMANDS = {"encoder": "pretrain", "tokenizer": "tokenizer train", "classifier": "finetune", "segmenter": "segment"}
-_A = {trained: f"{'an' if trained == 'encoder' else 'a'} {trained}" for trained in _COMMANDS}
 
 
 def _from_file(path: Path, trains: Trained) -> Prepared:
@@ -178,8 +177,9 @@ def _from_file(path: Path, trains: Trained) -> Prepared:
             f"{did_you_mean(config.recipe, names, '`pantomim recipes` lists them all.')}"
         )
     if trained != trains:
+        asked = f"{'an' if trains == 'encoder' else 'a'} {trains}"
         raise ValueError(
-            f"prepare.config must be of a run that trains {_A[trains]}; got {path}, a run of {config.recipe}. "
+            f"prepare.config must be of a run that trains {asked}; got {path}, a run of {config.recipe}. "
             f"`pantomim {_COMMANDS[trained]}` repeats it."
         )
     bare = recipes.BARE_OF[trains]

@@ -98,7 +98,7 @@ def largest_difference(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) 
 
 def head_apart(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """The weights of a classifier's head and norm by our names, from those of a library's (which begin so)."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for theirs, ours in names.items():
         found |= {ours + name.removeprefix(theirs): w for name, w in weights.items() if name.startswith(theirs)}
     return found
