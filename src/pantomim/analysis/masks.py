@@ -105,7 +105,6 @@ def frequencies(height: int, width: int) -> Float[np.ndarray, "h w"]:
 
 
 def _binned(power: Float[np.ndarray, "B h w"], bins: list[np.ndarray]) -> Float[np.ndarray, "B K"]:
-    """Mean power in each bin."""
     share = np.stack(bins).reshape(len(bins), -1).astype(np.float64)
     counts = share.sum(axis=1)
     with np.errstate(invalid="ignore"):

@@ -63,7 +63,6 @@ def read_yaml(path: Path, advice: str = "Give the config.yaml of a run.") -> Any
 
 
 def _count(values: Any, seen: dict[int, int]) -> int:
-    """How many values there are; too many where one lies within itself."""
     if not isinstance(values, dict | list | tuple):
         return 1
     if id(values) not in seen:

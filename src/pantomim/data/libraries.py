@@ -173,7 +173,6 @@ def _one_after_the_other(parts: list[Any], key: int | str) -> PictureStore:
 def _contents(
     spec: str, name: str, store: Store, parts: Sequence[tuple[str, Any]], ids: Sequence[Any], classes: Any
 ) -> Contents:
-    """Parts one after the other, each with its class ids, or None for none."""
     columns = {"splits": [split for split, part in parts for _ in range(len(part))]} if parts[0][0] else {}
     given: list[int] = []  # -1 for none
     for (_, part), of_part in zip(parts, ids, strict=True):

@@ -50,7 +50,6 @@ def _moved(images: Tensor, fill: Tensor, **entries: Tensor) -> Tensor:
 
 
 def _posterize(images: Tensor, bits: Tensor, fill: Tensor) -> Tensor:
-    """Only the highest bits of 8."""
     step = torch.exp2(8 - bits).view(-1, 1, 1, 1)
     return torch.floor((images * 255).round() / step) * step / 255
 

@@ -218,7 +218,6 @@ class ParquetStore(EncodedStore):
 
 
 def _parquet(path: Path) -> Any:
-    """A parquet file, opened."""
     try:
         from pyarrow.parquet import ParquetFile
 

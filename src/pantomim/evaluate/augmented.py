@@ -99,7 +99,6 @@ def train_heads(probe: AugmentedProbe, candidates: dict[str, Candidate], bench: 
 def _trained(
     probe: AugmentedProbe, name: str, candidate: Candidate, train: Dataset, num_classes: int, bench: Bench
 ) -> Probe:
-    """A contender's probe after its last step; the run of an earlier start is resumed."""
     batch_size = min(probe.batch_size, len(train))
     micro = 1 if candidate.probe.head == "linear" else math.ceil(batch_size / probe.chunk)
     config = ProbeRun(

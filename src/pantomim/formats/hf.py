@@ -203,7 +203,6 @@ def _no_transformer(source: str, model: Any) -> ValueError:
 
 
 def _preprocessing(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...], Interpolation | None]:
-    """Mean, std and resizing of the network's image processor."""
     from transformers.utils import cached_file
 
     path = cached_file(name, PREPROCESSING, _raise_exceptions_for_missing_entries=False)

@@ -79,8 +79,6 @@ def trajectory_ijepa(item: Item) -> Computed:
 
 
 class _Replay(random.Random):
-    """Recorded random numbers, one by one."""
-
     def __init__(self, draws: list[list[Any]]) -> None:
         self.recorded = Recorded(draws, exact=True)
 

@@ -279,7 +279,6 @@ def _neck_name(neck: nn.Module, name: str) -> str:
 
 
 def _encoder(item: Item, position: str, **settings: Any) -> EncoderConfig:
-    """The encoder that the names of the weights tell of."""
     names = [*item.weights()]
     own = any(name.endswith(".attn.relative_position_bias_table") for name in names)
     shared = any(name.startswith("rel_pos_bias.") for name in names)
@@ -315,7 +314,6 @@ def _official_name(name: str) -> str:
 
 
 def _backbone_name(name: str) -> str:
-    """The authors' name of a parameter of encoder or neck."""
     return _official_name(name).removeprefix("backbone.")
 
 
@@ -390,7 +388,6 @@ def _test(item: Item, model: Segment) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def _name(model: Segment, name: str) -> str:
-    """Mmsegmentation's name of a parameter, buffer or module of a segmenter."""
     part, _, rest = name.removeprefix("model.").partition(".")
     if part == "neck":
         return f"neck.{_neck_name(model.model.neck, rest)}"

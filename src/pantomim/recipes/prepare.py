@@ -150,7 +150,6 @@ def prepare(
 
 
 def _named(name: str | None, trains: Trained) -> Recipe:
-    """The recipe of a full name."""
     named = {recipe.name: recipe for recipe in recipes.RECIPES_OF[trains]}
     if name not in named:
         known = [*named, *recipes.BARE_OF[trains]]
@@ -164,7 +163,6 @@ _COMMANDS = {"encoder": "pretrain", "tokenizer": "tokenizer train", "classifier"
 
 
 def _from_file(path: Path, trains: Trained) -> Prepared:
-    """The run of a file, compared with the paper of its recipe, or of its method."""
     plan = read_plan(path)
     config = plan.run if isinstance(plan, Stages) else plan
     method: Any = config.method

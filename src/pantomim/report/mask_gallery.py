@@ -175,7 +175,6 @@ def usual_counts(surveys: Sequence[MaskSurvey]) -> str:
 
 
 def _picture(axes: Axes, values: np.ndarray, caption: str = "", **style: object) -> None:
-    """A picture without a frame, its caption below."""
     axes.imshow(values, interpolation="nearest", **style)  # type: ignore[arg-type]
     axes.set_axis_on()
     axes.set(xticks=[], yticks=[])

@@ -180,7 +180,6 @@ def read_measures(arms: Sequence[Arm], losses_compare: bool = False) -> Iterator
 
 
 def _figures(arms: Sequence[Arm]) -> Iterator[Measure]:
-    """Figures of features that needed no labels, image sets apart."""
     found: dict[tuple[str, str], Measure] = {}
     for number, arm in enumerate(arms):
         for seed, run in arm.runs.items():

@@ -271,7 +271,6 @@ def summary(results: list[Result]) -> str:
 
 
 def _few_labels(details: dict[str, str]) -> str:
-    """How many labels a class, where only few were used, else nothing."""
     stated = [value for name, value in details.items() if name.rpartition(".")[2] == "labels_per_class"]
     return next((value for value in stated if value not in ("", "all")), "")
 

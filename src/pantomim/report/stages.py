@@ -128,7 +128,6 @@ def _curves(stages: list[RunFolder]) -> Iterator[Chart]:
 
 
 def _row(number: int, stage: RunFolder) -> list[str]:
-    """A stage in the table: its page, its teacher, its length, its last loss."""
     method, finished = look_up(stage.config, "method", {}), stage.finished
     teacher = look_up(method, "teacher.source") or look_up(method, "target.teacher.source", "?")
     seconds, loss = total_seconds(stage), finished.get("loss")

@@ -183,7 +183,6 @@ def images_to_try(network: Network, images: str | None) -> tuple[Float[Tensor, "
 
 
 def _data_of(folder: Path | None) -> Dataset:
-    """All images of a run's data."""
     if folder is None or not (folder / "config.yaml").is_file():
         raise ValueError("there is no run whose images could be read; name some as export.images")
     data = read_yaml(folder / "config.yaml")["data"]

@@ -158,7 +158,6 @@ def _run(network: Network, model: Any, images: Tensor) -> tuple[Tensor, ...]:
 
 
 def _named(pool: Pool | None, model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a network, or of a classifier, by our names."""
     prefix = f"{model.base_model_prefix}."
     inner = {name.removeprefix(prefix).removeprefix("vision_model."): weight for name, weight in weights.items()}
     found = our_names(model, {name: tensor for name, tensor in inner.items() if not name.startswith("classifier.")})
