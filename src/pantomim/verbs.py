@@ -513,8 +513,9 @@ def inspect(
     from pantomim.config import from_dict
 
     kind = one_of("inspect.analysis", analysis, {kind.name: kind for kind in ANALYSES})
-    named = {"encoders": list(map(os.fspath, encoders)), "images": None if images is None else os.fspath(images)}
-    return look_into(from_dict(kind, {**named, "out": out, **options}, f"inspect {analysis}"))
+    given = {"encoders": [os.fspath(encoder) for encoder in encoders], "out": out}
+    given["images"] = None if images is None else os.fspath(images)
+    return look_into(from_dict(kind, {**given, **options}, f"inspect {analysis}"))
 
 
 def predict(

@@ -162,7 +162,7 @@ class TaskEvaluation(ABC):
         settings = {name: value for name, value in to_dict(self).items() if name not in RUN_WIDE}
         base.refuse_other_scores(owner, self.out, settings, self.data, protocol=self.stem, **{kind: self.run})
         dataset = whole.part(self.test_images)
-        about = {"spec": self.data, "place": base.place_of(self.data), "test_split": dataset.split}
+        about: dict[str, Any] = {"spec": self.data, "place": base.place_of(self.data), "test_split": dataset.split}
         about |= {"channels": dataset.channels, "scale": asdict(dataset.scale), "num_classes": len(trained.classes)}
         about |= {"image_size": list(trained.module.encoder.image_size), "key": key}
         check_images(trained.module.encoder, dataset)
