@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from pantomim.core.machine import Device, is_main_process
-from pantomim.core.names import did_you_mean
+from pantomim.core.names import one_of
 
 if TYPE_CHECKING:
     from pantomim.analysis.block_facts import BlockFacts
@@ -249,10 +249,8 @@ def _time_rows(prepared: "Prepared", cost: "Cost", device: Any, dtype: Any, time
     if steps is None and run.data.source:
         steps = in_steps(run, max(1, len(open_images(run).train) // run.batch_size))[0]
     each = f"{run.batch_size} images" + (f", {runs} times" if runs > 1 else "")
-    yield (
-        "length",
-        f"{run.duration}; name the data to know the steps" if steps is None else f"{steps:,} steps of {each}",
-    )
+    unknown = f"{run.duration}; name the data to know the steps"
+    yield "length", unknown if steps is None else f"{steps:,} steps of {each}"
     speed = matrix_flops_per_s(device, dtype)
     step_s = run.batch_size * cost.step_flops / (REACHED * speed)
     whole = "" if steps is None else f"about {about(runs * steps * step_s)}, "
@@ -490,12 +488,7 @@ def evaluate(
     from pantomim.evaluate import PROTOCOLS, TASK_PROTOCOLS
 
     every: tuple[Any, ...] = (*PROTOCOLS, *TASK_PROTOCOLS)
-    kinds = {kind.protocol: kind for kind in every}
-    if protocol not in kinds:
-        raise ValueError(
-            f"evaluate.protocol must be one of {', '.join(kinds)}; got {protocol}.{did_you_mean(protocol, kinds)}"
-        )
-    kind = kinds[protocol]
+    kind = one_of("evaluate.protocol", protocol, {kind.protocol: kind for kind in every})
     owner, argument = (kind.network.kind, "run") if kind in TASK_PROTOCOLS else ("encoder", "encoder")
     asked = {"encoder": encoder, "classifier": classifier, "segmenter": segmenter}
     networks = {name: os.fspath(network) for name, network in asked.items() if network is not None}
@@ -521,16 +514,10 @@ def inspect(
     from pantomim.analysis import ANALYSES
     from pantomim.config import from_dict
 
-    kinds = {kind.name: kind for kind in ANALYSES}
-    if analysis not in kinds:
-        raise ValueError(
-            f"inspect.analysis must be one of {', '.join(kinds)}; got {analysis}.{did_you_mean(analysis, kinds)}"
-        )
-    named = {
-        "encoders": [os.fspath(encoder) for encoder in encoders],
-        "images": None if images is None else os.fspath(images),
-    }
-    return look_into(from_dict(kinds[analysis], {**named, "out": out, **options}, f"inspect {analysis}"))
+    kind = one_of("inspect.analysis", analysis, {kind.name: kind for kind in ANALYSES})
+    given = {"encoders": [os.fspath(encoder) for encoder in encoders], "out": out}
+    given["images"] = None if images is None else os.fspath(images)
+    return look_into(from_dict(kind, {**given, **options}, f"inspect {analysis}"))
 
 
 def predict(
@@ -563,11 +550,9 @@ def predict(
     from pantomim.engine.runtime import usable_device
     from pantomim.evaluate.predict import predict as write
 
-    options = {"top": top, "all": all, "overlays": overlays, "chunk": chunk}
+    options: Any = {"top": top, "all": all, "overlays": overlays, "chunk": chunk, "overwrite": overwrite}
     where = usable_device("predict", device)
-    return write(
-        os.fspath(run), os.fspath(images), Path(out), overwrite=overwrite, scale=scale, device=where, **options
-    )
+    return write(os.fspath(run), os.fspath(images), Path(out), scale=scale, device=where, **options)
 
 
 def report(run: Place, *, headline: str | None = None, out: Place | None = None, data: Place | None = None) -> Path:

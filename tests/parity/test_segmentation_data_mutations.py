@@ -34,7 +34,7 @@ def test_mutation_is_found(item, owner, name, wrong, monkeypatch):
 
 
 def test_left_before_top(monkeypatch):
-    monkeypatch.setattr("pantomim.parity.segmentation_data.crop_place", left_first)
+    monkeypatch.setattr("pantomim.parity.segmentation.crop_place", left_first)
     failing(outcome(CROP))
 
 

@@ -45,11 +45,7 @@ PICTURES: dict[type, Callable[..., Path | None]] = {  # what a run's own method 
 
 
 def write_pictures(run: Path, source: str | None = None, **options: int) -> Path | None:
-    """The file of pictures for the report of a finished run; None if its method has none.
-
-    A ValueError, if none can be made: its data have moved (then `source` is where they lie now), or what it predicts
-    is no picture.
-    """
+    """The file of pictures for a finished run's report, of its data at `source`; None if its method has none."""
     method = run_config(run).method
     if isinstance(method, CMTMAEConfig) and not method.masker.guided:  # nothing guides the masks
         return None

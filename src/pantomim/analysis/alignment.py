@@ -88,13 +88,11 @@ class Alignment(PictureAnalysis):
 
 @dataclass(frozen=True)
 class WithoutRegressor:
-    """Images that went from the encoder straight into the decoder, in the scale of the images.
-
-    The reference is what is in the picture whatever the decoder does (pixels, if targets are normalised patch by patch:
-    mean and std of each true patch), or at best (tokens: the true ids, decoded).
-    """
+    """Images that went from the encoder straight into the decoder, in the scale of the images."""
 
     shown: Float[np.ndarray, "B C H W"]
+    # What is in the picture whatever the decoder does (each true patch's mean and std, if pixels are normalised by
+    # these), or at best (the true ids, decoded)
     reference: Float[np.ndarray, "B C H W"] | None
     reference_name: str
     measure: Literal["explained", "accuracy"]  # what `score` is: see `_explained`, or the share of right ids
@@ -157,14 +155,9 @@ def measure_agreement(run: str | Path) -> dict[str, float]:
             mask = method.draw(Batch(images, total=len(images)), 0, generator).mask
             predicted = method.regressor(method.latents(encoder, images, mask.ids_keep), mask)
             truth = method.target(images)
-            of_batch = {
-                "predicted": predicted,
-                "latent": method.alignment_target(images, mask),
-                "with": method.decoder(predicted, mask.ids_mask),
-                "without": method.without_regressor(images),
-                "masked": take(truth, mask.ids_mask),
-                "all": truth,
-            }
+            of_batch = {"predicted": predicted, "latent": method.alignment_target(images, mask), "all": truth}
+            of_batch |= {"with": method.decoder(predicted, mask.ids_mask), "masked": take(truth, mask.ids_mask)}
+            of_batch["without"] = method.without_regressor(images)
             found.append({name: values.flatten(0, 1) for name, values in of_batch.items()})
     whole = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     score = _share_right if isinstance(method.target, TokenTarget) else _explained

@@ -15,11 +15,7 @@ from pantomim.evaluate.features import AnyEncoder
 
 @frozen
 class AttentionDistance(LayerMeans):
-    """How far each head looks, in pixels.
-
-    Arrays: `distance` and `prefix_share` (layers, heads), and `uniform`, the distance of attention that is alike to all
-    tokens.
-    """
+    """How far each head looks, in pixels."""
 
     name: ClassVar[str] = "attention-distance"
     title: ClassVar[str] = "How far the heads look"
@@ -31,14 +27,12 @@ class AttentionDistance(LayerMeans):
     )
 
     def sums(self, encoder: AnyEncoder, images: Tensor) -> dict[str, Tensor]:
-        """Of each head's reach, and of what attention that is alike to all tokens would give."""
-        distances = _distances(encoder)
+        """`distance` and `prefix_share` (layers, heads), and `uniform`: the distance if all tokens were alike."""
+        (height, width), (rows, cols) = encoder.image_size, encoder.grid
+        distances = patch_distances(encoder.grid, (height / rows, width / cols))
         uniform = distances.sum(dim=1).mean() / (encoder.num_prefix + len(distances))
-        reaches = [
-            attention_distance(block.attention, distances, encoder.num_prefix)
-            for block in block_features(encoder, images, need_attention=True)
-            if block.attention is not None
-        ]
+        seen = (block.attention for block in block_features(encoder, images, need_attention=True))
+        reaches = [attention_distance(each, distances, encoder.num_prefix) for each in seen if each is not None]
         return {
             "distance": torch.stack([reach.distance.sum(dim=0) for reach in reaches]),
             "prefix_share": torch.stack([reach.prefix_share.sum(dim=0) for reach in reaches]),
@@ -101,9 +95,3 @@ def attention_distance(
     distance = (between * distances.to(attention.device)).sum(dim=-1).mean(dim=-1)
     to_prefix = attention[..., num_prefix:, :num_prefix].double().sum(dim=-1).mean(dim=-1)
     return Reach(distance, to_prefix)
-
-
-def _distances(encoder: AnyEncoder) -> Float[Tensor, "N N"]:
-    """Between patches, in pixels."""
-    (height, width), (rows, cols) = encoder.image_size, encoder.grid
-    return patch_distances(encoder.grid, (height / rows, width / cols))

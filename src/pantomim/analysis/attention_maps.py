@@ -50,10 +50,7 @@ class AttentionMaps(EncoderPictures):
 def attended(
     encoder: AnyEncoder, images: Float[Tensor, "B C H W"], block: int | None = None
 ) -> Float[Tensor, "B heads T"]:
-    """Attention of the class token in a block (from 1; None: the last) to all tokens, prefix first; sums to 1.
-
-    Without a class token: the mean over all patches as queries.
-    """
+    """Attention of the class token (else the mean patch) in a block (None: the last) to all tokens; sums to 1."""
     with torch.inference_mode():
         found = [features.attention for features in block_features(encoder, images, need_attention=True)]
     if block is not None and block > len(found):

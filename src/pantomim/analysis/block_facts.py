@@ -14,10 +14,7 @@ CKA = "cka"  # the only array that is not one encoder's: all layers of all encod
 
 @dataclass(frozen=True)
 class BlockFacts:
-    """One analysis of one or several encoders on the same images.
-
-    Arrays are NAME_0, NAME_1 ... in the order of `about["encoders"]`; CKA has one matrix of the layers of all of them.
-    """
+    """An analysis of encoders: arrays NAME_0 ... in the order of `about["encoders"]`; of CKA one matrix for all."""
 
     kind: str  # name of the analysis
     arrays: dict[str, np.ndarray]

@@ -16,10 +16,7 @@ from pantomim.nn.vit import Encoder, Features
 def block_features(
     encoder: AnyEncoder, images: Float[Tensor, "B C H W"], need_attention: bool = False
 ) -> Iterator[Features]:
-    """Prefix tokens and patches after each block and, if asked for, its softmaxed attention, prefix tokens first.
-
-    The encoder must be in evaluation mode, the images scaled and of its size.
-    """
+    """Tokens after each block and, if asked for, its attention; in evaluation mode, of images of the encoder's size."""
     if isinstance(encoder, Encoder):
         yield from encoder.each_block(images, need_attention=need_attention)
         return

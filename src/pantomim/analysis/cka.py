@@ -97,10 +97,7 @@ def gram(features: Float[Tensor, "n D"]) -> Float[Tensor, "n n"]:
 
 
 def hsic(first: Float[Tensor, "n n"], second: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
-    """How much two matrices of `gram` on the same images have in common: unbiased, 0 on average where it is nothing.
-
-    Paper: Song et al. 2012, Feature Selection via Dependence Maximization, JMLR 13 (HSIC_1).
-    """
+    """What two matrices of `gram` have in common, unbiased; HSIC_1 of Song et al. 2012, JMLR 13."""
     count = len(first)
     if count < FEWEST:
         raise ValueError(f"CKA.count must be at least {FEWEST}; got {count} images. Give more.")

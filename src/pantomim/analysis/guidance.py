@@ -144,10 +144,7 @@ def _look(
 
 
 def who_decides(method: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The teacher's weights in a run of CMT-MAE, and how the student's average moves, from the `method` of its config.
-
-    A ValueError, if it is no config of CMT-MAE.
-    """
+    """The teacher's weights in CMT-MAE, and how the student's average moves, by a config's `method`; or an error."""
     config = from_dict(CMTMAEConfig, of_today({"method": method}, "config.yaml")["method"], "method")
     rows = [("Teacher's weight in the mask", config.mixing.in_words())] * config.masker.guided
     if config.predicted and not isinstance(config.target, Concat):

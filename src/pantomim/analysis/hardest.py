@@ -15,10 +15,7 @@ SIDE = 160  # pixels of a picture's longer side
 
 
 def write_hardest(run: str | Path, *, source: str | None = None, count: int = NUM_PHOTOS) -> Path | None:
-    """Pictures of the images of the highest loss in RUN/analysis/hardest.npz; None where the run has no score.
-
-    One row for each file of scores, whose stem is its title; a set that cannot be read any more is warned of.
-    """
+    """Pictures of the images of the highest loss in RUN/analysis/hardest.npz, a row a file of scores; None without."""
     config, folder = run_config(run), Path(run)
     rows, warnings = [], []
     for file in sorted((folder / "eval").glob(f"{Classification.stem}-*.json")):

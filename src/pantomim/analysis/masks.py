@@ -52,14 +52,8 @@ def visible_statistics(visible: Bool[np.ndarray, "B h w"]) -> VisibleStatistics:
     from scipy import ndimage  # takes long, so only where it is needed
 
     distance = ndimage.distance_transform_edt(~visible, sampling=(apart, 1.0, 1.0))  # 0 where visible
-    return VisibleStatistics(
-        num_visible=num_visible,
-        num_clusters=clusters,
-        largest_cluster=largest,
-        neighbours=2 * pairs / num_visible,
-        mean_distance=distance.sum(axis=(1, 2)) / (~visible).sum(axis=(1, 2)),
-        max_distance=distance.max(axis=(1, 2)),
-    )
+    mean, highest = distance.sum(axis=(1, 2)) / (~visible).sum(axis=(1, 2)), distance.max(axis=(1, 2))
+    return VisibleStatistics(num_visible, clusters, largest, 2 * pairs / num_visible, mean, highest)
 
 
 def num_clusters(marked: Bool[np.ndarray, "B h w"]) -> Int[np.ndarray, " B"]:
@@ -99,11 +93,7 @@ def mask_spectrum(visible: Bool[np.ndarray, "B h w"]) -> Float[np.ndarray, "B K"
 def field_bands(
     fields: Float[np.ndarray, "B m n"] | Bool[np.ndarray, "B m n"], edges: tuple[float, ...] = BAND_EDGES
 ) -> Float[np.ndarray, "B bands"]:
-    """Mean power of whole fields (or of thresholded ones) in bands of the radial frequency; white noise gives 1.
-
-    A pixel is a patch; a band has its lower edge and not its upper one, and frequency 0 is in none. NaN in a band that
-    so small a field has no frequency in.
-    """
+    """Mean power of fields in bands [low, high) of the radial frequency; white noise gives 1, an empty band NaN."""
     radius = frequencies(*fields.shape[1:])
     bands = [(radius >= low) & (radius < high) & (radius > 0) for low, high in pairwise(edges)]
     return np.concatenate([_binned(periodogram(field[None]), bands) for field in fields])  # one by one: they are large
@@ -115,7 +105,6 @@ def frequencies(height: int, width: int) -> Float[np.ndarray, "h w"]:
 
 
 def _binned(power: Float[np.ndarray, "B h w"], bins: list[np.ndarray]) -> Float[np.ndarray, "B K"]:
-    """Mean power in each bin."""
     share = np.stack(bins).reshape(len(bins), -1).astype(np.float64)
     counts = share.sum(axis=1)
     with np.errstate(invalid="ignore"):
@@ -228,10 +217,7 @@ def survey(name: str, masker: Masker, grid: tuple[int, int], *, num: int, seed: 
 
 
 def load_photo(path: Path, grid: tuple[int, int]) -> Photo:
-    """A picture cut in its middle to the proportions of the grid, and resized so that patches are whole pixels.
-
-    The first three bands are shown, or the first; numbers other than 8-bit ones are stretched.
-    """
+    """The middle of a picture in the grid's proportions, patches of whole pixels; other values than 8-bit stretched."""
     try:
         image = decode(path.read_bytes())
     except (OSError, BrokenImageError) as error:

@@ -61,10 +61,7 @@ class PatchColours(EncoderPictures):
 
 
 def principal(features: Float[np.ndarray, "*n D"]) -> tuple[Float[np.ndarray, "*n 3"], float]:
-    """The first three principal components, signs as scikit-learn fixes them, and their share of the variance.
-
-    Of fewer values than three, the missing ones are zero.
-    """
+    """The first three principal components (0 where missing), signs as scikit-learn's, and their share of variance."""
     flat = features.reshape(-1, features.shape[-1])
     from sklearn.decomposition import PCA  # takes a second, so only where it is needed
 

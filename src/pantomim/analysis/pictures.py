@@ -60,10 +60,7 @@ class PictureRows:
 
 
 def write_rows(found: PictureRows, path: Path) -> list[Path]:
-    """Write FILE.npz and, where there is a list, FILE.csv beside it; gives their paths.
-
-    `row_0`, `row_1` ... (n, H, W, C), and all that is text as JSON in `about`; or the `arrays`.
-    """
+    """Write FILE.npz (`row_0` ... and JSON in `about`, or the `arrays`) and, of a list, FILE.csv; gives their paths."""
     about = {name: getattr(found, name) for name in ("items", *PLAIN)}
     for name, attribute in (("titles", "title"), ("texts", "text"), ("labels", "labels")):
         about[name] = [getattr(row, attribute) for row in found.rows]

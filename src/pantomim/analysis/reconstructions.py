@@ -36,17 +36,15 @@ LARGE = 200  # pixels: fewer, for a page that one can look through
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Images, what was masked of them, and what was predicted; values in the scale of the images.
-
-    `explained` is the share of the variation in the masked patches that the prediction explains: 1 is perfect; 0 is
-    what the mean alone reaches (each patch's true mean if targets are normalised patch by patch, else the data's).
-    """
+    """Images, what was masked of them, and what was predicted; values in the scale of the images."""
 
     original: Float[np.ndarray, "B C H W"]
     masked: Float[np.ndarray, "B C H W"]  # masked patches filled with the mean of each channel
     reconstruction: Float[np.ndarray, "B C H W"]  # the prediction of every patch; it was trained on masked ones only
     mask: Bool[np.ndarray, "B rows cols"]  # True where a patch is masked
     pasted: Float[np.ndarray, "B C H W"]  # the prediction with the visible patches pasted in
+    # Share of the variation in masked patches: 0 is what the mean alone reaches (each patch's true one, if targets are
+    # normalised patch by patch, else the data's)
     explained: float
 
 
@@ -113,42 +111,28 @@ class Reconstruct(PictureAnalysis):
         images, items = read_images(dataset, encoder.image_size, choose(dataset, count, self.seed))
         result = reconstruct(method, images, self.seed)
         warning = collapse_warning(encoder, dataset)
-        about = {
-            "items": list(items),
-            "split": dataset.split,
-            "masked_share": float(result.mask.mean()),
-            "normalized_target": isinstance(method.target, PixelTarget) and method.target.normalise != "none",
-            "channels": dataset.channels,
-            "explained": result.explained,
-        }
-        text = f"{self.drawn(dataset, len(items))} {caption(about)}" + (
-            "" if warning is None else f" Warning: {warning}"
-        )
-        shown = {
-            name: to_picture(getattr(result, name), result.original, dataset.scale)
-            for name in ("original", "masked", "reconstruction", "pasted")
-        }
+        normalised = isinstance(method.target, PixelTarget) and method.target.normalise != "none"
+        about = {"items": list(items), "split": dataset.split, "masked_share": float(result.mask.mean())}
+        about |= {"normalized_target": normalised, "channels": dataset.channels, "explained": result.explained}
+        text = f"{self.drawn(dataset, len(items))} {caption(about)}"
+        text += "" if warning is None else f" Warning: {warning}"
+        names = ("original", "masked", "reconstruction", "pasted")
+        shown = {name: to_picture(getattr(result, name), result.original, dataset.scale) for name in names}
         arrays = shown | {
             "mask": result.mask,
             "original_values": result.original.astype(np.float32),
             "reconstruction_values": result.reconstruction.astype(np.float32),
             "about": np.array(json.dumps(about | {"caption": text})),
         }
-        ways = ("original", "masked", "reconstruction")
-        rows = [
-            Row(name, "", np.stack(pictures), ways)
-            for name, *pictures in zip(items, shown["original"], shown["masked"], shown["pasted"], strict=True)
-        ]
+        ways, pasted = names[:3], (shown["original"], shown["masked"], shown["pasted"])
+        rows = [Row(name, "", np.stack(three), ways) for name, *three in zip(items, *pasted, strict=True)]
         return PictureRows(ways, tuple(rows), text, finding(about), encoder=str(run), arrays=arrays)
 
 
 def of_the_same_images(
     runs: Sequence[Path], count: int, source: str | None = None
 ) -> tuple[dict[Path, Mapping[str, np.ndarray]], list[str]]:
-    """The arrays of `Reconstruct` of each run that is finished and predicts pixels, and why others have none.
-
-    Images are held out of the data of the first of these, which lie at `source` now.
-    """
+    """Arrays of each finished run that predicts pixels, of the first one's held-out images; why others have none."""
     drawn: dict[Path, Mapping[str, np.ndarray]] = {}
     told: list[str] = []
     dataset: Dataset | None = None
@@ -172,10 +156,9 @@ def finding(about: Mapping[str, Any]) -> str:
         return ""
     if explained < 0:
         return "On these images the prediction is no better than a flat guess."
-    around = "around their true means" if about.get("normalized_target") else "around the mean of the data"
-    return (
-        f"On these images the prediction explains {100 * explained:.0f} % of the variation in masked patches {around}."
-    )
+    around = "their true means" if about.get("normalized_target") else "the mean of the data"
+    share = f"{100 * explained:.0f} % of the variation in masked patches"
+    return f"On these images the prediction explains {share} around {around}."
 
 
 def caption(about: Mapping[str, Any]) -> str:

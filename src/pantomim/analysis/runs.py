@@ -28,10 +28,7 @@ def run_config(run: str | Path) -> Pretrain:
 
 
 def load_run(run: str | Path, kind: str | None = None) -> Any:
-    """The method of a finished run of MAE, BEiT or CAE, in evaluation mode; tokenizer and guide from where it had them.
-
-    Any of the three, if no `kind` is asked for.
-    """
+    """The method of a finished run of MAE, BEiT or CAE, or of one `kind` of these, in evaluation mode."""
     run = Path(run)
     config = run_config(run).method
     if not isinstance(config, MAEConfig | BEiTConfig | CAEConfig) or kind not in (None, config.kind):

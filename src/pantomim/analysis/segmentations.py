@@ -59,11 +59,6 @@ def write_segmentations(run: str | Path, *, source: str | None = None, count: in
     named = zip(trained.about["class_ids"], trained.classes, strict=True)
     caption = f"{len(items)} images of the {dataset.split} part of {dataset.name}, drawn with seed {seed}."
     caption += shown_words(dataset)
-    about = {
-        "items": items,
-        "colours": {
-            name: to_hex(palette()[class_id % 256] / 255) for class_id, name in named if class_id % 256 in occur
-        },
-        "caption": caption,
-    }
+    colours = {name: to_hex(palette()[k % 256] / 255) for k, name in named if k % 256 in occur}
+    about = {"items": items, "colours": colours, "caption": caption}
     return write_npz(Path(run) / "analysis" / "segmentations.npz", arrays | {"about": np.array(json.dumps(about))})

@@ -16,10 +16,7 @@ from pantomim.evaluate.features import AnyEncoder
 
 @frozen
 class Spectrum(LayerMeans):
-    """How few directions the tokens of an image lie in, after each block.
-
-    Arrays: `shares` (layers, 5), of the k largest singular values, k = 1 ... 5.
-    """
+    """How few directions the tokens of an image lie in, after each block."""
 
     name: ClassVar[str] = "spectrum"
     title: ClassVar[str] = "How few directions the tokens lie in"
@@ -31,7 +28,7 @@ class Spectrum(LayerMeans):
     )
 
     def sums(self, encoder: AnyEncoder, images: Tensor) -> dict[str, Tensor]:
-        """Of the shares."""
+        """`shares` (layers, 5) of the k largest singular values, k = 1 ... 5."""
         blocks = block_features(encoder, images)
         return {"shares": torch.stack([concentration(block.patches).sum(dim=0) for block in blocks])}
 

@@ -74,11 +74,7 @@ def write_ids(
     batch_size: int = 128,
     device: torch.device | str = "cpu",
 ) -> Ids:
-    """Compute the ids of every readable image and write them to FILE.npz; if it holds them already, leave it.
-
-    The file has `ids`, `names`, `labels` and `label_names` (where there are any) and `key`, which is JSON. The
-    tokenizer is moved to the device; without an `image_size` it sees the images as they are, if all have one size.
-    """
+    """Write `ids`, `names`, `labels` and `key` (JSON) of every readable image to FILE.npz, unless it holds them."""
     check_out("ids", path, [".npz"])
     size = image_size or dataset.facts.size
     if size is None:
@@ -137,11 +133,7 @@ def _usage(ids: Int[np.ndarray, "n rows cols"], vocabulary: int) -> CodeUsage:
 
 
 def write_tokenizer_report(run: Path, *, max_images: int = 2000) -> TokenizerReport:
-    """Measure a finished run's tokenizer on held-out images; leave numbers and a picture in its folder.
-
-    At most `max_images`, evenly spaced over those that the run was not trained on. The picture has images in its upper
-    row, and below what their ids are decoded to; there is none where ids stand for features of a teacher.
-    """
+    """Measure a finished run's tokenizer on up to `max_images` held-out images; leave numbers and a picture."""
     config = from_yaml(Pretrain, run / "config.yaml")
     if not isinstance(config.method, DVAEConfig | VQKDConfig):
         raise ValueError(
@@ -152,19 +144,12 @@ def write_tokenizer_report(run: Path, *, max_images: int = 2000) -> TokenizerRep
     method, dataset = config.method, held_out(config.data.source, config.data.scale)
     size = method.image_size if isinstance(method, DVAEConfig) else method.encoder.image_size
     indices = np.unique(np.linspace(0, len(dataset) - 1, max_images).astype(int))
-    report = measure_tokenizer(
-        tokenizer, (images for images, _ in evaluation_batches(dataset, size, 64, "cpu", indices))
-    )
-    values = {
-        "data": config.data.source,
-        "split": dataset.split,
-        "images": report.usage.positions // int(np.prod(tokenizer.grid_of(size))),
-        "image_size": list(size),
-        "usage": asdict(report.usage),
-        "collapsed": report.usage.collapsed,
-        "mse": report.mse,
-        "mse_of_means": report.mse_of_means,
-    }
+    seen = (images for images, _ in evaluation_batches(dataset, size, 64, "cpu", indices))
+    report = measure_tokenizer(tokenizer, seen)
+    count = report.usage.positions // int(np.prod(tokenizer.grid_of(size)))
+    values = {"data": config.data.source, "split": dataset.split, "images": count, "image_size": list(size)}
+    values |= {"usage": asdict(report.usage), "collapsed": report.usage.collapsed}
+    values |= {"mse": report.mse, "mse_of_means": report.mse_of_means}
     replace_file(run / REPORT, (json.dumps(values, indent=2) + "\n").encode())
     if isinstance(tokenizer, DVAETokenizer):
         shown, _ = read_images(dataset, size, indices[:NUM_SHOWN])
@@ -180,6 +165,6 @@ def _two_rows(images: Tensor, decoded: Tensor) -> bytes:
     rows = shown.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # (2 H, B W, C)
     scale = max(1, 64 // images.shape[-1])
     pixels = (rows * 255).round().byte().repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", optimize=True)
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    picture.save(buffer := io.BytesIO(), "PNG", optimize=True)
     return buffer.getvalue()

@@ -67,10 +67,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def new_folder(field: str, path: Path) -> Iterator[Path]:
-    """A folder to fill under a temporary name, which takes its own at the end: all of it is there, or nothing.
-
-    Refused in the name of a field, before the work, if there is something of that name.
-    """
+    """A folder to fill under a temporary name, refused for a field if it exists; in the end it is whole, or gone."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{field} must be a new or an empty folder; got {path}, which exists. Name another.")
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
@@ -101,8 +98,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> Path:
     """Write named arrays as `replace_file` does; gives the path."""
-    buffer = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(buffer, allow_pickle=False, **arrays)
+    (np.savez_compressed if compressed else np.savez)(buffer := io.BytesIO(), allow_pickle=False, **arrays)
     replace_file(path, buffer.getvalue())
     return path
 

@@ -10,10 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mask:
-    """The only way to say which patches of a batch are masked.
-
-    `ids_keep` and `ids_mask` together hold every patch of an image once.
-    """
+    """The only way to say which patches of a batch are masked; `ids_keep` and `ids_mask` hold every patch once."""
 
     masked: Bool[Tensor, "B N"]  # True where a patch is masked
     ids_keep: Int[Tensor, "B V"]  # Visible patches, in raster order

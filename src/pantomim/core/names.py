@@ -1,7 +1,10 @@
 """What was probably meant by a name that is not known."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, prefix: str = "") -> str:
@@ -11,3 +14,10 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, prefix
     close = close[:1] or difflib.get_close_matches(name, alike, n=1, cutoff=0.5)
     advice = f"Did you mean {prefix}{close[0]}?" if close else otherwise
     return f" {advice}" if advice else ""
+
+
+def one_of(field: str, name: str, kinds: Mapping[str, T]) -> T:
+    """The kind of a name; a `ValueError`, in the name of a field, says which there are."""
+    if name not in kinds:
+        raise ValueError(f"{field} must be one of {', '.join(kinds)}; got {name}.{did_you_mean(name, kinds)}")
+    return kinds[name]

@@ -9,10 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 @dataclass(frozen=True)
 class Range:
-    """An interval, as the metadata of an `Annotated` number; `least` and `most` lie in it, `above` and `below` do not.
-
-    NaN lies in no interval, and no upper bound means finite.
-    """
+    """An interval, as metadata of a number: `least` and `most` lie in it, `above` and `below` do not, NaN in none."""
 
     least: float = -math.inf
     above: float = -math.inf

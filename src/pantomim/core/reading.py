@@ -16,10 +16,7 @@ adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def read_json(path: Path, kind: Any, advice: str) -> Any:
-    """What a JSON file holds, as a `kind` (a dataclass or another type); names that the kind lacks are passed over.
-
-    Raises `FileNotFoundError` where there is no file, else `ValueError` with the reason and the advice.
-    """
+    """What a JSON file holds, as a `kind`; unknown names are passed over. `FileNotFoundError`, else `ValueError`."""
     try:
         return as_kind(json.loads(path.read_bytes()), kind)
     except FileNotFoundError:
@@ -66,7 +63,6 @@ def read_yaml(path: Path, advice: str = "Give the config.yaml of a run.") -> Any
 
 
 def _count(values: Any, seen: dict[int, int]) -> int:
-    """How many values there are; too many where one lies within itself."""
     if not isinstance(values, dict | list | tuple):
         return 1
     if id(values) not in seen:

@@ -13,10 +13,7 @@ from torch import Tensor
 def count_pixels(
     guesses: Int[Tensor, "B H W"], labels: Int[Tensor, "B H W"], num_classes: int, *, ignore: int = 255
 ) -> Int[Tensor, "B 3 K"]:
-    """Pixels by image and class: rightly predicted, predicted, labelled; without those labelled `ignore`. On the CPU.
-
-    Sums of such counts are those of the images together.
-    """
+    """Pixels by image and class, on the CPU: rightly predicted, predicted, labelled; without those to `ignore`."""
     image = torch.arange(len(labels), device=labels.device)[:, None, None].expand_as(labels)
     known = labels != ignore
     for name, values in (("guesses", guesses), ("labels", labels)):

@@ -25,16 +25,10 @@ def relative_std(features: Float[Tensor, "n D"]) -> float:
 
 
 def alignment(one: Float[Tensor, "n D"], other: Float[Tensor, "n D"]) -> float:
-    """Mean squared distance of an image's two views on the unit sphere: 0 if they are equal.
-
-    Paper: Wang and Isola 2020, arXiv:2005.10242, section 4.1, with alpha 2.
-    """
+    """Mean squared distance of two views on the unit sphere (Wang and Isola 2020, arXiv:2005.10242, 4.1, alpha 2)."""
     return float((F.normalize(one, dim=1) - F.normalize(other, dim=1)).square().sum(dim=1).mean())
 
 
 def uniformity(features: Float[Tensor, "n D"]) -> float:
-    """Log of the mean Gaussian potential of all pairs on the unit sphere, at most 0: lower is more even.
-
-    Paper: Wang and Isola 2020, section 4.1, with t 2.
-    """
+    """Log of the mean Gaussian potential of all pairs on the unit sphere, lower is more even (the same, 4.1, t 2)."""
     return float(torch.pdist(F.normalize(features, dim=1)).square().mul(-2).exp().mean().log())

@@ -1,7 +1,4 @@
-"""Colours and sharpness of a batch of images, each by its own amount; values are and stay in [0, 1].
-
-Every function takes images (B, C, H, W) and, where there is an amount, one a row.
-"""
+"""Colours and sharpness of a batch of images, each by its own amount; values are and stay in [0, 1]."""
 
 import torch
 from jaxtyping import Float

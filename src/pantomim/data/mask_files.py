@@ -51,7 +51,6 @@ def write_overlay(
 
 
 def _write(path: Path, picture: Image.Image) -> Path:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    picture.save(buffer := io.BytesIO(), "PNG")
     replace_file(path, buffer.getvalue())
     return path

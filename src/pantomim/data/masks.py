@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -30,10 +30,7 @@ ADE20K = ("annotations", "objectInfo150.txt")  # its folder of masks, and the na
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of a source; found by the names of its images, so that they serve any split and any draw of it.
-
-    Ids are those of the files or, with `reduce_zero`, one less; of the names here too.
-    """
+    """A source's masks, by the names of its images; ids are those of the files or, with `reduce_zero`, one less."""
 
     name: str  # of their folder or array
     ignore: int  # the id of pixels that have no class, in the files and here
@@ -53,13 +50,12 @@ class Masks:
             self._check_colours(mask, palette)
         except BrokenImageError as error:
             raise BrokenImageError(f"has a mask in {self.name} that {error}") from error
-        return zero_reduced(mask, self.ignore) if self.reduce_zero else mask
+        if not self.reduce_zero:
+            return mask
+        return np.where((mask == 0) | (mask == self.ignore), self.ignore, mask.astype(np.int32) - 1)
 
     def numbered(self, image: str, size: tuple[int, ...]) -> UInt8[np.ndarray, "H W"]:
-        """The mask of an image of this height and width as class numbers, `IGNORE` where there is none.
-
-        Raises `BrokenImageError` where it does not fit the image or the list of classes.
-        """
+        """An image's mask as class numbers, `IGNORE` where there is none; `BrokenImageError` if size or ids misfit."""
         mask = self.read(image)
         numbers = self._numbers[mask.clip(-1, len(self._numbers) - 1)]
         if reason := self._misfit(mask.shape, size, _distinct(mask[numbers == IGNORE])):
@@ -102,11 +98,6 @@ class Masks:
                 f"{self.name}. Name those that occur, or merge rare ones."
             )
         return tuple(sorted(self.names))
-
-    def stored(self, numbers: Int[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
-        """Class numbers as ids of the files, to write predictions; where there is no class, what the files have."""
-        ids = [class_id + self.reduce_zero for class_id in self.class_ids()]
-        return stored_ids(numbers, ids, 0 if self.reduce_zero else self.ignore)
 
     def resized(
         self, dataset: Dataset, indices: np.ndarray, image_size: tuple[int, int]
@@ -246,16 +237,6 @@ def open_masked(
     ignored = {part: survey.ignored for part, survey in surveys.items()}
     ids = sorted({class_id for survey in surveys.values() for class_id in survey.ids})
     return MaskedSource(parts, found.listed(ids), tuple(ids), known, surveys["train"].size, ignored)
-
-
-def stored_ids(numbers: Int[np.ndarray, "H W"], ids: Sequence[int], none: int) -> Int[np.ndarray, "H W"]:
-    """The id of each class number, and `none` for `IGNORE`."""
-    return np.array([*ids, *[none] * (IGNORE + 1 - len(ids))])[numbers]
-
-
-def zero_reduced(mask: Int[np.ndarray, "H W"], ignore: int) -> Int[np.ndarray, "H W"]:
-    """Ids of files in which 0 is no class, counted from 0: 0 becomes `ignore`, `ignore` stays."""
-    return np.where((mask == 0) | (mask == ignore), ignore, mask.astype(np.int32) - 1)
 
 
 def read_masked(

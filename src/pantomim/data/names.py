@@ -1,7 +1,4 @@
-"""What a name means, whichever source it comes from: a folder, a zip, a list, an array or another library's set.
-
-All that is read out of names is read here; the rules are in `docs/data.md`.
-"""
+"""What a name means, whichever source it comes from; the rules are in `docs/data.md`."""
 
 import logging
 import re
@@ -32,13 +29,11 @@ _WORDS = _SPLITS | {f"{word}set": split for word, split in _SPLITS.items()}
 _WORDS |= {"trainval": "train", "tr": "train", "ts": "test", "eval": "val", "evaluation": "val"}
 _UNLABELLED = frozenset({"unlabeled", "unlabelled", "unsupervised"})
 _NO_LABEL = frozenset({"", "-1", "None", "nan"})
-_SYSTEM = frozenset(
-    {
-        *("__macosx", "__pycache__", "@eadir", "@__thumb", "@tmp", "@recycle", "@recently-snapshot", "#recycle"),
-        *("#snapshot", "~snapshot", "$recycle.bin", "system volume information", "lost+found"),
-        *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
-    }
-)
+_SYSTEM = {
+    *("__macosx", "__pycache__", "@eadir", "@__thumb", "@tmp", "@recycle", "@recently-snapshot", "#recycle"),
+    *("#snapshot", "~snapshot", "$recycle.bin", "system volume information", "lost+found"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+}
 _RUN = frozenset({"config.yaml", "environment.json"})  # in the folder of a run
 _BYTES = re.compile("[\udc80-\udcff]")
 

@@ -16,10 +16,7 @@ def shown_bands(channels: int) -> list[int]:
 def to_picture(
     values: Float[np.ndarray, "B C H W"], originals: Float[np.ndarray, "n C H W"], scale: Scale
 ) -> UInt8[np.ndarray, "B H W c"]:
-    """8-bit pictures; what lies outside the range becomes black or white.
-
-    The range is 0 to 1 for 8-bit images, else robust ends of the originals, band by band.
-    """
+    """8-bit pictures of the range 0 to 1 for 8-bit images, else of robust ends of the originals, band by band."""
     bands = shown_bands(values.shape[1])
     low, high = np.zeros(len(bands)), np.ones(len(bands))
     if scale.divisor != 255.0:

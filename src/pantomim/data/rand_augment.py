@@ -50,7 +50,6 @@ def _moved(images: Tensor, fill: Tensor, **entries: Tensor) -> Tensor:
 
 
 def _posterize(images: Tensor, bits: Tensor, fill: Tensor) -> Tensor:
-    """Only the highest bits of 8."""
     step = torch.exp2(8 - bits).view(-1, 1, 1, 1)
     return torch.floor((images * 255).round() / step) * step / 255
 
@@ -99,10 +98,7 @@ def rand_augmented(
     signs: Float[np.ndarray, " B"],
     fill: Float[Tensor, "3 1 1"],
 ) -> None:
-    """One operation for each image, by its number in `OPERATIONS` (-1: none); `fill` goes into gaps.
-
-    `change` puts chosen rows of the images through an action, each with its amount.
-    """
+    """One operation an image, by its number (-1: none), `fill` in gaps; `change` puts chosen rows through an action."""
     for number, (operation, amount) in enumerate(OPERATIONS):
         change(operations == number, lambda *of, apply=operation: apply(*of, fill), amount(levels, signs))
 

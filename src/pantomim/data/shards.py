@@ -49,10 +49,7 @@ def shards_among(names: Sequence[str]) -> list[str]:
 
 
 def read_shards(root: Path, shards: Sequence[str], spec: str) -> Contents:
-    """List what shards of one kind hold; the splits are told by their names in the folder.
-
-    Raises `ValueError` if one is damaged, naming it.
-    """
+    """List what shards of one kind hold, splits by their names; a `ValueError` names one that is damaged."""
     stems, kinds = [shard.rpartition(".")[0] for shard in shards], {Path(shard).suffix.lower() for shard in shards}
     if len(kinds) > 1:
         raise ValueError(f"Source.spec must hold tar or parquet shards; got both in {spec}. Name the folder of one.")
@@ -221,7 +218,6 @@ class ParquetStore(EncodedStore):
 
 
 def _parquet(path: Path) -> Any:
-    """A parquet file, opened."""
     try:
         from pyarrow.parquet import ParquetFile
 

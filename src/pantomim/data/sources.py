@@ -41,19 +41,12 @@ HELD_BACK = 0.2  # of these
 
 
 def open_source(spec: str, split: str = "train", scale: float | None = None) -> Dataset:
-    """Open one split of a source (the table above): train, val, test, or all; `scale` is the value that becomes 1.
-
-    Raises `ValueError` if there is no such source or split, if it holds no images, if its images differ in channels or
-    number type, or if more than 1 % of them are found broken.
-    """
+    """Open one split of a source: train, val, test or all, whose images must be alike; `scale` is what becomes 1."""
     return open_split(replace(read_contents(spec), scale=scale), spec, split)
 
 
 def open_split(contents: Contents, spec: str, split: str, *, held_back: float = HELD_BACK) -> Dataset:
-    """Open one split of a source that has been listed; arguments and errors as for `open_source`.
-
-    `held_back` is the share for tests of a source that has no such split.
-    """
+    """As `open_source`, of a listed source; `held_back` is the share for tests where it has no such split."""
     if split == "all":
         return Dataset(spec, split, contents, np.arange(len(contents.store)))
     parts = divided(contents, spec, held_back).splits
@@ -159,11 +152,7 @@ def _folder(root: Path, spec: str) -> Contents:
 
 
 def _walk(root: Path) -> tuple[list[str], Counter[str], dict[int, tuple[bool, Hashable]]]:
-    """Names of all files below a folder, what was left out, and which of the names lead to the same file as others.
-
-    Every folder is entered once, by its own name rather than through a link. Folders of the system are not entered:
-    their names end in /.
-    """
+    """Names of all files below a folder (the system's folders end in /), what was left out, which lead to one file."""
     names: list[str] = []
     keys: list[tuple[int, int]] = []  # of the files that names lead to
     links: set[int] = set()

@@ -48,10 +48,7 @@ def channel_stats(dataset: Dataset, limit: int = MANY) -> Stats:
 
 
 def check_scale(network: nn.Module, dataset: Dataset) -> None:
-    """Refuse images that are scaled by another rule than those which a network, or any part of it, was trained on.
-
-    The scale that a user gave is taken at its word. Where the number type tells no range, some images are measured.
-    """
+    """Refuse images scaled by another rule than in a network's (or a part's) training; a given scale is believed."""
     own = dataset.scale
     for name, part in network.named_modules():
         trained = getattr(part, "scale", None)

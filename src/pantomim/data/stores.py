@@ -18,29 +18,14 @@ import numpy as np
 from PIL import EpsImagePlugin, Image
 
 from pantomim.core.foreign import reason
-from pantomim.data.decoding import (
-    BrokenImageError,
-    Header,
-    StoredMask,
-    as_ids,
-    band_axis,
-    bands_first,
-    check_memory,
-    decode,
-    decode_header,
-    decode_mask,
-    from_picture,
-    plain,
-)
+from pantomim.data import decoding
+from pantomim.data.decoding import BrokenImageError, Header, StoredMask, band_axis, bands_first, decode, plain
 from pantomim.data.names import LOG
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The parts of a source that are read as a whole: that of each image, and of how many images are mixed in training.
-
-    A process that reads keeps so many in memory.
-    """
+    """What is read as a whole: the part of each image, and how many a process mixes in training and keeps in memory."""
 
     of_image: np.ndarray
     at_once: int
@@ -61,7 +46,7 @@ class Store(ABC):
 
     def decode_mask(self, position: int) -> StoredMask:
         """One mask, class ids as they are stored; raises `BrokenImageError`."""
-        return StoredMask(as_ids(self.decode(position)))
+        return StoredMask(decoding.as_ids(self.decode(position)))
 
     @abstractmethod
     def header(self, position: int) -> Header:
@@ -91,10 +76,10 @@ class EncodedStore(Store):
         return decode(self._bytes(position))
 
     def decode_mask(self, position: int) -> StoredMask:
-        return decode_mask(self._bytes(position))
+        return decoding.decode_mask(self._bytes(position))
 
     def header(self, position: int) -> Header:
-        return decode_header(self._bytes(position))
+        return decoding.decode_header(self._bytes(position))
 
     def held(self, positions: np.ndarray, limit: int) -> "BytesStore | None":
         """These files in memory, if they take at most `limit` bytes; a file that cannot be read is held empty."""
@@ -143,10 +128,7 @@ class FileStore(EncodedStore):
         return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
     def sizes(self, positions: Sequence[int]) -> list[int]:
-        """The bytes of each file, asked for by several threads, and with them a checksum of some sixty of the files.
-
-        Which ones, their names say: where a file is gone or new, the others keep their numbers.
-        """
+        """The bytes of each file, by several threads, and a checksum of some sixty files, which their names choose."""
         share = 1 << (len(positions) // 64).bit_length()
 
         def size(position: int) -> int:
@@ -168,7 +150,7 @@ class FileStore(EncodedStore):
         """The header of one file, of which only the beginning is read."""
         if not self.num_bytes(position):
             self._bytes(position)  # raises, with the reason
-        return decode_header(self._path(position))
+        return decoding.decode_header(self._path(position))
 
     def _path(self, position: int) -> Path:
         return self.root / self._paths[position]
@@ -202,11 +184,7 @@ class _Handle:
 
 
 class ZipStore(EncodedStore):
-    """Members of a zip, read in place.
-
-    By offset instead of through `zipfile`, so that a worker need not parse the list of members again (60,000 take half
-    a second).
-    """
+    """Members of a zip, read in place by offset: no worker parses the list again (half a second for 60,000)."""
 
     def __init__(self, path: Path, members: Sequence[zipfile.ZipInfo], names: Sequence[str]) -> None:
         self.path, self.names = path, names
@@ -226,7 +204,7 @@ class ZipStore(EncodedStore):
         if header[:4] != b"PK\x03\x04":
             raise BrokenImageError("is not where the zip says")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
-        check_memory(size, packed if packed <= self._num_bytes else 0)
+        decoding.check_memory(size, packed if packed <= self._num_bytes else 0)
         start = offset + 30 + name_length + extra_length
         data = self._files.read(self.path, min(packed, self._num_bytes), start)
         if method == zipfile.ZIP_DEFLATED:
@@ -308,7 +286,9 @@ class PictureStore(Store):
                 return decode(picture["bytes"] or Path(picture["path"]))
         except Exception as error:  # whatever the other library's decoder raises
             raise BrokenImageError(reason(error)) from error
-        return from_picture(picture) if isinstance(picture, Image.Image) else plain(bands_first(np.asarray(picture)))
+        if isinstance(picture, Image.Image):
+            return decoding.from_picture(picture)
+        return plain(bands_first(np.asarray(picture)))
 
     def header(self, position: int) -> Header:
         """By decoding: the other library has no headers."""

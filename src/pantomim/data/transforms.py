@@ -114,10 +114,7 @@ def _nearest_boxes(sizes: np.ndarray, aspect: tuple[float, float]) -> np.ndarray
 
 
 def fitted_size(size: tuple[int, int], long_side: int, short_side: int) -> tuple[int, int]:
-    """Height and width of an image scaled, proportions kept, as far as its longer and its shorter side both allow.
-
-    As mmcv's `rescale_size`: segmentation tests at (2048, 512), detection at (1333, 800).
-    """
+    """Height and width scaled, proportions kept, as far as both sides allow: mmcv's `rescale_size`."""
     factor = min(long_side / max(size), short_side / min(size))
     return max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))
 

@@ -1,7 +1,4 @@
-"""Processes that read ahead; where the machine is too small for them, or one dies, the process that asks reads itself.
-
-What is read does not depend on who reads it.
-"""
+"""Processes that read ahead, which changes nothing of what is read; where they cannot, the one that asks reads."""
 
 import multiprocessing
 import os

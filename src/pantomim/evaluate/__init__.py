@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pantomim.config import Pretrain
-from pantomim.core.names import did_you_mean
+from pantomim.core.names import one_of
 from pantomim.evaluate.attentive import Attentive
-from pantomim.evaluate.base import Evaluation, Memo, evaluate
+from pantomim.evaluate.base import Evaluation
+from pantomim.evaluate.base import Memo as Memo
+from pantomim.evaluate.base import evaluate as evaluate
 from pantomim.evaluate.classification import Classification
 from pantomim.evaluate.few_labels import FewLabels
 from pantomim.evaluate.knn import KNN
@@ -27,10 +29,7 @@ TASK_PROTOCOLS: tuple[type[TaskEvaluation], ...] = (Classification, Robustness, 
 
 def protocol_named(name: str) -> type[Evaluation]:
     """The protocol of a name, as commands and plans write it."""
-    known = {protocol.protocol: protocol for protocol in PROTOCOLS}
-    if name in known:
-        return known[name]
-    raise ValueError(f"Evaluation.protocol must be one of {', '.join(known)}; got {name}.{did_you_mean(name, known)}")
+    return one_of("Evaluation.protocol", name, {protocol.protocol: protocol for protocol in PROTOCOLS})
 
 
 def evaluation_of(config: Pretrain, out: Path, against: Path | None = None) -> TaskEvaluation:
@@ -41,16 +40,3 @@ def evaluation_of(config: Pretrain, out: Path, against: Path | None = None) -> T
         return Classification(str(out), config.data.source, **how)
     how |= {"masks": masks.name, "ignore": masks.ignore, "reduce_zero": masks.reduce_zero}
     return SegmenterEvaluation(str(out), config.data.source, **how)
-
-
-__all__ = [
-    "PROTOCOLS",
-    "TASK_PROTOCOLS",
-    "Classification",
-    "Evaluation",
-    "Memo",
-    "SegmenterEvaluation",
-    "evaluate",
-    "evaluation_of",
-    "protocol_named",
-]

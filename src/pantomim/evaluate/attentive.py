@@ -4,7 +4,7 @@ Paper: Chen et al., arXiv:2202.03026, "attentive probing"; details as in the aut
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -54,23 +54,14 @@ class Attentive(AugmentedProbe):
     @property
     def optim(self) -> OptimConfig:
         """Nesterov SGD without weight decay; half a cosine after the warm-up."""
-        return OptimConfig(
-            base_lr=self.base_lr,
-            min_lr=self.min_lr,
-            warmup=Duration(epochs=self.warmup_epochs),
-            weight_decay=0.0,
-            schedule="beit",
-            optimiser="sgd",
-        )
+        rates: Any = {"base_lr": self.base_lr, "min_lr": self.min_lr, "warmup": Duration(epochs=self.warmup_epochs)}
+        return OptimConfig(**rates, weight_decay=0.0, schedule="beit", optimiser="sgd")
 
     def run(self, bench: Bench) -> dict[str, Scores]:
         """Of all tokens, prefix tokens first, after the final norm; of raw pixels the patches."""
-        encoder = bench.reference
-        heads = self.heads_for(encoder)
-        candidates = {
-            name: Candidate(Frozen(contender, all_tokens), self.head(heads))
-            for name, contender in bench.encoders.items()
-        }
+        encoder, heads = bench.reference, self.heads_for(bench.reference)
+        features = {name: Frozen(contender, all_tokens) for name, contender in bench.encoders.items()}
+        candidates = {name: Candidate(of_images, self.head(heads)) for name, of_images in features.items()}
         if bench.pixels:
             pixels = Frozen(nn.Identity(), lambda _, images: pixel_patches(images, encoder.grid))
             width = pixels(torch.zeros(1, encoder.in_chans, *encoder.image_size)).shape[2]
@@ -83,7 +74,11 @@ class Attentive(AugmentedProbe):
 
     def heads_for(self, encoder: AnyEncoder) -> int:
         """Attention heads of the probe on an encoder; they must divide its width."""
-        heads = self.heads or _num_heads(encoder)
+        heads = self.heads
+        if heads is None and isinstance(encoder, Encoder):
+            heads = encoder.config.heads
+        elif heads is None and (blocks := getattr(encoder.model, "blocks", None)):
+            heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None)
         if heads is None or encoder.width % heads:
             raise ValueError(
                 f"Attentive.heads must divide the encoder's width {encoder.width}; got {heads}. Give such a number."
@@ -95,11 +90,3 @@ def all_tokens(encoder: AnyEncoder, images: Tensor) -> Tensor:
     """Prefix tokens and patches in one row."""
     features = encoder(images)
     return torch.cat([features.prefix, features.patches], dim=1)
-
-
-def _num_heads(encoder: AnyEncoder) -> int | None:
-    """Attention heads of an encoder; None: not known."""
-    if isinstance(encoder, Encoder):
-        return encoder.config.heads
-    blocks = getattr(encoder.model, "blocks", None)
-    return getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain, RuntimeConfig
 from pantomim.core.batch import Batch
@@ -83,7 +82,9 @@ def train_heads(probe: AugmentedProbe, candidates: dict[str, Candidate], bench: 
     if rows is not None:
         parts |= {"train": train.subset(rows["train"]), "val": train.subset(rows["test"])}
     classes = known_classes(torch.from_numpy(train.labels))
-    parts = {part: _renumbered(dataset, classes, part) for part, dataset in parts.items()}
+    for part, dataset in parts.items():
+        assert dataset.labels is not None
+        parts[part] = dataset.relabelled(renumber(torch.from_numpy(dataset.labels), classes, part).numpy())
     scores: dict[str, Scores] = {}
     for name, candidate in candidates.items():
         trained = _trained(probe, name, candidate, parts["train"], len(classes), bench)
@@ -98,7 +99,6 @@ def train_heads(probe: AugmentedProbe, candidates: dict[str, Candidate], bench: 
 def _trained(
     probe: AugmentedProbe, name: str, candidate: Candidate, train: Dataset, num_classes: int, bench: Bench
 ) -> Probe:
-    """A contender's probe after its last step; the run of an earlier start is resumed."""
     batch_size = min(probe.batch_size, len(train))
     micro = 1 if candidate.probe.head == "linear" else math.ceil(batch_size / probe.chunk)
     config = ProbeRun(
@@ -120,13 +120,11 @@ def _trained(
         try:
             pretrain(config, folder, method=method, dataset=train)
         except (NonFiniteError, MemoryFullError) as error:  # in the words of the evaluation's own settings
-            rule, value, smaller = (
-                ("base_lr must keep the loss finite", probe.base_lr, "lower rate")
-                if isinstance(error, NonFiniteError)
-                else ("chunk must let a step fit in memory", probe.chunk, "smaller chunk, or batch size")
-            )
-            owner = type(probe).__name__
-            raise type(error)(f"{owner}.{rule}; got {value} for {config.recipe}. Give a {smaller}.") from error
+            rule = f"chunk must let a step fit in memory; got {probe.chunk} for {config.recipe}. Give a smaller chunk, "
+            rule += "or batch size."
+            if isinstance(error, NonFiniteError):
+                rule = f"base_lr must keep the loss finite; got {probe.base_lr} for {config.recipe}. Give a lower rate."
+            raise type(error)(f"{type(probe).__name__}.{rule}") from error
     method.model.load_state_dict(load_predictor(folder))  # a run that was complete before has trained nothing now
     return method.to(bench.device)
 
@@ -138,8 +136,3 @@ def score(probe: Probe, dataset: Dataset, chunk: int, device: torch.device) -> S
     images = evaluation_batches(dataset, needs.image_size, chunk, device, margin=needs.test_margin)
     scores = probe.judge(probe.model, (Batch(batch, labels=labels[ids].to(device)) for batch, ids in images))
     return {name: scores[name] for name in ("top1", "top1_per_class")}
-
-
-def _renumbered(dataset: Dataset, classes: Tensor, part: str) -> Dataset:
-    assert dataset.labels is not None
-    return dataset.relabelled(renumber(torch.from_numpy(dataset.labels), classes, part).numpy())

@@ -29,15 +29,8 @@ from pantomim.core.reading import read_json
 from pantomim.data.dataset import Dataset
 from pantomim.data.stats import channel_stats
 from pantomim.engine.runtime import usable_device
-from pantomim.evaluate.features import (
-    AnyEncoder,
-    FeatureTable,
-    check_images,
-    collapse_warning,
-    extract,
-    pixel_table,
-    random_init_encoder,
-)
+from pantomim.evaluate import features
+from pantomim.evaluate.features import AnyEncoder, FeatureTable, extract, pixel_table
 from pantomim.evaluate.parts import Labelled, MaskedParts, Tables, make_parts, open_labelled
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
@@ -122,10 +115,7 @@ class Evaluation(ABC):
         return {name: value for name, value in values.items() if name in own | changed}
 
     def to_file(self, memo: Memo | None = None) -> tuple[Path, dict[str, Any]]:
-        """Score as `evaluate` does and write the result to `out`; without it into the run folder of the encoder.
-
-        What is trained is kept beside the result until that is written, so that the same command resumes it.
-        """
+        """Score as `evaluate` does into `out` or the run's folder; beside it lies what the same command resumes."""
         folder = Path(self.encoder)
         if self.out is None and not folder.is_dir():
             raise ValueError(
@@ -142,7 +132,7 @@ class Evaluation(ABC):
         work = beside.with_name(f"{beside.name}-{digest}.partial")
         result = evaluate(self, memo, work)
         path = self.out or free_path(folder / "eval" / f"{self.stem}-{result['dataset']}.json", result)
-        write_result(path, result)
+        replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
         shutil.rmtree(work, ignore_errors=True)  # of no use any more, and as large as some heads
         return path, result
 
@@ -165,11 +155,6 @@ def left_out(result: dict[str, Any]) -> str:
     count = len(result["data"]["broken"])
     broken = f"; {count} broken image{'s' if count > 1 else ''} left out" if count else ""
     return broken + "".join(f".\nWarning: {warning}" for warning in result.get("warnings", ()))
-
-
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write the file of a result."""
-    replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
 
 
 @dataclass(frozen=True)
@@ -210,28 +195,24 @@ class Bench:
 
 
 def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None = None) -> dict[str, Any]:
-    """Score the encoder and its baselines; writes nothing but the steps of what is trained, into `work` if it is given.
+    """Score the encoder and its baselines; what is trained keeps its steps in `work`, if given, and is resumed there.
 
-    Where an earlier evaluation of the same settings was interrupted, it is resumed from `work`.
-
-    Returns: the protocol, data, seed and hash of the encoder, and for each contender the scores as shares: `top1` (of
-        the class token or the mean of patches, whichever is better on held-out training images), `top1_per_class`,
-        `top1_class`, `top1_mean` and more; for segmentation see there. Counts are of the images used; `broken` names
-        the others.
+    Returns: protocol, data, seed and hash of the encoder; for each contender scores as shares: `top1` of the class
+        token or the mean of patches, whichever is better on held-out training images, and more.
     """
     begin = time.perf_counter()
     memo = Memo() if memo is None else memo
     loaded = load_encoder(evaluation.encoder)
     opened = evaluation.open(memo)
     train, test = opened.parts["train"], opened.parts["test"]
-    check_images(loaded, train)
+    features.check_images(loaded, train)
     device = usable_device("Evaluation", evaluation.device)
     size = evaluation.image_size or opened.size_for(loaded)
     own_grid, reference = loaded.grid, resized_encoder(loaded, size).to(device)
-    warning = collapse_warning(reference, train)
+    warning = features.collapse_warning(reference, train)
     encoders = {"trained": reference} if "trained" in evaluation.contenders else {}
     if "untrained" in evaluation.contenders:
-        encoders["untrained"] = resized_encoder(random_init_encoder(loaded, evaluation.seed), size).to(device)
+        encoders["untrained"] = resized_encoder(features.random_init_encoder(loaded, evaluation.seed), size).to(device)
     before = {name: hash_weights(encoder.state_dict()) for name, encoder in encoders.items()}
     with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
         bench = Bench(evaluation, opened, train, test, reference, own_grid, encoders, device, memo, Path(folder))

@@ -40,10 +40,7 @@ class TrainedClassifier(Trained):
     def logits(
         self, dataset: Dataset, chunk: int, margin: float | None = None
     ) -> Iterator[tuple[Float[Tensor, "B classes"], Int[np.ndarray, " B"]]]:
-        """Of the centre of every readable image, in order, with the indices of the images; on the CPU.
-
-        `margin`: the resized image's shorter side over the crop's; by default as the run recorded it.
-        """
+        """Of the centre of every readable image, with its index, on the CPU; `margin` by default as in training."""
         for images, indices in self.crops(dataset, chunk, margin):
             yield check_finite(self.module(images).float().cpu(), dataset.spec), indices
 
@@ -89,13 +86,9 @@ class ClassifierEvaluation(TaskEvaluation):
 
 @frozen
 class Classification(ClassifierEvaluation):
-    """A fine-tuned classifier on labelled images: top-1, each class, what is confused, the hardest images.
+    """A fine-tuned classifier on labelled images: top-1, each class, what is confused, the hardest images."""
 
-    Args:
-        against: Another fine-tuned run that was scored on the same images: is the difference to it chance?
-    """
-
-    against: str | None = None
+    against: str | None = None  # Another run that was scored on the same images: is the difference to it chance?
     protocol: tyro.conf.Suppress[Literal["classifier"]] = "classifier"
 
     stem = "finetune"

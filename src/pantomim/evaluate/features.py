@@ -57,10 +57,7 @@ class FeatureTable:
 
 
 def extract(encoder: AnyEncoder, dataset: Dataset, *, batch_size: int = 256) -> FeatureTable:
-    """The class token (if there is one) and the mean of the patches, for every readable image; on the CPU.
-
-    Float32 throughout, so that the same call gives the same table. That no weight of the encoder changes is checked.
-    """
+    """The class token and the mean of the patches of every readable image, in float32 throughout, on the CPU."""
     check_images(encoder, dataset)
     before, device = hash_weights(encoder.state_dict()), next(encoder.parameters()).device
     with evaluating(encoder), torch.inference_mode():
@@ -100,10 +97,7 @@ def check_images(encoder: AnyEncoder, dataset: Dataset) -> None:
 
 
 def collapse_warning(encoder: AnyEncoder, dataset: Dataset) -> str | None:
-    """What is to be said where an encoder gives nearly the same features for all of some images; None: it does not.
-
-    Raises `ValueError` where features are not finite.
-    """
+    """What to say of an encoder with nearly the same features for all of some images; not finite: `ValueError`."""
     chosen, device = dataset.spread(NUM_LOOKED_AT), next(encoder.parameters()).device
     with evaluating(encoder), torch.inference_mode():
         batches = evaluation_batches(dataset, encoder.image_size, 16, device, chosen)
@@ -127,10 +121,7 @@ def check_finite(values: Tensor, whose: str) -> Tensor:
 
 
 def pixel_table(dataset: Dataset, image_size: tuple[int, int], stats: Stats) -> FeatureTable:
-    """Raw pixels, standardised by the training images' channels, as one vector an image: what an encoder has to beat.
-
-    Of the encoder's `image_size`, or shrunk: see `pixel_size`.
-    """
+    """Raw pixels of `image_size`, or shrunk (`pixel_size`), standardised by the training images' channels."""
     batches = evaluation_batches(dataset, pixel_size(image_size, dataset.channels), 256, "cpu")
     return _table(dataset, (({"pixels": pixel_vector(images, stats)}, indices) for images, indices in batches))
 
@@ -171,10 +162,7 @@ def check_features_path(path: str | Path) -> None:
 
 
 def save_features(table: FeatureTable, path: str | Path) -> None:
-    """Write a table as FILE.npz or FILE.parquet, with arrays or columns `names`, `class`, `mean`, `labels`.
-
-    `label_names` are the names of the classes; empty, as the label is -1, for an image without one.
-    """
+    """Write a table as FILE.npz or FILE.parquet: `names`, `class`, `mean`, `labels` (-1: none), `label_names`."""
     path = Path(path)
     check_features_path(path)
     columns = {"names": np.array(table.names, dtype=str)} | {name: found.numpy() for name, found in table.views.items()}

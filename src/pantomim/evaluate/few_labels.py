@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
 from pantomim.evaluate.base import Bench, Evaluation, Scores
-from pantomim.evaluate.linear import Standardiser
+from pantomim.evaluate.linear import standardiser
 from pantomim.evaluate.parts import Tables, accuracy, top1
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class FewLabels(Evaluation):
             rows = draw_labelled(labels, self.labels_per_class, seed=self.seed, draw=draw)
             fitted = {}
             for view in parts.train.views:
-                standardise = Standardiser.of(parts.train.views[view])
+                standardise = standardiser(parts.train.views[view])
                 train, test = (
                     standardise(table.views[view]).double().numpy() for table in (parts.train.rows(rows), parts.test)
                 )
@@ -92,10 +92,7 @@ def draw_labelled(
 
 
 def reduced(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same features in the space that the training images span, where that is smaller.
-
-    Logistic regression with a squared penalty has its weights in that space, so nothing changes but the time.
-    """
+    """The same features in the training images' span, where it is smaller: a squared penalty keeps weights there."""
     if train.shape[1] <= len(train):
         return train, test
     basis = np.linalg.svd(train, full_matrices=False)[2].T

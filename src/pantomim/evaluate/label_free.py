@@ -59,16 +59,9 @@ class LabelFree(Evaluation):
     def figures(self, encoder: AnyEncoder, images: Dataset) -> Scores:
         """Rank, std and uniformity of whole images; alignment of two random crops of each, those of pre-training."""
         table = extract(encoder, images, batch_size=self.chunk)
-        device, size, count = next(encoder.parameters()).device, encoder.image_size, -(-len(images) // self.chunk)
-        stream = Stream(
-            images,
-            batch_size=len(images) // count,
-            image_size=size,
-            crop=Crop(),
-            seed=self.seed,
-            device=device,
-            second=View(),
-        )
+        device, count = next(encoder.parameters()).device, -(-len(images) // self.chunk)
+        how: Any = {"image_size": encoder.image_size, "seed": self.seed, "crop": Crop(), "second": View()}
+        stream = Stream(images, batch_size=len(images) // count, device=device, **how)
         pairs: dict[str, list[list[torch.Tensor]]] = {name: [] for name in table.views}
         with evaluating(encoder), closing(stream.batches(0, count)) as batches:
             for (batch,) in tracked(batches, "two crops of each image", count):
@@ -76,15 +69,11 @@ class LabelFree(Evaluation):
                 both = [views(encoder, encoder(view)) for view in (batch.images, batch.second)]
                 for name, found in pairs.items():
                     found.append([view[name].cpu() for view in both])
-        figures = {
-            name: {
-                "rankme": effective_rank(values),
-                "std": relative_std(values),
-                "alignment": alignment(*(torch.cat(of_view) for of_view in zip(*pairs[name], strict=True))),
-                "uniformity": uniformity(values),
-            }
-            for name, values in table.views.items()
-        }
+        figures = {}
+        for name, values in table.views.items():
+            apart = alignment(*(torch.cat(of_view) for of_view in zip(*pairs[name], strict=True)))
+            figures[name] = {"rankme": effective_rank(values), "std": relative_std(values), "alignment": apart}
+            figures[name]["uniformity"] = uniformity(values)
         return {**figures.pop("mean"), **figures}
 
     def headline(self, result: dict[str, Any]) -> str:

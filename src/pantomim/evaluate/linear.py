@@ -4,6 +4,7 @@ A softmax classifier on standardised features, by SGD with momentum from zero we
 is convex, and only the learning rate matters. All rates see the same batches: one matrix product.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,40 +65,26 @@ def check_rates(owner: str, lrs: tuple[float, ...]) -> None:
         raise ValueError(f"{owner}.lrs must name at least one learning rate; got none.")
 
 
-@dataclass(frozen=True)
-class Standardiser:
-    """Subtracts the training mean and divides by the training std; constant features become zero."""
-
-    mean: Float[Tensor, " D"]
-    inverse: Float[Tensor, " D"]
-
-    @classmethod
-    def of(cls, features: Float[Tensor, "n D"]) -> "Standardiser":
-        """Measured on these features."""
-        mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
-        constant = std <= 1e-6 * (mean.abs() + std.mean())
-        return cls(mean, torch.where(constant, torch.zeros_like(std), 1 / std.clamp(min=1e-30)))
-
-    def __call__(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
-        """Standardised features."""
-        return (features - self.mean) * self.inverse
+def standardiser(features: Float[Tensor, "n D"]) -> Callable[[Float[Tensor, "m D"]], Float[Tensor, "m D"]]:
+    """Subtracts the mean of these features and divides by their std; constant ones become zero."""
+    mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
+    constant = std <= 1e-6 * (mean.abs() + std.mean())
+    inverse = torch.where(constant, torch.zeros_like(std), 1 / std.clamp(min=1e-30))
+    return lambda values: (values - mean) * inverse
 
 
 @dataclass(frozen=True)
 class Probes:
     """L linear classifiers on the same standardised features."""
 
-    standardise: Standardiser
+    standardise: Callable[[Float[Tensor, "n D"]], Float[Tensor, "n D"]]
     weight: Float[Tensor, "D L C"]
     bias: Float[Tensor, "L C"]
 
     def __call__(self, features: Float[Tensor, "n D"], chunk: int = 4096) -> Float[Tensor, "L n C"]:
         """Logits of all classifiers."""
-        flat = self.weight.flatten(1)
-        logits = [
-            (self.standardise(part) @ flat).unflatten(1, self.bias.shape) + self.bias for part in features.split(chunk)
-        ]
-        return torch.cat(logits).transpose(0, 1)
+        flat = torch.cat([self.standardise(part) @ self.weight.flatten(1) for part in features.split(chunk)])
+        return (flat.unflatten(1, self.bias.shape) + self.bias).transpose(0, 1)
 
     def one(self, index: int) -> "Probes":
         """The classifier of one rate."""
@@ -122,7 +109,7 @@ def train_probes(
     Targets are class ids, or shares of the classes in each row; one whose shares sum to less than one counts less.
     """
     device, num_rates = features.device, len(lrs)
-    standardise = Standardiser.of(features)
+    standardise = standardiser(features)
     features, targets = standardise(features), targets.to(device)
     weight = features.new_zeros(num_classes, num_rates, features.shape[1])
     bias = features.new_zeros(num_classes, num_rates)

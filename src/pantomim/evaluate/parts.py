@@ -35,11 +35,9 @@ class Labelled:
 
     def about(self, encoder: AnyEncoder) -> dict[str, Any]:
         """For the record, of the images as this encoder sees them."""
-        return {
-            "num_classes": len(self.classes),
-            "image_size": list(encoder.image_size),
-            "pixels_image_size": list(pixel_size(encoder.image_size, self.parts["train"].channels)),
-        }
+        pixels = list(pixel_size(encoder.image_size, self.parts["train"].channels))
+        sizes = {"image_size": list(encoder.image_size), "pixels_image_size": pixels}
+        return {"num_classes": len(self.classes), **sizes}
 
 
 def open_labelled(
@@ -69,11 +67,7 @@ class MaskedParts(MaskedSource):
     """Images with masks, divided, as an encoder is scored on them."""
 
     def size_for(self, encoder: AnyEncoder) -> tuple[int, int]:
-        """As large as the encoder can take the images, in whole patches, where the user leaves it open.
-
-        In their own proportions and at most their own size, with at most twice the encoder's patches along the shorter
-        side: a position table that is stretched further means little. A network of another library keeps its own size.
-        """
+        """Whole patches in the images' proportions, no larger than these nor `MAX_STRETCH` times the encoder's grid."""
         if isinstance(encoder, WrappedEncoder):
             return encoder.image_size
         patch = encoder.patch_size

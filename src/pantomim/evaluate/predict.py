@@ -53,10 +53,7 @@ def predict(
 ) -> Predicted:
     """Write what the network of a fine-tuned run predicts for each image of a source: `classify`, or `segment`.
 
-    `options` are those of these two; None and False are as if they were left out.
-
-    Raises `ValueError` before the work if there is something at `out` that is not to be overwritten, or an option is
-    for another kind of network, or a number of none.
+    `options` are those of these two; None and False are as if they were left out. What cannot be is refused at first.
     """
     folder, kind = find_head(run, tuple(PREDICTORS))
     write = PREDICTORS[kind]
@@ -129,11 +126,8 @@ def segment(folder: Path, dataset: Dataset, out: Path, device: torch.device, *, 
     trained = TrainedSegmenter.open(folder, device)
     check_images(trained.module.encoder, dataset)
     source = Path(dataset.spec).expanduser().resolve()
-    if (
-        out.is_file()
-        or out.suffix == ".csv"
-        or out.resolve() in (source, source.parent if source.is_file() else source)
-    ):
+    taken = (source, source.parent if source.is_file() else source)
+    if out.is_file() or out.suffix == ".csv" or out.resolve() in taken:
         raise ValueError(
             f"predict.out must be a folder apart from the images, as a segmenter writes a mask for each; got {out}. "
             f"Name another."
@@ -162,10 +156,7 @@ def segment(folder: Path, dataset: Dataset, out: Path, device: torch.device, *, 
 
 
 def mask_places(names: Sequence[str]) -> list[str]:
-    """Where the masks of images lie below a folder, by the images' names without an ending, always inside it.
-
-    The ending stays where names differ in nothing else.
-    """
+    """Where masks lie below a folder, always inside it; an ending stays where names differ in nothing else."""
     parts = [[part for part in PurePosixPath(name).parts if part != "/"] for name in names]
     inside = ["/".join("__" if part == ".." else part for part in path) for path in parts]
     stems = {name: str(PurePosixPath(name).with_suffix("")) for name in inside}

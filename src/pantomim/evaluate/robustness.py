@@ -124,13 +124,9 @@ class Robustness(ClassifierEvaluation):
             errors[name].append(1 - top1(logits.argmax(dim=1), labels))
             num_broken += len(dataset.broken)
         missing, relative = [name for name in ALEXNET_ERRORS if name not in there], corruption_errors(errors)
-        return {
-            "mce": None if missing else float(np.mean(list(relative.values()))),
-            "missing": missing,
-            "corruption_error": relative,
-            "errors": errors,
-            "num_broken": num_broken,
-        }
+        mce = None if missing else float(np.mean(list(relative.values())))
+        found = {"mce": mce, "missing": missing, "corruption_error": relative, "errors": errors}
+        return found | {"num_broken": num_broken}
 
     def _shifted(self, trained: TrainedClassifier, name: str, spec: str) -> dict[str, Any]:
         dataset = open_source(spec, "all", self.scale).labelled()

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -79,18 +79,16 @@ class Segmentation(Evaluation):
         tables = {part: patch_table(extractors, pictures, part, seed=self.seed) for part in learn_from}
         learned = {name: self.learn(tables, name, pictures.device) for name in extractors}
         tallies: dict[str, list[Tensor]] = {name: [] for name in extractors}
+        labels = [pictures.source.name_of(class_id) for class_id in pictures.source.ids]
         for images, classes in pictures.batches("test"):
             for name, extractor in extractors.items():
                 with torch.inference_mode():
                     dense = extractor(images).float()
-                    logits = learned[name].probe(dense.flatten(0, 1))[0].unflatten(0, (len(images), *pictures.grid))
+                    logits = learned[name][0](dense.flatten(0, 1))[0].unflatten(0, (len(images), *pictures.grid))
                     upsampled = enlarge(logits.permute(0, 3, 1, 2), pictures.image_size)
-                tallies[name].append(
-                    count_pixels(upsampled.argmax(dim=1), classes, len(pictures.source.ids), ignore=-1)
-                )
-        labels = [pictures.source.name_of(class_id) for class_id in pictures.source.ids]
+                tallies[name].append(count_pixels(upsampled.argmax(dim=1), classes, len(labels), ignore=-1))
         scores = {}
-        for name, chosen in learned.items():
+        for name, (_, lr, validation) in learned.items():
             counts = torch.cat(tallies[name])
             whole = counts.sum(dim=0)
             iou = intersection_over_union(whole)
@@ -99,13 +97,13 @@ class Segmentation(Evaluation):
                 "miou_error": standard_error(counts, self.seed),
                 "pixel_accuracy": float(pixel_accuracy(whole)),
                 "iou": {label: float(value) for label, value in zip(labels, iou, strict=True) if not value.isnan()},
-                "chosen": {"lr": chosen.lr},
-                "validation": {"miou": chosen.validation},
+                "chosen": {"lr": lr},
+                "validation": {"miou": validation},
             }
         return scores
 
-    def learn(self, tables: dict[str, "PatchTable"], name: str, device: torch.device) -> "Learned":
-        """The classifier of one contender; its rate is chosen by the mean IoU of held-out patches."""
+    def learn(self, tables: dict[str, "PatchTable"], name: str, device: torch.device) -> tuple[Probes, float, float]:
+        """The classifier of one contender, its rate, and the mean IoU of held-out patches by which that is chosen."""
         features, shares = tables["train"].features[name], tables["train"].shares
 
         def train(rows: Tensor | slice, lrs: tuple[float, ...]) -> Probes:
@@ -125,15 +123,7 @@ class Segmentation(Evaluation):
         scores = [_patch_miou(guess, truth.flatten(0, 1)) for guess in guesses]
         best = max(range(len(scores)), key=lambda index: scores[index])  # the smallest rate of the best ones
         final = candidates.one(best) if "val" in tables else train(slice(None), (self.lrs[best],))
-        return Learned(final, self.lrs[best], scores[best])
-
-
-class Learned(NamedTuple):
-    """A classifier of patches."""
-
-    probe: Probes
-    lr: float
-    validation: float  # mean IoU, by which the rate was chosen
+        return final, self.lrs[best], scores[best]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pantomim.core.batch import IGNORE
 from pantomim.core.frozen import frozen
 from pantomim.core.scores import class_accuracy, count_pixels, intersection_over_union, means
 from pantomim.data.dataset import Contents, Dataset
-from pantomim.data.masks import Masks, Survey, read_masked, stored_ids
+from pantomim.data.masks import Masks, Survey, read_masked
 from pantomim.data.stream import whole_images
 from pantomim.evaluate.base import Scores
 from pantomim.evaluate.features import check_images
@@ -55,8 +55,9 @@ class TrainedSegmenter(Trained):
         return segmented(self.module, image.to(self.device), size, self.about["stride"])
 
     def stored(self, numbers: Int[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
-        """Class numbers as the ids that the masks of the training have in their files."""
-        return stored_ids(numbers, self.about["class_ids"], self.about["no_class"])
+        """Class numbers as the ids that the masks of the training have in their files; `no_class` for `IGNORE`."""
+        ids = self.about["class_ids"]
+        return np.array([*ids, *[self.about["no_class"]] * (IGNORE + 1 - len(ids))])[numbers]
 
     def counts(self, dataset: Dataset, masks: Masks) -> tuple[Int[Tensor, "n 3 classes"], Survey]:
         """The `count_pixels` of every readable image, in order, classes matched by name; and what their masks hold."""
@@ -100,11 +101,9 @@ class SegmenterEvaluation(TaskEvaluation):
     def score(self, trained: TrainedSegmenter, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
         """The scores of `pixel_scores`, those of one class everywhere, and how the mean IoU differs."""
         counts, survey = trained.counts(dataset, self.source[1])
-        scores = {
-            "trained": pixel_scores(counts, trained.classes),
-            "most_frequent": most_frequent(counts, trained.classes),
-            "ignored": survey.ignored,
-        }
+        classes = trained.classes
+        scores = {"trained": pixel_scores(counts, classes), "most_frequent": most_frequent(counts, classes)}
+        scores["ignored"] = survey.ignored
         if theirs is None:
             return scores
         difference = paired_difference(counts, unpacked(theirs["counts"]))
@@ -133,14 +132,8 @@ def pixel_scores(counts: Int[Tensor, "n 3 K"], classes: Sequence[str]) -> Scores
     def named(values: Float[Tensor, " K"]) -> dict[str, float]:
         return {label: value for label, value in zip(classes, values.tolist(), strict=True) if value == value}
 
-    return {
-        **means(whole),
-        "miou_error": standard_error(counts, 0),
-        "iou": named(iou),
-        "accuracy": named(class_accuracy(whole)),
-        "labelled": named(labelled),
-        "counts": packed(counts),
-    }
+    by_class = {"iou": named(iou), "accuracy": named(class_accuracy(whole)), "labelled": named(labelled)}
+    return {**means(whole), "miou_error": standard_error(counts, 0), **by_class, "counts": packed(counts)}
 
 
 def most_frequent(counts: Int[Tensor, "n 3 K"], classes: Sequence[str]) -> Scores:

@@ -4,6 +4,7 @@ Nothing is learned or chosen here. Classes are matched by name: the ids of a dat
 """
 
 import glob
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import torch
 import tyro
 
 from pantomim.config import to_dict
-from pantomim.core.files import check_out
+from pantomim.core.files import check_out, replace_file
 from pantomim.core.frozen import frozen
 from pantomim.core.machine import Device
 from pantomim.core.ranges import AtLeastOne, Positive
@@ -25,16 +26,7 @@ from pantomim.data.layout import part_names
 from pantomim.data.masks import Masks
 from pantomim.data.sources import open_split, read_contents
 from pantomim.engine.runtime import usable_device
-from pantomim.evaluate.base import (
-    PROTOCOL_VERSION,
-    Scores,
-    free_path,
-    left_out,
-    place_of,
-    read_scored,
-    refuse_other_scores,
-    write_result,
-)
+from pantomim.evaluate import base
 from pantomim.evaluate.features import check_images, collapse_warning
 from pantomim.formats.native import CLASSIFIER, SEGMENTER, damaged, read_description
 
@@ -135,11 +127,8 @@ class TaskEvaluation(ABC):
         return None
 
     @abstractmethod
-    def score(self, trained: Any, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
-        """Scores under "trained", where other results have those of the encoder, and what else is to be written.
-
-        Under "against" how they differ from `theirs`, if these are given: the scores of the run `against`.
-        """
+    def score(self, trained: Any, dataset: Dataset, theirs: base.Scores | None) -> dict[str, Any]:
+        """Scores under "trained", what else is to be written, and under "against" how they differ from `theirs`."""
 
     @abstractmethod
     def words(self, result: Mapping[str, Any]) -> list[str]:
@@ -171,18 +160,11 @@ class TaskEvaluation(ABC):
         key = whole.key() | ({} if masks is None else masks.key(whole.names))
         check_out(f"{owner}.out", path, [".json"])
         settings = {name: value for name, value in to_dict(self).items() if name not in RUN_WIDE}
-        refuse_other_scores(owner, self.out, settings, self.data, protocol=self.stem, **{kind: self.run})
+        base.refuse_other_scores(owner, self.out, settings, self.data, protocol=self.stem, **{kind: self.run})
         dataset = whole.part(self.test_images)
-        about = {
-            "spec": self.data,
-            "place": place_of(self.data),
-            "test_split": dataset.split,
-            "channels": dataset.channels,
-            "scale": asdict(dataset.scale),
-            "num_classes": len(trained.classes),
-            "image_size": list(trained.module.encoder.image_size),
-            "key": key,
-        }
+        about: dict[str, Any] = {"spec": self.data, "place": base.place_of(self.data), "test_split": dataset.split}
+        about |= {"channels": dataset.channels, "scale": asdict(dataset.scale), "num_classes": len(trained.classes)}
+        about |= {"image_size": list(trained.module.encoder.image_size), "key": key}
         check_images(trained.module.encoder, dataset)
         warning = collapse_warning(trained.module.encoder, dataset)
         scores = self.score(trained, dataset, None if self.against is None else self.scores_of(self.against, key))
@@ -192,7 +174,7 @@ class TaskEvaluation(ABC):
         broken = [asdict(image) for image in dataset.broken]
         result = {
             "protocol": self.stem,
-            "protocol_version": PROTOCOL_VERSION,
+            "protocol_version": base.PROTOCOL_VERSION,
             "dataset": dataset.name,
             "data": {**about, "num_test": len(dataset) - len(broken), "broken": broken},
             "labels_per_class": None,
@@ -205,14 +187,14 @@ class TaskEvaluation(ABC):
             "warnings": [] if warning is None else [warning],
             "wall_s": round(time.perf_counter() - begin, 2),
         }
-        path = self.out or free_path(path, result)
-        write_result(path, result)
+        path = self.out or base.free_path(path, result)
+        replace_file(path, (json.dumps(result, indent=2) + "\n").encode())
         return path, result
 
-    def scores_of(self, other: str, key: Mapping[str, Any]) -> Scores:
+    def scores_of(self, other: str, key: Mapping[str, Any]) -> base.Scores:
         """What another run scored on the same images, which the key identifies."""
         path = self.path_of(other)
-        found = [read_scored(file) for file in sorted(path.parent.glob(f"{glob.escape(path.stem)}*.json"))]
+        found = [base.read_scored(file) for file in sorted(path.parent.glob(f"{glob.escape(path.stem)}*.json"))]
         drawn = [each for each in found if each.get("settings", {}).get("test_images") == self.test_images]
         result = next((each for each in drawn if each["data"].get("key") == key), None)
         if result is None:
@@ -229,4 +211,4 @@ class TaskEvaluation(ABC):
             low, high = (f"{100 * end:+.1f}" for end in other["interval"])
             than = "the same training from scratch" if other.get("from_scratch") else other[self.network.kind]
             words.append(f"{100 * other['difference']:+.1f} points against {than} ({low} to {high})")
-        return f"{result['protocol']} on {result['dataset']}: {', '.join(words)}{left_out(result)}"
+        return f"{result['protocol']} on {result['dataset']}: {', '.join(words)}{base.left_out(result)}"

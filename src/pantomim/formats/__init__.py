@@ -27,20 +27,13 @@ from pantomim.nn.vit import Encoder
 
 LOG = logging.getLogger(__name__)
 FORMATS: tuple[Format, ...] = (MAEFormat(), MMPretrainFormat(), BEiTFormat(), CAEFormat())
-LIBRARIES: dict[str, Callable[[str], Encoder | WrappedEncoder]] = {
-    "timm": load_timm,
-    "open_clip": load_open_clip,
-    "hf": load_hf,
-    "clip": load_clip,
-}
+LIBRARIES: dict[str, Callable[[str], Encoder | WrappedEncoder]]
+LIBRARIES = {"timm": load_timm, "open_clip": load_open_clip, "hf": load_hf, "clip": load_clip}
 PREFIXES = tuple(f"{library}:" for library in LIBRARIES)  # what the names of other libraries' networks begin with
 
 
 def load(spec: str | Path, image_size: tuple[int, int] | None = None) -> Encoder | WrappedEncoder:
-    """As `load_encoder`, for images of another size if one is given, with the `transform` from pictures to its images.
-
-    What was done to positions is logged.
-    """
+    """As `load_encoder`, resized if asked, with the `transform` from pictures; what positions underwent is logged."""
     encoder = load_encoder(spec)
     if image_size is not None and image_size != encoder.image_size:
         own, encoder = encoder.image_size, resized_encoder(encoder, image_size)
@@ -52,15 +45,9 @@ def load(spec: str | Path, image_size: tuple[int, int] | None = None) -> Encoder
 def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:
     """An encoder, in evaluation mode, ready to call on scaled images, or on whole numbers; it gives `Features`.
 
-    Args:
-        spec: "RUN", a run folder; "FILE", an encoder.safetensors with its encoder.json beside it, or a checkpoint in
-            one of the `FORMATS`; "timm:NAME" or "timm:NAME@FILE", a model of timm, pretrained or with weights on disk;
-            "open_clip:NAME:TAG" or "open_clip:NAME@FILE", an image tower of open_clip; "hf:NAME" or "hf:FOLDER", a
-            vision transformer of transformers; "clip:FILE", OpenAI's image tower.
-
-    Raises:
-        ValueError: if there is no such thing, it is damaged, or its library is not installed.
-        ConnectionError: if weights are to be downloaded and cannot be had.
+    Of a run folder, an encoder.safetensors, a checkpoint in one of the `FORMATS`, or a network of others: timm:NAME,
+    timm:NAME@FILE, open_clip:NAME:TAG, open_clip:NAME@FILE, hf:NAME, hf:FOLDER or clip:FILE. Raises `ValueError`, and
+    `ConnectionError` where weights cannot be downloaded.
     """
     path = Path(name := str(spec))
     if not name.startswith(PREFIXES) and path.is_dir():
@@ -71,32 +58,25 @@ def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:
         return load_encoder_folder(path)
     if path.name == "encoder.safetensors" and path.with_suffix(".json").is_file():
         return load_encoder_folder(path.parent)
-    encoder = _of_others(name)
+    encoder: Encoder | WrappedEncoder
+    if name.startswith(PREFIXES):
+        library, _, rest = name.partition(":")
+        encoder = LIBRARIES[library](rest)
+    elif path.is_file():
+        found, weights, given = _opened(name, None, AS_PUBLISHED)
+        encoder = found.to_encoder(weights, name, given)
+    else:
+        raise ValueError(
+            f"encoder must be a run folder, a file of weights, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE; "
+            f"got {name}, which does not exist. Check the path."
+        )
     check_finite(encoder.state_dict(), name)
     encoder.scale = BYTES
     return encoder
 
 
-def _of_others(name: str) -> Encoder | WrappedEncoder:
-    """An encoder that another project wrote."""
-    if name.startswith(PREFIXES):
-        library, _, rest = name.partition(":")
-        return LIBRARIES[library](rest)
-    if not Path(name).is_file():
-        raise ValueError(
-            f"encoder must be a run folder, a file of weights, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE; "
-            f"got {name}, which does not exist. Check the path."
-        )
-    found, weights, given = _opened(name, None, AS_PUBLISHED)
-    return found.to_encoder(weights, name, given)
-
-
 def load_trainable(spec: str | Path) -> Encoder:
-    """As `load_encoder`, but our `Encoder`, which runs on parts of images, also with the weights of other libraries.
-
-    Its tables of positions are made for another grid as their library makes them. A ValueError names what is in the way
-    of a network that no encoder of ours is.
-    """
+    """As `load_encoder`, but our `Encoder`, which runs on parts of images; a `ValueError` where none of ours can."""
     encoder = load_encoder(spec)
     if not isinstance(encoder, Encoder):
         trained = encoder.trainable()

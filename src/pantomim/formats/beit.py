@@ -11,17 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pantomim.formats.layout import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    OWN,
-    SHARED,
-    ForeignFile,
-    Format,
-    Found,
-    Given,
-    initial_weights_unused,
-)
+from pantomim.formats import layout
+from pantomim.formats.layout import IMAGENET_MEAN, IMAGENET_STD, ForeignFile, Format, Found, Given
 from pantomim.formats.mae import HEAD_PARTS, HEADS, official_name
 from pantomim.formats.reader import Inert
 from pantomim.nn.init import Initialisation
@@ -30,7 +21,7 @@ from pantomim.nn.vit import Position, RelativePosition
 
 BIAS = "blocks.0.attn.q_bias"  # of queries and values alone
 # CAE's fine-tuning keeps fixed positions beside relative ones in each block; BEiT's has relative ones alone.
-CAE_CLASSIFIER = frozenset({BIAS, official_name(OWN), "pos_embed", "head.weight"})
+CAE_CLASSIFIER = frozenset({BIAS, official_name(layout.OWN), "pos_embed", "head.weight"})
 PRETRAINING = frozenset({"mask_token", "lm_head"})
 INDEX = "relative_position_index"
 HALF = (0.5, 0.5, 0.5)
@@ -78,20 +69,15 @@ def read_tables(
     has_head = file.has_part(HEAD_PARTS)
     if has_head and file.has_part(PRETRAINING):
         raise file.refused("parts of pre-training and of a classifier")
-    kinds: dict[RelativePosition, str] = {"shared": SHARED, "blocks": OWN}
+    kinds: dict[RelativePosition, str] = {"shared": layout.SHARED, "blocks": layout.OWN}
     tables = [kind for kind, name in kinds.items() if file.has(name)]
     if len(tables) == 2:
         raise file.refused("relative positions both shared and of each block")
     relative = tables[0] if tables else "none"
     width = len(file.telling("encoder.patch_embed.proj.weight", 4))
-    config = file.encoder_config(
-        known_heads,
-        position,
-        relative_position=relative,
-        attention_bias="qv",
-        layer_scale=scale_for(width) if file.has("encoder.blocks.0.gamma_1") else None,
-        initialisation=initialisation,
-    )
+    scale = scale_for(width) if file.has("encoder.blocks.0.gamma_1") else None
+    how = {"relative_position": relative, "attention_bias": "qv", "initialisation": initialisation}
+    config = file.encoder_config(known_heads, position, layer_scale=scale, **how)
     expected = (num_relative_rows(config.grid, True), config.heads)
     if tables and (shape := tuple(file.telling(kinds[relative], 2).shape)) != expected:
         raise ValueError(
@@ -105,7 +91,7 @@ def read_tables(
         raise file.refused(f"other rows of relative positions than BEiT's under {', '.join(wrong)}")
     extra = {name: tensor for name, tensor in file.weights.items() if name.partition(".")[0] in PRETRAINING}
     network = file.without({*left_out, *extra})
-    with initial_weights_unused():
+    with layout.initial_weights_unused():
         encoder = config.build()
     if has_head:
         classifier = network.classifier(encoder, learn_positions=position == "learned")

@@ -3,7 +3,7 @@
 Pre-training files hold encoder, regressor and decoder; fine-tuned ones a classifier under BEiT's names.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from functools import partial
 from typing import Any, Literal
 
@@ -34,15 +34,9 @@ PARTS = (
 )
 # Inside a block of the regressor, and of the attentive probe: there and here.
 CROSS = (
-    ("gamma_1_cross", "gamma_1"),
-    ("gamma_2_cross", "gamma_2"),
-    ("norm1_q.", "norm_q."),
-    ("norm1_k.", "norm_k."),
-    ("norm1_v.", "norm_v."),
-    ("norm2_cross.", "norm2."),
-    ("cross_attn.", "attn."),
-    ("mlp_cross.", "mlp."),
-)
+    ("gamma_1_cross", "gamma_1"), ("gamma_2_cross", "gamma_2"), ("norm1_q.", "norm_q."), ("norm1_k.", "norm_k."),
+    ("norm1_v.", "norm_v."), ("norm2_cross.", "norm2."), ("cross_attn.", "attn."), ("mlp_cross.", "mlp."),
+)  # fmt: skip
 HEADS = {192: 12, 384: 12, 768: 12, 1024: 16}  # of the published sizes, encoder and regressor alike
 NECKS = ("pretext_neck.", "regresser.")  # of the two releases
 COPIES = ("teacher.", "alignment_encoder.")  # of the encoder, by release; not needed
@@ -50,30 +44,16 @@ TABLE = "rd_pos_embed"  # the second release keeps the regressor's table, which 
 ROUNDING = 1e-4
 
 
-def our_name(name: str, release: Release = "lxtGH/CAE") -> str:
-    """The name in `CAE` of a parameter of the authors' pre-training model."""
-    return _exchanged(name, [(there, here) for here, there in _parts(release)], CROSS)
-
-
 def official_name(name: str, release: Release = "lxtGH/CAE") -> str:
-    """The inverse of `our_name`."""
-    return _exchanged(name, _parts(release), [(here, there) for there, here in CROSS])
-
-
-def _parts(release: Release) -> list[tuple[str, str]]:
-    return [(here, first if release == "lxtGH/CAE" else second) for here, first, second in PARTS]
-
-
-def _exchanged(name: str, parts: Sequence[tuple[str, str]], cross: Sequence[tuple[str, str]]) -> str:
-    """A name with its part exchanged and, in the regressor's blocks, its parameter too."""
-    for old, new in parts:
-        if name.startswith(old):
-            rest = name.removeprefix(old)
-            if "regressor.blocks." in (old, new):
+    """A release's name of a parameter of `CAE`: another part and, in the regressor's blocks, another parameter."""
+    for ours, *theirs in PARTS:
+        if name.startswith(ours):
+            rest = name.removeprefix(ours)
+            if ours == "regressor.blocks.":
                 number, dot, parameter = rest.partition(".")
-                pair = next((pair for pair in cross if parameter.startswith(pair[0])), ("", ""))
-                rest = number + dot + pair[1] + parameter.removeprefix(pair[0])
-            return new + rest
+                there, here = next((pair for pair in CROSS if parameter.startswith(pair[1])), ("", ""))
+                rest = number + dot + there + parameter.removeprefix(here)
+            return theirs[release != "lxtGH/CAE"] + rest
     raise ValueError(f"{name} must be a parameter of CAE; got none that it has.")
 
 
@@ -97,8 +77,7 @@ class CAEFormat(Format):
             file = ForeignFile(weights, source, self, given, beit_name)
             width = len(file.telling("encoder.patch_embed.proj.weight", 4))
             return read_tables(file, HEADS, "sincos_rows_first", _initialisation(width))
-        first = any(name.startswith(NECKS[0]) for name in weights)
-        release: Release = "lxtGH/CAE" if first else "Atten4Vis/CAE"
+        release: Release = "lxtGH/CAE" if any(name.startswith(NECKS[0]) for name in weights) else "Atten4Vis/CAE"
         file = ForeignFile(weights, source, self, given, partial(official_name, release=release))
         return _read_pretraining(file, release)
 
@@ -109,24 +88,17 @@ def _read_pretraining(whole: ForeignFile, release: Release) -> Found:
     encoder_width = len(file.telling("encoder.patch_embed.proj.weight", 4))
     width, out_dim = file.telling("regressor.mask_token", 3).shape[2], len(file.telling("decoder.head.weight", 2))
     common: dict[str, Any] = {"layer_scale": scale_for(encoder_width)}
-    initialisation = _initialisation(encoder_width)
-    config = file.encoder_config(
-        HEADS, "sincos_rows_first", attention_bias="qv", initialisation=initialisation, **common
-    )
-    heads = file.heads("decoder_heads", width, HEADS)
+    how = {"attention_bias": "qv", "initialisation": (initial := _initialisation(encoder_width)), **common}
+    config, heads = file.encoder_config(HEADS, "sincos_rows_first", **how), file.heads("decoder_heads", width, HEADS)
     sizes = {
         part: {"depth": file.depth(f"{part}.blocks."), "mlp_ratio": file.mlp_ratio(f"{part}.blocks.", width), **common}
         for part in ("regressor", "decoder")
     }
-    rest: dict[str, nn.Module]
+    of_regressor = RegressorConfig(width=width, heads=heads, **sizes["regressor"])
+    of_decoder, rest = LatentDecoderConfig(**sizes["decoder"]), dict[str, nn.Module]()
     with initial_weights_unused():
-        encoder = config.build()
-        rest = {
-            "regressor": Regressor(RegressorConfig(width=width, heads=heads, **sizes["regressor"]), config),
-            "decoder": LatentDecoder(
-                LatentDecoderConfig(**sizes["decoder"]), width, heads, config.grid, out_dim, initialisation
-            ),
-        }
+        encoder, rest["regressor"] = config.build(), Regressor(of_regressor, config)
+        rest["decoder"] = LatentDecoder(of_decoder, width, heads, config.grid, out_dim, initial)
         if width != encoder_width:
             rest["projection"] = Projection(encoder_width, width)
     file.fill({"encoder": encoder, **rest}, f"pre-training file of {release}")

@@ -25,19 +25,11 @@ Activation = Literal["quick_gelu", "gelu"]
 
 # Theirs and timm's, in the order in which they are replaced.
 NAMES = (
-    ("conv1.", "patch_embed.proj."),
-    ("transformer.resblocks.", "blocks."),
-    ("ln_pre.", "norm_pre."),
-    ("ln_post.", "norm."),
-    ("ln_", "norm"),
-    ("attn.in_proj_", "attn.qkv."),
-    ("attn.out_proj.", "attn.proj."),
-    ("mlp.c_fc.", "mlp.fc1."),
-    ("mlp.c_proj.", "mlp.fc2."),
-    ("ls_", "ls"),
-    ("class_embedding", "cls_token"),
+    ("conv1.", "patch_embed.proj."), ("transformer.resblocks.", "blocks."), ("ln_pre.", "norm_pre."),
+    ("ln_post.", "norm."), ("ln_", "norm"), ("attn.in_proj_", "attn.qkv."), ("attn.out_proj.", "attn.proj."),
+    ("mlp.c_fc.", "mlp.fc1."), ("mlp.c_proj.", "mlp.fc2."), ("ls_", "ls"), ("class_embedding", "cls_token"),
     ("positional_embedding", "pos_embed"),
-)
+)  # fmt: skip
 FIRST_MLP = "transformer.resblocks.0.mlp.c_fc.weight"
 TELLING = {"conv1.weight": 4, "positional_embedding": 2, "class_embedding": 1, "proj": 2, FIRST_MLP: 2}
 
@@ -63,10 +55,7 @@ def clip_encoder(
     mean: tuple[float, ...] = MEAN,
     std: tuple[float, ...] = STD,
 ) -> TimmEncoder:
-    """The tower that weights under OpenAI's names make, in float32 or float64; every name and shape must be right.
-
-    Without `heads` they are 64 wide; `norm_eps` is that of every layer norm.
-    """
+    """The tower of weights under OpenAI's names, each of which must be right; without `heads` they are 64 wide."""
     from timm.models.vision_transformer import VisionTransformer
 
     absent = [name for name, dims in TELLING.items() if name not in weights or weights[name].dim() != dims]

@@ -36,10 +36,8 @@ def frozen_parts(module: nn.Module) -> dict[str, nn.Module]:
 
 def frozen_hashes(module: nn.Module) -> dict[str, str]:
     """The hash of each frozen part, over parameters and all buffers, non-persistent ones too."""
-    return {
-        name: hash_weights(dict(part.named_parameters()) | dict(part.named_buffers()))
-        for name, part in frozen_parts(module).items()
-    }
+    parts = frozen_parts(module).items()
+    return {name: hash_weights(dict(part.named_parameters()) | dict(part.named_buffers())) for name, part in parts}
 
 
 def other_parts(found: Mapping[str, str], stated: Mapping[str, str]) -> str:
@@ -50,16 +48,10 @@ def other_parts(found: Mapping[str, str], stated: Mapping[str, str]) -> str:
 
 def key_report(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """Every name that is missing, unexpected or mis-shaped in `found`; empty if names and shapes agree."""
-    problems = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "mis-shaped": [
-            f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-            for name in sorted(expected.keys() & found.keys())
-            if found[name].shape != expected[name].shape
-        ],
-    }
-    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+    problems = {"missing": expected.keys() - found.keys(), "unexpected": found.keys() - expected.keys()}
+    shapes = [(name, tuple(found[name].shape), tuple(expected[name].shape)) for name in expected.keys() & found.keys()]
+    problems["mis-shaped"] = {f"{name} {ours} instead of {theirs}" for name, ours, theirs in shapes if ours != theirs}
+    return "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in problems.items() if names)
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str) -> None:

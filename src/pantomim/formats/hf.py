@@ -1,7 +1,4 @@
-"""Vision transformers of the transformers library: `hf:NAME` downloads, `hf:FOLDER` reads what `save_pretrained` wrote.
-
-They are run as they are; the library hands out the output of each block and the attention of the last.
-"""
+"""Vision transformers of transformers, run as they are: `hf:NAME` downloads, `hf:FOLDER` reads a saved one."""
 
 import copy
 import inspect
@@ -104,7 +101,6 @@ class HFEncoder(WrappedEncoder):
         return self.model(**given, output_hidden_states=numbers, output_attentions=attention)
 
     def last_blocks(self, images: AnyImages, count: int = 1, query: Query | None = None) -> LastBlocks:
-        """See `WrappedEncoder.last_blocks`."""
         output = self._run(self.standardised(images), count, attention=query is not None)
         tokens, weights = list(output.hidden_states[-count:]), _attention(output)
         if query is None or weights is None:
@@ -112,11 +108,9 @@ class HFEncoder(WrappedEncoder):
         return LastBlocks(tokens, self._to_patches(weights[:, :, self._rows(query)]))
 
     def norm(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """See `WrappedEncoder.norm`."""
         return self.model.get_submodule(self.norm_name)(tokens)
 
     def trainable(self) -> Encoder:
-        """See `WrappedEncoder.trainable`."""
         about, weights = self.model.config, our_names(self.model, self.model.state_dict())
         rope = Rope(about.rope_theta) if hasattr(about, "rope_theta") else None
         how: Resampling = "timm" if about.model_type == "dinov2_with_registers" else "authors"
@@ -128,12 +122,10 @@ class HFEncoder(WrappedEncoder):
         return as_trainable(self, self.model, weights, untold)
 
     def _resize(self, image_size: tuple[int, int]) -> "HFEncoder":
-        """The same network, which resamples its positions as it runs."""
-        model = copy.deepcopy(self.model)
+        model = copy.deepcopy(self.model)  # which resamples its positions as it runs
         return HFEncoder(model, self.source, image_size, *self.statistics, projection=self.projection)
 
     def untrained(self) -> "HFEncoder":
-        """The same network with initial weights."""
         model = type(self.model)(copy.deepcopy(self.model.config))
         return HFEncoder(model, self.source, self.image_size, *self.statistics)
 
@@ -151,11 +143,7 @@ def our_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_hf(name: str) -> HFEncoder:
-    """A vision transformer of this name or in this folder as an encoder, in evaluation mode, in float32.
-
-    Raises:
-        ConnectionError: if the weights are neither in the cache nor to be had.
-    """
+    """A vision transformer of this name or folder, in float32; `ConnectionError`: its weights cannot be had."""
     try:
         import transformers  # takes seconds, so only where it is needed
     except ImportError as error:
@@ -215,7 +203,6 @@ def _no_transformer(source: str, model: Any) -> ValueError:
 
 
 def _preprocessing(name: str, source: str) -> tuple[tuple[float, ...], tuple[float, ...], Interpolation | None]:
-    """Mean, std and resizing of the network's image processor."""
     from transformers.utils import cached_file
 
     path = cached_file(name, PREPROCESSING, _raise_exceptions_for_missing_entries=False)

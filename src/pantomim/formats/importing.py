@@ -6,7 +6,6 @@ from pathlib import Path
 from pantomim.core.scales import BYTES
 from pantomim.formats.layout import Found
 from pantomim.formats.native import describe_positions, save_classifier, save_decoder, save_encoder, save_predictor
-from pantomim.nn.vit import Encoder
 
 
 @dataclass(frozen=True)
@@ -20,11 +19,13 @@ class ImportReport:
 
     def __str__(self) -> str:
         found, config, (height, width) = self.found, self.found.encoder.config, self.found.encoder.image_size
+        absolute = "" if found.encoder.pos_embed is None else f"{describe_positions(found.encoder)}, as stored"
+        positions = (absolute, RELATIVE.get(config.relative_position))
         lines = [
             f"{self.source} holds {found.format.owner} {found.kind}",
             f"encoder: {config.width} wide, {config.depth} deep, {config.heads} heads, patch {config.patch_size}, "
             f"{config.in_chans} x {height} x {width}",
-            f"positions: {_positions(found.encoder)}",
+            f"positions: {'; '.join(filter(None, positions)) or 'none'}",
         ]
         if (decoder := found.decoder) is not None:
             lines.append(
@@ -39,12 +40,7 @@ class ImportReport:
         return "\n".join([*lines, f"wrote {', '.join(self.files)} to {self.out}"])
 
 
-def _positions(encoder: Encoder) -> str:
-    words = [] if encoder.pos_embed is None else [f"{describe_positions(encoder)}, as stored"]
-    if encoder.config.relative_position != "none":
-        tables = "one table shared by" if encoder.config.relative_position == "shared" else "a table in each of"
-        words.append(f"relative, {tables} the blocks")
-    return "; ".join(words) or "none"
+RELATIVE = {"shared": "relative, one table shared by the blocks", "blocks": "relative, a table in each of the blocks"}
 
 
 def write_found(found: Found, source: Path, folder: Path) -> ImportReport:

@@ -156,19 +156,18 @@ class ForeignFile:
     def _side(self) -> int:
         """Patches along a side of a square image, from absolute or relative positions."""
         table = next((self.telling(name, 2) for name in (SHARED, OWN) if self.has(name)), None)
+        why = "where there are no positions; got none"
         if self.has("encoder.pos_embed"):
             patches = self.telling("encoder.pos_embed", 3).shape[1] - 1  # without the class token's row
-            side = math.isqrt(patches)
-            square, why = side**2 == patches, f"for a grid that is not square; got {patches} patches"
+            if (side := math.isqrt(patches)) ** 2 == patches:
+                return side
+            why = f"for a grid that is not square; got {patches} patches"
         elif table is not None:
             offsets = len(table) - CLASS_ROWS  # along each axis from 1 - side to side - 1
-            side = (math.isqrt(max(offsets, 0)) + 1) // 2
-            square, why = (2 * side - 1) ** 2 == offsets, f"for a grid that is not square; got {offsets} offsets"
-        else:
-            side, square, why = 0, False, "where there are no positions; got none"
-        if not square:
-            raise ValueError(f"{self.source}: image_size must be given {why}. Pass height and width in pixels.")
-        return side
+            if (2 * (side := (math.isqrt(max(offsets, 0)) + 1) // 2) - 1) ** 2 == offsets:
+                return side
+            why = f"for a grid that is not square; got {offsets} offsets"
+        raise ValueError(f"{self.source}: image_size must be given {why}. Pass height and width in pixels.")
 
     def classifier(self, encoder: Encoder, *, learn_positions: bool = True) -> Classifier:
         """The classifier around an encoder, with the file's weights; the norm's name tells the pooling."""

@@ -22,14 +22,6 @@ def official_name(name: str) -> str:
     return name.removeprefix("encoder.").removeprefix("decoder.")
 
 
-def our_name(name: str) -> str:
-    """The name of an official parameter in `MAE` or `Classifier`; the inverse of `official_name`."""
-    part = name.partition(".")[0]
-    if part in HEAD_PARTS:
-        return name
-    return f"decoder.{name}" if part in DECODER_PARTS else f"encoder.{name}"
-
-
 class MAEFormat(Format):
     """The authors' own files, and what ColorMAE's converter for mmdetection writes."""
 

@@ -13,28 +13,15 @@ from torch import Tensor
 from pantomim.formats.layout import ForeignFile, Format, Found, Given
 from pantomim.formats.mae import official_name, read_networks
 
-PARTS = {
-    "cls_token": "backbone.cls_token",
-    "pos_embed": "backbone.pos_embed",
-    "patch_embed": "backbone.patch_embed",
-    "blocks": "backbone.layers",
-    "norm": "backbone.ln1",
-    "mask_token": "neck.mask_token",
-    "decoder_embed": "neck.decoder_embed",
-    "decoder_pos_embed": "neck.decoder_pos_embed",
-    "decoder_blocks": "neck.decoder_blocks",
-    "decoder_norm": "neck.ln1",
-    "decoder_pred": "neck.decoder_pred",
-    "fc_norm": "backbone.ln2",
-    "head": "head.fc",
-}
+PARTS = {  # others keep their name, behind `backbone.`
+    "blocks": "backbone.layers", "norm": "backbone.ln1", "fc_norm": "backbone.ln2", "head": "head.fc",
+    "mask_token": "neck.mask_token", "decoder_embed": "neck.decoder_embed", "decoder_blocks": "neck.decoder_blocks",
+    "decoder_pos_embed": "neck.decoder_pos_embed", "decoder_norm": "neck.ln1", "decoder_pred": "neck.decoder_pred",
+}  # fmt: skip
 INNER = {  # within a part
-    "patch_embed.proj.": "patch_embed.projection.",
-    ".norm1.": ".ln1.",
-    ".norm2.": ".ln2.",
-    ".mlp.fc1.": ".ffn.layers.0.0.",
-    ".mlp.fc2.": ".ffn.layers.1.",
-}
+    "patch_embed.proj.": "patch_embed.projection.", ".norm1.": ".ln1.", ".norm2.": ".ln2.",
+    ".mlp.fc1.": ".ffn.layers.0.0.", ".mlp.fc2.": ".ffn.layers.1.",
+}  # fmt: skip
 PREPROCESSOR = "data_preprocessor."
 COPY, COPIED = "patch_embed.proj.", "patch_embed.projection."  # what the converter for mmsegmentation writes twice
 

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -41,19 +42,14 @@ ENCODER, DECODER, PREDICTOR, CLASSIFIER = NAMES = ("encoder", "decoder", "predic
 SEGMENTER = "segmenter"
 DECODER_SIZES = ("width", "depth", "heads", "mlp_ratio")
 TOKENIZER = "tokenizer"
-TOKENIZER_KINDS: dict[str, tuple[Any, Callable[..., DVAENetworks | VQKDNetworks]]] = {
-    "dvae": (DVAESizes, DVAENetworks),
-    "vqkd": (VQKDSizes, vqkd_networks),
-}
+TOKENIZER_KINDS: dict[str, tuple[Any, Callable[..., DVAENetworks | VQKDNetworks]]]
+TOKENIZER_KINDS = {"dvae": (DVAESizes, DVAENetworks), "vqkd": (VQKDSizes, vqkd_networks)}
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def save_encoder(folder: str | Path, encoder: Encoder, *, scale: Any, recipe: str) -> None:
-    """Write `encoder.safetensors` and `encoder.json` into a folder; the weights keep their dtype.
-
-    `scale` is the data set's rule from stored values to the encoder's input: a dataclass or a mapping.
-    """
+    """Write `encoder.safetensors` and `encoder.json`; `scale` is the data's rule: a dataclass or a mapping."""
     about = timm_entry(encoder.config) | _describe(encoder, scale, recipe)
     write_pair(folder, ENCODER, encoder.state_dict(), about)
 
@@ -110,19 +106,11 @@ def read_frozen(path: str | Path) -> dict[str, str] | None:
 
 
 def save_classifier(folder: str | Path, classifier: Classifier, *, scale: Any, recipe: str, **about: Any) -> None:
-    """Write `classifier.safetensors` and `classifier.json` into a folder; arguments as for `save_encoder`.
-
-    `about` is stated beside: the names of the classes, which step was chosen, how a test image is cut.
-    """
+    """Write `classifier.safetensors` and `classifier.json`; what is to be known `about` it is stated beside."""
     head = {"num_classes": classifier.head.out_features, "pool": classifier.pool}
     entry = timm_entry(classifier.encoder.config, classifier.pool, classifier.head.out_features)
     stated = {"classifier": head, **_describe(classifier.encoder, scale, recipe), **about}
     write_pair(folder, CLASSIFIER, _without_owner(classifier), entry | stated)
-
-
-def load_classifier(path: str | Path) -> Classifier:
-    """The classifier of a folder, in evaluation mode."""
-    return fill_pair(path, CLASSIFIER, build_classifier)
 
 
 def build_classifier(about: Mapping[str, Any]) -> Classifier:
@@ -137,11 +125,6 @@ def save_segmenter(
     stated = {"segmenter": {"num_classes": segmenter.num_classes, "head": asdict(head)}}
     stated |= {**_describe(segmenter.encoder, scale, recipe), **about}
     write_pair(folder, SEGMENTER, _without_owner(segmenter), stated)
-
-
-def load_segmenter(path: str | Path) -> Segmenter:
-    """The segmenter of a folder, in evaluation mode."""
-    return fill_pair(path, SEGMENTER, build_segmenter)
 
 
 def build_segmenter(about: Mapping[str, Any]) -> Segmenter:
@@ -247,6 +230,11 @@ def fill_pair(folder: str | Path, name: str, build: Callable[[dict[str, Any]], M
     return module.eval()
 
 
+# Those of a folder, in evaluation mode
+load_classifier: Callable[[str | Path], Classifier] = partial(fill_pair, name=CLASSIFIER, build=build_classifier)
+load_segmenter: Callable[[str | Path], Segmenter] = partial(fill_pair, name=SEGMENTER, build=build_segmenter)
+
+
 def damaged(path: Path, found: str) -> ValueError:
     """The error of a file that is cut or changed."""
     return ValueError(
@@ -279,10 +267,7 @@ def describe_positions(module: Encoder | MAEDecoder) -> TableName | Literal["non
 
 
 def timm_entry(config: EncoderConfig, pool: Pool | None = None, num_classes: int = 0) -> dict[str, Any]:
-    """What a description states of timm's network with the same names and features; empty if it is not MAE's or BEiT's.
-
-    `pool` is a classifier's; None: of an encoder alone.
-    """
+    """What a description states of timm's same network, of an encoder or a classifier's `pool`; {}: timm has none."""
     if any(getattr(config, part) != getattr(EncoderConfig, part) for part in ("mlp", "norms", "rope")):
         return {}
     if config.position == "none" or config.attention_bias != "qkv" or config.relative_position != "none":

@@ -14,11 +14,7 @@ from pantomim.formats.wrapped import missing_extra
 
 
 def load_open_clip(spec: str) -> TimmEncoder:
-    """An image tower, NAME:TAG or NAME@FILE (of tower or model), as an encoder in evaluation mode.
-
-    Raises:
-        ConnectionError: if the weights are neither in the cache nor to be had.
-    """
+    """An image tower, NAME:TAG or NAME@FILE (of tower or model); `ConnectionError`: its weights cannot be had."""
     try:
         import open_clip  # takes seconds, so only where it is needed
     except ImportError as error:

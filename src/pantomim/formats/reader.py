@@ -29,18 +29,12 @@ DEEPEST = 16  # modules within modules; CLIP's have seven
 MARK, VERSION = 0x1950A86A20F9469CFC6C, 1001
 HEAD = pickle.dumps(MARK, protocol=2)
 
-DTYPES = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-}
+STORAGES = {
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool,
+}  # fmt: skip
+DTYPES = {f"torch.{name}Storage": dtype for name, dtype in STORAGES.items()}
 # Classes and functions whose place an `Inert` takes: of training scripts, of mmengine's logs, of DALL-E's modules.
 ALLOWED = """
     argparse.Namespace collections.Counter collections.defaultdict _codecs.encode
@@ -121,11 +115,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_weights(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU: a state dict, an entry of a checkpoint, or a whole module's.
-
-    `wrappers` name the entries that may hold the weights, the preferred first. ValueError: it holds none, is damaged,
-    or would have to run code to be read.
-    """
+    """A file's tensors by name, on the CPU, under the first of `wrappers` that it has; `ValueError` if unreadable."""
     return weights_of(path, read_content(path), wrappers)
 
 

@@ -146,11 +146,9 @@ class TimmEncoder(WrappedEncoder):
         return self._with(model, image_size, self.projection)
 
     def untrained(self) -> "TimmEncoder":
-        """The same network with initial weights."""
         return self._with(self.fresh(), self.image_size)
 
     def trainable(self) -> Encoder:
-        """See `WrappedEncoder.trainable`."""
         model = self.model
         theirs, rope = getattr(model, "rope", None), None
         if theirs is not None and (rope := _rope(theirs, self.grid)) is None:
@@ -198,12 +196,9 @@ def attention_rows(block: Any, tokens: Float[Tensor, "B T D"], rows: slice) -> F
 
 
 def load_timm(spec: str, *, pretrained: bool = True) -> Encoder | TimmEncoder:
-    """A timm model, NAME or NAME@FILE, as an encoder in evaluation mode; not `pretrained`: with initial weights.
+    """A timm model, NAME or NAME@FILE (in a layout that timm reads), in evaluation mode; or with initial weights.
 
-    Without a file (in a layout that timm reads for this model), weights come from timm's cache or its download.
-
-    Raises:
-        ConnectionError: if the weights are neither in the cache nor to be had.
+    `ConnectionError`: without a file, the weights are neither in timm's cache nor to be downloaded.
     """
     import timm  # takes seconds, so only where it is needed
 
@@ -235,14 +230,15 @@ def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
     import timm
 
     about = model.pretrained_cfg
-    mean, std = tuple(about["mean"]), tuple(about["std"])
-    config = _matching_config(model, mean, std)
+    mean, std, resized = tuple(about["mean"]), tuple(about["std"]), about.get("interpolation")
+    interpolation: Interpolation | None = resized if resized in KERNELS else None
+    config = _matching_config(model, mean=mean, std=std, interpolation=interpolation)
     if config is None:
         image_size = tuple(about["input_size"][1:])
         name = named.removeprefix("timm:").partition("@")[0]
         fresh = partial(timm.create_model, name, pretrained=False, num_classes=0)
         wrapped = TimmEncoder(model, named, image_size, mean, std, fresh).eval()
-        wrapped.interpolation = _interpolation(model)
+        wrapped.interpolation = interpolation
         return wrapped
     with torch.random.fork_rng(devices=[]):
         encoder = config.build()
@@ -254,12 +250,8 @@ def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
     return encoder.eval()
 
 
-def _matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> EncoderConfig | None:
-    """The config of an `Encoder` that is the same network up to the final norm, or None.
-
-    The same network: timm's plain class, and module by module the structure (norms and their eps, activations, biases,
-    layer scale ...) that timm's ViT has for that config.
-    """
+def _matching_config(model: Any, **known: Any) -> EncoderConfig | None:
+    """The config of an `Encoder` that is, module by module, timm's plain network up to the final norm; else None."""
     from timm.layers import Mlp
     from timm.models.vision_transformer import Block, VisionTransformer
 
@@ -280,9 +272,7 @@ def _matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]
         registers=model.num_reg_tokens,
         class_token=model.has_class_token,
         position="learned",
-        mean=mean,
-        std=std,
-        interpolation=_interpolation(model),
+        **known,
     )
     with torch.device("meta"):
         ours: Any = VisionTransformer(**timm_arguments(config), weight_init="skip")
@@ -291,12 +281,6 @@ def _matching_config(model: Any, mean: tuple[float, ...], std: tuple[float, ...]
         return None
     rows = ours.pos_embed.shape[1] - (ours.num_prefix_tokens if model.no_embed_class else 0)
     return config if model.pos_embed.shape[1] == rows else None
-
-
-def _interpolation(model: Any) -> Interpolation | None:
-    """How the images of its training were resized, if in a way of ours."""
-    found = model.pretrained_cfg.get("interpolation")
-    return found if found in KERNELS else None
 
 
 def _from_file(name: str, file: str) -> dict[str, Any]:

@@ -25,14 +25,9 @@ from pantomim.nn.vit import Encoder, EncoderConfig, Interpolation, Norms, Relati
 TELLING = {"patch_embed.proj.weight": 4, "blocks.0.attn.proj.weight": 2, "blocks.0.mlp.fc2.weight": 2}
 SHARED_TABLE, OWN_TABLE = "rel_pos_bias.relative_position_bias_table", "blocks.0.attn.relative_position_bias_table"
 ACTIVATIONS: dict[str, Activation] = {  # by what the libraries call their modules
-    "GELU": "gelu",
-    "GELUActivation": "gelu",
-    "GELUTanh": "gelu_tanh",
-    "QuickGELU": "quick_gelu",
-    "QuickGELUActivation": "quick_gelu",
-    "SiLU": "silu",
-    "SiLUActivation": "silu",
-}
+    "GELU": "gelu", "GELUActivation": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu",
+    "QuickGELUActivation": "quick_gelu", "SiLU": "silu", "SiLUActivation": "silu",
+}  # fmt: skip
 FIRST_BLOCK = re.compile(r"(^|\.)(blocks|layers?)\.0\.")
 POOLING = re.compile(r"^(head|pooler|attn_pool|fc_norm)\b")  # parts that are left out
 Naming = Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]  # weights of a library's network by our names
@@ -54,10 +49,7 @@ class Untold:
 
 
 def as_trainable(wrapped: Any, model: nn.Module, weights: Mapping[str, Tensor], untold: Untold) -> Encoder:
-    """The encoder that weights under our names make, in evaluation mode; `wrapped` is the network as it is run.
-
-    A ValueError says what is in the way, also if the two compute different features of an image.
-    """
+    """The encoder of weights under our names; a `ValueError` if its features of an image are not `wrapped`'s."""
     source, found = wrapped.source, dict(weights)
     if absent := [name for name, dims in TELLING.items() if name not in found or found[name].dim() != dims]:
         raise not_trainable(source, model, f"it has no {', '.join(absent)}, or of another shape")
@@ -160,11 +152,8 @@ def _move(ours: dict[str, Tensor], places: Mapping[str, Tensor], config: Encoder
     if (table := ours.get("pos_embed")) is None:
         return
     ours["pos_embed"] = table = table.clone()
-    spans = {
-        "cls_token": slice(0, int(config.class_token)),
-        "reg_token": slice(int(config.class_token), config.num_prefix),
-    }
-    for token, rows in spans.items():
+    own = int(config.class_token)
+    for token, rows in (("cls_token", slice(0, own)), ("reg_token", slice(own, config.num_prefix))):
         if token in ours and not places["pos_embed"][:, rows].any():
             ours[token] = ours[token] + table[:, rows]
             table[:, rows] = 0
@@ -175,11 +164,8 @@ def _move(ours: dict[str, Tensor], places: Mapping[str, Tensor], config: Encoder
 
 def _first_report(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """As `key_report`; what differs in one block differs in all: the first is named alone."""
-    shown, named = (
-        {name: tensor for name, tensor in each.items() if not re.match(r"blocks\.[1-9]", name)}
-        for each in (expected, found)
-    )
-    return key_report(shown, named) or key_report(expected, found)
+    first = [{k: t for k, t in each.items() if not re.match(r"blocks\.[1-9]", k)} for each in (expected, found)]
+    return key_report(*first) or key_report(expected, found)
 
 
 def _placed(weights: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:

@@ -21,10 +21,7 @@ Picture = Image.Image | np.ndarray  # an array is (C, H, W), values as they are 
 
 @dataclass(frozen=True)
 class Transform:
-    """Cuts the largest centred part of the right proportions out of each picture, resizes and scales it.
-
-    With a `margin` that part is made so much larger than the image size, and its centre is taken.
-    """
+    """Cuts each picture's largest centred part, resizes it to `margin` times the image size, scales its centre."""
 
     image_size: tuple[int, int]
     channels: int

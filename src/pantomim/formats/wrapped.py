@@ -25,10 +25,7 @@ class LastBlocks(NamedTuple):
 
 
 class WrappedEncoder(nn.Module, ABC):
-    """A network of another library, without its head; it standardises the scaled images for itself.
-
-    `source` is how the user names it (timm:NAME), `projection` what CLIP's tower has after its final norm.
-    """
+    """A network of another library without its head, named `source` by users; it standardises images itself."""
 
     mean: Tensor
     std: Tensor
@@ -121,11 +118,7 @@ class WrappedEncoder(nn.Module, ABC):
         """Scaled images as the network takes them."""
         return normalised(self, images, next(self.model.parameters()).dtype)
 
-    def forward(
-        self,
-        images: AnyImages,
-        ids_keep: Int[Tensor, "B V"] | None = None,
-    ) -> Features:
+    def forward(self, images: AnyImages, ids_keep: Int[Tensor, "B V"] | None = None) -> Features:
         """Encode whole images, scaled but not normalised; after the final norm."""
         if ids_keep is not None:
             raise ValueError(

@@ -15,7 +15,6 @@ from pantomim.parity import (
     milan,
     mocov3,
     segmentation,
-    segmentation_data,
     targets,
 )
 from pantomim.parity.verification import ItemResult, format_results, verify
@@ -24,7 +23,7 @@ GOLDEN = Path(__file__).parent / "golden"  # the selection of items that comes w
 # Their public functions from an item alone bear the names of those they rebuild: `mae_pretrain` mae_pretrain_a, _b ...
 PARITY: tuple[ModuleType, ...] = (
     *(mae, beit, cae, dbot, milan, colormae, mocov3, ijepa, masks, targets),
-    *(finetuning, segmentation, segmentation_data),
+    *(finetuning, segmentation),
 )
 
 __all__ = ["GOLDEN", "PARITY", "ItemResult", "format_results", "verify"]

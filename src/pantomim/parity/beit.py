@@ -224,7 +224,6 @@ def simmim_name(name: str) -> str:
 
 
 def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An item's schedule, its rates replaced by ours."""
     given = entry["arguments"]
     each = given["iterations_per_epoch"]
     warmup, total = given.get("warmup_steps", given["warmup_epochs"] * each), given["epochs"] * each
@@ -233,7 +232,6 @@ def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _simmim(item: Item) -> tuple[BEiTConfig, BEiT]:
-    """SimMIM of the sizes that an item states."""
     target = PixelTargetConfig(normalise="none", distance=Distance("l1"))
     method = BEiTConfig(encoder=beit_encoder(item), target=target, initialise_head=False)
     return method, method.build()

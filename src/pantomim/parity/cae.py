@@ -71,7 +71,7 @@ def cae_pretrain(item: Item) -> Computed:
     result = model(networks.batch(item), Draws(mask))
     loss = result["loss"] if weight else result["loss_target"]
     found = networks.backward(item, loss, model, official_name)
-    aligned = model.alignment_target(images, mask)
+    aligned, predicted = model.alignment_target(images, mask), seen["latent_prediction"].log_softmax(-1)
     found.outputs |= outputs | seen
     found.outputs |= {
         "visible_latents_with_cls": networks.joined(model.encoder(images, mask.ids_keep)),
@@ -82,9 +82,7 @@ def cae_pretrain(item: Item) -> Computed:
         "loss_align_weighted": weight * result["loss_align"],
         "loss_total": loss,
         # the other alignment loss of the authors' code, which no recipe uses and `CAE` does not have
-        "loss_align_kld_variant_unweighted": F.kl_div(
-            seen["latent_prediction"].log_softmax(-1), aligned.softmax(-1), reduction="none"
-        ).mean(),
+        "loss_align_kld_variant_unweighted": F.kl_div(predicted, aligned.softmax(-1), reduction="none").mean(),
         "accuracy": result["accuracy"],
     }
     trained = found.numbers["gradient_l2_norms"]
@@ -178,14 +176,9 @@ def head_name(name: str) -> str:
 
 def cae_encoder(item: Item, **settings: Any) -> EncoderConfig:
     """CAE's encoder of the sizes that an item states."""
-    return networks.encoder_config(
-        item,
-        position="sincos_rows_first",
-        attention_bias="qv",
-        layer_scale=item.config["layer_scale_init"] or None,
-        initialisation="beit" if item.config.get("fix_init_weight") else "cae",
-        **settings,
-    )
+    settings |= {"position": "sincos_rows_first", "attention_bias": "qv"}
+    settings |= {"initialisation": "beit" if item.config.get("fix_init_weight") else "cae"}
+    return networks.encoder_config(item, layer_scale=item.config["layer_scale_init"] or None, **settings)
 
 
 def _config(item: Item) -> CAEConfig:

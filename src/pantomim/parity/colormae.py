@@ -20,12 +20,10 @@ from pantomim.parity.trajectory import Run
 
 FIELDS, WINDOWS = 32, 160  # of each preset: patterns drawn by us, and windows cut from each of them
 SHAPE = {  # the items' statistics of a mask, and ours
-    "components_4": "num_clusters",
-    "largest_component": "largest_cluster",
-    "visible_neighbours_per_visible_patch": "neighbours",
-    "mean_distance_masked_to_visible": "mean_distance",
+    "components_4": "num_clusters", "largest_component": "largest_cluster",
+    "visible_neighbours_per_visible_patch": "neighbours", "mean_distance_masked_to_visible": "mean_distance",
     "max_distance_masked_to_visible": "max_distance",
-}
+}  # fmt: skip
 
 
 def trajectory_colormae(item: Item) -> Computed:

@@ -106,10 +106,7 @@ def trajectory_dbot(item: Item) -> Computed:
 
 
 def dbot_full_sequence(item: Item) -> Computed:
-    """The symmetric variant, which is BEiT with a feature target: predictions, four distances, every gradient.
-
-    With the class token among what is predicted, as no recipe has it, the parts are put together here.
-    """
+    """The symmetric variant, BEiT with a feature target, from its parts: no recipe predicts the class token."""
     images, masked, with_class = item.input("images"), item.input("mask"), item.config["reconstruct_class_token"]
     method, counts = BEiTConfig(encoder=beit.beit_encoder(item)), masked.sum(dim=1)
     mask = Mask.from_masked(masked, int(counts.max()), varies=True)
@@ -120,12 +117,8 @@ def dbot_full_sequence(item: Item) -> Computed:
     latent = model.encoder(images, mask_tokens=MaskTokens(masked, model.mask_token))
     chosen = torch.cat([torch.full_like(masked[:, :1], with_class), masked], dim=1)
     predictions, targets = model.head(networks.joined(latent))[chosen], teacher.tokens[chosen]  # image by image
-    distances = {
-        "l1": Distance("l1"),
-        "l2": Distance("l2"),
-        "smoothl1_beta2": Distance("smooth_l1", beta=2.0),
-        "negcosine": target.distance,
-    }
+    distances = {"l1": Distance("l1"), "l2": Distance("l2"), "smoothl1_beta2": Distance("smooth_l1", beta=2.0)}
+    distances["negcosine"] = target.distance
     losses = {name: distance(predictions[None], targets[None]) for name, distance in distances.items()}
     if not with_class:
         losses["negcosine"] = model(networks.batch(item), Draws(mask))["loss"]

@@ -29,7 +29,7 @@ from pantomim.parity import networks
 from pantomim.parity.beit import beit_encoder
 from pantomim.parity.cae import BLOCK, UNUSED_NORM, cae_encoder, head_name
 from pantomim.parity.item import Computed, Item, distance
-from pantomim.parity.trajectory import TestedRun
+from pantomim.parity.trajectory import Tape, TestedRun
 
 SCHEDULE = "transfer_schedule (epoch, rate)"
 ROUNDED = 1e-6  # tolerance of what the scripts load, resize and mix in float32
@@ -104,32 +104,20 @@ def trajectory_attentive_cae(item: Item) -> Computed:
 def _finetuned(item: Item, encoder: EncoderConfig, schedule: str, **parts: Any) -> TestedRun:
     """A finished run of the supervised method; mixed images are as given, all others as our own draw gives them."""
     config = item.config
-    method = SupervisedConfig(
-        encoder=encoder,
-        num_classes=config["num_classes"],
-        label_smoothing=config["smoothing"],
-        mixup=0.0,
-        cutmix=0.0,
-        ema=config.get("ema_decay"),
-        **parts,
-    )
-    optim = {
-        "layer_decay": config["layer_decay"],
-        "decay_tokens": False,
-        "weight_decay_end": config.get("weight_decay_end"),
-        "decay_relative": config.get("decay_relative_tables", True),
-        "schedule": schedule,
-    }
-    mixed = item.has("mixed_images")
-    return TestedRun(
-        item,
-        method,
-        method.build(),
-        lambda name: encoder_name(name.removeprefix("model.")),
-        (lambda tape: SupervisedDraws(tape.now("mixed_images"), tape.now("soft_targets"))) if mixed else None,
-        kept=("ema.",),
-        **optim,
-    ).carry_out()
+    parts |= {"num_classes": config["num_classes"], "label_smoothing": config["smoothing"], "mixup": 0.0, "cutmix": 0.0}
+    method = SupervisedConfig(encoder=encoder, ema=config.get("ema_decay"), **parts)
+    optim = {"schedule": schedule, "layer_decay": config["layer_decay"], "decay_tokens": False}
+    optim |= {"weight_decay_end": config.get("weight_decay_end")}
+    optim |= {"decay_relative": config.get("decay_relative_tables", True)}
+
+    def official_name(name: str) -> str:
+        return encoder_name(name.removeprefix("model."))
+
+    def mixed(tape: Tape) -> SupervisedDraws:
+        return SupervisedDraws(tape.now("mixed_images"), tape.now("soft_targets"))
+
+    draws = mixed if item.has("mixed_images") else None
+    return TestedRun(item, method, method.build(), official_name, draws, kept=("ema.",), **optim).carry_out()
 
 
 def _linear(item: Item, encoder: EncoderConfig, pool: Literal["mean", "class"]) -> TestedRun:
@@ -229,20 +217,14 @@ def downstream_finetune_extras(item: Item) -> Computed:
 
 
 def _dealt(permutation: Tensor, ranks: int, rank: int) -> Tensor:
-    """What one process sees of images that come three times in a row, in an epoch as long as one without repeats.
-
-    Source: DeiT's sampler, which dBOT's transfer runs use; it cuts an epoch down to a multiple of 256 images.
-    """
+    """What one process sees of images three times in a row, an epoch cut to a multiple of 256: DeiT's sampler."""
     order = permutation.repeat_interleave(3)
     padded = torch.cat([order, order[: -len(order) % ranks]])  # the same number for all processes
     return padded[rank::ranks][: len(permutation) // 256 * 256 // ranks]
 
 
 def _transfer_rate(schedule: Schedule, epoch: float) -> float:
-    """By whole epochs, an epoch late, as timm's scheduler is told the epoch that is over; one cosine over all epochs.
-
-    Source: dBOT's `evaluation/eval_cls.py`.
-    """
+    """By whole epochs, an epoch late, one cosine over all: timm's scheduler in dBOT's `evaluation/eval_cls.py`."""
     over = max(math.floor(epoch) - 1, 0)
     return schedule.mae(over) if over < schedule.warmup else replace(schedule, warmup=0).mae(over)
 

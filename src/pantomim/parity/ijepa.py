@@ -79,8 +79,6 @@ def trajectory_ijepa(item: Item) -> Computed:
 
 
 class _Replay(random.Random):
-    """Recorded random numbers, one by one."""
-
     def __init__(self, draws: list[list[Any]]) -> None:
         self.recorded = Recorded(draws, exact=True)
 
@@ -107,15 +105,10 @@ def _weights(item: Item, target: str) -> dict[str, Tensor]:
 
 def _drawn(setting: Mapping[str, Any], numbers: random.Random) -> tuple[np.ndarray, np.ndarray]:
     side = setting["img_size"] // setting["patch_size"]
-    masker = MultiBlockMasker(
-        num_targets=setting["num_pred_masks"],
-        num_contexts=setting["num_enc_masks"],
-        context_scale=tuple(setting["enc_mask_scale"]),
-        target_scale=tuple(setting["pred_mask_scale"]),
-        target_aspect=tuple(setting["aspect_ratio"]),
-        min_keep=setting["min_keep"],
-        allow_overlap=setting["allow_overlap"],
-    )
+    ranges = {"context_scale": "enc_mask_scale", "target_scale": "pred_mask_scale", "target_aspect": "aspect_ratio"}
+    how: Any = {ours: tuple(setting[theirs]) for ours, theirs in ranges.items()}
+    how |= {"num_targets": setting["num_pred_masks"], "num_contexts": setting["num_enc_masks"]}
+    masker = MultiBlockMasker(min_keep=setting["min_keep"], allow_overlap=setting["allow_overlap"], **how)
     return masker.draw(setting["batch_size"], (side, side), numbers)
 
 

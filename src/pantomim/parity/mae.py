@@ -175,7 +175,6 @@ def mae_config(item: Item, masker: type[RandomMasker | ColorNoiseMasker], *, nor
 
 
 def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An item's schedule, its rates replaced by ours."""
     given = entry["arguments"]
     schedule = Schedule(given["lr"], given["min_lr"], given["warmup_epochs"], given["epochs"])
     return {**entry, "values": [[epoch, schedule.mae(epoch)] for epoch, _ in entry["values"]]}

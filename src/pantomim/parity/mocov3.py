@@ -11,35 +11,26 @@ from pantomim.parity.networks import encoder_config
 from pantomim.parity.trajectory import Run
 
 PARTS = {  # ours and the authors'
-    "encoder": "base_encoder.",
-    "projector": "base_encoder.head.",
-    "predictor_head": "predictor.",
-    "teacher_encoder": "momentum_encoder.",
-    "teacher_projector": "momentum_encoder.head.",
-}
+    "encoder": "base_encoder.", "projector": "base_encoder.head.", "predictor_head": "predictor.",
+    "teacher_encoder": "momentum_encoder.", "teacher_projector": "momentum_encoder.head.",
+}  # fmt: skip
 
 
 def trajectory_mocov3(item: Item) -> Computed:
-    """Two views of each image, momentum encoder, batch norm in the heads.
-
-    The authors move the momentum encoder before it makes a step's keys, we after the step before: so it is looked at
-    before the last move.
-    """
+    """Two views of each image, momentum encoder, batch norm in the heads."""
     config, total = item.config, item.config["steps"]
-    method = MoCoV3Config(
-        encoder=encoder_config(item, position="sincos_rows_first", initialisation="mocov3"),
-        hidden=config["hidden"],
-        dim=config["dim"],
-        temperature=config["temperature"],
-        momentum=Momentum(config["momentum"], 1.0 if config["momentum_cosine"] else None),
-        freeze_patches=config["freeze_patches"],
-    )
+    encoder = encoder_config(item, position="sincos_rows_first", initialisation="mocov3")
+    momentum = Momentum(config["momentum"], 1.0 if config["momentum_cosine"] else None)
+    stated = {name: config[name] for name in ("hidden", "dim", "temperature", "freeze_patches")}
+    method = MoCoV3Config(encoder=encoder, momentum=momentum, **stated)
     model = method.build(total)
     teacher = {name: t for name, t in model.state_dict().items() if name.startswith("teacher_") or "running_" in name}
     weights = item.weights() | {_official(name): tensor for name, tensor in teacher.items()}
     outputs: dict[str, Tensor] = {}
 
-    def remember(module: nn.Module, *_: object) -> None:  # the last forward pass remains
+    # The last forward pass remains, before the last move: the authors move the momentum encoder before it makes a
+    # step's keys, we after the step before.
+    def remember(module: nn.Module, *_: object) -> None:
         for name, parameter in module.named_parameters():
             outputs[f"final_{_official(name).replace('.', '/', 1)}"] = parameter.detach().clone()
 

@@ -116,14 +116,8 @@ def norm_eps(model: nn.Module) -> dict[str, float]:
 
 def described(groups: Iterable[Group], names: Names) -> list[dict[str, Any]]:
     """Groups of an optimiser in the layout of the items."""
-    return [
-        {
-            "lr_scale": g["lr_scale"],
-            "weight_decay": g["weight_decay"],
-            "parameters": [names(n) for n in g["param_names"]],
-        }
-        for g in groups
-    ]
+    kept = ("lr_scale", "weight_decay")
+    return [{k: g[k] for k in kept} | {"parameters": list(map(names, g["param_names"]))} for g in groups]
 
 
 def decay_used(groups: Iterable[Mapping[str, Any]]) -> float:
@@ -132,10 +126,7 @@ def decay_used(groups: Iterable[Mapping[str, Any]]) -> float:
 
 
 def in_order(mask: Mask, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """A mask in the authors' order of patches, which is that of the noise, visible ones first.
-
-    Returns: where each of their visible patches is among ours, which are in raster order; the item's outputs.
-    """
+    """Where the authors' visible patches, in the noise's order, are among ours; and the item's outputs."""
     kept, masked = (noise.gather(1, ids).argsort(dim=1) for ids in (mask.ids_keep, mask.ids_mask))
     ids_keep, ids_dump = mask.ids_keep.gather(1, kept), mask.ids_mask.gather(1, masked)
     ids_shuffle = torch.cat([ids_keep, ids_dump], dim=1)

@@ -4,10 +4,7 @@ from typing import Any
 
 
 class Recorded:
-    """Numbers, (kind, ..., value) each, given out one after the other; and what was asked for, in the same layout.
-
-    If `exact`, asking for another kind or range is an error at once.
-    """
+    """Numbers, (kind, ..., value) each, given out in turn, and what was asked for; `exact` refuses other kinds."""
 
     def __init__(self, draws: list[list[Any]], *, exact: bool = False) -> None:
         self._rest, self.exact = iter(draws), exact

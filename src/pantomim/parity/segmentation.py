@@ -1,4 +1,4 @@
-"""Semantic segmentation: backbones, pyramid, UPerNet, windows, scores, groups and rates, sizes; whole runs and tests.
+"""Semantic segmentation: backbones, pyramid, UPerNet, windows, scores, groups and rates, sizes, crops; whole runs.
 
 Official: lxtGH/CAE, liuxingbin/dbot, microsoft/unilm, open-mmlab/mmsegmentation 1.2.2 (also its Runner, with the
 configs of MAE and BEiT) and 0.11.
@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from pantomim.config import Duration
 from pantomim.core.scores import class_accuracy, count_pixels, intersection_over_union, means, pixel_accuracy
+from pantomim.data.distortion import Distortion, distorted
+from pantomim.data.mask_crops import class_counts, crop_place
 from pantomim.data.transforms import fitted_size
+from pantomim.formats.mmpretrain import mmpretrain_name
 from pantomim.methods.segment import Segment, SegmentConfig
 from pantomim.nn.blocks import drop_path_rates
 from pantomim.nn.pyramid import Pyramid
@@ -29,10 +32,13 @@ from pantomim.optim import Schedule, layer_scale, parameter_groups
 from pantomim.parity import networks
 from pantomim.parity.item import Computed, Item, distance
 from pantomim.parity.mae import FLOAT32
+from pantomim.parity.recorded import Recorded
 from pantomim.parity.trajectory import Run
 
 STEPS, WARMUP, START = 160_000, 1_500, 1e-6  # of the recipes for ADE20K; the first rate as a share of the peak
 PARTS = {"encoder": "backbone", "neck": "backbone", "head": "decode_head", "auxiliary": "auxiliary_head"}
+LEVELS = 3  # of 255: what OpenCV's vector code may differ by, as the items note
+SHORT_ROW = 16  # below so many pixels a row, OpenCV's code is the scalar one, which rounds as we do
 SCHEDULES = {"segmentation_poly_old": Schedule.mmcv, "segmentation_poly_new": Schedule.poly}
 
 
@@ -96,9 +102,8 @@ def downstream_upernet(item: Item) -> Computed:
     share = (labels != ignore).double().mean()
     outputs |= weighted | {"total": total, "loss_mean_over_counted_pixels": losses[""] / share}
     for name, tensor in logits.items():
-        counts = count_pixels(enlarge(tensor, labels.shape[1:]).argmax(dim=1), labels, classes, ignore=ignore).sum(
-            dim=0
-        )
+        guesses = enlarge(tensor, labels.shape[1:]).argmax(dim=1)
+        counts = count_pixels(guesses, labels, classes, ignore=ignore).sum(dim=0)
         if (stated := item.output(f"{name}accuracy")) is not None:  # per cent, in float32
             off = distance(100 * pixel_accuracy(counts).reshape(stated.shape), stated.double())
             errors[f"{name}accuracy"] = off / (FLOAT32 * 100)
@@ -132,9 +137,8 @@ def downstream_sliding_window(item: Item) -> Computed:
         else:
             logits = sliding_logits(model, images, config["num_classes"], tuple(crop), tuple(stride), fill=None)
             starts = [window_starts(*given) for given in zip(sides, crop, stride, strict=True)]
-            ends = [
-                [min(start + side, end) for start in each] for each, side, end in zip(starts, crop, sides, strict=True)
-            ]
+            along = zip(starts, crop, sides, strict=True)
+            ends = [[min(start + side, end) for start in each] for each, side, end in along]
             corners = zip(product(*starts), product(*ends), strict=True)
             windows["windows_top_left_bottom_right"] = [[*start, *end] for start, end in corners]
         found.numbers["windows"].append({"case": number, "window_shapes_in_order": list(seen), **windows})
@@ -173,10 +177,7 @@ def _counted(counts: Tensor) -> dict[str, Tensor]:
     """Pixels by class, and the IoU of each: -1 where it is neither labelled nor predicted."""
     hits, predicted, labelled = counts
     outputs = {"intersection": hits, "predicted": predicted, "labelled": labelled}
-    return outputs | {
-        "union": predicted + labelled - hits,
-        "iou": intersection_over_union(counts).nan_to_num(-1),
-    }
+    return outputs | {"union": predicted + labelled - hits, "iou": intersection_over_union(counts).nan_to_num(-1)}
 
 
 def downstream_optimizer_groups(item: Item) -> Computed:
@@ -187,14 +188,12 @@ def downstream_optimizer_groups(item: Item) -> Computed:
     names = {name: _official_name(name) for name, _ in model.named_parameters()}
     scale = layer_scale(config["depth"], config["layer_decay"])
     groups = parameter_groups(model, config["weight_decay"], decay_tokens=True, lr_scale=scale)
-    found.numbers["segmentation"] = {
-        "groups_by_parameter": {
-            names[name]: {"lr_scale": group["lr_scale"], "weight_decay": group["weight_decay"]}
-            for group in groups
-            for name in group["param_names"]
-        },
-        "shapes": {names[name]: list(parameter.shape) for name, parameter in model.named_parameters()},
-    }
+    by_name: dict[str, Any] = {}
+    for group in groups:
+        of_group = {"lr_scale": group["lr_scale"], "weight_decay": group["weight_decay"]}
+        by_name |= {names[name]: of_group for name in group["param_names"]}
+    shapes = {names[name]: list(parameter.shape) for name, parameter in model.named_parameters()}
+    found.numbers["segmentation"] = {"groups_by_parameter": by_name, "shapes": shapes}
     schedule = Schedule(config["lr"], 0.0, WARMUP, STEPS, START * config["lr"])
     found.numbers["schedules"] = {
         key: [[step, SCHEDULES[key.partition(" ")[0]](schedule, step)] for step, _ in stated]
@@ -227,6 +226,50 @@ def downstream_sizes_and_positions(item: Item) -> Computed:
     return found
 
 
+def downstream_class_share_crop(item: Item) -> Computed:
+    """The crops that recorded random numbers give, and those numbers as we ask for them."""
+    size, ignore = tuple(item.config["crop"]), item.config["ignore_index"]
+    boxes, traces = [], []
+    for trace in item.numbers["traces"]:
+        labels = item.input(f"labels_{trace['map']}").numpy()
+        replay = Recorded([["randint", *drawn] for drawn in trace["draws"]])
+        top, left = crop_place(labels, size, item.config["cat_max_ratio"], ignore, replay)
+        boxes.append([top, top + size[0], left, left + size[1]])
+        crop = labels[top : top + size[0], left : left + size[1]]
+        counts = class_counts(crop, ignore)
+        made = {
+            "map": trace["map"],
+            "index": trace["index"],
+            "draws": [drawn[1:] for drawn in replay.asked],
+            "box_top_bottom_left_right": boxes[-1],
+            "largest_share": float(counts.max(initial=0) / max(1, counts.sum())),
+            "classes_in_crop": len(counts),
+            "tries": len(replay.asked) // 2,
+            "cropped_shape": list(crop.shape),
+        }
+        traces.append(made)
+    return Computed({"boxes": torch.tensor(boxes)}, {"traces": traces})
+
+
+def downstream_photometric(item: Item) -> Computed:
+    """The colours that recorded random numbers give, and those numbers as we ask for them."""
+    config = item.config
+    contrast, saturation = (tuple(config[f"{name}_range"]) for name in ("contrast", "saturation"))
+    distortion = Distortion(config["brightness_delta"], contrast, saturation, config["hue_delta"])
+    computed, traces = Computed(), []
+    for trace in item.numbers["traces"]:
+        name, replay = f"image_bgr_{trace['image']}", Recorded(trace["draws"])
+        image = item.input(name).flip(2).permute(2, 0, 1).numpy()
+        ours = torch.from_numpy(distorted(image, distortion, replay)).permute(1, 2, 0).flip(2)
+        target = item.output(name)
+        if target is not None and ours.shape[1] >= SHORT_ROW:
+            computed.errors[name] = (ours.int() - target.int()).abs().max().item() / LEVELS
+        computed.outputs[name] = ours
+        traces.append({"image": trace["image"], "draws": replay.asked})
+    computed.numbers["traces"] = traces
+    return computed
+
+
 def _neck_name(neck: nn.Module, name: str) -> str:
     """The name of one of a pyramid's parameters in mmsegmentation, which counts how far a level is enlarged."""
     assert isinstance(neck, Pyramid)
@@ -236,35 +279,21 @@ def _neck_name(neck: nn.Module, name: str) -> str:
 
 
 def _encoder(item: Item, position: str, **settings: Any) -> EncoderConfig:
-    """The encoder that the names of the weights tell of."""
     names = [*item.weights()]
     own = any(name.endswith(".attn.relative_position_bias_table") for name in names)
     shared = any(name.startswith("rel_pos_bias.") for name in names)
-    return networks.encoder_config(
-        item,
-        position=position,
-        relative_position="blocks" if own else "shared" if shared else "none",
-        attention_bias="qv" if any(name.endswith("q_bias") for name in names) else "qkv",
-        layer_scale=item.config["init_values"] or None,
-        **settings,
-    )
+    settings |= {"position": position, "relative_position": "blocks" if own else "shared" if shared else "none"}
+    settings |= {"attention_bias": "qv" if any(name.endswith("q_bias") for name in names) else "qkv"}
+    return networks.encoder_config(item, layer_scale=item.config["init_values"] or None, **settings)
 
 
 def _skeleton(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> nn.Module:
     """An encoder with a pyramid and small heads, of the shapes that an item states."""
     patch, tokens = shapes["backbone.patch_embed.proj.weight"][2], shapes["backbone.pos_embed"][1]
     side = round((tokens - 1) ** 0.5)
-    encoder = EncoderConfig(
-        image_size=(side * patch, side * patch),
-        patch_size=patch,
-        width=config["width"],
-        depth=config["depth"],
-        heads=config["heads"],
-        position="learned",
-        relative_position="blocks",
-        attention_bias="qv",
-        layer_scale=1.0,
-    ).build()
+    how: Any = {"position": "learned", "relative_position": "blocks", "attention_bias": "qv", "layer_scale": 1.0}
+    how |= {name: config[name] for name in ("width", "depth", "heads")}
+    encoder = EncoderConfig((side * patch, side * patch), patch, **how).build()
     encoder.norm = nn.Identity()
     channels, width, *kernel = shapes["decode_head.bottleneck.conv.weight"]
     scores, of_auxiliary = (shapes[f"{name}.conv_seg.weight"][:2] for name in ("decode_head", "auxiliary_head"))
@@ -285,7 +314,6 @@ def _official_name(name: str) -> str:
 
 
 def _backbone_name(name: str) -> str:
-    """The authors' name of a parameter of encoder or neck."""
     return _official_name(name).removeprefix("backbone.")
 
 
@@ -313,32 +341,16 @@ def _box(rule: str) -> tuple[int, int] | None:
 def trajectory_segment(item: Item) -> Computed:
     """A run of UPerNet on MAE's or BEiT's backbone, whichever the item's weights are of."""
     config, position = item.config, "learned" if "backbone.pos_embed" in item.weights() else "none"
-    method = SegmentConfig(
-        encoder=_encoder(item, position, image_size=(config["img_size"], config["img_size"])),
-        num_classes=config["num_classes"],
-        head=UPerNetConfig(
-            channels=config["channels"],
-            pool_scales=tuple(config["pool_scales"]),
-            auxiliary_channels=config["auxiliary_channels"],
-            auxiliary_weight=config["auxiliary_weight"],
-            dropout=config["dropout_ratio"],
-        ),
-    )
+    sizes = {name: config[name] for name in ("channels", "auxiliary_channels", "auxiliary_weight")}
+    head = UPerNetConfig(**sizes, pool_scales=tuple(config["pool_scales"]), dropout=config["dropout_ratio"])
+    encoder = _encoder(item, position, image_size=(config["img_size"], config["img_size"]))
+    method = SegmentConfig(encoder=encoder, num_classes=config["num_classes"], head=head)
     model = method.build()
     names = partial(_name, model)
     model.model.taps = tuple(config["out_indices"])
-    run = Run(
-        item,
-        method,
-        model,
-        names,
-        kept=("final_norm",),
-        warmup=Duration(steps=config["warmup_steps"]),
-        start_lr=config["start_factor"] * config["lr"],
-        layer_decay=config["layer_decay"],
-        decay_tokens=True,
-        schedule="poly",
-    ).carry_out()
+    optim = {"warmup": Duration(steps=config["warmup_steps"]), "start_lr": config["start_factor"] * config["lr"]}
+    optim |= {"layer_decay": config["layer_decay"], "decay_tokens": True, "schedule": "poly"}
+    run = Run(item, method, model, names, kept=("final_norm",), **optim).carry_out()
     logged = {
         "loss_decode": run.curve("loss_head"),
         "loss_auxiliary_weighted": run.curve("loss_auxiliary"),
@@ -376,18 +388,7 @@ def _test(item: Item, model: Segment) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def _name(model: Segment, name: str) -> str:
-    """Mmsegmentation's name of a parameter, buffer or module of a segmenter."""
     part, _, rest = name.removeprefix("model.").partition(".")
     if part == "neck":
         return f"neck.{_neck_name(model.model.neck, rest)}"
-    if part != "encoder":
-        return f"{PARTS.get(part, part)}.{rest}"
-    for ours, theirs in (
-        (r"^blocks\.", "layers."),
-        (r"\.norm(\d)\.", r".ln\1."),
-        (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
-        (r"\.mlp\.fc2\.", ".ffn.layers.1."),
-        (r"^patch_embed\.proj\.", "patch_embed.projection."),
-    ):
-        rest = re.sub(ours, theirs, rest)
-    return f"{PARTS[part]}.{rest}"
+    return mmpretrain_name(rest) if part == "encoder" else f"{PARTS.get(part, part)}.{rest}"

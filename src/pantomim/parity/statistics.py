@@ -55,10 +55,7 @@ def off_shares(official: np.ndarray, draws: float, ours: np.ndarray, own_draws: 
 def initialisation(
     item: Item, build: Callable[[], nn.Module], names: Names, entry: str = "official_initialisation"
 ) -> dict[str, float]:
-    """Whether the official draw of each parameter, recorded in `entry`, looks like many of ours.
-
-    0 where chance explains the difference; nothing where the item has no such entry.
-    """
+    """Each parameter's official draw, in `entry`, against many of ours: 0 where chance explains it; {} without one."""
     if (stated := item.spec.get(entry)) is None:
         return {}
     models = [{names(name): p.detach() for name, p in build().named_parameters()} for _ in range(MODELS)]

@@ -36,6 +36,7 @@ def clip_visual(item: Item) -> Computed:
     of_class, of_patches = (teacher(images, query).attention for query in ("class", "mean"))
     before_last, _ = encoder.last_blocks(images, 2).tokens
     blocks: Any = encoder.model.blocks
+    last_norm: Any = encoder.model.norm
     full = attention_rows(blocks[-1], before_last, slice(None)).mean(dim=1)
     class_normed = torch.cat([norm[:, :1], block[:, 1:]], dim=1)
     found = Computed(
@@ -48,11 +49,7 @@ def clip_visual(item: Item) -> Computed:
             "last_block_attention_mean_over_heads": full,
             "cls_attention": of_class,
         },
-        config={
-            "layer_norm_eps": encoder.model.norm.eps,  # type: ignore[union-attr]
-            "layers": encoder.num_blocks,
-            "output_dim": encoder.projected,
-        },
+        config={"layer_norm_eps": last_norm.eps, "layers": encoder.num_blocks, "output_dim": encoder.projected},
     )
     found.errors["attention of the mean over patches"] = distance(of_patches, full[:, 1:, 1:].mean(dim=1)) / RELATIVE
     if item.has("images_other_size"):

@@ -39,14 +39,10 @@ class Tape:
         views = [self.item.input(name) for name in ("images", "second_images") if self.item.has(name)]
         known = {"labels": self.item.input("labels").long()} if self.item.has("labels") else {}
         known = {"labels" if ids.ndim == 1 else "masks": ids for ids in known.values()}  # of images, or of pixels
+        known |= {"images": views[0], **({"second": views[1]} if views[1:] else {})}
         return [
             Batch(
-                views[0][rows],
-                rows,
-                start=part * len(rows),
-                total=len(ids),
-                second=views[1][rows] if views[1:] else None,
-                **{name: of_all[rows] for name, of_all in known.items()},
+                ids=rows, start=part * len(rows), total=len(ids), **{name: all_[rows] for name, all_ in known.items()}
             )
             for part, rows in enumerate(ids.chunk(micro))
         ]
@@ -173,9 +169,8 @@ class Run:
 
     def _stated_groups(self) -> list[dict[str, Any]]:
         """Our group of the optimiser for each that the item states."""
-        ours = {
-            self.names(name): group for group in self.training.optimizer.param_groups for name in group["param_names"]
-        }
+        groups = self.training.optimizer.param_groups
+        ours = {self.names(name): group for group in groups for name in group["param_names"]}
         stated = self.item.numbers.get("parameter_groups", [])
         return [ours[name] for group in stated for name in group["parameters"][:1] if name in ours]
 
@@ -222,10 +217,7 @@ class Run:
         return {f"numbers/parameter_groups/{name}": exact(ours.get(name) == theirs.get(name)) for name in names}
 
     def _replace_drop_paths(self) -> None:
-        """Draw stochastic depth from the item: a module's own numbers first, then those of a second pass.
-
-        What is no module of ours is a copy of the encoder that shares its weights, and runs after it.
-        """
+        """Draw stochastic depth from the item; what is no module of ours is a copy of the encoder, run after it."""
         modules = {name: part for name, part in self.method.named_modules() if isinstance(part, DropPath)}
         ours = {self.names(name): name for name in modules}
         given: dict[str, list[Tensor]] = {}
@@ -233,9 +225,8 @@ class Run:
             name = ours[theirs] if theirs in ours else ours["encoder." + theirs.partition(".")[2]]
             given.setdefault(name, []).append(numbers)
         for name, parts in given.items():
-            self.method.set_submodule(
-                name, _GivenDropPath(modules[name].rate, self.tape, torch.cat(parts, dim=1), name)
-            )
+            numbers = torch.cat(parts, dim=1)
+            self.method.set_submodule(name, _GivenDropPath(modules[name].rate, self.tape, numbers, name))
 
 
 class TestedRun(Run):
@@ -270,10 +261,8 @@ class TestedRun(Run):
             more |= {f"final_ema/{self.names(name)}": weight for name, weight in average.named_parameters("model")}
             more |= {"eval_logits_ema": self.logits(average)}
         found = super().computed(more | dict(outputs or {}), errors)
-        found.numbers["tests"] = [
-            {"loss": test["loss"], "acc1": 100 * test["top1"], "acc5": 100 * test.get("top5", 1.0)}
-            for test in self.tests
-        ]
+        tests = ((test["loss"], test["top1"], test.get("top5", 1.0)) for test in self.tests)
+        found.numbers["tests"] = [{"loss": loss, "acc1": 100 * one, "acc5": 100 * five} for loss, one, five in tests]
         return found
 
 

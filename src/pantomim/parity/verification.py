@@ -21,20 +21,15 @@ NEGLIGIBLE = 1e-12  # of an entry's largest value: rounding noise where the true
 
 @dataclass(frozen=True)
 class ItemResult:
-    """What became of one item; its status is "UNKNOWN ITEM" where no function rebuilds it.
-
-    `error` is the largest, as a multiple of its tolerance, or None where nothing could be compared; `worst` is its key,
-    and why that cannot be compared, if so. Of `compared` keys, `off` are beyond their tolerance. Keys of the patterns
-    `unbuilt` are left out, because they stand for what this package does not do.
-    """
+    """What became of one item."""
 
     name: str
-    status: Literal["PASS", "FAIL", "UNKNOWN ITEM"]
-    error: float | None = None
-    worst: str = ""
-    compared: int = 0
-    off: int = 0
-    unbuilt: tuple[str, ...] = ()
+    status: Literal["PASS", "FAIL", "UNKNOWN ITEM"]  # the last: no function rebuilds it
+    error: float | None = None  # the largest, as a multiple of its tolerance; None: nothing could be compared
+    worst: str = ""  # the key of that, and why it cannot be compared, if so
+    compared: int = 0  # keys
+    off: int = 0  # of these, beyond their tolerance
+    unbuilt: tuple[str, ...] = ()  # patterns of keys left out, as this package does not do what they stand for
 
     def __str__(self) -> str:
         error = "-" if self.error is None else f"{self.error:.2g} x tolerance"
@@ -45,10 +40,7 @@ class ItemResult:
 
 
 def verify(folder: str | Path) -> list[ItemResult]:
-    """Rebuild every item of a folder (`NAME.json` + `NAME.safetensors`) in float64 and compare all it expects.
-
-    A ValueError, if the folder holds no item.
-    """
+    """Rebuild each item (`NAME.json` + `NAME.safetensors`) in float64 and compare all; `ValueError` without any."""
     folder = Path(folder)
     names = sorted({path.stem for ending in ("json", "safetensors") for path in folder.glob(f"*.{ending}")})
     if not names:
@@ -97,13 +89,10 @@ def _family(item: Item) -> Callable[[Item], Computed] | None:
     stated = item.spec.get("item")
     title = stated if isinstance(stated, str) else item.name
     public = {name: value for module in PARITY for name, value in vars(module).items() if not name.startswith("_")}
-    fitting = [name for name in public if f"{title}_".startswith(f"{name}_") and _rebuilds(public[name])]
+    rebuilds = {"item": Item, "return": Computed}  # from an item alone to what we compute
+    rebuilding = [name for name, value in public.items() if getattr(value, "__annotations__", None) == rebuilds]
+    fitting = [name for name in rebuilding if f"{title}_".startswith(f"{name}_")]
     return public[max(fitting, key=len)] if fitting else None
-
-
-def _rebuilds(value: Any) -> bool:
-    """Whether this is a function from an item alone to what we compute."""
-    return getattr(value, "__annotations__", None) == {"item": Item, "return": Computed}
 
 
 class Difference(NamedTuple):

@@ -17,45 +17,19 @@ from pantomim.recipes.mae import MAE
 from pantomim.recipes.maskfeat import MASKFEAT
 from pantomim.recipes.milan import MILAN
 from pantomim.recipes.mocov3 import MOCO_V3
-from pantomim.recipes.prepare import Prepared, prepare
+from pantomim.recipes.prepare import Prepared as Prepared
+from pantomim.recipes.prepare import prepare as prepare
 from pantomim.recipes.recipe import Trained
 from pantomim.recipes.segment import SEGMENTING
 from pantomim.recipes.simmim import SIMMIM
 from pantomim.recipes.supervised import SUPERVISED
 from pantomim.recipes.vqkd import VQKD
 
-__all__ = [
-    "BARE_METHODS",
-    "BARE_OF",
-    "BARE_TOKENIZERS",
-    "RECIPES",
-    "RECIPES_OF",
-    "TOKENIZER_RECIPES",
-    "Prepared",
-    "prepare",
-    "trained_by",
-]
-
-FAMILIES = (  # the only list; one line a paper
-    MAE,
-    *COLOR_MAE,
-    BEIT,
-    *(CAE, CAE_98),
-    *(DBOT, DBOT_CLIP),
-    MASKFEAT,
-    SIMMIM,
-    DATA2VEC,
-    *(CLIP_MIM, CLIP_MAE),
-    MILAN,
-    CMT_MAE,
-    IJEPA,
-    MOCO_V3,
-    SUPERVISED,
-    *CONTINUED,
-    DVAE,
-    VQKD,
-    *FINETUNING,
-    *SEGMENTING,
+FAMILIES = (  # the only list: of encoders, of tokenizers, of tasks
+    *(MAE, *COLOR_MAE, BEIT, CAE, CAE_98, DBOT, DBOT_CLIP, MASKFEAT, SIMMIM, DATA2VEC, CLIP_MIM, CLIP_MAE, MILAN),
+    *(CMT_MAE, IJEPA, MOCO_V3, SUPERVISED, *CONTINUED),
+    *(DVAE, VQKD),
+    *(*FINETUNING, *SEGMENTING),
 )
 RECIPES_OF = {
     trained: tuple(recipe for family in FAMILIES if family.trains == trained for recipe in family.recipes)

@@ -7,7 +7,7 @@ with their blocks frozen or adapted by LoRA in ExPLoRA (Khanna et al. 2024, arXi
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pantomim.config import Duration, Pretrain
@@ -46,28 +46,21 @@ class Continued(Family):
     def check_start(self, init: str | None, size: str | None) -> None:
         """Raise a ValueError unless weights, and no sizes beside theirs, are given."""
         if init is None:
+            fresh = "mae" if self.bare == "continue" else str(self.bare).removeprefix("continue_")
             raise ValueError(
                 f"prepare.init must name the weights that {self.bare} continues from; got none. It takes the folder of "
                 f"a run, a file of weights, timm:NAME, timm:NAME@FILE, hf:NAME, hf:FOLDER, open_clip:NAME:TAG or "
                 f"clip:FILE: ViT, DeiT III, DINOv2, DINOv3, BEiT, EVA-02, CLIP, SigLIP, MAE and our own. Without "
-                f"weights: {self.continues}."
+                f"weights: {fresh}."
             )
         if size is not None:
             raise ValueError(
                 f"prepare.size must be left out for {self.bare}, whose sizes are those of {init}; got {size}."
             )
 
-    @property
-    def continues(self) -> str:
-        """The bare method without weights."""
-        return "mae" if self.bare == "continue" else str(self.bare).removeprefix("continue_")
-
 
 def continued(run: Pretrain, init: str, num_images: int) -> Pretrain:
-    """A bare method's run as a continuation of `init`, whose encoder it has.
-
-    A teacher that is not named, or random, is the network as it is at the start.
-    """
+    """A bare method's run as a continuation of `init`; a teacher not named, or random, is that network at the start."""
     method: Any = run.method
     if hasattr(method, "predict_class"):
         method = replace(method, predict_class=None)  # SigLIP has no class token
@@ -75,28 +68,14 @@ def continued(run: Pretrain, init: str, num_images: int) -> Pretrain:
         method = with_teacher(method, teacher.of(init))
     epochs = max(1, min(PASSES, round(SEEN / num_images)))
     batch_size = min(run.batch_size, max(32, min(MAX_BATCH, 1 << max(num_images // 32, 1).bit_length() - 1)))
-    return replace(
-        run,
-        method=method,
-        optim=replace(
-            run.optim,
-            base_lr=PEAK_LR * 256 / batch_size,
-            layer_decay=LAYER_DECAY,
-            warmup=Duration(epochs=WARMUP * epochs),
-            schedule="mae",  # half a cosine to zero, of all methods
-            start_lr=0.0,
-            min_lr=0.0,
-            lead=0,
-        ),
-        batch_size=batch_size,
-        duration=Duration(epochs=epochs),
-    )
+    schedule: Any = {"schedule": "mae", "start_lr": 0.0, "min_lr": 0.0, "lead": 0}  # half a cosine to zero, of all
+    schedule |= {"base_lr": PEAK_LR * 256 / batch_size, "warmup": Duration(epochs=WARMUP * epochs)}
+    optim = replace(run.optim, layer_decay=LAYER_DECAY, **schedule)
+    return replace(run, method=method, optim=optim, batch_size=batch_size, duration=Duration(epochs=epochs))
 
 
-def _continued(family: Family) -> Continued:
-    given = {item.name: getattr(family, item.name) for item in fields(Family)}
-    name = "continue" if family is MAE else f"continue_{family.bare}"
-    return Continued(**given | {"bare": name, "others": (), "small": {}, "stages": None, "least": 4})
-
-
-CONTINUED = tuple(map(_continued, (MAE, COLOR_MAE[0], BEIT, CAE, DBOT, SIMMIM, DATA2VEC, CMT_MAE)))
+CONTINUED = tuple(
+    Continued(**vars(family) | {"bare": name, "others": (), "small": {}, "stages": None, "least": 4})
+    for family in (MAE, COLOR_MAE[0], BEIT, CAE, DBOT, SIMMIM, DATA2VEC, CMT_MAE)
+    for name in ("continue" if family is MAE else f"continue_{family.bare}",)
+)

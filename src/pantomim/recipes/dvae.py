@@ -49,7 +49,7 @@ def dvae_paper() -> Pretrain:
     )
 
 
-def _ours(method: DVAEConfig, *, batch_size: int, steps: int, lr: float) -> Pretrain:
+def _ours(method: DVAEConfig, batch_size: int, steps: int, lr: float) -> Pretrain:
     """What all recipes of ours have in common: gradients are clipped, schedules have the run's length."""
     paper = dvae_paper()
     return replace(
@@ -68,12 +68,6 @@ def _micro() -> Pretrain:
     run = rescale(dvae_paper(), replace(to, facts=replace(to.facts, num_images=10_000)))
     run = replace(run, recipe="dvae_micro_cifar10", data=replace(run.data, images=10_000))
     return fitted(run, 10_000)
-
-
-def _small() -> Pretrain:
-    sizes = DVAESizes(vocabulary=1024, stride=4, **TOKENIZER_SIZES["small"])
-    run = _ours(DVAEConfig(sizes=sizes, image_size=(32, 32)), batch_size=128, steps=20_000, lr=3e-4)
-    return replace(run, recipe="dvae_small_cifar10")
 
 
 def rescale(paper: Pretrain, to: Scale) -> Pretrain:
@@ -110,10 +104,7 @@ def check_range(facts: Facts) -> None:
 
 
 def fitted(config: Pretrain, num_images: int, given: Collection[str] = ()) -> Pretrain:
-    """The same run with schedules of its length, and weights averaged over fewer steps where it is short.
-
-    Only for discrete auto-encoders; settings whose dotted names are `given` stay as they are.
-    """
+    """An auto-encoder's run with schedules of its length, but for `given` settings; any other run as it is."""
     method = config.method
     if not isinstance(method, DVAEConfig):
         return config
@@ -125,6 +116,7 @@ def fitted(config: Pretrain, num_images: int, given: Collection[str] = ()) -> Pr
     return replace(config, method=replace(whole, **{name: getattr(method, name) for name in kept}))
 
 
+_SMALL = DVAESizes(vocabulary=1024, stride=4, **TOKENIZER_SIZES["small"])
 DVAE = Family(
     "dvae",
     "Discrete auto-encoder",
@@ -140,7 +132,9 @@ DVAE = Family(
             "mean squared error 0.0098 from ids (cells' means: 0.0112), 100 codes used, perplexity 54; one run",
         ),
         Recipe(
-            _small(),
+            replace(
+                _ours(DVAEConfig(sizes=_SMALL, image_size=(32, 32)), 128, 20_000, 3e-4), recipe="dvae_small_cifar10"
+            ),
             dvae_paper(),
             "Discrete auto-encoder, 64 channels, 1,024 codes of 4x4 pixels, on CIFAR-10's 50,000 images; for one GPU.",
             *("not measured yet", "not measured yet"),

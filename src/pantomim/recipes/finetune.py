@@ -1,7 +1,6 @@
 """Recipes of fine-tuning: how each paper trains its encoder with labels, and what we make of that for other images.
 
-Where paper and code of MAE disagree, the numbers are those of the code, which
-the released weights belong to.
+Where paper and code of MAE disagree, the numbers are those of the code, which the released weights belong to.
 """
 
 from dataclasses import replace
@@ -18,14 +17,13 @@ from pantomim.recipes.supervised import AUGMENT
 def in1k(preset: Preset, size: str) -> Pretrain:
     """A preset's recipe of one size on ImageNet-1K at 224x224; scores are top-1."""
     row = preset.sizes[size]
+    warmup = Duration(epochs=row.warmup)
     return Pretrain(
         recipe="finetune",
         data=DataConfig(crop=Crop(scale=(0.08, 1.0), flip=True), augment=AUGMENT, repeats=row.repeats),
         # smoothing 0.1, mixup 0.8, CutMix 1.0 in all, as in its defaults
         method=SupervisedConfig(encoder=preset.encoder_of(size, (224, 224)), pool="mean", **preset.parts),
-        optim=preset.optim_of(
-            size, min_lr=1e-6, warmup=Duration(epochs=row.warmup), decay_tokens=False, clip_norm=row.clip
-        ),
+        optim=preset.optim_of(size, min_lr=1e-6, warmup=warmup, decay_tokens=False, clip_norm=row.clip),
         batch_size=row.batch,
         duration=Duration(epochs=row.epochs),
         validation=Validation(),
@@ -169,9 +167,8 @@ def encoder_for(published: EncoderConfig, to: Scale) -> EncoderConfig:
     start = to.start
     if start is None:
         return replace(to.encoder_like(published), drop_path=published.drop_path)
-    relative = start.relative_position
-    if published.relative_position == "blocks" and not start.registers:
-        relative = "blocks"
+    tables = published.relative_position == "blocks" and not start.registers
+    relative = "blocks" if tables else start.relative_position
     return replace(start, drop_path=published.drop_path, relative_position=relative)
 
 
@@ -185,17 +182,8 @@ def from_scratch(run: Pretrain) -> Pretrain:
 
 
 MIXING_NOTE = "partners in mixing are neighbours in the global batch; the authors mix in reverse order"
-FINETUNING = tuple(
-    preset.family(
-        f"finetune_{name}",
-        "Fine-tuning",
-        in1k,
-        rescale=rescale,
-        notes=(preset.note, MIXING_NOTE),
-        trains="classifier",
-    )
-    for name, preset in PRESETS.items()
-)
+HOW = {"rescale": rescale, "notes": (MIXING_NOTE,), "trains": "classifier"}
+FINETUNING = tuple(preset.family(f"finetune_{name}", "Fine-tuning", in1k, **HOW) for name, preset in PRESETS.items())
 
 
 def preset_of(encoder: str | None) -> str:

@@ -15,18 +15,7 @@ from pantomim.data.transforms import Crop, View
 from pantomim.methods.mocov3 import MoCoV3Config, moco_encoder
 from pantomim.nn.momentum import Momentum
 from pantomim.nn.vit import ENCODER_SIZES
-from pantomim.recipes import mae
-from pantomim.recipes.recipe import (
-    CIFAR10,
-    MICRO_PATCHES,
-    NOT_MEASURED,
-    ON_CIFAR10,
-    Family,
-    Scale,
-    scale,
-    small_lr,
-    with_parts,
-)
+from pantomim.recipes import mae, recipe
 
 SMALL_LR = 3.5e-4  # as `recipe.SMALL_LR`: 1e-3 at a batch of 256, the rate of `mocov3_micro_cifar10`
 # main_moco.py: the two kinds of views of BYOL, with weaker colours ("not strengthened").
@@ -57,35 +46,35 @@ def in1k(size: Literal["small", "base"]) -> Pretrain:
     return replace(run, data=data, method=method, optim=optim, duration=Duration(epochs=300))  # --epochs
 
 
-def rescale(paper: Pretrain, to: Scale) -> Pretrain:
+def rescale(paper: Pretrain, to: recipe.Scale) -> Pretrain:
     """Two views of one kind, without blur; below ViT-S narrower heads and a trained patch projection (ours)."""
-    run = scale(paper, to)
+    run = recipe.scale(paper, to)
     small = to.encoder.width < ENCODER_SIZES["small"]["width"]
     if small:
-        run = with_parts(run, hidden=512, dim=128, freeze_patches=False)
-    if to == CIFAR10["micro"]:  # large batches, as views are compared within them, and a sixth of MAE's steps
+        run = recipe.with_parts(run, hidden=512, dim=128, freeze_patches=False)
+    if to == recipe.CIFAR10["micro"]:  # large batches, as views are compared within them, and a sixth of MAE's steps
         data = replace(run.data, crop=replace(run.data.crop, scale=(0.2, 1.0)))
         optim = OptimConfig(base_lr=1e-3, warmup=Duration(steps=100))
         run = replace(run, data=data, optim=optim, batch_size=256, duration=Duration(steps=1000))
     elif to.optim is None:
         twice = 2 * run.batch_size  # views are compared within a batch
-        if to.micro and twice <= min(max(to.facts.num_images, 8), MICRO_PATCHES // math.prod(to.encoder.grid)):
+        if to.micro and twice <= min(max(to.facts.num_images, 8), recipe.MICRO_PATCHES // math.prod(to.encoder.grid)):
             run = replace(run, batch_size=twice)
-        base_lr = small_lr(to.encoder.width, run.batch_size, SMALL_LR) if small else paper.optim.base_lr
+        base_lr = recipe.small_lr(to.encoder.width, run.batch_size, SMALL_LR) if small else paper.optim.base_lr
         run = replace(run, optim=replace(run.optim, base_lr=base_lr), duration=paper.duration)
     augment = _COLOURS if to.in_colour else Augment()
     return replace(run, data=replace(run.data, augment=augment, second=View(run.data.crop, augment)))
 
 
-MOCO_V3 = Family(
+MOCO_V3 = recipe.Family(
     "mocov3",
     "MoCo v3",
     in1k,
     {
-        "small": (NOT_MEASURED, "73.2 linear (the authors', CONFIG.md)"),
-        "base": (NOT_MEASURED, "76.7 linear (the authors', CONFIG.md)"),
+        "small": (recipe.NOT_MEASURED, "73.2 linear (the authors', CONFIG.md)"),
+        "base": (recipe.NOT_MEASURED, "76.7 linear (the authors', CONFIG.md)"),
     },
-    small=ON_CIFAR10,
+    small=recipe.ON_CIFAR10,
     rescale=rescale,
     bare="mocov3",
 )

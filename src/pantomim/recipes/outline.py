@@ -53,9 +53,6 @@ def outline(name: str) -> Outline:
 
 
 def _needs(config: Pretrain) -> tuple[str, ...]:
-    teacher = teacher_of(config.method)
-    asked = {
-        "tokenizer": getattr(getattr(config.method, "target", None), "tokenizer", None),
-        "teacher": None if teacher is None else teacher.source,
-    }
+    target, teacher = getattr(config.method, "target", None), teacher_of(config.method)
+    asked = {"tokenizer": getattr(target, "tokenizer", None), "teacher": getattr(teacher, "source", None)}
     return tuple(name for name, value in asked.items() if value == "")

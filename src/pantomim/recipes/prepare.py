@@ -82,14 +82,11 @@ def prepare(
 ) -> Prepared:
     """The config of a recipe's full name, of a bare method, or of another run's config.yaml.
 
-    A bare method asks `data`, whose stored value `scale` becomes 1, what it leaves open; with `init` and no `size`, its
-    sizes are those of that encoder. The target is what `target`, `tokenizer` (as `load_tokenizer` takes it) or
-    `teacher` (as `TeacherConfig.source`) say. `steps` or `epochs`, and `stages`, replace the recipe's; `config` is the
-    file of a run, instead of a name. To train a tokenizer, no name means `dvae`, or with a teacher `vqkd`; `num_images`
-    is then known unless the schedules are those of a file. A task may be trained on a `subset` of the data (settings of
-    `DataConfig`), and from `scratch`: the sizes are then those of `init`, the weights not; in a `balanced` loss all
-    classes weigh the same. What the run in the folder `begun` found of its data, if it has begun, is not asked of them
-    again. The ValueError of a choice that does not exist or contradicts another names it `prepare.ARGUMENT`.
+    A bare method asks `data`, and what the run in the folder `begun` found of these, what it leaves open; with `init`
+    and no `size`, its sizes are those of that encoder. To train a tokenizer, no name means `dvae`, or with a teacher
+    `vqkd`; `num_images` is then known unless the schedules are those of a file. A task may be trained on a `subset` of
+    the data (settings of `DataConfig`), and from `scratch`: with the sizes of `init`, not the weights. The ValueError
+    of a choice that does not exist or contradicts another names it `prepare.ARGUMENT`.
     """
     resized = steps is not None or epochs is not None
     if trains == "tokenizer" and name is None and config is None:
@@ -111,13 +108,10 @@ def prepare(
         prepared = _from_data(family, data, scale, size, init, subset or {}, balanced, _found(begun))
     else:
         prepared = Prepared(**vars(_named(name, trains)))
-    run = prepared.config
-    if subset and config is not None:
-        run = replace(run, data=replace(run.data, **subset))
-    if data is not None:
-        run = replace(run, data=replace(run.data, source=data))
-    if scale is not None:
-        run = replace(run, data=replace(run.data, scale=scale))
+    run, given = prepared.config, {"source": data, "scale": scale}
+    of_data: dict[str, Any] = dict(subset or {}) if config is not None else {}
+    of_data |= {name: value for name, value in given.items() if value is not None}
+    run = replace(run, data=replace(run.data, **of_data))
     if resized:
         run = with_duration(run, Duration(steps=steps, epochs=epochs))
     if init is not None:
@@ -156,7 +150,6 @@ def prepare(
 
 
 def _named(name: str | None, trains: Trained) -> Recipe:
-    """The recipe of a full name."""
     named = {recipe.name: recipe for recipe in recipes.RECIPES_OF[trains]}
     if name not in named:
         known = [*named, *recipes.BARE_OF[trains]]
@@ -166,17 +159,10 @@ def _named(name: str | None, trains: Trained) -> Recipe:
     return named[name]
 
 
-_COMMANDS = {
-    "encoder": "pretrain",
-    "tokenizer": "tokenizer train",
-    "classifier": "finetune",
-    "segmenter": "segment",
-}
-_A = {trained: f"{'an' if trained == 'encoder' else 'a'} {trained}" for trained in _COMMANDS}
+_COMMANDS = {"encoder": "pretrain", "tokenizer": "tokenizer train", "classifier": "finetune", "segmenter": "segment"}
 
 
 def _from_file(path: Path, trains: Trained) -> Prepared:
-    """The run of a file, compared with the paper of its recipe, or of its method."""
     plan = read_plan(path)
     config = plan.run if isinstance(plan, Stages) else plan
     method: Any = config.method
@@ -189,8 +175,9 @@ def _from_file(path: Path, trains: Trained) -> Prepared:
             f"{did_you_mean(config.recipe, names, '`pantomim recipes` lists them all.')}"
         )
     if trained != trains:
+        asked = f"{'an' if trains == 'encoder' else 'a'} {trains}"
         raise ValueError(
-            f"prepare.config must be of a run that trains {_A[trains]}; got {path}, a run of {config.recipe}. "
+            f"prepare.config must be of a run that trains {asked}; got {path}, a run of {config.recipe}. "
             f"`pantomim {_COMMANDS[trained]}` repeats it."
         )
     bare = recipes.BARE_OF[trains]
@@ -369,10 +356,7 @@ def _with_target(
 
 
 def _with_momentum(prepared: Prepared, guide: TeacherConfig) -> Prepared:
-    """The same with an EMA teacher's momentum for the length of the run, as bare data2vec has it.
-
-    The number of images decides how long a run is whose length is in epochs; without data the momentum stays.
-    """
+    """An EMA teacher's momentum for the length of the run, as bare data2vec's; where that is not known it stays."""
     run, num_images = prepared.config, prepared.num_images
     length = run.duration.steps
     if length is None:

@@ -60,16 +60,9 @@ class Scale:
             patch = self.start.patch_size
             rows, cols = (max(side // patch, self.least) for side in image_size)
             return replace(self.start, image_size=(rows * patch, cols * patch))
-        return replace(
-            published,
-            **ENCODER_SIZES[self.size],
-            image_size=image_size,
-            patch_size=choose_patch(image_size),
-            in_chans=self.facts.channels,
-            mean=self.stats.mean,
-            std=self.stats.std,
-            drop_path=0.0,
-        )
+        of_images: Any = {"in_chans": self.facts.channels, "mean": self.stats.mean, "std": self.stats.std}
+        sizes: Any = {**ENCODER_SIZES[self.size], "image_size": image_size, "patch_size": choose_patch(image_size)}
+        return replace(published, **sizes, **of_images, drop_path=0.0)
 
     @property
     def micro(self) -> bool:
@@ -110,10 +103,7 @@ CIFAR10 = {
 
 
 def scale(paper: Pretrain, to: Scale) -> Pretrain:
-    """A published recipe at another scale: its encoder gets the sizes of the scale, and MAE's decoder follows it.
-
-    Masks, targets and the rest of the method stay. Colours are changed as in the paper where images have any.
-    """
+    """A published recipe at another scale, MAE's decoder too; masks, targets and what is done to colours stay."""
     method: Any = paper.method
     parts: dict[str, Any] = {"encoder": to.encoder_like(method.encoder)}
     width = parts["encoder"].width
@@ -149,10 +139,7 @@ def choose_patch(image_size: tuple[int, int], sides: tuple[int, ...] = (16, 8, 4
 def choose_image_size(
     facts: Facts, largest: int = MAX_SIDE, square: int = 224, sides: tuple[int, ...] = (16, 8, 4)
 ) -> tuple[int, int]:
-    """The images' common size, rounded down to the patch.
-
-    Where they have none, or it is above `largest`: a square of their median shorter side, up to `square`.
-    """
+    """The images' common size in whole patches; without one up to `largest`, the median shorter side, to `square`."""
     height, width = facts.size or (0, 0)
     if facts.size is None or max(height, width) > largest:
         height = width = min(facts.median_shorter_side, square)
@@ -246,18 +233,15 @@ class Family:
         if size not in self.sizes:
             raise ValueError(f"prepare.size must be one of {', '.join(self.sizes)} for {self.bare}; got {size}.")
         width = start.width if start is not None else ENCODER_SIZES.get(size, {"width": 0})["width"]
-        return replace(
-            self.rescale(self.paper(width), Scale(size, facts, stats, start, whole=whole, least=self.least)),
-            recipe=self.bare or self.name,
-        )
+        to = Scale(size, facts, stats, start, whole=whole, least=self.least)
+        return replace(self.rescale(self.paper(width), to), recipe=self.bare or self.name)
 
     def _of_size(self, size: str) -> Pretrain:
         ending = "in1k" if self.data == "ImageNet-1K" else self.data.lower()
         return replace(self.published(size), recipe=f"{self.name}_vit_{size}_{ending}")
 
     def _recipe(self, config: Pretrain, paper: Pretrain, what: str, row: Row) -> Recipe:
-        cost, expected, *notes = row
-        summary = f"{self.title}, {what}."
+        (cost, expected, *notes), summary = row, f"{self.title}, {what}."
         return Recipe(config, paper, summary, cost, expected, (*notes, *self.notes), self.stages, self.origins)
 
 
@@ -297,18 +281,13 @@ class Preset:
     def optim_of(self, size: str, **more: Any) -> OptimConfig:
         """Optimiser and schedule of one size."""
         row = self.sizes[size]
-        return OptimConfig(
-            base_lr=row.lr * 256 / row.batch,
-            weight_decay=0.05,
-            betas=(0.9, 0.999),
-            layer_decay=row.layer_decay,
-            schedule=self.schedule,
-            **more,
-        )
+        more |= {"layer_decay": row.layer_decay, "schedule": self.schedule}
+        return OptimConfig(base_lr=row.lr * 256 / row.batch, weight_decay=0.05, betas=(0.9, 0.999), **more)
 
     def family(self, name: str, title: str, published: Callable[["Preset", str], Pretrain], **more: Any) -> Family:
         """The recipes of a task that follow this paper; `published` makes the config of a size."""
         rows = {size: (NOT_MEASURED, row.score) for size, row in self.sizes.items()}
+        more["notes"] = (self.note, *more.get("notes", ()))
         return Family(name, f"{title} as {self.title}", partial(published, self), rows, bare=name, **more)
 
 
@@ -323,14 +302,8 @@ def with_parts(run: Pretrain, **parts: Any) -> Pretrain:
 
 
 def differences(config: Pretrain, paper: Pretrain) -> list[tuple[str, object, object]]:
-    """Every setting in which a config differs from the paper's: (dotted name, ours, the paper's).
-
-    Where the images come from, how the run is carried out and what it is called are no differences.
-    """
+    """Settings, but of place and manner, in which a config is not the paper's: (dotted name, ours, the paper's)."""
     ours, theirs = leaves(to_dict(config)), leaves(to_dict(paper))
     apart = ("recipe", "init", "runtime.", "data.source", "data.scale", "data.workers", "data.memory_gib")
-    return [
-        (name, ours.get(name), theirs.get(name))
-        for name in dict.fromkeys([*theirs, *ours])
-        if not name.startswith(apart) and ours.get(name) != theirs.get(name)
-    ]
+    found = ((name, ours.get(name), theirs.get(name)) for name in (theirs | ours) if not name.startswith(apart))
+    return [row for row in found if row[1] != row[2]]

@@ -20,15 +20,11 @@ from pantomim.recipes.recipe import BASE_WIDTH, BEIT_ENCODER, CAE_ENCODER, Numbe
 
 def ade20k(preset: Preset, size: str) -> Pretrain:
     """A preset's recipe of one size on ADE20K; scores are mIoU."""
-    row = preset.sizes[size]
+    row, encoder = preset.sizes[size], preset.encoder_of(size, (512, 512), relative_position="blocks")
     return Pretrain(
         recipe="segment",
         data=DataConfig(masks=MaskConfig()),
-        method=SegmentConfig(
-            encoder=preset.encoder_of(size, (512, 512), relative_position="blocks"),
-            head=UPerNetConfig(),
-            **preset.parts,
-        ),
+        method=SegmentConfig(encoder=encoder, head=UPerNetConfig(), **preset.parts),
         optim=preset.optim_of(size, start_lr=1e-6 * row.lr, warmup=Duration(steps=1500), decay_tokens=True),
         batch_size=row.batch,
         duration=Duration(steps=160_000),
@@ -125,13 +121,9 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     crop = masks.crop if large else MaskCrop(base=(4 * side, side), ratio=(0.75, 1.5))
     crop = replace(crop, distortion=distortion, fill=encoder.mean)
     steps, batch_size = (160_000, paper.batch_size) if large else (STEPS, min(BATCH, max(2, facts.num_images // 4)))
-    optim = replace(
-        paper.optim,
-        base_lr=PEAK_LR * 256 / batch_size if narrow else paper.optim.base_lr,
-        start_lr=1e-6 * PEAK_LR if narrow else paper.optim.start_lr,
-        layer_decay=0.75 if narrow else paper.optim.layer_decay,
-        warmup=paper.optim.warmup if large else Duration(steps=steps // 20),
-    )
+    optim = paper.optim if large else replace(paper.optim, warmup=Duration(steps=steps // 20))
+    if narrow:
+        optim = replace(optim, base_lr=PEAK_LR * 256 / batch_size, start_lr=1e-6 * PEAK_LR, layer_decay=0.75)
     head = UPerNetConfig(channels=min(CHANNELS, encoder.width), auxiliary_channels=CHANNELS) if narrow else method.head
     return replace(
         paper,
@@ -144,15 +136,5 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
     )
 
 
-SEGMENTING = tuple(
-    preset.family(
-        f"segment_{name}",
-        "Segmentation",
-        ade20k,
-        rescale=rescale,
-        notes=(preset.note,),
-        trains="segmenter",
-        data="ADE20K",
-    )
-    for name, preset in PRESETS.items()
-)
+HOW = {"rescale": rescale, "trains": "segmenter", "data": "ADE20K"}
+SEGMENTING = tuple(preset.family(f"segment_{name}", "Segmentation", ade20k, **HOW) for name, preset in PRESETS.items())

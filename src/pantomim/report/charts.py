@@ -269,10 +269,7 @@ def map_chart(values: np.ndarray, rows: str, columns: str) -> Markup:
 
 
 def spectrum_chart(spectra: Sequence[tuple[str, str, np.ndarray]], longer_side: int, size: tuple[int, int]) -> Markup:
-    """Power over that of white noise, logarithmic, of each (name, colour, power in bins 1 ... K).
-
-    Bin k lies at k / longer_side cycles a patch; white noise is the line at 1.
-    """
+    """Power over white noise's, logarithmic, of each (name, colour, power); bin k is at k / longer_side cycles."""
     words = " ".join(
         f"{name}: highest, {power.max():.2g}, in bin {int(power.argmax()) + 1} of {len(power)}; "
         f"lowest {power.min():.2g}."

@@ -65,16 +65,11 @@ def render(arms: Sequence[Arm], notes: Sequence[str], drawn: Mapping[Path, Tripl
     found = [measure.finding(names) for measure in measures if measure.main and measure.better]
     folders = {arm.name: drawn[run.path] for arm in arms for run in arm.runs.values() if run.path in drawn}
     shown = {name: found.entries for name, found in folders.items()}
-    told = [
-        f"{run.path.name}: {warning}"
-        for arm in arms
-        for run in arm.runs.values()
-        for warning in warnings(run, read_results(run.evaluations))
-    ]
-    count = sum(len(arm.runs) for arm in arms)
+    runs = [run for arm in arms for run in arm.runs.values()]
+    told = [f"{run.path.name}: {each}" for run in runs for each in warnings(run, read_results(run.evaluations))]
     return fill_template(
         "compare.html",
-        title=f"{count} runs compared" if count > 1 else f"{arms[0].name} by itself",
+        title=f"{len(runs)} runs compared" if len(runs) > 1 else f"{arms[0].name} by itself",
         lead=first,
         notes=[*notes, *told],
         overview=[[_chip(number, arm), *row] for number, (arm, row) in enumerate(zip(arms, states(arms), strict=True))],
@@ -87,12 +82,12 @@ def render(arms: Sequence[Arm], notes: Sequence[str], drawn: Mapping[Path, Tripl
         same_task=same_task(arms),
         pictures=shown,
         picture_caption=" ".join(dict.fromkeys(str(found.about.get("caption", "")) for found in folders.values())),
-        differences=config_rows(arms),
+        differences=[["", *names], *([name, *map(text_of, values)] for name, *values in differing(arms))],
         most_fields=MOST_FIELDS,
         costs=cost_rows(arms),
         seeded=any(len(arm.runs) > 1 for arm in arms),
         single=any(len(arm.runs) == 1 for arm in arms),
-        folder=os.path.commonpath([run.path for arm in arms for run in arm.runs.values()]),
+        folder=os.path.commonpath([run.path for run in runs]),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
@@ -147,12 +142,6 @@ def differing(arms: Sequence[Arm]) -> list[list[Any]]:
     names = dict.fromkeys(name for each in flat for name in each)
     rows = [[name, *(each.get(name) for each in flat)] for name in names]
     return [row for row in rows if any(value != row[1] for value in row[2:])]
-
-
-def config_rows(arms: Sequence[Arm]) -> Rows:
-    """The same for reading: a row a field, a column an arm, the headings first."""
-    rows = [[name, *map(text_of, values)] for name, *values in differing(arms)]
-    return [["", *(arm.name for arm in arms)], *rows]
 
 
 def cost_rows(arms: Sequence[Arm]) -> Rows:

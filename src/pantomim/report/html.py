@@ -21,7 +21,7 @@ SVG = "http://www.w3.org/2000/svg"
 LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"}  # what a letter is in LaTeX
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$"}
 LATEX |= {"×": r"$\times$", "–": "--", "\N{NO-BREAK SPACE}": "~"}
-CRISP = 96  # pixels: smaller pictures are enlarged without smoothing
+CRISP = 96  # pixels: smaller pictures are enlarged without smoothing, and therefore kept exactly
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("pantomim.report", "."),
     autoescape=jinja2.select_autoescape(["html"]),
@@ -39,13 +39,9 @@ def fill_template(template: str, styles: Sequence[str] = ("page.css",), /, **val
 
 
 def data_uri(picture: np.ndarray, kind: Literal["PNG", "JPEG", "WEBP"] = "PNG") -> str:
-    """A data URI of an 8-bit picture (H, W, C): gray, RGB, each maybe with opacity, which JPEG has not.
-
-    JPEG and WebP are smaller, and not exact.
-    """
-    buffer = io.BytesIO()
-    shown = picture[:, :, 0] if picture.shape[2] == 1 else picture
-    Image.fromarray(np.ascontiguousarray(shown)).save(buffer, kind, optimize=kind == "PNG", quality=88)
+    """A data URI of an 8-bit picture (H, W, C), gray or RGB, maybe with opacity; JPEG and WebP are not exact."""
+    shown = Image.fromarray(np.ascontiguousarray(picture[:, :, 0] if picture.shape[2] == 1 else picture))
+    shown.save(buffer := io.BytesIO(), kind, optimize=kind == "PNG", quality=88)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
@@ -82,11 +78,6 @@ def latex(rows: Sequence[Sequence[str]], best: Collection[tuple[int, int]] = ())
     ]
     begin, end = rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\end{tabular}"
     return "\n".join([begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", end, ""])
-
-
-def photo_uri(picture: np.ndarray) -> str:
-    """A data URI of a picture of a photo: exact where it is so small that pages enlarge it."""
-    return data_uri(picture, "PNG" if max(picture.shape[:2]) < CRISP else "WEBP")
 
 
 def duration(seconds: float) -> str:
@@ -141,5 +132,6 @@ def surroundings(environment: Mapping[str, Any]) -> dict[str, str]:
 
 TEMPLATES.globals |= {"version": metadata.version("pantomim")}
 TEMPLATES.filters |= {"duration": duration, "quote": shlex.quote, "percent": percent, "python": repr, "png": data_uri}
-TEMPLATES.filters |= {"photo": photo_uri, "svg": svg_uri, "csv": csv_uri, "slug": slug}
-TEMPLATES.filters |= {"latex": lambda rows, best: file_uri(latex(rows, best), "text/x-tex")}
+TEMPLATES.filters |= {"latex": lambda rows, best: file_uri(latex(rows, best), "text/x-tex"), "slug": slug}
+TEMPLATES.filters |= {"photo": lambda photo: data_uri(photo, "PNG" if max(photo.shape[:2]) < CRISP else "WEBP")}
+TEMPLATES.filters |= {"svg": svg_uri, "csv": csv_uri}

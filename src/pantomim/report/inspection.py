@@ -75,10 +75,7 @@ def draw(found: Sequence[PictureRows], title: str, kind: str) -> bytes:
 
 
 def block_charts(inside: Sequence[BlockFacts], *, named: bool = False) -> list[tuple[Chart, str]]:
-    """The charts of several analyses, each with what it shows in its title; the last one of each has the caption.
-
-    Encoders are `named` in the titles, else only where there are several.
-    """
+    """The charts of analyses with their titles, the last of each with its caption; encoders `named` even if alone."""
     charts = []
     for found in inside:
         shown = panels(found)

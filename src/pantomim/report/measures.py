@@ -63,11 +63,6 @@ class Measure:
         found = {arm: Spread.of({seed: each.value for seed, each in of.items()}) for arm, of in self.scores.items()}
         return {arm: spread for arm, spread in found.items() if spread is not None}
 
-    @property
-    def ranked(self) -> list[int]:
-        """The arms, the best first."""
-        return sorted(self.spreads, key=lambda arm: -(self.better or 1) * self.spreads[arm].mean)
-
     def text(self, spread: Spread | None) -> str:
         """Mean and std."""
         words = show_plain(spread, *((".1f", 100.0) if self.share else (".3g", 1.0)))
@@ -103,7 +98,7 @@ class Measure:
 
     def finding(self, names: Sequence[str]) -> str:
         """Which arm is ahead, in one or two sentences."""
-        best, *rest = self.ranked
+        best, *rest = sorted(self.spreads, key=lambda arm: -(self.better or 1) * self.spreads[arm].mean)
         name, score = names[best], self.text(self.spreads[best])
         if not rest:
             return f"{self.heading}: only {name} has it, {score}.{self._unbeaten(best)}"
@@ -175,15 +170,16 @@ def read_measures(arms: Sequence[Arm], losses_compare: bool = False) -> Iterator
         words = ", ".join(f"{name.rpartition('.')[2]} {str(dict(how)[name])[:12]}" for name in apart)
         yield replace(measure, heading=f"{heading} ({words})") if words else measure
     yield from _figures(arms)
-    if losses_compare:
-        losses = {number: arm.spread(_held_out_loss) for number, arm in enumerate(arms)}
-        scores = {n: {s: Score(v) for s, v in each.by_seed.items()} for n, each in losses.items() if each is not None}
-        if scores:
-            yield Measure("Loss on held-out images", share=False, better=-1, scores=scores)
+    scores: dict[int, dict[int, Score]] = {}
+    for number, arm in enumerate(arms if losses_compare else ()):
+        logs = {seed: run.metrics for seed, run in arm.runs.items() if run.metrics.has("held_out_loss")}
+        for seed, metrics in logs.items():
+            scores.setdefault(number, {})[seed] = Score(float(logged(metrics, "held_out_loss")[1][-1]))
+    if scores:
+        yield Measure("Loss on held-out images", share=False, better=-1, scores=scores)
 
 
 def _figures(arms: Sequence[Arm]) -> Iterator[Measure]:
-    """Figures of features that needed no labels, image sets apart."""
     found: dict[tuple[str, str], Measure] = {}
     for number, arm in enumerate(arms):
         for seed, run in arm.runs.items():
@@ -207,10 +203,6 @@ def _how(result: Result) -> tuple[tuple[str, str], ...]:
     exact = ("data.num_test", "data.test_split", "data.key.test.identity", "labels_per_class")
     found = {k: v for k, v in result.details.items() if k in exact or k.startswith("settings.")}
     return tuple(sorted(found.items()))
-
-
-def _held_out_loss(run: RunFolder) -> float | None:
-    return float(logged(run.metrics, "held_out_loss")[1][-1]) if run.metrics.has("held_out_loss") else None
 
 
 def score_rows(names: Sequence[str], measures: Sequence[Measure]) -> tuple[Rows, list[tuple[int, int]]]:

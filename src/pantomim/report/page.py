@@ -54,11 +54,7 @@ def make_report(run: str | Path, headline: str | None = None, out: Path | None =
 
 
 def report_of(run: str | Path, headline: str | None = None) -> str:
-    """The page of a run folder as HTML.
-
-    `headline` names the evaluation shown first, by its file without `.json`; None: the linear probe with all labels,
-    else the next in a fixed order that does not look at the scores.
-    """
+    """The page of a run folder as HTML; `headline` names the evaluation shown first, by its file without `.json`."""
     folder = read_run(run)
     results = read_results(folder.evaluations)
     stems = [result.stem for result in results]
@@ -243,18 +239,12 @@ def above_knowing_nothing(folder: RunFolder) -> str:
     columns = folder.metrics.columns
     if "baseline" not in columns:
         return ""
-    end = slice(-max(1, len(folder.metrics.steps) // 20), None)
-    loss, mean = (
-        float(np.nanmean(columns[name][end]))
-        for name in ("loss_target" if "loss_target" in columns else "loss", "baseline")
-    )
+    last, losses = -max(1, len(folder.metrics.steps) // 20), columns.get("loss_target", columns["loss"])
+    loss, mean = (float(np.nanmean(values[last:])) for values in (losses, columns["baseline"]))
     if not mean > 0:
         return ""
-    what = (
-        "of its variance is explained"
-        if look_up(folder.config, "method.target.distance.form") == "l2"
-        else "less is left"
-    )
+    squared = look_up(folder.config, "method.target.distance.form") == "l2"
+    what = "of its variance is explained" if squared else "less is left"
     share = f"{100 * (1 - loss / mean):.0f} % {what} at the end" if loss < mean else "nothing is explained at the end"
     return f" (predicting the target's mean: {mean:.3g}; {share})"
 

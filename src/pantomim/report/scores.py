@@ -25,17 +25,10 @@ PROTOCOLS = {
     "segmentation": "Linear segmentation",
 }
 METRICS = {
-    "top1": "top-1 accuracy",
-    "top5": "top-5 accuracy",
-    "top1_per_class": "mean accuracy over classes",
-    "by_k": "top-1 accuracy",
-    "miou": "mean IoU",
-    "iou": "IoU",
-    "pixel_accuracy": "pixel accuracy",
-    "class": "class token",
-    "cls": "class token",
-    "mean": "mean of patches",
-}
+    "top1": "top-1 accuracy", "top5": "top-5 accuracy", "top1_per_class": "mean accuracy over classes",
+    "by_k": "top-1 accuracy", "miou": "mean IoU", "iou": "IoU", "pixel_accuracy": "pixel accuracy",
+    "class": "class token", "cls": "class token", "mean": "mean of patches",
+}  # fmt: skip
 SHARE = re.compile(r"(?:top\d+|miou|iou|accuracy|pixel_accuracy)(?:_.+)?|k\d+")
 CHOICES = ("chosen", "validation")  # how a result came about: no score of its own
 STD = re.compile(r"(.+)_(?:std|deviation)")
@@ -47,10 +40,7 @@ NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 @dataclass(frozen=True)
 class Score:
-    """A share; where the evaluation was repeated, with its std, and the share of each repetition if known.
-
-    `error` is its standard error over draws of the test images, if the evaluation says it.
-    """
+    """A share, its std and each repetition where repeated; `error`: its standard error over draws of test images."""
 
     value: float
     std: float | None = None
@@ -281,7 +271,6 @@ def summary(results: list[Result]) -> str:
 
 
 def _few_labels(details: dict[str, str]) -> str:
-    """How many labels a class, where only few were used, else nothing."""
     stated = [value for name, value in details.items() if name.rpartition(".")[2] == "labels_per_class"]
     return next((value for value in stated if value not in ("", "all")), "")
 

@@ -92,10 +92,7 @@ def render(path: Path, stages: list[RunFolder]) -> str:
 
 
 def side_by_side(found: list[list[BlockFacts]]) -> list[BlockFacts]:
-    """By analysis, all stages that were measured on the same images, to be drawn with the same axes.
-
-    Maps of CKA are each stage's own.
-    """
+    """By analysis, stages measured on the same images, to share axes; maps of CKA are each stage's own."""
     alike: dict[tuple[str, ...], list[tuple[int, BlockFacts]]] = {}
     for kind in LAYERS:
         for number, stage in enumerate(found):
@@ -106,15 +103,9 @@ def side_by_side(found: list[list[BlockFacts]]) -> list[BlockFacts]:
     for measured in alike.values():
         first = measured[0][1]
         encoders = [facts.about["encoders"][0] | {"name": f"stage {number}"} for number, facts in measured]
-        arrays = (
-            first.arrays
-            if first.kind == "cka"
-            else {
-                f"{name.removesuffix('_0')}_{place}": value
-                for place, (_, facts) in enumerate(measured)
-                for name, value in facts.arrays.items()
-            }
-        )
+        arrays = dict(first.arrays) if first.kind == "cka" else {}
+        for place, (_, facts) in enumerate(measured if first.kind != "cka" else ()):
+            arrays |= {f"{name.removesuffix('_0')}_{place}": value for name, value in facts.arrays.items()}
         joined.append(BlockFacts(first.kind, arrays, first.about | {"encoders": encoders}))
     return joined
 
@@ -137,7 +128,6 @@ def _curves(stages: list[RunFolder]) -> Iterator[Chart]:
 
 
 def _row(number: int, stage: RunFolder) -> list[str]:
-    """A stage in the table: its page, its teacher, its length, its last loss."""
     method, finished = look_up(stage.config, "method", {}), stage.finished
     teacher = look_up(method, "teacher.source") or look_up(method, "target.teacher.source", "?")
     seconds, loss = total_seconds(stage), finished.get("loss")

@@ -157,10 +157,7 @@ def tick_texts(values: Sequence[float]) -> list[str]:
 
 
 def spread(places: Sequence[float], apart: float, low: float, high: float) -> list[float]:
-    """The places moved as little as needed to be `apart` from each other, in the same order, from `low` downwards.
-
-    Those that are too near make a group around their middle. They run over `high` only if there are too many.
-    """
+    """The places moved as little as needed to be `apart`, in the same order, from `low` on; over `high` if too many."""
     order, room = np.argsort(places, kind="stable"), apart * np.arange(len(places))
     # Less the room of those before, places may touch but not change their order: least squares are isotonic.
     starts = isotonic_regression(np.asarray(places, dtype=float)[order] - room).x

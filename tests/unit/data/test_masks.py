@@ -221,8 +221,7 @@ def test_ade20k_as_distributed(tmp_path, kind):
         assert (mask[:2] == 255).all()
         assert (mask[2, :5] == 255).all(), "255 in the file is no class either"
         assert (mask[3:] == regions(1, (20, 18))[3:]).all()
-        assert (masks.stored(masks.numbered(dataset.names[1], (20, 18)))[3:] == regions(1, (20, 18))[3:] + 1).all()
-        assert (masks.stored(masks.numbered(dataset.names[1], (20, 18)))[:2] == 0).all()
+        assert (masks.numbered(dataset.names[1], (20, 18))[3:] == regions(1, (20, 18))[3:]).all()
     assert dataset.name == "ade"
     assert (masks.name, masks.reduce_zero) == ("annotations", True)
     assert masks.names == {0: "wall", 1: "bed", 2: "windowpane, window"}
@@ -255,7 +254,6 @@ def test_class_numbers_count_the_listed_classes(tmp_path):
     listed = dataclasses.replace(masks, names={9: "nine", 3: "three", 7: "seven"})
     numbers = listed.numbered(dataset.names[0], (2, 3))
     assert numbers.tolist() == [[0, 1, 1], [255, 0, 2]]
-    assert (listed.stored(numbers) == mask).all()
     for names in ({3: "", 7: ""}, {3: "", 7: "", 1000: ""}):
         with pytest.raises(BrokenImageError, match="with class 9, neither in the list"):
             dataclasses.replace(masks, names=names).numbered(dataset.names[0], (2, 3))

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from pantomim.evaluate.features import FeatureTable
 from pantomim.evaluate.few_labels import FewLabels, choose, draw_labelled, reduced
-from pantomim.evaluate.linear import Linear, Standardiser, train_probes
+from pantomim.evaluate.linear import Linear, standardiser, train_probes
 from pantomim.evaluate.parts import make_parts
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def test_each_rate_trains_as_if_alone_by_autograd():
     features, labels = draws(70)
     lrs = (0.01, 0.2)
     ours = train_probes(features, labels, 4, lrs, epochs=4, batch_size=32, seed=3)
-    inputs = Standardiser.of(features)(features)
+    inputs = standardiser(features)(features)
     for index, lr in enumerate(lrs):
         layer = torch.nn.Linear(12, 4)
         torch.nn.init.zeros_(layer.weight)
@@ -53,7 +53,7 @@ def test_each_rate_trains_as_if_alone_by_autograd():
 
 def test_as_good_as_logistic_regression():
     train, test = draws(600), draws(600, seed=1)
-    scale = Standardiser.of(train[0])
+    scale = standardiser(train[0])
     model = LogisticRegression(max_iter=1000).fit(scale(train[0]).numpy(), train[1].numpy())
     theirs = model.score(scale(test[0]).numpy(), test[1].numpy())
     assert QUICK.score(parts_of(train, test), CPU)["top1"] > theirs - 0.02
@@ -137,8 +137,8 @@ def test_reduction_to_the_span_changes_no_prediction():
     features, labels = draws(40, width=100)
     queries = draws(60, seed=1, width=100)[0]
     train, test = (
-        Standardiser.of(features)(features).double().numpy(),
-        Standardiser.of(features)(queries).double().numpy(),
+        standardiser(features)(features).double().numpy(),
+        standardiser(features)(queries).double().numpy(),
     )
     small_train, small_test = reduced(train, test)
     assert small_train.shape == (40, 40)

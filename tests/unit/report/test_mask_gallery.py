@@ -8,8 +8,17 @@ from PIL import Image
 from pantomim.analysis.masks import MaskSurvey, Pattern, Photo, survey
 from pantomim.masking import STRATEGIES
 from pantomim.masking.random import RandomMasker
-from pantomim.report.mask_gallery import Gallery, gray, heat, mask_svg, numbers, render, veil_svg
-from pantomim.report.mask_poster import draw_poster, usual_counts
+from pantomim.report.mask_gallery import (
+    Gallery,
+    draw_poster,
+    gray,
+    heat,
+    mask_svg,
+    numbers,
+    render,
+    usual_counts,
+    veil_svg,
+)
 
 CORNER = np.array([[True, False, False], [False, False, False]])
 

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from pantomim.core.files import new_folder
+from pantomim.core.names import one_of
 from pantomim.formats.exports.card import CARD, upload, write_card
 from pantomim.formats.exports.destination import Destination, largest_difference, quiet
 from pantomim.formats.exports.network import Outputs, images_to_try, open_network
@@ -66,15 +67,13 @@ def export(
     """
     from pantomim.formats import load_encoder
 
-    places = {place.name: place for place in DESTINATIONS}
-    if to not in places:
-        raise ValueError(f"export.to must be one of {', '.join(places)}; got {to}.")
+    place = one_of("export.to", to, {place.name: place for place in DESTINATIONS})
     if out is None and not Path(run).is_dir():
         raise ValueError(f"export.out must be given for a network outside a run folder; got {run}. Name a folder.")
     size = "" if image_size is None else f"-{image_size[0]}x{image_size[1]}"
     folder = Path(run) / "export" / f"{to}{size}" if out is None else Path(out)
     with new_folder("export.out", folder) as temporary:
-        network, place = open_network(run, load_encoder, image_size), places[to]
+        network = open_network(run, load_encoder, image_size)
         tried, words = images_to_try(network, images)
         what, code = place.write(network, temporary)
         ours, difference, allowed = Outputs(network.module).eval(), 0.0, LIMIT

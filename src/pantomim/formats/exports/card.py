@@ -8,11 +8,7 @@ from pantomim.core.reading import read_json, read_yaml
 from pantomim.formats.exports.network import Network, facts
 
 CARD = "README.md"
-TASKS = {
-    "encoder": "image-feature-extraction",
-    "classifier": "image-classification",
-    "segmenter": "image-segmentation",
-}
+TASKS = {"encoder": "image-feature-extraction", "classifier": "image-classification", "segmenter": "image-segmentation"}
 LIBRARIES = {"timm": "timm", "hf": "transformers"}
 METRICS = {"top1": "top-1", "miou": "mean IoU"}
 CONTENDERS = {"trained": "this network", "untrained": "same encoder, untrained", "pixels": "raw pixels"}

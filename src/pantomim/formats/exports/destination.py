@@ -37,10 +37,7 @@ class Destination(ABC):
 
     @abstractmethod
     def write(self, network: Network, folder: Path) -> tuple[str, str]:
-        """Write the files; gives what it is there, in words, and lines of Python that load it from the current folder.
-
-        A ValueError says what is in the way.
-        """
+        """Write the files; gives what it is, in words, and Python that loads it. `ValueError`: what is in the way."""
 
     @abstractmethod
     def read(self, network: Network, folder: Path) -> Loaded:
@@ -101,12 +98,10 @@ def largest_difference(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) 
 
 def head_apart(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """The weights of a classifier's head and norm by our names, from those of a library's (which begin so)."""
-    return {
-        ours + name.removeprefix(theirs): value
-        for theirs, ours in names.items()
-        for name, value in weights.items()
-        if name.startswith(theirs)
-    }
+    found: dict[str, Tensor] = {}
+    for theirs, ours in names.items():
+        found |= {ours + name.removeprefix(theirs): w for name, w in weights.items() if name.startswith(theirs)}
+    return found
 
 
 @contextmanager

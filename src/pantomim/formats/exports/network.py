@@ -18,17 +18,9 @@ from pantomim.data.record import RECORD, read_record
 from pantomim.data.sources import open_source, open_split, read_contents
 from pantomim.data.stats import check_scale
 from pantomim.data.stream import evaluation_batches
+from pantomim.formats import native
 from pantomim.formats.layout import initial_weights_unused
-from pantomim.formats.native import (
-    CLASSIFIER,
-    ENCODER,
-    SEGMENTER,
-    build_classifier,
-    build_encoder,
-    build_segmenter,
-    fill_pair,
-    read_description,
-)
+from pantomim.formats.native import CLASSIFIER, ENCODER, SEGMENTER, read_description
 from pantomim.formats.transform import Transform
 from pantomim.formats.wrapped import WrappedEncoder, check_cells, resized_encoder
 from pantomim.nn.heads import Classifier, Pool
@@ -39,18 +31,15 @@ from pantomim.nn.vit import Encoder, Interpolation
 
 NUM_IMAGES = 12
 KINDS: dict[str, Callable[[Mapping[str, Any]], Any]] = {  # the network of a folder is the first that is there
-    CLASSIFIER: build_classifier,
-    SEGMENTER: build_segmenter,
-    ENCODER: build_encoder,
+    CLASSIFIER: native.build_classifier,
+    SEGMENTER: native.build_segmenter,
+    ENCODER: native.build_encoder,
 }
 TESTED: dict[str, Interpolation] = {CLASSIFIER: "bicubic", SEGMENTER: "bilinear"}
 
 
 class Outputs(nn.Module):
-    """A network whose outputs have names: "prefix", where there are prefix tokens, and "patches"; or "logits".
-
-    A segmenter's logits are those of every pixel.
-    """
+    """A network whose outputs have names: "prefix" where there is one, and "patches"; or "logits", of a pixel each."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -115,10 +104,7 @@ class Network:
 def open_network(
     spec: str | Path, load_encoder: Callable[[str | Path], Any], image_size: tuple[int, int] | None = None
 ) -> Network:
-    """The network of a run, its classifier or segmenter if it has one; of a file of ours; or an encoder of others.
-
-    Encoders of other libraries become ours where they can.
-    """
+    """The network of a run (its head, if it has one), of a file of ours, or of others, as ours where it can be."""
     path = Path(spec)
     is_file = path.suffix == ".safetensors" and path.stem in KINDS and path.with_suffix(".json").is_file()
     folder, kinds = (path.parent, (path.stem,)) if is_file else (path, tuple(KINDS))
@@ -131,7 +117,9 @@ def open_network(
                 encoder.scale = scale
         network = Network(str(spec), ENCODER, encoder)
     else:
-        network = Network(str(spec), kind, fill_pair(folder, kind, KINDS[kind]), folder, read_description(folder, kind))
+        network = Network(
+            str(spec), kind, native.fill_pair(folder, kind, KINDS[kind]), folder, read_description(folder, kind)
+        )
     if image_size is not None:
         network = replace(network, module=_resized(network, image_size))
     return replace(network, module=network.module.float().eval())
@@ -174,10 +162,7 @@ def facts(network: Network) -> dict[str, Any]:
 
 
 def images_to_try(network: Network, images: str | None) -> tuple[Float[Tensor, "B C h w"], str]:
-    """Images that the network takes, and what they are in words: of a source, or without one of the run's data.
-
-    Where there are none, or they cannot be read, images are drawn.
-    """
+    """Images that the network takes, and what they are: of a source, else of the run's data, else drawn."""
     transform = network.transform
     try:
         dataset = _data_of(network.folder) if images is None else open_source(images, "all")
@@ -198,7 +183,6 @@ def images_to_try(network: Network, images: str | None) -> tuple[Float[Tensor, "
 
 
 def _data_of(folder: Path | None) -> Dataset:
-    """All images of a run's data."""
     if folder is None or not (folder / "config.yaml").is_file():
         raise ValueError("there is no run whose images could be read; name some as export.images")
     data = read_yaml(folder / "config.yaml")["data"]

@@ -158,18 +158,13 @@ def _run(network: Network, model: Any, images: Tensor) -> tuple[Tensor, ...]:
 
 
 def _named(pool: Pool | None, model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a network, or of a classifier, by our names."""
-    inner = {
-        name.removeprefix(f"{model.base_model_prefix}.").removeprefix("vision_model."): tensor
-        for name, tensor in weights.items()
-    }
+    prefix = f"{model.base_model_prefix}."
+    inner = {name.removeprefix(prefix).removeprefix("vision_model."): weight for name, weight in weights.items()}
     found = our_names(model, {name: tensor for name, tensor in inner.items() if not name.startswith("classifier.")})
     if pool is None:
         return found
-    head, width = (
-        head_apart(inner, {"classifier.": "head.", "pooler.layernorm.": "fc_norm."}),
-        len(found["patch_embed.proj.weight"]),
-    )
+    width = len(found["patch_embed.proj.weight"])
+    head = head_apart(inner, {"classifier.": "head.", "pooler.layernorm.": "fc_norm."})
     if head["head.weight"].shape[1] == 2 * width:  # class token and mean of patches
         head["head.weight"] = head["head.weight"][:, slice(0, width) if pool == "class" else slice(width, None)]
     return found | head

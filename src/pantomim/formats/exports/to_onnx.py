@@ -31,18 +31,11 @@ class ToONNX(Destination):
         except ImportError as error:
             raise self.missing("onnx") from error
         outputs = Outputs(network.module).eval()
-        how: dict[str, Any] = {
-            "dynamo": True,
-            "verbose": False,
-            "input_names": ["images"],
-            "output_names": list(outputs.names),
-        }
+        named: Any = {"input_names": ["images"], "output_names": list(outputs.names)}
         with quiet(), torch.no_grad():
-            made: Any = torch.onnx.export(outputs, **graph_of(network), **how)
-        told = facts(network).items()
-        made.model.metadata_props.update(
-            {name: value if isinstance(value, str) else json.dumps(value) for name, value in told}
-        )
+            made: Any = torch.onnx.export(outputs, **graph_of(network), **named, dynamo=True, verbose=False)
+        for name, value in facts(network).items():
+            made.model.metadata_props[name] = value if isinstance(value, str) else json.dumps(value)
         made.save(folder / FILE)
         code = CODE.format(file=FILE, outputs=", ".join(outputs.names), images=facts(network)["images"])
         return f"an ONNX graph (opset {made.model.opset_imports['']}), whose batch is free", code
