@@ -7,17 +7,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pantomim.core.machine import num_cores
-from pantomim.core.progress import tracked
+from pantomim.core.progress import report
 
 LOG = logging.getLogger(__name__)
 MOST = 4  # at once: each has libraries of its own in memory
-GRACE_S = 20.0  # for a run to save its step, where the first process has gone
+GRACE_S = 20.0  # for a run to save its step
 
 T = TypeVar("T")
 
@@ -26,28 +26,46 @@ def side_by_side(jobs: Sequence[Callable[[], T]], what: str, log: Path) -> list[
     """What the jobs give, in their order; as many at once as there are cores, in this process where there is one.
 
     A job can be pickled, keeps one core busy, and resumes what another process has left. What they print goes to the
-    end of the file. An error or an interruption ends them all, with SIGTERM; the jobs of a process that was killed are
-    done here.
+    end of the file. An error or an interruption ends them all, with SIGTERM; a job whose process was killed is done
+    here.
     """
     count = min(num_cores(), len(jobs), MOST)
     if count < 2:
         return [job() for job in jobs]
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (log,)) as pool:
-        futures = [pool.submit(job) for job in jobs]
-        try:
-            for future in tracked(as_completed(futures), what, len(futures)):
-                future.result()
-        except BrokenProcessPool:
-            LOG.info("One of %d processes was killed: the rest goes on in one.", count)
-        except BaseException:
-            for process in multiprocessing.active_children():
-                process.terminate()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [job() if future.exception() else future.result() for job, future in zip(jobs, futures, strict=True)]
+    context, waiting, found = multiprocessing.get_context("spawn"), list(range(len(jobs))), dict[int, T]()
+    running: dict[Any, tuple[int, SpawnProcess]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < count:
+                number = waiting.pop(0)
+                result, there = context.Pipe(duplex=False)
+                process = context.Process(target=_carry_out, args=(jobs[number], there, log))
+                process.start()
+                there.close()
+                running[result] = number, process
+            report(what, len(found), len(jobs))
+            for result in wait(list(running)):
+                number, process = running.pop(result)
+                try:
+                    given, error = result.recv()
+                except EOFError:
+                    LOG.info("A process was killed: its work goes on here.")
+                    given, error = jobs[number](), None
+                process.join()
+                if error is not None:
+                    raise error
+                found[number] = given
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.join(GRACE_S)
+            process.kill()
+    report("working")
+    return [found[number] for number in range(len(jobs))]
 
 
-def _begin(log: Path) -> None:
+def _carry_out(job: Callable[[], T], result: Connection, log: Path) -> None:
     """In a process: print into the file, and end as by SIGTERM with the process that began it."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
@@ -62,3 +80,7 @@ def _begin(log: Path) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    try:
+        result.send((job(), None))
+    except Exception as error:
+        result.send((None, error))

@@ -36,8 +36,9 @@ class Brightness:
     def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
         return image_size[0] // 4, image_size[1] // 4
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return (patchify(images, 4).mean(dim=-1) * self.vocabulary).long().clamp(0, self.vocabulary - 1)
+    def __call__(self, images: torch.Tensor, only: torch.Tensor | None = None) -> torch.Tensor:
+        ids = (patchify(images, 4).mean(dim=-1) * self.vocabulary).long().clamp(0, self.vocabulary - 1)
+        return ids if only is None else take(ids, only)
 
 
 def build(tokens: bool = False, **changes) -> CAE:
