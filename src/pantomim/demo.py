@@ -134,9 +134,12 @@ def show(asked: Demo) -> tuple[Path, str]:
     log, folder = asked.out / "log.txt", asked.out / "photos"
     LOG.info("2/3  Learning to classify digits from a few labels; pre-training on crops of photographs. Log: %s", log)
     settings = asked.settings(asked.steps or 1000, PHOTOS | BESIDE)
-    photos = partial(verbs.pretrain, "mae", data="sample_photos", out=folder, size="micro", settings=settings)
+    jobs: list[Callable[[], verbs.Run]] = [
+        partial(verbs.pretrain, "mae", data="sample_photos", out=folder, size="micro", settings=settings)
+    ]
     trained = list(itertools.product(asked.labels_per_class, range(asked.draws), ("pretrained", "scratch")))
-    _, *runs = side_by_side([photos, *(classifier(asked, digits, *each) for each in trained)], "runs", log)
+    jobs += [classifier(asked, digits, *each) for each in trained]
+    _, *runs = side_by_side(jobs, "runs", log)
     found = dict(zip(trained, runs, strict=True))
     contests = [few_labels(asked, found, count) for count in asked.labels_per_class]
     LOG.info("3/3  Making the page.")

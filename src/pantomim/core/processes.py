@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pantomim.core.machine import num_cores
 from pantomim.core.progress import report
@@ -33,7 +33,7 @@ def side_by_side(jobs: Sequence[Callable[[], T]], what: str, log: Path) -> list[
     if count < 2:
         return [job() for job in jobs]
     context, waiting, found = multiprocessing.get_context("spawn"), list(range(len(jobs))), dict[int, T]()
-    running: dict[Any, tuple[int, SpawnProcess]] = {}
+    running: dict[Connection, tuple[int, SpawnProcess]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < count:
@@ -44,7 +44,8 @@ def side_by_side(jobs: Sequence[Callable[[], T]], what: str, log: Path) -> list[
                 there.close()
                 running[result] = number, process
             report(what, len(found), len(jobs))
-            for result in wait(list(running)):
+            wait(list(running))
+            for result in [each for each in running if each.poll()]:
                 number, process = running.pop(result)
                 try:
                     given, error = result.recv()
