@@ -134,14 +134,17 @@ def show(asked: Demo) -> tuple[Path, str]:
     log, folder = asked.out / "log.txt", asked.out / "photos"
     LOG.info("2/3  Learning to classify digits from a few labels; pre-training on crops of photographs. Log: %s", log)
     settings = asked.settings(asked.steps or 1000, PHOTOS | BESIDE)
-    jobs: list[Callable[[], verbs.Run]] = [
+    jobs: list[Callable[[], Any]] = [
         partial(verbs.pretrain, "mae", data="sample_photos", out=folder, size="micro", settings=settings)
     ]
-    trained = list(itertools.product(asked.labels_per_class, range(asked.draws), ("pretrained", "scratch")))
-    jobs += [classifier(asked, digits, *each) for each in trained]
-    _, *runs = side_by_side(jobs, "runs", log)
-    found = dict(zip(trained, runs, strict=True))
-    contests = [few_labels(asked, found, count) for count in asked.labels_per_class]
+    learned = list(itertools.product(asked.labels_per_class, range(asked.draws), CONTENDERS))
+    jobs += [partial(right_digits, asked, digits, *each) for each in learned]
+    _, *rows = side_by_side(jobs, "runs", log)
+    found = dict(zip(learned, rows, strict=True))
+    contests = []
+    for count in asked.labels_per_class:
+        hits = {who: np.stack([found[count, draw, who] for draw in range(asked.draws)]) for who in CONTENDERS}
+        contests.append(Contest(10 * count, count, hits))
     LOG.info("3/3  Making the page.")
     return write_page(asked, contests, [folder, digits], {ALONE: only_pretrained(asked, contests[0])})
 
@@ -165,22 +168,14 @@ def show_own(asked: Demo, images: str) -> tuple[Path, str]:
     return write_page(asked, contests, [encoder], {Neighbours.title: read_run(encoder).views["neighbours"]})
 
 
-def few_labels(asked: Demo, runs: Mapping[tuple[int, int, str], verbs.Run], count: int) -> Contest:
-    """So many digits of each class, drawn several times."""
-    hits: dict[str, list[np.ndarray]] = {who: [] for who in CONTENDERS}
-    for draw in range(asked.draws):
-        for who in ("pretrained", "scratch"):
-            scored = runs[count, draw, who].scored
-            assert scored is not None, "digits have labels"
-            hits[who].append(hits_of(scored.scores["trained"]))
-        hits["pixels"].append(pixel_hits(count, draw))
-    return Contest(10 * count, count, {who: np.stack(rows) for who, rows in hits.items()})
+def right_digits(asked: Demo, encoder: Path, count: int, draw: int, who: str) -> Bool[np.ndarray, " n"]:
+    """Which test digits are classified rightly, learned from so many digits of each class.
 
-
-def classifier(asked: Demo, encoder: Path, count: int, draw: int, who: str) -> Callable[[], verbs.Run]:
-    """The same network, to be trained in the same way, with and without pre-trained weights."""
-    return partial(
-        verbs.finetune,
+    The same network is trained in the same way, with and without pre-trained weights.
+    """
+    if who == "pixels":
+        return pixel_hits(count, draw)
+    run = verbs.finetune(
         "mnist",
         encoder=encoder,
         scratch=who == "scratch",
@@ -189,6 +184,8 @@ def classifier(asked: Demo, encoder: Path, count: int, draw: int, who: str) -> C
         draw=draw,
         settings=asked.settings(asked.finetune_steps or 500, FINETUNING | BESIDE),
     )
+    assert run.scored is not None, "digits have labels"
+    return hits_of(run.scored.scores["trained"])
 
 
 def pixel_hits(count: int, draw: int) -> Bool[np.ndarray, " n"]:

@@ -25,49 +25,52 @@ T = TypeVar("T")
 def side_by_side(jobs: Sequence[Callable[[], T]], what: str, log: Path) -> list[T]:
     """What the jobs give, in their order; as many at once as there are cores, in this process where there is one.
 
-    A job can be pickled, keeps one core busy, and resumes what another process has left. What they print goes to the
-    end of the file. An error or an interruption ends them all, with SIGTERM; a job whose process was killed is done
-    here.
+    A job can be pickled, as can what it gives; it keeps one core busy, and resumes what another process has left. What they print goes to the
+    end of the file. An error or an interruption ends them all, with SIGTERM; one whose process was killed is done
+    by another.
     """
     count = min(num_cores(), len(jobs), MOST)
     if count < 2:
         return [job() for job in jobs]
     context, waiting, found = multiprocessing.get_context("spawn"), list(range(len(jobs))), dict[int, T]()
-    running: dict[Connection, tuple[int, SpawnProcess]] = {}
+    processes, busy = list[SpawnProcess](), dict[Connection, int]()
     try:
-        while waiting or running:
-            while waiting and len(running) < count:
-                number = waiting.pop(0)
-                result, there = context.Pipe(duplex=False)
-                process = context.Process(target=_carry_out, args=(jobs[number], there, log))
-                process.start()
-                there.close()
-                running[result] = number, process
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            processes.append(context.Process(target=_serve, args=(theirs, log)))
+            processes[-1].start()
+            theirs.close()
+            busy[ours] = number = waiting.pop(0)
+            ours.send(jobs[number])
+        while busy:
             report(what, len(found), len(jobs))
-            wait(list(running))
-            for result in [each for each in running if each.poll()]:
-                number, process = running.pop(result)
+            wait(list(busy))
+            for free in [each for each in busy if each.poll()]:
+                number = busy.pop(free)
                 try:
-                    given, error = result.recv()
-                except EOFError:
-                    LOG.info("A process was killed: its work goes on here.")
-                    given, error = jobs[number](), None
-                process.join()
+                    found[number], error = free.recv()
+                except (EOFError, ConnectionResetError):
+                    LOG.info("A process was killed: another takes over its work.")
+                    waiting.append(number)
+                    continue
                 if error is not None:
                     raise error
-                found[number] = given
+                if waiting:
+                    busy[free] = number = waiting.pop(0)
+                    free.send(jobs[number])
     finally:
-        for _, process in running.values():
+        for process in processes:
             process.terminate()
-        for _, process in running.values():
+        for process in processes:
             process.join(GRACE_S)
             process.kill()
+    found |= {number: jobs[number]() for number in waiting}  # where no process is left
     report("working")
     return [found[number] for number in range(len(jobs))]
 
 
-def _carry_out(job: Callable[[], T], result: Connection, log: Path) -> None:
-    """In a process: print into the file, and end as by SIGTERM with the process that began it."""
+def _serve(jobs: Connection, log: Path) -> None:
+    """In a process: do what comes, print into the file, and end as by SIGTERM with the process that began it."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -81,7 +84,10 @@ def _carry_out(job: Callable[[], T], result: Connection, log: Path) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    try:
-        result.send((job(), None))
-    except Exception as error:
-        result.send((None, error))
+    while True:
+        job = jobs.recv()
+        try:
+            found, error = job(), None
+        except Exception as raised:
+            found, error = None, raised
+        jobs.send((found, error))
