@@ -133,7 +133,7 @@ def show(asked: Demo) -> tuple[Path, str]:
     digits = verbs.pretrain("mae_micro_mnist", out=asked.out / "digits", settings=asked.settings(steps, {})).out
     log, folder = asked.out / "log.txt", asked.out / "photos"
     LOG.info("2/3  Learning to classify digits from a few labels; pre-training on crops of photographs. Log: %s", log)
-    settings = asked.settings(asked.steps or 1000, PHOTOS | BESIDE)
+    settings = asked.settings(asked.steps or 500, PHOTOS | BESIDE)
     jobs: list[Callable[[], Any]] = [
         partial(verbs.pretrain, "mae", data="sample_photos", out=folder, size="micro", settings=settings)
     ]

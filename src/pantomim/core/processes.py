@@ -25,9 +25,9 @@ T = TypeVar("T")
 def side_by_side(jobs: Sequence[Callable[[], T]], what: str, log: Path) -> list[T]:
     """What the jobs give, in their order; as many at once as there are cores, in this process where there is one.
 
-    A job can be pickled, as can what it gives; it keeps one core busy, and resumes what another process has left. What they print goes to the
-    end of the file. An error or an interruption ends them all, with SIGTERM; one whose process was killed is done
-    by another.
+    A job, and what it gives, can be pickled; it keeps one core busy, and resumes what another process has left. What
+    they print goes to the end of the file. An error or an interruption ends them all, with SIGTERM; one whose process
+    was killed is done by another.
     """
     count = min(num_cores(), len(jobs), MOST)
     if count < 2:
