@@ -17,7 +17,7 @@ def demo(
     steps: int | None = None,
     finetune_steps: int | None = None,
 ) -> None:
-    """See in six minutes what pre-training without labels is worth: pantomim demo [my_photos/].
+    """See in some minutes what pre-training without labels is worth: pantomim demo [my_photos/].
 
     Args:
         images: Your own, with or without one folder a class, as `pretrain` takes them; by default 5,000 digits and some
@@ -29,7 +29,7 @@ def demo(
         draws: Of the labelled digits.
         seed: Of all training.
         steps: Of pre-training.
-        finetune_steps: Of training with labels; digits from scratch get twice as many.
+        finetune_steps: Of training with labels, pre-trained and from scratch alike.
     """
     progress("Loading. The same command resumes a demo that was stopped.")
     from pantomim.demo import Demo, show, show_own

@@ -98,7 +98,8 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> Path:
     """Write named arrays as `replace_file` does; gives the path."""
-    (np.savez_compressed if compressed else np.savez)(buffer := io.BytesIO(), allow_pickle=False, **arrays)
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, allow_pickle=False, **arrays)
     replace_file(path, buffer.getvalue())
     return path
 

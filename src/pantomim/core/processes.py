@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -33,13 +34,14 @@ def side_by_side(jobs: Sequence[Callable[[], T]], what: str, log: Path) -> list[
     if count < 2:
         return [job() for job in jobs]
     context, waiting, found = multiprocessing.get_context("spawn"), list(range(len(jobs))), dict[int, T]()
-    processes, busy = list[SpawnProcess](), dict[Connection, int]()
+    processes, pipes, busy = list[SpawnProcess](), list[Connection](), dict[Connection, int]()
     try:
         for _ in range(count):
             ours, theirs = context.Pipe()
             processes.append(context.Process(target=_serve, args=(theirs, log)))
             processes[-1].start()
             theirs.close()
+            pipes.append(ours)
             busy[ours] = number = waiting.pop(0)
             ours.send(jobs[number])
         while busy:
@@ -59,6 +61,8 @@ def side_by_side(jobs: Sequence[Callable[[], T]], what: str, log: Path) -> list[
                     busy[free] = number = waiting.pop(0)
                     free.send(jobs[number])
     finally:
+        for ours in pipes:  # whoever waits for another job ends
+            ours.close()
         for process in processes:
             process.terminate()
         for process in processes:
@@ -84,10 +88,11 @@ def _serve(jobs: Connection, log: Path) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    while True:
-        job = jobs.recv()
-        try:
-            found, error = job(), None
-        except Exception as raised:
-            found, error = None, raised
-        jobs.send((found, error))
+    with suppress(EOFError, OSError):  # the first process wants no more
+        while True:
+            job = jobs.recv()
+            try:
+                found, error = job(), None
+            except Exception as raised:
+                found, error = None, raised
+            jobs.send((found, error))

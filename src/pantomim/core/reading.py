@@ -16,7 +16,10 @@ adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def read_json(path: Path, kind: Any, advice: str) -> Any:
-    """What a JSON file holds, as a `kind`; unknown names are passed over. `FileNotFoundError`, else `ValueError`."""
+    """What a JSON file holds, as a `kind`; names that the kind lacks are passed over.
+
+    Raises `FileNotFoundError` where there is no file, else `ValueError` with the reason and the advice.
+    """
     try:
         return as_kind(json.loads(path.read_bytes()), kind)
     except FileNotFoundError:

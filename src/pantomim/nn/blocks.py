@@ -109,7 +109,7 @@ class StreamBlock(nn.Module):
     in_bfloat16 = False  # see `stream_in_bfloat16`
 
     def keep(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """The stream as it goes on."""
+        """The stream, in the precision that it is kept in."""
         half = self.in_bfloat16 and torch.is_autocast_enabled(tokens.device.type)
         return tokens.to(torch.bfloat16) if half else tokens
 
