@@ -3,14 +3,17 @@
     .venv/bin/python benchmarks/data.py --data mnist
     .venv/bin/python benchmarks/data.py --data cifar10.zip --threads 2 --json out.json
     .venv/bin/python benchmarks/data.py --data photos.zip --image-size 96 --patch-size 8 --workers 1
-    .venv/bin/python benchmarks/data.py --beside photos/ photos.pack tars/ parquets/ --image-size 224
+    .venv/bin/python benchmarks/data.py --beside photos/ photos.pack tars/ parquets/ --image-size 224 --threads 1
 
 The three take turns, round by round, so that a busy machine hurts them alike; medians are printed. "Waiting" is how
 much of the time of the joint run went into waiting for batches or making them. A set of one size lies in memory and is
 cropped in batches by the training process itself; any other is decoded by workers.
 
 With `--beside` sources of the same images take turns, read, decoded and cropped in one process from where they lie:
-images a CPU second, lowest to highest beside the median.
+images a CPU second, lowest to highest beside the median. It is what a decoding worker does: crops of uint8, which are
+scaled and standardised on the device. A folder of class folders is also read as by MAE's `main_pretrain.py`, whose
+workers do all of it, by torchvision: `ImageFolder`, `RandomResizedCrop` (bicubic), flip, `ToTensor`, `Normalize`. For
+some images both resize the same box, and the largest difference of a value (0 to 255) is printed.
 """
 
 import argparse
@@ -21,13 +24,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import functional as F
 
 from pantomim.core.batch import Batch
+from pantomim.core.machine import keep_heap
 from pantomim.data.sources import open_source
 from pantomim.data.stats import channel_stats
 from pantomim.data.stream import Stream
-from pantomim.data.transforms import Crop
+from pantomim.data.transforms import Crop, resize_one
+from pantomim.formats.layout import IMAGENET_MEAN, IMAGENET_STD
 from pantomim.methods.mae import MAEConfig
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
@@ -36,6 +46,7 @@ from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 def main() -> None:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
+    keep_heap()  # as a run does
     if arguments.beside:
         compare_sources(arguments)
         return
@@ -127,32 +138,76 @@ def main() -> None:
 
 
 def compare_sources(arguments: argparse.Namespace) -> None:
-    side, rates = arguments.image_size or 224, {source: list[float]() for source in arguments.beside}
-    streams = {
-        source: Stream(
-            open_source(source),
-            batch_size=arguments.batch_size,
-            image_size=(side, side),
-            crop=Crop(),
-            seed=0,
-            device="cpu",
-            workers=0,
-            memory_gib=1e-9,
-        )
-        for source in rates
+    side, count = arguments.image_size or 224, arguments.steps * arguments.batch_size
+    readers: dict[str, Callable[[int], None]] = {
+        source: our_reader(source, side, arguments) for source in arguments.beside
     }
+    first = Path(arguments.beside[0])
+    if first.is_dir() and any(each.is_dir() for each in first.iterdir()):
+        readers["torchvision, as in main_pretrain.py"] = torchvision_reader(first, side, count)
+        print(f"same boxes: values differ by at most {largest_difference(first, side)} of 255")
+    rates = {name: list[float]() for name in readers}
     for turn in range(arguments.rounds + 1):
-        for source, stream in streams.items():
+        for name, read in readers.items():
             began = time.process_time()
-            for _ in stream.batches(turn * arguments.steps, (turn + 1) * arguments.steps):
-                pass
-            rates[source].append(arguments.steps * arguments.batch_size / (time.process_time() - began))
+            read(turn)
+            rates[name].append(count / (time.process_time() - began))
     print(f"torch {torch.__version__}, {arguments.threads} threads, {platform.machine()}, {side} x {side}")
-    for source, values in rates.items():
+    for name, values in rates.items():
         kept = values[1:]  # the first one fetches from the disk
-        print(f"{source:>40}: {statistics.median(kept):7.0f} images/CPU s ({min(kept):.0f} to {max(kept):.0f})")
+        print(f"{name:>40}: {statistics.median(kept):7.0f} images/CPU s ({min(kept):.0f} to {max(kept):.0f})")
     if arguments.json:
         Path(arguments.json).write_text(json.dumps({"arguments": vars(arguments), "images_per_cpu_s": rates}, indent=1))
+
+
+def our_reader(source: str, side: int, arguments: argparse.Namespace) -> Callable[[int], None]:
+    stream = Stream(
+        open_source(source),
+        batch_size=arguments.batch_size,
+        image_size=(side, side),
+        crop=Crop(),
+        seed=0,
+        device="cpu",
+        workers=0,
+        memory_gib=1e-9,
+    )
+
+    def read(turn: int) -> None:
+        for step in range(turn * arguments.steps, (turn + 1) * arguments.steps):
+            stream._read(step)
+
+    return read
+
+
+def torchvision_reader(folder: Path, side: int, count: int) -> Callable[[int], None]:
+    steps = [
+        transforms.RandomResizedCrop(side, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+    images = ImageFolder(str(folder), transforms.Compose(steps))
+
+    def read(turn: int) -> None:
+        order = np.random.default_rng(turn).permutation(np.arange(count) % len(images))
+        for at in range(0, count, 128):
+            torch.stack([images[int(row)][0] for row in order[at : at + 128]])
+
+    return read
+
+
+def largest_difference(folder: Path, side: int) -> int:
+    """Of a value, over some images, resized from the same box by both."""
+    most, images = 0, open_source(str(folder))
+    for row in range(0, len(images), max(1, len(images) // 16)):
+        pixels, theirs = images.read(row), Image.open(folder / images.name_of(row)).convert("RGB")
+        height, width = pixels.shape[1:]
+        box = np.array([height // 8, width // 8, height // 2, width * 2 // 3])
+        top, left, high, wide = (int(value) for value in box)
+        resized = F.resized_crop(theirs, top, left, high, wide, [side, side], transforms.InterpolationMode.BICUBIC)
+        ours = resize_one(pixels, box, (side, side), flip=False).numpy().astype(int)
+        most = max(most, int(np.abs(ours - np.asarray(resized).transpose(2, 0, 1)).max()))
+    return most
 
 
 def synchronize(device: torch.device) -> None:
