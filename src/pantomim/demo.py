@@ -128,25 +128,27 @@ class Contest:
 
 def show(asked: Demo) -> tuple[Path, str]:
     """Digits: what pre-training is worth with few labels; photographs: what it makes of masked patches."""
-    LOG.info("1/3  Pre-training on 4,000 digits; no label is used.")
-    steps = asked.steps or 4000
-    digits = verbs.pretrain("mae_micro_mnist", out=asked.out / "digits", settings=asked.settings(steps, {})).out
-    log, folder = asked.out / "log.txt", asked.out / "photos"
-    LOG.info("2/3  Learning to classify digits from a few labels; pre-training on crops of photographs. Log: %s", log)
-    settings = asked.settings(asked.steps or 500, PHOTOS | BESIDE)
+    log, photos, digits, untrained = (asked.out / name for name in ("log.txt", "photos", "digits", "untrained"))
+    LOG.info("1/3  Pre-training on 4,000 digits and on crops of photographs; no label is used. Beside it, learning to")
+    LOG.info("     classify digits from a few labels without pre-training. Log: %s", log)
+    verbs.pretrain("mae_micro_mnist", out=untrained, settings=asked.settings(0, {}))  # says how large a network is
+    settings = asked.settings(asked.steps or 4000, BESIDE), asked.settings(asked.steps or 500, PHOTOS | BESIDE)
     jobs: list[Callable[[], Any]] = [
-        partial(verbs.pretrain, "mae", data="sample_photos", out=folder, size="micro", settings=settings)
+        partial(verbs.pretrain, "mae_micro_mnist", out=digits, settings=settings[0]),
+        partial(verbs.pretrain, "mae", data="sample_photos", out=photos, size="micro", settings=settings[1]),
     ]
     learned = list(itertools.product(asked.labels_per_class, range(asked.draws), CONTENDERS))
-    jobs += [partial(right_digits, asked, digits, *each) for each in learned]
-    _, *rows = side_by_side(jobs, "runs", log)
-    found = dict(zip(learned, rows, strict=True))
+    without, tuned = ([each for each in learned if (each[-1] == "pretrained") == with_] for with_ in (False, True))
+    _, _, *rows = side_by_side(jobs + [partial(right_digits, asked, untrained, *each) for each in without], "runs", log)
+    LOG.info("2/3  Learning the same from the same labels, with pre-training.")
+    rows += side_by_side([partial(right_digits, asked, digits, *each) for each in tuned], "runs", log)
+    found = dict(zip(without + tuned, rows, strict=True))
     contests = []
     for count in asked.labels_per_class:
         hits = {who: np.stack([found[count, draw, who] for draw in range(asked.draws)]) for who in CONTENDERS}
         contests.append(Contest(10 * count, count, hits))
     LOG.info("3/3  Making the page.")
-    return write_page(asked, contests, [folder, digits], {ALONE: only_pretrained(asked, contests[0])})
+    return write_page(asked, contests, [photos, digits], {ALONE: only_pretrained(asked, contests[0])})
 
 
 def show_own(asked: Demo, images: str) -> tuple[Path, str]:
