@@ -223,7 +223,7 @@ def explain(
     dtype = compute_dtype(run.runtime, torch.device("cuda" if on_gpu else "cpu"))
     if (few := few_patches(run.method)) is not None:
         LOG.warning(few)
-    sections: list[Section] = [("Decided from the data, unless set", [*prepared.decided])] if prepared.decided else []
+    sections: list[Section] = [("Decided from the data, unless set", [*_decided(prepared)])] if prepared.decided else []
     if chain is not None:
         sections.append(("Stages", describe_stages(chain, Path("RUN" if out is None else out))))
     cost = count_cost(run, dtype)
@@ -236,6 +236,20 @@ TIME = "        time: Make the first steps for 30 s at most, to tell how long th
 explain.__doc__ = f"{explain.__doc__}\n    Args:" + re.sub(
     r" +minutes: .*\n +extend: .*\n", TIME, (pretrain.__doc__ or "").partition("Args:")[2]
 )
+
+
+def _decided(prepared: "Prepared") -> Iterator[tuple[str, str]]:
+    """What the data decided, and what was set instead."""
+    config: Any = prepared.config
+    encoder = config.method.encoder
+    in_use = {
+        "image size": "{}x{}".format(*encoder.image_size),
+        "patch size": "{}, grid {}x{}".format(encoder.patch_size, *encoder.grid),
+        "batch size": str(config.batch_size),
+    }
+    for what, value in prepared.decided:
+        now = in_use.get(what, value)
+        yield what, value if f"{value},".startswith(f"{now},") else f"{now} (by the data: {value})"
 
 
 def _time_rows(prepared: "Prepared", cost: "Cost", device: Any, dtype: Any, timed: bool) -> Iterator[tuple[str, str]]:

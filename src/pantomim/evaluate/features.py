@@ -57,8 +57,13 @@ class FeatureTable:
 
 
 def extract(encoder: AnyEncoder, dataset: Dataset, *, batch_size: int = 256) -> FeatureTable:
-    """The class token and the mean of the patches of every readable image, in float32 throughout, on the CPU."""
+    """The class token and the mean of the patches of every readable image, in float32 throughout, on the CPU.
+
+    Of images above 224 x 224 a batch holds fewer, so that memory stays within bounds and progress is seen.
+    """
     check_images(encoder, dataset)
+    height, width = encoder.image_size
+    batch_size = max(1, min(batch_size, batch_size * 224**2 // (height * width)))
     before, device = hash_weights(encoder.state_dict()), next(encoder.parameters()).device
     with evaluating(encoder), torch.inference_mode():
         batches = evaluation_batches(dataset, encoder.image_size, batch_size, device)
