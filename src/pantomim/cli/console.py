@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from pantomim.core.progress import watched_by
 from pantomim.engine.bar import Times
 
 AS_THEY_ARE: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+EVERY_S = 30.0
 CONSOLE, ERRORS = Console(**AS_THEY_ARE), Console(stderr=True, **AS_THEY_ARE)
 
 
@@ -50,10 +52,11 @@ def print_whatever_happens() -> None:
 class _Display:
     """What a command is doing, and how far it is: a line on a terminal's standard error, from the first second on.
 
-    It is gone as soon as there is a result to print; no line where there is no terminal.
+    It is gone as soon as there is a result to print. In a file there is a line of what lasts, every half minute.
     """
 
     def __init__(self) -> None:
+        self._told = time.monotonic()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._what = ""
@@ -61,6 +64,9 @@ class _Display:
     def __call__(self, what: str, done: float, total: float | None) -> None:
         if not what or not ERRORS.is_terminal or not is_main_process():
             self.hide()
+            if what and total and is_main_process() and time.monotonic() - self._told > EVERY_S:
+                self._told = time.monotonic()
+                progress(f"{what}: {done:,.0f} of {total:,.0f}")
             return
         if self._progress is None:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), Times())

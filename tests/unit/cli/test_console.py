@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from pantomim.cli import console
 from pantomim.cli.console import fail, grid, progress, say, section, warn
+from pantomim.core.progress import tracked
 
 NAMES = ["brackets[old]", "runs/lr [bold]", "run[/x]", "hf:me:cat:", "[red]r", "a\\[b]\\", "[link=x]"]
 
@@ -37,6 +39,15 @@ def printed(show, capsys):
 )
 def test_names_are_printed_as_they_are(show, name, capsys):
     assert name in printed(lambda: show(name), capsys)
+
+
+def test_in_a_file_what_lasts_is_told_every_half_minute(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(console, "DISPLAY", console._Display())
+    with console.progress_shown("evaluate"):
+        assert list(tracked(range(4), "photos: images", 4)) == [0, 1, 2, 3]
+    assert capsys.readouterr().err.splitlines() == ["photos: images: 1 of 4", "photos: images: 3 of 4"]
 
 
 def ended(words, **environment):
