@@ -331,8 +331,10 @@ def _hint_at_hours(prepared: "Prepared", folder: Path) -> None:
     if 72 * encoder.depth * encoder.width**2 * encoder.grid[0] * encoder.grid[1] * images / speed < 1800:
         return
     if (seconds := images * count_cost(run, dtype).step_flops / speed) > HOURS_S:
-        smaller = "pretrain.size micro and pretrain.minutes 30, or other minutes, make a run that fits"
-        LOG.warning("the run takes about %s on this CPU, by its FLOPs; %s.", about(seconds), smaller)
+        sides = "x".join(map(str, encoder.image_size))
+        smaller = "pretrain.size micro" if run.init is None else f"method.encoder.image_size below {sides}"
+        fits = f"{smaller} and pretrain.minutes 30, or other minutes, make a run that fits"
+        LOG.warning("the run takes about %s on this CPU, by its FLOPs; %s.", about(seconds), fits)
 
 
 def _extended(recipe: str | None, given: Mapping[str, Any], folder: Path) -> "Prepared":
