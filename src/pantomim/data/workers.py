@@ -128,7 +128,9 @@ def _start(loader: Any) -> Any:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, stops) if CAN_ASK else None
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # what is half made complains when it goes
     try:
-        return iter(loader)
+        with warnings.catch_warnings():  # Python 3.12 warns of forks beside threads, which torch has always
+            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+            return iter(loader)
     except (OSError, RuntimeError) as error:
         warnings.warn(
             f"No worker can be started ({error}): shared memory (/dev/shm), open files or processes are limited. "

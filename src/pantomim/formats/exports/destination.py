@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -106,10 +107,11 @@ def head_apart(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Libraries log what is an error of ours, or no matter, within."""
+    """Libraries log and warn of what is an error of ours, or no matter, within."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         logging.disable(level)

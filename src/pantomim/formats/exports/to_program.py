@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pantomim.formats.exports.destination import Destination, Loaded
+from pantomim.formats.exports.destination import Destination, Loaded, quiet
 from pantomim.formats.exports.network import Network, Outputs, facts
 
 FILE, EXTRA = "model.pt2", "pantomim.json"
@@ -25,7 +25,7 @@ class ToExportedProgram(Destination):
 
     def write(self, network: Network, folder: Path) -> tuple[str, str]:
         outputs, told = Outputs(network.module).eval(), facts(network)
-        with torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.export.export(outputs, **graph_of(network))
         torch.export.save(program, folder / FILE, extra_files={EXTRA: json.dumps(told)})
         code = CODE.format(extra=EXTRA, file=FILE, outputs=", ".join(outputs.names), images=told["images"])
