@@ -133,16 +133,19 @@ def show(asked: Demo) -> tuple[Path, str]:
     LOG.info("     classify digits from a few labels without pre-training. Log: %s", log)
     verbs.pretrain("mae_micro_mnist", out=untrained, settings=asked.settings(0, {}))  # says how large a network is
     settings = asked.settings(asked.steps or 4000, BESIDE), asked.settings(asked.steps or 500, PHOTOS | BESIDE)
-    jobs: list[Callable[[], Any]] = [
-        partial(verbs.pretrain, "mae_micro_mnist", out=digits, settings=settings[0]),
-        partial(verbs.pretrain, "mae", data="sample_photos", out=photos, size="micro", settings=settings[1]),
-    ]
+    jobs: dict[Any, Callable[[], Any]] = {
+        digits: partial(verbs.pretrain, "mae_micro_mnist", out=digits, settings=settings[0]),
+        photos: partial(verbs.pretrain, "mae", data="sample_photos", out=photos, size="micro", settings=settings[1]),
+    }
     learned = list(itertools.product(asked.labels_per_class, range(asked.draws), CONTENDERS))
-    without, tuned = ([each for each in learned if (each[-1] == "pretrained") == with_] for with_ in (False, True))
-    _, _, *rows = side_by_side(jobs + [partial(right_digits, asked, untrained, *each) for each in without], "runs", log)
+    encoders = {"pretrained": digits, "scratch": untrained, "pixels": untrained}
+    jobs |= {each: partial(right_digits, asked, encoders[each[-1]], *each) for each in learned}
+    # What needs the encoder of digits, and of the rest so much that two cores are busy to the end.
+    second = [each for each in learned if each[-1] == "pretrained" or each[1:] == (asked.draws - 1, "scratch")]
+    first = [each for each in jobs if each not in second]
+    found = dict(zip(first, side_by_side([jobs[each] for each in first], "runs", log), strict=True))
     LOG.info("2/3  Learning the same from the same labels, with pre-training.")
-    rows += side_by_side([partial(right_digits, asked, digits, *each) for each in tuned], "runs", log)
-    found = dict(zip(without + tuned, rows, strict=True))
+    found |= zip(second, side_by_side([jobs[each] for each in second], "runs", log), strict=True)
     contests = []
     for count in asked.labels_per_class:
         hits = {who: np.stack([found[count, draw, who] for draw in range(asked.draws)]) for who in CONTENDERS}

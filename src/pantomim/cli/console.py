@@ -64,7 +64,7 @@ class _Display:
     def __call__(self, what: str, done: float, total: float | None) -> None:
         if not what or not ERRORS.is_terminal or not is_main_process():
             self.hide()
-            if what and total and is_main_process() and time.monotonic() - self._told > EVERY_S:
+            if done and total and is_main_process() and time.monotonic() - self._told > EVERY_S:
                 self._told = time.monotonic()
                 progress(f"{what}: {done:,.0f} of {total:,.0f}")
             return
