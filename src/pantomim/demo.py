@@ -132,7 +132,7 @@ def show(asked: Demo) -> tuple[Path, str]:
     LOG.info("1/3  Pre-training on 4,000 digits and on crops of photographs; no label is used. Beside it, learning to")
     LOG.info("     classify digits from a few labels without pre-training. Log: %s", log)
     verbs.pretrain("mae_micro_mnist", out=untrained, settings=asked.settings(0, {}))  # says how large a network is
-    settings = asked.settings(asked.steps or 4000, BESIDE), asked.settings(asked.steps or 500, PHOTOS | BESIDE)
+    settings = asked.settings(asked.steps or 3000, BESIDE), asked.settings(asked.steps or 500, PHOTOS | BESIDE)
     jobs: dict[Any, Callable[[], Any]] = {
         digits: partial(verbs.pretrain, "mae_micro_mnist", out=digits, settings=settings[0]),
         photos: partial(verbs.pretrain, "mae", data="sample_photos", out=photos, size="micro", settings=settings[1]),

@@ -47,7 +47,7 @@ def test_in_a_file_what_lasts_is_told_every_half_minute(monkeypatch, capsys):
     monkeypatch.setattr(console, "DISPLAY", console._Display())
     with console.progress_shown("evaluate"):
         assert list(tracked(range(4), "photos: images", 4)) == [0, 1, 2, 3]
-    assert capsys.readouterr().err.splitlines() == ["photos: images: 1 of 4", "photos: images: 3 of 4"]
+    assert capsys.readouterr().err.splitlines() == ["photos: images: 2 of 4", "photos: images: 4 of 4"]
 
 
 def ended(words, **environment):
