@@ -1,10 +1,13 @@
 """What a run would cost, counted on tensors without memory."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_images
 
+import pantomim
 from pantomim.config import Pretrain
 from pantomim.core.batch import Batch
 from pantomim.explain import count_cost, explain
@@ -83,3 +86,11 @@ def test_settings_of_the_data_are_told() -> None:
     recipe = next(recipe for recipe in RECIPES if recipe.name == "supervised_micro_cifar10")
     sections = dict(explain(recipe.config, recipe.paper, torch.float32))
     assert "rand_augment: 2" in dict(sections["Training"])["augment"]
+
+
+def test_what_was_set_instead_of_what_the_data_say_is_told(tmp_path: Path) -> None:
+    given = {"method.encoder.image_size": (32, 32), "batch_size": 8}
+    told = pantomim.explain("mae", data=tiny_images(tmp_path / "own.npz"), size="micro", settings=given)
+    decided = dict(dict(told.sections)["Decided from the data, unless set"])
+    assert decided["image size"].startswith("32x32 (by the data: ")
+    assert decided["batch size"].startswith("8 (by the data: ")

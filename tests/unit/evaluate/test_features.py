@@ -42,6 +42,14 @@ def test_features_are_those_of_the_encoder(data, images):
     assert len(table) == len(table.names) == 20
 
 
+@pytest.mark.parametrize(("side", "largest"), [(224, 8), (448, 2), (1344, 1)])
+def test_of_large_images_a_batch_holds_fewer(data, side, largest):
+    encoder, sizes = build(image_size=(side, side), patch_size=112), []
+    encoder.register_forward_hook(lambda module, given, output: sizes.append(len(given[0])))
+    assert len(extract(encoder, data.subset(np.arange(8)), batch_size=8)) == 8
+    assert max(sizes) == largest
+
+
 def test_the_encoder_is_frozen_even_if_handed_over_in_training(data):
     encoder = build(drop_path=0.9).train()
     before = hash_weights(encoder.state_dict())
