@@ -75,7 +75,7 @@ def measure(name: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
     settings = {"runtime.seed": seed, "runtime.threads": 1, "runtime.log_every": 1, "runtime.tracker": "none"}
     settings |= {"data.images": images} if images else {}
     settings |= {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in options["set"])}
-    begin = time.process_time()
+    begin, resumed = time.process_time(), folder.exists()
     given = {"data": options["data"], "size": options["size"], "steps": options["steps"], **NEEDS.get(name, {})}
     run = pantomim.pretrain(name, out=folder, settings=settings, **given)
     seconds = time.process_time() - begin
@@ -89,7 +89,7 @@ def measure(name: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
     return {
         "batch_size": config["batch_size"],
         "base_lr": config["optim"]["base_lr"],
-        "cpu_s_a_step": seconds / (options["steps"] * max(len(run.stages), 1)),
+        "cpu_s_a_step": None if resumed else seconds / (options["steps"] * max(len(run.stages), 1)),
         "memory_gib": max(entry.get("memory_gib", 0.0) for entry in log),
         "first_loss": mean(losses[:ENDS]),
         "last_loss": mean(losses[-ENDS:]),
@@ -115,7 +115,9 @@ def row(name: str, runs: list[dict[str, Any]]) -> str:
 
     if not runs:
         return f"| {name} | | | | | | |"
-    cost = f"{runs[0]['batch_size']}, {runs[0]['base_lr']:.1e} | {of('cpu_s_a_step'):.2f} | {of('memory_gib'):.1f}"
+    timed = [run["cpu_s_a_step"] for run in runs if run["cpu_s_a_step"] is not None]  # a resumed run is not
+    step = f"{mean(timed):.2f}" if timed else ""
+    cost = f"{runs[0]['batch_size']}, {runs[0]['base_lr']:.1e} | {step} | {of('memory_gib'):.1f}"
     losses = f"{of('first_loss'):.3f}, {of('last_loss'):.3f}"
     return f"| {name} | {cost} | {losses} | {score('trained')} | {score('untrained')} |"
 
