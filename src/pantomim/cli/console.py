@@ -22,7 +22,7 @@ from pantomim.core.progress import watched_by
 from pantomim.engine.bar import Times
 
 AS_THEY_ARE: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-EVERY_S = 30.0
+EVERY_S = 30.0  # at most one line of progress in a file
 CONSOLE, ERRORS = Console(**AS_THEY_ARE), Console(stderr=True, **AS_THEY_ARE)
 
 

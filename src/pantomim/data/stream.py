@@ -43,7 +43,6 @@ from pantomim.data.workers import hand_over, read_ahead, take_over
 
 _PURPOSE = 1  # keeps the order apart from other draws of the same seed
 AT_ONCE = 512  # images, at most, that a worker reads or that are cropped together: a step may have many thousand
-DECODED_AT_ONCE = 8  # images that a worker holds as large as their files have them: one call draws the boxes of all
 
 
 class Stream:
@@ -190,16 +189,14 @@ class Stream:
         uniforms = [self.uniforms(step, part, view) for view in range(len(self.views))]
         images: list[list[Tensor]] = [[] for _ in self.views]
         healthy = []
-        ids = self.ids(step)[self.rows(part)]
-        for first in range(0, len(ids), DECODED_AT_ONCE):
-            rows = slice(first, first + DECODED_AT_ONCE)
-            indices, decoded = zip(*(self.dataset.read_healthy(int(index)) for index in ids[rows]), strict=True)
-            healthy += indices
-            sizes = np.asarray([image.shape[1:] for image in decoded])
+        for row, index in enumerate(self.ids(step)[self.rows(part)]):
+            index, image = self.dataset.read_healthy(int(index))
+            healthy.append(index)
             for view, drawn, made in zip(self.views, uniforms, images, strict=True):
-                boxes, flips = crop_boxes(sizes, drawn[rows], view.crop, self.image_size)
-                for image, box, flip in zip(decoded, boxes, flips, strict=True):
-                    made.append(resize_one(image, box, self.image_size, bool(flip), view.crop.interpolation))
+                (box,), (flip,) = crop_boxes(
+                    np.asarray([image.shape[1:]]), drawn[row : row + 1], view.crop, self.image_size
+                )
+                made.append(resize_one(image, box, self.image_size, bool(flip), view.crop.interpolation))
         return _stacked([image for made in images for image in made], healthy)
 
     def _read_pairs(self, item: int) -> "_Read":

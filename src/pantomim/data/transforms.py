@@ -87,13 +87,13 @@ def crop_boxes(
     if crop.kind == "single_draw":
         widths, heights = np.clip(widths[:, :1], 1, width), np.clip(heights[:, :1], 1, height)
     inside = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    first = inside.argmax(axis=1, keepdims=True)
-    box_height = np.take_along_axis(heights, first, axis=1)[:, 0]
-    box_width = np.take_along_axis(widths, first, axis=1)[:, 0]
+    first = np.arange(len(sizes)), inside.argmax(axis=1)
+    box_height, box_width = heights[first], widths[first]
     top = np.floor(uniforms[:, -3] * (sizes[:, 0] - box_height + 1))
     left = np.floor(uniforms[:, -2] * (sizes[:, 1] - box_width + 1))
     drawn = np.stack([top, left, box_height, box_width], axis=1).astype(np.int64)
-    return np.where(inside.any(axis=1)[:, None], drawn, _nearest_boxes(sizes, crop.aspect)), flips
+    found = inside.any(axis=1, keepdims=True)
+    return (drawn if found.all() else np.where(found, drawn, _nearest_boxes(sizes, crop.aspect))), flips
 
 
 def centred_boxes(sizes: Int[np.ndarray, "B 2"], image_size: tuple[int, int]) -> Int[np.ndarray, "B 4"]:
