@@ -21,6 +21,7 @@ from tiny import tiny_images, tiny_run
 from torch._dynamo.backends.registry import lookup_backend
 
 import pantomim.engine.training as training
+from pantomim.__main__ import end_one_of_several
 from pantomim.config import DataConfig, MaskConfig, Pretrain
 from pantomim.data.mask_crops import MaskCrop
 from pantomim.data.transforms import View
@@ -109,3 +110,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    end_one_of_several()

@@ -3,6 +3,7 @@
 Folder, log and checkpoints are `pretrain`'s; whoever has a method and batches trains with this alone.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -85,7 +86,9 @@ class Training:
             broadcast_buffers=own, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
         )
         self.accelerator.ddp_handler = ddp
-        self._model = self.accelerator.prepare_model(self.method.train())
+        with warnings.catch_warnings():  # newer torch has another name for it, which Accelerate does not know
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated")
+            self._model = self.accelerator.prepare_model(self.method.train())
 
     def watched(self, means: dict[str, Tensor]) -> list[Tensor]:
         """What must be finite after a step; a scaled loss may make gradients overflow, but not for ever."""
