@@ -18,9 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from pantomim.config import Pretrain, to_dict
+from pantomim.config import Lora, Pretrain, to_dict
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
+from pantomim.data.augment import Augment
 from pantomim.masking.color_noise import ColorNoiseMasker
 from pantomim.masking.random import RandomMasker
 from pantomim.methods import MethodConfig
@@ -246,7 +247,7 @@ def explain(
     ]
     apart += [("note", note) for note in notes]
     sections = [
-        ("Settings of the method", _as_yaml(config.method)),
+        ("Settings of the method", _as_yaml(to_dict(config.method))),
         ("Parts and shapes", cost.shapes),
         ("Cost", _not_counted(config.method) + _cost(cost, config, precision)),
         ("Training", _training(config)),
@@ -283,15 +284,19 @@ def _cost(cost: Cost, config: Pretrain, precision: torch.dtype) -> Rows:
 
 
 def _training(config: Pretrain) -> Rows:
-    """Data, optimiser and length as they stand in config.yaml, and the learning rate in use."""
+    """Data, optimiser and length as they stand in config.yaml, and the learning rate in use; what is off by name."""
     optim, rate = config.optim, scaled_lr(config.optim.base_lr, config.batch_size)
+    settings = to_dict(config.data) | to_dict(optim)
+    for name, usual in (("augment", to_dict(Augment())), ("lora", to_dict(Lora()))):  # which do nothing
+        settings[name] = {key: value for key, value in settings[name].items() if value != usual[key]}
+    off = [name for name, value in settings.items() if not value and name not in ("draw", "weight_decay")]
     return [
         ("learning rate", f"{rate:.3g} = {optim.base_lr:g} x {config.batch_size} / 256"),
         ("weights from", config.init or f"seed {config.runtime.seed}"),
-        *_as_yaml(config.data),
-        *_as_yaml(optim),
+        *_as_yaml({name: value for name, value in settings.items() if name not in off}),
         ("batch_size", f"{config.batch_size}, in {config.runtime.accumulation} part(s)"),
         ("duration", str(config.duration)),
+        ("off, 0 or null", ", ".join(off)),
     ]
 
 
@@ -303,10 +308,18 @@ def _origin(name: str, origins: Mapping[str, str] | None) -> str:
     return origins[max(found, key=len)].partition(",")[0].partition(":")[0] if found else "ours"
 
 
-def _as_yaml(config: Any) -> Rows:
-    """Settings as they stand in config.yaml, one a line."""
+def _as_yaml(settings: Any) -> Rows:
+    """Settings as they stand in config.yaml, one a line; numbers to four digits."""
     dump = partial(yaml.safe_dump, default_flow_style=True, sort_keys=False, width=10**6)
-    return [(name, str(dump(value)).removesuffix("...\n").strip()) for name, value in to_dict(config).items()]
+    return [(name, str(dump(_rounded(value))).removesuffix("...\n").strip()) for name, value in settings.items()]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _count(module: nn.Module) -> int:

@@ -708,16 +708,24 @@ def _task(verb: str, given: Mapping[str, Any], fit: Any = None, **more: Any) -> 
                 f"{out}. Leave it out, or start from an encoder."
             )
         runs[without] = from_scratch(config)
-    finished, scored = {folder: train(each, folder) for folder, each in runs.items()}, dict[Path, Scored]()
-    again = not all(each.already for each in finished.values())
-    try:
-        for folder in reversed(runs) if is_main_process() else ():  # the run itself last: it is compared with the other
-            against = without if given["compare"] and folder == out else None
-            scored[folder] = _scored(evaluation_of(config, folder, against), again)
-    except ScoresError:
-        raise
-    except ValueError as error:  # a source may have no labelled test part: the run is whole without
-        LOG.warning("no score: %s", error)
+    finished: dict[Path, Finished] = {}
+    scored, again, missing = dict[Path, Scored](), False, ""
+    for folder, each in runs.items():
+        finished[folder] = train(each, folder)
+        again = again or not finished[folder].already
+        if missing or not is_main_process():
+            continue
+        try:
+            scored[folder] = _scored(evaluation_of(config, folder), again)
+            if folder == without:
+                scored[out] = _scored(evaluation_of(config, out, without), again)
+            elif without in runs and again:
+                LOG.info("%s; next the same from scratch", scored[out])
+        except ScoresError:
+            raise
+        except ValueError as error:  # a source may have no labelled test part: the run is whole without
+            missing = str(error)
+            LOG.warning("no score: %s", missing)
     done = {folder: Run(folder, each, scored=scored.get(folder)) for folder, each in finished.items()}
     return replace(done[out], scratch=done.get(without))
 

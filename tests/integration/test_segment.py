@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -223,6 +224,7 @@ def test_the_same_of_classifiers(tmp_path, capsys):
     command = ["finetune", source, "--encoder", encoder_at(tmp_path / "encoder"), *QUICK, "--out", out, "--compare"]
     said = said_by(capsys, *command)
     assert "From scratch: finetune on images: top-1" in said
+    assert re.search(r"finetune on images: top-1 [^;]*; next the same from scratch", said)
     result = json.loads((out / "eval" / "finetune-images.json").read_text())
     theirs = json.loads((out / "scratch" / "eval" / "finetune-images.json").read_text())
     assert result["against"]["from_scratch"]

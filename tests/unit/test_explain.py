@@ -85,7 +85,13 @@ def test_a_tokenizer_in_training_is_counted_too() -> None:
 def test_settings_of_the_data_are_told() -> None:
     recipe = next(recipe for recipe in RECIPES if recipe.name == "supervised_micro_cifar10")
     sections = dict(explain(recipe.config, recipe.paper, torch.float32))
-    assert "rand_augment: 2" in dict(sections["Training"])["augment"]
+    told = dict(sections["Training"])
+    assert "rand_augment: 2" in told["augment"]
+    assert "grayscale" not in told["augment"]  # off there
+    off = told["off, 0 or null"].split(", ")
+    assert {"lora", "freeze_blocks", "masks"} <= set(off)
+    assert not told.keys() & set(off)
+    assert told["weight_decay"] == "0.05"
 
 
 def test_what_was_set_instead_of_what_the_data_say_is_told(tmp_path: Path) -> None:

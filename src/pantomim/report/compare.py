@@ -40,10 +40,13 @@ def make_comparison(arms: Sequence[Arm], out: Path, drawn: Mapping[Path, Triplet
 def read_arms(runs: Sequence[Path]) -> tuple[list[Arm], list[str]]:
     """The runs as arms, in the order in which they are named, and what is to be known of them."""
     notes, groups = [], list[dict[int, RunFolder]]()
-    folders = list(dict.fromkeys(path.resolve() for path in runs))
-    if not folders:
+    given = dict[Path, Path]()  # a run once, as it is named first
+    for path in runs:
+        place = path.resolve()
+        given.setdefault(place, path if path.name not in ("", "..") else place)
+    if not given:
         raise ValueError("compare.runs must name run folders; got none. Add some, such as runs/first runs/second.")
-    for path in folders:
+    for path in given.values():
         if is_chain(path):
             stages = stage_folders(path)
             notes.append(f"{path.name} is a chain of runs: its stage {len(stages) - 1} is compared.")
@@ -87,7 +90,7 @@ def render(arms: Sequence[Arm], notes: Sequence[str], drawn: Mapping[Path, Tripl
         costs=cost_rows(arms),
         seeded=any(len(arm.runs) > 1 for arm in arms),
         single=any(len(arm.runs) == 1 for arm in arms),
-        folder=os.path.commonpath([run.path for run in runs]),
+        folder=_shared_folder([run.path for run in runs]),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
@@ -207,6 +210,12 @@ def _names(paths: Sequence[Sequence[Path]]) -> list[str]:
         of[0] if len(of) == 1 else start if start and shared.count(start) == 1 else f"{of[0]} and {len(of) - 1} more"
         for of, start in zip(labels, shared, strict=True)
     ]
+
+
+def _shared_folder(paths: Sequence[Path]) -> str:
+    """Where runs lie, as seen from here if it is below."""
+    shared, here = Path(os.path.commonpath([path.resolve() for path in paths])), Path.cwd()
+    return str(shared.relative_to(here) if shared.is_relative_to(here) and shared != here else shared)
 
 
 def _seen(run: RunFolder) -> int | None:

@@ -77,6 +77,18 @@ def test_runs_that_differ_in_the_seed_alone_are_one_arm(tmp_path):
     assert [arm.name for arm in again] == ["other/mae-s0", f"{tmp_path.name}/mae-s0"]
 
 
+def test_runs_are_named_as_they_were_given(tmp_path, monkeypatch):
+    """And no path of this machine stands on a page that is handed on."""
+    runs_of(tmp_path / "runs", one=[0.5], two=[0.6])
+    monkeypatch.chdir(tmp_path)
+    paths = [Path("runs/one-s0"), Path("runs/two-s0"), tmp_path / "runs" / "one-s0"]
+    arms, _ = read_arms(paths)
+    assert [str(arm.first.path) for arm in arms] == ["runs/one-s0", "runs/two-s0"]
+    assert str(tmp_path) not in page_of(paths, tmp_path)
+    monkeypatch.chdir(tmp_path / "runs" / "one-s0")
+    assert [arm.name for arm in read_arms([Path(), Path("../two-s0")])[0]] == ["one-s0", "two-s0"]
+
+
 @pytest.mark.parametrize("count", [1, 12])
 def test_one_run_and_twelve_are_pages(tmp_path, count):
     paths = runs_of(tmp_path, **{f"arm{number}": [0.5 + number / 30] for number in range(count)})
