@@ -173,9 +173,7 @@ def pretrain(
 
         stages_run = run_stages(prepared.chain, folder, LOG.info)
         return Run(folder, stages_run[-1], tuple(stages_run))
-    from pantomim.engine.pretrain import pretrain as run
-
-    return Run(folder, run(prepared.config, folder))
+    return Run(folder, _one_length_after_another(prepared.config, folder))
 
 
 @_speaking("explain")
@@ -277,7 +275,7 @@ def _time_rows(prepared: "Prepared", cost: "Cost", device: Any, dtype: Any, time
     if timed:
         found = time_steps(run)
         yield "timed", str(found)
-        memory = "" if found.memory_gib is None else f"; memory {found.memory_gib:.1f} GiB"
+        memory = "" if found.memory_gib is None or found.share < 1 else f"; memory {found.memory_gib:.1f} GiB"
         yield "whole run", f"about {about(runs * found.run_s)} for {found.total:,} steps{memory}"
 
 
@@ -285,7 +283,7 @@ def _in_minutes(recipe: str | None, given: Mapping[str, Any], minutes: float, fo
     """The arguments with as many steps as fit into some minutes; those of a run that has begun stay as they are."""
     from pantomim.config import Stages, read_plan
     from pantomim.data.record import has_steps
-    from pantomim.engine.timing import MOST_S, time_steps
+    from pantomim.engine.timing import steps_that_fit
 
     if given["steps"] is not None or given["epochs"] is not None or minutes <= 0:
         raise ValueError(
@@ -298,10 +296,9 @@ def _in_minutes(recipe: str | None, given: Mapping[str, Any], minutes: float, fo
         begun = plan.run.duration if isinstance(plan, Stages) else plan.duration
         LOG.info("%s was started with a length of %s, which it keeps.", folder, begun)
         return {**given, "steps": begun.steps, "epochs": begun.epochs}
-    prepared, begin = planned(recipe, given), perf_counter()
-    runs, seconds = prepared.stages or 1, 60 * minutes
-    timing = time_steps(prepared.config, min(MOST_S, seconds / 10))
-    steps = timing.steps_within((seconds - (perf_counter() - begin)) / runs)
+    begin, prepared = perf_counter(), planned(recipe, given)
+    runs, seconds = prepared.stages or 1, 60 * minutes - (perf_counter() - begin)
+    steps, timing = steps_that_fit(prepared.config, seconds, runs)
     LOG.info("%d steps fit into %g minutes (%s).", steps * runs, minutes, timing)
     return {**given, "steps": steps}
 
@@ -332,9 +329,23 @@ def _hint_at_hours(prepared: "Prepared", folder: Path) -> None:
         return
     if (seconds := images * count_cost(run, dtype).step_flops / speed) > HOURS_S:
         sides = "x".join(map(str, encoder.image_size))
-        smaller = "pretrain.size micro" if run.init is None else f"method.encoder.image_size below {sides}"
+        bare = "pretrain.size micro" if prepared.decided else "a bare method such as mae with pretrain.size micro"
+        smaller = bare if run.init is None else f"method.encoder.image_size below {sides}"
         fits = f"{smaller} and pretrain.minutes 30, or other minutes, make a run that fits"
         LOG.warning("the run takes about %s on this CPU, by its FLOPs; %s.", about(seconds), fits)
+
+
+def _one_length_after_another(config: "Pretrain", folder: Path) -> "Finished":
+    """Train as a config says, from the length on that the folder has come to: one that was extended ends at each."""
+    from pantomim.config import from_yaml
+    from pantomim.data.record import has_steps
+    from pantomim.engine.pretrain import pretrain as train
+
+    lengths, written = (*config.extended, config.duration), folder / "config.yaml"
+    there = len(from_yaml(type(config), written).extended) if written.is_file() and has_steps(folder) else 0
+    for earlier in range(min(there, len(lengths) - 1), len(lengths)):
+        finished = train(replace(config, duration=lengths[earlier], extended=lengths[:earlier]), folder)
+    return finished
 
 
 def _extended(recipe: str | None, given: Mapping[str, Any], folder: Path) -> "Prepared":
@@ -345,7 +356,8 @@ def _extended(recipe: str | None, given: Mapping[str, Any], folder: Path) -> "Pr
     if asked == (None, None) or given["minutes"] is not None or not (folder / "config.yaml").is_file():
         raise ValueError(
             f"pretrain.extend must go with the folder of a finished run, and with pretrain.steps or pretrain.epochs, "
-            f"the new length of all of it; got {folder} and {asked[0]} steps, {asked[1]} epochs. Name both."
+            f"the new length of all of it, without pretrain.minutes; got {folder} and {asked[0]} steps, {asked[1]} "
+            f"epochs. Name both."
         )
     there, length = from_yaml(Pretrain, folder / "config.yaml"), Duration(*asked)
     first = [*there.extended, there.duration][0]
@@ -373,7 +385,7 @@ def finetune(
     fraction: float | None = None,
     labels_per_class: int | None = None,
     images: int | None = None,
-    draw: int = 0,
+    draw: int | None = None,
     balanced: bool = False,
     compare: bool = False,
     scratch: bool = False,
@@ -424,7 +436,7 @@ def segment(
     head: Literal["upernet", "linear", "dpt"] | None = None,
     frozen: bool = False,
     images: int | None = None,
-    draw: int = 0,
+    draw: int | None = None,
     compare: bool = False,
     scratch: bool = False,
     size: str | None = None,
@@ -681,7 +693,7 @@ def planned(
 def _part(given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the data, where not all of them are used."""
     names = ("fraction", "labels_per_class", "images", "draw")
-    return {name: value for name in names if (value := given.get(name)) not in (None, 0)}
+    return {name: value for name in names if (value := given.get(name)) is not None}
 
 
 def _task(verb: str, given: Mapping[str, Any], fit: Any = None, **more: Any) -> Run:
@@ -698,6 +710,12 @@ def _task(verb: str, given: Mapping[str, Any], fit: Any = None, **more: Any) -> 
             "prepare.encoder must name pre-trained weights, such as a run folder or timm:NAME; got none. Without "
             "any, set prepare.scratch and prepare.size."
         )
+    for name in ("preset", "balanced") if given["config"] is not None else ():
+        if given.get(name):
+            raise ValueError(
+                f"prepare.{name} must be left out beside prepare.config, which has its own recipe and weights of "
+                f"classes; got {given[name]}. Leave it out, or start without the file."
+            )
     recipe = None if given["config"] is not None else f"{verb}_{given['preset'] or preset_of(encoder)}"
     config, out = planned(recipe, {**given, "init": encoder}, fit, **more).config, folder_of(given["out"])
     runs, without = {out: config}, out / FROM_SCRATCH

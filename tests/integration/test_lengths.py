@@ -79,6 +79,8 @@ def test_a_longer_run_continues_a_finished_one_with_its_optimiser(command, tmp_p
     main([*other, "--steps", "20"])
     main([*other, "--steps", "60", "--extend"])  # not stopped in between
     assert losses(tmp_path / "whole") == in_turn
+    main(["pretrain", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")])  # each length in turn
+    assert losses(tmp_path / "again") == in_turn
     main(["pretrain", "--out", str(run), "--steps", "70", "--extend"])  # all else as it was
     assert from_yaml(Pretrain, run / "config.yaml").extended == (Duration(steps=20), Duration(steps=60))
 

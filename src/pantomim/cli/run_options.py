@@ -65,7 +65,8 @@ def _checked(line: CommandLine, words: list[str], options: list[str]) -> list[st
 
 def _print_help(line: CommandLine, options: Callable[..., Any]) -> NoReturn:
     """The options and, once a word names recipe or data, the settings; no data are asked."""
-    named, words = options_in(options, flags=True), [word for word in line.arguments if not word.startswith("-")]
+    named, before = options_in(options, flags=True), ["", *line.arguments]
+    words = [word for option, word in pairwise(before) if not (word.startswith("-") or option.startswith("--"))]
     task = line.command in ("finetune", "segment")
     if not words and line.command != "tokenizer train":
         line.examples = [each.replace("RECIPE", "mae") for each in line.examples]

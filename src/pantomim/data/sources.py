@@ -262,7 +262,7 @@ def _list_columns(path: Path, spec: str) -> dict[str, list[str]]:
     others = {
         "splits": [title for title in table if title in SPLIT_TITLES],
         "labels": [title for title in table if title in LABEL_TITLES]
-        or [title for title in table if len(table) == 2 and title != images],
+        or [title for title in table if len(table) == 2 and title != images and title not in known],
     }
     for kind, found in others.items():  # an id and a name of one class are alike, two groupings are not
         together = set(zip(*(table[title] for title in found), strict=True))

@@ -228,6 +228,12 @@ class RunFolder:
             advice = " A finished run is trained longer with pretrain.extend." if longer else ""
             refuse_changes("Pretrain", "run", written, there, ours, FREE.__contains__, advice=advice)
             return extending
+        if config.extended:
+            first = config.extended[0]
+            raise ValueError(
+                f"Pretrain.extended must be empty for a run that begins; got {first} in {self.path}, which has no "
+                f"steps. Train for {first} first, then extend that run."
+            )
         self._write(written.name, to_yaml(config))
         return False
 

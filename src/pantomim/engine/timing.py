@@ -10,7 +10,7 @@ import torch
 from pantomim.config import Pretrain
 from pantomim.core.progress import about, report
 from pantomim.engine.record import peak_memory_gib
-from pantomim.engine.runtime import Purpose, agree, random_seed, start_accelerator
+from pantomim.engine.runtime import Purpose, agree, on_main, random_seed, start_accelerator
 from pantomim.engine.setup import check_fit, in_steps, open_images, stream_opener
 from pantomim.engine.stops import explain_memory
 from pantomim.engine.training import Training
@@ -99,6 +99,18 @@ def time_steps(config: Pretrain, seconds: float = MOST_S) -> Timing:
     timed = took[WARM_UP:]
     start_s = opened_s + took[0] / share
     return Timing(len(timed), sum(timed) / len(timed) / share, start_s, total, peak_memory_gib(device), share)
+
+
+def steps_that_fit(config: Pretrain, seconds: float, runs: int) -> tuple[int, Timing]:
+    """How many steps each of some runs has within so long altogether, timing and starts included; at least one.
+
+    Of several processes the first one's clock counts: they must agree on the length.
+    """
+    begin = time.perf_counter()
+    timing = time_steps(config, min(MOST_S, seconds / 10))
+    accelerator = start_accelerator(replace(config.runtime, tracker="none"), Path())
+    left_s = (seconds - (time.perf_counter() - begin)) / runs
+    return on_main(accelerator, lambda: timing.steps_within(left_s)), timing
 
 
 def bfloat16_advice(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -19,7 +19,7 @@ from pantomim.report.charts import Chart, Curve, arm_style, runs_chart
 from pantomim.report.folder import RunFolder, Triplets, look_up, read_run
 from pantomim.report.html import fill_template, surroundings, text_of
 from pantomim.report.measures import Arm, Measure, Rows, listed, read_measures, score_chart, score_rows
-from pantomim.report.page import CURVES, logged, measured, source_name, total_seconds, warnings
+from pantomim.report.page import CURVES, logged, measured, source_name, target_moves, total_seconds, warnings
 from pantomim.report.scores import read_results, verdict
 from pantomim.report.spread import ABSENT, show_plain
 from pantomim.report.stages import is_chain, stage_folders
@@ -39,18 +39,18 @@ def make_comparison(arms: Sequence[Arm], out: Path, drawn: Mapping[Path, Triplet
 
 def read_arms(runs: Sequence[Path]) -> tuple[list[Arm], list[str]]:
     """The runs as arms, in the order in which they are named, and what is to be known of them."""
-    notes, groups = [], list[dict[int, RunFolder]]()
-    given = dict[Path, Path]()  # a run once, as it is named first
-    for path in runs:
-        place = path.resolve()
-        given.setdefault(place, path if path.name not in ("", "..") else place)
-    if not given:
+    notes, groups, given = [], list[dict[int, RunFolder]](), set[Path]()
+    if not runs:
         raise ValueError("compare.runs must name run folders; got none. Add some, such as runs/first runs/second.")
-    for path in given.values():
+    for path in runs:
+        path = path if path.name not in ("", "..") else path.resolve()
         if is_chain(path):
             stages = stage_folders(path)
             notes.append(f"{path.name} is a chain of runs: its stage {len(stages) - 1} is compared.")
             path = stages[-1] if stages else path
+        if path.resolve() in given:  # named twice
+            continue
+        given.add(path.resolve())
         run = read_run(path)
         seed, rest = look_up(run.config, "runtime.seed", 0), _without_seed(run)
         home = next((of for of in groups if seed not in of and _without_seed(next(iter(of.values()))) == rest), None)
@@ -136,7 +136,8 @@ def curves(arms: Sequence[Arm], name: str) -> Iterator[Chart]:
 
 def same_task(arms: Sequence[Arm]) -> bool:
     """Whether losses of all arms are of one task, so that they can be compared."""
-    return all(name.startswith(SAME_TASK) for name, *_ in differing(arms))
+    fixed = not any(target_moves(arm.first.config) for arm in arms)
+    return fixed and all(name.startswith(SAME_TASK) for name, *_ in differing(arms))
 
 
 def differing(arms: Sequence[Arm]) -> list[list[Any]]:

@@ -12,13 +12,14 @@ from pantomim.report.page import FIGURES, logged
 from pantomim.report.scores import (
     CONTENDERS,
     NO_BREAK_SPACE,
-    NOISE_STDS,
     RIVALS,
     Result,
     Score,
+    draw_variance,
     image_variance,
     noise,
     points,
+    reach,
     read_results,
 )
 from pantomim.report.spread import Spread, difference, show_plain
@@ -55,7 +56,7 @@ class Measure:
     better: int = 1  # 1: the higher the better; -1: the lower; 0: neither
     num_images: int | None = None
     scores: dict[int, dict[int, Score]] = field(default_factory=dict)  # by arm and seed
-    rivals: dict[str, list[Score]] = field(default_factory=dict)
+    rivals: dict[str, dict[int, list[Score]]] = field(default_factory=dict)  # by arm; of networks of several sizes
 
     @cached_property
     def spreads(self) -> dict[int, Spread]:
@@ -73,9 +74,8 @@ class Measure:
         if (half := self.spreads[arm].half_width) is not None:
             return half
         (score,) = self.scores[arm].values()
-        parts = [image_variance(score, self.num_images), score.std and score.std**2 / max(len(score.draws), 1)]
-        known = [part for part in parts if part is not None]
-        return NOISE_STDS * math.sqrt(sum(known)) if known else None
+        sampled, drawn = image_variance(score, self.num_images), draw_variance(score)
+        return reach(([] if sampled is None else [(sampled, math.inf)]) + ([] if drawn is None else [drawn]))
 
     def gap(self, one: int, other: int) -> tuple[float, float | None, str]:
         """The difference of two arms, half of its 95 % interval where there is one, and what that is over."""
@@ -123,9 +123,23 @@ class Measure:
             f"{names[rest[0]]} (95 % interval {ends}; {how}){more}.{self._unbeaten(best)}"
         )
 
+    def baselines(self, who: str) -> dict[int, Spread]:
+        """A rival's scores, by arm."""
+        found = {arm: Spread.of(dict(enumerate(each.value for each in of))) for arm, of in self.rivals[who].items()}
+        return {arm: spread for arm, spread in found.items() if spread is not None}
+
+    def baseline(self, who: str) -> tuple[str, float | None]:
+        """A rival's score in words, and its mean, if all arms have the same one: from the lowest to the highest."""
+        found = sorted(self.baselines(who).values(), key=lambda of: of.mean) if who in self.rivals else []
+        if not found or round(found[-1].mean - found[0].mean, 3) == 0:
+            most = max(found, key=lambda of: len(of.by_seed), default=None)
+            return self.text(most), None if most is None else most.mean
+        return f"{self.text(found[0])} to {self.text(found[-1])}", None
+
     def _unbeaten(self, best: int) -> str:
-        """Baselines that the best arm does not reach, as a sentence."""
-        means = {who: Spread.of(dict(enumerate(score.value for score in found))) for who, found in self.rivals.items()}
+        """Baselines that the best arm does not reach, its own where it has one, as a sentence."""
+        found = {who: self.baselines(who) for who in self.rivals}
+        means = {who: of.get(best, next(iter(of.values()), None)) for who, of in found.items()}
         above = [
             f"{RIVALS.get(who, who)} ({self.text(mean)})"
             for who, mean in means.items()
@@ -142,7 +156,7 @@ class Measure:
             values = [scale * value for value in spread.by_seed.values()]
             rows.append(Dots(names[arm], arm, values, None if half is None else scale * half))
         rows += [
-            Dots(CONTENDERS.get(who, who), None, sorted({scale * score.value for score in found}))
+            Dots(CONTENDERS.get(who, who), None, sorted({scale * each.value for of in found.values() for each in of}))
             for who, found in self.rivals.items()
         ]
         return rows
@@ -163,7 +177,7 @@ def read_measures(arms: Sequence[Arm], losses_compare: bool = False) -> Iterator
                     measure = found.setdefault(key, new)
                     measure.scores.setdefault(number, {})[seed] = score
                     for who, rival in row.rivals.items():
-                        measure.rivals.setdefault(who, []).append(rival)
+                        measure.rivals.setdefault(who, {}).setdefault(number, []).append(rival)
     for (heading, how), measure in sorted(found.items(), key=lambda item: -len(item[1].scores)):
         others = [dict(other) for name, other in found if name == heading]
         apart = [name for name, value in how if any(other.get(name) != value for other in others)]
@@ -172,7 +186,8 @@ def read_measures(arms: Sequence[Arm], losses_compare: bool = False) -> Iterator
     yield from _figures(arms)
     scores: dict[int, dict[int, Score]] = {}
     for number, arm in enumerate(arms if losses_compare else ()):
-        logs = {seed: run.metrics for seed, run in arm.runs.items() if run.metrics.has("held_out_loss")}
+        done = {seed: run.metrics for seed, run in arm.runs.items() if run.finished}
+        logs = {seed: metrics for seed, metrics in done.items() if metrics.has("held_out_loss")}
         for seed, metrics in logs.items():
             scores.setdefault(number, {})[seed] = Score(float(logged(metrics, "held_out_loss")[1][-1]))
     if scores:
@@ -200,8 +215,10 @@ def score_chart(measure: Measure, names: Sequence[str], *, numbered: bool = Fals
 
 def _how(result: Result) -> tuple[tuple[str, str], ...]:
     """What else must agree for scores to be comparable."""
-    exact = ("data.num_test", "data.test_split", "data.key.test.identity", "labels_per_class")
+    exact = ["data.num_test", "data.test_split", "labels_per_class"]
+    exact += [f"data.key.{part}{of}" for part in ("", "test.") for of in ("identity", "mask_files")]
     found = {k: v for k, v in result.details.items() if k in exact or k.startswith("settings.")}
+    found.pop("settings.against", None)  # what else was compared changes no score
     return tuple(sorted(found.items()))
 
 
@@ -211,12 +228,13 @@ def score_rows(names: Sequence[str], measures: Sequence[Measure]) -> tuple[Rows,
     rows += [[name, *(m.text(m.spreads.get(number)) for m in measures)] for number, name in enumerate(names)]
     best = []
     means = [{number: spread.mean for number, spread in measure.spreads.items()} for measure in measures]
-    for place, who in enumerate(RIVALS, len(names)):
-        of = [Spread.of(dict(enumerate(score.value for score in m.rivals.get(who, ())))) for m in measures]
-        if any(of):
-            rows.append([CONTENDERS[who], *(m.text(spread) for m, spread in zip(measures, of, strict=True))])
-            for column, spread in enumerate(of):
-                means[column] |= {place: spread.mean} if spread is not None else {}
+    for who in RIVALS:
+        of = [measure.baseline(who) for measure in measures]
+        if any(who in measure.rivals for measure in measures):
+            place = len(rows) - 1
+            rows.append([CONTENDERS[who], *(words for words, _ in of)])
+            for column, (_, mean) in enumerate(of):
+                means[column] |= {place: mean} if mean is not None else {}
     for column, (measure, found) in enumerate(zip(measures, means, strict=True), 1):
         if measure.better and len(found) > 1:
             best.append((max(found, key=lambda row: measure.better * found[row]), column))

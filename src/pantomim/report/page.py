@@ -196,6 +196,12 @@ def warnings(folder: RunFolder, results: list[Result]) -> Iterator[str]:
         told = folder.finished.get("warnings", folder.finished.get("alarms", []))
     else:
         told = look_up(folder.saved, "progress.warnings", [])
+        failed = [int(file.name.split("-")[1]) for file in folder.path.glob("failure/step-*.safetensors")]
+        if failed and max(failed) >= max(folder.metrics.steps, default=0):
+            yield (
+                f"The loss or a gradient of step {max(failed):,} was infinite or NaN, and the same command comes to it "
+                f"again. Try a lower optim.base_lr, optim.clip_norm 1 or runtime.precision float32 in another folder."
+            )
     yield from (f"While training: {warning}" for warning in told)
     for result in results:
         if warning := result.details.get("warnings"):
@@ -256,6 +262,21 @@ def logged(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
     return metrics.steps[there], metrics.columns[name][there]
 
 
+def target_moves(config: dict[str, Any]) -> bool:
+    """Whether the loss of a run compares with a network that learns, too (a moving average, say): it is no one task."""
+    flat = leaves(look_up(config, "method", {}))
+    return any(
+        value is not None and (name.partition(".")[0] == "momentum" or name.startswith("align"))
+        for name, value in flat.items()
+    ) or any(value == "ema" for name, value in flat.items() if name.endswith("source"))
+
+
+def _recent(metrics: Metrics, last: int) -> float | None:
+    """The training loss up to a step, as a mean over a twentieth of the lines of the log."""
+    there = metrics.columns["loss"][metrics.steps <= last][-max(1, len(metrics.steps) // 20) :]
+    return float(np.nanmean(there)) if np.isfinite(there).any() else None
+
+
 def is_unlabelled(folder: RunFolder) -> bool:
     """Whether the images that the run began with are known to have no labels, or those that pictures were made of."""
     if "facts" in folder.data:
@@ -268,16 +289,21 @@ def without_labels(folder: RunFolder) -> Iterator[str]:
     metrics = folder.metrics
     if metrics.has("held_out_loss"):
         steps, losses = logged(metrics, "held_out_loss")
-        trained = float(np.nanmean(metrics.columns["loss"][-max(1, len(metrics.steps) // 20) :]))
+        lowest, trained, then = steps[losses.argmin()], None, None
+        if metrics.has("loss"):
+            trained, then = (_recent(metrics, last) for last in (metrics.steps[-1], lowest))
+        latest = "." if trained is None else f"; on training images it is {trained:.3g} at the end."
         yield (
             f"The loss on {folder.held_out:,} held-out images went from {losses[0]:.3g} (step {steps[0]:,}) to "
-            f"{losses[-1]:.3g}; on training images it is {trained:.3g} at the end."
+            f"{losses[-1]:.3g}{latest}"
         )
-        if losses[-1] > losses.min() + 0.02 * abs(losses.min()):
-            yield (
-                f"It was lowest, {losses.min():.3g}, at step {steps[losses.argmin()]:,}: what came later fits the "
-                f"training images alone. Train for fewer steps, or on more images."
-            )
+        if target_moves(folder.config):
+            yield "What is predicted moves with the encoder: this loss does not tell better encoders from worse ones."
+        elif losses[-1] > losses.min() + 0.02 * abs(losses.min()):
+            later = "."
+            if trained is not None and then is not None and trained < then:
+                later = ": what came later fits the training images alone. Train for fewer steps, or on more images."
+            yield f"It was lowest, {losses.min():.3g}, at step {lowest:,}{later}"
     if metrics.has("held_out_rankme"):
         ranks, stds = (logged(metrics, f"held_out_{name}")[1] for name in ("rankme", "std"))
         width = look_up(folder.config, "method.encoder.width", folder.held_out)

@@ -7,8 +7,11 @@ import itertools
 import math
 import re
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from scipy.special import stdtrit
 
 from pantomim.config import leaves
 from pantomim.report.html import plus_minus
@@ -33,7 +36,7 @@ SHARE = re.compile(r"(?:top\d+|miou|iou|accuracy|pixel_accuracy)(?:_.+)?|k\d+")
 CHOICES = ("chosen", "validation")  # how a result came about: no score of its own
 STD = re.compile(r"(.+)_(?:std|deviation)")
 ERROR = re.compile(r"(.+)_error")  # standard error over test images, where the evaluation measured it
-NUM_IMAGES = ("num_test", "num_test_images", "num_val", "num_images", "test_images")
+NUM_IMAGES = ("num_test", "num_test_images", "num_images", "test_images")  # of those that are scored
 NOISE_STDS = 2.0
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
@@ -156,19 +159,38 @@ class Result:
 def noise(pair: tuple[Score, Score], num_images: int | None) -> float | None:
     """Differences of two scores of the same images up to this share can be chance; None if that is not known.
 
-    Two standard deviations of the difference, from the test images (by the standard errors that the file gives, or
+    Half of a 95 % interval of the difference, from the test images (by the standard errors that the file gives, or
     by their number) and from the repetitions, paired where they can be. Scores on the same images vary together, so
     the former errs on the side of caution.
     """
     ours, theirs = pair
     sampled = [variance for score in pair if (variance := image_variance(score, num_images)) is not None]
-    variances = [sum(sampled)] if len(sampled) == len(pair) else []
+    parts = [(sum(sampled), math.inf)] if len(sampled) == len(pair) else []
     if len(ours.draws) == len(theirs.draws) > 1:
         differences = [a - b for a, b in zip(ours.draws, theirs.draws, strict=True)]
-        variances.append(statistics.variance(differences) / len(differences))
-    elif ours.std is not None or theirs.std is not None:
-        variances.append((ours.std or 0.0) ** 2 + (theirs.std or 0.0) ** 2)
-    return NOISE_STDS * math.sqrt(sum(variances)) if variances else None
+        parts.append((statistics.variance(differences) / len(differences), len(differences) - 1))
+    else:
+        parts += [part for score in pair if (part := draw_variance(score)) is not None]
+    return reach(parts)
+
+
+def reach(parts: Sequence[tuple[float, float]]) -> float | None:
+    """Half of a 95 % interval, by variances and their degrees of freedom: Welch and Satterthwaite; None of none.
+
+    At least two standard deviations.
+    """
+    total = sum(variance for variance, _ in parts)
+    uncertain = sum(variance**2 / freedom for variance, freedom in parts)
+    freedom = total**2 / uncertain if uncertain else math.inf
+    return max(NOISE_STDS, float(stdtrit(freedom, 0.975))) * math.sqrt(total) if parts else None
+
+
+def draw_variance(score: Score) -> tuple[float, float] | None:
+    """Of the mean of a score over its repetitions, and its degrees of freedom; of one by itself where it tells none."""
+    if score.std is None:
+        return None
+    count = len(score.draws)
+    return (score.std**2 / count, count - 1) if count > 1 else (score.std**2, math.inf)
 
 
 def image_variance(score: Score, num_images: int | None) -> float | None:
@@ -199,7 +221,7 @@ def read_result(stem: str, values: dict[str, Any]) -> Result | None:
     protocol, labels = str(values.get("protocol", stem.partition("-")[0])), _few_labels(details)
     protocol = PROTOCOLS.get(protocol, protocol) + (f", {labels} labels per class" if labels else "")
     data = details.get("dataset") or details.get("data") or details.get("data.name") or stem.partition("-")[2]
-    counts = [value for name, value in flat.items() if name.rpartition(".")[2] in NUM_IMAGES]
+    counts = [value for count in NUM_IMAGES for name, value in flat.items() if name.rpartition(".")[2] == count]
     num_images = next((value for value in counts if isinstance(value, int) and value > 0), None)
     return Result(stem, protocol, data, rows, num_images, details)
 

@@ -170,6 +170,7 @@ def test_what_we_wrote_is_no_data(tmp_path, own):
         ("id,file,label,split\n7,a/0.png,x,train\n8,a/1.png,,test\n", ["x", ""], {"train": [0], "test": [1]}),
         ('species,path\n"x, y",a/0.png\nz,a/1.png\n', ["x, y", "z"], {}),
         ("filename\na/0.png\na/1.png\n", ["", ""], {}),
+        ("path,split\na/0.png,train\na/1.png,test\n", ["", ""], {"train": [0], "test": [1]}),
         ("mask,image,label,class\nm/0.png,a/0.png,0,x\nm/1.png,a/1.png,1,y\n", ["0", "1"], {}),
     ],
 )

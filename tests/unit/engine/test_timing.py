@@ -8,7 +8,7 @@ import torch
 from tiny import tiny_images, tiny_run
 
 from pantomim.core.progress import about, duration, report, tracked, watched_by
-from pantomim.engine.timing import Timing, matrix_flops_per_s, time_steps
+from pantomim.engine.timing import Timing, matrix_flops_per_s, steps_that_fit, time_steps
 
 
 @pytest.mark.parametrize("changes", [{}, {"batch_size": 64, "runtime": {"accumulation": 2}}])
@@ -48,3 +48,11 @@ def test_progress_is_told_to_whoever_watches_last() -> None:
 )
 def test_times_in_words(seconds, clock, words) -> None:
     assert (duration(seconds), about(seconds)) == (clock, words)
+
+
+def test_of_several_processes_the_first_decides_how_many_steps_fit(tmp_path: Path, monkeypatch) -> None:
+    """Their clocks differ, and each would train for its own length."""
+    config = tiny_run(tiny_images(tmp_path / "images.npz"), steps=100)
+    assert steps_that_fit(config, 2.0, 1)[0] > 1
+    monkeypatch.setattr("pantomim.engine.timing.on_main", lambda accelerator, action: 17)
+    assert steps_that_fit(config, 2.0, 1)[0] == 17

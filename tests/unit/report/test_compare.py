@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_folder import write_json, write_result, write_run
+from run_folder import row, write_json, write_metrics, write_result, write_run
 
 from pantomim.report.compare import make_comparison, read_arms, same_task
 from pantomim.report.folder import read_run
@@ -49,7 +49,7 @@ def saved(page: str, name: str) -> str:
 
 def measure(*, better: int = 1, num_images: int | None = None, rivals=None, **arms: list[float]) -> Measure:
     scores = {n: {seed: Score(value) for seed, value in enumerate(of)} for n, of in enumerate(arms.values())}
-    found = {who: [Score(value)] for who, value in (rivals or {}).items()}
+    found = {who: {0: [Score(value)]} for who, value in (rivals or {}).items()}
     return Measure("k-NN", better=better, num_images=num_images, scores=scores, rivals=found)
 
 
@@ -177,3 +177,65 @@ def test_the_runs_of_a_chain_are_compared_by_their_last(tmp_path):
     arms, notes = read_arms([tmp_path / "chain"])
     assert arms[0].first.path == read_run(tmp_path / "chain" / "stage-1").path
     assert notes == ["chain is a chain of runs: its stage 1 is compared."]
+    assert len(read_arms([tmp_path / "chain", tmp_path / "chain" / "stage-1"])[0]) == 1
+    with watch_server(tmp_path / "chain", 0, 5.0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/stage-0/report.html") as answer:
+            assert "93.1" in answer.read().decode()
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("port", "every", "words"), [(70000, 5.0, "watch.port must"), (0, 0.0, "watch.every must")])
+def test_what_cannot_be_served_is_refused(tmp_path, port, every, words):
+    with pytest.raises(ValueError, match=words):
+        watch_server(tmp_path, port, every)
+
+
+def tuned(path: Path, identity: str, **about) -> Path:
+    """A run with a score of its classifier on some test images."""
+    run = write_run(path, recipe=f"finetune_{path.name}")
+    for file in (run / "eval").iterdir():
+        file.unlink()
+    data = {"num_test": 1000, "key": {"identity": identity}}
+    found = {"protocol": "finetune", "dataset": "photos", "data": data, "trained": {"top1": about.pop("top1")}}
+    write_json(run / "eval" / "finetune-photos.json", {**found, **about})
+    return run
+
+
+@pytest.mark.parametrize(("identity", "compared"), [("a", True), ("b", False)])
+def test_fine_tuned_runs_are_compared_on_the_same_images_alone(tmp_path, identity, compared):
+    runs = [
+        tuned(tmp_path / "one", "a", top1=0.9, settings={"against": "one/scratch"}),
+        tuned(tmp_path / "two", identity, top1=0.5, settings={"against": "two/scratch"}),
+    ]
+    assert ("40.0 points above two" in words_of(page_of(runs, tmp_path))) == compared
+
+
+def test_a_baseline_is_that_of_its_own_network(tmp_path):
+    """And no number where networks differ."""
+    runs = runs_of(tmp_path, small=[0.4], large=[0.7])
+    write_result(runs[0], "knn-mnist", trained=0.4, untrained=0.3, pixels=0.2)
+    write_result(runs[1], "knn-mnist", trained=0.7, untrained=0.6, pixels=0.2)
+    text = words_of(page_of(runs, tmp_path))
+    assert "30.0 % to 60.0 %" in text
+    assert "None is above" not in text
+
+
+@pytest.mark.parametrize(
+    ("method", "finished", "ranked"),
+    [({}, True, True), ({"momentum": {"start": 0.9}}, True, False), ({}, False, False)],
+)
+def test_losses_are_ranked_where_they_are_of_one_task(tmp_path, method, finished, ranked):
+    for name, loss in (("one", 0.3), ("two", 0.5)):
+        for seed in range(3):
+            run = write_run(tmp_path / f"{name}-s{seed}", recipe=name, seed=seed)
+            config = yaml.safe_load((run / "config.yaml").read_text())
+            config["method"] |= method
+            (run / "config.yaml").write_text(yaml.safe_dump(config))
+            write_metrics(run, [row(step, held_out_loss=loss + seed / 100) for step in (1, 60)])
+            for file in (run / "eval").iterdir():
+                file.unlink()
+            if not finished and name == "two":
+                (run / "finished.json").unlink()
+    text = words_of(page_of(sorted(tmp_path.glob("*-s?")), tmp_path))
+    assert ("Loss on held-out images: one is ahead" in text) == ranked

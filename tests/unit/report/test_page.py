@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from run_folder import row, write_json, write_metrics, write_pictures, write_result, write_run
 
@@ -20,7 +21,7 @@ from pantomim.masking.noise import Noise
 from pantomim.masking.random import RandomMasker
 from pantomim.nn.vit import EncoderConfig
 from pantomim.report import make_report
-from pantomim.report.page import masking
+from pantomim.report.page import masking, report_of
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "circle", "line", "path"}
 
@@ -313,3 +314,52 @@ def test_the_lines_for_timm_work_or_are_left_out(run, changes):
         names = {"images": torch.rand(2, 3, 8, 8)}
         exec(html.unescape(found[1]), names)
         torch.testing.assert_close(names["features"][:, 1:], encoder(names["images"]).patches, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "finished", "words"),
+    [
+        ("started", False, "went from 0.9 (step 0) to 0.9. "),
+        ("overfitted", True, "It was lowest, 0.5, at step 30: what came later fits the training images alone."),
+        ("rising", True, "It was lowest, 0.5, at step 30. "),
+        ("moving", True, "What is predicted moves with the encoder"),
+        ("not finite", False, "The loss or a gradient of step 61 was infinite or NaN"),
+    ],
+)
+def test_what_the_losses_say(tmp_path, kind, finished, words):
+    run = write_run(tmp_path / "run")
+    for file in (run / "eval").iterdir():
+        file.unlink()
+    write_json(run / "data.json", {"facts": {"num_classes": None}})
+    (run / "held_out_images.txt").write_text("a.png\n" * 40)
+    if not finished:
+        (run / "finished.json").unlink()
+    rows = [row(step, held_out_loss=loss) for step, loss in ((1, 0.9), (30, 0.5), (60, 0.8))]
+    if kind == "started":
+        rows = [{"step": 0, "held_out_loss": 0.9}]
+    if kind == "rising":
+        rows[-1]["loss"] = 5.0
+    if kind == "moving":
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["method"]["teacher"] = {"source": "ema"}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    if kind == "not finite":
+        (run / "failure").mkdir()
+        (run / "failure" / "step-00000061-process-0.safetensors").write_bytes(b"")
+    write_metrics(run, rows)
+    text = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", report_of(run)))
+    assert words in text
+
+
+def test_the_page_of_a_tokenizer_has_its_own_commands(tmp_path):
+    run = write_run(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["method"] = {"kind": "dvae"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for file in [*(run / "eval").iterdir(), run / "encoder.json", run / "encoder.safetensors", run / "finished.json"]:
+        file.unlink()
+    page = report_of(run)
+    assert "pantomim tokenizer train --config" in page
+    assert "pantomim pretrain cae --tokenizer" in page
+    assert "evaluate linear" not in page
+    assert "Use the encoder" not in page

@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from pantomim.report.scores import label, read_result, read_results, summary, verdict
+from pantomim.report.scores import Score, label, noise, read_result, read_results, summary, verdict
 
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -130,3 +131,18 @@ def test_chance_in_mean_iou_goes_by_its_own_error_and_not_by_the_number_of_image
     assert found.rank("pixels") == 0
     bare = result(num_test=200, stem="segmentation-ccp", trained={"miou": 0.23}, untrained={"miou": 0.2})
     assert bare.noise("untrained") is None
+
+
+def test_the_images_that_were_scored_are_counted():
+    """Not those by which settings were chosen."""
+    about = {"protocol": "linear", "dataset": "x", "data": {"num_train": 9000, "num_val": 50, "num_test": 2000}}
+    found = read_result("linear-x", {**about, "trained": {"top1": 0.8}})
+    assert found is not None
+    assert found.num_images == 2000
+
+
+@pytest.mark.parametrize(("draws", "factor"), [(3, 4.303), (5, 2.776)])
+def test_few_draws_make_an_interval_wider(draws, factor):
+    values = [0.5 + 0.01 * (-1) ** n for n in range(draws)]
+    pair = Score(0.5, draws=tuple(values)), Score(0.4, draws=(0.4,) * draws)
+    assert noise(pair, None) == pytest.approx(factor * np.std(values, ddof=1) / draws**0.5, rel=1e-3)
