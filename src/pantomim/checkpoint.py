@@ -167,7 +167,8 @@ def load_checkpoint(checkpoint: Checkpoint, method: nn.Module, optimizer: Optimi
     if different := other_parts(frozen_hashes(method), checkpoint.frozen):
         raise ValueError(
             f"{checkpoint.path} must be resumed with the tokenizer and the teachers of its run; got another "
-            f"{different}. Put the files back that they were loaded from, or start a new run in another folder."
+            f"{different}. Put the files back that they were loaded from; what is drawn from the seed (a random "
+            f"teacher or projection) comes out alike on the same kind of processor and torch alone."
         )
     weights = load_file(checkpoint.path / WEIGHTS)
     if report := key_report(_changing(method), weights):

@@ -166,6 +166,13 @@ class OptimConfig:
     momentum: ShareBelowOne = 0.9  # Of SGD and LARS
     trust_coefficient: Positive = 0.001  # Of LARS: step over weight norm, before the rate
 
+    def __post_init__(self) -> None:
+        if self.weight_decay_end and not self.weight_decay:
+            raise ValueError(
+                f"OptimConfig.weight_decay must be above 0 beside weight_decay_end; got 0 and "
+                f"{self.weight_decay_end:g}. Begin with a small one, such as 1e-8."
+            )
+
 
 @frozen
 class RuntimeConfig:

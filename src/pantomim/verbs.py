@@ -676,7 +676,7 @@ def planned(
 ) -> "Prepared":
     """The run that a verb's arguments give, of which `settings` have the last word; `fit` comes before them."""
     from pantomim.config import with_settings
-    from pantomim.recipes import prepare
+    from pantomim.recipes import follow, prepare
 
     choices = {name: given[name] for name in DECIDING if name in given}
     choices = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in choices.items()}
@@ -687,7 +687,7 @@ def planned(
         config = settings(config) if callable(settings) else with_settings(config, settings)
     if given["keep"] is not None:
         config = replace(config, runtime=replace(config.runtime, keep=given["keep"]))
-    return replace(prepared, config=config)
+    return follow(prepared, config)
 
 
 def _part(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -221,6 +221,22 @@ def test_a_signal_before_or_after_training_stops_at_once(
     assert curve(tmp_path) == [(1,), (2,), (3,)]
 
 
+def test_a_signal_in_the_last_step_ends_what_comes_after(source: Path, tmp_path: Path, monkeypatch) -> None:
+    """The run is whole; the next stage, cell or score must not begin."""
+    step = Training.step
+
+    def last(self: Training, number: int, batches: Any) -> Any:
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, number, batches)
+
+    monkeypatch.setattr(Training, "step", last)
+    with pytest.raises(Interrupted, match="Stopped when the run was complete"):
+        pretrain(tiny_run(source, steps=3), tmp_path)
+    assert (tmp_path / "finished.json").is_file()
+    assert pretrain(tiny_run(source, steps=3), tmp_path).already
+
+
 def test_a_damaged_checkpoint_costs_steps_but_not_the_run(source: Path, uninterrupted: Path, tmp_path: Path) -> None:
     out = shutil.copytree(uninterrupted, tmp_path / "run")
     (out / "finished.json").unlink()

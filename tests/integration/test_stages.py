@@ -224,6 +224,12 @@ def test_the_authors_way_keeps_the_bias_and_the_moments(source, whole, tmp_path,
     assert losses(out, 1) != losses(whole, 1)
     run_stages(plan, tmp_path / "unstopped")
     assert losses(out, 1) == losses(tmp_path / "unstopped", 1)
+    for folder in out.glob("stage-*/checkpoints"):  # to save room
+        shutil.rmtree(folder)
+    before = (out / "stage-1" / "config.yaml").stat().st_mtime_ns
+    run_stages(plan, out)
+    assert not list(out.glob("stage-1/checkpoints"))
+    assert (out / "stage-1" / "config.yaml").stat().st_mtime_ns == before
 
 
 def test_every_stage_is_scored_once(source, tmp_path, monkeypatch):

@@ -172,3 +172,9 @@ def test_what_belongs_to_a_kind_of_head_is_no_setting() -> None:
     linear = with_kind(config, "method.head", "linear")
     assert linear.method.head == LinearHeadConfig()
     assert with_kind(linear, "method.head", "upernet").method.head == UPerNetConfig()
+
+
+def test_a_weight_decay_that_grows_from_zero_is_refused() -> None:
+    """No parameter would have any."""
+    with pytest.raises(ValueError, match=r"weight_decay must be above 0 beside weight_decay_end; got 0 and 0\.4"):
+        OptimConfig(weight_decay=0, weight_decay_end=0.4)

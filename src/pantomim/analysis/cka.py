@@ -37,7 +37,8 @@ class CKA(LayerAnalysis):
     def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
         """The patches of an image in a row, as in Raghu et al. 2021, arXiv:2108.08810; prefix tokens are left out."""
         size = min(BATCH, len(images.indices))
-        used = images.indices[: len(images.indices) // size * size]  # in whole batches: each weighs the same
+        mixed = np.random.default_rng(self.seed).permutation(images.indices)  # each batch has images of all classes
+        used = mixed[: len(mixed) // size * size]  # in whole batches: each weighs the same
 
         def layers(chunk: np.ndarray) -> list[Tensor]:
             shown = replace(images, indices=chunk)

@@ -69,7 +69,7 @@ class Inspection(ABC):
         if self.images is not None:
             return held_out(self.images, self.scale)
         data = run_config(self.first_run).data
-        return held_out(data.source, self.scale or data.scale)
+        return held_out(data.source, self.scale or data.scale, data.masks)
 
     @property
     def first_run(self) -> Path:

@@ -1,15 +1,17 @@
 """A finished run from its folder alone: the method that it trained, and images that it has not seen."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pantomim.config import Pretrain, from_yaml
+from pantomim.config import MaskConfig, Pretrain, from_yaml
 from pantomim.data.dataset import Dataset
 from pantomim.data.layout import part_names
-from pantomim.data.sources import HELD_BACK, open_source, splits
+from pantomim.data.masks import read_masked
+from pantomim.data.sources import HELD_BACK, open_source, open_split, read_contents, splits
 from pantomim.formats.files import frozen_hashes, key_report, other_parts
 from pantomim.formats.native import load_decoder, load_encoder_folder, load_predictor, read_frozen
 from pantomim.methods.beit import BEiTConfig
@@ -61,16 +63,20 @@ def load_run(run: str | Path, kind: str | None = None) -> Any:
     return method.eval()
 
 
-def held_out(source: str, scale: float | None = None) -> Dataset:
-    """Images that pre-training did not see: test, else val, else the fixed 20 % of a source without either."""
-    return open_source(source, part_names(splits(source))["test"], scale)
+def held_out(source: str, scale: float | None = None, masks: MaskConfig | None = None) -> Dataset:
+    """Images that pre-training did not see: test, else val, else the fixed 20 % of a source without either.
+
+    Of a source with `masks`, that are no images.
+    """
+    contents = read_contents(source) if masks is None else read_masked(source, masks.name)[0]
+    return open_split(replace(contents, scale=scale), source, part_names(contents.splits)["test"])
 
 
 def shown_images(run: str | Path, source: str | None, scale: float | None, least: int) -> Dataset:
     """Images held out of a run's data, which may lie at `source` now; all, where fewer than `least` are held out."""
     data = run_config(run).data
     source, scale = source or data.source, scale or data.scale
-    dataset = held_out(source, scale)
+    dataset = held_out(source, scale, data.masks)
     return dataset if len(dataset) >= least else open_source(source, "all", scale)
 
 

@@ -315,7 +315,8 @@ def _picture(file: IO[bytes], as_stored: bool) -> _Opened:
         if mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
             raise BrokenImageError(f"is {mode}; a mask has one class id a pixel")
         palette = bytes(image.getpalette("RGB") or ())
-        return _Opened(Header(1, height, width, "int32"), lambda: np.asarray(image)[None], palette)
+        step = {"L;2": 85, "L;4": 17}.get(raw, 1)  # by which Pillow multiplies gray of few bits
+        return _Opened(Header(1, height, width, "int32"), lambda: np.asarray(image)[None] // step, palette)
     if raw in ("LA;16B", "RGB;16B", "RGBA;16B"):
         if raw == "LA;16B" or "transparency" in image.info or turn != 1:
             raise BrokenImageError("is a 16-bit PNG with a rotation, a transparent colour or gray; save it without")

@@ -71,7 +71,8 @@ def distorted(image: np.ndarray, distortion: Distortion, random: Random, divisor
         image = to_rgb(np.stack([hue, linear(saturation, random.uniform(*distortion.saturation)), value]))
     if colours and coin():
         hue, saturation, value = to_hsv(image)
-        turned = (hue.astype(np.int32) + random.integers(-distortion.hue, distortion.hue)) % 180
+        turn = random.integers(-distortion.hue, distortion.hue) if distortion.hue else 0
+        turned = (hue.astype(np.int32) + turn) % 180
         image = to_rgb(np.stack([turned.astype(np.uint8), saturation, value]))
     if not contrast_first and coin():
         image = linear(image, random.uniform(*distortion.contrast))

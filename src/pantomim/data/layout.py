@@ -55,14 +55,15 @@ def read_layout(
     for row in bare:
         texts[row] = ""
     train = parts.get("train") or [row for rows in parts.values() for row in rows]
-    classes = classes or sort_classes(texts[row] for row in train)
+    folders = labels is None
+    classes = classes or sort_classes((texts[row] for row in train), folders)
     ids = {name: number for number, name in enumerate(classes)}
     parts["train"] = parts.get("train", []) + bare
     rows = np.sort(np.concatenate([np.asarray(of_part, dtype=np.int64) for of_part in parts.values()]))
     splits_of_rows = {split: np.searchsorted(rows, np.sort(parts[split])) for split in SPLITS if parts.get(split)}
     if not classes:
         return Layout(rows, splits_of_rows, None, None, "", +left_out)
-    unknown = sorted(text for text in {texts[row] for row in rows} - ids.keys() if not is_no_label(text))
+    unknown = sorted(text for text in {texts[row] for row in rows} - ids.keys() if not is_no_label(text, folders))
     problem = (
         f"Source.classes must be those of train; got {', '.join(unknown[:10])} in {spec}, unknown to train. Rename or "
         f"remove them."
@@ -164,7 +165,11 @@ def _class_folders(paths: list[Parts], parts: Rows, depth: int) -> list[str]:
             folders[row] = paths[row][root] if len(paths[row]) == root + 2 else ""
         known = known or {folders[row] for row in rows}
     train = [folders[row] for row in parts.get("train") or [row for rows in parts.values() for row in rows]]
-    return folders if len(sort_classes(train)) > 1 and 2 * train.count("") < len(train) else [""] * len(paths)
+    return (
+        folders
+        if len(sort_classes(train, folders=True)) > 1 and 2 * train.count("") < len(train)
+        else [""] * len(paths)
+    )
 
 
 def part_names(own: Collection[str]) -> dict[str, str]:

@@ -153,10 +153,11 @@ def hugging_face(spec: str) -> Contents:
 
 
 def _torchvision_labels(part: Any) -> Any:
-    for attribute in ("targets", "labels", "_labels"):
+    for attribute in ("targets", "labels", "_labels", "y"):
         if (values := getattr(part, attribute, None)) is not None and len(values) == len(part):
             return values
-    return None
+    pairs = getattr(part, "_samples", None)  # of a file and its class
+    return [label for _, label in pairs] if pairs and len(pairs) == len(part) else None
 
 
 def _one_after_the_other(parts: list[Any], key: int | str) -> PictureStore:

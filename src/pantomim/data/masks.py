@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -96,6 +97,11 @@ class Masks:
             raise ValueError(
                 f"Masks.names must list the classes to train on, at most {IGNORE}; got {len(self.names)} for "
                 f"{self.name}. Name those that occur, or merge rare ones."
+            )
+        if twice := [name for name, count in Counter(self.names.values()).items() if count > 1]:
+            raise ValueError(
+                f"Masks.names must be different; got {', '.join(twice[:5])} for several classes of {self.name}. Rename "
+                f"them in the list of classes."
             )
         return tuple(sorted(self.names))
 

@@ -68,6 +68,7 @@ def sift(names: Sequence[str], *, listed: bool = False) -> tuple[list[int], Coun
     left_out: Counter[str] = Counter()
     for row, name in enumerate(names):
         folder, _, file = name.rpartition("/")
+        left_out["without a name"] += not name
         if folder not in above:
             parts = folder.split("/")
             system = next((count for count, part in enumerate(parts, 1) if is_system(part)), 0)
@@ -132,9 +133,9 @@ def _split_by_word(name: str) -> str | None:
     return splits.pop() if len(splits) == 1 else None
 
 
-def is_no_label(text: str) -> bool:
-    """Whether a label, or a folder of images, says that there is none."""
-    return text in _NO_LABEL or (bool(words := _words(text)) and words <= _UNLABELLED)
+def is_no_label(text: str, folder: bool = False) -> bool:
+    """Whether a label, or a folder of images, says that there is none; one named None is a class like others."""
+    return text in ({""} if folder else _NO_LABEL) or (bool(words := _words(text)) and words <= _UNLABELLED)
 
 
 def as_labels(values: np.ndarray) -> list[str]:
@@ -145,8 +146,8 @@ def as_labels(values: np.ndarray) -> list[str]:
     return [texts[place] for place in places.tolist()]
 
 
-def sort_classes(labels: Iterable[str]) -> tuple[str, ...]:
-    """Class names in order: plain numbers in theirs, others in that of their letters."""
-    known = {label for label in set(labels) if not is_no_label(label)}
+def sort_classes(labels: Iterable[str], folders: bool = False) -> tuple[str, ...]:
+    """Class names, or those of folders, in order: plain numbers in theirs, others in that of their letters."""
+    known = {label for label in set(labels) if not is_no_label(label, folders)}
     plain = all(re.fullmatch(r"[0-9]+(\.[0-9]+)?", name) for name in known)
     return tuple(sorted(known, key=lambda name: (float(name) if plain else 0.0, name)))

@@ -246,7 +246,7 @@ def _list_columns(path: Path, spec: str) -> dict[str, list[str]]:
         text = "\0"
     if "\0" in text:
         raise ValueError(f"Source.spec must be a list in UTF-8; got {spec} in another encoding. Save it as UTF-8.")
-    lines = [line.strip() for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
+    lines = [line.strip(" \r") for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
     delimiter = next((mark for mark in "\t,;" if lines and mark in lines[0]), "\t")
     titles, *cells = [[cell.strip() for cell in line] for line in csv.reader(lines, delimiter=delimiter)] or [[]]
     table = dict(zip(map(str.lower, titles), zip_longest(*cells, fillvalue=""), strict=False))

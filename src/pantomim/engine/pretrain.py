@@ -23,6 +23,8 @@ from pantomim.engine.initial import start_from
 from pantomim.engine.record import Clock, Recorder, peak_memory_gib
 from pantomim.engine.runtime import (
     Purpose,
+    agree,
+    alike,
     autocast,
     compiles,
     compute_dtype,
@@ -94,6 +96,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             return finished
         checkpoint = find_checkpoint(run.checkpoints)
         before = Progress() if checkpoint is None else checkpoint.progress
+        alike(accelerator, "out", 0 if checkpoint is None else checkpoint.step)
 
         # ---------------------------------------------------------------------------------------------- Data, length
         begun = on_main(accelerator, partial(read_record, out))
@@ -101,6 +104,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         on_main(accelerator, lambda: run.keep_images(images, config.data.source, before.broken))
         images.mark_broken(before.broken)
         dataset, masks = images.train, images.masks
+        alike(accelerator, "data", len(dataset))
         total, warmup = in_steps(config, epoch := max(1, len(dataset) // config.batch_size))
         since = config.extended[-1].in_steps(epoch) if config.extended else 0
         if extending:
@@ -149,7 +153,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
         if held_out is not None:
             on_main(accelerator, lambda: run.list_images("held_out_images.txt", held_out.names))
         if start == 0 and accelerator.is_main_process:
-            with explain_memory(config, world), autocast(device, dtype):
+            with explain_memory(config, world, method.requirements), autocast(device, dtype):
                 warnings.append(method.check_data(stream.first_images(NUM_LOOKED_AT)))
 
         training.share_out()
@@ -183,7 +187,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             keep, own = config.runtime.keep, identity_of(config, total)
             save = partial(save_checkpoint, run.checkpoints, method, optimizer, seed=seed, keep=keep, run=own)
             for step, batches in enumerate(steps, start):
-                with explain_memory(config, world):
+                with explain_memory(config, world, method.requirements):
                     means = training.step(step, batches)
                 watch.see(step, *training.watched(means))
                 done = step + 1
@@ -268,5 +272,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             return finished
 
         finished = on_main(accelerator, partial(export, finished))
+        if agree(accelerator, signals.requested):  # in the last step or later: nothing else must begin
+            raise Interrupted(f"Stopped when the run was complete; all of it is in {out}.")
     end_training(accelerator)
     return finished

@@ -154,6 +154,16 @@ def agree(accelerator: Accelerator, here: bool) -> bool:
     return bool(accelerator.gather(torch.tensor([here], device=accelerator.device)).any())
 
 
+def alike(accelerator: Accelerator, what: str, here: int) -> None:
+    """Refuse processes that see another checkpoint or other images: they would train apart without a word."""
+    found = accelerator.gather(torch.tensor([here], device=accelerator.device)).tolist()
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"Pretrain.{what} must be the same for all processes; got steps or images {found}, by process. Use a "
+            f"folder that all machines share, and wait until it shows the same files everywhere."
+        )
+
+
 def read_means(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float | None]:
     """Means over the processes of values on the device, all read at once."""
     stacked = accelerator.reduce(torch.stack(list(values.values())), reduction="mean")

@@ -235,6 +235,8 @@ def describe_masks(config: DataConfig, masks: Masks | None) -> dict[str, Any]:
         "classes": [masks.names[class_id] for class_id in ids],
         "class_ids": [class_id + masks.reduce_zero for class_id in ids],
         "no_class": 0 if masks.reduce_zero else masks.ignore,
+        "ignore": masks.ignore,
+        "reduce_zero": config.masks.reduce_zero,
         "test_size": list(config.masks.crop.base),
     }
 

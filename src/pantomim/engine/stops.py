@@ -22,7 +22,7 @@ from pantomim.checkpoint import find_checkpoint
 from pantomim.config import Pretrain
 from pantomim.data.stream import Stream
 from pantomim.engine.runtime import generator
-from pantomim.methods.base import Method
+from pantomim.methods.base import Method, Requirements
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -196,7 +196,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def explain_memory(config: Pretrain, num_processes: int) -> Iterator[None]:
+def explain_memory(config: Pretrain, num_processes: int, needs: Requirements) -> Iterator[None]:
     """Turn running out of memory, on whatever device, into a `MemoryFullError` with advice."""
     try:
         yield
@@ -204,16 +204,21 @@ def explain_memory(config: Pretrain, num_processes: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         accumulation, per_process = config.runtime.accumulation, config.batch_size // num_processes
-        found = next((a for a in range(accumulation + 1, per_process + 1) if per_process % a == 0), None)
-        if found is None:
-            tries = "Not even one image at a time fits: choose a smaller model, larger patches or smaller images."
-        else:
-            smaller = max(num_processes * accumulation, config.batch_size // 2 // num_processes * num_processes)
-            tries = (
-                f"Run the same command with runtime.accumulation {found} ({per_process // found} images at once, equal "
-                f"up to rounding), or start another run with batch_size {smaller}."
+        least = 2 if needs.even else 1  # images at once
+        parts = range(accumulation + 1, 1 if needs.whole_batch else per_process // least + 1)
+        found = next((a for a in parts if per_process % (a * least) == 0), None)
+        step = num_processes * accumulation * least
+        smaller = config.batch_size // 2 // step * step
+        tries = []
+        if found is not None:
+            tries.append(
+                f"Run the same command with runtime.accumulation {found} ({per_process // found} images at once)"
             )
+        if smaller:
+            tries.append(f"Start another run with batch_size {smaller}")
+        advice = " or: ".join(tries) or "Choose a smaller model, larger patches or smaller images"
         raise MemoryFullError(
             f"Pretrain.batch_size must fit in memory; got {config.batch_size}, which is {per_process // accumulation} "
-            f"images at once on each of {num_processes} device(s) with accumulation {accumulation}. {tries}"
+            f"images at once on each of {num_processes} device(s) with accumulation {accumulation}. "
+            f"{advice}."
         ) from error

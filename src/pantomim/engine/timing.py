@@ -73,7 +73,10 @@ def time_steps(config: Pretrain, seconds: float = MOST_S) -> Timing:
     def steps(batch_size: int, least: int, limit_s: float) -> list[float]:
         """What each took, for so long and at least so many."""
         stream, took = opener(images.train, batch_size=batch_size, micro=micro, repeats=repeats), list[float]()
-        with explain_memory(config, world), closing(stream.batches(0, max(total, least))) as batches:
+        with (
+            explain_memory(config, world, method.requirements),
+            closing(stream.batches(0, max(total, least))) as batches,
+        ):
             first = last = time.perf_counter()
             for step, batch in enumerate(batches):
                 training.step(min(step, max(total - 1, 0)), batch)

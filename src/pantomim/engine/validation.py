@@ -82,7 +82,7 @@ class Judge:
         self.every = asked or max(1, -(-total // (times * log_every))) * log_every  # so that no more steps are logged
         rows, world = config.batch_size // config.runtime.accumulation, accelerator.num_processes
         if not method.requirements.gathers:
-            rows = len(dataset) // -(-len(dataset) // min(rows, CHUNK * world)) // world * world
+            rows = max(world, len(dataset) // -(-len(dataset) // min(rows, CHUNK * world)) // world * world)
         self.num_batches, self.stream = len(dataset) // rows, open_stream(dataset, batch_size=rows)
 
     def due(self, done: int) -> bool:

@@ -79,6 +79,7 @@ class Evaluation(ABC):
 
     metric: ClassVar[tuple[str, str]] = ("top1", "top-1")  # the score that stands for the result, and what it is called
     version: ClassVar[int] = PROTOCOL_VERSION  # of the protocol: scores of two versions are not compared
+    chosen_within: ClassVar[str | None] = None  # by what settings are chosen, where no images are held out for it
     chosen_by_hand: ClassVar[bool] = False  # whether the user chooses settings, by the score on held-out images
 
     def __post_init__(self) -> None:
@@ -188,7 +189,11 @@ class Bench:
             return make_parts(tables["train"], tables.get("val"), tables["test"], seed=seed)
 
         for name, encoder in self.encoders.items():
-            yield name, divided(hash_weights(encoder.state_dict()), partial(extract, encoder, batch_size=chunk))
+            whole = dict(
+                [*encoder.named_parameters(), *encoder.named_buffers()]
+            )  # mean and std are in no file of weights
+            who = hash_weights(whole), str(getattr(encoder, "config", ""))
+            yield name, divided(who, partial(extract, encoder, batch_size=chunk))
         if self.pixels:
             stats = channel_stats(self.train)
             yield "pixels", divided("pixels", lambda dataset: pixel_table(dataset, size, stats))
@@ -229,7 +234,9 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
             "spec": evaluation.data,
             "place": place_of(evaluation.data),
             "num_train": healthy["train"],
-            "num_val": healthy.get("val", "a fifth of train" if getattr(evaluation, "hold_out", True) else 0),
+            "num_val": healthy.get("val", "a fifth of train" if getattr(evaluation, "hold_out", True) else 0)
+            if evaluation.chosen_within is None
+            else evaluation.chosen_within,
             "num_test": healthy["test"],
             "test_split": test.split,
             "channels": train.channels,

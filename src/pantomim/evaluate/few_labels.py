@@ -1,6 +1,6 @@
 """A classifier from a few labels a class: logistic regression on cached features, over several draws of the labels."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ class FewLabels(Evaluation):
     """A linear classifier from a few labels a class: the mean over several draws of the labelled images."""
 
     protocol: tyro.conf.Suppress[Literal["few_labels"]] = "few_labels"
+    chosen_within: ClassVar[str | None] = "the labelled images, by cross-validation"
     labels_per_class: AtLeastOne = 10  # Images of each class whose labels are used
     draws: AtLeastOne = 5  # Of the labelled images
 

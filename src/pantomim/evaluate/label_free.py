@@ -32,6 +32,7 @@ class LabelFree(Evaluation):
 
     protocol: tyro.conf.Suppress[Literal["label_free"]] = "label_free"
     contenders: tuple[Contender, ...] = ("trained", "untrained")  # Raw pixels have no such figures
+    chosen_within: ClassVar[str | None] = "nothing is chosen"
     metric: ClassVar[tuple[str, str]] = ("rankme", "effective rank")
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ import csv
 import inspect
 import io
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -30,6 +31,7 @@ from pantomim.evaluate.segmenter import TrainedSegmenter
 from pantomim.evaluate.trained import find_head
 from pantomim.formats.native import CLASSIFIER, SEGMENTER
 
+LOG = logging.getLogger(__name__)
 ERRORS, CLASSES = "errors.csv", "classes.json"  # beside predicted masks
 
 
@@ -79,6 +81,8 @@ def open_images(spec: str, scale: float | None = None) -> Dataset:
     is_picture = path.is_file() and is_image(path.name)
     contents = Contents(path.stem, FileStore(path.parent, [path.name]), {}) if is_picture else read_contents(spec)
     contents = replace(contents, scale=scale)
+    if outside := contents.left_out["outside the splits"]:
+        LOG.warning("%d images of %s lie outside its splits and are left out; name their own folder.", outside, spec)
     return Dataset(spec, "all", contents, np.arange(len(contents.store)), max_broken=1.0)
 
 
@@ -88,18 +92,20 @@ def classify(
     out: Path,
     device: torch.device,
     *,
-    top: int = 3,
+    top: int | None = None,
     all: bool = False,
     chunk: int = 256,
 ) -> Predicted:
     """A CSV table with a row for each image: its name, its class and the probability of that, and more.
 
-    More are the next classes up to the `top`-th with theirs, or by `all` a column for each class. The last column has
-    the reason why an image cannot be read; the others are empty then.
+    More are the next classes up to the `top`-th (3) with theirs, or by `all` a column for each class. The last column
+    has the reason why an image cannot be read; the others are empty then.
     """
     check_out("predict.out", out, [".csv"])
+    if all and top is not None:
+        raise ValueError(f"predict.top must be left out beside predict.all; got {top}. Keep one of the two.")
     trained = TrainedClassifier.open(folder, device)
-    classes, top = trained.classes, min(top, len(trained.classes))
+    classes, top = trained.classes, min(top or 3, len(trained.classes))
     more = [name for place in range(2, top + 1) for name in (f"class_{place}", f"probability_{place}")]
     header = ["file", "class", "probability", *(classes if all else more), "error"]
 

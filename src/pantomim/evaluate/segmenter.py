@@ -25,8 +25,8 @@ from pantomim.data.stream import whole_images
 from pantomim.evaluate.base import Scores
 from pantomim.evaluate.features import check_images
 from pantomim.evaluate.segmentation import resampled_miou, standard_error
-from pantomim.evaluate.trained import TaskEvaluation, Trained
-from pantomim.formats.native import SEGMENTER, load_segmenter
+from pantomim.evaluate.trained import TaskEvaluation, Trained, find_head
+from pantomim.formats.native import SEGMENTER, load_segmenter, read_description
 from pantomim.nn.segmenter import Segmenter, segmented
 
 ENDS = (0.025, 0.975)  # of a 95 % interval
@@ -85,8 +85,8 @@ class SegmenterEvaluation(TaskEvaluation):
     # The folder of a fine-tuned run, or the weights in it
     run: Annotated[str, tyro.conf.arg(name=SEGMENTER)]
     masks: str | None = None  # Which masks: a folder beside the images, or an array of the .npz; None: the only one
-    ignore: int = 255  # The value in masks of pixels that have no class
-    reduce_zero: bool | None = None  # Whether 0 is no class either, and the others count from 1; None: in ADE20K alone
+    ignore: int | None = None  # The value in masks of pixels that have no class; None: that of the training
+    reduce_zero: bool | None = None  # Whether 0 is no class either, and the others count from 1; None: as in training
     against: str | None = None  # Another run that was scored on the same images: is the difference to it chance?
     protocol: tyro.conf.Suppress[Literal["segmenter"]] = "segmenter"
 
@@ -96,7 +96,11 @@ class SegmenterEvaluation(TaskEvaluation):
     @cached_property
     def source(self) -> tuple[Contents, Masks]:
         """What the data hold."""
-        return read_masked(self.data, self.masks, ignore=self.ignore, reduce_zero=self.reduce_zero)
+        folder = find_head(self.run, (SEGMENTER,))[0]
+        about = read_description(folder, SEGMENTER)
+        ignore = about.get("ignore", about.get("no_class") or IGNORE) if self.ignore is None else self.ignore
+        reduce_zero = about.get("reduce_zero") if self.reduce_zero is None else self.reduce_zero
+        return read_masked(self.data, self.masks, ignore=ignore, reduce_zero=reduce_zero)
 
     def score(self, trained: TrainedSegmenter, dataset: Dataset, theirs: Scores | None) -> dict[str, Any]:
         """The scores of `pixel_scores`, those of one class everywhere, and how the mean IoU differs."""

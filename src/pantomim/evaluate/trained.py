@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 import tyro
 
-from pantomim.config import to_dict
+from pantomim.config import Pretrain, from_yaml, to_dict
 from pantomim.core.files import check_out, replace_file
 from pantomim.core.frozen import frozen
 from pantomim.core.machine import Device
@@ -24,7 +24,7 @@ from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.data.dataset import Contents, Dataset
 from pantomim.data.layout import part_names
 from pantomim.data.masks import Masks
-from pantomim.data.sources import open_split, read_contents
+from pantomim.data.sources import HELD_BACK, open_split, read_contents
 from pantomim.engine.runtime import usable_device
 from pantomim.evaluate import base
 from pantomim.evaluate.features import check_images, collapse_warning
@@ -149,6 +149,19 @@ class TaskEvaluation(ABC):
         name = f"{self.stem}-{self.source[0].name}{'' if self.split == 'test' else f'-{self.split}'}.json"
         return find_head(run, (self.network.kind,))[0] / "eval" / name
 
+    def _check_unseen(self, contents: Contents) -> None:
+        """Refuse the fixed fifth of a source without test images where the run trained on some of it."""
+        file = find_head(self.run, (self.network.kind,))[0] / "config.yaml"
+        if contents.splits or self.split != "test" or not file.is_file():
+            return
+        data = from_yaml(Pretrain, file).data
+        if data.holdout < HELD_BACK and base.place_of(data.source) == base.place_of(self.data):
+            raise ValueError(
+                f"{type(self).__name__}.data must have images that training did not see; got {self.data}, of which "
+                f"{self.run} held back {data.holdout:.0%} (data.holdout), and {HELD_BACK:.0%} are for tests. Score on "
+                f"other images, or train with data.holdout {HELD_BACK:g}."
+            )
+
     def to_file(self) -> tuple[Path, dict[str, Any]]:
         """Score, and write the result; a file about other images or settings is left alone (see `free_path`)."""
         begin, owner, kind = time.perf_counter(), type(self).__name__, self.network.kind
@@ -158,6 +171,7 @@ class TaskEvaluation(ABC):
         whole, path = open_split(replace(contents, scale=self.scale), self.data, split), self.path
         whole = whole.labelled() if masks is None else whole
         key = whole.key() | ({} if masks is None else masks.key(whole.names))
+        self._check_unseen(contents)
         check_out(f"{owner}.out", path, [".json"])
         settings = {name: value for name, value in to_dict(self).items() if name not in RUN_WIDE}
         base.refuse_other_scores(owner, self.out, settings, self.data, protocol=self.stem, **{kind: self.run})

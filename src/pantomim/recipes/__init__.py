@@ -18,6 +18,7 @@ from pantomim.recipes.maskfeat import MASKFEAT
 from pantomim.recipes.milan import MILAN
 from pantomim.recipes.mocov3 import MOCO_V3
 from pantomim.recipes.prepare import Prepared as Prepared
+from pantomim.recipes.prepare import follow as follow
 from pantomim.recipes.prepare import prepare as prepare
 from pantomim.recipes.recipe import Trained
 from pantomim.recipes.segment import SEGMENTING

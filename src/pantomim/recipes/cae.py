@@ -57,12 +57,14 @@ def rescale(paper: Pretrain, to: Scale) -> Pretrain:
 _SMALL = "the authors state no recipe of ViT-S: all but its sizes is ViT-B's"
 _75 = "warm-up: 20 of 800 epochs as in the authors' PyTorch release; their PaddlePaddle release has 10"
 _UNKNOWN = (NOT_MEASURED, "not published for 75 masked patches", _75)
+_OF = "the PaddlePaddle release's, 800 epochs: 69.32 linear, 49.69 mIoU on ADE20K"
+_RELEASED = (NOT_MEASURED, _OF, _75)
 
 CAE = Family(
     "cae",
     "CAE, 75 masked patches",
     partial(in1k, num_masked=75),
-    {"small": (NOT_MEASURED, "not published", _SMALL, _75), "base": _UNKNOWN, "large": _UNKNOWN},
+    {"small": (NOT_MEASURED, "not published", _SMALL, _75), "base": _RELEASED, "large": _UNKNOWN},
     small=ON_CIFAR10,
     rescale=rescale,
     bare="cae",

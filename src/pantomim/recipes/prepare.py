@@ -369,3 +369,19 @@ def _with_momentum(prepared: Prepared, guide: TeacherConfig) -> Prepared:
         length = round((run.duration.epochs or 0) * num_images / run.batch_size)
     method = with_teacher(run.method, replace(guide, momentum=momentum_for(length)))
     return replace(prepared, config=replace(run, method=method))
+
+
+def follow(prepared: Prepared, config: Pretrain) -> Prepared:
+    """With a config that settings changed: what goes by length and batch goes by theirs, unless they set it, too."""
+    before, found = prepared.config, replace(prepared, config=config)
+    if (before.duration, before.batch_size) == (config.duration, config.batch_size):
+        return found
+    peak, ratio = config.optim.base_lr * config.batch_size / 256, config.batch_size / before.batch_size
+    ends = {name: getattr(config.optim, name) for name in ("start_lr", "min_lr")}
+    if over := {name: ratio * end for name, end in ends.items() if end > peak and end == getattr(before.optim, name)}:
+        LOG.info("%s follow(s) the batch, as above the rate's peak of %.3g.", " and ".join(over), peak)
+        found = replace(found, config=replace(config, optim=replace(config.optim, **over)))
+    guide = teacher_of(config.method)
+    if prepared.decided and guide is not None and guide.source == "ema" and guide == teacher_of(before.method):
+        found = _with_momentum(found, guide)
+    return found

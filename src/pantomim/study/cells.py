@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pantomim.config import Pretrain, from_dict, to_dict, with_duration
+from pantomim.config import Pretrain, from_dict, to_dict
 from pantomim.evaluate import Evaluation, protocol_named
 from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, prepare, trained_by
 from pantomim.recipes.dvae import fitted
@@ -243,13 +243,12 @@ def _run(plan: Plan, name: str, arm: Arm, inputs: Mapping[str, str], out: Path |
     assert arm.base is not None
     data, begun = inputs.get("data"), [] if out is None else sorted(out.glob(f"cells/*-{name}-seed*/data.json"))
     given: dict[str, Any] = {"data": data, "size": arm.size, "begun": begun[0].parent if begun else None}
+    length = {} if arm.duration is None else to_dict(arm.duration)
     if trained_by(arm.base) == "tokenizer":
-        length = {} if arm.duration is None else to_dict(arm.duration)
         tokenizer = prepare(arm.base, trains="tokenizer", **given, **length)
         config = fitted(tokenizer.config, tokenizer.num_images or 0)
     else:
-        config = prepare(arm.base, **given).config
-        config = config if arm.duration is None else with_duration(config, arm.duration)
+        config = prepare(arm.base, **given, **length).config
     run = from_dict(Pretrain, merge(to_dict(config), arm.overrides), f"arm {name} of study {plan.name}")
     if not run.data.source:
         raise ValueError(f"Study.input must name the images of {arm.base}; got none. Add the input data=SRC.")

@@ -39,6 +39,7 @@ Say = Callable[[str], None]
 PLAN, DATA = "study.yaml", "data.json"
 NUM_MASKS = 512  # drawn to describe what an arm masks
 POLL_S = 5.0  # between two looks at what other processes do
+LOOK_S = 1.0  # within which such a look is over
 LEASE_S = 120.0  # without a sign of life for so long, a process on another machine counts as dead
 ANALYSES: dict[Analysis, str] = {  # and the file of each
     "alignment": "agreement.json",
@@ -126,7 +127,7 @@ def run_cell(cell: Cell, out: Path, say: Say) -> Record | None:
     """Pre-train, evaluate and picture one cell, as far as that is not done; None: another process works on it."""
     path, trace = (out / "cells" / f"{cell.name}.{ending}" for ending in ("json", "traceback.txt"))
     try:
-        with _lease(_lock_of(cell, out)):
+        with _lease(_lock_of(cell, out), LOOK_S):  # another may merely look whether it is in use
             if is_finished(cell, out):  # by another process, since we looked
                 return read_record(cell, out)
             try:
@@ -149,6 +150,7 @@ def run_cell(cell: Cell, out: Path, say: Say) -> Record | None:
 
 def open_study(study: Study, out: Path) -> None:
     """Make the folder of the study, or resume the same study in it, maybe with evaluations added; else `ValueError`."""
+    found = _data_of(study)  # which may take minutes, before others wait for the lease
     lock = _lease(out / ".lease", 2 * LEASE_S)
     take_folder("Study", "study", out, PLAN, lock)
     try:
@@ -157,21 +159,26 @@ def open_study(study: Study, out: Path) -> None:
             text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
             replace_file(out / PLAN, text.encode())
         (out / "cells").mkdir(exist_ok=True)
-        _keep_data(study, out / DATA)
+        _keep_data(found, out / DATA)
     finally:
         lock.release()
 
 
-def _keep_data(study: Study, path: Path) -> None:
-    """Write down what the sources of a study hold; later cells must find the same, or they could not be compared."""
+def _data_of(study: Study) -> dict[str, dict[str, Any]]:
+    """What identifies the files of each source of a study, by its place."""
     sources = {cell.run.data.source for cell in study.cells}
     sources |= {evaluation.data for cell in study.cells for evaluation in cell.evaluations.values()}
-    kind, advice = dict[str, dict[str, Any]], "Put it back, or choose another folder."
-    before = read_json(path, kind, advice) if path.is_file() else {}
-    now = dict[str, Any]()
+    found = dict[str, dict[str, Any]]()
     for source in sorted(sources):
         with suppress(ValueError):  # the cells tell what is wrong with it
-            now[place(source)] = read_contents(source).identity().key
+            found[place(source)] = read_contents(source).identity().key
+    return found
+
+
+def _keep_data(now: dict[str, dict[str, Any]], path: Path) -> None:
+    """Write down what the sources of a study hold; later cells must find the same, or they could not be compared."""
+    kind, advice = dict[str, dict[str, Any]], "Put it back, or choose another folder."
+    before = read_json(path, kind, advice) if path.is_file() else {}
     if different := [
         f"\n  {source}: {before[source].get('images')} files there, {now[source]['images']} now"
         for source in now.keys() & before.keys()

@@ -181,10 +181,13 @@ def _hand_over(before: Pretrain, run: Pretrain, out: Path, number: int) -> None:
     """Start a stage as the authors' code does: step 0 of a new student, with what that code does not reset."""
     folder, from_folder = stage_folder(out, number), stage_folder(out, number - 1)
     checkpoints = folder / "checkpoints"
-    if any(checkpoints.glob("step-*")):
+    if any(checkpoints.glob("step-*")) or (folder / "finished.json").is_file():
         return
-    last = find_checkpoint(from_folder / "checkpoints")
-    assert last is not None, "a finished run keeps its last checkpoint"
+    if (last := find_checkpoint(from_folder / "checkpoints")) is None:
+        raise ValueError(
+            f"Stages.reinit reference must have the last checkpoint of the stage before; got none in {from_folder}. "
+            f"Put it back, or begin a chain in another folder."
+        )
     before, run = (from_dict(Pretrain, with_runs(to_dict(stage), {"chain": out}), "stage") for stage in (before, run))
     with torch.random.fork_rng(devices=[]):
         old, old_optimizer = _built(before)

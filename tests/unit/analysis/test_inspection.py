@@ -9,7 +9,7 @@ import torch
 from markupsafe import escape
 from tiny import ENCODER, tiny_images, tiny_run
 
-from pantomim.analysis import LAYERS, cka
+from pantomim.analysis import LAYERS, cka, inspection
 from pantomim.analysis.attention_distance import attention_distance, patch_distances
 from pantomim.analysis.block_facts import BlockFacts, read_block_facts, write_block_facts
 from pantomim.analysis.blocks import block_features
@@ -127,6 +127,17 @@ def test_cka_of_one_and_of_two_encoders(runs):
     assert len(LAYERS["cka"].table(found)[1]) == 2
     assert (found.about["images"], found.about["left_out"]) == (12, 0)
     assert "left out" not in caption(found)
+
+
+def test_cka_compares_images_of_all_classes_at_once(runs, monkeypatch):
+    """Images lie by class: batches of one class would hide what classes have in common."""
+    monkeypatch.setattr(cka, "BATCH", 6)
+    batches, read = [], inspection.Images.batches
+    monkeypatch.setattr(
+        inspection.Images, "batches", lambda images, encoder: batches.append(images) or read(images, encoder)
+    )
+    LAYERS["cka"](tuple(map(str, runs[:1])), count=12).run()
+    assert all(len(set(shown.dataset.labels[shown.indices])) > 1 for shown in batches)
 
 
 def test_cka_states_how_many_images_are_in_it(runs, monkeypatch):

@@ -79,3 +79,9 @@ def test_wrong_settings():
         Distortion(contrast=(2.0, 1.0))
     with pytest.raises(ValueError, match=r"Distortion.hue must be at least 0"):
         Distortion(hue=-1)
+
+
+def test_a_hue_of_zero_turns_nothing():
+    image = photo()
+    for seed in range(8):
+        distorted(image, Distortion(hue=0), np.random.default_rng(seed), 255)

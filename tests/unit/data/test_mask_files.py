@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from image_files import png
@@ -46,3 +49,19 @@ def test_an_overlay_is_half_photo_half_classes(tmp_path):
     mixed = 0.5 * photo[:, :, 5:] + np.array([64, 0, 0])[:, None, None]
     assert np.abs(laid[:, 5:].transpose(2, 0, 1) - mixed).max() <= 0.5
     assert (decode(write_overlay(tmp_path / "o.png", photo, ids, ignore=255)) == laid.transpose(2, 0, 1)).all()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_gray_of_few_bits_keeps_its_ids(bits):
+    """Pillow makes whole bytes of them."""
+    ids = (np.arange(8).reshape(2, 4) % 2**bits).astype(np.uint8)
+    rows = np.unpackbits(ids[..., None], axis=2)[..., 8 - bits :].reshape(2, -1)
+    packed = np.packbits(rows, axis=1)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 4, 2, bits, 0, 0, 0, 0)
+    lines = b"".join(b"\0" + row.tobytes() for row in packed)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    assert decode_mask(data).ids.tolist() == ids.tolist()

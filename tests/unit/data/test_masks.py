@@ -13,8 +13,9 @@ from masked_images import COLOURS, ade20k_files, encoded, masked_files, masked_f
 from PIL import Image
 
 from pantomim.data.decoding import BrokenImageError, decode_mask
-from pantomim.data.masks import open_masked, read_masked
+from pantomim.data.masks import Masks, open_masked, read_masked
 from pantomim.data.sources import open_split
+from pantomim.data.stores import FileStore
 from pantomim.data.stream import evaluation_batches
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -254,13 +255,13 @@ def test_class_numbers_count_the_listed_classes(tmp_path):
     listed = dataclasses.replace(masks, names={9: "nine", 3: "three", 7: "seven"})
     numbers = listed.numbered(dataset.names[0], (2, 3))
     assert numbers.tolist() == [[0, 1, 1], [255, 0, 2]]
-    for names in ({3: "", 7: ""}, {3: "", 7: "", 1000: ""}):
+    for names in ({3: "a", 7: "b"}, {3: "a", 7: "b", 1000: "c"}):
         with pytest.raises(BrokenImageError, match="with class 9, neither in the list"):
             dataclasses.replace(masks, names=names).numbered(dataset.names[0], (2, 3))
     with pytest.raises(BrokenImageError, match="of 2x3 pixels, itself 3x2"):
         listed.numbered(dataset.names[0], (3, 2))
     with pytest.raises(ValueError, match="at most 255; got 256"):
-        dataclasses.replace(masks, names=dict.fromkeys(range(256), "")).class_ids()
+        dataclasses.replace(masks, names={k: str(k) for k in range(256)}).class_ids()
 
 
 def test_masks_with_classes_that_are_not_listed_are_broken(tmp_path):
@@ -287,3 +288,9 @@ def test_real_sets():
     assert np.mean(shares) == pytest.approx((stored["masks"][stored["split"] == "test"] == 1).mean())
     dataset, masks = opened(SHARED / "multispectral_tif_samples.zip" / "water12")
     assert masks.survey(dataset).ids == (0, 1)
+
+
+def test_two_classes_of_one_name_are_refused_before_training(tmp_path):
+    masks = Masks("masks", 255, {1: "sea", 2: "sea"}, FileStore(tmp_path, []), {})
+    with pytest.raises(ValueError, match=r"Masks\.names must be different; got sea"):
+        masks.class_ids()

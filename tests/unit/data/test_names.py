@@ -170,6 +170,7 @@ def test_what_we_wrote_is_no_data(tmp_path, own):
         ("id,file,label,split\n7,a/0.png,x,train\n8,a/1.png,,test\n", ["x", ""], {"train": [0], "test": [1]}),
         ('species,path\n"x, y",a/0.png\nz,a/1.png\n', ["x, y", "z"], {}),
         ("filename\na/0.png\na/1.png\n", ["", ""], {}),
+        ("label\tpath\n\ta/0.png\ny\ta/1.png\n", ["", "y"], {}),
         ("path,split\na/0.png,train\na/1.png,test\n", ["", ""], {"train": [0], "test": [1]}),
         ("mask,image,label,class\nm/0.png,a/0.png,0,x\nm/1.png,a/1.png,1,y\n", ["0", "1"], {}),
     ],
@@ -330,3 +331,11 @@ def test_the_command_line_tells_what_was_left_out(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "2 files left out: 2 .heic (pip install 'pantomim[heic]')" in err.replace("\n", " ")
     assert err.count("left out") == err.count("held back") == 1
+
+
+@pytest.mark.parametrize("name", ["None", "nan", "-1"])
+def test_a_folder_that_is_named_like_no_label_is_a_class(tmp_path, name):
+    """None is what "no defect" is called."""
+    found = read_contents(str(fill(tmp_path / "set", dict.fromkeys(tree(name, "edge"), png(0)))))
+    assert found.classes == tuple(sorted([name, "edge"]))
+    assert set(found.labels.tolist()) == {0, 1}

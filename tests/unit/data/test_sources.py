@@ -17,6 +17,7 @@ from synthetic import write_synthetic
 from pantomim.core.scales import scale_of
 from pantomim.data.dataset import Facts
 from pantomim.data.decoding import BrokenImageError
+from pantomim.data.libraries import _torchvision_labels
 from pantomim.data.sources import open_source, splits
 from pantomim.data.stats import channel_stats
 from pantomim.data.stores import FileStore, ZipStore
@@ -230,6 +231,12 @@ def test_torchvision_set_of_single_pictures(tmp_path, monkeypatch):
     assert train.facts == Facts(8, 3, (8, 10), 8, "uint8", 2)
     assert train.classes == ("Forest", "River")
     assert len(open_source("torchvision:EuroSAT", "test")) == 2
+
+
+@pytest.mark.parametrize("attributes", [{"y": [3, 4]}, {"_samples": [("a.png", 3), ("b.png", 4)]}, {"_labels": [3, 4]}])
+def test_labels_of_torchvision_sets_have_several_names(attributes):
+    part = type("Part", (), {**attributes, "__len__": lambda self: 2})()
+    assert list(_torchvision_labels(part)) == [3, 4]
 
 
 def test_a_missing_torchvision_set_says_how_to_get_it(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ import importlib.util
 import itertools
 import resource
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pantomim.config import RuntimeConfig
 from pantomim.core.machine import keep_heap
 from pantomim.engine.runtime import (
     Purpose,
+    alike,
     clip_gradients,
     compiles,
     compute_dtype,
@@ -118,3 +120,11 @@ def test_the_main_process_acts_and_errors_pass() -> None:
     assert on_main(accelerator, lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
         on_main(accelerator, lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(("seen", "refused"), [([100, 100], False), ([100, 0], True)])
+def test_processes_that_see_another_folder_are_refused(seen: list[int], refused: bool, monkeypatch) -> None:
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(accelerator, "gather", lambda here: torch.tensor(seen))
+    with pytest.raises(ValueError, match=r"must be the same for all .*\[100, 0\]") if refused else nullcontext():
+        alike(accelerator, "out", 100)

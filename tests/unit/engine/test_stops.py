@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from accelerate import Accelerator
 from tiny import tiny_run
 
 from pantomim.engine.stops import FiniteWatch, Interrupted, MemoryFullError, StopSignals, explain_memory
+from pantomim.methods.base import Requirements
+
+NEEDS = Requirements(in_chans=3, image_size=(8, 8), patch_size=4)
 
 CPU = torch.device("cpu")
 
@@ -72,24 +76,38 @@ def test_out_of_memory_names_what_to_try() -> None:
     config = tiny_run(Path("images.npz"), batch_size=24)
     with (
         pytest.raises(MemoryFullError, match=r"24 images at once.*runtime\.accumulation 2 \(12 images.*batch_size 12"),
-        explain_memory(config, 1),
+        explain_memory(config, 1, NEEDS),
     ):
         torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "needs", "advice"),
+    [
+        (6, {"whole_batch": True}, r"accumulation 1\. Start another run with batch_size 3\.$"),
+        (8, {"even": True}, r"runtime\.accumulation 2 \(4 images at once\) or: Start another run with batch_size 4"),
+        (6, {"even": True}, r"runtime\.accumulation 3 \(2 images at once\) or: Start another run with batch_size 2"),
+    ],
+)
+def test_what_is_advised_is_possible(batch_size: int, needs: dict[str, bool], advice: str) -> None:
+    config = tiny_run(Path("images.npz"), batch_size=batch_size)
+    with pytest.raises(MemoryFullError, match=advice), explain_memory(config, 1, replace(NEEDS, **needs)):
+        raise MemoryError
 
 
 def test_the_next_accumulation_divides_the_batch_of_every_process() -> None:
     config = tiny_run(Path("images.npz"), batch_size=30, runtime={"accumulation": 3})
     advice = r"accumulation 3\. .*runtime\.accumulation 5 \(3 images"
-    with pytest.raises(MemoryFullError, match=advice), explain_memory(config, 2):
+    with pytest.raises(MemoryFullError, match=advice), explain_memory(config, 2, NEEDS):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_one_image_at_a_time_leaves_only_a_smaller_model() -> None:
     config = tiny_run(Path("images.npz"), batch_size=2, runtime={"accumulation": 2})
-    with pytest.raises(MemoryFullError, match="smaller model"), explain_memory(config, 1):
+    with pytest.raises(MemoryFullError, match="smaller model"), explain_memory(config, 1, NEEDS):
         raise MemoryError
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="shape"), explain_memory(tiny_run(Path("images.npz")), 1):
+    with pytest.raises(RuntimeError, match="shape"), explain_memory(tiny_run(Path("images.npz")), 1, NEEDS):
         raise RuntimeError("shape mismatch")

@@ -181,3 +181,16 @@ def test_ids_that_a_png_cannot_hold_are_refused(tmp_path, photos):
     with pytest.raises(ValueError, match=r"Segmenter.class_ids must be at most 255 to be written as PNG; got 1000"):
         predict(run, str(photos), tmp_path / "masks")
     assert not (tmp_path / "masks").exists()
+
+
+def test_images_outside_the_splits_are_told(tmp_path, run, caplog):
+    files = {f"{part}/{name}.png": png(n, (16, 16)) for n, part in enumerate(("train", "test", "new")) for name in "ab"}
+    predict(run, str(fill(tmp_path / "parts", files)), tmp_path / "p.csv")
+    assert len(table(tmp_path / "p.csv")) == 1 + 4
+    assert "2 images of" in caplog.text
+    assert "outside its splits" in caplog.text
+
+
+def test_one_of_two_ways_to_more_classes(tmp_path, run, photos):
+    with pytest.raises(ValueError, match=r"predict\.top must be left out beside predict\.all; got 2"):
+        predict(run, str(photos), tmp_path / "p.csv", top=2, all=True)

@@ -8,6 +8,7 @@ from masked_images import encoded, masked_arrays, masked_folder, regions
 from segmenter_folder import write_segmenter
 from sklearn.metrics import jaccard_score
 
+from pantomim.config import DataConfig, Pretrain, to_yaml
 from pantomim.core.scores import intersection_over_union, means
 from pantomim.evaluate.segmentation import standard_error
 from pantomim.evaluate.segmenter import (
@@ -236,3 +237,31 @@ def test_a_single_photo_is_no_masked_source(tmp_path, run):
     photos = fill(tmp_path / "photos", {"a.png": png(0, (20, 20))})
     with pytest.raises(ValueError, match="must have masks beside its images"):
         SegmenterEvaluation(str(run), str(photos)).to_file()
+
+
+@pytest.mark.parametrize(
+    ("about", "given", "ignore", "reduce_zero"),
+    [
+        ({"ignore": 254, "reduce_zero": None, "no_class": 254}, {}, 254, False),
+        ({"ignore": 255, "reduce_zero": True, "no_class": 0}, {}, 255, True),
+        ({"no_class": 254}, {}, 254, False),  # as versions before wrote
+        ({"ignore": 254, "reduce_zero": True, "no_class": 0}, {"ignore": 7, "reduce_zero": False}, 7, False),
+    ],
+)
+def test_what_is_no_class_is_what_it_was_in_training(run, tmp_path, about, given, ignore, reduce_zero):
+    file = run / "segmenter.json"
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in described.items() if name != "ignore"} | about))
+    root = masked_folder(tmp_path / "plain")
+    (root / "classes.json").unlink(missing_ok=True)
+    masks = SegmenterEvaluation(str(run), str(root), **given).source[1]
+    assert (masks.ignore, masks.reduce_zero) == (ignore, reduce_zero)
+
+
+def test_images_that_training_saw_are_not_scored(run, tmp_path):
+    """Of a source without test images, where less than the fixed fifth was held back."""
+    root = masked_folder(tmp_path / "whole", {"": 12})
+    config = Pretrain(recipe="x", data=DataConfig(str(root), holdout=0.1))
+    (run / "config.yaml").write_text(to_yaml(config))
+    with pytest.raises(ValueError, match=r"must have images that training did not see.* held back 10%"):
+        SegmenterEvaluation(str(run), str(root)).to_file()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tiny import tiny_images
 
-from pantomim.config import to_yaml, with_kind
-from pantomim.recipes import RECIPES_OF, prepare
+from pantomim.config import Duration, to_yaml, with_kind
+from pantomim.methods.guides import with_teacher
+from pantomim.recipes import RECIPES_OF, follow, prepare
 from pantomim.study.stages import stage_run
 from pantomim.targets.distance import Distance
 from pantomim.targets.features import FeatureTargetConfig
@@ -157,5 +158,23 @@ def test_an_ema_teacher_is_one_run_and_moves_by_its_length(source, tmp_path) -> 
     assert "it follows from the number of images" in prepare("dbot_vit_base_in1k", teacher="ema").notes[-1]
     bare = prepare("data2vec", data=source, size="micro", steps=500).config
     assert bare.method.target.teacher.momentum == short.config.method.teacher.momentum
+    whole = prepare("data2vec", data=source, size="micro")
+    set_to = replace(whole.config, duration=Duration(steps=500))
+    assert follow(whole, set_to).config.method == bare.method, "a setting is as good as an argument"
+    named = replace(set_to, method=with_teacher(set_to.method, replace(set_to.method.target.teacher, momentum=0.9)))
+    assert follow(whole, named).config == named
     with pytest.raises(ValueError, match=r"Stages\.stages must be 1 for an EMA teacher"):
         stage_run(prepare("dbot", data=source, size="micro", teacher="ema", stages=2).chain, 1, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["simmim", "ijepa"])
+def test_no_end_of_a_rate_lies_above_its_peak(source, name) -> None:
+    """A smaller batch lowers the peak."""
+    whole = prepare(name, data=source, size="tiny", steps=500)
+    small = follow(whole, replace(whole.config, batch_size=whole.config.batch_size // 16)).config
+    before, after = whole.config.optim, small.optim
+    peak = after.base_lr * small.batch_size / 256
+    for end in ("start_lr", "min_lr"):
+        assert getattr(after, end) <= peak
+        assert getattr(after, end) in (getattr(before, end), getattr(before, end) / 16)
+    assert after != before
