@@ -28,12 +28,14 @@ from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.core.reading import read_json
 from pantomim.data.dataset import Dataset
 from pantomim.data.stats import channel_stats
+from pantomim.data.transforms import Interpolation
 from pantomim.engine.runtime import usable_device
 from pantomim.evaluate import features
 from pantomim.evaluate.features import AnyEncoder, FeatureTable, extract, pixel_table
 from pantomim.evaluate.parts import Labelled, MaskedParts, Tables, make_parts, open_labelled
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
+from pantomim.formats.transform import Transform
 from pantomim.formats.wrapped import resized_encoder
 
 PROTOCOL_VERSION = 1
@@ -173,6 +175,11 @@ class Bench:
     work: Path  # where what is trained keeps its steps; it need not exist
 
     @property
+    def interpolation(self) -> Interpolation:
+        """How images are resized for the encoder."""
+        return Transform.of(self.reference).interpolation
+
+    @property
     def pixels(self) -> bool:
         """Whether raw pixels are a contender."""
         return "pixels" in self.evaluation.contenders
@@ -188,7 +195,8 @@ class Bench:
             return make_parts(tables["train"], tables.get("val"), tables["test"], seed=seed)
 
         for name, encoder in self.encoders.items():
-            yield name, divided(hash_weights(encoder.state_dict()), partial(extract, encoder, batch_size=chunk))
+            who = (hash_weights(encoder.state_dict()), self.interpolation)
+            yield name, divided(who, partial(extract, encoder, batch_size=chunk))
         if self.pixels:
             stats = channel_stats(self.train)
             yield "pixels", divided("pixels", lambda dataset: pixel_table(dataset, size, stats))
@@ -236,6 +244,7 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
             "scale": asdict(train.scale),
             "key": opened.key(),
             **opened.about(reference),
+            "interpolation": bench.interpolation,
             "broken": [
                 {"split": dataset.split, "name": broken.name, "reason": broken.reason}
                 for dataset in opened.parts.values()
@@ -306,7 +315,8 @@ def _asked(result: Mapping[str, Any]) -> str:
     if isinstance(other := result.get("against"), dict) and other.get("from_scratch"):
         settings["against"] = "scratch"  # which lies in the run folder, wherever that is now
     of = [data.get(name) for name in ("place", "key", "test_split")], [name for name in SHOWN if name in result]
-    return json.dumps([*of, result.get("protocol"), settings, result.get("seed")], sort_keys=True)
+    how = [data[name] for name in ("interpolation",) if data.get(name, "bicubic") != "bicubic"]  # earlier ones: bicubic
+    return json.dumps([*of, result.get("protocol"), settings, result.get("seed"), *how], sort_keys=True)
 
 
 def place_of(spec: str) -> str:

@@ -57,8 +57,9 @@ class HFEncoder(WrappedEncoder):
         std: tuple[float, ...],
         *,
         projection: Tensor | None = None,
+        interpolation: Interpolation | None = None,
     ) -> None:
-        super().__init__(model, source, image_size, mean, std, projection)
+        super().__init__(model, source, image_size, mean, std, projection, interpolation)
         modules, size = dict(model.named_modules()), getattr(model.config, "patch_size", None)
         blocks, norm = (next((name for name in names if name in modules), None) for names in (BLOCKS, NORMS))
         if blocks is None or norm is None or not isinstance(size, int):
@@ -123,11 +124,12 @@ class HFEncoder(WrappedEncoder):
 
     def _resize(self, image_size: tuple[int, int]) -> "HFEncoder":
         model = copy.deepcopy(self.model)  # which resamples its positions as it runs
-        return HFEncoder(model, self.source, image_size, *self.statistics, projection=self.projection)
+        kept: Any = {"projection": self.projection, "interpolation": self.interpolation}
+        return HFEncoder(model, self.source, image_size, *self.statistics, **kept)
 
     def untrained(self) -> "HFEncoder":
         model = type(self.model)(copy.deepcopy(self.model.config))
-        return HFEncoder(model, self.source, self.image_size, *self.statistics)
+        return HFEncoder(model, self.source, self.image_size, *self.statistics, interpolation=self.interpolation)
 
 
 def our_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -189,9 +191,9 @@ def load_hf(name: str) -> HFEncoder:
     table = None if projection is None else projection.weight.detach().T.contiguous()
     mean, std, interpolation = _preprocessing(name, source)
     messages.set_verbosity_error()  # it would tell that attention cannot be had, which it can: see `HFEncoder`
-    encoder = HFEncoder(vision, source, image_size, mean, std, projection=table).eval()
+    kept: Any = {"projection": table, "interpolation": interpolation}
+    encoder = HFEncoder(vision, source, image_size, mean, std, **kept).eval()
     messages.set_verbosity(verbosity)
-    encoder.interpolation = interpolation
     return encoder
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pantomim.formats.clip import Activation, clip_encoder, image_tower
 from pantomim.formats.files import load_exactly
 from pantomim.formats.reader import read_weights
-from pantomim.formats.timm import TimmEncoder, unknown_name
+from pantomim.formats.timm import KERNELS, TimmEncoder, unknown_name
 from pantomim.formats.wrapped import missing_extra
 
 
@@ -41,12 +41,14 @@ def load_open_clip(spec: str) -> TimmEncoder:
         load_exactly(tower, image_tower(weights), source)
     settings = open_clip.get_model_preprocess_cfg(model)
     mean, std = (tuple(map(float, settings[key])) for key in ("mean", "std"))
+    resized = settings["interpolation"] if settings["interpolation"] in KERNELS else None
     if isinstance(tower, open_clip.model.TimmModel):
         trunk: Any = tower.trunk
         size: Any = getattr(getattr(trunk, "patch_embed", None), "img_size", None) or settings["size"]
         image_size = (size, size) if isinstance(size, int) else tuple(size)
         bare = partial(open_clip.create_model, architecture, pretrained=None, pretrained_text=False)
-        return TimmEncoder(trunk, source, image_size, mean, std, lambda: bare().visual.trunk).eval()
+        fresh: Any = lambda: bare().visual.trunk  # noqa: E731
+        return TimmEncoder(trunk, source, image_size, mean, std, fresh, interpolation=resized).eval()
     return clip_encoder(
         tower.state_dict(),
         source,
@@ -55,6 +57,7 @@ def load_open_clip(spec: str) -> TimmEncoder:
         norm_eps=tower.ln_post.eps,
         mean=mean,
         std=std,
+        interpolation=resized,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pantomim.core.scales import Scale, scale_of
 from pantomim.data.decoding import from_picture
 from pantomim.data.transforms import centred_boxes, resize_one, scaled
-from pantomim.nn.vit import Encoder, Interpolation
+from pantomim.nn.vit import Interpolation
 
 Picture = Image.Image | np.ndarray  # an array is (C, H, W), values as they are stored
 
@@ -32,8 +32,7 @@ class Transform:
     @classmethod
     def of(cls, encoder: Any, interpolation: Interpolation | None = None, margin: float = 1.0) -> Self:
         """That of an encoder's training, bicubic where it is not known how images were resized."""
-        known = encoder.config.interpolation if isinstance(encoder, Encoder) else encoder.interpolation
-        resized = interpolation or known or "bicubic"
+        resized = interpolation or encoder.interpolation or "bicubic"
         return cls(tuple(encoder.image_size), encoder.in_chans, encoder.scale, resized, margin)
 
     @property
@@ -45,6 +44,11 @@ class Transform:
     def divisor(self) -> float:
         """The stored value that becomes 1."""
         return 1.0 if self.scale is None else self.scale.divisor
+
+    @property
+    def given(self) -> float | None:
+        """The divisor, where it was chosen for the data; None: that of their number type."""
+        return self.scale.divisor if self.scale is not None and self.scale.given else None
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Float[Tensor, "B C h w"]:
         """Of one picture a batch of one."""

@@ -39,7 +39,7 @@ class WrappedEncoder(nn.Module, ABC):
     has_attention: bool = False
     scale: Scale | None = BYTES  # of the images that its weights were trained on
     transform: Any = None  # from pictures to its images, of one that `pantomim.load` gave
-    interpolation: Interpolation | None = None  # how the images that it was trained on were resized, if known
+    interpolation: Interpolation | None  # how the images that it was trained on were resized, if known
 
     def __init__(
         self,
@@ -49,8 +49,10 @@ class WrappedEncoder(nn.Module, ABC):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         projection: Tensor | None = None,
+        interpolation: Interpolation | None = None,
     ) -> None:
         super().__init__()
+        self.interpolation = interpolation
         self.model: Any = model.eval()
         self.source, self.image_size, self.in_chans = source, image_size, len(mean)
         self.standardise_by(mean, std)
@@ -153,12 +155,11 @@ def resized_encoder(encoder: Encoder | WrappedEncoder, image_size: tuple[int, in
 
 def check_cells(encoder: Encoder | WrappedEncoder, image_size: tuple[int, int]) -> None:
     """Refuse a size with half a patch at the border, which some networks would cut off in silence."""
-    wrapped = isinstance(encoder, WrappedEncoder)
-    cells = encoder.stride if isinstance(encoder, WrappedEncoder) else (encoder.patch_size,) * 2
+    cells = encoder.stride
     fitting = [max(round(side / cell), 1) * cell for side, cell in zip(image_size, cells, strict=True)]
     if any(side < 1 or side % cell for side, cell in zip(image_size, cells, strict=True)):
         raise ValueError(
-            f"Encoder.image_size must be a multiple of the patches of {encoder.source if wrapped else 'the encoder'}, "
+            f"Encoder.image_size must be a multiple of the patches of {getattr(encoder, 'source', 'the encoder')}, "
             f"{cells[0]} x {cells[1]} pixels; got {image_size[0]} x {image_size[1]}. Choose {fitting[0]} {fitting[1]}: "
             f"images are then resized."
         )

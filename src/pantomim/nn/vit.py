@@ -189,6 +189,26 @@ class Encoder(nn.Module):
         self.norm: nn.Module = nn.LayerNorm(self.width, eps=eps) if norms.final else nn.Identity()
         self._initialise()
 
+    @property
+    def interpolation(self) -> Interpolation | None:
+        """How the images that it was trained on were resized, if known."""
+        return self.config.interpolation
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first prefix token is one."""
+        return self.config.class_token
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel."""
+        return self.config.mean, self.config.std
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Pixels of a patch, along each side."""
+        return self.patch_size, self.patch_size
+
     @torch.no_grad()
     def _initialise(self) -> None:
         scheme, position = self.config.initialisation, self.config.position
@@ -248,6 +268,8 @@ class Encoder(nn.Module):
         """
         every = range(self.depth)
         if isinstance(indices, int):
+            if not 1 <= indices <= self.depth:
+                raise ValueError(f"indices must be from 1 to the {self.depth} blocks; got {indices}. Ask for fewer.")
             indices = range(self.depth - indices, self.depth)
         chosen = [every[index] for index in (every if indices is None else indices)]
         blocks = range(max(chosen) + 1) if stop_early else every

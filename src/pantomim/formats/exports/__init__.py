@@ -8,7 +8,7 @@ import torch
 
 from pantomim.core.files import new_folder
 from pantomim.core.names import one_of
-from pantomim.formats.exports.card import CARD, upload, write_card
+from pantomim.formats.exports.card import CARD, check_name, upload, write_card
 from pantomim.formats.exports.destination import Destination, largest_difference, quiet
 from pantomim.formats.exports.network import Outputs, images_to_try, open_network
 from pantomim.formats.exports.to_hf import ToHF
@@ -30,10 +30,13 @@ class Exported:
     what: str
     difference: float
     images: str  # what it was tried on
+    why: str  # not on the run's; "": it was
     code: str
 
     def __str__(self) -> str:
-        return f"{self.out}: {self.what}.\n{self.checked}\n\nIn that folder:\n\n{self.code}"
+        return "\n".join(
+            [f"{self.out}: {self.what}.", self.checked, *filter(None, [self.why]), "", "In that folder:", "", self.code]
+        )
 
     @property
     def checked(self) -> str:
@@ -56,7 +59,7 @@ def export(
         run: A run folder, whose classifier or segmenter leaves if it has one; a file of its weights, such as
             RUN/encoder.safetensors; or what `pantomim.load` takes.
         to: A name of `DESTINATIONS`.
-        out: The folder; None: RUN/export/TO.
+        out: The folder; None: RUN/export/TO, with an image size RUN/export/TO-HxW.
         image_size: Height and width, positions resampled; None: those of training.
         images: Images to compare on; None: twelve of the run's data, or where they cannot be read drawn ones.
         push: The name of a new, private repository on the hub of Hugging Face that the folder is uploaded to.
@@ -70,11 +73,13 @@ def export(
     place = one_of("export.to", to, {place.name: place for place in DESTINATIONS})
     if out is None and not Path(run).is_dir():
         raise ValueError(f"export.out must be given for a network outside a run folder; got {run}. Name a folder.")
+    if push is not None:
+        check_name(push)
     size = "" if image_size is None else f"-{image_size[0]}x{image_size[1]}"
     folder = Path(run) / "export" / f"{to}{size}" if out is None else Path(out)
     with new_folder("export.out", folder) as temporary:
         network = open_network(run, load_encoder, image_size)
-        tried, words = images_to_try(network, images)
+        tried, words, why = images_to_try(network, images)
         what, code = place.write(network, temporary)
         ours, difference, allowed = Outputs(network.module).eval(), 0.0, LIMIT
         with torch.no_grad(), quiet():
@@ -87,7 +92,7 @@ def export(
                 f"export.to must be a library that computes the same; got {difference:.1e} as the largest difference "
                 f"of {what} on {words}, where {allowed:.1e} is rounding. Nothing was written: choose another place."
             )
-        found = Exported(folder, what, difference, words, code)
+        found = Exported(folder, what, difference, words, why, code)
         write_card(temporary, network, place.name, f"{what}. {found.checked}", found.code)
         mode = (temporary / CARD).stat().st_mode
         for file in temporary.iterdir():  # safetensors lets in the owner alone

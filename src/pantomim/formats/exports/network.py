@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pantomim.core.reading import read_yaml
+from pantomim.core.scales import BYTES
 from pantomim.data.dataset import Dataset, evenly_spaced
 from pantomim.data.masks import read_masked
 from pantomim.data.record import RECORD, read_record
@@ -80,9 +81,8 @@ class Network:
     @property
     def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and std of each channel, of scaled images."""
-        if isinstance(self.encoder, Encoder):
-            return list(self.encoder.config.mean), list(self.encoder.config.std)
-        return self.encoder.mean.flatten().tolist(), self.encoder.std.flatten().tolist()
+        mean, std = self.encoder.statistics
+        return list(mean), list(std)
 
     @property
     def pool(self) -> Pool | None:
@@ -161,11 +161,11 @@ def facts(network: Network) -> dict[str, Any]:
     return found | {name: network.about[name] for name in told if network.kind == SEGMENTER and name in network.about}
 
 
-def images_to_try(network: Network, images: str | None) -> tuple[Float[Tensor, "B C h w"], str]:
-    """Images that the network takes, and what they are: of a source, else of the run's data, else drawn."""
+def images_to_try(network: Network, images: str | None) -> tuple[Float[Tensor, "B C h w"], str, str]:
+    """Images that the network takes: of a source, else of the run's data, else drawn; what they are, and why."""
     transform = network.transform
     try:
-        dataset = _data_of(network.folder) if images is None else open_source(images, "all")
+        dataset = _data_of(network.folder) if images is None else open_source(images, "all", transform.given)
         if dataset.channels != transform.channels:
             raise ValueError(
                 f"export.images must have {transform.channels} channel(s), as the network takes; got "
@@ -175,11 +175,13 @@ def images_to_try(network: Network, images: str | None) -> tuple[Float[Tensor, "
         chosen = evenly_spaced(len(dataset), NUM_IMAGES)
         how: dict[str, Any] = {"indices": chosen, "margin": transform.margin}
         found = torch.cat([batch for batch, _ in evaluation_batches(dataset, transform.image_size, 12, "cpu", **how)])
-        return found.contiguous(), f"{len(found)} images of {dataset.name}"
+        if transform.divisor == BYTES.divisor:  # whole ones, as image processors take them
+            found = (found.clamp(0, 1) * 255).round() / 255
+        return found.contiguous(), f"{len(found)} images of {dataset.name}", ""
     except (ValueError, OSError) as error:
         if images is not None:
             raise
-        return _drawn(transform), f"{NUM_IMAGES} drawn images, which are no photographs: {str(error).rstrip('.')}"
+        return _drawn(transform), f"{NUM_IMAGES} drawn images, which are no photographs", str(error)
 
 
 def _data_of(folder: Path | None) -> Dataset:
