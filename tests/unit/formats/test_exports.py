@@ -248,7 +248,7 @@ def test_the_card_tells_what_is_there_alone(run):
     (run / "config.yaml").unlink()
     card = (export(run, "timm").out / "README.md").read_text()
     assert "| label-free | tiny | 16 of 24 x 24 | effective rank | 7.2 |  |  |" in card
-    assert "initial weights" not in card
+    assert "- initial weights" not in card
     assert "- data" not in card
     assert "not evaluated" not in card
 

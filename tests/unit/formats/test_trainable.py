@@ -132,6 +132,7 @@ def test_a_network_of_transformers_is_our_encoder(tmp_path, name):
     encoder, wrapped = load_trainable(spec), load_encoder(spec)
     assert encoder.config.interpolation == "bilinear"
     assert difference(encoder, wrapped, (32, 32)) < 1e-5
+    assert wrapped.resized((40, 24)).interpolation == wrapped.untrained().interpolation == "bilinear"
     twin = wrapped.untrained().model  # new blocks start as the library's
     scales = our_names(twin, twin.state_dict()).get("blocks.0.gamma_1")
     assert encoder.config.layer_scale == (None if scales is None else pytest.approx(float(scales[0])))
