@@ -1,4 +1,4 @@
-"""From pictures to what an encoder takes, as its evaluation does it."""
+"""From pictures to what an encoder takes; evaluation resizes as this does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
