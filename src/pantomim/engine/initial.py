@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pantomim.config import of_today, to_dict
+from pantomim.config import leaves, of_today, to_dict
 from pantomim.core.reading import read_yaml
 from pantomim.formats import load_trainable
 from pantomim.formats.files import frozen_hashes, frozen_parts, load_exactly, other_parts
@@ -49,8 +49,8 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = (), config: A
     with. They are resampled where the grid differs. Mean and std stay the method's, which `recipes.prepare` takes from
     the weights, but for images of other channels.
 
-    A head comes along only where it was trained for the same task and the same `classes`, in their order. With the
-    `config` of the method, a decoder comes along only from a run of the same method and kind of target.
+    A head comes along only where it was trained for the same task and the same `classes`, in their order; a
+    decoder only from the same method and kind of target, by the method's `config`.
 
     Returns: What was copied, and every adaptation, in words.
     """
@@ -117,19 +117,14 @@ def carry_over(old: Method, old_optimizer: Optimizer, new: Method, new_optimizer
     new_optimizer.load_state_dict(old_optimizer.state_dict())
 
 
-def _predicts(method: Any) -> tuple[Any, Any]:
-    """Which method it is, and its kind of target, of a config as plain values."""
-    return method.get("kind"), (method.get("target") or {}).get("kind")
-
-
 def _take_rest(spec: str, method: Method, config: Any) -> str:
     """The decoder of MAE, or whatever else a method predicts with, where it is there and fits; in words."""
     decoder, stated, same = method.exports().get("decoder"), None, True
     if config is not None:
-        told, path = {"kind": "mae", "target": {"kind": "pixels"}}, Path(spec) / "config.yaml"  # decoders of others
+        told, path = {"kind": "mae", "target.kind": "pixels"}, Path(spec) / "config.yaml"  # a decoder of others
         if path.is_file():
-            told = of_today(read_yaml(path), str(path))["method"]
-        same = _predicts(told) == _predicts(to_dict(config))
+            told = leaves(of_today(read_yaml(path), str(path))["method"])
+        same = all(told.get(kind) == leaves(to_dict(config)).get(kind) for kind in ("kind", "target.kind"))
     if (Path(spec) / "predictor.json").is_file():
         what, source, ours = "what it predicts with", load_predictor(spec), method.exports().get("predictor", {})
         stated = read_frozen(spec)

@@ -28,7 +28,6 @@ from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.core.reading import read_json
 from pantomim.data.dataset import Dataset
 from pantomim.data.stats import channel_stats
-from pantomim.data.transforms import Interpolation
 from pantomim.engine.runtime import usable_device
 from pantomim.evaluate import features
 from pantomim.evaluate.features import AnyEncoder, FeatureTable, extract, pixel_table
@@ -175,11 +174,6 @@ class Bench:
     work: Path  # where what is trained keeps its steps; it need not exist
 
     @property
-    def interpolation(self) -> Interpolation:
-        """How images are resized for the encoder."""
-        return Transform.of(self.reference).interpolation
-
-    @property
     def pixels(self) -> bool:
         """Whether raw pixels are a contender."""
         return "pixels" in self.evaluation.contenders
@@ -195,7 +189,7 @@ class Bench:
             return make_parts(tables["train"], tables.get("val"), tables["test"], seed=seed)
 
         for name, encoder in self.encoders.items():
-            who = (hash_weights(encoder.state_dict()), self.interpolation)
+            who = hash_weights(encoder.state_dict()), Transform.of(encoder)
             yield name, divided(who, partial(extract, encoder, batch_size=chunk))
         if self.pixels:
             stats = channel_stats(self.train)
@@ -244,7 +238,7 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
             "scale": asdict(train.scale),
             "key": opened.key(),
             **opened.about(reference),
-            "interpolation": bench.interpolation,
+            "interpolation": Transform.of(reference).interpolation,
             "broken": [
                 {"split": dataset.split, "name": broken.name, "reason": broken.reason}
                 for dataset in opened.parts.values()
@@ -315,7 +309,7 @@ def _asked(result: Mapping[str, Any]) -> str:
     if isinstance(other := result.get("against"), dict) and other.get("from_scratch"):
         settings["against"] = "scratch"  # which lies in the run folder, wherever that is now
     of = [data.get(name) for name in ("place", "key", "test_split")], [name for name in SHOWN if name in result]
-    how = [data[name] for name in ("interpolation",) if data.get(name, "bicubic") != "bicubic"]  # earlier ones: bicubic
+    how = {data.get("interpolation", "bicubic")} - {"bicubic"}  # which is not recorded in earlier ones
     return json.dumps([*of, result.get("protocol"), settings, result.get("seed"), *how], sort_keys=True)
 
 

@@ -92,7 +92,9 @@ def random_init_encoder(encoder: AnyEncoder, seed: int) -> AnyEncoder:
     """The same network with freshly drawn weights, as a baseline; torch's own random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return (encoder.untrained() if isinstance(encoder, WrappedEncoder) else Encoder(encoder.config)).eval()
+        drawn = (encoder.untrained() if isinstance(encoder, WrappedEncoder) else Encoder(encoder.config)).eval()
+    drawn.interpolation = encoder.interpolation  # the images stay the same
+    return drawn
 
 
 def check_images(encoder: AnyEncoder, dataset: Dataset) -> None:

@@ -27,6 +27,7 @@ from pantomim.evaluate.base import Bench, Evaluation, Memo, Scores
 from pantomim.evaluate.features import AnyEncoder, check_finite, pixel_patches
 from pantomim.evaluate.linear import Probes, check_rates, train_probes
 from pantomim.evaluate.parts import MaskedParts, open_masked_parts
+from pantomim.formats.transform import Transform
 from pantomim.nn.tokens import enlarge, take
 
 MAX_VALUES = 2**25  # features and targets held of one contender, as numbers (128 MiB); beyond, patches are drawn
@@ -68,8 +69,8 @@ class Segmentation(Evaluation):
             )
         # As many images at once as have the patches of `chunk` ones at the encoder's own size.
         batch_size = max(1, self.chunk * math.prod(bench.own_grid) // math.prod(grid))
-        how = (bench.reference.image_size, bench.interpolation, grid, batch_size, bench.device)
-        pictures = Pictures(self.open(bench.memo), *how)
+        shown, source = Transform.of(bench.reference), self.open(bench.memo)
+        pictures = Pictures(source, shown.image_size, grid, batch_size, bench.device, shown.interpolation)
         extractors = {name: partial(_patches, encoder) for name, encoder in bench.encoders.items()}
         if bench.pixels:
             extractors["pixels"] = partial(pixel_patches, grid=grid)
@@ -134,10 +135,10 @@ class Pictures:
 
     source: MaskedParts
     image_size: tuple[int, int]
-    interpolation: Interpolation
     grid: tuple[int, int]
     batch_size: int
     device: torch.device
+    interpolation: Interpolation = "bicubic"
 
     def batches(self, part: str) -> Iterator[tuple[Float[Tensor, "B C H W"], Int[Tensor, "B H W"]]]:
         """Images, and their masks as positions in `source.ids` (-1: no class); on the device."""

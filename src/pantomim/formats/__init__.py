@@ -19,7 +19,7 @@ from pantomim.formats.importing import ImportReport, write_found
 from pantomim.formats.layout import AS_PUBLISHED, Format, Found, Given, first_names
 from pantomim.formats.mae import MAEFormat
 from pantomim.formats.mmpretrain import MMPretrainFormat
-from pantomim.formats.native import NAMES, is_pair, load_encoder_file, load_encoder_folder
+from pantomim.formats.native import NAMES, load_encoder_file, load_encoder_folder
 from pantomim.formats.open_clip import load_open_clip
 from pantomim.formats.reader import read_content, weights_of
 from pantomim.formats.timm import load_timm
@@ -54,16 +54,12 @@ def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:
     path = Path(name := str(spec))
     if not name.startswith(PREFIXES) and path.is_dir():
         if (path / "config.json").is_file() and not (path / "encoder.json").is_file():
-            hf = "model_type" in read_json(path / "config.json", dict[str, Any], "Name the run that it came from.")
-            raise ValueError(
-                f"encoder must be hf:{name} for a folder of transformers; got {name}. Write hf: before it."
-                if hf
-                else f"encoder must be a folder of ours, or one of transformers with hf: before it; got {name}, whose "
-                f"config.json is neither's. Name the run that it was exported from, or timm:NAME@FILE for weights of "
-                f"timm."
-            )
+            hf = "model_type" in read_json(path / "config.json", dict[str, Any], "Name another folder.")
+            rule = f"hf:{name} for a folder of transformers" if hf else "a run folder, not what was exported from it"
+            raise ValueError(f"encoder must be {rule}; got {name}. {'Write hf: before it' if hf else 'Name the run'}.")
         return load_encoder_folder(path)
-    if is_pair(path):
+    about = path.with_suffix(".json")
+    if path.suffix == ".safetensors" and about.is_file() and b'"format_version"' in about.read_bytes():
         return load_encoder_file(path)
     encoder: Encoder | WrappedEncoder
     if name.startswith(PREFIXES):

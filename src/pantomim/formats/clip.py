@@ -17,7 +17,6 @@ from pantomim.formats.layout import initial_weights_unused
 from pantomim.formats.native import exact_ratio
 from pantomim.formats.reader import read_weights
 from pantomim.formats.timm import TimmEncoder
-from pantomim.nn.vit import Interpolation
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HEAD_WIDTH = 64  # of every published tower; weights do not tell
@@ -55,7 +54,6 @@ def clip_encoder(
     norm_eps: float = 1e-5,
     mean: tuple[float, ...] = MEAN,
     std: tuple[float, ...] = STD,
-    interpolation: Interpolation | None = None,
 ) -> TimmEncoder:
     """The tower of weights under OpenAI's names, each of which must be right; without `heads` they are 64 wide."""
     from timm.models.vision_transformer import VisionTransformer
@@ -96,8 +94,7 @@ def clip_encoder(
         model = build().to(projection.dtype)
     load_exactly(model, named, source)
     image_size = model.patch_embed.img_size
-    kept: Any = {"projection": projection, "interpolation": interpolation, "stretch": True}
-    encoder = TimmEncoder(model, source, image_size, mean, std, build, **kept)
+    encoder = TimmEncoder(model, source, image_size, mean, std, build, projection=projection, stretch=True)
     return encoder.to(projection.dtype).eval()
 
 

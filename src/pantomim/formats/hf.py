@@ -57,9 +57,8 @@ class HFEncoder(WrappedEncoder):
         std: tuple[float, ...],
         *,
         projection: Tensor | None = None,
-        interpolation: Interpolation | None = None,
     ) -> None:
-        super().__init__(model, source, image_size, mean, std, projection, interpolation)
+        super().__init__(model, source, image_size, mean, std, projection)
         modules, size = dict(model.named_modules()), getattr(model.config, "patch_size", None)
         blocks, norm = (next((name for name in names if name in modules), None) for names in (BLOCKS, NORMS))
         if blocks is None or norm is None or not isinstance(size, int):
@@ -124,12 +123,11 @@ class HFEncoder(WrappedEncoder):
 
     def _resize(self, image_size: tuple[int, int]) -> "HFEncoder":
         model = copy.deepcopy(self.model)  # which resamples its positions as it runs
-        kept: Any = {"projection": self.projection, "interpolation": self.interpolation}
-        return HFEncoder(model, self.source, image_size, *self.statistics, **kept)
+        return HFEncoder(model, self.source, image_size, *self.statistics, projection=self.projection)
 
     def untrained(self) -> "HFEncoder":
         model = type(self.model)(copy.deepcopy(self.model.config))
-        return HFEncoder(model, self.source, self.image_size, *self.statistics, interpolation=self.interpolation)
+        return HFEncoder(model, self.source, self.image_size, *self.statistics)
 
 
 def our_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -191,9 +189,9 @@ def load_hf(name: str) -> HFEncoder:
     table = None if projection is None else projection.weight.detach().T.contiguous()
     mean, std, interpolation = _preprocessing(name, source)
     messages.set_verbosity_error()  # it would tell that attention cannot be had, which it can: see `HFEncoder`
-    kept: Any = {"projection": table, "interpolation": interpolation}
-    encoder = HFEncoder(vision, source, image_size, mean, std, **kept).eval()
+    encoder = HFEncoder(vision, source, image_size, mean, std, projection=table).eval()
     messages.set_verbosity(verbosity)
+    encoder.interpolation = interpolation
     return encoder
 
 

@@ -22,6 +22,10 @@ from pantomim.nn.relative import CLASS_ROWS
 from pantomim.nn.vit import Encoder, EncoderConfig, Position
 
 LOG = logging.getLogger(__name__)
+ASSUMED = (
+    "%s does not tell all: it is read as %s file, with %d heads, mean %s, std %s and images of 8 bits. A file of a run "
+    "needs its .json beside it; timm's are timm:NAME@FILE; `pantomim import` takes other values."
+)
 NAMED = 10  # tensors, when a file is refused
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHARED = "encoder.rel_pos_bias.relative_position_bias_table"
@@ -155,14 +159,9 @@ class ForeignFile:
             **settings,
         )
         if mean is None or self.given.heads is None:
-            # none of the authors' classifiers is on the class token; timm's are, and ours may be
-            odd = self.has("head.weight") and not self.has("fc_norm.weight")
-            LOG.log(
-                logging.WARNING if odd else logging.INFO,
-                "%s does not tell all: it is read as %s file, with %d heads, mean %s, std %s and images of 8 bits. A "
-                "file of a run needs its .json beside it; timm's are timm:NAME@FILE; `pantomim import` takes values.",
-                *(self.source, self.format.owner, config.heads, config.mean, config.std),
-            )
+            # of classifiers on the class token none is the authors', but timm's and ours may be read as theirs
+            level = logging.WARNING if self.has("head.weight") and not self.has("fc_norm.weight") else logging.INFO
+            LOG.log(level, ASSUMED, self.source, self.format.owner, config.heads, config.mean, config.std)
         return config
 
     def _side(self) -> int:

@@ -64,18 +64,14 @@ def build_encoder(about: Mapping[str, Any]) -> Encoder:
     return TypeAdapter(EncoderConfig).validate_python(about["encoder"]).build()
 
 
-def load_encoder_file(path: str | Path) -> Encoder:
+def load_encoder_file(path: Path) -> Encoder:
     """The encoder of a file of ours of any name, by the description beside it; of a classifier with its norm."""
-    folder, name = Path(path).parent, Path(path).stem
-    about = read_description(folder, name)
-    if SEGMENTER in about or ENCODER not in about:
-        raise ValueError(
-            f"{path} must be an encoder or a classifier to read an encoder from; {name}.json beside it describes "
-            f"another part of a run. Name the folder of the run, or its encoder.safetensors."
-        )
+    about = read_description(path.parent, path.stem)
     if CLASSIFIER in about:
-        return fill_pair(folder, name, build_classifier).plain_encoder()
-    return fill_pair(folder, name, build_encoder)
+        return fill_pair(path.parent, path.stem, build_classifier).plain_encoder()
+    if ENCODER in about and SEGMENTER not in about:
+        return fill_pair(path.parent, path.stem, build_encoder)
+    raise ValueError(f"{path} must hold an encoder or a classifier; got another part. Name the run's folder instead.")
 
 
 def save_decoder(folder: str | Path, decoder: MAEDecoder) -> None:
@@ -179,16 +175,6 @@ def write_pair(folder: str | Path, name: str, weights: Mapping[str, Tensor], des
     whole = {"format_version": FORMAT_VERSION, **description, "sha256": hash_weights(own)}
     replace_file(Path(folder) / f"{name}.safetensors", save(own))
     replace_file(Path(folder) / f"{name}.json", (json.dumps(whole, indent=2) + "\n").encode())
-
-
-def is_pair(path: Path) -> bool:
-    """Whether a file of weights has its description beside it: by its own name, or any if the hash is stated."""
-    about = path.with_suffix(".json")
-    return (
-        path.suffix == ".safetensors"
-        and about.is_file()
-        and (path.stem == ENCODER or b'"sha256"' in about.read_bytes())
-    )
 
 
 def read_description(folder: str | Path, name: str = ENCODER) -> dict[str, Any]:

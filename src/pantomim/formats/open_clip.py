@@ -41,24 +41,24 @@ def load_open_clip(spec: str) -> TimmEncoder:
         load_exactly(tower, image_tower(weights), source)
     settings = open_clip.get_model_preprocess_cfg(model)
     mean, std = (tuple(map(float, settings[key])) for key in ("mean", "std"))
-    resized = settings["interpolation"] if settings["interpolation"] in KERNELS else None
     if isinstance(tower, open_clip.model.TimmModel):
         trunk: Any = tower.trunk
         size: Any = getattr(getattr(trunk, "patch_embed", None), "img_size", None) or settings["size"]
         image_size = (size, size) if isinstance(size, int) else tuple(size)
         bare = partial(open_clip.create_model, architecture, pretrained=None, pretrained_text=False)
-        fresh: Any = lambda: bare().visual.trunk  # noqa: E731
-        return TimmEncoder(trunk, source, image_size, mean, std, fresh, interpolation=resized).eval()
-    return clip_encoder(
-        tower.state_dict(),
-        source,
-        activation=_activation(tower, source),
-        heads=tower.transformer.resblocks[0].attn.num_heads,
-        norm_eps=tower.ln_post.eps,
-        mean=mean,
-        std=std,
-        interpolation=resized,
-    )
+        encoder = TimmEncoder(trunk, source, image_size, mean, std, lambda: bare().visual.trunk).eval()
+    else:
+        encoder = clip_encoder(
+            tower.state_dict(),
+            source,
+            activation=_activation(tower, source),
+            heads=tower.transformer.resblocks[0].attn.num_heads,
+            norm_eps=tower.ln_post.eps,
+            mean=mean,
+            std=std,
+        )
+    encoder.interpolation = settings["interpolation"] if settings["interpolation"] in KERNELS else None
+    return encoder
 
 
 def _activation(tower: Any, source: str) -> Activation:

@@ -53,13 +53,12 @@ class TimmEncoder(WrappedEncoder):
         fresh: Callable[[], nn.Module],
         *,
         projection: Tensor | None = None,
-        interpolation: Interpolation | None = None,
         stretch: bool = False,
     ) -> None:
         from timm.layers import Attention
         from timm.models.vision_transformer import Block, VisionTransformer
 
-        super().__init__(model, source, image_size, mean, std, projection, interpolation)
+        super().__init__(model, source, image_size, mean, std, projection)
         self.fresh, self.stretch = fresh, stretch
         self.num_prefix = int(getattr(model, "num_prefix_tokens", 0))
         self.has_class_token = self.num_prefix > int(getattr(model, "num_reg_tokens", 0))
@@ -158,8 +157,9 @@ class TimmEncoder(WrappedEncoder):
         return as_trainable(self, model, our_names(model, model.state_dict()), untold)
 
     def _with(self, model: nn.Module, image_size: tuple[int, int], projection: Tensor | None = None) -> "TimmEncoder":
-        kept: Any = {"projection": projection, "interpolation": self.interpolation, "stretch": self.stretch}
-        return TimmEncoder(model, self.source, image_size, *self.statistics, self.fresh, **kept)
+        return TimmEncoder(
+            model, self.source, image_size, *self.statistics, self.fresh, projection=projection, stretch=self.stretch
+        )
 
 
 def our_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -237,7 +237,9 @@ def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
         image_size = tuple(about["input_size"][1:])
         name = named.removeprefix("timm:").partition("@")[0]
         fresh = partial(timm.create_model, name, pretrained=False, num_classes=0)
-        return TimmEncoder(model, named, image_size, mean, std, fresh, interpolation=interpolation).eval()
+        wrapped = TimmEncoder(model, named, image_size, mean, std, fresh).eval()
+        wrapped.interpolation = interpolation
+        return wrapped
     with torch.random.fork_rng(devices=[]):
         encoder = config.build()
     weights = {key: value for key, value in model.state_dict().items() if key in encoder.state_dict()}

@@ -45,11 +45,6 @@ class Transform:
         """The stored value that becomes 1."""
         return 1.0 if self.scale is None else self.scale.divisor
 
-    @property
-    def given(self) -> float | None:
-        """The divisor, where it was chosen for the data; None: that of their number type."""
-        return self.scale.divisor if self.scale is not None and self.scale.given else None
-
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Float[Tensor, "B C h w"]:
         """Of one picture a batch of one."""
         if isinstance(pictures, str | Path):

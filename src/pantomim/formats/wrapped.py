@@ -39,7 +39,7 @@ class WrappedEncoder(nn.Module, ABC):
     has_attention: bool = False
     scale: Scale | None = BYTES  # of the images that its weights were trained on
     transform: Any = None  # from pictures to its images, of one that `pantomim.load` gave
-    interpolation: Interpolation | None  # how the images that it was trained on were resized, if known
+    interpolation: Interpolation | None = None  # how the images that it was trained on were resized, if known
 
     def __init__(
         self,
@@ -49,10 +49,8 @@ class WrappedEncoder(nn.Module, ABC):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         projection: Tensor | None = None,
-        interpolation: Interpolation | None = None,
     ) -> None:
         super().__init__()
-        self.interpolation = interpolation
         self.model: Any = model.eval()
         self.source, self.image_size, self.in_chans = source, image_size, len(mean)
         self.standardise_by(mean, std)
@@ -91,7 +89,7 @@ class WrappedEncoder(nn.Module, ABC):
             resized = self._resize(image_size)
         except (AssertionError, RuntimeError, ValueError) as error:  # what the libraries raise for a size they refuse
             raise one_size(self.source, self.image_size, image_size) from error
-        resized.mean, resized.std = self.mean, self.std
+        resized.mean, resized.std, resized.interpolation = self.mean, self.std, self.interpolation
         return resized
 
     @property

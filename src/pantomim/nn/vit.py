@@ -151,6 +151,8 @@ class Encoder(nn.Module):
         self.image_size, self.patch_size, self.in_chans = config.image_size, config.patch_size, config.in_chans
         self.width, self.depth = config.width, config.depth
         self.grid, self.num_prefix = config.grid, config.num_prefix
+        self.has_class_token, self.interpolation = config.class_token, config.interpolation
+        self.statistics, self.stride = (config.mean, config.std), (config.patch_size, config.patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
         self.register_buffer("mean", channel_values("Encoder.mean", config.mean, self.in_chans), persistent=False)
         self.register_buffer("std", channel_values("Encoder.std", config.std, self.in_chans), persistent=False)
@@ -188,26 +190,6 @@ class Encoder(nn.Module):
         )
         self.norm: nn.Module = nn.LayerNorm(self.width, eps=eps) if norms.final else nn.Identity()
         self._initialise()
-
-    @property
-    def interpolation(self) -> Interpolation | None:
-        """How the images that it was trained on were resized, if known."""
-        return self.config.interpolation
-
-    @property
-    def has_class_token(self) -> bool:
-        """Whether the first prefix token is one."""
-        return self.config.class_token
-
-    @property
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel."""
-        return self.config.mean, self.config.std
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        """Pixels of a patch, along each side."""
-        return self.patch_size, self.patch_size
 
     @torch.no_grad()
     def _initialise(self) -> None:

@@ -178,9 +178,8 @@ def from_scratch(run: Pretrain) -> Pretrain:
     The head is DeiT's: one that starts near zero, as beside pre-trained weights, would only hold the others back.
     """
     method = replace(run.method, head_init="deit") if isinstance(run.method, SupervisedConfig) else run.method
-    return replace(
-        run, init=None, method=method, optim=replace(run.optim, layer_decay=1.0, freeze_blocks=0, lora=Lora())
-    )
+    optim = replace(run.optim, layer_decay=1.0, freeze_blocks=0, lora=Lora())
+    return replace(run, init=None, method=method, optim=optim)
 
 
 MIXING_NOTE = "partners in mixing are neighbours in the global batch; the authors mix in reverse order"

@@ -235,7 +235,7 @@ class Family:
     def fit(
         self, size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = None, whole: int | None = None
     ) -> Pretrain:
-        """The bare method for such images; of `start`, an encoder to continue, image size and drop path are not kept."""
+        """The bare method for such images; of `start`, an encoder to continue, not image size and drop path."""
         if size not in self.sizes:
             raise ValueError(f"prepare.size must be one of {', '.join(self.sizes)} for {self.bare}; got {size}.")
         width = start.width if start is not None else ENCODER_SIZES.get(size, {"width": 0})["width"]

@@ -206,12 +206,12 @@ def test_a_missing_package_is_named(run, tmp_path, monkeypatch, to, package, ext
     assert not (tmp_path / "out").exists()
 
 
-def test_images_that_are_gone_are_drawn_and_said_so(run, tmp_path):
+def test_images_that_are_gone_are_drawn_and_said_so(run, tmp_path, caplog):
     (tmp_path / "images.npz").unlink()
     found = export(run, "timm", image_size=(24, 16))
     assert found.out.name == "timm-24x16"
     assert "on 12 drawn images, which are no photographs.\n" in str(found)
-    assert str(tmp_path) in found.why
+    assert str(tmp_path) in caplog.text
     assert str(tmp_path) not in (found.out / "README.md").read_text()
     assert "16 of 16 x 16 |" in (found.out / "README.md").read_text(), "not of the size that leaves"
 

@@ -30,13 +30,10 @@ class Exported:
     what: str
     difference: float
     images: str  # what it was tried on
-    why: str  # not on the run's; "": it was
     code: str
 
     def __str__(self) -> str:
-        return "\n".join(
-            [f"{self.out}: {self.what}.", self.checked, *filter(None, [self.why]), "", "In that folder:", "", self.code]
-        )
+        return f"{self.out}: {self.what}.\n{self.checked}\n\nIn that folder:\n\n{self.code}"
 
     @property
     def checked(self) -> str:
@@ -79,7 +76,7 @@ def export(
     folder = Path(run) / "export" / f"{to}{size}" if out is None else Path(out)
     with new_folder("export.out", folder) as temporary:
         network = open_network(run, load_encoder, image_size)
-        tried, words, why = images_to_try(network, images)
+        tried, words = images_to_try(network, images)
         what, code = place.write(network, temporary)
         ours, difference, allowed = Outputs(network.module).eval(), 0.0, LIMIT
         with torch.no_grad(), quiet():
@@ -92,7 +89,7 @@ def export(
                 f"export.to must be a library that computes the same; got {difference:.1e} as the largest difference "
                 f"of {what} on {words}, where {allowed:.1e} is rounding. Nothing was written: choose another place."
             )
-        found = Exported(folder, what, difference, words, why, code)
+        found = Exported(folder, what, difference, words, code)
         write_card(temporary, network, place.name, f"{what}. {found.checked}", found.code)
         mode = (temporary / CARD).stat().st_mode
         for file in temporary.iterdir():  # safetensors lets in the owner alone

@@ -104,11 +104,9 @@ def _scores(network: Network) -> Iterator[str]:
             result = read_json(path, dict[str, Any], "")
             metric = next(name for name in METRICS if name in result["trained"])
             values = [result.get(name, {}).get(metric) for name in CONTENDERS]
-            text = "{:.1f}" if metric == "rankme" else "{:.1%}"
-            shown = ["" if value is None else text.format(value).replace("%", " %") for value in values]
-            data, trained = result["data"], network.about["encoder"]["image_size"]
-            height, width = data.get("image_size", trained)  # not always those of what leaves
-            images = f"{data['num_test']:,} of {height} x {width}"
+            shown = ["" if v is None else f"{v:.1f}" if metric == "rankme" else f"{100 * v:.1f} %" for v in values]
+            height, width = result["data"].get("image_size", network.about["encoder"]["image_size"])
+            images = f"{result['data']['num_test']:,} of {height} x {width}"
             rows.append([result["protocol"], result["dataset"], images, METRICS[metric], *shown])
         except (ValueError, KeyError, TypeError, StopIteration):
             damaged.append(path.name)
