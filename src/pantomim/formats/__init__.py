@@ -54,9 +54,11 @@ def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:
     path = Path(name := str(spec))
     if not name.startswith(PREFIXES) and path.is_dir():
         if (path / "config.json").is_file() and not (path / "encoder.json").is_file():
-            hf = "model_type" in read_json(path / "config.json", dict[str, Any], "Name another folder.")
-            rule = f"hf:{name} for a folder of transformers" if hf else "a run folder, not what was exported from it"
-            raise ValueError(f"encoder must be {rule}; got {name}. {'Write hf: before it' if hf else 'Name the run'}.")
+            timms = "architecture" in read_json(path / "config.json", dict[str, Any], "Name another folder.")
+            rule = "a run, not what was exported from it" if timms else f"hf:{name} for a folder of transformers"
+            raise ValueError(
+                f"encoder must be {rule}; got {name}. {'Name the run' if timms else 'Write hf: before it'}."
+            )
         return load_encoder_folder(path)
     about = path.with_suffix(".json")
     if path.suffix == ".safetensors" and about.is_file() and b'"format_version"' in about.read_bytes():

@@ -160,7 +160,7 @@ class ForeignFile:
         )
         if mean is None or self.given.heads is None:
             # of classifiers on the class token none is the authors', but timm's and ours may be read as theirs
-            level = logging.WARNING if self.has("head.weight") and not self.has("fc_norm.weight") else logging.INFO
+            level = logging.WARNING if position == "learned" and not self.has("fc_norm.weight") else logging.INFO
             LOG.log(level, ASSUMED, self.source, self.format.owner, config.heads, config.mean, config.std)
         return config
 
