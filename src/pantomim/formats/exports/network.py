@@ -146,8 +146,8 @@ def facts(network: Network) -> dict[str, Any]:
         "network": network.kind,
         "images": f"float32 ({shape}): {rule}",
         "normalisation": "inside: the network subtracts mean and divides by std",
-        "mean": mean,
-        "std": std,
+        "mean": list(mean),
+        "std": list(std),
         "resizing": f"{transform.interpolation} to {transform.resized[0]} x {transform.resized[1]}, then the centre",
     }
     if network.classes:
