@@ -22,7 +22,7 @@ def scores_of(
         evaluation=probe,
         opened=SimpleNamespace(parts=parts),
         train=parts["train"],
-        reference=SimpleNamespace(image_size=(8, 8)),
+        reference=SimpleNamespace(image_size=(8, 8), in_chans=3, scale=None, interpolation=None),
         device=torch.device("cpu"),
         work=work,
     )

@@ -44,6 +44,7 @@ def tiny_run(source: Path, *, steps: int = 12, batch_size: int = 16, **changes: 
     optim = {"base_lr": 0.02, "warmup": Duration(steps=2)} | changes.pop("optim", {})
     config = Pretrain(
         recipe="tiny",
+        init=changes.pop("init", None),
         data=DataConfig(source=str(source)),
         method=MAEConfig(encoder=ENCODER, decoder=DECODER),
         batch_size=batch_size,

@@ -222,11 +222,13 @@ class Pretrain:
                 f"Pretrain.batch_size must be a multiple of runtime.accumulation; got {self.batch_size} and "
                 f"{self.runtime.accumulation}. Change one of the two."
             )
-        if self.optim.lora.rank and self.init is None:
-            raise ValueError(
-                f"Pretrain.init must name weights to start from where LoRA is all that is trained of the encoder; got "
-                f"none with optim.lora.rank {self.optim.lora.rank}. Name them, or set optim.lora.rank to 0."
-            )
+        kept = {"optim.lora.rank": self.optim.lora.rank, "optim.freeze_blocks": self.optim.freeze_blocks}
+        for name, value in kept.items():
+            if value and self.init is None:
+                raise ValueError(
+                    f"Pretrain.init must name weights to start from where not all of the encoder is trained; got none "
+                    f"with {name} {value}. Name them, or set {name} to 0."
+                )
 
 
 @frozen

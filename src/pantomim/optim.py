@@ -156,8 +156,9 @@ def limit_training(
 ) -> None:
     """Freeze the first blocks of an encoder, and what lies before them; with a rank, train nothing of it but LoRA.
 
-    Frozen blocks drop no path (partial fine-tuning). With all blocks the final norm is frozen, too: a head alone is
-    trained. LoRA is of attention in the blocks that are not frozen, and of their MLPs if asked for.
+    Frozen blocks drop no path (partial fine-tuning), and a table of relative positions that all blocks share is frozen
+    with them. With all blocks the final norm is frozen, too: a head alone is trained. LoRA is of attention in the
+    blocks that are not frozen, and of their MLPs if asked for.
 
     Paper: He et al. 2022, section 4.3. Deviation: without stochastic depth in frozen blocks, of which it says nothing.
     """
@@ -180,7 +181,7 @@ def limit_training(
         )
     for name, parameter in encoder.named_parameters():
         owner, _, rest = name.partition(".")
-        later = owner in ("norm", "rel_pos_bias") or (owner == "blocks" and int(rest.split(".")[0]) >= freeze_blocks)
+        later = owner == "norm" or (owner == "blocks" and int(rest.split(".")[0]) >= freeze_blocks)
         if rank or freeze_blocks == encoder.depth or not later:
             parameter.requires_grad_(False)
     blocks: Any = encoder.blocks

@@ -51,8 +51,8 @@ def encoder_at(folder, config=ENCODER, seed=0):
 
 def finetuning(source, encoder=None, **changes):
     optim = {"layer_decay": 0.75, "decay_tokens": False, "base_lr": 0.05} | changes.pop("optim", {})
-    run = tiny_run(source, optim=optim, **changes)
-    return replace(run, recipe="finetune_mae", method=METHOD, init=encoder, validation=Validation(0.25, every=4))
+    run = tiny_run(source, optim=optim, init=encoder, **changes)
+    return replace(run, recipe="finetune_mae", method=METHOD, validation=Validation(0.25, every=4))
 
 
 def test_a_killed_run_resumes_to_the_same_bits_and_the_same_best_step(source, tmp_path, monkeypatch):
@@ -155,7 +155,7 @@ def test_frozen_blocks_stay_as_they_were(source, tmp_path):
 
 def test_the_encoder_of_pre_training_can_be_frozen_in_part(source, tmp_path):
     start = encoder_at(tmp_path)
-    config = replace(tiny_run(source, optim={"freeze_blocks": 1}), init=start)
+    config = tiny_run(source, optim={"freeze_blocks": 1}, init=start)
     pretrain(config, tmp_path / "run")
     before, after = load_encoder(start).state_dict(), load_encoder(str(tmp_path / "run")).state_dict()
     frozen = {name for name in after if torch.equal(after[name], before[name])}

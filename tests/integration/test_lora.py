@@ -83,7 +83,10 @@ def test_a_killed_run_resumes_to_the_same_bits_and_exports_merged_weights(name, 
             assert torch.equal(after[key], before[key] + 4.0 * (update[0] @ update[1]))
 
 
-def test_without_weights_there_is_nothing_to_adapt(tmp_path):
+@pytest.mark.parametrize("limit", ["lora.rank", "freeze_blocks"])
+def test_without_weights_there_is_nothing_to_keep(tmp_path, limit):
     run, _ = run_of("mae", tmp_path)
-    with pytest.raises(ValueError, match=r"Pretrain\.init must name weights .* with optim\.lora\.rank 2"):
+    if limit == "freeze_blocks":
+        run = replace(run, optim=replace(run.optim, lora=Lora(), freeze_blocks=2))
+    with pytest.raises(ValueError, match=rf"Pretrain\.init must name weights .* with optim\.{limit} 2"):
         replace(run, init=None)

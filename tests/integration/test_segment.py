@@ -48,7 +48,8 @@ def encoder_at(folder, channels=3):
 
 
 def segmenting(source, encoder=None, *, channels=3, head=UPERNET, optim=None, **changes):
-    run = tiny_run(source, batch_size=8, optim={"layer_decay": 0.75, "base_lr": 0.2} | (optim or {}), **changes)
+    optim = {"layer_decay": 0.75, "base_lr": 0.2} | (optim or {})
+    run = tiny_run(source, batch_size=8, optim=optim, init=encoder, **changes)
     encoder_config = replace(encoder_of(channels), drop_path=0.1, relative_position="blocks", layer_scale=1.0)
     crop = MaskCrop(base=(160, 40), ratio=(0.75, 1.5), distortion=None, fill=encoder_config.mean)
     return replace(
@@ -56,7 +57,6 @@ def segmenting(source, encoder=None, *, channels=3, head=UPERNET, optim=None, **
         recipe="segment_mae",
         data=DataConfig(str(source), masks=MaskConfig(crop=crop)),
         method=SegmentConfig(encoder=encoder_config, num_classes=3, head=head),
-        init=encoder,
         validation=Validation(0.25, every=4),
     )
 

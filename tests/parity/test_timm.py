@@ -156,6 +156,13 @@ def test_beit_s_features_and_gradients_are_timms(config):
             torch.testing.assert_close(found.grad, parameter.grad, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("count", [0, -1, 99])
+def test_more_intermediates_than_blocks_are_refused(count):
+    encoder = next(iter(VARIANTS.values())).build()
+    with pytest.raises(ValueError, match=f"indices must be from 1 to the {encoder.depth} blocks; got {count}"):
+        encoder.forward_intermediates(inputs(encoder)[0], count)
+
+
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
 @pytest.mark.parametrize("how", [{}, {"indices": 1, "norm": True, "output_fmt": "NLC"}, {"indices": [-1, 0]}], ids=str)
 @pytest.mark.parametrize("more", [{}, {"return_prefix_tokens": True}, {"intermediates_only": True, "stop_early": True}])

@@ -8,7 +8,7 @@ from torch import nn
 
 from pantomim.nn.heads import Classifier
 from pantomim.nn.vit import EncoderConfig
-from pantomim.optim import LARS, Schedule, layer_scale, parameter_groups, scaled_lr
+from pantomim.optim import LARS, Schedule, layer_scale, limit_training, parameter_groups, scaled_lr
 
 TINY = EncoderConfig(
     image_size=(8, 12), patch_size=4, in_chans=1, width=8, depth=2, heads=2, registers=1, mean=(0.5,), std=(1.0,)
@@ -25,6 +25,15 @@ def by_layer(classifier, decay):
 
 def names(groups, weight_decay):
     return {name for group in groups for name in group["param_names"] if group["weight_decay"] == weight_decay}
+
+
+@pytest.mark.parametrize("frozen", [1, 2])
+def test_a_table_that_frozen_blocks_share_is_frozen(frozen):
+    config = replace(TINY, registers=0, position="none", relative_position="shared")
+    encoder = config.build()
+    limit_training(encoder, frozen)
+    trained = {name for name, weight in encoder.named_parameters() if weight.requires_grad}
+    assert {name.split(".")[0] for name in trained} == ({"blocks", "norm"} if frozen == 1 else set())
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group():

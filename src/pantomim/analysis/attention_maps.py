@@ -12,7 +12,7 @@ from pantomim.analysis.pictures import PictureRows, Row, cells
 from pantomim.analysis.views import EncoderPictures, Shown
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
-from pantomim.evaluate.features import AnyEncoder, has_class_token
+from pantomim.evaluate.features import AnyEncoder
 
 
 @frozen
@@ -42,7 +42,7 @@ class AttentionMaps(EncoderPictures):
             f"{f'block {self.block}' if self.block else 'the last block'}; each picture is scaled to its largest. "
             f"{100 * elsewhere:.0f} % of the attention goes to prefix tokens, which have no place in the picture."
         )
-        query = "the class token attends to" if has_class_token(encoder) else "all patches attend to on average"
+        query = "the class token attends to" if encoder.has_class_token else "all patches attend to on average"
         lead = f"Bright patches are those that {query}; a head that follows an object lights up its shape."
         return PictureRows(items, tuple(rows), caption, lead)
 
@@ -57,7 +57,7 @@ def attended(
         raise ValueError(f"AttentionMaps.block must be in [1, {len(found)}], the encoder's blocks; got {block}.")
     weights = found[(block or 0) - 1]
     assert weights is not None
-    return weights[:, :, 0] if has_class_token(encoder) else weights[:, :, encoder.num_prefix :].mean(dim=2)
+    return weights[:, :, 0] if encoder.has_class_token else weights[:, :, encoder.num_prefix :].mean(dim=2)
 
 
 def laid_over(

@@ -20,8 +20,7 @@ from pantomim.analysis.runs import choose, held_out, run_config
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.data.dataset import Dataset
-from pantomim.data.stream import evaluation_batches
-from pantomim.evaluate.features import AnyEncoder, check_images, collapse_warning
+from pantomim.evaluate.features import AnyEncoder, check_images, collapse_warning, images_for
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
 from pantomim.nn.vit import Encoder
@@ -111,7 +110,7 @@ class Images:
 
     def batches(self, encoder: AnyEncoder) -> Iterator[Tensor]:
         """As this encoder sees them."""
-        for images, _ in evaluation_batches(self.dataset, encoder.image_size, BATCH, "cpu", self.indices):
+        for images, _ in images_for(encoder, self.dataset, BATCH, "cpu", self.indices):
             yield images
 
 

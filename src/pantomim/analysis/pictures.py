@@ -18,6 +18,7 @@ from pantomim.core.files import replace_file, write_npz
 from pantomim.data.dataset import Dataset
 from pantomim.data.pictures import STRETCH, shown_bands
 from pantomim.data.stream import evaluation_batches
+from pantomim.data.transforms import Interpolation
 
 PLAIN = ("caption", "lead", "warnings", "encoder", "sha256", "labelled", "columns")  # of `PictureRows`, as JSON
 
@@ -84,10 +85,10 @@ def read_rows(path: Path) -> PictureRows:
 
 
 def read_images(
-    dataset: Dataset, image_size: tuple[int, int], indices: np.ndarray
+    dataset: Dataset, image_size: tuple[int, int], indices: np.ndarray, interpolation: Interpolation = "bicubic"
 ) -> tuple[Float[Tensor, "B C H W"], tuple[str, ...]]:
     """Images at once, in the order of `indices`, and their names; broken ones are left out."""
-    batches = evaluation_batches(dataset, image_size, len(indices), "cpu", indices)
+    batches = evaluation_batches(dataset, image_size, len(indices), "cpu", indices, interpolation=interpolation)
     images, found = zip(*batches, strict=True)
     return torch.cat(images), tuple(dataset.names[int(index)] for ids in found for index in ids)
 

@@ -25,11 +25,11 @@ from pantomim.core.ranges import AtLeastOne
 from pantomim.data.dataset import Dataset
 from pantomim.data.pictures import to_picture
 from pantomim.data.sources import open_source
-from pantomim.data.stream import evaluation_batches
 from pantomim.evaluate.base import Memo
-from pantomim.evaluate.features import AnyEncoder, check_finite, check_images, collapse_warning
+from pantomim.evaluate.features import AnyEncoder, check_finite, check_images, collapse_warning, images_for
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
+from pantomim.formats.transform import Transform
 from pantomim.formats.wrapped import resized_encoder
 
 LOG = logging.getLogger(__name__)
@@ -88,7 +88,8 @@ class Shown:
 
     def photos(self, count: int, seed: int) -> tuple[Float[Tensor, "B C H W"], tuple[str, ...], np.ndarray]:
         """Some images as the encoder sees them, their names, and pictures of them, smaller where they are large."""
-        images, names = read_images(self.dataset, self.encoder.image_size, choose(self.dataset, count, seed))
+        found, how = choose(self.dataset, count, seed), Transform.of(self.encoder).interpolation
+        images, names = read_images(self.dataset, self.encoder.image_size, found, how)
         small = shrunk(images, PHOTO).numpy()
         return images, names, to_picture(small, small, self.dataset.scale)
 
@@ -103,7 +104,7 @@ class Shown:
     def _sample(self, chosen: np.ndarray) -> Sample:
         features, thumbs, found = [], [], []
         first: np.ndarray | None = None  # its range of values is that of all pictures
-        for images, ids in evaluation_batches(self.dataset, self.encoder.image_size, BATCH, "cpu", chosen):
+        for images, ids in images_for(self.encoder, self.dataset, BATCH, "cpu", chosen):
             features.append(self.encoder(images).patches.mean(dim=1).double())
             small = shrunk(images, THUMB).numpy()
             first = small if first is None else first

@@ -244,6 +244,7 @@ def evaluation_batches(
     workers: int | None = None,
     memory_gib: float = 4.0,
     margin: float = 1.0,
+    interpolation: Interpolation = "bicubic",
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Images in order (all, or those of `indices`), each by its largest centred part of the right proportions, resized.
 
@@ -255,7 +256,7 @@ def evaluation_batches(
     if margin != 1.0:
         larger = (int(image_size[0] * margin + 1e-6), int(image_size[1] * margin + 1e-6))
         top, left = ((side - size) // 2 for side, size in zip(larger, image_size, strict=True))
-        how: dict[str, Any] = {"workers": workers, "memory_gib": memory_gib}
+        how: dict[str, Any] = {"workers": workers, "memory_gib": memory_gib, "interpolation": interpolation}
         for images, ids in evaluation_batches(dataset, larger, batch_size, device, indices, **how):
             yield images[:, :, top : top + image_size[0], left : left + image_size[1]], ids
         return
@@ -268,7 +269,7 @@ def evaluation_batches(
     if array is None:
         workers = max(1, num_threads() - 1) if workers is None else workers
         workers = min(workers, len(chunks) // 4)  # a few batches are not worth a process
-        read = partial(_read_centred, dataset, image_size, chunks)
+        read = partial(_read_centred, dataset, image_size, interpolation, chunks)
         decoded = _decoded(dataset, read, range(len(chunks)), workers, device)
         for images, healthy, _ in tracked(decoded, what, len(chunks)):
             if len(healthy):
@@ -278,7 +279,8 @@ def evaluation_batches(
     for ids in tracked(chunks, what, len(chunks)):
         images = scaled(torch.from_numpy(array[ids]).to(device), dataset.scale)
         if array.shape[2:] != tuple(image_size):
-            images = _without_overshoot(resized_crop(images, box.expand(len(ids), 4), image_size), dataset)
+            images = resized_crop(images, box.expand(len(ids), 4), image_size, interpolation=interpolation)
+            images = _without_overshoot(images, dataset)
         yield images, ids
 
 
@@ -334,7 +336,9 @@ def _check_pairs(dataset: Dataset, masks: Masks | None, crop: Crop | MaskCrop, *
         )
 
 
-def _read_centred(dataset: Dataset, image_size: tuple[int, int], chunks: list[np.ndarray], item: int) -> "_Read":
+def _read_centred(
+    dataset: Dataset, image_size: tuple[int, int], interpolation: Interpolation, chunks: list[np.ndarray], item: int
+) -> "_Read":
     """The healthy images of a chunk, by their centred parts, and their indices."""
     images, healthy = [], []
     for index in chunks[item]:
@@ -343,7 +347,7 @@ def _read_centred(dataset: Dataset, image_size: tuple[int, int], chunks: list[np
         except BrokenImageError:
             continue
         box = centred_boxes(np.asarray([image.shape[1:]]), image_size)[0]
-        images.append(resize_one(image, box, image_size, flip=False))
+        images.append(resize_one(image, box, image_size, flip=False, interpolation=interpolation))
         healthy.append(int(index))
     return _stacked(images, healthy)
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pantomim.config import leaves, of_today, to_dict
+from pantomim.core.reading import read_yaml
 from pantomim.formats import load_trainable
 from pantomim.formats.files import frozen_hashes, frozen_parts, load_exactly, other_parts
 from pantomim.formats.native import (
@@ -35,7 +38,7 @@ INITIAL = ("relative_position_bias_table", "gamma_1", "gamma_2", *LORA)  # what 
 FITTING = {"relative_position": {("shared", "blocks"), ("none", "shared"), ("none", "blocks")}}
 
 
-def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
+def start_from(spec: str, method: Method, classes: Sequence[str] = (), config: Any = None) -> str:
     """Copy an existing encoder's weights into a method, and what lies behind the encoder where there is one that fits.
 
     What a method predicts with is copied where it was learned beside the same teacher or tokenizer. Where the weights'
@@ -46,7 +49,8 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
     with. They are resampled where the grid differs. Mean and std stay the method's, which `recipes.prepare` takes from
     the weights, but for images of other channels.
 
-    A head comes along only where it was trained for the same task and the same `classes`, in their order.
+    A head comes along only where it was trained for the same task and the same `classes`, in their order; a
+    decoder only from the same method and kind of target, by the method's `config`.
 
     Returns: What was copied, and every adaptation, in words.
     """
@@ -82,7 +86,7 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = ()) -> str:
     new = {name: weight for name, weight in encoder.state_dict().items() if name.endswith(INITIAL)}
     load_exactly(encoder, new | weights, spec)
     encoder.scale = source.scale if len(own) == len(ours) else None  # other channels are standardised for themselves
-    rest = _take_answer(spec, method, classes) if isinstance(method, Task) else _take_rest(spec, method)
+    rest = _take_answer(spec, method, classes) if isinstance(method, Task) else _take_rest(spec, method, config)
     method.reset()
     done = f" ({'; '.join(remarks)})" if remarks else ""
     return f"Starting from the encoder of {spec}{done}; {rest}."
@@ -113,19 +117,26 @@ def carry_over(old: Method, old_optimizer: Optimizer, new: Method, new_optimizer
     new_optimizer.load_state_dict(old_optimizer.state_dict())
 
 
-def _take_rest(spec: str, method: Method) -> str:
+def _take_rest(spec: str, method: Method, config: Any) -> str:
     """The decoder of MAE, or whatever else a method predicts with, where it is there and fits; in words."""
-    decoder, stated = method.exports().get("decoder"), None
+    decoder, stated, same = method.exports().get("decoder"), None, True
+    if config is not None:
+        told, path = {"kind": "mae", "target.kind": "pixels"}, Path(spec) / "config.yaml"  # a decoder of others
+        if path.is_file():
+            told = leaves(of_today(read_yaml(path), str(path))["method"])
+        same = all(told.get(kind) == leaves(to_dict(config)).get(kind) for kind in ("kind", "target.kind"))
     if (Path(spec) / "predictor.json").is_file():
         what, source, ours = "what it predicts with", load_predictor(spec), method.exports().get("predictor", {})
         stated = read_frozen(spec)
     elif isinstance(decoder, MAEDecoder) and (Path(spec) / "decoder.json").is_file():
         what, source, ours = "its decoder", _resampled(load_decoder(spec), decoder), decoder.state_dict()
+        if not same:
+            return f"{what} predicts something else, and is not taken"
     else:
         return "everything else is drawn from the seed"
     misfits = {name for name in ours if name not in source or source[name].shape != ours[name].shape}
     # whether the method's teacher is the very encoder that it starts from
-    taught = any(getattr(part, "name", None) == spec for part in frozen_parts(method).values())
+    taught = same and any(getattr(part, "name", None) == spec for part in frozen_parts(method).values())
     if source.keys() != ours.keys() or (misfits and not taught):
         return f"{what} has other parts or sizes, and is not taken"
     if stated is not None and not taught and (different := other_parts(frozen_hashes(method), stated)):

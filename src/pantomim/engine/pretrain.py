@@ -142,7 +142,7 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             start = checkpoint.step
         elif config.init is not None:
             names = dataset.classes if masks is None else [masks.names[class_id] for class_id in masks.class_ids()]
-            origin = start_from(config.init, method, names or ())
+            origin = start_from(config.init, method, names or (), config.method)
         check_scale(method, dataset)
         warnings = [few_patches(config.method), few_images(len(dataset))]
         if checkpoint is None and isinstance(encoder := getattr(method, "encoder", None), Encoder):
@@ -257,6 +257,9 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             merge_lora(method)
             parts, told = method.exports(), dict[str, Any](scale=dataset.scale, recipe=config.recipe)
             about = told | parts.pop("about", {})
+            trained, resized = parts.get("encoder"), config.data.crop.interpolation
+            if isinstance(trained, Encoder) and masks is None and trained.interpolation not in (None, resized):
+                trained.config = replace(trained.config, interpolation=resized)  # chosen instead of that of `init`
             writers: dict[str, Callable[..., None]] = {  # of what a method may leave
                 "encoder": partial(save_encoder, **told),
                 "decoder": save_decoder,

@@ -6,7 +6,7 @@ Each contender is a run of the engine in a folder of its own, so that an evaluat
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,6 +23,7 @@ from pantomim.evaluate.base import Bench, Evaluation, Scores
 from pantomim.evaluate.parts import held_out_rows, known_classes, renumber
 from pantomim.formats.files import frozen_hashes
 from pantomim.formats.native import load_predictor
+from pantomim.formats.transform import Transform
 from pantomim.methods.probe import Frozen, Probe, ProbeConfig
 
 CROP = Crop(kind="single_draw", scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3), flip=True)
@@ -88,7 +89,7 @@ def train_heads(probe: AugmentedProbe, candidates: dict[str, Candidate], bench: 
     scores: dict[str, Scores] = {}
     for name, candidate in candidates.items():
         trained = _trained(probe, name, candidate, parts["train"], len(classes), bench)
-        found = {part: score(trained, parts[part], probe.chunk, bench.device) for part in parts if part != "train"}
+        found = {part: score(trained, parts[part], probe.chunk, bench) for part in parts if part != "train"}
         scores[name] = found["test"] | ({"validation": found["val"]} if "val" in found else {})
     if rows is not None:
         for part, places in (("train", rows["train"]), ("val", rows["test"])):
@@ -101,9 +102,10 @@ def _trained(
 ) -> Probe:
     batch_size = min(probe.batch_size, len(train))
     micro = 1 if candidate.probe.head == "linear" else math.ceil(batch_size / probe.chunk)
+    crop = replace(CROP, interpolation=Transform.of(bench.reference).interpolation)
     config = ProbeRun(
         recipe=f"{probe.name} ({name})",
-        data=DataConfig(source=probe.data, images=probe.images, crop=CROP),
+        data=DataConfig(source=probe.data, images=probe.images, crop=crop),
         method=replace(candidate.probe, num_classes=num_classes, chunk=probe.chunk),
         optim=probe.optim,
         batch_size=batch_size // micro * micro,
@@ -129,10 +131,11 @@ def _trained(
     return method.to(bench.device)
 
 
-def score(probe: Probe, dataset: Dataset, chunk: int, device: torch.device) -> Scores:
+def score(probe: Probe, dataset: Dataset, chunk: int, bench: Bench) -> Scores:
     """On the centre of each image, a little magnified."""
     assert dataset.labels is not None
     needs, labels = probe.requirements, torch.from_numpy(dataset.labels)
-    images = evaluation_batches(dataset, needs.image_size, chunk, device, margin=needs.test_margin)
-    scores = probe.judge(probe.model, (Batch(batch, labels=labels[ids].to(device)) for batch, ids in images))
+    how: Any = {"margin": needs.test_margin, "interpolation": Transform.of(bench.reference).interpolation}
+    images = evaluation_batches(dataset, needs.image_size, chunk, bench.device, **how)
+    scores = probe.judge(probe.model, (Batch(batch, labels=labels[ids].to(bench.device)) for batch, ids in images))
     return {name: scores[name] for name in ("top1", "top1_per_class")}

@@ -34,6 +34,7 @@ from pantomim.evaluate.features import AnyEncoder, FeatureTable, extract, pixel_
 from pantomim.evaluate.parts import Labelled, MaskedParts, Tables, make_parts, open_labelled
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
+from pantomim.formats.transform import Transform
 from pantomim.formats.wrapped import resized_encoder
 
 PROTOCOL_VERSION = 1
@@ -189,10 +190,7 @@ class Bench:
             return make_parts(tables["train"], tables.get("val"), tables["test"], seed=seed)
 
         for name, encoder in self.encoders.items():
-            whole = dict(
-                [*encoder.named_parameters(), *encoder.named_buffers()]
-            )  # mean and std are in no file of weights
-            who = hash_weights(whole), str(getattr(encoder, "config", ""))
+            who = hash_weights(encoder.state_dict()), Transform.of(encoder), str(getattr(encoder, "config", ""))
             yield name, divided(who, partial(extract, encoder, batch_size=chunk))
         if self.pixels:
             stats = channel_stats(self.train)
@@ -243,6 +241,7 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
             "scale": asdict(train.scale),
             "key": opened.key(),
             **opened.about(reference),
+            "interpolation": Transform.of(reference).interpolation,
             "broken": [
                 {"split": dataset.split, "name": broken.name, "reason": broken.reason}
                 for dataset in opened.parts.values()
@@ -313,7 +312,8 @@ def _asked(result: Mapping[str, Any]) -> str:
     if isinstance(other := result.get("against"), dict) and other.get("from_scratch"):
         settings["against"] = "scratch"  # which lies in the run folder, wherever that is now
     of = [data.get(name) for name in ("place", "key", "test_split")], [name for name in SHOWN if name in result]
-    return json.dumps([*of, result.get("protocol"), settings, result.get("seed")], sort_keys=True)
+    how = {data.get("interpolation", "bicubic")} - {"bicubic"}  # which is not recorded in earlier ones
+    return json.dumps([*of, result.get("protocol"), settings, result.get("seed"), *how], sort_keys=True)
 
 
 def place_of(spec: str) -> str:

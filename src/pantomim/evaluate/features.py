@@ -2,9 +2,10 @@
 
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from pantomim.data.dataset import Dataset
 from pantomim.data.stats import Stats, check_scale
 from pantomim.data.stream import evaluation_batches
 from pantomim.formats.files import hash_weights
+from pantomim.formats.transform import Transform
 from pantomim.formats.wrapped import WrappedEncoder
 from pantomim.nn.tokens import patchify
 from pantomim.nn.vit import Encoder, Features
@@ -66,7 +68,7 @@ def extract(encoder: AnyEncoder, dataset: Dataset, *, batch_size: int = 256) -> 
     batch_size = max(1, min(batch_size, batch_size * 224**2 // (height * width)))
     before, device = hash_weights(encoder.state_dict()), next(encoder.parameters()).device
     with evaluating(encoder), torch.inference_mode():
-        batches = evaluation_batches(dataset, encoder.image_size, batch_size, device)
+        batches = images_for(encoder, dataset, batch_size, device)
         table = _table(dataset, ((views(encoder, encoder(images)), indices) for images, indices in batches))
     assert hash_weights(encoder.state_dict()) == before, "a frozen encoder has changed"
     return table
@@ -75,19 +77,24 @@ def extract(encoder: AnyEncoder, dataset: Dataset, *, batch_size: int = 256) -> 
 def views(encoder: AnyEncoder, features: Features) -> dict[str, Float[Tensor, "B D"]]:
     """One vector an image, in the ways a protocol may choose from."""
     mean = features.patches.mean(dim=1)
-    return {"class": features.prefix[:, 0], "mean": mean} if has_class_token(encoder) else {"mean": mean}
+    return {"class": features.prefix[:, 0], "mean": mean} if encoder.has_class_token else {"mean": mean}
 
 
-def has_class_token(encoder: AnyEncoder) -> bool:
-    """Whether the first prefix token is one."""
-    return encoder.has_class_token if isinstance(encoder, WrappedEncoder) else encoder.config.class_token
+def images_for(
+    encoder: AnyEncoder, dataset: Dataset, batch_size: int, device: Any, indices: np.ndarray | None = None
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """As `evaluation_batches`, of the size of an encoder, resized as `Transform` does it for a picture."""
+    how = Transform.of(encoder).interpolation
+    return evaluation_batches(dataset, encoder.image_size, batch_size, device, indices, interpolation=how)
 
 
 def random_init_encoder(encoder: AnyEncoder, seed: int) -> AnyEncoder:
     """The same network with freshly drawn weights, as a baseline; torch's own random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return (encoder.untrained() if isinstance(encoder, WrappedEncoder) else Encoder(encoder.config)).eval()
+        drawn = (encoder.untrained() if isinstance(encoder, WrappedEncoder) else Encoder(encoder.config)).eval()
+    drawn.interpolation = encoder.interpolation  # the images stay the same
+    return drawn
 
 
 def check_images(encoder: AnyEncoder, dataset: Dataset) -> None:
@@ -105,7 +112,7 @@ def collapse_warning(encoder: AnyEncoder, dataset: Dataset) -> str | None:
     """What to say of an encoder with nearly the same features for all of some images; not finite: `ValueError`."""
     chosen, device = dataset.spread(NUM_LOOKED_AT), next(encoder.parameters()).device
     with evaluating(encoder), torch.inference_mode():
-        batches = evaluation_batches(dataset, encoder.image_size, 16, device, chosen)
+        batches = images_for(encoder, dataset, 16, device, chosen)
         table = _table(dataset, ((views(encoder, encoder(images)), indices) for images, indices in batches))
     if len(table) < 2 or any(relative_std(values) > COLLAPSED for values in table.views.values()):
         return None

@@ -22,6 +22,7 @@ from pantomim.data.transforms import Crop, View
 from pantomim.evaluate.base import SHOWN, Bench, Contender, Evaluation, Memo, Scores, left_out
 from pantomim.evaluate.features import AnyEncoder, extract, views
 from pantomim.evaluate.parts import Labelled
+from pantomim.formats.transform import Transform
 
 MOST, LEAST = 1000, 8  # images, unless the user asks for more; and at least
 
@@ -61,7 +62,8 @@ class LabelFree(Evaluation):
         """Rank, std and uniformity of whole images; alignment of two random crops of each, those of pre-training."""
         table = extract(encoder, images, batch_size=self.chunk)
         device, count = next(encoder.parameters()).device, -(-len(images) // self.chunk)
-        how: Any = {"image_size": encoder.image_size, "seed": self.seed, "crop": Crop(), "second": View()}
+        crop = Crop(interpolation=Transform.of(encoder).interpolation)
+        how: Any = {"image_size": encoder.image_size, "seed": self.seed, "crop": crop, "second": View(crop)}
         stream = Stream(images, batch_size=len(images) // count, device=device, **how)
         pairs: dict[str, list[list[torch.Tensor]]] = {name: [] for name in table.views}
         with evaluating(encoder), closing(stream.batches(0, count)) as batches:

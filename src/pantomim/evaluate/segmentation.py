@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.core.scores import count_pixels, intersection_over_union, pixel_accuracy
 from pantomim.data.layout import divide
 from pantomim.data.stream import evaluation_batches
+from pantomim.data.transforms import Interpolation
 from pantomim.evaluate.base import Bench, Evaluation, Memo, Scores
 from pantomim.evaluate.features import AnyEncoder, check_finite, pixel_patches
 from pantomim.evaluate.linear import Probes, check_rates, train_probes
 from pantomim.evaluate.parts import MaskedParts, open_masked_parts
+from pantomim.formats.transform import Transform
 from pantomim.nn.tokens import enlarge, take
 
 MAX_VALUES = 2**25  # features and targets held of one contender, as numbers (128 MiB); beyond, patches are drawn
@@ -67,7 +69,8 @@ class Segmentation(Evaluation):
             )
         # As many images at once as have the patches of `chunk` ones at the encoder's own size.
         batch_size = max(1, self.chunk * math.prod(bench.own_grid) // math.prod(grid))
-        pictures = Pictures(self.open(bench.memo), bench.reference.image_size, grid, batch_size, bench.device)
+        shown, source = Transform.of(bench.reference), self.open(bench.memo)
+        pictures = Pictures(source, shown.image_size, grid, batch_size, bench.device, shown.interpolation)
         extractors = {name: partial(_patches, encoder) for name, encoder in bench.encoders.items()}
         if bench.pixels:
             extractors["pixels"] = partial(pixel_patches, grid=grid)
@@ -135,11 +138,13 @@ class Pictures:
     grid: tuple[int, int]
     batch_size: int
     device: torch.device
+    interpolation: Interpolation = "bicubic"
 
     def batches(self, part: str) -> Iterator[tuple[Float[Tensor, "B C H W"], Int[Tensor, "B H W"]]]:
         """Images, and their masks as positions in `source.ids` (-1: no class); on the device."""
         dataset, masks, ids = self.source.parts[part], self.source.masks, torch.tensor(self.source.ids)
-        for images, indices in evaluation_batches(dataset, self.image_size, self.batch_size, self.device):
+        how: Any = {"interpolation": self.interpolation}
+        for images, indices in evaluation_batches(dataset, self.image_size, self.batch_size, self.device, **how):
             stored = masks.resized(dataset, indices, self.image_size)
             classes = torch.searchsorted(ids, stored).masked_fill(stored == masks.ignore, -1)
             yield images, classes.to(self.device)

@@ -4,9 +4,11 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from pantomim.core.reading import read_json
 from pantomim.core.scales import BYTES
 from pantomim.formats.beit import BEiTFormat
 from pantomim.formats.cae import CAEFormat
@@ -17,7 +19,7 @@ from pantomim.formats.importing import ImportReport, write_found
 from pantomim.formats.layout import AS_PUBLISHED, Format, Found, Given, first_names
 from pantomim.formats.mae import MAEFormat
 from pantomim.formats.mmpretrain import MMPretrainFormat
-from pantomim.formats.native import NAMES, load_encoder_folder
+from pantomim.formats.native import NAMES, load_encoder_file, load_encoder_folder
 from pantomim.formats.open_clip import load_open_clip
 from pantomim.formats.reader import read_content, weights_of
 from pantomim.formats.timm import load_timm
@@ -45,19 +47,22 @@ def load(spec: str | Path, image_size: tuple[int, int] | None = None) -> Encoder
 def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:
     """An encoder, in evaluation mode, ready to call on scaled images, or on whole numbers; it gives `Features`.
 
-    Of a run folder, an encoder.safetensors, a checkpoint in one of the `FORMATS`, or a network of others: timm:NAME,
-    timm:NAME@FILE, open_clip:NAME:TAG, open_clip:NAME@FILE, hf:NAME, hf:FOLDER or clip:FILE. Raises `ValueError`, and
-    `ConnectionError` where weights cannot be downloaded.
+    Of a run folder, a file of ours beside its description, a checkpoint in one of the `FORMATS`, or a network of
+    others: timm:NAME, timm:NAME@FILE, open_clip:NAME:TAG, open_clip:NAME@FILE, hf:NAME, hf:FOLDER or clip:FILE. Raises
+    `ValueError`, and `ConnectionError` where weights cannot be downloaded.
     """
     path = Path(name := str(spec))
     if not name.startswith(PREFIXES) and path.is_dir():
         if (path / "config.json").is_file() and not (path / "encoder.json").is_file():
+            timms = "architecture" in read_json(path / "config.json", dict[str, Any], "Name another folder.")
+            rule = "a run, not what was exported from it" if timms else f"hf:{name} for a folder of transformers"
             raise ValueError(
-                f"encoder must be hf:{name} for a folder of transformers; got {name}. Write hf: before it."
+                f"encoder must be {rule}; got {name}. {'Name the run' if timms else 'Write hf: before it'}."
             )
         return load_encoder_folder(path)
-    if path.name == "encoder.safetensors" and path.with_suffix(".json").is_file():
-        return load_encoder_folder(path.parent)
+    about = path.with_suffix(".json")
+    if path.suffix == ".safetensors" and about.is_file() and b'"format_version"' in about.read_bytes():
+        return load_encoder_file(path)
     encoder: Encoder | WrappedEncoder
     if name.startswith(PREFIXES):
         library, _, rest = name.partition(":")

@@ -4,6 +4,7 @@ Sizes are read off the shapes, and then every name and shape must be the one of 
 number of heads, which is known for the published widths.
 """
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
@@ -20,6 +21,11 @@ from pantomim.nn.heads import Classifier
 from pantomim.nn.relative import CLASS_ROWS
 from pantomim.nn.vit import Encoder, EncoderConfig, Position
 
+LOG = logging.getLogger(__name__)
+ASSUMED = (
+    "%s does not tell all: it is read as %s file, with %d heads, mean %s, std %s and images of 8 bits. A file of a run "
+    "needs its .json beside it; timm's are timm:NAME@FILE; `pantomim import` takes other values."
+)
 NAMED = 10  # tensors, when a file is refused
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHARED = "encoder.rel_pos_bias.relative_position_bias_table"
@@ -139,7 +145,7 @@ class ForeignFile:
                 f"{self.source}: mean and std must both be given for {in_chans} channels; got {mean} and {std}. "
                 f"Pass the values of the data that the encoder was trained on."
             )
-        return EncoderConfig(
+        config = EncoderConfig(
             image_size=self.given.image_size or (self._side() * patch_size,) * 2,
             patch_size=patch_size,
             in_chans=in_chans,
@@ -152,6 +158,11 @@ class ForeignFile:
             std=std or IMAGENET_STD,
             **settings,
         )
+        if mean is None or self.given.heads is None:
+            # of classifiers on the class token none is the authors', but timm's and ours may be read as theirs
+            level = logging.WARNING if position == "learned" and not self.has("fc_norm.weight") else logging.INFO
+            LOG.log(level, ASSUMED, self.source, self.format.owner, config.heads, config.mean, config.std)
+        return config
 
     def _side(self) -> int:
         """Patches along a side of a square image, from absolute or relative positions."""

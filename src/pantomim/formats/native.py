@@ -64,6 +64,16 @@ def build_encoder(about: Mapping[str, Any]) -> Encoder:
     return TypeAdapter(EncoderConfig).validate_python(about["encoder"]).build()
 
 
+def load_encoder_file(path: Path) -> Encoder:
+    """The encoder of a file of ours of any name, by the description beside it; of a classifier with its norm."""
+    about = read_description(path.parent, path.stem)
+    if CLASSIFIER in about:
+        return fill_pair(path.parent, path.stem, build_classifier).plain_encoder()
+    if ENCODER in about and SEGMENTER not in about:
+        return fill_pair(path.parent, path.stem, build_encoder)
+    raise ValueError(f"{path} must hold an encoder or a classifier; got another part. Name the run's folder instead.")
+
+
 def save_decoder(folder: str | Path, decoder: MAEDecoder) -> None:
     """Write `decoder.safetensors` and `decoder.json` into a folder."""
     arguments = {

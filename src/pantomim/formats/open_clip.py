@@ -9,7 +9,7 @@ from typing import Any
 from pantomim.formats.clip import Activation, clip_encoder, image_tower
 from pantomim.formats.files import load_exactly
 from pantomim.formats.reader import read_weights
-from pantomim.formats.timm import TimmEncoder, unknown_name
+from pantomim.formats.timm import KERNELS, TimmEncoder, unknown_name
 from pantomim.formats.wrapped import missing_extra
 
 
@@ -46,16 +46,19 @@ def load_open_clip(spec: str) -> TimmEncoder:
         size: Any = getattr(getattr(trunk, "patch_embed", None), "img_size", None) or settings["size"]
         image_size = (size, size) if isinstance(size, int) else tuple(size)
         bare = partial(open_clip.create_model, architecture, pretrained=None, pretrained_text=False)
-        return TimmEncoder(trunk, source, image_size, mean, std, lambda: bare().visual.trunk).eval()
-    return clip_encoder(
-        tower.state_dict(),
-        source,
-        activation=_activation(tower, source),
-        heads=tower.transformer.resblocks[0].attn.num_heads,
-        norm_eps=tower.ln_post.eps,
-        mean=mean,
-        std=std,
-    )
+        encoder = TimmEncoder(trunk, source, image_size, mean, std, lambda: bare().visual.trunk).eval()
+    else:
+        encoder = clip_encoder(
+            tower.state_dict(),
+            source,
+            activation=_activation(tower, source),
+            heads=tower.transformer.resblocks[0].attn.num_heads,
+            norm_eps=tower.ln_post.eps,
+            mean=mean,
+            std=std,
+        )
+    encoder.interpolation = settings["interpolation"] if settings["interpolation"] in KERNELS else None
+    return encoder
 
 
 def _activation(tower: Any, source: str) -> Activation:

@@ -1,4 +1,4 @@
-"""From pictures to what an encoder takes, as its evaluation does it."""
+"""From pictures to what an encoder takes; evaluation resizes as this does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 from pantomim.core.scales import Scale, scale_of
 from pantomim.data.decoding import from_picture
 from pantomim.data.transforms import centred_boxes, resize_one, scaled
-from pantomim.nn.vit import Encoder, Interpolation
+from pantomim.nn.vit import Interpolation
 
 Picture = Image.Image | np.ndarray  # an array is (C, H, W), values as they are stored
 
@@ -32,8 +32,7 @@ class Transform:
     @classmethod
     def of(cls, encoder: Any, interpolation: Interpolation | None = None, margin: float = 1.0) -> Self:
         """That of an encoder's training, bicubic where it is not known how images were resized."""
-        known = encoder.config.interpolation if isinstance(encoder, Encoder) else encoder.interpolation
-        resized = interpolation or known or "bicubic"
+        resized = interpolation or encoder.interpolation or "bicubic"
         return cls(tuple(encoder.image_size), encoder.in_chans, encoder.scale, resized, margin)
 
     @property

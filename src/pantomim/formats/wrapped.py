@@ -89,7 +89,7 @@ class WrappedEncoder(nn.Module, ABC):
             resized = self._resize(image_size)
         except (AssertionError, RuntimeError, ValueError) as error:  # what the libraries raise for a size they refuse
             raise one_size(self.source, self.image_size, image_size) from error
-        resized.mean, resized.std = self.mean, self.std
+        resized.mean, resized.std, resized.interpolation = self.mean, self.std, self.interpolation
         return resized
 
     @property
@@ -153,12 +153,11 @@ def resized_encoder(encoder: Encoder | WrappedEncoder, image_size: tuple[int, in
 
 def check_cells(encoder: Encoder | WrappedEncoder, image_size: tuple[int, int]) -> None:
     """Refuse a size with half a patch at the border, which some networks would cut off in silence."""
-    wrapped = isinstance(encoder, WrappedEncoder)
-    cells = encoder.stride if isinstance(encoder, WrappedEncoder) else (encoder.patch_size,) * 2
+    cells = encoder.stride
     fitting = [max(round(side / cell), 1) * cell for side, cell in zip(image_size, cells, strict=True)]
     if any(side < 1 or side % cell for side, cell in zip(image_size, cells, strict=True)):
         raise ValueError(
-            f"Encoder.image_size must be a multiple of the patches of {encoder.source if wrapped else 'the encoder'}, "
+            f"Encoder.image_size must be a multiple of the patches of {getattr(encoder, 'source', 'the encoder')}, "
             f"{cells[0]} x {cells[1]} pixels; got {image_size[0]} x {image_size[1]}. Choose {fitting[0]} {fitting[1]}: "
             f"images are then resized."
         )

@@ -151,6 +151,8 @@ class Encoder(nn.Module):
         self.image_size, self.patch_size, self.in_chans = config.image_size, config.patch_size, config.in_chans
         self.width, self.depth = config.width, config.depth
         self.grid, self.num_prefix = config.grid, config.num_prefix
+        self.has_class_token, self.interpolation = config.class_token, config.interpolation
+        self.statistics, self.stride = (config.mean, config.std), (config.patch_size, config.patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
         self.register_buffer("mean", channel_values("Encoder.mean", config.mean, self.in_chans), persistent=False)
         self.register_buffer("std", channel_values("Encoder.std", config.std, self.in_chans), persistent=False)
@@ -248,6 +250,8 @@ class Encoder(nn.Module):
         """
         every = range(self.depth)
         if isinstance(indices, int):
+            if not 1 <= indices <= self.depth:
+                raise ValueError(f"indices must be from 1 to the {self.depth} blocks; got {indices}. Ask for fewer.")
             indices = range(self.depth - indices, self.depth)
         chosen = [every[index] for index in (every if indices is None else indices)]
         blocks = range(max(chosen) + 1) if stop_early else every

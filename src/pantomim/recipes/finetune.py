@@ -173,12 +173,13 @@ def encoder_for(published: EncoderConfig, to: Scale) -> EncoderConfig:
 
 
 def from_scratch(run: Pretrain) -> Pretrain:
-    """The same run without pre-trained weights: one rate for all layers and no LoRA, as none has anything to keep.
+    """The same run without pre-trained weights: one rate for all layers, none frozen, no LoRA: nothing is to be kept.
 
     The head is DeiT's: one that starts near zero, as beside pre-trained weights, would only hold the others back.
     """
     method = replace(run.method, head_init="deit") if isinstance(run.method, SupervisedConfig) else run.method
-    return replace(run, init=None, method=method, optim=replace(run.optim, layer_decay=1.0, lora=Lora()))
+    optim = replace(run.optim, layer_decay=1.0, freeze_blocks=0, lora=Lora())
+    return replace(run, init=None, method=method, optim=optim)
 
 
 MIXING_NOTE = "partners in mixing are neighbours in the global batch; the authors mix in reverse order"

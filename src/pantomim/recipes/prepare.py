@@ -105,7 +105,7 @@ def prepare(
     if config is not None:
         prepared = _from_file(config, trains)
     elif family is not None:
-        prepared = _from_data(family, data, scale, size, init, subset or {}, balanced, _found(begun))
+        prepared = _from_data(family, data, scale, size, init, teacher, subset or {}, balanced, _found(begun))
     else:
         prepared = Prepared(**vars(_named(name, trains)))
     run, given = prepared.config, {"source": data, "scale": scale}
@@ -138,6 +138,8 @@ def prepare(
         if teacher == "ema" or (name in recipes.BARE_METHODS and (resized or isinstance(family, Continued))):
             prepared = _with_momentum(prepared, guide)
     if stages is not None:
+        if prepared.stages is None and isinstance(recipes.BARE_OF[trains].get(run.recipe), Continued):
+            prepared = replace(prepared, reinit="none")  # a new student would have nothing of the given weights
         prepared = replace(prepared, stages=stages)
     if reinit not in (None, *get_args(Reinit)):
         raise ValueError(f"prepare.reinit must be one of {', '.join(get_args(Reinit))}; got {reinit}.")
@@ -197,6 +199,7 @@ def _from_data(
     scale: float | None,
     size: str | None,
     init: str | None,
+    teacher: str | None,
     subset: Mapping[str, Any],
     balanced: bool,
     found: "Found | None",
@@ -232,6 +235,12 @@ def _from_data(
     config: Any = family.fit(size, facts, stats, start, num_whole)
     if isinstance(family, Continued):
         config = continued(config, str(init), facts.num_images)
+        guide = teacher_of(config.method)
+        if guide is not None and guide.source == init and teacher is None and encoder.in_chans != facts.channels:
+            raise ValueError(
+                f"prepare.init must have the {facts.channels} channel(s) of the images for {family.bare}, where it "
+                f"teaches, too; got {encoder.in_chans} in {init}. Take continue, or name a prepare.teacher for them."
+            )
     if balanced and labels is not None:
         config = replace(config, method=replace(config.method, class_weights=_weights(labels)))
     if masks is not None:

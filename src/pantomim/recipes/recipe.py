@@ -40,7 +40,7 @@ class Scale:
     size: str  # name of the encoder's and the decoder's sizes
     facts: Facts
     stats: Stats
-    start: EncoderConfig | None = None  # an encoder whose training is continued: all of it is kept but its image size
+    start: EncoderConfig | None = None  # an encoder to continue: all is kept but image size and drop path
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig | None = None  # None: the paper's, with 20 epochs of warm-up and, below base, a rate of ours
     most: int | None = None  # images in a batch, halved where there are fewer; None: few for micro, on a CPU, else 256
@@ -55,11 +55,12 @@ class Scale:
 
     def encoder_like(self, published: EncoderConfig) -> EncoderConfig:
         """The same for a method whose encoder has its own positions, biases and initial weights."""
-        image_size = choose_image_size(self.facts, MICRO_SIDE if self.micro else MAX_SIDE)
+        largest = MICRO_SIDE if self.micro else MAX_SIDE
         if self.start is not None:
             patch = self.start.patch_size
-            rows, cols = (max(side // patch, self.least) for side in image_size)
-            return replace(self.start, image_size=(rows * patch, cols * patch))
+            rows, cols = (max(side // patch, self.least) for side in common_size(self.facts, largest))
+            return replace(self.start, image_size=(rows * patch, cols * patch), drop_path=0.0)
+        image_size = choose_image_size(self.facts, largest)
         of_images: Any = {"in_chans": self.facts.channels, "mean": self.stats.mean, "std": self.stats.std}
         sizes: Any = {**ENCODER_SIZES[self.size], "image_size": image_size, "patch_size": choose_patch(image_size)}
         return replace(published, **sizes, **of_images, drop_path=0.0)
@@ -139,12 +140,17 @@ def choose_patch(image_size: tuple[int, int], sides: tuple[int, ...] = (16, 8, 4
 def choose_image_size(
     facts: Facts, largest: int = MAX_SIDE, square: int = 224, sides: tuple[int, ...] = (16, 8, 4)
 ) -> tuple[int, int]:
-    """The images' common size in whole patches; without one up to `largest`, the median shorter side, to `square`."""
-    height, width = facts.size or (0, 0)
-    if facts.size is None or max(height, width) > largest:
-        height = width = min(facts.median_shorter_side, square)
+    """`common_size` in whole patches."""
+    height, width = common_size(facts, largest, square)
     patch = choose_patch((height, width), sides)
     return height // patch * patch, width // patch * patch
+
+
+def common_size(facts: Facts, largest: int = MAX_SIDE, square: int = 224) -> tuple[int, int]:
+    """The images' common size; without one up to `largest`, the median shorter side, to `square`."""
+    if facts.size is None or max(facts.size) > largest:
+        return (min(facts.median_shorter_side, square),) * 2
+    return facts.size
 
 
 def nearest_size(width: int, among: Iterable[str] = ENCODER_SIZES) -> str:
@@ -229,7 +235,7 @@ class Family:
     def fit(
         self, size: str, facts: Facts, stats: Stats, start: EncoderConfig | None = None, whole: int | None = None
     ) -> Pretrain:
-        """The bare method for such images; of `start`, an encoder to continue, all but the image size is kept."""
+        """The bare method for such images; of `start`, an encoder to continue, not image size and drop path."""
         if size not in self.sizes:
             raise ValueError(f"prepare.size must be one of {', '.join(self.sizes)} for {self.bare}; got {size}.")
         width = start.width if start is not None else ENCODER_SIZES.get(size, {"width": 0})["width"]

@@ -47,10 +47,9 @@ class EncoderTeacher(Teacher):
         self.name, self.output, self.blocks = name, output, blocks
         if isinstance(encoder, Encoder):
             ends: tuple[Output, ...] = ("block", "norm")
-            there, class_token, attends = len(encoder.blocks), encoder.config.class_token, len(encoder.blocks) > 0
+            there, attends = len(encoder.blocks), len(encoder.blocks) > 0
         else:
-            ends, there = encoder.ends, encoder.num_blocks
-            class_token, attends = encoder.has_class_token, encoder.has_attention
+            ends, there, attends = encoder.ends, encoder.num_blocks, encoder.has_attention
         if output not in ends:
             raise ValueError(
                 f"TeacherConfig.output must be {' or '.join(ends)} for {name}, which has no {output} to take features "
@@ -63,9 +62,9 @@ class EncoderTeacher(Teacher):
             )
         self.width = getattr(encoder, "projected" if output == "projection" else "width")
         self.grid, self.image_size = encoder.grid, encoder.image_size
-        self.num_prefix = encoder.num_prefix if class_token else 0
+        self.num_prefix = encoder.num_prefix if encoder.has_class_token else 0
         if attends:
-            self.queries = ("class", "mean") if class_token else ("mean",)
+            self.queries = ("class", "mean") if encoder.has_class_token else ("mean",)
         self.requires_grad_(False).eval()
 
     @torch.no_grad()

@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import DECODER, ENCODER
+from tiny import DECODER, ENCODER, tiny_run
 
+from pantomim.config import to_yaml
 from pantomim.engine.initial import start_from
 from pantomim.formats.files import frozen_hashes
 from pantomim.formats.native import save_decoder, save_encoder, save_predictor
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.dbot import DBOTConfig
+from pantomim.methods.mae import MAEConfig
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.teachers.choice import TeacherConfig
 
@@ -67,6 +69,25 @@ def test_of_another_width_only_the_last_layer_is_new(tmp_path, build, layer):
     assert {name for name in after if layer in name} == after.keys() - kept
     assert kept
     assert all(torch.equal(after[name], before[name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("first", "taken"),
+    [
+        (DBOTConfig(encoder=ENCODER, decoder=DECODER, teacher=TeacherConfig("random")), True),
+        (MAEConfig(encoder=ENCODER, decoder=DECODER), False),
+        (None, False),  # of others, whose decoders predict pixels
+    ],
+    ids=["dbot", "mae", "imported"],
+)
+def test_a_decoder_of_another_method_is_not_taken(tmp_path, first, taken):
+    spec = saved(dbot("random") if first is None else first.build(), tmp_path)
+    if first is not None:
+        (tmp_path / "config.yaml").write_text(to_yaml(tiny_run(tmp_path, method=first)))
+    config = DBOTConfig(encoder=ENCODER, decoder=DECODER, teacher=TeacherConfig(spec))
+    told = start_from(spec, config.build(), config=config)
+    assert ("its decoder is taken too" in told) == taken
+    assert ("predicts something else, and is not taken" in told) != taken
 
 
 def test_beside_another_teacher_a_head_is_not_taken(tmp_path):

@@ -3,15 +3,19 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pantomim.data.sources import open_source
 from pantomim.data.stats import channel_stats
+from pantomim.data.transforms import resized_crop
 from pantomim.evaluate.features import check_features_path, extract, pixel_size, pixel_table, save_features
 from pantomim.formats.files import hash_weights
 from pantomim.formats.timm import load_timm
+from pantomim.formats.transform import Transform
 from pantomim.nn.vit import EncoderConfig
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+BOX = torch.tensor([0, 0, 8, 8]).expand(20, 4)
 
 
 @pytest.fixture
@@ -40,6 +44,24 @@ def test_features_are_those_of_the_encoder(data, images):
     torch.testing.assert_close(table.views["mean"], patches.mean(dim=1))
     assert table.labels.tolist() == (np.arange(20) % 4).tolist()
     assert len(table) == len(table.names) == 20
+
+
+@pytest.mark.parametrize("interpolation", [None, "bilinear"])
+@pytest.mark.parametrize("held", [True, False], ids=["of an array", "of files"])
+def test_images_are_resized_as_for_pictures(tmp_path, images, interpolation, held):
+    encoder, images = build(image_size=(12, 12), interpolation=interpolation).eval(), images // 4 + 96
+    pictures = [Image.fromarray(image.transpose(1, 2, 0)) for image in images]
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{number:02}.png")
+    np.savez(tmp_path / "set.npz", images=images)
+    dataset = open_source(str(tmp_path / "set.npz" if held else tmp_path), "all")
+    table = extract(encoder, dataset)
+    shown = Transform.of(encoder)(pictures)
+    resized = resized_crop(torch.from_numpy(images) / 255, BOX, (12, 12), None, interpolation or "bicubic")
+    assert (shown - resized).abs().max() < 0.01
+    with torch.no_grad():
+        expected = encoder(shown).patches.mean(dim=1)
+    assert (table.views["mean"] - expected).abs().max() < 0.01 * expected.abs().max()
 
 
 @pytest.mark.parametrize(("side", "largest"), [(224, 8), (448, 2), (1344, 1)])

@@ -212,6 +212,20 @@ def test_protocols_are_named_once_and_each_has_its_own_options():
         KNN("run", "data", labels_per_class=5)
 
 
+def test_another_interpolation_is_recorded_and_another_evaluation(data, run, tmp_path):
+    config = EncoderConfig(image_size=(12, 12), patch_size=4, width=16, depth=1, heads=2, interpolation="bilinear")
+    save_encoder(tmp_path / "other", config.build(), scale={"divisor": 255.0}, recipe="mae_test")
+    ours, other = (evaluate(KNN(encoder=encoder, data=data)) for encoder in (run, str(tmp_path / "other")))
+    assert [result["data"]["interpolation"] for result in (ours, other)] == ["bicubic", "bilinear"]
+    (tmp_path / "knn.json").write_text(json.dumps(ours))
+    assert base.free_path(tmp_path / "knn.json", ours | {"data": without(ours["data"], "interpolation")}).stem == "knn"
+    assert base.free_path(tmp_path / "knn.json", ours | {"data": other["data"]}).stem != "knn"
+
+
+def without(values, name):
+    return {key: value for key, value in values.items() if key != name}
+
+
 def test_the_random_init_encoder_is_seeded_and_leaves_no_trace():
     torch.manual_seed(0)
     encoder = EncoderConfig(image_size=(8, 8), patch_size=4, width=16, depth=1, heads=2).build().eval()

@@ -13,6 +13,7 @@ from tiny import BEIT_ENCODER, CAE_ENCODER, ENCODER, MOCO_ENCODER, tiny_images
 import pantomim
 from pantomim.cli import main
 from pantomim.formats.exports import DESTINATIONS, export
+from pantomim.formats.exports.card import placeless
 from pantomim.formats.exports.destination import largest_difference, quiet
 from pantomim.formats.exports.network import Network, Outputs
 from pantomim.formats.exports.to_timm import ToTimm
@@ -156,7 +157,11 @@ def test_a_run_leaves_with_its_card(run, capsys):
     assert sorted(file.name for file in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert len({file.stat().st_mode for file in out.iterdir()}) == 1
     card = (out / "README.md").read_text()
-    for line in ("- recipe: mae_tiny", "- data: images.npz", "| knn | tiny | 16 | top-1 | 50.0 % |  | 25.0 % |"):
+    for line in (
+        "- recipe: mae_tiny",
+        "- data: images.npz",
+        "| knn | tiny | 16 of 16 x 16 | top-1 | 50.0 % |  | 25.0 % |",
+    ):
         assert line in card
     assert "Not read: torn.json" in card
     assert str(run.parent) not in card, "places on the disk are nobody's business"
@@ -201,11 +206,57 @@ def test_a_missing_package_is_named(run, tmp_path, monkeypatch, to, package, ext
     assert not (tmp_path / "out").exists()
 
 
-def test_images_that_are_gone_are_drawn_and_said_so(run, tmp_path):
+def test_images_that_are_gone_are_drawn_and_said_so(run, tmp_path, caplog):
     (tmp_path / "images.npz").unlink()
     found = export(run, "timm", image_size=(24, 16))
     assert found.out.name == "timm-24x16"
-    assert "12 drawn images, which are no photographs: " in str(found)
+    assert "on 12 drawn images, which are no photographs.\n" in str(found)
+    assert str(tmp_path) in caplog.text
+    assert str(tmp_path) not in (found.out / "README.md").read_text()
+    assert "16 of 16 x 16 |" in (found.out / "README.md").read_text(), "not of the size that leaves"
+
+
+@pytest.mark.parametrize("side", [24, 16])
+def test_few_images_that_must_be_resized_are_tried_too(run, tmp_path, side):
+    source = tiny_images(tmp_path / "few.npz", 15, side=side)
+    assert "on 12 images of few" in str(export(run, "hf", tmp_path / "out", images=str(source)))
+
+
+def test_a_network_of_a_given_scale_is_tried_on_named_images(run, tmp_path):
+    save_encoder(run, ENCODER.build(), scale={"rule": "given: 200 becomes 1", "divisor": 200.0}, recipe="tiny")
+    assert "on 12 images" in str(export(run, "timm", images=str(tmp_path / "images.npz")))
+
+
+@pytest.mark.parametrize(
+    ("init", "named"),
+    [
+        ("hf:/home/alice/dino", "hf:dino"),
+        ("timm:vit_small@/home/alice/w.pth", "timm:vit_small@w.pth"),
+        ("clip:../alice/b.pt", "clip:b.pt"),
+        ("/home/alice/runs/mae/", "mae"),
+        ("hf:facebook/dino", "hf:facebook/dino"),
+        ("open_clip:ViT-B-16:laion", "open_clip:ViT-B-16:laion"),
+    ],
+)
+def test_no_place_on_the_disk_is_told(init, named):
+    assert placeless(init) == named
+
+
+def test_the_card_tells_what_is_there_alone(run):
+    result = {"protocol": "label-free", "dataset": "tiny", "data": {"num_test": 16, "image_size": [24, 24]}}
+    (run / "eval" / "knn.json").write_text(json.dumps(result | {"trained": {"rankme": 7.25}}))
+    (run / "config.yaml").unlink()
+    card = (export(run, "timm").out / "README.md").read_text()
+    assert "| label-free | tiny | 16 of 24 x 24 | effective rank | 7.2 |  |  |" in card
+    assert "- initial weights" not in card
+    assert "- data" not in card
+    assert "not evaluated" not in card
+
+
+def test_a_name_that_no_repository_can_have_is_refused_first(run):
+    with pytest.raises(ValueError, match=r"export\.push must be NAME or OWNER/NAME of a repository; got me/my photos"):
+        export(run, "timm", push="me/my photos")
+    assert not (run / "export").exists()
 
 
 def test_a_push_makes_a_private_repository(run, monkeypatch):

@@ -13,6 +13,7 @@ import transformers
 
 from pantomim.core.batch import Batch
 from pantomim.engine.initial import start_from
+from pantomim.evaluate.features import random_init_encoder
 from pantomim.formats import load_encoder, load_trainable
 from pantomim.formats.hf import our_names
 from pantomim.formats.native import load_classifier, load_encoder_folder, save_classifier, save_encoder
@@ -132,6 +133,8 @@ def test_a_network_of_transformers_is_our_encoder(tmp_path, name):
     encoder, wrapped = load_trainable(spec), load_encoder(spec)
     assert encoder.config.interpolation == "bilinear"
     assert difference(encoder, wrapped, (32, 32)) < 1e-5
+    resized, drawn = wrapped.resized((40, 24)), random_init_encoder(wrapped, 0)
+    assert resized.interpolation == drawn.interpolation == "bilinear"
     twin = wrapped.untrained().model  # new blocks start as the library's
     scales = our_names(twin, twin.state_dict()).get("blocks.0.gamma_1")
     assert encoder.config.layer_scale == (None if scales is None else pytest.approx(float(scales[0])))

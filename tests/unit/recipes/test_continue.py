@@ -16,6 +16,7 @@ from pantomim.nn.mlp import MlpConfig
 from pantomim.nn.rope import Rope
 from pantomim.recipes import prepare
 from pantomim.recipes.continue_ import CONTINUED
+from pantomim.study.stages import stage_run
 
 NAMES = [family.bare for family in CONTINUED]
 STARTS = {
@@ -91,6 +92,32 @@ def test_length_and_batch_follow_the_data_and_can_be_given(source, tmp_path):
     assert (prepared.config.optim.warmup, prepared.config.method.teacher.source) == (Duration(steps=10), "random")
     short, long = (prepare("continue_data2vec", data=source, init=init, **how) for how in ({}, {"epochs": 1000}))
     assert long.config.method.target.teacher.momentum > short.config.method.target.teacher.momentum
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "none"), ({"reinit": "full"}, "full")], ids=["by default", "if asked for"]
+)
+def test_stages_keep_the_given_weights(source, tmp_path, given, expected):
+    chain = prepare("continue_dbot", data=source, init=start(tmp_path, ENCODER), stages=2, **given).chain
+    assert chain.reinit == expected
+    assert stage_run(chain, 1, tmp_path).init == (str(tmp_path / "stage-0") if expected == "none" else None)
+
+
+@pytest.mark.parametrize(("side", "expected"), [(126, 126), (98, 98), (140, 140), (130, 126)])
+def test_the_image_size_is_cut_to_whole_patches_once(tmp_path, side, expected):
+    images = tiny_images(tmp_path / "images.npz", 10, side=side)
+    given = replace(ENCODER, image_size=(28, 28), patch_size=14, drop_path=0.1)
+    encoder = prepare("continue", data=str(images), init=start(tmp_path, given)).config.method.encoder
+    assert encoder == replace(given, image_size=(expected, expected), drop_path=0.0)
+
+
+@pytest.mark.parametrize("name", ["continue_dbot", "continue_cmt_mae"])
+def test_weights_that_teach_must_have_the_channels_of_the_images(tmp_path, name):
+    source = str(tiny_images(tmp_path / "bands.npz", 40, channels=5))
+    init = start(tmp_path, ENCODER)
+    with pytest.raises(ValueError, match=rf"must have the 5 channel\(s\) of the images for {name}.*Take continue"):
+        prepare(name, data=source, init=init)
+    assert teacher_of(prepare(name, data=source, init=init, teacher="ema").config.method).source == "ema"
 
 
 def test_bands_of_another_kind_share_the_sum(tmp_path):

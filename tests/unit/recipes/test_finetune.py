@@ -115,6 +115,7 @@ def test_without_labels_there_is_no_recipe() -> None:
 def test_from_scratch_one_rate_for_all_layers_an_ordinary_head_and_all_else_the_same() -> None:
     run = replace(fit(4_000, TINY), init="runs/pre")
     scratch = from_scratch(run)
+    assert from_scratch(replace(run, optim=replace(run.optim, freeze_blocks=6))) == scratch
     assert (scratch.init, scratch.optim.layer_decay, scratch.method.head_init) == (None, 1.0, "deit")
     optim, method = replace(scratch.optim, layer_decay=0.75), replace(scratch.method, head_init="mae")
     assert replace(scratch, init=run.init, optim=optim, method=method) == run

@@ -223,6 +223,7 @@ def test_open_clip_checkpoint(tmp_path, activation):
     weights = {f"module.{key}": value for key, value in model.state_dict().items()}
     torch.save({"epoch": 3, "state_dict": weights}, tmp_path / "epoch_3.pt")
     teacher = teacher_of(f"open_clip:{name}@{tmp_path / 'epoch_3.pt'}", output="projection")
+    assert load_encoder(teacher.name).interpolation == "bicubic"
     with torch.no_grad():
         expected = model.encode_image(standardised(images(), CLIP_MEAN, CLIP_STD))
     torch.testing.assert_close(teacher(images()).prefix[:, 0], expected, rtol=1e-4, atol=1e-4)

@@ -8,7 +8,7 @@ import torch
 
 from pantomim.core.files import new_folder
 from pantomim.core.names import one_of
-from pantomim.formats.exports.card import CARD, upload, write_card
+from pantomim.formats.exports.card import CARD, check_name, upload, write_card
 from pantomim.formats.exports.destination import Destination, largest_difference, quiet
 from pantomim.formats.exports.network import Outputs, images_to_try, open_network
 from pantomim.formats.exports.to_hf import ToHF
@@ -56,7 +56,7 @@ def export(
         run: A run folder, whose classifier or segmenter leaves if it has one; a file of its weights, such as
             RUN/encoder.safetensors; or what `pantomim.load` takes.
         to: A name of `DESTINATIONS`.
-        out: The folder; None: RUN/export/TO.
+        out: The folder; None: RUN/export/TO, with an image size RUN/export/TO-HxW.
         image_size: Height and width, positions resampled; None: those of training.
         images: Images to compare on; None: twelve of the run's data, or where they cannot be read drawn ones.
         push: The name of a new, private repository on the hub of Hugging Face that the folder is uploaded to.
@@ -70,6 +70,8 @@ def export(
     place = one_of("export.to", to, {place.name: place for place in DESTINATIONS})
     if out is None and not Path(run).is_dir():
         raise ValueError(f"export.out must be given for a network outside a run folder; got {run}. Name a folder.")
+    if push is not None:
+        check_name(push)
     size = "" if image_size is None else f"-{image_size[0]}x{image_size[1]}"
     folder = Path(run) / "export" / f"{to}{size}" if out is None else Path(out)
     with new_folder("export.out", folder) as temporary:

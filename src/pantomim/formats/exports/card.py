@@ -1,5 +1,6 @@
 """The page of a network that leaves, README.md as hubs show it, and its upload."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from pantomim.formats.exports.network import Network, facts
 CARD = "README.md"
 TASKS = {"encoder": "image-feature-extraction", "classifier": "image-classification", "segmenter": "image-segmentation"}
 LIBRARIES = {"timm": "timm", "hf": "transformers"}
-METRICS = {"top1": "top-1", "miou": "mean IoU"}
+METRICS = {"top1": "top-1", "miou": "mean IoU", "rankme": "effective rank"}
 CONTENDERS = {"trained": "this network", "untrained": "same encoder, untrained", "pixels": "raw pixels"}
 LIMITS = """- It takes images of {height} x {width} pixels; it has seen none of another kind than its training's.
 - What it is worth on images other than those scored above is not known: score it on your own first.
@@ -78,16 +79,21 @@ def _training(network: Network) -> Iterator[str]:
     config, end = network.folder / "config.yaml", network.folder / "finished.json"
     told: dict[str, Any] = read_yaml(config) if config.is_file() else {}
     done = read_json(end, dict[str, Any], "Remove it.") if end.is_file() else {}
-    init = str(told.get("init") or "drawn")
     found = {
         "recipe": network.about.get("recipe"),
         "method": told.get("method", {}).get("kind"),
-        "data": Path(told.get("data", {}).get("source", "not recorded")).name,
+        "data": Path(told["data"]["source"]).name if told else None,
         "batch size": told.get("batch_size"),
         "steps": done.get("steps"),
-        "initial weights": init if ":" in init else Path(init).name,
+        "initial weights": placeless(told.get("init") or "drawn") if told else None,
     }
     yield from (f"- {name}: {value}" for name, value in found.items() if value is not None)
+
+
+def placeless(spec: str) -> str:
+    """What weights are called, without the folders that they lie in; OWNER/NAME of a hub stays."""
+    hub = spec.startswith("hf:") and spec.count("/") == 1 and spec[3] not in "./~" and not Path(spec[3:]).exists()
+    return spec if hub else re.sub(r"[^:@]*/", "", spec.rstrip("/"))
 
 
 def _scores(network: Network) -> Iterator[str]:
@@ -98,17 +104,28 @@ def _scores(network: Network) -> Iterator[str]:
             result = read_json(path, dict[str, Any], "")
             metric = next(name for name in METRICS if name in result["trained"])
             values = [result.get(name, {}).get(metric) for name in CONTENDERS]
-            shown = ["" if value is None else f"{100 * value:.1f} %" for value in values]
-            images = f"{result['data']['num_test']:,}"
+            shown = ["" if v is None else f"{v:.1f}" if metric == "rankme" else f"{100 * v:.1f} %" for v in values]
+            height, width = result["data"].get("image_size", network.about["encoder"]["image_size"])
+            images = f"{result['data']['num_test']:,} of {height} x {width}"
             rows.append([result["protocol"], result["dataset"], images, METRICS[metric], *shown])
         except (ValueError, KeyError, TypeError, StopIteration):
             damaged.append(path.name)
     table = [["protocol", "data", "images", "score", *CONTENDERS.values()], ["---"] * 7, *rows] if rows else []
     yield from (f"| {' | '.join(row)} |" for row in table)
-    if not rows:
+    if not rows and not damaged:
         yield "None: it was not evaluated."
     if damaged:
         yield f"\nNot read: {', '.join(damaged)}."
+
+
+def check_name(name: str) -> None:
+    """Raise a ValueError unless it can be a repository's."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"export.push must be NAME or OWNER/NAME of a repository; got {name}. {error}") from error
 
 
 def upload(folder: Path, name: str) -> None:

@@ -85,7 +85,7 @@ class Destination(ABC):
 
 def standardised(network: Network, images: Tensor) -> Tensor:
     """Scaled images as networks of other libraries take them."""
-    mean, std = (torch.tensor(values, dtype=images.dtype).view(-1, 1, 1) for values in network.statistics)
+    mean, std = (torch.tensor(values, dtype=images.dtype).view(-1, 1, 1) for values in network.encoder.statistics)
     return (images - mean) / std
 
 

@@ -1,5 +1,6 @@
 """What leaves: an encoder, a classifier or a segmenter, with what is known of it, and images to try it on."""
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +30,7 @@ from pantomim.nn.segmenter import Segmenter
 from pantomim.nn.tokens import enlarge
 from pantomim.nn.vit import Encoder, Interpolation
 
+LOG = logging.getLogger(__name__)
 NUM_IMAGES = 12
 KINDS: dict[str, Callable[[Mapping[str, Any]], Any]] = {  # the network of a folder is the first that is there
     CLASSIFIER: native.build_classifier,
@@ -76,13 +78,6 @@ class Network:
     def transform(self) -> Transform:
         """From pictures to what the network takes; classifiers and segmenters resize as their tests do."""
         return Transform.of(self.encoder, TESTED.get(self.kind), float(self.about.get("test_margin", 1.0)))
-
-    @property
-    def statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and std of each channel, of scaled images."""
-        if isinstance(self.encoder, Encoder):
-            return list(self.encoder.config.mean), list(self.encoder.config.std)
-        return self.encoder.mean.flatten().tolist(), self.encoder.std.flatten().tolist()
 
     @property
     def pool(self) -> Pool | None:
@@ -143,7 +138,7 @@ def _resized(network: Network, image_size: tuple[int, int]) -> Any:
 
 def facts(network: Network) -> dict[str, Any]:
     """What a user of a file must know, as plain values."""
-    transform, (mean, std) = network.transform, network.statistics
+    transform, (mean, std) = network.transform, network.encoder.statistics
     shape = f"B, {', '.join(map(str, (transform.channels, *transform.image_size)))}"
     rule = "of the scale of training" if transform.scale is None else f"stored values / {transform.scale.divisor:g}"
     found = {
@@ -151,8 +146,8 @@ def facts(network: Network) -> dict[str, Any]:
         "network": network.kind,
         "images": f"float32 ({shape}): {rule}",
         "normalisation": "inside: the network subtracts mean and divides by std",
-        "mean": mean,
-        "std": std,
+        "mean": list(mean),
+        "std": list(std),
         "resizing": f"{transform.interpolation} to {transform.resized[0]} x {transform.resized[1]}, then the centre",
     }
     if network.classes:
@@ -164,8 +159,9 @@ def facts(network: Network) -> dict[str, Any]:
 def images_to_try(network: Network, images: str | None) -> tuple[Float[Tensor, "B C h w"], str]:
     """Images that the network takes, and what they are: of a source, else of the run's data, else drawn."""
     transform = network.transform
+    given = transform.divisor if transform.scale is not None and transform.scale.given else None
     try:
-        dataset = _data_of(network.folder) if images is None else open_source(images, "all")
+        dataset = _data_of(network.folder) if images is None else open_source(images, "all", given)
         if dataset.channels != transform.channels:
             raise ValueError(
                 f"export.images must have {transform.channels} channel(s), as the network takes; got "
@@ -175,11 +171,14 @@ def images_to_try(network: Network, images: str | None) -> tuple[Float[Tensor, "
         chosen = evenly_spaced(len(dataset), NUM_IMAGES)
         how: dict[str, Any] = {"indices": chosen, "margin": transform.margin}
         found = torch.cat([batch for batch, _ in evaluation_batches(dataset, transform.image_size, 12, "cpu", **how)])
+        if transform.divisor == 255:  # whole ones, as image processors take them
+            found = (found.clamp(0, 1) * 255).round() / 255
         return found.contiguous(), f"{len(found)} images of {dataset.name}"
     except (ValueError, OSError) as error:
         if images is not None:
             raise
-        return _drawn(transform), f"{NUM_IMAGES} drawn images, which are no photographs: {str(error).rstrip('.')}"
+        LOG.warning("No images of the run to compare on: %s", error)  # apart from words that are published
+        return _drawn(transform), f"{NUM_IMAGES} drawn images, which are no photographs"
 
 
 def _data_of(folder: Path | None) -> Dataset:

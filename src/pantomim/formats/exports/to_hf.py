@@ -68,7 +68,7 @@ class ToHF(Destination):
 
 def preprocessing(network: Network) -> dict[str, Any]:
     """What an image processor is to do; images of a size that is not square are resized whole."""
-    transform, (mean, std) = network.transform, network.statistics
+    transform, (mean, std) = network.transform, network.encoder.statistics
     size = dict(zip(("height", "width"), transform.image_size, strict=True))
     square = size["height"] == size["width"]
     return {

@@ -34,7 +34,7 @@ class ToTimm(Destination):
         run = partial(_run, network)
         tried = (Candidate(name, partial(_create, name, how), run) for name, how in networks.items())
         candidate, model = self.fitting(network, tried, our_names if network.kind == ENCODER else _named)
-        transform, (mean, std) = network.transform, network.statistics
+        transform, (mean, std) = network.transform, network.encoder.statistics
         about = {
             "architecture": candidate.name,
             "num_classes": len(network.classes),
