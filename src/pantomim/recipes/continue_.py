@@ -22,7 +22,7 @@ from pantomim.recipes.mae import MAE
 from pantomim.recipes.recipe import Family, Recipe
 from pantomim.recipes.simmim import SIMMIM
 
-PEAK_LR = 1e-5  # of any batch and width. Ours, and too high for MAE on what was tried (docs/results/continue.md)
+PEAK_LR = 1e-5  # of any batch and width. Ours; for MAE too high, for dBOT not (docs/results/continue.md)
 LAYER_DECAY = 0.75  # Table 9; what is new, such as a decoder, learns at the full rate
 WARMUP = 0.05  # of the run: 5 of 100 epochs (Table 9)
 SEEN, PASSES = 300_000, 100  # images that a run sees, in so many passes at most. Ours
