@@ -155,6 +155,7 @@ def test_the_page_shows_them(done):
 
 def test_a_cell_waits_for_what_another_process_does_and_takes_it_over_if_that_stops(source, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "POLL_S", 0.05)
+    monkeypatch.setattr(running, "LOOK_S", 0.05)
     study, out = chain(tmp_path, source, on={"method": NETWORKS, "init": "{run:mae}"}), tmp_path / "out"
     running.open_study(study, out)
     path, lasts = out / "cells" / f".{study.cells[0].name}.lease", running.LEASE_S
