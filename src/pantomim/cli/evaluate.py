@@ -13,8 +13,9 @@ def evaluate(line: CommandLine) -> None:
     kinds: tuple[Any, ...] = (*PROTOCOLS, *TASK_PROTOCOLS)
     kind = line.choose({kind.protocol: kind for kind in kinds})
     network = f"--{kind.network.kind}" if kind in TASK_PROTOCOLS else "--encoder"
-    begin = f"pantomim {line.command} {network}"
-    line.examples = [f"{begin} runs/first --data my_photos/", f"{begin} runs/first --data my_photos/ --out scores.json"]
+    run = {"--classifier": "runs/classes", "--segmenter": "runs/masks"}.get(network, "runs/first")
+    begin = f"pantomim {line.command} {network} {run} --data my_photos/"
+    line.examples = [begin, f"{begin} --out scores.json"]
     protocol = line.read(kind, "Evaluation", "Segmentation")
     scored = verbs.score(protocol)
     say(f"{scored}\nWritten to {scored.path}.")

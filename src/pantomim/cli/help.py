@@ -59,10 +59,12 @@ def options_in(kind: Callable[..., Any], flags: bool) -> list[Option]:
         renamed = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
         values = "" if flags and each.annotation is bool else _values(each.annotation, name)
         required, positional = each.default is each.empty, tyro.conf.Positional in marks
-        values = values.replace("STR", name.upper()) if positional else values
+        values = re.sub(r"\bSTR\b", name.upper(), values) if positional else values
         text = _with_default(texts.get(name, ""), each.default, required)
         if name == "out" and (file := re.match(r"FILE[.\w]*|(?=The run folder)", text)) is not None:
             values = file[0] or "RUN"
+        if values == "FILE" and "folder" in (first := text.partition(".")[0].lower()) and "file" not in first:
+            values = "FOLDER"
         found.append(Option(renamed, values, text, positional, required))
     return found
 
