@@ -165,11 +165,8 @@ def _class_folders(paths: list[Parts], parts: Rows, depth: int) -> list[str]:
             folders[row] = paths[row][root] if len(paths[row]) == root + 2 else ""
         known = known or {folders[row] for row in rows}
     train = [folders[row] for row in parts.get("train") or [row for rows in parts.values() for row in rows]]
-    return (
-        folders
-        if len(sort_classes(train, folders=True)) > 1 and 2 * train.count("") < len(train)
-        else [""] * len(paths)
-    )
+    several = len(sort_classes(train, folders=True)) > 1
+    return folders if several and 2 * train.count("") < len(train) else [""] * len(paths)
 
 
 def part_names(own: Collection[str]) -> dict[str, str]:

@@ -224,6 +224,7 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
         assert not encoder.training, "a frozen encoder must stay in evaluation mode"
         assert hash_weights(encoder.state_dict()) == before[name], "a frozen encoder has changed"
     healthy = {part: len(dataset) - len(dataset.broken) for part, dataset in opened.parts.items()}
+    fifth = "a fifth of train" if getattr(evaluation, "hold_out", True) else 0
     return {
         "protocol": evaluation.name,
         "protocol_version": evaluation.version,
@@ -232,9 +233,7 @@ def evaluate(evaluation: Evaluation, memo: Memo | None = None, work: Path | None
             "spec": evaluation.data,
             "place": place_of(evaluation.data),
             "num_train": healthy["train"],
-            "num_val": healthy.get("val", "a fifth of train" if getattr(evaluation, "hold_out", True) else 0)
-            if evaluation.chosen_within is None
-            else evaluation.chosen_within,
+            "num_val": evaluation.chosen_within or healthy.get("val", fifth),
             "num_test": healthy["test"],
             "test_split": test.split,
             "channels": train.channels,

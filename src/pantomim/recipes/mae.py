@@ -71,7 +71,7 @@ MAE = Family(
             on_mnist(),
             replace(in1k("base"), recipe="mae_vit_base_in1k"),
             "MAE, micro with patches of 4x4, on 4,000 digits of MNIST; the demo takes 3,000 of its steps.",
-            "about 3 min on one core (docs/results/demo.md)",
+            "the demo, fine-tuning included: 5 min on two cores (docs/results/demo.md)",
             "ten labels a class, frozen: 78.5 ± 3.1 over draws of the labels, one seed; raw pixels 73.2",
         ),
     ),

@@ -93,9 +93,8 @@ def measures(table: Table) -> list[Measure]:
         spreads = {place: spread for place, row in enumerate(table.rows) if (spread := row.scores[metric]) is not None}
         scores = {place: {seed: Score(value) for seed, value in of.by_seed.items()} for place, of in spreads.items()}
         arms = {place: of for place, of in scores.items() if not table.rows[place].baseline}
-        rivals = {
-            table.rows[place].name: {place: list(of.values())} for place, of in scores.items() if place not in arms
-        }
+        others = [place for place in scores if place not in arms]
+        rivals = {table.rows[place].name: {place: list(scores[place].values())} for place in others}
         if arms and is_share(metric) and len(parts(metric)) == 1:
             found.append(Measure(heading(metric).removesuffix(" (%)"), scores=arms, rivals=rivals))
     return found
