@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pantomim.core.frozen import frozen
+from pantomim.core.intervals import CONFIDENCE, half_interval
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.dataset import Dataset
 from pantomim.data.stream import evaluation_batches
@@ -21,7 +22,6 @@ from pantomim.evaluate.trained import TaskEvaluation, Trained
 from pantomim.formats.native import CLASSIFIER, load_classifier
 from pantomim.nn.heads import Classifier
 
-CONFIDENCE = 0.95
 NUM_HARDEST = 24
 
 
@@ -196,9 +196,6 @@ def difference_over_draws(right_a: Bool[np.ndarray, "draws n"], right_b: Bool[np
     differences = right_a.astype(float) - right_b
     sides = [differences.mean(axis=0), differences.mean(axis=1)]
     parts = [float(side.var(ddof=1)) / len(side) for side in sides]
-    from scipy import stats
-
-    total, mean = sum(parts), float(differences.mean())
-    of = sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
-    reach = float(stats.t.isf((1 - CONFIDENCE) / 2, total**2 / of)) * np.sqrt(total) if of else 0.0
+    mean = float(differences.mean())
+    reach = half_interval((part, len(side) - 1) for part, side in zip(parts, sides, strict=True))
     return {"difference": mean, "interval": [mean - reach, mean + reach]}

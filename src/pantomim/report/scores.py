@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.special import stdtrit
-
 from pantomim.config import leaves
+from pantomim.core.intervals import half_interval
 from pantomim.report.html import plus_minus
 
 CONTENDERS = {"trained": "Trained encoder", "untrained": "Same encoder, untrained", "pixels": "Raw pixels"}
@@ -175,14 +174,8 @@ def noise(pair: tuple[Score, Score], num_images: int | None) -> float | None:
 
 
 def reach(parts: Sequence[tuple[float, float]]) -> float | None:
-    """Half of a 95 % interval, by variances and their degrees of freedom: Welch and Satterthwaite; None of none.
-
-    At least two standard deviations.
-    """
-    total = sum(variance for variance, _ in parts)
-    uncertain = sum(variance**2 / freedom for variance, freedom in parts)
-    freedom = total**2 / uncertain if uncertain else math.inf
-    return max(NOISE_STDS, float(stdtrit(freedom, 0.975))) * math.sqrt(total) if parts else None
+    """As `half_interval`, at least two standard deviations; None of none."""
+    return max(NOISE_STDS * math.sqrt(sum(part for part, _ in parts)), half_interval(parts)) if parts else None
 
 
 def draw_variance(score: Score) -> tuple[float, float] | None:

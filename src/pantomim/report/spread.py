@@ -1,15 +1,12 @@
 """A number at several seeds: mean, std and interval, and the difference of two, seed by seed."""
 
-import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
-
+from pantomim.core.intervals import half_interval
 from pantomim.report.html import plus_minus
 
-CONFIDENCE = 0.95
 ABSENT = "–"
 
 
@@ -33,7 +30,7 @@ class Spread:
     def half_width(self) -> float | None:
         """Half of the 95 % interval of the mean by Student's t; None for a single value."""
         n = len(self.by_seed)
-        return None if self.std is None else float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * self.std / math.sqrt(n)
+        return None if self.std is None else half_interval([(self.std**2 / n, n - 1)])
 
     @property
     def side(self) -> int:
