@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from filelock import SoftFileLease
+from filelock import SoftFileLease, Timeout
 from study_plan import tiny_study, write_plan
 from tiny import tiny_images
 
@@ -20,6 +20,7 @@ from pantomim.cli import main
 from pantomim.engine.stops import Interrupted
 from pantomim.evaluate import Evaluation
 from pantomim.report.spread import Spread
+from pantomim.study import page
 from pantomim.study import run as running
 from pantomim.study.cells import Study
 from pantomim.study.columns import show
@@ -220,6 +221,21 @@ def test_the_cell_of_a_killed_process_of_another_machine_is_taken_over(source, t
     assert [state(cell, out) for cell in study.cells] == ["finished", "finished"]
 
 
+def test_tables_are_written_by_one_process_at_a_time(source, tmp_path, monkeypatch):
+    """Whoever opens the folder removes what killed processes left: another's half-written table would be gone, too."""
+    study, out = tiny_study(tmp_path, source), tmp_path / "out"
+    run_study(study, out, minutes=0)
+    written = []
+
+    def replace(path, data):
+        with pytest.raises(Timeout):
+            SoftFileLease(out / ".lease", lease_duration=running.LEASE_S, timeout=0).acquire()
+        written.append(path)
+
+    monkeypatch.setattr(page, "replace_file", replace)
+    assert write_tables(study, out) == written
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its jobs alone
 def test_jobs_are_queued_and_share_the_cells(source, tmp_path, capsys, monkeypatch):
@@ -231,8 +247,9 @@ def test_jobs_are_queued_and_share_the_cells(source, tmp_path, capsys, monkeypat
     while not all(end.is_file() for end in ends):
         time.sleep(0.1)
     for number, end in zip(numbers, ends, strict=True):
-        assert pickle.loads(end.read_bytes()) == ("success", None)
-        assert "0 minutes are over" in end.with_name(f"{number}_0_log.err").read_text()
+        log = end.with_name(f"{number}_0_log.err").read_text()
+        assert pickle.loads(end.read_bytes()) == ("success", None), log
+        assert "0 minutes are over" in log
     assert (tmp_path / "out" / "table.html").is_file()
     with pytest.raises(SystemExit):
         main([*command, str(tmp_path / "out"), "--jobs", "1", "--job", "no_such=1"])

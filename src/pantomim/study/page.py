@@ -22,7 +22,7 @@ from pantomim.report.spread import ABSENT, Spread, show_plain
 from pantomim.study.cells import Study
 from pantomim.study.columns import heading, is_share, parts, show, show_difference
 from pantomim.study.plan import Analysis, merge
-from pantomim.study.run import analysis_paths, cell_folder
+from pantomim.study.run import analysis_paths, cell_folder, lease_of
 from pantomim.study.table import Columns, Table, contrast_findings, findings, make_table
 
 Rows = list[list[str]]
@@ -81,8 +81,9 @@ def write_tables(study: Study, out: Path) -> list[Path]:
         "table.md": fill_template("study.md", **page),
         "table.html": fill_template("study.html", **page, **pictures(study, out), dots=dots),
     }
-    for name, text in texts.items():
-        replace_file(out / name, text.encode())
+    with lease_of(out):
+        for name, text in texts.items():
+            replace_file(out / name, text.encode())
     return [out / name for name in texts]
 
 

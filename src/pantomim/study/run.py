@@ -151,7 +151,7 @@ def run_cell(cell: Cell, out: Path, say: Say) -> Record | None:
 def open_study(study: Study, out: Path) -> None:
     """Make the folder of the study, or resume the same study in it, maybe with evaluations added; else `ValueError`."""
     found = _data_of(study)  # which may take minutes, before others wait for the lease
-    lock = _lease(out / ".lease", 2 * LEASE_S)
+    lock = lease_of(out)
     take_folder("Study", "study", out, PLAN, lock)
     try:
         settings = study.settings()
@@ -285,6 +285,11 @@ def _failed_at(cell: Cell, out: Path) -> int | None:
     if (record := read_record(cell, out)) is None or record.state != "failed":
         return None
     return (out / "cells" / f"{cell.name}.json").stat().st_mtime_ns
+
+
+def lease_of(out: Path) -> SoftFileLease:
+    """The lock of a study's own folder, which one process at a time writes to, and clears of what killed ones left."""
+    return _lease(out / ".lease", 2 * LEASE_S)
 
 
 def _lock_of(cell: Cell, out: Path) -> Path:
