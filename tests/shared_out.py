@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,9 @@ NAMES = tuple(method.kind for method in METHODS)
 BEGUN_ALONE = ("vqkd",)  # k-means of its first batch is another library's, and draws by process
 
 
-def undropped(part: Any) -> Any:
-    """Without stochastic depth, which each process draws for itself."""
-    if not is_dataclass(part):
-        return part
-    changes = {item.name: undropped(getattr(part, item.name)) for item in fields(part) if item.init}
-    return replace(part, **changes | ({"drop_path": 0.0} if "drop_path" in changes else {}))
-
-
 def run(name: str, folder: Path, accumulation: int = 1) -> Pretrain:
     """A run of a method, on images that `make_images` has put there."""
-    method = undropped(CASES[name])
+    method = CASES[name]
     config = tiny_run(folder / f"{'large' if name == 'ijepa' else 'small'}.npz", steps=STEPS, method=method)
     config = replace(config, runtime=replace(config.runtime, accumulation=accumulation, save_every=STEPS))
     if name == "mocov3":

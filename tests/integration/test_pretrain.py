@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from killed import Killed, kill_after
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -36,6 +37,14 @@ from pantomim.formats import load_encoder
 from pantomim.methods.mae import MAE, MAEConfig
 
 LONG = {"steps": 80, "runtime": {"save_every": 8}}
+SLOWLY = """  # so that a signal comes before the last step
+import runpy, time
+from pantomim.engine.training import Training
+
+step = Training.step
+Training.step = lambda *arguments: time.sleep(0.05) or step(*arguments)
+runpy.run_module("pantomim", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -99,23 +108,6 @@ def mixed_images(folder: Path) -> Path:
     return folder
 
 
-class Killed(BaseException):
-    """Stands for a kill, within this process."""
-
-
-def kill_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """End the next run right after the checkpoint of this step."""
-    save = engine.save_checkpoint
-
-    def save_and_die(*parts: Any, **rest: Any) -> Path:
-        path = save(*parts, **rest)
-        if rest["step"] == step:
-            raise Killed
-        return path
-
-    monkeypatch.setattr(engine, "save_checkpoint", save_and_die)
-
-
 def test_the_run_folder_holds_what_it_should(uninterrupted: Path) -> None:
     names = {path.name for path in uninterrupted.iterdir() if not path.name.startswith(".")}
     files = {f"{part}.{kind}" for part in ("encoder", "decoder") for kind in ("safetensors", "json")}
@@ -158,7 +150,7 @@ def test_a_finished_run_is_left_as_it_is(source: Path, uninterrupted: Path) -> N
 @pytest.mark.slow
 def test_killed_and_started_again_it_is_the_same_run(source: Path, uninterrupted: Path, tmp_path: Path) -> None:
     config, out = tiny_run(source, **LONG), tmp_path / "run"
-    process = start(command(config, tmp_path, out))
+    process = start(["-c", SLOWLY, *command(config, tmp_path, out)[2:]])
     wait_for_checkpoint(out, process)
     process.kill()
     process.communicate()
@@ -193,7 +185,7 @@ def test_a_resumed_run_is_the_same_where_workers_decode_images_of_mixed_sizes(
 @pytest.mark.slow
 def test_sigterm_saves_the_step_and_says_how_to_resume(source: Path, uninterrupted: Path, tmp_path: Path) -> None:
     config, out = tiny_run(source, **LONG), tmp_path / "run"
-    process = start(command(config, tmp_path, out))
+    process = start(["-c", SLOWLY, *command(config, tmp_path, out)[2:]])
     wait_for_checkpoint(out, process)
     process.terminate()
     _, errors = process.communicate(timeout=120)
@@ -405,13 +397,13 @@ class CountReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_is_read_from_the_device_between_logged_steps(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_nothing_is_read_from_the_device_between_logged_steps(source: Path, tmp_path: Path, precision: str) -> None:
     reads = []
     for steps in (10, 30):
         with CountReads() as counter:
-            pretrain(
-                tiny_run(source, steps=steps, runtime={"log_every": 100, "save_every": 100}), tmp_path / str(steps)
-            )
+            runtime = {"log_every": 100, "save_every": 100, "precision": precision}
+            pretrain(tiny_run(source, steps=steps, runtime=runtime), tmp_path / str(steps))
         reads.append(counter.reads)
     assert reads[0] == reads[1] > 0
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from killed import Killed, kill_after
 from safetensors.torch import load_file
 from tiny import DECODER, ENCODER, tiny_images, tiny_run
 
-import pantomim.engine.pretrain as engine
 from pantomim.analysis.guidance import who_decides
 from pantomim.checkpoint import WEIGHTS, find_checkpoint
 from pantomim.cli import main
@@ -35,10 +35,6 @@ METHOD = CMTMAEConfig(
 )
 
 
-class Killed(BaseException):
-    """Stands for a kill, within this process."""
-
-
 @pytest.fixture
 def source(tmp_path):
     return tiny_images(tmp_path / "images.npz")
@@ -57,15 +53,8 @@ def test_a_resumed_run_ends_in_the_same_bits_and_is_scored(source, tmp_path, mon
     config = run(source, steps=12, runtime={"save_every": 4})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     pretrain(config, whole)
-    save = engine.save_checkpoint
-
-    def save_and_die(*parts, **rest):
-        save(*parts, **rest)
-        if rest["step"] == killed_at:
-            raise Killed
-
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "save_checkpoint", save_and_die)
+        kill_after(killed_at, patch)
         with pytest.raises(Killed):
             pretrain(config, cut)
     pretrain(config, cut)

@@ -1,14 +1,14 @@
-"""MoCo v3 is trained by the engine like MAE: resume to the same bits, export, scores, going on."""
+"""MoCo v3 is trained by the engine like MAE: resume to the same bits, export, scores, continued."""
 
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from killed import Killed, kill_after
 from safetensors.torch import load_file
 from tiny import MOCO_ENCODER, tiny_images, tiny_run
 
-import pantomim.engine.pretrain as engine
 from pantomim.checkpoint import WEIGHTS, find_checkpoint
 from pantomim.cli import main
 from pantomim.data.transforms import View
@@ -21,10 +21,6 @@ from pantomim.methods.mocov3 import MoCoV3Config
 from pantomim.recipes import prepare
 
 METHOD = MoCoV3Config(encoder=MOCO_ENCODER, hidden=16, dim=8)
-
-
-class Killed(BaseException):
-    """Stands for a kill, within this process."""
 
 
 @pytest.fixture
@@ -45,15 +41,8 @@ def test_a_run_resumes_to_the_same_bits_and_is_scored(source, tmp_path, monkeypa
     config = run(source, steps=12, runtime={"save_every": 4})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     pretrain(config, whole)
-    save = engine.save_checkpoint
-
-    def save_and_die(*parts, **rest):
-        save(*parts, **rest)
-        if rest["step"] == 4:
-            raise Killed
-
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "save_checkpoint", save_and_die)
+        kill_after(4, patch)
         with pytest.raises(Killed):
             pretrain(config, cut)
     pretrain(config, cut)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +161,13 @@ def test_a_cell_waits_for_what_another_process_does_and_takes_it_over_if_that_st
     lock = SoftFileLease(path, lease_duration=lasts, thread_local=False)
     lock.acquire()
     said: list[str] = []
-    let_go = threading.Timer(0.5, lock.release)
-    let_go.start()
-    assert run_study(study, out, say=said.append) == []
-    let_go.join()
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "another process works on it" in text:
+            lock.release()
+
+    assert run_study(study, out, say=say) == []
     assert all(is_finished(cell, out) for cell in study.cells)
     assert sum("another process works on it" in text for text in said) == 1
 

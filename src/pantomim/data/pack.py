@@ -20,6 +20,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from pantomim.core.files import check_out, replacing
@@ -102,6 +103,22 @@ def write_pack(
     brought down to it; with a `quality`, too, these are made JPEGs.
     """
     check_out("pack.out", path, [SUFFIX])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                return _write(contents, spec, path, size, quality)
+            finally:
+                lock.unlink(missing_ok=True)
+    except Timeout:
+        raise ValueError(
+            f"pack.out must not be in use; got {path}, which another process is writing. Wait for it, or choose "
+            f"another name."
+        ) from None
+
+
+def _write(contents: Contents, spec: str, path: Path, size: int | None, quality: int | None) -> list[Broken]:
     if path.exists():
         raise ValueError(f"pack.out must be a new file; got {path}. Remove it, or choose another name.")
     if size is not None and size < 1:
@@ -113,7 +130,6 @@ def write_pack(
             f"pack.quality must go with a size and 8-bit images of 1 or 3 channels; got size {size} and images of "
             f"{dataset.channels} x {dataset.facts.dtype}. Leave it out."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):  # by a process that was killed
         left.unlink(missing_ok=True)
     files = store if isinstance(store, EncodedStore) and size is None else None

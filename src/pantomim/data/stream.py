@@ -98,7 +98,7 @@ class Stream:
         self._rows = batch_size // (micro * world)
         self._cuts = -(-self._rows // AT_ONCE)
         self._pieces = micro * self._cuts  # of a step: micro-batches, cut
-        self._workers = max(1, num_threads() - 1) if workers is None else workers
+        self._workers = _num_workers(workers)
         self._cut = torch.compile(_cut, fullgraph=True, dynamic=False) if compiled else _cut
         array = dataset.array(memory_gib) if self.views else None
         self._images: Tensor | None = None
@@ -267,8 +267,7 @@ def evaluation_batches(
     chunks = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
     what = f"{dataset.name} ({dataset.split}): images"
     if array is None:
-        workers = max(1, num_threads() - 1) if workers is None else workers
-        workers = min(workers, len(chunks) // 4)  # a few batches are not worth a process
+        workers = min(_num_workers(workers), len(chunks) // 4)  # a few batches are not worth a process
         read = partial(_read_centred, dataset, image_size, interpolation, chunks)
         decoded = _decoded(dataset, read, range(len(chunks)), workers, device)
         for images, healthy, _ in tracked(decoded, what, len(chunks)):
@@ -303,12 +302,17 @@ def whole_images(
     device = torch.device(device)
     indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, dtype=np.int64)
     indices = indices[~np.isin(indices, list(dataset.broken_reasons()))]
-    workers = min(max(1, num_threads() - 1) if workers is None else workers, len(indices) // 16)
+    workers = min(_num_workers(workers), len(indices) // 16)
     read = partial(_read_whole, dataset, masks, base, indices)
     decoded = _decoded(dataset, read, range(len(indices)), workers, device)
     for image, ids, found in tracked(decoded, f"{dataset.name} ({dataset.split}): images", len(indices)):
         if found is not None:
             yield image, found[0].long(), int(ids)
+
+
+def _num_workers(asked: int | None) -> int:
+    """Of processes that decode; unless asked for, one core is left for what they decode for."""
+    return max(1, num_threads() - 1) if asked is None else asked
 
 
 def _read_whole(dataset: Dataset, masks: Masks, base: tuple[int, int], indices: np.ndarray, item: int) -> "_Read":

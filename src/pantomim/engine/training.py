@@ -92,8 +92,10 @@ class Training:
 
     def watched(self, means: dict[str, Tensor]) -> list[Tensor]:
         """What must be finite after a step; a scaled loss may make gradients overflow, but not for ever."""
-        gradients = means["loss"] / self.scaler.get_scale() if self.scaler.is_enabled() else means["grad_norm"]
-        return [means["loss"], gradients]
+        loss = means["loss"]
+        if self.scaler.is_enabled():  # the scale as a tensor, as reading it would wait for the device
+            return [loss, loss / self.scaler.scale(torch.ones_like(loss))]
+        return [loss, means["grad_norm"]]
 
     def lr(self, step: int) -> float:
         """The learning rate of a step's update."""

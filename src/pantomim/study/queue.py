@@ -16,6 +16,7 @@ class Job:
 
     def __init__(self, command: Sequence[str]) -> None:
         self.command = list(command)
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> None:
         """Carry out the command."""
@@ -27,9 +28,10 @@ class Job:
         """Before the time limit: the command saves the step it is in, and the same job goes to the queue."""
         from submitit.helpers import DelayedSubmission
 
-        self._process.terminate()
-        with suppress(ChildProcessError):
-            os.waitpid(self._process.pid, 0)  # `wait` is what the signal that led here has interrupted
+        if self._process is not None:
+            self._process.terminate()
+            with suppress(ChildProcessError):
+                os.waitpid(self._process.pid, 0)  # `wait` is what the signal that led here has interrupted
         return DelayedSubmission(Job(self.command))
 
 

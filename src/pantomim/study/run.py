@@ -23,6 +23,7 @@ from pantomim.analysis.block_facts import write_block_facts
 from pantomim.analysis.masks import visible_statistics
 from pantomim.config import Pretrain, from_dict, leaves, to_dict, to_yaml
 from pantomim.core.files import replace_file
+from pantomim.core.machine import is_main_process
 from pantomim.core.reading import as_kind, read_json, read_yaml
 from pantomim.data.sources import place, read_contents
 from pantomim.engine.folder import FREE, Finished, RunInUseError, refuse_changes, take_folder
@@ -68,8 +69,8 @@ def run_study(
     """Carry out the cells that are not finished, or only that of an `index`; one that fails does not stop the others.
 
     Several processes, of several machines, may work in the same folder at once: each cell is taken by one of them, and
-    all stay until no cell is left, to take over those of processes that die; with an `index` nothing is waited for. No
-    further cell is started after so many `minutes`. `say` is told what happens.
+    all stay until no cell is left, to take over those of processes that die; with an `index` only for a run that its
+    cell needs. No further cell is started after so many `minutes`. `say` is told what happens.
 
     Returns: the cells that failed now, with the reason in their records, and those that lacked another's run.
 
@@ -273,7 +274,7 @@ def train(planned: Pretrain, folder: Path, uses: Mapping[str, Path]) -> Finished
     its config.yaml names their old places, and is put right. That they hold the same weights, its checkpoint knows.
     """
     values, written = to_dict(planned), folder / "config.yaml"
-    if uses and written.is_file() and os.environ.get("RANK", "0") == "0":
+    if uses and written.is_file() and is_main_process():
         theirs = read_yaml(written)
         if (put_right := moved(theirs, values, uses)) != theirs:
             replace_file(written, to_yaml(from_dict(Pretrain, put_right, str(folder))).encode())

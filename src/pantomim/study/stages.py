@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pantomim.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from pantomim.config import Pretrain, Stages, from_dict, from_yaml, leaves, to_dict, to_yaml
 from pantomim.core.files import replace_file
+from pantomim.core.machine import is_main_process
 from pantomim.engine.folder import FREE, Finished, refuse_changes, take_folder
 from pantomim.engine.initial import carry_over
 from pantomim.engine.runtime import Purpose, random_seed
@@ -50,7 +51,7 @@ def run_stages(plan: Stages, out: Path, say: Say = lambda text: None) -> list[Fi
     Raises what `pretrain` does, and `ValueError` too if the folder holds something else or another chain.
     """
     runs = [stage_run(plan, number, Path(CHAIN)) for number in range(plan.stages)]
-    main, alone = int(os.environ.get("RANK", "0")) == 0, int(os.environ.get("WORLD_SIZE", "1")) == 1
+    main, alone = is_main_process(), int(os.environ.get("WORLD_SIZE", "1")) == 1
     if plan.reinit == "reference" and not (stage_folder(out, 0) / "finished.json").is_file():
         first_width(plan)  # fails now rather than when the second stage is trained
     if plan.evaluate is not None:

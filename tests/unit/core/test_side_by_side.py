@@ -67,10 +67,8 @@ def test_what_a_killed_process_leaves_is_done_here(tmp_path: Path) -> None:
 
 
 def test_an_error_ends_the_others_by_a_signal(tmp_path: Path) -> None:
-    started = time.monotonic()
     with pytest.raises(ValueError, match="no such thing"):
         side_by_side([partial(waits, tmp_path / "a"), partial(refuses, tmp_path / "b")], "jobs", tmp_path / "log")
-    assert time.monotonic() - started < processes.GRACE_S  # nobody had to be killed
     assert not (tmp_path / "a").exists() or (tmp_path / "a").read_text() == "stopped"
 
 

@@ -6,6 +6,8 @@ import pytest
 from image_files import broken_folder, fill, png
 from synthetic import write_synthetic
 
+from pantomim.core import files
+from pantomim.data import pack
 from pantomim.data.decoding import BrokenImageError
 from pantomim.data.pack import write_pack
 from pantomim.data.sources import open_source, read_contents
@@ -93,6 +95,20 @@ def test_a_pack_is_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="must be a new file"):
         packed(spec, out / "a.pack")
     assert [path.name for path in out.iterdir()] == ["a.pack"]
+
+
+def test_who_packs_to_a_name_is_left_alone(tmp_path, monkeypatch):
+    spec, out, asked = str(fill(tmp_path / "a", {"0.png": png(0)})), tmp_path / "a.pack", []
+
+    def replacing(path):
+        with pytest.raises(ValueError, match=r"must not be in use; got .*a\.pack"):
+            packed(spec, path)
+        asked.append(path)
+        return files.replacing(path)
+
+    monkeypatch.setattr(pack, "replacing", replacing)
+    packed(spec, out)
+    assert asked == [out]
 
 
 def test_the_reason_of_a_broken_image_is_told(tmp_path):

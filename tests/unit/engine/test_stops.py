@@ -50,6 +50,7 @@ def test_a_later_signal_ends_the_process_and_its_workers(
     worker.start()
     ended: list[int] = []
     monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(StopSignals, "SAME_S", 60.0)
     with contextlib.suppress(Interrupted), StopSignals() as signals:
         with contextlib.suppress(KeyboardInterrupt), signals.deferred() if deferring else contextlib.nullcontext():
             os.kill(os.getpid(), number)
