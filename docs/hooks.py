@@ -3,20 +3,17 @@
 Links in Markdown are those of the repository, so that they work on GitHub, too; here they become links of the site.
 """
 
-import inspect
 import os
 import re
-from importlib import import_module
 from pathlib import Path
 
 from mkdocs.structure.files import File, InclusionLevel
 
-from pantomim.recipes import FAMILIES
+from pantomim.cli.docs import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 LINK = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?(\))")
-RECIPES, CODE = re.compile(r"<!-- recipes: (\w+) -->"), re.compile(r"<!-- code: (\S+) (\w+) -->")
 
 
 def place(path: str) -> str:
@@ -59,24 +56,4 @@ def on_page_markdown(markdown, page, config, files):
         target = place(os.path.normpath(os.path.join(os.path.dirname(path), found[2])))
         return f"{found[1]}{os.path.relpath(target, os.path.dirname(here))}{found[3] or ''}{found[4]}"
 
-    markdown = RECIPES.sub(lambda found: recipes(found[1]), LINK.sub(turned, markdown))
-    return CODE.sub(lambda found: code(found[1], found[2]), markdown)
-
-
-def recipes(method: str) -> str:
-    """The recipes of a method as a table, with what differs from the paper below."""
-    rows, notes = ["| recipe | what | cost | score |", "|---|---|---|---|"], dict[str, None]()
-    for family in FAMILIES:
-        if family.name == method or family.name.startswith(f"{method}_"):
-            for each in family.recipes:
-                rows.append(f"| `{each.name}` | {each.summary} | {each.cost} | {each.expected} |")
-                notes |= dict.fromkeys(each.notes)
-    if len(rows) == 2:
-        raise ValueError(f"There are no recipes of {method}.")
-    return "\n".join([*rows, "", *(f"- {note}" for note in notes)])
-
-
-def code(path: str, name: str) -> str:
-    """A function of the package."""
-    module = import_module("pantomim." + path.removesuffix(".py").replace("/", "."))
-    return f"```python\n{inspect.getsource(getattr(module, name))}```"
+    return filled(LINK.sub(turned, markdown))

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pantomim.cli.docs import filled
+
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 METHODS = [page for page in PAGES if page.parent.name == "methods"]
@@ -39,3 +41,10 @@ def test_pages_of_methods_quote_the_code_that_runs(page: Path):
             assert cell.strip("`") in source, f"{cell} is not in the code"
             quotes += 1
     assert quotes or page.stem == "README"
+
+
+@pytest.mark.parametrize("page", METHODS, ids=lambda page: page.stem)
+def test_recipes_and_code_are_put_into_the_pages_of_methods(page: Path):
+    text = filled(page.read_text())
+    assert "<!--" not in text
+    assert page.stem == "README" or "| recipe | what | cost | score |" in text
