@@ -19,18 +19,15 @@ def palette() -> UInt8[np.ndarray, "256 3"]:
     return colours
 
 
-def write_mask(path: Path, ids: Int[np.ndarray, "H W"], colours: UInt8[np.ndarray, "colours 3"] | None = None) -> Path:
-    """Write a mask as an indexed PNG, an id a pixel; `colours` in place of the first of `palette` are for the eye."""
+def write_mask(path: Path, ids: Int[np.ndarray, "H W"]) -> Path:
+    """Write a mask as an indexed PNG, an id a pixel; the colours of `palette` are for the eye."""
     if ids.min() < 0 or ids.max() > 255:
         raise ValueError(
             f"write_mask.ids must be in [0, 255], as a PNG's palette is; got {ids.min()} to {ids.max()} for {path}. "
             f"Write larger ids as .npy or TIFF."
         )
-    table = palette()  # whole: Pillow would pack ids into the bits that fewer colours need
-    if colours is not None:
-        table[: len(colours)] = colours
     picture = Image.fromarray(ids.astype(np.uint8))
-    picture.putpalette(table.tobytes())
+    picture.putpalette(palette().tobytes())  # whole: Pillow would pack ids into the bits that fewer colours need
     return _write(path, picture)
 
 
@@ -43,11 +40,9 @@ def overlaid(
     return mixed if ignore is None else np.where((ids == ignore)[:, :, None], flat, mixed)
 
 
-def write_overlay(
-    path: Path, photo: UInt8[np.ndarray, "3 H W"], ids: Int[np.ndarray, "H W"], ignore: int | None = None
-) -> Path:
+def write_overlay(path: Path, photo: UInt8[np.ndarray, "3 H W"], ids: Int[np.ndarray, "H W"]) -> Path:
     """Write what `overlaid` gives as a PNG."""
-    return _write(path, Image.fromarray(overlaid(photo, ids, ignore)))
+    return _write(path, Image.fromarray(overlaid(photo, ids)))
 
 
 def _write(path: Path, picture: Image.Image) -> Path:

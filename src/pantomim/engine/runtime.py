@@ -4,7 +4,7 @@ import atexit
 import enum
 import importlib.util
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -162,12 +162,6 @@ def alike(accelerator: Accelerator, what: str, here: int) -> None:
             f"Pretrain.{what} must be the same for all processes; got steps or images {found}, by process. Use a "
             f"folder that all machines share, and wait until it shows the same files everywhere."
         )
-
-
-def read_means(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float | None]:
-    """Means over the processes of values on the device, all read at once."""
-    stacked = accelerator.reduce(torch.stack(list(values.values())), reduction="mean")
-    return dict(zip(values, stacked.tolist(), strict=True))
 
 
 def gather_broken(accelerator: Accelerator, *datasets: Dataset) -> list[Broken]:

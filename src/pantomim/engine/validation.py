@@ -21,7 +21,7 @@ from pantomim.core.spread import effective_rank, relative_std
 from pantomim.data.dataset import Dataset, evenly_spaced
 from pantomim.data.masks import Masks
 from pantomim.data.stream import Stream, evaluation_batches, whole_images
-from pantomim.engine.runtime import Purpose, autocast, compute_dtype, generator, random_seed, read_means
+from pantomim.engine.runtime import Purpose, autocast, compute_dtype, generator, random_seed
 from pantomim.engine.setup import Images
 from pantomim.methods.base import Method
 from pantomim.methods.task import Task
@@ -127,7 +127,8 @@ class Judge:
                 losses.append(method.forward(batch, draws)["loss"])  # not compiled anew for other batches
                 if isinstance(encoder, Encoder):
                     features.append(at_least_float32(encoder(batch.images).patches).mean(dim=1))
-        found = read_means(self.accelerator, {"held_out_loss": torch.stack(losses).mean()})
+        loss: Tensor = self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean")
+        found: dict[str, float | None] = {"held_out_loss": float(loss)}
         if features:
             everywhere: Tensor = self.accelerator.gather(torch.cat(features)).cpu()
             if everywhere.isfinite().all():

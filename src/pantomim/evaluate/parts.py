@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pantomim.data.dataset import Dataset
 from pantomim.data.layout import divide, part_names
-from pantomim.data.masks import MaskedSource, open_masked
+from pantomim.data.masks import MaskedSource
 from pantomim.data.sources import open_source, splits
 from pantomim.evaluate.features import AnyEncoder, FeatureTable, pixel_size
 from pantomim.formats.wrapped import WrappedEncoder
@@ -89,11 +89,6 @@ class MaskedParts(MaskedSource):
             "image_size": list(encoder.image_size),
             "grid": list(encoder.grid),
         }
-
-
-def open_masked_parts(*asked: Any, **also: Any) -> MaskedParts:
-    """As `open_masked`, whose arguments these are."""
-    return MaskedParts(**vars(open_masked(*asked, **also)))
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.core.scores import count_pixels, intersection_over_union, pixel_accuracy
 from pantomim.data.layout import divide
+from pantomim.data.masks import open_masked
 from pantomim.data.stream import evaluation_batches
 from pantomim.data.transforms import Interpolation
 from pantomim.evaluate.base import Bench, Evaluation, Memo, Scores
 from pantomim.evaluate.features import AnyEncoder, check_finite, pixel_patches
 from pantomim.evaluate.linear import Probes, check_rates, train_probes
-from pantomim.evaluate.parts import MaskedParts, open_masked_parts
+from pantomim.evaluate.parts import MaskedParts
 from pantomim.formats.transform import Transform
 from pantomim.nn.tokens import enlarge, take
 
@@ -57,7 +58,7 @@ class Segmentation(Evaluation):
     def open(self, memo: Memo) -> MaskedParts:
         """Images with masks."""
         asked = (self.data, self.masks, self.ignore, self.images, self.test_images)
-        return memo.once((*asked, self.scale), lambda: open_masked_parts(*asked, scale=self.scale))
+        return memo.once((*asked, self.scale), lambda: MaskedParts(**vars(open_masked(*asked, scale=self.scale))))
 
     def run(self, bench: Bench) -> dict[str, Scores]:
         """Scores by name: `miou`, its standard error, `pixel_accuracy`, and `iou` by the name of the class."""

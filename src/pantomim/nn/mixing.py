@@ -33,7 +33,6 @@ def draw_mixing(
     *,
     mixup_alpha: float = 0.8,
     cutmix_alpha: float = 1.0,
-    switch_probability: float = 0.5,
 ) -> Mixing:
     """Draw mixup or CutMix for a whole batch, from a generator seeded by (seed, step); an alpha of 0 leaves one out.
 
@@ -45,7 +44,7 @@ def draw_mixing(
             f"{cutmix_alpha}. Leave mixing out altogether instead."
         )
     # The coin is thrown in any case: the draws that follow do not depend on the alphas.
-    cutmix = generator.random() < switch_probability
+    cutmix = generator.random() < 0.5
     if mixup_alpha == 0 or cutmix_alpha == 0:
         cutmix = mixup_alpha == 0
     alpha = cutmix_alpha if cutmix else mixup_alpha

@@ -4,10 +4,11 @@ import torch
 from masked_images import COLOURS, masked_folder, regions
 
 from pantomim.core.scores import count_pixels, intersection_over_union
+from pantomim.data.masks import open_masked
 from pantomim.evaluate import segmentation
 from pantomim.evaluate.features import pixel_patches
 from pantomim.evaluate.linear import train_probes
-from pantomim.evaluate.parts import MaskedParts, open_masked_parts
+from pantomim.evaluate.parts import MaskedParts
 from pantomim.evaluate.segmentation import (
     Pictures,
     Segmentation,
@@ -36,7 +37,7 @@ def masks():
 
 
 def pictures(spec, *, image_size=(SIDE, SIDE), grid=(SIDE, SIDE), **options):
-    source = open_masked_parts(spec, None, options.pop("ignore", 255), **options)
+    source = MaskedParts(**vars(open_masked(spec, None, options.pop("ignore", 255), **options)))
     return Pictures(source, image_size, grid, 5, CPU)
 
 
@@ -261,7 +262,7 @@ def test_a_part_without_any_class_is_refused(tmp_path, masks):
 
 
 def test_fewer_images(tmp_path):
-    source = open_masked_parts(str(masked_folder(tmp_path / "set")), None, 255, images=4, test_images=2)
+    source = MaskedParts(**vars(open_masked(str(masked_folder(tmp_path / "set")), None, 255, images=4, test_images=2)))
     assert {part: len(dataset) for part, dataset in source.parts.items()} == {"train": 4, "test": 2, "val": 3}
     assert source.name_of(1) == "red"
     assert source.name_of(4) == "class 4"
