@@ -16,10 +16,11 @@ import tyro
 from torch import Tensor
 
 from pantomim.analysis.block_facts import BlockFacts
-from pantomim.analysis.runs import choose, held_out, run_config
+from pantomim.analysis.runs import choose, place, shown_images
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.data.dataset import Dataset
+from pantomim.data.sources import open_source
 from pantomim.evaluate.features import AnyEncoder, check_images, collapse_warning, images_for
 from pantomim.formats import load_encoder
 from pantomim.formats.files import hash_weights
@@ -35,7 +36,7 @@ class Inspection(ABC):
 
     # Run folders, files, timm:NAME, open_clip:NAME:TAG, hf:NAME or clip:FILE
     encoders: tyro.conf.Positional[tuple[str, ...]]
-    images: str | None = None  # As for pre-training; None: held-out images of the first run's data
+    images: str | None = None  # As for pre-training, all of a source; None: held-out images of the first run's data
     # The stored value that becomes 1; None: as in the first run, and for other images by the number type
     scale: Positive | None = None
     # The page, FILE.html, or FILE.png or FILE.svg where it is of pictures; other files of that name are put beside it.
@@ -50,6 +51,7 @@ class Inspection(ABC):
     title: ClassVar[str]  # of pages
     stem: ClassVar[str] = ""  # of files, where it is another
     usual: ClassVar[int] = 128  # number of images
+    held_out: ClassVar[int] = 0  # images that a run must hold out; all are shown where these are fewer
     endings: ClassVar[tuple[str, ...]] = (".html", ".htm")  # of the page
 
     def __post_init__(self) -> None:
@@ -64,11 +66,14 @@ class Inspection(ABC):
         """What was found: `BlockFacts`, or one or several `PictureRows`."""
 
     def dataset(self) -> Dataset:
-        """Of all images that may be shown, those which the first run has not seen, scaled as there."""
+        """The images that are named, all of them; else those that the first run holds out, scaled as there."""
         if self.images is not None:
-            return held_out(self.images, self.scale)
-        data = run_config(self.first_run).data
-        return held_out(data.source, self.scale or data.scale, data.masks)
+            return open_source(self.images, "all", self.scale)
+        return shown_images(self.first_run, None, self.scale, self.held_out)
+
+    def whose(self, dataset: Dataset) -> str:
+        """The name of the images, and which of a source they are."""
+        return dataset.name + place(dataset, self.encoders[0] if self.images is None else None)
 
     @property
     def first_run(self) -> Path:
@@ -170,7 +175,7 @@ class LayerAnalysis(Inspection):
                 for name, spec, encoder in zip(names, self.encoders, encoders, strict=True)
             ],
             "source": dataset.spec,
-            "dataset": dataset.name,
+            "dataset": self.whose(dataset),
             "split": dataset.split,
             "images": images.healthy,
             "seed": self.seed,

@@ -19,12 +19,11 @@ from torch.nn import functional as F
 
 from pantomim.analysis.inspection import Inspection
 from pantomim.analysis.pictures import PictureRows, read_images, read_rows, shown_words, shrunk, write_rows
-from pantomim.analysis.runs import NUM_PHOTOS, choose, place, shown_images
+from pantomim.analysis.runs import NUM_PHOTOS, choose, shown_images
 from pantomim.core.frozen import frozen
 from pantomim.core.ranges import AtLeastOne
 from pantomim.data.dataset import Dataset
 from pantomim.data.pictures import to_picture
-from pantomim.data.sources import open_source
 from pantomim.evaluate.base import Memo
 from pantomim.evaluate.features import AnyEncoder, check_finite, check_images, collapse_warning, images_for
 from pantomim.formats import load_encoder
@@ -43,13 +42,10 @@ class PictureAnalysis(Inspection):
     """An analysis whose result is pictures."""
 
     endings: ClassVar[tuple[str, ...]] = (".html", ".htm", ".png", ".svg")
-    held_out: ClassVar[int] = 0  # images that a run must hold out; all are shown where these are fewer
 
     def run(self) -> list[PictureRows]:
-        """What there is to see in the images that are named: all of them, and of a run's own those held out."""
-        if self.images is not None:
-            return self.looks(open_source(self.images, "all", self.scale))
-        return self.looks(shown_images(self.first_run, None, self.scale, self.held_out))
+        """What there is to see in the images that are named, or in those of a run."""
+        return self.looks(self.dataset())
 
     @abstractmethod
     def looks(self, dataset: Dataset) -> list[PictureRows]:
@@ -57,9 +53,8 @@ class PictureAnalysis(Inspection):
 
     def drawn(self, dataset: Dataset, shown: int) -> str:
         """Which images are shown, as sentences."""
-        where = place(dataset, self.encoders[0] if self.images is None else None)
         few = " There are no more." if shown == len(dataset) < NUM_PHOTOS else ""
-        return f"{shown:,} images of {dataset.name}{where}, drawn with seed {self.seed}.{few}{shown_words(dataset)}"
+        return f"{shown:,} images of {self.whose(dataset)}, drawn with seed {self.seed}.{few}{shown_words(dataset)}"
 
 
 def write_rows_of(kind: type[PictureAnalysis], run: str | Path, source: str | None = None, **options: Any) -> Path:

@@ -94,6 +94,5 @@ def panels(found: BlockFacts) -> list[Chart]:
 def caption(found: BlockFacts) -> str:
     """What one must know to read the charts."""
     about = found.about
-    where = "training images (there is no other split)" if about["split"] == "train" else "held-out images"
-    images = f"{about['images']:,} {where} of {about['dataset']}, drawn with seed {about['seed']}."
+    images = f"{about['images']:,} images of {about['dataset']}, drawn with seed {about['seed']}."
     return LAYERS[found.kind].caption(about, images)

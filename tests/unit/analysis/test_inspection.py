@@ -1,6 +1,7 @@
 """Encoders looked into block by block: ours and timm's the same, which images, which files, and the commands."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def source(tmp_path_factory):
     return tiny_images(tmp_path_factory.mktemp("data") / "tiny.npz", num_images=105)
 
 
-def write_run(folder, source, seed=0):
+def write_run(folder, source, seed=0, **data):
     """A folder with what an inspection reads."""
     torch.manual_seed(seed)
     folder.mkdir()
@@ -40,7 +41,8 @@ def write_run(folder, source, seed=0):
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=1.0)  # far from uniform attention
     save_encoder(folder, encoder, scale=scale_of("uint8"), recipe="tiny")
-    (folder / "config.yaml").write_text(to_yaml(tiny_run(source)))
+    config = tiny_run(source)
+    (folder / "config.yaml").write_text(to_yaml(replace(config, data=replace(config.data, **data))))
     return folder
 
 
@@ -113,6 +115,23 @@ def test_numbers_are_means_over_held_out_images(runs):
     assert np.allclose(far.of("distance", 0), torch.cat(apart).mean(dim=0), rtol=1e-5)
     assert np.allclose(few.of("shares", 0), torch.cat(shares).mean(dim=0), rtol=1e-5)
     assert far.of("distance", 0).std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("holdout", "named", "words"),
+    [
+        (0.2, False, "21 images of tiny of the fixed 20 % that pre-training did not see, drawn"),
+        (0.0, False, "21 images of tiny of the fixed 20 % that pre-training saw as well, drawn"),
+        (0.2, True, "105 images of tiny, drawn"),
+    ],
+)
+def test_which_images_were_looked_at(tmp_path, source, holdout, named, words):
+    """Those that are named, all of them; of a run's own those that lie apart, whether or not it trained on them."""
+    with np.load(source) as arrays:
+        np.savez(tmp_path / "tiny.npz", images=arrays["images"])
+    run = write_run(tmp_path / "run", tmp_path / "tiny.npz", holdout=holdout)
+    images = str(tmp_path / "tiny.npz") if named else None
+    assert words in caption(LAYERS["spectrum"]((str(run),), images, count=1000).run())
 
 
 def test_cka_of_one_and_of_two_encoders(runs):
