@@ -52,10 +52,11 @@ def attended(
 ) -> Float[Tensor, "B heads T"]:
     """Attention of the class token (else the mean patch) in a block (None: the last) to all tokens; sums to 1."""
     with torch.inference_mode():
-        found = [features.attention for features in block_features(encoder, images, need_attention=True)]
-    if block is not None and block > len(found):
-        raise ValueError(f"AttentionMaps.block must be in [1, {len(found)}], the encoder's blocks; got {block}.")
-    weights = found[(block or 0) - 1]
+        for count, features in enumerate(block_features(encoder, images, need_attention=True), 1):
+            if block in (None, count):
+                weights = features.attention  # of large images, that of all blocks is gigabytes
+    if block is not None and block > count:
+        raise ValueError(f"AttentionMaps.block must be in [1, {count}], the encoder's blocks; got {block}.")
     assert weights is not None
     return weights[:, :, 0] if encoder.has_class_token else weights[:, :, encoder.num_prefix :].mean(dim=2)
 

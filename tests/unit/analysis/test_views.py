@@ -2,6 +2,7 @@
 
 import csv
 import io
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from tiny import ENCODER, tiny_images, tiny_run
 
 from pantomim.analysis import OF_ANY_ENCODER, VIEWS, write_all_pictures
 from pantomim.analysis.attention_maps import attended, laid_over
+from pantomim.analysis.duplicates import near_pairs
 from pantomim.analysis.map import draw_map, laid_out
 from pantomim.analysis.neighbours import most_alike
 from pantomim.analysis.pca import foreground, principal
@@ -21,6 +23,7 @@ from pantomim.cli import main
 from pantomim.config import to_yaml
 from pantomim.data.sources import open_source
 from pantomim.formats.native import save_decoder, save_encoder
+from pantomim.nn.vit import Encoder
 from pantomim.report.inspection import write_views
 from pantomim.report.page import make_report
 
@@ -85,6 +88,22 @@ def test_attention_is_the_blocks_and_sums_to_one(class_token, block):
         attended(encoder, images, 3)
 
 
+def test_attention_of_one_block_is_held_at_once(monkeypatch):
+    encoder, each_block = replace(ENCODER, depth=6).build().eval(), Encoder.each_block
+    seen, alive = [], []
+
+    def watched(*given, **named):
+        for features in each_block(*given, **named):
+            seen.append(weakref.ref(features.attention))
+            alive.append(sum(one() is not None for one in seen))
+            yield features
+
+    monkeypatch.setattr(Encoder, "each_block", watched)
+    attended(encoder, torch.rand(1, 3, 16, 16))
+    assert len(seen) == 6
+    assert max(alive) <= 3  # this one, the one before, and what the loop holds
+
+
 def test_a_map_is_brightest_where_most_is_attended_to():
     heads = np.array([[[0.1, 0.2], [0.3, 0.4]]])
     (picture,) = laid_over(np.full((4, 4, 1), 100, dtype=np.uint8), heads)
@@ -129,6 +148,21 @@ def test_neighbours_are_those_of_a_search_by_hand():
     by_hand = unit @ unit.T - 2 * np.eye(30)
     assert (nearest == np.argsort(-by_hand, axis=1)[:, :4]).all()
     np.testing.assert_allclose(similarity, -np.sort(-by_hand, axis=1)[:, :4])
+
+
+def test_all_pairs_of_a_burst_are_found():
+    """More than the five neighbours by which outliers are told."""
+    rng = np.random.default_rng(0)
+    unit = rng.standard_normal((60, 6))
+    unit[7:30:2] = unit[7] + 0.01 * rng.standard_normal((12, 6))  # 12 photos of one thing
+    unit[[40, 50]] = unit[41]  # and copies
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    apart = 1 - unit @ unit.T + 2 * np.eye(60)
+    pairs, count = near_pairs(unit, apart.min(axis=1), 1e-3)
+    assert len(pairs) == count == 66 + 3
+    assert {(one, two) for _, one, two in pairs} == set(zip(*np.nonzero(np.triu(apart <= 1e-3)), strict=True))
+    assert [pair[0] for pair in pairs] == sorted(pair[0] for pair in pairs)
+    assert near_pairs(unit, apart.min(axis=1), -1.0) == ([], 0)
 
 
 def test_a_map_repeats_and_thumbnails_hardly_cover_each_other(run, source):
