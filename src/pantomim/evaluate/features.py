@@ -59,19 +59,20 @@ class FeatureTable:
 
 
 def extract(encoder: AnyEncoder, dataset: Dataset, *, batch_size: int = 256) -> FeatureTable:
-    """The class token and the mean of the patches of every readable image, in float32 throughout, on the CPU.
-
-    Of images above 224 x 224 a batch holds fewer, so that memory stays within bounds and progress is seen.
-    """
+    """The class token and the mean of the patches of every readable image, in float32 throughout, on the CPU."""
     check_images(encoder, dataset)
-    height, width = encoder.image_size
-    batch_size = max(1, min(batch_size, batch_size * 224**2 // (height * width)))
+    batch_size = at_once(encoder, batch_size)
     before, device = hash_weights(encoder.state_dict()), next(encoder.parameters()).device
     with evaluating(encoder), torch.inference_mode():
         batches = images_for(encoder, dataset, batch_size, device)
         table = _table(dataset, ((views(encoder, encoder(images)), indices) for images, indices in batches))
     assert hash_weights(encoder.state_dict()) == before, "a frozen encoder has changed"
     return table
+
+
+def at_once(encoder: AnyEncoder, batch_size: int) -> int:
+    """Fewer images than `batch_size` above 224 x 224, so that memory stays within bounds and progress is seen."""
+    return max(1, min(batch_size, batch_size * 224**2 // math.prod(encoder.image_size)))
 
 
 def views(encoder: AnyEncoder, features: Features) -> dict[str, Float[Tensor, "B D"]]:

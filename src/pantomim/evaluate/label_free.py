@@ -20,7 +20,7 @@ from pantomim.data.sources import open_source, splits
 from pantomim.data.stream import Stream
 from pantomim.data.transforms import Crop, View
 from pantomim.evaluate.base import SHOWN, Bench, Contender, Evaluation, Memo, Scores, left_out
-from pantomim.evaluate.features import AnyEncoder, extract, views
+from pantomim.evaluate.features import AnyEncoder, at_once, extract, views
 from pantomim.evaluate.parts import Labelled
 from pantomim.formats.transform import Transform
 
@@ -61,7 +61,7 @@ class LabelFree(Evaluation):
     def figures(self, encoder: AnyEncoder, images: Dataset) -> Scores:
         """Rank, std and uniformity of whole images; alignment of two random crops of each, those of pre-training."""
         table = extract(encoder, images, batch_size=self.chunk)
-        device, count = next(encoder.parameters()).device, -(-len(images) // self.chunk)
+        device, count = next(encoder.parameters()).device, -(-len(images) // at_once(encoder, self.chunk))
         crop = Crop(interpolation=Transform.of(encoder).interpolation)
         how: Any = {"image_size": encoder.image_size, "seed": self.seed, "crop": crop, "second": View(crop)}
         stream = Stream(images, batch_size=len(images) // count, device=device, **how)

@@ -9,6 +9,7 @@ from pantomim.data.sources import open_source
 from pantomim.data.stats import channel_stats
 from pantomim.data.transforms import resized_crop
 from pantomim.evaluate.features import check_features_path, extract, pixel_size, pixel_table, save_features
+from pantomim.evaluate.label_free import LabelFree
 from pantomim.formats.files import hash_weights
 from pantomim.formats.timm import load_timm
 from pantomim.formats.transform import Transform
@@ -68,7 +69,9 @@ def test_images_are_resized_as_for_pictures(tmp_path, images, interpolation, hel
 def test_of_large_images_a_batch_holds_fewer(data, side, largest):
     encoder, sizes = build(image_size=(side, side), patch_size=112), []
     encoder.register_forward_hook(lambda module, given, output: sizes.append(len(given[0])))
-    assert len(extract(encoder, data.subset(np.arange(8)), batch_size=8)) == 8
+    few = data.subset(np.arange(8))
+    assert len(extract(encoder, few, batch_size=8)) == 8
+    LabelFree("", "", chunk=8).figures(encoder, few)
     assert max(sizes) == largest
 
 
