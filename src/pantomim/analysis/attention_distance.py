@@ -21,9 +21,10 @@ class AttentionDistance(LayerMeans):
     title: ClassVar[str] = "How far the heads look"
     chart: ClassVar[str] = "heads"
     drawn: ClassVar[tuple[str, ...]] = ("distance", "uniform")
+    told: ClassVar[str] = "pixels, mean (range) over heads"
     explained: ClassVar[str] = (
         "A dot is a head: the mean distance in pixels between a patch and the patches that it attends to. Line: mean "
-        "over heads. Dashed: attention alike to all tokens. Attention to prefix tokens counts as distance 0. {images}"
+        "over heads. Dashed: uniform attention. Attention to prefix tokens counts as distance 0. {images}"
     )
 
     def sums(self, encoder: AnyEncoder, images: Tensor) -> dict[str, Tensor]:
@@ -47,7 +48,7 @@ class AttentionDistance(LayerMeans):
             reach, uniform = found.of("distance", number).mean(axis=1), float(found.of("uniform", number))
             told.append(
                 f"Heads of {name} look {reach[0]:.1f} pixels far in the first block and {reach[-1]:.1f} in the last, "
-                f"on average; attention alike to all tokens would reach {uniform:.1f}."
+                f"on average; uniform attention would reach {uniform:.1f}."
             )
         return " ".join(told)
 

@@ -83,10 +83,10 @@ class CKA(LayerAnalysis):
             np.fill_diagonal(values, -np.inf)
         best = np.nan_to_num(values, nan=-np.inf).argmax(axis=1)
         rows = [
-            [f"{found.names[first]} {layer}", f"{found.names[second]} {other}", f"{values[layer, other]:.3f}"]
+            [f"{found.names[first]}, {layer + 1}", f"{found.names[second]}, {other + 1}", f"{values[layer, other]:.3f}"]
             for layer, other in enumerate(best)
         ]
-        return ["layer", "most alike", "CKA"], rows
+        return ["block", "most alike", "CKA"], rows
 
 
 def gram(features: Float[Tensor, "n D"]) -> Float[Tensor, "n n"]:

@@ -120,7 +120,7 @@ class Images:
 
 
 class LayerAnalysis(Inspection):
-    """Numbers of every block; `chart` is how the report draws what `panels` gives."""
+    """Numbers of every block, counted from 1 on pages; `chart` is how the report draws what `panels` gives."""
 
     chart: ClassVar[str]  # heads: a dot a head; shares: a line a singular value; map: a matrix of layers
     explained: ClassVar[str]  # what one must know to read the charts; {images} tells which were looked at
@@ -189,6 +189,7 @@ class LayerMeans(LayerAnalysis):
     """Means over images of numbers of each block, encoder by encoder; the arrays that are `drawn`, by their names."""
 
     drawn: ClassVar[tuple[str, ...]]
+    told: ClassVar[str]  # what the table has of a block
 
     @abstractmethod
     def sums(self, encoder: AnyEncoder, images: Tensor) -> dict[str, Tensor]:
@@ -197,7 +198,7 @@ class LayerMeans(LayerAnalysis):
     @staticmethod
     @abstractmethod
     def cell(found: BlockFacts, number: int, layer: int) -> str:
-        """What the table has of one layer of one encoder."""
+        """`told`, of one layer of one encoder."""
 
     def measure(self, encoders: Sequence[AnyEncoder], images: Images) -> tuple[Arrays, dict[str, Any]]:
         """The arrays that `sums` names, with the number of the encoder behind the name."""
@@ -224,7 +225,7 @@ class LayerMeans(LayerAnalysis):
         """A column an encoder, a row a layer."""
         depths = list(enumerate(found.depths))
         rows = [
-            [str(layer), *(cls.cell(found, number, layer) if layer < depth else "" for number, depth in depths)]
+            [str(layer + 1), *(cls.cell(found, number, layer) if layer < depth else "" for number, depth in depths)]
             for layer in range(max(found.depths))
         ]
-        return ["layer", *found.names], rows
+        return ["block", *(f"{name}: {cls.told}" for name in found.names)], rows

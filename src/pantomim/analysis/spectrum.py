@@ -16,12 +16,13 @@ from pantomim.evaluate.features import AnyEncoder
 
 @frozen
 class Spectrum(LayerMeans):
-    """How few directions the tokens of an image lie in, after each block."""
+    """Singular values of an image's patch tokens after each block: in how few directions they lie."""
 
     name: ClassVar[str] = "spectrum"
-    title: ClassVar[str] = "How few directions the tokens lie in"
+    title: ClassVar[str] = "Spectrum of patch tokens"
     chart: ClassVar[str] = "shares"
     drawn: ClassVar[tuple[str, ...]] = ("shares",)
+    told: ClassVar[str] = "share of the k largest, k = 1 ... 5"
     explained: ClassVar[str] = (
         "The share of the k largest singular values in the sum of all, of an image's patch tokens after each block, "
         "each divided by its length; 1 where all tokens point one way. {images}"

@@ -195,19 +195,19 @@ def _frame(
 def head_chart(distance: np.ndarray, uniform: float, highest: float, title: str) -> Markup:
     """A dot for each head of `distance` (layers, heads), a line through their means, and a line at `uniform`."""
     means = distance.mean(axis=1)
-    words = f"{title}: mean over heads {means[0]:.3g} pixels in the first layer, {means[-1]:.3g} in the last."
+    words = f"{title}: mean over heads {means[0]:.3g} pixels in the first block, {means[-1]:.3g} in the last."
     plot = _over_layers(len(distance), highest, "distance (pixels)", words, RIGHT)
     plot.horizontal("even", uniform)
     for layer, head in np.ndindex(distance.shape):
-        plot.dot("dot", layer, float(distance[layer, head]), 3.2)
-    plot.line("line", range(len(means)), means)
+        plot.dot("dot", layer + 1, float(distance[layer, head]), 3.2)
+    plot.line("line", range(1, len(means) + 1), means)
     return plot.svg()
 
 
 def share_chart(shares: np.ndarray, highest: float, title: str) -> Markup:
     """A line for each number k of singular values of `shares` (layers, k), named at its end."""
     words = (
-        f"{title}: the largest singular value has {shares[0, 0]:.3g} of the sum in the first layer, "
+        f"{title}: the largest singular value has {shares[0, 0]:.3g} of the sum in the first block, "
         f"{shares[-1, 0]:.3g} in the last."
     )
     plot = _over_layers(len(shares), highest, "share of the sum", words, 44)
@@ -218,7 +218,7 @@ def share_chart(shares: np.ndarray, highest: float, title: str) -> Markup:
 def arms_chart(lines: Mapping[str, np.ndarray], highest: float, y_label: str, title: str) -> Markup:
     """A line for each of several encoders, named at its end; those of other depths are drawn over the same width."""
     told = "; ".join(
-        f"{name} {values[0]:.3g} in the first layer, {values[-1]:.3g} in the last" for name, values in lines.items()
+        f"{name} {values[0]:.3g} in the first block, {values[-1]:.3g} in the last" for name, values in lines.items()
     )
     plot = _over_layers(max(map(len, lines.values())), highest, y_label, f"{title}: {told}.", 110)
     dashes = (f"stroke-dasharray: {DASHES[number % len(DASHES)]}" for number in range(len(lines)))
@@ -246,25 +246,25 @@ def map_chart(values: np.ndarray, rows: str, columns: str) -> Markup:
     side = min((LAYERS[0] - LEFT - RIGHT) / max(num_rows, num_columns), MAX_CELL)
     best = np.where(np.isnan(values), -np.inf, values).argmax(axis=1)
     words = f"CKA of {rows} (rows) with {columns}; most alike: " + ", ".join(
-        f"layer {row} and {column} ({values[row, column]:.2f})" for row, column in enumerate(best)
+        f"block {row + 1} and {column + 1} ({values[row, column]:.2f})" for row, column in enumerate(best)
     )
     plot = Plot(
         (LAYERS[0], TOP + side * num_rows + BOTTOM),
         words,
-        Axis(-0.5, num_columns - 0.5, _layer_ticks(num_columns), f"{_short(columns)}, layer"),
-        Axis(num_rows - 0.5, -0.5, _layer_ticks(num_rows), f"{_short(rows)}, layer"),
+        Axis(0.5, num_columns + 0.5, _layer_ticks(num_columns), f"{_short(columns)}, block"),
+        Axis(num_rows + 0.5, 0.5, _layer_ticks(num_rows), f"{_short(rows)}, block"),
         right=LAYERS[0] - LEFT - side * num_columns,
     )
     for (row, column), value in np.ndenumerate(values):
-        left, top = plot.x(column - 0.5), plot.y(row - 0.5)
+        left, top = plot.x(column + 0.5), plot.y(row + 0.5)
         fill = to_hex(VIRIDIS(value)) if np.isfinite(value) else "#8886"
         plot.parts.append(
             f'<rect x="{left:.1f}" y="{top:.1f}" width="{side + 0.3:.1f}" height="{side + 0.3:.1f}" '
-            f'fill="{fill}"><title>{row}, {column}: {value:.3f}</title></rect>'
+            f'fill="{fill}"><title>{row + 1}, {column + 1}: {value:.3f}</title></rect>'
         )
         if side >= 28:
             text, ink = f"{value:.2f}".replace("0.", "."), "#000" if value > 0.6 else "#fff"
-            plot.text("cell", plot.x(column), plot.y(row) + 4, text, "middle", f"fill: {ink}")
+            plot.text("cell", plot.x(column + 1), plot.y(row + 1) + 4, text, "middle", f"fill: {ink}")
     return plot.svg()
 
 
@@ -346,7 +346,7 @@ def _settled_top(values: np.ndarray) -> float:
 def _over_layers(depth: int, highest: float, y_label: str, words: str, right: float) -> Plot:
     """A frame that is the same for all encoders that are compared: from zero to their `highest` value."""
     y_ticks = ticks(0.0, highest, 4)
-    x = Axis(0, max(depth - 1, 1), _layer_ticks(depth), "layer")
+    x = Axis(1, max(depth, 2), _layer_ticks(depth), "block")
     return Plot(LAYERS, words, x, Axis(y_ticks[0], y_ticks[-1], y_ticks, y_label), right=right, inset=12)
 
 
@@ -354,14 +354,14 @@ def _named_lines(plot: Plot, lines: Mapping[str, np.ndarray], styles: Sequence[s
     ends = plot.ends([float(values[-1]) for values in lines.values()])
     depth = max(map(len, lines.values()))
     for (name, values), style, end in zip(lines.items(), styles, ends, strict=True):
-        plot.line("line", np.linspace(0, depth - 1, len(values)), values, style)
+        plot.line("line", np.linspace(1, depth, len(values)), values, style)
         plot.text("tick", plot.right + 8, end + 4, _short(name))
     return plot.svg()
 
 
 def _layer_ticks(count: int) -> list[int]:
-    """Layers that are numbered: all, or every so many of them."""
-    return list(range(0, count, max(1, -(-count // 13))))
+    """Blocks that are numbered, from 1: all, or every so many of them."""
+    return list(range(1, count + 1, max(1, -(-count // 13))))
 
 
 def _short(name: str, most: int = 16) -> str:

@@ -115,6 +115,9 @@ def test_numbers_are_means_over_held_out_images(runs):
     assert np.allclose(far.of("distance", 0), torch.cat(apart).mean(dim=0), rtol=1e-5)
     assert np.allclose(few.of("shares", 0), torch.cat(shares).mean(dim=0), rtol=1e-5)
     assert far.of("distance", 0).std() > 0.1
+    headings, rows = LAYERS["spectrum"].table(few)
+    assert headings == ["block", "first: share of the k largest, k = 1 ... 5"]
+    assert [row[0] for row in rows] == ["1", "2"]
 
 
 @pytest.mark.parametrize(

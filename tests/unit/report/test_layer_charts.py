@@ -44,3 +44,5 @@ def test_a_cell_for_each_pair_of_layers():
     texts = re.findall(r'class="cell"[^>]*>([^<]*)<', chart)
     assert texts == ["1.00", "1.00", ".50", "nan", "-.02", ".25"]
     assert "a &amp; b" in chart
+    assert "block 1 and 1 (1.00)" in chart
+    assert "<title>2, 3: 0.250</title>" in chart

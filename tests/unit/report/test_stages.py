@@ -50,7 +50,7 @@ def test_the_page_shows_them(tmp_path):
             write_block_facts(facts(kind, 0.1 + number, folder), folder / "analysis" / f"{kind}.html")
     page = make_stages_report(tmp_path).read_text()
     for number in (0, 1):
-        assert f"How few directions the tokens lie in: stage {number}" in page
+        assert f"Spectrum of patch tokens: stage {number}" in page
         assert f"How far the heads look: stage {number}" in page
 
 
