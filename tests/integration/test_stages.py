@@ -126,7 +126,8 @@ def test_a_finished_chain_is_left_as_it_is(source, whole):
         return {path: path.stat().st_mtime_ns for path in whole.rglob("*") if ".lock" not in path.name}
 
     files = {path: time for path, time in times().items() if path.is_file()}
-    finished = run_stages(plan_of(source), whole)
+    finished = run_stages(plan_of(source), whole, (said := []).append)
+    assert said == [f"Stage 1 of 2: {whole / 'stage-0'}", f"Stage 2 of 2: {whole / 'stage-1'}"]
     assert [stage.already for stage in finished] == [True, True]
     assert {path: path.stat().st_mtime_ns for path in files} == files
 

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -127,6 +128,14 @@ def test_the_pages_say_what_was_run(done):
     assert page.count("data:image/png") == 3 + 2 * 2 * 3, "originals once; masked and reconstructed for each arm"
     assert not re.search(r"(src|href)=\"(?!data:)", page), "the page needs no other file"
     assert "nothing: the recipe as it is" in page
+
+
+def test_arms_whose_masks_depend_on_the_image_are_named(done, tmp_path, monkeypatch):
+    study, out = done
+    monkeypatch.setattr(page, "guided", lambda study: ["half"])
+    shutil.copytree(out, tmp_path / "out")
+    for path in write_tables(study, tmp_path / "out")[1:]:
+        assert "half: masks depend on the image, and are not described here." in path.read_text()
 
 
 @pytest.mark.slow

@@ -256,5 +256,5 @@ def _state(values: Mapping[str, float]) -> str:
         below = 1 - values.get("loss_target", values["loss"]) / baseline
         loss += f", {f'{100 * below:.0f} % below' if below > 0 else 'not below'} predicting the mean"
     speed = f"{values['images_per_s']:.0f} images/s  " if "images_per_s" in values else ""
-    memory = f"{values['memory_gib']:.1f} GiB" if "memory_gib" in values else ""
+    memory = f"memory {values['memory_gib']:.1f} GiB" if "memory_gib" in values else ""
     return f"{loss}  lr {values['lr']:.1e}  {speed}{memory}"

@@ -39,7 +39,7 @@ CURVES: dict[Analysis, tuple[str, str, Callable[[BlockFacts], np.ndarray]]] = {
         lambda facts: facts.of("distance", 0).mean(axis=1),
     ),
     "spectrum": (
-        "How few directions an image's tokens lie in: the share of the largest singular value",
+        "Spectrum of patch tokens: the share of the largest singular value",
         "share of the sum",
         lambda facts: facts.of("shares", 0)[:, 0],
     ),
@@ -72,6 +72,7 @@ def write_tables(study: Study, out: Path) -> list[Path]:
         "notes": list(notes(table)),
         "sections": list(sections(table)),
         "masks": mask_table(table),
+        "guided": guided(study),
         "cells": cell_table(study, table),
         "facts": list(facts(study, table)),
     }
@@ -156,7 +157,7 @@ def sections(table: Table) -> Iterator[Section]:
     yield Section("cost", "Cost", [("", costs, cost_rows(table))])
     if table.helpers:
         titles = ("", "trains", "used by", "at its end", "ms a step", "pre-training")
-        yield Section("helpers", "Trained for others", [("", titles, helper_rows(table))])
+        yield Section("helpers", "Auxiliary runs", [("", titles, helper_rows(table))])
 
 
 def best_rows(table: Table) -> list[tuple[int, int]]:
@@ -233,6 +234,12 @@ def mask_table(table: Table) -> tuple[Sequence[str], Rows]:
         if row.masks
     ]
     return ("", *(words for words, _ in MASKED.values())), rows
+
+
+def guided(study: Study) -> list[str]:
+    """The arms whose masks depend on the image, so that `mask_table` lacks them."""
+    maskers = {cell.arm: getattr(cell.run.method, "masker", None) for cell in study.cells}
+    return [arm for arm, masker in maskers.items() if getattr(masker, "guided", False)]
 
 
 def facts(study: Study, table: Table) -> Iterator[tuple[str, str]]:

@@ -66,7 +66,7 @@ def run_stages(plan: Stages, out: Path, say: Say = lambda text: None) -> list[Fi
         for number, run in enumerate(runs):
             if main and plan.reinit == "reference" and number:
                 _hand_over(runs[number - 1], run, out, number)
-            say(f"Stage {number} of 0 to {plan.stages - 1}: {stage_folder(out, number)}")
+            say(f"Stage {number + 1} of {plan.stages}: {stage_folder(out, number)}")
             finished.append(train(run, stage_folder(out, number), {"chain": out}))
             # Several processes score all stages at the end: between two, the others would wait too long.
             if main and plan.evaluate is not None and (alone or run is runs[-1]):
@@ -223,7 +223,7 @@ def _score(plan: Stages, data: str, out: Path, number: int, memo: Memo, say: Say
             for found in results
         ):
             _, result = evaluation.to_file(memo)
-            say(f"Stage {number}, {evaluation.headline(result)}")
+            say(f"{folder.name}, {evaluation.headline(result)}")
 
 
 def _publish(last: Path, out: Path) -> None:

@@ -93,7 +93,7 @@ def test_about_twenty_plain_lines_when_nobody_watches(tmp_path: Path) -> None:
             record.log(step, values(1.0))
     lines = screen.getvalue().splitlines()
     assert 18 <= len(lines) <= 22
-    assert lines[0] == "step   1/400  loss 1.0000  lr 1.0e-03  100 images/s  0.5 GiB  left 0:40"
+    assert lines[0] == "step   1/400  loss 1.0000  lr 1.0e-03  100 images/s  memory 0.5 GiB  left 0:40"
     assert lines[-1].startswith("step 400/400")
 
 

@@ -6,6 +6,7 @@ from study_plan import plan_values
 
 from pantomim.config import Duration, from_dict, leaves, to_dict
 from pantomim.study.cells import Study, expand
+from pantomim.study.page import guided
 from pantomim.study.placeholders import read_inputs
 from pantomim.study.plan import Plan, shipped_plans
 
@@ -198,6 +199,7 @@ def test_studies_of_methods_compare_encoders_of_one_size_after_as_many_steps(pla
         assert needy.pop("teacher") == {"00-longer-mae-seed0"}
         assert set(needy) == led == set(study.arms) - {"longer-mae", "teacher", "mae", "weight-0"}
         assert all(needs == {"01-teacher-seed0"} for needs in needy.values())  # one for all seeds
+        assert set(study.arms) - set(guided(study)) == {"longer-mae", "teacher", "mae", "random-both", "random-teacher"}
         method = runs["weight-1"].method
         assert "student" not in method.attended + method.predicted
     if plan == "systems":
