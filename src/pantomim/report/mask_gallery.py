@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from pantomim.analysis.masks import MaskSurvey, Photo
 from pantomim.core.files import replace_file
 from pantomim.masking import strategy_of
-from pantomim.report.charts import LOWEST, power_ticks, spectrum_chart
+from pantomim.report.charts import LOWEST, Chart, power_ticks, spectrum_chart
 from pantomim.report.html import data_uri, fill_template
 
 INK, SOFT, GROUND, VEIL = "#1c2025", "#5b636d", "#e3e6ea", "#cfd4da"
@@ -28,7 +28,7 @@ RULED = 40  # patches: on larger grids no lines are drawn between them
 PER_ROW = 6  # strategies
 ON_ONE_PHOTO = 6
 PHOTO = 160  # pixels: side of a square photo on the page
-SIZES = {"wide": (880, 380), "narrow": (430, 380)}
+SIZES = ((880, 380), (430, 380))  # wide and narrow
 # What the table has of each strategy: heading, statistic and decimals.
 COLUMNS = (
     ("masked patches", "num_masked", 1), ("visible clusters", "num_clusters", 1),
@@ -73,6 +73,7 @@ def render(gallery: Gallery) -> str:
     """The page as HTML."""
     rows, columns = gallery.surveys[0].grid
     spectra = [(survey.name, strategy_of(survey.name).colour, survey.spectrum) for survey in gallery.surveys]
+    charts = [spectrum_chart(spectra, max(rows, columns), size) for size in SIZES]
     return fill_template(
         "masks.html",
         ("page.css", "masks.css"),
@@ -85,8 +86,8 @@ def render(gallery: Gallery) -> str:
         draws=len(gallery.surveys[0].visible),
         per_row=math.ceil(len(gallery.surveys) / math.ceil(len(gallery.surveys) / PER_ROW)),
         photos=[(photo.name, Markup(data_uri(photo.pixels, "JPEG"))) for photo in gallery.photos],
-        headings=[heading for heading, _, _ in COLUMNS],
-        charts={kind: spectrum_chart(spectra, max(rows, columns), size) for kind, size in SIZES.items()},
+        headings=["strategy", *(heading for heading, _, _ in COLUMNS)],
+        chart=Chart("Power spectrum of the masks", *charts),
         **{tool.__name__: tool for tool in (strategy_of, numbers, mask_svg, veil_svg, gray, heat)},
     )
 
@@ -153,7 +154,7 @@ def draw_poster(
         f"{usual_counts(surveys)} of {rows * columns:,} patches on a grid of {rows} × {columns}; coloured ones stay "
         f"visible.\nMean visibility: full colour from {100 * brightest:.0f} % on."
     )
-    figure.suptitle("What each mask hides", x=0.015, ha="left", color=INK, size=20, weight="bold")
+    figure.suptitle("What each strategy masks", x=0.015, ha="left", color=INK, size=20, weight="bold")
     top.suptitle(about, x=0.015, ha="left", color=SOFT, size=10)
     grid = top.subplots(len(looks), wide, squeeze=False)
     for axes in grid.flat:

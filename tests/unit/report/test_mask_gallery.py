@@ -1,3 +1,4 @@
+import base64
 import io
 import re
 
@@ -78,6 +79,13 @@ def test_the_page_has_every_strategy_and_needs_nothing_else():
     assert page.count('class="mask"') == 2 * 3 + 1
     assert "On your picture" not in page
     assert not re.search(r"https?://|@import|<script|url\((?!data:)", page)
+    uris = r'download="([^"]*)" href="data:[^,]*;base64,([^"]*)"'
+    files = {name: base64.b64decode(data).decode() for name, data in re.findall(uris, page)}
+    assert set(files) == {"power-spectrum-of-the-masks.svg", "what-is-left-visible.csv", "what-is-left-visible.tex"}
+    assert ".chart .spectrum {" in files["power-spectrum-of-the-masks.svg"]
+    lines = files["what-is-left-visible.csv"].splitlines()
+    assert lines[0].startswith("strategy,masked patches,")
+    assert [line.split(",")[:2] for line in lines[1:]] == [["random", "12"], ["green", "12"]]
 
 
 def test_one_photo_lies_under_several_masks_and_each_of_several_under_one():

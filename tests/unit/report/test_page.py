@@ -112,6 +112,12 @@ def test_bars_are_as_long_as_the_scores(run):
     assert widths[:3] == ["93.12", "80.14", "85.23"]
 
 
+def test_every_table_of_results_can_be_saved(run):
+    page = make_report(run).read_text()
+    results = page[page.index('<h2 id="results">') : page.index('<h2 id="meaning">')]
+    assert results.count("<table") == results.count('.csv" href') == results.count('.tex" href') > 0
+
+
 def test_every_picture_and_chart_has_a_text_and_every_table_headers(run):
     page = page_of(run)
     assert all(image["alt"] for image in page.all("img"))
