@@ -37,10 +37,11 @@ benchmark: .venv/installed
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/data.py
 
+# The page is made of what was measured, even where a section failed; the exit status is then the measuring's.
 gpu: .venv/installed
 	@echo "== Measuring the training step on this machine's GPU: nine minutes at most."
-	$(BIN)/python benchmarks/gpu.py --out runs/gpu
-	$(BIN)/python benchmarks/gpu_page.py --add runs/gpu/result.json
+	$(BIN)/python benchmarks/gpu.py --out runs/gpu; status=$$?; \
+	$(BIN)/python benchmarks/gpu_page.py --add runs/gpu/result.json && exit $$status
 
 gpu-dry: .venv/installed
 	@echo "== The same at micro sizes on the CPU, compiled to code (half an hour on two cores)."

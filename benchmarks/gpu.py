@@ -20,7 +20,8 @@ Nothing is downloaded, and images are synthetic, but for `--data` (a set such as
 The sections stand in order of worth. Those of one graph share a process, in which it is compiled once; every other has
 its own, so that a crash, a hang or a full memory costs it alone. Three at most compile side by side on the cores; a
 file lock lets one at a time use the card. Each record is a line of OUT/records.jsonl, on disk as soon as it is known,
-and OUT/result.json is written anew whenever a section ends: a run that is cut off leaves what it has.
+and OUT/result.json is written anew whenever a process ends: a run that is cut off leaves what it has. That is the usual
+end, as nine minutes are hardly enough for all; the exit status is 1 where a section failed, or none was measured.
 """
 
 import argparse
@@ -74,10 +75,25 @@ def processes(names: list[str], dry: bool) -> list[list[str]]:
     """Which sections share a process; in a dry run all but the first, as starting one takes longer than a section."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(("dry" if dry else SECTIONS[name].graph) if name != "probe" else "", []).append(name)
-        if not dry and not SECTIONS[name].graph:
-            groups[name] = [groups[""].pop()]
-    return [group for group in groups.values() if group]
+        groups.setdefault(("dry" if dry and name != "probe" else SECTIONS[name].graph) or name, []).append(name)
+    return [*groups.values()]
+
+
+def outcomes_of(names: list[str], records: list[dict], ended: str) -> dict[str, str]:
+    """How the sections of a process went, by what they wrote; the one in which it ended, `ended` so."""
+    failed = {record["what"] for record in records if record["kind"] == "error"}
+    over = {record["what"] for record in records if record["kind"] == "section"}
+    outcomes = {}
+    for name in names:
+        outcomes[name] = "failed" if name in failed else "done" if name in over else ended
+        ended = ended if name in over else "not started"
+    return outcomes
+
+
+def exit_status(outcomes: dict[str, str]) -> int:
+    """Of a run: 1 where a section failed or none was measured; that there was no time for some is the usual end."""
+    failed = any(outcome.startswith("failed") for outcome in outcomes.values())
+    return int(failed or "done" not in outcomes.values())
 
 
 class Running:
@@ -105,13 +121,14 @@ class Running:
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
 
-    def outcome(self) -> str | None:
-        """How it ended, or None while it works; one that is late is ended here."""
-        if time.time() - self.began > self.limit:
-            self.end()
-            return "out of time"
-        code = self.process.poll()
-        return None if code is None else "done" if code == 0 else f"failed ({code})"
+    def ended(self) -> str | None:
+        """What became of a section that it has not finished, or None while it works; one that is late is ended here."""
+        if (code := self.process.poll()) is not None:
+            return "not started" if code == 0 else f"failed ({code})"
+        if time.time() - self.began <= self.limit:
+            return None
+        self.end()
+        return "out of time"
 
     def end(self) -> None:
         """It leads a session of its own, to which all belongs that it started."""
@@ -123,9 +140,14 @@ class Running:
                 return
 
 
-def write_result(out: Path, outcomes: dict[str, str], options: argparse.Namespace) -> list[dict]:
+def read_records(out: Path) -> list[dict]:
+    """What the sections wrote so far."""
+    return [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+
+
+def write_result(out: Path, outcomes: dict[str, str], options: argparse.Namespace) -> None:
     """All that is known so far, as one file."""
-    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    records = read_records(out)
     machine = next((record for record in records if record["kind"] == "machine"), {})
     git = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
@@ -135,7 +157,6 @@ def write_result(out: Path, outcomes: dict[str, str], options: argparse.Namespac
     whole = out / "result.json.new"
     whole.write_text(json.dumps({"about": about, "records": records}, indent=1) + "\n")
     whole.replace(out / "result.json")
-    return records
 
 
 def parent(options: argparse.Namespace) -> int:
@@ -149,6 +170,7 @@ def parent(options: argparse.Namespace) -> int:
     (out / "logs.txt").write_text("")
     waiting, running, outcomes = processes(names, options.dry), [], dict.fromkeys(names, "not started")
     deadline, least = began + options.budget, 2.0 if options.dry else LEAST
+    write_result(out, outcomes, options)  # or that of an earlier run would stand for one that is cut off
     with tempfile.TemporaryDirectory(prefix="pantomim-gpu-") as work:
         try:
             while running or (waiting and deadline - time.time() > least):
@@ -156,27 +178,26 @@ def parent(options: argparse.Namespace) -> int:
                 if waiting and not alone and len(running) < options.workers and deadline - time.time() > least:
                     running.append(Running(waiting.pop(0), options, out, Path(work), deadline))
                     continue
-                for each in [each for each in running if each.process.poll() is not None or each.outcome()]:
+                for each in [*running]:
+                    if (ended := each.ended()) is None:
+                        continue
                     running.remove(each)
-                    outcomes |= dict.fromkeys(each.names, each.outcome() or "done")
-                    print(
-                        f"[{time.time() - began:4.0f} s] {', '.join(each.names)}: {outcomes[each.names[0]]}", flush=True
-                    )
+                    outcomes |= (found := outcomes_of(each.names, read_records(out), ended))
+                    told = ", ".join(f"{name} {outcome}" for name, outcome in found.items())
+                    print(f"[{time.time() - began:4.0f} s] {told}", flush=True)
                     write_result(out, outcomes, options)
                 time.sleep(0.1)
         finally:
             for each in running:
                 each.end()
-    records = write_result(out, outcomes, options)
     from gpu_page import table
 
-    print(table(records))
+    print(table(records := read_records(out)))
     for record in records:
         if record["kind"] == "error":
             print(f"ERROR in {record['what']}: {record['error']}")
-    good = all(outcome == "done" for outcome in outcomes.values()) and all(r["kind"] != "error" for r in records)
     print(f"{time.time() - began:.0f} s; {out / 'result.json'}")
-    return 0 if good else 1
+    return exit_status(outcomes)
 
 
 def main() -> int:

@@ -106,8 +106,8 @@ def main() -> None:
     if options.add is not None:
         text = options.add.read_text()
         about = json.loads(text)["about"]
-        if about["dry"]:
-            parser.error("a dry run has no figures to keep")
+        if about["card"] == "none":  # of a dry run, too
+            parser.error("only a run whose `probe` found a GPU has figures to keep")
         card = re.sub(r"[^a-z0-9]+", "-", about["card"].lower()).strip("-")
         (FOLDER / f"{about['date']}-{card}.json").write_text(text)
     write_page()

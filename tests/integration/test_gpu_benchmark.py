@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,9 +41,60 @@ def test_every_section_runs(tmp_path: Path) -> None:
 
 def test_a_run_that_is_cut_off_leaves_what_it_has(tmp_path: Path) -> None:
     done, result = measure(tmp_path, "--budget", "3")
-    assert done.returncode == 1
-    assert set(result["about"]["sections"].values()) <= {"out of time", "not started", "done"}
-    assert "out of time" in done.stdout or "not started" in result["about"]["sections"].values()
+    outcomes = set(result["about"]["sections"].values())
+    assert done.returncode == ("done" not in outcomes)
+    assert outcomes <= {"out of time", "not started", "done"}
+    assert "not started" in outcomes
+
+
+@pytest.mark.parametrize(
+    ("written", "ended", "outcomes", "status"),
+    [
+        ("section mae, section loop, section masks", "not started", "done, done, done", 0),
+        ("section mae, section loop", "out of time", "done, done, out of time", 0),
+        ("section mae", "not started", "done, not started, not started", 0),
+        ("error mae, section mae, section loop", "out of time", "failed, done, out of time", 1),
+        ("section mae", "failed (-9)", "done, failed (-9), not started", 1),
+        ("error mae", "failed (1)", "failed, not started, not started", 1),
+        ("", "out of time", "out of time, not started, not started", 1),
+    ],
+)
+def test_outcomes_are_what_the_sections_of_a_process_wrote(written, ended, outcomes, status) -> None:
+    gpu, names = benchmark("gpu"), ["mae", "loop", "masks"]
+    records = [dict(zip(("kind", "what"), each.split(), strict=True)) for each in written.split(", ") if each]
+    found = gpu.outcomes_of(names, records, ended)
+    assert ", ".join(found.values()) == outcomes
+    assert gpu.exit_status(found) == status
+
+
+def test_sections_of_one_graph_share_a_process() -> None:
+    processes = benchmark("gpu").processes
+    assert processes(["probe", "mae", "dbot", "loop"], False) == [["probe"], ["mae", "loop"], ["dbot"]]
+    assert processes(["probe", "mae", "dbot", "loop"], True) == [["probe"], ["mae", "dbot", "loop"]]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize("status", [0, 1])
+def test_make_draws_the_page_of_what_was_measured(status: int, tmp_path: Path) -> None:
+    stub = tmp_path / "python"
+    stub.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\ncase $1 in *gpu.py) exit {status};; esac\n')
+    stub.chmod(0o755)
+    command = ["make", "--old-file=.venv/installed", "gpu", f"BIN={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert [call.split()[0] for call in (tmp_path / "calls").read_text().splitlines()] == [
+        "benchmarks/gpu.py",
+        "benchmarks/gpu_page.py",
+    ], done.stderr
+    assert (done.returncode != 0) == status
+
+
+def test_a_result_without_a_card_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, result = benchmark("gpu_page"), tmp_path / "result.json"
+    monkeypatch.setattr(page, "FOLDER", tmp_path / "kept")
+    monkeypatch.setattr(sys, "argv", ["gpu_page.py", "--add", str(result)])
+    result.write_text(json.dumps({"about": {"dry": False, "card": "none", "date": "2026-01-01"}, "records": []}))
+    with pytest.raises(SystemExit, match="2"):
+        page.main()
 
 
 def test_the_kept_figures_make_the_page() -> None:
