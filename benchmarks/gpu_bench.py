@@ -59,7 +59,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.dry, self.out = options, options.dry, Path(options.out)
-        self.device = torch.device("cpu" if self.dry else "cuda")
+        self.device, self.to_code = torch.device("cpu" if self.dry else "cuda"), not self.dry or options.inductor
         self.runtime = RuntimeConfig(device=self.device.type, precision="bfloat16", tracker="none")
         self.accelerator = start_accelerator(self.runtime, self.out)
         self.section, self.held, self.compile_s = "", 0, 0.0
@@ -129,7 +129,7 @@ class Bench:
         def compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
             began = time.time()
             made: Any = graph
-            if not self.dry or self.options.inductor:
+            if self.to_code:
                 from torch._inductor.compile_fx import compile_fx
 
                 made = compile_fx(graph, inputs, config_patches=settings or None)
@@ -202,7 +202,7 @@ class Bench:
         if not self.dry and (work := work_of(of or what)) is not None:
             values["mfu"] = work.flops * rate / ceiling / 1e12
             values["of_bound"] = rate / work.rate(*self.ceilings())
-        if self.compile_s and "eager" not in mode:
+        if self.compile_s and not mode.startswith("eager"):
             values["compile_s"] = self.compile_s
         self.write("step", what=what, mode=mode, batch=batch, **values, **more)
 
@@ -274,8 +274,11 @@ class Step:
         torch._dynamo.reset()  # or shapes of the one before would make this one's dynamic
 
         def drawn(*args: Any) -> Any:
-            with bench.card():
+            bench.take()
+            try:
                 return draw(*args)
+            finally:
+                bench.give(everything=True)  # guides that were compiled took it, too
 
         bench.compile_s, self.method.draw = 0.0, drawn  # type: ignore[method-assign]
         compile_whole(self.method, bench.backend(**settings))
@@ -284,13 +287,17 @@ class Step:
         return self
 
     @contextlib.contextmanager
-    def eager(self) -> Iterator[None]:
-        """Where the method is not compiled."""
-        compiled, self.method._compiled_call_impl = self.method._compiled_call_impl, None
+    def eager(self, *parts: nn.Module) -> Iterator[None]:
+        """Where these parts, else the method and what its draws ask, are not compiled."""
+        parts = parts or (self.method, *self.method.asked)
+        before = [part._compiled_call_impl for part in parts]
+        for part in parts:
+            part._compiled_call_impl = None
         try:
             yield
         finally:
-            self.method._compiled_call_impl = compiled
+            for part, compiled in zip(parts, before, strict=True):
+                part._compiled_call_impl = compiled
 
     def draws(self, number: int = 2) -> Any:
         """All that is random in a step."""
@@ -355,7 +362,8 @@ def build(bench: Bench, what: str, depth: int | None = None) -> Method:
     torch.manual_seed(0)
     config, given = replace(config, encoder=encoder, **parts), {}
     if config.kind in ("beit", "cae"):
-        given["target"] = TokenTarget(on_grid(DVAETokenizer(DVAEEncoder(tokenizer)), encoder.image_size, encoder.grid))
+        network = DVAETokenizer(DVAEEncoder(tokenizer), float16=True)  # as by default on a GPU
+        given["target"] = TokenTarget(on_grid(network, encoder.image_size, encoder.grid))
     return config.build(STEPS, **given).to(bench.device).train()
 
 

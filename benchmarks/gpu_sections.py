@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ from pantomim.masking.random import RandomMasker
 from pantomim.methods.base import Draws
 from pantomim.nn.blocks import Block, stream_in_bfloat16
 from pantomim.nn.tokens import standardise
-from pantomim.teachers.base import Teacher
+from pantomim.tokenizers.dvae import DVAETokenizer
 
 SMALL = "mae 192 x 12"
 ATTENTION = {  # images, heads, tokens, width of a head, with a learned bias
@@ -144,14 +145,15 @@ def loop(bench: Bench) -> None:
 
 
 def own_loop(bench: Bench, what: str, step: Step, source: str) -> None:
-    """`pretrain` itself, on the graph that there is: does it reach the step's speed?"""
+    """`pretrain` itself, on the graph that there is: does it reach the step's speed? On a GPU it adds that of crops."""
     every, stats = 4 if bench.dry else 10, torch._dynamo.utils.counters["stats"]
-    runtime, graphs = replace(bench.runtime, log_every=every, compile=False), stats["unique_graphs"]
+    runtime, graphs = replace(bench.runtime, log_every=every, compile=True), stats["unique_graphs"]
     config = Pretrain(
         "gpu", data=DataConfig(source=source), optim=OptimConfig(warmup=Duration(steps=2)), batch_size=step.images,
         duration=Duration(steps=2 * every if bench.dry else 60), runtime=runtime,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
+    compiled_once = mock.patch("pantomim.engine.training.compile_whole")
+    with tempfile.TemporaryDirectory() as folder, compiled_once:
         pretrain(config, Path(folder), method=step.method)
         rows = read_metrics(Path(folder) / "metrics.jsonl")
     found: dict[str, Any] = {name: [row.get(name) for row in rows] for name in ("images_per_s", "data_wait_s", "loss")}
@@ -227,19 +229,15 @@ def regional(bench: Bench) -> None:
 
 # ------------------------------------------------------------------------------------------------------- Other methods
 def cmt_mae(bench: Bench) -> None:
-    step = method_section(bench, "cmt_mae-B", 256, eager=False)
-    what, guides = "cmt_mae-B", modules(step.method, Teacher)
-    before = [guide.float32 for guide in guides]
-    for guide in guides:
-        guide.float32 = True
-    bench.step(step, what, "compiled, guides in float32", step.images)
-    with tf32(True):
-        bench.step(step, what, "compiled, guides in TF32", step.images)
-    for guide, exact in zip(guides, before, strict=True):
-        guide.float32 = exact
-        guide.compile(fullgraph=True, dynamic=False, backend=bench.backend())
-    step()
-    bench.step(step, what, "compiled, guides too", step.images)
+    step = method_section(bench, what := "cmt_mae-B", 256, eager=False)
+    guides: Any = step.method.asked
+    with step.eager(*guides):
+        bench.step(step, what, "compiled, guides eager", step.images)
+        for guide in guides:
+            guide.float32 = True
+        with mock.patch("pantomim.teachers.base.tf32", nullcontext):
+            bench.step(step, what, "compiled, guides eager in float32", step.images)
+    bench.step(step, what, "compiled, guides too, in TF32", step.images)  # as with guide_precision float32
 
 
 def dbot(bench: Bench) -> None:
@@ -252,23 +250,20 @@ def cae(bench: Bench) -> None:
 
 def beit(bench: Bench) -> None:
     step = method_section(bench, "beit-B", 256)
-    tokenizer, images = step.method.target, step.batches[0].images  # type: ignore[union-attr]
-    expected = tokenizer(images)
+    target, images = step.method.target, step.batches[0].images  # type: ignore[union-attr]
+    expected, (tokenizer,) = target(images), modules(step.method, DVAETokenizer)
 
     def record(how: str) -> None:
-        same = (tokenizer(images) == expected).float().mean().item()
-        bench.part(f"tokenizer alone, {how}", lambda: tokenizer(images), step.images, ids_equal=same)
+        same = (target(images) == expected).float().mean().item()
+        bench.part(f"tokenizer alone, {how}", lambda: target(images), step.images, ids_equal=same)
 
-    record("as it is")
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        record("without TF32")
+    record("float16 but for the last layer, channels last")  # the default
+    tokenizer.float16 = False
+    record("float32 with TF32")
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        record("float32 without TF32")
     tokenizer.to(memory_format=torch.channels_last)
-    record("channels last")
-    for network in modules(tokenizer, nn.Module):  # a last layer that is exact stays so
-        if getattr(network, "exact", True) is False:
-            network.half()
-            network.register_forward_pre_hook(lambda _, maps: (maps[0].half(),))
-    record("float16 but for the last layer, channels last")
+    record("float32 with TF32, channels last")
 
 
 def agree(bench: Bench) -> None:
@@ -361,14 +356,16 @@ def input(bench: Bench) -> None:
     batch, size = (8, (32, 32)) if bench.dry else (512, (224, 224))
     settings = {"batch_size": batch, "image_size": size, "crop": Crop(), "seed": 0, "device": bench.device}
     source = open_source(noise_images(bench, 256, 40), "train")
-    ways = {
-        "random resized crop": None,
-        "and BEiT's jitter": Augment(jitter=(0.4, 0.4, 0.4, 0.0)),
-        "and RandAugment, erasing": Augment(rand_augment=2, erasing=0.25),
+    ways: dict[str, dict[str, Any]] = {
+        "random resized crop": {},
+        "random resized crop, eager": {"compiled": False},
+        "and BEiT's jitter": {"augment": Augment(jitter=(0.4, 0.4, 0.4, 0.0))},
+        "and RandAugment, erasing": {"augment": Augment(rand_augment=2, erasing=0.25)},
     }
     with bench.card():
-        for what, augment in ways.items():
-            steps = Stream(source, augment=augment, **settings).batches(0, 10_000)
+        for what, way in ways.items():
+            steps = Stream(source, **settings | {"compiled": bench.to_code} | way).batches(0, 10_000)
+            next(steps)  # compiles
             syncs = len(bench.reads(partial(next, steps)))
             bench.part(f"resident images, {what}", partial(next, steps), batch, syncs=syncs)
         jpeg_input(bench, settings)

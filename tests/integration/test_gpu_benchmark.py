@@ -6,10 +6,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from benchmark_scripts import benchmark
+
+from pantomim.teachers.base import Teacher
+from pantomim.tokenizers.dvae import DVAETokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,6 +102,35 @@ def test_a_result_without_a_card_is_not_kept(tmp_path: Path, monkeypatch: pytest
         page.main()
 
 
+@pytest.mark.parametrize("method", ["beit-B", "cae-B"])
+def test_tokenizers_compute_in_what_they_do_by_default(method: str) -> None:
+    bench = benchmark("gpu_bench")
+    built = bench.build(SimpleNamespace(dry=True, device=torch.device("cpu")), method)
+    assert [tokenizer.float16 for tokenizer in bench.modules(built, DVAETokenizer)] == [True]
+
+
+class Guide(Teacher):
+    """Tells how it was asked."""
+
+    def forward(self, how: str = "eager") -> tuple[str, bool, bool]:
+        """How, whether in float32, and whether products may be in TF32."""
+        return how, self.float32, torch.backends.cuda.matmul.allow_tf32
+
+
+def test_rows_of_guides_are_what_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    sections, guide, rows = benchmark("gpu_sections"), Guide(), {}
+    guide._compiled_call_impl = lambda: guide.forward("compiled")
+    step = object.__new__(sections.Step)
+    step.method, step.images = SimpleNamespace(asked=(guide,)), 4
+    monkeypatch.setattr(sections, "method_section", lambda *_, **__: step)
+    sections.cmt_mae(SimpleNamespace(step=lambda step, what, mode, images: rows.update({mode: guide()})))
+    assert rows == {
+        "compiled, guides eager": ("eager", False, False),
+        "compiled, guides eager in float32": ("eager", True, False),
+        "compiled, guides too, in TF32": ("compiled", True, True),
+    }
+
+
 def test_the_kept_figures_make_the_page() -> None:
     benchmark("flops")  # which the page imports late
     page = benchmark("gpu_page")
@@ -105,3 +139,16 @@ def test_the_kept_figures_make_the_page() -> None:
         run = json.loads(file.read_text())
         assert page.table(run["records"]) in text
         assert page.bounds(run)["mae"] > max(r["images_s"] for r in run["records"] if r.get("what") == "mae-B")
+
+
+def test_the_card_is_free_while_a_forward_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, held = benchmark("gpu_bench"), []
+    bench, step = object.__new__(module.Bench), object.__new__(module.Step)
+    bench.held, bench.dry, step.bench = 0, True, bench
+    step.method = SimpleNamespace(asked=(), draw=bench.take)  # as guides do that are compiled in the first draw
+    monkeypatch.setattr(module, "compile_whole", lambda *_: None)
+    monkeypatch.setattr(module.Bench, "backend", lambda _: None)
+    monkeypatch.setattr(module.Step, "__call__", lambda self: self.method.draw() or held.append(bench.held))
+    with open(tmp_path / "lock", "w") as bench._lock:
+        step.compile()
+    assert held == [0]
