@@ -13,8 +13,8 @@ With --guided: what CMT-MAE's guiding networks cost. Our MAE takes turns with CM
 phase, where teacher and student's copy are both asked, and with the teacher alone. A step then also asks the guides and
 moves the copy; what is left out is the look at the guides that a run takes 22 times in all. The teacher is as large as
 the student, and random, since weights do not change the time. Beside the times stands the ideal: the operations of a
-step's matrix products over MAE's. With --compile the guides stay eager, as in a run. On a GPU with bf16 a further one
-has its guides in bfloat16 (`guide_precision`); on a CPU guides are always float32.
+step's matrix products over MAE's. As in a run, the guides are compiled with --compile, and compute in bf16 on a GPU
+where the step does; on a CPU always in float32.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from torch import Tensor
 
 from pantomim.core.batch import Batch
 from pantomim.core.mask import Mask
+from pantomim.engine.runtime import compile_whole
 from pantomim.methods.base import Draws, Method
 from pantomim.methods.cmt_mae import CMTMAEConfig
 from pantomim.methods.mae import MAEConfig
@@ -171,7 +172,7 @@ def guided_contenders(config: MAEConfig, batch_size: int, setting: Setting, seed
     """Our MAE's step, CMT-MAE's in its ways, and the ceiling of each, warmed up."""
     generator, batch = batch_on(setting.device, config, batch_size, seed)
     ready, ceilings = [], []
-    for name, way in {"MAE": config, **guided_ways(config, setting)}.items():
+    for name, way in {"MAE": config, **guided_ways(config)}.items():
         torch.manual_seed(seed)
         method = way.build(RUN_STEPS).to(setting.device).train()
         products = products_of(method, batch, STEP, generator, setting)
@@ -181,7 +182,7 @@ def guided_contenders(config: MAEConfig, batch_size: int, setting: Setting, seed
     return ready + ceilings
 
 
-def guided_ways(config: MAEConfig, setting: Setting) -> dict[str, CMTMAEConfig]:
+def guided_ways(config: MAEConfig) -> dict[str, CMTMAEConfig]:
     """CMT-MAE of MAE's sizes: with both guides, and with the teacher alone."""
     both = CMTMAEConfig(
         encoder=config.encoder,
@@ -189,20 +190,18 @@ def guided_ways(config: MAEConfig, setting: Setting) -> dict[str, CMTMAEConfig]:
         teacher=TeacherConfig(source="random", output="norm"),
         mixing=Mixing(warmup_share=0.0),
     )
-    ways = {"CMT-MAE": both, "CMT-MAE, teacher alone": replace(both, mixing=Mixing(teacher_weight=1.0))}
-    if setting.bf16 and setting.device.type == "cuda":
-        ways["CMT-MAE, guides in bfloat16"] = replace(both, guide_precision="bfloat16")
-    return ways
+    return {"CMT-MAE": both, "CMT-MAE, teacher alone": replace(both, mixing=Mixing(teacher_weight=1.0))}
 
 
 def guided_contender(
     name: str, method: Method, batch: Batch, generator: torch.Generator, setting: Setting, flops: int
 ) -> Contender:
     """A method's step as in a run: the draws, guides included, forward, backward, optimiser, moving averages."""
-    forward = setting.compile(method)
+    if setting.compiled:
+        compile_whole(method)
     step = training_step(
         method,
-        lambda: forward(batch, method.draw(batch, STEP, generator))["loss"],
+        lambda: method(batch, method.draw(batch, STEP, generator))["loss"],
         setting,
         lambda: method.update_ema(STEP),
     )
