@@ -10,7 +10,7 @@ import torch
 from pantomim.config import Pretrain
 from pantomim.core.progress import about, report
 from pantomim.engine.record import peak_memory_gib
-from pantomim.engine.runtime import Purpose, agree, on_main, random_seed, start_accelerator
+from pantomim.engine.runtime import Purpose, agree, compiles, on_main, random_seed, start_accelerator
 from pantomim.engine.setup import check_fit, in_steps, open_images, stream_opener
 from pantomim.engine.stops import explain_memory
 from pantomim.engine.training import Training
@@ -66,13 +66,15 @@ def time_steps(config: Pretrain, seconds: float = MOST_S) -> Timing:
     opener = stream_opener(config, method.requirements, images.masks, device, rank, world)
     training = Training(config, method.to(device), total, warmup, accelerator)
     training.share_out()
-    size, micro, repeats = config.batch_size, config.runtime.accumulation, config.data.repeats
+    size, micro = config.batch_size, config.runtime.accumulation
+    compiled = device.type == "cuda" and compiles(config.runtime, device, total, False)
+    how = {"micro": micro, "repeats": config.data.repeats, "compiled": compiled}
 
     opened_s = time.perf_counter() - begin
 
     def steps(batch_size: int, least: int, limit_s: float) -> list[float]:
         """What each took, for so long and at least so many."""
-        stream, took = opener(images.train, batch_size=batch_size, micro=micro, repeats=repeats), list[float]()
+        stream, took = opener(images.train, batch_size=batch_size, **how), list[float]()
         with (
             explain_memory(config, world, method.requirements),
             closing(stream.batches(0, max(total, least))) as batches,

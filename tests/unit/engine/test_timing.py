@@ -8,6 +8,8 @@ import torch
 from tiny import tiny_images, tiny_run
 
 from pantomim.core.progress import about, duration, report, tracked, watched_by
+from pantomim.data.stream import Stream
+from pantomim.engine.pretrain import pretrain
 from pantomim.engine.timing import Timing, matrix_flops_per_s, steps_that_fit, time_steps
 
 
@@ -18,6 +20,17 @@ def test_steps_are_timed_and_nothing_is_left(tmp_path: Path, changes) -> None:
     assert 1 <= found.steps <= 98
     assert 0 < found.s_per_step < found.run_s
     assert [file.name for file in tmp_path.iterdir()] == ["images.npz"]
+
+
+def test_timed_steps_read_images_as_a_run_does(tmp_path: Path, monkeypatch) -> None:
+    opened = []
+    monkeypatch.setattr("pantomim.engine.setup.Stream", lambda *of, **how: opened.append(how) or Stream(*of, **how))
+    config = tiny_run(tiny_images(tmp_path / "images.npz"), steps=4, runtime={"compile": False})
+    time_steps(config, 0.1)
+    timed, opened[:] = opened[-1], []
+    pretrain(config, tmp_path / "run")
+    assert timed == opened[0]
+    assert "compiled" in timed
 
 
 def test_the_steps_that_fit_take_the_time() -> None:
