@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +82,11 @@ def load_encoder(spec: str | Path) -> Encoder | WrappedEncoder:
 def load_trainable(spec: str | Path) -> Encoder:
     """As `load_encoder`, but our `Encoder`, which runs on parts of images; a `ValueError` where none of ours can."""
     encoder = load_encoder(spec)
-    if not isinstance(encoder, Encoder):
-        trained = encoder.trainable()
-        trained.scale = encoder.scale
-        return trained
-    if str(spec).startswith("timm:"):  # as a teacher it is resampled as it always was, for runs that are resumed
-        encoder.config = replace(encoder.config, resampling="timm")
-    return encoder
+    if isinstance(encoder, Encoder):
+        return encoder
+    trained = encoder.trainable()
+    trained.scale = encoder.scale
+    return trained
 
 
 def read_checkpoint(path: str | Path, format: str | None = None, given: Given = AS_PUBLISHED) -> Found:

@@ -9,6 +9,7 @@ import difflib
 import inspect
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, get_args
 
@@ -16,21 +17,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pantomim.formats.files import load_exactly
-from pantomim.formats.native import exact_ratio, timm_arguments
 from pantomim.formats.reader import read_weights
 from pantomim.formats.trainable import Untold, as_trainable, half_apart, not_trainable, renamed, same_rope
 from pantomim.formats.wrapped import LastBlocks, Query, WrappedEncoder
+from pantomim.nn.mlp import PLAIN_MLP
 from pantomim.nn.resize import resample_stretched
 from pantomim.nn.rope import Rope
 from pantomim.nn.tokens import AnyImages
-from pantomim.nn.vit import Encoder, EncoderConfig, Interpolation
+from pantomim.nn.vit import Encoder, Interpolation, Norms, Resampling
 
 # timm's names and ours, for `renamed`; what stands behind the blocks, but for the norm, is left out.
 TRAINABLE = (
     (r"^(head|fc_norm|attn_pool|head_drop)\..*|.*relative_position_index$", ""),
     (r"\.ls([12])\.gamma$", r".gamma_\1"),
 )
+# What our encoders have of the plain network; others run as timm's, unless they are trained.
+PLAIN = {"position": "learned", "attention_bias": "qkv", "layer_scale": None, "mlp": PLAIN_MLP, "norms": Norms()}
 KERNELS = get_args(Interpolation)
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order: averaged weights come first
 
@@ -153,7 +155,8 @@ class TimmEncoder(WrappedEncoder):
         theirs, rope = getattr(model, "rope", None), None
         if theirs is not None and (rope := _rope(theirs, self.grid)) is None:
             raise not_trainable(self.source, model, f"it has rotary positions of another kind, {theirs}")
-        untold = Untold(self.image_size, _heads(model), rope, "timm", *self.statistics, self.interpolation)
+        how: Resampling = "stretched" if self.stretch else "timm"
+        untold = Untold(self.image_size, _heads(model), rope, how, *self.statistics, self.interpolation)
         return as_trainable(self, model, our_names(model, model.state_dict()), untold)
 
     def _with(self, model: nn.Module, image_size: tuple[int, int], projection: Tensor | None = None) -> "TimmEncoder":
@@ -226,61 +229,22 @@ def load_timm(spec: str, *, pretrained: bool = True) -> Encoder | TimmEncoder:
 
 
 def as_encoder(model: Any, named: str) -> Encoder | TimmEncoder:
-    """Our `Encoder` with the same weights where it is the same network, else the model wrapped; evaluation mode."""
+    """Our `Encoder` of timm's plain network, as far as that is the same; else the model wrapped; evaluation mode."""
     import timm
+    from timm.models.vision_transformer import VisionTransformer
 
-    about = model.pretrained_cfg
+    about, is_vit = model.pretrained_cfg, type(model) is VisionTransformer
     mean, std, resized = tuple(about["mean"]), tuple(about["std"]), about.get("interpolation")
-    interpolation: Interpolation | None = resized if resized in KERNELS else None
-    config = _matching_config(model, mean=mean, std=std, interpolation=interpolation)
-    if config is None:
-        image_size = tuple(about["input_size"][1:])
-        name = named.removeprefix("timm:").partition("@")[0]
-        fresh = partial(timm.create_model, name, pretrained=False, num_classes=0)
-        wrapped = TimmEncoder(model, named, image_size, mean, std, fresh).eval()
-        wrapped.interpolation = interpolation
-        return wrapped
-    with torch.random.fork_rng(devices=[]):
-        encoder = config.build()
-    weights = {key: value for key, value in model.state_dict().items() if key in encoder.state_dict()}
-    if model.no_embed_class:  # timm adds no position to the prefix: the same as rows of zeros
-        zeros = model.pos_embed.new_zeros(1, encoder.num_prefix, encoder.width)
-        weights["pos_embed"] = torch.cat([zeros, model.pos_embed], dim=1)
-    load_exactly(encoder, weights, named)
-    return encoder.eval()
-
-
-def _matching_config(model: Any, **known: Any) -> EncoderConfig | None:
-    """The config of an `Encoder` that is, module by module, timm's plain network up to the final norm; else None."""
-    from timm.layers import Mlp
-    from timm.models.vision_transformer import Block, VisionTransformer
-
-    if type(model) is not VisionTransformer or model.pos_embed is None or len(model.blocks) == 0:
-        return None
-    block, patch_size = model.blocks[0], getattr(model.patch_embed, "patch_size", (0, 1))
-    if patch_size[0] != patch_size[1] or type(block) is not Block or type(block.mlp) is not Mlp:
-        return None
-    heads: Any = block.attn.num_heads
-    config = EncoderConfig(
-        image_size=tuple(model.patch_embed.img_size),
-        patch_size=patch_size[0],
-        in_chans=model.in_chans,
-        width=model.embed_dim,
-        depth=len(model.blocks),
-        heads=heads,
-        mlp_ratio=exact_ratio(block.mlp.fc1.weight.shape[0], model.embed_dim),
-        registers=model.num_reg_tokens,
-        class_token=model.has_class_token,
-        position="learned",
-        **known,
-    )
-    with torch.device("meta"):
-        ours: Any = VisionTransformer(**timm_arguments(config), weight_init="skip")
-    parts = ("patch_embed", "norm_pre", "blocks", "norm")
-    if any(str(getattr(model, part)) != str(getattr(ours, part)) for part in parts):
-        return None
-    rows = ours.pos_embed.shape[1] - (ours.num_prefix_tokens if model.no_embed_class else 0)
-    return config if model.pos_embed.shape[1] == rows else None
+    image_size = tuple(model.patch_embed.img_size if is_vit else about["input_size"][1:])
+    name = named.removeprefix("timm:").partition("@")[0]
+    fresh = partial(timm.create_model, name, pretrained=False, num_classes=0)
+    wrapped = TimmEncoder(model, named, image_size, mean, std, fresh).eval()
+    wrapped.interpolation = resized if resized in KERNELS else None
+    if is_vit:
+        untold = Untold(image_size, _heads(model), None, "timm", mean, std, wrapped.interpolation)
+        with suppress(ValueError):
+            return as_trainable(wrapped, model, our_names(model, model.state_dict()), untold, PLAIN)
+    return wrapped
 
 
 def _from_file(name: str, file: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,8 +49,17 @@ class Untold:
     layer_scale: float = 1e-5  # of new blocks, where trained ones have scales: DINOv2's own, and timm's
 
 
-def as_trainable(wrapped: Any, model: nn.Module, weights: Mapping[str, Tensor], untold: Untold) -> Encoder:
-    """The encoder of weights under our names; a `ValueError` if its features of an image are not `wrapped`'s."""
+def as_trainable(
+    wrapped: Any,
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    untold: Untold,
+    only: Mapping[str, Any] = MappingProxyType({}),
+) -> Encoder:
+    """The encoder of weights under our names, `only` if its config has these values.
+
+    A `ValueError` if its features of an image are not `wrapped`'s.
+    """
     source, found = wrapped.source, dict(weights)
     if absent := [name for name, dims in TELLING.items() if name not in found or found[name].dim() != dims]:
         raise not_trainable(source, model, f"it has no {', '.join(absent)}, or of another shape")
@@ -61,6 +71,8 @@ def as_trainable(wrapped: Any, model: nn.Module, weights: Mapping[str, Tensor], 
         raise not_trainable(source, model, f"it has {what}, where ours has one of each")
     found = _joined(found)
     config = _config(found, untold, epsilons.pop(), activations.pop() or "gelu")
+    if other := [name for name, value in only.items() if getattr(config, name) != value]:
+        raise not_trainable(source, model, f"it has another {other[0]}")
     found = _placed(found, config)
     with initial_weights_unused():
         encoder = config.build().to(found["patch_embed.proj.weight"].dtype)

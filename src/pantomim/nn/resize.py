@@ -1,5 +1,7 @@
 """Weights for images of another size: tables of positions are resampled, everything else stays."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -39,7 +41,9 @@ def adapt_encoder_weights(
         remarks.append("the shared table of relative positions is copied into every block")
     for name, table in found.items():
         if name == "pos_embed" and config.grid != to.grid:
-            found[name] = resample(table, config.grid, to.grid, config.num_prefix, antialias=to.resampling == "timm")
+            stretched = to.resampling == "stretched"
+            how = resample_stretched if stretched else partial(resample, antialias=to.resampling == "timm")
+            found[name] = how(table, config.grid, to.grid, config.num_prefix)
         elif name.endswith("relative_position_bias_table"):
             degree = 1 if to.resampling == "timm" else 3
             found[name] = resize_relative_table(table, config.grid, to.grid, degree)

@@ -22,7 +22,7 @@ from pantomim.nn.tokens import AnyImages, as_map, channel_values, normalised, pa
 
 Position = Literal["sincos", "sincos_rows_first", "learned", "none"]
 RelativePosition = Literal["none", "shared", "blocks"]
-Resampling = Literal["authors", "timm"]
+Resampling = Literal["authors", "timm", "stretched"]
 Interpolation = Literal["bicubic", "bilinear"]
 
 
@@ -71,7 +71,8 @@ class EncoderConfig:
             or "blocks" (each block's own).
         rope: Rotary positions of the patches; None: none.
         resampling: How tables of positions are made for another grid: "authors" (bicubic as MAE's, relative ones by
-            BEiT's cubic spline) or "timm" (bicubic with antialiasing, linear).
+            BEiT's cubic spline), "timm" (bicubic with antialiasing, linear) or "stretched" (bicubic by a factor, as
+            dBOT's authors do with CLIP's).
         attention_bias: What has a bias in attention: "qkv" queries, keys and values, "qv" queries and values, "none".
         mlp: What lies within the MLPs of the blocks.
         layer_scale: Initial value of a learned scale of each channel of both branches of a block; None: no scales.

@@ -6,18 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import timm
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from pantomim.core.batch import Batch
 from pantomim.engine.initial import start_from
 from pantomim.evaluate.features import random_init_encoder
-from pantomim.formats import load_encoder, load_trainable
+from pantomim.formats import load, load_encoder, load_trainable
+from pantomim.formats.exports.network import open_network
 from pantomim.formats.hf import our_names
 from pantomim.formats.native import load_classifier, load_encoder_folder, save_classifier, save_encoder
-from pantomim.formats.timm import as_encoder
+from pantomim.formats.timm import TimmEncoder, as_encoder
 from pantomim.methods.segment import SegmentConfig
 from pantomim.nn.heads import Classifier
 from pantomim.nn.resize import adapted_encoder
@@ -25,6 +28,7 @@ from pantomim.nn.rope import Rope, rope_of, rope_table, rotate
 from pantomim.nn.segmenter import UPerNetConfig
 from pantomim.nn.vit import Encoder
 from pantomim.recipes import prepare
+from pantomim.teachers.choice import TeacherConfig
 
 REAL = Path(__file__).parents[4] / "shared" / "models" / "dinov2_small"  # beside the repository
 HALF = (0.5, 0.5, 0.5)
@@ -97,6 +101,23 @@ def of_hf(name, folder, **variant):
     return f"hf:{folder}"
 
 
+def of_clip(library, folder):
+    """OpenAI's network at 32 pixels, in two libraries' files."""
+    sizes = {"image_size": 32, "patch_size": 8, "width": 128, "layers": 2, "mlp_ratio": 2.0}
+    text = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
+    about = {"embed_dim": 24, "quick_gelu": True, "vision_cfg": sizes, "text_cfg": text}
+    (folder / "of_32.json").write_text(json.dumps(about))
+    open_clip.add_model_config(folder / "of_32.json")
+    torch.save(perturbed(open_clip.create_model("of_32")).state_dict(), folder / "clip.pt")
+    return f"{'clip:' if library == 'clip' else 'open_clip:of_32@'}{folder / 'clip.pt'}"
+
+
+def of_plain_timm(folder):
+    """timm's plain network, which is ours as it is loaded, at 160 pixels."""
+    save_file(perturbed(timm.create_model("test_vit", num_classes=0)).state_dict(), folder / "vit.safetensors")
+    return f"timm:test_vit@{folder / 'vit.safetensors'}"
+
+
 def joined(encoder, images, ids=None):
     with torch.no_grad():
         features = encoder(images, ids)
@@ -140,6 +161,24 @@ def test_a_network_of_transformers_is_our_encoder(tmp_path, name):
     assert encoder.config.layer_scale == (None if scales is None else pytest.approx(float(scales[0])))
     if encoder.config.relative_position == "none":  # the library stretches BEiT's tables in its own way
         assert difference(encoder, wrapped, (40, 24)) < 1e-5
+
+
+@pytest.mark.parametrize("library", ["timm", "clip", "open_clip"])
+def test_loaded_taught_trained_and_exported_it_is_one_network_at_another_size(tmp_path, library):
+    spec = of_plain_timm(tmp_path) if library == "timm" else of_clip(library, tmp_path)
+    trained = load_trainable(spec)
+    for height, width in ((4, 4), (12, 7)):
+        size = (height * trained.patch_size, width * trained.patch_size)
+        loaded, images = load(spec, size), torch.rand(2, 3, *size)
+        ours, expected = adapted_encoder(trained, replace(trained.config, image_size=size)), joined(loaded, images)
+        teacher = TeacherConfig(source=spec, output="norm").build(ours)
+        for same in (ours, teacher, open_network(spec, load_encoder, size).module):
+            assert (joined(same, images) - expected).abs().max() < 1e-5 * expected.abs().max()
+    if library == "timm":
+        model, (mean, std) = timm.create_model("test_vit", num_classes=0, pretrained=False), trained.statistics
+        timm.models.load_checkpoint(model, tmp_path / "vit.safetensors")
+        theirs = TimmEncoder(model.eval(), spec, trained.image_size, mean, std, lambda: model).resized(size)
+        torch.testing.assert_close(joined(theirs, images), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", UNLIKE)
